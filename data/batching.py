@@ -1,0 +1,229 @@
+"""Which samples make which batch: pure functions of (seed, epoch), dealt to ranks, resumable.
+
+A *plan* is a ``batch_sampler`` whose elements are lists of ``Item``. Nothing here reads or moves global random state,
+and nothing depends on the number of loader workers, so that exact resume and any number of workers come free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class Item(NamedTuple):
+    """One place in a batch."""
+
+    index: int  # into the data set
+    epoch: int
+    repeat: bool = False  # only there to give every rank the same number of batches; not to be counted
+
+
+def seed_of(seed: int, epoch: int, index: int) -> int:
+    """A well-mixed 63-bit seed, a pure function of its arguments and the same on every machine."""
+    digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class BatchPlan(Sampler[list[Item]]):
+    """The batches of an epoch, dealt to ranks in turn: batch k goes to rank k mod world_size.
+
+    Subclasses say what the batches are. ``len()`` is always the whole epoch's number for this rank, so that a
+    schedule or a progress bar does not depend on where a run was resumed.
+
+    Args:
+        rank: This process's number.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected 0 to {world_size - 1}, found {rank}")
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._resumed = (0, 0)  # epoch, batches of it that this rank has already consumed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch (Lightning calls it at the start of each)."""
+        self.epoch = epoch
+
+    def resume(self, epoch: int, start: int) -> None:
+        """Goes on in the middle of an epoch: iterating that epoch then begins after ``start`` batches of this rank.
+
+        Other epochs are whole. ``len()`` stays the whole epoch's number, as Lightning counts batches from ``start``.
+        """
+        total = len(self)
+        if not 0 <= start <= total:
+            raise ValueError(f"start: expected 0 to {total} batches, found {start}")
+        self.epoch = epoch
+        self._resumed = (epoch, start)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """All batches of the epoch, of all ranks, in order."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        batches = self.batches(self.epoch)
+        epoch, start = self._resumed
+        for turn in range(start if epoch == self.epoch else 0, len(self)):
+            k = turn * self.world_size + self.rank
+            # Only an evaluation plan can run out; then the last batch fills the place.
+            batch, repeat = (batches[k], False) if k < len(batches) else (batches[-1], True)
+            yield [Item(index, self.epoch, repeat) for index in batch]
+
+
+class GroupBatchSampler(BatchPlan):
+    """Training batches: groups (pictures) in random order, each group's samples (questions) together.
+
+    The number of batches is the same in every epoch and on every rank, and no sample is left out or repeated: the
+    shuffled groups are laid end to end and cut, between groups, nearest to equal parts. A batch therefore has about
+    ``batch_size`` samples, at most one group more. A group of more than a batch is cut into several.
+
+    Args:
+        groups: The group of each sample, e.g. ``VQADataset.groups``; ``range(n)`` when each stands alone.
+        batch_size: Samples a batch, on one rank.
+        seed: Of the order.
+        rank: This process's number.
+        world_size: Number of processes.
+
+    >>> plan = GroupBatchSampler([0, 0, 0, 1, 1, 2, 2, 2], batch_size=4)
+    >>> [len(batch) for batch in plan], len(plan)
+    ([3, 5], 2)
+    """
+
+    def __init__(
+        self, groups: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__(rank, world_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        self.num_samples = len(groups)
+        if self.num_samples < world_size:
+            raise ValueError(f"expected at least one sample a rank, found {self.num_samples} for {world_size} ranks")
+        members: dict[int, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group, []).append(index)
+        per_rank = -(-self.num_samples // (batch_size * world_size))
+        self.total = min(per_rank, self.num_samples // world_size) * world_size  # batches of all ranks
+        # With no piece longer than the mean batch, no batch can come out empty.
+        longest = self.num_samples // self.total
+        self.pieces = [m[i : i + longest] for m in members.values() for i in range(0, len(m), longest)]
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.total // self.world_size
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """See the base class: the pieces in the epoch's order, each in the part in which its middle falls."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, 0))
+        batches: list[list[int]] = [[] for _ in range(self.total)]
+        done = 0
+        for place in torch.randperm(len(self.pieces), generator=generator).tolist():
+            piece = self.pieces[place]
+            batches[(2 * done + len(piece)) * self.total // (2 * self.num_samples)].extend(piece)
+            done += len(piece)
+        return batches
+
+
+class EvalBatchSampler(BatchPlan):
+    """Evaluation batches: the same whatever the number of ranks, in the data's order, groups kept together.
+
+    A rank that is short of a batch gets the last batch again, marked ``repeat``.
+
+    Args:
+        groups: As in ``GroupBatchSampler``.
+        batch_size: Samples a batch.
+        rank: This process's number.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, groups: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(rank, world_size)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        if not len(groups):
+            raise ValueError("expected at least one sample, found none")
+        first: dict[int, int] = {}
+        for index, group in enumerate(groups):
+            first.setdefault(group, index)
+        order = sorted(range(len(groups)), key=lambda index: (first[groups[index]], index))
+        self._batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+    def __len__(self) -> int:
+        return -(-len(self._batches) // self.world_size)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """See the base class."""
+        return self._batches
+
+
+class _Items(Dataset[Any]):
+    """Item to (sample, item)."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: Item) -> tuple[Any, Item]:
+        return self.dataset[item.index], item
+
+
+class _Collate:
+    """Calls ``collate_fn(samples, seeds=..., is_repeat=...)``."""
+
+    def __init__(self, collate_fn: Callable[..., Any], groups: Sequence[int] | None, seed: int) -> None:
+        self.collate_fn = collate_fn
+        self.groups = groups
+        self.seed = seed
+
+    def __call__(self, pairs: list[tuple[Any, Item]]) -> Any:
+        items = [item for _, item in pairs]
+        keys = [item.index if self.groups is None else self.groups[item.index] for item in items]
+        seeds = [seed_of(self.seed, item.epoch, key + 1) for item, key in zip(items, keys, strict=True)]
+        is_repeat = any(item.repeat for item in items)
+        return self.collate_fn([sample for sample, _ in pairs], seeds=seeds, is_repeat=is_repeat)
+
+
+def make_loader(
+    dataset: Any,
+    plan: BatchPlan,
+    collate_fn: Callable[..., Any],
+    num_workers: int = 0,
+    seed: int = 0,
+    pin_memory: bool = False,
+    persistent_workers: bool = True,
+    prefetch_factor: int | None = None,
+) -> DataLoader[Any]:
+    """A loader whose batches depend on (seed, epoch, index) alone, whatever the number of workers.
+
+    Args:
+        dataset: Indexed by sample; its ``groups``, where it has them, decide which samples share a seed.
+        plan: Gives the batches.
+        collate_fn: Called as ``collate_fn(samples, seeds=[one integer a sample], is_repeat=bool)``; bind the rest
+            with ``functools.partial``.
+        num_workers: Processes that load; 0 loads in this one.
+        seed: Of the per-sample seeds.
+        pin_memory: Page-locked batches, for a GPU.
+        persistent_workers: Keep the workers from epoch to epoch.
+        prefetch_factor: Batches in flight a worker.
+    """
+    return DataLoader(
+        _Items(dataset),
+        batch_sampler=plan,
+        collate_fn=_Collate(collate_fn, getattr(dataset, "groups", None), seed),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=persistent_workers and num_workers > 0,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        # Without a generator of its own the loader draws a seed from the global state once an epoch.
+        generator=torch.Generator().manual_seed(seed),
+    )

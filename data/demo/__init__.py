@@ -1,0 +1,1 @@
+"""Procedural, seeded data for every task, made in memory: no download."""

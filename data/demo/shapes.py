@@ -1,0 +1,185 @@
+"""Small textured scenes of plain shapes, from which the built-in data of the picture tasks are made.
+
+`place` and `dress` decide what is where, `paint` draws many scenes at once. All are frozen together with the data built
+on them: random numbers come from the two streams that Python and NumPy promise never to change
+(`random.Random.random`, `numpy.random.RandomState`), and painting uses only arithmetic that every machine rounds the
+same way, so the bytes are the same everywhere.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+
+IMAGE_SIZE = 64
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
+SIZES = ("small", "large")
+
+_RGB = ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246))
+_RADIUS = ((4.8, 5.8), (8.2, 9.4))  # pixels, by size
+_REACH = (1.0, 0.96, 1.12, 1.3, 1.06, 1.0)  # half the side of a shape's box, in radii
+_PATCH = 28  # pixels; holds the largest thing
+
+
+class Thing(NamedTuple):
+    """One object of a scene: places in SIZES, COLOURS and SHAPES; centre and radius in pixels."""
+
+    size: int
+    colour: int
+    shape: int
+    x: float
+    y: float
+    radius: float
+
+    def box(self) -> tuple[float, float, float, float]:
+        """The box around it, boxes_xyxy in 0..1 of the picture."""
+        reach = self.radius * _REACH[self.shape]
+        x0, y0, x1, y1 = self.x - reach, self.y - reach, self.x + reach, self.y + reach
+        return (
+            round(x0 / IMAGE_SIZE, 4),
+            round(y0 / IMAGE_SIZE, 4),
+            round(x1 / IMAGE_SIZE, 4),
+            round(y1 / IMAGE_SIZE, 4),
+        )
+
+    def labels(self) -> tuple[str, str, str]:
+        """What it is, in words: shape, colour, size."""
+        return SHAPES[self.shape], COLOURS[self.colour], SIZES[self.size]
+
+
+def pick(rng: Random, items):
+    """One of the items. (`Random.choice` is not promised to stay the same between versions of Python.)"""
+    return items[int(rng.random() * len(items))]
+
+
+def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:
+    """Size, x, y and radius of so many things that do not touch."""
+    while True:
+        places: list[tuple[int, float, float, float]] = []
+        sizes = sorted((int(rng.random() * 2) for _ in range(number)), reverse=True)  # large ones first: easier to fit
+        for size in sizes:
+            low, high = _RADIUS[size]
+            radius = low + rng.random() * (high - low)
+            reach = 1.3 * radius + 0.5
+            for _ in range(10):
+                x = reach + rng.random() * (IMAGE_SIZE - 2 * reach)
+                y = reach + rng.random() * (IMAGE_SIZE - 2 * reach)
+                for _, other_x, other_y, other_radius in places:
+                    apart = 1.18 * (radius + other_radius) + 1.5
+                    if (x - other_x) ** 2 + (y - other_y) ** 2 < apart * apart:
+                        break
+                else:
+                    places.append((size, x, y, radius))
+                    break
+            else:
+                break
+        if len(places) == number:
+            return places
+
+
+def dress(rng: Random, places: list[tuple[int, float, float, float]]) -> list[Thing]:
+    """Things at these places, of two to four colours and shapes so that there is something to count."""
+    colours = [int(rng.random() * len(COLOURS)) for _ in range(2 + int(rng.random() * 3))]
+    shapes = [int(rng.random() * len(SHAPES)) for _ in range(2 + int(rng.random() * 3))]
+    return [Thing(size, pick(rng, colours), pick(rng, shapes), x, y, radius) for size, x, y, radius in places]
+
+
+def paint(scenes: list[list[Thing]], seed: list[int]) -> np.ndarray:
+    """Draws scenes: textured grounds, tilted shapes with smooth edges, noise.
+
+    Args:
+        scenes: What to draw.
+        seed: Decides the grounds, tilts, tints and noise. The first pictures do not depend on how many follow.
+
+    Returns:
+        Pictures (N, 64, 64, 3), uint8.
+    """
+    pictures = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    streams = [np.random.RandomState([*seed, i]) for i in range(3)]
+    for start in range(0, len(scenes), 256):  # in pieces that fit the cache
+        some = scenes[start : start + 256]
+        canvas = _grounds(len(some), streams[0])
+        _draw(canvas, some, streams[1])
+        canvas += streams[2].randint(0, 256, canvas.shape, np.uint8).astype(np.float32) * (20 / 255) - 10
+        pictures[start : start + 256] = np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
+    return pictures
+
+
+def _grounds(number: int, rs: np.random.RandomState) -> np.ndarray:
+    """Muted grounds of bands and soft blotches, (N, 64, 64, 3) float32."""
+    u = rs.random_sample((number, 8 + 49 + 49 * 3)).astype(np.float32)
+    grid = np.arange(IMAGE_SIZE, dtype=np.float32)
+    level = 45 + 60 * u[:, :1]
+    tint = 24 * u[:, 1:4] - 12
+    # bands: a triangle wave along a random direction, 5 to 14 pixels wide, of random strength
+    step_x, step_y = ((0.2 * u[:, k] - 0.1)[:, None, None] for k in (4, 5))
+    phase = grid[:, None] * step_y + grid[None, :] * step_x + u[:, 6, None, None]
+    bands = np.abs(phase - np.floor(phase) - 0.5) * (80 * u[:, 7] - 40)[:, None, None]
+    # blotches: coarse noise, interpolated
+    light = _smooth(u[:, 8:57].reshape(number, 7, 7, 1)) * 44 - 22
+    hue = _smooth(u[:, 57:].reshape(number, 7, 7, 3)) * 28 - 14
+    return (level + tint)[:, None, None, :] + bands[..., None] + light + hue
+
+
+def _smooth(coarse: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation of (N, 7, 7, C) to (N, 64, 64, C)."""
+    place = np.arange(IMAGE_SIZE, dtype=np.float32) * np.float32(6 / IMAGE_SIZE)
+    low = place.astype(np.int64)
+    part = (place - low)[None, :, None, None]
+    rows = coarse[:, low] * (1 - part) + coarse[:, low + 1] * part
+    part = part.transpose(0, 2, 1, 3)
+    return rows[:, :, low] * (1 - part) + rows[:, :, low + 1] * part
+
+
+def _draw(canvas: np.ndarray, scenes: list[list[Thing]], rs: np.random.RandomState) -> None:
+    """Blends the things into the canvas, the n-th thing of every scene at once."""
+    size = _PATCH // 2
+    padded = np.pad(canvas, ((0, 0), (size, size), (size, size), (0, 0)))
+    draws = rs.random_sample((len(scenes), 5, 7)).astype(np.float32)
+    span = np.arange(_PATCH)
+    for n in range(5):
+        for shape in range(len(SHAPES)):
+            where = np.array([i for i, s in enumerate(scenes) if len(s) > n and s[n].shape == shape], np.int64)
+            if not len(where):
+                continue
+            things = [scenes[i][n] for i in where]
+            x, y, r = (
+                np.array([getattr(t, k) for t in things], np.float32)[:, None, None] for k in ("x", "y", "radius")
+            )
+            rgb = np.array([_RGB[t.colour] for t in things], np.float32)
+            u = draws[where, n]
+            rgb = rgb * (0.9 + 0.14 * u[:, 3:4]) + (16 * u[:, :3] - 8)
+            rows = np.floor(y).astype(np.int64) + span[None, :, None]  # the patch, in the padded canvas
+            cols = np.floor(x).astype(np.int64) + span[None, None, :]
+            tilt = (0.44 * u[:, 4] - 0.22)[:, None, None]
+            cos = 1 / np.sqrt(1 + tilt * tilt)
+            dx, dy = cols - size + np.float32(0.5) - x, rows - size + np.float32(0.5) - y
+            across, down = (dx + dy * tilt) * cos, (dy - dx * tilt) * cos
+            alpha = np.clip(0.5 - _distance(shape, across, down, r), 0, 1).astype(np.float32)[..., None]
+            shade = 1 + (across * (u[:, 5] - 0.5)[:, None, None] + down * (u[:, 6] - 0.5)[:, None, None]) * 0.2 / r
+            index = where[:, None, None], rows, cols
+            padded[index] = padded[index] * (1 - alpha) + rgb[:, None, None, :] * shade[..., None] * alpha
+    canvas[:] = padded[:, size:-size, size:-size]
+
+
+_STAR = ((0.0, 1.0), (0.951057, 0.309017), (0.587785, -0.809017), (-0.587785, -0.809017), (-0.951057, 0.309017))
+
+
+def _distance(shape: int, u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Signed distance in pixels, negative inside, of points (u, v), v down, from a shape of radius r at the origin."""
+    across, down = np.abs(u), np.abs(v)
+    if SHAPES[shape] == "circle":
+        return np.sqrt(u * u + v * v) - r
+    if SHAPES[shape] == "square":
+        return np.maximum(across, down) - 0.88 * r
+    if SHAPES[shape] == "triangle":
+        return np.maximum(v - 0.62 * r, 0.875 * across - 0.485 * v - 0.56 * r)
+    if SHAPES[shape] == "star":  # what lies inside at least four of five half-planes
+        planes = np.sort(np.stack([a * u + b * v for a, b in _STAR]), axis=0)
+        return planes[3] - 0.41 * r
+    if SHAPES[shape] == "cross":
+        return np.minimum(np.maximum(across - r, down - 0.34 * r), np.maximum(across - 0.34 * r, down - r))
+    return np.abs(np.sqrt(u * u + v * v) - 0.76 * r) - 0.24 * r  # ring

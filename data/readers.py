@@ -1,0 +1,149 @@
+"""File formats, each with errors that name file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError, Problems, shorten
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(str(path), "a file", "no such file") from None
+    except IsADirectoryError:
+        inside = sorted(p.name for p in path.iterdir())[:8]
+        raise DataError(str(path), "a file", f"a folder with {', '.join(inside) or 'nothing'} in it") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise DataError(str(path), "a readable file", shorten(str(error))) from None
+    if not raw.strip():
+        raise DataError(str(path), "a file with content", "an empty file")
+    return raw
+
+
+def read_text(path: str | Path) -> str:
+    """A file's text, UTF-8 with or without a byte order mark.
+
+    Raises:
+        DataError: Missing, a folder, unreadable, empty, or not UTF-8 (with the line).
+    """
+    raw = _read_bytes(path)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}", "UTF-8 text", f"the byte 0x{raw[error.start]:02x}") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        DataError: As ``read_text``, or broken JSON (with line and column).
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise DataError(where, "JSON", f"{shorten(text[error.pos : error.pos + 40], 44)} ({error.msg})") from None
+    except RecursionError:
+        raise DataError(str(path), "JSON", "brackets nested too deeply") from None
+
+
+def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """The rows of a CSV, TSV or JSONL file.
+
+    CSV and TSV need a header; a quoted cell may hold line breaks. Empty lines are passed over.
+
+    Args:
+        path: The file; its ending says which format it is.
+        problems: Takes the bad lines.
+
+    Yields:
+        Where the row stands (``"train.csv, line 7"``), the line's number, and the row by column or key.
+
+    Raises:
+        DataError: The file as a whole cannot be read, or has no usable header.
+    """
+    text = _read_escaped(path)
+    rows = _jsonl(path, text, problems) if _is_jsonl(path) else _csv(path, text, problems)
+    for where, line, row in rows:
+        bad = next((shorten(value) for value in row.values() if isinstance(value, str) and _is_broken(value)), None)
+        if bad is None:
+            yield where, line, row
+        else:
+            problems.add(where, "UTF-8 text", bad)
+
+
+def _is_jsonl(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in (".jsonl", ".ndjson")
+
+
+def _is_broken(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8 arrive as lone surrogates
+        return True
+    return False
+
+
+def _read_escaped(path: str | Path) -> str:
+    raw = _read_bytes(path)
+    return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
+
+
+def _jsonl(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        where = f"{path}, line {line}"
+        try:
+            row = json.loads(content)
+        except json.JSONDecodeError as error:
+            found = f"{shorten(content.strip(), 60)} ({error.msg} at column {error.colno})"
+            problems.add(where, "a JSON object", found)
+        except RecursionError:
+            problems.add(where, "a JSON object", "brackets nested too deeply")
+        else:
+            if isinstance(row, dict):
+                yield where, line, row
+            else:
+                problems.add(where, "a JSON object", shorten(row))
+
+
+def _csv(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    delimiter = "\t" if Path(path).suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        where = f"{path}, line {line}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if header is None:
+                raise DataError(where, "a header of column names", shorten(str(error))) from None
+            found = "a quoted cell that is never closed" if "end of data" in str(error) else str(error)
+            problems.add(where, f"{len(header)} cells", found)
+            continue
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = [cell.strip().lower() for cell in cells]
+            twice = sorted({name for name in header if header.count(name) > 1})
+            if twice:
+                raise DataError(where, "different column names", f"{', '.join(twice)} more than once")
+        elif len(cells) != len(header):
+            problems.add(where, f"{len(header)} cells ({', '.join(header)})", f"{len(cells)}")
+        else:
+            yield where, line, dict(zip(header, cells, strict=True))

@@ -1,0 +1,262 @@
+"""Text to token ids: the tokenizer that is fitted on the training texts and travels in the shipped directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from data.errors import DataError, nearest, shorten
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
+PAD, UNK, BOS, EOS = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
+SPECIAL_TOKENS = (PAD, UNK, BOS, EOS)  # ids 0, 1, 2, 3, in every kind
+KINDS = ("word", "bpe", "unigram")
+
+
+def _tokenizers() -> Any:
+    # Questions are short, so the library's thread pool gains nothing, and its warning at every fork of a DataLoader
+    # worker is noise. A user's own setting stands.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import tokenizers
+
+    return tokenizers
+
+
+class TextProcessor:
+    """Token ids with their mask from strings, by a tokenizer of the ``tokenizers`` library.
+
+    Kinds: ``word`` (split at white space and punctuation, one id a word), ``bpe`` (byte-level, never an unknown
+    token) and ``unigram``. Text is Unicode-normalised (NFKC) and, with ``lowercase``, lower-cased.
+
+    Args:
+        tokenizer: A fitted ``tokenizers.Tokenizer``; ``fit`` makes one.
+        kind: One of ``KINDS``.
+        lowercase: Whether the normaliser lower-cases; kept for the record, the tokenizer does it.
+        max_len: Longest sequence in tokens; what is longer is cut, and counted in ``truncated``.
+
+    >>> text = TextProcessor.fit(["is it red ?", "is it blue ?"])
+    >>> ids, key_mask = text.encode_batch(["is it red ?", "red"])
+    >>> ids.shape, key_mask.sum(1).tolist()
+    (torch.Size([2, 4]), [4, 1])
+    """
+
+    def __init__(self, tokenizer: Tokenizer, kind: str = "word", lowercase: bool = True, max_len: int = 64) -> None:
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.lowercase = lowercase
+        self.max_len = int(max_len)
+        self.truncated = 0  # texts cut since this object was made; in this process only
+        if self.max_len < 1:
+            raise ValueError(f"max_len: expected at least 1, found {max_len}")
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # a user who writes "[PAD]" has written five ordinary signs
+        self.pad_id = self._special(PAD)
+        self.unk_id = self._special(UNK)
+
+    def _special(self, token: str) -> int:
+        index = self.tokenizer.token_to_id(token)
+        if index is None:
+            raise DataError("tokenizer.json", f"a special token {token}", "none")
+        return int(index)
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Iterable[str],
+        kind: str = "word",
+        vocab_size: int = 10_000,
+        min_count: int = 1,
+        lowercase: bool = True,
+        max_len: int = 64,
+    ) -> TextProcessor:
+        """Fits a tokenizer.
+
+        Args:
+            texts: The training texts, and only those.
+            kind: One of ``KINDS``.
+            vocab_size: The most ids there may be, special tokens included.
+            min_count: How often a word (``word``) or a pair (``bpe``) must occur to get an id.
+            lowercase: Lower-case the text, in training and serving alike.
+            max_len: See the class.
+
+        Raises:
+            ValueError: An unknown kind, or no room for the special tokens.
+            DataError: No text at all.
+        """
+        if kind not in KINDS:
+            raise ValueError(
+                f"tokenizer kind: expected one of {', '.join(KINDS)}, found {kind!r}{nearest(kind, KINDS)}"
+            )
+        if vocab_size <= len(SPECIAL_TOKENS):
+            raise ValueError(f"vocab_size: expected more than {len(SPECIAL_TOKENS)}, found {vocab_size}")
+        texts = list(texts)
+        if not any(text.strip() for text in texts):
+            raise DataError("tokenizer", "at least one training text that is not empty", f"{len(texts)} texts")
+        build = {"word": _fit_word, "bpe": _fit_bpe, "unigram": _fit_unigram}[kind]
+        return cls(build(texts, vocab_size, min_count, lowercase), kind, lowercase, max_len)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return int(self.tokenizer.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, not cut."""
+        return self._encode(text).ids
+
+    def _encode(self, text: str) -> Any:
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        except TypeError as error:  # not a string, or one with lone surrogates (invalid UTF-8 from a command line)
+            raise DataError("text", "a string of valid Unicode", shorten(text)) from error
+
+    def encode_batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Encodes texts, padded to the longest.
+
+        Returns:
+            ids: (B, L) long, L at least 1.
+            key_mask: (B, L) bool, True = a real token.
+        """
+        rows = [self.encode(text) for text in texts]
+        cut = [text for text, row in zip(texts, rows, strict=True) if len(row) > self.max_len]
+        if cut and not self.truncated:
+            logger.warning("cut at max_len=%d tokens, as others that follow may be: %s", self.max_len, shorten(cut[0]))
+        self.truncated += len(cut)
+        rows = [row[: self.max_len] for row in rows]
+        longest = max((len(row) for row in rows), default=0)
+        ids = torch.full((len(rows), max(longest, 1)), self.pad_id, dtype=torch.long)
+        key_mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for b, row in enumerate(rows):
+            ids[b, : len(row)] = torch.tensor(row, dtype=torch.long)
+            key_mask[b, : len(row)] = True
+        return ids, key_mask  # (B, L), (B, L)
+
+    def count_truncated(self, texts: Iterable[str]) -> int:
+        """How many of the texts ``encode_batch`` would cut: for a report before training."""
+        return sum(len(self.encode(text)) > self.max_len for text in texts)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text that the tokenizer has never seen, as they stand in it, in order, each once.
+
+        Empty for byte-level BPE, which can spell everything.
+        """
+        encoding = self._encode(text)
+        spans = [span for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index == self.unk_id]
+        return list(dict.fromkeys(text[start:end].strip() for start, end in spans if text[start:end].strip()))
+
+    def tokens(self, text: str) -> list[str]:
+        """The text's tokens as a person reads them, cut at ``max_len``: the labels of a picture's axis."""
+        encoding = self._encode(text)
+        return [
+            text[start:end].strip() or token
+            for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
+        ][: self.max_len]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text from ids, special tokens but ``[UNK]`` left out."""
+        hidden = {self.tokenizer.token_to_id(token) for token in (PAD, BOS, EOS)}
+        return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], skip_special_tokens=False).strip()
+
+    def config(self) -> dict[str, Any]:
+        """What ``tokenizer.json`` does not hold."""
+        return {"kind": self.kind, "lowercase": self.lowercase, "max_len": self.max_len}
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``tokenizer.json``; the caller keeps ``config()``."""
+        Path(directory, "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The tokenizer as the library writes it."""
+        return self.tokenizer.to_str(pretty=False)
+
+    @classmethod
+    def load(cls, directory: str | Path, config: Mapping[str, Any] | None = None) -> TextProcessor:
+        """Reads ``tokenizer.json`` as ``save`` wrote it.
+
+        Args:
+            directory: Where it lies.
+            config: What ``config()`` gave.
+
+        Raises:
+            DataError: Missing or not a tokenizer.
+        """
+        path = Path(directory, "tokenizer.json")
+        try:
+            text = path.read_text(encoding="utf-8")
+            json.loads(text)
+            tokenizer = _tokenizers().Tokenizer.from_str(text)
+        except FileNotFoundError:
+            raise DataError(str(path), "the tokenizer's file", "no such file") from None
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(str(path), "a tokenizer of the tokenizers library", shorten(str(error))) from error
+        return cls(tokenizer, **dict(config or {}))
+
+
+def _normalizer(lowercase: bool) -> Any:
+    normalizers = _tokenizers().normalizers
+    steps = [normalizers.NFKC()] + ([normalizers.Lowercase()] if lowercase else [])
+    return normalizers.Sequence(steps)
+
+
+def _fit_word(texts: list[str], vocab_size: int, min_count: int, lowercase: bool) -> Tokenizer:
+    library = _tokenizers()
+    splitter = library.pre_tokenizers.BertPreTokenizer()  # white space, each punctuation mark on its own
+    counts: Counter[str] = Counter()
+    for text in texts:
+        text = unicodedata.normalize("NFKC", text)
+        counts.update(word for word, _ in splitter.pre_tokenize_str(text.lower() if lowercase else text))
+    words = sorted((word for word in counts if counts[word] >= min_count), key=lambda word: (-counts[word], word))
+    words = [word for word in words if word not in SPECIAL_TOKENS][: vocab_size - len(SPECIAL_TOKENS)]
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+    tokenizer = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.normalizer = _normalizer(lowercase)
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.add_special_tokens([])
+    return tokenizer
+
+
+def _fit_bpe(texts: list[str], vocab_size: int, min_count: int, lowercase: bool) -> Tokenizer:
+    library = _tokenizers()
+    tokenizer = library.Tokenizer(library.models.BPE(unk_token=None))
+    tokenizer.normalizer = _normalizer(lowercase)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    least = len(SPECIAL_TOKENS) + 256
+    if vocab_size < least:
+        raise ValueError(f"vocab_size: byte-level BPE needs at least {least} (every byte), found {vocab_size}")
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=max(min_count, 1),
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _fit_unigram(texts: list[str], vocab_size: int, min_count: int, lowercase: bool) -> Tokenizer:
+    del min_count  # the model's own loss decides what is kept
+    library = _tokenizers()
+    tokenizer = library.Tokenizer(library.models.Unigram())
+    tokenizer.normalizer = _normalizer(lowercase)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Metaspace()
+    tokenizer.decoder = library.decoders.Metaspace()
+    trainer = library.trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token=UNK, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

@@ -1,0 +1,130 @@
+"""VQA accuracy as the VQA v2 evaluation defines it: answer normalisation and agreement with the annotators.
+
+Antol et al. 2015 (section 4), Goyal et al. 2017, and the evaluation rules of visualqa.org.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Signs that the rules take out. The apostrophe, colon, dollar, percent and ampersand stay; the period has its own rule.
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_PERIOD = re.compile(r"\.(?!\d)")  # every period that no digit follows: "5." and "a.b" lose it, "2.5" and ".5" keep it
+_DIGIT_COMMA = re.compile(r"\d,\d")
+_ARTICLES = {"a", "an", "the"}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER_WORDS = {"none": "0"} | {word: str(value) for value, word in enumerate(_NUMBERS)}
+
+# Contractions with one apostrophe that are restored when it is missing. Those that would be another word without it
+# (we're, she'll, he'll, it's, we'd, we'll, ...) are not in the rules; nor are "I'm", "I've", "I'd've": the official
+# table spells them with a capital and looks them up in lower-cased text.
+_ONE_APOSTROPHE = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
+it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll
+somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd they'll
+they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
+who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+"""
+# Contractions with two, restored when one of the two is missing.
+_TWO_APOSTROPHES = """
+couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
+there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
+"""
+
+
+def _contraction_table() -> dict[str, str]:
+    table = {word.replace("'", ""): word for word in _ONE_APOSTROPHE.split()}
+    for word in _TWO_APOSTROPHES.split():
+        first, second = (place for place, sign in enumerate(word) if sign == "'")
+        table[word[:first] + word[first + 1 :]] = word
+        table[word[:second] + word[second + 1 :]] = word
+    table |= {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
+    table |= dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
+    table |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
+    return table
+
+
+_CONTRACTIONS = _contraction_table()
+
+
+def normalize_answer(answer: str) -> str:
+    """An answer in the form in which VQA v2 compares answers.
+
+    Lower case; numbers up to ten as digits; no articles; missing apostrophes restored; punctuation taken out by the
+    official rules, quirks included: a sign is deleted where somewhere in the answer it touches a space (or where any
+    comma stands between two digits), and becomes a space otherwise. ``"book, lamp"`` is thus ``"book lamp"``,
+    ``"t-shirt"`` is ``"t shirt"``, and ``"1,000-piece"`` is ``"1000piece"``.
+
+    >>> normalize_answer("The two red T-shirts.")
+    '2 red t shirts'
+    """
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
+    stripped = text
+    digit_comma = _DIGIT_COMMA.search(text) is not None
+    for sign in _PUNCTUATION:
+        if sign in text:
+            delete = digit_comma or sign + " " in text or " " + sign in text
+            stripped = stripped.replace(sign, "" if delete else " ")
+    stripped = _PERIOD.sub("", stripped)
+    words = [_NUMBER_WORDS.get(word, word) for word in stripped.lower().split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def _agreement(matches: int, total: int) -> float:
+    """Accuracy of an answer that ``matches`` of ``total`` annotators gave: mean over the subsets that leave one out."""
+    if total == 1:
+        return float(matches)
+    needed = min(3, total - 1)
+    left_in = matches * min(1.0, (matches - 1) / needed) if matches else 0.0  # one of the matching ones left out
+    left_out = (total - matches) * min(1.0, matches / needed)
+    return (left_in + left_out) / total
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    r"""VQA accuracy of one prediction.
+
+    \(\frac1n \sum_i \min(1, m_{-i} / 3)\), with \(m_{-i}\) the number of the other \(n - 1\) annotators who gave the
+    predicted answer. With ten answers this is the official figure (0, 0.3, 0.6, 0.9, 1 for 0, 1, 2, 3, 4 and more
+    matches). With fewer than four others three matches cannot be asked for, and all of them are: up to four answers
+    give the share of annotators who agree, and a single answer gives exact match.
+
+    Everything is normalised first. The official script leaves both sides as they are where all annotators gave the
+    same string; that can only differ from this where normalising makes the prediction equal to it.
+
+    Args:
+        prediction: The model's answer.
+        answers: The annotators' answers, at least one.
+
+    Returns:
+        Accuracy in 0..1.
+
+    Raises:
+        ValueError: No answers.
+
+    >>> vqa_accuracy("Two", ["2"] * 2 + ["3"] * 8)
+    0.6
+    """
+    if not answers:
+        raise ValueError("vqa_accuracy: expected at least one annotator's answer, found none")
+    wanted = normalize_answer(prediction)
+    return round(_agreement(sum(normalize_answer(answer) == wanted for answer in answers), len(answers)), 12)
+
+
+def soft_scores(answers: Sequence[str]) -> dict[str, float]:
+    """The accuracy that each of the annotators' answers would get: the soft targets of VQA v2 training.
+
+    Args:
+        answers: The annotators' answers; none gives an empty dict.
+
+    Returns:
+        Normalised answer to score in 0..1, in the order of first appearance.
+
+    >>> soft_scores(["yes"] * 9 + ["no"])
+    {'yes': 1.0, 'no': 0.3}
+    """
+    counts: dict[str, int] = {}
+    for answer in answers:
+        normalized = normalize_answer(answer)
+        counts[normalized] = counts.get(normalized, 0) + 1
+    return {answer: round(_agreement(count, len(answers)), 12) for answer, count in counts.items()}

@@ -1,0 +1,231 @@
+"""What turns questions and pictures into tensors, and scores into answers; it is shipped with the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from data.errors import DataError, shorten
+from data.image import Box, ImageProcessor, move_box
+from data.text import TextProcessor
+from data.vqa_eval import soft_scores
+
+if TYPE_CHECKING:
+    from data.vqa import VQADataset, VQASample
+
+scores_of = lru_cache(maxsize=200_000)(soft_scores)  # by tuple of answers: the same few come back every epoch
+
+
+@dataclass
+class AnswerCoverage:
+    """How far an answer vocabulary reaches on a data set."""
+
+    total: int  # questions
+    covered: int  # questions with at least one answer in the vocabulary
+    ceiling: float  # mean accuracy of always choosing the best answer of the vocabulary
+
+    @property
+    def share(self) -> float:
+        """Covered share of the questions."""
+        return self.covered / self.total if self.total else 1.0
+
+    def __str__(self) -> str:
+        missing = self.total - self.covered
+        return (
+            f"{missing:,} of {self.total:,} questions ({1 - self.share:.1%}) have no answer in the vocabulary; "
+            f"the best possible accuracy is {self.ceiling:.4f}"
+        )
+
+
+class VQAProcessor:
+    """What turns questions and pictures into tensors and scores into answers; shipped with the model.
+
+    Args:
+        image: Picture to tensor.
+        tokenizer: Question to ids.
+        answers: The answer vocabulary, normalised; the model's output i stands for ``answers[i]``.
+        object_labels: The vocabulary of ``VQASample.objects``; empty when they are not used.
+    """
+
+    FORMAT = 1
+
+    def __init__(
+        self,
+        image: ImageProcessor,
+        tokenizer: TextProcessor,
+        answers: Sequence[str],
+        object_labels: Sequence[str] = (),
+    ) -> None:
+        self.image = image
+        self.tokenizer = tokenizer
+        self.answers = list(answers)
+        self.object_labels = list(object_labels)
+        self._answer_id = {answer: index for index, answer in enumerate(self.answers)}
+        self._label_id = {label: index for index, label in enumerate(self.object_labels)}
+        if not self.answers or len(self._answer_id) != len(self.answers):
+            raise DataError("answer vocabulary", "different answers, at least one", f"{len(self.answers)} answers")
+
+    @classmethod
+    def fit(
+        cls,
+        dataset: VQADataset,
+        image_size: int | Sequence[int] = 64,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        resize: str = "squash",
+        tokenizer: str = "word",
+        vocab_size: int = 10_000,
+        min_count: int = 1,
+        max_len: int = 64,
+        max_answers: int = 3129,
+        min_answer_count: int = 1,
+    ) -> VQAProcessor:
+        """Makes a processor from the training data, and only from it.
+
+        Args:
+            dataset: The training data.
+            image_size: See ``ImageProcessor``, as mean, std and resize.
+            mean: Per channel.
+            std: Per channel.
+            resize: The mode.
+            tokenizer: ``word``, ``bpe`` or ``unigram``.
+            vocab_size: Most token ids.
+            min_count: Least occurrences of a word.
+            max_len: Most tokens a question.
+            max_answers: Most answers in the vocabulary (3,129 is the field's usual number for VQA v2).
+            min_answer_count: Least number of questions whose most given answer it is (9 for VQA v2).
+
+        Raises:
+            DataError: No answer is left.
+        """
+        counts: Counter[str] = Counter()
+        for sample in dataset.samples:
+            scores = scores_of(tuple(sample.answers))
+            if scores:
+                counts[max(scores, key=lambda answer: scores[answer])] += 1
+        ranked = sorted((a for a in counts if a and counts[a] >= min_answer_count), key=lambda a: (-counts[a], a))
+        if not ranked:
+            found = f"none among {sum(counts.values())} labelled questions"
+            raise DataError(dataset.name, f"an answer given to {min_answer_count} or more questions", found)
+        labels = sorted({label for sample in dataset.samples for _, names in sample.objects for label in names})
+        return cls(
+            ImageProcessor(image_size, mean, std, resize),
+            TextProcessor.fit((s.question for s in dataset.samples), tokenizer, vocab_size, min_count, max_len=max_len),
+            ranked[:max_answers],
+            labels,
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """The model's keywords that the data decides."""
+        return {"vocab_size": self.tokenizer.vocab_size, "num_answers": len(self.answers)}
+
+    def targets(self, samples: Sequence[VQASample]) -> Tensor:
+        """Soft scores (B, V); a row of zeros where no answer is in the vocabulary."""
+        targets = torch.zeros(len(samples), len(self.answers))
+        for b, sample in enumerate(samples):
+            for answer, score in scores_of(tuple(sample.answers)).items():
+                if answer in self._answer_id:
+                    targets[b, self._answer_id[answer]] = score
+        return targets
+
+    def covers(self, sample: VQASample) -> bool:
+        """Whether one of the sample's answers is in the vocabulary."""
+        return any(answer in self._answer_id for answer in scores_of(tuple(sample.answers)))
+
+    def coverage(self, dataset: VQADataset) -> AnswerCoverage:
+        """How many of the labelled questions the vocabulary can answer; the rest stays in evaluation, as wrong."""
+        labelled = [sample for sample in dataset.samples if sample.answers]
+        best = 0.0
+        for sample in labelled:
+            scores = scores_of(tuple(sample.answers))
+            best += max((score for answer, score in scores.items() if answer in self._answer_id), default=0.0)
+        covered = sum(self.covers(sample) for sample in labelled)
+        return AnswerCoverage(len(labelled), covered, best / len(labelled) if labelled else 1.0)
+
+    def objects(self, samples: Sequence[VQASample], windows: Sequence[Box]) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (N, O, 4), mask (N, O) and labels (N, O, K) of the first question about each picture."""
+        rows = (
+            [
+                [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]
+                for sample, window in zip(samples, windows, strict=True)
+            ]
+            if self.object_labels
+            else [[] for _ in samples]
+        )
+        boxes, mask = pad_boxes([[box for box, _ in row] for row in rows])
+        labels = torch.zeros(*mask.shape, len(self.object_labels))
+        for n, row in enumerate(rows):
+            for o, (_, names) in enumerate(row):
+                for name in names:
+                    if name in self._label_id:
+                        labels[n, o, self._label_id[name]] = 1.0
+        return boxes, mask, labels
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the tokenizer's own file, as JSON takes it."""
+        return {
+            "format_version": self.FORMAT,
+            "image": self.image.config(),
+            "text": self.tokenizer.config(),
+            "answers": self.answers,
+            "object_labels": self.object_labels,
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``processor.json`` and ``tokenizer.json``."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.config(), ensure_ascii=False, indent=1) + "\n"
+        Path(directory, "processor.json").write_text(text, encoding="utf-8")
+        self.tokenizer.save(directory)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> VQAProcessor:
+        """Reads what ``save`` wrote, and nothing else.
+
+        Raises:
+            DataError: Missing, damaged, or of a format this version does not know.
+        """
+        from data.readers import read_json
+
+        path = Path(directory, "processor.json")
+        config = read_json(path)
+        wanted = {"format_version", "image", "text", "answers", "object_labels"}
+        if not isinstance(config, Mapping) or set(config) != wanted:
+            keys = sorted(config) if isinstance(config, Mapping) else config
+            raise DataError(str(path), f"the keys {', '.join(sorted(wanted))}", shorten(keys))
+        if config["format_version"] != cls.FORMAT:
+            raise DataError(str(path), f"format_version {cls.FORMAT}", shorten(config["format_version"]))
+        try:
+            image = ImageProcessor.from_config(config["image"])
+            tokenizer = TextProcessor.load(directory, config["text"])
+            return cls(image, tokenizer, config["answers"], config["object_labels"])
+        except (TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that is saved."""
+        text = json.dumps(self.config(), sort_keys=True) + self.tokenizer.to_json()
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def pad_boxes(rows: Sequence[Sequence[Box]]) -> tuple[Tensor, Tensor]:
+    """Boxes (B, R, 4) and mask (B, R), True = a box; R is the longest row, possibly 0."""
+    longest = max((len(row) for row in rows), default=0)
+    boxes = torch.zeros(len(rows), longest, 4)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        if row:
+            boxes[b, : len(row)] = torch.tensor(row)
+            mask[b, : len(row)] = True
+    return boxes, mask

@@ -1,0 +1,221 @@
+"""Multi-head attention: projections, heads, positions, decoding state; what happens between the heads is a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .kernels import build_kernel
+from .masks import Mask
+from .positions import PositionBias, Rotary
+
+
+@dataclass
+class CrossCache:
+    """What cross-attention keeps while decoding: the source's keys and values, projected once; the kernel's state."""
+
+    keys: Tensor | None = None  # (B, h_kv, S, d), None until the first call
+    values: Tensor | None = None  # (B, h_kv, S, d_v)
+    state: Any = None  # the kernel's own Cache, where it has one
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by name; a kernel's own under "state."."""
+        found = {name: t for name, t in (("keys", self.keys), ("values", self.values)) if t is not None}
+        inner = {} if self.state is None else self.state.tensors()
+        return found | {f"state.{name}": tensor for name, tensor in inner.items()}
+
+    def select(self, index: Tensor) -> None:
+        """Keeps the rows of the batch that index (N,) names, in that order."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
+        if self.state is not None:
+            self.state.select(index)
+
+
+def split_attention(attention: Mapping[str, Any] | str | None) -> tuple[str, dict[str, Any]]:
+    """Takes the ``attention`` argument of blocks apart: a name, or a dict of "kind" and the kernel's options.
+
+    >>> split_attention({"kind": "sliding_window", "window": 64})
+    ('sliding_window', {'window': 64})
+    >>> split_attention(None)
+    ('dense', {})
+    """
+    if attention is None:
+        return "dense", {}
+    if isinstance(attention, str):
+        return attention, {}
+    options = dict(attention)
+    return options.pop("kind", "dense"), options
+
+
+class MultiHeadAttention(nn.Module):
+    """``out_proj(concat_h kernel(q_h, k_h, v_h))`` (Vaswani et al. 2017, section 3.2.2), self or cross.
+
+    Args:
+        embed_dim: E, of queries and of the output.
+        num_heads: h.
+        head_dim: d of queries and keys, E / h where None.
+        v_head_dim: d_v of values, head_dim where None.
+        kv_dim: size of what keys and values are projected from, E where None.
+        num_kv_heads: h_kv, fewer key and value heads than query heads (grouped-query, Ainslie et al. 2023).
+        bias: biases in the projections.
+        dropout: of attention weights; costs the fused path. Kernels without it refuse it.
+        kind: the kernel, a name in ``mmattn.kernels.KERNELS``.
+        options: the kernel's own keywords.
+        needs: what this attention will be asked for ("self", "causal", "cross", "cache", ...), so that a kernel that
+            lacks it is refused at construction.
+        rotary: rotary positions on queries and keys (self-attention only).
+        position_bias: added to the scores; the same object may also come with the mask instead.
+
+    Raises:
+        ValueError: sizes that do not divide; a kernel, option or need that do not fit, by name.
+
+    >>> attention = MultiHeadAttention(32, 4, num_kv_heads=2)
+    >>> attention(torch.randn(2, 5, 32), mask=Mask(is_causal=True)).shape
+    torch.Size([2, 5, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        head_dim: int | None = None,
+        v_head_dim: int | None = None,
+        kv_dim: int | None = None,
+        num_kv_heads: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        kind: str = "dense",
+        options: Mapping[str, Any] | None = None,
+        needs: Iterable[str] = (),
+        rotary: bool = False,
+        position_bias: PositionBias | None = None,
+    ) -> None:
+        super().__init__()
+        if head_dim is None:
+            if embed_dim % num_heads:
+                raise ValueError(f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}; or give head_dim")
+            head_dim = embed_dim // num_heads
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
+        self.v_head_dim = head_dim if v_head_dim is None else v_head_dim
+        self.kv_dim = embed_dim if kv_dim is None else kv_dim
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if position_bias is not None and position_bias.num_heads != num_heads:
+            raise ValueError(f"position_bias is for {position_bias.num_heads} heads, the attention has {num_heads}")
+        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(self.kv_dim, self.num_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(self.kv_dim, self.num_kv_heads * self.v_head_dim, bias=bias)
+        self.out_proj = nn.Linear(num_heads * self.v_head_dim, embed_dim, bias=bias)
+        self.rotary = Rotary(head_dim) if rotary else None
+        self.position_bias = position_bias
+        options = dict(options or {}) | ({"dropout": dropout} if dropout else {})
+        needs = frozenset(needs) | ({"bias"} if position_bias is not None else frozenset())
+        self.kernel = build_kernel(kind, options, num_heads=num_heads, head_dim=head_dim, needs=needs)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            if bias:
+                nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        mask: Mask | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """Attends from query to key, or within query where key is None.
+
+        Args:
+            query: (B, L, E).
+            key: (B, S, kv_dim); None means self-attention and nothing else.
+            value: (B, S, kv_dim), key where None.
+            mask: over all keys, those in the cache included. Nothing is causal by default.
+            cache: from `make_cache`, updated in place. In self-attention query holds the new tokens only; in
+                cross-attention keys and values are projected at the first call.
+
+        Returns:
+            (B, L, E).
+
+        Raises:
+            ValueError: something is asked for that the kernel cannot honour.
+        """
+        if key is None and value is not None:
+            raise ValueError("a value needs a key: key=None means self-attention and nothing else")
+        cross = key is not None
+        if self.position_bias is not None:
+            mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
+        self._check(cross, mask, cache)
+        q = self._heads(self.q_proj(query), self.num_heads)  # (B, h, L, d)
+        if cross and cache is not None and cache.keys is not None:
+            k, v = cache.keys, cache.values
+        else:
+            key = query if key is None else key
+            k = self._heads(self.k_proj(key), self.num_kv_heads)  # (B, h_kv, S, d)
+            v = self._heads(self.v_proj(key if value is None else value), self.num_kv_heads)  # (B, h_kv, S, d_v)
+            if cross and cache is not None:
+                cache.keys, cache.values = k, v
+        if self.rotary is not None:
+            q, k = self.rotary(q, k, 0 if cache is None else cache.length)
+        out = self.kernel(q, k, v, mask, cache.state if isinstance(cache, CrossCache) else cache)  # (B, h, L, d_v)
+        return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, L, E)
+
+    def make_cache(
+        self,
+        batch_size: int,
+        *,
+        cross: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        """An empty decoding state: a CrossCache, or the kernel's own Cache.
+
+        Args:
+            batch_size: B.
+            cross: for cross-attention: keys and values are projected once; for self-attention they are appended.
+            device: where, the parameters' where None.
+            dtype: of what, the parameters' where None.
+
+        Raises:
+            ValueError: the kernel cannot decode with a cache.
+        """
+        weight = self.k_proj.weight
+        state = self.kernel.make_cache(
+            batch_size,
+            num_kv_heads=self.num_kv_heads,
+            v_head_dim=self.v_head_dim,
+            cross=cross,
+            device=weight.device if device is None else device,
+            dtype=weight.dtype if dtype is None else dtype,
+        )
+        return CrossCache(state=state) if cross else state
+
+    def _heads(self, x: Tensor, num_heads: int) -> Tensor:
+        return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, h, L, d)
+
+    def _check(self, cross: bool, mask: Mask | None, cache: Any) -> None:
+        if cross and self.rotary is not None:
+            raise ValueError("rotary positions relate tokens of one sequence: not for cross-attention")
+        if cache is not None and cross != isinstance(cache, CrossCache):
+            raise ValueError(
+                f"this cache is not for {'cross' if cross else 'self'}-attention: make_cache(cross={cross})"
+            )
+        if not cross and self.kv_dim != self.embed_dim:
+            raise ValueError(f"self-attention needs kv_dim == embed_dim, found {self.kv_dim} and {self.embed_dim}")
+        needs = frozenset() if mask is None else mask.features
+        if cross:
+            needs = needs | {"cross"}
+        elif cache is None and not (mask is not None and mask.is_causal):
+            needs = needs | {"self"}
+        if cache is not None:
+            needs = needs | {"cache"}
+        if not needs <= self.kernel.supports:
+            self.kernel.require(needs)

@@ -1,0 +1,363 @@
+"""Encoder and decoder layers and stacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import CrossCache, MultiHeadAttention, split_attention
+from .kernels import Cache
+from .masks import Mask
+from .positions import PositionBias
+
+AttentionConfig = Mapping[str, Any] | str | None
+
+
+def make_attention(
+    embed_dim: int, num_heads: int, attention: AttentionConfig, needs: Iterable[str], **keywords: Any
+) -> MultiHeadAttention:
+    """A MultiHeadAttention from the ``attention`` argument of blocks: {"kind": name, and the kernel's options}."""
+    kind, options = split_attention(attention)
+    return MultiHeadAttention(embed_dim, num_heads, kind=kind, options=options, needs=needs, **keywords)
+
+
+class FeedForward(nn.Module):
+    """``W2 dropout(gelu(W1 x))``, position by position (Vaswani et al. 2017, section 3.3; GELU as BERT)."""
+
+    def __init__(self, embed_dim: int, ffn_dim: int | None = None, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        ffn_dim = 4 * embed_dim if ffn_dim is None else ffn_dim
+        self.fc1 = nn.Linear(embed_dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, E) to (B, L, E)."""
+        return self.fc2(self.dropout(nn.functional.gelu(self.fc1(x))))
+
+
+class Residual(nn.Module):
+    """Layer norm and dropout around a sublayer: ``x + f(norm(x))``, or ``norm(x + f(x))`` where norm_first is off."""
+
+    def __init__(self, embed_dim: int, dropout: float, norm_first: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def forward(self, x: Tensor, sublayer: Any, *args: Any, **keywords: Any) -> Tensor:
+        """x (B, L, E) is the sublayer's first argument; the others follow. Returns (B, L, E)."""
+        if self.norm_first:
+            return x + self.dropout(sublayer(self.norm(x), *args, **keywords))
+        return self.norm(x + self.dropout(sublayer(x, *args, **keywords)))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then a feed-forward network, each with its residual.
+
+    Args:
+        embed_dim: E.
+        num_heads: h.
+        ffn_dim: 4 E where None.
+        dropout: after each sublayer and inside the feed-forward network; not of attention weights.
+        attention: {"kind": name, and the kernel's options}, dense where None.
+        norm_first: pre-norm, which trains without warm-up tricks; off = post-norm, as the original and BERT.
+        rotary: rotary positions.
+        num_kv_heads: grouped-query.
+        needs: what the attention will be asked for.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        norm_first: bool = True,
+        rotary: bool = False,
+        num_kv_heads: int | None = None,
+        needs: Iterable[str] = ("self",),
+    ) -> None:
+        super().__init__()
+        self.attention = make_attention(
+            embed_dim, num_heads, attention, needs, rotary=rotary, num_kv_heads=num_kv_heads
+        )
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout)
+        self.attention_residual = Residual(embed_dim, dropout, norm_first)
+        self.ffn_residual = Residual(embed_dim, dropout, norm_first)
+
+    def forward(self, x: Tensor, mask: Mask | None = None, cache: Any = None) -> Tensor:
+        """x: (B, L, E). Returns (B, L, E)."""
+        x = self.attention_residual(x, self.attention, mask=mask, cache=cache)
+        return self.ffn_residual(x, self.ffn)
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers; with a causal mask, a decoder-only language model's body.
+
+    Args:
+        embed_dim: E.
+        num_layers: of them.
+        num_heads: h.
+        ffn_dim: 4 E where None.
+        dropout: after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}, dense where None.
+        norm_first: pre-norm, with one more norm at the end.
+        rotary: rotary positions.
+        num_kv_heads: grouped-query.
+        position_bias: added to the scores of every layer (shared, as T5 has it).
+        needs: what the attention will be asked for: "self", or "causal" and "cache".
+
+    >>> Encoder(32, 2, 4)(torch.randn(2, 5, 32)).shape
+    torch.Size([2, 5, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        norm_first: bool = True,
+        rotary: bool = False,
+        num_kv_heads: int | None = None,
+        position_bias: PositionBias | None = None,
+        needs: Iterable[str] = ("self",),
+    ) -> None:
+        super().__init__()
+        needs = frozenset(needs) | ({"bias"} if position_bias is not None else frozenset())
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                embed_dim,
+                num_heads,
+                ffn_dim=ffn_dim,
+                dropout=dropout,
+                attention=attention,
+                norm_first=norm_first,
+                rotary=rotary,
+                num_kv_heads=num_kv_heads,
+                needs=needs,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim) if norm_first else nn.Identity()
+        self.position_bias = position_bias
+        self.gradient_checkpointing = False
+
+    def forward(self, x: Tensor, mask: Mask | None = None, cache: list[Cache] | None = None) -> Tensor:
+        """Encodes.
+
+        Args:
+            x: (B, L, E), with absolute positions already added where they are used.
+            mask: for every layer.
+            cache: from `make_cache`, one state a layer.
+
+        Returns:
+            (B, L, E).
+        """
+        if self.position_bias is not None:
+            mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
+        for i, layer in enumerate(self.layers):
+            state = None if cache is None else cache[i]
+            x = run_layer(self, layer, x, mask, state)
+        return self.norm(x)
+
+    def make_cache(self, batch_size: int, **keywords: Any) -> list[Cache]:
+        """Empty decoding states, one a layer; keywords as MultiHeadAttention.make_cache."""
+        return [cast(EncoderLayer, layer).attention.make_cache(batch_size, **keywords) for layer in self.layers]
+
+
+def run_layer(stack: Any, layer: nn.Module, *args: Any) -> Any:
+    """One layer of a stack; where the stack checkpoints gradients, its activations are computed again in backward."""
+    if stack.gradient_checkpointing and torch.is_grad_enabled():
+        return checkpoint(layer, *args, use_reentrant=False)
+    return layer(*args)
+
+
+@dataclass
+class DecoderLayerCache:
+    """The decoding state of one decoder layer."""
+
+    self_attention: Cache
+    cross_attention: CrossCache
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Both states by dotted name."""
+        own = {f"self_attention.{name}": tensor for name, tensor in self.self_attention.tensors().items()}
+        return own | {f"cross_attention.{name}": tensor for name, tensor in self.cross_attention.tensors().items()}
+
+    def select(self, index: Tensor) -> None:
+        """Keeps the rows of the batch that index (N,) names, in that order."""
+        self.self_attention.select(index)
+        self.cross_attention.select(index)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention to a memory, a feed-forward network, each with its residual.
+
+    Args:
+        embed_dim: E.
+        num_heads: h.
+        kv_dim: size of the memory, E where None.
+        ffn_dim: 4 E where None.
+        dropout: after each sublayer and inside the feed-forward network.
+        attention: the self-attention's {"kind": name, and the kernel's options}.
+        cross_attention: the cross-attention's.
+        norm_first: pre-norm.
+        rotary: rotary positions in the self-attention.
+        num_kv_heads: grouped-query, in both.
+        needs: what the self-attention will be asked for.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        kv_dim: int | None = None,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        cross_attention: AttentionConfig = None,
+        norm_first: bool = True,
+        rotary: bool = False,
+        num_kv_heads: int | None = None,
+        needs: Iterable[str] = ("causal",),
+    ) -> None:
+        super().__init__()
+        self.self_attention = make_attention(
+            embed_dim, num_heads, attention, needs, rotary=rotary, num_kv_heads=num_kv_heads
+        )
+        self.cross_attention = make_attention(
+            embed_dim, num_heads, cross_attention, {"cross"}, kv_dim=kv_dim, num_kv_heads=num_kv_heads
+        )
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout)
+        self.self_residual = Residual(embed_dim, dropout, norm_first)
+        self.cross_residual = Residual(embed_dim, dropout, norm_first)
+        self.ffn_residual = Residual(embed_dim, dropout, norm_first)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        mask: Mask | None = None,
+        memory_mask: Mask | None = None,
+        cache: DecoderLayerCache | None = None,
+    ) -> Tensor:
+        """x: (B, L, E); memory: (B, S, kv_dim). Returns (B, L, E)."""
+        self_cache = None if cache is None else cache.self_attention
+        cross_cache = None if cache is None else cache.cross_attention
+        x = self.self_residual(x, self.self_attention, mask=mask, cache=self_cache)
+        x = self.cross_residual(x, self.cross_attention, memory, mask=memory_mask, cache=cross_cache)
+        return self.ffn_residual(x, self.ffn)
+
+    def make_cache(self, batch_size: int, **keywords: Any) -> DecoderLayerCache:
+        """An empty decoding state; keywords as MultiHeadAttention.make_cache."""
+        return DecoderLayerCache(
+            self.self_attention.make_cache(batch_size, **keywords),
+            self.cross_attention.make_cache(batch_size, cross=True, **keywords),
+        )
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers. Its self-attention is as causal as the mask that is passed: ``Mask(is_causal=True)``.
+
+    Args:
+        embed_dim: E.
+        num_layers: of them.
+        num_heads: h.
+        kv_dim: size of the memory, E where None.
+        ffn_dim: 4 E where None.
+        dropout: after each sublayer and inside the feed-forward networks.
+        attention: the self-attention's {"kind": name, and the kernel's options}.
+        cross_attention: the cross-attention's.
+        norm_first: pre-norm, with one more norm at the end.
+        rotary: rotary positions in the self-attention.
+        num_kv_heads: grouped-query, in both.
+        position_bias: added to the scores of every self-attention.
+        needs: what the self-attention will be asked for.
+
+    >>> decoder = Decoder(32, 2, 4)
+    >>> decoder(torch.randn(2, 5, 32), torch.randn(2, 7, 32), Mask(is_causal=True)).shape
+    torch.Size([2, 5, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        kv_dim: int | None = None,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        cross_attention: AttentionConfig = None,
+        norm_first: bool = True,
+        rotary: bool = False,
+        num_kv_heads: int | None = None,
+        position_bias: PositionBias | None = None,
+        needs: Iterable[str] = ("causal",),
+    ) -> None:
+        super().__init__()
+        needs = frozenset(needs) | ({"bias"} if position_bias is not None else frozenset())
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                embed_dim,
+                num_heads,
+                kv_dim=kv_dim,
+                ffn_dim=ffn_dim,
+                dropout=dropout,
+                attention=attention,
+                cross_attention=cross_attention,
+                norm_first=norm_first,
+                rotary=rotary,
+                num_kv_heads=num_kv_heads,
+                needs=needs,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(embed_dim) if norm_first else nn.Identity()
+        self.position_bias = position_bias
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        mask: Mask | None = None,
+        memory_mask: Mask | None = None,
+        cache: list[DecoderLayerCache] | None = None,
+    ) -> Tensor:
+        """Decodes.
+
+        Args:
+            x: (B, L, E), with absolute positions already added where they are used.
+            memory: (B, S, kv_dim).
+            mask: of the self-attentions; causal only where it says so.
+            memory_mask: of the cross-attentions.
+            cache: from `make_cache`; x then holds the new tokens only.
+
+        Returns:
+            (B, L, E).
+        """
+        if self.position_bias is not None:
+            mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
+        for i, layer in enumerate(self.layers):
+            state = None if cache is None else cache[i]
+            x = run_layer(self, layer, x, memory, mask, memory_mask, state)
+        return self.norm(x)
+
+    def make_cache(self, batch_size: int, **keywords: Any) -> list[DecoderLayerCache]:
+        """Empty decoding states, one a layer; keywords as MultiHeadAttention.make_cache."""
+        return [cast(DecoderLayer, layer).make_cache(batch_size, **keywords) for layer in self.layers]

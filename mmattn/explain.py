@@ -1,0 +1,80 @@
+"""What did it look at: attention maps on demand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .functional import repeat_heads
+from .kernels.base import Kernel
+
+
+@contextmanager
+def capture(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Attention maps of everything that runs inside.
+
+    Each kernel's output is replaced by ``weights() @ v``, so gradients flow through the maps: they can be guided in
+    training as well as looked at. Compiled models are run eagerly, and stacks do not checkpoint gradients meanwhile.
+
+    Args:
+        model: any module that holds attentions of this package.
+
+    Yields:
+        The maps (B, h, L, S) by module path of the attention that owns the kernel, one a call, in order of call.
+
+    Raises:
+        ValueError: a cached decoding step runs inside; explain generation by one teacher-forced pass.
+
+    >>> from mmattn import Encoder
+    >>> with capture(Encoder(32, 2, 4)) as maps:
+    ...     pass
+    >>> maps
+    {}
+    """
+    maps: dict[str, list[Tensor]] = {}
+    handles = []
+    checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    try:
+        for name, module in model.named_modules():
+            if isinstance(module, Kernel):
+                handles.append(module.register_forward_hook(_hook(maps, _owner(name)), with_kwargs=True))
+        for stack in checkpointing:  # a recomputed layer would record its map twice
+            stack.gradient_checkpointing = False  # type: ignore[assignment]
+        with _eagerly():
+            yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+        for stack in checkpointing:
+            stack.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+def _hook(maps: dict[str, list[Tensor]], owner: str) -> Callable[..., Tensor]:
+    def hook(kernel: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor:
+        given = dict(zip(("q", "k", "v", "mask", "cache"), args, strict=False)) | keywords
+        if given.get("cache") is not None:
+            raise ValueError("capture cannot see cached decoding: explain it by one pass over the finished sequence")
+        q, v = given["q"], given["v"]
+        weights = kernel.weights(q, given["k"], given.get("mask"))  # (B, h, L, S)
+        maps.setdefault(owner, []).append(weights)
+        if kernel.dropout:
+            weights = F.dropout(weights, kernel.dropout, kernel.training)
+        return (weights @ repeat_heads(v, q.shape[1])).to(output.dtype)
+
+    return hook
+
+
+def _owner(name: str) -> str:
+    parts = [part for part in name.split(".") if part != "_orig_mod"]  # torch.compile's wrapper
+    return ".".join(parts[:-1])
+
+
+def _eagerly() -> Any:
+    # Nothing can be compiled where dynamo was never imported, and importing it takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -1,0 +1,107 @@
+"""Attention as functions: the fused path, and the explicit pieces that kernels share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .masks import Mask, same_size
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, *, scale: float | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """Fused softmax attention, ``softmax(scale * q k^T + bias) v`` (Vaswani et al. 2017, section 3.2.1).
+
+    Args:
+        q: (B, h, L, d).
+        k: (B, h_kv, S, d); h must be a multiple of h_kv (grouped-query: query head i reads head i // (h / h_kv)).
+        v: (B, h_kv, S, d_v).
+        mask: who may attend to whom, None = all to all.
+        scale: of the scores, 1 / sqrt(d) where None.
+        dropout_p: drops attention weights; anything above 0 leaves the fused path (about half the speed).
+
+    Returns:
+        (B, h, L, d_v); zeros for a query that may attend to nothing.
+
+    >>> q, kv = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 7, 8)
+    >>> attend(q, kv, kv, Mask(is_causal=True)).shape
+    torch.Size([2, 4, 5, 8])
+    """
+    L, S = q.shape[-2], k.shape[-2]
+    allowed = bias = None
+    is_causal = False
+    if mask is not None:
+        if mask.global_mask is not None:
+            raise ValueError("attend does not support global tokens; a kernel with 'global' does")
+        alone = mask.key_mask is None and mask.attn_mask is None and mask.bias is None
+        is_causal = mask.is_causal and alone and same_size(L, S)  # SDPA's flag is top-left aligned: equal for L == S
+        allowed = None if is_causal else mask.dense(L, S, q.device)
+        bias = None if mask.bias is None else mask.bias.dense(L, S)[None].to(q.dtype)  # (1, h, L, S)
+
+    empty = None
+    if allowed is not None and (bias is not None or not _sdpa_zeroes_empty_rows(q)):
+        empty = ~allowed.any(-1, keepdim=True)  # (..., L|1, 1)
+        allowed = allowed | empty
+    attn_mask = allowed
+    if bias is not None:
+        attn_mask = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )  # (B, h, L, d_v)
+    return out if empty is None else out.masked_fill(empty, 0.0)
+
+
+def _sdpa_zeroes_empty_rows(q: Tensor) -> bool:
+    """Torch's CPU kernels do, with a boolean mask (tests hold them to it); other devices, exports promise nothing."""
+    return q.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
+def masked_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """Softmax over the allowed keys; a row without any is zero, and so is its gradient.
+
+    The lowest finite number stands in for minus infinity: a row of minus infinities would be NaN, backwards even where
+    forward is repaired.
+
+    Args:
+        scores: (B, h, L, S).
+        allowed: bool, broadcastable to scores, or None.
+
+    Returns:
+        (B, h, L, S).
+    """
+    if allowed is None:
+        return scores.softmax(-1)
+    return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~allowed, 0.0)
+
+
+def dot_scores(q: Tensor, k: Tensor, mask: Mask | None = None, scale: float | None = None) -> Tensor:
+    """Scaled dot products with the mask's position bias, before any masking: (B, h, L, S)."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return add_bias((q * scale) @ repeat_heads(k, q.shape[1]).transpose(-2, -1), mask)
+
+
+def add_bias(scores: Tensor, mask: Mask | None) -> Tensor:
+    """Adds the mask's position bias, if it has one, to scores (B, h, L, S)."""
+    if mask is None or mask.bias is None:
+        return scores
+    return scores + mask.bias.dense(scores.shape[-2], scores.shape[-1]).to(scores.dtype)
+
+
+def allowed_keys(q: Tensor, k: Tensor, mask: Mask | None) -> Tensor | None:
+    """The dense boolean mask for these queries and keys, or None."""
+    return None if mask is None else mask.dense(q.shape[-2], k.shape[-2], q.device)
+
+
+def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Grouped-query: (B, h_kv, S, d) to (B, num_heads, S, d), each head repeated in place, as SDPA does.
+
+    Raises:
+        ValueError: num_heads is no multiple of h_kv.
+    """
+    if x.shape[1] == num_heads:
+        return x
+    if num_heads % x.shape[1]:
+        raise ValueError(f"{num_heads} query heads cannot share {x.shape[1]} key heads evenly")
+    return x.repeat_interleave(num_heads // x.shape[1], dim=1)

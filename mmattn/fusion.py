@@ -1,0 +1,234 @@
+"""Where two modalities meet."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import AttentionConfig, EncoderLayer, FeedForward, Residual, make_attention, run_layer
+from .masks import Mask
+
+
+class CrossModalAttention(nn.Module):
+    """Each modality attends to the other at once, with residuals (cross-attention of Tan & Bansal 2019, section 2.2).
+
+    Args:
+        embed_dim: of the first modality.
+        num_heads: h.
+        other_dim: of the second modality, embed_dim where None.
+        dropout: after each attention.
+        cross_attention: {"kind": name, and the kernel's options}, for both ways.
+        norm_first: pre-norm.
+
+    >>> a, b = CrossModalAttention(32, 4)(torch.randn(2, 5, 32), torch.randn(2, 7, 32))
+    >>> a.shape, b.shape
+    (torch.Size([2, 5, 32]), torch.Size([2, 7, 32]))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        other_dim: int | None = None,
+        dropout: float = 0.0,
+        cross_attention: AttentionConfig = None,
+        norm_first: bool = True,
+    ) -> None:
+        super().__init__()
+        other_dim = embed_dim if other_dim is None else other_dim
+        self.norm_first = norm_first
+        self.norm_a, self.norm_b = nn.LayerNorm(embed_dim), nn.LayerNorm(other_dim)
+        self.a_to_b = make_attention(embed_dim, num_heads, cross_attention, {"cross"}, kv_dim=other_dim)
+        self.b_to_a = make_attention(other_dim, num_heads, cross_attention, {"cross"}, kv_dim=embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, a: Tensor, b: Tensor, *, a_mask: Mask | None = None, b_mask: Mask | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Exchanges.
+
+        Args:
+            a: (B, L, embed_dim).
+            b: (B, S, other_dim).
+            a_mask: whose key_mask says which tokens of a are real.
+            b_mask: the same of b.
+
+        Returns:
+            a, having looked at b: (B, L, embed_dim); and b, having looked at a: (B, S, other_dim).
+        """
+        if self.norm_first:
+            from_a, from_b = self.norm_a(a), self.norm_b(b)
+        else:
+            from_a, from_b = a, b
+        new_a = a + self.dropout(self.a_to_b(from_a, from_b, mask=b_mask))
+        new_b = b + self.dropout(self.b_to_a(from_b, from_a, mask=a_mask))
+        return (new_a, new_b) if self.norm_first else (self.norm_a(new_a), self.norm_b(new_b))
+
+
+class MultimodalFusionBlock(nn.Module):
+    """Queries (latents, or a text) attend to themselves, then to the other modality, then a feed-forward network.
+
+    The order of Perceiver IO's and Q-Former's blocks (Li et al. 2023, section 3.1).
+
+    Args:
+        embed_dim: E, of the queries.
+        num_heads: h.
+        kv_dim: of the other modality, E where None.
+        ffn_dim: 4 E where None.
+        dropout: after each sublayer and inside the feed-forward network.
+        attention: the self-attention's {"kind": name, and the kernel's options}.
+        cross_attention: the cross-attention's, e.g. {"kind": "sigmoid", "num_sigmoid_heads": 2} for heads that count.
+        norm_first: pre-norm.
+
+    >>> MultimodalFusionBlock(32, 4, kv_dim=16)(torch.randn(2, 5, 32), torch.randn(2, 64, 16)).shape
+    torch.Size([2, 5, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        kv_dim: int | None = None,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        cross_attention: AttentionConfig = None,
+        norm_first: bool = True,
+    ) -> None:
+        super().__init__()
+        self.self_attention = make_attention(embed_dim, num_heads, attention, {"self"})
+        self.cross_attention = make_attention(embed_dim, num_heads, cross_attention, {"cross"}, kv_dim=kv_dim)
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout)
+        self.self_residual = Residual(embed_dim, dropout, norm_first)
+        self.cross_residual = Residual(embed_dim, dropout, norm_first)
+        self.ffn_residual = Residual(embed_dim, dropout, norm_first)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Mask | None = None, context_mask: Mask | None = None) -> Tensor:
+        """x: (B, L, E) with its mask; context: (B, S, kv_dim) with its own. Returns (B, L, E)."""
+        x = self.self_residual(x, self.self_attention, mask=mask)
+        x = self.cross_residual(x, self.cross_attention, context, mask=context_mask)
+        return self.ffn_residual(x, self.ffn)
+
+
+class CoAttentionLayer(nn.Module):
+    """Both streams attend to each other and pass a feed-forward network; then a transformer layer in each.
+
+    Lu et al. 2019 (ViLBERT), section 2.2. Arguments as CoAttention.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        cross_attention: AttentionConfig = None,
+    ) -> None:
+        super().__init__()
+        self.exchange = CrossModalAttention(embed_dim, num_heads, dropout=dropout, cross_attention=cross_attention)
+        self.ffn_a = FeedForward(embed_dim, ffn_dim, dropout=dropout)
+        self.ffn_b = FeedForward(embed_dim, ffn_dim, dropout=dropout)
+        self.ffn_residual_a = Residual(embed_dim, dropout, True)
+        self.ffn_residual_b = Residual(embed_dim, dropout, True)
+        self.layer_a = EncoderLayer(embed_dim, num_heads, ffn_dim=ffn_dim, dropout=dropout, attention=attention)
+        self.layer_b = EncoderLayer(embed_dim, num_heads, ffn_dim=ffn_dim, dropout=dropout, attention=attention)
+
+    def forward(
+        self, a: Tensor, b: Tensor, a_mask: Mask | None = None, b_mask: Mask | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """a: (B, L, E); b: (B, S, E). Returns both, changed."""
+        a, b = self.exchange(a, b, a_mask=a_mask, b_mask=b_mask)
+        a, b = self.ffn_residual_a(a, self.ffn_a), self.ffn_residual_b(b, self.ffn_b)
+        return self.layer_a(a, a_mask), self.layer_b(b, b_mask)
+
+
+class CoAttention(nn.Module):
+    """Two streams that exchange in every layer (Lu et al. 2019, ViLBERT, section 2.2).
+
+    Args:
+        embed_dim: E, of both streams.
+        num_layers: of co-attentional layers.
+        num_heads: h.
+        ffn_dim: 4 E where None.
+        dropout: after each sublayer and inside the feed-forward networks.
+        attention: the self-attentions' {"kind": name, and the kernel's options}.
+        cross_attention: the co-attentions'.
+
+    >>> a, b = CoAttention(32, 2, 4)(torch.randn(2, 5, 32), torch.randn(2, 64, 32))
+    >>> a.shape, b.shape
+    (torch.Size([2, 5, 32]), torch.Size([2, 64, 32]))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        cross_attention: AttentionConfig = None,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            CoAttentionLayer(
+                embed_dim,
+                num_heads,
+                ffn_dim=ffn_dim,
+                dropout=dropout,
+                attention=attention,
+                cross_attention=cross_attention,
+            )
+            for _ in range(num_layers)
+        )
+        self.norm_a, self.norm_b = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self, a: Tensor, b: Tensor, *, a_mask: Mask | None = None, b_mask: Mask | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """a: (B, L, E) with its mask; b: (B, S, E) with its own. Returns both, changed and normalised."""
+        for layer in self.layers:
+            a, b = run_layer(self, layer, a, b, a_mask, b_mask)
+        return self.norm_a(a), self.norm_b(b)
+
+
+class AttentionPooling(nn.Module):
+    """Learned queries read a sequence or a flattened map: the summary is weighted, not averaged.
+
+    Pooling by multi-head attention (Lee et al. 2019, section 3.2), without its feed-forward network.
+
+    Args:
+        embed_dim: E, of the queries and the result.
+        num_heads: h.
+        num_queries: how many vectors to read out.
+        kv_dim: of the sequence, E where None.
+        attention: {"kind": name, and the kernel's options}.
+
+    >>> AttentionPooling(32, 4)(torch.randn(2, 64, 32)).shape
+    torch.Size([2, 1, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_queries: int = 1,
+        kv_dim: int | None = None,
+        attention: AttentionConfig = None,
+    ) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(num_queries, embed_dim) * embed_dim**-0.5)
+        self.norm = nn.LayerNorm(embed_dim if kv_dim is None else kv_dim)
+        self.attention = make_attention(embed_dim, num_heads, attention, {"cross"}, kv_dim=kv_dim)
+
+    def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
+        """x: (B, S, kv_dim). Returns (B, num_queries, E)."""
+        queries = self.queries.expand(x.shape[0], -1, -1)  # (B, num_queries, E)
+        return self.attention(queries, self.norm(x), mask=mask)

@@ -1,0 +1,119 @@
+"""THE mask convention: boolean, True = takes part, as in ``torch.nn.functional.scaled_dot_product_attention``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+def same_size(a: int, b: int) -> bool:
+    """Whether two sizes are equal, without pinning a symbolic size to what it happened to be while exporting."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(a == b)
+
+
+def key_offsets(L: int, S: int, device: torch.device | None = None) -> Tensor:
+    """Key position minus query position, bottom-right aligned: the last query stands at the last key.
+
+    Returns:
+        (L, S) long.
+    """
+    queries = torch.arange(L, device=device) + (S - L)
+    return torch.arange(S, device=device)[None, :] - queries[:, None]  # (L, S)
+
+
+class Bias(Protocol):
+    """What a mask can carry as a bias: a PositionBias, or something that answers like one."""
+
+    def dense(self, L: int, S: int) -> Tensor:
+        """(h, L, S), bottom-right aligned."""
+        ...
+
+    def offsets(self, offsets: Tensor) -> Tensor:
+        """(h, ...) for offsets (...), key position minus query position."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Who may attend to whom. Built once per forward pass and handed to every layer.
+
+    Causal is bottom-right aligned (query i sees keys 0 .. i + S - L), which is what cached decoding needs; SDPA's own
+    flag is top-left aligned. A query that may attend to nothing gets zeros from every kernel, never NaN.
+
+    >>> key_mask = torch.tensor([[True, True, False]])
+    >>> Mask(key_mask).dense(2, 3).shape
+    torch.Size([1, 1, 1, 3])
+    >>> Mask(key_mask, is_causal=True).dense(3, 3)[0, 0].int().tolist()
+    [[1, 0, 0], [1, 1, 0], [1, 1, 0]]
+    """
+
+    key_mask: Tensor | None = None  # (B, S) bool, True = a real token
+    attn_mask: Tensor | None = None  # (L, S) or (B|1, h|1, L|1, S|1) bool, True = may attend
+    is_causal: bool = False  # bottom-right aligned
+    bias: Bias | None = None  # additive, per head; set through with_bias
+    global_mask: Tensor | None = None  # (B, S) bool, tokens that see all and are seen by all
+
+    def __post_init__(self) -> None:
+        for name, dims in (("key_mask", (2,)), ("attn_mask", (2, 4)), ("global_mask", (2,))):
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if tensor.dtype != torch.bool:
+                raise TypeError(
+                    f"{name} must be boolean with True = takes part, found {tensor.dtype}; "
+                    "an additive bias goes through a PositionBias"
+                )
+            if tensor.dim() not in dims:
+                # Three dimensions could mean (B, L, S) or (h, L, S): broadcasting would pick the second in silence.
+                expected = {"key_mask": "(B, S)", "attn_mask": "(L, S) or (B, h, L, S), 1 where it does not matter"}
+                raise ValueError(f"{name} must be {expected.get(name, '(B, S)')}, found shape {tuple(tensor.shape)}")
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What a kernel must support to honour this mask: of "causal", "bias", "global"."""
+        found = []
+        if self.is_causal:
+            found.append("causal")
+        if self.bias is not None:
+            found.append("bias")
+        if self.global_mask is not None:
+            found.append("global")
+        return frozenset(found)
+
+    def with_bias(self, bias: Bias) -> Mask:
+        """The same mask with a position bias added to the scores.
+
+        Raises:
+            ValueError: it already has one.
+        """
+        if self.bias is not None and self.bias is not bias:
+            raise ValueError("the mask already carries a position bias; one attention can add only one")
+        return replace(self, bias=bias)
+
+    def dense(self, L: int, S: int, device: torch.device | None = None) -> Tensor | None:
+        """The boolean masks combined, without the bias.
+
+        Args:
+            L: number of queries.
+            S: number of keys.
+            device: where to build the causal part when no other mask says where.
+
+        Returns:
+            bool, broadcastable to (B, h, L, S), as small as it can be (a key mask alone is (B, 1, 1, S), which costs
+            nothing in the fused path), or None where everything is allowed.
+        """
+        allowed = None if self.key_mask is None else self.key_mask[:, None, None, :]  # (B, 1, 1, S)
+        if self.attn_mask is not None:
+            allowed = self.attn_mask if allowed is None else allowed & self.attn_mask
+        if self.is_causal and not (isinstance(L, int) and L == 1):  # the last query sees all keys
+            device = device if allowed is None else allowed.device
+            causal = key_offsets(L, S, device) <= 0  # (L, S)
+            allowed = causal if allowed is None else allowed & causal
+        return allowed

@@ -1,0 +1,206 @@
+"""Where a token stands: sinusoidal (1D, 2D), learned, rotary, and biases on the scores (T5, ALiBi)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .masks import key_offsets
+
+
+def sinusoidal_1d(positions: Tensor, embed_dim: int, base: float = 10000.0) -> Tensor:
+    """``[sin(p w_0), .., cos(p w_0), ..]`` with ``w_i = base^(-2i / E)`` (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        positions: (...) float or long.
+        embed_dim: E, even.
+
+    Returns:
+        (..., E) float32: sines first, then cosines.
+
+    >>> sinusoidal_1d(torch.arange(5), 8).shape
+    torch.Size([5, 8])
+    """
+    if embed_dim % 2:
+        raise ValueError(f"sinusoidal positions need an even embed_dim, found {embed_dim}")
+    half = embed_dim // 2
+    rates = torch.exp(torch.arange(half, device=positions.device) * (-math.log(base) / half))  # (E/2,)
+    angles = positions.unsqueeze(-1).float() * rates  # (..., E/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def sinusoidal_2d(
+    height: int, width: int, embed_dim: int, base: float = 10000.0, device: torch.device | None = None
+) -> Tensor:
+    """Half of the channels encode the row, half the column (Carion et al. 2020, section A.4).
+
+    Returns:
+        (H, W, E) float32.
+
+    >>> sinusoidal_2d(3, 4, 8).shape
+    torch.Size([3, 4, 8])
+    """
+    if embed_dim % 4:
+        raise ValueError(f"2D sinusoidal positions need embed_dim divisible by 4, found {embed_dim}")
+    rows = sinusoidal_1d(torch.arange(height, device=device), embed_dim // 2, base)  # (H, E/2)
+    columns = sinusoidal_1d(torch.arange(width, device=device), embed_dim // 2, base)  # (W, E/2)
+    return torch.cat(
+        [rows[:, None, :].expand(height, width, -1), columns[None, :, :].expand(height, width, -1)], dim=-1
+    )
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds 1D sinusoidal positions to (B, L, E); any length, no parameters."""
+
+    def __init__(self, embed_dim: int, *, base: float = 10000.0) -> None:
+        super().__init__()
+        if embed_dim % 2:
+            raise ValueError(f"sinusoidal positions need an even embed_dim, found {embed_dim}")
+        self.embed_dim, self.base = embed_dim, base
+
+    def forward(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
+        """x: (B, L, E); offset: tokens already decoded before x. Returns (B, L, E)."""
+        positions = torch.arange(x.shape[1], device=x.device) + offset
+        return x + sinusoidal_1d(positions, self.embed_dim, self.base).to(x.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """Adds one learned vector per position to (B, L, E), up to max_len."""
+
+    def __init__(self, max_len: int, embed_dim: int) -> None:
+        super().__init__()
+        self.max_len = max_len
+        self.weight = nn.Parameter(torch.empty(max_len, embed_dim))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
+        """x: (B, L, E); offset: tokens already decoded before x. Returns (B, L, E).
+
+        Raises:
+            ValueError: the sequence is longer than max_len.
+        """
+        end = x.shape[1] + (offset if isinstance(offset, int) else 0)
+        if end > self.max_len:
+            raise ValueError(f"a sequence of {end} tokens is longer than max_len={self.max_len}")
+        if isinstance(offset, int):
+            return x + self.weight[offset:end]
+        return x + self.weight[torch.arange(x.shape[1], device=x.device) + offset]
+
+
+class Rotary(nn.Module):
+    """Rotates pairs of q and k channels by an angle that grows with the position, so that scores depend on offsets.
+
+    Su et al. 2021, section 3.2. Channel i is paired with i + d/2, as GPT-NeoX and Llama lay it out.
+    """
+
+    def __init__(self, head_dim: int, *, base: float = 10000.0) -> None:
+        super().__init__()
+        if head_dim % 2:
+            raise ValueError(f"rotary positions need an even head_dim, found {head_dim}")
+        self.head_dim, self.base = head_dim, base
+
+    def forward(self, q: Tensor, k: Tensor, offset: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        """Rotates new queries and keys.
+
+        Args:
+            q: (B, h, L, d).
+            k: (B, h_kv, L, d).
+            offset: tokens in the cache before these.
+
+        Returns:
+            q and k, rotated.
+        """
+        half = self.head_dim // 2
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # half precision cannot count past 256
+        rates = self.base ** (-torch.arange(half, device=q.device, dtype=wide) / half)  # (d/2,)
+        positions = (torch.arange(q.shape[-2], device=q.device) + offset).to(wide)
+        angles = positions[:, None] * rates  # (L, d/2)
+        cos, sin = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)  # (B, h, L, d/2) each
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class PositionBias(nn.Module):
+    """A number added to the score of each (query, key) pair, per head, that depends on their offset alone."""
+
+    num_heads: int
+
+    def offsets(self, offsets: Tensor) -> Tensor:
+        """The bias at given offsets.
+
+        Args:
+            offsets: (...) long, key position minus query position.
+
+        Returns:
+            (h, ...).
+        """
+        raise NotImplementedError
+
+    def dense(self, L: int, S: int) -> Tensor:
+        """The bias for every pair, bottom-right aligned (the last query stands at the last key): (h, L, S)."""
+        device = next(iter(self.state_dict().values())).device
+        return self.offsets(key_offsets(L, S, device))
+
+
+class T5Bias(PositionBias):
+    """One learned number per head and bucket of distance: exact when near, logarithmic when far.
+
+    Raffel et al. 2020, section 2.1.
+    """
+
+    def __init__(
+        self, num_heads: int, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_buckets, self.max_distance = num_heads, num_buckets, max_distance
+        self.bidirectional = bidirectional
+        self.weight = nn.Parameter(torch.empty(num_buckets, num_heads))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def buckets(self, offsets: Tensor) -> Tensor:
+        """The bucket of each offset: long, same shape. If bidirectional, half of them are for keys to the right."""
+        count, first = self.num_buckets, torch.zeros_like(offsets)
+        if self.bidirectional:
+            count //= 2
+            first = (offsets > 0).long() * count
+            distance = offsets.abs()
+        else:
+            distance = (-offsets).clamp_min(0)
+        exact = count // 2
+        scale = (count - exact) / math.log(self.max_distance / exact)
+        far = exact + ((distance.float().clamp_min(1) / exact).log() * scale).long()  # truncates, as T5 does
+        return first + torch.where(distance < exact, distance, far.clamp_max(count - 1))
+
+    def offsets(self, offsets: Tensor) -> Tensor:
+        return self.weight[self.buckets(offsets)].movedim(-1, 0)  # (h, ...)
+
+
+class ALiBi(PositionBias):
+    """A fixed penalty per token of distance, with a geometric slope per head (Press et al. 2022, section 3).
+
+    ``bias = -slope |offset|``, the symmetric form, which under a causal mask is the paper's.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        power = 2 ** math.floor(math.log2(num_heads))
+        slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+        # As the paper's code: what is missing to the next power of two is taken from its odd places.
+        slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (num_heads - power), 2)]
+        self.register_buffer("slopes", torch.tensor(slopes), persistent=False)  # (h,)
+
+    def dense(self, L: int, S: int) -> Tensor:
+        return self.offsets(key_offsets(L, S, self.slopes.device))
+
+    def offsets(self, offsets: Tensor) -> Tensor:
+        slopes = self.slopes.view(-1, *[1] * offsets.dim())
+        return -slopes * offsets.abs().to(slopes.dtype)  # (h, ...)

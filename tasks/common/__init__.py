@@ -1,0 +1,1 @@
+"""What all tasks share. `dispatch`, `checkpoint`, `inference`, `losses`, `metrics` and `export` never import Lightning."""

@@ -1,0 +1,45 @@
+"""What a configuration may say about attention: `{kind: sliding_window, window: 64}`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tasks.common.errors import ConfigError, nearest
+
+
+def check_attention(config: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
+    """Check a kernel's name and options; options that only another kernel has are dropped, and said.
+
+    A YAML file may choose one kernel with its options and the command line another by `--KEY.kind`: what belonged to
+    the first then goes.
+
+    Args:
+        config: the mapping, or none for dense.
+        key: where it stands, for messages.
+
+    Raises:
+        ConfigError: no such kernel, or an option that no kernel has.
+    """
+    if config is None:
+        return None
+    from mmattn.kernels import KERNELS, kernel_options
+
+    kind = config.get("kind", "dense")
+    if kind not in KERNELS:
+        raise ConfigError(f"{key}.kind: expected one of {', '.join(KERNELS)}, found {kind!r}{nearest(str(kind), KERNELS)}.")
+    own = set(kernel_options(kind))
+    known = {option for name in KERNELS for option in kernel_options(name)}
+    kept: dict[str, Any] = {"kind": kind}
+    for option, value in config.items():
+        if option == "kind":
+            continue
+        if option in own:
+            kept[option] = value
+        elif option in known:
+            sys.stderr.write(f"{key}.{option} dropped: {kind} attention has no such option.\n")
+        else:
+            has = ", ".join(sorted(own)) or "none"
+            raise ConfigError(f"{key}.{option}: {kind} attention has no such option{nearest(option, own)}; it has: {has}.")
+    return kept

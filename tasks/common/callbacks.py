@@ -1,0 +1,245 @@
+"""What happens around training: checkpoints that survive a kill, the averaged weights, progress for people."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from tasks.common.errors import CheckpointError
+from tasks.common.files import atomic_write
+
+logger = logging.getLogger(__name__)
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write beside the target, fsync, rename. Read tensors and plain values only, from local files only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save so that a kill or a full disk leaves the earlier file as it was.
+
+        Raises:
+            CheckpointError: the file cannot be written; names it and the cause.
+        """
+        try:
+            with atomic_write(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch's writer reports a failed write as a RuntimeError
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            cause = "the disk is full" if full else str(error).splitlines()[0]
+            raise CheckpointError(f"{path}: cannot be written: {cause}. What was saved before is unharmed.") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a training checkpoint, never running code from it.
+
+        Raises:
+            CheckpointError: missing, truncated, foreign, or not a local file.
+        """
+        return read_checkpoint(path, map_location or "cpu")
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a `.ckpt` with `weights_only=True`.
+
+    Raises:
+        CheckpointError: missing, truncated, foreign, or not a local file.
+    """
+    if "://" in str(path) or str(path).startswith(("http:", "https:")):
+        raise CheckpointError(f"{path}: checkpoints are read from local files only; download it first.")
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: expected a checkpoint, found no such file.")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of this toolkit, found a damaged, truncated or foreign file ({why})."
+        ) from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
+        raise CheckpointError(f"{path}: expected a training checkpoint, found another kind of file.")
+    return checkpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """Write `last.ckpt` every so many optimiser steps and at each epoch's end: what a resumed run goes on from."""
+
+    def __init__(self, folder: Path, every_n_steps: int) -> None:
+        self.path, self.every_n_steps = folder / LAST, every_n_steps
+        self._saved_step = 0
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training up to now, those before a resume counted in."""
+        return self._seconds + time.monotonic() - self._since
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate() or loop.batch_progress.is_last_batch:
+            return  # half-summed gradients are in no checkpoint; the epoch's end saves after its validation
+        if trainer.global_step - self._saved_step >= self.every_n_steps:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved_step = trainer.global_step
+        trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"saved_step": self._saved_step, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved_step, self._seconds = state_dict["saved_step"], state_dict["seconds"]
+
+
+class BestCheckpoint(Checkpoint):
+    """Write `best.ckpt` whenever the monitored metric is better than ever; remember all metrics of that moment."""
+
+    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+        self.path, self.monitor, self.sign = folder / BEST, monitor, 1.0 if mode == "max" else -1.0
+        self.score = -math.inf
+        self.metrics: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.validating and not trainer.training:
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            return
+        score = self.sign * float(value)
+        if math.isnan(score):
+            logger.warning("%s is not a number at step %d; best.ckpt is kept.", self.monitor, trainer.global_step)
+        elif score > self.score:
+            self.score = score
+            self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.metrics |= {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.metrics = state_dict["score"], state_dict["metrics"]
+
+
+class EMA(Callback):
+    """An exponential moving average of the weights, used to validate and to ship (Polyak and Juditsky 1992).
+
+    average <- d * average + (1 - d) * weight, with d = min(decay, (1 + n) / (10 + n)) at update n, so that the random
+    start is soon forgotten. Buffers are not averaged. The training checkpoint keeps both.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay, self.updates, self._step = decay, 0, 0
+        self.average: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        named = dict(pl_module.model.named_parameters())
+        if not self.average:
+            self.average = {name: value.detach().clone() for name, value in named.items()}
+        self.average = {name: value.to(named[name].device) for name, value in self.average.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients are still being accumulated
+        self._step = trainer.global_step
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        named = dict(pl_module.model.named_parameters())
+        torch._foreach_lerp_(list(self.average.values()), [named[name].detach() for name in self.average], 1 - decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._swap(pl_module)  # back before checkpoints are written
+
+    @torch.no_grad()
+    def _swap(self, pl_module: Any) -> None:
+        for name, parameter in pl_module.model.named_parameters():
+            if name in self.average:
+                kept = parameter.detach().clone()
+                parameter.copy_(self.average[name])
+                self.average[name].copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "updates": self.updates, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average, self.updates, self._step = state_dict["average"], state_dict["updates"], state_dict["step"]
+
+
+def shipped_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights to ship from a training checkpoint: the model's, with the average where one was kept."""
+    state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    return state | checkpoint.get("callbacks", {}).get(EMA.__name__, {}).get("average", {})
+
+
+class Patience(EarlyStopping):
+    """Early stopping that a resumed run honours: one that had stopped does not train another epoch."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class LineProgress(ProgressBar):
+    """A line every validation and at most every ten seconds, where nobody watches a terminal (logs, CI)."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        super().__init__()
+        self.seconds, self._shown, self._began, self._first_step = seconds, 0.0, 0.0, 0
+        self._enabled = True
+
+    def disable(self) -> None:  # Lightning calls it on all processes but the first
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = self._shown = time.monotonic()
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if time.monotonic() - self._shown >= self.seconds:
+            self._line(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._line(trainer)
+
+    def _line(self, trainer: Trainer) -> None:
+        if not self._enabled:
+            return
+        self._shown = time.monotonic()
+        seconds = self._shown - self._began
+        total = trainer.estimated_stepping_batches
+        steps = trainer.global_step - self._first_step
+        left = f", {seconds / steps * (total - trainer.global_step):.0f} s left" if steps and math.isfinite(total) else ""
+        names = ("train/loss", trainer.lightning_module.monitor)  # type: ignore[union-attr]
+        values = trainer.callback_metrics
+        shown = "".join(f"  {name} {float(values[name]):.4f}" for name in names if name in values)
+        print(f"epoch {trainer.current_epoch}  step {trainer.global_step}/{total}{shown}  [{seconds:.0f} s{left}]", flush=True)
+
+
+def progress_bar() -> ProgressBar:
+    """Rich's live bar on a terminal, lines elsewhere."""
+    import sys
+
+    return RichProgressBar(leave=True) if sys.stdout.isatty() and not os.environ.get("CI") else LineProgress()

@@ -1,0 +1,164 @@
+"""The shipped checkpoint: a folder that outlives releases. No Lightning, no pickle, no module path in it.
+
+    model/
+      config.json        {"format": 1, "task": "vqa", "model": {keyword arguments}, "metrics": {...}}
+      model.safetensors  the weights
+      processor/         preprocessing, labels, tokenizer: what the task's processor saves
+      README.md          a card: what it is, the measured metrics, the command that made it
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.common.errors import CheckpointError
+from tasks.common.files import atomic_folder, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FORMAT = 1
+CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "processor", "README.md"
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """Read and check `config.json` of a shipped folder.
+
+    Raises:
+        CheckpointError: no such folder, not one of ours, or made by a newer version.
+    """
+    folder = Path(directory)
+    if str(directory).startswith(("http://", "https:/")):
+        raise CheckpointError(f"{directory}: weights are loaded from local folders only; download it first.")
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, found no such folder.")
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        names = sorted(entry.name for entry in folder.iterdir())
+        present = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "") or "nothing"
+        raise CheckpointError(f"{folder}: expected a shipped model with {CONFIG}, found: {present}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: expected JSON, found something else: {error}.") from None
+    missing = [key for key in ("format", "task", "model") if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise CheckpointError(
+            f"{path}: expected the keys format, task, model of an mmattn checkpoint; missing: {', '.join(missing)}. "
+            "A checkpoint of another library must be converted first."
+        )
+    if config["format"] != FORMAT:
+        raise CheckpointError(f"{path}: expected format {FORMAT}, found {config['format']!r}; a newer mmattn made it?")
+    from tasks import TASKS
+
+    if config["task"] not in TASKS:
+        raise CheckpointError(f"{path}: expected one of the tasks {', '.join(TASKS)}, found {config['task']!r}.")
+    return config
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file, half precision widened to float32.
+
+    Raises:
+        CheckpointError: missing, truncated, or not safetensors (a pickle under that name is refused, never opened).
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: expected the model's weights, found no such file.")
+    try:
+        state = load_file(path)
+    except (SafetensorError, ValueError) as error:
+        head = path.read_bytes()[:8]
+        if head[:2] == b"PK" or head[:1] == b"\x80":
+            found = "a pickle under that name; pickles can run code and are not opened"
+        else:
+            found = f"a damaged or truncated one of {path.stat().st_size} bytes ({error})"
+        raise CheckpointError(f"{path}: expected a safetensors file, found {found}.") from None
+    half = (torch.float16, torch.bfloat16)
+    return {name: value.float() if value.dtype in half else value for name, value in state.items()}
+
+
+def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Load strictly: every name and shape must fit.
+
+    Raises:
+        CheckpointError: names what is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"left over {name}" for name in state if name not in own]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, the model's {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{source}: the weights do not fit the model: {'; '.join(problems[:5])}{more}.")
+    model.load_state_dict(dict(state))
+
+
+def save_directory(
+    directory: str | Path,
+    *,
+    task: str,
+    model: nn.Module,
+    keywords: Mapping[str, Any],
+    processor: Any,
+    metrics: Mapping[str, Any] | None = None,
+    command: str = "",
+    half: bool = False,
+) -> Path:
+    """Write a shipped folder, whole or not at all.
+
+    Args:
+        directory: the folder to make or replace.
+        task: the task package's name.
+        model: the module whose weights are written.
+        keywords: `type(model)(**keywords)` rebuilds it.
+        processor: has `save(folder)`.
+        metrics: measured figures for the card, `{"test": {"accuracy": 0.97}}`.
+        command: the command that made it, for the card.
+        half: write floating point weights in float16 (half the size; about three decimal digits).
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    def stored(value: torch.Tensor) -> torch.Tensor:
+        value = value.detach().cpu().contiguous()
+        return value.half() if half and value.is_floating_point() else value
+
+    def fill(folder: Path) -> None:
+        save_file({name: stored(value) for name, value in model.state_dict().items()}, folder / WEIGHTS)
+        processor.save(folder / PROCESSOR)
+        config = {"format": FORMAT, "task": task, "model": dict(keywords), "metrics": dict(metrics or {})}
+        write_json(folder / CONFIG, config)
+        (folder / CARD).write_text(_card(task, model, metrics or {}, command, half), encoding="utf-8")
+
+    return atomic_folder(directory, fill)
+
+
+def _card(task: str, model: nn.Module, metrics: Mapping[str, Any], command: str, half: bool) -> str:
+    rows = [
+        f"| {split} | {name} | {value:.4f} |"
+        for split, figures in metrics.items()
+        for name, value in figures.items()
+        if isinstance(value, float)
+    ]
+    table = "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else "Not measured yet."
+    size = sum(parameter.numel() for parameter in model.parameters())
+    precision = "float16 on disk, float32 in memory" if half else "float32"
+    return (
+        f"# {task}\n\nA model of the task `{task}`, {size:,} parameters ({precision}).\n\n{table}\n\n"
+        + (f"Made by:\n\n    {command}\n\n" if command else "")
+        + f"Use it:\n\n    from tasks import load\n    predictor = load('FOLDER')\n\n"
+        f"or `python -m tasks.{task} predict --checkpoint FOLDER`. Licence: Apache-2.0.\n"
+    )

@@ -1,0 +1,317 @@
+"""fit, validate and test: LightningCLI with one parser, flat model keywords, a run directory, and errors that help."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.tuner import Tuner
+
+from tasks.common import rundir
+from tasks.common.callbacks import (
+    BEST,
+    EMA,
+    LAST,
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    Patience,
+    progress_bar,
+    read_checkpoint,
+    shipped_weights,
+)
+from tasks.common.checkpoint import WEIGHTS, load_weights, read_config, save_directory
+from tasks.common.errors import CheckpointError, ConfigError
+
+# Where a configuration may name classes (callbacks, loggers, strategies, plugins): nowhere else is code imported from.
+ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
+# Settings that a resumed run may change: they do not alter what is computed.
+FREE_SETTINGS = {"data.num_workers", "data.on_error", "model.save_every_n_steps", "model.compile"}
+# Lightning's warnings about what is meant here: resuming in mid-epoch is exact, and both loggers share a folder.
+KNOWN_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    ".*dataloader is not resumable.*",
+    ".*in eval mode at the start of training.*",
+    ".*exists and is not empty.*",
+    ".*treespec, LeafSpec.*",
+    ".*sync_dist=True.*",  # metrics gather over processes themselves
+)
+
+
+class Parser(LightningArgumentParser):
+    """Errors in one line, with the nearest right key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_abbrev = False  # a mistyped key must not silently be another one
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ConfigError(self.explain(str(message)))
+
+    def known_keys(self) -> list[str]:
+        return sorted({a.dest for a in self._actions if a.dest and a.dest not in ("help", "==SUPPRESS==")})
+
+    def explain(self, message: str) -> str:
+        """Say the nearest right key where the message is about a wrong one."""
+        refused = re.search(r"Importing '([^']+)' is not allowed", message)
+        if refused:
+            key = re.search(r'key "([\w.]+)"', message)
+            where = f"{key[1]}: " if key else ""
+            allowed = " and ".join(ALLOWED_IMPORTS)
+            return f"{where}{refused[1]!r} may not be imported: a configuration names classes of {allowed} only."
+        wrong = re.findall(r"(?:Option |Key |nrecognized arguments: (?:--)?)['\"]?([\w.]+)", message)
+        hints = []
+        for key in wrong[:1]:
+            known = self.known_keys()
+            prefixes = [key.rsplit(".", n)[0] if n else key for n in range(key.count(".") + 1)]
+            close = [m for k in prefixes for m in difflib.get_close_matches(k, known, n=1, cutoff=0.75)]
+            hints = [f"; did you mean '{close[0]}'?"] if close else []
+        return f"{message.strip()}{''.join(hints)}"
+
+
+class TaskCLI(LightningCLI):
+    """LightningCLI for one command of one task."""
+
+    command: str
+    argv: Sequence[str]
+
+    def __init__(self, task: str, command: str, argv: Sequence[str]) -> None:
+        self.task, self.command, self.argv = task, command, argv
+        package = importlib.import_module(f"tasks.{task}.module")
+        self.module_type, self.data_type = package.LIGHTNING
+        super().__init__(
+            self.module_type,
+            self.data_type,
+            save_config_callback=None,
+            trainer_defaults={
+                "default_root_dir": f"runs/{task}",
+                "max_epochs": 20,
+                "gradient_clip_val": 1.0,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,  # the batch samplers deal to the processes themselves
+                "enable_model_summary": False,
+                "log_every_n_steps": 20,
+            },
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[command, *argv],
+        )
+
+    # Parsing ----------------------------------------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the asked-for one: building the others' parsers would cost a second each."""
+        skip = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
+        return {self.command: skip if self.command == "fit" else skip | {"ckpt_path", "verbose"}}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
+        options = {"as_group": False, "instantiate": False, "fail_untyped": False}
+        parser.add_class_arguments(self.module_type.model_class, "model", skip=set(self.data_type.sizes), **options)
+        parser.add_class_arguments(self.module_type, "model", skip={"model"}, **options)
+        parser.add_class_arguments(self.data_type, "data", skip={"seed"}, instantiate=False, fail_untyped=False)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self.command == "fit":
+            parser.add_argument("--overwrite", type=bool, default=False, help="Empty a run directory that is in use.")
+            parser.add_argument("--find_lr", type=bool, default=False, help="Search a learning rate before training.")
+        else:
+            parser.add_argument("--checkpoint", type=str | None, default=None, help="A shipped model's folder.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise ConfigError(self._subcommand_parsers[self.command].explain(str(error))) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyper-parameters override flags silently; ours are compared instead."""
+
+    # Building ---------------------------------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.config
+        config = self.config[self.command]
+        self.seed = config.seed_everything if isinstance(config.seed_everything, int) else 0
+        data = config.data.as_dict()
+        self.root = Path(config.trainer.default_root_dir)
+        self.datamodule = self.data_type(**data, seed=self.seed)
+        keywords = config.model.as_dict()
+        accepted = inspect.signature(self.module_type.model_class).parameters
+        model = {key: value for key, value in keywords.items() if key in accepted}
+        training = {key: value for key, value in keywords.items() if key not in accepted}
+        self.checkpoint = None
+        if self.command != "fit":
+            shipped = read_config(config.checkpoint or self.root / "model")
+            self.checkpoint = Path(config.checkpoint or self.root / "model")
+            if shipped["task"] != self.task:
+                raise CheckpointError(f"{self.checkpoint}: expected a model of {self.task}, found one of {shipped['task']}.")
+            self.datamodule.use_processor(self.checkpoint)
+            model = {key: value for key, value in shipped["model"].items() if key not in self.data_type.sizes}
+        model = self.module_type.check_model(model)
+        self.model = self.module_type(model, **training)
+        self.model.seed = self.seed
+        self.model.settings = {
+            f"{group}.{key}": value
+            for group, values in (("model", {**model, **training}), ("data", data))
+            for key, value in _plain(values).items()
+            if f"{group}.{key}" not in FREE_SETTINGS
+        } | {"seed_everything": self.seed}
+        self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.parser.instantiate_classes(self.config)[self.command].trainer.as_dict()
+        callbacks = config["callbacks"] or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(progress_bar())
+        if self.command == "fit":
+            self.last = LastCheckpoint(self.root, self.model.save_every_n_steps)
+            callbacks += [self.last, BestCheckpoint(self.root, self.model.monitor, self.model.mode)]
+            if self.model.ema_decay:
+                callbacks.append(EMA(self.model.ema_decay))
+            if self.model.early_stopping:
+                callbacks.append(Patience(self.model.monitor, patience=self.model.early_stopping, mode=self.model.mode))
+            if config["logger"] in (None, True):
+                board = TensorBoardLogger(str(self.root), name="logs")
+                config["logger"] = [board, CSVLogger(str(self.root), name="logs", version=board.version)]
+        else:
+            config["enable_checkpointing"] = False
+            config["logger"] = config["logger"] or False
+        plugins = config["plugins"] or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        return Trainer(**{**config, "callbacks": callbacks, "plugins": [*plugins, AtomicCheckpointIO()]})
+
+    # Running ----------------------------------------------------------------------------------------------------------
+
+    def fit(self, ckpt_path: str | None = None, **_: Any) -> None:
+        """Train, then export the best model to `model/` and write what was measured."""
+        config = self.config["fit"]
+        self.datamodule.dataset("train"), self.datamodule.dataset("val")  # bad data end the run before anything is touched
+        resume = self._resume_path(ckpt_path)
+        if self.trainer.is_global_zero:
+            rundir.prepare(self.root, resume=ckpt_path is not None, overwrite=config.overwrite)
+            dump = self._subcommand_parsers["fit"].dump(config, skip_none=False)
+            rundir.record_start(self.root, self.task, self.seed, self.argv, dump, resumed=ckpt_path is not None)
+        if config.find_lr and resume is None:
+            self._find_lr()
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume, weights_only=True)
+        if self.trainer.state.status != "finished":
+            raise SystemExit(130)  # Lightning has caught a Ctrl-C: last.ckpt is what there is to go on from
+        if self.trainer.is_global_zero:
+            self._finish()
+
+    def _resume_path(self, ckpt_path: str | None) -> Path | None:
+        if ckpt_path is None:
+            return None
+        path = self.root / {"last": LAST, "best": BEST}.get(ckpt_path, ckpt_path)
+        if ckpt_path not in ("last", "best"):
+            path = Path(ckpt_path)
+        if ckpt_path == "last" and not path.exists() and rundir.is_run(self.root):
+            print(f"{path} was not yet written when the run ended: starting from the beginning.")
+            return None
+        read_checkpoint(path)  # a damaged one ends here, before anything is touched
+        return path
+
+    def _find_lr(self) -> None:
+        finder = Tuner(self.trainer).lr_find(self.model, datamodule=self.datamodule)
+        suggestion = finder.suggestion() if finder else None
+        if suggestion is None:
+            raise ConfigError("--find_lr: the loss gave no usable slope; set --model.lr by hand.")
+        self.model.lr = suggestion
+        print(f"learning rate found: {suggestion:.2e}")
+
+    def _finish(self) -> None:
+        best = read_checkpoint(self.root / BEST if (self.root / BEST).exists() else self.root / LAST)
+        model = self.model.model
+        load_weights(model, shipped_weights(best), self.root / BEST)
+        validation = best["callbacks"].get("BestCheckpoint", {}).get("metrics", {})
+        validation = {name.removeprefix("val/"): value for name, value in validation.items()}
+        fit = {
+            "epochs": self.trainer.current_epoch,
+            "steps": self.trainer.global_step,
+            "seconds": round(self.last.seconds, 1),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
+        values = self.trainer.callback_metrics
+        fit |= {name.removeprefix("train/"): float(value) for name, value in values.items() if name.startswith("train/")}
+        save_directory(
+            self.root / "model",
+            task=self.task,
+            model=model,
+            keywords=self.model.complete_keywords(),
+            processor=self.datamodule.processor,
+            metrics={"validation": validation},
+            command=f"python -m tasks.{self.task} fit {' '.join(self.argv)}",
+        )
+        rundir.record_metrics(self.root, "fit", rundir.read_json(self.root / "metrics.json").get("fit", {}) | fit)
+        rundir.record_metrics(self.root, "validation", validation)
+        rundir.record_data(self.root, self.datamodule.fingerprint())
+        main = self.model.monitor.split("/")[1]
+        score = f" (val/{main} {validation[main]:.4f})" if main in validation else ""
+        module = f"python -m tasks.{self.task}"
+        print(
+            f"Done: everything is in {self.root}; the best model in {self.root / 'model'}{score}.\n"
+            f"Next: `{module} test --checkpoint {self.root / 'model'}`; `predict`, `explain` and `export` take the same folder."
+        )
+
+    def validate(self, **_: Any) -> None:
+        self._measure("validate", "validation")
+
+    def test(self, **_: Any) -> None:
+        self._measure("test", "test")
+
+    def _measure(self, command: str, split: str) -> None:
+        rundir.writable(self.root)
+        self.model.weights_from = self.checkpoint / WEIGHTS
+        results = getattr(self.trainer, command)(self.model, datamodule=self.datamodule, verbose=False)[0]
+        if self.trainer.is_global_zero:
+            figures: dict[str, Any] = {name.split("/", 1)[1]: value for name, value in results.items()}
+            rundir.print_metrics(f"{self.task}: {split} of {self.checkpoint}", figures)
+            figures |= {"checkpoint": str(self.checkpoint), "data": self.datamodule.fingerprint()}
+            rundir.record_metrics(self.root, split, figures)
+            print(f"Written to {self.root / 'metrics.json'}.")
+
+
+def _plain(values: Any) -> Any:
+    """Values as JSON would give them back, so that a checkpoint's and a parser's compare equal."""
+    if isinstance(values, (dict, Namespace)):
+        return {str(key): _plain(value) for key, value in dict(values).items()}
+    if isinstance(values, (list, tuple)):
+        return [_plain(value) for value in values]
+    return values if isinstance(values, (int, float, str, bool, type(None))) else str(values)
+
+
+def run(task: str, command: str, argv: Sequence[str]) -> None:
+    """Run fit, validate or test of a task.
+
+    Raises:
+        UserError: the configuration, the data or a checkpoint is wrong.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for known in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=known)
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_IMPORTS)
+    arguments = ["--help" if word == "--help-all" else word for word in argv]
+    try:
+        TaskCLI(task, command, arguments)
+    except SystemExit as stop:
+        sys.stdout.flush()
+        raise stop

@@ -1,0 +1,171 @@
+"""Data for training and measuring: three splits by path, one processor made once, batches that can be resumed exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from data.batching import BatchPlan, EvalBatchSampler, GroupBatchSampler, make_loader
+from tasks.common.checkpoint import PROCESSOR
+from tasks.common.errors import ConfigError
+from tasks.common.files import atomic_folder
+
+Split = Literal["train", "val", "test"]
+
+
+class TaskDataModule(LightningDataModule):
+    """What the data of all tasks have in common. A task says how to open a split, make a processor and collate.
+
+    Args:
+        train: path of the training split; none: the built-in data.
+        val: path of the validation split; none: the built-in data.
+        test: path of the test split; none: the built-in data.
+        batch_size: samples in a batch and process.
+        num_workers: processes that prepare batches; the batches do not depend on it.
+        on_error: a bad item ends the run ("raise"), or is left out, counted and reported ("skip").
+        seed: of batch order and augmentation.
+    """
+
+    processor_class: Any
+    sizes: tuple[str, ...] = ()  # the model's keywords that the data decide, and the user does not
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or num_workers < 0:
+            raise ConfigError(f"data.batch_size must be at least 1 and data.num_workers at least 0, found "
+                              f"{batch_size} and {num_workers}.")
+        self.paths: dict[str, str | None] = {"train": train, "val": val, "test": test}
+        self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
+        self.processor: Any = None
+        self._datasets: dict[str, Dataset] = {}
+        self._train_plan: BatchPlan | None = None
+        self._resume = {"epoch": 0, "batches": 0}
+
+    # What a task provides ---------------------------------------------------------------------------------------------
+
+    def open_split(self, split: Split, path: str | None) -> Dataset:
+        """The split's dataset of samples: from `path`, or the built-in one."""
+        raise NotImplementedError
+
+    def make_processor(self, train: Dataset) -> Any:
+        """Make the processor (vocabulary, labels, preprocessing) from the training split."""
+        raise NotImplementedError
+
+    def prepare_dataset(self, dataset: Dataset, split: Split) -> Dataset:
+        """Last touches that need the processor, e.g. leaving out what cannot be learnt."""
+        return dataset
+
+    def collate_fn(self, split: Split) -> Callable[[list], Any]:
+        """A picklable function, called as `f(samples, seeds=[...], is_repeat=bool)`, that makes a batch."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def dataset(self, split: Split) -> Dataset:
+        """Open a split once."""
+        if split not in self._datasets:
+            self._datasets[split] = self.open_split(split, self.paths[split])
+        return self._datasets[split]
+
+    def prepare_data(self) -> None:
+        """Make the processor once, into the run directory; a resumed run finds it there and never remakes it."""
+        folder = self._processor_folder()
+        if self.processor is None and not folder.exists():
+            atomic_folder(folder, self.make_processor(self.dataset("train")).save)
+
+    def setup(self, stage: str) -> None:
+        if self.processor is None:
+            self.processor = self.processor_class.load(self._processor_folder())
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
+            self._datasets[split] = self.prepare_dataset(self.dataset(split), split)  # type: ignore[arg-type]
+
+    def use_processor(self, checkpoint: Path) -> None:
+        """Take the processor of a shipped model instead of making one."""
+        self.processor = self.processor_class.load(checkpoint / PROCESSOR)
+
+    def model_sizes(self) -> dict[str, Any]:
+        """The values of `sizes`."""
+        return self.processor.sizes()
+
+    def _processor_folder(self) -> Path:
+        assert self.trainer is not None
+        return Path(self.trainer.default_root_dir) / PROCESSOR
+
+    # Loaders ----------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.dataset("train")
+        self._train_plan = GroupBatchSampler(_groups(dataset), self.batch_size, seed=self.seed, **self._ranks())
+        self._train_plan.resume(self._resume["epoch"], self._resume["batches"])
+        return self._loader(dataset, self._train_plan, "train")
+
+    def val_dataloader(self) -> DataLoader:
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: Split) -> DataLoader:
+        dataset = self.dataset(split)
+        return self._loader(dataset, EvalBatchSampler(_groups(dataset), self.batch_size, **self._ranks()), split)
+
+    def _loader(self, dataset: Dataset, plan: BatchPlan, split: Split) -> DataLoader:
+        return make_loader(dataset, plan, self.collate_fn(split), self.num_workers, self.seed, self._pin())
+
+    def _ranks(self) -> dict[str, int]:
+        assert self.trainer is not None
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _pin(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    # Exact resume -----------------------------------------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called at each epoch's start, before its batches are drawn."""
+        if self._train_plan is not None:
+            self._train_plan.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training is, counted in batches consumed: what a worker has prefetched does not count."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress
+        done = progress.is_last_batch or progress.current.ready >= self.trainer.num_training_batches
+        # Within an epoch `processed` counts the finished ones; at its end Lightning has already counted this one.
+        finished = loop.epoch_progress.current.processed
+        if done and finished == loop.epoch_progress.current.completed and progress.current.ready:
+            finished += 1  # saved between the last batch and the epoch's end
+        return {"epoch": finished, "batches": 0 if done else progress.current.ready}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resume = dict(state_dict)
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """What the data were: for each opened split its path, its number of samples and a hash of its content."""
+        return {
+            split: {
+                "path": self.paths[split] or "built-in",
+                "samples": len(dataset),  # type: ignore[arg-type]
+                "sha256": dataset.fingerprint(),  # type: ignore[attr-defined]
+            }
+            for split, dataset in self._datasets.items()
+        }
+
+
+def _groups(dataset: Any) -> Sequence[int]:
+    """The group of each sample, which stays together in training; each alone where the data set knows none."""
+    return getattr(dataset, "groups", range(len(dataset)))

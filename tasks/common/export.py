@@ -1,0 +1,139 @@
+"""torch.export and ONNX with dynamic sizes, each checked against the eager model before it counts as written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.common.errors import UserError
+
+
+class ExportError(UserError):
+    """An exported program does not do what the model does, or a package for it is missing."""
+
+
+def register_output(kind: type) -> type:
+    """Register a NamedTuple of tensors, so that exported programs which return it can be saved. Use as a decorator."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    torch.utils._pytree._register_namedtuple(kind, serialized_type_name=name)
+    return kind
+
+
+def outputs_of(value: Any) -> list[Tensor]:
+    """The tensors of a model's output, in order."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters tell much that is not for users; errors still raise."""
+    levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def export_program(
+    model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, Any]]
+) -> torch.export.ExportedProgram:
+    """torch.export by keyword, with dynamic dimensions.
+
+    Args:
+        model: in evaluation mode.
+        inputs: example tensors by argument name; dynamic sizes should be at least two.
+        dynamic: for each argument, its dynamic dimensions.
+    """
+    with _quiet(), torch.no_grad():
+        shapes = {name: dict(dynamic.get(name, {})) or None for name in inputs}
+        return torch.export.export(model, (), kwargs=dict(inputs), dynamic_shapes=shapes, strict=False)
+
+
+def export_model(
+    model: nn.Module,
+    examples: Sequence[Mapping[str, Tensor]],
+    dynamic: Mapping[str, Mapping[int, Any]],
+    folder: Path,
+    name: str,
+    formats: Sequence[str],
+    tolerance: float = 1e-4,
+) -> list[str]:
+    """Write `NAME.pt2` and `NAME.onnx`, each compared with the eager model on every example.
+
+    Args:
+        model: its forward takes the examples' tensors by keyword.
+        examples: at least two, of different batch sizes and lengths; the first is traced.
+        dynamic: for each argument, its dynamic dimensions.
+        folder: made if missing.
+        name: of the files.
+        formats: of "torch", "onnx".
+        tolerance: the largest absolute difference that counts as equal.
+
+    Returns:
+        A line for each file, with the largest difference seen.
+
+    Raises:
+        ExportError: a program differs from the model; its file is then removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = model.eval().cpu()
+    program = export_program(model, examples[0], dynamic)
+    lines = []
+    for kind in formats:
+        path = folder / (f"{name}.pt2" if kind == "torch" else f"{name}.onnx")
+        run = _save_torch(program, path) if kind == "torch" else _save_onnx(program, examples[0], path)
+        worst = 0.0
+        for example in examples:
+            with torch.no_grad():
+                expected = outputs_of(model(**example))
+            for mine, theirs in zip(expected, run(example), strict=True):
+                if mine.numel():
+                    worst = max(worst, (mine - theirs).abs().max().item())
+        if not worst <= tolerance:
+            path.unlink()
+            raise ExportError(f"{path}: differs from the model by {worst:.2e}, expected at most {tolerance:g}; removed.")
+        lines.append(f"{path} written; largest difference from the model {worst:.1e} on {len(examples)} batches.")
+    return lines
+
+
+def _save_torch(program: torch.export.ExportedProgram, path: Path) -> Any:
+    with _quiet():
+        torch.export.save(program, path)
+        loaded = torch.export.load(path).module()
+
+    def run(example: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return outputs_of(loaded(**example))
+
+    return run
+
+
+def _save_onnx(program: torch.export.ExportedProgram, example: Mapping[str, Tensor], path: Path) -> Any:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ExportError(f"ONNX export needs the package {error.name}: pip install 'mmattn[export]'.") from None
+    with _quiet():
+        torch.onnx.export(program, (), kwargs=dict(example), dynamo=True, verbose=False).save(path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(example: Mapping[str, Tensor]) -> list[Tensor]:
+        feed = {name: value.numpy() for name, value in example.items() if name in names}
+        return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    return run

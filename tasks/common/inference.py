@@ -1,0 +1,150 @@
+"""predict, explain and export: raw input to answers, with a shipped model. No Lightning."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tasks.common.errors import UserError
+from tasks.common.files import atomic_write
+
+
+class Predictor(Protocol):
+    """What `load()` returns in every task."""
+
+    def items(self, options: argparse.Namespace) -> Sequence[dict[str, Any]]:
+        """The items that the command line names: one, a folder's, or a file's lines."""
+
+    def predict(self, items: Sequence[dict[str, Any]], batch_size: int = 32) -> list[Any]:
+        """An answer (a dataclass) for each item, in order."""
+
+    def explain(self, item: dict[str, Any]) -> Any:
+        """An explanation with `save(path)`."""
+
+    def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
+        """Write programs, check them against the model, say what was written."""
+
+
+def device_of(name: str) -> Any:
+    """The torch device for "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
+        raise UserError(f"--device {name}: expected auto, cpu or a CUDA device of this machine.")
+    return torch.device(name)
+
+
+def shipped_folder(task: str) -> Path:
+    """The folder of the checkpoint that ships with a task."""
+    return Path(__file__).resolve().parents[1] / task / "checkpoint"
+
+
+def run(task: str, command: str, options: argparse.Namespace) -> None:
+    """Run one of the three commands."""
+    module = importlib.import_module(f"tasks.{task}.predict")
+    predictor: Predictor = module.load(options.checkpoint, device=options.device)
+    if command == "export":
+        formats = ("onnx", "torch") if options.format == "all" else (options.format,)
+        for line in predictor.export(Path(options.output), formats):
+            print(line)
+        return
+    items = predictor.items(options)
+    if command == "predict":
+        _predict(predictor, items, options)
+    else:
+        _explain(predictor, items, options)
+
+
+def _answers(predictor: Predictor, items: Sequence[dict[str, Any]], options: argparse.Namespace) -> Iterator[Any]:
+    """Answers in order, a batch at a time; a bad item ends the run or becomes an `error` line, as asked."""
+    for start in range(0, len(items), options.batch_size):
+        batch = items[start : start + options.batch_size]
+        try:
+            yield from predictor.predict(batch, batch_size=options.batch_size)
+        except Exception as error:
+            if options.on_error != "skip" or not _is_bad_item(error):
+                raise
+            for item in batch:  # once more, one by one: only the bad ones are left out
+                try:
+                    yield from predictor.predict([item])
+                except Exception as single:
+                    if not _is_bad_item(single):
+                        raise
+                    yield {"id": str(item.get("id", "")), "error": str(single)}
+
+
+def _is_bad_item(error: Exception) -> bool:
+    return isinstance(error, OSError) or getattr(error, "user_error", False)
+
+
+def _predict(predictor: Predictor, items: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    skipped: list[str] = []
+    options.batch_size = min(options.batch_size, max(len(items), 1))
+
+    def lines() -> Iterator[str]:
+        for answer in progress(_answers(predictor, items, options), len(items), "predicting"):
+            record = answer if isinstance(answer, dict) else dataclasses.asdict(answer)
+            if "error" in record:
+                skipped.append(record["error"])
+            yield json.dumps(record, ensure_ascii=False) + "\n"
+
+    if options.output is None:
+        for line in lines():
+            sys.stdout.write(line)
+        sys.stdout.flush()
+    else:
+        with atomic_write(options.output, "w") as file:
+            for line in lines():
+                file.write(line)
+        print(f"{len(items) - len(skipped)} answers written to {options.output}.")
+    report_skipped(skipped, len(items))
+
+
+def _explain(predictor: Predictor, items: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    target = Path(options.output or "explanation.png")
+    many = len(items) > 1 or target.suffix.lower() != ".png"
+    if many and target.suffix.lower() == ".png":
+        raise UserError(f"--output {target}: expected a folder for {len(items)} pictures, found the name of one PNG.")
+    skipped: list[str] = []
+    for number, item in enumerate(progress(items, len(items), "explaining")):
+        path = target / f"{number:05d}.png" if many else target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            predictor.explain(item).save(path)
+        except Exception as error:
+            if options.on_error != "skip" or not _is_bad_item(error):
+                raise
+            skipped.append(str(error))
+    written = len(items) - len(skipped)
+    print(f"{written} explanations written to {target}." if many else f"{path} written.")
+    report_skipped(skipped, len(items))
+
+
+def report_skipped(skipped: Sequence[str], total: int) -> None:
+    """Say on stderr how many items were left out, and why the first ones."""
+    if skipped:
+        shown = "".join(f"\n  {reason}" for reason in skipped[:5])
+        sys.stderr.write(f"{len(skipped)} of {total} items left out:{shown}\n")
+
+
+def progress(items: Any, total: int, title: str) -> Iterator[Any]:
+    """Rich's bar on stderr for long work on a terminal; nothing where nobody watches or there is little to do."""
+    if total < 64 or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=title, total=total, console=Console(stderr=True))

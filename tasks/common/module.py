@@ -1,0 +1,253 @@
+"""Training and measuring, the same for all tasks: optimiser, schedule, seeds, what to do when a loss is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from data.batching import seed_of
+from tasks.common.checkpoint import load_weights, read_weights
+from tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
+
+Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
+
+
+def schedule_factor(schedule: Schedule, step: int, warmup_steps: int, total_steps: int) -> float:
+    """The learning rate at `step` as a fraction of its peak: linear warm-up, then the named decay.
+
+    "cosine" and "linear" reach zero at `total_steps`; "inverse_sqrt" is sqrt(warmup / step) (Vaswani et al. 2017,
+    section 5.3, scaled to a peak of one).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    if schedule == "inverse_sqrt":
+        return math.sqrt(max(warmup_steps, 1) / max(step + 1, 1))
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices with decay; norms, biases and other vectors without (they have nothing to regularise)."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+class TaskModule(LightningModule):
+    """batch -> model -> loss -> metric. A task says what its model, its loss and its metric are.
+
+    Args:
+        model: the keywords of `model_class`, without the sizes that the data decide.
+        lr: peak learning rate of AdamW.
+        weight_decay: decoupled decay, on matrices alone.
+        betas: AdamW's averaging coefficients.
+        schedule: how the rate falls after the warm-up: cosine, linear, inverse_sqrt, constant.
+        warmup_steps: optimiser steps of linear warm-up.
+        label_smoothing: probability mass spread over all classes in the training loss.
+        ema_decay: validate, and ship, an exponential moving average of the weights with this decay; none: the weights.
+        early_stopping: stop after so many validations without a better metric; none: never.
+        compile: run the model through torch.compile.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        save_every_n_steps: write last.ckpt every so many optimiser steps, beside every epoch's end.
+    """
+
+    task: str
+    model_class: type[nn.Module]
+    monitor: str
+    mode: Literal["min", "max"] = "max"
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.98),
+        schedule: Schedule = "cosine",
+        warmup_steps: int = 100,
+        label_smoothing: float = 0.0,
+        ema_decay: float | None = None,
+        early_stopping: int | None = None,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        save_every_n_steps: int = 1000,
+    ) -> None:
+        super().__init__()
+        for name, value, low, high in (
+            ("lr", lr, 0.0, math.inf),
+            ("label_smoothing", label_smoothing, -1e-9, 1.0),
+            ("ema_decay", ema_decay or 0.5, 0.0, 1.0),
+            ("early_stopping", early_stopping or 1, 0, math.inf),
+            ("save_every_n_steps", save_every_n_steps, 0, math.inf),
+        ):
+            if not low < value < high:
+                raise ConfigError(f"model.{name}: expected a value between {max(low, 0):g} and {high:g}, found {value}.")
+        self.keywords = dict(model)
+        self.lr = lr  # an attribute of its own: the learning-rate finder sets it
+        self.weight_decay, self.betas = weight_decay, betas
+        self.schedule, self.warmup_steps = schedule, warmup_steps
+        self.label_smoothing = label_smoothing
+        self.ema_decay, self.early_stopping = ema_decay, early_stopping
+        self.compile_model, self.gradient_checkpointing = compile, gradient_checkpointing
+        self.save_every_n_steps = save_every_n_steps
+        self.model: nn.Module | None = None
+        self.weights_from: Path | None = None  # a safetensors file to measure
+        self.seed = 0
+        self.settings: dict[str, Any] = {}  # what a resumed run must agree with; the command line fills it
+        self.metrics = nn.ModuleDict()
+
+    # What a task provides ---------------------------------------------------------------------------------------------
+
+    def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (a scalar) and its named parts, for the log."""
+        raise NotImplementedError
+
+    def make_metric(self) -> nn.Module:
+        """A torchmetrics.Metric whose `compute()` is a dictionary of names and values."""
+        raise NotImplementedError
+
+    def update_metric(self, metric: Any, batch: Any) -> None:
+        """Run the model on a batch and feed the metric."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
+        """Check the model's keywords before anything is built, and return what to build from."""
+        return keywords
+
+    # Building ---------------------------------------------------------------------------------------------------------
+
+    def complete_keywords(self) -> dict[str, Any]:
+        """The complete keywords that rebuild the model: the user's and the data's."""
+        return {**self.keywords, **self.trainer.datamodule.model_sizes()}  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Build the model from its keywords and the processor's sizes; the weights depend on the seed alone."""
+        if self.model is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self.model = self.model_class(**self.complete_keywords())
+            if self.weights_from is not None:
+                load_weights(self.model, read_weights(self.weights_from), self.weights_from)
+        for split in ("val", "test"):
+            if split not in self.metrics:
+                self.metrics[split] = self.make_metric()
+        for module in self.model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = self.gradient_checkpointing
+        if self.compile_model:
+            self.model.compile()
+
+    def configure_optimizers(self) -> Any:
+        assert self.model is not None
+        fused = self.device.type == "cuda"
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, self.weight_decay), lr=self.lr, betas=self.betas, fused=fused
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: schedule_factor(self.schedule, step, self.warmup_steps, total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout is a function of where training is, not of what happened before: a resumed run draws the same.
+        place = batch_idx * self.trainer.world_size + self.global_rank
+        torch.manual_seed(seed_of(self.seed, self.current_epoch, place))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss, parts = self.training_loss(batch)
+        if not torch.isfinite(loss):
+            shown = ", ".join(batch.ids[:20]) + (", ..." if len(batch.ids) > 20 else "")
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}), "
+                f"samples: {shown}. No weights were changed by it; the last good checkpoint is kept. "
+                f"Try a lower --model.lr, --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
+        if parts:
+            self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, batch_size=len(batch.ids))
+        return loss
+
+    # Measuring --------------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._same_buffers()
+
+    def on_test_epoch_start(self) -> None:
+        self._same_buffers()
+
+    def _same_buffers(self) -> None:
+        """Give every process the first one's running statistics, which are the ones that a checkpoint holds."""
+        if self.trainer.world_size > 1:
+            assert self.model is not None
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._measure("test", batch)
+
+    def _measure(self, split: str, batch: Any) -> None:
+        # A repeated batch only keeps the processes in step: it is no sample of the split.
+        if not batch.is_repeat:
+            self.update_metric(self.metrics[split], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        metric: Any = self.metrics[split]
+        values = metric.compute()  # gathered over all processes
+        metric.reset()
+        main = self.monitor.split("/", 1)[1]
+        for name, value in values.items():
+            self.log(f"{split}/{name}", torch.as_tensor(value, dtype=torch.float32), prog_bar=name == main)
+
+    # Resuming ---------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mmattn"] = {"task": self.task, "settings": self.settings, "processor": self._processor_hash()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("mmattn")
+        if not isinstance(saved, dict) or saved.get("task") != self.task:
+            raise CheckpointError(f"the checkpoint is not one of a {self.task} run of mmattn; nothing to resume from.")
+        if saved["processor"] != self._processor_hash():
+            raise CheckpointError(
+                "the run directory's processor/ is not the one that the checkpoint was trained with; "
+                "vocabulary or labels would not fit. Restore it, or start a new run."
+            )
+        changed = [
+            f"{key}: checkpoint {saved['settings'].get(key)!r}, now {self.settings.get(key)!r}"
+            for key in sorted(saved["settings"].keys() | self.settings.keys())
+            if saved["settings"].get(key) != self.settings.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                "a resumed run goes on exactly as it began; these settings differ: " + "; ".join(changed) + ". "
+                "Give the same ones (the run's own config.yaml has them), or start a new run."
+            )
+
+    def _processor_hash(self) -> str:
+        return self.trainer.datamodule.processor.fingerprint()  # type: ignore[attr-defined]

@@ -1,0 +1,201 @@
+"""The built-in VQA data: frozen, balanced, unambiguous, with new scenes and new wordings in the test part."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from data.demo import vqa
+from data.demo.shapes import COLOURS, SHAPES, SIZES
+
+# Any change of these is a new GENERATOR_VERSION, and every figure stated for the built-in data has to be measured anew.
+DIGESTS = {
+    "train": "b20d1b756e4c77c7ba6871213139039c6a52402dfbb05817e6291f99c1d286c2",
+    "val": "cf6530799b24ca0b31b172254a6ec7179364e2c27332bb3861ffb02b1ebaa3c6",
+    "test": "952b2eaecd44d540ff370f9efd4ee43a3def9035c40edb5ae251132f1a240a50",
+}
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {split: vqa.make(split, num_scenes=200) for split in ("train", "val", "test")}
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def digest(samples) -> str:
+    sha = hashlib.sha256()
+    for sample in samples:
+        sha.update(sample.image.tobytes())
+        record = (sample.id, sample.image_id, sample.question, sample.answers, sample.question_type, sample.answer_type)
+        sha.update(repr((*record, sample.regions, sample.objects)).encode())
+    return sha.hexdigest()
+
+
+@pytest.mark.parametrize("split", DIGESTS)
+def test_frozen(split):
+    assert vqa.GENERATOR_VERSION == 1
+    assert digest(vqa.make(split, num_scenes=5)) == DIGESTS[split]
+
+
+def test_the_beginning_does_not_depend_on_the_number(splits):
+    assert digest(vqa.make("val", num_scenes=3)) == digest(splits["val"][:54])
+    assert digest(vqa.make("val", seed=1, num_scenes=3)) != digest(splits["val"][:54])
+
+
+def test_pictures_and_boxes(splits):
+    for samples in splits.values():
+        for sample in samples[::18]:
+            assert sample.image.shape == (64, 64, 3)
+            assert sample.image.dtype == np.uint8
+            assert 3 <= len(sample.objects) <= 5
+            for box, (shape, colour, size) in sample.objects:
+                assert 0 <= box[0] < box[2] <= 1
+                assert 0 <= box[1] < box[3] <= 1
+                assert shape in SHAPES
+                assert colour in COLOURS
+                assert size in SIZES
+        for sample in samples:
+            boxes = [box for box, _ in sample.objects]
+            assert all(region in boxes for region in sample.regions)
+
+
+def test_the_colour_is_in_the_box(splits):
+    """Pictures and labels belong together: a large box holds its colour, and red differs from blue."""
+    means = defaultdict(list)
+    for sample in splits["train"][::18]:
+        for box, (shape, colour, size) in sample.objects:
+            if size == "large" and shape == "square":
+                x, y = round(32 * (box[0] + box[2])), round(32 * (box[1] + box[3]))
+                means[colour].append(sample.image[y - 2 : y + 2, x - 2 : x + 2].mean((0, 1)))
+    red, blue, white = (np.mean(means[colour], 0) for colour in ("red", "blue", "white"))
+    assert red[0] > 150 > red[2]
+    assert blue[2] > 150 > blue[0]
+    assert white.min() > 200
+
+
+def test_families_and_answers_are_balanced(splits):
+    samples = splits["train"]
+    assert Counter(s.question_type for s in samples) == dict.fromkeys(vqa.FAMILIES, 400)
+    assert len(vqa.FAMILIES) == 9
+    assert len(vqa.ANSWERS) >= 20
+    answers = defaultdict(Counter)
+    for sample in samples:
+        assert len(sample.answers) == 1
+        answers[sample.question_type][sample.answers[0]] += 1
+    assert set().union(*answers.values()) == set(vqa.ANSWERS)
+    often = {family: max(counts.values()) / 400 for family, counts in answers.items()}
+    limits = {"colour": 0.25, "shape": 0.25, "count": 0.35, "relation_query": 0.2, "half": 0.35}
+    for family, share in often.items():
+        assert share <= limits.get(family, 0.6), (family, share)
+    assert sum(often.values()) / 9 <= 0.42  # the most frequent answer of each family
+
+
+def test_new_scenes_and_new_wordings(splits):
+    pictures = {split: {s.image.tobytes() for s in samples} for split, samples in splits.items()}
+    assert not pictures["train"] & pictures["test"]
+    assert not pictures["train"] & pictures["val"]
+    for known, others, unseen in vqa.TEMPLATES.values():
+        assert len(known) >= 6
+        assert len(unseen) >= 4
+        assert len({*known, *others, *unseen}) == len(known) + len(others) + len(unseen)
+    train = {word for s in vqa.make("train", num_scenes=400) for word in words(s.question)}
+    for split in ("val", "test"):
+        assert {word for s in splits[split] for word in words(s.question)} <= train
+    sentences = {split: {s.question for s in samples} for split, samples in splits.items()}
+    assert not sentences["train"] & sentences["test"]
+
+
+def _fits(thing: tuple[str, ...], description: str) -> bool:
+    """Whether "large red star" or "little things" is said of an object with these labels."""
+    said = description.replace("little", "small").replace("big", "large").split()
+    noun = said[-1].removesuffix("es") if said[-1] == "crosses" else said[-1].removesuffix("s")
+    noun = "cross" if noun.startswith("cros") else noun
+    return all(word in thing for word in said[:-1]) and (noun in ("thing", "object") or noun in thing)
+
+
+def test_answers_follow_from_the_objects():
+    """Every family answered anew from the objects and the words of one of its templates."""
+    seen = Counter()
+    for s in vqa.make("train", num_scenes=300):
+        labels = [set(label) for _, label in s.objects]
+        centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b, _ in s.objects]
+
+        def matching(text, labels=labels):
+            return [i for i, label in enumerate(labels) if _fits(tuple(label), text)]
+
+        answer, question = s.answers[0], s.question
+        about = [i for i, (box, _) in enumerate(s.objects) if box in s.regions]
+        if m := re.fullmatch(r"(?:what|which) (colou?r|shape|size) (?:is|does) the ([a-z ]+?)(?: have)?\?", question):
+            if s.question_type == "relation_query":
+                continue
+            assert matching(m[2]) == about
+            assert len(about) == 1
+            assert answer in labels[about[0]]
+        elif m := re.fullmatch(r"(?:is there|do you see) an? ([a-z ]+)\?", question):
+            assert (answer == "yes") == bool(matching(m[1]))
+            assert matching(m[1]) == about
+        elif m := re.fullmatch(r"how many ([a-z ]+?) (?:are there|do you see)\?", question):
+            assert answer == str(len(matching(m[1])))
+            assert matching(m[1]) == about
+        elif m := re.fullmatch(r"are there (more|fewer|as many) ([a-z ]+) (?:than|as) ([a-z ]+)\?", question):
+            first, second = len(matching(m[2])), len(matching(m[3]))
+            truth = {"more": first > second, "fewer": first < second, "as many": first == second}[m[1]]
+            assert truth == (answer == "yes")
+            assert first or second
+        elif m := re.fullmatch(
+            r"(?:is it true that )?the ([a-z ]+) (?:is|lies) (?:to the |on the )?"
+            r"(left of|right of|above|over|higher than|below|under|lower than) the ([a-z ]+)(?:: [a-z ]+)?\?",
+            question,
+        ):
+            (a,), (b,) = matching(m[1]), matching(m[3])
+            dx, dy = centres[a][0] - centres[b][0], centres[a][1] - centres[b][1]
+            gap = {"left": -dx, "right": dx, "above": -dy, "over": -dy, "higher": -dy}.get(m[2].split()[0], dy)
+            assert (gap > 0) == (answer == "yes")
+            assert abs(gap) * 64 > 8.9
+        elif m := re.fullmatch(r"where is the ([a-z ]+), (\w+) or (\w+)\?", question):
+            (a,) = matching(m[1])
+            off = centres[a][0] - 0.5 if "left" in question else centres[a][1] - 0.5
+            assert answer == (("left", "right") if "left" in question else ("top", "bottom"))[off > 0]
+            assert abs(off) * 64 > 3.9
+        else:
+            continue
+        seen[s.question_type] += 1
+    assert set(seen) == set(vqa.FAMILIES) - {"relation_query"}
+
+
+def test_relation_query_has_one_answer():
+    sides = r"left of|right of|above|over|higher than|below|under|lower than"
+    pattern = rf"what (colou?r|shape) is the (?:thing|object) (?:to the |on the )?({sides}) the ([a-z ]+)\?"
+    checked = 0
+    for s in vqa.make("train", num_scenes=300):
+        if s.question_type == "relation_query" and (m := re.fullmatch(pattern, s.question)):
+            (reference,) = [i for i, (_, label) in enumerate(s.objects) if _fits(label, m[3])]
+            side = m[2].split()[0]
+            axis = 0 if side in ("left", "right") else 1
+            sign = -1 if side in ("left", "above", "over", "higher") else 1
+            place = [(box[axis] + box[axis + 2]) / 2 for box, _ in s.objects]
+            there = [i for i, p in enumerate(place) if sign * (p - place[reference]) > -0.9 / 64 and i != reference]
+            assert len(there) == 1
+            assert s.answers[0] in s.objects[there[0]][1]
+            assert s.regions == [s.objects[reference][0], s.objects[there[0]][0]]
+            checked += 1
+    assert checked > 20
+
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match="train, val, test; got 'training'"):
+        vqa.make("training")
+
+
+def test_it_is_fast():
+    start = time.process_time()
+    vqa.make("val")
+    assert time.process_time() - start < 3  # 0.3 s on an idle core

@@ -1,0 +1,285 @@
+"""Reading pictures, good and bad; preprocessing; augmentation."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.errors import DataError
+from data.image import FULL, ImageAugment, ImageProcessor, compose, image_size, load_image, move_box
+
+
+def gradient(width: int = 40, height: int = 20) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, np.full_like(x, 60)], axis=-1).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size; nothing of it is there."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0" * 20
+
+
+# Reading
+
+
+def test_path_bytes_array_and_pil_are_the_same(tmp_path: Path) -> None:
+    array = gradient()
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.fromarray(array)))
+    for source in (path, str(path), path.read_bytes(), array, Image.fromarray(array)):
+        image = load_image(source)
+        assert image.mode == "RGB"
+        assert np.array_equal(np.asarray(image), array)
+        assert image_size(source) == (40, 20)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    turns = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}[orientation]  # PIL's own inverse operations
+    upright = Image.fromarray(gradient())
+    stored = upright
+    inverse = {0: 0, 1: 1, 2: 4, 3: 3, 4: 2, 5: 5, 6: 6}
+    for turn in turns:
+        stored = stored.transpose(Image.Transpose({0: 0, 3: 3, 1: 1, 5: 5, 2: 2, 6: 6, 4: 4}[inverse[turn]]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, "PNG", exif=exif)
+    image = load_image(data)
+    assert image.size == image_size(data)
+    reference = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}.get(orientation)
+    expected = stored if orientation in (1, 2, 3, 4) else stored.transpose(Image.Transpose[reference])
+    if orientation == 2:
+        expected = stored.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    elif orientation == 3:
+        expected = stored.transpose(Image.Transpose.ROTATE_180)
+    elif orientation == 4:
+        expected = stored.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    values = np.array([[0, 128 * 257, 65535], [257, 1000, 30000]], dtype=np.uint16)
+    image = np.asarray(load_image(encoded(Image.fromarray(values))))
+    assert np.array_equal(image[..., 0], np.round(values / 257).astype(np.uint8))
+    assert np.array_equal(image[..., 0], image[..., 2])
+    as_int = Image.fromarray(values.astype(np.int32), mode="I") if hasattr(Image, "fromarray") else None
+    assert np.array_equal(np.asarray(load_image(as_int)), image)
+
+
+def test_float_images() -> None:
+    unit = load_image(encoded(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), "TIFF"))
+    assert np.asarray(unit)[0, :, 0].tolist() == [0, 128, 255]
+    bytes_ = load_image(encoded(Image.fromarray(np.array([[0.0, 20.0, 255.0]], dtype=np.float32)), "TIFF"))
+    assert np.asarray(bytes_)[0, :, 0].tolist() == [0, 20, 255]
+    with pytest.raises(DataError, match="finite"):
+        load_image(encoded(Image.fromarray(np.array([[np.nan, 0.5]], dtype=np.float32)), "TIFF"), "q")
+
+
+def test_cmyk_grey_one_bit_palette() -> None:
+    red = Image.new("RGB", (8, 8), (200, 30, 30))
+    cmyk = np.asarray(load_image(encoded(red.convert("CMYK"), "JPEG", quality=95)))
+    assert abs(cmyk.astype(int) - [200, 30, 30]).max() < 12
+    assert np.asarray(load_image(encoded(red.convert("L"))))[0, 0].tolist() == [81, 81, 81]
+    assert np.asarray(load_image(encoded(red.convert("1")))).shape == (8, 8, 3)
+    palette = np.asarray(load_image(encoded(red.quantize(4))))
+    assert abs(palette.astype(int) - [200, 30, 30]).max() < 3
+
+
+def test_transparency_is_laid_on_white() -> None:
+    half = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    half.putpixel((1, 0), (10, 20, 30, 255))
+    expected = [[255, 255, 255], [10, 20, 30]]
+    assert np.asarray(load_image(encoded(half)))[0].tolist() == expected
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 10, 20, 30])
+    palette.putpixel((1, 0), 1)
+    assert np.asarray(load_image(encoded(palette, transparency=0)))[0].tolist() == expected
+    grey = Image.new("LA", (1, 1), (0, 0))
+    assert np.asarray(load_image(encoded(grey)))[0, 0].tolist() == [255, 255, 255]
+
+
+# Bad input: each one error that names the item and the file
+
+PNG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)))
+JPEG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)), "JPEG")
+BAD = {
+    "empty.png": (b"", "an empty file"),
+    "text.jpg": (b"just some words", "starts with b'just some wo'"),
+    "cut.png": (PNG[: len(PNG) // 2], "truncated or damaged"),
+    "cut.jpg": (JPEG[: len(JPEG) // 2], "truncated or damaged"),
+    "head.jpg": (JPEG[:100], "truncated or damaged|starts with"),
+    "flipped.png": (PNG[:3000] + b"\xff" * 200 + PNG[3200:], "truncated or damaged"),
+    "bomb.png": (bomb(20_000, 10_000), "89,478,485 pixels.*found 20000 x 10000"),
+    "larger_bomb.png": (bomb(60_000, 60_000), "89,478,485 pixels"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_file(name: str, tmp_path: Path) -> None:
+    content, message = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source in (path, content):
+            with pytest.raises(DataError, match=message) as caught:
+                load_image(source, "question 17")
+            text = str(caught.value)
+            assert text.startswith("question 17: image")
+            assert "\n" not in text
+            assert source is content or str(path) in text
+
+
+def test_missing_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"question 17: image .*no\.png: expected an image file, found no such file"):
+        load_image(tmp_path / "no.png", "question 17")
+    with pytest.raises(DataError, match="found a folder"):
+        load_image(tmp_path)
+    with pytest.raises(DataError, match="readable"):
+        load_image("a\0b.png")
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_bad_array(array: np.ndarray) -> None:
+    with pytest.raises(DataError, match="uint8 array"):
+        load_image(array)
+
+
+def test_limit_can_be_set() -> None:
+    with pytest.raises(DataError, match="at most 100 pixels"):
+        load_image(PNG, max_pixels=100)
+
+
+# Preprocessing
+
+
+def test_tensor_is_normalised() -> None:
+    processor = ImageProcessor((2, 4), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
+    array = np.full((2, 4, 3), 51, dtype=np.uint8)
+    expected = (torch.tensor(0.2) - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.5, 0.25, 1.0])
+    assert torch.allclose(processor(array), expected[:, None, None].expand(3, 2, 4))
+
+
+def test_array_of_the_right_size_needs_no_pil(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = gradient(8, 8)
+    slow = ImageProcessor(8)(Image.fromarray(array))
+    monkeypatch.setattr("data.image.load_image", None)
+    assert torch.equal(ImageProcessor(8)(array), slow)
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("size", [(48, 24), (24, 48), (32, 32)])
+def test_window_says_what_the_input_shows(resize: str, size: tuple[int, int]) -> None:
+    """A white box painted at known fractions is found where its moved box says."""
+    picture = np.zeros((120, 200, 3), dtype=np.uint8)
+    picture[48:72, 90:120] = 255  # a box near the middle, so that a crop keeps it
+    processor = ImageProcessor(size, mean=(0, 0, 0), std=(1, 1, 1), resize=resize)
+    pixels, window = processor.pixels(picture)
+    assert pixels.shape == (*size, 3)
+    moved = move_box((90 / 200, 48 / 120, 120 / 200, 72 / 120), window)
+    assert moved is not None
+    rows, columns = np.where(pixels[..., 0] > 127)
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], dtype=float)
+    assert np.abs(found - np.array(moved) * [size[1], size[0], size[1], size[0]]).max() <= 1.01
+
+
+def test_pad_keeps_all_and_crop_fills() -> None:
+    picture = np.full((10, 40, 3), 255, dtype=np.uint8)
+    assert (ImageProcessor(20, resize="pad").pixels(picture)[0] == 255).mean() == pytest.approx(0.25)
+    assert (ImageProcessor(20, resize="crop").pixels(picture)[0] == 255).all()
+    assert ImageProcessor(20, resize="pad").window((40, 10)) == (0.0, -1.5, 1.0, 2.5)
+    assert ImageProcessor(20, resize="crop").window((40, 10)) == (0.375, 0.0, 0.625, 1.0)
+    assert ImageProcessor(20).pixels(np.zeros((1, 1, 3), np.uint8))[0].shape == (20, 20, 3)
+
+
+def test_image_processor_config_round_trip() -> None:
+    processor = ImageProcessor((3, 5), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "pad")
+    assert ImageProcessor.from_config(processor.config()).config() == processor.config()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "image size"),
+        ({"resize": "squish"}, "did you mean 'squash'"),
+        ({"std": (0.0, 1.0, 1.0)}, "std positive"),
+        ({"mean": (0.5,)}, "three numbers"),
+    ],
+)
+def test_wrong_image_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageProcessor(**options)  # type: ignore[arg-type]
+
+
+def test_boxes_move() -> None:
+    assert move_box((0.2, 0.2, 0.4, 0.4), FULL) == (0.2, 0.2, 0.4, 0.4)
+    assert move_box((0.2, 0.2, 0.4, 0.4), (0.5, 0.5, 1.0, 1.0)) is None
+    assert move_box((0.0, 0.0, 0.5, 1.0), (1.0, 0.0, 0.0, 1.0)) == (0.5, 0.0, 1.0, 1.0)  # mirrored
+    assert move_box((0.25, 0.25, 2.0, 0.5), (0.0, 0.0, 0.5, 0.5)) == (0.5, 0.5, 1.0, 1.0)
+    inner, outer = (0.1, 0.2, 0.9, 0.8), (0.5, 0.0, 1.0, 0.5)
+    once = move_box((0.6, 0.2, 0.7, 0.3), compose(outer, inner))
+    twice = move_box(move_box((0.6, 0.2, 0.7, 0.3), outer) or FULL, inner)
+    assert once == pytest.approx(twice)
+
+
+# Augmentation
+
+torchvision = pytest.importorskip("torchvision")
+
+
+def test_augmentation_is_a_function_of_the_seed_alone() -> None:
+    augment, picture = ImageAugment(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, flip=True), gradient(32, 32)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = [augment(picture, seed) for seed in range(6)]
+    torch.manual_seed(99)
+    again = [augment(picture, seed) for seed in range(6)]
+    for (a, window), (b, other) in zip(first, again, strict=True):
+        assert np.array_equal(a, b)
+        assert window == other
+    assert len({a.tobytes() for a, _ in first}) == 6
+    torch.set_rng_state(before[0])
+    augment(picture, 3)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_follow_the_augmented_picture(seed: int) -> None:
+    picture = np.zeros((64, 64, 3), dtype=np.uint8)
+    picture[20:30, 40:50] = 255
+    pixels, window = ImageAugment(0, 0, 0, 0, shift=0.1, scale=0.2, flip=True)(picture, seed)
+    moved = move_box((40 / 64, 20 / 64, 50 / 64, 30 / 64), window)
+    assert moved is not None
+    rows, columns = np.where(pixels[..., 0] > 127)
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    assert np.abs(found - np.array(moved) * 64).max() <= 1.5
+
+
+def test_no_flip_by_default_and_nothing_at_zero() -> None:
+    picture = gradient(16, 16)
+    for seed in range(20):
+        assert ImageAugment()(picture, seed)[1][0] < 0.5
+        pixels, window = ImageAugment(0, 0, 0, 0, 0, 0)(picture, seed)
+        assert np.array_equal(pixels, picture)
+        assert window == FULL
+
+
+def test_wrong_augmentation() -> None:
+    with pytest.raises(ValueError, match="hue: expected 0 to 0.5"):
+        ImageAugment(hue=0.7)

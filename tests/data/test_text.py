@@ -1,0 +1,128 @@
+"""The tokenizer: kinds, padding, what is cut or unknown, and its file."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.errors import DataError
+from data.text import KINDS, SPECIAL_TOKENS, TextProcessor
+
+TEXTS = ["Is it red?", "is it Blue ?", "what colour is the café's sign?", "how many red dogs are there?"] * 5
+
+
+def fit(kind: str = "word", **options: object) -> TextProcessor:
+    return TextProcessor.fit(TEXTS, kind=kind, vocab_size=400, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_is_padded_to_the_longest(kind: str) -> None:
+    text = fit(kind)
+    ids, key_mask = text.encode_batch(["Is it red?", "red", ""])
+    alone, _ = text.encode_batch(["red"])
+    length = int(key_mask[1].sum())
+    assert ids.dtype == torch.long
+    assert key_mask.dtype == torch.bool
+    assert ids.shape == key_mask.shape
+    assert torch.equal(ids[1, :length], alone[0])
+    assert not key_mask[2].any()
+    assert (ids[~key_mask] == text.pad_id).all()
+    assert ids.max() < text.vocab_size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_load_pickle_and_refit_give_the_same_ids(kind: str, tmp_path: Path) -> None:
+    text = fit(kind)
+    text.save(tmp_path)
+    questions = ["is IT red??", "ﬁve zebras", "café", "[PAD] [UNK]"]
+    expected, _ = text.encode_batch(questions)
+    for other in (TextProcessor.load(tmp_path, text.config()), pickle.loads(pickle.dumps(text)), fit(kind)):
+        assert torch.equal(other.encode_batch(questions)[0], expected)
+        assert other.config() == text.config()
+    assert fit(kind).to_json() == text.to_json()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_have_fixed_ids_and_cannot_be_typed(kind: str) -> None:
+    text = fit(kind)
+    assert [text.tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3]
+    ids, _ = text.encode_batch(["[PAD][EOS]"])
+    assert not {0, 2, 3} & set(ids[0].tolist())
+
+
+def test_no_text_and_all_padding_have_length_one() -> None:
+    ids, key_mask = fit().encode_batch(["", " "])
+    assert ids.tolist() == [[0], [0]]
+    assert not key_mask.any()
+
+
+def test_word_vocabulary_is_by_count_then_alphabet() -> None:
+    text = TextProcessor.fit(["b a", "b c", "B d d"], vocab_size=7)
+    assert [text.tokenizer.id_to_token(i) for i in range(text.vocab_size)] == [*SPECIAL_TOKENS, "b", "d", "a"]
+    assert TextProcessor.fit(["b a", "b"], min_count=2).vocab_size == 5
+
+
+def test_unknown_words_are_named_as_written() -> None:
+    assert fit().unknown_words("Is it GREEN, or GREEN zébra?") == ["GREEN", ",", "or", "zébra"]
+    assert fit().unknown_words("is it red?") == []
+    assert fit("bpe").unknown_words("Is it GREEN or zébra?") == []
+
+
+def test_tokens_are_readable() -> None:
+    assert fit().tokens("Is it GREEN?") == ["Is", "it", "GREEN", "?"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode(kind: str) -> None:
+    text = fit(kind)
+    ids, _ = text.encode_batch(["is it red", "is it blue now"])
+    assert text.decode(ids[0].tolist()) == "is it red"
+
+
+def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    text = fit(max_len=3)
+    with caplog.at_level(logging.WARNING):
+        ids, key_mask = text.encode_batch(["is it red?", "red", "how many dogs?"])
+    assert ids.shape == (3, 3)
+    assert text.truncated == 2
+    assert "max_len=3" in caplog.text
+    assert text.count_truncated(["is it red?", "red"]) == 1
+    assert text.truncated == 2
+
+
+def test_lower_case_is_a_choice() -> None:
+    text = fit(lowercase=False)
+    assert text.encode("Is") != text.encode("is")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "words"}, "did you mean 'word'"),
+        ({"vocab_size": 4}, "more than 4"),
+        ({"kind": "bpe", "vocab_size": 100}, "at least 260"),
+        ({"max_len": 0}, "at least 1"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TextProcessor.fit(TEXTS, **options)  # type: ignore[arg-type]
+
+
+def test_bad_texts() -> None:
+    with pytest.raises(DataError, match="at least one training text"):
+        TextProcessor.fit(["", " "])
+    with pytest.raises(DataError, match="valid Unicode"):
+        fit().encode_batch(["\udcff"])
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "{}", '{"version": "1.0"}'])
+def test_bad_tokenizer_file(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        TextProcessor.load(tmp_path)
