@@ -7,6 +7,7 @@ and nothing depends on the number of loader workers, so that exact resume and an
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -122,10 +123,11 @@ class GroupBatchSampler(BatchPlan):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """See the base class: the pieces in the epoch's order, each in the part in which its middle falls."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, 0))
+        draw = random.Random(seed_of(self.seed, epoch, 0)).random  # the one stream that Python promises not to change
+        keys = [draw() for _ in self.pieces]
         batches: list[list[int]] = [[] for _ in range(self.total)]
         done = 0
-        for place in torch.randperm(len(self.pieces), generator=generator).tolist():
+        for place in sorted(range(len(keys)), key=keys.__getitem__):
             piece = self.pieces[place]
             batches[(2 * done + len(piece)) * self.total // (2 * self.num_samples)].extend(piece)
             done += len(piece)
@@ -188,6 +190,7 @@ class _Collate:
     def __call__(self, pairs: list[tuple[Any, Item]]) -> Any:
         items = [item for _, item in pairs]
         keys = [item.index if self.groups is None else self.groups[item.index] for item in items]
+        # + 1: index 0 is the order's own seed.
         seeds = [seed_of(self.seed, item.epoch, key + 1) for item, key in zip(items, keys, strict=True)]
         is_repeat = any(item.repeat for item in items)
         return self.collate_fn([sample for sample, _ in pairs], seeds=seeds, is_repeat=is_repeat)

@@ -9,6 +9,7 @@ follow the picture into the model, and how a map over the model's input is laid 
 from __future__ import annotations
 
 import io
+import random
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -310,7 +311,8 @@ class ImageAugment:
         from PIL import Image
         from torchvision.transforms.v2 import functional as F
 
-        draws = torch.rand(8, generator=torch.Generator().manual_seed(seed)).tolist()
+        rng = random.Random(seed)
+        draws = [rng.random() for _ in range(8)]
         amount = {
             key: (2 * draw - 1) * value for draw, (key, value) in zip(draws[:6], self.options.items(), strict=True)
         }

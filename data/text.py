@@ -38,7 +38,8 @@ class TextProcessor:
     """Token ids with their mask from strings, by a tokenizer of the ``tokenizers`` library.
 
     Kinds: ``word`` (split at white space and punctuation, one id a word), ``bpe`` (byte-level, never an unknown
-    token) and ``unigram``. Text is Unicode-normalised (NFKC) and, with ``lowercase``, lower-cased.
+    token) and ``unigram`` (whose fit breaks ties in no fixed order: fit once and keep it). Text is
+    Unicode-normalised (NFKC) and, with ``lowercase``, lower-cased.
 
     Args:
         tokenizer: A fitted ``tokenizers.Tokenizer``; ``fit`` makes one.
@@ -62,9 +63,17 @@ class TextProcessor:
             raise ValueError(f"max_len: expected at least 1, found {max_len}")
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # a user who writes "[PAD]" has written five ordinary signs
+        _as_plain_text(tokenizer)
         self.pad_id = self._special(PAD)
         self.unk_id = self._special(UNK)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "tokenizer": self.to_json()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.tokenizer = _tokenizers().Tokenizer.from_str(state["tokenizer"])
+        _as_plain_text(self.tokenizer)
 
     def _special(self, token: str) -> int:
         index = self.tokenizer.token_to_id(token)
@@ -203,6 +212,12 @@ class TextProcessor:
         except Exception as error:  # the library raises plain Exception
             raise DataError(str(path), "a tokenizer of the tokenizers library", shorten(str(error))) from error
         return cls(tokenizer, **dict(config or {}))
+
+
+def _as_plain_text(tokenizer: Tokenizer) -> None:
+    # A user who writes "[PAD]" has written five ordinary signs. The library forgets this setting in its JSON and in a
+    # pickle, and loader workers may get a pickle.
+    tokenizer.encode_special_tokens = True
 
 
 def _normalizer(lowercase: bool) -> Any:

@@ -89,15 +89,15 @@ def _read_table(path: Path, image_root: str | Path | None, require_answers: bool
             file = finder.named(image)
             answers = _answers(row.get("answers"), row.get("answer"), split=not by_json)
             sample = VQASample(
-                id=_id(row.get("id") or line, "id"),
+                id=_id(_given(row, "id", line), "id"),
                 image=file,
                 question=row["question"],
                 answers=answers,
-                image_id=_id(row.get("image_id") or image, "image_id"),
+                image_id=_id(_given(row, "image_id", image), "image_id"),
                 question_type=str(row.get("question_type") or ""),
                 answer_type=str(row.get("answer_type") or ""),
             )
-            boxes = {key: _from_cell(row[key], key) for key in BOX_KEYS if row.get(key) not in (None, "")}
+            boxes = {key: _from_cell(row[key], key) for key in BOX_KEYS if _given(row, key, None) is not None}
             _set_boxes(sample, boxes)
         except _BadItem as bad:
             problems.add(where, *bad.args)
@@ -259,6 +259,10 @@ class _ImageFinder:
 
     def _missing(self, name: str) -> str:
         raise _BadItem(f"its image {name} in {self.tried}", "no such file")
+
+
+def _given(row: Mapping[str, Any], key: str, default: Any) -> Any:
+    return default if row.get(key) in (None, "") else row[key]
 
 
 def _id(value: Any, key: str) -> str:

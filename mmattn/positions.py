@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .masks import key_offsets
+from .masks import key_offsets, same_size
 
 
 def sinusoidal_1d(positions: Tensor, embed_dim: int, base: float = 10000.0) -> Tensor:
@@ -87,6 +87,52 @@ class LearnedPositions(nn.Module):
         if isinstance(offset, int):
             return x + self.weight[offset:end]
         return x + self.weight[torch.arange(x.shape[1], device=x.device) + offset]
+
+
+class GridPositions(nn.Module):
+    """Adds 2D positions to a map (N, E, h, w).
+
+    Args:
+        embed_dim: E.
+        kind: "sinusoidal" (fixed), "coordinates" (a learned linear map of row and column in -1..1), "learned" (one
+            vector a cell of grid_size, resized bilinearly to other maps) or "none".
+        grid_size: (h, w) of the learned table.
+
+    >>> GridPositions(8, "coordinates")(torch.zeros(2, 8, 3, 4)).shape
+    torch.Size([2, 8, 3, 4])
+    """
+
+    KINDS = ("sinusoidal", "coordinates", "learned", "none")
+
+    def __init__(self, embed_dim: int, kind: str = "sinusoidal", *, grid_size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f"unknown grid positions {kind!r}; there are: {', '.join(self.KINDS)}")
+        if kind == "sinusoidal" and embed_dim % 4:
+            raise ValueError(f"2D sinusoidal positions need embed_dim divisible by 4, found {embed_dim}")
+        self.kind = kind
+        if kind == "coordinates":
+            self.project = nn.Linear(2, embed_dim)
+        elif kind == "learned":
+            if grid_size is None:
+                raise ValueError("learned grid positions need a grid_size (h, w)")
+            self.weight = nn.Parameter(torch.randn(1, embed_dim, *grid_size) * 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, E, h, w). Returns (N, E, h, w)."""
+        _, E, h, w = x.shape
+        if self.kind == "none":
+            return x
+        if self.kind == "sinusoidal":
+            return x + sinusoidal_2d(h, w, E, device=x.device).permute(2, 0, 1).to(x.dtype)
+        if self.kind == "coordinates":
+            rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) * 2 + 1 for n in (h, w))
+            rows, columns = rows / h - 1, columns / w - 1  # the cells' centres, in -1..1
+            grid = torch.stack([rows[:, None].expand(h, w), columns[None, :].expand(h, w)], dim=-1)  # (h, w, 2)
+            return x + self.project(grid).permute(2, 0, 1)
+        if same_size(h, self.weight.shape[2]) and same_size(w, self.weight.shape[3]):
+            return x + self.weight
+        return x + nn.functional.interpolate(self.weight, size=(h, w), mode="bilinear", align_corners=False)
 
 
 class Rotary(nn.Module):

@@ -140,7 +140,7 @@ class Kernel(nn.Module):
 
 
 def count_blocks(length: int, block: int) -> int:
-    """How many blocks hold a sequence; while exporting one more, since a graph made for several refuses to run on one."""
+    """How many blocks hold a sequence; one more while exporting: a graph made for several refuses to run on one."""
     return (length + block - 1) // block + (0 if isinstance(length, int) else 1)
 
 

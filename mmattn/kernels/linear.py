@@ -12,7 +12,6 @@ from ..functional import allowed_keys, repeat_heads
 from ..masks import Mask
 from .base import Cache, Kernel, count_blocks
 
-CHUNK = 64  # queries that see each other directly in the causal form; earlier ones come through the running state
 FLOOR = 1e-6  # under the normaliser, as in the authors' code: rows without keys give 0 / FLOOR = 0
 
 
@@ -39,6 +38,7 @@ class Linear(Kernel):
 
     kind = "linear"
     supports = frozenset({"self", "causal", "cross", "cache"})
+    chunk = 64  # queries that see each other directly in the causal form; earlier keys come through the running state
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, cache: LinearCache | None = None
@@ -56,7 +56,7 @@ class Linear(Kernel):
             cache.state = state + k.transpose(-2, -1) @ v
             cache.seen = cache.seen + L
         if cache is not None or (mask is not None and mask.is_causal):
-            out = _causal(q, k, v, state)
+            out = _causal(q, k, v, state, self.chunk)
         else:
             out = q @ (k.transpose(-2, -1) @ v)
         return out[..., :-1] / out[..., -1:].clamp_min(FLOOR)
@@ -103,7 +103,7 @@ class Linear(Kernel):
         return k.masked_fill(~key_mask[:, None, :, None], 0.0)
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
+def _causal(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, chunk: int) -> Tensor:
     """``q_i (state + sum over j <= i of k_j v_j^T)``, bottom-right aligned: (B, h, L, d_v)."""
     L, S = q.shape[2], k.shape[2]
     if isinstance(L, int) and L == 1:
@@ -114,8 +114,8 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
     elif L > S:  # queries before the first key see nothing
         k, v = F.pad(k, (0, 0, L - S, 0)), F.pad(v, (0, 0, L - S, 0))
     length = q.shape[2]
-    n = count_blocks(length, CHUNK)
-    q, k, v = (F.pad(x, (0, 0, 0, n * CHUNK - length)).unflatten(2, (n, CHUNK)) for x in (q, k, v))  # (B, h, n, c, .)
+    n = count_blocks(length, chunk)
+    q, k, v = (F.pad(x, (0, 0, 0, n * chunk - length)).unflatten(2, (n, chunk)) for x in (q, k, v))  # (B, h, n, c, .)
     inside = (q @ k.transpose(-2, -1)).tril() @ v  # (B, h, n, c, d_v)
     sums = k.transpose(-2, -1) @ v  # (B, h, n, d, d_v)
     before = sums.cumsum(2) - sums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class TaskDataModule(LightningDataModule):
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f"data.batch_size must be at least 1 and data.num_workers at least 0, found "
                               f"{batch_size} and {num_workers}.")
-        self.paths: dict[str, str | None] = {"train": train, "val": val, "test": test}
+        self.paths = {name: expand(path, f"data.{name}") for name, path in (("train", train), ("val", val), ("test", test))}
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
         self.processor: Any = None
         self._datasets: dict[str, Dataset] = {}
@@ -164,6 +165,23 @@ class TaskDataModule(LightningDataModule):
             }
             for split, dataset in self._datasets.items()
         }
+
+
+def expand(path: str | None, key: str) -> str | None:
+    """A path with `~` and environment variables filled in.
+
+    Raises:
+        ConfigError: it names a variable that is not set.
+    """
+    if path is None:
+        return None
+    full = os.path.expanduser(os.path.expandvars(path))
+    if "$" in full:
+        raise ConfigError(
+            f"{key}: {path} names an environment variable that is not set. For the public sets, set MMATTN_DATA to a "
+            f"folder and fill it by `python scripts/fetch_data.py NAME`."
+        )
+    return full
 
 
 def _groups(dataset: Any) -> Sequence[int]:

@@ -148,28 +148,9 @@ def main(task: str, title: str, inputs: Sequence[Argument] = (), argv: Sequence[
         argv: the arguments after `python -m tasks.<task>`; default: the process's own.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(task, title))
-        return
-    command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        fail(f"unknown command {command!r}{hint} The commands are: {', '.join(COMMANDS)}.")
-    if command in TRAINER_COMMANDS and any(word in ("-h", "--help") for word in rest):
-        print(TRAINER_HELP.format(task=task, command=command, text=COMMANDS[command], extra=EXTRA_HELP[command]))
-        return
-    options = model_parser(task, command, inputs).parse_args(rest) if command in MODEL_COMMANDS else None
-    check_shadowing()
     try:
-        if options is not None:
-            from tasks.common import inference
-
-            inference.run(task, command, options)
-        else:
-            from tasks.common import cli
-
-            cli.run(task, command, rest)
+        _run(task, title, inputs, arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted", code=130)
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`: that is no error
@@ -179,6 +160,30 @@ def main(task: str, title: str, inputs: Sequence[Argument] = (), argv: Sequence[
         if os.environ.get("MMATTN_TRACEBACK") or not is_user_error(error):
             raise
         fail(str(error))
+
+
+def _run(task: str, title: str, inputs: Sequence[Argument], arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(task, title))
+        return
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        fail(f"unknown command {command!r}{hint} The commands are: {', '.join(COMMANDS)}.")
+    if command in TRAINER_COMMANDS and any(word in ("-h", "--help") for word in rest):
+        print(TRAINER_HELP.format(task=task, command=command, text=COMMANDS[command], extra=EXTRA_HELP[command]))
+        return
+    options = model_parser(task, command, inputs).parse_args(rest) if command in MODEL_COMMANDS else None
+    check_shadowing()
+    if options is not None:
+        from tasks.common import inference
+
+        inference.run(task, command, options)
+    else:
+        from tasks.common import cli
+
+        cli.run(task, command, rest)
 
 
 def is_user_error(error: BaseException) -> bool:

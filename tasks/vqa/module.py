@@ -38,6 +38,7 @@ class VQADataModule(TaskDataModule):
         augment: ImageAugment's keywords, for training pictures; none: no augmentation.
         preload: decode each picture once into memory, as long as that takes at most 2 GB.
         scenes: training scenes of the built-in data.
+        hide: train and measure without one of the inputs, the question or the image: a baseline to be beaten.
     """
 
     processor_class = VQAProcessor
@@ -57,10 +58,11 @@ class VQADataModule(TaskDataModule):
         augment: dict[str, Any] | None = None,
         preload: bool = True,
         scenes: int | None = None,
+        hide: Literal["question", "image"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.image_root, self.preload, self.scenes = image_root, preload, scenes
+        self.image_root, self.preload, self.scenes, self.hide = image_root, preload, scenes, hide
         self.processor_options = {
             "image_size": image_size,
             "resize": resize,
@@ -97,7 +99,19 @@ class VQADataModule(TaskDataModule):
         }
 
     def collate_fn(self, split: Split) -> Callable[..., VQABatch]:
-        return partial(collate, processor=self.processor, augment=self.augment if split == "train" else None)
+        make = partial(collate, processor=self.processor, augment=self.augment if split == "train" else None)
+        return partial(_without, self.hide, make) if self.hide else make
+
+
+def _without(hidden: str, make: Callable[..., VQABatch], samples: Any, **options: Any) -> VQABatch:
+    """A batch without one of its inputs: a grey picture, or a question of one unknown word."""
+    batch = make(samples, **options)
+    if hidden == "image":
+        batch.pixel_values.zero_()
+        return batch
+    batch.input_ids = torch.full_like(batch.input_ids[:, :1], 1)
+    batch.key_mask = torch.ones_like(batch.key_mask[:, :1])
+    return batch
 
 
 class VQAModule(TaskModule):

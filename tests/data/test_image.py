@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import warnings
 import zlib
@@ -29,10 +30,10 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size; nothing of it is there."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + b"\0" * 20
+    """A PNG whose header claims a size, with next to nothing in it."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(bytes(1000))}
+    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 # Reading
@@ -49,28 +50,28 @@ def test_path_bytes_array_and_pil_are_the_same(tmp_path: Path) -> None:
         assert image_size(source) == (40, 20)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+# EXIF: what the stored picture's first row and first column are in the upright one.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],  # first row is the right side, first column the top
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
 def test_exif_orientation(orientation: int) -> None:
-    turns = {1: [], 2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}[orientation]  # PIL's own inverse operations
-    upright = Image.fromarray(gradient())
-    stored = upright
-    inverse = {0: 0, 1: 1, 2: 4, 3: 3, 4: 2, 5: 5, 6: 6}
-    for turn in turns:
-        stored = stored.transpose(Image.Transpose({0: 0, 3: 3, 1: 1, 5: 5, 2: 2, 6: 6, 4: 4}[inverse[turn]]))
+    stored = gradient()
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(stored, "PNG", exif=exif)
+    data = encoded(Image.fromarray(stored), exif=exif)
     image = load_image(data)
     assert image.size == image_size(data)
-    reference = {5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}.get(orientation)
-    expected = stored if orientation in (1, 2, 3, 4) else stored.transpose(Image.Transpose[reference])
-    if orientation == 2:
-        expected = stored.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    elif orientation == 3:
-        expected = stored.transpose(Image.Transpose.ROTATE_180)
-    elif orientation == 4:
-        expected = stored.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    assert np.array_equal(np.asarray(image), np.asarray(expected))
+    assert np.array_equal(np.asarray(image), UPRIGHT[orientation](stored))
 
 
 def test_sixteen_bits_are_scaled() -> None:
@@ -78,8 +79,7 @@ def test_sixteen_bits_are_scaled() -> None:
     image = np.asarray(load_image(encoded(Image.fromarray(values))))
     assert np.array_equal(image[..., 0], np.round(values / 257).astype(np.uint8))
     assert np.array_equal(image[..., 0], image[..., 2])
-    as_int = Image.fromarray(values.astype(np.int32), mode="I") if hasattr(Image, "fromarray") else None
-    assert np.array_equal(np.asarray(load_image(as_int)), image)
+    assert np.array_equal(np.asarray(load_image(Image.fromarray(values.astype(np.int32)))), image)
 
 
 def test_float_images() -> None:
@@ -125,8 +125,8 @@ BAD = {
     "cut.jpg": (JPEG[: len(JPEG) // 2], "truncated or damaged"),
     "head.jpg": (JPEG[:100], "truncated or damaged|starts with"),
     "flipped.png": (PNG[:3000] + b"\xff" * 200 + PNG[3200:], "truncated or damaged"),
-    "bomb.png": (bomb(20_000, 10_000), "89,478,485 pixels.*found 20000 x 10000"),
-    "larger_bomb.png": (bomb(60_000, 60_000), "89,478,485 pixels"),
+    "bomb.png": (bomb(12_000, 10_000), "89,478,485 pixels.*found 12000 x 10000"),
+    "larger_bomb.png": (bomb(60_000, 60_000), "89,478,485 pixels.*found .*3600000000 pixels"),
 }
 
 
@@ -245,7 +245,8 @@ torchvision = pytest.importorskip("torchvision")
 
 def test_augmentation_is_a_function_of_the_seed_alone() -> None:
     augment, picture = ImageAugment(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, flip=True), gradient(32, 32)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state()
+    drawn = random.getstate()
     first = [augment(picture, seed) for seed in range(6)]
     torch.manual_seed(99)
     again = [augment(picture, seed) for seed in range(6)]
@@ -253,10 +254,10 @@ def test_augmentation_is_a_function_of_the_seed_alone() -> None:
         assert np.array_equal(a, b)
         assert window == other
     assert len({a.tobytes() for a, _ in first}) == 6
-    torch.set_rng_state(before[0])
+    torch.set_rng_state(before)
     augment(picture, 3)
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])
+    assert torch.equal(before, torch.get_rng_state())
+    assert drawn == random.getstate()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -281,5 +282,5 @@ def test_no_flip_by_default_and_nothing_at_zero() -> None:
 
 
 def test_wrong_augmentation() -> None:
-    with pytest.raises(ValueError, match="hue: expected 0 to 0.5"):
+    with pytest.raises(ValueError, match=r"hue: expected 0 to 0\.5"):
         ImageAugment(hue=0.7)

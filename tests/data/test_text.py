@@ -35,15 +35,19 @@ def test_batch_is_padded_to_the_longest(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_save_load_pickle_and_refit_give_the_same_ids(kind: str, tmp_path: Path) -> None:
+def test_save_load_and_pickle_give_the_same_ids(kind: str, tmp_path: Path) -> None:
     text = fit(kind)
     text.save(tmp_path)
     questions = ["is IT red??", "ﬁve zebras", "café", "[PAD] [UNK]"]
     expected, _ = text.encode_batch(questions)
-    for other in (TextProcessor.load(tmp_path, text.config()), pickle.loads(pickle.dumps(text)), fit(kind)):
+    for other in (TextProcessor.load(tmp_path, text.config()), pickle.loads(pickle.dumps(text))):
         assert torch.equal(other.encode_batch(questions)[0], expected)
         assert other.config() == text.config()
-    assert fit(kind).to_json() == text.to_json()
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_fitting_is_reproducible(kind: str) -> None:  # unigram is not: the library breaks ties by hash order
+    assert fit(kind).to_json() == fit(kind).to_json()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +90,7 @@ def test_decode(kind: str) -> None:
 def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
     text = fit(max_len=3)
     with caplog.at_level(logging.WARNING):
-        ids, key_mask = text.encode_batch(["is it red?", "red", "how many dogs?"])
+        ids, _ = text.encode_batch(["is it red?", "red", "how many dogs?"])
     assert ids.shape == (3, 3)
     assert text.truncated == 2
     assert "max_len=3" in caplog.text

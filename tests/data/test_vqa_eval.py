@@ -38,7 +38,7 @@ GOLDEN = {
     # punctuation: a space where it touches none, gone where it touches one
     "t-shirt": "t shirt",
     "black/white": "black white",
-    "black / white": "black  white".replace("  ", " "),
+    "black / white": "black white",
     "book, scissor, papers": "book scissor papers",
     "red,white": "red white",
     "garbage_bin": "garbage bin",
@@ -68,7 +68,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize(("answer", "expected"), GOLDEN.items(), ids=repr)
+@pytest.mark.parametrize(("answer", "expected"), list(GOLDEN.items()), ids=repr)
 def test_normalisation(answer: str, expected: str) -> None:
     assert normalize_answer(answer) == expected
 
@@ -78,7 +78,7 @@ def test_articles_and_numbers_are_seen_after_punctuation_is_gone() -> None:
     assert normalize_answer("A.") == ""
 
 
-@pytest.mark.parametrize(("matches", "expected"), enumerate([0.0, 0.3, 0.6, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
+@pytest.mark.parametrize(("matches", "expected"), list(enumerate([0.0, 0.3, 0.6, 0.9] + [1.0] * 7)))
 def test_ten_answers_give_the_official_figures(matches: int, expected: float) -> None:
     assert vqa_accuracy("yes", ["Yes."] * matches + ["no"] * (10 - matches)) == expected
 

@@ -1,0 +1,39 @@
+"""Encoders of one modality. What turns an image into a map is a stem, by name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+
+def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
+    """What turns pixel values (N, 3, H, W) into a map (N, embed_dim, h, w).
+
+    Args:
+        name: "conv" (ConvStem), "vit" (PatchEmbed) or "timm/NAME" (TimmFeatures).
+        embed_dim: E of the map.
+        options: the stem's own keywords.
+
+    Raises:
+        ValueError: no such stem.
+
+    >>> build_stem("vit", 32, patch_size=16).stride
+    16
+    """
+    if name.startswith("timm/"):
+        from .timm import TimmFeatures
+
+        return TimmFeatures(name.removeprefix("timm/"), embed_dim, **options)
+    if name == "conv":
+        from .conv import ConvStem
+
+        return ConvStem(embed_dim, **options)
+    if name == "vit":
+        from .vit import PatchEmbed
+
+        return PatchEmbed(embed_dim, **options)
+    close = difflib.get_close_matches(name, ["conv", "vit", "timm/"], n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown image backbone {name!r}{hint}; there are: conv, vit, timm/NAME")

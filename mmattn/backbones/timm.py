@@ -1,0 +1,89 @@
+"""Any timm backbone as a stem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TimmFeatures(nn.Module):
+    """The feature map of a timm model, brought to embed_dim by a 1x1 convolution. Starts from random weights.
+
+    Args:
+        name: in timm's list of models.
+        embed_dim: E of the map.
+        max_stride: the deepest map with at most this stride is taken, and what lies above it is left out.
+        image_size: (H, W) for models with a fixed input size; ignored by the others.
+        in_channels: of the image.
+
+    Raises:
+        ModuleNotFoundError: timm is not installed.
+        ValueError: no such model, or no map at that stride.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        embed_dim: int,
+        *,
+        max_stride: int = 16,
+        image_size: tuple[int, int] | None = None,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        self.name, self.in_channels = name, in_channels
+        self._size: dict[str, Any] = {} if image_size is None else {"img_size": tuple(image_size)}
+        strides = self._create(None).feature_info.reduction()
+        fitting = [i for i, stride in enumerate(strides) if stride <= max_stride]
+        if not fitting:
+            raise ValueError(f"timm model {name!r} has maps of stride {strides}, none within max_stride={max_stride}")
+        self._index, self.stride = fitting[-1], strides[fitting[-1]]
+        self.body = self._create((self._index,))
+        # Some families (Swin) keep channels last.
+        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        self.project = nn.Conv2d(self.body.feature_info.channels()[-1], embed_dim, 1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (N, in_channels, H, W), normalised as the weights want it. Returns (N, E, h, w)."""
+        features = self.body(pixel_values)[-1]
+        return self.project(features.permute(0, 3, 1, 2) if self.channels_last else features)
+
+    def load_weights(self, path: str | Path) -> None:
+        """Loads the public weights of this model from a local file: safetensors, or a pickle of tensors only.
+
+        Raises:
+            ValueError: the file does not hold this model.
+        """
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            source = self._create((self._index,), pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path}: not the weights of timm model {self.name!r}: {error}") from None
+        self.body.load_state_dict(source.state_dict())
+
+    def _create(self, indices: tuple[int, ...] | None, **keywords: Any) -> Any:
+        try:
+            import timm
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(f"backbone 'timm/{self.name}' needs timm: pip install timm") from None
+        keywords = {"pretrained": False, "features_only": True, "in_chans": self.in_channels} | keywords
+        if indices is not None:
+            keywords["out_indices"] = indices
+        if not timm.is_model(self.name):
+            close = timm.list_models(f"*{self.name[:6]}*")[:3]
+            raise ValueError(f"timm has no model {self.name!r}" + (f"; near: {', '.join(close)}" if close else ""))
+        try:
+            return timm.create_model(self.name, **keywords, **self._size)
+        except TypeError:
+            if not self._size:
+                raise
+            self._size = {}  # a convolutional net: any size will do
+            return timm.create_model(self.name, **keywords)

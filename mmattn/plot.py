@@ -1,0 +1,180 @@
+"""Pictures of attention. matplotlib is imported inside, and no global state of it is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def heat_map(
+    weights: Tensor | Sequence[Tensor],
+    row_labels: Sequence[str] | None = None,
+    col_labels: Sequence[str] | None = None,
+    path: str | Path | None = None,
+    *,
+    titles: Sequence[str] | None = None,
+    row_name: str = "attends",
+    col_name: str = "attended to",
+) -> Any:
+    """Attention between tokens: a row a query, a column a key, darker = more.
+
+    Args:
+        weights: one map (L, S), or several, (n, L, S) or a list, drawn side by side (heads, layers).
+        row_labels: the L query tokens.
+        col_labels: the S key tokens.
+        path: where to write the picture (the suffix names the format), None = do not.
+        titles: one a map.
+        row_name: what the rows are.
+        col_name: what the columns are.
+
+    Returns:
+        The matplotlib Figure.
+
+    Raises:
+        ValueError: labels that do not match the map.
+    """
+    from matplotlib.figure import Figure
+
+    maps = _panels(weights)
+    _check_titles(titles, len(maps))
+    L, S = maps[0].shape
+    for name, labels, size in (("row_labels", row_labels, L), ("col_labels", col_labels, S)):
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"{name} has {len(labels)} labels for {size} {name[:3]}s of the map")
+    columns = min(4, len(maps))
+    rows = -(-len(maps) // columns)
+    width, height = 1.6 + min(0.28 * S, 12), 1.4 + min(0.28 * L, 12)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    top = max(float(weight.max()) for weight in maps) or 1.0
+    image: Any = None
+    for i, axis in enumerate(axes.flat):
+        if i >= len(maps):
+            axis.set_axis_off()
+            continue
+        image = axis.imshow(maps[i].numpy(), cmap="Blues", vmin=0.0, vmax=top, aspect="auto")
+        axis.set_xlabel(col_name)
+        axis.set_ylabel(row_name)
+        _ticks(axis, "x", col_labels, S)
+        _ticks(axis, "y", row_labels, L)
+        if titles is not None:
+            axis.set_title(_plain(titles[i]), fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="attention weight")
+    return _finish(figure, path)
+
+
+def overlay(
+    image: Any,
+    weights: Tensor | Sequence[Tensor],
+    path: str | Path | None = None,
+    title: str | None = None,
+    boxes: Sequence[Sequence[float]] | None = None,
+    *,
+    titles: Sequence[str] | None = None,
+) -> Any:
+    """Where a model looked: a map laid over the image; the image itself comes first.
+
+    Args:
+        image: (H, W, 3) or (H, W) array of 0..255 or 0..1, a tensor (3, H, W), or a PIL image.
+        weights: one map (h, w), or several, (n, h, w) or a list; each is upsampled bilinearly to the image and scaled
+            to its own largest value.
+        path: where to write the picture, None = do not.
+        title: over the whole picture.
+        boxes: boxes_xyxy in 0..1 of the image to outline, such as the regions that an answer rests on.
+        titles: one a map.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    pixels = _pixels(image)  # (H, W, 3) in 0..1
+    H, W = pixels.shape[:2]
+    maps = _panels(weights)
+    _check_titles(titles, len(maps))
+    columns = min(4, len(maps) + 1)
+    rows = -(-(len(maps) + 1) // columns)
+    height = 3.0 * min(max(H / W, 0.3), 3.0)
+    figure = Figure(figsize=(3.0 * columns, rows * (height + 0.35) + (0.5 if title else 0.1)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i, axis in enumerate(axes.flat):
+        axis.set_axis_off()
+        if i > len(maps):
+            continue
+        axis.imshow(pixels.numpy(), extent=(0, W, H, 0), interpolation="nearest")
+        if i > 0:
+            weight = maps[i - 1]
+            large = torch.nn.functional.interpolate(weight[None, None], size=(H, W), mode="bilinear")[0, 0]
+            large = (large / large.max().clamp_min(1e-12)).clamp(0, 1)
+            # What was not looked at stays visible, pale; what was is coloured.
+            axis.imshow(large.numpy(), extent=(0, W, H, 0), cmap="inferno", vmin=0, vmax=1, alpha=0.55)
+            if titles is not None:
+                axis.set_title(_plain(titles[i - 1]), fontsize=9)
+        for x0, y0, x1, y1 in boxes or ():
+            box = Rectangle((x0 * W, y0 * H), (x1 - x0) * W, (y1 - y0) * H, fill=False, edgecolor="cyan", linewidth=1.5)
+            axis.add_patch(box)
+    if title:
+        figure.suptitle(_plain(title), fontsize=10, wrap=True)
+    return _finish(figure, path)
+
+
+def _panels(weights: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(weights, Tensor):
+        weights = [weights] if weights.dim() == 2 else list(weights)
+    maps = [torch.as_tensor(weight).detach().float().cpu() for weight in weights]
+    if not maps or any(weight.dim() != 2 for weight in maps):
+        raise ValueError(f"expected maps of two dimensions, found shapes {[tuple(weight.shape) for weight in maps]}")
+    return maps
+
+
+def _check_titles(titles: Sequence[str] | None, count: int) -> None:
+    if titles is not None and len(titles) != count:
+        raise ValueError(f"{len(titles)} titles for {count} maps")
+
+
+def _ticks(axis: Any, side: str, labels: Sequence[str] | None, size: int) -> None:
+    if labels is None:
+        return
+    step = -(-size // 60)  # more would be a smear
+    getattr(axis, f"set_{side}ticks")(
+        range(0, size, step), [_plain(labels[i]) for i in range(0, size, step)], fontsize=8
+    )
+    if side == "x":
+        axis.tick_params(axis="x", rotation=60)
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # matplotlib would read a pair of dollars as mathematics
+
+
+def _pixels(image: Any) -> Tensor:
+    """An image of any kind to (H, W, 3) float in 0..1, on the CPU."""
+    if isinstance(image, Tensor):
+        pixels = image.detach().cpu()
+        if pixels.dim() == 3 and pixels.shape[0] in (1, 3):
+            pixels = pixels.permute(1, 2, 0)
+    else:
+        import numpy as np
+
+        if hasattr(image, "convert"):
+            image = image.convert("RGB")
+        pixels = torch.from_numpy(np.array(image))
+    scale = 1.0 if pixels.is_floating_point() else 255.0
+    pixels = (pixels.float() / scale).clamp(0, 1)
+    if pixels.dim() == 2:
+        pixels = pixels.unsqueeze(-1)
+    if pixels.dim() != 3 or pixels.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"expected an image (H, W, 3), found shape {tuple(pixels.shape)}")
+    return pixels.expand(-1, -1, 3) if pixels.shape[-1] == 1 else pixels[..., :3]
+
+
+def _finish(figure: Any, path: str | Path | None) -> Any:
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    return figure

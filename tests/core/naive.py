@@ -1,0 +1,234 @@
+"""What the core must equal: plain loops over samples, heads, queries and keys, straight from the definitions.
+
+Nothing here calls the code under test; it only reads its parameters.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Who may attend to whom, from the definitions."""
+
+    key_mask: torch.Tensor | None = None
+    attn_mask: torch.Tensor | None = None
+    is_causal: bool = False
+    window: int | None = None
+    bias: object = None  # a T5Bias or ALiBi, read for its parameters
+
+    def __call__(self, b, h, i, j, L, S):
+        offset = j - (i + S - L)  # bottom-right aligned
+        if self.key_mask is not None and not self.key_mask[b, j]:
+            return False
+        if self.attn_mask is not None and not self.attn_mask.expand(b + 1, h + 1, L, S)[b, h, i, j]:
+            return False
+        if self.is_causal and offset > 0:
+            return False
+        return self.window is None or abs(offset) <= self.window
+
+
+def bias_at(bias, h, offset):
+    """The position bias of head h at key position minus query position."""
+    if bias is None:
+        return 0.0
+    if hasattr(bias, "slopes"):  # ALiBi: the slopes of a power of two heads are powers of 2^(-8/n)
+        return -(2 ** (-8 * (h + 1) / bias.num_heads)) * abs(offset)
+    count, bucket = bias.num_buckets, 0
+    if bias.bidirectional:
+        count //= 2
+        if offset > 0:
+            bucket = count
+    elif offset > 0:
+        offset = 0
+    distance, exact = abs(offset), count // 2
+    if distance < exact:
+        bucket += distance
+    else:
+        ratio = math.log(distance / exact) / math.log(bias.max_distance / exact)
+        bucket += min(exact + int(ratio * (count - exact)), count - 1)
+    return bias.weight[bucket, h]
+
+
+def kernel(module, q, k, v, allowed):
+    """Any kernel, by its kind: q (B, h, L, d), k (B, h_kv, S, d), v (B, h_kv, S, d_v) to (B, h, L, d_v)."""
+    B, h, L, _ = q.shape
+    group = h // k.shape[1]
+    rows = []
+    for b in range(B):
+        for head in range(h):
+            keys, values = k[b, head // group], v[b, head // group]
+            if module.kind == "monotonic":
+                weights = monotonic(module, q[b, head], keys, b, head, allowed)
+            else:
+                weights = [row(module, q[b, head, i], keys, b, head, i, L, allowed) for i in range(L)]
+            for weight in weights:
+                out = torch.zeros_like(values[0])
+                for j, w in weight.items():
+                    out = out + w * values[j]
+                rows.append(out)
+    return torch.stack(rows).view(B, h, L, v.shape[-1])
+
+
+def row(module, q, keys, b, head, i, L, allowed):
+    """The weights of one query: {key: weight}."""
+    S, d = keys.shape
+    scores = {}
+    for j in range(S):
+        if not allowed(b, head, i, j, L, S):
+            continue
+        bias = bias_at(allowed.bias, head, j - (i + S - L))
+        if module.kind == "additive":
+            scores[j] = (module.score[head] * torch.tanh(q + keys[j] + module.shift[head])).sum() + bias
+        elif module.kind == "linear":
+            scores[j] = (phi(q) * phi(keys[j])).sum()
+        else:
+            scores[j] = (q * keys[j]).sum() / math.sqrt(d) + bias
+    if module.kind == "linear":
+        total = sum(scores.values())
+        return {j: score / total for j, score in scores.items()}
+    if module.kind == "sigmoid" and head < module.num_sigmoid_heads:
+        return {j: 1 / (1 + torch.exp(-(score + module.bias[head]))) for j, score in scores.items()}
+    total = sum(torch.exp(score) for score in scores.values())
+    return {j: torch.exp(score) / total for j, score in scores.items()}
+
+
+def phi(x):
+    return torch.where(x > 0, x + 1, torch.exp(x))
+
+
+def monotonic(module, q, keys, b, head, allowed):
+    """Raffel et al. 2017: algorithm 1 in evaluation, its expectation in training."""
+    (L, d), S = q.shape, keys.shape[0]
+    last = [1.0] + [0.0] * (S - 1)
+    position, weights = 0, []
+    for i in range(L):
+        p = []
+        for j in range(S):
+            energy = module.gain[head] * (q[i] * keys[j]).sum() / math.sqrt(d) + module.offset[head]
+            p.append(1 / (1 + torch.exp(-energy)) if allowed(b, head, i, j, L, S) else 0.0)
+        if not module.training:
+            while position < S and p[position] <= 0.5:
+                position += 1
+            weights.append({position: 1.0} if position < S else {})
+            continue
+        now = []
+        for j in range(S):
+            reach = 0.0
+            for start in range(j + 1):
+                passed = last[start]
+                for between in range(start, j):
+                    passed = passed * (1 - p[between])
+                reach = reach + passed
+            now.append(p[j] * reach)
+        last = now
+        weights.append(dict(enumerate(now)))
+    return weights
+
+
+def linear(layer, x):
+    return x @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+
+
+def layer_norm(norm, x):
+    if not hasattr(norm, "weight"):  # an identity
+        return x
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
+
+
+def feed_forward(ffn, x):
+    hidden = linear(ffn.fc1, x)
+    return linear(ffn.fc2, hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))))
+
+
+def residual(module, x, sublayer):
+    if module.norm_first:
+        return x + sublayer(layer_norm(module.norm, x))
+    return layer_norm(module.norm, x + sublayer(x))
+
+
+def rotate(x, base=10000.0):
+    """Rotary positions by complex multiplication: channel i and i + d/2 are one complex number."""
+    L, half = x.shape[-2], x.shape[-1] // 2
+    pairs = torch.complex(x[..., :half], x[..., half:])
+    rows = []
+    for position in range(L):
+        angles = torch.tensor([position * base ** (-i / half) for i in range(half)], dtype=x.dtype)
+        rows.append(pairs[..., position, :] * torch.complex(angles.cos(), angles.sin()))
+    turned = torch.stack(rows, dim=-2)
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def attention(module, query, key=None, allowed=None, bias=None):
+    """MultiHeadAttention."""
+    source = query if key is None else key
+    allowed = allowed or Allowed()
+    window = getattr(module.kernel, "window", None)
+    bias = module.position_bias if bias is None else bias
+    allowed = Allowed(allowed.key_mask, allowed.attn_mask, allowed.is_causal, window, bias)
+
+    def heads(projection, x, count):
+        projected = linear(projection, x)
+        return torch.stack(projected.chunk(count, dim=-1), dim=1)  # (B, h, L, d)
+
+    q = heads(module.q_proj, query, module.num_heads)
+    k = heads(module.k_proj, source, module.num_kv_heads)
+    v = heads(module.v_proj, source, module.num_kv_heads)
+    if module.rotary is not None:
+        q, k = rotate(q), rotate(k)
+    out = kernel(module.kernel, q, k, v, allowed)
+    return linear(module.out_proj, torch.cat(out.unbind(1), dim=-1))
+
+
+def encoder_layer(layer, x, allowed, bias=None):
+    x = residual(layer.attention_residual, x, lambda n: attention(layer.attention, n, None, allowed, bias))
+    return residual(layer.ffn_residual, x, lambda n: feed_forward(layer.ffn, n))
+
+
+def encoder(module, x, allowed):
+    for layer in module.layers:
+        x = encoder_layer(layer, x, allowed, module.position_bias)
+    return layer_norm(module.norm, x)
+
+
+def decoder(module, x, memory, allowed, memory_allowed):
+    for layer in module.layers:
+        x = residual(
+            layer.self_residual, x, lambda n, a=layer: attention(a.self_attention, n, None, allowed, module.position_bias)
+        )
+        x = residual(layer.cross_residual, x, lambda n, a=layer: attention(a.cross_attention, n, memory, memory_allowed))
+        x = residual(layer.ffn_residual, x, lambda n, a=layer: feed_forward(a.ffn, n))
+    return layer_norm(module.norm, x)
+
+
+def cross_modal(module, a, b, a_allowed, b_allowed):
+    na, nb = (layer_norm(module.norm_a, a), layer_norm(module.norm_b, b)) if module.norm_first else (a, b)
+    new_a = a + attention(module.a_to_b, na, nb, b_allowed)
+    new_b = b + attention(module.b_to_a, nb, na, a_allowed)
+    if module.norm_first:
+        return new_a, new_b
+    return layer_norm(module.norm_a, new_a), layer_norm(module.norm_b, new_b)
+
+
+def fusion_block(module, x, context, allowed, context_allowed):
+    x = residual(module.self_residual, x, lambda n: attention(module.self_attention, n, None, allowed))
+    x = residual(module.cross_residual, x, lambda n: attention(module.cross_attention, n, context, context_allowed))
+    return residual(module.ffn_residual, x, lambda n: feed_forward(module.ffn, n))
+
+
+def co_attention(module, a, b, a_allowed, b_allowed):
+    for layer in module.layers:
+        a, b = cross_modal(layer.exchange, a, b, a_allowed, b_allowed)
+        a = residual(layer.ffn_residual_a, a, lambda n, m=layer: feed_forward(m.ffn_a, n))
+        b = residual(layer.ffn_residual_b, b, lambda n, m=layer: feed_forward(m.ffn_b, n))
+        a, b = encoder_layer(layer.layer_a, a, a_allowed), encoder_layer(layer.layer_b, b, b_allowed)
+    return layer_norm(module.norm_a, a), layer_norm(module.norm_b, b)
+
+
+def pooling(module, x, allowed):
+    queries = torch.stack([module.queries] * x.shape[0])
+    return attention(module.attention, queries, layer_norm(module.norm, x), allowed)

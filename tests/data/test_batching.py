@@ -1,0 +1,211 @@
+"""Batch plans: pure functions of (seed, epoch), fair to ranks, resumable; loaders whose workers change nothing."""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from data.batching import EvalBatchSampler, GroupBatchSampler, Item, make_loader, seed_of
+
+
+def indices(plan: Any) -> list[list[int]]:
+    return [[item.index for item in batch] for batch in plan]
+
+
+def ragged(num_groups: int = 40, seed: int = 0) -> list[int]:
+    """Groups of 1 to 7 samples, mixed up."""
+    draw = random.Random(seed)
+    groups = [group for group in range(num_groups) for _ in range(draw.randint(1, 7))]
+    draw.shuffle(groups)
+    return groups
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 64, 1000])
+def test_training_plan(batch_size: int, world_size: int) -> None:
+    groups = ragged()
+    plans = [GroupBatchSampler(groups, batch_size, 5, rank, world_size) for rank in range(world_size)]
+    for epoch in range(4):
+        for plan in plans:
+            plan.set_epoch(epoch)
+        batches = [indices(plan) for plan in plans]
+        assert {len(b) for b in batches} == {len(plans[0])}  # equal on all ranks, in all epochs
+        flat = [index for rank in batches for batch in rank for index in batch]
+        assert sorted(flat) == list(range(len(groups)))  # each once
+        assert all(0 < len(batch) <= batch_size + max(map(groups.count, groups)) for rank in batches for batch in rank)
+        if batch_size >= 10:
+            places = {
+                (groups[i], r, b) for r, rank in enumerate(batches) for b, batch in enumerate(rank) for i in batch
+            }
+            assert len(places) == len(set(groups))  # each group in one batch
+
+
+def test_single_samples_give_even_batches() -> None:
+    sizes = [len(batch) for batch in GroupBatchSampler(range(100), 32)]
+    assert sizes == [25, 25, 25, 25]
+
+
+def test_one_large_group_is_cut() -> None:
+    sizes = [len(batch) for batch in GroupBatchSampler([0] * 50, 16)]
+    assert len(sizes) == 4
+    assert sum(sizes) == 50
+    assert min(sizes) > 0
+    assert max(sizes) <= 24
+
+
+def test_never_an_empty_batch() -> None:
+    for seed in range(200):
+        draw = random.Random(seed)
+        groups = [group for group in range(draw.randint(1, 9)) for _ in range(draw.choice([1, 2, 30]))]
+        world = draw.randint(1, min(4, len(groups)))
+        plan = GroupBatchSampler(groups, draw.randint(1, 40), seed, 0, world)
+        assert all(plan.batches(seed))
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    groups = ragged()
+    plan, same, other = (GroupBatchSampler(groups, 8, seed) for seed in (1, 1, 2))
+    first = indices(plan)
+    torch.manual_seed(3)
+    random.seed(3)
+    before = torch.get_rng_state()
+    assert indices(same) == first == indices(plan)
+    assert torch.equal(before, torch.get_rng_state())
+    assert indices(other) != first
+    plan.set_epoch(1)
+    assert indices(plan) != first
+    plan.set_epoch(0)
+    assert indices(plan) == first
+
+
+def test_the_order_is_frozen() -> None:
+    """Exact resume across releases needs it."""
+    plan = GroupBatchSampler([0, 0, 1, 1, 2, 2, 3, 3], 2, seed=1)
+    plan.set_epoch(2)
+    assert indices(plan) == [[0, 1], [4, 5], [2, 3], [6, 7]]
+    assert seed_of(1, 2, 3) == 1540937338477698060
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_resume_in_the_middle_of_an_epoch(world_size: int) -> None:
+    for rank in range(world_size):
+        plan = GroupBatchSampler(ragged(), 8, 0, rank, world_size)
+        plan.set_epoch(3)
+        whole = indices(plan)
+        total = len(plan)
+        resumed = GroupBatchSampler(ragged(), 8, 0, rank, world_size)
+        resumed.resume(3, 4)
+        assert len(resumed) == total
+        assert indices(resumed) == whole[4:]
+        resumed.set_epoch(3)  # as Lightning does at the start of the epoch
+        assert indices(resumed) == whole[4:]
+        resumed.set_epoch(4)
+        plan.set_epoch(4)
+        assert indices(resumed) == indices(plan)
+        assert len(indices(plan)) == total
+    plan.resume(2, total)
+    assert indices(plan) == []
+    with pytest.raises(ValueError, match="start: expected 0 to"):
+        plan.resume(2, total + 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_evaluation_plan(world_size: int) -> None:
+    groups = ragged(12)
+    alone = indices(EvalBatchSampler(groups, 8))
+    plans = [EvalBatchSampler(groups, 8, rank, world_size) for rank in range(world_size)]
+    dealt = [list(plan) for plan in plans]
+    assert {len(d) for d in dealt} == {len(plans[0])}
+    kept = [[item.index for item in batch] for d in dealt for batch in d if not batch[0].repeat]
+    assert sorted(kept) == sorted(alone)  # the same batches, each counted once
+    for d in dealt:
+        assert all(len({item.repeat for item in batch}) == 1 for batch in d)
+    for batch in (b for d in dealt for b in d if b[0].repeat):
+        assert [item.index for item in batch] == alone[-1]
+    assert indices(plans[0]) == indices(plans[0])
+
+
+def test_evaluation_keeps_the_order_and_the_groups() -> None:
+    assert indices(EvalBatchSampler([0, 0, 1, 1, 2], 2)) == [[0, 1], [2, 3], [4]]
+    assert indices(EvalBatchSampler([5, 3, 5, 3], 2)) == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GroupBatchSampler([0], 0), "batch_size"),
+        (lambda: GroupBatchSampler([0], 4, 0, 2, 2), "rank: expected 0 to 1, found 2"),
+        (lambda: GroupBatchSampler([0], 4, 0, 0, 2), "at least one sample a rank"),
+        (lambda: EvalBatchSampler([], 4), "at least one sample"),
+        (lambda: EvalBatchSampler([0], 0), "batch_size"),
+    ],
+)
+def test_wrong_plans(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class Numbers(Dataset[int]):
+    def __init__(self, groups: list[int]) -> None:
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> int:
+        return index * 10
+
+
+def gather(samples: list[int], seeds: list[int], is_repeat: bool, tag: str) -> tuple[list[int], list[int], bool, str]:
+    return samples, seeds, is_repeat, tag
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_change_nothing(num_workers: int) -> None:
+    data = Numbers(ragged(10))
+    collate = functools.partial(gather, tag="x")
+    with_workers, alone = (
+        make_loader(data, GroupBatchSampler(data.groups, 5, seed=2), collate, n, seed=2) for n in (num_workers, 0)
+    )
+    for epoch in range(2):
+        for loader in (with_workers, alone):
+            loader.batch_sampler.set_epoch(epoch)
+        assert list(with_workers) == list(alone)
+    assert len(with_workers) == len(alone) == len(list(alone))
+
+
+def test_seeds_are_by_epoch_and_group() -> None:
+    data = Numbers([0, 0, 1, 1])
+    plan = EvalBatchSampler(data.groups, 4)
+    loader = make_loader(data, plan, functools.partial(gather, tag=""), seed=9)
+    before = torch.get_rng_state()
+    ((samples, seeds, is_repeat, _),) = list(loader)
+    assert torch.equal(before, torch.get_rng_state())
+    assert samples == [0, 10, 20, 30]
+    assert seeds == [seed_of(9, 0, 1)] * 2 + [seed_of(9, 0, 2)] * 2
+    assert is_repeat is False
+    plan.set_epoch(1)
+    assert next(iter(loader))[1] != seeds
+    shuffled = make_loader(data, GroupBatchSampler(data.groups, 1, seed=4), functools.partial(gather, tag=""), seed=9)
+    for batch, its_seeds, _, _ in shuffled:
+        assert its_seeds == [seeds[sample // 10] for sample in batch]
+
+
+def test_repeats_are_marked() -> None:
+    data = Numbers([0, 1, 2])
+    loader = make_loader(
+        data, EvalBatchSampler(data.groups, 1, rank=1, world_size=2), functools.partial(gather, tag="")
+    )
+    assert [(samples, is_repeat) for samples, _, is_repeat, _ in loader] == [([10], False), ([20], True)]
+
+
+def test_seeds_are_well_spread() -> None:
+    seeds = {seed_of(a, b, c) for a in range(10) for b in range(10) for c in range(10)}
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert Item(3, 1) == Item(index=3, epoch=1, repeat=False)

@@ -1,0 +1,360 @@
+"""Samples, processor and batches of VQA."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.batching import EvalBatchSampler, GroupBatchSampler, make_loader
+from data.errors import DataError
+from data.image import ImageAugment
+from data.vqa import VQABatch, VQADataset, VQAProcessor, VQASample, collate, drop_uncovered
+
+RED = (((0.5, 0.0, 1.0, 0.5), ("red", "ball")),)
+
+
+def pixels(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+
+
+def samples(num_images: int = 4, questions: int = 3, size: tuple[int, int] = (16, 16)) -> list[VQASample]:
+    words = ["is it red?", "how many red balls are there?", "what is left of it?"]
+    answers = [["Yes."], ["two", "2", "3"], ["a t-shirt"] * 10]
+    return [
+        VQASample(
+            id=f"{image}-{q}",
+            image=pixels(image, size),
+            question=words[q % 3],
+            answers=answers[q % 3],
+            image_id=f"picture {image}",
+            question_type=f"type {q}",
+            regions=[(0.25 * r, 0.25, 0.25 * r + 0.25, 0.5) for r in range(q)],
+            objects=list(RED) * (image % 3),
+        )
+        for image in range(num_images)
+        for q in range(questions)
+    ]
+
+
+@pytest.fixture(scope="module")
+def processor() -> VQAProcessor:
+    return VQAProcessor.fit(VQADataset(samples()), image_size=16)
+
+
+def same(a: VQABatch, b: VQABatch) -> bool:
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(VQABatch)]
+    return all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in pairs)
+
+
+# Processor
+
+
+def test_fit(processor: VQAProcessor) -> None:
+    assert processor.answers == ["2", "t shirt", "yes"]  # normalised; as frequent, so by the alphabet
+    assert processor.object_labels == ["ball", "red"]
+    assert processor.sizes() == {"vocab_size": processor.tokenizer.vocab_size, "num_answers": 3}
+
+
+def test_answer_vocabulary_is_cut_by_count() -> None:
+    rows = [VQASample(str(i), pixels(0), "x?", [answer]) for i, answer in enumerate(["a1"] * 3 + ["b1"] * 2 + ["c1"])]
+    data = VQADataset(rows)
+    assert VQAProcessor.fit(data).answers == ["a1", "b1", "c1"]
+    assert VQAProcessor.fit(data, max_answers=1).answers == ["a1"]
+    assert VQAProcessor.fit(data, min_answer_count=2).answers == ["a1", "b1"]
+    with pytest.raises(DataError, match="an answer given to 4 or more questions"):
+        VQAProcessor.fit(data, min_answer_count=4)
+
+
+def test_targets_are_soft_scores(processor: VQAProcessor) -> None:
+    others = [VQASample("u", pixels(0), "x?"), VQASample("o", pixels(0), "x?", ["no"])]
+    targets = processor.targets([*samples()[:3], *others])
+    assert targets.tolist() == pytest.approx(
+        torch.tensor([[0, 0, 1], [2 / 3, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]).tolist(), abs=1e-6
+    )
+
+
+def test_answers_outside_the_vocabulary_are_counted(processor: VQAProcessor, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        VQASample("in", pixels(0), "x?", ["yes"]),
+        VQASample("part", pixels(0), "x?", ["yes"] * 2 + ["maybe"] * 8),
+        VQASample("out", pixels(0), "x?", ["maybe"]),
+    ]
+    data = VQADataset(rows)
+    coverage = processor.coverage(data)
+    assert (coverage.total, coverage.covered) == (3, 2)
+    assert coverage.ceiling == pytest.approx((1 + 0.6 + 0) / 3)
+    assert str(coverage).startswith("1 of 3 questions (33.3%) have no answer in the vocabulary")
+    with caplog.at_level(logging.WARNING):
+        kept = drop_uncovered(data, processor)
+    assert [sample.id for sample in kept] == ["in", "part"]
+    assert len(kept.groups) == 2
+    assert "1 of 3 questions" in caplog.text
+    assert len(data) == 3
+    assert drop_uncovered(kept, processor) is kept
+    with pytest.raises(DataError, match="at least one question with an answer in the vocabulary"):
+        drop_uncovered(VQADataset(rows[2:]), processor)
+
+
+def test_save_load_and_fingerprint(processor: VQAProcessor, tmp_path: Path) -> None:
+    processor.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["processor.json", "tokenizer.json"]
+    loaded = VQAProcessor.load(tmp_path)
+    assert loaded.fingerprint() == processor.fingerprint() == pickle.loads(pickle.dumps(processor)).fingerprint()
+    assert same(collate(samples(), loaded), collate(samples(), processor))
+    other = VQAProcessor.fit(VQADataset(samples()), image_size=8)
+    assert other.fingerprint() != processor.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("answers"), "expected the keys"),
+        (lambda c: c.update(more=1), "expected the keys"),
+        (lambda c: c.update(format_version=2), "format_version 1, found 2"),
+        (lambda c: c.update(answers=[]), "at least one"),
+        (lambda c: c.update(answers=["a", "a"]), "different answers"),
+        (lambda c: c["image"].update(resize="x"), "processor's settings"),
+        (lambda c: c["image"].update(wrong=1), "processor's settings"),
+        (lambda c: c["text"].update(wrong=1), "processor's settings"),
+        (None, "no such file"),
+        ("{", "JSON"),
+    ],
+)
+def test_bad_processor(processor: VQAProcessor, tmp_path: Path, change: Any, message: str) -> None:
+    processor.save(tmp_path)
+    path = tmp_path / "processor.json"
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.write_text(change)
+    else:
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match=message):
+        VQAProcessor.load(tmp_path)
+
+
+# Batches
+
+
+def test_batch(processor: VQAProcessor) -> None:
+    rows = samples()
+    mixed = [rows[i] for i in (3, 0, 4, 1, 5, 8)]  # pictures 1, 0, 1, 0, 1, 2
+    batch = collate(mixed, processor)
+    assert len(batch) == 6
+    assert batch.image_index.tolist() == [0, 1, 0, 1, 0, 2]
+    assert batch.pixel_values.shape == (3, 3, 16, 16)
+    for n, picture in enumerate((1, 0, 2)):
+        expected = torch.from_numpy(pixels(picture)).permute(2, 0, 1) / 255
+        assert torch.allclose(batch.pixel_values[n], (expected - 0.5) / 0.5, atol=1e-6)
+    assert batch.input_ids.shape == batch.key_mask.shape == (6, 7)
+    assert batch.targets.shape == (6, 3)
+    assert batch.ids == ["1-0", "0-0", "1-1", "0-1", "1-2", "2-2"]
+    assert batch.answers[2] == ["two", "2", "3"]
+    assert batch.question_types[4] == "type 2"
+    assert batch.region_mask.sum(1).tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.regions[4].tolist() == [[0.0, 0.25, 0.25, 0.5], [0.25, 0.25, 0.5, 0.5]]
+    assert batch.object_mask.sum(1).tolist() == [1, 0, 2]
+    assert batch.object_boxes[0, 0].tolist() == [0.5, 0.0, 1.0, 0.5]
+    assert batch.object_labels[0, 0].tolist() == [1.0, 1.0]
+    assert batch.object_labels[1].sum() == 0
+    assert batch.is_repeat is False
+    assert collate(mixed, processor, is_repeat=True).is_repeat is True
+
+
+def test_a_question_alone_equals_itself_in_a_batch(processor: VQAProcessor) -> None:
+    rows = samples()
+    batch = collate(rows, processor)
+    for b, sample in enumerate(rows):
+        alone = collate([sample], processor)
+        length = alone.input_ids.shape[1]
+        assert torch.equal(alone.pixel_values[0], batch.pixel_values[batch.image_index[b]])
+        assert torch.equal(alone.input_ids[0], batch.input_ids[b, :length])
+        assert int(batch.key_mask[b].sum()) == length
+        assert torch.equal(alone.targets[0], batch.targets[b])
+
+
+def test_without_regions_or_objects_there_are_none() -> None:
+    rows = [VQASample("a", pixels(0), "what?", ["b"]), VQASample("c", pixels(1), "what?", ["b"])]
+    batch = collate(rows, VQAProcessor.fit(VQADataset(rows), image_size=16))
+    assert batch.regions.shape == (2, 0, 4)
+    assert batch.object_boxes.shape == (2, 0, 4)
+    assert batch.object_labels.shape == (2, 0, 0)
+    assert batch.image_index.tolist() == [0, 1]
+
+
+def test_each_picture_is_read_once(processor: VQAProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels(3, (20, 30))).save(path)
+    rows = [VQASample(str(i), path, "what?", ["b"]) for i in range(5)]  # no image_id: the path tells
+    read = []
+    original = processor.image.pixels
+    monkeypatch.setattr(processor.image, "pixels", lambda *a, **k: read.append(a) or original(*a, **k))
+    assert collate(rows, processor).pixel_values.shape[0] == 1
+    assert len(read) == 1
+
+
+def test_augmented_batch(processor: VQAProcessor) -> None:
+    pytest.importorskip("torchvision")
+    rows, augment = samples(), ImageAugment(shift=0.1, flip=True)
+    seeds = [index // 3 for index in range(len(rows))]
+    batch = collate(rows, processor, augment, seeds)
+    assert same(batch, collate(rows, processor, augment, seeds))
+    plain = collate(rows, processor)
+    assert not torch.equal(batch.pixel_values, plain.pixel_values)
+    for b, sample in enumerate(rows):
+        _, window = augment(sample.image, seeds[b])
+        for box, moved in zip(sample.regions, batch.regions[b][batch.region_mask[b]].tolist(), strict=True):
+            left, right = sorted((x - window[0]) / (window[2] - window[0]) for x in (box[0], box[2]))
+            assert moved[0] == pytest.approx(max(left, 0), abs=1e-6)
+            assert moved[2] == pytest.approx(min(right, 1), abs=1e-6)
+    with pytest.raises(ValueError, match="needs seeds"):
+        collate(rows, processor, augment)
+
+
+def test_to_and_pin(processor: VQAProcessor) -> None:
+    batch = collate(samples(), processor)
+    moved = batch.to("meta")
+    assert moved.pixel_values.device.type == moved.object_labels.device.type == "meta"
+    assert moved.ids == batch.ids
+    assert batch.pixel_values.device.type == "cpu"
+    assert same(batch.to("cpu", non_blocking=True), batch)
+
+
+def test_a_bad_picture_is_named_also_from_a_worker(processor: VQAProcessor, tmp_path: Path) -> None:
+    path = tmp_path / "bad.png"
+    path.write_bytes(b"no picture")
+    data = VQADataset([VQASample("q 9", path, "what?", ["yes"])])
+    for workers in (0, 1):
+        loader = make_loader(
+            data, EvalBatchSampler(data.groups, 1), functools.partial(collate, processor=processor), workers
+        )
+        with pytest.raises(DataError) as caught:
+            list(loader)
+        assert str(caught.value).startswith(f"question q 9: image {path}: expected an image (PNG, JPEG, ...), found")
+        assert "\n" not in str(caught.value)
+
+
+def test_workers_augmentation_and_epochs(processor: VQAProcessor) -> None:
+    pytest.importorskip("torchvision")
+    data = VQADataset(samples(6))
+    collated = functools.partial(collate, processor=processor, augment=ImageAugment())
+    loaders = [
+        make_loader(data, GroupBatchSampler(data.groups, 5, seed=1), collated, workers, seed=1) for workers in (0, 2)
+    ]
+    epochs = []
+    for epoch in range(2):
+        for loader in loaders:
+            loader.batch_sampler.set_epoch(epoch)
+        one, two = (list(loader) for loader in loaders)
+        assert all(same(a, b) for a, b in zip(one, two, strict=True))
+        epochs.append({id_: b.pixel_values[b.image_index[k]] for b in one for k, id_ in enumerate(b.ids)})
+    assert not any(torch.equal(epochs[0][id_], epochs[1][id_]) for id_ in epochs[0])
+
+
+# Data set
+
+
+def test_samples_in_memory_are_checked() -> None:
+    good = samples(1, 1)[0]
+    for change, message in (
+        ({"question": ""}, r"sample 1 \(id 'x'\): expected a question that is not empty"),
+        ({"answers": []}, "at least one answer"),
+        ({"image": None}, "expected an image, found none"),
+        ({"regions": [(0.0, 0.0, 20.0, 20.0)]}, r"in 0\.\.1"),
+        ({"objects": [((0.5, 0.5, 0.5, 0.9), ("a",))]}, "x1 < x2"),
+    ):
+        with pytest.raises(DataError, match=message):
+            VQADataset([good, dataclasses.replace(good, id="x", **change)])
+    with pytest.raises(DataError, match="id of its own"):
+        VQADataset([good, good])
+    with pytest.raises(DataError, match="at least one question, found none"):
+        VQADataset([])
+    assert len(VQADataset([dataclasses.replace(good, answers=[])], require_answers=False)) == 1
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_preload_gives_the_same_batches(resize: str, tmp_path: Path) -> None:
+    rows = samples(3, 3, size=(20, 30))
+    for sample in rows:
+        path = tmp_path / f"{sample.image_id}.png"
+        Image.fromarray(sample.image).save(path)
+        sample.image = str(path)
+    data = VQADataset(rows)
+    processor = VQAProcessor.fit(data, image_size=12, resize=resize)
+    expected = collate(list(data), processor)
+    ticks: list[tuple[int, int]] = []
+    assert not data.preload(processor.image, max_bytes=12 * 12 * 3 * 3 - 1)
+    assert data.preload(processor.image, progress=lambda *tick: ticks.append(tick))
+    assert ticks == [(1, 3), (2, 3), (3, 3)]
+    for sample in rows:
+        Path(sample.image).unlink(missing_ok=True)
+    actual = collate([data[i] for i in range(len(data))], processor)
+    assert torch.allclose(actual.regions, expected.regions)
+    assert torch.allclose(actual.object_boxes, expected.object_boxes)
+    assert same(dataclasses.replace(actual, regions=expected.regions, object_boxes=expected.object_boxes), expected)
+
+
+def test_cache_reads_each_picture_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels(1)).save(path)
+    data = VQADataset([VQASample(str(i), path, "what?", ["b"]) for i in range(2)], cache_images=True)
+    first = data[0].image
+    path.unlink()
+    assert data[1].image is first
+    assert np.array_equal(first, pixels(1))
+
+
+def test_data_fingerprint(tmp_path: Path) -> None:
+    base = VQADataset(samples()).fingerprint()
+    assert base == VQADataset(samples()).fingerprint()
+    for change in ({"question": "other?"}, {"answers": ["other"]}, {"image": pixels(99)}, {"regions": []}):
+        rows = samples()
+        rows[-1] = dataclasses.replace(rows[-1], **change)
+        if "image" in change:
+            rows[-1].image_id = "new"
+        assert VQADataset(rows).fingerprint() != base
+
+
+def test_import_is_light() -> None:
+    code = "import sys, data.vqa, data.batching, data.readers; print([m for m in %r if m in sys.modules])"
+    heavy = ["torchvision", "PIL", "tokenizers", "lightning", "matplotlib", "mmattn", "tasks"]
+    root = Path(__file__).resolve().parents[2]
+    out = subprocess.run([sys.executable, "-c", code % heavy], cwd=root, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+# Real data
+
+DATA = os.environ.get("MMATTN_DATA")
+
+
+@pytest.mark.skipif(not DATA, reason="MMATTN_DATA is not set")
+@pytest.mark.parametrize(("name", "train", "val"), [("easy_vqa", 33_815, 4_760), ("daquar", 5_957, 838)])
+def test_real_data(name: str, train: int, val: int) -> None:
+    folder = Path(DATA or "") / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there")
+    data = {split: VQADataset(folder / f"questions_{split}.json") for split in ("train", "val")}
+    assert (len(data["train"]), len(data["val"])) == (train, val)
+    processor = VQAProcessor.fit(data["train"])
+    assert processor.coverage(data["train"]).share == 1.0
+    assert processor.coverage(data["val"]).share > 0.9
+    batch = collate([data["val"][i] for i in range(50)], processor)
+    assert batch.pixel_values.shape[1:] == (3, 64, 64)
+    assert batch.targets.max() == 1

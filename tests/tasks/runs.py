@@ -1,0 +1,31 @@
+"""Tiny trainings for the tests, in this process."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.common import cli
+
+# Small enough that an epoch takes a fraction of a second.
+TINY = (
+    "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 2 --trainer.limit_test_batches 2 "
+    "--trainer.enable_progress_bar false --data.scenes 12 --data.batch_size 36 "
+    "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 --model.fusion_layers 1"
+)
+
+
+def run(command: str, folder: Path, options: str = "", base: str = TINY) -> Path:
+    """Run `python -m tasks.vqa COMMAND` with tiny settings; later options override."""
+    given = {word.split("=")[0] for word in options.split() if word.startswith("--")}
+    words = base.split()
+    kept = [w for n in range(0, len(words), 2) if words[n] not in given for w in words[n : n + 2]]
+    if command != "fit":
+        kept = [w for n in range(0, len(kept), 2) if not kept[n].startswith("--model") for w in kept[n : n + 2]]
+    cli.run("vqa", command, [*kept, "--trainer.default_root_dir", str(folder), *options.split()])
+    return folder
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))

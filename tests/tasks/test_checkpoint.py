@@ -1,0 +1,167 @@
+"""The shipped directory: written whole or not at all, read strictly, and nothing in it is run."""
+
+import errno
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tasks
+from tasks.common import files
+from tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
+from tasks.common.checkpoint import CONFIG, WEIGHTS, load_weights, read_config, read_weights, save_directory
+from tasks.common.errors import CheckpointError
+
+
+class Processor:
+    """Saves one file."""
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "processor.json").write_text("{}")
+
+
+def make(folder: Path, **changes: Any) -> Path:
+    options: dict[str, Any] = {"task": "vqa", "model": nn.Linear(3, 2), "keywords": {"a": 1}, "processor": Processor()}
+    return save_directory(folder, **(options | changes))
+
+
+def test_saved_weights_come_back(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    folder = make(tmp_path / "model", model=model, metrics={"test": {"accuracy": 0.5}}, command="fit")
+    other = nn.Linear(3, 2)
+    load_weights(other, read_weights(folder / WEIGHTS), folder)
+    assert torch.equal(other.weight, model.weight)
+    assert read_config(folder)["model"] == {"a": 1}
+    assert "| test | accuracy | 0.5000 |" in (folder / "README.md").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_half_precision_is_widened_and_half_the_size(tmp_path: Path) -> None:
+    model = nn.Linear(300, 20)
+    whole, half = make(tmp_path / "a", model=model), make(tmp_path / "b", model=model, half=True)
+    state = read_weights(half / WEIGHTS)
+    assert all(value.dtype == torch.float32 for value in state.values())
+    torch.testing.assert_close(state["weight"], model.weight.detach(), atol=1e-3, rtol=1e-3)
+    assert (half / WEIGHTS).stat().st_size < 0.55 * (whole / WEIGHTS).stat().st_size
+
+
+def test_mismatched_weights_are_named(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"weight is \(2, 3\), the model's \(2, 4\)"):
+        load_weights(nn.Linear(4, 2), read_weights(folder / WEIGHTS), folder)
+    with pytest.raises(CheckpointError, match="left over bias"):
+        load_weights(nn.Linear(3, 2, bias=False), read_weights(folder / WEIGHTS), folder)
+
+
+def test_truncated_weights_are_named(tmp_path: Path) -> None:
+    path = make(tmp_path / "model") / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected a safetensors file, found a damaged"):
+        read_weights(path)
+
+
+def test_a_pickle_named_safetensors_is_never_opened(tmp_path: Path) -> None:
+    path, trap = tmp_path / WEIGHTS, tmp_path / "trap"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (trap,))
+
+    for write in (lambda: path.write_bytes(pickle.dumps(Trap())), lambda: torch.save({"a": torch.ones(2)}, path)):
+        write()
+        with pytest.raises(CheckpointError, match="pickle"):
+            read_weights(path)
+    assert not trap.exists()
+
+
+def test_a_pickle_that_runs_code_is_refused_as_training_checkpoint(tmp_path: Path) -> None:
+    path, trap = tmp_path / "last.ckpt", tmp_path / "trap"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (trap,))
+
+    torch.save({"state_dict": Trap()}, path)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: expected a checkpoint of this toolkit"):
+        read_checkpoint(path)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "expected JSON"),
+        ('{"architectures": ["Bert"]}', "missing: format, task, model"),
+        ('{"format": 9, "task": "vqa", "model": {}}', "expected format 1, found 9"),
+        ('{"format": 1, "task": "golf", "model": {}}', "found 'golf'"),
+    ],
+)
+def test_foreign_or_broken_config_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / CONFIG).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        tasks.load(tmp_path)
+
+
+def test_missing_folders_and_web_addresses_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        tasks.load(tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"expected a shipped model with config\.json, found: a"):
+        (tmp_path / "a").touch()
+        tasks.load(tmp_path)
+    with pytest.raises(CheckpointError, match="local folders only"):
+        tasks.load("https://example.org/model")
+    with pytest.raises(CheckpointError, match="local files only"):
+        read_checkpoint("https://example.org/last.ckpt")
+
+
+def test_truncated_training_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.ones(1000)}, "loops": {}}, path)
+    path.write_bytes(path.read_bytes()[:800])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: expected a checkpoint of this toolkit"):
+        read_checkpoint(path)
+    torch.save({"weights": torch.ones(3)}, path)
+    with pytest.raises(CheckpointError, match="expected a training checkpoint"):
+        read_checkpoint(path)
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_full_disk_at_a_checkpoint_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"state_dict": {"a": torch.ones(3)}, "loops": {}}, path)
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: cannot be written: the disk is full"):
+        writer.save_checkpoint({"state_dict": {"a": torch.zeros(3)}, "loops": {}}, path)
+    monkeypatch.undo()
+    assert torch.equal(read_checkpoint(path)["state_dict"]["a"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_full_disk_at_a_shipped_folder_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(tmp_path / "model", keywords={"a": 1})
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        make(tmp_path / "model", keywords={"a": 2})
+    monkeypatch.undo()
+    assert json.loads((folder / CONFIG).read_text())["model"] == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_kill_left_is_put_right(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model")
+    os.replace(folder, tmp_path / ".model.x1y2.old.tmp")  # killed between the two renames
+    (tmp_path / ".model.x1y2.tmp").mkdir()
+    (tmp_path / ".last.ckpt.q9.tmp").write_bytes(b"half")
+    files.clean_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert read_config(tmp_path / "model")["task"] == "vqa"

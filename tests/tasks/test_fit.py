@@ -1,0 +1,208 @@
+"""The way everything is run: what fit leaves behind, what it refuses, and that a resumed run is the same run."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import tasks
+from tasks.common.callbacks import read_checkpoint, shipped_weights
+from tasks.common.checkpoint import read_weights
+from tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
+from tasks.common.module import schedule_factor
+from tasks.vqa.module import VQAModule
+from tests.tasks.runs import read, run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny run, with the average of the weights on."""
+    return run("fit", tmp_path_factory.mktemp("runs") / "vqa", "--model.ema_decay 0.9 --trainer.max_epochs 2")
+
+
+def test_fit_fills_the_run_directory(finished: Path) -> None:
+    present = {p.name for p in finished.iterdir()}
+    assert present == {"config.yaml", "run.json", "metrics.json", "last.ckpt", "best.ckpt", "processor", "model", "logs"}
+    logs = {p.name.split(".")[0] for p in (finished / "logs").rglob("*") if p.is_file()}
+    assert {"events", "metrics"} <= logs
+    metrics = read(finished / "metrics.json")
+    assert metrics["fit"]["epochs"] == 2
+    assert 0 <= metrics["validation"]["accuracy"] <= 1
+    record = read(finished / "run.json")
+    assert record["seed"] == 0
+    assert {"python", "torch", "lightning"} <= record["versions"].keys()
+    assert len(record["data"]["train"]["sha256"]) == 64
+    assert "fit" in record["command"]
+    assert {p.name for p in (finished / "model").iterdir()} == {"config.json", "model.safetensors", "processor", "README.md"}
+
+
+def test_the_log_holds_the_metric(finished: Path) -> None:
+    with next(finished.rglob("metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(bool(row["val/accuracy"]) for row in rows) == 2
+
+
+def test_the_written_config_is_complete(finished: Path) -> None:
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["model"]["embed_dim"] == 16
+    assert config["data"]["scenes"] == 12
+    assert config["seed_everything"] == 0
+
+
+def test_the_shipped_model_is_the_best_with_its_average(finished: Path) -> None:
+    best = shipped_weights(read_checkpoint(finished / "best.ckpt"))
+    shipped = read_weights(finished / "model" / "model.safetensors")
+    assert best.keys() == shipped.keys()
+    assert all(torch.equal(best[name], shipped[name]) for name in best)
+    raw = read_checkpoint(finished / "best.ckpt")["state_dict"]
+    assert any(not torch.equal(raw[f"model.{name}"], value) for name, value in shipped.items())
+
+
+def test_validate_measures_what_fit_reported(finished: Path, tmp_path: Path) -> None:
+    run("validate", tmp_path, f"--checkpoint {finished / 'model'}")
+    mine, theirs = read(tmp_path / "metrics.json")["validation"], read(finished / "metrics.json")["validation"]
+    assert mine["accuracy"] == theirs["accuracy"]
+
+
+def test_test_takes_any_file(finished: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "question": "what colour is it?", "answer": a} for a in ("red", "zebra")]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("test", tmp_path / "out", f"--checkpoint {finished / 'model'} --data.test {tmp_path / 'mine.jsonl'}")
+    figures = read(tmp_path / "out" / "metrics.json")["test"]
+    assert figures["accuracy"] in (0.0, 0.5)  # an answer outside the vocabulary counts as wrong
+    assert figures["data"]["test"]["samples"] == 2
+
+
+def test_a_used_run_directory_is_refused(finished: Path) -> None:
+    before = (finished / "last.ckpt").read_bytes()
+    with pytest.raises(RunDirectoryError, match=r"not empty\. Resume its run by --ckpt_path last"):
+        run("fit", finished)
+    assert (finished / "last.ckpt").read_bytes() == before
+
+
+def test_overwrite_empties_only_runs(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunDirectoryError, match=r"no run\.json"):
+        run("fit", tmp_path, "--overwrite true")
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_bad_data_end_the_run_before_an_earlier_one_is_overwritten(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        run("fit", finished, f"--overwrite true --data.train {tmp_path / 'none.jsonl'}")
+    assert (finished / "last.ckpt").exists()
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirectoryError, match="cannot be written"):
+        run("fit", tmp_path / "file" / "run")
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises((RunDirectoryError, CheckpointError), match="found no such file|nothing to resume"):
+        run("fit", tmp_path / "new", "--ckpt_path last")
+
+
+def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(finished: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "last.ckpt"
+    damaged.write_bytes((finished / "last.ckpt").read_bytes()[:3000])
+    with pytest.raises(CheckpointError, match="damaged, truncated or foreign"):
+        run("fit", finished, f"--ckpt_path {damaged}")
+    assert (finished / "model").exists()
+
+
+def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
+    options = "--model.ema_decay 0.9 --trainer.max_epochs 3 --ckpt_path last"
+    with pytest.raises(ConfigError, match=r"model\.lr: checkpoint 0\.\d+, now 0\.5"):
+        run("fit", finished, f"{options} --model.lr 0.5")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.embd_dim 3", r"did you mean 'model\.embed_dim'"),
+        ("--trainer.max_epoch 3", r"did you mean 'trainer\.max_epochs'"),
+        ("--data.batch_size x", r"data\.batch_size"),
+        ("--data.batch_size 0", r"data\.batch_size must be at least 1"),
+        ("--model.lr -1", r"model\.lr: expected a value between 0"),
+        ("--model.attention.kind sliding_windo", "did you mean 'sliding_window'"),
+        ("--model.attention.kind sliding_window --model.attention.windo 3", "did you mean 'window'"),
+        ("--model.attention.kind monotonic", "'monotonic' does not support"),
+        ("--trainer.callbacks os.system", "may not be imported"),
+        ("--trainer.logger.class_path tests.tasks.runs.run", "may not be imported"),
+        ("--config none.yaml", r"none\.yaml"),
+    ],
+)
+def test_wrong_keys_and_values_are_named(tmp_path: Path, options: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run("fit", tmp_path / "run", options)
+
+
+def test_wrong_keys_in_a_file_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model:\n  embd_dim: 3\n")
+    with pytest.raises(ConfigError, match=r"did you mean 'model\.embed_dim'"):
+        run("fit", tmp_path / "run", f"--config {tmp_path / 'a.yaml'}")
+    (tmp_path / "b.yaml").write_text("model: [\n")
+    with pytest.raises(ConfigError, match=r"b\.yaml"):
+        run("fit", tmp_path / "run", f"--config {tmp_path / 'b.yaml'}")
+
+
+def test_options_of_the_kernel_that_was_replaced_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("model:\n  attention: {kind: sliding_window, window: 4}\n")
+    run("fit", tmp_path / "run", f"--config {tmp_path / 'a.yaml'} --model.attention.kind linear --trainer.max_steps 1")
+    assert "model.attention.window dropped: linear attention has no such option" in capsys.readouterr().err
+    assert read(tmp_path / "run" / "model" / "config.json")["model"]["attention"] == {"kind": "linear"}
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = VQAModule.training_loss, [0]
+
+    def poisoned(self: Any, batch: Any) -> Any:
+        loss, parts = original(self, batch)
+        calls[0] += 1
+        return (loss * float("nan") if calls[0] == 4 else loss), parts
+
+    monkeypatch.setattr(VQAModule, "training_loss", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 3 .*samples: \w+"):
+        run("fit", tmp_path / "run", "--model.save_every_n_steps 2")
+    saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert saved["global_step"] == 2
+    assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_training_features_run_together(tmp_path: Path) -> None:
+    options = (
+        "--model.schedule inverse_sqrt --model.label_smoothing 0.1 --model.early_stopping 1 --trainer.precision bf16-mixed "
+        "--model.gradient_checkpointing true --trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 "
+        "--data.num_workers 1 --model.word_dropout 0.2 --model.guidance 0.1 --model.object_supervision 0.1"
+    )
+    folder = run("fit", tmp_path / "run", options)
+    assert read(folder / "metrics.json")["fit"]["guidance"] > 0
+
+
+def test_learning_rate_finder_sets_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("fit", tmp_path / "run", "--find_lr true --data.scenes 240")
+    assert "learning rate found" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains(tmp_path: Path) -> None:
+    run("fit", tmp_path / "run", "--model.compile true --trainer.max_steps 2")
+    assert tasks.load(tmp_path / "run" / "model", device="cpu").model is not None
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "inverse_sqrt", "constant"])
+def test_schedules(schedule: Any) -> None:
+    rates = [schedule_factor(schedule, step, 10, 100) for step in range(101)]
+    assert rates[0] == 0.1
+    assert rates[9] == rates[10] == 1.0 or schedule == "inverse_sqrt"
+    assert all(later <= earlier for earlier, later in zip(rates[9:], rates[10:], strict=False))
+    assert rates[100] == pytest.approx({"constant": 1.0, "inverse_sqrt": (10 / 101) ** 0.5}.get(schedule, 0.0))

@@ -1,0 +1,14 @@
+"""A killed and resumed run ends with the weights of an undisturbed one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one() -> None:
+    words = ["scripts/kill_resume.py", "--kills", "2", "--epochs", "2"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bitwise equal: True; left-over files: 0" in done.stdout
