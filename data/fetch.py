@@ -166,8 +166,8 @@ def _remove_stale(source: Source, folder: Path) -> None:
 
 
 def _download(url: str, path: Path, megabytes: int, report: Callable[[str], None]) -> None:
-    request = urllib.request.Request(url, headers={"User-Agent": "mmattn-fetch"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "mmattn-fetch"})
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         hint = " (the repository or the commit is gone)" if error.code == 404 else ""

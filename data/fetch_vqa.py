@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +45,14 @@ _DAQUAR_VAL = """
 """
 
 
-def write_vqa(folder: Path, split: str, rows: Iterable[tuple[str, str, int]], images: Mapping[int, str]) -> None:
+def write_vqa(folder: Path, split: str, rows: list[tuple[str, str, int]], name: str) -> None:
     """Writes ``questions_SPLIT.json`` and ``annotations_SPLIT.json`` in the layout of VQA v2.
 
     Args:
         folder: Where to.
         split: The split's name.
         rows: Question, answer, picture number; in the order of the question ids.
-        images: Picture number to file name, in order; pictures without a question included.
+        name: The pictures' file names, with ``{}`` for the number.
     """
     questions, annotations = [], []
     for question_id, (question, answer, image_id) in enumerate(rows, start=1):
@@ -70,7 +69,7 @@ def write_vqa(folder: Path, split: str, rows: Iterable[tuple[str, str, int]], im
             }
         )
     head = {"info": {"description": split}}
-    named = [{"id": image_id, "file_name": name} for image_id, name in images.items()]
+    named = [{"id": image_id, "file_name": name.format(image_id)} for image_id in sorted({row[2] for row in rows})]
     _write(
         folder / f"questions_{split}.json",
         head
@@ -86,13 +85,11 @@ def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-def _split_by_image(
-    folder: Path, rows: list[tuple[str, str, int]], val: set[int], images: Iterable[int], name: str
-) -> None:
-    """Writes train and val; pictures in order of their number."""
+def _split_by_image(folder: Path, rows: list[tuple[str, str, int]], val: set[int], name: str) -> None:
+    """Writes train and val, which the pictures' numbers decide."""
     for split in ("train", "val"):
-        mine = {i: name.format(i) for i in sorted(images) if (i in val) == (split == "val")}
-        write_vqa(folder, split, [row for row in rows if row[2] in mine], mine)
+        mine = [row for row in rows if (row[2] in val) == (split == "val")]
+        write_vqa(folder, split, mine, name)
 
 
 def _convert_easy_vqa(archive: Archive, folder: Path) -> None:
@@ -106,14 +103,12 @@ def _convert_easy_vqa(archive: Archive, folder: Path) -> None:
             raise FetchError(f"easy_vqa: {part}/questions.json is not a list of triples ({error})") from None
         rows.sort(key=lambda row: row[2])
         name = "{}.png" if part == "train" else "test_{}.png"
-        found = []
         for path, content in archive.files(rf"{prefix}/images/\d+\.png"):
-            found.append(int(Path(path).stem))
-            (folder / "images" / name.format(found[-1])).write_bytes(content)
+            (folder / "images" / name.format(Path(path).stem)).write_bytes(content)
         if part == "train":
-            _split_by_image(folder, rows, set(map(int, _EASY_VQA_VAL.split())), found, name)
+            _split_by_image(folder, rows, set(map(int, _EASY_VQA_VAL.split())), name)
         else:
-            write_vqa(folder, "test", rows, {i: name.format(i) for i in sorted(found)})
+            write_vqa(folder, "test", rows, name)
 
 
 # "what is on the desk in the image3 ?" names its picture, as almost every question does: that part is cut.
@@ -136,13 +131,9 @@ def _convert_daquar(archive: Archive, folder: Path) -> None:
             raise FetchError(f"daquar: expected a question that names its image, found {question!r}")
         rows.append((_DAQUAR_TAIL.sub("", question).strip() + " ?", answer.strip(), int(match[-1])))
     rows.sort(key=lambda row: row[2])
-    _split_by_image(folder, rows, set(map(int, _DAQUAR_VAL.split())), parts["train"], "image{}.jpg")
-    write_vqa(
-        folder,
-        "test",
-        [row for row in rows if row[2] in parts["test"]],
-        {i: f"test_image{i}.jpg" for i in sorted(parts["test"])},
-    )
+    training = [row for row in rows if row[2] in parts["train"]]
+    _split_by_image(folder, training, set(map(int, _DAQUAR_VAL.split())), "image{}.jpg")
+    write_vqa(folder, "test", [row for row in rows if row[2] in parts["test"]], "test_image{}.jpg")
     for path, content in archive.files(r"dataset/images/image\d+\.png"):
         number = int(Path(path).stem.removeprefix("image"))
         if number in parts["train"] | parts["test"]:

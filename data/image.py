@@ -290,6 +290,8 @@ class ImageAugment:
         scale: float = 0.05,
         flip: bool = False,
     ) -> None:
+        import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
+
         self.options = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         self.options |= {"shift": shift, "scale": scale}
         for key, value in self.options.items():

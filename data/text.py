@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 PAD, UNK, BOS, EOS = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 SPECIAL_TOKENS = (PAD, UNK, BOS, EOS)  # ids 0, 1, 2, 3, in every kind
 KINDS = ("word", "bpe", "unigram")
+CACHE_SIZE = 100_000  # texts
 
 
 def _tokenizers() -> Any:
@@ -58,6 +59,7 @@ class TextProcessor:
         self.kind = kind
         self.lowercase = lowercase
         self.max_len = int(max_len)
+        self._cache: dict[str, list[int]] = {}  # training asks for the same texts every epoch
         self.truncated = 0  # texts cut since this object was made; in this process only
         if self.max_len < 1:
             raise ValueError(f"max_len: expected at least 1, found {max_len}")
@@ -68,7 +70,7 @@ class TextProcessor:
         self.unk_id = self._special(UNK)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "tokenizer": self.to_json()}
+        return {**self.__dict__, "tokenizer": self.to_json(), "_cache": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -126,6 +128,14 @@ class TextProcessor:
         """The ids of one text, not cut."""
         return self._encode(text).ids
 
+    def _cached(self, text: str) -> list[int]:
+        ids = self._cache.get(text)
+        if ids is None:
+            ids = self.encode(text)
+            if len(self._cache) < CACHE_SIZE:
+                self._cache[text] = ids
+        return ids
+
     def _encode(self, text: str) -> Any:
         try:
             return self.tokenizer.encode(text, add_special_tokens=False)
@@ -139,18 +149,15 @@ class TextProcessor:
             ids: (B, L) long, L at least 1.
             key_mask: (B, L) bool, True = a real token.
         """
-        rows = [self.encode(text) for text in texts]
+        rows = [self._cached(text) for text in texts]
         cut = [text for text, row in zip(texts, rows, strict=True) if len(row) > self.max_len]
         if cut and not self.truncated:
             logger.warning("cut at max_len=%d tokens, as others that follow may be: %s", self.max_len, shorten(cut[0]))
         self.truncated += len(cut)
-        rows = [row[: self.max_len] for row in rows]
-        longest = max((len(row) for row in rows), default=0)
-        ids = torch.full((len(rows), max(longest, 1)), self.pad_id, dtype=torch.long)
-        key_mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for b, row in enumerate(rows):
-            ids[b, : len(row)] = torch.tensor(row, dtype=torch.long)
-            key_mask[b, : len(row)] = True
+        length = max(1, min(self.max_len, max(map(len, rows), default=1)))
+        padded = [[*row[:length], *[self.pad_id] * (length - len(row))] for row in rows]
+        ids = torch.tensor(padded, dtype=torch.long).reshape(len(rows), length)
+        key_mask = torch.arange(length) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
         return ids, key_mask  # (B, L), (B, L)
 
     def count_truncated(self, texts: Iterable[str]) -> int:

@@ -66,7 +66,7 @@ def normalize_answer(answer: str) -> str:
         if sign in text:
             delete = digit_comma or sign + " " in text or " " + sign in text
             stripped = stripped.replace(sign, "" if delete else " ")
-    stripped = _PERIOD.sub("", stripped)
+    stripped = _PERIOD.sub("", stripped, count=32)  # the official script passes a flag where the count belongs
     words = [_NUMBER_WORDS.get(word, word) for word in stripped.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 

@@ -221,11 +221,8 @@ class VQAProcessor:
 
 def pad_boxes(rows: Sequence[Sequence[Box]]) -> tuple[Tensor, Tensor]:
     """Boxes (B, R, 4) and mask (B, R), True = a box; R is the longest row, possibly 0."""
-    longest = max((len(row) for row in rows), default=0)
-    boxes = torch.zeros(len(rows), longest, 4)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        if row:
-            boxes[b, : len(row)] = torch.tensor(row)
-            mask[b, : len(row)] = True
-    return boxes, mask
+    longest = max(map(len, rows), default=0)
+    nowhere: Box = (0.0, 0.0, 0.0, 0.0)
+    padded = [[*row, *[nowhere] * (longest - len(row))] for row in rows]
+    boxes = torch.tensor(padded, dtype=torch.float32).reshape(len(rows), longest, 4)
+    return boxes, torch.arange(longest) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]

@@ -118,7 +118,8 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, chunk: int) -
     q, k, v = (F.pad(x, (0, 0, 0, n * chunk - length)).unflatten(2, (n, chunk)) for x in (q, k, v))  # (B, h, n, c, .)
     inside = (q @ k.transpose(-2, -1)).tril() @ v  # (B, h, n, c, d_v)
     sums = k.transpose(-2, -1) @ v  # (B, h, n, d, d_v)
-    before = sums.cumsum(2) - sums
+    # Shifted, not subtracted: a large sum taken off again would leave its rounding error in the past.
+    before = F.pad(sums, (0, 0, 0, 0, 1, 0))[:, :, :-1].cumsum(2)
     if state is not None:
         before = before + state[:, :, None]
     out = (inside + q @ before).flatten(2, 3)  # (B, h, n c, d_v)

@@ -161,15 +161,16 @@ class VQAModule(TaskModule):
         if self.guidance and batch.region_mask.any():
             with capture(self.model) as maps:
                 output = self._forward(batch)
-            attended = [m for path in self.model.explained for m in maps[path]]
-            parts = {"guidance": guidance_loss(attended, batch.regions, batch.region_mask, self.model.grid_size)}
+            layers = self.model.grid_maps(maps, batch.image_index, batch.input_ids.shape[1])
+            parts = {"guidance": guidance_loss(layers, batch.regions, batch.region_mask, self.model.grid_size)}
         else:
             output, parts = self._forward(batch), {}
         loss = answer = soft_cross_entropy(output.logits, batch.targets, self.label_smoothing)
         if parts:
             loss = loss + self.guidance * parts["guidance"]
         if self.object_supervision and batch.object_mask.any():
-            parts["objects"] = object_loss(output.object_logits, batch, self.model.grid_size)
+            objects = (batch.object_boxes, batch.object_mask, batch.object_labels)
+            parts["objects"] = object_loss(output.object_logits, *objects, self.model.grid_size)
             loss = loss + self.object_supervision * parts["objects"]
         return loss, parts | {"answer": answer} if parts else {}
 

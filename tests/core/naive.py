@@ -198,9 +198,13 @@ def encoder(module, x, allowed):
 def decoder(module, x, memory, allowed, memory_allowed):
     for layer in module.layers:
         x = residual(
-            layer.self_residual, x, lambda n, a=layer: attention(a.self_attention, n, None, allowed, module.position_bias)
+            layer.self_residual,
+            x,
+            lambda n, a=layer: attention(a.self_attention, n, None, allowed, module.position_bias),
         )
-        x = residual(layer.cross_residual, x, lambda n, a=layer: attention(a.cross_attention, n, memory, memory_allowed))
+        x = residual(
+            layer.cross_residual, x, lambda n, a=layer: attention(a.cross_attention, n, memory, memory_allowed)
+        )
         x = residual(layer.ffn_residual, x, lambda n, a=layer: feed_forward(a.ffn, n))
     return layer_norm(module.norm, x)
 

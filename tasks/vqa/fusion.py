@@ -1,0 +1,281 @@
+"""How question and picture meet, by name. Each takes the picture's grid and the question's tokens and gives features.
+
+Questions of one picture share its grid: `image_index` (B,) says which of the N grids each question asks about, so that
+keys and values are projected once a picture, not once a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.attention import MultiHeadAttention
+from mmattn.blocks import Encoder
+from mmattn.fusion import AttentionPooling, CoAttention, MultimodalFusionBlock
+from mmattn.masks import Mask
+
+Maps = Mapping[str, list[Tensor]]
+
+
+class Packing:
+    """Puts the questions of a picture side by side: (B, ...) to (N, Q, ...) and back, Q the most questions of one."""
+
+    def __init__(self, image_index: Tensor | None, num_images: int) -> None:
+        self.slots: Tensor | None = None
+        if image_index is None:
+            self.shape = (num_images, 1)
+            return
+        counts = torch.bincount(image_index, minlength=num_images)  # (N,)
+        order = image_index.argsort(stable=True)
+        place = torch.arange(len(image_index), device=image_index.device)
+        rank = place - (counts.cumsum(0) - counts)[image_index[order]]
+        self.shape = (num_images, int(counts.max()))
+        self.slots = torch.empty_like(image_index).index_copy_(0, order, image_index[order] * self.shape[1] + rank)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, ...) to (N * Q, ...); what stands in the unused places is zero."""
+        if self.slots is None:
+            return x
+        return x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:]).index_copy(0, self.slots, x)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(N * Q, ...) to (B, ...)."""
+        return x if self.slots is None else x.index_select(0, self.slots)
+
+
+class LatentFusion(nn.Module):
+    """A few latents read the question, then look at the picture in turns (fusion blocks); with `pooled`, a failing
+    baseline, they get the mean of the picture instead of attending to it."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        num_latents: int,
+        ffn_dim: int,
+        dropout: float,
+        cross_attention: Mapping[str, Any] | None,
+        pooled: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.read = AttentionPooling(embed_dim, num_heads, num_queries=num_latents)
+        self.grid_norm = nn.LayerNorm(embed_dim)
+        self.blocks = nn.ModuleList(
+            MultimodalFusionBlock(
+                embed_dim, num_heads, ffn_dim=ffn_dim, dropout=dropout, cross_attention=cross_attention
+            )
+            for _ in range(num_layers)
+        )
+        if pooled:  # queries, keys and what a kernel has of its own are not used
+            for block in self.blocks:
+                attention: Any = block.cross_attention
+                attention.q_proj = attention.k_proj = attention.kernel = None
+        self.out_dim = num_latents * embed_dim
+        self.explained = () if pooled else tuple(f"blocks.{n}.cross_attention" for n in range(num_layers))
+
+    def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
+        """grid: (N, P, E); text: (B, L, E) with key_mask (B, L). Returns (B, out_dim)."""
+        z = self.read(text, Mask(key_mask)) + self.read.queries  # (B, latents, E)
+        latents = z.shape[1]
+        packing = Packing(image_index, grid.shape[0])
+        z = packing.pack(z)  # (N Q, latents, E)
+        grid = self.grid_norm(grid)
+        for block in self.blocks:
+            z = block.self_residual(z, block.self_attention)
+            if self.pooled:
+                mean = block.cross_attention.out_proj(block.cross_attention.v_proj(grid.mean(1)))  # (N, E)
+                z = z + mean.repeat_interleave(packing.shape[1], 0)[:, None]
+            else:
+                side_by_side = z.unflatten(0, (grid.shape[0], -1)).flatten(1, 2)  # (N, Q latents, E)
+                side_by_side = block.cross_residual(side_by_side, block.cross_attention, grid)
+                z = side_by_side.unflatten(1, (-1, latents)).flatten(0, 1)  # (N Q, latents, E)
+            z = block.ffn_residual(z, block.ffn)
+        return packing.unpack(z).flatten(1)
+
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
+        """One (B, P) a block, each summing to one."""
+        found = []
+        for path in self.explained:
+            weights = _normalised(maps[path][0]).mean(1)  # (N, Q latents, P)
+            packing = Packing(image_index, weights.shape[0])
+            per_question = weights.unflatten(1, (packing.shape[1], -1)).mean(2).flatten(0, 1)  # (N Q, P)
+            found.append(packing.unpack(per_question))
+        return found
+
+    def word_maps(self, maps: Maps) -> list[Tensor]:
+        """(B, L): how the latents read the question."""
+        return [maps["read.attention"][0].mean((1, 2))]
+
+
+class CoAttentionFusion(nn.Module):
+    """Two streams that attend to each other (ViLBERT); each is then pooled by attention."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        ffn_dim: int,
+        dropout: float,
+        attention: Mapping[str, Any] | None,
+        cross_attention: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.streams = CoAttention(
+            embed_dim,
+            num_layers,
+            num_heads,
+            ffn_dim=ffn_dim,
+            dropout=dropout,
+            attention=attention,
+            cross_attention=cross_attention,
+        )
+        self.pool_text = AttentionPooling(embed_dim, num_heads)
+        self.pool_grid = AttentionPooling(embed_dim, num_heads)
+        self.out_dim = 2 * embed_dim
+        self.explained = tuple(f"streams.layers.{n}.exchange.a_to_b" for n in range(num_layers))
+
+    def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
+        """As LatentFusion's."""
+        mask = Mask(key_mask)
+        text, grid = self.streams(text, _per_question(grid, image_index), a_mask=mask)
+        pooled = torch.cat([self.pool_text(text, mask), self.pool_grid(grid)], dim=-1)  # (B, 1, 2E)
+        return pooled.squeeze(1)
+
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
+        """One (B, P) a layer: where the question's words looked, and what the pooling took."""
+        words = [_normalised(maps[path][0]).mean(1) for path in self.explained]  # (B, L, P) each
+        read = maps["pool_text.attention"][0].mean((1, 2))  # (B, L): zero at padding
+        return [(read[:, None] @ weights).squeeze(1) for weights in words]
+
+    def word_maps(self, maps: Maps) -> list[Tensor]:
+        """(B, L)."""
+        return [maps["pool_text.attention"][0].mean((1, 2))]
+
+
+class SingleStreamFusion(nn.Module):
+    """One encoder over question and picture together, read at a token of its own (ViLT, Kim et al. 2021)."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        ffn_dim: int,
+        dropout: float,
+        attention: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.kinds = nn.Parameter(torch.randn(2, embed_dim) * 0.02)  # says text from picture
+        self.start = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
+        self.encoder = Encoder(
+            embed_dim, num_layers, num_heads, ffn_dim=ffn_dim, dropout=dropout, attention=attention
+        )
+        self.out_dim = embed_dim
+        self.explained = tuple(f"encoder.layers.{n}.attention" for n in range(num_layers))
+
+    def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
+        """As LatentFusion's."""
+        grid = _per_question(grid, image_index)
+        start = self.start.expand(text.shape[0], -1, -1)
+        x = torch.cat([start, text + self.kinds[0], grid + self.kinds[1]], dim=1)  # (B, 1 + L + P, E)
+        real = [torch.ones_like(key_mask[:, :1]), key_mask, key_mask.new_ones(grid.shape[:2])]
+        return self.encoder(x, Mask(torch.cat(real, dim=1)))[:, 0]
+
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
+        """One (B, P) a layer: where the start token and the words looked, of what they spent on the picture."""
+        weights = [maps[path][0].mean(1)[:, : 1 + num_tokens, 1 + num_tokens :] for path in self.explained]
+        return [_normalised(w.sum(1)) for w in weights]
+
+    def word_maps(self, maps: Maps) -> list[Tensor]:
+        """(B, 1 + L + P) a layer, at the start token; the caller cuts out the words."""
+        return [maps[path][0].mean(1)[:, 0, 1:] for path in self.explained]
+
+
+class AdditiveFusion(nn.Module):
+    """The classic: the question's last state attends additively to the grid; both are joined by a product
+    (Kazemi and Elqursh 2017; the attention of Bahdanau et al. 2015)."""
+
+    def __init__(self, embed_dim: int, num_heads: int, *, dropout: float) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(embed_dim, num_heads, kind="additive", needs=("cross",))
+        self.question = nn.Linear(embed_dim, 2 * embed_dim)
+        self.picture = nn.Linear(embed_dim, 2 * embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.out_dim = 2 * embed_dim
+        self.explained = ("attention",)
+
+    def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
+        """As LatentFusion's; text are the states of a recurrent encoder."""
+        last = (key_mask.sum(1) - 1).clamp_min(0)[:, None, None].expand(-1, 1, text.shape[2])
+        question = text.gather(1, last)  # (B, 1, E)
+        seen = self.attention(question, _per_question(grid, image_index))  # (B, 1, E)
+        joined = self.question(question).tanh() * self.picture(seen).tanh()  # (B, 1, 2E)
+        return self.dropout(joined).squeeze(1)
+
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
+        """One (B, P)."""
+        return [maps["attention"][0].mean((1, 2))]
+
+    def word_maps(self, maps: Maps) -> list[Tensor]:
+        """None: a recurrent question has no map of its words."""
+        return []
+
+
+FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive", "mean")
+
+
+def build_fusion(
+    name: str,
+    embed_dim: int,
+    num_layers: int,
+    num_heads: int,
+    *,
+    num_latents: int,
+    ffn_dim: int,
+    dropout: float,
+    attention: Mapping[str, Any] | None,
+    cross_attention: Mapping[str, Any] | None,
+) -> Any:
+    """A fusion by name.
+
+    Raises:
+        ValueError: no such fusion.
+    """
+    common = {"ffn_dim": ffn_dim, "dropout": dropout}
+    if name in ("fusion_block", "mean"):
+        return LatentFusion(
+            embed_dim,
+            num_layers,
+            num_heads,
+            num_latents=num_latents,
+            cross_attention=cross_attention,
+            pooled=name == "mean",
+            **common,
+        )
+    if name == "co_attention":
+        return CoAttentionFusion(
+            embed_dim, num_layers, num_heads, attention=attention, cross_attention=cross_attention, **common
+        )
+    if name == "single_stream":
+        return SingleStreamFusion(embed_dim, num_layers, num_heads, attention=attention, **common)
+    if name == "additive":
+        return AdditiveFusion(embed_dim, num_heads, dropout=dropout)
+    raise ValueError(f"unknown fusion {name!r}; there are: {', '.join(FUSIONS)}")
+
+
+def _per_question(grid: Tensor, image_index: Tensor | None) -> Tensor:
+    return grid if image_index is None else grid.index_select(0, image_index)  # (B, P, E)
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    """Rows that sum to one: sigmoid-scored heads' need not."""
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)

@@ -1,0 +1,90 @@
+"""Regions and objects on the model's grid: what guides attention, supervises cells, and judges an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cell_coverage(boxes: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """How much of each cell of a grid a box covers.
+
+    Args:
+        boxes: boxes_xyxy (..., 4) in 0..1.
+        grid_size: (gh, gw).
+
+    Returns:
+        (..., gh * gw) in 0..1, row by row.
+    """
+    gh, gw = grid_size
+    rows = torch.arange(gh + 1, device=boxes.device, dtype=boxes.dtype) / gh
+    columns = torch.arange(gw + 1, device=boxes.device, dtype=boxes.dtype) / gw
+    left, top, right, bottom = (boxes[..., n : n + 1] for n in range(4))
+    x = (torch.minimum(right, columns[1:]) - torch.maximum(left, columns[:-1])).clamp_min(0) * gw  # (..., gw)
+    y = (torch.minimum(bottom, rows[1:]) - torch.maximum(top, rows[:-1])).clamp_min(0) * gh  # (..., gh)
+    return (y[..., :, None] * x[..., None, :]).flatten(-2)
+
+
+def guidance_loss(
+    layers: Sequence[Tensor], regions: Tensor, region_mask: Tensor, grid_size: tuple[int, int]
+) -> Tensor:
+    """Minus the logarithm of the share of attention that lies on the regions an answer rests on.
+
+    The share is of the mean over layers, so that each layer may look at a part. Questions without regions are left out.
+
+    Args:
+        layers: (B, P) each, rows summing to one.
+        regions: boxes_xyxy (B, R, 4) in 0..1.
+        region_mask: (B, R) bool, True = a region.
+        grid_size: (gh, gw), P = gh * gw.
+
+    Returns:
+        A scalar.
+    """
+    coverage = cell_coverage(regions, grid_size) * region_mask[..., None]  # (B, R, P)
+    # A cell belongs to a region that covers a quarter of it, or, for tiny regions, to the one that covers it most.
+    inside = (coverage > 0.25) | ((coverage > 0) & (coverage == coverage.amax(-1, keepdim=True)))
+    inside = inside.any(1).to(layers[0].dtype)  # (B, P)
+    share = (torch.stack(list(layers)).mean(0) * inside).sum(-1)  # (B,)
+    known = inside.any(-1)
+    return -(share.clamp_min(1e-4).log() * known).sum() / known.sum().clamp_min(1)
+
+
+def object_loss(
+    object_logits: Tensor, boxes: Tensor, mask: Tensor, labels: Tensor, grid_size: tuple[int, int]
+) -> Tensor:
+    """Binary cross-entropy of each label in each cell, summed over labels: which objects reach into it.
+
+    Args:
+        object_logits: (N, P, K).
+        boxes: boxes_xyxy (N, O, 4) in 0..1.
+        mask: (N, O) bool, True = an object.
+        labels: (N, O, K), one for each label of an object.
+        grid_size: (gh, gw), P = gh * gw.
+
+    Returns:
+        A scalar.
+    """
+    inside = ((cell_coverage(boxes, grid_size) > 0.3) & mask[..., None]).to(labels.dtype)  # (N, O, P)
+    targets = torch.einsum("nop,nok->npk", inside, labels).clamp_max(1.0)
+    return F.binary_cross_entropy_with_logits(object_logits.float(), targets, reduction="none").sum(-1).mean()
+
+
+def peaks_in_regions(
+    attention: Tensor, regions: Sequence[Sequence[float]], tolerance: tuple[float, float] = (0.0, 0.0)
+) -> bool:
+    """The pointing game's question: does the centre of the map's highest cell lie in one of the regions?
+
+    Args:
+        attention: (gh, gw).
+        regions: boxes_xyxy in 0..1.
+        tolerance: how far beside a region still counts, across and down, in 0..1 of the picture.
+    """
+    gh, gw = attention.shape
+    place = int(attention.argmax())
+    x, y = (place % gw + 0.5) / gw, (place // gw + 0.5) / gh
+    dx, dy = tolerance
+    return any(x1 - dx <= x <= x2 + dx and y1 - dy <= y <= y2 + dy for x1, y1, x2, y2 in regions)

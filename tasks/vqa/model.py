@@ -1,0 +1,257 @@
+"""The VQA model: an image encoder, a question encoder, and a head in which they meet. Tensors in, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.backbones import build_stem
+from mmattn.backbones.recurrent import RecurrentEncoder
+from mmattn.backbones.text import TextEncoder
+from mmattn.backbones.vit import GridEncoder
+from mmattn.positions import GridPositions
+from tasks.vqa.fusion import Maps, build_fusion
+
+Fusion = Literal["fusion_block", "co_attention", "single_stream", "additive", "mean"]
+# Heads that score each cell on its own can count; the others compare cells.
+COUNTING = {"kind": "sigmoid", "num_sigmoid_heads": 2}
+
+
+class VQAOutput(NamedTuple):
+    """What the model gives."""
+
+    logits: Tensor  # (B, V): a score for each answer of the vocabulary
+    object_logits: Tensor  # (N, P, K): a score for each object label in each cell of the grid; K may be 0
+
+
+class VQAHead(nn.Module):
+    """A question meets a picture, over features of any encoders: scores for the answers.
+
+    Args:
+        embed_dim: E of the head.
+        num_answers: V.
+        image_dim: of the picture's features, E where None.
+        text_dim: of the question's, E where None.
+        num_heads: h.
+        ffn_dim: 4 E where None.
+        fusion: "fusion_block" (latents that look at the picture in turns), "co_attention" (two streams, ViLBERT),
+            "single_stream" (one encoder over both, ViLT), "additive" (the classic, over a recurrent question's states),
+            "mean" (a baseline: the picture's mean in place of attention).
+        fusion_layers: of the first three.
+        num_latents: of "fusion_block" and "mean".
+        attention: the self-attention of "co_attention" and "single_stream", {"kind": name, and the kernel's options}.
+        cross_attention: the attention to the picture of "fusion_block" and "co_attention".
+        dropout: in the fusion's layers and before the last linear map.
+
+    >>> head = VQAHead(32, 10, image_dim=768, text_dim=384, num_heads=4)
+    >>> head(torch.randn(2, 49, 768), torch.randn(2, 7, 384)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_answers: int,
+        *,
+        image_dim: int | None = None,
+        text_dim: int | None = None,
+        num_heads: int = 4,
+        ffn_dim: int | None = None,
+        fusion: Fusion = "fusion_block",
+        fusion_layers: int = 3,
+        num_latents: int = 4,
+        attention: Mapping[str, Any] | None = None,
+        cross_attention: Mapping[str, Any] | None = COUNTING,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.image_proj = nn.Linear(image_dim, embed_dim) if image_dim not in (None, embed_dim) else nn.Identity()
+        self.text_proj = nn.Linear(text_dim, embed_dim) if text_dim not in (None, embed_dim) else nn.Identity()
+        self.fusion = build_fusion(
+            fusion,
+            embed_dim,
+            fusion_layers,
+            num_heads,
+            num_latents=num_latents,
+            ffn_dim=ffn_dim or 4 * embed_dim,
+            dropout=dropout,
+            attention=attention,
+            cross_attention=cross_attention,
+        )
+        self.classifier = nn.Sequential(
+            nn.LayerNorm(self.fusion.out_dim),
+            nn.Linear(self.fusion.out_dim, 2 * embed_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * embed_dim, num_answers),
+        )
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        key_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """Scores the answers.
+
+        Args:
+            image_features: (N, P, image_dim): the cells or patches of N pictures.
+            text_features: (B, L, text_dim): the words of B questions.
+            key_mask: (B, L) bool, True = a real word; all are where None.
+            image_index: (B,) long, which picture each question asks about; where None, B = N and each has its own.
+
+        Returns:
+            (B, V).
+        """
+        if key_mask is None:
+            key_mask = torch.ones(text_features.shape[:2], dtype=torch.bool, device=text_features.device)
+        grid, text = self.image_proj(image_features), self.text_proj(text_features)
+        return self.classifier(self.fusion(grid, text, key_mask, image_index))
+
+
+class VQAModel(nn.Module):
+    """Pictures and questions to scores for answers.
+
+    Args:
+        vocab_size: of the question's tokens.
+        num_answers: V, of the answer vocabulary.
+        image_encoder: what turns pixels into a grid: "conv" (a convolutional stem), "vit" (patches) or "timm/NAME".
+        image_size: side of the square picture, in pixels.
+        patch_size: of "vit", in pixels.
+        channels: of "conv", each halving the map.
+        embed_dim: E.
+        num_heads: h.
+        ffn_dim: of the feed-forward networks.
+        image_layers: transformer layers above the grid.
+        text_layers: transformer layers above the words.
+        fusion: see VQAHead; "additive" reads the question with an LSTM.
+        fusion_layers: of the fusion.
+        num_latents: that read the question.
+        attention: the encoders' self-attention, {"kind": name, and the kernel's options}; none: dense.
+        cross_attention: the attention to the picture.
+        dropout: everywhere but in attention weights.
+        max_text_len: most tokens of a question.
+        num_object_labels: K of the scores for what lies in each cell; 0: none.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_answers: int,
+        *,
+        image_encoder: str = "conv",
+        image_size: int = 64,
+        patch_size: int = 8,
+        channels: tuple[int, ...] = (32, 64, 96),
+        embed_dim: int = 64,
+        num_heads: int = 4,
+        ffn_dim: int = 128,
+        image_layers: int = 1,
+        text_layers: int = 1,
+        fusion: Fusion = "fusion_block",
+        fusion_layers: int = 3,
+        num_latents: int = 4,
+        attention: dict[str, Any] | None = None,
+        cross_attention: dict[str, Any] | None = COUNTING,
+        dropout: float = 0.0,
+        max_text_len: int = 32,
+        num_object_labels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.max_text_len = max_text_len
+        options: dict[str, Any] = {"conv": {"channels": channels}, "vit": {"patch_size": patch_size}}.get(
+            image_encoder, {"image_size": (image_size, image_size)}
+        )
+        layers: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
+        self.image_encoder = GridEncoder(
+            build_stem(image_encoder, embed_dim, **options),
+            embed_dim,
+            image_layers,
+            num_heads,
+            positions="coordinates",
+            **layers,
+        )
+        self.grid_positions = GridPositions(embed_dim, "coordinates")  # once more: the layers blur where a cell is
+        with torch.no_grad():
+            cells = self.image_encoder.stem.eval()(torch.zeros(1, 3, image_size, image_size)).shape
+        self.image_encoder.stem.train()
+        self.grid_size: tuple[int, int] = (cells[2], cells[3])
+        self.text_encoder: nn.Module
+        if fusion == "additive":
+            self.text_encoder = RecurrentEncoder(vocab_size, embed_dim, embed_dim, bidirectional=False, dropout=dropout)
+        else:
+            self.text_encoder = TextEncoder(
+                vocab_size, embed_dim, text_layers, num_heads, max_len=max_text_len, positions="rotary", **layers
+            )
+        self.head = VQAHead(
+            embed_dim,
+            num_answers,
+            num_heads=num_heads,
+            ffn_dim=ffn_dim,
+            fusion=fusion,
+            fusion_layers=fusion_layers,
+            num_latents=num_latents,
+            attention=attention,
+            cross_attention=cross_attention,
+            dropout=dropout,
+        )
+        self.object_head = nn.Linear(embed_dim, num_object_labels) if num_object_labels else None
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, key_mask: Tensor, image_index: Tensor | None = None
+    ) -> VQAOutput:
+        """Scores the answers.
+
+        Args:
+            pixel_values: (N, 3, H, W).
+            input_ids: (B, L) long.
+            key_mask: (B, L) bool, True = a real token.
+            image_index: (B,) long, which picture each question asks about; where None, B = N and each has its own.
+
+        Returns:
+            logits (B, V) and object_logits (N, P, K).
+        """
+        grid = self.grid_positions(self.image_encoder(pixel_values)).flatten(2).mT  # (N, P, E)
+        if isinstance(self.text_encoder, RecurrentEncoder):
+            text, _ = self.text_encoder(input_ids, key_mask)  # (B, L, E)
+        else:
+            text = self.text_encoder(input_ids, key_mask)
+        logits = self.head(grid, text, key_mask, image_index)
+        objects = self.object_head(grid) if self.object_head is not None else grid[..., :0]
+        return VQAOutput(logits, objects)
+
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
+        """Where each question looked, one (B, P) a layer of the fusion, rows summing to one; with gradients.
+
+        Args:
+            maps: what `mmattn.explain.capture(model)` gave for one forward pass.
+            image_index: as in that pass.
+            num_tokens: L of that pass.
+        """
+        return self.head.fusion.grid_maps(_below(maps, "head.fusion."), image_index, num_tokens)
+
+    def grid_attention(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> Tensor:
+        """The mean of `grid_maps` as a map (B, gh, gw).
+
+        Raises:
+            ValueError: this fusion does not attend to the picture ("mean").
+        """
+        layers = self.grid_maps(maps, image_index, num_tokens)
+        if not layers:
+            raise ValueError("fusion 'mean' does not attend to the picture: there is nothing to explain")
+        return torch.stack(layers).mean(0).unflatten(1, self.grid_size)
+
+    def word_attention(self, maps: Maps, key_mask: Tensor) -> Tensor:
+        """How much each word was read, (B, L), rows summing to one; even where the fusion has no such map."""
+        layers = [weights[:, : key_mask.shape[1]] for weights in self.head.fusion.word_maps(_below(maps, "head.fusion."))]
+        read = torch.stack(layers).mean(0) if layers else key_mask.float()
+        read = read.masked_fill(~key_mask, 0.0)
+        return read / read.sum(-1, keepdim=True).clamp_min(1e-6)
+
+
+def _below(maps: Maps, prefix: str) -> dict[str, list[Tensor]]:
+    return {path.removeprefix(prefix): found for path, found in maps.items() if path.startswith(prefix)}

@@ -1,0 +1,271 @@
+"""What is under check: each kernel and module, with how to call it, its naive form, and how it decodes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import naive
+import torch
+from naive import Allowed
+from torch import nn
+
+from mmattn import (
+    ALiBi,
+    AttentionPooling,
+    CoAttention,
+    CrossModalAttention,
+    Decoder,
+    Encoder,
+    Mask,
+    MultiHeadAttention,
+    MultimodalFusionBlock,
+    T5Bias,
+    build_kernel,
+)
+
+E, HEADS, HEAD_DIM, V_HEAD_DIM = 8, 2, 4, 3
+
+
+@dataclass
+class Row:
+    """A kernel or module, called on x (B, L, .) and y (B, S, .), each with a key mask, None or True = a real token.
+
+    call and naive take (module, x, y, x_mask, y_mask, is_causal); decode takes (module, x, y, mask, steps) and feeds x
+    in pieces of those sizes. What a module does not use it ignores: an encoder never looks at y.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    call: Callable[..., Any]
+    naive: Callable[..., Any]
+    decode: Callable[..., torch.Tensor] | None = None
+    causal: tuple[bool, ...] = (False,)  # the values that is_causal may take
+    attended: str = "y"  # which of x and y are attended to, and so can be padded
+    outputs: tuple[str, ...] = ("x",)  # whose rows each output follows; "" = neither
+    together: bool = False  # y goes with x, token by token: the keys and values of a self-attention
+    same_length: bool = False
+    lengths: tuple[int, int] = (5, 7)  # L and S
+    widths: tuple[int, int] = (E, E)
+    training: bool = False
+
+    def module(self) -> nn.Module:
+        """Seeded, random, float64; biases and norms too, or what adds nothing could be left out unseen."""
+        torch.manual_seed(0)
+        module = self.build().double().train(self.training)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return module
+
+    def inputs(self, batch: int = 2, lengths: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Seeded random x and y."""
+        L, S = lengths or self.lengths
+        generator = torch.Generator().manual_seed(1)
+
+        def draw(length: int, width: int) -> torch.Tensor:
+            return torch.randn(batch, length, width, generator=generator, dtype=torch.float64)
+
+        return draw(L, self.widths[0]), draw(L if self.same_length else S, self.widths[1])
+
+
+# Kernels alone: x holds the queries, y one head of keys and values that the query heads share.
+
+
+def split(x, y):
+    q = x.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2)  # (B, h, L, d)
+    k, v = y.unsqueeze(1).split([HEAD_DIM, V_HEAD_DIM], dim=-1)  # (B, 1, S, d), (B, 1, S, d_v)
+    return q, k, v
+
+
+def call_kernel(module, x, y, x_mask, y_mask, is_causal):
+    return module(*split(x, y), Mask(y_mask, is_causal=is_causal)).transpose(1, 2).flatten(2)
+
+
+def naive_kernel(module, x, y, x_mask, y_mask, is_causal):
+    allowed = Allowed(y_mask, None, is_causal, getattr(module, "window", None))
+    return naive.kernel(module, *split(x, y), allowed).transpose(1, 2).flatten(2)
+
+
+def decode_kernel(module, x, y, mask, steps):
+    cross = module.kind == "monotonic"
+    cache = module.make_cache(x.shape[0], num_kv_heads=1, v_head_dim=V_HEAD_DIM, cross=cross, dtype=x.dtype)
+    outs, start = [], 0
+    for step in steps:
+        end = start + step
+        keys = y if cross else y[:, start:end]
+        seen = None if mask is None else mask if cross else mask[:, :end]
+        out = module(*split(x[:, start:end], keys), Mask(seen, is_causal=not cross), cache)
+        outs.append(out.transpose(1, 2).flatten(2))
+        start = end
+    return torch.cat(outs, dim=1)
+
+
+def kernel(name: str, kind: str, options: dict[str, Any] | None = None, **keywords: Any) -> Row:
+    sizes = {name: keywords.pop(name) for name in ("block", "chunk") if name in keywords}  # small, to have several
+
+    def build():
+        module = build_kernel(kind, options, num_heads=HEADS, head_dim=HEAD_DIM)
+        for attribute, size in sizes.items():
+            setattr(module, attribute, size)
+        return module
+
+    widths = (HEADS * HEAD_DIM, HEAD_DIM + V_HEAD_DIM)
+    keywords = {"decode": decode_kernel, "causal": (False, True), "together": True} | keywords
+    return Row(name, build, call_kernel, naive_kernel, widths=widths, **keywords)
+
+
+# Modules on x alone.
+
+
+def call_self(module, x, y, x_mask, y_mask, is_causal):
+    return module(x, mask=Mask(x_mask, is_causal=is_causal))
+
+
+def naive_attention(module, x, y, x_mask, y_mask, is_causal):
+    return naive.attention(module, x, None, Allowed(x_mask, None, is_causal))
+
+
+def naive_encoder(module, x, y, x_mask, y_mask, is_causal):
+    return naive.encoder(module, x, Allowed(x_mask, None, is_causal))
+
+
+def decode_self(module, x, y, mask, steps):
+    cache = module.make_cache(x.shape[0])
+    outs, start = [], 0
+    for step in steps:
+        end = start + step
+        seen = None if mask is None else mask[:, :end]
+        outs.append(module(x[:, start:end], mask=Mask(seen, is_causal=True), cache=cache))
+        start = end
+    return torch.cat(outs, dim=1)
+
+
+def on_itself(name: str, build: Callable[[], nn.Module], **keywords: Any) -> Row:
+    given = {"naive": naive_attention, "decode": decode_self, "causal": (False, True), "attended": "x"} | keywords
+    return Row(name, build, call_self, **given)
+
+
+# Modules on x and y.
+
+
+def call_cross(module, x, y, x_mask, y_mask, is_causal):
+    return module(x, y, mask=Mask(y_mask))
+
+
+def decode_cross(module, x, y, mask, steps):
+    cache = module.make_cache(x.shape[0], cross=True)
+    pieces = x.split(list(steps), dim=1)
+    return torch.cat([module(piece, y, mask=Mask(mask), cache=cache) for piece in pieces], dim=1)
+
+
+def call_decoder(module, x, y, x_mask, y_mask, is_causal):
+    return module(x, y, Mask(x_mask, is_causal=is_causal), Mask(y_mask))
+
+
+def decode_decoder(module, x, y, mask, steps):
+    cache = module.make_cache(x.shape[0])
+    outs, start = [], 0
+    for step in steps:
+        end = start + step
+        seen = None if mask is None else mask[:, :end]
+        outs.append(module(x[:, start:end], y, Mask(seen, is_causal=True), Mask(mask), cache))
+        start = end
+    return torch.cat(outs, dim=1)
+
+
+def attention(**keywords: Any) -> Callable[[], nn.Module]:
+    return lambda: MultiHeadAttention(E, keywords.pop("num_heads", HEADS), **keywords)
+
+
+ROWS = [
+    kernel("kernel dense", "dense"),
+    kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=4, same_length=True, lengths=(11, 11)),
+    kernel("kernel linear", "linear", chunk=2, same_length=True),
+    kernel(
+        "kernel monotonic, training",
+        "monotonic",
+        {"noise": 0.0},
+        causal=(False,),
+        training=True,
+        decode=None,
+        together=False,
+    ),
+    kernel("kernel monotonic", "monotonic", {"initial_offset": 0.0}, causal=(False,), together=False),
+    kernel("kernel additive", "additive"),
+    kernel("kernel sigmoid", "sigmoid", {"num_sigmoid_heads": 1}),
+    on_itself("MultiHeadAttention", attention()),
+    on_itself("MultiHeadAttention, grouped-query", attention(num_kv_heads=1, head_dim=6, v_head_dim=5, bias=False)),
+    on_itself("MultiHeadAttention, rotary", attention(rotary=True)),
+    on_itself(
+        "MultiHeadAttention, T5 bias",
+        lambda: MultiHeadAttention(E, HEADS, position_bias=T5Bias(HEADS, num_buckets=8, max_distance=6)),
+    ),
+    on_itself("MultiHeadAttention, ALiBi", lambda: MultiHeadAttention(E, HEADS, position_bias=ALiBi(HEADS))),
+    Row(
+        "MultiHeadAttention, cross",
+        attention(kv_dim=6),
+        call_cross,
+        lambda module, x, y, x_mask, y_mask, is_causal: naive.attention(module, x, y, Allowed(y_mask)),
+        decode_cross,
+        widths=(E, 6),
+    ),
+    on_itself("Encoder", lambda: Encoder(E, 2, HEADS, ffn_dim=12), naive=naive_encoder),
+    on_itself(
+        "Encoder, post-norm, T5 bias",
+        lambda: Encoder(E, 2, HEADS, ffn_dim=12, norm_first=False, position_bias=T5Bias(HEADS)),
+        naive=naive_encoder,
+    ),
+    Row(
+        "Decoder",
+        lambda: Decoder(E, 2, HEADS, ffn_dim=12, kv_dim=6, rotary=True),
+        call_decoder,
+        lambda module, x, y, x_mask, y_mask, is_causal: naive.decoder(
+            module, x, y, Allowed(x_mask, None, is_causal), Allowed(y_mask)
+        ),
+        decode_decoder,
+        causal=(True,),
+        attended="xy",
+        widths=(E, 6),
+    ),
+    Row(
+        "CrossModalAttention",
+        lambda: CrossModalAttention(E, HEADS, other_dim=6, cross_attention={"kind": "additive"}),
+        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, a_mask=Mask(x_mask), b_mask=Mask(y_mask)),
+        lambda module, x, y, x_mask, y_mask, is_causal: naive.cross_modal(
+            module, x, y, Allowed(x_mask), Allowed(y_mask)
+        ),
+        attended="xy",
+        outputs=("x", "y"),
+        widths=(E, 6),
+    ),
+    Row(
+        "MultimodalFusionBlock",
+        lambda: MultimodalFusionBlock(
+            E, HEADS, ffn_dim=12, kv_dim=6, cross_attention={"kind": "sigmoid", "num_sigmoid_heads": 1}
+        ),
+        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, Mask(x_mask), Mask(y_mask)),
+        lambda module, x, y, x_mask, y_mask, is_causal: naive.fusion_block(
+            module, x, y, Allowed(x_mask), Allowed(y_mask)
+        ),
+        attended="xy",
+        widths=(E, 6),
+    ),
+    Row(
+        "CoAttention",
+        lambda: CoAttention(E, 1, HEADS, ffn_dim=12),
+        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, a_mask=Mask(x_mask), b_mask=Mask(y_mask)),
+        lambda module, x, y, x_mask, y_mask, is_causal: naive.co_attention(
+            module, x, y, Allowed(x_mask), Allowed(y_mask)
+        ),
+        attended="xy",
+        outputs=("x", "y"),
+    ),
+    Row(
+        "AttentionPooling",
+        lambda: AttentionPooling(E, HEADS, num_queries=2, kv_dim=6),
+        lambda module, x, y, x_mask, y_mask, is_causal: module(y, Mask(y_mask)),
+        lambda module, x, y, x_mask, y_mask, is_causal: naive.pooling(module, y, Allowed(y_mask)),
+        outputs=("",),
+        widths=(E, 6),
+    ),
+]

@@ -1,0 +1,90 @@
+"""What every task's model must do: subclass, and give the model and its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks.common.checkpoint import WEIGHTS, load_weights, read_weights, save_directory
+from tasks.common.export import export_model, outputs_of
+
+
+class NoProcessor:
+    """Stands in for a processor where only the weights matter."""
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+
+
+class TaskModelTests:
+    """The tests that every task's model inherits.
+
+    A subclass gives `variants` (keywords by name, the first is the default), `build(**keywords)`, `inputs(batch, length)`
+    (float32 tensors by argument name), `dynamic` (for export), `task`, and `pad(inputs, extra)` where its inputs can be
+    padded.
+    """
+
+    task: str
+    variants: dict[str, dict[str, Any]] = {"default": {}}
+    dynamic: dict[str, dict[int, Any]] = {}
+    unused: tuple[str, ...] = ()  # parameters that rightly get no gradient
+
+    def build(self, **keywords: Any) -> nn.Module:
+        raise NotImplementedError
+
+    def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def pad(self, inputs: Mapping[str, Tensor], extra: int) -> dict[str, Tensor]:
+        """The same samples with `extra` padding positions."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def model(self, variant: str) -> nn.Module:
+        torch.manual_seed(0)
+        return self.build(**self.variants[variant])
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        if "variant" in metafunc.fixturenames:
+            metafunc.parametrize("variant", list(self.variants))
+
+    def test_every_parameter_gets_a_finite_gradient(self, model: nn.Module) -> None:
+        total = sum(output.float().pow(2).sum() for output in outputs_of(model.train()(**self.inputs(4, 6))))
+        total.backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None and not n.startswith(self.unused or ("-",))]
+        assert not without
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+    def test_padding_changes_nothing(self, model: nn.Module) -> None:
+        model = model.double().eval()
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
+        for mine, theirs in zip(outputs_of(model(**inputs)), outputs_of(model(**self.pad(inputs, 4))), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=0)
+
+    def test_a_sample_alone_equals_itself_in_a_batch(self, model: nn.Module) -> None:
+        model = model.double().eval()
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
+        alone = outputs_of(model(**{name: value[1:2] for name, value in inputs.items()}))
+        for mine, theirs in zip(alone, outputs_of(model(**inputs)), strict=True):
+            if theirs.shape[0] == 3:
+                torch.testing.assert_close(mine[0], theirs[1], atol=1e-8, rtol=0)
+
+    def test_saved_and_loaded_it_says_the_same(self, model: nn.Module, variant: str, tmp_path: Path) -> None:
+        keywords = self.variants[variant]
+        folder = save_directory(tmp_path / "m", task=self.task, model=model, keywords=keywords, processor=NoProcessor())
+        other = self.build(**keywords)
+        load_weights(other, read_weights(folder / WEIGHTS), folder)
+        inputs = self.inputs(2, 5)
+        for mine, theirs in zip(outputs_of(model.eval()(**inputs)), outputs_of(other.eval()(**inputs)), strict=True):
+            assert torch.equal(mine, theirs)
+
+    def test_exported_it_says_the_same(self, model: nn.Module, tmp_path: Path) -> None:
+        examples = [self.inputs(3, 7), self.inputs(1, 2), self.inputs(4, 9)]
+        lines = export_model(model, examples, self.dynamic, tmp_path, "model", ("torch",))
+        assert (tmp_path / "model.pt2").exists()
+        assert len(lines) == 1
