@@ -37,6 +37,15 @@ def shorten(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def is_broken(text: str) -> bool:
+    """Whether a string holds lone surrogates: bytes that were no UTF-8, or an escape that stands for no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def nearest(name: str, names: list[str] | tuple[str, ...]) -> str:
     """`` (did you mean 'x'?)`` for a misspelt name, or nothing."""
     import difflib

@@ -130,7 +130,7 @@ def fetch(
             raise FetchError(f"{source.name}: not the expected content: {'; '.join(changed)}")
         for line in changed:
             report(f"{source.name}: accepted although changed: {line}")
-        note = {"name": source.name, "repository": source.repository, "commit": source.commit}
+        note: dict[str, object] = {"name": source.name, "repository": source.repository, "commit": source.commit}
         note |= {"licence": source.licence, "as_expected": not changed}
         (folder / "SOURCE.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         os.rename(folder, target)

@@ -224,9 +224,9 @@ class ImageProcessor:
             return image
         if self.resize != "pad":
             x0, y0, x1, y1 = self.window(image.size)
-            box = (max(x0, 0) * image.width, max(y0, 0) * image.height)
-            box += (min(x1, 1) * image.width, min(y1, 1) * image.height)
-            return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+            left, right = (min(max(x, 0.0), 1.0) * image.width for x in (x0, x1))
+            top, bottom = (min(max(y, 0.0), 1.0) * image.height for y in (y0, y1))
+            return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
         scale = min(width / image.width, height / image.height)
         inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         ground = Image.new("RGB", (width, height), tuple(round(255 * value) for value in self.mean))

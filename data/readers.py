@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, Problems, shorten
+from data.errors import DataError, Problems, is_broken, shorten
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -76,7 +76,7 @@ def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, 
     text = _read_escaped(path)
     rows = _jsonl(path, text, problems) if _is_jsonl(path) else _csv(path, text, problems)
     for where, line, row in rows:
-        bad = next((shorten(value) for value in row.values() if isinstance(value, str) and _is_broken(value)), None)
+        bad = next((shorten(value) for value in row.values() if isinstance(value, str) and is_broken(value)), None)
         if bad is None:
             yield where, line, row
         else:
@@ -85,14 +85,6 @@ def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, 
 
 def _is_jsonl(path: str | Path) -> bool:
     return Path(path).suffix.lower() in (".jsonl", ".ndjson")
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes that are no UTF-8 arrive as lone surrogates
-        return True
-    return False
 
 
 def _read_escaped(path: str | Path) -> str:

@@ -9,14 +9,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.errors import DataError, Problems, shorten
+from data.errors import DataError, Problems, is_broken, shorten
 from data.image import FULL, Box, ImageAugment, ImageProcessor, ImageSource, compose, load_image, move_box
 from data.vqa_processor import AnswerCoverage, VQAProcessor, pad_boxes
 
@@ -74,7 +74,8 @@ class VQABatch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> VQABatch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{k: change(v) for k, v in values.items() if isinstance(v, Tensor)})
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> VQABatch:
         """The batch with its tensors on the device."""
@@ -239,6 +240,9 @@ def _problem(sample: VQASample, require_answers: bool) -> tuple[str, str] | None
         return "an image", "none"
     if any(not isinstance(answer, str) for answer in sample.answers):
         return "answers that are strings", shorten(sample.answers)
+    bad = next((text for text in (sample.question, *sample.answers) if is_broken(text)), None)
+    if bad is not None:
+        return "valid Unicode", shorten(bad)
     if require_answers and not any(answer.strip() for answer in sample.answers):
         return "at least one answer that is not empty", shorten(sample.answers)
     for box in [*sample.regions, *(box for box, _ in sample.objects)]:

@@ -173,7 +173,10 @@ def _entries(path: Path, content: Any, key: str) -> list[Any]:
 
 def _images(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     images: dict[str, dict[str, Any]] = {}
-    for index, entry in enumerate(content.get("images") or []):
+    listed = content.get("images") or []
+    if not isinstance(listed, list):
+        raise DataError(str(path), "a list 'images'", shorten(listed))
+    for index, entry in enumerate(listed):
         where = f"{path}, images[{index}]"
         if not isinstance(entry, dict) or entry.get("id") is None:
             raise DataError(where, "an object with an 'id'", shorten(entry))
@@ -278,11 +281,12 @@ def _answers(several: Any, one: Any, split: bool) -> list[str]:
         several = [] if one is None else [one]
     if not isinstance(several, list):
         raise _BadItem("a list of answers", shorten(several))
-    answers = [entry.get("answer") if isinstance(entry, Mapping) else entry for entry in several]
-    for answer in answers:
+    answers = []
+    for entry in several:
+        answer = entry.get("answer") if isinstance(entry, Mapping) else entry
         if isinstance(answer, bool) or not isinstance(answer, (str, int)):
             raise _BadItem("answers that are strings", shorten(answer))
-    answers = [str(answer).strip() for answer in answers]
+        answers.append(str(answer).strip())
     return answers if any(answers) else []  # one blank among ten is an annotator's, and counts
 
 

@@ -75,6 +75,7 @@ def overlay(
     boxes: Sequence[Sequence[float]] | None = None,
     *,
     titles: Sequence[str] | None = None,
+    window: Sequence[float] = (0.0, 0.0, 1.0, 1.0),
 ) -> Any:
     """Where a model looked: a map laid over the image; the image itself comes first.
 
@@ -86,6 +87,7 @@ def overlay(
         title: over the whole picture.
         boxes: boxes_xyxy in 0..1 of the image to outline, such as the regions that an answer rests on.
         titles: one a map.
+        window: the part of the image that the maps cover, xyxy in 0..1, where a model saw a crop or a padded square.
 
     Returns:
         The matplotlib Figure.
@@ -109,10 +111,14 @@ def overlay(
         axis.imshow(pixels.numpy(), extent=(0, W, H, 0), interpolation="nearest")
         if i > 0:
             weight = maps[i - 1]
-            large = torch.nn.functional.interpolate(weight[None, None], size=(H, W), mode="bilinear")[0, 0]
+            x0, y0, x1, y1 = window
+            size = (max(1, round((y1 - y0) * H)), max(1, round((x1 - x0) * W)))
+            large = torch.nn.functional.interpolate(weight[None, None], size=size, mode="bilinear")[0, 0]
             large = (large / large.max().clamp_min(1e-12)).clamp(0, 1)
             # What was not looked at stays visible, pale; what was is coloured.
-            axis.imshow(large.numpy(), extent=(0, W, H, 0), cmap="inferno", vmin=0, vmax=1, alpha=0.55)
+            place = (x0 * W, x1 * W, y1 * H, y0 * H)
+            axis.imshow(large.numpy(), extent=place, cmap="inferno", vmin=0, vmax=1, alpha=0.55)
+            axis.set(xlim=(0, W), ylim=(H, 0))
             if titles is not None:
                 axis.set_title(_plain(titles[i - 1]), fontsize=9)
         for x0, y0, x1, y1 in boxes or ():

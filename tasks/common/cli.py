@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -59,7 +60,7 @@ class Parser(LightningArgumentParser):
         self.allow_abbrev = False  # a mistyped key must not silently be another one
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(self.explain(str(message)))
+        raise ConfigError(message)
 
     def known_keys(self) -> list[str]:
         return sorted({a.dest for a in self._actions if a.dest and a.dest not in ("help", "==SUPPRESS==")})
@@ -72,7 +73,7 @@ class Parser(LightningArgumentParser):
             where = f"{key[1]}: " if key else ""
             allowed = " and ".join(ALLOWED_IMPORTS)
             return f"{where}{refused[1]!r} may not be imported: a configuration names classes of {allowed} only."
-        wrong = re.findall(r"(?:Option |Key |nrecognized arguments: (?:--)?)['\"]?([\w.]+)", message)
+        wrong = re.findall(r"(?:[Oo]ption |[Kk]ey |nrecognized arguments: (?:--)?)['\"]?([\w.]+)", message)
         hints = []
         for key in wrong[:1]:
             known = self.known_keys()
@@ -137,8 +138,18 @@ class TaskCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
-            raise ConfigError(self._subcommand_parsers[self.command].explain(str(error))) from None
+        except (ArgumentError, ConfigError) as error:
+            raise ConfigError(self._blame(self._subcommand_parsers[self.command].explain(str(error)))) from None
+
+    def _blame(self, message: str) -> str:
+        """Name the configuration file that is no YAML: the parser's own message does not."""
+        for word, value in zip(self.argv, self.argv[1:], strict=False):
+            if word in ("--config", "-c") and Path(value).is_file():
+                try:
+                    yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                except (yaml.YAMLError, UnicodeDecodeError) as error:
+                    return f"{value}: expected YAML, found something else: {error}"
+        return message
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's hyper-parameters override flags silently; ours are compared instead."""
@@ -176,7 +187,7 @@ class TaskCLI(LightningCLI):
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self.parser.instantiate_classes(self.config)[self.command].trainer.as_dict()
+        config = self.parser.instantiate(self.config)[self.command].trainer.as_dict()
         callbacks = config["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config["enable_progress_bar"] is not False:
@@ -207,7 +218,7 @@ class TaskCLI(LightningCLI):
         resume = self._resume_path(ckpt_path)
         if self.trainer.is_global_zero:
             rundir.prepare(self.root, resume=ckpt_path is not None, overwrite=config.overwrite)
-            dump = self._subcommand_parsers["fit"].dump(config, skip_none=False)
+            dump = self._subcommand_parsers["fit"].dump(config, skip_unset=False)
             rundir.record_start(self.root, self.task, self.seed, self.argv, dump, resumed=ckpt_path is not None)
         if config.find_lr and resume is None:
             self._find_lr()

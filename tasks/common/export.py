@@ -20,11 +20,16 @@ class ExportError(UserError):
     """An exported program does not do what the model does, or a package for it is missing."""
 
 
-def register_output(kind: type) -> type:
-    """Register a NamedTuple of tensors, so that exported programs which return it can be saved. Use as a decorator."""
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    torch.utils._pytree._register_namedtuple(kind, serialized_type_name=name)
-    return kind
+_registered: set[type] = set()
+
+
+def _register_output(value: Any) -> None:
+    """Let an exported program that returns this kind of named tuple be saved."""
+    kind = type(value)
+    if isinstance(value, tuple) and kind is not tuple and kind not in _registered:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        torch.utils._pytree._register_namedtuple(kind, serialized_type_name=name)
+        _registered.add(kind)
 
 
 def outputs_of(value: Any) -> list[Tensor]:
@@ -86,27 +91,43 @@ def export_model(
         A line for each file, with the largest difference seen.
 
     Raises:
-        ExportError: a program differs from the model; its file is then removed.
+        ExportError: a program differs from the model; it is then not written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval().cpu()
+    with torch.no_grad():
+        _register_output(model(**examples[0]))
     program = export_program(model, examples[0], dynamic)
     lines = []
     for kind in formats:
-        path = folder / (f"{name}.pt2" if kind == "torch" else f"{name}.onnx")
-        run = _save_torch(program, path) if kind == "torch" else _save_onnx(program, examples[0], path)
-        worst = 0.0
-        for example in examples:
-            with torch.no_grad():
-                expected = outputs_of(model(**example))
-            for mine, theirs in zip(expected, run(example), strict=True):
-                if mine.numel():
-                    worst = max(worst, (mine - theirs).abs().max().item())
-        if not worst <= tolerance:
-            path.unlink()
-            raise ExportError(f"{path}: differs from the model by {worst:.2e}, expected at most {tolerance:g}; removed.")
-        lines.append(f"{path} written; largest difference from the model {worst:.1e} on {len(examples)} batches.")
+        target = folder / (f"{name}.pt2" if kind == "torch" else f"{name}.onnx")
+        path = target.with_name(f".{target.stem}.unchecked{target.suffix}")
+        try:
+            run = _save_torch(program, path) if kind == "torch" else _save_onnx(program, examples[0], path)
+            worst = _worst_difference(model, run, examples)
+            if not worst <= tolerance:
+                raise ExportError(
+                    f"{target}: the program differs from the model by {worst:.2e}, expected at most {tolerance:g}; "
+                    f"not written."
+                )
+            path.replace(target)
+        finally:
+            path.unlink(missing_ok=True)
+        lines.append(f"{target} written; largest difference from the model {worst:.1e} on {len(examples)} batches.")
     return lines
+
+
+def _worst_difference(model: nn.Module, run: Any, examples: Sequence[Mapping[str, Tensor]]) -> float:
+    worst = 0.0
+    for example in examples:
+        with torch.no_grad():
+            expected = outputs_of(model(**example))
+        for mine, theirs in zip(expected, run(example), strict=True):
+            if mine.shape != theirs.shape:
+                return float("inf")
+            if mine.numel():
+                worst = max(worst, (mine - theirs).abs().max().item())
+    return worst
 
 
 def _save_torch(program: torch.export.ExportedProgram, path: Path) -> Any:

@@ -50,7 +50,10 @@ class VQAExplanation:
         from mmattn.plot import overlay
 
         title = f"{self.answer.question}\n{self.answer.answer} ({self.answer.score:.2f})"
-        overlay(self.image, self.attention, path, title=title, boxes=self.regions or None, window=self.window)
+        read = self.words.topk(min(3, len(self.tokens)))
+        words = ", ".join(f"{self.tokens[i]} {share:.2f}" for share, i in zip(*map(Tensor.tolist, read), strict=True))
+        boxes = self.regions or None
+        overlay(self.image, self.attention, path, title, boxes, titles=[f"most read: {words}"], window=self.window)
 
 
 class VQAPredictor:

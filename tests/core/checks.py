@@ -36,7 +36,7 @@ def with_gradients(function: Callable[..., Any], module: nn.Module, x: torch.Ten
     x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
     generator = torch.Generator().manual_seed(2)
     outputs = outputs_of(function(module, x, y, *masks))
-    loss = sum((out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum() for out in outputs)
+    loss = sum((out * torch.randn(out.shape, generator=generator, dtype=torch.float64)).sum() for out in outputs)
     wanted = [x, y, *module.parameters()]
     found = torch.autograd.grad(loss, wanted, allow_unused=True)
     return outputs, [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]

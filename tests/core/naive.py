@@ -23,8 +23,10 @@ class Allowed:
         offset = j - (i + S - L)  # bottom-right aligned
         if self.key_mask is not None and not self.key_mask[b, j]:
             return False
-        if self.attn_mask is not None and not self.attn_mask.expand(b + 1, h + 1, L, S)[b, h, i, j]:
-            return False
+        if self.attn_mask is not None:
+            index = zip((b, h, i, j)[-self.attn_mask.dim() :], self.attn_mask.shape, strict=True)
+            if not self.attn_mask[tuple(0 if size == 1 else place for place, size in index)]:
+                return False
         if self.is_causal and offset > 0:
             return False
         return self.window is None or abs(offset) <= self.window

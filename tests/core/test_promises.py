@@ -1,14 +1,90 @@
 """Every kernel and module keeps every promise: scripts/check_core.py prints the same as a table."""
 
+import dataclasses
+
 import pytest
-from checks import COLUMNS, TOLERANCE
+import torch
+from checks import (
+    COLUMNS,
+    TOLERANCE,
+    cached_vs_full,
+    causal_leak,
+    difference,
+    empty_rows,
+    forward_vs_naive,
+    gradient_vs_naive,
+    masks_of,
+    padding_invariance,
+    variants,
+    with_gradients,
+)
 from rows import ROWS
 
 
-@pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("column", COLUMNS)
 def test_promise(row, column):
     found = COLUMNS[column](row)
     if found is None:
         pytest.skip("does not apply")
     assert found <= TOLERANCE
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_float32(row):
+    module, (x, y) = row.module(), row.inputs()
+    for masks in variants(row, x, y):
+        exact = with_gradients(row.call, module, x, y, *masks)
+        single = with_gradients(row.call, module.float(), x.float(), y.float(), *masks)
+        assert difference(exact[0], single[0]) < 1e-4
+        assert difference(exact[1], single[1]) < 1e-4
+        module.double()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name != "kernel monotonic"], ids=lambda row: row.name)
+def test_every_parameter_gets_a_gradient(row):
+    module, (x, y) = row.module(), row.inputs()
+    _, (_, _, *found) = with_gradients(row.call, module, x, y, None, None, row.causal[0])
+    names = [name for name, _ in module.named_parameters()]
+    # A bias on keys moves all scores of a softmax alike: its gradient is zero by nature.
+    without = [
+        n for n, g in zip(names, found, strict=True) if not g.abs().max() > 1e-12 and not n.endswith("k_proj.bias")
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name.startswith("kernel")], ids=lambda row: row.name)
+def test_gradcheck(row):
+    module, (x, y) = row.module(), row.inputs()
+    masks = variants(row, x, y)[-1]
+    inputs = (x.requires_grad_(row.name != "kernel monotonic"), y.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, y: row.call(module, x, y, *masks), inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_half_precision_is_finite(row):
+    """Scores beyond the range of a half, and a sample without keys, under autocast: forward and backward."""
+    module, (x, y) = row.module().float(), row.inputs()
+    masks = masks_of(row, x, y, 0, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, found = with_gradients(row.call, module, 30 * x.float(), 30 * y.float(), *masks, row.causal[-1])
+    assert all(tensor.isfinite().all() for tensor in (*outputs, *found))
+
+
+def test_the_checks_can_fail():
+    """A wrong module is caught by each column: its causal flag lost, its mask lost, its scale changed."""
+
+    def broken(row, change):
+        return dataclasses.replace(row, call=lambda module, *arguments: row.call(module, *change(*arguments)))
+
+    row = next(row for row in ROWS if row.name == "MultiHeadAttention")
+    blind = broken(row, lambda x, y, x_mask, y_mask, is_causal: (x, y, None, y_mask, is_causal))
+    assert forward_vs_naive(blind) > 1e-3
+    assert padding_invariance(blind) > 1e-3
+    assert empty_rows(blind) > 1e-3
+    leaky = broken(row, lambda x, y, x_mask, y_mask, is_causal: (x, y, x_mask, y_mask, False))
+    assert causal_leak(leaky) > 1e-3
+    assert cached_vs_full(leaky) > 1e-3
+    scaled = broken(row, lambda x, y, *masks: (x * 1.01, y, *masks))
+    assert gradient_vs_naive(scaled) > 1e-3
+    assert difference(torch.tensor(float("nan")), torch.tensor(0.0)) == float("inf")

@@ -1,30 +1,42 @@
 """Two gloo processes on an odd number of ragged batches measure what one process measures."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.tasks.runs import TINY, read
+import pytest
+import torch
+
+from data.demo.vqa import make
+from tasks import load
+from tests.tasks.runs import read
 
 ROOT = Path(__file__).resolve().parents[2]
-# 12 scenes with 18 questions in batches of 50: five batches, the last one short; the convolutional stem has BatchNorm.
-DATA = "--data.batch_size 50 --trainer.limit_test_batches 5 --trainer.limit_val_batches 5"
+MODEL = "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 --model.fusion_layers 1"  # its stem has BatchNorm
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 205 questions: in batches of 50 five batches, the last one short."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("questions")
+    lines = []
+    for sample in make("test", num_scenes=12)[:205]:
+        Image.fromarray(sample.image).save(folder / f"{sample.image_id}.png")
+        row = {"image": f"{sample.image_id}.png", "question": sample.question, "answer": sample.answers[0]}
+        lines.append(json.dumps(row | {"question_type": sample.question_type}) + "\n")
+    (folder / "questions.jsonl").write_text("".join(lines))
+    return folder / "questions.jsonl"
 
 
 def call(command: str, folder: Path, options: str, processes: int) -> dict:
-    words = [*TINY.split(), *DATA.split()]
-    if command != "fit":
-        words = [w for n in range(0, len(words), 2) if not words[n].startswith("--model") for w in words[n : n + 2]]
-    if processes > 1:
-        words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
-    kept = {words[n]: words[n + 1] for n in range(0, len(words), 2)}
-    kept |= {"--trainer.default_root_dir": str(folder)}
-    arguments = [word for pair in kept.items() for word in pair] + options.split()
-    if processes > 1:  # limits count batches a process
-        arguments = [*arguments, "--trainer.limit_test_batches", "3", "--trainer.limit_val_batches", "3"]
+    words = f"{command} --trainer.accelerator cpu --data.batch_size 50 --trainer.default_root_dir {folder} {options}".split()
+    words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"] if processes > 1 else []
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.vqa", command, *arguments],
+        [sys.executable, "-m", "tasks.vqa", *words],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -38,15 +50,15 @@ def figures(part: dict) -> dict[str, float]:
     return {name: value for name, value in part.items() if name.startswith("accuracy")}
 
 
-def test_two_processes_report_the_metrics_of_one(tmp_path: Path) -> None:
-    fitted = call("fit", tmp_path / "two", "", processes=2)
-    model = f"--checkpoint {tmp_path / 'two' / 'model'}"
-    one = call("validate", tmp_path / "one", model, processes=1)
-    assert figures(fitted["validation"]) == figures(one["validation"]), "the validation within fit"
-    one, two = (call("test", tmp_path / str(n), model, processes=n) for n in (1, 2))
-    assert figures(one["test"]) == figures(two["test"])
-    import torch
-    from tasks import load
-
-    norms = [m for m in load(tmp_path / "two" / "model", device="cpu").model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+def test_two_processes_report_the_metrics_of_one(tmp_path: Path, questions: Path) -> None:
+    options = f"{MODEL} --trainer.max_epochs 2 --data.scenes 17 --data.val {questions} --model.lr 0.01"
+    fitted = call("fit", tmp_path / "two", options, processes=2)
+    shipped = tmp_path / "two" / "model"
+    norms = [m for m in load(shipped, device="cpu").model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms, "the test is about a model with running statistics"
+    alone = call("validate", tmp_path / "one", f"--checkpoint {shipped} --data.val {questions}", processes=1)
+    assert figures(fitted["validation"]) == figures(alone["validation"]), "the validation within fit"
+    test = f"--checkpoint {shipped} --data.test {questions}"
+    one, two = (call("test", tmp_path / f"test{n}", test, processes=n) for n in (1, 2))
+    assert figures(one["test"]) == figures(two["test"])
+    assert figures(one["test"]) == figures(alone["validation"])

@@ -1,0 +1,134 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmattn import ALiBi, Mask, MultiHeadAttention, T5Bias, attend, functional
+
+
+def masks(B, h, L, S):
+    """Every kind of mask with every other: (Mask, the same as one dense boolean)."""
+    key_mask = torch.rand(B, S) > 0.3
+    key_mask[:, -1] = True
+    pairs = {
+        "plane": torch.rand(L, S) > 0.3,
+        "per head": torch.rand(B, h, L, S) > 0.3,
+        "per sample": torch.rand(B, 1, L, S) > 0.3,
+    }
+    for keys, name, is_causal in itertools.product((None, key_mask), (None, *pairs), (False, True)):
+        attn_mask = None if name is None else pairs[name].clone()
+        if attn_mask is not None:
+            attn_mask[..., 0] = True
+        dense = torch.ones(B, h, L, S, dtype=torch.bool)
+        if keys is not None:
+            dense = dense & keys[:, None, None]
+        if attn_mask is not None:
+            dense = dense & attn_mask
+        if is_causal:
+            dense = dense & torch.ones(L, S, dtype=torch.bool).tril(S - L)
+        yield Mask(keys, attn_mask, is_causal), dense
+
+
+@pytest.mark.parametrize(("L", "S"), [(6, 6), (3, 6), (6, 3), (1, 6)])
+def test_equals_sdpa_with_every_mask_pair(L, S):
+    q, k, v = (torch.randn(2, 4, n, 8, dtype=torch.float64) for n in (L, S, S))
+    for mask, dense in masks(2, 4, L, S):
+        expected = F.scaled_dot_product_attention(q, k, v, dense)
+        expected = expected.nan_to_num(0.0).masked_fill(~dense.any(-1, keepdim=True), 0.0)
+        torch.testing.assert_close(attend(q, k, v, mask), expected, rtol=0, atol=1e-12)
+
+
+def test_equals_multihead_attention_with_every_mask_pair():
+    theirs = nn.MultiheadAttention(16, 4, batch_first=True).double().eval()
+    ours = MultiHeadAttention(16, 4).double()
+    nn.init.normal_(theirs.in_proj_bias)
+    for i, name in enumerate(("q_proj", "k_proj", "v_proj")):
+        getattr(ours, name).weight.data = theirs.in_proj_weight.data[16 * i : 16 * (i + 1)]
+        getattr(ours, name).bias.data = theirs.in_proj_bias.data[16 * i : 16 * (i + 1)]
+    ours.out_proj.load_state_dict(theirs.out_proj.state_dict())
+    x, y = torch.randn(2, 5, 16, dtype=torch.float64), torch.randn(2, 7, 16, dtype=torch.float64)
+    for source in (None, y):
+        other = x if source is None else source
+        for mask, dense in masks(2, 4, 5, other.shape[1]):
+            live = dense.any(-1).all(1)  # (B, L): there a row without keys is NaN
+            out, weights = theirs(x, other, other, attn_mask=~dense.flatten(0, 1), average_attn_weights=False)
+            found = ours(x, source, mask=mask)
+            torch.testing.assert_close(found[live], out[live], rtol=0, atol=1e-10)
+            if source is not None:
+                q = ours.q_proj(x).unflatten(-1, (4, -1)).transpose(1, 2)
+                k = ours.k_proj(y).unflatten(-1, (4, -1)).transpose(1, 2)
+                rows = dense.any(-1)
+                torch.testing.assert_close(ours.kernel.weights(q, k, mask)[rows], weights[rows], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("trusted", [True, False], ids=["torch zeroes", "we zero"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [None, ALiBi(4), T5Bias(4)], ids=["no bias", "ALiBi", "T5"])
+def test_empty_rows(trusted, dtype, bias, monkeypatch):
+    monkeypatch.setattr(functional, "_sdpa_zeroes_empty_rows", lambda q: trusted)
+    key_mask = torch.ones(3, 6, dtype=torch.bool)
+    key_mask[0] = False
+    attn_mask = torch.ones(5, 6, dtype=torch.bool)
+    attn_mask[2] = False
+    for mask in (Mask(key_mask), Mask(None, attn_mask), Mask(key_mask, attn_mask, True)):
+        mask = mask if bias is None else mask.with_bias(bias)
+        q, k, v = (torch.randn(3, 4, n, 8).to(dtype).requires_grad_() for n in (5, 6, 6))
+        out = attend(q, k, v, mask)
+        out.float().square().sum().backward()
+        empty = ~mask.dense(5, 6).expand(3, 4, 5, 6).any(-1)
+        assert out[empty].abs().max() == 0
+        assert q.grad[empty].abs().max() == 0
+        assert all(t.grad.isfinite().all() for t in (q, k, v))
+        if mask.key_mask is not None:
+            assert k.grad[0].abs().max() == 0
+            assert v.grad[0].abs().max() == 0
+
+
+def test_the_fused_path_is_taken(monkeypatch):
+    """A padding mask stays (B, 1, 1, S), causal alone is a flag, a last query needs no mask at all."""
+    seen = []
+
+    def spy(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **keywords):
+        seen.append((None if attn_mask is None else tuple(attn_mask.shape), is_causal))
+        return q
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    x, key_mask = torch.randn(2, 4, 6, 8), torch.ones(2, 6, dtype=torch.bool)
+    attend(x, x, x)
+    attend(x, x, x, Mask(key_mask))
+    attend(x, x, x, Mask(is_causal=True))
+    attend(x[:, :, :1], x, x, Mask(is_causal=True))
+    attend(x[:, :, :2], x, x, Mask(is_causal=True))
+    attend(x, x, x, Mask(key_mask, is_causal=True))
+    expected = [
+        (None, False),
+        ((2, 1, 1, 6), False),
+        (None, True),
+        (None, False),
+        ((2, 6), False),
+        ((2, 1, 6, 6), False),
+    ]
+    assert seen == expected
+
+
+def test_scale_and_grouped_query():
+    q, kv = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8)
+    wide = kv.repeat_interleave(2, dim=1)
+    torch.testing.assert_close(attend(q, kv, kv, scale=0.3), (0.3 * q @ wide.mT).softmax(-1) @ wide)
+    with pytest.raises(ValueError, match="4 query heads cannot share 3 key heads"):
+        functional.repeat_heads(torch.randn(2, 3, 6, 8), 4)
+
+
+def test_dropout_drops():
+    q = torch.randn(1, 1, 50, 8)
+    v = torch.ones(1, 1, 50, 8)
+    assert attend(q, q, v).std() < 1e-5
+    assert attend(q, q, v, dropout_p=0.5).std() > 1e-2
+
+
+def test_global_tokens_are_refused():
+    q = torch.randn(1, 1, 3, 8)
+    with pytest.raises(ValueError, match="global"):
+        attend(q, q, q, Mask(global_mask=torch.ones(1, 3, dtype=torch.bool)))
