@@ -40,6 +40,7 @@ class VQASample:
     question_type: str = ""
     answer_type: str = ""
     regions: list[Box] = field(default_factory=list)  # boxes_xyxy in 0..1 of the picture, on which the answer rests
+    phrases: list[int] = field(default_factory=list)  # of each region: 0 where the question's first phrase names it, ...
     objects: list[tuple[Box, tuple[str, ...]]] = field(default_factory=list)  # what is where, with its labels
 
     def image_key(self) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .kernels import build_kernel
@@ -168,34 +167,21 @@ class MultiHeadAttention(nn.Module):
         out = self.kernel(q, k, v, mask, cache.state if isinstance(cache, CrossCache) else cache)  # (B, h, L, d_v)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, L, E)
 
-    def make_cache(
-        self,
-        batch_size: int,
-        *,
-        cross: bool = False,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Any:
+    def make_cache(self, batch_size: int, *, cross: bool = False) -> Any:
         """An empty decoding state: a CrossCache, or the kernel's own Cache.
 
         Args:
             batch_size: B.
             cross: for cross-attention: keys and values are projected once; for self-attention they are appended.
-            device: where, the parameters' where None.
-            dtype: of what, the parameters' where None.
 
         Raises:
             ValueError: the kernel cannot decode with a cache.
         """
-        weight = self.k_proj.weight
-        state = self.kernel.make_cache(
-            batch_size,
-            num_kv_heads=self.num_kv_heads,
-            v_head_dim=self.v_head_dim,
-            cross=cross,
-            device=weight.device if device is None else device,
-            dtype=weight.dtype if dtype is None else dtype,
+        keys, values = (
+            self.k_proj.weight.new_zeros(batch_size, self.num_kv_heads, 0, size)
+            for size in (self.head_dim, self.v_head_dim)
         )
+        state = self.kernel.make_cache(keys, values, cross=cross)
         return CrossCache(state=state) if cross else state
 
     def _heads(self, x: Tensor, num_heads: int) -> Tensor:

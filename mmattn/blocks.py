@@ -172,9 +172,9 @@ class Encoder(nn.Module):
             x = run_layer(self, layer, x, mask, state)
         return self.norm(x)
 
-    def make_cache(self, batch_size: int, **keywords: Any) -> list[Cache]:
-        """Empty decoding states, one a layer; keywords as MultiHeadAttention.make_cache."""
-        return [cast(EncoderLayer, layer).attention.make_cache(batch_size, **keywords) for layer in self.layers]
+    def make_cache(self, batch_size: int) -> list[Cache]:
+        """Empty decoding states, one a layer."""
+        return [cast(EncoderLayer, layer).attention.make_cache(batch_size) for layer in self.layers]
 
 
 def run_layer(stack: Any, layer: nn.Module, *args: Any) -> Any:
@@ -261,11 +261,10 @@ class DecoderLayer(nn.Module):
         x = self.cross_residual(x, self.cross_attention, memory, mask=memory_mask, cache=cross_cache)
         return self.ffn_residual(x, self.ffn)
 
-    def make_cache(self, batch_size: int, **keywords: Any) -> DecoderLayerCache:
-        """An empty decoding state; keywords as MultiHeadAttention.make_cache."""
+    def make_cache(self, batch_size: int) -> DecoderLayerCache:
+        """An empty decoding state."""
         return DecoderLayerCache(
-            self.self_attention.make_cache(batch_size, **keywords),
-            self.cross_attention.make_cache(batch_size, cross=True, **keywords),
+            self.self_attention.make_cache(batch_size), self.cross_attention.make_cache(batch_size, cross=True)
         )
 
 
@@ -358,6 +357,6 @@ class Decoder(nn.Module):
             x = run_layer(self, layer, x, memory, mask, memory_mask, state)
         return self.norm(x)
 
-    def make_cache(self, batch_size: int, **keywords: Any) -> list[DecoderLayerCache]:
-        """Empty decoding states, one a layer; keywords as MultiHeadAttention.make_cache."""
-        return [cast(DecoderLayer, layer).make_cache(batch_size, **keywords) for layer in self.layers]
+    def make_cache(self, batch_size: int) -> list[DecoderLayerCache]:
+        """Empty decoding states, one a layer."""
+        return [cast(DecoderLayer, layer).make_cache(batch_size) for layer in self.layers]

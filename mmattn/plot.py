@@ -108,16 +108,17 @@ def overlay(
         axis.set_axis_off()
         if i > len(maps):
             continue
-        axis.imshow(pixels.numpy(), extent=(0, W, H, 0), interpolation="nearest")
+        # Under a map the image is gray, so that colour means attention alone.
+        shown = pixels if i == 0 else pixels.mean(-1, keepdim=True).expand(-1, -1, 3)
+        axis.imshow(shown.numpy(), extent=(0, W, H, 0), interpolation="nearest")
         if i > 0:
             weight = maps[i - 1]
             x0, y0, x1, y1 = window
             size = (max(1, round((y1 - y0) * H)), max(1, round((x1 - x0) * W)))
             large = torch.nn.functional.interpolate(weight[None, None], size=size, mode="bilinear")[0, 0]
             large = (large / large.max().clamp_min(1e-12)).clamp(0, 1)
-            # What was not looked at stays visible, pale; what was is coloured.
-            place = (x0 * W, x1 * W, y1 * H, y0 * H)
-            axis.imshow(large.numpy(), extent=place, cmap="inferno", vmin=0, vmax=1, alpha=0.55)
+            heat, place = large.numpy(), (x0 * W, x1 * W, y1 * H, y0 * H)
+            axis.imshow(heat, extent=place, cmap="inferno", vmin=0, vmax=1, alpha=0.3 + 0.4 * heat)
             axis.set(xlim=(0, W), ylim=(H, 0))
             if titles is not None:
                 axis.set_title(_plain(titles[i - 1]), fontsize=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -190,8 +191,8 @@ class PositionBias(nn.Module):
 
     def dense(self, L: int, S: int) -> Tensor:
         """The bias for every pair, bottom-right aligned (the last query stands at the last key): (h, L, S)."""
-        device = next(iter(self.state_dict().values())).device
-        return self.offsets(key_offsets(L, S, device))
+        tensor = next(chain(self.parameters(), self.buffers()))
+        return self.offsets(key_offsets(L, S, tensor.device))
 
 
 class T5Bias(PositionBias):
@@ -243,9 +244,6 @@ class ALiBi(PositionBias):
         # As the paper's code: what is missing to the next power of two is taken from its odd places.
         slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (num_heads - power), 2)]
         self.register_buffer("slopes", torch.tensor(slopes), persistent=False)  # (h,)
-
-    def dense(self, L: int, S: int) -> Tensor:
-        return self.offsets(key_offsets(L, S, self.slopes.device))
 
     def offsets(self, offsets: Tensor) -> Tensor:
         slopes = self.slopes.view(-1, *[1] * offsets.dim())

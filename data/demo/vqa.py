@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from random import Random
+from typing import NamedTuple
 
 from data.demo.shapes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, Thing, dress, paint, pick, place
 from data.vqa import VQASample
@@ -127,7 +128,16 @@ _COUNT_WEIGHT = (3.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # large counts are rare, and as
 _KINDS = ((2,), (1,), (1, 2), (0, 2), (0, 1), (0, 1, 2), (0,))  # what may be said: size 0, colour 1, shape 2
 
 What = tuple[int | None, int | None, int | None]  # what is said of a thing: size, colour, shape; None: left unsaid
-Question = tuple[dict[str, str], str, tuple[int, ...]]  # what fills the template, the answer, the things it rests on
+
+
+class Question(NamedTuple):
+    """What is asked."""
+
+    slots: dict[str, str]  # what fills the template
+    answer: str
+    about: tuple[int, ...]  # the things it rests on
+    second: tuple[int, ...] = ()  # those of them that its second phrase names: "is the {a} left of the {b}?"
+
 
 
 def _keep(values: tuple, kind: tuple[int, ...]) -> What:
@@ -167,7 +177,7 @@ def _two(rng: Random, choices: list[Question]) -> list[Question]:
     if len(choices) < 2:
         return []
     first = pick(rng, choices)
-    others = [other for other in choices if other[1] != first[1]] or [other for other in choices if other is not first]
+    others = [other for other in choices if other.answer != first.answer] or [other for other in choices if other is not first]
     return [first, pick(rng, others)]
 
 
@@ -177,7 +187,7 @@ def _attribute(rng: Random, things: list[Thing], names: list[list[What]], k: int
         whats = [what for what in names[i] if what[k] is None]
         if whats:
             slots = {"w": ("size", "COLOUR", "shape")[k], "d": _say(rng, pick(rng, whats))}
-            choices.append((slots, (SIZES, COLOURS, SHAPES)[k][thing[k]], (i,)))
+            choices.append(Question(slots, (SIZES, COLOURS, SHAPES)[k][thing[k]], (i,)))
     return _two(rng, choices)
 
 
@@ -196,7 +206,8 @@ def _existence(rng: Random, things: list[Thing], names: list[list[What]]) -> lis
         kind = pick(rng, _KINDS[:6])
         what = _keep(pick(rng, things), kind) if answer == "yes" else _absent(rng, things, kind)
         words = _say(rng, what)
-        questions.append(({"d": words, "n": "an" if words[0] == "o" else "a"}, answer, _find(things, what)))
+        slots = {"d": words, "n": "an" if words[0] == "o" else "a"}
+        questions.append(Question(slots, answer, _find(things, what)))
     return questions
 
 
@@ -213,7 +224,7 @@ def _count(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Qu
             if point < 0:
                 break
         what = pick(rng, by_count.pop(count))
-        questions.append(({"p": _say(rng, what, many=True)}, str(count), _find(things, what)))
+        questions.append(Question({"p": _say(rng, what, many=True)}, str(count), _find(things, what)))
     return questions
 
 
@@ -228,13 +239,14 @@ def _comparison(rng: Random, things: list[Thing], names: list[list[What]]) -> li
             values = range(len((SIZES, COLOURS, SHAPES)[k])) if rng.random() < 0.3 else sorted(set(here))
             pairs = []
             for a, b in itertools.permutations(values, 2):
-                first, second = here.count(a), here.count(b)
-                if (first or second) and ((first > second) - (first < second) == sign) == (answer == "yes"):
+                na, nb = here.count(a), here.count(b)
+                if (na or nb) and ((na > nb) - (na < nb) == sign) == (answer == "yes"):
                     pairs.append((a, b))
             if pairs:
                 p, q = (_keep((value,) * 3, (k,)) for value in pick(rng, pairs))
                 slots = {"p": _say(rng, p, many=True), "q": _say(rng, q, many=True), **_COMPARISONS[sign]}
-                questions.append((slots, answer, tuple(sorted(_find(things, p) + _find(things, q)))))
+                first, second = _find(things, p), _find(things, q)
+                questions.append(Question(slots, answer, tuple(sorted(first + second)), second))
                 break
     return questions
 
@@ -268,7 +280,8 @@ def _relation_query(rng: Random, things: list[Thing], names: list[list[What]]) -
         if what[k] == target[k] and rng.random() < 0.3:  # else the answer would too often be in the question
             continue
         slots = {"w": ("", "COLOUR", "shape")[k], "d": _say(rng, what), "r": pick(rng, _SYNONYMS[word])}
-        choices.append((slots, (SIZES, COLOURS, SHAPES)[k][target[k]], pair))
+        # "what colour is the thing left of the star?" names the answer's thing first
+        choices.append(Question(slots, (SIZES, COLOURS, SHAPES)[k][target[k]], pair, (pair[0],)))
     return _two(rng, choices)
 
 
@@ -280,7 +293,7 @@ def _relation_yes_no(rng: Random, things: list[Thing], names: list[list[What]]) 
             if names[i] and names[j] and apart:
                 slots = {"a": _say(rng, pick(rng, names[i])), "b": _say(rng, pick(rng, names[j]))}
                 slots["r"] = pick(rng, _SYNONYMS[word])
-                choices.append((slots, "yes" if apart * sign > 0 else "no", (i, j)))
+                choices.append(Question(slots, "yes" if apart * sign > 0 else "no", (i, j), (j,)))
     return _two(rng, choices)
 
 
@@ -290,7 +303,8 @@ def _half(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Que
         off = things[i][3 + axis] - IMAGE_SIZE / 2
         if names[i] and abs(off) >= _OFF_MIDDLE:
             x, y = _HALVES[axis][:: pick(rng, (1, -1))]
-            choices.append(({"d": _say(rng, pick(rng, names[i])), "x": x, "y": y}, _HALVES[axis][off > 0], (i,)))
+            slots = {"d": _say(rng, pick(rng, names[i])), "x": x, "y": y}
+            choices.append(Question(slots, _HALVES[axis][off > 0], (i,)))
     return _two(rng, choices)
 
 
@@ -365,7 +379,7 @@ def make(split: str, seed: int = 0, num_scenes: int | None = None) -> list[VQASa
         image_id = f"{split}-{seed}-{i:05d}"
         boxes = [thing.box() for thing in things]
         objects = [(box, thing.labels()) for box, thing in zip(boxes, things, strict=True)]
-        for n, (family, (slots, answer, about)) in enumerate((f, q) for f in FAMILIES for q in asked[f]):
+        for n, (family, (slots, answer, about, second)) in enumerate((f, q) for f in FAMILIES for q in asked[f]):
             samples.append(
                 VQASample(
                     id=f"{image_id}-{n:02d}",
@@ -376,6 +390,7 @@ def make(split: str, seed: int = 0, num_scenes: int | None = None) -> list[VQASa
                     question_type=family,
                     answer_type="yes/no" if answer in ("yes", "no") else "number" if answer.isdigit() else "other",
                     regions=[boxes[k] for k in about],
+                    phrases=[int(k in second) for k in about],
                     objects=objects,
                 )
             )

@@ -63,11 +63,19 @@ class TimmFeatures(nn.Module):
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        overlay = {"state_dict": state}
         try:
-            source = self._create((self._index,), pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+            source, twin = (
+                self._create((self._index,), pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+                for _ in range(2)
+            )
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path}: not the weights of timm model {self.name!r}: {error}") from None
-        self.body.load_state_dict(source.state_dict())
+        # For feature maps timm loads without complaint what there is; what was not there is random, and so differs.
+        missing = [name for name, tensor in source.items() if not torch.equal(tensor, twin[name])]
+        if missing:
+            raise ValueError(f"{path}: not the weights of timm model {self.name!r}: no {missing[0]}")
+        self.body.load_state_dict(source)
 
     def _create(self, indices: tuple[int, ...] | None, **keywords: Any) -> Any:
         try:

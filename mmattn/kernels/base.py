@@ -98,28 +98,19 @@ class Kernel(nn.Module):
         """The explicit map W with forward(q, k, v) = W v: (B, h, L, S)."""
         raise NotImplementedError
 
-    def make_cache(
-        self,
-        batch_size: int,
-        *,
-        num_kv_heads: int,
-        v_head_dim: int,
-        cross: bool = False,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Any:
-        """An empty decoding state, or None where a cross-attention needs none beside the projected keys and values.
+    def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> Any:
+        """An empty decoding state, or None where a cross-attention needs none beside its keys and values.
+
+        Args:
+            keys: (B, h_kv, 0, d), none yet: it says sizes, type and device.
+            values: (B, h_kv, 0, d_v), likewise.
+            cross: for cross-attention, where all keys are given at every call.
 
         Raises:
             ValueError: the kernel cannot decode with a cache.
         """
         self.require({"cache"})
-        if cross:
-            return None
-        return KVCache(
-            torch.zeros(batch_size, num_kv_heads, 0, self.head_dim, device=device, dtype=dtype),
-            torch.zeros(batch_size, num_kv_heads, 0, v_head_dim, device=device, dtype=dtype),
-        )
+        return None if cross else KVCache(keys, values)
 
     @classmethod
     def require(cls, needs: Iterable[str]) -> None:

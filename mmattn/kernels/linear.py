@@ -76,22 +76,12 @@ class Linear(Kernel):
                 "attention kind 'linear' never forms query-key pairs: it takes a key_mask, not an attn_mask"
             )
 
-    def make_cache(
-        self,
-        batch_size: int,
-        *,
-        num_kv_heads: int,
-        v_head_dim: int,
-        cross: bool = False,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> LinearCache | None:
+    def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> LinearCache | None:
         if cross:
             return None
-        return LinearCache(
-            torch.zeros(batch_size, self.num_heads, self.head_dim, v_head_dim + 1, device=device, dtype=dtype),
-            torch.zeros(batch_size, device=device, dtype=torch.long),
-        )
+        B, d_v = values.shape[0], values.shape[3]
+        state = values.new_zeros(B, self.num_heads, self.head_dim, d_v + 1)
+        return LinearCache(state, values.new_zeros(B, dtype=torch.long))
 
     def _keys(self, k: Tensor, mask: Mask | None, cached: bool) -> Tensor:
         k = F.elu(k) + 1  # (B, h_kv, S, d)

@@ -69,22 +69,12 @@ class Monotonic(Kernel):
             energy = energy + self.noise * torch.randn_like(energy)
         return expected_alignment(energy.sigmoid())
 
-    def make_cache(
-        self,
-        batch_size: int,
-        *,
-        num_kv_heads: int,
-        v_head_dim: int,
-        cross: bool = False,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> MonotonicCache:
+    def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> MonotonicCache:
         if not cross:
             raise ValueError("attention kind 'monotonic' decodes cross-attention only: make_cache(cross=True)")
-        return MonotonicCache(
-            torch.zeros(batch_size, self.num_heads, device=device, dtype=torch.long),
-            torch.zeros(batch_size, device=device, dtype=torch.long),
-        )
+        B = keys.shape[0]
+        position, seen = (keys.new_zeros(*shape, dtype=torch.long) for shape in ((B, self.num_heads), (B,)))
+        return MonotonicCache(position, seen)
 
     def _energy(self, q: Tensor, k: Tensor, mask: Mask | None) -> Tensor:
         scores = dot_scores(q, k) * self.gain[:, None, None] + self.offset[:, None, None]  # (B, h, L, S)

@@ -82,23 +82,10 @@ class SlidingWindow(Kernel):
         mask = Mask() if mask is None else mask
         return masked_softmax(dot_scores(q, k, mask), allowed_keys(q, k, self._band_mask(k.shape[2], mask, q.device)))
 
-    def make_cache(
-        self,
-        batch_size: int,
-        *,
-        num_kv_heads: int,
-        v_head_dim: int,
-        cross: bool = False,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> WindowCache:
+    def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> WindowCache:
         if cross:
             self.require({"cross"})
-        return WindowCache(
-            torch.zeros(batch_size, num_kv_heads, 0, self.head_dim, device=device, dtype=dtype),
-            torch.zeros(batch_size, num_kv_heads, 0, v_head_dim, device=device, dtype=dtype),
-            torch.zeros(batch_size, device=device, dtype=torch.long),
-        )
+        return WindowCache(keys, values, keys.new_zeros(keys.shape[0], dtype=torch.long))
 
     def _band(self, offsets: Tensor, is_causal: bool) -> Tensor:
         return (offsets >= -self.window) & (offsets <= (0 if is_causal else self.window))

@@ -88,7 +88,7 @@ def naive_kernel(module, x, y, x_mask, y_mask, is_causal):
 
 def decode_kernel(module, x, y, mask, steps):
     cross = module.kind == "monotonic"
-    cache = module.make_cache(x.shape[0], num_kv_heads=1, v_head_dim=V_HEAD_DIM, cross=cross, dtype=x.dtype)
+    cache = module.make_cache(*split(x[:, :0], y[:, :0])[1:], cross=cross)
     outs, start = [], 0
     for step in steps:
         end = start + step

@@ -25,9 +25,7 @@ from rows import ROWS
 @pytest.mark.parametrize("column", COLUMNS)
 def test_promise(row, column):
     found = COLUMNS[column](row)
-    if found is None:
-        pytest.skip("does not apply")
-    assert found <= TOLERANCE
+    assert found is None or found <= TOLERANCE  # None: does not apply
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -36,8 +34,8 @@ def test_float32(row):
     for masks in variants(row, x, y):
         exact = with_gradients(row.call, module, x, y, *masks)
         single = with_gradients(row.call, module.float(), x.float(), y.float(), *masks)
-        assert difference(exact[0], single[0]) < 1e-4
-        assert difference(exact[1], single[1]) < 1e-4
+        for a, b in zip((*exact[0], *exact[1]), (*single[0], *single[1]), strict=True):
+            assert difference(a, b) < 1e-4 * max(1.0, float(a.detach().abs().max()))
         module.double()
 
 

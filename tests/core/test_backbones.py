@@ -1,0 +1,201 @@
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.export import Dim, export
+
+from mmattn.backbones import build_stem
+from mmattn.backbones.conv import ConvStem
+from mmattn.backbones.recurrent import RecurrentEncoder
+from mmattn.backbones.text import TextEncoder
+from mmattn.backbones.vit import GridEncoder, PatchEmbed
+
+DYNAMIC = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+
+
+def text(length=7):
+    ids = torch.randint(1, 20, (3, length))
+    key_mask = torch.ones(3, length, dtype=torch.bool)
+    key_mask[1, 4:] = False
+    key_mask[2] = False  # an empty text
+    return ids, key_mask
+
+
+class TestStems:
+    @pytest.mark.parametrize(("name", "options"), [("conv", {}), ("vit", {}), ("timm/test_resnet", {"max_stride": 8})])
+    @pytest.mark.parametrize("size", [(64, 64), (40, 72)])
+    def test_maps(self, name, options, size):
+        if name.startswith("timm"):
+            pytest.importorskip("timm")
+        stem = build_stem(name, 16, **options)
+        out = stem(torch.randn(2, 3, *size))
+        assert out.shape == (2, 16, size[0] // 8, size[1] // 8)
+        assert stem.stride == 8
+        out.square().sum().backward()
+        assert [n for n, p in stem.named_parameters() if p.grad is None] == []
+
+    @pytest.mark.parametrize("norm", ["batch", "group", "none"])
+    def test_norms(self, norm):
+        kinds = {type(module) for module in ConvStem(16, channels=(12, 16), norm=norm).modules()}
+        assert (nn.BatchNorm2d in kinds, nn.GroupNorm in kinds) == (norm == "batch", norm == "group")
+
+    def test_patches_are_a_linear_map(self):
+        stem = PatchEmbed(16, patch_size=4)
+        image = torch.randn(1, 3, 8, 12)
+        patch = image[0, :, 4:8, 8:12].flatten()
+        expected = stem.proj.weight.flatten(1) @ patch + stem.proj.bias
+        torch.testing.assert_close(stem(image)[0, :, 1, 2], expected)
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: build_stem("con", 8), r"unknown image backbone 'con', did you mean 'conv'\?"),
+            (lambda: build_stem("zzz", 8), "there are: conv, vit, timm/NAME"),
+            (lambda: ConvStem(8, norm="layer"), "unknown norm 'layer'"),
+        ],
+    )
+    def test_refusals(self, make, message):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+class TestTimm:
+    def test_fixed_size_and_channels_last(self):
+        pytest.importorskip("timm")
+        vit = build_stem("timm/test_vit", 8, image_size=(64, 96))
+        assert vit(torch.randn(1, 3, 64, 96)).shape[-1] * 2 == vit(torch.randn(1, 3, 64, 96)).shape[-2] * 3
+        swin = build_stem("timm/swin_tiny_patch4_window7_224", 8, max_stride=4, image_size=(56, 56))
+        assert swin.channels_last
+        assert swin(torch.randn(1, 3, 56, 56)).shape == (1, 8, 14, 14)
+
+    def test_weights_come_from_a_local_file_alone(self, tmp_path, monkeypatch):
+        timm = pytest.importorskip("timm")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        source = timm.create_model("test_resnet", pretrained=False)
+        save_file(source.state_dict(), tmp_path / "model.safetensors")
+        torch.save(source.state_dict(), tmp_path / "model.pth")
+        stems = [build_stem("timm/test_resnet", 8) for _ in range(2)]
+        stems[0].load_weights(tmp_path / "model.safetensors")
+        stems[1].load_weights(tmp_path / "model.pth")
+        x = torch.randn(1, 3, 64, 64)
+        expected = source.eval().forward_intermediates(x, intermediates_only=True)
+        for stem in stems:
+            found = stem.eval().body(x)[-1]
+            assert any(found.shape == one.shape and torch.equal(found, one) for one in expected)
+
+    def test_foreign_weights_are_named(self, tmp_path):
+        pytest.importorskip("timm")
+        save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match=r"other\.safetensors: not the weights of timm model 'test_resnet'"):
+            build_stem("timm/test_resnet", 8).load_weights(tmp_path / "other.safetensors")
+
+    def test_refusals(self, monkeypatch):
+        pytest.importorskip("timm")
+        with pytest.raises(ValueError, match="timm has no model 'resnet19'; near: "):
+            build_stem("timm/resnet19", 8)
+        with pytest.raises(ValueError, match=r"none within max_stride=1"):
+            build_stem("timm/test_resnet", 8, max_stride=1)
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(ModuleNotFoundError, match="pip install timm"):
+            build_stem("timm/test_resnet", 8)
+
+
+class TestGridEncoder:
+    @pytest.mark.parametrize("positions", ["sinusoidal", "coordinates", "learned", "none"])
+    def test_positions(self, positions):
+        model = GridEncoder(PatchEmbed(8), 8, 1, 2, positions=positions, grid_size=(4, 4)).eval()
+        image = torch.zeros(1, 3, 32, 32)
+        moved = torch.zeros(1, 3, 32, 32)
+        image[..., :8, :8] = moved[..., 24:, 24:] = 1.0
+        there, here = model(moved)[0, :, 3, 3], model(image)[0, :, 0, 0]
+        assert torch.allclose(there, here, atol=1e-5) == (positions == "none")
+
+    def test_layout(self):
+        """Tokens run row by row, and come back to their places."""
+        model = GridEncoder(PatchEmbed(8), 8, 0, 2, positions="none")
+        image = torch.randn(2, 3, 24, 40)
+        torch.testing.assert_close(model(image), model.encoder.norm(model.stem(image).movedim(1, -1)).movedim(-1, 1))
+
+    def test_export_at_other_sizes(self):
+        model = GridEncoder(build_stem("conv", 8), 8, 1, 2).eval()
+        shapes = {"pixel_values": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}}
+        program = export(model, (torch.randn(2, 3, 48, 64),), dynamic_shapes=shapes).module()
+        x = torch.randn(3, 3, 72, 40)
+        torch.testing.assert_close(program(x), model(x))
+
+
+class TestText:
+    @pytest.mark.parametrize("positions", TextEncoder.POSITIONS)
+    def test_padding_changes_nothing(self, positions):
+        model, (ids, key_mask) = TextEncoder(20, 8, 2, 2, positions=positions).eval(), text()
+        together = model(ids, key_mask)
+        torch.testing.assert_close(together[1:2, :4], model(ids[1:2, :4]))
+        assert together.isfinite().all()
+
+    @pytest.mark.parametrize("positions", TextEncoder.POSITIONS)
+    def test_order_matters_with_positions(self, positions):
+        model, ids = TextEncoder(20, 8, 1, 2, positions=positions).eval(), torch.tensor([[3, 4, 5]])
+        same = torch.allclose(model(ids)[0, 0], model(ids.flip(1))[0, 2], atol=1e-5)
+        assert same == (positions == "none")
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="unknown positions 'learnt'"):
+            TextEncoder(20, 8, 1, 2, positions="learnt")
+        with pytest.raises(ValueError, match="a sequence of 7 tokens is longer than max_len=5"):
+            TextEncoder(20, 8, 1, 2, max_len=5)(text()[0])
+        with pytest.raises(ValueError, match="'monotonic' does not support bidirectional"):
+            TextEncoder(20, 8, 1, 2, attention={"kind": "monotonic"})
+
+
+class TestRecurrent:
+    @pytest.mark.parametrize("kind", ["lstm", "gru"])
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_equals_torch_on_packed_sequences(self, kind, layers):
+        model, (ids, key_mask) = RecurrentEncoder(20, 6, 8, kind=kind, num_layers=layers).eval(), text()
+        theirs = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](6, 4, layers, batch_first=True, bidirectional=True)
+        for i in range(layers):
+            for suffix, nets in (("", model.forwards), ("_reverse", model.backwards)):
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                    getattr(theirs, f"{name}_l{i}{suffix}").data = getattr(nets[i], f"{name}_l0").data
+        states, summary = model(ids, key_mask)
+        lengths = key_mask.sum(1)[:2]
+        embedded = model.embedding(ids[:2])
+        packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+        out, last = theirs(packed)
+        last = last[0] if kind == "lstm" else last  # (layers * 2, B, size)
+        expected, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True)
+        torch.testing.assert_close(states[:2], expected)
+        torch.testing.assert_close(summary[:2], torch.cat([last[-2], last[-1]], dim=-1))
+        assert states[2].abs().max() == summary[2].abs().max() == 0  # the empty text
+
+    @pytest.mark.parametrize("bidirectional", [True, False])
+    def test_padding_changes_nothing(self, bidirectional):
+        model, (ids, key_mask) = RecurrentEncoder(20, 6, 8, bidirectional=bidirectional).eval(), text()
+        states, summary = model(ids, key_mask)
+        alone, alone_summary = model(ids[1:2, :4])
+        torch.testing.assert_close(states[1:2, :4], alone)
+        torch.testing.assert_close(summary[1:2], alone_summary)
+
+    @pytest.mark.parametrize("kind", ["lstm", "gru"])
+    def test_export_at_other_lengths(self, kind):
+        model = RecurrentEncoder(20, 6, 8, kind=kind, num_layers=2).eval()
+        program = export(model, text(), dynamic_shapes={"input_ids": DYNAMIC, "key_mask": DYNAMIC}).module()
+        for length in (11, 2):
+            given = text(length)
+            for found, expected in zip(program(*given), model(*given), strict=True):
+                torch.testing.assert_close(found, expected)
+
+    @pytest.mark.parametrize("kind", ["lstm", "gru"])
+    def test_every_parameter_gets_a_gradient(self, kind):
+        model = RecurrentEncoder(20, 6, 8, kind=kind, num_layers=2)
+        states, _ = model(*text())
+        states.square().sum().backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="unknown recurrent kind 'rnn'; there are: lstm, gru"):
+            RecurrentEncoder(20, 6, 8, kind="rnn")
+        with pytest.raises(ValueError, match="hidden_dim=7 does not divide"):
+            RecurrentEncoder(20, 6, 7)

@@ -1,0 +1,160 @@
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim, export
+
+from mmattn import AttentionPooling, CoAttention, Decoder, Encoder, Mask, MultimodalFusionBlock, capture
+from mmattn.positions import T5Bias
+
+STACKS = {
+    "encoder": (lambda: Encoder(8, 2, 2, dropout=0.1), lambda m, x, y: m(x)),
+    "decoder": (lambda: Decoder(8, 2, 2, dropout=0.1), lambda m, x, y: m(x, y, Mask(is_causal=True))),
+    "co-attention": (lambda: CoAttention(8, 2, 2, dropout=0.1), lambda m, x, y: torch.cat(m(x, y), dim=1)),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_gradient_checkpointing_changes_nothing(name):
+    make, call = STACKS[name]
+    model, x, y = make().train(), torch.randn(2, 4, 8), torch.randn(2, 5, 8)
+    found = []
+    for model.gradient_checkpointing in (False, True):
+        model.zero_grad()
+        torch.manual_seed(1)
+        out = call(model, x, y)
+        out.square().sum().backward()
+        found.append([out, *(p.grad.clone() for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_capture_beside_gradient_checkpointing(name):
+    make, call = STACKS[name]
+    model, x, y = make().train(), torch.randn(2, 4, 8), torch.randn(2, 5, 8)
+    model.gradient_checkpointing = True
+    with capture(model) as maps:
+        call(model, x, y).square().sum().backward()
+    assert {len(found) for found in maps.values()} == {1}
+    assert model.gradient_checkpointing
+
+
+def test_checkpointing_saves_memory():
+    """Only each layer's input is kept, not what is inside it."""
+    model, x = Encoder(8, 3, 2), torch.randn(2, 16, 8)
+
+    def kept():
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            model(x)
+        return sum(sizes)
+
+    plain = kept()
+    model.gradient_checkpointing = True
+    assert kept() < plain / 3
+
+
+def test_shared_bias_is_saved_once():
+    model = Encoder(8, 3, 2, position_bias=T5Bias(2))
+    assert [name for name in model.state_dict() if "position_bias" in name] == ["position_bias.weight"]
+
+
+def test_post_norm_has_no_last_norm():
+    assert isinstance(Encoder(8, 1, 2, norm_first=False).norm, nn.Identity)
+    out = Encoder(8, 1, 2, norm_first=False)(torch.randn(2, 3, 8))
+    torch.testing.assert_close(out.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Encoder(8, 1, 2, attention={"kind": "monotonic"}), "'monotonic' does not support bidirectional"),
+        (lambda: Decoder(8, 1, 2, attention={"kind": "monotonic"}), "'monotonic' does not support causal attention"),
+        (lambda: Decoder(8, 1, 2, cross_attention={"kind": "sliding_window"}), "does not support cross-attention"),
+        (
+            lambda: Encoder(8, 1, 2, attention={"kind": "linear"}, position_bias=T5Bias(2)),
+            "does not support a position",
+        ),
+        (lambda: Encoder(8, 1, 2, attention={"kind": "dense", "window": 3}), "'dense' has no option 'window'"),
+        (lambda: MultimodalFusionBlock(8, 2, attention={"kind": "monotonic"}), "does not support bidirectional"),
+        (lambda: CoAttention(8, 1, 2, cross_attention="sliding_window"), "does not support cross-attention"),
+        (lambda: AttentionPooling(8, 2, attention="sliding_window"), "does not support cross-attention"),
+    ],
+)
+def test_a_kernel_that_does_not_fit_is_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_decoder_learns_to_copy_monotonically():
+    """One batch overfitted by a kernel that is soft in training and hard afterwards: in the end both agree."""
+    torch.manual_seed(0)
+    source = torch.randint(0, 6, (8, 5))
+    table, head = nn.Embedding(6, 16), nn.Linear(16, 6)
+    attention = {"kind": "monotonic", "noise": 1.0}
+    decoder = Decoder(16, 1, 2, ffn_dim=32, cross_attention=attention)
+    places = nn.Parameter(torch.randn(5, 16))
+    parameters = [*table.parameters(), *head.parameters(), *decoder.parameters(), places]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    for _ in range(150):
+        logits = head(decoder(places.expand(8, -1, -1), table(source) + places, Mask(is_causal=True)))
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), source.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    logits = head(decoder.eval()(places.expand(8, -1, -1), table(source) + places, Mask(is_causal=True)))
+    assert (logits.argmax(-1) == source).float().mean() > 0.9
+
+
+class Step(nn.Module):
+    """One decoding step as a module of tensors alone: the cache goes in and comes out flat."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, x, memory_mask, tensors):
+        caches = unflatten(self.decoder, tensors)
+        out = self.decoder(x, x[:, :0], Mask(is_causal=True), Mask(memory_mask), caches)
+        return out, flatten(caches)
+
+
+def flatten(caches):
+    return [tensor for cache in caches for tensor in cache.tensors().values()]
+
+
+def unflatten(decoder, tensors):
+    tensors = iter(tensors)
+    caches = decoder.make_cache(1)
+    for cache in caches:
+        own = cache.self_attention
+        cache.self_attention = type(own)(**{name: next(tensors) for name in own.tensors()})
+        cache.cross_attention.keys, cache.cross_attention.values = next(tensors), next(tensors)
+    return caches
+
+
+@pytest.mark.parametrize("kind", ["dense", "sliding_window", "linear"])
+def test_decoding_step_exports_with_a_flat_cache(kind):
+    decoder = Decoder(8, 2, 2, attention={"kind": kind}, rotary=True).eval()
+
+    def start(batch, length, memory_length):
+        caches = decoder.make_cache(batch)
+        memory_mask = torch.rand(batch, memory_length) > 0.2
+        memory = torch.randn(batch, memory_length, 8)
+        decoder(torch.randn(batch, length, 8), memory, Mask(is_causal=True), Mask(memory_mask), caches)
+        return caches, memory_mask
+
+    caches, memory_mask = start(2, 4, 5)
+    shapes = [{i: Dim.AUTO for i in range(tensor.dim()) if i in (0, 2)} for tensor in flatten(caches)]
+    example = (torch.randn(2, 1, 8), memory_mask, flatten(caches))
+    program = export(
+        Step(decoder), example, dynamic_shapes=({0: Dim.AUTO}, {0: Dim.AUTO, 1: Dim.AUTO}, shapes)
+    ).module()
+    caches, memory_mask = start(3, 7, 9)
+    tensors = flatten(caches)
+    for _ in range(3):
+        x = torch.randn(3, 1, 8)
+        expected = decoder(x, x[:, :0], Mask(is_causal=True), Mask(memory_mask), caches)
+        found, tensors = program(x, memory_mask, tensors)
+        torch.testing.assert_close(found, expected)
+        for a, b in zip(tensors, flatten(caches), strict=True):
+            torch.testing.assert_close(a, b)

@@ -1,0 +1,59 @@
+"""What ONNX makes of the core: its softmax knows nothing of empty rows, and its loops nothing of torch's."""
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from mmattn import Encoder, Mask, T5Bias
+from mmattn.backbones.recurrent import RecurrentEncoder
+
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+class Masked(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x, key_mask):
+        return self.encoder(x, Mask(key_mask, is_causal=True))
+
+
+def vectors(batch, length):
+    return torch.randn(batch, length, 8)
+
+
+def ids(batch, length):
+    return torch.randint(20, (batch, length))
+
+
+@pytest.mark.parametrize(
+    ("model", "draw"),
+    [
+        (Masked(Encoder(8, 1, 2, rotary=True)), vectors),
+        (Masked(Encoder(8, 1, 2, attention={"kind": "sliding_window", "window": 3}, position_bias=T5Bias(2))), vectors),
+        (RecurrentEncoder(20, 6, 8, kind="gru"), ids),
+    ],
+    ids=["dense", "sliding_window with T5 bias", "recurrent"],
+)
+def test_onnx_equals_eager_at_other_sizes(model, draw, tmp_path):
+    model.eval()
+
+    def arguments(batch, length):
+        key_mask = torch.ones(batch, length, dtype=torch.bool)
+        key_mask[0] = False  # nothing to attend to, nothing to read
+        return draw(batch, length), key_mask
+
+    dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    program = torch.onnx.export(model, arguments(2, 5), dynamo=True, verbose=False, dynamic_shapes=(dynamic, dynamic))
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for sizes in ((3, 9), (1, 2)):
+        given = arguments(*sizes)
+        names = [entry.name for entry in session.get_inputs()]
+        found = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))
+        expected = model(*given)
+        for a, b in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
+            torch.testing.assert_close(torch.from_numpy(a), b, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,89 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("matplotlib")
+
+from mmattn.plot import heat_map, overlay
+
+WORDS = ["what", "$is$", "this", "?"]
+
+
+def test_heat_map_writes_a_picture(tmp_path):
+    path = tmp_path / "new" / "map.png"
+    figure = heat_map(torch.rand(4, 6).requires_grad_(), WORDS, list("abcdef"), path)
+    assert Image.open(path).size[0] > 100
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["what", r"\$is\$", "this", "?"]
+    assert "matplotlib.pyplot" not in sys.modules  # no global figure, no window
+
+
+def test_heat_map_of_several_heads(tmp_path):
+    figure = heat_map(torch.rand(6, 4, 4), WORDS, WORDS, tmp_path / "heads.svg", titles=[f"head {i}" for i in range(6)])
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:6] == [f"head {i}" for i in range(6)]
+    scales = {axis.images[0].get_clim() for axis in figure.axes[:6]}
+    assert len(scales) == 1  # heads can be compared
+
+
+def test_long_texts_keep_readable_ticks():
+    figure = heat_map(torch.rand(200, 200), [str(i) for i in range(200)], [str(i) for i in range(200)])
+    assert len(figure.axes[0].get_xticklabels()) <= 60
+
+
+@pytest.mark.parametrize("kind", ["uint8 array", "float array", "tensor", "gray", "PIL"])
+def test_overlay_takes_any_image(kind, tmp_path):
+    image = {
+        "uint8 array": np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8),
+        "float array": np.random.default_rng(0).random((40, 60, 3)),
+        "tensor": torch.rand(3, 40, 60),
+        "gray": np.zeros((40, 60), dtype=np.uint8),
+        "PIL": Image.new("L", (60, 40)),
+    }[kind]
+    figure = overlay(image, torch.rand(5, 5), tmp_path / "over.png", "where?", [(0.0, 0.0, 0.5, 0.5)])
+    assert (tmp_path / "over.png").stat().st_size > 0
+    panels = [axis for axis in figure.axes if axis.images]
+    assert [len(axis.images) for axis in panels] == [1, 2]  # the image; the image under its map
+    assert panels[0].images[0].get_array().shape == (40, 60, 3)
+
+
+def test_the_map_lies_where_it_should():
+    weights = torch.zeros(4, 6)
+    weights[3, 0] = 1.0  # bottom left
+    laid = overlay(np.zeros((40, 60, 3), dtype=np.uint8), weights).axes[1].images[1].get_array()
+    row, column = np.unravel_index(laid.argmax(), laid.shape)
+    assert row >= 30
+    assert column < 10
+    window = (0.25, -0.25, 0.75, 1.25)  # a padded square over a wide crop
+    axis = overlay(np.zeros((40, 60, 3)), weights, window=window).axes[1]
+    assert axis.images[1].get_extent() == [15, 45, 50, -10]
+    assert (axis.get_xlim(), axis.get_ylim()) == ((0, 60), (40, 0))
+    box = overlay(np.zeros((40, 60, 3)), weights, boxes=[(0.1, 0.5, 0.2, 1.0)]).axes[0].patches[0]
+    assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == pytest.approx((6, 20, 6, 20))
+
+
+def test_several_maps_on_one_image():
+    figure = overlay(torch.rand(3, 32, 32), [torch.rand(4, 4), torch.rand(8, 8)], titles=["a", "b"])
+    assert [axis.get_title() for axis in figure.axes if axis.images] == ["", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: heat_map(torch.rand(3, 4), ["a"]), "row_labels has 1 labels for 3 rows"),
+        (lambda: heat_map(torch.rand(3, 4), None, ["a"]), "col_labels has 1 labels for 4 cols"),
+        (lambda: heat_map(torch.rand(3)), "expected maps of two dimensions"),
+        (lambda: heat_map(torch.rand(2, 3, 4), titles=["a"]), "1 titles for 2 maps"),
+        (lambda: overlay(torch.rand(5, 3, 3), torch.rand(2, 2)[None, None]), "expected"),
+        (
+            lambda: overlay(np.zeros((4, 4, 7)), torch.rand(2, 2)),
+            r"expected an image \(H, W, 3\), found shape \(4, 4, 7\)",
+        ),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

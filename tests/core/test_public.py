@@ -1,0 +1,44 @@
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import mmattn
+
+MODULES = [module.name for module in pkgutil.walk_packages(mmattn.__path__, "mmattn.") if "__main__" not in module.name]
+
+
+def test_every_public_name_loads():
+    for name in mmattn.__all__:
+        assert getattr(mmattn, name) is not None
+    assert set(mmattn.__all__) <= set(dir(mmattn))
+    with pytest.raises(AttributeError, match="no attribute 'Maks'"):
+        mmattn.Maks  # noqa: B018
+
+
+def test_importing_costs_nothing():
+    """The package alone loads no torch, and everything in it loads no more than torch."""
+    code = f"""
+import importlib, sys
+import mmattn
+assert 'torch' not in sys.modules
+import torch
+before = set(sys.modules)
+for name in {MODULES!r}:
+    importlib.import_module(name)
+new = {{name.split('.')[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)
+assert new <= {{'mmattn', 'torch'}}, new
+assert 'torch._dynamo' not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, extraglobs={"torch": torch})
+    assert failed == 0
