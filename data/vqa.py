@@ -61,6 +61,7 @@ class VQABatch:
     targets: Tensor  # (B, V) float: soft scores in 0..1 over the answer vocabulary
     regions: Tensor  # (B, R, 4) float: boxes_xyxy in 0..1 of the model's input
     region_mask: Tensor  # (B, R) bool, True = a region
+    region_phrases: Tensor  # (B, R) long: which of the question's phrases names it, from 0
     object_boxes: Tensor  # (N, O, 4) float: boxes_xyxy in 0..1 of the model's input
     object_mask: Tensor  # (N, O) bool, True = an object
     object_labels: Tensor  # (N, O, K) float: 1 for each of its labels, of the processor's object_labels
@@ -213,9 +214,18 @@ class VQADataset(Dataset[VQASample]):
 
 
 def _in_window(sample: VQASample, window: Box, pixels: np.ndarray, key: str) -> VQASample:
-    regions = [moved for box in sample.regions if (moved := move_box(box, window))]
+    regions, phrases = _move_regions(sample, window)
     objects = [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]
-    return dataclasses.replace(sample, image=pixels, image_id=key, regions=regions, objects=objects)
+    return dataclasses.replace(
+        sample, image=pixels, image_id=key, regions=regions, phrases=phrases, objects=objects
+    )
+
+
+def _move_regions(sample: VQASample, window: Box) -> tuple[list[Box], list[int]]:
+    """The regions within a window of the picture, and the phrase of each; those outside are left out."""
+    phrases = sample.phrases or [0] * len(sample.regions)
+    kept = [(moved, n) for box, n in zip(sample.regions, phrases, strict=True) if (moved := move_box(box, window))]
+    return [box for box, _ in kept], [n for _, n in kept]
 
 
 def _check(
@@ -250,6 +260,8 @@ def _problem(sample: VQASample, require_answers: bool) -> tuple[str, str] | None
         # A little beyond the edge is rounding in someone's conversion; more is another unit.
         if len(box) != 4 or not (-0.01 <= box[0] < box[2] <= 1.01 and -0.01 <= box[1] < box[3] <= 1.01):
             return "boxes (x1, y1, x2, y2) in 0..1 of the picture, x1 < x2 and y1 < y2", shorten(box)
+    if sample.phrases and (len(sample.phrases) != len(sample.regions) or min(sample.phrases) < 0):
+        return f"a phrase number from 0 for each of the {len(sample.regions)} regions", shorten(sample.phrases)
     return None
 
 
@@ -327,8 +339,10 @@ def collate(
         pixels.append(array)
         windows.append(compose(window, inner))
     input_ids, key_mask = processor.tokenizer.encode_batch([sample.question for sample in samples])
-    moved = [[move_box(box, windows[slot]) for box in s.regions] for s, slot in zip(samples, image_index, strict=True)]
-    regions, region_mask = pad_boxes([[box for box in row if box is not None] for row in moved])
+    moved = [_move_regions(sample, windows[slot]) for sample, slot in zip(samples, image_index, strict=True)]
+    regions, region_mask = pad_boxes([boxes for boxes, _ in moved])
+    region_phrases = torch.zeros(region_mask.shape, dtype=torch.long)
+    region_phrases[region_mask] = torch.tensor([n for _, phrases in moved for n in phrases], dtype=torch.long)
     object_boxes, object_mask, object_labels = processor.objects([samples[first] for first in firsts], windows)
     return VQABatch(
         pixel_values=processor.image.normalize(pixels),
@@ -338,6 +352,7 @@ def collate(
         targets=processor.targets(samples),
         regions=regions,
         region_mask=region_mask,
+        region_phrases=region_phrases,
         object_boxes=object_boxes,
         object_mask=object_mask,
         object_labels=object_labels,

@@ -12,7 +12,8 @@ JSONL; in CSV a JSON list or several separated by ``|``. Optional: ``id``, ``ima
 ``answer_type``, ``regions``, ``objects``.
 
 **Regions** on which an answer rests, in a row or an annotation: ``regions``, a list of ``[x1, y1, x2, y2]`` as
-fractions 0..1 of the picture's width and height, or ``regions_pixels``, the same in pixels (of the upright picture).
+fractions 0..1 of the picture's width and height, or ``regions_pixels``, the same in pixels (of the upright picture). A
+list of such lists names the regions of each phrase of the question: ``[[[...]], [[...], [...]]]``.
 **Objects** likewise: ``objects`` or ``objects_pixels``, a list of ``{"box": [...], "labels": [...]}``, in a row or in
 an entry of ``images``.
 """
@@ -312,7 +313,10 @@ def _set_boxes(sample: VQASample, boxes: Mapping[str, Any]) -> None:
         if not isinstance(value, list):
             raise _BadItem(f"a list for {key!r}", shorten(value))
         if key.startswith("regions"):
-            sample.regions = sample.regions + [_box(box, scale, key) for box in value]
+            nested = bool(value) and all(isinstance(v, list) and all(isinstance(b, list) for b in v) for v in value)
+            for phrase, boxes_of_phrase in enumerate(value if nested else [value]):
+                sample.regions = sample.regions + [_box(box, scale, key) for box in boxes_of_phrase]
+                sample.phrases = sample.phrases + [phrase] * len(boxes_of_phrase)
             continue
         for entry in value:
             labels = entry.get("labels") if isinstance(entry, Mapping) else None

@@ -19,14 +19,17 @@ def main() -> int:
     parser.add_argument("name", nargs="?", default="", help="only rows whose name contains this")
     name = parser.parse_args().name
 
+    from cases import ROWS
     from checks import COLUMNS, TOLERANCE
-    from rows import ROWS
 
-    width = max(len(row.name) for row in ROWS)
+    rows = [row for row in ROWS if name in row.name]
+    if not rows:
+        parser.error(f"no row's name contains {name!r}; the rows are: {', '.join(row.name for row in ROWS)}")
+    width = max(len(row.name) for row in rows)
     print(f"float64, largest absolute difference, allowed {TOLERANCE:.0e}")
     print(" " * width, *(f"{column:>18}" for column in COLUMNS))
     start, broken = time.perf_counter(), 0
-    for row in (row for row in ROWS if name in row.name):
+    for row in rows:
         print(f"{row.name:<{width}}", end="", flush=True)
         for check in COLUMNS.values():
             found = check(row)

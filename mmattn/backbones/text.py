@@ -49,10 +49,12 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, embed_dim)
         nn.init.normal_(self.embedding.weight, std=embed_dim**-0.5)
         self.positions: nn.Module = nn.Identity()
+        self.scale = 1.0
         if positions == "learned":
             self.positions = LearnedPositions(max_len, embed_dim)
         elif positions == "sinusoidal":
             self.positions = SinusoidalPositions(embed_dim)
+            self.scale = embed_dim**0.5  # embeddings as large as their positions (Vaswani et al. 2017, section 3.4)
         self.dropout = nn.Dropout(dropout)
         self.encoder = Encoder(
             embed_dim,
@@ -74,5 +76,5 @@ class TextEncoder(nn.Module):
         Returns:
             (B, L, E); what stands at padding means nothing.
         """
-        x = self.dropout(self.positions(self.embedding(input_ids)))  # (B, L, E)
+        x = self.dropout(self.positions(self.embedding(input_ids) * self.scale))  # (B, L, E)
         return self.encoder(x, None if key_mask is None else Mask(key_mask))

@@ -65,6 +65,7 @@ class LatentFusion(nn.Module):
         super().__init__()
         self.pooled = pooled
         self.read = AttentionPooling(embed_dim, num_heads, num_queries=num_latents)
+        self.gist = nn.Linear(embed_dim, embed_dim)
         self.grid_norm = nn.LayerNorm(embed_dim)
         self.blocks = nn.ModuleList(
             MultimodalFusionBlock(
@@ -75,13 +76,14 @@ class LatentFusion(nn.Module):
         if pooled:  # queries, keys and what a kernel has of its own are not used
             for block in self.blocks:
                 attention: Any = block.cross_attention
-                attention.q_proj = attention.k_proj = attention.kernel = None
+                attention.q_proj = attention.k_proj = attention.kernel = block.cross_residual = None
         self.out_dim = num_latents * embed_dim
         self.explained = () if pooled else tuple(f"blocks.{n}.cross_attention" for n in range(num_layers))
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
         """grid: (N, P, E); text: (B, L, E) with key_mask (B, L). Returns (B, out_dim)."""
-        z = self.read(text, Mask(key_mask)) + self.read.queries  # (B, latents, E)
+        # Each latent reads a part; the mean of the words keeps the rest ("left", "more") within its reach.
+        z = self.read(text, Mask(key_mask)) + self.read.queries + self.gist(mean_words(text, key_mask))[:, None]
         latents = z.shape[1]
         packing = Packing(image_index, grid.shape[0])
         z = packing.pack(z)  # (N Q, latents, E)
@@ -98,13 +100,13 @@ class LatentFusion(nn.Module):
             z = block.ffn_residual(z, block.ffn)
         return packing.unpack(z).flatten(1)
 
-    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
-        """One (B, P) a block, each summing to one."""
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
+        """One (B, latents, P) a block, rows summing to one."""
         found = []
         for path in self.explained:
             weights = _normalised(maps[path][0]).mean(1)  # (N, Q latents, P)
             packing = Packing(image_index, weights.shape[0])
-            per_question = weights.unflatten(1, (packing.shape[1], -1)).mean(2).flatten(0, 1)  # (N Q, P)
+            per_question = weights.unflatten(1, (packing.shape[1], -1)).flatten(0, 1)  # (N Q, latents, P)
             found.append(packing.unpack(per_question))
         return found
 
@@ -149,11 +151,11 @@ class CoAttentionFusion(nn.Module):
         pooled = torch.cat([self.pool_text(text, mask), self.pool_grid(grid)], dim=-1)  # (B, 1, 2E)
         return pooled.squeeze(1)
 
-    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
-        """One (B, P) a layer: where the question's words looked, and what the pooling took."""
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
+        """One (B, 1, P) a layer: where the question's words looked, as the pooling read them."""
         words = [_normalised(maps[path][0]).mean(1) for path in self.explained]  # (B, L, P) each
         read = maps["pool_text.attention"][0].mean((1, 2))  # (B, L): zero at padding
-        return [(read[:, None] @ weights).squeeze(1) for weights in words]
+        return [read[:, None] @ weights for weights in words]
 
     def word_maps(self, maps: Maps) -> list[Tensor]:
         """(B, L)."""
@@ -190,10 +192,11 @@ class SingleStreamFusion(nn.Module):
         real = [torch.ones_like(key_mask[:, :1]), key_mask, key_mask.new_ones(grid.shape[:2])]
         return self.encoder(x, Mask(torch.cat(real, dim=1)))[:, 0]
 
-    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
-        """One (B, P) a layer: where the start token and the words looked, of what they spent on the picture."""
-        weights = [maps[path][0].mean(1)[:, : 1 + num_tokens, 1 + num_tokens :] for path in self.explained]
-        return [_normalised(w.sum(1)) for w in weights]
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
+        """One (B, 1, P) a layer: where the start token and the words looked, of what they spent on the picture."""
+        words = 1 + key_mask.shape[1]
+        real = nn.functional.pad(key_mask, (1, 0), value=True)[:, None].float()  # (B, 1, 1 + L)
+        return [_normalised(real @ maps[path][0].mean(1)[:, :words, words:]) for path in self.explained]
 
     def word_maps(self, maps: Maps) -> list[Tensor]:
         """(B, 1 + L + P) a layer, at the start token; the caller cuts out the words."""
@@ -221,9 +224,9 @@ class AdditiveFusion(nn.Module):
         joined = self.question(question).tanh() * self.picture(seen).tanh()  # (B, 1, 2E)
         return self.dropout(joined).squeeze(1)
 
-    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
-        """One (B, P)."""
-        return [maps["attention"][0].mean((1, 2))]
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
+        """One (B, 1, P)."""
+        return [maps["attention"][0].mean(1)]
 
     def word_maps(self, maps: Maps) -> list[Tensor]:
         """None: a recurrent question has no map of its words."""
@@ -270,6 +273,12 @@ def build_fusion(
     if name == "additive":
         return AdditiveFusion(embed_dim, num_heads, dropout=dropout)
     raise ValueError(f"unknown fusion {name!r}; there are: {', '.join(FUSIONS)}")
+
+
+def mean_words(text: Tensor, key_mask: Tensor) -> Tensor:
+    """The mean of the real words: (B, L, E) with key_mask (B, L) to (B, E)."""
+    real = key_mask[..., None].to(text.dtype)
+    return (text * real).sum(1) / real.sum(1).clamp_min(1.0)
 
 
 def _per_question(grid: Tensor, image_index: Tensor | None) -> Tensor:

@@ -29,27 +29,37 @@ def cell_coverage(boxes: Tensor, grid_size: tuple[int, int]) -> Tensor:
 
 
 def guidance_loss(
-    layers: Sequence[Tensor], regions: Tensor, region_mask: Tensor, grid_size: tuple[int, int]
+    attention: Tensor, regions: Tensor, region_mask: Tensor, phrases: Tensor, grid_size: tuple[int, int]
 ) -> Tensor:
     """Minus the logarithm of the share of attention that lies on the regions an answer rests on.
 
-    The share is of the mean over layers, so that each layer may look at a part. Questions without regions are left out.
+    Where the question's phrases name different regions ("is the *star* left of the *square*?"), the latents share them
+    out: the first part of the latents goes with the first phrase, and so on. Questions without regions are left out.
 
     Args:
-        layers: (B, P) each, rows summing to one.
+        attention: (B, K, P), rows summing to one: of K latents, or of the question as a whole (K = 1).
         regions: boxes_xyxy (B, R, 4) in 0..1.
         region_mask: (B, R) bool, True = a region.
+        phrases: (B, R) long, which phrase names each region, from 0.
         grid_size: (gh, gw), P = gh * gw.
 
     Returns:
         A scalar.
     """
+    slots = attention.shape[1]
     coverage = cell_coverage(regions, grid_size) * region_mask[..., None]  # (B, R, P)
     # A cell belongs to a region that covers a quarter of it, or, for tiny regions, to the one that covers it most.
-    inside = (coverage > 0.25) | ((coverage > 0) & (coverage == coverage.amax(-1, keepdim=True)))
-    inside = inside.any(1).to(layers[0].dtype)  # (B, P)
-    share = (torch.stack(list(layers)).mean(0) * inside).sum(-1)  # (B,)
-    known = inside.any(-1)
+    inside = (coverage > 0.25) | ((coverage > 0) & (coverage == coverage.amax(-1, keepdim=True)))  # (B, R, P)
+    phrases = phrases * region_mask
+    count = phrases.amax(1, keepdim=True) + 1  # (B, 1): phrases of each question
+    count = torch.where(count > slots, 1, count)  # more phrases than latents: all look at all
+    phrases = torch.minimum(phrases, count - 1)
+    slot_phrase = torch.arange(slots, device=attention.device) * count // slots  # (B, K)
+    named = (slot_phrase[:, :, None] == phrases[:, None, :]).to(attention.dtype)  # (B, K, R)
+    target = (named @ inside.to(attention.dtype)).clamp_max(1.0)  # (B, K, P)
+    together = (slot_phrase[:, :, None] == slot_phrase[:, None, :]).to(attention.dtype)  # latents of one phrase
+    share = ((together / together.sum(-1, keepdim=True)) @ attention * target).sum(-1)  # (B, K)
+    known = target.any(-1)
     return -(share.clamp_min(1e-4).log() * known).sum() / known.sum().clamp_min(1)
 
 

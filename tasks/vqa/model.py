@@ -13,7 +13,7 @@ from mmattn.backbones.recurrent import RecurrentEncoder
 from mmattn.backbones.text import TextEncoder
 from mmattn.backbones.vit import GridEncoder
 from mmattn.positions import GridPositions
-from tasks.vqa.fusion import Maps, build_fusion
+from tasks.vqa.fusion import Maps, build_fusion, mean_words
 
 Fusion = Literal["fusion_block", "co_attention", "single_stream", "additive", "mean"]
 # Heads that score each cell on its own can count; the others compare cells.
@@ -25,6 +25,39 @@ class VQAOutput(NamedTuple):
 
     logits: Tensor  # (B, V): a score for each answer of the vocabulary
     object_logits: Tensor  # (N, P, K): a score for each object label in each cell of the grid; K may be 0
+
+
+class JointClassifier(nn.Module):
+    """Answers from what was seen and what was asked: a hidden layer over both, beside their product.
+
+    hidden = [gelu(W [s; t]), (U s) * (V t)], where s and t are standardised. The product lets a word decide how what
+    was seen counts ("left" or "right" of two positions, "more" or "fewer" of two counts); a hidden layer alone is slow
+    to find that. The low-rank bilinear pooling of Kim et al. 2017, section 3. Standardising each feature over the batch
+    brings out what varies little, such as a position.
+
+    Args:
+        seen_dim: size of s.
+        asked_dim: size of t.
+        hidden_dim: of each of the two parts.
+        num_answers: V.
+        dropout: on the hidden layer.
+    """
+
+    def __init__(self, seen_dim: int, asked_dim: int, hidden_dim: int, num_answers: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(seen_dim + asked_dim)
+        self.both = nn.Linear(seen_dim + asked_dim, hidden_dim)
+        self.seen = nn.Linear(seen_dim, hidden_dim)
+        self.asked = nn.Linear(asked_dim, hidden_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(2 * hidden_dim, num_answers)
+
+    def forward(self, seen: Tensor, asked: Tensor) -> Tensor:
+        """seen: (B, seen_dim); asked: (B, asked_dim). Returns (B, V)."""
+        features = self.norm(torch.cat([seen, asked], dim=-1))
+        seen, asked = features.split([seen.shape[-1], asked.shape[-1]], dim=-1)
+        hidden = torch.cat([nn.functional.gelu(self.both(features)), self.seen(seen) * self.asked(asked)], dim=-1)
+        return self.out(self.dropout(hidden))
 
 
 class VQAHead(nn.Module):
@@ -81,13 +114,7 @@ class VQAHead(nn.Module):
             attention=attention,
             cross_attention=cross_attention,
         )
-        self.classifier = nn.Sequential(
-            nn.LayerNorm(self.fusion.out_dim),
-            nn.Linear(self.fusion.out_dim, 2 * embed_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * embed_dim, num_answers),
-        )
+        self.classifier = JointClassifier(self.fusion.out_dim, embed_dim, 2 * embed_dim, num_answers, dropout)
 
     def forward(
         self,
@@ -110,7 +137,7 @@ class VQAHead(nn.Module):
         if key_mask is None:
             key_mask = torch.ones(text_features.shape[:2], dtype=torch.bool, device=text_features.device)
         grid, text = self.image_proj(image_features), self.text_proj(text_features)
-        return self.classifier(self.fusion(grid, text, key_mask, image_index))
+        return self.classifier(self.fusion(grid, text, key_mask, image_index), mean_words(text, key_mask))
 
 
 class VQAModel(nn.Module):
@@ -185,7 +212,7 @@ class VQAModel(nn.Module):
             self.text_encoder = RecurrentEncoder(vocab_size, embed_dim, embed_dim, bidirectional=False, dropout=dropout)
         else:
             self.text_encoder = TextEncoder(
-                vocab_size, embed_dim, text_layers, num_heads, max_len=max_text_len, positions="rotary", **layers
+                vocab_size, embed_dim, text_layers, num_heads, max_len=max_text_len, positions="sinusoidal", **layers
             )
         self.head = VQAHead(
             embed_dim,
@@ -224,26 +251,28 @@ class VQAModel(nn.Module):
         objects = self.object_head(grid) if self.object_head is not None else grid[..., :0]
         return VQAOutput(logits, objects)
 
-    def grid_maps(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> list[Tensor]:
-        """Where each question looked, one (B, P) a layer of the fusion, rows summing to one; with gradients.
+    def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
+        """Where each question looked, one (B, K, P) a layer of the fusion, rows summing to one; with gradients.
+
+        K is the number of latents, or one where the fusion has none.
 
         Args:
             maps: what `mmattn.explain.capture(model)` gave for one forward pass.
             image_index: as in that pass.
-            num_tokens: L of that pass.
+            key_mask: as in that pass.
         """
-        return self.head.fusion.grid_maps(_below(maps, "head.fusion."), image_index, num_tokens)
+        return self.head.fusion.grid_maps(_below(maps, "head.fusion."), image_index, key_mask)
 
-    def grid_attention(self, maps: Maps, image_index: Tensor | None, num_tokens: int) -> Tensor:
-        """The mean of `grid_maps` as a map (B, gh, gw).
+    def grid_attention(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> Tensor:
+        """Where each question looked as one map (B, gh, gw), summing to one: the mean of `judged(grid_maps)`.
 
         Raises:
             ValueError: this fusion does not attend to the picture ("mean").
         """
-        layers = self.grid_maps(maps, image_index, num_tokens)
+        layers = self.grid_maps(maps, image_index, key_mask)
         if not layers:
             raise ValueError("fusion 'mean' does not attend to the picture: there is nothing to explain")
-        return torch.stack(layers).mean(0).unflatten(1, self.grid_size)
+        return judged(layers).mean(1).unflatten(1, self.grid_size)
 
     def word_attention(self, maps: Maps, key_mask: Tensor) -> Tensor:
         """How much each word was read, (B, L), rows summing to one; even where the fusion has no such map."""
@@ -251,6 +280,11 @@ class VQAModel(nn.Module):
         read = torch.stack(layers).mean(0) if layers else key_mask.float()
         read = read.masked_fill(~key_mask, 0.0)
         return read / read.sum(-1, keepdim=True).clamp_min(1e-6)
+
+
+def judged(layers: list[Tensor]) -> Tensor:
+    """The mean over layers, without the first where there are more: it looks for what a question starts from."""
+    return torch.stack(layers[1:] if len(layers) > 1 else layers).mean(0)
 
 
 def _below(maps: Maps, prefix: str) -> dict[str, list[Tensor]]:

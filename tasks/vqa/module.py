@@ -19,7 +19,7 @@ from tasks.common.losses import soft_cross_entropy
 from tasks.common.metrics import GroupedMean
 from tasks.common.module import TaskModule
 from tasks.vqa.losses import guidance_loss, object_loss
-from tasks.vqa.model import VQAModel
+from tasks.vqa.model import VQAModel, judged
 
 
 class VQADataModule(TaskDataModule):
@@ -161,8 +161,9 @@ class VQAModule(TaskModule):
         if self.guidance and batch.region_mask.any():
             with capture(self.model) as maps:
                 output = self._forward(batch)
-            layers = self.model.grid_maps(maps, batch.image_index, batch.input_ids.shape[1])
-            parts = {"guidance": guidance_loss(layers, batch.regions, batch.region_mask, self.model.grid_size)}
+            layers = self.model.grid_maps(maps, batch.image_index, batch.key_mask)
+            where = (batch.regions, batch.region_mask, batch.region_phrases)
+            parts = {"guidance": guidance_loss(judged(layers), *where, self.model.grid_size)}
         else:
             output, parts = self._forward(batch), {}
         loss = answer = soft_cross_entropy(output.logits, batch.targets, self.label_smoothing)

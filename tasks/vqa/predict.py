@@ -115,7 +115,7 @@ class VQAPredictor:
         batch = collate(samples, self.processor).to(self.device)
         with torch.no_grad(), capture(self.model) as maps:
             self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)
-        attention = self.model.grid_attention(maps, batch.image_index, batch.input_ids.shape[1]).cpu()  # (B, gh, gw)
+        attention = self.model.grid_attention(maps, batch.image_index, batch.key_mask).cpu()  # (B, gh, gw)
         words = self.model.word_attention(maps, batch.key_mask).cpu()  # (B, L)
         answers = self.predict(samples)
         explanations = []

@@ -180,7 +180,7 @@ class TestRecurrent:
 
     @pytest.mark.parametrize("kind", ["lstm", "gru"])
     def test_export_at_other_lengths(self, kind):
-        model = RecurrentEncoder(20, 6, 8, kind=kind, num_layers=2).eval()
+        model = RecurrentEncoder(20, 6, 8, kind=kind).eval()
         program = export(model, text(), dynamic_shapes={"input_ids": DYNAMIC, "key_mask": DYNAMIC}).module()
         for length in (11, 2):
             given = text(length)

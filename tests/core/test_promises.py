@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from cases import ROWS
 from checks import (
     COLUMNS,
     TOLERANCE,
@@ -18,7 +19,8 @@ from checks import (
     variants,
     with_gradients,
 )
-from rows import ROWS
+
+from mmattn import KERNELS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -67,6 +69,10 @@ def test_half_precision_is_finite(row):
     with torch.autocast("cpu", torch.bfloat16):
         outputs, found = with_gradients(row.call, module, 30 * x.float(), 30 * y.float(), *masks, row.causal[-1])
     assert all(tensor.isfinite().all() for tensor in (*outputs, *found))
+
+
+def test_every_kernel_has_its_row():
+    assert {f"kernel {kind}" for kind in KERNELS} <= {row.name for row in ROWS}
 
 
 def test_the_checks_can_fail():

@@ -1,0 +1,186 @@
+"""The VQA model: what every task's model must do, and what is its own."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from mmattn.explain import capture
+from tasks.vqa.losses import cell_coverage, guidance_loss, object_loss, peaks_in_regions
+from tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
+from tests.tasks.base import TaskModelTests
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 30,
+    "num_answers": 7,
+    "image_size": 32,
+    "channels": (8, 8),
+    "embed_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 24,
+    "fusion_layers": 2,
+}
+FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive", "mean")
+
+
+class TestVQAModel(TaskModelTests):
+    task = "vqa"
+    variants = {
+        "default": {"num_object_labels": 3},
+        "co_attention": {"fusion": "co_attention"},
+        "single_stream": {"fusion": "single_stream"},
+        "additive": {"fusion": "additive"},
+        "mean": {"fusion": "mean"},
+        "vit": {"image_encoder": "vit", "patch_size": 8},
+        "window": {"attention": {"kind": "sliding_window", "window": 3}},
+        "linear": {"attention": {"kind": "linear"}},
+    }
+    batch, length = Dim("batch", max=64), Dim("length", max=32)
+    dynamic = {"pixel_values": {0: batch}, "input_ids": {0: batch, 1: length}, "key_mask": {0: batch, 1: length}}
+
+    def build(self, **keywords: Any) -> nn.Module:
+        return VQAModel(**{**SMALL, **keywords})
+
+    def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(batch)
+        ids = torch.randint(1, 30, (batch, length), generator=generator)
+        mask = torch.arange(length) < torch.tensor([[max(1, length - n)] for n in range(batch)])
+        pixels = torch.randn(batch, 3, 32, 32, generator=generator)
+        return {"pixel_values": pixels, "input_ids": ids.masked_fill(~mask, 0), "key_mask": mask}
+
+    def pad(self, inputs: Any, extra: int) -> dict[str, Tensor]:
+        width = (0, extra)
+        padded = {name: nn.functional.pad(inputs[name], width) for name in ("input_ids", "key_mask")}
+        return {**inputs, **padded}
+
+    def test_questions_that_share_a_picture(self, model: nn.Module) -> None:
+        model = model.double().eval()
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(5, 6).items()}
+        index = torch.tensor([2, 0, 2, 1, 2])
+        shared = model(inputs["pixel_values"][:3], inputs["input_ids"], inputs["key_mask"], index)
+        single = model(inputs["pixel_values"][index], inputs["input_ids"], inputs["key_mask"])
+        torch.testing.assert_close(shared.logits, single.logits, atol=1e-8, rtol=0)
+
+    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
+        if variant == "mean":
+            pytest.skip("a failing baseline")
+        inputs, targets = self.inputs(8, 6), torch.randint(7, (8,))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(60):
+            loss = nn.functional.cross_entropy(model(**inputs).logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.1
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("index", [None, [0, 2, 2, 1]])
+def test_maps_of_the_picture_and_the_words(fusion: str, index: list[int] | None) -> None:
+    model = VQAModel(**SMALL, fusion=fusion).eval()
+    pixels, ids = torch.randn(4 if index is None else 3, 3, 32, 32), torch.randint(1, 30, (4, 5))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+    which = None if index is None else torch.tensor(index)
+    plain = model(pixels, ids, mask, which).logits
+    with capture(model) as maps:
+        seen = model(pixels, ids, mask, which).logits
+    torch.testing.assert_close(plain, seen, atol=1e-5, rtol=0)
+    words = model.word_attention(maps, mask)
+    assert words.shape == (4, 5)
+    torch.testing.assert_close(words.sum(-1), torch.ones(4))
+    assert (words[~mask] == 0).all()
+    if fusion == "mean":
+        with pytest.raises(ValueError, match="does not attend to the picture"):
+            model.grid_attention(maps, which, mask)
+        return
+    found = model.grid_attention(maps, which, mask)
+    assert found.shape == (4, *model.grid_size) == (4, 8, 8)
+    torch.testing.assert_close(found.sum((1, 2)), torch.ones(4))
+    # The map of a question is its own: asked alone, it is the same.
+    with capture(model) as alone:
+        model(pixels[2:3] if index else pixels[1:2], ids[1:2, :2], mask[1:2, :2])
+    torch.testing.assert_close(model.grid_attention(alone, None, mask[1:2, :2])[0], found[1], atol=1e-5, rtol=0)
+
+
+def test_the_head_alone_over_features_of_other_sizes() -> None:
+    head = VQAHead(16, 5, image_dim=12, text_dim=20, num_heads=2)
+    logits = head(torch.randn(3, 9, 12), torch.randn(3, 4, 20))
+    assert logits.shape == (3, 5)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in head.parameters())
+
+
+@pytest.mark.parametrize("place", ["attention", "cross_attention"])
+def test_a_kernel_that_cannot_serve_refuses_by_name(place: str) -> None:
+    kind = {"attention": "monotonic", "cross_attention": "sliding_window"}[place]
+    with pytest.raises(ValueError, match=f"'{kind}' does not support"):
+        VQAModel(**SMALL, **{place: {"kind": kind}})
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown fusion 'bilinear'"):
+        VQAModel(**SMALL, fusion="bilinear")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown image backbone 'resnet'"):
+        VQAModel(**SMALL, image_encoder="resnet")
+
+
+def test_timm_backbone() -> None:
+    pytest.importorskip("timm")
+    model = VQAModel(**{**SMALL, "image_size": 64}, image_encoder="timm/resnet18").eval()
+    output = model(torch.randn(2, 3, 64, 64), torch.randint(1, 30, (2, 4)), torch.ones(2, 4, dtype=torch.bool))
+    assert isinstance(output, VQAOutput)
+    assert output.logits.shape == (2, 7)
+
+
+def test_coverage_of_cells() -> None:
+    covered = cell_coverage(torch.tensor([0.25, 0.0, 1.0, 0.5]), (2, 2))
+    torch.testing.assert_close(covered, torch.tensor([0.5, 1.0, 0.0, 0.0]))
+
+
+def test_guidance_by_hand() -> None:
+    attention = torch.tensor([[[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.2, 0.6]]])  # two latents over 2x2 cells
+    regions = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]])
+    mask, together, apart = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 0]]), torch.tensor([[0, 1]])
+    both = guidance_loss(attention, regions, mask, together, (2, 2))
+    torch.testing.assert_close(both, -torch.tensor(0.5 * (0.7 + 0.1) + 0.5 * (0.1 + 0.6)).log())
+    each = guidance_loss(attention, regions, mask, apart, (2, 2))
+    torch.testing.assert_close(each, -(torch.tensor(0.7).log() + torch.tensor(0.6).log()) / 2)
+    none = guidance_loss(attention, regions, ~mask, apart, (2, 2))
+    assert none == 0
+
+
+def test_guidance_moves_attention() -> None:
+    model = VQAModel(**SMALL)
+    inputs = TestVQAModel().inputs(4, 5)
+    regions = torch.tensor([[0.0, 0.0, 0.25, 0.25]]).expand(4, 1, 4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(30):
+        with capture(model) as maps:
+            model(**inputs)
+        layers = judged(model.grid_maps(maps, None, inputs["key_mask"]))
+        loss = guidance_loss(layers, regions, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1).long(), (8, 8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_object_loss_by_hand() -> None:
+    logits = torch.zeros(1, 4, 2)
+    boxes, mask = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]]), torch.ones(1, 1, dtype=torch.bool)
+    labels = torch.tensor([[[1.0, 0.0]]])
+    torch.testing.assert_close(object_loss(logits, boxes, mask, labels, (2, 2)), torch.tensor(2.0).log() * 2)
+    logits[0, 0] = torch.tensor([50.0, -50.0])
+    logits[0, 1:] = -50.0
+    assert object_loss(logits, boxes, mask, labels, (2, 2)) < 1e-6
+
+
+def test_pointing() -> None:
+    attention = torch.tensor([[0.1, 0.6], [0.1, 0.2]])
+    assert peaks_in_regions(attention, [(0.7, 0.2, 0.8, 0.3)])
+    assert not peaks_in_regions(attention, [(0.8, 0.3, 0.9, 0.4)])
+    assert peaks_in_regions(attention, [(0.8, 0.3, 0.9, 0.4)], (0.1, 0.1))
