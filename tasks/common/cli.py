@@ -33,7 +33,7 @@ from tasks.common.callbacks import (
     read_checkpoint,
     shipped_weights,
 )
-from tasks.common.checkpoint import WEIGHTS, load_weights, read_config, save_directory
+from tasks.common.checkpoint import load_weights, read_config, save_directory
 from tasks.common.errors import CheckpointError, ConfigError
 
 # Where a configuration may name classes (callbacks, loggers, strategies, plugins): nowhere else is code imported from.
@@ -174,7 +174,7 @@ class TaskCLI(LightningCLI):
             if shipped["task"] != self.task:
                 raise CheckpointError(f"{self.checkpoint}: expected a model of {self.task}, found one of {shipped['task']}.")
             self.datamodule.use_processor(self.checkpoint)
-            model = {key: value for key, value in shipped["model"].items() if key not in self.data_type.sizes}
+            model = shipped["model"]
         model = self.module_type.check_model(model)
         self.model = self.module_type(model, **training)
         self.model.seed = self.seed
@@ -290,7 +290,7 @@ class TaskCLI(LightningCLI):
 
     def _measure(self, command: str, split: str) -> None:
         rundir.writable(self.root)
-        self.model.weights_from = self.checkpoint / WEIGHTS
+        self.model.shipped = self.checkpoint
         results = getattr(self.trainer, command)(self.model, datamodule=self.datamodule, verbose=False)[0]
         if self.trainer.is_global_zero:
             figures: dict[str, Any] = {name.split("/", 1)[1]: value for name, value in results.items()}

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from data.batching import seed_of
-from tasks.common.checkpoint import load_weights, read_weights
+from tasks.common.checkpoint import WEIGHTS, load_weights, read_weights
 from tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
@@ -101,7 +101,7 @@ class TaskModule(LightningModule):
         self.compile_model, self.gradient_checkpointing = compile, gradient_checkpointing
         self.save_every_n_steps = save_every_n_steps
         self.model: nn.Module | None = None
-        self.weights_from: Path | None = None  # a safetensors file to measure
+        self.shipped: Path | None = None  # the folder of a finished model to measure; `model` then has all its keywords
         self.seed = 0
         self.settings: dict[str, Any] = {}  # what a resumed run must agree with; the command line fills it
         self.metrics = nn.ModuleDict()
@@ -136,9 +136,9 @@ class TaskModule(LightningModule):
         if self.model is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                self.model = self.model_class(**self.complete_keywords())
-            if self.weights_from is not None:
-                load_weights(self.model, read_weights(self.weights_from), self.weights_from)
+                self.model = self.model_class(**(self.complete_keywords() if self.shipped is None else self.keywords))
+            if self.shipped is not None:
+                load_weights(self.model, read_weights(self.shipped / WEIGHTS), self.shipped / WEIGHTS)
         for split in ("val", "test"):
             if split not in self.metrics:
                 self.metrics[split] = self.make_metric()
