@@ -40,7 +40,9 @@ class VQASample:
     question_type: str = ""
     answer_type: str = ""
     regions: list[Box] = field(default_factory=list)  # boxes_xyxy in 0..1 of the picture, on which the answer rests
-    phrases: list[int] = field(default_factory=list)  # of each region: 0 where the question's first phrase names it, ...
+    phrases: list[int] = field(
+        default_factory=list
+    )  # of each region: 0 where the question's first phrase names it, ...
     objects: list[tuple[Box, tuple[str, ...]]] = field(default_factory=list)  # what is where, with its labels
 
     def image_key(self) -> str:
@@ -216,9 +218,7 @@ class VQADataset(Dataset[VQASample]):
 def _in_window(sample: VQASample, window: Box, pixels: np.ndarray, key: str) -> VQASample:
     regions, phrases = _move_regions(sample, window)
     objects = [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]
-    return dataclasses.replace(
-        sample, image=pixels, image_id=key, regions=regions, phrases=phrases, objects=objects
-    )
+    return dataclasses.replace(sample, image=pixels, image_id=key, regions=regions, phrases=phrases, objects=objects)
 
 
 def _move_regions(sample: VQASample, window: Box) -> tuple[list[Box], list[int]]:

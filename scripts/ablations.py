@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     from tasks.common.results import record_result
 
-    budget, epochs = 0.0, 0
+    budget, epochs, config = 0.0, 0, f"configs/{options.task}.yaml"
     table: list[tuple[str, dict[str, float], float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, (changes, test_changes) in VARIANTS[options.task].items():
@@ -75,13 +75,16 @@ def main() -> None:
             seconds = json.loads((folder / "metrics.json").read_text())["fit"]["seconds"]
             table.append((name, figures, seconds))
             main_metric = next(iter(figures))
-            print(f"{name:<28} {main_metric} {figures[main_metric]:.4f}  {seconds:.0f} s  [{time.strftime('%H:%M')}]", flush=True)
+            print(
+                f"{name:<28} {main_metric} {figures[main_metric]:.4f}  {seconds:.0f} s  [{time.strftime('%H:%M')}]",
+                flush=True,
+            )
             if options.write:
                 record_result(
                     options.task,
                     f"built-in: {name}",
-                    command=f"python -m tasks.{options.task} fit --config configs/{options.task}.yaml {changes}".strip(),
-                    config=f"configs/{options.task}.yaml",
+                    command=f"python -m tasks.{options.task} fit --config {config} {changes}".strip(),
+                    config=config,
                     metrics=figures,
                     seconds=seconds,
                 )

@@ -3,7 +3,7 @@
     python scripts/kill_resume.py --kills 20
 
 Each kill is a SIGKILL, at a random moment of the training or, every fourth time, inside the write of a checkpoint after
-half of its bytes. Two loader workers, dropout, augmentation, an average of the weights and gradient accumulation are on.
+half of its bytes. Two loader workers, dropout, augmentation, averaged weights and gradient accumulation are on.
 Compared are the weights, their average, the optimiser's state and the shipped model.
 """
 
@@ -134,7 +134,9 @@ def main() -> None:
             inside = kills % 4 == 3
             resume = " --ckpt_path last" if (killed / "run.json").exists() else ""
             # The moments reach from the first batch to a little beyond the next few checkpoints.
-            dead = launch(fit + resume, None if inside else rng.uniform(0.0, 1.5), rng.randint(1, 4) if inside else None)
+            dead = launch(
+                fit + resume, None if inside else rng.uniform(0.0, 1.5), rng.randint(1, 4) if inside else None
+            )
             if dead.returncode == -signal.SIGKILL:
                 kills += 1
                 size = (killed / "last.ckpt").stat().st_size if (killed / "last.ckpt").exists() else 0

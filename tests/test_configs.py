@@ -18,7 +18,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def test_constructor_defaults_equal_the_config(task: str) -> None:
     import importlib
 
-    module, data = importlib.import_module(f"tasks.{task}.module").LIGHTNING
+    module, _ = importlib.import_module(f"tasks.{task}.module").LIGHTNING
     config = yaml.safe_load((ROOT / "configs" / f"{task}.yaml").read_text())
 
     def defaults(*classes: type) -> dict[str, Any]:
@@ -34,7 +34,9 @@ def test_constructor_defaults_equal_the_config(task: str) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_every_config_trains(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     header = path.read_text().splitlines()[:6]
-    assert any("python -m tasks." in line for line in header), "the header gives the command, the time and the expected figure"
+    assert any("python -m tasks." in line for line in header), (
+        "the header gives the command, the time and the expected figure"
+    )
     config = yaml.safe_load(path.read_text())
     options = f"--config {path} --trainer.max_steps 1 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
     if config.get("data", {}).get("train"):

@@ -21,7 +21,9 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join((*package[: len(package) + 1 - node.level], node.module or "") if node.level else [node.module or ""])
+            base = ".".join(
+                (*package[: len(package) + 1 - node.level], node.module or "") if node.level else [node.module or ""]
+            )
             names.add(base)
             names.update(f"{base}.{alias.name}" for alias in node.names)
     return names
@@ -51,7 +53,9 @@ def test_lightning_stays_in_its_half(path: Path) -> None:
     if path.name not in LIGHTNING_HALF:
         assert not tops(names) & {"lightning"}
         # cli.py is imported by dispatch alone, for fit, validate and test
-        reached = {name for name in names if name.startswith("tasks.common.") and name.split(".")[2] + ".py" in LIGHTNING_HALF}
+        reached = {
+            name for name in names if name.startswith("tasks.common.") and name.split(".")[2] + ".py" in LIGHTNING_HALF
+        }
         assert not reached or path.name == "dispatch.py"
     own = path.relative_to(ROOT / "tasks").parts[0]
     others = {f"tasks.{task}" for task in TASKS if task != own}
@@ -66,7 +70,17 @@ def test_dispatch_needs_the_standard_library_alone() -> None:
 
 @pytest.mark.parametrize("names", [[f"tasks.{task}.{part}" for task in TASKS for part in ("model", "predict")]])
 def test_models_and_predictors_load_nothing_heavy(names: list[str]) -> None:
-    heavy = ("lightning", "torchvision", "torchaudio", "transformers", "matplotlib", "torchmetrics", "timm", "PIL", "pandas")
+    heavy = (
+        "lightning",
+        "torchvision",
+        "torchaudio",
+        "transformers",
+        "matplotlib",
+        "torchmetrics",
+        "timm",
+        "PIL",
+        "pandas",
+    )
     code = f"import sys, {', '.join(names)}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -79,5 +93,10 @@ def test_importing_a_task_package_imports_nothing() -> None:
 
 
 def test_no_file_is_long() -> None:
-    long = {str(p.relative_to(ROOT)): n for d in ("mmattn", "tasks", "data") for p in files(d) if (n := len(p.read_text().splitlines())) > 420}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for d in ("mmattn", "tasks", "data")
+        for p in files(d)
+        if (n := len(p.read_text().splitlines())) > 420
+    }
     assert not long

@@ -21,7 +21,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(folder), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(folder),
+        str(source),
+    ]
     done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
@@ -37,7 +48,9 @@ def test_load_and_predict_work_from_a_wheel(installed: Path, tmp_path: Path) -> 
         "print(tasks.vqa.load().predict([{'image': sample.image, 'question': sample.question}])[0].answer)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -47,4 +60,6 @@ def test_the_wheel_holds_what_it_should(installed: Path) -> None:
     assert tops == {"mmattn", "tasks", "data"}
     assert (installed / "tasks" / "vqa" / "checkpoint" / "model.safetensors").stat().st_size <= 5_000_000
     packages = {p.parent.relative_to(ROOT) for top in tops for p in (ROOT / top).rglob("__init__.py")}
-    assert all((installed / package / "__init__.py").is_file() for package in packages), "a package is missing in pyproject.toml"
+    assert all((installed / package / "__init__.py").is_file() for package in packages), (
+        "a package is missing in pyproject.toml"
+    )

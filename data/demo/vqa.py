@@ -139,7 +139,6 @@ class Question(NamedTuple):
     second: tuple[int, ...] = ()  # those of them that its second phrase names: "is the {a} left of the {b}?"
 
 
-
 def _keep(values: tuple, kind: tuple[int, ...]) -> What:
     """The attributes at the places in `kind`, the others unsaid."""
     return (values[0] if 0 in kind else None, values[1] if 1 in kind else None, values[2] if 2 in kind else None)
@@ -177,7 +176,9 @@ def _two(rng: Random, choices: list[Question]) -> list[Question]:
     if len(choices) < 2:
         return []
     first = pick(rng, choices)
-    others = [other for other in choices if other.answer != first.answer] or [other for other in choices if other is not first]
+    others = [other for other in choices if other.answer != first.answer] or [
+        other for other in choices if other is not first
+    ]
     return [first, pick(rng, others)]
 
 

@@ -1,1 +1,1 @@
-"""What all tasks share. `dispatch`, `checkpoint`, `inference`, `losses`, `metrics` and `export` never import Lightning."""
+"""What all tasks share. Only `module`, `datamodule`, `callbacks` and `cli` import Lightning."""

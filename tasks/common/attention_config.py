@@ -28,7 +28,9 @@ def check_attention(config: Mapping[str, Any] | None, key: str) -> dict[str, Any
 
     kind = config.get("kind", "dense")
     if kind not in KERNELS:
-        raise ConfigError(f"{key}.kind: expected one of {', '.join(KERNELS)}, found {kind!r}{nearest(str(kind), KERNELS)}.")
+        raise ConfigError(
+            f"{key}.kind: expected one of {', '.join(KERNELS)}, found {kind!r}{nearest(str(kind), KERNELS)}."
+        )
     own = set(kernel_options(kind))
     known = {option for name in KERNELS for option in kernel_options(name)}
     kept: dict[str, Any] = {"kind": kind}
@@ -41,5 +43,7 @@ def check_attention(config: Mapping[str, Any] | None, key: str) -> dict[str, Any
             sys.stderr.write(f"{key}.{option} dropped: {kind} attention has no such option.\n")
         else:
             has = ", ".join(sorted(own)) or "none"
-            raise ConfigError(f"{key}.{option}: {kind} attention has no such option{nearest(option, own)}; it has: {has}.")
+            raise ConfigError(
+                f"{key}.{option}: {kind} attention has no such option{nearest(option, own)}; it has: {has}."
+            )
     return kept

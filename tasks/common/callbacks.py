@@ -85,7 +85,9 @@ class LastCheckpoint(Checkpoint):
         """Seconds of training up to now, those before a resume counted in."""
         return self._seconds + time.monotonic() - self._since
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate() or loop.batch_progress.is_last_batch:
             return  # half-summed gradients are in no checkpoint; the epoch's end saves after its validation
@@ -115,7 +117,7 @@ class BestCheckpoint(Checkpoint):
         self.metrics: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.validating and not trainer.training:
+        if trainer.sanity_checking or (not trainer.validating and not trainer.training):
             return
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
@@ -216,7 +218,9 @@ class LineProgress(ProgressBar):
         self._began = self._shown = time.monotonic()
         self._first_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if time.monotonic() - self._shown >= self.seconds:
             self._line(trainer)
 
@@ -231,11 +235,16 @@ class LineProgress(ProgressBar):
         seconds = self._shown - self._began
         total = trainer.estimated_stepping_batches
         steps = trainer.global_step - self._first_step
-        left = f", {seconds / steps * (total - trainer.global_step):.0f} s left" if steps and math.isfinite(total) else ""
+        left = (
+            f", {seconds / steps * (total - trainer.global_step):.0f} s left" if steps and math.isfinite(total) else ""
+        )
         names = ("train/loss", trainer.lightning_module.monitor)  # type: ignore[union-attr]
         values = trainer.callback_metrics
         shown = "".join(f"  {name} {float(values[name]):.4f}" for name in names if name in values)
-        print(f"epoch {trainer.current_epoch}  step {trainer.global_step}/{total}{shown}  [{seconds:.0f} s{left}]", flush=True)
+        print(
+            f"epoch {trainer.current_epoch}  step {trainer.global_step}/{total}{shown}  [{seconds:.0f} s{left}]",
+            flush=True,
+        )
 
 
 def progress_bar() -> ProgressBar:

@@ -1,10 +1,10 @@
 """The shipped checkpoint: a folder that outlives releases. No Lightning, no pickle, no module path in it.
 
-    model/
-      config.json        {"format": 1, "task": "vqa", "model": {keyword arguments}, "metrics": {...}}
-      model.safetensors  the weights
-      processor/         preprocessing, labels, tokenizer: what the task's processor saves
-      README.md          a card: what it is, the measured metrics, the command that made it
+model/
+  config.json        {"format": 1, "task": "vqa", "model": {keyword arguments}, "metrics": {...}}
+  model.safetensors  the weights
+  processor/         preprocessing, labels, tokenizer: what the task's processor saves
+  README.md          a card: what it is, the measured metrics, the command that made it
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ def save_directory(
         command: the command that made it, for the card.
         half: write floating point weights in float16 (half the size; about three decimal digits).
     """
-    import torch
     from safetensors.torch import save_file
 
     def stored(value: torch.Tensor) -> torch.Tensor:

@@ -172,7 +172,9 @@ class TaskCLI(LightningCLI):
             shipped = read_config(config.checkpoint or self.root / "model")
             self.checkpoint = Path(config.checkpoint or self.root / "model")
             if shipped["task"] != self.task:
-                raise CheckpointError(f"{self.checkpoint}: expected a model of {self.task}, found one of {shipped['task']}.")
+                raise CheckpointError(
+                    f"{self.checkpoint}: expected a model of {self.task}, found one of {shipped['task']}."
+                )
             self.datamodule.use_processor(self.checkpoint)
             model = shipped["model"]
         model = self.module_type.check_model(model)
@@ -214,7 +216,10 @@ class TaskCLI(LightningCLI):
     def fit(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Train, then export the best model to `model/` and write what was measured."""
         config = self.config["fit"]
-        self.datamodule.dataset("train"), self.datamodule.dataset("val")  # bad data end the run before anything is touched
+        (
+            self.datamodule.dataset("train"),
+            self.datamodule.dataset("val"),
+        )  # bad data end the run before anything is touched
         resume = self._resume_path(ckpt_path)
         if self.trainer.is_global_zero:
             rundir.prepare(self.root, resume=ckpt_path is not None, overwrite=config.overwrite)
@@ -261,7 +266,9 @@ class TaskCLI(LightningCLI):
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
         values = self.trainer.callback_metrics
-        fit |= {name.removeprefix("train/"): float(value) for name, value in values.items() if name.startswith("train/")}
+        fit |= {
+            name.removeprefix("train/"): float(value) for name, value in values.items() if name.startswith("train/")
+        }
         save_directory(
             self.root / "model",
             task=self.task,
@@ -279,7 +286,8 @@ class TaskCLI(LightningCLI):
         module = f"python -m tasks.{self.task}"
         print(
             f"Done: everything is in {self.root}; the best model in {self.root / 'model'}{score}.\n"
-            f"Next: `{module} test --checkpoint {self.root / 'model'}`; `predict`, `explain` and `export` take the same folder."
+            f"Next: `{module} test --checkpoint {self.root / 'model'}`; "
+            f"`predict`, `explain` and `export` take the same folder."
         )
 
     def validate(self, **_: Any) -> None:

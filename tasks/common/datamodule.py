@@ -1,4 +1,4 @@
-"""Data for training and measuring: three splits by path, one processor made once, batches that can be resumed exactly."""
+"""Data for training and measuring: three splits by path, one processor, batches that can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -46,9 +46,13 @@ class TaskDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
-            raise ConfigError(f"data.batch_size must be at least 1 and data.num_workers at least 0, found "
-                              f"{batch_size} and {num_workers}.")
-        self.paths = {name: expand(path, f"data.{name}") for name, path in (("train", train), ("val", val), ("test", test))}
+            raise ConfigError(
+                f"data.batch_size must be at least 1 and data.num_workers at least 0, found "
+                f"{batch_size} and {num_workers}."
+            )
+        self.paths = {
+            name: expand(path, f"data.{name}") for name, path in (("train", train), ("val", val), ("test", test))
+        }
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
         self.processor: Any = None
         self._datasets: dict[str, Dataset] = {}

@@ -111,9 +111,7 @@ EXTRA_HELP = {
 
 def model_parser(task: str, command: str, inputs: Sequence[Argument]) -> argparse.ArgumentParser:
     """The parser of predict, explain and export: the same options in every task, and the task's raw inputs."""
-    parser = _Parser(
-        prog=f"python -m tasks.{task} {command}", description=COMMANDS[command], allow_abbrev=False
-    )
+    parser = _Parser(prog=f"python -m tasks.{task} {command}", description=COMMANDS[command], allow_abbrev=False)
     parser.add_argument("--checkpoint", metavar="DIR", help="a shipped model (default: the one in the package)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     if command == "export":
@@ -123,11 +121,16 @@ def model_parser(task: str, command: str, inputs: Sequence[Argument]) -> argpars
     for argument in inputs:
         parser.add_argument(argument.flag, help=argument.help, **argument.options)
     parser.add_argument("--input", metavar="PATH", help="a JSONL or CSV file of items, or a folder")
-    output = "JSONL file to write (default: standard output)" if command == "predict" else "PNG file, or folder for them"
+    output = (
+        "JSONL file to write (default: standard output)" if command == "predict" else "PNG file, or folder for them"
+    )
     parser.add_argument("--output", metavar="PATH", help=output)
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="default: 32")
     parser.add_argument(
-        "--on_error", choices=("raise", "skip"), default="raise", help="a bad item ends the run, or is left out and counted"
+        "--on_error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="a bad item ends the run, or is left out and counted",
     )
     return parser
 

@@ -49,4 +49,8 @@ class GroupedMean(Metric):
     def compute(self) -> dict[str, Tensor]:
         names = [self.name, *(f"{self.name}/{group}" for group in self.groups)]
         means = self.total / self.count.clamp_min(1)
-        return {name: mean for name, mean, count in zip(names, means, self.count, strict=True) if count > 0 or name == self.name}
+        return {
+            name: mean
+            for name, mean, count in zip(names, means, self.count, strict=True)
+            if count > 0 or name == self.name
+        }

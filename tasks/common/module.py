@@ -91,7 +91,9 @@ class TaskModule(LightningModule):
             ("save_every_n_steps", save_every_n_steps, 0, math.inf),
         ):
             if not low < value < high:
-                raise ConfigError(f"model.{name}: expected a value between {max(low, 0):g} and {high:g}, found {value}.")
+                raise ConfigError(
+                    f"model.{name}: expected a value between {max(low, 0):g} and {high:g}, found {value}."
+                )
         self.keywords = dict(model)
         self.lr = lr  # an attribute of its own: the learning-rate finder sets it
         self.weight_decay, self.betas = weight_decay, betas
@@ -175,8 +177,8 @@ class TaskModule(LightningModule):
         if not torch.isfinite(loss):
             shown = ", ".join(batch.ids[:20]) + (", ..." if len(batch.ids) > 20 else "")
             raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx}), "
-                f"samples: {shown}. No weights were changed by it; the last good checkpoint is kept. "
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
+                f"{batch_idx}), samples: {shown}. No weights were changed by it; the last good checkpoint is kept. "
                 f"Try a lower --model.lr, --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
             )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))

@@ -1,8 +1,8 @@
 """Visual question answering: a picture and a question in, an answer and where the model looked out.
 
-    >>> import tasks.vqa
-    >>> predictor = tasks.vqa.load()  # doctest: +SKIP
-    >>> predictor.predict([{"image": "photo.jpg", "question": "What colour is the circle?"}])  # doctest: +SKIP
+>>> import tasks.vqa
+>>> predictor = tasks.vqa.load()  # doctest: +SKIP
+>>> predictor.predict([{"image": "photo.jpg", "question": "What colour is the circle?"}])  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -178,9 +178,7 @@ class SingleStreamFusion(nn.Module):
         super().__init__()
         self.kinds = nn.Parameter(torch.randn(2, embed_dim) * 0.02)  # says text from picture
         self.start = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
-        self.encoder = Encoder(
-            embed_dim, num_layers, num_heads, ffn_dim=ffn_dim, dropout=dropout, attention=attention
-        )
+        self.encoder = Encoder(embed_dim, num_layers, num_heads, ffn_dim=ffn_dim, dropout=dropout, attention=attention)
         self.out_dim = embed_dim
         self.explained = tuple(f"encoder.layers.{n}.attention" for n in range(num_layers))
 

@@ -276,7 +276,9 @@ class VQAModel(nn.Module):
 
     def word_attention(self, maps: Maps, key_mask: Tensor) -> Tensor:
         """How much each word was read, (B, L), rows summing to one; even where the fusion has no such map."""
-        layers = [weights[:, : key_mask.shape[1]] for weights in self.head.fusion.word_maps(_below(maps, "head.fusion."))]
+        layers = [
+            weights[:, : key_mask.shape[1]] for weights in self.head.fusion.word_maps(_below(maps, "head.fusion."))
+        ]
         read = torch.stack(layers).mean(0) if layers else key_mask.float()
         read = read.masked_fill(~key_mask, 0.0)
         return read / read.sum(-1, keepdim=True).clamp_min(1e-6)

@@ -43,7 +43,9 @@ class VQAExplanation:
     window: tuple[float, float, float, float]  # the part of the picture that the grid covers, xyxy in 0..1
     words: Tensor  # (L,) how much the question's words were read, sums to one
     tokens: list[str]
-    regions: list[tuple[float, float, float, float]] = field(default_factory=list)  # where the answer does rest, if known
+    regions: list[tuple[float, float, float, float]] = field(
+        default_factory=list
+    )  # where the answer does rest, if known
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the picture, and the attention laid over it."""
@@ -136,7 +138,7 @@ class VQAPredictor:
         """The items that `predict` and `explain` are asked about.
 
         `--image` with `--question`; `--input` a folder of pictures with `--question`; `--input` a file in any of the
-        formats for training (answers may be missing); `--input demo`, a question of each kind of the built-in test part.
+        formats for training (answers may be missing); `--input demo`, one question of each kind of the built-in test.
 
         Raises:
             DataError: neither is given, or what is given cannot be read.
@@ -230,6 +232,8 @@ def load(directory: str | Path | None = None, device: str = "auto") -> VQAPredic
     try:
         model = VQAModel(**config["model"])
     except TypeError as error:
-        raise CheckpointError(f"{folder / 'config.json'}: the model's keywords do not fit this version: {error}.") from None
+        raise CheckpointError(
+            f"{folder / 'config.json'}: the model's keywords do not fit this version: {error}."
+        ) from None
     load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
     return VQAPredictor(model.to(device_of(device)), processor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,14 +24,13 @@ class NoProcessor:
 class TaskModelTests:
     """The tests that every task's model inherits.
 
-    A subclass gives `variants` (keywords by name, the first is the default), `build(**keywords)`, `inputs(batch, length)`
-    (float32 tensors by argument name), `dynamic` (for export), `task`, and `pad(inputs, extra)` where its inputs can be
-    padded.
+    A subclass gives `task`, `variants` (keywords by name), `build(**keywords)`, `inputs(batch, length)` (float32 tensors
+    by argument name), `dynamic` (for export), and `pad(inputs, extra)` where its inputs can be padded.
     """
 
     task: str
-    variants: dict[str, dict[str, Any]] = {"default": {}}
-    dynamic: dict[str, dict[int, Any]] = {}
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    dynamic: ClassVar[dict[str, dict[int, Any]]] = {}
     unused: tuple[str, ...] = ()  # parameters that rightly get no gradient
 
     def build(self, **keywords: Any) -> nn.Module:

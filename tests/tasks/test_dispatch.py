@@ -20,7 +20,11 @@ def call(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Comple
 def test_help_needs_no_library(words: list[str]) -> None:
     # -S leaves site-packages out: an import of anything but the standard library would fail.
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "tasks.vqa", *words], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        [sys.executable, "-S", "-m", "tasks.vqa", *words],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "usage: python -m tasks.vqa" in done.stdout
@@ -68,7 +72,17 @@ def test_predict_from_the_command_line(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
-    done = call("tasks.vqa", "predict", "--image", "a.png", "--question", "what colour is the circle?", "--top_k", "3", cwd=tmp_path)
+    done = call(
+        "tasks.vqa",
+        "predict",
+        "--image",
+        "a.png",
+        "--question",
+        "what colour is the circle?",
+        "--top_k",
+        "3",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["id"] == "a.png"
@@ -79,6 +93,10 @@ def test_predict_from_the_command_line(tmp_path: Path) -> None:
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
-        f"{sys.executable} -m tasks.vqa predict --input demo | head -c 10", shell=True, cwd=ROOT, capture_output=True, text=True
+        f"{sys.executable} -m tasks.vqa predict --input demo | head -c 10",
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.stderr == ""

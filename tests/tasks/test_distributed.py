@@ -33,7 +33,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(command: str, folder: Path, options: str, processes: int) -> dict:
-    words = f"{command} --trainer.accelerator cpu --data.batch_size 50 --trainer.default_root_dir {folder} {options}".split()
+    words = f"{command} --trainer.accelerator cpu --trainer.default_root_dir {folder} {options}".split()
+    words += ["--data.batch_size", "50"]
     words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"] if processes > 1 else []
     done = subprocess.run(
         [sys.executable, "-m", "tasks.vqa", *words],

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_fit_fills_the_run_directory(finished: Path) -> None:
     present = {p.name for p in finished.iterdir()}
-    assert present == {"config.yaml", "run.json", "metrics.json", "last.ckpt", "best.ckpt", "processor", "model", "logs"}
+    assert present == {
+        "config.yaml",
+        "run.json",
+        "metrics.json",
+        "last.ckpt",
+        "best.ckpt",
+        "processor",
+        "model",
+        "logs",
+    }
     logs = {p.name.split(".")[0] for p in (finished / "logs").rglob("*") if p.is_file()}
     assert {"events", "metrics"} <= logs
     metrics = read(finished / "metrics.json")
@@ -37,7 +47,12 @@ def test_fit_fills_the_run_directory(finished: Path) -> None:
     assert {"python", "torch", "lightning"} <= record["versions"].keys()
     assert len(record["data"]["train"]["sha256"]) == 64
     assert "fit" in record["command"]
-    assert {p.name for p in (finished / "model").iterdir()} == {"config.json", "model.safetensors", "processor", "README.md"}
+    assert {p.name for p in (finished / "model").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "processor",
+        "README.md",
+    }
 
 
 def test_the_log_holds_the_metric(finished: Path) -> None:
@@ -107,7 +122,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises((RunDirectoryError, CheckpointError), match="found no such file|nothing to resume"):
+    with pytest.raises((RunDirectoryError, CheckpointError), match=r"found no such file|nothing to resume"):
         run("fit", tmp_path / "new", "--ckpt_path last")
 
 
@@ -155,7 +170,9 @@ def test_wrong_keys_in_a_file_are_named(tmp_path: Path) -> None:
         run("fit", tmp_path / "run", f"--config {tmp_path / 'b.yaml'}")
 
 
-def test_options_of_the_kernel_that_was_replaced_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_the_kernel_that_was_replaced_are_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.yaml").write_text("model:\n  attention: {kind: sliding_window, window: 4}\n")
     run("fit", tmp_path / "run", f"--config {tmp_path / 'a.yaml'} --model.attention.kind linear --trainer.max_steps 1")
     assert "model.attention.window dropped: linear attention has no such option" in capsys.readouterr().err
@@ -180,8 +197,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_samples(tmp_path: Path, monkey
 
 def test_training_features_run_together(tmp_path: Path) -> None:
     options = (
-        "--model.schedule inverse_sqrt --model.label_smoothing 0.1 --model.early_stopping 1 --trainer.precision bf16-mixed "
-        "--model.gradient_checkpointing true --trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 "
+        "--model.schedule inverse_sqrt --model.label_smoothing 0.1 --model.early_stopping 1 "
+        "--trainer.precision bf16-mixed --model.gradient_checkpointing true --trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 "
         "--data.num_workers 1 --model.word_dropout 0.2 --model.guidance 0.1 --model.object_supervision 0.1"
     )
     folder = run("fit", tmp_path / "run", options)
@@ -204,5 +221,5 @@ def test_schedules(schedule: Any) -> None:
     rates = [schedule_factor(schedule, step, 10, 100) for step in range(101)]
     assert rates[0] == 0.1
     assert rates[9] == rates[10] == 1.0 or schedule == "inverse_sqrt"
-    assert all(later <= earlier for earlier, later in zip(rates[9:], rates[10:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[9:]))
     assert rates[100] == pytest.approx({"constant": 1.0, "inverse_sqrt": (10 / 101) ** 0.5}.get(schedule, 0.0))

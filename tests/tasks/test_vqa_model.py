@@ -1,6 +1,6 @@
 """The VQA model: what every task's model must do, and what is its own."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive", "mean")
 
 class TestVQAModel(TaskModelTests):
     task = "vqa"
-    variants = {
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"num_object_labels": 3},
         "co_attention": {"fusion": "co_attention"},
         "single_stream": {"fusion": "single_stream"},
@@ -38,7 +38,11 @@ class TestVQAModel(TaskModelTests):
         "linear": {"attention": {"kind": "linear"}},
     }
     batch, length = Dim("batch", max=64), Dim("length", max=32)
-    dynamic = {"pixel_values": {0: batch}, "input_ids": {0: batch, 1: length}, "key_mask": {0: batch, 1: length}}
+    dynamic: ClassVar[dict[str, dict[int, Any]]] = {
+        "pixel_values": {0: batch},
+        "input_ids": {0: batch, 1: length},
+        "key_mask": {0: batch, 1: length},
+    }
 
     def build(self, **keywords: Any) -> nn.Module:
         return VQAModel(**{**SMALL, **keywords})
