@@ -1,97 +1,113 @@
-"""Train a task's full model and its failing baselines for the same time, and print a table.
+"""Train a task's full model, its failing baselines and other kernels for the same time, and print a table.
 
-    python scripts/ablations.py vqa [--write]
+    python scripts/ablations.py vqa [--jobs 2] [--write]
 
-A baseline whose epoch is cheaper is given as many more epochs as fit in the full model's time.
+How long an epoch of a variant takes is measured on a few steps first; a cheaper one gets as many more epochs as fit in
+the full model's time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# For each task: the config, and what each variant changes in training and in testing.
-VARIANTS = {
+# For each task: what a variant changes in training, and what in testing.
+VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
     "vqa": {
         "full": ("", ""),
         "without guidance": ("--model.guidance 0 --model.object_supervision 0", ""),
         "question hidden": ("--data.hide question", "--data.hide question"),
         "image hidden": ("--data.hide image", "--data.hide image"),
         "mean pooling for attention": ("--model.fusion mean --model.guidance 0", ""),
+        "attention linear": ("--model.attention.kind linear", ""),
+        "attention sliding_window 8": ("--model.attention.kind sliding_window --model.attention.window 8", ""),
     }
 }
+PROBE_STEPS = 60
 
 
-def run(task: str, arguments: str) -> None:
-    """One command of a task, its output hidden unless it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"tasks.{task}", *arguments.split()], cwd=ROOT, capture_output=True, text=True
-    )
+def run(task: str, arguments: str, threads: int) -> None:
+    """One command of a task, its output shown only if it fails."""
+    command = [sys.executable, "-m", f"tasks.{task}", *arguments.split()]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
 
 
-def train(task: str, folder: Path, options: str, test_options: str) -> tuple[dict[str, float], float]:
-    """Fit and test; the test figures and the seconds of training."""
-    run(task, f"fit --config configs/{task}.yaml --trainer.default_root_dir {folder} {options}")
-    run(task, f"test --checkpoint {folder}/model --trainer.default_root_dir {folder} {test_options}")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return {k: v for k, v in metrics["test"].items() if isinstance(v, float)}, metrics["fit"]["seconds"]
+def fit_command(task: str, changes: str) -> str:
+    """The command that trains a variant."""
+    return f"fit --config configs/{task}.yaml {changes}".strip()
+
+
+def step_seconds(task: str, changes: str, scratch: Path, threads: int) -> float:
+    """Seconds a training step of a variant takes."""
+    probe = f"--trainer.max_steps {PROBE_STEPS} --trainer.limit_val_batches 1 --overwrite true"
+    run(task, f"{fit_command(task, changes)} {probe} --trainer.default_root_dir {scratch}/probe", threads)
+    return json.loads((scratch / "probe" / "metrics.json").read_text())["fit"]["seconds"] / PROBE_STEPS
+
+
+def train(task: str, name: str, scratch: Path, epochs: int, budget: float, threads: int) -> tuple[str, dict[str, Any]]:
+    """Fit and test a variant within the budget, in seconds a step of the full model; its command and metrics.json."""
+    changes, test_changes = VARIANTS[task][name]
+    folder = scratch / name.replace(" ", "_")
+    folder.mkdir()
+    ratio = budget / step_seconds(task, changes, folder, threads)
+    if ratio > 1.05:
+        changes += f" --trainer.max_epochs {round(epochs * ratio)}"
+    run(task, f"{fit_command(task, changes)} --trainer.default_root_dir {folder}/run", threads)
+    run(task, f"test --checkpoint {folder}/run/model --trainer.default_root_dir {folder}/run {test_changes}", threads)
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    main_metric = next(iter(metrics["test"]))
+    print(f"{name:<28} {main_metric} {metrics['test'][main_metric]:.4f}  {metrics['fit']['seconds']:.0f} s", flush=True)
+    return f"python -m tasks.{task} {fit_command(task, changes)}", metrics
 
 
 def main() -> None:
     """Train all variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=sorted(VARIANTS))
-    parser.add_argument("--only", nargs="*", help="some of the variants by name (the full one is always trained)")
+    parser.add_argument("--only", nargs="*", help="some of the variants, by name")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, the cores shared out among them")
     parser.add_argument("--write", action="store_true", help="record the figures in the task's results.json")
     options = parser.parse_args()
     from tasks.common.results import record_result
 
-    budget, epochs, config = 0.0, 0, f"configs/{options.task}.yaml"
-    table: list[tuple[str, dict[str, float], float]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, (changes, test_changes) in VARIANTS[options.task].items():
-            if options.only and name not in options.only and name != "full":
-                continue
-            folder = Path(scratch, name.replace(" ", "_"))
-            if name == "full":
-                figures, budget = train(options.task, folder, changes, test_changes)
-                epochs = json.loads((folder / "metrics.json").read_text())["fit"]["epochs"]
-            else:
-                probe = Path(scratch, "probe")
-                _, one = train(options.task, probe, f"{changes} --trainer.max_epochs 2 --overwrite true", test_changes)
-                more = max(epochs, round(2 * budget / one))
-                changes = f"{changes} --trainer.max_epochs {more}"
-                figures, _ = train(options.task, folder, changes, test_changes)
-            seconds = json.loads((folder / "metrics.json").read_text())["fit"]["seconds"]
-            table.append((name, figures, seconds))
-            main_metric = next(iter(figures))
-            print(
-                f"{name:<28} {main_metric} {figures[main_metric]:.4f}  {seconds:.0f} s  [{time.strftime('%H:%M')}]",
-                flush=True,
+    task, threads = options.task, max(1, (os.cpu_count() or 1) // options.jobs)
+    config = f"configs/{task}.yaml"
+    epochs = yaml.safe_load((ROOT / config).read_text())["trainer"]["max_epochs"]
+    names = [name for name in VARIANTS[task] if not options.only or name in options.only]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        scratch = Path(folder)
+        budget = step_seconds(task, "", scratch, threads)
+        done = [pool.submit(train, task, name, scratch, epochs, budget, threads) for name in names]
+        results = {name: future.result() for name, future in zip(names, done, strict=True)}
+    note = f"{options.jobs} trainings at a time, {threads} thread(s) each"
+    columns: list[str] = []
+    for name, (command, metrics) in results.items():
+        figures = {key: value for key, value in metrics["test"].items() if isinstance(value, float)}
+        columns = columns or list(figures)
+        if options.write:
+            seconds = metrics["fit"]["seconds"]
+            record_result(
+                task, f"built-in: {name}", command=command, config=config, metrics=figures, seconds=seconds, note=note
             )
-            if options.write:
-                record_result(
-                    options.task,
-                    f"built-in: {name}",
-                    command=f"python -m tasks.{options.task} fit --config {config} {changes}".strip(),
-                    config=config,
-                    metrics=figures,
-                    seconds=seconds,
-                )
-    names = list(table[0][1])
-    print("\n| variant | " + " | ".join(names) + " | seconds |\n|---|" + "---|" * (len(names) + 1))
-    for name, figures, seconds in table:
-        print(f"| {name} | " + " | ".join(f"{figures.get(k, float('nan')):.3f}" for k in names) + f" | {seconds:.0f} |")
+    print("\n| variant | " + " | ".join(columns) + " | seconds |\n|---|" + "---|" * (len(columns) + 1))
+    for name, (_, metrics) in results.items():
+        cells = " | ".join(f"{metrics['test'].get(column, float('nan')):.3f}" for column in columns)
+        print(f"| {name} | {cells} | {metrics['fit']['seconds']:.0f} |")
 
 
 if __name__ == "__main__":

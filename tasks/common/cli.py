@@ -176,6 +176,7 @@ class TaskCLI(LightningCLI):
                     f"{self.checkpoint}: expected a model of {self.task}, found one of {shipped['task']}."
                 )
             self.datamodule.use_processor(self.checkpoint)
+            self._refuse_other_keywords(model, shipped["model"])
             model = shipped["model"]
         model = self.module_type.check_model(model)
         self.model = self.module_type(model, **training)
@@ -187,6 +188,16 @@ class TaskCLI(LightningCLI):
             if f"{group}.{key}" not in FREE_SETTINGS
         } | {"seed_everything": self.seed}
         self.trainer = self.instantiate_trainer()
+
+    def _refuse_other_keywords(self, given: dict[str, Any], shipped: dict[str, Any]) -> None:
+        """A finished model is measured as it is: a model keyword that says otherwise is a mistake."""
+        defaults = inspect.signature(self.module_type.model_class).parameters
+        for key, value in _plain(given).items():
+            if value != _plain(defaults[key].default) and value != _plain(shipped.get(key)):
+                raise ConfigError(
+                    f"model.{key}: the checkpoint {self.checkpoint} has {shipped.get(key)!r}, found {value!r}; "
+                    f"a finished model is measured as it is."
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.parser.instantiate(self.config)[self.command].trainer.as_dict()

@@ -24,8 +24,8 @@ class NoProcessor:
 class TaskModelTests:
     """The tests that every task's model inherits.
 
-    A subclass gives `task`, `variants` (keywords by name), `build(**keywords)`, `inputs(batch, length)` (float32 tensors
-    by argument name), `dynamic` (for export), and `pad(inputs, extra)` where its inputs can be padded.
+    A subclass gives `task`, `variants` (keywords by name), `build(**keywords)`, `inputs(batch, length)` (tensors by
+    argument name, floating ones in float32), `dynamic` (for export), and `pad(inputs, extra)`.
     """
 
     task: str

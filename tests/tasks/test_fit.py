@@ -83,6 +83,11 @@ def test_validate_measures_what_fit_reported(finished: Path, tmp_path: Path) -> 
     assert mine["accuracy"] == theirs["accuracy"]
 
 
+def test_a_finished_model_is_measured_as_it_is(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.fusion: the checkpoint .* has 'fusion_block', found 'additive'"):
+        run("test", tmp_path, f"--checkpoint {finished / 'model'} --model.fusion additive")
+
+
 def test_test_takes_any_file(finished: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -198,7 +203,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_samples(tmp_path: Path, monkey
 def test_training_features_run_together(tmp_path: Path) -> None:
     options = (
         "--model.schedule inverse_sqrt --model.label_smoothing 0.1 --model.early_stopping 1 "
-        "--trainer.precision bf16-mixed --model.gradient_checkpointing true --trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 "
+        "--trainer.precision bf16-mixed --model.gradient_checkpointing true "
+        "--trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 "
         "--data.num_workers 1 --model.word_dropout 0.2 --model.guidance 0.1 --model.object_supervision 0.1"
     )
     folder = run("fit", tmp_path / "run", options)

@@ -1,0 +1,52 @@
+"""Make a run's model the one that ships with its task: half precision, measured on the built-in test part.
+
+python scripts/ship_checkpoint.py vqa runs/vqa/model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    """Write the folder, measure it, and write it again with its figures on the card."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task")
+    parser.add_argument("model", help="the model/ folder of a run")
+    options = parser.parse_args()
+    from tasks import load
+    from tasks.common.checkpoint import read_config, save_directory
+    from tasks.common.inference import shipped_folder
+    from tasks.common.rundir import read_json
+
+    predictor, config = load(options.model, device="cpu"), read_config(options.model)
+    target = shipped_folder(options.task)
+    parts = {
+        "task": options.task,
+        "model": predictor.model,
+        "keywords": config["model"],
+        "processor": predictor.processor,
+        "command": read_json(Path(options.model).parent / "run.json").get("command", ""),
+        "half": True,
+    }
+    save_directory(target, **parts)
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", f"tasks.{options.task}", "test", "--checkpoint", str(target)]
+        subprocess.run([*command, "--trainer.default_root_dir", scratch], cwd=ROOT, check=True)
+        measured = json.loads(Path(scratch, "metrics.json").read_text())["test"]
+    metrics = {"built-in test": {name: value for name, value in measured.items() if isinstance(value, float)}}
+    save_directory(target, **parts, metrics=metrics)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    print(f"{target.relative_to(ROOT)} written, {size:,} bytes.")
+
+
+if __name__ == "__main__":
+    main()
