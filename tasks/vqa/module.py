@@ -159,9 +159,10 @@ class VQAModule(TaskModule):
             hidden = torch.rand(batch.input_ids.shape, device=self.device) < self.word_dropout
             batch.input_ids = batch.input_ids.masked_fill(hidden & batch.key_mask, 1)  # the unknown word
         if self.guidance and batch.region_mask.any():
-            with capture(self.model) as maps:
+            fusion = self.model.head.fusion
+            with capture(fusion) as maps:  # the encoders stay fused
                 output = self._forward(batch)
-            layers = self.model.grid_maps(maps, batch.image_index, batch.key_mask)
+            layers = fusion.grid_maps(maps, batch.image_index, batch.key_mask)
             where = (batch.regions, batch.region_mask, batch.region_phrases)
             parts = {"guidance": guidance_loss(judged(layers), *where, self.model.grid_size)}
         else:
