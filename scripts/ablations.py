@@ -65,8 +65,7 @@ def train(task: str, name: str, scratch: Path, epochs: int, budget: float, threa
     folder = scratch / name.replace(" ", "_")
     folder.mkdir()
     ratio = budget / step_seconds(task, changes, folder, threads)
-    if ratio > 1.05:
-        changes += f" --trainer.max_epochs {round(epochs * ratio)}"
+    changes += f" --trainer.max_epochs {round(epochs * max(ratio, 1.0))}"
     run(task, f"{fit_command(task, changes)} --trainer.default_root_dir {folder}/run", threads)
     run(task, f"test --checkpoint {folder}/run/model --trainer.default_root_dir {folder}/run {test_changes}", threads)
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
@@ -81,13 +80,14 @@ def main() -> None:
     parser.add_argument("task", choices=sorted(VARIANTS))
     parser.add_argument("--only", nargs="*", help="some of the variants, by name")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, the cores shared out among them")
+    parser.add_argument("--epochs", type=int, help="of the full model (default: its configuration's)")
     parser.add_argument("--write", action="store_true", help="record the figures in the task's results.json")
     options = parser.parse_args()
     from tasks.common.results import record_result
 
     task, threads = options.task, max(1, (os.cpu_count() or 1) // options.jobs)
     config = f"configs/{task}.yaml"
-    epochs = yaml.safe_load((ROOT / config).read_text())["trainer"]["max_epochs"]
+    epochs = options.epochs or yaml.safe_load((ROOT / config).read_text())["trainer"]["max_epochs"]
     names = [name for name in VARIANTS[task] if not options.only or name in options.only]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         scratch = Path(folder)
