@@ -22,6 +22,13 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _mode() -> int:
+    """What the user's umask leaves to a new file: temporary files begin as 0600, and would hide results from a group."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Write beside the target, fsync, rename; on any error the target is as it was and nothing is left beside it.
@@ -40,9 +47,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     temporary = Path(name)
     try:
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(descriptor, 0o666 & ~umask)  # mkstemp's 0600 would hide results from a group
+        os.fchmod(descriptor, _mode())
         with open(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
@@ -88,6 +93,7 @@ def atomic_folder(path: str | Path, fill: Callable[[Path], None]) -> Path:
         fill(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(_mode())
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
         if target.exists():

@@ -99,7 +99,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", ["1", "2", "32"])
 def test_a_bad_item_ends_the_run_or_is_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, batch_size: str
 ) -> None:
     pictures(tmp_path)
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
@@ -111,7 +111,7 @@ def test_a_bad_item_ends_the_run_or_is_left_out(
     assert not (tmp_path / "o").exists(), "nothing half-written stays behind"
     run("predict", *words, "--on_error", "skip")
     assert [row["id"] for row in lines(tmp_path / "o")] == ["0", "2"]
-    assert "1.png" in capsys.readouterr().err
+    assert "1.png" in caplog.text
 
 
 def test_pictures_of_explanations(tmp_path: Path) -> None:
