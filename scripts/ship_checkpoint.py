@@ -24,11 +24,10 @@ def main() -> None:
     options = parser.parse_args()
     from tasks import load
     from tasks.common.checkpoint import read_config, save_directory
-    from tasks.common.inference import shipped_folder
     from tasks.common.rundir import read_json
 
     predictor, config = load(options.model, device="cpu"), read_config(options.model)
-    target = shipped_folder(options.task)
+    target = ROOT / "tasks" / options.task / "checkpoint"
     parts = {
         "task": options.task,
         "model": predictor.model,

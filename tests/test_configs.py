@@ -41,4 +41,10 @@ def test_every_config_trains(path: Path, tmp_path: Path, request: pytest.Fixture
     options = f"--config {path} --trainer.max_steps 1 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
     if config.get("data", {}).get("train"):
         request.getfixturevalue("real_data")
-    run("fit", tmp_path / "run", options + " --data.batch_size 8", base="--trainer.enable_progress_bar false")
+    run(
+        "fit",
+        tmp_path / "run",
+        options + " --data.batch_size 8",
+        base="--trainer.enable_progress_bar false",
+        task=path.stem.split("_")[0],
+    )

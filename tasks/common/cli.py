@@ -232,6 +232,9 @@ class TaskCLI(LightningCLI):
             self.datamodule.dataset("val"),
         )  # bad data end the run before anything is touched
         resume = self._resume_path(ckpt_path)
+        if resume is None and self.trainer.is_global_zero:  # so does a model that cannot be built
+            self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
+            self.model.build(self.datamodule.model_sizes())
         if self.trainer.is_global_zero:
             rundir.prepare(self.root, resume=ckpt_path is not None, overwrite=config.overwrite)
             dump = self._subcommand_parsers["fit"].dump(config, skip_unset=False)
@@ -284,7 +287,7 @@ class TaskCLI(LightningCLI):
             self.root / "model",
             task=self.task,
             model=model,
-            keywords=self.model.complete_keywords(),
+            keywords=self.model.complete_keywords(self.datamodule.model_sizes()),
             processor=self.datamodule.processor,
             metrics={"validation": validation},
             command=f"python -m tasks.{self.task} fit {' '.join(self.argv)}",

@@ -55,6 +55,7 @@ class TaskDataModule(LightningDataModule):
         }
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
         self.processor: Any = None
+        self._processor_is_shipped = False
         self._datasets: dict[str, Dataset] = {}
         self._train_plan: BatchPlan | None = None
         self._resume = {"epoch": 0, "batches": 0}
@@ -85,14 +86,19 @@ class TaskDataModule(LightningDataModule):
             self._datasets[split] = self.open_split(split, self.paths[split])
         return self._datasets[split]
 
+    def samples(self) -> list[Any]:
+        """The samples of all opened splits."""
+        return [sample for dataset in self._datasets.values() for sample in dataset.samples]  # type: ignore[attr-defined]
+
     def prepare_data(self) -> None:
-        """Make the processor once, into the run directory; a resumed run finds it there and never remakes it."""
+        """Write the processor once, into the run directory; a resumed run finds it there and never remakes it."""
         folder = self._processor_folder()
-        if self.processor is None and not folder.exists():
-            atomic_folder(folder, self.make_processor(self.dataset("train")).save)
+        if not self._processor_is_shipped and not folder.exists():
+            processor = self.processor or self.make_processor(self.dataset("train"))
+            atomic_folder(folder, processor.save)
 
     def setup(self, stage: str) -> None:
-        if self.processor is None:
+        if not self._processor_is_shipped:
             self.processor = self.processor_class.load(self._processor_folder())
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             self._datasets[split] = self.prepare_dataset(self.dataset(split), split)  # type: ignore[arg-type]
@@ -100,6 +106,7 @@ class TaskDataModule(LightningDataModule):
     def use_processor(self, checkpoint: Path) -> None:
         """Take the processor of a shipped model instead of making one."""
         self.processor = self.processor_class.load(checkpoint / PROCESSOR)
+        self._processor_is_shipped = True
 
     def model_sizes(self) -> dict[str, Any]:
         """The values of `sizes`."""
@@ -113,9 +120,13 @@ class TaskDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
-        self._train_plan = GroupBatchSampler(_groups(dataset), self.batch_size, seed=self.seed, **self._ranks())
+        self._train_plan = self.train_plan(dataset)
         self._train_plan.resume(self._resume["epoch"], self._resume["batches"])
         return self._loader(dataset, self._train_plan, "train")
+
+    def train_plan(self, dataset: Dataset) -> BatchPlan:
+        """Which samples make which training batch; a task with other needs (lengths, tokens) gives its own plan."""
+        return GroupBatchSampler(_groups(dataset), self.batch_size, seed=self.seed, **self._ranks())
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")

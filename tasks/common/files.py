@@ -23,7 +23,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _mode() -> int:
-    """What the user's umask leaves to a new file: temporary files begin as 0600, and would hide results from a group."""
+    """What the user's umask leaves to a new file; temporary ones begin as 0600, which would hide results."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask

@@ -7,24 +7,24 @@ import dataclasses
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.common.errors import UserError
+from tasks.common.errors import CheckpointError, UserError
 from tasks.common.files import atomic_write
 
 
 class Predictor(Protocol):
     """What `load()` returns in every task."""
 
-    def items(self, options: argparse.Namespace) -> Sequence[dict[str, Any]]:
-        """The items that the command line names: one, a folder's, or a file's lines."""
+    def items(self, options: argparse.Namespace) -> Sequence[Any]:
+        """What the command line names: one item, a folder's, or a file's; samples, or mappings with an id."""
 
-    def predict(self, items: Sequence[dict[str, Any]], batch_size: int = 32) -> list[Any]:
+    def predict(self, items: Sequence[Any], batch_size: int = 32) -> list[Any]:
         """An answer (a dataclass) for each item, in order."""
 
-    def explain(self, item: dict[str, Any]) -> Any:
+    def explain(self, item: Any) -> Any:
         """An explanation with `save(path)`."""
 
     def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
@@ -47,8 +47,15 @@ def device_of(name: str) -> Any:
 
 
 def shipped_folder(task: str) -> Path:
-    """The folder of the checkpoint that ships with a task."""
-    return Path(__file__).resolve().parents[1] / task / "checkpoint"
+    """The folder of the checkpoint that ships with a task.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = Path(__file__).resolve().parents[1] / task / "checkpoint"
+    if not folder.exists():
+        raise CheckpointError(f"no model ships with {task}: train one, and give --checkpoint runs/{task}/model.")
+    return folder
 
 
 def run(task: str, command: str, options: argparse.Namespace) -> None:
@@ -67,7 +74,7 @@ def run(task: str, command: str, options: argparse.Namespace) -> None:
         _explain(predictor, items, options)
 
 
-def _answers(predictor: Predictor, items: Sequence[dict[str, Any]], options: argparse.Namespace) -> Iterator[Any]:
+def _answers(predictor: Predictor, items: Sequence[Any], options: argparse.Namespace) -> Iterator[Any]:
     """Answers in order, a batch at a time; a bad item ends the run or becomes an `error` line, as asked."""
     for start in range(0, len(items), options.batch_size):
         batch = items[start : start + options.batch_size]
@@ -82,14 +89,15 @@ def _answers(predictor: Predictor, items: Sequence[dict[str, Any]], options: arg
                 except Exception as single:
                     if not _is_bad_item(single):
                         raise
-                    yield {"id": str(item.get("id", "")), "error": str(single)}
+                    item_id = item.get("id", "") if isinstance(item, Mapping) else item.id
+                    yield {"id": str(item_id), "error": str(single)}
 
 
 def _is_bad_item(error: Exception) -> bool:
     return isinstance(error, OSError) or getattr(error, "user_error", False)
 
 
-def _predict(predictor: Predictor, items: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+def _predict(predictor: Predictor, items: Sequence[Any], options: argparse.Namespace) -> None:
     skipped: list[str] = []
     options.batch_size = min(options.batch_size, max(len(items), 1))
 
@@ -112,7 +120,7 @@ def _predict(predictor: Predictor, items: Sequence[dict[str, Any]], options: arg
     report_skipped(skipped, len(items))
 
 
-def _explain(predictor: Predictor, items: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+def _explain(predictor: Predictor, items: Sequence[Any], options: argparse.Namespace) -> None:
     target = Path(options.output or "explanation.png")
     many = len(items) > 1 or target.suffix.lower() != ".png"
     if many and target.suffix.lower() == ".png":

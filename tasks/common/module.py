@@ -129,18 +129,31 @@ class TaskModule(LightningModule):
 
     # Building ---------------------------------------------------------------------------------------------------------
 
-    def complete_keywords(self) -> dict[str, Any]:
-        """The complete keywords that rebuild the model: the user's and the data's."""
-        return {**self.keywords, **self.trainer.datamodule.model_sizes()}  # type: ignore[attr-defined]
+    def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """The complete keywords that rebuild the model: the user's and the data's (`TaskDataModule.model_sizes`)."""
+        return {**self.keywords, **sizes}
 
-    def configure_model(self) -> None:
-        """Build the model from its keywords and the processor's sizes; the weights depend on the seed alone."""
-        if self.model is None:
+    def build(self, sizes: Mapping[str, Any]) -> None:
+        """Build the model; its weights depend on the seed alone, or are those of the shipped folder.
+
+        Raises:
+            ConfigError: the keywords do not go together.
+        """
+        keywords = self.complete_keywords(sizes) if self.shipped is None else self.keywords
+        try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                self.model = self.model_class(**(self.complete_keywords() if self.shipped is None else self.keywords))
-            if self.shipped is not None:
-                load_weights(self.model, read_weights(self.shipped / WEIGHTS), self.shipped / WEIGHTS)
+                self.model = self.model_class(**keywords)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise ConfigError(f"model: {error}") from error
+        if self.shipped is not None:
+            load_weights(self.model, read_weights(self.shipped / WEIGHTS), self.shipped / WEIGHTS)
+
+    def configure_model(self) -> None:
+        """Build the model, unless it is, and what goes with it."""
+        if self.model is None:
+            self.build(self.trainer.datamodule.model_sizes())  # type: ignore[attr-defined]
+        assert self.model is not None
         for split in ("val", "test"):
             if split not in self.metrics:
                 self.metrics[split] = self.make_metric()
@@ -222,7 +235,9 @@ class TaskModule(LightningModule):
         metric: Any = self.metrics[split]
         values = metric.compute()  # gathered over all processes
         metric.reset()
-        main = self.monitor.split("/", 1)[1]
+        main = self.monitor.removeprefix("val/")
+        if main not in values:
+            raise ConfigError(f"monitor {self.monitor!r}: expected val/ and one of {', '.join(values)}.")
         for name, value in values.items():
             self.log(f"{split}/{name}", torch.as_tensor(value, dtype=torch.float32), prog_bar=name == main)
 

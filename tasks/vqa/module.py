@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -146,8 +146,8 @@ class VQAModule(TaskModule):
     def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
         return keywords | {k: check_attention(keywords.get(k), f"model.{k}") for k in ("attention", "cross_attention")}
 
-    def complete_keywords(self) -> dict[str, Any]:
-        keywords = super().complete_keywords()
+    def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        keywords = super().complete_keywords(sizes)
         # Without its loss the head that names objects would be dead weight.
         return keywords if self.object_supervision else keywords | {"num_object_labels": 0}
 
@@ -177,8 +177,7 @@ class VQAModule(TaskModule):
         return loss, parts | {"answer": answer} if parts else {}
 
     def make_metric(self) -> nn.Module:
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        samples = [s for dataset in datamodule._datasets.values() for s in dataset.samples]
+        samples = self.trainer.datamodule.samples()  # type: ignore[attr-defined]
         return GroupedMean("accuracy", sorted({s.question_type for s in samples if s.question_type}))
 
     def update_metric(self, metric: Any, batch: VQABatch) -> None:

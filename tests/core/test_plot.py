@@ -1,4 +1,6 @@
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ pytest.importorskip("matplotlib")
 
 from mmattn.plot import heat_map, overlay
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["what", "$is$", "this", "?"]
 
 
@@ -18,7 +21,12 @@ def test_heat_map_writes_a_picture(tmp_path):
     assert Image.open(path).size[0] > 100
     axis = figure.axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["what", r"\$is\$", "this", "?"]
-    assert "matplotlib.pyplot" not in sys.modules  # no global figure, no window
+
+
+def test_no_window_and_no_global_figure():
+    code = "import sys, torch; from mmattn.plot import heat_map; heat_map(torch.rand(2, 2)); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "matplotlib.pyplot" not in done.stdout.split()
 
 
 def test_heat_map_of_several_heads(tmp_path):

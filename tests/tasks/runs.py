@@ -13,14 +13,14 @@ TINY = (
 )
 
 
-def run(command: str, folder: Path, options: str = "", base: str = TINY) -> Path:
-    """Run `python -m tasks.vqa COMMAND` with tiny settings; later options override."""
+def run(command: str, folder: Path, options: str = "", base: str = TINY, task: str = "vqa") -> Path:
+    """Run `python -m tasks.TASK COMMAND` with tiny settings; later options override."""
     given = {word.split("=")[0] for word in options.split() if word.startswith("--")}
     words = base.split()
     kept = [w for n in range(0, len(words), 2) if words[n] not in given for w in words[n : n + 2]]
     if command != "fit":
         kept = [w for n in range(0, len(kept), 2) if not kept[n].startswith("--model") for w in kept[n : n + 2]]
-    cli.run("vqa", command, [*kept, "--trainer.default_root_dir", str(folder), *options.split()])
+    cli.run(task, command, [*kept, "--trainer.default_root_dir", str(folder), *options.split()])
     return folder
 
 

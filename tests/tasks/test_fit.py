@@ -156,14 +156,17 @@ def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
         ("--model.attention.kind sliding_windo", "did you mean 'sliding_window'"),
         ("--model.attention.kind sliding_window --model.attention.windo 3", "did you mean 'window'"),
         ("--model.attention.kind monotonic", "'monotonic' does not support"),
+        ("--model.cross_attention.kind sliding_window", "'sliding_window' does not support"),
+        ("--model.num_heads 3", "model: .*3"),
         ("--trainer.callbacks os.system", "may not be imported"),
         ("--trainer.logger.class_path tests.tasks.runs.run", "may not be imported"),
         ("--config none.yaml", r"none\.yaml"),
     ],
 )
 def test_wrong_keys_and_values_are_named(tmp_path: Path, options: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         run("fit", tmp_path / "run", options)
+    assert not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
 
 
 def test_wrong_keys_in_a_file_are_named(tmp_path: Path) -> None:

@@ -97,6 +97,16 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert [row["id"] for row in lines(tmp_path / "o")] == ["0.png", "1.png", "2.png"]
 
 
+def test_a_bad_picture_of_a_folder_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pictures(tmp_path) / "1.png").write_text("no picture")
+    words = ["--input", str(tmp_path), "--question", "how many things are there?", "--output", str(tmp_path / "o")]
+    run("predict", *words, "--on_error", "skip")
+    rows = lines(tmp_path / "o")
+    assert [row["id"] for row in rows] == ["0.png", "1.png", "2.png"]
+    assert "1.png" in rows[1]["error"]
+    assert "1 of 3 items left out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("batch_size", ["1", "2", "32"])
 def test_a_bad_item_ends_the_run_or_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, batch_size: str
