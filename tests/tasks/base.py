@@ -40,8 +40,8 @@ class TaskModelTests:
         raise NotImplementedError
 
     def pad(self, inputs: Mapping[str, Tensor], extra: int) -> dict[str, Tensor]:
-        """The same samples with `extra` padding positions."""
-        raise NotImplementedError
+        """The same samples with `extra` padding positions; a model without padding leaves this as it is."""
+        pytest.skip("this model's inputs cannot be padded")
 
     @pytest.fixture
     def model(self, variant: str) -> nn.Module:
@@ -62,7 +62,10 @@ class TaskModelTests:
     def test_padding_changes_nothing(self, model: nn.Module) -> None:
         model = model.double().eval()
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
-        for mine, theirs in zip(outputs_of(model(**inputs)), outputs_of(model(**self.pad(inputs, 4))), strict=True):
+        padded = self.pad(inputs, 4)
+        for mine, theirs in zip(outputs_of(model(**inputs)), outputs_of(model(**padded)), strict=True):
+            if mine.ndim > 1 and theirs.shape[1] == mine.shape[1] + 4:  # an output for each position
+                theirs = theirs[:, : mine.shape[1]]
             torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=0)
 
     def test_a_sample_alone_equals_itself_in_a_batch(self, model: nn.Module) -> None:
