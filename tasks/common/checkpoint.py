@@ -116,6 +116,7 @@ def save_directory(
     metrics: Mapping[str, Any] | None = None,
     command: str = "",
     half: bool = False,
+    own_data: bool = False,
 ) -> Path:
     """Write a shipped folder, whole or not at all.
 
@@ -127,6 +128,7 @@ def save_directory(
         processor: has `save(folder)`.
         metrics: measured figures for the card, `{"test": {"accuracy": 0.97}}`.
         command: the command that made it, for the card.
+        own_data: whether it was trained on the user's data, so that the built-in data are no measure of it.
         half: write floating point weights in float16 (half the size; about three decimal digits).
     """
     from safetensors.torch import save_file
@@ -139,6 +141,7 @@ def save_directory(
         save_file({name: stored(value) for name, value in model.state_dict().items()}, folder / WEIGHTS)
         processor.save(folder / PROCESSOR)
         config = {"format": FORMAT, "task": task, "model": dict(keywords), "metrics": dict(metrics or {})}
+        config["own_data"] = own_data
         write_json(folder / CONFIG, config)
         (folder / CARD).write_text(_card(task, model, metrics or {}, command, half), encoding="utf-8")
 

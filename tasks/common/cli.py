@@ -171,6 +171,9 @@ class TaskCLI(LightningCLI):
         if self.command != "fit":
             shipped = read_config(config.checkpoint or self.root / "model")
             self.checkpoint = Path(config.checkpoint or self.root / "model")
+            self._check_split(shipped)
+            if str(self.root) == self.trainer_defaults["default_root_dir"] and rundir.is_run(self.checkpoint.parent):
+                self.root = self.checkpoint.parent  # the figures belong to the run that made the model
             if shipped["task"] != self.task:
                 raise CheckpointError(
                     f"{self.checkpoint}: expected a model of {self.task}, found one of {shipped['task']}."
@@ -188,6 +191,14 @@ class TaskCLI(LightningCLI):
             if f"{group}.{key}" not in FREE_SETTINGS
         } | {"seed_everything": self.seed}
         self.trainer = self.instantiate_trainer()
+
+    def _check_split(self, shipped: dict[str, Any]) -> None:
+        split = {"validate": "val", "test": "test"}[self.command]
+        if shipped.get("own_data") and self.datamodule.paths[split] is None:
+            raise ConfigError(
+                f"{self.checkpoint} was trained on data of your own, which the built-in data cannot measure; "
+                f"give --data.{split} PATH."
+            )
 
     def _refuse_other_keywords(self, given: dict[str, Any], shipped: dict[str, Any]) -> None:
         """A finished model is measured as it is: a model keyword that says otherwise is a mistake."""
@@ -291,6 +302,7 @@ class TaskCLI(LightningCLI):
             processor=self.datamodule.processor,
             metrics={"validation": validation},
             command=f"python -m tasks.{self.task} fit {' '.join(self.argv)}",
+            own_data=self.datamodule.paths["train"] is not None,
         )
         rundir.record_metrics(self.root, "fit", rundir.read_json(self.root / "metrics.json").get("fit", {}) | fit)
         rundir.record_metrics(self.root, "validation", validation)
@@ -298,9 +310,10 @@ class TaskCLI(LightningCLI):
         main = self.model.monitor.split("/")[1]
         score = f" (val/{main} {validation[main]:.4f})" if main in validation else ""
         module = f"python -m tasks.{self.task}"
+        own = " --data.test PATH" if self.datamodule.paths["train"] is not None else ""
         print(
             f"Done: everything is in {self.root}; the best model in {self.root / 'model'}{score}.\n"
-            f"Next: `{module} test --checkpoint {self.root / 'model'}`; "
+            f"Next: `{module} test --checkpoint {self.root / 'model'}{own}`; "
             f"`predict`, `explain` and `export` take the same folder."
         )
 
@@ -316,7 +329,9 @@ class TaskCLI(LightningCLI):
         results = getattr(self.trainer, command)(self.model, datamodule=self.datamodule, verbose=False)[0]
         if self.trainer.is_global_zero:
             figures: dict[str, Any] = {name.split("/", 1)[1]: value for name, value in results.items()}
-            rundir.print_metrics(f"{self.task}: {split} of {self.checkpoint}", figures)
+            data = self.datamodule.fingerprint()[{"validate": "val", "test": "test"}[command]]
+            title = f"{self.checkpoint} on {data['path']} ({command}, {data['samples']} samples)"
+            rundir.print_metrics(title, figures)
             figures |= {"checkpoint": str(self.checkpoint), "data": self.datamodule.fingerprint()}
             rundir.record_metrics(self.root, split, figures)
             print(f"Written to {self.root / 'metrics.json'}.")

@@ -45,6 +45,10 @@ class TaskDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if train is not None and val is None:
+            raise ConfigError(
+                "data.train without data.val: the built-in data cannot judge a model of yours; give both."
+            )
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(
                 f"data.batch_size must be at least 1 and data.num_workers at least 0, found "

@@ -55,8 +55,12 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         if not is_run(folder):
             raise RunDirectoryError(f"{folder}: nothing to resume: no run has begun there.")
         return
-    if not any(folder.iterdir()):
+    if {entry.name for entry in folder.iterdir()} <= {METRICS}:  # empty, or only measured into
         return
+    if not overwrite and is_run(folder) and not list(folder.glob("*.ckpt")):
+        raise RunDirectoryError(
+            f"{folder}: holds a run that ended before its first checkpoint; --overwrite true empties it."
+        )
     if not overwrite:
         raise RunDirectoryError(
             f"{folder}: the run directory is not empty. Resume its run by --ckpt_path last, empty it by "

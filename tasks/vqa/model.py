@@ -18,6 +18,7 @@ from tasks.vqa.fusion import Maps, build_fusion, mean_words
 Fusion = Literal["fusion_block", "co_attention", "single_stream", "additive", "mean"]
 # Heads that score each cell on its own can count; the others compare cells.
 COUNTING = {"kind": "sigmoid", "num_sigmoid_heads": 2}
+SELF_ATTENDING = ("co_attention", "single_stream")  # fusions whose own self-attention has a kernel to choose
 
 
 class VQAOutput(NamedTuple):
@@ -54,7 +55,12 @@ class JointClassifier(nn.Module):
 
     def forward(self, seen: Tensor, asked: Tensor) -> Tensor:
         """seen: (B, seen_dim); asked: (B, asked_dim). Returns (B, V)."""
-        features = self.norm(torch.cat([seen, asked], dim=-1))
+        features = torch.cat([seen, asked], dim=-1)
+        if self.training and features.shape[0] == 1:  # one question has no spread: the running statistics stand in
+            mean, variance = self.norm.running_mean, self.norm.running_var
+            features = nn.functional.batch_norm(features, mean, variance, self.norm.weight, self.norm.bias)
+        else:
+            features = self.norm(features)
         seen, asked = features.split([seen.shape[-1], asked.shape[-1]], dim=-1)
         hidden = torch.cat([nn.functional.gelu(self.both(features)), self.seen(seen) * self.asked(asked)], dim=-1)
         return self.out(self.dropout(hidden))
@@ -101,6 +107,10 @@ class VQAHead(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if attention is not None and fusion not in SELF_ATTENDING:
+            raise ValueError(f"attention: fusion {fusion!r} has no self-attention kernel to choose")
+        if cross_attention not in (None, COUNTING) and fusion in ("single_stream", "additive"):
+            raise ValueError(f"cross_attention: fusion {fusion!r} has no cross-attention kernel to choose")
         self.image_proj = nn.Linear(image_dim, embed_dim) if image_dim not in (None, embed_dim) else nn.Identity()
         self.text_proj = nn.Linear(text_dim, embed_dim) if text_dim not in (None, embed_dim) else nn.Identity()
         self.fusion = build_fusion(
@@ -222,7 +232,7 @@ class VQAModel(nn.Module):
             fusion=fusion,
             fusion_layers=fusion_layers,
             num_latents=num_latents,
-            attention=attention,
+            attention=attention if fusion in SELF_ATTENDING else None,
             cross_attention=cross_attention,
             dropout=dropout,
         )

@@ -91,6 +91,8 @@ class VQAPredictor:
         Raises:
             DataError: a picture cannot be read or a question is empty; names the item.
         """
+        if isinstance(items, Mapping):
+            raise DataError("predict", "a list of items", "one item: write predict([item])")
         answers: list[VQAAnswer] = []
         for start in range(0, len(items), batch_size):
             samples = [as_sample(item, start + n) for n, item in enumerate(items[start : start + batch_size])]

@@ -116,7 +116,7 @@ def test_overwrite_empties_only_runs(tmp_path: Path) -> None:
 
 def test_bad_data_end_the_run_before_an_earlier_one_is_overwritten(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        run("fit", finished, f"--overwrite true --data.train {tmp_path / 'none.jsonl'}")
+        run("fit", finished, f"--overwrite true --data.train {tmp_path / 'none.jsonl'} --data.val none")
     assert (finished / "last.ckpt").exists()
 
 
@@ -232,3 +232,18 @@ def test_schedules(schedule: Any) -> None:
     assert rates[9] == rates[10] == 1.0 or schedule == "inverse_sqrt"
     assert all(later <= earlier for earlier, later in pairwise(rates[9:]))
     assert rates[100] == pytest.approx({"constant": 1.0, "inverse_sqrt": (10 / 101) ** 0.5}.get(schedule, 0.0))
+
+
+def test_own_data_are_not_judged_by_the_built_in_ones(finished: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    row = json.dumps({"image": "a.png", "question": "what colour is it?", "answer": "red"}) + "\n"
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(row * 1)
+    with pytest.raises(ConfigError, match=r"data\.train without data\.val"):
+        run("fit", tmp_path / "run", f"--data.train {mine}")
+    run("fit", tmp_path / "run", f"--data.train {mine} --data.val {mine} --trainer.max_epochs 1 --data.batch_size 4")
+    with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
+        run("test", tmp_path / "out", f"--checkpoint {tmp_path / 'run' / 'model'}")
+    run("test", tmp_path / "out", f"--checkpoint {tmp_path / 'run' / 'model'} --data.test {mine}")
