@@ -20,7 +20,7 @@ def run(command: str, folder: Path, options: str = "", base: str = TINY, task: s
     kept = [w for n in range(0, len(words), 2) if words[n] not in given for w in words[n : n + 2]]
     if command != "fit":
         kept = [w for n in range(0, len(kept), 2) if not kept[n].startswith("--model") for w in kept[n : n + 2]]
-    cli.run(task, command, [*kept, "--trainer.default_root_dir", str(folder), *options.split()])
+    cli.run(task, command, [*kept, *options.split(), "--trainer.default_root_dir", str(folder)])
     return folder
 
 
