@@ -171,13 +171,13 @@ class TaskCLI(LightningCLI):
         if self.command != "fit":
             shipped = read_config(config.checkpoint or self.root / "model")
             self.checkpoint = Path(config.checkpoint or self.root / "model")
-            self._check_split(shipped)
             if str(self.root) == self.trainer_defaults["default_root_dir"] and rundir.is_run(self.checkpoint.parent):
                 self.root = self.checkpoint.parent  # the figures belong to the run that made the model
             if shipped["task"] != self.task:
                 raise CheckpointError(
                     f"{self.checkpoint}: expected a model of {self.task}, found one of {shipped['task']}."
                 )
+            self._check_split(shipped)
             self.datamodule.use_processor(self.checkpoint)
             self._refuse_other_keywords(model, shipped["model"])
             model = shipped["model"]

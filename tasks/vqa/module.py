@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.image import ImageAugment
+from data.text import SPECIAL_TOKENS, UNK
 from data.vqa import VQABatch, VQADataset, VQAProcessor, collate, drop_uncovered
 from data.vqa_eval import vqa_accuracy
 from mmattn.explain import capture
@@ -20,6 +21,8 @@ from tasks.common.metrics import GroupedMean
 from tasks.common.module import TaskModule
 from tasks.vqa.losses import guidance_loss, object_loss
 from tasks.vqa.model import VQAModel, judged
+
+UNK_ID = SPECIAL_TOKENS.index(UNK)  # the same in every kind of tokenizer
 
 
 class VQADataModule(TaskDataModule):
@@ -109,7 +112,7 @@ def _without(hidden: str, make: Callable[..., VQABatch], samples: Any, **options
     if hidden == "image":
         batch.pixel_values.zero_()
         return batch
-    batch.input_ids = torch.full_like(batch.input_ids[:, :1], 1)
+    batch.input_ids = torch.full_like(batch.input_ids[:, :1], UNK_ID)
     batch.key_mask = torch.ones_like(batch.key_mask[:, :1])
     return batch
 
@@ -157,7 +160,7 @@ class VQAModule(TaskModule):
     def training_loss(self, batch: VQABatch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.word_dropout:
             hidden = torch.rand(batch.input_ids.shape, device=self.device) < self.word_dropout
-            batch.input_ids = batch.input_ids.masked_fill(hidden & batch.key_mask, 1)  # the unknown word
+            batch.input_ids = batch.input_ids.masked_fill(hidden & batch.key_mask, UNK_ID)
         if self.guidance and batch.region_mask.any():
             fusion = self.model.head.fusion
             with capture(fusion) as maps:  # the encoders stay fused
