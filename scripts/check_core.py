@@ -19,8 +19,8 @@ def main() -> int:
     parser.add_argument("name", nargs="?", default="", help="only rows whose name contains this")
     name = parser.parse_args().name
 
-    from cases import ROWS
     from checks import COLUMNS, TOLERANCE
+    from rows import ROWS
 
     rows = [row for row in ROWS if name in row.name]
     if not rows:

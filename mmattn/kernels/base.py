@@ -73,6 +73,7 @@ class Kernel(nn.Module):
 
     kind: ClassVar[str]
     supports: ClassVar[frozenset[str]]  # of FEATURES
+    shares_qk: ClassVar[bool] = False  # keys are the queries: forward gets k = q, and no k_proj is made
     dropout: float = 0.0  # of attention weights, where the kernel has it
 
     def __init__(self, num_heads: int, head_dim: int) -> None:

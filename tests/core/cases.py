@@ -1,7 +1,11 @@
-"""What is under check: each kernel and module, with how to call it, its naive form, and how it decodes."""
+"""How a row of the core's checks is made: a kernel or module, how to call it, its naive form, how it decodes.
+
+The rows themselves stand in rows_*.py; rows.py puts them together.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import naive
@@ -9,19 +13,7 @@ import torch
 from naive import Allowed
 from torch import nn
 
-from mmattn import (
-    ALiBi,
-    AttentionPooling,
-    CoAttention,
-    CrossModalAttention,
-    Decoder,
-    Encoder,
-    Mask,
-    MultiHeadAttention,
-    MultimodalFusionBlock,
-    T5Bias,
-    build_kernel,
-)
+from mmattn import Mask, MultiHeadAttention, build_kernel
 
 E, HEADS, HEAD_DIM, V_HEAD_DIM = 8, 2, 4, 3
 
@@ -47,6 +39,7 @@ class Row:
     lengths: tuple[int, int] = (5, 7)  # L and S
     widths: tuple[int, int] = (E, E)
     training: bool = False
+    reference: Callable[[], float] | None = None  # the largest difference to an outside library, float64
 
     def module(self) -> nn.Module:
         """Seeded, random, float64; biases and norms too, or what adds nothing could be left out unseen."""
@@ -81,13 +74,13 @@ def call_kernel(module, x, y, x_mask, y_mask, is_causal):
     return module(*split(x, y), Mask(y_mask, is_causal=is_causal)).transpose(1, 2).flatten(2)
 
 
-def naive_kernel(module, x, y, x_mask, y_mask, is_causal):
+def naive_kernel(weights, module, x, y, x_mask, y_mask, is_causal):
     allowed = Allowed(y_mask, None, is_causal, getattr(module, "window", None))
-    return naive.kernel(module, *split(x, y), allowed).transpose(1, 2).flatten(2)
+    return naive.kernel(module, *split(x, y), allowed, weights).transpose(1, 2).flatten(2)
 
 
 def decode_kernel(module, x, y, mask, steps):
-    cross = module.kind == "monotonic"
+    cross = "causal" not in module.supports
     cache = module.make_cache(*split(x[:, :0], y[:, :0])[1:], cross=cross)
     outs, start = [], 0
     for step in steps:
@@ -100,7 +93,8 @@ def decode_kernel(module, x, y, mask, steps):
     return torch.cat(outs, dim=1)
 
 
-def kernel(name: str, kind: str, options: dict[str, Any] | None = None, **keywords: Any) -> Row:
+def kernel(name: str, kind: str, options: dict[str, Any] | None = None, *, weights: Any = None, **keywords: Any) -> Row:
+    """A kernel's row; weights is its naive form where naive.py has none: see `naive.kernel`."""
     sizes = {name: keywords.pop(name) for name in ("block", "chunk") if name in keywords}  # small, to have several
 
     def build():
@@ -111,7 +105,7 @@ def kernel(name: str, kind: str, options: dict[str, Any] | None = None, **keywor
 
     widths = (HEADS * HEAD_DIM, HEAD_DIM + V_HEAD_DIM)
     keywords = {"decode": decode_kernel, "causal": (False, True), "together": True} | keywords
-    return Row(name, build, call_kernel, naive_kernel, widths=widths, **keywords)
+    return Row(name, build, call_kernel, partial(naive_kernel, weights), widths=widths, **keywords)
 
 
 # Modules on x alone.
@@ -175,97 +169,3 @@ def decode_decoder(module, x, y, mask, steps):
 
 def attention(**keywords: Any) -> Callable[[], nn.Module]:
     return lambda: MultiHeadAttention(E, keywords.pop("num_heads", HEADS), **keywords)
-
-
-ROWS = [
-    kernel("kernel dense", "dense"),
-    kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=4, same_length=True, lengths=(11, 11)),
-    kernel("kernel linear", "linear", chunk=2, same_length=True),
-    kernel(
-        "kernel monotonic, training",
-        "monotonic",
-        {"noise": 0.0},
-        causal=(False,),
-        training=True,
-        decode=None,
-        together=False,
-    ),
-    kernel("kernel monotonic", "monotonic", {"initial_offset": 0.0}, causal=(False,), together=False),
-    kernel("kernel additive", "additive"),
-    kernel("kernel sigmoid", "sigmoid", {"num_sigmoid_heads": 1}),
-    on_itself("MultiHeadAttention", attention()),
-    on_itself("MultiHeadAttention, grouped-query", attention(num_kv_heads=1, head_dim=6, v_head_dim=5, bias=False)),
-    on_itself("MultiHeadAttention, rotary", attention(rotary=True)),
-    on_itself(
-        "MultiHeadAttention, T5 bias",
-        lambda: MultiHeadAttention(E, HEADS, position_bias=T5Bias(HEADS, num_buckets=8, max_distance=6)),
-    ),
-    on_itself("MultiHeadAttention, ALiBi", lambda: MultiHeadAttention(E, HEADS, position_bias=ALiBi(HEADS))),
-    Row(
-        "MultiHeadAttention, cross",
-        attention(kv_dim=6),
-        call_cross,
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.attention(module, x, y, Allowed(y_mask)),
-        decode_cross,
-        widths=(E, 6),
-    ),
-    on_itself("Encoder", lambda: Encoder(E, 2, HEADS, ffn_dim=12), naive=naive_encoder),
-    on_itself(
-        "Encoder, post-norm, T5 bias",
-        lambda: Encoder(E, 2, HEADS, ffn_dim=12, norm_first=False, position_bias=T5Bias(HEADS)),
-        naive=naive_encoder,
-    ),
-    Row(
-        "Decoder",
-        lambda: Decoder(E, 2, HEADS, ffn_dim=12, kv_dim=6, rotary=True),
-        call_decoder,
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.decoder(
-            module, x, y, Allowed(x_mask, None, is_causal), Allowed(y_mask)
-        ),
-        decode_decoder,
-        causal=(True,),
-        attended="xy",
-        widths=(E, 6),
-    ),
-    Row(
-        "CrossModalAttention",
-        lambda: CrossModalAttention(E, HEADS, other_dim=6, cross_attention={"kind": "additive"}),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, a_mask=Mask(x_mask), b_mask=Mask(y_mask)),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.cross_modal(
-            module, x, y, Allowed(x_mask), Allowed(y_mask)
-        ),
-        attended="xy",
-        outputs=("x", "y"),
-        widths=(E, 6),
-    ),
-    Row(
-        "MultimodalFusionBlock",
-        lambda: MultimodalFusionBlock(
-            E, HEADS, ffn_dim=12, kv_dim=6, cross_attention={"kind": "sigmoid", "num_sigmoid_heads": 1}
-        ),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, Mask(x_mask), Mask(y_mask)),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.fusion_block(
-            module, x, y, Allowed(x_mask), Allowed(y_mask)
-        ),
-        attended="xy",
-        widths=(E, 6),
-    ),
-    Row(
-        "CoAttention",
-        lambda: CoAttention(E, 1, HEADS, ffn_dim=12),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, a_mask=Mask(x_mask), b_mask=Mask(y_mask)),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.co_attention(
-            module, x, y, Allowed(x_mask), Allowed(y_mask)
-        ),
-        attended="xy",
-        outputs=("x", "y"),
-    ),
-    Row(
-        "AttentionPooling",
-        lambda: AttentionPooling(E, HEADS, num_queries=2, kv_dim=6),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(y, Mask(y_mask)),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.pooling(module, y, Allowed(y_mask)),
-        outputs=("",),
-        widths=(E, 6),
-    ),
-]

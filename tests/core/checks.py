@@ -189,6 +189,11 @@ def exported_vs_eager(row: Row) -> float | None:
     return worst
 
 
+def outside_reference(row: Row) -> float | None:
+    """Against a public library's own implementation, where there is one."""
+    return None if row.reference is None else row.reference()
+
+
 COLUMNS: dict[str, Callable[[Row], float | None]] = {
     "forward vs naive": forward_vs_naive,
     "gradient vs naive": gradient_vs_naive,
@@ -198,4 +203,5 @@ COLUMNS: dict[str, Callable[[Row], float | None]] = {
     "causal leak": causal_leak,
     "cached vs full": cached_vs_full,
     "exported vs eager": exported_vs_eager,
+    "outside reference": outside_reference,
 }

@@ -54,15 +54,21 @@ def bias_at(bias, h, offset):
     return bias.weight[bucket, h]
 
 
-def kernel(module, q, k, v, allowed):
-    """Any kernel, by its kind: q (B, h, L, d), k (B, h_kv, S, d), v (B, h_kv, S, d_v) to (B, h, L, d_v)."""
+def kernel(module, q, k, v, allowed, weights_of=None):
+    """Any kernel: q (B, h, L, d), k (B, h_kv, S, d), v (B, h_kv, S, d_v) to (B, h, L, d_v).
+
+    weights_of(module, q (L, d), keys (S, d), b, head, allowed) gives one {key: weight} a query; the kinds of this file
+    need none.
+    """
     B, h, L, _ = q.shape
     group = h // k.shape[1]
     rows = []
     for b in range(B):
         for head in range(h):
             keys, values = k[b, head // group], v[b, head // group]
-            if module.kind == "monotonic":
+            if weights_of is not None:
+                weights = weights_of(module, q[b, head], keys, b, head, allowed)
+            elif module.kind == "monotonic":
                 weights = monotonic(module, q[b, head], keys, b, head, allowed)
             else:
                 weights = [row(module, q[b, head, i], keys, b, head, i, L, allowed) for i in range(L)]

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from cases import ROWS
 from checks import (
     COLUMNS,
     TOLERANCE,
@@ -19,6 +18,7 @@ from checks import (
     variants,
     with_gradients,
 )
+from rows import ROWS
 
 from mmattn import KERNELS
 
