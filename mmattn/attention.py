@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from .kernels import build_kernel
 from .masks import Mask
 from .positions import PositionBias, Rotary
+
+
+PROJECTIONS = ("q", "k", "v", "out")
+QK_NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 @dataclass
@@ -61,12 +65,14 @@ class MultiHeadAttention(nn.Module):
         v_head_dim: d_v of values, head_dim where None.
         kv_dim: size of what keys and values are projected from, E where None.
         num_kv_heads: h_kv, fewer key and value heads than query heads (grouped-query, Ainslie et al. 2023).
-        bias: biases in the projections.
+        bias: biases in the projections: all, none, or those named, of "q", "k", "v", "out" (Whisper has none on keys).
         dropout: of attention weights; costs the fused path. Kernels without it refuse it.
         kind: the kernel, a name in ``mmattn.kernels.KERNELS``.
         options: the kernel's own keywords.
         needs: what this attention will be asked for ("self", "causal", "cross", "cache", ...), so that a kernel that
             lacks it is refused at construction.
+        qk_norm: "layer" or "rms": normalises each head's queries and keys before positions and scores, so that scores
+            cannot grow without bound (Dehghani et al. 2023, section 2).
         rotary: rotary positions on queries and keys (self-attention only).
         position_bias: added to the scores; the same object may also come with the mask instead.
 
@@ -87,15 +93,19 @@ class MultiHeadAttention(nn.Module):
         v_head_dim: int | None = None,
         kv_dim: int | None = None,
         num_kv_heads: int | None = None,
-        bias: bool = True,
+        bias: bool | Collection[str] = True,
         dropout: float = 0.0,
         kind: str = "dense",
         options: Mapping[str, Any] | None = None,
         needs: Iterable[str] = (),
+        qk_norm: str | None = None,
         rotary: bool = False,
         position_bias: PositionBias | None = None,
     ) -> None:
         super().__init__()
+        biased = _biased(bias)
+        if qk_norm is not None and qk_norm not in QK_NORMS:
+            raise ValueError(f"unknown qk_norm {qk_norm!r}; there are: {', '.join(QK_NORMS)}")
         if head_dim is None:
             if embed_dim % num_heads:
                 raise ValueError(f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}; or give head_dim")
@@ -108,19 +118,30 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"num_heads={num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if position_bias is not None and position_bias.num_heads != num_heads:
             raise ValueError(f"position_bias is for {position_bias.num_heads} heads, the attention has {num_heads}")
-        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(self.kv_dim, self.num_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(self.kv_dim, self.num_kv_heads * self.v_head_dim, bias=bias)
-        self.out_proj = nn.Linear(num_heads * self.v_head_dim, embed_dim, bias=bias)
-        self.rotary = Rotary(head_dim) if rotary else None
-        self.position_bias = position_bias
         options = dict(options or {}) | ({"dropout": dropout} if dropout else {})
         needs = frozenset(needs) | ({"bias"} if position_bias is not None else frozenset())
         self.kernel = build_kernel(kind, options, num_heads=num_heads, head_dim=head_dim, needs=needs)
+        if self.kernel.shares_qk and self.num_kv_heads != num_heads:
+            raise ValueError(
+                f"attention kind {kind!r} shares queries and keys: num_kv_heads={num_kv_heads} must be {num_heads}"
+            )
+        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias="q" in biased)
+        self.k_proj = None
+        if not self.kernel.shares_qk:
+            self.k_proj = nn.Linear(self.kv_dim, self.num_kv_heads * head_dim, bias="k" in biased)
+        self.v_proj = nn.Linear(self.kv_dim, self.num_kv_heads * self.v_head_dim, bias="v" in biased)
+        self.out_proj = nn.Linear(num_heads * self.v_head_dim, embed_dim, bias="out" in biased)
+        self.q_norm = self.k_norm = None
+        if qk_norm is not None:
+            self.q_norm = QK_NORMS[qk_norm](head_dim)
+            self.k_norm = self.q_norm if self.kernel.shares_qk else QK_NORMS[qk_norm](head_dim)
+        self.rotary = Rotary(head_dim) if rotary else None
+        self.position_bias = position_bias
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            if bias:
-                nn.init.zeros_(projection.bias)
+            if projection is not None:
+                nn.init.xavier_uniform_(projection.weight)
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
 
     def forward(
         self,
@@ -130,6 +151,8 @@ class MultiHeadAttention(nn.Module):
         *,
         mask: Mask | None = None,
         cache: Any = None,
+        query_pos: Tensor | None = None,
+        key_pos: Tensor | None = None,
     ) -> Tensor:
         """Attends from query to key, or within query where key is None.
 
@@ -140,6 +163,9 @@ class MultiHeadAttention(nn.Module):
             mask: over all keys, those in the cache included. Nothing is causal by default.
             cache: from `make_cache`, updated in place. In self-attention query holds the new tokens only; in
                 cross-attention keys and values are projected at the first call.
+            query_pos: (B|1, L, E), positions added to what queries are projected from, and in self-attention keys,
+                but not values (Carion et al. 2020, section 3.2).
+            key_pos: (B|1, S, kv_dim), the same for the keys of cross-attention.
 
         Returns:
             (B, L, E).
@@ -153,12 +179,18 @@ class MultiHeadAttention(nn.Module):
         if self.position_bias is not None:
             mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
         self._check(cross, mask, cache)
-        q = self._heads(self.q_proj(query), self.num_heads)  # (B, h, L, d)
+        if key_pos is not None and not cross:
+            raise ValueError("in self-attention query_pos is added to queries and keys: give no key_pos")
+        placed = query if query_pos is None else query + query_pos
+        q = self._heads(self.q_proj(placed), self.num_heads, self.q_norm)  # (B, h, L, d)
         if cross and cache is not None and cache.keys is not None:
             k, v = cache.keys, cache.values
         else:
-            key = query if key is None else key
-            k = self._heads(self.k_proj(key), self.num_kv_heads)  # (B, h_kv, S, d)
+            if key is None:
+                key, key_source = query, placed
+            else:
+                key_source = key if key_pos is None else key + key_pos
+            k = q if self.k_proj is None else self._heads(self.k_proj(key_source), self.num_kv_heads, self.k_norm)
             v = self._heads(self.v_proj(key if value is None else value), self.num_kv_heads)  # (B, h_kv, S, d_v)
             if cross and cache is not None:
                 cache.keys, cache.values = k, v
@@ -178,14 +210,15 @@ class MultiHeadAttention(nn.Module):
             ValueError: the kernel cannot decode with a cache.
         """
         keys, values = (
-            self.k_proj.weight.new_zeros(batch_size, self.num_kv_heads, 0, size)
+            self.v_proj.weight.new_zeros(batch_size, self.num_kv_heads, 0, size)
             for size in (self.head_dim, self.v_head_dim)
         )
         state = self.kernel.make_cache(keys, values, cross=cross)
         return CrossCache(state=state) if cross else state
 
-    def _heads(self, x: Tensor, num_heads: int) -> Tensor:
-        return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (B, h, L, d)
+    def _heads(self, x: Tensor, num_heads: int, norm: nn.Module | None = None) -> Tensor:
+        x = x.unflatten(-1, (num_heads, -1))  # (B, L, h, d)
+        return (x if norm is None else norm(x)).transpose(1, 2)  # (B, h, L, d)
 
     def _check(self, cross: bool, mask: Mask | None, cache: Any) -> None:
         if cross and self.rotary is not None:
@@ -205,3 +238,12 @@ class MultiHeadAttention(nn.Module):
             needs = needs | {"cache"}
         if not needs <= self.kernel.supports:
             self.kernel.require(needs)
+
+
+def _biased(bias: bool | Collection[str]) -> Collection[str]:
+    if isinstance(bias, bool):
+        return PROJECTIONS if bias else ()
+    unknown = sorted(set(bias) - set(PROJECTIONS))
+    if isinstance(bias, str) or unknown:
+        raise ValueError(f"bias must be true, false, or a list of {', '.join(PROJECTIONS)}; found {bias!r}")
+    return bias

@@ -47,9 +47,13 @@ def attend(
     attn_mask = allowed
     if bias is not None:
         attn_mask = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )  # (B, h, L, d_v)
+    grouped = q.shape[1] != k.shape[1]
+    d, d_v = q.shape[-1], v.shape[-1]
+    if d != d_v and q.device.type == "cpu":  # torch's fused CPU kernels want one size: zeros cost less than leaving them
+        scale = d**-0.5 if scale is None else scale
+        q, k, v = (F.pad(x, (0, max(d, d_v) - x.shape[-1])) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=grouped)
+    out = out[..., :d_v]  # (B, h, L, d_v)
     return out if empty is None else out.masked_fill(empty, 0.0)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Mask:
     is_causal: bool = False  # bottom-right aligned
     bias: Bias | None = None  # additive, per head; set through with_bias
     global_mask: Tensor | None = None  # (B, S) bool, tokens that see all and are seen by all
+    _combined: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)  # see dense
 
     def __post_init__(self) -> None:
         for name, dims in (("key_mask", (2,)), ("attn_mask", (2, 4)), ("global_mask", (2,))):
@@ -109,11 +110,20 @@ class Mask:
             bool, broadcastable to (B, h, L, S), as small as it can be (a key mask alone is (B, 1, 1, S), which costs
             nothing in the fused path), or None where everything is allowed.
         """
+        if self.attn_mask is None and not self.is_causal:
+            return None if self.key_mask is None else self.key_mask[:, None, None, :]  # (B, 1, 1, S)
+        if torch.compiler.is_compiling() or not (isinstance(L, int) and isinstance(S, int)):
+            return self._combine(L, S, device)
+        place = (L, S, device, torch.is_inference_mode_enabled())  # an inference tensor is no use to autograd
+        if place not in self._combined:  # the layers of a stack ask for the same
+            self._combined[place] = self._combine(L, S, device)
+        return self._combined[place]
+
+    def _combine(self, L: int, S: int, device: torch.device | None) -> Tensor | None:
         allowed = None if self.key_mask is None else self.key_mask[:, None, None, :]  # (B, 1, 1, S)
         if self.attn_mask is not None:
             allowed = self.attn_mask if allowed is None else allowed & self.attn_mask
         if self.is_causal and not (isinstance(L, int) and L == 1):  # the last query sees all keys
-            device = device if allowed is None else allowed.device
-            causal = key_offsets(L, S, device) <= 0  # (L, S)
+            causal = key_offsets(L, S, device if allowed is None else allowed.device) <= 0  # (L, S)
             allowed = causal if allowed is None else allowed & causal
         return allowed

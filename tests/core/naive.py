@@ -108,7 +108,7 @@ def phi(x):
 
 
 def monotonic(module, q, keys, b, head, allowed):
-    """Raffel et al. 2017: algorithm 1 in evaluation, its expectation in training."""
+    """Raffel et al. 2017: algorithm 1 in evaluation, its expectation in training; Chiu and Raffel 2018's chunks."""
     (L, d), S = q.shape, keys.shape[0]
     last = [1.0] + [0.0] * (S - 1)
     position, weights = 0, []
@@ -120,19 +120,33 @@ def monotonic(module, q, keys, b, head, allowed):
         if not module.training:
             while position < S and p[position] <= 0.5:
                 position += 1
-            weights.append({position: 1.0} if position < S else {})
-            continue
-        now = []
-        for j in range(S):
-            reach = 0.0
-            for start in range(j + 1):
-                passed = last[start]
-                for between in range(start, j):
-                    passed = passed * (1 - p[between])
-                reach = reach + passed
-            now.append(p[j] * reach)
-        last = now
-        weights.append(dict(enumerate(now)))
+            stops = {position: 1.0} if position < S else {}
+        else:
+            now = []
+            for j in range(S):
+                reach = 0.0
+                for start in range(j + 1):
+                    passed = last[start]
+                    for between in range(start, j):
+                        passed = passed * (1 - p[between])
+                    reach = reach + passed
+                now.append(p[j] * reach)
+            last = now
+            stops = dict(enumerate(now))
+        weights.append(stops if module.chunk == 1 else chunks(module, q[i], keys, b, head, i, L, allowed, stops))
+    return weights
+
+
+def chunks(module, q, keys, b, head, i, L, allowed, stops):
+    """The softmax over the keys up to each stop, weighted by how likely the stop is."""
+    S, d = keys.shape
+    turned = sum(q[c] * module.chunk_query[head, c] for c in range(d))
+    weights = {}
+    for stop, probability in stops.items():
+        chunk = [j for j in range(max(0, stop - module.chunk + 1), stop + 1) if allowed(b, head, i, j, L, S)]
+        exponentials = [torch.exp((turned * keys[j]).sum() / math.sqrt(d)) for j in chunk]
+        for j, exponential in zip(chunk, exponentials, strict=True):
+            weights[j] = weights.get(j, 0.0) + probability * exponential / sum(exponentials)
     return weights
 
 
@@ -146,6 +160,13 @@ def layer_norm(norm, x):
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
+
+
+def head_norm(norm, x):
+    """The norm of queries and keys: x (B, h, L, d)."""
+    if norm is None or hasattr(norm, "bias"):
+        return x if norm is None else layer_norm(norm, x)
+    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + torch.finfo(x.dtype).eps) * norm.weight
 
 
 def feed_forward(ffn, x):
@@ -171,9 +192,9 @@ def rotate(x, base=10000.0):
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-def attention(module, query, key=None, allowed=None, bias=None):
+def attention(module, query, key=None, allowed=None, bias=None, query_pos=0.0, key_pos=0.0):
     """MultiHeadAttention."""
-    source = query if key is None else key
+    source, key_pos = (query, query_pos) if key is None else (key, key_pos)
     allowed = allowed or Allowed()
     window = getattr(module.kernel, "window", None)
     bias = module.position_bias if bias is None else bias
@@ -183,8 +204,8 @@ def attention(module, query, key=None, allowed=None, bias=None):
         projected = linear(projection, x)
         return torch.stack(projected.chunk(count, dim=-1), dim=1)  # (B, h, L, d)
 
-    q = heads(module.q_proj, query, module.num_heads)
-    k = heads(module.k_proj, source, module.num_kv_heads)
+    q = head_norm(module.q_norm, heads(module.q_proj, query + query_pos, module.num_heads))
+    k = head_norm(module.k_norm, heads(module.k_proj, source + key_pos, module.num_kv_heads))
     v = heads(module.v_proj, source, module.num_kv_heads)
     if module.rotary is not None:
         q, k = rotate(q), rotate(k)

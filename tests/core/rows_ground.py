@@ -1,6 +1,7 @@
 """The rows of the ground floor: dense, sliding_window, linear, monotonic, additive, sigmoid; blocks; fusion."""
 
 import naive
+import torch
 from cases import (
     HEADS,
     E,
@@ -29,6 +30,26 @@ from mmattn import (
     T5Bias,
 )
 
+
+def call_placed(module, x, y, x_mask, y_mask, is_causal):
+    return module(x, mask=Mask(x_mask, is_causal=is_causal), query_pos=y)
+
+
+def naive_placed(module, x, y, x_mask, y_mask, is_causal):
+    return naive.attention(module, x, None, Allowed(x_mask, None, is_causal), query_pos=y)
+
+
+def decode_placed(module, x, y, mask, steps):
+    cache = module.make_cache(x.shape[0])
+    outs, start = [], 0
+    for step in steps:
+        end = start + step
+        seen = None if mask is None else mask[:, :end]
+        outs.append(module(x[:, start:end], mask=Mask(seen, is_causal=True), cache=cache, query_pos=y[:, start:end]))
+        start = end
+    return torch.cat(outs, dim=1)
+
+
 ROWS = [
     kernel("kernel dense", "dense"),
     kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=4, same_length=True, lengths=(11, 11)),
@@ -43,6 +64,22 @@ ROWS = [
         together=False,
     ),
     kernel("kernel monotonic", "monotonic", {"initial_offset": 0.0}, causal=(False,), together=False),
+    kernel(
+        "kernel monotonic, chunkwise, training",
+        "monotonic",
+        {"chunk": 3, "noise": 0.0},
+        causal=(False,),
+        training=True,
+        decode=None,
+        together=False,
+    ),
+    kernel(
+        "kernel monotonic, chunkwise",
+        "monotonic",
+        {"chunk": 3, "initial_offset": 0.0},
+        causal=(False,),
+        together=False,
+    ),
     kernel("kernel additive", "additive"),
     kernel("kernel sigmoid", "sigmoid", {"num_sigmoid_heads": 1}),
     on_itself("MultiHeadAttention", attention()),
@@ -53,6 +90,30 @@ ROWS = [
         lambda: MultiHeadAttention(E, HEADS, position_bias=T5Bias(HEADS, num_buckets=8, max_distance=6)),
     ),
     on_itself("MultiHeadAttention, ALiBi", lambda: MultiHeadAttention(E, HEADS, position_bias=ALiBi(HEADS))),
+    on_itself("MultiHeadAttention, q/k layer norm", attention(qk_norm="layer", bias=["q", "v", "out"])),
+    on_itself("MultiHeadAttention, q/k RMS norm, rotary", attention(qk_norm="rms", rotary=True, bias={"out"})),
+    Row(
+        "MultiHeadAttention, q/k positions",
+        attention(),
+        call_placed,
+        naive_placed,
+        decode_placed,
+        causal=(False, True),
+        attended="x",
+        together=True,
+        same_length=True,
+    ),
+    Row(
+        "MultiHeadAttention, cross, q/k positions",
+        attention(kv_dim=6),
+        lambda module, x, y, x_mask, y_mask, is_causal: module(
+            x, y, mask=Mask(y_mask), query_pos=0.5 * x.flip(2), key_pos=y.flip(2)
+        ),
+        lambda module, x, y, x_mask, y_mask, is_causal: naive.attention(
+            module, x, y, Allowed(y_mask), query_pos=0.5 * x.flip(2), key_pos=y.flip(2)
+        ),
+        widths=(E, 6),
+    ),
     Row(
         "MultiHeadAttention, cross",
         attention(kv_dim=6),

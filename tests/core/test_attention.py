@@ -140,3 +140,38 @@ def test_it_compiles_whole_at_changing_lengths(kind):
         x, key_mask = torch.randn(2, length, 8), torch.rand(2, length) > 0.3
         torch.testing.assert_close(compiled(x, key_mask), run(x, key_mask))
     torch._dynamo.reset()
+
+
+def test_named_biases():
+    attention = MultiHeadAttention(8, 2, bias=["q", "v", "out"])  # as Whisper
+    assert {name for name, _ in attention.named_parameters() if name.endswith("bias")} == {
+        "q_proj.bias",
+        "v_proj.bias",
+        "out_proj.bias",
+    }
+
+
+@pytest.mark.parametrize("bias", ["qv", ["q", "value"]])
+def test_unknown_biases_are_refused(bias):
+    with pytest.raises(ValueError, match="bias must be true, false, or a list of q, k, v, out; found"):
+        MultiHeadAttention(8, 2, bias=bias)
+
+
+def test_unknown_qk_norm_is_refused():
+    with pytest.raises(ValueError, match="unknown qk_norm 'batch'; there are: layer, rms"):
+        MultiHeadAttention(8, 2, qk_norm="batch")
+
+
+def test_positions_do_not_reach_the_values():
+    attention, x = MultiHeadAttention(8, 1), torch.randn(1, 1, 8)  # one key: its value is the output
+    torch.testing.assert_close(attention(x, query_pos=torch.randn(1, 1, 8)), attention(x))
+    with pytest.raises(ValueError, match="give no key_pos"):
+        attention(x, key_pos=x)
+
+
+def test_a_mask_combines_once_for_all_layers():
+    mask = Mask(torch.ones(2, 5, dtype=torch.bool), is_causal=True)
+    assert mask.dense(5, 5) is mask.dense(5, 5)
+    with torch.inference_mode():
+        mask.dense(5, 5)
+    assert not mask.dense(5, 5).is_inference()
