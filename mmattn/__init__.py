@@ -33,12 +33,19 @@ _PUBLIC = {
     "attention": ("MultiHeadAttention", "split_attention"),
     "auxiliary": ("auxiliary_losses",),
     "blocks": ("Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "FeedForward"),
-    "explain": ("capture",),
+    "channel": ("CBAM", "ChannelAttention", "EfficientChannelAttention", "SqueezeExcitation"),
+    "deformable": ("DeformableAttention", "flatten_maps"),
+    "explain": ("capture", "head_statistics", "relevance", "rollout"),
     "functional": ("attend",),
-    "fusion": ("AttentionPooling", "CoAttention", "CrossModalAttention", "MultimodalFusionBlock"),
+    "fusion": ("AttentionPooling", "BiDAF", "CoAttention", "CrossModalAttention", "MultimodalFusionBlock"),
+    "hierarchical": ("ContextPooling", "HierarchicalAttention", "Recurrent"),
     "kernels": ("KERNELS", "Kernel", "build_kernel", "kernel_options", "kinds_supporting"),
     "masks": ("Mask",),
     "positions": ("ALiBi", "LearnedPositions", "PositionBias", "Rotary", "SinusoidalPositions", "T5Bias"),
+    "pretrained": ("load_pretrained",),
+    "spatial": ("AttentionGate", "Gate", "MapPooling", "PositionAttention", "SpatialAttention"),
+    "tap": ("Tap",),
+    "temporal": ("DividedSpaceTimeLayer", "TemporalPooling"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -53,12 +60,25 @@ if TYPE_CHECKING:
     from .blocks import Encoder as Encoder
     from .blocks import EncoderLayer as EncoderLayer
     from .blocks import FeedForward as FeedForward
+    from .channel import CBAM as CBAM
+    from .channel import ChannelAttention as ChannelAttention
+    from .channel import EfficientChannelAttention as EfficientChannelAttention
+    from .channel import SqueezeExcitation as SqueezeExcitation
+    from .deformable import DeformableAttention as DeformableAttention
+    from .deformable import flatten_maps as flatten_maps
     from .explain import capture as capture
+    from .explain import head_statistics as head_statistics
+    from .explain import relevance as relevance
+    from .explain import rollout as rollout
     from .functional import attend as attend
     from .fusion import AttentionPooling as AttentionPooling
+    from .fusion import BiDAF as BiDAF
     from .fusion import CoAttention as CoAttention
     from .fusion import CrossModalAttention as CrossModalAttention
     from .fusion import MultimodalFusionBlock as MultimodalFusionBlock
+    from .hierarchical import ContextPooling as ContextPooling
+    from .hierarchical import HierarchicalAttention as HierarchicalAttention
+    from .hierarchical import Recurrent as Recurrent
     from .kernels import KERNELS as KERNELS
     from .kernels import Kernel as Kernel
     from .kernels import build_kernel as build_kernel
@@ -71,6 +91,15 @@ if TYPE_CHECKING:
     from .positions import Rotary as Rotary
     from .positions import SinusoidalPositions as SinusoidalPositions
     from .positions import T5Bias as T5Bias
+    from .pretrained import load_pretrained as load_pretrained
+    from .spatial import AttentionGate as AttentionGate
+    from .spatial import Gate as Gate
+    from .spatial import MapPooling as MapPooling
+    from .spatial import PositionAttention as PositionAttention
+    from .spatial import SpatialAttention as SpatialAttention
+    from .tap import Tap as Tap
+    from .temporal import DividedSpaceTimeLayer as DividedSpaceTimeLayer
+    from .temporal import TemporalPooling as TemporalPooling
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import CrossCache, MultiHeadAttention, split_attention
+from .feedforward import FeedForward
 from .kernels import Cache
 from .masks import Mask
 from .positions import PositionBias
@@ -26,27 +27,12 @@ def make_attention(
     return MultiHeadAttention(embed_dim, num_heads, kind=kind, options=options, needs=needs, **keywords)
 
 
-class FeedForward(nn.Module):
-    """``W2 dropout(gelu(W1 x))``, position by position (Vaswani et al. 2017, section 3.3; GELU as BERT)."""
-
-    def __init__(self, embed_dim: int, ffn_dim: int | None = None, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        ffn_dim = 4 * embed_dim if ffn_dim is None else ffn_dim
-        self.fc1 = nn.Linear(embed_dim, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, E) to (B, L, E)."""
-        return self.fc2(self.dropout(nn.functional.gelu(self.fc1(x))))
-
-
 class Residual(nn.Module):
     """Layer norm and dropout around a sublayer: ``x + f(norm(x))``, or ``norm(x + f(x))`` where norm_first is off."""
 
-    def __init__(self, embed_dim: int, dropout: float, norm_first: bool) -> None:
+    def __init__(self, embed_dim: int, dropout: float, norm_first: bool, norm_eps: float = 1e-5) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(embed_dim)
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.norm_first = norm_first
 
@@ -69,6 +55,9 @@ class EncoderLayer(nn.Module):
         norm_first: pre-norm, which trains without warm-up tricks; off = post-norm, as the original and BERT.
         rotary: rotary positions.
         num_kv_heads: grouped-query.
+        bias: biases in the attention's projections: all, none, or those of the names "q", "k", "v", "out".
+        activation: of the feed-forward network, a name in ACTIVATIONS.
+        norm_eps: added to the variance in the layer norms.
         needs: what the attention will be asked for.
     """
 
@@ -83,15 +72,18 @@ class EncoderLayer(nn.Module):
         norm_first: bool = True,
         rotary: bool = False,
         num_kv_heads: int | None = None,
+        bias: bool | Collection[str] = True,
+        activation: str = "gelu",
+        norm_eps: float = 1e-5,
         needs: Iterable[str] = ("self",),
     ) -> None:
         super().__init__()
         self.attention = make_attention(
-            embed_dim, num_heads, attention, needs, rotary=rotary, num_kv_heads=num_kv_heads
+            embed_dim, num_heads, attention, needs, rotary=rotary, num_kv_heads=num_kv_heads, bias=bias
         )
-        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout)
-        self.attention_residual = Residual(embed_dim, dropout, norm_first)
-        self.ffn_residual = Residual(embed_dim, dropout, norm_first)
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout, activation=activation)
+        self.attention_residual = Residual(embed_dim, dropout, norm_first, norm_eps)
+        self.ffn_residual = Residual(embed_dim, dropout, norm_first, norm_eps)
 
     def forward(self, x: Tensor, mask: Mask | None = None, cache: Any = None) -> Tensor:
         """x: (B, L, E). Returns (B, L, E)."""
@@ -112,6 +104,9 @@ class Encoder(nn.Module):
         norm_first: pre-norm, with one more norm at the end.
         rotary: rotary positions.
         num_kv_heads: grouped-query.
+        bias: biases in the attentions' projections: all, none, or those of the names "q", "k", "v", "out".
+        activation: of the feed-forward networks, a name in ACTIVATIONS.
+        norm_eps: added to the variance in the layer norms.
         position_bias: added to the scores of every layer (shared, as T5 has it).
         needs: what the attention will be asked for: "self", or "causal" and "cache".
 
@@ -131,6 +126,9 @@ class Encoder(nn.Module):
         norm_first: bool = True,
         rotary: bool = False,
         num_kv_heads: int | None = None,
+        bias: bool | Collection[str] = True,
+        activation: str = "gelu",
+        norm_eps: float = 1e-5,
         position_bias: PositionBias | None = None,
         needs: Iterable[str] = ("self",),
     ) -> None:
@@ -146,11 +144,14 @@ class Encoder(nn.Module):
                 norm_first=norm_first,
                 rotary=rotary,
                 num_kv_heads=num_kv_heads,
+                bias=bias,
+                activation=activation,
+                norm_eps=norm_eps,
                 needs=needs,
             )
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(embed_dim) if norm_first else nn.Identity()
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if norm_first else nn.Identity()
         self.position_bias = position_bias
         self.gradient_checkpointing = False
 
@@ -171,6 +172,15 @@ class Encoder(nn.Module):
             state = None if cache is None else cache[i]
             x = run_layer(self, layer, x, mask, state)
         return self.norm(x)
+
+    def hidden_states(self, x: Tensor, mask: Mask | None = None) -> list[Tensor]:
+        """What goes into the first layer and what comes out of each, before the last norm: num_layers + 1 (B, L, E)."""
+        if self.position_bias is not None:
+            mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
+        states = [x]
+        for layer in self.layers:
+            states.append(run_layer(self, layer, states[-1], mask, None))
+        return states
 
     def make_cache(self, batch_size: int) -> list[Cache]:
         """Empty decoding states, one a layer."""

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import AttentionConfig, EncoderLayer, FeedForward, Residual, make_attention, run_layer
+from .functional import masked_softmax
 from .masks import Mask
+from .tap import Tap
 
 
 class CrossModalAttention(nn.Module):
@@ -228,7 +230,59 @@ class AttentionPooling(nn.Module):
         self.norm = nn.LayerNorm(embed_dim if kv_dim is None else kv_dim)
         self.attention = make_attention(embed_dim, num_heads, attention, {"cross"}, kv_dim=kv_dim)
 
-    def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
-        """x: (B, S, kv_dim). Returns (B, num_queries, E)."""
+    def forward(self, x: Tensor, mask: Mask | None = None, steer: Tensor | None = None) -> Tensor:
+        """x: (B, S, kv_dim); steer: (B, num_queries or 1, E), added to the queries. Returns (B, num_queries, E)."""
         queries = self.queries.expand(x.shape[0], -1, -1)  # (B, num_queries, E)
+        if steer is not None:
+            queries = queries + steer
         return self.attention(queries, self.norm(x), mask=mask)
+
+
+class BiDAF(nn.Module):
+    """A context and a question read each other; the context comes back with what it found (Seo et al. 2017, section 2).
+
+    With ``s_ij = w^T [a_i; b_j; a_i * b_j]``: each token of a attends to b, ``b~_i = sum_j softmax_j(s_ij) b_j``; a as
+    a whole is read by its tokens' best match, ``a~ = sum_i softmax_i(max_j s_ij) a_i``; out comes
+    ``[a_i; b~_i; a_i * b~_i; a_i * a~]``. ``capture`` records the two, (B, L, S) under the path of `a_to_b` and (B, L)
+    under that of `b_to_a`.
+
+    Args:
+        embed_dim: E, of both.
+
+    >>> BiDAF(32)(torch.randn(2, 50, 32), torch.randn(2, 7, 32)).shape
+    torch.Size([2, 50, 128])
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        # The three thirds of w: so the (B, L, S, 3 E) of the definition is never made.
+        self.score_a = nn.Linear(embed_dim, 1, bias=False)
+        self.score_b = nn.Linear(embed_dim, 1, bias=False)
+        self.score_both = nn.Parameter(torch.empty(embed_dim))
+        nn.init.uniform_(self.score_both, -(embed_dim**-0.5), embed_dim**-0.5)
+        self.a_to_b, self.b_to_a = Tap(), Tap()
+
+    def forward(
+        self, a: Tensor, b: Tensor, *, a_key_mask: Tensor | None = None, b_key_mask: Tensor | None = None
+    ) -> Tensor:
+        """Reads both ways.
+
+        Args:
+            a: (B, L, E), the context.
+            b: (B, S, E), the question.
+            a_key_mask: (B, L) bool, True = a real token.
+            b_key_mask: (B, S) likewise. Where it has no real token, b~ and a~ are zero.
+
+        Returns:
+            (B, L, 4 E).
+        """
+        scores = (a * self.score_both) @ b.mT + self.score_a(a) + self.score_b(b).mT  # (B, L, S)
+        if b_key_mask is None:
+            best, readers = scores.amax(2), a_key_mask  # (B, L)
+        else:
+            b_key_mask = b_key_mask[:, None]  # (B, 1, S)
+            best = scores.masked_fill(~b_key_mask, torch.finfo(scores.dtype).min).amax(2)
+            readers = b_key_mask.any(2) if a_key_mask is None else a_key_mask & b_key_mask.any(2)
+        of_b = self.a_to_b(masked_softmax(scores, b_key_mask)) @ b  # (B, L, E)
+        of_a = self.b_to_a(masked_softmax(best, readers))[:, None] @ a  # (B, 1, E)
+        return torch.cat([a, of_b, a * of_b, a * of_a], dim=2)  # (B, L, 4 E)

@@ -130,6 +130,58 @@ def overlay(
     return _finish(figure, path)
 
 
+def head_chart(
+    statistics: Any,
+    path: str | Path | None = None,
+    *,
+    layer_names: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Any:
+    """What the heads of a stack do, a panel a number: a row a layer, a column a head; empty where there is no number.
+
+    Args:
+        statistics: from `mmattn.explain.head_statistics`, or any mapping of names to tensors (layers, h).
+        path: where to write the picture, None = do not.
+        layer_names: one a layer; they are counted from 0 where None.
+        title: over the whole picture.
+
+    Returns:
+        The matplotlib Figure.
+
+    Raises:
+        ValueError: values that are no (layers, h), or names that do not match.
+    """
+    from matplotlib.figure import Figure
+
+    values = dict(statistics._asdict() if hasattr(statistics, "_asdict") else statistics)
+    panels = _panels(list(values.values()))
+    if len({panel.shape for panel in panels}) > 1:
+        raise ValueError(f"expected values of one shape, found {[tuple(panel.shape) for panel in panels]}")
+    layers, h = panels[0].shape
+    if layer_names is not None and len(layer_names) != layers:
+        raise ValueError(f"{len(layer_names)} layer_names for {layers} layers")
+    names = [str(i) for i in range(layers)] if layer_names is None else layer_names
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    width, height = 2.2 + min(0.35 * h, 10), 1.3 + min(0.35 * layers, 10)
+    figure = Figure(figsize=(columns * width, rows * height + (0.4 if title else 0.0)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i, axis in enumerate(axes.flat):
+        if i >= len(panels):
+            axis.set_axis_off()
+            continue
+        image = axis.imshow(panels[i].numpy(), cmap="viridis", aspect="auto")
+        figure.colorbar(image, ax=axis, shrink=0.9)
+        axis.set(xlabel="head", ylabel="layer")
+        axis.set_title(_plain(list(values)[i].replace("_", " ")), fontsize=9)
+        _ticks(axis, "x", [str(head) for head in range(h)], h)
+        axis.tick_params(axis="x", rotation=0)
+        _ticks(axis, "y", names, layers)
+    if title:
+        figure.suptitle(_plain(title), fontsize=10, wrap=True)
+    return _finish(figure, path)
+
+
 def _panels(weights: Tensor | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(weights, Tensor):
         weights = [weights] if weights.dim() == 2 else list(weights)

@@ -19,7 +19,7 @@ def sinusoidal_1d(positions: Tensor, embed_dim: int, base: float = 10000.0) -> T
         embed_dim: E, even.
 
     Returns:
-        (..., E) float32: sines first, then cosines.
+        (..., E) float32, float64 where positions are: sines first, then cosines.
 
     >>> sinusoidal_1d(torch.arange(5), 8).shape
     torch.Size([5, 8])
@@ -27,26 +27,32 @@ def sinusoidal_1d(positions: Tensor, embed_dim: int, base: float = 10000.0) -> T
     if embed_dim % 2:
         raise ValueError(f"sinusoidal positions need an even embed_dim, found {embed_dim}")
     half = embed_dim // 2
-    rates = torch.exp(torch.arange(half, device=positions.device) * (-math.log(base) / half))  # (E/2,)
-    angles = positions.unsqueeze(-1).float() * rates  # (..., E/2)
+    wide = torch.float64 if positions.dtype == torch.float64 else torch.float32
+    rates = torch.exp(torch.arange(half, device=positions.device, dtype=wide) * (-math.log(base) / half))  # (E/2,)
+    angles = positions.unsqueeze(-1).to(wide) * rates  # (..., E/2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def sinusoidal_2d(
-    height: int, width: int, embed_dim: int, base: float = 10000.0, device: torch.device | None = None
+    height: int,
+    width: int,
+    embed_dim: int,
+    base: float = 10000.0,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Half of the channels encode the row, half the column (Carion et al. 2020, section A.4).
 
     Returns:
-        (H, W, E) float32.
+        (H, W, E), of the dtype, float32 or float64.
 
     >>> sinusoidal_2d(3, 4, 8).shape
     torch.Size([3, 4, 8])
     """
     if embed_dim % 4:
         raise ValueError(f"2D sinusoidal positions need embed_dim divisible by 4, found {embed_dim}")
-    rows = sinusoidal_1d(torch.arange(height, device=device), embed_dim // 2, base)  # (H, E/2)
-    columns = sinusoidal_1d(torch.arange(width, device=device), embed_dim // 2, base)  # (W, E/2)
+    rows = sinusoidal_1d(torch.arange(height, device=device, dtype=dtype), embed_dim // 2, base)  # (H, E/2)
+    columns = sinusoidal_1d(torch.arange(width, device=device, dtype=dtype), embed_dim // 2, base)  # (W, E/2)
     return torch.cat(
         [rows[:, None, :].expand(height, width, -1), columns[None, :, :].expand(height, width, -1)], dim=-1
     )
@@ -63,7 +69,8 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
         """x: (B, L, E); offset: tokens already decoded before x. Returns (B, L, E)."""
-        positions = torch.arange(x.shape[1], device=x.device) + offset
+        wide = torch.promote_types(x.dtype, torch.float32)  # half precision cannot count past 256
+        positions = torch.arange(x.shape[1], device=x.device, dtype=wide) + offset
         return x + sinusoidal_1d(positions, self.embed_dim, self.base).to(x.dtype)
 
 
@@ -125,7 +132,8 @@ class GridPositions(nn.Module):
         if self.kind == "none":
             return x
         if self.kind == "sinusoidal":
-            return x + sinusoidal_2d(h, w, E, device=x.device).permute(2, 0, 1).to(x.dtype)
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return x + sinusoidal_2d(h, w, E, device=x.device, dtype=wide).permute(2, 0, 1).to(x.dtype)
         if self.kind == "coordinates":
             rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) * 2 + 1 for n in (h, w))
             rows, columns = rows / h - 1, columns / w - 1  # the cells' centres, in -1..1

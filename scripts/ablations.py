@@ -1,7 +1,10 @@
 """Train a task's full model, its failing baselines and other kernels for the same time, and print a table.
 
     python scripts/ablations.py vqa [--jobs 2] [--write]
+    python scripts/ablations.py vqa --kernels --jobs 2 --epochs 4 --write
 
+--kernels trains the full model with each kernel that supports bidirectional self-attention instead, by
+`--model.attention.kind`, beside the question alone.
 How long an epoch of a variant takes is measured on a few steps first; a cheaper one gets as many more epochs as fit in
 the full model's time.
 """
@@ -31,11 +34,32 @@ VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
         "question hidden": ("--data.hide question", "--data.hide question"),
         "image hidden": ("--data.hide image", "--data.hide image"),
         "mean pooling for attention": ("--model.fusion mean --model.guidance 0", ""),
-        "attention linear": ("--model.attention.kind linear", ""),
-        "attention sliding_window 8": ("--model.attention.kind sliding_window --model.attention.window 8", ""),
     }
 }
+# Options that fit a task's built-in data, where a kernel's defaults are for long sequences.
+KERNEL_OPTIONS: dict[str, dict[str, dict[str, int]]] = {
+    "vqa": {  # a grid of 64 cells
+        "adaptive_span": {"max_span": 64, "ramp": 8},
+        "low_rank": {"projected_length": 16, "max_len": 64},
+        "lsh": {"chunk": 16},
+        "sliding_window": {"window": 8},
+        "sparse": {"block": 8},
+    }
+}
+BASELINE = {"vqa": "image hidden"}  # what every kernel has to beat
 PROBE_STEPS = 60
+
+
+def kernel_variants(task: str) -> dict[str, tuple[str, str]]:
+    """The full model with each kernel that it can have, and the baseline that each has to beat."""
+    from mmattn import kinds_supporting
+
+    variants = {BASELINE[task]: VARIANTS[task][BASELINE[task]]}
+    for kind in kinds_supporting({"self"}):
+        options = KERNEL_OPTIONS[task].get(kind, {})
+        flags = "".join(f" --model.attention.{name} {value}" for name, value in options.items())
+        variants[f"attention {kind}"] = (f"--model.attention.kind {kind}{flags}", "")
+    return variants
 
 
 def run(task: str, arguments: str, threads: int) -> None:
@@ -59,9 +83,11 @@ def step_seconds(task: str, changes: str, scratch: Path, threads: int) -> float:
     return json.loads((scratch / "probe" / "metrics.json").read_text())["fit"]["seconds"] / PROBE_STEPS
 
 
-def train(task: str, name: str, scratch: Path, epochs: int, budget: float, threads: int) -> tuple[str, dict[str, Any]]:
+def train(
+    task: str, name: str, variant: tuple[str, str], scratch: Path, epochs: int, budget: float, threads: int
+) -> tuple[str, dict[str, Any]]:
     """Fit and test a variant within the budget, in seconds a step of the full model; its command and metrics.json."""
-    changes, test_changes = VARIANTS[task][name]
+    changes, test_changes = variant
     folder = scratch / name.replace(" ", "_")
     folder.mkdir()
     ratio = budget / step_seconds(task, changes, folder, threads)
@@ -78,6 +104,7 @@ def main() -> None:
     """Train all variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=sorted(VARIANTS))
+    parser.add_argument("--kernels", action="store_true", help="each kernel by name instead of the variants")
     parser.add_argument("--only", nargs="*", help="some of the variants, by name")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, the cores shared out among them")
     parser.add_argument("--epochs", type=int, help="of the full model (default: its configuration's)")
@@ -88,12 +115,16 @@ def main() -> None:
     task, threads = options.task, max(1, (os.cpu_count() or 1) // options.jobs)
     config = f"configs/{task}.yaml"
     epochs = options.epochs or yaml.safe_load((ROOT / config).read_text())["trainer"]["max_epochs"]
-    names = [name for name in VARIANTS[task] if not options.only or name in options.only]
+    variants = kernel_variants(task) if options.kernels else VARIANTS[task]
+    variants = {name: variant for name, variant in variants.items() if not options.only or name in options.only}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         scratch = Path(folder)
         budget = step_seconds(task, "", scratch, threads)
-        done = [pool.submit(train, task, name, scratch, epochs, budget, threads) for name in names]
-        results = {name: future.result() for name, future in zip(names, done, strict=True)}
+        done = {
+            name: pool.submit(train, task, name, variant, scratch, epochs, budget, threads)
+            for name, variant in variants.items()
+        }
+        results = {name: future.result() for name, future in done.items()}
     note = f"{options.jobs} trainings at a time, {threads} thread(s) each"
     columns: list[str] = []
     for name, (command, metrics) in results.items():

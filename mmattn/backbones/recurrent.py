@@ -66,25 +66,35 @@ class RecurrentEncoder(nn.Module):
         """
         if key_mask is None:
             key_mask = torch.ones_like(input_ids, dtype=torch.bool)
-        length = key_mask.sum(1, keepdim=True)  # (B, 1)
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)  # (L,)
-        mirror = torch.where(place < length, length - 1 - place, place)  # (B, L): its own inverse
-        last = (length - 1).clamp_min(0)[:, :, None]  # (B, 1, 1)
-        real = key_mask[:, :, None]  # (B, L, 1)
         x = self.dropout(self.embedding(input_ids))  # (B, L, embed_dim)
-        states = x
-        ends: list[Tensor] = []
-        for i, net in enumerate(self.forwards):
-            there = run_recurrent(net, x)  # (B, L, size)
-            ends = [there.gather(1, last.expand(-1, -1, there.shape[2]))]
-            states = there
-            if self.backwards:
-                back = run_recurrent(self.backwards[i], _reorder(x, mirror))
-                ends.append(back.gather(1, last.expand(-1, -1, back.shape[2])))
-                states = torch.cat([there, _reorder(back, mirror)], dim=-1)
-            x = self.dropout(states)
-        summary = torch.cat(ends, dim=-1).squeeze(1)  # (B, hidden_dim)
-        return states.masked_fill(~real, 0.0), summary.masked_fill(length == 0, 0.0)
+        return read_both_ways(self.forwards, self.backwards, x, key_mask, self.dropout)
+
+
+def read_both_ways(
+    forwards: nn.ModuleList, backwards: nn.ModuleList, x: Tensor, key_mask: Tensor, dropout: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """One net a layer and direction over x (B, L, .), padded at the right; none in backwards: from left to right only.
+
+    Returns:
+        The states (B, L, hidden), zeros at padding; the summary (B, hidden), where each direction ended. Dropout is
+        between layers.
+    """
+    length = key_mask.sum(1, keepdim=True)  # (B, 1)
+    place = torch.arange(x.shape[1], device=x.device)  # (L,)
+    mirror = torch.where(place < length, length - 1 - place, place)  # (B, L): its own inverse
+    last = (length - 1).clamp_min(0)[:, :, None]  # (B, 1, 1)
+    states = x
+    ends: list[Tensor] = []
+    for i, net in enumerate(forwards):
+        states = run_recurrent(net, x)  # (B, L, size)
+        ends = [states.gather(1, last.expand(-1, -1, states.shape[2]))]
+        if backwards:
+            back = run_recurrent(backwards[i], _reorder(x, mirror))
+            ends.append(back.gather(1, last.expand(-1, -1, back.shape[2])))
+            states = torch.cat([states, _reorder(back, mirror)], dim=-1)
+        x = dropout(states)
+    summary = torch.cat(ends, dim=-1).squeeze(1)  # (B, hidden)
+    return states.masked_fill(~key_mask[:, :, None], 0.0), summary.masked_fill(length == 0, 0.0)
 
 
 def _reorder(x: Tensor, index: Tensor) -> Tensor:

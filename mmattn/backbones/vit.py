@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from ..blocks import AttentionConfig, Encoder
+from ..masks import same_size
 from ..positions import GridPositions
+from .pooling import Encoded, Pooler
 
 
 class PatchEmbed(nn.Module):
@@ -74,3 +79,143 @@ class GridEncoder(nn.Module):
         grid = self.positions(self.stem(pixel_values))  # (N, E, h, w)
         tokens = self.encoder(self.dropout(grid.flatten(2).mT))  # (N, h w, E)
         return tokens.mT.unflatten(2, grid.shape[2:])
+
+
+class VisionTransformer(nn.Module):
+    """Patches behind a class token, through pre-norm layers (Dosovitskiy et al. 2021, section 3.1).
+
+    DeiT adds a distillation token behind the class token (Touvron et al. 2021, section 4). Positions that public
+    checkpoints have for these tokens are part of ``prefix``: the sum is all that ever enters.
+
+    Args:
+        embed_dim: E.
+        num_layers: of transformer layers.
+        num_heads: h.
+        image_size: (H, W) in pixels that the positions are for.
+        patch_size: side of a patch in pixels; a rest at the edge is left out.
+        in_channels: of the image.
+        num_prefix: tokens before the patches: 1 = class, 2 = class and distillation.
+        resize_positions: "bicubic" (as transformers) or "bicubic_antialias" (as timm) resizes the positions to the grid
+            of other images; None refuses those.
+        pooling: "token" (the first), "prefix" (the mean of class and distillation token) or "mean" (of the patches).
+        norm_pooled: the last norm comes after pooling instead of before (timm's ``fc_norm``).
+        pooler_dim: a linear map to this size, and an activation, over the pooled vector; None for none.
+        pooler_activation: a name in ``mmattn.feedforward.ACTIVATIONS``.
+        ffn_dim: 4 E where None.
+        activation: of the feed-forward networks, likewise.
+        qkv_bias: biases in the projections of queries, keys and values.
+        norm_eps: added to the variance in the layer norms.
+        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}.
+
+    Raises:
+        ValueError: an option that is none of these, or a first token asked for where there is none.
+
+    >>> model = VisionTransformer(32, 1, 4, image_size=(64, 48))
+    >>> encoded = model(torch.randn(2, 3, 64, 48))
+    >>> encoded.states.shape, encoded.pooled.shape
+    (torch.Size([2, 13, 32]), torch.Size([2, 32]))
+    """
+
+    POOLINGS = ("token", "prefix", "mean")
+    RESIZES = ("bicubic", "bicubic_antialias")
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        image_size: Sequence[int] = (224, 224),
+        patch_size: int = 16,
+        in_channels: int = 3,
+        num_prefix: int = 1,
+        resize_positions: str | None = None,
+        pooling: str = "token",
+        norm_pooled: bool = False,
+        pooler_dim: int | None = None,
+        pooler_activation: str = "tanh",
+        ffn_dim: int | None = None,
+        activation: str = "gelu",
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+    ) -> None:
+        super().__init__()
+        if pooling not in self.POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}; there are: {', '.join(self.POOLINGS)}")
+        if pooling != "mean" and not num_prefix:
+            raise ValueError(f"pooling={pooling!r} needs a class token, and num_prefix=0")
+        if resize_positions not in (None, *self.RESIZES):
+            raise ValueError(f"unknown resize_positions {resize_positions!r}; there are: {', '.join(self.RESIZES)}")
+        self.pooling, self.resize_positions, self.num_prefix = pooling, resize_positions, num_prefix
+        self.grid_size = (image_size[0] // patch_size, image_size[1] // patch_size)  # (h, w)
+        self.patches = PatchEmbed(embed_dim, patch_size=patch_size, in_channels=in_channels)
+        self.prefix = nn.Parameter(torch.randn(num_prefix, embed_dim) * 0.02) if num_prefix else None
+        self.positions = nn.Parameter(torch.randn(1, embed_dim, *self.grid_size) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.encoder = Encoder(
+            embed_dim,
+            num_layers,
+            num_heads,
+            ffn_dim=ffn_dim,
+            dropout=dropout,
+            attention=attention,
+            bias=True if qkv_bias else ("out",),
+            activation=activation,
+            norm_eps=norm_eps,
+        )
+        self.norm: nn.Module = nn.Identity()
+        if norm_pooled:
+            self.norm, self.encoder.norm = self.encoder.norm, self.norm
+        self.pooler: nn.Module = nn.Identity()
+        if pooler_dim is not None:
+            self.pooler = Pooler(embed_dim, pooler_dim, activation=pooler_activation)
+
+    def forward(self, pixel_values: Tensor) -> Encoded:
+        """Encodes.
+
+        Args:
+            pixel_values: (N, in_channels, H, W), normalised as the weights want it.
+
+        Returns:
+            states (N, num_prefix + h w, E), patches row by row behind the prefix; pooled (N, E or pooler_dim).
+
+        Raises:
+            ValueError: another image size, where positions are not resized.
+        """
+        states = self.encoder(self.embed(pixel_values))
+        return Encoded(states, self.pooler(self.norm(self._pool(states))))
+
+    def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:
+        """What goes into the first layer and comes out of each: num_layers + 1 tensors (N, num_prefix + h w, E)."""
+        return self.encoder.hidden_states(self.embed(pixel_values))
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """What goes into the first layer: (N, num_prefix + h w, E)."""
+        grid = self.patches(pixel_values)  # (N, E, h, w)
+        x = (grid + self._positions_for(grid.shape[2], grid.shape[3])).flatten(2).mT  # (N, h w, E)
+        if self.prefix is not None:
+            x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.dropout(x)
+
+    def _positions_for(self, h: int, w: int) -> Tensor:
+        if self.resize_positions is None:
+            if (h, w) != self.grid_size:
+                raise ValueError(
+                    f"{h} x {w} patches, where the positions are for {self.grid_size[0]} x {self.grid_size[1]}: "
+                    "resize the image, or let resize_positions resize them"
+                )
+            return self.positions
+        if same_size(h, self.grid_size[0]) and same_size(w, self.grid_size[1]):
+            return self.positions
+        antialias = self.resize_positions == "bicubic_antialias"
+        return nn.functional.interpolate(self.positions, size=(h, w), mode="bicubic", antialias=antialias)
+
+    def _pool(self, states: Tensor) -> Tensor:
+        if self.pooling == "token":
+            return states[:, 0]
+        if self.pooling == "prefix":
+            return states[:, : self.num_prefix].mean(1)
+        return states[:, self.num_prefix :].mean(1)

@@ -7,21 +7,37 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .adaptive_span import AdaptiveSpan
 from .additive import Additive
 from .base import FEATURES, Cache, Kernel, KVCache
+from .cosine import Cosine
 from .dense import Dense
+from .differential import Differential
+from .hard import Hard
 from .linear import Linear
+from .local import Local
+from .low_rank import LowRank
+from .lsh import LSH
 from .monotonic import Monotonic
 from .sigmoid import Sigmoid
 from .sliding_window import SlidingWindow
+from .sparse import Sparse
 
 KERNELS: dict[str, type[Kernel]] = {
+    "adaptive_span": AdaptiveSpan,
     "additive": Additive,
+    "cosine": Cosine,
     "dense": Dense,
+    "differential": Differential,
+    "hard": Hard,
     "linear": Linear,
+    "local": Local,
+    "low_rank": LowRank,
+    "lsh": LSH,
     "monotonic": Monotonic,
     "sigmoid": Sigmoid,
     "sliding_window": SlidingWindow,
+    "sparse": Sparse,
 }
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..functional import add_bias, allowed_keys, masked_softmax, repeat_heads
 from ..masks import Mask
 from .base import ExplicitKernel
 
+PIECE = 2**26  # numbers: hidden layers beyond that are made a piece at a time, and again for the gradient
+
 
 class Additive(ExplicitKernel):
     """``softmax_j(u^T tanh(q_i + k_j + b))`` per head (Bahdanau et al. 2015, section A.1.2).
 
-    The projections before the heads are the paper's two matrices. Memory grows with L S d.
+    The projections before the heads are the paper's two matrices. Time grows with L S d, memory with L S: a hidden
+    layer of more than `PIECE` numbers is cut along the queries.
 
     Args:
         dropout: of attention weights while training.
@@ -29,7 +33,18 @@ class Additive(ExplicitKernel):
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
         self.check(mask)
-        queries = q + self.shift[:, None, :]  # (B, h, L, d)
-        hidden = (queries[:, :, :, None, :] + repeat_heads(k, q.shape[1])[:, :, None, :, :]).tanh()  # (B, h, L, S, d)
-        scores = (hidden @ self.score[:, None, :, None]).squeeze(-1)  # (B, h, L, S)
+        queries, keys = q + self.shift[:, None, :], repeat_heads(k, q.shape[1])  # (B, h, L, d), (B, h, S, d)
+        scores = self._scores(queries, keys)  # (B, h, L, S)
         return masked_softmax(add_bias(scores, mask), allowed_keys(q, k, mask))
+
+    def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
+        L, width = queries.shape[2], keys.numel()  # width: what one query of each head and sample makes
+        if torch.compiler.is_exporting() or L * width <= PIECE:
+            return self._piece(queries, keys)
+        pieces = queries.split(max(1, PIECE // width), dim=2)
+        made = [checkpoint(self._piece, p, keys, use_reentrant=False, preserve_rng_state=False) for p in pieces]
+        return torch.cat(made, dim=2)
+
+    def _piece(self, queries: Tensor, keys: Tensor) -> Tensor:
+        hidden = (queries[:, :, :, None, :] + keys[:, :, None, :, :]).tanh()  # (B, h, L, S, d)
+        return (hidden @ self.score[:, None, :, None]).squeeze(-1)  # (B, h, L, S)

@@ -74,6 +74,7 @@ class Kernel(nn.Module):
     kind: ClassVar[str]
     supports: ClassVar[frozenset[str]]  # of FEATURES
     shares_qk: ClassVar[bool] = False  # keys are the queries: forward gets k = q, and no k_proj is made
+    orderless: ClassVar[bool] = False  # weights depend on contents, mask and bias, not on where in the tensor a key is
     dropout: float = 0.0  # of attention weights, where the kernel has it
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
@@ -96,8 +97,12 @@ class Kernel(nn.Module):
         raise NotImplementedError
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
-        """The explicit map W with forward(q, k, v) = W v: (B, h, L, S)."""
+        """The explicit map W with forward(q, k, v) = finish(W v): (B, h, L, S)."""
         raise NotImplementedError
+
+    def finish(self, out: Tensor) -> Tensor:
+        """What follows the weighted sum (B, h, L, d_v), row by row: nothing, but a kernel may normalise."""
+        return out
 
     def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> Any:
         """An empty decoding state, or None where a cross-attention needs none beside its keys and values.

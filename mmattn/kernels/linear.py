@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +14,16 @@ from ..functional import allowed_keys, repeat_heads
 from ..masks import Mask
 from .base import Cache, Kernel, count_blocks
 
-FLOOR = 1e-6  # under the normaliser, as in the authors' code: rows without keys give 0 / FLOOR = 0
+# Under the normaliser: a row without keys gives 0 / floor = 0. That of elu is the authors'; exponentials may be small.
+FLOORS = {"elu": 1e-6, "favor": 1e-30}
+LARGEST = 60.0  # exponent of a key's feature: e^60 can be summed over any length and keeps clear of single's e^88
 
 
 @dataclass
 class LinearCache(Cache):
     """The sum over all past tokens: it does not grow."""
 
-    state: Tensor  # (B, h, d, d_v + 1): sum of phi(k) [v, 1]^T
+    state: Tensor  # (B, h, m, d_v + 1), at least single precision: sum of phi(k) [v, 1]^T
     seen: Tensor  # (B,) long: tokens so far
 
     @property
@@ -28,46 +32,93 @@ class LinearCache(Cache):
 
 
 class Linear(Kernel):
-    """``phi(q) sum_j phi(k_j) v_j^T / phi(q) sum_j phi(k_j)``, ``phi = elu + 1``.
+    """``phi(q) sum_j phi(k_j) v_j^T / phi(q) sum_j phi(k_j)`` (Katharopoulos et al. 2020, section 3.2).
 
-    Katharopoulos et al. 2020, section 3.2.
+    ``elu``: ``phi(x) = elu(x) + 1``, d features. ``favor``: softmax attention in expectation, by positive orthogonal
+    random features ``phi(x) = exp(w_i x - |x|^2 / 2) / sqrt(m)`` of ``x / d^(1/4)`` (Choromanski et al. 2021, sections
+    2.3 and 2.4). What only scales a row cancels: of queries the largest exponent is taken off. Of keys nothing that
+    depends on other keys may be, or the future would show in the past; nor need it be: their exponent is at most
+    ``|w_i|^2 / 2``, and their features are 1 in the mean. In single precision a row fades to zero where all of its
+    keys' scores with themselves pass about 150.
 
     The causal form runs over chunks: inside a chunk as a small masked product, across chunks by a cumulative sum.
+    Sums over many tokens lose their newest terms in half precision: everything here is computed in single at least.
     A mask over pairs (attn_mask) cannot be honoured and raises.
+
+    Args:
+        feature_map: "elu" or "favor".
+        num_features: m of favor, d ln d where None (ibid., theorem 4).
+        seed: of favor's random features, which are a pure function of it and of the sizes.
+
+    Raises:
+        ValueError: another feature_map, or an option of favor without it.
     """
 
     kind = "linear"
     supports = frozenset({"self", "causal", "cross", "cache"})
     chunk = 64  # queries that see each other directly in the causal form; earlier keys come through the running state
+    features: Tensor | None  # (m, d)
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        feature_map: str = "elu",
+        num_features: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(num_heads, head_dim)
+        if feature_map not in FLOORS:
+            raise ValueError(f"feature_map must be one of {', '.join(FLOORS)}, found {feature_map!r}")
+        if feature_map != "favor" and (num_features is not None or seed):
+            raise ValueError(f"num_features and seed are options of feature_map='favor', not of {feature_map!r}")
+        if num_features is not None and num_features < 1:
+            raise ValueError(f"num_features must be at least 1, found {num_features}")
+        self.feature_map, self.num_features = feature_map, head_dim
+        features = None
+        if feature_map == "favor":
+            count = max(1, round(head_dim * math.log(head_dim))) if num_features is None else num_features
+            self.num_features = count
+            features = orthogonal_features(count, head_dim, seed)
+            if count > 128:
+                self.chunk = 128  # the running state is m d_v: fewer of them
+        self.register_buffer("features", features)
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, cache: LinearCache | None = None
     ) -> Tensor:
         self.check(mask, cache)
-        h, L = q.shape[1], q.shape[2]
-        q, k = F.elu(q) + 1, self._keys(k, mask, cache is not None)
-        k, v = repeat_heads(k, h), repeat_heads(v, h)
-        v = F.pad(v, (0, 1), value=1.0)  # a column of ones: its sum is the normaliser
-        state = None
-        if cache is not None:
-            if not (mask is not None and mask.is_causal) and not (isinstance(L, int) and L == 1):
-                raise ValueError("attention kind 'linear' decodes with a cache causally; set is_causal in the mask")
-            state = cache.state
-            cache.state = state + k.transpose(-2, -1) @ v
-            cache.seen = cache.seen + L
-        if cache is not None or (mask is not None and mask.is_causal):
-            out = _causal(q, k, v, state, self.chunk)
-        else:
-            out = q @ (k.transpose(-2, -1) @ v)
-        return out[..., :-1] / out[..., -1:].clamp_min(FLOOR)
+        h, L, dtype = q.shape[1], q.shape[2], v.dtype
+        is_causal = mask is not None and mask.is_causal
+        if cache is not None and not is_causal and not (isinstance(L, int) and L == 1):
+            raise ValueError("attention kind 'linear' decodes with a cache causally; set is_causal in the mask")
+        with _no_autocast(q):
+            # Beside a cache the mask is over all keys, of which only the newest are here.
+            key_mask = None if mask is None or mask.key_mask is None else mask.key_mask[:, -k.shape[2] :]
+            q, k = self._queries(q), self._keys(k, key_mask)  # (B, h, L, m), (B, h_kv, S, m)
+            v = F.pad(v.to(k.dtype), (0, 1), value=1.0)  # a column of ones: its sum is the normaliser
+            k, v = repeat_heads(k, h), repeat_heads(v, h)
+            state = None
+            if cache is not None:
+                state = cache.state
+                cache.state = state + k.transpose(-2, -1) @ v
+                cache.seen = cache.seen + L
+            if cache is not None or is_causal:
+                out = _causal(q, k, v, state, self.chunk)
+            else:
+                out = q @ (k.transpose(-2, -1) @ v)
+            out, normaliser = out.split([out.shape[-1] - 1, 1], dim=-1)  # (B, h, L, d_v), (B, h, L, 1)
+            return (out / normaliser.clamp_min(FLOORS[self.feature_map])).to(dtype)
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
         self.check(mask)
-        scores = (F.elu(q) + 1) @ repeat_heads(F.elu(k) + 1, q.shape[1]).transpose(-2, -1)  # (B, h, L, S)
         allowed = allowed_keys(q, k, mask)
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, 0.0)
-        return scores / scores.sum(-1, keepdim=True).clamp_min(FLOOR)
+        with _no_autocast(q):
+            scores = self._queries(q) @ repeat_heads(self._keys(k), q.shape[1]).transpose(-2, -1)  # (B, h, L, S)
+            if allowed is not None:
+                scores = scores.masked_fill(~allowed, 0.0)
+            return (scores / scores.sum(-1, keepdim=True).clamp_min(FLOORS[self.feature_map])).to(q.dtype)
 
     def check(self, mask: Mask | None, cache: object = None) -> None:
         super().check(mask, cache)
@@ -80,17 +131,73 @@ class Linear(Kernel):
         if cross:
             return None
         B, d_v = values.shape[0], values.shape[3]
-        state = values.new_zeros(B, self.num_heads, self.head_dim, d_v + 1)
+        state = values.new_zeros(B, self.num_heads, self.num_features, d_v + 1, dtype=_at_least_single(values))
         return LinearCache(state, values.new_zeros(B, dtype=torch.long))
 
-    def _keys(self, k: Tensor, mask: Mask | None, cached: bool) -> Tensor:
-        k = F.elu(k) + 1  # (B, h_kv, S, d)
-        if mask is None or mask.key_mask is None:
-            return k
-        key_mask = mask.key_mask
-        if cached:  # the mask is over all keys, of which only the newest are here
-            key_mask = key_mask[:, key_mask.shape[1] - k.shape[2] :]
-        return k.masked_fill(~key_mask[:, None, :, None], 0.0)
+    # Below, what an operation just made is changed in place: features are large, and cost what they take in memory.
+
+    def _queries(self, q: Tensor) -> Tensor:
+        """phi(q), up to a factor a query: (B, h, L, d) to (B, h, L, m)."""
+        q = q.to(_at_least_single(q))
+        if self.features is None:
+            return _elu_plus_one(q)
+        exponents = q @ self._directions(q).T  # (B, h, L, m)
+        return exponents.sub_(exponents.detach().amax(-1, keepdim=True)).exp_()
+
+    def _keys(self, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """phi(k), up to one factor for all keys, zero where hidden: (B, h_kv, S, d) to (B, h_kv, S, m)."""
+        k = k.to(_at_least_single(k))
+        hidden = None if key_mask is None else ~key_mask[:, None, :, None]  # (B, 1, S, 1)
+        if self.features is None:
+            k = _elu_plus_one(k)
+            return k if hidden is None else k.masked_fill_(hidden, 0.0)
+        directions = self._directions(k)
+        half_norms = k.square().sum(-1, keepdim=True) * (0.5 * self.head_dim**-0.5)  # (B, h_kv, S, 1)
+        bound = 0.5 * self.head_dim**0.5 * directions.square().sum(-1).amax(0)  # half of the largest |w|^2
+        taken_off = half_norms + (bound - LARGEST).clamp_min(0.0)
+        if hidden is not None:
+            taken_off = taken_off.masked_fill(hidden, float("inf"))
+        return (k @ directions.T).sub_(taken_off).exp_()
+
+    def _directions(self, like: Tensor) -> Tensor:
+        assert self.features is not None
+        return self.features.to(like.dtype) * self.head_dim**-0.25  # (m, d): inputs are scaled by d^(-1/4)
+
+
+def orthogonal_features(count: int, size: int, seed: int) -> Tensor:
+    """Random directions, orthogonal within each block of size of them, as long as normal vectors are.
+
+    Each is normally distributed on its own, which keeps estimates unbiased; together they cover the sphere evenly,
+    which lowers the variance (Choromanski et al. 2021, section 2.4).
+
+    Returns:
+        (count, size), a pure function of the arguments.
+
+    >>> orthogonal_features(6, 4, seed=0).shape
+    torch.Size([6, 4])
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+    turn, upper = torch.linalg.qr(normal(-(-count // size), size, size))
+    signs = upper.diagonal(dim1=-2, dim2=-1).sign()  # with these the rotation is uniform, and the same everywhere
+    directions = (turn * signs[:, None, :]).transpose(1, 2).flatten(0, 1)[:count]  # (count, size)
+    return (directions * normal(count, size).norm(dim=-1, keepdim=True)).to(torch.get_default_dtype())
+
+
+def _elu_plus_one(x: Tensor) -> Tensor:
+    return F.threshold(x, 0.0, 0.0).add_(x.clamp_max(0).exp_())  # torch's own elu takes twice as long on a CPU
+
+
+def _at_least_single(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, chunk: int) -> Tensor:
@@ -105,12 +212,15 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, chunk: int) -
         k, v = F.pad(k, (0, 0, L - S, 0)), F.pad(v, (0, 0, L - S, 0))
     length = q.shape[2]
     n = count_blocks(length, chunk)
-    q, k, v = (F.pad(x, (0, 0, 0, n * chunk - length)).unflatten(2, (n, chunk)) for x in (q, k, v))  # (B, h, n, c, .)
-    inside = (q @ k.transpose(-2, -1)).tril() @ v  # (B, h, n, c, d_v)
+    spare = n * chunk - length
+    if not (isinstance(spare, int) and spare == 0):  # a padding of nothing would copy
+        q, k, v = (F.pad(x, (0, 0, 0, spare)) for x in (q, k, v))
+    q, k, v = (x.unflatten(2, (n, chunk)) for x in (q, k, v))  # (B, h, n, c, .)
+    inside = (q @ k.transpose(-2, -1)).tril_() @ v  # (B, h, n, c, d_v)
     sums = k.transpose(-2, -1) @ v  # (B, h, n, d, d_v)
     # Shifted, not subtracted: a large sum taken off again would leave its rounding error in the past.
     before = F.pad(sums, (0, 0, 0, 0, 1, 0))[:, :, :-1].cumsum(2)
     if state is not None:
         before = before + state[:, :, None]
-    out = (inside + q @ before).flatten(2, 3)  # (B, h, n c, d_v)
+    out = (q @ before).add_(inside).flatten(2, 3)  # (B, h, n c, d_v)
     return out[:, :, length - L : length]

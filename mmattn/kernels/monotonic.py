@@ -1,4 +1,4 @@
-"""Attention that only moves forward over its source: soft in training, one key at a time in decoding."""
+"""Attention that only moves forward over its source: soft in training, a key or a chunk at a time in decoding."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import allowed_keys, dot_scores, repeat_heads
-from ..masks import Mask
+from ..functional import allowed_keys, dot_scores, masked_softmax, repeat_heads
+from ..masks import Mask, same_size
 from .base import Cache, Kernel
 
 EXPORT_ROUNDS = 16  # doublings while exporting, where the length is unknown: enough for 65,536 positions
+SCAN = 64  # keys that decoding looks at in one go
 
 
 @dataclass
@@ -34,7 +35,14 @@ class Monotonic(Kernel):
     section 2.3, ``a_ij = p_ij sum over k <= j of a_(i-1)k (1 - p_ik) .. (1 - p_i(j-1))``, evaluation the first key with
     p_ij > 1/2. A query whose scan runs off the end gets zeros, and so do all after it.
 
+    With a chunk of w keys (Chiu and Raffel 2018, section 2.3) a query that stops at key j reads keys j - w + 1 .. j by
+    a softmax over energies of their own, ``u_ij = (W q_i) k_j / sqrt(d)``, and training the expectation of that.
+    A gain like g would not do for u: where the scan stops, p is highest, and what it has passed could never weigh more.
+
+    With a cache a step reads on from where the head stands, `SCAN` keys at a time: decoding is linear in L + S.
+
     Args:
+        chunk: w, keys that a query reads, 1 = the one at which it stops.
         noise: standard deviation of the noise on the scores in training, which drives p towards 0 and 1 (section 2.5).
         initial_offset: where r starts; the lower, the further an untrained head scans.
     """
@@ -42,11 +50,17 @@ class Monotonic(Kernel):
     kind = "monotonic"
     supports = frozenset({"cross", "cache"})
 
-    def __init__(self, num_heads: int, head_dim: int, *, noise: float = 1.0, initial_offset: float = -1.0) -> None:
+    def __init__(
+        self, num_heads: int, head_dim: int, *, chunk: int = 1, noise: float = 1.0, initial_offset: float = -1.0
+    ) -> None:
         super().__init__(num_heads, head_dim)
-        self.noise = noise
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1 key, found {chunk}")
+        self.chunk, self.noise = chunk, noise
         self.gain = nn.Parameter(torch.ones(num_heads))  # g
         self.offset = nn.Parameter(torch.full((num_heads,), float(initial_offset)))  # r
+        if chunk > 1:
+            self.chunk_query = nn.Parameter(torch.eye(head_dim).repeat(num_heads, 1, 1))  # W
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, cache: MonotonicCache | None = None
@@ -56,18 +70,27 @@ class Monotonic(Kernel):
             return self.weights(q, k, mask) @ repeat_heads(v, q.shape[1])
         if self.training:
             raise ValueError("attention kind 'monotonic' decodes with a cache only in evaluation: call model.eval()")
-        stops = _stops(self._energy(q, k, mask) > 0, cache.position)  # (B, h, L)
+        allowed = allowed_keys(q, k, mask)
+        if torch.compiler.is_compiling():  # a graph cannot stop looking when it has found
+            stops = _stops(self._energy(q, k, allowed) > 0, cache.position)  # (B, h, L)
+        else:
+            stops = self._scan(q, k, allowed, cache.position)
         cache.position, cache.seen = stops[:, :, -1], cache.seen + q.shape[2]
-        return _one_hot(stops, k.shape[2], q.dtype) @ repeat_heads(v, q.shape[1])
+        return self._read(stops, q, k, v, allowed)
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
         self.check(mask)
-        energy = self._energy(q, k, mask)  # (B, h, L, S)
+        allowed = allowed_keys(q, k, mask)
+        energy = self._energy(q, k, allowed)  # (B, h, L, S)
         if not self.training:
-            return _one_hot(_stops(energy > 0), k.shape[2], q.dtype)
-        if self.noise:
-            energy = energy + self.noise * torch.randn_like(energy)
-        return expected_alignment(energy.sigmoid())
+            alignment = _one_hot(_stops(energy > 0), k.shape[2], q.dtype)
+        else:
+            if self.noise:
+                energy = energy + self.noise * torch.randn_like(energy)
+            alignment = expected_alignment(energy.sigmoid())
+        if self.chunk == 1:
+            return alignment
+        return over_chunks(alignment, dot_scores(q @ self.chunk_query, k), allowed, self.chunk)
 
     def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> MonotonicCache:
         if not cross:
@@ -76,10 +99,41 @@ class Monotonic(Kernel):
         position, seen = (keys.new_zeros(*shape, dtype=torch.long) for shape in ((B, self.num_heads), (B,)))
         return MonotonicCache(position, seen)
 
-    def _energy(self, q: Tensor, k: Tensor, mask: Mask | None) -> Tensor:
+    def _energy(self, q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
         scores = dot_scores(q, k) * self.gain[:, None, None] + self.offset[:, None, None]  # (B, h, L, S)
-        allowed = allowed_keys(q, k, mask)
         return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))  # p = 0: passed over
+
+    def _scan(self, q: Tensor, k: Tensor, allowed: Tensor | None, position: Tensor) -> Tensor:
+        """Where each query stops, (B, h, L), looking at no key before position (B, h) and few after the stop."""
+        S = k.shape[2]
+        stops = []
+        for i in range(q.shape[2]):
+            searching = position < S
+            while bool(searching.any()):
+                index = position[..., None] + torch.arange(SCAN, device=k.device)  # (B, h, SCAN)
+                inside, index = index < S, index.clamp(max=S - 1)
+                energy = self._energy(q[:, :, i : i + 1], take_rows(k, index), None)[:, :, 0]  # (B, h, SCAN)
+                stop = (energy > 0) & inside & _pairs(allowed, index[:, :, None], i)[:, :, 0]
+                found = stop.any(-1)
+                step = torch.where(found, stop.long().argmax(-1), SCAN)  # to the first that stops
+                position = torch.where(searching, position + step, position).clamp(max=S)
+                searching = searching & ~found & (position < S)
+            stops.append(position)
+        return torch.stack(stops, dim=2)
+
+    def _read(self, stops: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+        """What the queries that stop there see: (B, h, L, d_v)."""
+        S, w = k.shape[2], self.chunk
+        index = stops[..., None] + torch.arange(1 - w, 1, device=k.device)  # (B, h, L, w)
+        real = (index >= 0) & (stops < S)[..., None]
+        index = index.clamp(0, S - 1)
+        values = take_rows(v, index)  # (B, h, L, w, d_v)
+        if w == 1:
+            return values.squeeze(3).masked_fill(~real, 0.0)
+        queries = q @ self.chunk_query * self.head_dim**-0.5
+        energy = (queries[:, :, :, None] @ take_rows(k, index).transpose(-2, -1)).squeeze(3)  # (B, h, L, w)
+        weights = masked_softmax(energy, real & _pairs(allowed, index))
+        return (weights[:, :, :, None] @ values).squeeze(3)
 
 
 def expected_alignment(p: Tensor) -> Tensor:
@@ -112,6 +166,30 @@ def expected_alignment(p: Tensor) -> Tensor:
         last = stop * reach
         rows.append(last)
     return torch.stack(rows, dim=2)
+
+
+def over_chunks(alignment: Tensor, energy: Tensor, allowed: Tensor | None, chunk: int) -> Tensor:
+    """What each key gets where a query that stops at key j reads the `chunk` keys up to j by a softmax.
+
+    ``b_ij = sum over k = j .. j + w - 1 of a_ik exp(u_ij) / sum over l = k - w + 1 .. k of exp(u_il)`` (Chiu and Raffel
+    2018, section 2.4). The published moving sums exponentiate against the row's largest energy, so that a chunk far
+    below it divides zero by zero; here each chunk has a softmax of its own.
+
+    Args:
+        alignment: (B, h, L, S), the probability that query i stops at key j.
+        energy: (B, h, L, S), u.
+        allowed: bool, broadcastable to energy, or None.
+        chunk: w.
+
+    Returns:
+        (B, h, L, S); each row sums to what the alignment's does.
+    """
+    S, before = energy.shape[-1], chunk - 1
+    if allowed is None:
+        allowed = torch.ones(1, 1, 1, S, dtype=torch.bool, device=energy.device)
+    energy, allowed = (F.pad(x, (before, 0)).unfold(-1, chunk, 1) for x in (energy, allowed))  # (B, h, L, S, w)
+    shares = masked_softmax(energy, allowed) * alignment[..., None]  # of keys k - w + 1 .. k, for each stop k
+    return torch.stack([F.pad(shares[..., before - i], (0, i))[..., i:] for i in range(chunk)]).sum(0)
 
 
 def _stops(stop: Tensor, start: Tensor | None = None) -> Tensor:
@@ -148,3 +226,23 @@ def _doublings(length: int) -> list[int]:
 
 def _one_hot(stops: Tensor, S: int, dtype: torch.dtype) -> Tensor:
     return (stops.unsqueeze(-1) == torch.arange(S, device=stops.device)).to(dtype)  # (B, h, L, S)
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x (B, h_kv, S, d) at index (B, h, ...), nothing else touched: (B, h, ..., d)."""
+    B, h = index.shape[:2]
+    ones = [1] * (index.dim() - 2)
+    heads = torch.arange(h, device=x.device) // (h // x.shape[1])  # grouped-query: each head's keys
+    return x[torch.arange(B, device=x.device).view(-1, 1, *ones), heads.view(-1, *ones), index]
+
+
+def _pairs(allowed: Tensor | None, index: Tensor, first: int = 0) -> Tensor:
+    """Whether the queries from first on may see the keys at index (B, h, L, n): bool, broadcastable to it."""
+    if allowed is None:
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=index.device)
+    L, S = index.shape[2], allowed.shape[-1]
+    if allowed.dim() == 2:
+        allowed = allowed[None, None]
+    if not same_size(allowed.shape[2], 1):
+        allowed = allowed[:, :, first : first + L]
+    return allowed.expand(*index.shape[:3], S).gather(-1, index)

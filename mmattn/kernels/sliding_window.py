@@ -1,18 +1,20 @@
-"""Softmax over the neighbours: linear in length, forward and backward."""
+"""Softmax over the neighbours and a few global tokens: linear in length, forward and backward."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional import allowed_keys, attend, dot_scores, masked_softmax
-from ..masks import Mask, key_offsets, same_size
+from ..functional import allowed_keys, attend, dot_scores, masked_softmax, repeat_heads
+from ..masks import Bias, Mask, key_offsets, same_size
 from .base import Kernel, KVCache, count_blocks
+from .blocks_of_keys import LOG2E, BlocksOfKeys
 
-SMALLEST_BLOCK = 64  # queries a block; below, the products are too small to be fast
+BLOCK = 64  # queries a block: fewer make the products slow, more compute scores beyond the window
 
 
 @dataclass
@@ -29,22 +31,23 @@ class WindowCache(KVCache):
 class SlidingWindow(Kernel):
     """Each query attends to the keys at most `window` to its left and right (Beltagy et al. 2020, section 3.1).
 
-    ``L`` queries are cut into blocks of max(window, 64), each attending to its own block of keys and the two beside it,
-    so that time and memory grow with L (3 block) and no loop runs over slices.
+    The tokens of the mask's ``global_mask``, other ones in each sample, attend to all and are attended to by all; with
+    a causal mask, to and by what is past. Queries are cut into blocks, each over the stretch of keys around it, so that
+    time and memory grow with L (2 window + block), and with L G where a sample has at most G global tokens.
 
     Args:
         window: tokens on each side; a causal mask leaves the left side and the token itself.
     """
 
     kind = "sliding_window"
-    supports = frozenset({"self", "causal", "bias", "cache"})
+    supports = frozenset({"self", "causal", "bias", "cache", "global"})
 
     def __init__(self, num_heads: int, head_dim: int, *, window: int = 64) -> None:
         super().__init__(num_heads, head_dim)
         if window < 1:
             raise ValueError(f"window must be at least 1 token, found {window}")
         self.window = window
-        self.block = max(window, SMALLEST_BLOCK)
+        self.block = BLOCK
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, cache: WindowCache | None = None
@@ -57,8 +60,9 @@ class SlidingWindow(Kernel):
                 raise ValueError(
                     "attention kind 'sliding_window' decodes with a cache causally; set is_causal in the mask"
                 )
-            if mask.attn_mask is not None:
-                raise ValueError("attention kind 'sliding_window' takes no attn_mask beside a cache")
+            for name in ("attn_mask", "global_mask"):
+                if getattr(mask, name) is not None:
+                    raise ValueError(f"attention kind 'sliding_window' takes no {name} beside a cache")
             k, v = cache.append(k, v)
             S = k.shape[2]
             kept = S - min(S, self.window)  # the first key that a later query can still see
@@ -68,19 +72,22 @@ class SlidingWindow(Kernel):
             if isinstance(L, int) and L == 1:  # all that is cached is in the window
                 return attend(q, k, v, mask)
             q = F.pad(q, (0, 0, S - L, 0))  # at most `window` made-up queries for the cached keys
-        if not same_size(q.shape[2], k.shape[2]):
-            raise ValueError(
-                f"attention kind 'sliding_window' needs as many keys as queries, found {k.shape[2]} and {q.shape[2]}"
-            )
         S = k.shape[2]
-        if isinstance(S, int) and k.shape[2] <= 2 * self.block:  # the band in one piece costs less than three blocks
-            return attend(q, k, v, self._band_mask(S, mask, q.device))[:, :, S - L :]
-        return self._blocked(q, k, v, mask)[:, :, S - L : S]
+        if not same_size(q.shape[2], S):
+            raise ValueError(
+                f"attention kind 'sliding_window' needs as many keys as queries, found {S} and {q.shape[2]}"
+            )
+        short = max(2 * self.window + self.block, 4 * self.block)  # up to here, all scores at once are cheaper
+        if isinstance(S, int) and short >= S:
+            return attend(q, k, v, self._dense_mask(S, mask, q.device))[:, :, S - L :]
+        if mask.global_mask is None:
+            return self._windows(q, k, v, mask)[0][:, :, S - L :]
+        return self._with_globals(q, k, v, mask, mask.global_mask)
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
         self.check(mask)
         mask = Mask() if mask is None else mask
-        return masked_softmax(dot_scores(q, k, mask), allowed_keys(q, k, self._band_mask(k.shape[2], mask, q.device)))
+        return masked_softmax(dot_scores(q, k, mask), allowed_keys(q, k, self._dense_mask(k.shape[2], mask, q.device)))
 
     def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> WindowCache:
         if cross:
@@ -90,16 +97,87 @@ class SlidingWindow(Kernel):
     def _band(self, offsets: Tensor, is_causal: bool) -> Tensor:
         return (offsets >= -self.window) & (offsets <= (0 if is_causal else self.window))
 
-    def _band_mask(self, S: int, mask: Mask, device: torch.device) -> Mask:
-        band = self._band(key_offsets(S, S, device), mask.is_causal)  # (S, S)
-        return Mask(mask.key_mask, band if mask.attn_mask is None else band & mask.attn_mask, False, mask.bias)
+    def _dense_mask(self, S: int, mask: Mask, device: torch.device) -> Mask:
+        allowed = self._band(key_offsets(S, S, device), mask.is_causal)  # (S, S)
+        if mask.global_mask is not None:
+            anywhere = mask.global_mask[:, None, :, None] | mask.global_mask[:, None, None, :]  # (B, 1, S, S)
+            past = Mask(is_causal=mask.is_causal).dense(S, S, device)
+            allowed = allowed | (anywhere if past is None else anywhere & past)
+        return Mask(mask.key_mask, allowed if mask.attn_mask is None else allowed & mask.attn_mask, False, mask.bias)
 
-    def _blocked(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        B, S, b = q.shape[0], q.shape[2], self.block
+    def _with_globals(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, global_mask: Tensor) -> Tensor:
+        """Windows without the global keys, joined with these in one softmax; then the global queries, over all keys.
+
+        For that softmax a window is one more key: its score is the logarithm of its sum, its value its output.
+        """
+        S, h = q.shape[2], q.shape[1]
+        near = ~global_mask if mask.key_mask is None else mask.key_mask & ~global_mask
+        out, sums = self._windows(q, k, v, Mask(near, mask.attn_mask, mask.is_causal, mask.bias), with_sums=True)
+        real, places = _first_true(global_mask)  # (B, G) both
+        tokens = torch.arange(S, device=q.device)
+        rows = places[:, None, :, None]  # (B, 1, G, 1)
+
+        allowed = real[:, None, None, :]  # (B, 1, 1, G)
+        if mask.key_mask is not None:
+            allowed = allowed & mask.key_mask.gather(1, places)[:, None, None, :]
+        if mask.attn_mask is not None:
+            allowed = allowed & _take(mask.attn_mask, places[:, None, None, :], S)
+        if mask.is_causal:
+            allowed = allowed & (places[:, None, None, :] <= tokens[:, None])  # (B, 1|h, S, G)
+        keys, values = (repeat_heads(x, h).gather(2, rows.expand(-1, h, -1, x.shape[3])) for x in (k, v))
+        scores = _scores(q, keys, mask.bias, places[:, None, :] - tokens[:, None])  # (B, h, S, G)
+        allowed = F.pad(allowed.expand(*allowed.shape[:2], S, -1), (1, 0), value=True)  # (B, 1|h, S, 1 + G)
+        scores = torch.cat([sums.unsqueeze(-1), scores.to(sums.dtype)], dim=-1)
+        weights = masked_softmax(scores, allowed).to(v.dtype)  # (B, h, S, 1 + G)
+        out = torch.addcmul(weights[..., 1:] @ values, weights[..., :1], out.to(v.dtype))  # (B, h, S, d_v)
+
+        index = rows.expand(-1, h, -1, out.shape[3])
+        found = self._look_everywhere(q, k, v, mask, places)  # (B, h, G, d_v)
+        return out.scatter(2, index, torch.where(real[:, None, :, None], found, out.gather(2, index)))
+
+    def _look_everywhere(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, places: Tensor) -> Tensor:
+        """What the queries at places (B, G) see when no window limits them: (B, h, G, d_v)."""
+        S, h = q.shape[2], q.shape[1]
+        tokens = torch.arange(S, device=q.device)
+        rows = places[:, None, :, None]  # (B, 1, G, 1)
+        allowed = (tokens <= rows) if mask.is_causal else torch.ones_like(rows, dtype=torch.bool)
+        if mask.key_mask is not None:
+            allowed = allowed & mask.key_mask[:, None, None, :]
+        if mask.attn_mask is not None:
+            allowed = allowed & _take(mask.attn_mask, rows, S)  # (B, 1|h, G, 1|S)
+        asked = q.gather(2, rows.expand(-1, h, -1, q.shape[3]))  # (B, h, G, d)
+        scores = _scores(asked, repeat_heads(k, h), mask.bias, tokens - places[..., None])  # (B, h, G, S)
+        return masked_softmax(scores, allowed) @ repeat_heads(v, h)
+
+    def _windows(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, with_sums: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, h, S, d_v), and the logarithms of the sums of exponentiated scores (B, h, S) where they are wanted."""
+        if not _in_place(q):
+            return self._side_by_side(q, k, v, mask, with_sums)
+        table = self._table(self.block, self.window, 0 if mask.is_causal else self.window, mask, q)
+        key_bias = None
+        if mask.key_mask is not None:
+            key_bias = torch.zeros_like(mask.key_mask, dtype=q.dtype).masked_fill_(~mask.key_mask, float("-inf"))
+        pairs = mask.attn_mask
+        if pairs is not None:
+            pairs = pairs.expand(*([1, 1] if pairs.dim() == 2 else pairs.shape[:2]), q.shape[2], q.shape[2])
+        return BlocksOfKeys.apply(q, k, v, table, key_bias, pairs, self.window)
+
+    def _table(self, block: int, left: int, right: int, mask: Mask, like: Tensor) -> Tensor:
+        """What is added to the scores (base 2) of a block's queries over the keys around it: (h|1, block, width)."""
+        inner = torch.arange(block, device=like.device)
+        offsets = torch.arange(-left, block + right, device=like.device) - inner[:, None]  # (block, width)
+        bias = torch.zeros_like(offsets)[None] if mask.bias is None else mask.bias.offsets(offsets) * LOG2E
+        return bias.to(like.dtype).masked_fill(~self._band(offsets, mask.is_causal), float("-inf"))
+
+    def _side_by_side(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, with_sums: bool) -> tuple[Tensor, Tensor]:
+        """The same in a few large operations, each block beside a copy of its keys: what exports, and suits a GPU."""
+        B, h, S, _ = q.shape
+        b = max(self.window, self.block)
         n = count_blocks(S, b)
         spare = n * b - S
-        q = _blocks(F.pad(q, (0, 0, 0, spare)), b)  # (B, n, h, b, d)
-        k, v = (_beside(_blocks(F.pad(x, (0, 0, b, b + spare)), b)) for x in (k, v))  # (B, n, h_kv, 3 b, d)
+        q = _blocks(F.pad(q, (0, 0, 0, spare)), b).flatten(0, 1)  # (B n, h, b, d)
+        k, v = (_blocks(F.pad(x, (0, 0, b, b + spare)), b) for x in (k, v))  # (B, n + 2, h_kv, b, d)
+        k, v = (_beside(x).flatten(0, 1) for x in (k, v))  # (B n, h_kv, 3 b, d)
 
         inner = torch.arange(b, device=q.device)
         near = torch.arange(-b, 2 * b, device=q.device)
@@ -118,10 +196,14 @@ class SlidingWindow(Kernel):
             allowed = allowed & (pairs.transpose(1, 2) if pairs.dim() == 5 else pairs[None, :, None])
         allowed = allowed.expand(B, n, *allowed.shape[2:]).flatten(0, 1)  # (B n, 1|h, b, 3 b)
         bias = None if mask.bias is None else _BlockBias(mask.bias.offsets(offsets))
-        out = attend(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), Mask(None, allowed, False, bias)
-        )  # (B n, h, b, d_v)
-        return out.unflatten(0, (B, n)).transpose(2, 3).flatten(1, 2).transpose(1, 2)  # (B, h, n b, d_v)
+        if not with_sums:
+            out = attend(q, k, v, Mask(None, allowed, False, bias))  # (B n, h, b, d_v)
+            return _joined(out, B)[:, :, :S], out.new_empty(0)
+        wide = torch.promote_types(q.dtype, torch.float32)  # half a number's bits are too few for a sum's logarithm
+        scores = dot_scores(q, k, Mask(bias=bias)).to(wide).masked_fill(~allowed, torch.finfo(wide).min)
+        sums = _joined(scores.logsumexp(-1, keepdim=True), B)[:, :, :S, 0]  # (B, h, S)
+        out = masked_softmax(scores, allowed).to(v.dtype) @ repeat_heads(v, h)
+        return _joined(out, B)[:, :, :S], sums
 
 
 @dataclass(frozen=True)
@@ -137,11 +219,50 @@ class _BlockBias:
         raise NotImplementedError
 
 
+def _in_place(q: Tensor) -> bool:
+    """Whether blocks of keys can be read where they are: on the CPU, in full precision, and not in a graph."""
+    return (
+        q.device.type == "cpu"
+        and q.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 def _blocks(x: Tensor, block: int) -> Tensor:
     """(B, h, n b, d) to (B, n, h, b, d); a view where x comes from a projection (B, n b, h d)."""
     return x.transpose(1, 2).unflatten(1, (-1, block)).transpose(2, 3)
 
 
+def _joined(x: Tensor, batch: int) -> Tensor:
+    """Blocks (B n, h, b, d) to (B, h, n b, d)."""
+    return x.unflatten(0, (batch, -1)).transpose(2, 3).flatten(1, 2).transpose(1, 2)
+
+
 def _beside(x: Tensor) -> Tensor:
     """Blocks (B, n + 2, h, b, d) to each block between its two neighbours: (B, n, h, 3 b, d)."""
     return torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=3)
+
+
+def _first_true(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where (B, S) is true: (B, G) whether there is a g-th one, (B, G) long where, G the most that a sample has."""
+    S = mask.shape[1]
+    most = cast(int, mask.sum(1).max().clamp(min=1).item())  # int() would want the number while exporting
+    torch._check(most <= S)
+    order = torch.arange(S, 0, -1, device=mask.device)
+    order, places = torch.where(mask, order, -order).topk(most, dim=1)  # no two are equal
+    return order > 0, places
+
+
+def _take(pairs: Tensor, index: Tensor, size: int) -> Tensor:
+    """Out of an attn_mask, columns by an index (B, 1, 1, G): (B, 1|h, S, G); rows by (B, 1, G, 1): (B, 1|h, G, S)."""
+    heads = 1 if pairs.dim() == 2 else pairs.shape[1]
+    pairs = pairs.expand(index.shape[0], heads, size, size)
+    dim = 3 if index.shape[2] == 1 else 2
+    return pairs.gather(dim, index.expand(-1, heads, size if dim == 3 else -1, -1 if dim == 3 else size))
+
+
+def _scores(q: Tensor, k: Tensor, bias: Bias | None, offsets: Tensor) -> Tensor:
+    """Scaled dot products, a bias added whose offsets (B, L, S) differ from sample to sample: (B, h, L, S)."""
+    scores = dot_scores(q, k)
+    return scores if bias is None else scores + bias.offsets(offsets).transpose(0, 1).to(scores.dtype)

@@ -39,7 +39,9 @@ class Ratio:
         return f"{self.median:6.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def interleave(runs: Mapping[str, Run], rounds: int = 15, warmup: int = 2) -> dict[str, list[float]]:
+def interleave(
+    runs: Mapping[str, Run], rounds: int = 15, warmup: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each candidate in each round.
 
     The order within a round turns by one each time, so that no candidate always follows the same other.
@@ -52,9 +54,9 @@ def interleave(runs: Mapping[str, Run], rounds: int = 15, warmup: int = 2) -> di
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             gc.collect(0)
-            start = time.perf_counter()
+            start = clock()
             runs[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
@@ -87,16 +89,29 @@ def _status(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def arguments(description: str | None, **defaults: int) -> argparse.Namespace:
+def arguments(description: str | None, **defaults: int | str) -> argparse.Namespace:
     """The flags that benchmarks share: --threads, --rounds, --json FILE, and one for each default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     for name, value in ({"rounds": 15} | defaults).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
+    keep_memory()
     return found
+
+
+def keep_memory() -> None:
+    """Lets the allocator keep what was freed (glibc), for all candidates alike.
+
+    It would hand each block above 32 MB to the kernel and fetch fresh, zeroed pages for the next: from that size on,
+    half of the time measured would be the system's, and a growth exponent would be that of this step.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def machine() -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from mmattn import Mask, MultiHeadAttention, build_kernel
 
 E, HEADS, HEAD_DIM, V_HEAD_DIM = 8, 2, 4, 3
+Length = int | tuple[int, ...]
 
 
 @dataclass
@@ -23,7 +24,8 @@ class Row:
     """A kernel or module, called on x (B, L, .) and y (B, S, .), each with a key mask, None or True = a real token.
 
     call and naive take (module, x, y, x_mask, y_mask, is_causal); decode takes (module, x, y, mask, steps) and feeds x
-    in pieces of those sizes. What a module does not use it ignores: an encoder never looks at y.
+    in pieces of those sizes. What a module does not use it ignores: an encoder never looks at y. Where one of lengths
+    is a tuple, x or y is a grid, (B, H, W, .) with a mask (B, H, W): a map, frames of patches, sentences of words.
     """
 
     name: str
@@ -32,11 +34,11 @@ class Row:
     naive: Callable[..., Any]
     decode: Callable[..., torch.Tensor] | None = None
     causal: tuple[bool, ...] = (False,)  # the values that is_causal may take
-    attended: str = "y"  # which of x and y are attended to, and so can be padded
+    attended: str = "y"  # which of x and y are attended to, and so can be padded; "" = neither
     outputs: tuple[str, ...] = ("x",)  # whose rows each output follows; "" = neither
     together: bool = False  # y goes with x, token by token: the keys and values of a self-attention
     same_length: bool = False
-    lengths: tuple[int, int] = (5, 7)  # L and S
+    lengths: tuple[Length, Length] = (5, 7)  # L and S, all different: export takes equal ones for the same
     widths: tuple[int, int] = (E, E)
     training: bool = False
     reference: Callable[[], float] | None = None  # the largest difference to an outside library, float64
@@ -50,15 +52,19 @@ class Row:
                 parameter.add_(0.2 * torch.randn_like(parameter))
         return module
 
-    def inputs(self, batch: int = 2, lengths: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Seeded random x and y."""
+    def inputs(self, batch: int = 2, lengths: tuple[Length, Length] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Seeded random x and y; a plain number n makes a grid of n rows, n + 1 columns."""
         L, S = lengths or self.lengths
         generator = torch.Generator().manual_seed(1)
 
-        def draw(length: int, width: int) -> torch.Tensor:
-            return torch.randn(batch, length, width, generator=generator, dtype=torch.float64)
+        def draw(length: Length, own: Length, width: int) -> torch.Tensor:
+            if isinstance(length, int):
+                length = tuple(length + i for i in range(len(own))) if isinstance(own, tuple) else (length,)
+            return torch.randn(batch, *length, width, generator=generator, dtype=torch.float64)
 
-        return draw(L, self.widths[0]), draw(L if self.same_length else S, self.widths[1])
+        return draw(L, self.lengths[0], self.widths[0]), draw(
+            L if self.same_length else S, self.lengths[1], self.widths[1]
+        )
 
 
 # Kernels alone: x holds the queries, y one head of keys and values that the query heads share.

@@ -46,15 +46,18 @@ def masks_of(row: Row, x: torch.Tensor, y: torch.Tensor, x_hidden: Any, y_hidden
     """A mask for each side that can be padded, hidden where the index says."""
     masks = []
     for name, tensor, hidden in (("x", x, x_hidden), ("y", y, y_hidden)):
-        mask = torch.ones(tensor.shape[:2], dtype=torch.bool)
+        mask = torch.ones(tensor.shape[:-1], dtype=torch.bool)
         mask[hidden] = False
         masks.append(mask if name in row.attended else None)
     return masks[0], masks[1]
 
 
 def variants(row: Row, x: torch.Tensor, y: torch.Tensor) -> list[tuple[Any, Any, bool]]:
-    """(x_mask, y_mask, is_causal): open; padded at the right and with a hole; each causal too."""
+    """(x_mask, y_mask, is_causal): open; padded at the right and with a hole, grids ragged; each causal too."""
     padded = masks_of(row, x, y, (1, slice(3, None)), (1, slice(2, 4)))
+    for mask in padded:
+        if mask is not None and mask.dim() > 2:
+            mask[1, 0, 1:] = False
     return [(*masks, is_causal) for is_causal in row.causal for masks in ((None, None), padded)]
 
 
@@ -86,28 +89,34 @@ def fused_vs_captured(row: Row) -> float:
     return worst
 
 
-def padding_invariance(row: Row) -> float:
+def padding_invariance(row: Row) -> float | None:
     """A sample alone equals itself in a padded batch, whose padding holds large numbers."""
+    if not row.attended:
+        return None
     module, (x, y) = row.module(), row.inputs()
-    short = {"x": x.shape[1], "y": y.shape[1], "": None}
+    short, masks = {}, []
     for name, tensor in (("x", x), ("y", y)):
-        if name in row.attended or row.same_length:
-            short[name] -= 2
-            tensor[1, short[name] :] *= 100
-    masks = masks_of(row, x, y, (1, slice(short["x"], None)), (1, slice(short["y"], None)))
+        less = 2 if name in row.attended or row.same_length else 0
+        short[name] = (slice(None), *(slice(size - less) for size in tensor.shape[1:-1]))
+        real = torch.zeros(tensor.shape[:-1], dtype=torch.bool)
+        real[short[name]] = real[0] = True
+        tensor[~real] *= 100
+        masks.append(real if name in row.attended else None)
     worst = 0.0
     for is_causal in row.causal:
         if is_causal and row.together and not row.same_length:
             continue  # bottom-right alignment moves when keys go without their queries
         batch = row.call(module, x, y, *masks, is_causal)
-        alone = row.call(module, x[1:, : short["x"]], y[1:, : short["y"]], None, None, is_causal)
+        alone = row.call(module, x[1:][short["x"]], y[1:][short["y"]], None, None, is_causal)
         for name, a, b in zip(row.outputs, outputs_of(batch), outputs_of(alone), strict=True):
-            worst = max(worst, difference(a[1:, : short[name]], b))
+            worst = max(worst, difference(a[1:][short[name]] if name else a[1:], b))
     return worst
 
 
-def empty_rows(row: Row) -> float:
+def empty_rows(row: Row) -> float | None:
     """A sample without any key: forward and gradient are the naive loop's, where such a query sums over nothing."""
+    if not row.attended:
+        return None
     module, (x, y) = row.module(), row.inputs()
     masks = masks_of(row, x, y, 0, 0)
     worst = 0.0
@@ -178,10 +187,12 @@ def exported_vs_eager(row: Row) -> float | None:
 
     worst = 0.0
     for is_causal in row.causal if row.together else row.causal[-1:]:  # modules one way: their kernels go both
-        module = OfTensors(row, is_causal).eval()
-        dynamic = {0: Dim.AUTO, 1: Dim.AUTO}
+        module = OfTensors(row, is_causal).eval().requires_grad_(False)  # as tasks export; a scan is traced faster
         example = arguments(2, *row.lengths)
-        shapes = tuple(None if argument is None else dynamic for argument in example)
+        shapes = tuple(
+            None if given is None else dict.fromkeys(range(given.dim() - given.is_floating_point()), Dim.AUTO)
+            for given in example
+        )
         program = export(module, example, dynamic_shapes=shapes).module()
         for sizes in ((3, 12, 13), (1, 1, 3), (2, 3, 4)):
             given = arguments(*sizes)

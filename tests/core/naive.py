@@ -18,6 +18,7 @@ class Allowed:
     is_causal: bool = False
     window: int | None = None
     bias: object = None  # a T5Bias or ALiBi, read for its parameters
+    global_mask: torch.Tensor | None = None
 
     def __call__(self, b, h, i, j, L, S):
         offset = j - (i + S - L)  # bottom-right aligned
@@ -29,6 +30,8 @@ class Allowed:
                 return False
         if self.is_causal and offset > 0:
             return False
+        if self.global_mask is not None and (self.global_mask[b, i + S - L] or self.global_mask[b, j]):
+            return True
         return self.window is None or abs(offset) <= self.window
 
 
@@ -198,7 +201,7 @@ def attention(module, query, key=None, allowed=None, bias=None, query_pos=0.0, k
     allowed = allowed or Allowed()
     window = getattr(module.kernel, "window", None)
     bias = module.position_bias if bias is None else bias
-    allowed = Allowed(allowed.key_mask, allowed.attn_mask, allowed.is_causal, window, bias)
+    allowed = Allowed(allowed.key_mask, allowed.attn_mask, allowed.is_causal, window, bias, allowed.global_mask)
 
     def heads(projection, x, count):
         projected = linear(projection, x)

@@ -1,6 +1,7 @@
 """The rows of the ground floor: dense, sliding_window, linear, monotonic, additive, sigmoid; blocks; fusion."""
 
 import naive
+import references_ground
 import torch
 from cases import (
     HEADS,
@@ -52,7 +53,7 @@ def decode_placed(module, x, y, mask, steps):
 
 ROWS = [
     kernel("kernel dense", "dense"),
-    kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=4, same_length=True, lengths=(11, 11)),
+    kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=2, same_length=True, lengths=(11, 11)),
     kernel("kernel linear", "linear", chunk=2, same_length=True),
     kernel(
         "kernel monotonic, training",
@@ -82,12 +83,13 @@ ROWS = [
     ),
     kernel("kernel additive", "additive"),
     kernel("kernel sigmoid", "sigmoid", {"num_sigmoid_heads": 1}),
-    on_itself("MultiHeadAttention", attention()),
+    on_itself("MultiHeadAttention", attention(), reference=references_ground.torch_attention),
     on_itself("MultiHeadAttention, grouped-query", attention(num_kv_heads=1, head_dim=6, v_head_dim=5, bias=False)),
     on_itself("MultiHeadAttention, rotary", attention(rotary=True)),
     on_itself(
         "MultiHeadAttention, T5 bias",
         lambda: MultiHeadAttention(E, HEADS, position_bias=T5Bias(HEADS, num_buckets=8, max_distance=6)),
+        reference=references_ground.t5_bias,
     ),
     on_itself("MultiHeadAttention, ALiBi", lambda: MultiHeadAttention(E, HEADS, position_bias=ALiBi(HEADS))),
     on_itself("MultiHeadAttention, q/k layer norm", attention(qk_norm="layer", bias=["q", "v", "out"])),

@@ -6,11 +6,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.export import Dim, export
 
+from mmattn import capture
 from mmattn.backbones import build_stem
+from mmattn.backbones.bert import BertEncoder
 from mmattn.backbones.conv import ConvStem
+from mmattn.backbones.pooling import mean_pooling, sentence_embedding
 from mmattn.backbones.recurrent import RecurrentEncoder
 from mmattn.backbones.text import TextEncoder
-from mmattn.backbones.vit import GridEncoder, PatchEmbed
+from mmattn.backbones.vit import GridEncoder, PatchEmbed, VisionTransformer
 
 DYNAMIC = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
 
@@ -147,6 +150,93 @@ class TestText:
             TextEncoder(20, 8, 1, 2, max_len=5)(text()[0])
         with pytest.raises(ValueError, match="'monotonic' does not support bidirectional"):
             TextEncoder(20, 8, 1, 2, attention={"kind": "monotonic"})
+
+
+class TestBert:
+    @pytest.mark.parametrize("pad_id", [None, 0])
+    def test_padding_changes_nothing(self, pad_id):
+        model, (ids, key_mask) = BertEncoder(20, 8, 2, 2, max_len=8, pad_id=pad_id).eval(), text()
+        together = model(ids, key_mask)
+        torch.testing.assert_close(together.states[1:2, :4], model(ids[1:2, :4]).states)
+        torch.testing.assert_close(together.pooled[1:2], model(ids[1:2, :4]).pooled)
+        assert together.states.isfinite().all()
+
+    def test_padding_at_the_left_is_not_counted(self):
+        """RoBERTa's positions: a text means the same wherever padding stands."""
+        model, ids = BertEncoder(20, 8, 2, 2, max_len=12, pad_id=1).eval(), torch.randint(2, 20, (1, 5))
+        padded = torch.cat([torch.ones(1, 3, dtype=torch.long), ids], dim=1)
+        torch.testing.assert_close(model(padded, padded != 1).states[:, 3:], model(ids).states)
+
+    def test_token_types(self):
+        model, ids = BertEncoder(20, 8, 1, 2).eval(), torch.randint(20, (1, 5))
+        zeros = torch.zeros_like(ids)
+        torch.testing.assert_close(model(ids, None, zeros).states, model(ids).states)
+        assert not torch.allclose(model(ids, None, zeros + 1).states, model(ids).states)
+
+    def test_layers_and_pooled(self):
+        model, (ids, key_mask) = BertEncoder(20, 8, 3, 2, pooler=False).eval(), text()
+        layers, found = model.hidden_states(ids, key_mask), model(ids, key_mask)
+        assert len(layers) == 4
+        torch.testing.assert_close(layers[-1], found.states)
+        torch.testing.assert_close(found.pooled, found.states[:, 0])
+
+    def test_pooling(self):
+        states, key_mask = torch.randn(3, 4, 8, requires_grad=True), torch.ones(3, 4, dtype=torch.bool)
+        key_mask[1, 1:] = key_mask[2] = False
+        found = mean_pooling(states, key_mask)
+        torch.testing.assert_close(found, torch.stack([states[0].mean(0), states[1, 0], torch.zeros(8)]))
+        torch.testing.assert_close(mean_pooling(states)[0], found[0])
+        embedded = sentence_embedding(states, key_mask)
+        torch.testing.assert_close(embedded.norm(dim=-1), torch.tensor([1.0, 1.0, 0.0]))
+        embedded.square().sum().backward()
+        assert states.grad.isfinite().all()
+
+
+class TestViT:
+    def make(self, **keywords):
+        return VisionTransformer(8, 2, 2, image_size=(16, 24), patch_size=8, **keywords).eval()
+
+    def test_layout(self):
+        """The prefix, then patches row by row."""
+        model, image = self.make(num_prefix=2), torch.randn(2, 3, 16, 24)
+        found = model.embed(image)
+        grid = model.patches(image) + model.positions
+        torch.testing.assert_close(found[:, :2], model.prefix.expand(2, -1, -1))
+        torch.testing.assert_close(found[:, 2 + 3 + 1], grid[:, :, 1, 1])  # second row of three
+        torch.testing.assert_close(model.encoder.norm(model.hidden_states(image)[-1]), model(image).states)
+
+    @pytest.mark.parametrize("keywords", [{}, {"num_prefix": 2, "pooling": "prefix"}, {"pooling": "mean"}])
+    def test_pooling(self, keywords):
+        model, image = self.make(**keywords), torch.randn(2, 3, 16, 24)
+        states, pooled = model(image)
+        chosen = {"token": states[:, :1], "prefix": states[:, :2], "mean": states[:, 1:]}[model.pooling]
+        torch.testing.assert_close(pooled, chosen.mean(1))
+
+    def test_norm_after_pooling(self):
+        model, image = (
+            self.make(pooling="mean", norm_pooled=True, num_prefix=0, pooler_dim=3),
+            torch.randn(2, 3, 16, 24),
+        )
+        states, pooled = model(image)
+        torch.testing.assert_close(states, model.hidden_states(image)[-1])
+        torch.testing.assert_close(pooled, model.pooler(model.norm(states.mean(1))))
+
+    @pytest.mark.parametrize("resize", VisionTransformer.RESIZES)
+    def test_resizing_to_its_own_size_changes_nothing(self, resize):
+        """An exported model resizes always: at its own size that must be nothing."""
+        model, image = self.make(resize_positions=resize).double(), torch.randn(2, 3, 16, 24, dtype=torch.float64)
+        shapes = {"pixel_values": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}}
+        program = export(model, (torch.randn(2, 3, 40, 32).double(),), dynamic_shapes=shapes).module()
+        for given in (image, torch.randn(3, 3, 24, 56, dtype=torch.float64)):
+            torch.testing.assert_close(program(given), model(given), atol=1e-12, rtol=0)
+
+    @pytest.mark.parametrize("kind", ["linear", "sliding_window"])
+    def test_other_kernels(self, kind):
+        model = self.make(attention=kind)
+        with capture(model) as maps:
+            out = model(torch.randn(2, 3, 16, 24))
+        assert out.states.isfinite().all()
+        assert [found[0].shape for found in maps.values()] == [(2, 2, 7, 7)] * 2
 
 
 class TestRecurrent:

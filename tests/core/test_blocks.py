@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.export import Dim, export
 
-from mmattn import AttentionPooling, CoAttention, Decoder, Encoder, Mask, MultimodalFusionBlock, capture
+from mmattn import AttentionPooling, CoAttention, Decoder, Encoder, FeedForward, Mask, MultimodalFusionBlock, capture
+from mmattn.feedforward import ACTIVATIONS
 from mmattn.positions import T5Bias
 
 STACKS = {
@@ -64,9 +67,49 @@ def test_post_norm_has_no_last_norm():
     torch.testing.assert_close(out.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
 
 
+def test_activations_are_what_their_names_say():
+    formulas = {
+        "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
+        "gelu_tanh": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+        "relu": lambda x: (x + x.abs()) / 2,
+        "silu": lambda x: x / (1 + torch.exp(-x)),
+        "tanh": lambda x: (torch.exp(2 * x) - 1) / (torch.exp(2 * x) + 1),
+    }
+    assert formulas.keys() == ACTIVATIONS.keys()
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    for name, formula in formulas.items():
+        ffn = FeedForward(8, 12, activation=name).double()
+        torch.testing.assert_close(ffn(x), ffn.fc2(formula(ffn.fc1(x))), atol=1e-12, rtol=0)
+
+
+def test_norm_eps_and_biases_reach_every_layer():
+    encoder = Encoder(8, 2, 2, norm_eps=1e-3, bias=("out",), activation="relu")
+    assert {m.eps for m in encoder.modules() if isinstance(m, nn.LayerNorm)} == {1e-3}
+    biased = {name.split(".")[-2] for name, _ in encoder.named_parameters() if name.endswith("_proj.bias")}
+    assert biased == {"out_proj"}
+    assert {layer.ffn.activation for layer in encoder.layers} == {"relu"}
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_hidden_states_are_what_forward_goes_through(norm_first):
+    encoder = Encoder(8, 3, 2, norm_first=norm_first, position_bias=T5Bias(2))
+    x, mask = torch.randn(2, 5, 8), Mask(torch.rand(2, 5) > 0.3)
+    states = encoder.hidden_states(x, mask)
+    assert len(states) == 4
+    assert states[0] is x
+    torch.testing.assert_close(encoder.norm(states[-1]), encoder(x, mask))
+    seen = []
+    for layer in encoder.layers:
+        layer.register_forward_hook(lambda module, given, out: seen.append(out))
+    encoder(x, mask)
+    torch.testing.assert_close(states[1:], seen)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Encoder(8, 1, 2, activation="glue"), "unknown activation 'glue'; there are: gelu, gelu_tanh"),
         (lambda: Encoder(8, 1, 2, attention={"kind": "monotonic"}), "'monotonic' does not support bidirectional"),
         (lambda: Decoder(8, 1, 2, attention={"kind": "monotonic"}), "'monotonic' does not support causal attention"),
         (lambda: Decoder(8, 1, 2, cross_attention={"kind": "sliding_window"}), "does not support cross-attention"),

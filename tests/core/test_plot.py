@@ -9,7 +9,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-from mmattn.plot import heat_map, overlay
+from mmattn import head_statistics
+from mmattn.plot import head_chart, heat_map, overlay
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["what", "$is$", "this", "?"]
@@ -78,9 +79,26 @@ def test_several_maps_on_one_image():
     assert [axis.get_title() for axis in figure.axes if axis.images] == ["", "a", "b"]
 
 
+def test_heads_by_layers(tmp_path):
+    found = head_statistics([torch.rand(2, 4, 5, 5) for _ in range(3)])
+    figure = head_chart(found, tmp_path / "heads.png", layer_names=["a", "b", "$c"], title="heads")
+    assert Image.open(tmp_path / "heads.png").size[0] > 100
+    panels = [axis for axis in figure.axes if axis.get_xlabel() == "head"]
+    assert [axis.get_title() for axis in panels] == ["entropy", "relative entropy", "distance", "disagreement"]
+    for axis, values in zip(panels, found, strict=True):
+        assert axis.images[0].get_array().shape == (3, 4)
+        np.testing.assert_allclose(axis.images[0].get_array(), values)
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", r"\$c"]
+    odd = head_chart({"entropy": torch.tensor([[0.5, float("nan")]])})  # as a distance across sequences is
+    assert odd.axes[0].images[0].get_array().mask.tolist() == [[False, True]]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: head_chart({"a": torch.rand(2, 3), "b": torch.rand(3, 3)}), "expected values of one shape"),
+        (lambda: head_chart({"a": torch.rand(2, 3)}, layer_names=["x"]), "1 layer_names for 2 layers"),
+        (lambda: head_chart({"a": torch.rand(3)}), "expected maps of two dimensions"),
         (lambda: heat_map(torch.rand(3, 4), ["a"]), "row_labels has 1 labels for 3 rows"),
         (lambda: heat_map(torch.rand(3, 4), None, ["a"]), "col_labels has 1 labels for 4 cols"),
         (lambda: heat_map(torch.rand(3)), "expected maps of two dimensions"),

@@ -1,4 +1,4 @@
-"""What did it look at: attention maps on demand."""
+"""Attention maps on demand."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .functional import repeat_heads
-from .kernels.base import Kernel
+from ..functional import repeat_heads
+from ..kernels.base import Kernel
+from ..tap import Tap
 
 
 @contextmanager
-def capture(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[str, list[Tensor]]]:
     """Attention maps of everything that runs inside.
 
     Each kernel's output is replaced by ``weights() @ v``, so gradients flow through the maps: they can be guided in
@@ -24,9 +25,11 @@ def capture(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
     Args:
         model: any module that holds attentions of this package.
+        differentiable: maps have gradients even where nothing before them has: in a frozen model, from a hard choice.
 
     Yields:
-        The maps (B, h, L, S) by module path of the attention that owns the kernel, one a call, in order of call.
+        The maps (B, h, L, S) by module path of the attention that owns the kernel, one a call, in order of call; what
+        passes a `mmattn.tap.Tap` (gates, weights that no kernel makes), of its own shape, by the tap's path.
 
     Raises:
         ValueError: a cached decoding step runs inside; explain generation by one teacher-forced pass.
@@ -43,7 +46,11 @@ def capture(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     try:
         for name, module in model.named_modules():
             if isinstance(module, Kernel):
-                handles.append(module.register_forward_hook(_hook(maps, _owner(name)), with_kwargs=True))
+                handles.append(
+                    module.register_forward_hook(_hook(maps, owner_path(name), differentiable), with_kwargs=True)
+                )
+            elif isinstance(module, Tap):
+                handles.append(module.register_forward_hook(_listen(maps, plain_path(name), differentiable)))
         for stack in checkpointing:  # a recomputed layer would record its map twice
             stack.gradient_checkpointing = False  # type: ignore[assignment]
         with _eagerly():
@@ -55,24 +62,40 @@ def capture(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             stack.gradient_checkpointing = True  # type: ignore[assignment]
 
 
-def _hook(maps: dict[str, list[Tensor]], owner: str) -> Callable[..., Tensor]:
+def _hook(maps: dict[str, list[Tensor]], owner: str, differentiable: bool) -> Callable[..., Tensor]:
     def hook(kernel: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor:
         given = dict(zip(("q", "k", "v", "mask", "cache"), args, strict=False)) | keywords
         if given.get("cache") is not None:
             raise ValueError("capture cannot see cached decoding: explain it by one pass over the finished sequence")
         q, v = given["q"], given["v"]
         weights = kernel.weights(q, given["k"], given.get("mask"))  # (B, h, L, S)
+        if differentiable and not weights.requires_grad:
+            weights = weights.requires_grad_()
         maps.setdefault(owner, []).append(weights)
         if kernel.dropout:
             weights = F.dropout(weights, kernel.dropout, kernel.training)
-        return (weights @ repeat_heads(v, q.shape[1])).to(output.dtype)
+        return kernel.finish(weights @ repeat_heads(v, q.shape[1])).to(output.dtype)
 
     return hook
 
 
-def _owner(name: str) -> str:
-    parts = [part for part in name.split(".") if part != "_orig_mod"]  # torch.compile's wrapper
-    return ".".join(parts[:-1])
+def _listen(maps: dict[str, list[Tensor]], path: str, differentiable: bool) -> Callable[..., None]:
+    def hook(tap: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if differentiable and not output.requires_grad:
+            output.requires_grad_()
+        maps.setdefault(path, []).append(output)
+
+    return hook
+
+
+def plain_path(name: str) -> str:
+    """A module's path without torch.compile's wrapper."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def owner_path(name: str) -> str:
+    """The path of the module that holds the one of that name."""
+    return plain_path(name).rpartition(".")[0]
 
 
 def _eagerly() -> Any:

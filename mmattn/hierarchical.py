@@ -1,0 +1,150 @@
+"""Words, then sentences: a document read at two levels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbones.recurrent import read_both_ways
+from .functional import masked_softmax
+from .masks import Mask
+from .tap import Tap
+
+
+class ContextPooling(nn.Module):
+    """``sum_i a_i x_i`` with ``a = softmax_i(u^T tanh(W x_i + b))``, u learned (Yang et al. 2016, section 2.2).
+
+    ``capture`` records a, (B, S), under the path of `weights`.
+
+    Args:
+        embed_dim: E.
+        hidden_dim: of the scores' network, E where None.
+
+    >>> ContextPooling(32)(torch.randn(2, 7, 32)).shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(self, embed_dim: int, *, hidden_dim: int | None = None) -> None:
+        super().__init__()
+        hidden_dim = embed_dim if hidden_dim is None else hidden_dim
+        self.proj = nn.Linear(embed_dim, hidden_dim)
+        self.context = nn.Parameter(torch.randn(hidden_dim) * hidden_dim**-0.5)  # u
+        self.weights = Tap()
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """x: (B, S, E); key_mask: (B, S) bool, True = a real token. Returns (B, E), zeros where there is none."""
+        scores = self.proj(x).tanh() @ self.context  # (B, S)
+        weights = self.weights(masked_softmax(scores, key_mask))  # (B, S)
+        return (weights[:, None] @ x).squeeze(1)  # (B, E)
+
+
+class Recurrent(nn.Module):
+    """An LSTM or GRU over vectors, one net a layer and direction; called as `mmattn.Encoder` is.
+
+    Args:
+        input_dim: of the vectors.
+        hidden_dim: of the result, both directions together.
+        kind: "lstm" or "gru".
+        num_layers: of them.
+        dropout: between layers.
+
+    Raises:
+        ValueError: unknown kind, or a hidden_dim that does not halve.
+
+    >>> Recurrent(16, 32)(torch.randn(2, 7, 16)).shape
+    torch.Size([2, 7, 32])
+    """
+
+    def __init__(
+        self, input_dim: int, hidden_dim: int, *, kind: str = "gru", num_layers: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        cells: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}
+        if kind not in cells:
+            raise ValueError(f"unknown recurrent kind {kind!r}; there are: {', '.join(cells)}")
+        if hidden_dim % 2:
+            raise ValueError(f"hidden_dim={hidden_dim} does not divide over two directions")
+        sizes = [input_dim] + [hidden_dim] * (num_layers - 1)
+        self.forwards = nn.ModuleList(cells[kind](size, hidden_dim // 2, batch_first=True) for size in sizes)
+        self.backwards = nn.ModuleList(cells[kind](size, hidden_dim // 2, batch_first=True) for size in sizes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
+        """Reads the real vectors, one after the other, wherever the padding lies.
+
+        Args:
+            x: (B, L, input_dim).
+            mask: with a key mask alone.
+
+        Returns:
+            (B, L, hidden_dim), zeros at padding.
+
+        Raises:
+            ValueError: a mask that says more.
+        """
+        if mask is not None and (mask.features or mask.attn_mask is not None):
+            raise ValueError("a recurrent encoder reads in both directions and honours a key mask alone")
+        key_mask = None if mask is None else mask.key_mask
+        if key_mask is None:
+            return read_both_ways(self.forwards, self.backwards, x, x.new_ones(x.shape[:2]).bool(), self.dropout)[0]
+        count = key_mask.cumsum(1)  # (B, L)
+        length = count[:, -1:]  # (B, 1)
+        hidden = torch.arange(x.shape[1], device=x.device) - count + length  # where padding goes: behind the real ones
+        place = torch.where(key_mask, count - 1, hidden)[:, :, None]  # (B, L, 1), a permutation
+        closed = torch.zeros_like(x).scatter(1, place.expand_as(x), x)  # (B, L, input_dim), without holes
+        in_front = torch.arange(x.shape[1], device=x.device) < length  # (B, L)
+        states, _ = read_both_ways(self.forwards, self.backwards, closed, in_front, self.dropout)
+        return states.gather(1, place.expand(-1, -1, states.shape[2]))  # (B, L, hidden_dim)
+
+
+class HierarchicalAttention(nn.Module):
+    """Words make sentences, sentences make the document (Yang et al. 2016, section 2.2).
+
+    In each sentence its words are encoded and pooled by attention; the sentences likewise. ``capture`` records the
+    words' weights (B n, w) under `pool_words.weights`, the sentences' (B, n) under `pool_sentences.weights`.
+
+    Args:
+        embed_dim: of the words' vectors.
+        hidden_dim: of sentences and document, embed_dim where None.
+        word_encoder: any module called as ``encoder(x, mask)`` with x (B, L, embed_dim) and a Mask, which gives
+            (B, L, hidden_dim), such as `mmattn.Encoder`; a bidirectional GRU, as in the paper, where None.
+        sentence_encoder: likewise over sentences, from hidden_dim to hidden_dim.
+
+    >>> HierarchicalAttention(16, 32)(torch.randn(2, 5, 7, 16)).shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_dim: int | None = None,
+        *,
+        word_encoder: nn.Module | None = None,
+        sentence_encoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        hidden_dim = embed_dim if hidden_dim is None else hidden_dim
+        self.word_encoder = Recurrent(embed_dim, hidden_dim) if word_encoder is None else word_encoder
+        self.sentence_encoder = Recurrent(hidden_dim, hidden_dim) if sentence_encoder is None else sentence_encoder
+        self.pool_words, self.pool_sentences = ContextPooling(hidden_dim), ContextPooling(hidden_dim)
+
+    def forward(self, x: Tensor, word_mask: Tensor | None = None) -> Tensor:
+        """Reads documents.
+
+        Args:
+            x: (B, n, w, embed_dim), n sentences of w words.
+            word_mask: (B, n, w) bool, True = a real word. A sentence without any is none, wherever it stands.
+
+        Returns:
+            (B, hidden_dim), zeros for a document without any word.
+        """
+        B, n = x.shape[:2]
+        words = x.flatten(0, 1)  # (B n, w, embed_dim)
+        real_words = None if word_mask is None else word_mask.flatten(0, 1)  # (B n, w)
+        real_sentences = None if word_mask is None else word_mask.any(2)  # (B, n)
+        words = self.word_encoder(words, None if real_words is None else Mask(real_words))
+        sentences = self.pool_words(words, real_words).unflatten(0, (B, n))  # (B, n, hidden_dim)
+        sentences = self.sentence_encoder(sentences, None if real_sentences is None else Mask(real_sentences))
+        return self.pool_sentences(sentences, real_sentences)

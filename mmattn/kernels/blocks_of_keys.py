@@ -1,0 +1,181 @@
+"""Softmax attention of blocks of queries, each over the stretch of keys around it, without a copy of any key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOG2E = math.log2(math.e)
+SCORES = 1 << 18  # at once: a megabyte of single precision, which stays in a core's own cache
+
+
+class Stretch(NamedTuple):
+    """Consecutive blocks of queries; each sees `width` keys, and these begin `block` later for each next block."""
+
+    start: int  # the first query
+    rows: int  # queries in a block
+    blocks: int  # how many
+    low: int  # the first key of the first block
+    width: int  # keys that a block sees
+    column: int  # where in the table of scores the first of them stands
+
+
+def stretches(length: int, block: int, left: int, right: int) -> Iterator[Stretch]:
+    """Cuts a sequence into blocks: those near an end, which lack keys, alone; the others many at a time."""
+    width, start = left + block + right, 0
+    many = max(1, SCORES // (block * width))
+    while start < length:
+        low, high = start - left, start + block + right
+        if low < 0 or high > length:
+            rows = min(block, length - start)
+            first, last = max(low, 0), min(start + rows + right, length)
+            yield Stretch(start, rows, 1, first, last - first, first - low)
+            start += rows
+        else:
+            count = min(many, (length - high) // block + 1)
+            yield Stretch(start, block, count, low, width, 0)
+            start += count * block
+
+
+class BlocksOfKeys(torch.autograd.Function):
+    """``softmax(scale q k^T + table) v`` where query i sees the keys i - left .. i + right.
+
+    Scores live only for as many blocks as a cache holds; backward makes them again from their logarithmic sums (Dao et
+    al. 2022, section 3.1), so that memory is that of inputs and outputs. Overlapping keys are read in place through
+    `unfold`; their gradients are added up block by block. Powers are of two: on the CPU torch's `exp2` takes a quarter
+    of the time of its `exp`.
+
+    Args of apply:
+        q: (B, h, S, d).
+        k: (B, h_kv, S, d).
+        v: (B, h_kv, S, d_v).
+        table: (h|1, block, left + block + right), added to the scores of each block, in base 2: a bias times log2(e),
+            minus infinity for what is out of the window.
+        key_bias: (B, S), zero or minus infinity, or None.
+        pairs: (B|1, h|1, S, S) bool, or None.
+        left: keys seen before a query.
+
+    Returns:
+        (B, h, S, d_v), zero where nothing is seen; (B, h, S), the logarithm of the sum of exponentiated scores, a very
+        negative number there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor,
+        key_bias: Tensor | None,
+        pairs: Tensor | None,
+        left: int,
+    ) -> tuple[Tensor, Tensor]:
+        B, h, S, _ = q.shape
+        out = q.new_empty(B, S, h, v.shape[-1]).transpose(1, 2)  # (B, h, S, d_v), laid out for the output projection
+        sums = q.new_empty(B, h, S)  # base 2
+        lowest = torch.finfo(q.dtype).min
+        for piece, scores, _, queries, keys in _pieces(q, k, table, key_bias, pairs, left):
+            top = scores.amax(-1, keepdim=True).clamp_(min=lowest)  # (n, b, 1)
+            scores.sub_(top).exp2_()
+            total = scores.sum(-1, keepdim=True)
+            total.masked_fill_(total == 0, 1.0)
+            values = _windows(v, piece, *keys).transpose(1, 2)  # (n, w, d_v)
+            torch.div(torch.bmm(scores, values), total, out=_rows(out, piece, *queries))
+            torch.add(top, total.log2_(), out=_rows(sums.unsqueeze(-1), piece, *queries))
+        ctx.save_for_backward(q, k, v, table, key_bias, pairs, out, sums)
+        ctx.left = left
+        return out, sums / LOG2E
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, table, key_bias, pairs, out, sums = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad_table = torch.zeros_like(table) if ctx.needs_input_grad[3] else None
+        shift = (grad_out * out).sum(-1).sub_(grad_sums)  # (B, h, S)
+        for piece, weights, other, queries, keys in _pieces(q, k, table, key_bias, pairs, ctx.left):
+            asked = _rows(q, piece, *queries)  # (n, b, d)
+            wanted = _rows(grad_out, piece, *queries)  # (n, b, d_v)
+            weights.sub_(_rows(sums.unsqueeze(-1), piece, *queries)).exp2_()  # (n, b, w)
+            _add_windows(grad_v, torch.bmm(weights.transpose(1, 2), wanted), piece, *keys)
+            torch.bmm(wanted, _windows(v, piece, *keys), out=other)
+            other.sub_(_rows(shift.unsqueeze(-1), piece, *queries)).mul_(weights)  # of the scores
+            if grad_table is not None:
+                head = queries[1] if table.shape[0] > 1 else 0
+                grad_table[head, : piece.rows, piece.column : piece.column + piece.width].add_(
+                    other.sum(0), alpha=1 / LOG2E
+                )
+            torch.mul(
+                torch.bmm(other, _windows(k, piece, *keys).transpose(1, 2)), scale, out=_rows(grad_q, piece, *queries)
+            )
+            _add_windows(grad_k, torch.bmm(other.transpose(1, 2), asked).mul_(scale), piece, *keys)
+        return grad_q, grad_k, grad_v, grad_table, None, None, None
+
+
+Head = tuple[int, int]  # sample and head
+
+
+def _pieces(
+    q: Tensor, k: Tensor, table: Tensor, key_bias: Tensor | None, pairs: Tensor | None, left: int
+) -> Iterator[tuple[Stretch, Tensor, Tensor, Head, Head]]:
+    """The masked scores (n, b, w) in base 2 of each stretch, sample and head, and another tensor of their shape."""
+    B, h, S, d = q.shape
+    block = table.shape[1]
+    right = table.shape[2] - block - left
+    space = q.new_empty(2, max(SCORES, table[0].numel()))
+    for sample in range(B):
+        for head in range(h):
+            queries, keys = (sample, head), (sample, head // (h // k.shape[1]))
+            for piece in stretches(S, block, left, right):
+                size = (piece.blocks, piece.rows, piece.width)
+                scores, other = (part[: math.prod(size)].view(size) for part in space)
+                added = table[head if table.shape[0] > 1 else 0, : piece.rows, piece.column :][:, : piece.width]
+                torch.baddbmm(
+                    added,
+                    _rows(q, piece, *queries),
+                    _windows(k, piece, *keys),
+                    alpha=LOG2E * d**-0.5,
+                    out=scores,
+                )
+                if key_bias is not None:
+                    scores.add_(_windows(key_bias[:, None, :, None], piece, sample, 0))
+                if pairs is not None:
+                    scores.masked_fill_(~_diagonal(pairs, piece, *queries), float("-inf"))
+                yield piece, scores, other, queries, keys
+
+
+def _rows(x: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
+    """The queries of a stretch out of (B, h, S, d): (n, b, d), in place."""
+    return x[sample, head, piece.start : piece.start + piece.blocks * piece.rows].unflatten(0, (piece.blocks, -1))
+
+
+def _windows(x: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
+    """The keys that each block of a stretch sees out of (B, h, S, d): (n, d, w), in place."""
+    end = piece.low + (piece.blocks - 1) * piece.rows + piece.width
+    return x[sample, head, piece.low : end].unfold(0, piece.width, piece.rows)
+
+
+def _add_windows(x: Tensor, windows: Tensor, piece: Stretch, sample: int, head: int) -> None:
+    """Adds (n, w, d) to where its keys stand in (B, h, S, d): the parts of one round do not overlap."""
+    for first in range(0, piece.width, piece.rows):
+        part = windows[:, first : first + piece.rows]  # (n, b, d)
+        low = piece.low + first
+        there = x[sample, head, low : low + (piece.blocks - 1) * piece.rows + part.shape[1]]
+        there.unfold(0, part.shape[1], piece.rows).transpose(1, 2).add_(part)
+
+
+def _diagonal(pairs: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
+    """Who may attend to whom in the blocks of a stretch: (n, b, w), in place."""
+    B, h = pairs.shape[:2]
+    square = pairs[sample if B > 1 else 0, head if h > 1 else 0]  # (S, S)
+    down, across = square.stride()
+    offset = square.storage_offset() + piece.start * down + piece.low * across
+    size = (piece.blocks, piece.rows, piece.width)
+    return square.as_strided(size, (piece.rows * (down + across), down, across), offset)

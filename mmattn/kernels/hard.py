@@ -1,0 +1,56 @@
+"""Attention to the best key alone, or to the k best."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..functional import allowed_keys, dot_scores, masked_softmax
+from ..masks import Mask
+from .base import ExplicitKernel
+
+
+class Hard(ExplicitKernel):
+    """Each query reads the `top_k` keys with the highest scores ``q k^T / sqrt(d) + bias`` and no others.
+
+    With ``top_k = 1`` the best key has weight 1. A choice has no gradient, so the softmax over all keys lends its own:
+    forward ``one_hot(argmax)``, backward ``d softmax`` (the straight-through estimator, Bengio et al. 2013, section 4).
+    With ``top_k > 1`` the weights are the softmax over the k best, whose exact gradient reaches those k (Gupta et al.
+    2021, section 2): enough to rank them, so nothing is lent. Of equal scores the earlier key is taken.
+
+    Args:
+        top_k: keys a query reads; all of them where there are fewer.
+        dropout: of attention weights while training.
+    """
+
+    kind = "hard"
+
+    def __init__(self, num_heads: int, head_dim: int, *, top_k: int = 1, dropout: float = 0.0) -> None:
+        super().__init__(num_heads, head_dim)
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1 key, found {top_k}")
+        self.top_k, self.dropout = top_k, dropout
+
+    def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
+        self.check(mask)
+        scores, allowed = dot_scores(q, k, mask), allowed_keys(q, k, mask)
+        best = self._best(scores, allowed)  # (B, h, L, S)
+        if self.top_k > 1:
+            return masked_softmax(scores, best)
+        if not scores.requires_grad:
+            return best.to(scores.dtype)
+        soft = masked_softmax(scores, allowed)
+        return best.to(soft.dtype) + (soft - soft.detach())  # in this order what is added is exactly zero
+
+    def _best(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
+        """Which keys are taken: bool, like scores (B, h, L, S), at most top_k a row."""
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.detach()
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, lowest)
+        # topk leaves open which of equal scores it returns, but not the k-th score. Filled up to have k, whatever S is.
+        last = F.pad(scores, (0, self.top_k - 1), value=lowest).topk(self.top_k, dim=-1).values[..., -1:]
+        above, equal = scores > last, scores == last
+        best = above | (equal & (equal.cumsum(-1) <= self.top_k - above.sum(-1, keepdim=True)))
+        return best if allowed is None else best & allowed

@@ -1,0 +1,92 @@
+"""Public pretrained weights in our modules: a folder in, a model out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.bert import BertEncoder
+from ..backbones.vit import VisionTransformer
+from .bert import convert_bert, convert_distilbert, convert_roberta
+from .files import open_source, read_config, read_state
+from .keymap import Converted, load_into
+from .vit import convert_timm, convert_vit
+
+Converter = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Converted]
+
+# model_type of transformers' config.json: what it becomes, and how.
+FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
+    "bert": (BertEncoder, convert_bert),
+    "roberta": (BertEncoder, convert_roberta),
+    "xlm-roberta": (BertEncoder, convert_roberta),
+    "distilbert": (BertEncoder, convert_distilbert),
+    "vit": (VisionTransformer, convert_vit),
+    "deit": (VisionTransformer, convert_vit),
+}
+
+
+def load_pretrained(
+    source: str | Path,
+    *,
+    download: bool = False,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **keywords: Any,
+) -> nn.Module:
+    """A public model of transformers or timm, as ours, in evaluation mode. Heads of its task are left out.
+
+    Args:
+        source: a folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
+            it, or a name on the Hugging Face hub.
+        download: source may be a name on the hub; without it the network is not used.
+        revision: of the hub's repository: a branch, tag or commit.
+        dtype: of the parameters.
+        keywords: of our model's constructor, in place of what the checkpoint says: ``attention="sliding_window"``,
+            ``resize_positions="bicubic"``, ``dropout=0.0``.
+
+    Returns:
+        A `BertEncoder` or `VisionTransformer`.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing; named.
+        ValueError: a family that is not known, a file that is cut short, keys or shapes that do not fit; named.
+
+    >>> load_pretrained("owner/name")
+    Traceback (most recent call last):
+    FileNotFoundError: no folder owner/name; if it is a name on the Hugging Face hub, pass download=True
+    """
+    find = open_source(source, download=download, revision=revision)
+    config = read_config(find, source)
+    try:
+        kind, converter = family(config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    state = read_state(find, source)
+    # Before conversion, so that sums of tensors are not rounded to half precision.
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    try:
+        converted = converter(config, state)
+        model = kind(**converted.keywords | keywords).to(dtype)
+        load_into(model, converted)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return model.eval()
+
+
+def family(config: Mapping[str, Any]) -> tuple[type[nn.Module], Converter]:
+    """Our class and the converter for a config.json.
+
+    Raises:
+        ValueError: none is known for it.
+    """
+    if "architecture" in config:  # timm's; transformers lists "architectures"
+        return VisionTransformer, convert_timm
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        found = "no model_type" if name is None else f"model_type {name!r}"
+        raise ValueError(f"config.json has {found}; known are {', '.join(FAMILIES)}, and timm's vit and deit")
+    return FAMILIES[name]

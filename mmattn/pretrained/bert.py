@@ -1,0 +1,103 @@
+"""BERT, RoBERTa and DistilBERT as transformers writes them; MiniLM is a BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .keymap import Converted, activation, attention_dropout, read, rename, require
+
+EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": "embedding.weight",
+    "embeddings.position_embeddings.weight": "positions.weight",
+    "embeddings.token_type_embeddings.weight": "token_types.weight",
+    "embeddings.LayerNorm.*": "norm.*",
+}
+BERT = EMBEDDINGS | {
+    "encoder.layer.#.attention.self.query.*": "encoder.layers.#.attention.q_proj.*",
+    "encoder.layer.#.attention.self.key.*": "encoder.layers.#.attention.k_proj.*",
+    "encoder.layer.#.attention.self.value.*": "encoder.layers.#.attention.v_proj.*",
+    "encoder.layer.#.attention.output.dense.*": "encoder.layers.#.attention.out_proj.*",
+    "encoder.layer.#.attention.output.LayerNorm.*": "encoder.layers.#.attention_residual.norm.*",
+    "encoder.layer.#.intermediate.dense.*": "encoder.layers.#.ffn.fc1.*",
+    "encoder.layer.#.output.dense.*": "encoder.layers.#.ffn.fc2.*",
+    "encoder.layer.#.output.LayerNorm.*": "encoder.layers.#.ffn_residual.norm.*",
+    "pooler.dense.*": "pooler.dense.*",
+}
+DISTILBERT = EMBEDDINGS | {
+    "transformer.layer.#.attention.q_lin.*": "encoder.layers.#.attention.q_proj.*",
+    "transformer.layer.#.attention.k_lin.*": "encoder.layers.#.attention.k_proj.*",
+    "transformer.layer.#.attention.v_lin.*": "encoder.layers.#.attention.v_proj.*",
+    "transformer.layer.#.attention.out_lin.*": "encoder.layers.#.attention.out_proj.*",
+    "transformer.layer.#.sa_layer_norm.*": "encoder.layers.#.attention_residual.norm.*",
+    "transformer.layer.#.ffn.lin1.*": "encoder.layers.#.ffn.fc1.*",
+    "transformer.layer.#.ffn.lin2.*": "encoder.layers.#.ffn.fc2.*",
+    "transformer.layer.#.output_layer_norm.*": "encoder.layers.#.ffn_residual.norm.*",
+}
+# Checkpoints that were converted from TensorFlow call a norm's weight and bias gamma and beta.
+for old, new in (("gamma", "weight"), ("beta", "bias")):
+    BERT |= {name.replace("*", old): ours.replace("*", new) for name, ours in BERT.items() if "LayerNorm.*" in name}
+
+# Counters that older versions saved, and the heads of the tasks that a checkpoint may come from.
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+BERT_HEADS = ("cls", "classifier", "qa_outputs")
+ROBERTA_HEADS = ("lm_head", "classifier", "qa_outputs")
+DISTILBERT_HEADS = (
+    "vocab_transform",
+    "vocab_layer_norm",
+    "vocab_projector",
+    "pre_classifier",
+    "classifier",
+    "qa_outputs",
+)
+
+
+def convert_bert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
+    """BERT and MiniLM (Devlin et al. 2019; Wang et al. 2020)."""
+    ours, names = rename(state, BERT, prefix="bert.", ignore=(*BUFFERS, *BERT_HEADS))
+    return Converted(_keywords(config, ours), ours, names)
+
+
+def convert_roberta(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
+    """RoBERTa and XLM-RoBERTa (Liu et al. 2019; Conneau et al. 2020)."""
+    ours, names = rename(state, BERT, prefix="roberta.", ignore=(*BUFFERS, *ROBERTA_HEADS))
+    return Converted(_keywords(config, ours) | {"pad_id": read(config, "pad_token_id", 1)}, ours, names)
+
+
+def convert_distilbert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
+    """DistilBERT (Sanh et al. 2019)."""
+    ours, names = rename(state, DISTILBERT, prefix="distilbert.", ignore=(*BUFFERS, *DISTILBERT_HEADS))
+    keywords = {
+        "vocab_size": read(config, "vocab_size"),
+        "embed_dim": read(config, "dim"),
+        "num_layers": read(config, "n_layers"),
+        "num_heads": read(config, "n_heads"),
+        "ffn_dim": read(config, "hidden_dim"),
+        "max_len": read(config, "max_position_embeddings", 512),
+        "num_types": 0,
+        "pooler": False,
+        "activation": activation(read(config, "activation", "gelu")),
+        "dropout": read(config, "dropout", 0.1),
+        "attention": attention_dropout(read(config, "attention_dropout", 0.1)),
+    }
+    return Converted(keywords, ours, names)
+
+
+def _keywords(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[str, Any]:
+    require(config, {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False})
+    return {
+        "vocab_size": read(config, "vocab_size"),
+        "embed_dim": read(config, "hidden_size"),
+        "num_layers": read(config, "num_hidden_layers"),
+        "num_heads": read(config, "num_attention_heads"),
+        "ffn_dim": read(config, "intermediate_size"),
+        "max_len": read(config, "max_position_embeddings", 512),
+        "num_types": read(config, "type_vocab_size", 2),
+        "pooler": any(name.startswith("pooler.") for name in ours),  # task models are often saved without
+        "activation": activation(read(config, "hidden_act", "gelu")),
+        "norm_eps": read(config, "layer_norm_eps", 1e-12),
+        "dropout": read(config, "hidden_dropout_prob", 0.1),
+        "attention": attention_dropout(read(config, "attention_probs_dropout_prob", 0.1)),
+    }

@@ -1,0 +1,136 @@
+"""Where public weights lie: a local folder, or, only when asked for, a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Find = Callable[[str], Path | None]  # a file of the folder by name, None where there is none
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def open_source(source: str | Path, *, download: bool = False, revision: str | None = None) -> Find:
+    """Finds files by name in a folder, or in a repository of the hub.
+
+    Args:
+        source: a folder, a file in it (its config.json or weights), or "owner/name" on the hub.
+        download: source may be a repository of the hub. Only the files that are read are fetched.
+        revision: of the repository: a branch, tag or commit.
+
+    Raises:
+        ValueError: a web address.
+        FileNotFoundError: no such folder, and no leave to download.
+    """
+    if "://" in str(source):
+        raise ValueError(f"{source}: weights are not read from a web address; give a folder or a name on the hub")
+    folder = Path(source)
+    if folder.is_file():
+        folder = folder.parent
+    if folder.is_dir():
+        return lambda name: path if (path := folder / name).is_file() else None
+    if not download:
+        raise FileNotFoundError(f"no folder {source}; if it is a name on the Hugging Face hub, pass download=True")
+    return _hub(str(source), revision)
+
+
+def _hub(name: str, revision: str | None) -> Find:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def find(filename: str) -> Path | None:
+        try:
+            return Path(huggingface_hub.hf_hub_download(name, filename, revision=revision))
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+            raise FileNotFoundError(f"{name}: no such folder, and the hub does not give it: {error}") from None
+        except errors.LocalEntryNotFoundError as error:
+            # The hub cannot be reached. What is in its cache may still be enough: not every file must exist.
+            if filename == "config.json":
+                raise FileNotFoundError(f"{name}: no such folder, nor in the hub's cache: {error}") from None
+            return None
+        except errors.EntryNotFoundError:
+            return None
+
+    return find
+
+
+def read_config(find: Find, source: str | Path) -> dict[str, Any]:
+    """config.json as a dictionary.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not a JSON object.
+    """
+    path = find("config.json")
+    if path is None:
+        raise FileNotFoundError(f"{source}: no config.json")
+    return _read_json(path)
+
+
+def read_state(find: Find, source: str | Path) -> dict[str, Tensor]:
+    """All tensors: of model.safetensors, or pytorch_model.bin, or either in shards by its index.
+
+    A .bin file is read as tensors only: a pickle that holds anything else is refused.
+
+    Raises:
+        FileNotFoundError: no weights, or a shard is missing.
+        ValueError: a file is not what its name says, or is cut short.
+    """
+    for name in WEIGHTS:
+        if (path := find(name)) is not None:
+            return _read_tensors(path)
+        if (index := find(f"{name}.index.json")) is not None:
+            return _read_shards(find, index)
+    raise FileNotFoundError(f"{source}: no weights; looked for {', '.join(WEIGHTS)} and their .index.json")
+
+
+def _read_shards(find: Find, index: Path) -> dict[str, Tensor]:
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index}: no weight_map")
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        if Path(name).name != name:
+            raise ValueError(f"{index}: {name!r} is not the name of a file beside it")
+        path = find(name)
+        if path is None:
+            raise FileNotFoundError(f"{index}: shard {name} is missing")
+        state |= _read_tensors(path)
+    if missing := sorted(set(places) - set(state)):
+        raise ValueError(f"{index}: {missing[0]} is not in {places[missing[0]]}")
+    return state
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a whole file of tensors alone: {reason}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: not a dictionary of tensors")
+    return dict(state)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: an object was expected, found {type(value).__name__}")
+    return value

@@ -1,0 +1,171 @@
+"""Conversion is data to data: foreign names and tensors in, ours out, by a table; what is left over is an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+Table = Mapping[str, str | tuple[str, ...]]
+
+
+class Converted(NamedTuple):
+    """A public checkpoint as ours."""
+
+    keywords: dict[str, Any]  # of the model's constructor
+    state: dict[str, Tensor]  # its state dict
+    names: dict[str, str]  # where each of its keys came from, for messages
+
+
+def rename(
+    state: Mapping[str, Tensor], table: Table, *, prefix: str = "", ignore: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Renames every key by a table of patterns.
+
+    In a pattern, # stands for a number and * for "weight" or "bias"; both are filled in on the right. Several
+    names on the right take equal parts of the tensor's first dimension: packed projections come apart.
+
+    Args:
+        state: foreign keys and tensors.
+        table: pattern to our name or names.
+        prefix: left out where a key begins with it (a model inside a task's model).
+        ignore: modules and tensors that are not wanted (heads, buffers), by the name before any pattern.
+
+    Returns:
+        Our state dict, and for each of its keys the foreign one.
+
+    Raises:
+        ValueError: keys that neither the table nor ignore knows, two that mean the same, a packed tensor that does not
+            split; named.
+
+    >>> found, _ = rename({"net.h.3.qkv.weight": torch.zeros(6, 2)}, {"h.#.qkv.*": ("#.q.*", "#.k.*")}, prefix="net.")
+    >>> {name: tuple(tensor.shape) for name, tensor in found.items()}
+    {'3.q.weight': (3, 2), '3.k.weight': (3, 2)}
+    """
+    patterns = [(_compile(pattern), _listed(ours)) for pattern, ours in table.items()]
+    found: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    unknown = []
+    for key, tensor in state.items():
+        bare = key.removeprefix(prefix)
+        if any(bare == name or bare.startswith(name + ".") for name in ignore):
+            continue
+        matches = ((match, ours) for pattern, ours in patterns if (match := pattern.fullmatch(bare)))
+        match, targets = next(matches, (None, ()))
+        if match is None:
+            unknown.append(key)
+            continue
+        if tensor.dim() and tensor.shape[0] % len(targets):
+            raise ValueError(f"{key!r} of shape {tuple(tensor.shape)} does not split into {len(targets)} equal parts")
+        parts = [tensor] if len(targets) == 1 else tensor.chunk(len(targets))
+        for target, part in zip(targets, parts, strict=True):
+            name = _fill(target, match.groups())
+            if name in found:
+                raise ValueError(f"keys {names[name]!r} and {key!r} mean the same")
+            found[name], names[name] = part, key
+    if unknown:
+        raise ValueError(f"unknown {_some(unknown)}")
+    return found, names
+
+
+def load_into(model: nn.Module, converted: Converted) -> None:
+    """Loads a converted state dict, strictly.
+
+    Raises:
+        ValueError: tensors that the model has not, that are missing, or whose shapes differ; by their foreign names.
+    """
+    own = model.state_dict()
+    state, names = converted.state, converted.names
+
+    def foreign(name: str) -> str:
+        return names.get(name, name)
+
+    if extra := [foreign(name) for name in state if name not in own]:
+        raise ValueError(f"beyond what the configuration says, there are {_some(sorted(set(extra)))}")
+    if missing := [name for name in own if name not in state]:
+        raise ValueError(f"nothing for {_some(missing)} of {type(model).__name__}")
+    if wrong := [
+        f"{foreign(name)!r} ({name}) is {tuple(state[name].shape)}, should be {tuple(own[name].shape)}"
+        for name in own
+        if state[name].shape != own[name].shape
+    ]:
+        raise ValueError(f"shapes do not fit the configuration: {'; '.join(wrong[:4])}")
+    model.load_state_dict(state)
+
+
+def read(config: Mapping[str, Any], key: str, default: T | None = None) -> T | Any:
+    """A value of config.json, or the default of the library that wrote it.
+
+    Raises:
+        ValueError: no such key, and no default.
+    """
+    value = config.get(key)
+    if value is not None:
+        return value
+    if default is None:
+        raise ValueError(f"config.json has no {key!r}")
+    return default
+
+
+def require(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises where config.json asks for something that changes what is computed and that is not converted."""
+    for key, value in expected.items():
+        if config.get(key) not in (None, value):
+            raise ValueError(f"config.json has {key}={config[key]!r}; only {value!r} is supported")
+
+
+# What transformers and timm call them. "gelu_fast" is the tanh form with its constant to ten digits.
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+def activation(name: str) -> str:
+    """Our name of a foreign activation.
+
+    Raises:
+        ValueError: it is not converted.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not supported; there are: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def attention_dropout(probability: float) -> dict[str, Any] | None:
+    """The ``attention`` keyword of a model that was trained with dropout of attention weights."""
+    return {"kind": "dense", "dropout": probability} if probability else None
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\#", r"(\d+)").replace(r"\*", "(weight|bias)"))
+
+
+def _listed(ours: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (ours,) if isinstance(ours, str) else ours
+
+
+def _fill(target: str, groups: Iterable[str]) -> str:
+    """Numbers for #, in order; weight or bias for *."""
+    for group in groups:
+        target = target.replace("#" if group.isdigit() else "*", group, 1)
+    return target
+
+
+def _some(keys: Collection[str]) -> str:
+    shown = ", ".join(sorted(keys)[:6])
+    more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+    return f"{'keys' if len(keys) > 1 else 'key'}: {shown}{more}"

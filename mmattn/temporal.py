@@ -1,0 +1,119 @@
+"""Attention over the frames of a video."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import AttentionConfig, FeedForward, Residual, make_attention
+from .fusion import AttentionPooling
+from .masks import Mask
+from .positions import SinusoidalPositions
+
+
+class TemporalPooling(nn.Module):
+    """Learned queries read the frames of a video, and know when each was: the frames that matter weigh more.
+
+    `mmattn.fusion.AttentionPooling` with sinusoidal positions.
+
+    Args:
+        embed_dim: E.
+        num_heads: h.
+        num_queries: how many vectors to read out.
+        attention: {"kind": name, and the kernel's options}.
+
+    >>> TemporalPooling(32, 4)(torch.randn(2, 16, 32)).shape
+    torch.Size([2, 1, 32])
+    """
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, *, num_queries: int = 1, attention: AttentionConfig = None
+    ) -> None:
+        super().__init__()
+        self.positions = SinusoidalPositions(embed_dim)
+        self.pooling = AttentionPooling(embed_dim, num_heads, num_queries=num_queries, attention=attention)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """x: (B, T, E), a vector a frame; key_mask: (B, T) bool, True = a real frame. Returns (B, num_queries, E)."""
+        return self.pooling(self.positions(x), None if key_mask is None else Mask(key_mask))
+
+
+class DividedSpaceTimeLayer(nn.Module):
+    """Each patch looks at the same place in all frames, then at its own frame; then a feed-forward network.
+
+    Bertasius et al. 2021 (TimeSformer), section 3, "divided space-time attention", pre-norm. T + N comparisons a
+    token instead of T N. Class tokens are as in the authors' code: they take no part over time; over space each frame
+    has a copy, and the copies are averaged. The linear map that the authors put behind the temporal attention is part
+    of its out_proj here.
+
+    Args:
+        embed_dim: E.
+        num_heads: h.
+        ffn_dim: 4 E where None.
+        dropout: after each sublayer and inside the feed-forward network.
+        attention: the attention's within a frame, {"kind": name, and the kernel's options}.
+        temporal_attention: the attention's over time.
+        norm_eps: added to the variance in the layer norms.
+
+    >>> x, cls = DividedSpaceTimeLayer(32, 4)(torch.randn(2, 8, 49, 32), torch.randn(2, 1, 32))
+    >>> x.shape, cls.shape
+    (torch.Size([2, 8, 49, 32]), torch.Size([2, 1, 32]))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        ffn_dim: int | None = None,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        temporal_attention: AttentionConfig = None,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.temporal_attention = make_attention(embed_dim, num_heads, temporal_attention, {"self"})
+        self.attention = make_attention(embed_dim, num_heads, attention, {"self"})
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout)
+        self.temporal_residual = Residual(embed_dim, dropout, True, norm_eps)
+        self.attention_residual = Residual(embed_dim, dropout, True, norm_eps)
+        self.ffn_residual = Residual(embed_dim, dropout, True, norm_eps)
+
+    def forward(
+        self, x: Tensor, cls: Tensor | None = None, patch_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends over time, then over space.
+
+        Args:
+            x: (B, T, N, E), N patches a frame, with positions in time and space already added.
+            cls: (B, K, E), class tokens.
+            patch_mask: (B, T) bool, True = a real frame; or (B, T, N), True = a real patch.
+
+        Returns:
+            x and cls, changed.
+        """
+        B, T, N, _ = x.shape
+        K = 0 if cls is None else cls.shape[1]
+        over_time = over_space = None
+        if patch_mask is not None:
+            if patch_mask.dim() == 2:
+                patch_mask = patch_mask[:, :, None].expand(-1, -1, N)
+            over_time = Mask(patch_mask.transpose(1, 2).flatten(0, 1))  # (B N, T)
+            copies = patch_mask.new_ones(B, T, K)
+            over_space = Mask(torch.cat([copies, patch_mask], dim=2).flatten(0, 1))  # (B T, K + N)
+
+        places = x.transpose(1, 2).flatten(0, 1)  # (B N, T, E)
+        places = self.temporal_residual(places, self.temporal_attention, mask=over_time)
+        x = places.unflatten(0, (B, N)).transpose(1, 2)  # (B, T, N, E)
+
+        if cls is not None:
+            x = torch.cat([cls[:, None].expand(-1, T, -1, -1), x], dim=2)  # (B, T, K + N, E)
+        frames = self.attention_residual(x.flatten(0, 1), self.attention, mask=over_space)  # (B T, K + N, E)
+        frames = frames.unflatten(0, (B, T))  # (B, T, K + N, E)
+        x = self.ffn_residual(frames[:, :, K:], self.ffn)  # (B, T, N, E)
+        if cls is None:
+            return x, None
+        real = frames.new_ones(B, T) if patch_mask is None else patch_mask.any(2).to(frames.dtype)
+        share = real / real.sum(1, keepdim=True).clamp_min(1)  # (B, T)
+        cls = (frames[:, :, :K] * share[:, :, None, None]).sum(1)  # (B, K, E)
+        return x, self.ffn_residual(cls, self.ffn)

@@ -1,0 +1,91 @@
+"""Plain loops for linear (random features), low_rank, cosine and differential: weights_of of `naive.kernel`."""
+
+import math
+
+import torch
+from naive import bias_at
+
+
+def favor(module, q, keys, b, head, allowed):
+    """Choromanski et al. 2021, section 2.3: the features of one query and one key, multiplied."""
+    (L, d), S = q.shape, keys.shape[0]
+
+    def features(x):
+        x = x / d**0.25
+        values = [torch.exp((w * x).sum() - (x * x).sum() / 2) for w in module.features]
+        return torch.stack(values) / math.sqrt(len(values))
+
+    rows = []
+    for i in range(L):
+        products = {j: (features(q[i]) * features(keys[j])).sum() for j in range(S) if allowed(b, head, i, j, L, S)}
+        total = sum(products.values())
+        rows.append({j: product / total for j, product in products.items()})
+    return rows
+
+
+def low_rank(module, q, keys, b, head, allowed):
+    """Wang et al. 2020, equation 7, queries and keys also made smaller; a key's weight is through its summaries."""
+    L, S = q.shape[0], keys.shape[0]
+    seen = [j for j in range(S) if allowed(b, head, 0, j, L, S)]
+    summaries = {j: keys[j] for j in seen}
+    if module.projected_length is not None:
+        E, F = (p[head if len(p) > 1 else 0] for p in (module.key_length, module.value_length))
+        summaries = {
+            s: sum((E[s, j] * keys[j] for j in seen), torch.zeros_like(keys[0])) for s in range(module.projected_length)
+        }
+    if module.query_rank is not None:
+        q = q @ module.query_rank[head]
+        summaries = {s: summary @ module.key_rank[head] for s, summary in summaries.items()}
+    rows = []
+    for i in range(L):
+        weights = softmax({s: (q[i] * summary).sum() / math.sqrt(module.rank) for s, summary in summaries.items()})
+        if module.projected_length is not None:
+            weights = {j: sum(weight * F[s, j] for s, weight in weights.items()) for j in seen}
+        rows.append(weights)
+    return rows
+
+
+def cosine(module, q, keys, b, head, allowed):
+    """Liu et al. 2022, equation 2."""
+    L, S = q.shape[0], keys.shape[0]
+    scale = min(torch.exp(module.log_scale[head]), torch.tensor(module.max_scale).double())
+    rows = []
+    for i in range(L):
+        scores = {}
+        for j in range(S):
+            if allowed(b, head, i, j, L, S):
+                lengths = torch.sqrt((q[i] * q[i]).sum()) * torch.sqrt((keys[j] * keys[j]).sum())
+                scores[j] = scale * (q[i] * keys[j]).sum() / lengths + bias_at(allowed.bias, head, j - (i + S - L))
+        rows.append(softmax(scores))
+    return rows
+
+
+def differential(module, q, keys, b, head, allowed):
+    """Ye et al. 2024, equations 1 and 2."""
+    (L, d), S = q.shape, keys.shape[0]
+    half = d // 2
+    first = sum(module.lambda_q1[c] * module.lambda_k1[c] for c in range(half))
+    second = sum(module.lambda_q2[c] * module.lambda_k2[c] for c in range(half))
+    weight = torch.exp(first) - torch.exp(second) + module.lambda_init
+    rows = []
+    for i in range(L):
+        maps = []
+        for part in (slice(0, half), slice(half, d)):
+            scores = {}
+            for j in range(S):
+                if allowed(b, head, i, j, L, S):
+                    bias = bias_at(allowed.bias, head, j - (i + S - L))
+                    scores[j] = (q[i, part] * keys[j, part]).sum() / math.sqrt(half) + bias
+            maps.append(softmax(scores))
+        rows.append({j: maps[0][j] - weight * maps[1][j] for j in maps[0]})
+    return rows
+
+
+def differential_norm(module, out):
+    """Equation 3: each head's output (..., d_v) by its root mean square."""
+    return (1 - module.lambda_init) * out / torch.sqrt((out * out).mean(-1, keepdim=True) + 1e-5)
+
+
+def softmax(scores):
+    total = sum(torch.exp(score) for score in scores.values())
+    return {j: torch.exp(score) / total for j, score in scores.items()}

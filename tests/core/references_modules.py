@@ -1,0 +1,245 @@
+"""The modules that are not kernels against public libraries, float64: the largest difference of outputs and gradients.
+
+Each builds the library's own module with random weights, copies them over, and runs both on the same random input.
+"""
+
+import torch
+from checks import difference
+
+from mmattn import (
+    CBAM,
+    DeformableAttention,
+    DividedSpaceTimeLayer,
+    EfficientChannelAttention,
+    MapPooling,
+    PositionAttention,
+    SqueezeExcitation,
+    flatten_maps,
+)
+
+
+def randomised(module):
+    torch.manual_seed(3)
+    module = module.double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn_like(parameter))
+        for buffer in module.buffers():
+            if buffer.is_floating_point():  # batch norm
+                buffer.copy_(0.5 + torch.rand_like(buffer))
+    return module
+
+
+def copied(module, **parameters):
+    """The module in float64 with each parameter of it set, by its name with __ for the dots."""
+    module = module.double().eval()
+    given = {name.replace("__", "."): tensor.detach() for name, tensor in parameters.items()}
+    missing, unexpected = module.load_state_dict(given, strict=False)
+    assert not unexpected
+    assert not missing, missing
+    return module
+
+
+def compare(ours, theirs, *inputs):
+    """Outputs, and gradients of the inputs."""
+    found = []
+    for function in (ours, theirs):
+        given = [tensor.clone().requires_grad_() for tensor in inputs]
+        out = function(*given)
+        weighting = torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        found.append((out, *torch.autograd.grad((out * weighting).sum(), given)))
+    return difference(*found)
+
+
+def draw(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+def square(conv):
+    """The matrix of a 1x1 convolution."""
+    return conv.weight[:, :, 0, 0]
+
+
+def squeeze_excitation():
+    from timm.layers import SEModule
+
+    theirs = randomised(SEModule(16, rd_channels=4))
+    ours = copied(
+        SqueezeExcitation(16, reduction=4),
+        fc1__weight=square(theirs.fc1),
+        fc1__bias=theirs.fc1.bias,
+        fc2__weight=square(theirs.fc2),
+        fc2__bias=theirs.fc2.bias,
+    )
+    return compare(ours, theirs, draw(2, 16, 5, 7))
+
+
+def efficient_channel():
+    from timm.layers import EcaModule
+
+    worst = 0.0
+    for channels in (2, 8, 16, 64, 128, 256, 512):  # kernels of 3, 3, 3, 3, 5, 5, 5
+        theirs = randomised(EcaModule(channels))
+        ours = copied(EfficientChannelAttention(channels), conv__weight=theirs.conv.weight)
+        worst = max(worst, compare(ours, theirs, draw(2, channels, 2, 3)))
+    return worst
+
+
+def cbam():
+    from timm.layers.cbam import CbamModule
+
+    theirs = randomised(CbamModule(16, rd_ratio=1 / 4))
+    conv, norm = theirs.spatial.conv.conv, theirs.spatial.conv.bn
+    gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    ours = copied(
+        CBAM(16, reduction=4),
+        channel__fc1__weight=square(theirs.channel.fc1),
+        channel__fc2__weight=square(theirs.channel.fc2),
+        spatial__conv__weight=conv.weight * gain[:, None, None, None],
+        spatial__conv__bias=norm.bias - norm.running_mean * gain,
+    )
+    return compare(ours, theirs, draw(2, 16, 9, 11))
+
+
+def position_attention():
+    """timm's non-local block, whose values have as few channels as its queries."""
+    from timm.layers import NonLocalAttn
+
+    theirs = randomised(NonLocalAttn(16, rd_channels=4))
+    gain = theirs.norm.weight / torch.sqrt(theirs.norm.running_var + theirs.norm.eps)
+    scale = theirs.scale * 4**0.5  # ours is 1 / sqrt(4)
+    none = torch.zeros(12, 16, dtype=torch.float64)
+    ours = copied(
+        PositionAttention(16, reduction=4),
+        attention__q_proj__weight=square(theirs.t) * scale,
+        attention__q_proj__bias=theirs.t.bias * scale,
+        attention__k_proj__weight=square(theirs.p),
+        attention__k_proj__bias=theirs.p.bias,
+        attention__v_proj__weight=torch.cat([square(theirs.g), none]),
+        attention__v_proj__bias=torch.cat([theirs.g.bias, none[:, 0]]),
+        attention__out_proj__weight=torch.cat([square(theirs.z) * gain[:, None], none.T], dim=1),
+        attention__out_proj__bias=(theirs.z.bias - theirs.norm.running_mean) * gain + theirs.norm.bias,
+        gamma=torch.ones(()),
+    )
+    return compare(ours, theirs, draw(2, 16, 5, 3))
+
+
+def map_pooling():
+    """timm's pooling by a latent query, its feed-forward network left out, and without our norm."""
+    from timm.layers import AttentionPoolLatent
+
+    theirs = randomised(AttentionPoolLatent(16, num_heads=4, latent_len=3, feat_size=15, pos_embed="abs", pool_type=""))
+    theirs.mlp = None
+    module = MapPooling(16, 4, num_queries=3, positions="learned", grid_size=(5, 3))
+    module.pooling.norm = torch.nn.Identity()
+    (k, v), (k_bias, v_bias) = theirs.kv.weight.chunk(2), theirs.kv.bias.chunk(2)
+    ours = copied(
+        module,
+        positions__weight=theirs.pos_embed.T.reshape(1, 16, 5, 3),
+        pooling__queries=theirs.latent[0],
+        pooling__attention__q_proj__weight=theirs.q.weight,
+        pooling__attention__q_proj__bias=theirs.q.bias,
+        pooling__attention__k_proj__weight=k,
+        pooling__attention__k_proj__bias=k_bias,
+        pooling__attention__v_proj__weight=v,
+        pooling__attention__v_proj__bias=v_bias,
+        pooling__attention__out_proj__weight=theirs.proj.weight,
+        pooling__attention__out_proj__bias=theirs.proj.bias,
+    )
+    return compare(ours, lambda x: theirs(x.flatten(2).mT), draw(2, 16, 5, 3))
+
+
+def deformable(size, shapes=((6, 9), (5, 4), (2, 3)), num_points=3):
+    """transformers' Deformable DETR: points or boxes, some outside of the maps, and hidden cells."""
+    from transformers import DeformableDetrConfig
+    from transformers.models.deformable_detr import modeling_deformable_detr as library
+
+    config = DeformableDetrConfig(
+        d_model=16, num_feature_levels=len(shapes), disable_custom_kernels=True, use_timm_backbone=False
+    )
+    theirs = randomised(library.DeformableDetrMultiscaleDeformableAttention(config, num_heads=4, n_points=num_points))
+    module = DeformableAttention(16, 4, num_levels=len(shapes), num_points=num_points)
+    names = {"offset_proj": "sampling_offsets", "weight_proj": "attention_weights", "v_proj": "value_proj"}
+    names["out_proj"] = "output_proj"
+    ours = copied(
+        module,
+        **{
+            f"{name}__{kind}": getattr(getattr(theirs, other), kind)
+            for name, other in names.items()
+            for kind in ("weight", "bias")
+        },
+    )
+    maps = [draw(2, 16, *shape) for shape in shapes]
+    value, sizes = flatten_maps(maps)
+    mask = torch.rand(2, value.shape[1], generator=torch.Generator().manual_seed(6)) > 0.3
+    reference = 0.5 + 0.4 * draw(2, 7, len(shapes), size)
+
+    def reference_call(query, value, reference):
+        return theirs(
+            query,
+            attention_mask=mask,
+            encoder_hidden_states=value,
+            reference_points=reference,
+            spatial_shapes=torch.tensor(sizes),
+            spatial_shapes_list=sizes,
+        )[0]
+
+    return compare(
+        lambda query, value, reference: ours(query, value, sizes, reference, mask),
+        reference_call,
+        draw(2, 7, 16),
+        value,
+        reference,
+    )
+
+
+def deformable_points():
+    return deformable(2)
+
+
+def deformable_boxes():
+    return deformable(4)
+
+
+def space_time():
+    """transformers' TimeSformer layer; its tokens run patch by patch, the frames of each together."""
+    from transformers import TimesformerConfig
+    from transformers.models.timesformer.modeling_timesformer import TimesformerLayer
+
+    T, height, width = 3, 2, 4
+    config = TimesformerConfig(
+        image_size=16 * width, num_frames=T, hidden_size=16, num_attention_heads=4, intermediate_size=24
+    )
+    theirs = randomised(TimesformerLayer(config, 0))
+    given = {}
+    for name, library in (("temporal_attention", theirs.temporal_attention), ("attention", theirs.attention)):
+        parts = zip(library.attention.qkv.weight.chunk(3), library.attention.qkv.bias.chunk(3), strict=True)
+        for part, (weight, bias) in zip("qkv", parts, strict=True):
+            given[f"{name}__{part}_proj__weight"], given[f"{name}__{part}_proj__bias"] = weight, bias
+        weight, bias = library.output.dense.weight, library.output.dense.bias
+        if name == "temporal_attention":  # two linear maps in a row are one
+            after = theirs.temporal_dense
+            weight, bias = after.weight @ weight, after.weight @ bias + after.bias
+        given[f"{name}__out_proj__weight"], given[f"{name}__out_proj__bias"] = weight, bias
+    for name, layer in (
+        ("temporal_residual__norm", theirs.temporal_layernorm),
+        ("attention_residual__norm", theirs.layernorm_before),
+        ("ffn_residual__norm", theirs.layernorm_after),
+        ("ffn__fc1", theirs.intermediate.dense),
+        ("ffn__fc2", theirs.output.dense),
+    ):
+        given[f"{name}__weight"], given[f"{name}__bias"] = layer.weight, layer.bias
+    ours = copied(DividedSpaceTimeLayer(16, 4, ffn_dim=24, norm_eps=config.layer_norm_eps), **given)
+
+    def call(x, cls):
+        x, cls = ours(x, cls)
+        return torch.cat([cls, x.flatten(1, 2)], dim=1)
+
+    def reference_call(x, cls):
+        tokens = torch.cat([cls, x.transpose(1, 2).flatten(1, 2)], dim=1)
+        out = theirs(tokens)[0]
+        out = out if out.dim() == 3 else out[None]
+        patches = out[:, 1:].unflatten(1, (height * width, T)).transpose(1, 2).flatten(1, 2)
+        return torch.cat([out[:, :1], patches], dim=1)
+
+    return compare(call, reference_call, draw(2, T, height * width, 16), draw(2, 1, 16))

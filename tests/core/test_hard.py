@@ -1,0 +1,339 @@
+"""Kernels that choose where to look: what their rows in rows_hard.py do not show."""
+
+import pytest
+import torch
+from torch.export import export
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmattn import Decoder, Encoder, Mask, MultiHeadAttention, T5Bias, auxiliary_losses, build_kernel, capture
+from mmattn.kernels import local
+
+
+def make(kind, heads=2, dim=4, **options):
+    torch.manual_seed(0)
+    kernel = build_kernel(kind, options, num_heads=heads, head_dim=dim).double().eval()
+    with torch.no_grad():
+        for parameter in kernel.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return kernel
+
+
+def draw(B, h, L, S, d=4, h_kv=None, d_v=3):
+    shapes = ((h, L, d), (h_kv or h, S, d), (h_kv or h, S, d_v))
+    return tuple(torch.randn(B, *shape, dtype=torch.float64) for shape in shapes)
+
+
+def _largest(call):
+    """How many numbers the largest tensor holds that a call makes."""
+
+    class Sizes(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.found = max(self.found, out.numel())
+            return out
+
+    with Sizes() as sizes:
+        call()
+    return sizes.found
+
+
+class TestLocal:
+    @pytest.mark.parametrize("predict", [True, False])
+    @pytest.mark.parametrize(("L", "S"), [(1, 1), (4, 3), (5, 5)])
+    def test_a_window_longer_than_the_text(self, predict, L, S):
+        """Only the Gaussian is left of local-p, nothing of local-m: dense attention."""
+        kernel, dense, (q, k, v) = make("local", window=50, predict=predict), make("dense"), draw(2, 2, L, S, h_kv=1)
+        weights = kernel.weights(q, k)
+        if predict:
+            weights = weights / weights.sum(-1, keepdim=True)
+            torch.testing.assert_close(weights, dense.weights(q, k), atol=0.02, rtol=0)
+        else:
+            torch.testing.assert_close(kernel(q, k, v), dense(q, k, v), atol=1e-12, rtol=0)
+
+    def test_own_position_equals_a_sliding_window(self):
+        kernel, window = make("local", window=3, predict=False), make("sliding_window", window=3)
+        q, k, v = draw(2, 2, 20, 20)
+        for mask in (None, Mask(is_causal=True), Mask(torch.rand(2, 20) > 0.3)):
+            torch.testing.assert_close(kernel(q, k, v, mask), window(q, k, v, mask), atol=1e-12, rtol=0)
+
+    def test_a_query_past_the_source_gets_zeros(self):
+        kernel, (q, k, v) = make("local", window=2, predict=False), draw(1, 2, 8, 4)
+        out = kernel(q, k, v)
+        assert (out[:, :, :6] != 0).all()
+        assert (out[:, :, 6:] == 0).all()
+
+    def test_padding_may_stand_anywhere(self):
+        """Local-p counts real keys only: padding at the left, at the right or between changes nothing."""
+        kernel, (q, k, v) = make("local", window=2), draw(1, 2, 5, 4)
+        alone = kernel(q, k, v)
+        for places in ([0, 1, 2, 3], [3, 4, 5, 6], [0, 2, 3, 6]):
+            _, padded_k, padded_v = draw(1, 2, 5, 7)
+            padded_k[:, :, places], padded_v[:, :, places] = k, v
+            key_mask = torch.zeros(1, 7, dtype=torch.bool)
+            key_mask[:, places] = True
+            torch.testing.assert_close(kernel(q, padded_k, padded_v, Mask(key_mask)), alone, atol=1e-12, rtol=0)
+
+    @pytest.mark.parametrize("is_causal", [False, True])
+    @pytest.mark.parametrize(("L", "S"), [(100, 100), (7, 60), (70, 60), (1, 41)])
+    def test_gathering_the_windows_equals_the_whole(self, is_causal, L, S, monkeypatch):
+        monkeypatch.setattr(local, "WORTH", 8)
+        kernel = make("local", window=2)
+        q, k, v = (x.requires_grad_() for x in draw(2, 2, L, S, h_kv=1))
+        key_mask = torch.rand(2, S) > 0.4
+        key_mask[0] = False
+        for mask in (Mask(None, None, is_causal), Mask(key_mask, None, is_causal)):
+            wanted = [q, k, v, kernel.project, kernel.place]
+            found = [
+                (out, *torch.autograd.grad(out.sin().sum(), wanted))
+                for out in (kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v)
+            ]
+            for a, b in zip(*found, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+    def test_gathering_makes_nothing_as_large_as_all_pairs(self):
+        kernel, (q, k, v) = make("local", window=2, heads=1), draw(1, 1, 500, 500)
+        assert _largest(lambda: kernel(q, k, v)) <= 500 * 5 * 4  # queries, keys of a window, numbers of a key
+
+    def test_the_position_is_learned(self):
+        """Only the Gaussian depends on it: a target far to the right pulls it there."""
+        kernel, (q, k, _) = make("local", window=6), draw(1, 2, 3, 12)
+        optimizer = torch.optim.Adam(kernel.parameters(), lr=0.05)
+        places = torch.arange(12, dtype=torch.float64)
+
+        def centre():
+            weights = kernel.weights(q, k)
+            return ((weights * places).sum(-1) / weights.sum(-1)).mean()
+
+        before = centre()
+        for _ in range(40):
+            optimizer.zero_grad()
+            (-centre()).backward()
+            optimizer.step()
+        assert centre() > before + 2
+
+    def test_long_texts_in_half_precision(self):
+        """Positions past 256, which bfloat16 cannot tell apart."""
+        kernel = make("local", window=4).to(torch.bfloat16)
+        q, k, _ = (x.to(torch.bfloat16) for x in draw(1, 2, 2, 3000))
+        reached = kernel.weights(q, k) > 0
+        assert (reached.sum(-1) >= 7).all()
+        assert (reached.sum(-1) <= 9).all()
+
+    def test_cache_follows_the_beams(self):
+        kernel, (q, k, v) = make("local", window=1, predict=False), draw(3, 2, 6, 8)
+        cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
+        kernel(q[:, :, :4], k, v, None, cache)
+        order = torch.tensor([2, 0, 0])
+        cache.select(order)
+        found = kernel(q[order, :, 4:], k[order], v[order], None, cache)
+        torch.testing.assert_close(found, kernel(q, k, v)[order, :, 4:], atol=1e-12, rtol=0)
+        assert int(cache.length) == 6
+        assert make("local").make_cache(k[:, :, :0], v[:, :, :0], cross=True) is None
+
+    @pytest.mark.parametrize("predict", [True, False])
+    def test_decoder_step_by_step(self, predict):
+        torch.manual_seed(0)
+        attention = {"kind": "local", "window": 2, "predict": predict}
+        decoder = Decoder(8, 2, 2, attention=attention, cross_attention=attention).double().eval()
+        x, memory = torch.randn(2, 6, 8, dtype=torch.float64), torch.randn(2, 7, 8, dtype=torch.float64)
+        cache = decoder.make_cache(2)
+        steps = [decoder(x[:, i : i + 1], memory, Mask(is_causal=True), None, cache) for i in range(6)]
+        full = decoder(x, memory, Mask(is_causal=True))
+        torch.testing.assert_close(torch.cat(steps, 1), full, atol=1e-12, rtol=0)
+
+    def test_refusal(self):
+        with pytest.raises(ValueError, match="window must be at least 1 token, found 0"):
+            make("local", window=0)
+
+
+class TestHard:
+    @pytest.mark.parametrize("top_k", [1, 2])
+    def test_of_equal_scores_the_earlier(self, top_k):
+        kernel, (q, k, v) = make("hard", top_k=top_k), draw(1, 2, 3, 6)
+        k[:] = k[:, :, :1]
+        key_mask = torch.tensor([[False, True, True, False, True, True]])
+        places = torch.tensor([1, 2][:top_k])
+        weights = kernel.weights(q, k, Mask(key_mask))
+        assert torch.equal(weights, (torch.isin(torch.arange(6), places) / top_k).double().expand_as(weights))
+        torch.testing.assert_close(kernel(q, k, v, Mask(key_mask)), v[:, :, places].mean(2, True).expand(1, 2, 3, 3))
+
+    def test_weights_are_exactly_one_hot(self):
+        """One key, whole: not 0.9999999 of it, as adding and taking off the softmax would leave."""
+        kernel = make("hard").float()
+        q, k, v = (x.float() for x in draw(2, 2, 30, 40))
+        with capture(kernel) as maps:
+            out = kernel(q, k, v)
+        (weights,) = maps.values()
+        assert set(weights[0].unique().tolist()) == {0.0, 1.0}
+        best = (q @ k.transpose(-2, -1)).argmax(-1)
+        assert torch.equal(out, v.gather(2, best[..., None].expand(-1, -1, -1, 3)))
+
+    def test_fewer_keys_than_top_k(self):
+        kernel, dense, (q, k, v) = make("hard", top_k=9), make("dense"), draw(2, 2, 5, 4, h_kv=1)
+        for key_mask in (None, torch.tensor([[True, False, True, True], [False] * 4])):
+            torch.testing.assert_close(kernel(q, k, v, Mask(key_mask)), dense(q, k, v, Mask(key_mask)))
+
+    def test_exported_on_fewer_keys_than_top_k(self):
+        attention = MultiHeadAttention(8, 2, kind="hard", options={"top_k": 5}).eval()
+        dynamic = torch.export.Dim.AUTO
+        program = export(attention, (torch.randn(2, 9, 8),), dynamic_shapes=({0: dynamic, 1: dynamic},)).module()
+        for length in (2, 5, 12):
+            x = torch.randn(2, length, 8)
+            torch.testing.assert_close(program(x), attention(x))
+
+    def test_top_k_gradient_reaches_the_chosen_alone(self):
+        kernel, (q, k, v) = make("hard", top_k=2), draw(1, 1, 1, 6)
+        k.requires_grad_()
+        weights = kernel.weights(q, k)
+        (weights @ v).sum().backward()
+        assert torch.equal(k.grad.abs().sum(-1) > 0, weights[:, :, 0] > 0)
+
+    def test_straight_through_reaches_all(self):
+        kernel, (q, k, v) = make("hard"), draw(1, 1, 1, 6)
+        k.requires_grad_()
+        (kernel(q, k, v)).sum().backward()
+        assert (k.grad.abs().sum(-1) > 0).all()
+
+    def test_it_learns_where_to_look(self):
+        """The arg-max moves to the key that is worth reading, which it did not choose at first."""
+        kernel, (q, k, v) = make("hard", heads=1), draw(1, 1, 1, 5)
+        v[:] = 0
+        v[0, 0, 3] = 1
+        k[0, 0, 3] = -q[0, 0, 0]
+        q.requires_grad_()
+        assert kernel(q, k, v).sum() == 0
+        optimizer = torch.optim.Adam([q], lr=0.1)
+        for _ in range(100):
+            optimizer.zero_grad()
+            (kernel(q, k, v).sum() - 3).square().backward()
+            optimizer.step()
+        assert kernel(q, k, v).sum() == 3
+
+    def test_refusal(self):
+        with pytest.raises(ValueError, match="top_k must be at least 1 key, found 0"):
+            make("hard", top_k=0)
+
+
+class TestAdaptiveSpan:
+    def test_reach(self):
+        """Whole up to z, nothing from z + ramp on, and never past max_span."""
+        kernel = build_kernel(
+            "adaptive_span", {"max_span": 10, "ramp": 4, "initial_span": 2.5}, num_heads=2, head_dim=4
+        ).double()
+        with torch.no_grad():
+            kernel.fraction[1] = 1.0
+        q, k, _ = draw(1, 2, 30, 30)
+        distance = (torch.arange(30)[:, None] - torch.arange(30)).abs()
+        reached = kernel.weights(q, k)[0] > 0
+        assert torch.equal(reached[0], distance < 7)
+        assert torch.equal(reached[1], distance <= 10)
+        causal = kernel.weights(q, k, Mask(is_causal=True))[0] > 0
+        assert torch.equal(causal, reached.tril())
+
+    def test_the_whole_span_is_dense(self):
+        kernel, dense = make("adaptive_span", max_span=200, initial_span=100), make("dense")
+        q, k, v = draw(2, 2, 20, 20, h_kv=1)
+        mask = Mask(torch.rand(2, 20) > 0.3, is_causal=True)
+        torch.testing.assert_close(kernel(q, k, v, mask), dense(q, k, v, mask), atol=1e-12, rtol=0)
+
+    def test_only_hidden_keys_in_reach(self):
+        """The query's own key is hidden and all others are too far: zeros, not NaN, and finite gradients."""
+        kernel, (q, k, v) = make("adaptive_span", max_span=10, ramp=2), draw(1, 2, 9, 9)
+        key_mask = torch.arange(9)[None] > 5
+        q.requires_grad_()
+        out = kernel(q, k, v, Mask(key_mask))
+        out.square().sum().backward()
+        assert (out[:, :, :3] == 0).all()
+        assert (out[:, :, 6:] != 0).all()
+        assert q.grad.isfinite().all()
+        assert kernel.fraction.grad.isfinite().all()
+
+    @pytest.mark.parametrize("is_causal", [False, True])
+    @pytest.mark.parametrize("bias", [None, T5Bias(2)], ids=["no bias", "T5"])
+    def test_blocks_equal_the_whole(self, is_causal, bias):
+        """Output and gradients, with keys hidden for longer than a span."""
+        kernel = make("adaptive_span", max_span=30, ramp=10, initial_span=9)
+        q, k, v = (x.requires_grad_() for x in draw(2, 2, 300, 300, h_kv=1))
+        key_mask = torch.rand(2, 300) > 0.3
+        key_mask[0, 50:150] = False
+        for pairs in (None, torch.rand(300, 300) > 0.1, torch.rand(2, 1, 300, 300) > 0.1):
+            mask = Mask(key_mask, pairs, is_causal, None if bias is None else bias.double())
+            found = []
+            for out in (kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v):
+                wanted = [q, k, v, kernel.fraction]
+                found.append((out, *torch.autograd.grad(out.sin().sum(), wanted)))
+            for a, b in zip(*found, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+            assert (found[0][0][0, :, 100] == 0).all()
+
+    def test_penalty(self):
+        kernel = build_kernel(
+            "adaptive_span", {"max_span": 50, "initial_span": 20, "penalty": 0.1}, num_heads=2, head_dim=4
+        )
+        assert kernel.aux_loss().item() == pytest.approx(2.0)
+        kernel.aux_loss().backward()
+        torch.testing.assert_close(kernel.fraction.grad, torch.full((2,), 0.1 * 50 / 2))
+        options = {"kind": "adaptive_span", "initial_span": 20, "penalty": 0.1}
+        assert auxiliary_losses(Encoder(8, 3, 2, attention=options)).item() == pytest.approx(6.0)
+        assert make("adaptive_span", penalty=0.0).aux_loss() is None
+
+    def test_the_penalty_shrinks_spans_and_no_further(self):
+        """And where the task wants more, a span at its bound grows again."""
+        kernel = build_kernel(
+            "adaptive_span", {"max_span": 8, "ramp": 2, "initial_span": 4, "penalty": 0.1}, num_heads=1, head_dim=4
+        ).double()
+        q, k, v = draw(1, 1, 9, 9)
+        v[:] = 0
+        v[:, :, 0] = 1  # worth reading from afar
+        optimizer = torch.optim.SGD(kernel.parameters(), lr=0.1)
+        spans = []
+        for step in range(120):
+            loss = kernel.aux_loss() if step < 60 else -10 * kernel(q, k, v, Mask(is_causal=True)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            spans.append(kernel.spans.item())
+        assert all(0 <= span <= 8 for span in spans)
+        assert spans[59] == 0
+        assert kernel.fraction.item() > 0
+        assert spans[-1] > 2
+
+    def test_a_step_over_the_bound_does_not_run_away(self):
+        kernel = build_kernel("adaptive_span", {"penalty": 1.0}, num_heads=2, head_dim=4)
+        kernel.aux_loss().backward()
+        assert kernel.fraction.grad.tolist() == [0, 0]  # at 0, and the penalty points out
+        with torch.no_grad():
+            kernel.fraction.fill_(1.5)
+        kernel.zero_grad()
+        kernel.aux_loss().backward()
+        assert (kernel.fraction.grad > 0).all()
+        (-kernel.spans.sum()).backward(inputs=[kernel.fraction])
+        assert (kernel.fraction.grad > 0).all()
+
+    def test_cache_stops_growing(self):
+        kernel, (q, k, v) = make("adaptive_span", max_span=4, ramp=2, initial_span=2), draw(1, 2, 30, 30)
+        cache, mask = kernel.make_cache(k[:, :, :0], v[:, :, :0]), Mask(is_causal=True)
+        outs = [kernel(q[:, :, i : i + 1], k[:, :, i : i + 1], v[:, :, i : i + 1], mask, cache) for i in range(30)]
+        torch.testing.assert_close(torch.cat(outs, 2), kernel(q, k, v, mask), rtol=0, atol=1e-12)
+        assert cache.keys.shape[2] == 4
+        assert int(cache.length) == 30
+
+    def test_refusals(self):
+        for options, message in (
+            ({"max_span": 0}, "max_span and ramp must be at least 1 token, found 0 and 32"),
+            ({"ramp": 0}, "found 1024 and 0"),
+            ({"max_span": 5, "initial_span": 6}, r"initial_span must be within 0\.\.5 \(max_span\), found 6"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                make("adaptive_span", **options)
+        kernel, (q, k, v) = make("adaptive_span"), draw(1, 2, 3, 3)
+        with pytest.raises(ValueError, match="does not support cross-attention"):
+            kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
+        cache = kernel.make_cache(k[:, :, :0], v[:, :, :0])
+        with pytest.raises(ValueError, match="takes no attn_mask beside a cache"):
+            kernel(q, k, v, Mask(None, torch.ones(3, 3, dtype=torch.bool), True), cache)
+        with pytest.raises(ValueError, match="'adaptive_span' does not support cross-attention"):
+            MultiHeadAttention(8, 2, kind="adaptive_span", needs={"cross"})

@@ -1,0 +1,275 @@
+"""The kernels linear, low_rank, cosine and differential: what their rows do not show."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from mmattn import ALiBi, Decoder, Mask, MultiHeadAttention, build_kernel, capture
+from mmattn.kernels.linear import orthogonal_features
+
+
+def make(kind, heads=2, dim=4, **options):
+    torch.manual_seed(0)
+    return build_kernel(kind, options, num_heads=heads, head_dim=dim).double().eval()
+
+
+def draw(B, h, L, S, d=4, h_kv=None, d_v=3):
+    shapes = ((h, L, d), (h_kv or h, S, d), (h_kv or h, S, d_v))
+    return tuple(torch.randn(B, *shape, dtype=torch.float64) for shape in shapes)
+
+
+def empty(B, h_kv=2, d=4, d_v=3, dtype=torch.float64):
+    """No keys and no values yet, as a cache starts."""
+    return tuple(torch.zeros(B, h_kv, 0, size, dtype=dtype) for size in (d, d_v))
+
+
+MAPS = [{}, {"feature_map": "favor", "num_features": 5}]
+
+
+class TestEvery:
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [
+            *(("linear", options) for options in MAPS),
+            ("low_rank", {}),
+            ("low_rank", {"projected_length": None, "rank": 2}),
+            ("low_rank", {"projected_length": 2, "share": "none", "rank": 2}),
+            ("cosine", {}),
+            ("differential", {}),
+        ],
+    )
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_stays_half_and_finite(self, kind, options, dtype):
+        """Everything in half precision: large inputs, a sample without keys, zero vectors; captured too."""
+        kernel, inputs = make(kind, heads=4, **options).to(dtype), draw(2, 4, 6, 6, h_kv=2)
+        inputs = [(x * scale).to(dtype).requires_grad_() for x, scale in zip(inputs, (30, 30, 1), strict=True)]
+        with torch.no_grad():
+            inputs[0][1, :, 0] = inputs[1][1, :, 0] = 0
+        mask = Mask(torch.tensor([[False], [True]]).expand(2, 6))
+        out = kernel(*inputs, mask)
+        with capture(kernel):
+            captured = kernel(*inputs, mask)
+        out.float().square().sum().backward()
+        assert out.dtype == captured.dtype == dtype
+        assert out[0].abs().max() == 0
+        assert out.isfinite().all()
+        assert all(x.grad.isfinite().all() for x in (*inputs, *kernel.parameters()))
+
+    @pytest.mark.parametrize("kind", ["cosine", "differential"])
+    def test_bias_with_grouped_heads_and_a_cache(self, kind):
+        kernel, (q, k, v) = make(kind, heads=4), draw(2, 4, 7, 7, h_kv=2)
+        mask = Mask(torch.rand(2, 7) > 0.3, is_causal=True, bias=ALiBi(4).double())
+        full = kernel(q, k, v, mask)
+        torch.testing.assert_close(full, kernel.finish(kernel.weights(q, k, mask) @ v.repeat_interleave(2, 1)))
+        cache = kernel.make_cache(*empty(2))
+        seen, found = 0, []
+        for step in (3, 1, 1, 2):
+            new, seen = slice(seen, seen + step), seen + step
+            part = Mask(mask.key_mask[:, :seen], is_causal=True, bias=mask.bias)
+            found.append(kernel(q[:, :, new], k[:, :, new], v[:, :, new], part, cache))
+        torch.testing.assert_close(torch.cat(found, 2), full, rtol=0, atol=1e-12)
+
+
+class TestLinear:
+    @pytest.mark.parametrize("options", MAPS)
+    @pytest.mark.parametrize("L", [1, 64, 128, 150])
+    def test_chunks_do_not_show(self, options, L):
+        kernel, (q, k, v) = make("linear", **options), draw(1, 2, L, L)
+        mask = Mask(is_causal=True)
+        torch.testing.assert_close(kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("options", MAPS)
+    def test_state_does_not_grow(self, options):
+        kernel, (q, k, v) = make("linear", **options), draw(1, 2, 9, 9)
+        cache = kernel.make_cache(*empty(1))
+        shapes = set()
+        for i in range(9):
+            kernel(q[:, :, i : i + 1], k[:, :, i : i + 1], v[:, :, i : i + 1], None, cache)
+            shapes.add(tuple(cache.state.shape))
+        assert shapes == {(1, 2, kernel.num_features, 4)}
+
+    @pytest.mark.parametrize("options", MAPS)
+    def test_large_future_leaves_no_trace_in_single_precision(self, options):
+        kernel = make("linear", **options).float()
+        kernel.chunk = 4
+        q, k, v = (t.float() for t in draw(1, 2, 12, 12))
+        before = kernel(q, k, v, Mask(is_causal=True))
+        v[:, :, 9:] = 1e8
+        k[:, :, 9:] *= 100
+        assert torch.equal(kernel(q, k, v, Mask(is_causal=True))[:, :, :9], before[:, :, :9])
+
+    def test_a_long_memory_in_half_precision(self):
+        """In bfloat16 a sum of 256 ones plus one is 256: the state must be kept better than that."""
+        kernel, ones = make("linear").bfloat16(), torch.ones(1, 2, 600, 4, dtype=torch.bfloat16)
+        cache = kernel.make_cache(*empty(1, d_v=4, dtype=torch.bfloat16))
+        for i in range(300):
+            kernel(ones[:, :, i : i + 1], ones[:, :, i : i + 1], ones[:, :, i : i + 1], None, cache)
+        kernel(ones[:, :, 300:], ones[:, :, 300:], ones[:, :, 300:], Mask(is_causal=True), cache)
+        torch.testing.assert_close(cache.state, torch.full((1, 2, 4, 5), 1200.0))  # 600 times elu(1) + 1
+
+    def test_refusals(self):
+        kernel, (q, k, v) = make("linear"), draw(1, 2, 3, 3)
+        pairs = Mask(None, torch.ones(3, 3, dtype=torch.bool))
+        for call in (lambda: kernel(q, k, v, pairs), lambda: kernel.weights(q, k, pairs)):
+            with pytest.raises(ValueError, match="takes a key_mask, not an attn_mask"):
+                call()
+        cache = kernel.make_cache(*empty(1))
+        with pytest.raises(ValueError, match="decodes with a cache causally"):
+            kernel(q, k, v, None, cache)
+        with pytest.raises(ValueError, match="feature_map must be one of elu, favor, found 'relu'"):
+            make("linear", feature_map="relu")
+        for option in ({"num_features": 8}, {"seed": 1}):
+            with pytest.raises(ValueError, match="options of feature_map='favor', not of 'elu'"):
+                make("linear", **option)
+        with pytest.raises(ValueError, match="num_features must be at least 1, found 0"):
+            make("linear", feature_map="favor", num_features=0)
+
+
+class TestFavor:
+    def test_features(self):
+        """Orthogonal within a block of d, of the lengths of normal vectors, the same for the same seed."""
+        features = orthogonal_features(300, 16, seed=0).double()
+        block = features[:16]
+        products = block @ block.T
+        assert (products - products.diagonal().diag()).abs().max() < 1e-5
+        assert features.square().sum(-1).mean().item() == pytest.approx(16, rel=0.1)
+        assert features.mean(0).abs().max() < 0.2
+        assert torch.equal(orthogonal_features(300, 16, seed=0).double(), features)
+        assert (orthogonal_features(300, 16, seed=1).double() - features).abs().max() > 0.1
+        assert make("linear", dim=64, feature_map="favor").features.shape == (266, 64)
+
+    def test_features_are_saved(self):
+        kernel, other = make("linear", **MAPS[1]), make("linear", **MAPS[1], seed=7)
+        inputs = draw(1, 2, 3, 3)
+        assert not torch.equal(kernel(*inputs), other(*inputs))
+        other.load_state_dict(kernel.state_dict())
+        assert torch.equal(kernel(*inputs), other(*inputs))
+
+    def test_unbiased(self):
+        """The mean of the products of features is exp(q k), within four standard errors of the mean."""
+        torch.manual_seed(0)
+        q, k = torch.randn(6, 8).double(), torch.randn(6, 8).double()
+        q, k = q / 8**0.25, k / 8**0.25
+        estimates = []
+        for seed in range(800):
+            features = orthogonal_features(8, 8, seed).double()
+            left, right = ((x @ features.T - x.square().sum(-1, keepdim=True) / 2).exp() for x in (q, k))
+            estimates.append(left @ right.T / 8)
+        estimates = torch.stack(estimates)
+        error = estimates.mean(0) - (q @ k.T).exp()
+        assert (error.abs() < 4 * estimates.std(0) / math.sqrt(len(estimates))).all()
+
+    def test_more_features_come_closer_to_softmax(self):
+        torch.manual_seed(0)
+        q, k, v = draw(2, 2, 20, 30, d=8)
+        q, k = 0.7 * q, 0.7 * k  # the variance grows exponentially with the scores
+        dense = make("dense", dim=8)
+        for mask in (Mask(), Mask(is_causal=True)):
+            errors = []
+            for count in (16, 128, 1024, 8192):
+                kernels = [make("linear", dim=8, feature_map="favor", num_features=count, seed=s) for s in range(5)]
+                exact = dense(q, k, v, mask)
+                errors.append(torch.stack([(kernel(q, k, v, mask) - exact).square().mean() for kernel in kernels]))
+            errors = [float(error.mean().sqrt()) for error in errors]
+            assert all(more < 0.7 * few for few, more in pairwise(errors))
+            assert errors[3] < 0.03
+
+    def test_scaling_keys_cannot_overflow(self):
+        """A key that is a feature itself reaches the largest exponent there is."""
+        kernel = make("linear", dim=256, feature_map="favor", num_features=300).float()
+        k = 256**0.25 * kernel.features[:4].view(1, 2, 2, 256).clone().requires_grad_()
+        out = kernel(k, k, torch.randn(1, 2, 2, 3))
+        out.sum().backward()
+        assert out.isfinite().all()
+
+
+class TestLowRank:
+    def test_short_inputs_use_the_first_columns(self):
+        kernel, (q, k, v) = make("low_rank", projected_length=3, max_len=8), draw(1, 2, 4, 5)
+        before = kernel(q, k, v)
+        with torch.no_grad():
+            kernel.key_length[:, :, 5:] = kernel.value_length[:, :, 5:] = math.nan
+        assert torch.equal(kernel(q, k, v), before)
+
+    @pytest.mark.parametrize(("share", "count"), [("none", 4), ("heads", 2), ("keys_values", 1)])
+    def test_sharing(self, share, count):
+        kernel = make("low_rank", heads=2, projected_length=3, max_len=8, share=share)
+        assert sum(p.numel() for p in kernel.parameters()) == count * 3 * 8
+
+    def test_a_decoder_can_look_at_its_memory_through_it(self):
+        decoder = Decoder(8, 1, 2, cross_attention={"kind": "low_rank", "projected_length": 3, "max_len": 9}).eval()
+        x, memory = torch.randn(2, 5, 8), torch.randn(2, 7, 8)
+        full, cache = decoder(x, memory, Mask(is_causal=True)), decoder.make_cache(2)
+        steps = [decoder(x[:, i : i + 1], memory, Mask(is_causal=True), cache=cache) for i in range(5)]
+        torch.testing.assert_close(torch.cat(steps, 1), full)
+
+    def test_pair_masks_with_rank_alone(self):
+        kernel, (q, k, v) = make("low_rank", projected_length=None, rank=2), draw(2, 2, 5, 6)
+        mask = Mask(attn_mask=torch.rand(2, 1, 5, 6) > 0.4)
+        weights = kernel.weights(q, k, mask)
+        assert weights.masked_select(~mask.attn_mask.expand_as(weights)).abs().max() == 0
+        torch.testing.assert_close(kernel(q, k, v, mask), weights @ v, rtol=0, atol=1e-12)
+
+    def test_refusals(self):
+        kernel, (q, k, v) = make("low_rank", max_len=4), draw(1, 2, 5, 5)
+        for call in (lambda: kernel(q, k, v), lambda: kernel.weights(q, k)):
+            with pytest.raises(ValueError, match="was made for max_len=4 keys, found 5"):
+                call()
+        with pytest.raises(ValueError, match="takes a key_mask, not an attn_mask"):
+            kernel(q, k, v, Mask(attn_mask=torch.ones(5, 5, dtype=torch.bool)))
+        with pytest.raises(ValueError, match="decodes cross-attention only"):
+            kernel.make_cache(k, v)
+        with pytest.raises(ValueError, match="does not support causal attention"):
+            MultiHeadAttention(8, 2, kind="low_rank", needs={"causal"})
+        for options, message in (
+            ({"projected_length": 0}, "projected_length must be at least 1, found 0"),
+            ({"rank": 0}, "rank must be at least 1, found 0"),
+            ({"max_len": 0}, "max_len must be at least 1, found 0"),
+            ({"share": "head"}, "share must be one of none, heads, keys_values, found 'head'"),
+            ({"projected_length": None}, "needs projected_length, rank or both"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                make("low_rank", **options)
+
+
+class TestCosine:
+    def test_length_does_not_matter(self):
+        kernel, (q, k, v) = make("cosine"), draw(1, 2, 4, 5)
+        torch.testing.assert_close(kernel(1e3 * q, 1e-3 * k, v), kernel(q, k, v), rtol=0, atol=1e-12)
+
+    def test_scale_has_a_ceiling(self):
+        kernel, (q, k, v) = make("cosine", max_scale=20.0), draw(1, 2, 4, 5)
+        kernel.log_scale.data.fill_(math.log(20.0))
+        before = kernel(q, k, v)
+        kernel.log_scale.data.fill_(9.0)
+        torch.testing.assert_close(kernel(q, k, v), before, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("options", [{"initial_scale": 0.0}, {"initial_scale": 200.0}])
+    def test_refusals(self, options):
+        with pytest.raises(ValueError, match="scales must be 0 < initial_scale <= max_scale, found initial_scale="):
+            make("cosine", **options)
+
+
+class TestDifferential:
+    def test_equal_halves_leave_one_minus_lambda(self):
+        """Where both maps are the same, what is left is the softmax, 1 - lambda times."""
+        kernel, (q, k, _) = make("differential"), draw(1, 2, 4, 5)
+        q, k = torch.cat([q[..., :2]] * 2, -1), torch.cat([k[..., :2]] * 2, -1)
+        softmax = (q[..., :2] @ k[..., :2].transpose(-2, -1) / math.sqrt(2)).softmax(-1)
+        torch.testing.assert_close(kernel.weights(q, k), (1 - kernel._lambda()) * softmax)
+
+    def test_lambda_by_layer(self):
+        assert make("differential").lambda_init == 0.8
+        assert make("differential", lambda_init=0.3).lambda_init == 0.3
+        found = [make("differential", layer=layer).lambda_init for layer in (0, 1, 20)]
+        assert found == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8], abs=2e-3)
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="head_dim must be even, found 3"):
+            make("differential", dim=3)
+        with pytest.raises(ValueError, match=r"give lambda_init or layer, not both: found 0\.5 and 2"):
+            make("differential", lambda_init=0.5, layer=2)
+        with pytest.raises(ValueError, match=r"lambda_init must be within 0\.\.1, 1 left out, found 1\.0"):
+            make("differential", lambda_init=1.0)

@@ -1,0 +1,281 @@
+"""The modules that are not kernels, beyond their rows: options, messages, sizes of one, ONNX, what capture sees."""
+
+import pytest
+import torch
+from cases import HEADS, E
+from checks import OfTensors, difference, masks_of
+from rows_modules import ROWS
+from torch import nn
+from torch.export import Dim
+
+from mmattn import (
+    CBAM,
+    AttentionGate,
+    BiDAF,
+    DeformableAttention,
+    DividedSpaceTimeLayer,
+    EfficientChannelAttention,
+    Encoder,
+    HierarchicalAttention,
+    MapPooling,
+    Mask,
+    PositionAttention,
+    Recurrent,
+    SpatialAttention,
+    SqueezeExcitation,
+    capture,
+    flatten_maps,
+)
+
+BY_NAME = {row.name: row for row in ROWS}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_sizes_of_one(row):
+    module, (x, y) = row.module(), row.inputs(1, (1, 1))
+    assert difference(row.call(module, x, y, None, None, False), row.naive(module, x, y, None, None, False)) < 1e-8
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_bfloat16_is_near(row):
+    module, (x, y) = row.module(), row.inputs()
+    masks = masks_of(row, x, y, 0, 0)
+    exact = row.call(module, x, y, *masks, False)
+    half = row.call(module.bfloat16(), x.bfloat16(), y.bfloat16(), *masks, False)
+    for a, b in zip(*((out,) if isinstance(out, torch.Tensor) else out for out in (exact, half)), strict=True):
+        assert b.dtype == torch.bfloat16
+        assert difference(a, b.double()) < 0.1 * float(a.detach().abs().max())
+
+
+@pytest.mark.parametrize("name", ["CBAM", "AttentionGate", "DeformableAttention", "DividedSpaceTimeLayer", "BiDAF"])
+def test_onnx_equals_eager_at_other_sizes(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    row = BY_NAME[name]
+    model = OfTensors(row, False).float().eval()
+
+    def arguments(batch, lengths):
+        x, y = row.inputs(batch, lengths)
+        return x.float(), y.float(), *masks_of(row, x, y, 0, 0)
+
+    given = arguments(2, row.lengths)
+    shapes = tuple(
+        None if tensor is None else dict.fromkeys(range(tensor.dim() - tensor.is_floating_point()), Dim.DYNAMIC)
+        for tensor in given
+    )
+    program = torch.onnx.export(model, given, dynamo=True, verbose=False, dynamic_shapes=shapes)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    names = [entry.name for entry in session.get_inputs()]
+    given = arguments(3, (6, 9))
+    tensors = dict(zip(("x", "y", "x_mask", "y_mask"), given, strict=True))
+    found = session.run(None, {name: tensors[name].numpy() for name in names})
+    expected = model(*given)
+    for a, b in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        torch.testing.assert_close(torch.from_numpy(a), b, atol=1e-5, rtol=1e-4)
+
+
+# What capture sees.
+
+
+def test_gates_are_captured_under_their_own_paths():
+    model = nn.ModuleDict({"cbam": CBAM(8, reduction=2), "skip": AttentionGate(8, 6), "squeeze": SqueezeExcitation(8)})
+    x, g = torch.randn(2, 8, 5, 4), torch.randn(2, 6, 3, 2)
+    with capture(model) as maps:
+        out = model["squeeze"](model["skip"](model["cbam"](x), g))
+        model["skip"](x, g)
+    shapes = {path: [tuple(gate.shape) for gate in found] for path, found in maps.items()}
+    assert shapes == {
+        "cbam.channel.gate": [(2, 8, 1, 1)],
+        "cbam.spatial.gate": [(2, 1, 5, 4)],
+        "skip.gate": [(2, 1, 5, 4), (2, 1, 5, 4)],
+        "squeeze.gate": [(2, 8, 1, 1)],
+    }
+    assert all(bool(((gate > 0) & (gate < 1)).all()) for found in maps.values() for gate in found)
+    (gradient,) = torch.autograd.grad(out.sum(), maps["skip.gate"][0])
+    assert gradient.abs().min() > 0
+    torch.testing.assert_close(model["skip"](x, g), x * maps["skip.gate"][1])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_frozen_gate_has_gradients_on_demand():
+    gate = SqueezeExcitation(8).requires_grad_(False)
+    with capture(gate, differentiable=True) as maps:
+        out = gate(torch.randn(2, 8, 5, 4))
+    (gradient,) = torch.autograd.grad(out.sum(), maps["gate"][0])
+    assert gradient.abs().min() > 0
+
+
+def test_maps_of_a_document_and_of_a_question():
+    model = HierarchicalAttention(4, 6)
+    mask = torch.ones(2, 3, 5, dtype=torch.bool)
+    mask[0, 1], mask[1, 2, 1:] = False, False
+    with capture(model) as maps:
+        model(torch.randn(2, 3, 5, 4), mask)
+    words, sentences = maps["pool_words.weights"][0].view(2, 3, 5), maps["pool_sentences.weights"][0]
+    torch.testing.assert_close(words.sum(2), mask.any(2).float())
+    torch.testing.assert_close(sentences.sum(1), torch.ones(2))
+    assert sentences[0, 1] == 0
+    assert words[1, 2].tolist() == [1, 0, 0, 0, 0]
+
+    flow = BiDAF(4)
+    with capture(flow) as maps:
+        flow(torch.randn(2, 5, 4), torch.randn(2, 3, 4))
+    assert {path: tuple(found[0].shape) for path, found in maps.items()} == {"a_to_b": (2, 5, 3), "b_to_a": (2, 5)}
+
+
+# Channels and cells.
+
+
+def test_eca_kernel_sizes():
+    """The odd number nearest to (log2 C + 1) / 2: 4 for 128 channels, where the authors take the larger neighbour."""
+    sizes = {channels: EfficientChannelAttention(channels).conv.kernel_size[0] for channels in (8, 64, 128, 256, 2048)}
+    assert sizes == {8: 3, 64: 3, 128: 5, 256: 5, 2048: 7}
+    assert EfficientChannelAttention(8, kernel_size=7).conv.kernel_size == (7,)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: EfficientChannelAttention(8, kernel_size=4), "kernel_size must be odd"),
+        (lambda: SpatialAttention(4), "kernel_size must be odd"),
+        (lambda: PositionAttention(10, num_heads=4), "not divisible by num_heads=4"),
+        (lambda: DeformableAttention(10, 4), "not divisible by num_heads=4"),
+        (lambda: Recurrent(4, 5), "does not divide over two directions"),
+        (lambda: Recurrent(4, 6, kind="rnn"), "unknown recurrent kind 'rnn'; there are: lstm, gru"),
+        (lambda: MapPooling(8, 2, attention="monotonc"), "did you mean 'monotonic'"),
+        (lambda: DividedSpaceTimeLayer(8, 2, temporal_attention="monotonic"), "bidirectional self-attention"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_position_attention_starts_as_identity_and_then_learns():
+    module, x = PositionAttention(8), torch.randn(2, 8, 5, 4)
+    assert torch.equal(module(x), x)
+    module(x).square().sum().backward()
+    assert module.gamma.grad.abs() > 0
+
+
+def test_a_question_steers_what_is_read():
+    torch.manual_seed(0)
+    module, x = MapPooling(8, 2), torch.randn(1, 8, 5, 4)
+    with capture(module) as maps:
+        module(x), module(x, None, 3 * torch.randn(1, 1, 8))
+    plain, steered = maps["pooling.attention"]
+    assert (plain - steered).abs().max() > 0.01
+
+
+def test_a_gate_without_real_cells_is_finite():
+    for module in (CBAM(8, reduction=2), EfficientChannelAttention(8)):
+        x = torch.randn(1, 8, 3, 3, requires_grad=True)
+        module(x, torch.zeros(1, 3, 3, dtype=torch.bool)).sum().backward()
+        assert x.grad.isfinite().all()
+
+
+# Deformable.
+
+
+def test_where_a_fresh_deformable_attention_looks():
+    """Eight heads: k cells in each of eight directions, weights alike (Zhu et al. 2021, appendix A.4)."""
+    module = DeformableAttention(32, 8, num_levels=2, num_points=3)
+    offsets = module.offset_proj(torch.randn(32)).view(8, 2, 3, 2)
+    ways = {tuple(way) for way in offsets[:, 1, 0].round().int().tolist()}
+    assert ways == {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)} - {(0, 0)}
+    for k in range(3):
+        torch.testing.assert_close(offsets[:, :, k], (k + 1) * offsets[:, :, 0])
+    with capture(module) as maps:
+        value, shapes = flatten_maps([torch.randn(2, 32, 4, 6), torch.randn(2, 32, 2, 3)])
+        module(torch.randn(2, 5, 32), value, shapes, torch.rand(2, 5, 1, 2))
+    assert maps["locations"][0].shape == (2, 8, 5, 2, 3, 2)
+    torch.testing.assert_close(maps["weights"][0], torch.full((2, 8, 5, 2, 3), 1 / 6))
+
+
+def test_a_point_at_a_centre_reads_that_cell():
+    module = DeformableAttention(4, 1, num_levels=1, num_points=1)
+    nn.init.zeros_(module.offset_proj.bias)
+    grid = torch.randn(1, 4, 3, 5)
+    value, shapes = flatten_maps([grid])
+    reference = torch.tensor([[[[(3 + 0.5) / 5, (1 + 0.5) / 3]]]])  # column 3 of row 1
+    found = module(torch.randn(1, 1, 4), value, shapes, reference)
+    torch.testing.assert_close(found[0, 0], module.out_proj(module.v_proj(grid[0, :, 1, 3])))
+
+
+def test_deformable_says_what_does_not_fit():
+    module, query = DeformableAttention(8, 2, num_levels=2), torch.randn(1, 3, 8)
+    value, shapes = flatten_maps([torch.randn(1, 8, 4, 6), torch.randn(1, 8, 2, 3)])
+    with pytest.raises(ValueError, match=r"expected 2 maps \(num_levels\), found 1 shapes"):
+        module(query, value, shapes[:1], torch.rand(1, 3, 1, 2))
+    with pytest.raises(ValueError, match=r"have 28 cells, value has 30"):
+        module(query, value, [(4, 6), (2, 2)], torch.rand(1, 3, 1, 2))
+    with pytest.raises(ValueError, match="reference must be"):
+        module(query, value, shapes, torch.rand(1, 3, 2))
+
+
+# Frames.
+
+
+def test_a_frame_mask_is_a_patch_mask():
+    layer, x, cls = DividedSpaceTimeLayer(8, 2), torch.randn(2, 4, 3, 8), torch.randn(2, 1, 8)
+    frames = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    for a, b in zip(layer(x, cls, frames), layer(x, cls, frames[:, :, None].expand(2, 4, 3)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_patches_without_a_class_token():
+    layer, x = DividedSpaceTimeLayer(8, 2), torch.randn(2, 4, 3, 8)
+    alone, none = layer(x)
+    assert none is None
+    cls = torch.randn(2, 0, 8)
+    torch.testing.assert_close(layer(x, cls)[0], alone)
+
+
+def test_any_kernel_over_time_and_over_space():
+    layer = DividedSpaceTimeLayer(
+        8, 2, attention="additive", temporal_attention={"kind": "sliding_window", "window": 1}
+    )
+    x = torch.randn(1, 6, 3, 8)
+    far = x.clone()
+    far[:, 5] = torch.randn(3, 8)
+    same = (layer(x)[0] - layer(far)[0]).abs().amax((0, 2, 3)) < 1e-6  # (T,)
+    assert same.tolist() == [True, True, True, True, False, False]  # a window of one frame a side
+
+
+# Documents.
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_recurrent_equals_torch_on_packed_sequences(kind):
+    ours = Recurrent(4, 6, kind=kind, num_layers=2).double()
+    theirs = {"gru": nn.GRU, "lstm": nn.LSTM}[kind](4, 3, num_layers=2, bidirectional=True, batch_first=True).double()
+    for i in range(2):
+        for nets, way in ((ours.forwards, ""), (ours.backwards, "_reverse")):
+            for name, parameter in nets[i].named_parameters():
+                getattr(theirs, name.replace("_l0", f"_l{i}{way}")).data = parameter.data
+    x, lengths = torch.randn(3, 7, 4, dtype=torch.float64), torch.tensor([7, 2, 5])
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
+    found = ours(x, Mask(torch.arange(7) < lengths[:, None]))
+    assert difference(found, expected) < 1e-12
+
+
+def test_an_empty_sentence_is_as_if_it_were_not_there():
+    model, x = HierarchicalAttention(4, 6), torch.randn(1, 4, 5, 4)
+    mask = torch.rand(1, 4, 5) > 0.3
+    mask[:, 1] = False
+    kept = [0, 2, 3]
+    torch.testing.assert_close(model(x, mask), model(x[:, kept], mask[:, kept]))
+    assert model(x, torch.zeros_like(mask)).abs().max() == 0
+
+
+def test_a_recurrent_encoder_refuses_what_it_cannot_honour():
+    with pytest.raises(ValueError, match="honours a key mask alone"):
+        Recurrent(4, 6)(torch.randn(1, 3, 4), Mask(is_causal=True))
+
+
+def test_encoders_of_words_and_sentences_can_be_mixed():
+    model = HierarchicalAttention(E, word_encoder=Encoder(E, 1, HEADS))
+    assert isinstance(model.sentence_encoder, Recurrent)
+    assert model(torch.randn(2, 3, 4, E)).shape == (2, E)

@@ -1,0 +1,237 @@
+"""The attentions of recurrent decoders, monotonic and additive: what their rows in rows_ground.py do not show."""
+
+import pytest
+import torch
+from torch.export import Dim, export
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmattn import Mask, build_kernel
+from mmattn.kernels import additive
+from mmattn.kernels.monotonic import SCAN, MonotonicCache, _stops, expected_alignment, over_chunks
+
+
+def make(kind, heads=2, dim=4, **options):
+    torch.manual_seed(0)
+    kernel = build_kernel(kind, options, num_heads=heads, head_dim=dim).double().eval()
+    with torch.no_grad():
+        for parameter in kernel.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return kernel
+
+
+def draw(B, h, L, S, d=4, h_kv=None, d_v=3):
+    shapes = ((h, L, d), (h_kv or h, S, d), (h_kv or h, S, d_v))
+    return tuple(torch.randn(B, *shape, dtype=torch.float64) for shape in shapes)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the rows of keys that are gathered, and notes the largest tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.largest = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.index.Tensor:
+            self.rows += out.numel() // out.shape[-1]
+        if isinstance(out, torch.Tensor) and not function.is_view:
+            self.largest = max(self.largest, out.numel())
+        return out
+
+
+class TestMonotonic:
+    @staticmethod
+    def decode(kernel, q, k, v, mask=None):
+        cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
+        return torch.cat([kernel(step, k, v, mask, cache) for step in q.split(1, dim=2)], dim=2), cache
+
+    @pytest.mark.parametrize("chunk", [1, 3])
+    def test_a_decoding_step_exports_with_a_flat_cache(self, chunk):
+        class Step(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.kernel = make("monotonic", chunk=chunk, initial_offset=-0.5)
+
+            def forward(self, q, k, v, key_mask, position, seen):
+                cache = MonotonicCache(position, seen)
+                return self.kernel(q, k, v, Mask(key_mask), cache), cache.position, cache.seen
+
+        step = Step().eval()
+
+        def start(B, S):
+            state = step.kernel.make_cache(torch.zeros(B, 1, 0, 4), torch.zeros(B, 1, 0, 3), cross=True)
+            return (*draw(B, 2, 1, S, h_kv=1), torch.rand(B, S) > 0.2, *state.tensors().values())
+
+        auto = Dim.AUTO
+        shapes = ({0: auto}, {0: auto, 2: auto}, {0: auto, 2: auto}, {0: auto, 1: auto}, {0: auto}, {0: auto})
+        program = export(step, start(2, 7), dynamic_shapes=shapes).module()
+        for B, S in ((3, 70), (1, 2)):
+            q, *rest, position, seen = start(B, S)
+            ours = theirs = (position, seen)
+            for _ in range(3):
+                found, *theirs = program(q, *rest, *theirs)
+                expected, *ours = step(q, *rest, *ours)
+                torch.testing.assert_close(found, expected)
+                assert torch.equal(theirs[0], ours[0])
+                q = torch.randn_like(q)
+
+    @pytest.mark.parametrize("chunk", [1, 4])
+    @pytest.mark.parametrize(("L", "S"), [(1, 1), (6, 2), (5, 63), (5, 64), (7, 65), (9, 300)])
+    def test_scanning_equals_looking_at_all(self, chunk, L, S):
+        kernel = make("monotonic", chunk=chunk, initial_offset=-1.5)
+        q, k, v = draw(3, 2, L, S, h_kv=1)
+        key_mask = torch.rand(3, S) > 0.3
+        key_mask[0] = False
+        pairs = torch.rand(L, S) > 0.2
+        for mask in (None, Mask(key_mask), Mask(key_mask, pairs)):
+            full = kernel(q, k, v, mask)
+            cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
+            torch.testing.assert_close(kernel(q, k, v, mask, cache), full, rtol=0, atol=1e-12)  # all queries in one go
+            if mask is None or mask.attn_mask is None:
+                torch.testing.assert_close(self.decode(kernel, q, k, v, mask)[0], full, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("chunk", [1, 3])
+    def test_it_reads_only_the_past(self, chunk):
+        """Whatever comes after the key at which a query stopped may change: what has been written stands."""
+        kernel, (q, k, v) = make("monotonic", heads=1, chunk=chunk, initial_offset=0.0), draw(1, 1, 12, 60)
+        cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
+        written, stops = [], []
+        for step in q.split(1, dim=2):
+            written.append(kernel(step, k, v, None, cache))
+            stops.append(int(cache.position))
+        assert len({stop for stop in stops if stop < 60}) > 3
+        for i, stop in enumerate(stops):
+            later_k, later_v = k.clone(), v.clone()
+            later_k[:, :, stop + 1 :] = 50 * torch.randn_like(k[:, :, stop + 1 :])
+            later_v[:, :, stop + 1 :] = 50 * torch.randn_like(v[:, :, stop + 1 :])
+            past = torch.cat(written[: i + 1], dim=2)
+            torch.testing.assert_close(self.decode(kernel, q[:, :, : i + 1], later_k, later_v)[0], past, rtol=0, atol=0)
+            torch.testing.assert_close(kernel(q[:, :, : i + 1], later_k, later_v), past, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("chunk", [1, 3])
+    def test_decoding_is_linear(self, chunk):
+        """Each key is looked at about once, not once a query; no operation makes a tensor as long as the source."""
+        found = []
+        for length in (1024, 2048):
+            kernel = make("monotonic", heads=1, chunk=chunk, initial_offset=-2.5)
+            q, k, v = draw(1, 1, length // 8, length)
+            mask = Mask(torch.ones(1, length, dtype=torch.bool))
+            with Reads() as reads:
+                _, cache = self.decode(kernel, q, k, v, mask)
+            assert int(cache.position) > length // 3  # it has gone far
+            assert reads.largest < length
+            found.append(reads.rows)
+            # Every query looks at one stretch at least and reads its chunk's keys and values; every key is passed once.
+            assert reads.rows <= (length // 8 + length // SCAN + 1) * SCAN + length // 8 * 2 * chunk
+        assert found[1] < 2.2 * found[0]
+
+    def test_soft_is_hard_where_probabilities_are_certain(self):
+        kernel = make("monotonic", chunk=3, noise=0.0, initial_offset=0.0)
+        with torch.no_grad():
+            kernel.gain.fill_(1e4)
+        q, k, v = draw(2, 2, 6, 20)
+        torch.testing.assert_close(kernel(q, k, v), kernel.train()(q, k, v))
+
+    def test_chunks_of_any_length(self):
+        kernel = make("monotonic", chunk=7, initial_offset=0.0)
+        q, k, v = draw(2, 2, 4, 3)
+        for mode in (True, False):
+            weights = kernel.train(mode).weights(q, k)
+            assert weights.shape == (2, 2, 4, 3)
+            torch.testing.assert_close(kernel.eval()(q, k, v), self.decode(kernel, q, k, v)[0])
+
+    def test_far_apart_energies_stay_finite(self):
+        """A chunk whose energies all lie far below the row's largest still shares out its whole weight."""
+        energy = torch.linspace(0, 5000, 50).view(1, 1, 1, 50).flip(-1).requires_grad_()
+        alignment = torch.full((1, 1, 1, 50), 0.02)
+        weights = over_chunks(alignment, energy, None, 4)
+        weights.square().sum().backward()
+        assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+        assert energy.grad.isfinite().all()
+
+    def test_a_chunk_may_prefer_what_the_scan_passed(self):
+        """Its energies are its own: with the scan's the last key, where p is highest, would always weigh most."""
+        kernel, (q, k, _) = make("monotonic", chunk=3, initial_offset=-0.5), draw(4, 2, 6, 30)
+        with torch.no_grad():
+            kernel.chunk_query.neg_()
+        weights = kernel.weights(q, k)
+        last = weights.flip(-1).ne(0).long().argmax(-1)
+        assert (weights.flip(-1).argmax(-1) > last).any()
+
+    def test_expected_stops_are_stops_where_probabilities_are_certain(self):
+        certain = (torch.rand(2, 3, 6, 9) > 0.6).double()
+        stops = _stops(certain.bool())
+        hard = (stops.unsqueeze(-1) == torch.arange(9)).double()
+        torch.testing.assert_close(expected_alignment(certain), hard)
+
+    @pytest.mark.parametrize(("L", "S"), [(1, 1), (1, 5), (5, 1), (13, 30), (30, 13)])
+    def test_stops_equal_a_scan(self, L, S):
+        stop = torch.rand(2, 2, L, S) > 0.7
+        start = torch.randint(0, S + 1, (2, 2))
+        found = _stops(stop, start)
+        for b in range(2):
+            for h in range(2):
+                position = int(start[b, h])
+                for i in range(L):
+                    while position < S and not stop[b, h, i, position]:
+                        position += 1
+                    assert found[b, h, i] == position
+
+    def test_extreme_probabilities_stay_finite(self):
+        """The published closed form divides by a product that is zero here."""
+        energy = torch.randn(1, 2, 30, 400).mul(60).requires_grad_()
+        alignment = expected_alignment(energy.sigmoid())
+        alignment.square().sum().backward()
+        assert alignment.min() >= 0
+        assert alignment.sum(-1).max() <= 1 + 1e-5
+        assert energy.grad.isfinite().all()
+
+    def test_noise_only_in_training(self):
+        kernel, (q, k, _) = make("monotonic"), draw(1, 2, 3, 4)
+        assert torch.equal(kernel.weights(q, k), kernel.weights(q, k))
+        kernel.train()
+        assert not torch.equal(kernel.weights(q, k), kernel.weights(q, k))
+
+    def test_it_never_goes_back(self):
+        kernel, (q, k, _) = make("monotonic", initial_offset=0.5), draw(2, 2, 8, 20)
+        weights = kernel.weights(q, k)
+        places = torch.where(weights.any(-1), weights.argmax(-1), 20)
+        assert (places.diff(dim=-1) >= 0).all()
+        assert set(weights.unique().tolist()) == {0.0, 1.0}
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match="chunk must be at least 1 key, found 0"):
+            make("monotonic", chunk=0)
+        kernel, (q, k, v) = make("monotonic"), draw(1, 2, 3, 3)
+        with pytest.raises(ValueError, match="decodes cross-attention only"):
+            kernel.make_cache(k[:, :, :0], v[:, :, :0])
+        cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
+        with pytest.raises(ValueError, match="only in evaluation"):
+            kernel.train()(q, k, v, None, cache)
+
+
+class TestAdditive:
+    @pytest.mark.parametrize("piece", [1, 100, 1000])
+    def test_pieces_do_not_show(self, piece, monkeypatch):
+        kernel, (q, k, v) = make("additive"), draw(2, 2, 9, 7, h_kv=1)
+        inputs = [x.requires_grad_() for x in (q, k, v)]
+        found = []
+        for size in (2**24, piece):
+            monkeypatch.setattr(additive, "PIECE", size)
+            out = kernel(q, k, v)
+            found.append([out, *torch.autograd.grad(out.square().sum(), [*inputs, *kernel.parameters()])])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+    def test_pieces_bound_what_is_made_and_kept(self, monkeypatch):
+        kernel, (q, k, v) = make("additive", dim=32), draw(1, 2, 64, 64, d=32)
+        monkeypatch.setattr(additive, "PIECE", 20_000)
+        kept = []
+        with (
+            Reads() as reads,
+            torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x),
+        ):
+            kernel(q, k, v)
+        assert reads.largest <= 20_000  # of 262,144
+        assert max(kept) <= 20_000

@@ -1,0 +1,186 @@
+"""Sliding windows beyond the rows: both paths, global tokens in odd numbers and places, precision, cost, export."""
+
+import pytest
+import torch
+from test_kernels import Sizes, draw, empty, make
+from torch import nn
+
+from mmattn import ALiBi, Mask, T5Bias, build_kernel
+from mmattn.kernels import blocks_of_keys, sliding_window
+from mmattn.kernels.blocks_of_keys import stretches
+
+
+@pytest.fixture(params=["in place", "side by side"])
+def path(request, monkeypatch):
+    """Both ways that windows are computed."""
+    if request.param == "side by side":
+        monkeypatch.setattr(sliding_window, "_in_place", lambda q: False)
+    return request.param
+
+
+def window(size=3, block=4, heads=4):
+    kernel = make("sliding_window", heads=heads, window=size)
+    kernel.block = block
+    return kernel
+
+
+def compare(kernel, q, k, v, mask, inputs=()):
+    """Output and gradients against the explicit map."""
+    inputs = [x.requires_grad_() for x in (q, k, v, *inputs)]
+    weights = kernel.weights(q, k, mask)
+    expected = weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    found = kernel(q, k, v, mask)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    grad = torch.randn_like(found)
+    pairs = zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    return weights
+
+
+def marked(length, *places):
+    mask = torch.zeros(len(places), length, dtype=torch.bool)
+    for sample, marks in enumerate(places):
+        mask[sample, list(marks)] = True
+    return mask
+
+
+class TestBothPaths:
+    @pytest.mark.parametrize("is_causal", [False, True])
+    @pytest.mark.parametrize("has_globals", [False, True])
+    @pytest.mark.parametrize("pairs", [None, (41, 41), (2, 1, 41, 41), (1, 4, 41, 41), (2, 1, 1, 41)])
+    def test_all_masks_at_once(self, path, is_causal, has_globals, pairs):
+        """Padding at the right and holes, pairs, a learned bias, grouped queries, values of another size."""
+        torch.manual_seed(1)
+        key_mask = torch.rand(2, 41) > 0.2
+        key_mask[0, 30:] = False
+        bias = T5Bias(4).double()
+        nn.init.normal_(bias.weight)
+        global_mask = marked(41, (0, 13), (2, 25, 40)) if has_globals else None
+        mask = Mask(key_mask, None if pairs is None else torch.rand(pairs) > 0.3, is_causal, bias, global_mask)
+        compare(window(), *draw(2, 4, 41, 41, h_kv=2), mask, [bias.weight])
+
+    @pytest.mark.parametrize("block", [1, 3, 64])
+    @pytest.mark.parametrize("size", [1, 10, 70])
+    def test_blocks_do_not_show(self, path, block, size):
+        compare(window(size, block, heads=2), *draw(1, 2, 150, 150), Mask(global_mask=marked(150, (77,))))
+
+    def test_layouts_do_not_show(self, path):
+        """Heads beside each other, as a projection leaves them, or one after the other."""
+        kernel, tensors = window(), draw(2, 4, 30, 30)
+        beside = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors)
+        torch.testing.assert_close(kernel(*beside), kernel(*tensors), rtol=0, atol=1e-14)
+
+
+def test_as_many_blocks_at_once_as_fit(monkeypatch):
+    kernel, tensors = window(), draw(1, 4, 60, 60)
+    mask = Mask(bias=ALiBi(4).double())
+    whole = kernel(*tensors, mask)
+    monkeypatch.setattr(blocks_of_keys, "SCORES", 2 * 4 * 10)
+    assert [piece.blocks for piece in stretches(60, 4, 3, 3)] == [1, 2, 2, 2, 2, 2, 2, 1, 1]
+    torch.testing.assert_close(kernel(*tensors, mask), whole, rtol=0, atol=1e-14)
+    compare(kernel, *tensors, mask)
+
+
+@pytest.mark.parametrize(("left", "right"), [(1, 1), (5, 0), (4, 4), (9, 9)])
+@pytest.mark.parametrize("length", [1, 4, 5, 37])
+def test_stretches_cover_all_queries_and_their_keys(length, left, right):
+    queries = []
+    for piece in stretches(length, 4, left, right):
+        for i in range(piece.blocks):
+            start = piece.start + i * piece.rows
+            first = piece.low + i * piece.rows
+            queries += range(start, start + piece.rows)
+            assert first == max(0, start - left)
+            assert first + piece.width == min(length, start + piece.rows + right)
+            assert piece.column == first - (start - left)
+    assert queries == list(range(length))
+
+
+class TestGlobalTokens:
+    @pytest.mark.parametrize("is_causal", [False, True])
+    @pytest.mark.parametrize("places", [((), ()), ((), (5,)), ((29,), (0, 1, 2, 3)), (range(30), (7,))])
+    def test_any_number_anywhere(self, path, places, is_causal):
+        weights = compare(window(), *draw(2, 4, 30, 30), Mask(is_causal=is_causal, global_mask=marked(30, *places)))
+        distance = torch.arange(30) - torch.arange(30)[:, None]
+        for sample, marks in enumerate(places):
+            seen = distance.abs() <= 3
+            seen[list(marks)] = seen[:, list(marks)] = True
+            seen = seen & (distance <= 0) if is_causal else seen
+            assert torch.equal(weights[sample, 0] > 0, seen)
+
+    @pytest.mark.parametrize("length", [1, 2, 6, 11])
+    def test_short_texts(self, path, length):
+        compare(window(), *draw(1, 4, length, length), Mask(global_mask=marked(length, (length - 1,))))
+
+    def test_hidden_ones_are_not_seen(self, path):
+        key_mask = torch.ones(2, 30, dtype=torch.bool)
+        key_mask[0, 20:], key_mask[1] = False, False
+        weights = compare(window(), *draw(2, 4, 30, 30), Mask(key_mask, global_mask=marked(30, (4, 25), (0,))))
+        assert weights[0, :, :, 20:].abs().max() == 0
+        assert weights[0, 0, 25, :20].min() > 0  # hidden, it still looks
+        assert weights[1].abs().max() == 0
+
+    @pytest.mark.parametrize("is_causal", [False, True])
+    def test_growth(self, path, is_causal):
+        """Twice the length: twice the largest tensor and not one operation more, forward and backward."""
+        kernel, sizes = build_kernel("sliding_window", {"window": 32}, num_heads=2, head_dim=8), []
+        for L in (512, 1024):
+            q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
+            with Sizes() as found:
+                kernel(q, k, v, Mask(is_causal=is_causal, global_mask=marked(L, (0, 300)))).sum().backward()
+            sizes.append(found)
+        assert sizes[1].count == sizes[0].count
+        assert sizes[1].largest <= 2 * sizes[0].largest
+
+    def test_not_beside_a_cache(self):
+        kernel, tensors = window(), draw(1, 4, 3, 3)
+        cache = kernel.make_cache(*empty(1, h_kv=4))
+        with pytest.raises(ValueError, match="'sliding_window' takes no global_mask beside a cache"):
+            kernel(*tensors, Mask(is_causal=True, global_mask=marked(3, (0,))), cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """Scores far beyond one, a sample without keys; sums are kept in single precision, or globals would weigh wrong."""
+    kernel, (q, k, v) = window(), draw(2, 4, 40, 40, d_v=4)
+    key_mask = torch.ones(2, 40, dtype=torch.bool)
+    key_mask[0] = False
+    mask = Mask(key_mask, global_mask=marked(40, (), (3, 20)))
+    halves = [(4 * x).to(dtype).requires_grad_() for x in (q, k, v)]
+    found = kernel.to(dtype)(*halves, mask)
+    found.float().square().sum().backward()
+    exact = kernel(*(x.detach().double() for x in halves), mask)
+    assert found.dtype == dtype
+    assert (found.double() - exact).abs().max() < 40 * torch.finfo(dtype).eps
+    assert all(x.grad.isfinite().all() for x in halves)
+
+
+def test_onnx_takes_any_number_of_global_tokens(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class Window(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = window(heads=2).float()
+
+        def forward(self, x, global_mask):
+            q, k, v = x.split(2, dim=1)
+            return self.kernel(q, k, v, Mask(is_causal=True, global_mask=global_mask))
+
+    def arguments(batch, length, *places):
+        return torch.randn(batch, 6, length, 4), marked(length, *places)
+
+    model = Window().eval()
+    dynamic = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+    dynamic = (*dynamic, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC})
+    program = torch.onnx.export(
+        model, arguments(2, 13, (3, 4), (0,)), dynamo=True, verbose=False, dynamic_shapes=dynamic
+    )
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for given in (arguments(1, 20, (3, 9, 19)), arguments(2, 9, (), ()), arguments(3, 1, (0,), (), ())):
+        names = [entry.name for entry in session.get_inputs()]
+        (found,) = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))
+        torch.testing.assert_close(torch.from_numpy(found), model(*given), atol=1e-5, rtol=1e-4)

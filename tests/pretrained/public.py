@@ -1,0 +1,79 @@
+"""Tiny random models of public libraries, written as their folders are, and how far ours is from them."""
+
+import json
+import random
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mmattn import load_pretrained
+
+SHAPES = range(20)
+TOLERANCE = 1e-8  # in float64
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "gelu_pytorch_tanh")
+
+
+def shape(seed: int) -> tuple[random.Random, dict[str, Any]]:
+    """Sizes that all families have, varied by seed; the generator for more."""
+    draw = random.Random(seed)
+    heads = draw.choice([1, 2, 3, 4])
+    return draw, {
+        "hidden_size": heads * draw.choice([2, 3, 4, 8]),
+        "num_attention_heads": heads,
+        "num_hidden_layers": draw.choice([1, 2, 3, 4]),
+        "intermediate_size": draw.choice([3, 8, 17, 32]),
+        "hidden_act": draw.choice(ACTIVATIONS),
+    }
+
+
+def disturbed(model: torch.nn.Module, seed: int) -> Any:
+    """In float64 and evaluation, every parameter random: zero biases and unit norms would hide what is left out."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
+
+
+def save(model: Any, folder: Any, *, in_memory_names: bool = False) -> None:
+    """As transformers does, which writes the names of earlier versions; or with the names that it has in memory."""
+    model.save_pretrained(folder)
+    if in_memory_names:
+        # Tied tensors are saved once.
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items() if "decoder" not in name}
+        save_file(state, folder / "model.safetensors")
+
+
+def rewrite(folder: Any, state: dict[str, torch.Tensor] | None = None, **config: Any) -> None:
+    """Replaces the weights, or entries of config.json."""
+    if state is not None:
+        save_file(state, folder / "model.safetensors")
+    values = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def load(folder: Any, **keywords: Any) -> Any:
+    return load_pretrained(folder, dtype=torch.float64, **keywords)
+
+
+def text(draw: random.Random, seed: int, vocab: int, longest: int, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and key mask (B, L): one full, one padded right, one padded left, one of a single token."""
+    generator = torch.Generator().manual_seed(seed)
+    length = draw.randint(2, longest)
+    mask = torch.ones(4, length, dtype=torch.bool)
+    mask[1, draw.randint(1, length) :] = False
+    mask[2, : draw.randint(0, length - 1)] = False
+    mask[3, 1:] = False
+    ids = torch.randint(pad_id + 1, vocab, (4, length), generator=generator)
+    return ids.masked_fill(~mask, pad_id), mask
+
+
+def difference(ours: Any, theirs: Any) -> float:
+    """The largest absolute difference over lists of tensors; another shape or number of them counts as infinite."""
+    ours, theirs = list(ours), list(theirs)
+    if [a.shape for a in ours] != [b.shape for b in theirs]:
+        return float("inf")
+    worst = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+    return worst if worst == worst else float("inf")

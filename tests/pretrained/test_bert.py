@@ -1,0 +1,166 @@
+"""Random models of the BERT family: ours equal transformers' in every layer, with padding in the batch."""
+
+import pytest
+import torch
+from public import SHAPES, TOLERANCE, difference, disturbed, load, rewrite, save, shape, text
+from safetensors.torch import load_file
+
+from mmattn.backbones.bert import BertEncoder
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+
+def models(family, seed):
+    """(a model of transformers, its config, what its inner model is called), the task's head varied too."""
+    draw, sizes = shape(seed)
+    common = {"vocab_size": draw.choice([11, 30, 57]), "max_position_embeddings": draw.choice([16, 24, 40])}
+    if family == "distilbert":
+        renamed = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+        renamed |= {"intermediate_size": "hidden_dim", "hidden_act": "activation"}
+        sizes = {renamed[name]: value for name, value in sizes.items()}
+        sizes["activation"] = draw.choice(["gelu", "relu"])
+        config = transformers.DistilBertConfig(**sizes, **common, sinusoidal_pos_embds=draw.random() < 0.5)
+        names = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"]
+        return draw, getattr(transformers, "DistilBert" + draw.choice(names))(config), config
+    common |= {"type_vocab_size": draw.choice([1, 2, 3]), "layer_norm_eps": draw.choice([1e-12, 1e-5, 1e-3])}
+    if family == "bert":
+        config = transformers.BertConfig(**sizes, **common)
+        names = [
+            "Model",
+            "Model",
+            "ForPreTraining",
+            "ForMaskedLM",
+            "ForSequenceClassification",
+            "ForTokenClassification",
+        ]
+        return draw, getattr(transformers, "Bert" + draw.choice(names))(config), config
+    kind = draw.choice(["Roberta", "XLMRoberta"])
+    config = getattr(transformers, kind + "Config")(**sizes, **common, pad_token_id=draw.choice([0, 1, 3]))
+    names = ["Model", "Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"]
+    return draw, getattr(transformers, kind + draw.choice(names))(config), config
+
+
+@pytest.mark.parametrize("seed", SHAPES)
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_parity(family, seed, tmp_path):
+    draw, whole, config = models(family, seed)
+    disturbed(whole, seed)
+    save(whole, tmp_path)
+    ours = load(tmp_path)
+    theirs = whole.base_model
+    pad_id, types = config.pad_token_id, getattr(config, "type_vocab_size", 0)
+    room = config.max_position_embeddings - (pad_id + 1 if family == "roberta" else 0)
+    ids, mask = text(draw, seed, config.vocab_size, room, pad_id)
+    more = {"token_type_ids": torch.randint(types, ids.shape)} if types > 1 and draw.random() < 0.7 else {}
+    with torch.no_grad():
+        expected = theirs(ids, attention_mask=mask.long(), output_hidden_states=True, **more)
+        given = (ids, mask, *more.values())
+        found, layers = ours(*given), ours.hidden_states(*given)
+    assert difference([found.states], [expected.last_hidden_state]) <= TOLERANCE
+    assert difference(layers, expected.hidden_states) <= TOLERANCE
+    pooled = expected.get("pooler_output")
+    assert ("pooler.dense.weight" in ours.state_dict()) == (pooled is not None)
+    pooled = expected.last_hidden_state[:, 0] if pooled is None else pooled
+    assert difference([found.pooled], [pooled]) <= TOLERANCE
+    assert not ours.training
+
+
+@pytest.fixture
+def bert(tmp_path):
+    """A folder with a random BERT, and the model that wrote it."""
+    config = transformers.BertConfig(
+        hidden_size=8, num_attention_heads=2, num_hidden_layers=2, intermediate_size=12, vocab_size=20
+    )
+    model = disturbed(transformers.BertForPreTraining(config), 0)
+    save(model, tmp_path)
+    return tmp_path, model.bert
+
+
+def equal(folder, theirs, **keywords):
+    ids = torch.randint(1, 20, (2, 6))
+    with torch.no_grad():
+        found = load(folder, **keywords)(ids)
+        expected = theirs(ids)
+    return difference(found, [expected.last_hidden_state, expected.pooler_output]) <= TOLERANCE
+
+
+def test_names_of_old_checkpoints(bert):
+    """gamma and beta, position_ids among the tensors, a pickle: as bert-base-uncased was for years."""
+    folder, theirs = bert
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed = {}
+    for name, tensor in state.items():
+        for new, was in old.items():
+            name = name.replace(new, was)
+        renamed[name] = tensor
+    renamed["bert.embeddings.position_ids"] = torch.arange(512)[None]
+    torch.save(renamed, folder / "pytorch_model.bin")
+    assert any("gamma" in name for name in renamed)
+    assert equal(folder, theirs)
+
+
+def test_half_precision_files_load_in_full(bert):
+    folder, theirs = bert
+    state = load_file(folder / "model.safetensors")
+    rewrite(
+        folder, {name: tensor.half() for name, tensor in state.items()}, dtype="float16", position_embedding_type=None
+    )
+    theirs.half().double()
+    assert equal(folder, theirs)
+
+
+def test_keywords_in_place_of_the_checkpoints(bert):
+    folder, theirs = bert
+    assert equal(folder, theirs, attention={"kind": "sliding_window", "window": 600})
+    model = load(folder, attention=None, dropout=0.0)
+    assert model.dropout.p == model.encoder.layers[0].attention.kernel.dropout == 0.0
+    assert load(folder).encoder.layers[0].attention.kernel.dropout == 0.1
+    with pytest.raises(TypeError, match="attentoin"):
+        load(folder, attentoin="dense")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'; only 'absolute'"),
+        ({"is_decoder": True}, "is_decoder=True; only False is supported"),
+        ({"hidden_act": "gelu_10"}, "activation 'gelu_10' is not supported"),
+        ({"num_hidden_layers": 1}, r"beyond what the configuration says, there are keys: bert\.encoder\.layer\.1"),
+        ({"num_hidden_layers": 3}, r"nothing for keys: encoder\.layers\.2"),
+        (
+            {"vocab_size": 21},
+            r"'bert\.embeddings\.word_embeddings\.weight' \(embedding\.weight\) is \(20, 8\), should be \(21, 8\)",
+        ),
+        ({"model_type": "berd"}, "model_type 'berd'; known are bert, roberta"),
+        ({"model_type": "roberta"}, r"unknown keys: bert\.embeddings"),
+        ({"hidden_size": None}, "config.json has no 'hidden_size'"),
+        ({"num_attention_heads": 3}, "embed_dim=8 is not divisible by num_heads=3"),
+    ],
+)
+def test_what_does_not_fit_is_named(bert, config, message):
+    folder, _ = bert
+    rewrite(folder, **config)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder)
+    assert str(caught.value).startswith(str(folder))
+
+
+def test_unknown_keys_are_named(bert):
+    folder, _ = bert
+    rewrite(folder, load_file(folder / "model.safetensors") | {"bert.encoder.adapter.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"unknown key: bert\.encoder\.adapter\.weight"):
+        load(folder)
+
+
+def test_too_long_and_token_types():
+    model = BertEncoder(20, 8, 1, 2, max_len=6, pad_id=1, num_types=0)
+    assert model(torch.randint(2, 20, (1, 4))).states.shape == (1, 4, 8)
+    with pytest.raises(ValueError, match="5 tokens is too long: max_len=6 leaves 4"):
+        model(torch.randint(2, 20, (1, 5)))
+    with pytest.raises(ValueError, match="no token types"):
+        model(torch.randint(2, 20, (1, 4)), None, torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="a sequence of 7 tokens is longer than max_len=6"):
+        BertEncoder(20, 8, 1, 2, max_len=6)(torch.randint(20, (1, 7)))
