@@ -47,7 +47,7 @@ def attend(
     attn_mask = allowed
     if bias is not None:
         attn_mask = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
-    grouped = q.shape[1] != k.shape[1]
+    grouped = not same_size(q.shape[1], k.shape[1])
     d, d_v = q.shape[-1], v.shape[-1]
     if d != d_v and q.device.type == "cpu":  # torch's fused CPU kernels want one size: zeros cost less than leaving them
         scale = d**-0.5 if scale is None else scale

@@ -20,16 +20,16 @@ NAMES = (
 
 
 def marian(seed: int = 0, sharpness: float = 1.0, **config: Any) -> Any:
-    """transformers' model with random weights, biases included, multiplied by sharpness so that arg-max is no tie."""
+    """transformers' model with random weights, biases included, of the layers multiplied by sharpness."""
     from transformers import MarianConfig, MarianMTModel
 
     torch.manual_seed(seed)
-    model = MarianMTModel(MarianConfig(scale_embedding=True, **config)).eval()
+    model = MarianMTModel(MarianConfig(scale_embedding=True, forced_eos_token_id=None, **config)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embed_positions" not in name and "layer_norm" not in name:
-                parameter.copy_(torch.randn_like(parameter) * sharpness * parameter.shape[-1] ** -0.5)
-        model.final_logits_bias.normal_()
+                sharp = sharpness if ".layers." in name else 0.5
+                parameter.copy_(torch.randn_like(parameter) * sharp * parameter.shape[-1] ** -0.5)
     return model
 
 
