@@ -70,3 +70,13 @@ def test_figures_are_the_measured_ones() -> None:
     for name, figure in rows:
         digits = len(figure.split(".")[1])
         assert round(results[name.strip()]["metrics"]["accuracy"], digits) == pytest.approx(float(figure)), name
+
+
+def test_the_table_of_kernels_is_what_they_support() -> None:
+    from mmattn import KERNELS
+
+    text = (ROOT / "mmattn" / "README.md").read_text(encoding="utf-8")
+    features = ("self", "causal", "cross", "bias", "cache", "global")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    said = {row[0].strip("`"): {name for name, cell in zip(features, row[2:8], strict=True) if cell} for row in rows}
+    assert said == {kind: set(kernel.supports) for kind, kernel in KERNELS.items()}
