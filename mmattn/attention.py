@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .kernels import build_kernel
@@ -137,6 +138,8 @@ class MultiHeadAttention(nn.Module):
             self.k_norm = self.q_norm if self.kernel.shares_qk else QK_NORMS[qk_norm](head_dim)
         self.rotary = Rotary(head_dim) if rotary else None
         self.position_bias = position_bias
+        self.qkv_proj: nn.Module | None = None  # see fuse
+        self.only_self = not needs.isdisjoint({"self", "causal"}) and "cross" not in needs
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             if projection is not None:
                 nn.init.xavier_uniform_(projection.weight)
@@ -181,19 +184,7 @@ class MultiHeadAttention(nn.Module):
         self._check(cross, mask, cache)
         if key_pos is not None and not cross:
             raise ValueError("in self-attention query_pos is added to queries and keys: give no key_pos")
-        placed = query if query_pos is None else query + query_pos
-        q = self._heads(self.q_proj(placed), self.num_heads, self.q_norm)  # (B, h, L, d)
-        if cross and cache is not None and cache.keys is not None:
-            k, v = cache.keys, cache.values
-        else:
-            if key is None:
-                key, key_source = query, placed
-            else:
-                key_source = key if key_pos is None else key + key_pos
-            k = q if self.k_proj is None else self._heads(self.k_proj(key_source), self.num_kv_heads, self.k_norm)
-            v = self._heads(self.v_proj(key if value is None else value), self.num_kv_heads)  # (B, h_kv, S, d_v)
-            if cross and cache is not None:
-                cache.keys, cache.values = k, v
+        q, k, v = self._project(query, key, value, query_pos, key_pos, cache)
         if self.rotary is not None:
             q, k = self.rotary(q, k, 0 if cache is None else cache.length)
         out = self.kernel(q, k, v, mask, cache.state if isinstance(cache, CrossCache) else cache)  # (B, h, L, d_v)
@@ -209,12 +200,60 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: the kernel cannot decode with a cache.
         """
+        like = getattr(self.out_proj, "weight", torch.empty(0))  # what is packed works in float32 on the CPU
         keys, values = (
-            self.v_proj.weight.new_zeros(batch_size, self.num_kv_heads, 0, size)
-            for size in (self.head_dim, self.v_head_dim)
+            like.new_zeros(batch_size, self.num_kv_heads, 0, size) for size in (self.head_dim, self.v_head_dim)
         )
         state = self.kernel.make_cache(keys, values, cross=cross)
         return CrossCache(state=state) if cross else state
+
+    def fuse(self, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+        """Makes one map of the queries', keys' and values', where this attention is known to be within one sequence.
+
+        Args:
+            make: weight (out, in) and bias (out,) or None to the map that takes their place.
+        """
+        if not self.only_self or self.k_proj is None or self.qkv_proj is not None:
+            return
+        maps = (self.q_proj, self.k_proj, self.v_proj)
+        biases = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps]
+        bias = None if all(m.bias is None for m in maps) else torch.cat(biases)
+        self.qkv_proj = make(torch.cat([m.weight for m in maps]), bias)
+        self.q_proj = self.k_proj = self.v_proj = nn.Identity()
+
+    def _project(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        query_pos: Tensor | None,
+        key_pos: Tensor | None,
+        cache: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, h, L, d), keys (B, h_kv, S, d) and values (B, h_kv, S, d_v); see `forward`."""
+        if self.qkv_proj is not None:
+            if key is not None or query_pos is not None:
+                raise ValueError("the projections are fused: for attention within one sequence, without query_pos")
+            sizes = [self.num_heads * self.head_dim, *(self.num_kv_heads * d for d in (self.head_dim, self.v_head_dim))]
+            q, k, v = self.qkv_proj(query).split(sizes, dim=-1)  # (B, L, h d) each
+            return (
+                self._heads(q, self.num_heads, self.q_norm),
+                self._heads(k, self.num_kv_heads, self.k_norm),
+                self._heads(v, self.num_kv_heads),
+            )
+        placed = query if query_pos is None else query + query_pos
+        q = self._heads(self.q_proj(placed), self.num_heads, self.q_norm)
+        if key is not None and cache is not None and cache.keys is not None:
+            return q, cache.keys, cache.values
+        if key is None:
+            source, key_source = query, placed
+        else:
+            source, key_source = key, key if key_pos is None else key + key_pos
+        k = q if self.k_proj is None else self._heads(self.k_proj(key_source), self.num_kv_heads, self.k_norm)
+        v = self._heads(self.v_proj(source if value is None else value), self.num_kv_heads)
+        if key is not None and cache is not None:
+            cache.keys, cache.values = k, v
+        return q, k, v
 
     def _heads(self, x: Tensor, num_heads: int, norm: nn.Module | None = None) -> Tensor:
         x = x.unflatten(-1, (num_heads, -1))  # (B, L, h, d)

@@ -54,10 +54,30 @@ class KVCache(Cache):
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new keys and values and returns all of them."""
-        if self.keys.shape[2]:
-            k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
-        self.keys, self.values = k, v
-        return k, v
+        if torch.is_inference_mode_enabled():  # nothing there needs what was before: written in place, with room ahead
+            self.keys, self.values = self._write("keys", k), self._write("values", v)
+        else:
+            if self.keys.shape[2]:
+                k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
+            self.keys, self.values = k, v
+        return self.keys, self.values
+
+    def __post_init__(self) -> None:
+        self._room: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # name -> what has room, and the part of it that was handed out
+
+    def _write(self, name: str, new: Tensor) -> Tensor:
+        old = getattr(self, name)
+        start, end = old.shape[2], old.shape[2] + new.shape[2]
+        room, part = self._room.get(name, (new, new))
+        if part is not old or end > room.shape[2]:  # another tensor was put in its place, or it is full
+            room = new.new_empty(*new.shape[:2], max(32, 2 * end), new.shape[3])
+            room[:, :, :start] = old
+        room[:, :, start:end] = new
+        part = room[:, :, :end]
+        self._room[name] = (room, part)
+        return part
 
 
 class Kernel(nn.Module):

@@ -19,17 +19,19 @@ NAMES = (
 )
 
 
-def marian(seed: int = 0, sharpness: float = 1.0, **config: Any) -> Any:
-    """transformers' model with random weights, biases included, of the layers multiplied by sharpness."""
+def marian(seed: int = 0, **config: Any) -> Any:
+    """transformers' model with random weights."""
     from transformers import MarianConfig, MarianMTModel
 
     torch.manual_seed(seed)
     model = MarianMTModel(MarianConfig(scale_embedding=True, forced_eos_token_id=None, **config)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "embed_positions" not in name and "layer_norm" not in name:
-                sharp = sharpness if ".layers." in name else 0.5
-                parameter.copy_(torch.randn_like(parameter) * sharp * parameter.shape[-1] ** -0.5)
+            if "layer_norm.weight" in name:  # of random signs, or a tied output would repeat what it reads
+                parameter.copy_(torch.randn_like(parameter).sign())
+            elif "embed_positions" not in name:
+                scale = 1.0 if ".layers." in name else 0.5
+                parameter.copy_(torch.randn_like(parameter) * scale * parameter.shape[-1] ** -0.5)
     return model
 
 

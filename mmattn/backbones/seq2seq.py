@@ -1,0 +1,207 @@
+"""An encoder-decoder transformer: what translates, summarizes, and what Marian, BART and T5 load into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks import AttentionConfig, Decoder, DecoderLayer, Encoder
+from ..generate import CachedState, Generated, GenerationConfig, generate
+from ..kernels import KVCache
+from ..masks import Mask
+from ..positions import LearnedPositions, SinusoidalPositions
+
+
+class Seq2Seq(nn.Module):
+    """Source ids to logits of target ids (Vaswani et al. 2017, section 3).
+
+    Args:
+        vocab_size: V of the source, and of the target where target_vocab_size is None.
+        embed_dim: E.
+        num_layers: of the encoder.
+        num_heads: h.
+        target_vocab_size: V of the target, which then has embeddings of its own.
+        num_decoder_layers: num_layers where None.
+        ffn_dim: 4 E where None.
+        shared_embeddings: source and target read the same table.
+        tied_output: logits are products with the target's embeddings; off = a map of their own.
+        output_bias: added to the logits.
+        positions: "sinusoidal", "learned" or "none".
+        max_len: of learned positions; longer texts raise.
+        scale_embeddings: embeddings are multiplied by sqrt(E) before positions are added (ibid., section 3.4).
+        norm_first: pre-norm.
+        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}, of the encoder.
+        decoder_attention: of the decoder's self-attention.
+        cross_attention: of the decoder's attention to the source.
+
+    Raises:
+        ValueError: options that do not go together.
+
+    >>> model = Seq2Seq(100, 32, 1, 4).eval()
+    >>> source, target = torch.randint(100, (2, 7)), torch.randint(100, (2, 5))
+    >>> model(source, torch.ones_like(source, dtype=torch.bool), target).shape
+    torch.Size([2, 5, 100])
+    >>> config = GenerationConfig(decoder_start_token_id=0, eos_token_id=1, max_new_tokens=6)
+    >>> model.generate(source, None, config).scores.shape
+    torch.Size([2, 1])
+    """
+
+    POSITIONS = ("sinusoidal", "learned", "none")
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        target_vocab_size: int | None = None,
+        num_decoder_layers: int | None = None,
+        ffn_dim: int | None = None,
+        shared_embeddings: bool = True,
+        tied_output: bool = True,
+        output_bias: bool = False,
+        positions: str = "sinusoidal",
+        max_len: int = 512,
+        scale_embeddings: bool = True,
+        norm_first: bool = True,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        decoder_attention: AttentionConfig = None,
+        cross_attention: AttentionConfig = None,
+    ) -> None:
+        super().__init__()
+        if positions not in self.POSITIONS:
+            raise ValueError(f"unknown positions {positions!r}; there are: {', '.join(self.POSITIONS)}")
+        if shared_embeddings and target_vocab_size not in (None, vocab_size):
+            raise ValueError(
+                f"shared_embeddings: one table cannot have {vocab_size} and {target_vocab_size} rows; turn it off"
+            )
+        self.embedding = nn.Embedding(vocab_size, embed_dim)
+        self.target_embedding = self.embedding
+        if not shared_embeddings:
+            self.target_embedding = nn.Embedding(target_vocab_size or vocab_size, embed_dim)
+        for table in {self.embedding, self.target_embedding}:
+            nn.init.normal_(table.weight, std=embed_dim**-0.5)
+        self.scale = embed_dim**0.5 if scale_embeddings else 1.0
+        self.positions = _positions(positions, max_len, embed_dim)
+        self.target_positions = _positions(positions, max_len, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        keywords: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "norm_first": norm_first}
+        self.encoder = Encoder(embed_dim, num_layers, num_heads, attention=attention, **keywords)
+        self.decoder = Decoder(
+            embed_dim,
+            num_layers if num_decoder_layers is None else num_decoder_layers,
+            num_heads,
+            attention=decoder_attention,
+            cross_attention=cross_attention,
+            **keywords,
+        )
+        self.output = nn.Linear(embed_dim, self.target_embedding.num_embeddings, bias=output_bias)
+        nn.init.normal_(self.output.weight, std=embed_dim**-0.5)
+        if output_bias:
+            nn.init.zeros_(self.output.bias)
+        if tied_output:
+            self.output.weight = self.target_embedding.weight
+
+    def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Reads the source.
+
+        Args:
+            input_ids: (B, S) long.
+            key_mask: (B, S) bool, True = a real token.
+
+        Returns:
+            The memory (B, S, E); what stands at padding means nothing.
+        """
+        x = self.positions(self.embedding(input_ids) * self.scale)  # (B, S, E)
+        return self.encoder(self.dropout(x), None if key_mask is None else Mask(key_mask))
+
+    def forward(self, input_ids: Tensor, key_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
+        """Teacher forcing: the logits of each next token.
+
+        Args:
+            input_ids: (B, S) long.
+            key_mask: (B, S) bool, True = a real token.
+            decoder_input_ids: (B, L) long, the start token first; padded at the right, where the loss is masked.
+
+        Returns:
+            (B, L, V).
+        """
+        return self.output(self.decode(decoder_input_ids, self.encode(input_ids, key_mask), key_mask))
+
+    def decode(self, decoder_input_ids: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """The decoder's states (B, L, E), causal, for decoder_input_ids (B, L) and a memory (B, S, E)."""
+        x = self.dropout(self.target_positions(self.target_embedding(decoder_input_ids) * self.scale))  # (B, L, E)
+        return self.decoder(x, memory, Mask(is_causal=True), None if key_mask is None else Mask(key_mask))
+
+    def start(self, input_ids: Tensor, key_mask: Tensor | None = None) -> CachedState:
+        """Reads the source and makes the state that `step` continues from.
+
+        Args:
+            input_ids: (B, S) long.
+            key_mask: (B, S) bool, True = a real token.
+        """
+        return self.start_from(self.encode(input_ids, key_mask), key_mask)
+
+    def start_from(
+        self, memory: Tensor, key_mask: Tensor | None = None, extra: Mapping[str, Tensor] | None = None
+    ) -> CachedState:
+        """The state that `step` continues from, over a memory (B, S, E) and what else a model keeps, (B, ...)."""
+        caches = self.decoder.make_cache(len(memory))
+        layers = [cast(DecoderLayer, layer) for layer in self.decoder.layers]
+        merged = all(
+            layer.self_attention.kernel.orderless and layer.self_attention.rotary is None for layer in layers
+        ) and all(type(c.self_attention) is KVCache and c.cross_attention.state is None for c in caches)
+        return CachedState(caches, merged=merged, memory=memory, memory_mask=key_mask, extra=extra)
+
+    def step(self, ids: Tensor, state: CachedState) -> Tensor:
+        """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
+        return self.output(self.advance(ids, state))
+
+    def advance(self, ids: Tensor, state: CachedState) -> Tensor:
+        """New target ids (N, L) to the decoder's state (N, E) at the last of them."""
+        rows, offset = len(ids), state.length
+        ids, mask = state.advance(ids)
+        x = self.target_embedding(ids) * self.scale  # (N, L, E), or (B, K, E): beams of a sentence, at one position
+        if len(ids) == rows:
+            x = self.target_positions(x, offset)
+        else:
+            x = self.target_positions(x.flatten(0, 1)[:, None], offset).view_as(x)
+        assert state.memory is not None
+        x = self.decoder(x, state.memory, mask, state.memory_mask, state.caches)  # (N, L, E) or (B, K, E)
+        return x[:, -1] if len(ids) == rows else x.flatten(0, 1)  # (N, E)
+
+    def generate(
+        self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        """Writes a target for each source; keywords as those of `mmattn.generate.generate`.
+
+        Args:
+            input_ids: (B, S) long.
+            key_mask: (B, S) bool, True = a real token.
+            config: how; it must have a decoder_start_token_id.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if config.decoder_start_token_id is None:
+            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
+        prompt = input_ids.new_full((len(input_ids), 1), config.decoder_start_token_id)
+        with torch.inference_mode():
+            return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
+
+
+def _positions(kind: str, max_len: int, embed_dim: int) -> nn.Module:
+    if kind == "learned":
+        return LearnedPositions(max_len, embed_dim)
+    return SinusoidalPositions(embed_dim) if kind == "sinusoidal" else _NoPositions()
+
+
+class _NoPositions(nn.Module):
+    def forward(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
+        return x

@@ -1,0 +1,193 @@
+"""Beam search, with groups that keep apart (Vijayakumar et al. 2018) where asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import GenerationConfig
+from .constraints import Constraint, build_constraints, forced_token
+from .state import State
+from .topk import log_normaliser, top_k
+
+S = TypeVar("S", bound=State)
+
+
+class Finished:
+    """The best finished texts of each sentence, and whether it can still find a better one.
+
+    Args:
+        log_p: a tensor of the scores' type.
+        prompt: (B, P).
+        room: new tokens at most.
+        config: how many groups of how many beams, the length penalty and when to stop.
+    """
+
+    def __init__(self, log_p: Tensor, prompt: Tensor, room: int, config: GenerationConfig) -> None:
+        groups = config.num_beam_groups
+        shape = (len(prompt), groups, config.num_beams // groups)  # (B, G, k)
+        self.config, self.room = config, room
+        self.ids = prompt.new_full((*shape, room), config.pad)
+        self.lengths = prompt.new_zeros(shape)
+        self.scores = log_p.new_full(shape, -math.inf)  # minus infinity = a free place
+        self.done = torch.zeros(shape[:2], dtype=torch.bool, device=prompt.device)
+
+    def add(self, live: Tensor, log_p: Tensor, ids: Tensor, ended: Tensor) -> None:
+        """Takes in what has ended just now, where it is better than what is there.
+
+        Args:
+            live: (b,) sentences.
+            log_p: (b, G, c) of candidates.
+            ids: (b, G, c, t) their new tokens.
+            ended: (b, G, c) bool.
+        """
+        k, length = self.scores.shape[2], ids.shape[3]
+        scores = (log_p / length**self.config.length_penalty).masked_fill(~ended | self.done[live, :, None], -math.inf)
+        merged = torch.cat([self.scores[live], scores], dim=2)  # (b, G, k + c)
+        best, places = merged.topk(k, dim=2)
+        ids = F.pad(ids, (0, self.room - length), value=self.config.pad)
+        self.ids[live] = torch.cat([self.ids[live], ids], dim=2).gather(
+            2, places[..., None].expand(-1, -1, -1, self.room)
+        )
+        lengths = torch.cat([self.lengths[live], torch.full_like(places[:, :, :1], length).expand(scores.shape)], dim=2)
+        self.lengths[live] = lengths.gather(2, places)
+        self.scores[live] = best
+
+    def settle(self, live: Tensor, best_running: Tensor, length: int) -> Tensor:
+        """Which sentences are done, given the best log p (b, G) of what still runs, of that many tokens: (b,) bool.
+
+        As transformers has it: done when the worst of a full set is better than the best running beam would be if it
+        ended now ("never": at the length that suits it best), or, with early stopping, as soon as the set is full.
+        """
+        penalty = self.config.length_penalty
+        ideal = self.room if self.config.early_stopping == "never" and penalty > 0 else length
+        worst = self.scores[live].amin(2)  # (b, G), minus infinity while a place is free
+        done = best_running / ideal**penalty <= worst
+        if self.config.early_stopping is True:
+            done |= worst > -math.inf
+        self.done[live] |= done
+        return self.done[live].all(1)
+
+
+def beam_search(
+    step: Callable[[Tensor, S], Tensor], state: S, prompt: Tensor, config: GenerationConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Beam search, the same ids as transformers' own.
+
+    Each step looks at twice as many candidates as there are beams, so that enough are left where many of them end. The
+    first step has one beam a sentence; a sentence that is done leaves the batch.
+
+    Args:
+        step: see `generate`.
+        state: of B rows.
+        prompt: (B, P) long.
+        config: how.
+
+    Returns:
+        ids (B, n, L), lengths (B, n) and scores (B, n), best first.
+    """
+    (B, P), G = prompt.shape, config.num_beam_groups
+    k = config.num_beams // G
+    room, constraints = config.room(P), build_constraints(config, P)
+    device, keep = prompt.device, max(2, 1 + len(config.eos)) * k
+    end = torch.tensor(config.eos, dtype=prompt.dtype, device=device)
+    live = torch.arange(B, device=device)  # the sentences still in the batch
+    ids = prompt[:, None]  # (b, G k, T); one row a sentence at first
+    logits = step(prompt, state)  # (B, V)
+    running = torch.zeros_like(log_normaliser(logits))  # (b, G k) log p
+    finished = Finished(running, prompt, room, config)
+    for t in range(room):
+        forced = forced_token(config, P + t, P + room)
+        scores, log_z = _scores(logits, ids.flatten(0, 1), config, constraints, forced)
+        chosen = _choose(scores, running - log_z.view(running.shape), config, keep)
+        log_p, beams, tokens = chosen  # (b, G, c) each; beams among the sentence's rows
+        histories = ids[torch.arange(len(live), device=device)[:, None, None], beams]  # (b, G, c, T)
+        histories = torch.cat([histories, tokens[..., None]], dim=3)
+        ends = torch.isin(tokens, end) if t + 1 < room else torch.ones_like(tokens, dtype=torch.bool)
+        if ends.any():
+            first = torch.arange(tokens.shape[2], device=device) < k  # the others only fill up what runs on
+            finished.add(live, log_p, histories[..., P:], ends & first)
+        log_p, places = log_p.masked_fill(ends, -math.inf).topk(k, dim=2)  # (b, G, k)
+        staying = ~finished.settle(live, log_p[:, :, 0], t + 1)
+        if t + 1 == room or not staying.any():
+            break
+        ids = histories.gather(2, places[..., None].expand(-1, -1, -1, P + t + 1)).flatten(1, 2)  # (b, G k, T)
+        running = log_p.flatten(1)  # (b, G k)
+        rows = beams.gather(2, places).flatten(1) + torch.arange(len(live), device=device)[:, None] * (
+            logits.shape[0] // len(live)
+        )
+        if not staying.all():
+            live, ids, running, rows = live[staying], ids[staying], running[staying], rows[staying]
+        state.select(rows)
+        logits = step(ids[:, :, -1].reshape(-1, 1), state)  # (b G k, V)
+    n = config.num_return_sequences
+    best, places = finished.scores.flatten(1).topk(n, dim=1)  # (B, n)
+    lengths = finished.lengths.flatten(1).gather(1, places)
+    found = finished.ids.flatten(1, 2).gather(1, places[..., None].expand(-1, -1, room))
+    return found[:, :, : int(lengths.max())], lengths, best
+
+
+def _scores(
+    logits: Tensor, ids: Tensor, config: GenerationConfig, constraints: list[Constraint], forced: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Scores (N, V) and what to subtract from them (N, 1) for log-probabilities, after all constraints."""
+    if forced:
+        scores = torch.full_like(logits, -math.inf)
+        scores[:, list(forced)] = 0.0  # a forced token costs nothing
+        return scores, scores.new_zeros(len(scores), 1)
+    log_z = log_normaliser(logits)  # before anything is forbidden: what is left is not worth more for that
+    if config.repetition_penalty != 1.0:  # it depends on the sign: log-probabilities, not logits
+        logits, log_z = logits - log_z, torch.zeros_like(log_z)
+    for constraint in constraints:
+        constraint(logits, ids)
+    return logits, log_z
+
+
+def _choose(scores: Tensor, running: Tensor, config: GenerationConfig, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations of each group.
+
+    Args:
+        scores: (b r, V), of r rows a sentence: G k, or 1 in the first step.
+        running: (b, r), what to add to a row's scores.
+        config: groups and their penalty.
+        keep: c, continuations wanted of each group.
+
+    Returns:
+        log p, beams (among the sentence's r rows) and tokens: (b, G, c) each.
+    """
+    G, (b, r) = config.num_beam_groups, running.shape
+    if G == 1:
+        return tuple(part[:, None] for part in _best(scores, running, keep))  # type: ignore[return-value]
+    grouped, beams = scores.view(b, r, -1), config.num_beams // G
+    taken = torch.zeros_like(grouped[:, 0])  # (b, V): how often earlier groups go on with a token
+    found = []
+    for g in range(G):
+        rows = slice(0, 1) if r == 1 else slice(g * beams, (g + 1) * beams)
+        apart = grouped[:, rows] - config.diversity_penalty * taken[:, None]
+        log_p, beam, token = _best(apart.flatten(0, 1), running[:, rows], keep)
+        # The penalty decides; the score stays the model's.
+        log_p = log_p + config.diversity_penalty * taken.gather(1, token)
+        found.append((log_p, beam + (rows.start or 0), token))
+        going_on = token[:, :beams]
+        taken.scatter_add_(1, going_on, torch.ones_like(going_on, dtype=taken.dtype))
+    log_p, beam, token = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+    return log_p, beam, token
+
+
+def _best(scores: Tensor, running: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of scores (b r, V) with running (b, r) added, the best keep of each sentence: log p, rows, tokens, (b, keep)."""
+    b, r = running.shape
+    values, tokens = top_k(scores, min(keep, scores.shape[1]))  # (b r, c): no row can have more among the best
+    totals = (values.view(b, r, -1) + running[:, :, None]).flatten(1)  # (b, r c)
+    log_p, places = totals.topk(min(keep, totals.shape[1]), dim=1)
+    beams, tokens = places // values.shape[1], tokens.view(b, -1).gather(1, places)
+    missing = keep - log_p.shape[1]
+    if missing > 0:  # a vocabulary smaller than that: what cannot be fills up
+        log_p = F.pad(log_p, (0, missing), value=-math.inf)
+        beams, tokens = F.pad(beams, (0, missing)), F.pad(tokens, (0, missing))
+    return log_p, beams, tokens

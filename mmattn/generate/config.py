@@ -1,0 +1,172 @@
+"""How to generate: one dataclass, with the names that public ``generation_config.json`` files use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+# Keys of public files that change no id: how to run, what to return beside the ids, remarks.
+HARMLESS = frozenset(
+    """_from_model_config transformers_version use_cache cache_implementation cache_config max_cache_len
+    return_legacy_cache output_attentions output_hidden_states output_scores output_logits return_dict_in_generate
+    low_memory remove_invalid_values is_assistant num_assistant_tokens num_assistant_tokens_schedule
+    assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit
+    assistant_lookbehind target_lookbehind compile_config disable_compile prefill_chunk_size trust_remote_code
+    chat_format""".split()
+)
+# Keys that would change ids, at the value at which they do not.
+NEUTRAL: dict[str, Any] = {
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "guidance_scale": 1.0,
+    "token_healing": False,
+}
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """What a search does; every field means what the same name means in public ``generation_config.json`` files.
+
+    Lengths with "new" count what is generated; the others count the prompt too (for an encoder-decoder model the
+    decoder's start token, not the source).
+
+    Raises:
+        ValueError: values that cannot be, or that contradict each other.
+
+    >>> GenerationConfig(num_beams=4, length_penalty=0.6, max_new_tokens=50, eos_token_id=2).eos
+    (2,)
+    """
+
+    max_new_tokens: int | None = None  # goes before max_length where both are given
+    max_length: int | None = None
+    min_new_tokens: int = 0  # the end is forbidden before
+    min_length: int = 0
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None  # fills what is behind the end; the first eos, or 0, where None
+    bos_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None  # the first token after a start token alone
+    forced_eos_token_id: int | Sequence[int] | None = None  # the last one that max_length leaves room for
+    num_return_sequences: int = 1
+    # Sampling
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # keeps the k likeliest; 0 = all
+    top_p: float = 1.0  # keeps the fewest that have this mass together
+    min_p: float = 0.0  # keeps what has at least this share of the likeliest one's probability
+    # Beams
+    num_beams: int = 1
+    length_penalty: float = 1.0  # a finished beam scores log p / length^this
+    early_stopping: bool | str = (
+        False  # True: at num_beams finished; False: a heuristic; "never": when none can improve
+    )
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    # What may follow what
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None  # not as the first
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "max_length", "num_return_sequences", "num_beams", "num_beam_groups"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        for name in ("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size", "min_p", "diversity_penalty"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, found {getattr(self, name)}")
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f'early_stopping must be true, false or "never", found {self.early_stopping!r}')
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError(f"sampling within beams is not supported: do_sample=True with num_beams={self.num_beams}")
+        if self.num_beams % self.num_beam_groups:
+            raise ValueError(f"num_beams={self.num_beams} is not a multiple of num_beam_groups={self.num_beam_groups}")
+        if self.diversity_penalty and self.num_beam_groups == 1:
+            raise ValueError("diversity_penalty is between groups of beams: give num_beam_groups")
+        if not self.do_sample and self.num_return_sequences > self.num_beams:
+            raise ValueError(
+                f"num_return_sequences={self.num_return_sequences} needs as many beams, or sampling; "
+                f"num_beams={self.num_beams}"
+            )
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        return as_ids(self.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        """What fills a row behind its end."""
+        return self.pad_token_id if self.pad_token_id is not None else self.eos[0] if self.eos else 0
+
+    def room(self, prompt: int) -> int:
+        """How many tokens may be generated after a prompt of that many.
+
+        Raises:
+            ValueError: no limit is given, or the prompt leaves no room.
+        """
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.max_length is None:
+            raise ValueError("give max_new_tokens or max_length: without either, a text need not end")
+        if self.max_length <= prompt:
+            raise ValueError(f"max_length={self.max_length} leaves no room after a prompt of {prompt} tokens")
+        return self.max_length - prompt
+
+    @classmethod
+    def from_public(cls, values: Mapping[str, Any], source: str = "generation config") -> GenerationConfig:
+        """From the keys of a public ``generation_config.json``; what it leaves out is what transformers takes then.
+
+        Args:
+            values: what the file holds.
+            source: named in errors.
+
+        Raises:
+            ValueError: a key that would change the ids and that nothing here honours.
+        """
+        known = {field.name for field in fields(cls)}
+        given = {key: value for key, value in values.items() if value is not None}
+        unknown = [k for k, v in given.items() if k not in known | HARMLESS and not (k in NEUTRAL and v == NEUTRAL[k])]
+        if unknown:
+            found = ", ".join(f"{key} = {given[key]!r}" for key in sorted(unknown))
+            raise ValueError(f"{source}: not supported, and it would change what is generated: {found}")
+        given = {key: value for key, value in given.items() if key in known}
+        if "max_length" not in given and "max_new_tokens" not in given:
+            given["max_length"] = 20
+        if given.get("do_sample"):
+            given.setdefault("top_k", 50)
+        try:
+            return cls(**given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> GenerationConfig:
+        """From a ``generation_config.json``.
+
+        Raises:
+            ValueError: not JSON, or see `from_public`.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: expected an object, found {type(values).__name__}")
+        return cls.from_public(values, str(path))
+
+
+def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    """One id, several, or none, as a tuple."""
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)

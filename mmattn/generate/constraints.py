@@ -1,0 +1,79 @@
+"""What may follow what: each constraint changes scores in place, in the order that transformers has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .config import GenerationConfig, as_ids
+
+Constraint = Callable[[Tensor, Tensor], None]  # scores (N, V), changed in place; all ids so far (N, T)
+
+
+def forced_token(config: GenerationConfig, length: int, limit: int) -> tuple[int, ...]:
+    """The ids of which the next one must be, where that is forced; none otherwise.
+
+    Args:
+        config: which.
+        length: tokens so far, the prompt included.
+        limit: tokens at most, the prompt included.
+    """
+    if length + 1 == limit and config.forced_eos_token_id is not None:
+        return as_ids(config.forced_eos_token_id)
+    return as_ids(config.forced_bos_token_id) if length == 1 else ()
+
+
+def build_constraints(config: GenerationConfig, prompt: int) -> list[Constraint]:
+    """The constraints that the config asks for, after a prompt of that many tokens."""
+    found: list[Constraint] = []
+    if config.repetition_penalty != 1.0:
+        found.append(lambda scores, ids: penalise_repetition(scores, ids, config.repetition_penalty))
+    if config.no_repeat_ngram_size:
+        found.append(lambda scores, ids: ban_repeated_ngrams(scores, ids, config.no_repeat_ngram_size))
+    for words in config.bad_words_ids or ():
+        if tuple(words) not in {(eos,) for eos in config.eos}:
+            found.append(lambda scores, ids, words=tuple(words): ban_sequence(scores, ids, words))  # type: ignore[misc]
+    shortest = max(config.min_length, prompt + config.min_new_tokens)
+    if config.eos and shortest > prompt:
+        found.append(lambda scores, ids: ban(scores, config.eos) if ids.shape[1] < shortest else None)
+    if config.suppress_tokens:
+        found.append(lambda scores, ids: ban(scores, as_ids(config.suppress_tokens)))
+    if config.begin_suppress_tokens:
+        first = prompt if prompt > 1 or config.forced_bos_token_id is None else prompt + 1
+        opening = as_ids(config.begin_suppress_tokens)
+        found.append(lambda scores, ids: ban(scores, opening) if ids.shape[1] == first else None)
+    return found
+
+
+def ban(scores: Tensor, tokens: Sequence[int]) -> None:
+    """Forbids tokens in every row of scores (N, V)."""
+    scores[:, list(tokens)] = -math.inf
+
+
+def ban_sequence(scores: Tensor, ids: Tensor, words: Sequence[int]) -> None:
+    """Forbids the last of words in rows of scores (N, V) whose ids (N, T) end in the others."""
+    *before, last = words
+    if ids.shape[1] < len(before):
+        return
+    ends = ids[:, ids.shape[1] - len(before) :] == torch.tensor(before, dtype=ids.dtype, device=ids.device)
+    scores[:, last].masked_fill_(ends.all(1), -math.inf)
+
+
+def ban_repeated_ngrams(scores: Tensor, ids: Tensor, n: int) -> None:
+    """Forbids in scores (N, V) what would repeat n tokens of ids (N, T) (Paulus et al. 2018, section 2.5)."""
+    T = ids.shape[1]
+    if n > T:
+        return
+    grams = ids.unfold(1, n, 1)  # (N, T - n + 1, n)
+    same = (grams[:, :, :-1] == ids[:, None, T - n + 1 :]).all(-1)  # (N, T - n + 1)
+    rows, places = same.nonzero(as_tuple=True)
+    scores[rows, grams[rows, places, -1]] = -math.inf
+
+
+def penalise_repetition(scores: Tensor, ids: Tensor, penalty: float) -> None:
+    """Makes tokens of ids (N, T) less likely in scores (N, V) by a factor (Keskar et al. 2019, section 4.1)."""
+    seen = scores.gather(1, ids)  # (N, T)
+    scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))

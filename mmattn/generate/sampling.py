@@ -1,0 +1,53 @@
+"""Drawing a token: temperature, then what is left out, then the draw."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .config import GenerationConfig
+
+
+def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
+    """Minus infinity for all but the fewest tokens that have mass top_p together (Holtzman et al. 2020, section 3.1).
+
+    Args:
+        scores: (N, V), sorted, largest first.
+        top_p: above 0.
+    """
+    probabilities = scores.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # the mass of what is likelier
+    outside = before >= top_p
+    outside[:, 0] = False
+    return scores.masked_fill(outside, -math.inf)
+
+
+def keep_min_p(scores: Tensor, min_p: float) -> Tensor:
+    """Minus infinity for what has less than the min_p-th of the likeliest token's probability (Nguyen et al. 2024)."""
+    return scores.masked_fill(scores < scores.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
+
+
+def sample(scores: Tensor, config: GenerationConfig, generator: torch.Generator | None = None) -> Tensor:
+    """One token a row.
+
+    Args:
+        scores: (N, V) logits.
+        config: temperature, top_k, top_p, min_p, applied in this order.
+        generator: of random numbers, torch's own where None.
+
+    Returns:
+        (N,) long.
+    """
+    scores = scores.float() / config.temperature
+    places = None
+    if config.top_p < 1.0 or 0 < config.top_k < scores.shape[-1]:
+        k = min(config.top_k or scores.shape[-1], scores.shape[-1])
+        scores, places = scores.topk(k, dim=-1)  # sorted: what follows looks at k tokens, not V
+    if config.top_p < 1.0:
+        scores = keep_top_p(scores, config.top_p)
+    if config.min_p:
+        scores = keep_min_p(scores, config.min_p)
+    drawn = torch.multinomial(scores.softmax(-1), 1, generator=generator)  # (N, 1)
+    return (drawn if places is None else places.gather(1, drawn)).squeeze(1)

@@ -1,0 +1,134 @@
+"""Greedy, sampling and beam search over a step function; the search sees logits only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from .beams import beam_search
+from .config import GenerationConfig
+from .constraints import build_constraints, forced_token
+from .sampling import sample
+from .state import State
+from .topk import log_normaliser
+
+S = TypeVar("S", bound=State)
+OnToken = Callable[[int, int], None]
+
+
+class Generated(NamedTuple):
+    """What was generated, best first where there are several a sentence."""
+
+    ids: Tensor  # (B, n, L) long: new tokens, the end included, padding behind it
+    lengths: Tensor  # (B, n) long: how many of them count
+    scores: Tensor  # (B, n): log p / length^length_penalty
+
+    def tokens(self, *, without: tuple[int, ...] = ()) -> list[list[list[int]]]:
+        """The ids as lists [sentence][n-best], without padding and without the ids named, such as the end's."""
+        rows = zip(self.ids.tolist(), self.lengths.tolist(), strict=True)
+        return [
+            [[token for token in ids[:length] if token not in without] for ids, length in zip(*row, strict=True)]
+            for row in rows
+        ]
+
+
+@torch.inference_mode()
+def generate(
+    step: Callable[[Tensor, S], Tensor],
+    state: S,
+    prompt: Tensor,
+    config: GenerationConfig,
+    *,
+    generator: torch.Generator | None = None,
+    on_token: OnToken | None = None,
+) -> Generated:
+    """Continues each prompt until it ends or the room is used.
+
+    Args:
+        step: new ids (N, L) and the state to the logits (N, V) of what follows the last of them. Each id is given once;
+            the logits are changed in place.
+        state: of B rows, before the prompt's first token. It is changed, and is no use afterwards.
+        prompt: (B, P) long, at least the start token.
+        config: how.
+        generator: of random numbers, for sampling.
+        on_token: called with (row, token) as tokens are settled, the row being sentence * num_return_sequences + n.
+            Beams settle nothing before the end, and refuse it.
+
+    Returns:
+        ids, lengths and scores.
+
+    >>> def step(ids, state):  # after i comes i + 1
+    ...     return torch.nn.functional.one_hot(ids[:, -1] + 1, 10).float()
+    >>> class Nothing:
+    ...     def select(self, rows): ...
+    >>> config = GenerationConfig(eos_token_id=9, max_new_tokens=4)
+    >>> generate(step, Nothing(), torch.tensor([[2], [7]]), config).tokens()
+    [[[3, 4, 5, 6]], [[8, 9]]]
+    """
+    if prompt.dim() != 2 or not prompt.shape[1]:
+        raise ValueError(f"prompt must be (B, P) with at least one token each, found {tuple(prompt.shape)}")
+    if config.num_beams > 1:
+        if on_token is not None:
+            raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
+        return Generated(*beam_search(step, state, prompt, config))
+    return _one_by_one(step, state, prompt, config, generator, on_token)
+
+
+def _one_by_one(
+    step: Callable[[Tensor, S], Tensor],
+    state: S,
+    prompt: Tensor,
+    config: GenerationConfig,
+    generator: torch.Generator | None,
+    on_token: OnToken | None,
+) -> Generated:
+    """Greedy search or sampling; a sentence leaves the batch when all its rows have ended."""
+    (B, P), n = prompt.shape, config.num_return_sequences
+    room, constraints = config.room(P), build_constraints(config, P)
+    end = torch.tensor(config.eos, dtype=prompt.dtype, device=prompt.device)
+    out = prompt.new_full((B, n, room), config.pad)
+    lengths = prompt.new_zeros(B, n)
+    live = torch.arange(B, device=prompt.device)  # the sentences still in the batch
+    running = torch.ones(B, n, dtype=torch.bool, device=prompt.device)
+    logits = step(prompt, state)  # (B, V)
+    scores = log_normaliser(logits).new_zeros(B, n)
+    ids = prompt
+    if n > 1:
+        rows = live[:, None].expand(B, n)
+        state.select(rows)
+        logits, ids = logits[rows.flatten()], ids[rows.flatten()]
+    for t in range(room):
+        forced = forced_token(config, P + t, P + room)
+        if forced:
+            tokens = ids.new_full((ids.shape[0],), forced[0])  # costs nothing
+        else:
+            log_z = log_normaliser(logits)  # (N, 1), before anything is forbidden: what is left is not worth more then
+            plain = logits.clone() if config.repetition_penalty != 1.0 else logits  # the others only forbid
+            for constraint in constraints:
+                constraint(logits, ids)
+            tokens = sample(logits, config, generator) if config.do_sample else logits.argmax(-1)  # (N,)
+            found = (plain.gather(1, tokens[:, None]) - log_z).view(-1, n)
+            scores[live] += found.masked_fill(~running, 0.0)
+        tokens = tokens.view(-1, n).masked_fill(~running, config.pad)  # (b, n)
+        out[live, :, t] = tokens
+        lengths[live] += running
+        if on_token is not None:
+            for sentence, k in running.nonzero().tolist():
+                on_token(int(live[sentence]) * n + k, int(tokens[sentence, k]))
+        running = running & ~torch.isin(tokens, end)
+        staying = running.any(1)  # (b,)
+        if t + 1 == room or not staying.any():
+            break
+        ids = torch.cat([ids, tokens.view(-1, 1)], dim=1)  # (b n, T)
+        if not staying.all():
+            kept = staying.nonzero().squeeze(1)
+            live, running, tokens = live[kept], running[kept], tokens[kept]
+            rows = kept[:, None] * n + torch.arange(n, device=kept.device)  # (b, n)
+            ids = ids[rows.flatten()]
+            state.select(rows)
+        logits = step(tokens.view(-1, 1), state)
+    longest = int(lengths.max())
+    return Generated(out[:, :, :longest], lengths, scores / lengths.clamp_min(1) ** config.length_penalty)

@@ -1,0 +1,44 @@
+"""The few largest of many: over a vocabulary, sorting is what a search would spend its time on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # of neighbouring tokens of which only the largest is looked at first
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, as torch.topk, several times as fast for thousands of columns.
+
+    The k largest lie in the k blocks with the largest maxima: one pass over all scores finds these, and sorting is left
+    for k blocks.
+
+    Args:
+        scores: (N, V).
+        k: at most V.
+
+    Returns:
+        values (N, k), largest first, and their columns (N, k).
+
+    >>> values, columns = top_k(torch.arange(10_000.0)[None], 2)
+    >>> columns.tolist()
+    [[9999, 9998]]
+    """
+    N, V = scores.shape
+    whole = V // BLOCK
+    if whole < 4 * k:
+        return scores.topk(k, dim=-1)
+    maxima = scores[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).amax(-1)  # (N, V / BLOCK)
+    blocks = maxima.topk(k, dim=-1, sorted=False).indices  # (N, k)
+    columns = (blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=scores.device)).flatten(1)  # (N, k BLOCK)
+    if V % BLOCK:
+        rest = torch.arange(whole * BLOCK, V, device=scores.device).expand(N, -1)
+        columns = torch.cat([columns, rest], dim=1)
+    values, places = scores.gather(1, columns).topk(k, dim=-1)
+    return values, columns.gather(1, places)
+
+
+def log_normaliser(scores: Tensor) -> Tensor:
+    """``log sum_j exp s_j`` of each row, in float32 at least: (N, V) to (N, 1)."""
+    return torch.logsumexp(scores.to(torch.promote_types(scores.dtype, torch.float32)), -1, keepdim=True)

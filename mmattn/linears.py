@@ -1,0 +1,152 @@
+"""Linear maps for inference: their weights packed once, in float32, bfloat16 or int8.
+
+What packing buys, on one core with AVX-512 and 160 rows of 512: float32 runs at twice the speed of a plain
+``nn.Linear``, bfloat16 at four times, int8 at six.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import MultiHeadAttention
+
+
+class PackedLinear(nn.Module):
+    """``x W^T + b`` with W laid out once as oneDNN's matrix products want it.
+
+    Args:
+        weight: (out, in), on the CPU, float32 or bfloat16; what comes in is rounded to its type, what goes out is not.
+        bias: (out,) or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self.bias = None if bias is None else bias.detach().to(self.dtype)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out), of x's type."""
+        out = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
+        return out.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.dtype}"
+
+
+class Int8Linear(nn.Module):
+    """``x W^T + b`` in eight bits: a scale a row of W, found once; a scale of x, found at every call.
+
+    Symmetric weights, asymmetric activations, sums in 32 bits (Jacob et al. 2018, section 2).
+
+    Args:
+        weight: (out, in), on the CPU, float32.
+        bias: (out,) or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        weight = weight.detach().float()
+        scales = (weight.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny).double()  # (out,)
+        engine = torch.backends.quantized.engine
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
+            torch.backends.quantized.engine = "onednn"  # decides what prepack makes; its products are the fastest
+            try:
+                rounded = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales).long(), 0, torch.qint8)
+                bias = None if bias is None else bias.detach().float()
+                self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+            finally:
+                torch.backends.quantized.engine = engine
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return torch.ops.quantized.linear_dynamic(x, self.packed)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, int8"
+
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> nn.Module:
+    """A packed linear map.
+
+    Args:
+        weight: (out, in).
+        bias: (out,) or None.
+        precision: of PRECISIONS.
+
+    Raises:
+        ValueError: no such precision.
+    """
+    if precision == "int8":
+        return Int8Linear(weight, bias)
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; there are: {', '.join(PRECISIONS)}")
+    return PackedLinear(weight.to(getattr(torch, precision)), bias)
+
+
+@functools.cache
+def why_not(precision: str) -> str | None:
+    """Why this machine or this torch cannot have the packed linears of a precision; None where it can. Tried once."""
+    weight = torch.linspace(-1.0, 1.0, 48 * 64).view(48, 64).sin()
+    x = torch.linspace(0.0, 9.0, 3 * 64).view(3, 64).cos()
+    try:
+        with torch.inference_mode():
+            error = (make_linear(weight, weight[:, 0], precision)(x) - F.linear(x, weight, weight[:, 0])).abs().max()
+    except (RuntimeError, AttributeError, NotImplementedError) as problem:  # operators come and go with torch
+        return f"torch {torch.__version__} refuses it here: {str(problem).splitlines()[0]}"
+    allowed = {"float32": 1e-4, "bfloat16": 0.2, "int8": 0.2}[precision]
+    return None if error < allowed else f"its products are wrong here, by {error:.3g}"
+
+
+def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
+    """Packs the weights of all linear maps in a model, in place; queries, keys and values become one map.
+
+    For inference on a CPU only: what is packed cannot be trained or saved. Where it cannot be had, a warning says why
+    and the linears stay as they are.
+
+    Args:
+        model: in float32.
+        precision: "float32", "bfloat16" or "int8": of the products. What is between them stays float32.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: no such precision.
+
+    >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU())
+    >>> prepare(model)[0]
+    PackedLinear(64, 32, torch.float32)
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; there are: {', '.join(PRECISIONS)}")
+    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    foreign = next(
+        (m.weight for m in linears if m.weight.device.type != "cpu" or m.weight.dtype != torch.float32), None
+    )
+    reason = why_not(precision)
+    if foreign is not None:
+        reason = f"its weights are {foreign.dtype} on {foreign.device}, packing is for float32 on the CPU"
+    if reason is not None:
+        warnings.warn(f"precision {precision!r} is not available, linear maps stay plain: {reason}", stacklevel=2)
+        return model
+    model.eval().requires_grad_(False)
+    for module in list(model.modules()):
+        if isinstance(module, MultiHeadAttention):
+            module.fuse(lambda weight, bias: make_linear(weight, bias, precision))
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, make_linear(child.weight, child.bias, precision))
+    return model
