@@ -84,13 +84,16 @@ def step_seconds(task: str, changes: str, scratch: Path, threads: int) -> float:
 
 
 def train(
-    task: str, name: str, variant: tuple[str, str], scratch: Path, epochs: int, budget: float, threads: int
+    task: str, name: str, variant: tuple[str, str], scratch: Path, epochs: int, budget: float | None, threads: int
 ) -> tuple[str, dict[str, Any]]:
-    """Fit and test a variant within the budget, in seconds a step of the full model; its command and metrics.json."""
+    """Fit and test a variant; its command and metrics.json.
+
+    The budget, in seconds a step of the full model, gives a cheaper one more epochs; None: all have the same number.
+    """
     changes, test_changes = variant
     folder = scratch / name.replace(" ", "_")
     folder.mkdir()
-    ratio = budget / step_seconds(task, changes, folder, threads)
+    ratio = 1.0 if budget is None else budget / step_seconds(task, changes, folder, threads)
     changes += f" --trainer.max_epochs {round(epochs * max(ratio, 1.0))}"
     run(task, f"{fit_command(task, changes)} --trainer.default_root_dir {folder}/run", threads)
     run(task, f"test --checkpoint {folder}/run/model --trainer.default_root_dir {folder}/run {test_changes}", threads)
@@ -119,22 +122,25 @@ def main() -> None:
     variants = {name: variant for name, variant in variants.items() if not options.only or name in options.only}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         scratch = Path(folder)
-        budget = step_seconds(task, "", scratch, threads)
+        budget = None if options.kernels else step_seconds(task, "", scratch, threads)
         done = {
             name: pool.submit(train, task, name, variant, scratch, epochs, budget, threads)
             for name, variant in variants.items()
         }
-        results = {name: future.result() for name, future in done.items()}
-    note = f"{options.jobs} trainings at a time, {threads} thread(s) each"
-    columns: list[str] = []
-    for name, (command, metrics) in results.items():
-        figures = {key: value for key, value in metrics["test"].items() if isinstance(value, float)}
-        columns = columns or list(figures)
-        if options.write:
-            seconds = metrics["fit"]["seconds"]
-            record_result(
-                task, f"built-in: {name}", command=command, config=config, metrics=figures, seconds=seconds, note=note
-            )
+        results = {}
+        for name, future in done.items():
+            command, metrics = results[name] = future.result()
+            if options.write:  # as they come: a long table that is broken off keeps its beginning
+                record_result(
+                    task,
+                    f"built-in: {name}",
+                    command=command,
+                    config=config,
+                    metrics={key: value for key, value in metrics["test"].items() if isinstance(value, float)},
+                    seconds=metrics["fit"]["seconds"],
+                    note=f"{options.jobs} trainings at a time, {threads} thread(s) each",
+                )
+    columns = list(dict.fromkeys(k for _, m in results.values() for k, v in m["test"].items() if isinstance(v, float)))
     print("\n| variant | " + " | ".join(columns) + " | seconds |\n|---|" + "---|" * (len(columns) + 1))
     for name, (_, metrics) in results.items():
         cells = " | ".join(f"{metrics['test'].get(column, float('nan')):.3f}" for column in columns)
