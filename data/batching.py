@@ -137,7 +137,9 @@ class GroupBatchSampler(BatchPlan):
 
 
 class EvalBatchSampler(BatchPlan):
-    """Evaluation batches: the same whatever the number of ranks, in the data's order, groups kept together.
+    """Evaluation batches: the same whatever the number of ranks, groups kept together.
+
+    They are in the data's order, or, where ``lengths`` are given, the longest first, so that little is padded.
 
     A rank that is short of a batch gets the last batch again, marked ``repeat``.
 
@@ -146,9 +148,17 @@ class EvalBatchSampler(BatchPlan):
         batch_size: Samples a batch.
         rank: This process's number.
         world_size: Number of processes.
+        lengths: Anything to sort by, one a sample.
     """
 
-    def __init__(self, groups: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        groups: Sequence[int],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        lengths: Sequence[Any] | None = None,
+    ) -> None:
         super().__init__(rank, world_size)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
@@ -158,6 +168,8 @@ class EvalBatchSampler(BatchPlan):
         for index, group in enumerate(groups):
             first.setdefault(group, index)
         order = sorted(range(len(groups)), key=lambda index: (first[groups[index]], index))
+        if lengths is not None:
+            order.sort(key=lambda index: lengths[first[groups[index]]], reverse=True)
         self._batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     def __len__(self) -> int:

@@ -82,9 +82,10 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """The table of data sets, by name."""
+    from data.fetch_text import AESLC, MULTI30K
     from data.fetch_vqa import DAQUAR, EASY_VQA
 
-    return {source.name: source for source in (EASY_VQA, DAQUAR)}
+    return {source.name: source for source in (EASY_VQA, DAQUAR, MULTI30K, AESLC)}
 
 
 def fetch(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import logging
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +37,93 @@ def _tokenizers() -> Any:
     return tokenizers
 
 
-class TextProcessor:
+class TokenIds:
+    """What every tokenizer here can do once it can encode one text; a subclass gives the rest."""
+
+    kind: str
+    max_len: int  # most tokens of a text where nothing else is asked for
+    vocab_size: int
+    pad_id: int
+    unk_id: int
+    start_id: int  # before the first token that is written
+    eos_id: int
+    prefix_ids: tuple[int, ...] = ()  # what stands before a text that is closed with the end token
+
+    def __init__(self) -> None:
+        self._cache: dict[str, list[int]] = {}  # training asks for the same texts every epoch
+        self.truncated = 0  # texts cut since this object was made; in this process only
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, not cut."""
+        raise NotImplementedError
+
+    def words(self, text: str) -> tuple[list[str], list[int]]:
+        """The text's words, as white space parts them, and of each token the word that it belongs to, not cut."""
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text from ids, what is special left out."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """What the files of `save` do not hold."""
+        raise NotImplementedError
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the tokenizer's files; the caller keeps ``config()``."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """Everything that is saved, as text, for a fingerprint."""
+        raise NotImplementedError
+
+    def _cached(self, text: str) -> list[int]:
+        ids = self._cache.get(text)
+        if ids is None:
+            ids = self.encode(text)
+            if len(self._cache) < CACHE_SIZE:
+                self._cache[text] = ids
+        return ids
+
+    def length(self, text: str) -> int:
+        """Tokens of a text, not cut."""
+        return len(self._cached(text))
+
+    def encode_batch(
+        self, texts: Sequence[str], max_len: int | None = None, eos: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Encodes texts, padded to the longest.
+
+        Args:
+            texts: B of them.
+            max_len: Most tokens, those of ``self.max_len`` where None.
+            eos: Close each with the end token, which is never cut (and open it with ``prefix_ids``).
+
+        Returns:
+            ids: (B, L) long, L at least 1.
+            key_mask: (B, L) bool, True = a real token.
+        """
+        limit = self.max_len if max_len is None else max_len
+        first, end = (list(self.prefix_ids), [self.eos_id]) if eos else ([], [])
+        room = limit - len(first) - len(end)
+        whole = [self._cached(text) for text in texts]
+        rows = [[*first, *row[:room], *end] for row in whole]
+        cut = [text for text, row in zip(texts, whole, strict=True) if len(row) > room]
+        if cut and not self.truncated:
+            logger.warning("cut at %d tokens, as others that follow may be: %s", limit, shorten(cut[0]))
+        self.truncated += len(cut)
+        length = max(1, max(map(len, rows), default=1))
+        padded = [[*row, *[self.pad_id] * (length - len(row))] for row in rows]
+        ids = torch.tensor(padded, dtype=torch.long).reshape(len(rows), length)
+        key_mask = torch.arange(length) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+        return ids, key_mask  # (B, L), (B, L)
+
+    def count_truncated(self, texts: Iterable[str]) -> int:
+        """How many of the texts ``encode_batch`` would cut: for a report before training."""
+        return sum(len(self.encode(text)) > self.max_len for text in texts)
+
+
+class TextProcessor(TokenIds):
     """Token ids with their mask from strings, by a tokenizer of the ``tokenizers`` library.
 
     Kinds: ``word`` (split at white space and punctuation, one id a word), ``bpe`` (byte-level, never an unknown
@@ -59,15 +147,14 @@ class TextProcessor:
         self.kind = kind
         self.lowercase = lowercase
         self.max_len = int(max_len)
-        self._cache: dict[str, list[int]] = {}  # training asks for the same texts every epoch
-        self.truncated = 0  # texts cut since this object was made; in this process only
+        super().__init__()
         if self.max_len < 1:
             raise ValueError(f"max_len: expected at least 1, found {max_len}")
         tokenizer.no_truncation()
         tokenizer.no_padding()
         _as_plain_text(tokenizer)
-        self.pad_id = self._special(PAD)
-        self.unk_id = self._special(UNK)
+        self.pad_id, self.unk_id = self._special(PAD), self._special(UNK)
+        self.start_id, self.eos_id = self._special(BOS), self._special(EOS)  # a written text's first and last
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "tokenizer": self.to_json(), "_cache": {}}
@@ -117,10 +204,12 @@ class TextProcessor:
         if not any(text.strip() for text in texts):
             raise DataError("tokenizer", "at least one training text that is not empty", f"{len(texts)} texts")
         build = {"word": _fit_word, "bpe": _fit_bpe, "unigram": _fit_unigram}[kind]
-        return cls(build(texts, vocab_size, min_count, lowercase), kind, lowercase, max_len)
+        fitted = build(texts, vocab_size, min_count, lowercase)
+        # Once through its JSON, which rounds unigram's scores: what is saved and read is then exactly this.
+        return cls(_tokenizers().Tokenizer.from_str(fitted.to_str()), kind, lowercase, max_len)
 
     @property
-    def vocab_size(self) -> int:
+    def vocab_size(self) -> int:  # type: ignore[override]
         """Number of ids, special tokens included."""
         return int(self.tokenizer.get_vocab_size())
 
@@ -128,41 +217,11 @@ class TextProcessor:
         """The ids of one text, not cut."""
         return self._encode(text).ids
 
-    def _cached(self, text: str) -> list[int]:
-        ids = self._cache.get(text)
-        if ids is None:
-            ids = self.encode(text)
-            if len(self._cache) < CACHE_SIZE:
-                self._cache[text] = ids
-        return ids
-
     def _encode(self, text: str) -> Any:
         try:
             return self.tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:  # not a string, or one with lone surrogates (invalid UTF-8 from a command line)
             raise DataError("text", "a string of valid Unicode", shorten(text)) from error
-
-    def encode_batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Encodes texts, padded to the longest.
-
-        Returns:
-            ids: (B, L) long, L at least 1.
-            key_mask: (B, L) bool, True = a real token.
-        """
-        rows = [self._cached(text) for text in texts]
-        cut = [text for text, row in zip(texts, rows, strict=True) if len(row) > self.max_len]
-        if cut and not self.truncated:
-            logger.warning("cut at max_len=%d tokens, as others that follow may be: %s", self.max_len, shorten(cut[0]))
-        self.truncated += len(cut)
-        length = max(1, min(self.max_len, max(map(len, rows), default=1)))
-        padded = [[*row[:length], *[self.pad_id] * (length - len(row))] for row in rows]
-        ids = torch.tensor(padded, dtype=torch.long).reshape(len(rows), length)
-        key_mask = torch.arange(length) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
-        return ids, key_mask  # (B, L), (B, L)
-
-    def count_truncated(self, texts: Iterable[str]) -> int:
-        """How many of the texts ``encode_batch`` would cut: for a report before training."""
-        return sum(len(self.encode(text)) > self.max_len for text in texts)
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the tokenizer has never seen, as they stand in it, in order, each once.
@@ -180,6 +239,16 @@ class TextProcessor:
             text[start:end].strip() or token
             for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
         ][: self.max_len]
+
+    def words(self, text: str) -> tuple[list[str], list[int]]:
+        """The text's words, as white space parts them, and of each token the word that it belongs to, not cut."""
+        words = list(re.finditer(r"\S+", text))
+        ends = [word.end() for word in words]
+        owners = []
+        for start, end in self._encode(text).offsets:
+            lead = len(text[start:end]) - len(text[start:end].lstrip())
+            owners.append(min(bisect.bisect_right(ends, start + lead), len(words) - 1))
+        return [word.group() for word in words], owners
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text from ids, special tokens but ``[UNK]`` left out."""
@@ -219,6 +288,23 @@ class TextProcessor:
         except Exception as error:  # the library raises plain Exception
             raise DataError(str(path), "a tokenizer of the tokenizers library", shorten(str(error))) from error
         return cls(tokenizer, **dict(config or {}))
+
+
+def load_tokenizer(directory: str | Path, config: Mapping[str, Any]) -> TokenIds:
+    """The tokenizer of a shipped folder, whichever it is: one of ours, or a public one that ``data.text_public`` reads.
+
+    Args:
+        directory: Where its files lie.
+        config: What its ``config()`` gave.
+
+    Raises:
+        DataError: Missing or damaged.
+    """
+    if config.get("kind") in KINDS:
+        return TextProcessor.load(directory, config)
+    from data.text_public import load_public
+
+    return load_public(directory, config)
 
 
 def _as_plain_text(tokenizer: Tokenizer) -> None:

@@ -38,11 +38,12 @@ _PUBLIC = {
     "explain": ("capture", "head_statistics", "relevance", "rollout"),
     "functional": ("attend",),
     "fusion": ("AttentionPooling", "BiDAF", "CoAttention", "CrossModalAttention", "MultimodalFusionBlock"),
+    "generate": ("Generated", "GenerationConfig"),
     "hierarchical": ("ContextPooling", "HierarchicalAttention", "Recurrent"),
     "kernels": ("KERNELS", "Kernel", "build_kernel", "kernel_options", "kinds_supporting"),
     "masks": ("Mask",),
     "positions": ("ALiBi", "LearnedPositions", "PositionBias", "Rotary", "SinusoidalPositions", "T5Bias"),
-    "pretrained": ("load_pretrained",),
+    "pretrained": ("load_generation_config", "load_pretrained"),
     "spatial": ("AttentionGate", "Gate", "MapPooling", "PositionAttention", "SpatialAttention"),
     "tap": ("Tap",),
     "temporal": ("DividedSpaceTimeLayer", "TemporalPooling"),
@@ -76,6 +77,8 @@ if TYPE_CHECKING:
     from .fusion import CoAttention as CoAttention
     from .fusion import CrossModalAttention as CrossModalAttention
     from .fusion import MultimodalFusionBlock as MultimodalFusionBlock
+    from .generate import Generated as Generated
+    from .generate import GenerationConfig as GenerationConfig
     from .hierarchical import ContextPooling as ContextPooling
     from .hierarchical import HierarchicalAttention as HierarchicalAttention
     from .hierarchical import Recurrent as Recurrent
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
     from .positions import Rotary as Rotary
     from .positions import SinusoidalPositions as SinusoidalPositions
     from .positions import T5Bias as T5Bias
+    from .pretrained import load_generation_config as load_generation_config
     from .pretrained import load_pretrained as load_pretrained
     from .spatial import AttentionGate as AttentionGate
     from .spatial import Gate as Gate

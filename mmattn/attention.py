@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .kernels import build_kernel
+from .kernels.base import select_rows
 from .masks import Mask
 from .positions import PositionBias, Rotary
-
 
 PROJECTIONS = ("q", "k", "v", "out")
 QK_NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -26,6 +26,11 @@ class CrossCache:
     values: Tensor | None = None  # (B, h_kv, S, d_v)
     state: Any = None  # the kernel's own Cache, where it has one
 
+    @property
+    def rows(self) -> int:
+        """B of the keys and values, 0 before the first call."""
+        return 0 if self.keys is None else self.keys.shape[0]
+
     def tensors(self) -> dict[str, Tensor]:
         """The state by name; a kernel's own under "state."."""
         found = {name: t for name, t in (("keys", self.keys), ("values", self.values)) if t is not None}
@@ -35,7 +40,7 @@ class CrossCache:
     def select(self, index: Tensor) -> None:
         """Keeps the rows of the batch that index (N,) names, in that order."""
         if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys.index_select(0, index), self.values.index_select(0, index)
+            self.keys, self.values = select_rows(self.keys, index), select_rows(self.values, index)
         if self.state is not None:
             self.state.select(index)
 
@@ -165,7 +170,8 @@ class MultiHeadAttention(nn.Module):
             value: (B, S, kv_dim), key where None.
             mask: over all keys, those in the cache included. Nothing is causal by default.
             cache: from `make_cache`, updated in place. In self-attention query holds the new tokens only; in
-                cross-attention keys and values are projected at the first call.
+                cross-attention keys and values are projected at the first call; later the query may have K times as
+                many rows, for K beams a source.
             query_pos: (B|1, L, E), positions added to what queries are projected from, and in self-attention keys,
                 but not values (Carion et al. 2020, section 3.2).
             key_pos: (B|1, S, kv_dim), the same for the keys of cross-attention.
@@ -179,6 +185,9 @@ class MultiHeadAttention(nn.Module):
         if key is None and value is not None:
             raise ValueError("a value needs a key: key=None means self-attention and nothing else")
         cross = key is not None
+        if cross and isinstance(cache, CrossCache) and cache.rows not in (0, query.shape[0]):
+            beams = query.reshape(cache.rows, -1, query.shape[-1])  # (B, K L, E)
+            return self(beams, key, value, mask=mask, cache=cache).view_as(query)
         if self.position_bias is not None:
             mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
         self._check(cross, mask, cache)
@@ -216,10 +225,12 @@ class MultiHeadAttention(nn.Module):
         if not self.only_self or self.k_proj is None or self.qkv_proj is not None:
             return
         maps = (self.q_proj, self.k_proj, self.v_proj)
-        biases = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps]
+        biases: list[Tensor] = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps]
         bias = None if all(m.bias is None for m in maps) else torch.cat(biases)
-        self.qkv_proj = make(torch.cat([m.weight for m in maps]), bias)
-        self.q_proj = self.k_proj = self.v_proj = nn.Identity()
+        weights: list[Tensor] = [m.weight for m in maps]
+        self.qkv_proj = make(torch.cat(weights), bias)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(self, name, nn.Identity())
 
     def _project(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,38 @@ def make_attention(
     return MultiHeadAttention(embed_dim, num_heads, kind=kind, options=options, needs=needs, **keywords)
 
 
-class Residual(nn.Module):
-    """Layer norm and dropout around a sublayer: ``x + f(norm(x))``, or ``norm(x + f(x))`` where norm_first is off."""
+NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
-    def __init__(self, embed_dim: int, dropout: float, norm_first: bool, norm_eps: float = 1e-5) -> None:
+
+def make_norm(embed_dim: int, norm: str = "layer", norm_eps: float = 1e-5) -> nn.Module:
+    """A norm over the last dimension: "layer", or "rms", which neither centres nor shifts (Zhang & Sennrich 2019)."""
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; there are: {', '.join(NORMS)}")
+    return NORMS[norm](embed_dim, eps=norm_eps)
+
+
+class LayerOptions(TypedDict, total=False):
+    """What encoder and decoder layers have in common beside norms: the keywords that a stack hands to each layer."""
+
+    ffn_dim: int | None  # 4 E where None
+    dropout: float  # after each sublayer and inside the feed-forward network; not of attention weights
+    attention: AttentionConfig  # the self-attention's {"kind": name, and the kernel's options}, dense where None
+    rotary: bool  # rotary positions in the self-attention
+    head_dim: int | None  # d, E / h where None
+    num_kv_heads: int | None  # grouped-query
+    bias: bool | Collection[str]  # in all maps, in none, or in all but those of the attention not among q, k, v, out
+    activation: str  # of the feed-forward network, a name in ACTIVATIONS
+    gated: bool  # a gated feed-forward network
+
+
+class Residual(nn.Module):
+    """A norm and dropout around a sublayer: ``x + f(norm(x))``, or ``norm(x + f(x))`` where norm_first is off."""
+
+    def __init__(
+        self, embed_dim: int, dropout: float, norm_first: bool, norm_eps: float = 1e-5, norm: str = "layer"
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.norm = make_norm(embed_dim, norm, norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.norm_first = norm_first
 
@@ -53,11 +79,14 @@ class EncoderLayer(nn.Module):
         dropout: after each sublayer and inside the feed-forward network; not of attention weights.
         attention: {"kind": name, and the kernel's options}, dense where None.
         norm_first: pre-norm, which trains without warm-up tricks; off = post-norm, as the original and BERT.
+        norm: "layer" or "rms".
+        norm_eps: added to the variance in the norms.
         rotary: rotary positions.
+        head_dim: d, E / h where None.
         num_kv_heads: grouped-query.
-        bias: biases in the attention's projections: all, none, or those of the names "q", "k", "v", "out".
+        bias: biases in all maps, in none, or in the attention's only in those of the names "q", "k", "v", "out".
         activation: of the feed-forward network, a name in ACTIVATIONS.
-        norm_eps: added to the variance in the layer norms.
+        gated: a gated feed-forward network.
         needs: what the attention will be asked for.
     """
 
@@ -70,20 +99,24 @@ class EncoderLayer(nn.Module):
         dropout: float = 0.0,
         attention: AttentionConfig = None,
         norm_first: bool = True,
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
         rotary: bool = False,
+        head_dim: int | None = None,
         num_kv_heads: int | None = None,
         bias: bool | Collection[str] = True,
         activation: str = "gelu",
-        norm_eps: float = 1e-5,
+        gated: bool = False,
         needs: Iterable[str] = ("self",),
     ) -> None:
         super().__init__()
-        self.attention = make_attention(
-            embed_dim, num_heads, attention, needs, rotary=rotary, num_kv_heads=num_kv_heads, bias=bias
+        heads: dict[str, Any] = {"head_dim": head_dim, "num_kv_heads": num_kv_heads, "bias": bias}
+        self.attention = make_attention(embed_dim, num_heads, attention, needs, rotary=rotary, **heads)
+        self.ffn = FeedForward(
+            embed_dim, ffn_dim, dropout=dropout, activation=activation, gated=gated, bias=bias is not False
         )
-        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout, activation=activation)
-        self.attention_residual = Residual(embed_dim, dropout, norm_first, norm_eps)
-        self.ffn_residual = Residual(embed_dim, dropout, norm_first, norm_eps)
+        self.attention_residual = Residual(embed_dim, dropout, norm_first, norm_eps, norm)
+        self.ffn_residual = Residual(embed_dim, dropout, norm_first, norm_eps, norm)
 
     def forward(self, x: Tensor, mask: Mask | None = None, cache: Any = None) -> Tensor:
         """x: (B, L, E). Returns (B, L, E)."""
@@ -98,19 +131,14 @@ class Encoder(nn.Module):
         embed_dim: E.
         num_layers: of them.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}, dense where None.
         norm_first: pre-norm, with one more norm at the end.
-        rotary: rotary positions.
-        num_kv_heads: grouped-query.
-        bias: biases in the attentions' projections: all, none, or those of the names "q", "k", "v", "out".
-        activation: of the feed-forward networks, a name in ACTIVATIONS.
-        norm_eps: added to the variance in the layer norms.
+        norm: "layer" or "rms".
+        norm_eps: added to the variance in the norms.
         position_bias: added to the scores of every layer (shared, as T5 has it).
         needs: what the attention will be asked for: "self", or "causal" and "cache".
+        layer: other keywords of `EncoderLayer`.
 
-    >>> Encoder(32, 2, 4)(torch.randn(2, 5, 32)).shape
+    >>> Encoder(32, 2, 4, ffn_dim=64)(torch.randn(2, 5, 32)).shape
     torch.Size([2, 5, 32])
     """
 
@@ -120,38 +148,21 @@ class Encoder(nn.Module):
         num_layers: int,
         num_heads: int,
         *,
-        ffn_dim: int | None = None,
-        dropout: float = 0.0,
-        attention: AttentionConfig = None,
         norm_first: bool = True,
-        rotary: bool = False,
-        num_kv_heads: int | None = None,
-        bias: bool | Collection[str] = True,
-        activation: str = "gelu",
+        norm: str = "layer",
         norm_eps: float = 1e-5,
         position_bias: PositionBias | None = None,
         needs: Iterable[str] = ("self",),
+        **layer: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
         needs = frozenset(needs) | ({"bias"} if position_bias is not None else frozenset())
+        norms: dict[str, Any] = {"norm": norm, "norm_eps": norm_eps}
         self.layers = nn.ModuleList(
-            EncoderLayer(
-                embed_dim,
-                num_heads,
-                ffn_dim=ffn_dim,
-                dropout=dropout,
-                attention=attention,
-                norm_first=norm_first,
-                rotary=rotary,
-                num_kv_heads=num_kv_heads,
-                bias=bias,
-                activation=activation,
-                norm_eps=norm_eps,
-                needs=needs,
-            )
+            EncoderLayer(embed_dim, num_heads, norm_first=norm_first, needs=needs, **norms, **layer)
             for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if norm_first else nn.Identity()
+        self.norm = make_norm(embed_dim, **norms) if norm_first else nn.Identity()
         self.position_bias = position_bias
         self.gradient_checkpointing = False
 
@@ -224,8 +235,14 @@ class DecoderLayer(nn.Module):
         attention: the self-attention's {"kind": name, and the kernel's options}.
         cross_attention: the cross-attention's.
         norm_first: pre-norm.
+        norm: "layer" or "rms".
+        norm_eps: added to the variance in the norms.
         rotary: rotary positions in the self-attention.
+        head_dim: d, E / h where None, in both.
         num_kv_heads: grouped-query, in both.
+        bias: biases in all maps, in none, or in the attentions' only in those of the names "q", "k", "v", "out".
+        activation: of the feed-forward network, a name in ACTIVATIONS.
+        gated: a gated feed-forward network.
         needs: what the self-attention will be asked for.
     """
 
@@ -240,21 +257,26 @@ class DecoderLayer(nn.Module):
         attention: AttentionConfig = None,
         cross_attention: AttentionConfig = None,
         norm_first: bool = True,
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
         rotary: bool = False,
+        head_dim: int | None = None,
         num_kv_heads: int | None = None,
+        bias: bool | Collection[str] = True,
+        activation: str = "gelu",
+        gated: bool = False,
         needs: Iterable[str] = ("causal",),
     ) -> None:
         super().__init__()
-        self.self_attention = make_attention(
-            embed_dim, num_heads, attention, needs, rotary=rotary, num_kv_heads=num_kv_heads
+        heads: dict[str, Any] = {"head_dim": head_dim, "num_kv_heads": num_kv_heads, "bias": bias}
+        self.self_attention = make_attention(embed_dim, num_heads, attention, needs, rotary=rotary, **heads)
+        self.cross_attention = make_attention(embed_dim, num_heads, cross_attention, {"cross"}, kv_dim=kv_dim, **heads)
+        self.ffn = FeedForward(
+            embed_dim, ffn_dim, dropout=dropout, activation=activation, gated=gated, bias=bias is not False
         )
-        self.cross_attention = make_attention(
-            embed_dim, num_heads, cross_attention, {"cross"}, kv_dim=kv_dim, num_kv_heads=num_kv_heads
-        )
-        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout)
-        self.self_residual = Residual(embed_dim, dropout, norm_first)
-        self.cross_residual = Residual(embed_dim, dropout, norm_first)
-        self.ffn_residual = Residual(embed_dim, dropout, norm_first)
+        self.self_residual = Residual(embed_dim, dropout, norm_first, norm_eps, norm)
+        self.cross_residual = Residual(embed_dim, dropout, norm_first, norm_eps, norm)
+        self.ffn_residual = Residual(embed_dim, dropout, norm_first, norm_eps, norm)
 
     def forward(
         self,
@@ -286,17 +308,15 @@ class Decoder(nn.Module):
         num_layers: of them.
         num_heads: h.
         kv_dim: size of the memory, E where None.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward networks.
-        attention: the self-attention's {"kind": name, and the kernel's options}.
-        cross_attention: the cross-attention's.
+        cross_attention: {"kind": name, and the kernel's options}; ``attention`` is the self-attention's.
         norm_first: pre-norm, with one more norm at the end.
-        rotary: rotary positions in the self-attention.
-        num_kv_heads: grouped-query, in both.
+        norm: "layer" or "rms".
+        norm_eps: added to the variance in the norms.
         position_bias: added to the scores of every self-attention.
         needs: what the self-attention will be asked for.
+        layer: other keywords of `DecoderLayer`.
 
-    >>> decoder = Decoder(32, 2, 4)
+    >>> decoder = Decoder(32, 2, 4, dropout=0.1)
     >>> decoder(torch.randn(2, 5, 32), torch.randn(2, 7, 32), Mask(is_causal=True)).shape
     torch.Size([2, 5, 32])
     """
@@ -308,35 +328,22 @@ class Decoder(nn.Module):
         num_heads: int,
         *,
         kv_dim: int | None = None,
-        ffn_dim: int | None = None,
-        dropout: float = 0.0,
-        attention: AttentionConfig = None,
         cross_attention: AttentionConfig = None,
         norm_first: bool = True,
-        rotary: bool = False,
-        num_kv_heads: int | None = None,
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
         position_bias: PositionBias | None = None,
         needs: Iterable[str] = ("causal",),
+        **layer: Unpack[LayerOptions],
     ) -> None:
         super().__init__()
         needs = frozenset(needs) | ({"bias"} if position_bias is not None else frozenset())
+        norms: dict[str, Any] = {"norm": norm, "norm_eps": norm_eps}
+        own: dict[str, Any] = {"kv_dim": kv_dim, "cross_attention": cross_attention, "norm_first": norm_first}
         self.layers = nn.ModuleList(
-            DecoderLayer(
-                embed_dim,
-                num_heads,
-                kv_dim=kv_dim,
-                ffn_dim=ffn_dim,
-                dropout=dropout,
-                attention=attention,
-                cross_attention=cross_attention,
-                norm_first=norm_first,
-                rotary=rotary,
-                num_kv_heads=num_kv_heads,
-                needs=needs,
-            )
-            for _ in range(num_layers)
+            DecoderLayer(embed_dim, num_heads, needs=needs, **own, **norms, **layer) for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(embed_dim) if norm_first else nn.Identity()
+        self.norm = make_norm(embed_dim, **norms) if norm_first else nn.Identity()
         self.position_bias = position_bias
         self.gradient_checkpointing = False
 

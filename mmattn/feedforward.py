@@ -33,6 +33,8 @@ class FeedForward(nn.Module):
         ffn_dim: between the two maps, 4 E where None.
         dropout: between them.
         activation: f, a name in ACTIVATIONS.
+        gated: ``W2 dropout(f(W1 x) * V x)`` (Shazeer 2020, section 2).
+        bias: biases in all maps.
 
     Raises:
         ValueError: no such activation.
@@ -42,17 +44,28 @@ class FeedForward(nn.Module):
     """
 
     def __init__(
-        self, embed_dim: int, ffn_dim: int | None = None, *, dropout: float = 0.0, activation: str = "gelu"
+        self,
+        embed_dim: int,
+        ffn_dim: int | None = None,
+        *,
+        dropout: float = 0.0,
+        activation: str = "gelu",
+        gated: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
         ffn_dim = 4 * embed_dim if ffn_dim is None else ffn_dim
-        self.fc1 = nn.Linear(embed_dim, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, embed_dim)
+        self.fc1 = nn.Linear(embed_dim, ffn_dim, bias=bias)
+        self.gate = nn.Linear(embed_dim, ffn_dim, bias=bias) if gated else None
+        self.fc2 = nn.Linear(ffn_dim, embed_dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, E) to (B, L, E)."""
-        return self.fc2(self.dropout(ACTIVATIONS[self.activation](self.fc1(x))))
+        hidden = ACTIVATIONS[self.activation](self.fc1(x))  # (B, L, F)
+        if self.gate is not None:
+            hidden = hidden * self.gate(x)
+        return self.fc2(self.dropout(hidden))

@@ -28,7 +28,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
-        self.bias = None if bias is None else bias.detach().to(self.dtype)
+        self.bias = None if bias is None else bias.detach().to(self.dtype).contiguous()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,14 +61,15 @@ class Int8Linear(nn.Module):
             torch.backends.quantized.engine = "onednn"  # decides what prepack makes; its products are the fastest
             try:
                 rounded = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales).long(), 0, torch.qint8)
-                bias = None if bias is None else bias.detach().float()
+                bias = None if bias is None else bias.detach().float().contiguous()
                 self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
             finally:
                 torch.backends.quantized.engine = engine
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        return torch.ops.quantized.linear_dynamic(x, self.packed)
+        found = torch.ops.quantized.linear_dynamic(x if x.dim() > 1 else x[None], self.packed)
+        return found if x.dim() > 1 else found[0]
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, int8"

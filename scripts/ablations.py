@@ -34,7 +34,27 @@ VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
         "question hidden": ("--data.hide question", "--data.hide question"),
         "image hidden": ("--data.hide image", "--data.hide image"),
         "mean pooling for attention": ("--model.fusion mean --model.guidance 0", ""),
-    }
+    },
+    "translation": {
+        "full": ("", ""),
+        "source hidden": ("--data.hide source", "--data.hide source"),
+        "mean pooling for attention": ("--model.memory mean", ""),
+        "LSTM, additive attention": ("--model.decoder lstm", ""),
+        "LSTM, local attention": ("--model.decoder lstm --model.cross_attention.kind local", ""),
+    },
+    "summarization": {
+        "full": ("", ""),
+        "source hidden": ("--data.hide source", "--data.hide source"),
+        "mean pooling for attention": ("--model.memory mean --model.copy false --model.salience 0", ""),
+        "without copying": ("--model.copy false --model.salience 0", ""),
+        "without salience": ("--model.salience 0", ""),
+        "words alone": ("--model.hierarchical false", ""),
+        "window with global tokens": (
+            "--model.hierarchical false --model.global_tokens sentences --model.attention.kind sliding_window "
+            "--model.attention.window 8",
+            "",
+        ),
+    },
 }
 # Options that fit a task's built-in data, where a kernel's defaults are for long sequences.
 KERNEL_OPTIONS: dict[str, dict[str, dict[str, int]]] = {
@@ -44,9 +64,27 @@ KERNEL_OPTIONS: dict[str, dict[str, dict[str, int]]] = {
         "lsh": {"chunk": 16},
         "sliding_window": {"window": 8},
         "sparse": {"block": 8},
-    }
+    },
+    "translation": {  # sentences of about twenty tokens
+        "adaptive_span": {"max_span": 64, "ramp": 8},
+        "low_rank": {"projected_length": 16, "max_len": 64},
+        "lsh": {"chunk": 16},
+        "sliding_window": {"window": 8},
+        "sparse": {"block": 8},
+    },
+    "summarization": {  # documents of about 180 tokens
+        "adaptive_span": {"max_span": 256, "ramp": 8},
+        "low_rank": {"projected_length": 32, "max_len": 320},
+        "lsh": {"chunk": 16},
+        "sliding_window": {"window": 8},
+        "sparse": {"block": 8},
+    },
 }
-BASELINE = {"vqa": "image hidden"}  # what every kernel has to beat
+BASELINE = {
+    "vqa": "image hidden",
+    "translation": "source hidden",
+    "summarization": "source hidden",
+}  # what every kernel has to beat
 PROBE_STEPS = 60
 
 

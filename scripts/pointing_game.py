@@ -1,6 +1,6 @@
 """The pointing game: how often the peak of an explanation lies on what the answer rests on.
 
-    python scripts/pointing_game.py [vqa] [--checkpoint DIR]
+    python scripts/pointing_game.py [vqa] [translation] [summarization] [--checkpoint DIR]
 
 Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.2: the map's maximum is a hit when it
 lies in one of the true regions, give or take a tolerance (there 15 pixels; here half a cell of the model's grid, the
@@ -36,7 +36,56 @@ def vqa(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, 
     return {family: (row[0], row[1], row[2]) for family, row in sorted(counts.items())}
 
 
-GAMES = {"vqa": vqa}
+def translation(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, int]]:
+    """Per kind of word: (words whose source is known, peaks on it, peaks on it or on a word beside it).
+
+    The drawn map of the true translation: one pass under teacher forcing, words of several tokens joined.
+    """
+    from data.demo.translation import make, word_kind
+    from tasks.translation.predict import Translation, load
+
+    predictor = load(checkpoint)
+    samples = make("test", limit)
+    counts: dict[str, list[int]] = {}
+    for start in range(0, len(samples), 100):
+        part = samples[start : start + 100]
+        forced = [Translation(sample.id, sample.source, sample.target, 0.0) for sample in part]
+        for sample, found in zip(part, predictor.explain_written(part, forced), strict=True):
+            peaks, words = found.weights.argmax(1).tolist(), sample.source.split()
+            for target, source in sample.alignment:
+                row = counts.setdefault(word_kind(words[source]), [0, 0, 0])
+                row[0] += 1
+                row[1] += peaks[target] == source
+                row[2] += abs(peaks[target] - source) <= 1
+    return {kind: (row[0], row[1], row[2]) for kind, row in sorted(counts.items())}
+
+
+def summarization(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, int]]:
+    """Per kind of word: (words whose source is known, peaks on it, peaks on it or within eight signs of it).
+
+    The drawn map of the true summary: one pass under teacher forcing, tokens of a word joined.
+    """
+    from data.demo.summarization import make
+    from tasks.summarization.predict import Summary, load
+
+    predictor = load(checkpoint)
+    samples = make("test")[:limit]
+    counts: dict[str, list[int]] = {}
+    for start in range(0, len(samples), 50):
+        part = samples[start : start + 50]
+        forced = [Summary(sample.id, sample.target, 0.0) for sample in part]
+        for sample, found in zip(part, predictor.explain_written(part, forced), strict=True):
+            for word, places in sample.origins:
+                peak, text = found.peak(word)[0], sample.target[slice(*word)]
+                kind = "number" if text.isdigit() else "name" if text[0].isupper() else "thing"
+                row = counts.setdefault(kind, [0, 0, 0])
+                row[0] += 1
+                row[1] += any(a <= peak < b for a, b in places)
+                row[2] += any(a - 8 <= peak < b + 8 for a, b in places)
+    return {kind: (row[0], row[1], row[2]) for kind, row in sorted(counts.items())}
+
+
+GAMES = {"vqa": vqa, "translation": translation, "summarization": summarization}
 
 
 def main() -> None:
@@ -44,12 +93,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="*", default=list(GAMES), help=f"of {', '.join(GAMES)} (default: all)")
     parser.add_argument("--checkpoint", help="a shipped folder (default: the one in the package)")
-    parser.add_argument("--limit", type=int, help="only the first so many questions")
+    parser.add_argument("--limit", type=int, help="only the first so many questions or sentences")
     options = parser.parse_args()
     for task in options.tasks:
         rows = GAMES[task](options.checkpoint, options.limit)
         rows["all"] = tuple(sum(row[n] for row in rows.values()) for n in range(3))  # type: ignore[assignment]
-        print(f"{task:<18} {'items':>6} {'on it':>8} {'within half a cell':>20}")
+        near_it = {
+            "vqa": "within half a cell",
+            "translation": "or a word beside it",
+            "summarization": "or eight signs off",
+        }[task]
+        print(f"{task:<18} {'items':>6} {'on it':>8} {near_it:>20}")
         for name, (items, strict, near) in rows.items():
             print(f"{name:<18} {items:>6} {strict / items:>8.4f} {near / items:>20.4f}")
 

@@ -1,4 +1,4 @@
-"""The classic: a recurrent net over the tokens."""
+"""The classic: a recurrent net over the tokens; and an encoder-decoder of two with attention between them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..attention import CrossCache
+from ..blocks import AttentionConfig, make_attention
+from ..generate import Generated, GenerationConfig, generate
+from ..masks import Mask
 
 
 class RecurrentEncoder(nn.Module):
@@ -101,17 +106,22 @@ def _reorder(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))  # (B, L, .)
 
 
-def run_recurrent(net: Any, x: Tensor) -> Tensor:
-    """The states (B, L, size) of a one-layer nn.LSTM or nn.GRU over x (B, L, .).
+def run_recurrent(net: Any, x: Tensor, start: Tensor | None = None) -> Tensor:
+    """The states (B, L, size) of a one-layer nn.LSTM or nn.GRU over x (B, L, .), from the hidden state start (B, size).
 
-    While exporting, the same equations as a scan: torch's own would be unrolled to the length of the example.
+    Where start is None, it is zeros, as an LSTM's cell always is. While exporting, the same equations as a scan:
+    torch's own would be unrolled to the length of the example.
     """
     if not torch.compiler.is_exporting():
-        return net(x)[0]
+        if start is None:
+            return net(x)[0]
+        hidden = start[None]  # (1, B, size)
+        return net(x, (hidden, torch.zeros_like(hidden)) if isinstance(net, nn.LSTM) else hidden)[0]
     from torch._higher_order_ops.scan import scan
 
     gates = F.linear(x, net.weight_ih_l0, net.bias_ih_l0).transpose(0, 1)  # (L, B, 4 or 3 size)
-    start = x.new_zeros(x.shape[0], net.hidden_size)
+    zeros = x.new_zeros(x.shape[0], net.hidden_size)
+    start = zeros if start is None else start.clone()
     weight, bias = net.weight_hh_l0, net.bias_hh_l0
 
     def lstm(state: tuple[Tensor, Tensor], gate: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -128,7 +138,149 @@ def run_recurrent(net: Any, x: Tensor) -> Tensor:
         return hidden, hidden.clone()
 
     if isinstance(net, nn.LSTM):
-        _, states = scan(lstm, (start, start.clone()), gates, dim=0)
+        _, states = scan(lstm, (start, zeros.clone()), gates, dim=0)
     else:
         _, states = scan(gru, start, gates, dim=0)
     return states.transpose(0, 1)  # (B, L, size)
+
+
+class RecurrentState:
+    """What an LSTM decoder continues from.
+
+    Args:
+        hidden: (n, N, H), of n layers.
+        cell: (n, N, H).
+        memory: (N, S, H), what it attends to.
+        key_mask: (N, S) bool, True = a real token.
+        cache: the memory's keys and values.
+    """
+
+    def __init__(
+        self, hidden: Tensor, cell: Tensor, memory: Tensor, key_mask: Tensor | None, cache: CrossCache
+    ) -> None:
+        self.hidden, self.cell, self.memory, self.key_mask, self.cache = hidden, cell, memory, key_mask, cache
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on from the rows named (B, K); see `mmattn.generate.State`."""
+        index = rows.flatten()
+        self.hidden, self.cell = self.hidden.index_select(1, index), self.cell.index_select(1, index)
+        self.memory = self.memory.index_select(0, index)
+        self.key_mask = None if self.key_mask is None else self.key_mask.index_select(0, index)
+        self.cache.select(index)
+
+
+class RecurrentSeq2Seq(nn.Module):
+    """Source ids to logits of target ids by LSTMs with attention (Bahdanau et al. 2015; Luong et al. 2015).
+
+    An encoder reads in both directions; a decoder starts where that ended; each of its states h_t attends to all of
+    the source's: ``out_t = tanh(W [h_t; attention(h_t, memory)])`` (Luong et al., section 3, without input feeding, so
+    that training runs over all places at once).
+
+    Args:
+        vocab_size: V of the source, and of the target where target_vocab_size is None.
+        embed_dim: E, of the embeddings and before the logits.
+        hidden_dim: H of the LSTMs, both directions of the encoder together.
+        num_layers: of the encoder.
+        num_decoder_layers: num_layers where None.
+        num_heads: of the attention.
+        target_vocab_size: V of the target, which then has embeddings of its own.
+        tied_output: logits are products with the target's embeddings; off = a map of their own.
+        cross_attention: {"kind": name, and the kernel's options}: "additive" (Bahdanau), "local" (Luong), ...
+        dropout: of embeddings, between layers, before the logits.
+
+    Raises:
+        ValueError: sizes or options that do not go together.
+
+    >>> model = RecurrentSeq2Seq(100, 16, 32)
+    >>> model(torch.randint(100, (2, 7)), None, torch.randint(100, (2, 5))).shape
+    torch.Size([2, 5, 100])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        hidden_dim: int,
+        *,
+        num_layers: int = 1,
+        num_decoder_layers: int | None = None,
+        num_heads: int = 1,
+        target_vocab_size: int | None = None,
+        tied_output: bool = True,
+        cross_attention: AttentionConfig = "additive",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.encoder = RecurrentEncoder(vocab_size, embed_dim, hidden_dim, num_layers=num_layers, dropout=dropout)
+        self.embedding = self.encoder.embedding
+        if target_vocab_size is not None:
+            self.embedding = nn.Embedding(target_vocab_size, embed_dim)
+        for table in {self.encoder.embedding, self.embedding}:
+            nn.init.normal_(table.weight, std=embed_dim**-0.5)
+        layers = num_layers if num_decoder_layers is None else num_decoder_layers
+        sizes = [embed_dim] + [hidden_dim] * (layers - 1)
+        self.bridge = nn.Linear(hidden_dim, layers * hidden_dim)  # from where the encoder ended
+        self.decoder = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in sizes)
+        self.cross_attention = make_attention(hidden_dim, num_heads, cross_attention, {"cross"})
+        self.combine = nn.Linear(2 * hidden_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(embed_dim, self.embedding.num_embeddings, bias=False)
+        if tied_output:
+            self.output.weight = self.embedding.weight
+
+    def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reads ids (B, S) with key_mask (B, S): the memory (B, S, H) and the decoder's first states (n, B, H)."""
+        memory, summary = self.encoder(input_ids, key_mask)
+        return memory, self.bridge(summary).tanh().unflatten(-1, (len(self.decoder), -1)).transpose(0, 1)
+
+    def forward(self, input_ids: Tensor, key_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
+        """Teacher forcing: the logits of each next token.
+
+        Args:
+            input_ids: (B, S) long, padded at the right.
+            key_mask: (B, S) bool, True = a real token.
+            decoder_input_ids: (B, L) long, the start token first; padded at the right, where the loss is masked.
+
+        Returns:
+            (B, L, V).
+        """
+        memory, start = self.encode(input_ids, key_mask)
+        x = self.dropout(self.embedding(decoder_input_ids))  # (B, L, E)
+        for n, net in enumerate(self.decoder):
+            x = self.dropout(run_recurrent(net, x, start[n]))  # (B, L, H)
+        return self._say(x, memory, key_mask, None)
+
+    def _say(self, x: Tensor, memory: Tensor, key_mask: Tensor | None, cache: CrossCache | None) -> Tensor:
+        mask = None if key_mask is None else Mask(key_mask)
+        seen = self.cross_attention(x, memory, mask=mask, cache=cache)  # (B, L, H)
+        return self.output(self.dropout(self.combine(torch.cat([x, seen], dim=-1)).tanh()))  # (B, L, V)
+
+    def start(self, input_ids: Tensor, key_mask: Tensor | None = None) -> RecurrentState:
+        """Reads the source (B, S) and makes the state that `step` continues from."""
+        memory, hidden = self.encode(input_ids, key_mask)
+        cache = self.cross_attention.make_cache(len(input_ids), cross=True)
+        return RecurrentState(hidden, torch.zeros_like(hidden), memory, key_mask, cache)
+
+    def step(self, ids: Tensor, state: RecurrentState) -> Tensor:
+        """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
+        x, hidden, cell = self.embedding(ids), [], []  # (N, L, E)
+        for n, net in enumerate(self.decoder):
+            x, (h, c) = net(x, (state.hidden[n : n + 1].contiguous(), state.cell[n : n + 1].contiguous()))
+            hidden.append(h)
+            cell.append(c)
+        state.hidden, state.cell = torch.cat(hidden), torch.cat(cell)
+        return self._say(x, state.memory, state.key_mask, state.cache)[:, -1]
+
+    def generate(
+        self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        """Writes a target for each source; as `Seq2Seq.generate`.
+
+        Raises:
+            ValueError: the config has no decoder_start_token_id.
+        """
+        if config.decoder_start_token_id is None:
+            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
+        prompt = input_ids.new_full((len(input_ids), 1), config.decoder_start_token_id)
+        with torch.inference_mode():
+            return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)

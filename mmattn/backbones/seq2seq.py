@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..blocks import AttentionConfig, Decoder, DecoderLayer, Encoder
+from ..blocks import AttentionConfig, Decoder, Encoder, make_norm
 from ..generate import CachedState, Generated, GenerationConfig, generate
-from ..kernels import KVCache
 from ..masks import Mask
-from ..positions import LearnedPositions, SinusoidalPositions
+from ..positions import LearnedPositions, SinusoidalPositions, T5Bias
 
 
 class Seq2Seq(nn.Module):
@@ -29,10 +28,20 @@ class Seq2Seq(nn.Module):
         shared_embeddings: source and target read the same table.
         tied_output: logits are products with the target's embeddings; off = a map of their own.
         output_bias: added to the logits.
-        positions: "sinusoidal", "learned" or "none".
+        positions: "sinusoidal", "learned", "rotary", "relative" (biases of the scores, shared by the layers of a stack;
+            see `T5Bias`) or "none".
         max_len: of learned positions; longer texts raise.
+        num_buckets: of relative positions.
+        max_distance: of relative positions: all beyond are alike.
         scale_embeddings: embeddings are multiplied by sqrt(E) before positions are added (ibid., section 3.4).
+        norm_embeddings: a norm behind embeddings and positions.
         norm_first: pre-norm.
+        norm: "layer" or "rms".
+        norm_eps: added to the variance in the norms.
+        head_dim: d, E / h where None.
+        bias: biases in the attentions and feed-forward networks.
+        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        gated: gated feed-forward networks.
         dropout: of embeddings, after each sublayer, inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}, of the encoder.
         decoder_attention: of the decoder's self-attention.
@@ -50,7 +59,7 @@ class Seq2Seq(nn.Module):
     torch.Size([2, 1])
     """
 
-    POSITIONS = ("sinusoidal", "learned", "none")
+    POSITIONS = ("sinusoidal", "learned", "rotary", "relative", "none")
 
     def __init__(
         self,
@@ -67,8 +76,17 @@ class Seq2Seq(nn.Module):
         output_bias: bool = False,
         positions: str = "sinusoidal",
         max_len: int = 512,
+        num_buckets: int = 32,
+        max_distance: int = 128,
         scale_embeddings: bool = True,
+        norm_embeddings: bool = False,
         norm_first: bool = True,
+        norm: str = "layer",
+        norm_eps: float = 1e-5,
+        head_dim: int | None = None,
+        bias: bool = True,
+        activation: str = "gelu",
+        gated: bool = False,
         dropout: float = 0.0,
         attention: AttentionConfig = None,
         decoder_attention: AttentionConfig = None,
@@ -90,16 +108,28 @@ class Seq2Seq(nn.Module):
         self.scale = embed_dim**0.5 if scale_embeddings else 1.0
         self.positions = _positions(positions, max_len, embed_dim)
         self.target_positions = _positions(positions, max_len, embed_dim)
+        self.embedding_norm, self.target_embedding_norm = (
+            make_norm(embed_dim, norm, norm_eps) if norm_embeddings else nn.Identity() for _ in range(2)
+        )
         self.dropout = nn.Dropout(dropout)
-        keywords: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "norm_first": norm_first}
-        self.encoder = Encoder(embed_dim, num_layers, num_heads, attention=attention, **keywords)
+        layer: dict[str, Any] = {"ffn_dim": ffn_dim, "activation": activation, "gated": gated, "dropout": dropout}
+        layer |= {"norm_first": norm_first, "norm": norm, "norm_eps": norm_eps}
+        layer |= {"head_dim": head_dim, "bias": bias, "rotary": positions == "rotary"}
+        biases = [
+            T5Bias(num_heads, num_buckets=num_buckets, max_distance=max_distance, bidirectional=bidirectional)
+            if positions == "relative"
+            else None
+            for bidirectional in (True, False)
+        ]
+        self.encoder = Encoder(embed_dim, num_layers, num_heads, attention=attention, position_bias=biases[0], **layer)
         self.decoder = Decoder(
             embed_dim,
             num_layers if num_decoder_layers is None else num_decoder_layers,
             num_heads,
             attention=decoder_attention,
             cross_attention=cross_attention,
-            **keywords,
+            position_bias=biases[1],
+            **layer,
         )
         self.output = nn.Linear(embed_dim, self.target_embedding.num_embeddings, bias=output_bias)
         nn.init.normal_(self.output.weight, std=embed_dim**-0.5)
@@ -119,7 +149,7 @@ class Seq2Seq(nn.Module):
             The memory (B, S, E); what stands at padding means nothing.
         """
         x = self.positions(self.embedding(input_ids) * self.scale)  # (B, S, E)
-        return self.encoder(self.dropout(x), None if key_mask is None else Mask(key_mask))
+        return self.encoder(self.dropout(self.embedding_norm(x)), None if key_mask is None else Mask(key_mask))
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
         """Teacher forcing: the logits of each next token.
@@ -136,8 +166,8 @@ class Seq2Seq(nn.Module):
 
     def decode(self, decoder_input_ids: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The decoder's states (B, L, E), causal, for decoder_input_ids (B, L) and a memory (B, S, E)."""
-        x = self.dropout(self.target_positions(self.target_embedding(decoder_input_ids) * self.scale))  # (B, L, E)
-        return self.decoder(x, memory, Mask(is_causal=True), None if key_mask is None else Mask(key_mask))
+        memory_mask = None if key_mask is None else Mask(key_mask)
+        return self.decoder(self._embed_target(decoder_input_ids), memory, Mask(is_causal=True), memory_mask)
 
     def start(self, input_ids: Tensor, key_mask: Tensor | None = None) -> CachedState:
         """Reads the source and makes the state that `step` continues from.
@@ -146,18 +176,13 @@ class Seq2Seq(nn.Module):
             input_ids: (B, S) long.
             key_mask: (B, S) bool, True = a real token.
         """
-        return self.start_from(self.encode(input_ids, key_mask), key_mask)
+        return self.start_from(encode_by_length(self.encode, input_ids, key_mask), key_mask)
 
     def start_from(
         self, memory: Tensor, key_mask: Tensor | None = None, extra: Mapping[str, Tensor] | None = None
     ) -> CachedState:
         """The state that `step` continues from, over a memory (B, S, E) and what else a model keeps, (B, ...)."""
-        caches = self.decoder.make_cache(len(memory))
-        layers = [cast(DecoderLayer, layer) for layer in self.decoder.layers]
-        merged = all(
-            layer.self_attention.kernel.orderless and layer.self_attention.rotary is None for layer in layers
-        ) and all(type(c.self_attention) is KVCache and c.cross_attention.state is None for c in caches)
-        return CachedState(caches, merged=merged, memory=memory, memory_mask=key_mask, extra=extra)
+        return CachedState(self.decoder.make_cache(len(memory)), memory, key_mask, extra)
 
     def step(self, ids: Tensor, state: CachedState) -> Tensor:
         """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
@@ -165,16 +190,12 @@ class Seq2Seq(nn.Module):
 
     def advance(self, ids: Tensor, state: CachedState) -> Tensor:
         """New target ids (N, L) to the decoder's state (N, E) at the last of them."""
-        rows, offset = len(ids), state.length
-        ids, mask = state.advance(ids)
-        x = self.target_embedding(ids) * self.scale  # (N, L, E), or (B, K, E): beams of a sentence, at one position
-        if len(ids) == rows:
-            x = self.target_positions(x, offset)
-        else:
-            x = self.target_positions(x.flatten(0, 1)[:, None], offset).view_as(x)
         assert state.memory is not None
-        x = self.decoder(x, state.memory, mask, state.memory_mask, state.caches)  # (N, L, E) or (B, K, E)
-        return x[:, -1] if len(ids) == rows else x.flatten(0, 1)  # (N, E)
+        memory_mask = None if state.memory_mask is None else Mask(state.memory_mask)
+        x = self._embed_target(ids, state.length)  # (N, L, E)
+        x = self.decoder(x, state.memory, Mask(is_causal=True), memory_mask, state.caches)
+        state.length += ids.shape[1]
+        return x[:, -1]  # (N, E)
 
     def generate(
         self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
@@ -195,6 +216,38 @@ class Seq2Seq(nn.Module):
         with torch.inference_mode():
             return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
 
+    def _embed_target(self, ids: Tensor, offset: int = 0) -> Tensor:
+        x = self.target_positions(self.target_embedding(ids) * self.scale, offset)  # (B, L, E)
+        return self.dropout(self.target_embedding_norm(x))
+
+
+def encode_by_length(
+    encode: Callable[[Tensor, Tensor | None], Tensor], inputs: Tensor, key_mask: Tensor | None, rows: int = 8
+) -> Tensor:
+    """What encode gives, without most of the padding: sources of similar length together, on a CPU.
+
+    Args:
+        encode: (b, s, ...) and a mask (b, s) to a memory (b, s, E).
+        inputs: (B, S, ...).
+        key_mask: (B, S) bool, True = a real token.
+        rows: in a group.
+
+    Returns:
+        (B, S, E), zeros where a group was shorter.
+    """
+    if key_mask is None or inputs.device.type != "cpu" or len(inputs) <= rows or torch.is_grad_enabled():
+        return encode(inputs, key_mask)
+    ends = (key_mask * torch.arange(1, key_mask.shape[1] + 1)).amax(1).clamp_min(1)  # (B,)
+    memory = None
+    for group in ends.argsort().split(rows):
+        end = int(ends[group[-1]])
+        part = encode(inputs[group, :end], key_mask[group, :end])  # (b, end, E)
+        if memory is None:
+            memory = part.new_zeros(*key_mask.shape, part.shape[-1])
+        memory[group, :end] = part
+    assert memory is not None
+    return memory
+
 
 def _positions(kind: str, max_len: int, embed_dim: int) -> nn.Module:
     if kind == "learned":
@@ -203,5 +256,7 @@ def _positions(kind: str, max_len: int, embed_dim: int) -> nn.Module:
 
 
 class _NoPositions(nn.Module):
+    """None are added to the embeddings."""
+
     def forward(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
         return x

@@ -22,19 +22,18 @@ class Finished:
     """The best finished texts of each sentence, and whether it can still find a better one.
 
     Args:
-        log_p: a tensor of the scores' type.
         prompt: (B, P).
         room: new tokens at most.
         config: how many groups of how many beams, the length penalty and when to stop.
     """
 
-    def __init__(self, log_p: Tensor, prompt: Tensor, room: int, config: GenerationConfig) -> None:
+    def __init__(self, prompt: Tensor, room: int, config: GenerationConfig) -> None:
         groups = config.num_beam_groups
         shape = (len(prompt), groups, config.num_beams // groups)  # (B, G, k)
         self.config, self.room = config, room
         self.ids = prompt.new_full((*shape, room), config.pad)
         self.lengths = prompt.new_zeros(shape)
-        self.scores = log_p.new_full(shape, -math.inf)  # minus infinity = a free place
+        self.scores = torch.full(shape, -math.inf, device=prompt.device)  # minus infinity = a free place
         self.done = torch.zeros(shape[:2], dtype=torch.bool, device=prompt.device)
 
     def add(self, live: Tensor, log_p: Tensor, ids: Tensor, ended: Tensor) -> None:
@@ -47,6 +46,7 @@ class Finished:
             ended: (b, G, c) bool.
         """
         k, length = self.scores.shape[2], ids.shape[3]
+        self.scores = self.scores.to(log_p.dtype)
         scores = (log_p / length**self.config.length_penalty).masked_fill(~ended | self.done[live, :, None], -math.inf)
         merged = torch.cat([self.scores[live], scores], dim=2)  # (b, G, k + c)
         best, places = merged.topk(k, dim=2)
@@ -98,14 +98,13 @@ def beam_search(
     end = torch.tensor(config.eos, dtype=prompt.dtype, device=device)
     live = torch.arange(B, device=device)  # the sentences still in the batch
     ids = prompt[:, None]  # (b, G k, T); one row a sentence at first
-    logits = step(prompt, state)  # (B, V)
-    running = torch.zeros_like(log_normaliser(logits))  # (b, G k) log p
-    finished = Finished(running, prompt, room, config)
+    running = torch.zeros(B, 1, device=device)  # (b, G k) log p
+    finished = Finished(prompt, room, config)
+    new = prompt
     for t in range(room):
         forced = forced_token(config, P + t, P + room)
-        scores, log_z = _scores(logits, ids.flatten(0, 1), config, constraints, forced)
-        chosen = _choose(scores, running - log_z.view(running.shape), config, keep)
-        log_p, beams, tokens = chosen  # (b, G, c) each; beams among the sentence's rows
+        # (b, G, c) each. The logits are gone when it returns: the next ones can take their memory.
+        log_p, beams, tokens = _choose(step(new, state), ids, running, config, constraints, forced, keep)
         histories = ids[torch.arange(len(live), device=device)[:, None, None], beams]  # (b, G, c, T)
         histories = torch.cat([histories, tokens[..., None]], dim=3)
         ends = torch.isin(tokens, end) if t + 1 < room else torch.ones_like(tokens, dtype=torch.bool)
@@ -117,14 +116,13 @@ def beam_search(
         if t + 1 == room or not staying.any():
             break
         ids = histories.gather(2, places[..., None].expand(-1, -1, -1, P + t + 1)).flatten(1, 2)  # (b, G k, T)
+        first_rows = torch.arange(len(live), device=device)[:, None] * running.shape[1]
+        rows = beams.gather(2, places).flatten(1) + first_rows  # (b, G k)
         running = log_p.flatten(1)  # (b, G k)
-        rows = beams.gather(2, places).flatten(1) + torch.arange(len(live), device=device)[:, None] * (
-            logits.shape[0] // len(live)
-        )
         if not staying.all():
             live, ids, running, rows = live[staying], ids[staying], running[staying], rows[staying]
         state.select(rows)
-        logits = step(ids[:, :, -1].reshape(-1, 1), state)  # (b G k, V)
+        new = ids[:, :, -1].reshape(-1, 1)  # (b G k, 1)
     n = config.num_return_sequences
     best, places = finished.scores.flatten(1).topk(n, dim=1)  # (B, n)
     lengths = finished.lengths.flatten(1).gather(1, places)
@@ -148,18 +146,31 @@ def _scores(
     return logits, log_z
 
 
-def _choose(scores: Tensor, running: Tensor, config: GenerationConfig, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+def _choose(
+    logits: Tensor,
+    ids: Tensor,
+    running: Tensor,
+    config: GenerationConfig,
+    constraints: list[Constraint],
+    forced: tuple[int, ...],
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The best continuations of each group.
 
     Args:
-        scores: (b r, V), of r rows a sentence: G k, or 1 in the first step.
-        running: (b, r), what to add to a row's scores.
+        logits: (b r, V), of r rows a sentence: G k, or 1 in the first step.
+        ids: (b, r, T) so far.
+        running: (b, r), their log p.
         config: groups and their penalty.
+        constraints: what may follow what.
+        forced: the only ids that may follow, where not empty.
         keep: c, continuations wanted of each group.
 
     Returns:
         log p, beams (among the sentence's r rows) and tokens: (b, G, c) each.
     """
+    scores, log_z = _scores(logits, ids.flatten(0, 1), config, constraints, forced)
+    running = running - log_z.view(running.shape)
     G, (b, r) = config.num_beam_groups, running.shape
     if G == 1:
         return tuple(part[:, None] for part in _best(scores, running, keep))  # type: ignore[return-value]

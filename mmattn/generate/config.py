@@ -10,12 +10,36 @@ from typing import Any
 
 # Keys of public files that change no id: how to run, what to return beside the ids, remarks.
 HARMLESS = frozenset(
-    """_from_model_config transformers_version use_cache cache_implementation cache_config max_cache_len
-    return_legacy_cache output_attentions output_hidden_states output_scores output_logits return_dict_in_generate
-    low_memory remove_invalid_values is_assistant num_assistant_tokens num_assistant_tokens_schedule
-    assistant_confidence_threshold prompt_lookup_num_tokens max_matching_ngram_size assistant_early_exit
-    assistant_lookbehind target_lookbehind compile_config disable_compile prefill_chunk_size trust_remote_code
-    chat_format""".split()
+    {
+        "_from_model_config",
+        "assistant_confidence_threshold",
+        "assistant_early_exit",
+        "assistant_lookbehind",
+        "cache_config",
+        "cache_implementation",
+        "chat_format",
+        "compile_config",
+        "disable_compile",
+        "is_assistant",
+        "low_memory",
+        "max_cache_len",
+        "max_matching_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "output_attentions",
+        "output_hidden_states",
+        "output_logits",
+        "output_scores",
+        "prefill_chunk_size",
+        "prompt_lookup_num_tokens",
+        "remove_invalid_values",
+        "return_dict_in_generate",
+        "return_legacy_cache",
+        "target_lookbehind",
+        "transformers_version",
+        "trust_remote_code",
+        "use_cache",
+    }
 )
 # Keys that would change ids, at the value at which they do not.
 NEUTRAL: dict[str, Any] = {
@@ -26,6 +50,7 @@ NEUTRAL: dict[str, Any] = {
     "encoder_no_repeat_ngram_size": 0,
     "guidance_scale": 1.0,
     "token_healing": False,
+    "renormalize_logits": False,
 }
 
 
@@ -143,7 +168,7 @@ class GenerationConfig:
             raise ValueError(f"{source}: not supported, and it would change what is generated: {found}")
         given = {key: value for key, value in given.items() if key in known}
         if "max_length" not in given and "max_new_tokens" not in given:
-            given["max_length"] = 20
+            given["max_new_tokens"] = 20
         if given.get("do_sample"):
             given.setdefault("top_k", 50)
         try:

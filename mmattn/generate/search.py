@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .beams import beam_search
 from .config import GenerationConfig
-from .constraints import build_constraints, forced_token
+from .constraints import Constraint, build_constraints, forced_token
 from .sampling import sample
 from .state import State
 from .topk import log_normaliser
@@ -93,25 +93,15 @@ def _one_by_one(
     lengths = prompt.new_zeros(B, n)
     live = torch.arange(B, device=prompt.device)  # the sentences still in the batch
     running = torch.ones(B, n, dtype=torch.bool, device=prompt.device)
-    logits = step(prompt, state)  # (B, V)
-    scores = log_normaliser(logits).new_zeros(B, n)
-    ids = prompt
-    if n > 1:
-        rows = live[:, None].expand(B, n)
-        state.select(rows)
-        logits, ids = logits[rows.flatten()], ids[rows.flatten()]
+    scores = torch.zeros(B, n, device=prompt.device)
+    ids, new = prompt.repeat_interleave(n, 0), prompt  # (b n, T), (b n, L)
     for t in range(room):
         forced = forced_token(config, P + t, P + room)
-        if forced:
-            tokens = ids.new_full((ids.shape[0],), forced[0])  # costs nothing
-        else:
-            log_z = log_normaliser(logits)  # (N, 1), before anything is forbidden: what is left is not worth more then
-            plain = logits.clone() if config.repetition_penalty != 1.0 else logits  # the others only forbid
-            for constraint in constraints:
-                constraint(logits, ids)
-            tokens = sample(logits, config, generator) if config.do_sample else logits.argmax(-1)  # (N,)
-            found = (plain.gather(1, tokens[:, None]) - log_z).view(-1, n)
-            scores[live] += found.masked_fill(~running, 0.0)
+        tokens, log_p = _pick(step(new, state), ids, config, constraints, forced, generator)
+        if t == 0 and n > 1:
+            state.select(live[:, None].expand(B, n))
+        scores = scores.to(log_p.dtype)
+        scores[live] += log_p.view(-1, n).masked_fill(~running, 0.0)
         tokens = tokens.view(-1, n).masked_fill(~running, config.pad)  # (b, n)
         out[live, :, t] = tokens
         lengths[live] += running
@@ -129,6 +119,29 @@ def _one_by_one(
             rows = kept[:, None] * n + torch.arange(n, device=kept.device)  # (b, n)
             ids = ids[rows.flatten()]
             state.select(rows)
-        logits = step(tokens.view(-1, 1), state)
+        new = tokens.view(-1, 1)
     longest = int(lengths.max())
     return Generated(out[:, :, :longest], lengths, scores / lengths.clamp_min(1) ** config.length_penalty)
+
+
+def _pick(
+    logits: Tensor,
+    ids: Tensor,
+    config: GenerationConfig,
+    constraints: list[Constraint],
+    forced: tuple[int, ...],
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    """The next token of each row of ids (N, T), and its log p, from logits (N, V), or one for several rows: (N,) both.
+
+    The logits end here: the next ones can take their memory.
+    """
+    logits = logits.repeat_interleave(len(ids) // len(logits), 0) if len(logits) < len(ids) else logits
+    log_z = log_normaliser(logits)  # (N, 1), before anything is forbidden: what is left is not worth more for that
+    if forced:  # costs nothing
+        return ids.new_full((len(ids),), forced[0]), torch.zeros_like(log_z[:, 0])
+    plain = logits.clone() if config.repetition_penalty != 1.0 else logits  # other constraints only forbid
+    for constraint in constraints:
+        constraint(logits, ids)
+    tokens = sample(logits, config, generator) if config.do_sample else logits.argmax(-1)  # (N,)
+    return tokens, (plain.gather(1, tokens[:, None]) - log_z)[:, 0]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # of neighbouring tokens of which only the largest is looked at first
+ROWS = 8  # that are normalised at a time
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -40,5 +41,12 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def log_normaliser(scores: Tensor) -> Tensor:
-    """``log sum_j exp s_j`` of each row, in float32 at least: (N, V) to (N, 1)."""
-    return torch.logsumexp(scores.to(torch.promote_types(scores.dtype, torch.float32)), -1, keepdim=True)
+    """``log sum_j exp s_j`` of each row, in float32 at least: (N, V) to (N, 1).
+
+    The largest probability is 1 / sum_j exp(s_j - max): torch's softmax takes a quarter of its logsumexp's time, and
+    a few rows at a time stay in the processor's cache.
+    """
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    rows = ROWS if scores.device.type == "cpu" else len(scores)
+    largest = torch.cat([part.softmax(-1, dtype=wide).amax(-1, keepdim=True) for part in scores.split(max(rows, 1))])
+    return scores.amax(-1, keepdim=True).to(wide) - largest.log()

@@ -38,7 +38,17 @@ class Cache:
     def select(self, index: Tensor) -> None:
         """Keeps the rows of the batch that index (N,) names, in that order: beams reordered, finished ones left out."""
         for name, tensor in self.tensors().items():
-            setattr(self, name, tensor.index_select(0, index))
+            setattr(self, name, select_rows(tensor, index))
+
+
+def select_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x (B, ...) that index (N,) names: x itself where these are all of them, in order."""
+    return x if is_in_order(index, len(x)) else x.index_select(0, index)
+
+
+def is_in_order(index: Tensor, rows: int) -> bool:
+    """Whether index (N,) names all rows, in order."""
+    return len(index) == rows and torch.equal(index, torch.arange(rows, device=index.device))
 
 
 @dataclass
@@ -52,32 +62,60 @@ class KVCache(Cache):
     def length(self) -> int | Tensor:
         return self.keys.shape[2]
 
+    def __post_init__(self) -> None:
+        self._rooms = {"keys": Room(), "values": Room()}
+
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new keys and values and returns all of them."""
-        if torch.is_inference_mode_enabled():  # nothing there needs what was before: written in place, with room ahead
-            self.keys, self.values = self._write("keys", k), self._write("values", v)
-        else:
-            if self.keys.shape[2]:
-                k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
-            self.keys, self.values = k, v
-        return self.keys, self.values
+        if torch.is_inference_mode_enabled():  # no gradient needs what was there before
+            k, v = self._rooms["keys"].append(self.keys, k), self._rooms["values"].append(self.values, v)
+        elif self.keys.shape[2]:
+            k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
+        self.keys, self.values = k, v
+        return k, v
 
-    def __post_init__(self) -> None:
-        self._room: dict[
-            str, tuple[Tensor, Tensor]
-        ] = {}  # name -> what has room, and the part of it that was handed out
+    def select(self, index: Tensor) -> None:
+        if not torch.is_inference_mode_enabled():
+            return super().select(index)
+        self.keys = self._rooms["keys"].select(self.keys, index)
+        self.values = self._rooms["values"].select(self.values, index)
 
-    def _write(self, name: str, new: Tensor) -> Tensor:
-        old = getattr(self, name)
-        start, end = old.shape[2], old.shape[2] + new.shape[2]
-        room, part = self._room.get(name, (new, new))
-        if part is not old or end > room.shape[2]:  # another tensor was put in its place, or it is full
-            room = new.new_empty(*new.shape[:2], max(32, 2 * end), new.shape[3])
-            room[:, :, :start] = old
-        room[:, :, start:end] = new
-        part = room[:, :, :end]
-        self._room[name] = (room, part)
-        return part
+
+class Room:
+    """Memory with room to grow for a tensor (B, h, S, d) that is appended to in place and reordered into a second one.
+
+    A fresh tensor at each step would cost more than what is done with it: the system clears its pages first.
+    """
+
+    def __init__(self) -> None:
+        self.part: Tensor | None = None  # what was handed out: the first S of here
+        self.here = self.spare = torch.empty(0, 0, 0, 0)  # (B, room, h, d), B at least
+
+    def append(self, part: Tensor, new: Tensor) -> Tensor:
+        """part (B, h, S, d) and new (B, h, L, d) in one: (B, h, S + L, d)."""
+        B, h, L, d = new.shape
+        S = part.shape[2]
+        if part is not self.part or self.here.shape[1] < S + L:
+            self.here = new.new_empty(B, max(32, 2 * (S + L)), h, d)
+            self.here[:, :S] = part.transpose(1, 2)
+        self.here[:, S : S + L] = new.transpose(1, 2)
+        self.part = self.here[:, : S + L].transpose(1, 2)  # (B, h, S + L, d)
+        return self.part
+
+    def select(self, part: Tensor, index: Tensor) -> Tensor:
+        """Rows of part (B, h, S, d) that index (N,) names: (N, h, S, d)."""
+        if part is not self.part:
+            return select_rows(part, index)
+        if is_in_order(index, len(part)):
+            return part
+        (N, S), shape = (len(index), part.shape[2]), self.here.shape
+        if self.spare.shape[0] < N or self.spare.shape[1] != shape[1] or self.spare.dtype != self.here.dtype:
+            self.spare = self.here.new_empty(N, *shape[1:])
+        target = self.spare[:N]
+        torch.index_select(self.here[:, :S], 0, index, out=target[:, :S])
+        self.here, self.spare = target, self.here
+        self.part = self.here[:, :S].transpose(1, 2)  # (N, h, S, d)
+        return self.part
 
 
 class Kernel(nn.Module):
@@ -94,7 +132,6 @@ class Kernel(nn.Module):
     kind: ClassVar[str]
     supports: ClassVar[frozenset[str]]  # of FEATURES
     shares_qk: ClassVar[bool] = False  # keys are the queries: forward gets k = q, and no k_proj is made
-    orderless: ClassVar[bool] = False  # weights depend on contents, mask and bias, not on where in the tensor a key is
     dropout: float = 0.0  # of attention weights, where the kernel has it
 
     def __init__(self, num_heads: int, head_dim: int) -> None:

@@ -18,7 +18,6 @@ class Dense(Kernel):
 
     kind = "dense"
     supports = frozenset({"self", "causal", "cross", "bias", "cache"})
-    orderless = True
 
     def __init__(self, num_heads: int, head_dim: int, *, dropout: float = 0.0) -> None:
         super().__init__(num_heads, head_dim)

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.bert import BertEncoder
+from ..backbones.seq2seq import Seq2Seq
 from ..backbones.vit import VisionTransformer
+from .bart import convert_bart
 from .bert import convert_bert, convert_distilbert, convert_roberta
 from .files import open_source, read_config, read_state
+from .generation import load_generation_config
 from .keymap import Converted, load_into
+from .marian import convert_marian
+from .t5 import convert_t5
 from .vit import convert_timm, convert_vit
 
 Converter = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Converted]
@@ -26,7 +31,11 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "distilbert": (BertEncoder, convert_distilbert),
     "vit": (VisionTransformer, convert_vit),
     "deit": (VisionTransformer, convert_vit),
+    "marian": (Seq2Seq, convert_marian),
+    "bart": (Seq2Seq, convert_bart),
+    "t5": (Seq2Seq, convert_t5),
 }
+__all__ = ["FAMILIES", "family", "load_generation_config", "load_pretrained"]
 
 
 def load_pretrained(
@@ -37,7 +46,9 @@ def load_pretrained(
     dtype: torch.dtype = torch.float32,
     **keywords: Any,
 ) -> nn.Module:
-    """A public model of transformers or timm, as ours, in evaluation mode. Heads of its task are left out.
+    """A public model of transformers or timm, as ours, in evaluation mode.
+
+    Heads of a classifier are left out; a `Seq2Seq` writes text, as `load_generation_config` says.
 
     Args:
         source: a folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
@@ -49,7 +60,7 @@ def load_pretrained(
             ``resize_positions="bicubic"``, ``dropout=0.0``.
 
     Returns:
-        A `BertEncoder` or `VisionTransformer`.
+        A `BertEncoder`, `VisionTransformer` or `Seq2Seq`.
 
     Raises:
         FileNotFoundError: a folder or file is missing; named.

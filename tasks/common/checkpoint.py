@@ -86,13 +86,26 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return {name: value.float() if value.dtype in half else value for name, value in state.items()}
 
 
+def tied_names(model: nn.Module) -> set[str]:
+    """Names under which a parameter appears once more (a tied output): it is saved and loaded under its first alone."""
+    seen: set[int] = set()
+    tied = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in seen:
+            tied.add(name)
+        seen.add(id(value))
+    return tied
+
+
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Load strictly: every name and shape must fit.
+    """Load strictly: every name and shape must fit; of tied weights the first name counts.
 
     Raises:
         CheckpointError: names what is missing, left over or of another shape.
     """
-    own = model.state_dict()
+    tied = tied_names(model)
+    own = {name: value for name, value in model.state_dict().items() if name not in tied}
+    state = {name: value for name, value in state.items() if name not in tied}
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"left over {name}" for name in state if name not in own]
     problems += [
@@ -103,7 +116,7 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: st
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(f"{source}: the weights do not fit the model: {'; '.join(problems[:5])}{more}.")
-    model.load_state_dict(dict(state))
+    model.load_state_dict(state, strict=not tied)
 
 
 def save_directory(
@@ -138,7 +151,9 @@ def save_directory(
         return value.half() if half and value.is_floating_point() else value
 
     def fill(folder: Path) -> None:
-        save_file({name: stored(value) for name, value in model.state_dict().items()}, folder / WEIGHTS)
+        tied = tied_names(model)
+        state = {name: stored(value) for name, value in model.state_dict().items() if name not in tied}
+        save_file(state, folder / WEIGHTS)
         processor.save(folder / PROCESSOR)
         config = {"format": FORMAT, "task": task, "model": dict(keywords), "metrics": dict(metrics or {})}
         config["own_data"] = own_data

@@ -305,7 +305,7 @@ class TaskCLI(LightningCLI):
             own_data=self.datamodule.paths["train"] is not None,
         )
         rundir.record_metrics(self.root, "fit", rundir.read_json(self.root / "metrics.json").get("fit", {}) | fit)
-        rundir.record_metrics(self.root, "validation", validation)
+        rundir.record_metrics(self.root, "validation", validation | self.model.notes())
         rundir.record_data(self.root, self.datamodule.fingerprint())
         main = self.model.monitor.split("/")[1]
         score = f" (val/{main} {validation[main]:.4f})" if main in validation else ""
@@ -332,6 +332,7 @@ class TaskCLI(LightningCLI):
             data = self.datamodule.fingerprint()[{"validate": "val", "test": "test"}[command]]
             title = f"{self.checkpoint} on {data['path']} ({command}, {data['samples']} samples)"
             rundir.print_metrics(title, figures)
+            figures |= self.model.notes()
             figures |= {"checkpoint": str(self.checkpoint), "data": self.datamodule.fingerprint()}
             rundir.record_metrics(self.root, split, figures)
             print(f"Written to {self.root / 'metrics.json'}.")

@@ -140,7 +140,11 @@ class TaskDataModule(LightningDataModule):
 
     def _eval_loader(self, split: Split) -> DataLoader:
         dataset = self.dataset(split)
-        return self._loader(dataset, EvalBatchSampler(_groups(dataset), self.batch_size, **self._ranks()), split)
+        return self._loader(dataset, self.eval_plan(dataset), split)
+
+    def eval_plan(self, dataset: Dataset) -> BatchPlan:
+        """Which samples make which batch in measuring."""
+        return EvalBatchSampler(_groups(dataset), self.batch_size, **self._ranks())
 
     def _loader(self, dataset: Dataset, plan: BatchPlan, split: Split) -> DataLoader:
         return make_loader(dataset, plan, self.collate_fn(split), self.num_workers, self.seed, self._pin())

@@ -120,10 +120,8 @@ def model_parser(task: str, command: str, inputs: Sequence[Argument]) -> argpars
         return parser
     for argument in inputs:
         parser.add_argument(argument.flag, help=argument.help, **argument.options)
-    parser.add_argument("--input", metavar="PATH", help="a JSONL or CSV file of items, or a folder")
-    output = (
-        "JSONL file to write (default: standard output)" if command == "predict" else "PNG file, or folder for them"
-    )
+    parser.add_argument("--input", metavar="PATH", help="a file of items, or a folder (formats: the task's README)")
+    output = "file to write (default: standard output)" if command == "predict" else "PNG file, or folder for them"
     parser.add_argument("--output", metavar="PATH", help=output)
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="default: 32")
     parser.add_argument(

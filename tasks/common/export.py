@@ -62,9 +62,13 @@ def export_program(
         inputs: example tensors by argument name; dynamic sizes should be at least two.
         dynamic: for each argument, its dynamic dimensions.
     """
+    shapes = {name: dict(dynamic.get(name, {})) or None for name in inputs}
+    options: dict[str, Any] = {"kwargs": dict(inputs), "dynamic_shapes": shapes, "strict": False}
     with _quiet(), torch.no_grad():
-        shapes = {name: dict(dynamic.get(name, {})) or None for name in inputs}
-        return torch.export.export(model, (), kwargs=dict(inputs), dynamic_shapes=shapes, strict=False)
+        try:
+            return torch.export.export(model, (), **options)
+        except torch._dynamo.exc.UserError:  # what cannot be proved of all sizes is checked when the program runs
+            return torch.export.export(model, (), prefer_deferred_runtime_asserts_over_guards=True, **options)
 
 
 def export_model(

@@ -11,12 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tasks.common.checkpoint import PROCESSOR, WEIGHTS, load_weights, read_config, read_weights
 from tasks.common.errors import CheckpointError, UserError
 from tasks.common.files import atomic_write
 
 
 class Predictor(Protocol):
-    """What `load()` returns in every task."""
+    """What `load()` returns in every task.
+
+    Where it also has `line(answer)`, that is what `predict` writes of an answer instead of JSON; `lookahead` batches
+    are handed to it at a time (1), so that it can put like with like; and `remark()` is said on stderr at the end.
+    """
 
     def items(self, options: argparse.Namespace) -> Sequence[Any]:
         """What the command line names: one item, a folder's, or a file's; samples, or mappings with an id."""
@@ -58,6 +63,36 @@ def shipped_folder(task: str) -> Path:
     return folder
 
 
+def load_parts(
+    task: str, directory: str | Path | None, device: str, model_class: Any, processor_class: Any
+) -> tuple[Any, Any]:
+    """The model, on its device, and the processor of a shipped folder.
+
+    Args:
+        task: that the folder must be of.
+        directory: the folder; none: the one in the package.
+        device: see `device_of`.
+        model_class: built from the folder's keywords.
+        processor_class: has `load`.
+
+    Raises:
+        CheckpointError: missing, damaged, foreign, or of another task.
+    """
+    folder = Path(directory) if directory is not None else shipped_folder(task)
+    config = read_config(folder)
+    if config["task"] != task:
+        raise CheckpointError(f"{folder}: expected a model of {task}, found one of {config['task']}.")
+    processor = processor_class.load(folder / PROCESSOR)
+    try:
+        model = model_class(**config["model"])
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: the model's keywords do not fit this version: {error}."
+        ) from None
+    load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
+    return model.to(device_of(device)), processor
+
+
 def run(task: str, command: str, options: argparse.Namespace) -> None:
     """Run one of the three commands."""
     module = importlib.import_module(f"tasks.{task}.predict")
@@ -75,9 +110,10 @@ def run(task: str, command: str, options: argparse.Namespace) -> None:
 
 
 def _answers(predictor: Predictor, items: Sequence[Any], options: argparse.Namespace) -> Iterator[Any]:
-    """Answers in order, a batch at a time; a bad item ends the run or becomes an `error` line, as asked."""
-    for start in range(0, len(items), options.batch_size):
-        batch = items[start : start + options.batch_size]
+    """Answers in order, some batches at a time; a bad item ends the run or becomes an `error` line, as asked."""
+    size = options.batch_size * getattr(predictor, "lookahead", 1)
+    for start in range(0, len(items), size):
+        batch = items[start : start + size]
         try:
             yield from predictor.predict(batch, batch_size=options.batch_size)
         except Exception as error:
@@ -100,13 +136,15 @@ def _is_bad_item(error: Exception) -> bool:
 def _predict(predictor: Predictor, items: Sequence[Any], options: argparse.Namespace) -> None:
     skipped: list[str] = []
     options.batch_size = min(options.batch_size, max(len(items), 1))
+    write_line = getattr(predictor, "line", None)
 
     def lines() -> Iterator[str]:
         for answer in progress(_answers(predictor, items, options), len(items), "predicting"):
             record = answer if isinstance(answer, dict) else dataclasses.asdict(answer)
             if "error" in record:
                 skipped.append(record["error"])
-            yield json.dumps(record, ensure_ascii=False) + "\n"
+            text = write_line(record) if write_line is not None else json.dumps(record, ensure_ascii=False)
+            yield text + "\n"
 
     if options.output is None:
         for line in lines():
@@ -118,6 +156,9 @@ def _predict(predictor: Predictor, items: Sequence[Any], options: argparse.Names
                 file.write(line)
         print(f"{len(items) - len(skipped)} answers written to {options.output}.")
     report_skipped(skipped, len(items))
+    remark = predictor.remark() if hasattr(predictor, "remark") else ""
+    if remark:
+        sys.stderr.write(f"{remark}\n")
 
 
 def _explain(predictor: Predictor, items: Sequence[Any], options: argparse.Namespace) -> None:

@@ -122,6 +122,10 @@ class TaskModule(LightningModule):
         """Run the model on a batch and feed the metric."""
         raise NotImplementedError
 
+    def notes(self) -> dict[str, str]:
+        """What belongs beside the figures in metrics.json, such as the signature of a metric."""
+        return {}
+
     @classmethod
     def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
         """Check the model's keywords before anything is built, and return what to build from."""

@@ -20,6 +20,7 @@ from tasks.common.losses import soft_cross_entropy
 from tasks.common.metrics import GroupedMean
 from tasks.common.module import TaskModule
 from tasks.vqa.losses import guidance_loss, object_loss
+from tasks.vqa.memory import DESCRIPTORS, describe
 from tasks.vqa.model import VQAModel, judged
 
 UNK_ID = SPECIAL_TOKENS.index(UNK)  # the same in every kind of tokenizer
@@ -45,7 +46,7 @@ class VQADataModule(TaskDataModule):
     """
 
     processor_class = VQAProcessor
-    sizes = ("vocab_size", "num_answers", "image_size", "num_object_labels")
+    sizes = ("vocab_size", "num_answers", "image_size", "num_object_labels", "memory_size")
 
     def __init__(
         self,
@@ -99,7 +100,30 @@ class VQADataModule(TaskDataModule):
         return self.processor.sizes() | {
             "image_size": self.processor.image.size[0],
             "num_object_labels": len(self.processor.object_labels),
+            "memory_size": self._memory_size(),
         }
+
+    def _memory_size(self) -> tuple[int, int, int]:
+        """Examples, distinct questions and pictures that training may remember; a shipped model says its own."""
+        if self._processor_is_shipped:
+            return (0, 0, 0)
+        kept = [sample for sample in self.dataset("train").samples if self.processor.covers(sample)]  # type: ignore[attr-defined]
+        return len(kept), len({s.question for s in kept}), len({s.image_key() for s in kept})
+
+    def examples(self) -> tuple[Tensor, ...]:
+        """The training part as `ExampleMemory.fit` takes it: pictures not augmented, what is hidden hidden."""
+        dataset, make = self.dataset("train"), self.collate_fn("val")
+        groups = torch.tensor(dataset.groups)  # type: ignore[attr-defined]
+        pictures = torch.zeros(int(groups.max()) + 1, sum(DESCRIPTORS.values()), dtype=torch.float64)
+        ids, masks, targets = [], [], []
+        for rows in torch.arange(len(groups)).split(256):
+            batch = make([dataset[i] for i in rows.tolist()])
+            pictures[groups[rows]] = describe(batch.pixel_values)[batch.image_index]
+            room = (0, self.processor.tokenizer.max_len - batch.input_ids.shape[1])
+            ids.append(nn.functional.pad(batch.input_ids, room))
+            masks.append(nn.functional.pad(batch.key_mask, room))
+            targets.append(batch.targets)
+        return pictures, groups, torch.cat(ids), torch.cat(masks), torch.cat(targets)
 
     def collate_fn(self, split: Split) -> Callable[..., VQABatch]:
         make = partial(collate, processor=self.processor, augment=self.augment if split == "train" else None)
@@ -152,7 +176,13 @@ class VQAModule(TaskModule):
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         keywords = super().complete_keywords(sizes)
         # Without its loss the head that names objects would be dead weight.
-        return keywords if self.object_supervision else keywords | {"num_object_labels": 0}
+        unused = {} if self.object_supervision else {"num_object_labels": 0}
+        return keywords | unused | ({} if keywords.get("memory") else {"memory_size": (0, 0, 0)})
+
+    def on_fit_start(self) -> None:
+        memory = self.model.memory
+        if memory is not None and not memory.is_filled:  # a resumed run has it from its checkpoint
+            memory.fit(*self.trainer.datamodule.examples())  # type: ignore[attr-defined]
 
     def _forward(self, batch: VQABatch) -> Any:
         return self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)

@@ -6,15 +6,16 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.vqa import VQADataset, VQAProcessor, VQASample, collate
-from tasks.common.checkpoint import PROCESSOR, WEIGHTS, load_weights, read_config, read_weights
-from tasks.common.inference import device_of, shipped_folder
+from data.vqa import VQABatch, VQADataset, VQAProcessor, VQASample, collate
+from tasks.common.checkpoint import PROCESSOR
+from tasks.common.inference import load_parts
 from tasks.vqa.model import VQAModel
 
 Item = Mapping[str, Any] | VQASample
@@ -46,6 +47,9 @@ class VQAExplanation:
     regions: list[tuple[float, float, float, float]] = field(
         default_factory=list
     )  # where the answer does rest, if known
+    remembered: list[tuple[str, float]] = field(
+        default_factory=list
+    )  # training questions that speak most for the answer, and what each adds to its score, if the model has a memory
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the picture, and the attention laid over it."""
@@ -54,8 +58,10 @@ class VQAExplanation:
         title = f"{self.answer.question}\n{self.answer.answer} ({self.answer.score:.2f})"
         read = self.words.topk(min(3, len(self.tokens)))
         words = ", ".join(f"{self.tokens[i]} {share:.2f}" for share, i in zip(*map(Tensor.tolist, read), strict=True))
+        known = [f"{share:+.2f} {shorten(text, 38, placeholder=' ...')}" for text, share in self.remembered]
+        below = [f"most read: {words}", *(["remembered:"] if known else []), *known]
         boxes = self.regions or None
-        overlay(self.image, self.attention, path, title, boxes, titles=[f"most read: {words}"], window=self.window)
+        overlay(self.image, self.attention, path, title, boxes, titles=["\n".join(below)], window=self.window)
 
 
 class VQAPredictor:
@@ -118,7 +124,8 @@ class VQAPredictor:
         samples = [as_sample(item, n) for n, item in enumerate(items)]
         batch = collate(samples, self.processor).to(self.device)
         with torch.no_grad(), capture(self.model) as maps:
-            self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)
+            logits = self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index).logits
+        remembered = self._recall(batch, logits.argmax(-1))
         attention = self.model.grid_attention(maps, batch.image_index, batch.key_mask).cpu()  # (B, gh, gw)
         words = self.model.word_attention(maps, batch.key_mask).cpu()  # (B, L)
         answers = self.predict(samples)
@@ -129,10 +136,30 @@ class VQAPredictor:
             tokens = self.processor.tokenizer.tokens(sample.question)
             explanations.append(
                 VQAExplanation(
-                    answer, picture, attention[n], window, words[n, : len(tokens)], tokens, list(sample.regions)
+                    answer,
+                    picture,
+                    attention[n],
+                    window,
+                    words[n, : len(tokens)],
+                    tokens,
+                    list(sample.regions),
+                    remembered[n],
                 )
             )
         return explanations
+
+    def _recall(self, batch: VQABatch, best: Tensor) -> list[list[tuple[str, float]]]:
+        """For each question the remembered ones behind its best answer (B,); nothing where there is no memory."""
+        if self.model.memory is None:
+            return [[] for _ in best]
+        asked = (batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)
+        with torch.no_grad():
+            added, tokens = (found.tolist() for found in self.model.memory.recall(*asked, best))
+        decode = self.processor.tokenizer.decode
+        return [
+            [(decode([i for i in ids if i >= 0]), share) for ids, share in zip(*row, strict=True)]
+            for row in zip(tokens, added, strict=True)
+        ]
 
     # The command line -------------------------------------------------------------------------------------------------
 
@@ -224,18 +251,4 @@ def load(directory: str | Path | None = None, device: str = "auto") -> VQAPredic
     Raises:
         CheckpointError: missing, damaged, foreign, or of another task.
     """
-    from tasks.common.errors import CheckpointError
-
-    folder = Path(directory) if directory is not None else shipped_folder("vqa")
-    config = read_config(folder)
-    if config["task"] != "vqa":
-        raise CheckpointError(f"{folder}: expected a model of vqa, found one of {config['task']}.")
-    processor = VQAProcessor.load(folder / PROCESSOR)
-    try:
-        model = VQAModel(**config["model"])
-    except TypeError as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: the model's keywords do not fit this version: {error}."
-        ) from None
-    load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
-    return VQAPredictor(model.to(device_of(device)), processor)
+    return VQAPredictor(*load_parts("vqa", directory, device, VQAModel, VQAProcessor))

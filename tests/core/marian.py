@@ -1,4 +1,4 @@
-"""A random MarianMTModel of transformers and the same weights in ours, mapped by hand: tests and benchmarks of generation."""
+"""A random MarianMTModel of transformers, and the same weights in ours, mapped by hand."""
 
 from __future__ import annotations
 

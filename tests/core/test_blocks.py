@@ -91,6 +91,29 @@ def test_norm_eps_and_biases_reach_every_layer():
     assert {layer.ffn.activation for layer in encoder.layers} == {"relu"}
 
 
+def test_a_gated_network_without_biases():
+    ffn = FeedForward(8, 12, activation="silu", gated=True, bias=False)
+    x = torch.randn(2, 3, 8)
+    hidden = nn.functional.silu(x @ ffn.fc1.weight.T) * (x @ ffn.gate.weight.T)
+    torch.testing.assert_close(ffn(x), hidden @ ffn.fc2.weight.T)
+
+
+def test_what_stacks_hand_to_their_layers():
+    """RMS norms, no bias anywhere, heads of a size of their own: as T5 has it."""
+    options = {"norm": "rms", "norm_eps": 1e-3, "bias": False, "gated": True, "head_dim": 3, "activation": "relu"}
+    for stack, given in ((Encoder(8, 2, 2, **options), ()), (Decoder(8, 2, 2, **options), (torch.randn(2, 4, 8),))):
+        assert not any(name.endswith("bias") for name, _ in stack.named_parameters())
+        assert {m.eps for m in stack.modules() if isinstance(m, nn.RMSNorm)} == {1e-3}
+        assert not any(isinstance(m, nn.LayerNorm) for m in stack.modules())
+        assert {m.head_dim for m in stack.modules() if hasattr(m, "head_dim")} == {3}
+        assert all(layer.ffn.gate is not None and layer.ffn.activation == "relu" for layer in stack.layers)
+        x = torch.randn(2, 5, 8)
+        out = stack(x, *given)
+        torch.testing.assert_close(out.pow(2).mean(-1), torch.ones(2, 5), atol=5e-3, rtol=0)
+    with pytest.raises(ValueError, match="unknown norm 'batch'; there are: layer, rms"):
+        Encoder(8, 1, 2, norm="batch")
+
+
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_hidden_states_are_what_forward_goes_through(norm_first):
     encoder = Encoder(8, 3, 2, norm_first=norm_first, position_bias=T5Bias(2))

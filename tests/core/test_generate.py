@@ -1,17 +1,17 @@
+import itertools
 import json
 import math
 
 import pytest
 import torch
+from marian import marian, ours
 
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.generate import GenerationConfig, generate
 from mmattn.generate.beams import beam_search
 from mmattn.generate.constraints import ban_repeated_ngrams, ban_sequence
 from mmattn.generate.sampling import sample
-from mmattn.generate.topk import top_k
-
-from marian import marian, ours
+from mmattn.generate.topk import log_normaliser, top_k
 
 START, EOS, PAD, V = 0, 1, 2, 40
 SEARCHES = {
@@ -113,23 +113,23 @@ def test_beams_find_what_greedy_misses(model, source):
     assert (beams.scores[:, 0] - greedy.scores[:, 0]).sum() > 0.1
 
 
-@pytest.mark.parametrize("name", ["beam 4, early", "greedy"])
-@pytest.mark.parametrize("kind", ["dense", "additive", "linear"])
-def test_beams_as_rows_and_merged(source, kind, name):
-    """Beams that share their sentence's rows find what beams with rows of their own find."""
-    torch.manual_seed(0)
-    model = vary(Seq2Seq(V, 16, 2, 4, decoder_attention=kind, tied_output=False))
+@pytest.mark.parametrize("kind", ["additive", "linear", "monotonic"])
+def test_beams_of_other_kernels(source, kind):
+    """A prompt of two tokens; decoding states that are no keys and values; cross-attention with one of its own."""
+    torch.manual_seed(5)
+    attention = {"cross_attention" if kind == "monotonic" else "decoder_attention": kind}
+    model = vary(Seq2Seq(V, 16, 2, 4, tied_output=False, **attention))
     ids, key_mask = source
-    prompt = torch.full((len(ids), 2), START)
-    found = []
+    prompt = torch.tensor([[START, 4]]).expand(len(ids), 2)
     with torch.inference_mode():
-        for merged in (True, False):
-            state = model.start(ids, key_mask)
-            assert state.merged is (kind == "dense")
-            state.merged &= merged
-            found.append(generate(model.step, state, prompt, config(**SEARCHES[name])))
-    assert found[0].tokens() == found[1].tokens()
-    assert torch.allclose(found[0].scores, found[1].scores)
+        state = model.start(ids, key_mask)
+        assert state.shared is (kind != "monotonic")
+        found = generate(model.step, state, prompt, config(num_beams=3, length_penalty=0.0, num_return_sequences=2))
+        for b, best in enumerate(found.tokens()):
+            for n, tokens in enumerate(best):
+                logits = model(ids[b : b + 1], key_mask[b : b + 1], torch.tensor([[START, 4, *tokens[:-1]]]))
+                log_p = logits.log_softmax(-1)[0, torch.arange(len(tokens)) + 1, torch.tensor(tokens)].sum()
+                assert abs(log_p - found.scores[b, n]) < 1e-8
 
 
 @pytest.mark.parity
@@ -162,3 +162,223 @@ def test_same_ids_as_transformers(source, name):
     for row, tokens in enumerate(expected[:, 1:].tolist()):
         assert [*found.tokens()[row // n][row % n], *[PAD] * 20][: len(tokens)] == tokens
     assert len(set(expected.flatten().tolist())) > 5  # not the same token again and again
+
+
+# Toys: a table of log-probabilities per last token ------------------------------------------------------------------
+
+
+class Nothing:
+    def __init__(self):
+        self.moves = []
+
+    def select(self, rows):
+        self.moves.append(rows)
+
+
+def chain(table):
+    return lambda ids, state: table[ids[:, -1]].clone()
+
+
+def toy(size, seed=0):
+    return torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).log_softmax(-1)
+
+
+def test_wide_beams_find_the_best_of_all():
+    """Against every text of up to four tokens."""
+    table, prompt = toy(4), torch.tensor([[2], [3]])
+    found = generate(
+        chain(table),
+        Nothing(),
+        prompt,
+        GenerationConfig(
+            num_beams=64,
+            num_return_sequences=5,
+            eos_token_id=0,
+            max_new_tokens=4,
+            length_penalty=0.7,
+            early_stopping="never",
+        ),
+    )
+    for b, start in enumerate((2, 3)):
+        texts = [t for n in range(1, 5) for t in itertools.product(range(4), repeat=n) if 0 not in t[:-1]]
+        texts = [t for t in texts if len(t) == 4 or t[-1] == 0]
+        scores = {t: sum(table[a, b] for a, b in itertools.pairwise((start, *t))).item() / len(t) ** 0.7 for t in texts}
+        best = sorted(scores, key=scores.get, reverse=True)[:5]
+        assert [tuple(t) for t in found.tokens()[b]] == best
+        assert torch.allclose(found.scores[b], torch.tensor([scores[t] for t in best], dtype=torch.float64))
+
+
+def test_groups_keep_apart():
+    table, prompt = toy(9, 3), torch.tensor([[2]])
+    options = {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 5}
+    found = generate(
+        chain(table), Nothing(), prompt, GenerationConfig(num_beam_groups=4, diversity_penalty=5.0, **options)
+    )
+    assert len({tokens[0] for tokens in found.tokens()[0]}) == 4  # greedy each, none begins as another
+    for tokens, score in zip(found.tokens()[0], found.scores[0], strict=True):
+        log_p = sum(table[a, b] for a, b in itertools.pairwise((2, *tokens)))
+        assert abs(log_p / 5 - score) < 1e-9  # the penalty decides, the score stays the model's
+    together = generate(chain(table), Nothing(), prompt, GenerationConfig(**options))
+    apart = generate(chain(table), Nothing(), prompt, GenerationConfig(num_beam_groups=2, **options))
+    assert apart.scores.max() <= together.scores.max() + 1e-12
+    greedy = generate(chain(table), Nothing(), prompt, GenerationConfig(max_new_tokens=5))
+    assert greedy.tokens()[0][0] in found.tokens()[0]  # the first group knows of no other
+
+
+def test_finished_sentences_leave():
+    """Sentence 0 ends at once: the steps after it have one row less."""
+    rows = []
+
+    def step(ids, state):
+        rows.append(len(ids))
+        return torch.nn.functional.one_hot((ids[:, -1] - 1).clamp_min(0), 10).float()
+
+    state = Nothing()
+    found = generate(step, state, torch.tensor([[1], [5], [3]]), GenerationConfig(eos_token_id=0, max_new_tokens=9))
+    assert rows == [3, 2, 2, 1, 1]
+    assert [move.flatten().tolist() for move in state.moves] == [[1, 2], [0]]
+    assert found.tokens() == [[[0]], [[4, 3, 2, 1, 0]], [[2, 1, 0]]]
+    assert found.lengths.tolist() == [[1], [5], [3]]
+
+
+def test_streaming():
+    heard = []
+    table = toy(8)
+    config = GenerationConfig(do_sample=True, num_return_sequences=2, eos_token_id=0, max_new_tokens=6)
+    found = generate(
+        chain(table),
+        Nothing(),
+        torch.tensor([[1], [2]]),
+        config,
+        generator=torch.Generator().manual_seed(0),
+        on_token=lambda row, token: heard.append((row, token)),
+    )
+    for row in range(4):
+        assert [token for at, token in heard if at == row] == found.tokens()[row // 2][row % 2]
+    with pytest.raises(ValueError, match="nothing to stream"):
+        generate(
+            chain(table),
+            Nothing(),
+            torch.tensor([[1]]),
+            GenerationConfig(num_beams=2, max_new_tokens=2),
+            on_token=print,
+        )
+
+
+SAMPLERS = {
+    "plain": ({}, lambda p: p),
+    "temperature": ({"temperature": 0.5}, lambda p: p**2),
+    "top_k": ({"top_k": 3}, lambda p: p * (p >= p.sort().values[-3])),
+    "top_p": ({"top_p": 0.6}, lambda p: p * torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])),
+    "min_p": ({"min_p": 0.3}, lambda p: p * (p >= 0.3 * p.max())),
+    "all": ({"temperature": 2.0, "top_k": 4, "top_p": 0.7}, lambda p: p.sqrt() * torch.tensor([1, 1, 1, 0, 0, 0])),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sampling_distribution(name):
+    options, keep = SAMPLERS[name]
+    p = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
+    config = GenerationConfig(do_sample=True, max_new_tokens=1, **options)
+    drawn = sample(p.log().expand(40_000, -1), config, torch.Generator().manual_seed(0))
+    expected = keep(p) / keep(p).sum()
+    found = drawn.bincount(minlength=6) / len(drawn)
+    assert (found[expected == 0] == 0).all()
+    assert (found - expected).abs().max() < 0.01
+    again = sample(p.log().expand(40_000, -1), config, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, again)
+
+
+def test_samples_score_what_the_model_says(model, source):
+    ids, key_mask = source
+    options = config(do_sample=True, temperature=0.7, top_k=5, num_return_sequences=3, length_penalty=0.0)
+    found = model.generate(ids, key_mask, options, generator=torch.Generator().manual_seed(0))
+    for b, several in enumerate(found.tokens()):
+        for n, tokens in enumerate(several):
+            expected = full_log_p(model, ids[b : b + 1], key_mask[b : b + 1], tokens)
+            assert abs(expected - found.scores[b, n]) < 1e-8
+    assert len({tuple(tokens) for several in found.tokens() for tokens in several}) > len(ids)
+
+
+@pytest.mark.parametrize("columns", [5, 700, 5_000, 5_001, 5_063])
+def test_top_k_is_torchs(columns):
+    scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(0))
+    for k in (1, 4, 5):
+        for found, expected in zip(top_k(scores, k), scores.topk(k, dim=-1), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_log_normaliser(dtype):
+    scores = (torch.randn(19, 900, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
+    scores[:, 3] = -math.inf
+    expected = scores.to(torch.promote_types(dtype, torch.float32)).logsumexp(-1, keepdim=True)
+    assert torch.allclose(log_normaliser(scores), expected, rtol=1e-6 if dtype != torch.float64 else 1e-12)
+
+
+def test_bans():
+    ids = torch.tensor([[1, 2, 3, 1, 2], [4, 4, 4, 4, 4], [5, 6, 7, 8, 9]])
+    scores = torch.zeros(3, 10)
+    ban_repeated_ngrams(scores, ids, 3)
+    assert (scores == -math.inf).nonzero().tolist() == [[0, 3], [1, 4]]
+    scores = torch.zeros(3, 10)
+    ban_sequence(scores, ids, (8, 9, 0))
+    ban_sequence(scores, ids, (6,))
+    assert (scores == -math.inf).nonzero().tolist() == [[0, 6], [1, 6], [2, 0], [2, 6]]
+
+
+# The configuration --------------------------------------------------------------------------------------------------
+
+
+def test_public_file(tmp_path):
+    path = tmp_path / "generation_config.json"
+    values = {"num_beams": 4, "eos_token_id": [1, 2], "max_length": 60, "transformers_version": "4.57.0", "top_k": None}
+    path.write_text(json.dumps(values | {"typical_p": 1.0, "use_cache": True, "bad_words_ids": [[3]]}))
+    found = GenerationConfig.read(path)
+    assert (found.num_beams, found.eos, found.pad, found.max_length, found.top_k) == (4, (1, 2), 1, 60, 0)
+    assert found.room(10) == 50
+    path.write_text(json.dumps(values | {"penalty_alpha": 0.6}))
+    with pytest.raises(ValueError, match=r"generation_config.json: not supported.*penalty_alpha = 0.6"):
+        GenerationConfig.read(path)
+    path.write_text(json.dumps(values | {"typical_p": 0.9}))
+    with pytest.raises(ValueError, match=r"typical_p = 0.9"):
+        GenerationConfig.read(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"generation_config.json: not JSON"):
+        GenerationConfig.read(path)
+
+
+def test_what_a_public_file_leaves_out():
+    assert GenerationConfig.from_public({}).max_new_tokens == 20
+    assert GenerationConfig.from_public({"do_sample": True}).top_k == 50
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0, found 0"),
+        ({"num_beams": 0}, "num_beams must be at least 1, found 0"),
+        ({"early_stopping": "always"}, "early_stopping must be true, false or"),
+        ({"do_sample": True, "num_beams": 2}, "sampling within beams is not supported"),
+        ({"num_beams": 4, "num_beam_groups": 3}, "not a multiple"),
+        ({"diversity_penalty": 1.0}, "give num_beam_groups"),
+        ({"num_return_sequences": 2}, "needs as many beams, or sampling"),
+    ],
+)
+def test_refused_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationConfig(**options)
+
+
+def test_room():
+    with pytest.raises(ValueError, match="give max_new_tokens or max_length"):
+        GenerationConfig().room(1)
+    with pytest.raises(ValueError, match="max_length=3 leaves no room after a prompt of 3 tokens"):
+        GenerationConfig(max_length=3).room(3)
+
+
+def test_prompts_and_starts(model, source):
+    with pytest.raises(ValueError, match="at least one token each"):
+        generate(chain(toy(4)), Nothing(), torch.zeros(2, 0, dtype=torch.long), GenerationConfig(max_new_tokens=1))
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
+        model.generate(*source, GenerationConfig(max_new_tokens=1))

@@ -93,7 +93,7 @@ def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> Non
         ids, _ = text.encode_batch(["is it red?", "red", "how many dogs?"])
     assert ids.shape == (3, 3)
     assert text.truncated == 2
-    assert "max_len=3" in caplog.text
+    assert "cut at 3 tokens" in caplog.text
     assert text.count_truncated(["is it red?", "red"]) == 1
     assert text.truncated == 2
 

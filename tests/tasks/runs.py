@@ -12,9 +12,19 @@ TINY = (
     "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 --model.fusion_layers 1"
 )
 
+# By task; what writes text has batches by tokens.
+TINIES = {
+    "vqa": TINY,
+    "translation": "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 1 "
+    "--trainer.limit_test_batches 1 --trainer.enable_progress_bar false --data.pairs 60 --data.vocab_size 300 "
+    "--data.max_tokens 400 --data.max_target_len 20 --data.batch_size 8 --model.embed_dim 16 --model.num_heads 2 "
+    "--model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1",
+}
 
-def run(command: str, folder: Path, options: str = "", base: str = TINY, task: str = "vqa") -> Path:
+
+def run(command: str, folder: Path, options: str = "", base: str | None = None, task: str = "vqa") -> Path:
     """Run `python -m tasks.TASK COMMAND` with tiny settings; later options override."""
+    base = TINIES[task] if base is None else base
     given = {word.split("=")[0] for word in options.split() if word.startswith("--")}
     words = base.split()
     kept = [w for n in range(0, len(words), 2) if words[n] not in given for w in words[n : n + 2]]

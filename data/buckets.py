@@ -1,0 +1,124 @@
+"""Batches of texts of like lengths under a token budget: a plan as ``data.batching`` has them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.batching import BatchPlan, seed_of
+
+Lengths = Sequence[tuple[int, int]]  # tokens of source and target, a pair a sample
+
+
+@dataclass(frozen=True)
+class Waste:
+    """How much of the batches is padding."""
+
+    real: int  # tokens, sources and targets together
+    padded: int  # places in the tensors
+
+    @property
+    def share(self) -> float:
+        """Padding among all places, 0..1."""
+        return 1 - self.real / self.padded if self.padded else 0.0
+
+
+def waste_of(batches: Sequence[Sequence[int]], lengths: Lengths) -> Waste:
+    """The padding of batches of these samples, each padded to its longest source and its longest target."""
+    real = padded = 0
+    for batch in batches:
+        for side in (0, 1):
+            sizes = [lengths[index][side] for index in batch]
+            real += sum(sizes)
+            padded += max(sizes) * len(sizes)
+    return Waste(real, padded)
+
+
+class TokenBatchSampler(BatchPlan):
+    """Training batches of like lengths, none with more than so many places for tokens on its longer side.
+
+    An epoch sorts by one side's length, then by the other's, up and down in turn, so that neighbours differ little;
+    what has the same lengths is shuffled, the list is cut where the budget is reached, and the batches are shuffled.
+    The side that comes first alternates from epoch to epoch, so that a batch meets other company. Every epoch has the
+    same number of batches, whatever its cuts: where they give fewer, the largest are halved.
+
+    Args:
+        lengths: Tokens of source and target, a pair a sample.
+        max_tokens: Most places of a batch on one rank: its samples times its longest text.
+        max_samples: Most samples of a batch, None = as many as fit.
+        seed: Of the order.
+        rank: This process's number.
+        world_size: Number of processes.
+
+    Raises:
+        ValueError: A sample alone is more than the budget.
+
+    >>> plan = TokenBatchSampler([(3, 2), (3, 3), (9, 8), (2, 2), (8, 9)], max_tokens=18)
+    >>> sorted(sorted(item.index for item in batch) for batch in plan)
+    [[0, 1, 3], [2, 4]]
+    """
+
+    def __init__(
+        self,
+        lengths: Lengths,
+        max_tokens: int,
+        max_samples: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(rank, world_size)
+        self.lengths, self.max_tokens, self.seed = lengths, max_tokens, seed
+        self.max_samples = len(lengths) if max_samples is None else max_samples
+        if len(lengths) < world_size:
+            raise ValueError(f"expected at least one sample a rank, found {len(lengths)} for {world_size} ranks")
+        longest = max(max(pair) for pair in lengths)
+        if longest > max_tokens:
+            raise ValueError(f"max_tokens: expected at least {longest}, the longest text's, found {max_tokens}")
+        # The cuts depend on the sorted lengths alone, which no shuffling among equals changes.
+        most = max(len(self._cut(self._order(side, None))) for side in (0, 1))
+        self.total = -(-most // world_size) * world_size
+        if self.total > len(lengths):
+            raise ValueError(f"expected at least {self.total} samples for {world_size} ranks, found {len(lengths)}")
+
+    def __len__(self) -> int:
+        return self.total // self.world_size
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """See the base class."""
+        stream = random.Random(seed_of(self.seed, epoch, 0))
+        batches = self._cut(self._order(epoch % 2, stream))
+        while len(batches) < self.total:
+            largest = max(range(len(batches)), key=lambda k: len(batches[k]))
+            half = len(batches[largest]) // 2
+            batches += [batches[largest][half:]]
+            batches[largest] = batches[largest][:half]
+        keys = [stream.random() for _ in batches]
+        return [batches[k] for k in sorted(range(len(batches)), key=keys.__getitem__)]
+
+    def waste(self, epoch: int = 0) -> Waste:
+        """The padding of an epoch's batches, of all ranks."""
+        return waste_of(self.batches(epoch), self.lengths)
+
+    def _order(self, side: int, stream: random.Random | None) -> list[int]:
+        """All samples sorted; random() is the one stream that Python promises not to change."""
+        ties = [0.0 if stream is None else stream.random() for _ in self.lengths]
+
+        def key(index: int) -> tuple[int, int, float]:
+            first, second = self.lengths[index][side], self.lengths[index][1 - side]
+            return first, second if first % 2 else -second, ties[index]
+
+        return sorted(range(len(self.lengths)), key=key)
+
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        longest = 0
+        for index in order:
+            longest = max(longest, *self.lengths[index])
+            size = len(batches[-1]) + 1 if batches else 0
+            if not batches or size * longest > self.max_tokens or size > self.max_samples:
+                batches.append([])
+                longest = max(self.lengths[index])
+            batches[-1].append(index)
+        return batches

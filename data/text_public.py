@@ -1,0 +1,209 @@
+"""Tokenizers of public models, as they lie in their folders, with the interface of ours.
+
+Three layouts are read: ``tokenizer.json`` of the tokenizers library; Marian's ``source.spm``, ``target.spm`` and
+``vocab.json``; T5's ``spiece.model``. The last two need the package sentencepiece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError, is_broken, shorten
+from data.text import TokenIds, _tokenizers
+
+SPACE = "\u2581"  # sentencepiece's sign for a space
+LAYOUTS = {
+    "tokenizer.json": ("tokenizer.json",),
+    "marian": ("source.spm", "target.spm", "vocab.json"),
+    "t5": ("spiece.model",),
+}
+
+
+class PublicText(TokenIds):
+    """A public model's tokenizer for one side of a pair.
+
+    Args:
+        kind: A layout, of ``LAYOUTS``.
+        files: The layout's files by name.
+        side: ``source`` or ``target``: Marian has a model for each.
+        max_len: Most tokens where nothing else is asked for.
+        special: The ids ``pad_id``, ``unk_id``, ``start_id`` and ``eos_id``, where the layout does not decide them.
+
+    Raises:
+        DataError: A file is damaged, or lacks what the model needs.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        files: Mapping[str, bytes],
+        side: str = "source",
+        max_len: int = 512,
+        special: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind, self.files, self.side, self.max_len = kind, dict(files), side, max_len
+        self.special = dict(special or {})
+        try:
+            self._open()
+        except DataError:
+            raise
+        except Exception as error:  # the libraries raise what they like
+            raise DataError(
+                f"tokenizer ({kind})", "its files as public models have them", shorten(str(error))
+            ) from error
+
+    def _open(self) -> None:
+        if self.kind == "tokenizer.json":
+            self._pieces = _tokenizers().Tokenizer.from_str(self.files["tokenizer.json"].decode("utf-8"))
+            self._pieces.no_truncation()
+            self._pieces.no_padding()
+            self.vocab_size = int(self._pieces.get_vocab_size())
+            template = self._pieces.encode("").ids  # what the model's own processor puts around a text
+            known = {"eos_id": template[-1], "start_id": template[-1]} if template else {}
+            self.prefix_ids = tuple(template[:-1])
+            named = {"pad_id": ("<pad>", "[PAD]"), "unk_id": ("<unk>", "[UNK]"), "eos_id": ("</s>", "[SEP]")}
+            for name, tokens in named.items():
+                ids = [i for i in map(self._pieces.token_to_id, tokens) if i is not None]
+                known |= {name: ids[0]} if ids and name not in known else {}
+            known.setdefault("unk_id", known.get("pad_id", 0))  # a byte-level vocabulary has no unknown token
+            known.setdefault("start_id", known.get("eos_id", 0))
+        elif self.kind == "marian":
+            self._pieces = _sentencepiece(self.files[f"{self.side}.spm"])
+            self._vocabulary: dict[str, int] = json.loads(self.files["vocab.json"])
+            self._tokens = {index: piece for piece, index in self._vocabulary.items()}
+            self.vocab_size = max(self._vocabulary.values()) + 1
+            known = {f"{name}_id": self._vocabulary[f"<{name}>"] for name in ("pad", "unk")}
+            known |= {"eos_id": self._vocabulary["</s>"], "start_id": known["pad_id"]}
+        else:
+            self._pieces = _sentencepiece(self.files["spiece.model"])
+            self.vocab_size = self._pieces.get_piece_size() + 100  # and the sentinels that T5 was pretrained with
+            known = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "start_id": 0}
+        known |= self.special
+        missing = sorted({"pad_id", "unk_id", "start_id", "eos_id"} - set(known))
+        if missing:
+            raise DataError("tokenizer.json", "the special tokens of a model that writes", f"no {', '.join(missing)}")
+        self.pad_id, self.unk_id = known["pad_id"], known["unk_id"]
+        self.start_id, self.eos_id = known["start_id"], known["eos_id"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("kind", "files", "side", "max_len", "special", "truncated")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        truncated = state.pop("truncated")
+        self.__init__(**state)  # type: ignore[misc]
+        self.truncated = truncated
+
+    def encode(self, text: str) -> list[int]:
+        if not isinstance(text, str) or is_broken(text):
+            raise DataError("text", "a string of valid Unicode", shorten(text))
+        if self.kind == "tokenizer.json":
+            return list(self._pieces.encode(text, add_special_tokens=False).ids)
+        if self.kind == "t5":
+            return list(self._pieces.encode(text))
+        language, text = _language(text)
+        pieces = language + self._pieces.encode(text, out_type=str)
+        return [self._vocabulary.get(piece, self.unk_id) for piece in pieces]
+
+    def words(self, text: str) -> tuple[list[str], list[int]]:
+        words = text.split()
+        if self.kind == "tokenizer.json":
+            pieces = [text[start:end] for start, end in self._pieces.encode(text, add_special_tokens=False).offsets]
+        elif self.kind == "t5":
+            pieces = self._pieces.encode(text, out_type=str)
+        else:
+            language, rest = _language(text)
+            pieces = [*(f"{SPACE}{code}" for code in language), *self._pieces.encode(rest, out_type=str)]
+        signs = [word for n, word in enumerate(words) for _ in word]  # how far each piece reaches into the words
+        owners, done = [], 0
+        ends = [sum(map(len, words[: n + 1])) for n in range(len(words))]
+        for piece in pieces:
+            size = len("".join(piece.replace(SPACE, " ").split()))
+            place = min(done, max(len(signs) - 1, 0))
+            owners.append(next((n for n, end in enumerate(ends) if place < end), 0))
+            done += size
+        return words, owners
+
+    def decode(self, ids: Sequence[int]) -> str:
+        hidden = {self.pad_id, self.eos_id, self.start_id, self.unk_id}
+        kept = [int(i) for i in ids if int(i) not in hidden]
+        if self.kind == "tokenizer.json":
+            return self._pieces.decode(kept, skip_special_tokens=True).strip()
+        if self.kind == "t5":
+            size = self._pieces.get_piece_size()
+            return self._pieces.decode([i for i in kept if i < size]).strip()
+        return self._pieces.decode_pieces([self._tokens[i] for i in kept]).replace(SPACE, " ").strip()
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.kind, "side": self.side, "max_len": self.max_len, "special": self.special}
+
+    def save(self, directory: str | Path) -> None:
+        for name, content in self.files.items():
+            Path(directory, name).write_bytes(content)
+
+    def to_json(self) -> str:
+        return json.dumps({name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()})
+
+
+def _sentencepiece(model: bytes) -> Any:
+    try:
+        import sentencepiece
+    except ModuleNotFoundError:
+        raise DataError("tokenizer", "the package sentencepiece: pip install sentencepiece", "none") from None
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+def _language(text: str) -> tuple[list[str], str]:
+    """Marian's sign for the language wanted, ``>>fra<<``, is one token of its own before the text."""
+    if text.startswith(">>") and "<<" in text:
+        code, _, rest = text.partition("<<")
+        return [f"{code}<<"], rest
+    return [], text
+
+
+def load_public(directory: str | Path, config: Mapping[str, Any]) -> PublicText:
+    """The tokenizer that ``save`` wrote, with what ``config()`` gave.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    kind = config.get("kind")
+    if kind not in LAYOUTS:
+        raise DataError(str(directory), f"a tokenizer kind of {', '.join(LAYOUTS)}", shorten(kind))
+    settings = {name: value for name, value in config.items() if name != "kind"}
+    return PublicText(kind, _read(Path(directory), kind), **settings)
+
+
+def read_public(directory: str | Path, **options: Any) -> tuple[PublicText, PublicText]:
+    """The tokenizers of source and target of a public model's folder, the same object where there is one.
+
+    Args:
+        directory: The folder, in one of the layouts.
+        options: ``max_len`` and ``special`` of ``PublicText``.
+
+    Raises:
+        DataError: No layout fits, or a file is damaged.
+    """
+    folder = Path(directory)
+    for kind in ("marian", "t5", "tokenizer.json"):  # Marian's and T5's own files are what their authors trained
+        if all((folder / name).is_file() for name in LAYOUTS[kind]):
+            files = _read(folder, kind)
+            source = PublicText(kind, files, "source", **options)
+            return source, PublicText(kind, files, "target", **options) if kind == "marian" else source
+    expected = "; or ".join(" and ".join(names) for names in LAYOUTS.values())
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+    raise DataError(str(folder), expected, found)
+
+
+def _read(folder: Path, kind: str) -> dict[str, bytes]:
+    files = {}
+    for name in LAYOUTS[kind]:
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(str(folder / name), "the tokenizer's file", error.strerror or str(error)) from None
+    return files

@@ -1,0 +1,142 @@
+"""BART as transformers writes it; Marian differs in little."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .keymap import Converted, activation, attention_dropout, read, rename, require
+
+LAYER = {
+    "self_attn_layer_norm.*": "{self}_residual.norm.*",
+    "encoder_attn.q_proj.*": "cross_attention.q_proj.*",
+    "encoder_attn.k_proj.*": "cross_attention.k_proj.*",
+    "encoder_attn.v_proj.*": "cross_attention.v_proj.*",
+    "encoder_attn.out_proj.*": "cross_attention.out_proj.*",
+    "encoder_attn_layer_norm.*": "cross_residual.norm.*",
+    "fc1.*": "ffn.fc1.*",
+    "fc2.*": "ffn.fc2.*",
+    "final_layer_norm.*": "ffn_residual.norm.*",
+} | {f"self_attn.{part}_proj.*": f"{{attention}}.{part}_proj.*" for part in ("q", "k", "v", "out")}
+OWN = {  # what a decoder layer tells from its cross-attention by name
+    "encoder": {"self": "attention", "attention": "attention"},
+    "decoder": {"self": "self", "attention": "self_attention"},
+}
+EMBEDDINGS = {
+    "shared.weight": "shared",
+    "encoder.embed_tokens.weight": "embedding.weight",
+    "decoder.embed_tokens.weight": "target_embedding.weight",
+    "lm_head.weight": "output.weight",
+}
+STACKS = EMBEDDINGS | {
+    f"{side}.layers.#.{name}": f"{side}.layers.#.{ours.format(**own)}"
+    for side, own in OWN.items()
+    for name, ours in LAYER.items()
+    if side == "decoder" or not name.startswith("encoder_attn")
+}
+STACKS |= {
+    "final_logits_bias": "output.bias",
+    "encoder.embed_positions.weight": "positions.weight",
+    "decoder.embed_positions.weight": "target_positions.weight",
+}
+BART = STACKS | {
+    "encoder.layernorm_embedding.*": "embedding_norm.*",
+    "decoder.layernorm_embedding.*": "target_embedding_norm.*",
+}
+# What fairseq's checkpoints had, and the heads of the tasks that a checkpoint may come from.
+OTHERS = ("encoder.version", "decoder.version", "classification_head", "qa_outputs")
+
+
+def convert_bart(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
+    """BART (Lewis et al. 2020)."""
+    require(config, {"normalize_embedding": True, "static_position_embeddings": False})
+    ours, names = rename(state, BART, prefix="model.", ignore=OTHERS)
+    for name in ("positions.weight", "target_positions.weight"):
+        if name in ours:
+            ours[name] = ours[name][
+                2:
+            ]  # the first two rows are never read: positions were counted from padding's id on
+    keywords = stack_keywords(config, ours, names) | {
+        "positions": "learned",
+        "max_len": read(config, "max_position_embeddings", 1024),
+        "norm_embeddings": True,
+    }
+    return Converted(keywords, ours, names)
+
+
+def stack_keywords(
+    config: Mapping[str, Any], ours: MutableMapping[str, Tensor], names: MutableMapping[str, str]
+) -> dict[str, Any]:
+    """What BART and Marian have in common; makes ours whole where tensors are tied."""
+    require(config, {"normalize_before": False, "add_final_layer_norm": False, "add_bias_logits": False})
+    for size in ("attention_heads", "ffn_dim"):
+        require(config, {f"decoder_{size}": read(config, f"encoder_{size}")})
+    tied = read(config, "tie_word_embeddings", True)
+    one_table = read(config, "share_encoder_decoder_embeddings", True)  # Marian's alone
+    if "output.bias" in ours:
+        ours["output.bias"] = ours["output.bias"].flatten()  # (V,), of (1, V)
+    return (
+        tie(ours, names, tied=tied, one_table=one_table)
+        | {
+            "vocab_size": read(config, "vocab_size"),
+            "embed_dim": read(config, "d_model"),
+            "num_layers": read(config, "encoder_layers"),
+            "num_decoder_layers": read(config, "decoder_layers"),
+            "num_heads": read(config, "encoder_attention_heads"),
+            "ffn_dim": read(config, "encoder_ffn_dim"),
+            "output_bias": "output.bias" in ours,  # a model without its head is saved without
+            "scale_embeddings": read(config, "scale_embedding", False),
+            "norm_first": False,
+            "activation": activation(read(config, "activation_function", "gelu")),
+            "dropout": read(config, "dropout", 0.1),
+        }
+        | dict.fromkeys(
+            ("attention", "decoder_attention", "cross_attention"),
+            attention_dropout(read(config, "attention_dropout", 0.0)),
+        )
+    )
+
+
+def tie(
+    ours: MutableMapping[str, Tensor], names: MutableMapping[str, str], *, tied: bool = True, one_table: bool = True
+) -> dict[str, bool]:
+    """Gives tables of source, target and output to a model whose checkpoint need not hold all three.
+
+    Tied tables are saved once, under any of their names, or, by older versions, under each of them. Where tensors say
+    other than config.json, they decide, as they do in transformers.
+
+    Args:
+        ours: a renamed state dict; "shared" is taken out, what is missing put in.
+        names: where each key came from.
+        tied: whether config.json ties the output to the target.
+        one_table: whether it has one table for source and target.
+
+    Returns:
+        Keywords of our constructor.
+
+    Raises:
+        ValueError: a table is missing, and so is what it would be tied to.
+    """
+    shared, source, target, output = EMBEDDINGS.values()
+    joint = tied and one_table
+    wanted = {  # where each is looked for, in this order
+        source: (source, shared, *((target, output) if joint else ())),
+        target: (target, shared, *((output,) if tied else ()), *((source,) if joint else ())),
+        output: (output, *((target,) if tied else ())),
+    }
+    for name, places in wanted.items():
+        found = next((place for place in places if place in ours), None)
+        if found is None:
+            foreign = next(key for key, value in EMBEDDINGS.items() if value == name)
+            raise ValueError(f"nothing for {foreign}, nor for what config.json ties it to")
+        ours[name], names[name] = ours[found], names[found]
+    for mapping in (ours, names):
+        mapping.pop(shared, None)
+    return {"shared_embeddings": _same(ours[source], ours[target]), "tied_output": _same(ours[target], ours[output])}
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return left is right or torch.equal(left, right)

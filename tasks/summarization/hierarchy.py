@@ -1,0 +1,84 @@
+"""Words, then sentences: each word of the memory also knows what its sentence is among the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.blocks import Encoder
+from mmattn.functional import masked_softmax
+from mmattn.hierarchical import ContextPooling
+from mmattn.masks import Mask
+from mmattn.positions import SinusoidalPositions
+
+
+def sentence_of(starts: Tensor, length: int) -> Tensor:
+    """Which sentence each of so many tokens belongs to: (B, length) long.
+
+    Args:
+        starts: (B, n) long, each sentence's first token, ascending, filled up with -1.
+        length: S.
+    """
+    begun = (starts[:, :, None] <= torch.arange(length, device=starts.device)) & (starts >= 0)[:, :, None]  # (B, n, S)
+    return (begun.sum(1) - 1).clamp_min(0)
+
+
+class SentencePooling(ContextPooling):
+    """ContextPooling of many groups of the same vectors."""
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """x: (B, S, E); key_mask: (B, n, S) bool, who is in which group. Returns (B, n, E)."""
+        scores = self.proj(x).tanh() @ self.context  # (B, S)
+        weights = self.weights(masked_softmax(scores[:, None].expand(-1, _groups(key_mask), -1), key_mask))
+        return weights @ x
+
+
+def _groups(key_mask: Tensor | None) -> int:
+    return 1 if key_mask is None else key_mask.shape[1]
+
+
+class HierarchicalEncoder(nn.Module):
+    """Words attend within their sentence; sentences, pooled by attention, to each other; words get back the result.
+
+    ``memory_s = word_s + W sentence_{j(s)}``: the two levels of Yang et al. 2016 (section 2.2), and the way back to the
+    words of Liu and Lapata 2019 (section 3.4). ``capture`` records the words' weights (B, n, S) under `pool.weights`.
+
+    Args:
+        embed_dim: E.
+        num_layers: over words.
+        num_heads: h.
+        sentence_layers: over sentences.
+        layers: what else `mmattn.Encoder` takes.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_layers: int, num_heads: int, *, sentence_layers: int = 1, **layers: Any
+    ) -> None:
+        super().__init__()
+        self.words = Encoder(embed_dim, num_layers, num_heads, **layers)
+        self.pool = SentencePooling(embed_dim)
+        self.positions = SinusoidalPositions(embed_dim)
+        self.sentences = Encoder(embed_dim, sentence_layers, num_heads, **layers | {"attention": None})
+        self.back = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: Tensor, key_mask: Tensor, starts: Tensor) -> Tensor:
+        """Encodes.
+
+        Args:
+            x: (B, S, E).
+            key_mask: (B, S) bool, True = a real token.
+            starts: (B, n) long, each sentence's first token, filled up with -1.
+
+        Returns:
+            (B, S, E).
+        """
+        index = sentence_of(starts, x.shape[1])  # (B, S)
+        together = (index[:, :, None] == index[:, None])[:, None]  # (B, 1, S, S)
+        words = self.words(x, Mask(key_mask, together))
+        numbers = torch.arange(starts.shape[1], device=x.device)[:, None]
+        members = (index[:, None] == numbers) & key_mask[:, None]  # (B, n, S)
+        sentences = self.sentences(self.positions(self.pool(words, members)), Mask(members.any(-1)))  # (B, n, E)
+        own = self.back(sentences).gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))  # (B, S, E)
+        return words + own

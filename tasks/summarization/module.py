@@ -1,0 +1,103 @@
+"""Training and measuring summarization: cross-entropy over what is made up and copied; ROUGE by beam search."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.summarization import SummaryBatch, SummaryDataset, SummaryProcessor, collate
+from tasks.common.datamodule import Split
+from tasks.common.errors import ConfigError
+from tasks.common.seq2seq import token_loss, write
+from tasks.common.seq2seq_module import PairDataModule, PairModule
+from tasks.summarization.copying import worth_copying
+from tasks.summarization.metrics import score, signature
+from tasks.summarization.model import SummarizationModel
+
+logger = logging.getLogger(__name__)
+
+
+class SummarizationDataModule(PairDataModule):
+    """Documents with their summaries.
+
+    Args:
+        documents: training documents of the built-in data.
+        drop_repeats: leave out of training what stands there once more, document and summary alike.
+        options: what PairDataModule takes.
+    """
+
+    processor_class = SummaryProcessor
+    collate = staticmethod(collate)
+    sizes = ("vocab_size",)
+
+    def __init__(self, documents: int | None = None, drop_repeats: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.processor_options["shared_vocab"]:
+            raise ConfigError("data.shared_vocab: document and summary are one language; expected true, found false.")
+        self.documents, self.drop_repeats = documents, drop_repeats
+
+    def open_pairs(self, split: Split, path: str | None) -> SummaryDataset:
+        if path is None:
+            from data.demo.summarization import make
+
+            return SummaryDataset(make(split, num_documents=self.documents if split == "train" else None))
+        dataset = SummaryDataset(path, on_error=self.on_error)
+        if split == "train" and self.drop_repeats:
+            logger.warning("%s: left out of training: %d repeated documents", path, dataset.without_repeats())
+        return dataset
+
+    def model_sizes(self) -> dict[str, Any]:
+        return {"vocab_size": self.processor.sizes()["vocab_size"]}
+
+
+class SummarizationModule(PairModule):
+    """Cross-entropy, and a loss that tells which words of the document the summary has; ROUGE by beam search.
+
+    Args:
+        salience: weight of the loss that tells which tokens of the document the summary has; the model must copy.
+        training: what PairModule takes.
+    """
+
+    task = "summarization"
+    model_class = SummarizationModel
+    monitor = "val/rouge1_first"
+
+    def __init__(self, model: dict[str, Any], *, salience: float = 0.0, **training: Any) -> None:
+        super().__init__(model, **training)
+        if salience < 0 or (salience and not model.get("copy", True)):
+            raise ConfigError(f"model.salience: expected 0, or above where the model copies, found {salience}.")
+        self.salience = salience
+
+    def run_model(self, batch: SummaryBatch) -> Any:
+        return self.model(batch.source_ids, batch.source_mask, batch.target_ids, batch.sentence_starts, batch.copy_ids)
+
+    def write(self, batch: SummaryBatch, num_beams: int) -> list[str]:
+        given = {"sentence_starts": batch.sentence_starts}
+        return write(self.model, batch, self._processor, num_beams, given=given, length_penalty=self.length_penalty)
+
+    def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        self.hide_words(batch)
+        output = self.run_model(batch)
+        loss = words = token_loss(output.logits, batch.labels, batch.label_mask, self.label_smoothing)
+        if not self.salience:
+            return loss, {}
+        mask = batch.source_mask
+        worth = worth_copying(batch.copy_ids, mask, batch.labels, batch.label_mask)  # (B, S)
+        salience = F.binary_cross_entropy_with_logits(output.salience[mask].float(), worth[mask].float())
+        return loss + self.salience * salience, {"words": words, "salience": salience}
+
+    def update_metric(self, metric: Any, batch: SummaryBatch) -> None:  # type: ignore[override]
+        super().update_metric(metric, batch)
+        metric.add("truncated", float((batch.cut > 0).sum()), len(batch))  # share of documents not read to their end
+
+    def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
+        return score(hypotheses, references)
+
+    def notes(self) -> dict[str, str]:
+        return signature()
+
+
+LIGHTNING = (SummarizationModule, SummarizationDataModule)

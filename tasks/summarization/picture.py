@@ -1,0 +1,94 @@
+"""A picture of where a summary comes from. matplotlib is imported inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tasks.summarization.predict import SummaryExplanation
+
+WIDTH = 110  # signs a line
+MOST_LINES = 60
+SIGN, LINE = 0.602 * 8 / 72, 14 / 72  # inches: of a sign of DejaVu Sans Mono at 8 points, of a line
+MOST_COLUMNS = 48  # of the map
+
+
+def draw(found: SummaryExplanation, path: str | Path) -> Any:
+    """The document with the summary's sources shaded, and below it a map: a row a token of the summary.
+
+    The map shows the document's tokens that any of the summary's comes from most, in their order.
+
+    Args:
+        found: what to draw.
+        path: where to write the picture.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    from matplotlib.figure import Figure
+
+    from mmattn.plot import _plain
+
+    shade = found.weights.amax(0)  # (S,)
+    lines = wrap(found.document)
+    shown = lines[:MOST_LINES]
+    columns = shade.topk(min(MOST_COLUMNS, len(shade))).indices.sort().values
+    L = len(found.words)
+    heights = [LINE * (len(shown) + 1), 0.2 * L + 1.2]
+    figure = Figure(figsize=(SIGN * WIDTH + 0.4, sum(heights) + 0.9), layout="constrained")
+    page, chart = figure.subplots(2, 1, height_ratios=heights)
+    page.set(xlim=(0, WIDTH), ylim=(len(shown), 0))
+    page.set_axis_off()
+    _shade(page, shown, found.spans, shade)
+    for row, (start, end) in enumerate(shown):
+        text = found.document[start:end].replace("\t", " ")
+        page.text(0, row + 0.5, _plain(text), family="monospace", fontsize=8, va="center")
+    if len(shown) < len(lines):
+        page.set_title(f"the first {len(shown)} of {len(lines)} lines", fontsize=8)
+    image = chart.imshow(found.weights[:, columns].numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    labels = [found.document[slice(*found.spans[i])] for i in columns.tolist()]
+    chart.set_xticks(range(len(labels)), [_plain(label) for label in labels], rotation=70, fontsize=7)
+    chart.set_yticks(range(L), [_plain(word) for word in found.words], fontsize=7)
+    chart.set(xlabel="tokens of the document", ylabel="summary")
+    figure.colorbar(image, ax=chart, shrink=0.8, label="share")
+    figure.suptitle(_plain(found.summary.summary or "(nothing)"), fontsize=9, wrap=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return figure
+
+
+def wrap(text: str, width: int = WIDTH) -> list[tuple[int, int]]:
+    """Where the lines of a text begin and end, broken at blanks to that width.
+
+    >>> [text[a:b] for text in ["one two three"] for a, b in wrap(text, 8)]
+    ['one two', 'three']
+    """
+    lines, start = [], 0
+    for paragraph in text.split("\n"):
+        end = start + len(paragraph)
+        while end - start > width:
+            blank = text.rfind(" ", start, start + width + 1)
+            cut = blank if blank > start else start + width
+            lines.append((start, cut))
+            start = cut + (text[cut] == " ")
+        if end > start:
+            lines.append((start, end))
+        start = end + 1
+    return lines
+
+
+def _shade(page: Any, lines: list[tuple[int, int]], spans: list[tuple[int, int]], shade: Tensor) -> None:
+    from matplotlib.patches import Rectangle
+
+    for (start, end), strength in zip(spans, torch.as_tensor(shade).tolist(), strict=True):
+        if strength < 0.02:
+            continue
+        for row, (first, last) in enumerate(lines):
+            a, b = max(start, first), min(end, last)
+            if a < b:
+                box = Rectangle((a - first, row + 0.05), b - a, 0.9, color="tab:orange", alpha=min(strength, 1.0) * 0.8)
+                page.add_patch(box)

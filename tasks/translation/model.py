@@ -1,0 +1,139 @@
+"""The translation model: an encoder-decoder over token ids. Tensors in, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.backbones.recurrent import RecurrentSeq2Seq
+from mmattn.backbones.seq2seq import Seq2Seq
+from mmattn.generate import Generated, GenerationConfig
+from tasks.common.seq2seq import TextHead as TranslationHead
+from tasks.common.seq2seq import TextOutput, below
+
+__all__ = ["TranslationHead", "TranslationModel"]
+
+
+class PooledSource(Seq2Seq):
+    """A baseline that must fail: the decoder gets the mean of the source's states instead of attending to them."""
+
+    def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """The mean of the real tokens' states at every place, (B, S, E): attending to that can choose nothing."""
+        states = super().encode(input_ids, key_mask)
+        real = torch.ones_like(input_ids) if key_mask is None else key_mask
+        weights = (real / real.sum(1, keepdim=True).clamp_min(1)).to(states.dtype)[:, :, None]  # (B, S, 1)
+        return (states * weights).sum(1, keepdim=True).expand_as(states)
+
+
+class TranslationModel(nn.Module):
+    """Source ids to scores of target ids.
+
+    Args:
+        vocab_size: V of the target.
+        source_vocab_size: of the source; none: the sides share one vocabulary and its embeddings.
+        decoder: "transformer"; or "lstm", the classic: LSTMs with `cross_attention`, additive by default, between them.
+        embed_dim: E; also the LSTMs' size.
+        num_heads: h.
+        ffn_dim: of the transformer's feed-forward networks.
+        encoder_layers: that read.
+        decoder_layers: that write.
+        tied_output: logits are products with the target's embeddings.
+        positions: of the transformer: sinusoidal, learned or none.
+        norm_first: pre-norm transformer layers; off: post-norm, as the original.
+        attention: the encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
+        decoder_attention: the decoder's self-attention.
+        cross_attention: the decoder's attention to the source.
+        memory: what the decoder reads: the source's "tokens"; or their "mean", a baseline that cannot attend.
+        dropout: everywhere but in attention weights.
+        max_len: of learned positions.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        source_vocab_size: int | None = None,
+        *,
+        decoder: Literal["transformer", "lstm"] = "transformer",
+        embed_dim: int = 128,
+        num_heads: int = 4,
+        ffn_dim: int = 256,
+        encoder_layers: int = 2,
+        decoder_layers: int = 2,
+        tied_output: bool = True,
+        positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal",
+        norm_first: bool = True,
+        attention: dict[str, Any] | None = None,
+        decoder_attention: dict[str, Any] | None = None,
+        cross_attention: dict[str, Any] | None = None,
+        memory: Literal["tokens", "mean"] = "tokens",
+        dropout: float = 0.1,
+        max_len: int = 256,
+    ) -> None:
+        super().__init__()
+        source_size = vocab_size if source_vocab_size is None else source_vocab_size
+        common: dict[str, Any] = {
+            "target_vocab_size": None if source_vocab_size is None else vocab_size,
+            "num_decoder_layers": decoder_layers,
+            "tied_output": tied_output,
+            "dropout": dropout,
+        }
+        self.net: Seq2Seq | RecurrentSeq2Seq
+        if decoder == "lstm":
+            if attention or decoder_attention or memory != "tokens":
+                raise ValueError(
+                    "decoder 'lstm' has a cross_attention alone: no attention, decoder_attention or memory"
+                )
+            common |= {"num_heads": num_heads, "cross_attention": cross_attention or "additive"}
+            self.net = RecurrentSeq2Seq(source_size, embed_dim, embed_dim, num_layers=encoder_layers, **common)
+            return
+        nets = {"tokens": Seq2Seq, "mean": PooledSource}
+        if decoder != "transformer" or memory not in nets:
+            raise ValueError(f"unknown decoder {decoder!r} or memory {memory!r}: transformer or lstm, tokens or mean")
+        self.net = nets[memory](
+            source_size,
+            embed_dim,
+            encoder_layers,
+            num_heads,
+            ffn_dim=ffn_dim,
+            shared_embeddings=source_vocab_size is None,
+            positions=positions,
+            max_len=max_len,
+            norm_first=norm_first,
+            attention=attention,
+            decoder_attention=decoder_attention,
+            cross_attention=cross_attention,
+            **common,
+        )
+
+    def forward(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor) -> TextOutput:
+        """Teacher forcing.
+
+        Args:
+            source_ids: (B, S) long.
+            source_mask: (B, S) bool, True = a real token.
+            target_ids: (B, L) long, the start token first.
+
+        Returns:
+            logits (B, L, V) of each next token.
+        """
+        return TextOutput(self.net(source_ids, source_mask, target_ids))
+
+    def generate(
+        self, source_ids: Tensor, source_mask: Tensor | None, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        """Writes a translation of each source; see `Seq2Seq.generate`."""
+        return self.net.generate(source_ids, source_mask, config, **keywords)
+
+    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
+        """Which source tokens each target token was read off: (B, L, S), rows summing to one.
+
+        The mean over all layers and heads of the attention to the source.
+
+        Args:
+            maps: what `mmattn.explain.capture(model)` gave for one pass under teacher forcing.
+        """
+        weights = torch.stack([layer.mean(1) for layer in below(maps, "cross_attention")]).mean(0)  # (B, L, S)
+        return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)

@@ -1,0 +1,133 @@
+"""Packed linear maps: what they give, what they refuse, what a prepared model gives."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from mmattn import Encoder, Mask, MultiHeadAttention, linears
+from mmattn.backbones.seq2seq import Seq2Seq
+from mmattn.generate import GenerationConfig
+from mmattn.linears import PRECISIONS, Int8Linear, PackedLinear, make_linear, prepare
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 3e-2}
+BITS = {"float32": 1e-4, "bfloat16": 1e-2, "int8": 2e-2}
+CONFIG = GenerationConfig(decoder_start_token_id=0, eos_token_id=1, max_new_tokens=8, num_beams=2)
+
+
+def available(precision):
+    reason = linears.why_not(precision)
+    return pytest.param(precision, marks=pytest.mark.skipif(reason is not None, reason=f"{precision}: {reason}"))
+
+
+HERE = [available(precision) for precision in PRECISIONS]
+
+
+@pytest.mark.parametrize("precision", HERE)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 5, 64), (160, 64)])
+def test_products(precision, bias, shape):
+    torch.manual_seed(0)
+    plain, x = nn.Linear(64, 96, bias=bias), torch.randn(shape)
+    with torch.inference_mode():
+        found, expected = make_linear(plain.weight, plain.bias, precision)(x), plain(x)
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() / expected.norm() < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", HERE)
+def test_strided_weights(precision):
+    """A transposed weight and a bias that is a column."""
+    torch.manual_seed(0)
+    table, x = torch.randn(64, 64), torch.randn(5, 64)
+    with torch.inference_mode():
+        found = make_linear(table.mT, table[:, 3], precision)(x)
+    expected = x @ table + table[:, 3]
+    assert (found - expected).norm() / expected.norm() < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("precision", HERE)
+def test_prepared_model(precision):
+    torch.manual_seed(0)
+    model = Seq2Seq(60, 32, 2, 4).eval()
+    source = torch.randint(3, 60, (10, 7))
+    key_mask = torch.arange(7) < torch.randint(2, 8, (10, 1))
+    target = torch.randint(3, 60, (10, 5))
+    with torch.inference_mode():
+        expected = model(source, key_mask, target)
+        before = model.generate(source, key_mask, CONFIG)
+        assert prepare(model, precision) is model
+        found = model(source, key_mask, target)
+    assert not any(type(module) is nn.Linear for module in model.modules())
+    assert (found - expected).norm() / expected.norm() < BITS[precision]
+    after = model.generate(source, key_mask, CONFIG)
+    if precision == "float32":
+        assert after.tokens() == before.tokens()
+    assert torch.allclose(after.scores, before.scores, atol=10 * BITS[precision])
+
+
+def test_fused_projections():
+    """Grouped-query, some biases, value heads of another size; cross-attention stays as it is."""
+    for keywords in ({"num_kv_heads": 2, "bias": ("q", "out")}, {"v_head_dim": 12}, {"rotary": True, "qk_norm": "rms"}):
+        torch.manual_seed(0)
+        attention = MultiHeadAttention(32, 4, needs=("causal",), **keywords).eval()
+        x, mask = torch.randn(2, 5, 32), Mask(is_causal=True)
+        with torch.inference_mode():
+            expected = attention(x, mask=mask)
+            attention.fuse(lambda weight, bias: make_linear(weight, bias, "float32"))
+            assert isinstance(attention.qkv_proj, PackedLinear)
+            assert torch.allclose(attention(x, mask=mask), expected, atol=1e-5)
+            with pytest.raises(ValueError, match="fused"):
+                attention(x, query_pos=x)
+    cross = MultiHeadAttention(32, 4, needs=("cross",))
+    cross.fuse(lambda weight, bias: make_linear(weight, bias, "float32"))
+    assert cross.qkv_proj is None
+
+
+def test_shared_queries_and_keys_stay():
+    model = prepare(Encoder(32, 1, 4, attention={"kind": "lsh", "num_buckets": 2}))
+    assert isinstance(model.layers[0].attention.q_proj, PackedLinear)
+
+
+def test_falls_back_with_a_reason():
+    with pytest.warns(UserWarning, match=r"'int8' is not available.*float64"):
+        model = prepare(nn.Sequential(nn.Linear(8, 8)).double(), "int8")
+    assert type(model[0]) is nn.Linear
+
+
+def test_broken_operators_are_noticed(monkeypatch):
+    monkeypatch.setattr(Int8Linear, "forward", lambda self, x: x.new_zeros(*x.shape[:-1], self.out_features))
+    linears.why_not.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="its products are wrong here"):
+            model = prepare(nn.Sequential(nn.Linear(8, 8)), "int8")
+    finally:
+        linears.why_not.cache_clear()
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_refusing_torch_is_named(monkeypatch):
+    def refuse(self, weight, bias):
+        raise NotImplementedError("no such operator\nbacktrace")
+
+    monkeypatch.setattr(Int8Linear, "__init__", refuse)
+    linears.why_not.cache_clear()
+    try:
+        assert linears.why_not("int8").endswith("refuses it here: no such operator")
+    finally:
+        linears.why_not.cache_clear()
+
+
+def test_engine_is_given_back():
+    engine = torch.backends.quantized.engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Int8Linear(torch.randn(8, 8), None)
+    assert torch.backends.quantized.engine == engine
+
+
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="unknown precision 'int4'; there are: float32, bfloat16, int8"):
+        prepare(nn.Linear(8, 8), "int4")

@@ -1,0 +1,142 @@
+"""Random BARTs: ours equal transformers' in every layer, with padding in the batch, tied and untied."""
+
+import pytest
+import torch
+from public import ACTIVATIONS, SHAPES, load, rewrite, shape
+from public_seq2seq import parity, sharpened
+from safetensors.torch import load_file
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+
+def model(seed, **config):
+    """A random BART of transformers; the generator for more."""
+    draw, sizes = shape(seed)
+    options = {
+        "d_model": sizes["hidden_size"],
+        "encoder_layers": sizes["num_hidden_layers"],
+        "decoder_layers": draw.choice([1, 2, 3]),
+        "encoder_attention_heads": sizes["num_attention_heads"],
+        "decoder_attention_heads": sizes["num_attention_heads"],
+        "encoder_ffn_dim": sizes["intermediate_size"],
+        "decoder_ffn_dim": sizes["intermediate_size"],
+        "activation_function": draw.choice([*ACTIVATIONS, "swish"]),
+        "scale_embedding": draw.random() < 0.5,
+        "tie_word_embeddings": draw.random() < 0.7,
+        "vocab_size": draw.choice([11, 30, 57]),
+        "max_position_embeddings": draw.choice([16, 24, 40]),
+        "pad_token_id": draw.choice([0, 1, 3]),
+    }
+    config = transformers.BartConfig(**options | config)
+    return draw, sharpened(transformers.BartForConditionalGeneration(config), seed)
+
+
+def compare(seed, folder):
+    """A random model through a folder; how far ours is."""
+    draw, theirs = model(seed)
+    theirs.save_pretrained(folder)
+    config, ours = theirs.config, load(folder)
+    assert (ours.output.weight is ours.target_embedding.weight is ours.embedding.weight) == config.tie_word_embeddings
+    return parity(theirs, ours, draw, seed, (config.vocab_size,) * 2, config.max_position_embeddings)
+
+
+@pytest.mark.parametrize("seed", SHAPES)
+def test_parity(seed, tmp_path):
+    found = compare(seed, tmp_path)
+    assert found.holds, found
+
+
+def test_tied_and_untied_are_both_among_the_shapes():
+    assert {model(seed)[1].config.tie_word_embeddings for seed in SHAPES} == {True, False}
+
+
+@pytest.fixture
+def bart(tmp_path):
+    """A folder with a random tied BART, the model that wrote it, and how to compare what loads with it."""
+    seed = next(seed for seed in SHAPES if model(seed)[1].config.tie_word_embeddings)
+    draw, theirs = model(seed)
+    theirs.save_pretrained(tmp_path)
+
+    def check():
+        assert parity(theirs, load(tmp_path), draw, seed, (theirs.config.vocab_size,) * 2, 9).holds
+
+    return tmp_path, theirs, check
+
+
+def test_names_of_old_checkpoints(bart):
+    """Every tied table under each of its names, fairseq's version, no logit biases, a pickle."""
+    folder, theirs, check = bart
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shared = state["model.shared.weight"]
+    for name in ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"):
+        state[name] = shared.clone()
+    state["model.encoder.version"] = torch.zeros(1)
+    del state["final_logits_bias"]
+    torch.save(state, folder / "pytorch_model.bin")
+    theirs.final_logits_bias.zero_()
+    check()
+
+
+@pytest.mark.parametrize("kept", ["model.encoder.embed_tokens.weight", "lm_head.weight"])
+def test_a_tied_table_under_any_name(bart, kept):
+    folder, _, check = bart
+    state = load_file(folder / "model.safetensors")
+    state[kept] = state.pop("model.shared.weight")
+    rewrite(folder, state)
+    check()
+
+
+def test_without_a_head(bart):
+    """BartModel is saved without prefix, head and logit biases: its output is its embeddings'."""
+    folder, theirs, check = bart
+    theirs.model.save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    assert "shared.weight" in state
+    assert "final_logits_bias" not in state
+    theirs.final_logits_bias.zero_()
+    check()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"normalize_before": True}, "normalize_before=True; only False is supported"),
+        ({"static_position_embeddings": True}, "static_position_embeddings=True; only False is supported"),
+        ({"decoder_ffn_dim": 99}, "decoder_ffn_dim=99; only .* is supported"),
+        ({"activation_function": "gelu_10"}, "activation 'gelu_10' is not supported"),
+        ({"encoder_layers": 9}, r"nothing for keys: encoder\.layers\."),
+        ({"decoder_layers": 0}, r"beyond what the configuration says, there are keys: model\.decoder\.layers\.0"),
+        ({"vocab_size": 12}, r"'model\.shared\.weight' \(embedding\.weight\) is .*, should be \(12, "),
+        ({"max_position_embeddings": 77}, r"'model\.encoder\.embed_positions\.weight' \(positions\.weight\) is"),
+        ({"tie_word_embeddings": False}, r"nothing for lm_head\.weight, nor for what config\.json"),
+    ],
+)
+def test_what_does_not_fit_is_named(bart, config, message):
+    folder, _, _ = bart
+    rewrite(folder, **config)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder)
+    assert str(caught.value).startswith(str(folder))
+
+
+def test_unknown_and_missing_keys_are_named(bart):
+    folder, _, _ = bart
+    state = load_file(folder / "model.safetensors")
+    rewrite(folder, state | {"model.decoder.adapter.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"unknown key: model\.decoder\.adapter\.weight"):
+        load(folder)
+    rewrite(folder, {name: tensor for name, tensor in state.items() if "decoder.layernorm_embedding" not in name})
+    with pytest.raises(ValueError, match=r"nothing for keys: target_embedding_norm\.bias, target_embedding_norm\.wei"):
+        load(folder)
+    rewrite(folder, {name: tensor for name, tensor in state.items() if "shared" not in name})
+    with pytest.raises(ValueError, match=r"nothing for encoder\.embed_tokens\.weight, nor for what"):
+        load(folder)
+
+
+def test_longer_than_its_positions(bart):
+    folder, theirs, _ = bart
+    room = theirs.config.max_position_embeddings
+    with pytest.raises(ValueError, match=f"a sequence of {room + 1} tokens is longer than max_len={room}"):
+        load(folder).encode(torch.ones(1, room + 1, dtype=torch.long))

@@ -1,0 +1,132 @@
+"""Random Marians: ours equal transformers' in every layer; one vocabulary or two, tied and untied."""
+
+import math
+
+import pytest
+import torch
+from public import ACTIVATIONS, SHAPES, load, rewrite, shape
+from public_seq2seq import parity, sharpened
+from safetensors.torch import load_file
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+
+def sinusoids(length, size):
+    """Straight from the paper, in full precision, sines before cosines."""
+    rows = [[p / 10000 ** (2 * i / size) for i in range(size // 2)] for p in range(length)]
+    return torch.tensor([[*map(math.sin, angles), *map(math.cos, angles)] for angles in rows], dtype=torch.float64)
+
+
+def exact(theirs):
+    """transformers' table of sinusoids is rounded to single precision, which 1e-8 would see."""
+    with torch.no_grad():
+        for stack in (theirs.model.encoder, theirs.model.decoder):
+            stack.embed_positions.weight.copy_(sinusoids(*stack.embed_positions.weight.shape))
+    return theirs
+
+
+def model(seed, **config):
+    """A random Marian of transformers; the generator for more."""
+    draw, sizes = shape(seed)
+    shared, vocab = draw.random() < 0.6, draw.choice([11, 30, 57])
+    options = {
+        "d_model": 2 * sizes["hidden_size"],
+        "encoder_layers": sizes["num_hidden_layers"],
+        "decoder_layers": draw.choice([1, 2, 3]),
+        "encoder_attention_heads": sizes["num_attention_heads"],
+        "decoder_attention_heads": sizes["num_attention_heads"],
+        "encoder_ffn_dim": sizes["intermediate_size"],
+        "decoder_ffn_dim": sizes["intermediate_size"],
+        "activation_function": draw.choice([*ACTIVATIONS, "swish"]),
+        "scale_embedding": draw.random() < 0.5,
+        "share_encoder_decoder_embeddings": shared,
+        "tie_word_embeddings": draw.random() < 0.7,
+        "vocab_size": vocab,
+        "decoder_vocab_size": vocab if shared else draw.choice([13, 31, vocab]),
+        "max_position_embeddings": draw.choice([16, 24, 40]),
+        "pad_token_id": draw.choice([0, 3, 5]),
+        "decoder_start_token_id": 2,
+    }
+    options = options | config
+    return draw, exact(sharpened(transformers.MarianMTModel(transformers.MarianConfig(**options)), seed))
+
+
+def compare(seed, folder):
+    """A random model through a folder; how far ours is."""
+    draw, theirs = model(seed)
+    theirs.save_pretrained(folder)
+    config, ours = theirs.config, load(folder)
+    assert (ours.output.weight is ours.target_embedding.weight) == config.tie_word_embeddings
+    shared = config.tie_word_embeddings and config.share_encoder_decoder_embeddings
+    assert (ours.target_embedding is ours.embedding) == shared
+    vocabularies = (config.vocab_size, config.decoder_vocab_size)
+    return parity(theirs, ours, draw, seed, vocabularies, config.max_position_embeddings)
+
+
+@pytest.mark.parametrize("seed", SHAPES)
+def test_parity(seed, tmp_path):
+    found = compare(seed, tmp_path)
+    assert found.holds, found
+
+
+def test_all_ways_of_tying_are_among_the_shapes():
+    configs = [model(seed)[1].config for seed in SHAPES]
+    ways = {(config.tie_word_embeddings, config.share_encoder_decoder_embeddings) for config in configs}
+    assert len(ways) == 4
+    assert any(config.vocab_size != config.decoder_vocab_size for config in configs)
+
+
+@pytest.fixture
+def marian(tmp_path):
+    draw, theirs = model(0, share_encoder_decoder_embeddings=True, tie_word_embeddings=True, decoder_vocab_size=None)
+    theirs.save_pretrained(tmp_path)
+
+    def check():
+        assert parity(theirs, load(tmp_path), draw, 0, (theirs.config.vocab_size,) * 2, 9).holds
+
+    return tmp_path, theirs, check
+
+
+def test_names_of_old_checkpoints(marian):
+    """Positions among the tensors, every tied table under each of its names, a configuration without its later keys."""
+    folder, theirs, check = marian
+    state = load_file(folder / "model.safetensors")
+    for side in ("encoder", "decoder"):
+        state[f"model.{side}.embed_tokens.weight"] = state["model.shared.weight"].clone()
+        state[f"model.{side}.embed_positions.weight"] = sinusoids(12, theirs.config.d_model).float()
+    state["lm_head.weight"] = state["model.shared.weight"].clone()
+    old = {"decoder_vocab_size": None, "share_encoder_decoder_embeddings": None, "tie_word_embeddings": None}
+    rewrite(folder, state, **old, static_position_embeddings=True, normalize_embedding=False, normalize_before=False)
+    check()
+
+
+def test_two_tables_are_not_taken_for_one(tmp_path):
+    _, theirs = model(0, share_encoder_decoder_embeddings=False, tie_word_embeddings=True, decoder_vocab_size=None)
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        rewrite(tmp_path, {key: tensor for key, tensor in state.items() if name not in key})
+        with pytest.raises(ValueError, match=f"nothing for {name}, nor for what config.json ties it to"):
+            load(tmp_path)
+
+
+def test_other_positions_are_refused(marian):
+    folder, theirs, _ = marian
+    table = sinusoids(12, theirs.config.d_model)
+    table[3, 0] += 0.01
+    name = "model.encoder.embed_positions.weight"
+    rewrite(folder, load_file(folder / "model.safetensors") | {name: table})
+    with pytest.raises(ValueError, match=rf"'{name}' is not the table of sinusoids"):
+        load(folder)
+
+
+def test_what_does_not_fit_is_named(marian):
+    folder, _, _ = marian
+    state = load_file(folder / "model.safetensors")
+    rewrite(folder, state | {"model.encoder.layernorm_embedding.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"unknown key: model\.encoder\.layernorm_embedding\.weight"):
+        load(folder)
+    rewrite(folder, state, normalize_embedding=True)
+    with pytest.raises(ValueError, match="normalize_embedding=True; only False is supported"):
+        load(folder)

@@ -1,0 +1,159 @@
+"""ROUGE, summarizing and explaining, with the shipped model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.demo.summarization import make
+from data.errors import DataError
+from tasks.common import inference
+from tasks.common.dispatch import model_parser
+from tasks.summarization import metrics
+from tasks.summarization.__main__ import INPUTS
+from tasks.summarization.picture import wrap
+from tasks.summarization.predict import Summarizer, Summary, load
+
+
+@pytest.fixture(scope="module")
+def summarizer() -> Summarizer:
+    return load(device="cpu")
+
+
+def run(command: str, *words: str) -> None:
+    options = model_parser("summarization", command, INPUTS).parse_args([*words, "--device", "cpu"])
+    inference.run("summarization", command, options)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ROUGE ----------------------------------------------------------------------------------------------------------------
+
+
+def test_rouge_is_that_of_the_library() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    texts = ["The pump broke. It was old.", "two ships sailed", ""]
+    right = [["A pump has broken. Nobody was hurt.", "The old pump"], ["a ship sails"], ["rain"]]
+    found = metrics.score(texts, right)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for kind in ("rouge1", "rouge2", "rougeL"):
+        best = [scorer.score_multi(given, text)[kind].fmeasure for text, given in zip(texts, right, strict=True)]
+        first = [scorer.score(given[0], text)[kind].fmeasure for text, given in zip(texts, right, strict=True)]
+        assert found[kind] == pytest.approx(sum(best) / 3)
+        assert found[f"{kind}_first"] == pytest.approx(sum(first) / 3)
+
+
+def test_lsum_takes_each_sentence_on_its_own() -> None:
+    found = metrics.score(["B b b. A a a."], [["A a a. B b b."]])
+    assert found["rougeLsum"] == pytest.approx(1.0)
+    assert found["rougeL"] == pytest.approx(0.5)
+
+
+def test_the_signature_says_what_was_done() -> None:
+    assert "Porter stemming" in metrics.signature()["rouge_signature"]
+
+
+# Summarizing ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_model_knows_the_built_in_data(summarizer: Summarizer) -> None:
+    samples = make("test", num_documents=30)
+    written = summarizer.predict(samples)
+    assert [one.id for one in written] == [sample.id for sample in samples]
+    figures = metrics.score([one.summary for one in written], [[sample.target] for sample in samples])
+    assert figures["rougeL"] > 0.8
+
+
+def test_a_batch_equals_one_by_one(summarizer: Summarizer) -> None:
+    samples = make("test", num_documents=5)
+    together = summarizer.predict(samples)
+    assert [summarizer.predict([sample])[0].summary for sample in samples] == [one.summary for one in together]
+
+
+def test_items(summarizer: Summarizer, tmp_path: Path) -> None:
+    text = make("test", num_documents=1)[0].source
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text(text)
+    (tmp_path / "c.jsonl").write_text(json.dumps({"id": "x", "document": text}) + "\n")
+    expected = summarizer.predict([text])[0].summary
+    run("predict", "--input", str(tmp_path), "--output", str(tmp_path / "o"))
+    assert [(row["id"], row["summary"]) for row in lines(tmp_path / "o")] == [("a.txt", expected), ("b.txt", expected)]
+    run("predict", "--input", str(tmp_path / "c.jsonl"), "--output", str(tmp_path / "o"))
+    assert [(row["id"], row["summary"]) for row in lines(tmp_path / "o")] == [("x", expected)]
+    run("predict", "--text", text, "--num_beams", "1", "--output", str(tmp_path / "o"))
+    assert lines(tmp_path / "o")[0]["id"] == "text"
+
+
+def test_what_is_cut_is_said(summarizer: Summarizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(sample.source for sample in make("test", num_documents=4))
+    run("predict", "--text", text, "--output", str(tmp_path / "o"))
+    limit = summarizer.processor.max_source_len
+    assert lines(tmp_path / "o")[0]["tokens_cut"] == summarizer.processor.source.length(text) - (limit - 1)
+    assert f"1 of the documents are longer than {limit} tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (" ", "item 0: expected a document, found an empty one"),
+        ({"text": "x", "id": "a"}, "item a: expected the key document, a text, found id, text"),
+        ({"document": 3}, "item 0: expected the key document, a text"),
+    ],
+)
+def test_a_bad_item_is_named(summarizer: Summarizer, item: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        summarizer.predict([item])
+    with pytest.raises(DataError, match="write predict"):
+        summarizer.predict("a document")
+
+
+# Explaining -----------------------------------------------------------------------------------------------------------
+
+
+def test_words_come_from_where_they_stand(summarizer: Summarizer) -> None:
+    """The peak of the drawn map lies on the true source of nine content words in ten."""
+    samples = make("test", num_documents=20)
+    written = [Summary(sample.id, sample.target, 0.0) for sample in samples]
+    hits = total = 0
+    for sample, found in zip(samples, summarizer.explain_written(samples, written), strict=True):
+        torch.testing.assert_close(found.weights.sum(-1), torch.ones(len(found.words)))
+        assert len(found.words) == len(found.word_spans)
+        for word, places in sample.origins:
+            total += 1
+            hits += any(a <= found.peak(word)[0] < b for a, b in places)
+    assert hits >= 0.9 * total
+
+
+def test_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    run("explain", "--input", "demo", "--output", str(tmp_path / "folder"))
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 6
+    text = "Costs: $5 and $6.\n" + "a\tb " * 400  # dollars, tabs, a line without end
+    run("explain", "--text", text, "--output", str(tmp_path / "one.png"))
+    assert Image.open(tmp_path / "one.png").size[0] > 300
+
+
+def test_lines_lose_nothing() -> None:
+    text = "one two three\n\n" + "x" * 30 + " four"
+    assert [text[a:b] for a, b in wrap(text, 8)] == ["one two", "three", "x" * 8, "x" * 8, "x" * 8, "x" * 6, "four"]
+
+
+@pytest.mark.slow
+def test_export_equals_the_model(tmp_path: Path, summarizer: Summarizer) -> None:
+    pytest.importorskip("onnxruntime")
+    written = summarizer.export(tmp_path, ("torch", "onnx"))
+    assert len(written) == 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "encoder.onnx",
+        "encoder.pt2",
+        "processor",
+        "step.onnx",
+        "step.pt2",
+    ]

@@ -1,0 +1,196 @@
+"""The translation model: what every task's model must do, and what is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from mmattn.explain import capture
+from mmattn.generate import GenerationConfig
+from tasks.common.checkpoint import load_weights, tied_names
+from tasks.common.errors import CheckpointError
+from tasks.common.export import ExportError
+from tasks.common.seq2seq import CorpusMetric, drop_words, token_loss
+from tasks.common.seq2seq_export import export_net
+from tasks.translation.model import TranslationHead, TranslationModel
+from tests.tasks.base import TaskModelTests
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 30,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 24,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "dropout": 0.0,
+}
+SEARCH: dict[str, Any] = {"decoder_start_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "max_new_tokens": 8}
+
+
+class TestTranslationModel(TaskModelTests):
+    task = "translation"
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        "two vocabularies": {"source_vocab_size": 40},
+        "untied, learned, post-norm": {"tied_output": False, "positions": "learned", "norm_first": False},
+        "mean": {"memory": "mean"},
+        "lstm": {"decoder": "lstm"},
+        "lstm, local": {"decoder": "lstm", "cross_attention": {"kind": "local", "window": 4}, "source_vocab_size": 40},
+        "window": {"attention": {"kind": "sliding_window", "window": 3}},
+    }
+    batch, length, target = Dim("batch", max=64), Dim("length", max=128), Dim("target", max=128)
+    dynamic: ClassVar[dict[str, dict[int, Any]]] = {
+        "source_ids": {0: batch, 1: length},
+        "source_mask": {0: batch, 1: length},
+        "target_ids": {0: batch, 1: target},
+    }
+
+    def build(self, **keywords: Any) -> nn.Module:
+        return TranslationModel(**{**SMALL, **keywords})
+
+    def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(batch)
+        ids = torch.randint(4, 30, (batch, length), generator=generator)
+        mask = torch.arange(length) < torch.tensor([[max(1, length - n)] for n in range(batch)])
+        target = torch.randint(4, 30, (batch, length + 2), generator=generator)
+        return {"source_ids": ids.masked_fill(~mask, 0), "source_mask": mask, "target_ids": target}
+
+    def pad(self, inputs: Any, extra: int) -> dict[str, Tensor]:
+        padded = {name: nn.functional.pad(inputs[name], (0, extra)) for name in ("source_ids", "source_mask")}
+        return {**inputs, **padded}
+
+    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
+        if variant == "mean":
+            pytest.skip("a failing baseline")
+        inputs, labels = self.inputs(6, 5), torch.randint(4, 30, (6, 7))
+        inputs["target_ids"] = torch.cat([torch.full((6, 1), 2), labels[:, :-1]], dim=1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        for _ in range(240):
+            loss = token_loss(model(**inputs).logits, labels, torch.ones_like(labels, dtype=torch.bool))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.1
+
+    @pytest.mark.parametrize("beams", [1, 3])
+    def test_step_by_step_equals_teacher_forcing(self, model: nn.Module, beams: int) -> None:
+        model = model.double().eval()
+        inputs = self.inputs(3, 6)
+        found = model.generate(inputs["source_ids"], inputs["source_mask"], GenerationConfig(num_beams=beams, **SEARCH))
+        ids, lengths, scores = (part[:, 0].clone() for part in found)
+        with torch.no_grad():
+            forced = torch.cat([torch.full((3, 1), 2), ids[:, :-1]], dim=1)
+            logits = model(inputs["source_ids"], inputs["source_mask"], forced).logits
+        picked = logits.log_softmax(-1).gather(2, ids[..., None]).squeeze(2)
+        counts = torch.arange(ids.shape[1]) < lengths[:, None]
+        torch.testing.assert_close((picked * counts).sum(1) / lengths, scores, atol=1e-8, rtol=0)
+
+    def test_alignment(self, model: nn.Module) -> None:
+        model, inputs = model.eval(), self.inputs(3, 6)
+        with torch.no_grad(), capture(model) as maps:
+            model(**inputs)
+        weights = model.alignment(maps)
+        assert weights.shape == (3, 8, 6)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(3, 8))
+        assert (weights.transpose(1, 2)[~inputs["source_mask"]] == 0).all()
+
+
+@pytest.mark.parametrize("keywords", [{}, {"positions": "learned", "max_len": 40}, {"decoder": "lstm"}], ids=str)
+def test_encoder_and_step_are_exported(keywords: dict[str, Any], tmp_path: Path) -> None:
+    model = TranslationModel(**SMALL, **keywords)
+    lines = export_net(model.net, tmp_path, ("torch",))
+    assert [line.split()[0].rsplit("/", 1)[1] for line in lines] == ["encoder.pt2", "step.pt2"]
+    # Run as a caller would: the encoder once, then step after step from nothing.
+    encoder, step = (torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encoder", "step"))
+    source, mask = torch.randint(4, 30, (2, 6)), torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    with torch.no_grad():
+        given = encoder(source_ids=source, source_mask=mask)._asdict()
+        if "hidden" not in given:
+            empty = torch.zeros(2, 2, 2, 0, 8)  # layers, batch, heads, past, head size
+            given |= {"keys": empty, "values": empty}
+        ids, written = torch.full((2, 1), 2), []
+        for _ in range(5):
+            output = step(ids=ids, source_mask=mask, **given)._asdict()
+            ids = output.pop("logits").argmax(-1, keepdim=True)
+            written.append(ids)
+            given |= output
+    config = GenerationConfig(**{**SEARCH, "eos_token_id": None, "max_new_tokens": 5})
+    assert torch.equal(torch.cat(written, dim=1), model.eval().generate(source, mask, config).ids[:, 0])
+
+
+def test_a_step_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    model = TranslationModel(**SMALL, decoder_attention={"kind": "linear"})
+    with pytest.raises(ExportError, match="attention kind 'linear'"):
+        export_net(model.net, tmp_path, ("torch",))
+
+
+def test_tied_weights_are_saved_and_loaded_once() -> None:
+    model, other = TranslationModel(**SMALL), TranslationModel(**SMALL)
+    tied = tied_names(model)
+    assert tied == {"net.target_embedding.weight", "net.output.weight"}
+    state = {name: value for name, value in model.state_dict().items() if name not in tied}
+    load_weights(other, state, "here")
+    assert other.net.output.weight is other.net.embedding.weight
+    assert torch.equal(other.net.output.weight, model.net.output.weight)
+    stale = model.state_dict() | {"net.embedding.weight": torch.ones_like(model.net.embedding.weight)}
+    load_weights(other, stale, "here")  # averaged weights come under the first name alone
+    assert (other.net.output.weight == 1).all()
+    with pytest.raises(CheckpointError, match=r"missing net\.embedding\.weight"):
+        load_weights(other, {n: v for n, v in state.items() if n != "net.embedding.weight"}, "here")
+
+
+def test_the_head_alone_over_features_of_other_sizes() -> None:
+    head = TranslationHead(20, 16, 1, 2, memory_dim=12)
+    logits = head(torch.randn(3, 9, 12), None, torch.randint(20, (3, 4)))
+    assert logits.shape == (3, 4, 20)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in head.parameters())
+    found = head.eval().generate(torch.randn(3, 9, 12), None, GenerationConfig(num_beams=2, **SEARCH))
+    assert found.ids.shape[:2] == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"decoder": "gru"}, "unknown decoder 'gru'"),
+        ({"memory": "max"}, "memory 'max'"),
+        ({"decoder": "lstm", "memory": "mean"}, "a cross_attention alone"),
+        ({"decoder": "lstm", "attention": {"kind": "linear"}}, "a cross_attention alone"),
+        ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
+    ],
+)
+def test_wrong_options(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TranslationModel(**SMALL, **keywords)
+
+
+def test_loss_counts_real_tokens_alone() -> None:
+    logits, labels = torch.randn(2, 3, 5), torch.tensor([[1, 2, 0], [4, 0, 0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    expected = -logits.log_softmax(-1)[mask].gather(1, labels[mask][:, None]).mean()
+    torch.testing.assert_close(token_loss(logits, labels, mask), expected)
+    logits[1, 2] = 100.0
+    torch.testing.assert_close(token_loss(logits, labels, mask), expected)
+
+
+def test_word_dropout_spares_padding_and_special_tokens() -> None:
+    ids, mask = torch.tensor([[5, 6, 7, 3, 0]] * 500), torch.tensor([[True] * 4 + [False]] * 500)
+    hidden = drop_words(ids, mask, 0.3, unk_id=1, special=(3,))
+    assert (hidden[:, 3:] == ids[:, 3:]).all()
+    assert (hidden[:, :3] == 1).float().mean() == pytest.approx(0.3, abs=0.04)
+
+
+def test_metric_counts_each_sample_once() -> None:
+    metric = CorpusMetric(lambda found, right: {"hits": sum(f in r for f, r in zip(found, right, strict=True))})
+    metric.update(["1", "2"], ["a", "b"], [["a"], ["c", "b"]])
+    metric.update(["2"], ["b"], [["c", "b"]])
+    metric.add("loss", 6.0, 2.0)
+    metric.add("loss", 0.0, 1.0)
+    assert metric.compute() == {"hits": 2, "loss": 2.0}
+    metric.reset()
+    assert metric.compute() == {"hits": 0}
