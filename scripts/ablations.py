@@ -171,7 +171,7 @@ def main() -> None:
             if options.write:  # as they come: a long table that is broken off keeps its beginning
                 record_result(
                     task,
-                    f"built-in: {name}",
+                    f"{'kernels' if options.kernels else 'built-in'}: {name}",
                     command=command,
                     config=config,
                     metrics={key: value for key, value in metrics["test"].items() if isinstance(value, float)},
