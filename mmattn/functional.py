@@ -49,7 +49,7 @@ def attend(
         attn_mask = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
     grouped = not same_size(q.shape[1], k.shape[1])
     d, d_v = q.shape[-1], v.shape[-1]
-    if d != d_v and q.device.type == "cpu":  # torch's fused CPU kernels want one size: zeros cost less than leaving them
+    if d != d_v and q.device.type == "cpu":  # fused CPU kernels want one size: zeros cost less than the slow path
         scale = d**-0.5 if scale is None else scale
         q, k, v = (F.pad(x, (0, max(d, d_v) - x.shape[-1])) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=grouped)

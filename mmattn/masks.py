@@ -59,7 +59,7 @@ class Mask:
     is_causal: bool = False  # bottom-right aligned
     bias: Bias | None = None  # additive, per head; set through with_bias
     global_mask: Tensor | None = None  # (B, S) bool, tokens that see all and are seen by all
-    _combined: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)  # see dense
+    _combined: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, dims in (("key_mask", (2,)), ("attn_mask", (2, 4)), ("global_mask", (2,))):
