@@ -57,6 +57,7 @@ class Linear(Kernel):
     kind = "linear"
     supports = frozenset({"self", "causal", "cross", "cache"})
     chunk = 64  # queries that see each other directly in the causal form; earlier keys come through the running state
+    piece = 1024  # keys or queries at a time where all attend to all and no gradient is kept
     features: Tensor | None  # (m, d)
 
     def __init__(
@@ -96,20 +97,42 @@ class Linear(Kernel):
         with _no_autocast(q):
             # Beside a cache the mask is over all keys, of which only the newest are here.
             key_mask = None if mask is None or mask.key_mask is None else mask.key_mask[:, -k.shape[2] :]
+            if cache is None and not is_causal:
+                return self._all_to_all(q, k, v, key_mask)
             q, k = self._queries(q), self._keys(k, key_mask)  # (B, h, L, m), (B, h_kv, S, m)
-            v = F.pad(v.to(k.dtype), (0, 1), value=1.0)  # a column of ones: its sum is the normaliser
-            k, v = repeat_heads(k, h), repeat_heads(v, h)
+            k, v = repeat_heads(k, h), repeat_heads(_with_ones(v, k), h)
             state = None
             if cache is not None:
                 state = cache.state
                 cache.state = state + k.transpose(-2, -1) @ v
                 cache.seen = cache.seen + L
-            if cache is not None or is_causal:
-                out = _causal(q, k, v, state, self.chunk)
-            else:
-                out = q @ (k.transpose(-2, -1) @ v)
-            out, normaliser = out.split([out.shape[-1] - 1, 1], dim=-1)  # (B, h, L, d_v), (B, h, L, 1)
-            return (out / normaliser.clamp_min(FLOORS[self.feature_map])).to(dtype)
+            return self._normalised(_causal(q, k, v, state, self.chunk), dtype)
+
+    def _all_to_all(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        """Every query to every key; piece by piece where no gradient is kept, so that features stay in the cache."""
+        L, S = q.shape[2], k.shape[2]
+        whole = torch.compiler.is_compiling() or (any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled())
+        if whole or not (isinstance(L, int) and isinstance(S, int) and max(L, S) > self.piece):
+            keys = self._keys(k, key_mask)
+            whole_sum = keys.transpose(-2, -1) @ _with_ones(v, keys)  # (B, h_kv, m, d_v + 1)
+            return self._normalised(self._queries(q) @ repeat_heads(whole_sum, q.shape[1]), v.dtype)
+        total: Tensor | None = None
+        for start in range(0, S, self.piece):
+            here = slice(start, start + self.piece)
+            keys = self._keys(k[:, :, here], None if key_mask is None else key_mask[:, here])
+            part = keys.transpose(-2, -1) @ _with_ones(v[:, :, here], keys)
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        total = repeat_heads(total, q.shape[1])
+        out = v.new_empty(q.shape[0], q.shape[1], L, v.shape[3])
+        for start in range(0, L, self.piece):
+            here = slice(start, start + self.piece)
+            out[:, :, here] = self._normalised(self._queries(q[:, :, here]) @ total, v.dtype)
+        return out
+
+    def _normalised(self, out: Tensor, dtype: torch.dtype) -> Tensor:
+        out, normaliser = out.split([out.shape[-1] - 1, 1], dim=-1)  # (B, h, L, d_v), (B, h, L, 1)
+        return (out / normaliser.clamp_min(FLOORS[self.feature_map])).to(dtype)
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
         self.check(mask)
@@ -185,6 +208,10 @@ def orthogonal_features(count: int, size: int, seed: int) -> Tensor:
     signs = upper.diagonal(dim1=-2, dim2=-1).sign()  # with these the rotation is uniform, and the same everywhere
     directions = (turn * signs[:, None, :]).transpose(1, 2).flatten(0, 1)[:count]  # (count, size)
     return (directions * normal(count, size).norm(dim=-1, keepdim=True)).to(torch.get_default_dtype())
+
+
+def _with_ones(v: Tensor, like: Tensor) -> Tensor:
+    return F.pad(v.to(like.dtype), (0, 1), value=1.0)  # a column of ones: its sum is the normaliser
 
 
 def _elu_plus_one(x: Tensor) -> Tensor:

@@ -273,3 +273,14 @@ class TestDifferential:
             make("differential", lambda_init=0.5, layer=2)
         with pytest.raises(ValueError, match=r"lambda_init must be within 0\.\.1, 1 left out, found 1\.0"):
             make("differential", lambda_init=1.0)
+
+
+def test_pieces_equal_the_whole():
+    """Without gradients long sequences go piece by piece, of keys and of queries."""
+    kernel = build_kernel("linear", {}, num_heads=4, head_dim=8).double()
+    kernel.piece = 3
+    q, k, v = (torch.randn(2, h, n, 8, dtype=torch.float64) for h, n in ((4, 8), (2, 11), (2, 11)))
+    mask = Mask(torch.rand(2, 11) > 0.4)
+    with torch.no_grad():
+        pieces = kernel(q, k, v, mask)
+    torch.testing.assert_close(pieces, kernel(q.requires_grad_(), k, v, mask).detach(), atol=1e-12, rtol=0)
