@@ -42,19 +42,28 @@ def _groups(key_mask: Tensor | None) -> int:
 class HierarchicalEncoder(nn.Module):
     """Words attend within their sentence; sentences, pooled by attention, to each other; words get back the result.
 
-    ``memory_s = word_s + W sentence_{j(s)}``: the two levels of Yang et al. 2016 (section 2.2), and the way back to the
-    words of Liu and Lapata 2019 (section 3.4). ``capture`` records the words' weights (B, n, S) under `pool.weights`.
+    ``word_s + W sentence_{j(s)}``: the two levels of Yang et al. 2016 (section 2.2), and the way back to the words of Liu
+    and Lapata 2019 (section 3.4). Words that know their sentence then attend to the whole document, where there are
+    layers for it. ``capture`` records the words' weights (B, n, S) in their sentences under `pool.weights`.
 
     Args:
         embed_dim: E.
-        num_layers: over words.
+        num_layers: over the words of a sentence.
         num_heads: h.
         sentence_layers: over sentences.
+        document_layers: over the words of the document.
         layers: what else `mmattn.Encoder` takes.
     """
 
     def __init__(
-        self, embed_dim: int, num_layers: int, num_heads: int, *, sentence_layers: int = 1, **layers: Any
+        self,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        sentence_layers: int = 1,
+        document_layers: int = 1,
+        **layers: Any,
     ) -> None:
         super().__init__()
         self.words = Encoder(embed_dim, num_layers, num_heads, **layers)
@@ -62,6 +71,7 @@ class HierarchicalEncoder(nn.Module):
         self.positions = SinusoidalPositions(embed_dim)
         self.sentences = Encoder(embed_dim, sentence_layers, num_heads, **layers | {"attention": None})
         self.back = nn.Linear(embed_dim, embed_dim)
+        self.document = Encoder(embed_dim, document_layers, num_heads, **layers) if document_layers else None
 
     def forward(self, x: Tensor, key_mask: Tensor, starts: Tensor) -> Tensor:
         """Encodes.
@@ -81,4 +91,5 @@ class HierarchicalEncoder(nn.Module):
         members = (index[:, None] == numbers) & key_mask[:, None]  # (B, n, S)
         sentences = self.sentences(self.positions(self.pool(words, members)), Mask(members.any(-1)))  # (B, n, E)
         own = self.back(sentences).gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))  # (B, S, E)
-        return words + own
+        words = words + own
+        return words if self.document is None else self.document(words, Mask(key_mask))

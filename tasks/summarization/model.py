@@ -43,8 +43,10 @@ class SummarizationModel(Seq2Seq):
         cross_attention: the decoder's attention to the document.
         global_tokens: which tokens of the document see all and are seen by all, where the kernel windows: "none", the
             "first" one, or the first one of each of the "sentences".
-        hierarchical: words attend within their sentences, sentences to each other (`HierarchicalEncoder`).
+        hierarchical: words attend within their sentences, sentences to each other, then words to the whole document
+            (`HierarchicalEncoder`); off: words to the whole document.
         sentence_layers: over sentences, where hierarchical.
+        document_layers: over all words once their sentences are known, where hierarchical.
         copy: words of the document can be copied (`CopyHead`).
         memory: what the decoder reads: the document's "tokens"; or their "mean", a baseline that cannot attend.
         dropout: everywhere but in attention weights.
@@ -73,6 +75,7 @@ class SummarizationModel(Seq2Seq):
         global_tokens: GlobalTokens = "none",
         hierarchical: bool = True,
         sentence_layers: int = 1,
+        document_layers: int = 1,
         copy: bool = True,
         memory: Literal["tokens", "mean"] = "tokens",
         dropout: float = 0.1,
@@ -104,7 +107,12 @@ class SummarizationModel(Seq2Seq):
             layers: Mapping[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
             self.encoder = Encoder(embed_dim, 0, num_heads, norm_first=False)  # nothing: the hierarchy is in its place
             self.hierarchy = HierarchicalEncoder(
-                embed_dim, encoder_layers, num_heads, sentence_layers=sentence_layers, **layers
+                embed_dim,
+                encoder_layers,
+                num_heads,
+                sentence_layers=sentence_layers,
+                document_layers=document_layers,
+                **layers,
             )
         self.copy_head = CopyHead(embed_dim) if copy else None
 

@@ -108,7 +108,7 @@ def test_the_score_is_that_of_a_full_pass(beams: int) -> None:
     starts = given.pop("sentence_starts")
     found = model.generate(given["source_ids"], given["source_mask"], config, sentence_starts=starts)
     for n in range(4):
-        ids = found.ids[n, 0, : found.lengths[n, 0]]
+        ids = found.ids[n, 0, : found.lengths[n, 0]].clone()  # made in inference mode
         target = torch.cat([torch.tensor([2]), ids[:-1]])
         one = {name: value[n : n + 1] for name, value in given.items()} | {"target_ids": target[None]}
         logits = model(**one, sentence_starts=starts[n : n + 1]).logits.log_softmax(-1)

@@ -20,6 +20,8 @@ from tasks.summarization.predict import Summarizer, Summary, load
 
 @pytest.fixture(scope="module")
 def summarizer() -> Summarizer:
+    if not inference.shipped_folder("summarization").is_dir():
+        pytest.skip("no checkpoint is shipped yet")
     return load(device="cpu")
 
 

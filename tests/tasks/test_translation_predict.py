@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from data.demo.translation import make
 from data.errors import DataError
 from tasks.common import inference
 from tasks.common.dispatch import model_parser
+from tasks.common.results import read_results
 from tasks.translation.__main__ import INPUTS
 from tasks.translation.metrics import score, signatures
 from tasks.translation.predict import Translation, Translator, load
@@ -155,3 +157,13 @@ def test_scores_are_sacrebleus() -> None:
     expected = sacrebleu.corpus_bleu(hypotheses, [["The cat sat down.", "A dog ran."], [None, "A dog ran home"]])
     assert score(hypotheses, references)["bleu"] == expected.score
     assert "case:mixed" in signatures()["bleu_signature"]
+
+
+def test_the_readmes_figures_are_the_measured_ones() -> None:
+    text = (ROOT / "tasks" / "translation" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \|", text.split("## Measured")[1], flags=re.MULTILINE)
+    assert rows
+    results = read_results("translation")
+    for name, bleu, chrf in rows:
+        metrics = results[name.strip()]["metrics"]
+        assert (round(metrics["bleu"], 2), round(metrics["chrf"], 1)) == (float(bleu), float(chrf)), name
