@@ -198,8 +198,7 @@ def export_net(net: Any, folder: Path, formats: Sequence[str]) -> list[str]:
     sources = [_source(net, *size) for size in ((3, 7), (1, 1), (4, 12))]
     with torch.no_grad():
         steps = [_step(encoder, source, past) for source, past in zip(sources, (3, 0, 5), strict=True)]
-    longest = min([4096, *(m.max_len for m in net.modules() if isinstance(m, LearnedPositions))])
-    length, past = Dim("length", max=longest), Dim("past", max=longest - 1)
+    length, past = dynamic_lengths(net)
     source_shape: dict[str, dict[int, Any]] = {name: {0: BATCH, 1: length} for name in ("source_ids", "source_mask")}
     shapes: dict[str, dict[int, Any]] = {"ids": {0: BATCH}, "source_mask": {0: BATCH, 1: length}}
     batch, rows = (0, 2) if recurrent else (1, 3)
@@ -234,3 +233,9 @@ def _step(encoder: nn.Module, source: dict[str, Tensor], past: int) -> dict[str,
             "values": torch.randn(*shape, values, generator=seeded),
         }
     return {"ids": ids} | given | {"source_mask": source["source_mask"]}
+
+
+def dynamic_lengths(net: nn.Module) -> tuple[Any, Any]:
+    """The dimensions "length" of a source and "past" of what is written, as long as learned positions allow."""
+    longest = min([4096, *(m.max_len for m in net.modules() if isinstance(m, LearnedPositions))])
+    return Dim("length", max=longest), Dim("past", max=longest - 1)

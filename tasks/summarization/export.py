@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from tasks.common.export import export_model
-from tasks.common.seq2seq_export import BATCH, LENGTH, PAST, StepOutput, check_cache, project, run_step
+from tasks.common.seq2seq_export import BATCH, StepOutput, check_cache, dynamic_lengths, project, run_step
 from tasks.summarization.model import SummarizationModel
 
 SENTENCES = Dim("sentences", max=4096)
@@ -88,12 +88,13 @@ def export_summarizer(model: SummarizationModel, folder: Path, formats: Sequence
     sources = [_source(model, *size) for size in ((3, 7), (1, 2), (4, 12))]
     with torch.no_grad():
         steps = [_step(model, encoder, source, past) for source, past in zip(sources, (3, 2, 5), strict=True)]
-    text: dict[str, dict[int, Any]] = {name: {0: BATCH, 1: LENGTH} for name in ("source_ids", "source_mask")}
-    shapes = text | {"ids": {0: BATCH}, "memory": {0: BATCH, 1: LENGTH}}
-    shapes |= {name: {1: BATCH, 3: PAST} for name in ("keys", "values")}
-    shapes |= {name: {1: BATCH, 3: LENGTH} for name in ("memory_keys", "memory_values")}
-    shapes["copy_keys"] = {0: BATCH, 1: LENGTH}
-    shapes["salience"] = {0: BATCH, 1: LENGTH} if model.copy_head is not None else {0: BATCH}
+    length, past = dynamic_lengths(model)
+    text: dict[str, dict[int, Any]] = {name: {0: BATCH, 1: length} for name in ("source_ids", "source_mask")}
+    shapes = text | {"ids": {0: BATCH}, "memory": {0: BATCH, 1: length}}
+    shapes |= {name: {1: BATCH, 3: past} for name in ("keys", "values")}
+    shapes |= {name: {1: BATCH, 3: length} for name in ("memory_keys", "memory_values")}
+    shapes["copy_keys"] = {0: BATCH, 1: length}
+    shapes["salience"] = {0: BATCH, 1: length} if model.copy_head is not None else {0: BATCH}
     starts = {"sentence_starts": {0: BATCH, 1: SENTENCES}}
     lines = export_model(encoder, sources, text | starts, folder, "encoder", formats)
     return lines + export_model(step, steps, shapes, folder, "step", formats)
