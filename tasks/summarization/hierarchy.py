@@ -42,8 +42,8 @@ def _groups(key_mask: Tensor | None) -> int:
 class HierarchicalEncoder(nn.Module):
     """Words attend within their sentence; sentences, pooled by attention, to each other; words get back the result.
 
-    ``word_s + W sentence_{j(s)}``: the two levels of Yang et al. 2016 (section 2.2), and the way back to the words of Liu
-    and Lapata 2019 (section 3.4). Words that know their sentence then attend to the whole document, where there are
+    ``word_s + W sentence_{j(s)}``: the two levels of Yang et al. 2016 (section 2.2), and the way back to the words of
+    Liu and Lapata 2019 (section 3.4). Words that know their sentence then attend to the whole document, where there are
     layers for it. ``capture`` records the words' weights (B, n, S) in their sentences under `pool.weights`.
 
     Args:
