@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,16 @@ def image_size(source: ImageSource, name: str | None = None, max_pixels: int = M
     if not isinstance(source, (str, Path, bytes)):
         return source.size
     return _open(source, name, max_pixels, lambda image, where: _upright_size(image))
+
+
+def read_image(
+    source: str | Path | bytes,
+    use: Callable[[PILImage, str], Any],
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Any:
+    """What ``use(image, where)`` makes of an opened file that is no photograph, with the errors of ``load_image``."""
+    return _open(source, name, max_pixels, use)
 
 
 def _upright_size(image: PILImage) -> tuple[int, int]:
@@ -152,6 +162,14 @@ def _upright_rgb(image: PILImage, where: str) -> PILImage:
     return image.convert("RGB")
 
 
+def normalize(images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (H, W, 3) arrays of one size to (N, 3, H, W) float: mean and std are of pixel values in 0..1."""
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (N, H, W, 3)
+    pixels = stacked.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, H, W)
+    pixels.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
+    return pixels.contiguous()
+
+
 class ImageProcessor:
     """Picture to a normalised (3, H, W) tensor: the evaluation path, in PIL and torch.
 
@@ -202,10 +220,7 @@ class ImageProcessor:
 
     def normalize(self, images: Sequence[np.ndarray]) -> Tensor:
         """uint8 (H, W, 3) arrays to (N, 3, H, W) float."""
-        stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (N, H, W, 3)
-        pixels = stacked.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, H, W)
-        pixels.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
-        return pixels.contiguous()
+        return normalize(images, self.mean, self.std)
 
     def window(self, size: tuple[int, int]) -> Box:
         """The part of a picture of this (width, height) that the model's input shows."""

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 KEYS = ("document", "summary", "references", "id")
 Span = tuple[int, int]  # characters, from and up to
 # A sentence ends at . ! ? and blanks, where no small letter follows; or at the end of a line.
-_BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?![a-z])|\s*\n\s*")
+_BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?![a-z])|\n\s*")
 
 
 @dataclass
@@ -178,16 +178,11 @@ class SummaryProcessor(PairProcessor):
 
     def token_spans(self, text: str) -> list[Span]:
         """The characters of each token of a text, blanks before it left out."""
-        encoding = self.source.tokenizer.encode(text, add_special_tokens=False)
-        spans = []
-        for start, end in encoding.offsets:
-            inner = text[start:end]
-            spans.append((start + len(inner) - len(inner.lstrip()), end))
-        return spans
+        return self.source.spans(text)
 
     def document_tokens(self, text: str) -> list[Span]:
         """The characters of each token that the model reads, the end left out."""
-        return self.token_spans(text)[: self.max_source_len - 1]
+        return self.token_spans(text)[: self.max_source_len - 1 - len(self.source.prefix_ids)]
 
     def sentence_starts(self, texts: Sequence[str]) -> Tensor:
         """Which token is the first of each sentence: (B, n) long, filled up with -1."""
@@ -216,6 +211,6 @@ def collate(
     batch = pairs.collate(samples, processor, seeds, is_repeat)
     values = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     starts = processor.sentence_starts([sample.source for sample in samples])
-    read = processor.max_source_len - 1  # the end is one of them
-    cut = torch.tensor([max(0, processor.source.length(sample.source) - read) for sample in samples])
+    whole = [processor.whole_length(processor.source, sample.source) for sample in samples]
+    cut = torch.tensor([max(0, length - processor.max_source_len) for length in whole])
     return SummaryBatch(**values, sentence_starts=starts, copy_ids=batch.source_ids, cut=cut)

@@ -59,6 +59,13 @@ class TokenIds:
 
     def words(self, text: str) -> tuple[list[str], list[int]]:
         """The text's words, as white space parts them, and of each token the word that it belongs to, not cut."""
+        words = list(re.finditer(r"\S+", text))
+        ends = [word.end() for word in words]
+        owners = [min(bisect.bisect_right(ends, start), len(words) - 1) for start, _ in self.spans(text)]
+        return [word.group() for word in words], owners
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters of each of the text's tokens, from and up to, white space before it left out; not cut."""
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -240,15 +247,9 @@ class TextProcessor(TokenIds):
             for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
         ][: self.max_len]
 
-    def words(self, text: str) -> tuple[list[str], list[int]]:
-        """The text's words, as white space parts them, and of each token the word that it belongs to, not cut."""
-        words = list(re.finditer(r"\S+", text))
-        ends = [word.end() for word in words]
-        owners = []
-        for start, end in self._encode(text).offsets:
-            lead = len(text[start:end]) - len(text[start:end].lstrip())
-            owners.append(min(bisect.bisect_right(ends, start + lead), len(words) - 1))
-        return [word.group() for word in words], owners
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters of each of the text's tokens, from and up to, white space before it left out; not cut."""
+        return [without_lead(text, start, end) for start, end in self._encode(text).offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text from ids, special tokens but ``[UNK]`` left out."""
@@ -305,6 +306,12 @@ def load_tokenizer(directory: str | Path, config: Mapping[str, Any]) -> TokenIds
     from data.text_public import load_public
 
     return load_public(directory, config)
+
+
+def without_lead(text: str, start: int, end: int) -> tuple[int, int]:
+    """The characters of text from start up to end, white space at their beginning left out."""
+    inner = text[start:end]
+    return start + len(inner) - len(inner.lstrip()), end
 
 
 def _as_plain_text(tokenizer: Tokenizer) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, is_broken, shorten
-from data.text import TokenIds, _tokenizers
+from data.text import TokenIds, _tokenizers, without_lead
 
 SPACE = "\u2581"  # sentencepiece's sign for a space
 LAYOUTS = {
@@ -21,6 +22,7 @@ LAYOUTS = {
     "marian": ("source.spm", "target.spm", "vocab.json"),
     "t5": ("spiece.model",),
 }
+ORDER = ("marian", "t5", "tokenizer.json")  # where several lie: Marian's and T5's own files are what was trained with
 
 
 class PublicText(TokenIds):
@@ -32,6 +34,8 @@ class PublicText(TokenIds):
         side: ``source`` or ``target``: Marian has a model for each.
         max_len: Most tokens where nothing else is asked for.
         special: The ids ``pad_id``, ``unk_id``, ``start_id`` and ``eos_id``, where the layout does not decide them.
+        prefix: What stands before every text that is read, as T5 was trained: ``summarize:``; its tokens count as the
+            text's own.
 
     Raises:
         DataError: A file is damaged, or lacks what the model needs.
@@ -44,9 +48,11 @@ class PublicText(TokenIds):
         side: str = "source",
         max_len: int = 512,
         special: Mapping[str, int] | None = None,
+        prefix: str = "",
     ) -> None:
         super().__init__()
         self.kind, self.files, self.side, self.max_len = kind, dict(files), side, max_len
+        self.prefix = prefix.strip()
         self.special = dict(special or {})
         try:
             self._open()
@@ -89,9 +95,10 @@ class PublicText(TokenIds):
             raise DataError("tokenizer.json", "the special tokens of a model that writes", f"no {', '.join(missing)}")
         self.pad_id, self.unk_id = known["pad_id"], known["unk_id"]
         self.start_id, self.eos_id = known["start_id"], known["eos_id"]
+        self.prefix_ids += tuple(self.encode(self.prefix)) if self.prefix else ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("kind", "files", "side", "max_len", "special", "truncated")}
+        return {name: getattr(self, name) for name in ("files", "truncated")} | self.config()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         truncated = state.pop("truncated")
@@ -109,24 +116,20 @@ class PublicText(TokenIds):
         pieces = language + self._pieces.encode(text, out_type=str)
         return [self._vocabulary.get(piece, self.unk_id) for piece in pieces]
 
-    def words(self, text: str) -> tuple[list[str], list[int]]:
-        words = text.split()
+    def spans(self, text: str) -> list[tuple[int, int]]:
         if self.kind == "tokenizer.json":
-            pieces = [text[start:end] for start, end in self._pieces.encode(text, add_special_tokens=False).offsets]
-        elif self.kind == "t5":
-            pieces = self._pieces.encode(text, out_type=str)
-        else:
-            language, rest = _language(text)
-            pieces = [*(f"{SPACE}{code}" for code in language), *self._pieces.encode(rest, out_type=str)]
-        signs = [word for n, word in enumerate(words) for _ in word]  # how far each piece reaches into the words
-        owners, done = [], 0
-        ends = [sum(map(len, words[: n + 1])) for n in range(len(words))]
-        for piece in pieces:
+            offsets = self._pieces.encode(text, add_special_tokens=False).offsets
+            return [without_lead(text, start, end) for start, end in offsets]
+        language, rest = _language(text) if self.kind == "marian" else ([], text)
+        # Pieces are of the text in its normal form, without white space: each of their signs, back to where it stood.
+        signs = [n for n, sign in enumerate(text) for _ in "".join(unicodedata.normalize("NFKC", sign).split())]
+        spans, done = [], 0
+        for piece in [*language, *self._pieces.encode(rest, out_type=str)]:
             size = len("".join(piece.replace(SPACE, " ").split()))
-            place = min(done, max(len(signs) - 1, 0))
-            owners.append(next((n for n, end in enumerate(ends) if place < end), 0))
+            start = signs[done] if done < len(signs) else len(text)
+            spans.append((start, signs[min(done + size, len(signs)) - 1] + 1 if size and done < len(signs) else start))
             done += size
-        return words, owners
+        return spans
 
     def decode(self, ids: Sequence[int]) -> str:
         hidden = {self.pad_id, self.eos_id, self.start_id, self.unk_id}
@@ -139,7 +142,8 @@ class PublicText(TokenIds):
         return self._pieces.decode_pieces([self._tokens[i] for i in kept]).replace(SPACE, " ").strip()
 
     def config(self) -> dict[str, Any]:
-        return {"kind": self.kind, "side": self.side, "max_len": self.max_len, "special": self.special}
+        settings = ("kind", "side", "max_len", "special", "prefix")
+        return {name: getattr(self, name) for name in settings}
 
     def save(self, directory: str | Path) -> None:
         for name, content in self.files.items():
@@ -178,22 +182,24 @@ def load_public(directory: str | Path, config: Mapping[str, Any]) -> PublicText:
     return PublicText(kind, _read(Path(directory), kind), **settings)
 
 
-def read_public(directory: str | Path, **options: Any) -> tuple[PublicText, PublicText]:
-    """The tokenizers of source and target of a public model's folder, the same object where there is one.
+def read_public(directory: str | Path, prefix: str = "", **options: Any) -> tuple[PublicText, PublicText]:
+    """The tokenizers of source and target of a public model's folder, the same object where they do not differ.
 
     Args:
         directory: The folder, in one of the layouts.
+        prefix: Of what is read; see ``PublicText``.
         options: ``max_len`` and ``special`` of ``PublicText``.
 
     Raises:
         DataError: No layout fits, or a file is damaged.
     """
     folder = Path(directory)
-    for kind in ("marian", "t5", "tokenizer.json"):  # Marian's and T5's own files are what their authors trained
+    for kind in ORDER:
         if all((folder / name).is_file() for name in LAYOUTS[kind]):
             files = _read(folder, kind)
-            source = PublicText(kind, files, "source", **options)
-            return source, PublicText(kind, files, "target", **options) if kind == "marian" else source
+            source = PublicText(kind, files, "source", prefix=prefix, **options)
+            differ = kind == "marian" or prefix
+            return source, PublicText(kind, files, "target", **options) if differ else source
     expected = "; or ".join(" and ".join(names) for names in LAYOUTS.values())
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
     raise DataError(str(folder), expected, found)

@@ -224,11 +224,7 @@ class MultiHeadAttention(nn.Module):
         """
         if not self.only_self or self.k_proj is None or self.qkv_proj is not None:
             return
-        maps = (self.q_proj, self.k_proj, self.v_proj)
-        biases: list[Tensor] = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps]
-        bias = None if all(m.bias is None for m in maps) else torch.cat(biases)
-        weights: list[Tensor] = [m.weight for m in maps]
-        self.qkv_proj = make(torch.cat(weights), bias)
+        self.qkv_proj = make(*_stack((self.q_proj, self.k_proj, self.v_proj)))
         for name in ("q_proj", "k_proj", "v_proj"):
             setattr(self, name, nn.Identity())
 
@@ -242,11 +238,12 @@ class MultiHeadAttention(nn.Module):
         cache: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, h, L, d), keys (B, h_kv, S, d) and values (B, h_kv, S, d_v); see `forward`."""
-        if self.qkv_proj is not None:
-            if key is not None or query_pos is not None:
-                raise ValueError("the projections are fused: for attention within one sequence, without query_pos")
+        if self.qkv_proj is not None and (key is not None or query_pos is not None):
+            raise ValueError("the projections are fused: for attention within one sequence, without query_pos")
+        together = self._together(query, cache) if key is None and query_pos is None else None
+        if together is not None:
             sizes = [self.num_heads * self.head_dim, *(self.num_kv_heads * d for d in (self.head_dim, self.v_head_dim))]
-            q, k, v = self.qkv_proj(query).split(sizes, dim=-1)  # (B, L, h d) each
+            q, k, v = together.split(sizes, dim=-1)  # (B, L, h d) each
             return (
                 self._heads(q, self.num_heads, self.q_norm),
                 self._heads(k, self.num_kv_heads, self.k_norm),
@@ -263,8 +260,21 @@ class MultiHeadAttention(nn.Module):
         k = q if self.k_proj is None else self._heads(self.k_proj(key_source), self.num_kv_heads, self.k_norm)
         v = self._heads(self.v_proj(source if value is None else value), self.num_kv_heads)
         if key is not None and cache is not None:
-            cache.keys, cache.values = k, v
+            k, v = cache.keys, cache.values = k.contiguous(), v.contiguous()  # every step reads them: laid out once
         return q, k, v
+
+    def _together(self, x: Tensor, cache: Any) -> Tensor | None:
+        """Queries, keys and values as one product, (B, L, h d + h_kv d + h_kv d_v); None where three are as good."""
+        if self.qkv_proj is not None:
+            return self.qkv_proj(x)
+        maps = (self.q_proj, self.k_proj, self.v_proj)
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or not all(map(_is_plain, maps)):
+            return None
+        if cache is not None:  # it would keep all three for the sake of two
+            return None
+        if x.numel() < self.embed_dim**2:  # fewer tokens than it takes to pay for stacking the weights
+            return None
+        return nn.functional.linear(x, *_stack(maps))
 
     def _heads(self, x: Tensor, num_heads: int, norm: nn.Module | None = None) -> Tensor:
         x = x.unflatten(-1, (num_heads, -1))  # (B, L, h, d)
@@ -288,6 +298,20 @@ class MultiHeadAttention(nn.Module):
             needs = needs | {"cache"}
         if not needs <= self.kernel.supports:
             self.kernel.require(needs)
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether a module is a linear map and nothing else: not replaced, parametrised or hooked."""
+    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def _stack(maps: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the linear maps as one."""
+    maps = list(maps)
+    weight = torch.cat([m.weight for m in maps])
+    if all(m.bias is None for m in maps):
+        return weight, None
+    return weight, torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps])
 
 
 def _biased(bias: bool | Collection[str]) -> Collection[str]:

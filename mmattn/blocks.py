@@ -59,14 +59,15 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = make_norm(embed_dim, norm, norm_eps)
+        self.scale: nn.Module = nn.Identity()  # where a backbone scales what is added, see `LayerScale`
         self.dropout = nn.Dropout(dropout)
         self.norm_first = norm_first
 
     def forward(self, x: Tensor, sublayer: Any, *args: Any, **keywords: Any) -> Tensor:
         """x (B, L, E) is the sublayer's first argument; the others follow. Returns (B, L, E)."""
         if self.norm_first:
-            return x + self.dropout(sublayer(self.norm(x), *args, **keywords))
-        return self.norm(x + self.dropout(sublayer(x, *args, **keywords)))
+            return x + self.dropout(self.scale(sublayer(self.norm(x), *args, **keywords)))
+        return self.norm(x + self.dropout(self.scale(sublayer(x, *args, **keywords))))
 
 
 class EncoderLayer(nn.Module):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .masks import Mask, same_size
+from .stepwise import attend_step
 
 
 def attend(
@@ -30,6 +31,10 @@ def attend(
     torch.Size([2, 4, 5, 8])
     """
     L, S = q.shape[-2], k.shape[-2]
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and not dropout_p:
+        found = attend_step(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        if found is not None:
+            return found
     allowed = bias = None
     is_causal = False
     if mask is not None:

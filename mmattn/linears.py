@@ -43,7 +43,9 @@ class PackedLinear(nn.Module):
 class Int8Linear(nn.Module):
     """``x W^T + b`` in eight bits: a scale a row of W, found once; a scale of x, found at every call.
 
-    Symmetric weights, asymmetric activations, sums in 32 bits (Jacob et al. 2018, section 2).
+    Symmetric weights, asymmetric activations, sums in 32 bits (Jacob et al. 2018, section 2). With one scale for all of
+    x a row's rounding depends on the rows beside it; a scale a row made greedy search 1.09 and five beams 1.38 times as
+    slow.
 
     Args:
         weight: (out, in), on the CPU, float32.

@@ -60,6 +60,7 @@ class Mask:
     bias: Bias | None = None  # additive, per head; set through with_bias
     global_mask: Tensor | None = None  # (B, S) bool, tokens that see all and are seen by all
     _combined: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _added: dict[Any, tuple[Tensor | None, bool]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, dims in (("key_mask", (2,)), ("attn_mask", (2, 4)), ("global_mask", (2,))):
@@ -118,6 +119,25 @@ class Mask:
         if place not in self._combined:  # the layers of a stack ask for the same
             self._combined[place] = self._combine(L, S, device)
         return self._combined[place]
+
+    def added(
+        self, L: int, S: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> tuple[Tensor | None, bool]:
+        """What to add to scores for the same as `dense`: 0 where it allows, the lowest number elsewhere.
+
+        Returns:
+            The numbers, of the dtype, or None where everything is allowed; and whether some query may attend to
+            nothing, which no number says.
+        """
+        place = (L, S, dtype, device)
+        if place not in self._added:
+            allowed = self.dense(L, S, device)
+            if allowed is None:
+                self._added[place] = None, False
+            else:
+                numbers = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+                self._added[place] = numbers, not bool(allowed.any(-1).all())
+        return self._added[place]
 
     def _combine(self, L: int, S: int, device: torch.device | None) -> Tensor | None:
         allowed = None if self.key_mask is None else self.key_mask[:, None, None, :]  # (B, 1, 1, S)

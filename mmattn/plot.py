@@ -19,6 +19,7 @@ def heat_map(
     titles: Sequence[str] | None = None,
     row_name: str = "attends",
     col_name: str = "attended to",
+    value_name: str = "attention weight",
 ) -> Any:
     """Attention between tokens: a row a query, a column a key, darker = more.
 
@@ -30,6 +31,7 @@ def heat_map(
         titles: one a map.
         row_name: what the rows are.
         col_name: what the columns are.
+        value_name: what the values are.
 
     Returns:
         The matplotlib Figure.
@@ -63,7 +65,7 @@ def heat_map(
         _ticks(axis, "y", row_labels, L)
         if titles is not None:
             axis.set_title(_plain(titles[i]), fontsize=9)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="attention weight")
+    figure.colorbar(image, ax=axes, shrink=0.8, label=value_name)
     return _finish(figure, path)
 
 
@@ -112,13 +114,8 @@ def overlay(
         shown = pixels if i == 0 else pixels.mean(-1, keepdim=True).expand(-1, -1, 3)
         axis.imshow(shown.numpy(), extent=(0, W, H, 0), interpolation="nearest")
         if i > 0:
-            weight = maps[i - 1]
             x0, y0, x1, y1 = window
-            size = (max(1, round((y1 - y0) * H)), max(1, round((x1 - x0) * W)))
-            large = torch.nn.functional.interpolate(weight[None, None], size=size, mode="bilinear")[0, 0]
-            large = (large / large.max().clamp_min(1e-12)).clamp(0, 1)
-            heat, place = large.numpy(), (x0 * W, x1 * W, y1 * H, y0 * H)
-            axis.imshow(heat, extent=place, cmap="inferno", vmin=0, vmax=1, alpha=0.3 + 0.4 * heat)
+            heat(axis, maps[i - 1], (x0 * W, x1 * W, y1 * H, y0 * H))
             axis.set(xlim=(0, W), ylim=(H, 0))
             if titles is not None:
                 axis.set_title(_plain(titles[i - 1]), fontsize=9)
@@ -128,6 +125,21 @@ def overlay(
     if title:
         figure.suptitle(_plain(title), fontsize=10, wrap=True)
     return _finish(figure, path)
+
+
+def heat(axis: Any, weight: Tensor, extent: Sequence[float]) -> None:
+    """Lays a map over what an axis shows, scaled to its own largest value; what is low lets most of it through.
+
+    Args:
+        axis: of matplotlib.
+        weight: (h, w), upsampled bilinearly to whole units of the extent.
+        extent: left, right, bottom and top of the place, rows running down.
+    """
+    left, right, bottom, top = extent
+    size = (max(1, round(bottom - top)), max(1, round(right - left)))
+    large = torch.nn.functional.interpolate(weight.float()[None, None], size=size, mode="bilinear")[0, 0]
+    shown = (large / large.max().clamp_min(1e-12)).clamp(0, 1).cpu().numpy()
+    axis.imshow(shown, extent=tuple(extent), cmap="inferno", vmin=0, vmax=1, alpha=0.3 + 0.4 * shown)
 
 
 def head_chart(

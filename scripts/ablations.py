@@ -26,8 +26,27 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+CCT = "--model.backbone cct --model.tokenizer_layers 3 --model.lr 0.001"  # over an 8x8 map, as the convolutional net
+SEGFORMER = "--model.network segformer --model.channels [32,64,96,128] --model.decoder_channels [96] --model.lr 0.001"
 # For each task: what a variant changes in training, and what in testing.
 VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
+    "classification": {
+        "full": ("", ""),
+        "mean pooling for attention": ("--model.pool mean", ""),
+        "patches shuffled": ("--data.hide arrangement", "--data.hide arrangement"),
+        "without channel attention": ("--model.channel_attention none", ""),
+        "ECA": ("--model.channel_attention eca", ""),
+        "CBAM": ("--model.channel_attention cbam", ""),
+        "compact convolutional transformer": (CCT, ""),
+        "vision transformer": ("--model.backbone vit --model.lr 0.001", ""),
+    },
+    "segmentation": {
+        "full": ("", ""),
+        "context hidden": ("--data.hide context", "--data.hide context"),
+        "gates removed": ("--model.gates false", ""),
+        "without deep supervision": ("--model.deep_supervision false", ""),
+        "SegFormer": (SEGFORMER, ""),
+    },
     "vqa": {
         "full": ("", ""),
         "without guidance": ("--model.guidance 0 --model.object_supervision 0", ""),
@@ -58,6 +77,14 @@ VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
 }
 # Options that fit a task's built-in data, where a kernel's defaults are for long sequences.
 KERNEL_OPTIONS: dict[str, dict[str, dict[str, int]]] = {
+    "classification": {  # 64 cells
+        "adaptive_span": {"max_span": 64, "ramp": 8},
+        "low_rank": {"projected_length": 16, "max_len": 64},
+        "lsh": {"chunk": 16},
+        "sliding_window": {"window": 8},
+        "sparse": {"block": 8},
+    },
+    "segmentation": {},  # attention between maps and their reduced keys: dense, or what needs no order
     "vqa": {  # a grid of 64 cells
         "adaptive_span": {"max_span": 64, "ramp": 8},
         "low_rank": {"projected_length": 16, "max_len": 64},
@@ -81,10 +108,16 @@ KERNEL_OPTIONS: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 BASELINE = {
+    "classification": "patches shuffled",
+    "segmentation": "context hidden",
     "vqa": "image hidden",
     "translation": "source hidden",
     "summarization": "source hidden",
 }  # what every kernel has to beat
+KERNEL_BASE = {
+    "classification": CCT,
+    "segmentation": SEGFORMER,
+}  # where the full model has no self-attention to choose a kernel for
 PROBE_STEPS = 60
 
 
@@ -96,7 +129,8 @@ def kernel_variants(task: str) -> dict[str, tuple[str, str]]:
     for kind in kinds_supporting({"self"}):
         options = KERNEL_OPTIONS[task].get(kind, {})
         flags = "".join(f" --model.attention.{name} {value}" for name, value in options.items())
-        variants[f"attention {kind}"] = (f"--model.attention.kind {kind}{flags}", "")
+        base = KERNEL_BASE.get(task, "")
+        variants[f"attention {kind}"] = (f"{base} --model.attention.kind {kind}{flags}".strip(), "")
     return variants
 
 

@@ -85,7 +85,59 @@ def summarization(checkpoint: str | None, limit: int | None) -> dict[str, tuple[
     return {kind: (row[0], row[1], row[2]) for kind, row in sorted(counts.items())}
 
 
-GAMES = {"vqa": vqa, "translation": translation, "summarization": summarization}
+def classification(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, int]]:
+    """Per class: (pictures, peaks on the circle or the square, peaks within the tolerance)."""
+    from data.demo.classification import make
+    from tasks.classification.predict import load
+    from tasks.vqa.losses import peaks_in_regions
+
+    predictor = load(checkpoint)
+    samples = make("test", limit)
+    counts: dict[str, list[int]] = {}
+    for start in range(0, len(samples), 120):
+        part = samples[start : start + 120]
+        for sample, found in zip(part, predictor.explain_batch(part), strict=True):
+            row = counts.setdefault(sample.labels[0], [0, 0, 0])
+            half = (0.5 / found.relevance.shape[1], 0.5 / found.relevance.shape[0])
+            row[0] += 1
+            row[1] += peaks_in_regions(found.relevance, sample.regions, (0.0, 0.0))
+            row[2] += peaks_in_regions(found.relevance, sample.regions, half)
+    return {label: (row[0], row[1], row[2]) for label, row in sorted(counts.items())}
+
+
+def segmentation(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, int]]:
+    """Per class of things: (scenes with it, peaks of what spoke for it on it, peaks within one pixel of it)."""
+    import torch
+    from torch.nn.functional import max_pool2d
+
+    from data.demo.segmentation import NAMES, THINGS, make
+    from data.segmentation import collate
+    from tasks.segmentation.predict import load
+
+    predictor = load(checkpoint)
+    samples = make("test", limit)
+    counts = {name: [0, 0, 0] for name in THINGS}
+    for start in range(0, len(samples), 50):
+        batch = collate(samples[start : start + 50], predictor.processor)
+        for name in THINGS:
+            true = batch.labels == NAMES.index(name)  # (B, H, W)
+            there = true.flatten(1).any(1)
+            pixels, true = batch.pixel_values[there].to(predictor.device), true[there].float()
+            _, relevance = predictor.relevance(pixels, [NAMES.index(name)] * len(pixels))
+            peaks = relevance.flatten(1).argmax(1).cpu()
+            near = max_pool2d(true[:, None], 3, 1, 1)[:, 0]
+            hits = [int(m.flatten(1)[torch.arange(len(m)), peaks].sum()) for m in (true, near)]
+            counts[name] = [a + b for a, b in zip(counts[name], (len(pixels), *hits), strict=True)]
+    return {name: (row[0], row[1], row[2]) for name, row in counts.items()}
+
+
+GAMES = {
+    "vqa": vqa,
+    "translation": translation,
+    "summarization": summarization,
+    "classification": classification,
+    "segmentation": segmentation,
+}
 
 
 def main() -> None:
@@ -99,6 +151,8 @@ def main() -> None:
         rows = GAMES[task](options.checkpoint, options.limit)
         rows["all"] = tuple(sum(row[n] for row in rows.values()) for n in range(3))  # type: ignore[assignment]
         near_it = {
+            "classification": "within half a cell",
+            "segmentation": "or a pixel beside it",
             "vqa": "within half a cell",
             "translation": "or a word beside it",
             "summarization": "or eight signs off",

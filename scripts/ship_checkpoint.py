@@ -16,6 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+PLACES = ("--trainer.default_root_dir", "--trainer.enable_progress_bar", "--overwrite")
+
+
+def without_places(command: str) -> str:
+    """A command without the options that say where it wrote and what it showed, which change no weight."""
+    words = command.split()
+    return " ".join(w for before, w in zip(["", *words], words, strict=False) if not {w, before} & set(PLACES))
+
+
 def main() -> None:
     """Write the folder, measure it, and write it again with its figures on the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -33,7 +42,7 @@ def main() -> None:
         "model": predictor.model,
         "keywords": config["model"],
         "processor": predictor.processor,
-        "command": read_json(Path(options.model).parent / "run.json").get("command", ""),
+        "command": without_places(read_json(Path(options.model).parent / "run.json").get("command", "")),
         "half": True,
     }
     save_directory(target, **parts)

@@ -1,7 +1,7 @@
 """Task packages, one folder each, on the shared core `mmattn` and the readers in `data`.
 
-Importing this package imports nothing else: `load` finds out from a shipped directory which task it belongs to and
-imports that task's predictor alone.
+Importing this package imports nothing else: `load` finds out from a model's folder which task it belongs to and imports
+that task's predictor alone.
 """
 
 from __future__ import annotations
@@ -9,25 +9,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-TASKS: tuple[str, ...] = ("vqa", "translation", "summarization")
+TASKS: tuple[str, ...] = ("vqa", "translation", "summarization", "classification", "segmentation")
 
 
-def load(directory: str | Path, device: str = "auto") -> Any:
-    """Load the predictor of a shipped checkpoint directory, whichever task it is of.
+def load(directory: str | Path, device: str = "auto", precision: str | None = None) -> Any:
+    """Load the predictor of a model's folder, whichever task it is of.
+
+    Public models of translation and summarization are read as the Hugging Face hub lays them out: Marian translates,
+    BART and T5 summarize; `tasks.translation.load` lets these translate.
 
     Args:
-        directory: a folder with `config.json`, `model.safetensors` and the processor's files.
+        directory: the `model/` folder of a run, or the run's; a folder with a public model's `config.json`, weights
+            and tokenizer; or "hf:owner/name", "hf:owner/name@revision", a repository of the hub.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        precision: "float32", "bfloat16" or "int8": weights are packed for speed on a CPU, after which the model can
+            neither be trained nor exported; None: they stay as they are.
 
     Returns:
         The task's predictor, e.g. `tasks.vqa.VQAPredictor`.
 
     Raises:
-        CheckpointError: the folder is not one of ours, is incomplete, or names a task that this version has not.
+        CheckpointError: there is no model, it is incomplete, or of a task or family that this version has not.
     """
     import importlib
 
-    from tasks.common.checkpoint import read_config
+    from tasks.common.pretrained import task_of
 
-    task = read_config(directory)["task"]
-    return importlib.import_module(f"tasks.{task}.predict").load(directory, device=device)
+    task = task_of(directory)
+    options = {} if precision is None else {"precision": precision}
+    return importlib.import_module(f"tasks.{task}.predict").load(directory, device=device, **options)

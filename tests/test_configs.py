@@ -27,7 +27,8 @@ def test_constructor_defaults_equal_the_config(task: str) -> None:
     known = defaults(module.model_class)
     for key, value in config["model"].items():
         if key in known:
-            assert known[key] == value, f"model.{key}: the constructor says {known[key]!r}, the config {value!r}"
+            default = list(known[key]) if isinstance(known[key], tuple) else known[key]  # as YAML has it
+            assert default == value, f"model.{key}: the constructor says {known[key]!r}, the config {value!r}"
     assert set(config) <= {"model", "data", "trainer", "seed_everything"}
 
 

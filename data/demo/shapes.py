@@ -101,14 +101,14 @@ def paint(scenes: list[list[Thing]], seed: list[int]) -> np.ndarray:
     streams = [np.random.RandomState([*seed, i]) for i in range(3)]
     for start in range(0, len(scenes), 256):  # in pieces that fit the cache
         some = scenes[start : start + 256]
-        canvas = _grounds(len(some), streams[0])
+        canvas = grounds(len(some), streams[0])
         _draw(canvas, some, streams[1])
         canvas += streams[2].randint(0, 256, canvas.shape, np.uint8).astype(np.float32) * (20 / 255) - 10
         pictures[start : start + 256] = np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
     return pictures
 
 
-def _grounds(number: int, rs: np.random.RandomState) -> np.ndarray:
+def grounds(number: int, rs: np.random.RandomState) -> np.ndarray:
     """Muted grounds of bands and soft blotches, (N, 64, 64, 3) float32."""
     u = rs.random_sample((number, 8 + 49 + 49 * 3)).astype(np.float32)
     grid = np.arange(IMAGE_SIZE, dtype=np.float32)
@@ -158,7 +158,7 @@ def _draw(canvas: np.ndarray, scenes: list[list[Thing]], rs: np.random.RandomSta
             cos = 1 / np.sqrt(1 + tilt * tilt)
             dx, dy = cols - size + np.float32(0.5) - x, rows - size + np.float32(0.5) - y
             across, down = (dx + dy * tilt) * cos, (dy - dx * tilt) * cos
-            alpha = np.clip(0.5 - _distance(shape, across, down, r), 0, 1).astype(np.float32)[..., None]
+            alpha = np.clip(0.5 - distance(shape, across, down, r), 0, 1).astype(np.float32)[..., None]
             shade = 1 + (across * (u[:, 5] - 0.5)[:, None, None] + down * (u[:, 6] - 0.5)[:, None, None]) * 0.2 / r
             index = where[:, None, None], rows, cols
             padded[index] = padded[index] * (1 - alpha) + rgb[:, None, None, :] * shade[..., None] * alpha
@@ -168,7 +168,7 @@ def _draw(canvas: np.ndarray, scenes: list[list[Thing]], rs: np.random.RandomSta
 _STAR = ((0.0, 1.0), (0.951057, 0.309017), (0.587785, -0.809017), (-0.587785, -0.809017), (-0.951057, 0.309017))
 
 
-def _distance(shape: int, u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
+def distance(shape: int, u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
     """Signed distance in pixels, negative inside, of points (u, v), v down, from a shape of radius r at the origin."""
     across, down = np.abs(u), np.abs(v)
     if SHAPES[shape] == "circle":

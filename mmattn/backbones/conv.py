@@ -1,10 +1,21 @@
-"""A convolutional stem: small maps from small images, with the locality that attention would have to learn."""
+"""Convolutional maps of small images: a plain stem, and a residual net with channel attention by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor, nn
+
+from ..channel import CBAM, EfficientChannelAttention, SqueezeExcitation
+
+# What weighs the channels of a residual branch; their reduction is 8, since the nets are narrow.
+GATES: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda channels: nn.Identity(),
+    "se": partial(SqueezeExcitation, reduction=8),
+    "eca": EfficientChannelAttention,
+    "cbam": partial(CBAM, reduction=8),
+}
 
 
 class ConvStem(nn.Module):
@@ -52,3 +63,87 @@ def _norm(name: str, channels: int) -> nn.Module:
     if name == "none":
         return nn.Identity()
     raise ValueError(f"unknown norm {name!r}; there are: batch, group, none")
+
+
+class GatedResidual(nn.Module):
+    """``relu(x + gate(f(x)))``, f two 3x3 convolutions: a basic block (He et al. 2016, section 3.3) whose branch is
+    weighed before the sum (Hu et al. 2018, figure 3).
+
+    Args:
+        channels: C.
+        gate: a name in GATES.
+    """
+
+    def __init__(self, channels: int, gate: str = "none") -> None:
+        super().__init__()
+        self.first = _conv(channels, channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        self.gate = GATES[gate](channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, h, w). Returns the same shape."""
+        return (x + self.gate(self.norm(self.second(self.first(x))))).relu()
+
+
+class ResidualNet(nn.Module):
+    """A small residual net: a 3x3 stem, then stages that halve the map and hold residual blocks.
+
+    A stage begins with a 3x3 convolution and max pooling, which wastes less of a small picture than a stride does. The
+    stride of the whole is ``stem_stride * 2 ** (len(channels) - 1)``.
+
+    Args:
+        channels: of the stem, and of each stage.
+        blocks: residual blocks of each stage; a number holds for all.
+        gate: channel attention of the residual branches: "none", "se", "eca" or "cbam".
+        stem_stride: 1 keeps the resolution of the picture, 2 halves it at once.
+        in_channels: of the image.
+
+    Raises:
+        ValueError: no such gate, or numbers that do not match the stages.
+
+    >>> import torch
+    >>> ResidualNet((16, 32, 48), gate="se")(torch.randn(2, 3, 64, 48)).shape
+    torch.Size([2, 48, 16, 12])
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 128),
+        *,
+        blocks: int | Sequence[int] = 1,
+        gate: str = "none",
+        stem_stride: int = 1,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if gate not in GATES:
+            raise ValueError(f"unknown channel attention {gate!r}; there are: {', '.join(GATES)}")
+        numbers = [blocks] * (len(channels) - 1) if isinstance(blocks, int) else list(blocks)
+        if len(numbers) != len(channels) - 1:
+            raise ValueError(f"blocks has {len(numbers)} numbers for the {len(channels) - 1} stages of channels")
+        self.stem = _conv(in_channels, channels[0], stride=stem_stride)
+        self.stages = nn.ModuleList(
+            nn.Sequential(_conv(before, after, pool=True), *(GatedResidual(after, gate) for _ in range(number)))
+            for before, after, number in zip(channels, channels[1:], numbers, strict=False)
+        )
+        self.out_channels = channels[-1]
+        self.last_blocks = numbers[-1] if numbers else 0  # at the resolution of the result
+        self.stride = stem_stride * 2 ** (len(channels) - 1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (N, in_channels, H, W). Returns (N, channels[-1], H // stride, W // stride)."""
+        x = self.stem(pixel_values)
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+def _conv(in_channels: int, out_channels: int, *, stride: int = 1, pool: bool = False) -> nn.Sequential:
+    """Convolution, pooling where wanted, norm and ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        nn.MaxPool2d(2) if pool else nn.Identity(),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )

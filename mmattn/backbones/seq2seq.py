@@ -192,8 +192,8 @@ class Seq2Seq(nn.Module):
         """New target ids (N, L) to the decoder's state (N, E) at the last of them."""
         assert state.memory is not None
         memory_mask = None if state.memory_mask is None else Mask(state.memory_mask)
-        x = self._embed_target(ids, state.length)  # (N, L, E)
-        x = self.decoder(x, state.memory, Mask(is_causal=True), memory_mask, state.caches)
+        x = self._embed_target(ids, state.offset)  # (N, L, E)
+        x = self.decoder(x, state.memory, state.mask(ids.shape[1]), memory_mask, state.caches)
         state.length += ids.shape[1]
         return x[:, -1]  # (N, E)
 
@@ -216,7 +216,7 @@ class Seq2Seq(nn.Module):
         with torch.inference_mode():
             return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
 
-    def _embed_target(self, ids: Tensor, offset: int = 0) -> Tensor:
+    def _embed_target(self, ids: Tensor, offset: int | Tensor = 0) -> Tensor:
         x = self.target_positions(self.target_embedding(ids) * self.scale, offset)  # (B, L, E)
         return self.dropout(self.target_embedding_norm(x))
 

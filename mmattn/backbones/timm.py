@@ -40,10 +40,10 @@ class TimmFeatures(nn.Module):
         fitting = [i for i, stride in enumerate(strides) if stride <= max_stride]
         if not fitting:
             raise ValueError(f"timm model {name!r} has maps of stride {strides}, none within max_stride={max_stride}")
-        self._index, self.stride = fitting[-1], strides[fitting[-1]]
-        self.body = self._create((self._index,))
-        # Some families (Swin) keep channels last.
-        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        self._indices: tuple[int, ...] | None = (fitting[-1],)
+        self.stride = strides[fitting[-1]]
+        self.body = self._create(self._indices)
+        self.channels_last = _keeps_channels_last(self.body)
         self.project = nn.Conv2d(self.body.feature_info.channels()[-1], embed_dim, 1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class TimmFeatures(nn.Module):
         overlay = {"state_dict": state}
         try:
             source, twin = (
-                self._create((self._index,), pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+                self._create(self._indices, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
                 for _ in range(2)
             )
         except (RuntimeError, KeyError) as error:
@@ -95,3 +95,36 @@ class TimmFeatures(nn.Module):
                 raise
             self._size = {}  # a convolutional net: any size will do
             return timm.create_model(self.name, **keywords)
+
+
+class TimmPyramid(TimmFeatures):
+    """All feature maps of a timm model, the finest first. Starts from random weights.
+
+    Args:
+        name: in timm's list of models.
+        image_size: (H, W) for models with a fixed input size; ignored by the others.
+        in_channels: of the image.
+
+    Raises:
+        ModuleNotFoundError: timm is not installed.
+        ValueError: no such model.
+    """
+
+    def __init__(self, name: str, *, image_size: tuple[int, int] | None = None, in_channels: int = 3) -> None:
+        nn.Module.__init__(self)
+        self.name, self.in_channels = name, in_channels
+        self._size = {} if image_size is None else {"img_size": tuple(image_size)}
+        self._indices = None
+        self.body = self._create(None)
+        self.channels_last = _keeps_channels_last(self.body)
+        self.channels = tuple(self.body.feature_info.channels())
+        self.stride = max(self.body.feature_info.reduction())
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:  # type: ignore[override]
+        """pixel_values: (N, in_channels, H, W). Returns (N, channels[n], h_n, w_n) each."""
+        return [m.permute(0, 3, 1, 2) if self.channels_last else m for m in self.body(pixel_values)]
+
+
+def _keeps_channels_last(body: Any) -> bool:
+    """Whether its maps are (N, h, w, C), as those of Swin."""
+    return str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")

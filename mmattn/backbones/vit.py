@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..blocks import AttentionConfig, Encoder
+from ..blocks import AttentionConfig, Encoder, FeedForward, Residual, make_attention
 from ..masks import same_size
 from ..positions import GridPositions
 from .pooling import Encoded, Pooler
@@ -81,11 +82,84 @@ class GridEncoder(nn.Module):
         return tokens.mT.unflatten(2, grid.shape[2:])
 
 
+class LayerScale(nn.Module):
+    """``gamma * x``, a learned factor a channel on what a sublayer adds (Touvron et al. 2021b, section 2).
+
+    Args:
+        embed_dim: E.
+        value: of gamma at first; small, so that each layer begins near the identity.
+    """
+
+    def __init__(self, embed_dim: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((embed_dim,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., E) to (..., E)."""
+        return x * self.gamma
+
+
+class AttentionHead(nn.Module):
+    """``a + ffn(norm(a))``, where a is what one learned query reads from all tokens (Zhai et al. 2022, section 3.2).
+
+    Args:
+        embed_dim: E.
+        num_heads: h.
+        ffn_dim: 4 E where None.
+        activation: of the feed-forward network.
+        norm_eps: added to the variance in the norm.
+
+    >>> AttentionHead(32, 4)(torch.randn(2, 12, 32)).shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        ffn_dim: int | None = None,
+        activation: str = "gelu",
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, embed_dim) * embed_dim**-0.5)
+        self.attention = make_attention(embed_dim, num_heads, None, {"cross"})
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.ffn = FeedForward(embed_dim, ffn_dim, activation=activation)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states: (B, L, E), normalised. Returns (B, E)."""
+        read = self.attention(self.query.expand(states.shape[0], -1, -1), states)[:, 0]  # (B, E)
+        return read + self.ffn(self.norm(read))
+
+
+def resize_positions(positions: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
+    """Positions learned for one grid, interpolated for another.
+
+    Args:
+        positions: (1, E, h, w).
+        size: (h', w') wanted.
+        mode: "bicubic" or "bicubic_antialias", which differ where the grid gets smaller.
+
+    Returns:
+        (1, E, h', w').
+
+    >>> resize_positions(torch.randn(1, 32, 14, 14), (20, 12)).shape
+    torch.Size([1, 32, 20, 12])
+    """
+    wide = positions.to(torch.promote_types(positions.dtype, torch.float32))  # half precision would shift them
+    wide = wide.contiguous()  # channels last, torch's antialias goes wrong where the result is one cell wide
+    resized = nn.functional.interpolate(wide, tuple(size), mode="bicubic", antialias=mode == "bicubic_antialias")
+    return resized.to(positions.dtype)
+
+
 class VisionTransformer(nn.Module):
     """Patches behind a class token, through pre-norm layers (Dosovitskiy et al. 2021, section 3.1).
 
-    DeiT adds a distillation token behind the class token (Touvron et al. 2021, section 4). Positions that public
-    checkpoints have for these tokens are part of ``prefix``: the sum is all that ever enters.
+    DeiT adds a distillation token behind the class token (Touvron et al. 2021, section 4), DINOv2 registers (Darcet et
+    al. 2024, section 2). Positions that public checkpoints have for these tokens are part of ``prefix``: the sum is all
+    that ever enters.
 
     Args:
         embed_dim: E.
@@ -94,15 +168,18 @@ class VisionTransformer(nn.Module):
         image_size: (H, W) in pixels that the positions are for.
         patch_size: side of a patch in pixels; a rest at the edge is left out.
         in_channels: of the image.
-        num_prefix: tokens before the patches: 1 = class, 2 = class and distillation.
+        num_prefix: tokens before the patches: 1 = class, 2 = class and distillation; class and registers.
         resize_positions: "bicubic" (as transformers) or "bicubic_antialias" (as timm) resizes the positions to the grid
             of other images; None refuses those.
-        pooling: "token" (the first), "prefix" (the mean of class and distillation token) or "mean" (of the patches).
+        pooling: "token" (the first), "prefix" (the mean of class and distillation token), "mean" (of the patches) or
+            "map" (`AttentionHead` over all tokens).
         norm_pooled: the last norm comes after pooling instead of before (timm's ``fc_norm``).
         pooler_dim: a linear map to this size, and an activation, over the pooled vector; None for none.
         pooler_activation: a name in ``mmattn.feedforward.ACTIVATIONS``.
         ffn_dim: 4 E where None.
         activation: of the feed-forward networks, likewise.
+        gated: gated feed-forward networks; with "silu" SwiGLU, as DINOv2's giant has them.
+        layer_scale: what each sublayer adds is scaled by a learned factor a channel, this at first; None for none.
         qkv_bias: biases in the projections of queries, keys and values.
         norm_eps: added to the variance in the layer norms.
         dropout: of embeddings, after each sublayer, inside the feed-forward networks.
@@ -117,7 +194,7 @@ class VisionTransformer(nn.Module):
     (torch.Size([2, 13, 32]), torch.Size([2, 32]))
     """
 
-    POOLINGS = ("token", "prefix", "mean")
+    POOLINGS = ("token", "prefix", "mean", "map")
     RESIZES = ("bicubic", "bicubic_antialias")
 
     def __init__(
@@ -137,6 +214,8 @@ class VisionTransformer(nn.Module):
         pooler_activation: str = "tanh",
         ffn_dim: int | None = None,
         activation: str = "gelu",
+        gated: bool = False,
+        layer_scale: float | None = None,
         qkv_bias: bool = True,
         norm_eps: float = 1e-6,
         dropout: float = 0.0,
@@ -145,7 +224,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if pooling not in self.POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; there are: {', '.join(self.POOLINGS)}")
-        if pooling != "mean" and not num_prefix:
+        if pooling in ("token", "prefix") and not num_prefix:
             raise ValueError(f"pooling={pooling!r} needs a class token, and num_prefix=0")
         if resize_positions not in (None, *self.RESIZES):
             raise ValueError(f"unknown resize_positions {resize_positions!r}; there are: {', '.join(self.RESIZES)}")
@@ -164,8 +243,17 @@ class VisionTransformer(nn.Module):
             attention=attention,
             bias=True if qkv_bias else ("out",),
             activation=activation,
+            gated=gated,
             norm_eps=norm_eps,
         )
+        if layer_scale is not None:
+            for residual in self.encoder.modules():
+                if isinstance(residual, Residual):
+                    residual.scale = LayerScale(embed_dim, layer_scale)
+        self.head = None
+        if pooling == "map":
+            head: dict[str, Any] = {"ffn_dim": ffn_dim, "activation": activation, "norm_eps": norm_eps}
+            self.head = AttentionHead(embed_dim, num_heads, **head)
         self.norm: nn.Module = nn.Identity()
         if norm_pooled:
             self.norm, self.encoder.norm = self.encoder.norm, self.norm
@@ -210,10 +298,11 @@ class VisionTransformer(nn.Module):
             return self.positions
         if same_size(h, self.grid_size[0]) and same_size(w, self.grid_size[1]):
             return self.positions
-        antialias = self.resize_positions == "bicubic_antialias"
-        return nn.functional.interpolate(self.positions, size=(h, w), mode="bicubic", antialias=antialias)
+        return resize_positions(self.positions, (h, w), self.resize_positions)
 
     def _pool(self, states: Tensor) -> Tensor:
+        if self.head is not None:
+            return self.head(states)
         if self.pooling == "token":
             return states[:, 0]
         if self.pooling == "prefix":

@@ -75,7 +75,11 @@ class Finished:
 
 
 def beam_search(
-    step: Callable[[Tensor, S], Tensor], state: S, prompt: Tensor, config: GenerationConfig
+    step: Callable[[Tensor, S], Tensor],
+    state: S,
+    prompt: Tensor,
+    config: GenerationConfig,
+    prompt_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Beam search, the same ids as transformers' own.
 
@@ -87,6 +91,7 @@ def beam_search(
         state: of B rows.
         prompt: (B, P) long.
         config: how.
+        prompt_mask: (B, P) bool, False = padding.
 
     Returns:
         ids (B, n, L), lengths (B, n) and scores (B, n), best first.
@@ -97,7 +102,7 @@ def beam_search(
     device, keep = prompt.device, max(2, 1 + len(config.eos)) * k
     end = torch.tensor(config.eos, dtype=prompt.dtype, device=device)
     live = torch.arange(B, device=device)  # the sentences still in the batch
-    ids = prompt[:, None]  # (b, G k, T); one row a sentence at first
+    ids = (prompt if prompt_mask is None else prompt.masked_fill(~prompt_mask, -1))[:, None]  # (b, G k, T), G k = 1 yet
     running = torch.zeros(B, 1, device=device)  # (b, G k) log p
     finished = Finished(prompt, room, config)
     new = prompt

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .config import GenerationConfig, as_ids
 
-Constraint = Callable[[Tensor, Tensor], None]  # scores (N, V), changed in place; all ids so far (N, T)
+# Scores (N, V), changed in place; all ids so far (N, T), -1 where a shorter prompt is padded.
+Constraint = Callable[[Tensor, Tensor], None]
 
 
 def forced_token(config: GenerationConfig, length: int, limit: int) -> tuple[int, ...]:
@@ -50,7 +51,8 @@ def build_constraints(config: GenerationConfig, prompt: int) -> list[Constraint]
 
 def ban(scores: Tensor, tokens: Sequence[int]) -> None:
     """Forbids tokens in every row of scores (N, V)."""
-    scores[:, list(tokens)] = -math.inf
+    for token in tokens:  # filling a column is a fraction of indexing by a list
+        scores[:, token] = -math.inf
 
 
 def ban_sequence(scores: Tensor, ids: Tensor, words: Sequence[int]) -> None:
@@ -75,5 +77,6 @@ def ban_repeated_ngrams(scores: Tensor, ids: Tensor, n: int) -> None:
 
 def penalise_repetition(scores: Tensor, ids: Tensor, penalty: float) -> None:
     """Makes tokens of ids (N, T) less likely in scores (N, V) by a factor (Keskar et al. 2019, section 4.1)."""
+    ids = torch.where(ids < 0, ids[:, -1:], ids)  # for padding the last one once more, which changes nothing
     seen = scores.gather(1, ids)  # (N, T)
     scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))

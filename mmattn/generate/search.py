@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ from .config import GenerationConfig
 from .constraints import Constraint, build_constraints, forced_token
 from .sampling import sample
 from .state import State
-from .topk import log_normaliser
+from .topk import largest, log_normaliser
 
 S = TypeVar("S", bound=State)
 OnToken = Callable[[int, int], None]
@@ -24,7 +25,7 @@ class Generated(NamedTuple):
 
     ids: Tensor  # (B, n, L) long: new tokens, the end included, padding behind it
     lengths: Tensor  # (B, n) long: how many of them count
-    scores: Tensor  # (B, n): log p / length^length_penalty
+    scores: Tensor  # (B, n): log p / length^length_penalty; NaN where they were not asked for
 
     def tokens(self, *, without: tuple[int, ...] = ()) -> list[list[list[int]]]:
         """The ids as lists [sentence][n-best], without padding and without the ids named, such as the end's."""
@@ -35,7 +36,6 @@ class Generated(NamedTuple):
         ]
 
 
-@torch.inference_mode()
 def generate(
     step: Callable[[Tensor, S], Tensor],
     state: S,
@@ -44,6 +44,8 @@ def generate(
     *,
     generator: torch.Generator | None = None,
     on_token: OnToken | None = None,
+    with_scores: bool = True,
+    prompt_mask: Tensor | None = None,
 ) -> Generated:
     """Continues each prompt until it ends or the room is used.
 
@@ -56,9 +58,16 @@ def generate(
         generator: of random numbers, for sampling.
         on_token: called with (row, token) as tokens are settled, the row being sentence * num_return_sequences + n.
             Beams settle nothing before the end, and refuse it.
+        with_scores: off = greedy search and sampling do not sum over the vocabulary for them; beams always have them.
+        prompt_mask: (B, P) bool, True = a real token, where prompts of several lengths are padded at the left; the
+            state must know of it too (see `CachedState`). max_length and min_length count padding, so give
+            max_new_tokens.
 
     Returns:
         ids, lengths and scores.
+
+    Raises:
+        ValueError: a prompt of another shape, a mask that is none of left padding, or see `GenerationConfig.room`.
 
     >>> def step(ids, state):  # after i comes i + 1
     ...     return torch.nn.functional.one_hot(ids[:, -1] + 1, 10).float()
@@ -70,11 +79,22 @@ def generate(
     """
     if prompt.dim() != 2 or not prompt.shape[1]:
         raise ValueError(f"prompt must be (B, P) with at least one token each, found {tuple(prompt.shape)}")
-    if config.num_beams > 1:
-        if on_token is not None:
-            raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
-        return Generated(*beam_search(step, state, prompt, config))
-    return _one_by_one(step, state, prompt, config, generator, on_token)
+    if prompt_mask is not None:
+        if prompt_mask.shape != prompt.shape or prompt_mask.dtype != torch.bool:
+            found = f"{tuple(prompt_mask.shape)} {prompt_mask.dtype}"
+            raise ValueError(f"prompt_mask must be {tuple(prompt.shape)} torch.bool, as the prompt is, found {found}")
+        wrong = (~prompt_mask[:, -1] | (prompt_mask[:, :-1] & ~prompt_mask[:, 1:]).any(1)).nonzero()[:, 0].tolist()
+        if wrong:
+            raise ValueError(f"prompts are padded at the left, before their first token: row {wrong[0]} is not")
+    if config.num_beams > 1 and on_token is not None:
+        raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
+    with torch.inference_mode():
+        if config.num_beams > 1:
+            written = Generated(*beam_search(step, state, prompt, config, prompt_mask))
+        else:
+            written = _one_by_one(step, state, prompt, config, generator, on_token, with_scores, prompt_mask)
+    with torch.inference_mode(False):  # whoever called: what comes out can be used as any tensor
+        return Generated(*(tensor.clone() for tensor in written))
 
 
 def _one_by_one(
@@ -84,6 +104,8 @@ def _one_by_one(
     config: GenerationConfig,
     generator: torch.Generator | None,
     on_token: OnToken | None,
+    with_scores: bool,
+    prompt_mask: Tensor | None,
 ) -> Generated:
     """Greedy search or sampling; a sentence leaves the batch when all its rows have ended."""
     (B, P), n = prompt.shape, config.num_return_sequences
@@ -94,14 +116,16 @@ def _one_by_one(
     live = torch.arange(B, device=prompt.device)  # the sentences still in the batch
     running = torch.ones(B, n, dtype=torch.bool, device=prompt.device)
     scores = torch.zeros(B, n, device=prompt.device)
-    ids, new = prompt.repeat_interleave(n, 0), prompt  # (b n, T), (b n, L)
+    ids = prompt if prompt_mask is None else prompt.masked_fill(~prompt_mask, -1)
+    ids, new = ids.repeat_interleave(n, 0), prompt  # (b n, T), (b n, L)
     for t in range(room):
         forced = forced_token(config, P + t, P + room)
-        tokens, log_p = _pick(step(new, state), ids, config, constraints, forced, generator)
+        tokens, log_p = _pick(step(new, state), ids, config, constraints, forced, generator, with_scores)
         if t == 0 and n > 1:
             state.select(live[:, None].expand(B, n))
-        scores = scores.to(log_p.dtype)
-        scores[live] += log_p.view(-1, n).masked_fill(~running, 0.0)
+        if log_p is not None:
+            scores = scores.to(log_p.dtype)
+            scores[live] += log_p.view(-1, n).masked_fill(~running, 0.0)
         tokens = tokens.view(-1, n).masked_fill(~running, config.pad)  # (b, n)
         out[live, :, t] = tokens
         lengths[live] += running
@@ -121,7 +145,8 @@ def _one_by_one(
             state.select(rows)
         new = tokens.view(-1, 1)
     longest = int(lengths.max())
-    return Generated(out[:, :, :longest], lengths, scores / lengths.clamp_min(1) ** config.length_penalty)
+    scores = scores / lengths.clamp_min(1) ** config.length_penalty if with_scores else scores.fill_(math.nan)
+    return Generated(out[:, :, :longest], lengths, scores)
 
 
 def _pick(
@@ -131,17 +156,23 @@ def _pick(
     constraints: list[Constraint],
     forced: tuple[int, ...],
     generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """The next token of each row of ids (N, T), and its log p, from logits (N, V), or one for several rows: (N,) both.
+    with_scores: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The next token of each row of ids (N, T) and its log p, where wanted, from logits (N, V) of one or several rows.
 
     The logits end here: the next ones can take their memory.
+
+    Returns:
+        (N,) both.
     """
     logits = logits.repeat_interleave(len(ids) // len(logits), 0) if len(logits) < len(ids) else logits
-    log_z = log_normaliser(logits)  # (N, 1), before anything is forbidden: what is left is not worth more for that
     if forced:  # costs nothing
-        return ids.new_full((len(ids),), forced[0]), torch.zeros_like(log_z[:, 0])
-    plain = logits.clone() if config.repetition_penalty != 1.0 else logits  # other constraints only forbid
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return ids.new_full((len(ids),), forced[0]), logits.new_zeros(len(ids), dtype=wide) if with_scores else None
+    penalised = config.repetition_penalty != 1.0
+    plain = logits.clone() if penalised and with_scores else logits  # other constraints only forbid
+    log_z = log_normaliser(logits) if with_scores else None  # (N, 1); nothing is worth more for what is forbidden
     for constraint in constraints:
         constraint(logits, ids)
-    tokens = sample(logits, config, generator) if config.do_sample else logits.argmax(-1)  # (N,)
-    return tokens, (plain.gather(1, tokens[:, None]) - log_z)[:, 0]
+    tokens = sample(logits, config, generator) if config.do_sample else largest(logits)  # (N,)
+    return tokens, None if log_z is None else (plain.gather(1, tokens[:, None]) - log_z)[:, 0]

@@ -10,16 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.bert import BertEncoder
+from ..backbones.segformer import SegFormer
 from ..backbones.seq2seq import Seq2Seq
 from ..backbones.vit import VisionTransformer
 from .bart import convert_bart
 from .bert import convert_bert, convert_distilbert, convert_roberta
+from .dinov2 import convert_dinov2
 from .files import open_source, read_config, read_state
 from .generation import load_generation_config
 from .keymap import Converted, load_into
 from .marian import convert_marian
+from .segformer import convert_segformer
+from .siglip import convert_siglip
 from .t5 import convert_t5
-from .vit import convert_timm, convert_vit
+from .timm import convert_timm
+from .vit import convert_vit
 
 Converter = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Converted]
 
@@ -31,11 +36,16 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "distilbert": (BertEncoder, convert_distilbert),
     "vit": (VisionTransformer, convert_vit),
     "deit": (VisionTransformer, convert_vit),
+    "dinov2": (VisionTransformer, convert_dinov2),
+    "dinov2_with_registers": (VisionTransformer, convert_dinov2),
+    "siglip": (VisionTransformer, convert_siglip),
+    "siglip_vision_model": (VisionTransformer, convert_siglip),
+    "segformer": (SegFormer, convert_segformer),
     "marian": (Seq2Seq, convert_marian),
     "bart": (Seq2Seq, convert_bart),
     "t5": (Seq2Seq, convert_t5),
 }
-__all__ = ["FAMILIES", "family", "load_generation_config", "load_pretrained"]
+__all__ = ["FAMILIES", "family", "load_generation_config", "load_pretrained", "read_pretrained"]
 
 
 def load_pretrained(
@@ -48,7 +58,7 @@ def load_pretrained(
 ) -> nn.Module:
     """A public model of transformers or timm, as ours, in evaluation mode.
 
-    Heads of a classifier are left out; a `Seq2Seq` writes text, as `load_generation_config` says.
+    Heads of a classifier and SigLIP's text tower are left out. A `Seq2Seq` writes text, see `load_generation_config`.
 
     Args:
         source: a folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
@@ -60,7 +70,7 @@ def load_pretrained(
             ``resize_positions="bicubic"``, ``dropout=0.0``.
 
     Returns:
-        A `BertEncoder`, `VisionTransformer` or `Seq2Seq`.
+        A `BertEncoder`, `VisionTransformer`, `SegFormer` or `Seq2Seq`.
 
     Raises:
         FileNotFoundError: a folder or file is missing; named.
@@ -69,6 +79,30 @@ def load_pretrained(
     >>> load_pretrained("owner/name")
     Traceback (most recent call last):
     FileNotFoundError: no folder owner/name; if it is a name on the Hugging Face hub, pass download=True
+    """
+    kind, converted = read_pretrained(source, download=download, revision=revision, dtype=dtype)
+    try:
+        model = kind(**converted.keywords | keywords).to(dtype)
+        load_into(model, converted)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return model.eval()
+
+
+def read_pretrained(
+    source: str | Path, *, download: bool = False, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[type[nn.Module], Converted]:
+    """A public model as our class with its keywords and its weights, not yet built.
+
+    Args:
+        source: as of `load_pretrained`, like the others.
+        download: source may be a name on the hub.
+        revision: of the hub's repository.
+        dtype: of the weights.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing; named.
+        ValueError: a family that is not known, a file that is cut short, keys that do not fit; named.
     """
     find = open_source(source, download=download, revision=revision)
     config = read_config(find, source)
@@ -80,12 +114,9 @@ def load_pretrained(
     # Before conversion, so that sums of tensors are not rounded to half precision.
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
-        converted = converter(config, state)
-        model = kind(**converted.keywords | keywords).to(dtype)
-        load_into(model, converted)
+        return kind, converter(config, state)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    return model.eval()
 
 
 def family(config: Mapping[str, Any]) -> tuple[type[nn.Module], Converter]:
@@ -99,5 +130,7 @@ def family(config: Mapping[str, Any]) -> tuple[type[nn.Module], Converter]:
     name = config.get("model_type")
     if name not in FAMILIES:
         found = "no model_type" if name is None else f"model_type {name!r}"
-        raise ValueError(f"config.json has {found}; known are {', '.join(FAMILIES)}, and timm's vit and deit")
+        raise ValueError(
+            f"config.json has {found}; known are {', '.join(FAMILIES)}, and timm's vit, deit, dinov2 and siglip"
+        )
     return FAMILIES[name]

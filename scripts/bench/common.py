@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 Run = Callable[[], Any]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of this process alone, over its threads
 
 
 @dataclass(frozen=True)

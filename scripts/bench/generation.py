@@ -1,6 +1,6 @@
 """Generation beside transformers and CTranslate2: the same weights, the same ids, interleaved.
 
-python scripts/bench/generation.py [--threads N] [--rounds N] [--json FILE]
+python scripts/bench/generation.py [--threads N] [--rounds N] [--clock wall|cpu] [--json FILE]
 
 32 sources of 20 to 30 tokens, exactly 30 new tokens each; an encoder-decoder of d_model 512, 6 + 6 layers, 8 heads, ffn
 2048 and a vocabulary of 32,000, with random weights. The yardstick is transformers in float32. The must: float32
@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import Ratio, arguments, interleave, machine, ratio, write_rows
+from common import CLOCKS, Ratio, arguments, interleave, machine, ratio, write_rows
 from torch import Tensor, nn
 
 from mmattn import GenerationConfig
@@ -91,7 +91,7 @@ def our_search(theirs: Any, precision: str, source: Tensor, key_mask: Tensor) ->
     prepare(model, precision)
 
     def run(beams: int) -> list[list[int]]:
-        found = model.generate(source, key_mask, GenerationConfig(num_beams=beams, **OPTIONS))
+        found = model.generate(source, key_mask, GenerationConfig(num_beams=beams, **OPTIONS), with_scores=False)
         return [best[0] for best in found.tokens()]
 
     return run, model
@@ -151,7 +151,7 @@ def products_alone(model: Seq2Seq, tokens: int, padded: int) -> Callable[[int], 
 
 
 def main() -> int:
-    given = arguments(__doc__, rounds=5)
+    given = arguments(__doc__, rounds=5, clock="wall")
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(20, 31, (SENTENCES,), generator=generator)
     source = torch.randint(3, VOCABULARY, (SENTENCES, 30), generator=generator)
@@ -176,6 +176,7 @@ def main() -> int:
             {name: partial(run, beams) for name, run in (searches | alone).items()},
             rounds=given.rounds,
             warmup=1,
+            clock=CLOCKS[given.clock],
         )
         for name, run in searches.items():
             speed: Ratio = ratio(seconds, "transformers", name)

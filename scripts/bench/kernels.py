@@ -26,11 +26,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from common import Ratio, Run, arguments, growth, interleave, machine, peak_memory, ratio, write_rows
+from common import CLOCKS, Ratio, Run, arguments, growth, interleave, machine, peak_memory, ratio, write_rows
 
 from mmattn import KERNELS, build_kernel
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LINEAR = ("sliding_window", "sparse", "linear", "low_rank", "lsh")
 BAR = 1.2
 AMORTISED = 2048  # tokens from which on an exponent is taken

@@ -49,7 +49,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(
             f"{path}: expected the keys format, task, model of an mmattn checkpoint; missing: {', '.join(missing)}. "
-            "A checkpoint of another library must be converted first."
+            "Of other libraries' models, public ones with a model_type of transformers are read."
         )
     if config["format"] != FORMAT:
         raise CheckpointError(f"{path}: expected format {FORMAT}, found {config['format']!r}; a newer mmattn made it?")

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 
 from tasks.common import rundir
+from tasks.common.allocator import keep_freed_memory
 from tasks.common.callbacks import (
     BEST,
     EMA,
@@ -33,8 +34,9 @@ from tasks.common.callbacks import (
     read_checkpoint,
     shipped_weights,
 )
-from tasks.common.checkpoint import load_weights, read_config, save_directory
-from tasks.common.errors import CheckpointError, ConfigError
+from tasks.common.checkpoint import load_weights, save_directory
+from tasks.common.errors import ConfigError
+from tasks.common.pretrained import Parts
 
 # Where a configuration may name classes (callbacks, loggers, strategies, plugins): nowhere else is code imported from.
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
@@ -167,23 +169,27 @@ class TaskCLI(LightningCLI):
         accepted = inspect.signature(self.module_type.model_class).parameters
         model = {key: value for key, value in keywords.items() if key in accepted}
         training = {key: value for key, value in keywords.items() if key not in accepted}
-        self.checkpoint = None
+        start: Parts | None = None
         if self.command != "fit":
-            shipped = read_config(config.checkpoint or self.root / "model")
-            self.checkpoint = Path(config.checkpoint or self.root / "model")
-            if str(self.root) == self.trainer_defaults["default_root_dir"] and rundir.is_run(self.checkpoint.parent):
-                self.root = self.checkpoint.parent  # the figures belong to the run that made the model
-            if shipped["task"] != self.task:
-                raise CheckpointError(
-                    f"{self.checkpoint}: expected a model of {self.task}, found one of {shipped['task']}."
+            start = self.datamodule.read_model(self.task, config.checkpoint or self.root / "model")
+            self.checkpoint = start.where
+            folder = Path(start.where).parent
+            if str(self.root) == self.trainer_defaults["default_root_dir"] and rundir.is_run(folder):
+                self.root = folder  # the figures belong to the run that made the model
+            self._check_split(start)
+            for key, value, found in self._differing(model, start):
+                raise ConfigError(
+                    f"model.{key}: the checkpoint {start.where} has {found!r}, found {value!r}; "
+                    f"a finished model is measured as it is."
                 )
-            self._check_split(shipped)
-            self.datamodule.use_processor(self.checkpoint)
-            self._refuse_other_keywords(model, shipped["model"])
-            model = shipped["model"]
-        model = self.module_type.check_model(model)
+            self.datamodule.use_processor(start.processor)
+        elif training["init_from"] is not None:
+            start = self.datamodule.read_model(self.task, training["init_from"])
+            start = start.changed({key: value for key, value, _ in self._differing(model, start)})
+            self.datamodule.adopt_processor(start)
+        model = self.module_type.check_model(model if start is None else start.keywords)
         self.model = self.module_type(model, **training)
-        self.model.seed = self.seed
+        self.model.seed, self.model.start = self.seed, start
         self.model.settings = {
             f"{group}.{key}": value
             for group, values in (("model", {**model, **training}), ("data", data))
@@ -192,23 +198,22 @@ class TaskCLI(LightningCLI):
         } | {"seed_everything": self.seed}
         self.trainer = self.instantiate_trainer()
 
-    def _check_split(self, shipped: dict[str, Any]) -> None:
+    def _check_split(self, shipped: Parts) -> None:
         split = {"validate": "val", "test": "test"}[self.command]
-        if shipped.get("own_data") and self.datamodule.paths[split] is None:
+        if shipped.own_data and self.datamodule.paths[split] is None:
             raise ConfigError(
                 f"{self.checkpoint} was trained on data of your own, which the built-in data cannot measure; "
                 f"give --data.{split} PATH."
             )
 
-    def _refuse_other_keywords(self, given: dict[str, Any], shipped: dict[str, Any]) -> None:
-        """A finished model is measured as it is: a model keyword that says otherwise is a mistake."""
-        defaults = inspect.signature(self.module_type.model_class).parameters
-        for key, value in _plain(given).items():
-            if value != _plain(defaults[key].default) and value != _plain(shipped.get(key)):
-                raise ConfigError(
-                    f"model.{key}: the checkpoint {self.checkpoint} has {shipped.get(key)!r}, found {value!r}; "
-                    f"a finished model is measured as it is."
-                )
+    def _differing(self, given: dict[str, Any], start: Parts) -> list[tuple[str, Any, Any]]:
+        """The model's keywords that are neither the defaults nor those of a finished model, and what that has."""
+        defaults, known = inspect.signature(self.module_type.model_class).parameters, start.known
+        return [
+            (key, value, known.get(key))
+            for key, value in given.items()
+            if _plain(value) not in (_plain(defaults[key].default), _plain(known.get(key)))
+        ]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.parser.instantiate(self.config)[self.command].trainer.as_dict()
@@ -244,12 +249,15 @@ class TaskCLI(LightningCLI):
         )  # bad data end the run before anything is touched
         resume = self._resume_path(ckpt_path)
         if resume is None and self.trainer.is_global_zero:  # so does a model that cannot be built
-            self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
+            if self.model.start is None:
+                self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
             self.model.build(self.datamodule.model_sizes())
         if self.trainer.is_global_zero:
             rundir.prepare(self.root, resume=ckpt_path is not None, overwrite=config.overwrite)
             dump = self._subcommand_parsers["fit"].dump(config, skip_unset=False)
             rundir.record_start(self.root, self.task, self.seed, self.argv, dump, resumed=ckpt_path is not None)
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         if config.find_lr and resume is None:
             self._find_lr()
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume, weights_only=True)
@@ -298,8 +306,8 @@ class TaskCLI(LightningCLI):
             self.root / "model",
             task=self.task,
             model=model,
-            keywords=self.model.complete_keywords(self.datamodule.model_sizes()),
-            processor=self.datamodule.processor,
+            keywords=self.model.final_keywords(self.datamodule.model_sizes()),
+            processor=self.model.complete_processor(self.datamodule.processor),
             metrics={"validation": validation},
             command=f"python -m tasks.{self.task} fit {' '.join(self.argv)}",
             own_data=self.datamodule.paths["train"] is not None,
@@ -325,7 +333,6 @@ class TaskCLI(LightningCLI):
 
     def _measure(self, command: str, split: str) -> None:
         rundir.writable(self.root)
-        self.model.shipped = self.checkpoint
         results = getattr(self.trainer, command)(self.model, datamodule=self.datamodule, verbose=False)[0]
         if self.trainer.is_global_zero:
             figures: dict[str, Any] = {name.split("/", 1)[1]: value for name, value in results.items()}

@@ -14,6 +14,7 @@ from data.batching import BatchPlan, EvalBatchSampler, GroupBatchSampler, make_l
 from tasks.common.checkpoint import PROCESSOR
 from tasks.common.errors import ConfigError
 from tasks.common.files import atomic_folder
+from tasks.common.pretrained import Parts, read_parts
 
 Split = Literal["train", "val", "test"]
 
@@ -107,10 +108,22 @@ class TaskDataModule(LightningDataModule):
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             self._datasets[split] = self.prepare_dataset(self.dataset(split), split)  # type: ignore[arg-type]
 
-    def use_processor(self, checkpoint: Path) -> None:
-        """Take the processor of a shipped model instead of making one."""
-        self.processor = self.processor_class.load(checkpoint / PROCESSOR)
+    def read_model(self, task: str, name: str | Path) -> Parts:
+        """A finished model, to be measured or gone on from; see `read_parts`."""
+        return read_parts(task, name, self.processor_class)
+
+    def use_processor(self, processor: Any) -> None:
+        """Take the processor of a finished model, which is measured, instead of making one."""
+        self.processor = processor
         self._processor_is_shipped = True
+
+    def adopt_processor(self, start: Parts) -> None:
+        """Take the processor of a model that training goes on from, instead of making one.
+
+        Raises:
+            ConfigError: the configuration asks for another one.
+        """
+        self.processor = start.processor
 
     def model_sizes(self) -> dict[str, Any]:
         """The values of `sizes`."""

@@ -103,16 +103,18 @@ Every key of configs/{task}.yaml is an option, e.g. --model.lr 0.001, --trainer.
 EXTRA_HELP = {
     "fit": "  --ckpt_path last                  resume the run in --trainer.default_root_dir\n"
     "  --overwrite true                  empty a run directory that is in use\n"
-    "  --find_lr true                    search a learning rate first\n",
-    "validate": "  --checkpoint DIR                  a shipped model (default: model/ of the run directory)\n",
-    "test": "  --checkpoint DIR                  a shipped model (default: model/ of the run directory)\n",
+    "  --find_lr true                    search a learning rate first\n"
+    "  --model.init_from DIR             begin with the model of this folder, ours or public, or of hf:owner/name\n",
+    "validate": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
+    "test": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
 }
 
 
 def model_parser(task: str, command: str, inputs: Sequence[Argument]) -> argparse.ArgumentParser:
     """The parser of predict, explain and export: the same options in every task, and the task's raw inputs."""
     parser = _Parser(prog=f"python -m tasks.{task} {command}", description=COMMANDS[command], allow_abbrev=False)
-    parser.add_argument("--checkpoint", metavar="DIR", help="a shipped model (default: the one in the package)")
+    place = "a run's model, a public model's folder or hf:owner/name (default: the model in the package)"
+    parser.add_argument("--checkpoint", metavar="DIR", help=place)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     if command == "export":
         parser.add_argument("--output", metavar="DIR", default="export", help="folder to write to (default: export)")
@@ -121,6 +123,12 @@ def model_parser(task: str, command: str, inputs: Sequence[Argument]) -> argpars
     for argument in inputs:
         parser.add_argument(argument.flag, help=argument.help, **argument.options)
     parser.add_argument("--input", metavar="PATH", help="a file of items, or a folder (formats: the task's README)")
+    if command == "predict":
+        parser.add_argument(
+            "--precision",
+            choices=("float32", "bfloat16", "int8"),
+            help="pack the weights for speed on a CPU, in float32 or fewer bits (default: they stay as they are)",
+        )
     output = "file to write (default: standard output)" if command == "predict" else "PNG file, or folder for them"
     parser.add_argument("--output", metavar="PATH", help=output)
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="default: 32")

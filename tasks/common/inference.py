@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.common.checkpoint import PROCESSOR, WEIGHTS, load_weights, read_config, read_weights
+from tasks.common.checkpoint import load_weights
 from tasks.common.errors import CheckpointError, UserError
 from tasks.common.files import atomic_write
+from tasks.common.pretrained import build_model, read_parts
 
 
 class Predictor(Protocol):
@@ -64,39 +66,52 @@ def shipped_folder(task: str) -> Path:
 
 
 def load_parts(
-    task: str, directory: str | Path | None, device: str, model_class: Any, processor_class: Any
+    task: str,
+    directory: str | Path | None,
+    device: str,
+    model_class: Any,
+    processor_class: Any,
+    precision: str | None = None,
+    **options: Any,
 ) -> tuple[Any, Any]:
-    """The model, on its device, and the processor of a shipped folder.
+    """The model, on its device, and the processor of a shipped folder or a public one.
 
     Args:
-        task: that the folder must be of.
-        directory: the folder; none: the one in the package.
+        task: that the model must be of, or fit.
+        directory: a folder, or hf:owner/name (`tasks.common.pretrained`); none: the folder in the package.
         device: see `device_of`.
         model_class: built from the folder's keywords.
         processor_class: has `load`.
+        precision: "float32", "bfloat16" or "int8": weights are packed for speed on a CPU (`mmattn.linears.prepare`),
+            after which the model can neither be trained nor exported; None: they stay as they are.
+        options: what `read_parts` takes.
 
     Raises:
         CheckpointError: missing, damaged, foreign, or of another task.
+        UserError: no such device or precision.
     """
-    folder = Path(directory) if directory is not None else shipped_folder(task)
-    config = read_config(folder)
-    if config["task"] != task:
-        raise CheckpointError(f"{folder}: expected a model of {task}, found one of {config['task']}.")
-    processor = processor_class.load(folder / PROCESSOR)
+    parts = read_parts(task, directory if directory is not None else shipped_folder(task), processor_class, **options)
     try:
-        model = model_class(**config["model"])
-    except TypeError as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: the model's keywords do not fit this version: {error}."
-        ) from None
-    load_weights(model, read_weights(folder / WEIGHTS), folder / WEIGHTS)
-    return model.to(device_of(device)), processor
+        model = build_model(model_class, parts.keywords)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{parts.where}: the model's keywords do not fit this version: {error}.") from None
+    load_weights(model, parts.state, parts.where)
+    model = model.to(device_of(device)).eval()
+    if precision is not None:
+        from mmattn.linears import PRECISIONS, prepare
+
+        if precision not in PRECISIONS:
+            raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}.")
+        prepare(model, precision)
+    return model, parts.processor
 
 
 def run(task: str, command: str, options: argparse.Namespace) -> None:
     """Run one of the three commands."""
     module = importlib.import_module(f"tasks.{task}.predict")
-    predictor: Predictor = module.load(options.checkpoint, device=options.device)
+    wanted = inspect.signature(module.load).parameters
+    given = {name: value for name, value in vars(options).items() if name in wanted or (name == "precision" and value)}
+    predictor: Predictor = module.load(options.checkpoint, **given)
     if command == "export":
         formats = ("onnx", "torch") if options.format == "all" else (options.format,)
         for line in predictor.export(Path(options.output), formats):
@@ -137,9 +152,10 @@ def _predict(predictor: Predictor, items: Sequence[Any], options: argparse.Names
     skipped: list[str] = []
     options.batch_size = min(options.batch_size, max(len(items), 1))
     write_line = getattr(predictor, "line", None)
+    shown = options.output is not None or not sys.stdout.isatty()
 
     def lines() -> Iterator[str]:
-        for answer in progress(_answers(predictor, items, options), len(items), "predicting"):
+        for answer in progress(_answers(predictor, items, options), len(items), "predicting", shown):
             record = answer if isinstance(answer, dict) else dataclasses.asdict(answer)
             if "error" in record:
                 skipped.append(record["error"])
@@ -162,6 +178,8 @@ def _predict(predictor: Predictor, items: Sequence[Any], options: argparse.Names
 
 
 def _explain(predictor: Predictor, items: Sequence[Any], options: argparse.Namespace) -> None:
+    if not items:
+        raise UserError("explain: expected something to explain, found no items.")
     target = Path(options.output or "explanation.png")
     many = len(items) > 1 or target.suffix.lower() != ".png"
     if many and target.suffix.lower() == ".png":
@@ -188,12 +206,24 @@ def report_skipped(skipped: Sequence[str], total: int) -> None:
         sys.stderr.write(f"{len(skipped)} of {total} items left out:{shown}\n")
 
 
-def progress(items: Any, total: int, title: str) -> Iterator[Any]:
-    """Rich's bar on stderr for long work on a terminal; nothing where nobody watches or there is little to do."""
-    if total < 64 or not sys.stderr.isatty():
+def progress(items: Any, total: int, title: str, shown: bool = True) -> Iterator[Any]:
+    """Rich's bar on stderr for long work on a terminal; nothing where nobody watches or there is little to do.
+
+    Args:
+        items: what is worked through.
+        total: how many.
+        title: stands before the bar.
+        shown: off where answers are written to the same terminal, and are progress enough.
+    """
+    if total < 64 or not shown or not sys.stderr.isatty():
         yield from items
         return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(items, description=title, total=total, console=Console(stderr=True))
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ModuleNotFoundError:  # it comes with what training needs
+        yield from items
+        return
+    # By itself rich takes over stdout too, and what is written to a file would land on the terminal.
+    with Progress(console=Console(stderr=True), redirect_stdout=False) as bar:
+        yield from bar.track(items, total=total, description=title)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,8 +11,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from data.batching import seed_of
-from tasks.common.checkpoint import WEIGHTS, load_weights, read_weights
+from tasks.common.checkpoint import load_weights
 from tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
+from tasks.common.pretrained import Parts, build_model
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 
@@ -58,6 +58,8 @@ class TaskModule(LightningModule):
         early_stopping: stop after so many validations without a better metric; none: never.
         compile: run the model through torch.compile.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        init_from: begin with the sizes, weights and processor of this model: a folder of ours (a run's, or its model/),
+            one as the Hugging Face hub lays them out, or hf:owner/name; none: from nothing.
         save_every_n_steps: write last.ckpt every so many optimiser steps, beside every epoch's end.
     """
 
@@ -81,6 +83,7 @@ class TaskModule(LightningModule):
         compile: bool = False,
         gradient_checkpointing: bool = False,
         save_every_n_steps: int = 1000,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, low, high in (
@@ -103,7 +106,8 @@ class TaskModule(LightningModule):
         self.compile_model, self.gradient_checkpointing = compile, gradient_checkpointing
         self.save_every_n_steps = save_every_n_steps
         self.model: nn.Module | None = None
-        self.shipped: Path | None = None  # the folder of a finished model to measure; `model` then has all its keywords
+        self.init_from = init_from
+        self.start: Parts | None = None  # the model that is measured or gone on from; `model` then has all its keywords
         self.seed = 0
         self.settings: dict[str, Any] = {}  # what a resumed run must agree with; the command line fills it
         self.metrics = nn.ModuleDict()
@@ -137,21 +141,28 @@ class TaskModule(LightningModule):
         """The complete keywords that rebuild the model: the user's and the data's (`TaskDataModule.model_sizes`)."""
         return {**self.keywords, **sizes}
 
+    def final_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """`complete_keywords`, or those of the model that is measured or gone on from."""
+        return self.complete_keywords(sizes) if self.start is None else dict(self.keywords)
+
+    def complete_processor(self, processor: Any) -> Any:
+        """The processor as it ships, with what a task's options add to it."""
+        return processor
+
     def build(self, sizes: Mapping[str, Any]) -> None:
-        """Build the model; its weights depend on the seed alone, or are those of the shipped folder.
+        """Build the model; its weights depend on the seed alone, or are those that it starts from.
 
         Raises:
             ConfigError: the keywords do not go together.
         """
-        keywords = self.complete_keywords(sizes) if self.shipped is None else self.keywords
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                self.model = self.model_class(**keywords)
+                self.model = build_model(self.model_class, self.final_keywords(sizes))
         except (ValueError, ModuleNotFoundError) as error:
             raise ConfigError(f"model: {error}") from error
-        if self.shipped is not None:
-            load_weights(self.model, read_weights(self.shipped / WEIGHTS), self.shipped / WEIGHTS)
+        if self.start is not None:
+            load_weights(self.model, self.start.state, self.start.where)
 
     def configure_model(self) -> None:
         """Build the model, unless it is, and what goes with it."""
@@ -167,12 +178,15 @@ class TaskModule(LightningModule):
         if self.compile_model:
             self.model.compile()
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser gets; a group may have a learning rate of its own."""
+        assert self.model is not None
+        return parameter_groups(self.model, self.weight_decay)
+
     def configure_optimizers(self) -> Any:
         assert self.model is not None
         fused = self.device.type == "cuda"
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, self.weight_decay), lr=self.lr, betas=self.betas, fused=fused
-        )
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: schedule_factor(self.schedule, step, self.warmup_steps, total)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,8 @@ from data.pairs import PairProcessor
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.generate import Generated, GenerationConfig
 from mmattn.masks import Mask
+from tasks.common.consensus import agreed
+from tasks.common.errors import ConfigError
 
 
 class TextOutput(NamedTuple):
@@ -64,45 +68,90 @@ class TextHead(Seq2Seq):
             return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
 
 
-def search_config(processor: PairProcessor, source_len: int, num_beams: int = 1, **options: Any) -> GenerationConfig:
-    """How to write with a processor's special tokens: at most twice the source's tokens and ten.
+LIMITS = frozenset({"max_new_tokens", "max_length"})
+BEAMS = 5  # where neither the user nor the model says
+
+
+def search_config(
+    processor: PairProcessor, source_len: int, num_beams: int | None = None, **options: Any
+) -> GenerationConfig:
+    """How to write, as a model wants it; with the special tokens of its processor, and at most twice the source's
+    tokens and ten, where it says nothing.
 
     Args:
-        processor: names the tokens and the longest target.
+        processor: names the tokens, the longest target, and what a public model's generation_config.json says.
         source_len: tokens of the longest source in the batch.
         num_beams: 1 = greedy.
-        options: GenerationConfig's other fields.
+        options: GenerationConfig's other fields. Here and in num_beams None leaves it to the model.
+
+    Raises:
+        ConfigError: values that do not go together.
     """
     target = processor.target
-    return GenerationConfig(
-        decoder_start_token_id=target.start_id,
-        eos_token_id=target.eos_id,
-        pad_token_id=target.pad_id,
-        num_beams=num_beams,
-        suppress_tokens=[t for t in (target.pad_id, target.unk_id, target.start_id) if t != target.eos_id],
-        **{"max_new_tokens": min(processor.max_target_len, 2 * source_len + 10), **options},
-    )
+    given = {name: value for name, value in {"num_beams": num_beams, **options}.items() if value is not None}
+    known = processor.options.get("generation")
+    if known is None:
+        known = {
+            "decoder_start_token_id": target.start_id,
+            "eos_token_id": target.eos_id,
+            "pad_token_id": target.pad_id,
+            "num_beams": BEAMS,
+            "suppress_tokens": [t for t in (target.pad_id, target.unk_id, target.start_id) if t != target.eos_id],
+        }
+    known = {**known, **{k: v for k, v in processor.options.get("search", {}).items() if k != "consensus"}}
+    if not LIMITS.isdisjoint(given):
+        known = {name: value for name, value in known.items() if name not in LIMITS}
+    elif LIMITS.isdisjoint(known):
+        given["max_new_tokens"] = min(processor.max_target_len, 2 * source_len + 10)
+    try:
+        return GenerationConfig(**{**known, **given})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"generation: {error}.") from None
 
 
-def write(
+def search_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What a command line says of the search, as `search_config` takes it.
+
+    Raises:
+        ConfigError: fewer beams than one.
+    """
+    if options.num_beams is not None and options.num_beams < 1:
+        raise ConfigError(f"--num_beams: expected 1 or more, found {options.num_beams}.")
+    given = {name: getattr(options, name) for name in ("num_beams", "length_penalty", "consensus")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def search(
     model: Any,
     batch: Any,
     processor: PairProcessor,
-    num_beams: int,
     given: Mapping[str, Any] | None = None,
+    consensus: bool | None = None,
     **options: Any,
-) -> list[str]:
-    """The texts that a model writes for a batch, plain.
+) -> list[tuple[str, float]]:
+    """The text that a model writes for each row of a batch, and its log p / length^length_penalty.
 
     Args:
         model: has `generate(source_ids, source_mask, config)`.
         batch: has source_ids and source_mask.
-        processor: see `search_config`, as num_beams and options.
+        processor: see `search_config`, as options.
         given: what else the model's `generate` takes, by name.
+        consensus: of the texts that the beams find, the one that agrees most with all (`agreed`), not the likeliest;
+            None: as the model was measured.
     """
-    config = search_config(processor, batch.source_ids.shape[1], num_beams, **options)
-    found = model.generate(batch.source_ids, batch.source_mask, config, **(given or {})).tokens()
-    return [processor.decode(best[0]) for best in found]
+    if consensus is None:
+        consensus = processor.options.get("search", {}).get("consensus", False)
+    config = search_config(processor, batch.source_ids.shape[1], **options)
+    if consensus:
+        config = replace(config, num_return_sequences=config.num_beams)
+    found = model.generate(batch.source_ids, batch.source_mask, config, **(given or {}))
+    log_p = (found.scores * found.lengths**config.length_penalty).tolist()  # [B][K]
+    rows = []
+    for candidates, scores, likely in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):
+        texts = [processor.decode(ids) for ids in (candidates if consensus else candidates[:1])]
+        best = agreed(texts, likely) if consensus else 0
+        rows.append((texts[best], scores[best]))
+    return rows
 
 
 def token_loss(logits: Tensor, labels: Tensor, label_mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -175,3 +224,15 @@ class CorpusMetric(nn.Module):
 def below(maps: Mapping[str, list[Tensor]], suffix: str) -> list[Tensor]:
     """Of what `mmattn.explain.capture` gave, the first map of each module whose path ends so, in the model's order."""
     return [found[0] for path, found in maps.items() if path.endswith(suffix) and found]
+
+
+def read_off(maps: Mapping[str, list[Tensor]]) -> Tensor:
+    """Which source tokens each written token was read off: (B, L, S), rows summing to one.
+
+    The mean over all layers and heads of the attention to the source.
+
+    Args:
+        maps: what `mmattn.explain.capture` gave for one pass under teacher forcing.
+    """
+    weights = torch.stack([layer.mean(1) for layer in below(maps, "cross_attention")]).mean(0)  # (B, L, S)
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -16,7 +19,8 @@ from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
 from tasks.common.module import TaskModule
-from tasks.common.seq2seq import CorpusMetric, drop_words, token_loss, write
+from tasks.common.pretrained import Parts, read_parts
+from tasks.common.seq2seq import LIMITS, CorpusMetric, drop_words, search, token_loss
 
 logger = logging.getLogger(__name__)
 ATTENTIONS = ("attention", "decoder_attention", "cross_attention")
@@ -73,6 +77,50 @@ class PairDataModule(TaskDataModule):
         """The pairs of a path, or the built-in ones."""
         raise NotImplementedError
 
+    # A model to go on from --------------------------------------------------------------------------------------------
+
+    def read_model(self, task: str, name: str | Path) -> Parts:
+        kept = self.processor_options.get("options", {})
+        pair = (kept["source_lang"], kept["target_lang"]) if kept else None
+        return read_parts(task, name, self.processor_class, languages=pair)
+
+    def adopt_processor(self, start: Parts) -> None:
+        super().adopt_processor(start)
+        processor = self.processor
+        source, given = processor.source, self._given()
+        known = {
+            "tokenizer": source.kind,
+            "vocab_size": max(source.vocab_size, processor.target.vocab_size),
+            "shared_vocab": processor.shared,
+            "lowercase": getattr(source, "lowercase", False),
+        }
+        for name, value in given.items():
+            fits = value >= known[name] if name == "vocab_size" else name.startswith("max_") or value == known[name]
+            if not fits:
+                raise ConfigError(
+                    f"data.{name}: the model that training goes on from has {known[name]!r}, the configuration says "
+                    f"{value!r}; its texts stay as they were: leave the keyword out."
+                )
+        processor.options |= self.processor_options.get("options", {})
+        processor.max_source_len = given.get("max_source_len", processor.max_source_len)
+        processor.max_target_len = given.get("max_target_len", processor.max_target_len)
+        limit = start.known["max_len"] if start.known.get("positions") == "learned" else math.inf
+        for name in ("max_source_len", "max_target_len"):
+            if getattr(processor, name) > limit:
+                raise ConfigError(
+                    f"data.{name}: expected at most {limit}, for which {start.where} has positions; found "
+                    f"{getattr(processor, name)}."
+                )
+        generation = processor.options.get("generation")
+        if generation is not None and ("max_target_len" in given or generation.get("max_new_tokens") == 20):
+            # 20 is what transformers takes where a public model says nothing.
+            processor.options["generation"] = {k: v for k, v in generation.items() if k not in LIMITS}
+
+    def _given(self) -> dict[str, Any]:
+        """What the configuration says of the processor: the values that are not the defaults."""
+        defaults = inspect.signature(PairDataModule.__init__).parameters
+        return {k: v for k, v in self.processor_options.items() if k in defaults and v != defaults[k].default}
+
     # ------------------------------------------------------------------------------------------------------------------
 
     def open_split(self, split: Split, path: str | None) -> PairDataset:
@@ -128,8 +176,8 @@ class PairModule(TaskModule):
     Args:
         word_dropout: share of the tokens, read and written, that training hides.
         val_beams: beams of the search that validates within fit; 1: greedy.
-        num_beams: beams of `validate` and `test`.
-        length_penalty: a finished beam scores log p / length^this.
+        num_beams: beams of `validate` and `test`; none: as a public model that training began with said, or 5.
+        length_penalty: a finished beam scores log p / length^this; none: as that model said, or 1.
         training: what TaskModule takes.
     """
 
@@ -141,19 +189,20 @@ class PairModule(TaskModule):
         *,
         word_dropout: float = 0.0,
         val_beams: int = 1,
-        num_beams: int = 5,
-        length_penalty: float = 1.0,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        consensus: bool | None = None,
         **training: Any,
     ) -> None:
         super().__init__(model, **training)
         if not 0.0 <= word_dropout < 1.0:
             raise ConfigError(f"model.word_dropout: expected a value from 0 to below 1, found {word_dropout}.")
-        if val_beams < 1 or num_beams < 1:
+        if val_beams < 1 or (num_beams is not None and num_beams < 1):
             raise ConfigError(
                 f"model.val_beams and model.num_beams: expected 1 or more, found {val_beams}, {num_beams}."
             )
         self.word_dropout, self.val_beams, self.num_beams = word_dropout, val_beams, num_beams
-        self.length_penalty = length_penalty
+        self.length_penalty, self.consensus = length_penalty, consensus
 
     # What a task provides ---------------------------------------------------------------------------------------------
 
@@ -165,9 +214,20 @@ class PairModule(TaskModule):
         """The model under teacher forcing."""
         return self.model(batch.source_ids, batch.source_mask, batch.target_ids)
 
-    def write(self, batch: Any, num_beams: int) -> list[str]:
-        """The texts that the model writes."""
-        return write(self.model, batch, self._processor, num_beams, length_penalty=self.length_penalty)
+    def write(self, batch: Any, given: Mapping[str, Any] | None = None) -> list[str]:
+        """The texts that the model writes; given is what else its `generate` takes."""
+        options = {"num_beams": self.val_beams, "consensus": False} if self.trainer.state.fn == "fit" else self.wanted()
+        options |= {"length_penalty": self.length_penalty}
+        return [text for text, _ in search(self.model, batch, self._processor, given, **options)]
+
+    def wanted(self) -> dict[str, Any]:
+        """What the options say of searching."""
+        return {"num_beams": self.num_beams, "length_penalty": self.length_penalty, "consensus": self.consensus}
+
+    def complete_processor(self, processor: PairProcessor) -> PairProcessor:
+        known = processor.options.get("search", {})
+        processor.options["search"] = {**known, **{k: v for k, v in self.wanted().items() if v is not None}}
+        return processor
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -208,5 +268,4 @@ class PairModule(TaskModule):
         logits = self.run_model(batch).logits
         tokens = float(batch.label_mask.sum())
         metric.add("loss", float(token_loss(logits, batch.labels, batch.label_mask)) * tokens, tokens)
-        beams = self.val_beams if self.trainer.state.fn == "fit" else self.num_beams
-        metric.update(batch.ids, self.write(batch, beams), batch.references)
+        metric.update(batch.ids, self.write(batch), batch.references)

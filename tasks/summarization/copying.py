@@ -66,15 +66,20 @@ class CopyHead(nn.Module):
             (B, L, V), normalised.
         """
         wide = torch.promote_types(states.dtype, torch.float32)  # a probability needs more than half a number's bits
-        scores = self.q_proj(states) @ keys.mT + F.logsigmoid(salience)[:, None]  # (B, L, S)
+        scores = self.q_proj(states) @ keys.mT + _log_sigmoid(salience)[:, None]  # (B, L, S)
         allowed = None if key_mask is None else key_mask[:, None]  # (B, 1, S)
         weights = self.weights(masked_softmax(scores.to(wide), allowed))  # (B, L, S)
         context = weights.to(memory.dtype) @ memory  # (B, L, E)
-        gate = self.gate_proj(torch.cat([states, context], dim=-1)).to(wide).sigmoid()  # (B, L, 1)
-        made_up = gate * logits.to(wide).softmax(-1)  # (B, L, V)
-        copied = (1 - gate) * weights  # (B, L, S)
+        gate = self.gate_proj(torch.cat([states, context], dim=-1)).to(wide)  # (B, L, 1)
+        made_up = _log_sigmoid(gate).exp() * logits.to(wide).softmax(-1)  # (B, L, V)
+        copied = _log_sigmoid(-gate).exp() * weights  # (B, L, S), exact where 1 - g would cancel
         mixed = made_up.scatter_add(2, ids[:, None].expand(-1, states.shape[1], -1), copied)  # (B, L, V)
         return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """By softplus, which ONNX runtimes compute to the last bit; their sigmoid is coarse where it is small."""
+    return -F.softplus(-x)
 
 
 def worth_copying(source_ids: Tensor, source_mask: Tensor, labels: Tensor, label_mask: Tensor) -> Tensor:
@@ -91,3 +96,29 @@ def worth_copying(source_ids: Tensor, source_mask: Tensor, labels: Tensor, label
     """
     same = (source_ids[:, :, None] == labels[:, None]) & label_mask[:, None]  # (B, S, L)
     return same.any(-1) & source_mask
+
+
+class Frequencies(nn.Module):
+    """Embeds how often a token stands in its document and how rare it is: what tells names and topics from small words.
+
+    Args:
+        vocab_size: V.
+        embed_dim: E.
+    """
+
+    LEVELS = 16  # powers of two
+
+    def __init__(self, vocab_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.count, self.rank = nn.Embedding(self.LEVELS, embed_dim), nn.Embedding(2 * self.LEVELS, embed_dim)
+        for table in (self.count, self.rank):
+            nn.init.normal_(table.weight, std=embed_dim**-0.5)
+
+    def forward(self, ids: Tensor, key_mask: Tensor) -> Tensor:
+        """ids (B, S) long and key_mask (B, S) bool, True = a real token, to (B, S, E)."""
+        totals = ids.new_zeros(ids.shape[0], self.vocab_size).scatter_add_(1, ids, key_mask.long())  # (B, V)
+        counts = totals.gather(1, ids).clamp_min(1).log2().long()  # (B, S)
+        ranks = (2 * (ids + 1).log2()).long()  # half octaves
+        found: Tensor = self.count(counts.clamp_max(self.LEVELS - 1))
+        return found + self.rank(ranks.clamp_max(2 * self.LEVELS - 1))

@@ -14,7 +14,7 @@ from mmattn.blocks import Encoder
 from mmattn.generate import CachedState, Generated, GenerationConfig, generate
 from mmattn.kernels import KERNELS
 from mmattn.masks import Mask
-from tasks.summarization.copying import CopyHead
+from tasks.summarization.copying import CopyHead, Frequencies
 from tasks.summarization.hierarchy import HierarchicalEncoder
 
 GlobalTokens = Literal["none", "first", "sentences"]
@@ -48,6 +48,9 @@ class SummarizationModel(Seq2Seq):
         sentence_layers: over sentences, where hierarchical.
         document_layers: over all words once their sentences are known, where hierarchical.
         copy: words of the document can be copied (`CopyHead`).
+        frequencies: each token of the document also says how often it stands there, and how rare it is altogether: the
+            features TF and IDF of Nallapati et al. 2016 (section 2.2), the latter by the token's number, for tokenizers
+            number what is frequent first.
         memory: what the decoder reads: the document's "tokens"; or their "mean", a baseline that cannot attend.
         dropout: everywhere but in attention weights.
 
@@ -77,6 +80,7 @@ class SummarizationModel(Seq2Seq):
         sentence_layers: int = 1,
         document_layers: int = 1,
         copy: bool = True,
+        frequencies: bool = False,
         memory: Literal["tokens", "mean"] = "tokens",
         dropout: float = 0.1,
     ) -> None:
@@ -115,6 +119,7 @@ class SummarizationModel(Seq2Seq):
                 **layers,
             )
         self.copy_head = CopyHead(embed_dim) if copy else None
+        self.frequencies = Frequencies(vocab_size, embed_dim) if frequencies else None
 
     def encode(
         self, input_ids: Tensor, key_mask: Tensor | None = None, sentence_starts: Tensor | None = None
@@ -134,6 +139,8 @@ class SummarizationModel(Seq2Seq):
         if sentence_starts is None:
             sentence_starts = torch.zeros_like(input_ids[:, :1])
         x = self.positions(self.embedding(input_ids) * self.scale)  # (B, S, E)
+        if self.frequencies is not None:
+            x = x + self.frequencies(input_ids, key_mask)
         x = self.dropout(self.embedding_norm(x))
         if self.hierarchy is not None:
             x = self.hierarchy(x, key_mask, sentence_starts)
@@ -203,7 +210,7 @@ class SummarizationModel(Seq2Seq):
             return logits
         memory = state.memory
         assert memory is not None
-        states, logits = (x.unflatten(0, (len(memory), -1)) for x in (states, logits))  # (B, K, E), (B, K, V)
+        states, logits = (x.unflatten(0, (memory.shape[0], -1)) for x in (states, logits))  # (B, K, E), (B, K, V)
         kept = state.extra
         mixed = self.copy_head(
             states, logits, memory, kept["keys"], kept["salience"], kept["key_mask"], kept["ids"]

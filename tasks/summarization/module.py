@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import Tensor
 from data.summarization import SummaryBatch, SummaryDataset, SummaryProcessor, collate
 from tasks.common.datamodule import Split
 from tasks.common.errors import ConfigError
-from tasks.common.seq2seq import token_loss, write
+from tasks.common.pretrained import PUBLIC
+from tasks.common.seq2seq import token_loss
 from tasks.common.seq2seq_module import PairDataModule, PairModule
 from tasks.summarization.copying import worth_copying
 from tasks.summarization.metrics import score, signature
@@ -71,12 +73,16 @@ class SummarizationModule(PairModule):
             raise ConfigError(f"model.salience: expected 0, or above where the model copies, found {salience}.")
         self.salience = salience
 
+    def build(self, sizes: Mapping[str, Any]) -> None:
+        super().build(sizes)
+        if PUBLIC in self.keywords and self.salience:
+            raise ConfigError(f"model.salience: expected 0: a public model copies nothing; found {self.salience}.")
+
     def run_model(self, batch: SummaryBatch) -> Any:
         return self.model(batch.source_ids, batch.source_mask, batch.target_ids, batch.sentence_starts, batch.copy_ids)
 
-    def write(self, batch: SummaryBatch, num_beams: int) -> list[str]:
-        given = {"sentence_starts": batch.sentence_starts}
-        return write(self.model, batch, self._processor, num_beams, given=given, length_penalty=self.length_penalty)
+    def write(self, batch: Any, given: Mapping[str, Any] | None = None) -> list[str]:
+        return super().write(batch, {"sentence_starts": batch.sentence_starts, **(given or {})})
 
     def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         self.hide_words(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.errors import DataError
-from data.summarization import SummaryDataset, SummaryProcessor, SummarySample, collate
+from data.errors import DataError, Problems, shorten
+from data.summarization import SummaryProcessor, SummarySample, collate, read_summaries
 from tasks.common.checkpoint import PROCESSOR
 from tasks.common.inference import load_parts
-from tasks.common.seq2seq import search_config
+from tasks.common.public_text import PublicModel
+from tasks.common.seq2seq import search, search_options
 from tasks.summarization.model import SummarizationModel
 
+logger = logging.getLogger(__name__)
 Item = Mapping[str, Any] | SummarySample | str
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
@@ -65,9 +68,10 @@ class Summarizer:
 
     lookahead = 8  # batches at a time, so that documents of like lengths meet
 
-    def __init__(self, model: SummarizationModel, processor: SummaryProcessor) -> None:
+    def __init__(self, model: SummarizationModel | PublicModel, processor: SummaryProcessor) -> None:
         self.model, self.processor = model.eval(), processor
-        self.num_beams, self.length_penalty = 4, 1.0
+        # Fields of GenerationConfig, in place of the model's own.
+        self.search: dict[str, Any] = {}
         self.cut = 0  # documents of which the end was not read
 
     @property
@@ -78,12 +82,14 @@ class Summarizer:
     # Summarizing ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def predict(self, items: Sequence[Item], batch_size: int = 32) -> list[Summary]:
+    def predict(self, items: Sequence[Item], batch_size: int = 32, **options: Any) -> list[Summary]:
         """Summarize each item.
 
         Args:
             items: texts, or mappings with `document` and, if wanted, `id`.
             batch_size: items at a time.
+            options: fields of `mmattn.generate.GenerationConfig`, in place of the model's own: num_beams=1; and
+                `consensus`: whether to take the beam that agrees most with all beams, not the likeliest.
 
         Returns:
             A summary for each, in order.
@@ -100,16 +106,11 @@ class Summarizer:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             batch = collate([samples[n] for n in places], self.processor).to(self.device)
-            config = search_config(
-                self.processor, batch.source_ids.shape[1], self.num_beams, length_penalty=self.length_penalty
-            )
-            written = self.model.generate(
-                batch.source_ids, batch.source_mask, config, sentence_starts=batch.sentence_starts
-            )
-            rows = zip(places, written.tokens(), written.scores.tolist(), batch.cut.tolist(), strict=True)
-            for n, best, scores, cut in rows:
+            starts = {"sentence_starts": batch.sentence_starts}
+            written = search(self.model, batch, self.processor, starts, **{**self.search, **options})
+            for n, (text, score), cut in zip(places, written, batch.cut.tolist(), strict=True):
                 self.cut += cut > 0
-                found[n] = Summary(samples[n].id, self.processor.decode(best[0]), round(scores[0], 4), cut)
+                found[n] = Summary(samples[n].id, text, round(score, 4), cut)
         return [found[n] for n in range(len(samples))]
 
     def explain(self, item: Item) -> SummaryExplanation:
@@ -129,10 +130,11 @@ class Summarizer:
         explanations = []
         for n, (sample, summary) in enumerate(zip(samples, written, strict=True)):
             spans = self.processor.document_tokens(sample.source)
-            length = int(batch.label_mask[n].sum())
-            rows = weights[n, :length, : len(spans)]
+            first = len(self.processor.target.prefix_ids), len(self.processor.source.prefix_ids)
+            length = int(batch.label_mask[n].sum()) - first[0]
+            rows = weights[n, first[0] :, first[1] :][:length, : len(spans)]
             rows = rows / rows.sum(-1, keepdim=True).clamp_min(1e-9)
-            placed = self.processor.token_spans(forced[n].target)
+            placed = self.processor.target.spans(forced[n].target)
             words = [*(forced[n].target[start:end] for start, end in placed), "(end)"][:length]
             end = len(forced[n].target)
             explanations.append(
@@ -142,9 +144,14 @@ class Summarizer:
 
     def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder and the decoder's step as torch.export and ONNX programs, and the processor."""
-        from tasks.summarization.export import export_summarizer
+        if isinstance(self.model, PublicModel):
+            from tasks.common.seq2seq_export import export_net
 
-        lines = export_summarizer(self.model, folder, formats)
+            lines = export_net(self.model.net, folder, formats)
+        else:
+            from tasks.summarization.export import export_summarizer
+
+            lines = export_summarizer(self.model, folder, formats)
         self.processor.save(folder / PROCESSOR)
         return [*lines, f"{folder / PROCESSOR} written: the preprocessing that both programs need."]
 
@@ -159,10 +166,7 @@ class Summarizer:
         Raises:
             DataError: neither is given, or what is given cannot be read.
         """
-        self.num_beams = getattr(options, "num_beams", self.num_beams)
-        self.length_penalty = getattr(options, "length_penalty", self.length_penalty)
-        if self.num_beams < 1:
-            raise DataError("--num_beams", "1 or more", str(self.num_beams))
+        self.search |= search_options(options)
         if options.input is None:
             if options.text is None:
                 raise DataError("arguments", "--text, or --input PATH", "neither")
@@ -173,7 +177,7 @@ class Summarizer:
             return make("test", num_documents=6)
         path = Path(options.input)
         if path.is_file() and path.suffix.lower() in TABLES:
-            return SummaryDataset(path, options.on_error, require_summary=False).samples  # type: ignore[return-value]
+            return read_documents(path, Problems(options.on_error))
         files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
         if not files:
             raise DataError(str(path), "a folder with .txt files", "none")
@@ -185,6 +189,23 @@ class Summarizer:
         """What was cut, for standard error."""
         limit = self.processor.max_source_len
         return f"{self.cut} of the documents are longer than {limit} tokens; the rest was not read." if self.cut else ""
+
+
+def read_documents(path: Path, problems: Problems) -> list[SummarySample]:
+    """The documents of a table; problems takes the lines without one.
+
+    Raises:
+        DataError: a bad line; names it.
+    """
+    samples = []
+    for where, sample in read_summaries(path, False, problems):
+        if isinstance(sample.source, str) and sample.source.strip():
+            samples.append(sample)
+        else:
+            problems.add(where, "a document, a text that is not empty", shorten(sample.source))
+    if problems.items:
+        logger.warning("%s", problems.summary(str(path), len(samples)))
+    return samples
 
 
 def as_sample(item: Item, number: int) -> SummarySample:
@@ -206,14 +227,23 @@ def as_sample(item: Item, number: int) -> SummarySample:
     return item
 
 
-def load(directory: str | Path | None = None, device: str = "auto") -> Summarizer:
-    """Load a shipped summarization model: the one in the package, or that of a folder.
+def load(
+    directory: str | Path | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    prefix: str | None = None,
+) -> Summarizer:
+    """Load a summarization model: the one in the package, that of a folder, or a public one.
 
     Args:
-        directory: a `model/` folder of a run, or any copy of one.
+        directory: a `model/` folder of a run, or any copy of one; a folder of BART or T5 as the hub lays them out; or
+            hf:owner/name.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "float32", "bfloat16", "int8" or None; see `tasks.load`.
+        prefix: what T5 reads before each document; None: the one that its config.json has for summarization.
 
     Raises:
         CheckpointError: missing, damaged, foreign, or of another task.
     """
-    return Summarizer(*load_parts("summarization", directory, device, SummarizationModel, SummaryProcessor))
+    parts = ("summarization", directory, device, SummarizationModel, SummaryProcessor, precision)
+    return Summarizer(*load_parts(*parts, prefix=prefix))

@@ -12,7 +12,7 @@ from mmattn.backbones.recurrent import RecurrentSeq2Seq
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.generate import Generated, GenerationConfig
 from tasks.common.seq2seq import TextHead as TranslationHead
-from tasks.common.seq2seq import TextOutput, below
+from tasks.common.seq2seq import TextOutput, read_off
 
 __all__ = ["TranslationHead", "TranslationModel"]
 
@@ -130,10 +130,7 @@ class TranslationModel(nn.Module):
     def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
         """Which source tokens each target token was read off: (B, L, S), rows summing to one.
 
-        The mean over all layers and heads of the attention to the source.
-
         Args:
             maps: what `mmattn.explain.capture(model)` gave for one pass under teacher forcing.
         """
-        weights = torch.stack([layer.mean(1) for layer in below(maps, "cross_attention")]).mean(0)  # (B, L, S)
-        return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
+        return read_off(maps)

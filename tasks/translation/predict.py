@@ -19,7 +19,8 @@ from data.pairs import PairProcessor, collate
 from data.readers import read_rows
 from data.translation import TranslationSample, decode_lines, read_lines, sample_of
 from tasks.common.inference import load_parts
-from tasks.common.seq2seq import search_config
+from tasks.common.public_text import PublicModel
+from tasks.common.seq2seq import search, search_options
 from tasks.translation.model import TranslationModel
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ class Translator:
 
     lookahead = 8  # batches at a time, so that sentences of like lengths meet
 
-    def __init__(self, model: TranslationModel, processor: PairProcessor) -> None:
+    def __init__(self, model: TranslationModel | PublicModel, processor: PairProcessor) -> None:
         self.model, self.processor = model.eval(), processor
-        self.num_beams, self.length_penalty = 5, 1.0
+        self.search: dict[str, Any] = {}  # fields of GenerationConfig, in place of the model's own
         self.plain = False  # whether the command line writes plain lines, as it got them
         self.cut = 0  # sentences of which the end was not read
 
@@ -87,12 +88,14 @@ class Translator:
     # Translating ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def predict(self, items: Sequence[Item], batch_size: int = 32) -> list[Translation]:
+    def predict(self, items: Sequence[Item], batch_size: int = 32, **options: Any) -> list[Translation]:
         """Translate each item.
 
         Args:
             items: sentences, or mappings with `source` (or the language's name) and, if wanted, `id`.
             batch_size: items at a time.
+            options: fields of `mmattn.generate.GenerationConfig`, in place of the model's own: num_beams=1; and
+                `consensus`: whether to take the beam that agrees most with all beams, not the likeliest.
 
         Returns:
             A translation for each, in order; an empty one of an empty sentence.
@@ -112,13 +115,12 @@ class Translator:
         order = sorted(lengths, key=lengths.__getitem__)
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            ids, mask = self.processor.encode_sources([samples[n].source for n in places])
-            config = search_config(self.processor, ids.shape[1], self.num_beams, length_penalty=self.length_penalty)
-            written = self.model.generate(ids.to(self.device), mask.to(self.device), config)
-            for n, best, scores in zip(places, written.tokens(), written.scores.tolist(), strict=True):
-                text, cut = self.processor.decode(best[0]), max(lengths[n] - self.processor.max_source_len, 0)
+            batch = collate([samples[n] for n in places], self.processor).to(self.device)
+            written = search(self.model, batch, self.processor, **{**self.search, **options})
+            for n, (text, score) in zip(places, written, strict=True):
+                cut = max(lengths[n] - self.processor.max_source_len, 0)
                 self.cut += cut > 0
-                found[n] = Translation(samples[n].id, samples[n].source, " ".join(text.split()), scores[0], cut)
+                found[n] = Translation(samples[n].id, samples[n].source, " ".join(text.split()), score, cut)
         return [found[n] for n in range(len(samples))]
 
     def explain(self, item: Item) -> Alignment:
@@ -139,7 +141,8 @@ class Translator:
         for n, (sample, translation) in enumerate(zip(forced, written, strict=True)):
             source_words, columns = self.processor.source.words(sample.source)
             words, rows = self.processor.target.words(sample.target)
-            shown = weights[n, : len(rows[: weights.shape[1]]), : len(columns[: weights.shape[2]])]
+            first = len(self.processor.target.prefix_ids), len(self.processor.source.prefix_ids)
+            shown = weights[n, first[0] :, first[1] :][: len(rows), : len(columns)]
             columns, rows = columns[: shown.shape[1]], rows[: shown.shape[0]]
             joined = torch.zeros(len(rows), len(source_words)).index_add_(1, torch.tensor(columns).long(), shown)
             merged = torch.zeros(len(words), len(source_words)).index_add_(0, torch.tensor(rows).long(), joined)
@@ -185,9 +188,7 @@ class Translator:
         Raises:
             DataError: neither is given, or what is given cannot be read; names the line.
         """
-        self.num_beams, self.length_penalty = options.num_beams, options.length_penalty
-        if self.num_beams < 1:
-            raise DataError("--num_beams", "1 or more", str(self.num_beams))
+        self.search |= search_options(options)
         self.plain = False
         if options.input is None and options.text is None:
             raise DataError("arguments", "--text, or --input PATH", "neither")
@@ -239,14 +240,24 @@ class Translator:
         )
 
 
-def load(directory: str | Path | None = None, device: str = "auto") -> Translator:
-    """Load a shipped translation model: the one in the package, or that of a folder.
+def load(
+    directory: str | Path | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    prefix: str | None = None,
+) -> Translator:
+    """Load a translation model: the one in the package, that of a folder, or a public one.
 
     Args:
-        directory: a `model/` folder of a run, or any copy of one.
+        directory: a `model/` folder of a run, or any copy of one; a folder of Marian, T5 or BART as the hub lays them
+            out; or hf:owner/name.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "float32", "bfloat16", "int8" or None; see `tasks.load`.
+        prefix: what T5 reads before each sentence; None: the one that its config.json has for translation, where that
+            is one alone.
 
     Raises:
         CheckpointError: missing, damaged, foreign, or of another task.
     """
-    return Translator(*load_parts("translation", directory, device, TranslationModel, PairProcessor))
+    parts = ("translation", directory, device, TranslationModel, PairProcessor, precision)
+    return Translator(*load_parts(*parts, prefix=prefix))

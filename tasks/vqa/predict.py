@@ -241,14 +241,15 @@ def demo_samples() -> list[VQASample]:
     return chosen
 
 
-def load(directory: str | Path | None = None, device: str = "auto") -> VQAPredictor:
+def load(directory: str | Path | None = None, device: str = "auto", precision: str | None = None) -> VQAPredictor:
     """Load a shipped VQA model: the one in the package, or that of a folder.
 
     Args:
         directory: a `model/` folder of a run, or any copy of one.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: as of `tasks.load`.
 
     Raises:
         CheckpointError: missing, damaged, foreign, or of another task.
     """
-    return VQAPredictor(*load_parts("vqa", directory, device, VQAModel, VQAProcessor))
+    return VQAPredictor(*load_parts("vqa", directory, device, VQAModel, VQAProcessor, precision))

@@ -1,4 +1,4 @@
-"""A random MarianMTModel of transformers, and the same weights in ours, mapped by hand."""
+"""A random MarianMTModel of transformers, and the same weights in ours."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from typing import Any
 import torch
 
 from mmattn.backbones.seq2seq import Seq2Seq
-
-NAMES = (
-    ("self_attn_layer_norm", "attention_residual.norm"),
-    ("encoder_attn_layer_norm", "cross_residual.norm"),
-    ("final_layer_norm", "ffn_residual.norm"),
-    ("self_attn", "attention"),
-    ("encoder_attn", "cross_attention"),
-    ("fc1", "ffn.fc1"),
-    ("fc2", "ffn.fc2"),
-)
+from mmattn.pretrained.keymap import load_into
+from mmattn.pretrained.marian import convert_marian
 
 
 def marian(seed: int = 0, **config: Any) -> Any:
@@ -37,29 +29,7 @@ def marian(seed: int = 0, **config: Any) -> Any:
 
 def ours(theirs: Any) -> Seq2Seq:
     """Our model with the same weights."""
-    c = theirs.config
-    model = Seq2Seq(
-        c.vocab_size,
-        c.d_model,
-        c.encoder_layers,
-        c.encoder_attention_heads,
-        num_decoder_layers=c.decoder_layers,
-        ffn_dim=c.encoder_ffn_dim,
-        output_bias=True,
-        norm_first=False,
-    ).eval()
-    found = {"embedding.weight": theirs.model.shared.weight, "output.bias": theirs.final_logits_bias[0]}
-    for name, tensor in theirs.model.state_dict().items():
-        if ".layers." not in name:
-            continue  # the embeddings, and positions, which are sinusoids in both
-        for theirs_name, our_name in NAMES:
-            if name.split(".")[3] == theirs_name:
-                name = name.replace(f".{theirs_name}.", f".{our_name}.")
-                break
-        if name.startswith("decoder"):
-            name = name.replace(".attention.", ".self_attention.").replace("attention_residual", "self_residual")
-        found[name] = tensor
-    found |= {"target_embedding.weight": found["embedding.weight"], "output.weight": found["embedding.weight"]}
-    model = model.to(found["embedding.weight"].dtype)
-    model.load_state_dict(found)
+    converted = convert_marian(theirs.config.to_dict(), theirs.state_dict())
+    model = Seq2Seq(**converted.keywords).to(theirs.dtype).eval()
+    load_into(model, converted)
     return model

@@ -174,13 +174,19 @@ def head_norm(norm, x):
 
 def feed_forward(ffn, x):
     hidden = linear(ffn.fc1, x)
-    return linear(ffn.fc2, hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))))
+    hidden = hidden / (1 + torch.exp(-hidden)) if ffn.activation == "silu" else gelu(hidden)
+    return linear(ffn.fc2, hidden if ffn.gate is None else hidden * linear(ffn.gate, x))
+
+
+def gelu(x):
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
 def residual(module, x, sublayer):
+    gamma = getattr(module.scale, "gamma", 1.0)
     if module.norm_first:
-        return x + sublayer(layer_norm(module.norm, x))
-    return layer_norm(module.norm, x + sublayer(x))
+        return x + gamma * sublayer(layer_norm(module.norm, x))
+    return layer_norm(module.norm, x + gamma * sublayer(x))
 
 
 def rotate(x, base=10000.0):

@@ -24,16 +24,19 @@ def bert(module, ids, allowed):
 
 
 def vit(module, patches):
-    """patches: (B, h, w, C P P). A class token before linear maps of the patches, pre-norm layers, the last norm."""
+    """patches: (B, h, w, C P P). A prefix before linear maps of the patches, pre-norm layers, the last norm, a pool."""
     B, h, w, _ = patches.shape
     weight, bias = module.patches.proj.weight.flatten(1), module.patches.proj.bias
     samples = []
     for b in range(B):
-        tokens = list(module.prefix)
+        tokens = [] if module.prefix is None else list(module.prefix)
         for row in range(h):
             for column in range(w):
                 tokens.append(weight @ patches[b, row, column] + bias + module.positions[0, :, row, column])
         samples.append(torch.stack(tokens))
     states = naive.encoder(module.encoder, torch.stack(samples), Allowed())
+    if module.pooling == "map":
+        read = naive.attention(module.head.attention, module.head.query.expand(B, 1, -1), states)[:, 0]
+        return states, read + naive.feed_forward(module.head.ffn, naive.layer_norm(module.head.norm, read))
     tokens = states[:, :2] if module.pooling == "prefix" else states[:, :1]
     return states, sum(tokens.unbind(1)) / tokens.shape[1]

@@ -1,4 +1,4 @@
-"""The rows of the public families: BERT, RoBERTa, ViT, DeiT."""
+"""The rows of the public families: BERT, RoBERTa, ViT, DeiT, DINOv2, SigLIP."""
 
 import naive_pretrained
 import torch
@@ -104,7 +104,7 @@ def timm_reference(name="vit_tiny_patch16_224"):
     """Last states and pooled output of a random model of timm."""
     import timm
 
-    from mmattn.pretrained.vit import convert_timm
+    from mmattn.pretrained.timm import convert_timm
 
     arguments = {"img_size": (12, 20), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
     theirs = random(timm.create_model(name, **arguments))
@@ -119,9 +119,19 @@ def distilled_reference():
     return timm_reference("deit_tiny_distilled_patch16_224")
 
 
+def dinov2_reference():
+    return timm_reference("vit_giant_patch14_reg4_dinov2")
+
+
+def siglip_reference():
+    return timm_reference("vit_base_patch16_siglip_224")
+
+
 ROWS = [
     bert("BERT", bert_reference),
     bert("RoBERTa", roberta_reference, pad_id=1),
     vit("ViT", timm_reference),
     vit("DeiT", distilled_reference, num_prefix=2, pooling="prefix", qkv_bias=False),
+    vit("DINOv2", dinov2_reference, num_prefix=3, gated=True, activation="silu", layer_scale=0.5),
+    vit("SigLIP", siglip_reference, num_prefix=0, pooling="map"),
 ]

@@ -11,7 +11,6 @@ from mmattn.generate import GenerationConfig, generate
 from mmattn.generate.beams import beam_search
 from mmattn.generate.constraints import ban_repeated_ngrams, ban_sequence
 from mmattn.generate.sampling import sample
-from mmattn.generate.topk import log_normaliser, top_k
 
 START, EOS, PAD, V = 0, 1, 2, 40
 SEARCHES = {
@@ -104,6 +103,26 @@ def test_beam_of_one_is_greedy(model, source):
     assert torch.equal(greedy.ids, one[0])
     assert torch.equal(greedy.lengths, one[1])
     assert torch.allclose(greedy.scores, one[2])
+
+
+@pytest.mark.parametrize("name", ["greedy", "greedy, penalised", "greedy, forced", "beam 3, long"])
+def test_without_scores(model, source, name):
+    expected = model.generate(*source, config(**SEARCHES[name]))
+    found = model.generate(*source, config(**SEARCHES[name]), with_scores=False)
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.scores, expected.scores) if "beam" in name else found.scores.isnan().all()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_what_comes_out_are_normal_tensors(model, source, beams):
+    found = model.generate(*source, config(num_beams=beams))
+    with torch.inference_mode():
+        inside = model.generate(*source, config(num_beams=beams))
+    for tensor in (*found, *inside):
+        assert not tensor.is_inference()
+    weight = torch.ones_like(found.scores, requires_grad=True)
+    (weight * found.scores).sum().backward()
+    assert torch.equal(weight.grad, found.scores)
 
 
 def test_beams_find_what_greedy_misses(model, source):
@@ -298,22 +317,6 @@ def test_samples_score_what_the_model_says(model, source):
             expected = full_log_p(model, ids[b : b + 1], key_mask[b : b + 1], tokens)
             assert abs(expected - found.scores[b, n]) < 1e-8
     assert len({tuple(tokens) for several in found.tokens() for tokens in several}) > len(ids)
-
-
-@pytest.mark.parametrize("columns", [5, 700, 5_000, 5_001, 5_063])
-def test_top_k_is_torchs(columns):
-    scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(0))
-    for k in (1, 4, 5):
-        for found, expected in zip(top_k(scores, k), scores.topk(k, dim=-1), strict=True):
-            assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_log_normaliser(dtype):
-    scores = (torch.randn(19, 900, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
-    scores[:, 3] = -math.inf
-    expected = scores.to(torch.promote_types(dtype, torch.float32)).logsumexp(-1, keepdim=True)
-    assert torch.allclose(log_normaliser(scores), expected, rtol=1e-6 if dtype != torch.float64 else 1e-12)
 
 
 def test_bans():

@@ -141,6 +141,33 @@ def test_words_own_their_pieces(kind: str, request: pytest.FixtureRequest) -> No
     assert owners == sorted(owners)
 
 
+@pytest.mark.parametrize("kind", ["marian", "t5", "bart"])
+@pytest.mark.parametrize("text", ["the old  dog", " a man\tin blue ", ">>deu<< the dog", "ﬁne dog", "日本 x", "", "  "])
+def test_spans_are_where_tokens_stand(kind: str, text: str, request: pytest.FixtureRequest) -> None:
+    source, _ = read_public(request.getfixturevalue(kind))
+    spans = source.spans(text)
+    assert len(spans) == source.length(text)
+    assert all(0 <= start <= end <= len(text) for start, end in spans)
+    assert [span[0] for span in spans] == sorted(span[0] for span in spans)
+    if "日" not in text and "ﬁ" not in text:  # one sign may be several tokens, or one token several signs
+        assert "".join(text[start:end] for start, end in spans) == "".join(text.split())
+
+
+def test_a_prefix_stands_before_what_is_read_alone(t5: Path, tmp_path: Path) -> None:
+    source, target = read_public(t5, prefix="the old dog: ")
+    plain, _ = read_public(t5)
+    assert source is not target
+    ids, mask = source.encode_batch(["a basket"], eos=True)
+    assert ids[0][mask[0]].tolist() == [*plain.encode("the old dog: a basket"), plain.eos_id]
+    assert target.encode_batch(["a basket"], eos=True)[0].tolist() == [[*plain.encode("a basket"), plain.eos_id]]
+    assert source.spans("a basket") == plain.spans("a basket")
+    processor = PairProcessor(source, target, max_source_len=12, max_target_len=9)
+    processor.save(tmp_path)
+    assert PairProcessor.load(tmp_path).encode_sources(["a basket"])[0].tolist() == ids.tolist()
+    assert pickle.loads(pickle.dumps(source)).prefix_ids == source.prefix_ids
+    assert PairProcessor.whole_length(source, "a basket") == ids.shape[1]
+
+
 def test_bad_folders(tmp_path: Path, marian: Path) -> None:
     with pytest.raises(DataError, match=r"expected tokenizer.json; or source.spm and .*, found no such folder"):
         read_public(tmp_path / "none")

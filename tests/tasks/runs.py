@@ -19,6 +19,16 @@ TINIES = {
     "--trainer.limit_test_batches 1 --trainer.enable_progress_bar false --data.pairs 60 --data.vocab_size 300 "
     "--data.max_tokens 400 --data.max_target_len 20 --data.batch_size 8 --model.embed_dim 16 --model.num_heads 2 "
     "--model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1",
+    "summarization": "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 1 "
+    "--trainer.limit_test_batches 1 --trainer.enable_progress_bar false --data.documents 40 --data.vocab_size 300 "
+    "--data.max_tokens 2000 --data.batch_size 4 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 16 "
+    "--model.encoder_layers 1 --model.decoder_layers 1 --model.num_beams 1",
+    "segmentation": "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 2 "
+    "--trainer.limit_test_batches 2 --trainer.enable_progress_bar false --data.scenes 16 --data.batch_size 8 "
+    "--model.channels [6,8]",
+    "classification": "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 2 "
+    "--trainer.limit_test_batches 2 --trainer.enable_progress_bar false --data.pictures 36 --data.batch_size 12 "
+    "--model.channels [8,12] --model.embed_dim 16 --model.num_heads 2 --model.num_queries 2",
 }
 
 

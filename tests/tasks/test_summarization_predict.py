@@ -17,8 +17,6 @@ from tasks.summarization.__main__ import INPUTS
 from tasks.summarization.picture import wrap
 from tasks.summarization.predict import Summarizer, Summary, load
 
-pytestmark = pytest.mark.skip(reason="the task is being built: its shipped checkpoint and its export do not stand yet")
-
 
 @pytest.fixture(scope="module")
 def summarizer() -> Summarizer:
@@ -52,7 +50,7 @@ def test_rouge_is_that_of_the_library() -> None:
 
 
 def test_lsum_takes_each_sentence_on_its_own() -> None:
-    found = metrics.score(["B b b. A a a."], [["A a a. B b b."]])
+    found = metrics.score(["Bees buzz loud. Ants dig deep."], [["Ants dig deep. Bees buzz loud."]])
     assert found["rougeLsum"] == pytest.approx(1.0)
     assert found["rougeL"] == pytest.approx(0.5)
 

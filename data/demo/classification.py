@@ -1,0 +1,198 @@
+"""Built-in pictures for classification: what counts is how a circle and a square lie to each other.
+
+Each picture has one circle and one square among three to five other things. Its class is the relation of the two: the
+circle left of, right of, above or below the square, inside it, or around it. Colours, textures, sizes, tilts and the
+clutter are drawn independently of the class, so that none of them tells it, and neither does any single place.
+
+Frozen: random numbers come from the two streams that Python and NumPy promise never to change, and painting uses only
+arithmetic that every machine rounds the same way. A change of the pictures is a new `GENERATOR_VERSION`.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+
+from data.classification import ClassificationSample
+from data.demo.shapes import IMAGE_SIZE, SHAPES, distance, grounds
+
+GENERATOR_VERSION = 1
+CLASSES = ("circle above square", "circle around square", "circle below square")
+CLASSES += ("circle inside square", "circle left of square", "circle right of square")
+SPLITS = {"train": 8000, "val": 600, "test": 1200}
+CLUTTER = tuple(SHAPES.index(name) for name in ("triangle", "star", "cross", "ring"))
+CIRCLE, SQUARE = SHAPES.index("circle"), SHAPES.index("square")
+TEXTURES = ("plain", "stripes", "checks", "dots")
+_RGB = np.array(
+    [(212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246)],
+    np.float32,
+)
+_PATCH = 40  # pixels; holds the largest thing
+_MARGIN = 6.0  # pixels by which the larger of the two distances wins: no picture is on the edge of two classes
+
+
+class Part(NamedTuple):
+    """One thing of a picture: a place in SHAPES, centre and radius in pixels, places in the colours and TEXTURES."""
+
+    shape: int
+    x: float
+    y: float
+    radius: float
+    colour: int
+    texture: int
+
+    def box(self) -> tuple[float, float, float, float]:
+        """The box around it, boxes_xyxy in 0..1 of the picture."""
+        x0, x1, y0, y1 = (
+            min(max(place + side * self.radius, 0.0), IMAGE_SIZE) / IMAGE_SIZE
+            for place in (self.x, self.y)
+            for side in (-1, 1)
+        )
+        return round(x0, 4), round(y0, 4), round(x1, 4), round(y1, 4)
+
+
+def make(split: str, number: int | None = None, seed: int = 0) -> list[ClassificationSample]:
+    """The pictures of a split; the first ones do not depend on how many follow.
+
+    Args:
+        split: train, val or test.
+        number: of pictures; None: all of the split.
+        seed: another one gives other pictures of the same kind.
+
+    Raises:
+        ValueError: no such split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
+    number = SPLITS[split] if number is None else number
+    source = [7919 * seed + 31 * list(SPLITS).index(split) + 5, GENERATOR_VERSION]
+    rng = Random(f"classification {source}")
+    scenes = [compose(rng, CLASSES[n % len(CLASSES)]) for n in range(number)]
+    pictures = paint(scenes, source)
+    return [
+        ClassificationSample(
+            id=f"{split}-{n}",
+            image=picture,
+            labels=[CLASSES[n % len(CLASSES)]],
+            regions=[part.box() for part in scene if part.shape in (CIRCLE, SQUARE)],
+        )
+        for n, (scene, picture) in enumerate(zip(scenes, pictures, strict=True))
+    ]
+
+
+def compose(rng: Random, label: str) -> list[Part]:
+    """What is where in a picture of this class, in the order of painting."""
+    relation = label.split()[1]
+    while True:
+        circle, square = _pair(rng, relation)
+        parts = [square, circle] if relation != "around" else [circle, square]
+        for _ in range(3 + int(rng.random() * 3)):
+            clutter = _free(rng, parts)
+            if clutter is None:
+                break
+            parts.append(clutter)
+        else:
+            return parts[2:] + parts[:2]
+
+
+def _look(rng: Random) -> tuple[int, int]:
+    return int(rng.random() * len(_RGB)), int(rng.random() * len(TEXTURES))
+
+
+def _part(rng: Random, shape: int, low: float, high: float) -> Part:
+    """A thing somewhere in the picture."""
+    radius = low + rng.random() * (high - low)
+    x, y = (radius + 1 + rng.random() * (IMAGE_SIZE - 2 * radius - 2) for _ in range(2))
+    return Part(shape, x, y, radius, *_look(rng))
+
+
+def _pair(rng: Random, relation: str) -> tuple[Part, Part]:
+    """Circle and square in this relation."""
+    if relation in ("inside", "around"):
+        outer = _part(rng, SQUARE if relation == "inside" else CIRCLE, 9.5, 12.5)
+        radius = 0.4 * outer.radius + rng.random() * 0.1 * outer.radius
+        play = outer.radius * 0.15
+        x, y = (place + (2 * rng.random() - 1) * play for place in (outer.x, outer.y))
+        colour, texture = _look(rng)
+        while np.abs(_RGB[colour] - _RGB[outer.colour]).sum() < 200:  # the inner one must stand out
+            colour, texture = _look(rng)
+        inner = Part(CIRCLE if relation == "inside" else SQUARE, x, y, radius, colour, texture)
+        return (inner, outer) if relation == "inside" else (outer, inner)
+    while True:
+        circle, square = _part(rng, CIRCLE, 4.5, 12.0), _part(rng, SQUARE, 4.5, 12.0)
+        dx, dy = circle.x - square.x, circle.y - square.y
+        apart = abs(dx) if relation in ("left", "right") else abs(dy)
+        beside = abs(dy) if relation in ("left", "right") else abs(dx)
+        towards = {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}[relation]
+        if towards and apart >= beside + _MARGIN and not _touch(circle, square):
+            return circle, square
+
+
+def _touch(a: Part, b: Part) -> bool:
+    reach = 1.2 * (a.radius + b.radius) + 1.5
+    return (a.x - b.x) ** 2 + (a.y - b.y) ** 2 < reach * reach
+
+
+def _free(rng: Random, parts: list[Part]) -> Part | None:
+    """One more thing that touches none of these; None where none was found."""
+    for _ in range(20):
+        part = _part(rng, CLUTTER[int(rng.random() * len(CLUTTER))], 4.5, 8.5)
+        if not any(_touch(part, other) for other in parts):
+            return part
+    return None
+
+
+def paint(scenes: list[list[Part]], seed: list[int]) -> np.ndarray:
+    """Draws the scenes on textured grounds, with noise: (N, 64, 64, 3) uint8."""
+    pictures = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    streams = [np.random.RandomState([*seed, n]) for n in range(3)]
+    for start in range(0, len(scenes), 256):  # in pieces that fit the cache
+        some = scenes[start : start + 256]
+        canvas = grounds(len(some), streams[0])
+        _draw(canvas, some, streams[1])
+        canvas += streams[2].randint(0, 256, canvas.shape, np.uint8).astype(np.float32) * (20 / 255) - 10
+        pictures[start : start + 256] = np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
+    return pictures
+
+
+def _draw(canvas: np.ndarray, scenes: list[list[Part]], rs: np.random.RandomState) -> None:
+    """Blends the things into the canvas, the n-th thing of every scene at once."""
+    size = _PATCH // 2
+    padded = np.pad(canvas, ((0, 0), (size, size), (size, size), (0, 0)))
+    most = 7
+    draws = rs.random_sample((len(scenes), most, 8)).astype(np.float32)
+    span = np.arange(_PATCH)
+    for n in range(most):
+        for shape in range(len(SHAPES)):
+            where = np.array([i for i, s in enumerate(scenes) if len(s) > n and s[n].shape == shape], np.int64)
+            if not len(where):
+                continue
+            parts = [scenes[i][n] for i in where]
+            x, y, r = (
+                np.array([getattr(p, k) for p in parts], np.float32)[:, None, None] for k in ("x", "y", "radius")
+            )
+            u = draws[where, n]
+            rgb = _RGB[[p.colour for p in parts]] * (0.9 + 0.14 * u[:, 3:4]) + (16 * u[:, :3] - 8)
+            rows = np.floor(y).astype(np.int64) + span[None, :, None]  # the patch, in the padded canvas
+            cols = np.floor(x).astype(np.int64) + span[None, None, :]
+            tilt = (0.44 * u[:, 4] - 0.22)[:, None, None]
+            cos = 1 / np.sqrt(1 + tilt * tilt)
+            dx, dy = cols - size + np.float32(0.5) - x, rows - size + np.float32(0.5) - y
+            across, down = (dx + dy * tilt) * cos, (dy - dx * tilt) * cos
+            alpha = np.clip(0.5 - distance(shape, across, down, r), 0, 1).astype(np.float32)[..., None]
+            shade = _texture(np.array([p.texture for p in parts]), dx, dy, u[:, 5:8])
+            index = where[:, None, None], rows, cols
+            padded[index] = padded[index] * (1 - alpha) + rgb[:, None, None, :] * shade[..., None] * alpha
+    canvas[:] = padded[:, size:-size, size:-size]
+
+
+def _texture(kind: np.ndarray, dx: np.ndarray, dy: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """What the colour is multiplied by at each pixel, (n, patch, patch): waves of triangles of 4 to 6 pixels."""
+    pace = (1 / (4 + 2 * u[:, 0]))[:, None, None]
+    slant = (2 * u[:, 1] - 1)[:, None, None]
+    one, other = dx * pace + dy * pace * slant + u[:, 2, None, None], dy * pace - dx * pace * slant
+    one, other = (4 * np.abs(wave - np.floor(wave) - 0.5) - 1 for wave in (one, other))  # -1..1
+    pattern = np.choose(kind[:, None, None], [np.zeros_like(one), one, one * other, np.minimum(one, other)])
+    return (1 + 0.28 * np.clip(2.5 * pattern, -1, 1)).astype(np.float32)

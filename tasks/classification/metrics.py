@@ -1,0 +1,67 @@
+"""What a classifier is measured by: torchmetrics' figures under names that say which variant they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
+)
+
+BINS = 15  # of the calibration error, as Guo et al. 2017
+
+
+class ClassificationMetric(nn.Module):
+    """`compute()` gives, over all samples,
+
+    - `top1`, and `top5` where there are more than five classes: the share whose class is among the best (micro);
+    - `ece`, the expected calibration error: the mean difference between confidence and accuracy in fifteen bins of
+      equal width, each weighed by its samples (Guo et al. 2017, section 2);
+
+    or, where classes do not exclude each other,
+
+    - `map`: the mean over classes of average precision;
+    - `f1_macro`: the mean over classes of F1 at a probability of one half.
+
+    After `compute()`, `confusion` (K, K) counts true (rows) and predicted classes (columns); none for multi-label.
+
+    Args:
+        num_classes: K.
+        multi_label: classes do not exclude each other.
+    """
+
+    def __init__(self, num_classes: int, multi_label: bool = False) -> None:
+        super().__init__()
+        self.multi_label = multi_label
+        self.parts = nn.ModuleDict()
+        if multi_label:
+            self.parts["map"] = MultilabelAveragePrecision(num_classes, average="macro")
+            self.parts["f1_macro"] = MultilabelF1Score(num_classes, average="macro")
+        else:
+            self.parts["top1"] = MulticlassAccuracy(num_classes, average="micro")
+            if num_classes > 5:
+                self.parts["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+            self.parts["ece"] = MulticlassCalibrationError(num_classes, n_bins=BINS, norm="l1")
+            self.parts["confusion"] = MulticlassConfusionMatrix(num_classes)
+        self.confusion: Tensor | None = None
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """logits (B, K); targets (B, K), 1 for each label of a sample."""
+        given = targets.long() if self.multi_label else targets.argmax(1)
+        scores = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        for part in self.parts.values():
+            part.update(scores, given)
+
+    def compute(self) -> dict[str, Tensor]:
+        values = {name: part.compute() for name, part in self.parts.items()}  # type: ignore[operator]
+        self.confusion = values.pop("confusion", None)
+        return {name: value.to(torch.float64) for name, value in values.items()}
+
+    def reset(self) -> None:
+        """Forget all samples; the last confusion matrix stays."""
+        for part in self.parts.values():
+            part.reset()

@@ -1,0 +1,267 @@
+"""The classification model: a backbone, and a head that reads its map or tokens. Tensors in, tensors out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.backbones.cct import CompactTransformer
+from mmattn.backbones.conv import ResidualNet
+from mmattn.backbones.vit import VisionTransformer
+from mmattn.explain.relevance import Step, relevance
+from mmattn.spatial import MapPooling
+
+Pool = Literal["attention", "mean"]
+BACKBONES = ("residual", "cct", "vit", "timm/NAME")
+
+
+class ClassificationOutput(NamedTuple):
+    """What the model gives."""
+
+    logits: Tensor  # (B, K): a score for each class
+
+
+class ClassificationHead(nn.Module):
+    """Scores for the classes from the features of any backbone: a map that learned queries read, or a finished vector.
+
+    Attention pooling over convolutional features: each query looks for its own part of the picture and knows where it
+    found it, so that a hidden layer can compare parts. "mean" forgets where anything was: the baseline.
+
+    Args:
+        in_dim: channels of the features.
+        num_classes: K.
+        pool: how a map becomes a vector, "attention" or "mean"; vectors are taken as they are.
+        embed_dim: of each query's answer, in_dim where None.
+        num_heads: h.
+        num_queries: that read the map.
+        hidden_dim: of the layer before the last; 0: none.
+        dropout: before the last layer.
+        features: "map" (B, in_dim, h, w) or "vector" (B, in_dim).
+
+    >>> head = ClassificationHead(512, 10, embed_dim=64, num_queries=2)
+    >>> head(torch.randn(2, 512, 7, 7)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        num_classes: int,
+        *,
+        pool: Pool = "attention",
+        embed_dim: int | None = None,
+        num_heads: int = 4,
+        num_queries: int = 1,
+        hidden_dim: int = 0,
+        dropout: float = 0.0,
+        features: Literal["map", "vector"] = "map",
+    ) -> None:
+        super().__init__()
+        if pool not in ("attention", "mean"):
+            raise ValueError(f"unknown pool {pool!r}; there are: attention, mean")
+        self.pool: MapPooling | None = None
+        size = in_dim
+        if features == "map" and pool == "attention":
+            embed_dim = in_dim if embed_dim is None else embed_dim
+            self.pool = MapPooling(
+                embed_dim, num_heads, num_queries=num_queries, in_channels=in_dim, positions="coordinates"
+            )
+            size = num_queries * embed_dim
+        # Over the batch, not over the features: it brings out what varies little, such as a position, and leaves the
+        # gradient along the answer itself, which relevance is made of.
+        self.norm = nn.BatchNorm1d(size) if features == "map" else None
+        self.hidden = nn.Sequential(nn.Linear(size, hidden_dim), nn.GELU()) if hidden_dim else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden_dim or size, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, in_dim, h, w), or (B, in_dim) for vectors. Returns (B, K)."""
+        if self.pool is not None:
+            features = self.pool(features).flatten(1)  # (B, num_queries E)
+        elif features.dim() == 4:
+            features = features.mean((2, 3))  # (B, in_dim)
+        if self.norm is not None:
+            features = self._standardised(features, self.norm)
+        return self.out(self.dropout(self.hidden(features)))
+
+    def _standardised(self, features: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+        if self.training and features.shape[0] == 1:  # one picture has no spread: the running statistics stand in
+            mean, variance = norm.running_mean, norm.running_var
+            return nn.functional.batch_norm(features, mean, variance, norm.weight, norm.bias)
+        return norm(features)
+
+
+class ClassificationModel(nn.Module):
+    """Pictures to scores for classes.
+
+    Args:
+        num_classes: K.
+        backbone: "residual" (a small residual net of ours), "cct" (compact convolutional transformer), "vit", or
+            "timm/NAME".
+        image_size: side of the square picture, in pixels.
+        channels: of "residual": the stem, and each stage, which halves the map.
+        blocks: of "residual": residual blocks a stage; one number for all, or one each.
+        channel_attention: of "residual": none, se, eca or cbam.
+        stem_stride: of "residual".
+        patch_size: of "vit", in pixels.
+        tokenizer_layers: of "cct": convolutions before the tokens, each halving the map.
+        pool: "attention": queries over a convolutional map, sequence pooling (cct), a class token (vit); "mean".
+        embed_dim: E of the transformer, or of each query's answer.
+        num_heads: h.
+        num_layers: of the transformer.
+        ffn_dim: of its feed-forward networks; 2 E where None.
+        num_queries: that read a convolutional map.
+        hidden_dim: of the head's hidden layer; 0: none.
+        attention: the transformer's self-attention, {"kind": name, and the kernel's options}; none: dense.
+        dropout: in the transformer and before the last layer.
+        backbone_options: further keywords of the backbone's own constructor, such as those of public weights.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str = "residual",
+        image_size: int = 64,
+        channels: tuple[int, ...] = (32, 64),
+        blocks: int | tuple[int, ...] = 1,
+        channel_attention: str = "se",
+        stem_stride: int = 2,
+        patch_size: int = 8,
+        tokenizer_layers: int = 1,
+        pool: Pool = "attention",
+        embed_dim: int = 64,
+        num_heads: int = 4,
+        num_layers: int = 4,
+        ffn_dim: int | None = None,
+        num_queries: int = 4,
+        hidden_dim: int = 64,
+        attention: dict[str, Any] | None = None,
+        dropout: float = 0.0,
+        backbone_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind = backbone.split("/")[0]
+        more: dict[str, Any] = dict(backbone_options or {})
+        side = (image_size, image_size)
+        transformer: dict[str, Any] = {"image_size": side, "ffn_dim": ffn_dim or 2 * embed_dim, "dropout": dropout}
+        if attention is not None and self.kind not in ("cct", "vit"):
+            raise ValueError(f"attention: backbone {backbone!r} has no self-attention kernel to choose")
+        self.backbone: nn.Module
+        in_dim = embed_dim
+        if backbone == "residual":
+            in_dim = channels[-1]
+            self.backbone = ResidualNet(
+                channels, blocks=blocks, gate=channel_attention, stem_stride=stem_stride, **more
+            )
+        elif backbone == "cct":
+            pooling = "sequence" if pool == "attention" else pool
+            transformer |= {"attention": attention, "tokenizer_layers": tokenizer_layers, "pooling": pooling} | more
+            self.backbone = CompactTransformer(embed_dim, num_layers, num_heads, **transformer)
+        elif backbone == "vit":
+            pooling = "token" if pool == "attention" else pool
+            transformer |= {"attention": attention, "patch_size": patch_size, "pooling": pooling}
+            transformer |= {"resize_positions": "bicubic"} | more
+            self.backbone = VisionTransformer(embed_dim, num_layers, num_heads, **transformer)
+            in_dim = transformer.get("pooler_dim") or embed_dim
+        elif backbone.startswith("timm/"):
+            from mmattn.backbones.timm import TimmFeatures
+
+            self.backbone = TimmFeatures(backbone.removeprefix("timm/"), embed_dim, image_size=side, **more)
+        else:
+            raise ValueError(f"unknown backbone {backbone!r}; there are: {', '.join(BACKBONES)}")
+        self.head = ClassificationHead(
+            in_dim,
+            num_classes,
+            pool=pool,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_queries=num_queries,
+            hidden_dim=hidden_dim,
+            dropout=dropout,
+            features="vector" if self.kind in ("cct", "vit") else "map",
+        )
+
+    def forward(self, pixel_values: Tensor) -> ClassificationOutput:
+        """pixel_values: (B, 3, H, W). Returns logits (B, K)."""
+        features = self.backbone(pixel_values)
+        return ClassificationOutput(self.head(features.pooled if self.kind in ("cct", "vit") else features))
+
+    # Explaining -------------------------------------------------------------------------------------------------------
+
+    def plan(self) -> list[Step]:
+        """Who looks at whom on the way from the picture's cells to the scores; nothing where nobody does."""
+        if self.kind not in ("cct", "vit"):
+            return [] if self.head.pool is None else [Step("head.pool.pooling.attention", "read", "cells")]
+        layers = range(len(self.backbone.encoder.layers))  # type: ignore[union-attr, arg-type]
+        steps = [Step(f"backbone.encoder.layers.{n}.attention", "cells", "cells") for n in layers]
+        if getattr(self.backbone, "pool", None) is not None:
+            steps.append(Step("backbone.pool.read", "read", "cells"))
+        return steps
+
+    def relevance(self, pixel_values: Tensor, classes: Tensor) -> Tensor:
+        """Where each class was read off its picture: attention weighted by its gradient (Chefer et al. 2021).
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            classes: (B,) long, the class to explain.
+
+        Returns:
+            (B, gh, gw), not negative, each summing to one (or zero, where nothing speaks for the class).
+
+        Raises:
+            ValueError: the model attends to nothing (mean pooling over a convolutional map).
+        """
+        if not self.plan():
+            raise ValueError("mean pooling over a convolutional map attends to nothing: there is nothing to explain")
+        found = relevance(self, lambda: self(pixel_values).logits.gather(1, classes[:, None])[:, 0], self.plan())
+        cells = found["read", "cells"].sum(1) if ("read", "cells") in found else self._read(found["cells", "cells"])
+        maps = cells.unflatten(1, self._grid(pixel_values))
+        if isinstance(self.backbone, ResidualNet):
+            maps = _spread(maps, 2 * self.backbone.last_blocks)
+        return maps / maps.sum((1, 2), keepdim=True).clamp_min(1e-12)
+
+    def _read(self, R: Tensor) -> Tensor:
+        """The cells (B, P) behind what a transformer hands over: its first tokens', or the mean of all."""
+        skipped = getattr(self.backbone, "num_prefix", 0)
+        if getattr(self.backbone, "pooling", "mean") == "mean":
+            return (R - torch.eye(R.shape[1], device=R.device))[:, skipped:, skipped:].mean(1)
+        rows = skipped if self.backbone.pooling == "prefix" else 1
+        return R[:, :rows, skipped:].mean(1)
+
+    def _grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        """(gh, gw) of the map that is looked at."""
+        H, W = pixel_values.shape[2:]
+        if self.kind == "vit":
+            patch = self.backbone.patches.stride
+            return H // patch, W // patch  # type: ignore[operator, return-value]
+        if self.kind == "cct":
+            stride = self.backbone.tokenizer.stride
+            return -(-H // stride), -(-W // stride)  # type: ignore[operator, return-value]
+        with torch.no_grad():
+            return tuple(self.backbone(pixel_values[:1]).shape[2:])
+
+    def depth_of(self) -> dict[nn.Parameter, int]:
+        """How many layers lie before each parameter: 0 for embeddings and stem, the most for the head."""
+        body: Any = self.backbone
+        layers = body.stages if self.kind == "residual" else getattr(getattr(body, "encoder", None), "layers", [])
+        top = len(layers) + 1
+        last = ("encoder.norm.", "norm.", "pool.", "pooler.", "project.")  # what stands behind a backbone's layers
+        depths = {p: top if name.startswith(last) else 0 for name, p in body.named_parameters()}
+        for depth, layer in enumerate(layers, start=1):
+            depths |= dict.fromkeys(layer.parameters(), depth)
+        return depths | dict.fromkeys(self.head.parameters(), top)
+
+
+def _spread(maps: Tensor, convolutions: int) -> Tensor:
+    """What a cell has seen: with each 3x3 convolution a little more of its neighbours, as a binomial (B, gh, gw).
+
+    The effective receptive field of so many convolutions (Luo et al. 2016, section 2).
+    """
+    line = maps.new_tensor([0.25, 0.5, 0.25])
+    kernel = (line[:, None] * line)[None, None]
+    for _ in range(convolutions):
+        maps = nn.functional.conv2d(maps[:, None], kernel, padding=1)[:, 0]
+    return maps

@@ -1,0 +1,135 @@
+"""Losses of segmentation. Pixels that are void (255) take no part in any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.masks import VOID
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """``-sum w_y log p_y / sum w_y`` over the labelled pixels; zero where there are none.
+
+    Args:
+        logits: (B, K, H, W).
+        labels: (B, H, W) long.
+        weights: (K,), of the classes.
+        label_smoothing: mass spread evenly over the classes.
+    """
+    total = F.cross_entropy(
+        logits, labels, weights, ignore_index=VOID, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return total / _mass(labels, weights).clamp_min(1e-9)
+
+
+def focal(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, gamma: float = 2.0
+) -> Tensor:
+    """``-sum w_y (1 - p_y)^gamma log p_y / sum w_y``: what is right already counts little (Lin et al. 2017, section 3).
+
+    Args:
+        logits: (B, K, H, W).
+        labels: (B, H, W) long.
+        weights: (K,), the paper's alpha.
+        label_smoothing: mass spread evenly over the classes, in the logarithm's factor.
+        gamma: how fast the weight falls.
+    """
+    plain = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none")  # (B, H, W), zero where void
+    loss = F.cross_entropy(
+        logits, labels, weights, ignore_index=VOID, label_smoothing=label_smoothing, reduction="none"
+    )
+    # 1 - p = -expm1(log p), exact where p is near one.
+    return ((-torch.expm1(-plain)).pow(gamma) * loss).sum() / _mass(labels, weights).clamp_min(1e-9)
+
+
+def dice(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, eps: float = 1.0
+) -> Tensor:
+    """``1 - mean_k (2 sum p_k y_k + eps) / (sum p_k + sum y_k + eps)`` over the batch's labelled pixels (Milletari et
+    al. 2016, section 3, without the squares), the mean over the classes that are in the batch.
+
+    Args:
+        logits: (B, K, H, W).
+        labels: (B, H, W) long.
+        weights: (K,), of the classes in the mean.
+        label_smoothing: mass spread evenly over the classes, of y.
+        eps: in pixels; keeps a class of few pixels calm.
+    """
+    K, real = logits.shape[1], labels != VOID  # (B, H, W)
+    p = logits.float().softmax(1) * real[:, None]  # (B, K, H, W), zero where void
+    said, safe = p.sum((0, 2, 3)), labels.clamp(max=K - 1)  # (K,), (B, H, W)
+    true = torch.bincount(labels[real], minlength=K).to(p)  # (K,)
+    hits = torch.zeros_like(said).index_add(0, safe.flatten(), p.gather(1, safe[:, None]).flatten())  # (K,)
+    keep, spread = 1 - label_smoothing, label_smoothing / K
+    there = (true > 0).to(p)
+    hits, true = keep * hits + spread * said, keep * true + spread * true.sum()
+    score = (2 * hits + eps) / (said + true + eps)  # (K,)
+    share = there if weights is None else there * weights
+    return ((1 - score) * share).sum() / share.sum().clamp_min(1e-9)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "dice": dice, "focal": focal}
+
+
+def segmentation_loss(
+    parts: Mapping[str, float],
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> dict[str, Tensor]:
+    """The losses by name, each times its weight.
+
+    Args:
+        parts: a name in LOSSES to its weight.
+        logits: (B, K, H, W).
+        labels: (B, h, w) integers; where they are finer than the logits, those under the logits' centres are taken.
+        weights: (K,), of the classes.
+        label_smoothing: mass spread evenly over the classes.
+    """
+    if labels.shape[1:] != logits.shape[2:]:
+        labels = F.interpolate(labels[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
+    labels, logits = labels.long(), logits.float()
+    return {name: share * LOSSES[name](logits, labels, weights, label_smoothing) for name, share in parts.items()}
+
+
+def class_weights(kind: str, counts: Sequence[int]) -> Tensor | None:
+    """Weights of classes from how many pixels each has, mean one.
+
+    "median": ``median(f) / f`` (Eigen and Fergus 2015, section 4, over all pixels); "sqrt": its square root, milder;
+    "log": ``1 / ln(1.02 + f)`` (Paszke et al. 2016, section 4); "none". f is the share of the labelled pixels; a class
+    without any has the largest weight of the others.
+
+    Raises:
+        ValueError: no such kind.
+
+    >>> class_weights("sqrt", [80, 20])
+    tensor([0.6667, 1.3333])
+    """
+    if kind == "none":
+        return None
+    total = torch.tensor(counts, dtype=torch.float64)
+    there = total > 0
+    share = total / total.sum()
+    if kind in ("median", "sqrt"):
+        weights = share[there].median() / share
+        weights = weights.sqrt() if kind == "sqrt" else weights
+    elif kind == "log":
+        weights = 1 / (1.02 + share).log()
+    else:
+        raise ValueError(f"unknown class_weights {kind!r}; there are: none, median, sqrt, log")
+    weights = weights.masked_fill(~there, 0)
+    weights = torch.where(there, weights, weights.max())
+    return (weights / weights.mean()).float()
+
+
+def _mass(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """The sum of the weights of the labelled pixels."""
+    real = labels != VOID
+    return real.sum() if weights is None else weights[labels[real]].sum()

@@ -1,0 +1,184 @@
+"""The segmentation model: a picture to scores of classes for each of its pixels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmattn.backbones.segformer import SegFormer
+from mmattn.backbones.unet import UNetHead, build_pyramid
+
+Maps = Mapping[str, list[Tensor]]
+NETWORKS = ("unet", "segformer")
+
+
+class SegmentationOutput(NamedTuple):
+    """What `SegmentationModel` returns."""
+
+    logits: Tensor  # (B, K, H, W), at the picture's size
+    auxiliary: list[Tensor]  # (B, K, h, w) of coarser maps in training, for deep supervision
+
+
+class SegmentationHead(UNetHead):
+    """Scores of classes from the feature maps of an encoder of your own, through gated skip connections.
+
+    Args:
+        in_channels: of the maps, the finest first.
+        num_classes: K.
+        options: `mmattn.backbones.unet.UNetHead`'s other keywords.
+
+    >>> head = SegmentationHead((16, 32), num_classes=5).eval()
+    >>> head([torch.randn(1, 16, 12, 8), torch.randn(1, 32, 6, 4)])[0].shape
+    torch.Size([1, 5, 12, 8])
+    """
+
+
+class SegmentationModel(nn.Module):
+    """Pictures of any size to scores of classes for each pixel.
+
+    Args:
+        num_classes: K.
+        network: "unet" (an attention U-Net) or "segformer".
+        backbone: of "unet": "residual", our own small net, or "timm/NAME".
+        channels: of the maps, the finest first: of "residual", or embed_dims of "segformer".
+        num_blocks: residual blocks on each map, or transformer layers; a number, or one a map.
+        stem_stride: of "residual": stride of the finest map, 1, 2 or 4.
+        decoder_channels: of the U-Net's decoder maps, one fewer than maps; those of the encoder where none; of
+            "segformer" one number, 256 where none.
+        gates: of "unet": attention gates on every skip; off: plain skips.
+        deep_supervision: of "unet": score the coarser maps too, in training.
+        num_heads: of "segformer", one a map.
+        reductions: of "segformer": by which keys and values are reduced on each map.
+        attention: of "segformer": {"kind": name, and the kernel's options}; none: dense.
+        dropout: of whole channels before the scores.
+
+    Raises:
+        ValueError: keywords that do not go together, by name.
+
+    >>> output = SegmentationModel(5, channels=(8, 16))(torch.randn(1, 3, 30, 21))
+    >>> output.logits.shape
+    torch.Size([1, 5, 30, 21])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        network: Literal["unet", "segformer"] = "unet",
+        backbone: str = "residual",
+        channels: tuple[int, ...] = (16, 24, 32, 48, 64),
+        num_blocks: int | tuple[int, ...] = 1,
+        stem_stride: int = 1,
+        decoder_channels: tuple[int, ...] | None = None,
+        gates: bool = True,
+        deep_supervision: bool = True,
+        num_heads: tuple[int, ...] = (1, 2, 5, 8),
+        reductions: tuple[int, ...] = (8, 4, 2, 1),
+        attention: dict[str, Any] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if network not in NETWORKS:
+            raise ValueError(f"unknown network {network!r}; there are: {', '.join(NETWORKS)}")
+        self.num_classes = num_classes
+        self.encoder: nn.Module | None = None
+        if network == "segformer":
+            if decoder_channels is not None and len(decoder_channels) != 1:
+                raise ValueError(f"decoder_channels: segformer has one number, found {decoder_channels}")
+            blocks = (num_blocks,) * len(channels) if isinstance(num_blocks, int) else num_blocks
+            self.head: nn.Module = SegFormer(
+                num_classes,
+                embed_dims=channels,
+                num_layers=blocks,
+                num_heads=num_heads,
+                reductions=reductions,
+                decoder_dim=decoder_channels[0] if decoder_channels else 256,
+                attention=attention,
+                classifier_dropout=dropout,
+            )
+            return
+        if attention is not None:
+            raise ValueError("attention: of segformer alone; a U-Net's attention are its gates")
+        own: dict[str, Any] = {"channels": channels, "num_blocks": num_blocks, "stem_stride": stem_stride}
+        self.encoder = build_pyramid(backbone, **(own if backbone == "residual" else {}))
+        self.head = SegmentationHead(
+            self.encoder.channels,  # type: ignore[arg-type]
+            num_classes,
+            channels=decoder_channels,
+            gates=gates,
+            deep_supervision=deep_supervision,
+            dropout=dropout,
+        )
+
+    def forward(self, pixel_values: Tensor) -> SegmentationOutput:
+        """pixel_values: (B, 3, H, W). Returns logits (B, K, H, W), and in training those of coarser maps."""
+        if self.encoder is None:
+            scores: Sequence[Tensor] = [self.head(pixel_values)]
+        else:
+            scores = self.head(self.encoder(pixel_values))
+        return SegmentationOutput(enlarge(scores[0], pixel_values.shape[2:]), list(scores[1:]))
+
+    @property
+    def unit(self) -> int:
+        """Sides that are multiples of this many pixels are halved without a rest all the way down."""
+        if self.encoder is None:
+            strides, reductions = self.head.strides, self.head.reductions  # type: ignore[union-attr]
+            stride = list(itertools.accumulate(strides, operator.mul))  # type: ignore[arg-type]
+            return math.lcm(*(a * b for a, b in zip(stride, reductions, strict=True)))  # type: ignore[arg-type]
+        return self.encoder.stride  # type: ignore[return-value]
+
+    def looked_at(self, maps: Maps, size: Sequence[int], gradients: bool = False) -> list[Tensor]:
+        """Where the model looked, one map (B, h, w) a gate or attention, the finest first.
+
+        Of a gate its openness; of self-attention how much each key was looked at, the mean over heads and queries. With
+        gradients each weight is multiplied by its gradient, where that is positive: what speaks for the score.
+
+        Args:
+            maps: what `mmattn.explain.capture(model)` gave for one forward pass.
+            size: (H, W) of the pictures in that pass.
+            gradients: after the backward pass of a score, the maps having kept their gradients.
+
+        Raises:
+            ValueError: the model has neither gates nor attention.
+        """
+        if not maps:
+            raise ValueError("a model without gates has nothing to look with: there is nothing to explain")
+        found = []
+        for weights in (calls[0] for calls in maps.values()):
+            seen = weights.detach()
+            if gradients:
+                assert weights.grad is not None
+                seen = (seen * weights.grad).clamp_min(0)
+            found.append(seen)
+        if self.encoder is not None:  # a decoder begins with the coarsest
+            return [gate[:, 0] for gate in found[::-1]]
+        grids = self.head.key_grids(*size)  # type: ignore[operator]
+        return [seen.mean((1, 2)).unflatten(1, grid) for seen, grid in zip(found, grids, strict=True)]
+
+
+def enlarge(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, K, h, w) to (B, K, *size), bilinearly."""
+    if tuple(logits.shape[2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def best_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The best class of each pixel at another size: (B, K, h, w) to (B, *size) uint8.
+
+    Scores are enlarged and compared one class at a time, so that a large picture needs two maps and not K.
+    """
+    best = logits.new_full((logits.shape[0], *size), -torch.inf, dtype=torch.float32)
+    classes = torch.zeros(best.shape, dtype=torch.uint8, device=logits.device)
+    for k in range(logits.shape[1]):
+        scores = enlarge(logits[:, k : k + 1].float(), size)[:, 0]
+        better = scores > best
+        best, classes = torch.where(better, scores, best), classes.masked_fill(better, k)
+    return classes

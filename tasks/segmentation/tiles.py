@@ -1,0 +1,69 @@
+"""Scores of a picture that is too large for one pass: overlapping tiles, blended; and its mirror image beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def segment(
+    run: Callable[[Tensor], Tensor],
+    pixel_values: Tensor,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    flip: bool = False,
+) -> Tensor:
+    """Logits of pictures, by tiles where they are larger than one.
+
+    Args:
+        run: pixel values (B, 3, h, w) to logits (B, K, h, w).
+        pixel_values: (B, 3, H, W).
+        tile: side of the tiles in pixels; None: the whole at once.
+        overlap: share of a tile that the next one covers too, 0 to below 1.
+        flip: mean with the mirror image, mirrored back.
+
+    Returns:
+        (B, K, H, W).
+    """
+
+    def both(x: Tensor) -> Tensor:
+        return (run(x) + run(x.flip(-1)).flip(-1)) / 2 if flip else run(x)
+
+    H, W = pixel_values.shape[2:]
+    if tile is None or (tile >= H and tile >= W):
+        return both(pixel_values)
+    high, wide = min(tile, H), min(tile, W)
+    window = _ramp(high, pixel_values)[:, None] * _ramp(wide, pixel_values)  # (h, w)
+    total: Tensor | None = None
+    weight = pixel_values.new_zeros(H, W)
+    for top in starts(H, high, overlap):
+        for left in starts(W, wide, overlap):
+            place = (..., slice(top, top + high), slice(left, left + wide))
+            logits = both(pixel_values[place])
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], H, W)
+            total[place] += logits * window
+            weight[place] += window
+    assert total is not None
+    return total / weight
+
+
+def starts(size: int, tile: int, overlap: float) -> list[int]:
+    """Where tiles begin that cover a side evenly, each sharing at least `overlap` of itself with the next.
+
+    >>> starts(100, 40, 0.25)
+    [0, 30, 60]
+    """
+    if tile >= size:
+        return [0]
+    step = max(1, int(tile * (1 - overlap)))
+    number = -(-(size - tile) // step)
+    return [round(n * (size - tile) / number) for n in range(number + 1)]
+
+
+def _ramp(size: int, like: Tensor) -> Tensor:
+    """Weights (size,) that fall linearly to the tile's edges, where its scores know least of what lies around."""
+    place = torch.arange(size, device=like.device, dtype=like.dtype)
+    return torch.minimum(place + 1, size - place) / size

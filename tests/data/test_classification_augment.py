@@ -1,0 +1,121 @@
+"""Augmentation of whole batches: what is drawn belongs to the picture's own seed, and each change is what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data.augment import OPERATIONS, BatchAugment, Draws, operate
+
+SEEDS = list(range(100, 108))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (8, 3, 16, 12), dtype=torch.uint8)
+
+
+def test_draws_are_uniform_and_a_function_of_the_seed() -> None:
+    u = Draws(range(20_000))(4)
+    assert u.shape == (4, 20_000)
+    assert 0 <= u.min() < u.max() < 1
+    assert (u.mean(1) - 0.5).abs().max() < 0.01
+    assert torch.corrcoef(u)[0, 1:].abs().max() < 0.03
+    torch.testing.assert_close(Draws([7, 9])(3)[:, 1], Draws([9])(3)[:, 0])
+    assert Draws([2**63 - 1])(1).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pad": 3}, {"flip": True}, {"zoom": 0.4}, {"erase": 1.0}, {"rand_augment": 2}, {"pad": 2, "flip": True}],
+)
+def test_a_picture_alone_is_changed_as_in_a_batch(images: torch.Tensor, options: dict) -> None:
+    augment, targets = BatchAugment(**options), torch.eye(8)
+    state = torch.random.get_rng_state()
+    together, same = augment(images, targets, SEEDS)
+    alone = torch.cat([augment(images[n : n + 1], targets[:1], SEEDS[n : n + 1])[0] for n in range(8)])
+    torch.testing.assert_close(together, alone)
+    assert torch.equal(same, targets)
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is neither read nor moved"
+    assert not torch.equal(together.float(), images.float())
+    other, _ = augment(images, targets, [seed + 50 for seed in SEEDS])
+    assert not torch.equal(other, together)
+
+
+def test_shifts_by_hand(images: torch.Tensor) -> None:
+    """A shifted picture is the mirrored-out one, cropped; a flipped one is the picture or its mirror."""
+    shifted, _ = BatchAugment(pad=3)(images, torch.eye(8), SEEDS)
+    padded = torch.nn.functional.pad(images.float(), (3, 3, 3, 3), mode="reflect").byte()
+    for n in range(8):
+        windows = [padded[n, :, i : i + 16, j : j + 12] for i in range(7) for j in range(7)]
+        assert sum(torch.equal(shifted[n], window) for window in windows) == 1
+    flipped, _ = BatchAugment(flip=True)(images, torch.eye(8), SEEDS)
+    mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(flipped, images, strict=True)]
+    kept = [torch.equal(a, b) for a, b in zip(flipped, images, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 0 < sum(mirrored) < 8
+
+
+def test_zoom_shows_a_window(images: torch.Tensor) -> None:
+    flat = torch.full_like(images, 51)
+    zoomed, _ = BatchAugment(zoom=0.5)(flat, torch.eye(8), SEEDS)
+    torch.testing.assert_close(zoomed, torch.full_like(zoomed, 0.2))
+
+
+def test_erasing_leaves_the_rest(images: torch.Tensor) -> None:
+    erased, _ = BatchAugment(erase=1.0)(images, torch.eye(8), SEEDS)
+    changed = (erased != images).any(1)  # (8, 16, 12)
+    for picture in changed:
+        rows, cols = picture.any(1).nonzero()[:, 0], picture.any(0).nonzero()[:, 0]
+        box = picture[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+        assert box.float().mean() > 0.9, "a rectangle"
+    assert 0.01 < changed.float().mean() < 0.35
+    none, _ = BatchAugment(erase=1e-6)(images, torch.eye(8), SEEDS)
+    assert torch.equal(none, images)
+
+
+def test_mixup_by_hand(images: torch.Tensor) -> None:
+    mixed, targets = BatchAugment(mixup=0.5)(images, torch.eye(8), SEEDS)
+    share = targets[0, 0]
+    expected = (share * images.float() + (1 - share) * images.roll(1, 0).float()) / 255
+    torch.testing.assert_close(mixed, expected)
+    torch.testing.assert_close(targets, share * torch.eye(8) + (1 - share) * torch.eye(8).roll(1, 0))
+
+
+def test_cutmix_by_hand(images: torch.Tensor) -> None:
+    for first in range(20):
+        mixed, targets = BatchAugment(cutmix=1.0)(images, torch.eye(8), [first, *SEEDS[1:]])
+        own = (mixed == images).all(1).float().mean()
+        assert abs(float(targets[0, 0]) - float(own)) < 0.02, "the target's share is that of the area"
+        other = (mixed == images) | (mixed == images.roll(1, 0))
+        assert other.all()
+
+
+def test_both_mixes_are_drawn(images: torch.Tensor) -> None:
+    kinds = {BatchAugment(mixup=0.5, cutmix=1.0)(images, torch.eye(8), [s, *SEEDS[1:]])[0].dtype for s in range(20)}
+    assert kinds == {torch.uint8, torch.float32}
+
+
+def test_every_operation_keeps_shape_and_kind(images: torch.Tensor) -> None:
+    for name in OPERATIONS[1:]:
+        for strength in (-0.7, 0.7):
+            out = operate(images, name, strength)
+            assert (out.shape, out.dtype) == (images.shape, torch.uint8), name
+    moved = operate(images, "translate_x", 0.3)
+    shift = round(150 / 331 * 12 * 0.3)
+    assert torch.equal(moved[..., shift:], images[..., :-shift])
+    assert torch.equal(operate(images, "posterize", 1.0), images & 0b11110000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pda": 3}, r"pda: no such option \(did you mean 'pad'\?\)"),
+        ({"erase": 2}, "erase: expected 0 to 1, found 2"),
+        ({"zoom": -1}, "zoom: expected 0 to"),
+    ],
+)
+def test_wrong_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchAugment.from_options(options)
+    assert BatchAugment.from_options(None) is None

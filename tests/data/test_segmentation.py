@@ -1,0 +1,286 @@
+"""Pictures and masks from folders: right, or one clear error each; augmentation keeps both together."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.errors import DataError
+from data.masks import VOID, ClassList, load_mask, palette, read_classes
+from data.segmentation import (
+    SegmentationAugment,
+    SegmentationDataset,
+    SegmentationProcessor,
+    SegmentationSample,
+    collate,
+)
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def folder(root: Path, number: int = 3, size: tuple[int, int] = (12, 8)) -> Path:
+    """Pictures (width, height) with masks of the classes 0, 4 and void 9, and their list above."""
+    (root / "classes.txt").write_text("0 road\n4 sky above\n9 Void\n")
+    for part in ("images", "masks"):
+        (root / "train" / part).mkdir(parents=True)
+    draw = np.random.RandomState(0)
+    for n in range(number):
+        pixels = draw.randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "train" / "images" / f"{n}.jpg")
+        mask = np.array([0, 4, 9, 255], np.uint8)[draw.randint(0, 4, (size[1], size[0]))]
+        Image.fromarray(mask).save(root / "train" / "masks" / f"{n}.png")
+    return root / "train"
+
+
+def read_all(root: Path) -> None:
+    """What a training does with a folder before its first step."""
+    dataset = SegmentationDataset(root)
+    collate(dataset.samples, SegmentationProcessor.fit(dataset))
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    dataset = SegmentationDataset(folder(tmp_path))
+    assert [s.id for s in dataset.samples] == ["0", "1", "2"]
+    assert dataset.classes == ClassList(("road", "sky above"), (0, 4), (9,))
+    processor = SegmentationProcessor.fit(dataset)
+    batch = collate(dataset.samples, processor)
+    assert batch.pixel_values.shape == (3, 3, 8, 12)
+    masks = np.stack([np.asarray(Image.open(s.mask)) for s in dataset.samples])
+    expected = np.select([masks == 0, masks == 4], [0, 1], VOID)
+    assert np.array_equal(batch.labels.numpy(), expected)
+    assert processor.counts == [int((masks == 0).sum()), int((masks == 4).sum())]
+    assert len(dataset.fingerprint()) == 64
+
+
+def test_masks_with_a_palette_and_of_one_bit_are_their_places(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    numbers = np.asarray(Image.open(root / "masks" / "0.png"))
+    image = Image.fromarray(numbers, mode="P")
+    image.putpalette(np.random.RandomState(0).randint(0, 256, 768).tolist())
+    image.save(root / "masks" / "0.png")
+    assert Image.open(root / "masks" / "0.png").mode == "P"
+    assert np.array_equal(load_mask(root / "masks" / "0.png"), numbers)
+    Image.fromarray(numbers > 4).save(tmp_path / "bits.png")
+    assert np.array_equal(load_mask(tmp_path / "bits.png"), (numbers > 4).astype(np.uint8))
+
+
+def test_without_a_list_the_masks_say_what_there_is(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    processor = SegmentationProcessor.fit(SegmentationDataset(root))
+    assert processor.classes == ClassList(("class 0", "class 4", "class 9"), (0, 4, 9))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda root: Image.new("L", (5, 7)).save(root / "masks" / "1.png"),
+            r"mask .*1\.png: expected the size of its picture, 12 x 8, found 5 x 7",
+        ),
+        (
+            lambda root: (root / "masks" / "1.png").unlink(),
+            r"images.1\.jpg: expected a mask 1\.png in .*masks, found none",
+        ),
+        (
+            lambda root: (root / "images" / "1.jpg").unlink(),
+            r"masks.1\.png: expected a picture 1 in .*images, found none",
+        ),
+        (
+            lambda root: Image.new("L", (12, 8), 7).save(root / "masks" / "1.png"),
+            r"mask .*1\.png: expected class ids of the 2 classes \(0, 4\) or void \(9, 255\), found 7 \(96 pixels, ",
+        ),
+        (
+            lambda root: Image.new("RGB", (12, 8)).save(root / "masks" / "1.png"),
+            r"mask .*1\.png: expected a mask of one channel or with a palette, pixels being class ids, found mode RGB",
+        ),
+        (lambda root: (root / "masks" / "1.png").write_bytes(b""), r"1\.png: expected an image, found an empty file"),
+        (lambda root: (root / "images" / "1.jpg").write_text("no"), r"1\.jpg: expected an image .*starts with b'no'"),
+        (
+            lambda root: shutil.copy(root / "images" / "1.jpg", root / "images" / "1.jpeg"),
+            r"images.1\.jpg: expected one file of that name, found 1\.jpeg beside it",
+        ),
+        (
+            lambda root: Image.fromarray(np.full((8, 12), 300, np.uint16)).save(root / "masks" / "1.png"),
+            r"1\.png: expected class ids .*, found 300 ",
+        ),
+    ],
+    ids=["size", "no mask", "no picture", "number", "colour", "empty", "text", "twice", "16 bits"],
+)
+def test_bad_items_are_named_or_left_out(
+    spoil: Callable[[Path], object], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder(tmp_path)
+    spoil(root)
+    with pytest.raises(DataError, match=message):
+        read_all(root)
+    dataset = SegmentationDataset(root, on_error="skip")
+    assert [s.id for s in dataset.samples] in (["0", "2"], ["0", "1", "2"])
+    assert len(dataset.skipped) == 1
+    assert "left out 1 bad items" in caplog.text
+    collate(dataset.samples, SegmentationProcessor.fit(dataset))
+
+
+def test_a_mask_as_jpeg_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "m.jpg")
+    with pytest.raises(DataError, match=r"mask .*m\.jpg: expected a mask without loss, such as PNG"):
+        load_mask(tmp_path / "m.jpg")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("none", "no such folder"), ("empty", "found nothing"), ("flat", r"found a\.png")],
+)
+def test_folders_that_are_none(path: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "flat" / "a.png")
+    with pytest.raises(DataError, match=r"expected a folder with images/ and masks/, .*" + message):
+        SegmentationDataset(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 a\n0 b\n", "line 2: expected a number and a name of its own, found 0, which line 1 has already"),
+        ("a\na\n", "line 2: expected a number and a name of its own, found a, which line 1 has already"),
+        ("0 a\n300 b\n", "line 2: expected a number from 0 to 255 and a name"),
+        ("0\n1\n", "line 1: expected a number from 0 to 255 and a name"),
+        ("void\n", "expected 1 to 255 classes beside void, found 0"),
+    ],
+)
+def test_bad_class_lists(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_classes(tmp_path / "c.txt")
+
+
+def test_class_lists(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("# a comment\nsky\n\nroad side\nIgnore\n")
+    assert read_classes(tmp_path / "c.txt") == ClassList(("sky", "road side"), (0, 1), (2,))
+
+
+def test_labels_go_back_to_the_numbers_of_the_masks() -> None:
+    classes = ClassList(("a", "b"), (3, 200), (0,))
+    labels = np.array([[0, 1, VOID]], np.uint8)
+    assert classes.mask(labels).tolist() == [[3, 200, 255]]
+    assert np.array_equal(classes.labels(classes.mask(labels)), labels)
+
+
+def test_palettes_tell_classes_apart() -> None:
+    assert len({tuple(colour) for colour in palette(254).tolist()}) == 254
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    processor = SegmentationProcessor.fit(SegmentationDataset(folder(tmp_path)), 32, mean=(0.4, 0.5, 0.6))
+    processor.save(tmp_path / "p")
+    other = SegmentationProcessor.load(tmp_path / "p")
+    assert other.config() == processor.config()
+    assert other.fingerprint() == processor.fingerprint()
+    (tmp_path / "p" / "processor.json").write_text("{}")
+    with pytest.raises(DataError, match="expected the keys"):
+        SegmentationProcessor.load(tmp_path / "p")
+
+
+def test_the_shorter_side_decides_and_labels_keep_the_own_size_in_measuring(tmp_path: Path) -> None:
+    dataset = SegmentationDataset(folder(tmp_path, size=(30, 20)))
+    processor = SegmentationProcessor.fit(dataset, 10)
+    assert processor.working_size(30, 20) == (15, 10)
+    assert processor.working_size(20, 30) == (10, 15)
+    measured, trained = (collate(dataset.samples, processor, training=t) for t in (False, True))
+    assert measured.pixel_values.shape == trained.pixel_values.shape == (3, 3, 10, 15)
+    assert measured.labels.shape == (3, 20, 30)
+    assert trained.labels.shape == (3, 10, 15)
+    for training in (False, True):
+        once = SegmentationDataset(tmp_path / "train")
+        assert once.preload(processor, training)
+        same = collate([once[n] for n in range(3)], processor, training=training)
+        expected = trained if training else measured
+        assert torch.equal(same.pixel_values, expected.pixel_values)
+        assert torch.equal(same.labels, expected.labels)
+    assert not SegmentationDataset(tmp_path / "train").preload(processor, True, max_bytes=100)
+
+
+def test_pictures_of_several_sizes_in_a_batch() -> None:
+    shapes = ((6, 9), (7, 5), (6, 9))
+    samples = [
+        SegmentationSample(str(n), np.full((*shape, 3), 40 * n, np.uint8), np.full(shape, n, np.uint8))
+        for n, shape in enumerate(shapes)
+    ]
+    classes = ClassList(("a", "b", "c"), (0, 1, 2))
+    batch = collate(samples, SegmentationProcessor.fit(SegmentationDataset(samples, classes)))
+    assert batch.pixel_values.shape == (3, 3, 7, 9)
+    assert batch.alike() == [[0, 2], [1]]
+    assert (batch.labels[1, :, 5:] == VOID).all()
+    assert (batch.labels[1, :, :5] == 1).all()
+    assert batch.to("cpu").pin_memory if torch.cuda.is_available() else batch.to("cpu")
+
+
+# Augmentation ---------------------------------------------------------------------------------------------------------
+
+
+def marked(size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:
+    """A picture whose colour is its label: 0 or 1 in blocks."""
+    draw = np.random.RandomState(0)
+    labels = draw.randint(0, 2, (size[0] // 8, size[1] // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    return np.repeat(labels[..., None] * 200, 3, 2), labels
+
+
+@pytest.mark.parametrize("crop", [None, (24, 32), (80, 90)])
+def test_picture_and_mask_move_together(crop: tuple[int, int] | None) -> None:
+    pixels, labels = marked()
+    plain = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+    augment = SegmentationAugment(crop=crop, scale=(0.6, 2.0), **plain)
+    agree, seen = [], 0
+    for seed in range(40):
+        new_pixels, new_labels = augment(pixels, labels, seed)
+        assert new_labels.shape == (crop or labels.shape)
+        assert new_pixels.shape == (*new_labels.shape, 3)
+        real = new_labels != VOID
+        agree.append(((new_pixels[..., 0] > 100) == (new_labels == 1))[real].mean() if real.any() else 1.0)
+        seen += real.sum()
+        assert set(np.unique(new_labels)) <= {0, 1, VOID}
+    assert min(agree) > 0.9
+    assert seen > 0
+
+
+def test_augmentation_is_a_function_of_the_seed() -> None:
+    augment, pair = SegmentationAugment(crop=(16, 16), hue=0.1), marked()
+    state = torch.get_rng_state()
+    first, again, other = (augment(*pair, seed) for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+    assert torch.equal(state, torch.get_rng_state())
+    assert pair[0].max() == 200, "the given picture is not written to"
+
+
+def test_what_lies_beyond_the_picture_is_void() -> None:
+    pixels, labels = marked((16, 16))
+    _, found = SegmentationAugment(crop=(32, 32), scale=(1.0, 1.0), flip=0.0)(pixels, labels, 3)
+    assert (found == VOID).sum() == 32 * 32 - 16 * 16
+
+
+def test_half_are_mirrored() -> None:
+    pixels, labels = marked()
+    augment = SegmentationAugment(scale=(1.0, 1.0), flip=0.5, brightness=0.0, contrast=0.0, saturation=0.0)
+    mirrored = sum(np.array_equal(augment(pixels, labels, seed)[1], labels[:, ::-1]) for seed in range(60))
+    assert 15 < mirrored < 45
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"crop": (0, 5)}, "crop: expected a height and a width"),
+        ({"scale": (2.0, 1.0)}, "scale: expected a smallest and a largest zoom"),
+        ({"hue": 0.7}, "hue: expected 0 to 0.5"),
+        ({"flip": 2.0}, "flip: expected 0 to 1"),
+    ],
+)
+def test_bad_augmentation(option: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SegmentationAugment(**option)

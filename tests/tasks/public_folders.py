@@ -1,0 +1,125 @@
+"""Tiny random Marian, BART and T5 as the Hugging Face hub lays them out, written by transformers itself."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TEXTS = [
+    "the old dog carries a basket",
+    "A man in a blue shirt is standing on a ladder, cleaning a window.",
+    "two young men are outside near many bushes!",
+    "the dog",
+    "a young man near a window",
+]
+TARGETS = ["ein alter Hund trägt einen Korb", "zwei Männer stehen am Herd und kochen.", "ein Mann über die Straße"]
+PREFIX = "summarize: "
+FAMILIES = ("marian", "bart", "t5")
+
+
+def _spm(texts: list[str], size: int, **options: int) -> bytes:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    stream = io.BytesIO()
+    options = {"vocab_size": size, "minloglevel": 2} | options
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 4), model_writer=stream, hard_vocab_limit=False, **options
+    )
+    return stream.getvalue()
+
+
+def _marian_tokenizer(folder: Path) -> int:
+    from sentencepiece import SentencePieceProcessor
+
+    pieces: set[str] = set()
+    for name, texts in (("source", TEXTS), ("target", TARGETS)):
+        model = _spm(texts, 60)
+        (folder / f"{name}.spm").write_bytes(model)
+        loaded = SentencePieceProcessor(model_proto=model)
+        pieces |= {loaded.id_to_piece(i) for i in range(loaded.get_piece_size())}
+    names = ["</s>", "<unk>", *sorted(pieces - {"</s>", "<unk>", "<s>"}), "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
+    about = {"source_lang": "en", "target_lang": "de", "model_max_length": 100}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    return len(names)
+
+
+def _bart_tokenizer(folder: Path) -> int:
+    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import RobertaProcessing
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([*TEXTS, *TARGETS], 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    trained.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    trained.save(str(folder / "tokenizer.json"))
+    return trained.get_vocab_size()
+
+
+def _t5_tokenizer(folder: Path) -> int:
+    (folder / "spiece.model").write_bytes(_spm([*TEXTS, PREFIX], 90, pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_file=str(folder / "spiece.model")).get_piece_size() + 100
+
+
+def write(family: str, folder: Path, **generation: Any) -> Any:
+    """A model and its tokenizer into a folder; the model, and its tokenizer, as transformers has them.
+
+    Args:
+        family: of FAMILIES.
+        folder: made if missing.
+        generation: for generation_config.json.
+    """
+    transformers = pytest.importorskip("transformers")
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab = {"marian": _marian_tokenizer, "bart": _bart_tokenizer, "t5": _t5_tokenizer}[family](folder)
+    stacks = {
+        f"{side}_{name}": size
+        for side in ("encoder", "decoder")
+        for name, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
+    }
+    torch.manual_seed(1)
+    if family == "marian":
+        special = {"pad_token_id": vocab - 1, "eos_token_id": 0, "decoder_start_token_id": vocab - 1}
+        special |= {"forced_eos_token_id": 0, "max_position_embeddings": 128, "scale_embedding": True}
+        config = transformers.MarianConfig(vocab_size=vocab, d_model=32, **special, **stacks)
+        model = transformers.MarianMTModel(config)
+        tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
+    elif family == "bart":
+        special = {"forced_bos_token_id": 0, "max_position_embeddings": 128}
+        model = transformers.BartForConditionalGeneration(
+            transformers.BartConfig(vocab_size=vocab, d_model=32, **special, **stacks)
+        )
+        names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **names)
+    else:
+        config = transformers.T5Config(vocab_size=vocab, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+        config.decoder_start_token_id = 0
+        config.task_specific_params = {"summarization": {"prefix": PREFIX}}
+        model = transformers.T5ForConditionalGeneration(config)
+        tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
+    _sharpen(model)
+    model.generation_config.update(**({"max_length": 16} | generation))
+    model.save_pretrained(folder)
+    return model.eval(), tokenizer
+
+
+def _sharpen(model: torch.nn.Module) -> None:
+    """Logits far apart, so that no arg-max is a tie; the table of sinusoids stays."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "embed_positions" not in name:
+                parameter.normal_(std=1.0 if "relative" in name else 1.6 * parameter.shape[-1] ** -0.5)
+
+
+def written_by_transformers(theirs: Any, texts: list[str], **generation: Any) -> list[str]:
+    """Text in, text out, by `write`'s model and tokenizer."""
+    model, tokenizer = theirs
+    ids = tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        found = model.generate(input_ids=ids.input_ids, attention_mask=ids.attention_mask, **generation)
+    return [" ".join(text.split()) for text in tokenizer.batch_decode(found, skip_special_tokens=True)]

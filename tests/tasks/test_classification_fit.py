@@ -1,0 +1,154 @@
+"""Training on data of one's own: trees, tables, several labels, augmentation, layer-wise rates, a confusion picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.demo.classification import CLASSES, make
+from tasks import load
+from tasks.classification.module import ClassificationModule
+from tasks.common.errors import ConfigError
+from tests.tasks.runs import read, run
+
+
+def fit(folder: Path, options: str = "", command: str = "fit") -> Path:
+    return run(command, folder, options, task="classification")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of class folders, and a table of several labels."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = ["path,labels"]
+    for n, sample in enumerate(make("train", 24)):
+        label = sample.labels[0]
+        (folder / "tree" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sample.image).save(folder / "tree" / label / f"{n}.png")
+        rows.append(f"tree/{label}/{n}.png,{label.split()[1]}|{'even' if n % 2 else 'odd'}")
+    (folder / "several.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_own_tree(tree: Path, tmp_path: Path) -> None:
+    options = f"--data.train {tree}/tree --data.val {tree}/tree --model.label_smoothing 0.1 --model.ema_decay 0.9"
+    folder = fit(tmp_path / "run", options)
+    assert set(read(folder / "metrics.json")["validation"]) >= {"top1", "top5", "ece"}
+    fit(folder, f"--checkpoint {folder}/model --data.test {tree}/tree", "test")
+    assert (folder / "confusion_test.png").stat().st_size > 1000
+    assert load(folder / "model", device="cpu").processor.labels == sorted(CLASSES)
+
+
+def test_several_labels(tree: Path, tmp_path: Path) -> None:
+    options = f"--data.train {tree}/several.csv --data.val {tree}/several.csv --data.multi_label true"
+    folder = fit(tmp_path / "run", options)
+    assert set(read(folder / "metrics.json")["validation"]) >= {"map", "f1_macro"}
+    fit(tmp_path / "out", f"--checkpoint {folder}/model --data.test {tree}/several.csv", "test")  # the model knows
+    assert read(tmp_path / "out" / "metrics.json")["test"]["map"] > 0
+    answer = load(folder / "model", device="cpu").predict([{"image": make("val", 1)[0].image}])[0]
+    assert answer.labels is not None
+    with pytest.raises(ValueError, match="line 2: expected one label"):
+        fit(tmp_path / "single", f"--data.train {tree}/several.csv --data.val {tree}/several.csv")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--model.backbone cct --model.attention.kind linear --model.tokenizer_layers 2 --model.dropout 0.1",
+        "--model.backbone vit --model.attention.kind sliding_window --model.attention.window 4 --model.layer_decay 0.7",
+        "--data.augment.pad 4 --data.augment.flip true --data.augment.rand_augment 1 --data.augment.mixup 0.2 "
+        "--data.augment.cutmix 1.0 --data.augment.erase 0.25 --model.channel_attention cbam",
+        "--data.hide arrangement --model.pool mean",
+        "--trainer.precision bf16-mixed --model.gradient_checkpointing true --data.num_workers 1",
+    ],
+)
+def test_training_options(options: str, tmp_path: Path) -> None:
+    folder = fit(tmp_path / "run", options)
+    assert read(folder / "metrics.json")["fit"]["steps"] > 0
+
+
+def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
+    """The batches are the same in this process, in another, and from pictures that are decoded anew."""
+    from data.image import ImageProcessor
+
+    weights = []
+    for number, options in enumerate(("", "--data.num_workers 1", "--data.preload false")):
+        folder = fit(tmp_path / str(number), f"{options} --data.augment.pad 4 --data.augment.mixup 0.3")
+        weights.append(load(folder / "model", device="cpu").model.state_dict())
+    assert ImageProcessor(64).size == (64, 64)
+    for other in weights[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in weights[0].items())
+
+
+def test_layers_learn_at_rates_of_their_own() -> None:
+    module = ClassificationModule(
+        {"backbone": "vit", "embed_dim": 16, "num_heads": 2, "num_layers": 3}, layer_decay=0.5
+    )
+    module.build({"num_classes": 3, "image_size": 32})
+    groups = module.parameter_groups()
+    rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rate_of) == sum(1 for _ in module.model.parameters())
+    layers = module.model.backbone.encoder.layers
+    found = [
+        rate_of[id(layer.ffn.fc1.weight if hasattr(layer.ffn, "fc1") else next(layer.parameters()))] for layer in layers
+    ]
+    assert found == pytest.approx([1e-3 * 0.5**3, 1e-3 * 0.5**2, 1e-3 * 0.5])
+    assert rate_of[id(module.model.head.out.weight)] == 1e-3
+    assert rate_of[id(module.model.backbone.positions)] == pytest.approx(1e-3 * 0.5**4)
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decays[id(module.model.head.out.bias)] == 0
+
+
+def test_shuffled_pictures_have_the_same_patches() -> None:
+    from data.classification import ClassificationProcessor, collate
+    from data.image import ImageProcessor
+    from tasks.classification.module import _shuffled
+
+    samples = make("val", 3)
+    processor = ClassificationProcessor(ImageProcessor(64), CLASSES)
+    plain = collate(samples, processor).pixel_values
+    mixed = _shuffled(lambda s, **_: collate(s, processor), samples, seeds=[1, 2, 3]).pixel_values
+    again = _shuffled(lambda s, **_: collate(s, processor), samples, seeds=[1, 2, 3]).pixel_values
+    assert torch.equal(mixed, again)
+    assert not torch.equal(mixed, plain)
+
+    def patches(x: torch.Tensor) -> Any:
+        return np.sort(torch.nn.functional.unfold(x, 8, stride=8).sum(1).numpy(), axis=1)
+
+    np.testing.assert_allclose(patches(mixed), patches(plain), atol=1e-3)
+
+
+def test_a_resumed_run_goes_on(tmp_path: Path) -> None:
+    folder = fit(tmp_path / "run", "--trainer.max_epochs 1")
+    steps = read(folder / "metrics.json")["fit"]["steps"]
+    fit(folder, "--trainer.max_epochs 2 --ckpt_path last")
+    assert read(folder / "metrics.json")["fit"]["steps"] == 2 * steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--data.augment.pda 4", r"data\.augment\.pda: no such option \(did you mean 'pad'\?\)"),
+        ("--data.augment.erase 3", r"data\.augment\.erase: expected 0 to 1"),
+        ("--model.backbone resnt", "unknown backbone 'resnt'"),
+        ("--model.layer_decay 0", r"model\.layer_decay: expected a value above 0"),
+        ("--model.attention.kind slidingwindow", "sliding_window"),
+        ("--model.attention.kind linear", "has no self-attention kernel to choose"),
+    ],
+)
+def test_wrong_options(options: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit(tmp_path / "run", options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_training_never_saw(tree: Path, tmp_path: Path) -> None:
+    rows = [json.dumps({"path": f"{tree}/tree/{CLASSES[0]}/0.png", "label": "circle over square"})]
+    (tmp_path / "val.jsonl").write_text("\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="expected one of the 6 classes of the training data"):
+        fit(tmp_path / "run", f"--data.train {tree}/tree --data.val {tmp_path}/val.jsonl")

@@ -1,0 +1,87 @@
+"""Top-k, calibration, average precision and F1 against their definitions, on 1,000 random cases."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tasks.classification.metrics import BINS, ClassificationMetric
+
+
+def top_k(scores: Tensor, labels: Tensor, k: int) -> float:
+    """The share of samples with fewer than k classes above their own."""
+    own = scores.gather(1, labels[:, None])
+    return float(((scores > own).sum(1) < k).double().mean())
+
+
+def calibration_error(scores: Tensor, labels: Tensor) -> float:
+    """Sum over bins of n_b / n |accuracy_b - confidence_b| (Guo et al. 2017, equation 3)."""
+    confidence, best = scores.max(1)
+    total = 0.0
+    for b in range(BINS):
+        inside = (confidence > b / BINS) & (confidence <= (b + 1) / BINS)
+        if inside.any():
+            gap = (best == labels)[inside].double().mean() - confidence[inside].double().mean()
+            total += float(inside.double().mean() * gap.abs())
+    return total
+
+
+def average_precision(scores: Tensor, truth: Tensor) -> float | None:
+    """The mean, over the true ones, of the precision at the rank of each."""
+    if not truth.any():
+        return None
+    order = scores.argsort(descending=True)
+    hits = truth[order].bool()
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+    return float(precision[hits].double().mean())
+
+
+def f1(scores: Tensor, truth: Tensor) -> float:
+    found = scores > 0.5
+    both = (found & truth.bool()).sum()
+    total = found.sum() + truth.sum()
+    return float(2 * both / total) if total else 0.0
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_single_label_figures(part: int) -> None:
+    generator = torch.Generator().manual_seed(part)
+    for _ in range(100):
+        K = int(torch.randint(2, 12, (), generator=generator))
+        number = int(torch.randint(1, 40, (), generator=generator))
+        logits = 3 * torch.randn(number, K, generator=generator)
+        labels = torch.randint(K, (number,), generator=generator)
+        metric, targets = ClassificationMetric(K), torch.nn.functional.one_hot(labels, K).float()
+        half = number // 2
+        for rows in (slice(0, half), slice(half, number)):
+            if logits[rows].shape[0]:
+                metric.update(logits[rows], targets[rows])
+        values, scores = metric.compute(), logits.softmax(1)
+        assert set(values) == ({"top1", "top5", "ece"} if K > 5 else {"top1", "ece"})
+        assert values["top1"] == pytest.approx(top_k(scores, labels, 1), abs=1e-6)
+        if K > 5:
+            assert values["top5"] == pytest.approx(top_k(scores, labels, 5), abs=1e-6)
+        assert values["ece"] == pytest.approx(calibration_error(scores, labels), abs=1e-5)
+        confusion = torch.zeros(K, K, dtype=torch.long)
+        for truth, best in zip(labels, scores.argmax(1), strict=True):
+            confusion[truth, best] += 1
+        assert torch.equal(metric.confusion, confusion)
+        metric.reset()
+        metric.update(logits[:1], targets[:1])
+        assert metric.compute()["top1"] in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_multi_label_figures(part: int) -> None:
+    generator = torch.Generator().manual_seed(part)
+    for _ in range(40):
+        K, number = 4, int(torch.randint(8, 40, (), generator=generator))
+        logits = torch.randn(number, K, generator=generator)
+        truth = (torch.rand(number, K, generator=generator) < 0.4).float()
+        truth[0] = 1  # every class has one
+        metric = ClassificationMetric(K, multi_label=True)
+        metric.update(logits, truth)
+        values, scores = metric.compute(), logits.sigmoid()
+        found = [average_precision(scores[:, k], truth[:, k]) for k in range(K)]
+        assert values["map"] == pytest.approx(sum(found) / K, abs=1e-5)
+        assert values["f1_macro"] == pytest.approx(sum(f1(scores[:, k], truth[:, k]) for k in range(K)) / K, abs=1e-5)
+        assert metric.confusion is None

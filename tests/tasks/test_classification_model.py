@@ -1,0 +1,152 @@
+"""The classification model: what every task's model must do, and what is its own."""
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from tasks.classification.model import ClassificationHead, ClassificationModel, ClassificationOutput
+from tests.tasks.base import TaskModelTests
+
+SMALL: dict[str, Any] = {
+    "num_classes": 7,
+    "image_size": 32,
+    "channels": (8, 12),
+    "embed_dim": 16,
+    "num_heads": 2,
+    "num_layers": 2,
+    "num_queries": 2,
+    "hidden_dim": 16,
+}
+
+
+class TestClassificationModel(TaskModelTests):
+    task = "classification"
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        "eca": {"channel_attention": "eca"},
+        "cbam": {"channel_attention": "cbam", "hidden_dim": 0},
+        "mean": {"pool": "mean", "channel_attention": "none"},
+        "cct": {"backbone": "cct", "tokenizer_layers": 2},
+        "cct mean": {"backbone": "cct", "tokenizer_layers": 2, "pool": "mean"},
+        "vit": {"backbone": "vit"},
+        "deit": {"backbone": "vit", "backbone_options": {"num_prefix": 2, "pooling": "prefix"}},
+        "vit mean, window": {"backbone": "vit", "pool": "mean", "attention": {"kind": "sliding_window", "window": 3}},
+        "cct linear": {"backbone": "cct", "tokenizer_layers": 2, "attention": {"kind": "linear"}},
+    }
+    dynamic: ClassVar[dict[str, dict[int, Any]]] = {"pixel_values": {0: Dim("batch", max=64)}}
+
+    def build(self, **keywords: Any) -> nn.Module:
+        return ClassificationModel(**{**SMALL, **keywords})
+
+    def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(batch)
+        return {"pixel_values": torch.randn(batch, 3, 32, 32, generator=generator)}
+
+    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module) -> None:
+        # Each of a tint of its own: the means of pictures that are noise alone are hard to tell apart.
+        inputs = {"pixel_values": self.inputs(8, 0)["pixel_values"] + 2 * torch.randn(8, 3, 1, 1)}
+        targets = torch.randint(7, (8,))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(60):
+            loss = nn.functional.cross_entropy(model(**inputs).logits, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert loss < 0.1
+
+    def test_relevance_is_a_map_for_each_picture(self, model: ClassificationModel, variant: str) -> None:
+        model = model.eval()
+        pixels, classes = self.inputs(3, 0)["pixel_values"], torch.tensor([1, 0, 4])
+        if variant == "mean":
+            with pytest.raises(ValueError, match="attends to nothing"):
+                model.relevance(pixels, classes)
+            return
+        found = model.relevance(pixels, classes)
+        side = {"residual": 8, "cct": 8, "vit": 4}[model.kind]
+        assert found.shape == (3, side, side)
+        assert (found >= 0).all()
+        total = found.sum((1, 2))
+        assert ((total - 1).abs() < 1e-4).logical_or(total == 0).all()
+        alone = model.relevance(pixels[1:2], classes[1:2])
+        torch.testing.assert_close(alone[0], found[1], atol=1e-4, rtol=0)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_every_parameter_has_a_depth(self, model: ClassificationModel) -> None:
+        depths = model.depth_of()
+        assert depths.keys() == set(model.parameters())
+        assert {depths[p] for p in model.head.parameters()} == {max(depths.values())}
+        assert min(depths.values()) == 0
+        layers = 1 if model.kind == "residual" else 2
+        assert max(depths.values()) == layers + 1
+
+
+def test_the_queries_look_where_the_object_is() -> None:
+    """Learning the colour of a small square on a ground of noise, the map points at it."""
+    model = ClassificationModel(2, **{k: v for k, v in SMALL.items() if k != "num_classes"})
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def pictures(number: int) -> tuple[Tensor, Tensor, Tensor]:
+        x, labels = 0.5 * torch.randn(number, 3, 32, 32), torch.arange(number) % 2
+        rows, cols = torch.randint(4, (2, number))
+        for n in range(number):
+            x[n, int(labels[n]), 8 * rows[n] : 8 * rows[n] + 8, 8 * cols[n] : 8 * cols[n] + 8] += 3
+        return x, rows * 4 + cols, labels
+
+    for _ in range(80):
+        x, _, labels = pictures(32)
+        loss = nn.functional.cross_entropy(model(x).logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, cells, labels = pictures(40)
+    model.eval()
+    assert (model(x).logits.argmax(1) == labels).float().mean() > 0.9
+    found = nn.functional.avg_pool2d(model.relevance(x, labels)[:, None], 2).flatten(1).argmax(1)
+    hits = [(found == cells)[labels == label].float().mean() for label in (0, 1)]
+    assert max(hits) > 0.9  # of two classes one may be what is left where the other is not seen
+
+
+def test_other_resolutions() -> None:
+    """Positions are resized for pictures of another size, and of another shape."""
+    for options in ({"backbone": "vit"}, {"backbone": "cct", "tokenizer_layers": 2}, {}):
+        model = ClassificationModel(**{**SMALL, **options}).eval()
+        for size in ((32, 32), (48, 48), (32, 64)):
+            output = model(torch.randn(2, 3, *size))
+            assert isinstance(output, ClassificationOutput)
+            assert output.logits.shape == (2, 7)
+
+
+def test_the_head_alone_over_features_of_other_sizes() -> None:
+    head = ClassificationHead(12, 5, embed_dim=16, num_heads=2, num_queries=3, hidden_dim=8)
+    logits = head(torch.randn(3, 12, 7, 5))
+    assert logits.shape == (3, 5)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in head.parameters())
+    assert head.train()(torch.randn(1, 12, 7, 5)).isfinite().all(), "a batch of one has no spread"
+    assert ClassificationHead(12, 5, features="vector")(torch.randn(3, 12)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"backbone": "resnet"}, "unknown backbone 'resnet'; there are: residual, cct, vit, timm/NAME"),
+        ({"attention": {"kind": "linear"}}, "backbone 'residual' has no self-attention kernel to choose"),
+        ({"backbone": "vit", "attention": {"kind": "monotonic"}}, "'monotonic' does not support"),
+        ({"channel_attention": "sse"}, "unknown channel attention 'sse'"),
+        ({"pool": "max"}, "unknown pool 'max'"),
+    ],
+)
+def test_unknown_names_are_refused(keywords: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassificationModel(**{**SMALL, **keywords})
+
+
+def test_timm_backbone() -> None:
+    pytest.importorskip("timm")
+    model = ClassificationModel(**{**SMALL, "image_size": 64}, backbone="timm/test_resnet").eval()
+    assert model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 7)
+    assert model.relevance(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).shape == (2, 4, 4)
+    assert model.depth_of().keys() == set(model.parameters())

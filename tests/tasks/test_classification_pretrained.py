@@ -1,0 +1,136 @@
+"""Beginning with weights that were trained before: public backbones, models of ours with other classes or pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.demo.classification import CLASSES, make
+from mmattn.pretrained import load_pretrained
+from tasks import load
+from tasks.common.errors import CheckpointError
+from tests.tasks.runs import read, run
+
+BASE = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --trainer.enable_progress_bar false "
+BASE += "--data.pictures 12 --data.batch_size 6"
+STILL = "--trainer.max_steps 1 --model.lr 1e-9 --model.weight_decay 0"
+
+
+def fit(folder: Path, options: str) -> Path:
+    return run("fit", folder, options, task="classification")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load(folder / "model", device="cpu").model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny random models as transformers saves them."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes |= {"image_size": 32, "patch_size": 8}
+    root = tmp_path_factory.mktemp("public")
+    for name in ("ViT", "DeiT", "Dinov2"):
+        config = getattr(transformers, f"{name}Config")(**sizes)
+        getattr(transformers, f"{name}Model")(config).save_pretrained(root / name)
+    (root / "ViT" / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}'
+    )
+    bert = transformers.BertConfig(
+        vocab_size=30, **{k: v for k, v in sizes.items() if "image" not in k and "patch" not in k}
+    )
+    transformers.BertModel(bert).save_pretrained(root / "Bert")
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["ViT", "DeiT", "Dinov2"])
+def test_a_public_backbone_under_a_new_head(public: dict[str, Path], name: str, tmp_path: Path) -> None:
+    options = f"{STILL} --model.init_from {public[name]} --model.layer_decay 0.7 --model.ema_decay 0.5"
+    folder = run("fit", tmp_path / "run", options, base=BASE, task="classification")
+    predictor = load(folder / "model", device="cpu")
+    theirs = load_pretrained(public[name]).state_dict()
+    ours = {
+        k.removeprefix("backbone."): v for k, v in predictor.model.state_dict().items() if k.startswith("backbone.")
+    }
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)
+    assert predictor.processor.image.size == (32, 32)
+    assert predictor.processor.labels == sorted(CLASSES)
+    mean = (0.1, 0.2, 0.3) if name == "ViT" else (0.485, 0.456, 0.406)
+    assert predictor.processor.image.mean == mean
+    found = predictor.explain_batch(make("test", 2))
+    assert found[0].relevance.shape == (4, 4)
+
+
+@pytest.mark.parity
+def test_a_public_backbone_for_larger_pictures(public: dict[str, Path], tmp_path: Path) -> None:
+    options = f"{STILL} --model.init_from {public['ViT']} --data.image_size 48 --model.dropout 0.1"
+    folder = run("fit", tmp_path / "run", options, base=BASE, task="classification")
+    predictor = load(folder / "model", device="cpu")
+    assert predictor.processor.image.size == (48, 48)
+    assert predictor.explain_batch(make("test", 2))[1].relevance.shape == (6, 6)
+
+
+@pytest.mark.parity
+def test_what_is_no_picture_model_is_refused(public: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds a BertEncoder, expected a ViT, DeiT, DINOv2 or SigLIP"):
+        fit(tmp_path / "run", f"--model.init_from {public['Bert']}")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(CheckpointError, match=r"init_from: .*resnet"):
+        fit(tmp_path / "run", f"--model.init_from {tmp_path}/odd")
+    with pytest.raises(CheckpointError, match="none"):
+        fit(tmp_path / "run", f"--model.init_from {tmp_path}/none")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built-in pictures under two other names."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("table")
+    rows = []
+    for n, sample in enumerate(make("train", 12)):
+        Image.fromarray(sample.image).save(folder / f"{n}.png")
+        rows.append(json.dumps({"path": f"{n}.png", "label": "one" if n % 2 else "two"}))
+    (folder / "all.jsonl").write_text("\n".join(rows) + "\n")
+    return folder / "all.jsonl"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--model.backbone cct --model.tokenizer_layers 2 --model.num_layers 1",
+        "--model.backbone vit --model.num_layers 1",
+    ],
+)
+def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, tmp_path: Path) -> None:
+    first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1")
+    start = f"{STILL} --model.init_from {first}"
+    again = weights(fit(tmp_path / "again", start))
+    before = weights(first)
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    assert all(torch.allclose(again[k], v, atol=1e-6) for k, v in before.items() if not k.endswith(buffers))
+    other = fit(tmp_path / "other", f"{start} --data.train {table} --data.val {table} --data.image_size 96")
+    after = weights(other)
+    assert after["head.out.weight"].shape[0] == 2
+    same = [
+        k for k in before if k.startswith("backbone.") and not k.endswith((*buffers, "positions", "positions.weight"))
+    ]
+    assert all(torch.allclose(after[k], before[k], atol=1e-6) for k in same)
+    if options:
+        (name,) = [k for k in before if k in ("backbone.positions", "backbone.positions.weight")]
+        assert after[name].shape[2] == before[name].shape[2] * 3 // 2
+    config: Any = read(other / "model" / "config.json")["model"]
+    assert (config["num_classes"], config["image_size"]) == (2, 96)
+
+
+def test_keywords_that_decide_weights_are_refused(tmp_path: Path) -> None:
+    first = fit(tmp_path / "first", "--trainer.max_steps 1")
+    with pytest.raises(CheckpointError, match=r"model\.num_queries: .* has 2, the configuration says 3"):
+        fit(tmp_path / "second", f"--model.init_from {first} --model.num_queries 3")

@@ -1,0 +1,128 @@
+"""Training that goes on from another model: a public folder, a shipped one; what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tasks
+from tasks.common.checkpoint import read_config, read_weights
+from tasks.common.errors import CheckpointError, ConfigError
+from tests.tasks.public_folders import TARGETS, TEXTS, write
+from tests.tasks.runs import read, run
+
+SHIPPED = Path(tasks.__file__).parent / "translation" / "checkpoint"
+FAST = (
+    "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 --trainer.enable_progress_bar false"
+)
+STILL = "--model.lr 1e-12 --model.weight_decay 0 --model.warmup_steps 1"  # two steps that move nothing
+TASK = {"marian": "translation", "bart": "summarization", "t5": "summarization"}
+
+
+@pytest.fixture(scope="module")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A training file for each task."""
+    folder = tmp_path_factory.mktemp("data")
+    pairs = list(zip(TEXTS, TARGETS, strict=False))
+    keys = {"translation": ("en", "de"), "summarization": ("document", "summary")}
+    for task, (source, target) in keys.items():
+        rows = [json.dumps({source: a, target: b}) for a, b in pairs * 2]
+        (folder / f"{task}.jsonl").write_text("\n".join(rows) + "\n")
+    return {task: folder / f"{task}.jsonl" for task in keys}
+
+
+def fit(task: str, folder: Path, source: Any, data: Path | None, options: str = "") -> Path:
+    own = "--data.pairs 60" if data is None else f"--data.train {data} --data.val {data}"
+    words = f"--model.init_from {source} {own} --data.max_tokens 300 --data.batch_size 4 {options}"
+    return run("fit", folder, words, base=FAST, task=task)
+
+
+def answers(place: Any) -> list[str]:
+    found = tasks.load(place, device="cpu").predict(TEXTS, num_beams=2)
+    return [getattr(answer, "translation", getattr(answer, "summary", "")) for answer in found]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", TASK)
+def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: dict[str, Path]) -> None:
+    task, start = TASK[family], tmp_path / family
+    write(family, start, num_beams=3, length_penalty=0.7, no_repeat_ngram_size=2)
+    still = "--model.salience 0" if task == "summarization" else ""
+    folder = fit(task, tmp_path / "still", start, own_data[task], f"{STILL} {still}")
+    assert answers(folder) == answers(start), "what was not trained writes the same, loaded from our own format"
+    config, processor = read_config(folder / "model"), read(folder / "model" / "processor" / "processor.json")
+    assert config["task"] == task
+    assert config["own_data"]
+    assert processor["options"]["generation"]["no_repeat_ngram_size"] == 2
+    assert processor["options"]["generation"]["length_penalty"] == 0.7
+    moved = fit(task, tmp_path / "moved", start, own_data[task], f"--model.lr 0.01 --model.warmup_steps 1 {still}")
+    before, after = (read_weights(place / "model" / "model.safetensors") for place in (folder, moved))
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(changed) > 0.9 * len(before)
+    measured = f"--checkpoint {moved}/model --data.test {own_data[task]} --data.batch_size 4"
+    run("test", moved, measured, base="--trainer.accelerator cpu --trainer.enable_progress_bar false", task=task)
+    assert read(moved / "metrics.json")["test"]["loss"] < read(folder / "metrics.json")["validation"]["loss"]
+    again = fit(task, tmp_path / "again", moved, own_data[task], f"{STILL} {still}")
+    assert answers(again) == answers(moved), "and from there once more"
+
+
+@pytest.mark.parity
+def test_a_public_folder_is_measured(tmp_path: Path, own_data: dict[str, Path]) -> None:
+    write("marian", tmp_path / "marian")
+    words = f"--checkpoint {tmp_path}/marian --data.test {own_data['translation']} --model.num_beams 1"
+    run("test", tmp_path / "run", words, base="--trainer.accelerator cpu", task="translation")
+    assert read(tmp_path / "run" / "metrics.json")["test"]["loss"] > 0
+    with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
+        run("test", tmp_path / "run", f"--checkpoint {tmp_path}/marian", base="", task="translation")
+
+
+def test_from_a_shipped_folder(tmp_path: Path) -> None:
+    folder = fit("translation", tmp_path / "run", SHIPPED, None, f"{STILL} --model.dropout 0.3")
+    assert answers(folder) == answers(SHIPPED)
+    assert read_config(folder / "model")["model"] == read_config(SHIPPED)["model"] | {"dropout": 0.3}
+    steps = "--trainer.max_steps 3 --ckpt_path last"
+    fit("translation", tmp_path / "run", SHIPPED, None, f"{STILL} --model.dropout 0.3 {steps}")
+    assert read(tmp_path / "run" / "metrics.json")["fit"]["steps"] == 3, "a resumed run goes on"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.embed_dim 64", r"model\.embed_dim: .*checkpoint has 128, the configuration says 64; .*leave the key"),
+        ("--model.decoder lstm", r"model\.decoder: .* has 'transformer', the configuration says 'lstm'"),
+        ("--data.vocab_size 300", r"data\.vocab_size: .* has \d+, the configuration says 300"),
+        ("--data.tokenizer word", r"data\.tokenizer: .* has 'bpe', the configuration says 'word'"),
+        ("--data.lowercase true", r"data\.lowercase: .* has False"),
+        ("--model.attention.kind nonesuch", r"model\.attention\.kind: expected one of"),
+    ],
+)
+def test_what_conflicts_is_one_error(options: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        fit("translation", tmp_path / "run", SHIPPED, None, options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parity
+def test_what_a_public_folder_refuses(tmp_path: Path, own_data: dict[str, Path]) -> None:
+    write("bart", tmp_path / "bart")
+    for options, message in (
+        ("--model.salience 0.5", r"model\.salience: expected 0, since a public model copies nothing"),
+        ("--model.embed_dim 64", r"model\.embed_dim: .* has 32, the configuration says 64"),
+        ("--model.memory mean --model.copy false", r"model\.memory: .* has 'tokens'"),
+        (
+            "--data.max_source_len 200",
+            r"data\.max_source_len: expected at most 128, for which .* has positions; found 200",
+        ),
+    ):
+        with pytest.raises((ConfigError, CheckpointError), match=message):
+            fit("summarization", tmp_path / "run", tmp_path / "bart", own_data["summarization"], options)
+    with pytest.raises(CheckpointError, match=r"expected a folder with config\.json"):
+        fit("summarization", tmp_path / "run", tmp_path / "none", own_data["summarization"])
+    with pytest.raises(CheckpointError, match="expected a model of summarization, found one of translation"):
+        fit("summarization", tmp_path / "run", SHIPPED, own_data["summarization"])
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,148 @@
+"""What users do with files: many lines in order, a closed pipe, empty and endless lines, bytes that are no text."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.demo.summarization import make
+from data.errors import DataError
+from data.summarization import SummaryDataset, SummaryProcessor
+from tasks.common import inference
+from tasks.common.checkpoint import save_directory
+from tasks.common.dispatch import model_parser
+from tasks.summarization.__main__ import INPUTS
+from tasks.summarization.model import SummarizationModel
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A summarizer that has learnt nothing."""
+    processor = SummaryProcessor.fit(
+        SummaryDataset(make("train", num_documents=20)), vocab_size=300, max_source_len=40, max_target_len=6
+    )
+    keywords = {"vocab_size": processor.source.vocab_size, "embed_dim": 16, "num_heads": 2, "ffn_dim": 16}
+    keywords |= {"encoder_layers": 1, "decoder_layers": 1}
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    return save_directory(
+        folder, task="summarization", model=SummarizationModel(**keywords), keywords=keywords, processor=processor
+    )
+
+
+@pytest.fixture
+def predict(tiny: Path) -> Callable[..., None]:
+    def call(*words: str) -> None:
+        given = [*words, "--checkpoint", str(tiny), "--num_beams", "1", "--device", "cpu"]
+        inference.run("summarization", "predict", model_parser("summarization", "predict", INPUTS).parse_args(given))
+
+    return call
+
+
+def table(path: Path, documents: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"id": str(n), "document": text}) + "\n" for n, text in enumerate(documents)))
+    return path
+
+
+def answers(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_thousand_in_order(predict: Callable[..., None], tmp_path: Path) -> None:
+    documents = [f"{'the old ship sails. ' * (1 + 7 * n % 5)}{n}" for n in range(1000)]
+    predict("--input", str(table(tmp_path / "in.jsonl", documents)), "--output", str(tmp_path / "out"))
+    found = answers(tmp_path / "out")
+    assert [row["id"] for row in found] == [str(n) for n in range(1000)]
+    assert len({row["summary"] for row in found}) > 1
+
+
+def test_a_line_of_100_000_signs_is_cut_and_harms_no_other(
+    predict: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = ["x" * 100_000, "a b " * 25_000, "a." + " " * 100_000 + "b", "Mr. " * 25_000, "\n" * 100_000 + "a"]
+    predict("--input", str(table(tmp_path / "in.jsonl", ["a ship"])), "--output", str(tmp_path / "alone"))
+    begun = time.process_time()
+    documents = ["a ship", *long, "a ship"]
+    predict("--input", str(table(tmp_path / "in.jsonl", documents)), "--output", str(tmp_path / "out"))
+    assert time.process_time() - begun < 30
+    found = answers(tmp_path / "out")
+    assert found[0]["summary"] == found[6]["summary"] == answers(tmp_path / "alone")[0]["summary"]
+    assert [row["tokens_cut"] > 0 for row in found] == [False, *[True] * 5, False]
+    said = capsys.readouterr().err
+    assert said.count("longer than 40 tokens") == 1
+    assert "5 of the documents" in said
+
+
+def test_an_empty_document_is_named(
+    predict: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = table(tmp_path / "in.jsonl", ["a ship", " ", "a ship"])
+    path.write_text(path.read_text().replace("}\n", "}\n\n"))  # empty lines between them are passed over
+    with pytest.raises(DataError, match=r"in\.jsonl, line 3: expected a document, a text that is not empty, found ' '"):
+        predict("--input", str(path))
+    assert capsys.readouterr().out == ""
+    predict("--input", str(path), "--on_error", "skip")
+    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == ["0", "2"]
+    assert "left out 1 bad items, kept 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.jsonl", b'{"document": "a"}\n{"document": "\xff"}\n', r"in\.jsonl, line 2: expected UTF-8 text"),
+        ("in.csv", b"document\na\nb \xff\n", r"in\.csv, line 3: expected UTF-8 text"),
+        ("in.txt", b"a\n\xff\n", r"in\.txt, line 2: expected UTF-8 text, found the byte 0xff"),
+    ],
+)
+def test_invalid_utf8(name: str, content: bytes, message: str, predict: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "out").write_text("as it was")
+    with pytest.raises(DataError, match=message):
+        predict("--input", str(tmp_path / name), "--output", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "as it was"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name, "out"]
+
+
+def test_a_closed_pipe(tiny: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "in.jsonl", ["a ship sails"] * 600)
+    words = f"-m tasks.summarization predict --input {path} --checkpoint {tiny} --num_beams 1 --device cpu"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} {words} | head -n 1"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_progress_is_shown_and_answers_go_where_they_should(tiny: Path, tmp_path: Path) -> None:
+    """On a terminal, with stdout in a file: the bar on the one, each answer in the other."""
+    pytest.importorskip("rich")
+    path = table(tmp_path / "in.jsonl", ["a ship sails"] * 100)
+    words = f"-m tasks.summarization predict --input {path} --checkpoint {tiny} --num_beams 1 --device cpu".split()
+    terminal, child = pty.openpty()
+    with (tmp_path / "out").open("wb") as out:
+        done = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=child)
+        os.close(child)
+        seen = b""
+        while True:
+            try:
+                seen += os.read(terminal, 4096)
+            except OSError:  # the other end is closed
+                break
+    os.close(terminal)
+    assert done.wait() == 0
+    assert b"predicting" in seen
+    assert b"100%" in seen
+    assert len(answers(tmp_path / "out")) == 100

@@ -1,0 +1,230 @@
+"""Public folders in the tasks: text in, text out as transformers writes it; what is said of the rest; fewer bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tasks
+from data.summarization import SummarySample
+from mmattn import linears
+from tasks.common import inference
+from tasks.common.dispatch import model_parser
+from tasks.common.errors import CheckpointError, UserError
+from tasks.common.pretrained import find_model
+from tasks.summarization.predict import Summarizer, Summary
+from tasks.summarization.predict import load as load_summarizer
+from tasks.translation.predict import Translation, Translator
+from tasks.translation.predict import load as load_translator
+from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+LONG = " ".join(TEXTS) * 3
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 4, "length_penalty": 0.4, "no_repeat_ngram_size": 2, "min_length": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Folder and transformers' model of each family."""
+    root = tmp_path_factory.mktemp("public")
+    return {family: (root / family, write(family, root / family)) for family in FAMILIES}
+
+
+def written(predictor: Any, texts: list[str], **search: Any) -> list[str]:
+    name = "translation" if isinstance(predictor, Translator) else "summary"
+    return [" ".join(getattr(answer, name).split()) for answer in predictor.predict(texts, **search)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_as_transformers_writes_it(family: str, way: str, tmp_path: Path) -> None:
+    theirs = write(family, tmp_path, **WAYS[way])
+    predictor = tasks.load(tmp_path, device="cpu")
+    texts = [PREFIX * (family == "t5") + text for text in TEXTS]
+    expected = written_by_transformers(theirs, texts)
+    assert written(predictor, TEXTS) == expected
+    assert len(set(expected)) > 2, "texts that are all alike would show nothing"
+    assert written(predictor, TEXTS, num_beams=3, max_length=9) == written_by_transformers(
+        theirs, texts, num_beams=3, max_length=9
+    ), "a keyword goes before generation_config.json"
+
+
+def test_which_task_has_it(folders: dict[str, Any]) -> None:
+    assert isinstance(tasks.load(folders["marian"][0]), Translator)
+    assert isinstance(tasks.load(folders["bart"][0]), Summarizer)
+    assert isinstance(tasks.load(str(folders["t5"][0])), Summarizer)
+    assert tasks.load(folders["marian"][0]).processor.options["source_lang"] == "en"
+    with pytest.raises(CheckpointError, match=r"expected a model for summarization, found one of marian"):
+        load_summarizer(folders["marian"][0])
+    folder, theirs = folders["bart"]
+    assert written(load_translator(folder, device="cpu"), TEXTS) == written_by_transformers(theirs, TEXTS)
+
+
+def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
+    folder, theirs = folders["t5"]
+    assert written(load_translator(folder, device="cpu"), TEXTS) == written_by_transformers(theirs, TEXTS)
+    asked = load_translator(folder, device="cpu", prefix="the old:")
+    expected = written_by_transformers(theirs, [f"the old: {text}" for text in TEXTS])
+    assert written(asked, TEXTS) == expected
+    assert asked.predict([TEXTS[0]])[0].tokens_cut == 0
+    shutil.copytree(folder, tmp_path / "t5")
+    config = json.loads((folder / "config.json").read_text())
+    pairs = {f"translation_en_to_{code}": {"prefix": f"to {code}: ", "max_length": 7} for code in ("de", "fr")}
+    (tmp_path / "t5" / "config.json").write_text(json.dumps(config | {"task_specific_params": pairs}))
+    with pytest.raises(CheckpointError, match=r"choose one by its prefix, of 'to de: ', 'to fr: '"):
+        load_translator(tmp_path / "t5")
+    found = load_translator(tmp_path / "t5", device="cpu", prefix="to fr:")
+    expected = written_by_transformers(theirs, [f"to fr: {text}" for text in TEXTS], max_length=7)
+    assert written(found, TEXTS) == expected, "what config.json has for the task goes before generation_config.json"
+    with pytest.raises(CheckpointError, match="bart models read texts as they are"):
+        load_summarizer(folders["bart"][0], prefix="a: ")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_cut_is_said(family: str, folders: dict[str, Any]) -> None:
+    predictor = tasks.load(folders[family][0], device="cpu")
+    limit = {"marian": 100, "bart": 128, "t5": 512}[family]
+    assert predictor.processor.max_source_len == limit
+    text = LONG if family != "t5" else LONG * 9
+    whole = predictor.processor.whole_length(predictor.processor.source, text)
+    assert [answer.tokens_cut for answer in predictor.predict([text, TEXTS[0]])] == [whole - limit, 0]
+    assert f"longer than {limit} tokens" in predictor.remark()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    predictor = tasks.load(folders[family][0], device="cpu")
+    said = TEXTS[0]  # a random model may say nothing at all
+    if family == "marian":
+        written = [Translation("0", TEXTS[1], said, 0.0)]
+        found = predictor.explain_written([predictor.as_sample(TEXTS[1], 0)], written)[0]
+    else:
+        found = predictor.explain_written([SummarySample("0", TEXTS[1])], [Summary("0", said, 0.0)])[0]
+    assert found.weights.shape[0] == len(found.words) > 5
+    torch.testing.assert_close(found.weights.sum(1), torch.ones(len(found.words)))
+    if family == "marian":
+        assert found.source_words == TEXTS[1].split()
+    else:
+        read = [TEXTS[1][start:end] for start, end in found.spans]
+        assert "".join(read) == TEXTS[1].replace(" ", "")
+        assert found.weights.shape[1] == len(read)
+    found.save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tasks.summarization.__main__ import INPUTS
+
+    folder, theirs = folders["t5"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"document": text}) + "\n" for text in TEXTS))
+    words = f"--checkpoint {folder} --input {tmp_path}/in.jsonl --num_beams 2 --device cpu --precision float32"
+    inference.run(
+        "summarization", "predict", model_parser("summarization", "predict", INPUTS).parse_args(words.split())
+    )
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = written_by_transformers(theirs, [PREFIX + text for text in TEXTS], num_beams=2)
+    assert [" ".join(row["summary"].split()) for row in rows] == expected
+
+
+# Fewer bits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", linears.PRECISIONS)
+def test_precision(precision: str, folders: dict[str, Any]) -> None:
+    if linears.why_not(precision) is not None:
+        pytest.skip(f"{precision}: {linears.why_not(precision)}")
+    plain, packed = (tasks.load(folders["marian"][0], device="cpu", precision=p) for p in (None, precision))
+    kinds = {type(module) for module in packed.model.modules()}
+    assert kinds & {linears.PackedLinear, linears.Int8Linear}
+    assert torch.nn.Linear not in kinds
+    found = written(packed, TEXTS)
+    assert sum(map(bool, found)) > 2, "a random model may have nothing to say to some"
+    if precision == "float32":
+        assert found == written(plain, TEXTS)
+    assert packed.explain(TEXTS[0]).weights.isfinite().all()
+    with pytest.raises(UserError, match="precision: expected one of float32, bfloat16, int8, found 'int4'"):
+        tasks.load(folders["marian"][0], precision="int4")
+
+
+def test_a_precision_that_cannot_be_had(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linears, "why_not", lambda precision: "no such operator")
+    with pytest.warns(UserWarning, match=r"'int8' is not available, linear maps stay plain: no such operator"):
+        found = tasks.load(folders["marian"][0], device="cpu", precision="int8")
+    assert written(found, TEXTS) == written(tasks.load(folders["marian"][0], device="cpu"), TEXTS)
+
+
+# Where they come from -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache in an empty folder, and no network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_from_the_hubs_cache(folders: dict[str, Any], offline: Path) -> None:
+    folder, theirs = folders["marian"]
+    place = offline / "models--own--er"
+    shutil.copytree(folder, place / "snapshots" / ("a" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("a" * 40)
+    expected = written_by_transformers(theirs, TEXTS)
+    assert written(tasks.load("hf:own/er", device="cpu"), TEXTS) == expected
+    assert written(load_translator("hf:own/er@main", device="cpu"), TEXTS) == expected
+
+
+def test_what_is_not_there_is_one_error(offline: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^hf:own/other: .*own/other.*no such folder, nor in the hub's cache"
+    ) as e:
+        tasks.load("hf:own/other")
+    assert "\n" not in str(e.value)
+    for name in ("hf:", "hf:.", "hf:a/b/c", "hf:/etc"):
+        with pytest.raises(CheckpointError, match="expected hf:owner/name"):
+            tasks.load(name)
+
+
+def test_bad_folders(folders: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(CheckpointError, match=r"a public one of marian, bart, t5; found one of 'gpt2'"):
+        tasks.load(tmp_path)
+    folder = tmp_path / "marian"
+    for name, message in (
+        ("model.safetensors", "no weights"),
+        ("vocab.json", "expected tokenizer.json; or source.spm and target.spm and vocab.json"),
+    ):
+        shutil.copytree(folders["marian"][0], folder)
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=message) as error:
+            tasks.load(folder)
+        assert error.value.user_error  # type: ignore[attr-defined]
+        shutil.rmtree(folder)
+    shutil.copytree(folders["marian"][0], folder)
+    (folder / "vocab.json").write_text(
+        json.dumps({f"w{n}": n for n in range(900)} | {"</s>": 0, "<unk>": 1, "<pad>": 2})
+    )
+    with pytest.raises(CheckpointError, match="expected a tokenizer of at most"):
+        tasks.load(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"typical_p": 0.5, "max_length": 9}))
+    with pytest.raises(CheckpointError, match=r"typical_p = 0\.5"):
+        tasks.load(folder)
+
+
+def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
+    shutil.copytree(Path(tasks.__file__).parent / "translation" / "checkpoint", tmp_path / "run" / "model")
+    assert find_model(tmp_path / "run").folder == tmp_path / "run" / "model"
+    assert isinstance(tasks.load(tmp_path / "run", device="cpu"), Translator)

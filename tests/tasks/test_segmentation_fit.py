@@ -1,0 +1,106 @@
+"""Training segmentation by the command line: built-in scenes, a folder of one's own, the baseline, bad settings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.demo.segmentation import NAMES, make
+from data.errors import DataError
+from data.segmentation import SegmentationProcessor
+from tasks import load
+from tasks.common.errors import ConfigError
+from tasks.segmentation.module import SegmentationDataModule
+from tests.tasks.runs import read, run
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def own_data(root: Path, sizes: tuple[tuple[int, int], ...] = ((64, 64), (48, 64), (64, 64), (40, 40))) -> Path:
+    """Scenes as files, cut to these heights and widths, with a class list and void pixels."""
+    root.mkdir()
+    (root / "classes.txt").write_text("\n".join([*(f"{n} {name}" for n, name in enumerate(NAMES)), "20 Void"]))
+    for split in ("train", "val"):
+        for part in ("images", "masks"):
+            (root / split / part).mkdir(parents=True)
+        for sample, (height, width) in zip(make(split, len(sizes)), sizes, strict=True):
+            Image.fromarray(sample.image[:height, :width]).save(root / split / "images" / f"{sample.id}.png")
+            mask = sample.mask[:height, :width].copy()
+            mask[:2] = 20
+            Image.fromarray(mask).save(root / split / "masks" / f"{sample.id}.png")
+    return root
+
+
+def test_fit_test_and_load(tmp_path: Path) -> None:
+    folder = run("fit", tmp_path / "run", "--model.class_weights median", task="segmentation")
+    run("test", folder, f"--checkpoint {folder / 'model'} --model.flip true --model.tile 48", task="segmentation")
+    metrics = read(folder / "metrics.json")
+    assert {"miou", "pixel_accuracy", "mean_accuracy", "iou/ground"} <= metrics["test"].keys()
+    assert {"cross_entropy", "dice", "loss"} <= metrics["fit"].keys()
+    assert load(folder / "model", device="cpu").processor.classes.names == NAMES
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    """Pictures of several sizes; seen smaller than they are, measured at their own size."""
+    data = own_data(tmp_path / "data")
+    options = f"--data.train {data / 'train'} --data.val {data / 'val'} --data.image_size 32 --data.batch_size 4"
+    augment = "--data.augment.crop [24,40] --data.augment.scale [0.8,1.2]"
+    folder = run("fit", tmp_path / "run", f"{options} {augment}", task="segmentation")
+    predictor = load(folder / "model", device="cpu")
+    assert predictor.processor.size == 32
+    assert predictor.processor.classes.void == (20,)
+    answers = predictor.predict([{"image": path} for path in sorted((data / "val" / "images").iterdir())])
+    assert [answer.size for answer in answers] == [(64, 64), (64, 48), (64, 64), (40, 40)]
+
+
+def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(tmp_path: Path) -> None:
+    data = own_data(tmp_path / "data")
+    Image.new("L", (9, 9)).save(data / "val" / "masks" / "val-0001.png")
+    options = f"--data.train {data / 'train'} --data.val {data / 'val'}"
+    with pytest.raises(DataError, match=r"val-0001\.png: expected the size of its picture, 64 x 48, found 9 x 9"):
+        run("fit", tmp_path / "run", options, task="segmentation")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
+    module = SegmentationDataModule(hide="context")
+    module.processor = SegmentationProcessor.fit(module.dataset("test"))  # type: ignore[arg-type]
+    samples = make("test", 2)
+    shuffled = module.collate_fn("val")(samples)
+    module.hide = None
+    plain = module.collate_fn("val")(samples)
+
+    def patches(batch: object, row: int) -> list[bytes]:
+        joined = torch.cat([batch.pixel_values[row], batch.labels[row][None].float()])  # type: ignore[attr-defined]
+        cells = joined.unflatten(1, (8, 8)).unflatten(3, (8, 8)).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        return [cell.contiguous().numpy().tobytes() for cell in cells]
+
+    for row in range(2):
+        before, after = patches(plain, row), patches(shuffled, row)
+        assert before != after
+        assert sorted(before) == sorted(after)
+
+
+def test_patches_need_whole_ones() -> None:
+    module = SegmentationDataModule(hide="context")
+    module.processor = SegmentationProcessor.fit(module.dataset("test"))  # type: ignore[arg-type]
+    sample = make("test", 1)[0]
+    sample.image, sample.mask = sample.image[:60], np.ascontiguousarray(sample.mask[:60])
+    with pytest.raises(ConfigError, match="whole patches of 8"):
+        module.collate_fn("val")([sample])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.loss.tversky 1.0", "model.loss: expected cross_entropy, dice, focal"),
+        ("--model.attention.kind dense", "attention: of segformer alone"),
+        ("--data.augment.flip 3", "data.augment: flip: expected 0 to 1"),
+        ("--model.network fcn", "network"),
+    ],
+)
+def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("fit", tmp_path / "run", options, task="segmentation")
+    assert not (tmp_path / "run" / "last.ckpt").exists()

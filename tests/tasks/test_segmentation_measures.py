@@ -1,0 +1,224 @@
+"""Segmentation's figures and losses against their definitions, and tiles."""
+
+import itertools
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tasks.segmentation.losses import class_weights, cross_entropy, dice, focal, segmentation_loss
+from tasks.segmentation.metrics import SegmentationMetric
+from tasks.segmentation.tiles import segment, starts
+
+VOID = 255
+
+
+def by_hand(pairs: list[tuple[int, int]], names: list[str]) -> dict[str, float]:
+    """The figures from (truth, prediction) pixel by pixel: a confusion matrix in plain Python."""
+    K = len(names)
+    table = [[0] * K for _ in range(K)]
+    for true, said in pairs:
+        if true != VOID:
+            table[true][said] += 1
+    found: dict[str, float] = {}
+    recalls, right = [], 0
+    for k in range(K):
+        hits, row, column = table[k][k], sum(table[k]), sum(table[i][k] for i in range(K))
+        right += hits
+        if row + column:
+            found[f"iou/{names[k]}"] = hits / (row + column - hits)
+        if row:
+            recalls.append(hits / row)
+    total = sum(map(sum, table))
+    ious = list(found.values())
+    return found | {
+        "miou": sum(ious) / len(ious) if ious else 0.0,
+        "pixel_accuracy": right / total if total else 0.0,
+        "mean_accuracy": sum(recalls) / len(recalls) if recalls else 0.0,
+    }
+
+
+def test_miou_equals_a_confusion_matrix_by_hand_on_1000_random_cases() -> None:
+    """One to nine classes, some absent from truth, prediction or both; void from nowhere to everywhere; batches."""
+    draw = random.Random(0)
+    seen = {"absent": 0, "only said": 0, "all void": 0}
+    for _ in range(1000):
+        K = draw.randint(1, 9)
+        names = [f"c{k}" for k in range(K)]
+        true_classes = draw.sample(range(K), draw.randint(1, K))
+        said_classes = draw.sample(range(K), draw.randint(1, K))
+        void = draw.choice([0.0, 0.0, 0.2, 0.9, 1.0])
+        metric, pairs = SegmentationMetric(names), []
+        for _ in range(draw.randint(1, 3)):
+            size = (draw.randint(1, 3), draw.randint(1, 5), draw.randint(1, 5))
+            pixels = math.prod(size)
+            true = [VOID if draw.random() < void else draw.choice(true_classes) for _ in range(pixels)]
+            said = [t if t != VOID and draw.random() < 0.5 else draw.choice(said_classes) for t in true]
+            pairs += list(zip(true, said, strict=True))
+            metric.update(
+                torch.tensor(said, dtype=torch.uint8).view(size), torch.tensor(true, dtype=torch.uint8).view(size)
+            )
+        expected = by_hand(pairs, names)
+        found = {name: float(value) for name, value in metric.compute().items()}
+        assert found == pytest.approx(expected, abs=1e-12)
+        assert found.keys() == expected.keys()
+        seen["absent"] += any(f"iou/{name}" not in expected for name in names)
+        seen["only said"] += any(value == 0 for name, value in expected.items() if name.startswith("iou/"))
+        seen["all void"] += all(t == VOID for t, _ in pairs)
+    assert min(seen.values()) > 50
+
+
+def test_it_is_no_mean_over_pictures() -> None:
+    """A picture with a class and one without: the mean of their IoUs would be 0.75."""
+    metric = SegmentationMetric(["a", "b"])
+    metric.update(torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
+    metric.update(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 1]]))
+    found = metric.compute()
+    assert float(found["iou/a"]) == pytest.approx(3 / 4)
+    assert float(found["iou/b"]) == pytest.approx(2 / 3)
+    assert float(found["miou"]) == pytest.approx((3 / 4 + 2 / 3) / 2)
+
+
+def test_miou_equals_torchmetrics_jaccard() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+    theirs = torchmetrics.JaccardIndex("multiclass", num_classes=6, ignore_index=VOID)
+    ours = SegmentationMetric([str(k) for k in range(6)])
+    for n in range(20):
+        generator = torch.Generator().manual_seed(n)
+        true = torch.randint(5, (2, 8, 9), generator=generator)  # class 5 is never true
+        said = torch.randint(6 if n % 2 else 5, (2, 8, 9), generator=generator)
+        true[torch.rand(2, 8, 9, generator=generator) < 0.2] = VOID
+        theirs.update(said, true)
+        ours.update(said, true)
+    torch.testing.assert_close(ours.compute()["miou"].float(), theirs.compute())
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+def case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 5, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (2, 5, 6), generator=generator)  # class 3 is absent
+    labels[0, :2] = VOID
+    return logits, labels, torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+
+
+def pixels_of(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, int]]:
+    """(log-probabilities (K,), label) of the labelled pixels."""
+    log_p = logits.log_softmax(1).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
+    return [(row, int(y)) for row, y in zip(log_p, labels.reshape(-1), strict=True) if y != VOID]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_by_hand(weighted: bool) -> None:
+    logits, labels, given = case()
+    weights = given if weighted else None
+    w = given.tolist() if weighted else [1.0] * 4
+    pixels = pixels_of(logits, labels)
+    mass = sum(w[y] for _, y in pixels)
+    expected = sum(-w[y] * float(row[y]) for row, y in pixels) / mass
+    assert float(cross_entropy(logits, labels, weights)) == pytest.approx(expected, abs=1e-10)
+    expected = sum(-w[y] * (1 - math.exp(float(row[y]))) ** 2 * float(row[y]) for row, y in pixels) / mass
+    assert float(focal(logits, labels, weights)) == pytest.approx(expected, abs=1e-10)
+    parts = []
+    for k in range(3):
+        p = [math.exp(float(row[k])) for row, _ in pixels]
+        hits = sum(share for share, (_, y) in zip(p, pixels, strict=True) if y == k)
+        true = sum(y == k for _, y in pixels)
+        parts.append(1 - (2 * hits + 1) / (sum(p) + true + 1))
+    expected = sum(w[k] * part for k, part in enumerate(parts)) / sum(w[:3])
+    assert float(dice(logits, labels, weights)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dice, focal])
+def test_void_pixels_do_not_matter(loss: Any) -> None:
+    logits, labels, weights = case()
+    changed = logits.clone()
+    changed[:, :, labels[0] == VOID] += torch.randn(2, 4, 12, dtype=torch.float64) * (labels[:, :2, :] == VOID).view(
+        2, 1, 12
+    )
+    assert float(loss(logits, labels, weights)) == pytest.approx(float(loss(changed, labels, weights)), abs=1e-6)
+    logits.requires_grad_()
+    loss(logits, labels, weights, 0.1).backward()
+    assert logits.grad is not None
+    assert (logits.grad.permute(0, 2, 3, 1)[labels == VOID] == 0).all()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dice, focal])
+def test_without_a_labelled_pixel_a_loss_is_zero(loss: Any) -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    value = loss(logits, torch.full((1, 4, 4), VOID))
+    value.backward()
+    assert float(value.detach()) == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dice, focal])
+def test_what_is_right_and_sure_costs_nothing(loss: Any) -> None:
+    labels = torch.randint(3, (2, 6, 6), generator=torch.Generator().manual_seed(0))
+    logits = 60.0 * F.one_hot(labels, 3).permute(0, 3, 1, 2)
+    assert float(loss(logits, labels)) < 1e-6
+
+
+def test_labels_are_brought_to_the_size_of_coarser_scores() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 0]]], dtype=torch.uint8)
+    logits = 60.0 * F.one_hot(torch.tensor([[[0, 1], [2, 0]]]), 3).permute(0, 3, 1, 2)
+    parts = segmentation_loss({"cross_entropy": 2.0, "dice": 1.0}, logits, labels)
+    assert set(parts) == {"cross_entropy", "dice"}
+    assert float(sum(parts.values())) < 1e-6
+    single = segmentation_loss({"cross_entropy": 1.0}, logits + 1.0 * torch.randn_like(logits.float()), labels)
+    double = segmentation_loss({"cross_entropy": 2.0}, logits, labels)
+    assert double["cross_entropy"] >= 0
+    assert single["cross_entropy"] >= 0
+
+
+def test_class_weights_by_hand() -> None:
+    assert class_weights("none", [1, 2]) is None
+    found = class_weights("median", [10, 40, 50])
+    assert found is not None
+    raw = torch.tensor([4.0, 1.0, 0.8])
+    torch.testing.assert_close(found, raw / raw.mean())
+    absent = class_weights("log", [0, 30, 70])
+    assert absent is not None
+    assert absent[0] == absent.max()
+    assert absent.isfinite().all()
+    with pytest.raises(ValueError, match="unknown class_weights 'inverse'"):
+        class_weights("inverse", [1])
+
+
+# Tiles ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(50, 70), (32, 90), (20, 20), (33, 32)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_tiles_of_a_local_model_make_the_whole(size: tuple[int, int], overlap: float) -> None:
+    """Where each pixel is scored by itself, tiles blend to what one pass gives."""
+    pixels = torch.randn(2, 3, *size, dtype=torch.float64)
+    mix = torch.randn(5, 3, dtype=torch.float64)
+    run = lambda x: torch.einsum("kc,bchw->bkhw", mix, x)  # noqa: E731
+    torch.testing.assert_close(segment(run, pixels, 32, overlap), run(pixels), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"), [(100, 40, 0.25), (101, 100, 0.5), (64, 64, 0.25), (999, 37, 0.9)]
+)
+def test_tiles_cover_and_overlap(size: int, tile: int, overlap: float) -> None:
+    found = starts(size, tile, overlap)
+    assert found[0] == 0
+    assert found[-1] + tile >= size
+    assert all(b - a <= max(1, math.ceil(tile * (1 - overlap))) for a, b in itertools.pairwise(found))
+    assert all(0 <= start <= max(0, size - tile) for start in found)
+
+
+def test_flips_are_flipped_back() -> None:
+    pixels = torch.randn(1, 2, 6, 8)
+    right = torch.arange(8.0)
+    run = lambda x: x * right  # noqa: E731
+    torch.testing.assert_close(segment(run, pixels, flip=True), pixels * (right + right.flip(0)) / 2)
