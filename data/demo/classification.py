@@ -31,6 +31,10 @@ _RGB = np.array(
 )
 _PATCH = 40  # pixels; holds the largest thing
 _MARGIN = 6.0  # pixels by which the larger of the two distances wins: no picture is on the edge of two classes
+# Mean pooling over a convolutional map must not tell where a part lies: between parts that lie beside each other there
+# is more than a small window shows, and their centres keep away from the edge, which padding would give away.
+_GAP = 13.0
+_EDGE = 16.0
 
 
 class Part(NamedTuple):
@@ -101,17 +105,18 @@ def _look(rng: Random) -> tuple[int, int]:
     return int(rng.random() * len(_RGB)), int(rng.random() * len(TEXTURES))
 
 
-def _part(rng: Random, shape: int, low: float, high: float) -> Part:
-    """A thing somewhere in the picture."""
+def _part(rng: Random, shape: int, low: float, high: float, edge: float = 0.0) -> Part:
+    """A thing somewhere in the picture, its centre at least so far from the edge."""
     radius = low + rng.random() * (high - low)
-    x, y = (radius + 1 + rng.random() * (IMAGE_SIZE - 2 * radius - 2) for _ in range(2))
+    edge = max(edge, radius + 1)
+    x, y = (edge + rng.random() * (IMAGE_SIZE - 2 * edge) for _ in range(2))
     return Part(shape, x, y, radius, *_look(rng))
 
 
 def _pair(rng: Random, relation: str) -> tuple[Part, Part]:
     """Circle and square in this relation."""
     if relation in ("inside", "around"):
-        outer = _part(rng, SQUARE if relation == "inside" else CIRCLE, 9.5, 12.5)
+        outer = _part(rng, SQUARE if relation == "inside" else CIRCLE, 9.5, 12.5, _EDGE)
         radius = 0.4 * outer.radius + rng.random() * 0.1 * outer.radius
         play = outer.radius * 0.15
         x, y = (place + (2 * rng.random() - 1) * play for place in (outer.x, outer.y))
@@ -121,12 +126,12 @@ def _pair(rng: Random, relation: str) -> tuple[Part, Part]:
         inner = Part(CIRCLE if relation == "inside" else SQUARE, x, y, radius, colour, texture)
         return (inner, outer) if relation == "inside" else (outer, inner)
     while True:
-        circle, square = _part(rng, CIRCLE, 4.5, 12.0), _part(rng, SQUARE, 4.5, 12.0)
+        circle, square = (_part(rng, shape, 4.5, 7.5, _EDGE) for shape in (CIRCLE, SQUARE))
         dx, dy = circle.x - square.x, circle.y - square.y
         apart = abs(dx) if relation in ("left", "right") else abs(dy)
         beside = abs(dy) if relation in ("left", "right") else abs(dx)
         towards = {"left": dx < 0, "right": dx > 0, "above": dy < 0, "below": dy > 0}[relation]
-        if towards and apart >= beside + _MARGIN and not _touch(circle, square):
+        if towards and apart >= max(beside + _MARGIN, circle.radius + square.radius + _GAP):
             return circle, square
 
 

@@ -128,7 +128,6 @@ class ResidualNet(nn.Module):
             for before, after, number in zip(channels, channels[1:], numbers, strict=False)
         )
         self.out_channels = channels[-1]
-        self.last_blocks = numbers[-1] if numbers else 0  # at the resolution of the result
         self.stride = stem_stride * 2 ** (len(channels) - 1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from mmattn.backbones.cct import CompactTransformer
 from mmattn.backbones.conv import ResidualNet
 from mmattn.backbones.vit import VisionTransformer
+from mmattn.explain.maps import capture
 from mmattn.explain.relevance import Step, relevance
 from mmattn.spatial import MapPooling
 
@@ -202,7 +204,12 @@ class ClassificationModel(nn.Module):
         return steps
 
     def relevance(self, pixel_values: Tensor, classes: Tensor) -> Tensor:
-        """Where each class was read off its picture: attention weighted by its gradient (Chefer et al. 2021).
+        """Where each class was read off its picture.
+
+        Where cells are tokens, attention weighted by its gradient and followed through the layers (Chefer et al. 2021).
+        Cells of a convolutional map see much of what is around them, and say little about where it was: for "residual"
+        the score is followed on to the stem, ``relu(d score / d F) F`` over its channels (LayerCAM; Jiang et al. 2021,
+        section 3), smoothed.
 
         Args:
             pixel_values: (B, 3, H, W).
@@ -212,16 +219,31 @@ class ClassificationModel(nn.Module):
             (B, gh, gw), not negative, each summing to one (or zero, where nothing speaks for the class).
 
         Raises:
-            ValueError: the model attends to nothing (mean pooling over a convolutional map).
+            ValueError: nothing to follow: mean pooling over the map of a timm backbone.
         """
-        if not self.plan():
-            raise ValueError("mean pooling over a convolutional map attends to nothing: there is nothing to explain")
-        found = relevance(self, lambda: self(pixel_values).logits.gather(1, classes[:, None])[:, 0], self.plan())
-        cells = found["read", "cells"].sum(1) if ("read", "cells") in found else self._read(found["cells", "cells"])
-        maps = cells.unflatten(1, self._grid(pixel_values))
+
+        def score() -> Tensor:
+            return self(pixel_values).logits.gather(1, classes[:, None])[:, 0]
+
         if isinstance(self.backbone, ResidualNet):
-            maps = _spread(maps, 2 * self.backbone.last_blocks)
+            maps = _smoothed(_layer_cam(self.backbone.stem, score))
+        elif self.plan():
+            found = relevance(self, score, self.plan())
+            cells = found["read", "cells"].sum(1) if ("read", "cells") in found else self._read(found["cells", "cells"])
+            maps = cells.unflatten(1, self._grid(pixel_values))
+        else:
+            raise ValueError("mean pooling over the map of a timm backbone attends to nothing")
         return maps / maps.sum((1, 2), keepdim=True).clamp_min(1e-12)
+
+    def attention_map(self, pixel_values: Tensor) -> Tensor | None:
+        """Where the queries over a convolutional map, or sequence pooling, look: (B, gh, gw), the mean over heads and
+        queries, summing to one; none where nothing pools by attention."""
+        path = next((step.path for step in self.plan() if step.query == "read"), None)
+        if path is None:
+            return None
+        with torch.no_grad(), capture(self) as maps:
+            self(pixel_values)
+        return maps[path][0].mean((1, 2)).unflatten(1, self._grid(pixel_values))
 
     def _read(self, R: Tensor) -> Tensor:
         """The cells (B, P) behind what a transformer hands over: its first tokens', or the mean of all."""
@@ -255,13 +277,27 @@ class ClassificationModel(nn.Module):
         return depths | dict.fromkeys(self.head.parameters(), top)
 
 
-def _spread(maps: Tensor, convolutions: int) -> Tensor:
-    """What a cell has seen: with each 3x3 convolution a little more of its neighbours, as a binomial (B, gh, gw).
+def _layer_cam(layer: nn.Module, score: Callable[[], Tensor]) -> Tensor:
+    """``sum_c relu(d score / d F_c) F_c`` of a layer's output F, with gradients even where they are off: (B, h, w)."""
+    seen: list[Tensor] = []
 
-    The effective receptive field of so many convolutions (Luo et al. 2016, section 2).
-    """
+    def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[-1]
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(score().sum(), seen[:1])
+    finally:
+        handle.remove()
+    return (gradient.clamp_min(0.0) * seen[0].detach()).sum(1)
+
+
+def _smoothed(maps: Tensor, steps: int = 6) -> Tensor:
+    """Each cell with its neighbours, by a binomial (B, h, w): edges of a thing, which weigh most, meet within it."""
     line = maps.new_tensor([0.25, 0.5, 0.25])
     kernel = (line[:, None] * line)[None, None]
-    for _ in range(convolutions):
+    for _ in range(steps):
         maps = nn.functional.conv2d(maps[:, None], kernel, padding=1)[:, 0]
     return maps

@@ -45,6 +45,7 @@ class ClassificationExplanation:
     answer: ClassificationAnswer
     image: Any  # a PIL image
     relevance: Tensor  # (gh, gw) over the model's grid, sums to one
+    attention: Tensor | None  # likewise, where the pooling looks, over its own grid; none where none attends
     window: tuple[float, float, float, float]  # the part of the picture that the grid covers, xyxy in 0..1
     regions: list[tuple[float, float, float, float]] = field(
         default_factory=list
@@ -55,7 +56,9 @@ class ClassificationExplanation:
         from mmattn.plot import overlay
 
         title = f"{self.answer.label} ({self.answer.score:.2f})"
-        overlay(self.image, self.relevance, path, title, self.regions or None, window=self.window)
+        maps = {"relevance": self.relevance} | ({} if self.attention is None else {"attention": self.attention})
+        boxes = self.regions or None
+        overlay(self.image, list(maps.values()), path, title, boxes, titles=list(maps), window=self.window)
 
 
 class ClassificationPredictor:
@@ -132,11 +135,14 @@ class ClassificationPredictor:
             relevance = self.model.relevance(batch.pixel_values, logits.argmax(-1)).detach().cpu()  # (B, gh, gw)
         except ValueError as error:
             raise DataError("explain", "a model that attends to the picture", str(error)) from None
+        attention = self.model.attention_map(batch.pixel_values)
         explanations = []
         for n, (sample, answer) in enumerate(zip(samples, self._answers(samples, logits), strict=True)):
             picture = image(image_source(sample), name=f"item {sample.id}") if image else None
             window = self.processor.image.window(picture.size) if picture else (0.0, 0.0, 1.0, 1.0)
-            explanations.append(ClassificationExplanation(answer, picture, relevance[n], window, list(sample.regions)))
+            looked = None if attention is None else attention[n].cpu()
+            regions = list(sample.regions)
+            explanations.append(ClassificationExplanation(answer, picture, relevance[n], looked, window, regions))
         return explanations
 
     # The command line -------------------------------------------------------------------------------------------------

@@ -57,15 +57,11 @@ class TestClassificationModel(TaskModelTests):
             optimizer.step()
         assert loss < 0.1
 
-    def test_relevance_is_a_map_for_each_picture(self, model: ClassificationModel, variant: str) -> None:
+    def test_relevance_is_a_map_for_each_picture(self, model: ClassificationModel) -> None:
         model = model.eval()
         pixels, classes = self.inputs(3, 0)["pixel_values"], torch.tensor([1, 0, 4])
-        if variant == "mean":
-            with pytest.raises(ValueError, match="attends to nothing"):
-                model.relevance(pixels, classes)
-            return
         found = model.relevance(pixels, classes)
-        side = {"residual": 8, "cct": 8, "vit": 4}[model.kind]
+        side = {"residual": 16, "cct": 8, "vit": 4}[model.kind]
         assert found.shape == (3, side, side)
         assert (found >= 0).all()
         total = found.sum((1, 2))
@@ -73,6 +69,14 @@ class TestClassificationModel(TaskModelTests):
         alone = model.relevance(pixels[1:2], classes[1:2])
         torch.testing.assert_close(alone[0], found[1], atol=1e-4, rtol=0)
         assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_where_the_pooling_looks(self, model: ClassificationModel, variant: str) -> None:
+        found = model.eval().attention_map(self.inputs(3, 0)["pixel_values"])
+        if "mean" in variant or model.kind == "vit":
+            assert found is None
+        else:
+            assert found.shape == (3, 8, 8)
+            torch.testing.assert_close(found.sum((1, 2)), torch.ones(3))
 
     def test_every_parameter_has_a_depth(self, model: ClassificationModel) -> None:
         depths = model.depth_of()
@@ -104,7 +108,7 @@ def test_the_queries_look_where_the_object_is() -> None:
     x, cells, labels = pictures(40)
     model.eval()
     assert (model(x).logits.argmax(1) == labels).float().mean() > 0.9
-    found = nn.functional.avg_pool2d(model.relevance(x, labels)[:, None], 2).flatten(1).argmax(1)
+    found = nn.functional.avg_pool2d(model.relevance(x, labels)[:, None], 4).flatten(1).argmax(1)
     hits = [(found == cells)[labels == label].float().mean() for label in (0, 1)]
     assert max(hits) > 0.9  # of two classes one may be what is left where the other is not seen
 
@@ -150,3 +154,6 @@ def test_timm_backbone() -> None:
     assert model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 7)
     assert model.relevance(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).shape == (2, 4, 4)
     assert model.depth_of().keys() == set(model.parameters())
+    mean = ClassificationModel(**{**SMALL, "image_size": 64}, backbone="timm/test_resnet", pool="mean")
+    with pytest.raises(ValueError, match="attends to nothing"):
+        mean.relevance(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
