@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 import math
@@ -165,9 +166,7 @@ class PairDataModule(TaskDataModule):
 
 def _without_source(make: Callable[..., PairBatch], samples: list[PairSample], **options: Any) -> PairBatch:
     """A batch whose sources are one sign that says nothing."""
-    batch = make(samples, **options)
-    batch.source_ids, batch.source_mask = batch.source_ids[:, :1] * 0 + 1, batch.source_mask[:, :1] | True
-    return batch
+    return make([dataclasses.replace(sample, source=".") for sample in samples], **options)
 
 
 class PairModule(TaskModule):
@@ -178,6 +177,8 @@ class PairModule(TaskModule):
         val_beams: beams of the search that validates within fit; 1: greedy.
         num_beams: beams of `validate` and `test`; none: as a public model that training began with said, or 5.
         length_penalty: a finished beam scores log p / length^this; none: as that model said, or 1.
+        consensus: take the beam that agrees most with all beams, not the likeliest. With the two above it is what the
+            finished model's `predict` does, too.
         training: what TaskModule takes.
     """
 
@@ -225,8 +226,9 @@ class PairModule(TaskModule):
         return {"num_beams": self.num_beams, "length_penalty": self.length_penalty, "consensus": self.consensus}
 
     def complete_processor(self, processor: PairProcessor) -> PairProcessor:
-        known = processor.options.get("search", {})
-        processor.options["search"] = {**known, **{k: v for k, v in self.wanted().items() if v is not None}}
+        given = {name: value for name, value in self.wanted().items() if value is not None}
+        if given:
+            processor.options["search"] = processor.options.get("search", {}) | given
         return processor
 
     # ------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ WIDTH = 110  # signs a line
 MOST_LINES = 60
 SIGN, LINE = 0.602 * 8 / 72, 14 / 72  # inches: of a sign of DejaVu Sans Mono at 8 points, of a line
 MOST_COLUMNS = 48  # of the map
+DPI = 130
+FONT: dict[str, Any] = {"family": "monospace", "fontsize": 8}
 
 
 def draw(found: SummaryExplanation, path: str | Path) -> Any:
@@ -39,25 +41,28 @@ def draw(found: SummaryExplanation, path: str | Path) -> Any:
     columns = shade.topk(min(MOST_COLUMNS, len(shade))).indices.sort().values
     L = len(found.words)
     heights = [LINE * (len(shown) + 1), 0.2 * L + 1.2]
-    figure = Figure(figsize=(SIGN * WIDTH + 0.4, sum(heights) + 0.9), layout="constrained")
-    page, chart = figure.subplots(2, 1, height_ratios=heights)
-    page.set(xlim=(0, WIDTH), ylim=(len(shown), 0))
+    width = SIGN * WIDTH + 0.4
+    figure = Figure(figsize=(width, sum(heights) + 0.9), dpi=DPI, layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+    # In its own place, which no layout moves, so that the shading lies on the words.
+    page, chart = upper.add_axes((0.2 / width, 0, SIGN * WIDTH / width, 1)), lower.subplots()
+    page.set(xlim=(0, _signs_across(page)), ylim=(len(shown) + 1, 0))
     page.set_axis_off()
     _shade(page, shown, found.spans, shade)
     for row, (start, end) in enumerate(shown):
         text = found.document[start:end].replace("\t", " ")
-        page.text(0, row + 0.5, _plain(text), family="monospace", fontsize=8, va="center")
+        page.text(0, row + 0.5, _plain(text), va="center", **FONT)
     if len(shown) < len(lines):
-        page.set_title(f"the first {len(shown)} of {len(lines)} lines", fontsize=8)
+        page.text(0, len(shown) + 0.5, f"(the first {len(shown)} of {len(lines)} lines)", va="center", fontsize=8)
     image = chart.imshow(found.weights[:, columns].numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     labels = [found.document[slice(*found.spans[i])] for i in columns.tolist()]
     chart.set_xticks(range(len(labels)), [_plain(label) for label in labels], rotation=70, fontsize=7)
     chart.set_yticks(range(L), [_plain(word) for word in found.words], fontsize=7)
     chart.set(xlabel="tokens of the document", ylabel="summary")
-    figure.colorbar(image, ax=chart, shrink=0.8, label="share")
+    lower.colorbar(image, ax=chart, shrink=0.8, label="share")
     figure.suptitle(_plain(found.summary.summary or "(nothing)"), fontsize=9, wrap=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=DPI)
     return figure
 
 
@@ -79,6 +84,17 @@ def wrap(text: str, width: int = WIDTH) -> list[tuple[int, int]]:
             lines.append((start, end))
         start = end + 1
     return lines
+
+
+def _signs_across(page: Any) -> float:
+    """How many signs fit side by side: fonts are drawn on whole pixels, so that only drawing tells."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(page.figure.figure).get_renderer()  # of the figure, not of its part
+    probe = page.text(0, 0, "x" * WIDTH, **FONT)
+    signs: float = WIDTH * page.get_window_extent(renderer).width / probe.get_window_extent(renderer).width
+    probe.remove()
+    return signs
 
 
 def _shade(page: Any, lines: list[tuple[int, int]], spans: list[tuple[int, int]], shade: Tensor) -> None:

@@ -1,0 +1,32 @@
+"""Choosing among texts by what they have in common."""
+
+import math
+
+from tasks.common.consensus import agreed
+
+
+def test_the_one_that_agrees_with_most_wins_over_the_likeliest() -> None:
+    texts = ["pump", "old ship sailed", "ship sailed", "the ship sailed"]
+    assert agreed(texts, [-0.5, -1.0, -1.0, -1.0]) == 2
+
+
+def test_weights_are_the_softmax_of_the_scores() -> None:
+    texts = ["a b", "a c", "d e"]
+    assert agreed(texts, [-1.0, -1.0, -1.0]) in (0, 1)
+    assert agreed(texts, [-50.0, -50.0, 0.0], temperature=1.0) == 2
+
+
+def test_it_is_the_definition() -> None:
+    texts, log_p = ["x y z", "x y", "y z w", ""], [-1.0, -2.0, -1.5, -3.0]
+
+    def f1(a: str, b: str) -> float:
+        common = sum(min(a.split().count(w), b.split().count(w)) for w in set(a.split()))
+        return 2 * common / ((len(a.split()) + len(b.split())) or 1)
+
+    gains = [sum(math.exp(p / 4) * f1(a, b) for b, p in zip(texts, log_p, strict=True)) for a in texts]
+    assert agreed(texts, log_p) == gains.index(max(gains))
+
+
+def test_case_counts_for_nothing_and_one_text_is_chosen() -> None:
+    assert agreed(["Ship Sailed", "ship sailed", "pump"], [-1.0, -1.0, -0.9]) == 0
+    assert agreed(["only"], [-9.0]) == 0
