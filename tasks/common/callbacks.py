@@ -109,7 +109,10 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(Checkpoint):
-    """Write `best.ckpt` whenever the monitored metric is better than ever; remember all metrics of that moment."""
+    """Write `best.ckpt` whenever the monitored metric is as good as ever; remember all metrics of that moment.
+
+    Of equals the last: a metric that stays at zero says nothing, and what was trained longer is seldom worse.
+    """
 
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
         self.path, self.monitor, self.sign = folder / BEST, monitor, 1.0 if mode == "max" else -1.0
@@ -125,7 +128,7 @@ class BestCheckpoint(Checkpoint):
         score = self.sign * float(value)
         if math.isnan(score):
             logger.warning("%s is not a number at step %d; best.ckpt is kept.", self.monitor, trainer.global_step)
-        elif score > self.score:
+        elif score >= self.score:
             self.score = score
             self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             self.metrics |= {"epoch": trainer.current_epoch, "step": trainer.global_step}

@@ -317,10 +317,11 @@ class TaskCLI(LightningCLI):
         rundir.record_data(self.root, self.datamodule.fingerprint())
         main = self.model.monitor.split("/")[1]
         score = f" (val/{main} {validation[main]:.4f})" if main in validation else ""
+        which = "best model" if validation else "last model, since none was validated,"
         module = f"python -m tasks.{self.task}"
         own = " --data.test PATH" if self.datamodule.paths["train"] is not None else ""
         print(
-            f"Done: everything is in {self.root}; the best model in {self.root / 'model'}{score}.\n"
+            f"Done: everything is in {self.root}; the {which} in {self.root / 'model'}{score}.\n"
             f"Next: `{module} test --checkpoint {self.root / 'model'}{own}`; "
             f"`predict`, `explain` and `export` take the same folder."
         )

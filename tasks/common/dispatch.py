@@ -20,7 +20,7 @@ TRAINER_COMMANDS = {
     "test": "measure a model on the test split, or on any file by --data.test",
 }
 MODEL_COMMANDS = {
-    "predict": "answer for one item, a folder, or a JSONL/CSV file; JSON lines out",
+    "predict": "answer for one item or a file of them (formats: the task's README)",
     "explain": "draw what the model looked at, one PNG an item",
     "export": "write ONNX and torch.export programs, checked against the model",
 }

@@ -30,6 +30,19 @@ def _mode() -> int:
 
 
 @contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A name beside the target, with its suffix, for a writer that takes names; renamed unless something fails."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Write beside the target, fsync, rename; on any error the target is as it was and nothing is left beside it.
 

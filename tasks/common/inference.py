@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tasks.common.checkpoint import load_weights
 from tasks.common.errors import CheckpointError, UserError
-from tasks.common.files import atomic_write
+from tasks.common.files import atomic_path, atomic_write
 from tasks.common.pretrained import build_model, read_parts
 
 
@@ -187,9 +187,9 @@ def _explain(predictor: Predictor, items: Sequence[Any], options: argparse.Names
     skipped: list[str] = []
     for number, item in enumerate(progress(items, len(items), "explaining")):
         path = target / f"{number:05d}.png" if many else target
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            predictor.explain(item).save(path)
+            with atomic_path(path) as temporary:
+                predictor.explain(item).save(temporary)
         except Exception as error:
             if options.on_error != "skip" or not _is_bad_item(error):
                 raise

@@ -76,7 +76,9 @@ class SummarizationModule(PairModule):
     def build(self, sizes: Mapping[str, Any]) -> None:
         super().build(sizes)
         if PUBLIC in self.keywords and self.salience:
-            raise ConfigError(f"model.salience: expected 0: a public model copies nothing; found {self.salience}.")
+            raise ConfigError(
+                f"model.salience: expected 0, since a public model copies nothing; found {self.salience}."
+            )
 
     def run_model(self, batch: SummaryBatch) -> Any:
         return self.model(batch.source_ids, batch.source_mask, batch.target_ids, batch.sentence_starts, batch.copy_ids)

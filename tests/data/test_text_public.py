@@ -161,7 +161,7 @@ def test_a_prefix_stands_before_what_is_read_alone(t5: Path, tmp_path: Path) -> 
     assert ids[0][mask[0]].tolist() == [*plain.encode("the old dog: a basket"), plain.eos_id]
     assert target.encode_batch(["a basket"], eos=True)[0].tolist() == [[*plain.encode("a basket"), plain.eos_id]]
     assert source.spans("a basket") == plain.spans("a basket")
-    processor = PairProcessor(source, target, max_source_len=12, max_target_len=9)
+    processor = PairProcessor(source, target, max_source_len=32, max_target_len=9)
     processor.save(tmp_path)
     assert PairProcessor.load(tmp_path).encode_sources(["a basket"])[0].tolist() == ids.tolist()
     assert pickle.loads(pickle.dumps(source)).prefix_ids == source.prefix_ids

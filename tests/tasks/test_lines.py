@@ -63,7 +63,10 @@ def test_a_thousand_in_order(predict: Callable[..., None], tmp_path: Path) -> No
     predict("--input", str(table(tmp_path / "in.jsonl", documents)), "--output", str(tmp_path / "out"))
     found = answers(tmp_path / "out")
     assert [row["id"] for row in found] == [str(n) for n in range(1000)]
-    assert len({row["summary"] for row in found}) > 1
+    predict("--input", str(table(tmp_path / "some.jsonl", documents[39::-1])), "--output", str(tmp_path / "some"))
+    scores = [row["score"] for row in answers(tmp_path / "some")]
+    assert [row["score"] for row in found[39::-1]] == pytest.approx(scores, abs=2e-4)
+    assert len(set(scores)) > 5, "each line is the answer to its own document"
 
 
 def test_a_line_of_100_000_signs_is_cut_and_harms_no_other(
