@@ -28,8 +28,8 @@ class NonFiniteLossError(UserError):
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'kind'?"`, or nothing when no known name is close."""
+    """`" (did you mean 'kind'?)"`, or nothing when no known name is close."""
     import difflib
 
     close = difflib.get_close_matches(wrong, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""
