@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from data.augment import BatchAugment
 from data.errors import DataError, Problems, nearest, shorten
 from data.image import Box, ImageProcessor, ImageSource, load_image
 from data.image_files import TarImage, read_pictures
+from data.saved import Saved
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ def image_source(sample: ClassificationSample) -> ImageSource:
     return sample.image.read() if isinstance(sample.image, TarImage) else sample.image
 
 
-class ClassificationProcessor:
+class ClassificationProcessor(Saved):
     """What turns pictures into tensors and scores into class names; shipped with the model.
 
     Args:
@@ -201,7 +202,7 @@ class ClassificationProcessor:
         multi_label: Each class is there or not, whatever the others.
     """
 
-    FORMAT = 1
+    KEYS = frozenset({"image", "labels", "multi_label"})
 
     def __init__(self, image: ImageProcessor, labels: Sequence[str], multi_label: bool = False) -> None:
         self.image, self.labels, self.multi_label = image, list(labels), bool(multi_label)
@@ -258,48 +259,12 @@ class ClassificationProcessor:
         if len(kept) < len(dataset):
             dataset.keep(kept)
 
-    def config(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
-        return {
-            "format_version": self.FORMAT,
-            "image": self.image.config(),
-            "labels": self.labels,
-            "multi_label": self.multi_label,
-        }
-
-    def save(self, directory: str | Path) -> None:
-        """Writes ``processor.json``."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.config(), ensure_ascii=False, indent=1) + "\n"
-        Path(directory, "processor.json").write_text(text, encoding="utf-8")
+    def settings(self) -> dict[str, Any]:
+        return {"image": self.image.config(), "labels": self.labels, "multi_label": self.multi_label}
 
     @classmethod
-    def load(cls, directory: str | Path) -> ClassificationProcessor:
-        """Reads what ``save`` wrote, and nothing else.
-
-        Raises:
-            DataError: Missing, damaged, or of a format this version does not know.
-        """
-        from data.readers import read_json
-
-        path = Path(directory, "processor.json")
-        config = read_json(path)
-        wanted = {"format_version", "image", "labels", "multi_label"}
-        if not isinstance(config, Mapping) or set(config) != wanted:
-            keys = sorted(config) if isinstance(config, Mapping) else config
-            raise DataError(str(path), f"the keys {', '.join(sorted(wanted))}", shorten(keys))
-        if config["format_version"] != cls.FORMAT:
-            raise DataError(str(path), f"format_version {cls.FORMAT}", shorten(config["format_version"]))
-        try:
-            return cls(ImageProcessor.from_config(config["image"]), config["labels"], config["multi_label"])
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
-
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that is saved."""
-        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
+        return cls(ImageProcessor.from_config(config["image"]), config["labels"], config["multi_label"])
 
 
 def collate(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.errors import DataError, Problems, is_broken, shorten
+from data.saved import Saved
 from data.text import TextProcessor, TokenIds, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _fault(sample: PairSample, require_target: bool) -> tuple[str, str] | None:
     return None
 
 
-class PairProcessor:
+class PairProcessor(Saved):
     """What turns pairs of texts into ids and ids into text; shipped with the model.
 
     Args:
@@ -145,7 +146,7 @@ class PairProcessor:
         options: What else a task keeps, as JSON takes it (languages).
     """
 
-    FORMAT = 1
+    KEYS = frozenset({"source", "target", "max_source_len", "max_target_len", "options"})
 
     def __init__(
         self,
@@ -240,10 +241,8 @@ class PairProcessor:
         """Plain text, as a person would write it, from target ids."""
         return self.target.decode(ids)
 
-    def config(self) -> dict[str, Any]:
-        """Everything but the tokenizers' own files, as JSON takes it."""
+    def settings(self) -> dict[str, Any]:
         return {
-            "format_version": self.FORMAT,
             "source": self.source.config(),
             "target": None if self.shared else self.target.config(),
             "max_source_len": self.max_source_len,
@@ -251,12 +250,15 @@ class PairProcessor:
             "options": self.options,
         }
 
-    def save(self, directory: str | Path) -> None:
-        """Writes ``processor.json`` and the tokenizers, in ``source/`` and ``target/`` where there are two."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.config(), ensure_ascii=False, indent=1) + "\n"
-        (folder / "processor.json").write_text(text, encoding="utf-8")
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
+        shared = config["target"] is None
+        source = load_tokenizer(folder if shared else folder / "source", config["source"])
+        target = source if shared else load_tokenizer(folder / "target", config["target"])
+        return cls(source, target, config["max_source_len"], config["max_target_len"], config["options"])
+
+    def save_parts(self, folder: Path) -> None:
+        """Writes the tokenizers, into ``source/`` and ``target/`` where there are two."""
         if self.shared:
             self.source.save(folder)
             return
@@ -264,38 +266,8 @@ class PairProcessor:
             (folder / name).mkdir(exist_ok=True)
             tokenizer.save(folder / name)
 
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Reads what ``save`` wrote, and nothing else.
-
-        Raises:
-            DataError: Missing, damaged, or of a format this version does not know.
-        """
-        from data.readers import read_json
-
-        folder = Path(directory)
-        path = folder / "processor.json"
-        config = read_json(path)
-        wanted = {"format_version", "source", "target", "max_source_len", "max_target_len", "options"}
-        if not isinstance(config, Mapping) or set(config) != wanted:
-            keys = sorted(config) if isinstance(config, Mapping) else config
-            raise DataError(str(path), f"the keys {', '.join(sorted(wanted))}", shorten(keys))
-        if config["format_version"] != cls.FORMAT:
-            raise DataError(str(path), f"format_version {cls.FORMAT}", shorten(config["format_version"]))
-        shared = config["target"] is None
-        try:
-            source = load_tokenizer(folder if shared else folder / "source", config["source"])
-            target = source if shared else load_tokenizer(folder / "target", config["target"])
-            return cls(source, target, config["max_source_len"], config["max_target_len"], config["options"])
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
-
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that is saved."""
-        text = json.dumps(self.config(), sort_keys=True) + self.source.to_json()
-        return hashlib.sha256((text if self.shared else text + self.target.to_json()).encode()).hexdigest()
+    def parts_text(self) -> str:
+        return self.source.to_json() + ("" if self.shared else self.target.to_json())
 
 
 def collate(

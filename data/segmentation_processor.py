@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from torch import Tensor
 
-from data.errors import DataError, shorten
+from data.errors import DataError
 from data.image import ImageSource, load_image, normalize
 from data.masks import VOID, ClassList, MaskSource, load_mask
+from data.saved import Saved
 
 if TYPE_CHECKING:
     from data.segmentation import SegmentationDataset
 
 
-class SegmentationProcessor:
+class SegmentationProcessor(Saved):
     """Pictures, masks and classes.
 
     Args:
@@ -30,7 +29,7 @@ class SegmentationProcessor:
         counts: Labelled pixels of each class in the training part, from which class weights are made.
     """
 
-    FORMAT = 1
+    KEYS = frozenset({"image", "classes", "counts"})
 
     def __init__(
         self,
@@ -102,41 +101,12 @@ class SegmentationProcessor:
 
     # Saving -----------------------------------------------------------------------------------------------------------
 
-    def config(self) -> dict[str, Any]:
-        """Everything, as JSON takes it."""
+    def settings(self) -> dict[str, Any]:
         classes = {"names": list(self.classes.names), "ids": list(self.classes.ids), "void": list(self.classes.void)}
         image = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
-        return {"format_version": self.FORMAT, "image": image, "classes": classes, "counts": self.counts}
-
-    def save(self, directory: str | Path) -> None:
-        """Writes ``processor.json``."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.config(), ensure_ascii=False, indent=1) + "\n"
-        Path(directory, "processor.json").write_text(text, encoding="utf-8")
+        return {"image": image, "classes": classes, "counts": self.counts}
 
     @classmethod
-    def load(cls, directory: str | Path) -> SegmentationProcessor:
-        """Reads what ``save`` wrote.
-
-        Raises:
-            DataError: Missing, damaged, or of a format this version does not know.
-        """
-        from data.readers import read_json
-
-        path = Path(directory, "processor.json")
-        config = read_json(path)
-        wanted = {"format_version", "image", "classes", "counts"}
-        if not isinstance(config, Mapping) or set(config) != wanted:
-            keys = sorted(config) if isinstance(config, Mapping) else config
-            raise DataError(str(path), f"the keys {', '.join(sorted(wanted))}", shorten(keys))
-        if config["format_version"] != cls.FORMAT:
-            raise DataError(str(path), f"format_version {cls.FORMAT}", shorten(config["format_version"]))
-        try:
-            classes = ClassList(**{key: tuple(value) for key, value in config["classes"].items()})
-            return cls(classes, **config["image"], counts=config["counts"])
-        except (TypeError, ValueError) as error:
-            raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
-
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that is saved."""
-        return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
+        classes = ClassList(**{key: tuple(value) for key, value in config["classes"].items()})
+        return cls(classes, **config["image"], counts=config["counts"])

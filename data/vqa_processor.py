@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from data.errors import DataError, shorten
+from data.errors import DataError
 from data.image import Box, ImageProcessor, move_box
+from data.saved import Saved
 from data.text import TextProcessor
 from data.vqa_eval import soft_scores
 
@@ -46,7 +45,7 @@ class AnswerCoverage:
         )
 
 
-class VQAProcessor:
+class VQAProcessor(Saved):
     """What turns questions and pictures into tensors and scores into answers; shipped with the model.
 
     Args:
@@ -56,7 +55,7 @@ class VQAProcessor:
         object_labels: The vocabulary of ``VQASample.objects``; empty when they are not used.
     """
 
-    FORMAT = 1
+    KEYS = frozenset({"image", "text", "answers", "object_labels"})
 
     def __init__(
         self,
@@ -170,53 +169,25 @@ class VQAProcessor:
                         labels[n, o, self._label_id[name]] = 1.0
         return boxes, mask, labels
 
-    def config(self) -> dict[str, Any]:
-        """Everything but the tokenizer's own file, as JSON takes it."""
+    def settings(self) -> dict[str, Any]:
         return {
-            "format_version": self.FORMAT,
             "image": self.image.config(),
             "text": self.tokenizer.config(),
             "answers": self.answers,
             "object_labels": self.object_labels,
         }
 
-    def save(self, directory: str | Path) -> None:
-        """Writes ``processor.json`` and ``tokenizer.json``."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.config(), ensure_ascii=False, indent=1) + "\n"
-        Path(directory, "processor.json").write_text(text, encoding="utf-8")
-        self.tokenizer.save(directory)
-
     @classmethod
-    def load(cls, directory: str | Path) -> VQAProcessor:
-        """Reads what ``save`` wrote, and nothing else.
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
+        image = ImageProcessor.from_config(config["image"])
+        tokenizer = TextProcessor.load(folder, config["text"])
+        return cls(image, tokenizer, config["answers"], config["object_labels"])
 
-        Raises:
-            DataError: Missing, damaged, or of a format this version does not know.
-        """
-        from data.readers import read_json
+    def save_parts(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
 
-        path = Path(directory, "processor.json")
-        config = read_json(path)
-        wanted = {"format_version", "image", "text", "answers", "object_labels"}
-        if not isinstance(config, Mapping) or set(config) != wanted:
-            keys = sorted(config) if isinstance(config, Mapping) else config
-            raise DataError(str(path), f"the keys {', '.join(sorted(wanted))}", shorten(keys))
-        if config["format_version"] != cls.FORMAT:
-            raise DataError(str(path), f"format_version {cls.FORMAT}", shorten(config["format_version"]))
-        try:
-            image = ImageProcessor.from_config(config["image"])
-            tokenizer = TextProcessor.load(directory, config["text"])
-            return cls(image, tokenizer, config["answers"], config["object_labels"])
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
-
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that is saved."""
-        text = json.dumps(self.config(), sort_keys=True) + self.tokenizer.to_json()
-        return hashlib.sha256(text.encode()).hexdigest()
+    def parts_text(self) -> str:
+        return self.tokenizer.to_json()
 
 
 def pad_boxes(rows: Sequence[Sequence[Box]]) -> tuple[Tensor, Tensor]:
