@@ -21,8 +21,7 @@ from data.classification import (
 from data.errors import DataError
 from data.image_files import pictures_below
 from tasks.classification.model import ClassificationModel
-from tasks.common.checkpoint import PROCESSOR
-from tasks.common.inference import load_parts
+from tasks.common.inference import Predictor, listed, load_parts
 
 Item = Mapping[str, Any] | ClassificationSample
 
@@ -61,7 +60,7 @@ class ClassificationExplanation:
         overlay(self.image, list(maps.values()), path, title, boxes, titles=list(maps), window=self.window)
 
 
-class ClassificationPredictor:
+class ClassificationPredictor(Predictor):
     """A classification model with its processor, ready to answer.
 
     Args:
@@ -70,13 +69,8 @@ class ClassificationPredictor:
     """
 
     def __init__(self, model: ClassificationModel, processor: ClassificationProcessor) -> None:
-        self.model, self.processor = model.eval(), processor
+        super().__init__(model, processor)
         self.top_k = 1  # how many classes `predict` gives to a picture
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     # Answering --------------------------------------------------------------------------------------------------------
 
@@ -95,8 +89,7 @@ class ClassificationPredictor:
         Raises:
             DataError: a picture cannot be read; names the item.
         """
-        if isinstance(items, Mapping):
-            raise DataError("predict", "a list of items", "one item: write predict([item])")
+        items = listed(items)
         answers: list[ClassificationAnswer] = []
         for start in range(0, len(items), batch_size):
             samples = [as_sample(item, start + n) for n, item in enumerate(items[start : start + batch_size])]
@@ -172,7 +165,7 @@ class ClassificationPredictor:
             raise DataError(str(path), "a folder with pictures", "none in it")
         return [ClassificationSample(file.relative_to(path).as_posix(), file) for file in pictures]
 
-    def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, the batch free, checked against it."""
         from torch.export import Dim
 
@@ -180,9 +173,7 @@ class ClassificationPredictor:
 
         dynamic = {"pixel_values": {0: Dim("batch", max=4096)}}
         examples = [self._example(batch) for batch in (2, 1, 5)]
-        lines = export_model(self.model, examples, dynamic, folder, "classification", formats)
-        self.processor.save(folder / PROCESSOR)
-        return [*lines, f"{folder / PROCESSOR} written: the preprocessing that both programs need."]
+        return export_model(self.model, examples, dynamic, folder, "classification", formats)
 
     def _example(self, batch: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(batch)
@@ -210,15 +201,18 @@ def demo_samples() -> list[ClassificationSample]:
     return make("test", 2 * len(CLASSES))
 
 
-def load(directory: str | Path | None = None, device: str = "auto") -> ClassificationPredictor:
+def load(
+    directory: str | Path | None = None, device: str = "auto", precision: str | None = None
+) -> ClassificationPredictor:
     """Load a shipped classification model: the one in the package, or that of a folder.
 
     Args:
         directory: a `model/` folder of a run, or any copy of one.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: as of `tasks.load`.
 
     Raises:
         CheckpointError: missing, damaged, foreign, or of another task.
     """
-    parts = load_parts("classification", directory, device, ClassificationModel, ClassificationProcessor)
+    parts = load_parts("classification", directory, device, ClassificationModel, ClassificationProcessor, precision)
     return ClassificationPredictor(*parts)

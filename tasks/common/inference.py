@@ -10,32 +10,72 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from tasks.common.checkpoint import load_weights
+from data.errors import DataError
+from tasks.common.checkpoint import PROCESSOR, load_weights
 from tasks.common.errors import CheckpointError, UserError
 from tasks.common.files import atomic_path, atomic_write
 from tasks.common.pretrained import build_model, read_parts
 
+if TYPE_CHECKING:
+    import torch
 
-class Predictor(Protocol):
-    """What `load()` returns in every task.
 
-    Where it also has `line(answer)`, that is what `predict` writes of an answer instead of JSON; `lookahead` batches
-    are handed to it at a time (1), so that it can put like with like; and `remark()` is said on stderr at the end.
+class Predictor:
+    """What `load()` returns in every task: a model with its processor, ready to answer.
+
+    Where a task's also has `line(answer)`, that is what `predict` writes of an answer instead of JSON; `lookahead`
+    batches are handed to it at a time (1), so that it can put like with like; and `remark()` is said on stderr at the
+    end.
+
+    Args:
+        model: on its device; it is put in evaluation mode.
+        processor: the one it was trained with.
     """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model.eval(), processor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     def items(self, options: argparse.Namespace) -> Sequence[Any]:
         """What the command line names: one item, a folder's, or a file's; samples, or mappings with an id."""
+        raise NotImplementedError
 
-    def predict(self, items: Sequence[Any], batch_size: int = 32) -> list[Any]:
+    def predict(self, items: Sequence[Any], batch_size: int = 32) -> Sequence[Any]:
         """An answer (a dataclass) for each item, in order."""
+        raise NotImplementedError
 
     def explain(self, item: Any) -> Any:
         """An explanation with `save(path)`."""
+        raise NotImplementedError
+
+    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+        """Write the model as programs, check them against it, say what was written."""
+        raise NotImplementedError
 
     def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write programs, check them against the model, say what was written."""
+        """Write the model as torch.export and ONNX programs, checked against it, and the processor."""
+        lines = self.programs(folder, formats)
+        self.processor.save(folder / PROCESSOR)
+        return [*lines, f"{folder / PROCESSOR} written: the preprocessing that the programs need."]
+
+
+def listed(items: Any) -> Sequence[Any]:
+    """The items that `predict` is given.
+
+    Raises:
+        DataError: one item stands for a list.
+    """
+    if isinstance(items, (str, Mapping)):
+        raise DataError("predict", "a list of items", "one item: write predict([item])")
+    found: Sequence[Any] = items
+    return found
 
 
 def device_of(name: str) -> Any:

@@ -17,9 +17,8 @@ from data.errors import DataError
 from data.image import load_image
 from data.image_files import pictures_below
 from data.segmentation import SegmentationDataset, SegmentationProcessor, SegmentationSample, collate
-from tasks.common.checkpoint import PROCESSOR
 from tasks.common.files import atomic_write
-from tasks.common.inference import load_parts
+from tasks.common.inference import Predictor, listed, load_parts
 from tasks.segmentation.model import SegmentationModel, best_classes, enlarge
 from tasks.segmentation.tiles import segment
 
@@ -62,7 +61,7 @@ class SegmentationExplanation:
         draw(self.image, self.answer.labels, self.classes, [*shown, self.relevance], titles, shares, path)
 
 
-class SegmentationPredictor:
+class SegmentationPredictor(Predictor):
     """A segmentation model with its processor, ready to answer.
 
     Args:
@@ -71,7 +70,7 @@ class SegmentationPredictor:
     """
 
     def __init__(self, model: SegmentationModel, processor: SegmentationProcessor) -> None:
-        self.model, self.processor = model.eval(), processor
+        super().__init__(model, processor)
         self.model.to(memory_format=torch.channels_last)
         self.tile: int | None = TILE  # side of the tiles of larger pictures
         self.flip = False  # the mean of a picture and its mirror image
@@ -79,11 +78,6 @@ class SegmentationPredictor:
         self.overlays: Path | None = None  # where `predict` writes pictures with the classes over them
         self.class_name: str | None = None  # what `explain` asks about; none: the rarest class found
         self._written: dict[str, str] = {}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     # Answering --------------------------------------------------------------------------------------------------------
 
@@ -101,8 +95,7 @@ class SegmentationPredictor:
         Raises:
             DataError: a picture cannot be read; names the item.
         """
-        if isinstance(items, Mapping):
-            raise DataError("predict", "a list of items", "one item: write predict([item])")
+        items = listed(items)
         answers: list[SegmentationAnswer] = []
         for start in range(0, len(items), batch_size):
             samples = [as_sample(item, start + n) for n, item in enumerate(items[start : start + batch_size])]
@@ -246,7 +239,7 @@ class SegmentationPredictor:
             raise DataError(str(path), "a folder with pictures", "none in it")
         return [SegmentationSample(file.relative_to(path).as_posix(), file) for file in pictures]
 
-    def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, batch and picture size free, checked against it."""
         from torch.export import Dim
 
@@ -257,12 +250,7 @@ class SegmentationPredictor:
         dynamic = {"pixel_values": {0: Dim("batch", max=4096), **sizes}}
         examples = [self._example(*shape) for shape in ((2, 3, 4), (1, 5, 2), (3, 2, 7))]
         lines = export_model(self.model, examples, dynamic, folder, "segmentation", formats)
-        self.processor.save(folder / PROCESSOR)
-        return [
-            *lines,
-            f"The programs take pictures whose sides are multiples of {unit} pixels.",
-            f"{folder / PROCESSOR} written: the preprocessing that both programs need.",
-        ]
+        return [*lines, f"The programs take pictures whose sides are multiples of {unit} pixels."]
 
     def _example(self, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(batch)

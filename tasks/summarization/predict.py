@@ -14,8 +14,7 @@ from torch import Tensor
 
 from data.errors import DataError, Problems, shorten
 from data.summarization import SummaryProcessor, SummarySample, collate, read_summaries
-from tasks.common.checkpoint import PROCESSOR
-from tasks.common.inference import load_parts
+from tasks.common.inference import Predictor, listed, load_parts
 from tasks.common.public_text import PublicModel
 from tasks.common.seq2seq import search, search_options
 from tasks.summarization.model import SummarizationModel
@@ -58,7 +57,7 @@ class SummaryExplanation:
         draw(self, path)
 
 
-class Summarizer:
+class Summarizer(Predictor):
     """A summarization model with its processor, ready to write.
 
     Args:
@@ -69,15 +68,10 @@ class Summarizer:
     lookahead = 8  # batches at a time, so that documents of like lengths meet
 
     def __init__(self, model: SummarizationModel | PublicModel, processor: SummaryProcessor) -> None:
-        self.model, self.processor = model.eval(), processor
+        super().__init__(model, processor)
         # Fields of GenerationConfig, in place of the model's own.
         self.search: dict[str, Any] = {}
         self.cut = 0  # documents of which the end was not read
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     # Summarizing ------------------------------------------------------------------------------------------------------
 
@@ -97,8 +91,7 @@ class Summarizer:
         Raises:
             DataError: a document is empty or no text; names the item.
         """
-        if isinstance(items, (str, Mapping)):
-            raise DataError("predict", "a list of items", "one item: write predict([item])")
+        items = listed(items)
         samples = [as_sample(item, number) for number, item in enumerate(items)]
         # Documents of like lengths together: the longest decides what a batch costs.
         order = sorted(range(len(samples)), key=lambda n: self.processor.source.length(samples[n].source))
@@ -142,18 +135,15 @@ class Summarizer:
             )
         return explanations
 
-    def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the encoder and the decoder's step as torch.export and ONNX programs, and the processor."""
+    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+        """Write the encoder and the decoder's step, with its cache as flat tensors."""
         if isinstance(self.model, PublicModel):
             from tasks.common.seq2seq_export import export_net
 
-            lines = export_net(self.model.net, folder, formats)
-        else:
-            from tasks.summarization.export import export_summarizer
+            return export_net(self.model.net, folder, formats)
+        from tasks.summarization.export import export_summarizer
 
-            lines = export_summarizer(self.model, folder, formats)
-        self.processor.save(folder / PROCESSOR)
-        return [*lines, f"{folder / PROCESSOR} written: the preprocessing that both programs need."]
+        return export_summarizer(self.model, folder, formats)
 
     # The command line -------------------------------------------------------------------------------------------------
 

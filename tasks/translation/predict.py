@@ -18,7 +18,7 @@ from data.errors import DataError, Problems, is_broken, shorten
 from data.pairs import PairProcessor, collate
 from data.readers import read_rows
 from data.translation import TranslationSample, decode_lines, read_lines, sample_of
-from tasks.common.inference import load_parts
+from tasks.common.inference import Predictor, listed, load_parts
 from tasks.common.public_text import PublicModel
 from tasks.common.seq2seq import search, search_options
 from tasks.translation.model import TranslationModel
@@ -64,7 +64,7 @@ class Alignment:
         )
 
 
-class Translator:
+class Translator(Predictor):
     """A translation model with its processor, ready to translate.
 
     Args:
@@ -75,15 +75,10 @@ class Translator:
     lookahead = 8  # batches at a time, so that sentences of like lengths meet
 
     def __init__(self, model: TranslationModel | PublicModel, processor: PairProcessor) -> None:
-        self.model, self.processor = model.eval(), processor
+        super().__init__(model, processor)
         self.search: dict[str, Any] = {}  # fields of GenerationConfig, in place of the model's own
         self.plain = False  # whether the command line writes plain lines, as it got them
         self.cut = 0  # sentences of which the end was not read
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     # Translating ------------------------------------------------------------------------------------------------------
 
@@ -103,8 +98,7 @@ class Translator:
         Raises:
             DataError: an item is no text; names it.
         """
-        if isinstance(items, (str, Mapping)):
-            raise DataError("predict", "a list of items", "one item: write predict([item])")
+        items = listed(items)
         samples = [self.as_sample(item, number) for number, item in enumerate(items)]
         found = {n: Translation(s.id, s.source, "", 0.0) for n, s in enumerate(samples) if not s.source.strip()}
         lengths = {
@@ -150,7 +144,7 @@ class Translator:
             found.append(Alignment(translation, words, source_words, merged))
         return found
 
-    def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder and the decoder's step, with its cache as flat tensors."""
         from tasks.common.seq2seq_export import export_net
 

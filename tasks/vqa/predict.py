@@ -14,8 +14,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.vqa import VQABatch, VQADataset, VQAProcessor, VQASample, collate
-from tasks.common.checkpoint import PROCESSOR
-from tasks.common.inference import load_parts
+from tasks.common.inference import Predictor, listed, load_parts
 from tasks.vqa.model import VQAModel
 
 Item = Mapping[str, Any] | VQASample
@@ -64,7 +63,7 @@ class VQAExplanation:
         overlay(self.image, self.attention, path, title, boxes, titles=["\n".join(below)], window=self.window)
 
 
-class VQAPredictor:
+class VQAPredictor(Predictor):
     """A VQA model with its processor, ready to answer.
 
     Args:
@@ -73,13 +72,8 @@ class VQAPredictor:
     """
 
     def __init__(self, model: VQAModel, processor: VQAProcessor) -> None:
-        self.model, self.processor = model.eval(), processor
+        super().__init__(model, processor)
         self.top_k = 1  # how many answers `predict` gives to a question
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
 
     # Answering --------------------------------------------------------------------------------------------------------
 
@@ -97,8 +91,7 @@ class VQAPredictor:
         Raises:
             DataError: a picture cannot be read or a question is empty; names the item.
         """
-        if isinstance(items, Mapping):
-            raise DataError("predict", "a list of items", "one item: write predict([item])")
+        items = listed(items)
         answers: list[VQAAnswer] = []
         for start in range(0, len(items), batch_size):
             samples = [as_sample(item, start + n) for n, item in enumerate(items[start : start + batch_size])]
@@ -190,7 +183,7 @@ class VQAPredictor:
             raise DataError(str(path), "a folder with pictures, and --question", found)
         return [as_sample({"image": file, "question": options.question, "id": file.name}, 0) for file in pictures]
 
-    def export(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, batch and question length free, checked against it."""
         from torch.export import Dim
 
@@ -199,9 +192,7 @@ class VQAPredictor:
         batch, length = Dim("batch", max=4096), Dim("length", max=self.model.max_text_len)
         dynamic = {"pixel_values": {0: batch}, "input_ids": {0: batch, 1: length}, "key_mask": {0: batch, 1: length}}
         examples = [self._example(2, 9), self._example(1, 3), self._example(5, 14)]
-        lines = export_model(self.model, examples, dynamic, folder, "vqa", formats)
-        self.processor.save(folder / PROCESSOR)
-        return [*lines, f"{folder / PROCESSOR} written: the preprocessing that both programs need."]
+        return export_model(self.model, examples, dynamic, folder, "vqa", formats)
 
     def _example(self, batch: int, length: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(batch)
