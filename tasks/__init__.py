@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-TASKS: tuple[str, ...] = ("vqa", "translation", "summarization", "classification", "segmentation")
+TASKS: tuple[str, ...] = ("vqa", "translation", "summarization", "classification", "segmentation", "asr")
 
 
 def load(directory: str | Path, device: str = "auto", precision: str | None = None) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..attention import CrossCache
 from ..blocks import AttentionConfig, make_attention
 from ..generate import Generated, GenerationConfig, generate
+from ..kernels.base import select_rows
 from ..masks import Mask
 
 
@@ -147,10 +148,12 @@ def run_recurrent(net: Any, x: Tensor, start: Tensor | None = None) -> Tensor:
 class RecurrentState:
     """What an LSTM decoder continues from.
 
+    The beams of a sentence share the memory, as those of `mmattn.generate.CachedState` do.
+
     Args:
         hidden: (n, N, H), of n layers.
         cell: (n, N, H).
-        memory: (N, S, H), what it attends to.
+        memory: (N, S, memory_dim), what it attends to.
         key_mask: (N, S) bool, True = a real token.
         cache: the memory's keys and values.
     """
@@ -159,22 +162,153 @@ class RecurrentState:
         self, hidden: Tensor, cell: Tensor, memory: Tensor, key_mask: Tensor | None, cache: CrossCache
     ) -> None:
         self.hidden, self.cell, self.memory, self.key_mask, self.cache = hidden, cell, memory, key_mask, cache
+        self.beams = 1  # rows a sentence
 
     def select(self, rows: Tensor) -> None:
         """Goes on from the rows named (B, K); see `mmattn.generate.State`."""
         index = rows.flatten()
+        sources = rows[:, 0] // self.beams if self.cache.state is None else index
         self.hidden, self.cell = self.hidden.index_select(1, index), self.cell.index_select(1, index)
-        self.memory = self.memory.index_select(0, index)
-        self.key_mask = None if self.key_mask is None else self.key_mask.index_select(0, index)
-        self.cache.select(index)
+        self.memory = select_rows(self.memory, sources)
+        self.key_mask = None if self.key_mask is None else select_rows(self.key_mask, sources)
+        self.cache.select(sources)
+        self.beams = rows.shape[1]
 
 
-class RecurrentSeq2Seq(nn.Module):
-    """Source ids to logits of target ids by LSTMs with attention (Bahdanau et al. 2015; Luong et al. 2015).
+class RecurrentDecoder(nn.Module):
+    """A memory and target ids to logits by LSTMs with attention (Bahdanau et al. 2015; Luong et al. 2015).
 
-    An encoder reads in both directions; a decoder starts where that ended; each of its states h_t attends to all of
-    the source's: ``out_t = tanh(W [h_t; attention(h_t, memory)])`` (Luong et al., section 3, without input feeding, so
-    that training runs over all places at once).
+    The memory is any encoder's. Each state h_t attends to it: ``out_t = tanh(W [h_t; attention(h_t, memory)])`` (Luong
+    et al., section 3, without input feeding, so that training runs over all places at once).
+
+    Args:
+        vocab_size: V.
+        embed_dim: E, of the embeddings and before the logits.
+        hidden_dim: H of the LSTMs.
+        memory_dim: size of the memory's vectors, H where None.
+        num_layers: of them.
+        num_heads: of the attention.
+        tied_output: logits are products with the embeddings; off = a map of their own.
+        cross_attention: {"kind": name, and the kernel's options}: "additive" (Bahdanau), "local" (Luong), ...
+        dropout: of embeddings, between layers, before the logits.
+        embedding: of V and E, of someone else's that is shared; its own where None.
+
+    Raises:
+        ValueError: sizes or options that do not go together.
+
+    >>> decoder = RecurrentDecoder(100, 16, 32, memory_dim=24)
+    >>> decoder(torch.randn(2, 7, 24), None, torch.randint(100, (2, 5))).shape
+    torch.Size([2, 5, 100])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        hidden_dim: int,
+        *,
+        memory_dim: int | None = None,
+        num_layers: int = 1,
+        num_heads: int = 1,
+        tied_output: bool = True,
+        cross_attention: AttentionConfig = "additive",
+        dropout: float = 0.0,
+        embedding: nn.Embedding | None = None,
+    ) -> None:
+        super().__init__()
+        memory_dim = hidden_dim if memory_dim is None else memory_dim
+        self.embedding = nn.Embedding(vocab_size, embed_dim) if embedding is None else embedding
+        nn.init.normal_(self.embedding.weight, std=embed_dim**-0.5)
+        sizes = [embed_dim] + [hidden_dim] * (num_layers - 1)
+        self.bridge = nn.Linear(memory_dim, num_layers * hidden_dim)  # from a summary to where it starts
+        self.decoder = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in sizes)
+        self.cross_attention = make_attention(hidden_dim, num_heads, cross_attention, {"cross"}, kv_dim=memory_dim)
+        self.combine = nn.Linear(2 * hidden_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(embed_dim, self.embedding.num_embeddings, bias=False)
+        if tied_output:
+            self.output.weight = self.embedding.weight
+
+    def forward(self, memory: Tensor, key_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
+        """Teacher forcing: the logits of each next token.
+
+        Args:
+            memory: (B, S, memory_dim).
+            key_mask: (B, S) bool, True = a real vector.
+            decoder_input_ids: (B, L) long, the start token first; padded at the right, where the loss is masked.
+
+        Returns:
+            (B, L, V).
+        """
+        return self.output(self.decode(decoder_input_ids, memory, key_mask))
+
+    def decode(
+        self, decoder_input_ids: Tensor, memory: Tensor, key_mask: Tensor | None = None, summary: Tensor | None = None
+    ) -> Tensor:
+        """What the logits (B, L, V) are maps of, (B, L, E), for decoder_input_ids (B, L); see `start_from`."""
+        start = self._begin(memory, key_mask, summary)
+        x = self.dropout(self.embedding(decoder_input_ids))  # (B, L, E)
+        for n, net in enumerate(self.decoder):
+            x = self.dropout(run_recurrent(net, x, start[n]))  # (B, L, H)
+        return self._read(x, memory, key_mask, None)
+
+    def _begin(self, memory: Tensor, key_mask: Tensor | None, summary: Tensor | None) -> Tensor:
+        """The first hidden states (n, B, H), from a summary (B, memory_dim), or the memory's mean."""
+        if summary is None and key_mask is not None:
+            count = key_mask.sum(1, keepdim=True).clamp_min(1)  # (B, 1)
+            summary = memory.masked_fill(~key_mask[:, :, None], 0.0).sum(1) / count  # (B, memory_dim)
+        summary = memory.mean(1) if summary is None else summary
+        return self.bridge(summary).tanh().unflatten(-1, (len(self.decoder), -1)).transpose(0, 1)
+
+    def _read(self, x: Tensor, memory: Tensor, key_mask: Tensor | None, cache: CrossCache | None) -> Tensor:
+        mask = None if key_mask is None else Mask(key_mask)
+        seen = self.cross_attention(x, memory, mask=mask, cache=cache)  # (B, L, H)
+        return self.dropout(self.combine(torch.cat([x, seen], dim=-1)).tanh())  # (B, L, E)
+
+    def start(self, memory: Tensor, key_mask: Tensor | None = None) -> RecurrentState:
+        """The state that `step` continues from, over what `forward` takes."""
+        return self.start_from(memory, key_mask)
+
+    def start_from(
+        self, memory: Tensor, key_mask: Tensor | None = None, summary: Tensor | None = None
+    ) -> RecurrentState:
+        """The state that `step` continues from.
+
+        Args:
+            memory: (B, S, memory_dim).
+            key_mask: (B, S) bool, True = a real vector.
+            summary: (B, memory_dim) of the memory, from which it starts; its mean where None.
+        """
+        hidden = self._begin(memory, key_mask, summary)
+        cache = self.cross_attention.make_cache(len(memory), cross=True)
+        return RecurrentState(hidden, torch.zeros_like(hidden), memory, key_mask, cache)
+
+    def step(self, ids: Tensor, state: RecurrentState) -> Tensor:
+        """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
+        x, hidden, cell = self.embedding(ids), [], []  # (N, L, E)
+        for n, net in enumerate(self.decoder):
+            x, (h, c) = net(x, (state.hidden[n : n + 1].contiguous(), state.cell[n : n + 1].contiguous()))
+            hidden.append(h)
+            cell.append(c)
+        state.hidden, state.cell = torch.cat(hidden), torch.cat(cell)
+        return self.output(self._read(x, state.memory, state.key_mask, state.cache)[:, -1])
+
+    def generate(self, memory: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any) -> Generated:
+        """Writes a target for each row of what `forward` takes; as `Seq2Seq.generate`.
+
+        Raises:
+            ValueError: the config has no decoder_start_token_id.
+        """
+        if config.decoder_start_token_id is None:
+            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
+        start_id = config.decoder_start_token_id
+        prompt = torch.full((len(memory), 1), start_id, dtype=torch.long, device=memory.device)
+        with torch.inference_mode():
+            return generate(self.step, self.start(memory, key_mask), prompt, config, **keywords)
+
+
+class RecurrentSeq2Seq(RecurrentDecoder):
+    """Source ids to logits of target ids: a `RecurrentDecoder` that starts where an LSTM in both directions ended.
 
     Args:
         vocab_size: V of the source, and of the target where target_vocab_size is None.
@@ -182,11 +316,9 @@ class RecurrentSeq2Seq(nn.Module):
         hidden_dim: H of the LSTMs, both directions of the encoder together.
         num_layers: of the encoder.
         num_decoder_layers: num_layers where None.
-        num_heads: of the attention.
         target_vocab_size: V of the target, which then has embeddings of its own.
-        tied_output: logits are products with the target's embeddings; off = a map of their own.
-        cross_attention: {"kind": name, and the kernel's options}: "additive" (Bahdanau), "local" (Luong), ...
         dropout: of embeddings, between layers, before the logits.
+        decoder: other keywords of `RecurrentDecoder`.
 
     Raises:
         ValueError: sizes or options that do not go together.
@@ -204,34 +336,23 @@ class RecurrentSeq2Seq(nn.Module):
         *,
         num_layers: int = 1,
         num_decoder_layers: int | None = None,
-        num_heads: int = 1,
         target_vocab_size: int | None = None,
-        tied_output: bool = True,
-        cross_attention: AttentionConfig = "additive",
         dropout: float = 0.0,
+        **decoder: Any,
     ) -> None:
-        super().__init__()
-        self.encoder = RecurrentEncoder(vocab_size, embed_dim, hidden_dim, num_layers=num_layers, dropout=dropout)
-        self.embedding = self.encoder.embedding
-        if target_vocab_size is not None:
-            self.embedding = nn.Embedding(target_vocab_size, embed_dim)
-        for table in {self.encoder.embedding, self.embedding}:
-            nn.init.normal_(table.weight, std=embed_dim**-0.5)
-        layers = num_layers if num_decoder_layers is None else num_decoder_layers
-        sizes = [embed_dim] + [hidden_dim] * (layers - 1)
-        self.bridge = nn.Linear(hidden_dim, layers * hidden_dim)  # from where the encoder ended
-        self.decoder = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in sizes)
-        self.cross_attention = make_attention(hidden_dim, num_heads, cross_attention, {"cross"})
-        self.combine = nn.Linear(2 * hidden_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(embed_dim, self.embedding.num_embeddings, bias=False)
-        if tied_output:
-            self.output.weight = self.embedding.weight
+        encoder = RecurrentEncoder(vocab_size, embed_dim, hidden_dim, num_layers=num_layers, dropout=dropout)
+        decoder["num_layers"] = num_layers if num_decoder_layers is None else num_decoder_layers
+        if target_vocab_size is None:
+            decoder["embedding"] = encoder.embedding
+        else:
+            nn.init.normal_(encoder.embedding.weight, std=embed_dim**-0.5)
+        super().__init__(target_vocab_size or vocab_size, embed_dim, hidden_dim, dropout=dropout, **decoder)
+        self.encoder = encoder
 
     def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reads ids (B, S) with key_mask (B, S): the memory (B, S, H) and the decoder's first states (n, B, H)."""
         memory, summary = self.encoder(input_ids, key_mask)
-        return memory, self.bridge(summary).tanh().unflatten(-1, (len(self.decoder), -1)).transpose(0, 1)
+        return memory, self._begin(memory, key_mask, summary)
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
         """Teacher forcing: the logits of each next token.
@@ -244,43 +365,10 @@ class RecurrentSeq2Seq(nn.Module):
         Returns:
             (B, L, V).
         """
-        memory, start = self.encode(input_ids, key_mask)
-        x = self.dropout(self.embedding(decoder_input_ids))  # (B, L, E)
-        for n, net in enumerate(self.decoder):
-            x = self.dropout(run_recurrent(net, x, start[n]))  # (B, L, H)
-        return self._say(x, memory, key_mask, None)
-
-    def _say(self, x: Tensor, memory: Tensor, key_mask: Tensor | None, cache: CrossCache | None) -> Tensor:
-        mask = None if key_mask is None else Mask(key_mask)
-        seen = self.cross_attention(x, memory, mask=mask, cache=cache)  # (B, L, H)
-        return self.output(self.dropout(self.combine(torch.cat([x, seen], dim=-1)).tanh()))  # (B, L, V)
+        memory, summary = self.encoder(input_ids, key_mask)
+        return self.output(self.decode(decoder_input_ids, memory, key_mask, summary))
 
     def start(self, input_ids: Tensor, key_mask: Tensor | None = None) -> RecurrentState:
         """Reads the source (B, S) and makes the state that `step` continues from."""
-        memory, hidden = self.encode(input_ids, key_mask)
-        cache = self.cross_attention.make_cache(len(input_ids), cross=True)
-        return RecurrentState(hidden, torch.zeros_like(hidden), memory, key_mask, cache)
-
-    def step(self, ids: Tensor, state: RecurrentState) -> Tensor:
-        """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
-        x, hidden, cell = self.embedding(ids), [], []  # (N, L, E)
-        for n, net in enumerate(self.decoder):
-            x, (h, c) = net(x, (state.hidden[n : n + 1].contiguous(), state.cell[n : n + 1].contiguous()))
-            hidden.append(h)
-            cell.append(c)
-        state.hidden, state.cell = torch.cat(hidden), torch.cat(cell)
-        return self._say(x, state.memory, state.key_mask, state.cache)[:, -1]
-
-    def generate(
-        self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
-    ) -> Generated:
-        """Writes a target for each source; as `Seq2Seq.generate`.
-
-        Raises:
-            ValueError: the config has no decoder_start_token_id.
-        """
-        if config.decoder_start_token_id is None:
-            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
-        prompt = input_ids.new_full((len(input_ids), 1), config.decoder_start_token_id)
-        with torch.inference_mode():
-            return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
+        memory, summary = self.encoder(input_ids, key_mask)
+        return self.start_from(memory, key_mask, summary)

@@ -197,7 +197,10 @@ def export_net(net: Any, folder: Path, formats: Sequence[str]) -> list[str]:
     step: nn.Module = RecurrentStepProgram(net) if recurrent else StepProgram(net)
     sources = [_source(net, *size) for size in ((3, 7), (1, 1), (4, 12))]
     with torch.no_grad():
-        steps = [_step(encoder, source, past) for source, past in zip(sources, (3, 0, 5), strict=True)]
+        steps = [
+            step_example(encoder(**source)._asdict(), {"source_mask": source["source_mask"]}, past)
+            for source, past in zip(sources, (3, 0, 5), strict=True)
+        ]
     length, past = dynamic_lengths(net)
     source_shape: dict[str, dict[int, Any]] = {name: {0: BATCH, 1: length} for name in ("source_ids", "source_mask")}
     shapes: dict[str, dict[int, Any]] = {"ids": {0: BATCH}, "source_mask": {0: BATCH, 1: length}}
@@ -218,10 +221,10 @@ def _source(net: Any, batch: int, length: int) -> dict[str, Tensor]:
     return {"source_ids": ids, "source_mask": mask}
 
 
-def _step(encoder: nn.Module, source: dict[str, Tensor], past: int) -> dict[str, Tensor]:
-    """A step's inputs after so many tokens."""
-    given = encoder(**source)._asdict()
-    batch = len(source["source_ids"])
+def step_example(memory: dict[str, Tensor], mask: dict[str, Tensor], past: int) -> dict[str, Tensor]:
+    """A step's inputs after so many tokens, for what an encoder program gave and the mask (B, S) that it was given."""
+    given = dict(memory)
+    batch = len(next(iter(mask.values())))
     ids = torch.arange(batch)[:, None] + 4
     if "hidden" not in given:
         n, _, h, _, d = given["memory_keys"].shape
@@ -232,7 +235,7 @@ def _step(encoder: nn.Module, source: dict[str, Tensor], past: int) -> dict[str,
             "keys": torch.randn(*shape, d, generator=seeded),
             "values": torch.randn(*shape, values, generator=seeded),
         }
-    return {"ids": ids} | given | {"source_mask": source["source_mask"]}
+    return {"ids": ids} | given | mask
 
 
 def dynamic_lengths(net: nn.Module) -> tuple[Any, Any]:

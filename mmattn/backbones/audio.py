@@ -1,0 +1,181 @@
+"""Encoders of sound: convolutions shorten the frames of a spectrogram, a transformer or a conformer reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks import AttentionConfig, Encoder
+from ..masks import Mask
+from ..positions import SinusoidalPositions
+from .conformer import Conformer
+
+STRIDES = {1: (1, 1), 2: (2, 1), 4: (2, 2)}  # over time, of the two convolutions
+
+
+class ConvSubsampling(nn.Module):
+    """Two 3x3 convolutions over time and frequency, each halving the frequencies, and time where wanted; then a map.
+
+    Output frame j stands for the frames ``s j .. s j + s - 1``; it is real where the first of them is.
+
+    Args:
+        num_mels: M, bands of the spectrogram.
+        embed_dim: E of the result.
+        subsampling: s, frames that become one: 1, 2 or 4.
+        channels: of the convolutions.
+        is_causal: an output frame sees no input behind its own.
+
+    Raises:
+        ValueError: another subsampling.
+
+    >>> x, mask = ConvSubsampling(40, 32, subsampling=4)(torch.randn(2, 50, 40), None)
+    >>> x.shape
+    torch.Size([2, 13, 32])
+    """
+
+    def __init__(
+        self, num_mels: int, embed_dim: int, *, subsampling: int = 2, channels: int = 32, is_causal: bool = False
+    ) -> None:
+        super().__init__()
+        if subsampling not in STRIDES:
+            raise ValueError(f"subsampling={subsampling!r}: there are {', '.join(map(str, STRIDES))}")
+        self.strides, self.is_causal = STRIDES[subsampling], is_causal
+        self.convs = nn.ModuleList(
+            nn.Conv2d(size, channels, 3, stride=(stride, 2), padding=(0, 1))
+            for size, stride in zip((1, channels), self.strides, strict=True)
+        )
+        bands = ((num_mels + 1) // 2 + 1) // 2
+        self.proj = nn.Linear(channels * bands, embed_dim)
+
+    def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Shortens.
+
+        Args:
+            features: (B, T, M).
+            mask: (B, T) bool, True = a real frame; what stands elsewhere is not looked at.
+
+        Returns:
+            (B, S, E) with S = ceil(T / s), and the mask (B, S) or None.
+        """
+        x = features[:, None]  # (B, 1, T, M)
+        for conv, stride in zip(self.convs, self.strides, strict=True):
+            if mask is not None:
+                x = x.masked_fill(~mask[:, None, :, None], 0.0)
+            # With a stride of 2 an output sees one frame before its two; with one of 1, as asked.
+            before = 2 if stride == 1 and self.is_causal else 1
+            x = F.relu(conv(F.pad(x, (0, 0, before, 2 - before))))  # (B, channels, T / stride, bands)
+            if mask is not None:  # by index: to export, a slice's length would be another number than the convolution's
+                mask = mask[:, torch.arange(x.shape[2], device=x.device) * stride]
+        return self.proj(x.transpose(1, 2).flatten(2)), mask  # (B, S, E)
+
+
+class AudioEncoder(nn.Module):
+    """Log-mel frames to states: convolutional subsampling, then transformer or conformer layers.
+
+    A clip gives what it gives alone, whatever is beside it: no norm looks across frames, and convolutions see no
+    padding. With chunk_frames it can run on a stream: the states of a chunk depend on it and on what was before it, so
+    they can be put out when the chunk is full (chunked attention: Chen et al. 2021, section 2.2).
+
+    Args:
+        num_mels: M, bands of the spectrogram.
+        embed_dim: E.
+        num_layers: of them.
+        num_heads: h.
+        kind: "transformer" (Vaswani et al. 2017) or "conformer" (Gulati et al. 2020).
+        subsampling: frames that become one: 1, 2 or 4.
+        channels: of the subsampling's convolutions.
+        ffn_dim: of the feed-forward networks, 4 E where None.
+        kernel_size: frames, after subsampling, that a conformer's convolution sees; it is odd.
+        dropout: of the first states, after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}, dense where None.
+        rotary: rotary positions in the attention; off = sinusoidal ones are added.
+        chunk_frames: frames of a chunk, after subsampling; each attends within its chunk and to those before.
+            Convolutions then see no future. None: all attend to all.
+        left_chunks: how many chunks before its own each attends to; None: all.
+
+    Raises:
+        ValueError: no such kind, or options that do not go together.
+
+    >>> encoder = AudioEncoder(40, 32, 2, 4, kind="conformer", subsampling=2)
+    >>> states, mask = encoder(torch.randn(2, 50, 40))
+    >>> states.shape, mask.shape
+    (torch.Size([2, 25, 32]), torch.Size([2, 25]))
+    """
+
+    KINDS = ("transformer", "conformer")
+
+    def __init__(
+        self,
+        num_mels: int,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        kind: str = "transformer",
+        subsampling: int = 2,
+        channels: int = 32,
+        ffn_dim: int | None = None,
+        kernel_size: int = 15,
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        rotary: bool = True,
+        chunk_frames: int | None = None,
+        left_chunks: int | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f"unknown audio encoder {kind!r}; there are: {', '.join(self.KINDS)}")
+        if chunk_frames is not None and chunk_frames < 1:
+            raise ValueError(f"chunk_frames={chunk_frames}: a chunk has at least 1 frame")
+        if left_chunks is not None and (chunk_frames is None or left_chunks < 0):
+            raise ValueError(f"left_chunks={left_chunks} counts chunks from 0, and needs chunk_frames")
+        self.subsampling, self.chunk_frames, self.left_chunks = subsampling, chunk_frames, left_chunks
+        is_causal = chunk_frames is not None
+        self.stem = ConvSubsampling(
+            num_mels, embed_dim, subsampling=subsampling, channels=channels, is_causal=is_causal
+        )
+        self.positions = nn.Identity() if rotary else SinusoidalPositions(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        layer: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention, "rotary": rotary}
+        self.encoder: nn.Module
+        if kind == "conformer":
+            layer |= {"kernel_size": kernel_size, "is_causal": is_causal}
+            self.encoder = Conformer(embed_dim, num_layers, num_heads, **layer)
+        else:
+            self.encoder = Encoder(embed_dim, num_layers, num_heads, **layer)
+
+    def forward(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encodes.
+
+        Args:
+            features: (B, T, M).
+            feature_mask: (B, T) bool, True = a real frame.
+
+        Returns:
+            The states (B, S, E) with S = ceil(T / subsampling); what stands at padding means nothing. And their mask
+            (B, S) bool, True = real.
+        """
+        x, key_mask = self.stem(features, feature_mask)  # (B, S, E)
+        chunks = None
+        if self.chunk_frames is not None:
+            chunks = chunk_mask(x.shape[1], self.chunk_frames, self.left_chunks, x.device)  # (S, S)
+        mask = None if key_mask is None and chunks is None else Mask(key_mask, chunks)
+        states = self.encoder(self.dropout(self.positions(x)), mask)
+        return states, x.new_ones(x.shape[:2], dtype=torch.bool) if key_mask is None else key_mask
+
+
+def chunk_mask(S: int, chunk_frames: int, left_chunks: int | None = None, device: torch.device | None = None) -> Tensor:
+    """Each frame may attend to its own chunk, and to so many before it: all where None.
+
+    Returns:
+        (S, S) bool.
+
+    >>> chunk_mask(5, 2, 1).int().tolist()
+    [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
+    """
+    chunk = torch.arange(S, device=device) // chunk_frames  # (S,)
+    behind = chunk[:, None] - chunk[None, :]  # (S, S): how many chunks the key is before the query
+    return behind >= 0 if left_chunks is None else (behind >= 0) & (behind <= left_chunks)

@@ -1,0 +1,50 @@
+"""From a batch to texts, for training and for predicting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.asr import ASRBatch, ASRProcessor
+from tasks.asr.model import ASRModel
+
+
+@dataclass
+class Heard:
+    """What one clip of a batch says."""
+
+    text: str
+    score: float
+    log_p: Tensor  # (S, V), CTC's log-probabilities of its encoded frames
+
+
+@torch.inference_mode()
+def write(
+    model: ASRModel,
+    batch: ASRBatch,
+    processor: ASRProcessor,
+    num_beams: int | None = None,
+    ctc_weight: float | None = None,
+    **search: Any,
+) -> list[Heard]:
+    """What each clip of a batch says.
+
+    Args:
+        model: in evaluation mode.
+        batch: features and their mask.
+        processor: names the special tokens, and in `search` how the model was measured.
+        num_beams: 1 = greedy; None: as the model was measured.
+        ctc_weight: 0 = attention alone, 1 = CTC alone; None: likewise.
+        search: `ASRHead.transcribe`'s other keywords.
+    """
+    given = {"num_beams": num_beams, "ctc_weight": ctc_weight}
+    chosen = {**processor.search, **{name: value for name, value in given.items() if value is not None}, **search}
+    memory, mask = model.encode(batch.features, batch.feature_mask)
+    log_p = model.head.log_probs(memory)
+    special = {"start_id": processor.start_id, "eos_id": processor.eos_id, "suppress": (processor.unk_id,)}
+    found = model.head.transcribe(memory, log_p, mask, **special, **chosen)
+    rows = zip(found, log_p.cpu(), mask.sum(1).tolist(), strict=True)
+    return [Heard(processor.decode(ids), score, row[:length]) for (ids, score), row, length in rows]

@@ -1,0 +1,280 @@
+"""The speech recogniser: an encoder over log-mel frames, CTC on it and a decoder that attends to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.backbones.audio import AudioEncoder
+from mmattn.backbones.recurrent import RecurrentDecoder
+from mmattn.generate import GenerationConfig, generate
+from mmattn.generate.ctc import ctc_greedy, ctc_prefix_beam
+from mmattn.generate.ctc_joint import JointState, joint_step
+from tasks.common.seq2seq import TextHead, read_off
+
+BLANK = 0  # of CTC: the id that also pads
+
+
+class ASROutput(NamedTuple):
+    """What the recogniser gives under teacher forcing."""
+
+    ctc_logits: Tensor  # (B, S, V): scores of each encoded frame, id 0 is the blank
+    frame_mask: Tensor  # (B, S) bool, True = a real frame
+    logits: Tensor | None  # (B, L, V): scores of each next token; none without a decoder
+
+
+class ASRHead(nn.Module):
+    """Writes what is said from the features of any audio encoder: CTC (Graves et al. 2006) and an attending decoder,
+    which are trained and searched together (Watanabe et al. 2017).
+
+    Args:
+        vocab_size: V; id 0 is the blank and the padding.
+        embed_dim: E of the decoder.
+        memory_dim: size of the features, E where None.
+        decoder: "transformer"; "lstm", with additive attention by default; or "none": CTC alone.
+        num_heads: h of the decoder.
+        ffn_dim: of the transformer's feed-forward networks.
+        decoder_layers: of them.
+        decoder_attention: the decoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
+        cross_attention: the decoder's attention to the frames.
+        dropout: everywhere but in attention weights.
+
+    Raises:
+        ValueError: options that do not go together.
+
+    >>> head = ASRHead(30, 32, memory_dim=768)
+    >>> ctc, logits = head(torch.randn(2, 50, 768), None, torch.randint(30, (2, 7)))
+    >>> ctc.shape, logits.shape
+    (torch.Size([2, 50, 30]), torch.Size([2, 7, 30]))
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        *,
+        memory_dim: int | None = None,
+        decoder: Literal["transformer", "lstm", "none"] = "transformer",
+        num_heads: int = 4,
+        ffn_dim: int | None = None,
+        decoder_layers: int = 2,
+        decoder_attention: dict[str, Any] | None = None,
+        cross_attention: dict[str, Any] | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        memory_dim = embed_dim if memory_dim is None else memory_dim
+        self.ctc = nn.Linear(memory_dim, vocab_size)
+        self.decoder: TextHead | RecurrentDecoder | None = None
+        if decoder == "transformer":
+            self.decoder = TextHead(
+                vocab_size,
+                embed_dim,
+                decoder_layers,
+                num_heads,
+                memory_dim=memory_dim,
+                ffn_dim=ffn_dim,
+                decoder_attention=decoder_attention,
+                cross_attention=cross_attention,
+                dropout=dropout,
+            )
+        elif decoder == "lstm":
+            if decoder_attention is not None:
+                raise ValueError("decoder 'lstm' has a cross_attention alone: no decoder_attention")
+            self.decoder = RecurrentDecoder(
+                vocab_size,
+                embed_dim,
+                embed_dim,
+                memory_dim=memory_dim,
+                num_layers=decoder_layers,
+                num_heads=num_heads,
+                cross_attention=cross_attention or "additive",
+                dropout=dropout,
+            )
+        elif decoder != "none":
+            raise ValueError(f"unknown decoder {decoder!r}: transformer, lstm or none")
+        elif decoder_attention or cross_attention:
+            raise ValueError("decoder 'none' attends to nothing: no decoder_attention, no cross_attention")
+
+    def forward(self, memory: Tensor, mask: Tensor | None, target_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Teacher forcing.
+
+        Args:
+            memory: (B, S, memory_dim).
+            mask: (B, S) bool, True = a real frame.
+            target_ids: (B, L) long, the start token first.
+
+        Returns:
+            CTC's logits (B, S, V), and the decoder's (B, L, V) or None.
+        """
+        logits = None if self.decoder is None else self.decoder(memory, mask, target_ids)
+        return self.ctc(memory), logits
+
+    def log_probs(self, memory: Tensor) -> Tensor:
+        """CTC's log-probabilities (B, S, V) for features (B, S, memory_dim), in float32."""
+        return self.ctc(memory).float().log_softmax(-1)
+
+    def transcribe(
+        self,
+        memory: Tensor,
+        log_p: Tensor,
+        mask: Tensor,
+        *,
+        start_id: int,
+        eos_id: int,
+        suppress: Sequence[int] = (),
+        num_beams: int = 1,
+        ctc_weight: float = 0.3,
+        length_penalty: float = 0.0,
+        max_new_tokens: int | None = None,
+    ) -> list[tuple[list[int], float]]:
+        """Writes what each row says.
+
+        Args:
+            memory: (B, S, memory_dim).
+            log_p: (B, S, V), of `log_probs`.
+            mask: (B, S) bool, True = a real frame.
+            start_id: what the decoder begins with.
+            eos_id: what it ends with.
+            suppress: other ids that are never written.
+            num_beams: 1 = greedy.
+            ctc_weight: w in ``(1 - w) log p_attention + w log p_ctc``; 1, or no decoder: CTC alone, by prefix beams.
+            length_penalty: a finished beam scores log p / length^this.
+            max_new_tokens: at most so many ids; none: as many as there are frames, and the end.
+
+        Returns:
+            Ids without start and end, and their score, of each row.
+        """
+        if self.decoder is None or ctc_weight >= 1.0:
+            if num_beams > 1:
+                return ctc_prefix_beam(log_p, mask, num_beams, blank=BLANK)
+            best = log_p.amax(-1).masked_fill(~mask, 0.0).sum(-1).tolist()
+            return list(zip(ctc_greedy(log_p, mask, blank=BLANK), best, strict=True))
+        room = memory.shape[1] + 1 if max_new_tokens is None else max_new_tokens
+        config = GenerationConfig(
+            num_beams=num_beams,
+            max_new_tokens=room,
+            decoder_start_token_id=start_id,
+            eos_token_id=eos_id,
+            pad_token_id=BLANK,
+            suppress_tokens=sorted({BLANK, start_id, *suppress} - {eos_id}),
+            length_penalty=length_penalty,
+        )
+        prompt = torch.full((len(memory), 1), start_id, device=memory.device)
+        with torch.inference_mode():
+            state, step = self.decoder.start(memory, mask), self.decoder.step
+            if ctc_weight > 0.0:
+                state = JointState(state, log_p, mask, BLANK)
+                step = joint_step(step, eos_id, ctc_weight)
+            found = generate(step, state, prompt, config)
+        scores = found.scores[:, 0].tolist()
+        rows = [[i for i in best[0] if i != eos_id] for best in found.tokens()]
+        return list(zip(rows, scores, strict=True))
+
+
+class ASRModel(nn.Module):
+    """Log-mel frames to scores of characters or word pieces.
+
+    Args:
+        vocab_size: V; id 0 is the blank and the padding.
+        num_mels: M, bands of the front end.
+        encoder: "conformer" (Gulati et al. 2020) or "transformer".
+        embed_dim: E.
+        num_heads: h.
+        ffn_dim: of all feed-forward networks.
+        encoder_layers: that listen.
+        kernel_size: frames that the conformer's convolutions see.
+        subsampling: 1, 2 or 4 frames become one: short clips need small ones, as CTC writes at most a token a frame.
+        chunk_frames: frames, after subsampling, that are heard at once, so that the encoder can stream; none: all.
+        left_chunks: chunks before its own that each chunk attends to; none: all.
+        decoder: "transformer"; "lstm" with additive attention; or "none": CTC alone.
+        decoder_layers: that write.
+        attention: the encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
+        decoder_attention: the decoder's self-attention.
+        cross_attention: the decoder's attention to the frames.
+        memory: what is written from: the "frames"; or their "mean", a baseline that cannot attend.
+        dropout: everywhere but in attention weights.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_mels: int = 40,
+        *,
+        encoder: Literal["conformer", "transformer"] = "conformer",
+        embed_dim: int = 96,
+        num_heads: int = 4,
+        ffn_dim: int | None = 256,
+        encoder_layers: int = 4,
+        kernel_size: int = 15,
+        subsampling: int = 4,
+        chunk_frames: int | None = None,
+        left_chunks: int | None = None,
+        decoder: Literal["transformer", "lstm", "none"] = "transformer",
+        decoder_layers: int = 1,
+        attention: dict[str, Any] | None = None,
+        decoder_attention: dict[str, Any] | None = None,
+        cross_attention: dict[str, Any] | None = None,
+        memory: Literal["frames", "mean"] = "frames",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if memory not in ("frames", "mean"):
+            raise ValueError(f"unknown memory {memory!r}: frames or mean")
+        self.memory, self.subsampling, self.num_mels = memory, subsampling, num_mels
+        self.encoder = AudioEncoder(
+            num_mels,
+            embed_dim,
+            encoder_layers,
+            num_heads,
+            kind=encoder,
+            subsampling=subsampling,
+            ffn_dim=ffn_dim,
+            kernel_size=kernel_size,
+            dropout=dropout,
+            attention=attention,
+            chunk_frames=chunk_frames,
+            left_chunks=left_chunks,
+        )
+        self.head = ASRHead(
+            vocab_size,
+            embed_dim,
+            decoder=decoder,
+            num_heads=num_heads,
+            ffn_dim=ffn_dim,
+            decoder_layers=decoder_layers,
+            decoder_attention=decoder_attention,
+            cross_attention=cross_attention,
+            dropout=dropout,
+        )
+
+    def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Frames (B, T, M) and their mask (B, T) to the memory (B, S, E) and its mask (B, S)."""
+        states, mask = self.encoder(features, feature_mask)
+        if self.memory == "mean":
+            weights = (mask / mask.sum(1, keepdim=True).clamp_min(1)).to(states.dtype)[:, :, None]  # (B, S, 1)
+            states = (states * weights).sum(1, keepdim=True).expand_as(states)
+        return states, mask
+
+    def forward(self, features: Tensor, feature_mask: Tensor | None, target_ids: Tensor) -> ASROutput:
+        """Teacher forcing.
+
+        Args:
+            features: (B, T, M), log-mel frames.
+            feature_mask: (B, T) bool, True = a real frame.
+            target_ids: (B, L) long, the start token first.
+        """
+        memory, mask = self.encode(features, feature_mask)
+        ctc_logits, logits = self.head(memory, mask, target_ids)
+        return ASROutput(ctc_logits, mask, logits)
+
+    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
+        """Which encoded frames each token was read off: (B, L, S), rows summing to one.
+
+        Args:
+            maps: what `mmattn.explain.capture(model)` gave for one pass under teacher forcing.
+        """
+        return read_off(maps)

@@ -1,0 +1,233 @@
+"""Training and measuring speech recognition: CTC and cross-entropy together, word and character error rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.asr import ASRBatch, ASRDataset, ASRProcessor, ASRSample, collate
+from data.asr_augment import SpeechAugment
+from data.batching import BatchPlan, EvalBatchSampler
+from data.buckets import TokenBatchSampler
+from tasks.asr.decoding import write
+from tasks.asr.metrics import notes, score
+from tasks.asr.model import BLANK, ASRModel
+from tasks.common.attention_config import check_attention
+from tasks.common.datamodule import Split, TaskDataModule
+from tasks.common.errors import ConfigError
+from tasks.common.module import TaskModule
+from tasks.common.seq2seq import CorpusMetric, token_loss
+
+ATTENTIONS = ("attention", "decoder_attention", "cross_attention")
+
+
+class ASRDataModule(TaskDataModule):
+    """Recordings and what is said in them.
+
+    Args:
+        sample_rate: Hz; recordings of any other rate are resampled.
+        num_mels: bands of the log-mel front end.
+        tokenizer: characters, or bpe pieces.
+        vocab_size: most token ids, of bpe.
+        max_frames: a training batch holds at most so many frames, padding included; batch_size bounds measuring alone.
+        max_seconds: longer training clips are left out, counted and reported; the finished model hears longer
+            recordings in windows of so many seconds.
+        augment: SpeechAugment's keywords (data/asr_augment.py), for training; none: no augmentation.
+        clips: training clips of the built-in data.
+        hide: train and measure with silence in the place of each recording: a baseline to be beaten.
+    """
+
+    processor_class = ASRProcessor
+    sizes = ("vocab_size", "num_mels")
+
+    def __init__(
+        self,
+        sample_rate: int = 8000,
+        num_mels: int = 40,
+        tokenizer: Literal["characters", "bpe"] = "characters",
+        vocab_size: int = 200,
+        max_frames: int = 6000,
+        max_seconds: float = 12.0,
+        augment: dict[str, Any] | None = None,
+        clips: int | None = None,
+        hide: Literal["sound"] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.max_frames, self.clips, self.hide = max_frames, clips, hide
+        self.processor_options = {
+            "sample_rate": sample_rate,
+            "n_mels": num_mels,
+            "tokenizer": tokenizer,
+            "vocab_size": vocab_size,
+            "max_seconds": max_seconds,
+        }
+        try:
+            self.augment = SpeechAugment.from_options(augment)
+        except ValueError as error:
+            raise ConfigError(f"data.augment.{error}") from None
+
+    def open_split(self, split: Split, path: str | None) -> ASRDataset:
+        if path is None:
+            from data.demo.asr import make
+
+            return ASRDataset(make(split, self.clips if split == "train" else None))
+        return ASRDataset(path, on_error=self.on_error)
+
+    def make_processor(self, train: Any) -> ASRProcessor:
+        try:
+            return ASRProcessor.fit(train, **self.processor_options)
+        except ValueError as error:
+            raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
+
+    def prepare_dataset(self, dataset: Any, split: Split) -> ASRDataset:
+        if split == "train":
+            dataset.leave_out_longer(self.processor.max_seconds)
+        dataset.preload(self.processor.sample_rate)
+        if split == "train" and self.augment is not None:
+            self.augment.attach(dataset.samples)
+        return dataset
+
+    def train_plan(self, dataset: Any) -> BatchPlan:
+        lengths = self.processor.lengths(dataset.samples)
+        if self.augment is not None:
+            lengths = self.augment.lengths(lengths, self.processor.frame_seconds)
+        try:
+            plan = TokenBatchSampler(lengths, self.max_frames, seed=self.seed, **self._ranks())
+        except ValueError as error:
+            raise ConfigError(f"data.max_frames: {error}") from None
+        if self.trainer is not None and self.trainer.is_global_zero:
+            print(
+                f"{len(dataset):,} clips in {plan.total} batches of at most {self.max_frames} frames, padding "
+                f"{plan.waste().share:.1%} before augmentation."
+            )
+        return plan
+
+    def eval_plan(self, dataset: Any) -> BatchPlan:
+        lengths = [frames for frames, _ in self.processor.lengths(dataset.samples)]
+        return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
+
+    def collate_fn(self, split: Split) -> Callable[..., ASRBatch]:
+        make = partial(collate, processor=self.processor, augment=self.augment if split == "train" else None)
+        return partial(_without_sound, make) if self.hide else make
+
+
+def _without_sound(make: Callable[..., ASRBatch], samples: list[ASRSample], **options: Any) -> ASRBatch:
+    """A batch that hears nothing: as many frames as before, all zero."""
+    batch = make(samples, **options)
+    batch.features = torch.zeros_like(batch.features)
+    return batch
+
+
+class ASRModule(TaskModule):
+    """``(1 - w) cross-entropy + w CTC`` (Watanabe et al. 2017, eq. 10); error rates by greedy, beam or joint search.
+
+    Args:
+        ctc_weight: w in training; 1 where there is no decoder.
+        val_beams: beams of the search that validates within fit; 1: greedy.
+        num_beams: beams of `validate` and `test`, and of the finished model.
+        search_ctc_weight: w in searching: 0 is attention alone, 1 is CTC alone.
+        monitor_rate: the error rate that the best checkpoint has: of words (wer) or characters (cer).
+        training: what TaskModule takes.
+    """
+
+    task = "asr"
+    model_class = ASRModel
+    mode = "min"
+    model: Any
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        *,
+        ctc_weight: float = 0.3,
+        val_beams: int = 1,
+        num_beams: int = 5,
+        search_ctc_weight: float = 0.3,
+        monitor_rate: Literal["wer", "cer"] = "wer",
+        **training: Any,
+    ) -> None:
+        super().__init__(model, **training)
+        for name, value in (("ctc_weight", ctc_weight), ("search_ctc_weight", search_ctc_weight)):
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"model.{name}: expected a value from 0 to 1, found {value}.")
+        if val_beams < 1 or num_beams < 1:
+            raise ConfigError(
+                f"model.val_beams and model.num_beams: expected 1 or more, found {val_beams}, {num_beams}."
+            )
+        self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
+        self.val_beams, self.num_beams, self.search_ctc_weight = val_beams, num_beams, search_ctc_weight
+        self.monitor_rate = monitor_rate
+
+    @classmethod
+    def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
+        return keywords | {k: check_attention(keywords[k], f"model.{k}") for k in ATTENTIONS if k in keywords}
+
+    @property
+    def monitor(self) -> str:  # type: ignore[override]
+        """The metric that the best checkpoint has."""
+        return f"val/{self.monitor_rate}"
+
+    @property
+    def _processor(self) -> ASRProcessor:
+        return self.trainer.datamodule.processor  # type: ignore[attr-defined]
+
+    def complete_processor(self, processor: ASRProcessor) -> ASRProcessor:
+        processor.search = {"num_beams": self.num_beams, "ctc_weight": self.search_ctc_weight}
+        return processor
+
+    def losses(self, batch: ASRBatch, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted loss and its parts."""
+        output = self.model(batch.features, batch.feature_mask, batch.target_ids)
+        parts = {"ctc": ctc_loss(output.ctc_logits, output.frame_mask, batch.labels, batch.label_mask)}
+        if output.logits is None:
+            return parts["ctc"], parts
+        parts["attention"] = token_loss(output.logits, batch.labels, batch.label_mask, label_smoothing)
+        return (1 - self.ctc_weight) * parts["attention"] + self.ctc_weight * parts["ctc"], parts
+
+    def training_loss(self, batch: ASRBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.losses(batch, self.label_smoothing)
+
+    def make_metric(self) -> CorpusMetric:
+        return CorpusMetric(score)
+
+    def notes(self) -> dict[str, str]:
+        return notes()
+
+    def update_metric(self, metric: Any, batch: ASRBatch) -> None:
+        loss, _ = self.losses(batch)
+        tokens = float(batch.label_mask.sum())
+        metric.add("loss", float(loss) * tokens, tokens)
+        beams = self.val_beams if self.trainer.state.fn == "fit" else self.num_beams
+        heard = write(self.model, batch, self._processor, beams, self.search_ctc_weight)
+        metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])
+
+
+def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Tensor) -> Tensor:
+    """CTC's negative log-likelihood (Graves et al. 2006), a label: comparable with cross-entropy.
+
+    A clip with fewer frames than its labels need has no alignment, and no part in it.
+
+    Args:
+        logits: (B, S, V), id 0 is the blank.
+        frame_mask: (B, S) bool, True = a real frame.
+        labels: (B, L) long, the end last.
+        label_mask: (B, L) bool, True = counts.
+
+    Returns:
+        A scalar.
+    """
+    log_p = logits.float().log_softmax(-1).transpose(0, 1)  # (S, B, V)
+    lengths = label_mask.sum(1) - 1  # without the end
+    losses = F.ctc_loss(
+        log_p, labels, frame_mask.sum(1), lengths, blank=BLANK, reduction="none", zero_infinity=True
+    )  # (B,)
+    return losses.sum() / lengths.sum().clamp_min(1)
+
+
+LIGHTNING = (ASRModule, ASRDataModule)

@@ -1,0 +1,50 @@
+"""The picture of an explanation: a spectrogram with its words, and what each token was read off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.asr.predict import ASRExplanation
+
+
+def draw(found: ASRExplanation, path: str | Path) -> None:
+    """Write a PNG: log-mel frames with the words at their times; below, on the same axis, a row a token.
+
+    Where the true borders are known, they are dashed lines.
+    """
+    from matplotlib.figure import Figure
+
+    total = len(found.features) * found.frame_seconds
+    maps = [("CTC's alignment", found.alignment)]
+    if found.attention is not None:
+        maps.insert(0, ("attention", found.attention))
+    tall = min(0.16 * len(found.tokens) + 0.6, 7.0)
+    figure = Figure(figsize=(min(4 + 2.2 * total, 20), 2.2 + tall * len(maps)), layout="constrained")
+    axes = figure.subplots(1 + len(maps), 1, sharex=True, gridspec_kw={"height_ratios": [2.2] + [tall] * len(maps)})
+    top = axes[0]
+    top.imshow(found.features.T.numpy(), origin="lower", aspect="auto", cmap="magma", extent=(0, total, 0, 1))
+    top.set_yticks([])
+    top.set_ylabel("log-mel bands, low to high")
+    for word in found.transcript.words:
+        for axis in axes:
+            axis.axvspan(word.start, word.end, facecolor="none", edgecolor="tab:cyan", linewidth=1.0)
+        top.annotate(
+            word.word.replace("$", r"\$"),
+            ((word.start + word.end) / 2, 1.02),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            fontsize=9,
+            annotation_clip=False,
+        )
+    for _, start, end in found.words:
+        for border in (start, end):
+            top.axvline(border, color="white", linestyle="--", linewidth=0.9)
+    for axis, (name, weights) in zip(axes[1:], maps, strict=True):
+        count = len(found.tokens)
+        axis.imshow(weights.numpy(), aspect="auto", cmap="Blues", vmin=0.0, extent=(0, total, count, 0))
+        axis.set_yticks([n + 0.5 for n in range(count)], [token.replace("$", r"\$") for token in found.tokens], fontsize=6)
+        axis.set_ylabel(name)
+    axes[-1].set_xlabel("seconds")
+    figure.savefig(path, dpi=110)

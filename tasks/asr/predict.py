@@ -1,0 +1,249 @@
+"""From a recording of any length to its words and when they were said, with the processor that training used."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.asr import ASRDataset, ASRProcessor, ASRSample, collate
+from data.audio import AUDIO_EXTENSIONS, audio_seconds, stream_audio
+from data.errors import DataError
+from tasks.asr.decoding import write
+from tasks.asr.model import ASRModel
+from tasks.asr.windows import Window, windows
+from tasks.asr.words import Word, align, words_at
+from tasks.common.errors import ConfigError
+from tasks.common.inference import Predictor, listed, load_parts, progress
+
+OVERLAP = 0.2  # of a window, shared with the next one
+Item = str | Path | Mapping[str, Any] | ASRSample
+
+
+@dataclass
+class Transcript:
+    """What is said in one recording."""
+
+    id: str
+    text: str
+    words: list[Word] = field(default_factory=list)  # with seconds from the recording's beginning
+    duration: float = 0.0  # seconds heard
+    score: float = 0.0  # log p / length^length_penalty, summed over windows
+
+
+@dataclass
+class ASRExplanation:
+    """When each word was said, and which frames each character was read off."""
+
+    transcript: Transcript
+    features: Tensor  # (T, M), the log-mel frames heard
+    frame_seconds: float  # of one of them
+    tokens: list[str]  # what was written
+    attention: Tensor | None  # (tokens, S) over the encoded frames, rows sum to one; none without a decoder
+    alignment: Tensor  # (tokens, S), CTC's: where each token is emitted
+    words: list[tuple[str, float, float]] = field(default_factory=list)  # the true borders, where known
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG: the spectrogram with the words over it, below it the frames that each token was read off."""
+        from tasks.asr.picture import draw
+
+        draw(self, path)
+
+
+class Recogniser(Predictor):
+    """A speech recogniser with its processor, ready to listen.
+
+    Args:
+        model: on its device, in evaluation mode.
+        processor: the one it was trained with.
+    """
+
+    def __init__(self, model: ASRModel, processor: ASRProcessor) -> None:
+        super().__init__(model, processor)
+        self.search: dict[str, Any] = {}  # num_beams and ctc_weight, in place of the model's own
+        self.long = False  # whether a recording was longer than a window
+
+    # Listening --------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def predict(self, items: Sequence[Item], batch_size: int = 16, **search: Any) -> list[Transcript]:
+        """Transcribe each item; what is longer than the processor's window, in overlapping windows as it is read.
+
+        Args:
+            items: paths, or mappings with `audio` (a path, the file's bytes, or samples and their rate) and, if wanted,
+                `id`.
+            batch_size: windows at a time.
+            search: num_beams and ctc_weight, in place of the model's own.
+
+        Returns:
+            A transcript for each, in order.
+
+        Raises:
+            DataError: a recording cannot be read; names the item.
+        """
+        samples = [as_sample(item, number) for number, item in enumerate(listed(items))]
+        found = [Transcript(sample.id, "") for sample in samples]
+        waiting: list[tuple[int, Window]] = []
+        for n, sample in enumerate(samples):
+            for window in self.windows(sample):
+                waiting.append((n, window))
+                if len(waiting) == batch_size:
+                    self._listen(found, waiting, search)
+                    waiting = []
+        self._listen(found, waiting, search)
+        return found
+
+    def windows(self, sample: ASRSample) -> Iterator[Window]:
+        """A recording as it is heard: whole, or in overlapping windows, read as they are asked for."""
+        name, seconds, rate = f"item {sample.id}", self.processor.max_seconds, self.processor.sample_rate
+        if sample.segment is None:
+            total, blocks = audio_seconds(sample.audio, name), stream_audio(sample.audio, rate, name, seconds)
+        else:
+            total, blocks = sample.duration, iter([sample.read(rate)])
+        cut = windows(blocks, rate, seconds, OVERLAP * seconds)
+        return progress(cut, int(total / (seconds * (1 - OVERLAP))), f"listening to {sample.id}")
+
+    def _listen(self, found: list[Transcript], waiting: list[tuple[int, Window]], search: Mapping[str, Any]) -> None:
+        """Adds what windows say to the transcripts of the recordings they are of."""
+        if not waiting:
+            return
+        rate = self.processor.sample_rate
+        order = sorted(range(len(waiting)), key=lambda k: len(waiting[k][1].wave))
+        pieces = [ASRSample(str(k), (waiting[k][1].wave, rate)) for k in order]
+        batch = collate(pieces, self.processor).to(self.device)
+        heard = write(self.model, batch, self.processor, **{**self.search, **search})
+        for k in sorted(range(len(order)), key=order.__getitem__):
+            (n, window), text = waiting[order[k]], heard[k].text
+            spans = align(heard[k].log_p, self.processor.encode(text))
+            words = words_at(text, spans, self.processor, self.frame_seconds, window.start)
+            own = [word for word in words if window.low <= (word.start + word.end) / 2 < window.high]
+            whole = window.low == 0.0 and window.high == math.inf
+            entry = found[n]
+            self.long |= not whole
+            entry.text = text if whole else " ".join([entry.text, *(word.word for word in own)]).strip()
+            entry.words += own
+            entry.duration, entry.score = round(window.end, 3), entry.score + heard[k].score
+
+    @property
+    def frame_seconds(self) -> float:
+        """Of one encoded frame."""
+        return self.processor.frame_seconds * self.model.subsampling
+
+    def explain(self, item: Item) -> ASRExplanation:
+        """Transcribe one item and tell when each word was said and what each character was read off.
+
+        Raises:
+            DataError: it cannot be read, is longer than a window, or nothing is heard in it.
+        """
+        from mmattn.explain import capture
+
+        sample = as_sample(item, 0)
+        transcript = self.predict([sample])[0]
+        if transcript.duration > self.processor.max_seconds:
+            raise DataError(
+                f"item {sample.id}",
+                f"at most {self.processor.max_seconds:g} s to explain",
+                f"{transcript.duration:.1f} s: cut out what is to be looked at",
+            )
+        if not transcript.text:
+            raise DataError(f"item {sample.id}", "speech to explain", "none was heard")
+        rate = self.processor.sample_rate
+        forced = ASRSample(sample.id, (sample.read(rate), rate), transcript.text)
+        batch = collate([forced], self.processor).to(self.device)
+        with torch.no_grad(), capture(self.model) as maps:
+            output = self.model(batch.features, batch.feature_mask, batch.target_ids)
+        count = int(batch.label_mask[0].sum()) - 1
+        attention = None if output.logits is None else self.model.alignment(maps)[0, :count].float().cpu()
+        log_p = output.ctc_logits[0].float().log_softmax(-1).cpu()
+        alignment = torch.zeros(count, len(log_p))
+        for row, (first, last) in enumerate(align(log_p, batch.labels[0, :count].tolist())):
+            alignment[row, first : last + 1] = 1.0
+        tokens = [self.processor.decode([i]) or " " for i in batch.labels[0, :count].tolist()]
+        return ASRExplanation(
+            transcript,
+            batch.features[0].cpu(),
+            self.processor.frame_seconds,
+            tokens,
+            attention,
+            alignment,
+            list(sample.words),
+        )
+
+    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+        """Write the encoder with CTC, and the decoder's step with its cache as flat tensors."""
+        from tasks.asr.export import export_recogniser
+
+        return export_recogniser(self.model, folder, formats)
+
+    # The command line -------------------------------------------------------------------------------------------------
+
+    def items(self, options: argparse.Namespace) -> list[ASRSample]:
+        """The recordings that `predict` and `explain` are asked about.
+
+        `--audio`; `--input` a manifest or CSV in the format for training (texts may be missing), a LibriSpeech tree, or
+        a folder of recordings; `--input demo`, the first of the built-in test part.
+
+        Raises:
+            DataError: neither is given, or what is given cannot be read.
+        """
+        if options.num_beams is not None and options.num_beams < 1:
+            raise ConfigError(f"--num_beams: expected 1 or more, found {options.num_beams}.")
+        if options.ctc_weight is not None and not 0.0 <= options.ctc_weight <= 1.0:
+            raise ConfigError(f"--ctc_weight: expected a value from 0 to 1, found {options.ctc_weight}.")
+        given = {name: getattr(options, name) for name in ("num_beams", "ctc_weight")}
+        self.search |= {name: value for name, value in given.items() if value is not None}
+        if options.input is None:
+            if options.audio is None:
+                raise DataError("arguments", "--audio, or --input PATH", "neither")
+            return [ASRSample(Path(options.audio).name, options.audio)]
+        if options.input == "demo" and not Path("demo").exists():
+            from data.demo.asr import make
+
+            return make("test", 6)
+        path = Path(options.input)
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in AUDIO_EXTENSIONS) if path.is_dir() else []
+        if files:
+            return [ASRSample(file.name, str(file)) for file in files]
+        return ASRDataset(path, on_error=options.on_error, require_text=False).samples
+
+    def remark(self) -> str:
+        """How much memory it took, where a recording was long."""
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+        return f"at most {peak:.2f} GB of memory in use." if self.long else ""
+
+
+def as_sample(item: Item, number: int) -> ASRSample:
+    """A sample from what a user gives.
+
+    Raises:
+        DataError: no recording; names the item.
+    """
+    if isinstance(item, ASRSample):
+        return item
+    if isinstance(item, (str, Path)):
+        return ASRSample(str(item), str(item))
+    if "audio" not in item:
+        raise DataError(f"item {item.get('id', number)}", "the key audio, a recording", ", ".join(sorted(item)) or "none")
+    return ASRSample(str(item.get("id", number)), item["audio"])
+
+
+def load(directory: str | Path | None = None, device: str = "auto", precision: str | None = None) -> Recogniser:
+    """Load a speech recogniser: the one in the package, or that of a folder.
+
+    Args:
+        directory: a `model/` folder of a run, or any copy of one.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "float32", "bfloat16", "int8" or None; see `tasks.load`.
+
+    Raises:
+        CheckpointError: missing, damaged, foreign, or of another task.
+    """
+    return Recogniser(*load_parts("asr", directory, device, ASRModel, ASRProcessor, precision))

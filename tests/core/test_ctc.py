@@ -1,0 +1,256 @@
+"""CTC: greedy, prefix beams, scores beside a decoder and alignment, each against all alignments, written out."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from mmattn.generate import GenerationConfig, generate
+from mmattn.generate.ctc import ctc_align, ctc_greedy, ctc_prefix_beam, ctc_prefix_beams
+from mmattn.generate.ctc_joint import CTCPrefixScorer, JointState, joint_step
+
+
+def frames(*shape, seed=0, scale=2.0):
+    """Random log-probabilities in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).log_softmax(-1)
+
+
+def collapse(path, blank=0):
+    return tuple(label for label, _ in itertools.groupby(path) if label != blank)
+
+
+def every_text(log_p, blank=0):
+    """What can be said and its probability: a sum over all paths of (S, V)."""
+    S, V = log_p.shape
+    found = {}
+    for path in itertools.product(range(V), repeat=S):
+        p = math.exp(sum(float(log_p[t, label]) for t, label in enumerate(path)))
+        text = collapse(path, blank)
+        found[text] = found.get(text, 0.0) + p
+    return found
+
+
+def padded(*clips):
+    """Clips (S, V) as one batch and its mask, padded with what would be believed if it were looked at."""
+    longest = max(map(len, clips))
+    log_p = torch.full((len(clips), longest, clips[0].shape[1]), -9.0, dtype=clips[0].dtype)
+    log_p[:, :, -1] = 0.0
+    mask = torch.zeros(len(clips), longest, dtype=torch.bool)
+    for n, clip in enumerate(clips):
+        log_p[n, : len(clip)], mask[n, : len(clip)] = clip, True
+    return log_p, mask
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+def test_greedy_collapses_the_best_path_of_each_row(blank):
+    clips = [frames(7, 3, seed=n) for n in range(20)] + [frames(1, 3), frames(4, 3)]
+    expected = [list(collapse(clip.argmax(-1).tolist(), blank)) for clip in clips]
+    assert ctc_greedy(*padded(*clips), blank) == expected
+    assert max(map(len, expected)) > 3
+    assert ctc_greedy(torch.zeros(2, 0, 3)) == [[], []]
+
+
+@pytest.mark.parametrize("blank", [0, 3])
+def test_prefix_beams_are_exact_where_there_are_enough(blank):
+    clips = [frames(5, 4, seed=1), frames(3, 4, seed=2), frames(1, 4, seed=3), frames(5, 4, seed=4, scale=8.0)]
+    for clip, found in zip(clips, ctc_prefix_beams(*padded(*clips), 500, blank), strict=True):
+        expected = every_text(clip, blank)
+        assert len(found) == len(expected)
+        for ids, score in found:
+            assert abs(score - math.log(expected[tuple(ids)])) < 1e-8
+        assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+
+
+def test_few_prefix_beams_find_the_best_and_never_a_prefix_twice():
+    clips = [frames(6, 3, seed=n) for n in range(12)]
+    batch = padded(*clips)
+    for clip, best, few in zip(clips, ctc_prefix_beam(*batch, 8), ctc_prefix_beams(*batch, 4), strict=True):
+        expected = every_text(clip)
+        assert tuple(best[0]) == max(expected, key=expected.__getitem__)
+        texts = [tuple(ids) for ids, _ in few]
+        assert len(set(texts)) == len(texts)
+        assert all(score <= math.log(expected[text]) + 1e-9 for text, (_, score) in zip(texts, few, strict=True))
+
+
+def test_prefix_beams_of_a_clip_alone_and_beside_others():
+    clips = [frames(n, 5, seed=n) for n in (9, 2, 6)]
+    together = ctc_prefix_beams(*padded(*clips), 3)
+    for clip, found in zip(clips, together, strict=True):
+        (alone,) = ctc_prefix_beams(clip[None], None, 3)
+        assert [ids for ids, _ in found] == [ids for ids, _ in alone]
+        assert all(abs(a - b) < 1e-9 for (_, a), (_, b) in zip(found, alone, strict=True))
+    assert ctc_prefix_beam(torch.zeros(1, 0, 3), None, 2) == [([], 0.0)]
+    assert ctc_prefix_beam(frames(1, 4, 3), torch.zeros(1, 4, dtype=torch.bool), 2) == [([], 0.0)]
+    with pytest.raises(ValueError, match="beams=0"):
+        ctc_prefix_beam(frames(1, 4, 3), None, 0)
+
+
+def test_prefix_beams_take_what_cannot_be():
+    log_p = torch.full((1, 4, 3), -math.inf)
+    log_p[0, [0, 1, 2, 3], [1, 0, 1, 2]] = 0.0
+    assert ctc_prefix_beams(log_p, None, 5) == [[([1, 1, 2], 0.0)]]
+
+
+def silent_end(clip):
+    """Frames (S, V) with one more id that is never said: the end."""
+    return torch.cat([clip, torch.full_like(clip[:, :1], -1e3)], dim=1)
+
+
+def scored(scorer, prefix, end):
+    for token in prefix:
+        scorer.advance(torch.full_like(scorer.last, token))
+    return scorer.scores(end)
+
+
+@pytest.mark.parametrize("prefix", [(), (1,), (2, 2), (1, 2, 1), (2, 1, 1), (1, 1, 1)])
+def test_prefix_scores_equal_all_alignments(prefix):
+    """V = 4 with blank 0 and end 3, which the frames never say."""
+    clips = [
+        silent_end(frames(6, 3, seed=5)),
+        silent_end(frames(4, 3, seed=6)),
+        silent_end(frames(6, 3, seed=7, scale=10.0)),
+    ]
+    log_p, mask = padded(*clips)
+    found = scored(CTCPrefixScorer(log_p, mask), prefix, end=3)
+    for clip, row in zip(clips, found, strict=True):
+        texts = every_text(clip[:, :3])
+
+        def begins(start, texts=texts):
+            return sum(p for text, p in texts.items() if text[: len(start)] == start)
+
+        whole = begins(prefix)
+        if not whole:  # more than the frames have room for: all are alike
+            torch.testing.assert_close(row[1:], torch.full_like(row[1:], -math.log(4)))
+            continue
+        assert row[0] == -math.inf
+        for token in (1, 2):
+            p = begins((*prefix, token))
+            assert abs(float(row[token]) - (math.log(p / whole) if p else -1e4)) < 1e-8
+        p = texts.get(prefix, 0.0)
+        assert abs(float(row[3]) - (math.log(p / whole) if p else -1e4)) < 1e-8
+        assert abs(float(row.exp().sum()) - 1.0) < 1e-8  # one of them, or the end
+
+
+def test_prefix_scores_equal_ctc_loss_over_many_frames():
+    """Log p of -300 and less, and probabilities that float32 would call zero."""
+    log_p = frames(2, 150, 20, seed=8, scale=6.0)
+    scorer, text = CTCPrefixScorer(log_p), [5, 5, 9, 1, 17, 2, 2, 2, 11, 3]
+    total = torch.zeros(2, dtype=torch.float64)
+    for n, token in enumerate([*text, 19]):
+        total += scorer.scores(19)[:, token]
+        if n < len(text):
+            scorer.advance(torch.full((2,), token))
+    targets = torch.tensor([text, text])
+    loss = torch.nn.functional.ctc_loss(log_p.transpose(0, 1), targets, (150, 150), (10, 10), reduction="none")
+    assert (total + loss).abs().max() < 1e-8
+    assert (loss > 200).all()
+
+
+class Prefixes:
+    """A decoder without weights: its logits are a fixed table of the last id; and a state that knows its rows' ids."""
+
+    def __init__(self, rows):
+        self.ids = torch.zeros(rows, 0, dtype=torch.long)
+        self.sentences = torch.arange(rows)
+
+    def select(self, rows):
+        self.ids, self.sentences = self.ids[rows.flatten()], self.sentences[rows.flatten()]
+
+
+def table_step(table):
+    """Logits (N, V) out of a table (B, V, V), by sentence and last id."""
+
+    def step(ids, state):
+        state.ids = torch.cat([state.ids, ids], dim=1)
+        return table[state.sentences, ids[:, -1]].clone()
+
+    return step
+
+
+START, END = 3, 3
+JOINT = {"max_new_tokens": 7, "eos_token_id": END, "suppress_tokens": [0], "length_penalty": 0.0}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_joint_beams_find_the_best_of_all_texts(weight):
+    """Blank 0, texts of 1 and 2, start and end 3: every text of the beams' length is scored by both, written out."""
+    clips = [silent_end(frames(S, 3, seed=seed)) for S, seed in ((5, 9), (3, 10), (4, 11), (5, 12))]
+    log_p, mask = padded(*clips)
+    table = 2 * torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(13), dtype=torch.float64)
+    config = GenerationConfig(num_beams=60, num_return_sequences=3, **JOINT)
+    step = joint_step(table_step(table), END, weight)
+    found = generate(step, JointState(Prefixes(4), log_p, mask), torch.full((4, 1), START), config)
+    for n, clip in enumerate(clips):
+        texts, scores = every_text(clip[:, :3]), {}
+        for text, p in texts.items():
+            path = (START, *text, END)
+            attention = sum(float(table[n].log_softmax(-1)[a, b]) for a, b in itertools.pairwise(path))
+            scores[text] = (1 - weight) * attention + weight * math.log(p)
+        best = sorted(scores, key=scores.__getitem__, reverse=True)[:3]
+        if weight:  # without CTC longer texts than the frames have room for are as good as others
+            assert [tuple(ids) for ids in found.tokens(without=(END,))[n]] == best
+        for ids, score in zip(found.tokens(without=(END,))[n], found.scores[n].tolist(), strict=True):
+            if tuple(ids) in scores:
+                assert abs(score - scores[tuple(ids)]) < 1e-5
+
+
+def test_a_joint_beam_of_one_is_greedy_and_batches_change_nothing():
+    clips = [frames(n, 9, seed=n) for n in (12, 5, 9, 12, 1)]
+    log_p, mask = padded(*clips)
+    table = torch.randn(5, 9, 9, generator=torch.Generator().manual_seed(1))
+    options = {"max_new_tokens": 14, "eos_token_id": 8, "suppress_tokens": [0]}
+
+    def write(config, rows):
+        length = int(mask[rows].sum(1).max())
+        state = JointState(Prefixes(len(rows)), log_p[rows, :length], mask[rows, :length])
+        return generate(joint_step(table_step(table[rows]), 8, 0.4), state, torch.full((len(rows), 1), 8), config)
+
+    for beams in (1, 4):
+        config = GenerationConfig(num_beams=beams, **options)
+        together = write(config, list(range(5)))
+        for n in range(5):
+            alone = write(config, [n])
+            assert alone.tokens()[0] == together.tokens()[n]
+            torch.testing.assert_close(alone.scores[0], together.scores[n])
+    assert write(GenerationConfig(num_beams=1, num_return_sequences=1, **options), [0]).lengths.item() > 1
+
+
+def test_joint_scores_beside_what_cannot_be_said_are_numbers():
+    """A decoder that never ends, over fewer frames than it writes, and over none at all."""
+    log_p, mask = frames(2, 3, 5, seed=3).float(), torch.tensor([[True] * 3, [False] * 3])
+    table = torch.zeros(2, 5, 5)
+    table[:, :, 4] = -80.0
+    for beams in (1, 3):
+        config = GenerationConfig(num_beams=beams, max_new_tokens=9, eos_token_id=4, suppress_tokens=[0])
+        step = joint_step(table_step(table), 4, 0.1)
+        found = generate(step, JointState(Prefixes(2), log_p, mask), torch.full((2, 1), 4), config)
+        assert found.scores.isfinite().all()
+        assert found.lengths[1] == 1  # nothing is heard, and nothing said
+    with pytest.raises(ValueError, match=r"ctc_weight=1\.5"):
+        joint_step(table_step(table), 4, 1.5)
+
+
+@pytest.mark.parametrize("ids", [[1], [2, 2], [1, 2, 1], [1, 1, 2], [2, 1, 2, 1]])
+def test_alignment_is_the_best_of_all(ids):
+    for seed in range(8):
+        log_p = frames(6, 3, seed=seed)
+        paths = [path for path in itertools.product(range(3), repeat=6) if list(collapse(path)) == ids]
+        best = max(paths, key=lambda path: sum(float(log_p[t, label]) for t, label in enumerate(path)))
+        spans = ctc_align(log_p, ids)
+        said = [0] * 6
+        for token, (first, last) in zip(ids, spans, strict=True):
+            said[first : last + 1] = [token] * (last + 1 - first)
+        assert tuple(said) == best
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
+
+
+def test_alignment_of_little():
+    assert ctc_align(frames(3, 4), []) == []
+    assert ctc_align(frames(1, 4), [2]) == [(0, 0)]
+    assert ctc_align(frames(3, 4), [2, 2]) == [(0, 0), (2, 2)]
+    with pytest.raises(ValueError, match="2 frames have no room for 2 ids with 1 repetitions"):
+        ctc_align(frames(2, 4), [2, 2])
+    with pytest.raises(ValueError, match="hold the blank, 0, at place 1"):
+        ctc_align(frames(5, 4), [2, 0])

@@ -1,0 +1,396 @@
+"""Speech data: the formats, errors that name file and line, the processor, batches."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from data.asr import ASRDataset, ASRProcessor, ASRSample, collate, level, normalise
+from data.errors import DataError
+
+DATA = os.environ.get("MMATTN_DATA")
+TEXTS = ("yes", "no, it's not", "Yes - 42!")
+
+
+def sound(seconds: float = 0.5, seed: int = 0, rate: int = 8000) -> torch.Tensor:
+    return torch.randn(round(seconds * rate), generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def in_memory() -> ASRDataset:
+    return ASRDataset([ASRSample(str(n), (sound(0.3 + n / 5, n), 8000), text) for n, text in enumerate(TEXTS)])
+
+
+@pytest.fixture(scope="module")
+def processor() -> ASRProcessor:
+    return ASRProcessor.fit(in_memory())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three recordings of 0.3, 0.5 and 0.7 seconds."""
+    (tmp_path / "audio").mkdir()
+    for n in range(3):
+        soundfile.write(tmp_path / "audio" / f"{n}.flac", sound(0.3 + n / 5, n).numpy(), 8000)
+    return tmp_path
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def rows(**more: Any) -> list[dict[str, Any]]:
+    return [{"audio_filepath": f"audio/{n}.flac", "text": text, **more} for n, text in enumerate(TEXTS)]
+
+
+# The formats
+
+
+def test_manifest(folder: Path) -> None:
+    given = rows()
+    given[1] |= {"id": "b", "speaker": "eva", "duration": 0.5, "words": [["no", 0, 0.2], ["it's", 0.2, 0.4]]}
+    found = ASRDataset(write(folder / "a.jsonl", given))
+    assert [s.id for s in found.samples] == ["audio/0.flac", "b", "audio/2.flac"]
+    assert [s.text for s in found.samples] == list(TEXTS)
+    assert [s.duration for s in found.samples] == pytest.approx([0.3, 0.5, 0.7])
+    assert found[1].speaker == "eva"
+    assert found[1].words == [("no", 0.0, 0.2), ("it's", 0.2, 0.4)]
+    assert found[2].read(8000).shape == (5600,)
+
+
+def test_csv_and_the_other_key_are_the_same(folder: Path) -> None:
+    manifest = ASRDataset(write(folder / "a.jsonl", rows()))
+    other = ASRDataset(write(folder / "b.jsonl", [{"audio": r["audio_filepath"], "text": r["text"]} for r in rows()]))
+    table = ASRDataset(
+        write(folder / "a.csv", ["audio,text", *(f'{r["audio_filepath"]},"{r["text"]}"' for r in rows())])
+    )
+    assert manifest.fingerprint() == other.fingerprint() == table.fingerprint()
+    assert ASRDataset(write(folder / "c.jsonl", rows()[:2])).fingerprint() != manifest.fingerprint()
+
+
+def test_csv_words(folder: Path) -> None:
+    line = 'audio/0.flac,yes,"[[""yes"", 0.1, 0.2]]"'
+    assert ASRDataset(write(folder / "a.csv", ["audio,text,words", line]))[0].words == [("yes", 0.1, 0.2)]
+
+
+def test_offset_is_a_part_of_the_file(folder: Path) -> None:
+    given = [{"audio_filepath": "audio/2.flac", "text": "a", "offset": o, "duration": 0.25} for o in (0, 0.25)]
+    found = ASRDataset(write(folder / "a.jsonl", given))
+    whole = soundfile.read(folder / "audio" / "2.flac", dtype="float32")[0]
+    assert [s.id for s in found.samples] == ["audio/2.flac@0", "audio/2.flac@0.25"]
+    for number, sample in enumerate(found.samples):
+        assert np.array_equal(sample.read(8000).numpy(), whole[number * 2000 : (number + 1) * 2000])
+    assert found.preload(8000)
+    assert np.array_equal(found[1].read(8000).numpy(), whole[2000:4000])
+
+
+def test_librispeech(folder: Path) -> None:
+    place = folder / "dev-clean" / "84" / "121"
+    place.mkdir(parents=True)
+    for n in range(2):
+        soundfile.write(place / f"84-121-000{n}.flac", sound(seed=n).numpy(), 16000)
+    write(place / "84-121.trans.txt", ["84-121-0000 GO ON", "84-121-0001 IT'S HERE"])
+    found = ASRDataset(folder / "dev-clean")
+    assert [(s.id, s.text, s.speaker, s.duration) for s in found.samples] == [
+        ("84-121-0000", "GO ON", "84", 0.25),
+        ("84-121-0001", "IT'S HERE", "84", 0.25),
+    ]
+    write(place / "84-121.trans.txt", ["84-121-0000 GO ON", "84-121-0009 IT'S HERE"])
+    with pytest.raises(DataError, match=r"trans\.txt, line 2: expected 84-121-0009\.flac or .*\.wav beside it"):
+        ASRDataset(folder / "dev-clean")
+    with pytest.raises(DataError, match=r"expected LibriSpeech's \*\.trans\.txt somewhere in it, found 0\.flac"):
+        ASRDataset(folder / "audio")
+
+
+def test_the_same_file_twice_is_two_samples(folder: Path) -> None:
+    found = ASRDataset(write(folder / "a.jsonl", [rows()[0], rows()[0]]))
+    assert [sample.id for sample in found.samples] == ["audio/0.flac", "audio/0.flac line 2"]
+
+
+def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASRProcessor) -> None:
+    found = ASRDataset(write(folder / "a.jsonl", [{"audio": "audio/0.flac", "text": ""}]))
+    batch = collate(found.samples, processor)
+    assert batch.references == [""]
+    assert batch.labels.tolist() == [[processor.eos_id]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", r"bad\.jsonl, line 2: expected a JSON object"),
+        ("[1]", r"line 2: expected a JSON object"),
+        ({"audio_file": "audio/0.flac", "text": "a"}, r"line 2: expected the key audio_filepath .*did you mean"),
+        ({"audio": "", "text": "a"}, r"line 2: expected the key audio_filepath"),
+        ({"audio": 3, "text": "a"}, r"line 2: expected audio: a path, found 3"),
+        ({"audio": "audio/0.flac"}, r"line 2: expected the key text, found the keys audio"),
+        ({"audio": "audio/0.flac", "text": 4}, r"line 2: expected text: a text, found 4"),
+        ({"audio": "audio/0.flac", "text": "a\ud800"}, r"line 2: expected UTF-8 text"),
+        ({"audio": "audio/9.flac", "text": "a"}, r"line 2: expected an audio file, found no such file: .*9\.flac"),
+        ({"audio": "audio", "text": "a"}, r"line 2: expected an audio file"),
+        ({"audio": "a\0", "text": "a"}, r"line 2: expected an audio file"),
+        ({"audio": "text.wav", "text": "a"}, r"line 2: audio .*text\.wav: expected sound .*begins with b'no sound'"),
+        ({"audio": "empty.wav", "text": "a"}, r"line 2: audio .*empty\.wav: expected sound, found an empty file"),
+        ({"audio": "audio/0.flac", "text": "a", "duration": "x"}, r"line 2: expected duration: seconds, found 'x'"),
+        ({"audio": "audio/0.flac", "text": "a", "duration": -1}, r"line 2: expected duration: seconds, found -1"),
+        ({"audio": "audio/0.flac", "text": "a", "duration": True}, r"line 2: expected duration: seconds"),
+        ('{"audio": "audio/0.flac", "text": "a", "duration": NaN}', r"line 2: expected duration: seconds"),
+        ({"audio": "audio/0.flac", "text": "a", "offset": 1}, r"line 2: expected a duration beside the offset"),
+        ({"audio": "audio/0.flac", "text": "a", "words": [["a", 2, 1]]}, r"line 2: expected words: \[\[word, start"),
+        ({"audio": "audio/0.flac", "text": "a", "words": "a"}, r"line 2: expected words"),
+        ({"audio": "audio/1.flac", "text": "a", "id": "audio/0.flac"}, r"line 2: expected an id of its own"),
+    ],
+)
+def test_bad_lines(row: Any, message: str, folder: Path) -> None:
+    (folder / "text.wav").write_text("no sound")
+    (folder / "empty.wav").write_bytes(b"")
+    path = write(folder / "bad.jsonl", [rows()[0], row, rows()[2]])
+    with pytest.raises(DataError, match=message):
+        ASRDataset(path)
+    kept = ASRDataset(path, on_error="skip")
+    assert [sample.text for sample in kept.samples] == [TEXTS[0], TEXTS[2]]
+    assert [where for where, _ in kept.skipped] == [f"{path}, line 2"]
+
+
+def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProcessor) -> None:
+    soundfile.write(folder / "audio" / "1.flac", np.full(800, np.nan), 8000, format="WAV", subtype="FLOAT")
+    path = write(folder / "a.jsonl", rows(duration=0.1))
+    found = ASRDataset(path)
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: audio .*1\.flac: expected finite samples, found 800"):
+        found.preload(8000)
+    with pytest.raises(DataError, match=r"item audio/1\.flac: audio .*expected finite samples"):
+        collate(found.samples, processor)
+    kept = ASRDataset(path, on_error="skip")
+    assert len(kept) == 2
+    assert "expected finite samples, found 800" in kept.skipped[0][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.jsonl", None, "expected a file, found no such file"),
+        ("a.jsonl", "", "an empty file"),
+        ("a.csv", "text\nyes\n", "line 2: expected the key audio_filepath .*found the keys text"),
+        ("a.csv", "audio,text\n", "expected at least one recording, found none"),
+        ("a.csv", "audio,text\naudio/0.flac\n", "line 2: expected 2 cells"),
+        ("a.wav", "x", r"expected a manifest \.jsonl, a \.csv or \.tsv, or LibriSpeech's folder, found 'a\.wav'"),
+    ],
+)
+def test_bad_files(name: str, content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        ASRDataset(tmp_path / name)
+
+
+def test_without_texts(folder: Path) -> None:
+    path = write(folder / "a.jsonl", [{"audio": "audio/0.flac"}])
+    assert ASRDataset(path, require_text=False)[0].text == ""
+
+
+def test_samples_in_memory_are_checked() -> None:
+    with pytest.raises(DataError, match=r"sample 0 \(id 'x'\): audio: expected at least one sample, found none"):
+        ASRDataset([ASRSample("x", (torch.zeros(0), 8000), "a")])
+    with pytest.raises(DataError, match=r"sample 1 \(id 'x'\): expected an id of its own"):
+        ASRDataset([ASRSample("x", (torch.zeros(9), 8000), "a")] * 2)
+    with pytest.raises(DataError, match="at least one recording"):
+        ASRDataset([])
+
+
+def test_preload(folder: Path, processor: ASRProcessor) -> None:
+    found = ASRDataset(write(folder / "a.jsonl", rows()))
+    before, batch = found.fingerprint(), collate(found.samples, processor)
+    assert not found.preload(8000, max_bytes=47_999)  # 1.5 seconds take 48,000 bytes
+    assert isinstance(found[0].audio, str)
+    assert found.preload(8000, max_bytes=48_000)
+    for n in range(3):
+        (folder / "audio" / f"{n}.flac").unlink()
+    assert found.fingerprint() == before
+    assert torch.equal(collate(found.samples, processor).features, batch.features)
+
+
+def test_longer_ones_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    found = in_memory()  # 0.3, 0.5 and 0.7 seconds
+    assert found.leave_out_longer(0.7) == 0
+    assert found.leave_out_longer(0.5) == 1
+    assert [sample.id for sample in found.samples] == ["0", "1"]
+    assert "left out 1 clips" in caplog.text
+    with pytest.raises(DataError, match=r"clips of at most 0\.1 s, found none; the shortest has 0\.3 s"):
+        found.leave_out_longer(0.1)
+
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It\u2019s  TWENTY-one; no\tmore.", "it's twenty one no more"),
+        ("rock 'n' roll '", "rock 'n' roll"),
+        ("\u00c9t\u00e9 Stra\u00dfe \ufb01x \uff14", "\u00e9t\u00e9 stra\u00dfe fix 4"),
+        ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u093f\u0928\u094d\u0926\u0940"),
+        ("a_b/c & d", "a b c d"),
+        ("?!... --", ""),
+    ],
+)
+def test_normalise(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+    assert normalise(expected) == expected
+
+
+def test_characters(processor: ASRProcessor) -> None:
+    assert processor.pad_id == processor.blank_id == 0
+    assert sorted({processor.pad_id, processor.unk_id, processor.start_id, processor.eos_id}) == [0, 1, 2, 3]
+    ids = processor.encode("No, it's 4!")
+    assert len(ids) == len("no it's 4")
+    assert processor.decode(ids) == "no it's 4"
+    assert processor.encode("zoo")[0] == processor.unk_id
+    assert processor.decode([0, 2, *processor.encode("so"), 1, 0, 3]) == "so"
+    assert processor.sizes() == {"vocab_size": 4 + len(" '24einosty"), "num_mels": 40}
+    text = "yes no"
+    assert [text[start:end] for start, end in processor.tokenizer.spans(text)] == ["y", "e", "s", "", "n", "o"]
+
+
+def test_single_words_can_still_be_joined() -> None:
+    fitted = ASRProcessor.fit(ASRDataset([ASRSample("1", (sound(), 8000), "one")]))
+    assert fitted.decode(fitted.encode("one one")) == "one one"
+
+
+def test_bpe() -> None:
+    fitted = ASRProcessor.fit(in_memory(), tokenizer="bpe", vocab_size=20)
+    assert fitted.tokenizer.vocab_size <= 20
+    assert len(fitted.encode("yes")) < 4  # a piece begins a word and may be longer than a letter
+    assert fitted.decode(fitted.encode("Yes, it's 42")) == "yes it's 42"
+    with pytest.raises(ValueError, match="vocab_size: expected at least 15, the alphabet's, found 9"):
+        ASRProcessor.fit(in_memory(), tokenizer="bpe", vocab_size=9)
+
+
+# Features
+
+
+def test_loudness_and_offset_do_not_matter(processor: ASRProcessor) -> None:
+    wave = sound()
+    expected = processor.features(wave)
+    assert expected.shape == (51, 40)
+    assert torch.allclose(processor.features(0.01 * wave + 0.3), expected, atol=1e-3)
+    assert torch.allclose(expected.mean(0), torch.zeros(40), atol=1e-5)
+    assert torch.allclose(expected.var(0, correction=0), torch.ones(40), atol=0.05)
+
+
+@pytest.mark.parametrize("wave", [torch.zeros(4000), torch.full((4000,), 0.5), torch.full((1,), 0.5)])
+def test_silence_is_zero(wave: torch.Tensor, processor: ASRProcessor) -> None:
+    assert torch.equal(level(wave), torch.zeros_like(wave))
+    assert processor.features(wave).abs().max() < 1e-3
+
+
+def test_mean_and_deviation_of_the_training_set() -> None:
+    data = in_memory()
+    fitted = ASRProcessor.fit(data, normalize="train")
+    frames = torch.cat([fitted.features(sample.read(8000)) for sample in data.samples])
+    assert torch.allclose(frames.mean(0), torch.zeros(40), atol=1e-4)
+    assert torch.allclose(frames.var(0, correction=0), torch.ones(40), atol=0.05)
+    assert not torch.allclose(fitted.features(data[0].read(8000)).mean(0), torch.zeros(40), atol=1e-2)
+
+
+@pytest.mark.parametrize("normalize", ["utterance", "train"])
+def test_a_clip_alone_is_itself_in_a_batch(normalize: str) -> None:
+    data = in_memory()
+    fitted = ASRProcessor.fit(data, normalize=normalize)
+    batch = collate(data.samples, fitted)
+    assert batch.features.shape == (3, 71, 40)
+    assert batch.feature_mask.sum(1).tolist() == [31, 51, 71] == [f for f, _ in fitted.lengths(data.samples)]
+    assert not batch.features[~batch.feature_mask].any()
+    for n, sample in enumerate(data.samples):
+        alone = collate([sample], fitted)
+        size = alone.features.shape[1]
+        assert torch.allclose(batch.features[n, :size], alone.features[0], atol=1e-5)
+
+
+def test_other_rates_are_resampled(processor: ASRProcessor) -> None:
+    from data.audio import Resampler
+
+    high = sound(0.5, rate=48_000)
+    resampler = Resampler(48_000, 8000)
+    low = torch.cat([resampler(high), resampler.finish()])
+    batch = collate([ASRSample("a", (high, 48_000)), ASRSample("b", (low, 8000))], processor)
+    assert torch.allclose(batch.features[0], batch.features[1], atol=1e-4)
+
+
+# Batches, saving
+
+
+def test_batch(processor: ASRProcessor) -> None:
+    data = in_memory()
+    batch = collate(data.samples, processor, seeds=[1, 2, 3], is_repeat=True)
+    assert len(batch) == 3
+    assert batch.ids == ["0", "1", "2"]
+    assert batch.references == ["yes", "no it's not", "yes 42"]
+    assert batch.is_repeat
+    assert batch.label_mask.sum(1).tolist() == [tokens for _, tokens in processor.lengths(data.samples)]
+    for n, reference in enumerate(batch.references):
+        ids, size = processor.encode(reference), len(reference)
+        assert batch.labels[n, : size + 1].tolist() == [*ids, processor.eos_id]
+        assert batch.target_ids[n, : size + 1].tolist() == [processor.start_id, *ids]
+        assert not batch.labels[n, size + 1 :].any()
+    moved = batch.to("meta")
+    assert moved.features.device.type == moved.label_mask.device.type == "meta"
+    assert moved.ids == batch.ids
+
+
+@pytest.mark.parametrize("options", [{}, {"tokenizer": "bpe", "vocab_size": 20, "normalize": "train", "n_mels": 20}])
+def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
+    data = in_memory()
+    fitted = ASRProcessor.fit(data, max_seconds=7.0, f_min=50.0, **options)
+    fitted.search = {"num_beams": 3}
+    fitted.save(tmp_path)
+    loaded = ASRProcessor.load(tmp_path)
+    assert loaded.fingerprint() == fitted.fingerprint()
+    assert (loaded.max_seconds, loaded.search, loaded.mel.f_min) == (7.0, {"num_beams": 3}, 50.0)
+    one, other = collate(data.samples, fitted), collate(data.samples, loaded)
+    assert torch.equal(one.features, other.features)
+    assert torch.equal(one.labels, other.labels)
+    settings = json.loads((tmp_path / "processor.json").read_text())
+    (tmp_path / "processor.json").write_text(json.dumps(settings | {"normalize": "other"}))
+    with pytest.raises(DataError, match=r"processor\.json: expected a processor's settings, found .*normalize"):
+        ASRProcessor.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokenizer": "charcters"}, "tokenizer: expected one of characters, bpe, .*did you mean 'characters'"),
+        ({"normalize": "no"}, "normalize: expected one of utterance, train"),
+        ({"max_seconds": 0}, "max_seconds: expected more than 0"),
+        ({"n_mels": 0}, "n_mels: expected at least 1"),
+    ],
+)
+def test_the_processor_refuses_what_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ASRProcessor.fit(in_memory(), **options)
+
+
+def test_texts_without_a_letter() -> None:
+    with pytest.raises(DataError, match="at least one text with a letter or digit, found 1 without"):
+        ASRProcessor.fit(ASRDataset([ASRSample("1", (sound(), 8000), "...")]))
+
+
+@pytest.mark.skipif(not DATA, reason="real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")
+@pytest.mark.parametrize(("name", "sizes"), [("fsdd", (2400, 300)), ("kathleen_arctic", (865, 96))])
+def test_real_data(name: str, sizes: tuple[int, int]) -> None:
+    if not Path(str(DATA), name).exists():
+        pytest.skip(f"MMATTN_DATA has no {name}")
+    found = [ASRDataset(Path(str(DATA), name, f"{split}.jsonl")) for split in ("train", "val")]
+    assert tuple(map(len, found)) == sizes
+    assert all(normalise(sample.text) == sample.text for sample in found[0].samples)
+    fitted = ASRProcessor.fit(found[0])
+    assert all(fitted.unk_id not in fitted.encode(sample.text) for sample in found[1].samples)
+    assert found[1].preload(8000)
+    assert [frames for frames, _ in fitted.lengths(found[1].samples)] == [
+        len(fitted.features(sample.read(8000))) for sample in found[1].samples
+    ]

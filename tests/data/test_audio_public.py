@@ -1,0 +1,267 @@
+"""What public speech models hear and write, against transformers' own extractors and tokenizers."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from itertools import groupby, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.audio_public import (
+    CTCText,
+    WaveFeatures,
+    WhisperFeatures,
+    WhisperText,
+    features_from_config,
+    load_speech_text,
+    read_features,
+    read_speech_text,
+    slaney_bands,
+    word_times,
+)
+from data.errors import DataError
+
+TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!", "  spaces   here ", "日本 x", ""]
+
+
+def sound(seconds: float, seed: int = 0) -> Tensor:
+    """Noise that swells and ends in silence, and a tone."""
+    time = torch.arange(round(seconds * 16_000)) / 16_000
+    noise = torch.randn(len(time), generator=torch.Generator().manual_seed(seed))
+    wave = 0.1 * noise * time.div(seconds).square() + 0.3 * torch.sin(2 * torch.pi * 440 * time)
+    return wave * (time < 0.8 * seconds)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("n_mels", [80, 128])
+@pytest.mark.parametrize("seconds", [1, 29.9, 45])
+def test_whispers_features(seconds: float, n_mels: int, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.WhisperFeatureExtractor(feature_size=n_mels)
+    theirs.save_pretrained(tmp_path)
+    ours = read_features(tmp_path)
+    assert isinstance(ours, WhisperFeatures)
+    wave = sound(seconds)
+    expected = theirs(wave.numpy(), sampling_rate=16_000, return_tensors="pt").input_features[0]
+    found = ours(wave)
+    assert found.shape == (3000, n_mels)
+    torch.testing.assert_close(found, expected.T, atol=1e-4, rtol=0)
+    whole = ours(wave, whole=True)
+    if seconds <= 30:
+        assert torch.equal(whole, found)
+        return
+    options = {"truncation": False, "padding": "longest"}
+    expected = theirs(wave.numpy(), sampling_rate=16_000, return_tensors="pt", **options).input_features[0]
+    assert whole.shape == (4500, n_mels)
+    torch.testing.assert_close(whole, expected.T, atol=1e-4, rtol=0)
+    assert not torch.allclose(whole[:3000], found, atol=1e-4)  # the loudest is another
+
+
+@pytest.mark.parity
+def test_whispers_batches_and_silence() -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.WhisperFeatureExtractor()
+    waves = [sound(2), torch.zeros(16_000), sound(31, seed=1), sound(0.0007)]
+    expected = theirs([wave.numpy() for wave in waves], sampling_rate=16_000, return_tensors="pt").input_features
+    found, mask = WhisperFeatures().batch(waves)
+    assert mask is None
+    torch.testing.assert_close(found, expected.mT, atol=1e-4, rtol=0)
+    odd = sound(30.0171)  # no whole number of frames
+    options = {"truncation": False, "padding": "longest", "return_tensors": "pt", "sampling_rate": 16_000}
+    expected = theirs(odd.numpy(), **options).input_features[0].T
+    torch.testing.assert_close(WhisperFeatures()(odd, whole=True), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("rate", "n_fft", "n_mels"), [(16_000, 400, 80), (16_000, 400, 128), (8_000, 256, 20)])
+def test_slaneys_bands(rate: int, n_fft: int, n_mels: int) -> None:
+    torchaudio = pytest.importorskip("torchaudio")
+    options = {"norm": "slaney", "mel_scale": "slaney"}
+    expected = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, rate / 2, n_mels, rate, **options)
+    torch.testing.assert_close(slaney_bands(rate, n_fft, n_mels, 0.0, rate / 2).float(), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_wav2vecs_features(normalize: bool, masked: bool, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=masked)
+    theirs.save_pretrained(tmp_path)
+    ours = read_features(tmp_path)
+    assert isinstance(ours, WaveFeatures)
+    waves = [sound(seconds) + 0.2 for seconds in (1, 29.9, 45)]
+    expected = [theirs(wave.numpy(), sampling_rate=16_000, return_tensors="pt").input_values[0] for wave in waves]
+    for wave, values in zip(waves, expected, strict=True):
+        torch.testing.assert_close(ours(wave), values, atol=1e-4, rtol=0)
+    found, mask = ours.batch(waves)
+    together = theirs([wave.numpy() for wave in waves], sampling_rate=16_000, padding=True, return_tensors="pt")
+    if masked:
+        assert mask is not None
+        assert torch.equal(mask.int(), together.attention_mask)
+        torch.testing.assert_close(found, together.input_values, atol=1e-4, rtol=0)
+    else:
+        assert mask is None
+        alone = torch.nn.utils.rnn.pad_sequence(expected, batch_first=True)
+        torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("ours", [WhisperFeatures(n_mels=128), WaveFeatures(normalize=False, masked=True)])
+def test_features_travel(ours: WhisperFeatures | WaveFeatures) -> None:
+    other = features_from_config(json.loads(json.dumps(ours.config())))
+    assert other.config() == ours.config()
+    wave = sound(1)
+    assert torch.equal(other(wave), ours(wave))
+    assert torch.equal(pickle.loads(pickle.dumps(ours))(wave), ours(wave))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"feature_extractor_type": "Other"}, "feature_extractor_type of WhisperFeatureExtractor, Wav2Vec2Feature"),
+        ({"dither": 0.1}, r"preprocessor_config\.json: expected dither = 0\.0, found 0\.1"),
+        ({"padding_side": "left"}, "expected padding_side = 'right', found 'left'"),
+        ({"pre_emphasis": 0.97}, "found 'pre_emphasis'"),
+        ({"n_fft": "many"}, "settings of a feature extractor"),
+    ],
+)
+def test_settings_that_are_not_supported(values: dict[str, object], message: str, tmp_path: Path) -> None:
+    config = WhisperFeatures().config() | values
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=message):
+        read_features(tmp_path)
+
+
+@pytest.mark.parametrize("features", [WhisperFeatures(), WaveFeatures()])
+def test_bad_waves(features: WhisperFeatures | WaveFeatures) -> None:
+    for wave in (torch.zeros(0), torch.zeros(2, 100), torch.zeros(100, dtype=torch.long)):
+        with pytest.raises(DataError, match="wave: expected samples"):
+            features(wave)
+    broken = torch.zeros(100)
+    broken[7] = float("nan")
+    with pytest.raises(DataError, match="expected finite samples, found sample 7 is none"):
+        features(broken)
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer laid out as openai's."""
+    from tokenizers import AddedToken, ByteLevelBPETokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    folder = tmp_path_factory.mktemp("whisper")
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(TEXTS, 300)
+    special = ["endoftext", "startoftranscript", "en", "de", "translate", "transcribe", "startoflm", "startofprev"]
+    special += ["nospeech", "notimestamps"]
+    trained.add_special_tokens([f"<|{name}|>" for name in special])
+    trained.add_tokens([AddedToken(f"<|{index * 0.02:.2f}|>", normalized=False) for index in range(1501)])
+    ids = {name: trained.token_to_id(name) for name in ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")}
+    template = "<|startoftranscript|> <|notimestamps|> $A <|endoftext|>"
+    trained._tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(ids.items()))
+    trained.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("text", TEXTS)
+def test_whispers_tokenizer(text: str, whisper: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(whisper / "tokenizer.json"))
+    ours = read_speech_text(whisper)
+    assert isinstance(ours, WhisperText)
+    assert [*ours.prefix_ids, *ours.encode(text), ours.eos_id] == theirs(text).input_ids
+    first = ours.no_timestamps_id + 1
+    assert first == theirs.convert_tokens_to_ids("<|0.00|>")
+    said = [ours.start_id, ours.start_id + 1, first, *ours.encode(" " + text), first + 100, ours.eos_id]
+    assert ours.decode(said) == text.strip()
+    assert (ours.pad_id, ours.unk_id) == (ours.eos_id, ours.eos_id)
+    assert (ours.start_id, ours.eos_id) == (theirs.convert_tokens_to_ids("<|startoftranscript|>"), ours.pad_id)
+
+
+VOCABULARY = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLU'CW"])}
+
+
+@pytest.fixture
+def ctc(tmp_path: Path) -> Path:
+    """A folder as facebook's base model has it."""
+    (tmp_path / "vocab.json").write_text(json.dumps(VOCABULARY))
+    settings = {"do_lower_case": False, "word_delimiter_token": "|", "pad_token": {"content": "<pad>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("lowered", [False, True])
+@pytest.mark.parametrize("text", ["HELLO WORLD", "SHE'D RUN  TO IT", "", " A ", "XYLO 3", "hello"])
+def test_the_tokenizer_of_ctc(text: str, lowered: bool, ctc: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    (ctc / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowered}))
+    theirs = transformers.Wav2Vec2CTCTokenizer(str(ctc / "vocab.json"), do_lower_case=lowered)
+    ours = read_speech_text(ctc)
+    assert isinstance(ours, CTCText)
+    assert ours.encode(text) == theirs(text).input_ids
+    assert (ours.pad_id, ours.blank_id, ours.start_id, ours.eos_id, ours.unk_id) == (0, 0, 1, 2, 3)
+    assert ours.vocab_size == len(VOCABULARY)
+    generator = torch.Generator().manual_seed(len(text))
+    frames = torch.randint(len(VOCABULARY), (60,), generator=generator).repeat_interleave(2).tolist()
+    collapsed = [token for token, _ in groupby(frames) if token != ours.blank_id]
+    assert ours.decode(collapsed) == theirs.decode(frames, skip_special_tokens=False).replace("<unk>", "").replace(
+        "</s>", ""
+    ).replace("<s>", "")
+
+
+def test_tokenizers_travel(ctc: Path, whisper: Path, tmp_path: Path) -> None:
+    for number, folder in enumerate((ctc, whisper)):
+        ours = read_speech_text(folder, max_len=33)
+        target = tmp_path / str(number)
+        target.mkdir()
+        ours.save(target)
+        for other in (load_speech_text(target, ours.config()), pickle.loads(pickle.dumps(ours))):
+            assert other.to_json() == ours.to_json()
+            assert other.config() == ours.config()
+            assert other.encode("HELLO IT") == ours.encode("HELLO IT")
+            assert other.max_len == 33
+        words, owners = ours.words("HELLO WORLD")
+        assert words == ["HELLO", "WORLD"]
+        assert len(owners) == ours.length("HELLO WORLD")
+        ids, mask = ours.encode_batch(["HELLO", "IT"], eos=True)
+        assert ids[1][mask[1]].tolist() == [*ours.prefix_ids, *ours.encode("IT"), ours.eos_id]
+
+
+def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
+    with pytest.raises(DataError, match=r"tokenizer\.json \(Whisper\) or vocab\.json \(CTC\), found no such folder"):
+        read_speech_text(tmp_path / "none")
+    for content, message in (
+        ("[1]", "vocab.json: expected an object, found list"),
+        ("{", "vocab.json: expected JSON"),
+        ('{"eng": {"a": 1}}', "of one language"),
+        ('{"<pad>": 0, "A": 1}', r"expected the token '\|'"),
+        ('{"|": 0, "A": 1}', "expected the token '<pad>'"),
+    ):
+        (tmp_path / "vocab.json").write_text(content)
+        with pytest.raises(DataError, match=message):
+            read_speech_text(tmp_path)
+    with pytest.raises(DataError, match="kind of whisper, ctc, found 'other'"):
+        load_speech_text(tmp_path, {"kind": "other"})
+    with pytest.raises(DataError, match=r"tokenizer\.json: expected the tokenizer's file, found none"):
+        load_speech_text(tmp_path, {"kind": "whisper"})
+    text = (whisper / "tokenizer.json").read_text().replace("<|notimestamps|>", "<|other|>")
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(DataError, match=r"Whisper's token <\|notimestamps\|>"):
+        read_speech_text(tmp_path)
+
+
+def test_words_share_a_segments_time() -> None:
+    assert word_times("", 0.0, 1.0) == []
+    assert word_times("  one ", 0.0, 1.0) == [("one", 0.0, 1.0)]
+    words = word_times("a bb ccc", 2.0, 4.0)
+    assert [word for word, _, _ in words] == ["a", "bb", "ccc"]
+    assert words[0][1] == 2.0
+    assert words[-1][2] == 4.0
+    assert all(start < end for _, start, end in words)
+    assert all(one[2] < other[1] for one, other in pairwise(words))
