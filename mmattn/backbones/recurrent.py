@@ -280,7 +280,7 @@ class RecurrentDecoder(nn.Module):
             summary: (B, memory_dim) of the memory, from which it starts; its mean where None.
         """
         hidden = self._begin(memory, key_mask, summary)
-        cache = self.cross_attention.make_cache(len(memory), cross=True)
+        cache = self.cross_attention.make_cache(memory.shape[0], cross=True)
         return RecurrentState(hidden, torch.zeros_like(hidden), memory, key_mask, cache)
 
     def step(self, ids: Tensor, state: RecurrentState) -> Tensor:

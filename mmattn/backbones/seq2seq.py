@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ class Seq2Seq(nn.Module):
         norm: "layer" or "rms".
         norm_eps: added to the variance in the norms.
         head_dim: d, E / h where None.
-        bias: biases in the attentions and feed-forward networks.
+        bias: biases in the attentions and feed-forward networks, or in the attentions' maps of these names alone, see
+            `MultiHeadAttention`.
         activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
         gated: gated feed-forward networks.
         dropout: of embeddings, after each sublayer, inside the feed-forward networks.
@@ -84,7 +85,7 @@ class Seq2Seq(nn.Module):
         norm: str = "layer",
         norm_eps: float = 1e-5,
         head_dim: int | None = None,
-        bias: bool = True,
+        bias: bool | Collection[str] = True,
         activation: str = "gelu",
         gated: bool = False,
         dropout: float = 0.0,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+
+# Scores (N, V), changed in place; all ids so far (N, T), -1 where a shorter prompt is padded.
+Constraint = Callable[[Tensor, Tensor], None]
 
 # Keys of public files that change no id: how to run, what to return beside the ids, remarks.
 HARMLESS = frozenset(
     {
         "_from_model_config",
+        "alignment_heads",
         "assistant_confidence_threshold",
         "assistant_early_exit",
         "assistant_lookbehind",
@@ -31,6 +37,7 @@ HARMLESS = frozenset(
         "output_logits",
         "output_scores",
         "prefill_chunk_size",
+        "prev_sot_token_id",
         "prompt_lookup_num_tokens",
         "remove_invalid_values",
         "return_dict_in_generate",
@@ -51,6 +58,7 @@ NEUTRAL: dict[str, Any] = {
     "guidance_scale": 1.0,
     "token_healing": False,
     "renormalize_logits": False,
+    "condition_on_prev_tokens": False,
 }
 
 
@@ -124,6 +132,10 @@ class GenerationConfig:
                 f"num_return_sequences={self.num_return_sequences} needs as many beams, or sampling; "
                 f"num_beams={self.num_beams}"
             )
+
+    def constraints(self, prompt: int) -> list[Constraint]:
+        """What a family asks for beyond these fields, after a prompt of that many tokens; applied last."""
+        return []
 
     @property
     def eos(self) -> tuple[int, ...]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .config import GenerationConfig, as_ids
-
-# Scores (N, V), changed in place; all ids so far (N, T), -1 where a shorter prompt is padded.
-Constraint = Callable[[Tensor, Tensor], None]
+from .config import Constraint, GenerationConfig, as_ids
 
 
 def forced_token(config: GenerationConfig, length: int, limit: int) -> tuple[int, ...]:
@@ -46,7 +43,7 @@ def build_constraints(config: GenerationConfig, prompt: int) -> list[Constraint]
         first = prompt if prompt > 1 or config.forced_bos_token_id is None else prompt + 1
         opening = as_ids(config.begin_suppress_tokens)
         found.append(lambda scores, ids: ban(scores, opening) if ids.shape[1] == first else None)
-    return found
+    return found + config.constraints(prompt)
 
 
 def ban(scores: Tensor, tokens: Sequence[int]) -> None:

@@ -13,6 +13,8 @@ from ..backbones.bert import BertEncoder
 from ..backbones.segformer import SegFormer
 from ..backbones.seq2seq import Seq2Seq
 from ..backbones.vit import VisionTransformer
+from ..backbones.wav2vec2 import Wav2Vec2
+from ..backbones.whisper import Whisper
 from .bart import convert_bart
 from .bert import convert_bert, convert_distilbert, convert_roberta
 from .dinov2 import convert_dinov2
@@ -25,6 +27,8 @@ from .siglip import convert_siglip
 from .t5 import convert_t5
 from .timm import convert_timm
 from .vit import convert_vit
+from .wav2vec2 import convert_wav2vec2
+from .whisper import convert_whisper
 
 Converter = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Converted]
 
@@ -44,6 +48,9 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "marian": (Seq2Seq, convert_marian),
     "bart": (Seq2Seq, convert_bart),
     "t5": (Seq2Seq, convert_t5),
+    "whisper": (Whisper, convert_whisper),
+    "wav2vec2": (Wav2Vec2, convert_wav2vec2),
+    "hubert": (Wav2Vec2, convert_wav2vec2),
 }
 __all__ = ["FAMILIES", "family", "load_generation_config", "load_pretrained", "read_pretrained"]
 
@@ -58,7 +65,8 @@ def load_pretrained(
 ) -> nn.Module:
     """A public model of transformers or timm, as ours, in evaluation mode.
 
-    Heads of a classifier and SigLIP's text tower are left out. A `Seq2Seq` writes text, see `load_generation_config`.
+    Heads of a classifier and SigLIP's text tower are left out. A `Seq2Seq` and a `Whisper` write text, see
+    `load_generation_config`.
 
     Args:
         source: a folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
@@ -70,7 +78,7 @@ def load_pretrained(
             ``resize_positions="bicubic"``, ``dropout=0.0``.
 
     Returns:
-        A `BertEncoder`, `VisionTransformer`, `SegFormer` or `Seq2Seq`.
+        A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Seq2Seq`, `Whisper` or `Wav2Vec2`.
 
     Raises:
         FileNotFoundError: a folder or file is missing; named.

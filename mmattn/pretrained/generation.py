@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..generate.config import NEUTRAL, GenerationConfig
+from ..generate.speech import SpeechConfig
 from .files import open_source, read_config
 
 # What transformers takes where a config.json without generation_config.json leaves it out.
-DEFAULTS: dict[str, dict[str, int]] = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "marian": {"pad_token_id": 58100, "eos_token_id": 0, "decoder_start_token_id": 58100, "forced_eos_token_id": 0},
     "bart": {
         "bos_token_id": 0,
@@ -21,7 +22,15 @@ DEFAULTS: dict[str, dict[str, int]] = {
         "forced_eos_token_id": 2,
     },
     "t5": {"pad_token_id": 0, "eos_token_id": 1},
+    "whisper": {
+        "bos_token_id": 50256,
+        "pad_token_id": 50256,
+        "eos_token_id": 50256,
+        "decoder_start_token_id": 50257,
+        "begin_suppress_tokens": [220, 50256],
+    },
 }
+CONFIGS: dict[str, type[GenerationConfig]] = {"whisper": SpeechConfig}
 
 
 def load_generation_config(
@@ -40,13 +49,20 @@ def load_generation_config(
     """
     find = open_source(source, download=download, revision=revision)
     path = find("generation_config.json")
+    config = read_config(find, source) if path is None or find("config.json") is not None else {}
+    kind = CONFIGS.get(config.get("model_type", ""), GenerationConfig)
     if path is not None:
-        return GenerationConfig.read(path)
-    return GenerationConfig.from_public(_of_model(read_config(find, source)), f"{source}: config.json")
+        found = kind.read(path)
+        if (
+            isinstance(found, SpeechConfig) and found.forced_decoder_ids is None
+        ):  # the model's own, as transformers does
+            found = replace(found, forced_decoder_ids=config.get("forced_decoder_ids"))
+        return found
+    return kind.from_public(_of_model(config, kind), f"{source}: config.json")
 
 
-def _of_model(config: Mapping[str, Any]) -> dict[str, Any]:
+def _of_model(config: Mapping[str, Any], kind: type[GenerationConfig]) -> dict[str, Any]:
     """What a model's configuration says of generation, as versions before 4.25 of transformers kept it."""
-    wanted = {field.name for field in fields(GenerationConfig)} | set(NEUTRAL)
+    wanted = {field.name for field in fields(kind)} | set(NEUTRAL)
     given = {key: value for key, value in config.items() if key in wanted and value is not None}
     return DEFAULTS.get(config.get("model_type", ""), {}) | given

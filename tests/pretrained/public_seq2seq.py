@@ -42,6 +42,11 @@ def parity(theirs: Any, ours: Any, draw: Any, seed: int, vocabularies: tuple[int
     ids, mask = text(draw, seed, vocabularies[0], longest, theirs.config.pad_token_id)
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(vocabularies[1], (len(ids), draw.randint(1, longest)), generator=generator)
+    return compared(theirs, ours, (ids, mask, target), input_ids=ids, attention_mask=mask.long())
+
+
+def compared(theirs: Any, ours: Any, given: tuple[Any, Any, torch.Tensor], **source: torch.Tensor) -> Parity:
+    """Compares both stacks layer by layer, and the logits: of ours with given, of theirs with source and its target."""
     found: dict[str, list[torch.Tensor]] = {"encoder": [], "decoder": []}
     handles = []
     for side, states in found.items():
@@ -50,10 +55,8 @@ def parity(theirs: Any, ours: Any, draw: Any, seed: int, vocabularies: tuple[int
             handles.append(layer.register_forward_pre_hook(lambda _, given, states=states: states.append(given[0])))
         handles.append(stack.register_forward_hook(lambda _, __, out, states=states: states.append(out)))
     with torch.no_grad():
-        logits = ours(ids, mask, target)
-        expected = theirs(
-            input_ids=ids, attention_mask=mask.long(), decoder_input_ids=target, output_hidden_states=True
-        )
+        logits = ours(*given)
+        expected = theirs(**source, decoder_input_ids=given[2], output_hidden_states=True)
     for handle in handles:
         handle.remove()
     best = expected.logits.topk(2).values

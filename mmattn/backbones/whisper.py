@@ -1,0 +1,254 @@
+"""Whisper: log-mel frames to text, with its languages, tasks and timestamps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks import AttentionConfig
+from ..generate import CachedState, Generated, GenerationConfig, generate
+from ..generate.speech import STAMP_FRAMES, Segment, SpeechConfig, split_segments
+from ..masks import Mask
+from ..positions import LearnedPositions, sinusoidal_1d
+from .seq2seq import Seq2Seq
+
+FRAME_SECONDS = 0.01
+
+
+class Whisper(Seq2Seq):
+    """Log-mel frames, halved by convolutions, through a pre-norm encoder; a decoder writes (Radford et al. 2022, 2.2).
+
+    Args:
+        vocab_size: V.
+        embed_dim: E.
+        num_layers: of the encoder.
+        num_heads: h, of both sides.
+        num_mels: M.
+        num_decoder_layers: num_layers where None.
+        ffn_dim: 4 E where None.
+        max_frames: of a window, 30 seconds; longer ones raise.
+        max_len: tokens that the decoder has positions for.
+        tied_output: logits are products with the embeddings.
+        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}, of the encoder.
+        decoder_attention: of the decoder's self-attention.
+        cross_attention: of the decoder's attention to the sound.
+
+    >>> model = Whisper(100, 32, 1, 4, num_mels=8, max_frames=40).eval()
+    >>> features, target = torch.randn(2, 40, 8), torch.randint(100, (2, 5))
+    >>> model(features, None, target).shape
+    torch.Size([2, 5, 100])
+    >>> config = SpeechConfig(decoder_start_token_id=0, eos_token_id=1, max_new_tokens=6)
+    >>> model.generate(features, None, config).scores.shape
+    torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        *,
+        num_mels: int = 80,
+        num_decoder_layers: int | None = None,
+        ffn_dim: int | None = None,
+        max_frames: int = 3000,
+        max_len: int = 448,
+        tied_output: bool = True,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        attention: AttentionConfig = None,
+        decoder_attention: AttentionConfig = None,
+        cross_attention: AttentionConfig = None,
+    ) -> None:
+        super().__init__(
+            vocab_size,
+            embed_dim,
+            num_layers,
+            num_heads,
+            num_decoder_layers=num_decoder_layers,
+            ffn_dim=ffn_dim,
+            positions="learned",
+            max_len=max_len,
+            tied_output=tied_output,
+            scale_embeddings=False,
+            bias=("q", "v", "out"),
+            activation=activation,
+            dropout=dropout,
+            attention=attention,
+            decoder_attention=decoder_attention,
+            cross_attention=cross_attention,
+        )
+        self.max_frames, self.max_len = max_frames, max_len
+        self.conv1 = nn.Conv1d(num_mels, embed_dim, 3, padding=1)
+        self.conv2 = nn.Conv1d(embed_dim, embed_dim, 3, stride=2, padding=1)
+        self.positions = LearnedPositions(-(-max_frames // 2), embed_dim)  # fixed sinusoids, but kept in checkpoints
+        half = embed_dim // 2
+        base = 10000.0 ** (half / max(half - 1, 1))  # the slowest of them is 10000 times as slow as the fastest
+        places = torch.arange(self.positions.max_len)
+        self.positions.weight.requires_grad_(False).copy_(sinusoidal_1d(places, embed_dim, base))
+
+    def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> Tensor:
+        """Hears.
+
+        Args:
+            features: (B, T, M). Public checkpoints know windows of 30 seconds alone, padded with silence.
+            feature_mask: (B, T) bool, True = a real frame, padded at the right; silence is real.
+
+        Returns:
+            The memory (B, ceil(T / 2), E); what stands at padding means nothing.
+
+        Raises:
+            ValueError: more than max_frames.
+        """
+        x = self._without_padding(features.mT, feature_mask)  # (B, M, T)
+        x = self._without_padding(F.gelu(self.conv1(x)), feature_mask)  # (B, E, T): alone, there would be zeros
+        x = self.positions(F.gelu(self.conv2(x)).mT)  # (B, T / 2, E)
+        halved = self.halved(feature_mask)
+        return self.encoder(self.dropout(x), None if halved is None else Mask(halved))
+
+    def forward(self, features: Tensor, feature_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
+        """Teacher forcing: the logits of each next token.
+
+        Args:
+            features: (B, T, M).
+            feature_mask: (B, T) bool, True = a real frame.
+            decoder_input_ids: (B, L) long, the start token first; padded at the right, where the loss is masked.
+
+        Returns:
+            (B, L, V).
+        """
+        memory = self.encode(features, feature_mask)
+        return self.output(self.decode(decoder_input_ids, memory, self.halved(feature_mask)))
+
+    def start(self, features: Tensor, feature_mask: Tensor | None = None) -> CachedState:
+        """Hears, and makes the state that `step` continues from."""
+        return self.start_from(self.encode(features, feature_mask), self.halved(feature_mask))
+
+    def generate(  # type: ignore[override]  # what it hears is no ids, and not named so
+        self, features: Tensor, feature_mask: Tensor | None, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        """Writes what each window says; keywords as those of `mmattn.generate.generate`.
+
+        Args:
+            features: (B, T, M).
+            feature_mask: (B, T) bool, True = a real frame.
+            config: how; a `SpeechConfig` where there are languages, tasks or timestamps. Its language is detected where
+                it gives none.
+
+        Returns:
+            The new tokens, without the prompt (see `prompt`); timestamps are among them where they were asked for.
+
+        Raises:
+            ValueError: it has no decoder_start_token_id.
+        """
+        with torch.inference_mode():
+            memory, mask = self.encode(features, feature_mask), self.halved(feature_mask)
+            return self._write(memory, mask, self.prompt(memory, mask, config), config, **keywords)
+
+    def prompt(self, memory: Tensor, memory_mask: Tensor | None, config: GenerationConfig) -> Tensor:
+        """What the decoder begins with, (B, P) long: start, language, task; detects the language where none is given.
+
+        Args:
+            memory: (B, S, E) of `encode`.
+            memory_mask: (B, S) bool.
+            config: how.
+        """
+        if not isinstance(config, SpeechConfig):
+            config = SpeechConfig(max_new_tokens=1, decoder_start_token_id=config.decoder_start_token_id)
+        heard = None
+        if config.detects:
+            heard = self._language_logits(memory, memory_mask, config).argmax(1).tolist()
+            ids = list((config.lang_to_id or {}).values())
+            heard = [ids[place] for place in heard]
+        return torch.tensor(config.prompts(len(memory), heard), device=memory.device)
+
+    def detect_language(
+        self, features: Tensor, feature_mask: Tensor | None, config: SpeechConfig
+    ) -> list[dict[str, float]]:
+        """How likely each language is, for each window: probabilities by code, the likeliest first.
+
+        Args:
+            features: (B, T, M).
+            feature_mask: (B, T) bool, True = a real frame.
+            config: its lang_to_id says which there are.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not config.lang_to_id:
+            raise ValueError("the model knows no languages: the config has no lang_to_id")
+        with torch.inference_mode():
+            memory, mask = self.encode(features, feature_mask), self.halved(feature_mask)
+            shares = self._language_logits(memory, mask, config).softmax(1).tolist()
+        names = [name.strip("<|>") for name in config.lang_to_id]
+        return [dict(sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])) for row in shares]
+
+    def transcribe(self, features: Tensor, config: SpeechConfig, **keywords: Any) -> Iterator[Segment]:
+        """Writes a recording of any length, window by window, each beginning at the last timestamp of the one before.
+
+        Radford et al. 2022, section 3.8, at one temperature and without the text before as a prompt.
+
+        Args:
+            features: (T, M), of the whole recording.
+            config: how; timestamps are written whether it says so or not. The language is detected in the first window.
+            keywords: of `mmattn.generate.generate`.
+
+        Yields:
+            Segments in order, as soon as their window is done.
+
+        Raises:
+            ValueError: the config has no timestamps.
+        """
+        config = replace(config, return_timestamps=True)
+        begin, prompt, seek = config.timestamp_begin, None, 0
+        assert begin is not None
+        while seek < len(features):
+            window = features[seek : seek + self.max_frames]
+            frames = len(window)
+            with torch.inference_mode():
+                memory = self.encode(F.pad(window, (0, 0, 0, self.max_frames - frames))[None])
+                prompt = self.prompt(memory, None, config) if prompt is None else prompt
+                written = self._write(memory, None, prompt, config, **keywords)
+            segments, moved = split_segments(written.tokens(without=config.eos)[0][0], begin, frames)
+            for first, last, ids in segments:
+                start, end = (seek + STAMP_FRAMES * place for place in (first, last))
+                yield Segment(start * FRAME_SECONDS, end * FRAME_SECONDS, ids)
+            seek += moved
+
+    @staticmethod
+    def halved(feature_mask: Tensor | None) -> Tensor | None:
+        """The mask (B, ceil(T / 2)) of the memory."""
+        return None if feature_mask is None else feature_mask[:, ::2]
+
+    @staticmethod
+    def _without_padding(x: Tensor, feature_mask: Tensor | None) -> Tensor:
+        return x if feature_mask is None else x.masked_fill(~feature_mask[:, None], 0.0)
+
+    def _language_logits(self, memory: Tensor, memory_mask: Tensor | None, config: SpeechConfig) -> Tensor:
+        """(B, number of languages), in the order of lang_to_id."""
+        if config.decoder_start_token_id is None:
+            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
+        start = torch.full((len(memory), 1), config.decoder_start_token_id, device=memory.device)
+        logits = self.output(self.decode(start, memory, memory_mask)[:, -1])  # (B, V)
+        return logits[:, list((config.lang_to_id or {}).values())]
+
+    def _write(
+        self, memory: Tensor, memory_mask: Tensor | None, prompt: Tensor, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        room = self.max_len - prompt.shape[1]
+        wanted = config.max_new_tokens or config.max_length or room  # here max_length does not count the prompt
+        return generate(
+            self.step,
+            self.start_from(memory, memory_mask),
+            prompt,
+            replace(config, max_new_tokens=min(wanted, room)),
+            **keywords,
+        )

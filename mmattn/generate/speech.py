@@ -1,0 +1,214 @@
+"""What Whisper's decoder is told and forbidden: language, task, and timestamps that come in pairs and never go back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import Constraint, GenerationConfig
+from .languages import CODES
+
+STAMP_FRAMES = 2  # a timestamp is two frames of 10 ms, one state of the encoder
+
+
+@dataclass(frozen=True)
+class SpeechConfig(GenerationConfig):
+    """How a speech model writes; fields as in ``generation_config.json`` of Whisper (Radford et al. 2022, section 2.3).
+
+    Raises:
+        ValueError: timestamps without their ids, a language or task that the model has not.
+
+    >>> config = SpeechConfig(decoder_start_token_id=5, lang_to_id={"<|en|>": 6}, language="en", max_new_tokens=9)
+    >>> config.prompts(2)
+    [[5, 6], [5, 6]]
+    """
+
+    is_multilingual: bool | None = None
+    lang_to_id: Mapping[str, int] | None = None  # "<|en|>" and its id
+    task_to_id: Mapping[str, int] | None = None  # "transcribe" and "translate"
+    language: str | Sequence[str] | None = (
+        None  # "en" or "<|en|>", one for all or one a recording; None: it is detected
+    )
+    task: str | None = None
+    forced_decoder_ids: Sequence[Sequence[int | None]] | None = None  # (place, id), where no language or task is given
+    no_timestamps_token_id: int | None = None  # the timestamps follow it: 0.00, 0.02, ...
+    max_initial_timestamp_index: int | None = None  # the first segment begins no later
+    return_timestamps: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.return_timestamps and self.no_timestamps_token_id is None:
+            raise ValueError("return_timestamps=True needs no_timestamps_token_id: the timestamps begin behind it")
+        if self.is_multilingual is False and (self.language is not None or self.task is not None):
+            raise ValueError(f"an English model takes no language ({self.language!r}) and no task ({self.task!r})")
+        for language in self.languages:
+            self.language_id(language)
+        if self.task is not None and self.task not in (self.task_to_id or {}):
+            raise ValueError(f"unknown task {self.task!r}; there are: {', '.join(self.task_to_id or {}) or 'none'}")
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those given."""
+        return (
+            () if self.language is None else (self.language,) if isinstance(self.language, str) else (*self.language,)
+        )
+
+    @property
+    def timestamp_begin(self) -> int | None:
+        """The id of 0.00 seconds."""
+        return None if self.no_timestamps_token_id is None else self.no_timestamps_token_id + 1
+
+    @property
+    def detects(self) -> bool:
+        """Whether the language has to be heard: none is given, and the model knows several."""
+        return self.language is None and bool(self.lang_to_id) and self._forced()[:1] in ([], [None])
+
+    def language_id(self, language: str) -> int:
+        """The id of "en", "<|en|>" or "English".
+
+        Raises:
+            ValueError: the model does not know it.
+        """
+        known = self.lang_to_id or {}
+        small = language.lower()
+        for name in (language, f"<|{small}|>", f"<|{CODES.get(small)}|>"):
+            if name in known:
+                return known[name]
+        codes = ", ".join(name.strip("<|>") for name in known)
+        raise ValueError(f"unknown language {language!r}; there are: {codes or 'none'}")
+
+    def prompts(self, rows: int, heard: Sequence[int] | None = None) -> list[list[int]]:
+        """The ids that the decoder begins with: start, language, task, and that there are no timestamps.
+
+        Args:
+            rows: B.
+            heard: ids of languages, where they were detected.
+
+        Raises:
+            ValueError: no start token, a number of languages that is not the rows', or none where one is needed.
+        """
+        if self.decoder_start_token_id is None:
+            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
+        languages = list(heard) if heard is not None else [self.language_id(name) for name in self.languages]
+        if isinstance(self.language, str):
+            languages *= rows
+        if languages and len(languages) != rows:
+            raise ValueError(f"{len(languages)} languages for {rows} recordings")
+        if self.detects and not languages:
+            raise ValueError("the language is neither given nor detected")
+        return [self._prompt(self.decoder_start_token_id, languages[row] if languages else None) for row in range(rows)]
+
+    def constraints(self, prompt: int) -> list[Constraint]:
+        if not self.return_timestamps:
+            return []
+        return [lambda scores, ids: pair_timestamps(scores, ids, self, prompt)]
+
+    def _forced(self) -> list[int | None]:
+        """What older files force behind the start token; None stands for the language."""
+        if self.task is not None or self.language is not None or not self.forced_decoder_ids:
+            return []
+        places, ids = zip(*self.forced_decoder_ids, strict=True)
+        if list(places) != list(range(1, len(places) + 1)):
+            raise ValueError(f"forced_decoder_ids must follow the start token one by one, found places {list(places)}")
+        return list(ids)
+
+    def _prompt(self, start: int, language: int | None) -> list[int]:
+        forced = self._forced()
+        if language is not None:
+            forced = [language, *forced[1:]]
+        found = [token for token in forced if token is not None]
+        tasks = self.task_to_id or {}
+        if self.task is not None:
+            found.append(tasks[self.task])
+        elif self.language is not None and "transcribe" in tasks:
+            found.append(tasks["transcribe"])
+        found = [start, *found]
+        without = self.no_timestamps_token_id
+        if self.return_timestamps and found[-1] == without:
+            found.pop()
+        elif not self.return_timestamps and without is not None and found[-1] != without:
+            found.append(without)
+        return found
+
+
+def pair_timestamps(scores: Tensor, ids: Tensor, config: SpeechConfig, prompt: int) -> None:
+    """Makes timestamps stand at both ends of every segment, in order, beginning with one.
+
+    Behind text and a timestamp comes another timestamp or the end; behind two comes text; none is earlier than one
+    before it; where all timestamps together are likelier than any text token, text is forbidden (Radford et al. 2022,
+    section 4.5, and the published code).
+
+    Args:
+        scores: (N, V), changed in place.
+        ids: (N, T) so far.
+        config: which ids they are; it has return_timestamps.
+        prompt: how many of ids were given.
+    """
+    begin = config.timestamp_begin
+    assert begin is not None
+    scores[:, begin - 1] = -math.inf
+    text, stamps = scores[:, :begin], scores[:, begin:]  # views
+    written = ids[:, prompt:]  # (N, t)
+    if written.shape[1]:
+        is_stamp = written >= begin
+        last = is_stamp[:, -1]
+        before = is_stamp[:, -2] if written.shape[1] > 1 else torch.ones_like(last)
+        ending = last & ~before  # a segment has ended: the next begins there or later
+        stamps.masked_fill_((last & before)[:, None], -math.inf)
+        if config.eos:
+            scores[:, : min(config.eos)].masked_fill_(ending[:, None], -math.inf)
+        earliest = written.masked_fill(~is_stamp, begin - 1).amax(1) + (~ending).long()  # (N,), one later than the last
+        places = torch.arange(begin, scores.shape[1], device=scores.device)
+        stamps.masked_fill_(places < earliest[:, None], -math.inf)
+    else:
+        text.fill_(-math.inf)
+        if config.max_initial_timestamp_index is not None:
+            stamps[:, config.max_initial_timestamp_index + 1 :] = -math.inf
+    likelier = stamps.logsumexp(1) > text.amax(1)
+    text.masked_fill_(likelier[:, None], -math.inf)
+
+
+class Segment(NamedTuple):
+    """A stretch of speech between two timestamps."""
+
+    start: float  # seconds
+    end: float
+    ids: list[int]  # its timestamps included
+
+
+def split_segments(ids: Sequence[int], begin: int, frames: int) -> tuple[list[tuple[int, int, list[int]]], int]:
+    """What one window says, cut where one timestamp follows another (Radford et al. 2022, section 3.8).
+
+    Args:
+        ids: of the window, without prompt and end.
+        begin: the id of 0.00 seconds.
+        frames: of the window.
+
+    Returns:
+        (first, last, ids) of each segment, in timestamps from the window's beginning; and by how many frames the window
+        moves on: to the last timestamp where speech was cut off there, else by all.
+
+    >>> split_segments([10, 1, 2, 12, 12, 3], 10, 100)
+    ([(0, 2, [10, 1, 2, 12, 12])], 4)
+    """
+    is_stamp = [token >= begin for token in ids]
+    cuts = [i for i in range(1, len(ids)) if is_stamp[i - 1] and is_stamp[i]]
+    if not cuts:
+        last = max((token - begin for token in ids if token > begin), default=frames // STAMP_FRAMES)
+        return [(0, last, list(ids))], frames
+    whole = is_stamp[-2:] == [False, True]  # nothing is said behind the last timestamp
+    if whole:
+        cuts.append(len(ids))
+    else:
+        cuts[-1] += 1
+    parts = [list(ids[first:last]) for first, last in zip([0, *cuts], cuts, strict=False)]
+    ends = [part[-1] - begin for part in parts]
+    if not whole:
+        ends[-1] = parts[-1][-2] - begin
+    found = [(part[0] - begin, end, part) for part, end in zip(parts, ends, strict=True)]
+    return found, frames if whole or not ends[-1] else ends[-1] * STAMP_FRAMES

@@ -1,0 +1,284 @@
+"""Whisper writes the ids of transformers' own `generate`: languages, tasks, timestamps, beams, long recordings."""
+
+import json
+import math
+
+import pytest
+import test_whisper
+import torch
+from public import load, rewrite
+from public_seq2seq import sharpened
+
+from mmattn import load_generation_config
+from mmattn.generate import GenerationConfig
+from mmattn.generate.languages import CODES
+from mmattn.generate.speech import SpeechConfig, pair_timestamps, split_segments
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+TEXT, END, START, NO_STAMPS = 12, 12, 13, 19  # ids 0 .. 11 are text
+LANGUAGES = {"<|en|>": 14, "<|de|>": 15, "<|fr|>": 16}
+TASKS = {"translate": 17, "transcribe": 18}
+STATES = 12  # of a window; so many timestamps and one follow NO_STAMPS
+VOCAB = NO_STAMPS + 1 + STATES + 1
+PUBLIC = {  # as openai's folders have it
+    "decoder_start_token_id": START,
+    "eos_token_id": END,
+    "pad_token_id": END,
+    "bos_token_id": END,
+    "lang_to_id": LANGUAGES,
+    "task_to_id": TASKS,
+    "is_multilingual": True,
+    "no_timestamps_token_id": NO_STAMPS,
+    "max_initial_timestamp_index": 5,
+    "suppress_tokens": [1, 2, START, *LANGUAGES.values(), *TASKS.values()],
+    "begin_suppress_tokens": [3, END],
+    "forced_decoder_ids": [[1, None], [2, TASKS["transcribe"]]],
+    "return_timestamps": False,
+    "max_length": 40,
+    "alignment_heads": [[0, 0]],
+    "prev_sot_token_id": 0,
+}
+SEEDS = (1, 2, 3)
+WAYS = {
+    "as the folder says": {},
+    "a language": {"language": "de"},
+    "a language, and translated": {"language": "<|fr|>", "task": "translate"},
+    "a language by its name": {"language": "German"},
+    "a task, the language detected": {"task": "translate"},
+    "a language a recording": {"language": ["de", "en", "fr"]},
+}
+SEARCHES = {
+    "greedy": {},
+    "greedy, short": {"max_new_tokens": 7},
+    "beams": {"num_beams": 4},
+    "beams, length penalty": {"num_beams": 3, "length_penalty": 0.3, "max_new_tokens": 12},
+    "beams, no repeats": {"num_beams": 3, "no_repeat_ngram_size": 2},
+}
+
+
+def write(seed, **options):
+    """A random Whisper that says something: timestamps and text, ends at times."""
+    sizes = {"d_model": 24, "num_mel_bins": 6, "vocab_size": VOCAB, "max_source_positions": STATES}
+    sizes |= {"encoder_layers": 2, "decoder_layers": 2, "max_target_positions": 40, "tie_word_embeddings": False}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_attention_heads": 4, f"{side}_ffn_dim": 32}
+    ids = {"pad_token_id": END, "bos_token_id": END, "eos_token_id": END, "decoder_start_token_id": START}
+    _, theirs = test_whisper.model(seed, **sizes, **ids, activation_function="gelu")
+    sharpened(theirs, seed, gain=1.3, noise=0.3)
+    bias = theirs.model.decoder.layer_norm.bias.detach()
+    with torch.no_grad():  # the end, likelier everywhere
+        theirs.proj_out.weight[END] += 2.0 * bias / bias.square().sum()
+    theirs.generation_config = transformers.GenerationConfig(**PUBLIC | options)
+    return theirs
+
+
+def folder_of(theirs, folder):
+    """save_pretrained refuses some of what openai's folders hold: the generation config is written as it is."""
+    theirs.save_pretrained(folder)
+    values = theirs.generation_config.to_diff_dict() | {
+        key: value for key, value in PUBLIC.items() if getattr(theirs.generation_config, key, None) == value
+    }
+    (folder / "generation_config.json").write_text(json.dumps(values))
+
+
+def sound(frames, rows, seed):
+    generator = torch.Generator().manual_seed(100 + seed)
+    return torch.randn(rows, frames, 6, generator=generator, dtype=torch.float64)
+
+
+def settled(config, way, search):
+    """The loaded config with what transformers takes as arguments."""
+    return SpeechConfig(**{**vars(config), **way, **search})
+
+
+@pytest.mark.parametrize("stamps", [False, True])
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_same_ids_of_one_window(way, search, stamps, tmp_path):
+    """Prompt and ids, as one call of transformers gives them."""
+    said, lengths = set(), set()
+    for seed in SEEDS:
+        theirs = write(seed)
+        folder_of(theirs, tmp_path)
+        ours, config = load(tmp_path), load_generation_config(tmp_path)
+        features = sound(2 * STATES, 3, seed)
+        options = WAYS[way] | SEARCHES[search] | {"return_timestamps": stamps}
+        with torch.no_grad():
+            expected = theirs.generate(features.mT, force_unique_generate_call=True, **options)
+        config = settled(config, WAYS[way], SEARCHES[search] | {"return_timestamps": stamps})
+        prompt = ours.prompt(ours.encode(features), None, config)
+        found = torch.cat([prompt, ours.generate(features, None, config).ids[:, 0]], dim=1)
+        assert found.tolist() == expected.tolist()
+        said |= {tuple(row) for row in found[:, prompt.shape[1] :].tolist()}
+        lengths |= {row.index(END) if END in row else len(row) for row in found.tolist()}
+        assert (NO_STAMPS in prompt[0].tolist()) != stamps
+        assert not stamps or bool((found[:, prompt.shape[1]] > NO_STAMPS).all())
+    assert len(said) > len(SEEDS)
+    assert len(lengths) > 1 or search == "greedy, short"  # some end before others
+
+
+@pytest.mark.parametrize("search", ["greedy", "beams"])
+@pytest.mark.parametrize("frames", [5, 2 * STATES, 2 * STATES + 1, 5 * STATES, 11 * STATES])
+def test_the_same_segments_of_any_length(frames, search, tmp_path):
+    """Window by window, as transformers transcribes with timestamps."""
+    kinds = set()
+    for seed in (*SEEDS, 7, 8, 9):
+        theirs = write(seed)
+        folder_of(theirs, tmp_path)
+        ours, config = load(tmp_path), load_generation_config(tmp_path)
+        features = sound(frames, 1, seed)
+        padded = torch.nn.functional.pad(features, (0, 0, 0, max(0, 2 * STATES - frames)))
+        # Short recordings reach transformers padded to a window; then all of the window counts.
+        with torch.no_grad():
+            expected = theirs.generate(
+                padded.mT, return_timestamps=True, language="de", return_segments=True, **SEARCHES[search]
+            )["segments"][0]
+        config = settled(config, {"language": "de"}, SEARCHES[search])
+        found = list(ours.transcribe(padded[0], config))
+        assert [segment.ids for segment in found] == [segment["tokens"].tolist() for segment in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert math.isclose(one.start, float(other["start"]), abs_tol=1e-9)
+            assert math.isclose(one.end, float(other["end"]), abs_tol=0.0101)  # an odd frame, cut off or not
+        kinds |= {tuple(token > NO_STAMPS for token in segment.ids[-2:]) for segment in found}
+    assert len(kinds) > 1  # windows that end whole, and those that were cut off
+
+
+def test_the_language_is_the_likeliest(tmp_path):
+    for seed in SEEDS:
+        theirs = write(seed)
+        folder_of(theirs, tmp_path)
+        ours, config = load(tmp_path), load_generation_config(tmp_path)
+        features = sound(2 * STATES, 3, seed)
+        expected = theirs.detect_language(features.mT).tolist()
+        heard = ours.detect_language(features, None, config)
+        assert [LANGUAGES[f"<|{next(iter(row))}|>"] for row in heard] == expected
+        assert all(abs(sum(row.values()) - 1) < 1e-9 for row in heard)
+        assert ours.prompt(ours.encode(features), None, config)[:, 1].tolist() == expected
+    with pytest.raises(ValueError, match="knows no languages"):
+        ours.detect_language(features, None, SpeechConfig(max_new_tokens=3, decoder_start_token_id=START))
+
+
+def test_languages_have_the_names_that_transformers_knows():
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    assert CODES == TO_LANGUAGE_CODE
+
+
+@pytest.mark.parametrize("stamps", [False, True])
+def test_an_english_model(stamps, tmp_path):
+    """openai's .en folders: no languages, <|notimestamps|> forced."""
+    english = {"lang_to_id": None, "task_to_id": None, "is_multilingual": False, "forced_decoder_ids": [[1, NO_STAMPS]]}
+    theirs = write(1, **english)
+    for name in ("lang_to_id", "task_to_id"):
+        delattr(theirs.generation_config, name)
+    folder_of(theirs, tmp_path)
+    ours, config = load(tmp_path), load_generation_config(tmp_path)
+    features = sound(2 * STATES, 3, 1)
+    with torch.no_grad():
+        expected = theirs.generate(features.mT, force_unique_generate_call=True, return_timestamps=stamps)
+    config = settled(config, {}, {"return_timestamps": stamps})
+    prompts = config.prompts(3)
+    assert prompts == [[START] if stamps else [START, NO_STAMPS]] * 3
+    found = ours.generate(features, None, config).ids[:, 0]
+    assert torch.cat([torch.tensor(prompts), found], dim=1).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="an English model takes no language"):
+        settled(config, {"language": "en"}, {})
+
+
+def test_old_folders(tmp_path):
+    """Without generation_config.json, config.json held it; or config.json alone held forced_decoder_ids."""
+    theirs = write(1)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    forced = [[1, 15], [2, TASKS["transcribe"]], [3, NO_STAMPS]]
+    rewrite(tmp_path, forced_decoder_ids=forced, suppress_tokens=[1, 2], max_length=9)
+    config = load_generation_config(tmp_path)
+    assert isinstance(config, SpeechConfig)
+    assert (config.suppress_tokens, config.max_length) == ([1, 2], 9)
+    assert config.prompts(1) == [[START, 15, TASKS["transcribe"], NO_STAMPS]]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": START, "max_length": 5}))
+    config = load_generation_config(tmp_path)
+    assert config.prompts(1) == [[START, 15, TASKS["transcribe"], NO_STAMPS]]
+    default, found = transformers.WhisperConfig(), tmp_path / "new"
+    found.mkdir()
+    (found / "config.json").write_text(json.dumps({"model_type": "whisper"}))
+    config = load_generation_config(found)
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
+        assert getattr(config, name) == getattr(default, name)
+    assert list(config.begin_suppress_tokens) == list(default.begin_suppress_tokens)
+
+
+def test_what_is_not_supported_is_named(tmp_path):
+    theirs = write(1)
+    folder_of(theirs, tmp_path)
+    values = json.loads((tmp_path / "generation_config.json").read_text())
+    for key, value in {"no_speech_threshold": 0.6, "condition_on_prev_tokens": True, "logprob_threshold": -1.0}.items():
+        (tmp_path / "generation_config.json").write_text(json.dumps(values | {key: value}))
+        with pytest.raises(ValueError, match=rf"generation_config\.json: not supported.*{key} = "):
+            load_generation_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"language": "xx"}, "unknown language 'xx'; there are: en, de, fr"),
+        ({"task": "sing"}, "unknown task 'sing'; there are: translate, transcribe"),
+        ({"language": ["en", "de"]}, "2 languages for 3 recordings"),
+        ({"no_timestamps_token_id": None, "return_timestamps": True}, "needs no_timestamps_token_id"),
+        ({"decoder_start_token_id": None}, "the config has none"),
+        ({"forced_decoder_ids": [[2, 5]]}, r"one by one, found places \[2\]"),
+        ({"lang_to_id": None, "language": "en"}, "unknown language 'en'; there are: none"),
+    ],
+)
+def test_what_cannot_be_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        SpeechConfig(**PUBLIC_FIELDS | options).prompts(3)
+
+
+PUBLIC_FIELDS = {key: value for key, value in PUBLIC.items() if key not in ("alignment_heads", "prev_sot_token_id")}
+
+
+def test_a_plain_config_needs_a_start_alone(tmp_path):
+    theirs = write(1)
+    folder_of(theirs, tmp_path)
+    ours, features = load(tmp_path), sound(2 * STATES, 2, 1)
+    config = GenerationConfig(decoder_start_token_id=START, eos_token_id=END, max_new_tokens=5)
+    found = ours.generate(features, None, config)
+    with torch.no_grad():
+        logits = ours(features, None, torch.full((2, 1), START))[:, -1]
+    assert found.ids[:, 0, 0].tolist() == logits.argmax(1).tolist()
+    with pytest.raises(ValueError, match="decoder_start_token_id"):
+        ours.generate(features, None, GenerationConfig(max_new_tokens=5))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_timestamps_against_transformers(seed):
+    """The rule alone, on histories of every kind, none of them longer than what the rule lets through."""
+    generator = torch.Generator().manual_seed(seed)
+    config = SpeechConfig(**PUBLIC_FIELDS | {"return_timestamps": True})
+    config_theirs = transformers.GenerationConfig(**PUBLIC)
+    rule = transformers.WhisperTimeStampLogitsProcessor(config_theirs, begin_index=3)
+    ids = torch.tensor([[START, 14, 18]]).expand(8, -1)
+    for _ in range(9):
+        scores = torch.randn(8, VOCAB, generator=generator) * 3
+        expected = rule(ids, scores)
+        pair_timestamps(scores, ids, config, 3)
+        assert torch.equal(scores, expected)
+        new = scores.softmax(1).nan_to_num(1 / VOCAB).multinomial(1, generator=generator)
+        ids = torch.cat([ids, new], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "segments", "moved"),
+    [
+        ([20, 1, 2, 25], [(0, 5, [20, 1, 2, 25])], 24),  # one segment, whole
+        ([20, 1, 2], [(0, 12, [20, 1, 2])], 24),  # no end: all of the window
+        ([21, 1, 23, 23, 2, 26], [(1, 3, [21, 1, 23]), (3, 6, [23, 2, 26])], 24),
+        ([21, 1, 23, 24, 2], [(1, 3, [21, 1, 23, 24])], 6),  # what was cut off is heard again
+        ([], [(0, 12, [])], 24),
+    ],
+)
+def test_segments(ids, segments, moved):
+    assert split_segments(ids, 20, 24) == (segments, moved)

@@ -1,0 +1,217 @@
+"""Random Whispers: ours equal transformers' in every layer; what does not fit is named; masked padding is nothing."""
+
+import pytest
+import torch
+from public import ACTIVATIONS, SHAPES, load, rewrite, shape
+from public_seq2seq import compared, sharpened
+from safetensors.torch import load_file
+
+from mmattn import load_pretrained
+from mmattn.backbones.whisper import Whisper
+from mmattn.pretrained.keymap import load_into
+from mmattn.pretrained.whisper import convert_whisper
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
+
+
+def model(seed, **config):
+    """A random Whisper of transformers; the generator for more."""
+    draw, sizes = shape(seed)
+    even = sizes["num_attention_heads"] * 2 * draw.choice([1, 2, 4])  # its sinusoids need it
+    options = {
+        "d_model": max(even, 4),
+        "encoder_layers": sizes["num_hidden_layers"],
+        "decoder_layers": draw.choice([1, 2, 3]),
+        "encoder_attention_heads": sizes["num_attention_heads"],
+        "decoder_attention_heads": sizes["num_attention_heads"],
+        "encoder_ffn_dim": sizes["intermediate_size"],
+        "decoder_ffn_dim": sizes["intermediate_size"],
+        "activation_function": draw.choice(ACTIVATIONS),
+        "vocab_size": draw.choice([11, 30, 57]),
+        "num_mel_bins": draw.choice([5, 8, 20]),
+        "max_source_positions": draw.choice([7, 12, 25]),
+        "max_target_positions": draw.choice([16, 24, 40]),
+        "tie_word_embeddings": draw.random() < 0.7,
+        "pad_token_id": 1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 3,
+    }
+    config = transformers.WhisperConfig(**options | config)
+    return draw, sharpened(transformers.WhisperForConditionalGeneration(config), seed)
+
+
+def sound(config, rows, seed):
+    """Log-mel frames (B, T, M): the second row is padded with silence, as its extractor pads."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows, 2 * config.max_source_positions, config.num_mel_bins, generator=generator)
+    features[1:2, config.max_source_positions :] = -1.5
+    return features.double()
+
+
+def compare(seed, folder):
+    """A random model through a folder; how far ours is."""
+    draw, theirs = model(seed)
+    theirs.save_pretrained(folder)
+    config, ours = theirs.config, load(folder)
+    assert (ours.output.weight is ours.target_embedding.weight) == config.tie_word_embeddings
+    features = sound(config, 3, seed)
+    generator = torch.Generator().manual_seed(seed)
+    length = draw.randint(2, config.max_target_positions)
+    target = torch.randint(config.vocab_size, (3, length), generator=generator)
+    target[2, draw.randint(1, length) :] = config.pad_token_id
+    return compared(theirs, ours, (features, None, target), input_features=features.mT)
+
+
+@pytest.mark.parametrize("seed", SHAPES)
+def test_parity(seed, tmp_path):
+    found = compare(seed, tmp_path)
+    assert found.holds, found
+
+
+@pytest.fixture
+def whisper(tmp_path):
+    """A folder with a random tied Whisper, and the model that wrote it."""
+    seed = next(seed for seed in SHAPES if model(seed)[1].config.tie_word_embeddings)
+    theirs = model(seed)[1]
+    theirs.save_pretrained(tmp_path)
+    return tmp_path, theirs
+
+
+def check(folder, theirs):
+    features = sound(theirs.config, 2, 0)
+    target = torch.tensor([[3, 4, 5], [3, 1, 1]])
+    found = compared(theirs, load(folder), (features, None, target), input_features=features.mT)
+    assert found.holds, found
+
+
+def test_names_of_old_checkpoints(whisper):
+    """The tied table under both names, and a pickle."""
+    folder, theirs = whisper
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"].clone()
+    torch.save(state, folder / "pytorch_model.bin")
+    check(folder, theirs)
+
+
+def test_without_a_head(whisper):
+    folder, theirs = whisper
+    theirs.model.save_pretrained(folder)
+    assert "decoder.embed_tokens.weight" in load_file(folder / "model.safetensors")
+    check(folder, theirs)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"scale_embedding": True}, "scale_embedding=True; only False is supported"),
+        ({"decoder_ffn_dim": 99}, "decoder_ffn_dim=99; only .* is supported"),
+        ({"activation_function": "gelu_10"}, "activation 'gelu_10' is not supported"),
+        ({"encoder_layers": 9}, r"nothing for keys: encoder\.layers\."),
+        ({"num_mel_bins": 9}, r"'model\.encoder\.conv1\.weight' \(conv1\.weight\) is .*, should be \(.*, 9, 3\)"),
+        ({"max_source_positions": 77}, r"'model\.encoder\.embed_positions\.weight' \(positions\.weight\) is"),
+    ],
+)
+def test_what_does_not_fit_is_named(whisper, config, message):
+    folder, _ = whisper
+    rewrite(folder, **config)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder)
+    assert str(caught.value).startswith(str(folder))
+
+
+def test_unknown_and_missing_keys_are_named(whisper):
+    folder, _ = whisper
+    state = load_file(folder / "model.safetensors")
+    rewrite(folder, state | {"model.decoder.adapter.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"unknown key: model\.decoder\.adapter\.weight"):
+        load(folder)
+    rewrite(folder, {name: tensor for name, tensor in state.items() if "conv2" not in name})
+    with pytest.raises(ValueError, match=r"nothing for keys: conv2\.bias, conv2\.weight"):
+        load(folder)
+
+
+def test_longer_than_its_window(whisper):
+    folder, theirs = whisper
+    frames, config = 2 * theirs.config.max_source_positions, theirs.config
+    with pytest.raises(ValueError, match="is longer than max_len"):
+        load(folder).encode(torch.zeros(1, frames + 2, config.num_mel_bins, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("real", [1, 4, 7, 12])
+def test_masked_padding_changes_nothing(real):
+    """What transformers has no mask for: a short recording alone is the same as padded in a batch."""
+    ours = Whisper(20, 16, 2, 2, num_mels=6, max_frames=12, max_len=9).double().eval()
+    features, target = torch.randn(2, 12, 6).double(), torch.randint(20, (2, 5))
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[1, real:] = False
+    with torch.no_grad():
+        found = ours(features, mask, target)
+        alone = ours(features[1:, :real], None, target[1:])
+        whole = ours(features[:1], None, target[:1])
+    torch.testing.assert_close(found[1:], alone, atol=1e-10, rtol=0)
+    torch.testing.assert_close(found[:1], whole, atol=1e-10, rtol=0)
+
+
+def test_positions_of_a_new_model_are_whispers():
+    ours = Whisper(20, 24, 1, 2, num_mels=6, max_frames=24)
+    theirs = transformers.WhisperModel(
+        transformers.WhisperConfig(vocab_size=60000, d_model=24, max_source_positions=12)
+    )
+    torch.testing.assert_close(ours.positions.weight, theirs.encoder.embed_positions.weight, atol=1e-6, rtol=0)
+    assert not ours.positions.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("millions", "options"),  # of parameters, as openai's table has them
+    [
+        (39, {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6}),  # tiny
+        (39, {"d_model": 384, "encoder_layers": 4, "encoder_attention_heads": 6, "vocab_size": 51864}),  # tiny.en
+        (74, {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8}),  # base
+        (244, {"d_model": 768, "encoder_layers": 12, "encoder_attention_heads": 12}),  # small
+        (769, {"d_model": 1024, "encoder_layers": 24, "encoder_attention_heads": 16}),  # medium
+        (1550, {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20}),  # large, large-v2
+        (
+            1550,
+            {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "num_mel_bins": 128}
+            | {"vocab_size": 51866},
+        ),  # large-v3
+        (
+            809,
+            {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20, "num_mel_bins": 128}
+            | {"vocab_size": 51866, "decoder_layers": 4},
+        ),  # large-v3-turbo
+    ],
+)
+def test_public_sizes(millions, options):
+    """Names and shapes of openai's models, without their weights."""
+    options |= {"decoder_attention_heads": options["encoder_attention_heads"]}
+    options = {"decoder_layers": options["encoder_layers"]} | options
+    options |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 4 * options["d_model"])
+    config = transformers.WhisperConfig(**options)
+    with torch.device("meta"):
+        state = transformers.WhisperForConditionalGeneration(config).state_dict()
+        del state["proj_out.weight"]  # tied: it is not saved
+        converted = convert_whisper(config.to_dict(), state)
+        ours = Whisper(**converted.keywords)
+        load_into(ours, converted)
+    assert abs(sum(parameter.numel() for parameter in ours.parameters()) / 1e6 / millions - 1) < 0.05
+
+
+def test_in_single_precision_too(whisper):
+    folder, theirs = whisper
+    features, target = sound(theirs.config, 2, 0).float(), torch.tensor([[3, 4, 5], [3, 1, 1]])
+    ours, theirs = load_pretrained(folder), theirs.float()
+    with torch.no_grad():
+        expected = theirs(input_features=features.mT, decoder_input_ids=target).logits
+        torch.testing.assert_close(ours(features, None, target), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_it_trains(whisper):
+    ours = load(whisper[0]).train()
+    features = sound(whisper[1].config, 2, 0)
+    ours(features, None, torch.tensor([[3, 4, 5], [3, 1, 1]])).square().sum().backward()
+    missing = [name for name, parameter in ours.named_parameters() if parameter.grad is None]
+    assert missing == ["positions.weight"]
