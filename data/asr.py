@@ -188,7 +188,7 @@ class ASRProcessor(Saved):
         """Frames, and tokens with their end, of each sample: for batches of like lengths."""
         return [
             (
-                self.mel.num_frames(round(sample.duration * self.sample_rate)),
+                self.mel.num_frames(round(sample.seconds() * self.sample_rate)),
                 self.tokenizer.length(normalise(sample.text)) + 1,
             )
             for sample in samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import inspect
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -19,6 +20,12 @@ from data.errors import nearest
 
 TIME_SHARE = 0.2  # of a clip, at most, a time mask hides: p of SpecAugment
 NOISE = 1 << 20  # samples of the tables of noise
+# Lengths without a prime factor above 7, whose Fourier transform is quick.
+QUICK = sorted(
+    2**a * 3**b * 5**c * 7**d
+    for a, b, c, d in itertools.product(range(31), range(20), range(14), range(12))
+    if a + b * math.log2(3) + c * math.log2(5) + d * math.log2(7) < 31
+)
 FEATURES = 0x9E3779B97F4A7C15  # sets the features' draws apart from the waves'
 
 
@@ -235,20 +242,11 @@ def change_speed(wave: Tensor, factor: float) -> Tensor:
     """
     if factor == 1.0:
         return wave
-    size = quick_size(len(wave))  # the zeros beyond the end keep it from running into the beginning
-    changed = quick_size(max(1, round(size / factor)))
+    size = QUICK[bisect.bisect_left(QUICK, len(wave))]  # the zeros beyond the end keep it from its beginning
+    place = bisect.bisect_left(QUICK, size / factor)
+    changed = min(QUICK[max(place - 1, 0) : place + 1], key=lambda near: abs(math.log(near * factor / size)))
     whole = torch.fft.irfft(torch.fft.rfft(wave, n=size), n=changed) * (changed / size)
     return whole[: max(1, round(len(wave) * changed / size))]
-
-
-def quick_size(size: int) -> int:
-    """The least number from ``size`` on without a prime factor above 5."""
-    return _QUICK[bisect.bisect_left(_QUICK, size)]
-
-
-_QUICK = sorted(
-    2**a * 3**b * 5**c for a in range(31) for b in range(20) for c in range(14) if a + 1.585 * b + 2.322 * c < 31
-)
 
 
 @functools.cache

@@ -26,8 +26,8 @@ from data.readers import read_rows, read_text
 
 logger = logging.getLogger(__name__)
 AUDIO_KEYS = ("audio", "audio_filepath")
-KEYS = (*AUDIO_KEYS, "text", "duration", "offset", "speaker", "id", "words")
-TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+WORDS = "words: [[word, start, end], ...] in seconds"
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 Row = tuple[str, "ASRSample"]  # where it stands, and what stands there
 
 
@@ -55,6 +55,10 @@ class ASRSample:
             return read_audio(self.audio, sample_rate, name)
         begin, end = self.segment
         return read_audio(self.audio, sample_rate, name, begin, end - begin)
+
+    def seconds(self, name: str | None = None) -> float:
+        """Its duration, looked up where it is not known."""
+        return self.duration or audio_seconds(self.audio, f"item {self.id}" if name is None else name)
 
 
 def normalise(text: str) -> str:
@@ -134,7 +138,7 @@ class ASRDataset(Dataset[ASRSample]):
                 if sample.id in seen:
                     raise DataError(where, "an id of its own", f"{sample.id!r}, which {seen[sample.id]} has already")
                 if not sample.duration:
-                    sample = dataclasses.replace(sample, duration=audio_seconds(sample.audio, where))
+                    sample = dataclasses.replace(sample, duration=sample.seconds(where))
                 if self.problems.on_error == "skip":
                     sample.read(8_000, where)
             except DataError as error:
@@ -254,7 +258,7 @@ def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row]:
                 raise
             problems.items.append((where, str(error).removeprefix(f"{where}: ")))
             continue
-        if "id" not in row and sample.id in taken:
+        if row.get("id") in (None, "") and sample.id in taken:
             sample.id = f"{sample.id} line {line}"  # the same file again; only an id that is given must be its own
         taken.add(sample.id)
         yield where, sample
@@ -277,7 +281,7 @@ def _row(row: Mapping[str, Any], path: Path, line: int, where: str, require_text
     if offset is not None and not duration:
         raise DataError(where, "a duration beside the offset", shorten(row.get("duration")))
     return ASRSample(
-        id=str(row.get("id") or (audio if offset is None else f"{audio}@{offset:g}")),
+        id=(audio if offset is None else f"{audio}@{offset:g}") if row.get("id") in (None, "") else str(row["id"]),
         audio=str(path.parent / audio),
         text=text or "",
         duration=duration or 0.0,
@@ -305,7 +309,7 @@ def _words(given: Any, where: str) -> list[tuple[str, float, float]]:
         try:
             given = json.loads(given)
         except json.JSONDecodeError:
-            given = None if not given.strip() else given
+            raise DataError(where, WORDS, shorten(given)) from None
     if given in (None, "", []):
         return []
     try:
@@ -314,7 +318,7 @@ def _words(given: Any, where: str) -> list[tuple[str, float, float]]:
             return words
     except (TypeError, ValueError):
         pass
-    raise DataError(where, "words: [[word, start, end], ...] in seconds", shorten(given))
+    raise DataError(where, WORDS, shorten(given))
 
 
 def _librispeech(folder: Path, problems: Problems) -> Iterator[Row]:

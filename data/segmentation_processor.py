@@ -23,7 +23,8 @@ class SegmentationProcessor(Saved):
 
     Args:
         classes: What is learnt.
-        size: Length of a picture's shorter side as the model sees it, its shape kept; None: as it is.
+        size: Length of a picture's shorter side as the model sees it, its shape kept; or (H, W), to which every
+            picture is squashed; None: as it is.
         mean: Per channel, of pixel values in 0..1.
         std: Likewise.
         counts: Labelled pixels of each class in the training part, from which class weights are made.
@@ -34,21 +35,25 @@ class SegmentationProcessor(Saved):
     def __init__(
         self,
         classes: ClassList,
-        size: int | None = None,
+        size: int | Sequence[int] | None = None,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         counts: Sequence[int] = (),
     ) -> None:
-        if size is not None and size < 1:
-            raise ValueError(f"size: expected at least 1 pixel, found {size}")
+        self.size: int | tuple[int, ...] | None = size if isinstance(size, int | None) else tuple(map(int, size))
+        sides = (1, 1) if self.size is None else (self.size, self.size) if isinstance(self.size, int) else self.size
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(f"size: expected at least 1 pixel, or (height, width), found {size}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
-        self.classes, self.size = classes, size
+        self.classes = classes
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.counts = [int(count) for count in counts] or [0] * len(classes.names)
 
     @classmethod
-    def fit(cls, dataset: SegmentationDataset, size: int | None = None, **options: Any) -> SegmentationProcessor:
+    def fit(
+        cls, dataset: SegmentationDataset, size: int | Sequence[int] | None = None, **options: Any
+    ) -> SegmentationProcessor:
         """Classes from the data set's list, or, where it has none, from what its masks hold; pixels are counted.
 
         Raises:
@@ -79,6 +84,8 @@ class SegmentationProcessor(Saved):
         """Width and height at which the model sees a picture of this width and height."""
         if self.size is None:
             return width, height
+        if not isinstance(self.size, int):
+            return self.size[1], self.size[0]
         scale = self.size / min(width, height)
         return max(1, round(width * scale)), max(1, round(height * scale))
 

@@ -12,11 +12,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.errors import nearest
 from data.fetch import BASE_URL, FetchError, fetch, sources
 
+CHECKED = """What is fetched is checked after conversion, and --list says what of each set: a file by its SHA-256; a
+folder of pictures by its files' names; a tar by its files' names and contents, in any order; masks by their names,
+sizes and numbers, however they are compressed. Test parts are not."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     table = sources()
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=CHECKED)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(table)}")
     parser.add_argument(
         "--out", default=os.environ.get("MMATTN_DATA"), help="folder of data sets (default $MMATTN_DATA)"
@@ -28,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         for source in table.values():
             print(f"{source.name}: {source.repository}, about {source.megabytes} MB, licence: {source.licence}")
+            print(f"    checked: {', '.join(source.sha256)}")
         return 0
     for name in options.names:
         if name not in table:

@@ -43,7 +43,7 @@ class Phone:
     noise: float = 0.0  # loudness of the noise made in the mouth
     centre: float = 2000.0  # Hz, of that noise
     width: float = 2000.0  # Hz
-    pull: float = 0.3  # 0 to 1: how far the second resonance follows the next vowel's
+    pull: float = 0.3  # 0 to 1: how far the second resonance follows the vowel's beside it
 
 
 def _vowel(length: float, *formants: tuple[float, float, float]) -> Phone:
@@ -66,7 +66,7 @@ PHONES = {
     "AE": _vowel(130, (690, 1660, 2430)),
     "AA": _vowel(130, (740, 1130, 2440)),
     "AO": _vowel(130, (570, 850, 2410)),
-    "AH": _vowel(80, (630, 1210, 2450)),
+    "AH": _vowel(90, (630, 1210, 2450)),
     "ER": _vowel(125, (480, 1320, 1680)),
     "UW": _vowel(120, (310, 900, 2240)),
     "EY": _vowel(140, (500, 1820, 2500), (330, 2150, 2700)),
@@ -79,20 +79,20 @@ PHONES = {
     "M": Phone("nasal", 65, ((270, 1000, 2150),), 0.5),
     "N": Phone("nasal", 65, ((270, 1550, 2550),), 0.5),
     "NG": Phone("nasal", 80, ((270, 2050, 2400),), 0.5),
-    "F": Phone("fricative", 90, ((320, 1050, 2100),), 0.0, 0.25, 2300, 3500),
-    "TH": Phone("fricative", 85, ((320, 1400, 2600),), 0.0, 0.22, 3300, 1500),
+    "F": Phone("fricative", 90, ((320, 1050, 2100),), 0.0, 0.4, 2300, 3500),
+    "TH": Phone("fricative", 85, ((320, 1400, 2600),), 0.0, 0.38, 3300, 1500),
     "S": Phone("fricative", 100, ((320, 1650, 2550),), 0.0, 0.8, 3750, 500),
     "SH": Phone("fricative", 105, ((320, 1850, 2450),), 0.0, 0.9, 2550, 600),
-    "V": Phone("fricative", 60, ((300, 1050, 2100),), 0.4, 0.13, 2300, 3500),
-    "DH": Phone("fricative", 45, ((300, 1400, 2600),), 0.45, 0.1, 3300, 1500),
+    "V": Phone("fricative", 60, ((300, 1050, 2100),), 0.4, 0.2, 2300, 3500),
+    "DH": Phone("fricative", 55, ((300, 1400, 2600),), 0.45, 0.16, 3300, 1500),
     "Z": Phone("fricative", 80, ((300, 1650, 2550),), 0.35, 0.4, 3750, 500),
     "HH": Phone("aspirate", 60, ((500, 1500, 2500),), 0.0, 0.0, pull=1.0),
-    "P": _stop(0.0, 0.6, "lips"),
-    "B": _stop(0.09, 0.4, "lips"),
-    "T": _stop(0.0, 0.9, "teeth"),
-    "D": _stop(0.09, 0.5, "teeth"),
-    "K": _stop(0.0, 0.9, "palate"),
-    "G": _stop(0.09, 0.55, "palate"),
+    "P": _stop(0.0, 1.0, "lips"),
+    "B": _stop(0.09, 0.65, "lips"),
+    "T": _stop(0.0, 1.3, "teeth"),
+    "D": _stop(0.09, 0.8, "teeth"),
+    "K": _stop(0.0, 1.3, "palate"),
+    "G": _stop(0.09, 0.85, "palate"),
 }
 _COLUMNS = ("f1", "f2", "f3", "nasal", "centre", "width", "voice", "breath", "noise", "pitch")  # of a piece's row
 
@@ -148,10 +148,11 @@ def _pieces(voice: Voice, phones: list[str], at: int, last: bool, rs: np.random.
     u = rs.random_sample(6)
     stretch = (0.85 + 0.3 * u[0]) / voice.rate * (1.3 if last and phone.kind != "stop" else 1.0)
     length = phone.length * stretch
-    vowel = next((PHONES[p] for p in phones[at:] if p != "-" and PHONES[p].kind == "vowel"), None)
+    beside = (*phones[at : at + 3], *reversed(phones[max(at - 2, 0) : at]))
+    vowel = next((PHONES[p] for p in beside if p in PHONES and PHONES[p].kind == "vowel"), None)
     targets = []
     for formants in phone.formants:
-        f1, f2, f3 = (f * (0.965 + 0.07 * draw) for f, draw in zip(formants, u[1:4], strict=True))
+        f1, f2, f3 = (f * (0.975 + 0.05 * draw) for f, draw in zip(formants, u[1:4], strict=True))
         if vowel is not None and phone.kind != "vowel":
             f2 += phone.pull * (vowel.formants[0][1] - f2)
             f1, f3 = (vowel.formants[0][0], vowel.formants[0][2]) if phone.kind == "aspirate" else (f1, f3)
@@ -180,7 +181,7 @@ def _pieces(voice: Voice, phones: list[str], at: int, last: bool, rs: np.random.
     burst = [7.0 + 5.0 * u[5], *targets[0], 0.0, *mouth, phone.voiced, 0.05, release, accent]
     if phone.voiced:
         return [closure, burst]
-    breathing = [stretch * (20.0 if after == "-" else 32.0), *targets[0], 0.0, *mouth, 0.0, 0.14 * loud, 0.1 * release]
+    breathing = [stretch * (20.0 if after == "-" else 32.0), *targets[0], 0.0, *mouth, 0.0, 0.16 * loud, 0.15 * release]
     return [closure, burst, [*breathing, accent]]
 
 
@@ -228,7 +229,7 @@ def speak(
     size = -(-int(ends[-1]) // _HOP) * _HOP
     frames = size // _HOP + 1
     at_frame = np.minimum(np.searchsorted(ends, np.arange(2 * frames) * (_HOP // 2), side="right"), len(rows) - 1)
-    moving = np.concatenate([_smooth(table[at_frame, 1:5], 3.5), _smooth(table[at_frame, 5:7], 1.0)], 1)[::2]
+    moving = np.concatenate([_smooth(table[at_frame, 1:5], 4.5), _smooth(table[at_frame, 5:7], 1.0)], 1)[::2]
     lengths = ends - starts
     lengths[-1] += size - ends[-1]
     voiced, breath, noise = (np.repeat(table[:, n], lengths) for n in (7, 8, 9))

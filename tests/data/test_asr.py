@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from data.asr import ASRDataset, ASRProcessor, ASRSample, collate, level, normalise
+from data.asr import FLOOR, ASRDataset, ASRProcessor, ASRSample, collate, level, normalise
 from data.errors import DataError
 
 DATA = os.environ.get("MMATTN_DATA")
@@ -112,6 +112,8 @@ def test_librispeech(folder: Path) -> None:
 def test_the_same_file_twice_is_two_samples(folder: Path) -> None:
     found = ASRDataset(write(folder / "a.jsonl", [rows()[0], rows()[0]]))
     assert [sample.id for sample in found.samples] == ["audio/0.flac", "audio/0.flac line 2"]
+    numbered = ASRDataset(write(folder / "b.jsonl", [{**row, "id": n} for n, row in enumerate(rows())]))
+    assert [sample.id for sample in numbered.samples] == ["0", "1", "2"]
 
 
 def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASRProcessor) -> None:
@@ -179,6 +181,7 @@ def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProc
         ("a.csv", "text\nyes\n", "line 2: expected the key audio_filepath .*found the keys text"),
         ("a.csv", "audio,text\n", "expected at least one recording, found none"),
         ("a.csv", "audio,text\naudio/0.flac\n", "line 2: expected 2 cells"),
+        ("a.json", "{}", r"expected a manifest \.jsonl"),
         ("a.wav", "x", r"expected a manifest \.jsonl, a \.csv or \.tsv, or LibriSpeech's folder, found 'a\.wav'"),
     ],
 )
@@ -192,6 +195,10 @@ def test_bad_files(name: str, content: str | None, message: str, tmp_path: Path)
 def test_without_texts(folder: Path) -> None:
     path = write(folder / "a.jsonl", [{"audio": "audio/0.flac"}])
     assert ASRDataset(path, require_text=False)[0].text == ""
+
+
+def test_a_duration_that_is_not_known_is_looked_up(processor: ASRProcessor) -> None:
+    assert processor.lengths([ASRSample("1", (sound(0.5), 8000), "yes")]) == [(51, 4)]
 
 
 def test_samples_in_memory_are_checked() -> None:
@@ -280,7 +287,8 @@ def test_loudness_and_offset_do_not_matter(processor: ASRProcessor) -> None:
     assert expected.shape == (51, 40)
     assert torch.allclose(processor.features(0.01 * wave + 0.3), expected, atol=1e-3)
     assert torch.allclose(expected.mean(0), torch.zeros(40), atol=1e-5)
-    assert torch.allclose(expected.var(0, correction=0), torch.ones(40), atol=0.05)
+    variance = processor.mel(level(wave)).var(0, correction=0)
+    assert torch.allclose(expected.var(0, correction=0), variance / (variance + FLOOR), atol=1e-5)
 
 
 @pytest.mark.parametrize("wave", [torch.zeros(4000), torch.full((4000,), 0.5), torch.full((1,), 0.5)])

@@ -1,0 +1,304 @@
+"""Random change of speech: a pure function of the seed, and each change what it says; strings from a script."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+
+from data.asr import ASRDataset, ASRProcessor, ASRSample, collate
+from data.asr_augment import SpeechAugment, add_noise, change_speed, join_waves
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL: dict[str, Any] = {
+    "join": 3,
+    "speed": [0.9, 1.1],
+    "shift": 0.2,
+    "gain": 6,
+    "noise": [5, 30],
+    "time_masks": 2,
+    "freq_masks": 2,
+}
+
+
+def sound(seconds: float = 0.5, seed: int = 0) -> torch.Tensor:
+    return torch.randn(round(seconds * 8000), generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def clips() -> list[ASRSample]:
+    words = ("one", "two", "three", "four", "five", "six")
+    return [ASRSample(word, (sound(0.3 + n / 20, n), 8000), word, speaker="ab"[n % 2]) for n, word in enumerate(words)]
+
+
+@pytest.fixture(scope="module")
+def processor() -> ASRProcessor:
+    return ASRProcessor.fit(ASRDataset(clips()))
+
+
+def waves(augment: SpeechAugment, seeds: list[int], seconds: float = 1.0) -> list[torch.Tensor]:
+    given = [sound(seconds, 5) for _ in seeds]
+    return augment.waves(given, ["a"] * len(seeds), [""] * len(seeds), seeds, 8000)[0]
+
+
+def test_a_pure_function_of_the_seeds(processor: ASRProcessor) -> None:
+    samples = clips()
+    augment = SpeechAugment.from_options(ALL)
+    assert augment is not None
+    augment.attach(samples)
+    torch.manual_seed(0)
+    one = collate(samples, processor, augment, [1, 2, 3, 4, 5, 6])
+    torch.manual_seed(1)
+    other = collate(samples, processor, augment, [1, 2, 3, 4, 5, 6])
+    changed = collate(samples, processor, augment, [1, 2, 3, 4, 5, 7])
+    assert torch.equal(one.features, other.features)
+    assert one.references == other.references
+    kept = one.feature_mask[:5].sum(1).tolist()
+    assert kept == changed.feature_mask[:5].sum(1).tolist()
+    for n, size in enumerate(kept):
+        assert torch.allclose(one.features[n, :size], changed.features[n, :size], atol=1e-4)
+    assert not torch.equal(one.features[5, :20], changed.features[5, :20])
+    assert all(torch.equal(a.read(8000), b.read(8000)) for a, b in zip(samples, clips(), strict=True))
+
+
+def test_seeds_are_needed(processor: ASRProcessor) -> None:
+    with pytest.raises(ValueError, match="augment needs seeds"):
+        collate(clips(), processor, SpeechAugment(shift=0.1))
+
+
+def test_off_is_off(processor: ASRProcessor) -> None:
+    plain = collate(clips(), processor)
+    assert torch.equal(collate(clips(), processor, SpeechAugment(), list(range(6))).features, plain.features)
+    assert SpeechAugment.from_options(None) is None
+    assert SpeechAugment.from_options({}) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sped": [1, 1]}, "sped: no such option .*did you mean 'speed'.*there are: join, pause, speed"),
+        ({"speed": 0.9}, "speed: expected a least and a greatest value within 0.25 to 4.0, found 0.9"),
+        ({"speed": [1.1, 0.9]}, "speed: expected a least"),
+        ({"speed": "ab"}, "speed: expected a least"),
+        ({"noise": [5, "a"]}, "noise: expected a least"),
+        ({"gain": -1}, "gain: expected 0 to 60, found -1"),
+        ({"time_masks": True}, "time_masks: expected 0 to 50"),
+        ({"join": 1000}, "join: expected 0 to 100"),
+        ({"self": 1}, "self: no such option"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpeechAugment.from_options(options)
+
+
+# Strings
+
+
+def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
+    samples = clips()
+    by_text = {sample.text: sample for sample in samples}
+    augment = SpeechAugment(join=4, pause=0.25).attach(samples)
+    counts = set()
+    for seed in range(20):
+        joined, texts = augment.waves([s.read(8000) for s in samples[:2]], ["one", "two"], ["a", "b"], [seed, 99], 8000)
+        for wave, text, first in zip(joined, texts, samples, strict=False):
+            words = text.split()
+            assert words[0] == first.text
+            assert {by_text[word].speaker for word in words} == {first.speaker}
+            least = sum(len(by_text[word].audio[0]) for word in words)
+            assert least <= len(wave) <= least + (len(words) - 1) * 2001
+            assert torch.equal(wave[: len(first.audio[0])], first.audio[0])
+            assert torch.equal(wave[-len(by_text[words[-1]].audio[0]) :], by_text[words[-1]].audio[0])
+        assert len({len(text.split()) for text in texts}) == 1  # a batch has strings of as many
+        counts.add(len(texts[0].split()))
+    assert counts == {1, 2, 3, 4}
+    with pytest.raises(ValueError, match="join: needs recordings to join with"):
+        SpeechAugment(join=4).waves([sound()], ["one"], ["a"], [3], 8000)
+
+
+def test_expected_lengths() -> None:
+    samples = clips()
+    augment = SpeechAugment(join=5, pause=0.2, speed=[0.8, 1.0], shift=0.1).attach(samples)
+    fitted = ASRProcessor.fit(ASRDataset(samples))
+    expected = augment.lengths(fitted.lengths(samples), fitted.frame_seconds)
+    drawn = torch.zeros(6, 2)
+    for seed in range(60):
+        batch = collate(samples, fitted, augment, [seed * 7 + n for n in range(6)])
+        drawn += torch.stack([batch.feature_mask.sum(1), batch.label_mask.sum(1)], 1) / 60
+    ratio = drawn.mean(0) / torch.tensor(expected).float().mean(0)
+    assert (ratio - 1).abs().max() < 0.1
+    plain = fitted.lengths(samples)
+    assert SpeechAugment(freq_masks=1).lengths(plain) == plain
+
+
+def test_borders() -> None:
+    parts = [sound(0.1, 1), sound(0.2, 2), sound(0.3, 3)]
+    wave, borders = join_waves(parts, [0.05, 0.0], 8000)
+    assert sum(borders, ()) == pytest.approx((0, 0.1, 0.15, 0.35, 0.35, 0.65))
+    for part, (start, end) in zip(parts, borders, strict=True):
+        assert torch.equal(wave[round(start * 8000) : round(end * 8000)], part)
+    assert not wave[800:1200].any()
+
+
+# Waves
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.1, 1.9])
+def test_speed(factor: float) -> None:
+    time = torch.arange(8000) / 8000
+    wave = torch.sin(2 * math.pi * 400 * time) * torch.hann_window(8000)
+    faster = change_speed(wave, factor)
+    actual = 8000 / len(faster)
+    assert abs(actual / factor - 1) < 0.01
+    place = torch.arange(len(faster)) * actual / 8000
+    expected = torch.sin(2 * math.pi * 400 * place) * (0.5 - 0.5 * torch.cos(2 * math.pi * place))
+    assert (faster - expected).abs().max() < 2e-3
+    assert change_speed(wave, 1.0) is wave
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1001])
+def test_speed_of_the_shortest(size: int) -> None:
+    for factor in (0.9, 1.1):
+        changed = change_speed(torch.ones(size), factor)
+        assert len(changed) >= 1
+        assert torch.isfinite(changed).all()
+
+
+def test_speeds_are_rounded_little() -> None:
+    for size in range(4000, 40_000, 997):
+        for factor in (0.85, 0.95, 1.0 + 1e-9, 1.05, 1.15):
+            assert abs(size / len(change_speed(torch.zeros(size), factor)) / factor - 1) < 0.01
+
+
+@pytest.mark.parametrize("ratio", [0.0, 20.0])
+@pytest.mark.parametrize("tilt", [0.0, 0.5, 1.0])
+def test_noise_has_its_power(ratio: float, tilt: float) -> None:
+    wave = sound(2.0)
+    noise = add_noise(wave, ratio, [0.3, 0.7, tilt]) - wave
+    assert 10 * math.log10(float(wave.square().mean() / noise.square().mean())) == pytest.approx(ratio, abs=1.5)
+    power = torch.fft.rfft(noise).abs().square()
+    low, high = power[: len(power) // 2].mean(), power[len(power) // 2 :].mean()
+    assert (low > 2 * high) == (tilt > 0.4)
+    assert not torch.equal(add_noise(wave, ratio, [0.4, 0.7, 0.5]), add_noise(wave, ratio, [0.3, 0.7, 0.5]))
+
+
+def test_noise_longer_than_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    from data import asr_augment
+
+    asr_augment._noise_table.cache_clear()
+    monkeypatch.setattr(asr_augment, "NOISE", 1000)
+    wave = sound(1.0)
+    assert add_noise(wave, 10.0, [0.999, 0.999, 0.5]).shape == wave.shape
+    asr_augment._noise_table.cache_clear()
+
+
+def test_silence_stays_silence() -> None:
+    assert not add_noise(torch.zeros(100), 10.0, [0.1, 0.2, 0.3]).any()
+
+
+def test_shift_is_silence_at_both_ends() -> None:
+    changed = waves(SpeechAugment(shift=0.1), list(range(12)))
+    places = []
+    for wave in changed:
+        start = int(wave.nonzero()[0])
+        assert torch.equal(wave[start : start + 8000], sound(1.0, 5))
+        assert not wave[start + 8000 :].any()
+        assert len(wave) <= 9600
+        places += [start, len(wave) - start - 8000]
+    assert min(places) < 200
+    assert max(places) > 600
+
+
+def test_gain_runs_from_one_value_to_another() -> None:
+    changed = waves(SpeechAugment(gain=12), list(range(12)))
+    curves = torch.stack([20 * torch.log10(wave / sound(1.0, 5)) for wave in changed])
+    assert torch.allclose(curves[:, 4000], (curves[:, 0] + curves[:, -1]) / 2, atol=0.01)
+    assert curves.abs().max() < 12.1
+    assert curves[:, 0].std() > 3
+    assert (curves[:, -1] - curves[:, 0]).abs().max() > 6
+
+
+# Features
+
+
+def test_masks() -> None:
+    features, mask = torch.ones(64, 100, 40), torch.ones(64, 100, dtype=torch.bool)
+    mask[:32, 50:] = False
+    seeds = list(range(64))
+    hidden = SpeechAugment(time_masks=1, time_width=15).features(features, mask, seeds) == 0
+    assert torch.equal(hidden, hidden[:, :, :1].expand_as(hidden))
+    widths = hidden[:, :, 0].sum(1)
+    assert widths[:32].max() == 10  # a fifth of 50 frames
+    assert widths[32:].max() == 15
+    assert widths.min() == 0
+    assert not hidden[:32, 50:].any()
+    assert ((hidden[:, 1:, 0] != hidden[:, :-1, 0]).sum(1) <= 2).all()
+    hidden = SpeechAugment(freq_masks=1, freq_width=6).features(features, mask, seeds) == 0
+    assert torch.equal(hidden, hidden[:, :1].expand_as(hidden))
+    assert sorted(set(hidden[:, 0].sum(1).tolist())) == list(range(7))
+    assert hidden[:, 0].any(0).float().mean() > 0.9  # all over the bands
+    both = SpeechAugment(time_masks=2, freq_masks=2).features(features, mask, seeds)
+    assert 0.5 < both.mean() < 0.95
+
+
+# The script
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """The script's status and what it says on standard error."""
+    spec = importlib.util.spec_from_file_location("join_clips", ROOT / "scripts" / "join_clips.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def call(*arguments: object) -> tuple[int, str]:
+        try:
+            status = script.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code
+        return status, capsys.readouterr().err
+
+    return call
+
+
+def test_join_clips(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    (tmp_path / "audio").mkdir()
+    lines, stored = [], {}
+    for sample in clips():
+        soundfile.write(tmp_path / "audio" / f"{sample.id}.flac", sample.audio[0].numpy(), 8000)
+        stored[sample.text] = torch.from_numpy(soundfile.read(tmp_path / f"audio/{sample.id}.flac", dtype="float32")[0])
+        lines.append({"audio": f"audio/{sample.id}.flac", "text": sample.text, "speaker": sample.speaker})
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "new" / "strings"
+    assert run(tmp_path / "a.jsonl", out, "--count", 5, "--words", 2, 4, "--seed", 3) == (0, "")
+    found = ASRDataset(out / "manifest.jsonl")
+    assert len(found) == 5
+    speakers = {sample.text: sample.speaker for sample in clips()}
+    for sample in found.samples:
+        words = sample.text.split()
+        assert 2 <= len(words) <= 4
+        assert [word for word, _, _ in sample.words] == words
+        assert {speakers[word] for word in words} == {sample.speaker}
+        wave = sample.read(8000)
+        assert len(wave) / 8000 == pytest.approx(sample.duration, abs=1e-3)
+        for word, start, end in sample.words:
+            assert torch.equal(wave[round(start * 8000) : round(end * 8000)], stored[word])
+        assert all(0 <= b[1] - a[2] <= 0.3 for a, b in zip(sample.words, sample.words[1:], strict=False))
+    status, said = run(tmp_path / "a.jsonl", out)
+    assert status == 2
+    assert "exists already" in said
+    (tmp_path / "audio" / "two.flac").write_bytes(b"no sound")
+    status, said = run(tmp_path / "a.jsonl", tmp_path / "bad", "--count", 20)
+    assert status == 1
+    assert said.startswith("error: ")
+    assert "a.jsonl, line 2: audio" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "audio", "new"]  # nothing half-written

@@ -1,0 +1,193 @@
+"""The built-in speech: frozen, and as its description says."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from data.asr import ASRDataset, ASRSample, normalise
+from data.demo.asr import DIGITS, GENERATOR_VERSION, NUM_CLIPS, UNSEEN, VOICES, WORDS, make, sentences
+from data.demo.voices import PHONES, RATE, speak
+
+SOME = 80  # clips a part whose sound is looked at: a clip depends on its number and its part alone
+TEXTS = {
+    "train": "7a51c767e53c97f7bebcfa9c1af1169f441d9b0dbce72794076f2e30088a56b2",
+    "val": "fad49d04757c29eb047d367b343bc1ef9e5ecc02113fdb89ac47de1e1252c837",
+    "test": "95be3825e38a5843e774ed062a9929ea1b2d1a0bb23ab649eecdf4e049d8a879",
+}  # of version 1; another generator is another version, with every figure measured anew
+SOUNDS = {
+    "train": "0d3e10904bf9778a0d34dcce301588cc54d7c553e941673cf0505ecb6eeef3f2",
+    "val": "b7183a3bdc2cc38e49815b26185d54ba103ff5227fc8a7be65d876f7ded8cd79",
+    "test": "855e642571752335170c8ccb1543285ef5e8ada79afea2d6345920f5baa79aaf",
+}
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, list[ASRSample]]:
+    return {split: make(split, SOME) for split in NUM_CLIPS}
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, list[list[str]]]:
+    return {split: sentences(split) for split in NUM_CLIPS}
+
+
+@pytest.mark.parametrize("split", NUM_CLIPS)
+def test_the_generator_is_frozen(split: str, parts: dict[str, list[ASRSample]], texts: dict[str, list]) -> None:
+    said = hashlib.sha256("\n".join(" ".join(words) for words in texts[split]).encode()).hexdigest()
+    assert (GENERATOR_VERSION, said) == (1, TEXTS[split])
+    assert len(texts[split]) == NUM_CLIPS[split]
+    digest = hashlib.sha256()
+    for sample in parts[split]:
+        digest.update(f"{sample.id} {sample.speaker} {sample.text} {sample.words}".encode())
+        digest.update(sample.audio[0].numpy().tobytes())
+    assert digest.hexdigest() == SOUNDS[split]
+
+
+def test_the_first_clips_are_the_first_of_more(parts: dict[str, list[ASRSample]]) -> None:
+    for few, more in zip(make("test", 3), parts["test"], strict=False):
+        assert few.audio[0].equal(more.audio[0])
+        assert (few.text, few.words, few.speaker) == (more.text, more.words, more.speaker)
+    assert not make("test", 1, seed=1)[0].audio[0].equal(parts["test"][0].audio[0])
+
+
+def test_no_sentence_of_one_part_stands_in_another(texts: dict[str, list[list[str]]]) -> None:
+    said = [" ".join(words) for part in texts.values() for words in part]
+    assert len(set(said)) == len(said) == sum(NUM_CLIPS.values())
+
+
+def test_every_word_is_said_in_training(texts: dict[str, list[list[str]]]) -> None:
+    counts = {word: sum(word in words for words in texts["train"]) for word in WORDS}
+    assert min(counts.values()) >= 50
+    assert {sound for sounds in WORDS.values() for sound in sounds} == set(PHONES)
+    assert len(set(WORDS.values())) == len(WORDS), "no two words sound alike"
+    near = {(a, b) for a in WORDS for b in WORDS if a < b and _differ_in_one(WORDS[a], WORDS[b])}
+    assert {("den", "ten"), ("bed", "red"), ("cap", "cat"), ("sheep", "ship"), ("feed", "need")} <= near
+    assert len(near) >= 15
+
+
+def _differ_in_one(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    return len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) == 1
+
+
+def test_which_words_there_are_does_not_tell_their_order(texts: dict[str, list[list[str]]]) -> None:
+    """Of the digit strings and phrases with two nouns, each has another order that is a sentence, too."""
+    other = 0
+    for words in texts["test"]:
+        digits = all(word in DIGITS for word in words) and len(set(words)) > 1
+        middle = next((n for n, word in enumerate(words) if word in ("near", "and")), None)
+        other += digits or (middle is not None and words[:middle] != words[middle + 1 :])
+    assert other > 0.4 * len(texts["test"])
+    orders: dict[tuple[str, ...], int] = {}
+    for words in (words for part in texts.values() for words in part):
+        key = tuple(sorted(words))
+        orders[key] = orders.get(key, 0) + 1
+    assert sum(count for count in orders.values() if count > 1) > 200
+
+
+def test_each_part_has_its_own_voice(parts: dict[str, list[ASRSample]]) -> None:
+    known = {voice.name for voice in VOICES}
+    assert {sample.speaker for sample in parts["train"]} == known
+    for split in ("val", "test"):
+        speakers = [sample.speaker for sample in parts[split]]
+        assert set(speakers) == known | {UNSEEN[split].name}
+        assert speakers.count(UNSEEN[split].name) == SOME // 2
+    assert UNSEEN["val"].name != UNSEEN["test"].name
+
+
+def test_clips_are_short_and_of_all_levels(parts: dict[str, list[ASRSample]]) -> None:
+    samples = [sample for part in parts.values() for sample in part]
+    lengths = np.array([len(sample.audio[0]) / RATE for sample in samples])
+    assert 1.3 < lengths.mean() < 1.9
+    assert lengths.min() > 0.7
+    assert lengths.max() < 4
+    assert [sample.duration for sample in samples] == lengths.tolist()
+    peaks = np.array([float(sample.audio[0].abs().max()) for sample in samples])
+    assert peaks.max() < 1
+    assert peaks.min() < 0.1
+    assert (peaks > 0.02).all()
+    assert all((sample.audio[0] * 32768 % 1 == 0).all() for sample in samples), "16 bits"
+
+
+def test_words_are_where_they_are_said(parts: dict[str, list[ASRSample]]) -> None:
+    for sample in parts["val"]:
+        assert " ".join(word for word, _, _ in sample.words) == sample.text == normalise(sample.text)
+        times = [time for _, *border in sample.words for time in border]
+        assert times == sorted(times)
+        assert times[0] >= 0.05
+        assert times[-1] <= sample.duration - 0.1
+        power = sample.audio[0].double().numpy() ** 2
+        inside = np.zeros(len(power), bool)
+        for _, begin, end in sample.words:
+            assert 0.05 < end - begin < 1.0
+            inside[round(begin * RATE) : round(end * RATE)] = True
+        before = power[: round(times[0] * RATE) - 80]
+        assert power[inside].mean() > 5 * before.mean()  # noise is at least 10 dB below
+
+
+def _spoken(*phones: str) -> tuple[np.ndarray, float, float]:
+    sound, [(begin, end)] = speak(VOICES[1], [phones], [0.1, 0.1], np.random.RandomState(3))
+    return sound, begin, end
+
+
+def _spectrum(sound: np.ndarray, time: float, size: int = 480) -> np.ndarray:
+    """Of 60 ms around a time: power by bins of 16.7 Hz."""
+    middle = int(time * RATE)
+    return np.abs(np.fft.rfft(sound[middle - size // 2 : middle + size // 2] * np.hanning(size))) ** 2
+
+
+@pytest.mark.parametrize(("vowel", "first", "second"), [("IY", 280, 2250), ("AA", 740, 1130), ("AE", 690, 1660)])
+def test_vowels_have_their_resonances(vowel: str, first: float, second: float) -> None:
+    sound, begin, end = _spoken(vowel)
+    power = _spectrum(sound, (begin + end) / 2)
+    hertz = np.arange(len(power)) * RATE / 480
+    for formant, low, high in ((first, 200, 900), (second, 950, 2600)):
+        band = (hertz > low) & (hertz < high)
+        found = hertz[band][power[band].argmax()]
+        assert abs(found - formant * VOICES[1].scale) < 130, "the strongest harmonic is near it"
+
+
+def test_the_voice_has_its_pitch() -> None:
+    for voice in VOICES:
+        sound, [(begin, end)] = speak(voice, [("AA",)], [0.1, 0.1], np.random.RandomState(5))
+        middle = sound[int(begin * RATE) + 160 : int(end * RATE) - 160]
+        middle = middle - middle.mean()
+        lags = np.correlate(middle, middle, "full")[len(middle) - 1 :]
+        period = 25 + lags[25:110].argmax()
+        assert abs(RATE / period / voice.pitch - 1) < 0.25
+
+
+def test_fricatives_hiss_where_they_should() -> None:
+    centres = {}
+    for name in ("S", "SH", "F"):
+        sound, begin, _ = _spoken(name, "AA")
+        power = _spectrum(sound, begin + 0.045, 400)
+        centres[name] = (power * np.arange(len(power))).sum() / power.sum() * RATE / 400
+    assert centres["S"] > 3000
+    assert 2200 < centres["SH"] < 3000
+    assert centres["F"] < centres["S"]
+
+
+def test_a_stop_is_silence_and_a_burst() -> None:
+    sound, begin, end = _spoken("AA", "T", "AA")
+    loud = np.sqrt((sound[: len(sound) // 40 * 40].reshape(-1, 40) ** 2).mean(1))  # (5 ms)
+    first, last = round(begin * 200), round(end * 200)
+    third = (last - first) // 3
+    middle = loud[first + third : last - third]
+    closure, vowel = middle.argmin(), loud[first : first + third].max()
+    assert middle[closure] < 0.01 * vowel
+    burst = sound[(first + third + closure) * 40 : (first + third + closure + 12) * 40]
+    assert np.abs(np.diff(burst)).max() > 20 * middle[closure], "then noise, at once"
+
+
+def test_it_is_a_data_set(parts: dict[str, list[ASRSample]]) -> None:
+    dataset = ASRDataset(parts["val"][:4])
+    assert len(dataset) == 4
+    assert dataset.fingerprint() != ASRDataset(parts["test"][:4]).fingerprint()
+
+
+def test_unknown_part() -> None:
+    with pytest.raises(ValueError, match="expected one of train, val, test, found 'dev'"):
+        make("dev")
