@@ -91,6 +91,18 @@ def pictures_below(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if is_picture(str(path.relative_to(folder))) and path.is_file()]
 
 
+def named_pictures(folder: Path) -> list[tuple[str, Path]]:
+    """The pictures in a folder and below it, each with its path within.
+
+    Raises:
+        DataError: There is none.
+    """
+    pictures = pictures_below(folder)
+    if not pictures:
+        raise DataError(str(folder), "a folder with pictures", "none in it")
+    return [(path.relative_to(folder).as_posix(), path) for path in pictures]
+
+
 def read_folder(folder: Path) -> Iterator[Row]:
     """A tree of class folders."""
     files = pictures_below(folder)

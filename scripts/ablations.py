@@ -30,6 +30,25 @@ CCT = "--model.backbone cct --model.tokenizer_layers 3 --model.lr 0.001"  # over
 SEGFORMER = "--model.network segformer --model.channels [32,64,96,128] --model.decoder_channels [96] --model.lr 0.001"
 # For each task: what a variant changes in training, and what in testing.
 VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
+    "asr": {
+        "full": ("", ""),
+        "sound hidden": ("--data.hide sound", "--data.hide sound"),
+        "mean pooling for attention": ("--model.memory mean", ""),
+        "CTC alone": ("--model.decoder none", ""),
+        "LSTM, additive attention": ("--model.decoder lstm", ""),
+        "transformer encoder": ("--model.encoder transformer", ""),
+        "monotonic attention": ("--model.cross_attention.kind monotonic", ""),
+        "monotonic attention alone, hard": (
+            "--model.cross_attention.kind monotonic --model.search_ctc_weight 0 --model.num_beams 1",
+            "",
+        ),
+        "monotonic chunks alone, hard": (
+            "--model.cross_attention.kind monotonic --model.cross_attention.chunk 4 --model.search_ctc_weight 0 "
+            "--model.num_beams 1",
+            "",
+        ),
+        "streaming": ("--model.chunk_frames 8 --model.left_chunks 4", ""),
+    },
     "classification": {
         "full": ("", ""),
         "mean pooling for attention": ("--model.pool mean", ""),
@@ -77,6 +96,13 @@ VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
 }
 # Options that fit a task's built-in data, where a kernel's defaults are for long sequences.
 KERNEL_OPTIONS: dict[str, dict[str, dict[str, int]]] = {
+    "asr": {  # clips of about fifty frames
+        "adaptive_span": {"max_span": 256, "ramp": 8},
+        "low_rank": {"projected_length": 32, "max_len": 512},
+        "lsh": {"chunk": 16},
+        "sliding_window": {"window": 8},
+        "sparse": {"block": 8},
+    },
     "classification": {  # 64 cells
         "adaptive_span": {"max_span": 64, "ramp": 8},
         "low_rank": {"projected_length": 16, "max_len": 64},
@@ -108,6 +134,7 @@ KERNEL_OPTIONS: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 BASELINE = {
+    "asr": "sound hidden",
     "classification": "patches shuffled",
     "segmentation": "context hidden",
     "vqa": "image hidden",

@@ -131,7 +131,34 @@ def segmentation(checkpoint: str | None, limit: int | None) -> dict[str, tuple[i
     return {name: (row[0], row[1], row[2]) for name, row in counts.items()}
 
 
+def asr(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, int]]:
+    """Per voice: (words, middles of their drawn times within the true word, words whose borders are both near).
+
+    The true text's words, by forced alignment. The median error of all starts and ends is printed, too.
+    """
+    from statistics import median
+
+    from data.demo.asr import make
+    from tasks.asr.predict import load
+
+    predictor = load(checkpoint)
+    samples = make("test", limit)
+    counts: dict[str, list[int]] = {}
+    errors: list[float] = []
+    for sample, words in zip(samples, predictor.aligned(samples), strict=True):
+        row = counts.setdefault(sample.speaker, [0, 0, 0])
+        for word, (_, start, end) in zip(words, sample.words, strict=True):
+            off = (abs(word.start - start), abs(word.end - end))
+            errors += off
+            row[0] += 1
+            row[1] += start <= (word.start + word.end) / 2 < end
+            row[2] += max(off) <= 0.08
+    print(f"asr: median error of starts and ends {1000 * median(errors):.0f} ms")
+    return {voice: (row[0], row[1], row[2]) for voice, row in sorted(counts.items())}
+
+
 GAMES = {
+    "asr": asr,
     "vqa": vqa,
     "translation": translation,
     "summarization": summarization,
@@ -151,6 +178,7 @@ def main() -> None:
         rows = GAMES[task](options.checkpoint, options.limit)
         rows["all"] = tuple(sum(row[n] for row in rows.values()) for n in range(3))  # type: ignore[assignment]
         near_it = {
+            "asr": "borders within 80 ms",
             "classification": "within half a cell",
             "segmentation": "or a pixel beside it",
             "vqa": "within half a cell",

@@ -15,8 +15,8 @@ TASKS: tuple[str, ...] = ("vqa", "translation", "summarization", "classification
 def load(directory: str | Path, device: str = "auto", precision: str | None = None) -> Any:
     """Load the predictor of a model's folder, whichever task it is of.
 
-    Public models of translation and summarization are read as the Hugging Face hub lays them out: Marian translates,
-    BART and T5 summarize; `tasks.translation.load` lets these translate.
+    Public models are read as the Hugging Face hub lays them out: Marian translates, BART and T5 summarize
+    (`tasks.translation.load` lets these translate), SegFormer segments.
 
     Args:
         directory: the `model/` folder of a run, or the run's; a folder with a public model's `config.json`, weights

@@ -61,15 +61,19 @@ def test_code_of_the_head_and_the_kernel_runs() -> None:
     assert names["attention"](torch.randn(1, 300, 256)).shape == (1, 300, 256)
 
 
-def test_figures_are_the_measured_ones() -> None:
-    """A cell like `0.978 (built-in: full)` names the entry of results.json that it comes from."""
-    text = (ROOT / "tasks" / "vqa" / "README.md").read_text(encoding="utf-8")
+MEASURED = {"vqa": "accuracy", "classification": "top1", "segmentation": "miou"}
+
+
+@pytest.mark.parametrize("task", MEASURED)
+def test_figures_are_the_measured_ones(task: str) -> None:
+    """A row begins with the entry of results.json that it comes from, and its figure."""
+    text = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+) \| (0\.\d+) \|", text.split("## Measured")[1], flags=re.MULTILINE)
     assert rows
-    results = read_results("vqa")
+    results = read_results(task)
     for name, figure in rows:
         digits = len(figure.split(".")[1])
-        assert round(results[name.strip()]["metrics"]["accuracy"], digits) == pytest.approx(float(figure)), name
+        assert round(results[name.strip()]["metrics"][MEASURED[task]], digits) == pytest.approx(float(figure)), name
 
 
 def test_the_table_of_kernels_is_what_they_support() -> None:

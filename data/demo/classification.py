@@ -10,13 +10,14 @@ arithmetic that every machine rounds the same way. A change of the pictures is a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 
 from data.classification import ClassificationSample
-from data.demo.shapes import IMAGE_SIZE, SHAPES, distance, grounds
+from data.demo.shapes import IMAGE_SIZE, RGB, SHAPES, Shading, paint
 
 GENERATOR_VERSION = 1
 CLASSES = ("circle above square", "circle around square", "circle below square")
@@ -25,10 +26,6 @@ SPLITS = {"train": 8000, "val": 600, "test": 1200}
 CLUTTER = tuple(SHAPES.index(name) for name in ("triangle", "star", "cross", "ring"))
 CIRCLE, SQUARE = SHAPES.index("circle"), SHAPES.index("square")
 TEXTURES = ("plain", "stripes", "checks", "dots")
-_RGB = np.array(
-    [(212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246)],
-    np.float32,
-)
 _PATCH = 40  # pixels; holds the largest thing
 _MARGIN = 6.0  # pixels by which the larger of the two distances wins: no picture is on the edge of two classes
 # Mean pooling over a convolutional map must not tell where a part lies: between parts that lie beside each other there
@@ -74,7 +71,7 @@ def make(split: str, number: int | None = None, seed: int = 0) -> list[Classific
     source = [7919 * seed + 31 * list(SPLITS).index(split) + 5, GENERATOR_VERSION]
     rng = Random(f"classification {source}")
     scenes = [compose(rng, CLASSES[n % len(CLASSES)]) for n in range(number)]
-    pictures = paint(scenes, source)
+    pictures = paint(scenes, source, Shading(_texture, turned=False, draws=8), most=7, patch=_PATCH)
     return [
         ClassificationSample(
             id=f"{split}-{n}",
@@ -102,7 +99,7 @@ def compose(rng: Random, label: str) -> list[Part]:
 
 
 def _look(rng: Random) -> tuple[int, int]:
-    return int(rng.random() * len(_RGB)), int(rng.random() * len(TEXTURES))
+    return int(rng.random() * len(RGB)), int(rng.random() * len(TEXTURES))
 
 
 def _part(rng: Random, shape: int, low: float, high: float, edge: float = 0.0) -> Part:
@@ -121,7 +118,9 @@ def _pair(rng: Random, relation: str) -> tuple[Part, Part]:
         play = outer.radius * 0.15
         x, y = (place + (2 * rng.random() - 1) * play for place in (outer.x, outer.y))
         colour, texture = _look(rng)
-        while np.abs(_RGB[colour] - _RGB[outer.colour]).sum() < 200:  # the inner one must stand out
+        while (
+            sum(abs(a - b) for a, b in zip(RGB[colour], RGB[outer.colour], strict=True)) < 200
+        ):  # the inner one must stand out
             colour, texture = _look(rng)
         inner = Part(CIRCLE if relation == "inside" else SQUARE, x, y, radius, colour, texture)
         return (inner, outer) if relation == "inside" else (outer, inner)
@@ -149,52 +148,9 @@ def _free(rng: Random, parts: list[Part]) -> Part | None:
     return None
 
 
-def paint(scenes: list[list[Part]], seed: list[int]) -> np.ndarray:
-    """Draws the scenes on textured grounds, with noise: (N, 64, 64, 3) uint8."""
-    pictures = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    streams = [np.random.RandomState([*seed, n]) for n in range(3)]
-    for start in range(0, len(scenes), 256):  # in pieces that fit the cache
-        some = scenes[start : start + 256]
-        canvas = grounds(len(some), streams[0])
-        _draw(canvas, some, streams[1])
-        canvas += streams[2].randint(0, 256, canvas.shape, np.uint8).astype(np.float32) * (20 / 255) - 10
-        pictures[start : start + 256] = np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
-    return pictures
-
-
-def _draw(canvas: np.ndarray, scenes: list[list[Part]], rs: np.random.RandomState) -> None:
-    """Blends the things into the canvas, the n-th thing of every scene at once."""
-    size = _PATCH // 2
-    padded = np.pad(canvas, ((0, 0), (size, size), (size, size), (0, 0)))
-    most = 7
-    draws = rs.random_sample((len(scenes), most, 8)).astype(np.float32)
-    span = np.arange(_PATCH)
-    for n in range(most):
-        for shape in range(len(SHAPES)):
-            where = np.array([i for i, s in enumerate(scenes) if len(s) > n and s[n].shape == shape], np.int64)
-            if not len(where):
-                continue
-            parts = [scenes[i][n] for i in where]
-            x, y, r = (
-                np.array([getattr(p, k) for p in parts], np.float32)[:, None, None] for k in ("x", "y", "radius")
-            )
-            u = draws[where, n]
-            rgb = _RGB[[p.colour for p in parts]] * (0.9 + 0.14 * u[:, 3:4]) + (16 * u[:, :3] - 8)
-            rows = np.floor(y).astype(np.int64) + span[None, :, None]  # the patch, in the padded canvas
-            cols = np.floor(x).astype(np.int64) + span[None, None, :]
-            tilt = (0.44 * u[:, 4] - 0.22)[:, None, None]
-            cos = 1 / np.sqrt(1 + tilt * tilt)
-            dx, dy = cols - size + np.float32(0.5) - x, rows - size + np.float32(0.5) - y
-            across, down = (dx + dy * tilt) * cos, (dy - dx * tilt) * cos
-            alpha = np.clip(0.5 - distance(shape, across, down, r), 0, 1).astype(np.float32)[..., None]
-            shade = _texture(np.array([p.texture for p in parts]), dx, dy, u[:, 5:8])
-            index = where[:, None, None], rows, cols
-            padded[index] = padded[index] * (1 - alpha) + rgb[:, None, None, :] * shade[..., None] * alpha
-    canvas[:] = padded[:, size:-size, size:-size]
-
-
-def _texture(kind: np.ndarray, dx: np.ndarray, dy: np.ndarray, u: np.ndarray) -> np.ndarray:
+def _texture(parts: Sequence[Part], dx: np.ndarray, dy: np.ndarray, u: np.ndarray) -> np.ndarray:
     """What the colour is multiplied by at each pixel, (n, patch, patch): waves of triangles of 4 to 6 pixels."""
+    kind, u = np.array([part.texture for part in parts]), u[:, 5:]
     pace = (1 / (4 + 2 * u[:, 0]))[:, None, None]
     slant = (2 * u[:, 1] - 1)[:, None, None]
     one, other = dx * pace + dy * pace * slant + u[:, 2, None, None], dy * pace - dx * pace * slant

@@ -8,8 +8,9 @@ same way, so the bytes are the same everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,10 +19,33 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
 SIZES = ("small", "large")
 
-_RGB = ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246))
+RGB = ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246))
 _RADIUS = ((4.8, 5.8), (8.2, 9.4))  # pixels, by size
 _REACH = (1.0, 0.96, 1.12, 1.3, 1.06, 1.0)  # half the side of a shape's box, in radii
 _PATCH = 28  # pixels; holds the largest thing
+
+
+class Drawn(Protocol):
+    """What can be drawn: places in SHAPES and COLOURS, centre and radius in pixels."""
+
+    @property
+    def shape(self) -> int: ...
+    @property
+    def colour(self) -> int: ...
+    @property
+    def x(self) -> float: ...
+    @property
+    def y(self) -> float: ...
+    @property
+    def radius(self) -> float: ...
+
+
+class Shading(NamedTuple):
+    """How a colour changes over a thing."""
+
+    at: Callable[..., np.ndarray]  # (things, across, down (n, patch, patch), draws (n, draws)): a factor a pixel
+    turned: bool  # across and down are tilted as the thing is
+    draws: int  # random numbers a thing; the first five are tint and tilt
 
 
 class Thing(NamedTuple):
@@ -87,12 +111,26 @@ def dress(rng: Random, places: list[tuple[int, float, float, float]]) -> list[Th
     return [Thing(size, pick(rng, colours), pick(rng, shapes), x, y, radius) for size, x, y, radius in places]
 
 
-def paint(scenes: list[list[Thing]], seed: list[int]) -> np.ndarray:
+def light(things: Sequence[Drawn], across: np.ndarray, down: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """What the colour is multiplied by at each pixel: light that falls off to one side."""
+    r = np.array([thing.radius for thing in things], np.float32)[:, None, None]
+    return 1 + (across * (u[:, 5] - 0.5)[:, None, None] + down * (u[:, 6] - 0.5)[:, None, None]) * 0.2 / r
+
+
+LIGHT = Shading(light, turned=True, draws=7)
+
+
+def paint(
+    scenes: Sequence[Sequence[Drawn]], seed: list[int], shading: Shading = LIGHT, most: int = 5, patch: int = _PATCH
+) -> np.ndarray:
     """Draws scenes: textured grounds, tilted shapes with smooth edges, noise.
 
     Args:
         scenes: What to draw.
         seed: Decides the grounds, tilts, tints and noise. The first pictures do not depend on how many follow.
+        shading: How the things' colours change over them.
+        most: Things in a scene.
+        patch: Side of a square that holds the largest thing, in pixels.
 
     Returns:
         Pictures (N, 64, 64, 3), uint8.
@@ -102,7 +140,7 @@ def paint(scenes: list[list[Thing]], seed: list[int]) -> np.ndarray:
     for start in range(0, len(scenes), 256):  # in pieces that fit the cache
         some = scenes[start : start + 256]
         canvas = grounds(len(some), streams[0])
-        _draw(canvas, some, streams[1])
+        _draw(canvas, some, streams[1], shading, most, patch)
         canvas += streams[2].randint(0, 256, canvas.shape, np.uint8).astype(np.float32) * (20 / 255) - 10
         pictures[start : start + 256] = np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
     return pictures
@@ -134,13 +172,20 @@ def _smooth(coarse: np.ndarray) -> np.ndarray:
     return rows[:, :, low] * (1 - part) + rows[:, :, low + 1] * part
 
 
-def _draw(canvas: np.ndarray, scenes: list[list[Thing]], rs: np.random.RandomState) -> None:
+def _draw(
+    canvas: np.ndarray,
+    scenes: Sequence[Sequence[Drawn]],
+    rs: np.random.RandomState,
+    shading: Shading,
+    most: int,
+    patch: int,
+) -> None:
     """Blends the things into the canvas, the n-th thing of every scene at once."""
-    size = _PATCH // 2
+    size = patch // 2
     padded = np.pad(canvas, ((0, 0), (size, size), (size, size), (0, 0)))
-    draws = rs.random_sample((len(scenes), 5, 7)).astype(np.float32)
-    span = np.arange(_PATCH)
-    for n in range(5):
+    draws = rs.random_sample((len(scenes), most, shading.draws)).astype(np.float32)
+    span = np.arange(patch)
+    for n in range(most):
         for shape in range(len(SHAPES)):
             where = np.array([i for i, s in enumerate(scenes) if len(s) > n and s[n].shape == shape], np.int64)
             if not len(where):
@@ -149,7 +194,7 @@ def _draw(canvas: np.ndarray, scenes: list[list[Thing]], rs: np.random.RandomSta
             x, y, r = (
                 np.array([getattr(t, k) for t in things], np.float32)[:, None, None] for k in ("x", "y", "radius")
             )
-            rgb = np.array([_RGB[t.colour] for t in things], np.float32)
+            rgb = np.array([RGB[t.colour] for t in things], np.float32)
             u = draws[where, n]
             rgb = rgb * (0.9 + 0.14 * u[:, 3:4]) + (16 * u[:, :3] - 8)
             rows = np.floor(y).astype(np.int64) + span[None, :, None]  # the patch, in the padded canvas
@@ -159,7 +204,7 @@ def _draw(canvas: np.ndarray, scenes: list[list[Thing]], rs: np.random.RandomSta
             dx, dy = cols - size + np.float32(0.5) - x, rows - size + np.float32(0.5) - y
             across, down = (dx + dy * tilt) * cos, (dy - dx * tilt) * cos
             alpha = np.clip(0.5 - distance(shape, across, down, r), 0, 1).astype(np.float32)[..., None]
-            shade = 1 + (across * (u[:, 5] - 0.5)[:, None, None] + down * (u[:, 6] - 0.5)[:, None, None]) * 0.2 / r
+            shade = shading.at(things, *((across, down) if shading.turned else (dx, dy)), u)
             index = where[:, None, None], rows, cols
             padded[index] = padded[index] * (1 - alpha) + rgb[:, None, None, :] * shade[..., None] * alpha
     canvas[:] = padded[:, size:-size, size:-size]

@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 RATE = 8000  # samples a second
 _HOP, _WINDOW, _FFT = 80, 160, 384  # samples; what the window leaves of the transform is room for the ringing
-_TAIL = _FFT - _WINDOW
+_REACH = 120  # samples
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,10 @@ def _smooth(values: np.ndarray, width: float) -> np.ndarray:
     reach = int(3 * width)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     padded = np.pad(values, ((reach, reach), (0, 0)), mode="edge")
-    return sliding_window_view(padded, len(kernel), axis=0) @ (kernel / kernel.sum())  # (T, P)
+    total = np.zeros_like(values)
+    for n, weight in enumerate(kernel / kernel.sum()):  # in this order on every machine
+        total += weight * padded[n : n + len(values)]
+    return total
 
 
 def _ramp(values: np.ndarray, width: int) -> np.ndarray:
@@ -159,30 +162,31 @@ def _pieces(voice: Voice, phones: list[str], at: int, last: bool, rs: np.random.
         targets.append([f1 * voice.scale, f2 * voice.scale, f3 * voice.scale])
     centre = phone.centre if phones[at] not in ("K", "G") else 1.05 * targets[0][1] / voice.scale
     mouth = [min(centre * (0.5 + 0.5 * voice.scale), 3850.0), phone.width]
-    loud, accent = 0.8 + 0.4 * u[4], 0.0
+    loud = 0.8 + 0.4 * u[4]
+    nasal = 1.0 if phone.kind == "nasal" else 0.0
+    accent = 0.02 + 0.12 * u[5] if phone.kind == "vowel" else 0.0
+
+    def piece(milliseconds: float, voiced: float, breath: float, noise: float, at: list[float] = targets[0]) -> None:
+        pieces.append([milliseconds, *at, nasal, *mouth, voiced, breath, noise, accent])
+
+    pieces: list[list[float]] = []
     if phone.kind == "vowel":
-        accent = 0.02 + 0.12 * u[5]
-        steps = [targets[0]]
-        if len(targets) == 2:
-            steps = [targets[0], [(a + b) / 2 for a, b in zip(*targets, strict=True)], targets[1]]
-        row = [0.0, 1000.0, 2000.0, loud, voice.breath * loud, 0.0, accent]
-        return [[length / len(steps), *step, *row] for step in steps]
-    if phone.kind == "aspirate":
-        return [[length, *targets[0], 0.0, 1000.0, 2000.0, 0.0, 0.16 * loud, 0.0, accent]]
-    if phone.kind != "stop":
-        nasal = 1.0 if phone.kind == "nasal" else 0.0
-        breath = voice.breath * phone.voiced
-        noise = phone.noise * loud
-        return [[length, *targets[0], nasal, *mouth, phone.voiced * loud, breath, noise, accent]]
-    closure = [length, *targets[0], 0.0, *mouth, phone.voiced, 0.0, 0.0, accent]
-    if after != "-" and PHONES[after].kind == "stop":
-        return [closure]  # not released before another stop
-    release = phone.noise * loud * (0.6 if after == "-" else 1.0)
-    burst = [7.0 + 5.0 * u[5], *targets[0], 0.0, *mouth, phone.voiced, 0.05, release, accent]
-    if phone.voiced:
-        return [closure, burst]
-    breathing = [stretch * (20.0 if after == "-" else 32.0), *targets[0], 0.0, *mouth, 0.0, 0.16 * loud, 0.15 * release]
-    return [closure, burst, [*breathing, accent]]
+        middle = [(a + b) / 2 for a, b in zip(targets[0], targets[-1], strict=True)]
+        steps = [targets[0], middle, targets[1]] if len(targets) == 2 else targets
+        for step in steps:
+            piece(length / len(steps), loud, voice.breath * loud, 0.0, step)
+    elif phone.kind == "aspirate":
+        piece(length, 0.0, 0.16 * loud, 0.0)
+    elif phone.kind == "stop":
+        piece(length, phone.voiced, 0.0, 0.0)
+        if after == "-" or PHONES[after].kind != "stop":  # before another stop it is not released
+            release = phone.noise * loud * (0.6 if after == "-" else 1.0)
+            piece(7.0 + 5.0 * u[5], phone.voiced, 0.05, release)
+            if not phone.voiced:
+                piece(stretch * (20.0 if after == "-" else 32.0), 0.0, 0.16 * loud, 0.15 * release)
+    else:
+        piece(length, phone.voiced * loud, voice.breath * phone.voiced, phone.noise * loud)
+    return pieces
 
 
 def speak(
@@ -211,6 +215,7 @@ def speak(
         owner += [n] * (len(phones) - len(owner))
     rows: list[list[float]] = []
     owners: list[int] = []  # each piece's word
+    vowels: list[bool] = []
     for at, name in enumerate(phones):
         if name == "-":  # the mouth comes to rest
             rest = [500 * voice.scale, 1500 * voice.scale, 2500 * voice.scale]
@@ -219,6 +224,7 @@ def speak(
             pieces = _pieces(voice, phones, at, owner[at] == len(words) - 1, rs)
         rows += pieces
         owners += [-1 if name == "-" else owner[at]] * len(pieces)
+        vowels += [name != "-" and PHONES[name].kind == "vowel"] * len(pieces)
     table = np.array(rows)  # (pieces, 1 + columns)
     ends = np.floor(table[:, 0].cumsum() * (RATE / 1000) + 0.5).astype(np.int64)
     starts = np.concatenate([[0], ends[:-1]])
@@ -228,8 +234,12 @@ def speak(
     ]
     size = -(-int(ends[-1]) // _HOP) * _HOP
     frames = size // _HOP + 1
-    at_frame = np.minimum(np.searchsorted(ends, np.arange(2 * frames) * (_HOP // 2), side="right"), len(rows) - 1)
-    moving = np.concatenate([_smooth(table[at_frame, 1:5], 4.5), _smooth(table[at_frame, 5:7], 1.0)], 1)[::2]
+    ticks = np.arange(2 * frames) * (_HOP // 2)
+    at_frame = np.minimum(np.searchsorted(ends, ticks, side="right"), len(rows) - 1)
+    # The mouth comes from a consonant and goes to the next one within the vowel, where it is heard.
+    moved = ends + _REACH * np.diff(np.array([*vowels, False], np.int64))
+    in_motion = np.minimum(np.searchsorted(moved, ticks, side="right"), len(rows) - 1)
+    moving = np.concatenate([_smooth(table[in_motion, 1:5], 4.0), _smooth(table[at_frame, 5:7], 1.0)], 1)[::2]
     lengths = ends - starts
     lengths[-1] += size - ends[-1]
     voiced, breath, noise = (np.repeat(table[:, n], lengths) for n in (7, 8, 9))

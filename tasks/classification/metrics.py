@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchmetrics.classification import (
@@ -11,8 +13,18 @@ from torchmetrics.classification import (
     MultilabelAveragePrecision,
     MultilabelF1Score,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 BINS = 15  # of the calibration error, as Guo et al. 2017
+
+
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """The mean of average precision over the classes that some sample has; torchmetrics' counts the others as zero."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        values: Any = super().compute()  # (K,)
+        occurs = dim_zero_cat(self.target).any(0)  # (K,)
+        return values[occurs].mean() if occurs.any() else values.new_zeros(())
 
 
 class ClassificationMetric(nn.Module):
@@ -24,7 +36,7 @@ class ClassificationMetric(nn.Module):
 
     or, where classes do not exclude each other,
 
-    - `map`: the mean over classes of average precision;
+    - `map`: the mean, over the classes that some sample has, of average precision;
     - `f1_macro`: the mean over classes of F1 at a probability of one half.
 
     After `compute()`, `confusion` (K, K) counts true (rows) and predicted classes (columns); none for multi-label.
@@ -39,7 +51,7 @@ class ClassificationMetric(nn.Module):
         self.multi_label = multi_label
         self.parts = nn.ModuleDict()
         if multi_label:
-            self.parts["map"] = MultilabelAveragePrecision(num_classes, average="macro")
+            self.parts["map"] = MeanAveragePrecision(num_classes, average="none")
             self.parts["f1_macro"] = MultilabelF1Score(num_classes, average="macro")
         else:
             self.parts["top1"] = MulticlassAccuracy(num_classes, average="micro")

@@ -16,7 +16,7 @@ from data.batching import seed_of
 from data.classification import ClassificationBatch, ClassificationDataset, ClassificationProcessor, collate
 from tasks.classification.metrics import ClassificationMetric
 from tasks.classification.model import ClassificationModel
-from tasks.classification.pretrained import adopt, fitted, is_public, read_public
+from tasks.classification.pretrained import adopt, fitted
 from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
@@ -84,15 +84,13 @@ class ClassificationDataModule(TaskDataModule):
         except ValueError as error:
             raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
 
-    def read_model(self, task: str, name: str | Path) -> Parts:
-        return read_public(name) if is_public(name) else super().read_model(task, name)
-
-    def adopt_processor(self, start: Parts) -> None:
+    def adopt_processor(self, start: Parts) -> Parts:
         train: Any = self.dataset("train")
         labels = sorted({label for sample in train.samples for label in sample.labels})
         options: dict[str, Any] = dict(self.processor_options)
         options["size"] = options.pop("image_size")
-        self.processor = adopt(start, labels, self.multi_label, **options)
+        start, self.processor = adopt(start, labels, self.multi_label, **options)
+        return start
 
     def prepare_dataset(self, dataset: Any, split: Split) -> ClassificationDataset:
         self.processor.check(dataset)
@@ -161,11 +159,8 @@ class ClassificationModule(TaskModule):
             return processor.multi_label
         return bool(self.settings.get("data.multi_label"))
 
-    def build(self, sizes: Mapping[str, Any]) -> None:
-        if self.init_from is not None and self.start is not None:
-            self.start = fitted(self.start, sizes, self.seed)
-            self.keywords = self.start.keywords
-        super().build(sizes)
+    def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
+        return fitted(start, sizes, self.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = parameter_groups(self.model, self.weight_decay)

@@ -19,9 +19,9 @@ from data.classification import (
     image_source,
 )
 from data.errors import DataError
-from data.image_files import pictures_below
+from data.image_files import named_pictures
 from tasks.classification.model import ClassificationModel
-from tasks.common.inference import Predictor, listed, load_parts
+from tasks.common.inference import Predictor, listed, load_parts, picture_sample
 
 Item = Mapping[str, Any] | ClassificationSample
 
@@ -92,7 +92,10 @@ class ClassificationPredictor(Predictor):
         items = listed(items)
         answers: list[ClassificationAnswer] = []
         for start in range(0, len(items), batch_size):
-            samples = [as_sample(item, start + n) for n, item in enumerate(items[start : start + batch_size])]
+            samples = [
+                picture_sample(item, start + n, ClassificationSample)
+                for n, item in enumerate(items[start : start + batch_size])
+            ]
             batch = collate(samples, self.processor).to(self.device)
             answers += self._answers(samples, self.model(batch.pixel_values).logits)
         return answers
@@ -120,7 +123,7 @@ class ClassificationPredictor(Predictor):
         Raises:
             DataError: a picture cannot be read; or this model attends to nothing.
         """
-        samples = [as_sample(item, n) for n, item in enumerate(items)]
+        samples = [picture_sample(item, n, ClassificationSample) for n, item in enumerate(items)]
         batch = collate(samples, self.processor).to(self.device)
         with torch.no_grad():
             logits = self.model(batch.pixel_values).logits
@@ -160,10 +163,7 @@ class ClassificationPredictor(Predictor):
         if not path.is_dir():
             labels = {"multi_label": self.processor.multi_label, "require_labels": False}
             return ClassificationDataset(path, on_error=options.on_error, **labels).samples
-        pictures = pictures_below(path)
-        if not pictures:
-            raise DataError(str(path), "a folder with pictures", "none in it")
-        return [ClassificationSample(file.relative_to(path).as_posix(), file) for file in pictures]
+        return [ClassificationSample(*picture) for picture in named_pictures(path)]
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, the batch free, checked against it."""
@@ -178,20 +178,6 @@ class ClassificationPredictor(Predictor):
     def _example(self, batch: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(batch)
         return {"pixel_values": torch.randn(batch, 3, *self.processor.image.size, generator=generator)}
-
-
-def as_sample(item: Item, number: int) -> ClassificationSample:
-    """A sample from what a user gives.
-
-    Raises:
-        DataError: the picture is missing; names the item.
-    """
-    if isinstance(item, ClassificationSample):
-        return item
-    name = str(item.get("id", number))
-    if item.get("image") is None:
-        raise DataError(f"item {name}", "the key image", ", ".join(sorted(item)) or "none")
-    return ClassificationSample(name, item["image"])
 
 
 def demo_samples() -> list[ClassificationSample]:

@@ -35,7 +35,7 @@ from tasks.common.callbacks import (
     shipped_weights,
 )
 from tasks.common.checkpoint import load_weights, save_directory
-from tasks.common.errors import ConfigError
+from tasks.common.errors import CheckpointError, ConfigError
 from tasks.common.pretrained import Parts
 
 # Where a configuration may name classes (callbacks, loggers, strategies, plugins): nowhere else is code imported from.
@@ -171,7 +171,7 @@ class TaskCLI(LightningCLI):
         training = {key: value for key, value in keywords.items() if key not in accepted}
         start: Parts | None = None
         if self.command != "fit":
-            start = self.datamodule.read_model(self.task, config.checkpoint or self.root / "model")
+            start = self.datamodule.read_model(self.task, config.checkpoint or self.root / "model").finished()
             self.checkpoint = start.where
             folder = Path(start.where).parent
             if str(self.root) == self.trainer_defaults["default_root_dir"] and rundir.is_run(folder):
@@ -184,9 +184,12 @@ class TaskCLI(LightningCLI):
                 )
             self.datamodule.use_processor(start.processor)
         elif training["init_from"] is not None:
-            start = self.datamodule.read_model(self.task, training["init_from"])
+            try:
+                start = self.datamodule.read_model(self.task, training["init_from"])
+            except CheckpointError as error:
+                raise CheckpointError(f"model.init_from: {error}") from None
             start = start.changed({key: value for key, value, _ in self._differing(model, start)})
-            self.datamodule.adopt_processor(start)
+            start = self.datamodule.adopt_processor(start)
         model = self.module_type.check_model(model if start is None else start.keywords)
         self.model = self.module_type(model, **training)
         self.model.seed, self.model.start = self.seed, start

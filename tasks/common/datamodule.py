@@ -117,13 +117,17 @@ class TaskDataModule(LightningDataModule):
         self.processor = processor
         self._processor_is_shipped = True
 
-    def adopt_processor(self, start: Parts) -> None:
+    def adopt_processor(self, start: Parts) -> Parts:
         """Take the processor of a model that training goes on from, instead of making one.
+
+        Returns:
+            The model, without what does not fit these data.
 
         Raises:
             ConfigError: the configuration asks for another one.
         """
         self.processor = start.processor
+        return start
 
     def model_sizes(self) -> dict[str, Any]:
         """The values of `sizes`."""

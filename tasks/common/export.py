@@ -130,7 +130,7 @@ def _worst_difference(model: nn.Module, run: Any, examples: Sequence[Mapping[str
             if mine.shape != theirs.shape:
                 return float("inf")
             if mine.numel():
-                worst = max(worst, (mine - theirs).abs().max().item())
+                worst = max(worst, (mine.double() - theirs.double()).abs().max().item())  # masks, too
     return worst
 
 

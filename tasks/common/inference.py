@@ -8,7 +8,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ class Predictor:
     """What `load()` returns in every task: a model with its processor, ready to answer.
 
     Where a task's also has `line(answer)`, that is what `predict` writes of an answer instead of JSON; `lookahead`
-    batches are handed to it at a time (1), so that it can put like with like; and `remark()` is said on stderr at the
-    end.
+    batches are handed to it at a time (1), so that it can put like with like; or it has `answers(items, batch_size,
+    on_error)`, which gives answers as they are known, and the errors of bad items in their places, where one item can
+    be much work; and `remark()` is said on stderr at the end.
 
     Args:
         model: on its device; it is put in evaluation mode.
@@ -76,6 +77,20 @@ def listed(items: Any) -> Sequence[Any]:
         raise DataError("predict", "a list of items", "one item: write predict([item])")
     found: Sequence[Any] = items
     return found
+
+
+def picture_sample(item: Any, number: int, sample_class: Callable[..., Any]) -> Any:
+    """A sample of a picture task from what a user gives: one, or a mapping with `image` and, if wanted, `id`.
+
+    Raises:
+        DataError: the picture is missing; names the item.
+    """
+    if not isinstance(item, Mapping):
+        return item
+    name = str(item.get("id", number))
+    if item.get("image") is None:
+        raise DataError(f"item {name}", "the key image", ", ".join(sorted(item)) or "none")
+    return sample_class(name, item["image"])
 
 
 def device_of(name: str) -> Any:
@@ -130,7 +145,8 @@ def load_parts(
         CheckpointError: missing, damaged, foreign, or of another task.
         UserError: no such device or precision.
     """
-    parts = read_parts(task, directory if directory is not None else shipped_folder(task), processor_class, **options)
+    source = directory if directory is not None else shipped_folder(task)
+    parts = read_parts(task, source, processor_class, **options).finished()
     try:
         model = build_model(model_class, parts.keywords)
     except (TypeError, ValueError) as error:
@@ -166,6 +182,10 @@ def run(task: str, command: str, options: argparse.Namespace) -> None:
 
 def _answers(predictor: Predictor, items: Sequence[Any], options: argparse.Namespace) -> Iterator[Any]:
     """Answers in order, some batches at a time; a bad item ends the run or becomes an `error` line, as asked."""
+    if hasattr(predictor, "answers"):
+        found = predictor.answers(items, batch_size=options.batch_size, on_error=options.on_error)
+        yield from (_error_line(i, a) if isinstance(a, Exception) else a for i, a in zip(items, found, strict=True))
+        return
     size = options.batch_size * getattr(predictor, "lookahead", 1)
     for start in range(0, len(items), size):
         batch = items[start : start + size]
@@ -180,8 +200,12 @@ def _answers(predictor: Predictor, items: Sequence[Any], options: argparse.Names
                 except Exception as single:
                     if not _is_bad_item(single):
                         raise
-                    item_id = item.get("id", "") if isinstance(item, Mapping) else item.id
-                    yield {"id": str(item_id), "error": str(single)}
+                    yield _error_line(item, single)
+
+
+def _error_line(item: Any, error: Exception) -> dict[str, str]:
+    item_id = item.get("id", "") if isinstance(item, Mapping) else item.id
+    return {"id": str(item_id), "error": str(error)}
 
 
 def _is_bad_item(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -145,6 +146,10 @@ class TaskModule(LightningModule):
         """`complete_keywords`, or those of the model that is measured or gone on from."""
         return self.complete_keywords(sizes) if self.start is None else dict(self.keywords)
 
+    def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
+        """What training goes on from, for data of these sizes."""
+        return start
+
     def complete_processor(self, processor: Any) -> Any:
         """The processor as it ships, with what a task's options add to it."""
         return processor
@@ -156,6 +161,10 @@ class TaskModule(LightningModule):
             ConfigError: the keywords do not go together.
         """
         try:
+            if self.start is not None and self.init_from is not None:
+                begun = self.begin(self.start, sizes)
+                if begun is not self.start:
+                    self.start, self.keywords = begun, begun.keywords
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 self.model = build_model(self.model_class, self.final_keywords(sizes))
@@ -188,6 +197,11 @@ class TaskModule(LightningModule):
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
+        if 2 * self.warmup_steps > total and self.trainer.is_global_zero:
+            sys.stderr.write(
+                f"the warm-up takes {self.warmup_steps} of {total} steps, so that little is learnt: give a smaller "
+                "--data.batch_size, more --trainer.max_epochs or fewer --model.warmup_steps.\n"
+            )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: schedule_factor(self.schedule, step, self.warmup_steps, total)
         )

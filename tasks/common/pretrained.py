@@ -6,6 +6,7 @@ wanted with "@revision", a repository of the hub, of which the files that are re
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Mapping
@@ -20,12 +21,23 @@ from tasks.common.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+TIMM = "timm"  # in the place of a model_type: timm's config.json has an architecture
 # model_type of a public config.json: the tasks that take such models, first the one that `tasks.load` gives them to.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "marian": ("translation",),
     "bart": ("summarization", "translation"),
     "t5": ("summarization", "translation"),
+    "segformer": ("segmentation",),
+    "vit": ("classification",),
+    "deit": ("classification",),
+    "dinov2": ("classification",),
+    "dinov2_with_registers": ("classification",),
+    "siglip": ("classification",),
+    "siglip_vision_model": ("classification",),
+    TIMM: ("classification", "segmentation"),
 }
+# Who reads a task's public models, by `read_public`; the tasks that are not here write text.
+READERS = {task: f"tasks.{task}.pretrained" for task in ("classification", "segmentation")}
 PUBLIC = "public"  # the one key of a model's keywords where a public network stands in the place of the task's own
 FREE = ("dropout", "attention", "decoder_attention", "cross_attention")  # keywords that change no weight
 
@@ -43,13 +55,18 @@ class Source:
     @property
     def family(self) -> str | None:
         """A public model's family; None: one of ours."""
-        return None if "format" in self.config else self.config["model_type"]
+        return None if "format" in self.config else self.config.get("model_type", TIMM)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it is, as `mmattn.pretrained` wants to be told."""
+        return {"source": self.hub or self.folder, "download": self.hub is not None, "revision": self.revision}
 
     def fetch(self, name: str) -> Path | None:
         """A file by name; None where there is none."""
         from mmattn.pretrained.files import open_source
 
-        return open_source(self.hub or self.folder, download=self.hub is not None, revision=self.revision)(name)
+        return open_source(**self.place)(name)
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class Parts:
     state: Mapping[str, Tensor]
     processor: Any
     own_data: bool = True  # trained on data that the built-in ones are no measure of
+    headless: bool = False  # without the task's own last layers: something to go on from, and no finished model
+    free: tuple[str, ...] = FREE  # keywords that a configuration may change
 
     @property
     def known(self) -> dict[str, Any]:
@@ -70,14 +89,14 @@ class Parts:
         return own_names(self.keywords[PUBLIC]) if PUBLIC in self.keywords else self.keywords
 
     def changed(self, keywords: Mapping[str, Any]) -> Parts:
-        """The same weights with other keywords, of FREE.
+        """The same weights with other keywords, of those that are free.
 
         Raises:
             CheckpointError: one that decides the weights; named.
             ConfigError: a kind of attention that is not known.
         """
         for key, value in keywords.items():
-            if key not in FREE:
+            if key not in self.free:
                 found = repr(self.known[key]) if key in self.known else "no such keyword"
                 raise CheckpointError(
                     f"model.{key}: {self.where} has {found}, the configuration says {value!r}; the model goes on as "
@@ -86,6 +105,19 @@ class Parts:
         checked = {k: check_attention(v, f"model.{k}") if k.endswith("attention") else v for k, v in keywords.items()}
         whole = {PUBLIC: self.keywords[PUBLIC] | checked} if PUBLIC in self.keywords else self.keywords | checked
         return replace(self, keywords=whole)
+
+    def finished(self) -> Parts:
+        """Itself, where it can be asked or measured.
+
+        Raises:
+            CheckpointError: it is headless.
+        """
+        if self.headless:
+            raise CheckpointError(
+                f"{self.where}: expected a finished model, found a backbone without the last layers of the task; "
+                f"train them: fit --model.init_from {self.where}."
+            )
+        return self
 
 
 def find_model(name: str | Path) -> Source:
@@ -114,7 +146,7 @@ def _in_folder(name: str | Path) -> Source:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None  # read_config says what is wrong
-    if not isinstance(config, dict) or "format" in config or not isinstance(config.get("model_type"), str):
+    if not _is_public(config):
         config = read_config(folder)
     return Source(str(name), folder, config)
 
@@ -134,9 +166,16 @@ def _on_hub(name: str) -> Source:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {str(error).splitlines()[0]}") from None
     assert path is not None
-    if not isinstance(config.get("model_type"), str) or "format" in config:
+    if not _is_public(config):
         raise CheckpointError(f"{name}: expected a public model of {', '.join(FAMILIES)}; download others as a folder.")
     return Source(name, path.parent, config, found[1], found[2])
+
+
+def _is_public(config: Any) -> bool:
+    """Whether a config.json is one of transformers' or timm's."""
+    if not isinstance(config, dict) or "format" in config:
+        return False
+    return isinstance(config.get("model_type", config.get("architecture")), str)
 
 
 def task_of(name: str | Path) -> str:
@@ -162,9 +201,8 @@ def read_parts(task: str, name: str | Path, processor_class: Any, **options: Any
         if task not in FAMILIES[source.family]:
             tasks = " and ".join(FAMILIES[source.family])
             raise CheckpointError(f"{name}: expected a model for {task}, found one of {source.family}, for {tasks}.")
-        from tasks.common.public_text import read_public
-
-        return read_public(source, task, processor_class, **options)
+        reader = importlib.import_module(READERS.get(task, "tasks.common.public_text"))
+        return reader.read_public(source, task, processor_class, **options)
     config = source.config
     if config["task"] != task:
         raise CheckpointError(f"{source.folder}: expected a model of {task}, found one of {config['task']}.")

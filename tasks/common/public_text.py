@@ -103,21 +103,20 @@ def read_public(
     Raises:
         CheckpointError: damaged, incomplete, or what is asked for does not fit; named.
     """
-    place, hub = source.hub or source.folder, {"download": source.hub is not None, "revision": source.revision}
     tokenizer_config = source.fetch("tokenizer_config.json")
     for kind in ORDER:  # of the hub, the files of the first whole layout
         if all(source.fetch(name) for name in LAYOUTS[kind]):
             break
     try:
         about = {} if tokenizer_config is None else read_json(tokenizer_config)
-        base = load_generation_config(place, **hub)
+        base = load_generation_config(**source.place)
         params = _task_params(source, task, prefix, languages)
         prefix = params.pop("prefix", "") or ""
         given = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
         if not LIMITS.isdisjoint(params):
             given |= dict.fromkeys(LIMITS)
         generation = GenerationConfig.from_public(given | params, f"{source.name}: task_specific_params")
-        _, converted = read_pretrained(place, **hub)
+        _, converted = read_pretrained(**source.place)
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from None
     special = {"pad_id": generation.pad, "start_id": generation.decoder_start_token_id}

@@ -85,8 +85,8 @@ class PairDataModule(TaskDataModule):
         pair = (kept["source_lang"], kept["target_lang"]) if kept else None
         return read_parts(task, name, self.processor_class, languages=pair)
 
-    def adopt_processor(self, start: Parts) -> None:
-        super().adopt_processor(start)
+    def adopt_processor(self, start: Parts) -> Parts:
+        start = super().adopt_processor(start)
         processor = self.processor
         source, given = processor.source, self._given()
         known = {
@@ -116,6 +116,7 @@ class PairDataModule(TaskDataModule):
         if generation is not None and ("max_target_len" in given or generation.get("max_new_tokens") == 20):
             # 20 is what transformers takes where a public model says nothing.
             processor.options["generation"] = {k: v for k, v in generation.items() if k not in LIMITS}
+        return start
 
     def _given(self) -> dict[str, Any]:
         """What the configuration says of the processor: the values that are not the defaults."""

@@ -58,6 +58,8 @@ class SegmentationModel(nn.Module):
         reductions: of "segformer": by which keys and values are reduced on each map.
         attention: of "segformer": {"kind": name, and the kernel's options}; none: dense.
         dropout: of whole channels before the scores.
+        backbone_options: further keywords of SegFormer's, or the backbone's, own constructor, such as those of public
+            weights.
 
     Raises:
         ValueError: keywords that do not go together, by name.
@@ -83,8 +85,10 @@ class SegmentationModel(nn.Module):
         reductions: tuple[int, ...] = (8, 4, 2, 1),
         attention: dict[str, Any] | None = None,
         dropout: float = 0.0,
+        backbone_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        more: dict[str, Any] = dict(backbone_options or {})
         if network not in NETWORKS:
             raise ValueError(f"unknown network {network!r}; there are: {', '.join(NETWORKS)}")
         self.num_classes = num_classes
@@ -102,12 +106,13 @@ class SegmentationModel(nn.Module):
                 decoder_dim=decoder_channels[0] if decoder_channels else 256,
                 attention=attention,
                 classifier_dropout=dropout,
+                **more,
             )
             return
         if attention is not None:
             raise ValueError("attention: of segformer alone; a U-Net's attention are its gates")
         own: dict[str, Any] = {"channels": channels, "num_blocks": num_blocks, "stem_stride": stem_stride}
-        self.encoder = build_pyramid(backbone, **(own if backbone == "residual" else {}))
+        self.encoder = build_pyramid(backbone, **(own if backbone == "residual" else {}) | more)
         self.head = SegmentationHead(
             self.encoder.channels,  # type: ignore[arg-type]
             num_classes,
@@ -119,11 +124,14 @@ class SegmentationModel(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> SegmentationOutput:
         """pixel_values: (B, 3, H, W). Returns logits (B, K, H, W), and in training those of coarser maps."""
+        scores = self.scores(pixel_values)
+        return SegmentationOutput(enlarge(scores[0], pixel_values.shape[2:]), scores[1:])
+
+    def scores(self, pixel_values: Tensor) -> list[Tensor]:
+        """pixel_values: (B, 3, H, W). Returns logits (B, K, h, w) of the decoder's maps, as they come."""
         if self.encoder is None:
-            scores: Sequence[Tensor] = [self.head(pixel_values)]
-        else:
-            scores = self.head(self.encoder(pixel_values))
-        return SegmentationOutput(enlarge(scores[0], pixel_values.shape[2:]), list(scores[1:]))
+            return [self.head(pixel_values)]
+        return list(self.head(self.encoder(pixel_values)))
 
     @property
     def unit(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -21,9 +21,11 @@ from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
 from tasks.common.module import TaskModule
+from tasks.common.pretrained import Parts
 from tasks.segmentation.losses import LOSSES, class_weights, segmentation_loss
 from tasks.segmentation.metrics import SegmentationMetric
 from tasks.segmentation.model import SegmentationModel, best_classes
+from tasks.segmentation.pretrained import adopt, fitted
 from tasks.segmentation.tiles import segment
 
 PATCH = 8  # side of the patches of the built-in baseline, in pixels
@@ -34,8 +36,8 @@ class SegmentationDataModule(TaskDataModule):
 
     Args:
         classes: path of the class list, where it is not `classes.txt` in the data's folder or the one above.
-        image_size: the shorter side at which the model sees a picture, in pixels; none: as it is. What is measured is
-            the masks' own size always.
+        image_size: the shorter side at which the model sees a picture, in pixels; none: as it is, or as in
+            `model.init_from`. What is measured is the masks' own size always.
         augment: SegmentationAugment's keywords, for training; none: no augmentation.
         preload: decode everything once into memory, as long as that takes at most 2 GB.
         scenes: training scenes of the built-in data.
@@ -76,6 +78,10 @@ class SegmentationDataModule(TaskDataModule):
             return SegmentationProcessor.fit(train, self.image_size)
         except ValueError as error:
             raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
+
+    def adopt_processor(self, start: Parts) -> Parts:
+        start, self.processor = adopt(start, self.dataset("train"), self.image_size)  # type: ignore[arg-type]
+        return start
 
     def prepare_dataset(self, dataset: Any, split: Split) -> SegmentationDataset:
         if self.preload:
@@ -145,6 +151,9 @@ class SegmentationModule(TaskModule):
     def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
         return keywords | {"attention": check_attention(keywords.get("attention"), "model.attention")}
 
+    def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
+        return fitted(start, sizes, self.seed)
+
     def configure_model(self) -> None:
         super().configure_model()
         self.model.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs as on GPUs
@@ -173,7 +182,7 @@ class SegmentationModule(TaskModule):
         for rows in batch.alike():
             (height, width), (label_height, label_width) = batch.sizes[rows[0]], batch.label_sizes[rows[0]]
             pixels = batch.pixel_values[rows, :, :height, :width].contiguous(memory_format=torch.channels_last)
-            logits = segment(lambda x: self.model(x).logits, pixels, self.tile, flip=self.flip)
+            logits = segment(lambda x: self.model.scores(x)[0], pixels, self.tile, flip=self.flip)
             labels = batch.labels[rows, :label_height, :label_width]
             metric.update(best_classes(logits, (label_height, label_width)), labels)
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.image import load_image
-from data.image_files import pictures_below
+from data.image_files import named_pictures
 from data.segmentation import SegmentationDataset, SegmentationProcessor, SegmentationSample, collate
 from tasks.common.files import atomic_write
-from tasks.common.inference import Predictor, listed, load_parts
+from tasks.common.inference import Predictor, listed, load_parts, picture_sample
 from tasks.segmentation.model import SegmentationModel, best_classes, enlarge
 from tasks.segmentation.tiles import segment
 
@@ -98,7 +98,10 @@ class SegmentationPredictor(Predictor):
         items = listed(items)
         answers: list[SegmentationAnswer] = []
         for start in range(0, len(items), batch_size):
-            samples = [as_sample(item, start + n) for n, item in enumerate(items[start : start + batch_size])]
+            samples = [
+                picture_sample(item, start + n, SegmentationSample)
+                for n, item in enumerate(items[start : start + batch_size])
+            ]
             answers += self._answers(samples)
         return answers
 
@@ -111,7 +114,7 @@ class SegmentationPredictor(Predictor):
             for part in (rows[i : i + step] for i in range(0, len(rows), step)):
                 pixels = batch.pixel_values[part, :, :height, :width].to(self.device)
                 with torch.inference_mode():
-                    logits = segment(lambda x: self.model(x).logits, pixels, self.tile, flip=self.flip)
+                    logits = segment(lambda x: self.model.scores(x)[0], pixels, self.tile, flip=self.flip)
                     classes = best_classes(logits, own).cpu().numpy()
                 found |= dict(zip(part, classes, strict=True))
         return [self._answer(sample, found[n]) for n, sample in enumerate(samples)]
@@ -152,7 +155,7 @@ class SegmentationPredictor(Predictor):
 
     def explain(self, item: Item) -> SegmentationExplanation:
         """Find the classes of one item's pixels and tell where the model looked."""
-        sample = as_sample(item, 0)
+        sample = picture_sample(item, 0, SegmentationSample)
         answer = self._answers([sample])[0]
         names = list(self.processor.classes.names)
         name = self.class_name or list(answer.shares)[-1]
@@ -234,10 +237,7 @@ class SegmentationPredictor(Predictor):
             raise DataError(str(path), "a folder of pictures", "a file" if path.exists() else "no such folder")
         if (path / "images").is_dir():
             return SegmentationDataset(path, on_error=options.on_error, require_masks=False).samples
-        pictures = pictures_below(path)
-        if not pictures:
-            raise DataError(str(path), "a folder with pictures", "none in it")
-        return [SegmentationSample(file.relative_to(path).as_posix(), file) for file in pictures]
+        return [SegmentationSample(*picture) for picture in named_pictures(path)]
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, batch and picture size free, checked against it."""
@@ -258,27 +258,13 @@ class SegmentationPredictor(Predictor):
         return {"pixel_values": torch.randn(batch, 3, rows * unit, columns * unit, generator=generator)}
 
 
-def as_sample(item: Item, number: int) -> SegmentationSample:
-    """A sample from what a user gives.
-
-    Raises:
-        DataError: the picture is missing; names the item.
-    """
-    if isinstance(item, SegmentationSample):
-        return item
-    name = str(item.get("id", number))
-    if item.get("image") is None:
-        raise DataError(f"item {name}", "the key image", ", ".join(sorted(item)) or "none")
-    return SegmentationSample(name, item["image"])
-
-
 def load(
     directory: str | Path | None = None, device: str = "auto", precision: str | None = None
 ) -> SegmentationPredictor:
     """Load a shipped segmentation model: the one in the package, or that of a folder.
 
     Args:
-        directory: a `model/` folder of a run, or any copy of one.
+        directory: a `model/` folder of a run, or any copy of one; a public SegFormer's; or hf:owner/name.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: as of `tasks.load`.
 

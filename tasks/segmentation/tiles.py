@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tasks.segmentation.model import enlarge
+
 
 def segment(
     run: Callable[[Tensor], Tensor],
@@ -18,14 +20,14 @@ def segment(
     """Logits of pictures, by tiles where they are larger than one.
 
     Args:
-        run: pixel values (B, 3, h, w) to logits (B, K, h, w).
+        run: pixel values (B, 3, h, w) to logits (B, K, h', w') of that size, or coarser.
         pixel_values: (B, 3, H, W).
         tile: side of the tiles in pixels; None: the whole at once.
         overlap: share of a tile that the next one covers too, 0 to below 1.
         flip: mean with the mirror image, mirrored back.
 
     Returns:
-        (B, K, H, W).
+        (B, K, H, W), or, where one pass is enough, as `run` gives them.
     """
 
     def both(x: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ def segment(
     for top in starts(H, high, overlap):
         for left in starts(W, wide, overlap):
             place = (..., slice(top, top + high), slice(left, left + wide))
-            logits = both(pixel_values[place])
+            logits = enlarge(both(pixel_values[place]), (high, wide))
             if total is None:
                 total = logits.new_zeros(*logits.shape[:2], H, W)
             total[place] += logits * window

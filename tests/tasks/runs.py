@@ -26,6 +26,10 @@ TINIES = {
     "segmentation": "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 2 "
     "--trainer.limit_test_batches 2 --trainer.enable_progress_bar false --data.scenes 16 --data.batch_size 8 "
     "--model.channels [6,8]",
+    "asr": "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 1 "
+    "--trainer.limit_test_batches 1 --trainer.enable_progress_bar false --data.clips 24 --data.batch_size 8 "
+    "--data.max_frames 1200 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 "
+    "--model.num_beams 1",
     "classification": "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 2 "
     "--trainer.limit_test_batches 2 --trainer.enable_progress_bar false --data.pictures 36 --data.batch_size 12 "
     "--model.channels [8,12] --model.embed_dim 16 --model.num_heads 2 --model.num_queries 2",

@@ -112,6 +112,11 @@ def test_a_folder_of_everything(checkpoint: Path, album: tuple[Path, dict[str, s
         assert name in rows[name]["error"]
     for name in ("turned.png", "deep/below.bmp"):
         assert (rows[name]["label"], rows[name]["score"]) == (rows["plain.png"]["label"], rows["plain.png"]["score"])
+    gray = load(checkpoint, device="cpu").predict([{"image": Image.open(folder / "plain.png").convert("L")}])[0]
+    assert (rows["sixteen.png"]["label"], rows["sixteen.png"]["score"]) == (
+        gray.label,
+        pytest.approx(gray.score, abs=2e-3),
+    )
     assert rows["cmyk.jpg"]["score"] == pytest.approx(rows["plain.png"]["score"], abs=0.1)
 
 
@@ -126,7 +131,11 @@ def test_what_is_seen_of_sixteen_bits_and_transparency(album: tuple[Path, dict[s
 
     plain = np.asarray(load_image(album[0] / "plain.png").convert("L")).astype(int)
     assert abs(np.asarray(load_image(album[0] / "sixteen.png")).astype(int)[..., 0] - plain).max() <= 1
-    assert np.asarray(load_image(album[0] / "palette.png")).shape == (64, 64, 3)
+    clear = np.asarray(Image.open(album[0] / "palette.png")) == 0
+    seen = np.asarray(load_image(album[0] / "palette.png"))
+    assert clear.any()
+    assert (seen[clear] == 255).all(), "what is transparent lies on white"
+    assert abs(seen[~clear].astype(int) - np.asarray(load_image(album[0] / "plain.png"))[~clear]).mean() < 12
     assert abs(np.asarray(load_image(album[0] / "cmyk.jpg").convert("L")).astype(int) - plain).mean() < 12
 
 

@@ -77,7 +77,9 @@ def test_a_public_backbone_for_larger_pictures(public: dict[str, Path], tmp_path
 
 @pytest.mark.parity
 def test_what_is_no_picture_model_is_refused(public: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds a BertEncoder, expected a ViT, DeiT, DINOv2 or SigLIP"):
+    with pytest.raises(
+        CheckpointError, match=r"init_from: .*a public one of .*vit, deit, dinov2.*; found one of 'bert'"
+    ):
         fit(tmp_path / "run", f"--model.init_from {public['Bert']}")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"model_type": "resnet"}')

@@ -1,5 +1,6 @@
 """Training segmentation by the command line: built-in scenes, a folder of one's own, the baseline, bad settings."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,35 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert [answer.size for answer in answers] == [(64, 64), (64, 48), (64, 64), (40, 40)]
 
 
-def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda data: Image.new("L", (9, 9)).save(data / "val" / "masks" / "val-0001.png"),
+            r"val-0001\.png: expected the size of its picture, 64 x 48, found 9 x 9",
+        ),
+        (
+            lambda data: Image.new("L", (64, 64), 9).save(data / "train" / "masks" / "train-0000.png"),
+            r"train-0000\.png: expected class ids of the 8 classes \(0 to 7\) or void \(20, 255\), found 9 \(4096 ",
+        ),
+        (
+            lambda data: (data / "val" / "masks" / "val-0001.png").unlink(),
+            r"val-0001\.png: expected a mask val-0001\.png in .*masks, found none",
+        ),
+    ],
+    ids=["size", "number", "no mask"],
+)
+def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(
+    spoil: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
     data = own_data(tmp_path / "data")
-    Image.new("L", (9, 9)).save(data / "val" / "masks" / "val-0001.png")
+    spoil(data)
     options = f"--data.train {data / 'train'} --data.val {data / 'val'}"
-    with pytest.raises(DataError, match=r"val-0001\.png: expected the size of its picture, 64 x 48, found 9 x 9"):
+    with pytest.raises(DataError, match=message):
         run("fit", tmp_path / "run", options, task="segmentation")
     assert not (tmp_path / "run").exists()
+    run("fit", tmp_path / "run", f"{options} --data.on_error skip", task="segmentation")
+    assert (tmp_path / "run" / "model").exists()
 
 
 def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:

@@ -195,7 +195,19 @@ def test_a_folder_of_odd_and_bad_pictures(tmp_path: Path, capsys: pytest.Capture
     good = {"plain.png": [64, 64], "cmyk.jpg": [64, 64], "sixteen.png": [64, 64], "palette.png": [64, 64]}
     assert {name: row["size"] for name, row in rows.items() if name in good} == good
     assert rows["turned.png"]["size"] == [64, 40], "upright by its EXIF tag"
-    assert all(Path(rows[name]["mask"]).exists() for name in good)
+    predictor = tasks.segmentation.load(device="cpu")
+    same = {"plain": scene, "sixteen": scene.convert("L"), "turned": scene.crop((0, 0, 64, 40))}
+    for name, picture in same.items():
+        expected = predictor.predict([{"image": picture}])[0].labels
+        assert (np.asarray(Image.open(tmp_path / f"{name}.png")) == expected).mean() > 0.995, name
+    plain, cmyk = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("plain", "cmyk"))
+    assert (plain == cmyk).mean() > 0.8
+    white = np.asarray(scene).copy()
+    clear = np.asarray(Image.open(folder / "palette.png")) == 3
+    assert clear.any()
+    white[clear] = 255
+    expected = predictor.predict([{"image": white}])[0].labels
+    assert (np.asarray(Image.open(tmp_path / "palette.png")) == expected).mean() > 0.9
     assert "4 of 9 items left out" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"bomb\.png"):
         run("predict", "--input", str(folder), "--output", str(tmp_path / "none"))

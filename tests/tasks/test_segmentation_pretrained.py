@@ -1,0 +1,244 @@
+"""Beginning with, and asking, models that were trained before: public SegFormers, timm backbones, ours."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tasks
+from data.demo.segmentation import NAMES, make
+from data.masks import ClassList
+from tasks.common import inference
+from tasks.common.dispatch import model_parser
+from tasks.common.errors import CheckpointError
+from tasks.segmentation.__main__ import INPUTS
+from tasks.segmentation.predict import load
+from tests.tasks.runs import read, run
+
+Image = pytest.importorskip("PIL.Image")
+
+BASE = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --trainer.enable_progress_bar false "
+BASE += "--data.scenes 8 --data.batch_size 4"
+STILL = "--trainer.max_steps 1 --model.lr 1e-9 --model.weight_decay 0"
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+SIZE = {"height": 48, "width": 64}
+
+
+def fit(folder: Path, options: str) -> Path:
+    return run("fit", folder, options, base=BASE, task="segmentation")
+
+
+def write_segformer(folder: Path, labels: int = 9, head: str = "SemanticSegmentation", **processor: Any) -> Any:
+    """A tiny random SegFormer and its image processor, as transformers saves them; the model and the processor."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_attention_heads=[1, 2],
+        sr_ratios=[2, 1],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        mlp_ratios=[2, 2],
+        num_encoder_blocks=2,
+        decoder_hidden_size=12,
+        id2label={n: f"thing {n}" for n in range(labels)},
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"SegformerFor{head}")(config).eval()
+    with torch.no_grad():  # scores far apart, statistics that are not 0 and 1
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_()
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+    model.save_pretrained(folder)
+    kind = getattr(transformers, "SegformerImageProcessorPil", transformers.SegformerImageProcessor)
+    prepare = kind(**{"size": SIZE, **processor})
+    prepare.save_pretrained(folder)
+    return model, prepare
+
+
+def masks_of_transformers(theirs: Any, pictures: list[Any]) -> list[np.ndarray]:
+    model, prepare = theirs
+    sizes = [(picture.height, picture.width) for picture in pictures]
+    with torch.no_grad():
+        outputs = model(**prepare(pictures, return_tensors="pt"))
+    return [mask.numpy() for mask in prepare.post_process_semantic_segmentation(outputs, sizes)]
+
+
+def pictures() -> list[Any]:
+    """Scenes of several sizes, one of them the model's own."""
+    found = [Image.fromarray(sample.image) for sample in make("test", 4)]
+    sizes = [(64, 64), (64, 48), (131, 90), (33, 70)]
+    return [picture.resize(size) for picture, size in zip(found, sizes, strict=True)]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {},
+        {"image_mean": [0.2, 0.3, 0.4], "image_std": [0.5, 0.6, 0.7]},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"do_reduce_labels": True},
+    ],
+    ids=["default", "statistics", "not normalised", "another scale", "reduced labels"],
+)
+def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path: Path) -> None:
+    theirs = write_segformer(tmp_path / "public", **processor)
+    predictor = tasks.load(tmp_path / "public", device="cpu")
+    asked = pictures()
+    expected = masks_of_transformers(theirs, asked)
+    answers = predictor.predict([{"image": picture} for picture in asked])
+    seen = {int(k) for mask in expected for k in np.unique(mask)}
+    assert len(seen) > 2, "a model that says one thing everywhere shows nothing"
+    for answer, mask in zip(answers, expected, strict=True):
+        assert np.array_equal(answer.labels, mask)
+    first = 1 if processor.get("do_reduce_labels") else 0
+    classes = ClassList(tuple(f"thing {n}" for n in range(9)), tuple(range(first, 9 + first)), (0,) * first)
+    assert predictor.processor.classes == classes
+
+
+@pytest.mark.parity
+def test_from_the_command_line(tmp_path: Path) -> None:
+    theirs = write_segformer(tmp_path / "public")
+    (tmp_path / "in").mkdir()
+    for n, picture in enumerate(pictures()):
+        picture.save(tmp_path / "in" / f"{n}.png")
+    words = f"--checkpoint {tmp_path}/public --input {tmp_path}/in --masks {tmp_path}/m --output {tmp_path}/o"
+    parser = model_parser("segmentation", "predict", INPUTS)
+    inference.run("segmentation", "predict", parser.parse_args([*words.split(), "--device", "cpu"]))
+    for n, mask in enumerate(masks_of_transformers(theirs, pictures())):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "m" / f"{n}.png")), mask)
+
+
+@pytest.mark.parity
+def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_segformer(tmp_path / "public")
+    folder = fit(tmp_path / "run", f"{STILL} --model.init_from {tmp_path}/public --model.dropout 0.2")
+    assert "knows 9 other classes: its last layer begins anew" in capsys.readouterr().err
+    first, second = load(tmp_path / "public", device="cpu"), load(folder / "model", device="cpu")
+    before, after = first.model.state_dict(), second.model.state_dict()
+    assert after["head.decoder.classifier.weight"].shape[0] == len(NAMES)
+    kept = [name for name in before if ".classifier." not in name and not name.endswith(BUFFERS)]
+    assert len(kept) == len(before) - 2 - 3
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in kept)
+    assert second.processor.size == (48, 64)
+    assert second.processor.mean == (0.485, 0.456, 0.406)
+    assert second.processor.classes.names == NAMES
+    assert sum(second.processor.counts) == 8 * 64 * 64
+    assert read(folder / "model" / "config.json")["model"]["dropout"] == 0.2
+
+
+@pytest.mark.parity
+def test_an_encoder_alone_is_something_to_go_on_from(tmp_path: Path) -> None:
+    write_segformer(tmp_path / "public", head="ImageClassification")
+    with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --model\.init_from"):
+        tasks.load(tmp_path / "public")
+    options = f"--model.init_from {tmp_path}/public --model.decoder_channels [6] --data.image_size 32"
+    folder = fit(tmp_path / "run", f"{STILL} {options}")
+    predictor = load(folder / "model", device="cpu")
+    assert predictor.processor.size == 32
+    assert predictor.model.head.decoder.fuse.weight.shape[0] == 6
+    assert predictor.predict(make("test", 2))[1].labels.shape == (64, 64)
+    with pytest.raises(CheckpointError, match=r"model\.reductions: .* has \(2, 1\), the configuration says"):
+        fit(tmp_path / "other", f"--model.init_from {tmp_path}/public --model.reductions [4,2]")
+
+
+def write_timm(folder: Path, name: str = "resnet10t") -> Any:
+    timm = pytest.importorskip("timm")
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    save_for_hf(model, folder, safe_serialization=True)
+    config = read(folder / "config.json")
+    config["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def test_a_timm_backbone_below_a_unet(tmp_path: Path) -> None:
+    theirs = write_timm(tmp_path / "timm").state_dict()
+    options = f"--model.init_from {tmp_path}/timm --model.decoder_channels [8,8,8,8] --model.gates false"
+    predictor = load(fit(tmp_path / "run", f"{STILL} {options}") / "model", device="cpu")
+    ours = {n.removeprefix("encoder.body."): v for n, v in predictor.model.state_dict().items() if "encoder." in n}
+    assert ours.keys() <= theirs.keys()
+    assert len(ours) > 50
+    same = [name for name in ours if not name.endswith(BUFFERS)]
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in same)
+    assert predictor.processor.mean == (0.1, 0.2, 0.3)
+    assert predictor.model.head.decoder.channels == (8, 8, 8, 8)
+    with pytest.raises(CheckpointError, match=r"model\.channels: .* has no such keyword"):
+        fit(tmp_path / "other", f"--model.init_from {tmp_path}/timm --model.channels [8,8]")
+    (tmp_path / "timm" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"timm: expected weights, one of model\.safetensors"):
+        fit(tmp_path / "third", f"--model.init_from {tmp_path}/timm")
+
+
+SEGFORMER = "--model.network segformer --model.channels [8,16] --model.num_heads [1,2] --model.reductions [2,1]"
+
+
+def own(root: Path) -> Path:
+    """Scenes as files with two classes."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    (root / "classes.txt").write_text("0 calm\n1 other\n")
+    for sample in make("train", 4):
+        Image.fromarray(sample.image).save(root / "images" / f"{sample.id}.png")
+        Image.fromarray((sample.mask > 2).astype(np.uint8)).save(root / "masks" / f"{sample.id}.png")
+    return root
+
+
+@pytest.mark.parametrize("options", ["--model.channels [6,8,12]", SEGFORMER], ids=["unet", "segformer"])
+def test_a_model_of_ours_for_other_classes(options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1 --data.image_size 48")
+    start = f"{STILL} --model.init_from {first}"
+    before = load(first / "model", device="cpu")
+    again = load(fit(tmp_path / "again", start) / "model", device="cpu")
+    assert "begins anew" not in capsys.readouterr().err
+    states = [predictor.model.state_dict() for predictor in (before, again)]
+    assert all(torch.allclose(states[1][k], v, atol=1e-6) for k, v in states[0].items() if not k.endswith(BUFFERS))
+    assert again.processor.size == 48
+    data = own(tmp_path / "data")
+    other = load(fit(tmp_path / "other", f"{start} --data.train {data} --data.val {data}") / "model", device="cpu")
+    assert "knows 8 other classes" in capsys.readouterr().err
+    after = other.model.state_dict()
+    scored = [name for name in after if "classifier" in name]
+    assert all(after[name].shape[0] == 2 for name in scored)
+    kept = [name for name in after if name not in scored and not name.endswith(BUFFERS)]
+    assert all(torch.allclose(after[name], states[0][name], atol=1e-6) for name in kept)
+    assert other.processor.classes.names == ("calm", "other")
+
+
+@pytest.mark.parity
+def test_what_is_no_such_model_is_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.ViTModel(
+        transformers.ViTConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32
+        )
+    ).save_pretrained(tmp_path / "vit")
+    with pytest.raises(CheckpointError, match="expected a model for segmentation, found one of vit, for classif"):
+        load(tmp_path / "vit")
+    write_segformer(tmp_path / "public", resample=3)
+    with pytest.raises(CheckpointError, match="expected resample 2, bilinear; found 3"):
+        load(tmp_path / "public")
+    config = tmp_path / "public" / "preprocessor_config.json"
+    config.write_text(json.dumps({"size": {"longest_edge": 9}}))
+    with pytest.raises(CheckpointError, match=r"expected size with height and width, found \{'longest_edge': 9\}"):
+        load(tmp_path / "public")
+    config.unlink()  # without it pictures stay as they are
+    assert load(tmp_path / "public", device="cpu").processor.size is None
+    labels = read(tmp_path / "public" / "config.json")
+    labels["id2label"]["3"] = "thing 2"
+    (tmp_path / "public" / "config.json").write_text(json.dumps(labels))
+    with pytest.raises(CheckpointError, match="id2label: expected at most 255 names"):
+        load(tmp_path / "public")

@@ -1,0 +1,92 @@
+"""A language of tones, a letter each, and a small recogniser that learns it within seconds."""
+
+from __future__ import annotations
+
+import math
+import random
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.asr import ASRDataset, ASRProcessor, ASRSample, collate
+from tasks.asr.model import ASRModel
+from tasks.asr.module import ctc_loss
+from tasks.asr.predict import Recogniser
+from tasks.common.checkpoint import save_directory
+from tasks.common.seq2seq import token_loss
+
+RATE = 8000
+TONES = {letter: 400.0 * 1.35**n for n, letter in enumerate("abcdef")}  # Hz
+TONE, GAP, PAUSE = 0.08, 0.03, 0.16  # seconds: of a letter, within a word, between words
+SECONDS = 4.0  # of a window
+KEYWORDS = {
+    "encoder": "conformer",
+    "embed_dim": 32,
+    "num_heads": 2,
+    "ffn_dim": 48,
+    "encoder_layers": 1,
+    "kernel_size": 7,
+    "subsampling": 2,
+    "attention": {"kind": "sliding_window", "window": 4},
+    "dropout": 0.0,
+}
+
+
+def speak(words: list[str], seed: int, lead: float = 0.1) -> tuple[Tensor, list[tuple[str, float, float]]]:
+    """Samples (n,) and the words' borders in seconds; a little noise is below."""
+    generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
+    pieces, borders, now = [torch.zeros(round(lead * RATE))], [], round(lead * RATE)
+    for word in words:
+        begin = now
+        for letter in word:
+            time = torch.arange(round(TONE * rng.uniform(0.9, 1.2) * RATE)) / RATE
+            tone = torch.sin(2 * math.pi * TONES[letter] * time) * torch.hann_window(len(time)).sqrt()
+            pieces += [tone, torch.zeros(round(GAP * RATE))]
+            now += len(pieces[-2]) + len(pieces[-1])
+        borders.append((word, begin / RATE, now / RATE - GAP))
+        pieces.append(torch.zeros(round(PAUSE * rng.uniform(0.9, 2.5) * RATE)))
+        now += len(pieces[-1])
+    wave = torch.cat(pieces)
+    return 0.5 * wave + 0.002 * torch.randn(len(wave), generator=generator), borders
+
+
+def clip(number: int, count: int | None = None) -> ASRSample:
+    """A sentence of one to four words of two or three letters, or of `count` words."""
+    rng = random.Random(number)
+    words = ["".join(rng.choice("abcdef") for _ in range(rng.randint(2, 3))) for _ in range(count or rng.randint(1, 4))]
+    wave, borders = speak(words, number, lead=rng.uniform(0.02, 0.15))
+    return ASRSample(f"clip-{number}", (wave, RATE), " ".join(words), len(wave) / RATE, words=borders)
+
+
+@cache
+def recogniser() -> Recogniser:
+    """One that has learnt the language; the same for all tests of a process."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    clips = [clip(n) for n in range(400)]
+    processor = ASRProcessor.fit(ASRDataset(clips), sample_rate=RATE, n_mels=24, max_seconds=SECONDS)
+    processor.search = {"num_beams": 1, "ctc_weight": 1.0}
+    model = ASRModel(**processor.sizes() | KEYWORDS)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.006)
+    steps = 220
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.006 * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
+        batch = collate([clips[(16 * step + n) % len(clips)] for n in range(16)], processor)
+        output = model(batch.features, batch.feature_mask, batch.target_ids)
+        loss = ctc_loss(output.ctc_logits, output.frame_mask, batch.labels, batch.label_mask)
+        loss = loss + 0.3 * token_loss(output.logits, batch.labels, batch.label_mask)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    torch.random.set_rng_state(state)
+    return Recogniser(model, processor)
+
+
+def save(folder: Path) -> Path:
+    """The recogniser as a shipped folder."""
+    found = recogniser()
+    keywords = found.processor.sizes() | KEYWORDS
+    return save_directory(folder, task="asr", model=found.model, keywords=keywords, processor=found.processor)
