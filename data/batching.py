@@ -194,7 +194,7 @@ class _Items(Dataset[Any]):
 
 
 class _Collate:
-    """Calls ``collate_fn(samples, seeds=..., is_repeat=...)``."""
+    """Calls ``collate_fn(samples, seeds=..., is_repeat=...)``, and before it its ``set_epoch``, where it has one."""
 
     def __init__(self, collate_fn: Callable[..., Any], groups: Sequence[int] | None, seed: int) -> None:
         self.collate_fn = collate_fn
@@ -207,6 +207,8 @@ class _Collate:
         # + 1: index 0 is the order's own seed.
         seeds = [seed_of(self.seed, item.epoch, key + 1) for item, key in zip(items, keys, strict=True)]
         is_repeat = any(item.repeat for item in items)
+        if hasattr(self.collate_fn, "set_epoch"):
+            self.collate_fn.set_epoch(items[0].epoch)
         return self.collate_fn([sample for sample, _ in pairs], seeds=seeds, is_repeat=is_repeat)
 
 

@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from tasks.common.lazy import lazy
 
 _EXPORTS = {
     "ASRModel": "model",
@@ -18,10 +17,4 @@ _EXPORTS = {
     "load": "predict",
     "ASRModule": "module",
 }
-__all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+__all__, __getattr__ = lazy(__name__, _EXPORTS)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.asr import ASRBatch, ASRProcessor
+from data.asr import ASRBatch, ASRProcessor, normalise
 from tasks.asr.model import ASRModel
 
 
@@ -16,7 +16,7 @@ from tasks.asr.model import ASRModel
 class Heard:
     """What one clip of a batch says."""
 
-    text: str
+    text: str  # normalised
     score: float
     log_p: Tensor  # (S, V), CTC's log-probabilities of its encoded frames
 
@@ -47,4 +47,4 @@ def write(
     special = {"start_id": processor.start_id, "eos_id": processor.eos_id, "suppress": (processor.unk_id,)}
     found = model.head.transcribe(memory, log_p, mask, **special, **chosen)
     rows = zip(found, log_p.cpu(), mask.sum(1).tolist(), strict=True)
-    return [Heard(processor.decode(ids), score, row[:length]) for (ids, score), row, length in rows]
+    return [Heard(normalise(processor.decode(ids)), score, row[:length]) for (ids, score), row, length in rows]

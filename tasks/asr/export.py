@@ -15,7 +15,7 @@ from tasks.asr.model import ASRModel
 from tasks.common.export import export_model
 from tasks.common.seq2seq_export import BATCH, RecurrentStepProgram, StepProgram, check_cache, project, step_example
 
-FRAMES, LENGTH, PAST = Dim("frames", max=1 << 16), Dim("length", max=1 << 16), Dim("past", max=4095)
+FRAMES, LENGTH, PAST = Dim("frames", min=8, max=1 << 16), Dim("length", max=1 << 16), Dim("past", max=4095)
 EXAMPLES = ((3, 40), (1, 24), (4, 61))  # clips and frames
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,10 +16,12 @@ from data.buckets import TokenBatchSampler
 from tasks.asr.decoding import write
 from tasks.asr.metrics import notes, score
 from tasks.asr.model import BLANK, ASRModel
+from tasks.asr.pretrained import adopt, fitted
 from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule
 from tasks.common.errors import ConfigError
 from tasks.common.module import TaskModule
+from tasks.common.pretrained import Parts
 from tasks.common.seq2seq import CorpusMetric, token_loss
 
 ATTENTIONS = ("attention", "decoder_attention", "cross_attention")
@@ -32,12 +33,15 @@ class ASRDataModule(TaskDataModule):
     Args:
         sample_rate: Hz; recordings of any other rate are resampled.
         num_mels: bands of the log-mel front end.
+        normalize: features lose the mean and deviation of their "utterance", and with it a microphone's; or those of
+            the "train"ing set, which keeps what an utterance of one word differs by.
         tokenizer: characters, or bpe pieces.
         vocab_size: most token ids, of bpe.
         max_frames: a training batch holds at most so many frames, padding included; batch_size bounds measuring alone.
         max_seconds: longer training clips are left out, counted and reported; the finished model hears longer
             recordings in windows of so many seconds.
         augment: SpeechAugment's keywords (data/asr_augment.py), for training; none: no augmentation.
+        augment_from: the epoch from which on training is augmented: CTC finds its first alignments sooner without.
         clips: training clips of the built-in data.
         hide: train and measure with silence in the place of each recording: a baseline to be beaten.
     """
@@ -49,20 +53,23 @@ class ASRDataModule(TaskDataModule):
         self,
         sample_rate: int = 8000,
         num_mels: int = 40,
+        normalize: Literal["utterance", "train"] = "utterance",
         tokenizer: Literal["characters", "bpe"] = "characters",
         vocab_size: int = 200,
         max_frames: int = 6000,
         max_seconds: float = 12.0,
         augment: dict[str, Any] | None = None,
+        augment_from: int = 0,
         clips: int | None = None,
         hide: Literal["sound"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.max_frames, self.clips, self.hide = max_frames, clips, hide
+        self.max_frames, self.augment_from, self.clips, self.hide = max_frames, augment_from, clips, hide
         self.processor_options = {
             "sample_rate": sample_rate,
             "n_mels": num_mels,
+            "normalize": normalize,
             "tokenizer": tokenizer,
             "vocab_size": vocab_size,
             "max_seconds": max_seconds,
@@ -84,6 +91,11 @@ class ASRDataModule(TaskDataModule):
             return ASRProcessor.fit(train, **self.processor_options)
         except ValueError as error:
             raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
+
+    def adopt_processor(self, start: Parts) -> Parts:
+        start = adopt(start, self.make_processor(self.dataset("train")))
+        self.processor = start.processor
+        return start
 
     def prepare_dataset(self, dataset: Any, split: Split) -> ASRDataset:
         if split == "train":
@@ -113,15 +125,27 @@ class ASRDataModule(TaskDataModule):
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
 
     def collate_fn(self, split: Split) -> Callable[..., ASRBatch]:
-        make = partial(collate, processor=self.processor, augment=self.augment if split == "train" else None)
-        return partial(_without_sound, make) if self.hide else make
+        augment = self.augment if split == "train" else None
+        return _Collate(self.processor, augment, self.augment_from, self.hide == "sound")
 
 
-def _without_sound(make: Callable[..., ASRBatch], samples: list[ASRSample], **options: Any) -> ASRBatch:
-    """A batch that hears nothing: as many frames as before, all zero."""
-    batch = make(samples, **options)
-    batch.features = torch.zeros_like(batch.features)
-    return batch
+class _Collate:
+    """`collate`, with augmentation from an epoch on, and with silence for sound where that is hidden."""
+
+    def __init__(self, processor: ASRProcessor, augment: SpeechAugment | None, begin: int, hidden: bool) -> None:
+        self.processor, self.augment, self.begin, self.hidden = processor, augment, begin, hidden
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each batch."""
+        self.epoch = epoch
+
+    def __call__(self, samples: list[ASRSample], **options: Any) -> ASRBatch:
+        augment = self.augment if self.epoch >= self.begin else None
+        batch = collate(samples, self.processor, augment, **options)
+        if self.hidden:
+            batch.features = torch.zeros_like(batch.features)
+        return batch
 
 
 class ASRModule(TaskModule):
@@ -176,6 +200,9 @@ class ASRModule(TaskModule):
     @property
     def _processor(self) -> ASRProcessor:
         return self.trainer.datamodule.processor  # type: ignore[attr-defined]
+
+    def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
+        return fitted(start, sizes)
 
     def complete_processor(self, processor: ASRProcessor) -> ASRProcessor:
         processor.search = {"num_beams": self.num_beams, "ctc_weight": self.search_ctc_weight}

@@ -14,6 +14,7 @@ def draw(found: ASRExplanation, path: str | Path) -> None:
 
     Where the true borders are known, they are dashed lines.
     """
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     total = len(found.features) * found.frame_seconds
@@ -31,7 +32,7 @@ def draw(found: ASRExplanation, path: str | Path) -> None:
         for axis in axes:
             axis.axvspan(word.start, word.end, facecolor="none", edgecolor="tab:cyan", linewidth=1.0)
         top.annotate(
-            word.word.replace("$", r"\$"),
+            _shown(word.word),
             ((word.start + word.end) / 2, 1.02),
             xycoords=("data", "axes fraction"),
             ha="center",
@@ -43,8 +44,17 @@ def draw(found: ASRExplanation, path: str | Path) -> None:
             top.axvline(border, color="white", linestyle="--", linewidth=0.9)
     for axis, (name, weights) in zip(axes[1:], maps, strict=True):
         count = len(found.tokens)
-        axis.imshow(weights.numpy(), aspect="auto", cmap="Blues", vmin=0.0, extent=(0, total, count, 0))
-        axis.set_yticks([n + 0.5 for n in range(count)], [token.replace("$", r"\$") for token in found.tokens], fontsize=6)
+        axis.imshow(
+            weights.numpy(), aspect="auto", cmap="Blues", norm=PowerNorm(0.5, vmin=0.0), extent=(0, total, count, 0)
+        )
+        axis.set_yticks(
+            [n + 0.5 for n in range(count)], [token.replace("$", r"\$") for token in found.tokens], fontsize=6
+        )
         axis.set_ylabel(name)
     axes[-1].set_xlabel("seconds")
     figure.savefig(path, dpi=110)
+
+
+def _shown(token: str) -> str:
+    """A token as an axis shows it: the blank between words is a dot."""
+    return "\N{MIDDLE DOT}" if token == " " else token.replace("$", r"\$")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
+import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.asr import ASRDataset, ASRProcessor, ASRSample, collate
+from data.asr import ASRProcessor, ASRSample, collate, normalise
+from data.asr_files import read_recordings
 from data.audio import AUDIO_EXTENSIONS, audio_seconds, stream_audio
-from data.errors import DataError
+from data.errors import DataError, Problems
 from tasks.asr.decoding import write
 from tasks.asr.model import ASRModel
 from tasks.asr.windows import Window, windows
-from tasks.asr.words import Word, align, words_at
+from tasks.asr.words import Word, align, fit_to_sound, words_at
 from tasks.common.errors import ConfigError
 from tasks.common.inference import Predictor, listed, load_parts, progress
 
+logger = logging.getLogger(__name__)
 OVERLAP = 0.2  # of a window, shared with the next one
+SILENCE = 1e-4  # from the lowest to the highest sample: three steps of 16 bits; nothing is said in less
+BLANK_BIAS = -100.0  # no blanks: to be cut off where there is no sound, a word begins with all that it may last
 Item = str | Path | Mapping[str, Any] | ASRSample
 
 
@@ -71,7 +76,6 @@ class Recogniser(Predictor):
 
     # Listening --------------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def predict(self, items: Sequence[Item], batch_size: int = 16, **search: Any) -> list[Transcript]:
         """Transcribe each item; what is longer than the processor's window, in overlapping windows as it is read.
 
@@ -87,48 +91,98 @@ class Recogniser(Predictor):
         Raises:
             DataError: a recording cannot be read; names the item.
         """
-        samples = [as_sample(item, number) for number, item in enumerate(listed(items))]
-        found = [Transcript(sample.id, "") for sample in samples]
-        waiting: list[tuple[int, Window]] = []
-        for n, sample in enumerate(samples):
-            for window in self.windows(sample):
-                waiting.append((n, window))
-                if len(waiting) == batch_size:
-                    self._listen(found, waiting, search)
-                    waiting = []
-        self._listen(found, waiting, search)
+        found: list[Any] = list(self.answers(items, batch_size, **search))
         return found
 
-    def windows(self, sample: ASRSample) -> Iterator[Window]:
-        """A recording as it is heard: whole, or in overlapping windows, read as they are asked for."""
+    def answers(
+        self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **search: Any
+    ) -> Iterator[Transcript | Exception]:
+        """As `predict`, each as soon as it is known; no more than a batch of windows is in memory.
+
+        Args:
+            items: as in `predict`.
+            batch_size: windows at a time, of one recording or of several.
+            on_error: "skip" gives the error in the place of what cannot be read.
+            search: as in `predict`.
+        """
+        samples = [as_sample(item, number) for number, item in enumerate(listed(items))]
+        pending: list[Transcript | Exception] = []
+        waiting: list[tuple[Transcript, Window]] = []
+        for sample in samples:
+            entry = Transcript(sample.id, "")
+            pending.append(entry)
+            try:
+                for window in self.windows(sample, shown=len(samples) < 64):
+                    entry.duration = round(window.end, 3)
+                    self.long |= not window.whole
+                    if float(window.wave.amax() - window.wave.amin()) > SILENCE:
+                        waiting.append((entry, window))
+                    if len(waiting) == batch_size:
+                        self._listen(waiting, search)
+                        waiting = []
+                        yield from pending[:-1]
+                        pending = [entry]
+            except (DataError, OSError) as error:
+                if on_error != "skip":
+                    raise
+                pending[-1], waiting = error, [pair for pair in waiting if pair[0] is not entry]
+        self._listen(waiting, search)
+        yield from pending
+
+    def windows(self, sample: ASRSample, shown: bool = True) -> Iterator[Window]:
+        """A recording as it is heard: whole, or in overlapping windows, read as they are asked for.
+
+        Args:
+            sample: the recording.
+            shown: whether there may be a bar of progress.
+        """
         name, seconds, rate = f"item {sample.id}", self.processor.max_seconds, self.processor.sample_rate
         if sample.segment is None:
             total, blocks = audio_seconds(sample.audio, name), stream_audio(sample.audio, rate, name, seconds)
         else:
             total, blocks = sample.duration, iter([sample.read(rate)])
         cut = windows(blocks, rate, seconds, OVERLAP * seconds)
-        return progress(cut, int(total / (seconds * (1 - OVERLAP))), f"listening to {sample.id}")
+        return progress(cut, int(total / (seconds * (1 - OVERLAP))), f"listening to {sample.id}", shown)
 
-    def _listen(self, found: list[Transcript], waiting: list[tuple[int, Window]], search: Mapping[str, Any]) -> None:
+    @torch.inference_mode()
+    def _listen(self, waiting: Sequence[tuple[Transcript, Window]], search: Mapping[str, Any]) -> None:
         """Adds what windows say to the transcripts of the recordings they are of."""
         if not waiting:
             return
-        rate = self.processor.sample_rate
-        order = sorted(range(len(waiting)), key=lambda k: len(waiting[k][1].wave))
-        pieces = [ASRSample(str(k), (waiting[k][1].wave, rate)) for k in order]
+        pieces = [ASRSample("", (window.wave, self.processor.sample_rate)) for _, window in waiting]
         batch = collate(pieces, self.processor).to(self.device)
         heard = write(self.model, batch, self.processor, **{**self.search, **search})
-        for k in sorted(range(len(order)), key=order.__getitem__):
-            (n, window), text = waiting[order[k]], heard[k].text
-            spans = align(heard[k].log_p, self.processor.encode(text))
-            words = words_at(text, spans, self.processor, self.frame_seconds, window.start)
+        for (entry, window), said in zip(waiting, heard, strict=True):
+            words = self.words(said.text, said.log_p, window.wave, window.start)
             own = [word for word in words if window.low <= (word.start + word.end) / 2 < window.high]
-            whole = window.low == 0.0 and window.high == math.inf
-            entry = found[n]
-            self.long |= not whole
-            entry.text = text if whole else " ".join([entry.text, *(word.word for word in own)]).strip()
+            entry.text = said.text if window.whole else " ".join([entry.text, *(w.word for w in own)]).strip()
             entry.words += own
-            entry.duration, entry.score = round(window.end, 3), entry.score + heard[k].score
+            entry.score += said.score
+
+    def words(self, text: str, log_p: Tensor, wave: Tensor, start: float = 0.0) -> list[Word]:
+        """When each word of a text was said.
+
+        Args:
+            text: normalised.
+            log_p: (S, V), CTC's log-probabilities of a clip.
+            wave: (n,), the clip.
+            start: seconds before it.
+        """
+        spans = align(log_p, self.processor.encode(text), BLANK_BIAS)
+        words = words_at(text, spans, self.processor, self.frame_seconds, start, len(log_p))
+        return fit_to_sound(words, wave, self.processor.sample_rate, start)
+
+    @torch.inference_mode()
+    def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
+        """When each word of the samples' own texts was said, whatever the model would hear."""
+        rate, found = self.processor.sample_rate, []
+        for sample in samples:
+            wave = sample.read(rate)
+            features = self.processor.features(wave)[None].to(self.device)
+            memory, mask = self.model.encode(features, torch.ones_like(features[:, :, 0], dtype=torch.bool))
+            log_p = self.model.head.log_probs(memory)[0, mask[0]].cpu()
+            found.append(self.words(normalise(sample.text), log_p, wave))
+        return found
 
     @property
     def frame_seconds(self) -> float:
@@ -186,8 +240,8 @@ class Recogniser(Predictor):
     def items(self, options: argparse.Namespace) -> list[ASRSample]:
         """The recordings that `predict` and `explain` are asked about.
 
-        `--audio`; `--input` a manifest or CSV in the format for training (texts may be missing), a LibriSpeech tree, or
-        a folder of recordings; `--input demo`, the first of the built-in test part.
+        `--audio`; `--input` a recording, a folder of them at any depth, a manifest or CSV in the format for training
+        (texts may be missing) or a LibriSpeech tree; `--input demo`, the first of the built-in test part.
 
         Raises:
             DataError: neither is given, or what is given cannot be read.
@@ -207,17 +261,30 @@ class Recogniser(Predictor):
 
             return make("test", 6)
         path = Path(options.input)
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in AUDIO_EXTENSIONS) if path.is_dir() else []
-        if files:
-            return [ASRSample(file.name, str(file)) for file in files]
-        return ASRDataset(path, on_error=options.on_error, require_text=False).samples
+        if path.suffix.lower() in AUDIO_EXTENSIONS:
+            return [ASRSample(path.name, str(path))]
+        if path.is_dir() and next(path.rglob("*.trans.txt"), None) is None:
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_EXTENSIONS)
+            if not files:
+                raise DataError(str(path), "recordings (.wav, .flac, ...) or LibriSpeech's *.trans.txt in it", "none")
+            return [ASRSample(str(file.relative_to(path)), str(file)) for file in files]
+        problems = Problems(options.on_error)
+        samples = [sample for _, sample in read_recordings(path, problems, require_text=False)]
+        if problems.items:
+            logger.warning("%s", problems.summary(str(path), len(samples)))
+        return samples
 
     def remark(self) -> str:
         """How much memory it took, where a recording was long."""
+        return f"at most {self.peak():.2f} GB of memory in use." if self.long else ""
+
+    @staticmethod
+    def peak() -> float:
+        """The most memory that this process has had, in GB of 2^30 bytes."""
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
-        return f"at most {peak:.2f} GB of memory in use." if self.long else ""
+        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB, on macOS in bytes
+        return size / (1 << (30 if sys.platform == "darwin" else 20))
 
 
 def as_sample(item: Item, number: int) -> ASRSample:
@@ -231,7 +298,9 @@ def as_sample(item: Item, number: int) -> ASRSample:
     if isinstance(item, (str, Path)):
         return ASRSample(str(item), str(item))
     if "audio" not in item:
-        raise DataError(f"item {item.get('id', number)}", "the key audio, a recording", ", ".join(sorted(item)) or "none")
+        raise DataError(
+            f"item {item.get('id', number)}", "the key audio, a recording", ", ".join(sorted(item)) or "none"
+        )
     return ASRSample(str(item.get("id", number)), item["audio"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ class Window:
     low: float  # seconds, likewise
     high: float
     end: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the recording."""
+        return self.low == 0.0 and self.high == math.inf
 
 
 def windows(blocks: Iterable[Tensor], rate: int, seconds: float, overlap: float) -> Iterator[Window]:
@@ -51,7 +57,7 @@ def windows(blocks: Iterable[Tensor], rate: int, seconds: float, overlap: float)
             yield Window(kept[:size], first / rate, low, high, (first + size) / rate)
             kept, first, low = kept[size - shared :], first + size - shared, high
     end = (first + len(kept)) / rate
-    yield Window(kept, first / rate, low, float("inf"), end)
+    yield Window(kept, first / rate, low, math.inf, end)
 
 
 def _quietest(wave: Tensor, rate: int) -> int:

@@ -1,4 +1,4 @@
-"""When each word was said: CTC's best path through a text that is known."""
+"""When each word was said: CTC's best path through a text that is known, and where there is sound."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from data.asr import ASRProcessor
 from mmattn.generate.ctc import ctc_align
 from tasks.asr.model import BLANK
+
+STEP = 0.01  # seconds of a level
+RANGE, LOUD = 50.0, 0.15  # dB below the loudest that are looked at, and the share of what is left of them that is sound
+BRIDGE = 0.08  # seconds: a silence inside a word, such as of a stop, is no longer
 
 
 @dataclass
@@ -44,23 +49,81 @@ def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0) -> list[tu
 
 
 def words_at(
-    text: str, spans: Sequence[tuple[int, int]], processor: ASRProcessor, seconds: float, start: float = 0.0
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    processor: ASRProcessor,
+    seconds: float,
+    start: float = 0.0,
+    frames: int = 0,
 ) -> list[Word]:
     """The words of a text with their times.
 
     Args:
-        text: that the processor encodes as so many ids as there are spans.
-        spans: the frames of each id, see `align`; none: the words share the clip evenly.
+        text: normalised.
+        spans: the frames of each of its ids, see `align`; none: the words share the clip evenly.
         processor: tells which characters an id stands for.
         seconds: of one encoded frame.
         start: seconds before the clip's first frame.
+        frames: of the clip.
     """
-    places = processor.tokenizer.spans(text)
+    places, words = processor.tokenizer.spans(text), list(re.finditer(r"\S+", text))
     found = []
-    for match in re.finditer(r"\S+", text):
-        inside = [n for n, (low, high) in enumerate(places) if low < match.end() and high > match.start() and low < high]
-        if not inside or len(spans) != len(places):
-            continue
-        first, last = spans[inside[0]][0], spans[inside[-1]][1]
-        found.append(Word(match.group(), round(start + first * seconds, 3), round(start + (last + 1) * seconds, 3)))
+    for n, word in enumerate(words):
+        inside = [k for k, (low, high) in enumerate(places) if max(low, word.start()) < min(high, word.end())]
+        if inside and len(spans) == len(places):
+            first, last = spans[inside[0]][0], spans[inside[-1]][1] + 1
+        else:
+            first, last = n * frames // len(words), (n + 1) * frames // len(words)
+        found.append(Word(word.group(), round(start + first * seconds, 3), round(start + last * seconds, 3)))
     return found
+
+
+def fit_to_sound(words: Sequence[Word], wave: Tensor, rate: int, start: float = 0.0) -> list[Word]:
+    """The words with the silence at their ends cut off, or the sound around them taken in.
+
+    CTC puts a token on few frames, anywhere near what it stands for, and not on all that it lasts. A word begins with
+    the first sound that hangs together with what CTC points at, after the middle between it and the word before, and
+    ends likewise. Sound is what is louder than ``floor + LOUD (top - floor)``, top and floor being the levels that 5 %
+    and 90 % of the time exceed.
+
+    Args:
+        words: in order, see `words_at`.
+        wave: (n,), the clip.
+        rate: samples a second.
+        start: seconds before the clip.
+    """
+    level = levels(wave, rate)
+    top, floor = level.quantile(0.95), level.quantile(0.1)
+    floor = torch.maximum(floor, top - RANGE)
+    loud = (level > floor + LOUD * (top - floor)).tolist()
+    places = [tuple(min(len(loud), round((t - start) / STEP)) for t in (word.start, word.end)) for word in words]
+    found = []
+    for n, (word, (first, end)) in enumerate(zip(words, places, strict=True)):
+        low = (places[n - 1][1] + first) // 2 if n else 0
+        high = (end + places[n + 1][0] + 1) // 2 if n + 1 < len(places) else len(loud)
+        heard = [t for t in range(first, end) if loud[t]]
+        if not heard:
+            found.append(word)
+            continue
+        begin = _last_linked(loud, range(heard[0], low - 1, -1))
+        last = _last_linked(loud, range(heard[-1], high))
+        found.append(Word(word.word, round(start + begin * STEP, 3), round(start + (last + 1) * STEP, 3)))
+    return found
+
+
+def _last_linked(loud: Sequence[bool], way: range) -> int:
+    """Of the loud places on a way that begins at one, the last that no long silence parts from the first."""
+    last, silent = way.start, 0
+    for place in way:
+        if loud[place]:
+            last, silent = place, 0
+        elif (silent := silent + 1) * STEP >= BRIDGE:
+            break
+    return last
+
+
+def levels(wave: Tensor, rate: int) -> Tensor:
+    """The level in dB of every STEP of a wave (n,): (T,)."""
+    size = round(STEP * rate)
+    pieces = torch.nn.functional.pad(wave.double(), (0, -len(wave) % size)).unflatten(0, (-1, size))  # (T, size)
+    return 10 * pieces.square().mean(1).clamp_min(1e-12).log10()
