@@ -47,9 +47,7 @@ def draw(found: ASRExplanation, path: str | Path) -> None:
         axis.imshow(
             weights.numpy(), aspect="auto", cmap="Blues", norm=PowerNorm(0.5, vmin=0.0), extent=(0, total, count, 0)
         )
-        axis.set_yticks(
-            [n + 0.5 for n in range(count)], [token.replace("$", r"\$") for token in found.tokens], fontsize=6
-        )
+        axis.set_yticks([n + 0.5 for n in range(count)], [_shown(token) for token in found.tokens], fontsize=7)
         axis.set_ylabel(name)
     axes[-1].set_xlabel("seconds")
     figure.savefig(path, dpi=110)

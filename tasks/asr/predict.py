@@ -72,12 +72,13 @@ class Recogniser(Predictor):
     def __init__(self, model: ASRModel, processor: ASRProcessor) -> None:
         super().__init__(model, processor)
         self.search: dict[str, Any] = {}  # num_beams and ctc_weight, in place of the model's own
+        self.window = processor.max_seconds  # what is longer is heard in windows of so many seconds
         self.long = False  # whether a recording was longer than a window
 
     # Listening --------------------------------------------------------------------------------------------------------
 
     def predict(self, items: Sequence[Item], batch_size: int = 16, **search: Any) -> list[Transcript]:
-        """Transcribe each item; what is longer than the processor's window, in overlapping windows as it is read.
+        """Transcribe each item; what is longer than `window`, in overlapping windows as it is read.
 
         Args:
             items: paths, or mappings with `audio` (a path, the file's bytes, or samples and their rate) and, if wanted,
@@ -136,7 +137,7 @@ class Recogniser(Predictor):
             sample: the recording.
             shown: whether there may be a bar of progress.
         """
-        name, seconds, rate = f"item {sample.id}", self.processor.max_seconds, self.processor.sample_rate
+        name, seconds, rate = f"item {sample.id}", self.window, self.processor.sample_rate
         if sample.segment is None:
             total, blocks = audio_seconds(sample.audio, name), stream_audio(sample.audio, rate, name, seconds)
         else:
@@ -199,10 +200,10 @@ class Recogniser(Predictor):
 
         sample = as_sample(item, 0)
         transcript = self.predict([sample])[0]
-        if transcript.duration > self.processor.max_seconds:
+        if transcript.duration > self.window:
             raise DataError(
                 f"item {sample.id}",
-                f"at most {self.processor.max_seconds:g} s to explain",
+                f"at most {self.window:g} s to explain",
                 f"{transcript.duration:.1f} s: cut out what is to be looked at",
             )
         if not transcript.text:
@@ -250,6 +251,9 @@ class Recogniser(Predictor):
             raise ConfigError(f"--num_beams: expected 1 or more, found {options.num_beams}.")
         if options.ctc_weight is not None and not 0.0 <= options.ctc_weight <= 1.0:
             raise ConfigError(f"--ctc_weight: expected a value from 0 to 1, found {options.ctc_weight}.")
+        if options.window is not None and not 0.5 <= options.window <= 600.0:
+            raise ConfigError(f"--window: expected seconds from 0.5 to 600, found {options.window}.")
+        self.window = options.window or self.window
         given = {name: getattr(options, name) for name in ("num_beams", "ctc_weight")}
         self.search |= {name: value for name, value in given.items() if value is not None}
         if options.input is None:

@@ -15,7 +15,7 @@ from tasks.asr.model import BLANK
 
 STEP = 0.01  # seconds of a level
 RANGE, LOUD = 50.0, 0.15  # dB below the loudest that are looked at, and the share of what is left of them that is sound
-BRIDGE = 0.08  # seconds: a silence inside a word, such as of a stop, is no longer
+BRIDGE = 0.05  # seconds: a silence inside a word, such as of a stop, is no longer
 
 
 @dataclass

@@ -1,0 +1,130 @@
+"""Training speech recognition by the command line: built-in speech, recordings of one's own, bad settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.demo.asr import make
+from data.errors import DataError
+from tasks import load
+from tasks.asr.metrics import score
+from tasks.asr.module import ASRDataModule
+from tasks.common.errors import ConfigError
+from tests.tasks.runs import read, run
+
+soundfile = pytest.importorskip("soundfile")
+
+
+def own_data(folder: Path, rate: int = 16_000) -> Path:
+    """Recordings as files of another rate, with a manifest a split."""
+    folder.mkdir()
+    for split, count in (("train", 6), ("val", 3)):
+        rows = []
+        for sample in make(split, count):
+            wave = torch.as_tensor(sample.audio[0])  # type: ignore[index]
+            soundfile.write(folder / f"{sample.id}.flac", wave.repeat_interleave(rate // 8000).numpy(), rate)
+            rows.append({"audio_filepath": f"{sample.id}.flac", "text": sample.text, "duration": sample.duration})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_fit_test_and_load(tmp_path: Path) -> None:
+    folder = run("fit", tmp_path / "run", task="asr")
+    run("test", folder, f"--checkpoint {folder / 'model'} --model.num_beams 2", task="asr")
+    metrics = read(folder / "metrics.json")
+    assert {"wer", "cer", "loss", "normaliser", "wer_by"} <= metrics["test"].keys()
+    assert {"ctc", "attention", "loss"} <= metrics["fit"].keys()
+    predictor = load(folder / "model", device="cpu")
+    assert predictor.processor.search == {"num_beams": 1, "ctc_weight": 0.3}
+    assert len(predictor.predict(make("test", 3))) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--model.decoder none --data.tokenizer bpe --data.vocab_size 60 --model.monitor_rate cer",
+        "--model.decoder lstm --model.encoder transformer --model.subsampling 2 --data.num_mels 24",
+        "--model.cross_attention.kind monotonic --model.chunk_frames 8 --model.left_chunks 2 "
+        "--model.search_ctc_weight 0",
+    ],
+    ids=["ctc", "lstm", "monotonic"],
+)
+def test_recordings_of_ones_own(options: str, tmp_path: Path) -> None:
+    data = own_data(tmp_path / "data")
+    augment = "--data.augment.join 2 --data.augment.speed [0.9,1.1] --data.augment.time_masks 1"
+    paths = f"--data.train {data / 'train.jsonl'} --data.val {data / 'val.jsonl'}"
+    folder = run("fit", tmp_path / "run", f"{paths} {augment} {options}", task="asr")
+    predictor = load(folder / "model", device="cpu")
+    answers = predictor.predict(sorted(data.glob("val*.flac")))
+    assert [round(answer.duration, 2) for answer in answers] == [round(s.duration, 2) for s in make("val", 3)]
+    losses = read(folder / "metrics.json")["fit"]
+    assert ("attention" in losses) == ("none" not in options)
+
+
+def test_without_sound_there_is_nothing_to_tell_clips_apart_by() -> None:
+    module = ASRDataModule(hide="sound", clips=4)
+    module.processor = module.make_processor(module.dataset("train"))
+    batch = module.collate_fn("val")(make("val", 3))
+    assert not batch.features.any()
+    module.hide = None
+    plain = module.collate_fn("val")(make("val", 3))
+    assert plain.features.any()
+    assert torch.equal(batch.feature_mask, plain.feature_mask)
+
+
+def test_clips_that_are_too_long_are_left_out_of_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = own_data(tmp_path / "data")
+    paths = f"--data.train {data / 'train.jsonl'} --data.val {data / 'val.jsonl'}"
+    longest = max(sample.duration for sample in make("train", 6))
+    run("fit", tmp_path / "run", f"{paths} --data.max_seconds {longest - 0.01}", task="asr")
+    assert "left out 1 clips" in caplog.text
+
+
+def test_a_bad_line_ends_the_run_before_anything_is_written(tmp_path: Path) -> None:
+    data = own_data(tmp_path / "data")
+    with (data / "train.jsonl").open("a") as file:
+        file.write('{"audio_filepath": "nowhere.wav", "text": "lost"}\n')
+    paths = f"--data.train {data / 'train.jsonl'} --data.val {data / 'val.jsonl'}"
+    with pytest.raises(DataError, match=r"train\.jsonl, line 7: expected an audio file, found no such file"):
+        run("fit", tmp_path / "run", paths, task="asr")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.ctc_weight 1.5", "model.ctc_weight: expected a value from 0 to 1, found 1.5"),
+        ("--model.num_beams 0", "expected 1 or more"),
+        ("--model.decoder gru", "decoder"),
+        ("--model.subsampling 3", "subsampling=3"),
+        ("--model.cross_attention.kind sliding_window", "does not support"),
+        ("--data.augment.speeed [0.9,1.1]", "data.augment.speeed: no such option.*speed"),
+        ("--data.max_frames 20", "data.max_frames"),
+        ("--data.tokenizer bpe --data.vocab_size 5", "vocab_size: expected at least"),
+        ("--data.num_mels 400", "n_mels"),
+    ],
+)
+def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run("fit", tmp_path / "run", options, task="asr")
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("heard", "said", "wer", "cer"),
+    [
+        (["seven two"], ["Seven, two!"], 0.0, 0.0),
+        (["seven too", ""], ["seven two", "one"], 2 / 3, 4 / 12),  # of the corpus: no mean over clips
+        (["one two", "three"], ["one", ""], 2.0, 9 / 3),  # what is heard where nothing is said is inserted
+        (["", ""], ["", ""], 0.0, 0.0),
+        (["a"], [""], 1.0, 1.0),
+    ],
+)
+def test_error_rates_by_hand(heard: list[str], said: list[str], wer: float, cer: float) -> None:
+    found: Any = score(heard, [[text] for text in said])
+    assert found == {"wer": pytest.approx(wer), "cer": pytest.approx(cer)}

@@ -1,0 +1,262 @@
+"""The speech recogniser's model: what every task's model must do, and what is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from mmattn.explain import capture
+from mmattn.generate.ctc import ctc_greedy, ctc_prefix_beam
+from tasks.asr.export import export_recogniser
+from tasks.asr.model import ASRHead, ASRModel
+from tasks.asr.module import ctc_loss
+from tasks.common.export import ExportError
+from tasks.common.seq2seq import token_loss
+from tests.tasks.base import TaskModelTests
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 12,
+    "num_mels": 10,
+    "embed_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 24,
+    "encoder_layers": 1,
+    "kernel_size": 5,
+    "subsampling": 2,
+    "dropout": 0.0,
+}
+MONOTONIC: dict[str, Any] = {"cross_attention": {"kind": "monotonic", "noise": 0.0}, "chunk_frames": 3}
+SPECIAL: dict[str, Any] = {"start_id": 2, "eos_id": 3, "suppress": (1,)}
+
+
+class TestASRModel(TaskModelTests):
+    task = "asr"
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "default": {},
+        "transformer, every frame": {"encoder": "transformer", "subsampling": 1},
+        "a quarter of the frames": {"subsampling": 4, "decoder_layers": 2},
+        "lstm": {"decoder": "lstm"},
+        "lstm, local": {"decoder": "lstm", "decoder_layers": 2, "cross_attention": {"kind": "local", "window": 4}},
+        "ctc alone": {"decoder": "none"},
+        "chunked": {"chunk_frames": 3, "left_chunks": 1},
+        "monotonic": MONOTONIC,
+        "monotonic chunks": {"cross_attention": {"kind": "monotonic", "noise": 0.0, "chunk": 3}},
+        "window": {"attention": {"kind": "sliding_window", "window": 3}},
+        "mean": {"memory": "mean"},
+    }
+    batch, frames, target = Dim("batch", max=64), Dim("frames", min=8, max=1 << 16), Dim("target", max=128)
+    dynamic: ClassVar[dict[str, dict[int, Any]]] = {
+        "features": {0: batch, 1: frames},
+        "feature_mask": {0: batch, 1: frames},
+        "target_ids": {0: batch, 1: target},
+    }
+
+    def build(self, **keywords: Any) -> nn.Module:
+        return ASRModel(**{**SMALL, **keywords})
+
+    def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(batch)
+        frames = 4 * length
+        mask = torch.arange(frames) < torch.tensor([[max(3, frames - 5 * n)] for n in range(batch)])
+        features = torch.randn(batch, frames, SMALL["num_mels"], generator=generator)
+        target = torch.randint(4, 12, (batch, length + 2), generator=generator)
+        return {"features": features * mask[:, :, None], "feature_mask": mask, "target_ids": target}
+
+    def pad(self, inputs: Any, extra: int) -> dict[str, Tensor]:
+        features = F.pad(inputs["features"], (0, 0, 0, 4 * extra), value=7.0)  # what stands there is not looked at
+        return {**inputs, "features": features, "feature_mask": F.pad(inputs["feature_mask"], (0, 4 * extra))}
+
+    @staticmethod
+    def real(output: Any) -> list[Tensor]:
+        """The scores of real frames, and of the decoder."""
+        return [output.ctc_logits[output.frame_mask], *([] if output.logits is None else [output.logits])]
+
+    def test_padding_changes_nothing(self, model: nn.Module) -> None:
+        model = model.double().eval()
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
+        for mine, theirs in zip(*(self.real(model(**x)) for x in (inputs, self.pad(inputs, 4))), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=0)
+
+    def test_a_sample_alone_equals_itself_in_a_batch(self, model: nn.Module) -> None:
+        model = model.double().eval()
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
+        length = int(inputs["feature_mask"][1].sum())
+        one = {name: value[1:2] for name, value in inputs.items()}
+        one["features"], one["feature_mask"] = one["features"][:, :length], one["feature_mask"][:, :length]
+        alone, together = model(**one), model(**inputs)
+        mine, theirs = alone.ctc_logits[0], together.ctc_logits[1, together.frame_mask[1]]
+        torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=0)
+        if alone.logits is not None:
+            torch.testing.assert_close(alone.logits[0], together.logits[1], atol=1e-8, rtol=0)
+
+    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
+        if variant == "mean":
+            pytest.skip("a failing baseline")
+        batch = self.inputs(2, 10)
+        learn(model, batch)
+        for weight in (0.0, 0.5, 1.0):
+            assert [ids for ids, _ in transcribe(model, batch, ctc_weight=weight)] == [[5, 6, 7], [8, 8, 4]]
+
+    @pytest.mark.parametrize("beams", [1, 3])
+    def test_a_text_scores_what_teacher_forcing_gives_it(self, model: nn.Module, beams: int) -> None:
+        """(1 - w) log p of the decoder + w log p of CTC, whatever is beside it in the batch."""
+        model, batch, weight = model.double().eval(), self.inputs(3, 6), 0.3
+        found = transcribe(model, batch, ctc_weight=weight, num_beams=beams, max_new_tokens=40)
+        for row, (ids, score) in enumerate(found):
+            one = {name: value[row : row + 1] for name, value in batch.items()}
+            alone, same = transcribe(model, one, ctc_weight=weight, num_beams=beams, max_new_tokens=40)[0]
+            assert alone == ids
+            assert same == pytest.approx(score, abs=1e-4)
+            one["target_ids"] = torch.tensor([[2, *ids]])
+            with torch.no_grad():
+                output = model(**{**one, "features": one["features"].double()})
+            frames = output.ctc_logits[0, output.frame_mask[0]].log_softmax(-1)
+            sizes = (torch.tensor([len(frames)]), torch.tensor([len(ids)]))
+            ctc = -F.ctc_loss(frames[:, None], torch.tensor([ids]), *sizes, reduction="none")
+            if output.logits is None:
+                if beams > 1:  # the best path's own score is no sum over alignments
+                    assert score <= float(ctc) + 1e-6
+                continue
+            attention = output.logits[0].log_softmax(-1).gather(1, torch.tensor([[*ids, 3]]).T).sum()
+            assert score == pytest.approx(float((1 - weight) * attention + weight * ctc), abs=1e-4)
+
+    def test_at_weight_one_it_is_ctc_alone(self, model: nn.Module) -> None:
+        batch = self.inputs(3, 6)
+        with torch.no_grad():
+            memory, mask = model.double().eval().encode(batch["features"].double(), batch["feature_mask"])
+            log_p = model.head.log_probs(memory)
+        found = [ids for ids, _ in transcribe(model, batch, ctc_weight=1.0)]
+        assert found == ctc_greedy(log_p, mask)
+        assert transcribe(model, batch, ctc_weight=1.0, num_beams=3) == ctc_prefix_beam(log_p, mask, 3)
+
+    def test_what_it_was_read_off(self, model: nn.Module, variant: str) -> None:
+        if variant == "ctc alone":
+            return
+        inputs = self.inputs(2, 6)
+        with torch.no_grad(), capture(model.eval()) as maps:
+            output = model(**inputs)
+        weights = model.alignment(maps)
+        assert weights.shape == (2, 8, output.ctc_logits.shape[1])
+        if "monotonic" not in variant:  # whose heads may find nothing
+            torch.testing.assert_close(weights.sum(-1), torch.ones(2, 8))
+        assert not weights.masked_select(~output.frame_mask[:, None]).any()
+
+
+def transcribe(model: Any, batch: dict[str, Tensor], special: Any = SPECIAL, **options: Any) -> Any:
+    dtype = next(model.parameters()).dtype
+    with torch.inference_mode():
+        memory, mask = model.encode(batch["features"].to(dtype), batch["feature_mask"])
+        return model.head.transcribe(memory, model.head.log_probs(memory), mask, **special, **options)
+
+
+def learn(model: Any, batch: dict[str, Tensor], steps: int = 150) -> None:
+    """Learns two texts by heart."""
+    labels = torch.tensor([[5, 6, 7, 3], [8, 8, 4, 3]])
+    real = torch.ones_like(labels, dtype=torch.bool)
+    start = F.pad(labels[:, :-1], (1, 0), value=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(steps):
+        output = model(batch["features"], batch["feature_mask"], start)
+        loss = ctc_loss(output.ctc_logits, output.frame_mask, labels, real)
+        if output.logits is not None:
+            loss = loss + token_loss(output.logits, labels, real)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+
+
+@pytest.mark.parametrize("decoder", ["transformer", "lstm", "none"])
+def test_encoder_and_step_are_exported(decoder: Any, tmp_path: Path) -> None:
+    """Run as a caller would: the encoder once, then step after step from nothing."""
+    model = ASRModel(**SMALL, decoder=decoder, chunk_frames=4).eval()
+    lines = export_recogniser(model, tmp_path, ("torch",))
+    assert len(lines) == (1 if decoder == "none" else 2)
+    encoder = torch.export.load(tmp_path / "encoder.pt2").module()
+    features, mask = torch.randn(2, 33, 10), torch.arange(33) < torch.tensor([[33], [20]])
+    batch = {"features": features, "feature_mask": mask}
+    with torch.no_grad():
+        given = encoder(features=features, feature_mask=mask)._asdict()
+        memory, frames = model.encode(features, mask)
+        scores, source_mask = given.pop("ctc_log_probs"), given.pop("frame_mask")
+        torch.testing.assert_close(scores, model.head.log_probs(memory), atol=1e-4, rtol=0)
+        assert torch.equal(source_mask, frames)
+        if decoder == "none":
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.pt2"]
+            return
+        step = torch.export.load(tmp_path / "step.pt2").module()
+        if decoder == "transformer":
+            empty = torch.zeros(1, 2, 2, 0, 8)  # layers, batch, heads, past, head size
+            given |= {"keys": empty, "values": empty}
+        ids, written = torch.full((2, 1), 2), []
+        for _ in range(5):
+            output = step(ids=ids, source_mask=source_mask, **given)._asdict()
+            logits = output.pop("logits")
+            logits[:, [0, 1, 2, 3]] = -torch.inf  # no end here
+            ids = logits.argmax(-1, keepdim=True)
+            written.append(ids)
+            given |= output
+    head = {**SPECIAL, "suppress": (1, 3), "eos_id": 11}  # as above: nothing special is written
+    expected = [ids for ids, _ in transcribe(model, batch, ctc_weight=0.0, max_new_tokens=5, special=head)]
+    for mine, theirs in zip(torch.cat(written, 1).tolist(), expected, strict=True):
+        assert mine[: len(theirs)] == theirs
+
+
+def test_a_step_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="'monotonic' keeps a state of its own"):
+        export_recogniser(ASRModel(**SMALL, **MONOTONIC), tmp_path, ("torch",))
+    with pytest.raises(ExportError, match="attention kind 'linear'"):
+        export_recogniser(ASRModel(**SMALL, decoder_attention={"kind": "linear"}), tmp_path, ("torch",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctc_loss_is_a_mean_over_labels() -> None:
+    """By hand: two frames, one label: it is said in either or both."""
+    logits = torch.randn(1, 2, 5, dtype=torch.float64)
+    p = logits.softmax(-1)[0]
+    said = p[0, 4] * p[1, 0] + p[0, 0] * p[1, 4] + p[0, 4] * p[1, 4]
+    labels, real = torch.tensor([[4, 3]]), torch.tensor([[True, True]])
+    loss = ctc_loss(logits, torch.ones(1, 2, dtype=torch.bool), labels, real)
+    torch.testing.assert_close(loss, -said.log().float(), check_dtype=False)
+    # Beside it a clip that has no room for its text, and one without text: neither adds what is not finite.
+    logits, frames = torch.randn(3, 2, 5), torch.tensor([[True, True], [True, False], [True, True]])
+    labels = torch.tensor([[4, 3, 0, 0], [4, 4, 4, 3], [3, 0, 0, 0]])
+    real = labels > 0
+    logits.requires_grad_()
+    ctc_loss(logits, frames, labels, real).backward()
+    assert logits.grad.isfinite().all()
+    assert not logits.grad[1].any()
+
+
+def test_the_head_alone_over_features_of_other_sizes() -> None:
+    for decoder in ("transformer", "lstm", "none"):
+        head = ASRHead(20, 16, memory_dim=12, num_heads=2, decoder=decoder)
+        ctc, logits = head(torch.randn(3, 9, 12), None, torch.randint(20, (3, 4)))
+        assert ctc.shape == (3, 9, 20)
+        assert (logits is None) == (decoder == "none")
+        assert logits is None or logits.shape == (3, 4, 20)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"decoder": "gru"}, "unknown decoder 'gru'"),
+        ({"memory": "max"}, "memory 'max'"),
+        ({"encoder": "lstm"}, "unknown audio encoder 'lstm'"),
+        ({"subsampling": 3}, "subsampling=3"),
+        ({"decoder": "lstm", "decoder_attention": {"kind": "linear"}}, "a cross_attention alone"),
+        ({"decoder": "none", "cross_attention": {"kind": "linear"}}, "attends to nothing"),
+        ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
+        ({"left_chunks": 2}, "needs chunk_frames"),
+    ],
+)
+def test_wrong_options(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ASRModel(**{**SMALL, **keywords})

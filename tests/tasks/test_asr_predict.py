@@ -1,0 +1,239 @@
+"""Asking a speech recogniser: from Python and from the command line, good recordings and bad ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tasks
+from data.errors import DataError
+from tasks.asr.__main__ import INPUTS
+from tasks.asr.predict import Recogniser
+from tasks.asr.words import align, words_at
+from tasks.common import inference
+from tasks.common.dispatch import model_parser
+from tasks.common.errors import ConfigError
+from tests.tasks import tones
+
+soundfile = pytest.importorskip("soundfile")
+
+
+@pytest.fixture(scope="module")
+def recogniser() -> Recogniser:
+    return tones.recogniser()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tones.save(tmp_path_factory.mktemp("tones") / "model")
+
+
+def run(command: str, model: Path, *words: str) -> None:
+    given = ["--checkpoint", str(model), "--device", "cpu", *words]
+    inference.run("asr", command, model_parser("asr", command, INPUTS).parse_args(given))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path: Path, number: int = 1000, rate: int = tones.RATE, channels: int = 1) -> str:
+    """A recording of a clip at any rate; what it says."""
+    sample = tones.clip(number)
+    wave = torch.as_tensor(sample.audio[0]).numpy()  # type: ignore[index]
+    if rate != tones.RATE:
+        wave = np.interp(np.arange(len(wave) * rate // tones.RATE) * tones.RATE / rate, np.arange(len(wave)), wave)
+    soundfile.write(path, np.stack([wave * (n + 1) / channels for n in range(channels)], 1), rate)
+    return sample.text
+
+
+def test_it_says_what_was_said_and_when(recogniser: Recogniser) -> None:
+    samples = [tones.clip(1000 + n) for n in range(12)]
+    found = recogniser.predict(samples, batch_size=5)
+    assert [answer.text for answer in found] == [sample.text for sample in samples]
+    for sample, answer in zip(samples, found, strict=True):
+        assert answer.duration == pytest.approx(sample.duration, abs=1e-3)
+        for word, (right, start, end) in zip(answer.words, sample.words, strict=True):
+            assert word.word == right
+            assert abs(word.start - start) < 0.06
+            assert abs(word.end - end) < 0.06
+
+
+def test_a_batch_equals_one_by_one(recogniser: Recogniser) -> None:
+    samples = [tones.clip(1100 + n) for n in range(5)]
+    for search in ({}, {"num_beams": 3}, {"ctc_weight": 0.5}, {"ctc_weight": 0.0}):
+        together = recogniser.predict(samples, batch_size=4, **search)
+        for sample, answer in zip(samples, together, strict=True):
+            alone = recogniser.predict([sample], **search)[0]
+            assert (alone.text, alone.words) == (answer.text, answer.words)
+            assert alone.score == pytest.approx(answer.score, abs=1e-3)
+
+
+def test_what_may_be_given(tmp_path: Path, recogniser: Recogniser) -> None:
+    text = write(tmp_path / "a.wav")
+    wave, rate = soundfile.read(tmp_path / "a.wav")
+    items = [
+        tmp_path / "a.wav",
+        str(tmp_path / "a.wav"),
+        {"audio": (tmp_path / "a.wav").read_bytes(), "id": "bytes"},
+        {"audio": (wave, rate)},
+        {"audio": (torch.tensor(wave), rate)},
+    ]
+    found = recogniser.predict(items)
+    assert [answer.text for answer in found] == [text] * len(items)
+    assert [answer.id for answer in found][2:] == ["bytes", "3", "4"]
+    with pytest.raises(DataError, match="item 0: expected the key audio, a recording, found sound"):
+        recogniser.predict([{"sound": "a.wav"}])
+    with pytest.raises(DataError, match="write predict"):
+        recogniser.predict(str(tmp_path / "a.wav"))
+
+
+def test_a_folder_of_odd_and_bad_recordings(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is right or one clear error, and the rest is processed."""
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    right = {
+        "plain.wav": write(folder / "plain.wav"),
+        "deeper/plain.flac": write(folder / "deeper" / "plain.flac", 1001),
+        "rate.wav": write(folder / "rate.wav", 1002, rate=192_000),
+        "eight.wav": write(folder / "eight.wav", 1003, channels=8),
+        "low.wav": write(folder / "low.wav", 1004, rate=11_025),
+        "silence.wav": "",
+        "one.wav": "",
+        "dither.wav": "",
+    }
+    soundfile.write(folder / "silence.wav", np.zeros(8000), 8000)
+    soundfile.write(folder / "dither.wav", np.random.RandomState(0).randint(-1, 2, 8000) / 32768, 8000)
+    soundfile.write(folder / "one.wav", np.ones(1) * 0.5, 8000)
+    broken = np.zeros(9000, np.float32)
+    broken[4000] = np.nan
+    soundfile.write(folder / "nan.wav", broken, 8000, subtype="FLOAT")
+    soundfile.write(folder / "header.wav", np.zeros(0), 8000)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("this is a text, not a sound")
+    whole = (folder / "deeper" / "plain.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("left alone: its ending is no recording's")
+    run("predict", model, "--input", str(folder), "--on_error", "skip", "--output", str(tmp_path / "o"))
+    rows = {row["id"]: row for row in lines(tmp_path / "o")}
+    assert {name: row["text"] for name, row in rows.items() if "text" in row} == right
+    expected = {
+        "nan.wav": "expected finite samples, found 1 that are NaN or infinite",
+        "header.wav": "expected at least one sample, found none",
+        "empty.wav": "expected sound, found an empty file",
+        "text.wav": "found a file that begins with b'this is a text",
+        "cut.flac": "found",
+    }
+    errors = {name: row["error"] for name, row in rows.items() if "error" in row}
+    assert errors.keys() == expected.keys()
+    for name, message in expected.items():
+        assert message in errors[name]
+        assert name in errors[name]
+        assert "\n" not in errors[name]
+    assert "5 of 13 items left out" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"cut\.flac"):
+        run("predict", model, "--input", str(folder), "--output", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_lists_of_recordings(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [write(tmp_path / f"{n}.flac", 1200 + n) for n in range(3)]
+    end = soundfile.info(tmp_path / "1.flac").duration
+    rows: list[Any] = [
+        {"audio_filepath": "0.flac"},
+        {"audio": "1.flac", "duration": end, "offset": 0.0, "text": "ignored"},
+        {"audio": "missing.flac"},
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(
+        "predict", model, "--input", str(tmp_path / "list.jsonl"), "--on_error", "skip", "--output", str(tmp_path / "o")
+    )
+    found = lines(tmp_path / "o")
+    assert [row.get("text") for row in found] == [*texts[:2], None]
+    assert "no such file" in found[2]["error"]
+    (tmp_path / "list.csv").write_text("audio,id\n2.flac,mine\n")
+    run("predict", model, "--input", str(tmp_path / "list.csv"), "--output", str(tmp_path / "o"))
+    assert [(row["id"], row["text"]) for row in lines(tmp_path / "o")] == [("mine", texts[2])]
+    tree = tmp_path / "tree" / "19" / "198"
+    tree.mkdir(parents=True)
+    (tmp_path / "0.flac").rename(tree / "19-198-0000.flac")
+    (tree / "19-198.trans.txt").write_text("19-198-0000 WHAT WAS SAID\n")
+    run("predict", model, "--input", str(tmp_path / "tree"), "--output", str(tmp_path / "o"))
+    assert [(row["id"], row["text"]) for row in lines(tmp_path / "o")] == [("19-198-0000", texts[0])]
+    for words in (["--audio", str(tmp_path / "2.flac")], ["--input", str(tmp_path / "2.flac"), "--num_beams", "2"]):
+        run("predict", model, *words, "--output", str(tmp_path / "o"))
+        assert [(row["id"], row["text"]) for row in lines(tmp_path / "o")] == [("2.flac", texts[2])]
+    run("predict", model, "--input", "demo", "--output", str(tmp_path / "o"))
+    assert len(lines(tmp_path / "o")) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected --audio, or --input PATH, found neither"),
+        (["--input", "nowhere"], "expected a manifest .jsonl, a .csv or .tsv"),
+        (["--input", "nowhere.wav"], "no such file"),
+        (["--audio", "a.wav", "--num_beams", "0"], "--num_beams: expected 1 or more, found 0"),
+        (["--audio", "a.wav", "--window", "0"], "--window: expected seconds from 0.5 to 600, found 0"),
+        (["--audio", "a.wav", "--ctc_weight", "2"], "--ctc_weight: expected a value from 0 to 1, found 2"),
+    ],
+)
+def test_bad_arguments(words: list[str], message: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises((DataError, ConfigError), match=message):
+        run("predict", model, *words, "--output", str(tmp_path / "o"))
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_empty_folder(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(DataError, match="expected recordings"):
+        run("predict", model, "--input", str(tmp_path))
+
+
+def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: Recogniser) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    write(tmp_path / "a.wav")
+    run("explain", model, "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.png"))
+    assert image.open(tmp_path / "e.png").size[0] > 300
+    found = recogniser.explain(tones.clip(1000))
+    count = len(found.transcript.text)
+    assert found.attention is not None
+    assert found.attention.shape == found.alignment.shape
+    assert found.attention.shape[0] == count == len(found.tokens)
+    torch.testing.assert_close(found.attention.sum(1), torch.ones(count))
+    assert ((found.alignment > 0).float().argmax(1).diff() >= 0).all(), "CTC's alignment goes forward"
+    for sample, message in ((tones.clip(7, 20), "at most 4 s to explain, found"), (np.zeros(8000), "none was heard")):
+        item = sample if not isinstance(sample, np.ndarray) else {"audio": (sample, 8000)}
+        with pytest.raises(DataError, match=message):
+            recogniser.explain(item)
+
+
+def test_export_equals_the_model(tmp_path: Path, model: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run("export", model, "--output", str(tmp_path), "--format", "onnx")
+    names = ["encoder.onnx", "processor", "step.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_weights_in_fewer_bits(model: Path) -> None:
+    samples = [tones.clip(1000 + n) for n in range(4)]
+    for precision in ("bfloat16", "int8"):
+        packed = tasks.load(model, device="cpu", precision=precision)
+        assert [answer.text for answer in packed.predict(samples)] == [sample.text for sample in samples]
+
+
+def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> None:
+    """Two frames cannot hold five characters."""
+    log_p = torch.zeros(2, recogniser.processor.sizes()["vocab_size"]).log_softmax(-1)
+    ids = recogniser.processor.encode("ab cd")
+    spans = align(log_p, ids)
+    assert spans == []
+    words = words_at("ab cd", spans, recogniser.processor, 0.02, 1.0, 2)
+    assert [(w.word, w.start, w.end) for w in words] == [("ab", 1.0, 1.02), ("cd", 1.02, 1.04)]
