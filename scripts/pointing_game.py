@@ -1,6 +1,7 @@
 """The pointing game: how often the peak of an explanation lies on what the answer rests on.
 
-    python scripts/pointing_game.py [vqa] [translation] [summarization] [--checkpoint DIR]
+    python scripts/pointing_game.py [vqa] [translation] [summarization] ... [--checkpoint DIR]
+    python scripts/pointing_game.py asr --checkpoint DIR --input MANIFEST  # recordings with true borders
 
 Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.2: the map's maximum is a hit when it
 lies in one of the true regions, give or take a tolerance (there 15 pixels; here half a cell of the model's grid, the
@@ -131,18 +132,19 @@ def segmentation(checkpoint: str | None, limit: int | None) -> dict[str, tuple[i
     return {name: (row[0], row[1], row[2]) for name, row in counts.items()}
 
 
-def asr(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, int]]:
+def asr(checkpoint: str | None, limit: int | None, path: str | None = None) -> dict[str, tuple[int, int, int]]:
     """Per voice: (words, middles of their drawn times within the true word, words whose borders are both near).
 
     The true text's words, by forced alignment. The median error of all starts and ends is printed, too.
     """
     from statistics import median
 
+    from data.asr import ASRDataset
     from data.demo.asr import make
     from tasks.asr.predict import load
 
     predictor = load(checkpoint)
-    samples = make("test", limit)
+    samples = make("test", limit) if path is None else ASRDataset(path).samples[:limit]
     counts: dict[str, list[int]] = {}
     errors: list[float] = []
     for sample, words in zip(samples, predictor.aligned(samples), strict=True):
@@ -173,9 +175,11 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", default=list(GAMES), help=f"of {', '.join(GAMES)} (default: all)")
     parser.add_argument("--checkpoint", help="a shipped folder (default: the one in the package)")
     parser.add_argument("--limit", type=int, help="only the first so many questions or sentences")
+    parser.add_argument("--input", help="asr: a manifest with `words`, in place of the built-in test part")
     options = parser.parse_args()
     for task in options.tasks:
-        rows = GAMES[task](options.checkpoint, options.limit)
+        given = (options.checkpoint, options.limit)
+        rows = asr(*given, options.input) if task == "asr" else GAMES[task](*given)
         rows["all"] = tuple(sum(row[n] for row in rows.values()) for n in range(3))  # type: ignore[assignment]
         near_it = {
             "asr": "borders within 80 ms",

@@ -61,7 +61,7 @@ def test_code_of_the_head_and_the_kernel_runs() -> None:
     assert names["attention"](torch.randn(1, 300, 256)).shape == (1, 300, 256)
 
 
-MEASURED = {"vqa": "accuracy", "classification": "top1", "segmentation": "miou"}
+MEASURED = {"asr": "wer", "vqa": "accuracy", "classification": "top1", "segmentation": "miou"}
 
 
 @pytest.mark.parametrize("task", MEASURED)
