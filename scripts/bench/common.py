@@ -103,21 +103,12 @@ def arguments(description: str | None, **defaults: int | str) -> argparse.Namesp
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     if found.keep_memory:
-        keep_memory()
+        # By default glibc gives each block above 32 MB back and fetches zeroed pages for the next: up to half of the
+        # time of what needs large temporaries. Users meet the default; with the flag, the arithmetic alone is measured.
+        from tasks.common.allocator import keep_freed_memory
+
+        keep_freed_memory()
     return found
-
-
-def keep_memory() -> None:
-    """Lets the allocator keep what was freed (glibc), for all candidates alike.
-
-    By default it gives each block above 32 MB back to the system and fetches fresh, zeroed pages for the next. What
-    needs large temporaries pays for that, up to half of its time, and its growth exponent bends at that size. Users
-    meet the default, so that is what is measured; with the flag, the arithmetic alone.
-    """
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(-4, 0)  # M_MMAP_MAX
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def machine() -> str:

@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from typing import Any
 
 import timm
 import torch
-from common import Ratio, Run, arguments, interleave, machine, ratio, write_rows
+from common import CLOCKS, Ratio, Run, arguments, interleave, machine, ratio, write_rows
 from torch import Tensor, nn
 
 from mmattn.backbones.vit import VisionTransformer
 from mmattn.pretrained.keymap import load_into
 from mmattn.pretrained.timm import convert_timm
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 NAME = "vit_small_patch16_224"
 CLASSES = 1000
 BAR = 1.02
