@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.asr_files import ASRDataset, ASRSample, normalise
+from data.batching import Batch
 from data.errors import DataError, nearest
 from data.mel import LogMel
 from data.saved import Saved
@@ -29,7 +29,7 @@ FIT_CLIPS = 500  # whose mean and deviation stand for the training set's
 
 
 @dataclass
-class ASRBatch:
+class ASRBatch(Batch):
     """Tensors for the model, and what the metric needs."""
 
     features: Tensor  # (B, T, M) float: log-mel frames, normalised
@@ -40,22 +40,6 @@ class ASRBatch:
     ids: list[str]
     references: list[str]  # normalised texts
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
-        return dataclasses.replace(self, **changed)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The batch with its tensors on the device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """The batch in page-locked memory, for faster copies to a GPU."""
-        return self._map(lambda tensor: tensor.pin_memory())
 
 
 class ASRProcessor(Saved):
@@ -162,8 +146,6 @@ class ASRProcessor(Saved):
     def pad_id(self) -> int:
         """Of padding: CTC's blank."""
         return self.tokenizer.pad_id
-
-    blank_id = pad_id
 
     @property
     def unk_id(self) -> int:

@@ -6,13 +6,15 @@ and nothing depends on the number of loader workers, so that exact resume and an
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -29,6 +31,28 @@ def seed_of(seed: int, epoch: int, index: int) -> int:
     """A well-mixed 63-bit seed, a pure function of its arguments and the same on every machine."""
     digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+class Batch:
+    """What the batches of all tasks can do; a task's is a dataclass of tensors and of what belongs to them."""
+
+    ids: list[str]  # of its samples
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch with its tensors on the device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory, for faster copies to a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
 
 class BatchPlan(Sampler[list[Item]]):

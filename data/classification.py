@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import BatchAugment
+from data.batching import Batch
 from data.errors import DataError, Problems, nearest, shorten
 from data.image import Box, ImageProcessor, ImageSource, load_image
 from data.image_files import TarImage, read_pictures
@@ -36,27 +37,13 @@ class ClassificationSample:
 
 
 @dataclass
-class ClassificationBatch:
+class ClassificationBatch(Batch):
     """Tensors for the model, and what the metric and the reports need."""
 
     pixel_values: Tensor  # (B, 3, H, W) float, in memory channels last: as convolutions want it, and as it was read
     targets: Tensor  # (B, K) float: the share of each class, mixed where pictures are; 0 or 1 a class if multi-label
     ids: list[str]
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> ClassificationBatch:
-        return dataclasses.replace(self, pixel_values=change(self.pixel_values), targets=change(self.targets))
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ClassificationBatch:
-        """The batch with its tensors on the device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> ClassificationBatch:
-        """The batch in page-locked memory, for faster copies to a GPU."""
-        return self._map(lambda tensor: tensor.pin_memory())
 
 
 class ClassificationDataset(Dataset[ClassificationSample]):

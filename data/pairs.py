@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.batching import Batch
 from data.errors import DataError, Problems, is_broken, shorten
 from data.saved import Saved
 from data.text import TextProcessor, TokenIds, load_tokenizer
@@ -37,7 +37,7 @@ class PairSample:
 
 
 @dataclass
-class PairBatch:
+class PairBatch(Batch):
     """Tensors for an encoder-decoder, and what the metric needs."""
 
     source_ids: Tensor  # (B, S) long
@@ -48,22 +48,6 @@ class PairBatch:
     ids: list[str]
     references: list[list[str]]
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
-        return dataclasses.replace(self, **changed)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The batch with its tensors on the device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """The batch in page-locked memory, for faster copies to a GPU."""
-        return self._map(lambda tensor: tensor.pin_memory())
 
 
 class PairDataset(Dataset[PairSample]):

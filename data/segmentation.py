@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.batching import Batch
 from data.errors import DataError, Problems
 from data.image import IMAGE_EXTENSIONS, ImageSource, image_size, load_image
 from data.masks import CLASS_FILE, MASK_EXTENSIONS, VOID, ClassList, MaskSource, load_mask, read_classes
@@ -52,7 +52,7 @@ class Prepared:
 
 
 @dataclass
-class SegmentationBatch:
+class SegmentationBatch(Batch):
     """Tensors for the model, and what the metric and the reports need."""
 
     pixel_values: Tensor  # (B, 3, H, W) float, of the largest picture; others are filled up right and below
@@ -61,20 +61,6 @@ class SegmentationBatch:
     label_sizes: list[tuple[int, int]]  # (h', w') of each within labels
     ids: list[str]
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> SegmentationBatch:
-        return dataclasses.replace(self, pixel_values=change(self.pixel_values), labels=change(self.labels))
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> SegmentationBatch:
-        """The batch with its tensors on the device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> SegmentationBatch:
-        """The batch in page-locked memory, for faster copies to a GPU."""
-        return self._map(lambda tensor: tensor.pin_memory())
 
     def alike(self) -> list[list[int]]:
         """Rows whose pictures have one size and whose labels have one size: what can go through a model together."""

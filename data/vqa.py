@@ -9,13 +9,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.batching import Batch
 from data.errors import DataError, Problems, is_broken, shorten
 from data.image import FULL, Box, ImageAugment, ImageProcessor, ImageSource, compose, load_image, move_box
 from data.vqa_processor import AnswerCoverage, VQAProcessor, pad_boxes
@@ -53,7 +54,7 @@ class VQASample:
 
 
 @dataclass
-class VQABatch:
+class VQABatch(Batch):
     """Tensors for the model, and what the metric and the reports need. B questions about N distinct pictures."""
 
     pixel_values: Tensor  # (N, 3, H, W) float
@@ -72,22 +73,6 @@ class VQABatch:
     question_types: list[str]
     answer_types: list[str]
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> VQABatch:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        changed: dict[str, Any] = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
-        return dataclasses.replace(self, **changed)
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> VQABatch:
-        """The batch with its tensors on the device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> VQABatch:
-        """The batch in page-locked memory, for faster copies to a GPU."""
-        return self._map(lambda tensor: tensor.pin_memory())
 
 
 class VQADataset(Dataset[VQASample]):

@@ -17,14 +17,11 @@ from tasks.asr.decoding import write
 from tasks.asr.metrics import notes, score
 from tasks.asr.model import BLANK, ASRModel
 from tasks.asr.pretrained import adopt, fitted
-from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule
 from tasks.common.errors import ConfigError
 from tasks.common.module import TaskModule
 from tasks.common.pretrained import Parts
 from tasks.common.seq2seq import CorpusMetric, token_loss
-
-ATTENTIONS = ("attention", "decoder_attention", "cross_attention")
 
 
 class ASRDataModule(TaskDataModule):
@@ -187,10 +184,6 @@ class ASRModule(TaskModule):
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
         self.val_beams, self.num_beams, self.search_ctc_weight = val_beams, num_beams, search_ctc_weight
         self.monitor_rate = monitor_rate
-
-    @classmethod
-    def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
-        return keywords | {k: check_attention(keywords[k], f"model.{k}") for k in ATTENTIONS if k in keywords}
 
     @property
     def monitor(self) -> str:  # type: ignore[override]

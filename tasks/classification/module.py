@@ -17,7 +17,6 @@ from data.classification import ClassificationBatch, ClassificationDataset, Clas
 from tasks.classification.metrics import ClassificationMetric
 from tasks.classification.model import ClassificationModel
 from tasks.classification.pretrained import adopt, fitted
-from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
 from tasks.common.losses import soft_cross_entropy
@@ -142,10 +141,6 @@ class ClassificationModule(TaskModule):
         if not 0.0 < layer_decay <= 1.0:
             raise ConfigError(f"model.layer_decay: expected a value above 0 and at most 1, found {layer_decay}.")
         self.layer_decay = layer_decay
-
-    @classmethod
-    def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
-        return keywords | {"attention": check_attention(keywords.get("attention"), "model.attention")}
 
     @property
     def monitor(self) -> str:  # type: ignore[override]

@@ -8,6 +8,8 @@ from typing import Any
 
 from tasks.common.errors import ConfigError, nearest
 
+ATTENTIONS = ("attention", "decoder_attention", "cross_attention")  # the keywords of a model that choose a kernel
+
 
 def check_attention(config: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
     """Check a kernel's name and options; options that only another kernel has are dropped, and said.

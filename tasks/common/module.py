@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from data.batching import seed_of
+from tasks.common.attention_config import ATTENTIONS, check_attention
 from tasks.common.checkpoint import load_weights
 from tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 from tasks.common.pretrained import Parts, build_model
@@ -134,7 +135,7 @@ class TaskModule(LightningModule):
     @classmethod
     def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
         """Check the model's keywords before anything is built, and return what to build from."""
-        return keywords
+        return keywords | {k: check_attention(keywords[k], f"model.{k}") for k in ATTENTIONS if k in keywords}
 
     # Building ---------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from data.batching import BatchPlan, EvalBatchSampler
 from data.buckets import TokenBatchSampler
 from data.pairs import PairBatch, PairDataset, PairProcessor, PairSample, collate
-from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
 from tasks.common.module import TaskModule
@@ -24,7 +23,6 @@ from tasks.common.pretrained import Parts, read_parts
 from tasks.common.seq2seq import LIMITS, CorpusMetric, drop_words, search, token_loss
 
 logger = logging.getLogger(__name__)
-ATTENTIONS = ("attention", "decoder_attention", "cross_attention")
 
 
 class PairDataModule(TaskDataModule):
@@ -233,10 +231,6 @@ class PairModule(TaskModule):
         return processor
 
     # ------------------------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
-        return keywords | {k: check_attention(keywords[k], f"model.{k}") for k in ATTENTIONS if k in keywords}
 
     @property
     def _processor(self) -> PairProcessor:

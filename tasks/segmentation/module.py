@@ -17,7 +17,6 @@ from data.segmentation import (
     SegmentationProcessor,
     collate,
 )
-from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
 from tasks.common.module import TaskModule
@@ -146,10 +145,6 @@ class SegmentationModule(TaskModule):
             raise ConfigError(f"model.loss: expected {', '.join(LOSSES)} with weights from 0, found {loss}.")
         self.loss, self.class_weights, self.auxiliary_weight = dict(loss), class_weights, auxiliary_weight
         self.tile, self.flip = tile, flip
-
-    @classmethod
-    def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
-        return keywords | {"attention": check_attention(keywords.get("attention"), "model.attention")}
 
     def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
         return fitted(start, sizes, self.seed)

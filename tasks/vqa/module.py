@@ -14,7 +14,6 @@ from data.text import SPECIAL_TOKENS, UNK
 from data.vqa import VQABatch, VQADataset, VQAProcessor, collate, drop_uncovered
 from data.vqa_eval import vqa_accuracy
 from mmattn.explain import capture
-from tasks.common.attention_config import check_attention
 from tasks.common.datamodule import Split, TaskDataModule
 from tasks.common.losses import soft_cross_entropy
 from tasks.common.metrics import GroupedMean
@@ -168,10 +167,6 @@ class VQAModule(TaskModule):
     ) -> None:
         super().__init__(model, **training)
         self.guidance, self.object_supervision, self.word_dropout = guidance, object_supervision, word_dropout
-
-    @classmethod
-    def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
-        return keywords | {k: check_attention(keywords.get(k), f"model.{k}") for k in ("attention", "cross_attention")}
 
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         keywords = super().complete_keywords(sizes)
