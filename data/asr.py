@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +14,7 @@ from data.asr_files import ASRDataset, ASRSample, normalise
 from data.batching import Batch
 from data.errors import DataError, nearest
 from data.mel import LogMel
+from data.ngram import NGram
 from data.saved import Saved
 from data.text import SPECIAL_TOKENS, UNK, TextProcessor
 
@@ -25,6 +26,7 @@ TOKENIZERS = ("characters", "bpe")
 NORMALIZE = ("utterance", "train")
 FLOOR = 1e-2  # added to a variance of log energies: a band that does not change stays at zero
 NO_LIMIT = 1 << 30  # of tokens: a text is never cut, as the sound is not
+LM = "ngrams.safetensors"  # the language model's file, where there is one
 FIT_CLIPS = 500  # whose mean and deviation stand for the training set's
 
 
@@ -57,6 +59,7 @@ class ASRProcessor(Saved):
         std: Likewise.
         max_seconds: The longest clip it is meant for; what is longer is heard in windows.
         search: How the model was measured, for whoever loads it (beams and the like).
+        lm: How likely texts are to be written, for beams over CTC.
 
     >>> clips = ASRDataset([ASRSample("1", (torch.randn(8000), 8000), "yes no")])
     >>> processor = ASRProcessor.fit(clips)
@@ -76,6 +79,7 @@ class ASRProcessor(Saved):
         std: Sequence[float] | None = None,
         max_seconds: float = 20.0,
         search: Mapping[str, Any] | None = None,
+        lm: NGram | None = None,
     ) -> None:
         for name, value, known in (("tokenizer", units, TOKENIZERS), ("normalize", normalize, NORMALIZE)):
             if value not in known:
@@ -86,7 +90,7 @@ class ASRProcessor(Saved):
             raise ValueError(f"max_seconds: expected more than 0, found {max_seconds}")
         self.mel, self.tokenizer, self.units, self.normalize = mel, tokenizer, units, normalize
         self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
-        self.max_seconds, self.search = float(max_seconds), dict(search or {})
+        self.max_seconds, self.search, self.lm = float(max_seconds), dict(search or {}), lm
         if tokenizer.pad_id != 0:
             raise ValueError(f"tokenizer: expected the padding, CTC's blank, to be id 0, found {tokenizer.pad_id}")
 
@@ -131,6 +135,20 @@ class ASRProcessor(Saved):
             frames = torch.cat([mel(level(sample.read(sample_rate))) for sample in train.samples[::step]]).double()
             mean, std = frames.mean(0).tolist(), (frames.var(0, correction=0) + FLOOR).sqrt().tolist()
         return cls(mel, fitted, tokenizer, normalize, mean, std, max_seconds)
+
+    def count(self, texts: Iterable[str], order: int) -> None:
+        """Makes the language model, of these texts alone; those with signs that have no id are left out.
+
+        Args:
+            texts: As people write them.
+            order: Ids of the longest n-grams.
+
+        Raises:
+            ValueError: No text is left.
+        """
+        encoded = (self.encode(text) for text in texts)
+        known = [ids for ids in encoded if ids and self.unk_id not in ids]
+        self.lm = NGram.fit(known, self.tokenizer.vocab_size, order, self.start_id, self.eos_id)
 
     @property
     def sample_rate(self) -> int:
@@ -217,13 +235,18 @@ class ASRProcessor(Saved):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         rest = {key: config[key] for key in ("units", "normalize", "mean", "std", "max_seconds", "search")}
-        return cls(LogMel.from_config(config["mel"]), TextProcessor.load(folder, config["tokenizer"]), **rest)
+        tokenizer = TextProcessor.load(folder, config["tokenizer"])
+        sizes = {"vocab_size": tokenizer.vocab_size, "bos": tokenizer.start_id, "eos": tokenizer.eos_id}
+        lm = NGram.load(folder / LM, **sizes) if (folder / LM).exists() else None
+        return cls(LogMel.from_config(config["mel"]), tokenizer, **rest, lm=lm)
 
     def save_parts(self, folder: Path) -> None:
         self.tokenizer.save(folder)
+        if self.lm is not None:
+            self.lm.save(folder / LM)
 
     def parts_text(self) -> str:
-        return self.tokenizer.to_json()
+        return self.tokenizer.to_json() + ("" if self.lm is None else self.lm.fingerprint())
 
 
 def level(wave: Tensor) -> Tensor:

@@ -49,6 +49,13 @@ class ConvSubsampling(nn.Module):
         )
         bands = ((num_mels + 1) // 2 + 1) // 2
         self.proj = nn.Linear(channels * bands, embed_dim)
+        # He et al. 2015, section 2.2. By torch's own initial weights the frames come out small and almost alike, what
+        # random layers add to them is larger, and CTC takes many epochs to find that frames differ at all.
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.kaiming_normal_(parameter, nonlinearity="linear" if name.startswith("proj") else "relu")
 
     def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Shortens.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,23 +34,52 @@ def ctc_greedy(log_p: Tensor, mask: Tensor | None = None, blank: int = 0) -> lis
     return [row[keep].tolist() for row, keep in zip(best, new, strict=True)]
 
 
-def ctc_prefix_beam(log_p: Tensor, mask: Tensor | None, beams: int, blank: int = 0) -> list[tuple[list[int], float]]:
+class LanguageModel(Protocol):
+    """What knows how likely ids follow others; `data.ngram.NGram` does."""
+
+    order: int  # it looks at so many ids less one
+    bos: int  # before the first id of a text
+    eos: int  # behind its last
+
+    def log_probs(self, context: Sequence[int]) -> Tensor:
+        """log p of each next id, (V,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What a search adds to CTC's ``log p`` of a text: ``weight log p_lm(text) + bonus |text|`` (Hannun et al. 2014).
+
+    Args:
+        model: tells how likely a text is to be written at all.
+        weight: of its log p.
+        bonus: for each id, since every id makes a text less likely to the model.
+    """
+
+    model: LanguageModel
+    weight: float = 0.5
+    bonus: float = 0.0
+
+
+def ctc_prefix_beam(
+    log_p: Tensor, mask: Tensor | None, beams: int, blank: int = 0, fusion: Fusion | None = None
+) -> list[tuple[list[int], float]]:
     """The likeliest ids of each row, summed over their alignments, among those that a beam search keeps.
 
     See `ctc_prefix_beams`, which gives them all.
 
     Returns:
-        The ids of each row, and their log p.
+        The ids of each row, and their log p; with what a language model adds.
 
     >>> log_p = torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log()  # the likeliest path says nothing: 0.36 against 0.64
     >>> ctc_greedy(log_p), ctc_prefix_beam(log_p, None, 4)[0][0]
     ([[]], [1])
     """
-    return [found[0] for found in ctc_prefix_beams(log_p, mask, beams, blank)]
+    return [found[0] for found in ctc_prefix_beams(log_p, mask, beams, blank, fusion)]
 
 
 def ctc_prefix_beams(
-    log_p: Tensor, mask: Tensor | None, beams: int, blank: int = 0
+    log_p: Tensor, mask: Tensor | None, beams: int, blank: int = 0, fusion: Fusion | None = None
 ) -> list[list[tuple[list[int], float]]]:
     """Beam search over prefixes, each with the sum of all its alignments (Hannun et al. 2014, algorithm 1).
 
@@ -60,9 +92,10 @@ def ctc_prefix_beams(
         mask: (B, S) bool, True = a real frame.
         beams: K, prefixes kept at each frame.
         blank: the id that says nothing.
+        fusion: a language model that has a say in what is kept, and at last in which is best.
 
     Returns:
-        Of each row, up to K of (ids, log p), best first.
+        Of each row, up to K of (ids, log p), best first; with a language model, log p and what it adds.
 
     Raises:
         ValueError: fewer beams than one.
@@ -71,7 +104,9 @@ def ctc_prefix_beams(
         raise ValueError(f"beams={beams}: a search keeps at least 1")
     (B, S, V), device = log_p.shape, log_p.device
     log_p = log_p.to(torch.promote_types(log_p.dtype, torch.float32))
-    prefixes = _Prefixes(B, beams)
+    prefixes = _Prefixes(B, beams, fusion)
+    added = log_p.new_zeros(B, beams)  # what the language model says of each prefix, and of what may follow it
+    following = prefixes.following(V).to(log_p)  # (B, K, V)
     ends_blank, ends_id = (log_p.new_full((B, beams), -math.inf) for _ in range(2))  # log p of either kind
     ends_blank[:, 0] = 0.0
     last, parents = torch.full((2, B, beams), -1, device=device)  # the last id, the beam that holds the prefix before
@@ -90,23 +125,24 @@ def ctc_prefix_beams(
         going_on.view(B, -1).scatter_(1, place, -math.inf)
         stay_blank, stay_id = total + frame[:, blank, None], torch.logaddexp(ends_id + repeated, joining)
         candidates = torch.cat([torch.logaddexp(stay_blank, stay_id), going_on.flatten(1)], dim=1)  # (B, K + K V)
-        scores, chosen = candidates.topk(beams, dim=1)
+        offers = torch.cat([added, (added[:, :, None] + following).flatten(1)], dim=1)
+        scores, chosen = (candidates + offers).topk(beams, dim=1)
         stays, source = chosen < beams, torch.where(chosen < beams, chosen, (chosen - beams) // V)
         token = torch.where(stays, last.gather(1, source), (chosen - beams) % V)
         new_blank = stay_blank.gather(1, source).masked_fill(~stays, -math.inf)
-        new_id = torch.where(stays, stay_id.gather(1, source), scores)
+        new_id = torch.where(stays, stay_id.gather(1, source), candidates.gather(1, chosen))
         real = None if mask is None else mask[:, t]
-        found = prefixes.advance(source, token, stays, scores, real)
-        if real is None:
-            ends_blank, ends_id, last, parents = new_blank, new_id, token, found.to(device)
-        else:
-            ends_blank, ends_id, last, parents = (
-                torch.where(real[:, None], new, old)
-                for new, old in zip(
-                    (new_blank, new_id, token, found.to(device)), (ends_blank, ends_id, last, parents), strict=True
-                )
-            )
-    scores, order = torch.logaddexp(ends_blank, ends_id).sort(dim=1, descending=True, stable=True)
+        found = prefixes.advance(source, token, stays, scores, real).to(device)
+        new = (new_blank, new_id, token, found, offers.gather(1, chosen))
+        if real is not None:
+            old = (ends_blank, ends_id, last, parents, added)
+            new = tuple(torch.where(real[:, None], a, b) for a, b in zip(new, old, strict=True))  # type: ignore[assignment]
+        ends_blank, ends_id, last, parents, added = new
+        if fusion is not None:
+            following = prefixes.following(V).to(log_p)
+    if fusion is not None:
+        added = added + prefixes.following(V)[:, :, fusion.model.eos].to(log_p) - fusion.bonus  # the end is no id
+    scores, order = (torch.logaddexp(ends_blank, ends_id) + added).sort(dim=1, descending=True, stable=True)
     rows = zip(scores.tolist(), order.tolist(), strict=True)
     return [
         [(prefixes.ids(b, k), score) for score, k in zip(*row, strict=True) if score > -math.inf or k == row[1][0]]
@@ -117,10 +153,30 @@ def ctc_prefix_beams(
 class _Prefixes:
     """The prefixes of all rows as trees, in which each has one number: so beams that hold the same one are found."""
 
-    def __init__(self, rows: int, beams: int) -> None:
+    def __init__(self, rows: int, beams: int, fusion: Fusion | None) -> None:
         self.numbers: list[dict[tuple[int, int], int]] = [{} for _ in range(rows)]  # (prefix, id) -> prefix
         self.nodes = [[(-1, -1)] for _ in range(rows)]  # the prefix before and the last id, by number; 0 = empty
         self.held = [[0] + [-1] * (beams - 1) for _ in range(rows)]  # by beam, -1 = none
+        self.fusion = fusion
+
+    def following(self, vocab_size: int) -> Tensor:
+        """What a language model adds for each id behind each beam's prefix: (B, K, V), zeros where there is none."""
+        if self.fusion is None:
+            return torch.zeros(len(self.held), len(self.held[0]), vocab_size)
+        model, weight, bonus = self.fusion.model, self.fusion.weight, self.fusion.bonus
+        rows = [
+            torch.stack([model.log_probs(self._context(row, number, model)) for number in held])
+            for row, held in enumerate(self.held)
+        ]
+        return torch.stack(rows) * weight + bonus
+
+    def _context(self, row: int, number: int, model: LanguageModel) -> list[int]:
+        """The last ids of a prefix, as many as the model looks at; before the first one its beginning."""
+        nodes, found = self.nodes[row], list[int]()
+        while number > 0 and len(found) < model.order - 1:
+            number, token = nodes[number]
+            found.append(token)
+        return [*([model.bos] if number <= 0 and len(found) < model.order - 1 else []), *found[::-1]]
 
     def advance(self, source: Tensor, token: Tensor, stays: Tensor, scores: Tensor, real: Tensor | None) -> Tensor:
         """What each beam holds now: what source (B, K) held, and token behind it unless it stays.

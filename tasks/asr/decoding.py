@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.asr import ASRBatch, ASRProcessor, normalise
+from mmattn.generate.ctc import Fusion
 from tasks.asr.model import ASRModel
 
 
@@ -38,10 +39,14 @@ def write(
         processor: names the special tokens, and in `search` how the model was measured.
         num_beams: 1 = greedy; None: as the model was measured.
         ctc_weight: 0 = attention alone, 1 = CTC alone; None: likewise.
-        search: `ASRHead.transcribe`'s other keywords.
+        search: `ASRHead.transcribe`'s other keywords; lm_weight and lm_bonus of the processor's language model, which
+            beams ask, see `mmattn.generate.ctc.Fusion`.
     """
     given = {"num_beams": num_beams, "ctc_weight": ctc_weight}
     chosen = {**processor.search, **{name: value for name, value in given.items() if value is not None}, **search}
+    weight, bonus = (chosen.pop(name, 0.0) for name in ("lm_weight", "lm_bonus"))
+    if weight and chosen["num_beams"] > 1:
+        chosen["fusion"] = Fusion(processor.lm, weight, bonus)
     memory, mask = model.encode(batch.features, batch.feature_mask)
     log_p = model.head.log_probs(memory)
     special = {"start_id": processor.start_id, "eos_id": processor.eos_id, "suppress": (processor.unk_id,)}

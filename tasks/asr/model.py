@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmattn.backbones.audio import AudioEncoder
 from mmattn.backbones.recurrent import RecurrentDecoder
 from mmattn.generate import GenerationConfig, generate
-from mmattn.generate.ctc import ctc_greedy, ctc_prefix_beam
+from mmattn.generate.ctc import Fusion, ctc_greedy, ctc_prefix_beam
 from mmattn.generate.ctc_joint import JointState, joint_step
 from tasks.common.seq2seq import TextHead, read_off
 
@@ -130,6 +130,7 @@ class ASRHead(nn.Module):
         ctc_weight: float = 0.3,
         length_penalty: float = 0.0,
         max_new_tokens: int | None = None,
+        fusion: Fusion | None = None,
     ) -> list[tuple[list[int], float]]:
         """Writes what each row says.
 
@@ -144,15 +145,21 @@ class ASRHead(nn.Module):
             ctc_weight: w in ``(1 - w) log p_attention + w log p_ctc``; 1, or no decoder: CTC alone, by prefix beams.
             length_penalty: a finished beam scores log p / length^this.
             max_new_tokens: at most so many ids; none: as many as there are frames, and the end.
+            fusion: a language model that CTC's prefix beams ask, too.
 
         Returns:
             Ids without start and end, and their score, of each row.
+
+        Raises:
+            ValueError: a language model beside a decoder, which is one itself.
         """
         if self.decoder is None or ctc_weight >= 1.0:
             if num_beams > 1:
-                return ctc_prefix_beam(log_p, mask, num_beams, blank=BLANK)
+                return ctc_prefix_beam(log_p, mask, num_beams, blank=BLANK, fusion=fusion)
             best = log_p.amax(-1).masked_fill(~mask, 0.0).sum(-1).tolist()
             return list(zip(ctc_greedy(log_p, mask, blank=BLANK), best, strict=True))
+        if fusion is not None:
+            raise ValueError("lm_weight: a language model goes with CTC alone; a decoder is one itself")
         room = memory.shape[1] + 1 if max_new_tokens is None else max_new_tokens
         config = GenerationConfig(
             num_beams=num_beams,

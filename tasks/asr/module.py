@@ -13,15 +13,18 @@ from data.asr import ASRBatch, ASRDataset, ASRProcessor, ASRSample, collate
 from data.asr_augment import SpeechAugment
 from data.batching import BatchPlan, EvalBatchSampler
 from data.buckets import TokenBatchSampler
+from data.readers import read_text
 from tasks.asr.decoding import write
 from tasks.asr.metrics import notes, score
 from tasks.asr.model import BLANK, ASRModel
 from tasks.asr.pretrained import adopt, fitted
-from tasks.common.datamodule import Split, TaskDataModule
+from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
 from tasks.common.module import TaskModule
 from tasks.common.pretrained import Parts
 from tasks.common.seq2seq import CorpusMetric, token_loss
+
+LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # where nothing else is said
 
 
 class ASRDataModule(TaskDataModule):
@@ -38,6 +41,9 @@ class ASRDataModule(TaskDataModule):
         max_seconds: longer training clips are left out, counted and reported; the finished model hears longer
             recordings in windows of so many seconds.
         augment: SpeechAugment's keywords (data/asr_augment.py), for training; none: no augmentation.
+        lm_order: ids of the longest n-grams of a language model of the training texts, which beams over CTC ask; 0:
+            there is none.
+        lm_text: further texts for it to count, a file of a text a line.
         augment_from: the epoch from which on training is augmented: CTC finds its first alignments sooner without.
         clips: training clips of the built-in data.
         hide: train and measure with silence in the place of each recording: a baseline to be beaten.
@@ -55,6 +61,8 @@ class ASRDataModule(TaskDataModule):
         vocab_size: int = 200,
         max_frames: int = 6000,
         max_seconds: float = 12.0,
+        lm_order: int = 0,
+        lm_text: str | None = None,
         augment: dict[str, Any] | None = None,
         augment_from: int = 0,
         clips: int | None = None,
@@ -71,6 +79,11 @@ class ASRDataModule(TaskDataModule):
             "vocab_size": vocab_size,
             "max_seconds": max_seconds,
         }
+        self.lm_order, self.lm_text = lm_order, expand(lm_text, "data.lm_text")
+        if not 0 <= lm_order <= 20:
+            raise ConfigError(f"data.lm_order: expected 0 to 20, found {lm_order}.")
+        if lm_text is not None and not lm_order:
+            raise ConfigError("data.lm_text: a language model that counts it needs data.lm_order, 6 for characters.")
         try:
             self.augment = SpeechAugment.from_options(augment)
         except ValueError as error:
@@ -85,13 +98,21 @@ class ASRDataModule(TaskDataModule):
 
     def make_processor(self, train: Any) -> ASRProcessor:
         try:
-            return ASRProcessor.fit(train, **self.processor_options)
+            return self._counted(ASRProcessor.fit(train, **self.processor_options), train)
         except ValueError as error:
             raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
 
+    def _counted(self, processor: ASRProcessor, train: Any) -> ASRProcessor:
+        """With a language model, where one is asked for."""
+        if self.lm_order:
+            further = [] if self.lm_text is None else read_text(self.lm_text).splitlines()
+            processor.count([*(sample.text for sample in train.samples), *further], self.lm_order)
+        return processor
+
     def adopt_processor(self, start: Parts) -> Parts:
-        start = adopt(start, self.make_processor(self.dataset("train")))
-        self.processor = start.processor
+        train = self.dataset("train")
+        start = adopt(start, self.make_processor(train))
+        self.processor = self._counted(start.processor, train)  # of the ids that the model writes
         return start
 
     def prepare_dataset(self, dataset: Any, split: Split) -> ASRDataset:
@@ -153,6 +174,9 @@ class ASRModule(TaskModule):
         val_beams: beams of the search that validates within fit; 1: greedy.
         num_beams: beams of `validate` and `test`, and of the finished model.
         search_ctc_weight: w in searching: 0 is attention alone, 1 is CTC alone.
+        lm_weight: of the language model (data.lm_order), against CTC's one, in searching by CTC alone with beams; 0: it is
+            not asked; none: 0.5, or as the model that is measured has it.
+        lm_bonus: for each id written, since every id makes a text less likely to it; none: 1, or likewise.
         monitor_rate: the error rate that the best checkpoint has: of words (wer) or characters (cer).
         training: what TaskModule takes.
     """
@@ -170,6 +194,8 @@ class ASRModule(TaskModule):
         val_beams: int = 1,
         num_beams: int = 5,
         search_ctc_weight: float = 0.3,
+        lm_weight: float | None = None,
+        lm_bonus: float | None = None,
         monitor_rate: Literal["wer", "cer"] = "wer",
         **training: Any,
     ) -> None:
@@ -181,9 +207,11 @@ class ASRModule(TaskModule):
             raise ConfigError(
                 f"model.val_beams and model.num_beams: expected 1 or more, found {val_beams}, {num_beams}."
             )
+        if lm_weight is not None and lm_weight < 0.0:
+            raise ConfigError(f"model.lm_weight: expected 0 or more, found {lm_weight}.")
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
         self.val_beams, self.num_beams, self.search_ctc_weight = val_beams, num_beams, search_ctc_weight
-        self.monitor_rate = monitor_rate
+        self.lm_weight, self.lm_bonus, self.monitor_rate = lm_weight, lm_bonus, monitor_rate
 
     @property
     def monitor(self) -> str:  # type: ignore[override]
@@ -199,7 +227,26 @@ class ASRModule(TaskModule):
 
     def complete_processor(self, processor: ASRProcessor) -> ASRProcessor:
         processor.search = {"num_beams": self.num_beams, "ctc_weight": self.search_ctc_weight}
+        if processor.lm is not None:
+            processor.search |= LM_SEARCH | self._fusion
         return processor
+
+    @property
+    def _fusion(self) -> dict[str, float]:
+        """How the language model is heard, where that was said."""
+        given = {"lm_weight": self.lm_weight, "lm_bonus": self.lm_bonus}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def setup(self, stage: str) -> None:
+        decides = self.keywords.get("decoder", "transformer") != "none" and self.search_ctc_weight < 1.0
+        has = self._processor.lm is not None
+        if has and decides and self.lm_weight != 0.0:
+            raise ConfigError(
+                "data.lm_order: a language model goes with CTC alone, since a decoder is one itself: model.decoder none, "
+                "or model.search_ctc_weight 1."
+            )
+        if self.lm_weight and not has:
+            raise ConfigError("model.lm_weight: there is no language model; data.lm_order makes one of the texts.")
 
     def losses(self, batch: ASRBatch, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss and its parts."""
@@ -224,7 +271,7 @@ class ASRModule(TaskModule):
         tokens = float(batch.label_mask.sum())
         metric.add("loss", float(loss) * tokens, tokens)
         beams = self.val_beams if self.trainer.state.fn == "fit" else self.num_beams
-        heard = write(self.model, batch, self._processor, beams, self.search_ctc_weight)
+        heard = write(self.model, batch, self._processor, beams, self.search_ctc_weight, **self._fusion)
         metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])
 
 

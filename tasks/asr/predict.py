@@ -71,7 +71,7 @@ class Recogniser(Predictor):
 
     def __init__(self, model: ASRModel, processor: ASRProcessor) -> None:
         super().__init__(model, processor)
-        self.search: dict[str, Any] = {}  # num_beams and ctc_weight, in place of the model's own
+        self.search: dict[str, Any] = {}  # num_beams, ctc_weight and lm_weight, in place of the model's own
         self.window = processor.max_seconds  # what is longer is heard in windows of so many seconds
         self.long = False  # whether a recording was longer than a window
 
@@ -84,7 +84,7 @@ class Recogniser(Predictor):
             items: paths, or mappings with `audio` (a path, the file's bytes, or samples and their rate) and, if wanted,
                 `id`.
             batch_size: windows at a time.
-            search: num_beams and ctc_weight, in place of the model's own.
+            search: num_beams, ctc_weight, lm_weight and lm_bonus, in place of the model's own.
 
         Returns:
             A transcript for each, in order.
@@ -251,10 +251,13 @@ class Recogniser(Predictor):
             raise ConfigError(f"--num_beams: expected 1 or more, found {options.num_beams}.")
         if options.ctc_weight is not None and not 0.0 <= options.ctc_weight <= 1.0:
             raise ConfigError(f"--ctc_weight: expected a value from 0 to 1, found {options.ctc_weight}.")
+        if options.lm_weight is not None and (options.lm_weight < 0.0 or self.processor.lm is None):
+            found = "a model without a language model" if self.processor.lm is None else f"{options.lm_weight}"
+            raise ConfigError(f"--lm_weight: expected 0 or more, and a model with a language model; found {found}.")
         if options.window is not None and not 0.5 <= options.window <= 600.0:
             raise ConfigError(f"--window: expected seconds from 0.5 to 600, found {options.window}.")
         self.window = options.window or self.window
-        given = {name: getattr(options, name) for name in ("num_beams", "ctc_weight")}
+        given = {name: getattr(options, name) for name in ("num_beams", "ctc_weight", "lm_weight")}
         self.search |= {name: value for name, value in given.items() if value is not None}
         if options.input is None:
             if options.audio is None:

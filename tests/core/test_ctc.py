@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmattn.generate import GenerationConfig, generate
-from mmattn.generate.ctc import ctc_align, ctc_greedy, ctc_prefix_beam, ctc_prefix_beams
+from mmattn.generate.ctc import Fusion, ctc_align, ctc_greedy, ctc_prefix_beam, ctc_prefix_beams
 from mmattn.generate.ctc_joint import CTCPrefixScorer, JointState, joint_step
 
 
@@ -254,3 +254,51 @@ def test_alignment_of_little():
         ctc_align(frames(2, 4), [2, 2])
     with pytest.raises(ValueError, match="hold the blank, 0, at place 1"):
         ctc_align(frames(5, 4), [2, 0])
+
+
+class Chain:
+    """A language model of three ids, whose next id depends on the last one."""
+
+    order, bos, eos = 2, 0, 3
+
+    def __init__(self, seed=0):
+        self.table = frames(4, 4, seed=seed)
+
+    def log_probs(self, context):
+        return self.table[context[-1]]
+
+    def score(self, ids):
+        text = [self.bos, *ids, self.eos]
+        return sum(float(self.table[a][b]) for a, b in itertools.pairwise(text))
+
+
+@pytest.mark.parametrize(("weight", "bonus"), [(0.7, 0.0), (1.5, 0.4), (0.0, 0.3)])
+def test_beams_with_a_language_model_are_exact_where_there_are_enough(weight, bonus):
+    model = Chain()
+    clips = [frames(5, 3, seed=n) for n in range(4)] + [frames(2, 3, seed=9)]
+    silent = [torch.cat([clip, torch.full_like(clip[:, :1], -1e3)], dim=1) for clip in clips]  # the end is not heard
+    found = ctc_prefix_beams(*padded(*silent), 400, fusion=Fusion(model, weight, bonus))
+    for clip, rows in zip(clips, found, strict=True):
+        heard = every_text(clip)
+        expected = {t: math.log(p) + weight * model.score(t) + bonus * len(t) for t, p in heard.items()}
+        likely = [(tuple(ids), score) for ids, score in rows if score > -500]
+        assert {ids for ids, _ in likely} == set(expected)
+        assert all(abs(score - expected[ids]) < 1e-6 for ids, score in likely)
+        assert likely[0][0] == max(expected, key=expected.__getitem__)
+
+
+def test_a_language_model_changes_what_is_kept():
+    """Three ids sound alike; the model knows which of them follow each other."""
+    log_p = torch.full((1, 9, 4), -9.0)
+    log_p[0, ::2, 0] = 0.0
+    log_p[0, 1::2, 1:3] = torch.tensor([0.51, 0.49]).log()
+    model = Chain()
+    model.table = (
+        torch.tensor([[0.0, 0.5, 0.5, 0.1], [0, 0.05, 0.9, 0.1], [0, 0.9, 0.05, 0.1], [0, 0, 0, 1]]).add(1e-9).log()
+    )
+    assert ctc_prefix_beam(log_p, None, 3)[0][0] == [1, 1, 1, 1]
+    assert ctc_prefix_beam(log_p, None, 3, fusion=Fusion(model, 1.0))[0][0] in ([1, 2, 1, 2], [2, 1, 2, 1])
+    alone = ctc_prefix_beams(log_p, None, 3, fusion=Fusion(model, 0.0))
+    for (ids, score), (others, other) in zip(alone[0], ctc_prefix_beams(log_p, None, 3)[0], strict=True):
+        assert ids == others
+        assert abs(score - other) < 1e-6

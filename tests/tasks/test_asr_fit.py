@@ -128,3 +128,39 @@ def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> N
 def test_error_rates_by_hand(heard: list[str], said: list[str], wer: float, cer: float) -> None:
     found: Any = score(heard, [[text] for text in said])
     assert found == {"wer": pytest.approx(wer), "cer": pytest.approx(cer)}
+
+
+def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path) -> None:
+    further = tmp_path / "further.txt"
+    further.write_text("bring the black bird\nfind the ship\n" * 30)
+    options = "--model.decoder none --data.lm_order 4 --model.num_beams 4"
+    folder = run("fit", tmp_path / "run", f"{options} --data.lm_text {further} --model.lm_bonus 2", task="asr")
+    run("test", folder, f"--checkpoint {folder / 'model'} --model.num_beams 2", task="asr")
+    predictor, items = load(folder / "model", device="cpu"), make("test", 3)
+    assert predictor.processor.search == {"num_beams": 4, "ctc_weight": 0.3, "lm_weight": 0.5, "lm_bonus": 2.0}
+    lm = predictor.processor.lm
+    likely, other = (lm.score(predictor.processor.encode(text)) for text in ("bring the black bird", "birb the lack"))
+    assert likely > other / 3
+    plain, led = (
+        [answer.text for answer in predictor.predict(items, lm_weight=weight, lm_bonus=9.0)] for weight in (0.0, 9.0)
+    )
+    assert led != plain
+    (folder / "model" / "processor" / "ngrams.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"ngrams\.safetensors"):
+        load(folder / "model", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--data.lm_order 4", "goes with CTC alone"),
+        ("--model.decoder none --model.lm_weight 0.5", "there is no language model"),
+        ("--model.decoder none --data.lm_order 21", "expected 0 to 20, found 21"),
+        ("--model.decoder none --data.lm_text x", "needs data.lm_order"),
+        ("--model.decoder none --data.lm_order 3 --data.lm_text /nowhere/x", "no such file"),
+        ("--model.decoder none --data.lm_order 3 --model.lm_weight -1", "expected 0 or more, found -1"),
+    ],
+)
+def test_a_language_model_that_cannot_be(options: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        run("fit", tmp_path / "run", options, task="asr")

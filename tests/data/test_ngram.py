@@ -1,0 +1,131 @@
+"""The language model that counts, against Kneser-Ney written out with dictionaries."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.errors import DataError
+from data.ngram import NGram
+
+BOS, EOS, V = 2, 3, 9
+SIZES = {"vocab_size": V, "bos": BOS, "eos": EOS}
+
+
+def texts(count: int, seed: int = 0) -> list[list[int]]:
+    """Of a chain in which what follows depends on the two ids before."""
+    stream = random.Random(seed)
+    made = []
+    for _ in range(count):
+        text: list[int] = []
+        for _ in range(stream.randrange(0, 9)):
+            last = (text[-2:] or [0])[0] + sum(text[-1:])
+            text.append(4 + min(last * 7 % 5, stream.randrange(0, 5)))
+        made.append(text)
+    return made
+
+
+class Naive:
+    """Interpolated Kneser-Ney with three discounts (Chen and Goodman 1999, section 3), a sum at a time."""
+
+    def __init__(self, given: Sequence[Sequence[int]], order: int) -> None:
+        self.order = order
+        grams: list[Counter[tuple[int, ...]]] = [Counter() for _ in range(order + 1)]
+        for text in given:
+            line = (BOS, *text, EOS)
+            for n in range(1, order + 1):
+                grams[n].update(line[i : i + n] for i in range(len(line) - n + 1))
+        self.counts = [Counter[tuple[int, ...]]() for _ in range(order + 1)]
+        self.counts[order] = grams[order]
+        for n in range(1, order):
+            before: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
+            for gram in grams[n + 1]:
+                before[gram[1:]].add(gram[0])
+            self.counts[n] = Counter({g: grams[n][g] if g[0] == BOS else len(before[g]) for g in grams[n]})
+        self.counts[1][(BOS,)] = 0
+        self.discounts = [self.discount(n) for n in range(order + 1)]
+
+    def discount(self, n: int) -> list[float]:
+        many = Counter(self.counts[n].values())
+        if not all(many[i] for i in range(1, 5)):
+            return [0.0, 0.5, 0.75, 0.75]
+        y = many[1] / (many[1] + 2 * many[2])
+        raw = [i - (i + 1) * y * many[i + 1] / many[i] for i in (1, 2, 3)]
+        return [0.0, *(min(max(d, 0.05), i - 0.05) for i, d in zip((1, 2, 3), raw, strict=True))]
+
+    def p(self, word: int, context: tuple[int, ...]) -> float:
+        context = context[max(0, len(context) - self.order + 1) :]
+        lower = self.p(word, context[1:]) if context else (1e-30 if word == BOS else 1 / (V - 1))
+        n = len(context) + 1
+        rows = {g[-1]: c for g, c in self.counts[n].items() if g[:-1] == context}
+        total = sum(rows.values())
+        if not total:
+            return lower
+        taken = {w: self.discounts[n][min(c, 3)] for w, c in rows.items()}
+        left = sum(taken.values()) / total
+        return (rows.get(word, 0) - taken.get(word, 0.0)) / total + left * lower
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [3, 200])
+def test_equals_kneser_ney_written_out(order: int, count: int) -> None:
+    given = texts(count)
+    model, naive = NGram.fit(given, order=order, **SIZES), Naive(given, order)
+    contexts = [(BOS,), (BOS, 4), (BOS, 4, 6), (4, 5, 6), (8, 8, 8, 8), (7,), (BOS, 5, 8, 4, 4, 7), (1, 1)]
+    for context in contexts:
+        found = model.log_probs(context).exp()
+        assert abs(float(found.sum()) - 1) < 1e-5
+        for word in range(V):
+            if word != BOS:
+                assert abs(float(found[word]) - naive.p(word, context)) < 1e-6, (context, word)
+    assert model.log_probs((BOS,))[BOS] < -20  # what stands before a text is never said
+
+
+def test_longer_contexts_know_more_of_unseen_texts() -> None:
+    unseen = texts(300, seed=1)
+    tokens = sum(len(text) + 1 for text in unseen)
+    losses = [-sum(map(NGram.fit(texts(2000), order=order, **SIZES).score, unseen)) / tokens for order in (1, 2, 3)]
+    assert losses[0] > losses[1] + 0.02 > losses[2] + 0.04
+    assert losses[0] < math.log(V)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    model = NGram.fit(texts(100), order=4, **SIZES)
+    model.save(tmp_path / "n.safetensors")
+    again = NGram.load(tmp_path / "n.safetensors", **SIZES)
+    assert again.fingerprint() == model.fingerprint() != NGram.fit(texts(101), order=4, **SIZES).fingerprint()
+    assert [again.score(text) for text in texts(9, 5)] == [model.score(text) for text in texts(9, 5)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no counts", "unsorted", "another vocabulary"])
+def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
+    path, sizes = tmp_path / "n.safetensors", dict(SIZES)
+    model = NGram.fit(texts(100), order=3, **SIZES)
+    if damage == "unsorted":
+        model.keys[1] = model.keys[1][::-1].copy()
+    if damage == "no counts":
+        from safetensors.numpy import save_file
+
+        save_file({"keys.1": np.arange(3), "keys.2": np.arange(3)}, path)
+    elif damage != "missing":
+        model.save(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    if damage == "another vocabulary":
+        sizes["vocab_size"] = 5
+    with pytest.raises(DataError, match=r"n\.safetensors"):
+        NGram.load(path, **sizes)
+
+
+def test_nothing_to_count() -> None:
+    with pytest.raises(ValueError, match="0 texts"):
+        NGram.fit([], order=3, **SIZES)
+    with pytest.raises(ValueError, match="order=0"):
+        NGram.fit([[4]], order=0, **SIZES)
+    assert abs(float(NGram.fit([[]], order=3, **SIZES).log_probs([BOS]).exp()[EOS]) - 0.5) < 0.4
