@@ -16,20 +16,20 @@ KEPT = 1 << 17  # contexts whose answers are remembered
 
 
 class NGram:
-    """``p(w | c) = max(a(c w) - D, 0) / a(c .) + g(c) p(w | c')``, c' being c without its first id, g what is left over.
+    """``p(w | c) = max(a(c w) - D, 0) / a(c .) + g(c) p(w | c')``, c' being c less its first id, g what is left over.
 
     Modified Kneser-Ney smoothing (Chen and Goodman 1999, section 3): of the longest n-grams a counts occurrences, of
     shorter ones how many ids stand before them, and D depends on a being 1, 2 or more. At last all ids are alike.
 
     Args:
         vocab_size: V.
-        bos: what stands before a text, and is never said.
-        eos: what ends it.
-        keys: of each order 1 .. n, sorted: (the place of the n-gram's first n - 1 ids) V + its last id.
-        counts: a of each of them.
+        bos: What stands before a text, and is never said.
+        eos: What ends it.
+        keys: Of each order 1 .. n, sorted: (the place of the n-gram's first n - 1 ids) V + its last id.
+        counts: The a of each of them.
 
     Raises:
-        ValueError: keys and counts that are none.
+        ValueError: Keys and counts that are none.
 
     >>> model = NGram.fit([[4, 5], [4, 5, 4, 6]], vocab_size=7, order=3, bos=2, eos=3)
     >>> p = model.log_probs([2, 4]).exp()
@@ -47,7 +47,8 @@ class NGram:
             raise ValueError("expected keys and counts of as many n-grams, of at least one order")
         sizes = [1, *map(len, self.keys)]
         for n, level in enumerate(self.keys):
-            if len(level) and not (0 <= level[0] and level[-1] < sizes[n] * vocab_size and (np.diff(level) > 0).all()):
+            inside = not len(level) or (level[0] >= 0 and level[-1] < sizes[n] * vocab_size)
+            if not inside or (np.diff(level) <= 0).any():
                 raise ValueError(f"the {n + 1}-grams are not sorted, or do not fit those before them")
         # What follows a node of one order are neighbours in the next.
         self.starts = [
@@ -62,14 +63,14 @@ class NGram:
         """Counts.
 
         Args:
-            texts: ids of each, neither bos nor eos among them.
+            texts: Ids of each, neither bos nor eos among them.
             vocab_size: V.
-            order: n, the longest n-gram.
-            bos: what stands before a text.
-            eos: what ends it.
+            order: N, the longest n-gram.
+            bos: What stands before a text.
+            eos: What ends it.
 
         Raises:
-            ValueError: an order below 1, or no text.
+            ValueError: An order below 1, or no text.
         """
         lines = [np.asarray([bos, *ids, eos], dtype=np.int64) for ids in texts]
         if order < 1 or not lines:
@@ -77,7 +78,7 @@ class NGram:
         ids = np.concatenate(lines)
         left = np.concatenate([np.arange(len(line), 0, -1) for line in lines])  # ids up to the text's end
         begins = np.concatenate([np.arange(len(line)) == 0 for line in lines])
-        keys, counts = [], []
+        keys, counts, opens = list[np.ndarray](), list[np.ndarray](), begins
         place = np.zeros(len(ids), dtype=np.int64)  # of the n-gram that begins at each id
         for n in range(1, order + 1):
             at = np.flatnonzero(left >= n)  # where an n-gram begins
@@ -86,7 +87,7 @@ class NGram:
             )
             if n > 1:  # what is counted of the order below is how many ids stand before, of a text's beginning none do
                 behind = np.bincount(place[at[first] + 1], minlength=len(counts[-1]))
-                counts[-1] = np.where(opens, counts[-1], behind)  # noqa: F821  (set in the turn before)
+                counts[-1] = np.where(opens, counts[-1], behind)
             place = np.full(len(ids), -1, dtype=np.int64)
             place[at] = which
             opens = begins[at[first]]
@@ -150,13 +151,13 @@ class NGram:
         """Reads what `save` wrote.
 
         Args:
-            path: the file.
+            path: The file.
             vocab_size: V.
-            bos: what stands before a text.
-            eos: what ends it.
+            bos: What stands before a text.
+            eos: What ends it.
 
         Raises:
-            DataError: missing, damaged, or of another vocabulary.
+            DataError: Missing, damaged, or of another vocabulary.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -178,7 +179,7 @@ class NGram:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken off a count of 0, 1, 2, 3 and more: ``D_i = i - (i + 1) Y n_(i + 1) / n_i`` (ibid., equation 17)."""
+    """What is taken off counts of 0, 1, 2, 3 and more: ``D_i = i - (i + 1) Y n_(i + 1) / n_i`` (ibid., eq. 17)."""
     n = [int((counts == i).sum()) for i in range(5)]
     if not all(n[1:]):
         return np.array([0.0, 0.5, 0.75, 0.75])  # too few n-grams for an estimate, as of single characters

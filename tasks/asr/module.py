@@ -174,8 +174,8 @@ class ASRModule(TaskModule):
         val_beams: beams of the search that validates within fit; 1: greedy.
         num_beams: beams of `validate` and `test`, and of the finished model.
         search_ctc_weight: w in searching: 0 is attention alone, 1 is CTC alone.
-        lm_weight: of the language model (data.lm_order), against CTC's one, in searching by CTC alone with beams; 0: it is
-            not asked; none: 0.5, or as the model that is measured has it.
+        lm_weight: of the language model (data.lm_order), against CTC's one, in searching by CTC alone with beams; 0: it
+            is not asked; none: 0.5, or as the model that is measured has it.
         lm_bonus: for each id written, since every id makes a text less likely to it; none: 1, or likewise.
         monitor_rate: the error rate that the best checkpoint has: of words (wer) or characters (cer).
         training: what TaskModule takes.
@@ -242,8 +242,8 @@ class ASRModule(TaskModule):
         has = self._processor.lm is not None
         if has and decides and self.lm_weight != 0.0:
             raise ConfigError(
-                "data.lm_order: a language model goes with CTC alone, since a decoder is one itself: model.decoder none, "
-                "or model.search_ctc_weight 1."
+                "data.lm_order: a language model goes with CTC alone, since a decoder is one itself: model.decoder "
+                "none, or model.search_ctc_weight 1."
             )
         if self.lm_weight and not has:
             raise ConfigError("model.lm_weight: there is no language model; data.lm_order makes one of the texts.")
