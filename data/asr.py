@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class ASRProcessor(Saved):
         max_seconds: The longest clip it is meant for; what is longer is heard in windows.
         search: How the model was measured, for whoever loads it (beams and the like).
         lm: How likely texts are to be written, for beams over CTC.
+        delay: Seconds by which CTC says things later than they are heard; word times are earlier by that much.
 
     >>> clips = ASRDataset([ASRSample("1", (torch.randn(8000), 8000), "yes no")])
     >>> processor = ASRProcessor.fit(clips)
@@ -67,7 +68,8 @@ class ASRProcessor(Saved):
     (torch.Size([101, 40]), 'no yes')
     """
 
-    KEYS = frozenset({"mel", "tokenizer", "units", "normalize", "mean", "std", "max_seconds", "search"})
+    KEYS = frozenset({"mel", "tokenizer", "units", "normalize", "mean", "std", "max_seconds", "search", "delay"})
+    LATER: ClassVar = {"delay": 0.0}
 
     def __init__(
         self,
@@ -80,6 +82,7 @@ class ASRProcessor(Saved):
         max_seconds: float = 20.0,
         search: Mapping[str, Any] | None = None,
         lm: NGram | None = None,
+        delay: float = 0.0,
     ) -> None:
         for name, value, known in (("tokenizer", units, TOKENIZERS), ("normalize", normalize, NORMALIZE)):
             if value not in known:
@@ -91,6 +94,7 @@ class ASRProcessor(Saved):
         self.mel, self.tokenizer, self.units, self.normalize = mel, tokenizer, units, normalize
         self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
         self.max_seconds, self.search, self.lm = float(max_seconds), dict(search or {}), lm
+        self.delay = float(delay)
         if tokenizer.pad_id != 0:
             raise ValueError(f"tokenizer: expected the padding, CTC's blank, to be id 0, found {tokenizer.pad_id}")
 
@@ -225,7 +229,7 @@ class ASRProcessor(Saved):
         return self.tokenizer.decode([int(i) for i in ids if int(i) >= len(SPECIAL_TOKENS)])
 
     def settings(self) -> dict[str, Any]:
-        own = ("units", "normalize", "mean", "std", "max_seconds", "search")
+        own = ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")
         return {
             "mel": self.mel.config(),
             "tokenizer": self.tokenizer.config(),
@@ -234,7 +238,7 @@ class ASRProcessor(Saved):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
-        rest = {key: config[key] for key in ("units", "normalize", "mean", "std", "max_seconds", "search")}
+        rest = {key: config[key] for key in ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")}
         tokenizer = TextProcessor.load(folder, config["tokenizer"])
         sizes = {"vocab_size": tokenizer.vocab_size, "bos": tokenizer.start_id, "eos": tokenizer.eos_id}
         lm = NGram.load(folder / LM, **sizes) if (folder / LM).exists() else None

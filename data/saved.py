@@ -18,6 +18,7 @@ class Saved:
 
     FORMAT: ClassVar[int] = 1
     KEYS: ClassVar[frozenset[str]]  # of `settings`
+    LATER: ClassVar[Mapping[str, Any]] = {}  # of them, those that older files have not, and what these stand for
 
     def settings(self) -> dict[str, Any]:
         """What ``from_config`` takes, as JSON has it."""
@@ -64,6 +65,8 @@ class Saved:
         folder = Path(directory)
         path = folder / SETTINGS
         config = read_json(path)
+        if isinstance(config, Mapping):
+            config = {**cls.LATER, **config}
         wanted = {"format_version", *cls.KEYS}
         if not isinstance(config, Mapping) or set(config) != wanted:
             keys = sorted(config) if isinstance(config, Mapping) else config

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 CCT = "--model.backbone cct --model.tokenizer_layers 3 --model.lr 0.001"  # over an 8x8 map, as the convolutional net
 SEGFORMER = "--model.network segformer --model.channels [32,64,96,128] --model.decoder_channels [96] --model.lr 0.001"
+ALONE = "--model.search_ctc_weight 0 --model.num_beams 1"
 # For each task: what a variant changes in training, and what in testing.
 VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
     "asr": {
@@ -37,16 +38,14 @@ VARIANTS: dict[str, dict[str, tuple[str, str]]] = {
         "CTC alone": ("--model.decoder none", ""),
         "LSTM, additive attention": ("--model.decoder lstm", ""),
         "transformer encoder": ("--model.encoder transformer", ""),
+        "soft attention alone": (ALONE, ""),  # greedy, without CTC: what the next three stand beside
+        "LSTM, additive attention alone": (f"--model.decoder lstm {ALONE}", ""),
+        "monotonic attention alone": (f"--model.cross_attention.kind monotonic {ALONE}", ""),
+        "monotonic chunks alone": (
+            f"--model.cross_attention.kind monotonic --model.cross_attention.chunk 4 {ALONE}",
+            "",
+        ),
         "monotonic attention": ("--model.cross_attention.kind monotonic", ""),
-        "monotonic attention alone, hard": (
-            "--model.cross_attention.kind monotonic --model.search_ctc_weight 0 --model.num_beams 1",
-            "",
-        ),
-        "monotonic chunks alone, hard": (
-            "--model.cross_attention.kind monotonic --model.cross_attention.chunk 4 --model.search_ctc_weight 0 "
-            "--model.num_beams 1",
-            "",
-        ),
         "streaming": ("--model.chunk_frames 8 --model.left_chunks 4", ""),
     },
     "classification": {

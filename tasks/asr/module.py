@@ -15,6 +15,7 @@ from data.batching import BatchPlan, EvalBatchSampler
 from data.buckets import TokenBatchSampler
 from data.readers import read_text
 from tasks.asr.decoding import write
+from tasks.asr.delay import measure_delay
 from tasks.asr.metrics import notes, score
 from tasks.asr.model import BLANK, ASRModel
 from tasks.asr.pretrained import adopt, fitted
@@ -24,7 +25,8 @@ from tasks.common.module import TaskModule
 from tasks.common.pretrained import Parts
 from tasks.common.seq2seq import CorpusMetric, token_loss
 
-LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # where nothing else is said
+SEARCH = {"num_beams": 5, "ctc_weight": 0.3}  # of a new model, where nothing else is said
+LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # and of one with a language model
 
 
 class ASRDataModule(TaskDataModule):
@@ -172,10 +174,11 @@ class ASRModule(TaskModule):
     Args:
         ctc_weight: w in training; 1 where there is no decoder.
         val_beams: beams of the search that validates within fit; 1: greedy.
-        num_beams: beams of `validate` and `test`, and of the finished model.
-        search_ctc_weight: w in searching: 0 is attention alone, 1 is CTC alone.
+        num_beams: beams of `validate` and `test`, and of the finished model; none: 5, or as the model that is measured
+            has it.
+        search_ctc_weight: w in searching: 0 is attention alone, 1 is CTC alone; none: 0.3, or likewise.
         lm_weight: of the language model (data.lm_order), against CTC's one, in searching by CTC alone with beams; 0: it
-            is not asked; none: 0.5, or as the model that is measured has it.
+            is not asked; none: 0.5, or likewise.
         lm_bonus: for each id written, since every id makes a text less likely to it; none: 1, or likewise.
         monitor_rate: the error rate that the best checkpoint has: of words (wer) or characters (cer).
         training: what TaskModule takes.
@@ -192,8 +195,8 @@ class ASRModule(TaskModule):
         *,
         ctc_weight: float = 0.3,
         val_beams: int = 1,
-        num_beams: int = 5,
-        search_ctc_weight: float = 0.3,
+        num_beams: int | None = None,
+        search_ctc_weight: float | None = None,
         lm_weight: float | None = None,
         lm_bonus: float | None = None,
         monitor_rate: Literal["wer", "cer"] = "wer",
@@ -201,17 +204,17 @@ class ASRModule(TaskModule):
     ) -> None:
         super().__init__(model, **training)
         for name, value in (("ctc_weight", ctc_weight), ("search_ctc_weight", search_ctc_weight)):
-            if not 0.0 <= value <= 1.0:
+            if value is not None and not 0.0 <= value <= 1.0:
                 raise ConfigError(f"model.{name}: expected a value from 0 to 1, found {value}.")
-        if val_beams < 1 or num_beams < 1:
-            raise ConfigError(
-                f"model.val_beams and model.num_beams: expected 1 or more, found {val_beams}, {num_beams}."
-            )
+        for name, beams in (("val_beams", val_beams), ("num_beams", num_beams)):
+            if beams is not None and beams < 1:
+                raise ConfigError(f"model.{name}: expected 1 or more, found {beams}.")
         if lm_weight is not None and lm_weight < 0.0:
             raise ConfigError(f"model.lm_weight: expected 0 or more, found {lm_weight}.")
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
-        self.val_beams, self.num_beams, self.search_ctc_weight = val_beams, num_beams, search_ctc_weight
-        self.lm_weight, self.lm_bonus, self.monitor_rate = lm_weight, lm_bonus, monitor_rate
+        self.val_beams, self.monitor_rate = val_beams, monitor_rate
+        given = {"num_beams": num_beams, "ctc_weight": search_ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
+        self.search = {name: value for name, value in given.items() if value is not None}
 
     @property
     def monitor(self) -> str:  # type: ignore[override]
@@ -226,27 +229,24 @@ class ASRModule(TaskModule):
         return fitted(start, sizes)
 
     def complete_processor(self, processor: ASRProcessor) -> ASRProcessor:
-        processor.search = {"num_beams": self.num_beams, "ctc_weight": self.search_ctc_weight}
-        if processor.lm is not None:
-            processor.search |= LM_SEARCH | self._fusion
+        processor.search = self._search()
+        processor.delay = measure_delay(self.model, processor, self.trainer.datamodule.dataset("train").samples)  # type: ignore[attr-defined]
         return processor
 
-    @property
-    def _fusion(self) -> dict[str, float]:
-        """How the language model is heard, where that was said."""
-        given = {"lm_weight": self.lm_weight, "lm_bonus": self.lm_bonus}
-        return {name: value for name, value in given.items() if value is not None}
+    def _search(self) -> dict[str, Any]:
+        """How texts are searched for: as is said, else as the model that is measured has it, else by the defaults."""
+        processor = self._processor
+        return SEARCH | (LM_SEARCH if processor.lm is not None else {}) | processor.search | self.search
 
     def setup(self, stage: str) -> None:
-        decides = self.keywords.get("decoder", "transformer") != "none" and self.search_ctc_weight < 1.0
-        has = self._processor.lm is not None
-        if has and decides and self.lm_weight != 0.0:
+        search, has = self._search(), self._processor.lm is not None
+        if search.get("lm_weight") and not has:
+            raise ConfigError("model.lm_weight: there is no language model; data.lm_order makes one of the texts.")
+        if search.get("lm_weight") and self.keywords.get("decoder") != "none" and search["ctc_weight"] < 1.0:
             raise ConfigError(
                 "data.lm_order: a language model goes with CTC alone, since a decoder is one itself: model.decoder "
                 "none, or model.search_ctc_weight 1."
             )
-        if self.lm_weight and not has:
-            raise ConfigError("model.lm_weight: there is no language model; data.lm_order makes one of the texts.")
 
     def losses(self, batch: ASRBatch, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss and its parts."""
@@ -270,8 +270,8 @@ class ASRModule(TaskModule):
         loss, _ = self.losses(batch)
         tokens = float(batch.label_mask.sum())
         metric.add("loss", float(loss) * tokens, tokens)
-        beams = self.val_beams if self.trainer.state.fn == "fit" else self.num_beams
-        heard = write(self.model, batch, self._processor, beams, self.search_ctc_weight, **self._fusion)
+        search = self._search() | ({"num_beams": self.val_beams} if self.trainer.state.fn == "fit" else {})
+        heard = write(self.model, batch, self._processor, **search)
         metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])
 
 

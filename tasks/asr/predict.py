@@ -51,7 +51,7 @@ class ASRExplanation:
     frame_seconds: float  # of one of them
     tokens: list[str]  # what was written
     attention: Tensor | None  # (tokens, S) over the encoded frames, rows sum to one; none without a decoder
-    alignment: Tensor  # (tokens, S), CTC's: where each token is emitted
+    alignment: Tensor  # (tokens, S), CTC's: where each token is said, less the model's delay
     words: list[tuple[str, float, float]] = field(default_factory=list)  # the true borders, where known
 
     def save(self, path: str | Path) -> None:
@@ -171,6 +171,8 @@ class Recogniser(Predictor):
         """
         spans = align(log_p, self.processor.encode(text), BLANK_BIAS)
         words = words_at(text, spans, self.processor, self.frame_seconds, start, len(log_p))
+        last = start + len(wave) / self.processor.sample_rate
+        words = [word.moved(-self.processor.delay, start, last) for word in words]
         return fit_to_sound(words, wave, self.processor.sample_rate, start)
 
     @torch.inference_mode()
@@ -217,8 +219,9 @@ class Recogniser(Predictor):
         attention = None if output.logits is None else self.model.alignment(maps)[0, :count].float().cpu()
         log_p = output.ctc_logits[0].float().log_softmax(-1).cpu()
         alignment = torch.zeros(count, len(log_p))
+        late = round(self.processor.delay / self.frame_seconds)
         for row, (first, last) in enumerate(align(log_p, batch.labels[0, :count].tolist())):
-            alignment[row, first : last + 1] = 1.0
+            alignment[row, max(first - late, 0) : max(last + 1 - late, 1)] = 1.0
         tokens = [self.processor.decode([i]) or " " for i in batch.labels[0, :count].tolist()]
         return ASRExplanation(
             transcript,

@@ -26,6 +26,11 @@ class Word:
     start: float
     end: float
 
+    def moved(self, seconds: float, low: float, high: float) -> Word:
+        """So much later, within a recording that lasts from low to high."""
+        start, end = (round(min(max(time + seconds, low), high), 3) for time in (self.start, self.end))
+        return Word(self.word, start, end)
+
 
 def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0) -> list[tuple[int, int]]:
     """The first and the last frame of each id on the likeliest path (Viterbi) that writes them.

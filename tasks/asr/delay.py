@@ -1,0 +1,48 @@
+"""How much later than it hears a sound a model with CTC writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+
+from data.asr import ASRProcessor, ASRSample, normalise
+from tasks.asr.model import BLANK, ASRModel
+from tasks.asr.words import align
+
+CLIPS, TOKENS = 40, 6  # that are looked at, and of each clip
+
+
+@torch.enable_grad()
+def measure_delay(model: ASRModel, processor: ASRProcessor, samples: Sequence[ASRSample]) -> float:
+    """Median seconds from what a token rests on to the frame that says it; below 0 where that is earlier.
+
+    CTC's loss is the same whenever a token is said. Frames that see their neighbours learn to say it some frames late
+    or early, much the same everywhere in a recording, and word times would be off by that. What a token rests on lies
+    where its score changes with the input: the time of frame t, averaged with weights ``|d score / d x_t|^2``.
+
+    Args:
+        model: with its final weights.
+        processor: its own.
+        samples: recordings with their texts, such as it was trained on.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found: list[float] = []
+    for sample in samples[:: max(1, len(samples) // CLIPS)]:
+        ids = processor.encode(normalise(sample.text))
+        features = processor.features(sample.read(processor.sample_rate))[None].to(device).requires_grad_()  # (1, T, M)
+        memory, _ = model.encode(features, torch.ones_like(features[:, :, 0], dtype=torch.bool))
+        scores = model.head.ctc(memory)[0]  # (S, V)
+        spans = align(scores.detach().log_softmax(-1), ids)
+        times = torch.arange(features.shape[1], device=device) * processor.frame_seconds
+        step = max(1, len(spans) // TOKENS)
+        for token, (first, last) in list(zip(ids, spans, strict=False))[::step]:
+            frame = first + int(scores[first : last + 1, token].argmax())
+            (slope,) = torch.autograd.grad(scores[frame, token] - scores[frame, BLANK], features, retain_graph=True)
+            weights = slope[0].double().square().sum(-1)  # (T,)
+            if float(weights.sum()) > 0.0:  # a model that hears nothing has no delay
+                rests_on = float((weights * times).sum() / weights.sum())
+                found.append((frame + 0.5) * model.subsampling * processor.frame_seconds - rests_on)
+    return round(median(found), 3) if found else 0.0

@@ -1,0 +1,88 @@
+"""How late CTC says what it hears: found again where it is known, and taken off word times."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.asr import ASRDataset, ASRProcessor, ASRSample
+from data.demo.asr import make
+from tasks.asr.delay import measure_delay
+from tasks.asr.predict import Recogniser, load
+from tasks.asr.words import Word
+from tasks.common.inference import shipped_folder
+
+
+class Late(nn.Module):
+    """Scores of each frame from the input so many frames before it, and from nothing else."""
+
+    subsampling = 1
+
+    def __init__(self, frames: int, bands: int, vocab_size: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frames, self.head = frames, nn.Module()
+        self.head.ctc = nn.Linear(bands, vocab_size)
+
+    def encode(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        late = torch.roll(features, self.frames, 1)
+        if self.frames > 0:
+            late = torch.cat([torch.zeros_like(late[:, : self.frames]), late[:, self.frames :]], 1)
+        return late, mask
+
+
+@pytest.fixture(scope="module")
+def clips() -> ASRDataset:
+    return ASRDataset(make("train", 50))
+
+
+@pytest.mark.parametrize("frames", [0, 7, 20])
+def test_a_known_delay_is_found(clips: ASRDataset, frames: int) -> None:
+    processor = ASRProcessor.fit(clips)
+    model: Any = Late(frames, processor.mel.n_mels, processor.tokenizer.vocab_size)
+    found = measure_delay(model, processor, clips.samples)
+    assert abs(found - (frames + 0.5) * processor.frame_seconds) < 1e-3  # a frame is said in its middle
+
+
+def test_what_hears_nothing_has_none(clips: ASRDataset) -> None:
+    processor = ASRProcessor.fit(clips)
+    model: Any = Late(0, processor.mel.n_mels, processor.tokenizer.vocab_size)
+    nn.init.zeros_(model.head.ctc.weight)
+    assert measure_delay(model, processor, clips.samples) == 0.0
+
+
+def test_word_times_are_earlier_by_it() -> None:
+    recogniser, (sample,) = load(device="cpu"), make("test", 1)
+    wave, text = sample.read(8000), sample.text
+    log_p = torch.full((40, recogniser.processor.tokenizer.vocab_size), -9.0)  # frames that cannot be told apart
+    log_p[:, 0] = 0.0
+    ids = recogniser.processor.encode(text)
+    for n, token in enumerate(ids):
+        log_p[5 + 2 * n, token] = 1.0
+    flat = torch.ones_like(wave) * torch.tensor([1.0, -1.0]).repeat(len(wave))[: len(wave)]  # sound everywhere
+    times = {}
+    for delay in (0.0, 0.08):
+        recogniser.processor.delay = delay
+        times[delay] = recogniser.words(text, log_p, flat)
+    for late, early in zip(times[0.0][1:-1], times[0.08][1:-1], strict=True):
+        assert abs(late.start - early.start - 0.08) < 0.011
+    assert Word("a", 0.1, 0.5).moved(-0.2, 0.0, 9.0) == Word("a", 0.0, 0.3)
+    assert Word("a", 0.1, 0.5).moved(0.2, 0.0, 0.6) == Word("a", 0.3, 0.6)
+
+
+def test_folders_that_do_not_say_it_have_none(tmp_path: Path) -> None:
+    folder = shutil.copytree(shipped_folder("asr"), tmp_path / "model")
+    path = folder / "processor" / "processor.json"
+    settings = json.loads(path.read_text())
+    settings.pop("delay", None)
+    path.write_text(json.dumps(settings))
+    older = load(folder, device="cpu")
+    assert older.processor.delay == 0.0
+    assert isinstance(older, Recogniser)
+    assert older.predict([ASRSample("1", make("test", 1)[0].audio)])[0].text
