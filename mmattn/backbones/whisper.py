@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,17 @@ from ..positions import LearnedPositions, sinusoidal_1d
 from .seq2seq import Seq2Seq
 
 FRAME_SECONDS = 0.01
+
+
+class HeardWindow(NamedTuple):
+    """What one window of a long recording says."""
+
+    first: int  # frame of the recording
+    frames: int
+    segments: list[Segment]
+    memory: Tensor  # (1, S, E)
+    prompt: Tensor  # (1, P) long
+    score: float  # log p / length^length_penalty
 
 
 class Whisper(Seq2Seq):
@@ -192,9 +203,7 @@ class Whisper(Seq2Seq):
         return [dict(sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])) for row in shares]
 
     def transcribe(self, features: Tensor, config: SpeechConfig, **keywords: Any) -> Iterator[Segment]:
-        """Writes a recording of any length, window by window, each beginning at the last timestamp of the one before.
-
-        Radford et al. 2022, section 3.8, at one temperature and without the text before as a prompt.
+        """Writes a recording of any length, window by window; see `hear`.
 
         Args:
             features: (T, M), of the whole recording.
@@ -207,20 +216,38 @@ class Whisper(Seq2Seq):
         Raises:
             ValueError: the config has no timestamps.
         """
+        for window in self.hear(lambda frame: (frame, features[frame : frame + self.max_frames]), config, **keywords):
+            yield from window.segments
+
+    def hear(
+        self, read: Callable[[int], tuple[int, Tensor]], config: SpeechConfig, **keywords: Any
+    ) -> Iterator[HeardWindow]:
+        """Writes a recording that is read as it is heard; each window begins at the last timestamp of the one before.
+
+        Radford et al. 2022, section 3.8, at one temperature and without the text before as a prompt.
+
+        Args:
+            read: a frame to the frames (T, M) from there on, as many as a window has or as there are, and where they
+                begin, later where there is nothing to be heard before; no frames end it. Never asked to go back.
+            config: as of `transcribe`, like keywords.
+
+        Yields:
+            What each window says, as soon as it is known.
+        """
         config = replace(config, return_timestamps=True)
         begin, prompt, seek = config.timestamp_begin, None, 0
         assert begin is not None
-        while seek < len(features):
-            window = features[seek : seek + self.max_frames]
+        while len((found := read(seek))[1]):
+            seek, window = found
             frames = len(window)
             with torch.inference_mode():
                 memory = self.encode(F.pad(window, (0, 0, 0, self.max_frames - frames))[None])
                 prompt = self.prompt(memory, None, config) if prompt is None else prompt
                 written = self._write(memory, None, prompt, config, **keywords)
-            segments, moved = split_segments(written.tokens(without=config.eos)[0][0], begin, frames)
-            for first, last, ids in segments:
-                start, end = (seek + STAMP_FRAMES * place for place in (first, last))
-                yield Segment(start * FRAME_SECONDS, end * FRAME_SECONDS, ids)
+            parts, moved = split_segments(written.tokens(without=config.eos)[0][0], begin, frames)
+            times = [[(seek + STAMP_FRAMES * place) * FRAME_SECONDS for place in part[:2]] for part in parts]
+            segments = [Segment(*pair, part[2]) for pair, part in zip(times, parts, strict=True)]
+            yield HeardWindow(seek, frames, segments, memory, prompt, float(written.scores[0, 0]))
             seek += moved
 
     @staticmethod
