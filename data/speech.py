@@ -1,0 +1,141 @@
+"""What turns sound into features, texts into ids and ids into text, for every recogniser: ours and public ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from data.readers import read_json
+from data.saved import SETTINGS, Saved
+
+if TYPE_CHECKING:
+    from data.asr_files import ASRSample
+    from data.text import TokenIds
+
+NO_LIMIT = 1 << 30  # of tokens: a text is never cut, as the sound is not
+
+
+class SpeechProcessor(Saved):
+    """The interface; ``ASRProcessor`` of our own models, ``CTCProcessor`` and ``WhisperProcessor`` of public ones.
+
+    ``SpeechProcessor.load`` reads any of them.
+    """
+
+    tokenizer: TokenIds
+    search: dict[str, Any]  # how the model was measured, for whoever loads it (beams and the like)
+    max_seconds: float  # the longest clip it is meant for; what is longer is heard in windows
+    languages: Mapping[str, Any] | None = None  # those that can be asked for; None: there is nothing to ask for
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        if cls is not SpeechProcessor:
+            return super().load(directory)
+        from data.asr import ASRProcessor
+        from data.asr_public import KINDS
+
+        config = read_json(Path(directory, SETTINGS))
+        kind: Any = KINDS.get(config.get("kind"), ASRProcessor) if isinstance(config, Mapping) else ASRProcessor
+        return kind.load(directory)  # type: ignore[no-any-return]
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+        raise NotImplementedError
+
+    @property
+    def frame_seconds(self) -> float:
+        """From one step of the features to the next one."""
+        raise NotImplementedError
+
+    @property
+    def length_seconds(self) -> float:
+        """Of one of what ``lengths`` counts."""
+        return self.frame_seconds
+
+    @property
+    def pad_id(self) -> int:
+        """Of padding: CTC's blank."""
+        return self.tokenizer.pad_id
+
+    @property
+    def unk_id(self) -> int:
+        """Of what no training text has."""
+        return self.tokenizer.unk_id
+
+    @property
+    def start_id(self) -> int:
+        """What a decoder reads first."""
+        return self.tokenizer.start_id
+
+    @property
+    def eos_id(self) -> int:
+        """What a decoder says last."""
+        return self.tokenizer.eos_id
+
+    def sizes(self) -> dict[str, int]:
+        """The model's keywords that the data decide."""
+        return {"vocab_size": self.tokenizer.vocab_size}
+
+    def num_frames(self, num_samples: int) -> int:
+        """How much of a batch's room so many samples take, padding that is always there included."""
+        raise NotImplementedError
+
+    def lengths(self, samples: Sequence[ASRSample]) -> list[tuple[int, int]]:
+        """Frames, and tokens with their end, of each sample: for batches of like lengths."""
+        return [
+            (
+                self.num_frames(round(sample.seconds() * self.sample_rate)),
+                self.tokenizer.length(self.learnt(sample.text)) + 1,
+            )
+            for sample in samples
+        ]
+
+    def features(self, wave: Tensor) -> Tensor:
+        """Samples (n,) at ``sample_rate``, n at least 1 -> (T, ...)."""
+        return self.features_batch([wave])[0][0]
+
+    def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Samples (n,) each -> features (B, T, ...) and mask (B, T), True = of the recording."""
+        raise NotImplementedError
+
+    def picture(self, wave: Tensor) -> tuple[Tensor, float]:
+        """Samples (n,) to a spectrogram (T, M) for people, and the seconds of one of its frames."""
+        return self.features(wave), self.frame_seconds
+
+    def learnt(self, text: str) -> str:
+        """A text of the data as the model learns it."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; neither start nor end among them."""
+        return self.tokenizer.encode(self.learnt(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text from ids, what is special left out."""
+        return self.tokenizer.decode(ids)
+
+    def said(self, ids: Sequence[int]) -> str:
+        """What ids of the model say, as a user sees it."""
+        return self.decode(ids)
+
+    def targets(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """What training compares with.
+
+        Returns:
+            target_ids: (B, L) long, what a decoder reads, the start token first.
+            labels: (B, L) long, what it should say at each place, the end last.
+            label_mask: (B, L) bool, True = counts.
+        """
+        labels, label_mask = self.tokenizer.encode_batch([self.learnt(text) for text in texts], NO_LIMIT, eos=True)
+        start = torch.full_like(labels[:, :1], self.start_id)
+        return torch.cat([start, labels[:, :-1]], dim=1), labels, label_mask
+
+    def save_parts(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+
+    def parts_text(self) -> str:
+        return self.tokenizer.to_json()
