@@ -6,8 +6,11 @@ a prompt.
 
 from __future__ import annotations
 
+import bisect
 import json
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +20,14 @@ from torch.nn.functional import pad
 
 from data.asr import level
 from data.asr_files import normalise
-from data.audio_public import CTCText, WaveFeatures, WhisperFeatures, WhisperText, features_from_config, load_speech_text
+from data.audio_public import (
+    CTCText,
+    WaveFeatures,
+    WhisperFeatures,
+    WhisperText,
+    features_from_config,
+    load_speech_text,
+)
 from data.errors import DataError
 from data.mel import LogMel
 from data.speech import SpeechProcessor
@@ -25,13 +35,15 @@ from data.speech import SpeechProcessor
 UNIT = 0.01  # seconds in which lengths are counted, where the features are samples
 HEARD = 20.0  # seconds that a model with CTC hears at once, where nobody says
 PICTURE_BANDS = 64  # of the spectrogram in a picture
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a part of a letter is decoded to
+UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # written without blanks between words
 
 
 class CTCProcessor(SpeechProcessor):
     """Samples in, letters by CTC out: wav2vec 2.0 and HuBERT.
 
-    The padding of a batch is masked, whatever the folder says: a recording alone is the measure, and the model is called
-    so that a batch gives the same. Texts are learnt normalised, in the case that the letters have.
+    The padding of a batch is masked, whatever the folder says: a recording alone is the measure, and a batch must give
+    the same. Texts are learnt normalised, in the case that the letters have.
 
     Args:
         front: How samples are normalised.
@@ -86,7 +98,11 @@ class CTCProcessor(SpeechProcessor):
         return self._mel(level(wave)), self._mel.hop / self.sample_rate
 
     def learnt(self, text: str) -> str:
-        return self._spelt(normalise(text))
+        spelt = self._spelt(normalise(text))
+        if self.unk_id != self.pad_id:
+            return spelt
+        known = {" ", *self.tokenizer.letters}  # what is not known would be taken for the blank
+        return "".join(sign for sign in spelt if sign in known or sign.upper() in known)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(self._spelt(text))  # as it stands: the model's own texts come back, too
@@ -103,9 +119,19 @@ class CTCProcessor(SpeechProcessor):
         return "".join(kept)
 
     def unknown(self, texts: Sequence[str]) -> list[str]:
-        """The signs of texts, as they are learnt, that the model has no letter for."""
-        signs = sorted({sign.upper() if self.tokenizer.lowered else sign for text in texts for sign in self.learnt(text)})
-        return [sign for sign in signs if sign != " " and sign not in self.tokenizer.letters]
+        """The signs of texts that the model has no letter for, in the case that its letters have."""
+        letters = {letter for letter in self.tokenizer.letters if len(letter) == 1}
+        upper = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
+        signs = {sign for text in texts for sign in self._spelt(normalise(text)) if sign != " "}
+        cased = {sign.upper() if upper and len(sign.upper()) == 1 else sign for sign in signs}
+        return sorted(cased - letters)
+
+    def extended(self, signs: Sequence[str], first: int) -> CTCText:
+        """The tokenizer with more letters, whose ids begin with `first`."""
+        vocabulary = json.loads(self.tokenizer.files["vocab.json"])
+        vocabulary |= {sign: first + n for n, sign in enumerate(signs)}
+        content = json.dumps(vocabulary, ensure_ascii=False, sort_keys=True).encode()
+        return CTCText(self.tokenizer.files | {"vocab.json": content}, self.tokenizer.max_len)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -195,8 +221,37 @@ class WhisperProcessor(SpeechProcessor):
         ids, mask = self.tokenizer.encode_batch([self.learnt(text) for text in texts], room)  # padded by the end
         prompt = torch.tensor(self.prompt).expand(len(ids), -1)  # (B, P)
         labels = torch.cat([prompt[:, 1:], pad(ids, (0, 1), value=self.eos_id)], dim=1)  # (B, P + L)
-        label_mask = torch.cat([torch.zeros_like(prompt[:, 1:], dtype=torch.bool), pad(mask, (1, 0), value=True)], dim=1)
+        label_mask = torch.cat(
+            [torch.zeros_like(prompt[:, 1:], dtype=torch.bool), pad(mask, (1, 0), value=True)], dim=1
+        )
         return torch.cat([prompt, ids], dim=1), labels, label_mask
+
+    def words(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> list[tuple[str, int, int]]:
+        """The words that ids of text say, each with its first id and the one behind its last, by place.
+
+        Where a language has no blanks between words, what its pieces spell stands for them.
+
+        Args:
+            ids: Of text alone.
+            prompt: What they were written behind: its language counts.
+        """
+        text, ends = self.decode(ids), [0]  # where the pieces end
+        for count in range(1, len(ids) + 1):
+            part = self.decode(ids[:count])
+            ends.append(ends[-1] if part.endswith(BROKEN) and count < len(ids) else max(ends[-1], len(part)))
+        ends[-1] = len(text)
+        names = {index: name.strip("<|>") for name, index in (self.languages or {}).items()}
+        if any(names.get(token) in UNSPACED for token in prompt):
+            spans = [(a, b) for a, b in pairwise(ends) if text[a:b].strip()]
+        else:
+            spans = [word.span() for word in re.finditer(r"\S+", text)]
+        found = []
+        for start, end in spans:
+            first = bisect.bisect_right(ends, start) - 1  # the piece that holds the first letter
+            while first and ends[first - 1] == ends[first]:
+                first -= 1  # one that holds a part of it only
+            found.append((text[start:end].strip(), first, bisect.bisect_left(ends, end)))
+        return found
 
     def settings(self) -> dict[str, Any]:
         return {

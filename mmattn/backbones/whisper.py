@@ -162,7 +162,28 @@ class Whisper(Seq2Seq):
         """
         with torch.inference_mode():
             memory, mask = self.encode(features, feature_mask), self.halved(feature_mask)
-            return self._write(memory, mask, self.prompt(memory, mask, config), config, **keywords)
+            return self.write(memory, mask, self.prompt(memory, mask, config), config, **keywords)
+
+    def write(
+        self, memory: Tensor, memory_mask: Tensor | None, prompt: Tensor, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        """Writes behind a prompt, see `generate`.
+
+        Args:
+            memory: (B, S, E) of `encode`.
+            memory_mask: (B, S) bool.
+            prompt: (B, P) long, of `prompt`.
+            config: how.
+        """
+        room = self.max_len - prompt.shape[1]
+        wanted = config.max_new_tokens or config.max_length or room  # here max_length does not count the prompt
+        return generate(
+            self.step,
+            self.start_from(memory, memory_mask),
+            prompt,
+            replace(config, max_new_tokens=min(wanted, room)),
+            **keywords,
+        )
 
     def prompt(self, memory: Tensor, memory_mask: Tensor | None, config: GenerationConfig) -> Tensor:
         """What the decoder begins with, (B, P) long: start, language, task; detects the language where none is given.
@@ -243,10 +264,12 @@ class Whisper(Seq2Seq):
             with torch.inference_mode():
                 memory = self.encode(F.pad(window, (0, 0, 0, self.max_frames - frames))[None])
                 prompt = self.prompt(memory, None, config) if prompt is None else prompt
-                written = self._write(memory, None, prompt, config, **keywords)
+                written = self.write(memory, None, prompt, config, **keywords)
             parts, moved = split_segments(written.tokens(without=config.eos)[0][0], begin, frames)
-            times = [[(seek + STAMP_FRAMES * place) * FRAME_SECONDS for place in part[:2]] for part in parts]
-            segments = [Segment(*pair, part[2]) for pair, part in zip(times, parts, strict=True)]
+            segments = []
+            for low, high, ids in parts:
+                start, end = (seek + STAMP_FRAMES * place for place in (low, high))
+                segments.append(Segment(start * FRAME_SECONDS, end * FRAME_SECONDS, ids))
             yield HeardWindow(seek, frames, segments, memory, prompt, float(written.scores[0, 0]))
             seek += moved
 
@@ -266,16 +289,3 @@ class Whisper(Seq2Seq):
         start = torch.full((len(memory), 1), config.decoder_start_token_id, device=memory.device)
         logits = self.output(self.decode(start, memory, memory_mask)[:, -1])  # (B, V)
         return logits[:, list((config.lang_to_id or {}).values())]
-
-    def _write(
-        self, memory: Tensor, memory_mask: Tensor | None, prompt: Tensor, config: GenerationConfig, **keywords: Any
-    ) -> Generated:
-        room = self.max_len - prompt.shape[1]
-        wanted = config.max_new_tokens or config.max_length or room  # here max_length does not count the prompt
-        return generate(
-            self.step,
-            self.start_from(memory, memory_mask),
-            prompt,
-            replace(config, max_new_tokens=min(wanted, room)),
-            **keywords,
-        )

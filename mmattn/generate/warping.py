@@ -12,8 +12,8 @@ WIDTH = 7  # frames of the median filter
 def spoken_from(weights: Tensor, width: int = WIDTH) -> list[int]:
     """The frame from which on each token is said (Radford et al. 2022, the published code's word timestamps).
 
-    Attention is brought to mean 0 and variance 1 over the tokens, frame by frame, smoothed in time by a median, averaged
-    over the heads, and the tokens are laid along the path of most attention that never goes back.
+    Attention is brought to mean 0 and variance 1 over the tokens, frame by frame, smoothed in time by a median, and
+    averaged over the heads; the tokens are laid along the path of most attention that never goes back.
 
     Args:
         weights: (h, L, S), attention of the places from which each token is written.
@@ -39,7 +39,7 @@ def median(x: Tensor, width: int) -> Tensor:
 
 
 def warp(cost: Tensor) -> list[int]:
-    """Where each row begins on the cheapest path from the first corner to the last, each step to the right, down or both.
+    """Where each row begins on the cheapest path from the first corner to the last, by steps right, down or both.
 
     Row by row: ``D[i, j] = cost[i, j] + min(D[i - 1, j - 1], D[i - 1, j], D[i, j - 1])``, and what comes from the left
     adds up, ``D[i, j] = C[j] + min over k <= j of (from above[k] - C[k - 1])``, C being the row's running sum.

@@ -7,6 +7,8 @@ INPUTS = (
     Argument("--audio", "a recording to transcribe, of any length (WAV, FLAC; others where torchcodec is installed)"),
     Argument("--num_beams", "beams of the search; 1: greedy (default: as the model was measured)", {"type": int}),
     Argument("--ctc_weight", "0: attention alone, 1: CTC alone (default: as the model was measured)", {"type": float}),
+    Argument("--language", "of Whisper: the language that is spoken, such as de or German (default: it is heard)"),
+    Argument("--task", "of Whisper: transcribe, or translate into English (default: as its folder says)"),
     Argument("--window", "seconds that are heard at once (default: the longest clip of the training)", {"type": float}),
 )
 
