@@ -80,7 +80,7 @@ def export_ctc(model: PublicCTC, folder: Path, formats: Sequence[str]) -> list[s
     That of a base model, which normalises over time, takes recordings of one length.
     """
     model = model.eval().cpu()
-    samples = Dim("samples", min=model.net.receptive_field, max=1 << 22)
+    samples = Dim("samples", min=model.net.receptive_field + model.net.hop, max=1 << 22)  # of two frames
     sources = []
     for batch, seconds in SECONDS:
         count = round(seconds * RATE)
