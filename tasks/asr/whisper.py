@@ -72,16 +72,11 @@ class WhisperRecogniser(Recogniser):
     def _words_of(self, window: HeardWindow, config: SpeechConfig) -> list[Word]:
         start, ids = window.first * FRAME_SECONDS, [token for segment in window.segments for token in segment.ids]
         spoken = Spoken(ids, window.prompt[0].tolist(), window.memory, window.score)
-        seconds = self.frame_seconds
-        stretches = [
-            Stretch(
-                self._text(segment.ids),
-                round((segment.start - start) / seconds),
-                min(round((segment.end - start) / seconds), -(-window.frames // STAMP_FRAMES)),
-                closed=segment.ids[-1:] > [config.no_timestamps_token_id],
-            )
-            for segment in window.segments
-        ]
+        seconds, states, stretches = self.frame_seconds, -(-window.frames // STAMP_FRAMES), []
+        for segment in window.segments:  # whose timestamps may lie beyond the recording's end
+            low, high = (min(round((time - start) / seconds), states) for time in (segment.start, segment.end))
+            closed = segment.ids[-1:] > [config.no_timestamps_token_id]
+            stretches.append(Stretch(self._text(segment.ids), low, high, closed))
         found: list[Word] = self.model.words(spoken, stretches, self.processor, start)
         return found
 

@@ -1,0 +1,457 @@
+"""Public Whisper, wav2vec 2.0 and HuBERT folders that recognise speech: what transformers says, of any length."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tasks
+from data.asr import ASRSample
+from data.asr_public import CTCProcessor, WhisperProcessor
+from data.errors import DataError
+from mmattn.generate.speech import SpeechConfig
+from tasks.asr.__main__ import INPUTS
+from tasks.asr.predict import Recogniser
+from tasks.asr.predict import load as load_recogniser
+from tasks.asr.public_whisper import Spoken, Stretch
+from tasks.asr.whisper import WhisperRecogniser
+from tasks.common import inference
+from tasks.common.dispatch import model_parser
+from tasks.common.errors import CheckpointError, ConfigError
+from tests.tasks.public_speech import (
+    LETTERS,
+    RATE,
+    WINDOW,
+    recording,
+    said_by_transformers,
+    wave,
+    write_ctc,
+    write_whisper,
+)
+
+pytest.importorskip("transformers")
+soundfile = pytest.importorskip("soundfile")
+pytestmark = pytest.mark.parity
+CTC = {"base": {}, "large": {"large": True}, "hubert": {"family": "hubert"}}
+CTC |= {"large hubert": {"family": "hubert", "large": True, "whole": True}}
+SHORT = (1.0, 1.7, 0.6, 1.9)  # seconds
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Folder and transformers' parts of each kind."""
+    root = tmp_path_factory.mktemp("speech")
+    found: dict[str, Any] = {name: (root / name, write_ctc(root / name, **options)) for name, options in CTC.items()}
+    return found | {"whisper": (root / "whisper", write_whisper(root / "whisper"))}
+
+
+def clips(seconds: tuple[float, ...] = SHORT) -> list[torch.Tensor]:
+    return [wave(one, seed) for seed, one in enumerate(seconds)]
+
+
+def texts(recogniser: Any, waves: list[torch.Tensor], **options: Any) -> list[str]:
+    return [answer.text for answer in recogniser.predict([recording(one) for one in waves], **options)]
+
+
+def run(command: str, folder: Path, *words: str) -> None:
+    given = ["--checkpoint", str(folder), "--device", "cpu", *words]
+    inference.run("asr", command, model_parser("asr", command, INPUTS).parse_args(given))
+
+
+# What transformers says -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CTC)
+def test_letters_as_transformers_hears_them(name: str, folders: dict[str, Any]) -> None:
+    folder, theirs = folders[name]
+    recogniser = tasks.load(folder, device="cpu")
+    assert type(recogniser) is Recogniser
+    expected = said_by_transformers(theirs, clips())
+    assert len(set(expected)) == len(SHORT)
+    assert min(map(len, expected)) > 5, "a model that says nothing shows nothing"
+    assert texts(recogniser, clips()) == expected, "a batch, in which all but one are padded"
+    assert texts(recogniser, clips(), batch_size=1) == expected
+
+
+def test_a_batch_of_a_large_model_is_transformers_batch(folders: dict[str, Any]) -> None:
+    folder, (model, extractor, tokenizer) = folders["large"]
+    inputs = extractor([one.numpy() for one in clips()], sampling_rate=RATE, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        best = model(**inputs).logits.argmax(-1)
+    counts = model._get_feat_extract_output_lengths(inputs.attention_mask.sum(1)).tolist()
+    expected = [tokenizer.decode(row[:count]) for row, count in zip(best, counts, strict=True)]  # no letters in padding
+    assert texts(tasks.load(folder, device="cpu"), clips()) == expected
+
+
+@pytest.mark.parametrize("generation", [{}, {"num_beams": 3, "length_penalty": 0.4, "no_repeat_ngram_size": 3}])
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any], tmp_path: Path) -> None:
+    theirs = write_whisper(tmp_path, seed, whole=seed == 3, **generation)
+    recogniser = load_recogniser(tmp_path, device="cpu")
+    assert isinstance(recogniser, WhisperRecogniser)
+    expected = said_by_transformers(theirs, clips())
+    assert len(set(expected)) > 1
+    assert texts(recogniser, clips()) == expected
+    assert texts(recogniser, clips(), batch_size=1) == expected
+    for options in ({"language": "de"}, {"language": "Japanese", "task": "translate"}, {"num_beams": 2}):
+        assert texts(recogniser, clips(), **options) == said_by_transformers(theirs, clips(), **options)
+
+
+def test_language_and_task_change_what_is_written(folders: dict[str, Any]) -> None:
+    folder, theirs = folders["whisper"]
+    found = {
+        (language, task): tuple(texts(tasks.load(folder, device="cpu"), clips(), language=language, task=task))
+        for language in ("en", "de")
+        for task in ("transcribe", "translate")
+    }
+    assert len(set(found.values())) == 4
+    assert tuple(said_by_transformers(theirs, clips(), language="de", task="translate")) == found["de", "translate"]
+
+
+def test_an_english_whisper(tmp_path: Path) -> None:
+    theirs = write_whisper(tmp_path, english=True)
+    recogniser = tasks.load(tmp_path, device="cpu")
+    assert texts(recogniser, clips()) == said_by_transformers(theirs, clips())
+    with pytest.raises(ConfigError, match="an English model takes no language"):
+        recogniser.predict([recording(wave(1.0))], language="en")
+
+
+@pytest.mark.parametrize("name", ["base", "whisper"])
+def test_any_rate_and_any_number_of_channels(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
+    recogniser = tasks.load(folders[name][0], device="cpu")
+    one = wave(1.2)
+    torchaudio = pytest.importorskip("torchaudio")
+    other = torchaudio.functional.resample(one, RATE, 44_100)
+    soundfile.write(tmp_path / "a.wav", torch.stack([0.5 * other, 1.5 * other], 1).numpy() / 2, 44_100, "FLOAT")
+    back = torchaudio.functional.resample(other, 44_100, RATE) / 2
+    found = recogniser.predict([tmp_path / "a.wav", recording(back)])
+    assert found[0].text == found[1].text != ""
+    assert found[0].duration == pytest.approx(1.2, abs=1e-3)
+
+
+# Any length -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 3, 5])
+def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path: Path) -> None:
+    theirs = write_whisper(tmp_path, seed)
+    recogniser = tasks.load(tmp_path, device="cpu")
+    waves = [*clips((5.3, 7.7)), wave(1.1, 3)]
+    expected = said_by_transformers(theirs, waves)
+    found = recogniser.predict([recording(one) for one in waves], batch_size=2)
+    assert [answer.text for answer in found] == expected
+    assert recogniser.long
+    assert [answer.duration for answer in found] == [5.3, 7.7, 1.1]
+    for answer in found:
+        assert " ".join(word.word for word in answer.words).replace(" ", "") == answer.text.replace(" ", "")
+        assert all(0 <= word.start <= word.end <= answer.duration + 1e-6 for word in answer.words)
+        assert all(one.start <= other.start + 1e-6 for one, other in pairwise(answer.words))
+    beams = {"num_beams": 2, "language": "de"}
+    assert texts(recogniser, waves, **beams) == said_by_transformers(theirs, waves, **beams)
+
+
+def test_windows_that_are_silent_are_passed_over(folders: dict[str, Any]) -> None:
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    silence, said = torch.zeros(4 * WINDOW * RATE), wave(1.5)
+    found = recogniser.predict([recording(torch.cat([said, silence, said, silence]))])[0]
+    assert found.duration == pytest.approx(3 + 8 * WINDOW)
+    assert found.words
+    quiet = [(w.start + w.end) / 2 for w in found.words if 1.5 + WINDOW < w.start < 1.5 + 3 * WINDOW]
+    assert not quiet
+    assert any(word.start > 1.5 + 3 * WINDOW for word in found.words), "what is said behind the silence is heard"
+    for name in ("whisper", "base"):
+        quiet_ones = [recording(torch.zeros(RATE)), recording(silence)]
+        answers = tasks.load(folders[name][0], device="cpu").predict(quiet_ones)
+        assert [(a.text, a.words, a.duration) for a in answers] == [("", [], 1.0), ("", [], 4.0 * WINDOW)]
+
+
+@pytest.mark.parametrize("name", ["base", "large hubert"])
+def test_letters_of_long_recordings(name: str, folders: dict[str, Any]) -> None:
+    """The words of windows, put together, are about those of the whole; in the windows' middles they are the same."""
+    recogniser = tasks.load(folders[name][0], device="cpu")
+    assert recogniser.window == 20.0
+    one = wave(9.0, 5)
+    whole = recogniser.predict([recording(one)])[0]
+    assert not recogniser.long
+    recogniser.window = 4.0
+    found = recogniser.predict([recording(one)], batch_size=2)[0]
+    assert recogniser.long
+    assert found.duration == whole.duration == 9.0
+    assert found.text == " ".join(word.word for word in found.words)
+    assert len(found.words) > 5
+    assert all(one.start <= other.start for one, other in pairwise(found.words))
+    first = recogniser.predict([recording(one[: 4 * RATE])])[0]
+    assert [w.word for w in found.words][:3] == [w.word for w in first.words][:3]
+
+
+def test_recordings_shorter_than_a_frame(folders: dict[str, Any]) -> None:
+    for name in ("base", "large"):
+        recogniser = tasks.load(folders[name][0], device="cpu")
+        long, short = recording(wave(1.0)), recording(wave(1.0)[:100])
+        assert [answer.text != "" for answer in recogniser.predict([short])] == [False]
+        assert [answer.text != "" for answer in recogniser.predict([long, short])] == [True, False]
+
+
+# When words are said --------------------------------------------------------------------------------------------------
+
+
+def test_words_of_letters_lie_where_ctc_has_them(folders: dict[str, Any]) -> None:
+    recogniser = tasks.load(folders["base"][0], device="cpu")
+    answer = recogniser.predict([recording(wave(1.9, 3))])[0]
+    assert [word.word for word in answer.words] == answer.text.split()
+    assert all(0 <= word.start < word.end <= 1.9 for word in answer.words)
+    assert all(one.end <= other.end for one, other in pairwise(answer.words))
+    (found,) = recogniser.aligned([ASRSample("1", (wave(1.9, 3), RATE), answer.text)])
+    assert found == answer.words
+
+
+def test_words_of_whisper_follow_its_attention(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With attention whose truth is known: four words at places of their own, one of them of three pieces."""
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    processor: Any = recogniser.processor
+    ids = processor.encode("the old dog zzz")
+    parts = processor.words(ids)
+    assert [word for word, _, _ in parts] == ["the", "old", "dog", "zzz"]
+    assert parts[-1][2] - parts[-1][1] >= 3
+    borders = [*[4, 14, 26, 34, *range(44, 90, 5)][: len(ids)], 88, 95]  # states from which pieces are said
+    centres = torch.tensor([(a + b) / 2 for a, b in pairwise(borders)])
+    bumps = -((torch.arange(100) - centres[:, None]) / 3).square()
+    shown = bumps.softmax(-1).expand(2, -1, -1)
+
+    def attention(memory: Any, prompt: list[int], text: list[int], heads: Any) -> torch.Tensor:
+        assert text == ids
+        assert prompt[-1] == processor.tokenizer.no_timestamps_id
+        assert heads == [[1, 0], [1, 1]]
+        return shown
+
+    monkeypatch.setattr(recogniser.model, "attention", attention)
+    spoken = Spoken(ids, [processor.start_id], torch.zeros(1, 100, 24), 0.0)
+    found = recogniser.model.words(spoken, [Stretch(ids, 0, 95, closed=False)], processor, start=10.0)
+    assert [word.word for word in found] == ["the", "old", "dog", "zzz"]
+    assert found[0].start == 10.0
+    between = [10 + 0.02 * float(pair.mean()) for pair in centres.unfold(0, 2, 1)]  # from one piece to the next
+    for word, (_, first, end), following in zip(found, parts, [*found[1:], None], strict=True):
+        assert first == 0 or word.start == pytest.approx(between[first - 1], abs=0.07)
+        assert word.end == pytest.approx(between[end - 1], abs=0.07)
+        assert following is None or word.end == following.start
+    cut = parts[2][1]
+    two = [Stretch(ids[:cut], 0, 30, closed=True), Stretch(ids[cut:], 35, 90, closed=True)]
+    within = recogniser.model.words(spoken, two, processor)
+    assert [word.word for word in within] == ["the", "old", "dog", "zzz"]
+    assert within[1].end == pytest.approx(0.6)
+    assert within[2].start == pytest.approx(0.7)
+    assert within[3].end == pytest.approx(1.8)
+
+
+def test_attention_is_that_of_the_heads_that_are_named(folders: dict[str, Any]) -> None:
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    _, (model, extractor, _) = folders["whisper"]
+    features = extractor(wave(1.0).numpy(), sampling_rate=RATE, return_tensors="pt").input_features
+    ids = recogniser.processor.encode("the dog")
+    prompt = [recogniser.processor.start_id, recogniser.processor.tokenizer.no_timestamps_id]
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        output = model(
+            input_features=features, decoder_input_ids=torch.tensor([[*prompt, *ids]]), output_attentions=True
+        )
+        memory = recogniser.model.net.encode(features.mT)
+    for heads, wanted in (([[0, 1], [1, 0]], [(0, 1), (1, 0)]), (None, [(1, 0), (1, 1)])):
+        found = recogniser.model.attention(memory, prompt, ids, heads)
+        expected = torch.stack([output.cross_attentions[layer][0, head, 1:] for layer, head in wanted])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert found.shape == (2, len(ids) + 1, 100)
+
+
+def test_words_without_blanks_between(folders: dict[str, Any]) -> None:
+    processor: Any = tasks.load(folders["whisper"][0], device="cpu").processor
+    text = "日本 x"
+    ids = processor.encode(text)
+    japanese = processor.words(ids, [processor.languages["<|ja|>"]])
+    assert [word for word, _, _ in japanese] == ["日", "本", "x"]
+    assert japanese[0][1] == 0 or ids[0] == processor.encode(" a")[0]
+    assert all(one[2] <= other[1] + 1 for one, other in pairwise(japanese))
+    assert [word for word, _, _ in processor.words(ids)] == ["日本", "x"]
+    assert processor.words(processor.encode(text)[:-1])[-1][2] <= len(ids) - 1
+    assert processor.words([]) == []
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base", "whisper"])
+def test_from_the_command_line(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
+    folder, theirs = folders[name]
+    for n, one in enumerate(clips()):
+        soundfile.write(tmp_path / f"{n}.wav", one.numpy(), RATE, "FLOAT")
+    words = ["--num_beams", "2", "--language", "de"] if name == "whisper" else []
+    run("predict", folder, "--input", str(tmp_path), "--output", str(tmp_path / "o"), *words)
+    rows = [json.loads(line) for line in (tmp_path / "o").read_text().splitlines()]
+    options = {"num_beams": 2, "language": "de"} if words else {}
+    assert [row["text"] for row in rows] == said_by_transformers(theirs, clips(), **options)
+    assert rows[0].keys() == {"id", "text", "words", "duration", "score"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("whisper", "--language xx", r"generation: unknown language 'xx'; there are: en, de, ja\."),
+        ("whisper", "--task sing", r"unknown task 'sing'; there are: translate, transcribe"),
+        ("whisper", "--ctc_weight 0.5", r"ctc_weight: expected none, since Whisper has no CTC; found 0\.5"),
+        ("whisper", "--window 5", r"--window: expected 2 s, which this model always hears; found 5"),
+        ("base", "--language de", r"language: expected none, since this model knows no languages; found 'de'"),
+        ("base", "--task translate", r"task: expected none, .* found 'translate'"),
+        ("base", "--ctc_weight 0.5", r"ctc_weight: expected 1, since this model has CTC and no decoder; found 0\.5"),
+        (None, "--language de", r"language: expected none, since this model knows no languages"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused(
+    name: str | None, words: str, message: str, folders: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = Path(tasks.__file__).parent / "asr" / "checkpoint" if name is None else folders[name][0]
+    soundfile.write(tmp_path / "a.wav", wave(1.0).numpy(), RATE)
+    with pytest.raises(ConfigError, match=message):
+        run("predict", folder, "--audio", str(tmp_path / "a.wav"), *words.split())
+    assert not (tmp_path / "o").exists()
+
+
+def test_keywords_that_there_are_not(folders: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"generation: .*num_beems"):
+        tasks.load(folders["whisper"][0], device="cpu").predict([recording(wave(1.0))], num_beems=3)
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    short, long = (texts(recogniser, clips(), max_new_tokens=count) for count in (3, 9))
+    assert all(one == other[: len(one)] for one, other in zip(short, long, strict=True))
+    assert short != long
+
+
+@pytest.mark.parametrize("name", ["base", "whisper"])
+def test_pictures(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    soundfile.write(tmp_path / "a.wav", wave(1.5, 2).numpy(), RATE, "FLOAT")
+    run("explain", folders[name][0], "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.png"))
+    assert image.open(tmp_path / "e.png").size[0] > 300
+    recogniser = tasks.load(folders[name][0], device="cpu")
+    found = recogniser.explain(tmp_path / "a.wav")
+    assert found.transcript == recogniser.predict([tmp_path / "a.wav"])[0]
+    assert len(found.features) * found.frame_seconds == pytest.approx(1.5, abs=0.011)
+    assert "".join(found.tokens).strip() == found.transcript.text.replace(" ", "") or " " in found.transcript.text
+    if name == "whisper":
+        assert found.alignment is None
+        assert found.attention is not None
+        assert found.attention.shape == (len(found.tokens), 75)
+        torch.testing.assert_close(found.attention.sum(1), torch.ones(len(found.tokens)))
+    else:
+        assert found.attention is None
+        assert found.alignment is not None
+        assert ((found.alignment > 0).float().argmax(1).diff() > 0).all()
+    for item, message in ((wave(21.0), r"at most \d+ s to explain"), (torch.zeros(RATE), "none was heard")):
+        with pytest.raises(DataError, match=message):
+            recogniser.explain(recording(item))
+
+
+@pytest.mark.parametrize(
+    ("name", "programs"), [("base", ["encoder"]), ("large", ["encoder"]), ("whisper", ["encoder", "step"])]
+)
+def test_export_equals_the_model(name: str, programs: list[str], folders: dict[str, Any], tmp_path: Path) -> None:
+    run("export", folders[name][0], "--output", str(tmp_path), "--format", "torch")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(f"{p}.pt2" for p in programs), "processor"])
+    recogniser = tasks.load(folders[name][0], device="cpu")
+    encoder = torch.export.load(tmp_path / "encoder.pt2").module()
+    features, mask = recogniser.processor.features_batch([wave(1.4, 8), wave(1.4, 9)])
+    with torch.no_grad():
+        found = encoder(features=features, feature_mask=mask) if name == "large" else encoder(features=features)
+        if name == "whisper":
+            memory = recogniser.model.net.encode(features)
+            keys, _ = (x for x in found)
+            assert keys.shape == (2, 2, 2, memory.shape[1], 12)
+        else:
+            states, _ = recogniser.model.encode(features, mask)
+            torch.testing.assert_close(found[0], recogniser.model.head.log_probs(states), atol=1e-4, rtol=0)
+
+
+def test_weights_in_fewer_bits(folders: dict[str, Any]) -> None:
+    for name in ("large", "whisper"):
+        plain = tasks.load(folders[name][0], device="cpu")
+        packed = tasks.load(folders[name][0], device="cpu", precision="float32")
+        assert texts(packed, clips()) == texts(plain, clips())
+
+
+# Bad folders ----------------------------------------------------------------------------------------------------------
+
+
+def edited(folder: Path, target: Path, name: str, change: Any) -> Path:
+    """A copy of a folder in which one file is gone (None), another text, or a JSON with other values."""
+    shutil.copytree(folder, target)
+    path = target / name
+    if change is None:
+        path.unlink()
+    elif isinstance(change, dict):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    else:
+        path.write_text(change)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "message"),
+    [
+        ("base", "model.safetensors", None, "no weights"),
+        ("base", "model.safetensors", "cut", "model.safetensors"),
+        ("base", "vocab.json", None, r"vocab\.json: expected the tokenizer's file, found none"),
+        ("base", "vocab.json", "{", r"vocab\.json: expected JSON"),
+        ("base", "vocab.json", json.dumps(LETTERS | {f"w{n}": n for n in range(99)}), "a tokenizer of at most 20 tok"),
+        ("base", "preprocessor_config.json", None, r"preprocessor_config\.json"),
+        ("base", "preprocessor_config.json", {"feature_extractor_type": "Odd"}, "feature_extractor_type of Whisper"),
+        (
+            "base",
+            "preprocessor_config.json",
+            json.dumps({"feature_extractor_type": "WhisperFeatureExtractor"}),
+            "expected a Wav2Vec2FeatureExtractor, found a WhisperFeatureExtractor",
+        ),
+        ("whisper", "tokenizer.json", None, r"tokenizer\.json: expected the tokenizer's file, found none"),
+        ("whisper", "tokenizer.json", "{}", "tokenizer"),
+        ("whisper", "preprocessor_config.json", {"feature_size": 20}, "expected features of 10 bands, found 20"),
+        ("whisper", "preprocessor_config.json", {"chunk_length": 3}, "of 200 frames in a window, found 300"),
+        ("whisper", "generation_config.json", {"typical_p": 0.5}, r"typical_p = 0\.5"),
+        (
+            "whisper",
+            "generation_config.json",
+            {"alignment_heads": [[7, 0]]},
+            r"alignment_heads: expected layers below 2",
+        ),
+        ("whisper", "config.json", {"model_type": "speecht5"}, r"found one of 'speecht5'"),
+    ],
+)
+def test_damaged_folders_are_one_error(
+    kind: str, name: str, change: Any, message: str, folders: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = edited(folders[kind][0], tmp_path / "copy", name, change)
+    with pytest.raises((CheckpointError, DataError), match=message) as error:
+        tasks.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_which_task_has_them(folders: dict[str, Any]) -> None:
+    from tasks.translation.predict import load as load_translator
+
+    with pytest.raises(CheckpointError, match=r"expected a model for translation, found one of whisper, for asr"):
+        load_translator(folders["whisper"][0])
+    assert isinstance(tasks.load(str(folders["base"][0]), device="cpu").processor, CTCProcessor)
+
+
+def test_old_folders_without_timestamps_hear_long_recordings(tmp_path: Path) -> None:
+    write_whisper(tmp_path, 2)
+    values = json.loads((tmp_path / "generation_config.json").read_text())
+    del values["no_timestamps_token_id"], values["alignment_heads"]
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    recogniser = tasks.load(tmp_path, device="cpu")
+    assert isinstance(recogniser.processor, WhisperProcessor)
+    assert "no_timestamps_token_id" not in recogniser.processor.generation
+    assert recogniser.predict([recording(wave(5.0))])[0].words
+    assert SpeechConfig(**recogniser.processor.generation).timestamp_begin is None
