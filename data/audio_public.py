@@ -324,20 +324,19 @@ def read_features(directory: str | Path) -> Features:
     if not path.is_file() and (whole := Path(directory, PROCESSOR)).is_file():  # as transformers 5 writes it
         path, values = whole, read_json(whole)
         values = values.get("feature_extractor") if isinstance(values, Mapping) else None
-    values = read_json(path) if values is None else values
-    kind = values.get("feature_extractor_type") if isinstance(values, Mapping) else None
-    if kind not in EXTRACTORS:
-        raise DataError(str(path), f"a feature_extractor_type of {', '.join(EXTRACTORS)}", shorten(kind))
-    return features_from_config(values, str(path))
+    return features_from_config(read_json(path) if values is None else values, str(path))
 
 
 def features_from_config(values: Mapping[str, Any], where: str = PREPROCESSOR) -> Features:
     """The extractor that ``config()`` or a ``preprocessor_config.json`` describes.
 
     Raises:
-        DataError: A setting that is not supported; named.
+        DataError: An extractor that is not known, or a setting that is not supported; named.
     """
-    kind: Any = EXTRACTORS[values["feature_extractor_type"]]
+    name = values.get("feature_extractor_type") if isinstance(values, Mapping) else None
+    if name not in EXTRACTORS:
+        raise DataError(where, f"a feature_extractor_type of {', '.join(EXTRACTORS)}", shorten(name))
+    kind: Any = EXTRACTORS[name]
     known = kind.KEYS | kind.NEUTRAL
     for key, value in values.items():
         if key not in known and key not in REMARKS:
