@@ -37,7 +37,7 @@ class WhisperStream:
         self.half, self.window = front.n_fft // 2, front.seconds * front.sample_rate // front.hop
         self.wave = torch.empty(0)  # what may still be needed, from the sample `begin` of the recording on
         self.begin, self.total = 0, 0  # how many samples were read
-        self.ended = False
+        self.mirrored, self.ended = False, False  # whether what lies before the first sample stands in `wave`; all read
 
     def read(self, frame: int) -> tuple[int, Tensor]:
         """The window that begins at a frame, or at the next that something can be heard in; see ``Whisper.hear``.
@@ -75,12 +75,12 @@ class WhisperStream:
             if block is None:
                 self.ended = True
                 self.wave = torch.cat([self.wave, self.wave[-self.half - 1 : -1].flip(0)])  # mirrored, as at the start
-            elif self.total:
+            else:
                 self.wave = torch.cat([self.wave, block])
                 self.total += len(block)
-            elif len(block):
-                start = block[1 : self.half + 1].flip(0)
-                self.wave, self.begin, self.total = torch.cat([start, block]), -len(start), len(block)
+                if not self.mirrored and self.begin == 0 and len(self.wave) > self.half:
+                    self.wave = torch.cat([self.wave[1 : self.half + 1].flip(0), self.wave])
+                    self.begin, self.mirrored = -self.half, True
             if low > self.begin:
                 self.wave, self.begin = self.wave[low - self.begin :], min(low, self.begin + len(self.wave))
         if low > self.begin:
