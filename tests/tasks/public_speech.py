@@ -22,6 +22,11 @@ CLASSES = {
 }
 
 
+CTC = {"base": {}, "large": {"large": True}, "hubert": {"family": "hubert"}}
+CTC |= {"large hubert": {"family": "hubert", "large": True, "whole": True}}
+SHORT = (1.0, 1.7, 0.6, 1.9)  # seconds
+
+
 def wave(seconds: float, seed: int = 0) -> Tensor:
     """Tones that come and go, and noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -203,3 +208,19 @@ def said_by_transformers(theirs: Any, waves: list[Tensor], **options: Any) -> li
 def recording(samples: Tensor, rate: int = RATE) -> dict[str, Any]:
     """An item for `predict`."""
     return {"audio": (np.asarray(samples), rate)}
+
+
+def write_all(root: Path) -> dict[str, tuple[Path, Any]]:
+    """Folder and transformers' parts of each kind."""
+    found: dict[str, Any] = {name: (root / name, write_ctc(root / name, **options)) for name, options in CTC.items()}
+    return found | {"whisper": (root / "whisper", write_whisper(root / "whisper"))}
+
+
+def clips(seconds: tuple[float, ...] = SHORT) -> list[Tensor]:
+    """Recordings of so many seconds."""
+    return [wave(one, seed) for seed, one in enumerate(seconds)]
+
+
+def texts(recogniser: Any, waves: list[Tensor], **options: Any) -> list[str]:
+    """What a recogniser of ours says of them."""
+    return [answer.text for answer in recogniser.predict([recording(one) for one in waves], **options)]
