@@ -121,7 +121,7 @@ class Recogniser(Predictor):
                 for window in self.windows(sample, shown=len(samples) < 64, **self.reading(search)):
                     entry.duration = round(window.end, 3)
                     self.long |= not window.whole
-                    if window.said is not None or float(window.wave.amax() - window.wave.amin()) > SILENCE:
+                    if window.said is not None or audible(window.wave):
                         waiting.append((entry, window))
                     if len(waiting) == batch_size:
                         self._listen(waiting, search)
@@ -328,6 +328,11 @@ class Recogniser(Predictor):
 
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB, on macOS in bytes
         return size / (1 << (30 if sys.platform == "darwin" else 20))
+
+
+def audible(wave: Tensor) -> bool:
+    """Whether something may be said in a wave (n,)."""
+    return float(wave.amax() - wave.amin()) > SILENCE
 
 
 def as_sample(item: Item, number: int) -> ASRSample:

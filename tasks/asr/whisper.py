@@ -13,7 +13,7 @@ from data.asr import ASRSample
 from data.whisper_stream import WhisperStream
 from mmattn.backbones.whisper import FRAME_SECONDS, HeardWindow
 from mmattn.generate.speech import STAMP_FRAMES, SpeechConfig
-from tasks.asr.predict import SILENCE, ASRExplanation, Item, Recogniser, Transcript, as_sample
+from tasks.asr.predict import SILENCE, ASRExplanation, Item, Recogniser, Transcript, as_sample, audible
 from tasks.asr.public_whisper import Spoken, Stretch, speech_config, with_timestamps
 from tasks.asr.windows import Window
 from tasks.asr.words import Word
@@ -94,12 +94,13 @@ class WhisperRecogniser(Recogniser):
 
     def _hear(self, waves: Sequence[Tensor], config: SpeechConfig) -> list[Transcript]:
         """What recordings (n,) of at most a window say."""
-        found = []
-        for wave, spoken in zip(waves, self._spoken(waves, config), strict=True):
-            text = self.processor.said(spoken.ids)
-            words = self.model.words(spoken, [self._stretch(wave, self._text(spoken.ids))], self.processor)
-            found.append(Transcript("", text, words, score=spoken.score))
-        return found
+        return [self._told(*pair) for pair in zip(waves, self._spoken(waves, config), strict=True)]
+
+    def _told(self, wave: Tensor, spoken: Spoken, name: str = "") -> Transcript:
+        """What one recording (n,) of at most a window says."""
+        words = self.model.words(spoken, [self._stretch(wave, self._text(spoken.ids))], self.processor)
+        seconds = round(len(wave) / self.processor.sample_rate, 3)
+        return Transcript(name, self.processor.said(spoken.ids), words, seconds, spoken.score)
 
     def _spoken(self, waves: Sequence[Tensor], config: SpeechConfig) -> list[Spoken]:
         if not waves:
@@ -130,10 +131,16 @@ class WhisperRecogniser(Recogniser):
             DataError: it cannot be read, is longer than a window, or nothing is heard in it.
         """
         sample = as_sample(item, 0)
-        transcript = self.predict([sample])[0]
-        self.explainable(transcript)
+        seconds, _ = self.open(sample)
+        unheard = Transcript(sample.id, "", duration=seconds)
+        if seconds > self.window:
+            self.explainable(unheard)
         wave = sample.read(self.processor.sample_rate)
+        if not audible(wave):
+            self.explainable(unheard)
         (spoken,) = self._spoken([wave], speech_config(self.processor, **self.search))
+        transcript = self._told(wave, spoken, sample.id)
+        self.explainable(transcript)
         ids = self._text(spoken.ids)
         heads = self.processor.generation.get("alignment_heads")
         weights = self.model.attention(spoken.memory, spoken.prompt, ids, heads).mean(0)  # (L + 1, S)

@@ -214,6 +214,7 @@ def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
     assert processor.said(counted[0]) == TEXTS[1], "capitals and commas, too"
     assert processor.tokenizer._pieces.decode(counted[0][:-1]) == f" {TEXTS[1]}"
     assert counted[1] == [processor.eos_id]
+    assert batch.label_mask.int().argmax(1).tolist() == [3, 3], "what is said begins behind the prompt"
     assert counted[0][-1] == processor.eos_id
     assert batch.references[0] == "nine two 3 words"
     long = collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0] * 9)], processor)
