@@ -60,7 +60,8 @@ class PublicModel(nn.Module):
             net.convolutions(row[None, None, : max(count, least)])[0].mT
             for row, count in zip(features, counts.tolist(), strict=True)
         ]
-        x = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, S, C)
+        length = int(net.frames(torch.tensor(features.shape[1])))
+        x = torch.stack([nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])  # (B, S, C)
         real = torch.arange(x.shape[1], device=x.device) < net.frames(counts)[:, None]  # (B, S)
         return net.place(x, real), real
 
