@@ -137,6 +137,20 @@ def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path:
     assert texts(recogniser, waves, **beams) == said_by_transformers(theirs, waves, **beams)
 
 
+def test_whatever_holds_a_long_recording(folders: dict[str, Any], tmp_path: Path) -> None:
+    """It is read twice: a file's part, an open file and bytes are read from their beginning each time."""
+    folder, theirs = folders["whisper"]
+    one = wave(5.3, 4)
+    soundfile.write(tmp_path / "all.wav", torch.cat([torch.zeros(RATE), one]).numpy(), RATE, "FLOAT")
+    soundfile.write(tmp_path / "one.wav", one.numpy(), RATE, "FLOAT")
+    part = ASRSample("part", str(tmp_path / "all.wav"), duration=5.3, segment=(1.0, 6.3))
+    with (tmp_path / "one.wav").open("rb") as file:
+        items: list[Any] = [part, {"audio": file}, {"audio": (tmp_path / "one.wav").read_bytes()}, recording(one)]
+        found = tasks.load(folder, device="cpu").predict(items)
+    assert [answer.text for answer in found] == said_by_transformers(theirs, [one]) * 4
+    assert found[0].words == found[1].words
+
+
 def test_windows_that_are_silent_are_passed_over(folders: dict[str, Any]) -> None:
     recogniser = tasks.load(folders["whisper"][0], device="cpu")
     silence, said = torch.zeros(4 * WINDOW * RATE), wave(1.5)
