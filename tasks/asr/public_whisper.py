@@ -121,8 +121,9 @@ class PublicModel(nn.Module):
         if not whole:
             return []
         prompt = spoken.prompt
-        if prompt[-1] != processor.tokenizer.no_timestamps_id:
-            prompt = [*prompt, processor.tokenizer.no_timestamps_id]
+        without = processor.tokenizer.no_timestamps_id
+        if prompt[-1] != without and len(prompt) + len(whole) < self.net.max_len:
+            prompt = [*prompt, without]
         weights = self.attention(spoken.memory, prompt, whole, processor.generation.get("alignment_heads"))
         for stretch in stretches:
             rows = len(stretch.ids) + (not stretch.closed)

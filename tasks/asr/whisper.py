@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.asr import ASRSample
+from data.errors import DataError
 from data.whisper_stream import WhisperStream
 from mmattn.backbones.whisper import FRAME_SECONDS, HeardWindow
 from mmattn.generate.speech import STAMP_FRAMES, SpeechConfig
@@ -115,12 +116,21 @@ class WhisperRecogniser(Recogniser):
 
     @torch.inference_mode()
     def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
-        config, found = speech_config(self.processor, **self.search), []
+        """When each word of the samples' own texts was said, whatever the model would hear.
+
+        Raises:
+            DataError: a recording or a text is longer than a window holds; names the item.
+        """
+        config, found, net = speech_config(self.processor, **self.search), [], self.model.net
         for sample in samples:
-            wave = sample.read(self.processor.sample_rate)
-            memory = self.model.net.encode(self.processor.features(wave)[None].to(self.device))
-            ids = self.processor.encode(sample.text)
-            spoken = Spoken(ids, self.model.net.prompt(memory, None, config)[0].tolist(), memory, 0.0)
+            wave, ids = sample.read(self.processor.sample_rate), self.processor.encode(sample.text)
+            memory = net.encode(self.processor.features(wave)[None].to(self.device))
+            prompt = net.prompt(memory, None, config)[0].tolist()
+            seconds, room = len(wave) / self.processor.sample_rate, net.max_len - len(prompt) - 1
+            if seconds > self.window or len(ids) > room:
+                limits = f"at most {self.window:g} s and {room} tokens to align"
+                raise DataError(f"item {sample.id}", limits, f"{seconds:.1f} s and {len(ids)}")
+            spoken = Spoken(ids, prompt, memory, 0.0)
             found.append(self.model.words(spoken, [self._stretch(wave, ids)], self.processor))
         return found
 

@@ -14,6 +14,7 @@ import torch
 
 import tasks
 from data.asr import ASRSample
+from data.errors import DataError
 from tasks.asr.predict import Recogniser
 from tasks.asr.predict import load as load_recogniser
 from tasks.asr.public_whisper import Spoken, Stretch
@@ -242,6 +243,30 @@ def test_words_of_whisper_follow_its_attention(folders: dict[str, Any], monkeypa
     assert within[1].end == pytest.approx(0.6)
     assert within[2].start == pytest.approx(0.7)
     assert within[3].end == pytest.approx(1.8)
+
+
+def test_texts_that_are_known_are_aligned(folders: dict[str, Any]) -> None:
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    known = ASRSample("1", (wave(1.5), RATE), "the old dog")
+    (found,) = recogniser.aligned([known])
+    assert [word.word for word in found] == ["the", "old", "dog"]
+    assert all(0 <= word.start <= word.end <= 1.5 for word in found)
+    for sample in (ASRSample("2", (wave(2.5), RATE), "the"), ASRSample("2", (wave(1.0), RATE), "the old dog " * 9)):
+        with pytest.raises(DataError, match=r"item 2: expected at most 2 s and 36 tokens to align, found \d\.\d s and"):
+            recogniser.aligned([sample])
+
+
+def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
+    """Of an old folder, which knows no token for texts without timestamps."""
+    write_whisper(tmp_path, 5)
+    values = json.loads((tmp_path / "generation_config.json").read_text())
+    end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
+    values["suppress_tokens"] += [end, *range(stamps, stamps + 50 * WINDOW + 2)]
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    recogniser = tasks.load(tmp_path, device="cpu")
+    answer = recogniser.predict([recording(wave(1.5))])[0]
+    assert len(recogniser.processor.encode(answer.text)) > 20
+    assert [word.word for word in answer.words] == answer.text.split()
 
 
 def test_attention_is_that_of_the_heads_that_are_named(folders: dict[str, Any]) -> None:
