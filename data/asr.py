@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -14,8 +14,7 @@ from data.asr_files import ASRDataset, ASRSample, normalise
 from data.batching import Batch
 from data.errors import DataError, nearest
 from data.mel import LogMel
-from data.ngram import NGram
-from data.saved import Saved
+from data.speech import NO_LIMIT, SpeechProcessor
 from data.text import SPECIAL_TOKENS, UNK, TextProcessor
 
 if TYPE_CHECKING:
@@ -25,8 +24,7 @@ __all__ = ["ASRBatch", "ASRDataset", "ASRProcessor", "ASRSample", "collate", "no
 TOKENIZERS = ("characters", "bpe")
 NORMALIZE = ("utterance", "train")
 FLOOR = 1e-2  # added to a variance of log energies: a band that does not change stays at zero
-NO_LIMIT = 1 << 30  # of tokens: a text is never cut, as the sound is not
-LM = "ngrams.safetensors"  # the language model's file, where there is one
+OWN = ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")  # of the settings, as they are
 FIT_CLIPS = 500  # whose mean and deviation stand for the training set's
 
 
@@ -34,8 +32,8 @@ FIT_CLIPS = 500  # whose mean and deviation stand for the training set's
 class ASRBatch(Batch):
     """Tensors for the model, and what the metric needs."""
 
-    features: Tensor  # (B, T, M) float: log-mel frames, normalised
-    feature_mask: Tensor  # (B, T) bool, True = a real frame
+    features: Tensor  # (B, T, M) float: log-mel frames, normalised; or (B, n), samples
+    feature_mask: Tensor  # (B, T) bool, True = of the recording
     target_ids: Tensor  # (B, L) long: what a decoder reads, the start token first
     labels: Tensor  # (B, L) long: what it should say at each place, the end last
     label_mask: Tensor  # (B, L) bool, True = counts
@@ -44,7 +42,7 @@ class ASRBatch(Batch):
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
 
 
-class ASRProcessor(Saved):
+class ASRProcessor(SpeechProcessor):
     """What turns sound into features, texts into ids and ids into text; shipped with the model.
 
     A wave loses its mean and is scaled to a peak of one, since loudness varies greatly and says nothing; its log-mel
@@ -59,8 +57,7 @@ class ASRProcessor(Saved):
         std: Likewise.
         max_seconds: The longest clip it is meant for; what is longer is heard in windows.
         search: How the model was measured, for whoever loads it (beams and the like).
-        lm: How likely texts are to be written, for beams over CTC.
-        delay: Seconds by which CTC says things later than they are heard; word times are earlier by that much.
+        delay: Seconds by which CTC says things later than they are heard; word times are earlier by it.
 
     >>> clips = ASRDataset([ASRSample("1", (torch.randn(8000), 8000), "yes no")])
     >>> processor = ASRProcessor.fit(clips)
@@ -68,7 +65,7 @@ class ASRProcessor(Saved):
     (torch.Size([101, 40]), 'no yes')
     """
 
-    KEYS = frozenset({"mel", "tokenizer", "units", "normalize", "mean", "std", "max_seconds", "search", "delay"})
+    KEYS = frozenset({"mel", "tokenizer", *OWN})
     LATER: ClassVar = {"delay": 0.0}
 
     def __init__(
@@ -81,7 +78,6 @@ class ASRProcessor(Saved):
         std: Sequence[float] | None = None,
         max_seconds: float = 20.0,
         search: Mapping[str, Any] | None = None,
-        lm: NGram | None = None,
         delay: float = 0.0,
     ) -> None:
         for name, value, known in (("tokenizer", units, TOKENIZERS), ("normalize", normalize, NORMALIZE)):
@@ -93,8 +89,7 @@ class ASRProcessor(Saved):
             raise ValueError(f"max_seconds: expected more than 0, found {max_seconds}")
         self.mel, self.tokenizer, self.units, self.normalize = mel, tokenizer, units, normalize
         self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
-        self.max_seconds, self.search, self.lm = float(max_seconds), dict(search or {}), lm
-        self.delay = float(delay)
+        self.max_seconds, self.search, self.delay = float(max_seconds), dict(search or {}), float(delay)
         if tokenizer.pad_id != 0:
             raise ValueError(f"tokenizer: expected the padding, CTC's blank, to be id 0, found {tokenizer.pad_id}")
 
@@ -140,20 +135,6 @@ class ASRProcessor(Saved):
             mean, std = frames.mean(0).tolist(), (frames.var(0, correction=0) + FLOOR).sqrt().tolist()
         return cls(mel, fitted, tokenizer, normalize, mean, std, max_seconds)
 
-    def count(self, texts: Iterable[str], order: int) -> None:
-        """Makes the language model, of these texts alone; those with signs that have no id are left out.
-
-        Args:
-            texts: As people write them.
-            order: Ids of the longest n-grams.
-
-        Raises:
-            ValueError: No text is left.
-        """
-        encoded = (self.encode(text) for text in texts)
-        known = [ids for ids in encoded if ids and self.unk_id not in ids]
-        self.lm = NGram.fit(known, self.tokenizer.vocab_size, order, self.start_id, self.eos_id)
-
     @property
     def sample_rate(self) -> int:
         """In Hz."""
@@ -164,43 +145,11 @@ class ASRProcessor(Saved):
         """From one frame's middle to the next one's."""
         return self.mel.hop / self.mel.sample_rate
 
-    @property
-    def pad_id(self) -> int:
-        """Of padding: CTC's blank."""
-        return self.tokenizer.pad_id
-
-    @property
-    def unk_id(self) -> int:
-        """Of what no training text has."""
-        return self.tokenizer.unk_id
-
-    @property
-    def start_id(self) -> int:
-        """What a decoder reads first."""
-        return self.tokenizer.start_id
-
-    @property
-    def eos_id(self) -> int:
-        """What a decoder says last."""
-        return self.tokenizer.eos_id
-
     def sizes(self) -> dict[str, int]:
-        """The model's keywords that the data decide."""
         return {"vocab_size": self.tokenizer.vocab_size, "num_mels": self.mel.n_mels}
 
-    def lengths(self, samples: Sequence[ASRSample]) -> list[tuple[int, int]]:
-        """Frames, and tokens with their end, of each sample: for batches of like lengths."""
-        return [
-            (
-                self.mel.num_frames(round(sample.seconds() * self.sample_rate)),
-                self.tokenizer.length(normalise(sample.text)) + 1,
-            )
-            for sample in samples
-        ]
-
-    def features(self, wave: Tensor) -> Tensor:
-        """Samples (n,) at ``sample_rate``, n at least 1 -> (T, M)."""
-        return self.features_batch([wave])[0][0]
+    def num_frames(self, num_samples: int) -> int:
+        return self.mel.num_frames(num_samples)
 
     def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Samples (n,) each -> features (B, T, M), zero beyond a clip's end, and mask (B, T), True = a real frame."""
@@ -220,37 +169,26 @@ class ASRProcessor(Saved):
             std = (variance + FLOOR).sqrt()
         return (frames - mean) / std * real, mask
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, normalised; neither start nor end among them."""
-        return self.tokenizer.encode(normalise(text))
+    def learnt(self, text: str) -> str:
+        return normalise(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text from ids, what is special left out."""
         return self.tokenizer.decode([int(i) for i in ids if int(i) >= len(SPECIAL_TOKENS)])
 
+    def said(self, ids: Sequence[int]) -> str:
+        return normalise(self.decode(ids))
+
     def settings(self) -> dict[str, Any]:
-        own = ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")
         return {
             "mel": self.mel.config(),
             "tokenizer": self.tokenizer.config(),
-            **{name: getattr(self, name) for name in own},
+            **{name: getattr(self, name) for name in OWN},
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
-        rest = {key: config[key] for key in ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")}
         tokenizer = TextProcessor.load(folder, config["tokenizer"])
-        sizes = {"vocab_size": tokenizer.vocab_size, "bos": tokenizer.start_id, "eos": tokenizer.eos_id}
-        lm = NGram.load(folder / LM, **sizes) if (folder / LM).exists() else None
-        return cls(LogMel.from_config(config["mel"]), tokenizer, **rest, lm=lm)
-
-    def save_parts(self, folder: Path) -> None:
-        self.tokenizer.save(folder)
-        if self.lm is not None:
-            self.lm.save(folder / LM)
-
-    def parts_text(self) -> str:
-        return self.tokenizer.to_json() + ("" if self.lm is None else self.lm.fingerprint())
+        return cls(LogMel.from_config(config["mel"]), tokenizer, **{name: config[name] for name in OWN})
 
 
 def level(wave: Tensor) -> Tensor:
@@ -298,7 +236,7 @@ def fit_tokenizer(texts: Sequence[str], kind: str = "characters", vocab_size: in
 
 def collate(
     samples: Sequence[ASRSample],
-    processor: ASRProcessor,
+    processor: SpeechProcessor,
     augment: SpeechAugment | None = None,
     seeds: Sequence[int] | None = None,
     is_repeat: bool = False,
@@ -324,16 +262,14 @@ def collate(
     features, feature_mask = processor.features_batch(waves)
     if augment is not None and seeds is not None:
         features = augment.features(features, feature_mask, seeds)
-    references = [normalise(text) for text in texts]
-    labels, label_mask = processor.tokenizer.encode_batch(references, NO_LIMIT, eos=True)
-    start = torch.full_like(labels[:, :1], processor.start_id)
+    target_ids, labels, label_mask = processor.targets(texts)
     return ASRBatch(
         features=features,
         feature_mask=feature_mask,
-        target_ids=torch.cat([start, labels[:, :-1]], dim=1),  # (B, L)
+        target_ids=target_ids,
         labels=labels,
         label_mask=label_mask,
         ids=[sample.id for sample in samples],
-        references=references,
+        references=[normalise(text) for text in texts],
         is_repeat=is_repeat,
     )

@@ -170,6 +170,7 @@ def _open(source: AudioSource, where: str) -> Any:
         stream = _Kept(source)
     else:
         raise DataError(where, "a path, bytes, an open binary file, or (samples, rate)", shorten(source))
+    stream.seek(0)  # whoever had an open file before may have read to its end
     if not stream.read(1):
         stream.close()
         raise DataError(where, "sound", "an empty file")

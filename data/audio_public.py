@@ -21,7 +21,7 @@ from data.readers import read_json
 from data.text import TokenIds
 from data.text_public import PublicText
 
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 # Keys that say nothing that is computed here, or that follow from the others.
 REMARKS = frozenset(
     {"feature_extractor_type", "processor_class", "auto_map", "mel_filters", "n_samples", "nb_max_frames"}
@@ -115,10 +115,21 @@ class WhisperFeatures:
             wave = wave[:room]
         if len(wave) < room:
             wave = torch.nn.functional.pad(wave, (0, room - len(wave)), value=self.padding)
-        spectrum = torch.stft(wave, self.n_fft, self.hop, window=self.window, return_complex=True)[:, :-1].T  # (T, F)
+        half = self.n_fft // 2
+        log = self.log_mel(torch.nn.functional.pad(wave[None], (half, half), mode="reflect")[0])[:-1]  # (T, M)
+        return self.scaled(log, float(log.max()))
+
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """log10 of the bands' energies (T, M) in frames that lie within samples (n,), the first at their beginning."""
+        options: dict[str, Any] = {"window": self.window, "center": False, "return_complex": True}
+        spectrum = torch.stft(wave, self.n_fft, self.hop, **options).T  # (T, F)
         power = spectrum.real.square().add_(spectrum.imag.square())
-        log = (power @ self.bands).clamp_min_(1e-10).log10_()  # (T, M)
-        return log.clamp_min_(log.max() - 8.0).add_(4.0).div_(4.0)
+        return (power @ self.bands).clamp_min_(1e-10).log10_()
+
+    @staticmethod
+    def scaled(log: Tensor, loudest: float) -> Tensor:
+        """What ``log_mel`` gave, changed in place to what the network hears: 80 dB below the loudest."""
+        return log.clamp_min_(loudest - 8.0).add_(4.0).div_(4.0)
 
     def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, None]:
         """Windows (B, T, M) of recordings; none of it is masked: silence is real."""
@@ -249,6 +260,7 @@ class CTCText(TokenIds):
             raise DataError("vocab.json", "letters and their ids, of one language", shorten(vocabulary))
         settings = given[1] | given[0]
         self._ids: dict[str, int] = vocabulary
+        self.letters = frozenset(vocabulary)
         self._letters = {index: letter for letter, index in vocabulary.items()}
         self.vocab_size = max(vocabulary.values()) + 1
         names = {"pad_id": "pad_token", "unk_id": "unk_token", "start_id": "bos_token", "eos_id": "eos_token"}
@@ -308,21 +320,23 @@ def read_features(directory: str | Path) -> Features:
     Raises:
         DataError: No such file, an extractor that is not known, or a setting that is not supported; named.
     """
-    path = Path(directory, PREPROCESSOR)
-    values = read_json(path)
-    kind = values.get("feature_extractor_type") if isinstance(values, Mapping) else None
-    if kind not in EXTRACTORS:
-        raise DataError(str(path), f"a feature_extractor_type of {', '.join(EXTRACTORS)}", shorten(kind))
-    return features_from_config(values, str(path))
+    path, values = Path(directory, PREPROCESSOR), None
+    if not path.is_file() and (whole := Path(directory, PROCESSOR)).is_file():  # as transformers 5 writes it
+        path, values = whole, read_json(whole)
+        values = values.get("feature_extractor") if isinstance(values, Mapping) else None
+    return features_from_config(read_json(path) if values is None else values, str(path))
 
 
 def features_from_config(values: Mapping[str, Any], where: str = PREPROCESSOR) -> Features:
     """The extractor that ``config()`` or a ``preprocessor_config.json`` describes.
 
     Raises:
-        DataError: A setting that is not supported; named.
+        DataError: An extractor that is not known, or a setting that is not supported; named.
     """
-    kind: Any = EXTRACTORS[values["feature_extractor_type"]]
+    name = values.get("feature_extractor_type") if isinstance(values, Mapping) else None
+    if name not in EXTRACTORS:
+        raise DataError(where, f"a feature_extractor_type of {', '.join(EXTRACTORS)}", shorten(name))
+    kind: Any = EXTRACTORS[name]
     known = kind.KEYS | kind.NEUTRAL
     for key, value in values.items():
         if key not in known and key not in REMARKS:

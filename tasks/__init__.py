@@ -16,7 +16,8 @@ def load(directory: str | Path, device: str = "auto", precision: str | None = No
     """Load the predictor of a model's folder, whichever task it is of.
 
     Public models are read as the Hugging Face hub lays them out: Marian translates, BART and T5 summarize
-    (`tasks.translation.load` lets these translate), SegFormer segments.
+    (`tasks.translation.load` lets these translate), SegFormer segments, Whisper and, where they have a CTC head,
+    wav2vec 2.0 and HuBERT recognise speech.
 
     Args:
         directory: the `model/` folder of a run, or the run's; a folder with a public model's `config.json`, weights

@@ -225,13 +225,18 @@ class Wav2Vec2(nn.Module):
         """What goes into the first layer, (B, S, E), and which of it is real, (B, S)."""
         if wave.shape[1] < (least := self.receptive_field):
             raise ValueError(f"{wave.shape[1]} samples are too short: one frame takes {least}")
-        features = self.convolutions(wave[:, None]).mT  # (B, S, C)
-        x, mask = self.project(self.feature_norm(features)), None  # (B, S, E)
+        features, mask = self.convolutions(wave[:, None]).mT, None  # (B, S, C)
         if sample_mask is not None:
             real = self.frames(sample_mask.sum(1))  # (B,)
-            mask = torch.arange(x.shape[1], device=x.device) < real[:, None]  # (B, S)
+            mask = torch.arange(features.shape[1], device=wave.device) < real[:, None]  # (B, S)
+        return self.place(features, mask), mask
+
+    def place(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the convolutions give, (B, S, C), and which of it is real, (B, S), to what goes into the first layer."""
+        x = self.project(self.feature_norm(features))  # (B, S, E)
+        if mask is not None:
             x = x.masked_fill(~mask[:, :, None], 0.0)  # what the positions' convolution would find beyond the end
-        return self.dropout(self.norm(self.positions(self.dropout(x)))), mask
+        return self.dropout(self.norm(self.positions(self.dropout(x))))
 
     @property
     def receptive_field(self) -> int:

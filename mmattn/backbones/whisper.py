@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,17 @@ from ..positions import LearnedPositions, sinusoidal_1d
 from .seq2seq import Seq2Seq
 
 FRAME_SECONDS = 0.01
+
+
+class HeardWindow(NamedTuple):
+    """What one window of a long recording says."""
+
+    first: int  # frame of the recording
+    frames: int
+    segments: list[Segment]
+    memory: Tensor  # (1, S, E)
+    prompt: Tensor  # (1, P) long
+    score: float  # log p / length^length_penalty
 
 
 class Whisper(Seq2Seq):
@@ -151,7 +162,28 @@ class Whisper(Seq2Seq):
         """
         with torch.inference_mode():
             memory, mask = self.encode(features, feature_mask), self.halved(feature_mask)
-            return self._write(memory, mask, self.prompt(memory, mask, config), config, **keywords)
+            return self.write(memory, mask, self.prompt(memory, mask, config), config, **keywords)
+
+    def write(
+        self, memory: Tensor, memory_mask: Tensor | None, prompt: Tensor, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        """Writes behind a prompt, see `generate`.
+
+        Args:
+            memory: (B, S, E) of `encode`.
+            memory_mask: (B, S) bool.
+            prompt: (B, P) long, of `prompt`.
+            config: how.
+        """
+        room = self.max_len - prompt.shape[1]
+        wanted = config.max_new_tokens or config.max_length or room  # here max_length does not count the prompt
+        return generate(
+            self.step,
+            self.start_from(memory, memory_mask),
+            prompt,
+            replace(config, max_new_tokens=min(wanted, room)),
+            **keywords,
+        )
 
     def prompt(self, memory: Tensor, memory_mask: Tensor | None, config: GenerationConfig) -> Tensor:
         """What the decoder begins with, (B, P) long: start, language, task; detects the language where none is given.
@@ -192,9 +224,7 @@ class Whisper(Seq2Seq):
         return [dict(sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])) for row in shares]
 
     def transcribe(self, features: Tensor, config: SpeechConfig, **keywords: Any) -> Iterator[Segment]:
-        """Writes a recording of any length, window by window, each beginning at the last timestamp of the one before.
-
-        Radford et al. 2022, section 3.8, at one temperature and without the text before as a prompt.
+        """Writes a recording of any length, window by window; see `hear`.
 
         Args:
             features: (T, M), of the whole recording.
@@ -207,20 +237,40 @@ class Whisper(Seq2Seq):
         Raises:
             ValueError: the config has no timestamps.
         """
+        for window in self.hear(lambda frame: (frame, features[frame : frame + self.max_frames]), config, **keywords):
+            yield from window.segments
+
+    def hear(
+        self, read: Callable[[int], tuple[int, Tensor]], config: SpeechConfig, **keywords: Any
+    ) -> Iterator[HeardWindow]:
+        """Writes a recording that is read as it is heard; each window begins at the last timestamp of the one before.
+
+        Radford et al. 2022, section 3.8, at one temperature and without the text before as a prompt.
+
+        Args:
+            read: a frame to the frames (T, M) from there on, as many as a window has or as there are, and where they
+                begin, later where there is nothing to be heard before; no frames end it. Never asked to go back.
+            config: as of `transcribe`, like keywords.
+
+        Yields:
+            What each window says, as soon as it is known.
+        """
         config = replace(config, return_timestamps=True)
         begin, prompt, seek = config.timestamp_begin, None, 0
         assert begin is not None
-        while seek < len(features):
-            window = features[seek : seek + self.max_frames]
+        while len((found := read(seek))[1]):
+            seek, window = found
             frames = len(window)
             with torch.inference_mode():
                 memory = self.encode(F.pad(window, (0, 0, 0, self.max_frames - frames))[None])
                 prompt = self.prompt(memory, None, config) if prompt is None else prompt
-                written = self._write(memory, None, prompt, config, **keywords)
-            segments, moved = split_segments(written.tokens(without=config.eos)[0][0], begin, frames)
-            for first, last, ids in segments:
-                start, end = (seek + STAMP_FRAMES * place for place in (first, last))
-                yield Segment(start * FRAME_SECONDS, end * FRAME_SECONDS, ids)
+                written = self.write(memory, None, prompt, config, **keywords)
+            parts, moved = split_segments(written.tokens(without=config.eos)[0][0], begin, frames)
+            segments = []
+            for low, high, ids in parts:
+                start, end = (seek + STAMP_FRAMES * place for place in (low, high))
+                segments.append(Segment(start * FRAME_SECONDS, end * FRAME_SECONDS, ids))
+            yield HeardWindow(seek, frames, segments, memory, prompt, float(written.scores[0, 0]))
             seek += moved
 
     @staticmethod
@@ -239,16 +289,3 @@ class Whisper(Seq2Seq):
         start = torch.full((len(memory), 1), config.decoder_start_token_id, device=memory.device)
         logits = self.output(self.decode(start, memory, memory_mask)[:, -1])  # (B, V)
         return logits[:, list((config.lang_to_id or {}).values())]
-
-    def _write(
-        self, memory: Tensor, memory_mask: Tensor | None, prompt: Tensor, config: GenerationConfig, **keywords: Any
-    ) -> Generated:
-        room = self.max_len - prompt.shape[1]
-        wanted = config.max_new_tokens or config.max_length or room  # here max_length does not count the prompt
-        return generate(
-            self.step,
-            self.start_from(memory, memory_mask),
-            prompt,
-            replace(config, max_new_tokens=min(wanted, room)),
-            **keywords,
-        )

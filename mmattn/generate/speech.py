@@ -38,6 +38,7 @@ class SpeechConfig(GenerationConfig):
     forced_decoder_ids: Sequence[Sequence[int | None]] | None = None  # (place, id), where no language or task is given
     no_timestamps_token_id: int | None = None  # the timestamps follow it: 0.00, 0.02, ...
     max_initial_timestamp_index: int | None = None  # the first segment begins no later
+    alignment_heads: Sequence[Sequence[int]] | None = None  # (layer, head) whose attention follows the sound
     return_timestamps: bool = False
 
     def __post_init__(self) -> None:

@@ -10,6 +10,8 @@ INPUTS = (
     Argument(
         "--lm_weight", "of the model's language model, where it has one (default: as it was measured)", {"type": float}
     ),
+    Argument("--language", "of Whisper: the language that is spoken, such as de or German (default: it is heard)"),
+    Argument("--task", "of Whisper: transcribe, or translate into English (default: as its folder says)"),
     Argument("--window", "seconds that are heard at once (default: the longest clip of the training)", {"type": float}),
 )
 

@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.asr import ASRBatch, ASRProcessor, normalise
+from data.asr import ASRBatch
+from data.speech import SpeechProcessor
 from mmattn.generate.ctc import Fusion
-from tasks.asr.model import ASRModel
 
 
 @dataclass
 class Heard:
     """What one clip of a batch says."""
 
-    text: str  # normalised
+    text: str  # as the processor's `said` has it
     score: float
-    log_p: Tensor  # (S, V), CTC's log-probabilities of its encoded frames
+    log_p: Tensor | None  # (S, V), CTC's log-probabilities of its encoded frames; none without CTC
 
 
 @torch.inference_mode()
 def write(
-    model: ASRModel,
+    model: Any,
     batch: ASRBatch,
-    processor: ASRProcessor,
+    processor: SpeechProcessor,
     num_beams: int | None = None,
     ctc_weight: float | None = None,
     **search: Any,
@@ -34,7 +34,7 @@ def write(
     """What each clip of a batch says.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; one with a `write` of its own is asked by that.
         batch: features and their mask.
         processor: names the special tokens, and in `search` how the model was measured.
         num_beams: 1 = greedy; None: as the model was measured.
@@ -44,12 +44,15 @@ def write(
     """
     given = {"num_beams": num_beams, "ctc_weight": ctc_weight}
     chosen = {**processor.search, **{name: value for name, value in given.items() if value is not None}, **search}
+    if hasattr(model, "write"):
+        found: list[Heard] = model.write(batch, processor, **chosen)
+        return found
     weight, bonus = (chosen.pop(name, 0.0) for name in ("lm_weight", "lm_bonus"))
-    if weight and chosen["num_beams"] > 1:
+    if weight and chosen.get("num_beams", 1) > 1 and processor.lm is not None:
         chosen["fusion"] = Fusion(processor.lm, weight, bonus)
     memory, mask = model.encode(batch.features, batch.feature_mask)
     log_p = model.head.log_probs(memory)
     special = {"start_id": processor.start_id, "eos_id": processor.eos_id, "suppress": (processor.unk_id,)}
-    found = model.head.transcribe(memory, log_p, mask, **special, **chosen)
-    rows = zip(found, log_p.cpu(), mask.sum(1).tolist(), strict=True)
-    return [Heard(normalise(processor.decode(ids)), score, row[:length]) for (ids, score), row, length in rows]
+    written = model.head.transcribe(memory, log_p, mask, **special, **chosen)
+    rows = zip(written, log_p.cpu(), mask.sum(1).tolist(), strict=True)
+    return [Heard(processor.said(ids), score, row[:length]) for (ids, score), row, length in rows]

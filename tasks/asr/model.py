@@ -21,7 +21,7 @@ BLANK = 0  # of CTC: the id that also pads
 class ASROutput(NamedTuple):
     """What the recogniser gives under teacher forcing."""
 
-    ctc_logits: Tensor  # (B, S, V): scores of each encoded frame, id 0 is the blank
+    ctc_logits: Tensor | None  # (B, S, V): scores of each encoded frame, the blank among them; none without CTC
     frame_mask: Tensor  # (B, S) bool, True = a real frame
     logits: Tensor | None  # (B, L, V): scores of each next token; none without a decoder
 
@@ -31,7 +31,7 @@ class ASRHead(nn.Module):
     which are trained and searched together (Watanabe et al. 2017).
 
     Args:
-        vocab_size: V; id 0 is the blank and the padding.
+        vocab_size: V; the blank is the padding, too.
         embed_dim: E of the decoder.
         memory_dim: size of the features, E where None.
         decoder: "transformer"; "lstm", with additive attention by default; or "none": CTC alone.
@@ -41,6 +41,7 @@ class ASRHead(nn.Module):
         decoder_attention: the decoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
         cross_attention: the decoder's attention to the frames.
         dropout: everywhere but in attention weights.
+        blank: of CTC: an id.
 
     Raises:
         ValueError: options that do not go together.
@@ -64,8 +65,10 @@ class ASRHead(nn.Module):
         decoder_attention: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
         dropout: float = 0.1,
+        blank: int = BLANK,
     ) -> None:
         super().__init__()
+        self.blank = blank
         memory_dim = embed_dim if memory_dim is None else memory_dim
         self.ctc = nn.Linear(memory_dim, vocab_size)
         self.decoder: TextHead | RecurrentDecoder | None = None
@@ -155,9 +158,9 @@ class ASRHead(nn.Module):
         """
         if self.decoder is None or ctc_weight >= 1.0:
             if num_beams > 1:
-                return ctc_prefix_beam(log_p, mask, num_beams, blank=BLANK, fusion=fusion)
+                return ctc_prefix_beam(log_p, mask, num_beams, blank=self.blank, fusion=fusion)
             best = log_p.amax(-1).masked_fill(~mask, 0.0).sum(-1).tolist()
-            return list(zip(ctc_greedy(log_p, mask, blank=BLANK), best, strict=True))
+            return list(zip(ctc_greedy(log_p, mask, blank=self.blank), best, strict=True))
         if fusion is not None:
             raise ValueError("lm_weight: a language model goes with CTC alone; a decoder is one itself")
         room = memory.shape[1] + 1 if max_new_tokens is None else max_new_tokens
@@ -166,15 +169,15 @@ class ASRHead(nn.Module):
             max_new_tokens=room,
             decoder_start_token_id=start_id,
             eos_token_id=eos_id,
-            pad_token_id=BLANK,
-            suppress_tokens=sorted({BLANK, start_id, *suppress} - {eos_id}),
+            pad_token_id=self.blank,
+            suppress_tokens=sorted({self.blank, start_id, *suppress} - {eos_id}),
             length_penalty=length_penalty,
         )
         prompt = torch.full((len(memory), 1), start_id, device=memory.device)
         with torch.inference_mode():
             state, step = self.decoder.start(memory, mask), self.decoder.step
             if ctc_weight > 0.0:
-                state = JointState(state, log_p, mask, BLANK)
+                state = JointState(state, log_p, mask, self.blank)
                 step = joint_step(step, eos_id, ctc_weight)
             found = generate(step, state, prompt, config)
         scores = found.scores[:, 0].tolist()

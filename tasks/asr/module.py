@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -11,22 +13,24 @@ from torch.nn import functional as F
 
 from data.asr import ASRBatch, ASRDataset, ASRProcessor, ASRSample, collate
 from data.asr_augment import SpeechAugment
+from data.asr_public import CTCProcessor
 from data.batching import BatchPlan, EvalBatchSampler
 from data.buckets import TokenBatchSampler
 from data.readers import read_text
+from data.speech import SpeechProcessor
 from tasks.asr.decoding import write
 from tasks.asr.delay import measure_delay
 from tasks.asr.metrics import notes, score
 from tasks.asr.model import BLANK, ASRModel
-from tasks.asr.pretrained import adopt, fitted
+from tasks.asr.pretrained import TOLD, adopt, adopt_public, fitted, told
 from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
 from tasks.common.module import TaskModule
-from tasks.common.pretrained import Parts
+from tasks.common.pretrained import NETWORK, PUBLIC, Parts
 from tasks.common.seq2seq import CorpusMetric, token_loss
 
-SEARCH = {"num_beams": 5, "ctc_weight": 0.3}  # of a new model, where nothing else is said
-LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # and of one with a language model
+BEAMS, CTC_WEIGHT = 5, 0.3  # of a search, where nothing else is said
+LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # and with a language model
 
 
 class ASRDataModule(TaskDataModule):
@@ -49,9 +53,11 @@ class ASRDataModule(TaskDataModule):
         augment_from: the epoch from which on training is augmented: CTC finds its first alignments sooner without.
         clips: training clips of the built-in data.
         hide: train and measure with silence in the place of each recording: a baseline to be beaten.
+        language: of Whisper: the one that is spoken, such as de; none: as its folder says.
+        task: of Whisper: what the texts are of what is said; none: as its folder says.
     """
 
-    processor_class = ASRProcessor
+    processor_class = SpeechProcessor
     sizes = ("vocab_size", "num_mels")
 
     def __init__(
@@ -69,10 +75,13 @@ class ASRDataModule(TaskDataModule):
         augment_from: int = 0,
         clips: int | None = None,
         hide: Literal["sound"] | None = None,
+        language: str | None = None,
+        task: Literal["transcribe", "translate"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.max_frames, self.augment_from, self.clips, self.hide = max_frames, augment_from, clips, hide
+        self.max_seconds, self.language, self.task = max_seconds, language, task
         self.processor_options = {
             "sample_rate": sample_rate,
             "n_mels": num_mels,
@@ -100,26 +109,53 @@ class ASRDataModule(TaskDataModule):
 
     def make_processor(self, train: Any) -> ASRProcessor:
         try:
-            return self._counted(ASRProcessor.fit(train, **self.processor_options), train)
+            processor = self._counted(ASRProcessor.fit(train, **self.processor_options), train)
         except ValueError as error:
             raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
+        told(processor, self.language, self.task)  # which refuses what is no language of it
+        return processor
 
-    def _counted(self, processor: ASRProcessor, train: Any) -> ASRProcessor:
+    def use_processor(self, processor: Any) -> None:
+        super().use_processor(told(processor, self.language, self.task))
+
+    def _counted(self, processor: Any, train: Any) -> Any:
         """With a language model, where one is asked for."""
         if self.lm_order:
             further = [] if self.lm_text is None else read_text(self.lm_text).splitlines()
-            processor.count([*(sample.text for sample in train.samples), *further], self.lm_order)
+            try:
+                processor.count([*(sample.text for sample in train.samples), *further], self.lm_order)
+            except ValueError as error:
+                raise ConfigError(f"data.lm_order: {error}.") from None
         return processor
 
     def adopt_processor(self, start: Parts) -> Parts:
-        train = self.dataset("train")
-        start = adopt(start, self.make_processor(train))
+        train: Any = self.dataset("train")
+        if PUBLIC in start.keywords:
+            self._check_public(start)
+            start = dataclasses.replace(start, processor=told(start.processor, self.language, self.task))
+            start = adopt_public(start, [sample.text for sample in train.samples], self.max_seconds)
+        else:
+            start = adopt(start, self.make_processor(train))
         self.processor = self._counted(start.processor, train)  # of the ids that the model writes
         return start
 
+    def _check_public(self, start: Parts) -> None:
+        """Raises a ConfigError where the configuration says what a public model knows itself."""
+        defaults = inspect.signature(ASRDataModule.__init__).parameters
+        for name in TOLD:
+            key, value = {"n_mels": "num_mels"}.get(name, name), self.processor_options[name]
+            if value != defaults[key].default:
+                raise ConfigError(
+                    f"data.{key}: {start.where} hears and spells as it was trained, the configuration says {value!r}; "
+                    "leave the keyword out."
+                )
+        masks = self.augment is not None and (self.augment.time_masks or self.augment.freq_masks)
+        if masks and isinstance(start.processor, CTCProcessor):
+            raise ConfigError(f"data.augment: expected no masks of frames, since {start.where} hears samples.")
+
     def prepare_dataset(self, dataset: Any, split: Split) -> ASRDataset:
         if split == "train":
-            dataset.leave_out_longer(self.processor.max_seconds)
+            dataset.leave_out_longer(min(self.max_seconds, self.processor.max_seconds))
         dataset.preload(self.processor.sample_rate)
         if split == "train" and self.augment is not None:
             self.augment.attach(dataset.samples)
@@ -128,7 +164,7 @@ class ASRDataModule(TaskDataModule):
     def train_plan(self, dataset: Any) -> BatchPlan:
         lengths = self.processor.lengths(dataset.samples)
         if self.augment is not None:
-            lengths = self.augment.lengths(lengths, self.processor.frame_seconds)
+            lengths = self.augment.lengths(lengths, self.processor.length_seconds)
         try:
             plan = TokenBatchSampler(lengths, self.max_frames, seed=self.seed, **self._ranks())
         except ValueError as error:
@@ -152,7 +188,7 @@ class ASRDataModule(TaskDataModule):
 class _Collate:
     """`collate`, with augmentation from an epoch on, and with silence for sound where that is hidden."""
 
-    def __init__(self, processor: ASRProcessor, augment: SpeechAugment | None, begin: int, hidden: bool) -> None:
+    def __init__(self, processor: SpeechProcessor, augment: SpeechAugment | None, begin: int, hidden: bool) -> None:
         self.processor, self.augment, self.begin, self.hidden = processor, augment, begin, hidden
         self.epoch = 0
 
@@ -172,15 +208,17 @@ class ASRModule(TaskModule):
     """``(1 - w) cross-entropy + w CTC`` (Watanabe et al. 2017, eq. 10); error rates by greedy, beam or joint search.
 
     Args:
-        ctc_weight: w in training; 1 where there is no decoder.
+        ctc_weight: w in training; 1 where there is no decoder, 0 where there is no CTC.
         val_beams: beams of the search that validates within fit; 1: greedy.
-        num_beams: beams of `validate` and `test`, and of the finished model; none: 5, or as the model that is measured
-            has it.
-        search_ctc_weight: w in searching: 0 is attention alone, 1 is CTC alone; none: 0.3, or likewise.
+        num_beams: beams of `validate` and `test`, and of the finished model; none: 5, or as the model that is measured,
+            or a public one, has it.
+        search_ctc_weight: w in searching, of models that have both: 0 is attention alone, 1 is CTC alone; none: 0.3, or
+            likewise.
         lm_weight: of the language model (data.lm_order), against CTC's one, in searching by CTC alone with beams; 0: it
             is not asked; none: 0.5, or likewise.
         lm_bonus: for each id written, since every id makes a text less likely to it; none: 1, or likewise.
         monitor_rate: the error rate that the best checkpoint has: of words (wer) or characters (cer).
+        freeze: what stays as it was where training goes on from wav2vec 2.0 or HuBERT: the "convolutions" over samples.
         training: what TaskModule takes.
     """
 
@@ -200,6 +238,7 @@ class ASRModule(TaskModule):
         lm_weight: float | None = None,
         lm_bonus: float | None = None,
         monitor_rate: Literal["wer", "cer"] = "wer",
+        freeze: Literal["convolutions"] | None = None,
         **training: Any,
     ) -> None:
         super().__init__(model, **training)
@@ -212,7 +251,7 @@ class ASRModule(TaskModule):
         if lm_weight is not None and lm_weight < 0.0:
             raise ConfigError(f"model.lm_weight: expected 0 or more, found {lm_weight}.")
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
-        self.val_beams, self.monitor_rate = val_beams, monitor_rate
+        self.val_beams, self.monitor_rate, self.freeze = val_beams, monitor_rate, freeze
         given = {"num_beams": num_beams, "ctc_weight": search_ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
         self.search = {name: value for name, value in given.items() if value is not None}
 
@@ -222,40 +261,62 @@ class ASRModule(TaskModule):
         return f"val/{self.monitor_rate}"
 
     @property
-    def _processor(self) -> ASRProcessor:
+    def _processor(self) -> SpeechProcessor:
         return self.trainer.datamodule.processor  # type: ignore[attr-defined]
 
     def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
-        return fitted(start, sizes)
+        return fitted(start, sizes, self.seed)
 
-    def complete_processor(self, processor: ASRProcessor) -> ASRProcessor:
-        processor.search = self._search()
-        processor.delay = measure_delay(self.model, processor, self.trainer.datamodule.dataset("train").samples)  # type: ignore[attr-defined]
-        return processor
-
-    def _search(self) -> dict[str, Any]:
-        """How texts are searched for: as is said, else as the model that is measured has it, else by the defaults."""
-        processor = self._processor
-        return SEARCH | (LM_SEARCH if processor.lm is not None else {}) | processor.search | self.search
+    def build(self, sizes: Mapping[str, Any]) -> None:
+        super().build(sizes)
+        if self.freeze is not None:
+            still = getattr(getattr(self.model, "net", None), self.freeze, None)
+            if still is None:
+                raise ConfigError(f"model.freeze: expected a model with {self.freeze} over samples to go on from.")
+            still.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
-        search, has = self._search(), self._processor.lm is not None
+        search, public, has = self._search(), PUBLIC in self.keywords, self._processor.lm is not None
+        if public and "ctc_weight" in self.search:
+            raise ConfigError(
+                "model.search_ctc_weight: expected none, since a public model has CTC or a decoder alone."
+            )
         if search.get("lm_weight") and not has:
             raise ConfigError("model.lm_weight: there is no language model; data.lm_order makes one of the texts.")
-        if search.get("lm_weight") and self.keywords.get("decoder") != "none" and search["ctc_weight"] < 1.0:
+        decides = self.keywords.get("decoder", "transformer") != "none" and search.get("ctc_weight", 0.0) < 1.0
+        if search.get("lm_weight") and (decides if not public else self.keywords[PUBLIC][NETWORK] == "whisper"):
             raise ConfigError(
                 "data.lm_order: a language model goes with CTC alone, since a decoder is one itself: model.decoder "
                 "none, or model.search_ctc_weight 1."
             )
 
+    def complete_processor(self, processor: SpeechProcessor) -> SpeechProcessor:
+        processor.search = self._search()
+        if isinstance(processor, ASRProcessor):
+            train: Any = self.trainer.datamodule.dataset("train")  # type: ignore[attr-defined]
+            processor.delay = measure_delay(self.model, processor, train.samples)
+        return processor
+
+    def _search(self) -> dict[str, Any]:
+        """How texts are searched for: as is said, else as the model that is measured has it, else by the defaults."""
+        has = self._processor.lm is not None
+        defaults = {"num_beams": BEAMS} if has else {}
+        if PUBLIC not in self.keywords:  # which is left to say itself how it writes
+            defaults = {"num_beams": BEAMS, "ctc_weight": CTC_WEIGHT}
+        return defaults | (LM_SEARCH if has else {}) | self._processor.search | self.search
+
     def losses(self, batch: ASRBatch, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss and its parts."""
         output = self.model(batch.features, batch.feature_mask, batch.target_ids)
-        parts = {"ctc": ctc_loss(output.ctc_logits, output.frame_mask, batch.labels, batch.label_mask)}
-        if output.logits is None:
-            return parts["ctc"], parts
-        parts["attention"] = token_loss(output.logits, batch.labels, batch.label_mask, label_smoothing)
-        return (1 - self.ctc_weight) * parts["attention"] + self.ctc_weight * parts["ctc"], parts
+        weights, parts = {"ctc": self.ctc_weight, "attention": 1 - self.ctc_weight}, {}
+        if output.ctc_logits is not None:
+            blank = self._processor.pad_id
+            parts["ctc"] = ctc_loss(output.ctc_logits, output.frame_mask, batch.labels, batch.label_mask, blank)
+        if output.logits is not None:
+            parts["attention"] = token_loss(output.logits, batch.labels, batch.label_mask, label_smoothing)
+        if len(parts) == 1:
+            return next(iter(parts.values())), parts
+        return sum(weights[name] * value for name, value in parts.items()), parts  # type: ignore[return-value]
 
     def training_loss(self, batch: ASRBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return self.losses(batch, self.label_smoothing)
@@ -275,16 +336,17 @@ class ASRModule(TaskModule):
         metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])
 
 
-def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Tensor) -> Tensor:
+def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Tensor, blank: int = BLANK) -> Tensor:
     """CTC's negative log-likelihood (Graves et al. 2006), a label: comparable with cross-entropy.
 
     A clip with fewer frames than its labels need has no alignment, and no part in it.
 
     Args:
-        logits: (B, S, V), id 0 is the blank.
+        logits: (B, S, V).
         frame_mask: (B, S) bool, True = a real frame.
         labels: (B, L) long, the end last.
         label_mask: (B, L) bool, True = counts.
+        blank: its id.
 
     Returns:
         A scalar.
@@ -292,7 +354,7 @@ def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Ten
     log_p = logits.float().log_softmax(-1).transpose(0, 1)  # (S, B, V)
     lengths = label_mask.sum(1) - 1  # without the end
     losses = F.ctc_loss(
-        log_p, labels, frame_mask.sum(1), lengths, blank=BLANK, reduction="none", zero_infinity=True
+        log_p, labels, frame_mask.sum(1), lengths, blank=blank, reduction="none", zero_infinity=True
     )  # (B,)
     return losses.sum() / lengths.sum().clamp_min(1)
 

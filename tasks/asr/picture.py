@@ -18,9 +18,8 @@ def draw(found: ASRExplanation, path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     total = len(found.features) * found.frame_seconds
-    maps = [("CTC's alignment", found.alignment)]
-    if found.attention is not None:
-        maps.insert(0, ("attention", found.attention))
+    named = (("attention", found.attention), ("CTC's alignment", found.alignment))
+    maps = [(name, weights) for name, weights in named if weights is not None]
     tall = min(0.16 * len(found.tokens) + 0.6, 7.0)
     figure = Figure(figsize=(min(4 + 2.2 * total, 20), 2.2 + tall * len(maps)), layout="constrained")
     axes = figure.subplots(1 + len(maps), 1, sharex=True, gridspec_kw={"height_ratios": [2.2] + [tall] * len(maps)})

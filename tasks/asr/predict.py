@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.asr import ASRProcessor, ASRSample, collate, normalise
+from data.asr import ASRSample, collate
 from data.asr_files import read_recordings
+from data.asr_public import CTCProcessor, WhisperProcessor
 from data.audio import AUDIO_EXTENSIONS, audio_seconds, stream_audio
 from data.errors import DataError, Problems
+from data.speech import SpeechProcessor
 from tasks.asr.decoding import write
 from tasks.asr.model import ASRModel
 from tasks.asr.windows import Window, windows
@@ -51,7 +53,7 @@ class ASRExplanation:
     frame_seconds: float  # of one of them
     tokens: list[str]  # what was written
     attention: Tensor | None  # (tokens, S) over the encoded frames, rows sum to one; none without a decoder
-    alignment: Tensor  # (tokens, S), CTC's: where each token is said, less the model's delay
+    alignment: Tensor | None  # (tokens, S), CTC's: where each token is said, less the model's delay; none without CTC
     words: list[tuple[str, float, float]] = field(default_factory=list)  # the true borders, where known
 
     def save(self, path: str | Path) -> None:
@@ -65,13 +67,13 @@ class Recogniser(Predictor):
     """A speech recogniser with its processor, ready to listen.
 
     Args:
-        model: on its device, in evaluation mode.
+        model: an `ASRModel`, or a public one with CTC; on its device, in evaluation mode.
         processor: the one it was trained with.
     """
 
-    def __init__(self, model: ASRModel, processor: ASRProcessor) -> None:
+    def __init__(self, model: Any, processor: SpeechProcessor) -> None:
         super().__init__(model, processor)
-        self.search: dict[str, Any] = {}  # num_beams, ctc_weight and lm_weight, in place of the model's own
+        self.search: dict[str, Any] = {}  # what the command line says of searching, in place of the model's own
         self.window = processor.max_seconds  # what is longer is heard in windows of so many seconds
         self.long = False  # whether a recording was longer than a window
 
@@ -84,13 +86,16 @@ class Recogniser(Predictor):
             items: paths, or mappings with `audio` (a path, the file's bytes, or samples and their rate) and, if wanted,
                 `id`.
             batch_size: windows at a time.
-            search: num_beams, ctc_weight, lm_weight and lm_bonus, in place of the model's own.
+            search: num_beams, ctc_weight, lm_weight and lm_bonus, in place of the model's own; of Whisper num_beams,
+                language ("de", "German"; by default it is heard), task ("transcribe", "translate") and other fields of
+                `SpeechConfig`.
 
         Returns:
             A transcript for each, in order.
 
         Raises:
             DataError: a recording cannot be read; names the item.
+            ConfigError: what the model cannot do is asked for.
         """
         found: list[Any] = list(self.answers(items, batch_size, **search))
         return found
@@ -107,16 +112,17 @@ class Recogniser(Predictor):
             search: as in `predict`.
         """
         samples = [as_sample(item, number) for number, item in enumerate(listed(items))]
+        search = self.checked({**self.search, **search})
         pending: list[Transcript | Exception] = []
         waiting: list[tuple[Transcript, Window]] = []
         for sample in samples:
             entry = Transcript(sample.id, "")
             pending.append(entry)
             try:
-                for window in self.windows(sample, shown=len(samples) < 64):
+                for window in self.windows(sample, shown=len(samples) < 64, **self.reading(search)):
                     entry.duration = round(window.end, 3)
                     self.long |= not window.whole
-                    if float(window.wave.amax() - window.wave.amin()) > SILENCE:
+                    if window.said is not None or audible(window.wave):
                         waiting.append((entry, window))
                     if len(waiting) == batch_size:
                         self._listen(waiting, search)
@@ -130,6 +136,36 @@ class Recogniser(Predictor):
         self._listen(waiting, search)
         yield from pending
 
+    def checked(self, search: Mapping[str, Any]) -> dict[str, Any]:
+        """What is asked of the search, without what is left to the model.
+
+        Raises:
+            ConfigError: it is nothing that this model can do.
+        """
+        given = {name: value for name, value in search.items() if value is not None}
+        for name in ("language", "task"):
+            if name in given:
+                raise ConfigError(
+                    f"{name}: expected none, since this model knows no languages; found {given[name]!r}. Whisper does."
+                )
+        if given.get("ctc_weight", 1.0) < 1.0 and self.model.head.decoder is None:
+            raise ConfigError(
+                f"ctc_weight: expected 1, since this model has CTC and no decoder; found {given['ctc_weight']}."
+            )
+        return given
+
+    def reading(self, search: Mapping[str, Any]) -> dict[str, Any]:
+        """What `windows` must know of the search."""
+        return {}
+
+    def open(self, sample: ASRSample) -> tuple[float, Callable[[], Iterator[Tensor]]]:
+        """A recording's seconds, and what reads it from its beginning, in blocks of a window; read when asked for."""
+        name, rate = f"item {sample.id}", self.processor.sample_rate
+        if sample.segment is None:
+            total = audio_seconds(sample.audio, name)
+            return total, lambda: stream_audio(sample.audio, rate, name, self.window)
+        return sample.duration, lambda: iter(sample.read(rate).split(round(self.window * rate)))
+
     def windows(self, sample: ASRSample, shown: bool = True) -> Iterator[Window]:
         """A recording as it is heard: whole, or in overlapping windows, read as they are asked for.
 
@@ -137,13 +173,9 @@ class Recogniser(Predictor):
             sample: the recording.
             shown: whether there may be a bar of progress.
         """
-        name, seconds, rate = f"item {sample.id}", self.window, self.processor.sample_rate
-        if sample.segment is None:
-            total, blocks = audio_seconds(sample.audio, name), stream_audio(sample.audio, rate, name, seconds)
-        else:
-            total, blocks = sample.duration, iter([sample.read(rate)])
-        cut = windows(blocks, rate, seconds, OVERLAP * seconds)
-        return progress(cut, int(total / (seconds * (1 - OVERLAP))), f"listening to {sample.id}", shown)
+        total, read = self.open(sample)
+        cut = windows(read(), self.processor.sample_rate, self.window, OVERLAP * self.window)
+        return progress(cut, int(total / (self.window * (1 - OVERLAP))), f"listening to {sample.id}", shown)
 
     @torch.inference_mode()
     def _listen(self, waiting: Sequence[tuple[Transcript, Window]], search: Mapping[str, Any]) -> None:
@@ -152,8 +184,9 @@ class Recogniser(Predictor):
             return
         pieces = [ASRSample("", (window.wave, self.processor.sample_rate)) for _, window in waiting]
         batch = collate(pieces, self.processor).to(self.device)
-        heard = write(self.model, batch, self.processor, **{**self.search, **search})
+        heard = write(self.model, batch, self.processor, **search)
         for (entry, window), said in zip(waiting, heard, strict=True):
+            assert said.log_p is not None
             words = self.words(said.text, said.log_p, window.wave, window.start)
             own = [word for word in words if window.low <= (word.start + word.end) / 2 < window.high]
             entry.text = said.text if window.whole else " ".join([entry.text, *(w.word for w in own)]).strip()
@@ -164,12 +197,12 @@ class Recogniser(Predictor):
         """When each word of a text was said.
 
         Args:
-            text: normalised.
+            text: as the processor's `said` has it.
             log_p: (S, V), CTC's log-probabilities of a clip.
             wave: (n,), the clip.
             start: seconds before it.
         """
-        spans = align(log_p, self.processor.encode(text), BLANK_BIAS)
+        spans = align(log_p, self.processor.encode(text), BLANK_BIAS, self.processor.pad_id)
         words = words_at(text, spans, self.processor, self.frame_seconds, start, len(log_p))
         last = start + len(wave) / self.processor.sample_rate
         words = [word.moved(-self.processor.delay, start, last) for word in words]
@@ -181,10 +214,9 @@ class Recogniser(Predictor):
         rate, found = self.processor.sample_rate, []
         for sample in samples:
             wave = sample.read(rate)
-            features = self.processor.features(wave)[None].to(self.device)
-            memory, mask = self.model.encode(features, torch.ones_like(features[:, :, 0], dtype=torch.bool))
+            memory, mask = self.model.encode(*(x.to(self.device) for x in self.processor.features_batch([wave])))
             log_p = self.model.head.log_probs(memory)[0, mask[0]].cpu()
-            found.append(self.words(normalise(sample.text), log_p, wave))
+            found.append(self.words(self.processor.learnt(sample.text), log_p, wave))
         return found
 
     @property
@@ -202,16 +234,10 @@ class Recogniser(Predictor):
 
         sample = as_sample(item, 0)
         transcript = self.predict([sample])[0]
-        if transcript.duration > self.window:
-            raise DataError(
-                f"item {sample.id}",
-                f"at most {self.window:g} s to explain",
-                f"{transcript.duration:.1f} s: cut out what is to be looked at",
-            )
-        if not transcript.text:
-            raise DataError(f"item {sample.id}", "speech to explain", "none was heard")
+        self.explainable(transcript)
         rate = self.processor.sample_rate
-        forced = ASRSample(sample.id, (sample.read(rate), rate), transcript.text)
+        wave = sample.read(rate)
+        forced = ASRSample(sample.id, (wave, rate), transcript.text)
         batch = collate([forced], self.processor).to(self.device)
         with torch.no_grad(), capture(self.model) as maps:
             output = self.model(batch.features, batch.feature_mask, batch.target_ids)
@@ -220,23 +246,33 @@ class Recogniser(Predictor):
         log_p = output.ctc_logits[0].float().log_softmax(-1).cpu()
         alignment = torch.zeros(count, len(log_p))
         late = round(self.processor.delay / self.frame_seconds)
-        for row, (first, last) in enumerate(align(log_p, batch.labels[0, :count].tolist())):
+        for row, (first, last) in enumerate(
+            align(log_p, batch.labels[0, :count].tolist(), blank=self.processor.pad_id)
+        ):
             alignment[row, max(first - late, 0) : max(last + 1 - late, 1)] = 1.0
         tokens = [self.processor.decode([i]) or " " for i in batch.labels[0, :count].tolist()]
         return ASRExplanation(
-            transcript,
-            batch.features[0].cpu(),
-            self.processor.frame_seconds,
-            tokens,
-            attention,
-            alignment,
-            list(sample.words),
+            transcript, *self.processor.picture(wave), tokens, attention, alignment, list(sample.words)
         )
 
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the encoder with CTC, and the decoder's step with its cache as flat tensors."""
-        from tasks.asr.export import export_recogniser
+    def explainable(self, transcript: Transcript) -> None:
+        """Raises a DataError where there is too much to explain, or nothing."""
+        if transcript.duration > self.window:
+            raise DataError(
+                f"item {transcript.id}",
+                f"at most {self.window:g} s to explain",
+                f"{transcript.duration:.1f} s: cut out what is to be looked at",
+            )
+        if not transcript.text:
+            raise DataError(f"item {transcript.id}", "speech to explain", "none was heard")
 
+    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+        """Write the encoder with CTC, and the decoder's step, where there is one, with its cache as flat tensors."""
+        from tasks.asr.export import export_recogniser
+        from tasks.asr.export_public import export_ctc
+
+        if isinstance(self.processor, CTCProcessor):
+            return export_ctc(self.model, folder, formats)
         return export_recogniser(self.model, folder, formats)
 
     # The command line -------------------------------------------------------------------------------------------------
@@ -259,9 +295,9 @@ class Recogniser(Predictor):
             raise ConfigError(f"--lm_weight: expected 0 or more, and a model with a language model; found {found}.")
         if options.window is not None and not 0.5 <= options.window <= 600.0:
             raise ConfigError(f"--window: expected seconds from 0.5 to 600, found {options.window}.")
-        self.window = options.window or self.window
-        given = {name: getattr(options, name) for name in ("num_beams", "ctc_weight", "lm_weight")}
-        self.search |= {name: value for name, value in given.items() if value is not None}
+        self.hear_at_once(options.window)
+        given = {name: getattr(options, name) for name in ("num_beams", "ctc_weight", "lm_weight", "language", "task")}
+        self.search = self.checked({**self.search, **given})
         if options.input is None:
             if options.audio is None:
                 raise DataError("arguments", "--audio, or --input PATH", "neither")
@@ -284,6 +320,10 @@ class Recogniser(Predictor):
             logger.warning("%s", problems.summary(str(path), len(samples)))
         return samples
 
+    def hear_at_once(self, seconds: float | None) -> None:
+        """What `--window` says; none: as the model was trained."""
+        self.window = seconds or self.window
+
     def remark(self) -> str:
         """How much memory it took, where a recording was long."""
         return f"at most {self.peak():.2f} GB of memory in use." if self.long else ""
@@ -295,6 +335,11 @@ class Recogniser(Predictor):
 
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB, on macOS in bytes
         return size / (1 << (30 if sys.platform == "darwin" else 20))
+
+
+def audible(wave: Tensor) -> bool:
+    """Whether something may be said in a wave (n,)."""
+    return float(wave.amax() - wave.amin()) > SILENCE
 
 
 def as_sample(item: Item, number: int) -> ASRSample:
@@ -315,14 +360,19 @@ def as_sample(item: Item, number: int) -> ASRSample:
 
 
 def load(directory: str | Path | None = None, device: str = "auto", precision: str | None = None) -> Recogniser:
-    """Load a speech recogniser: the one in the package, or that of a folder.
+    """Load a speech recogniser: the one in the package, that of a folder, or a public Whisper, wav2vec 2.0 or HuBERT.
 
     Args:
-        directory: a `model/` folder of a run, or any copy of one.
+        directory: a `model/` folder of a run, or any copy of one; a public model's folder; or hf:owner/name.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "float32", "bfloat16", "int8" or None; see `tasks.load`.
 
     Raises:
         CheckpointError: missing, damaged, foreign, or of another task.
     """
-    return Recogniser(*load_parts("asr", directory, device, ASRModel, ASRProcessor, precision))
+    model, processor = load_parts("asr", directory, device, ASRModel, SpeechProcessor, precision)
+    if isinstance(processor, WhisperProcessor):
+        from tasks.asr.whisper import WhisperRecogniser
+
+        return WhisperRecogniser(model, processor)
+    return Recogniser(model, processor)

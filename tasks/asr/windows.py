@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Window:
     low: float  # seconds, likewise
     high: float
     end: float
+    said: Any = None  # what it says, where that had to be known to find the next one
 
     @property
     def whole(self) -> bool:

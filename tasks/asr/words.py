@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.asr import ASRProcessor
+from data.speech import SpeechProcessor
 from mmattn.generate.ctc import ctc_align
 from tasks.asr.model import BLANK
 
@@ -32,7 +32,7 @@ class Word:
         return Word(self.word, start, end)
 
 
-def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0) -> list[tuple[int, int]]:
+def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0, blank: int = BLANK) -> list[tuple[int, int]]:
     """The first and the last frame of each id on the likeliest path (Viterbi) that writes them.
 
     Args:
@@ -40,15 +40,16 @@ def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0) -> list[tu
         ids: what is said.
         blank_bias: added to the blank's log-probability. CTC puts a token on few frames and blanks between; below zero,
             frames go to the token that is the likelier one there, and words get their length back.
+        blank: its id.
 
     Returns:
         A pair an id; none where the clip has too few frames for them.
     """
     if blank_bias:
         log_p = log_p.clone()
-        log_p[:, BLANK] += blank_bias
+        log_p[:, blank] += blank_bias
     try:
-        return ctc_align(log_p, ids, blank=BLANK)
+        return ctc_align(log_p, ids, blank=blank)
     except ValueError:
         return []
 
@@ -56,7 +57,7 @@ def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0) -> list[tu
 def words_at(
     text: str,
     spans: Sequence[tuple[int, int]],
-    processor: ASRProcessor,
+    processor: SpeechProcessor,
     seconds: float,
     start: float = 0.0,
     frames: int = 0,
@@ -64,7 +65,7 @@ def words_at(
     """The words of a text with their times.
 
     Args:
-        text: normalised.
+        text: as the processor's `said` has it.
         spans: the frames of each of its ids, see `align`; none: the words share the clip evenly.
         processor: tells which characters an id stands for.
         seconds: of one encoded frame.

@@ -9,8 +9,9 @@ from typing import Any
 from data.classification import ClassificationProcessor
 from data.image import ImageProcessor
 from tasks.classification.model import ClassificationModel
+from tasks.common.going_on import completed, read_network, without
 from tasks.common.pretrained import FREE, Parts, Source
-from tasks.common.public_pictures import completed, read_network, statistics, without
+from tasks.common.public_pictures import statistics
 
 # Keywords of VisionTransformer that the task's model has itself.
 OWN = ("embed_dim", "num_layers", "num_heads", "ffn_dim", "patch_size", "dropout", "attention")

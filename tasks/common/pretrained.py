@@ -35,10 +35,20 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "siglip": ("classification",),
     "siglip_vision_model": ("classification",),
     TIMM: ("classification", "segmentation"),
+    "whisper": ("asr",),
+    "wav2vec2": ("asr",),
+    "hubert": ("asr",),
 }
 # Who reads a task's public models, by `read_public`; the tasks that are not here write text.
-READERS = {task: f"tasks.{task}.pretrained" for task in ("classification", "segmentation")}
+READERS = {task: f"tasks.{task}.pretrained" for task in ("classification", "segmentation", "asr")}
 PUBLIC = "public"  # the one key of a model's keywords where a public network stands in the place of the task's own
+NETWORK = "network"  # among its keywords: which; where none is named, one that reads a text and writes another
+# Where they are, as PublicModel, and `own_names`, which calls their keywords as the task's own model does.
+NETWORKS = {
+    None: "tasks.common.public_text",
+    "whisper": "tasks.asr.public_whisper",
+    "wav2vec2": "tasks.asr.public_ctc",
+}
 FREE = ("dropout", "attention", "decoder_attention", "cross_attention")  # keywords that change no weight
 
 
@@ -84,9 +94,11 @@ class Parts:
     @property
     def known(self) -> dict[str, Any]:
         """The keywords as a task's own model would have them."""
-        from tasks.common.public_text import own_names
-
-        return own_names(self.keywords[PUBLIC]) if PUBLIC in self.keywords else self.keywords
+        if PUBLIC not in self.keywords:
+            return self.keywords
+        module, keywords = public_network(self.keywords)
+        found: dict[str, Any] = module.own_names(keywords)
+        return found
 
     def changed(self, keywords: Mapping[str, Any]) -> Parts:
         """The same weights with other keywords, of those that are free.
@@ -96,7 +108,7 @@ class Parts:
             ConfigError: a kind of attention that is not known.
         """
         for key, value in keywords.items():
-            if key not in self.free:
+            if key not in self.free or key not in self.keywords.get(PUBLIC, self.free):
                 found = repr(self.known[key]) if key in self.known else "no such keyword"
                 raise CheckpointError(
                     f"model.{key}: {self.where} has {found}, the configuration says {value!r}; the model goes on as "
@@ -217,6 +229,19 @@ def build_model(model_class: type[nn.Module], keywords: Mapping[str, Any]) -> nn
     """The task's model from its keywords; or a public network in its place."""
     if PUBLIC not in keywords:
         return model_class(**keywords)
-    from tasks.common.public_text import PublicModel
+    module, public = public_network(keywords)
+    found: nn.Module = module.PublicModel(**public)
+    return found
 
-    return PublicModel(**keywords[PUBLIC])
+
+def public_network(keywords: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The module of `NETWORKS` that has a public network, and the network's keywords.
+
+    Raises:
+        ValueError: one that this version has not.
+    """
+    public = dict(keywords[PUBLIC])
+    name = public.pop(NETWORK, None)
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; there are: {', '.join(filter(None, NETWORKS))}")
+    return importlib.import_module(NETWORKS[name]), public

@@ -134,7 +134,7 @@ def read_public(
         if needed > size:
             raise CheckpointError(f"{source.name}: expected a tokenizer of at most {size} tokens, found {needed}.")
     pair = languages or (about.get("source_lang"), about.get("target_lang"))
-    options: dict[str, Any] = {"generation": _as_json(generation)}
+    options: dict[str, Any] = {"generation": as_json(generation)}
     if all(pair):
         options |= {"source_lang": pair[0], "target_lang": pair[1]}
     processor = processor_class(*texts, longest, longest, options)
@@ -170,7 +170,7 @@ def _longest(config: Mapping[str, Any], about: Mapping[str, Any], keywords: Mapp
     return min(sane, default=UNTOLD)
 
 
-def _as_json(generation: GenerationConfig) -> dict[str, Any]:
+def as_json(generation: GenerationConfig) -> dict[str, Any]:
     """Its fields that say something; of several texts the best is asked for."""
     fields = dataclasses.fields(generation)
     told = {field.name: getattr(generation, field.name) for field in fields}

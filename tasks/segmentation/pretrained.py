@@ -9,8 +9,9 @@ from data.masks import MAX_CLASSES, ClassList
 from data.readers import read_json
 from data.segmentation import SegmentationDataset, SegmentationProcessor
 from tasks.common.errors import CheckpointError
+from tasks.common.going_on import completed, read_network, without
 from tasks.common.pretrained import FREE, TIMM, Parts, Source
-from tasks.common.public_pictures import PREPROCESSING, completed, read_network, statistics, without
+from tasks.common.public_pictures import PREPROCESSING, statistics
 from tasks.segmentation.model import SegmentationModel
 
 # Keywords of SegFormer, as the task's model calls them.

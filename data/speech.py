@@ -1,0 +1,166 @@
+"""What turns sound into features, texts into ids and ids into text, for every recogniser: ours and public ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from data.ngram import NGram
+from data.readers import read_json
+from data.saved import SETTINGS, Saved
+
+if TYPE_CHECKING:
+    from data.asr_files import ASRSample
+    from data.text import TokenIds
+
+LM = "ngrams.safetensors"  # the language model's file, where there is one
+NO_LIMIT = 1 << 30  # of tokens: a text is never cut, as the sound is not
+
+
+class SpeechProcessor(Saved):
+    """The interface; ``ASRProcessor`` of our own models, ``CTCProcessor`` and ``WhisperProcessor`` of public ones.
+
+    ``SpeechProcessor.load`` reads any of them.
+    """
+
+    tokenizer: TokenIds
+    search: dict[str, Any]  # how the model was measured, for whoever loads it (beams and the like)
+    max_seconds: float  # the longest clip it is meant for; what is longer is heard in windows
+    languages: Mapping[str, Any] | None = None  # those that can be asked for; None: there is nothing to ask for
+    lm: NGram | None = None  # how likely texts are to be written, for beams over CTC
+    delay: float = 0.0  # seconds by which CTC says things later than they are heard; word times are earlier by it
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        if cls is not SpeechProcessor:
+            found = super().load(directory)
+            if (path := Path(directory, LM)).exists():
+                found.lm = NGram.load(path, found.tokenizer.vocab_size, found.start_id, found.eos_id)
+            return found
+        from data.asr import ASRProcessor
+        from data.asr_public import KINDS
+
+        config = read_json(Path(directory, SETTINGS))
+        kind: Any = KINDS.get(config.get("kind"), ASRProcessor) if isinstance(config, Mapping) else ASRProcessor
+        return kind.load(directory)  # type: ignore[no-any-return]
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+        raise NotImplementedError
+
+    @property
+    def frame_seconds(self) -> float:
+        """From one step of the features to the next one."""
+        raise NotImplementedError
+
+    @property
+    def length_seconds(self) -> float:
+        """Of one of what ``lengths`` counts."""
+        return self.frame_seconds
+
+    @property
+    def pad_id(self) -> int:
+        """Of padding: CTC's blank."""
+        return self.tokenizer.pad_id
+
+    @property
+    def unk_id(self) -> int:
+        """Of what no training text has."""
+        return self.tokenizer.unk_id
+
+    @property
+    def start_id(self) -> int:
+        """What a decoder reads first."""
+        return self.tokenizer.start_id
+
+    @property
+    def eos_id(self) -> int:
+        """What a decoder says last."""
+        return self.tokenizer.eos_id
+
+    def sizes(self) -> dict[str, int]:
+        """The model's keywords that the data decide."""
+        return {"vocab_size": self.tokenizer.vocab_size}
+
+    def num_frames(self, num_samples: int) -> int:
+        """How much of a batch's room so many samples take, padding that is always there included."""
+        raise NotImplementedError
+
+    def lengths(self, samples: Sequence[ASRSample]) -> list[tuple[int, int]]:
+        """Frames, and tokens with their end, of each sample: for batches of like lengths."""
+        return [
+            (
+                self.num_frames(round(sample.seconds() * self.sample_rate)),
+                self.tokenizer.length(self.learnt(sample.text)) + 1,
+            )
+            for sample in samples
+        ]
+
+    def features(self, wave: Tensor) -> Tensor:
+        """Samples (n,) at ``sample_rate``, n at least 1 -> (T, ...)."""
+        return self.features_batch([wave])[0][0]
+
+    def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Samples (n,) each -> features (B, T, ...) and mask (B, T), True = of the recording."""
+        raise NotImplementedError
+
+    def picture(self, wave: Tensor) -> tuple[Tensor, float]:
+        """Samples (n,) to a spectrogram (T, M) for people, and the seconds of one of its frames."""
+        return self.features(wave), self.frame_seconds
+
+    def learnt(self, text: str) -> str:
+        """A text of the data as the model learns it."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; neither start nor end among them."""
+        return self.tokenizer.encode(self.learnt(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text from ids, what is special left out."""
+        return self.tokenizer.decode(ids)
+
+    def said(self, ids: Sequence[int]) -> str:
+        """What ids of the model say, as a user sees it."""
+        return self.decode(ids)
+
+    def targets(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """What training compares with.
+
+        Returns:
+            target_ids: (B, L) long, what a decoder reads, the start token first.
+            labels: (B, L) long, what it should say at each place, the end last.
+            label_mask: (B, L) bool, True = counts.
+        """
+        labels, label_mask = self.tokenizer.encode_batch([self.learnt(text) for text in texts], NO_LIMIT, eos=True)
+        start = torch.full_like(labels[:, :1], self.start_id)
+        return torch.cat([start, labels[:, :-1]], dim=1), labels, label_mask
+
+    def count(self, texts: Iterable[str], order: int) -> None:
+        """Makes the language model, of these texts alone; those with signs that have no id are left out.
+
+        Args:
+            texts: As people write them.
+            order: Ids of the longest n-grams.
+
+        Raises:
+            ValueError: No text is left, or no ids stand for a text's beginning and end.
+        """
+        if len({self.pad_id, self.start_id, self.eos_id}) < 3:
+            raise ValueError("expected a tokenizer with ids for where a text begins and ends, found none")
+        encoded = (self.tokenizer.encode(self.learnt(text)) for text in texts)
+        known = [ids for ids in encoded if ids and self.unk_id not in ids]
+        self.lm = NGram.fit(known, self.tokenizer.vocab_size, order, self.start_id, self.eos_id)
+
+    def save_parts(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+        if self.lm is not None:
+            self.lm.save(folder / LM)
+
+    def parts_text(self) -> str:
+        return self.tokenizer.to_json() + ("" if self.lm is None else self.lm.fingerprint())

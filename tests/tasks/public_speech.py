@@ -1,0 +1,226 @@
+"""Tiny random Whisper, wav2vec 2.0 and HuBERT folders, written by transformers itself, and what it says with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+RATE, WINDOW = 16_000, 2  # Hz; seconds that the tiny Whisper hears at once
+FAMILIES = ("wav2vec2", "hubert", "whisper")
+LETTERS = {token: n for n, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLU'CW"])}
+TEXTS = ["the old dog carries a basket", "Nine, two; 3 words!", "she had it in the house", "where is he now"]
+LANGUAGES = ("en", "de", "ja")
+CLASSES = {
+    "wav2vec2": ("Wav2Vec2Config", "Wav2Vec2ForCTC", "Wav2Vec2Model"),
+    "hubert": ("HubertConfig", "HubertForCTC", "HubertModel"),
+}
+
+
+CTC = {"base": {}, "large": {"large": True}, "hubert": {"family": "hubert"}}
+CTC |= {"large hubert": {"family": "hubert", "large": True, "whole": True}}
+SHORT = (1.0, 1.7, 0.6, 1.9)  # seconds
+
+
+def wave(seconds: float, seed: int = 0) -> Tensor:
+    """Tones that come and go, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.arange(round(seconds * RATE)) / RATE
+    pitch = 200 * 2 ** (4 * torch.rand(int(seconds * 8) + 1, generator=generator))
+    tone = torch.sin(2 * torch.pi * pitch[(time * 8).long()] * time) * (0.6 + 0.4 * torch.sin(2 * torch.pi * 3 * time))
+    return 0.4 * tone + 0.02 * torch.randn(len(time), generator=generator)
+
+
+def write_ctc(
+    folder: Path,
+    family: str = "wav2vec2",
+    large: bool = False,
+    head: bool = True,
+    letters: dict[str, int] | None = None,
+    whole: bool = False,
+    **tokenizer: Any,
+) -> Any:
+    """A model with CTC; transformers' model, feature extractor and tokenizer.
+
+    Args:
+        folder: made if missing.
+        family: wav2vec2 or hubert.
+        large: normalised step by step, with masks, as the large public models; else as the base ones.
+        head: with a CTC head, and a tokenizer.
+        letters: the vocabulary.
+        whole: one processor_config.json, as a processor of transformers 5 is saved.
+        tokenizer: its keywords.
+    """
+    transformers = pytest.importorskip("transformers")
+    letters = LETTERS if letters is None else letters
+    folder.mkdir(parents=True, exist_ok=True)
+    config, with_head, without = (getattr(transformers, name) for name in CLASSES[family])
+    sizes = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
+    sizes |= {"conv_dim": [12, 12, 12], "conv_kernel": [10, 8, 4], "conv_stride": [8, 8, 5]}
+    sizes |= {"num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 2, "vocab_size": len(letters)}
+    if large:
+        sizes |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    torch.manual_seed(3)
+    model = (with_head if head else without)(config(pad_token_id=letters.get("<pad>", 0), **sizes)).eval()
+    with torch.no_grad():  # letters that change, none of them special, and blanks between
+        for name, parameter in model.named_parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+            if "conv_layers" in name and name.endswith("conv.weight"):
+                parameter.mul_(2)
+        if head:
+            model.lm_head.weight.normal_(std=1.0)
+            for token in ("<s>", "</s>", "<unk>"):
+                if token in letters:
+                    model.lm_head.bias[letters[token]] = -100.0
+            model.lm_head.bias[letters["|"]] += 2.0
+    model.save_pretrained(folder)
+    extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=large)
+    texts = None
+    if head:
+        (folder / "vocab.json").write_text(json.dumps(letters))
+        texts = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), **tokenizer)
+        texts.save_pretrained(folder)
+    if whole and head:
+        transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=texts).save_pretrained(folder)
+    else:
+        extractor.save_pretrained(folder)
+    return model, extractor, texts
+
+
+def _whisper_tokenizer(folder: Path) -> Any:
+    from tokenizers import AddedToken, ByteLevelBPETokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    transformers = pytest.importorskip("transformers")
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([f" {text}" for text in TEXTS], 320)
+    special = ["endoftext", "startoftranscript", *LANGUAGES, "translate", "transcribe", "startoflm", "startofprev"]
+    special += ["nospeech", "notimestamps"]
+    trained.add_special_tokens([f"<|{name}|>" for name in special])
+    trained.add_tokens([AddedToken(f"<|{n * 0.02:.2f}|>", normalized=False) for n in range(50 * WINDOW + 1)])
+    ids = {name: trained.token_to_id(name) for name in ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")}
+    template = "<|startoftranscript|> <|notimestamps|> $A <|endoftext|>"
+    trained._tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(ids.items()))
+    trained.save(str(folder / "tokenizer.json"))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        additional_special_tokens=[f"<|{name}|>" for name in special],
+        eos_token="<|endoftext|>",
+    )
+
+
+def write_whisper(folder: Path, seed: int = 1, english: bool = False, whole: bool = False, **generation: Any) -> Any:
+    """A Whisper of two-second windows; transformers' model, feature extractor and tokenizer.
+
+    Args:
+        folder: made if missing.
+        seed: of the weights.
+        english: without languages and tasks.
+        whole: one processor_config.json.
+        generation: for generation_config.json.
+    """
+    transformers = pytest.importorskip("transformers")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _whisper_tokenizer(folder)
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("endoftext", "startoftranscript")}
+    end, start = ids["endoftext"], ids["startoftranscript"]
+    special = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
+    sizes = {"d_model": 24, "num_mel_bins": 10, "vocab_size": len(tokenizer), "max_source_positions": 50 * WINDOW}
+    sizes |= {"encoder_layers": 1, "decoder_layers": 2, "max_target_positions": 40, "activation_function": "gelu"}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_attention_heads": 2, f"{side}_ffn_dim": 32}
+    config = transformers.WhisperConfig(**sizes, **special, suppress_tokens=[], begin_suppress_tokens=[])
+    torch.manual_seed(seed)
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    with torch.no_grad():  # logits far apart that depend on sound and place; an end now and then
+        for name, parameter in model.named_parameters():
+            if "encoder.embed_positions" not in name:
+                gain = 1.4 * parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.3
+                parameter.copy_(gain * torch.randn_like(parameter) + ("norm" in name and name.endswith("weight")))
+        for name in ("conv1", "conv2"):
+            getattr(model.model.encoder, name).weight.mul_(4)
+        model.model.decoder.embed_positions.weight.mul_(3)
+        for layer in model.model.decoder.layers:
+            layer.encoder_attn.q_proj.weight.mul_(4)
+            layer.encoder_attn.out_proj.weight.mul_(4)
+        model.proj_out.weight.mul_(3)
+        bias = model.model.decoder.layer_norm.bias
+        model.proj_out.weight[end] += 3.0 * bias / bias.square().sum()
+    values = special | {
+        "no_timestamps_token_id": tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
+        "max_initial_timestamp_index": 20,
+        "suppress_tokens": [
+            *(n for n in range(end) if not tokenizer.decode([n]).strip().isalnum()),  # pieces that a person can read
+            *range(start, tokenizer.convert_tokens_to_ids("<|notimestamps|>")),
+        ],
+        "begin_suppress_tokens": [end],
+        "max_length": 40,
+        "return_timestamps": False,
+        "alignment_heads": [[1, 0], [1, 1]],
+        "is_multilingual": not english,
+    }
+    if not english:
+        values |= {
+            "lang_to_id": {f"<|{name}|>": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in LANGUAGES},
+            "task_to_id": {
+                name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("translate", "transcribe")
+            },
+        }
+    values |= generation
+    model.save_pretrained(folder)
+    model.generation_config = transformers.GenerationConfig(**values)
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    extractor = transformers.WhisperFeatureExtractor(feature_size=10, chunk_length=WINDOW)
+    if whole:
+        config = {"feature_extractor": json.loads(extractor.to_json_string()), "processor_class": "WhisperProcessor"}
+        (folder / "processor_config.json").write_text(json.dumps(config))
+    else:
+        extractor.save_pretrained(folder)
+    return model, extractor, tokenizer
+
+
+def said_by_transformers(theirs: Any, waves: list[Tensor], **options: Any) -> list[str]:
+    """What transformers says of each recording, one by one."""
+    model, extractor, tokenizer = theirs
+    found = []
+    for one in waves:
+        if hasattr(model, "lm_head"):
+            inputs = extractor(one.numpy(), sampling_rate=RATE, return_tensors="pt")
+            with torch.no_grad():
+                found += tokenizer.batch_decode(model(**inputs).logits.argmax(-1))
+            continue
+        long = len(one) > WINDOW * RATE
+        more = {"truncation": False, "padding": "longest"} if long else {}
+        features = extractor(one.numpy(), sampling_rate=RATE, return_tensors="pt", **more).input_features
+        given = {"return_timestamps": True} if long else {"force_unique_generate_call": True}
+        with torch.no_grad():
+            ids = model.generate(features, **given, **options)
+        text_ids = [[i for i in row if i < model.config.eos_token_id] for row in ids.tolist()]  # as its own tokenizer
+        found += tokenizer.batch_decode(text_ids)
+    return [text.strip() for text in found]
+
+
+def recording(samples: Tensor, rate: int = RATE) -> dict[str, Any]:
+    """An item for `predict`."""
+    return {"audio": (np.asarray(samples), rate)}
+
+
+def write_all(root: Path) -> dict[str, tuple[Path, Any]]:
+    """Folder and transformers' parts of each kind."""
+    found: dict[str, Any] = {name: (root / name, write_ctc(root / name, **options)) for name, options in CTC.items()}
+    return found | {"whisper": (root / "whisper", write_whisper(root / "whisper"))}
+
+
+def clips(seconds: tuple[float, ...] = SHORT) -> list[Tensor]:
+    """Recordings of so many seconds."""
+    return [wave(one, seed) for seed, one in enumerate(seconds)]
+
+
+def texts(recogniser: Any, waves: list[Tensor], **options: Any) -> list[str]:
+    """What a recogniser of ours says of them."""
+    return [answer.text for answer in recogniser.predict([recording(one) for one in waves], **options)]

@@ -1,0 +1,330 @@
+"""Public Whisper, wav2vec 2.0 and HuBERT folders that recognise speech: what transformers says, of any length."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tasks
+from data.asr import ASRSample
+from data.errors import DataError
+from tasks.asr.predict import Recogniser
+from tasks.asr.predict import load as load_recogniser
+from tasks.asr.public_whisper import Spoken, Stretch
+from tasks.asr.whisper import WhisperRecogniser
+from tasks.common.errors import ConfigError
+from tests.tasks.public_speech import (
+    CTC,
+    RATE,
+    SHORT,
+    WINDOW,
+    clips,
+    recording,
+    said_by_transformers,
+    texts,
+    wave,
+    write_all,
+    write_whisper,
+)
+
+pytest.importorskip("transformers")
+soundfile = pytest.importorskip("soundfile")
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    return write_all(tmp_path_factory.mktemp("speech"))
+
+
+# What transformers says -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CTC)
+def test_letters_as_transformers_hears_them(name: str, folders: dict[str, Any]) -> None:
+    folder, theirs = folders[name]
+    recogniser = tasks.load(folder, device="cpu")
+    assert type(recogniser) is Recogniser
+    expected = said_by_transformers(theirs, clips())
+    assert len(set(expected)) == len(SHORT)
+    assert min(map(len, expected)) > 5, "a model that says nothing shows nothing"
+    assert texts(recogniser, clips()) == expected, "a batch, in which all but one are padded"
+    assert texts(recogniser, clips(), batch_size=1) == expected
+
+
+def test_a_batch_of_a_large_model_is_transformers_batch(folders: dict[str, Any]) -> None:
+    folder, (model, extractor, tokenizer) = folders["large"]
+    inputs = extractor([one.numpy() for one in clips()], sampling_rate=RATE, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        best = model(**inputs).logits.argmax(-1)
+    counts = model._get_feat_extract_output_lengths(inputs.attention_mask.sum(1)).tolist()
+    expected = [tokenizer.decode(row[:count]) for row, count in zip(best, counts, strict=True)]  # no letters in padding
+    assert texts(tasks.load(folder, device="cpu"), clips()) == expected
+
+
+@pytest.mark.parametrize("generation", [{}, {"num_beams": 3, "length_penalty": 0.4, "no_repeat_ngram_size": 3}])
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any], tmp_path: Path) -> None:
+    theirs = write_whisper(tmp_path, seed, whole=seed == 3, **generation)
+    recogniser = load_recogniser(tmp_path, device="cpu")
+    assert isinstance(recogniser, WhisperRecogniser)
+    expected = said_by_transformers(theirs, clips())
+    assert len(set(expected)) > 1
+    assert texts(recogniser, clips()) == expected
+    assert texts(recogniser, clips(), batch_size=1) == expected
+    for options in ({"language": "de"}, {"language": "Japanese", "task": "translate"}, {"num_beams": 2}):
+        assert texts(recogniser, clips(), **options) == said_by_transformers(theirs, clips(), **options)
+
+
+def test_language_and_task_change_what_is_written(folders: dict[str, Any]) -> None:
+    folder, theirs = folders["whisper"]
+    found = {
+        (language, task): tuple(texts(tasks.load(folder, device="cpu"), clips(), language=language, task=task))
+        for language in ("en", "de")
+        for task in ("transcribe", "translate")
+    }
+    assert len(set(found.values())) == 4
+    assert tuple(said_by_transformers(theirs, clips(), language="de", task="translate")) == found["de", "translate"]
+
+
+def test_an_english_whisper(tmp_path: Path) -> None:
+    theirs = write_whisper(tmp_path, english=True)
+    recogniser = tasks.load(tmp_path, device="cpu")
+    assert texts(recogniser, clips()) == said_by_transformers(theirs, clips())
+    with pytest.raises(ConfigError, match="an English model takes no language"):
+        recogniser.predict([recording(wave(1.0))], language="en")
+
+
+@pytest.mark.parametrize("name", ["base", "whisper"])
+def test_any_rate_and_any_number_of_channels(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
+    recogniser = tasks.load(folders[name][0], device="cpu")
+    one = wave(1.2)
+    torchaudio = pytest.importorskip("torchaudio")
+    other = torchaudio.functional.resample(one, RATE, 44_100)
+    soundfile.write(tmp_path / "a.wav", torch.stack([0.5 * other, 1.5 * other], 1).numpy() / 2, 44_100, "FLOAT")
+    back = torchaudio.functional.resample(other, 44_100, RATE) / 2
+    found = recogniser.predict([tmp_path / "a.wav", recording(back)])
+    assert found[0].text == found[1].text != ""
+    assert found[0].duration == pytest.approx(1.2, abs=1e-3)
+
+
+# Any length -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 3, 5])
+def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path: Path) -> None:
+    theirs = write_whisper(tmp_path, seed)
+    recogniser = tasks.load(tmp_path, device="cpu")
+    waves = [*clips((5.3, 7.7)), wave(1.1, 3)]
+    waves[0][: 2 * RATE] *= 1e-3
+    waves[0][RATE // 2 : RATE] = 0.0  # silence, which is 80 dB below what is loudest anywhere
+    expected = said_by_transformers(theirs, waves)
+    found = recogniser.predict([recording(one) for one in waves], batch_size=2)
+    assert [answer.text for answer in found] == expected
+    assert recogniser.long
+    assert [answer.duration for answer in found] == [5.3, 7.7, 1.1]
+    for answer in found:
+        assert " ".join(word.word for word in answer.words).replace(" ", "") == answer.text.replace(" ", "")
+        assert all(0 <= word.start <= word.end <= answer.duration + 1e-6 for word in answer.words)
+        assert all(one.start <= other.start + 1e-6 for one, other in pairwise(answer.words))
+    beams = {"num_beams": 2, "language": "de"}
+    assert texts(recogniser, waves, **beams) == said_by_transformers(theirs, waves, **beams)
+
+
+def test_whatever_holds_a_long_recording(folders: dict[str, Any], tmp_path: Path) -> None:
+    """It is read twice: a file's part, an open file and bytes are read from their beginning each time."""
+    folder, theirs = folders["whisper"]
+    one = wave(5.3, 4)
+    soundfile.write(tmp_path / "all.wav", torch.cat([torch.zeros(RATE), one]).numpy(), RATE, "FLOAT")
+    soundfile.write(tmp_path / "one.wav", one.numpy(), RATE, "FLOAT")
+    part = ASRSample("part", str(tmp_path / "all.wav"), duration=5.3, segment=(1.0, 6.3))
+    with (tmp_path / "one.wav").open("rb") as file:
+        items: list[Any] = [part, {"audio": file}, {"audio": (tmp_path / "one.wav").read_bytes()}, recording(one)]
+        found = tasks.load(folder, device="cpu").predict(items)
+    assert [answer.text for answer in found] == said_by_transformers(theirs, [one]) * 4
+    assert found[0].words == found[1].words
+
+
+def test_windows_that_are_silent_are_passed_over(folders: dict[str, Any]) -> None:
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    silence, said = torch.zeros(4 * WINDOW * RATE), wave(1.5)
+    found = recogniser.predict([recording(torch.cat([said, silence, said, silence]))])[0]
+    assert found.duration == pytest.approx(3 + 8 * WINDOW)
+    assert found.words
+    quiet = [(w.start + w.end) / 2 for w in found.words if 1.5 + WINDOW < w.start < 1.5 + 3 * WINDOW]
+    assert not quiet
+    assert any(word.start > 1.5 + 3 * WINDOW for word in found.words), "what is said behind the silence is heard"
+    for name in ("whisper", "base"):
+        quiet_ones = [recording(torch.zeros(RATE)), recording(silence)]
+        answers = tasks.load(folders[name][0], device="cpu").predict(quiet_ones)
+        assert [(a.text, a.words, a.duration) for a in answers] == [("", [], 1.0), ("", [], 4.0 * WINDOW)]
+
+
+@pytest.mark.parametrize("name", ["base", "large hubert"])
+def test_letters_of_long_recordings(name: str, folders: dict[str, Any]) -> None:
+    """The words of windows, put together, are about those of the whole; in the windows' middles they are the same."""
+    recogniser = tasks.load(folders[name][0], device="cpu")
+    assert recogniser.window == 20.0
+    one = wave(9.0, 5)
+    whole = recogniser.predict([recording(one)])[0]
+    assert not recogniser.long
+    recogniser.window = 4.0
+    found = recogniser.predict([recording(one)], batch_size=2)[0]
+    assert recogniser.long
+    assert found.duration == whole.duration == 9.0
+    assert found.text == " ".join(word.word for word in found.words)
+    assert len(found.words) > 5
+    assert all(one.start <= other.start for one, other in pairwise(found.words))
+    first = recogniser.predict([recording(one[: 4 * RATE])])[0]
+    assert [w.word for w in found.words][:3] == [w.word for w in first.words][:3]
+
+
+def test_recordings_shorter_than_a_frame(folders: dict[str, Any]) -> None:
+    for name in ("base", "large"):
+        recogniser = tasks.load(folders[name][0], device="cpu")
+        long, short = recording(wave(1.0)), recording(wave(1.0)[:100])
+        assert [answer.text != "" for answer in recogniser.predict([short])] == [False]
+        assert [answer.text != "" for answer in recogniser.predict([long, short])] == [True, False]
+
+
+# When words are said --------------------------------------------------------------------------------------------------
+
+
+def test_words_of_letters_lie_where_ctc_has_them(folders: dict[str, Any]) -> None:
+    recogniser = tasks.load(folders["base"][0], device="cpu")
+    answer = recogniser.predict([recording(wave(1.9, 3))])[0]
+    assert [word.word for word in answer.words] == answer.text.split()
+    assert all(0 <= word.start < word.end <= 1.9 for word in answer.words)
+    assert all(one.end <= other.end for one, other in pairwise(answer.words))
+    (found,) = recogniser.aligned([ASRSample("1", (wave(1.9, 3), RATE), answer.text)])
+    assert found == answer.words
+
+
+def test_words_of_whisper_follow_its_attention(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With attention whose truth is known: four words at places of their own, one of them of three pieces."""
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    processor: Any = recogniser.processor
+    ids = processor.encode("the old dog zzz")
+    parts = processor.words(ids)
+    assert [word for word, _, _ in parts] == ["the", "old", "dog", "zzz"]
+    assert parts[-1][2] - parts[-1][1] >= 3
+    borders = [*[4, 14, 26, 34, *range(44, 90, 5)][: len(ids)], 88, 95]  # states from which pieces are said
+    centres = torch.tensor([(a + b) / 2 for a, b in pairwise(borders)])
+    bumps = -((torch.arange(100) - centres[:, None]) / 3).square()
+    shown = bumps.softmax(-1).expand(2, -1, -1)
+
+    def attention(memory: Any, prompt: list[int], text: list[int], heads: Any) -> torch.Tensor:
+        assert text == ids
+        assert prompt[-1] == processor.tokenizer.no_timestamps_id
+        assert heads == [[1, 0], [1, 1]]
+        return shown
+
+    monkeypatch.setattr(recogniser.model, "attention", attention)
+    spoken = Spoken(ids, [processor.start_id], torch.zeros(1, 100, 24), 0.0)
+    found = recogniser.model.words(spoken, [Stretch(ids, 0, 95, closed=False)], processor, start=10.0)
+    assert [word.word for word in found] == ["the", "old", "dog", "zzz"]
+    assert found[0].start == 10.0
+    between = [10 + 0.02 * float(pair.mean()) for pair in centres.unfold(0, 2, 1)]  # from one piece to the next
+    for word, (_, first, end), following in zip(found, parts, [*found[1:], None], strict=True):
+        assert first == 0 or word.start == pytest.approx(between[first - 1], abs=0.07)
+        assert word.end == pytest.approx(between[end - 1], abs=0.07)
+        assert following is None or word.end == following.start
+    cut = parts[2][1]
+    two = [Stretch(ids[:cut], 0, 30, closed=True), Stretch(ids[cut:], 35, 90, closed=True)]
+    within = recogniser.model.words(spoken, two, processor)
+    assert [word.word for word in within] == ["the", "old", "dog", "zzz"]
+    assert within[1].end == pytest.approx(0.6)
+    assert within[2].start == pytest.approx(0.7)
+    assert within[3].end == pytest.approx(1.8)
+
+
+def test_texts_that_are_known_are_aligned(folders: dict[str, Any]) -> None:
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    known = ASRSample("1", (wave(1.5), RATE), "the old dog")
+    (found,) = recogniser.aligned([known])
+    assert [word.word for word in found] == ["the", "old", "dog"]
+    assert all(0 <= word.start <= word.end <= 1.5 for word in found)
+    for sample in (ASRSample("2", (wave(2.5), RATE), "the"), ASRSample("2", (wave(1.0), RATE), "the old dog " * 9)):
+        with pytest.raises(DataError, match=r"item 2: expected at most 2 s and 36 tokens to align, found \d\.\d s and"):
+            recogniser.aligned([sample])
+
+
+def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
+    """Of an old folder, which knows no token for texts without timestamps."""
+    write_whisper(tmp_path, 5)
+    values = json.loads((tmp_path / "generation_config.json").read_text())
+    end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
+    values["suppress_tokens"] += [end, *range(stamps, stamps + 50 * WINDOW + 2)]
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    recogniser = tasks.load(tmp_path, device="cpu")
+    answer = recogniser.predict([recording(wave(1.5))])[0]
+    assert len(recogniser.processor.encode(answer.text)) > 20
+    assert [word.word for word in answer.words] == answer.text.split()
+
+
+def test_attention_is_that_of_the_heads_that_are_named(folders: dict[str, Any]) -> None:
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    _, (model, extractor, _) = folders["whisper"]
+    features = extractor(wave(1.0).numpy(), sampling_rate=RATE, return_tensors="pt").input_features
+    ids = recogniser.processor.encode("the dog")
+    prompt = [recogniser.processor.start_id, recogniser.processor.tokenizer.no_timestamps_id]
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        output = model(
+            input_features=features, decoder_input_ids=torch.tensor([[*prompt, *ids]]), output_attentions=True
+        )
+        memory = recogniser.model.net.encode(features.mT)
+    for heads, wanted in (([[0, 1], [1, 0]], [(0, 1), (1, 0)]), (None, [(1, 0), (1, 1)])):
+        found = recogniser.model.attention(memory, prompt, ids, heads)
+        expected = torch.stack([output.cross_attentions[layer][0, head, 1:] for layer, head in wanted])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert found.shape == (2, len(ids) + 1, 100)
+
+
+def test_words_without_blanks_between(folders: dict[str, Any]) -> None:
+    processor: Any = tasks.load(folders["whisper"][0], device="cpu").processor
+    text = "日本 x"
+    ids = processor.encode(text)
+    japanese = processor.words(ids, [processor.languages["<|ja|>"]])
+    assert [word for word, _, _ in japanese] == ["日", "本", "x"]
+    assert japanese[0][1] == 0 or ids[0] == processor.encode(" a")[0]
+    assert all(one[2] <= other[1] + 1 for one, other in pairwise(japanese))
+    assert [word for word, _, _ in processor.words(ids)] == ["日本", "x"]
+    assert processor.words(processor.encode(text)[:-1])[-1][2] <= len(ids) - 1
+    assert processor.words([]) == []
+
+
+MEASURE = """
+import json, sys
+from tasks.asr.predict import load
+predictor = load(sys.argv[1], device="cpu")
+predictor.predict([sys.argv[2]])
+before = predictor.peak()
+answer = predictor.predict([sys.argv[3]])[0]
+print(json.dumps([before, predictor.peak(), answer.duration, len(answer.words), predictor.remark()]))
+"""
+
+
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
+    """Four minutes of eight channels at 48 kHz: 0.37 GB as floats, of which a window at a time is in memory."""
+    write_whisper(tmp_path / "model", 3, max_length=6)
+    sentence = wave(3.0).repeat_interleave(3)
+    for name, minutes, channels in (("short", 0.5, 8), ("long", 4, 8)):
+        with soundfile.SoundFile(tmp_path / f"{name}.wav", "w", 48_000, channels, subtype="PCM_16") as file:
+            for _ in range(round(minutes * 20)):
+                file.write(sentence[:, None].expand(-1, channels).numpy())
+    words = [sys.executable, "-c", MEASURE, *(str(tmp_path / name) for name in ("model", "short.wav", "long.wav"))]
+    done = subprocess.run(words, cwd=Path(tasks.__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after, duration, count, remark = json.loads(done.stdout.splitlines()[-1])
+    assert duration == pytest.approx(240, abs=0.1)
+    assert count > 100
+    assert after - before < 0.05, "GB"
+    assert remark == f"at most {after:.2f} GB of memory in use."

@@ -1,0 +1,319 @@
+"""Training that goes on from public Whisper, wav2vec 2.0 and HuBERT folders; what comes of it is a folder of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tasks
+from data.asr import ASRProcessor, ASRSample, collate
+from data.asr_public import CTCProcessor
+from data.errors import DataError
+from data.speech import SpeechProcessor
+from tasks.asr.pretrained import read_public, told
+from tasks.asr.whisper import WhisperRecogniser
+from tasks.common.checkpoint import read_weights
+from tasks.common.errors import CheckpointError, ConfigError
+from tasks.common.pretrained import PUBLIC, find_model
+from tests.tasks.public_speech import LETTERS, RATE, TEXTS, recording, wave, write_ctc, write_whisper
+from tests.tasks.runs import read, run
+
+pytest.importorskip("transformers")
+soundfile = pytest.importorskip("soundfile")
+pytestmark = pytest.mark.parity
+BASE = "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 "
+BASE += "--trainer.enable_progress_bar false --data.batch_size 2 --data.max_frames 2000"
+STILL = "--model.lr 1e-12 --model.weight_decay 0 --model.warmup_steps 1"  # two steps that move nothing
+KNOWN = ["the hat is in the sun", "she had it", "he is there"]  # in letters that the public models know
+
+
+def own_data(folder: Path, texts: list[str]) -> Path:
+    """Recordings that are told apart by their sound, and what is said in them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for n, text in enumerate(texts):
+        soundfile.write(folder / f"{n}.wav", wave(1.4 + 0.1 * n, n).numpy(), RATE, "FLOAT")
+        rows.append(json.dumps({"audio": f"{n}.wav", "text": text}))
+    (folder / "list.jsonl").write_text("\n".join(rows) + "\n")
+    return folder / "list.jsonl"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return own_data(tmp_path / "data", KNOWN)
+
+
+def fit(folder: Path, source: Path, data: Path, options: str = "") -> Path:
+    words = f"--model.init_from {source} --data.train {data} --data.val {data} {options}"
+    return run("fit", folder, words, base=BASE, task="asr")
+
+
+def answers(place: Path) -> list[tuple[str, Any]]:
+    found = tasks.load(place, device="cpu").predict(
+        [recording(wave(1.3, 7)), recording(wave(1.9, 8)), recording(wave(5.0))]
+    )
+    return [(answer.text, answer.words) for answer in found]
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "hubert", "large", "whisper"])
+def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) -> None:
+    start, options = tmp_path / name, ""
+    if name == "whisper":
+        write_whisper(start, num_beams=2)
+        options = "--data.language en"
+    else:
+        write_ctc(start, "hubert" if name == "hubert" else "wav2vec2", large=name == "large")
+    still = fit(tmp_path / "still", start, data, f"{STILL} {options} --data.max_seconds 20")
+    before = answers(start)
+    if name == "whisper":
+        asked = tasks.load(start, device="cpu")
+        asked.search = {"language": "en", "task": None}
+        found = asked.predict([recording(wave(1.3, 7)), recording(wave(1.9, 8)), recording(wave(5.0))])
+        before = [(answer.text, answer.words) for answer in found]
+    assert answers(still) == before, "what was not trained says the same, loaded from our own format"
+    assert len({text for text, _ in before}) > 1
+    moved = fit(tmp_path / "moved", start, data, f"--model.lr 0.01 --model.warmup_steps 1 {options}")
+    first, second = (read_weights(place / "model" / "model.safetensors") for place in (still, moved))
+    assert first.keys() == second.keys()
+    changed = [key for key in first if not torch.equal(first[key], second[key])]
+    assert len(changed) > 0.9 * len(first)
+    words = f"--checkpoint {moved}/model --data.test {data} --data.batch_size 2"
+    run("test", moved, words, base="--trainer.accelerator cpu --trainer.enable_progress_bar false", task="asr")
+    measured = read(moved / "metrics.json")["test"]
+    assert measured["loss"] < read(still / "metrics.json")["validation"]["loss"]
+    assert {"wer", "cer", "normaliser"} <= measured.keys()
+    again = fit(tmp_path / "again", moved, data, f"{STILL} {options}")
+    assert answers(again) == answers(moved), "and from there once more"
+    config = read(moved / "model" / "config.json")
+    assert (config["task"], config["own_data"]) == ("asr", True)
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
+def test_one_batch_can_be_overfitted(name: str, tmp_path: Path, data: Path) -> None:
+    texts = KNOWN if name == "wav2vec2" else ["The hat!", "She had it.", "9, he is"]
+    data = own_data(tmp_path / "own", texts)
+    start, options = (
+        tmp_path / name,
+        "--trainer.max_steps 120 --trainer.max_epochs 120 --model.lr 0.01 --model.schedule constant",
+    )
+    write_whisper(start, suppress_tokens=[]) if name == "whisper" else write_ctc(start)
+    options += " --model.warmup_steps 5 --model.dropout 0 --trainer.check_val_every_n_epoch 40"
+    options += " --data.batch_size 4" + (" --data.language en" if name == "whisper" else "")
+    folder = fit(tmp_path / "run", start, data, options)
+    found = tasks.load(folder / "model", device="cpu").predict([data.parent / f"{n}.wav" for n in range(3)])
+    expected = [text.upper() for text in texts] if name == "wav2vec2" else texts
+    assert [answer.text for answer in found] == expected, "as the data have it, in the letters that the model has"
+
+
+def test_a_run_is_resumed(tmp_path: Path, data: Path) -> None:
+    write_ctc(tmp_path / "public")
+    own_data(tmp_path / "data", [*KNOWN, "ü"])  # a letter that the run must remember
+    options = "--model.lr 0.003 --model.warmup_steps 1 --model.schedule constant"
+    whole = fit(tmp_path / "whole", tmp_path / "public", data, f"{options} --trainer.max_steps 4")
+    parts = fit(tmp_path / "parts", tmp_path / "public", data, f"{options} --trainer.max_steps 2")
+    fit(parts, tmp_path / "public", data, f"{options} --trainer.max_steps 4 --ckpt_path last")
+    one, other = (read_weights(place / "model" / "model.safetensors") for place in (whole, parts))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert tasks.load(parts, device="cpu").processor.tokenizer.letters >= {"Ü"}
+
+
+# Letters --------------------------------------------------------------------------------------------------------------
+
+
+def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ctc(tmp_path / "public")
+    fit(tmp_path / "same", tmp_path / "public", data, STILL)
+    assert "begin anew" not in capsys.readouterr().err
+    own_data(tmp_path / "data", ["the f\u00fcnf", "4 hats"])
+    folder = fit(tmp_path / "run", tmp_path / "public", data, STILL)
+    assert "of 23 tokens it knows 20; the others begin anew: 4 F \u00dc" in capsys.readouterr().err
+    old, new = (tasks.load(place, device="cpu") for place in (tmp_path / "public", folder))
+    letters = new.processor.tokenizer
+    assert letters.letters - old.processor.tokenizer.letters == {"4", "F", "\u00dc"}
+    assert new.processor.said(new.processor.encode("f\u00fcnf hats 4")) == "F\u00dcNF HATS 4"
+    before, after = old.model.head.ctc, new.model.head.ctc
+    torch.testing.assert_close(after.weight[:20], before.weight)
+    torch.testing.assert_close(after.weight[20:], before.weight.mean(0).expand(3, -1))
+    torch.testing.assert_close(after.bias[:20], before.bias)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+def test_without_a_head_there_is_one_to_train(family: str, tmp_path: Path, data: Path) -> None:
+    write_ctc(tmp_path / "public", family, head=False)
+    with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --model\.init_from"):
+        tasks.load(tmp_path / "public")
+    folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --model.freeze convolutions")
+    recogniser = tasks.load(folder, device="cpu")
+    assert recogniser.processor.tokenizer.letters == {"<pad>", "<s>", "</s>", "<unk>", "|", *"adehinrstu"}
+    assert recogniser.model.head.ctc.weight.std() > 0
+    state = read_public(find_model(tmp_path / "public"), "asr", SpeechProcessor).state
+    kept = recogniser.model.state_dict()
+    assert all(torch.allclose(kept[name], value, atol=1e-6) for name, value in state.items())
+    other = fit(tmp_path / "other", tmp_path / "public", data, f"{STILL} --seed_everything 1")
+    head = tasks.load(other, device="cpu").model.head.ctc.weight
+    assert not torch.equal(head, recogniser.model.head.ctc.weight), "it is drawn from the seed"
+
+
+def test_frozen_convolutions_stay(tmp_path: Path, data: Path) -> None:
+    write_ctc(tmp_path / "public")
+    options = "--model.lr 0.01 --model.warmup_steps 1 --model.freeze convolutions"
+    folder = fit(tmp_path / "run", tmp_path / "public", data, options)
+    before, after = (tasks.load(place, device="cpu").model.state_dict() for place in (tmp_path / "public", folder))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {name for name in before if name.startswith("net.convolutions.")}
+    write_whisper(tmp_path / "whisper")
+    with pytest.raises(ConfigError, match=r"model\.freeze: expected a model with convolutions"):
+        fit(tmp_path / "no", tmp_path / "whisper", data, "--data.language en --model.freeze convolutions")
+
+
+LETTER_CASES = {
+    "upper": ("The 'hat'  is, ", LETTERS, "THE 'HAT' IS"),
+    "lower": ("The hat", {token.lower(): n for token, n in LETTERS.items()}, "the hat"),
+    "both": ("The Hat", {t: n for n, t in enumerate(["<pad>", "|", *"THEAthea"])}, "the hat"),
+    "unknown": ("the fox", LETTERS, "THE fO<unk>"),
+    "unknown, no token": ("the fox", {t: n for n, t in enumerate(["|", *"THEOX", "<pad>"])}, "THE OX"),
+}
+
+
+@pytest.mark.parametrize("case", LETTER_CASES)
+def test_texts_are_learnt_in_the_models_case(case: str) -> None:
+    from data.audio_public import CTCText, WaveFeatures
+
+    text, letters, expected = LETTER_CASES[case]
+    processor = CTCProcessor(WaveFeatures(), CTCText({"vocab.json": json.dumps(letters).encode()}))
+    if "<unk>" not in expected:
+        assert processor.said(processor.encode(processor.learnt(text))) == expected
+        assert processor.pad_id not in processor.encode(processor.learnt(text))
+    else:
+        assert processor.encode(processor.learnt(text)).count(letters["<unk>"]) == 2
+    _, labels, mask = processor.targets([text, ""])
+    assert labels[0, : int(mask[0].sum()) - 1].tolist() == processor.encode(processor.learnt(text))
+    assert mask.sum(1).tolist()[1] == 1
+
+
+# Languages ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
+    write_whisper(tmp_path)
+    parts = read_public(find_model(tmp_path), "asr", SpeechProcessor)
+    with pytest.raises(DataError, match=r"data\.language: expected the language of the recordings, one of en, de, ja"):
+        collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0])], parts.processor)
+    processor: Any = told(parts.processor, "German", "translate")
+    batch = collate([ASRSample(str(n), (wave(1.0), RATE), text) for n, text in enumerate([TEXTS[1], ""])], processor)
+    named = [processor.tokenizer._pieces.id_to_token(i) for i in batch.target_ids[0].tolist()]
+    assert named[:4] == ["<|startoftranscript|>", "<|de|>", "<|translate|>", "<|notimestamps|>"]
+    assert batch.features.shape == (2, 200, 10)
+    assert batch.feature_mask.sum(1).tolist() == [100, 100]
+    counted = [row[kept].tolist() for row, kept in zip(batch.labels, batch.label_mask, strict=True)]
+    assert processor.said(counted[0]) == TEXTS[1], "capitals and commas, too"
+    assert processor.tokenizer._pieces.decode(counted[0][:-1]) == f" {TEXTS[1]}"
+    assert counted[1] == [processor.eos_id]
+    assert batch.label_mask.int().argmax(1).tolist() == [3, 3], "what is said begins behind the prompt"
+    assert counted[0][-1] == processor.eos_id
+    assert batch.references[0] == "nine two 3 words"
+    long = collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0] * 9)], processor)
+    assert long.target_ids.shape == (1, 40), "as many as there are positions for"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("whisper", "", r"data\.language: expected the language of the recordings, one of en, de, ja"),
+        ("whisper", "--data.language xx", r"unknown language 'xx'; there are: en, de, ja"),
+        ("whisper", "--data.language en --data.max_frames 100", r"data\.max_frames"),
+        (
+            "whisper",
+            "--data.language en --model.embed_dim 64",
+            r"model\.embed_dim: .* has 24, the configuration says 64",
+        ),
+        ("whisper", "--data.language en --data.num_mels 80", r"data\.num_mels: .* hears and spells as it was trained"),
+        ("wav2vec2", "--data.tokenizer bpe", r"data\.tokenizer: .* the configuration says 'bpe'"),
+        ("wav2vec2", "--data.language en", r"data\.language: expected none, since the model knows no languages"),
+        ("wav2vec2", "--data.augment.time_masks 1", r"data\.augment: expected no masks of frames"),
+        ("wav2vec2", "--model.cross_attention.kind linear", r"model\.cross_attention: .* has no such keyword"),
+        ("wav2vec2", "--model.decoder lstm", r"model\.decoder: .* has 'none', the configuration says 'lstm'"),
+        (None, "--data.task translate", r"data\.task: expected none, since the model knows no languages"),
+    ],
+)
+def test_what_does_not_fit_is_one_error(
+    name: str | None, options: str, message: str, tmp_path: Path, data: Path
+) -> None:
+    if name is not None:
+        write_whisper(tmp_path / "public") if name == "whisper" else write_ctc(tmp_path / "public")
+        options += f" --model.init_from {tmp_path}/public"
+    with pytest.raises((ConfigError, CheckpointError, DataError), match=message):
+        run("fit", tmp_path / "run", f"--data.train {data} --data.val {data} {options}", base=BASE, task="asr")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
+def test_public_folders_are_measured(name: str, tmp_path: Path, data: Path) -> None:
+    write_whisper(tmp_path / "public") if name == "whisper" else write_ctc(tmp_path / "public")
+    words = f"--checkpoint {tmp_path}/public --data.test {data}" + " --data.language de" * (name == "whisper")
+    run("test", tmp_path / "run", words, base="--trainer.accelerator cpu", task="asr")
+    measured = read(tmp_path / "run" / "metrics.json")["test"]
+    assert measured["loss"] > 0
+    assert measured["wer"] > 0.5
+
+
+def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
+    write_whisper(tmp_path / "public")
+    folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --data.language de --data.task transcribe")
+    recogniser = tasks.load(folder, device="cpu")
+    assert isinstance(recogniser, WhisperRecogniser)
+    assert recogniser.processor.generation["language"] == "de"
+    public = tasks.load(tmp_path / "public", device="cpu")
+    one = [recording(wave(1.3, 7))]
+    assert recogniser.predict(one) == public.predict(one, language="de", task="transcribe")
+    assert recogniser.predict(one, language="ja") == public.predict(one, language="ja", task="transcribe")
+
+
+# Processors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "whisper", "ours"])
+def test_processors_travel(name: str, tmp_path: Path) -> None:
+    if name == "ours":
+        ours: Any = SpeechProcessor.load(Path(tasks.__file__).parent / "asr" / "checkpoint" / "processor")
+        assert type(ours) is ASRProcessor
+    else:
+        write_whisper(tmp_path / "public") if name == "whisper" else write_ctc(tmp_path / "public")
+        ours = read_public(find_model(tmp_path / "public"), "asr", SpeechProcessor).processor
+        ours.search = {"num_beams": 3}
+    ours.save(tmp_path / "saved")
+    other = SpeechProcessor.load(tmp_path / "saved")
+    assert type(other) is type(ours)
+    assert other.fingerprint() == ours.fingerprint()
+    assert other.search == ours.search
+    assert torch.equal(other.features(wave(1.0)), ours.features(wave(1.0)))
+    settings = json.loads((tmp_path / "saved" / "processor.json").read_text())
+    (tmp_path / "saved" / "processor.json").write_text(json.dumps(settings | {"odd": 1}))
+    with pytest.raises(DataError, match=r"processor\.json: expected the keys"):
+        SpeechProcessor.load(tmp_path / "saved")
+    if name == "ours":
+        return
+    for key, value in (("features", {"feature_extractor_type": "Odd"}), ("tokenizer", {"kind": "odd"})):
+        (tmp_path / "saved" / "processor.json").write_text(json.dumps(settings | {key: value}))
+        with pytest.raises(DataError):
+            SpeechProcessor.load(tmp_path / "saved")
+    wrong = "WhisperFeatureExtractor" if name == "wav2vec2" else "Wav2Vec2FeatureExtractor"
+    changed = settings | {"features": {"feature_extractor_type": wrong}}
+    (tmp_path / "saved" / "processor.json").write_text(json.dumps(changed))
+    with pytest.raises(DataError, match=r"processor\.json: .*expected W\w+Features, found W"):
+        SpeechProcessor.load(tmp_path / "saved")
+
+
+def test_a_network_of_a_later_version_is_named(tmp_path: Path, data: Path) -> None:
+    write_ctc(tmp_path / "public")
+    folder = fit(tmp_path / "run", tmp_path / "public", data, STILL) / "model"
+    config = read(folder / "config.json")
+    config["model"][PUBLIC]["network"] = "later"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"unknown network 'later'; there are: whisper, wav2vec2"):
+        tasks.load(folder)

@@ -1,0 +1,237 @@
+"""Public speech folders on the command line: languages, pictures, programs, the hub; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tasks
+from data.asr_public import CTCProcessor, WhisperProcessor
+from data.errors import DataError
+from mmattn.generate.speech import SpeechConfig
+from tasks.asr.__main__ import INPUTS
+from tasks.common import inference
+from tasks.common.dispatch import model_parser
+from tasks.common.errors import CheckpointError, ConfigError
+from tests.tasks.public_speech import (
+    LETTERS,
+    RATE,
+    clips,
+    recording,
+    said_by_transformers,
+    texts,
+    wave,
+    write_all,
+    write_whisper,
+)
+
+pytest.importorskip("transformers")
+soundfile = pytest.importorskip("soundfile")
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    return write_all(tmp_path_factory.mktemp("speech"))
+
+
+def run(command: str, folder: Path, *words: str) -> None:
+    given = ["--checkpoint", str(folder), "--device", "cpu", *words]
+    inference.run("asr", command, model_parser("asr", command, INPUTS).parse_args(given))
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base", "whisper"])
+def test_from_the_command_line(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
+    folder, theirs = folders[name]
+    for n, one in enumerate(clips()):
+        soundfile.write(tmp_path / f"{n}.wav", one.numpy(), RATE, "FLOAT")
+    words = ["--num_beams", "2", "--language", "de"] if name == "whisper" else []
+    run("predict", folder, "--input", str(tmp_path), "--output", str(tmp_path / "o"), *words)
+    rows = [json.loads(line) for line in (tmp_path / "o").read_text().splitlines()]
+    options = {"num_beams": 2, "language": "de"} if words else {}
+    assert [row["text"] for row in rows] == said_by_transformers(theirs, clips(), **options)
+    assert rows[0].keys() == {"id", "text", "words", "duration", "score"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("whisper", "--language xx", r"generation: unknown language 'xx'; there are: en, de, ja\."),
+        ("whisper", "--task sing", r"unknown task 'sing'; there are: translate, transcribe"),
+        ("whisper", "--ctc_weight 0.5", r"ctc_weight: expected none, since Whisper has no CTC; found 0\.5"),
+        ("whisper", "--window 5", r"--window: expected 2 s, which this model always hears; found 5"),
+        ("base", "--language de", r"language: expected none, since this model knows no languages; found 'de'"),
+        ("base", "--task translate", r"task: expected none, .* found 'translate'"),
+        ("base", "--ctc_weight 0.5", r"ctc_weight: expected 1, since this model has CTC and no decoder; found 0\.5"),
+        (None, "--language de", r"language: expected none, since this model knows no languages"),
+    ],
+)
+def test_what_a_model_cannot_do_is_refused(
+    name: str | None, words: str, message: str, folders: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = Path(tasks.__file__).parent / "asr" / "checkpoint" if name is None else folders[name][0]
+    soundfile.write(tmp_path / "a.wav", wave(1.0).numpy(), RATE)
+    with pytest.raises(ConfigError, match=message):
+        run("predict", folder, "--audio", str(tmp_path / "a.wav"), *words.split())
+    assert not (tmp_path / "o").exists()
+
+
+def test_keywords_that_there_are_not(folders: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"generation: .*num_beems"):
+        tasks.load(folders["whisper"][0], device="cpu").predict([recording(wave(1.0))], num_beems=3)
+    recogniser = tasks.load(folders["whisper"][0], device="cpu")
+    short, long = (texts(recogniser, clips(), max_new_tokens=count) for count in (3, 9))
+    assert all(one == other[: len(one)] for one, other in zip(short, long, strict=True))
+    assert short != long
+
+
+@pytest.mark.parametrize("name", ["base", "whisper"])
+def test_pictures(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    soundfile.write(tmp_path / "a.wav", wave(1.5, 2).numpy(), RATE, "FLOAT")
+    run("explain", folders[name][0], "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.png"))
+    assert image.open(tmp_path / "e.png").size[0] > 300
+    recogniser = tasks.load(folders[name][0], device="cpu")
+    found = recogniser.explain(tmp_path / "a.wav")
+    assert found.transcript == recogniser.predict([tmp_path / "a.wav"])[0]
+    assert len(found.features) * found.frame_seconds == pytest.approx(1.5, abs=0.011)
+    assert "".join(found.tokens).strip() == found.transcript.text.replace(" ", "") or " " in found.transcript.text
+    if name == "whisper":
+        assert found.alignment is None
+        assert found.attention is not None
+        assert found.attention.shape == (len(found.tokens), 75)
+        torch.testing.assert_close(found.attention.sum(1), torch.ones(len(found.tokens)))
+    else:
+        assert found.attention is None
+        assert found.alignment is not None
+        assert ((found.alignment > 0).float().argmax(1).diff() > 0).all()
+    for item, message in ((wave(21.0), r"at most \d+ s to explain"), (torch.zeros(RATE), "none was heard")):
+        with pytest.raises(DataError, match=message):
+            recogniser.explain(recording(item))
+
+
+@pytest.mark.parametrize(
+    ("name", "programs"), [("base", ["encoder"]), ("large", ["encoder"]), ("whisper", ["encoder", "step"])]
+)
+def test_export_equals_the_model(name: str, programs: list[str], folders: dict[str, Any], tmp_path: Path) -> None:
+    run("export", folders[name][0], "--output", str(tmp_path), "--format", "torch")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(f"{p}.pt2" for p in programs), "processor"])
+    recogniser = tasks.load(folders[name][0], device="cpu")
+    encoder = torch.export.load(tmp_path / "encoder.pt2").module()
+    features, mask = recogniser.processor.features_batch([wave(1.4, 8), wave(1.4, 9)])
+    with torch.no_grad():
+        found = encoder(features=features, feature_mask=mask) if name == "large" else encoder(features=features)
+        if name == "whisper":
+            memory = recogniser.model.net.encode(features)
+            keys, _ = (x for x in found)
+            assert keys.shape == (2, 2, 2, memory.shape[1], 12)
+        else:
+            states, _ = recogniser.model.encode(features, mask)
+            torch.testing.assert_close(found[0], recogniser.model.head.log_probs(states), atol=1e-4, rtol=0)
+
+
+def test_weights_in_fewer_bits(folders: dict[str, Any]) -> None:
+    for name in ("large", "whisper"):
+        plain = tasks.load(folders[name][0], device="cpu")
+        packed = tasks.load(folders[name][0], device="cpu", precision="float32")
+        assert texts(packed, clips()) == texts(plain, clips())
+
+
+# Bad folders ----------------------------------------------------------------------------------------------------------
+
+
+def edited(folder: Path, target: Path, name: str, change: Any) -> Path:
+    """A copy of a folder in which one file is gone (None), another text, or a JSON with other values."""
+    shutil.copytree(folder, target)
+    path = target / name
+    if change is None:
+        path.unlink()
+    elif isinstance(change, dict):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    else:
+        path.write_text(change)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "message"),
+    [
+        ("base", "model.safetensors", None, "no weights"),
+        ("base", "model.safetensors", "cut", "model.safetensors"),
+        ("base", "vocab.json", None, r"vocab\.json: expected the tokenizer's file, found none"),
+        ("base", "vocab.json", "{", r"vocab\.json: expected JSON"),
+        ("base", "vocab.json", json.dumps(LETTERS | {f"w{n}": n for n in range(99)}), "a tokenizer of at most 20 tok"),
+        ("base", "preprocessor_config.json", None, r"preprocessor_config\.json"),
+        ("base", "preprocessor_config.json", {"feature_extractor_type": "Odd"}, "feature_extractor_type of Whisper"),
+        (
+            "base",
+            "preprocessor_config.json",
+            json.dumps({"feature_extractor_type": "WhisperFeatureExtractor"}),
+            "expected a Wav2Vec2FeatureExtractor, found a WhisperFeatureExtractor",
+        ),
+        ("whisper", "tokenizer.json", None, r"tokenizer\.json: expected the tokenizer's file, found none"),
+        ("whisper", "tokenizer.json", "{}", "tokenizer"),
+        ("whisper", "preprocessor_config.json", {"feature_size": 20}, "expected features of 10 bands, found 20"),
+        ("whisper", "preprocessor_config.json", {"chunk_length": 3}, "of 200 frames in a window, found 300"),
+        ("whisper", "generation_config.json", {"typical_p": 0.5}, r"typical_p = 0\.5"),
+        (
+            "whisper",
+            "generation_config.json",
+            {"alignment_heads": [[7, 0]]},
+            r"alignment_heads: expected layers below 2",
+        ),
+        ("whisper", "config.json", {"model_type": "speecht5"}, r"found one of 'speecht5'"),
+    ],
+)
+def test_damaged_folders_are_one_error(
+    kind: str, name: str, change: Any, message: str, folders: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = edited(folders[kind][0], tmp_path / "copy", name, change)
+    with pytest.raises((CheckpointError, DataError), match=message) as error:
+        tasks.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_which_task_has_them(folders: dict[str, Any]) -> None:
+    from tasks.translation.predict import load as load_translator
+
+    with pytest.raises(CheckpointError, match=r"expected a model for translation, found one of whisper, for asr"):
+        load_translator(folders["whisper"][0])
+    assert isinstance(tasks.load(str(folders["base"][0]), device="cpu").processor, CTCProcessor)
+
+
+def test_old_folders_without_timestamps_hear_long_recordings(tmp_path: Path) -> None:
+    write_whisper(tmp_path, 2)
+    values = json.loads((tmp_path / "generation_config.json").read_text())
+    del values["no_timestamps_token_id"], values["alignment_heads"]
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    recogniser = tasks.load(tmp_path, device="cpu")
+    assert isinstance(recogniser.processor, WhisperProcessor)
+    assert "no_timestamps_token_id" not in recogniser.processor.generation
+    assert recogniser.predict([recording(wave(5.0))])[0].words
+    assert SpeechConfig(**recogniser.processor.generation).timestamp_begin is None
+
+
+@pytest.mark.parametrize("name", ["large", "whisper"])
+def test_from_the_hubs_cache(
+    name: str, folders: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder, theirs = folders[name]
+    place = tmp_path / "cache" / "models--own--er"
+    shutil.copytree(folder, place / "snapshots" / ("a" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("a" * 40)
+    assert texts(tasks.load("hf:own/er", device="cpu"), clips()) == said_by_transformers(theirs, clips())
