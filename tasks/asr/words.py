@@ -38,18 +38,21 @@ def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0, blank: int
     Args:
         log_p: (S, V), CTC's log-probabilities of one clip, without padding.
         ids: what is said.
-        blank_bias: added to the blank's log-probability. CTC puts a token on few frames and blanks between; below zero,
-            frames go to the token that is the likelier one there, and words get their length back.
+        blank_bias: added to the blank's log-probability from the first id on to the last one. CTC puts a token on few
+            frames and blanks between; below zero, frames go to the token that is the likelier one there, and words get
+            their length back. Before and behind nothing is said, and blanks are right.
         blank: its id.
 
     Returns:
         A pair an id; none where the clip has too few frames for them.
     """
-    if blank_bias:
-        log_p = log_p.clone()
-        log_p[:, blank] += blank_bias
     try:
-        return ctc_align(log_p, ids, blank=blank)
+        spans = ctc_align(log_p, ids, blank=blank)
+        if blank_bias and spans:
+            log_p = log_p.clone()
+            log_p[spans[0][0] : spans[-1][1] + 1, blank] += blank_bias
+            spans = ctc_align(log_p, ids, blank=blank)
+        return spans
     except ValueError:
         return []
 
