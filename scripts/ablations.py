@@ -6,7 +6,7 @@
 --kernels trains the full model with each kernel that supports bidirectional self-attention instead, by
 `--model.attention.kind`, beside the question alone.
 How long an epoch of a variant takes is measured on a few steps first; a cheaper one gets as many more epochs as fit in
-the full model's time.
+the full model's time; with --same-epochs, and of kernels, all have the same number.
 """
 
 from __future__ import annotations
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true", help="each kernel by name instead of the variants")
     parser.add_argument("--only", nargs="*", help="some of the variants, by name")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, the cores shared out among them")
+    parser.add_argument("--same-epochs", action="store_true", help="as many epochs for all, and not as much time")
     parser.add_argument("--epochs", type=int, help="of the full model (default: its configuration's)")
     parser.add_argument("--write", action="store_true", help="record the figures in the task's results.json")
     options = parser.parse_args()
@@ -220,7 +221,7 @@ def main() -> None:
     variants = {name: variant for name, variant in variants.items() if not options.only or name in options.only}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         scratch = Path(folder)
-        budget = None if options.kernels else step_seconds(task, "", scratch, threads)
+        budget = None if options.kernels or options.same_epochs else step_seconds(task, "", scratch, threads)
         done = {
             name: pool.submit(train, task, name, variant, scratch, epochs, budget, threads)
             for name, variant in variants.items()
