@@ -49,8 +49,8 @@ class ConvSubsampling(nn.Module):
         )
         bands = ((num_mels + 1) // 2 + 1) // 2
         self.proj = nn.Linear(channels * bands, embed_dim)
-        # He et al. 2015, section 2.2. By torch's own initial weights the frames come out small and almost alike, what
-        # random layers add to them is larger, and CTC takes many epochs to find that frames differ at all.
+        # He et al. 2015, section 2.2. By torch's own initial weights the frames come out a ninth as large as what went
+        # in, what untrained layers add to them drowns them, and CTC takes many epochs to find that frames differ.
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)

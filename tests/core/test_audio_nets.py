@@ -30,6 +30,17 @@ def clips(*lengths, seed=1, bands=10):
     return torch.where(mask[:, :, None], features, 100 * features), mask
 
 
+@pytest.mark.parametrize("subsampling", [1, 2, 4])
+def test_untrained_frames_are_as_large_as_what_they_are_made_of(subsampling):
+    """By torch's own initial weights their deviation is 0.11, and CTC takes many epochs to begin to learn."""
+    torch.manual_seed(0)
+    net = ConvSubsampling(40, 96, subsampling=subsampling)
+    frames, _ = net(torch.randn(4, 200, 40), None)  # (B, S, E)
+    assert 0.7 < frames.std() < 1.4
+    share = frames.std((0, 1)).square().sum() / frames.square().mean((0, 1)).sum()
+    assert share > 0.5, "of that, what differs from frame to frame"
+
+
 class TestPadding:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("subsampling", [1, 2, 4])
