@@ -65,8 +65,8 @@ class ASRProcessor(SpeechProcessor):
     (torch.Size([101, 40]), 'no yes')
     """
 
-    KEYS = frozenset({"mel", "tokenizer", *OWN})
-    LATER: ClassVar = {"delay": 0.0}
+    KEYS = frozenset({"mel", "tokenizer", "lm_order", *OWN})
+    LATER: ClassVar = {"delay": 0.0, "lm_order": 0}
 
     def __init__(
         self,
@@ -182,13 +182,15 @@ class ASRProcessor(SpeechProcessor):
         return {
             "mel": self.mel.config(),
             "tokenizer": self.tokenizer.config(),
+            "lm_order": self.lm_order,
             **{name: getattr(self, name) for name in OWN},
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         tokenizer = TextProcessor.load(folder, config["tokenizer"])
-        return cls(LogMel.from_config(config["mel"]), tokenizer, **{name: config[name] for name in OWN})
+        processor = cls(LogMel.from_config(config["mel"]), tokenizer, **{name: config[name] for name in OWN})
+        return processor.with_lm(folder, config["lm_order"])
 
 
 def level(wave: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -59,7 +59,8 @@ class CTCProcessor(SpeechProcessor):
     """
 
     KIND = "ctc"
-    KEYS = frozenset({"kind", "features", "tokenizer", "max_seconds", "search"})
+    KEYS = frozenset({"kind", "features", "tokenizer", "max_seconds", "search", "lm_order"})
+    LATER: ClassVar = {"lm_order": 0}
 
     def __init__(
         self,
@@ -140,12 +141,13 @@ class CTCProcessor(SpeechProcessor):
             "tokenizer": self.tokenizer.config(),
             "max_seconds": self.max_seconds,
             "search": self.search,
+            "lm_order": self.lm_order,
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         front, tokenizer = _parts(config, folder, WaveFeatures, CTCText)
-        return cls(front, tokenizer, config["max_seconds"], config["search"])
+        return cls(front, tokenizer, config["max_seconds"], config["search"]).with_lm(folder, config["lm_order"])
 
 
 class WhisperProcessor(SpeechProcessor):

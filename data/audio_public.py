@@ -384,20 +384,6 @@ def load_speech_text(directory: str | Path, config: Mapping[str, Any]) -> Whispe
     return made(files, **{name: value for name, value in config.items() if name != "kind"})
 
 
-def word_times(text: str, start: float, end: float) -> list[tuple[str, float, float]]:
-    """Words of a segment with times in seconds: the segment's, shared out by how many letters they have.
-
-    >>> word_times("one three", 1.0, 2.8)
-    [('one', 1.0, 1.6), ('three', 1.8, 2.8)]
-    """
-    text = " ".join(text.split())
-    pace, place, out = (end - start) / max(len(text), 1), 0, []
-    for word in text.split():
-        out.append((word, round(start + pace * place, 6), round(start + pace * (place + len(word)), 6)))
-        place += len(word) + 1
-    return out
-
-
 def _object(name: str, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from data.errors import DataError, shorten
 
-KEPT = 1 << 17  # contexts whose answers are remembered
+KEPT = 1 << 22  # numbers in the answers that are remembered: 16 MB
 
 
 class NGram:
@@ -58,6 +59,9 @@ class NGram:
         self.discounts = [_discounts(level) for level in self.counts]
         self._known: dict[tuple[int, ...], Tensor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_known": {}}  # to loaders' processes
+
     @classmethod
     def fit(cls, texts: Iterable[Sequence[int]], vocab_size: int, order: int, bos: int, eos: int) -> NGram:
         """Counts.
@@ -101,7 +105,7 @@ class NGram:
         key = tuple(context[len(context) - self.order + 1 :] if len(context) >= self.order else context)
         found = self._known.get(key)
         if found is None:
-            if len(self._known) >= KEPT:
+            if len(self._known) * self.vocab_size >= KEPT:
                 self._known.clear()
             found = self._known[key] = torch.from_numpy(np.log(self._probs(key))).float()
         return found

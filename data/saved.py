@@ -42,8 +42,12 @@ class Saved:
         return ""
 
     def config(self) -> dict[str, Any]:
-        """Everything but the tokenizers' own files, as JSON takes it."""
-        return {"format_version": self.FORMAT, **self.settings()}
+        """Everything but the tokenizers' own files, as JSON takes it.
+
+        What older versions had not is there only where it says more: what they wrote keeps its fingerprint.
+        """
+        settings = {k: v for k, v in self.settings().items() if k not in self.LATER or v != self.LATER[k]}
+        return {"format_version": self.FORMAT, **settings}
 
     def save(self, directory: str | Path) -> None:
         """Writes ``processor.json`` and the tokenizers' files."""

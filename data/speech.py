@@ -37,10 +37,7 @@ class SpeechProcessor(Saved):
     @classmethod
     def load(cls, directory: str | Path) -> Self:
         if cls is not SpeechProcessor:
-            found = super().load(directory)
-            if (path := Path(directory, LM)).exists():
-                found.lm = NGram.load(path, found.tokenizer.vocab_size, found.start_id, found.eos_id)
-            return found
+            return super().load(directory)
         from data.asr import ASRProcessor
         from data.asr_public import KINDS
 
@@ -141,25 +138,44 @@ class SpeechProcessor(Saved):
         start = torch.full_like(labels[:, :1], self.start_id)
         return torch.cat([start, labels[:, :-1]], dim=1), labels, label_mask
 
-    def count(self, texts: Iterable[str], order: int) -> None:
+    @property
+    def lm_order(self) -> int:
+        """Of the language model; 0: there is none."""
+        return 0 if self.lm is None else self.lm.order
+
+    def with_lm(self, folder: Path, order: int) -> Self:
+        """Itself with the language model that lies in a folder; as it is where the order is 0."""
+        if order:
+            self.lm = NGram.load(folder / LM, self.tokenizer.vocab_size, self.start_id, self.eos_id)
+        return self
+
+    def count(self, texts: Iterable[str], order: int) -> int:
         """Makes the language model, of these texts alone; those with signs that have no id are left out.
 
         Args:
             texts: As people write them.
             order: Ids of the longest n-grams.
 
+        Returns:
+            How many texts are left out.
+
         Raises:
             ValueError: No text is left, or no ids stand for a text's beginning and end.
         """
         if len({self.pad_id, self.start_id, self.eos_id}) < 3:
             raise ValueError("expected a tokenizer with ids for where a text begins and ends, found none")
-        encoded = (self.tokenizer.encode(self.learnt(text)) for text in texts)
+        encoded = [self.tokenizer.encode(self.learnt(text)) for text in texts]
         known = [ids for ids in encoded if ids and self.unk_id not in ids]
+        if not known:
+            raise ValueError(f"expected texts of signs that have an id, found none among {len(encoded)}")
         self.lm = NGram.fit(known, self.tokenizer.vocab_size, order, self.start_id, self.eos_id)
+        return len(encoded) - len(known)
 
     def save_parts(self, folder: Path) -> None:
         self.tokenizer.save(folder)
-        if self.lm is not None:
+        if self.lm is None:
+            (folder / LM).unlink(missing_ok=True)  # another's, that was written here before
+        else:
             self.lm.save(folder / LM)
 
     def parts_text(self) -> str:

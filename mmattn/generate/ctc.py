@@ -42,7 +42,7 @@ class LanguageModel(Protocol):
     eos: int  # behind its last
 
     def log_probs(self, context: Sequence[int]) -> Tensor:
-        """log p of each next id, (V,)."""
+        """log p of each next id, (V,); where CTC has more ids, the last ones are never written."""
         ...
 
 
@@ -168,7 +168,9 @@ class _Prefixes:
             torch.stack([model.log_probs(self._context(row, number, model)) for number in held])
             for row, held in enumerate(self.held)
         ]
-        return torch.stack(rows) * weight + bonus
+        found = torch.stack(rows) * weight + bonus  # (B, K, its V)
+        unknown = found.new_full((*found.shape[:2], vocab_size - found.shape[2]), -math.inf)
+        return torch.cat([found, unknown], -1)
 
     def _context(self, row: int, number: int, model: LanguageModel) -> list[int]:
         """The last ids of a prefix, as many as the model looks at; before the first one its beginning."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from statistics import median
 
@@ -27,10 +28,10 @@ def measure_delay(model: ASRModel, processor: ASRProcessor, samples: Sequence[AS
         processor: its own.
         samples: recordings with their texts, such as it was trained on.
     """
-    model.eval()
+    model = copy.deepcopy(model).float().eval()  # whatever it was trained in, slopes need the digits
     device = next(model.parameters()).device
     found: list[float] = []
-    for sample in samples[:: max(1, len(samples) // CLIPS)]:
+    for sample in samples[:: max(1, len(samples) // CLIPS)][:CLIPS]:
         ids = processor.encode(normalise(sample.text))
         features = processor.features(sample.read(processor.sample_rate))[None].to(device).requires_grad_()  # (1, T, M)
         memory, _ = model.encode(features, torch.ones_like(features[:, :, 0], dtype=torch.bool))
@@ -38,7 +39,7 @@ def measure_delay(model: ASRModel, processor: ASRProcessor, samples: Sequence[AS
         spans = align(scores.detach().log_softmax(-1), ids)
         times = torch.arange(features.shape[1], device=device) * processor.frame_seconds
         step = max(1, len(spans) // TOKENS)
-        for token, (first, last) in list(zip(ids, spans, strict=False))[::step]:
+        for token, (first, last) in list(zip(ids, spans, strict=False))[::step][:TOKENS]:
             frame = first + int(scores[first : last + 1, token].argmax())
             (slope,) = torch.autograd.grad(scores[frame, token] - scores[frame, BLANK], features, retain_graph=True)
             weights = slope[0].double().square().sum(-1)  # (T,)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -108,8 +110,11 @@ class ASRDataModule(TaskDataModule):
         return ASRDataset(path, on_error=self.on_error)
 
     def make_processor(self, train: Any) -> ASRProcessor:
+        return self._counted(self._fresh(train), train)  # type: ignore[no-any-return]
+
+    def _fresh(self, train: Any) -> ASRProcessor:
         try:
-            processor = self._counted(ASRProcessor.fit(train, **self.processor_options), train)
+            processor = ASRProcessor.fit(train, **self.processor_options)
         except ValueError as error:
             raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
         told(processor, self.language, self.task)  # which refuses what is no language of it
@@ -122,10 +127,15 @@ class ASRDataModule(TaskDataModule):
         """With a language model, where one is asked for."""
         if self.lm_order:
             further = [] if self.lm_text is None else read_text(self.lm_text).splitlines()
+            texts = [text for text in (*(sample.text for sample in train.samples), *further) if text.strip()]
             try:
-                processor.count([*(sample.text for sample in train.samples), *further], self.lm_order)
+                left_out = processor.count(texts, self.lm_order)
             except ValueError as error:
                 raise ConfigError(f"data.lm_order: {error}.") from None
+            if left_out:
+                sys.stderr.write(
+                    f"{left_out:,} of {len(texts):,} texts are left out of the language model: signs without an id.\n"
+                )
         return processor
 
     def adopt_processor(self, start: Parts) -> Parts:
@@ -135,7 +145,7 @@ class ASRDataModule(TaskDataModule):
             start = dataclasses.replace(start, processor=told(start.processor, self.language, self.task))
             start = adopt_public(start, [sample.text for sample in train.samples], self.max_seconds)
         else:
-            start = adopt(start, self.make_processor(train))
+            start = adopt(start, self._fresh(train))
         self.processor = self._counted(start.processor, train)  # of the ids that the model writes
         return start
 
@@ -179,6 +189,14 @@ class ASRDataModule(TaskDataModule):
     def eval_plan(self, dataset: Any) -> BatchPlan:
         lengths = [frames for frames, _ in self.processor.lengths(dataset.samples)]
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        found = super().fingerprint()
+        if self.lm_text is not None:
+            text = read_text(self.lm_text)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            found["lm_text"] = {"path": self.lm_text, "samples": len(text.splitlines()), "sha256": digest}
+        return found
 
     def collate_fn(self, split: Split) -> Callable[..., ASRBatch]:
         augment = self.augment if split == "train" else None
@@ -276,34 +294,41 @@ class ASRModule(TaskModule):
             still.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
-        search, public, has = self._search(), PUBLIC in self.keywords, self._processor.lm is not None
-        if public and "ctc_weight" in self.search:
+        self.check_processor(self._processor)
+
+    def check_processor(self, processor: SpeechProcessor) -> None:
+        public, search = self.keywords.get(PUBLIC), self._search(processor)
+        named = [name for name in search if name.startswith("lm_")]
+        if public is not None and "ctc_weight" in self.search:
             raise ConfigError(
                 "model.search_ctc_weight: expected none, since a public model has CTC or a decoder alone."
             )
-        if search.get("lm_weight") and not has:
-            raise ConfigError("model.lm_weight: there is no language model; data.lm_order makes one of the texts.")
-        decides = self.keywords.get("decoder", "transformer") != "none" and search.get("ctc_weight", 0.0) < 1.0
-        if search.get("lm_weight") and (decides if not public else self.keywords[PUBLIC][NETWORK] == "whisper"):
+        if named and processor.lm is None:
+            raise ConfigError(f"model.{named[0]}: there is no language model; `fit` with data.lm_order makes one.")
+        if public is None:
+            decides = self.keywords.get("decoder", "transformer") != "none" and search["ctc_weight"] < 1.0
+        else:
+            decides = public[NETWORK] == "whisper"
+        if decides and processor.lm is not None and search["lm_weight"]:
             raise ConfigError(
                 "data.lm_order: a language model goes with CTC alone, since a decoder is one itself: model.decoder "
-                "none, or model.search_ctc_weight 1."
+                "none, or model.search_ctc_weight 1; model.lm_weight 0 leaves it unasked."
             )
 
     def complete_processor(self, processor: SpeechProcessor) -> SpeechProcessor:
-        processor.search = self._search()
+        processor.search = self._search(processor)
         if isinstance(processor, ASRProcessor):
             train: Any = self.trainer.datamodule.dataset("train")  # type: ignore[attr-defined]
             processor.delay = measure_delay(self.model, processor, train.samples)
         return processor
 
-    def _search(self) -> dict[str, Any]:
+    def _search(self, processor: SpeechProcessor) -> dict[str, Any]:
         """How texts are searched for: as is said, else as the model that is measured has it, else by the defaults."""
-        has = self._processor.lm is not None
-        defaults = {"num_beams": BEAMS} if has else {}
+        has = processor.lm is not None
+        defaults: dict[str, Any] = {"num_beams": BEAMS} if has else {}
         if PUBLIC not in self.keywords:  # which is left to say itself how it writes
             defaults = {"num_beams": BEAMS, "ctc_weight": CTC_WEIGHT}
-        return defaults | (LM_SEARCH if has else {}) | self._processor.search | self.search
+        return defaults | (LM_SEARCH if has else {}) | processor.search | self.search
 
     def losses(self, batch: ASRBatch, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss and its parts."""
@@ -331,7 +356,9 @@ class ASRModule(TaskModule):
         loss, _ = self.losses(batch)
         tokens = float(batch.label_mask.sum())
         metric.add("loss", float(loss) * tokens, tokens)
-        search = self._search() | ({"num_beams": self.val_beams} if self.trainer.state.fn == "fit" else {})
+        search = self._search(self._processor) | (
+            {"num_beams": self.val_beams} if self.trainer.state.fn == "fit" else {}
+        )
         heard = write(self.model, batch, self._processor, **search)
         metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])
 

@@ -152,6 +152,17 @@ class Recogniser(Predictor):
             raise ConfigError(
                 f"ctc_weight: expected 1, since this model has CTC and no decoder; found {given['ctc_weight']}."
             )
+        lm = [name for name in given if name.startswith("lm_")]
+        if lm and self.processor.lm is None:
+            raise ConfigError(f"{lm[0]}: expected none, since this model has no language model; found {given[lm[0]]}.")
+        whole = {**self.processor.search, **given}
+        if whole.get("lm_weight") and self.model.head.decoder is not None and whole.get("ctc_weight", 0.0) < 1.0:
+            raise ConfigError(
+                f"ctc_weight: expected 1, since a language model goes with CTC alone, found {whole.get('ctc_weight')}; "
+                "lm_weight 0 leaves it unasked."
+            )
+        if given.get("lm_weight") and whole.get("num_beams", 1) == 1:
+            raise ConfigError("lm_weight: beams ask a language model; expected num_beams above 1, found 1.")
         return given
 
     def reading(self, search: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,7 +260,8 @@ class Recogniser(Predictor):
         for row, (first, last) in enumerate(
             align(log_p, batch.labels[0, :count].tolist(), blank=self.processor.pad_id)
         ):
-            alignment[row, max(first - late, 0) : max(last + 1 - late, 1)] = 1.0
+            first, last = (min(max(frame - late, 0), len(log_p) - 1) for frame in (first, last))
+            alignment[row, first : last + 1] = 1.0
         tokens = [self.processor.decode([i]) or " " for i in batch.labels[0, :count].tolist()]
         return ASRExplanation(
             transcript, *self.processor.picture(wave), tokens, attention, alignment, list(sample.words)
@@ -290,9 +302,8 @@ class Recogniser(Predictor):
             raise ConfigError(f"--num_beams: expected 1 or more, found {options.num_beams}.")
         if options.ctc_weight is not None and not 0.0 <= options.ctc_weight <= 1.0:
             raise ConfigError(f"--ctc_weight: expected a value from 0 to 1, found {options.ctc_weight}.")
-        if options.lm_weight is not None and (options.lm_weight < 0.0 or self.processor.lm is None):
-            found = "a model without a language model" if self.processor.lm is None else f"{options.lm_weight}"
-            raise ConfigError(f"--lm_weight: expected 0 or more, and a model with a language model; found {found}.")
+        if options.lm_weight is not None and options.lm_weight < 0.0:
+            raise ConfigError(f"--lm_weight: expected 0 or more, found {options.lm_weight}.")
         if options.window is not None and not 0.5 <= options.window <= 600.0:
             raise ConfigError(f"--window: expected seconds from 0.5 to 600, found {options.window}.")
         self.hear_at_once(options.window)

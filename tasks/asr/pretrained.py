@@ -155,7 +155,7 @@ def adopt_public(start: Parts, texts: Sequence[str], max_seconds: float) -> Part
     if not isinstance(known, CTCProcessor):
         return start
     missing = known.unknown(texts)
-    processor = CTCProcessor(known.front, known.tokenizer, max_seconds)
+    processor = CTCProcessor(known.front, known.tokenizer, max_seconds, without_lm(start))
     if not missing:
         return dataclasses.replace(start, processor=processor)
     public = start.keywords[PUBLIC]
@@ -170,6 +170,13 @@ def adopt_public(start: Parts, texts: Sequence[str], max_seconds: float) -> Part
         )
     keywords = {PUBLIC: public | {"vocab_size": size}}
     return dataclasses.replace(start, keywords=keywords, state=state, processor=processor)
+
+
+def without_lm(start: Parts) -> dict[str, Any]:
+    """How the model searched, without its language model, which is of other texts; says so."""
+    if start.processor.lm is not None:
+        sys.stderr.write(f"{start.where}: its language model stays behind; data.lm_order makes one of the new texts.\n")
+    return {name: value for name, value in start.processor.search.items() if not name.startswith("lm_")}
 
 
 def adopt(start: Parts, fresh: ASRProcessor) -> Parts:
@@ -192,7 +199,8 @@ def adopt(start: Parts, fresh: ASRProcessor) -> Parts:
         shared = len(wanted.keys() & had.keys())
         sys.stderr.write(f"{start.where}: of {len(wanted)} tokens it knows {shared}; the others begin anew.\n")
     own = {name: getattr(known, name) for name in ("normalize", "mean", "std")}
-    processor = ASRProcessor(known.mel, tokenizer, units, max_seconds=fresh.max_seconds, **own)
+    search = without_lm(start)
+    processor = ASRProcessor(known.mel, tokenizer, units, max_seconds=fresh.max_seconds, search=search, **own)
     return dataclasses.replace(start, state=state, processor=processor)
 
 

@@ -48,13 +48,14 @@ def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0, blank: int
     """
     try:
         spans = ctc_align(log_p, ids, blank=blank)
-        if blank_bias and spans:
-            log_p = log_p.clone()
-            log_p[spans[0][0] : spans[-1][1] + 1, blank] += blank_bias
-            spans = ctc_align(log_p, ids, blank=blank)
-        return spans
     except ValueError:
         return []
+    if blank_bias and spans:  # within these frames alone: an id that is repeated would else pay for its blank outside
+        first, last = spans[0][0], spans[-1][1]
+        log_p = log_p[first : last + 1].clone()
+        log_p[:, blank] += blank_bias
+        spans = [(first + begin, first + end) for begin, end in ctc_align(log_p, ids, blank=blank)]
+    return spans
 
 
 def words_at(

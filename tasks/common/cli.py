@@ -255,6 +255,7 @@ class TaskCLI(LightningCLI):
             if self.model.start is None:
                 self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
             self.model.build(self.datamodule.model_sizes())
+            self.model.check_processor(self.datamodule.processor)
         if self.trainer.is_global_zero:
             rundir.prepare(self.root, resume=ckpt_path is not None, overwrite=config.overwrite)
             dump = self._subcommand_parsers["fit"].dump(config, skip_unset=False)

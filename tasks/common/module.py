@@ -151,6 +151,9 @@ class TaskModule(LightningModule):
         """What training goes on from, for data of these sizes."""
         return start
 
+    def check_processor(self, processor: Any) -> None:
+        """Raises a ConfigError where the options do not go with the processor; before anything is touched."""
+
     def complete_processor(self, processor: Any) -> Any:
         """The processor as it ships, with what a task's options add to it."""
         return processor

@@ -302,3 +302,12 @@ def test_a_language_model_changes_what_is_kept():
     for (ids, score), (others, other) in zip(alone[0], ctc_prefix_beams(log_p, None, 3)[0], strict=True):
         assert ids == others
         assert abs(score - other) < 1e-6
+
+
+def test_ids_that_the_language_model_does_not_have_are_not_written():
+    """A public model may have more scores than its tokenizer has letters."""
+    log_p = torch.cat([frames(1, 6, 3, seed=2), torch.full((1, 6, 3), -20.0, dtype=torch.float64)], -1)
+    (wide,) = ctc_prefix_beams(log_p, None, 50, fusion=Fusion(Chain(), 0.7, 0.1))
+    narrow = torch.cat([log_p[:, :, :3], torch.full((1, 6, 1), -20.0, dtype=torch.float64)], -1)
+    (known,) = ctc_prefix_beams(narrow, None, 50, fusion=Fusion(Chain(), 0.7, 0.1))
+    assert [ids for ids, _ in wide[:9]] == [ids for ids, _ in known[:9]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ from data.audio_public import (
     read_features,
     read_speech_text,
     slaney_bands,
-    word_times,
 )
 from data.errors import DataError
 
@@ -254,14 +253,3 @@ def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(DataError, match=r"Whisper's token <\|notimestamps\|>"):
         read_speech_text(tmp_path)
-
-
-def test_words_share_a_segments_time() -> None:
-    assert word_times("", 0.0, 1.0) == []
-    assert word_times("  one ", 0.0, 1.0) == [("one", 0.0, 1.0)]
-    words = word_times("a bb ccc", 2.0, 4.0)
-    assert [word for word, _, _ in words] == ["a", "bb", "ccc"]
-    assert words[0][1] == 2.0
-    assert words[-1][2] == 4.0
-    assert all(start < end for _, start, end in words)
-    assert all(one[2] < other[1] for one, other in pairwise(words))

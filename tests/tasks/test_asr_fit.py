@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from data.asr import ASRDataset, ASRProcessor
 from data.demo.asr import make
 from data.errors import DataError
 from tasks import load
 from tasks.asr.metrics import score
 from tasks.asr.module import ASRDataModule
+from tasks.asr.predict import load as load_asr
 from tasks.common.errors import ConfigError
 from tests.tasks.runs import read, run
 
@@ -145,9 +147,45 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path) -> None:
         [answer.text for answer in predictor.predict(items, lm_weight=weight, lm_bonus=9.0)] for weight in (0.0, 9.0)
     )
     assert led != plain
-    (folder / "model" / "processor" / "ngrams.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="expected num_beams above 1"):
+        predictor.predict(items, lm_weight=0.5, num_beams=1)
+    path = folder / "model" / "processor" / "ngrams.safetensors"
+    path.write_bytes(b"")
     with pytest.raises(DataError, match=r"ngrams\.safetensors"):
         load(folder / "model", device="cpu")
+    path.unlink()
+    with pytest.raises(DataError, match=r"ngrams\.safetensors"):
+        load(folder / "model", device="cpu")
+    lm.save(path)
+    plain_processor = load_asr(device="cpu").processor
+    plain_processor.save(path.parent)  # where a language model lay
+    assert not path.exists()
+    assert type(plain_processor).load(path.parent).fingerprint() == plain_processor.fingerprint()
+    with pytest.raises(ConfigError, match="lm_weight: expected none"):
+        load_asr(device="cpu").predict(items, lm_weight=0.5)
+
+
+def test_a_processor_without_what_came_later_keeps_its_fingerprint() -> None:
+    settings = load_asr(device="cpu").processor.config()
+    assert "lm_order" not in settings
+    processor = ASRProcessor.fit(ASRDataset(make("train", 3)))
+    assert set(processor.config()) == {"format_version", *ASRProcessor.KEYS} - {"delay", "lm_order"}
+
+
+def test_texts_that_cannot_be_counted_are() -> None:
+    processor = ASRProcessor.fit(ASRDataset(make("train", 9)))
+    assert processor.count(["the white pig, 5", *(sample.text for sample in make("train", 9))], 3) == 1
+    with pytest.raises(ValueError, match="found none among 1"):
+        processor.count(["5"], 3)
+
+
+def test_settings_that_do_not_fit_touch_no_run(tmp_path: Path) -> None:
+    folder = run("fit", tmp_path / "run", "--model.decoder none", task="asr")
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(ConfigError, match="goes with CTC alone"):
+        run("fit", folder, "--data.lm_order 4 --overwrite true", task="asr")
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert (folder / "model" / "config.json").exists()
 
 
 @pytest.mark.parametrize(
