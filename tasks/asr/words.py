@@ -93,8 +93,7 @@ def fit_to_sound(words: Sequence[Word], wave: Tensor, rate: int, start: float = 
 
     CTC puts a token on few frames, anywhere near what it stands for, and not on all that it lasts. A word begins with
     the first sound that hangs together with what CTC points at, after the middle between it and the word before, and
-    ends likewise. Sound is what is louder than ``floor + LOUD (top - floor)``, top and floor being the levels that 5 %
-    and 90 % of the time exceed.
+    ends likewise.
 
     Args:
         words: in order, see `words_at`.
@@ -102,10 +101,7 @@ def fit_to_sound(words: Sequence[Word], wave: Tensor, rate: int, start: float = 
         rate: samples a second.
         start: seconds before the clip.
     """
-    level = levels(wave, rate)
-    top, floor = level.quantile(0.95), level.quantile(0.1)
-    floor = torch.maximum(floor, top - RANGE)
-    loud = (level > floor + LOUD * (top - floor)).tolist()
+    loud = sounding(wave, rate).tolist()
     places = [tuple(min(len(loud), round((t - start) / STEP)) for t in (word.start, word.end)) for word in words]
     found = []
     for n, (word, (first, end)) in enumerate(zip(words, places, strict=True)):
@@ -130,6 +126,18 @@ def _last_linked(loud: Sequence[bool], way: range) -> int:
         elif (silent := silent + 1) * STEP >= BRIDGE:
             break
     return last
+
+
+def sounding(wave: Tensor, rate: int) -> Tensor:
+    """Where there is sound, of every STEP of a wave (n,): (T,) bool.
+
+    It is what is louder than ``floor + LOUD (top - floor)``, top and floor being the levels that 5 % and 90 % of the
+    time exceed.
+    """
+    level = levels(wave, rate)
+    top, floor = level.quantile(0.95), level.quantile(0.1)
+    floor = torch.maximum(floor, top - RANGE)
+    return level > floor + LOUD * (top - floor)
 
 
 def levels(wave: Tensor, rate: int) -> Tensor:
