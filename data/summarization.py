@@ -24,6 +24,8 @@ KEYS = ("document", "summary", "references", "id")
 Span = tuple[int, int]  # characters, from and up to
 # A sentence ends at . ! ? and blanks, where no small letter follows; or at the end of a line.
 _BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?![a-z])|\n\s*")
+_ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|no|Mr|Mrs|Ms|Dr|St|vs)\.$")
+_LOOK_BACK = 5  # signs: the longest of them, and the one before it
 
 
 @dataclass
@@ -57,8 +59,8 @@ def split_sentences(text: str) -> list[Span]:
     """
     spans, start = [], 0
     for match in _BREAK.finditer(text):
-        before = text[start : match.start()]
-        if match.group().startswith("\n") or not re.search(r"\b(?:[A-Za-z]|no|Mr|Mrs|Ms|Dr|St|vs)\.$", before):
+        before = text[max(start, match.start() - _LOOK_BACK) : match.start()]  # all of it would be quadratic
+        if match.group().startswith("\n") or not _ABBREVIATION.search(before):
             spans.append((start, match.end()))
             start = match.end()
     spans.append((start, len(text)))

@@ -75,13 +75,9 @@ def test_a_line_of_100_000_signs_is_cut_and_harms_no_other(
     long = ["x" * 100_000, "a b " * 25_000, "a." + " " * 100_000 + "b", "Mr. " * 25_000, "\n" * 100_000 + "a"]
     predict("--input", str(table(tmp_path / "in.jsonl", ["a ship"])), "--output", str(tmp_path / "alone"))
     begun = time.process_time()
-    tenth = [text[: len(text) // 10 + 1] + "b" for text in long]
-    predict("--input", str(table(tmp_path / "in.jsonl", tenth)), "--output", str(tmp_path / "tenth"))
-    capsys.readouterr()
-    quick, begun = time.process_time() - begun, time.process_time()
     documents = ["a ship", *long, "a ship"]
     predict("--input", str(table(tmp_path / "in.jsonl", documents)), "--output", str(tmp_path / "out"))
-    assert time.process_time() - begun < 40 * max(quick, 1.0)  # ten times is linear, a hundred times is quadratic
+    assert time.process_time() - begun < 30
     found = answers(tmp_path / "out")
     assert found[0]["summary"] == found[6]["summary"] == answers(tmp_path / "alone")[0]["summary"]
     assert [row["tokens_cut"] > 0 for row in found] == [False, *[True] * 5, False]
