@@ -35,7 +35,7 @@ def ctc_greedy(log_p: Tensor, mask: Tensor | None = None, blank: int = 0) -> lis
 
 
 class LanguageModel(Protocol):
-    """What knows how likely ids follow others; `data.ngram.NGram` does."""
+    """What knows how likely ids follow others, such as counts of n-grams."""
 
     order: int  # it looks at so many ids less one
     bos: int  # before the first id of a text
@@ -104,9 +104,8 @@ def ctc_prefix_beams(
         raise ValueError(f"beams={beams}: a search keeps at least 1")
     (B, S, V), device = log_p.shape, log_p.device
     log_p = log_p.to(torch.promote_types(log_p.dtype, torch.float32))
-    prefixes = _Prefixes(B, beams, fusion)
-    added = log_p.new_zeros(B, beams)  # what the language model says of each prefix, and of what may follow it
-    following = prefixes.following(V).to(log_p)  # (B, K, V)
+    prefixes = _Prefixes(B, beams)
+    added = log_p.new_zeros(B, beams)  # what the language model says of each prefix
     ends_blank, ends_id = (log_p.new_full((B, beams), -math.inf) for _ in range(2))  # log p of either kind
     ends_blank[:, 0] = 0.0
     last, parents = torch.full((2, B, beams), -1, device=device)  # the last id, the beam that holds the prefix before
@@ -125,23 +124,24 @@ def ctc_prefix_beams(
         going_on.view(B, -1).scatter_(1, place, -math.inf)
         stay_blank, stay_id = total + frame[:, blank, None], torch.logaddexp(ends_id + repeated, joining)
         candidates = torch.cat([torch.logaddexp(stay_blank, stay_id), going_on.flatten(1)], dim=1)  # (B, K + K V)
-        offers = torch.cat([added, (added[:, :, None] + following).flatten(1)], dim=1)
-        scores, chosen = (candidates + offers).topk(beams, dim=1)
+        offers = None
+        if fusion is not None:
+            further = added[:, :, None] + prefixes.following(fusion, V).to(log_p)  # (B, K, V)
+            offers = torch.cat([added, further.flatten(1)], dim=1)  # (B, K + K V)
+        scores, chosen = (candidates if offers is None else candidates + offers).topk(beams, dim=1)
         stays, source = chosen < beams, torch.where(chosen < beams, chosen, (chosen - beams) // V)
         token = torch.where(stays, last.gather(1, source), (chosen - beams) % V)
         new_blank = stay_blank.gather(1, source).masked_fill(~stays, -math.inf)
         new_id = torch.where(stays, stay_id.gather(1, source), candidates.gather(1, chosen))
         real = None if mask is None else mask[:, t]
         found = prefixes.advance(source, token, stays, scores, real).to(device)
-        new = (new_blank, new_id, token, found, offers.gather(1, chosen))
+        new = (new_blank, new_id, token, found, added if offers is None else offers.gather(1, chosen))
         if real is not None:
             old = (ends_blank, ends_id, last, parents, added)
             new = tuple(torch.where(real[:, None], a, b) for a, b in zip(new, old, strict=True))  # type: ignore[assignment]
         ends_blank, ends_id, last, parents, added = new
-        if fusion is not None:
-            following = prefixes.following(V).to(log_p)
     if fusion is not None:
-        added = added + prefixes.following(V)[:, :, fusion.model.eos].to(log_p) - fusion.bonus  # the end is no id
+        added = added + prefixes.following(fusion, V)[:, :, fusion.model.eos].to(log_p) - fusion.bonus  # no id ends it
     scores, order = (torch.logaddexp(ends_blank, ends_id) + added).sort(dim=1, descending=True, stable=True)
     rows = zip(scores.tolist(), order.tolist(), strict=True)
     return [
@@ -153,22 +153,19 @@ def ctc_prefix_beams(
 class _Prefixes:
     """The prefixes of all rows as trees, in which each has one number: so beams that hold the same one are found."""
 
-    def __init__(self, rows: int, beams: int, fusion: Fusion | None) -> None:
+    def __init__(self, rows: int, beams: int) -> None:
         self.numbers: list[dict[tuple[int, int], int]] = [{} for _ in range(rows)]  # (prefix, id) -> prefix
         self.nodes = [[(-1, -1)] for _ in range(rows)]  # the prefix before and the last id, by number; 0 = empty
         self.held = [[0] + [-1] * (beams - 1) for _ in range(rows)]  # by beam, -1 = none
-        self.fusion = fusion
 
-    def following(self, vocab_size: int) -> Tensor:
-        """What a language model adds for each id behind each beam's prefix: (B, K, V), zeros where there is none."""
-        if self.fusion is None:
-            return torch.zeros(len(self.held), len(self.held[0]), vocab_size)
-        model, weight, bonus = self.fusion.model, self.fusion.weight, self.fusion.bonus
+    def following(self, fusion: Fusion, vocab_size: int) -> Tensor:
+        """What a language model adds for each id behind each beam's prefix: (B, K, V)."""
+        model = fusion.model
         rows = [
             torch.stack([model.log_probs(self._context(row, number, model)) for number in held])
             for row, held in enumerate(self.held)
         ]
-        found = torch.stack(rows) * weight + bonus  # (B, K, its V)
+        found = torch.stack(rows) * fusion.weight + fusion.bonus  # (B, K, its V)
         unknown = found.new_full((*found.shape[:2], vocab_size - found.shape[2]), -math.inf)
         return torch.cat([found, unknown], -1)
 
