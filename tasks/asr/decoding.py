@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from data.asr import ASRBatch
 from data.speech import SpeechProcessor
 from mmattn.generate.ctc import Fusion
+from tasks.common.errors import ConfigError
 
 
 @dataclass
@@ -56,3 +58,29 @@ def write(
     written = model.head.transcribe(memory, log_p, mask, **special, **chosen)
     rows = zip(written, log_p.cpu(), mask.sum(1).tolist(), strict=True)
     return [Heard(processor.said(ids), score, row[:length]) for (ids, score), row, length in rows]
+
+
+def check_lm(search: Mapping[str, Any], asked: Mapping[str, Any], processor: SpeechProcessor, attends: bool) -> None:
+    """Where a language model is to be asked, that one can be.
+
+    Args:
+        search: all that decides how texts are searched for.
+        asked: what of it was asked for, and must not be ignored.
+        processor: of the model.
+        attends: whether the model has a decoder.
+
+    Raises:
+        ConfigError: there is none, a decoder decides, or a greedy search, which asks nobody.
+    """
+    named = [name for name in asked if name.startswith("lm_")]
+    if processor.lm is None:
+        if named:
+            raise ConfigError(f"{named[0]}: there is no language model; `fit` with data.lm_order makes one.")
+        return
+    if search.get("lm_weight") and attends and search.get("ctc_weight", 0.0) < 1.0:
+        raise ConfigError(
+            "lm_weight: a language model goes with CTC alone, since a decoder is one itself: model.decoder none, or a "
+            "ctc_weight of 1 in searching; lm_weight 0 leaves it unasked."
+        )
+    if asked.get("lm_weight") and search.get("num_beams", 1) == 1:
+        raise ConfigError("lm_weight: beams ask a language model; expected num_beams above 1, found 1.")

@@ -20,7 +20,7 @@ from data.batching import BatchPlan, EvalBatchSampler
 from data.buckets import TokenBatchSampler
 from data.readers import read_text
 from data.speech import SpeechProcessor
-from tasks.asr.decoding import write
+from tasks.asr.decoding import check_lm, write
 from tasks.asr.delay import measure_delay
 from tasks.asr.metrics import notes, score
 from tasks.asr.model import BLANK, ASRModel
@@ -298,22 +298,13 @@ class ASRModule(TaskModule):
 
     def check_processor(self, processor: SpeechProcessor) -> None:
         public, search = self.keywords.get(PUBLIC), self._search(processor)
-        named = [name for name in search if name.startswith("lm_")]
         if public is not None and "ctc_weight" in self.search:
             raise ConfigError(
                 "model.search_ctc_weight: expected none, since a public model has CTC or a decoder alone."
             )
-        if named and processor.lm is None:
-            raise ConfigError(f"model.{named[0]}: there is no language model; `fit` with data.lm_order makes one.")
-        if public is None:
-            decides = self.keywords.get("decoder", "transformer") != "none" and search["ctc_weight"] < 1.0
-        else:
-            decides = public[NETWORK] == "whisper"
-        if decides and processor.lm is not None and search["lm_weight"]:
-            raise ConfigError(
-                "data.lm_order: a language model goes with CTC alone, since a decoder is one itself: model.decoder "
-                "none, or model.search_ctc_weight 1; model.lm_weight 0 leaves it unasked."
-            )
+        attends = self.keywords.get("decoder") != "none" if public is None else public[NETWORK] == "whisper"
+        fresh = not processor.search  # and a language model that it has was asked for
+        check_lm(search, search if fresh else self.search, processor, attends)
 
     def complete_processor(self, processor: SpeechProcessor) -> SpeechProcessor:
         processor.search = self._search(processor)

@@ -19,7 +19,7 @@ from data.asr_public import CTCProcessor, WhisperProcessor
 from data.audio import AUDIO_EXTENSIONS, audio_seconds, stream_audio
 from data.errors import DataError, Problems
 from data.speech import SpeechProcessor
-from tasks.asr.decoding import write
+from tasks.asr.decoding import check_lm, write
 from tasks.asr.model import ASRModel
 from tasks.asr.windows import Window, windows
 from tasks.asr.words import Word, align, fit_to_sound, words_at
@@ -152,17 +152,8 @@ class Recogniser(Predictor):
             raise ConfigError(
                 f"ctc_weight: expected 1, since this model has CTC and no decoder; found {given['ctc_weight']}."
             )
-        lm = [name for name in given if name.startswith("lm_")]
-        if lm and self.processor.lm is None:
-            raise ConfigError(f"{lm[0]}: expected none, since this model has no language model; found {given[lm[0]]}.")
-        whole = {**self.processor.search, **given}
-        if whole.get("lm_weight") and self.model.head.decoder is not None and whole.get("ctc_weight", 0.0) < 1.0:
-            raise ConfigError(
-                f"ctc_weight: expected 1, since a language model goes with CTC alone, found {whole.get('ctc_weight')}; "
-                "lm_weight 0 leaves it unasked."
-            )
-        if given.get("lm_weight") and whole.get("num_beams", 1) == 1:
-            raise ConfigError("lm_weight: beams ask a language model; expected num_beams above 1, found 1.")
+        attends = self.model.head.decoder is not None
+        check_lm({**self.processor.search, **given}, given, self.processor, attends)
         return given
 
     def reading(self, search: Mapping[str, Any]) -> dict[str, Any]:

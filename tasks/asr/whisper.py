@@ -14,6 +14,7 @@ from data.errors import DataError
 from data.whisper_stream import WhisperStream
 from mmattn.backbones.whisper import FRAME_SECONDS, HeardWindow
 from mmattn.generate.speech import STAMP_FRAMES, SpeechConfig
+from tasks.asr.decoding import check_lm
 from tasks.asr.predict import SILENCE, ASRExplanation, Item, Recogniser, Transcript, as_sample, audible
 from tasks.asr.public_whisper import Spoken, Stretch, speech_config, with_timestamps
 from tasks.asr.windows import Window
@@ -32,6 +33,7 @@ class WhisperRecogniser(Recogniser):
 
     def checked(self, search: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in search.items() if value is not None}
+        check_lm(given, given, self.processor, attends=True)
         speech_config(self.processor, **given)
         return given
 

@@ -161,7 +161,7 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path) -> None:
     plain_processor.save(path.parent)  # where a language model lay
     assert not path.exists()
     assert type(plain_processor).load(path.parent).fingerprint() == plain_processor.fingerprint()
-    with pytest.raises(ConfigError, match="lm_weight: expected none"):
+    with pytest.raises(ConfigError, match="lm_weight: there is no language model"):
         load_asr(device="cpu").predict(items, lm_weight=0.5)
 
 
@@ -193,6 +193,7 @@ def test_settings_that_do_not_fit_touch_no_run(tmp_path: Path) -> None:
     [
         ("--data.lm_order 4", "goes with CTC alone"),
         ("--model.decoder none --model.lm_weight 0.5", "there is no language model"),
+        ("--model.decoder none --data.lm_order 3 --model.num_beams 1", "expected num_beams above 1, found 1"),
         ("--model.decoder none --data.lm_order 21", "expected 0 to 20, found 21"),
         ("--model.decoder none --data.lm_text x", "needs data.lm_order"),
         ("--model.decoder none --data.lm_order 3 --data.lm_text /nowhere/x", "no such file"),

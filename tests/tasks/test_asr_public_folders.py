@@ -67,6 +67,8 @@ def test_from_the_command_line(name: str, folders: dict[str, Any], tmp_path: Pat
         ("whisper", "--language xx", r"generation: unknown language 'xx'; there are: en, de, ja\."),
         ("whisper", "--task sing", r"unknown task 'sing'; there are: translate, transcribe"),
         ("whisper", "--ctc_weight 0.5", r"ctc_weight: expected none, since Whisper has no CTC; found 0\.5"),
+        ("whisper", "--lm_weight 0.5", r"lm_weight: there is no language model"),
+        ("base", "--lm_weight 0.5", r"lm_weight: there is no language model"),
         ("whisper", "--window 5", r"--window: expected 2 s, which this model always hears; found 5"),
         ("base", "--language de", r"language: expected none, since this model knows no languages; found 'de'"),
         ("base", "--task translate", r"task: expected none, .* found 'translate'"),
