@@ -252,8 +252,9 @@ def _explain(predictor: Predictor, items: Sequence[Any], options: argparse.Names
     for number, item in enumerate(progress(items, len(items), "explaining")):
         path = target / f"{number:05d}.png" if many else target
         try:
+            found = predictor.explain(item)  # before there is a folder for it
             with atomic_path(path) as temporary:
-                predictor.explain(item).save(temporary)
+                found.save(temporary)
         except Exception as error:
             if options.on_error != "skip" or not _is_bad_item(error):
                 raise

@@ -237,3 +237,10 @@ def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> No
     assert spans == []
     words = words_at("ab cd", spans, recogniser.processor, 0.02, 1.0, 2)
     assert [(w.word, w.start, w.end) for w in words] == [("ab", 1.0, 1.02), ("cd", 1.02, 1.04)]
+
+
+def test_an_explanation_that_is_refused_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "silence.wav", np.zeros(8000), tones.RATE)
+    with pytest.raises(DataError, match="none was heard"):
+        run("explain", model, "--input", str(tmp_path / "silence.wav"), "--output", str(tmp_path / "pictures"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["silence.wav"]
