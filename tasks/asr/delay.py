@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from data.asr import ASRProcessor, ASRSample, normalise
+from data.asr import ASRProcessor, ASRSample
 from tasks.asr.model import BLANK, ASRModel
 from tasks.asr.words import STEP, align, sounding
 
@@ -38,7 +38,7 @@ def measure_delay(model: ASRModel, processor: ASRProcessor, samples: Sequence[AS
     found: list[float] = []
     spoken: list[tuple[float, float, Tensor]] = []  # from and to, in seconds, and where there is sound
     for sample in samples[:: max(1, len(samples) // CLIPS)][:CLIPS]:
-        ids = processor.encode(normalise(sample.text))
+        ids = processor.encode(sample.text)
         wave = sample.read(processor.sample_rate)
         features = processor.features(wave)[None].to(device).requires_grad_()  # (1, T, M)
         memory, _ = model.encode(features, torch.ones_like(features[:, :, 0], dtype=torch.bool))
