@@ -39,7 +39,33 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a part of a letter is decoded to
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # written without blanks between words
 
 
-class CTCProcessor(SpeechProcessor):
+class PublicProcessor(SpeechProcessor):
+    """Features and a tokenizer as a public folder has them, and settings beside them."""
+
+    KIND: ClassVar[str]
+    PARTS: ClassVar[tuple[type, type]]  # of features and tokenizer
+    OWN: ClassVar[tuple[str, ...]]  # the constructor's other keywords, kept as they are
+    front: Any
+
+    @property
+    def sample_rate(self) -> int:
+        rate: int = self.front.sample_rate
+        return rate
+
+    def settings(self) -> dict[str, Any]:
+        parts = {"features": self.front.config(), "tokenizer": self.tokenizer.config()}
+        return {"kind": self.KIND, **parts, **{name: getattr(self, name) for name in self.OWN}}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
+        parts = features_from_config(config["features"], "features"), load_speech_text(folder, config["tokenizer"])
+        for found, wanted in zip(parts, cls.PARTS, strict=True):
+            if not isinstance(found, wanted):
+                raise TypeError(f"expected {wanted.__name__}, found {type(found).__name__}")
+        return cls(*parts, **{name: config[name] for name in cls.OWN})  # type: ignore[call-arg]
+
+
+class CTCProcessor(PublicProcessor):
     """Samples in, letters by CTC out: wav2vec 2.0 and HuBERT.
 
     The padding of a batch is masked, whatever the folder says: a recording alone is the measure, and a batch must give
@@ -58,8 +84,8 @@ class CTCProcessor(SpeechProcessor):
     'A CAB'
     """
 
-    KIND = "ctc"
-    KEYS = frozenset({"kind", "features", "tokenizer", "max_seconds", "search", "lm_order"})
+    KIND, PARTS, OWN = "ctc", (WaveFeatures, CTCText), ("max_seconds", "search")
+    KEYS = frozenset({"kind", "features", "tokenizer", "lm_order", *OWN})
     LATER: ClassVar = {"lm_order": 0}
 
     def __init__(
@@ -74,10 +100,6 @@ class CTCProcessor(SpeechProcessor):
         self.front, self.tokenizer = front, tokenizer
         self.max_seconds, self.search = float(max_seconds), dict(search or {})
         self._mel = LogMel(front.sample_rate, PICTURE_BANDS)
-
-    @property
-    def sample_rate(self) -> int:
-        return self.front.sample_rate
 
     @property
     def frame_seconds(self) -> float:
@@ -135,22 +157,14 @@ class CTCProcessor(SpeechProcessor):
         return CTCText(self.tokenizer.files | {"vocab.json": content}, self.tokenizer.max_len)
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "kind": self.KIND,
-            "features": self.front.config(),
-            "tokenizer": self.tokenizer.config(),
-            "max_seconds": self.max_seconds,
-            "search": self.search,
-            "lm_order": self.lm_order,
-        }
+        return {**super().settings(), "lm_order": self.lm_order}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
-        front, tokenizer = _parts(config, folder, WaveFeatures, CTCText)
-        return cls(front, tokenizer, config["max_seconds"], config["search"]).with_lm(folder, config["lm_order"])
+        return super().from_config(config, folder).with_lm(folder, config["lm_order"])
 
 
-class WhisperProcessor(SpeechProcessor):
+class WhisperProcessor(PublicProcessor):
     """Windows of log-mel frames in, text behind a prompt out: Whisper.
 
     Texts are learnt as the data have them, with the blank before the first word that Whisper writes.
@@ -164,8 +178,8 @@ class WhisperProcessor(SpeechProcessor):
         search: How the model was measured.
     """
 
-    KIND = "whisper"
-    KEYS = frozenset({"kind", "features", "tokenizer", "generation", "prompt", "search"})
+    KIND, PARTS, OWN = "whisper", (WhisperFeatures, WhisperText), ("generation", "prompt", "search")
+    KEYS = frozenset({"kind", "features", "tokenizer", *OWN})
 
     def __init__(
         self,
@@ -183,10 +197,6 @@ class WhisperProcessor(SpeechProcessor):
     def languages(self) -> Mapping[str, Any] | None:  # type: ignore[override]
         """``<|en|>`` and the like, and their ids."""
         return self.generation.get("lang_to_id")
-
-    @property
-    def sample_rate(self) -> int:
-        return self.front.sample_rate
 
     @property
     def frame_seconds(self) -> float:
@@ -255,34 +265,5 @@ class WhisperProcessor(SpeechProcessor):
             found.append((text[start:end].strip(), first, bisect.bisect_left(ends, end)))
         return found
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "kind": self.KIND,
-            "features": self.front.config(),
-            "tokenizer": self.tokenizer.config(),
-            "generation": self.generation,
-            "prompt": self.prompt,
-            "search": self.search,
-        }
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
-        front, tokenizer = _parts(config, folder, WhisperFeatures, WhisperText)
-        return cls(front, tokenizer, config["generation"], config["prompt"], config["search"])
-
-
-KINDS: dict[str, type[SpeechProcessor]] = {kind.KIND: kind for kind in (CTCProcessor, WhisperProcessor)}
-
-
-def _parts(config: Mapping[str, Any], folder: Path, front_class: type, text_class: type) -> tuple[Any, Any]:
-    """Features and tokenizer of a saved processor.
-
-    Raises:
-        TypeError: They are of another kind.
-    """
-    front = features_from_config(config["features"], "features")
-    tokenizer = load_speech_text(folder, config["tokenizer"])
-    for found, wanted in ((front, front_class), (tokenizer, text_class)):
-        if not isinstance(found, wanted):
-            raise TypeError(f"expected {wanted.__name__}, found {type(found).__name__}")
-    return front, tokenizer
+KINDS: dict[str, type[PublicProcessor]] = {kind.KIND: kind for kind in (CTCProcessor, WhisperProcessor)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -260,7 +260,6 @@ class CTCText(TokenIds):
             raise DataError("vocab.json", "letters and their ids, of one language", shorten(vocabulary))
         settings = given[1] | given[0]
         self._ids: dict[str, int] = vocabulary
-        self.letters = frozenset(vocabulary)
         self._letters = {index: letter for letter, index in vocabulary.items()}
         self.vocab_size = max(vocabulary.values()) + 1
         names = {"pad_id": "pad_token", "unk_id": "unk_token", "start_id": "bos_token", "eos_id": "eos_token"}
@@ -275,6 +274,11 @@ class CTCText(TokenIds):
             vocabulary.get(tokens[name], self.pad_id) for name in ("unk_id", "start_id", "eos_id")
         )
         self._special = {vocabulary[token] for token in tokens.values() if token in vocabulary}
+
+    @property
+    def letters(self) -> KeysView[str]:
+        """All tokens."""
+        return self._ids.keys()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"files": self.files, "truncated": self.truncated, "max_len": self.max_len}
@@ -320,21 +324,21 @@ def read_features(directory: str | Path) -> Features:
     Raises:
         DataError: No such file, an extractor that is not known, or a setting that is not supported; named.
     """
-    path, values = Path(directory, PREPROCESSOR), None
-    if not path.is_file() and (whole := Path(directory, PROCESSOR)).is_file():  # as transformers 5 writes it
-        path, values = whole, read_json(whole)
-        values = values.get("feature_extractor") if isinstance(values, Mapping) else None
-    return features_from_config(read_json(path) if values is None else values, str(path))
+    path, whole = Path(directory, PREPROCESSOR), Path(directory, PROCESSOR)
+    if path.is_file() or not whole.is_file():
+        return features_from_config(read_json(path), str(path))
+    values = read_json(whole)  # as transformers 5 writes it
+    return features_from_config(values.get("feature_extractor") if isinstance(values, Mapping) else None, str(whole))
 
 
-def features_from_config(values: Mapping[str, Any], where: str = PREPROCESSOR) -> Features:
+def features_from_config(values: Mapping[str, Any] | None, where: str = PREPROCESSOR) -> Features:
     """The extractor that ``config()`` or a ``preprocessor_config.json`` describes.
 
     Raises:
         DataError: An extractor that is not known, or a setting that is not supported; named.
     """
     name = values.get("feature_extractor_type") if isinstance(values, Mapping) else None
-    if name not in EXTRACTORS:
+    if name not in EXTRACTORS or not isinstance(values, Mapping):
         raise DataError(where, f"a feature_extractor_type of {', '.join(EXTRACTORS)}", shorten(name))
     kind: Any = EXTRACTORS[name]
     known = kind.KEYS | kind.NEUTRAL

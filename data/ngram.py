@@ -69,7 +69,7 @@ class NGram:
         Args:
             texts: Ids of each, neither bos nor eos among them.
             vocab_size: V.
-            order: N, the longest n-gram.
+            order: Ids of the longest n-gram, n.
             bos: What stands before a text.
             eos: What ends it.
 
@@ -102,7 +102,7 @@ class NGram:
 
     def log_probs(self, context: Sequence[int]) -> Tensor:
         """log p of each next id, (V,) float32; of what stood before, bos first, the last n - 1 ids count."""
-        key = tuple(context[len(context) - self.order + 1 :] if len(context) >= self.order else context)
+        key = tuple(context[max(0, len(context) - self.order + 1) :])
         found = self._known.get(key)
         if found is None:
             if len(self._known) * self.vocab_size >= KEPT:
