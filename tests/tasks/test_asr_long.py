@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from data.errors import DataError
 from tasks.asr.predict import OVERLAP, Recogniser
 from tasks.asr.windows import windows
 from tests.tasks import tones
+from tests.tasks.long_recordings import hear_long
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,31 +111,9 @@ def test_answers_come_as_they_are_known(recogniser: Recogniser) -> None:
     assert len(list(answers)) == 7
 
 
-MEASURE = """
-import json, sys, torch
-from tasks.asr.predict import load
-predictor = load(sys.argv[1], device="cpu")
-predictor.predict([sys.argv[2]])
-before = predictor.peak()
-answer = predictor.predict([sys.argv[3]])[0]
-print(json.dumps([before, predictor.peak(), answer.duration, len(answer.words), predictor.remark()]))
-"""
-
-
 def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     """Twelve minutes of eight channels: 0.17 GB as floats, of which a window at a time is in memory."""
-    soundfile = pytest.importorskip("soundfile")
-    model = tones.save(tmp_path / "model")
     sentence = torch.as_tensor(tones.clip(5, 40).audio[0])  # type: ignore[index]
-    for name, minutes, channels, rate in (("short", 1, 1, 8000), ("long", 12, 8, 8000)):
-        with soundfile.SoundFile(tmp_path / f"{name}.wav", "w", rate, channels, subtype="PCM_16") as file:
-            for _ in range(round(minutes * 60 * rate / len(sentence))):
-                file.write(sentence[:, None].expand(-1, channels).numpy())
-    words = [sys.executable, "-c", MEASURE, str(model), str(tmp_path / "short.wav"), str(tmp_path / "long.wav")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    before, after, duration, count, remark = json.loads(done.stdout.splitlines()[-1])
+    duration, count = hear_long(tones.save(tmp_path / "model"), tmp_path, sentence, 8000, (1, 1), (12, 8))
     assert duration == pytest.approx(720, abs=20)
     assert count > 1000
-    assert after - before < 0.05, "GB"
-    assert remark == f"at most {after:.2f} GB of memory in use."
