@@ -37,7 +37,7 @@ def measure_delay(model: ASRModel, processor: ASRProcessor, samples: Sequence[AS
     device, seconds = next(model.parameters()).device, model.subsampling * processor.frame_seconds
     found: list[float] = []
     spoken: list[tuple[float, float, Tensor]] = []  # from and to, in seconds, and where there is sound
-    for sample in samples[:: max(1, len(samples) // CLIPS)][:CLIPS]:
+    for sample in samples[:: max(1, -(-len(samples) // CLIPS))]:
         ids = processor.encode(sample.text)
         wave = sample.read(processor.sample_rate)
         features = processor.features(wave)[None].to(device).requires_grad_()  # (1, T, M)
@@ -48,8 +48,7 @@ def measure_delay(model: ASRModel, processor: ASRProcessor, samples: Sequence[AS
             places = (spans[0][0] * seconds, (spans[-1][1] + 1) * seconds)
             spoken.append((*places, sounding(wave, processor.sample_rate)))
         times = torch.arange(features.shape[1], device=device) * processor.frame_seconds
-        step = max(1, len(spans) // TOKENS)
-        for token, (first, last) in list(zip(ids, spans, strict=False))[::step][:TOKENS]:
+        for token, (first, last) in list(zip(ids, spans, strict=False))[:: max(1, -(-len(spans) // TOKENS))]:
             frame = first + int(scores[first : last + 1, token].argmax())
             (slope,) = torch.autograd.grad(scores[frame, token] - scores[frame, BLANK], features, retain_graph=True)
             weights = slope[0].double().square().sum(-1)  # (T,)
