@@ -18,8 +18,8 @@ from data.asr_augment import SpeechAugment
 from data.asr_public import CTCProcessor
 from data.batching import BatchPlan, EvalBatchSampler
 from data.buckets import TokenBatchSampler
-from data.readers import read_text
 from data.speech import SpeechProcessor
+from data.texts import read_sentences
 from tasks.asr.decoding import check_lm, write
 from tasks.asr.delay import measure_delay
 from tasks.asr.metrics import notes, score
@@ -51,7 +51,7 @@ class ASRDataModule(TaskDataModule):
         augment: SpeechAugment's keywords (data/asr_augment.py), for training; none: no augmentation.
         lm_order: ids of the longest n-grams of a language model of the training texts, which beams over CTC ask; 0:
             there is none.
-        lm_text: further texts for it to count, a file of a text a line.
+        lm_text: further texts for it to count: files of a text a line, or of other tasks' data (data/texts.py).
         augment_from: the epoch from which on training is augmented: CTC finds its first alignments sooner without.
         clips: training clips of the built-in data.
         hide: train and measure with silence in the place of each recording: a baseline to be beaten.
@@ -72,7 +72,7 @@ class ASRDataModule(TaskDataModule):
         max_frames: int = 6000,
         max_seconds: float = 12.0,
         lm_order: int = 0,
-        lm_text: str | None = None,
+        lm_text: str | list[str] | None = None,
         augment: dict[str, Any] | None = None,
         augment_from: int = 0,
         clips: int | None = None,
@@ -92,10 +92,11 @@ class ASRDataModule(TaskDataModule):
             "vocab_size": vocab_size,
             "max_seconds": max_seconds,
         }
-        self.lm_order, self.lm_text = lm_order, expand(lm_text, "data.lm_text")
+        paths = [lm_text] if isinstance(lm_text, str) else lm_text or []
+        self.lm_order, self.lm_text = lm_order, [str(expand(path, "data.lm_text")) for path in paths]
         if not 0 <= lm_order <= 20:
             raise ConfigError(f"data.lm_order: expected 0 to 20, found {lm_order}.")
-        if lm_text is not None and not lm_order:
+        if paths and not lm_order:
             raise ConfigError("data.lm_text: a language model that counts it needs data.lm_order, 6 for characters.")
         try:
             self.augment = SpeechAugment.from_options(augment)
@@ -126,7 +127,7 @@ class ASRDataModule(TaskDataModule):
     def _counted(self, processor: Any, train: Any) -> Any:
         """With a language model, where one is asked for."""
         if self.lm_order:
-            further = [] if self.lm_text is None else read_text(self.lm_text).splitlines()
+            further = [text for path in self.lm_text for text in read_sentences(path)]
             texts = [text for text in (*(sample.text for sample in train.samples), *further) if text.strip()]
             try:
                 left_out = processor.count(texts, self.lm_order)
@@ -192,10 +193,10 @@ class ASRDataModule(TaskDataModule):
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         found = super().fingerprint()
-        if self.lm_text is not None:
-            text = read_text(self.lm_text)
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            found["lm_text"] = {"path": self.lm_text, "samples": len(text.splitlines()), "sha256": digest}
+        for n, path in enumerate(self.lm_text):
+            texts = read_sentences(path)
+            digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+            found[f"lm_text {n + 1}" if n else "lm_text"] = {"path": path, "samples": len(texts), "sha256": digest}
         return found
 
     def collate_fn(self, split: Split) -> Callable[..., ASRBatch]:

@@ -1,0 +1,49 @@
+"""Plain sentences out of the files that tasks are trained on: what a language model of another task may count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError, Problems
+from data.readers import read_json, read_rows, read_text
+from data.summarization import split_sentences
+
+ROW_KEYS = ("text", "document", "caption")  # of JSONL, CSV and TSV: speech and texts, summarization, captions
+JSON_KEYS = ("context", "caption")  # at any depth: SQuAD's paragraphs, COCO's captions
+
+
+def read_sentences(path: str | Path) -> list[str]:
+    """The sentences of a file, in its order.
+
+    JSONL, CSV and TSV give what stands under the first of ``ROW_KEYS`` that a line has, JSON what stands under
+    ``JSON_KEYS`` at any depth, each text once; any other file holds a text a line.
+
+    Raises:
+        DataError: It cannot be read, or there is no text in it.
+    """
+    kind = Path(path).suffix.lower()
+    if kind == ".json":
+        texts, keys = list(dict.fromkeys(_under(read_json(path)))), JSON_KEYS
+    elif kind in (".jsonl", ".ndjson", ".csv", ".tsv"):
+        rows, keys = (row for _, _, row in read_rows(path, Problems())), ROW_KEYS
+        texts = [next((row[key] for key in ROW_KEYS if isinstance(row.get(key), str)), "") for row in rows]
+    else:
+        texts, keys = read_text(path).splitlines(), ()
+    sentences = [text[start:end] for text in texts for start, end in split_sentences(text)]
+    if not sentences:
+        raise DataError(str(path), f"texts under {' or '.join(keys)}" if keys else "texts", "none")
+    return sentences
+
+
+def _under(found: Any) -> Iterator[str]:
+    if isinstance(found, list):
+        for part in found:
+            yield from _under(part)
+    elif isinstance(found, dict):
+        for key, value in found.items():
+            if key in JSON_KEYS and isinstance(value, str):
+                yield value
+            else:
+                yield from _under(value)
