@@ -22,7 +22,7 @@ from data.speech import SpeechProcessor
 from tasks.asr.decoding import check_lm, write
 from tasks.asr.model import ASRModel
 from tasks.asr.windows import Window, windows
-from tasks.asr.words import Word, align, fit_to_sound, words_at
+from tasks.asr.words import Word, align, fit_to_sound, places_at, words_at
 from tasks.common.errors import ConfigError
 from tasks.common.inference import Predictor, listed, load_parts, progress
 
@@ -190,7 +190,10 @@ class Recogniser(Predictor):
         for (entry, window), said in zip(waiting, heard, strict=True):
             assert said.log_p is not None
             words = self.words(said.text, said.log_p, window.wave, window.start)
-            own = [word for word in words if window.low <= (word.start + word.end) / 2 < window.high]
+            ids, blank = self.processor.encode(said.text), self.processor.pad_id
+            frames = places_at(said.text, said.log_p, ids, self.processor, blank)
+            times = (window.start + max(0.0, n * self.frame_seconds - self.processor.delay) for n in frames)
+            own = [word for word, time in zip(words, times, strict=True) if window.low <= time < window.high]
             entry.text = said.text if window.whole else " ".join([entry.text, *(w.word for w in own)]).strip()
             entry.words += own
             entry.score += said.score

@@ -15,7 +15,7 @@ QUIET = 0.1  # seconds: a border between windows lies amid the quietest so many
 
 @dataclass
 class Window:
-    """A piece of a recording. Words whose middle lies from `low` to `high` are its own; the rest is its neighbours'."""
+    """A piece of a recording. Words that are said from `low` to `high` are its own; the rest is its neighbours'."""
 
     wave: Tensor  # (n,)
     start: float  # seconds from the recording's beginning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,16 +77,49 @@ def words_at(
         start: seconds before the clip's first frame.
         frames: of the clip.
     """
-    places, words = processor.tokenizer.spans(text), list(re.finditer(r"\S+", text))
-    found = []
-    for n, word in enumerate(words):
-        inside = [k for k, (low, high) in enumerate(places) if max(low, word.start()) < min(high, word.end())]
-        if inside and len(spans) == len(places):
+    words, found = _written(text, processor, len(spans)), []
+    for n, (word, inside) in enumerate(words):
+        if inside:
             first, last = spans[inside[0]][0], spans[inside[-1]][1] + 1
         else:
             first, last = n * frames // len(words), (n + 1) * frames // len(words)
-        found.append(Word(word.group(), round(start + first * seconds, 3), round(start + last * seconds, 3)))
+        found.append(Word(word, round(start + first * seconds, 3), round(start + last * seconds, 3)))
     return found
+
+
+def places_at(text: str, log_p: Tensor, ids: Sequence[int], processor: SpeechProcessor, blank: int) -> list[float]:
+    """Where CTC says each word: the median of the frames in which its ids are surest.
+
+    What tells to which of two windows a word belongs: it is known far better than how long a word lasts.
+
+    Args:
+        text: as the processor's `said` has it.
+        log_p: (S, V), CTC's log-probabilities of one clip, without padding.
+        ids: of the text.
+        processor: tells which characters an id stands for.
+        blank: its id.
+
+    Returns:
+        Of each word, in encoded frames; where the clip has too few frames for the text, the words share it evenly.
+    """
+    spans = align(log_p, ids, blank=blank)
+    sure = [first + int(log_p[first : last + 1, i].argmax()) for i, (first, last) in zip(ids, spans, strict=False)]
+    words = _written(text, processor, len(sure))
+    return [
+        statistics.median(sure[k] for k in inside) + 0.5 if inside else (n + 0.5) * len(log_p) / len(words)
+        for n, (_, inside) in enumerate(words)
+    ]
+
+
+def _written(text: str, processor: SpeechProcessor, count: int) -> list[tuple[str, list[int]]]:
+    """The words of a text, and which of its `count` ids write each; none where the tokenizer counts otherwise."""
+    places = processor.tokenizer.spans(text)
+    if len(places) != count:
+        places = []
+    return [
+        (word.group(), [k for k, (low, high) in enumerate(places) if max(low, word.start()) < min(high, word.end())])
+        for word in re.finditer(r"\S+", text)
+    ]
 
 
 def fit_to_sound(words: Sequence[Word], wave: Tensor, rate: int, start: float = 0.0) -> list[Word]:
