@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from data.speech import SpeechProcessor
 from tasks.asr.decoding import check_lm, write
 from tasks.asr.model import ASRModel
 from tasks.asr.windows import Window, windows
-from tasks.asr.words import Word, align, fit_to_sound, places_at, words_at
+from tasks.asr.words import Word, align, fit_to_sound, sure_frames, words_at
 from tasks.common.errors import ConfigError
 from tasks.common.inference import Predictor, listed, load_parts, progress
 
@@ -189,10 +190,8 @@ class Recogniser(Predictor):
         heard = write(self.model, batch, self.processor, **search)
         for (entry, window), said in zip(waiting, heard, strict=True):
             assert said.log_p is not None
-            words = self.words(said.text, said.log_p, window.wave, window.start)
-            ids, blank = self.processor.encode(said.text), self.processor.pad_id
-            frames = places_at(said.text, said.log_p, ids, self.processor, blank)
-            times = (window.start + max(0.0, n * self.frame_seconds - self.processor.delay) for n in frames)
+            words, sure = self._placed(said.text, said.log_p, window.wave, window.start)
+            times = (statistics.median(own) for own in sure)
             own = [word for word, time in zip(words, times, strict=True) if window.low <= time < window.high]
             entry.text = said.text if window.whole else " ".join([entry.text, *(w.word for w in own)]).strip()
             entry.words += own
@@ -207,11 +206,17 @@ class Recogniser(Predictor):
             wave: (n,), the clip.
             start: seconds before it.
         """
-        spans = align(log_p, self.processor.encode(text), BLANK_BIAS, self.processor.pad_id)
-        words = words_at(text, spans, self.processor, self.frame_seconds, start, len(log_p))
-        last = start + len(wave) / self.processor.sample_rate
-        words = [word.moved(-self.processor.delay, start, last) for word in words]
-        return fit_to_sound(words, wave, self.processor.sample_rate, start)
+        return self._placed(text, log_p, wave, start)[0]
+
+    def _placed(self, text: str, log_p: Tensor, wave: Tensor, start: float) -> tuple[list[Word], list[list[float]]]:
+        """The words, and of each the seconds at which CTC says its ids."""
+        ids, blank, frame = self.processor.encode(text), self.processor.pad_id, self.frame_seconds
+        rate, late = self.processor.sample_rate, self.processor.delay
+        words = words_at(text, align(log_p, ids, BLANK_BIAS, blank), self.processor, frame, start, len(log_p))
+        words = [word.moved(-late, start, start + len(wave) / rate) for word in words]
+        frames = sure_frames(text, log_p, ids, self.processor, blank)
+        sure = [[start + max(0.0, n * frame - late) for n in own] for own in frames]
+        return fit_to_sound(words, wave, rate, start, sure), sure
 
     @torch.inference_mode()
     def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +17,9 @@ from tasks.asr.model import BLANK
 STEP = 0.01  # seconds of a level
 RANGE, LOUD = 50.0, 0.15  # dB below the loudest that are looked at, and the share of what is left of them that is sound
 BRIDGE = 0.05  # seconds: a silence inside a word, such as of a stop, is no longer
+PAUSE = (
+    0.07  # seconds: a silence between the last character of a word and the first of the next, no shorter, parts them
+)
 
 
 @dataclass
@@ -87,10 +90,13 @@ def words_at(
     return found
 
 
-def places_at(text: str, log_p: Tensor, ids: Sequence[int], processor: SpeechProcessor, blank: int) -> list[float]:
-    """Where CTC says each word: the median of the frames in which its ids are surest.
+def sure_frames(
+    text: str, log_p: Tensor, ids: Sequence[int], processor: SpeechProcessor, blank: int
+) -> list[list[float]]:
+    """The frames in which CTC is surest of each word's ids.
 
-    What tells to which of two windows a word belongs: it is known far better than how long a word lasts.
+    Their median tells to which of two windows a word belongs, and between those of two words a pause parts them: they
+    are known far better than how long a word lasts.
 
     Args:
         text: as the processor's `said` has it.
@@ -100,14 +106,14 @@ def places_at(text: str, log_p: Tensor, ids: Sequence[int], processor: SpeechPro
         blank: its id.
 
     Returns:
-        Of each word, in encoded frames; where the clip has too few frames for the text, the words share it evenly.
+        Of each word, the middles of frames, in order; where the clip has too few for the text, the words share it
+        evenly, and each has one.
     """
     spans = align(log_p, ids, blank=blank)
     sure = [first + int(log_p[first : last + 1, i].argmax()) for i, (first, last) in zip(ids, spans, strict=False)]
     words = _written(text, processor, len(sure))
     return [
-        statistics.median(sure[k] for k in inside) + 0.5 if inside else (n + 0.5) * len(log_p) / len(words)
-        for n, (_, inside) in enumerate(words)
+        [sure[k] + 0.5 for k in inside] or [(n + 0.5) * len(log_p) / len(words)] for n, (_, inside) in enumerate(words)
     ]
 
 
@@ -122,21 +128,33 @@ def _written(text: str, processor: SpeechProcessor, count: int) -> list[tuple[st
     ]
 
 
-def fit_to_sound(words: Sequence[Word], wave: Tensor, rate: int, start: float = 0.0) -> list[Word]:
+def fit_to_sound(
+    words: Sequence[Word], wave: Tensor, rate: int, start: float = 0.0, sure: Sequence[Sequence[float]] = ()
+) -> list[Word]:
     """The words with the silence at their ends cut off, or the sound around them taken in.
 
-    CTC puts a token on few frames, anywhere near what it stands for, and not on all that it lasts. A word begins with
-    the first sound that hangs together with what CTC points at, after the middle between it and the word before, and
-    ends likewise.
+    CTC puts a token on few frames, anywhere near what it stands for, and not on all that it lasts. A pause between the
+    tokens of two words parts them, wherever its path goes from one to the other. A word begins with the first sound
+    that hangs together with what CTC points at, after the middle between it and the word before, and ends likewise.
 
     Args:
         words: in order, see `words_at`.
         wave: (n,), the clip.
         rate: samples a second.
         start: seconds before the clip.
+        sure: of each word, when CTC says its ids, in seconds as the words' own; none: pauses part no words.
     """
     loud = sounding(wave, rate).tolist()
-    places = [tuple(min(len(loud), round((t - start) / STEP)) for t in (word.start, word.end)) for word in words]
+
+    def place(time: float) -> int:
+        return min(len(loud), max(0, round((time - start) / STEP)))
+
+    places = [(place(word.start), place(word.end)) for word in words]
+    for n, (before, after) in enumerate(itertools.pairwise(sure)):
+        first, end = _longest_pause(loud, place(before[-1]), place(after[0]))
+        if (end - first) * STEP >= PAUSE:
+            places[n] = min(places[n][0], first - 1), first
+            places[n + 1] = end, max(places[n + 1][1], end + 1)
     found = []
     for n, (word, (first, end)) in enumerate(zip(words, places, strict=True)):
         low = (places[n - 1][1] + first) // 2 if n else 0
@@ -148,6 +166,16 @@ def fit_to_sound(words: Sequence[Word], wave: Tensor, rate: int, start: float = 
         begin = _last_linked(loud, range(heard[0], low - 1, -1))
         last = _last_linked(loud, range(heard[-1], high))
         found.append(Word(word.word, round(start + begin * STEP, 3), round(start + (last + 1) * STEP, 3)))
+    return found
+
+
+def _longest_pause(loud: Sequence[bool], first: int, end: int) -> tuple[int, int]:
+    """From where and up to where the longest run of silent places of a stretch is."""
+    found, begin = (first, first), first
+    for place in range(first, end + 1):
+        if place == end or loud[place]:
+            found = max(found, (begin, place), key=lambda pause: pause[1] - pause[0])
+            begin = place + 1
     return found
 
 

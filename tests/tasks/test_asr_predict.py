@@ -14,7 +14,7 @@ import tasks
 from data.errors import DataError
 from tasks.asr.__main__ import INPUTS
 from tasks.asr.predict import Recogniser
-from tasks.asr.words import align, places_at, words_at
+from tasks.asr.words import Word, align, fit_to_sound, sure_frames, words_at
 from tasks.common import inference
 from tasks.common.dispatch import model_parser
 from tasks.common.errors import ConfigError
@@ -237,17 +237,27 @@ def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> No
     assert spans == []
     words = words_at("ab cd", spans, recogniser.processor, 0.02, 1.0, 2)
     assert [(w.word, w.start, w.end) for w in words] == [("ab", 1.0, 1.02), ("cd", 1.02, 1.04)]
-    assert places_at("ab cd", log_p, ids, recogniser.processor, 0) == [0.5, 1.5]
+    assert sure_frames("ab cd", log_p, ids, recogniser.processor, 0) == [[0.5], [1.5]]
 
 
-def test_a_word_is_where_most_of_its_characters_are(recogniser: Recogniser) -> None:
-    """The last character comes late, as it may: what lasts until the next word would lie in the middle of nothing."""
+def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: Recogniser) -> None:
     ids = recogniser.processor.encode("abc d")
     log_p = torch.full((30, recogniser.processor.sizes()["vocab_size"]), -9.0)
     log_p[:, 0] = 0.0
     for frame, index in zip((2, 3, 19, 21, 24), ids, strict=True):
         log_p[frame, index] = 9.0
-    assert places_at("abc d", log_p, ids, recogniser.processor, 0) == [3.5, 24.5]
+    assert sure_frames("abc d", log_p, ids, recogniser.processor, 0) == [[2.5, 3.5, 19.5], [24.5]]
+
+
+def test_a_pause_parts_two_words_wherever_the_path_goes_over() -> None:
+    wave = torch.randn(8000, generator=torch.Generator().manual_seed(0))
+    wave[3200:4800] *= 1e-4  # from 0.4 to 0.6 s
+    words = [Word("ab", 0.1, 0.7), Word("cd", 0.7, 0.9)]
+    apart = fit_to_sound(words, wave, 8000, sure=[[0.2, 0.3], [0.75, 0.8]])
+    assert [(w.start, w.end) for w in apart] == [(0.0, 0.4), (0.6, 1.0)]
+    later = fit_to_sound([Word(w.word, w.start + 5, w.end + 5) for w in words], wave, 8000, 5.0, [[5.2, 5.3], [5.75]])
+    assert [(w.start, w.end) for w in later] == [(5.0, 5.4), (5.6, 6.0)]
+    assert fit_to_sound(words, wave, 8000)[0].end == pytest.approx(0.7)
 
 
 def test_an_explanation_that_is_refused_leaves_nothing(model: Path, tmp_path: Path) -> None:
