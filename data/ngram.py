@@ -1,9 +1,9 @@
-"""A language model that counts: interpolated Kneser-Ney over ids, to weigh what CTC hears by what is ever written."""
+"""Language models that count: interpolated Kneser-Ney over ids, to weigh what CTC hears by what is ever written."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,61 @@ from torch import Tensor
 from data.errors import DataError, shorten
 
 KEPT = 1 << 22  # numbers in the answers that are remembered: 16 MB
+HELD_OUT = 10  # every so many-th text tells how much two models weigh
+ROUNDS = 50  # of EM
 
 
-class NGram:
+class LanguageModel:
+    """What beams over CTC ask (`mmattn.generate.ctc.LanguageModel`), whatever it counted."""
+
+    def __init__(self, vocab_size: int, bos: int, eos: int, order: int) -> None:
+        self.vocab_size, self.bos, self.eos, self.order = vocab_size, bos, eos, order
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_known": {}}  # to loaders' processes
+
+    def log_probs(self, context: Sequence[int]) -> Tensor:
+        """log p of each next id, (V,) float32; of what stood before, bos first, the last n - 1 ids count."""
+        key = tuple(context[max(0, len(context) - self.order + 1) :])
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) * self.vocab_size >= KEPT:
+                self._known.clear()
+            found = self._known[key] = self._log_probs(key)
+        return found
+
+    def _log_probs(self, context: tuple[int, ...]) -> Tensor:
+        raise NotImplementedError
+
+    def scores(self, ids: Sequence[int]) -> list[float]:
+        """log p of each id of a text, and of its end."""
+        text = [self.bos, *ids, self.eos]
+        return [float(self.log_probs(text[:n])[text[n]]) for n in range(1, len(text))]
+
+    def score(self, ids: Sequence[int]) -> float:
+        """log p of a text with its end."""
+        return sum(self.scores(ids))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Its numbers, by name."""
+        raise NotImplementedError
+
+    def save(self, path: str | Path) -> None:
+        """Writes what `load_lm` reads."""
+        from safetensors.numpy import save_file
+
+        save_file(self.state(), path)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over its numbers."""
+        digest = hashlib.sha256()
+        for value in self.state().values():
+            digest.update(value.tobytes())
+        return digest.hexdigest()
+
+
+class NGram(LanguageModel):
     """``p(w | c) = max(a(c w) - D, 0) / a(c .) + g(c) p(w | c')``, c' being c less its first id, g what is left over.
 
     Modified Kneser-Ney smoothing (Chen and Goodman 1999, section 3): of the longest n-grams a counts occurrences, of
@@ -41,7 +93,7 @@ class NGram:
     def __init__(
         self, vocab_size: int, bos: int, eos: int, keys: Sequence[np.ndarray], counts: Sequence[np.ndarray]
     ) -> None:
-        self.vocab_size, self.bos, self.eos, self.order = vocab_size, bos, eos, len(keys)
+        super().__init__(vocab_size, bos, eos, len(keys))
         self.keys = [np.ascontiguousarray(level, dtype=np.int64) for level in keys]
         self.counts = [np.ascontiguousarray(level, dtype=np.int64) for level in counts]
         if not self.keys or [len(k) for k in self.keys] != [len(c) for c in self.counts]:
@@ -57,10 +109,6 @@ class NGram:
             for level, size in zip(self.keys, sizes, strict=False)
         ]
         self.discounts = [_discounts(level) for level in self.counts]
-        self._known: dict[tuple[int, ...], Tensor] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_known": {}}  # to loaders' processes
 
     @classmethod
     def fit(cls, texts: Iterable[Sequence[int]], vocab_size: int, order: int, bos: int, eos: int) -> NGram:
@@ -100,15 +148,8 @@ class NGram:
         counts[0] = np.where(keys[0] == bos, 0, counts[0])
         return cls(vocab_size, bos, eos, keys, counts)
 
-    def log_probs(self, context: Sequence[int]) -> Tensor:
-        """log p of each next id, (V,) float32; of what stood before, bos first, the last n - 1 ids count."""
-        key = tuple(context[max(0, len(context) - self.order + 1) :])
-        found = self._known.get(key)
-        if found is None:
-            if len(self._known) * self.vocab_size >= KEPT:
-                self._known.clear()
-            found = self._known[key] = torch.from_numpy(np.log(self._probs(key))).float()
-        return found
+    def _log_probs(self, context: tuple[int, ...]) -> Tensor:
+        return torch.from_numpy(np.log(self._probs(context))).float()
 
     def _probs(self, context: tuple[int, ...]) -> np.ndarray:
         p = np.full(self.vocab_size, 1.0 / (self.vocab_size - 1))
@@ -138,48 +179,112 @@ class NGram:
                 return None
         return node
 
-    def score(self, ids: Sequence[int]) -> float:
-        """log p of a text with its end."""
-        text = [self.bos, *ids, self.eos]
-        return sum(float(self.log_probs(text[:n])[text[n]]) for n in range(1, len(text)))
-
-    def save(self, path: str | Path) -> None:
-        """Writes its counts."""
-        from safetensors.numpy import save_file
-
+    def state(self) -> dict[str, np.ndarray]:
         counts = {f"counts.{n}": level.astype(np.int32) for n, level in enumerate(self.counts, 1)}
-        save_file({f"keys.{n}": level for n, level in enumerate(self.keys, 1)} | counts, path)
+        return {f"keys.{n}": level for n, level in enumerate(self.keys, 1)} | counts
 
     @classmethod
-    def load(cls, path: str | Path, vocab_size: int, bos: int, eos: int) -> NGram:
-        """Reads what `save` wrote.
+    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> NGram:
+        orders = range(1, len(state) // 2 + 1)
+        keys, counts = ([state[f"{name}.{n}"] for n in orders] for name in ("keys", "counts"))
+        return cls(vocab_size, bos, eos, keys, counts)
+
+
+class Mixture(LanguageModel):
+    """``p(w | c) = weight p_own(w | c) + (1 - weight) p_further(w | c)`` (Jelinek and Mercer 1980).
+
+    Few texts of the task's own would drown among many others, were all counted together.
+
+    Args:
+        own: Of the task's own texts.
+        further: Of others, in the same ids.
+        weight: Of the first, 0 to 1.
+
+    Raises:
+        ValueError: Another weight, or models of different ids.
+    """
+
+    def __init__(self, own: NGram, further: NGram, weight: float) -> None:
+        if not 0.0 <= weight <= 1.0:
+            raise ValueError(f"weight={weight}: expected 0 to 1")
+        sizes = [(model.vocab_size, model.bos, model.eos) for model in (own, further)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"expected models of the same ids, found {sizes}")
+        super().__init__(own.vocab_size, own.bos, own.eos, max(own.order, further.order))
+        self.own, self.further, self.weight = own, further, weight
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[Sequence[int]],
+        further: Iterable[Sequence[int]],
+        vocab_size: int,
+        order: int,
+        bos: int,
+        eos: int,
+    ) -> Mixture:
+        """Counts both; the weight is the likeliest for every tenth own text, which is not counted to find it (by EM).
 
         Args:
-            path: The file.
+            texts: Ids of each own text.
+            further: Of each other one.
             vocab_size: V.
+            order: Ids of the longest n-grams.
             bos: What stands before a text.
             eos: What ends it.
 
         Raises:
-            DataError: Missing, damaged, or of another vocabulary.
+            ValueError: As of `NGram.fit`.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        sizes = {"vocab_size": vocab_size, "order": order, "bos": bos, "eos": eos}
+        other, weight = NGram.fit(further, **sizes), 0.5
+        rest = [text for n, text in enumerate(texts) if n % HELD_OUT]
+        if rest:
+            models = (NGram.fit(rest, **sizes), other)
+            p = np.exp([[x for text in texts[::HELD_OUT] for x in model.scores(text)] for model in models])  # (2, ids)
+            for _ in range(ROUNDS):
+                weight = float((weight * p[0] / (weight * p[0] + (1 - weight) * p[1])).mean())
+        return cls(NGram.fit(texts, **sizes), other, weight)
 
-        try:
-            state = load_file(path)
-            orders = range(1, len(state) // 2 + 1)
-            keys, counts = ([state.pop(f"{name}.{n}") for n in orders] for name in ("keys", "counts"))
-            return cls(vocab_size, bos, eos, keys, counts)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataError(str(path), "keys and counts of n-grams", shorten(str(error), 200)) from None
+    def _log_probs(self, context: tuple[int, ...]) -> Tensor:
+        pairs = ((self.own, self.weight), (self.further, 1.0 - self.weight))
+        return sum(weight * model.log_probs(context).exp() for model, weight in pairs).log()  # type: ignore[union-attr]
 
-    def fingerprint(self) -> str:
-        """SHA-256 over its counts."""
-        digest = hashlib.sha256()
-        for level in (*self.keys, *self.counts):
-            digest.update(level.tobytes())
-        return digest.hexdigest()
+    def state(self) -> dict[str, np.ndarray]:
+        parts = {"own": self.own, "further": self.further}
+        found = {f"{part}.{name}": value for part, model in parts.items() for name, value in model.state().items()}
+        return found | {"weight": np.array([self.weight])}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Mixture:
+        models = []
+        for part in ("own.", "further."):
+            inside = {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
+            models.append(NGram.from_state(inside, vocab_size, bos, eos))
+        return cls(*models, float(state["weight"][0]))
+
+
+def load_lm(path: str | Path, vocab_size: int, bos: int, eos: int) -> NGram | Mixture:
+    """Reads what a model's `save` wrote.
+
+    Args:
+        path: The file.
+        vocab_size: V.
+        bos: What stands before a text.
+        eos: What ends it.
+
+    Raises:
+        DataError: Missing, damaged, or of another vocabulary.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        state = load_file(path)
+        kind = Mixture if "weight" in state else NGram
+        return kind.from_state(state, vocab_size, bos, eos)
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
+        raise DataError(str(path), "keys and counts of n-grams", shorten(str(error), 200)) from None
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from data.ngram import NGram
+from data.ngram import Mixture, NGram, load_lm
 from data.readers import read_json
 from data.saved import SETTINGS, Saved
 
@@ -31,7 +31,7 @@ class SpeechProcessor(Saved):
     search: dict[str, Any]  # how the model was measured, for whoever loads it (beams and the like)
     max_seconds: float  # the longest clip it is meant for; what is longer is heard in windows
     languages: Mapping[str, Any] | None = None  # those that can be asked for; None: there is nothing to ask for
-    lm: NGram | None = None  # how likely texts are to be written, for beams over CTC
+    lm: NGram | Mixture | None = None  # how likely texts are to be written, for beams over CTC
     delay: float = 0.0  # seconds by which CTC says things later than they are heard; word times are earlier by it
 
     @classmethod
@@ -146,15 +146,16 @@ class SpeechProcessor(Saved):
     def with_lm(self, folder: Path, order: int) -> Self:
         """Itself with the language model that lies in a folder; as it is where the order is 0."""
         if order:
-            self.lm = NGram.load(folder / LM, self.tokenizer.vocab_size, self.start_id, self.eos_id)
+            self.lm = load_lm(folder / LM, self.tokenizer.vocab_size, self.start_id, self.eos_id)
         return self
 
-    def count(self, texts: Iterable[str], order: int) -> int:
+    def count(self, texts: Iterable[str], order: int, further: Iterable[str] = ()) -> int:
         """Makes the language model, of these texts alone; those with signs that have no id are left out.
 
         Args:
             texts: As people write them.
             order: Ids of the longest n-grams.
+            further: Texts from elsewhere, which a model of their own counts; how much each weighs is found.
 
         Returns:
             How many texts are left out.
@@ -164,12 +165,15 @@ class SpeechProcessor(Saved):
         """
         if len({self.pad_id, self.start_id, self.eos_id}) < 3:
             raise ValueError("expected a tokenizer with ids for where a text begins and ends, found none")
-        encoded = [self.tokenizer.encode(self.learnt(text)) for text in texts]
-        known = [ids for ids in encoded if ids and self.unk_id not in ids]
-        if not known:
-            raise ValueError(f"expected texts of signs that have an id, found none among {len(encoded)}")
-        self.lm = NGram.fit(known, self.tokenizer.vocab_size, order, self.start_id, self.eos_id)
-        return len(encoded) - len(known)
+        own, others = ([self.tokenizer.encode(self.learnt(text)) for text in part] for part in (texts, further))
+        known, known_others = ([ids for ids in part if ids and self.unk_id not in ids] for part in (own, others))
+        sizes = (self.tokenizer.vocab_size, order, self.start_id, self.eos_id)
+        if not known or (others and not known_others):
+            raise ValueError(
+                f"expected texts of signs that have an id, found none among {len(others if known else own)}"
+            )
+        self.lm = Mixture.fit(known, known_others, *sizes) if others else NGram.fit(known, *sizes)
+        return len(own) + len(others) - len(known) - len(known_others)
 
     def save_parts(self, folder: Path) -> None:
         self.tokenizer.save(folder)

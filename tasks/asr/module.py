@@ -51,7 +51,8 @@ class ASRDataModule(TaskDataModule):
         augment: SpeechAugment's keywords (data/asr_augment.py), for training; none: no augmentation.
         lm_order: ids of the longest n-grams of a language model of the training texts, which beams over CTC ask; 0:
             there is none.
-        lm_text: further texts for it to count: files of a text a line, or of other tasks' data (data/texts.py).
+        lm_text: files of further texts, a text a line or of other tasks' data (data/texts.py), for a second one that is
+            mixed in, with the weight that fits the training texts.
         augment_from: the epoch from which on training is augmented: CTC finds its first alignments sooner without.
         clips: training clips of the built-in data.
         hide: train and measure with silence in the place of each recording: a baseline to be beaten.
@@ -128,14 +129,15 @@ class ASRDataModule(TaskDataModule):
         """With a language model, where one is asked for."""
         if self.lm_order:
             further = [text for path in self.lm_text for text in read_sentences(path)]
-            texts = [text for text in (*(sample.text for sample in train.samples), *further) if text.strip()]
+            texts = [sample.text for sample in train.samples if sample.text.strip()]
             try:
-                left_out = processor.count(texts, self.lm_order)
+                left_out = processor.count(texts, self.lm_order, further)
             except ValueError as error:
                 raise ConfigError(f"data.lm_order: {error}.") from None
             if left_out:
+                total = len(texts) + len(further)
                 sys.stderr.write(
-                    f"{left_out:,} of {len(texts):,} texts are left out of the language model: signs without an id.\n"
+                    f"{left_out:,} of {total:,} texts are left out of the language model: signs without an id.\n"
                 )
         return processor
 

@@ -153,8 +153,8 @@ def fit_to_sound(
     for n, (before, after) in enumerate(itertools.pairwise(sure)):
         first, end = _longest_pause(loud, place(before[-1]), place(after[0]))
         if (end - first) * STEP >= PAUSE:
-            places[n] = min(places[n][0], first - 1), first
-            places[n + 1] = end, max(places[n + 1][1], end + 1)
+            places[n] = min(places[n][0], max(0, first - 1)), first
+            places[n + 1] = end, min(len(loud), max(places[n + 1][1], end + 1))
     found = []
     for n, (word, (first, end)) in enumerate(zip(words, places, strict=True)):
         low = (places[n - 1][1] + first) // 2 if n else 0

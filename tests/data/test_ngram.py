@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.errors import DataError
-from data.ngram import NGram
+from data.ngram import Mixture, NGram, load_lm
 
 BOS, EOS, V = 2, 3, 9
 SIZES = {"vocab_size": V, "bos": BOS, "eos": EOS}
@@ -98,9 +99,36 @@ def test_longer_contexts_know_more_of_unseen_texts() -> None:
 def test_saved_and_loaded(tmp_path: Path) -> None:
     model = NGram.fit(texts(100), order=4, **SIZES)
     model.save(tmp_path / "n.safetensors")
-    again = NGram.load(tmp_path / "n.safetensors", **SIZES)
+    again = load_lm(tmp_path / "n.safetensors", **SIZES)
     assert again.fingerprint() == model.fingerprint() != NGram.fit(texts(101), order=4, **SIZES).fingerprint()
     assert [again.score(text) for text in texts(9, 5)] == [model.score(text) for text in texts(9, 5)]
+
+
+def test_a_mixture_knows_more_than_either(tmp_path: Path) -> None:
+    own, other = texts(60), [[4, 5, 6, 7, 8] * 3] * 40 + texts(400, seed=3)
+    mixed = Mixture.fit(own, other, order=3, **SIZES)
+    assert 0.05 < mixed.weight < 0.95
+    context = (BOS, 4)
+    by_hand = mixed.weight * NGram.fit(own, order=3, **SIZES).log_probs(context).exp()
+    by_hand += (1 - mixed.weight) * NGram.fit(other, order=3, **SIZES).log_probs(context).exp()
+    assert torch.allclose(mixed.log_probs(context).exp(), by_hand, atol=1e-6)
+    unseen = texts(300, seed=1)
+    assert sum(map(mixed.score, unseen)) > max(sum(map(model.score, unseen)) for model in (mixed.own, mixed.further))
+    mixed.save(tmp_path / "n.safetensors")
+    again = load_lm(tmp_path / "n.safetensors", **SIZES)
+    assert again.fingerprint() == mixed.fingerprint() != Mixture(mixed.own, mixed.further, 0.5).fingerprint()
+    assert [again.score(text) for text in unseen[:9]] == [mixed.score(text) for text in unseen[:9]]
+
+
+def test_the_weight_is_the_likeliest_for_texts_that_were_not_counted() -> None:
+    own = texts(100)
+    mixed = Mixture.fit(own, texts(400, seed=3), order=3, **SIZES)
+    rest = NGram.fit([text for n, text in enumerate(own) if n % 10], order=3, **SIZES)
+    found = {w: sum(map(Mixture(rest, mixed.further, w).score, own[::10])) for w in np.linspace(0, 1, 101)}
+    assert abs(max(found, key=lambda w: found[w]) - mixed.weight) <= 0.02
+    assert Mixture.fit([[4]], [[5]], order=2, **SIZES).weight == 0.5  # nothing to find it by
+    with pytest.raises(ValueError, match="weight=2"):
+        Mixture(rest, rest, 2.0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no counts", "unsorted", "another vocabulary"])
@@ -120,7 +148,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     if damage == "another vocabulary":
         sizes["vocab_size"] = 5
     with pytest.raises(DataError, match=r"n\.safetensors"):
-        NGram.load(path, **sizes)
+        load_lm(path, **sizes)
 
 
 def test_nothing_to_count() -> None:

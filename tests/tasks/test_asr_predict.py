@@ -258,6 +258,11 @@ def test_a_pause_parts_two_words_wherever_the_path_goes_over() -> None:
     later = fit_to_sound([Word(w.word, w.start + 5, w.end + 5) for w in words], wave, 8000, 5.0, [[5.2, 5.3], [5.75]])
     assert [(w.start, w.end) for w in later] == [(5.0, 5.4), (5.6, 6.0)]
     assert fit_to_sound(words, wave, 8000)[0].end == pytest.approx(0.7)
+    for near in (0.0, 1.0):  # a pause that reaches the clip's first or last sound
+        wave[:] = 1e-6
+        wave[4000] = 1.0
+        fit_to_sound(words, wave, 8000, sure=[[near], [near]])
+        fit_to_sound(words, wave, 8000, sure=[[0.0], [1.0]])
 
 
 def test_an_explanation_that_is_refused_leaves_nothing(model: Path, tmp_path: Path) -> None:
