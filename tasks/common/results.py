@@ -56,9 +56,11 @@ def record_result(
 
 
 def commit() -> str:
-    """The commit of the checkout, marked where files differ from it."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip()
+    """The commit of the checkout, marked where files differ from it, other than those that results are written to."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    changes = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!tasks/*/results.json"]
+    changed = subprocess.run(changes, cwd=ROOT, capture_output=True).returncode
+    return found.stdout.strip() + ("-dirty" if changed == 1 else "")
 
 
 def machine() -> str:
