@@ -152,14 +152,16 @@ def fit_to_sound(
     places = [(place(word.start), place(word.end)) for word in words]
     for n, (before, after) in enumerate(itertools.pairwise(sure)):
         first, end = _longest_pause(loud, place(before[-1]), place(after[0]))
-        if (end - first) * STEP >= PAUSE:
-            places[n] = min(places[n][0], max(0, first - 1)), first
-            places[n + 1] = end, min(len(loud), max(places[n + 1][1], end + 1))
+        heard = any(loud[places[n][0] : first]) and any(loud[end : places[n + 1][1]])  # on both sides
+        if heard and (end - first) * STEP >= PAUSE:
+            places[n], places[n + 1] = (places[n][0], first), (end, places[n + 1][1])
     found = []
     for n, (word, (first, end)) in enumerate(zip(words, places, strict=True)):
         low = (places[n - 1][1] + first) // 2 if n else 0
         high = (end + places[n + 1][0] + 1) // 2 if n + 1 < len(places) else len(loud)
         heard = [t for t in range(first, end) if loud[t]]
+        if not heard:  # CTC says it in silence: the nearest sound that is no other word's
+            heard = sorted((t for t in range(low, high) if loud[t]), key=lambda t: max(first - t, t - end))[:1]
         if not heard:
             found.append(word)
             continue

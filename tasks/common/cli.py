@@ -81,6 +81,9 @@ class Parser(LightningArgumentParser):
             known = self.known_keys()
             prefixes = [key.rsplit(".", n)[0] if n else key for n in range(key.count(".") + 1)]
             close = [m for k in prefixes for m in difflib.get_close_matches(k, known, n=1, cutoff=0.75)]
+            close = close or [k for k in known if k.rsplit(".", 1)[-1].endswith(key)]  # epochs: trainer.max_epochs
+            if key in known:
+                close = []  # its value is wrong
             hints = [f"; did you mean '{close[0]}'?"] if close else []
         return f"{message.strip()}{''.join(hints)}"
 

@@ -94,7 +94,7 @@ Every key of configs/{task}.yaml is an option, e.g. --model.lr 0.001, --trainer.
   --data.batch_size N  --data.num_workers N  --data.on_error raise|skip
   --model.attention.kind KIND       the encoders' attention kernel: dense, sliding_window, linear, ...
   --trainer.max_epochs N  --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
-  --trainer.default_root_dir DIR    where everything is written (default runs/{task})
+  --trainer.default_root_dir DIR    where everything is written (default: {root})
   --seed_everything N
 {extra}
   --help-all                        every option with its type and default (takes some seconds)
@@ -181,7 +181,9 @@ def _run(task: str, title: str, inputs: Sequence[Argument], arguments: list[str]
         hint = f"; did you mean {close[0]!r}?" if close else "."
         fail(f"unknown command {command!r}{hint} The commands are: {', '.join(COMMANDS)}.")
     if command in TRAINER_COMMANDS and any(word in ("-h", "--help") for word in rest):
-        print(TRAINER_HELP.format(task=task, command=command, text=COMMANDS[command], extra=EXTRA_HELP[command]))
+        root = f"runs/{task}" if command == "fit" else f"the checkpoint's run, or runs/{task}"
+        about = {"text": COMMANDS[command], "extra": EXTRA_HELP[command], "root": root}
+        print(TRAINER_HELP.format(task=task, command=command, **about))
         return
     options = model_parser(task, command, inputs).parse_args(rest) if command in MODEL_COMMANDS else None
     check_shadowing()

@@ -202,9 +202,11 @@ class TaskModule(LightningModule):
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         if 2 * self.warmup_steps > total and self.trainer.is_global_zero:
+            data = getattr(self.trainer, "datamodule", None)
+            size = next((name for name in ("max_tokens", "max_frames") if getattr(data, name, None)), "batch_size")
             sys.stderr.write(
                 f"the warm-up takes {self.warmup_steps} of {total} steps, so that little is learnt: give a smaller "
-                "--data.batch_size, more --trainer.max_epochs or fewer --model.warmup_steps.\n"
+                f"--data.{size}, more --trainer.max_epochs or fewer --model.warmup_steps.\n"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: schedule_factor(self.schedule, step, self.warmup_steps, total)

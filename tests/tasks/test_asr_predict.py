@@ -265,6 +265,17 @@ def test_a_pause_parts_two_words_wherever_the_path_goes_over() -> None:
         fit_to_sound(words, wave, 8000, sure=[[0.0], [1.0]])
 
 
+def test_what_is_said_in_silence_takes_the_nearest_sound_and_no_other_words() -> None:
+    wave = torch.randn(8000, generator=torch.Generator().manual_seed(0)) * 1e-4
+    wave[2400:4000] *= 1e4  # from 0.3 to 0.5 s
+    wave[5600:7200] *= 1e4  # from 0.7 to 0.9 s
+    early = [Word("go", 0.02, 0.08)]
+    assert [(w.start, w.end) for w in fit_to_sound(early, wave, 8000, sure=[[0.05]])] == [(0.3, 0.5)]
+    pair = fit_to_sound([Word("go", 0.02, 0.45), Word("on", 0.45, 0.8)], wave, 8000, sure=[[0.05], [0.6, 0.75]])
+    assert pair[0].start <= pair[0].end <= pair[1].start <= pair[1].end
+    assert pair[0].start == 0.3
+
+
 def test_an_explanation_that_is_refused_leaves_nothing(model: Path, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(8000), tones.RATE)
     with pytest.raises(DataError, match="none was heard"):

@@ -150,7 +150,8 @@ def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
     [
         ("--model.embd_dim 3", r"did you mean 'model\.embed_dim'"),
         ("--trainer.max_epoch 3", r"did you mean 'trainer\.max_epochs'"),
-        ("--data.batch_size x", r"data\.batch_size"),
+        ("--epochs 3", r"did you mean 'trainer\.max_epochs'"),
+        ("--data.batch_size x", r"^(?=.*data\.batch_size)(?!(.|\n)*did you mean)"),
         ("--data.batch_size 0", r"data\.batch_size must be at least 1"),
         ("--model.lr -1", r"model\.lr: expected a value between 0"),
         ("--model.attention.kind sliding_windo", "did you mean 'sliding_window'"),
