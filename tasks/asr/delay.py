@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.asr import ASRProcessor, ASRSample
 from tasks.asr.model import BLANK, ASRModel
-from tasks.asr.words import STEP, align, sounding
+from tasks.asr.words import STEP, align, sounding, surest
 
 CLIPS, TOKENS = 40, 6  # that are looked at, and of each clip
 BETTER = 0.01  # by which what is said must lie better on the sound, so that a delay is believed
@@ -48,8 +48,8 @@ def measure_delay(model: ASRModel, processor: ASRProcessor, samples: Sequence[AS
             places = (spans[0][0] * seconds, (spans[-1][1] + 1) * seconds)
             spoken.append((*places, sounding(wave, processor.sample_rate)))
         times = torch.arange(features.shape[1], device=device) * processor.frame_seconds
-        for token, (first, last) in list(zip(ids, spans, strict=False))[:: max(1, -(-len(spans) // TOKENS))]:
-            frame = first + int(scores[first : last + 1, token].argmax())
+        frames = surest(scores, ids, spans)
+        for token, frame in list(zip(ids, frames, strict=False))[:: max(1, -(-len(frames) // TOKENS))]:
             (slope,) = torch.autograd.grad(scores[frame, token] - scores[frame, BLANK], features, retain_graph=True)
             weights = slope[0].double().square().sum(-1)  # (T,)
             if float(weights.sum()) > 0.0:  # a model that hears nothing has no delay

@@ -23,14 +23,13 @@ from data.speech import SpeechProcessor
 from tasks.asr.decoding import check_lm, write
 from tasks.asr.model import ASRModel
 from tasks.asr.windows import Window, windows
-from tasks.asr.words import Word, align, fit_to_sound, sure_frames, words_at
+from tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, widened, words_at
 from tasks.common.errors import ConfigError
 from tasks.common.inference import Predictor, listed, load_parts, progress
 
 logger = logging.getLogger(__name__)
 OVERLAP = 0.2  # of a window, shared with the next one
 SILENCE = 1e-4  # from the lowest to the highest sample: three steps of 16 bits; nothing is said in less
-BLANK_BIAS = -100.0  # no blanks: to be cut off where there is no sound, a word begins with all that it may last
 Item = str | Path | Mapping[str, Any] | ASRSample
 
 
@@ -211,10 +210,11 @@ class Recogniser(Predictor):
     def _placed(self, text: str, log_p: Tensor, wave: Tensor, start: float) -> tuple[list[Word], list[list[float]]]:
         """The words, and of each the seconds at which CTC says its ids."""
         ids, blank, frame = self.processor.encode(text), self.processor.pad_id, self.frame_seconds
-        rate, late = self.processor.sample_rate, self.processor.delay
-        words = words_at(text, align(log_p, ids, BLANK_BIAS, blank), self.processor, frame, start, len(log_p))
+        rate, late, S = self.processor.sample_rate, self.processor.delay, len(log_p)
+        spans = align(log_p, ids, blank)
+        words = words_at(text, widened(log_p, ids, spans, blank), self.processor, frame, start, S)
         words = [word.moved(-late, start, start + len(wave) / rate) for word in words]
-        frames = sure_frames(text, log_p, ids, self.processor, blank)
+        frames = sure_frames(text, surest(log_p, ids, spans), self.processor, S)
         sure = [[start + max(0.0, n * frame - late) for n in own] for own in frames]
         return fit_to_sound(words, wave, rate, start, sure), sure
 

@@ -17,9 +17,8 @@ from tasks.asr.model import BLANK
 STEP = 0.01  # seconds of a level
 RANGE, LOUD = 50.0, 0.15  # dB below the loudest that are looked at, and the share of what is left of them that is sound
 BRIDGE = 0.05  # seconds: a silence inside a word, such as of a stop, is no longer
-PAUSE = (
-    0.07  # seconds: a silence between the last character of a word and the first of the next, no shorter, parts them
-)
+PAUSE = 0.07  # seconds: a silence between the characters of two words, no shorter, parts them
+BLANK_BIAS = -100.0  # no blanks: to be cut off where there is no sound, a word begins with all that it may last
 
 
 @dataclass
@@ -36,30 +35,52 @@ class Word:
         return Word(self.word, start, end)
 
 
-def align(log_p: Tensor, ids: Sequence[int], blank_bias: float = 0.0, blank: int = BLANK) -> list[tuple[int, int]]:
+def align(log_p: Tensor, ids: Sequence[int], blank: int = BLANK) -> list[tuple[int, int]]:
     """The first and the last frame of each id on the likeliest path (Viterbi) that writes them.
 
     Args:
         log_p: (S, V), CTC's log-probabilities of one clip, without padding.
         ids: what is said.
-        blank_bias: added to the blank's log-probability from the first id on to the last one. CTC puts a token on few
-            frames and blanks between; below zero, frames go to the token that is the likelier one there, and words get
-            their length back. Before and behind nothing is said, and blanks are right.
         blank: its id.
 
     Returns:
         A pair an id; none where the clip has too few frames for them.
     """
     try:
-        spans = ctc_align(log_p, ids, blank=blank)
+        return ctc_align(log_p, ids, blank=blank)
     except ValueError:
         return []
-    if blank_bias and spans:  # within these frames alone: an id that is repeated would else pay for its blank outside
-        first, last = spans[0][0], spans[-1][1]
-        log_p = log_p[first : last + 1].clone()
-        log_p[:, blank] += blank_bias
-        spans = [(first + begin, first + end) for begin, end in ctc_align(log_p, ids, blank=blank)]
-    return spans
+
+
+def widened(
+    log_p: Tensor, ids: Sequence[int], spans: Sequence[tuple[int, int]], blank: int = BLANK
+) -> list[tuple[int, int]]:
+    """The spans on a path without blanks between the first and the last of them.
+
+    CTC puts a token on few frames and blanks between; without them, frames go to the token that is the likelier one
+    there, and words get their length back. Before and behind nothing is said, and blanks are right: an id that is
+    repeated and needs one must not pay for it there.
+
+    Args:
+        log_p: (S, V), as of `align`.
+        ids: what is said.
+        spans: what `align` gave.
+        blank: its id.
+
+    Returns:
+        A pair an id.
+    """
+    if not spans:
+        return []
+    first, last = spans[0][0], spans[-1][1]
+    log_p = log_p[first : last + 1].clone()
+    log_p[:, blank] += BLANK_BIAS
+    return [(first + begin, first + end) for begin, end in ctc_align(log_p, ids, blank=blank)]
+
+
+def surest(scores: Tensor, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """The frame of each span in which its id scores highest, scores being (S, V); none where there are no spans."""
+    return [first + int(scores[first : last + 1, i].argmax()) for i, (first, last) in zip(ids, spans, strict=False)]
 
 
 def words_at(
@@ -74,7 +95,7 @@ def words_at(
 
     Args:
         text: as the processor's `said` has it.
-        spans: the frames of each of its ids, see `align`; none: the words share the clip evenly.
+        spans: the frames of each of its ids, see `align` and `widened`; none: the words share the clip evenly.
         processor: tells which characters an id stands for.
         seconds: of one encoded frame.
         start: seconds before the clip's first frame.
@@ -90,9 +111,7 @@ def words_at(
     return found
 
 
-def sure_frames(
-    text: str, log_p: Tensor, ids: Sequence[int], processor: SpeechProcessor, blank: int
-) -> list[list[float]]:
+def sure_frames(text: str, frames: Sequence[int], processor: SpeechProcessor, S: int) -> list[list[float]]:
     """The frames in which CTC is surest of each word's ids.
 
     Their median tells to which of two windows a word belongs, and between those of two words a pause parts them: they
@@ -100,21 +119,16 @@ def sure_frames(
 
     Args:
         text: as the processor's `said` has it.
-        log_p: (S, V), CTC's log-probabilities of one clip, without padding.
-        ids: of the text.
+        frames: of its ids, see `surest`.
         processor: tells which characters an id stands for.
-        blank: its id.
+        S: frames of the clip.
 
     Returns:
-        Of each word, the middles of frames, in order; where the clip has too few for the text, the words share it
-        evenly, and each has one.
+        Of each word, the middles of frames, in order; where there are none, the words share the clip evenly, and each
+        has one.
     """
-    spans = align(log_p, ids, blank=blank)
-    sure = [first + int(log_p[first : last + 1, i].argmax()) for i, (first, last) in zip(ids, spans, strict=False)]
-    words = _written(text, processor, len(sure))
-    return [
-        [sure[k] + 0.5 for k in inside] or [(n + 0.5) * len(log_p) / len(words)] for n, (_, inside) in enumerate(words)
-    ]
+    words = _written(text, processor, len(frames))
+    return [[frames[k] + 0.5 for k in inside] or [(n + 0.5) * S / len(words)] for n, (_, inside) in enumerate(words)]
 
 
 def _written(text: str, processor: SpeechProcessor, count: int) -> list[tuple[str, list[int]]]:
@@ -152,19 +166,20 @@ def fit_to_sound(
     places = [(place(word.start), place(word.end)) for word in words]
     for n, (before, after) in enumerate(itertools.pairwise(sure)):
         first, end = _longest_pause(loud, place(before[-1]), place(after[0]))
-        heard = any(loud[places[n][0] : first]) and any(loud[end : places[n + 1][1]])  # on both sides
-        if heard and (end - first) * STEP >= PAUSE:
+        sounds = any(loud[places[n][0] : first]) and any(loud[end : places[n + 1][1]])  # on both sides
+        if sounds and (end - first) * STEP >= PAUSE:
             places[n], places[n + 1] = (places[n][0], first), (end, places[n + 1][1])
     found = []
     for n, (word, (first, end)) in enumerate(zip(words, places, strict=True)):
         low = (places[n - 1][1] + first) // 2 if n else 0
         high = (end + places[n + 1][0] + 1) // 2 if n + 1 < len(places) else len(loud)
         heard = [t for t in range(first, end) if loud[t]]
-        if not heard:  # CTC says it in silence: the nearest sound that is no other word's
-            heard = sorted((t for t in range(low, high) if loud[t]), key=lambda t: max(first - t, t - end))[:1]
-        if not heard:
+        around = [t for t in range(low, high) if loud[t]]
+        if not heard and not around:
             found.append(word)
             continue
+        # What CTC says in silence is the nearest sound that is no other word's.
+        heard = heard or [min(around, key=lambda t: max(first - t, t - end))]
         begin = _last_linked(loud, range(heard[0], low - 1, -1))
         last = _last_linked(loud, range(heard[-1], high))
         found.append(Word(word.word, round(start + begin * STEP, 3), round(start + (last + 1) * STEP, 3)))

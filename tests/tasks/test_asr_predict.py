@@ -14,7 +14,7 @@ import tasks
 from data.errors import DataError
 from tasks.asr.__main__ import INPUTS
 from tasks.asr.predict import Recogniser
-from tasks.asr.words import Word, align, fit_to_sound, sure_frames, words_at
+from tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, words_at
 from tasks.common import inference
 from tasks.common.dispatch import model_parser
 from tasks.common.errors import ConfigError
@@ -237,7 +237,7 @@ def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> No
     assert spans == []
     words = words_at("ab cd", spans, recogniser.processor, 0.02, 1.0, 2)
     assert [(w.word, w.start, w.end) for w in words] == [("ab", 1.0, 1.02), ("cd", 1.02, 1.04)]
-    assert sure_frames("ab cd", log_p, ids, recogniser.processor, 0) == [[0.5], [1.5]]
+    assert sure_frames("ab cd", surest(log_p, ids, spans), recogniser.processor, 2) == [[0.5], [1.5]]
 
 
 def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: Recogniser) -> None:
@@ -246,7 +246,8 @@ def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: Recogniser) -
     log_p[:, 0] = 0.0
     for frame, index in zip((2, 3, 19, 21, 24), ids, strict=True):
         log_p[frame, index] = 9.0
-    assert sure_frames("abc d", log_p, ids, recogniser.processor, 0) == [[2.5, 3.5, 19.5], [24.5]]
+    frames = surest(log_p, ids, align(log_p, ids))
+    assert sure_frames("abc d", frames, recogniser.processor, 30) == [[2.5, 3.5, 19.5], [24.5]]
 
 
 def test_a_pause_parts_two_words_wherever_the_path_goes_over() -> None:
