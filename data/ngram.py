@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,8 +19,15 @@ HELD_OUT = 10  # every so many-th text tells how much two models weigh
 ROUNDS = 50  # of EM
 
 
-class LanguageModel:
-    """What beams over CTC ask (`mmattn.generate.ctc.LanguageModel`), whatever it counted."""
+class Counted(ABC):
+    """A language model that beams over CTC can ask (`mmattn.generate.ctc.LanguageModel`), whatever it has counted.
+
+    Args:
+        vocab_size: V.
+        bos: What stands before a text, and is never said.
+        eos: What ends it.
+        order: Ids of the longest n-gram, n.
+    """
 
     def __init__(self, vocab_size: int, bos: int, eos: int, order: int) -> None:
         self.vocab_size, self.bos, self.eos, self.order = vocab_size, bos, eos, order
@@ -38,8 +46,9 @@ class LanguageModel:
             found = self._known[key] = self._log_probs(key)
         return found
 
+    @abstractmethod
     def _log_probs(self, context: tuple[int, ...]) -> Tensor:
-        raise NotImplementedError
+        """`log_probs` of at most n - 1 ids, (V,)."""
 
     def scores(self, ids: Sequence[int]) -> list[float]:
         """log p of each id of a text, and of its end."""
@@ -50,9 +59,14 @@ class LanguageModel:
         """log p of a text with its end."""
         return sum(self.scores(ids))
 
+    @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
         """Its numbers, by name."""
-        raise NotImplementedError
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
+        """The model of such numbers."""
 
     def save(self, path: str | Path) -> None:
         """Writes what `load_lm` reads."""
@@ -68,7 +82,7 @@ class LanguageModel:
         return digest.hexdigest()
 
 
-class NGram(LanguageModel):
+class NGram(Counted):
     """``p(w | c) = max(a(c w) - D, 0) / a(c .) + g(c) p(w | c')``, c' being c less its first id, g what is left over.
 
     Modified Kneser-Ney smoothing (Chen and Goodman 1999, section 3): of the longest n-grams a counts occurrences, of
@@ -184,13 +198,13 @@ class NGram(LanguageModel):
         return {f"keys.{n}": level for n, level in enumerate(self.keys, 1)} | counts
 
     @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> NGram:
+    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
         orders = range(1, len(state) // 2 + 1)
         keys, counts = ([state[f"{name}.{n}"] for n in orders] for name in ("keys", "counts"))
         return cls(vocab_size, bos, eos, keys, counts)
 
 
-class Mixture(LanguageModel):
+class Mixture(Counted):
     """``p(w | c) = weight p_own(w | c) + (1 - weight) p_further(w | c)`` (Jelinek and Mercer 1980).
 
     Few texts of the task's own would drown among many others, were all counted together.
@@ -247,8 +261,8 @@ class Mixture(LanguageModel):
         return cls(NGram.fit(texts, **sizes), other, weight)
 
     def _log_probs(self, context: tuple[int, ...]) -> Tensor:
-        pairs = ((self.own, self.weight), (self.further, 1.0 - self.weight))
-        return sum(weight * model.log_probs(context).exp() for model, weight in pairs).log()  # type: ignore[union-attr]
+        own, further = (model.log_probs(context).exp() for model in (self.own, self.further))
+        return (self.weight * own + (1.0 - self.weight) * further).log()
 
     def state(self) -> dict[str, np.ndarray]:
         parts = {"own": self.own, "further": self.further}
@@ -256,15 +270,20 @@ class Mixture(LanguageModel):
         return found | {"weight": np.array([self.weight])}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Mixture:
-        models = []
-        for part in ("own.", "further."):
-            inside = {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
-            models.append(NGram.from_state(inside, vocab_size, bos, eos))
-        return cls(*models, float(state["weight"][0]))
+    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
+        own, further = (
+            NGram.from_state(
+                {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)},
+                vocab_size,
+                bos,
+                eos,
+            )
+            for part in ("own.", "further.")
+        )
+        return cls(own, further, float(state["weight"][0]))
 
 
-def load_lm(path: str | Path, vocab_size: int, bos: int, eos: int) -> NGram | Mixture:
+def load_lm(path: str | Path, vocab_size: int, bos: int, eos: int) -> Counted:
     """Reads what a model's `save` wrote.
 
     Args:
@@ -281,7 +300,7 @@ def load_lm(path: str | Path, vocab_size: int, bos: int, eos: int) -> NGram | Mi
 
     try:
         state = load_file(path)
-        kind = Mixture if "weight" in state else NGram
+        kind: type[Counted] = Mixture if "weight" in state else NGram
         return kind.from_state(state, vocab_size, bos, eos)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         raise DataError(str(path), "keys and counts of n-grams", shorten(str(error), 200)) from None

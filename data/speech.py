@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from data.ngram import Mixture, NGram, load_lm
+from data.ngram import Counted, Mixture, NGram, load_lm
 from data.readers import read_json
 from data.saved import SETTINGS, Saved
 
@@ -31,7 +31,7 @@ class SpeechProcessor(Saved):
     search: dict[str, Any]  # how the model was measured, for whoever loads it (beams and the like)
     max_seconds: float  # the longest clip it is meant for; what is longer is heard in windows
     languages: Mapping[str, Any] | None = None  # those that can be asked for; None: there is nothing to ask for
-    lm: NGram | Mixture | None = None  # how likely texts are to be written, for beams over CTC
+    lm: Counted | None = None  # how likely texts are to be written, for beams over CTC
     delay: float = 0.0  # seconds by which CTC says things later than they are heard; word times are earlier by it
 
     @classmethod
@@ -150,10 +150,10 @@ class SpeechProcessor(Saved):
         return self
 
     def count(self, texts: Iterable[str], order: int, further: Iterable[str] = ()) -> int:
-        """Makes the language model, of these texts alone; those with signs that have no id are left out.
+        """Makes the language model; texts with signs that have no id are left out.
 
         Args:
-            texts: As people write them.
+            texts: The task's own, as people write them.
             order: Ids of the longest n-grams.
             further: Texts from elsewhere, which a model of their own counts; how much each weighs is found.
 
@@ -165,15 +165,20 @@ class SpeechProcessor(Saved):
         """
         if len({self.pad_id, self.start_id, self.eos_id}) < 3:
             raise ValueError("expected a tokenizer with ids for where a text begins and ends, found none")
-        own, others = ([self.tokenizer.encode(self.learnt(text)) for text in part] for part in (texts, further))
-        known, known_others = ([ids for ids in part if ids and self.unk_id not in ids] for part in (own, others))
+        (own, left_out), (others, others_left_out) = map(self._spelt, (texts, further))
         sizes = (self.tokenizer.vocab_size, order, self.start_id, self.eos_id)
-        if not known or (others and not known_others):
+        if not own or (others_left_out and not others):
             raise ValueError(
-                f"expected texts of signs that have an id, found none among {len(others if known else own)}"
+                f"expected texts of signs that have an id, found none among {others_left_out if own else left_out}"
             )
-        self.lm = Mixture.fit(known, known_others, *sizes) if others else NGram.fit(known, *sizes)
-        return len(own) + len(others) - len(known) - len(known_others)
+        self.lm = Mixture.fit(own, others, *sizes) if others else NGram.fit(own, *sizes)
+        return left_out + others_left_out
+
+    def _spelt(self, texts: Iterable[str]) -> tuple[list[list[int]], int]:
+        """The ids of each text that can be spelt, and how many cannot."""
+        found = [self.tokenizer.encode(self.learnt(text)) for text in texts]
+        known = [ids for ids in found if ids and self.unk_id not in ids]
+        return known, len(found) - len(known)
 
     def save_parts(self, folder: Path) -> None:
         self.tokenizer.save(folder)

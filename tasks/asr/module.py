@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import sys
@@ -125,10 +126,15 @@ class ASRDataModule(TaskDataModule):
     def use_processor(self, processor: Any) -> None:
         super().use_processor(told(processor, self.language, self.task))
 
+    @functools.cached_property
+    def _further(self) -> dict[str, list[str]]:
+        """The sentences of each file of `lm_text`."""
+        return {path: read_sentences(path) for path in self.lm_text}
+
     def _counted(self, processor: Any, train: Any) -> Any:
         """With a language model, where one is asked for."""
         if self.lm_order:
-            further = [text for path in self.lm_text for text in read_sentences(path)]
+            further = [text for texts in self._further.values() for text in texts]
             texts = [sample.text for sample in train.samples if sample.text.strip()]
             try:
                 left_out = processor.count(texts, self.lm_order, further)
@@ -195,8 +201,7 @@ class ASRDataModule(TaskDataModule):
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         found = super().fingerprint()
-        for n, path in enumerate(self.lm_text):
-            texts = read_sentences(path)
+        for n, (path, texts) in enumerate(self._further.items()):
             digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
             found[f"lm_text {n + 1}" if n else "lm_text"] = {"path": path, "samples": len(texts), "sha256": digest}
         return found
