@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,10 @@ from data import pairs
 from data.errors import DataError, Problems, nearest, shorten
 from data.pairs import PairBatch, PairDataset, PairProcessor, PairSample
 from data.readers import read_rows
+from data.texts import Span, split_sentences
 
 logger = logging.getLogger(__name__)
 KEYS = ("document", "summary", "references", "id")
-Span = tuple[int, int]  # characters, from and up to
-# A sentence ends at . ! ? and blanks, where no small letter follows; or at the end of a line.
-_BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?![a-z])|\n\s*")
-_ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|no|Mr|Mrs|Ms|Dr|St|vs)\.$")
-_LOOK_BACK = 5  # signs: the longest of them, and the one before it
 
 
 @dataclass
@@ -48,28 +43,6 @@ class SummaryBatch(PairBatch):
     sentence_starts: Tensor = field(default_factory=_none)  # (B, n) long: each sentence's first token, then -1
     copy_ids: Tensor = field(default_factory=_none)  # (B, S) long: source_ids as they were before training hides some
     cut: Tensor = field(default_factory=_none)  # (B,) long: tokens of each document that are not read
-
-
-def split_sentences(text: str) -> list[Span]:
-    """Where the sentences of a text stand, white space between them left out.
-
-    >>> text = "It rained. We stayed at no. 5 all day!  So what?"
-    >>> [text[start:end] for start, end in split_sentences(text)]
-    ['It rained.', 'We stayed at no. 5 all day!', 'So what?']
-    """
-    spans, start = [], 0
-    for match in _BREAK.finditer(text):
-        before = text[max(start, match.start() - _LOOK_BACK) : match.start()]  # all of it would be quadratic
-        if match.group().startswith("\n") or not _ABBREVIATION.search(before):
-            spans.append((start, match.end()))
-            start = match.end()
-    spans.append((start, len(text)))
-    trimmed = []
-    for first, last in spans:
-        inner = text[first:last]
-        if inner.strip():
-            trimmed.append((first + len(inner) - len(inner.lstrip()), last - len(inner) + len(inner.rstrip())))
-    return trimmed
 
 
 # Reading --------------------------------------------------------------------------------------------------------------

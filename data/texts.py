@@ -1,17 +1,44 @@
-"""Plain sentences out of the files that tasks are trained on: what a language model of another task may count."""
+"""Sentences: of a text, and of the files that tasks are trained on, for a language model of another task to count."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError, Problems
 from data.readers import read_json, read_rows, read_text
-from data.summarization import split_sentences
 
+Span = tuple[int, int]  # characters, from and up to
+# A sentence ends at . ! ? and blanks, where no small letter follows; or at the end of a line.
+_BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?![a-z])|\n\s*")
+_ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|no|Mr|Mrs|Ms|Dr|St|vs)\.$")
+_LOOK_BACK = 5  # signs: the longest of them, and the one before it
 ROW_KEYS = ("text", "document", "caption")  # of JSONL, CSV and TSV: speech and texts, summarization, captions
 JSON_KEYS = ("context", "caption")  # at any depth: SQuAD's paragraphs, COCO's captions
+
+
+def split_sentences(text: str) -> list[Span]:
+    """Where the sentences of a text stand, white space between them left out.
+
+    >>> text = "It rained. We stayed at no. 5 all day!  So what?"
+    >>> [text[start:end] for start, end in split_sentences(text)]
+    ['It rained.', 'We stayed at no. 5 all day!', 'So what?']
+    """
+    spans, start = [], 0
+    for match in _BREAK.finditer(text):
+        before = text[max(start, match.start() - _LOOK_BACK) : match.start()]  # all of it would be quadratic
+        if match.group().startswith("\n") or not _ABBREVIATION.search(before):
+            spans.append((start, match.end()))
+            start = match.end()
+    spans.append((start, len(text)))
+    trimmed = []
+    for first, last in spans:
+        inner = text[first:last]
+        if inner.strip():
+            trimmed.append((first + len(inner) - len(inner.lstrip()), last - len(inner) + len(inner.rstrip())))
+    return trimmed
 
 
 def read_sentences(path: str | Path) -> list[str]:

@@ -18,7 +18,8 @@ import re
 from random import Random
 
 from data.demo.shapes import pick
-from data.summarization import Span, SummarySample
+from data.summarization import SummarySample
+from data.texts import Span
 
 GENERATOR_VERSION = 1
 NUM_DOCUMENTS = {"train": 4000, "val": 300, "test": 500}

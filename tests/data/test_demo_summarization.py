@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from data.demo import summarization
-from data.summarization import split_sentences
+from data.texts import split_sentences
 
 # Any change of these is a new GENERATOR_VERSION, and every figure stated for the built-in data has to be measured anew.
 DIGESTS = {

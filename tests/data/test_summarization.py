@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.summarization import SummaryDataset, SummaryProcessor, SummarySample, collate, split_sentences
+from data.summarization import SummaryDataset, SummaryProcessor, SummarySample, collate
 
 ROWS = [
     {"id": "a", "document": "Rain fell. The pump broke.", "summary": "pump broke"},
@@ -109,21 +109,6 @@ def test_repeats(tmp_path: Path) -> None:
     dataset = SummaryDataset(write(tmp_path / "a.jsonl", rows))
     assert dataset.without_repeats() == 2
     assert [sample.id for sample in dataset.samples] == ["0", "1", "3"]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentences"),
-    [
-        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
-        ("At no. 5 it rained.", ["At no. 5 it rained."]),
-        ("He said so. but quietly.", ["He said so. but quietly."]),
-        ("Dr. Who came.\nThen\n\nnothing", ["Dr. Who came.", "Then", "nothing"]),
-        ("  a  ", ["a"]),
-        ("3.5 tons. 4 left.", ["3.5 tons.", "4 left."]),
-    ],
-)
-def test_sentences(text: str, sentences: list[str]) -> None:
-    assert [text[start:end] for start, end in split_sentences(text)] == sentences
 
 
 def test_batch(processor: SummaryProcessor) -> None:

@@ -1,4 +1,4 @@
-"""Sentences out of the files of other tasks."""
+"""Sentences of a text, and out of the files of other tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
-from data.texts import read_sentences
+from data.texts import read_sentences, split_sentences
 
 SQUAD = {"data": [{"paragraphs": [{"context": "It rained. We left.", "qas": [{"answers": [{"text": "rained"}]}]}] * 2}]}
 COCO = {"annotations": [{"image_id": 1, "caption": "A dog runs."}, {"image_id": 1, "caption": "A dog plays."}]}
@@ -42,3 +42,18 @@ def test_a_file_without_texts_is_named(name: str, content: str, message: str, tm
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         read_sentences(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
+        ("At no. 5 it rained.", ["At no. 5 it rained."]),
+        ("He said so. but quietly.", ["He said so. but quietly."]),
+        ("Dr. Who came.\nThen\n\nnothing", ["Dr. Who came.", "Then", "nothing"]),
+        ("  a  ", ["a"]),
+        ("3.5 tons. 4 left.", ["3.5 tons.", "4 left."]),
+    ],
+)
+def test_sentences(text: str, sentences: list[str]) -> None:
+    assert [text[start:end] for start, end in split_sentences(text)] == sentences
