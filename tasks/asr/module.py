@@ -63,6 +63,7 @@ class ASRDataModule(TaskDataModule):
 
     processor_class = SpeechProcessor
     sizes = ("vocab_size", "num_mels")
+    train_size = "max_frames"
 
     def __init__(
         self,

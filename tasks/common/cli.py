@@ -76,16 +76,14 @@ class Parser(LightningArgumentParser):
             allowed = " and ".join(ALLOWED_IMPORTS)
             return f"{where}{refused[1]!r} may not be imported: a configuration names classes of {allowed} only."
         wrong = re.findall(r"(?:[Oo]ption |[Kk]ey |nrecognized arguments: (?:--)?)['\"]?([\w.]+)", message)
-        hints = []
-        for key in wrong[:1]:
-            known = self.known_keys()
+        known, hint = self.known_keys(), ""
+        if wrong and wrong[0] not in known:  # else its value is what is wrong
+            key = wrong[0]
             prefixes = [key.rsplit(".", n)[0] if n else key for n in range(key.count(".") + 1)]
             close = [m for k in prefixes for m in difflib.get_close_matches(k, known, n=1, cutoff=0.75)]
-            close = close or [k for k in known if k.rsplit(".", 1)[-1].endswith(key)]  # epochs: trainer.max_epochs
-            if key in known:
-                close = []  # its value is wrong
-            hints = [f"; did you mean '{close[0]}'?"] if close else []
-        return f"{message.strip()}{''.join(hints)}"
+            close += [k for k in known if re.search(rf"[._]{re.escape(key)}$", k)]  # epochs: trainer.max_epochs
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"{message.strip()}{hint}"
 
 
 class TaskCLI(LightningCLI):

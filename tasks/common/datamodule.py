@@ -34,6 +34,7 @@ class TaskDataModule(LightningDataModule):
 
     processor_class: Any
     sizes: tuple[str, ...] = ()  # the model's keywords that the data decide, and the user does not
+    train_size = "batch_size"  # the option that says how large a training batch is
 
     def __init__(
         self,

@@ -202,8 +202,7 @@ class TaskModule(LightningModule):
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         if 2 * self.warmup_steps > total and self.trainer.is_global_zero:
-            data = getattr(self.trainer, "datamodule", None)
-            size = next((name for name in ("max_tokens", "max_frames") if getattr(data, name, None)), "batch_size")
+            size = self.trainer.datamodule.train_size  # type: ignore[attr-defined]
             sys.stderr.write(
                 f"the warm-up takes {self.warmup_steps} of {total} steps, so that little is learnt: give a smaller "
                 f"--data.{size}, more --trainer.max_epochs or fewer --model.warmup_steps.\n"

@@ -60,6 +60,8 @@ class PairDataModule(TaskDataModule):
     ) -> None:
         super().__init__(**common)
         self.extra, self.max_tokens, self.hide = expand(extra, "data.extra"), max_tokens, hide
+        if max_tokens is not None:
+            self.train_size = "max_tokens"
         self.processor_options: dict[str, Any] = {
             "tokenizer": tokenizer,
             "vocab_size": vocab_size,

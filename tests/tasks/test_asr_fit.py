@@ -132,13 +132,14 @@ def test_error_rates_by_hand(heard: list[str], said: list[str], wer: float, cer:
     assert found == {"wer": pytest.approx(wer), "cer": pytest.approx(cer)}
 
 
-def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path) -> None:
+def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     further = tmp_path / "further.txt"
     further.write_text("bring the black bird\nfind the ship\n" * 30)
     mails = tmp_path / "mails.jsonl"
     mails.write_text('{"document": "The dog saw a bird. A bird saw the dog."}\n')
     options = f"--model.decoder none --data.lm_order 4 --model.num_beams 4 --data.lm_text [{further},{mails}]"
     folder = run("fit", tmp_path / "run", f"{options} --model.lm_bonus 2", task="asr")
+    assert "give a smaller --data.max_frames" in capsys.readouterr().err
     data = json.loads((folder / "run.json").read_text())["data"]
     assert (data["lm_text"]["samples"], data["lm_text 2"]["samples"]) == (60, 2)
     run("test", folder, f"--checkpoint {folder / 'model'} --model.num_beams 2", task="asr")
