@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.audio import AudioSource, audio_seconds, read_audio
-from data.errors import DataError, Problems, is_broken, nearest, shorten
-from data.readers import read_rows, read_text
+from data.errors import DataError, Problems, is_broken, shorten
+from data.readers import read_rows, read_text, report_missing
 
 logger = logging.getLogger(__name__)
 AUDIO_KEYS = ("audio", "audio_filepath")
+KEYS = (*AUDIO_KEYS, "text", "duration", "offset", "speaker", "id", "words")
 WORDS = "words: [[word, start, end], ...] in seconds"
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 Row = tuple[str, "ASRSample"]  # where it stands, and what stands there
@@ -251,6 +252,11 @@ def read_recordings(path: str | Path, problems: Problems, require_text: bool = T
 def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row]:
     taken: set[str] = set()
     for where, line, row in read_rows(path, problems):
+        missing = [] if row.keys() & set(AUDIO_KEYS) else ["audio"]
+        missing += ["text"] if require_text and "text" not in row else []
+        if missing:
+            report_missing(path, where, row, missing, KEYS, problems)
+            continue
         try:
             sample = _row(row, path, line, where, require_text)
         except DataError as error:
@@ -267,11 +273,9 @@ def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row]:
 def _row(row: Mapping[str, Any], path: Path, line: int, where: str, require_text: bool) -> ASRSample:
     key = next((key for key in AUDIO_KEYS if row.get(key)), None)
     if key is None:
-        near = next((nearest(name, list(AUDIO_KEYS)) for name in row if nearest(name, list(AUDIO_KEYS))), "")
-        found = f"the keys {', '.join(map(str, row)) or '(none)'}{near}"
-        raise DataError(where, "the key audio_filepath (or audio)", found)
+        raise DataError(where, "audio: a path", "nothing")
     if require_text and row.get("text") is None:
-        raise DataError(where, "the key text", f"the keys {', '.join(map(str, row))}")
+        raise DataError(where, "text: a text", "nothing")
     audio, text = row[key], row.get("text")
     if not isinstance(audio, str):
         raise DataError(where, f"{key}: a path", shorten(audio))

@@ -75,7 +75,7 @@ class Problems:
 
     def summary(self, name: str, kept: int) -> str:
         """How many were left out, and the first few reasons."""
-        lines = [f"{name}: left out {len(self.items):,} bad items, kept {kept:,}"]
+        lines = [f"{name}: left out {len(self.items):,} bad item{'s' if len(self.items) > 1 else ''}, kept {kept:,}"]
         lines += [f"  {item}: {reason}" for item, reason in self.items[:5]]
         if len(self.items) > 5:
             lines.append(f"  ... and {len(self.items) - 5:,} more")

@@ -12,7 +12,7 @@ from typing import Any
 
 from data.errors import DataError, Problems, nearest, shorten
 from data.image import IMAGE_EXTENSIONS, ImageSource
-from data.readers import read_rows
+from data.readers import read_rows, report_missing
 
 TORCHVISION = "torchvision/"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -146,10 +146,8 @@ def read_table(path: Path, root: str | Path | None, problems: Problems) -> Itera
         column = next((name for name in PATH_COLUMNS if name in row), None)
         label = next((row[name] for name in LABEL_COLUMNS if name in row), None)
         if column is None:
-            found = f"the columns {', '.join(row)}"
-            if number == 0 and path.suffix.lower() in (".csv", ".tsv"):
-                raise DataError(str(path), "the columns path and label", found)
-            problems.add(where, "the columns path and label", found)
+            missing = ["path"] if label is not None else ["path", "label"]
+            report_missing(path, where, row, missing, (*PATH_COLUMNS, *LABEL_COLUMNS, "id"), problems)
         elif not isinstance(row[column], str) or not row[column].strip():
             problems.add(where, "the path of a picture", shorten(row[column]))
         else:

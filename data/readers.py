@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, Problems, is_broken, shorten
+from data.errors import DataError, Problems, is_broken, nearest, shorten
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -81,6 +81,39 @@ def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, 
             yield where, line, row
         else:
             problems.add(where, "UTF-8 text", bad)
+
+
+def report_missing(
+    path: str | Path,
+    where: str,
+    row: Mapping[str, Any],
+    missing: Sequence[str],
+    known: Collection[str],
+    problems: Problems,
+) -> None:
+    """Reports the keys that a row lacks; of a CSV or TSV its header lacks the columns, which ends the reading.
+
+    Args:
+        path: The file.
+        where: Where the row stands.
+        row: By key or column.
+        missing: What it lacks.
+        known: All that the format has.
+        problems: Takes the row of a JSONL.
+
+    Raises:
+        DataError: The header lacks them, or ``problems`` raises.
+    """
+    names = " and ".join(missing)
+    found = f"{', '.join(map(str, row)) or 'none'}{nearest(missing[0], [name for name in row if name not in known])}"
+    plural = "s" if len(missing) > 1 else ""
+    if _is_jsonl(path):
+        problems.add(where, f"the key{plural} {names}", found)
+        return
+    expected = (
+        f"the column{plural} {names}" if set(known) & row.keys() else f"a first line with the column names {names}"
+    )
+    raise DataError(f"{path}, header", expected, found)
 
 
 def _is_jsonl(path: str | Path) -> bool:

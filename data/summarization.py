@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from data import pairs
-from data.errors import DataError, Problems, nearest, shorten
+from data.errors import DataError, Problems, shorten
 from data.pairs import PairBatch, PairDataset, PairProcessor, PairSample
-from data.readers import read_rows
+from data.readers import read_rows, report_missing
 from data.texts import Span, split_sentences
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,6 @@ def read_summaries(path: str | Path, require_summary: bool, problems: Problems) 
     path = Path(path)
     if path.exists() and not path.is_dir() and path.suffix.lower() not in (".jsonl", ".ndjson", ".csv", ".tsv"):
         raise DataError(str(path), "a .jsonl, .csv or .tsv file", f"the ending {path.suffix!r}")
-    by_json = path.suffix.lower() in (".jsonl", ".ndjson")
     seen: dict[str, int] = {}
     unused: dict[str, None] = {}
     for where, line, row in read_rows(path, problems):
@@ -76,11 +75,7 @@ def read_summaries(path: str | Path, require_summary: bool, problems: Problems) 
         if require_summary and not {"summary", "references"} & row.keys():
             missing.append("summary")
         if missing:
-            hint = nearest(missing[0], [key for key in row if key not in KEYS])
-            found = f"{', '.join(row) or 'none'}{hint}"
-            if not by_json:
-                raise DataError(f"{path}, header", f"the column {' and '.join(missing)}", found)
-            problems.add(where, f"the key {' and '.join(missing)}", found)
+            report_missing(path, where, row, missing, KEYS, problems)
             continue
         unused.update(dict.fromkeys(key for key in row if key not in KEYS))
         name = row.get("id")

@@ -28,9 +28,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, Problems, nearest, shorten
+from data.errors import DataError, Problems, shorten
 from data.image import IMAGE_EXTENSIONS, Box, image_size
-from data.readers import read_json, read_rows
+from data.readers import read_json, read_rows, report_missing
 from data.vqa import VQASample
 
 logger = logging.getLogger(__name__)
@@ -75,12 +75,7 @@ def _read_table(path: Path, image_root: str | Path | None, require_answers: bool
         if require_answers and "answer" not in row and "answers" not in row:
             missing.append("answer")
         if missing:
-            hint = nearest(missing[0], [key for key in row if key not in ROW_KEYS])
-            found = f"{', '.join(row) or 'none'}{hint}"
-            place = where if by_json else f"{path}, header"
-            if not by_json:
-                raise DataError(place, f"the column {' and '.join(missing)}", found)
-            problems.add(place, f"the key {' and '.join(missing)}", found)
+            report_missing(path, where, row, missing, ROW_KEYS, problems)
             continue
         unused.update(dict.fromkeys(key for key in row if key not in (*ROW_KEYS, *BOX_KEYS)))
         try:

@@ -4,7 +4,10 @@ from tasks.common.dispatch import Argument, main
 
 TITLE = "Speech recognition: train on recordings and their texts, measure, transcribe, see when each word was said."
 INPUTS = (
-    Argument("--audio", "a recording to transcribe, of any length (WAV, FLAC; others where torchcodec is installed)"),
+    Argument(
+        "--audio",
+        "a recording to transcribe, of any length (WAV, FLAC; others with torchcodec); a folder of them by --input",
+    ),
     Argument("--num_beams", "beams of the search; 1: greedy (default: as the model was measured)", {"type": int}),
     Argument("--ctc_weight", "0: attention alone, 1: CTC alone (default: as the model was measured)", {"type": float}),
     Argument(

@@ -311,6 +311,8 @@ class Recogniser(Predictor):
         if options.input is None:
             if options.audio is None:
                 raise DataError("arguments", "--audio, or --input PATH", "neither")
+            if Path(options.audio).is_dir():
+                raise DataError(f"--audio {options.audio}", "a recording", "a folder; --input takes folders")
             return [ASRSample(Path(options.audio).name, options.audio)]
         if options.input == "demo" and not Path("demo").exists():
             from data.demo.asr import make

@@ -125,9 +125,11 @@ def print_metrics(title: str, figures: Mapping[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in figures.items():
         table.add_row(name, f"{value:.4f}")
-    Console().print(table)
+    console = Console()
+    console.print(title, markup=False, highlight=False, soft_wrap=True)  # a title of the table is as narrow as it
+    console.print(table)

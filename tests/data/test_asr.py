@@ -128,10 +128,11 @@ def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASR
     [
         ("{", r"bad\.jsonl, line 2: expected a JSON object"),
         ("[1]", r"line 2: expected a JSON object"),
-        ({"audio_file": "audio/0.flac", "text": "a"}, r"line 2: expected the key audio_filepath .*did you mean"),
-        ({"audio": "", "text": "a"}, r"line 2: expected the key audio_filepath"),
+        ({"audio_file": "audio/0.flac", "text": "a"}, r"line 2: expected the key audio, found .*did you mean"),
+        ({"audio": "", "text": "a"}, r"line 2: expected audio: a path, found nothing"),
         ({"audio": 3, "text": "a"}, r"line 2: expected audio: a path, found 3"),
-        ({"audio": "audio/0.flac"}, r"line 2: expected the key text, found the keys audio"),
+        ({"audio": "audio/0.flac"}, r"line 2: expected the key text, found audio"),
+        ({"audio": "audio/0.flac", "text": None}, r"line 2: expected text: a text, found nothing"),
         ({"audio": "audio/0.flac", "text": 4}, r"line 2: expected text: a text, found 4"),
         ({"audio": "audio/0.flac", "text": "a\ud800"}, r"line 2: expected UTF-8 text"),
         ({"audio": "audio/9.flac", "text": "a"}, r"line 2: expected an audio file, found no such file: .*9\.flac"),
@@ -178,7 +179,12 @@ def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProc
     [
         ("none.jsonl", None, "expected a file, found no such file"),
         ("a.jsonl", "", "an empty file"),
-        ("a.csv", "text\nyes\n", "line 2: expected the key audio_filepath .*found the keys text"),
+        ("a.csv", "text\nyes\n", r"a\.csv, header: expected the column audio, found text"),
+        (
+            "a.csv",
+            "audio/0.flac,yes\n" * 2,
+            "header: expected a first line with the column names audio and text, found",
+        ),
         ("a.csv", "audio,text\n", "expected at least one recording, found none"),
         ("a.csv", "audio,text\naudio/0.flac\n", "line 2: expected 2 cells"),
         ("a.json", "{}", r"expected a manifest \.jsonl"),

@@ -123,7 +123,11 @@ def test_a_torchvision_set_with_splits(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("all.csv", "file,class\na.png,cat\n", r"all\.csv: expected the columns path and label, found .*file, class"),
+        (
+            "all.csv",
+            "file,class\na.png,cat\n",
+            r"csv, header: expected a first line with the column names path and label, found file, class",
+        ),
         ("all.csv", "path,label\ncat/a.png,\n", r"all\.csv, line 2: expected one label"),
         ("all.csv", "path,label\n,cat\n", r"line 2: expected the path of a picture"),
         ("all.csv", "path,label,id\ncat/a.png,cat,1\ndog/a.png,dog,1\n", r"line 3: expected an id of its own"),

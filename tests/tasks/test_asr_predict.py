@@ -180,6 +180,7 @@ def test_lists_of_recordings(tmp_path: Path, model: Path, capsys: pytest.Capture
         ([], "expected --audio, or --input PATH, found neither"),
         (["--input", "nowhere"], "expected a manifest .jsonl, a .csv or .tsv"),
         (["--input", "nowhere.wav"], "no such file"),
+        (["--audio", "."], "--audio .: expected a recording, found a folder; --input takes folders"),
         (["--audio", "a.wav", "--num_beams", "0"], "--num_beams: expected 1 or more, found 0"),
         (["--audio", "a.wav", "--window", "0"], "--window: expected seconds from 0.5 to 600, found 0"),
         (["--audio", "a.wav", "--ctc_weight", "2"], "--ctc_weight: expected a value from 0 to 1, found 2"),
