@@ -25,6 +25,7 @@ TOKENIZERS = ("characters", "bpe")
 NORMALIZE = ("utterance", "train")
 FLOOR = 1e-2  # added to a variance of log energies: a band that does not change stays at zero
 OWN = ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")  # of the settings, as they are
+VIEW = 0xD1342543DE82EF95  # sets the draws of a clip's views apart
 FIT_CLIPS = 500  # whose mean and deviation stand for the training set's
 
 
@@ -242,6 +243,7 @@ def collate(
     augment: SpeechAugment | None = None,
     seeds: Sequence[int] | None = None,
     is_repeat: bool = False,
+    views: int = 1,
 ) -> ASRBatch:
     """Makes a batch.
 
@@ -251,6 +253,8 @@ def collate(
         augment: Random change of waves and features, in training.
         seeds: One integer a sample, needed by ``augment``.
         is_repeat: See ``ASRBatch``.
+        views: How often each sample is in the batch: the same wave, hidden behind masks of its own each time. All first
+            views come before all second ones.
 
     Raises:
         DataError: A recording cannot be read; names it.
@@ -262,7 +266,10 @@ def collate(
             raise ValueError("collate: augment needs seeds")
         waves, texts = augment.waves(waves, texts, [s.speaker for s in samples], seeds, processor.sample_rate)
     features, feature_mask = processor.features_batch(waves)
+    features, feature_mask = torch.cat([features] * views), torch.cat([feature_mask] * views)
+    samples, texts = [*samples] * views, [*texts] * views
     if augment is not None and seeds is not None:
+        seeds = [seed + view * VIEW for view in range(views) for seed in seeds]
         features = augment.features(features, feature_mask, seeds)
     target_ids, labels, label_mask = processor.targets(texts)
     return ASRBatch(

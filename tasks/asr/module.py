@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -87,6 +88,7 @@ class ASRDataModule(TaskDataModule):
         super().__init__(**common)
         self.max_frames, self.augment_from, self.clips, self.hide = max_frames, augment_from, clips, hide
         self.max_seconds, self.language, self.task = max_seconds, language, task
+        self.views = 1  # of each clip in training; the module says so where it compares two
         self.processor_options = {
             "sample_rate": sample_rate,
             "n_mels": num_mels,
@@ -209,15 +211,18 @@ class ASRDataModule(TaskDataModule):
 
     def collate_fn(self, split: Split) -> Callable[..., ASRBatch]:
         augment = self.augment if split == "train" else None
-        return _Collate(self.processor, augment, self.augment_from, self.hide == "sound")
+        views = self.views if split == "train" else 1
+        return _Collate(self.processor, augment, self.augment_from, self.hide == "sound", views)
 
 
 class _Collate:
     """`collate`, with augmentation from an epoch on, and with silence for sound where that is hidden."""
 
-    def __init__(self, processor: SpeechProcessor, augment: SpeechAugment | None, begin: int, hidden: bool) -> None:
+    def __init__(
+        self, processor: SpeechProcessor, augment: SpeechAugment | None, begin: int, hidden: bool, views: int
+    ) -> None:
         self.processor, self.augment, self.begin, self.hidden = processor, augment, begin, hidden
-        self.epoch = 0
+        self.views, self.epoch = views, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called before each batch."""
@@ -225,7 +230,7 @@ class _Collate:
 
     def __call__(self, samples: list[ASRSample], **options: Any) -> ASRBatch:
         augment = self.augment if self.epoch >= self.begin else None
-        batch = collate(samples, self.processor, augment, **options)
+        batch = collate(samples, self.processor, augment, views=self.views, **options)
         if self.hidden:
             batch.features = torch.zeros_like(batch.features)
         return batch
@@ -236,6 +241,8 @@ class ASRModule(TaskModule):
 
     Args:
         ctc_weight: w in training; 1 where there is no decoder, 0 where there is no CTC.
+        consistency: weight, beside CTC, of its agreement on two views of each clip, which differ in masks and dropout
+            (`consistency_loss`); an epoch then takes twice as long. 0: there is one view.
         val_beams: beams of the search that validates within fit; 1: greedy.
         num_beams: beams of `validate` and `test`, and of the finished model; none: 5, or as the model that is measured,
             or a public one, has it.
@@ -259,6 +266,7 @@ class ASRModule(TaskModule):
         model: dict[str, Any],
         *,
         ctc_weight: float = 0.3,
+        consistency: float = 0.0,
         val_beams: int = 1,
         num_beams: int | None = None,
         search_ctc_weight: float | None = None,
@@ -277,7 +285,10 @@ class ASRModule(TaskModule):
                 raise ConfigError(f"model.{name}: expected 1 or more, found {beams}.")
         if lm_weight is not None and lm_weight < 0.0:
             raise ConfigError(f"model.lm_weight: expected 0 or more, found {lm_weight}.")
+        if not 0.0 <= consistency < math.inf:
+            raise ConfigError(f"model.consistency: expected 0 or more, found {consistency}.")
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
+        self.consistency = consistency
         self.val_beams, self.monitor_rate, self.freeze = val_beams, monitor_rate, freeze
         given = {"num_beams": num_beams, "ctc_weight": search_ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
         self.search = {name: value for name, value in given.items() if value is not None}
@@ -304,9 +315,13 @@ class ASRModule(TaskModule):
 
     def setup(self, stage: str) -> None:
         self.check_processor(self._processor)
+        if self.consistency:
+            self.trainer.datamodule.views = 2  # type: ignore[attr-defined]
 
     def check_processor(self, processor: SpeechProcessor) -> None:
         public, search = self.keywords.get(PUBLIC), self._search(processor)
+        if self.consistency and (self.ctc_weight == 0.0 if public is None else public[NETWORK] == "whisper"):
+            raise ConfigError("model.consistency: expected 0, since it is CTC's, and this model does not learn by CTC.")
         if public is not None and "ctc_weight" in self.search:
             raise ConfigError(
                 "model.search_ctc_weight: expected none, since a public model has CTC or a decoder alone."
@@ -330,21 +345,24 @@ class ASRModule(TaskModule):
             defaults = {"num_beams": BEAMS, "ctc_weight": CTC_WEIGHT}
         return defaults | (LM_SEARCH if has else {}) | processor.search | self.search
 
-    def losses(self, batch: ASRBatch, label_smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self, batch: ASRBatch, label_smoothing: float = 0.0, consistency: float = 0.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss and its parts."""
         output = self.model(batch.features, batch.feature_mask, batch.target_ids)
-        weights, parts = {"ctc": self.ctc_weight, "attention": 1 - self.ctc_weight}, {}
+        ctc = 1.0 if output.logits is None else 0.0 if output.ctc_logits is None else self.ctc_weight
+        weights, parts = {"ctc": ctc, "consistency": ctc * consistency, "attention": 1 - ctc}, {}
         if output.ctc_logits is not None:
             blank = self._processor.pad_id
             parts["ctc"] = ctc_loss(output.ctc_logits, output.frame_mask, batch.labels, batch.label_mask, blank)
+            if consistency:
+                parts["consistency"] = consistency_loss(output.ctc_logits, output.frame_mask, batch.label_mask)
         if output.logits is not None:
             parts["attention"] = token_loss(output.logits, batch.labels, batch.label_mask, label_smoothing)
-        if len(parts) == 1:
-            return next(iter(parts.values())), parts
         return sum(weights[name] * value for name, value in parts.items()), parts  # type: ignore[return-value]
 
     def training_loss(self, batch: ASRBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.losses(batch, self.label_smoothing)
+        return self.losses(batch, self.label_smoothing, self.consistency)
 
     def make_metric(self) -> CorpusMetric:
         return CorpusMetric(score)
@@ -384,6 +402,29 @@ def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Ten
         log_p, labels, frame_mask.sum(1), lengths, blank=blank, reduction="none", zero_infinity=True
     )  # (B,)
     return losses.sum() / lengths.sum().clamp_min(1)
+
+
+def consistency_loss(logits: Tensor, frame_mask: Tensor, label_mask: Tensor) -> Tensor:
+    """How far CTC's two views of each clip are apart, frame by frame (CR-CTC: Yao et al. 2024, section 3).
+
+    Half the sum of both Kullback-Leibler divergences; each view learns from the other as it stands, without a gradient
+    through it. As `ctc_loss`, a label.
+
+    Args:
+        logits: (2 B, S, V), all first views before all second ones.
+        frame_mask: (2 B, S) bool, True = a real frame.
+        label_mask: (2 B, L) bool, True = counts, the end among them.
+
+    Returns:
+        A scalar.
+    """
+    first, second = logits.float().log_softmax(-1).chunk(2)  # (B, S, V)
+    apart = sum(
+        F.kl_div(learning, taught.detach(), reduction="none", log_target=True).sum(-1)
+        for learning, taught in ((first, second), (second, first))
+    )  # (B, S)
+    kept = frame_mask[: len(first)]
+    return apart.masked_fill(~kept, 0.0).sum() / (label_mask.sum() - len(label_mask)).clamp_min(1)
 
 
 LIGHTNING = (ASRModule, ASRDataModule)

@@ -67,6 +67,24 @@ def test_a_pure_function_of_the_seeds(processor: ASRProcessor) -> None:
     assert all(torch.equal(a.read(8000), b.read(8000)) for a, b in zip(samples, clips(), strict=True))
 
 
+def test_views_of_a_clip_differ_by_their_masks_alone(processor: ASRProcessor) -> None:
+    samples, seeds = clips(), [1, 2, 3, 4, 5, 6]
+    augment = SpeechAugment(join=2, speed=[0.9, 1.1], time_masks=2, freq_masks=2).attach(samples)
+    one, two = (collate(samples, processor, augment, seeds, views=views) for views in (1, 2))
+    assert torch.equal(two.features[:6], one.features), "the first view is what it is alone"
+    assert two.references == one.references * 2
+    assert two.ids == one.ids * 2
+    for name in ("feature_mask", "labels", "label_mask", "target_ids"):
+        first, second = getattr(two, name).chunk(2)
+        assert torch.equal(first, second)
+        assert torch.equal(first, getattr(one, name))
+    first, second = two.features.chunk(2)
+    seen = (first != 0) & (second != 0)  # behind no mask of either
+    assert torch.equal(first[seen], second[seen])
+    for n in range(6):
+        assert not torch.equal(first[n], second[n])
+
+
 def test_seeds_are_needed(processor: ASRProcessor) -> None:
     with pytest.raises(ValueError, match="augment needs seeds"):
         collate(clips(), processor, SpeechAugment(shift=0.1))

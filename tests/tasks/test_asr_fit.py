@@ -49,7 +49,8 @@ def test_fit_test_and_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        "--model.decoder none --data.tokenizer bpe --data.vocab_size 60 --model.monitor_rate cer",
+        "--model.decoder none --data.tokenizer bpe --data.vocab_size 60 --model.monitor_rate cer "
+        "--model.consistency 0.2",
         "--model.decoder lstm --model.encoder transformer --model.subsampling 2 --data.num_mels 24",
         "--model.cross_attention.kind monotonic --model.chunk_frames 8 --model.left_chunks 2 "
         "--model.search_ctc_weight 0",
@@ -66,6 +67,7 @@ def test_recordings_of_ones_own(options: str, tmp_path: Path) -> None:
     assert [round(answer.duration, 2) for answer in answers] == [round(s.duration, 2) for s in make("val", 3)]
     losses = read(folder / "metrics.json")["fit"]
     assert ("attention" in losses) == ("none" not in options)
+    assert ("consistency" in losses) == ("consistency" in options)
 
 
 def test_without_sound_there_is_nothing_to_tell_clips_apart_by() -> None:
@@ -101,6 +103,8 @@ def test_a_bad_line_ends_the_run_before_anything_is_written(tmp_path: Path) -> N
     ("options", "message"),
     [
         ("--model.ctc_weight 1.5", "model.ctc_weight: expected a value from 0 to 1, found 1.5"),
+        ("--model.consistency -1", "model.consistency: expected 0 or more, found -1"),
+        ("--model.consistency 0.2 --model.ctc_weight 0", "model.consistency: expected 0, since it is CTC's"),
         ("--model.num_beams 0", "expected 1 or more"),
         ("--model.decoder gru", "decoder"),
         ("--model.subsampling 3", "subsampling=3"),

@@ -15,7 +15,7 @@ from mmattn.explain import capture
 from mmattn.generate.ctc import ctc_greedy, ctc_prefix_beam
 from tasks.asr.export import export_recogniser
 from tasks.asr.model import ASRHead, ASRModel
-from tasks.asr.module import ctc_loss
+from tasks.asr.module import consistency_loss, ctc_loss
 from tasks.common.export import ExportError
 from tasks.common.seq2seq import token_loss
 from tests.tasks.base import TaskModelTests
@@ -233,6 +233,24 @@ def test_ctc_loss_is_a_mean_over_labels() -> None:
     ctc_loss(logits, frames, labels, real).backward()
     assert logits.grad.isfinite().all()
     assert not logits.grad[1].any()
+
+
+def test_consistency_is_half_of_both_divergences_a_label() -> None:
+    """By hand, and no gradient through the view that the other one learns from."""
+    first, second = torch.randn(2, 2, 3, 5, dtype=torch.float64)  # (B, S, V) each
+    real = torch.tensor([[True, True, True], [True, False, False]]).repeat(2, 1)
+    labels = torch.tensor([[True, True, True], [True, True, False]]).repeat(2, 1)  # 3 a view, without the end
+    total, expected = 0.0, torch.zeros(2, 2, 3, 5, dtype=torch.float64)
+    for b, s in ((0, 0), (0, 1), (0, 2), (1, 0)):
+        p, q = first[b, s].softmax(-1), second[b, s].softmax(-1)
+        total += float((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
+        expected[0, b, s], expected[1, b, s] = (p - q) / 2, (q - p) / 2  # of cross-entropy: softmax less its target
+    logits = torch.cat([first, second]).requires_grad_()
+    loss = consistency_loss(logits, real, labels)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+    loss.backward()
+    torch.testing.assert_close(logits.grad, expected.flatten(0, 1) / 3, rtol=1e-4, atol=1e-6)
+    assert float(consistency_loss(torch.cat([first, first]), real, labels)) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_the_head_alone_over_features_of_other_sizes() -> None:
