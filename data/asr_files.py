@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,7 +158,8 @@ class ASRDataset(Dataset[ASRSample]):
         if not isinstance(sample.text, str) or is_broken(sample.text):
             raise DataError(where, "a text", shorten(sample.text))
         if isinstance(sample.audio, (str, Path)) and not _is_file(sample.audio):
-            raise DataError(where, "an audio file", f"no such file: {sample.audio}")
+            kind = "a folder" if os.path.isdir(sample.audio) else "no such file"
+            raise DataError(where, "an audio file", f"{kind}: {sample.audio}")
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, Problems, is_broken, nearest, shorten
+from data.errors import DataError, Problems, is_broken, shorten
+
+SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -105,7 +108,10 @@ def report_missing(
         DataError: The header lacks them, or ``problems`` raises.
     """
     names = " and ".join(missing)
-    found = f"{', '.join(map(str, row)) or 'none'}{nearest(missing[0], [name for name in row if name not in known])}"
+    unknown = [given for given in row if given not in known]
+    near = {name: difflib.get_close_matches(name, unknown, n=1) for name in missing}
+    hint = next((f" (did you mean {name!r} by {close[0]!r}?)" for name, close in near.items() if close), "")
+    found = f"{', '.join(map(str, row)) or 'none'}{hint}"
     plural = "s" if len(missing) > 1 else ""
     if _is_jsonl(path):
         problems.add(where, f"the key{plural} {names}", found)
@@ -165,6 +171,9 @@ def _csv(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str,
             continue
         if header is None:
             header = [cell.strip().lower() for cell in cells]
+            if len(header) == 1 and (other := next((sign for sign in ";\t," if sign in header[0]), None)):
+                expected = "cells between tabs" if delimiter == "\t" else "cells between commas (or tabs, in a .tsv)"
+                raise DataError(where, expected, f"{shorten(cells[0])}, cells between {SIGNS[other]}")
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
                 raise DataError(where, "different column names", f"{', '.join(twice)} more than once")

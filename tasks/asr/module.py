@@ -299,6 +299,12 @@ class ASRModule(TaskModule):
         return f"val/{self.monitor_rate}"
 
     @property
+    def measured_by(self) -> str:  # type: ignore[override]
+        """The search that validates within fit, where it is not that of the finished model."""
+        search = "greedy" if self.val_beams == 1 else f"{self.val_beams} beams"
+        return "" if self.val_beams == self._search(self._processor).get("num_beams", 1) else f", {search}"
+
+    @property
     def _processor(self) -> SpeechProcessor:
         return self.trainer.datamodule.processor  # type: ignore[attr-defined]
 
@@ -315,8 +321,15 @@ class ASRModule(TaskModule):
 
     def setup(self, stage: str) -> None:
         self.check_processor(self._processor)
-        if self.consistency:
-            self.trainer.datamodule.views = 2  # type: ignore[attr-defined]
+        if self.consistency and stage == "fit":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            masks = data.augment is not None and (data.augment.time_masks or data.augment.freq_masks)
+            if not masks and self.keywords.get("dropout") == 0.0:
+                raise ConfigError(
+                    "model.consistency: expected views that differ, by data.augment.time_masks or freq_masks, or by "
+                    "model.dropout; found none of them."
+                )
+            data.views = 2
 
     def check_processor(self, processor: SpeechProcessor) -> None:
         public, search = self.keywords.get(PUBLIC), self._search(processor)

@@ -25,7 +25,7 @@ from tasks.asr.model import ASRModel
 from tasks.asr.windows import Window, windows
 from tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, widened, words_at
 from tasks.common.errors import ConfigError
-from tasks.common.inference import Predictor, listed, load_parts, progress
+from tasks.common.inference import Predictor, check_source, listed, load_parts, progress
 
 logger = logging.getLogger(__name__)
 OVERLAP = 0.2  # of a window, shared with the next one
@@ -295,7 +295,7 @@ class Recogniser(Predictor):
         (texts may be missing) or a LibriSpeech tree; `--input demo`, the first of the built-in test part.
 
         Raises:
-            DataError: neither is given, or what is given cannot be read.
+            DataError: neither or both are given, or what is given cannot be read.
         """
         if options.num_beams is not None and options.num_beams < 1:
             raise ConfigError(f"--num_beams: expected 1 or more, found {options.num_beams}.")
@@ -308,9 +308,8 @@ class Recogniser(Predictor):
         self.hear_at_once(options.window)
         given = {name: getattr(options, name) for name in ("num_beams", "ctc_weight", "lm_weight", "language", "task")}
         self.search = self.checked({**self.search, **given})
+        check_source(options, "audio")
         if options.input is None:
-            if options.audio is None:
-                raise DataError("arguments", "--audio, or --input PATH", "neither")
             if Path(options.audio).is_dir():
                 raise DataError(f"--audio {options.audio}", "a recording", "a folder; --input takes folders")
             return [ASRSample(Path(options.audio).name, options.audio)]

@@ -21,7 +21,7 @@ from data.classification import (
 from data.errors import DataError
 from data.image_files import named_pictures
 from tasks.classification.model import ClassificationModel
-from tasks.common.inference import Predictor, listed, load_parts, picture_sample
+from tasks.common.inference import Predictor, check_source, listed, load_parts, picture_sample
 
 Item = Mapping[str, Any] | ClassificationSample
 
@@ -150,12 +150,11 @@ class ClassificationPredictor(Predictor):
         for training (labels may be missing); `--input demo`, two pictures of each class of the built-in test.
 
         Raises:
-            DataError: neither is given, or what is given cannot be read.
+            DataError: neither or both are given, or what is given cannot be read.
         """
         self.top_k = getattr(options, "top_k", 1)
+        check_source(options, "image")
         if options.input is None:
-            if options.image is None:
-                raise DataError("arguments", "--image or --input PATH", "neither")
             return [ClassificationSample(str(options.image), options.image)]
         path = Path(options.input)
         if options.input == "demo" and not path.exists():

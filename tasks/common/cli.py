@@ -205,9 +205,11 @@ class TaskCLI(LightningCLI):
     def _check_split(self, shipped: Parts) -> None:
         split = {"validate": "val", "test": "test"}[self.command]
         if shipped.own_data and self.datamodule.paths[split] is None:
+            run = rundir.read_json(Path(self.checkpoint).parent / "run.json")
+            path = run.get("data", {}).get(split, {}).get("path")
             raise ConfigError(
                 f"{self.checkpoint} was trained on data of your own, which the built-in data cannot measure; "
-                f"give --data.{split} PATH."
+                f"give --data.{split} {path or 'PATH'}."
             )
 
     def _differing(self, given: dict[str, Any], start: Parts) -> list[tuple[str, Any, Any]]:
@@ -321,7 +323,7 @@ class TaskCLI(LightningCLI):
         rundir.record_metrics(self.root, "validation", validation | self.model.notes())
         rundir.record_data(self.root, self.datamodule.fingerprint())
         main = self.model.monitor.split("/")[1]
-        score = f" (val/{main} {validation[main]:.4f})" if main in validation else ""
+        score = f" (val/{main} {validation[main]:.4f}{self.model.measured_by})" if main in validation else ""
         which = "best model" if validation else "last model, since none was validated,"
         module = f"python -m tasks.{self.task}"
         own = " --data.test PATH" if self.datamodule.paths["train"] is not None else ""

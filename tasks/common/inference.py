@@ -21,6 +21,8 @@ from tasks.common.pretrained import build_model, read_parts
 if TYPE_CHECKING:
     import torch
 
+NO_PICTURE = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # of `explain`, which writes PNG
+
 
 class Predictor:
     """What `load()` returns in every task: a model with its processor, ready to answer.
@@ -248,6 +250,8 @@ def _explain(predictor: Predictor, items: Sequence[Any], options: argparse.Names
     many = len(items) > 1 or target.suffix.lower() != ".png"
     if many and target.suffix.lower() == ".png":
         raise UserError(f"--output {target}: expected a folder for {len(items)} pictures, found the name of one PNG.")
+    if target.suffix.lower() in NO_PICTURE and not target.is_dir():
+        raise UserError(f"--output {target}: expected a name that ends in .png, or a folder, found {target.suffix!r}.")
     skipped: list[str] = []
     for number, item in enumerate(progress(items, len(items), "explaining")):
         path = target / f"{number:05d}.png" if many else target
@@ -260,8 +264,26 @@ def _explain(predictor: Predictor, items: Sequence[Any], options: argparse.Names
                 raise
             skipped.append(str(error))
     written = len(items) - len(skipped)
-    print(f"{written} explanations written to {target}." if many else f"{path} written.")
+    plural = "" if written == 1 else "s"
+    print(f"{written} explanation{plural} written to {target}." if many else f"{path} written.")
     report_skipped(skipped, len(items))
+
+
+def check_source(options: argparse.Namespace, *names: str) -> None:
+    """Refuse a command that says what it is about neither by its own arguments nor by `--input`, or by both.
+
+    Args:
+        options: of the command line.
+        names: the task's arguments for one item, such as "image" and "question"; with `--input` the first has no sense.
+
+    Raises:
+        DataError: as said.
+    """
+    wanted = f"{' and '.join(f'--{name}' for name in names)}, or --input PATH"
+    if options.input is None and any(getattr(options, name) is None for name in names):
+        raise DataError("arguments", wanted, "neither")
+    if options.input is not None and getattr(options, names[0]) is not None:
+        raise DataError("arguments", wanted, "both")
 
 
 def report_skipped(skipped: Sequence[str], total: int) -> None:

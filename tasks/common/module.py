@@ -69,6 +69,7 @@ class TaskModule(LightningModule):
     model_class: type[nn.Module]
     monitor: str
     mode: Literal["min", "max"] = "max"
+    measured_by = ""  # what is said beside the best figure of fit, where the finished model is measured otherwise
 
     def __init__(
         self,

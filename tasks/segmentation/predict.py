@@ -18,7 +18,7 @@ from data.image import load_image
 from data.image_files import named_pictures
 from data.segmentation import SegmentationDataset, SegmentationProcessor, SegmentationSample, collate
 from tasks.common.files import atomic_write
-from tasks.common.inference import Predictor, listed, load_parts, picture_sample
+from tasks.common.inference import Predictor, check_source, listed, load_parts, picture_sample
 from tasks.segmentation.model import SegmentationModel, best_classes, enlarge
 from tasks.segmentation.tiles import segment
 
@@ -214,7 +214,7 @@ class SegmentationPredictor(Predictor):
         `--input demo`, eight scenes of the built-in test part.
 
         Raises:
-            DataError: neither is given, or what is given cannot be read.
+            DataError: neither or both are given, or what is given cannot be read.
         """
         for name in ("masks", "overlays"):
             given = getattr(options, name, None)
@@ -224,9 +224,8 @@ class SegmentationPredictor(Predictor):
             if options.tile < 32:
                 raise DataError("--tile", "32 pixels or more", str(options.tile))
             self.tile = options.tile
+        check_source(options, "image")
         if options.input is None:
-            if options.image is None:
-                raise DataError("arguments", "--image or --input PATH", "neither")
             return [SegmentationSample(Path(options.image).name, options.image)]
         path = Path(options.input)
         if options.input == "demo" and not path.exists():

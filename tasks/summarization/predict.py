@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.errors import DataError, Problems, shorten
 from data.summarization import SummaryProcessor, SummarySample, collate, read_summaries
-from tasks.common.inference import Predictor, listed, load_parts
+from tasks.common.inference import Predictor, check_source, listed, load_parts
 from tasks.common.public_text import PublicModel
 from tasks.common.seq2seq import search, search_options
 from tasks.summarization.model import SummarizationModel
@@ -154,12 +154,11 @@ class Summarizer(Predictor):
         file (one document), or a folder of .txt files; `--input demo`, the first of the built-in test part.
 
         Raises:
-            DataError: neither is given, or what is given cannot be read.
+            DataError: neither or both are given, or what is given cannot be read.
         """
         self.search |= search_options(options)
+        check_source(options, "text")
         if options.input is None:
-            if options.text is None:
-                raise DataError("arguments", "--text, or --input PATH", "neither")
             return [as_sample({"document": options.text, "id": "text"}, 0)]
         if options.input == "demo" and not Path("demo").exists():
             from data.demo.summarization import make

@@ -18,7 +18,7 @@ from data.errors import DataError, Problems, is_broken, shorten
 from data.pairs import PairProcessor, collate
 from data.readers import read_rows
 from data.translation import TranslationSample, decode_lines, read_lines, sample_of
-from tasks.common.inference import Predictor, listed, load_parts
+from tasks.common.inference import Predictor, check_source, listed, load_parts
 from tasks.common.public_text import PublicModel
 from tasks.common.seq2seq import search, search_options
 from tasks.translation.model import TranslationModel
@@ -180,12 +180,11 @@ class Translator(Predictor):
         line; as many lines come out); `--input demo`, the first of the built-in test part.
 
         Raises:
-            DataError: neither is given, or what is given cannot be read; names the line.
+            DataError: neither or both are given, or what is given cannot be read; names the line.
         """
         self.search |= search_options(options)
         self.plain = False
-        if options.input is None and options.text is None:
-            raise DataError("arguments", "--text, or --input PATH", "neither")
+        check_source(options, "text")
         if options.input == "demo" and not Path("demo").exists():
             from data.demo.translation import make
 

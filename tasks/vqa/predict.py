@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.vqa import VQABatch, VQADataset, VQAProcessor, VQASample, collate
-from tasks.common.inference import Predictor, listed, load_parts
+from tasks.common.inference import Predictor, check_source, listed, load_parts
 from tasks.vqa.model import VQAModel
 
 Item = Mapping[str, Any] | VQASample
@@ -163,12 +163,11 @@ class VQAPredictor(Predictor):
         formats for training (answers may be missing); `--input demo`, one question of each kind of the built-in test.
 
         Raises:
-            DataError: neither is given, or what is given cannot be read.
+            DataError: neither or both are given, or what is given cannot be read.
         """
         self.top_k = getattr(options, "top_k", 1)
+        check_source(options, "image", "question")
         if options.input is None:
-            if options.image is None or options.question is None:
-                raise DataError("arguments", "--image and --question, or --input PATH", "neither")
             return [as_sample({"image": options.image, "question": options.question, "id": options.image}, 0)]
         if options.input == "demo" and not Path("demo").exists():
             return demo_samples()

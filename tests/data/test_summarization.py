@@ -64,7 +64,10 @@ def test_references_stand_in_for_a_summary(tmp_path: Path) -> None:
     [
         ("{", r"bad\.jsonl, line 2: expected a JSON object"),
         ("[1]", r"bad\.jsonl, line 2: expected a JSON object"),
-        ({"documnt": "x", "summary": "y"}, r"line 2: expected the key document, found .*did you mean 'documnt'"),
+        (
+            {"documnt": "x", "summary": "y"},
+            r"line 2: expected the key document, found .*mean 'document' by 'documnt'",
+        ),
         ({"document": "x"}, r"line 2: expected the key summary, found document"),
         ({"document": " ", "summary": "y"}, r"line 2: expected a source that is not empty"),
         ({"document": "x", "summary": " "}, r"line 2: expected a target that is not empty"),

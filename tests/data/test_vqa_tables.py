@@ -85,7 +85,7 @@ BAD_CSV: dict[str, tuple[bytes, str]] = {
     ),
     "near column": (
         b"image,questions,answer\nimages/7.png,a?,b",
-        r"the column question, found .*did you mean 'questions'",
+        r"the column question, found .*did you mean 'question' by 'questions'",
     ),
     "no answer column": (b"image,question\nimages/7.png,a?", "the column answer"),
     "twice": (b"image,image,question,answer\n", "line 1: expected different column names, found image more than once"),

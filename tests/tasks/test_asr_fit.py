@@ -68,6 +68,8 @@ def test_recordings_of_ones_own(options: str, tmp_path: Path) -> None:
     losses = read(folder / "metrics.json")["fit"]
     assert ("attention" in losses) == ("none" not in options)
     assert ("consistency" in losses) == ("consistency" in options)
+    with pytest.raises(ConfigError, match=f"give --data.val {data / 'val.jsonl'}"):
+        run("validate", folder, f"--checkpoint {folder / 'model'}", task="asr")
 
 
 def test_without_sound_there_is_nothing_to_tell_clips_apart_by() -> None:
@@ -105,6 +107,7 @@ def test_a_bad_line_ends_the_run_before_anything_is_written(tmp_path: Path) -> N
         ("--model.ctc_weight 1.5", "model.ctc_weight: expected a value from 0 to 1, found 1.5"),
         ("--model.consistency -1", "model.consistency: expected 0 or more, found -1"),
         ("--model.consistency 0.2 --model.ctc_weight 0", "model.consistency: expected 0, since it is CTC's"),
+        ("--model.consistency 0.2 --model.dropout 0", "model.consistency: expected views that differ"),
         ("--model.num_beams 0", "expected 1 or more"),
         ("--model.decoder gru", "decoder"),
         ("--model.subsampling 3", "subsampling=3"),

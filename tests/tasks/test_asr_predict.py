@@ -17,7 +17,7 @@ from tasks.asr.predict import Recogniser
 from tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, words_at
 from tasks.common import inference
 from tasks.common.dispatch import model_parser
-from tasks.common.errors import ConfigError
+from tasks.common.errors import ConfigError, UserError
 from tests.tasks import tones
 
 soundfile = pytest.importorskip("soundfile")
@@ -178,6 +178,7 @@ def test_lists_of_recordings(tmp_path: Path, model: Path, capsys: pytest.Capture
     ("words", "message"),
     [
         ([], "expected --audio, or --input PATH, found neither"),
+        (["--audio", "a.wav", "--input", "demo"], "expected --audio, or --input PATH, found both"),
         (["--input", "nowhere"], "expected a manifest .jsonl, a .csv or .tsv"),
         (["--input", "nowhere.wav"], "no such file"),
         (["--audio", "."], "--audio .: expected a recording, found a folder; --input takes folders"),
@@ -202,6 +203,9 @@ def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: Recog
     pytest.importorskip("matplotlib")
     write(tmp_path / "a.wav")
     run("explain", model, "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.png"))
+    with pytest.raises(UserError, match=r"e\.jpg: expected a name that ends in \.png, or a folder, found '\.jpg'"):
+        run("explain", model, "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.jpg"))
+    assert not (tmp_path / "e.jpg").exists()
     assert image.open(tmp_path / "e.png").size[0] > 300
     found = recogniser.explain(tones.clip(1000))
     count = len(found.transcript.text)

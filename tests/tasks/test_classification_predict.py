@@ -152,7 +152,8 @@ def test_a_table_and_one_picture(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected --image or --input PATH, found neither"),
+        ([], "expected --image, or --input PATH, found neither"),
+        (["--image", "a.png", "--input", "demo"], "expected --image, or --input PATH, found both"),
         (["--input", "none"], "none: .*found no such file"),
         (["--image", "none.png"], r"item none\.png: image none\.png: expected an image file, found no such file"),
     ],

@@ -217,7 +217,8 @@ def test_a_folder_of_odd_and_bad_pictures(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected --image or --input PATH, found neither"),
+        ([], "expected --image, or --input PATH, found neither"),
+        (["--image", "a.png", "--input", "demo"], "expected --image, or --input PATH, found both"),
         (["--input", "nowhere"], "nowhere: expected a folder of pictures, found no such folder"),
         (["--input", "demo", "--tile", "8"], "--tile: expected 32 pixels or more, found 8"),
     ],
