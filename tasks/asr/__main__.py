@@ -6,7 +6,8 @@ TITLE = "Speech recognition: train on recordings and their texts, measure, trans
 INPUTS = (
     Argument(
         "--audio",
-        "a recording to transcribe, of any length (others than WAV, FLAC, OGG, MP3 and AIFF by torchcodec); a folder by --input",
+        "a recording to transcribe, of any length (WAV, FLAC, OGG, MP3, AIFF; others with torchcodec); for a folder of "
+        "them there is --input",
     ),
     Argument("--num_beams", "beams of the search; 1: greedy (default: as the model was measured)", {"type": int}),
     Argument("--ctc_weight", "0: attention alone, 1: CTC alone (default: as the model was measured)", {"type": float}),
