@@ -40,6 +40,8 @@ from tasks.common.pretrained import Parts
 
 # Where a configuration may name classes (callbacks, loggers, strategies, plugins): nowhere else is code imported from.
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
+KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+KINDS |= {"dict": "a mapping", "list": "a list"}  # of values, in words
 # Settings that a resumed run may change: they do not alter what is computed.
 FREE_SETTINGS = {"data.num_workers", "data.on_error", "model.save_every_n_steps", "model.compile"}
 # Lightning's warnings about what is meant here: resuming in mid-epoch is exact, and both loggers share a folder.
@@ -75,15 +77,30 @@ class Parser(LightningArgumentParser):
             where = f"{key[1]}: " if key else ""
             allowed = " and ".join(ALLOWED_IMPORTS)
             return f"{where}{refused[1]!r} may not be imported: a configuration names classes of {allowed} only."
+        plain = in_words(message)
+        if plain is not None:
+            return plain
         wrong = re.findall(r"(?:[Oo]ption |[Kk]ey |nrecognized arguments: (?:--)?)['\"]?([\w.]+)", message)
         known, hint = self.known_keys(), ""
         if wrong and wrong[0] not in known:  # else its value is what is wrong
             key = wrong[0]
             prefixes = [key.rsplit(".", n)[0] if n else key for n in range(key.count(".") + 1)]
-            close = [m for k in prefixes for m in difflib.get_close_matches(k, known, n=1, cutoff=0.75)]
-            close += [k for k in known if re.search(rf"[._]{re.escape(key)}$", k)]  # epochs: trainer.max_epochs
+            close = [k for k in known if re.search(rf"[._]{re.escape(key)}$", k)]  # epochs: trainer.max_epochs
+            close += [m for k in prefixes for m in difflib.get_close_matches(k, known, n=1, cutoff=0.75)]
             hint = f"; did you mean '{close[0]}'?" if close else ""
         return f"{message.strip()}{hint}"
+
+
+def in_words(message: str) -> str | None:
+    """jsonargparse's complaint of a value's type as a person would put it; None where it complains of something else."""
+    key, found = re.match(r'Parser key "([\w.]+)":\s', message), re.search(r"(?:Got|Given) value: (.*)\s*\Z", message)
+    kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]+)\])", message)
+    if key is None or found is None or len(kinds) != message.count("Expected a "):
+        return None
+    choices = [[KINDS.get(kind, kind)] if kind else re.findall(r"'([^']+)'", names) for kind, names in kinds]
+    words = [word for some in choices for word in some]
+    listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return f"{key[1]}: expected {listed}, found {found[1]!r}."
 
 
 class TaskCLI(LightningCLI):
