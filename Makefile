@@ -19,7 +19,7 @@ vqa: $(VENV)/.installed
 	$(BIN)/python -m tasks.vqa explain --checkpoint runs/vqa/model --input demo --output runs/vqa/explanations
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+LONGEST = ("test_configs.py", "tasks", "test_onnx.py", "pretrained")  # files and folders
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -19,6 +21,11 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: workers take a file at a time, and none should wait for another's last one."""
+    items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST)))
 
 
 def pytest_configure() -> None:
