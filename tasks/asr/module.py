@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from data.asr import ASRBatch, ASRDataset, ASRProcessor, ASRSample, collate
 from data.asr_augment import SpeechAugment
@@ -24,8 +23,9 @@ from data.speech import SpeechProcessor
 from data.texts import read_sentences
 from tasks.asr.decoding import check_lm, write
 from tasks.asr.delay import measure_delay
+from tasks.asr.losses import consistency_loss, ctc_loss
 from tasks.asr.metrics import notes, score
-from tasks.asr.model import BLANK, ASRModel
+from tasks.asr.model import ASRModel
 from tasks.asr.pretrained import TOLD, adopt, adopt_public, fitted, told
 from tasks.common.datamodule import Split, TaskDataModule, expand
 from tasks.common.errors import ConfigError
@@ -392,52 +392,6 @@ class ASRModule(TaskModule):
         )
         heard = write(self.model, batch, self._processor, **search)
         metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])
-
-
-def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Tensor, blank: int = BLANK) -> Tensor:
-    """CTC's negative log-likelihood (Graves et al. 2006), a label: comparable with cross-entropy.
-
-    A clip with fewer frames than its labels need has no alignment, and no part in it.
-
-    Args:
-        logits: (B, S, V).
-        frame_mask: (B, S) bool, True = a real frame.
-        labels: (B, L) long, the end last.
-        label_mask: (B, L) bool, True = counts.
-        blank: its id.
-
-    Returns:
-        A scalar.
-    """
-    log_p = logits.float().log_softmax(-1).transpose(0, 1)  # (S, B, V)
-    lengths = label_mask.sum(1) - 1  # without the end
-    losses = F.ctc_loss(
-        log_p, labels, frame_mask.sum(1), lengths, blank=blank, reduction="none", zero_infinity=True
-    )  # (B,)
-    return losses.sum() / lengths.sum().clamp_min(1)
-
-
-def consistency_loss(logits: Tensor, frame_mask: Tensor, label_mask: Tensor) -> Tensor:
-    """How far CTC's two views of each clip are apart, frame by frame (CR-CTC: Yao et al. 2024, section 3).
-
-    Half the sum of both Kullback-Leibler divergences; each view learns from the other as it stands, without a gradient
-    through it. As `ctc_loss`, a label.
-
-    Args:
-        logits: (2 B, S, V), all first views before all second ones.
-        frame_mask: (2 B, S) bool, True = a real frame.
-        label_mask: (2 B, L) bool, True = counts, the end among them.
-
-    Returns:
-        A scalar.
-    """
-    first, second = logits.float().log_softmax(-1).chunk(2)  # (B, S, V)
-    apart = sum(
-        F.kl_div(learning, taught.detach(), reduction="none", log_target=True).sum(-1)
-        for learning, taught in ((first, second), (second, first))
-    )  # (B, S)
-    kept = frame_mask[: len(first)]
-    return apart.masked_fill(~kept, 0.0).sum() / (label_mask.sum() - len(label_mask)).clamp_min(1)
 
 
 LIGHTNING = (ASRModule, ASRDataModule)

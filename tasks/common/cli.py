@@ -92,7 +92,7 @@ class Parser(LightningArgumentParser):
 
 
 def in_words(message: str) -> str | None:
-    """jsonargparse's complaint of a value's type as a person would put it; None where it complains of something else."""
+    """jsonargparse's complaint of a value's type as a person would put it; None where it is about something else."""
     key, found = re.match(r'Parser key "([\w.]+)":\s', message), re.search(r"(?:Got|Given) value: (.*)\s*\Z", message)
     kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]+)\])", message)
     if key is None or found is None or len(kinds) != message.count("Expected a "):

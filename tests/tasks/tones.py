@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from data.asr import ASRDataset, ASRProcessor, ASRSample, collate
+from tasks.asr.losses import ctc_loss
 from tasks.asr.model import ASRModel
-from tasks.asr.module import ctc_loss
 from tasks.asr.predict import Recogniser
 from tasks.common.checkpoint import save_directory
 from tasks.common.seq2seq import token_loss
