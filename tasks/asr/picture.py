@@ -48,7 +48,9 @@ def draw(found: ASRExplanation, path: str | Path) -> None:
         )
         axis.set_yticks([n + 0.5 for n in range(count)], [_shown(token) for token in found.tokens], fontsize=7)
         axis.set_ylabel(name)
-    axes[-1].set_xlabel("seconds")
+    figure.suptitle(_shown(found.transcript.id), fontsize=9)
+    dashed = "; dashed: their true borders" if found.words else ""
+    axes[-1].set_xlabel(f"seconds (lines: where words start and end{dashed}; \N{MIDDLE DOT}: the blank between words)")
     figure.savefig(path, dpi=110)
 
 

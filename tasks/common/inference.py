@@ -236,7 +236,8 @@ def _predict(predictor: Predictor, items: Sequence[Any], options: argparse.Names
         with atomic_write(options.output, "w") as file:
             for line in lines():
                 file.write(line)
-        print(f"{len(items) - len(skipped)} answers written to {options.output}.")
+        written = len(items) - len(skipped)
+        print(f"{written} answer{'' if written == 1 else 's'} written to {options.output}.")
     report_skipped(skipped, len(items))
     remark = predictor.remark() if hasattr(predictor, "remark") else ""
     if remark:
