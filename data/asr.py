@@ -266,8 +266,9 @@ def collate(
             raise ValueError("collate: augment needs seeds")
         waves, texts = augment.waves(waves, texts, [s.speaker for s in samples], seeds, processor.sample_rate)
     features, feature_mask = processor.features_batch(waves)
-    features, feature_mask = torch.cat([features] * views), torch.cat([feature_mask] * views)
-    samples, texts = [*samples] * views, [*texts] * views
+    if views > 1:
+        features, feature_mask = torch.cat([features] * views), torch.cat([feature_mask] * views)
+        samples, texts = [*samples] * views, [*texts] * views
     if augment is not None and seeds is not None:
         seeds = [seed + view * VIEW for view in range(views) for seed in seeds]
         features = augment.features(features, feature_mask, seeds)

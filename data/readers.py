@@ -171,7 +171,7 @@ def _csv(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str,
             continue
         if header is None:
             header = [cell.strip().lower() for cell in cells]
-            if len(header) == 1 and (other := next((sign for sign in ";\t," if sign in header[0]), None)):
+            if len(header) == 1 and (other := next((s for s in SIGNS if s != delimiter and s in header[0]), None)):
                 expected = "cells between tabs" if delimiter == "\t" else "cells between commas (or tabs, in a .tsv)"
                 raise DataError(where, expected, f"{shorten(cells[0])}, cells between {SIGNS[other]}")
             twice = sorted({name for name in header if header.count(name) > 1})

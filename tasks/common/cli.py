@@ -95,10 +95,10 @@ def in_words(message: str) -> str | None:
     """jsonargparse's complaint of a value's type as a person would put it; None where it is about something else."""
     key, found = re.match(r'Parser key "([\w.]+)":\s', message), re.search(r"(?:Got|Given) value: (.*)\s*\Z", message)
     kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]+)\])", message)
-    if key is None or found is None or len(kinds) != message.count("Expected a "):
+    if key is None or found is None or not kinds or len(kinds) != message.count("Expected a "):
         return None
-    choices = [[KINDS.get(kind, kind)] if kind else re.findall(r"'([^']+)'", names) for kind, names in kinds]
-    words = [word for some in choices for word in some]
+    choices = [[KINDS.get(kind, kind)] if kind else re.findall(r"[^', ]+", names) for kind, names in kinds]
+    words = list(dict.fromkeys(word for some in choices for word in some))  # 16 and '16' are one
     listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     return f"{key[1]}: expected {listed}, found {found[1]!r}."
 

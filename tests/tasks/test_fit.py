@@ -13,6 +13,7 @@ import yaml
 import tasks
 from tasks.common.callbacks import read_checkpoint, shipped_weights
 from tasks.common.checkpoint import read_weights
+from tasks.common.cli import in_words
 from tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
 from tasks.common.module import schedule_factor
 from tasks.vqa.module import VQAModule
@@ -171,6 +172,16 @@ def test_wrong_keys_and_values_are_named(tmp_path: Path, options: str, message: 
     with pytest.raises(ConfigError, match=message):
         run("fit", tmp_path / "run", options)
     assert not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
+
+
+def test_complaints_of_other_things_than_types_stay_as_they_are() -> None:
+    assert in_words("Parser key \"model.lr\": Expected a <class 'float'>. Got value: 2x") is not None
+    for kind in (
+        "Not of type PositiveInt",
+        "Expected a typing.Literal[1, 2]",
+        "Expected a typing.Callable[[int], int]",
+    ):
+        assert in_words(f'Parser key "model.lr":\n  {kind}. Got value: 2x') is None
 
 
 def test_wrong_keys_in_a_file_are_named(tmp_path: Path) -> None:
