@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.batching import BatchPlan, seed_of
+from mmattn.data.batching import BatchPlan, seed_of
 
 Lengths = Sequence[tuple[int, int]]  # tokens of source and target, a pair a sample
 

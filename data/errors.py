@@ -1,9 +1,16 @@
-"""The one error that bad data ends in."""
+"""Errors that are meant for the person at the keyboard: one message, and no traceback. Standard library alone."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 
-class DataError(ValueError):
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message names it, what was expected and what was found."""
+
+
+class DataError(UserError):
     """Bad data: one message that names the place, what was expected there and what was found.
 
     Args:
@@ -15,20 +22,23 @@ class DataError(ValueError):
     train.csv, line 7: expected a non-empty question, found ''
     """
 
-    user_error = True  # meant for the person at the keyboard: print the message alone, without a traceback
-
     def __init__(self, where: str, expected: str | None = None, found: str | None = None) -> None:
         where = str(where)
         if where.startswith("Caught DataError in "):
             # A DataLoader worker's error is raised again as type(error)(text of its traceback). A person wants the
             # message, which is the last part of that text.
-            where = where.rsplit("data.errors.DataError: ", 1)[-1].strip()
+            where = where.rsplit(f"{__name__}.DataError: ", 1)[-1].strip()
         message = where
         if expected is not None:
             message += f": expected {expected}"
         if found is not None:
             message += f", found {found}" if expected is not None else f": {found}"
         super().__init__(message)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether the message of an error is meant for the user, so that a traceback would only bury it."""
+    return isinstance(error, (UserError, OSError))
 
 
 def shorten(value: object, limit: int = 80) -> str:
@@ -46,11 +56,9 @@ def is_broken(text: str) -> bool:
     return False
 
 
-def nearest(name: str, names: list[str] | tuple[str, ...]) -> str:
-    """`` (did you mean 'x'?)`` for a misspelt name, or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(name, list(names), n=1)
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'kind'?)`` for a misspelt name, or nothing when no known name is close."""
+    close = difflib.get_close_matches(wrong, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -69,9 +77,13 @@ class Problems:
 
     def add(self, where: str, expected: str, found: str) -> None:
         """Raises the ``DataError``, or notes it and lets the reader go on without the item."""
+        self.take(where, DataError(where, expected, found))
+
+    def take(self, where: str, error: DataError) -> None:
+        """Raises an error about an item, or notes it."""
         if self.on_error == "raise":
-            raise DataError(where, expected, found)
-        self.items.append((where, str(DataError("", expected, found))[2:]))
+            raise error
+        self.items.append((where, str(error).removeprefix(f"{where}: ")))
 
     def summary(self, name: str, kept: int) -> str:
         """How many were left out, and the first few reasons."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.errors import DataError, Problems, is_broken, shorten
 
 SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 

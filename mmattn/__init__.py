@@ -46,6 +46,7 @@ _PUBLIC = {
     "pretrained": ("load_generation_config", "load_pretrained"),
     "spatial": ("AttentionGate", "Gate", "MapPooling", "PositionAttention", "SpatialAttention"),
     "tap": ("Tap",),
+    "tasks": ("load",),  # by name alone: the core knows no tasks
     "temporal": ("DividedSpaceTimeLayer", "TemporalPooling"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     from .spatial import PositionAttention as PositionAttention
     from .spatial import SpatialAttention as SpatialAttention
     from .tap import Tap as Tap
+    from .tasks import load as load
     from .temporal import DividedSpaceTimeLayer as DividedSpaceTimeLayer
     from .temporal import TemporalPooling as TemporalPooling
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.errors import nearest
-from data.fetch import BASE_URL, FetchError, fetch, sources
+from mmattn.data.errors import nearest
+from scripts.fetch.archive import BASE_URL, FetchError, fetch, sources
 
 CHECKED = """What is fetched is checked after conversion, and --list says what of each set: a file by its SHA-256; a
 folder of pictures by its files' names; a tar by its files' names and contents, in any order; masks by their names,

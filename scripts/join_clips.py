@@ -20,9 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.asr_augment import join_waves  # noqa: E402
-from data.asr_files import ASRDataset, ASRSample  # noqa: E402
-from data.errors import DataError  # noqa: E402
+from mmattn.data.errors import DataError  # noqa: E402
+from mmattn.tasks.asr.augment import join_waves  # noqa: E402
+from mmattn.tasks.asr.data import ASRDataset, ASRSample  # noqa: E402
 
 
 def choose(samples: list[ASRSample], words: tuple[int, int], seed: int, number: int) -> list[ASRSample]:

@@ -36,8 +36,8 @@ def child(arguments: list[str], delay: float | None, write: int | None) -> None:
     import torch
     from lightning.pytorch import LightningModule
 
-    from tasks.common import callbacks
-    from tasks.common.dispatch import main
+    from mmattn.tasks.common import callbacks
+    from mmattn.tasks.common.dispatch import main
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -93,8 +93,8 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
 
 def compare(calm: Path, killed: Path) -> list[str]:
     """What differs between the ends of two runs."""
-    from tasks.common.callbacks import read_checkpoint
-    from tasks.common.checkpoint import read_weights
+    from mmattn.tasks.common.callbacks import read_checkpoint
+    from mmattn.tasks.common.checkpoint import read_weights
 
     found = []
     for name in ("last.ckpt", "best.ckpt"):

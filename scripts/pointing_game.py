@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def vqa(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, int]]:
     """Per family of questions: (questions, hits, hits within the tolerance)."""
-    from data.demo.vqa import make
-    from tasks.vqa.losses import peaks_in_regions
-    from tasks.vqa.predict import load
+    from mmattn.tasks.vqa.demo import make
+    from mmattn.tasks.vqa.losses import peaks_in_regions
+    from mmattn.tasks.vqa.predict import load
 
     predictor = load(checkpoint)
     samples = [sample for sample in make("test") if sample.regions][:limit]
@@ -42,8 +42,8 @@ def translation(checkpoint: str | None, limit: int | None) -> dict[str, tuple[in
 
     The drawn map of the true translation: one pass under teacher forcing, words of several tokens joined.
     """
-    from data.demo.translation import make, word_kind
-    from tasks.translation.predict import Translation, load
+    from mmattn.tasks.translation.demo import make, word_kind
+    from mmattn.tasks.translation.predict import Translation, load
 
     predictor = load(checkpoint)
     samples = make("test", limit)
@@ -66,8 +66,8 @@ def summarization(checkpoint: str | None, limit: int | None) -> dict[str, tuple[
 
     The drawn map of the true summary: one pass under teacher forcing, tokens of a word joined.
     """
-    from data.demo.summarization import make
-    from tasks.summarization.predict import Summary, load
+    from mmattn.tasks.summarization.demo import make
+    from mmattn.tasks.summarization.predict import Summary, load
 
     predictor = load(checkpoint)
     samples = make("test")[:limit]
@@ -88,9 +88,9 @@ def summarization(checkpoint: str | None, limit: int | None) -> dict[str, tuple[
 
 def classification(checkpoint: str | None, limit: int | None) -> dict[str, tuple[int, int, int]]:
     """Per class: (pictures, peaks on the circle or the square, peaks within the tolerance)."""
-    from data.demo.classification import make
-    from tasks.classification.predict import load
-    from tasks.vqa.losses import peaks_in_regions
+    from mmattn.tasks.classification.demo import make
+    from mmattn.tasks.classification.predict import load
+    from mmattn.tasks.vqa.losses import peaks_in_regions
 
     predictor = load(checkpoint)
     samples = make("test", limit)
@@ -111,9 +111,9 @@ def segmentation(checkpoint: str | None, limit: int | None) -> dict[str, tuple[i
     import torch
     from torch.nn.functional import max_pool2d
 
-    from data.demo.segmentation import NAMES, THINGS, make
-    from data.segmentation import collate
-    from tasks.segmentation.predict import load
+    from mmattn.tasks.segmentation.data import collate
+    from mmattn.tasks.segmentation.demo import NAMES, THINGS, make
+    from mmattn.tasks.segmentation.predict import load
 
     predictor = load(checkpoint)
     samples = make("test", limit)
@@ -139,9 +139,9 @@ def asr(checkpoint: str | None, limit: int | None, path: str | None = None) -> d
     """
     from statistics import median
 
-    from data.asr import ASRDataset
-    from data.demo.asr import make
-    from tasks.asr.predict import load
+    from mmattn.tasks.asr.demo import make
+    from mmattn.tasks.asr.predict import load
+    from mmattn.tasks.asr.processor import ASRDataset
 
     predictor = load(checkpoint)
     samples = make("test", limit) if path is None else ASRDataset(path).samples[:limit]

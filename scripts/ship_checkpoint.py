@@ -31,12 +31,12 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("model", help="the model/ folder of a run")
     options = parser.parse_args()
-    from tasks import load
-    from tasks.common.checkpoint import read_config, save_directory
-    from tasks.common.rundir import read_json
+    from mmattn.tasks import load
+    from mmattn.tasks.common.checkpoint import read_config, save_directory
+    from mmattn.tasks.common.rundir import read_json
 
     predictor, config = load(options.model, device="cpu"), read_config(options.model)
-    target = ROOT / "tasks" / options.task / "checkpoint"
+    target = ROOT / "tasks" / options.task / "checkpoints" / "demo"
     parts = {
         "task": options.task,
         "model": predictor.model,

@@ -1,41 +1,34 @@
-"""Task packages, one folder each, on the shared core `mmattn` and the readers in `data`.
+"""The tasks, one package each, on the shared core.
 
-Importing this package imports nothing else: `load` finds out from a model's folder which task it belongs to and imports
-that task's predictor alone.
+In a checkout `tasks` is another name of `mmattn.tasks`, for `python -m tasks.vqa` and `from tasks.vqa import VQAHead`;
+a task's submodules are imported by their full name alone, so that no class exists twice.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
-TASKS: tuple[str, ...] = ("vqa", "translation", "summarization", "classification", "segmentation", "asr")
+from mmattn.tasks.common.lazy import lazy
 
+if TYPE_CHECKING:
+    from mmattn.tasks.common.predictor import load as load
+    from mmattn.tasks.common.task import tasks as tasks
 
-def load(directory: str | Path, device: str = "auto", precision: str | None = None) -> Any:
-    """Load the predictor of a model's folder, whichever task it is of.
+__all__, __getattr__ = lazy("mmattn.tasks.common", {"load": "predictor", "tasks": "task"})
 
-    Public models are read as the Hugging Face hub lays them out: Marian translates, BART and T5 summarize
-    (`tasks.translation.load` lets these translate), SegFormer segments, Whisper and, where they have a CTC head,
-    wav2vec 2.0 and HuBERT recognise speech.
+if __name__ == "tasks":
 
-    Args:
-        directory: the `model/` folder of a run, or the run's; a folder with a public model's `config.json`, weights
-            and tokenizer; or "hf:owner/name", "hf:owner/name@revision", a repository of the hub.
-        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
-        precision: "float32", "bfloat16" or "int8": weights are packed for speed on a CPU, after which the model can
-            neither be trained nor exported; None: they stay as they are.
+    class _FullNames:
+        """Refuses `tasks.vqa.model`, which would be a second copy of `mmattn.tasks.vqa.model`."""
 
-    Returns:
-        The task's predictor, e.g. `tasks.vqa.VQAPredictor`.
+        @staticmethod
+        def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+            parts = name.split(".")
+            if parts[0] == "tasks" and (len(parts) > 2 or parts[1:] == ["common"]) and parts[-1] != "__main__":
+                raise ModuleNotFoundError(f"{name}: write mmattn.{name}", name=name)
 
-    Raises:
-        CheckpointError: there is no model, it is incomplete, or of a task or family that this version has not.
-    """
-    import importlib
-
-    from tasks.common.pretrained import task_of
-
-    task = task_of(directory)
-    options = {} if precision is None else {"precision": precision}
-    return importlib.import_module(f"tasks.{task}.predict").load(directory, device=device, **options)
+    sys.meta_path.insert(0, _FullNames)  # type: ignore[arg-type]
+else:  # tasks from elsewhere: folders of task packages
+    __path__ += [folder for folder in os.environ.get("MMATTN_TASKS", "").split(os.pathsep) if folder]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks import TASKS
+from mmattn.tasks import TASKS
 from tests.tasks.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]

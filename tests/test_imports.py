@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks import TASKS
+from mmattn.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHTNING_HALF = {"module.py", "seq2seq_module.py", "datamodule.py", "cli.py", "callbacks.py"}

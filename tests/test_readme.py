@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks import TASKS
-from tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, TRAINER_COMMANDS, model_parser
-from tasks.common.results import read_results
+from mmattn.tasks import TASKS
+from mmattn.tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, TRAINER_COMMANDS, model_parser
+from mmattn.tasks.common.results import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "tasks" / task / "README.md" for task in TASKS)]

@@ -43,9 +43,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_load_and_predict_work_from_a_wheel(installed: Path, tmp_path: Path) -> None:
     code = (
         "import tasks, tasks.vqa, mmattn, data.demo.vqa as demo\n"
-        f"assert tasks.__file__.startswith({str(installed)!r}), tasks.__file__\n"
-        "sample = demo.make('test', num_scenes=1)[0]\n"
-        "print(tasks.vqa.load().predict([{'image': sample.image, 'question': sample.question}])[0].answer)\n"
+        f"assert mmattn.tasks.__file__.startswith({str(installed)!r}), mmattn.tasks.__file__\n"
+        "sample = demo.make('test', size=1)[0]\n"
+        "print(mmattn.tasks.vqa.load().predict([{'image': sample.image, 'question': sample.question}])[0].answer)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -58,7 +58,7 @@ def test_load_and_predict_work_from_a_wheel(installed: Path, tmp_path: Path) -> 
 def test_the_wheel_holds_what_it_should(installed: Path) -> None:
     tops = {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")}
     assert tops == {"mmattn", "tasks", "data"}
-    assert (installed / "tasks" / "vqa" / "checkpoint" / "model.safetensors").stat().st_size <= 5_000_000
+    assert (installed / "tasks" / "vqa" / "checkpoints" / "demo" / "model.safetensors").stat().st_size <= 5_000_000
     packages = {p.parent.relative_to(ROOT) for top in tops for p in (ROOT / top).rglob("__init__.py")}
     assert all((installed / package / "__init__.py").is_file() for package in packages), (
         "a package is missing in pyproject.toml"

@@ -105,7 +105,7 @@ def arguments(description: str | None, **defaults: int | str) -> argparse.Namesp
     if found.keep_memory:
         # By default glibc gives each block above 32 MB back and fetches zeroed pages for the next: up to half of the
         # time of what needs large temporaries. Users meet the default; with the flag, the arithmetic alone is measured.
-        from tasks.common.allocator import keep_freed_memory
+        from mmattn.tasks.common.allocator import keep_freed_memory
 
         keep_freed_memory()
     return found

@@ -35,7 +35,7 @@ def measure(config: Path, steps: int, workers: int) -> dict[str, float]:
         steps: to count, after the first few.
         workers: processes that load.
     """
-    from tasks.common.cli import TaskCLI
+    from mmattn.tasks.common.cli import TaskCLI
 
     with tempfile.TemporaryDirectory() as folder:
         words = f"--config {config} --trainer.default_root_dir {folder}/run --trainer.max_steps {steps + WARM_UP} "

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import arguments, growth, interleave, machine, peak_memory, write_rows
 
-from tasks.common.seq2seq import token_loss
-from tasks.summarization.model import SummarizationModel
+from mmattn.tasks.common.seq2seq.model import token_loss
+from mmattn.tasks.summarization.model import SummarizationModel
 
 SIZES: dict[str, Any] = {
     "embed_dim": 256,

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from common import machine, write_rows
 
-from data.translation import TranslationDataset
 from mmattn.linears import PRECISIONS
-from tasks.translation.metrics import score, signatures
-from tasks.translation.predict import load
+from mmattn.tasks.translation.data import TranslationDataset
+from mmattn.tasks.translation.metrics import score, signatures
+from mmattn.tasks.translation.predict import load
 
 MUST = 0.3
 

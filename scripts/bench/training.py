@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.pretrained.marian import convert_marian
-from tasks.common.seq2seq import token_loss
+from mmattn.tasks.common.seq2seq.model import token_loss
 
 MUST = 1.02
 YARDSTICK, AGAIN = "transformers float32", "transformers again"

@@ -1,15 +1,26 @@
 """Speech recognition: a recording in, its words and when they were said out.
 
->>> import tasks.asr
->>> recogniser = tasks.asr.load()  # doctest: +SKIP
->>> recogniser.predict([{"audio": "speech.wav"}])  # doctest: +SKIP
+>>> from mmattn.tasks import asr
+>>> recogniser = asr.load()  # doctest: +SKIP
+>>> recogniser("speech.wav")  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from tasks.common.lazy import lazy
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
+from mmattn.tasks.common.lazy import lazy
+from mmattn.tasks.common.task import Option, Task
+
+if TYPE_CHECKING:
+    from mmattn.tasks.asr.model import ASRHead as ASRHead
+    from mmattn.tasks.asr.model import ASRModel as ASRModel
+    from mmattn.tasks.asr.module import ASRModule as ASRModule
+    from mmattn.tasks.asr.predict import Recogniser as Recogniser
+    from mmattn.tasks.asr.predict import Transcript as Transcript
+    from mmattn.tasks.asr.predict import load as load
+
+_HOMES = {
     "ASRModel": "model",
     "ASRHead": "model",
     "Recogniser": "predict",
@@ -17,4 +28,57 @@ _EXPORTS = {
     "load": "predict",
     "ASRModule": "module",
 }
-__all__, __getattr__ = lazy(__name__, _EXPORTS)
+__all__, __getattr__ = lazy("mmattn.tasks.asr", _HOMES)
+
+_ALONE = "--model.search_ctc_weight 0 --model.num_beams 1"
+
+TASK = Task(
+    name="asr",
+    title="Speech recognition: train on recordings and their texts, measure, transcribe, see when each word was said.",
+    model="mmattn.tasks.asr.model:ASRModel",
+    processor="mmattn.tasks.asr.processor:SpeechProcessor",
+    module="mmattn.tasks.asr.module:ASRModule",
+    datamodule="mmattn.tasks.asr.module:ASRDataModule",
+    predictor="mmattn.tasks.asr.predict:Recogniser",
+    demo="mmattn.tasks.asr.demo:make",
+    options=(
+        Option(
+            "audio",
+            "a recording to transcribe, of any length (WAV, FLAC, OGG, MP3, AIFF; others with torchcodec); for a "
+            "folder of them there is --input",
+            kind="item",
+        ),
+        Option("num_beams", "beams of the search; 1: greedy (default: as the model was measured)", int),
+        Option("ctc_weight", "0: attention alone, 1: CTC alone (default: as the model was measured)", float),
+        Option("lm_weight", "of the model's language model, where it has one (default: as it was measured)", float),
+        Option("language", "of Whisper: the language that is spoken, such as de or German (default: it is heard)"),
+        Option("task", "of Whisper: transcribe, or translate into English (default: as its folder says)"),
+        Option("window", "seconds that are heard at once (default: the longest clip of the training)", float),
+    ),
+    adapter="mmattn.tasks.asr.adapters:ASRAdapter",
+    families={
+        "whisper/*": "mmattn.tasks.asr.adapters:WhisperAdapter",
+        "wav2vec2/*": "mmattn.tasks.asr.adapters:CTCAdapter",
+        "hubert/*": "mmattn.tasks.asr.adapters:CTCAdapter",
+    },
+    baselines={
+        "sound hidden": "--data.hide sound",
+        "mean pooling for attention": "--model.memory mean",
+    },
+    variants={
+        "CTC alone": "--model.decoder none",
+        "LSTM, additive attention": "--model.decoder lstm",
+        "transformer encoder": "--model.encoder transformer",
+        "soft attention alone": _ALONE,  # greedy, without CTC: what the next three stand beside
+        "LSTM, additive attention alone": f"--model.decoder lstm {_ALONE}",
+        "monotonic attention alone": f"--model.cross_attention.kind monotonic {_ALONE}",
+        "monotonic chunks alone": f"--model.cross_attention.kind monotonic --model.cross_attention.chunk 4 {_ALONE}",
+        "monotonic attention": "--model.cross_attention.kind monotonic",
+        "streaming": "--model.chunk_frames 8 --model.left_chunks 4",
+    },
+    metric="wer",
+    kernel_length=512,
+    localisation="mmattn.tasks.asr.localisation:localisation",
+    tiny="--data.clips 24 --data.batch_size 8 --data.max_frames 1200 --model.embed_dim 16 --model.num_heads 2 "
+    "--model.ffn_dim 16 --model.encoder_layers 1 --model.num_beams 1",
+)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.asr import ASRBatch
-from data.speech import SpeechProcessor
 from mmattn.generate.ctc import Fusion
-from tasks.common.errors import ConfigError
+from mmattn.tasks.asr.processor import ASRBatch
+from mmattn.tasks.asr.speech import SpeechProcessor
+from mmattn.tasks.common.errors import ConfigError
 
 
 @dataclass

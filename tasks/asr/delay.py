@@ -9,9 +9,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from data.asr import ASRProcessor, ASRSample
-from tasks.asr.model import BLANK, ASRModel
-from tasks.asr.words import STEP, align, sounding, surest
+from mmattn.tasks.asr.model import BLANK, ASRModel
+from mmattn.tasks.asr.processor import ASRProcessor, ASRSample
+from mmattn.tasks.asr.words import STEP, align, sounding, surest
 
 CLIPS, TOKENS = 40, 6  # that are looked at, and of each clip
 BETTER = 0.01  # by which what is said must lie better on the sound, so that a delay is believed

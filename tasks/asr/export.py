@@ -11,9 +11,16 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.backbones.recurrent import RecurrentDecoder
-from tasks.asr.model import ASRModel
-from tasks.common.export import export_model
-from tasks.common.seq2seq_export import BATCH, RecurrentStepProgram, StepProgram, check_cache, project, step_example
+from mmattn.tasks.asr.model import ASRModel
+from mmattn.tasks.common.export import export_model
+from mmattn.tasks.common.seq2seq.export import (
+    BATCH,
+    RecurrentStepProgram,
+    StepProgram,
+    check_cache,
+    project,
+    step_example,
+)
 
 FRAMES, LENGTH, PAST = Dim("frames", min=8, max=1 << 16), Dim("length", max=1 << 16), Dim("past", max=4095)
 EXAMPLES = ((3, 40), (1, 24), (4, 61))  # clips and frames

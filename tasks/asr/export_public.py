@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.backbones.whisper import Whisper
-from tasks.asr.export import EncoderProgram, Scored
-from tasks.asr.public_ctc import PublicModel as PublicCTC
-from tasks.asr.public_whisper import PublicModel as PublicWhisper
-from tasks.common.export import export_model
-from tasks.common.seq2seq_export import (
+from mmattn.tasks.asr.export import EncoderProgram, Scored
+from mmattn.tasks.asr.public_ctc import PublicModel as PublicCTC
+from mmattn.tasks.asr.public_whisper import PublicModel as PublicWhisper
+from mmattn.tasks.common.export import export_model
+from mmattn.tasks.common.seq2seq.export import (
     BATCH,
     Memory,
     StepOutput,

@@ -13,7 +13,7 @@ from mmattn.backbones.recurrent import RecurrentDecoder
 from mmattn.generate import GenerationConfig, generate
 from mmattn.generate.ctc import Fusion, ctc_greedy, ctc_prefix_beam
 from mmattn.generate.ctc_joint import JointState, joint_step
-from tasks.common.seq2seq import TextHead, read_off
+from mmattn.tasks.common.seq2seq.model import TextHead, read_off
 
 BLANK = 0  # of CTC: the id that also pads
 

@@ -12,26 +12,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from mmattn.tasks.common.pretrained import NETWORK, PUBLIC, Parts
 from torch import Tensor
 
-from data.asr import ASRBatch, ASRDataset, ASRProcessor, ASRSample, collate
-from data.asr_augment import SpeechAugment
-from data.asr_public import CTCProcessor
-from data.batching import BatchPlan, EvalBatchSampler
-from data.buckets import TokenBatchSampler
-from data.speech import SpeechProcessor
-from data.texts import read_sentences
-from tasks.asr.decoding import check_lm, write
-from tasks.asr.delay import measure_delay
-from tasks.asr.losses import consistency_loss, ctc_loss
-from tasks.asr.metrics import notes, score
-from tasks.asr.model import ASRModel
-from tasks.asr.pretrained import TOLD, adopt, adopt_public, fitted, told
-from tasks.common.datamodule import Split, TaskDataModule, expand
-from tasks.common.errors import ConfigError
-from tasks.common.module import TaskModule
-from tasks.common.pretrained import NETWORK, PUBLIC, Parts
-from tasks.common.seq2seq import CorpusMetric, token_loss
+from mmattn.data.batching import BatchPlan, EvalBatchSampler
+from mmattn.data.buckets import TokenBatchSampler
+from mmattn.data.text.sentences import read_sentences
+from mmattn.tasks.asr.adapters import TOLD, adopt, adopt_public, fitted, told
+from mmattn.tasks.asr.augment import SpeechAugment
+from mmattn.tasks.asr.decoding import check_lm, write
+from mmattn.tasks.asr.delay import measure_delay
+from mmattn.tasks.asr.losses import consistency_loss, ctc_loss
+from mmattn.tasks.asr.metrics import notes, score
+from mmattn.tasks.asr.model import ASRModel
+from mmattn.tasks.asr.processor import ASRBatch, ASRDataset, ASRProcessor, ASRSample, collate
+from mmattn.tasks.asr.public_processors import CTCProcessor
+from mmattn.tasks.asr.speech import SpeechProcessor
+from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.seq2seq.model import CorpusMetric, token_loss
 
 BEAMS, CTC_WEIGHT = 5, 0.3  # of a search, where nothing else is said
 LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # and with a language model
@@ -110,7 +110,7 @@ class ASRDataModule(TaskDataModule):
 
     def open_split(self, split: Split, path: str | None) -> ASRDataset:
         if path is None:
-            from data.demo.asr import make
+            from mmattn.tasks.asr.demo import make
 
             return ASRDataset(make(split, self.clips if split == "train" else None))
         return ASRDataset(path, on_error=self.on_error)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tasks.asr.predict import ASRExplanation
+    from mmattn.tasks.asr.predict import ASRExplanation
 
 
 def draw(found: ASRExplanation, path: str | Path) -> None:

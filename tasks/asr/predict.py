@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.asr import ASRSample, collate
-from data.asr_files import read_recordings
-from data.asr_public import CTCProcessor, WhisperProcessor
-from data.audio import AUDIO_EXTENSIONS, audio_seconds, stream_audio
-from data.errors import DataError, Problems
-from data.speech import SpeechProcessor
-from tasks.asr.decoding import check_lm, write
-from tasks.asr.model import ASRModel
-from tasks.asr.windows import Window, windows
-from tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, widened, words_at
-from tasks.common.errors import ConfigError
-from tasks.common.inference import Predictor, check_source, listed, load_parts, progress
+from mmattn.data.audio.reading import AUDIO_EXTENSIONS, audio_seconds, stream_audio
+from mmattn.data.errors import DataError, Problems
+from mmattn.tasks.asr.data import read_recordings
+from mmattn.tasks.asr.decoding import check_lm, write
+from mmattn.tasks.asr.model import ASRModel
+from mmattn.tasks.asr.processor import ASRSample, collate
+from mmattn.tasks.asr.public_processors import CTCProcessor, WhisperProcessor
+from mmattn.tasks.asr.speech import SpeechProcessor
+from mmattn.tasks.asr.windows import Window, windows
+from mmattn.tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, widened, words_at
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.predictor import Predictor, check_source, listed, load_parts, progress
 
 logger = logging.getLogger(__name__)
 OVERLAP = 0.2  # of a window, shared with the next one
@@ -58,7 +58,7 @@ class ASRExplanation:
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the spectrogram with the words over it, below it the frames that each token was read off."""
-        from tasks.asr.picture import draw
+        from mmattn.tasks.asr.picture import draw
 
         draw(self, path)
 
@@ -279,8 +279,8 @@ class Recogniser(Predictor):
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder with CTC, and the decoder's step, where there is one, with its cache as flat tensors."""
-        from tasks.asr.export import export_recogniser
-        from tasks.asr.export_public import export_ctc
+        from mmattn.tasks.asr.export import export_recogniser
+        from mmattn.tasks.asr.export_public import export_ctc
 
         if isinstance(self.processor, CTCProcessor):
             return export_ctc(self.model, folder, formats)
@@ -314,7 +314,7 @@ class Recogniser(Predictor):
                 raise DataError(f"--audio {options.audio}", "a recording", "a folder; --input takes folders")
             return [ASRSample(Path(options.audio).name, options.audio)]
         if options.input == "demo" and not Path("demo").exists():
-            from data.demo.asr import make
+            from mmattn.tasks.asr.demo import make
 
             return make("test", 6)
         path = Path(options.input)
@@ -383,7 +383,7 @@ def load(directory: str | Path | None = None, device: str = "auto", precision: s
     """
     model, processor = load_parts("asr", directory, device, ASRModel, SpeechProcessor, precision)
     if isinstance(processor, WhisperProcessor):
-        from tasks.asr.whisper import WhisperRecogniser
+        from mmattn.tasks.asr.whisper import WhisperRecogniser
 
         return WhisperRecogniser(model, processor)
     return Recogniser(model, processor)

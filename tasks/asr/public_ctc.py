@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmattn.backbones.wav2vec2 import Wav2Vec2
 from mmattn.masks import Mask
-from tasks.asr.model import ASRHead, ASROutput
+from mmattn.tasks.asr.model import ASRHead, ASROutput
 
 
 class PublicModel(nn.Module):

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.asr import ASRBatch
-from data.asr_public import WhisperProcessor
 from mmattn.backbones.whisper import Whisper
 from mmattn.explain import capture
 from mmattn.generate.speech import STAMP_FRAMES, SpeechConfig
 from mmattn.generate.warping import spoken_from
-from tasks.asr.decoding import Heard
-from tasks.asr.model import ASROutput
-from tasks.asr.words import Word
-from tasks.common.errors import ConfigError
+from mmattn.tasks.asr.decoding import Heard
+from mmattn.tasks.asr.model import ASROutput
+from mmattn.tasks.asr.processor import ASRBatch
+from mmattn.tasks.asr.public_processors import WhisperProcessor
+from mmattn.tasks.asr.words import Word
+from mmattn.tasks.common.errors import ConfigError
 
 
 @dataclass

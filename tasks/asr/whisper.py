@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.asr import ASRSample
-from data.errors import DataError
-from data.whisper_stream import WhisperStream
 from mmattn.backbones.whisper import FRAME_SECONDS, HeardWindow
+from mmattn.data.errors import DataError
 from mmattn.generate.speech import STAMP_FRAMES, SpeechConfig
-from tasks.asr.decoding import check_lm
-from tasks.asr.predict import SILENCE, ASRExplanation, Item, Recogniser, Transcript, as_sample, audible
-from tasks.asr.public_whisper import Spoken, Stretch, speech_config, with_timestamps
-from tasks.asr.windows import Window
-from tasks.asr.words import Word
-from tasks.common.errors import ConfigError
-from tasks.common.inference import progress
+from mmattn.tasks.asr.decoding import check_lm
+from mmattn.tasks.asr.predict import SILENCE, ASRExplanation, Item, Recogniser, Transcript, as_sample, audible
+from mmattn.tasks.asr.processor import ASRSample
+from mmattn.tasks.asr.public_whisper import Spoken, Stretch, speech_config, with_timestamps
+from mmattn.tasks.asr.whisper_stream import WhisperStream
+from mmattn.tasks.asr.windows import Window
+from mmattn.tasks.asr.words import Word
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.predictor import progress
 
 
 class WhisperRecogniser(Recogniser):
@@ -163,6 +163,6 @@ class WhisperRecogniser(Recogniser):
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write what listens and a step of what writes, with its cache as flat tensors."""
-        from tasks.asr.export_public import export_whisper
+        from mmattn.tasks.asr.export_public import export_whisper
 
         return export_whisper(self.model, self.processor.window_frames, folder, formats)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.speech import SpeechProcessor
 from mmattn.generate.ctc import ctc_align
-from tasks.asr.model import BLANK
+from mmattn.tasks.asr.model import BLANK
+from mmattn.tasks.asr.speech import SpeechProcessor
 
 STEP = 0.01  # seconds of a level
 RANGE, LOUD = 50.0, 0.15  # dB below the loudest that are looked at, and the share of what is left of them that is sound

@@ -1,15 +1,27 @@
-"""Image classification: a picture in, its class and where the model looked out.
+"""Image classification: an image in, its class and what it was read off out.
 
->>> import tasks.classification
->>> predictor = tasks.classification.load()  # doctest: +SKIP
->>> predictor.predict([{"image": "photo.jpg"}])  # doctest: +SKIP
+>>> from mmattn.tasks import classification
+>>> predictor = classification.load()  # doctest: +SKIP
+>>> predictor("photo.jpg")  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from tasks.common.lazy import lazy
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
+from mmattn.tasks.common.lazy import lazy
+from mmattn.tasks.common.task import Option, Task
+
+if TYPE_CHECKING:
+    from mmattn.tasks.classification.model import ClassificationHead as ClassificationHead
+    from mmattn.tasks.classification.model import ClassificationModel as ClassificationModel
+    from mmattn.tasks.classification.model import ClassificationOutput as ClassificationOutput
+    from mmattn.tasks.classification.module import ClassificationModule as ClassificationModule
+    from mmattn.tasks.classification.predict import ClassificationAnswer as ClassificationAnswer
+    from mmattn.tasks.classification.predict import ClassificationPredictor as ClassificationPredictor
+    from mmattn.tasks.classification.predict import load as load
+
+_HOMES = {
     "ClassificationModel": "model",
     "ClassificationHead": "model",
     "ClassificationOutput": "model",
@@ -18,4 +30,43 @@ _EXPORTS = {
     "load": "predict",
     "ClassificationModule": "module",
 }
-__all__, __getattr__ = lazy(__name__, _EXPORTS)
+__all__, __getattr__ = lazy("mmattn.tasks.classification", _HOMES)
+
+# Over an 8x8 map, as the convolutional net.
+_CCT = "--model.backbone cct --model.tokenizer_layers 3 --model.lr 0.001"
+
+TASK = Task(
+    name="classification",
+    title="Image classification: train, measure, ask a model what a picture shows, see where it looked.",
+    model="mmattn.tasks.classification.model:ClassificationModel",
+    processor="mmattn.tasks.classification.processor:ClassificationProcessor",
+    module="mmattn.tasks.classification.module:ClassificationModule",
+    datamodule="mmattn.tasks.classification.module:ClassificationDataModule",
+    predictor="mmattn.tasks.classification.predict:ClassificationPredictor",
+    demo="mmattn.tasks.classification.demo:make",
+    options=(
+        Option("image", "a picture; or a folder's pictures by --input DIR", kind="item"),
+        Option("top_k", "how many classes to give, best first (default: 1)", int, only="predict"),
+    ),
+    adapter="mmattn.tasks.classification.adapters:ClassificationAdapter",
+    families=dict.fromkeys(
+        ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*", "timm/*"),
+        "mmattn.tasks.classification.adapters:ViTAdapter",
+    ),
+    baselines={
+        "mean pooling for attention": "--model.pool mean",
+        "patches shuffled": "--data.hide arrangement",
+    },
+    variants={
+        "without channel attention": "--model.channel_attention none",
+        "ECA": "--model.channel_attention eca",
+        "CBAM": "--model.channel_attention cbam",
+        "compact convolutional transformer": _CCT,
+        "vision transformer": "--model.backbone vit --model.lr 0.001",
+    },
+    metric="top1",
+    kernel_words=_CCT,
+    localisation="mmattn.tasks.classification.localisation:localisation",
+    tiny="--data.pictures 36 --data.batch_size 12 --model.channels [8,12] --model.embed_dim 16 --model.num_heads 2 "
+    "--model.num_queries 2",
+)

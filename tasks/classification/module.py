@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from mmattn.tasks.common.pretrained import Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data.augment import BatchAugment
-from data.batching import seed_of
-from data.classification import ClassificationBatch, ClassificationDataset, ClassificationProcessor, collate
-from tasks.classification.metrics import ClassificationMetric
-from tasks.classification.model import ClassificationModel
-from tasks.classification.pretrained import adopt, fitted
-from tasks.common.datamodule import Split, TaskDataModule, expand
-from tasks.common.errors import ConfigError
-from tasks.common.losses import soft_cross_entropy
-from tasks.common.module import TaskModule, parameter_groups
-from tasks.common.pretrained import Parts
+from mmattn.data.batching import seed_of
+from mmattn.data.image.augment import BatchAugment
+from mmattn.tasks.classification.adapters import adopt, fitted
+from mmattn.tasks.classification.data import (
+    ClassificationBatch,
+    ClassificationDataset,
+    ClassificationProcessor,
+    collate,
+)
+from mmattn.tasks.classification.metrics import ClassificationMetric
+from mmattn.tasks.classification.model import ClassificationModel
+from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.losses import soft_cross_entropy
+from mmattn.tasks.common.module import TaskModule, parameter_groups
 
 HIDDEN_PATCH = 8  # pixels
 
@@ -70,7 +75,7 @@ class ClassificationDataModule(TaskDataModule):
 
     def open_split(self, split: Split, path: str | None) -> ClassificationDataset:
         if path is None:
-            from data.demo.classification import make
+            from mmattn.tasks.classification.demo import make
 
             return ClassificationDataset(make(split, self.pictures if split == "train" else None))
         multi_label = self.processor.multi_label if self.processor is not None else self.multi_label

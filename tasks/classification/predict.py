@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.classification import (
+from mmattn.data.errors import DataError
+from mmattn.data.image.files import named_pictures
+from mmattn.tasks.classification.data import (
     ClassificationDataset,
     ClassificationProcessor,
     ClassificationSample,
     collate,
     image_source,
 )
-from data.errors import DataError
-from data.image_files import named_pictures
-from tasks.classification.model import ClassificationModel
-from tasks.common.inference import Predictor, check_source, listed, load_parts, picture_sample
+from mmattn.tasks.classification.model import ClassificationModel
+from mmattn.tasks.common.predictor import Predictor, check_source, listed, load_parts, picture_sample
 
 Item = Mapping[str, Any] | ClassificationSample
 
@@ -113,7 +113,7 @@ class ClassificationPredictor(Predictor):
 
     def explain(self, item: Item) -> ClassificationExplanation:
         """Name the class of one item and tell where it was read off."""
-        from data.image import load_image
+        from mmattn.data.image.processor import load_image
 
         return self.explain_batch([item], image=load_image)[0]
 
@@ -168,7 +168,7 @@ class ClassificationPredictor(Predictor):
         """Write the model as torch.export and ONNX programs, the batch free, checked against it."""
         from torch.export import Dim
 
-        from tasks.common.export import export_model
+        from mmattn.tasks.common.export import export_model
 
         dynamic = {"pixel_values": {0: Dim("batch", max=4096)}}
         examples = [self._example(batch) for batch in (2, 1, 5)]
@@ -181,7 +181,7 @@ class ClassificationPredictor(Predictor):
 
 def demo_samples() -> list[ClassificationSample]:
     """Two pictures of each class of the built-in test part."""
-    from data.demo.classification import CLASSES, make
+    from mmattn.tasks.classification.demo import CLASSES, make
 
     return make("test", 2 * len(CLASSES))
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.common.errors import ConfigError, nearest
+from mmattn.data.errors import nearest
+from mmattn.tasks.common.errors import ConfigError
 
 ATTENTIONS = ("attention", "decoder_attention", "cross_attention")  # the keywords of a model that choose a kernel
 

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Pro
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from tasks.common.errors import CheckpointError
-from tasks.common.files import atomic_write
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.files import atomic_write
 
 logger = logging.getLogger(__name__)
 LAST, BEST = "last.ckpt", "best.ckpt"

@@ -1,32 +1,36 @@
 """The shipped checkpoint: a folder that outlives releases. No Lightning, no pickle, no module path in it.
 
 model/
-  config.json        {"format": 1, "task": "vqa", "model": {keyword arguments}, "metrics": {...}}
+  config.json        {"format": 2, "task": "vqa", "network": null, "model": {keyword arguments}, "metrics": {...}}
   model.safetensors  the weights
   processor/         preprocessing, labels, tokenizer: what the task's processor saves
   README.md          a card: what it is, the measured metrics, the command that made it
+
+`network` names a public network in the place of the task's own model (`mmattn.tasks.common.adapter`); null: its own.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.common.errors import CheckpointError
-from tasks.common.files import atomic_folder, write_json
+from mmattn.data.errors import DataError
+from mmattn.data.readers import read_json
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.files import atomic_folder, write_json
+from mmattn.tasks.common.task import resolve, tasks
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "processor", "README.md"
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """Read and check `config.json` of a shipped folder.
+    """Read and check `config.json` of a shipped folder, of this format or an earlier one.
 
     Raises:
         CheckpointError: no such folder, not one of ours, or made by a newer version.
@@ -37,26 +41,50 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a folder with {CONFIG} and {WEIGHTS}, found no such folder.")
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         names = sorted(entry.name for entry in folder.iterdir())
         present = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "") or "nothing"
-        raise CheckpointError(f"{folder}: expected a shipped model with {CONFIG}, found: {present}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: expected JSON, found something else: {error}.") from None
+        raise CheckpointError(f"{folder}: expected a shipped model with {CONFIG}, found: {present}.")
+    try:
+        config = read_json(path)
+    except DataError as error:
+        raise CheckpointError(f"{error}.") from None
     missing = [key for key in ("format", "task", "model") if not isinstance(config, dict) or key not in config]
     if missing:
         raise CheckpointError(
             f"{path}: expected the keys format, task, model of an mmattn checkpoint; missing: {', '.join(missing)}. "
             "Of other libraries' models, public ones with a model_type of transformers are read."
         )
-    if config["format"] != FORMAT:
-        raise CheckpointError(f"{path}: expected format {FORMAT}, found {config['format']!r}; a newer mmattn made it?")
-    from tasks import TASKS
+    if config["format"] not in range(1, FORMAT + 1):
+        found = f"expected format 1 to {FORMAT}, found {config['format']!r}; a newer mmattn made it?"
+        raise CheckpointError(f"{path}: {found}")
+    if config["task"] not in tasks():
+        raise CheckpointError(f"{path}: expected one of the tasks {', '.join(tasks())}, found {config['task']!r}.")
+    try:
+        return upgrade(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
-    if config["task"] not in TASKS:
-        raise CheckpointError(f"{path}: expected one of the tasks {', '.join(TASKS)}, found {config['task']!r}.")
+
+def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier format says, as the present one has it.
+
+    Format 1 put a public network's keywords under "public", its name among them.
+
+    Raises:
+        CheckpointError: it holds what this version has no more.
+    """
+    config = dict(config)
+    if config["format"] == 1:
+        model = dict(config["model"])
+        public = model.pop("public", None)
+        if public is not None:
+            model = dict(public)
+        network = None if public is None else model.pop("network", "seq2seq")
+        config |= {"format": 2, "network": network, "model": model}
+        own = tasks()[config["task"]].upgrade
+        if own is not None and network is None:
+            config["model"] = resolve(own)(model)
     return config
 
 
@@ -126,6 +154,7 @@ def save_directory(
     model: nn.Module,
     keywords: Mapping[str, Any],
     processor: Any,
+    network: str | None = None,
     metrics: Mapping[str, Any] | None = None,
     command: str = "",
     half: bool = False,
@@ -139,6 +168,7 @@ def save_directory(
         model: the module whose weights are written.
         keywords: `type(model)(**keywords)` rebuilds it.
         processor: has `save(folder)`.
+        network: the public network that the model is; None: the task's own.
         metrics: measured figures for the card, `{"test": {"accuracy": 0.97}}`.
         command: the command that made it, for the card.
         own_data: whether it was trained on the user's data, so that the built-in data are no measure of it.
@@ -155,9 +185,8 @@ def save_directory(
         state = {name: stored(value) for name, value in model.state_dict().items() if name not in tied}
         save_file(state, folder / WEIGHTS)
         processor.save(folder / PROCESSOR)
-        config = {"format": FORMAT, "task": task, "model": dict(keywords), "metrics": dict(metrics or {})}
-        config["own_data"] = own_data
-        write_json(folder / CONFIG, config)
+        config = {"format": FORMAT, "task": task, "network": network, "model": dict(keywords)}
+        write_json(folder / CONFIG, config | {"metrics": dict(metrics or {}), "own_data": own_data})
         (folder / CARD).write_text(_card(task, model, metrics or {}, command, half), encoding="utf-8")
 
     return atomic_folder(directory, fill)
@@ -176,6 +205,6 @@ def _card(task: str, model: nn.Module, metrics: Mapping[str, Any], command: str,
     return (
         f"# {task}\n\nA model of the task `{task}`, {size:,} parameters ({precision}).\n\n{table}\n\n"
         + (f"Made by:\n\n    {command}\n\n" if command else "")
-        + f"Use it:\n\n    from tasks import load\n    predictor = load('FOLDER')\n\n"
-        f"or `python -m tasks.{task} predict --checkpoint FOLDER`. Licence: Apache-2.0.\n"
+        + f"Use it:\n\n    from mmattn import load\n    predictor = load('FOLDER')\n\n"
+        f"or `mmattn {task} predict --checkpoint FOLDER`. Licence: Apache-2.0.\n"
     )

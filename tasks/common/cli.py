@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import logging
 import re
@@ -20,9 +19,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 
-from tasks.common import rundir
-from tasks.common.allocator import keep_freed_memory
-from tasks.common.callbacks import (
+from mmattn.tasks.common import rundir
+from mmattn.tasks.common.adapter import CheckpointParts
+from mmattn.tasks.common.allocator import keep_freed_memory
+from mmattn.tasks.common.callbacks import (
     BEST,
     EMA,
     LAST,
@@ -34,9 +34,9 @@ from tasks.common.callbacks import (
     read_checkpoint,
     shipped_weights,
 )
-from tasks.common.checkpoint import load_weights, save_directory
-from tasks.common.errors import CheckpointError, ConfigError
-from tasks.common.pretrained import Parts
+from mmattn.tasks.common.checkpoint import load_weights, save_directory
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.task import Task
 
 # Where a configuration may name classes (callbacks, loggers, strategies, plugins): nowhere else is code imported from.
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
@@ -109,16 +109,15 @@ class TaskCLI(LightningCLI):
     command: str
     argv: Sequence[str]
 
-    def __init__(self, task: str, command: str, argv: Sequence[str]) -> None:
-        self.task, self.command, self.argv = task, command, argv
-        package = importlib.import_module(f"tasks.{task}.module")
-        self.module_type, self.data_type = package.LIGHTNING
+    def __init__(self, task: Task, command: str, argv: Sequence[str], program: str) -> None:
+        self.task, self.command, self.argv, self.program = task.name, command, argv, program
+        self.module_type, self.data_type = task.resolve("module"), task.resolve("datamodule")
         super().__init__(
             self.module_type,
             self.data_type,
             save_config_callback=None,
             trainer_defaults={
-                "default_root_dir": f"runs/{task}",
+                "default_root_dir": f"runs/{task.name}",
                 "max_epochs": 20,
                 "gradient_clip_val": 1.0,
                 "num_sanity_val_steps": 0,
@@ -187,9 +186,9 @@ class TaskCLI(LightningCLI):
         accepted = inspect.signature(self.module_type.model_class).parameters
         model = {key: value for key, value in keywords.items() if key in accepted}
         training = {key: value for key, value in keywords.items() if key not in accepted}
-        start: Parts | None = None
+        start: CheckpointParts | None = None
         if self.command != "fit":
-            start = self.datamodule.read_model(self.task, config.checkpoint or self.root / "model").finished()
+            start = self.datamodule.read_model(config.checkpoint or self.root / "model").finished()
             self.checkpoint = start.where
             folder = Path(start.where).parent
             if str(self.root) == self.trainer_defaults["default_root_dir"] and rundir.is_run(folder):
@@ -203,11 +202,11 @@ class TaskCLI(LightningCLI):
             self.datamodule.use_processor(start.processor)
         elif training["init_from"] is not None:
             try:
-                start = self.datamodule.read_model(self.task, training["init_from"])
+                start = self.datamodule.read_model(training["init_from"])
             except CheckpointError as error:
                 raise CheckpointError(f"model.init_from: {error}") from None
             start = start.changed({key: value for key, value, _ in self._differing(model, start)})
-            start = self.datamodule.adopt_processor(start)
+            self.datamodule.adopt_processor(start)
         model = self.module_type.check_model(model if start is None else start.keywords)
         self.model = self.module_type(model, **training)
         self.model.seed, self.model.start = self.seed, start
@@ -219,7 +218,7 @@ class TaskCLI(LightningCLI):
         } | {"seed_everything": self.seed}
         self.trainer = self.instantiate_trainer()
 
-    def _check_split(self, shipped: Parts) -> None:
+    def _check_split(self, shipped: CheckpointParts) -> None:
         split = {"validate": "val", "test": "test"}[self.command]
         if shipped.own_data and self.datamodule.paths[split] is None:
             run = rundir.read_json(Path(self.checkpoint).parent / "run.json")
@@ -229,7 +228,7 @@ class TaskCLI(LightningCLI):
                 f"give --data.{split} {path or 'PATH'}."
             )
 
-    def _differing(self, given: dict[str, Any], start: Parts) -> list[tuple[str, Any, Any]]:
+    def _differing(self, given: dict[str, Any], start: CheckpointParts) -> list[tuple[str, Any, Any]]:
         """The model's keywords that are neither the defaults nor those of a finished model, and what that has."""
         defaults, known = inspect.signature(self.module_type.model_class).parameters, start.known
         return [
@@ -266,20 +265,18 @@ class TaskCLI(LightningCLI):
     def fit(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Train, then export the best model to `model/` and write what was measured."""
         config = self.config["fit"]
-        (
-            self.datamodule.dataset("train"),
-            self.datamodule.dataset("val"),
-        )  # bad data end the run before anything is touched
+        for split in ("train", "val"):
+            self.datamodule.dataset(split)  # bad data end the run before anything is touched
         resume = self._resume_path(ckpt_path)
         if resume is None and self.trainer.is_global_zero:  # so does a model that cannot be built
             if self.model.start is None:
                 self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
-            self.model.build(self.datamodule.model_sizes())
+            self.model.build(self.datamodule.model_sizes(), self.datamodule.processor)
             self.model.check_processor(self.datamodule.processor)
         if self.trainer.is_global_zero:
             rundir.prepare(self.root, resume=ckpt_path is not None, overwrite=config.overwrite)
             dump = self._subcommand_parsers["fit"].dump(config, skip_unset=False)
-            rundir.record_start(self.root, self.task, self.seed, self.argv, dump, resumed=ckpt_path is not None)
+            rundir.record_start(self.root, self.task, self.seed, self._command(), dump, resumed=ckpt_path is not None)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         if config.find_lr and resume is None:
@@ -289,6 +286,9 @@ class TaskCLI(LightningCLI):
             raise SystemExit(130)  # Lightning has caught a Ctrl-C: last.ckpt is what there is to go on from
         if self.trainer.is_global_zero:
             self._finish()
+
+    def _command(self) -> str:
+        return f"{self.program} {self.command} {' '.join(self.argv)}".strip()
 
     def _resume_path(self, ckpt_path: str | None) -> Path | None:
         if ckpt_path is None:
@@ -331,9 +331,10 @@ class TaskCLI(LightningCLI):
             task=self.task,
             model=model,
             keywords=self.model.final_keywords(self.datamodule.model_sizes()),
+            network=self.model.network,
             processor=self.model.complete_processor(self.datamodule.processor),
             metrics={"validation": validation},
-            command=f"python -m tasks.{self.task} fit {' '.join(self.argv)}",
+            command=self._command(),
             own_data=self.datamodule.paths["train"] is not None,
         )
         rundir.record_metrics(self.root, "fit", rundir.read_json(self.root / "metrics.json").get("fit", {}) | fit)
@@ -342,11 +343,10 @@ class TaskCLI(LightningCLI):
         main = self.model.monitor.split("/")[1]
         score = f" (val/{main} {validation[main]:.4f}{self.model.measured_by})" if main in validation else ""
         which = "best model" if validation else "last model, since none was validated,"
-        module = f"python -m tasks.{self.task}"
         own = " --data.test PATH" if self.datamodule.paths["train"] is not None else ""
         print(
             f"Done: everything is in {self.root}; the {which} in {self.root / 'model'}{score}.\n"
-            f"Next: `{module} test --checkpoint {self.root / 'model'}{own}`; "
+            f"Next: `{self.program} test --checkpoint {self.root / 'model'}{own}`; "
             f"`predict`, `explain` and `export` take the same folder."
         )
 
@@ -379,8 +379,8 @@ def _plain(values: Any) -> Any:
     return values if isinstance(values, (int, float, str, bool, type(None))) else str(values)
 
 
-def run(task: str, command: str, argv: Sequence[str]) -> None:
-    """Run fit, validate or test of a task.
+def run(task: Task, command: str, argv: Sequence[str], program: str = "") -> None:
+    """Run fit, validate or test of a task; program is how it was called.
 
     Raises:
         UserError: the configuration, the data or a checkpoint is wrong.
@@ -392,7 +392,7 @@ def run(task: str, command: str, argv: Sequence[str]) -> None:
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_IMPORTS)
     arguments = ["--help" if word == "--help-all" else word for word in argv]
     try:
-        TaskCLI(task, command, arguments)
+        TaskCLI(task, command, arguments, program or f"python -m tasks.{task.name}")
     except SystemExit as stop:
         sys.stdout.flush()
         raise stop

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from data.batching import BatchPlan, EvalBatchSampler, GroupBatchSampler, make_loader
-from tasks.common.checkpoint import PROCESSOR
-from tasks.common.errors import ConfigError
-from tasks.common.files import atomic_folder
-from tasks.common.pretrained import Parts, read_parts
+from mmattn.data.batching import BatchPlan, EvalBatchSampler, GroupBatchSampler, make_loader
+from mmattn.data.dataset import SampleDataset
+from mmattn.data.errors import UserError
+from mmattn.data.processor import Processor
+from mmattn.tasks.common.adapter import CheckpointParts, read_parts
+from mmattn.tasks.common.checkpoint import PROCESSOR
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.files import atomic_folder
+from mmattn.tasks.common.task import tasks
 
 Split = Literal["train", "val", "test"]
+D = TypeVar("D", bound=SampleDataset[Any])
+P = TypeVar("P", bound=Processor[Any, Any])
 
 
-class TaskDataModule(LightningDataModule):
-    """What the data of all tasks have in common. A task says how to open a split, make a processor and collate.
+@dataclass
+class Collate:
+    """`Processor.collate` as a loader calls it, with what a split adds; workers get it by pickling."""
+
+    processor: Processor[Any, Any]
+    augment: Any = None
+    ablation: str | None = None  # a baseline's: what the batch must do without
+    options: dict[str, Any] = field(default_factory=dict)  # the task's own keywords of `collate`
+
+    def __call__(self, samples: Sequence[Any], seeds: Sequence[int] | None = None, is_repeat: bool = False) -> Any:
+        """A batch of these samples."""
+        options = {"augment": self.augment, "seeds": seeds, "is_repeat": is_repeat, **self.options}
+        batch = self.processor.collate(samples, **options)
+        return batch if self.ablation is None else self.processor.ablate(batch, self.ablation, seeds)
+
+
+class TaskDataModule(LightningDataModule, Generic[D, P]):
+    """What the data of all tasks have in common. A task says how a split is opened and what its processor is made with.
 
     Args:
         train: path of the training split; none: the built-in data.
@@ -32,7 +56,9 @@ class TaskDataModule(LightningDataModule):
         seed: of batch order and augmentation.
     """
 
-    processor_class: Any
+    task: str
+    processor_class: type[P]
+    processor: P
     sizes: tuple[str, ...] = ()  # the model's keywords that the data decide, and the user does not
     train_size = "batch_size"  # the option that says how large a training batch is
 
@@ -60,33 +86,57 @@ class TaskDataModule(LightningDataModule):
             name: expand(path, f"data.{name}") for name, path in (("train", train), ("val", val), ("test", test))
         }
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
-        self.processor: Any = None
+        self.processor_options: dict[str, Any] = {}  # keywords of the processor's `fit`; None: its default
+        self.augment: Any = None  # of training
+        self.hide: str | None = None  # what a baseline trains and is measured without
+        self.demo_size: int | None = None  # training samples of the built-in data
+        self.processor = None  # type: ignore[assignment]  # until it is made or loaded
         self._processor_is_shipped = False
-        self._datasets: dict[str, Dataset] = {}
+        self._datasets: dict[str, D] = {}
         self._train_plan: BatchPlan | None = None
         self._resume = {"epoch": 0, "batches": 0}
 
     # What a task provides ---------------------------------------------------------------------------------------------
 
-    def open_split(self, split: Split, path: str | None) -> Dataset:
-        """The split's dataset of samples: from `path`, or the built-in one."""
-        raise NotImplementedError
+    @abstractmethod
+    def make_dataset(self, source: Any, split: Split) -> D:
+        """The data set of a path, or of samples in memory."""
 
-    def make_processor(self, train: Dataset) -> Any:
-        """Make the processor (vocabulary, labels, preprocessing) from the training split."""
-        raise NotImplementedError
-
-    def prepare_dataset(self, dataset: Dataset, split: Split) -> Dataset:
+    def prepare_dataset(self, dataset: D, split: Split) -> D:
         """Last touches that need the processor, e.g. leaving out what cannot be learnt."""
         return dataset
 
-    def collate_fn(self, split: Split) -> Callable[[list], Any]:
-        """A picklable function, called as `f(samples, seeds=[...], is_repeat=bool)`, that makes a batch."""
-        raise NotImplementedError
+    def collate_options(self, split: Split) -> dict[str, Any]:
+        """The task's own keywords of `Processor.collate`."""
+        return {}
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def dataset(self, split: Split) -> Dataset:
+    def open_split(self, split: Split, path: str | None) -> D:
+        """The split's data set of samples: from `path`, or the built-in one."""
+        if path is not None:
+            return self.make_dataset(path, split)
+        make = tasks()[self.task].resolve("demo")
+        return self.make_dataset(make(split, self.demo_size if split == "train" else None), split)
+
+    def make_processor(self, train: D) -> P:
+        """Make the processor (vocabulary, labels, preprocessing) from the training split.
+
+        Raises:
+            ConfigError: an option that cannot be; named.
+        """
+        options = {name: value for name, value in self.processor_options.items() if value is not None}
+        try:
+            return self.processor_class.fit(train, **options)  # type: ignore[attr-defined, no-any-return]
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else ConfigError(f"data: {error}") from None
+
+    def collate_fn(self, split: Split) -> Callable[..., Any]:
+        """A picklable function, called as `f(samples, seeds=[...], is_repeat=bool)`, that makes a batch."""
+        augment = self.augment if split == "train" else None
+        return Collate(self.processor, augment, self.hide, self.collate_options(split))
+
+    def dataset(self, split: Split) -> D:
         """Open a split once."""
         if split not in self._datasets:
             self._datasets[split] = self.open_split(split, self.paths[split])
@@ -94,7 +144,7 @@ class TaskDataModule(LightningDataModule):
 
     def samples(self) -> list[Any]:
         """The samples of all opened splits."""
-        return [sample for dataset in self._datasets.values() for sample in dataset.samples]  # type: ignore[attr-defined]
+        return [sample for dataset in self._datasets.values() for sample in dataset.samples]
 
     def prepare_data(self) -> None:
         """Write the processor once, into the run directory; a resumed run finds it there and never remakes it."""
@@ -109,26 +159,22 @@ class TaskDataModule(LightningDataModule):
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             self._datasets[split] = self.prepare_dataset(self.dataset(split), split)  # type: ignore[arg-type]
 
-    def read_model(self, task: str, name: str | Path) -> Parts:
-        """A finished model, to be measured or gone on from; see `read_parts`."""
-        return read_parts(task, name, self.processor_class)
+    def read_model(self, name: str | Path) -> CheckpointParts:
+        """A finished model, to be measured or to begin with; see `read_parts`."""
+        return read_parts(self.task, name)
 
-    def use_processor(self, processor: Any) -> None:
+    def use_processor(self, processor: P) -> None:
         """Take the processor of a finished model, which is measured, instead of making one."""
         self.processor = processor
         self._processor_is_shipped = True
 
-    def adopt_processor(self, start: Parts) -> Parts:
-        """Take the processor of a model that training goes on from, instead of making one.
-
-        Returns:
-            The model, without what does not fit these data.
+    def adopt_processor(self, start: CheckpointParts) -> None:
+        """Take the processor of a model that training begins with, for these data, instead of making one.
 
         Raises:
             ConfigError: the configuration asks for another one.
         """
-        self.processor = start.processor
-        return start
+        self.processor = start.processor.retarget(self.dataset("train"), self.processor_options)
 
     def model_sizes(self) -> dict[str, Any]:
         """The values of `sizes`."""
@@ -146,7 +192,7 @@ class TaskDataModule(LightningDataModule):
         self._train_plan.resume(self._resume["epoch"], self._resume["batches"])
         return self._loader(dataset, self._train_plan, "train")
 
-    def train_plan(self, dataset: Dataset) -> BatchPlan:
+    def train_plan(self, dataset: D) -> BatchPlan:
         """Which samples make which training batch; a task with other needs (lengths, tokens) gives its own plan."""
         return GroupBatchSampler(_groups(dataset), self.batch_size, seed=self.seed, **self._ranks())
 
@@ -160,11 +206,11 @@ class TaskDataModule(LightningDataModule):
         dataset = self.dataset(split)
         return self._loader(dataset, self.eval_plan(dataset), split)
 
-    def eval_plan(self, dataset: Dataset) -> BatchPlan:
+    def eval_plan(self, dataset: D) -> BatchPlan:
         """Which samples make which batch in measuring."""
         return EvalBatchSampler(_groups(dataset), self.batch_size, **self._ranks())
 
-    def _loader(self, dataset: Dataset, plan: BatchPlan, split: Split) -> DataLoader:
+    def _loader(self, dataset: D, plan: BatchPlan, split: Split) -> DataLoader:
         return make_loader(dataset, plan, self.collate_fn(split), self.num_workers, self.seed, self._pin())
 
     def _ranks(self) -> dict[str, int]:
@@ -201,8 +247,8 @@ class TaskDataModule(LightningDataModule):
         return {
             split: {
                 "path": self.paths[split] or "built-in",
-                "samples": len(dataset),  # type: ignore[arg-type]
-                "sha256": dataset.fingerprint(),  # type: ignore[attr-defined]
+                "samples": len(dataset),
+                "sha256": dataset.fingerprint(),
             }
             for split, dataset in self._datasets.items()
         }

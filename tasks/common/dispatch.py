@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
-ROOT = Path(__file__).resolve().parents[2]
+from mmattn.data.errors import is_user_error
+from mmattn.tasks.common.task import Task
 
 TRAINER_COMMANDS = {
     "fit": "train, validating as it goes; fills a run directory and exports the best model to its model/",
@@ -25,15 +23,6 @@ MODEL_COMMANDS = {
     "export": "write ONNX and torch.export programs, checked against the model",
 }
 COMMANDS = TRAINER_COMMANDS | MODEL_COMMANDS
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One raw input of a task, as `predict` and `explain` take it on the command line."""
-
-    flag: str
-    help: str
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,35 +44,17 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-def check_shadowing(names: Sequence[str] = ("data", "tasks", "mmattn")) -> None:
-    """Tell a user whose own module hides one of ours, instead of failing later with an odd ImportError.
-
-    Raises:
-        SystemExit: one of `names` resolves to a file outside this installation.
-    """
-    for name in names:
-        spec = importlib.util.find_spec(name)
-        places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
-        if not any(place and Path(place).resolve() == ROOT / name for place in places):
-            found = f"{places[0]}" if places else "nothing"
-            fail(
-                f"the name {name!r} is taken: Python finds {found}, expected {ROOT / name}.\n"
-                f"A file or folder called {name!r} in the current folder or on PYTHONPATH hides the package of this "
-                f"toolkit. Rename it, or run from another folder."
-            )
-
-
-def _usage(task: str, title: str) -> str:
+def _usage(task: Task, program: str) -> str:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
-        f"usage: python -m tasks.{task} COMMAND [options]\n\n{title}\n\ncommands:\n{rows}\n\n"
-        f"  python -m tasks.{task} fit --config configs/{task}.yaml\n"
-        f"  python -m tasks.{task} COMMAND --help      the options of a command\n"
+        f"usage: {program} COMMAND [options]\n\n{task.title}\n\ncommands:\n{rows}\n\n"
+        f"  {program} fit --config configs/{task.name}.yaml\n"
+        f"  {program} COMMAND --help      the options of a command\n"
     )
 
 
-TRAINER_HELP = """usage: python -m tasks.{task} {command} [--config FILE] [options]
+TRAINER_HELP = """usage: {program} {command} [--config FILE] [options]
 
 {text}
 
@@ -110,18 +81,23 @@ EXTRA_HELP = {
 }
 
 
-def model_parser(task: str, command: str, inputs: Sequence[Argument]) -> argparse.ArgumentParser:
-    """The parser of predict, explain and export: the same options in every task, and the task's raw inputs."""
-    parser = _Parser(prog=f"python -m tasks.{task} {command}", description=COMMANDS[command], allow_abbrev=False)
-    place = "a run's model, a public model's folder or hf:owner/name (default: the model in the package)"
-    parser.add_argument("--checkpoint", metavar="DIR", help=place)
+def model_parser(task: Task, command: str, program: str = "") -> argparse.ArgumentParser:
+    """The parser of predict, explain and export: the same options in every task, and the task's own."""
+    program = program or f"mmattn {task.name}"
+    parser = _Parser(prog=f"{program} {command}", description=COMMANDS[command], allow_abbrev=False)
+    place = "a run's model, a named one, a public model's folder or hf:owner/name"
+    parser.add_argument("--checkpoint", metavar="DIR", help=f"{place} (default: {task.name}/{task.default_checkpoint})")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     if command == "export":
         parser.add_argument("--output", metavar="DIR", default="export", help="folder to write to (default: export)")
         parser.add_argument("--format", choices=("all", "onnx", "torch"), default="all", help="default: all")
         return parser
-    for argument in inputs:
-        parser.add_argument(argument.flag, help=argument.help, **argument.options)
+    for option in task.options:
+        if option.only not in (None, command):
+            continue
+        about: dict[str, Any] = {"help": option.help, "default": option.default}
+        about |= {"action": "store_true"} if option.type is bool else {"type": option.type, "metavar": option.metavar}
+        parser.add_argument(f"--{option.name}", **about)
     parser.add_argument("--input", metavar="PATH", help="a file of items, or a folder (formats: the task's README)")
     if command == "predict":
         parser.add_argument(
@@ -147,18 +123,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def main(task: str, title: str, inputs: Sequence[Argument] = (), argv: Sequence[str] | None = None) -> None:
+def main(task: Task, argv: Sequence[str] | None = None, program: str = "") -> None:
     """Run one command of a task.
 
     Args:
-        task: the package's name under `tasks`.
-        title: one sentence for the help.
-        inputs: the task's raw inputs for `predict` and `explain`.
-        argv: the arguments after `python -m tasks.<task>`; default: the process's own.
+        task: which.
+        argv: the arguments after the program's name; default: the process's own.
+        program: how it was called, for help; default: by `python -m`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _run(task, title, inputs, arguments)
+        _run(task, arguments, program or f"python -m tasks.{task.name}")
         sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted", code=130)
@@ -171,9 +146,9 @@ def main(task: str, title: str, inputs: Sequence[Argument] = (), argv: Sequence[
         fail(str(error))
 
 
-def _run(task: str, title: str, inputs: Sequence[Argument], arguments: list[str]) -> None:
+def _run(task: Task, arguments: list[str], program: str) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(task, title))
+        print(_usage(task, program))
         return
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
@@ -181,22 +156,16 @@ def _run(task: str, title: str, inputs: Sequence[Argument], arguments: list[str]
         hint = f"; did you mean {close[0]!r}?" if close else "."
         fail(f"unknown command {command!r}{hint} The commands are: {', '.join(COMMANDS)}.")
     if command in TRAINER_COMMANDS and any(word in ("-h", "--help") for word in rest):
-        root = f"runs/{task}" if command == "fit" else f"the checkpoint's run, or runs/{task}"
-        about = {"text": COMMANDS[command], "extra": EXTRA_HELP[command], "root": root}
-        print(TRAINER_HELP.format(task=task, command=command, **about))
+        root = f"runs/{task.name}" if command == "fit" else f"the checkpoint's run, or runs/{task.name}"
+        about = {"text": COMMANDS[command], "extra": EXTRA_HELP[command], "root": root, "program": program}
+        print(TRAINER_HELP.format(task=task.name, command=command, **about))
         return
-    options = model_parser(task, command, inputs).parse_args(rest) if command in MODEL_COMMANDS else None
-    check_shadowing()
-    if options is not None:
-        from tasks.common import inference
+    if command in MODEL_COMMANDS:
+        options = model_parser(task, command, program).parse_args(rest)
+        from mmattn.tasks.common import commands
 
-        inference.run(task, command, options)
+        commands.run(task, command, options)
     else:
-        from tasks.common import cli
+        from mmattn.tasks.common import cli
 
-        cli.run(task, command, rest)
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether the message of an error is meant for the user, so that a traceback would only bury it."""
-    return isinstance(error, OSError) or getattr(error, "user_error", False)
+        cli.run(task, command, rest, program)

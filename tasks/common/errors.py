@@ -1,14 +1,8 @@
-"""Errors whose message is meant for the user: the dispatcher prints it alone, without a traceback."""
+"""What else can be wrong than data: configurations, checkpoints, run directories."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-
-class UserError(ValueError):
-    """Something the user gave cannot be used; the message names it, what was expected and what was found."""
-
-    user_error = True
+from mmattn.data.errors import UserError
 
 
 class ConfigError(UserError):
@@ -25,11 +19,3 @@ class RunDirectoryError(UserError):
 
 class NonFiniteLossError(UserError):
     """Training stopped because the loss is not a finite number."""
-
-
-def nearest(wrong: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'kind'?)"`, or nothing when no known name is close."""
-    import difflib
-
-    close = difflib.get_close_matches(wrong, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.common.errors import UserError
+from mmattn.tasks.common.errors import UserError
 
 
 class ExportError(UserError):

@@ -11,12 +11,12 @@ def lazy(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[[s
     """`__all__` and `__getattr__` of a package.
 
     Args:
-        package: its `__name__`.
+        package: its full name.
         homes: the module below it in which each name lies.
 
-    >>> names, get = lazy("tasks.common", {"nearest": "errors"})
+    >>> names, get = lazy("mmattn.tasks.common", {"nearest": "errors"})
     >>> names, get("nearest").__module__
-    (['nearest'], 'tasks.common.errors')
+    (['nearest'], 'mmattn.data.errors')
     """
 
     def get(name: str) -> Any:

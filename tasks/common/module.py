@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from data.batching import seed_of
-from tasks.common.attention_config import ATTENTIONS, check_attention
-from tasks.common.checkpoint import load_weights
-from tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
-from tasks.common.pretrained import Parts, build_model
+from mmattn.data.batching import seed_of
+from mmattn.data.errors import UserError
+from mmattn.tasks.common.adapter import CheckpointParts
+from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
+from mmattn.tasks.common.checkpoint import load_weights
+from mmattn.tasks.common.datamodule import TaskDataModule
+from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
+Data = TypeVar("Data", bound=TaskDataModule[Any, Any])
 
 
 def schedule_factor(schedule: Schedule, step: int, warmup_steps: int, total_steps: int) -> float:
@@ -45,7 +48,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-class TaskModule(LightningModule):
+class TaskModule(LightningModule, Generic[Data]):
     """batch -> model -> loss -> metric. A task says what its model, its loss and its metric are.
 
     Args:
@@ -110,7 +113,8 @@ class TaskModule(LightningModule):
         self.save_every_n_steps = save_every_n_steps
         self.model: nn.Module | None = None
         self.init_from = init_from
-        self.start: Parts | None = None  # the model that is measured or gone on from; `model` then has all its keywords
+        # The model that is measured, or that training began with; `model` then has all its keywords.
+        self.start: CheckpointParts | None = None
         self.seed = 0
         self.settings: dict[str, Any] = {}  # what a resumed run must agree with; the command line fills it
         self.metrics = nn.ModuleDict()
@@ -148,10 +152,6 @@ class TaskModule(LightningModule):
         """`complete_keywords`, or those of the model that is measured or gone on from."""
         return self.complete_keywords(sizes) if self.start is None else dict(self.keywords)
 
-    def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
-        """What training goes on from, for data of these sizes."""
-        return start
-
     def check_processor(self, processor: Any) -> None:
         """Raises a ConfigError where the options do not go with the processor; before anything is touched."""
 
@@ -159,29 +159,44 @@ class TaskModule(LightningModule):
         """The processor as it ships, with what a task's options add to it."""
         return processor
 
-    def build(self, sizes: Mapping[str, Any]) -> None:
+    def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
         """Build the model; its weights depend on the seed alone, or are those that it starts from.
+
+        Args:
+            sizes: the keywords that the data decide.
+            processor: for these data, where training begins with a finished model.
 
         Raises:
             ConfigError: the keywords do not go together.
         """
         try:
             if self.start is not None and self.init_from is not None:
-                begun = self.begin(self.start, sizes)
-                if begun is not self.start:
-                    self.start, self.keywords = begun, begun.keywords
+                self.start = self.start.adapter.adapt(self.start, processor, sizes, self.seed)
+                self.keywords = self.start.keywords
+            keywords = self.final_keywords(sizes)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                self.model = build_model(self.model_class, self.final_keywords(sizes))
+                make = self.model_class if self.start is None else lambda **given: self.start.adapter.build(given)
+                self.model = make(**keywords)
         except (ValueError, ModuleNotFoundError) as error:
-            raise ConfigError(f"model: {error}") from error
+            raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
         if self.start is not None:
             load_weights(self.model, self.start.state, self.start.where)
+
+    @property
+    def network(self) -> str | None:
+        """The public network in the place of the task's own model; None: there is none."""
+        return None if self.start is None else self.start.network
+
+    @property
+    def data(self) -> Data:
+        """The data module that the trainer was given."""
+        return cast(Data, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Build the model, unless it is, and what goes with it."""
         if self.model is None:
-            self.build(self.trainer.datamodule.model_sizes())  # type: ignore[attr-defined]
+            self.build(self.data.model_sizes(), self.data.processor)
         assert self.model is not None
         for split in ("val", "test"):
             if split not in self.metrics:
@@ -203,10 +218,9 @@ class TaskModule(LightningModule):
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
         if 2 * self.warmup_steps > total and self.trainer.is_global_zero:
-            size = self.trainer.datamodule.train_size  # type: ignore[attr-defined]
             sys.stderr.write(
                 f"the warm-up takes {self.warmup_steps} of {total} steps, so that little is learnt: give a smaller "
-                f"--data.{size}, more --trainer.max_epochs or fewer --model.warmup_steps.\n"
+                f"--data.{self.data.train_size}, more --trainer.max_epochs or fewer --model.warmup_steps.\n"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: schedule_factor(self.schedule, step, self.warmup_steps, total)
@@ -216,7 +230,7 @@ class TaskModule(LightningModule):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
-        self.trainer.datamodule.set_epoch(self.current_epoch)  # type: ignore[attr-defined]
+        self.data.set_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of where training is, not of what happened before: a resumed run draws the same.
@@ -282,13 +296,14 @@ class TaskModule(LightningModule):
     # Resuming ---------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["mmattn"] = {"task": self.task, "settings": self.settings, "processor": self._processor_hash()}
+        processor = self.data.processor.fingerprint()
+        checkpoint["mmattn"] = {"task": self.task, "settings": self.settings, "processor": processor}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("mmattn")
         if not isinstance(saved, dict) or saved.get("task") != self.task:
             raise CheckpointError(f"the checkpoint is not one of a {self.task} run of mmattn; nothing to resume from.")
-        if saved["processor"] != self._processor_hash():
+        if saved["processor"] != self.data.processor.fingerprint():
             raise CheckpointError(
                 "the run directory's processor/ is not the one that the checkpoint was trained with; "
                 "vocabulary or labels would not fit. Restore it, or start a new run."
@@ -303,6 +318,3 @@ class TaskModule(LightningModule):
                 "a resumed run goes on exactly as it began; these settings differ: " + "; ".join(changed) + ". "
                 "Give the same ones (the run's own config.yaml has them), or start a new run."
             )
-
-    def _processor_hash(self) -> str:
-        return self.trainer.datamodule.processor.fingerprint()  # type: ignore[attr-defined]

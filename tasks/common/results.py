@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.common.files import write_json
-from tasks.common.rundir import versions
+from mmattn.tasks.common.files import write_json
+from mmattn.tasks.common.rundir import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 

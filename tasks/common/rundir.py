@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tasks.common.errors import RunDirectoryError
-from tasks.common.files import atomic_write, clean_leftovers, write_json
+from mmattn.data import readers
+from mmattn.tasks.common.errors import RunDirectoryError
+from mmattn.tasks.common.files import atomic_write, clean_leftovers, write_json
 
 RUN, CONFIG, METRICS = "run.json", "config.yaml", "metrics.json"
 PACKAGES = ("mmattn", "torch", "lightning", "torchmetrics", "torchvision", "timm", "tokenizers", "numpy")
@@ -85,14 +85,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def record_start(folder: Path, task: str, seed: int, argv: Sequence[str], config: str, resumed: bool) -> None:
+def record_start(folder: Path, task: str, seed: int, command: str, config: str, resumed: bool) -> None:
     """Write config.yaml (the resolved configuration) and run.json (seed, versions, command, data's fingerprint)."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if resumed:
         record = read_json(folder / RUN)
         record.setdefault("resumed", []).append({"at": now, "versions": versions()})
     else:
-        command = f"python -m tasks.{task} fit {' '.join(argv)}".strip()
         record = {"task": task, "command": command, "seed": seed, "started": now, "versions": versions(), "data": {}}
         with atomic_write(folder / CONFIG, "w") as file:
             file.write(config)
@@ -112,12 +111,7 @@ def record_metrics(folder: Path, part: str, figures: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of ours, or an empty dictionary where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise RunDirectoryError(f"{path}: expected JSON, found something else ({error}).") from None
+    return dict(readers.read_json(path)) if path.exists() else {}
 
 
 def print_metrics(title: str, figures: Mapping[str, float]) -> None:

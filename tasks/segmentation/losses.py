@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.masks import VOID
+from mmattn.data.image.masks import VOID
 
 
 def cross_entropy(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from data.masks import VOID
+from mmattn.data.image.masks import VOID
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:

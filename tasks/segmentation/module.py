@@ -8,24 +8,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from mmattn.tasks.common.pretrained import Parts
 from torch import Tensor, nn
 
-from data.segmentation import (
+from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.segmentation.adapters import adopt, fitted
+from mmattn.tasks.segmentation.data import (
     SegmentationAugment,
     SegmentationBatch,
     SegmentationDataset,
     SegmentationProcessor,
     collate,
 )
-from tasks.common.datamodule import Split, TaskDataModule, expand
-from tasks.common.errors import ConfigError
-from tasks.common.module import TaskModule
-from tasks.common.pretrained import Parts
-from tasks.segmentation.losses import LOSSES, class_weights, segmentation_loss
-from tasks.segmentation.metrics import SegmentationMetric
-from tasks.segmentation.model import SegmentationModel, best_classes
-from tasks.segmentation.pretrained import adopt, fitted
-from tasks.segmentation.tiles import segment
+from mmattn.tasks.segmentation.losses import LOSSES, class_weights, segmentation_loss
+from mmattn.tasks.segmentation.metrics import SegmentationMetric
+from mmattn.tasks.segmentation.model import SegmentationModel, best_classes
+from mmattn.tasks.segmentation.tiles import segment
 
 PATCH = 8  # side of the patches of the built-in baseline, in pixels
 
@@ -67,7 +67,7 @@ class SegmentationDataModule(TaskDataModule):
 
     def open_split(self, split: Split, path: str | None) -> SegmentationDataset:
         if path is None:
-            from data.demo.segmentation import CLASSES, make
+            from mmattn.tasks.segmentation.demo import CLASSES, make
 
             return SegmentationDataset(make(split, self.scenes if split == "train" else None), CLASSES)
         return SegmentationDataset(path, self.classes, on_error=self.on_error)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from data.masks import VOID, ClassList, palette
+from mmattn.data.image.masks import VOID, ClassList, palette
 
 
 def coloured(image: Any, labels: np.ndarray, number: int, opacity: float = 0.55) -> np.ndarray:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.errors import DataError
-from data.image import load_image
-from data.image_files import named_pictures
-from data.segmentation import SegmentationDataset, SegmentationProcessor, SegmentationSample, collate
-from tasks.common.files import atomic_write
-from tasks.common.inference import Predictor, check_source, listed, load_parts, picture_sample
-from tasks.segmentation.model import SegmentationModel, best_classes, enlarge
-from tasks.segmentation.tiles import segment
+from mmattn.data.errors import DataError
+from mmattn.data.image.files import named_pictures
+from mmattn.data.image.processor import load_image
+from mmattn.tasks.common.files import atomic_write
+from mmattn.tasks.common.predictor import Predictor, check_source, listed, load_parts, picture_sample
+from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationProcessor, SegmentationSample, collate
+from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
+from mmattn.tasks.segmentation.tiles import segment
 
 Item = Mapping[str, Any] | SegmentationSample
 TILE = 1024  # pictures larger than this are cut into tiles, unless told otherwise
@@ -51,7 +51,7 @@ class SegmentationExplanation:
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the picture, its classes, each gate's map, and the relevance."""
-        from tasks.segmentation.picture import draw
+        from mmattn.tasks.segmentation.picture import draw
 
         # Gates are seldom far from open or shut: what differs is drawn, and how much it differs said.
         shown = [gate - gate.min() for gate in self.gates]
@@ -125,11 +125,11 @@ class SegmentationPredictor(Predictor):
         shares = {names[k]: round(float(counts[k]), 4) for k in np.argsort(-counts, kind="stable") if counts[k] > 0}
         answer = SegmentationAnswer(sample.id, (labels.shape[1], labels.shape[0]), shares, labels)
         if self.masks is not None:
-            from tasks.segmentation.picture import mask_image
+            from mmattn.tasks.segmentation.picture import mask_image
 
             answer.mask = self._write(self.masks, sample, mask_image(labels, self.processor.classes))
         if self.overlays is not None:
-            from tasks.segmentation.picture import coloured
+            from mmattn.tasks.segmentation.picture import coloured
 
             pixels = coloured(load_image(sample.image, f"item {sample.id}"), labels, len(names))
             answer.overlay = self._write(self.overlays, sample, pixels)
@@ -229,7 +229,7 @@ class SegmentationPredictor(Predictor):
             return [SegmentationSample(Path(options.image).name, options.image)]
         path = Path(options.input)
         if options.input == "demo" and not path.exists():
-            from data.demo.segmentation import make
+            from mmattn.tasks.segmentation.demo import make
 
             return make("test", 8)
         if not path.is_dir():
@@ -242,7 +242,7 @@ class SegmentationPredictor(Predictor):
         """Write the model as torch.export and ONNX programs, batch and picture size free, checked against it."""
         from torch.export import Dim
 
-        from tasks.common.export import export_model
+        from mmattn.tasks.common.export import export_model
 
         unit = self.model.unit
         sizes = {2: unit * Dim("rows", min=2, max=512), 3: unit * Dim("columns", min=2, max=512)}

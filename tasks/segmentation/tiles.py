@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tasks.segmentation.model import enlarge
+from mmattn.tasks.segmentation.model import enlarge
 
 
 def segment(

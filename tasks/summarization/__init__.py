@@ -1,15 +1,28 @@
-"""Summarization: a long document in, what matters of it and where that stands out.
+"""Summarization: a document in, its summary and where each word came from out.
 
->>> import tasks.summarization
->>> summarizer = tasks.summarization.load()  # doctest: +SKIP
->>> summarizer.predict(["Log of the harbour, day 42. ..."])  # doctest: +SKIP
+>>> from mmattn.tasks import summarization
+>>> summarizer = summarization.load()  # doctest: +SKIP
+>>> summarizer("a long text").summary  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from tasks.common.lazy import lazy
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
+from mmattn.tasks.common.lazy import lazy
+from mmattn.tasks.common.task import Option, Task
+
+if TYPE_CHECKING:
+    from mmattn.tasks.summarization.copying import CopyHead as CopyHead
+    from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder as HierarchicalEncoder
+    from mmattn.tasks.summarization.model import SummarizationModel as SummarizationModel
+    from mmattn.tasks.summarization.model import SummaryOutput as SummaryOutput
+    from mmattn.tasks.summarization.module import SummarizationModule as SummarizationModule
+    from mmattn.tasks.summarization.predict import Summarizer as Summarizer
+    from mmattn.tasks.summarization.predict import Summary as Summary
+    from mmattn.tasks.summarization.predict import load as load
+
+_HOMES = {
     "SummarizationModel": "model",
     "SummaryOutput": "model",
     "CopyHead": "copying",
@@ -19,4 +32,44 @@ _EXPORTS = {
     "load": "predict",
     "SummarizationModule": "module",
 }
-__all__, __getattr__ = lazy(__name__, _EXPORTS)
+__all__, __getattr__ = lazy("mmattn.tasks.summarization", _HOMES)
+
+TASK = Task(
+    name="summarization",
+    title="Summarization: train on documents with summaries, measure, summarize, see where each word came from.",
+    model="mmattn.tasks.summarization.model:SummarizationModel",
+    processor="mmattn.tasks.summarization.processor:SummaryProcessor",
+    module="mmattn.tasks.summarization.module:SummarizationModule",
+    datamodule="mmattn.tasks.summarization.module:SummarizationDataModule",
+    predictor="mmattn.tasks.summarization.predict:Summarizer",
+    demo="mmattn.tasks.summarization.demo:make",
+    options=(
+        Option("text", "a document to summarize", kind="item"),
+        Option("num_beams", "beams of the search; 1: greedy (default: the model's own, or 5)", int),
+        Option("length_penalty", "above 1 favours long ones (default: the model's own, or 1.0)", float),
+        Option(
+            "consensus",
+            "take the beam that agrees most with all beams, not the likeliest (default: as the model was measured)",
+            bool,
+        ),
+        Option("prefix", "what T5 reads before each document (default: the one in its config.json)", kind="load"),
+    ),
+    adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
+    families=dict.fromkeys(("bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),
+    baselines={
+        "source hidden": "--data.hide source",
+        "mean pooling for attention": "--model.memory mean --model.copy false --model.salience 0",
+    },
+    variants={
+        "without copying": "--model.copy false --model.salience 0",
+        "without salience": "--model.salience 0",
+        "words alone": "--model.hierarchical false",
+        "window with global tokens": "--model.hierarchical false --model.global_tokens sentences "
+        "--model.attention.kind sliding_window --model.attention.window 8",
+    },
+    metric="rougeL_first",
+    kernel_length=320,
+    localisation="mmattn.tasks.summarization.localisation:localisation",
+    tiny="--data.documents 40 --data.vocab_size 300 --data.max_tokens 2000 --data.batch_size 4 --model.embed_dim 16 "
+    "--model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1 --model.num_beams 1",
+)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from tasks.common.export import export_model
-from tasks.common.seq2seq_export import BATCH, StepOutput, check_cache, dynamic_lengths, project, run_step
-from tasks.summarization.model import SummarizationModel
+from mmattn.tasks.common.export import export_model
+from mmattn.tasks.common.seq2seq.export import BATCH, StepOutput, check_cache, dynamic_lengths, project, run_step
+from mmattn.tasks.summarization.model import SummarizationModel
 
 SENTENCES = Dim("sentences", max=4096)
 

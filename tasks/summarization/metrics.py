@@ -10,7 +10,7 @@ KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 def sentences_on_lines(text: str) -> str:
     """The text with each sentence on a line of its own, which is what ROUGE-Lsum takes for a sentence."""
-    from data.texts import split_sentences
+    from mmattn.data.text.sentences import split_sentences
 
     return "\n".join(text[start:end].replace("\n", " ") for start, end in split_sentences(text))
 

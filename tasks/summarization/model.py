@@ -14,8 +14,8 @@ from mmattn.blocks import Encoder
 from mmattn.generate import CachedState, Generated, GenerationConfig, generate
 from mmattn.kernels import KERNELS
 from mmattn.masks import Mask
-from tasks.summarization.copying import CopyHead, Frequencies
-from tasks.summarization.hierarchy import HierarchicalEncoder
+from mmattn.tasks.summarization.copying import CopyHead, Frequencies
+from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder
 
 GlobalTokens = Literal["none", "first", "sentences"]
 

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
+from mmattn.tasks.common.pretrained import PUBLIC
 from torch import Tensor
 
-from data.summarization import SummaryBatch, SummaryDataset, SummaryProcessor, collate
-from tasks.common.datamodule import Split
-from tasks.common.errors import ConfigError
-from tasks.common.pretrained import PUBLIC
-from tasks.common.seq2seq import token_loss
-from tasks.common.seq2seq_module import PairDataModule, PairModule
-from tasks.summarization.copying import worth_copying
-from tasks.summarization.metrics import score, signature
-from tasks.summarization.model import SummarizationModel
+from mmattn.tasks.common.datamodule import Split
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.seq2seq.model import token_loss
+from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
+from mmattn.tasks.summarization.copying import worth_copying
+from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset, SummaryProcessor, collate
+from mmattn.tasks.summarization.metrics import score, signature
+from mmattn.tasks.summarization.model import SummarizationModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class SummarizationDataModule(PairDataModule):
 
     def open_pairs(self, split: Split, path: str | None) -> SummaryDataset:
         if path is None:
-            from data.demo.summarization import make
+            from mmattn.tasks.summarization.demo import make
 
-            return SummaryDataset(make(split, num_documents=self.documents if split == "train" else None))
+            return SummaryDataset(make(split, size=self.documents if split == "train" else None))
         dataset = SummaryDataset(path, on_error=self.on_error)
         if split == "train" and self.drop_repeats:
             logger.warning("%s: left out of training: %d repeated documents", path, dataset.without_repeats())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from tasks.summarization.predict import SummaryExplanation
+    from mmattn.tasks.summarization.predict import SummaryExplanation
 
 WIDTH = 110  # signs a line
 MOST_LINES = 60

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.errors import DataError, Problems, shorten
-from data.summarization import SummaryProcessor, SummarySample, collate, read_summaries
-from tasks.common.inference import Predictor, check_source, listed, load_parts
-from tasks.common.public_text import PublicModel
-from tasks.common.seq2seq import search, search_options
-from tasks.summarization.model import SummarizationModel
+from mmattn.data.errors import DataError, Problems, shorten
+from mmattn.tasks.common.predictor import Predictor, check_source, listed, load_parts
+from mmattn.tasks.common.seq2seq.adapters import PublicModel
+from mmattn.tasks.common.seq2seq.model import search, search_options
+from mmattn.tasks.summarization.data import SummaryProcessor, SummarySample, collate, read_summaries
+from mmattn.tasks.summarization.model import SummarizationModel
 
 logger = logging.getLogger(__name__)
 Item = Mapping[str, Any] | SummarySample | str
@@ -52,7 +52,7 @@ class SummaryExplanation:
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the document with its sources shaded, and a map of which word comes from where."""
-        from tasks.summarization.picture import draw
+        from mmattn.tasks.summarization.picture import draw
 
         draw(self, path)
 
@@ -138,10 +138,10 @@ class Summarizer(Predictor):
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder and the decoder's step, with its cache as flat tensors."""
         if isinstance(self.model, PublicModel):
-            from tasks.common.seq2seq_export import export_net
+            from mmattn.tasks.common.seq2seq.export import export_net
 
             return export_net(self.model.net, folder, formats)
-        from tasks.summarization.export import export_summarizer
+        from mmattn.tasks.summarization.export import export_summarizer
 
         return export_summarizer(self.model, folder, formats)
 
@@ -161,16 +161,16 @@ class Summarizer(Predictor):
         if options.input is None:
             return [as_sample({"document": options.text, "id": "text"}, 0)]
         if options.input == "demo" and not Path("demo").exists():
-            from data.demo.summarization import make
+            from mmattn.tasks.summarization.demo import make
 
-            return make("test", num_documents=6)
+            return make("test", size=6)
         path = Path(options.input)
         if path.is_file() and path.suffix.lower() in TABLES:
             return read_documents(path, Problems(options.on_error))
         files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
         if not files:
             raise DataError(str(path), "a folder with .txt files", "none")
-        from data.readers import read_text
+        from mmattn.data.readers import read_text
 
         return [SummarySample(file.name, read_text(file)) for file in files]
 

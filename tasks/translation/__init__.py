@@ -1,15 +1,26 @@
-"""Translation: a sentence in, its translation and what it was read off out.
+"""Translation: a sentence in, its translation and what each word was read off out.
 
->>> import tasks.translation
->>> translator = tasks.translation.load()  # doctest: +SKIP
->>> translator.predict(["the old dog carries a basket"])  # doctest: +SKIP
+>>> from mmattn.tasks import translation
+>>> translator = translation.load()  # doctest: +SKIP
+>>> translator("a dog runs").translation  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from tasks.common.lazy import lazy
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
+from mmattn.tasks.common.lazy import lazy
+from mmattn.tasks.common.task import Option, Task
+
+if TYPE_CHECKING:
+    from mmattn.tasks.translation.model import TranslationHead as TranslationHead
+    from mmattn.tasks.translation.model import TranslationModel as TranslationModel
+    from mmattn.tasks.translation.module import TranslationModule as TranslationModule
+    from mmattn.tasks.translation.predict import Translation as Translation
+    from mmattn.tasks.translation.predict import Translator as Translator
+    from mmattn.tasks.translation.predict import load as load
+
+_HOMES = {
     "TranslationModel": "model",
     "TranslationHead": "model",
     "Translator": "predict",
@@ -17,4 +28,40 @@ _EXPORTS = {
     "load": "predict",
     "TranslationModule": "module",
 }
-__all__, __getattr__ = lazy(__name__, _EXPORTS)
+__all__, __getattr__ = lazy("mmattn.tasks.translation", _HOMES)
+
+TASK = Task(
+    name="translation",
+    title="Translation: train on parallel text, measure, translate, see what each word was read off.",
+    model="mmattn.tasks.translation.model:TranslationModel",
+    processor="mmattn.tasks.common.seq2seq.processor:PairProcessor",
+    module="mmattn.tasks.translation.module:TranslationModule",
+    datamodule="mmattn.tasks.translation.module:TranslationDataModule",
+    predictor="mmattn.tasks.translation.predict:Translator",
+    demo="mmattn.tasks.translation.demo:make",
+    options=(
+        Option("text", "a sentence to translate", kind="item"),
+        Option("num_beams", "beams of the search; 1: greedy (default: the model's own, or 5)", int),
+        Option("length_penalty", "above 1 favours long ones (default: the model's own, or 1.0)", float),
+        Option(
+            "consensus",
+            "take the beam that agrees most with all beams, not the likeliest (default: as the model was measured)",
+            bool,
+        ),
+        Option("prefix", "what T5 reads before each sentence (default: the one in its config.json)", kind="load"),
+    ),
+    adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
+    families=dict.fromkeys(("marian/*", "bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),
+    baselines={
+        "source hidden": "--data.hide source",
+        "mean pooling for attention": "--model.memory mean",
+    },
+    variants={
+        "LSTM, additive attention": "--model.decoder lstm",
+        "LSTM, local attention": "--model.decoder lstm --model.cross_attention.kind local",
+    },
+    metric="bleu",
+    localisation="mmattn.tasks.translation.localisation:localisation",
+    tiny="--data.pairs 60 --data.vocab_size 300 --data.max_tokens 400 --data.max_target_len 20 --data.batch_size 8 "
+    "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1",
+)

@@ -1,19 +1,7 @@
 """`python -m tasks.translation`."""
 
-from tasks.common.dispatch import Argument, main
-
-TITLE = "Translation: train on parallel text, measure, translate, see what each word was read off."
-INPUTS = (
-    Argument("--text", "a sentence to translate"),
-    Argument("--num_beams", "beams of the search; 1: greedy (default: the model's own, or 5)", {"type": int}),
-    Argument("--length_penalty", "above 1 favours long ones (default: the model's own, or 1.0)", {"type": float}),
-    Argument(
-        "--consensus",
-        "take the beam that agrees most with all beams, not the likeliest (default: as the model was measured)",
-        {"action": "store_true", "default": None},
-    ),
-    Argument("--prefix", "what T5 reads before each sentence (default: the one in its config.json)"),
-)
+from mmattn.tasks.common.dispatch import main
+from mmattn.tasks.translation import TASK
 
 if __name__ == "__main__":
-    main("translation", TITLE, INPUTS)
+    main(TASK)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.translation import TranslationDataset
-from tasks.common.datamodule import Split
-from tasks.common.seq2seq_module import PairDataModule, PairModule
-from tasks.translation.metrics import score, signatures
-from tasks.translation.model import TranslationModel
+from mmattn.tasks.common.datamodule import Split
+from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
+from mmattn.tasks.translation.data import TranslationDataset
+from mmattn.tasks.translation.metrics import score, signatures
+from mmattn.tasks.translation.model import TranslationModel
 
 
 class TranslationDataModule(PairDataModule):
@@ -30,9 +30,9 @@ class TranslationDataModule(PairDataModule):
 
     def open_pairs(self, split: Split, path: str | None) -> TranslationDataset:
         if path is None:
-            from data.demo.translation import make
+            from mmattn.tasks.translation.demo import make
 
-            return TranslationDataset(make(split, num_pairs=self.pairs if split == "train" else None))
+            return TranslationDataset(make(split, size=self.pairs if split == "train" else None))
         return TranslationDataset(path, *self.languages, on_error=self.on_error)
 
 

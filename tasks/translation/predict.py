@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.errors import DataError, Problems, is_broken, shorten
-from data.pairs import PairProcessor, collate
-from data.readers import read_rows
-from data.translation import TranslationSample, decode_lines, read_lines, sample_of
-from tasks.common.inference import Predictor, check_source, listed, load_parts
-from tasks.common.public_text import PublicModel
-from tasks.common.seq2seq import search, search_options
-from tasks.translation.model import TranslationModel
+from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.readers import read_rows
+from mmattn.tasks.common.predictor import Predictor, check_source, listed, load_parts
+from mmattn.tasks.common.seq2seq.adapters import PublicModel
+from mmattn.tasks.common.seq2seq.data import PairProcessor, collate
+from mmattn.tasks.common.seq2seq.model import search, search_options
+from mmattn.tasks.translation.data import TranslationSample, decode_lines, read_lines, sample_of
+from mmattn.tasks.translation.model import TranslationModel
 
 logger = logging.getLogger(__name__)
 Item = str | Mapping[str, Any] | TranslationSample
@@ -146,7 +146,7 @@ class Translator(Predictor):
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder and the decoder's step, with its cache as flat tensors."""
-        from tasks.common.seq2seq_export import export_net
+        from mmattn.tasks.common.seq2seq.export import export_net
 
         return export_net(self.model.net, folder, formats)
 
@@ -186,7 +186,7 @@ class Translator(Predictor):
         self.plain = False
         check_source(options, "text")
         if options.input == "demo" and not Path("demo").exists():
-            from data.demo.translation import make
+            from mmattn.tasks.translation.demo import make
 
             return make("test", 6)
         path = options.input

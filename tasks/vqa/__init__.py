@@ -1,15 +1,27 @@
-"""Visual question answering: a picture and a question in, an answer and where the model looked out.
+"""Visual question answering: an image and a question in, an answer and where the model looked out.
 
->>> import tasks.vqa
->>> predictor = tasks.vqa.load()  # doctest: +SKIP
->>> predictor.predict([{"image": "photo.jpg", "question": "What colour is the circle?"}])  # doctest: +SKIP
+>>> from mmattn.tasks import vqa
+>>> predictor = vqa.load()  # doctest: +SKIP
+>>> predictor({"image": "photo.jpg", "question": "What colour is the circle?"})  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from tasks.common.lazy import lazy
+from typing import TYPE_CHECKING
 
-_EXPORTS = {
+from mmattn.tasks.common.lazy import lazy
+from mmattn.tasks.common.task import Option, Task
+
+if TYPE_CHECKING:
+    from mmattn.tasks.vqa.model import VQAHead as VQAHead
+    from mmattn.tasks.vqa.model import VQAModel as VQAModel
+    from mmattn.tasks.vqa.model import VQAOutput as VQAOutput
+    from mmattn.tasks.vqa.module import VQAModule as VQAModule
+    from mmattn.tasks.vqa.predict import VQAAnswer as VQAAnswer
+    from mmattn.tasks.vqa.predict import VQAPredictor as VQAPredictor
+    from mmattn.tasks.vqa.predict import load as load
+
+_HOMES = {
     "VQAModel": "model",
     "VQAHead": "model",
     "VQAOutput": "model",
@@ -18,4 +30,31 @@ _EXPORTS = {
     "load": "predict",
     "VQAModule": "module",
 }
-__all__, __getattr__ = lazy(__name__, _EXPORTS)
+__all__, __getattr__ = lazy("mmattn.tasks.vqa", _HOMES)
+
+TASK = Task(
+    name="vqa",
+    title="Visual question answering: train, measure, ask a model about a picture, see where it looked.",
+    model="mmattn.tasks.vqa.model:VQAModel",
+    processor="mmattn.tasks.vqa.processor:VQAProcessor",
+    module="mmattn.tasks.vqa.module:VQAModule",
+    datamodule="mmattn.tasks.vqa.module:VQADataModule",
+    predictor="mmattn.tasks.vqa.predict:VQAPredictor",
+    demo="mmattn.tasks.vqa.demo:make",
+    options=(
+        Option("image", "a picture; or a folder's pictures by --input DIR", kind="item"),
+        Option("question", "the question about it", kind="item"),
+        Option("top_k", "how many answers to give, best first (default: 1)", int, only="predict"),
+    ),
+    baselines={
+        "question hidden": "--data.hide question",
+        "image hidden": "--data.hide image",
+        "mean pooling for attention": "--model.fusion mean --model.guidance 0",
+    },
+    variants={"without guidance": "--model.guidance 0 --model.object_supervision 0"},
+    metric="accuracy",
+    localisation="mmattn.tasks.vqa.localisation:localisation",
+    tiny="--data.scenes 12 --data.batch_size 36 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 "
+    "--model.fusion_layers 1",
+    upgrade="mmattn.tasks.vqa.model:upgrade",
+)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -81,20 +79,3 @@ def object_loss(
     inside = ((cell_coverage(boxes, grid_size) > 0.3) & mask[..., None]).to(labels.dtype)  # (N, O, P)
     targets = torch.einsum("nop,nok->npk", inside, labels).clamp_max(1.0)
     return F.binary_cross_entropy_with_logits(object_logits.float(), targets, reduction="none").sum(-1).mean()
-
-
-def peaks_in_regions(
-    attention: Tensor, regions: Sequence[Sequence[float]], tolerance: tuple[float, float] = (0.0, 0.0)
-) -> bool:
-    """The pointing game's question: does the centre of the map's highest cell lie in one of the regions?
-
-    Args:
-        attention: (gh, gw).
-        regions: boxes_xyxy in 0..1.
-        tolerance: how far beside a region still counts, across and down, in 0..1 of the picture.
-    """
-    gh, gw = attention.shape
-    place = int(attention.argmax())
-    x, y = (place % gw + 0.5) / gw, (place // gw + 0.5) / gh
-    dx, dy = tolerance
-    return any(x1 - dx <= x <= x2 + dx and y1 - dy <= y <= y2 + dy for x1, y1, x2, y2 in regions)

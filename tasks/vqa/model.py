@@ -13,8 +13,8 @@ from mmattn.backbones.recurrent import RecurrentEncoder
 from mmattn.backbones.text import TextEncoder
 from mmattn.backbones.vit import GridEncoder
 from mmattn.positions import GridPositions
-from tasks.vqa.fusion import Maps, build_fusion, mean_words
-from tasks.vqa.memory import ExampleMemory
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.vqa.fusion import Maps, build_fusion, mean_words
 
 Fusion = Literal["fusion_block", "co_attention", "single_stream", "additive", "mean"]
 # Heads that score each cell on its own can count; the others compare cells.
@@ -174,11 +174,6 @@ class VQAModel(nn.Module):
         dropout: everywhere but in attention weights.
         max_text_len: most tokens of a question.
         num_object_labels: K of the scores for what lies in each cell; 0: none.
-        memory: share of the answer, 0..1, that remembered training examples give, the network the rest; 0: no memory.
-            For small data (at most 20,000 questions).
-        memory_picture: how much a picture alike counts beside a question alike.
-        memory_ridge: large: smooth over the examples; small: by heart.
-        memory_size: room for examples, distinct questions and pictures; the data decide.
     """
 
     def __init__(
@@ -203,14 +198,8 @@ class VQAModel(nn.Module):
         dropout: float = 0.0,
         max_text_len: int = 32,
         num_object_labels: int = 0,
-        memory: float = 0.0,
-        memory_picture: float = 6.0,
-        memory_ridge: float = 4.0,
-        memory_size: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         super().__init__()
-        if not 0.0 <= memory < 1.0:
-            raise ValueError(f"memory: expected a share from 0 to below 1, found {memory}")
         self.max_text_len = max_text_len
         options: dict[str, Any] = {"conv": {"channels": channels}, "vit": {"patch_size": patch_size}}.get(
             image_encoder, {"image_size": (image_size, image_size)}
@@ -249,12 +238,6 @@ class VQAModel(nn.Module):
             dropout=dropout,
         )
         self.object_head = nn.Linear(embed_dim, num_object_labels) if num_object_labels else None
-        self.memory_share = memory
-        self.memory = (
-            ExampleMemory(vocab_size, num_answers, max_text_len, memory_size, memory_picture, memory_ridge)
-            if memory
-            else None
-        )
 
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, key_mask: Tensor, image_index: Tensor | None = None
@@ -277,17 +260,7 @@ class VQAModel(nn.Module):
             text = self.text_encoder(input_ids, key_mask)
         logits = self.head(grid, text, key_mask, image_index)
         objects = self.object_head(grid) if self.object_head is not None else grid[..., :0]
-        if self.memory is not None and not self.training:  # in training every example would find itself
-            logits = self._mixed(logits, self.memory(pixel_values, input_ids, key_mask, image_index))
         return VQAOutput(logits, objects)
-
-    def _mixed(self, logits: Tensor, remembered: Tensor) -> Tensor:
-        """log((1 - share) p_network + share p_memory), as Khandelwal et al. 2020 mix a language model with its nearest
-        neighbours (equation 3)."""
-        remembered = remembered.clamp_min(1e-3)  # a regression's estimates may be below zero
-        remembered = remembered / remembered.sum(-1, keepdim=True)
-        mixed = (1 - self.memory_share) * logits.double().softmax(-1) + self.memory_share * remembered
-        return mixed.log().to(logits.dtype)
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
         """Where each question looked, one (B, K, P) a layer of the fusion, rows summing to one; with gradients.
@@ -329,3 +302,17 @@ def judged(layers: list[Tensor]) -> Tensor:
 
 def _below(maps: Maps, prefix: str) -> dict[str, list[Tensor]]:
     return {path.removeprefix(prefix): found for path, found in maps.items() if path.startswith(prefix)}
+
+
+def upgrade(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of format 1, which had a memory of training questions.
+
+    Raises:
+        CheckpointError: it was on.
+    """
+    if keywords.get("memory"):
+        raise CheckpointError(
+            "its answers rest on a memory of training questions, which this version has no more; "
+            "mmattn 0.1 reads it: pip install mmattn==0.1.0."
+        )
+    return {key: value for key, value in keywords.items() if not key.startswith("memory")}

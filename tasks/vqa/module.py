@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import logging
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from data.image import ImageAugment
-from data.text import SPECIAL_TOKENS, UNK
-from data.vqa import VQABatch, VQADataset, VQAProcessor, collate, drop_uncovered
-from data.vqa_eval import vqa_accuracy
+from mmattn.data.errors import DataError
+from mmattn.data.image.processor import ImageAugment
 from mmattn.explain import capture
-from tasks.common.datamodule import Split, TaskDataModule
-from tasks.common.losses import soft_cross_entropy
-from tasks.common.metrics import GroupedMean
-from tasks.common.module import TaskModule
-from tasks.vqa.losses import guidance_loss, object_loss
-from tasks.vqa.memory import DESCRIPTORS, describe
-from tasks.vqa.model import VQAModel, judged
+from mmattn.tasks.common.datamodule import Split, TaskDataModule
+from mmattn.tasks.common.losses import soft_cross_entropy
+from mmattn.tasks.common.metrics import GroupedMean
+from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.vqa.data import VQABatch, VQADataset
+from mmattn.tasks.vqa.losses import guidance_loss, object_loss
+from mmattn.tasks.vqa.metrics import vqa_accuracy
+from mmattn.tasks.vqa.model import VQAModel, judged
+from mmattn.tasks.vqa.processor import UNK_ID, VQAProcessor
 
-UNK_ID = SPECIAL_TOKENS.index(UNK)  # the same in every kind of tokenizer
+logger = logging.getLogger(__name__)
 
 
-class VQADataModule(TaskDataModule):
+class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
     """Questions about pictures.
 
     Args:
@@ -44,8 +44,9 @@ class VQADataModule(TaskDataModule):
         hide: train and measure without one of the inputs, the question or the image: a baseline to be beaten.
     """
 
+    task = "vqa"
     processor_class = VQAProcessor
-    sizes = ("vocab_size", "num_answers", "image_size", "num_object_labels", "memory_size")
+    sizes = ("vocab_size", "num_answers", "image_size", "num_object_labels")
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class VQADataModule(TaskDataModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.image_root, self.preload, self.scenes, self.hide = image_root, preload, scenes, hide
+        self.image_root, self.preload, self.demo_size, self.hide = image_root, preload, scenes, hide
         self.processor_options = {
             "image_size": image_size,
             "resize": resize,
@@ -78,17 +79,10 @@ class VQADataModule(TaskDataModule):
         }
         self.augment = ImageAugment(**augment) if augment else None
 
-    def open_split(self, split: Split, path: str | None) -> VQADataset:
-        if path is None:
-            from data.demo.vqa import make
+    def make_dataset(self, source: Any, split: Split) -> VQADataset:
+        return VQADataset(source, self.image_root, on_error=self.on_error)
 
-            return VQADataset(make(split, num_scenes=self.scenes if split == "train" else None))
-        return VQADataset(path, self.image_root, on_error=self.on_error)
-
-    def make_processor(self, train: Any) -> VQAProcessor:
-        return VQAProcessor.fit(train, **self.processor_options)
-
-    def prepare_dataset(self, dataset: Any, split: Split) -> VQADataset:
+    def prepare_dataset(self, dataset: VQADataset, split: Split) -> VQADataset:
         if split == "train":
             dataset = drop_uncovered(dataset, self.processor)
         if self.preload:
@@ -99,48 +93,25 @@ class VQADataModule(TaskDataModule):
         return self.processor.sizes() | {
             "image_size": self.processor.image.size[0],
             "num_object_labels": len(self.processor.object_labels),
-            "memory_size": self._memory_size(),
         }
 
-    def _memory_size(self) -> tuple[int, int, int]:
-        """Examples, distinct questions and pictures that training may remember; a shipped model says its own."""
-        if self._processor_is_shipped:
-            return (0, 0, 0)
-        kept = [sample for sample in self.dataset("train").samples if self.processor.covers(sample)]  # type: ignore[attr-defined]
-        return len(kept), len({s.question for s in kept}), len({s.image_key() for s in kept})
 
-    def examples(self) -> tuple[Tensor, ...]:
-        """The training part as `ExampleMemory.fit` takes it: pictures not augmented, what is hidden hidden."""
-        dataset, make = self.dataset("train"), self.collate_fn("val")
-        groups = torch.tensor(dataset.groups)  # type: ignore[attr-defined]
-        pictures = torch.zeros(int(groups.max()) + 1, sum(DESCRIPTORS.values()), dtype=torch.float64)
-        ids, masks, targets = [], [], []
-        for rows in torch.arange(len(groups)).split(256):
-            batch = make([dataset[i] for i in rows.tolist()])
-            pictures[groups[rows]] = describe(batch.pixel_values)[batch.image_index]
-            room = (0, self.processor.tokenizer.max_len - batch.input_ids.shape[1])
-            ids.append(nn.functional.pad(batch.input_ids, room))
-            masks.append(nn.functional.pad(batch.key_mask, room))
-            targets.append(batch.targets)
-        return pictures, groups, torch.cat(ids), torch.cat(masks), torch.cat(targets)
+def drop_uncovered(dataset: VQADataset, processor: VQAProcessor) -> VQADataset:
+    """The training data without the questions that the vocabulary cannot answer; how many is logged.
 
-    def collate_fn(self, split: Split) -> Callable[..., VQABatch]:
-        make = partial(collate, processor=self.processor, augment=self.augment if split == "train" else None)
-        return partial(_without, self.hide, make) if self.hide else make
+    For training only: such a question has no target. Evaluation keeps it, as wrong.
+    """
+    coverage = processor.coverage(dataset)
+    if coverage.covered == coverage.total:
+        return dataset
+    logger.warning("%s: left out of training: %s", dataset.name, coverage)
+    kept = dataset.filter(processor.covers)
+    if not kept.samples:
+        raise DataError(dataset.name, "at least one question with an answer in the vocabulary", "none")
+    return kept
 
 
-def _without(hidden: str, make: Callable[..., VQABatch], samples: Any, **options: Any) -> VQABatch:
-    """A batch without one of its inputs: a grey picture, or a question of one unknown word."""
-    batch = make(samples, **options)
-    if hidden == "image":
-        batch.pixel_values.zero_()
-        return batch
-    batch.input_ids = torch.full_like(batch.input_ids[:, :1], UNK_ID)
-    batch.key_mask = torch.ones_like(batch.key_mask[:, :1])
-    return batch
-
-
-class VQAModule(TaskModule):
+class VQAModule(TaskModule[VQADataModule]):
     """VQA's losses and accuracy.
 
     Args:
@@ -169,15 +140,8 @@ class VQAModule(TaskModule):
         self.guidance, self.object_supervision, self.word_dropout = guidance, object_supervision, word_dropout
 
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        keywords = super().complete_keywords(sizes)
         # Without its loss the head that names objects would be dead weight.
-        unused = {} if self.object_supervision else {"num_object_labels": 0}
-        return keywords | unused | ({} if keywords.get("memory") else {"memory_size": (0, 0, 0)})
-
-    def on_fit_start(self) -> None:
-        memory = self.model.memory
-        if memory is not None and not memory.is_filled:  # a resumed run has it from its checkpoint
-            memory.fit(*self.trainer.datamodule.examples())  # type: ignore[attr-defined]
+        return super().complete_keywords(sizes) | ({} if self.object_supervision else {"num_object_labels": 0})
 
     def _forward(self, batch: VQABatch) -> Any:
         return self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)
@@ -205,14 +169,10 @@ class VQAModule(TaskModule):
         return loss, parts | {"answer": answer} if parts else {}
 
     def make_metric(self) -> nn.Module:
-        samples = self.trainer.datamodule.samples()  # type: ignore[attr-defined]
-        return GroupedMean("accuracy", sorted({s.question_type for s in samples if s.question_type}))
+        return GroupedMean("accuracy", sorted({s.question_type for s in self.data.samples() if s.question_type}))
 
     def update_metric(self, metric: Any, batch: VQABatch) -> None:
         best = self._forward(batch).logits.argmax(-1).tolist()
-        answers = self.trainer.datamodule.processor.answers  # type: ignore[attr-defined]
+        answers = self.data.processor.answers
         scores = [vqa_accuracy(answers[k], given) for k, given in zip(best, batch.answers, strict=True)]
         metric.update(torch.tensor(scores, dtype=torch.float64, device=self.device), batch.question_types)
-
-
-LIGHTNING = (VQAModule, VQADataModule)

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import torch
 
-from data.asr import FLOOR, ASRDataset, ASRProcessor, ASRSample, collate, level, normalise
-from data.errors import DataError
+from mmattn.data.errors import DataError
+from mmattn.tasks.asr.processor import FLOOR, ASRDataset, ASRProcessor, ASRSample, collate, level, normalise
 
 DATA = os.environ.get("MMATTN_DATA")
 TEXTS = ("yes", "no, it's not", "Yes - 42!")
@@ -332,7 +332,7 @@ def test_a_clip_alone_is_itself_in_a_batch(normalize: str) -> None:
 
 
 def test_other_rates_are_resampled(processor: ASRProcessor) -> None:
-    from data.audio import Resampler
+    from mmattn.data.audio.reading import Resampler
 
     high = sound(0.5, rate=48_000)
     resampler = Resampler(48_000, 8000)

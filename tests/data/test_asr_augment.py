@@ -13,8 +13,8 @@ import pytest
 import soundfile
 import torch
 
-from data.asr import ASRDataset, ASRProcessor, ASRSample, collate
-from data.asr_augment import SpeechAugment, add_noise, change_speed, join_waves
+from mmattn.tasks.asr.augment import SpeechAugment, add_noise, change_speed, join_waves
+from mmattn.tasks.asr.processor import ASRDataset, ASRProcessor, ASRSample, collate
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL: dict[str, Any] = {
@@ -208,7 +208,7 @@ def test_noise_has_its_power(ratio: float, tilt: float) -> None:
 
 
 def test_noise_longer_than_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    from data import asr_augment
+    from mmattn.data import asr_augment
 
     asr_augment._noise_table.cache_clear()
     monkeypatch.setattr(asr_augment, "NOISE", 1000)

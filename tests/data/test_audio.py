@@ -13,9 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from data import audio
-from data.audio import LogMel, Resampler, audio_seconds, read_audio, stream_audio
-from data.errors import DataError
+from mmattn.data import audio
+from mmattn.data.audio.reading import LogMel, Resampler, audio_seconds, read_audio, stream_audio
+from mmattn.data.errors import DataError
 
 
 def tone(rate: int = 8000, seconds: float = 1.0, hertz: float = 440.0) -> np.ndarray:

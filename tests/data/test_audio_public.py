@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.audio_public import (
+from mmattn.data.audio.pretrained import (
     CTCText,
     WaveFeatures,
     WhisperFeatures,
@@ -22,7 +22,7 @@ from data.audio_public import (
     read_speech_text,
     slaney_bands,
 )
-from data.errors import DataError
+from mmattn.data.errors import DataError
 
 TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!", "  spaces   here ", "日本 x", ""]
 

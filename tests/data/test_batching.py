@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from data.batching import EvalBatchSampler, GroupBatchSampler, Item, make_loader, seed_of
+from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, Item, make_loader, seed_of
 
 
 def indices(plan: Any) -> list[list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data.augment import OPERATIONS, BatchAugment, Draws, operate
+from mmattn.data.image.augment import OPERATIONS, BatchAugment, Draws, operate
 
 SEEDS = list(range(100, 108))
 

@@ -12,11 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import BatchAugment
-from data.classification import ClassificationDataset, ClassificationProcessor, ClassificationSample, collate
-from data.errors import DataError
-from data.image import ImageProcessor
-from data.image_files import TarImage
+from mmattn.data.errors import DataError
+from mmattn.data.image.augment import BatchAugment
+from mmattn.data.image.files import TarImage
+from mmattn.data.image.processor import ImageProcessor
+from mmattn.tasks.classification.data import (
+    ClassificationDataset,
+    ClassificationProcessor,
+    ClassificationSample,
+    collate,
+)
 
 
 def picture(value: int) -> Image.Image:

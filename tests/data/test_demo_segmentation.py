@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from data.demo.segmentation import CLASSES, GENERATOR_VERSION, NAMES, NUM_SCENES, THINGS, make
-from data.segmentation import SegmentationDataset
+from mmattn.tasks.segmentation.data import SegmentationDataset
+from mmattn.tasks.segmentation.demo import CLASSES, GENERATOR_VERSION, NAMES, NUM_SCENES, THINGS, make
 
 DIGESTS = {  # of version 1; another generator is another version, with every figure measured anew
     "train": "a584bd7d632aa4419bccfa43428169006b6902603bd90457135700eb926ed8c0",

@@ -7,9 +7,9 @@ import re
 from collections import Counter
 
 import pytest
+from mmattn.data.demo import summarization
 
-from data.demo import summarization
-from data.texts import split_sentences
+from mmattn.data.text.sentences import split_sentences
 
 # Any change of these is a new GENERATOR_VERSION, and every figure stated for the built-in data has to be measured anew.
 DIGESTS = {
@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 
 @pytest.fixture(scope="module")
 def splits():
-    return {split: summarization.make(split, num_documents=300) for split in SPLITS}
+    return {split: summarization.make(split, size=300) for split in SPLITS}
 
 
 def digest(samples) -> str:
@@ -41,12 +41,12 @@ def ships(samples) -> set[str]:
 @pytest.mark.parametrize("split", SPLITS)
 def test_frozen(split):
     assert summarization.GENERATOR_VERSION == 1
-    assert digest(summarization.make(split, num_documents=50)) == DIGESTS[split]
+    assert digest(summarization.make(split, size=50)) == DIGESTS[split]
 
 
 def test_the_beginning_does_not_depend_on_the_number(splits):
-    assert digest(summarization.make("val", num_documents=3)) == digest(splits["val"][:3])
-    assert digest(summarization.make("val", seed=1, num_documents=3)) != digest(splits["val"][:3])
+    assert digest(summarization.make("val", size=3)) == digest(splits["val"][:3])
+    assert digest(summarization.make("val", seed=1, size=3)) != digest(splits["val"][:3])
 
 
 def test_an_unknown_part_is_refused():
@@ -100,7 +100,7 @@ def test_what_matters_stands_anywhere(splits):
 
 def test_copying_the_lead_fails(splits):
     pytest.importorskip("rouge_score")
-    from tasks.summarization.metrics import score
+    from mmattn.tasks.summarization.metrics import score
 
     samples = splits["test"]
     for count in (1, 2, 3):

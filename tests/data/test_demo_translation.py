@@ -6,9 +6,9 @@ import hashlib
 import json
 
 import pytest
+from mmattn.data.demo import translation as demo
 
-from data.demo import translation as demo
-from data.demo.translation import GENERATOR_VERSION, LANGUAGE, NOUNS, SIZES, make, part_of, word_kind
+from mmattn.tasks.translation.demo import GENERATOR_VERSION, LANGUAGE, NOUNS, SIZES, make, part_of, word_kind
 
 DIGESTS = {  # of version 1; another generator is another version, with every figure measured anew
     "train": "a55511a793b29a49d6a2caa179378828627ed32384f33f710ef05b6a750ae48e",

@@ -9,9 +9,9 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from mmattn.data.demo import vqa
 
-from data.demo import vqa
-from data.demo.shapes import COLOURS, SHAPES, SIZES
+from mmattn.data.image.shapes import COLOURS, SHAPES, SIZES
 
 # Any change of these is a new GENERATOR_VERSION, and every figure stated for the built-in data has to be measured anew.
 DIGESTS = {
@@ -23,7 +23,7 @@ DIGESTS = {
 
 @pytest.fixture(scope="module")
 def splits():
-    return {split: vqa.make(split, num_scenes=200) for split in ("train", "val", "test")}
+    return {split: vqa.make(split, size=200) for split in ("train", "val", "test")}
 
 
 def words(text: str) -> list[str]:
@@ -42,12 +42,12 @@ def digest(samples) -> str:
 @pytest.mark.parametrize("split", DIGESTS)
 def test_frozen(split):
     assert vqa.GENERATOR_VERSION == 1
-    assert digest(vqa.make(split, num_scenes=5)) == DIGESTS[split]
+    assert digest(vqa.make(split, size=5)) == DIGESTS[split]
 
 
 def test_the_beginning_does_not_depend_on_the_number(splits):
-    assert digest(vqa.make("val", num_scenes=3)) == digest(splits["val"][:54])
-    assert digest(vqa.make("val", seed=1, num_scenes=3)) != digest(splits["val"][:54])
+    assert digest(vqa.make("val", size=3)) == digest(splits["val"][:54])
+    assert digest(vqa.make("val", seed=1, size=3)) != digest(splits["val"][:54])
 
 
 def test_pictures_and_boxes(splits):
@@ -106,7 +106,7 @@ def test_new_scenes_and_new_wordings(splits):
         assert len(known) >= 6
         assert len(unseen) >= 4
         assert len({*known, *others, *unseen}) == len(known) + len(others) + len(unseen)
-    train = {word for s in vqa.make("train", num_scenes=400) for word in words(s.question)}
+    train = {word for s in vqa.make("train", size=400) for word in words(s.question)}
     for split in ("val", "test"):
         assert {word for s in splits[split] for word in words(s.question)} <= train
     sentences = {split: {s.question for s in samples} for split, samples in splits.items()}
@@ -124,7 +124,7 @@ def _fits(thing: tuple[str, ...], description: str) -> bool:
 def test_answers_follow_from_the_objects():
     """Every family answered anew from the objects and the words of one of its templates."""
     seen = Counter()
-    for s in vqa.make("train", num_scenes=300):
+    for s in vqa.make("train", size=300):
         labels = [set(label) for _, label in s.objects]
         centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b, _ in s.objects]
 
@@ -175,7 +175,7 @@ def test_relation_query_has_one_answer():
     sides = r"left of|right of|above|over|higher than|below|under|lower than"
     pattern = rf"what (colou?r|shape) is the (?:thing|object) (?:to the |on the )?({sides}) the ([a-z ]+)\?"
     checked = 0
-    for s in vqa.make("train", num_scenes=300):
+    for s in vqa.make("train", size=300):
         if s.question_type == "relation_query" and (m := re.fullmatch(pattern, s.question)):
             (reference,) = [i for i, (_, label) in enumerate(s.objects) if _fits(label, m[3])]
             side = m[2].split()[0]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data.asr import ASRDataset
-from data.fetch import FetchError, fetch, sources
+from mmattn.tasks.asr.processor import ASRDataset
+from scripts.fetch.archive import FetchError, fetch, sources
 from tests.data.test_fetch_data import archive, nothing_left, serve
 
 DATA = os.environ.get("MMATTN_DATA")

@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.fetch import Archive, FetchError, Source, digest, fetch, sources
-from data.fetch_vqa import _DAQUAR_VAL, _EASY_VQA_VAL
-from data.vqa import VQADataset
+from mmattn.tasks.vqa.data import VQADataset
+from scripts.fetch.archive import Archive, FetchError, Source, digest, fetch, sources
+from scripts.fetch.vqa import _DAQUAR_VAL, _EASY_VQA_VAL
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = os.environ.get("MMATTN_DATA")

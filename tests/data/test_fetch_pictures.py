@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.classification import ClassificationDataset
-from data.fetch import FetchError, fetch, sources
-from data.fetch_pictures import cifar10_val, masks_digest, tar_digest
-from data.segmentation import SegmentationDataset
+from mmattn.tasks.classification.data import ClassificationDataset
+from mmattn.tasks.segmentation.data import SegmentationDataset
+from scripts.fetch.archive import FetchError, fetch, sources
+from scripts.fetch.images import cifar10_val, masks_digest, tar_digest
 from tests.data.test_fetch_data import DATA, archive, nothing_left, png, run, serve
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import Problems
-from data.fetch import FetchError, fetch, sources
-from data.readers import read_rows
-from data.translation import TranslationDataset
+from mmattn.data.errors import Problems
+from mmattn.data.readers import read_rows
+from mmattn.tasks.translation.data import TranslationDataset
+from scripts.fetch.archive import FetchError, fetch, sources
 from tests.data.test_fetch_data import DATA, archive, nothing_left, serve
 
 
@@ -89,7 +89,7 @@ def test_changed_content_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not DATA, reason="real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")
 @pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc"])
 def test_what_is_there_is_what_the_table_says(name: str) -> None:
-    from data.fetch import digest
+    from scripts.fetch.archive import digest
 
     for file, expected in sources()[name].sha256.items():
         assert digest(Path(str(DATA), name, file)) == expected

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.errors import DataError
-from data.image import FULL, ImageAugment, ImageProcessor, compose, image_size, load_image, move_box
+from mmattn.data.errors import DataError
+from mmattn.data.image.processor import FULL, ImageAugment, ImageProcessor, compose, image_size, load_image, move_box
 
 
 def gradient(width: int = 40, height: int = 20) -> np.ndarray:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.batching import EvalBatchSampler
-from data.buckets import TokenBatchSampler, waste_of
+from mmattn.data.batching import EvalBatchSampler
+from mmattn.data.buckets import TokenBatchSampler, waste_of
 
 
 def lengths(count: int = 500, seed: int = 0) -> list[tuple[int, int]]:
@@ -107,8 +107,8 @@ def test_measuring_goes_from_long_to_short() -> None:
 
 
 def test_multi30k_wastes_little(real_data: Path) -> None:
-    from data.pairs import PairProcessor
-    from data.translation import TranslationDataset
+    from mmattn.tasks.common.seq2seq.data import PairProcessor
+    from mmattn.tasks.translation.data import TranslationDataset
 
     dataset = TranslationDataset(real_data / "multi30k_en_de" / "train")
     processor = PairProcessor.fit(dataset, vocab_size=5000, max_source_len=128, max_target_len=128)

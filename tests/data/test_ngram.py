@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.errors import DataError
-from data.ngram import Mixture, NGram, load_lm
+from mmattn.data.errors import DataError
+from mmattn.data.text.ngram import Mixture, NGram, load_lm
 
 BOS, EOS, V = 2, 3, 9
 SIZES = {"vocab_size": V, "bos": BOS, "eos": EOS}

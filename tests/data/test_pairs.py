@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import DataError, Problems
-from data.pairs import PairDataset, PairProcessor, PairSample, collate
+from mmattn.data.errors import DataError, Problems
+from mmattn.tasks.common.seq2seq.data import PairDataset, PairProcessor, PairSample, collate
 
 SAMPLES = [
     PairSample("1", "the red dog sleeps", "der rote Hund schläft"),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.errors import DataError
-from data.masks import VOID, ClassList, load_mask, palette, read_classes
-from data.segmentation import (
+from mmattn.data.errors import DataError
+from mmattn.data.image.masks import VOID, ClassList, load_mask, palette, read_classes
+from mmattn.tasks.segmentation.data import (
     SegmentationAugment,
     SegmentationDataset,
     SegmentationProcessor,

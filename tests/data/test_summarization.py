@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import DataError
-from data.summarization import SummaryDataset, SummaryProcessor, SummarySample, collate
+from mmattn.data.errors import DataError
+from mmattn.tasks.summarization.data import SummaryDataset, SummaryProcessor, SummarySample, collate
 
 ROWS = [
     {"id": "a", "document": "Rain fell. The pump broke.", "summary": "pump broke"},

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import DataError
-from data.text import KINDS, SPECIAL_TOKENS, TextProcessor
+from mmattn.data.errors import DataError
+from mmattn.data.text.tokenizer import KINDS, SPECIAL_TOKENS, TextProcessor
 
 TEXTS = ["Is it red?", "is it Blue ?", "what colour is the café's sign?", "how many red dogs are there?"] * 5
 

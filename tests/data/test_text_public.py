@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import DataError
-from data.pairs import PairProcessor, PairSample, collate
-from data.text_public import PublicText, read_public
+from mmattn.data.errors import DataError
+from mmattn.data.text.pretrained import PublicText, read_public
+from mmattn.tasks.common.seq2seq.data import PairProcessor, PairSample, collate
 
 sentencepiece = pytest.importorskip("sentencepiece")
 TEXTS = [

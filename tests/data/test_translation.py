@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data.errors import DataError
-from data.translation import TranslationDataset, read_lines
+from mmattn.data.errors import DataError
+from mmattn.tasks.translation.data import TranslationDataset, read_lines
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:

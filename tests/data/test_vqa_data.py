@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.batching import EvalBatchSampler, GroupBatchSampler, make_loader
-from data.errors import DataError
-from data.image import ImageAugment
-from data.vqa import VQABatch, VQADataset, VQAProcessor, VQASample, collate, drop_uncovered
+from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, make_loader
+from mmattn.data.errors import DataError
+from mmattn.data.image.processor import ImageAugment
+from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQAProcessor, VQASample, collate, drop_uncovered
 
 RED = (((0.5, 0.0, 1.0, 0.5), ("red", "ball")),)
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from data.vqa_eval import normalize_answer, soft_scores, vqa_accuracy
+from mmattn.tasks.vqa.metrics import normalize_answer, soft_scores, vqa_accuracy
 
 GOLDEN = {
     # case, articles, white space

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import DataError
-from data.vqa import VQADataset
+from mmattn.data.errors import DataError
+from mmattn.tasks.vqa.data import VQADataset
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6)) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import DataError
-from data.vqa import VQADataset
+from mmattn.data.errors import DataError
+from mmattn.tasks.vqa.data import VQADataset
 
 
 def write(path: Path, content: str | bytes) -> Path:

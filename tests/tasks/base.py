@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.common.checkpoint import WEIGHTS, load_weights, read_weights, save_directory
-from tasks.common.export import export_model, outputs_of
+from mmattn.tasks.common.checkpoint import WEIGHTS, load_weights, read_weights, save_directory
+from mmattn.tasks.common.export import export_model, outputs_of
 
 
 class NoProcessor:

@@ -14,7 +14,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 MEASURE = """
 import json, sys
-from tasks.asr.predict import load
+from mmattn.tasks.asr.predict import load
 predictor = load(sys.argv[1], device="cpu")
 predictor.predict([sys.argv[2]])
 before = predictor.peak()

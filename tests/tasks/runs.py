@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.common import cli
+from mmattn.tasks.common import cli
 
 # Small enough that an epoch takes a fraction of a second.
 TINY = (

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.asr import ASRDataset, ASRProcessor, ASRSample
-from data.demo.asr import make
-from tasks.asr import delay
-from tasks.asr.delay import measure_delay
-from tasks.asr.model import ASRModel
-from tasks.asr.predict import Recogniser, load
-from tasks.asr.words import Word, align, widened
-from tasks.common.inference import shipped_folder
+from mmattn.tasks.asr import delay
+from mmattn.tasks.asr.delay import measure_delay
+from mmattn.tasks.asr.demo import make
+from mmattn.tasks.asr.model import ASRModel
+from mmattn.tasks.asr.predict import Recogniser, load
+from mmattn.tasks.asr.processor import ASRDataset, ASRProcessor, ASRSample
+from mmattn.tasks.asr.words import Word, align, widened
+from mmattn.tasks.common.predictor import shipped_folder
 
 
 class Late(nn.Module):

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from data.asr import ASRDataset, ASRProcessor
-from data.demo.asr import make
-from data.errors import DataError
-from tasks import load
-from tasks.asr.metrics import score
-from tasks.asr.module import ASRDataModule
-from tasks.asr.predict import load as load_asr
-from tasks.common.errors import ConfigError
+from mmattn.data.errors import DataError
+from mmattn.tasks import load
+from mmattn.tasks.asr.demo import make
+from mmattn.tasks.asr.metrics import score
+from mmattn.tasks.asr.module import ASRDataModule
+from mmattn.tasks.asr.predict import load as load_asr
+from mmattn.tasks.asr.processor import ASRDataset, ASRProcessor
+from mmattn.tasks.common.errors import ConfigError
 from tests.tasks.runs import read, run
 
 soundfile = pytest.importorskip("soundfile")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from data.asr import ASRSample
-from data.errors import DataError
-from tasks.asr.predict import OVERLAP, Recogniser
-from tasks.asr.windows import windows
+from mmattn.data.errors import DataError
+from mmattn.tasks.asr.predict import OVERLAP, Recogniser
+from mmattn.tasks.asr.processor import ASRSample
+from mmattn.tasks.asr.windows import windows
 from tests.tasks import tones
 from tests.tasks.long_recordings import hear_long
 

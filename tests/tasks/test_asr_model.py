@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from mmattn.explain import capture
 from mmattn.generate.ctc import ctc_greedy, ctc_prefix_beam
-from tasks.asr.export import export_recogniser
-from tasks.asr.losses import consistency_loss, ctc_loss
-from tasks.asr.model import ASRHead, ASRModel
-from tasks.common.export import ExportError
-from tasks.common.seq2seq import token_loss
+from mmattn.tasks.asr.export import export_recogniser
+from mmattn.tasks.asr.losses import consistency_loss, ctc_loss
+from mmattn.tasks.asr.model import ASRHead, ASRModel
+from mmattn.tasks.common.export import ExportError
+from mmattn.tasks.common.seq2seq.model import token_loss
 from tests.tasks.base import TaskModelTests
 
 SMALL: dict[str, Any] = {

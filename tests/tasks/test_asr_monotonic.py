@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmattn.kernels.monotonic import SCAN, Monotonic
-from tasks.asr.model import ASRModel
+from mmattn.tasks.asr.model import ASRModel
 
 CHUNK = 4  # encoded frames that are heard at once
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from data.errors import DataError
-from tasks.asr.__main__ import INPUTS
-from tasks.asr.predict import Recogniser
-from tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, words_at
-from tasks.common import inference
-from tasks.common.dispatch import model_parser
-from tasks.common.errors import ConfigError, UserError
+from mmattn.data.errors import DataError
+from mmattn.tasks.asr.__main__ import INPUTS
+from mmattn.tasks.asr.predict import Recogniser
+from mmattn.tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, words_at
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.common.errors import ConfigError, UserError
 from tests.tasks import tones
 
 soundfile = pytest.importorskip("soundfile")
@@ -230,7 +229,7 @@ def test_export_equals_the_model(tmp_path: Path, model: Path) -> None:
 def test_weights_in_fewer_bits(model: Path) -> None:
     samples = [tones.clip(1000 + n) for n in range(4)]
     for precision in ("bfloat16", "int8"):
-        packed = tasks.load(model, device="cpu", precision=precision)
+        packed = mmattn.tasks.load(model, device="cpu", precision=precision)
         assert [answer.text for answer in packed.predict(samples)] == [sample.text for sample in samples]
 
 

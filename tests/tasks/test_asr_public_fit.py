@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from mmattn.tasks.common.pretrained import PUBLIC, find_model
 
-import tasks
-from data.asr import ASRProcessor, ASRSample, collate
-from data.asr_public import CTCProcessor
-from data.errors import DataError
-from data.speech import SpeechProcessor
-from tasks.asr.pretrained import read_public, told
-from tasks.asr.whisper import WhisperRecogniser
-from tasks.common.checkpoint import read_weights
-from tasks.common.errors import CheckpointError, ConfigError
-from tasks.common.pretrained import PUBLIC, find_model
+from mmattn.data.errors import DataError
+from mmattn.tasks.asr.adapters import read_public, told
+from mmattn.tasks.asr.processor import ASRProcessor, ASRSample, collate
+from mmattn.tasks.asr.public_processors import CTCProcessor
+from mmattn.tasks.asr.speech import SpeechProcessor
+from mmattn.tasks.asr.whisper import WhisperRecogniser
+from mmattn.tasks.common.checkpoint import read_weights
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from tests.tasks.public_speech import LETTERS, RATE, TEXTS, recording, wave, write_ctc, write_whisper
 from tests.tasks.runs import read, run
 
@@ -53,7 +52,7 @@ def fit(folder: Path, source: Path, data: Path, options: str = "") -> Path:
 
 
 def answers(place: Path) -> list[tuple[str, Any]]:
-    found = tasks.load(place, device="cpu").predict(
+    found = mmattn.tasks.load(place, device="cpu").predict(
         [recording(wave(1.3, 7)), recording(wave(1.9, 8)), recording(wave(5.0))]
     )
     return [(answer.text, answer.words) for answer in found]
@@ -70,7 +69,7 @@ def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) 
     still = fit(tmp_path / "still", start, data, f"{STILL} {options} --data.max_seconds 20")
     before = answers(start)
     if name == "whisper":
-        asked = tasks.load(start, device="cpu")
+        asked = mmattn.tasks.load(start, device="cpu")
         asked.search = {"language": "en", "task": None}
         found = asked.predict([recording(wave(1.3, 7)), recording(wave(1.9, 8)), recording(wave(5.0))])
         before = [(answer.text, answer.words) for answer in found]
@@ -105,7 +104,7 @@ def test_one_batch_can_be_overfitted(name: str, tmp_path: Path, data: Path) -> N
     options += " --model.warmup_steps 5 --model.dropout 0 --trainer.check_val_every_n_epoch 40"
     options += " --data.batch_size 4" + (" --data.language en" if name == "whisper" else "")
     folder = fit(tmp_path / "run", start, data, options)
-    found = tasks.load(folder / "model", device="cpu").predict([data.parent / f"{n}.wav" for n in range(3)])
+    found = mmattn.tasks.load(folder / "model", device="cpu").predict([data.parent / f"{n}.wav" for n in range(3)])
     expected = [text.upper() for text in texts] if name == "wav2vec2" else texts
     assert [answer.text for answer in found] == expected, "as the data have it, in the letters that the model has"
 
@@ -120,7 +119,7 @@ def test_a_run_is_resumed(tmp_path: Path, data: Path) -> None:
     one, other = (read_weights(place / "model" / "model.safetensors") for place in (whole, parts))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert tasks.load(parts, device="cpu").processor.tokenizer.letters >= {"Ü"}
+    assert mmattn.tasks.load(parts, device="cpu").processor.tokenizer.letters >= {"Ü"}
 
 
 # Letters --------------------------------------------------------------------------------------------------------------
@@ -133,7 +132,7 @@ def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsy
     own_data(tmp_path / "data", ["the f\u00fcnf", "4 hats"])
     folder = fit(tmp_path / "run", tmp_path / "public", data, STILL)
     assert "of 23 tokens it knows 20; the others begin anew: 4 F \u00dc" in capsys.readouterr().err
-    old, new = (tasks.load(place, device="cpu") for place in (tmp_path / "public", folder))
+    old, new = (mmattn.tasks.load(place, device="cpu") for place in (tmp_path / "public", folder))
     letters = new.processor.tokenizer
     assert letters.letters - old.processor.tokenizer.letters == {"4", "F", "\u00dc"}
     assert new.processor.said(new.processor.encode("f\u00fcnf hats 4")) == "F\u00dcNF HATS 4"
@@ -147,16 +146,16 @@ def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsy
 def test_without_a_head_there_is_one_to_train(family: str, tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public", family, head=False)
     with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --model\.init_from"):
-        tasks.load(tmp_path / "public")
+        mmattn.tasks.load(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --model.freeze convolutions")
-    recogniser = tasks.load(folder, device="cpu")
+    recogniser = mmattn.tasks.load(folder, device="cpu")
     assert recogniser.processor.tokenizer.letters == {"<pad>", "<s>", "</s>", "<unk>", "|", *"adehinrstu"}
     assert recogniser.model.head.ctc.weight.std() > 0
     state = read_public(find_model(tmp_path / "public"), "asr", SpeechProcessor).state
     kept = recogniser.model.state_dict()
     assert all(torch.allclose(kept[name], value, atol=1e-6) for name, value in state.items())
     other = fit(tmp_path / "other", tmp_path / "public", data, f"{STILL} --seed_everything 1")
-    head = tasks.load(other, device="cpu").model.head.ctc.weight
+    head = mmattn.tasks.load(other, device="cpu").model.head.ctc.weight
     assert not torch.equal(head, recogniser.model.head.ctc.weight), "it is drawn from the seed"
 
 
@@ -164,7 +163,9 @@ def test_frozen_convolutions_stay(tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public")
     options = "--model.lr 0.01 --model.warmup_steps 1 --model.freeze convolutions"
     folder = fit(tmp_path / "run", tmp_path / "public", data, options)
-    before, after = (tasks.load(place, device="cpu").model.state_dict() for place in (tmp_path / "public", folder))
+    before, after = (
+        mmattn.tasks.load(place, device="cpu").model.state_dict() for place in (tmp_path / "public", folder)
+    )
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {name for name in before if name.startswith("net.convolutions.")}
     write_whisper(tmp_path / "whisper")
@@ -183,7 +184,7 @@ LETTER_CASES = {
 
 @pytest.mark.parametrize("case", LETTER_CASES)
 def test_texts_are_learnt_in_the_models_case(case: str) -> None:
-    from data.audio_public import CTCText, WaveFeatures
+    from mmattn.data.audio.pretrained import CTCText, WaveFeatures
 
     text, letters, expected = LETTER_CASES[case]
     processor = CTCProcessor(WaveFeatures(), CTCText({"vocab.json": json.dumps(letters).encode()}))
@@ -267,10 +268,10 @@ def test_public_folders_are_measured(name: str, tmp_path: Path, data: Path) -> N
 def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
     write_whisper(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --data.language de --data.task transcribe")
-    recogniser = tasks.load(folder, device="cpu")
+    recogniser = mmattn.tasks.load(folder, device="cpu")
     assert isinstance(recogniser, WhisperRecogniser)
     assert recogniser.processor.generation["language"] == "de"
-    public = tasks.load(tmp_path / "public", device="cpu")
+    public = mmattn.tasks.load(tmp_path / "public", device="cpu")
     one = [recording(wave(1.3, 7))]
     assert recogniser.predict(one) == public.predict(one, language="de", task="transcribe")
     assert recogniser.predict(one, language="ja") == public.predict(one, language="ja", task="transcribe")
@@ -282,7 +283,9 @@ def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper", "ours"])
 def test_processors_travel(name: str, tmp_path: Path) -> None:
     if name == "ours":
-        ours: Any = SpeechProcessor.load(Path(tasks.__file__).parent / "asr" / "checkpoint" / "processor")
+        ours: Any = SpeechProcessor.load(
+            Path(mmattn.tasks.__file__).parent / "asr" / "checkpoints" / "demo" / "processor"
+        )
         assert type(ours) is ASRProcessor
     else:
         write_whisper(tmp_path / "public") if name == "whisper" else write_ctc(tmp_path / "public")
@@ -318,4 +321,4 @@ def test_a_network_of_a_later_version_is_named(tmp_path: Path, data: Path) -> No
     config["model"][PUBLIC]["network"] = "later"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"unknown network 'later'; there are: whisper, wav2vec2"):
-        tasks.load(folder)
+        mmattn.tasks.load(folder)

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from mmattn.tasks.common.pretrained import NETWORK, PUBLIC, build_model
 from torch import Tensor, nn
 from torch.export import Dim
 
-from tasks.asr.model import ASRModel
-from tasks.common.pretrained import NETWORK, PUBLIC, build_model
+from mmattn.tasks.asr.model import ASRModel
 from tests.tasks.base import TaskModelTests
 
 HOP, LEAST = 10, 20  # samples from frame to frame, and of one

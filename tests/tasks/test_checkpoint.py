@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-import tasks
-from tasks.common import files
-from tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
-from tasks.common.checkpoint import CONFIG, WEIGHTS, load_weights, read_config, read_weights, save_directory
-from tasks.common.errors import CheckpointError
+from mmattn.tasks.common import files
+from mmattn.tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
+from mmattn.tasks.common.checkpoint import CONFIG, WEIGHTS, load_weights, read_config, read_weights, save_directory
+from mmattn.tasks.common.errors import CheckpointError
 
 
 class Processor:
@@ -105,17 +104,17 @@ def test_a_pickle_that_runs_code_is_refused_as_training_checkpoint(tmp_path: Pat
 def test_foreign_or_broken_config_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / CONFIG).write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        tasks.load(tmp_path)
+        mmattn.tasks.load(tmp_path)
 
 
 def test_missing_folders_and_web_addresses_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        tasks.load(tmp_path / "none")
+        mmattn.tasks.load(tmp_path / "none")
     (tmp_path / "a").touch()
     with pytest.raises(CheckpointError, match=r"expected a shipped model with config\.json, found: a"):
-        tasks.load(tmp_path)
+        mmattn.tasks.load(tmp_path)
     with pytest.raises(CheckpointError, match="local folders only"):
-        tasks.load("https://example.org/model")
+        mmattn.tasks.load("https://example.org/model")
     with pytest.raises(CheckpointError, match="local files only"):
         read_checkpoint("https://example.org/last.ckpt")
 

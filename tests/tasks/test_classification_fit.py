@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.demo.classification import CLASSES, make
-from tasks import load
-from tasks.classification.module import ClassificationModule
-from tasks.common.errors import ConfigError
+from mmattn.tasks import load
+from mmattn.tasks.classification.demo import CLASSES, make
+from mmattn.tasks.classification.module import ClassificationModule
+from mmattn.tasks.common.errors import ConfigError
 from tests.tasks.runs import read, run
 
 
@@ -74,7 +74,7 @@ def test_training_options(options: str, tmp_path: Path) -> None:
 
 def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
     """The batches are the same in this process, in another, and from pictures that are decoded anew."""
-    from data.image import ImageProcessor
+    from mmattn.data.image.processor import ImageProcessor
 
     weights = []
     for number, options in enumerate(("", "--data.num_workers 1", "--data.preload false")):
@@ -105,9 +105,9 @@ def test_layers_learn_at_rates_of_their_own() -> None:
 
 
 def test_shuffled_pictures_have_the_same_patches() -> None:
-    from data.classification import ClassificationProcessor, collate
-    from data.image import ImageProcessor
-    from tasks.classification.module import _shuffled
+    from mmattn.data.image.processor import ImageProcessor
+    from mmattn.tasks.classification.data import ClassificationProcessor, collate
+    from mmattn.tasks.classification.module import _shuffled
 
     samples = make("val", 3)
     processor = ClassificationProcessor(ImageProcessor(64), CLASSES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tasks.classification.metrics import BINS, ClassificationMetric
+from mmattn.tasks.classification.metrics import BINS, ClassificationMetric
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int) -> float:

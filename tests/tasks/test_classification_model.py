@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from tasks.classification.model import ClassificationHead, ClassificationModel, ClassificationOutput
+from mmattn.tasks.classification.model import ClassificationHead, ClassificationModel, ClassificationOutput
 from tests.tasks.base import TaskModelTests
 
 SMALL: dict[str, Any] = {

@@ -11,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-import tasks
-from data.demo.classification import CLASSES, make
-from data.errors import DataError
-from tasks.classification.__main__ import INPUTS
-from tasks.classification.predict import ClassificationPredictor, load
-from tasks.common import inference
-from tasks.common.dispatch import model_parser
-from tasks.common.errors import CheckpointError
+from mmattn.data.errors import DataError
+from mmattn.tasks.classification.__main__ import INPUTS
+from mmattn.tasks.classification.demo import CLASSES, make
+from mmattn.tasks.classification.predict import ClassificationPredictor, load
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.common.errors import CheckpointError
 from tests.tasks.runs import run as train
 
 
@@ -42,7 +41,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_the_public_load_finds_the_task(checkpoint: Path) -> None:
-    assert isinstance(tasks.load(checkpoint, device="cpu"), ClassificationPredictor)
+    assert isinstance(mmattn.tasks.load(checkpoint, device="cpu"), ClassificationPredictor)
 
 
 def test_predictions_do_not_depend_on_the_batch(predictor: ClassificationPredictor) -> None:
@@ -127,7 +126,7 @@ def test_a_bad_picture_ends_the_run(checkpoint: Path, album: tuple[Path, dict[st
 
 
 def test_what_is_seen_of_sixteen_bits_and_transparency(album: tuple[Path, dict[str, str]]) -> None:
-    from data.image import load_image
+    from mmattn.data.image.processor import load_image
 
     plain = np.asarray(load_image(album[0] / "plain.png").convert("L")).astype(int)
     assert abs(np.asarray(load_image(album[0] / "sixteen.png")).astype(int)[..., 0] - plain).max() <= 1
@@ -197,7 +196,7 @@ def test_export_equals_the_model(checkpoint: Path, tmp_path: Path, predictor: Cl
 
 
 def test_no_model_ships_of_another_task(tmp_path: Path, checkpoint: Path) -> None:
-    from tasks.vqa.predict import load as load_vqa
+    from mmattn.tasks.vqa.predict import load as load_vqa
 
     with pytest.raises(CheckpointError, match="expected a model of vqa, found one of classification"):
         load_vqa(checkpoint)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from data.demo.classification import CLASSES, make
 from mmattn.pretrained import load_pretrained
-from tasks import load
-from tasks.common.errors import CheckpointError
+from mmattn.tasks import load
+from mmattn.tasks.classification.demo import CLASSES, make
+from mmattn.tasks.common.errors import CheckpointError
 from tests.tasks.runs import read, run
 
 BASE = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --trainer.enable_progress_bar false "

@@ -2,7 +2,7 @@
 
 import math
 
-from tasks.common.consensus import agreed
+from mmattn.tasks.common.seq2seq.consensus import agreed
 
 
 def test_the_one_that_agrees_with_most_wins_over_the_likeliest() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.demo.vqa import make
-from tasks import load
+from mmattn.tasks import load
+from mmattn.tasks.vqa.demo import make
 from tests.tasks.runs import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("questions")
     lines = []
-    for sample in make("test", num_scenes=12)[:205]:
+    for sample in make("test", size=12)[:205]:
         Image.fromarray(sample.image).save(folder / f"{sample.image_id}.png")
         row = {"image": f"{sample.image_id}.png", "question": sample.question, "answer": sample.answers[0]}
         lines.append(json.dumps(row | {"question_type": sample.question_type}) + "\n")

@@ -10,13 +10,12 @@ import pytest
 import torch
 import yaml
 
-import tasks
-from tasks.common.callbacks import read_checkpoint, shipped_weights
-from tasks.common.checkpoint import read_weights
-from tasks.common.cli import in_words
-from tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
-from tasks.common.module import schedule_factor
-from tasks.vqa.module import VQAModule
+from mmattn.tasks.common.callbacks import read_checkpoint, shipped_weights
+from mmattn.tasks.common.checkpoint import read_weights
+from mmattn.tasks.common.cli import in_words
+from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
+from mmattn.tasks.common.module import schedule_factor
+from mmattn.tasks.vqa.module import VQAModule
 from tests.tasks.runs import read, run
 
 
@@ -234,7 +233,7 @@ def test_learning_rate_finder_sets_the_rate(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.slow
 def test_a_compiled_model_trains(tmp_path: Path) -> None:
     run("fit", tmp_path / "run", "--model.compile true --trainer.max_steps 2")
-    assert tasks.load(tmp_path / "run" / "model", device="cpu").model is not None
+    assert mmattn.tasks.load(tmp_path / "run" / "model", device="cpu").model is not None
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "inverse_sqrt", "constant"])

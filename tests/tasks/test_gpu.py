@@ -15,8 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tasks import TASKS, load
-from tasks.common.module import TaskModule
+from mmattn.tasks import TASKS, load
+from mmattn.tasks.common.module import TaskModule
 from tests.tasks.runs import TINIES, read, run
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-import tasks
-from tasks.common.checkpoint import read_config, read_weights
-from tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.checkpoint import read_config, read_weights
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from tests.tasks.public_folders import TARGETS, TEXTS, write
 from tests.tasks.runs import read, run
 
-SHIPPED = Path(tasks.__file__).parent / "translation" / "checkpoint"
+SHIPPED = Path(mmattn.tasks.__file__).parent / "translation" / "checkpoints" / "demo"
 FAST = (
     "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 --trainer.enable_progress_bar false"
 )
@@ -42,7 +41,7 @@ def fit(task: str, folder: Path, source: Any, data: Path | None, options: str = 
 
 
 def answers(place: Any) -> list[str]:
-    found = tasks.load(place, device="cpu").predict(TEXTS, num_beams=2)
+    found = mmattn.tasks.load(place, device="cpu").predict(TEXTS, num_beams=2)
     return [getattr(answer, "translation", getattr(answer, "summary", "")) for answer in found]
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from data.demo.summarization import make
-from data.errors import DataError
-from data.summarization import SummaryDataset, SummaryProcessor
-from tasks.common import inference
-from tasks.common.checkpoint import save_directory
-from tasks.common.dispatch import model_parser
-from tasks.summarization.__main__ import INPUTS
-from tasks.summarization.model import SummarizationModel
+from mmattn.data.errors import DataError
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.checkpoint import save_directory
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.summarization.__main__ import INPUTS
+from mmattn.tasks.summarization.data import SummaryDataset, SummaryProcessor
+from mmattn.tasks.summarization.demo import make
+from mmattn.tasks.summarization.model import SummarizationModel
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -30,7 +30,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A summarizer that has learnt nothing."""
     processor = SummaryProcessor.fit(
-        SummaryDataset(make("train", num_documents=20)), vocab_size=300, max_source_len=40, max_target_len=6
+        SummaryDataset(make("train", size=20)), vocab_size=300, max_source_len=40, max_target_len=6
     )
     keywords = {"vocab_size": processor.source.vocab_size, "embed_dim": 16, "num_heads": 2, "ffn_dim": 16}
     keywords |= {"encoder_layers": 1, "decoder_layers": 1}

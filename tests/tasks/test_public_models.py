@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from mmattn.tasks.common.pretrained import find_model
 
-import tasks
-from data.summarization import SummarySample
 from mmattn import linears
-from tasks.common import inference
-from tasks.common.dispatch import model_parser
-from tasks.common.errors import CheckpointError, UserError
-from tasks.common.pretrained import find_model
-from tasks.summarization.predict import Summarizer, Summary
-from tasks.summarization.predict import load as load_summarizer
-from tasks.translation.predict import Translation, Translator
-from tasks.translation.predict import load as load_translator
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.common.errors import CheckpointError, UserError
+from mmattn.tasks.summarization.data import SummarySample
+from mmattn.tasks.summarization.predict import Summarizer, Summary
+from mmattn.tasks.summarization.predict import load as load_summarizer
+from mmattn.tasks.translation.predict import Translation, Translator
+from mmattn.tasks.translation.predict import load as load_translator
 from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
 
 pytest.importorskip("transformers")
@@ -48,7 +47,7 @@ def written(predictor: Any, texts: list[str], **search: Any) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_as_transformers_writes_it(family: str, way: str, tmp_path: Path) -> None:
     theirs = write(family, tmp_path, **WAYS[way])
-    predictor = tasks.load(tmp_path, device="cpu")
+    predictor = mmattn.tasks.load(tmp_path, device="cpu")
     texts = [PREFIX * (family == "t5") + text for text in TEXTS]
     expected = written_by_transformers(theirs, texts)
     assert written(predictor, TEXTS) == expected
@@ -59,10 +58,10 @@ def test_text_as_transformers_writes_it(family: str, way: str, tmp_path: Path) -
 
 
 def test_which_task_has_it(folders: dict[str, Any]) -> None:
-    assert isinstance(tasks.load(folders["marian"][0]), Translator)
-    assert isinstance(tasks.load(folders["bart"][0]), Summarizer)
-    assert isinstance(tasks.load(str(folders["t5"][0])), Summarizer)
-    assert tasks.load(folders["marian"][0]).processor.options["source_lang"] == "en"
+    assert isinstance(mmattn.tasks.load(folders["marian"][0]), Translator)
+    assert isinstance(mmattn.tasks.load(folders["bart"][0]), Summarizer)
+    assert isinstance(mmattn.tasks.load(str(folders["t5"][0])), Summarizer)
+    assert mmattn.tasks.load(folders["marian"][0]).processor.options["source_lang"] == "en"
     with pytest.raises(CheckpointError, match=r"expected a model for summarization, found one of marian"):
         load_summarizer(folders["marian"][0])
     folder, theirs = folders["bart"]
@@ -91,7 +90,7 @@ def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_cut_is_said(family: str, folders: dict[str, Any]) -> None:
-    predictor = tasks.load(folders[family][0], device="cpu")
+    predictor = mmattn.tasks.load(folders[family][0], device="cpu")
     limit = {"marian": 100, "bart": 128, "t5": 512}[family]
     assert predictor.processor.max_source_len == limit
     text = LONG if family != "t5" else LONG * 9
@@ -103,7 +102,7 @@ def test_what_is_cut_is_said(family: str, folders: dict[str, Any]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    predictor = tasks.load(folders[family][0], device="cpu")
+    predictor = mmattn.tasks.load(folders[family][0], device="cpu")
     said = TEXTS[0]  # a random model may say nothing at all
     if family == "marian":
         written = [Translation("0", TEXTS[1], said, 0.0)]
@@ -123,7 +122,7 @@ def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tasks.summarization.__main__ import INPUTS
+    from mmattn.tasks.summarization.__main__ import INPUTS
 
     folder, theirs = folders["t5"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"document": text}) + "\n" for text in TEXTS))
@@ -143,7 +142,7 @@ def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path, capsys: 
 def test_precision(precision: str, folders: dict[str, Any]) -> None:
     if linears.why_not(precision) is not None:
         pytest.skip(f"{precision}: {linears.why_not(precision)}")
-    plain, packed = (tasks.load(folders["marian"][0], device="cpu", precision=p) for p in (None, precision))
+    plain, packed = (mmattn.tasks.load(folders["marian"][0], device="cpu", precision=p) for p in (None, precision))
     kinds = {type(module) for module in packed.model.modules()}
     assert kinds & {linears.PackedLinear, linears.Int8Linear}
     assert torch.nn.Linear not in kinds
@@ -153,14 +152,14 @@ def test_precision(precision: str, folders: dict[str, Any]) -> None:
         assert found == written(plain, TEXTS)
     assert packed.explain(TEXTS[0]).weights.isfinite().all()
     with pytest.raises(UserError, match="precision: expected one of float32, bfloat16, int8, found 'int4'"):
-        tasks.load(folders["marian"][0], precision="int4")
+        mmattn.tasks.load(folders["marian"][0], precision="int4")
 
 
 def test_a_precision_that_cannot_be_had(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linears, "why_not", lambda precision: "no such operator")
     with pytest.warns(UserWarning, match=r"'int8' is not available, linear maps stay plain: no such operator"):
-        found = tasks.load(folders["marian"][0], device="cpu", precision="int8")
-    assert written(found, TEXTS) == written(tasks.load(folders["marian"][0], device="cpu"), TEXTS)
+        found = mmattn.tasks.load(folders["marian"][0], device="cpu", precision="int8")
+    assert written(found, TEXTS) == written(mmattn.tasks.load(folders["marian"][0], device="cpu"), TEXTS)
 
 
 # Where they come from -------------------------------------------------------------------------------------------------
@@ -183,7 +182,7 @@ def test_from_the_hubs_cache(folders: dict[str, Any], offline: Path) -> None:
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("a" * 40)
     expected = written_by_transformers(theirs, TEXTS)
-    assert written(tasks.load("hf:own/er", device="cpu"), TEXTS) == expected
+    assert written(mmattn.tasks.load("hf:own/er", device="cpu"), TEXTS) == expected
     assert written(load_translator("hf:own/er@main", device="cpu"), TEXTS) == expected
 
 
@@ -191,17 +190,17 @@ def test_what_is_not_there_is_one_error(offline: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"^hf:own/other: .*own/other.*no such folder, nor in the hub's cache"
     ) as e:
-        tasks.load("hf:own/other")
+        mmattn.tasks.load("hf:own/other")
     assert "\n" not in str(e.value)
     for name in ("hf:", "hf:.", "hf:a/b/c", "hf:/etc"):
         with pytest.raises(CheckpointError, match="expected hf:owner/name"):
-            tasks.load(name)
+            mmattn.tasks.load(name)
 
 
 def test_bad_folders(folders: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(CheckpointError, match=r"a public one of marian, bart, t5, .*; found one of 'gpt2'"):
-        tasks.load(tmp_path)
+        mmattn.tasks.load(tmp_path)
     folder = tmp_path / "marian"
     for name, message in (
         ("model.safetensors", "no weights"),
@@ -210,7 +209,7 @@ def test_bad_folders(folders: dict[str, Any], tmp_path: Path) -> None:
         shutil.copytree(folders["marian"][0], folder)
         (folder / name).unlink()
         with pytest.raises(ValueError, match=message) as error:
-            tasks.load(folder)
+            mmattn.tasks.load(folder)
         assert error.value.user_error  # type: ignore[attr-defined]
         shutil.rmtree(folder)
     shutil.copytree(folders["marian"][0], folder)
@@ -218,13 +217,15 @@ def test_bad_folders(folders: dict[str, Any], tmp_path: Path) -> None:
         json.dumps({f"w{n}": n for n in range(900)} | {"</s>": 0, "<unk>": 1, "<pad>": 2})
     )
     with pytest.raises(CheckpointError, match="expected a tokenizer of at most"):
-        tasks.load(folder)
+        mmattn.tasks.load(folder)
     (folder / "generation_config.json").write_text(json.dumps({"typical_p": 0.5, "max_length": 9}))
     with pytest.raises(CheckpointError, match=r"typical_p = 0\.5"):
-        tasks.load(folder)
+        mmattn.tasks.load(folder)
 
 
 def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
-    shutil.copytree(Path(tasks.__file__).parent / "translation" / "checkpoint", tmp_path / "run" / "model")
+    shutil.copytree(
+        Path(mmattn.tasks.__file__).parent / "translation" / "checkpoints" / "demo", tmp_path / "run" / "model"
+    )
     assert find_model(tmp_path / "run").folder == tmp_path / "run" / "model"
-    assert isinstance(tasks.load(tmp_path / "run", device="cpu"), Translator)
+    assert isinstance(mmattn.tasks.load(tmp_path / "run", device="cpu"), Translator)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.demo.segmentation import NAMES, make
-from data.errors import DataError
-from data.segmentation import SegmentationProcessor
-from tasks import load
-from tasks.common.errors import ConfigError
-from tasks.segmentation.module import SegmentationDataModule
+from mmattn.data.errors import DataError
+from mmattn.tasks import load
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.segmentation.data import SegmentationProcessor
+from mmattn.tasks.segmentation.demo import NAMES, make
+from mmattn.tasks.segmentation.module import SegmentationDataModule
 from tests.tasks.runs import read, run
 
 Image = pytest.importorskip("PIL.Image")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tasks.segmentation.losses import class_weights, cross_entropy, dice, focal, segmentation_loss
-from tasks.segmentation.metrics import SegmentationMetric
-from tasks.segmentation.tiles import segment, starts
+from mmattn.tasks.segmentation.losses import class_weights, cross_entropy, dice, focal, segmentation_loss
+from mmattn.tasks.segmentation.metrics import SegmentationMetric
+from mmattn.tasks.segmentation.tiles import segment, starts
 
 VOID = 255
 

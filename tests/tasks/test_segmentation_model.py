@@ -10,8 +10,8 @@ from torch.export import Dim
 from mmattn.backbones.segformer import SegFormer
 from mmattn.backbones.unet import GatedDecoder, ResidualPyramid, UNetHead, build_pyramid
 from mmattn.explain import capture
-from tasks.segmentation.losses import segmentation_loss
-from tasks.segmentation.model import SegmentationHead, SegmentationModel, best_classes
+from mmattn.tasks.segmentation.losses import segmentation_loss
+from mmattn.tasks.segmentation.model import SegmentationHead, SegmentationModel, best_classes
 from tests.tasks.base import TaskModelTests
 
 SMALL: dict[str, Any] = {"num_classes": 5, "channels": (6, 8, 12)}

@@ -9,24 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-import tasks.segmentation
-from data.demo.segmentation import NAMES, THINGS, make
-from data.errors import DataError
-from data.masks import palette
-from data.segmentation import SegmentationDataset, collate
-from tasks.common import inference
-from tasks.common.checkpoint import read_config
-from tasks.common.dispatch import model_parser
-from tasks.segmentation.__main__ import INPUTS
-from tasks.segmentation.metrics import SegmentationMetric
-from tasks.segmentation.predict import SegmentationPredictor
+from mmattn.data.errors import DataError
+from mmattn.data.image.masks import palette
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.checkpoint import read_config
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.segmentation.__main__ import INPUTS
+from mmattn.tasks.segmentation.data import SegmentationDataset, collate
+from mmattn.tasks.segmentation.demo import NAMES, THINGS, make
+from mmattn.tasks.segmentation.metrics import SegmentationMetric
+from mmattn.tasks.segmentation.predict import SegmentationPredictor
 
 Image = pytest.importorskip("PIL.Image")
 
 
 @pytest.fixture(scope="module")
 def predictor() -> SegmentationPredictor:
-    return tasks.segmentation.load(device="cpu")
+    return mmattn.tasks.segmentation.load(device="cpu")
 
 
 def run(command: str, *words: str) -> None:
@@ -195,7 +194,7 @@ def test_a_folder_of_odd_and_bad_pictures(tmp_path: Path, capsys: pytest.Capture
     good = {"plain.png": [64, 64], "cmyk.jpg": [64, 64], "sixteen.png": [64, 64], "palette.png": [64, 64]}
     assert {name: row["size"] for name, row in rows.items() if name in good} == good
     assert rows["turned.png"]["size"] == [64, 40], "upright by its EXIF tag"
-    predictor = tasks.segmentation.load(device="cpu")
+    predictor = mmattn.tasks.segmentation.load(device="cpu")
     same = {"plain": scene, "sixteen": scene.convert("L"), "turned": scene.crop((0, 0, 64, 40))}
     for name, picture in same.items():
         expected = predictor.predict([{"image": picture}])[0].labels

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import tasks
-from data.demo.segmentation import NAMES, make
-from data.masks import ClassList
-from tasks.common import inference
-from tasks.common.dispatch import model_parser
-from tasks.common.errors import CheckpointError
-from tasks.segmentation.__main__ import INPUTS
-from tasks.segmentation.predict import load
+from mmattn.data.image.masks import ClassList
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.segmentation.__main__ import INPUTS
+from mmattn.tasks.segmentation.demo import NAMES, make
+from mmattn.tasks.segmentation.predict import load
 from tests.tasks.runs import read, run
 
 Image = pytest.importorskip("PIL.Image")
@@ -93,7 +92,7 @@ def pictures() -> list[Any]:
 )
 def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path: Path) -> None:
     theirs = write_segformer(tmp_path / "public", **processor)
-    predictor = tasks.load(tmp_path / "public", device="cpu")
+    predictor = mmattn.tasks.load(tmp_path / "public", device="cpu")
     asked = pictures()
     expected = masks_of_transformers(theirs, asked)
     answers = predictor.predict([{"image": picture} for picture in asked])
@@ -141,7 +140,7 @@ def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys:
 def test_an_encoder_alone_is_something_to_go_on_from(tmp_path: Path) -> None:
     write_segformer(tmp_path / "public", head="ImageClassification")
     with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --model\.init_from"):
-        tasks.load(tmp_path / "public")
+        mmattn.tasks.load(tmp_path / "public")
     options = f"--model.init_from {tmp_path}/public --model.decoder_channels [6] --data.image_size 32"
     folder = fit(tmp_path / "run", f"{STILL} {options}")
     predictor = load(folder / "model", device="cpu")

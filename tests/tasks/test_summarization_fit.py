@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.demo.summarization import make
-from tasks import load
-from tasks.common.errors import ConfigError
+from mmattn.tasks import load
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.summarization.demo import make
 from tests.tasks.runs import read, run
 
 
@@ -20,7 +20,7 @@ def fit(folder: Path, options: str = "", command: str = "fit") -> Path:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
-    for name, samples in (("train", make("train", num_documents=30)), ("val", make("val", num_documents=4))):
+    for name, samples in (("train", make("train", size=30)), ("val", make("val", size=4))):
         rows = [{"document": s.source, "summary": s.target, "references": [s.target, "Nothing."]} for s in samples]
         rows += rows[:5] if name == "train" else []
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -43,7 +43,7 @@ def test_the_model_searches_as_it_was_measured(tmp_path: Path) -> None:
     summarizer = load(folder / "model", device="cpu")
     wanted = {"num_beams": 3, "length_penalty": 0.0, "consensus": True}
     assert summarizer.processor.options["search"] == wanted
-    samples = make("test", num_documents=4)
+    samples = make("test", size=4)
     written = [one.summary for one in summarizer.predict(samples)]
     assert written == [one.summary for one in summarizer.predict(samples, **wanted)]
     plain = summarizer.predict(samples, consensus=False)

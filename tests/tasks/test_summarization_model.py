@@ -11,9 +11,9 @@ from torch.export import Dim
 
 from mmattn.explain import capture
 from mmattn.generate import GenerationConfig
-from tasks.summarization.copying import CopyHead, worth_copying
-from tasks.summarization.hierarchy import HierarchicalEncoder, sentence_of
-from tasks.summarization.model import SummarizationModel
+from mmattn.tasks.summarization.copying import CopyHead, worth_copying
+from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder, sentence_of
+from mmattn.tasks.summarization.model import SummarizationModel
 from tests.tasks.base import TaskModelTests
 
 SMALL: dict[str, Any] = {

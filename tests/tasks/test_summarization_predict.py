@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.demo.summarization import make
-from data.errors import DataError
-from tasks.common import inference
-from tasks.common.dispatch import model_parser
-from tasks.summarization import metrics
-from tasks.summarization.__main__ import INPUTS
-from tasks.summarization.picture import wrap
-from tasks.summarization.predict import Summarizer, Summary, load
+from mmattn.data.errors import DataError
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.summarization import metrics
+from mmattn.tasks.summarization.__main__ import INPUTS
+from mmattn.tasks.summarization.demo import make
+from mmattn.tasks.summarization.picture import wrap
+from mmattn.tasks.summarization.predict import Summarizer, Summary, load
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_the_shipped_model_knows_the_built_in_data(summarizer: Summarizer) -> No
 
 
 def test_a_batch_equals_one_by_one(summarizer: Summarizer) -> None:
-    samples = make("test", num_documents=5)
+    samples = make("test", size=5)
     together = summarizer.predict(samples)
     assert [summarizer.predict([sample])[0].summary for sample in samples] == [one.summary for one in together]
 
 
 def test_items(summarizer: Summarizer, tmp_path: Path) -> None:
-    text = make("test", num_documents=1)[0].source
+    text = make("test", size=1)[0].source
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text(text)
     (tmp_path / "c.jsonl").write_text(json.dumps({"id": "x", "document": text}) + "\n")
@@ -91,7 +91,7 @@ def test_items(summarizer: Summarizer, tmp_path: Path) -> None:
 
 
 def test_what_is_cut_is_said(summarizer: Summarizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = " ".join(sample.source for sample in make("test", num_documents=4))
+    text = " ".join(sample.source for sample in make("test", size=4))
     run("predict", "--text", text, "--output", str(tmp_path / "o"))
     limit = summarizer.processor.max_source_len
     assert lines(tmp_path / "o")[0]["tokens_cut"] == summarizer.processor.source.length(text) - (limit - 1)
@@ -118,7 +118,7 @@ def test_a_bad_item_is_named(summarizer: Summarizer, item: object, message: str)
 
 def test_words_come_from_where_they_stand(summarizer: Summarizer) -> None:
     """The peak of the drawn map lies on the true source of nine content words in ten."""
-    samples = make("test", num_documents=20)
+    samples = make("test", size=20)
     written = [Summary(sample.id, sample.target, 0.0) for sample in samples]
     hits = total = 0
     for sample, found in zip(samples, summarizer.explain_written(samples, written), strict=True):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from data.demo.translation import make
-from tasks import load
-from tasks.common.dispatch import main
-from tasks.common.errors import ConfigError
+from mmattn.tasks import load
+from mmattn.tasks.common.dispatch import main
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.translation.demo import make
 from tests.tasks.runs import read, run
 
 
@@ -63,7 +63,7 @@ def test_back_translation(parallel: Path, tmp_path: Path) -> None:
 
 
 def _inputs() -> tuple:
-    from tasks.translation.__main__ import INPUTS
+    from mmattn.tasks.translation.__main__ import INPUTS
 
     return INPUTS
 

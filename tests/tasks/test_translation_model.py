@@ -12,12 +12,12 @@ from torch.export import Dim
 
 from mmattn.explain import capture
 from mmattn.generate import GenerationConfig
-from tasks.common.checkpoint import load_weights, tied_names
-from tasks.common.errors import CheckpointError
-from tasks.common.export import ExportError
-from tasks.common.seq2seq import CorpusMetric, drop_words, token_loss
-from tasks.common.seq2seq_export import export_net
-from tasks.translation.model import TranslationHead, TranslationModel
+from mmattn.tasks.common.checkpoint import load_weights, tied_names
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.export import ExportError
+from mmattn.tasks.common.seq2seq.export import export_net
+from mmattn.tasks.common.seq2seq.model import CorpusMetric, drop_words, token_loss
+from mmattn.tasks.translation.model import TranslationHead, TranslationModel
 from tests.tasks.base import TaskModelTests
 
 SMALL: dict[str, Any] = {

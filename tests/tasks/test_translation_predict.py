@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from data.demo.translation import make
-from data.errors import DataError
-from tasks.common import inference
-from tasks.common.dispatch import model_parser
-from tasks.common.results import read_results
-from tasks.translation.__main__ import INPUTS
-from tasks.translation.metrics import score, signatures
-from tasks.translation.predict import Translation, Translator, load
+from mmattn.data.errors import DataError
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.common.results import read_results
+from mmattn.tasks.translation.__main__ import INPUTS
+from mmattn.tasks.translation.demo import make
+from mmattn.tasks.translation.metrics import score, signatures
+from mmattn.tasks.translation.predict import Translation, Translator, load
 
 ROOT = Path(__file__).resolve().parents[2]
 

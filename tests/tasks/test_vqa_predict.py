@@ -6,20 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-import tasks.vqa
-from data.demo.vqa import FAMILIES, make
-from data.errors import DataError
-from tasks.common import inference
-from tasks.common.checkpoint import read_config
-from tasks.common.dispatch import model_parser
-from tasks.vqa.__main__ import INPUTS
-from tasks.vqa.losses import peaks_in_regions
-from tasks.vqa.predict import VQAPredictor
+from mmattn.data.errors import DataError
+from mmattn.tasks.common import inference
+from mmattn.tasks.common.checkpoint import read_config
+from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.vqa.__main__ import INPUTS
+from mmattn.tasks.vqa.demo import FAMILIES, make
+from mmattn.tasks.vqa.losses import peaks_in_regions
+from mmattn.tasks.vqa.predict import VQAPredictor
 
 
 @pytest.fixture(scope="module")
 def predictor() -> VQAPredictor:
-    return tasks.vqa.load(device="cpu")
+    return mmattn.tasks.vqa.load(device="cpu")
 
 
 def run(command: str, *words: str) -> None:
@@ -43,14 +42,14 @@ def test_the_stated_accuracy_is_found(predictor: VQAPredictor) -> None:
 
 
 def test_it_looks_at_what_the_answer_rests_on(predictor: VQAPredictor) -> None:
-    samples = [sample for sample in make("test", num_scenes=60) if sample.regions]
+    samples = [sample for sample in make("test", size=60) if sample.regions]
     found = predictor.explain_batch(samples)
     hits = [peaks_in_regions(e.attention, s.regions, (1 / 16, 1 / 16)) for e, s in zip(found, samples, strict=True)]
     assert sum(hits) / len(hits) >= 0.9
 
 
 def test_a_batch_equals_one_by_one(predictor: VQAPredictor) -> None:
-    samples = make("test", num_scenes=2)
+    samples = make("test", size=2)
     together = predictor.predict(samples, batch_size=7)
     alone = [predictor.predict([sample])[0] for sample in samples]
     assert [a.answer for a in together] == [a.answer for a in alone]
@@ -58,7 +57,7 @@ def test_a_batch_equals_one_by_one(predictor: VQAPredictor) -> None:
 
 
 def test_words_it_never_saw_are_named(predictor: VQAPredictor) -> None:
-    sample = make("test", num_scenes=1)[0]
+    sample = make("test", size=1)[0]
     answer = predictor.predict([{"image": sample.image, "question": "is the zeppelin red?"}])[0]
     assert answer.unknown_words == ["zeppelin"]
 
@@ -79,7 +78,7 @@ def test_bad_items_are_named(predictor: VQAPredictor, item: dict, message: str) 
 def pictures(folder: Path) -> Path:
     from PIL import Image
 
-    for n, sample in enumerate(make("test", num_scenes=3)[::18]):
+    for n, sample in enumerate(make("test", size=3)[::18]):
         Image.fromarray(sample.image).save(folder / f"{n}.png")
     return folder
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.asr import ASRDataset, ASRProcessor, ASRSample, collate
-from tasks.asr.losses import ctc_loss
-from tasks.asr.model import ASRModel
-from tasks.asr.predict import Recogniser
-from tasks.common.checkpoint import save_directory
-from tasks.common.seq2seq import token_loss
+from mmattn.tasks.asr.losses import ctc_loss
+from mmattn.tasks.asr.model import ASRModel
+from mmattn.tasks.asr.predict import Recogniser
+from mmattn.tasks.asr.processor import ASRDataset, ASRProcessor, ASRSample, collate
+from mmattn.tasks.common.checkpoint import save_directory
+from mmattn.tasks.common.seq2seq.model import token_loss
 
 RATE = 8000
 TONES = {letter: 400.0 * 1.35**n for n, letter in enumerate("abcdef")}  # Hz

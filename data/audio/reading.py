@@ -1,0 +1,315 @@
+"""Sound to samples: reading with clear errors; the features are in ``data/mel.py``.
+
+Reading needs soundfile and torch alone; torchcodec is asked, where it is installed, for what soundfile cannot read.
+Everything is read in pieces, mixed to one channel and resampled as it comes, so that half an hour of eight channels
+at 192 kHz takes no more memory than the mono samples that come out.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmattn.data.audio.mel import MAX_RATE, MIN_RATE, LogMel, Resampler
+from mmattn.data.errors import DataError, shorten
+
+__all__ = ["LogMel", "Resampler", "audio_seconds", "read_audio", "stream_audio"]
+
+AudioSource = str | Path | bytes | BinaryIO | tuple[Any, int]  # the last: samples (n,) or (channels, n), and their rate
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".mp4", ".aac", ".webm")
+
+BLOCK = 1 << 20  # samples read at once, of all channels together
+UNKNOWN = 1 << 62  # soundfile's number of frames where a streamed file does not say
+
+
+def read_audio(
+    source: AudioSource,
+    sample_rate: int,
+    name: str | None = None,
+    start: float = 0.0,
+    seconds: float | None = None,
+) -> Tensor:
+    """Reads sound as one channel (the mean of all) at a given rate.
+
+    Args:
+        source: A path, the file's bytes, an open binary file, or (samples, rate): samples (n,) or (channels, n), float
+            or integers of 8 to 32 bits.
+        sample_rate: Of what comes out, in Hz.
+        name: What the error calls it besides the file, e.g. ``"train.jsonl, line 7"``.
+        start: Where to begin, in seconds.
+        seconds: How much to read; None: to the end.
+
+    Returns:
+        (n,) float32, within -1..1 where the file's samples are.
+
+    Raises:
+        DataError: Missing, empty, truncated, no sound, NaN or infinite samples, each by name.
+
+    >>> read_audio((torch.zeros(2, 48_000), 48_000), 8_000).shape
+    torch.Size([8000])
+    """
+    return torch.cat(list(_resampled(source, sample_rate, name, start, seconds)))
+
+
+def stream_audio(
+    source: AudioSource, sample_rate: int, name: str | None = None, block_seconds: float = 10.0
+) -> Iterator[Tensor]:
+    """The samples of ``read_audio``, bit for bit or to rounding, in pieces of ``block_seconds`` and bounded memory.
+
+    Yields:
+        (n,) float32; all but the last have ``round(block_seconds * sample_rate)`` samples.
+
+    Raises:
+        DataError: As ``read_audio``, when the place is reached.
+    """
+    size = round(block_seconds * sample_rate)
+    if size < 1:
+        raise ValueError(f"block_seconds: expected at least one sample, found {block_seconds}")
+    waiting: list[Tensor] = []
+    count = 0
+    for piece in _resampled(source, sample_rate, name, 0.0, None):
+        waiting.append(piece)
+        count += len(piece)
+        if count >= size:
+            *full, rest = torch.cat(waiting).split(size)
+            if len(rest) == size:
+                full, rest = [*full, rest], rest[:0]
+            yield from full
+            waiting, count = [rest.clone()], len(rest)
+    if count:
+        yield torch.cat(waiting)
+
+
+def audio_seconds(source: AudioSource, name: str | None = None) -> float:
+    """How long it is, from the header where that is enough.
+
+    Raises:
+        DataError: As ``read_audio``.
+    """
+    where = _where(source, name)
+    if isinstance(source, tuple):
+        samples, rate = _check_array(source, where)
+        if not samples.shape[1]:
+            raise DataError(where, "at least one sample", "none")
+        return samples.shape[1] / rate
+    with _open(source, where) as stream:
+        file = _soundfile(stream)
+        if not isinstance(file, str):
+            with file:
+                if 0 < file.frames < UNKNOWN:
+                    return file.frames / _check_rate(file.samplerate, where)
+    rate = 8_000
+    return sum(len(piece) for piece in _resampled(source, rate, name, 0.0, None)) / rate
+
+
+def _where(source: AudioSource, name: str | None) -> str:
+    if isinstance(source, (str, Path)):
+        return f"{name}: audio {source}" if name else f"audio {source}"
+    kind = "bytes" if isinstance(source, bytes) else "samples" if isinstance(source, tuple) else type(source).__name__
+    return f"{name}: audio" if name else f"audio ({kind})"
+
+
+def _resampled(
+    source: AudioSource, sample_rate: int, name: str | None, start: float, seconds: float | None
+) -> Iterator[Tensor]:
+    """Pieces of mono float32 at the wanted rate, checked."""
+    where = _where(source, name)
+    if isinstance(source, tuple):
+        samples, rate = _check_array(source, where)
+        pieces: Iterator[Tensor] = iter([_mono(samples[:, slice(*_span(start, seconds, rate))], where)])
+        yield from _at_rate(pieces, rate, sample_rate, where, start)
+        return
+    with _open(source, where) as stream:
+        file = _soundfile(stream)
+        if isinstance(file, str):
+            rate, pieces = _by_torchcodec(stream, file, where, start, seconds)
+            yield from _at_rate(pieces, rate, sample_rate, where, start)
+            return
+        with file:
+            rate = _check_rate(file.samplerate, where)
+            pieces = _by_soundfile(file, where, *_span(start, seconds, rate))
+            yield from _at_rate(pieces, rate, sample_rate, where, start)
+
+
+def _span(start: float, seconds: float | None, rate: int) -> tuple[int, int | None]:
+    return round(start * rate), None if seconds is None else round((start + seconds) * rate)
+
+
+def _at_rate(pieces: Iterator[Tensor], rate: int, sample_rate: int, where: str, start: float) -> Iterator[Tensor]:
+    resampler = Resampler(rate, sample_rate)
+    count = 0
+    for piece in pieces:
+        count += len(piece)
+        yield resampler(piece)
+    if not count:
+        raise DataError(where, "at least one sample" + (f" after {start} s" if start else ""), "none")
+    yield resampler.finish()
+
+
+def _open(source: AudioSource, where: str) -> Any:
+    """An open binary file."""
+    if isinstance(source, bytes):
+        stream: Any = io.BytesIO(source)
+    elif isinstance(source, (str, Path)):
+        try:
+            stream = Path(source).open("rb")  # noqa: SIM115  the caller closes it
+        except FileNotFoundError:
+            raise DataError(where, "an audio file", "no such file") from None
+        except IsADirectoryError:
+            raise DataError(where, "an audio file", "a folder") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise DataError(where, "a readable audio file", shorten(str(error))) from None
+    elif hasattr(source, "read") and hasattr(source, "seek"):
+        stream = _Kept(source)
+    else:
+        raise DataError(where, "a path, bytes, an open binary file, or (samples, rate)", shorten(source))
+    stream.seek(0)  # whoever had an open file before may have read to its end
+    if not stream.read(1):
+        stream.close()
+        raise DataError(where, "sound", "an empty file")
+    stream.seek(0)
+    return stream
+
+
+class _Kept:
+    """A caller's open file, which closing leaves open."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def readinto(self, buffer: Any) -> int:
+        """Soundfile's way of reading."""
+        content = self.file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        """Leaves it open."""
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _soundfile(stream: Any) -> Any:
+    """An open ``SoundFile``, or a text that says why soundfile cannot read it."""
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: the wheel without its library
+        return f"soundfile is not installed ({error})"
+    try:
+        return soundfile.SoundFile(stream)
+    except (soundfile.SoundFileError, TypeError) as error:
+        return str(getattr(error, "error_string", error)).rstrip(".")
+
+
+def _by_soundfile(file: Any, where: str, start: int, end: int | None) -> Iterator[Tensor]:
+    import soundfile
+
+    total = file.frames if file.frames < UNKNOWN else None
+    left = None if end is None else max(0, end - start)
+    done = 0
+    try:
+        if start:
+            if total is not None and start >= total:
+                return
+            file.seek(start)
+        while left is None or done < left:
+            size = max(1, BLOCK // file.channels)
+            block = file.read(size if left is None else min(size, left - done), dtype="float32", always_2d=True)
+            if not len(block):
+                break
+            done += len(block)
+            yield _mono(torch.from_numpy(block).T, where)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise DataError(where, "sound", f"a damaged file ({shorten(str(error))})") from None
+    wanted = None if total is None else total - start if left is None else min(left, total - start)
+    if wanted is not None and done < wanted:
+        raise DataError(where, f"{wanted:,} samples, as its header says", f"{done:,} (a truncated file?)")
+
+
+def _by_torchcodec(
+    stream: Any, reason: str, where: str, start: float, seconds: float | None
+) -> tuple[int, Iterator[Tensor]]:
+    stream.seek(0)
+    head = shorten(stream.read(16))
+    try:
+        from torchcodec.decoders import AudioDecoder
+    except (ImportError, OSError, RuntimeError):  # it needs FFmpeg's libraries, and says so by a RuntimeError
+        expected = "sound (WAV, FLAC, OGG, MP3 or AIFF; other formats need torchcodec)"
+        raise DataError(where, expected, f"a file that begins with {head} ({reason})") from None
+    stream.seek(0)
+    damaged = f"a file that begins with {head} (%s)"
+    try:
+        decoder = AudioDecoder(stream)
+        rate = _check_rate(int(decoder.metadata.sample_rate), where)
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(where, "sound", damaged % shorten(str(error))) from None
+
+    def pieces() -> Iterator[Tensor]:
+        # Half a minute at a time: in containers that count milliseconds, a border is up to half of one off.
+        begin, step, end = start, 30.0, math.inf if seconds is None else start + seconds
+        while begin < end:
+            try:
+                found = decoder.get_samples_played_in_range(begin, min(begin + step, end))
+            except (RuntimeError, ValueError) as error:  # as it says that there are none
+                if begin == start == 0:
+                    raise DataError(where, "sound", damaged % shorten(str(error))) from None
+                return
+            if not found.data.shape[1]:
+                return
+            yield _mono(found.data, where)
+            begin += step
+
+    return rate, pieces()
+
+
+def _check_rate(rate: Any, where: str) -> int:
+    if not isinstance(rate, (int, np.integer)) or not MIN_RATE <= rate <= MAX_RATE:
+        raise DataError(where, f"a sample rate from {MIN_RATE:,} to {MAX_RATE:,} Hz", shorten(rate))
+    return int(rate)
+
+
+def _check_array(source: tuple[Any, int], where: str) -> tuple[Tensor, int]:
+    """Samples (channels, n) and their rate."""
+    if len(source) != 2:
+        raise DataError(where, "(samples, rate)", f"{len(source)} values")
+    rate = _check_rate(source[1], where)
+    try:
+        samples = torch.as_tensor(source[0])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(where, "samples, an array", shorten(str(error))) from None
+    if samples.ndim == 1:
+        samples = samples[None]
+    if samples.ndim != 2 or samples.shape[0] > max(64, samples.shape[1]):
+        raise DataError(where, "samples (n,) or (channels, n)", f"an array of shape {tuple(samples.shape)}")
+    if samples.dtype in (torch.int8, torch.int16, torch.int32):
+        samples = samples.float() / -float(torch.iinfo(samples.dtype).min)
+    elif samples.dtype == torch.uint8:
+        samples = (samples.float() - 128) / 128
+    elif not samples.dtype.is_floating_point:
+        raise DataError(where, "samples in float, or integers of 8 to 32 bits", str(samples.dtype))
+    return samples.detach().float().cpu(), rate
+
+
+def _mono(samples: Tensor, where: str) -> Tensor:
+    """(channels, n) -> (n,)."""
+    if not samples.shape[0]:
+        raise DataError(where, "at least one channel", "none")
+    wave = samples[0] if samples.shape[0] == 1 else samples.mean(0)
+    if not torch.isfinite(wave).all():
+        bad = int((~torch.isfinite(samples)).any(0).sum())
+        raise DataError(where, "finite samples", f"{bad:,} that are NaN or infinite")
+    return wave

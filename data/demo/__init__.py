@@ -1,1 +1,0 @@
-"""Procedural, seeded data for every task, made in memory: no download."""

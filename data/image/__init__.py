@@ -1,0 +1,1 @@
+"""Images: reading, normalizing, augmentation, where labelled ones come from."""

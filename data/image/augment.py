@@ -1,0 +1,244 @@
+"""Random change of whole batches in training: a pure function of the pictures and of one integer seed a picture.
+
+Everything is done for all pictures at once, so that a loader in the training process costs next to nothing. What is
+drawn for a picture depends on its own seed alone; only the partner it is mixed with depends on the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmattn.data.errors import nearest
+
+
+class Draws:
+    """Uniform numbers by name, one a seed: splitmix64 of the seed and a counter (Steele et al. 2014, figure 17)."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.state = np.array([seed & (2**64 - 1) for seed in seeds], np.uint64)
+
+    def __call__(self, number: int = 1) -> Tensor:
+        """(number, B) float32 in 0..1, one excluded."""
+        rows = []
+        with np.errstate(over="ignore"):
+            for _ in range(number):
+                self.state = self.state + np.uint64(0x9E3779B97F4A7C15)
+                z = self.state
+                z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                rows.append(((z ^ (z >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
+        return torch.from_numpy(np.stack(rows))
+
+
+class BatchAugment:
+    """Crops, flips, RandAugment, random erasing, mixup and cutmix, in this order; each is off where its value is 0.
+
+    Args:
+        pad: Pixels by which a picture may be shifted, the edge mirrored (He et al. 2016, section 4.2 has zeros).
+        zoom: Share of the side by which a picture may be enlarged around a random place, 0..0.9.
+        flip: Mirror half of the pictures, left and right.
+        rand_augment: Operations drawn for each picture (Cubuk et al. 2020, section 3).
+        magnitude: Of these, 0..30.
+        erase: Probability of a random rectangle of noise (Zhong et al. 2020, section 3).
+        mixup: alpha of the beta distribution of the share (Zhang et al. 2018, section 2).
+        cutmix: Likewise, for a pasted rectangle (Yun et al. 2019, section 3.1). With both, one is drawn a batch.
+
+    >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    >>> mixed, targets = BatchAugment(mixup=0.2)(images, torch.eye(4), [1, 2, 3, 4])
+    >>> mixed.shape, float(targets.sum())
+    (torch.Size([4, 3, 32, 32]), 4.0)
+    """
+
+    LIMITS: ClassVar[dict[str, float]] = {
+        "pad": 512,
+        "zoom": 0.9,
+        "rand_augment": 16,
+        "magnitude": 30,
+        "erase": 1,
+        "mixup": 100,
+        "cutmix": 100,
+    }
+
+    def __init__(
+        self,
+        pad: int = 0,
+        zoom: float = 0.0,
+        flip: bool = False,
+        rand_augment: int = 0,
+        magnitude: int = 9,
+        erase: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        given = {"pad": pad, "zoom": zoom, "rand_augment": rand_augment, "magnitude": magnitude, "erase": erase}
+        for key, value in (given | {"mixup": mixup, "cutmix": cutmix}).items():
+            if not 0 <= value <= self.LIMITS[key]:
+                raise ValueError(f"{key}: expected 0 to {self.LIMITS[key]}, found {value}")
+        self.pad, self.zoom, self.flip = pad, zoom, flip
+        self.rand_augment, self.magnitude, self.erase = rand_augment, magnitude, erase
+        self.mixup, self.cutmix = mixup, cutmix
+        if rand_augment:
+            import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any] | None) -> BatchAugment | None:
+        """From a configuration's mapping; nothing where there is none.
+
+        Raises:
+            ValueError: An unknown option, or a value out of range.
+        """
+        if not options:
+            return None
+        known = [*cls.LIMITS, "flip"]
+        wrong = next((key for key in options if key not in known), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong}: no such option{nearest(wrong, known)}; there are: {', '.join(known)}")
+        return cls(**options)
+
+    def __call__(self, images: Tensor, targets: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Augments a batch.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            targets: (B, K) float.
+            seeds: B integers, which decide everything that is random.
+
+        Returns:
+            Pictures (B, 3, H, W), uint8 or, where they were mixed or zoomed, float in 0..1; targets (B, K).
+        """
+        draws = Draws(seeds)
+        if self.pad or self.flip:
+            images = self._shift(images, draws(3))
+        for _ in range(self.rand_augment):
+            images = _rand_augment(images, draws(2), self.magnitude)
+        if self.zoom:
+            images = self._zoom(images, draws(3))
+        if self.erase:
+            images = _erase(images, draws(6), self.erase)
+        if self.mixup or self.cutmix:
+            images, targets = self._mix(images, targets, seeds)
+        return images, targets
+
+    def _shift(self, images: Tensor, u: Tensor) -> Tensor:
+        """Shifts and mirrors, by one gather of whole pixels."""
+        B, _, H, W = images.shape
+        down, right = ((u[n] * (2 * self.pad + 1)).long() - self.pad for n in (0, 1))
+        rows = _mirrored(torch.arange(H) + down[:, None], H)  # (B, H)
+        cols = _mirrored(torch.arange(W) + right[:, None], W)  # (B, W)
+        if self.flip:
+            cols = torch.where(u[2][:, None] < 0.5, cols.flip(1), cols)
+        batch = torch.arange(B)[:, None, None]
+        return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+
+    def _zoom(self, images: Tensor, u: Tensor) -> Tensor:
+        """A random window of at least 1 - zoom of the side, enlarged to the whole."""
+        side = 1 - self.zoom * u[0]  # (B,)
+        theta = torch.zeros(len(images), 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = side
+        theta[:, :, 2] = (2 * u[1:] - 1).T * (1 - side)[:, None]
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        return F.grid_sample(_as_float(images), grid, padding_mode="reflection", align_corners=False)
+
+    def _mix(self, images: Tensor, targets: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Each picture with the one before it, in shares drawn once a batch."""
+        rng = np.random.RandomState(np.array([seeds[0] & 0xFFFFFFFF, seeds[0] >> 32 & 0xFFFFFFFF], np.uint32))
+        cut = bool(self.cutmix) and (not self.mixup or rng.random_sample() < 0.5)
+        share = float(rng.beta(*[self.cutmix if cut else self.mixup] * 2))
+        if cut:
+            H, W = images.shape[2:]
+            high, wide = (round(size * (1 - share) ** 0.5) for size in (H, W))
+            top, left = (int(rng.random_sample() * (1 + size - part)) for size, part in ((H, high), (W, wide)))
+            other, images = images.roll(1, 0), images.clone()
+            images[:, :, top : top + high, left : left + wide] = other[:, :, top : top + high, left : left + wide]
+            share = 1 - high * wide / (H * W)
+        else:
+            images = _as_float(images)
+            images = share * images + (1 - share) * images.roll(1, 0)
+        return images, share * targets + (1 - share) * targets.roll(1, 0)
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def _mirrored(index: Tensor, size: int) -> Tensor:
+    """Places beyond the edge, reflected into 0..size - 1."""
+    period = max(2 * size - 2, 1)
+    index = index.remainder(period)
+    return torch.where(index >= size, period - index, index)
+
+
+def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
+    """A rectangle of 2 to 33 % of the area and a side ratio of 0.3 to 3.3, filled with noise of one seed a picture."""
+    H, W = images.shape[2:]
+    area, ratio = 0.02 + 0.31 * u[0], (0.3 ** (1 - 2 * u[1]))
+    high, wide = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    top, left = u[2] * (1 - high), u[3] * (1 - wide)
+    rows, cols = (torch.arange(size)[None] + 0.5 for size in (H, W))
+    inside_rows = (rows >= (top * H)[:, None]) & (rows < ((top + high) * H)[:, None])  # (B, H)
+    inside_cols = (cols >= (left * W)[:, None]) & (cols < ((left + wide) * W)[:, None])  # (B, W)
+    hit = (inside_rows[:, None, :, None] & inside_cols[:, None, None, :]) & (u[4] < probability)[:, None, None, None]
+    # Noise from the place and the picture's own number: a hash of a sine, cheap, and the same in every process.
+    place = torch.arange(3 * H * W).view(1, 3, H, W).float() + (u[5] * 1e4)[:, None, None, None]
+    noise = (place.sin() * 43758.547).remainder(1)
+    return torch.where(hit, (noise * 255).to(torch.uint8) if images.dtype == torch.uint8 else noise, images)
+
+
+# What RandAugment draws from (Cubuk et al. 2020, section 3), and how strong each is at magnitude 30.
+OPERATIONS = (
+    "identity",
+    "auto_contrast",
+    "equalize",
+    "rotate",
+    "solarize",
+    "colour",
+    "posterize",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+
+
+def _rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:
+    """One operation a picture: those that drew the same one, of the same sign, are changed together."""
+    chosen = (u[0] * len(OPERATIONS)).long()
+    signs = u[1] < 0.5
+    out = images.contiguous(memory_format=torch.channels_last).clone()
+    for number, name in enumerate(OPERATIONS[1:], start=1):
+        for sign in (False, True):
+            rows = ((chosen == number) & (signs == sign)).nonzero()[:, 0]
+            if len(rows):
+                out[rows] = operate(images[rows], name, magnitude / 30 * (-1 if sign else 1))
+    return out
+
+
+def operate(images: Tensor, name: str, strength: float) -> Tensor:
+    """An operation of RandAugment on uint8 pictures (B, 3, H, W), strength in -1..1; some look at its size alone."""
+    from torchvision.transforms.v2 import functional as V
+
+    size, side = abs(strength), images.shape[3]
+    if name == "auto_contrast":
+        return V.autocontrast(images)
+    if name == "equalize":
+        return V.equalize(images)
+    if name == "solarize":
+        return V.solarize(images, 255.0 * (1 - size))
+    if name == "posterize":
+        return V.posterize(images, 8 - round(4 * size))
+    if name in ("colour", "contrast", "brightness", "sharpness"):
+        adjust = {"colour": V.adjust_saturation, "contrast": V.adjust_contrast, "brightness": V.adjust_brightness}
+        return adjust.get(name, V.adjust_sharpness)(images, 1 + 0.9 * strength)
+    angle = 30.0 * strength if name == "rotate" else 0.0
+    shift = [round(150 / 331 * side * strength) if name == f"translate_{axis}" else 0 for axis in "xy"]
+    shear = [float(np.degrees(np.arctan(0.3 * strength))) if name == f"shear_{axis}" else 0.0 for axis in "xy"]
+    return V.affine(images, angle=angle, translate=shift, scale=1.0, shear=shear, fill=[127.0] * 3)

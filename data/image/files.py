@@ -1,0 +1,198 @@
+"""Where labelled pictures come from: a tree of class folders, a tar of one, a CSV, a torchvision data set by name."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mmattn.data.errors import DataError, Problems, nearest, shorten
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource
+from mmattn.data.readers import read_rows, report_missing
+
+TORCHVISION = "torchvision/"
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+PATH_COLUMNS, LABEL_COLUMNS = ("path", "image"), ("label", "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class TarImage:
+    """A picture within an uncompressed tar, read when it is needed."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """The file's bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+    def fingerprint(self) -> str:
+        """What it counts by, as a file does by its name and size."""
+        return f"{self.path.name} {self.offset} {self.size}"
+
+
+@dataclass
+class Row:
+    """One picture as a reader found it."""
+
+    where: str  # for messages
+    id: str
+    image: ImageSource
+    label: str | None
+
+
+def read_pictures(source: str | Path, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
+    """The labelled pictures of a path.
+
+    - a folder: one sub-folder a class, pictures at any depth below it (torchvision's ``ImageFolder``);
+    - a ``.tar``, uncompressed or not: such a tree, alone or in one outer folder;
+    - a ``.csv``, ``.tsv`` or ``.jsonl``: the columns ``path`` (or ``image``) and ``label``, paths relative to the file;
+    - ``torchvision/NAME``: a data set of torchvision whose files are below ``root`` already.
+
+    Args:
+        source: The path.
+        split: train, val or test, for torchvision.
+        root: See ``ClassificationDataset``.
+        problems: Takes the bad items.
+
+    Raises:
+        DataError: The path as a whole is none of these.
+    """
+    if str(source).startswith(TORCHVISION):
+        yield from read_torchvision(str(source).removeprefix(TORCHVISION), split, root)
+        return
+    path = Path(source)
+    if path.is_dir():
+        yield from read_folder(path)
+    elif not path.exists():
+        raise DataError(
+            str(path), "a folder of class folders, a tar of one, a CSV, or torchvision/NAME", "no such file"
+        )
+    elif path.suffix.lower() in TABLES:
+        yield from read_table(path, root, problems)
+    elif tarfile.is_tarfile(path):
+        yield from read_tar(path)
+    else:
+        expected = f"a folder of class folders, a tar of one, or a table ({', '.join(TABLES)})"
+        raise DataError(str(path), expected, f"a file that ends in {path.suffix!r}")
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name says that it is a picture, and no hidden file."""
+    pure = PurePosixPath(name)
+    return pure.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in pure.parts)
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """The pictures in a folder and below it, in the order of their paths."""
+    return [path for path in sorted(folder.rglob("*")) if is_picture(str(path.relative_to(folder))) and path.is_file()]
+
+
+def named_pictures(folder: Path) -> list[tuple[str, Path]]:
+    """The pictures in a folder and below it, each with its path within.
+
+    Raises:
+        DataError: There is none.
+    """
+    pictures = pictures_below(folder)
+    if not pictures:
+        raise DataError(str(folder), "a folder with pictures", "none in it")
+    return [(path.relative_to(folder).as_posix(), path) for path in pictures]
+
+
+def read_folder(folder: Path) -> Iterator[Row]:
+    """A tree of class folders."""
+    files = pictures_below(folder)
+    loose = next((path for path in files if path.parent == folder), None)
+    if loose is not None:
+        raise DataError(str(folder), "one sub-folder a class with its pictures", f"{loose.name} in no class folder")
+    if not files:
+        inside = sorted(path.name for path in folder.iterdir())[:5]
+        raise DataError(str(folder), "one sub-folder a class with its pictures", ", ".join(inside) or "an empty folder")
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        yield Row(str(path), name, path, name.split("/")[0])
+
+
+def read_tar(path: Path) -> Iterator[Row]:
+    """A tar of a tree of class folders; uncompressed, its pictures are read when they are needed."""
+    try:
+        with tarfile.open(path) as archive:
+            members = [m for m in archive if m.isfile() and is_picture(m.name.removeprefix("./"))]
+            plain = archive.fileobj is not None and type(archive.fileobj).__name__ == "BufferedReader"
+            compressed = {} if plain else {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(str(path), "a whole tar", f"a truncated or damaged one ({shorten(str(error))})") from None
+    parts = [PurePosixPath(member.name.removeprefix("./")).parts for member in members]
+    outer = 1 if parts and len({p[0] for p in parts}) == 1 and all(len(p) > 2 for p in parts) else 0
+    size = path.stat().st_size
+    for member, place in zip(members, parts, strict=True):
+        where = f"{path}, member {member.name}"
+        if len(place) < outer + 2:
+            raise DataError(where, "CLASS/NAME", "a picture in no class folder")
+        if plain and member.offset_data + member.size > size:
+            raise DataError(where, "a whole tar", "one that ends within this member")
+        image = TarImage(path, member.offset_data, member.size) if plain else compressed[member.name]
+        yield Row(where, "/".join(place[outer:]), image, place[outer])
+
+
+def read_table(path: Path, root: str | Path | None, problems: Problems) -> Iterator[Row]:
+    """A CSV, TSV or JSONL with a picture's path and its label."""
+    folder = path.parent if root is None else Path(root)
+    for number, (where, _, row) in enumerate(read_rows(path, problems)):
+        column = next((name for name in PATH_COLUMNS if name in row), None)
+        label = next((row[name] for name in LABEL_COLUMNS if name in row), None)
+        if column is None:
+            missing = ["path"] if label is not None else ["path", "label"]
+            report_missing(path, where, row, missing, (*PATH_COLUMNS, *LABEL_COLUMNS, "id"), problems)
+        elif not isinstance(row[column], str) or not row[column].strip():
+            problems.add(where, "the path of a picture", shorten(row[column]))
+        else:
+            if isinstance(label, list):
+                label = "|".join(map(str, label))
+            text = None if label is None else str(label)
+            image = folder / os.path.expanduser(row[column].strip())
+            yield Row(where, str(row.get("id") or f"{number} {row[column].strip()}"), image, text)
+
+
+def read_torchvision(name: str, split: str, root: str | Path | None) -> Iterator[Row]:
+    """A data set of torchvision, whose files are there already: nothing is downloaded."""
+    from torchvision import datasets
+
+    kind: Any = getattr(datasets, name, None)
+    known = [entry for entry in datasets.__all__ if inspect.isclass(getattr(datasets, entry))]
+    if kind is None or name not in known:
+        raise DataError(f"{TORCHVISION}{name}", "a data set of torchvision", f"no such name{nearest(name, known)}")
+    accepted = inspect.signature(kind.__init__).parameters
+    if root is None and "root" in accepted:
+        raise DataError(f"{TORCHVISION}{name}", "data.root: the folder that holds its files", "none")
+    choices: list[dict[str, Any]] = [{}]
+    if "train" in accepted:
+        choices = [{"train": split == "train"}]
+    elif "split" in accepted:
+        choices = [{"split": split}] + ([] if split == "train" else [{"split": "test"}])
+    options = {key: value for key, value in (("root", str(root)), ("download", False)) if key in accepted}
+    problem: Exception = ValueError("no such split")
+    for choice in choices:
+        try:
+            dataset = kind(**options, **choice)
+            break
+        except (RuntimeError, ValueError, OSError) as error:
+            problem = error
+    else:
+        found = shorten(str(problem).splitlines()[0], 200)
+        raise DataError(f"{TORCHVISION}{name} in {root}", f"its files, split {split}", found) from None
+    classes = getattr(dataset, "classes", None)
+    for number in range(len(dataset)):
+        image, label = dataset[number]
+        if not isinstance(label, int):
+            raise DataError(f"{TORCHVISION}{name}", "a data set with one class a picture", shorten(label))
+        text = str(classes[label]) if classes else str(label)
+        yield Row(f"{TORCHVISION}{name}, item {number}", f"{split}-{number}", image, text)

@@ -1,0 +1,361 @@
+"""Images to tensors: reading with clear errors, and the preprocessing that training and serving share.
+
+Reading and evaluation need PIL and torch only; torchvision is imported by ``ImageAugment.__call__``, in training.
+A *window* is the rectangle of the original picture, as fractions ``(x0, y0, x1, y1)`` of its width and height, that
+the model's input shows: ``(0, 0, 1, 1)`` is all of it, a crop is smaller, padding reaches beyond. It is how boxes
+follow the picture into the model, and how a map over the model's input is laid back on the picture.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmattn.data.errors import DataError, nearest, shorten
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+ImageSource = Any  # str | Path | bytes | what has read() | np.ndarray (uint8, HxWx3) | PIL.Image.Image
+Box = tuple[float, float, float, float]
+
+MAX_PIXELS = 89_478_485  # PIL's own limit for a picture that may be an attack: 256 MB of RGB
+FULL: Box = (0.0, 0.0, 1.0, 1.0)
+RESIZE = ("squash", "crop", "pad")
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def load_image(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> PILImage:
+    """Reads a picture as RGB: upright by its EXIF tag, transparency on white, 16 bits scaled to 8.
+
+    Args:
+        source: A path, the file's bytes, a uint8 array HxWx3 or HxW, or a PIL image.
+        name: What the error calls it besides the file, e.g. ``"question 17"``.
+        max_pixels: The largest width times height accepted, read from the header before anything is decoded.
+
+    Raises:
+        DataError: Missing, empty, truncated, not an image or too large, each by name.
+    """
+    from PIL import Image
+
+    if isinstance(source, Image.Image):
+        return _upright_rgb(source, _where(source, name))
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(_check_array(source, name))
+    return _open(source, name, max_pixels, _upright_rgb)
+
+
+def image_size(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of a picture as ``load_image`` would return it, from the header alone."""
+    if isinstance(source, np.ndarray):
+        array = _check_array(source, name)
+        return array.shape[1], array.shape[0]
+    if hasattr(source, "getexif"):  # a PIL image
+        return source.size
+    return _open(source, name, max_pixels, lambda image, where: _upright_size(image))
+
+
+def read_image(
+    source: str | Path | bytes,
+    use: Callable[[PILImage, str], Any],
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Any:
+    """What ``use(image, where)`` makes of an opened file that is no photograph, with the errors of ``load_image``."""
+    return _open(source, name, max_pixels, use)
+
+
+def _upright_size(image: PILImage) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)  # EXIF 5..8 lie on their side
+
+
+def _where(source: ImageSource, name: str | None) -> str:
+    if isinstance(source, (str, Path)):
+        return f"{name}: image {source}" if name else f"image {source}"
+    kind = "bytes" if isinstance(source, bytes) else type(source).__name__
+    return f"{name}: image" if name else f"image ({kind})"
+
+
+def _open(source: ImageSource, name: str | None, max_pixels: int, use: Any) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    where = _where(source, name)
+    source = source.read() if hasattr(source, "read") else source
+    if isinstance(source, bytes):
+        stream: Any = io.BytesIO(source)
+        empty = not source
+    else:
+        path = Path(source)
+        try:
+            empty = path.is_file() and path.stat().st_size == 0
+            stream = path.open("rb")
+        except FileNotFoundError:
+            raise DataError(where, "an image file", "no such file") from None
+        except IsADirectoryError:
+            raise DataError(where, "an image file", "a folder") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise DataError(where, "a readable image file", shorten(str(error))) from None
+    if empty:
+        stream.close()
+        raise DataError(where, "an image", "an empty file")
+    too_large = f"at most {max_pixels:,} pixels (the guard against decompression bombs)"
+    with stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's own warning about bombs and damaged metadata: ours is the error below
+        try:
+            with Image.open(stream) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise DataError(where, too_large, f"{width} x {height}")
+                return use(image, where)
+        except DataError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise DataError(where, too_large, shorten(str(error))) from None
+        except UnidentifiedImageError:
+            start = source[:12] if isinstance(source, bytes) else _first_bytes(Path(source))
+            raise DataError(where, "an image (PNG, JPEG, ...)", f"a file that starts with {start!r}") from None
+        except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error ...
+            raise DataError(where, "a whole image", f"a truncated or damaged one ({shorten(str(error))})") from None
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(12)
+
+
+def _check_array(array: np.ndarray, name: str | None) -> np.ndarray:
+    good = array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3))
+    if not good or 0 in array.shape:
+        raise DataError(_where(array, name), "a uint8 array HxWx3 (or HxW)", f"{array.dtype} of shape {array.shape}")
+    return array
+
+
+def _upright_rgb(image: PILImage, where: str) -> PILImage:
+    from PIL import Image, ImageOps
+
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise DataError(where, "finite pixel values", "NaN or infinity")
+        top = float(values.max()) if values.size else 0.0
+        # 16-bit files come as "I;16" or as "I"; floats are either in 0..1 or in the units of one of the others.
+        scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or top > 255 else (255.0 if top <= 1 else 1.0)
+        if image.mode == "I" and top <= 255:
+            scale = 1.0
+        return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def normalize(images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (H, W, 3) arrays of one size to (N, 3, H, W) float: mean and std are of pixel values in 0..1."""
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (N, H, W, 3)
+    pixels = stacked.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, H, W)
+    pixels.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
+    return pixels.contiguous()
+
+
+class ImageProcessor:
+    """Picture to a normalised (3, H, W) tensor: the evaluation path, in PIL and torch.
+
+    Args:
+        size: Output side, or (H, W).
+        mean: Per channel, of pixel values in 0..1.
+        std: Likewise.
+        resize: ``squash`` (all of the picture, its aspect ratio not kept), ``crop`` (shorter side to fit, centre
+            kept) or ``pad`` (longer side to fit, the rest filled with the mean colour).
+
+    >>> ImageProcessor(32)(np.zeros((20, 40, 3), dtype=np.uint8)).shape
+    torch.Size([3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int] = 224,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        resize: str = "squash",
+    ) -> None:
+        height, width = (size, size) if isinstance(size, int) else size
+        self.size = (int(height), int(width))
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.resize = resize
+        if min(self.size) < 1:
+            raise ValueError(f"image size: expected at least 1, found {size}")
+        if resize not in RESIZE:
+            raise ValueError(f"resize: expected one of {', '.join(RESIZE)}, found {resize!r}{nearest(resize, RESIZE)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
+
+    def __call__(self, source: ImageSource, name: str | None = None) -> Tensor:
+        """One picture as (3, H, W) float."""
+        return self.normalize([self.pixels(source, name)[0]])[0]
+
+    def pixels(self, source: ImageSource, name: str | None = None) -> tuple[np.ndarray, Box]:
+        """The picture at the model's size, uint8 (H, W, 3), and the window of the original that it shows.
+
+        An array of that size already is returned as it is, without PIL.
+        """
+        if isinstance(source, np.ndarray) and source.shape == (*self.size, 3) and source.dtype == np.uint8:
+            return source, FULL
+        image = load_image(source, name)
+        window = self.window(image.size)
+        return np.asarray(self._resized(image)), window
+
+    def normalize(self, images: Sequence[np.ndarray]) -> Tensor:
+        """uint8 (H, W, 3) arrays to (N, 3, H, W) float."""
+        return normalize(images, self.mean, self.std)
+
+    def window(self, size: tuple[int, int]) -> Box:
+        """The part of a picture of this (width, height) that the model's input shows."""
+        if self.resize == "squash":
+            return FULL
+        width, height = size
+        scale = (max if self.resize == "crop" else min)(self.size[1] / width, self.size[0] / height)
+        half_x, half_y = self.size[1] / (scale * width) / 2, self.size[0] / (scale * height) / 2
+        return (0.5 - half_x, 0.5 - half_y, 0.5 + half_x, 0.5 + half_y)
+
+    def _resized(self, image: PILImage) -> PILImage:
+        from PIL import Image
+
+        height, width = self.size
+        if image.size == (width, height):
+            return image
+        if self.resize != "pad":
+            x0, y0, x1, y1 = self.window(image.size)
+            left, right = (min(max(x, 0.0), 1.0) * image.width for x in (x0, x1))
+            top, bottom = (min(max(y, 0.0), 1.0) * image.height for y in (y0, y1))
+            return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        scale = min(width / image.width, height / image.height)
+        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        ground = Image.new("RGB", (width, height), tuple(round(255 * value) for value in self.mean))
+        resized = image.resize(inner, Image.Resampling.BILINEAR)
+        ground.paste(resized, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        return ground
+
+    def config(self) -> dict[str, Any]:
+        """The keywords that rebuild it, as JSON takes them."""
+        return {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "resize": self.resize}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ImageProcessor:
+        """What ``config`` gave, back."""
+        return cls(**config)
+
+
+def move_box(box: Box, window: Box) -> Box | None:
+    """A box in fractions of the original, as fractions of what the window shows; None when nothing of it is left."""
+    x0, y0, x1, y1 = window
+    left, right = sorted(((box[0] - x0) / (x1 - x0), (box[2] - x0) / (x1 - x0)))
+    top, bottom = sorted(((box[1] - y0) / (y1 - y0), (box[3] - y0) / (y1 - y0)))
+    moved = (max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0))
+    return moved if moved[0] < moved[2] and moved[1] < moved[3] else None
+
+
+def compose(outer: Box, inner: Box) -> Box:
+    """The window ``inner`` of the window ``outer``, in fractions of the original."""
+    x0, y0, x1, y1 = outer
+    return (
+        x0 + inner[0] * (x1 - x0),
+        y0 + inner[1] * (y1 - y0),
+        x0 + inner[2] * (x1 - x0),
+        y0 + inner[3] * (y1 - y0),
+    )
+
+
+class ImageAugment:
+    """Random change of a training picture: a pure function of the picture and an integer seed.
+
+    It draws from a generator of its own, so that the global random state is neither read nor moved, and it works on
+    8-bit pixels, so that the result does not depend on the number of threads.
+
+    Args:
+        brightness: Factor drawn from 1 - x .. 1 + x.
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: Shift drawn from -x .. x, at most 0.5; 0 where the colour is the answer.
+        shift: Largest shift, as a fraction of the side.
+        scale: Zoom factor drawn from 1 - x .. 1 + x.
+        flip: Mirror half of the pictures. Off: it would make "left of" wrong.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        shift: float = 0.05,
+        scale: float = 0.05,
+        flip: bool = False,
+    ) -> None:
+        import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
+
+        self.options = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.options |= {"shift": shift, "scale": scale}
+        for key, value in self.options.items():
+            limit = 0.5 if key in ("hue", "shift") else 0.99
+            if not 0 <= value <= limit:
+                raise ValueError(f"{key}: expected 0 to {limit}, found {value}")
+        self.flip = flip
+
+    def __call__(self, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, Box]:
+        """Augments one picture.
+
+        Args:
+            pixels: uint8 (H, W, 3).
+            seed: Decides everything that is random.
+
+        Returns:
+            The picture, uint8 (H, W, 3), and the window of the given one that it shows (x1 < x0 when mirrored).
+        """
+        from PIL import Image
+        from torchvision.transforms.v2 import functional as F
+
+        rng = random.Random(seed)
+        draws = [rng.random() for _ in range(8)]
+        amount = {
+            key: (2 * draw - 1) * value for draw, (key, value) in zip(draws[:6], self.options.items(), strict=True)
+        }
+        image = Image.fromarray(pixels)
+        # On PIL images torchvision works through PIL: 8-bit, one thread, the same on every machine.
+        if self.options["brightness"]:
+            image = F.adjust_brightness(image, 1 + amount["brightness"])
+        if self.options["contrast"]:
+            image = F.adjust_contrast(image, 1 + amount["contrast"])
+        if self.options["saturation"]:
+            image = F.adjust_saturation(image, 1 + amount["saturation"])
+        if self.options["hue"]:
+            image = F.adjust_hue(image, amount["hue"])
+        window = FULL
+        height, width = pixels.shape[:2]
+        if self.options["shift"] or self.options["scale"]:
+            dx, dy = round(amount["shift"] * width), round((2 * draws[6] - 1) * self.options["shift"] * height)
+            zoom = 1 + amount["scale"]
+            fill = pixels.reshape(-1, 3).mean(0).round().tolist()
+            image = F.affine(
+                image, 0.0, [dx, dy], zoom, [0.0, 0.0], interpolation=F.InterpolationMode.BILINEAR, fill=fill
+            )
+            half, cx, cy = 0.5 / zoom, 0.5 - dx / width / zoom, 0.5 - dy / height / zoom
+            window = (cx - half, cy - half, cx + half, cy + half)
+        if self.flip and draws[7] < 0.5:
+            image = F.horizontal_flip(image)
+            window = (window[2], window[1], window[0], window[3])
+        return np.asarray(image), window

@@ -1,0 +1,316 @@
+"""Language models that count: interpolated Kneser-Ney over ids, to weigh what CTC hears by what is ever written."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmattn.data.errors import DataError, shorten
+
+KEPT = 1 << 22  # numbers in the answers that are remembered: 16 MB
+HELD_OUT = 10  # every so many-th text tells how much two models weigh
+ROUNDS = 50  # of EM
+
+
+class Counted(ABC):
+    """A language model that beams over CTC can ask (`mmattn.generate.ctc.LanguageModel`), whatever it has counted.
+
+    Args:
+        vocab_size: V.
+        bos: What stands before a text, and is never said.
+        eos: What ends it.
+        order: Ids of the longest n-gram, n.
+    """
+
+    def __init__(self, vocab_size: int, bos: int, eos: int, order: int) -> None:
+        self.vocab_size, self.bos, self.eos, self.order = vocab_size, bos, eos, order
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_known": {}}  # to loaders' processes
+
+    def log_probs(self, context: Sequence[int]) -> Tensor:
+        """log p of each next id, (V,) float32; of what stood before, bos first, the last n - 1 ids count."""
+        key = tuple(context[max(0, len(context) - self.order + 1) :])
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) * self.vocab_size >= KEPT:
+                self._known.clear()
+            found = self._known[key] = self._log_probs(key)
+        return found
+
+    @abstractmethod
+    def _log_probs(self, context: tuple[int, ...]) -> Tensor:
+        """`log_probs` of at most n - 1 ids, (V,)."""
+
+    def scores(self, ids: Sequence[int]) -> list[float]:
+        """log p of each id of a text, and of its end."""
+        text = [self.bos, *ids, self.eos]
+        return [float(self.log_probs(text[:n])[text[n]]) for n in range(1, len(text))]
+
+    def score(self, ids: Sequence[int]) -> float:
+        """log p of a text with its end."""
+        return sum(self.scores(ids))
+
+    @abstractmethod
+    def state(self) -> dict[str, np.ndarray]:
+        """Its numbers, by name."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
+        """The model of such numbers."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes what `load_lm` reads."""
+        from safetensors.numpy import save_file
+
+        save_file(self.state(), path)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over its numbers."""
+        digest = hashlib.sha256()
+        for value in self.state().values():
+            digest.update(value.tobytes())
+        return digest.hexdigest()
+
+
+class NGram(Counted):
+    """``p(w | c) = max(a(c w) - D, 0) / a(c .) + g(c) p(w | c')``, c' being c less its first id, g what is left over.
+
+    Modified Kneser-Ney smoothing (Chen and Goodman 1999, section 3): of the longest n-grams a counts occurrences, of
+    shorter ones how many ids stand before them, and D depends on a being 1, 2 or more. At last all ids are alike.
+
+    Args:
+        vocab_size: V.
+        bos: What stands before a text, and is never said.
+        eos: What ends it.
+        keys: Of each order 1 .. n, sorted: (the place of the n-gram's first n - 1 ids) V + its last id.
+        counts: The a of each of them.
+
+    Raises:
+        ValueError: Keys and counts that are none.
+
+    >>> model = NGram.fit([[4, 5], [4, 5, 4, 6]], vocab_size=7, order=3, bos=2, eos=3)
+    >>> p = model.log_probs([2, 4]).exp()
+    >>> int(p.argmax()), round(float(p.sum()), 6)
+    (5, 1.0)
+    """
+
+    def __init__(
+        self, vocab_size: int, bos: int, eos: int, keys: Sequence[np.ndarray], counts: Sequence[np.ndarray]
+    ) -> None:
+        super().__init__(vocab_size, bos, eos, len(keys))
+        self.keys = [np.ascontiguousarray(level, dtype=np.int64) for level in keys]
+        self.counts = [np.ascontiguousarray(level, dtype=np.int64) for level in counts]
+        if not self.keys or [len(k) for k in self.keys] != [len(c) for c in self.counts]:
+            raise ValueError("expected keys and counts of as many n-grams, of at least one order")
+        sizes = [1, *map(len, self.keys)]
+        for n, level in enumerate(self.keys):
+            inside = not len(level) or (level[0] >= 0 and level[-1] < sizes[n] * vocab_size)
+            if not inside or (np.diff(level) <= 0).any():
+                raise ValueError(f"the {n + 1}-grams are not sorted, or do not fit those before them")
+        # What follows a node of one order are neighbours in the next.
+        self.starts = [
+            np.searchsorted(level, np.arange(size + 1) * vocab_size)
+            for level, size in zip(self.keys, sizes, strict=False)
+        ]
+        self.discounts = [_discounts(level) for level in self.counts]
+
+    @classmethod
+    def fit(cls, texts: Iterable[Sequence[int]], vocab_size: int, order: int, bos: int, eos: int) -> NGram:
+        """Counts.
+
+        Args:
+            texts: Ids of each, neither bos nor eos among them.
+            vocab_size: V.
+            order: Ids of the longest n-gram, n.
+            bos: What stands before a text.
+            eos: What ends it.
+
+        Raises:
+            ValueError: An order below 1, or no text.
+        """
+        lines = [np.asarray([bos, *ids, eos], dtype=np.int64) for ids in texts]
+        if order < 1 or not lines:
+            raise ValueError(f"order={order}, {len(lines)} texts: expected at least 1 of both")
+        ids = np.concatenate(lines)
+        left = np.concatenate([np.arange(len(line), 0, -1) for line in lines])  # ids up to the text's end
+        begins = np.concatenate([np.arange(len(line)) == 0 for line in lines])
+        keys, counts, opens = list[np.ndarray](), list[np.ndarray](), begins
+        place = np.zeros(len(ids), dtype=np.int64)  # of the n-gram that begins at each id
+        for n in range(1, order + 1):
+            at = np.flatnonzero(left >= n)  # where an n-gram begins
+            found, first, which, count = np.unique(
+                place[at] * vocab_size + ids[at + n - 1], return_index=True, return_inverse=True, return_counts=True
+            )
+            if n > 1:  # what is counted of the order below is how many ids stand before, of a text's beginning none do
+                behind = np.bincount(place[at[first] + 1], minlength=len(counts[-1]))
+                counts[-1] = np.where(opens, counts[-1], behind)
+            place = np.full(len(ids), -1, dtype=np.int64)
+            place[at] = which
+            opens = begins[at[first]]
+            keys.append(found)
+            counts.append(count)
+        counts[0] = np.where(keys[0] == bos, 0, counts[0])
+        return cls(vocab_size, bos, eos, keys, counts)
+
+    def _log_probs(self, context: tuple[int, ...]) -> Tensor:
+        return torch.from_numpy(np.log(self._probs(context))).float()
+
+    def _probs(self, context: tuple[int, ...]) -> np.ndarray:
+        p = np.full(self.vocab_size, 1.0 / (self.vocab_size - 1))
+        p[self.bos] = 1e-30
+        for n in range(min(len(context), self.order - 1) + 1):
+            node = self._find(context[len(context) - n :])
+            if node is None:
+                break
+            low, high = self.starts[n][node], self.starts[n][node + 1]
+            counts = self.counts[n][low:high]
+            total = counts.sum()
+            if not total:
+                break  # nothing ever followed it
+            taken = self.discounts[n][np.minimum(counts, 3)]
+            p *= taken.sum() / total
+            p[self.keys[n][low:high] - node * self.vocab_size] += (counts - taken) / total
+        return p
+
+    def _find(self, ids: Sequence[int]) -> int | None:
+        """The place of an n-gram among those of its order."""
+        node = 0
+        for n, token in enumerate(ids):
+            key = node * self.vocab_size + token
+            low, high = self.starts[n][node], self.starts[n][node + 1]
+            node = low + int(np.searchsorted(self.keys[n][low:high], key))
+            if node == high or self.keys[n][node] != key:
+                return None
+        return node
+
+    def state(self) -> dict[str, np.ndarray]:
+        counts = {f"counts.{n}": level.astype(np.int32) for n, level in enumerate(self.counts, 1)}
+        return {f"keys.{n}": level for n, level in enumerate(self.keys, 1)} | counts
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
+        orders = range(1, len(state) // 2 + 1)
+        keys, counts = ([state[f"{name}.{n}"] for n in orders] for name in ("keys", "counts"))
+        return cls(vocab_size, bos, eos, keys, counts)
+
+
+class Mixture(Counted):
+    """``p(w | c) = weight p_own(w | c) + (1 - weight) p_further(w | c)`` (Jelinek and Mercer 1980).
+
+    Few texts of the task's own would drown among many others, were all counted together.
+
+    Args:
+        own: Of the task's own texts.
+        further: Of others, in the same ids.
+        weight: Of the first, 0 to 1.
+
+    Raises:
+        ValueError: Another weight, or models of different ids.
+    """
+
+    def __init__(self, own: NGram, further: NGram, weight: float) -> None:
+        if not 0.0 <= weight <= 1.0:
+            raise ValueError(f"weight={weight}: expected 0 to 1")
+        sizes = [(model.vocab_size, model.bos, model.eos) for model in (own, further)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"expected models of the same ids, found {sizes}")
+        super().__init__(own.vocab_size, own.bos, own.eos, max(own.order, further.order))
+        self.own, self.further, self.weight = own, further, weight
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[Sequence[int]],
+        further: Iterable[Sequence[int]],
+        vocab_size: int,
+        order: int,
+        bos: int,
+        eos: int,
+    ) -> Mixture:
+        """Counts both; the weight is the likeliest for every tenth own text, which is not counted to find it (by EM).
+
+        Args:
+            texts: Ids of each own text.
+            further: Of each other one.
+            vocab_size: V.
+            order: Ids of the longest n-grams.
+            bos: What stands before a text.
+            eos: What ends it.
+
+        Raises:
+            ValueError: As of `NGram.fit`.
+        """
+        sizes = {"vocab_size": vocab_size, "order": order, "bos": bos, "eos": eos}
+        other, weight = NGram.fit(further, **sizes), 0.5
+        rest = [text for n, text in enumerate(texts) if n % HELD_OUT]
+        if rest:
+            models = (NGram.fit(rest, **sizes), other)
+            p = np.exp([[x for text in texts[::HELD_OUT] for x in model.scores(text)] for model in models])  # (2, ids)
+            for _ in range(ROUNDS):
+                weight = float((weight * p[0] / (weight * p[0] + (1 - weight) * p[1])).mean())
+        return cls(NGram.fit(texts, **sizes), other, weight)
+
+    def _log_probs(self, context: tuple[int, ...]) -> Tensor:
+        own, further = (model.log_probs(context).exp() for model in (self.own, self.further))
+        return (self.weight * own + (1.0 - self.weight) * further).log()
+
+    def state(self) -> dict[str, np.ndarray]:
+        parts = {"own": self.own, "further": self.further}
+        found = {f"{part}.{name}": value for part, model in parts.items() for name, value in model.state().items()}
+        return found | {"weight": np.array([self.weight])}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
+        own, further = (
+            NGram.from_state(
+                {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)},
+                vocab_size,
+                bos,
+                eos,
+            )
+            for part in ("own.", "further.")
+        )
+        return cls(own, further, float(state["weight"][0]))
+
+
+def load_lm(path: str | Path, vocab_size: int, bos: int, eos: int) -> Counted:
+    """Reads what a model's `save` wrote.
+
+    Args:
+        path: The file.
+        vocab_size: V.
+        bos: What stands before a text.
+        eos: What ends it.
+
+    Raises:
+        DataError: Missing, damaged, or of another vocabulary.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        state = load_file(path)
+        kind: type[Counted] = Mixture if "weight" in state else NGram
+        return kind.from_state(state, vocab_size, bos, eos)
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
+        raise DataError(str(path), "keys and counts of n-grams", shorten(str(error), 200)) from None
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """What is taken off counts of 0, 1, 2, 3 and more: ``D_i = i - (i + 1) Y n_(i + 1) / n_i`` (ibid., eq. 17)."""
+    n = [int((counts == i).sum()) for i in range(5)]
+    if not all(n[1:]):
+        return np.array([0.0, 0.5, 0.75, 0.75])  # too few n-grams for an estimate, as of single characters
+    y = n[1] / (n[1] + 2 * n[2])
+    found = [i - (i + 1) * y * n[i + 1] / n[i] for i in (1, 2, 3)]
+    return np.array([0.0, *(min(max(d, 0.05), i - 0.05) for i, d in enumerate(found, 1))])

@@ -1,0 +1,215 @@
+"""Tokenizers of public models, as they lie in their folders, with the interface of ours.
+
+Three layouts are read: ``tokenizer.json`` of the tokenizers library; Marian's ``source.spm``, ``target.spm`` and
+``vocab.json``; T5's ``spiece.model``. The last two need the package sentencepiece.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmattn.data.errors import DataError, is_broken, shorten
+from mmattn.data.text.tokenizer import TokenIds, _tokenizers, without_lead
+
+SPACE = "\u2581"  # sentencepiece's sign for a space
+LAYOUTS = {
+    "tokenizer.json": ("tokenizer.json",),
+    "marian": ("source.spm", "target.spm", "vocab.json"),
+    "t5": ("spiece.model",),
+}
+ORDER = ("marian", "t5", "tokenizer.json")  # where several lie: Marian's and T5's own files are what was trained with
+
+
+class PublicText(TokenIds):
+    """A public model's tokenizer for one side of a pair.
+
+    Args:
+        kind: A layout, of ``LAYOUTS``.
+        files: The layout's files by name.
+        side: ``source`` or ``target``: Marian has a model for each.
+        max_len: Most tokens where nothing else is asked for.
+        special: The ids ``pad_id``, ``unk_id``, ``start_id`` and ``eos_id``, where the layout does not decide them.
+        prefix: What stands before every text that is read, as T5 was trained: ``summarize:``; its tokens count as the
+            text's own.
+
+    Raises:
+        DataError: A file is damaged, or lacks what the model needs.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        files: Mapping[str, bytes],
+        side: str = "source",
+        max_len: int = 512,
+        special: Mapping[str, int] | None = None,
+        prefix: str = "",
+    ) -> None:
+        super().__init__()
+        self.kind, self.files, self.side, self.max_len = kind, dict(files), side, max_len
+        self.prefix = prefix.strip()
+        self.special = dict(special or {})
+        try:
+            self._open()
+        except DataError:
+            raise
+        except Exception as error:  # the libraries raise what they like
+            raise DataError(
+                f"tokenizer ({kind})", "its files as public models have them", shorten(str(error))
+            ) from error
+
+    def _open(self) -> None:
+        if self.kind == "tokenizer.json":
+            self._pieces = _tokenizers().Tokenizer.from_str(self.files["tokenizer.json"].decode("utf-8"))
+            self._pieces.no_truncation()
+            self._pieces.no_padding()
+            self.vocab_size = int(self._pieces.get_vocab_size())
+            template = self._pieces.encode("").ids  # what the model's own processor puts around a text
+            known = {"eos_id": template[-1], "start_id": template[-1]} if template else {}
+            self.prefix_ids = tuple(template[:-1])
+            named = {"pad_id": ("<pad>", "[PAD]"), "unk_id": ("<unk>", "[UNK]"), "eos_id": ("</s>", "[SEP]")}
+            for name, tokens in named.items():
+                ids = [i for i in map(self._pieces.token_to_id, tokens) if i is not None]
+                known |= {name: ids[0]} if ids and name not in known else {}
+            known.setdefault("unk_id", known.get("pad_id", 0))  # a byte-level vocabulary has no unknown token
+            known.setdefault("start_id", known.get("eos_id", 0))
+        elif self.kind == "marian":
+            self._pieces = _sentencepiece(self.files[f"{self.side}.spm"])
+            self._vocabulary: dict[str, int] = json.loads(self.files["vocab.json"])
+            self._tokens = {index: piece for piece, index in self._vocabulary.items()}
+            self.vocab_size = max(self._vocabulary.values()) + 1
+            known = {f"{name}_id": self._vocabulary[f"<{name}>"] for name in ("pad", "unk")}
+            known |= {"eos_id": self._vocabulary["</s>"], "start_id": known["pad_id"]}
+        else:
+            self._pieces = _sentencepiece(self.files["spiece.model"])
+            self.vocab_size = self._pieces.get_piece_size() + 100  # and the sentinels that T5 was pretrained with
+            known = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "start_id": 0}
+        known |= self.special
+        missing = sorted({"pad_id", "unk_id", "start_id", "eos_id"} - set(known))
+        if missing:
+            raise DataError("tokenizer.json", "the special tokens of a model that writes", f"no {', '.join(missing)}")
+        self.pad_id, self.unk_id = known["pad_id"], known["unk_id"]
+        self.start_id, self.eos_id = known["start_id"], known["eos_id"]
+        self.prefix_ids += tuple(self.encode(self.prefix)) if self.prefix else ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("files", "truncated")} | self.config()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        truncated = state.pop("truncated")
+        self.__init__(**state)  # type: ignore[misc]
+        self.truncated = truncated
+
+    def encode(self, text: str) -> list[int]:
+        if not isinstance(text, str) or is_broken(text):
+            raise DataError("text", "a string of valid Unicode", shorten(text))
+        if self.kind == "tokenizer.json":
+            return list(self._pieces.encode(text, add_special_tokens=False).ids)
+        if self.kind == "t5":
+            return list(self._pieces.encode(text))
+        language, text = _language(text)
+        pieces = language + self._pieces.encode(text, out_type=str)
+        return [self._vocabulary.get(piece, self.unk_id) for piece in pieces]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        if self.kind == "tokenizer.json":
+            offsets = self._pieces.encode(text, add_special_tokens=False).offsets
+            return [without_lead(text, start, end) for start, end in offsets]
+        language, rest = _language(text) if self.kind == "marian" else ([], text)
+        # Pieces are of the text in its normal form, without white space: each of their signs, back to where it stood.
+        signs = [n for n, sign in enumerate(text) for _ in "".join(unicodedata.normalize("NFKC", sign).split())]
+        spans, done = [], 0
+        for piece in [*language, *self._pieces.encode(rest, out_type=str)]:
+            size = len("".join(piece.replace(SPACE, " ").split()))
+            start = signs[done] if done < len(signs) else len(text)
+            spans.append((start, signs[min(done + size, len(signs)) - 1] + 1 if size and done < len(signs) else start))
+            done += size
+        return spans
+
+    def decode(self, ids: Sequence[int]) -> str:
+        hidden = {self.pad_id, self.eos_id, self.start_id, self.unk_id}
+        kept = [int(i) for i in ids if int(i) not in hidden]
+        if self.kind == "tokenizer.json":
+            return self._pieces.decode(kept, skip_special_tokens=True).strip()
+        if self.kind == "t5":
+            size = self._pieces.get_piece_size()
+            return self._pieces.decode([i for i in kept if i < size]).strip()
+        return self._pieces.decode_pieces([self._tokens[i] for i in kept]).replace(SPACE, " ").strip()
+
+    def config(self) -> dict[str, Any]:
+        settings = ("kind", "side", "max_len", "special", "prefix")
+        return {name: getattr(self, name) for name in settings}
+
+    def save(self, directory: str | Path) -> None:
+        for name, content in self.files.items():
+            Path(directory, name).write_bytes(content)
+
+    def to_json(self) -> str:
+        return json.dumps({name: hashlib.sha256(content).hexdigest() for name, content in self.files.items()})
+
+
+def _sentencepiece(model: bytes) -> Any:
+    try:
+        import sentencepiece
+    except ModuleNotFoundError:
+        raise DataError("tokenizer", "the package sentencepiece: pip install sentencepiece", "none") from None
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+def _language(text: str) -> tuple[list[str], str]:
+    """Marian's sign for the language wanted, ``>>fra<<``, is one token of its own before the text."""
+    if text.startswith(">>") and "<<" in text:
+        code, _, rest = text.partition("<<")
+        return [f"{code}<<"], rest
+    return [], text
+
+
+def load_public(directory: str | Path, config: Mapping[str, Any]) -> PublicText:
+    """The tokenizer that ``save`` wrote, with what ``config()`` gave.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    kind = config.get("kind")
+    if kind not in LAYOUTS:
+        raise DataError(str(directory), f"a tokenizer kind of {', '.join(LAYOUTS)}", shorten(kind))
+    settings = {name: value for name, value in config.items() if name != "kind"}
+    return PublicText(kind, _read(Path(directory), kind), **settings)
+
+
+def read_public(directory: str | Path, prefix: str = "", **options: Any) -> tuple[PublicText, PublicText]:
+    """The tokenizers of source and target of a public model's folder, the same object where they do not differ.
+
+    Args:
+        directory: The folder, in one of the layouts.
+        prefix: Of what is read; see ``PublicText``.
+        options: ``max_len`` and ``special`` of ``PublicText``.
+
+    Raises:
+        DataError: No layout fits, or a file is damaged.
+    """
+    folder = Path(directory)
+    for kind in ORDER:
+        if all((folder / name).is_file() for name in LAYOUTS[kind]):
+            files = _read(folder, kind)
+            source = PublicText(kind, files, "source", prefix=prefix, **options)
+            differ = kind == "marian" or prefix
+            return source, PublicText(kind, files, "target", **options) if differ else source
+    expected = "; or ".join(" and ".join(names) for names in LAYOUTS.values())
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
+    raise DataError(str(folder), expected, found)
+
+
+def _read(folder: Path, kind: str) -> dict[str, bytes]:
+    files = {}
+    for name in LAYOUTS[kind]:
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(str(folder / name), "the tokenizer's file", error.strerror or str(error)) from None
+    return files

@@ -1,0 +1,278 @@
+"""Random change of speech in training: a pure function of the recordings and of one integer seed each."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import inspect
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmattn.data.errors import nearest
+from mmattn.data.image.augment import Draws
+from mmattn.tasks.asr.data import ASRSample
+
+TIME_SHARE = 0.2  # of a clip, at most, a time mask hides: p of SpecAugment
+NOISE = 1 << 20  # samples of the tables of noise
+# Lengths without a prime factor above 7, whose Fourier transform is quick.
+QUICK = sorted(
+    2**a * 3**b * 5**c * 7**d
+    for a, b, c, d in itertools.product(range(31), range(20), range(14), range(12))
+    if a + b * math.log2(3) + c * math.log2(5) + d * math.log2(7) < 31
+)
+FEATURES = 0x9E3779B97F4A7C15  # sets the features' draws apart from the waves'
+
+
+class SpeechAugment:
+    """Strings, speed, silence, loudness, noise, SpecAugment, in this order; each is off where its value is 0 or none.
+
+    What is drawn for a recording depends on its own seed alone; only how many recordings a string has is drawn once a
+    batch, from its first seed, so that a batch holds strings of like lengths.
+
+    Args:
+        join: Each recording becomes the first of a string of 1 to so many, the others drawn from ``attach``ed ones of
+            its speaker.
+        pause: Seconds of silence between them, drawn from 0 to this.
+        speed: Slowest and fastest factor; pitch changes with it (Ko et al. 2015, section 2).
+        shift: Seconds of silence before and after, each drawn from 0 to this.
+        gain: dB; loudness runs evenly from one value of -x .. x to another.
+        noise: Least and greatest signal-to-noise ratio in dB, of noise between white and pink.
+        time_masks: Stretches of time that are hidden (Park et al. 2019, section 2), each at most a fifth of the clip.
+        time_width: Most frames of one.
+        freq_masks: Runs of bands that are hidden.
+        freq_width: Most bands of one.
+
+    Raises:
+        ValueError: A value out of range, by name.
+
+    >>> augment = SpeechAugment(speed=[0.9, 0.9], shift=0.1)
+    >>> waves, texts = augment.waves([torch.randn(8000)], ["yes"], [""], [7], sample_rate=8000)
+    >>> 8888 < len(waves[0]) < 10500, texts
+    (True, ['yes'])
+    """
+
+    def __init__(
+        self,
+        join: int = 0,
+        pause: float = 0.3,
+        speed: Sequence[float] | None = None,
+        shift: float = 0.0,
+        gain: float = 0.0,
+        noise: Sequence[float] | None = None,
+        time_masks: int = 0,
+        time_width: int = 20,
+        freq_masks: int = 0,
+        freq_width: int = 8,
+    ) -> None:
+        limits = {"join": (join, 100), "pause": (pause, 10), "shift": (shift, 10), "gain": (gain, 60)}
+        limits |= {"time_masks": (time_masks, 50), "freq_masks": (freq_masks, 50)}
+        limits |= {"time_width": (time_width, 10_000), "freq_width": (freq_width, 1_000)}
+        for name, (value, most) in limits.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+                raise ValueError(f"{name}: expected 0 to {most}, found {value!r}")
+        self.join, self.pause, self.shift, self.gain = int(join), float(pause), float(shift), float(gain)
+        self.speed, self.noise = _range("speed", speed, 0.25, 4.0), _range("noise", noise, -40.0, 120.0)
+        self.time_masks, self.time_width = int(time_masks), int(time_width)
+        self.freq_masks, self.freq_width = int(freq_masks), int(freq_width)
+        self._pool: dict[str, list[ASRSample]] = {}
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any] | None) -> SpeechAugment | None:
+        """From a configuration's mapping; nothing where there is none.
+
+        Raises:
+            ValueError: An unknown option, or a value out of range.
+        """
+        if not options:
+            return None
+        known = list(inspect.signature(cls.__init__).parameters)[1:]
+        wrong = next((key for key in options if key not in known), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong}: no such option{nearest(wrong, known)}; there are: {', '.join(known)}")
+        return cls(**options)
+
+    def attach(self, samples: Sequence[ASRSample]) -> SpeechAugment:
+        """Gives it the recordings that ``join`` draws from: the training data, best preloaded."""
+        self._pool = {}
+        for sample in samples:
+            self._pool.setdefault(sample.speaker, []).append(sample)
+        return self
+
+    def lengths(self, lengths: Sequence[tuple[int, int]], frame_seconds: float = 0.01) -> list[tuple[int, int]]:
+        """Frames and tokens that a sample has on average after joining, for a token budget.
+
+        Args:
+            lengths: What ``ASRProcessor.lengths`` gave.
+            frame_seconds: Of one frame.
+        """
+        others = max(self.join - 1, 0) / 2  # on average
+        frames = sum(pair[0] for pair in lengths) / max(len(lengths), 1) + self.pause / 2 / frame_seconds
+        tokens = sum(pair[1] for pair in lengths) / max(len(lengths), 1)
+        extra, slow = self.shift / frame_seconds, 1.0 if self.speed is None else sum(1 / s for s in self.speed) / 2
+        return [(math.ceil((f + others * frames) * slow + extra), math.ceil(t + others * tokens)) for f, t in lengths]
+
+    def waves(
+        self,
+        waves: Sequence[Tensor],
+        texts: Sequence[str],
+        speakers: Sequence[str],
+        seeds: Sequence[int],
+        sample_rate: int,
+    ) -> tuple[list[Tensor], list[str]]:
+        """Changes recordings, before features are made of them.
+
+        Args:
+            waves: B of them, (n,) each.
+            texts: What they say.
+            speakers: Who says it.
+            seeds: B integers.
+            sample_rate: In Hz.
+
+        Returns:
+            Waves and texts, B each.
+        """
+        changed, said = list(waves), list(texts)
+        if self.join > 1:
+            count = random.Random(seeds[0]).randrange(self.join)  # others in each string
+            for n, seed in enumerate(seeds):
+                changed[n], said[n] = self._string(waves[n], texts[n], speakers[n], seed, count, sample_rate)
+        draws = Draws(seeds)(9).T.tolist()  # 9 a wave
+        changed = [self._change(wave, draw, sample_rate) for wave, draw in zip(changed, draws, strict=True)]
+        return changed, said
+
+    def _string(self, wave: Tensor, text: str, speaker: str, seed: int, count: int, rate: int) -> tuple[Tensor, str]:
+        if not self._pool:
+            raise ValueError("join: needs recordings to join with; attach() gives them")
+        stream = random.Random(seed)
+        pool = self._pool.get(speaker) or next(iter(self._pool.values()))
+        others = [pool[int(stream.random() * len(pool))] for _ in range(count)]
+        pauses = [stream.random() * self.pause for _ in others]
+        parts = [wave, *(other.read(rate) for other in others)]
+        joined, _ = join_waves(parts, pauses, rate)
+        return joined, " ".join(part for part in (text, *(other.text for other in others)) if part)
+
+    def _change(self, wave: Tensor, draws: Sequence[float], rate: int) -> Tensor:
+        if self.speed is not None:
+            wave = change_speed(wave, _between(self.speed, draws[0]))
+        if self.shift:
+            before, after = (round(draw * self.shift * rate) for draw in draws[1:3])
+            wave = torch.nn.functional.pad(wave, (before, after))
+        if self.gain:
+            first, last = ((2 * draw - 1) * self.gain / 20 * math.log(10) for draw in draws[3:5])
+            wave = wave * torch.linspace(first, last, len(wave)).exp_()
+        if self.noise is not None:
+            wave = add_noise(wave, _between(self.noise, draws[5]), draws[6:])
+        return wave
+
+    def features(self, features: Tensor, feature_mask: Tensor, seeds: Sequence[int]) -> Tensor:
+        """SpecAugment: what is hidden becomes zero, which is the mean.
+
+        Args:
+            features: (B, T, M), normalised.
+            feature_mask: (B, T) bool.
+            seeds: B integers.
+
+        Returns:
+            (B, T, M).
+        """
+        draws = Draws([seed ^ FEATURES for seed in seeds])
+        batch, frames, bands = features.shape
+        kept = torch.ones(batch, frames, bands, dtype=torch.bool)
+        lengths = feature_mask.sum(1)
+        for count, width, size, places in (
+            (self.time_masks, (lengths * TIME_SHARE).clamp(max=self.time_width), lengths, torch.arange(frames)),
+            (
+                self.freq_masks,
+                torch.tensor(float(min(self.freq_width, bands))),
+                torch.tensor(bands),
+                torch.arange(bands),
+            ),
+        ):
+            for _ in range(count):
+                draw = draws(2)
+                wide = (draw[0] * (width + 1)).floor().minimum(width.floor())  # (B,) or scalar: 0 to width, evenly
+                first = (draw[1] * (size - wide + 1)).floor()
+                hidden = (places >= first[:, None]) & (places < (first + wide)[:, None])  # (B, T) or (B, M)
+                kept &= ~(hidden[:, :, None] if len(places) == frames and size.ndim else hidden[:, None, :])
+        return features * kept
+
+
+def _range(name: str, given: Sequence[float] | None, low: float, high: float) -> tuple[float, float] | None:
+    if given is None:
+        return None
+    numbers = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+    if not numbers or not all(isinstance(x, (int, float)) for x in given) or not low <= given[0] <= given[1] <= high:
+        raise ValueError(f"{name}: expected a least and a greatest value within {low} to {high}, found {given!r}")
+    return float(given[0]), float(given[1])
+
+
+def _between(values: tuple[float, float], draw: float) -> float:
+    return values[0] + draw * (values[1] - values[0])
+
+
+def join_waves(waves: Sequence[Tensor], pauses: Sequence[float], rate: int) -> tuple[Tensor, list[tuple[float, float]]]:
+    """Recordings one after the other, with silence between.
+
+    Args:
+        waves: (n,) each.
+        pauses: Seconds, one fewer.
+        rate: In Hz.
+
+    Returns:
+        The whole (n,), and where each begins and ends, in seconds.
+    """
+    parts, borders, place = [], [], 0
+    for wave, pause in zip(waves, [*pauses, 0.0], strict=True):
+        borders.append((place / rate, (place + len(wave)) / rate))
+        parts += [wave, wave.new_zeros(round(pause * rate))]
+        place += len(parts[-1]) + len(wave)
+    return torch.cat(parts), borders
+
+
+def change_speed(wave: Tensor, factor: float) -> Tensor:
+    """A wave (n,) as played faster or slower, by cutting its Fourier transform or filling it up.
+
+    The factor is rounded, by less than a hundredth in clips of a second, to one whose transforms are quick.
+    """
+    if factor == 1.0:
+        return wave
+    size = QUICK[bisect.bisect_left(QUICK, len(wave))]  # the zeros beyond the end keep it from its beginning
+    place = bisect.bisect_left(QUICK, size / factor)
+    changed = min(QUICK[max(place - 1, 0) : place + 1], key=lambda near: abs(math.log(near * factor / size)))
+    whole = torch.fft.irfft(torch.fft.rfft(wave, n=size), n=changed) * (changed / size)
+    return whole[: max(1, round(len(wave) * changed / size))]
+
+
+@functools.cache
+def _noise_table() -> tuple[Tensor, Tensor]:
+    """White noise, and noise whose power falls as 1 / f, of power 1: long enough that a random place in it is new."""
+    stream = torch.Generator().manual_seed(0)
+    white = torch.randn(NOISE, generator=stream)
+    spectrum = torch.fft.rfft(torch.randn(NOISE, generator=stream))
+    spectrum[0] = 0
+    pink = torch.fft.irfft(spectrum * torch.arange(len(spectrum)).clamp(min=1) ** -0.5, n=NOISE)
+    return white, pink / pink.std()
+
+
+def add_noise(wave: Tensor, ratio: float, draws: Sequence[float]) -> Tensor:
+    """A wave (n,) with noise so many dB below its own power.
+
+    Args:
+        wave: (n,).
+        ratio: In dB.
+        draws: Three numbers in 0..1: where in the tables of white and of pink noise it is taken, and their shares.
+    """
+    power = wave.square().mean()
+    repeats = -(-len(wave) // (NOISE // 2))
+    white, pink = (
+        (table if repeats == 1 else table.repeat(repeats))[place : place + len(wave)]
+        for table, place in zip(_noise_table(), (int(draw * NOISE / 2) for draw in draws[:2]), strict=True)
+    )
+    level = (power * 10 ** (-ratio / 10)).sqrt()
+    return wave + white * (level * math.sqrt(1 - draws[2])) + pink * (level * math.sqrt(draws[2]))

@@ -1,0 +1,139 @@
+"""predict, explain and export on the command line: raw input to predictions, with a shipped model. No Lightning."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmattn.data.errors import DataError, UserError, is_user_error
+from mmattn.tasks.common.files import atomic_path, atomic_write
+from mmattn.tasks.common.predictor import Predictor
+from mmattn.tasks.common.progress import progress
+from mmattn.tasks.common.task import Task
+
+NO_PICTURE = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # of `explain`, which writes PNG
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+def run(task: Task, command: str, options: argparse.Namespace) -> None:
+    """Run one of the three commands."""
+    given = {option.name: getattr(options, option.name, None) for option in task.options if option.kind == "load"}
+    given = {name: value for name, value in given.items() if value is not None}
+    precision = getattr(options, "precision", None)
+    predictor = task.resolve("predictor").load(options.checkpoint, options.device, precision, **given)
+    if command == "export":
+        formats = ("onnx", "torch") if options.format == "all" else (options.format,)
+        for line in predictor.export(options.output, formats):
+            print(line)
+        return
+    keywords = {
+        option.name: getattr(options, option.name)
+        for option in task.options
+        if option.kind == "predict" and option.only in (None, command) and getattr(options, option.name) is not None
+    }
+    keywords = predictor.check_options(keywords)
+    items = items_of(predictor, task, options)
+    (_predict if command == "predict" else _explain)(predictor, items, options, keywords)
+
+
+def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Namespace) -> Sequence[Any]:
+    """What the command line is about: one item, a folder's, or a file's.
+
+    Raises:
+        DataError: neither the item's own options nor `--input` are given, or both; or it cannot be read.
+    """
+    names = [option.name for option in task.options if option.kind == "item"]
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    wanted = f"{' and '.join(f'--{name}' for name in names)}, or --input PATH"
+    if options.input is None:
+        if len(given) < len(names):
+            raise DataError("arguments", wanted, "neither")
+        first = names[0]
+        return [{"id": first if first == "text" else Path(given[first]).name, **given}]
+    if names[0] in given:
+        raise DataError("arguments", wanted, "both")
+    if options.input == "demo" and not Path("demo").exists():
+        return predictor.demo_samples()
+    return predictor.open_input(options.input, options.on_error, **given)
+
+
+def _predict(
+    predictor: Predictor[Any, Any], items: Sequence[Any], options: argparse.Namespace, keywords: Mapping[str, Any]
+) -> None:
+    skipped: list[str] = []
+    batch_size = min(options.batch_size, max(len(items), 1))
+    shown = options.output is not None or not sys.stdout.isatty()
+    json_lines = options.input == "demo" or Path(options.input or "").suffix.lower() in JSON_LINES
+    plain = None if json_lines else predictor.plain
+
+    def lines() -> Iterator[str]:
+        found = predictor.stream(items, batch_size, options.on_error, **keywords)
+        for item, one in zip(items, progress(found, len(items), "predicting", shown), strict=True):
+            record = record_of(item, one)
+            if "error" in record:
+                skipped.append(record["error"])
+            text = json.dumps(record, ensure_ascii=False) if plain is None else record.get(plain, "")
+            yield text + "\n"
+
+    if options.output is None:
+        for line in lines():
+            sys.stdout.write(line)
+        sys.stdout.flush()
+    else:
+        with atomic_write(options.output, "w") as file:
+            for line in lines():
+                file.write(line)
+        written = len(items) - len(skipped)
+        print(f"{written} answer{'' if written == 1 else 's'} written to {options.output}.")
+    report_skipped(skipped, len(items))
+    remark = predictor.remark()
+    if remark:
+        sys.stderr.write(f"{remark}\n")
+
+
+def record_of(item: Any, found: Any) -> dict[str, Any]:
+    """What is written of a prediction, without its arrays; or of the error in its place."""
+    if isinstance(found, Exception):
+        name = item.get("id", "") if isinstance(item, Mapping) else getattr(item, "id", item)
+        return {"id": str(name), "error": str(found)}
+    return {name: value for name, value in dataclasses.asdict(found).items() if not hasattr(value, "shape")}
+
+
+def _explain(
+    predictor: Predictor[Any, Any], items: Sequence[Any], options: argparse.Namespace, keywords: Mapping[str, Any]
+) -> None:
+    if not items:
+        raise UserError("explain: expected something to explain, found no items.")
+    target = Path(options.output or "explanation.png")
+    many = len(items) > 1 or target.suffix.lower() != ".png"
+    if many and target.suffix.lower() == ".png":
+        raise UserError(f"--output {target}: expected a folder for {len(items)} pictures, found the name of one PNG.")
+    if target.suffix.lower() in NO_PICTURE and not target.is_dir():
+        raise UserError(f"--output {target}: expected a name that ends in .png, or a folder, found {target.suffix!r}.")
+    skipped: list[str] = []
+    for number, item in enumerate(progress(items, len(items), "explaining")):
+        path = target / f"{number:05d}.png" if many else target
+        try:
+            found = predictor.explain(item, **keywords)  # before there is a folder for it
+            with atomic_path(path) as temporary:
+                found.save(temporary)
+        except Exception as error:
+            if options.on_error != "skip" or not is_user_error(error):
+                raise
+            skipped.append(str(error))
+    written = len(items) - len(skipped)
+    plural = "" if written == 1 else "s"
+    print(f"{written} explanation{plural} written to {target}." if many else f"{path} written.")
+    report_skipped(skipped, len(items))
+
+
+def report_skipped(skipped: Sequence[str], total: int) -> None:
+    """Say on stderr how many items were left out, and why the first ones."""
+    if skipped:
+        shown = "".join(f"\n  {reason}" for reason in skipped[:5])
+        sys.stderr.write(f"{len(skipped)} of {total} items left out:{shown}\n")

@@ -1,0 +1,35 @@
+"""Public models that read pictures: how these are normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmattn.data.readers import read_json
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.sources import Source
+
+PREPROCESSING = "preprocessor_config.json"  # transformers'
+STATISTICS = {  # where a folder does not say how its pictures were normalised: ImageNet's, as most were
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+
+
+def statistics(source: Source) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of the pictures, of pixel values in 0..1, from transformers' or timm's file."""
+    told: Mapping[str, Any] = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
+    path = source.fetch(PREPROCESSING)
+    if path is not None:
+        told = read_json(path)
+    if told.get("do_normalize") is False:
+        mean, std = [0.0] * 3, [1.0] * 3
+    else:
+        mean, std = (told.get(f"image_{key}") or told.get(key) or STATISTICS[key] for key in ("mean", "std"))
+    # What is normalised are pixel values from 0 to this.
+    top = 255.0 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
+    if len(mean) != 3 or len(std) != 3:
+        raise CheckpointError(f"{source.name}: expected a model of pictures in colour, found mean {list(mean)}.")
+    if abs(top - 1) < 1e-6:
+        return {"mean": tuple(mean), "std": tuple(std)}
+    return {"mean": tuple(m / top for m in mean), "std": tuple(s / top for s in std)}

@@ -1,0 +1,1 @@
+"""What tasks that read one text and write another share."""

@@ -1,0 +1,178 @@
+"""Marian, BART and T5 in the place of a task's own model, with their tokenizers and their way of writing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmattn.tasks.common.pretrained import PUBLIC, Parts, Source
+from torch import Tensor, nn
+
+from mmattn.backbones.seq2seq import Seq2Seq
+from mmattn.data.readers import read_json
+from mmattn.data.text.pretrained import LAYOUTS, ORDER
+from mmattn.data.text.pretrained import read_public as read_tokenizers
+from mmattn.generate import Generated, GenerationConfig
+from mmattn.pretrained import read_pretrained
+from mmattn.pretrained.generation import load_generation_config
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.seq2seq.model import LIMITS, TextOutput, read_off
+
+UNTOLD = 512  # tokens at a time, where neither the network nor its tokenizer says
+
+
+class PublicModel(nn.Module):
+    """An encoder-decoder that is called as the models of translation and summarization are.
+
+    It neither copies nor knows sentences; where a task hands these over, they change nothing.
+
+    Args:
+        keywords: of `mmattn.backbones.seq2seq.Seq2Seq`.
+    """
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__()
+        self.net = Seq2Seq(**keywords)
+
+    def forward(
+        self,
+        source_ids: Tensor,
+        source_mask: Tensor | None,
+        target_ids: Tensor,
+        sentence_starts: Tensor | None = None,
+        copy_ids: Tensor | None = None,
+    ) -> TextOutput:
+        """Teacher forcing: logits (B, L, V) of each next token; see `Seq2Seq.forward`."""
+        return TextOutput(self.net(source_ids, source_mask, target_ids))
+
+    def generate(
+        self,
+        source_ids: Tensor,
+        source_mask: Tensor | None,
+        config: GenerationConfig,
+        *,
+        sentence_starts: Tensor | None = None,
+        **keywords: Any,
+    ) -> Generated:
+        """Writes a text for each source; see `Seq2Seq.generate`."""
+        return self.net.generate(source_ids, source_mask, config, **keywords)
+
+    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
+        """Which source tokens each written token was read off: (B, L, S), rows summing to one."""
+        return read_off(maps)
+
+    sources = alignment  # summarization's name for it
+
+
+NAMES = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
+
+
+def own_names(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """A public network's keywords, as the models of the tasks call them."""
+    fixed = {
+        "decoder": "transformer",
+        "memory": "tokens",
+        "copy": False,
+        "hierarchical": False,
+        "global_tokens": "none",
+    }
+    return fixed | {NAMES.get(key, key): value for key, value in keywords.items()}
+
+
+def read_public(
+    source: Source,
+    task: str,
+    processor_class: Any,
+    *,
+    prefix: str | None = None,
+    languages: tuple[str, str] | None = None,
+) -> Parts:
+    """A public network, its tokenizers and its generation_config.json.
+
+    What config.json has under `task_specific_params` for the task goes before generation_config.json, as in the
+    pipelines of transformers; T5's prefix is one of these.
+
+    Args:
+        source: where.
+        task: translation or summarization.
+        processor_class: a `PairProcessor`.
+        prefix: of T5, before each source; None: the one that config.json has for the task.
+        languages: read and written; chooses among several prefixes.
+
+    Raises:
+        CheckpointError: damaged, incomplete, or what is asked for does not fit; named.
+    """
+    tokenizer_config = source.fetch("tokenizer_config.json")
+    for kind in ORDER:  # of the hub, the files of the first whole layout
+        if all(source.fetch(name) for name in LAYOUTS[kind]):
+            break
+    try:
+        about = {} if tokenizer_config is None else read_json(tokenizer_config)
+        base = load_generation_config(**source.place)
+        params = _task_params(source, task, prefix, languages)
+        prefix = params.pop("prefix", "") or ""
+        given = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+        if not LIMITS.isdisjoint(params):
+            given |= dict.fromkeys(LIMITS)
+        generation = GenerationConfig.from_public(given | params, f"{source.name}: task_specific_params")
+        _, converted = read_pretrained(**source.place)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
+    special = {"pad_id": generation.pad, "start_id": generation.decoder_start_token_id}
+    special |= {"eos_id": generation.eos[0] if generation.eos else None}
+    longest = _longest(source.config, about, converted.keywords)
+    texts = read_tokenizers(
+        source.folder,
+        prefix,
+        max_len=longest,
+        special={name: index for name, index in special.items() if index is not None},
+    )
+    sizes = [converted.keywords["vocab_size"], converted.keywords.get("target_vocab_size")]
+    for text, size in zip(texts, (sizes[0], sizes[1] or sizes[0]), strict=True):
+        needed = text.vocab_size - (100 if text.kind == "t5" else 0)  # T5's sentinels stand in no text
+        if needed > size:
+            raise CheckpointError(f"{source.name}: expected a tokenizer of at most {size} tokens, found {needed}.")
+    pair = languages or (about.get("source_lang"), about.get("target_lang"))
+    options: dict[str, Any] = {"generation": as_json(generation)}
+    if all(pair):
+        options |= {"source_lang": pair[0], "target_lang": pair[1]}
+    processor = processor_class(*texts, longest, longest, options)
+    state = {f"net.{name}": tensor for name, tensor in converted.state.items()}
+    where = source.name if source.hub else source.folder
+    return Parts(where, {PUBLIC: dict(converted.keywords)}, state, processor)
+
+
+def _task_params(source: Source, task: str, prefix: str | None, languages: tuple[str, str] | None) -> dict[str, Any]:
+    """What config.json says of writing for a task: generation options, and T5's prefix."""
+    if prefix is not None and source.family != "t5":
+        raise CheckpointError(
+            f"prefix: expected none, {source.family} models read texts as they are; found {prefix!r}."
+        )
+    wanted = task if task == "summarization" else f"{task}_{languages[0]}_to_{languages[1]}" if languages else None
+    known = source.config.get("task_specific_params") or {}
+    found = [dict(value) for key, value in known.items() if key == wanted or (wanted is None and key.startswith(task))]
+    if prefix is not None:
+        same = [params for params in found if (params.get("prefix") or "").strip() == prefix.strip()]
+        return (same[0] if same else {}) | {"prefix": prefix}
+    if len(found) > 1:
+        prefixes = ", ".join(repr(params.get("prefix")) for params in found)
+        raise CheckpointError(f"{source.name}: translates several pairs; choose one by its prefix, of {prefixes}.")
+    return found[0] if found else {}
+
+
+def _longest(config: Mapping[str, Any], about: Mapping[str, Any], keywords: Mapping[str, Any]) -> int:
+    """Most tokens that the network reads: of its positions, or what it was trained with."""
+    told = [about.get("model_max_length"), config.get("max_position_embeddings"), config.get("n_positions")]
+    if keywords.get("positions") == "learned":
+        told.append(keywords["max_len"])
+    sane = [int(n) for n in told if isinstance(n, (int, float)) and 2 <= n < 10**6]  # 10^30: the tokenizer has no limit
+    return min(sane, default=UNTOLD)
+
+
+def as_json(generation: GenerationConfig) -> dict[str, Any]:
+    """Its fields that say something; of several texts the best is asked for."""
+    fields = dataclasses.fields(generation)
+    told = {field.name: getattr(generation, field.name) for field in fields}
+    told["num_return_sequences"] = 1
+    return {field.name: told[field.name] for field in fields if told[field.name] != field.default}

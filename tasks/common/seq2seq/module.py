@@ -1,0 +1,270 @@
+"""The Lightning half of tasks that read one text and write another: batches of like lengths, loss, search."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mmattn.tasks.common.pretrained import Parts, read_parts
+from torch import Tensor
+
+from mmattn.data.batching import BatchPlan, EvalBatchSampler
+from mmattn.data.buckets import TokenBatchSampler
+from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, PairProcessor, PairSample, collate
+from mmattn.tasks.common.seq2seq.model import LIMITS, CorpusMetric, drop_words, search, token_loss
+
+logger = logging.getLogger(__name__)
+
+
+class PairDataModule(TaskDataModule):
+    """Pairs of texts. A task says how a path and the built-in data are opened (`open_pairs`).
+
+    Args:
+        extra: path of more training pairs, such as back-translated ones; none: no more.
+        tokenizer: of both sides: bpe (byte-level), unigram or word.
+        vocab_size: most token ids, of each vocabulary.
+        shared_vocab: one vocabulary for both sides, or one each.
+        lowercase: lower-case all texts.
+        max_source_len: most tokens read; what is longer is cut, counted and reported.
+        max_target_len: most tokens written.
+        max_tokens: a training batch holds at most so many places on its longer side; batch_size then bounds measuring
+            alone. None: training batches have batch_size samples.
+        hide: train and measure without the source: a baseline to be beaten.
+    """
+
+    processor_class: Any = PairProcessor
+    collate: Any = staticmethod(collate)
+    sizes = ("vocab_size", "source_vocab_size")
+
+    def __init__(
+        self,
+        extra: str | None = None,
+        tokenizer: Literal["bpe", "unigram", "word"] = "bpe",
+        vocab_size: int = 8000,
+        shared_vocab: bool = True,
+        lowercase: bool = False,
+        max_source_len: int = 256,
+        max_target_len: int = 256,
+        max_tokens: int | None = 4096,
+        hide: Literal["source"] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.extra, self.max_tokens, self.hide = expand(extra, "data.extra"), max_tokens, hide
+        if max_tokens is not None:
+            self.train_size = "max_tokens"
+        self.processor_options: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "vocab_size": vocab_size,
+            "shared_vocab": shared_vocab,
+            "lowercase": lowercase,
+            "max_source_len": max_source_len,
+            "max_target_len": max_target_len,
+        }
+        self.report: dict[str, float] = {}  # of the training batches, for the log
+
+    # What a task provides ---------------------------------------------------------------------------------------------
+
+    def open_pairs(self, split: Split, path: str | None) -> PairDataset:
+        """The pairs of a path, or the built-in ones."""
+        raise NotImplementedError
+
+    # A model to go on from --------------------------------------------------------------------------------------------
+
+    def read_model(self, task: str, name: str | Path) -> Parts:
+        kept = self.processor_options.get("options", {})
+        pair = (kept["source_lang"], kept["target_lang"]) if kept else None
+        return read_parts(task, name, self.processor_class, languages=pair)
+
+    def adopt_processor(self, start: Parts) -> Parts:
+        start = super().adopt_processor(start)
+        processor = self.processor
+        source, given = processor.source, self._given()
+        known = {
+            "tokenizer": source.kind,
+            "vocab_size": max(source.vocab_size, processor.target.vocab_size),
+            "shared_vocab": processor.shared,
+            "lowercase": getattr(source, "lowercase", False),
+        }
+        for name, value in given.items():
+            fits = value >= known[name] if name == "vocab_size" else name.startswith("max_") or value == known[name]
+            if not fits:
+                raise ConfigError(
+                    f"data.{name}: the model that training goes on from has {known[name]!r}, the configuration says "
+                    f"{value!r}; its texts stay as they were: leave the keyword out."
+                )
+        processor.options |= self.processor_options.get("options", {})
+        processor.max_source_len = given.get("max_source_len", processor.max_source_len)
+        processor.max_target_len = given.get("max_target_len", processor.max_target_len)
+        limit = start.known["max_len"] if start.known.get("positions") == "learned" else math.inf
+        for name in ("max_source_len", "max_target_len"):
+            if getattr(processor, name) > limit:
+                raise ConfigError(
+                    f"data.{name}: expected at most {limit}, for which {start.where} has positions; found "
+                    f"{getattr(processor, name)}."
+                )
+        generation = processor.options.get("generation")
+        if generation is not None and ("max_target_len" in given or generation.get("max_new_tokens") == 20):
+            # 20 is what transformers takes where a public model says nothing.
+            processor.options["generation"] = {k: v for k, v in generation.items() if k not in LIMITS}
+        return start
+
+    def _given(self) -> dict[str, Any]:
+        """What the configuration says of the processor: the values that are not the defaults."""
+        defaults = inspect.signature(PairDataModule.__init__).parameters
+        return {k: v for k, v in self.processor_options.items() if k in defaults and v != defaults[k].default}
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def open_split(self, split: Split, path: str | None) -> PairDataset:
+        dataset = self.open_pairs(split, path)
+        if split == "train" and self.extra is not None:
+            more = self.open_pairs(split, self.extra)
+            logger.info("%s: %d more pairs", self.extra, len(more))
+            dataset = PairDataset([*dataset.samples, *more.samples], f"{dataset.name} and {more.name}")
+        return dataset
+
+    def make_processor(self, train: Any) -> PairProcessor:
+        try:
+            return self.processor_class.fit(train, **self.processor_options)
+        except ValueError as error:
+            raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
+
+    def train_plan(self, dataset: Any) -> BatchPlan:
+        lengths = self.processor.lengths(dataset.samples)
+        if self.max_tokens is None:
+            return super().train_plan(dataset)
+        try:
+            plan = TokenBatchSampler(lengths, self.max_tokens, seed=self.seed, **self._ranks())
+        except ValueError as error:
+            raise ConfigError(f"data.{error}") from None
+        waste, cut = plan.waste(), self.processor.count_truncated(dataset.samples)
+        self.report = {"padding_waste": waste.share, "truncated_sources": cut[0], "truncated_targets": cut[1]}
+        if self.trainer is not None and self.trainer.is_global_zero:
+            print(
+                f"{len(dataset):,} pairs in {plan.total} batches of at most {self.max_tokens} tokens a side, padding "
+                f"{waste.share:.1%}; too long and cut: {cut[0]} sources, {cut[1]} targets."
+            )
+        return plan
+
+    def eval_plan(self, dataset: Any) -> BatchPlan:
+        lengths = [source for source, _ in self.processor.lengths(dataset.samples)]
+        return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
+
+    def collate_fn(self, split: Split) -> Callable[..., PairBatch]:
+        make = partial(self.collate, processor=self.processor)
+        return partial(_without_source, make) if self.hide else make
+
+
+def _without_source(make: Callable[..., PairBatch], samples: list[PairSample], **options: Any) -> PairBatch:
+    """A batch whose sources are one sign that says nothing."""
+    return make([dataclasses.replace(sample, source=".") for sample in samples], **options)
+
+
+class PairModule(TaskModule):
+    """Cross-entropy under teacher forcing; measuring by greedy or beam search. A task gives the score (`score`).
+
+    Args:
+        word_dropout: share of the tokens, read and written, that training hides.
+        val_beams: beams of the search that validates within fit; 1: greedy.
+        num_beams: beams of `validate` and `test`; none: as a public model that training began with said, or 5.
+        length_penalty: a finished beam scores log p / length^this; none: as that model said, or 1.
+        consensus: take the beam that agrees most with all beams, not the likeliest. With the two above it is what the
+            finished model's `predict` does, too.
+        training: what TaskModule takes.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        *,
+        word_dropout: float = 0.0,
+        val_beams: int = 1,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        consensus: bool | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(model, **training)
+        if not 0.0 <= word_dropout < 1.0:
+            raise ConfigError(f"model.word_dropout: expected a value from 0 to below 1, found {word_dropout}.")
+        if val_beams < 1 or (num_beams is not None and num_beams < 1):
+            raise ConfigError(
+                f"model.val_beams and model.num_beams: expected 1 or more, found {val_beams}, {num_beams}."
+            )
+        self.word_dropout, self.val_beams, self.num_beams = word_dropout, val_beams, num_beams
+        self.length_penalty, self.consensus = length_penalty, consensus
+
+    # What a task provides ---------------------------------------------------------------------------------------------
+
+    def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
+        """The field's figures for whole texts."""
+        raise NotImplementedError
+
+    def run_model(self, batch: Any) -> Any:
+        """The model under teacher forcing."""
+        return self.model(batch.source_ids, batch.source_mask, batch.target_ids)
+
+    def write(self, batch: Any, given: Mapping[str, Any] | None = None) -> list[str]:
+        """The texts that the model writes; given is what else its `generate` takes."""
+        options = {"num_beams": self.val_beams, "consensus": False} if self.trainer.state.fn == "fit" else self.wanted()
+        options |= {"length_penalty": self.length_penalty}
+        return [text for text, _ in search(self.model, batch, self._processor, given, **options)]
+
+    def wanted(self) -> dict[str, Any]:
+        """What the options say of searching."""
+        return {"num_beams": self.num_beams, "length_penalty": self.length_penalty, "consensus": self.consensus}
+
+    def complete_processor(self, processor: PairProcessor) -> PairProcessor:
+        given = {name: value for name, value in self.wanted().items() if value is not None}
+        if given:
+            processor.options["search"] = processor.options.get("search", {}) | given
+        return processor
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _processor(self) -> PairProcessor:
+        return self.trainer.datamodule.processor  # type: ignore[attr-defined]
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        report = self.trainer.datamodule.report  # type: ignore[attr-defined]
+        self.log_dict({f"train/{name}": float(value) for name, value in report.items()})
+
+    def training_loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        self.hide_words(batch)
+        logits = self.run_model(batch).logits
+        return token_loss(logits, batch.labels, batch.label_mask, self.label_smoothing), {}
+
+    def hide_words(self, batch: PairBatch) -> None:
+        """Word dropout, in place."""
+        if not self.word_dropout:
+            return
+        source, target = self._processor.source, self._processor.target
+        batch.source_ids = drop_words(
+            batch.source_ids, batch.source_mask, self.word_dropout, source.unk_id, (source.eos_id,)
+        )
+        batch.target_ids = drop_words(
+            batch.target_ids, batch.label_mask, self.word_dropout, target.unk_id, (target.start_id,)
+        )
+
+    def make_metric(self) -> CorpusMetric:
+        return CorpusMetric(self.score)
+
+    def update_metric(self, metric: Any, batch: PairBatch) -> None:
+        logits = self.run_model(batch).logits
+        tokens = float(batch.label_mask.sum())
+        metric.add("loss", float(token_loss(logits, batch.labels, batch.label_mask)) * tokens, tokens)
+        metric.update(batch.ids, self.write(batch), batch.references)

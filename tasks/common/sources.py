@@ -1,0 +1,167 @@
+"""Where models are found: a run's, a named one in a task's package, a public folder, a repository of the hub.
+
+A source is the `model/` folder of a run (or the run's); "TASK/NAME", a model that ships with a task; a folder with a
+public model's files, as the Hugging Face hub lays them out; or "hf:owner/name", if wanted with "@revision", a
+repository of the hub, of which the files that are read are fetched once and kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmattn.data.errors import DataError, nearest
+from mmattn.data.readers import read_json
+from mmattn.tasks.common.checkpoint import CONFIG, read_config
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.task import tasks
+
+TIMM = "timm"  # in the place of a model_type: timm's config.json has an architecture
+CHECKPOINTS = "checkpoints"  # in a task's package
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place where a model was found."""
+
+    name: str  # as it was given
+    folder: Path  # where its files lie; of a repository of the hub, those that have been fetched
+    config: Mapping[str, Any]  # config.json
+    hub: str | None = None  # the repository's name
+    revision: str | None = None
+
+    @property
+    def family(self) -> str | None:
+        """A public model's family; None: one of ours."""
+        return None if "format" in self.config else self.config.get("model_type", TIMM)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where it is, as `mmattn.pretrained` wants to be told."""
+        return {"source": self.hub or self.folder, "download": self.hub is not None, "revision": self.revision}
+
+    @property
+    def where(self) -> str | Path:
+        """What messages and records call it."""
+        return self.name if self.hub else self.folder
+
+    def fetch(self, name: str) -> Path | None:
+        """A file by name; None where there is none."""
+        from mmattn.pretrained.files import open_source
+
+        return open_source(**self.place)(name)
+
+    def routes(self) -> dict[str, str]:
+        """The tasks that take a public model and their adapters, first the one that `load` gives it to.
+
+        An adapter for its very architecture goes before one for all of its family.
+        """
+        architectures = self.config.get("architectures")
+        names = [f"{self.family}/{name}" for name in architectures] if isinstance(architectures, list) else []
+        found = {
+            task.name: key
+            for key in reversed([*names, f"{self.family}/*"])
+            for task in tasks().values()
+            if key in task.families
+        }
+        ordered = sorted(found, key=lambda name: (found[name].endswith("/*"), name))
+        return {name: tasks()[name].families[found[name]] for name in ordered}
+
+
+def known_families() -> list[str]:
+    """The families of public models that some task takes."""
+    return list(dict.fromkeys(key.split("/")[0] for task in tasks().values() for key in task.families))
+
+
+def find_model(name: str | Path) -> Source:
+    """Where a model lies, and its config.json.
+
+    Args:
+        name: a source, see above.
+
+    Raises:
+        CheckpointError: there is none, or of a kind that nothing here reads.
+    """
+    source = _on_hub(str(name)) if str(name).startswith("hf:") else _in_folder(name)
+    if source.family is not None and not source.routes():
+        raise CheckpointError(
+            f"{name}: expected a model of mmattn, or a public one of {', '.join(known_families())}; found one of "
+            f"{source.family!r}."
+        )
+    return source
+
+
+def task_of(name: str | Path) -> str:
+    """The task that `load` gives a source to."""
+    source = find_model(name)
+    return source.config["task"] if source.family is None else next(iter(source.routes()))
+
+
+def named_models(task: str) -> dict[str, Path]:
+    """The models that ship with a task, by name."""
+    folder = tasks()[task].folder / CHECKPOINTS
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+
+
+def _named(name: str | Path) -> Path | None:
+    """The folder of a named model; None where it is no such name.
+
+    Raises:
+        CheckpointError: a folder has that name, too; or the task has no model of that name.
+    """
+    found = re.fullmatch(r"([a-z]\w*)/([\w.-]+)", name) if isinstance(name, str) else None
+    if found is None or found[1] not in tasks():
+        return None
+    models, exists = named_models(found[1]), Path(name).exists()
+    if found[2] in models and exists:
+        raise CheckpointError(f"{name}: is both a named model and a folder; write ./{name} for the folder.")
+    if found[2] not in models and not exists:
+        known = ", ".join(f"{found[1]}/{model}" for model in models) or "none"
+        hint = nearest(str(name), [f"{found[1]}/{model}" for model in models])
+        raise CheckpointError(f"{name}: expected a folder or a named model of {known}; found neither{hint}.")
+    return models.get(found[2])
+
+
+def _in_folder(name: str | Path) -> Source:
+    folder = _named(name) or Path(name)
+    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():  # a run's
+        folder = folder / "model"
+    try:
+        config = read_json(folder / CONFIG)
+    except DataError:
+        config = None  # read_config says what is wrong
+    if not _is_public(config):
+        config = read_config(name if str(name).startswith("http") else folder)
+    return Source(str(name), folder, config)
+
+
+def _on_hub(name: str) -> Source:
+    found = re.fullmatch(r"hf:(\w[\w.-]*(?:/\w[\w.-]*)?)(?:@([\w./-]+))?", name)
+    if found is None:
+        raise CheckpointError(f"{name}: expected hf:owner/name, or hf:owner/name@revision.")
+    from mmattn.pretrained.files import open_source, read_config
+
+    try:
+        find = open_source(found[1], download=True, revision=found[2])
+        config = read_config(find, name)
+        path = find(CONFIG)
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{name}: {error}; pip install huggingface_hub.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: {str(error).splitlines()[0]}") from None
+    assert path is not None
+    if not _is_public(config):
+        raise CheckpointError(
+            f"{name}: expected a public model of {', '.join(known_families())}; download others as a folder."
+        )
+    return Source(name, path.parent, config, found[1], found[2])
+
+
+def _is_public(config: Any) -> bool:
+    """Whether a config.json is one of transformers' or timm's."""
+    if not isinstance(config, dict) or "format" in config:
+        return False
+    return isinstance(config.get("model_type", config.get("architecture")), str)

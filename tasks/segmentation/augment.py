@@ -1,0 +1,107 @@
+"""Random change of a picture and its mask together, by torchvision's transforms; in training only."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmattn.data.image.masks import VOID
+
+
+class SegmentationAugment:
+    """Scale, crop, mirror, colour: a pure function of the picture, its labels and an integer seed.
+
+    A window of the picture is drawn, the crop's size divided by the scale, and brought to the crop's size: pixels
+    bilinearly, labels by their nearest. What of it lies beyond the picture has the mean colour and counts as void.
+
+    Args:
+        crop: (height, width) of what comes out; None: the picture's own.
+        scale: Smallest and largest zoom; drawn evenly in its logarithm.
+        flip: Share of the pictures that are mirrored.
+        brightness: Factor drawn from 1 - x .. 1 + x.
+        contrast: Likewise.
+        saturation: Likewise.
+        hue: Shift drawn from -x .. x, at most 0.5.
+
+    Raises:
+        ValueError: A value out of range, by name.
+    """
+
+    def __init__(
+        self,
+        crop: Sequence[int] | None = None,
+        scale: Sequence[float] = (0.75, 1.5),
+        flip: float = 0.5,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        saturation: float = 0.2,
+        hue: float = 0.0,
+    ) -> None:
+        import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
+
+        if crop is not None and (len(crop) != 2 or min(crop) < 1):
+            raise ValueError(f"crop: expected a height and a width from 1, found {crop}")
+        if len(scale) != 2 or not 0.05 <= scale[0] <= scale[1] <= 20:
+            raise ValueError(f"scale: expected a smallest and a largest zoom within 0.05 to 20, found {scale}")
+        self.colour = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        for name, value in {"flip": flip, **self.colour}.items():
+            limit = {"flip": 1.0, "hue": 0.5}.get(name, 0.99)
+            if not 0 <= value <= limit:
+                raise ValueError(f"{name}: expected 0 to {limit}, found {value}")
+        self.crop = None if crop is None else (int(crop[0]), int(crop[1]))
+        self.scale, self.flip = (float(scale[0]), float(scale[1])), flip
+
+    def __call__(self, pixels: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Changes one sample.
+
+        Args:
+            pixels: uint8 (H, W, 3).
+            labels: uint8 (H, W).
+            seed: Decides everything that is random.
+
+        Returns:
+            Pixels (h, w, 3) and labels (h, w), uint8, of the crop's size.
+        """
+        from torchvision.transforms.v2 import functional as F
+        from torchvision.tv_tensors import Image, Mask
+
+        rng = random.Random(seed)
+        draws = [rng.random() for _ in range(8)]
+        image = Image(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))  # (3, H, W)
+        mask = Mask(torch.from_numpy(np.array(labels)))  # (H, W)
+        height, width = labels.shape
+        crop = self.crop or (height, width)
+        low, high = self.scale
+        zoom = low * (high / low) ** draws[0]
+        window = [max(1, round(side / zoom)) for side in crop]
+        # Where the window is larger than the picture, what lies beyond it is shared out at random.
+        top, left = (
+            round(draw * (side - w)) for draw, side, w in zip(draws[1:3], (height, width), window, strict=True)
+        )
+        inside = (max(top, 0), max(left, 0), min(top + window[0], height), min(left + window[1], width))
+        beyond = [inside[1] - left, inside[0] - top, left + window[1] - inside[3], top + window[0] - inside[2]]
+        image, mask = (self._cut(part, inside, beyond) for part in (image, mask))
+        if window != list(crop):
+            image = F.resize(image, list(crop), antialias=zoom < 1)
+            # Masks as such are resized by torchvision's older "nearest", which is half a pixel off.
+            exact = F.InterpolationMode.NEAREST_EXACT
+            mask = Mask(F.resize(mask.as_subclass(torch.Tensor)[None], list(crop), interpolation=exact)[0])
+        if draws[3] < self.flip:
+            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+        for draw, (name, most) in zip(draws[4:], self.colour.items(), strict=True):
+            if most:
+                shift = (2 * draw - 1) * most
+                image = getattr(F, f"adjust_{name}")(image, shift if name == "hue" else 1 + shift)
+        return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), mask.numpy()
+
+    def _cut(self, part: Any, inside: Sequence[int], beyond: Sequence[int]) -> Any:
+        from torchvision.transforms.v2 import functional as F
+
+        top, left, bottom, right = inside
+        fill = VOID if part.ndim == 2 else part.float().mean((1, 2)).round().tolist()
+        part = F.crop(part, top, left, bottom - top, right - left)
+        return F.pad(part, list(beyond), fill=fill) if any(beyond) else part

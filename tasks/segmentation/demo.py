@@ -1,0 +1,140 @@
+"""The built-in segmentation data: textured scenes with thin and small things, drawn from a seed, in memory.
+
+A scene is a 64x64 picture of eight classes. `rows` and `waves` are wide regions told apart by the direction of their
+stripes alone. A `ring` is closed and a `hook` is the same line with a gap, so that what one pixel of it is depends on
+places up to twenty pixels away. A `buoy` and a `stone` are the same small disc; a buoy lies in waves, a stone does not.
+A `pole` is a thin straight line. Colours are drawn alike for all classes and tell nothing.
+
+The generator is frozen: `GENERATOR_VERSION` and the digests in `tests/data/test_demo_segmentation.py` hold it. Random
+numbers come from `numpy.random.RandomState`, which NumPy promises never to change, and drawing uses only arithmetic
+that every machine rounds the same way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mmattn.data.image.masks import ClassList
+from mmattn.tasks.segmentation.data import SegmentationSample
+
+GENERATOR_VERSION = 1
+SIZE = 64
+NAMES = ("ground", "rows", "waves", "ring", "hook", "buoy", "stone", "pole")
+THINGS = NAMES[3:]
+CLASSES = ClassList(NAMES, tuple(range(len(NAMES))))
+NUM_SCENES = {"train": 2400, "val": 200, "test": 400}
+
+_GROUND, _ROWS, _WAVES, _RING, _HOOK, _BUOY, _STONE, _POLE = range(len(NAMES))
+_COLOURS = np.array(
+    ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246))
+)
+_GAP = 0.64  # cosine of half the angle of a hook's gap: 100 degrees
+_APART = 2.5  # pixels between two things
+_Y, _X = np.mgrid[0:SIZE, 0:SIZE] + 0.5  # pixel centres
+
+
+def make(split: str, size: int | None = None) -> list[SegmentationSample]:
+    """The scenes of a part; the first ones do not depend on how many follow.
+
+    Raises:
+        ValueError: No such part.
+    """
+    if split not in NUM_SCENES:
+        raise ValueError(f"expected one of {', '.join(NUM_SCENES)}, found {split!r}")
+    part = list(NUM_SCENES).index(split)
+    number = NUM_SCENES[split] if size is None else size
+    samples = []
+    for n in range(number):
+        image, mask = _scene(np.random.RandomState([GENERATOR_VERSION, part, n]))
+        samples.append(SegmentationSample(f"{split}-{n:04d}", image, mask))
+    return samples
+
+
+def _scene(rs: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (64, 64, 3) and its mask (64, 64), uint8."""
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    level = 60 + 90 * rs.random_sample()
+    canvas = level + 30 * rs.random_sample(3) - 15 + _blotches(rs, 50, 1) + _blotches(rs, 30, 3)  # (64, 64, 3)
+    plain = canvas.copy()
+    for _ in range(2 + int(2 * rs.random_sample())):
+        _region(rs, plain, canvas, mask)
+    taken = np.zeros((SIZE, SIZE), bool)
+    grounds = mask.copy()
+    wanted = [_RING, _HOOK, _BUOY, _STONE, _POLE]
+    wanted += [wanted[int(5 * draw)] for draw in rs.random_sample(3)]
+    for kind in wanted[int(3 * rs.random_sample()) :]:
+        for _ in range(25):
+            distance = _thing(rs, kind)  # to its edge in pixels, negative inside
+            if (taken & (distance < _APART)).any() or not _fits(kind, distance, grounds):
+                continue
+            _paint(rs, canvas, distance)
+            mask[distance < 0], taken[distance < _APART] = kind, True
+            break
+    canvas += 24 * rs.random_sample(canvas.shape) - 12
+    return np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8), mask
+
+
+def _blotches(rs: np.random.RandomState, strength: float, channels: int) -> np.ndarray:
+    """Coarse noise, interpolated: (64, 64, channels), within half the strength of zero."""
+    coarse = strength * rs.random_sample((7, 7, channels)) - strength / 2
+    place = np.arange(SIZE) * (6 / SIZE)
+    low = place.astype(np.int64)
+    part = (place - low)[:, None, None]
+    rows = coarse[low] * (1 - part) + coarse[low + 1] * part
+    part = part.transpose(1, 0, 2)
+    return rows[:, low] * (1 - part) + rows[:, low + 1] * part
+
+
+def _region(rs: np.random.RandomState, plain: np.ndarray, canvas: np.ndarray, mask: np.ndarray) -> None:
+    """A wide striped region over what was there: rows lie across, waves stand."""
+    kind = _ROWS if rs.random_sample() < 0.5 else _WAVES
+    x, y, wide, high = rs.random_sample(4) * (SIZE, SIZE, 14, 14) + (0, 0, 16, 16)
+    across, down = (_X - x) / wide, (_Y - y) / high
+    inside = across * across + down * down + _blotches(rs, 1.0, 1)[..., 0] < 1
+    tilt, period, phase, contrast = rs.random_sample(4) * (0.6, 2.5, 1.0, 24.0) + (-0.3, 4.5, 0.0, 34.0)
+    along, other = (_Y, _X) if kind == _ROWS else (_X, _Y)
+    wave = (along + tilt * other) / np.sqrt(1 + tilt * tilt) / period + phase
+    stripes = (np.abs(wave - np.floor(wave) - 0.5) * 4 - 1) * contrast  # a triangle wave of this height
+    tint = 40 * rs.random_sample(3) - 20
+    painted = plain + tint + stripes[..., None]
+    canvas[inside], mask[inside] = painted[inside], kind
+
+
+def _thing(rs: np.random.RandomState, kind: int) -> np.ndarray:
+    """Somewhere a thing: the distance of every pixel from its edge, negative inside."""
+    u = rs.random_sample(6)
+    direction = u[:2] - 0.5
+    direction = direction / np.sqrt(direction[0] * direction[0] + direction[1] * direction[1] + 1e-9)
+    if kind == _POLE:
+        half, thick = 8 + 7 * u[2], 0.9 + 0.25 * u[3]
+        x, y = SIZE * u[4], SIZE * u[5]
+        along = (_X - x) * direction[0] + (_Y - y) * direction[1]
+        beside = (_X - x) * direction[1] - (_Y - y) * direction[0]
+        beyond = np.maximum(np.abs(along) - half, 0)
+        return np.sqrt(beside * beside + beyond * beyond) - thick
+    radius = 3.0 + 0.8 * u[2] if kind in (_BUOY, _STONE) else 7 + 3 * u[2]
+    x, y = radius + 2 + (SIZE - 2 * radius - 4) * u[4:6]
+    dx, dy = _X - x, _Y - y
+    far = np.sqrt(dx * dx + dy * dy)
+    if kind in (_BUOY, _STONE):
+        return far - radius
+    ring = np.abs(far - radius) - (1.0 + 0.25 * u[3])
+    if kind == _HOOK:  # what lies in the gap's direction is cut out
+        ring = np.maximum(ring, dx * direction[0] + dy * direction[1] - _GAP * far)
+    return ring
+
+
+def _fits(kind: int, distance: np.ndarray, grounds: np.ndarray) -> bool:
+    """Whether a disc lies where its class says; others may lie anywhere."""
+    if kind not in (_BUOY, _STONE):
+        return True
+    waves = grounds[distance < 4] == _WAVES
+    return bool(waves.all()) if kind == _BUOY else not waves.any()
+
+
+def _paint(rs: np.random.RandomState, canvas: np.ndarray, distance: np.ndarray) -> None:
+    """A thing in one of the colours, whichever class it is, with smooth edges."""
+    u = rs.random_sample(5)
+    colour = _COLOURS[int(len(_COLOURS) * u[0])] * (0.85 + 0.15 * u[1]) + 20 * u[2:] - 10
+    alpha = np.clip(0.5 - distance, 0, 1)[..., None]
+    canvas[:] = canvas * (1 - alpha) + colour * alpha

@@ -1,0 +1,264 @@
+"""A built-in pair of languages: plain English, and an invented one with its own word order and agreement.
+
+The invented language differs from English as far as real ones do, so that copying word by word fails:
+
+- the verb stands last, and agrees with the subject's gender and number, which may be far away;
+- some verbs are separable: their particle stands behind the subject;
+- nouns have a gender that English does not show, and endings for number and case (nominative, accusative, dative);
+- adjectives and the article follow their noun and agree with it in gender, number and case;
+- prepositions stand behind what they govern, adverbs come first, negation stands before the verb;
+- a relative clause follows its noun, opened by a pronoun that agrees with it, the verb last again.
+
+A share of the combinations of adjective and noun, and of verb and object, are kept out of training: each sentence of
+the other parts has at least one such combination of its own. Which words mean the same is known.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from mmattn.data.batching import seed_of
+from mmattn.tasks.translation.data import TranslationSample
+
+GENERATOR_VERSION = 1
+SEED = 20_250_704
+SIZES = {"train": 20_000, "val": 500, "test": 1_000}
+_PARTS = {"train": 0, "val": 1, "test": 2}
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NOUNS = _words(
+    """baker farmer girl boy king queen teacher singer horse goat bird rabbit lion owl spider pilot
+    lamp stone river basket bottle hammer ladder mirror pillow ribbon bucket candle carpet door flower garden letter
+    map pencil picture table window wagon coin"""
+)
+ANIMATE = 16  # so many of them, the first, can be subjects
+ADJECTIVES = _words(
+    "old young red green small large quiet proud clever tired heavy soft round dark bright wet strange brave"
+)
+VERBS = _words(
+    """paint lift push pull clean follow guard help open order pack want hunt collect count cover lock mend move admire
+    chase describe like measure"""
+)
+ADVERBS = _words("often slowly gladly quickly secretly calmly again today")
+PREPOSITIONS = _words("near behind under beside above with")
+DETERMINERS = ("the", "a", "this", "every")  # of one; of several: the, some, these, two
+
+# The invented language. Its words are drawn once from syllables; these tables are its grammar.
+GENDERS, CASES = 3, ("nominative", "accusative", "dative")
+NOUN_ENDINGS = (  # by gender: one, several; by case
+    (("o", "om", "os"), ("ori", "orim", "oris")),
+    (("a", "an", "al"), ("eti", "etin", "etil")),
+    (("u", "uk", "ut"), ("uva", "uvak", "uvat")),
+)
+ADJECTIVE_ENDINGS = (  # by gender: one, several; the subject's case and the others
+    (("en", "emo"), ("eni", "enimo")),
+    (("is", "isa"), ("ira", "irasa")),
+    (("ul", "ulke"), ("ulo", "uloke")),
+)
+VERB_ENDINGS = (("ta", "tis"), ("sha", "shis"), ("ka", "kis"))  # by gender: one, several
+PAST = "av"  # between a verb's stem and its ending
+NEGATION = "ne"
+_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kr", "st", "tr")
+_VOWELS, _CODAS = ("a", "e", "i", "o", "u"), ("", "l", "n", "r", "s", "m")
+
+
+@dataclass
+class Language:
+    """The invented language's words, drawn once."""
+
+    nouns: dict[str, tuple[str, int]]  # stem and gender
+    adjectives: dict[str, str]
+    verbs: dict[str, tuple[str, str]]  # stem and particle; no particle where it is not separable
+    adverbs: dict[str, str]
+    prepositions: dict[str, str]
+    determiners: dict[str, str]
+    relative: str
+
+
+class Dice:
+    """Draws by random() alone, the one stream that Python promises not to change."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed).random
+
+    def pick(self, options: tuple[str, ...] | list[str]) -> str:
+        """One of them."""
+        return options[int(self.random() * len(options))]
+
+    def chance(self, share: float) -> bool:
+        """True in that share of all cases."""
+        return self.random() < share
+
+
+def language() -> Language:
+    """The invented language: the same every time."""
+    dice, taken = Dice(SEED), {NEGATION}
+
+    def word(syllables: int) -> str:
+        while True:
+            parts = [dice.pick(_ONSETS) + dice.pick(_VOWELS) for _ in range(syllables - 1)]
+            made = "".join(parts) + dice.pick(_ONSETS) + (dice.pick(_VOWELS) if syllables == 1 else "")
+            made += dice.pick(_CODAS) if syllables == 1 else ""
+            if made not in taken:
+                taken.add(made)
+                return made
+
+    particles = [word(1) for _ in range(4)]
+    return Language(
+        nouns={noun: (word(2 + index % 2), int(dice.random() * GENDERS)) for index, noun in enumerate(NOUNS)},
+        adjectives={adjective: word(2) for adjective in ADJECTIVES},
+        verbs={
+            verb: (word(2), particles[index // 3 % 4] if index % 3 == 0 else "") for index, verb in enumerate(VERBS)
+        },
+        adverbs={adverb: word(3) for adverb in ADVERBS},
+        prepositions={preposition: word(1) for preposition in PREPOSITIONS},
+        determiners={name: word(1) for name in ("the", "this", "every", "some", "two")},
+        relative=word(1),
+    )
+
+
+LANGUAGE = language()
+
+
+@dataclass
+class Phrase:
+    """Words being written in both languages at once; a link joins two that mean the same."""
+
+    source: list[str] = field(default_factory=list)
+    target: list[tuple[str, int | None]] = field(default_factory=list)  # a word and the source word that it translates
+
+    def say(self, word: str) -> int:
+        """Adds a source word and returns its place."""
+        self.source.append(word)
+        return len(self.source) - 1
+
+
+@dataclass
+class Noun:
+    """A noun phrase: what is said of a noun."""
+
+    name: str
+    plural: bool
+    determiner: str
+    adjectives: list[str]
+
+
+def _noun(dice: Dice, names: tuple[str, ...]) -> Noun:
+    plural = dice.chance(0.35)
+    determiner = dice.pick(("the", "some", "these", "two") if plural else DETERMINERS)
+    count = 0 if dice.chance(0.45) else 1 if dice.chance(0.8) else 2
+    adjectives: list[str] = []
+    while len(adjectives) < count:
+        adjective = dice.pick(ADJECTIVES)
+        if adjective not in adjectives:
+            adjectives.append(adjective)
+    return Noun(dice.pick(names), plural, determiner, adjectives)
+
+
+def _say_noun(phrase: Phrase, noun: Noun, case: int) -> list[tuple[str, int | None]]:
+    """Says a noun phrase in English; returns it in the other language."""
+    first = (noun.adjectives or [noun.name])[0]
+    phrase.say("an" if noun.determiner == "a" and first[0] in "aeiou" else noun.determiner)
+    places = [(phrase.say(adjective), adjective) for adjective in noun.adjectives]
+    place = phrase.say(noun.name + ("s" if noun.plural else ""))
+    stem, gender = LANGUAGE.nouns[noun.name]
+    ending = ADJECTIVE_ENDINGS[gender][noun.plural][min(case, 1)]
+    words: list[tuple[str, int | None]] = [(stem + NOUN_ENDINGS[gender][noun.plural][case], place)]
+    words += [(LANGUAGE.adjectives[adjective] + ending, where) for where, adjective in places]
+    name = {"these": "this", "a": ""}.get(noun.determiner, noun.determiner)
+    return words + ([(LANGUAGE.determiners[name] + ending, None)] if name else [])
+
+
+def _say_verb(phrase: Phrase, verb: str, subject: Noun, past: bool, negated: bool) -> list[tuple[str, int | None]]:
+    """Says a verb in English; returns particle (or nothing), negation (or nothing) and verb in the other language."""
+    if negated:
+        phrase.say("did" if past else "do" if subject.plural else "does")
+        phrase.say("not")
+        place = phrase.say(verb)
+    elif past:
+        place = phrase.say(verb + ("d" if verb.endswith("e") else "ed"))
+    else:
+        place = phrase.say(verb if subject.plural else verb + "s")
+    stem, particle = LANGUAGE.verbs[verb]
+    _, gender = LANGUAGE.nouns[subject.name]
+    word = stem + (PAST if past else "") + VERB_ENDINGS[gender][subject.plural]
+    return [(particle, place), (NEGATION if negated else "", None), (word, place)]
+
+
+def _sentence(dice: Dice) -> tuple[Phrase, set[tuple[str, str]]]:
+    """A sentence in both languages, and the combinations in it that may be kept out of training."""
+    phrase, people = Phrase(), NOUNS[:ANIMATE]
+    subject, thing, verb = _noun(dice, people), _noun(dice, NOUNS), dice.pick(VERBS)
+    past, negated = dice.chance(0.4), dice.chance(0.2)
+    pairs = {(adjective, noun.name) for noun in (subject, thing) for adjective in noun.adjectives}
+    pairs.add((verb, thing.name))
+    words = _say_noun(phrase, subject, 0)
+    if dice.chance(0.2):  # a relative clause about the subject
+        other, inner = _noun(dice, NOUNS), dice.pick(VERBS)
+        pairs |= {(adjective, other.name) for adjective in other.adjectives} | {(inner, other.name)}
+        phrase.say("that")
+        particle, _, last = _say_verb(phrase, inner, subject, dice.chance(0.4), False)
+        gender = LANGUAGE.nouns[subject.name][1]
+        pronoun = LANGUAGE.relative + ADJECTIVE_ENDINGS[gender][subject.plural][0]
+        words += [(pronoun, None), particle, *_say_noun(phrase, other, 1), last]
+    particle, negation, last = _say_verb(phrase, verb, subject, past, negated)
+    words += [particle, *_say_noun(phrase, thing, 1)]
+    if dice.chance(0.3):
+        preposition, place_noun = dice.pick(PREPOSITIONS), _noun(dice, NOUNS)
+        pairs |= {(adjective, place_noun.name) for adjective in place_noun.adjectives}
+        place = phrase.say(preposition)
+        words += [*_say_noun(phrase, place_noun, 2), (LANGUAGE.prepositions[preposition], place)]
+    words += [negation, last]
+    if dice.chance(0.35):
+        adverb = dice.pick(ADVERBS)
+        words.insert(0, (LANGUAGE.adverbs[adverb], phrase.say(adverb)))
+    phrase.target = [(word, place) for word, place in words if word]
+    return phrase, pairs
+
+
+def part_of(pair: tuple[str, str]) -> str:
+    """Which part of the data alone may have this combination of adjective or verb with a noun."""
+    drawn = seed_of(SEED, 0, sum(ord(sign) * 31**n for n, sign in enumerate(" ".join(pair)))) % 100
+    return "test" if drawn < 12 else "val" if drawn < 20 else "train"
+
+
+def word_kind(word: str) -> str:
+    """What kind of content word an English one is: noun, adjective, verb, adverb, preposition.
+
+    >>> [word_kind(word) for word in ("kings", "old", "moved", "paints", "near")]
+    ['noun', 'adjective', 'verb', 'verb', 'preposition']
+    """
+    kinds = {"noun": NOUNS, "adjective": ADJECTIVES, "adverb": ADVERBS, "preposition": PREPOSITIONS}
+    return next((kind for kind, words in kinds.items() if word in words or word.removesuffix("s") in words), "verb")
+
+
+def make(split: str, size: int | None = None) -> list[TranslationSample]:
+    """The pairs of a part, or its first so many.
+
+    Args:
+        split: ``train``, ``val`` or ``test``.
+        size: How many; the part's own number where None.
+
+    >>> make("test", 1)[0].source.split()[0] in ("the", "a", "an", "this", "every", "some", "these", "two")
+    True
+    """
+    if split not in SIZES:
+        raise ValueError(f"split: expected one of {', '.join(SIZES)}, found {split!r}")
+    dice, samples, seen = Dice(seed_of(SEED, 1, _PARTS[split])), [], set()
+    wanted = SIZES[split] if size is None else size
+    while len(samples) < wanted:
+        phrase, pairs = _sentence(dice)
+        parts = {part_of(pair) for pair in pairs}
+        text = " ".join(phrase.source)
+        if not parts <= {"train", split} or (split != "train" and split not in parts) or text in seen:
+            continue
+        seen.add(text)
+        target = " ".join(word for word, _ in phrase.target)
+        alignment = [(n, place) for n, (_, place) in enumerate(phrase.target) if place is not None]
+        samples.append(TranslationSample(f"{split}-{len(samples)}", text, target, alignment=alignment))
+    return samples

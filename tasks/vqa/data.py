@@ -1,0 +1,164 @@
+"""Visual question answering: samples, data set and batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from mmattn.data.batching import Batch
+from mmattn.data.dataset import SampleDataset
+from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image, move_box
+from mmattn.tasks.vqa.formats import read_vqa
+
+
+@dataclass
+class VQASample:
+    """One question about a picture, as a person would describe it."""
+
+    id: str
+    image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, or a PIL image
+    question: str
+    answers: list[str] = field(default_factory=list)  # one to ten people's answers; empty when unlabelled
+    image_id: str = ""  # questions that share it share the picture: it is loaded and encoded once a batch
+    question_type: str = ""
+    answer_type: str = ""
+    regions: list[Box] = field(default_factory=list)  # boxes_xyxy in 0..1 of the picture, on which the answer rests
+    # Of each region: 0 where the question's first phrase names it, ...
+    phrases: list[int] = field(default_factory=list)
+    objects: list[tuple[Box, tuple[str, ...]]] = field(default_factory=list)  # what is where, with its labels
+
+    def image_key(self) -> str:
+        """What tells whether two questions ask about the same picture."""
+        if self.image_id:
+            return self.image_id
+        return str(self.image) if isinstance(self.image, (str, Path)) else f"object {id(self.image)}"
+
+
+@dataclass
+class VQABatch(Batch):
+    """Tensors for the model, and what the metric and the reports need. B questions about N distinct pictures."""
+
+    pixel_values: Tensor  # (N, 3, H, W) float
+    image_index: Tensor  # (B,) long: which picture each question asks about
+    input_ids: Tensor  # (B, L) long
+    key_mask: Tensor  # (B, L) bool, True = a real token
+    targets: Tensor  # (B, V) float: soft scores in 0..1 over the answer vocabulary
+    regions: Tensor  # (B, R, 4) float: boxes_xyxy in 0..1 of the model's input
+    region_mask: Tensor  # (B, R) bool, True = a region
+    region_phrases: Tensor  # (B, R) long: which of the question's phrases names it, from 0
+    object_boxes: Tensor  # (N, O, 4) float: boxes_xyxy in 0..1 of the model's input
+    object_mask: Tensor  # (N, O) bool, True = an object
+    object_labels: Tensor  # (N, O, K) float: 1 for each of its labels, of the processor's object_labels
+    ids: list[str]
+    answers: list[list[str]]
+    question_types: list[str]
+    answer_types: list[str]
+    is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
+
+
+class VQADataset(SampleDataset[VQASample]):
+    """Questions from a file or from samples in memory, checked.
+
+    Formats (`formats.py` has the details): a VQA v2 questions JSON with its annotations beside it; CSV, TSV or JSONL
+    with the columns image, question, answer (or answers). Each picture is checked once, however many ask about it.
+
+    Args:
+        source: A path, or samples.
+        image_root: Where the pictures are; by default they are searched for beside the file.
+        options: What ``SampleDataset`` takes.
+    """
+
+    item: ClassVar[str] = "question"
+
+    def __init__(
+        self, source: str | Path | Iterable[VQASample], image_root: str | Path | None = None, **options: Any
+    ) -> None:
+        self.image_root = image_root
+        self._verdicts: dict[str, DataError | None] = {}  # by picture
+        super().__init__(source, **options)
+
+    @property
+    def groups(self) -> list[int]:
+        """The picture of each question, by number."""
+        numbers: dict[str, int] = {}
+        return [numbers.setdefault(sample.image_key(), len(numbers)) for sample in self.samples]
+
+    def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, VQASample]]:
+        for where, fields in read_vqa(path, self.image_root, self.require_labels, problems):
+            yield where, VQASample(**fields)
+
+    def check(self, sample: VQASample) -> tuple[str, str] | None:
+        if not isinstance(sample.question, str) or not sample.question.strip():
+            return "a question that is not empty", shorten(sample.question)
+        if sample.image is None or (isinstance(sample.image, (str, bytes)) and not sample.image):
+            return "an image", "none"
+        if any(not isinstance(answer, str) for answer in sample.answers):
+            return "answers that are strings", shorten(sample.answers)
+        bad = next((text for text in (sample.question, *sample.answers) if is_broken(text)), None)
+        if bad is not None:
+            return "valid Unicode", shorten(bad)
+        if self.require_labels and not any(answer.strip() for answer in sample.answers):
+            return "at least one answer that is not empty", shorten(sample.answers)
+        for box in [*sample.regions, *(box for box, _ in sample.objects)]:
+            # A little beyond the edge is rounding in someone's conversion; more is another unit.
+            if len(box) != 4 or not (-0.01 <= box[0] < box[2] <= 1.01 and -0.01 <= box[1] < box[3] <= 1.01):
+                return "boxes (x1, y1, x2, y2) in 0..1 of the picture, x1 < x2 and y1 < y2", shorten(box)
+        if sample.phrases and (len(sample.phrases) != len(sample.regions) or min(sample.phrases) < 0):
+            return f"a phrase number from 0 for each of the {len(sample.regions)} regions", shorten(sample.phrases)
+        return None
+
+    def decode(self, sample: VQASample, where: str) -> None:
+        key = sample.image_key()
+        if key not in self._verdicts:
+            try:
+                load_image(sample.image)
+                self._verdicts[key] = None
+            except DataError as error:
+                self._verdicts[key] = error
+        if (verdict := self._verdicts[key]) is not None:
+            raise DataError(where, "a readable picture", str(verdict))
+
+    def identity(self, sample: VQASample) -> tuple[list[Any], list[Any]]:
+        row = [sample.id, sample.image_id, sample.question, sample.answers, sample.question_type, sample.answer_type]
+        return [*row, sample.regions, sample.objects], [sample.image]
+
+    def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
+        """Decodes every picture once, at the model's size; regions and objects are moved with the pictures.
+
+        Args:
+            image: The processor's image part.
+            max_bytes: The most memory to take.
+
+        Returns:
+            Whether it was done; False when ``max_bytes`` is too little (nothing is changed then).
+        """
+        if len(set(self.groups)) * image.size[0] * image.size[1] * 3 > max_bytes:
+            return False
+        cache: dict[str, tuple[np.ndarray, Box]] = {}
+
+        def load(sample: VQASample, where: str) -> VQASample:
+            key = sample.image_key()
+            if key not in cache:
+                cache[key] = image.pixels(sample.image, name=f"question {sample.id}")
+            pixels, window = cache[key]
+            regions, phrases = move_regions(sample, window)
+            objects = [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]
+            moved_to = {"regions": regions, "phrases": phrases, "objects": objects}
+            return dataclasses.replace(sample, image=pixels, image_id=key, **moved_to)
+
+        self.preloaded(load)
+        return True
+
+
+def move_regions(sample: VQASample, window: Box) -> tuple[list[Box], list[int]]:
+    """The regions within a window of the picture, and the phrase of each; those outside are left out."""
+    phrases = sample.phrases or [0] * len(sample.regions)
+    kept = [(moved, n) for box, n in zip(sample.regions, phrases, strict=True) if (moved := move_box(box, window))]
+    return [box for box, _ in kept], [n for _, n in kept]

@@ -1,0 +1,260 @@
+"""What turns questions and pictures into tensors, and scores into answers; it is shipped with the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmattn.data.errors import DataError
+from mmattn.data.image.processor import FULL, Box, ImageAugment, ImageProcessor, compose, move_box
+from mmattn.data.processor import Processor
+from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor
+from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample, move_regions
+from mmattn.tasks.vqa.metrics import soft_scores
+
+UNK_ID = SPECIAL_TOKENS.index(UNK)  # the same in every kind of tokenizer
+scores_of = lru_cache(maxsize=200_000)(soft_scores)  # by tuple of answers: the same few come back every epoch
+
+
+@dataclass
+class AnswerCoverage:
+    """How far an answer vocabulary reaches on a data set."""
+
+    total: int  # questions
+    covered: int  # questions with at least one answer in the vocabulary
+    ceiling: float  # mean accuracy of always choosing the best answer of the vocabulary
+
+    @property
+    def share(self) -> float:
+        """Covered share of the questions."""
+        return self.covered / self.total if self.total else 1.0
+
+    def __str__(self) -> str:
+        missing = self.total - self.covered
+        return (
+            f"{missing:,} of {self.total:,} questions ({1 - self.share:.1%}) have no answer in the vocabulary; "
+            f"the best possible accuracy is {self.ceiling:.4f}"
+        )
+
+
+class VQAProcessor(Processor[VQASample, VQABatch]):
+    """What turns questions and pictures into tensors and scores into answers; shipped with the model.
+
+    Args:
+        image: Picture to tensor.
+        tokenizer: Question to ids.
+        answers: The answer vocabulary, normalised; the model's output i stands for ``answers[i]``.
+        object_labels: The vocabulary of ``VQASample.objects``; empty when they are not used.
+    """
+
+    KEYS = frozenset({"image", "text", "answers", "object_labels"})
+
+    def __init__(
+        self,
+        image: ImageProcessor,
+        tokenizer: TextProcessor,
+        answers: Sequence[str],
+        object_labels: Sequence[str] = (),
+    ) -> None:
+        self.image = image
+        self.tokenizer = tokenizer
+        self.answers = list(answers)
+        self.object_labels = list(object_labels)
+        self._answer_id = {answer: index for index, answer in enumerate(self.answers)}
+        self._label_id = {label: index for index, label in enumerate(self.object_labels)}
+        if not self.answers or len(self._answer_id) != len(self.answers):
+            raise DataError("answer vocabulary", "different answers, at least one", f"{len(self.answers)} answers")
+
+    @classmethod
+    def fit(
+        cls,
+        dataset: VQADataset,
+        image_size: int | Sequence[int] = 64,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        resize: str = "squash",
+        tokenizer: str = "word",
+        vocab_size: int = 10_000,
+        min_count: int = 1,
+        max_len: int = 64,
+        max_answers: int = 3129,
+        min_answer_count: int = 1,
+    ) -> VQAProcessor:
+        """Makes a processor from the training data, and only from it.
+
+        Args:
+            dataset: The training data.
+            image_size: See ``ImageProcessor``, as mean, std and resize.
+            mean: Per channel.
+            std: Per channel.
+            resize: The mode.
+            tokenizer: ``word``, ``bpe`` or ``unigram``.
+            vocab_size: Most token ids.
+            min_count: Least occurrences of a word.
+            max_len: Most tokens a question.
+            max_answers: Most answers in the vocabulary (3,129 is the field's usual number for VQA v2).
+            min_answer_count: Least number of questions whose most given answer it is (9 for VQA v2).
+
+        Raises:
+            DataError: No answer is left.
+        """
+        counts: Counter[str] = Counter()
+        for sample in dataset.samples:
+            scores = scores_of(tuple(sample.answers))
+            if scores:
+                counts[max(scores, key=lambda answer: scores[answer])] += 1
+        ranked = sorted((a for a in counts if a and counts[a] >= min_answer_count), key=lambda a: (-counts[a], a))
+        if not ranked:
+            found = f"none among {sum(counts.values())} labelled questions"
+            raise DataError(dataset.name, f"an answer given to {min_answer_count} or more questions", found)
+        labels = sorted({label for sample in dataset.samples for _, names in sample.objects for label in names})
+        return cls(
+            ImageProcessor(image_size, mean, std, resize),
+            TextProcessor.fit((s.question for s in dataset.samples), tokenizer, vocab_size, min_count, max_len=max_len),
+            ranked[:max_answers],
+            labels,
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """The answers."""
+        return self.answers
+
+    def sizes(self) -> dict[str, Any]:
+        return {"vocab_size": self.tokenizer.vocab_size, "num_answers": len(self.answers)}
+
+    def collate(
+        self,
+        samples: Sequence[VQASample],
+        *,
+        augment: ImageAugment | None = None,
+        seeds: Sequence[int] | None = None,
+        is_repeat: bool = False,
+    ) -> VQABatch:
+        """Makes a batch; each distinct picture is loaded once, and augmented by its first question's seed."""
+        if augment is not None and seeds is None:
+            raise ValueError("collate: augment needs seeds")
+        slots: dict[str, int] = {}
+        image_index = [slots.setdefault(sample.image_key(), len(slots)) for sample in samples]
+        firsts = [image_index.index(slot) for slot in range(len(slots))]  # the first question about each picture
+        pixels: list[np.ndarray] = []
+        windows: list[Box] = []
+        for first in firsts:
+            array, window = self.image.pixels(samples[first].image, name=f"question {samples[first].id}")
+            inner = FULL
+            if augment is not None and seeds is not None:
+                array, inner = augment(array, seeds[first])
+            pixels.append(array)
+            windows.append(compose(window, inner))
+        input_ids, key_mask = self.tokenizer.encode_batch([sample.question for sample in samples])
+        moved = [move_regions(sample, windows[slot]) for sample, slot in zip(samples, image_index, strict=True)]
+        regions, region_mask = pad_boxes([boxes for boxes, _ in moved])
+        region_phrases = torch.zeros(region_mask.shape, dtype=torch.long)
+        region_phrases[region_mask] = torch.tensor([n for _, phrases in moved for n in phrases], dtype=torch.long)
+        object_boxes, object_mask, object_labels = self.objects([samples[first] for first in firsts], windows)
+        return VQABatch(
+            pixel_values=self.image.normalize(pixels),
+            image_index=torch.tensor(image_index, dtype=torch.long),
+            input_ids=input_ids,
+            key_mask=key_mask,
+            targets=self.targets(samples),
+            regions=regions,
+            region_mask=region_mask,
+            region_phrases=region_phrases,
+            object_boxes=object_boxes,
+            object_mask=object_mask,
+            object_labels=object_labels,
+            ids=[sample.id for sample in samples],
+            answers=[list(sample.answers) for sample in samples],
+            question_types=[sample.question_type for sample in samples],
+            answer_types=[sample.answer_type for sample in samples],
+            is_repeat=is_repeat,
+        )
+
+    def ablate(self, batch: VQABatch, what: str, seeds: Sequence[int] | None = None) -> VQABatch:
+        """Without the "image", a grey picture in its place; or the "question", one unknown word."""
+        if what == "image":
+            batch.pixel_values.zero_()
+            return batch
+        batch.input_ids = torch.full_like(batch.input_ids[:, :1], UNK_ID)
+        batch.key_mask = torch.ones_like(batch.key_mask[:, :1])
+        return batch
+
+    def targets(self, samples: Sequence[VQASample]) -> Tensor:
+        """Soft scores (B, V); a row of zeros where no answer is in the vocabulary."""
+        targets = torch.zeros(len(samples), len(self.answers))
+        for b, sample in enumerate(samples):
+            for answer, score in scores_of(tuple(sample.answers)).items():
+                if answer in self._answer_id:
+                    targets[b, self._answer_id[answer]] = score
+        return targets
+
+    def covers(self, sample: VQASample) -> bool:
+        """Whether one of the sample's answers is in the vocabulary."""
+        return any(answer in self._answer_id for answer in scores_of(tuple(sample.answers)))
+
+    def coverage(self, dataset: VQADataset) -> AnswerCoverage:
+        """How many of the labelled questions the vocabulary can answer; the rest stays in evaluation, as wrong."""
+        labelled = [sample for sample in dataset.samples if sample.answers]
+        best = 0.0
+        for sample in labelled:
+            scores = scores_of(tuple(sample.answers))
+            best += max((score for answer, score in scores.items() if answer in self._answer_id), default=0.0)
+        covered = sum(self.covers(sample) for sample in labelled)
+        return AnswerCoverage(len(labelled), covered, best / len(labelled) if labelled else 1.0)
+
+    def objects(self, samples: Sequence[VQASample], windows: Sequence[Box]) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (N, O, 4), mask (N, O) and labels (N, O, K) of the first question about each picture."""
+        rows = (
+            [
+                [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]
+                for sample, window in zip(samples, windows, strict=True)
+            ]
+            if self.object_labels
+            else [[] for _ in samples]
+        )
+        boxes, mask = pad_boxes([[box for box, _ in row] for row in rows])
+        labels = torch.zeros(*mask.shape, len(self.object_labels))
+        for n, row in enumerate(rows):
+            for o, (_, names) in enumerate(row):
+                for name in names:
+                    if name in self._label_id:
+                        labels[n, o, self._label_id[name]] = 1.0
+        return boxes, mask, labels
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "image": self.image.config(),
+            "text": self.tokenizer.config(),
+            "answers": self.answers,
+            "object_labels": self.object_labels,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
+        image = ImageProcessor.from_config(config["image"])
+        tokenizer = TextProcessor.load(folder, config["text"])
+        return cls(image, tokenizer, config["answers"], config["object_labels"])
+
+    def save_parts(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+
+    def parts_text(self) -> str:
+        return self.tokenizer.to_json()
+
+
+def pad_boxes(rows: Sequence[Sequence[Box]]) -> tuple[Tensor, Tensor]:
+    """Boxes (B, R, 4) and mask (B, R), True = a box; R is the longest row, possibly 0."""
+    longest = max(map(len, rows), default=0)
+    nowhere: Box = (0.0, 0.0, 0.0, 0.0)
+    padded = [[*row, *[nowhere] * (longest - len(row))] for row in rows]
+    boxes = torch.tensor(padded, dtype=torch.float32).reshape(len(rows), longest, 4)
+    return boxes, torch.arange(longest) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
