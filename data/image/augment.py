@@ -149,7 +149,8 @@ class BatchAugment:
         """Each picture with the one before it, in shares drawn once a batch."""
         rng = np.random.RandomState(np.array([seeds[0] & 0xFFFFFFFF, seeds[0] >> 32 & 0xFFFFFFFF], np.uint32))
         cut = bool(self.cutmix) and (not self.mixup or rng.random_sample() < 0.5)
-        share = float(rng.beta(*[self.cutmix if cut else self.mixup] * 2))
+        spread = self.cutmix if cut else self.mixup
+        share = float(rng.beta(spread, spread))
         if cut:
             H, W = images.shape[2:]
             high, wide = (round(size * (1 - share) ** 0.5) for size in (H, W))

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 IMAGE_SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -69,12 +71,16 @@ class Thing(NamedTuple):
             round(y1 / IMAGE_SIZE, 4),
         )
 
-    def labels(self) -> tuple[str, str, str]:
+    def word(self, k: int) -> str:
+        """Its size (0), colour (1) or shape (2) in a word."""
+        return (SIZES[self.size], COLOURS[self.colour], SHAPES[self.shape])[k]
+
+    def labels(self) -> tuple[str, ...]:
         """What it is, in words: shape, colour, size."""
         return SHAPES[self.shape], COLOURS[self.colour], SIZES[self.size]
 
 
-def pick(rng: Random, items):
+def pick(rng: Random, items: Sequence[T]) -> T:
     """One of the items. (`Random.choice` is not promised to stay the same between versions of Python.)"""
     return items[int(rng.random() * len(items))]
 

@@ -51,13 +51,14 @@ def read_sentences(path: str | Path) -> list[str]:
         DataError: It cannot be read, or there is no text in it.
     """
     kind = Path(path).suffix.lower()
+    keys: tuple[str, ...] = ()
     if kind == ".json":
         texts, keys = list(dict.fromkeys(_under(read_json(path)))), JSON_KEYS
     elif kind in (".jsonl", ".ndjson", ".csv", ".tsv"):
         rows, keys = (row for _, _, row in read_rows(path, Problems())), ROW_KEYS
         texts = [next((row[key] for key in ROW_KEYS if isinstance(row.get(key), str)), "") for row in rows]
     else:
-        texts, keys = read_text(path).splitlines(), ()
+        texts = read_text(path).splitlines()
     sentences = [text[start:end] for text in texts for start, end in split_sentences(text)]
     if not sentences:
         raise DataError(str(path), f"texts under {' or '.join(keys)}" if keys else "texts", "none")

@@ -158,7 +158,8 @@ class TaskCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, ConfigError) as error:
-            raise ConfigError(self._blame(self._subcommand_parsers[self.command].explain(str(error)))) from None
+            own: Any = self._subcommand_parsers[self.command]
+            raise ConfigError(self._blame(own.explain(str(error)))) from None
 
     def _blame(self, message: str) -> str:
         """Name the configuration file that is no YAML: the parser's own message does not."""

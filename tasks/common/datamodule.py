@@ -213,7 +213,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     def _loader(self, dataset: D, plan: BatchPlan, split: Split) -> DataLoader:
         return make_loader(dataset, plan, self.collate_fn(split), self.num_workers, self.seed, self._pin())
 
-    def _ranks(self) -> dict[str, int]:
+    def _ranks(self) -> dict[str, Any]:
         assert self.trainer is not None
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
@@ -230,7 +230,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     def state_dict(self) -> dict[str, int]:
         """Where training is, counted in batches consumed: what a worker has prefetched does not count."""
         assert self.trainer is not None
-        loop = self.trainer.fit_loop
+        loop: Any = self.trainer.fit_loop
         progress = loop.epoch_loop.batch_progress
         done = progress.is_last_batch or progress.current.ready >= self.trainer.num_training_batches
         # Within an epoch `processed` counts the finished ones; at its end Lightning has already counted this one.

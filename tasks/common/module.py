@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from mmattn.data.batching import seed_of
 from mmattn.data.errors import UserError
-from mmattn.tasks.common.adapter import CheckpointParts
+from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
 from mmattn.tasks.common.checkpoint import load_weights
 from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
+from mmattn.tasks.common.task import tasks
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 Data = TypeVar("Data", bound=TaskDataModule[Any, Any])
@@ -173,11 +174,10 @@ class TaskModule(LightningModule, Generic[Data]):
             if self.start is not None and self.init_from is not None:
                 self.start = self.start.adapter.adapt(self.start, processor, sizes, self.seed)
                 self.keywords = self.start.keywords
-            keywords = self.final_keywords(sizes)
+            adapter = own_adapter(tasks()[self.task]) if self.start is None else self.start.adapter
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                make = self.model_class if self.start is None else lambda **given: self.start.adapter.build(given)
-                self.model = make(**keywords)
+                self.model = adapter.build(self.final_keywords(sizes))
         except (ValueError, ModuleNotFoundError) as error:
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
         if self.start is not None:
@@ -201,9 +201,9 @@ class TaskModule(LightningModule, Generic[Data]):
         for split in ("val", "test"):
             if split not in self.metrics:
                 self.metrics[split] = self.make_metric()
-        for module in self.model.modules():
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = self.gradient_checkpointing
+        layers: list[Any] = [module for module in self.model.modules() if hasattr(module, "gradient_checkpointing")]
+        for layer in layers:
+            layer.gradient_checkpointing = self.gradient_checkpointing
         if self.compile_model:
             self.model.compile()
 

@@ -188,7 +188,7 @@ def _attribute(rng: Random, things: list[Thing], names: list[list[What]], k: int
         whats = [what for what in names[i] if what[k] is None]
         if whats:
             slots = {"w": ("size", "COLOUR", "shape")[k], "d": _say(rng, pick(rng, whats))}
-            choices.append(Question(slots, (SIZES, COLOURS, SHAPES)[k][thing[k]], (i,)))
+            choices.append(Question(slots, thing.word(k), (i,)))
     return _two(rng, choices)
 
 
@@ -282,7 +282,7 @@ def _relation_query(rng: Random, things: list[Thing], names: list[list[What]]) -
             continue
         slots = {"w": ("", "COLOUR", "shape")[k], "d": _say(rng, what), "r": pick(rng, _SYNONYMS[word])}
         # "what colour is the thing left of the star?" names the answer's thing first
-        choices.append(Question(slots, (SIZES, COLOURS, SHAPES)[k][target[k]], pair, (pair[0],)))
+        choices.append(Question(slots, target.word(k), pair, (pair[0],)))
     return _two(rng, choices)
 
 

@@ -74,8 +74,9 @@ class LatentFusion(nn.Module):
             for _ in range(num_layers)
         )
         if pooled:  # queries, keys and what a kernel has of its own are not used
-            for block in self.blocks:
-                attention: Any = block.cross_attention
+            for layer in self.blocks:
+                block: Any = layer
+                attention = block.cross_attention
                 attention.q_proj = attention.k_proj = attention.kernel = block.cross_residual = None
         self.out_dim = num_latents * embed_dim
         self.explained = () if pooled else tuple(f"blocks.{n}.cross_attention" for n in range(num_layers))
@@ -88,7 +89,8 @@ class LatentFusion(nn.Module):
         packing = Packing(image_index, grid.shape[0])
         z = packing.pack(z)  # (N Q, latents, E)
         grid = self.grid_norm(grid)
-        for block in self.blocks:
+        for layer in self.blocks:
+            block: Any = layer
             z = block.self_residual(z, block.self_attention)
             if self.pooled:
                 mean = block.cross_attention.out_proj(block.cross_attention.v_proj(grid.mean(1)))  # (N, E)
@@ -251,7 +253,7 @@ def build_fusion(
     Raises:
         ValueError: no such fusion.
     """
-    common = {"ffn_dim": ffn_dim, "dropout": dropout}
+    common: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout}
     if name in ("fusion_block", "mean"):
         return LatentFusion(
             embed_dim,
