@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
 from mmattn.data.errors import DataError, UserError, is_user_error, nearest
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
@@ -161,13 +161,21 @@ class Predictor(Generic[Item, Prediction]):
 
     def __call__(self, item: Item, **options: Any) -> Prediction:
         """The prediction of one item; see `predict`."""
-        found = self.predict([item], **options)[0]
-        assert found is not None
-        return found
+        return self.predict([item], **options)[0]
+
+    @overload
+    def predict(
+        self, items: Sequence[Item], batch_size: int = ..., on_error: Literal["raise"] = ..., **options: Any
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, items: Sequence[Item], batch_size: int = ..., *, on_error: str, **options: Any
+    ) -> list[Prediction | None]: ...
 
     def predict(
         self, items: Sequence[Item], batch_size: int = 32, on_error: str = "raise", **options: Any
-    ) -> list[Prediction]:
+    ) -> Sequence[Prediction | None]:
         """A prediction for each item, in order.
 
         Args:
@@ -181,7 +189,7 @@ class Predictor(Generic[Item, Prediction]):
             ConfigError: an option that the task has not, or a value that cannot be.
         """
         found = self.stream(items, batch_size, on_error, **options)
-        return [None if isinstance(one, Exception) else one for one in found]  # type: ignore[misc]
+        return [None if isinstance(one, Exception) else one for one in found]
 
     def stream(
         self, items: Sequence[Item], batch_size: int = 32, on_error: str = "raise", **options: Any

@@ -1,0 +1,117 @@
+"""What the data sets of all tasks have in common, on one of numbers in a text file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmattn.data.dataset import SampleDataset, content_of
+from mmattn.data.errors import DataError, Problems
+
+
+@dataclass
+class Number:
+    """A file that holds a number."""
+
+    id: str
+    path: Any
+    value: int | None = None
+
+
+class Numbers(SampleDataset[Number]):
+    """A file of names, each of a file beside it."""
+
+    item = "number"
+
+    def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, Number]]:
+        for line, name in enumerate(Path(path).read_text().split(), start=1):
+            if name.startswith("#"):
+                problems.add(f"{path}, line {line}", "a name", name)
+            else:
+                yield f"{path}, line {line}", Number(name, Path(path).parent / name)
+
+    def check(self, sample: Number) -> tuple[str, str] | None:
+        return ("a name of letters", repr(sample.id)) if sample.id.isdigit() else None
+
+    def decode(self, sample: Number, where: str) -> None:
+        if not sample.path.read_text().isdigit():
+            raise DataError(where, "a number", "none")
+
+    def identity(self, sample: Number) -> tuple[list[Any], list[Any]]:
+        return [sample.id], [sample.path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in {"a": "1", "b": "x", "c": "3", "7": "7"}.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def listing(folder: Path, text: str) -> Path:
+    (folder / "list").write_text(text)
+    return folder / "list"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a #x", "line 2: expected a name, found #x"),
+        ("a 7", "line 2: expected a name of letters, found '7'"),
+        ("a c a", "line 3: expected an id of its own, found 'a', which .*list, line 1 has already"),
+        (" ", "list: expected at least one number, found none$"),
+    ],
+)
+def test_the_first_bad_item_ends_the_reading(text: str, message: str, folder: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        Numbers(listing(folder, text))
+
+
+def test_bad_items_are_left_out_counted_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = Numbers(listing(folder, "a #x 7 b c a"), on_error="skip")
+    assert [sample.id for sample in found.samples] == ["a", "c"]
+    reasons = [reason.split(",")[0] for _, reason in found.skipped]
+    assert reasons == [
+        "expected a name",
+        "expected a name of letters",
+        "expected a number",
+        "expected an id of its own",
+    ]
+    assert "left out 4 bad items, kept 2" in caplog.text
+    with pytest.raises(DataError, match=r"expected at least one number, found none \(1 left out as bad\)"):
+        Numbers(listing(folder, "b"), on_error="skip")
+
+
+def test_samples_in_memory_are_checked_too() -> None:
+    assert Numbers([Number("a", b"1")]).name == "samples"
+    with pytest.raises(DataError, match=r"^sample 1 \(id '7'\): expected a name of letters"):
+        Numbers([Number("a", b""), Number("7", b"")])
+
+
+def test_filtering_and_preloading_leave_the_first_as_it_was(folder: Path) -> None:
+    whole = Numbers(listing(folder, "a c"))
+    part = whole.filter(lambda sample: sample.id == "c")
+    assert (len(whole), len(part), part[0].id, part.places[0].split()[-1]) == (2, 1, "c", "2")
+    assert len(whole.filter(lambda sample: False)) == 0
+    before = part.fingerprint()
+    part.preloaded(lambda sample, where: replace(sample, value=int(sample.path.read_text()), path=None))
+    assert (part[0].value, part.fingerprint()) == (3, before)
+    assert pickle.loads(pickle.dumps(part)).samples == part.samples
+
+
+def test_fingerprints_tell_files_by_name_and_size_and_arrays_by_content(folder: Path) -> None:
+    first = Numbers(listing(folder, "a c")).fingerprint()
+    assert Numbers(listing(folder, "c a")).fingerprint() != first
+    (folder / "a").write_text("11")
+    assert Numbers(listing(folder, "a c")).fingerprint() != first
+    import numpy as np
+
+    zeros = [np.zeros(shape, dtype) for shape, dtype in (((2, 3), "u1"), ((3, 2), "u1"), ((6,), "u1"), ((2, 3), "i1"))]
+    assert len({content_of(array) for array in zeros}) == 4
+    assert content_of((zeros[0], 8000)) != content_of((zeros[0], 16000))
+    assert content_of(None) == b""
