@@ -311,7 +311,7 @@ def upgrade(keywords: dict[str, Any]) -> dict[str, Any]:
     """
     if keywords.get("memory"):
         raise CheckpointError(
-            "its answers rest on a memory of training questions, which this version has no more; "
-            "mmattn 0.1 reads it: pip install mmattn==0.1.0."
+            "expected a model without a memory of training questions, which version 0.1 of mmattn alone has; use that "
+            "version, or train anew."
         )
     return {key: value for key, value in keywords.items() if not key.startswith("memory")}

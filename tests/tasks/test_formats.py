@@ -1,0 +1,57 @@
+"""Model directories of earlier formats: they load, and say the same; what is no more ends in one error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmattn
+from mmattn.tasks.common.checkpoint import CONFIG, FORMAT, read_config, upgrade
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.sources import named_models
+from mmattn.tasks.common.task import tasks
+
+GONE = {"vqa": {"memory": 0.0, "memory_picture": 6.0, "memory_ridge": 4.0, "memory_size": [0, 0, 0]}}
+SHIPPED = [task for task in tasks() if "demo" in named_models(task)]
+
+
+def as_format_1(task: str, folder: Path, **keywords: Any) -> Path:
+    """The shipped model as version 0.1 wrote it."""
+    shutil.copytree(named_models(task)["demo"], folder)
+    config = json.loads((folder / CONFIG).read_text())
+    del config["network"]
+    config["model"] |= GONE.get(task, {}) | keywords
+    (folder / CONFIG).write_text(json.dumps(config | {"format": 1}))
+    return folder
+
+
+@pytest.mark.parametrize("task", SHIPPED)
+def test_format_1_loads_as_it_was(task: str, tmp_path: Path) -> None:
+    before, now = mmattn.load(as_format_1(task, tmp_path / "old"), "cpu"), mmattn.load(f"{task}/demo", "cpu")
+    assert read_config(now.parts.where)["format"] == FORMAT
+    assert before.parts.keywords == now.parts.keywords
+    state = now.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in before.model.state_dict().items())
+    samples = now.demo_samples()[:2]
+    assert repr(before.predict(samples)) == repr(now.predict(samples))
+
+
+def test_public_networks_of_format_1_are_named() -> None:
+    for name, wanted in ((None, "seq2seq"), ("whisper", "whisper"), ("wav2vec2", "wav2vec2")):
+        public = {"embed_dim": 8} | ({} if name is None else {"network": name})
+        task = "translation" if name is None else "asr"
+        config = upgrade({"format": 1, "task": task, "model": {"public": public}})
+        assert (config["format"], config["network"], config["model"]) == (FORMAT, wanted, {"embed_dim": 8})
+
+
+def test_a_memory_of_training_questions_is_no_more(tmp_path: Path) -> None:
+    folder = as_format_1("vqa", tmp_path / "old", memory=0.9)
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: expected a model without a memory .* version 0\.1 of mmattn"
+    ):
+        mmattn.load(folder)
