@@ -8,6 +8,7 @@ from torch import nn
 
 from mmattn import Encoder, Mask, MultiHeadAttention, linears
 from mmattn.backbones.seq2seq import Seq2Seq
+from mmattn.cpu import fuse_projections
 from mmattn.generate import GenerationConfig
 from mmattn.linears import PRECISIONS, Int8Linear, PackedLinear, make_linear, prepare
 
@@ -76,13 +77,13 @@ def test_fused_projections():
         x, mask = torch.randn(2, 5, 32), Mask(is_causal=True)
         with torch.inference_mode():
             expected = attention(x, mask=mask)
-            attention.fuse(lambda weight, bias: make_linear(weight, bias, "float32"))
+            fuse_projections(attention, lambda weight, bias: make_linear(weight, bias, "float32"))
             assert isinstance(attention.qkv_proj, PackedLinear)
             assert torch.allclose(attention(x, mask=mask), expected, atol=1e-5)
             with pytest.raises(ValueError, match="fused"):
                 attention(x, query_pos=x)
     cross = MultiHeadAttention(32, 4, needs=("cross",))
-    cross.fuse(lambda weight, bias: make_linear(weight, bias, "float32"))
+    fuse_projections(cross, lambda weight, bias: make_linear(weight, bias, "float32"))
     assert cross.qkv_proj is None
 
 
