@@ -7,33 +7,14 @@ drawn for a picture depends on its own seed alone; only the partner it is mixed 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmattn.data.errors import nearest
-
-
-class Draws:
-    """Uniform numbers by name, one a seed: splitmix64 of the seed and a counter (Steele et al. 2014, figure 17)."""
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.state = np.array([seed & (2**64 - 1) for seed in seeds], np.uint64)
-
-    def __call__(self, number: int = 1) -> Tensor:
-        """(number, B) float32 in 0..1, one excluded."""
-        rows = []
-        with np.errstate(over="ignore"):
-            for _ in range(number):
-                self.state = self.state + np.uint64(0x9E3779B97F4A7C15)
-                z = self.state
-                z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                rows.append(((z ^ (z >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
-        return torch.from_numpy(np.stack(rows))
+from mmattn.data.seeds import Draws
 
 
 class BatchAugment:
@@ -85,21 +66,6 @@ class BatchAugment:
         self.mixup, self.cutmix = mixup, cutmix
         if rand_augment:
             import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
-
-    @classmethod
-    def from_options(cls, options: dict[str, Any] | None) -> BatchAugment | None:
-        """From a configuration's mapping; nothing where there is none.
-
-        Raises:
-            ValueError: An unknown option, or a value out of range.
-        """
-        if not options:
-            return None
-        known = [*cls.LIMITS, "flip"]
-        wrong = next((key for key in options if key not in known), None)
-        if wrong is not None:
-            raise ValueError(f"{wrong}: no such option{nearest(wrong, known)}; there are: {', '.join(known)}")
-        return cls(**options)
 
     def __call__(self, images: Tensor, targets: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Augments a batch.

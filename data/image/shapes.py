@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from mmattn.data.seeds import pick
+
 IMAGE_SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
@@ -72,11 +74,6 @@ class Thing(NamedTuple):
     def labels(self) -> tuple[str, str, str]:
         """What it is, in words: shape, colour, size."""
         return SHAPES[self.shape], COLOURS[self.colour], SIZES[self.size]
-
-
-def pick(rng: Random, items):
-    """One of the items. (`Random.choice` is not promised to stay the same between versions of Python.)"""
-    return items[int(rng.random() * len(items))]
 
 
 def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:

@@ -12,7 +12,7 @@ from mmattn.tasks.common.pretrained import Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.data.batching import seed_of
+from mmattn.data.seeds import seed_of
 from mmattn.data.image.augment import BatchAugment
 from mmattn.tasks.classification.adapters import adopt, fitted
 from mmattn.tasks.classification.data import (
