@@ -7,7 +7,6 @@ and nothing depends on the number of loader workers, so that exact resume and an
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mmattn.data.seeds import seed_of
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -25,12 +26,6 @@ class Item:
     index: int  # into the data set
     epoch: int
     repeat: bool = False  # only there to give every rank the same number of batches; not to be counted
-
-
-def seed_of(seed: int, epoch: int, index: int) -> int:
-    """A well-mixed 63-bit seed, a pure function of its arguments and the same on every machine."""
-    digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 class Batch:

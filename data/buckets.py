@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmattn.data.batching import BatchPlan, seed_of
+from mmattn.data.batching import BatchPlan
+from mmattn.data.seeds import seed_of
 
 Lengths = Sequence[tuple[int, int]]  # tokens of source and target, a pair a sample
 

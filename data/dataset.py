@@ -64,7 +64,11 @@ class SampleDataset(Dataset[S]):
         """
 
     def check(self, sample: S) -> tuple[str, str] | None:
-        """What was expected of a sample and what was found, where something is wrong with it."""
+        """What was expected of a sample and what was found, where something is wrong with it.
+
+        Raises:
+            DataError: What of its files has to be read for that, such as their sizes, cannot be.
+        """
         return None
 
     def decode(self, sample: S, where: str) -> None:
@@ -83,19 +87,18 @@ class SampleDataset(Dataset[S]):
     def _checked(self, found: Iterable[Row]) -> Iterator[Row]:
         seen: dict[str, str] = {}
         for where, sample in found:
-            problem = self.check(sample)
             name: str = sample.id
-            if problem is None and self.unique_ids and name in seen:
-                problem = ("an id of its own", f"{name!r}, which {seen[name]} has already")
-            if problem is not None:
-                self.problems.add(where, *problem)
-                continue
-            if self.problems.on_error == "skip":
-                try:
+            try:
+                problem = self.check(sample)
+                if problem is None and self.unique_ids and name in seen:
+                    problem = ("an id of its own", f"{name!r}, which {seen[name]} has already")
+                if problem is not None:
+                    raise DataError(where, *problem)
+                if self.problems.on_error == "skip":
                     self.decode(sample, where)
-                except DataError as error:
-                    self.problems.take(where, error)
-                    continue
+            except DataError as error:
+                self.problems.take(where, error)
+                continue
             seen[name] = where
             yield where, sample
 

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Something the user gave cannot be used; the message names it, what was expected and what was found."""
 
 
+class ConfigError(UserError):
+    """A key or a value of the configuration is wrong."""
+
+
 class DataError(UserError):
     """Bad data: one message that names the place, what was expected there and what was found.
 

@@ -6,34 +6,42 @@ drawn for a picture depends on its own seed alone; only the partner it is mixed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmattn.data.errors import nearest
+from mmattn.data.seeds import Draws
+
+# Of BatchAugment's options.
+LIMITS = {"pad": 512, "zoom": 0.9, "rand_augment": 16, "magnitude": 30, "erase": 1, "mixup": 100, "cutmix": 100}
 
 
-class Draws:
-    """Uniform numbers by name, one a seed: splitmix64 of the seed and a counter (Steele et al. 2014, figure 17)."""
+def check_limits(given: Mapping[str, float], limits: Mapping[str, float], limit: float = 0.99) -> None:
+    """Raises a ValueError that names a value which is not between 0 and its limit, or that of all others."""
+    for name, value in given.items():
+        if not 0 <= value <= limits.get(name, limit):
+            raise ValueError(f"{name}: expected 0 to {limits.get(name, limit)}, found {value}")
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.state = np.array([seed & (2**64 - 1) for seed in seeds], np.uint64)
 
-    def __call__(self, number: int = 1) -> Tensor:
-        """(number, B) float32 in 0..1, one excluded."""
-        rows = []
-        with np.errstate(over="ignore"):
-            for _ in range(number):
-                self.state = self.state + np.uint64(0x9E3779B97F4A7C15)
-                z = self.state
-                z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                rows.append(((z ^ (z >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(2**24))
-        return torch.from_numpy(np.stack(rows))
+def recolour(image: Any, most: Mapping[str, float], draws: Sequence[float]) -> Any:
+    """Changes brightness, contrast, saturation and hue of a picture that torchvision takes.
+
+    Args:
+        image: The picture.
+        most: By name, the largest change: a factor is drawn from 1 - x .. 1 + x, of hue a shift from -x .. x.
+        draws: Numbers in 0..1, one a name.
+    """
+    from torchvision.transforms.v2 import functional as V
+
+    for draw, (name, value) in zip(draws, most.items(), strict=False):
+        if value:
+            shift = (2 * draw - 1) * value
+            image = getattr(V, f"adjust_{name}")(image, shift if name == "hue" else 1 + shift)
+    return image
 
 
 class BatchAugment:
@@ -55,16 +63,6 @@ class BatchAugment:
     (torch.Size([4, 3, 32, 32]), 4.0)
     """
 
-    LIMITS: ClassVar[dict[str, float]] = {
-        "pad": 512,
-        "zoom": 0.9,
-        "rand_augment": 16,
-        "magnitude": 30,
-        "erase": 1,
-        "mixup": 100,
-        "cutmix": 100,
-    }
-
     def __init__(
         self,
         pad: int = 0,
@@ -77,29 +75,12 @@ class BatchAugment:
         cutmix: float = 0.0,
     ) -> None:
         given = {"pad": pad, "zoom": zoom, "rand_augment": rand_augment, "magnitude": magnitude, "erase": erase}
-        for key, value in (given | {"mixup": mixup, "cutmix": cutmix}).items():
-            if not 0 <= value <= self.LIMITS[key]:
-                raise ValueError(f"{key}: expected 0 to {self.LIMITS[key]}, found {value}")
+        check_limits(given | {"mixup": mixup, "cutmix": cutmix}, LIMITS)
         self.pad, self.zoom, self.flip = pad, zoom, flip
         self.rand_augment, self.magnitude, self.erase = rand_augment, magnitude, erase
         self.mixup, self.cutmix = mixup, cutmix
         if rand_augment:
             import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
-
-    @classmethod
-    def from_options(cls, options: dict[str, Any] | None) -> BatchAugment | None:
-        """From a configuration's mapping; nothing where there is none.
-
-        Raises:
-            ValueError: An unknown option, or a value out of range.
-        """
-        if not options:
-            return None
-        known = [*cls.LIMITS, "flip"]
-        wrong = next((key for key in options if key not in known), None)
-        if wrong is not None:
-            raise ValueError(f"{wrong}: no such option{nearest(wrong, known)}; there are: {', '.join(known)}")
-        return cls(**options)
 
     def __call__(self, images: Tensor, targets: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Augments a batch.
@@ -192,22 +173,8 @@ def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
 
 
 # What RandAugment draws from (Cubuk et al. 2020, section 3), and how strong each is at magnitude 30.
-OPERATIONS = (
-    "identity",
-    "auto_contrast",
-    "equalize",
-    "rotate",
-    "solarize",
-    "colour",
-    "posterize",
-    "contrast",
-    "brightness",
-    "sharpness",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-)
+OPERATIONS = ("identity", "auto_contrast", "equalize", "rotate", "solarize", "colour", "posterize", "contrast")
+OPERATIONS += ("brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 def _rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:

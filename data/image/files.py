@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -72,9 +72,8 @@ def read_pictures(source: str | Path, split: str, root: str | Path | None, probl
     if path.is_dir():
         yield from read_folder(path)
     elif not path.exists():
-        raise DataError(
-            str(path), "a folder of class folders, a tar of one, a CSV, or torchvision/NAME", "no such file"
-        )
+        expected = "a folder of class folders, a tar of one, a CSV, or torchvision/NAME"
+        raise DataError(str(path), expected, "no such file")
     elif path.suffix.lower() in TABLES:
         yield from read_table(path, root, problems)
     elif tarfile.is_tarfile(path):
@@ -84,19 +83,20 @@ def read_pictures(source: str | Path, split: str, root: str | Path | None, probl
         raise DataError(str(path), expected, f"a file that ends in {path.suffix!r}")
 
 
-def is_picture(name: str) -> bool:
+def is_picture(name: str, endings: Collection[str] = IMAGE_EXTENSIONS) -> bool:
     """Whether a file's name says that it is a picture, and no hidden file."""
     pure = PurePosixPath(name)
-    return pure.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in pure.parts)
+    return pure.suffix.lower() in endings and not any(part.startswith(".") for part in pure.parts)
 
 
-def pictures_below(folder: Path) -> list[Path]:
-    """The pictures in a folder and below it, in the order of their paths."""
-    return [path for path in sorted(folder.rglob("*")) if is_picture(str(path.relative_to(folder))) and path.is_file()]
+def pictures_below(folder: Path, endings: Collection[str] = IMAGE_EXTENSIONS) -> list[tuple[str, Path]]:
+    """The pictures in a folder and below it, each with its path within, in the order of their paths."""
+    found = [(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*"))]
+    return [(name, path) for name, path in found if is_picture(name, endings) and path.is_file()]
 
 
 def named_pictures(folder: Path) -> list[tuple[str, Path]]:
-    """The pictures in a folder and below it, each with its path within.
+    """As ``pictures_below``.
 
     Raises:
         DataError: There is none.
@@ -104,20 +104,18 @@ def named_pictures(folder: Path) -> list[tuple[str, Path]]:
     pictures = pictures_below(folder)
     if not pictures:
         raise DataError(str(folder), "a folder with pictures", "none in it")
-    return [(path.relative_to(folder).as_posix(), path) for path in pictures]
+    return pictures
 
 
 def read_folder(folder: Path) -> Iterator[Row]:
     """A tree of class folders."""
     files = pictures_below(folder)
-    loose = next((path for path in files if path.parent == folder), None)
-    if loose is not None:
-        raise DataError(str(folder), "one sub-folder a class with its pictures", f"{loose.name} in no class folder")
-    if not files:
-        inside = sorted(path.name for path in folder.iterdir())[:5]
-        raise DataError(str(folder), "one sub-folder a class with its pictures", ", ".join(inside) or "an empty folder")
-    for path in files:
-        name = path.relative_to(folder).as_posix()
+    loose = next((name for name, _ in files if "/" not in name), None)
+    if loose is not None or not files:
+        inside = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "an empty folder"
+        found = inside if loose is None else f"{loose} in no class folder"
+        raise DataError(str(folder), "one sub-folder a class with its pictures", found)
+    for name, path in files:
         yield Row(str(path), name, path, name.split("/")[0])
 
 

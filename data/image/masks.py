@@ -43,15 +43,17 @@ class ClassList:
         Raises:
             DataError: a number that is in no list; says which, how often and where first.
         """
-        table = self._table()
-        known = mask if mask.dtype == np.uint8 else np.minimum(mask, MAX_CLASSES + 1)
-        wrong = ~self._known()[known]
+        table = np.full(MAX_CLASSES + 2, -1, np.int16)  # by number; -1: in no list
+        table[[*self.void, VOID]] = VOID
+        table[list(self.ids)] = np.arange(len(self.ids))
+        labels = table[mask if mask.dtype == np.uint8 else np.minimum(mask, MAX_CLASSES + 1)]
+        wrong = labels < 0
         if wrong.any():
             row, column = (int(place[0]) for place in np.nonzero(wrong))
             numbers = ", ".join(str(number) for number in np.unique(mask[wrong])[:5])
             found = f"{numbers} ({int(wrong.sum())} pixels, first at row {row}, column {column})"
             raise DataError(where, self.describe(), found)
-        return table[known]
+        return labels.astype(np.uint8)
 
     def mask(self, labels: np.ndarray) -> np.ndarray:
         """Labels as the numbers of a mask, the way back; void stays 255."""
@@ -63,16 +65,6 @@ class ClassList:
         """Which numbers a mask may hold, in words."""
         void = sorted({*self.void, *({VOID} - set(self.ids))})
         return f"class ids of the {len(self.ids)} classes ({_ranges(self.ids)}) or void ({_ranges(void)})"
-
-    def _table(self) -> np.ndarray:
-        table = np.full(MAX_CLASSES + 2, VOID, np.uint8)
-        table[list(self.ids)] = np.arange(len(self.ids), dtype=np.uint8)
-        return table
-
-    def _known(self) -> np.ndarray:
-        known = np.zeros(MAX_CLASSES + 2, bool)
-        known[[*self.ids, *self.void, VOID]] = True
-        return known
 
 
 def read_classes(path: str | Path) -> ClassList:

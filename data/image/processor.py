@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, nearest, shorten
+from mmattn.data.image.augment import check_limits, recolour
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -50,7 +51,7 @@ def load_image(source: ImageSource, name: str | None = None, max_pixels: int = M
         return _upright_rgb(source, _where(source, name))
     if isinstance(source, np.ndarray):
         return Image.fromarray(_check_array(source, name))
-    return _open(source, name, max_pixels, _upright_rgb)
+    return read_image(source, _upright_rgb, name, max_pixels)
 
 
 def image_size(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -60,20 +61,10 @@ def image_size(source: ImageSource, name: str | None = None, max_pixels: int = M
         return array.shape[1], array.shape[0]
     if hasattr(source, "getexif"):  # a PIL image
         return source.size
-    return _open(source, name, max_pixels, lambda image, where: _upright_size(image))
+    return read_image(source, _upright_size, name, max_pixels)
 
 
-def read_image(
-    source: str | Path | bytes,
-    use: Callable[[PILImage, str], Any],
-    name: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> Any:
-    """What ``use(image, where)`` makes of an opened file that is no photograph, with the errors of ``load_image``."""
-    return _open(source, name, max_pixels, use)
-
-
-def _upright_size(image: PILImage) -> tuple[int, int]:
+def _upright_size(image: PILImage, where: str) -> tuple[int, int]:
     width, height = image.size
     return (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)  # EXIF 5..8 lie on their side
 
@@ -85,26 +76,26 @@ def _where(source: ImageSource, name: str | None) -> str:
     return f"{name}: image" if name else f"image ({kind})"
 
 
-def _open(source: ImageSource, name: str | None, max_pixels: int, use: Any) -> Any:
+def read_image(
+    source: ImageSource, use: Callable[[PILImage, str], Any], name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Any:
+    """What ``use(image, where)`` makes of an opened file, with the errors of ``load_image``."""
     from PIL import Image, UnidentifiedImageError
 
     where = _where(source, name)
-    source = source.read() if hasattr(source, "read") else source
-    if isinstance(source, bytes):
-        stream: Any = io.BytesIO(source)
-        empty = not source
-    else:
-        path = Path(source)
-        try:
-            empty = path.is_file() and path.stat().st_size == 0
-            stream = path.open("rb")
-        except FileNotFoundError:
-            raise DataError(where, "an image file", "no such file") from None
-        except IsADirectoryError:
-            raise DataError(where, "an image file", "a folder") from None
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise DataError(where, "a readable image file", shorten(str(error))) from None
-    if empty:
+    try:
+        source = source.read() if hasattr(source, "read") else source
+        path = None if isinstance(source, bytes) else Path(source)
+        stream: Any = io.BytesIO(source) if path is None else path.open("rb")
+        start = stream.read(12)
+        stream.seek(0)
+    except FileNotFoundError:
+        raise DataError(where, "an image file", "no such file") from None
+    except IsADirectoryError:
+        raise DataError(where, "an image file", "a folder") from None
+    except (OSError, TypeError, ValueError) as error:  # TypeError: no path; ValueError: a NUL in it
+        raise DataError(where, "a readable image file", shorten(str(error))) from None
+    if not start:
         stream.close()
         raise DataError(where, "an image", "an empty file")
     too_large = f"at most {max_pixels:,} pixels (the guard against decompression bombs)"
@@ -121,15 +112,9 @@ def _open(source: ImageSource, name: str | None, max_pixels: int, use: Any) -> A
         except Image.DecompressionBombError as error:
             raise DataError(where, too_large, shorten(str(error))) from None
         except UnidentifiedImageError:
-            start = source[:12] if isinstance(source, bytes) else _first_bytes(Path(source))
             raise DataError(where, "an image (PNG, JPEG, ...)", f"a file that starts with {start!r}") from None
         except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error ...
             raise DataError(where, "a whole image", f"a truncated or damaged one ({shorten(str(error))})") from None
-
-
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(12)
 
 
 def _check_array(array: np.ndarray, name: str | None) -> np.ndarray:
@@ -171,6 +156,17 @@ def normalize(images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence
     return pixels.contiguous()
 
 
+def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of three channels, checked.
+
+    Raises:
+        ValueError: They are none.
+    """
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
 class ImageProcessor:
     """Picture to a normalised (3, H, W) tensor: the evaluation path, in PIL and torch.
 
@@ -193,16 +189,12 @@ class ImageProcessor:
         resize: str = "squash",
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
-        self.size = (int(height), int(width))
-        self.mean = tuple(float(value) for value in mean)
-        self.std = tuple(float(value) for value in std)
-        self.resize = resize
+        self.size, self.resize = (int(height), int(width)), resize
+        self.mean, self.std = channel_statistics(mean, std)
         if min(self.size) < 1:
             raise ValueError(f"image size: expected at least 1, found {size}")
         if resize not in RESIZE:
             raise ValueError(f"resize: expected one of {', '.join(RESIZE)}, found {resize!r}{nearest(resize, RESIZE)}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
 
     def __call__(self, source: ImageSource, name: str | None = None) -> Tensor:
         """One picture as (3, H, W) float."""
@@ -272,12 +264,8 @@ def move_box(box: Box, window: Box) -> Box | None:
 def compose(outer: Box, inner: Box) -> Box:
     """The window ``inner`` of the window ``outer``, in fractions of the original."""
     x0, y0, x1, y1 = outer
-    return (
-        x0 + inner[0] * (x1 - x0),
-        y0 + inner[1] * (y1 - y0),
-        x0 + inner[2] * (x1 - x0),
-        y0 + inner[3] * (y1 - y0),
-    )
+    wide, high = x1 - x0, y1 - y0
+    return x0 + inner[0] * wide, y0 + inner[1] * high, x0 + inner[2] * wide, y0 + inner[3] * high
 
 
 class ImageAugment:
@@ -308,13 +296,9 @@ class ImageAugment:
     ) -> None:
         import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
 
-        self.options = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-        self.options |= {"shift": shift, "scale": scale}
-        for key, value in self.options.items():
-            limit = 0.5 if key in ("hue", "shift") else 0.99
-            if not 0 <= value <= limit:
-                raise ValueError(f"{key}: expected 0 to {limit}, found {value}")
-        self.flip = flip
+        self.colour = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.shift, self.scale, self.flip = shift, scale, flip
+        check_limits({**self.colour, "shift": shift, "scale": scale}, {"hue": 0.5, "shift": 0.5})
 
     def __call__(self, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, Box]:
         """Augments one picture.
@@ -331,28 +315,16 @@ class ImageAugment:
 
         rng = random.Random(seed)
         draws = [rng.random() for _ in range(8)]
-        amount = {
-            key: (2 * draw - 1) * value for draw, (key, value) in zip(draws[:6], self.options.items(), strict=True)
-        }
-        image = Image.fromarray(pixels)
         # On PIL images torchvision works through PIL: 8-bit, one thread, the same on every machine.
-        if self.options["brightness"]:
-            image = F.adjust_brightness(image, 1 + amount["brightness"])
-        if self.options["contrast"]:
-            image = F.adjust_contrast(image, 1 + amount["contrast"])
-        if self.options["saturation"]:
-            image = F.adjust_saturation(image, 1 + amount["saturation"])
-        if self.options["hue"]:
-            image = F.adjust_hue(image, amount["hue"])
+        image = recolour(Image.fromarray(pixels), self.colour, draws)
         window = FULL
         height, width = pixels.shape[:2]
-        if self.options["shift"] or self.options["scale"]:
-            dx, dy = round(amount["shift"] * width), round((2 * draws[6] - 1) * self.options["shift"] * height)
-            zoom = 1 + amount["scale"]
+        if self.shift or self.scale:
+            dx, dy = (round((2 * draws[n] - 1) * self.shift * side) for n, side in ((4, width), (6, height)))
+            zoom = 1 + (2 * draws[5] - 1) * self.scale
             fill = pixels.reshape(-1, 3).mean(0).round().tolist()
-            image = F.affine(
-                image, 0.0, [dx, dy], zoom, [0.0, 0.0], interpolation=F.InterpolationMode.BILINEAR, fill=fill
-            )
+            bilinear = F.InterpolationMode.BILINEAR
+            image = F.affine(image, 0.0, [dx, dy], zoom, [0.0, 0.0], interpolation=bilinear, fill=fill)
             half, cx, cy = 0.5 / zoom, 0.5 - dx / width / zoom, 0.5 - dy / height / zoom
             window = (cx - half, cy - half, cx + half, cy + half)
         if self.flip and draws[7] < 0.5:

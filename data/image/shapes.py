@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-T = TypeVar("T")
+from mmattn.data.seeds import pick
 
 IMAGE_SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -42,6 +42,12 @@ class Drawn(Protocol):
     def radius(self) -> float: ...
 
 
+def box_around(x: float, y: float, reach: float) -> tuple[float, float, float, float]:
+    """A square's boxes_xyxy in 0..1 of the picture from its centre and half its side, in pixels."""
+    x0, x1, y0, y1 = (round((place + side) / IMAGE_SIZE, 4) for place in (x, y) for side in (-reach, reach))
+    return x0, y0, x1, y1
+
+
 class Shading(NamedTuple):
     """How a colour changes over a thing."""
 
@@ -62,14 +68,7 @@ class Thing(NamedTuple):
 
     def box(self) -> tuple[float, float, float, float]:
         """The box around it, boxes_xyxy in 0..1 of the picture."""
-        reach = self.radius * _REACH[self.shape]
-        x0, y0, x1, y1 = self.x - reach, self.y - reach, self.x + reach, self.y + reach
-        return (
-            round(x0 / IMAGE_SIZE, 4),
-            round(y0 / IMAGE_SIZE, 4),
-            round(x1 / IMAGE_SIZE, 4),
-            round(y1 / IMAGE_SIZE, 4),
-        )
+        return box_around(self.x, self.y, self.radius * _REACH[self.shape])
 
     def word(self, k: int) -> str:
         """Its size (0), colour (1) or shape (2) in a word."""
@@ -78,11 +77,6 @@ class Thing(NamedTuple):
     def labels(self) -> tuple[str, ...]:
         """What it is, in words: shape, colour, size."""
         return SHAPES[self.shape], COLOURS[self.colour], SIZES[self.size]
-
-
-def pick(rng: Random, items: Sequence[T]) -> T:
-    """One of the items. (`Random.choice` is not promised to stay the same between versions of Python.)"""
-    return items[int(rng.random() * len(items))]
 
 
 def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:
@@ -163,12 +157,12 @@ def grounds(number: int, rs: np.random.RandomState) -> np.ndarray:
     phase = grid[:, None] * step_y + grid[None, :] * step_x + u[:, 6, None, None]
     bands = np.abs(phase - np.floor(phase) - 0.5) * (80 * u[:, 7] - 40)[:, None, None]
     # blotches: coarse noise, interpolated
-    light = _smooth(u[:, 8:57].reshape(number, 7, 7, 1)) * 44 - 22
-    hue = _smooth(u[:, 57:].reshape(number, 7, 7, 3)) * 28 - 14
+    light = smooth(u[:, 8:57].reshape(number, 7, 7, 1)) * 44 - 22
+    hue = smooth(u[:, 57:].reshape(number, 7, 7, 3)) * 28 - 14
     return (level + tint)[:, None, None, :] + bands[..., None] + light + hue
 
 
-def _smooth(coarse: np.ndarray) -> np.ndarray:
+def smooth(coarse: np.ndarray) -> np.ndarray:
     """Bilinear interpolation of (N, 7, 7, C) to (N, 64, 64, C)."""
     place = np.arange(IMAGE_SIZE, dtype=np.float32) * np.float32(6 / IMAGE_SIZE)
     low = place.astype(np.int64)

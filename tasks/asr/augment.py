@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import nearest
-from mmattn.data.image.augment import Draws
+from mmattn.data.seeds import Draws
 from mmattn.tasks.asr.data import ASRSample
 
 TIME_SHARE = 0.2  # of a clip, at most, a time mask hides: p of SpecAugment

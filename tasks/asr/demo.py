@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mmattn.data.batching import seed_of
+from mmattn.data.seeds import seed_of
 from mmattn.tasks.asr.processor import ASRSample
 from mmattn.tasks.asr.voices import RATE, Voice, speak
 

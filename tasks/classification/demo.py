@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmattn.data.image.shapes import IMAGE_SIZE, RGB, SHAPES, Shading, paint
+from mmattn.data.image.shapes import IMAGE_SIZE, RGB, SHAPES, Shading, box_around, paint
 from mmattn.tasks.classification.data import ClassificationSample
 
 GENERATOR_VERSION = 1
@@ -46,12 +46,7 @@ class Part(NamedTuple):
 
     def box(self) -> tuple[float, float, float, float]:
         """The box around it, boxes_xyxy in 0..1 of the picture."""
-        x0, x1, y0, y1 = (
-            min(max(place + side * self.radius, 0.0), IMAGE_SIZE) / IMAGE_SIZE
-            for place in (self.x, self.y)
-            for side in (-1, 1)
-        )
-        return round(x0, 4), round(y0, 4), round(x1, 4), round(y1, 4)
+        return box_around(self.x, self.y, self.radius)
 
 
 def make(split: str, size: int | None = None, seed: int = 0) -> list[ClassificationSample]:
@@ -118,9 +113,8 @@ def _pair(rng: Random, relation: str) -> tuple[Part, Part]:
         play = outer.radius * 0.15
         x, y = (place + (2 * rng.random() - 1) * play for place in (outer.x, outer.y))
         colour, texture = _look(rng)
-        while (
-            sum(abs(a - b) for a, b in zip(RGB[colour], RGB[outer.colour], strict=True)) < 200
-        ):  # the inner one must stand out
+        # The inner one must stand out.
+        while sum(abs(a - b) for a, b in zip(RGB[colour], RGB[outer.colour], strict=True)) < 200:
             colour, texture = _look(rng)
         inner = Part(CIRCLE if relation == "inside" else SQUARE, x, y, radius, colour, texture)
         return (inner, outer) if relation == "inside" else (outer, inner)

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from mmattn.tasks.common.pretrained import Parts
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmattn.data.batching import seed_of
 from mmattn.data.image.augment import BatchAugment
-from mmattn.tasks.classification.adapters import adopt, fitted
-from mmattn.tasks.classification.data import (
-    ClassificationBatch,
-    ClassificationDataset,
-    ClassificationProcessor,
-    collate,
-)
-from mmattn.tasks.classification.metrics import ClassificationMetric
+from mmattn.data.options import from_options
+from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset
 from mmattn.tasks.classification.model import ClassificationModel
+from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.labels.metrics import ClassificationMetric
 from mmattn.tasks.common.losses import soft_cross_entropy
 from mmattn.tasks.common.module import TaskModule, parameter_groups
 
-HIDDEN_PATCH = 8  # pixels
 
-
-class ClassificationDataModule(TaskDataModule):
+class ClassificationDataModule(TaskDataModule[ClassificationDataset, ClassificationProcessor]):
     """Labelled pictures.
 
     Args:
@@ -41,12 +30,13 @@ class ClassificationDataModule(TaskDataModule):
         mean: subtracted from pixel values in 0..1, per channel; none: 0.5, or as in `model.init_from`.
         std: that they are then divided by; likewise.
         multi_label: classes do not exclude each other; labels in a CSV are separated by |.
-        augment: BatchAugment's keywords (data/augment.py), for training pictures; none: no augmentation.
+        augment: BatchAugment's keywords (data/image/augment.py), for training pictures; none: no augmentation.
         preload: decode each picture once into memory, as long as that takes at most 2 GB.
         pictures: training pictures of the built-in data.
         hide: train and measure with the patches of each picture shuffled ("arrangement"): a baseline to be beaten.
     """
 
+    task = "classification"
     processor_class = ClassificationProcessor
     sizes = ("num_classes", "image_size")
 
@@ -66,37 +56,16 @@ class ClassificationDataModule(TaskDataModule):
     ) -> None:
         super().__init__(**common)
         self.root, self.multi_label, self.preload = expand(root, "data.root"), multi_label, preload
-        self.pictures, self.hide = pictures, hide
+        self.demo_size, self.hide = pictures, hide
         self.processor_options = {"image_size": image_size, "mean": mean, "std": std, "resize": resize}
-        try:
-            self.augment = BatchAugment.from_options(augment)
-        except ValueError as error:
-            raise ConfigError(f"data.augment.{error}") from None
+        self.processor_options |= {"multi_label": multi_label}
+        self.augment = from_options(BatchAugment, augment, "data.augment")
 
-    def open_split(self, split: Split, path: str | None) -> ClassificationDataset:
-        if path is None:
-            from mmattn.tasks.classification.demo import make
-
-            return ClassificationDataset(make(split, self.pictures if split == "train" else None))
+    def make_dataset(self, source: Any, split: Split) -> ClassificationDataset:
         multi_label = self.processor.multi_label if self.processor is not None else self.multi_label
-        return ClassificationDataset(path, split, self.root, self.on_error, multi_label)
+        return ClassificationDataset(source, split, self.root, multi_label, on_error=self.on_error)
 
-    def make_processor(self, train: Any) -> ClassificationProcessor:
-        try:
-            options = {key: value for key, value in self.processor_options.items() if value is not None}
-            return ClassificationProcessor.fit(train, **options, multi_label=self.multi_label)
-        except ValueError as error:
-            raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
-
-    def adopt_processor(self, start: Parts) -> Parts:
-        train: Any = self.dataset("train")
-        labels = sorted({label for sample in train.samples for label in sample.labels})
-        options: dict[str, Any] = dict(self.processor_options)
-        options["size"] = options.pop("image_size")
-        start, self.processor = adopt(start, labels, self.multi_label, **options)
-        return start
-
-    def prepare_dataset(self, dataset: Any, split: Split) -> ClassificationDataset:
+    def prepare_dataset(self, dataset: ClassificationDataset, split: Split) -> ClassificationDataset:
         self.processor.check(dataset)
         if self.preload:
             dataset.preload(self.processor.image)
@@ -105,30 +74,15 @@ class ClassificationDataModule(TaskDataModule):
     def model_sizes(self) -> dict[str, Any]:
         return self.processor.sizes() | {"image_size": self.processor.image.size[0]}
 
-    def collate_fn(self, split: Split) -> Callable[..., ClassificationBatch]:
-        make = partial(collate, processor=self.processor, augment=self.augment if split == "train" else None)
-        return partial(_shuffled, make) if self.hide else make
+
+class _Monitor:
+    """The metric that the best checkpoint has: the class's, or that of a module whose classes are not exclusive."""
+
+    def __get__(self, module: ClassificationModule | None, kind: type) -> str:
+        return "val/map" if module is not None and module.multi_label else "val/top1"
 
 
-def _shuffled(make: Callable[..., ClassificationBatch], samples: Any, **options: Any) -> ClassificationBatch:
-    """A batch whose pictures are cut into patches and laid out anew, each by its own seed."""
-    batch = make(samples, **options)
-    H, W = batch.pixel_values.shape[2:]
-    seeds = options.get("seeds") or range(len(batch))
-    patches = F.unfold(batch.pixel_values, HIDDEN_PATCH, stride=HIDDEN_PATCH)  # (B, C patch patch, cells)
-    order = torch.stack(
-        [
-            torch.randperm(patches.shape[2], generator=torch.Generator().manual_seed(seed_of(seed, 0, 1)))
-            for seed in seeds
-        ]
-    )
-    patches = patches.gather(2, order[:, None].expand(-1, patches.shape[1], -1))
-    size = (H - H % HIDDEN_PATCH, W - W % HIDDEN_PATCH)
-    batch.pixel_values = F.fold(patches, size, HIDDEN_PATCH, stride=HIDDEN_PATCH)
-    return batch
-
-
-class ClassificationModule(TaskModule):
+class ClassificationModule(TaskModule[ClassificationDataModule]):
     """Cross-entropy against soft targets, or one yes or no a class.
 
     Args:
@@ -139,6 +93,7 @@ class ClassificationModule(TaskModule):
 
     task = "classification"
     model_class = ClassificationModel
+    monitor = _Monitor()  # type: ignore[assignment]
     model: Any
 
     def __init__(self, model: dict[str, Any], *, layer_decay: float = 1.0, **training: Any) -> None:
@@ -148,19 +103,11 @@ class ClassificationModule(TaskModule):
         self.layer_decay = layer_decay
 
     @property
-    def monitor(self) -> str:  # type: ignore[override]
-        """The metric that the best checkpoint has."""
-        return "val/map" if self.multi_label else "val/top1"
-
-    @property
     def multi_label(self) -> bool:
         """Whether classes do not exclude each other: the processor knows, before there is one the settings."""
-        if self._trainer is not None and (processor := self._trainer.datamodule.processor) is not None:  # type: ignore[attr-defined]
-            return processor.multi_label
+        if self._trainer is not None and self.data.processor is not None:
+            return self.data.processor.multi_label
         return bool(self.settings.get("data.multi_label"))
-
-    def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
-        return fitted(start, sizes, self.seed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = parameter_groups(self.model, self.weight_decay)
@@ -183,8 +130,7 @@ class ClassificationModule(TaskModule):
         return soft_cross_entropy(logits, batch.targets, self.label_smoothing), {}
 
     def make_metric(self) -> nn.Module:
-        processor = self.trainer.datamodule.processor  # type: ignore[attr-defined]
-        return ClassificationMetric(len(processor.labels), processor.multi_label)
+        return ClassificationMetric(len(self.data.processor.labels), self.multi_label)
 
     def update_metric(self, metric: Any, batch: ClassificationBatch) -> None:
         metric.update(self.model(batch.pixel_values).logits.float(), batch.targets)
@@ -199,11 +145,8 @@ class ClassificationModule(TaskModule):
         """A picture of which class was taken for which, beside the figures."""
         from mmattn.plot import heat_map
 
-        labels = self.trainer.datamodule.processor.labels  # type: ignore[attr-defined]
+        labels = self.data.processor.labels
         shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
         path = Path(self.trainer.default_root_dir) / f"confusion_{split}.png"
         names = {"row_name": "true class", "col_name": "predicted", "value_name": "share of the true class"}
         heat_map(shares, labels, labels, path, **names)
-
-
-LIGHTNING = (ClassificationModule, ClassificationDataModule)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,17 @@ from torch import Tensor
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.files import named_pictures
-from mmattn.tasks.classification.data import (
-    ClassificationDataset,
-    ClassificationProcessor,
-    ClassificationSample,
-    collate,
-    image_source,
-)
-from mmattn.tasks.classification.model import ClassificationModel
-from mmattn.tasks.common.predictor import Predictor, check_source, listed, load_parts, picture_sample
+from mmattn.data.image.processor import Box, load_image
+from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset, ClassificationSample
+from mmattn.tasks.common.images import image_sample
+from mmattn.tasks.common.labels.processor import LabelPrediction
+from mmattn.tasks.common.predictor import Predictor
 
-Item = Mapping[str, Any] | ClassificationSample
+Item = Any  # see `image_sample`
 
 
-@dataclass
-class ClassificationAnswer:
+class ClassificationAnswer(LabelPrediction):
     """What the model says of one picture."""
-
-    id: str
-    label: str  # the likeliest class
-    score: float  # its probability, 0..1
-    alternatives: list[tuple[str, float]] = field(default_factory=list)  # the next best, with theirs
-    labels: list[str] | None = None  # where classes do not exclude each other: all of at least one half
 
 
 @dataclass
@@ -45,10 +33,8 @@ class ClassificationExplanation:
     image: Any  # a PIL image
     relevance: Tensor  # (gh, gw) over the model's grid, sums to one
     attention: Tensor | None  # likewise, where the pooling looks, over its own grid; none where none attends
-    window: tuple[float, float, float, float]  # the part of the picture that the grid covers, xyxy in 0..1
-    regions: list[tuple[float, float, float, float]] = field(
-        default_factory=list
-    )  # where the class does rest, if known
+    window: Box  # the part of the picture that the grid covers, xyxy in 0..1
+    regions: list[Box] = field(default_factory=list)  # where the class does rest, if known
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the picture, and the relevance laid over it."""
@@ -60,71 +46,29 @@ class ClassificationExplanation:
         overlay(self.image, list(maps.values()), path, title, boxes, titles=list(maps), window=self.window)
 
 
-class ClassificationPredictor(Predictor):
+class ClassificationPredictor(Predictor[Item, ClassificationAnswer]):
     """A classification model with its processor, ready to answer.
 
-    Args:
-        model: on its device, in evaluation mode.
-        processor: the one it was trained with.
+    Items are images (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)), or mappings with `image` and,
+    if wanted, `id`.
     """
 
-    def __init__(self, model: ClassificationModel, processor: ClassificationProcessor) -> None:
-        super().__init__(model, processor)
-        self.top_k = 1  # how many classes `predict` gives to a picture
+    task = "classification"
 
-    # Answering --------------------------------------------------------------------------------------------------------
+    def to_sample(self, item: Item, number: int) -> ClassificationSample:
+        return image_sample(item, number, ClassificationSample)
 
-    @torch.inference_mode()
-    def predict(self, items: Sequence[Item], batch_size: int = 32) -> list[ClassificationAnswer]:
-        """Name the class of each item.
+    def predict_batch(
+        self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1
+    ) -> list[ClassificationAnswer]:
+        """The class of each picture, with `top_k - 1` alternatives."""
+        logits = self.model(batch.pixel_values).logits
+        return self.processor.named(ClassificationAnswer, samples, logits, top_k)  # type: ignore[no-any-return]
 
-        Args:
-            items: mappings with `image` (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)) and, if
-                wanted, `id`.
-            batch_size: items at a time.
-
-        Returns:
-            An answer for each item, in order, with `self.top_k - 1` alternatives.
-
-        Raises:
-            DataError: a picture cannot be read; names the item.
-        """
-        items = listed(items)
-        answers: list[ClassificationAnswer] = []
-        for start in range(0, len(items), batch_size):
-            samples = [
-                picture_sample(item, start + n, ClassificationSample)
-                for n, item in enumerate(items[start : start + batch_size])
-            ]
-            batch = collate(samples, self.processor).to(self.device)
-            answers += self._answers(samples, self.model(batch.pixel_values).logits)
-        return answers
-
-    def _answers(self, samples: Sequence[ClassificationSample], logits: Tensor) -> list[ClassificationAnswer]:
-        multi_label = self.processor.multi_label
-        scores = logits.float().sigmoid() if multi_label else logits.float().softmax(-1)
-        best, order = scores.topk(min(self.top_k, scores.shape[1]))
-        answers = []
-        for sample, row, top, ids in zip(samples, scores.tolist(), best.tolist(), order.tolist(), strict=True):
-            named = [(self.processor.labels[i], round(score, 4)) for i, score in zip(ids, top, strict=True)]
-            found = [label for label, score in zip(self.processor.labels, row, strict=True) if score >= 0.5]
-            answers.append(ClassificationAnswer(sample.id, *named[0], named[1:], found if multi_label else None))
-        return answers
-
-    def explain(self, item: Item) -> ClassificationExplanation:
-        """Name the class of one item and tell where it was read off."""
-        from mmattn.data.image.processor import load_image
-
-        return self.explain_batch([item], image=load_image)[0]
-
-    def explain_batch(self, items: Sequence[Item], image: Any = None) -> list[ClassificationExplanation]:
-        """Explain several items in one pass; `image` loads the pictures to draw on (none: they are left out).
-
-        Raises:
-            DataError: a picture cannot be read; or this model attends to nothing.
-        """
-        samples = [picture_sample(item, n, ClassificationSample) for n, item in enumerate(items)]
-        batch = collate(samples, self.processor).to(self.device)
+    def explain_batch(
+        self, samples: Sequence[ClassificationSample], batch: ClassificationBatch
+    ) -> list[ClassificationExplanation]:
+        """The class of each picture, and where it was read off."""
         with torch.no_grad():
             logits = self.model(batch.pixel_values).logits
         try:
@@ -133,36 +77,26 @@ class ClassificationPredictor(Predictor):
             raise DataError("explain", "a model that attends to the picture", str(error)) from None
         attention = self.model.attention_map(batch.pixel_values)
         explanations = []
-        for n, (sample, answer) in enumerate(zip(samples, self._answers(samples, logits), strict=True)):
-            picture = image(image_source(sample), name=f"item {sample.id}") if image else None
-            window = self.processor.image.window(picture.size) if picture else (0.0, 0.0, 1.0, 1.0)
+        for n, answer in enumerate(self.processor.named(ClassificationAnswer, samples, logits)):
+            picture = load_image(samples[n].image, name=f"item {answer.id}")
             looked = None if attention is None else attention[n].cpu()
-            regions = list(sample.regions)
-            explanations.append(ClassificationExplanation(answer, picture, relevance[n], looked, window, regions))
+            shown = (relevance[n], looked, self.processor.image.window(picture.size), list(samples[n].regions))
+            explanations.append(ClassificationExplanation(answer, picture, *shown))
         return explanations
 
-    # The command line -------------------------------------------------------------------------------------------------
+    def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[ClassificationSample]:
+        """A folder's pictures, at any depth; or a tar or a table in a format for training, where labels may be
+        missing."""
+        if Path(path).is_dir():
+            return [ClassificationSample(*picture) for picture in named_pictures(Path(path))]
+        multi_label = self.processor.multi_label
+        return ClassificationDataset(path, multi_label=multi_label, on_error=on_error, require_labels=False).samples
 
-    def items(self, options: argparse.Namespace) -> list[ClassificationSample]:
-        """The items that `predict` and `explain` are asked about.
+    def demo_samples(self) -> list[ClassificationSample]:
+        """Two pictures of each class of the built-in test part."""
+        from mmattn.tasks.classification.demo import CLASSES, make
 
-        `--image`; `--input` a folder, whose pictures are found at any depth; `--input` a tar or a table in a format
-        for training (labels may be missing); `--input demo`, two pictures of each class of the built-in test.
-
-        Raises:
-            DataError: neither or both are given, or what is given cannot be read.
-        """
-        self.top_k = getattr(options, "top_k", 1)
-        check_source(options, "image")
-        if options.input is None:
-            return [ClassificationSample(str(options.image), options.image)]
-        path = Path(options.input)
-        if options.input == "demo" and not path.exists():
-            return demo_samples()
-        if not path.is_dir():
-            labels = {"multi_label": self.processor.multi_label, "require_labels": False}
-            return ClassificationDataset(path, on_error=options.on_error, **labels).samples
-        return [ClassificationSample(*picture) for picture in named_pictures(path)]
+        return make("test", 2 * len(CLASSES))
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, the batch free, checked against it."""
@@ -179,25 +113,4 @@ class ClassificationPredictor(Predictor):
         return {"pixel_values": torch.randn(batch, 3, *self.processor.image.size, generator=generator)}
 
 
-def demo_samples() -> list[ClassificationSample]:
-    """Two pictures of each class of the built-in test part."""
-    from mmattn.tasks.classification.demo import CLASSES, make
-
-    return make("test", 2 * len(CLASSES))
-
-
-def load(
-    directory: str | Path | None = None, device: str = "auto", precision: str | None = None
-) -> ClassificationPredictor:
-    """Load a shipped classification model: the one in the package, or that of a folder.
-
-    Args:
-        directory: a `model/` folder of a run, or any copy of one.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: as of `tasks.load`.
-
-    Raises:
-        CheckpointError: missing, damaged, foreign, or of another task.
-    """
-    parts = load_parts("classification", directory, device, ClassificationModel, ClassificationProcessor, precision)
-    return ClassificationPredictor(*parts)
+load = ClassificationPredictor.load

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from mmattn.data.errors import ConfigError as ConfigError
 from mmattn.data.errors import UserError
-
-
-class ConfigError(UserError):
-    """A key or a value of the configuration is wrong."""
 
 
 class CheckpointError(UserError):

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from mmattn.data.batching import seed_of
 from mmattn.data.errors import UserError
+from mmattn.data.seeds import seed_of
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
 from mmattn.tasks.common.checkpoint import load_weights

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmattn.tasks.common.pretrained import FREE, TIMM, Parts, Source
-
 from mmattn.data.image.masks import MAX_CLASSES, ClassList
 from mmattn.data.readers import read_json
+from mmattn.tasks.common.adapter import FREE, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.finetune import completed, read_network, without
-from mmattn.tasks.common.public_images import PREPROCESSING, statistics
-from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationProcessor
-from mmattn.tasks.segmentation.model import SegmentationModel
+from mmattn.tasks.common.finetune import read_network
+from mmattn.tasks.common.images import PREPROCESSING, statistics
+from mmattn.tasks.common.labels.adapter import LabelAdapter
+from mmattn.tasks.common.sources import Source
+from mmattn.tasks.segmentation.processor import SegmentationProcessor
 
 # Keywords of SegFormer, as the task's model calls them.
 NAMES = {
@@ -24,60 +24,65 @@ NAMES = {
     "attention": "attention",
     "classifier_dropout": "dropout",
 }
-SCORES = ("head.classifiers.", "head.decoder.classifier.")  # of the U-Net and of SegFormer: one row a class
-HEAD = ("head.decoder.", *SCORES)  # all that may be missing
 BILINEAR = 2  # as preprocessor_config.json and PIL number it
 UNET = ("decoder_channels", "gates", "deep_supervision")  # keywords that decide nothing of an encoder
 
 
-def read_public(source: Source, task: str, processor_class: type[SegmentationProcessor]) -> Parts:
-    """A public SegFormer, with its classes where it has a decoder; or a timm backbone, to stand below a U-Net.
+class SegmentationAdapter(LabelAdapter):
+    """Reads models of ours."""
 
-    Raises:
-        CheckpointError: damaged, incomplete, or pictures are prepared in a way that is not known here; named.
-    """
-    if source.family == TIMM:
-        return _read_timm(source)
-    from mmattn.backbones.segformer import SegFormer
-
-    converted = read_network(source, SegFormer, "SegFormer")
-    options = {key: value for key, value in converted.keywords.items() if value is not None}
-    headless = options.pop("num_classes", None) is None
-    if options.pop("in_channels") != 3:
-        raise CheckpointError(f"{source.name}: expected a model of pictures in colour, found other channels.")
-    own = {ours: options.pop(name) for name, ours in NAMES.items() if name in options}
-    keywords = {"network": "segformer", "decoder_channels": (options.pop("decoder_dim"),), **own}
-    classes, size = ClassList((), ()), None
-    told = _preprocessing(source)
-    if not headless:
-        classes = _classes(source, bool(told.get("do_reduce_labels", told.get("reduce_labels"))))
-        keywords["num_classes"] = len(classes.names)
-    if told.get("do_resize", bool(told)):
-        size = _size(source, told)
-    processor = processor_class(classes, size, **statistics(source))
-    state = {f"head.{name}": value for name, value in converted.state.items()}
-    keywords["backbone_options"] = options
-    free = (*FREE, "decoder_channels") if headless else FREE
-    return Parts(source.name, keywords, state, processor, headless=headless, free=free)
+    scores = ("head.classifiers.", "head.decoder.classifier.")  # of the U-Net and of SegFormer
+    head = ("head.decoder.", *scores)
 
 
-def _read_timm(source: Source) -> Parts:
-    from mmattn.backbones.timm import TimmPyramid
-    from mmattn.pretrained.files import WEIGHTS
+class SegFormerAdapter(SegmentationAdapter):
+    """Reads public SegFormers, with their classes where they have a decoder."""
 
-    name = str(source.config["architecture"])
-    path = next((path for file in WEIGHTS if (path := source.fetch(file)) is not None), None)
-    if path is None:
-        raise CheckpointError(f"{source.name}: expected weights, one of {', '.join(WEIGHTS)}; found neither.")
-    try:
-        encoder = TimmPyramid(name)
-        encoder.load_weights(path)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        raise CheckpointError(f"{source.name}: {str(error).splitlines()[0]}") from None
-    keywords = {"network": "unet", "backbone": f"timm/{name}"}
-    processor = SegmentationProcessor(ClassList((), ()), **statistics(source))
-    state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-    return Parts(source.name, keywords, state, processor, headless=True, free=(*FREE, *UNET))
+    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
+        from mmattn.backbones.segformer import SegFormer
+
+        converted = read_network(source, SegFormer, "SegFormer")
+        more = {key: value for key, value in converted.keywords.items() if value is not None}
+        headless = more.pop("num_classes", None) is None
+        if more.pop("in_channels") != 3:
+            raise CheckpointError(f"{source.name}: expected a model of pictures in colour, found other channels.")
+        own = {ours: more.pop(name) for name, ours in NAMES.items() if name in more}
+        keywords = {"network": "segformer", "decoder_channels": (more.pop("decoder_dim"),), **own}
+        classes, size = ClassList((), ()), None
+        told = _preprocessing(source)
+        if not headless:
+            classes = _classes(source, bool(told.get("do_reduce_labels", told.get("reduce_labels"))))
+            keywords["num_classes"] = len(classes.names)
+        if told.get("do_resize", bool(told)):
+            size = _size(source, told)
+        processor = SegmentationProcessor(classes, size, **statistics(source))
+        state = {f"head.{name}": value for name, value in converted.state.items()}
+        keywords["backbone_options"] = more
+        free = (*FREE, "decoder_channels") if headless else FREE
+        return CheckpointParts(self, source.where, keywords, state, processor, headless=headless, free=free)
+
+
+class TimmAdapter(SegmentationAdapter):
+    """Reads timm backbones, to stand below a U-Net."""
+
+    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
+        from mmattn.backbones.timm import TimmPyramid
+        from mmattn.pretrained.files import WEIGHTS
+
+        name = str(source.config["architecture"])
+        path = next((path for file in WEIGHTS if (path := source.fetch(file)) is not None), None)
+        if path is None:
+            raise CheckpointError(f"{source.name}: expected weights, one of {', '.join(WEIGHTS)}; found neither.")
+        try:
+            encoder = TimmPyramid(name)
+            encoder.load_weights(path)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            raise CheckpointError(f"{source.name}: {str(error).splitlines()[0]}") from None
+        keywords = {"network": "unet", "backbone": f"timm/{name}"}
+        processor = SegmentationProcessor(ClassList((), ()), **statistics(source))
+        state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+        free = (*FREE, *UNET)
+        return CheckpointParts(self, source.where, keywords, state, processor, headless=True, free=free)
 
 
 def _preprocessing(source: Source) -> Mapping[str, Any]:
@@ -107,27 +112,3 @@ def _classes(source: Source, reduced: bool) -> ClassList:
             f"{source.name}: id2label: expected at most {MAX_CLASSES - reduced} names, numbered from 0, each its own."
         )
     return ClassList(tuple(names), tuple(n + reduced for n in range(len(names))), (0,) if reduced else ())
-
-
-def fitted(start: Parts, sizes: Mapping[str, Any], seed: int) -> Parts:
-    """What training begins with, for this number of classes; layers that are missing are drawn from the seed."""
-    return completed(start, SegmentationModel, sizes, seed, HEAD)
-
-
-def adopt(start: Parts, train: SegmentationDataset, image_size: int | None) -> tuple[Parts, SegmentationProcessor]:
-    """The processor to go on with: pictures as the model knows them, classes and their shares as the data have them.
-
-    Args:
-        start: what was found.
-        train: the training pictures.
-        image_size: in place of the size that the model knows; none: as it was.
-
-    Returns:
-        The parts, without the layer that scores where the classes are not the model's own, and the processor.
-    """
-    known = start.processor
-    size = known.size if image_size is None else image_size
-    processor = SegmentationProcessor.fit(train, size, mean=known.mean, std=known.std)
-    if known.classes.names != processor.classes.names:
-        start = without(start, SCORES, f"knows {len(known.classes.names)} other classes")
-    return start, processor

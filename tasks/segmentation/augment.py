@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmattn.data.image.augment import check_limits, recolour
 from mmattn.data.image.masks import VOID
 
 
@@ -48,10 +49,7 @@ class SegmentationAugment:
         if len(scale) != 2 or not 0.05 <= scale[0] <= scale[1] <= 20:
             raise ValueError(f"scale: expected a smallest and a largest zoom within 0.05 to 20, found {scale}")
         self.colour = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-        for name, value in {"flip": flip, **self.colour}.items():
-            limit = {"flip": 1.0, "hue": 0.5}.get(name, 0.99)
-            if not 0 <= value <= limit:
-                raise ValueError(f"{name}: expected 0 to {limit}, found {value}")
+        check_limits({"flip": flip, **self.colour}, {"flip": 1.0, "hue": 0.5})
         self.crop = None if crop is None else (int(crop[0]), int(crop[1]))
         self.scale, self.flip = (float(scale[0]), float(scale[1])), flip
 
@@ -92,10 +90,7 @@ class SegmentationAugment:
             mask = Mask(F.resize(mask.as_subclass(torch.Tensor)[None], list(crop), interpolation=exact)[0])
         if draws[3] < self.flip:
             image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
-        for draw, (name, most) in zip(draws[4:], self.colour.items(), strict=True):
-            if most:
-                shift = (2 * draw - 1) * most
-                image = getattr(F, f"adjust_{name}")(image, shift if name == "hue" else 1 + shift)
+        image = recolour(image, self.colour, draws[4:])
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), mask.numpy()
 
     def _cut(self, part: Any, inside: Sequence[int], beyond: Sequence[int]) -> Any:

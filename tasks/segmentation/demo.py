@@ -15,19 +15,18 @@ from __future__ import annotations
 import numpy as np
 
 from mmattn.data.image.masks import ClassList
+from mmattn.data.image.shapes import IMAGE_SIZE as SIZE
+from mmattn.data.image.shapes import RGB, smooth
 from mmattn.tasks.segmentation.data import SegmentationSample
 
 GENERATOR_VERSION = 1
-SIZE = 64
 NAMES = ("ground", "rows", "waves", "ring", "hook", "buoy", "stone", "pole")
 THINGS = NAMES[3:]
 CLASSES = ClassList(NAMES, tuple(range(len(NAMES))))
 NUM_SCENES = {"train": 2400, "val": 200, "test": 400}
 
 _GROUND, _ROWS, _WAVES, _RING, _HOOK, _BUOY, _STONE, _POLE = range(len(NAMES))
-_COLOURS = np.array(
-    ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246))
-)
+_COLOURS = np.array(RGB)
 _GAP = 0.64  # cosine of half the angle of a hook's gap: 100 degrees
 _APART = 2.5  # pixels between two things
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE] + 0.5  # pixel centres
@@ -76,13 +75,7 @@ def _scene(rs: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
 
 def _blotches(rs: np.random.RandomState, strength: float, channels: int) -> np.ndarray:
     """Coarse noise, interpolated: (64, 64, channels), within half the strength of zero."""
-    coarse = strength * rs.random_sample((7, 7, channels)) - strength / 2
-    place = np.arange(SIZE) * (6 / SIZE)
-    low = place.astype(np.int64)
-    part = (place - low)[:, None, None]
-    rows = coarse[low] * (1 - part) + coarse[low + 1] * part
-    part = part.transpose(1, 0, 2)
-    return rows[:, low] * (1 - part) + rows[:, low + 1] * part
+    return smooth(strength * rs.random_sample((1, 7, 7, channels)) - strength / 2)[0]
 
 
 def _region(rs: np.random.RandomState, plain: np.ndarray, canvas: np.ndarray, mask: np.ndarray) -> None:

@@ -1,4 +1,8 @@
-"""Losses of segmentation. Pixels that are void (255) take no part in any."""
+"""Losses of segmentation. Pixels that are void (255) take no part in any.
+
+Each takes logits (B, K, H, W), labels (B, H, W) long, weights of the classes (K,) or none, and label_smoothing, the
+mass that is spread evenly over the classes.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,7 @@ from mmattn.data.image.masks import VOID
 def cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """``-sum w_y log p_y / sum w_y`` over the labelled pixels; zero where there are none.
-
-    Args:
-        logits: (B, K, H, W).
-        labels: (B, H, W) long.
-        weights: (K,), of the classes.
-        label_smoothing: mass spread evenly over the classes.
-    """
+    """``-sum w_y log p_y / sum w_y`` over the labelled pixels; zero where there are none."""
     total = F.cross_entropy(
         logits, labels, weights, ignore_index=VOID, label_smoothing=label_smoothing, reduction="sum"
     )
@@ -33,12 +30,7 @@ def focal(
 ) -> Tensor:
     """``-sum w_y (1 - p_y)^gamma log p_y / sum w_y``: what is right already counts little (Lin et al. 2017, section 3).
 
-    Args:
-        logits: (B, K, H, W).
-        labels: (B, H, W) long.
-        weights: (K,), the paper's alpha.
-        label_smoothing: mass spread evenly over the classes, in the logarithm's factor.
-        gamma: how fast the weight falls.
+    The weights are the paper's alpha; gamma is how fast the factor falls; labels are smoothed in the logarithm's.
     """
     plain = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none")  # (B, H, W), zero where void
     loss = F.cross_entropy(
@@ -52,14 +44,8 @@ def dice(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, eps: float = 1.0
 ) -> Tensor:
     """``1 - mean_k (2 sum p_k y_k + eps) / (sum p_k + sum y_k + eps)`` over the batch's labelled pixels (Milletari et
-    al. 2016, section 3, without the squares), the mean over the classes that are in the batch.
-
-    Args:
-        logits: (B, K, H, W).
-        labels: (B, H, W) long.
-        weights: (K,), of the classes in the mean.
-        label_smoothing: mass spread evenly over the classes, of y.
-        eps: in pixels; keeps a class of few pixels calm.
+    al. 2016, section 3, without the squares), the weighted mean over the classes that are in the batch; eps, in pixels,
+    keeps a class of few pixels calm.
     """
     K, real = logits.shape[1], labels != VOID  # (B, H, W)
     p = logits.float().softmax(1) * real[:, None]  # (B, K, H, W), zero where void

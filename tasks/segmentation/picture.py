@@ -69,21 +69,19 @@ def draw(
     from mmattn.plot import heat
 
     number = len(classes.names)
-    panels = 2 + len(maps)
-    columns = min(4, panels)
-    rows = -(-panels // columns)
+    grey = np.asarray(image.convert("L"))
+    panels = [image, coloured(image, labels, number), *[grey] * len(maps)]
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
     high = 3.0 * min(max(image.height / image.width, 0.3), 3.0)
     figure = Figure(figsize=(3.0 * columns, rows * (high + 0.35) + 1.0), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     extent = (0, image.width, image.height, 0)
     for n, axis in enumerate(axes.flat):
         axis.set_axis_off()
-        if n == 0:
-            axis.imshow(image, extent=extent, interpolation="nearest")
-        elif n == 1:
-            axis.imshow(coloured(image, labels, number), extent=extent, interpolation="nearest")
-        elif n < panels:
-            axis.imshow(np.asarray(image.convert("L")), extent=extent, cmap="gray", interpolation="nearest")
+        if n < len(panels):
+            axis.imshow(panels[n], extent=extent, cmap="gray", interpolation="nearest")
+        if 2 <= n < len(panels):
             heat(axis, maps[n - 2], extent)
             axis.set_title(titles[n - 2].replace("$", r"\$"), fontsize=9)
     colours = palette(number) / 255

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,18 @@ from torch import Tensor
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.files import named_pictures
+from mmattn.data.image.masks import ClassList
 from mmattn.data.image.processor import load_image
+from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.files import atomic_write
-from mmattn.tasks.common.predictor import Predictor, check_source, listed, load_parts, picture_sample
-from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationProcessor, SegmentationSample, collate
+from mmattn.tasks.common.images import image_sample
+from mmattn.tasks.common.predictor import Predictor
+from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
+from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
 
-Item = Mapping[str, Any] | SegmentationSample
+Item = Any  # see `image_sample`
 TILE = 1024  # pictures larger than this are cut into tiles, unless told otherwise
 
 
@@ -47,7 +49,7 @@ class SegmentationExplanation:
     class_name: str  # what `relevance` is about
     gates: list[Tensor]  # (h, w) each: how far each gate was open, the finest first; or how much keys were looked at
     relevance: Tensor  # (h, w) at the model's size: what of it spoke for the class
-    classes: Any  # the ClassList
+    classes: ClassList
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the picture, its classes, each gate's map, and the relevance."""
@@ -61,78 +63,80 @@ class SegmentationExplanation:
         draw(self.image, self.answer.labels, self.classes, [*shown, self.relevance], titles, shares, path)
 
 
-class SegmentationPredictor(Predictor):
+class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
     """A segmentation model with its processor, ready to answer.
 
-    Args:
-        model: on its device, in evaluation mode.
-        processor: the one it was trained with.
+    Items are images (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)), or mappings with `image` and,
+    if wanted, `id`.
     """
 
-    def __init__(self, model: SegmentationModel, processor: SegmentationProcessor) -> None:
-        super().__init__(model, processor)
-        self.model.to(memory_format=torch.channels_last)
-        self.tile: int | None = TILE  # side of the tiles of larger pictures
-        self.flip = False  # the mean of a picture and its mirror image
-        self.masks: Path | None = None  # where `predict` writes PNGs of class ids
-        self.overlays: Path | None = None  # where `predict` writes pictures with the classes over them
-        self.class_name: str | None = None  # what `explain` asks about; none: the rarest class found
+    task = "segmentation"
+
+    def __init__(
+        self, model: SegmentationModel, processor: SegmentationProcessor, parts: CheckpointParts | None = None
+    ) -> None:
+        super().__init__(model.to(memory_format=torch.channels_last), processor, parts)
         self._written: dict[str, str] = {}
+
+    def to_sample(self, item: Item, number: int) -> SegmentationSample:
+        return replace(image_sample(item, number, SegmentationSample), mask=None)
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        if options.get("tile", TILE) < 32:
+            raise DataError("--tile", "32 pixels or more", str(options["tile"]))
+        if options.get("class_name", self.processor.labels[0]) not in self.processor.labels:
+            known = ", ".join(self.processor.labels)
+            raise DataError("--class_name", f"one of {known}", repr(options["class_name"]))
+        return super().check_options(options)
 
     # Answering --------------------------------------------------------------------------------------------------------
 
-    def predict(self, items: Sequence[Item], batch_size: int = 32) -> list[SegmentationAnswer]:
-        """Find the class of each pixel of each item; pictures of one size go through the model together.
+    def predict_batch(
+        self,
+        samples: Sequence[SegmentationSample],
+        batch: SegmentationBatch,
+        *,
+        tile: int = TILE,
+        flip: bool = False,
+        masks: str | Path | None = None,
+        overlays: str | Path | None = None,
+    ) -> list[SegmentationAnswer]:
+        """The class of each pixel of each picture; pictures of one size go through the model together.
 
         Args:
-            items: mappings with `image` (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)) and, if
-                wanted, `id`.
-            batch_size: items at a time.
-
-        Returns:
-            An answer for each item, in order.
-
-        Raises:
-            DataError: a picture cannot be read; names the item.
+            samples: the pictures.
+            batch: their tensors.
+            tile: side of the tiles of larger pictures, in pixels.
+            flip: the mean of a picture and its mirror image.
+            masks: folder for PNGs of class ids, one a picture.
+            overlays: folder for pictures with the classes laid over them.
         """
-        items = listed(items)
-        answers: list[SegmentationAnswer] = []
-        for start in range(0, len(items), batch_size):
-            samples = [
-                picture_sample(item, start + n, SegmentationSample)
-                for n, item in enumerate(items[start : start + batch_size])
-            ]
-            answers += self._answers(samples)
-        return answers
-
-    def _answers(self, samples: Sequence[SegmentationSample]) -> list[SegmentationAnswer]:
-        batch = collate([SegmentationSample(s.id, s.image) for s in samples], self.processor)
         found: dict[int, np.ndarray] = {}
         for rows in batch.alike():
             (height, width), own = batch.sizes[rows[0]], batch.label_sizes[rows[0]]
             step = max(1, (TILE * TILE) // (height * width))  # large pictures one by one
             for part in (rows[i : i + step] for i in range(0, len(rows), step)):
-                pixels = batch.pixel_values[part, :, :height, :width].to(self.device)
-                with torch.inference_mode():
-                    logits = segment(lambda x: self.model.scores(x)[0], pixels, self.tile, flip=self.flip)
-                    classes = best_classes(logits, own).cpu().numpy()
-                found |= dict(zip(part, classes, strict=True))
-        return [self._answer(sample, found[n]) for n, sample in enumerate(samples)]
+                pixels = batch.pixel_values[part, :, :height, :width]
+                logits = segment(lambda x: self.model.scores(x)[0], pixels, tile, flip=flip)
+                found |= dict(zip(part, best_classes(logits, own).cpu().numpy(), strict=True))
+        return [self._answer(sample, found[n], masks, overlays) for n, sample in enumerate(samples)]
 
-    def _answer(self, sample: SegmentationSample, labels: np.ndarray) -> SegmentationAnswer:
+    def _answer(
+        self, sample: SegmentationSample, labels: np.ndarray, masks: Any = None, overlays: Any = None
+    ) -> SegmentationAnswer:
         names = self.processor.classes.names
         counts = np.bincount(labels.reshape(-1), minlength=len(names)) / labels.size
         shares = {names[k]: round(float(counts[k]), 4) for k in np.argsort(-counts, kind="stable") if counts[k] > 0}
         answer = SegmentationAnswer(sample.id, (labels.shape[1], labels.shape[0]), shares, labels)
-        if self.masks is not None:
+        if masks is not None:
             from mmattn.tasks.segmentation.picture import mask_image
 
-            answer.mask = self._write(self.masks, sample, mask_image(labels, self.processor.classes))
-        if self.overlays is not None:
+            answer.mask = self._write(Path(masks), sample, mask_image(labels, self.processor.classes))
+        if overlays is not None:
             from mmattn.tasks.segmentation.picture import coloured
 
             pixels = coloured(load_image(sample.image, f"item {sample.id}"), labels, len(names))
-            answer.overlay = self._write(self.overlays, sample, pixels)
+            answer.overlay = self._write(Path(overlays), sample, pixels)
         return answer
 
     def _write(self, folder: Path, sample: SegmentationSample, picture: Any) -> str:
@@ -147,25 +151,38 @@ class SegmentationPredictor(Predictor):
             (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, "PNG")
         return str(target)
 
-    def line(self, record: Mapping[str, Any]) -> str:
-        """What `predict` prints of an answer: JSON without the pixels."""
-        return json.dumps({key: value for key, value in record.items() if key != "labels"}, ensure_ascii=False)
-
     # Explaining -------------------------------------------------------------------------------------------------------
 
-    def explain(self, item: Item) -> SegmentationExplanation:
-        """Find the classes of one item's pixels and tell where the model looked."""
-        sample = picture_sample(item, 0, SegmentationSample)
-        answer = self._answers([sample])[0]
-        names = list(self.processor.classes.names)
-        name = self.class_name or list(answer.shares)[-1]
-        if name not in names:
-            raise DataError("--class_name", f"one of {', '.join(names)}", repr(name))
-        pixels = collate([SegmentationSample(sample.id, sample.image)], self.processor).pixel_values
-        gates, relevance = self.relevance(pixels.to(self.device), [names.index(name)])
-        image = load_image(sample.image, f"item {sample.id}")
-        first = [gate[0].cpu() for gate in gates]
-        return SegmentationExplanation(answer, image, name, first, relevance[0].cpu(), self.processor.classes)
+    def explain_batch(
+        self,
+        samples: Sequence[SegmentationSample],
+        batch: SegmentationBatch,
+        *,
+        tile: int = TILE,
+        flip: bool = False,
+        class_name: str | None = None,
+    ) -> list[SegmentationExplanation]:
+        """The classes of each picture's pixels, where the model looked, and what spoke for a class.
+
+        Args:
+            samples: the pictures.
+            batch: their tensors.
+            tile: as of `predict_batch`.
+            flip: likewise.
+            class_name: the class to explain; none: the rarest in the picture.
+        """
+        with torch.inference_mode():
+            answers = self.predict_batch(samples, batch, tile=tile, flip=flip)
+        explanations = []
+        for n, answer in enumerate(answers):
+            name = class_name or list(answer.shares)[-1]
+            height, width = batch.sizes[n]
+            pixels = batch.pixel_values[n : n + 1, :, :height, :width]
+            gates, relevance = self.relevance(pixels, [self.processor.labels.index(name)])
+            maps = ([gate[0].cpu() for gate in gates], relevance[0].cpu())
+            image = load_image(samples[n].image, f"item {answer.id}")
+            explanations.append(SegmentationExplanation(answer, image, name, *maps, self.processor.classes))
+        return explanations
 
     def relevance(self, pixel_values: Tensor, classes: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """Where the model looked, and what of it spoke for a class.
@@ -207,36 +224,20 @@ class SegmentationPredictor(Predictor):
 
     # The command line -------------------------------------------------------------------------------------------------
 
-    def items(self, options: argparse.Namespace) -> list[SegmentationSample]:
-        """The items that `predict` and `explain` are asked about.
+    def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[SegmentationSample]:
+        """A folder of pictures, found at any depth; or one with `images/` as for training."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise DataError(path, "a folder of pictures", "a file" if folder.exists() else "no such folder")
+        if (folder / "images").is_dir():
+            return SegmentationDataset(path, on_error=on_error, require_labels=False).samples
+        return [SegmentationSample(*picture) for picture in named_pictures(folder)]
 
-        `--image`; `--input` a folder of pictures, found at any depth, or one with `images/` as for training;
-        `--input demo`, eight scenes of the built-in test part.
+    def demo_samples(self) -> list[SegmentationSample]:
+        """Eight scenes of the built-in test part."""
+        from mmattn.tasks.segmentation.demo import make
 
-        Raises:
-            DataError: neither or both are given, or what is given cannot be read.
-        """
-        for name in ("masks", "overlays"):
-            given = getattr(options, name, None)
-            setattr(self, name, None if given is None else Path(given))
-        self.flip, self.class_name = bool(getattr(options, "flip", False)), getattr(options, "class_name", None)
-        if getattr(options, "tile", None) is not None:
-            if options.tile < 32:
-                raise DataError("--tile", "32 pixels or more", str(options.tile))
-            self.tile = options.tile
-        check_source(options, "image")
-        if options.input is None:
-            return [SegmentationSample(Path(options.image).name, options.image)]
-        path = Path(options.input)
-        if options.input == "demo" and not path.exists():
-            from mmattn.tasks.segmentation.demo import make
-
-            return make("test", 8)
-        if not path.is_dir():
-            raise DataError(str(path), "a folder of pictures", "a file" if path.exists() else "no such folder")
-        if (path / "images").is_dir():
-            return SegmentationDataset(path, on_error=options.on_error, require_masks=False).samples
-        return [SegmentationSample(*picture) for picture in named_pictures(path)]
+        return make("test", 8)
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, batch and picture size free, checked against it."""
@@ -257,18 +258,4 @@ class SegmentationPredictor(Predictor):
         return {"pixel_values": torch.randn(batch, 3, rows * unit, columns * unit, generator=generator)}
 
 
-def load(
-    directory: str | Path | None = None, device: str = "auto", precision: str | None = None
-) -> SegmentationPredictor:
-    """Load a shipped segmentation model: the one in the package, or that of a folder.
-
-    Args:
-        directory: a `model/` folder of a run, or any copy of one; a public SegFormer's; or hf:owner/name.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: as of `tasks.load`.
-
-    Raises:
-        CheckpointError: missing, damaged, foreign, or of another task.
-    """
-    parts = load_parts("segmentation", directory, device, SegmentationModel, SegmentationProcessor, precision)
-    return SegmentationPredictor(*parts)
+load = SegmentationPredictor.load

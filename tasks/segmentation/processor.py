@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from mmattn.data.errors import DataError
-from mmattn.data.image.masks import VOID, ClassList, MaskSource, load_mask
-from mmattn.data.image.processor import ImageSource, load_image, normalize
-from mmattn.data.processor import Saved
+from mmattn.data.image.masks import VOID, ClassList, load_mask
+from mmattn.data.image.processor import ImageSource, channel_statistics, image_size, load_image, normalize
+from mmattn.data.processor import Processor
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.segmentation.augment import SegmentationAugment
+from mmattn.tasks.segmentation.data import Prepared, SegmentationBatch, SegmentationDataset, SegmentationSample
 
-if TYPE_CHECKING:
-    from mmattn.tasks.segmentation.data import SegmentationDataset
+PATCH = 8  # side of the patches of the built-in baseline, in pixels
 
 
-class SegmentationProcessor(Saved):
+class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
     """Pictures, masks and classes.
 
     Args:
@@ -44,10 +46,8 @@ class SegmentationProcessor(Saved):
         sides = (1, 1) if self.size is None else (self.size, self.size) if isinstance(self.size, int) else self.size
         if len(sides) != 2 or min(sides) < 1:
             raise ValueError(f"size: expected at least 1 pixel, or (height, width), found {size}")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
         self.classes = classes
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.mean, self.std = channel_statistics(mean, std)
         self.counts = [int(count) for count in counts] or [0] * len(classes.names)
 
     @classmethod
@@ -56,14 +56,19 @@ class SegmentationProcessor(Saved):
     ) -> SegmentationProcessor:
         """Classes from the data set's list, or, where it has none, from what its masks hold; pixels are counted.
 
+        Args:
+            dataset: The training data.
+            size: See the class.
+            options: Likewise: mean and std.
+
         Raises:
             DataError: A mask with a number that is in no list; or no labelled pixel at all.
         """
         totals = np.zeros(65536, np.int64)
-        for sample in dataset.samples:
+        for where, sample in zip(dataset.places, dataset.samples, strict=True):
             mask = load_mask(sample.mask, f"sample {sample.id}")
             if dataset.classes is not None:
-                dataset.classes.labels(mask, dataset.where(sample))
+                dataset.classes.labels(mask, where)
             totals += np.bincount(mask.reshape(-1), minlength=65536)
         classes = dataset.classes
         if classes is None:
@@ -76,8 +81,17 @@ class SegmentationProcessor(Saved):
             raise DataError(dataset.name, "masks with labelled pixels", "void alone")
         return cls(classes, size, counts=counts, **options)
 
-    def sizes(self) -> dict[str, int]:
-        """The model's keywords that the data decides."""
+    def retarget(self, train: SegmentationDataset, given: Mapping[str, Any]) -> SegmentationProcessor:
+        """Pictures as the model knows them, classes and their shares as the data have them; see `Processor`."""
+        size = self.size if given["size"] is None else given["size"]
+        return type(self).fit(train, size, mean=self.mean, std=self.std)
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes."""
+        return list(self.classes.names)
+
+    def sizes(self) -> dict[str, Any]:
         return {"num_classes": len(self.classes.names)}
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
@@ -98,15 +112,83 @@ class SegmentationProcessor(Saved):
         own = (image.height, image.width)
         return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)), own
 
-    def labels(self, source: MaskSource, where: str) -> np.ndarray:
-        """A mask as labels (H, W), uint8."""
-        return self.classes.labels(load_mask(source, where), where)
+    def prepare(self, sample: SegmentationSample, training: bool = False) -> Prepared:
+        """Decodes a sample: the picture at its working size, the labels too in training, else at the picture's own.
 
-    def normalize(self, images: Sequence[np.ndarray]) -> Tensor:
-        """uint8 (H, W, 3) arrays of one size to (N, 3, H, W) float."""
-        return normalize(images, self.mean, self.std)
+        Raises:
+            DataError: Picture or mask cannot be read, or do not fit; by name.
+        """
+        if isinstance(sample, Prepared):
+            return sample
+        pixels, own = self.pixels(sample.image, f"sample {sample.id}")
+        if sample.mask is None:
+            return Prepared(sample.id, pixels, np.full(own, VOID, np.uint8))
+        where = f"sample {sample.id}" if not isinstance(sample.mask, (str, Path)) else f"mask {sample.mask}"
+        labels = self.classes.labels(load_mask(sample.mask, where), where)
+        if labels.shape != own:
+            expected, found = (f"{shape[1]} x {shape[0]}" for shape in (own, labels.shape))
+            raise DataError(where, f"the size of its picture, {expected}", found)
+        return Prepared(sample.id, pixels, _nearest(labels, pixels.shape[:2]) if training else labels)
 
-    # Saving -----------------------------------------------------------------------------------------------------------
+    def preload(self, dataset: SegmentationDataset, training: bool, max_bytes: int = 2 << 30) -> bool:
+        """Decodes a data set into memory, so that no batch waits for a file.
+
+        Returns:
+            Whether it was done; False when it would take more than ``max_bytes`` (nothing is changed then).
+        """
+        sizes = [image_size(sample.image, f"sample {sample.id}") for sample in dataset.samples]
+        pixels = sum(3 * w * h for w, h in (self.working_size(*size) for size in sizes))
+        if pixels + sum(w * h for w, h in sizes) > max_bytes:
+            return False
+        dataset.preloaded(lambda sample, where: self.prepare(sample, training))
+        return True
+
+    def collate(
+        self,
+        samples: Sequence[SegmentationSample],
+        *,
+        training: bool = False,
+        augment: SegmentationAugment | None = None,
+        seeds: Sequence[int] | None = None,
+        is_repeat: bool = False,
+    ) -> SegmentationBatch:
+        """Makes a batch; in training labels are at the pictures' working size, else at their own: what is measured."""
+        ready = [self.prepare(sample, training) for sample in samples]
+        pairs = [(sample.image, sample.mask) for sample in ready]
+        if augment is not None:
+            if seeds is None:
+                raise ValueError("collate: augment needs seeds")
+            pairs = [augment(*pair, seed) for pair, seed in zip(pairs, seeds, strict=True)]
+        images, masks = zip(*pairs, strict=True)
+        ground = np.round(255 * np.array(self.mean)).astype(np.uint8)
+        return SegmentationBatch(
+            pixel_values=normalize(_filled(images, ground), self.mean, self.std),
+            labels=torch.from_numpy(np.stack(_filled(masks, VOID))),
+            sizes=[image.shape[:2] for image in images],
+            label_sizes=[mask.shape for mask in masks],
+            ids=[sample.id for sample in ready],
+            is_repeat=is_repeat,
+        )
+
+    def ablate(self, batch: SegmentationBatch, what: str, seeds: Sequence[int] | None = None) -> SegmentationBatch:
+        """Without "context": pictures are patches, with their labels, in an order that depends on the sample alone.
+
+        Raises:
+            ConfigError: Pictures or masks are not made of whole patches, or not of one size.
+        """
+        if batch.labels.shape[1:] != batch.pixel_values.shape[2:] or any(n % PATCH for n in batch.labels.shape[1:]):
+            found = f"{tuple(batch.pixel_values.shape[2:])} and {tuple(batch.labels.shape[1:])}"
+            raise ConfigError(
+                f"data.hide: expected pictures and masks of one size, whole patches of {PATCH}; found {found}."
+            )
+        grid = [n // PATCH for n in batch.labels.shape[1:]]
+        for row, name in enumerate(batch.ids):
+            order = torch.from_numpy(np.random.RandomState(list(name.encode())).permutation(grid[0] * grid[1]))
+            for tensor in (batch.pixel_values[row], batch.labels[row]):
+                cells = tensor.unflatten(-2, (grid[0], PATCH)).unflatten(-1, (grid[1], PATCH))  # (..., gh, p, gw, p)
+                cells = cells.transpose(-3, -2).flatten(-4, -3)[..., order, :, :]  # (..., gh gw, p, p)
+                tensor.copy_(cells.unflatten(-3, grid).transpose(-3, -2).flatten(-2).flatten(-3, -2))
+        return batch
 
     def settings(self) -> dict[str, Any]:
         classes = {"names": list(self.classes.names), "ids": list(self.classes.ids), "void": list(self.classes.void)}
@@ -117,3 +199,28 @@ class SegmentationProcessor(Saved):
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         classes = ClassList(**{key: tuple(value) for key, value in config["classes"].items()})
         return cls(classes, **config["image"], counts=config["counts"])
+
+
+def _filled(arrays: Sequence[np.ndarray], value: Any) -> list[np.ndarray]:
+    """uint8 arrays (h, w, ...) at the largest height and width among them, filled up right and below."""
+    height, width = (max(array.shape[n] for array in arrays) for n in (0, 1))
+    filled = []
+    for array in arrays:
+        whole = array
+        if array.shape[:2] != (height, width):
+            whole = np.empty((height, width, *array.shape[2:]), np.uint8)
+            whole[:] = value
+            whole[: array.shape[0], : array.shape[1]] = array
+        filled.append(whole)
+    return filled
+
+
+def _nearest(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Labels (H, W) at another size: each pixel that of the place under its centre."""
+    if labels.shape == shape:
+        return labels
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
+        for new, old in zip(shape, labels.shape, strict=True)
+    )
+    return np.ascontiguousarray(labels[rows[:, None], columns])

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from mmattn.data.image.shapes import pick
+from mmattn.data.seeds import pick
 from mmattn.data.text.sentences import Span
 from mmattn.tasks.summarization.data import SummarySample
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from mmattn.data.batching import seed_of
+from mmattn.data.seeds import seed_of
 from mmattn.tasks.translation.data import TranslationSample
 
 GENERATOR_VERSION = 1

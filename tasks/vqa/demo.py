@@ -19,7 +19,8 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from mmattn.data.image.shapes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, Thing, dress, paint, pick, place
+from mmattn.data.image.shapes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, Thing, dress, paint, place
+from mmattn.data.seeds import pick
 from mmattn.tasks.vqa.data import VQASample
 
 GENERATOR_VERSION = 1

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, Item, make_loader, seed_of
+from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, Item, make_loader
+from mmattn.data.seeds import seed_of
 
 
 def indices(plan: Any) -> list[list[int]]:

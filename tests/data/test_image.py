@@ -179,7 +179,7 @@ def test_tensor_is_normalised() -> None:
 def test_array_of_the_right_size_needs_no_pil(monkeypatch: pytest.MonkeyPatch) -> None:
     array = gradient(8, 8)
     slow = ImageProcessor(8)(Image.fromarray(array))
-    monkeypatch.setattr("data.image.load_image", None)
+    monkeypatch.setattr("mmattn.data.image.processor.load_image", None)
     assert torch.equal(ImageProcessor(8)(array), slow)
 
 

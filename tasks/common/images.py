@@ -1,19 +1,39 @@
-"""Public models that read pictures: how these are normalised."""
+"""What the tasks on images have in common: what users give for one, and how public models want it normalised."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from mmattn.data.readers import read_json
 from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.predictor import mapping_of, name_of
 from mmattn.tasks.common.sources import Source
 
+S = TypeVar("S")
 PREPROCESSING = "preprocessor_config.json"  # transformers'
 STATISTICS = {  # where a folder does not say how its pictures were normalised: ImageNet's, as most were
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
+
+
+def image_sample(item: Any, number: int, kind: type[S]) -> S:
+    """A sample from what a user gives, the number-th item.
+
+    Args:
+        item: an image: a path, the file's bytes, a uint8 array (H, W, 3) or a PIL image; a mapping with `image` and, if
+            wanted, `id`; or a sample.
+        number: its place.
+        kind: the sample's class, whose first fields are `id` and `image`.
+
+    Raises:
+        DataError: there is no image; names the item.
+    """
+    if isinstance(item, kind):
+        return item
+    given = mapping_of(item, "image")
+    return kind(name_of(given, number, ("image",)), given["image"])  # type: ignore[call-arg]
 
 
 def statistics(source: Source) -> dict[str, tuple[float, ...]]:

@@ -1,4 +1,4 @@
-"""What a classifier is measured by: torchmetrics' figures under names that say which variant they are."""
+"""What label prediction is measured by: torchmetrics' figures under names that say which variant they are."""
 
 from __future__ import annotations
 

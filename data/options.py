@@ -1,0 +1,38 @@
+"""Objects that a configuration describes by their keywords, such as an augmentation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from mmattn.data.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def from_options(kind: Callable[..., T], options: Mapping[str, Any] | None, key: str) -> T | None:
+    """What a configuration's mapping describes; None where it says nothing.
+
+    Args:
+        kind: What is made, by its keywords.
+        options: Of these, those that are given.
+        key: Where the mapping stands, for messages.
+
+    Raises:
+        ConfigError: An unknown option, with the nearest right one; or a value that cannot be.
+
+    >>> from_options(complex, {"imga": 1}, "model.factor")
+    Traceback (most recent call last):
+    mmattn.data.errors.ConfigError: model.factor.imga: no such option (did you mean 'imag'?); there are: real, imag
+    """
+    if not options:
+        return None
+    known = list(inspect.signature(kind).parameters)
+    wrong = next((name for name in options if name not in known), None)
+    if wrong is not None:
+        raise ConfigError(f"{key}.{wrong}: no such option{nearest(wrong, known)}; there are: {', '.join(known)}")
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}.{error}") from None
