@@ -38,6 +38,7 @@ def child(arguments: list[str], delay: float | None, write: int | None) -> None:
 
     from mmattn.tasks.common import callbacks
     from mmattn.tasks.common.dispatch import main
+    from mmattn.tasks.common.task import tasks
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -66,7 +67,7 @@ def child(arguments: list[str], delay: float | None, write: int | None) -> None:
             die()
 
         callbacks.torch.save = dying_save
-    main("vqa", "", argv=arguments)
+    main(tasks()["vqa"], arguments)
 
 
 def launch(arguments: str, delay: float | None = None, write: int | None = None) -> subprocess.CompletedProcess[str]:

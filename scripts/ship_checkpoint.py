@@ -1,6 +1,6 @@
-"""Make a run's model the one that ships with its task: half precision, measured on the built-in test part.
+"""Make a run's model one that ships with its task: half precision, measured on the built-in test part.
 
-python scripts/ship_checkpoint.py vqa runs/vqa/model
+python scripts/ship_checkpoint.py vqa runs/vqa/model [--name demo]
 """
 
 from __future__ import annotations
@@ -30,30 +30,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task")
     parser.add_argument("model", help="the model/ folder of a run")
+    parser.add_argument("--name", default="demo", help="what it is called: TASK/NAME (default: demo)")
     options = parser.parse_args()
-    from mmattn.tasks import load
-    from mmattn.tasks.common.checkpoint import read_config, save_directory
+    from mmattn.tasks import load, tasks
+    from mmattn.tasks.common.checkpoint import save_directory
     from mmattn.tasks.common.rundir import read_json
+    from mmattn.tasks.common.sources import CHECKPOINTS
 
-    predictor, config = load(options.model, device="cpu"), read_config(options.model)
-    target = ROOT / "tasks" / options.task / "checkpoints" / "demo"
+    predictor = load(options.model, device="cpu")
+    target = tasks()[options.task].folder / CHECKPOINTS / options.name
     parts = {
         "task": options.task,
         "model": predictor.model,
-        "keywords": config["model"],
+        "keywords": predictor.parts.keywords,
+        "network": predictor.parts.network,
         "processor": predictor.processor,
         "command": without_places(read_json(Path(options.model).parent / "run.json").get("command", "")),
         "half": True,
     }
     save_directory(target, **parts)
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", f"tasks.{options.task}", "test", "--checkpoint", str(target)]
+        command = [sys.executable, "-m", "mmattn", options.task, "test", "--checkpoint", str(target)]
         subprocess.run([*command, "--trainer.default_root_dir", scratch], cwd=ROOT, check=True)
         measured = json.loads(Path(scratch, "metrics.json").read_text())["test"]
     metrics = {"built-in test": {name: value for name, value in measured.items() if isinstance(value, float)}}
     save_directory(target, **parts, metrics=metrics)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    print(f"{target.relative_to(ROOT)} written, {size:,} bytes.")
+    print(f"{target} written, {size:,} bytes.")
 
 
 if __name__ == "__main__":

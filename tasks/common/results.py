@@ -13,13 +13,14 @@ from typing import Any
 
 from mmattn.tasks.common.files import write_json
 from mmattn.tasks.common.rundir import versions
+from mmattn.tasks.common.task import tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def results_path(task: str) -> Path:
     """Where a task keeps its figures."""
-    return ROOT / "tasks" / task / "results.json"
+    return tasks()[task].folder / "results.json"
 
 
 def read_results(task: str) -> dict[str, Any]:

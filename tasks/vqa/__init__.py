@@ -47,8 +47,8 @@ TASK = Task(
         Option("top_k", "how many answers to give, best first (default: 1)", int, only="predict"),
     ),
     baselines={
-        "question hidden": "--data.hide question",
         "image hidden": "--data.hide image",
+        "question hidden": "--data.hide question",
         "mean pooling for attention": "--model.fusion mean --model.guidance 0",
     },
     variants={"without guidance": "--model.guidance 0 --model.object_supervision 0"},

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmattn.tasks import load
 from mmattn.tasks.common import files
 from mmattn.tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
 from mmattn.tasks.common.checkpoint import CONFIG, WEIGHTS, load_weights, read_config, read_weights, save_directory
@@ -97,24 +98,24 @@ def test_a_pickle_that_runs_code_is_refused_as_training_checkpoint(tmp_path: Pat
     [
         ("{", "expected JSON"),
         ('{"architectures": ["Bert"]}', "missing: format, task, model"),
-        ('{"format": 9, "task": "vqa", "model": {}}', "expected format 1, found 9"),
+        ('{"format": 9, "task": "vqa", "model": {}}', "expected format 1 to 2, found 9"),
         ('{"format": 1, "task": "golf", "model": {}}', "found 'golf'"),
     ],
 )
 def test_foreign_or_broken_config_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / CONFIG).write_text(content)
     with pytest.raises(CheckpointError, match=message):
-        mmattn.tasks.load(tmp_path)
+        load(tmp_path)
 
 
 def test_missing_folders_and_web_addresses_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        mmattn.tasks.load(tmp_path / "none")
+        load(tmp_path / "none")
     (tmp_path / "a").touch()
     with pytest.raises(CheckpointError, match=r"expected a shipped model with config\.json, found: a"):
-        mmattn.tasks.load(tmp_path)
+        load(tmp_path)
     with pytest.raises(CheckpointError, match="local folders only"):
-        mmattn.tasks.load("https://example.org/model")
+        load("https://example.org/model")
     with pytest.raises(CheckpointError, match="local files only"):
         read_checkpoint("https://example.org/last.ckpt")
 

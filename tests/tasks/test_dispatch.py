@@ -1,4 +1,4 @@
-"""What `python -m tasks.vqa` meets first: fast help, nearest names, and modules of the user's that hide ours."""
+"""What `python -m tasks.vqa` and `mmattn vqa` meet first: fast help, nearest names, one class of each name."""
 
 import json
 import os
@@ -7,25 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from mmattn.tasks.common.task import tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def call(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run([sys.executable, "-m", *words], cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["fit", "--help"], ["predict", "--help"], ["test", "-h"]])
 def test_help_needs_no_library(words: list[str]) -> None:
     # -S leaves site-packages out: an import of anything but the standard library would fail.
-    done = subprocess.run(
-        [sys.executable, "-S", "-m", "tasks.vqa", *words],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = call("-S", "-m", "tasks.vqa", *words)
     assert done.returncode == 0, done.stderr
     assert "usage: python -m tasks.vqa" in done.stdout
 
@@ -45,44 +42,46 @@ def test_help_needs_no_library(words: list[str]) -> None:
     ],
 )
 def test_mistakes_end_in_one_clear_line(words: list[str], message: str, tmp_path: Path) -> None:
-    done = call("tasks.vqa", *words, cwd=tmp_path)
+    done = call("-m", "tasks.vqa", *words, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("name", "entry"), [("data", "tasks.vqa"), ("data", "mmattn"), ("tasks", "mmattn")])
-def test_a_module_that_hides_ours_is_named(name: str, entry: str, tmp_path: Path) -> None:
-    (tmp_path / f"{name}.py").write_text("x = 1\n")
-    words = ["predict"] if entry == "tasks.vqa" else ["vqa", "predict"]
-    done = call(entry, *words, cwd=tmp_path)
-    assert done.returncode != 0
-    assert f"the name '{name}' is taken" in done.stderr
-    assert str(tmp_path / f"{name}.py") in done.stderr
-
-
 def test_the_other_door_leads_to_the_same_room() -> None:
-    assert call("mmattn", "vqa", "--help").stdout == call("tasks.vqa", "--help").stdout
-    assert "tasks: vqa" in call("mmattn").stdout
-    assert call("mmattn", "golf").returncode == 2
+    ours, theirs = call("-m", "mmattn", "vqa", "--help").stdout, call("-m", "tasks.vqa", "--help").stdout
+    assert ours.replace("mmattn vqa", "python -m tasks.vqa") == theirs
+    assert f"tasks: {', '.join(tasks())}" in call("-m", "mmattn").stdout
+    assert call("-m", "mmattn", "golf").returncode == 2
+
+
+def test_foreign_modules_of_common_names_are_in_nobodys_way(tmp_path: Path) -> None:
+    for name in ("tasks.py", "data.py", "data/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('a product of its own')\n")
+    done = call("-m", "mmattn", "vqa", "predict", "--input", "demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 1
+
+
+@pytest.mark.parametrize("name", ["tasks.vqa.model", "tasks.common"])
+def test_submodules_have_their_full_name_alone(name: str) -> None:
+    assert f"ModuleNotFoundError: {name}: write mmattn.{name}\n" in call("-c", f"import {name}").stderr
+
+
+def test_a_class_exists_once() -> None:
+    code = "import mmattn, tasks, mmattn.tasks.vqa as full, tasks.vqa as short\n"
+    code += "assert all(getattr(short, name) is getattr(full, name) for name in ('VQAHead', 'VQAModule', 'load'))\n"
+    code += "assert mmattn.load is tasks.load\n"
+    done = call("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_predict_from_the_command_line(tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
-    done = call(
-        "tasks.vqa",
-        "predict",
-        "--image",
-        "a.png",
-        "--question",
-        "what colour is the circle?",
-        "--top_k",
-        "3",
-        cwd=tmp_path,
-    )
+    words = ["--image", "a.png", "--question", "what colour is the circle?", "--top_k", "3"]
+    done = call("-m", "mmattn", "vqa", "predict", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["id"] == "a.png"
@@ -91,12 +90,6 @@ def test_predict_from_the_command_line(tmp_path: Path) -> None:
     assert len(answer["alternatives"]) == 2
 
 
-def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
-    done = subprocess.run(
-        f"{sys.executable} -m tasks.vqa predict --input demo | head -c 10",
-        shell=True,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr == ""
+def test_a_closed_pipe_is_no_error() -> None:
+    words = f"{sys.executable} -m tasks.vqa predict --input demo | head -c 10"
+    assert subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True).stderr == ""

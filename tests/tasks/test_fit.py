@@ -1,17 +1,16 @@
-"""The way everything is run: what fit leaves behind, what it refuses, and that a resumed run is the same run."""
+"""The way everything is run: what fit takes, and what it refuses. What each task must do is in test_fit_contract.py."""
 
-import csv
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
+from PIL import Image
 
-from mmattn.tasks.common.callbacks import read_checkpoint, shipped_weights
-from mmattn.tasks.common.checkpoint import read_weights
+from mmattn.tasks import load
+from mmattn.tasks.common.callbacks import read_checkpoint
 from mmattn.tasks.common.cli import in_words
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
 from mmattn.tasks.common.module import schedule_factor
@@ -25,79 +24,40 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run("fit", tmp_path_factory.mktemp("runs") / "vqa", "--model.ema_decay 0.9 --trainer.max_epochs 2")
 
 
-def test_fit_fills_the_run_directory(finished: Path) -> None:
-    present = {p.name for p in finished.iterdir()}
-    assert present == {
-        "config.yaml",
-        "run.json",
-        "metrics.json",
-        "last.ckpt",
-        "best.ckpt",
-        "processor",
-        "model",
-        "logs",
-    }
-    logs = {p.name.split(".")[0] for p in (finished / "logs").rglob("*") if p.is_file()}
-    assert {"events", "metrics"} <= logs
-    metrics = read(finished / "metrics.json")
-    assert metrics["fit"]["epochs"] == 2
-    assert 0 <= metrics["validation"]["accuracy"] <= 1
-    record = read(finished / "run.json")
-    assert record["seed"] == 0
-    assert {"python", "torch", "lightning"} <= record["versions"].keys()
-    assert len(record["data"]["train"]["sha256"]) == 64
-    assert "fit" in record["command"]
-    assert {p.name for p in (finished / "model").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "processor",
-        "README.md",
-    }
-
-
-def test_the_log_holds_the_metric(finished: Path) -> None:
-    with next(finished.rglob("metrics.csv")).open() as file:
-        rows = list(csv.DictReader(file))
-    assert sum(bool(row["val/accuracy"]) for row in rows) == 2
-
-
-def test_the_written_config_is_complete(finished: Path) -> None:
-    config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert config["model"]["embed_dim"] == 16
-    assert config["data"]["scenes"] == 12
-    assert config["seed_everything"] == 0
-
-
-def test_the_shipped_model_is_the_best_with_its_average(finished: Path) -> None:
-    best = shipped_weights(read_checkpoint(finished / "best.ckpt"))
-    shipped = read_weights(finished / "model" / "model.safetensors")
-    assert best.keys() == shipped.keys()
-    assert all(torch.equal(best[name], shipped[name]) for name in best)
-    raw = read_checkpoint(finished / "best.ckpt")["state_dict"]
-    assert any(not torch.equal(raw[f"model.{name}"], value) for name, value in shipped.items())
-
-
-def test_validate_measures_what_fit_reported(finished: Path, tmp_path: Path) -> None:
-    run("validate", tmp_path, f"--checkpoint {finished / 'model'}")
-    mine, theirs = read(tmp_path / "metrics.json")["validation"], read(finished / "metrics.json")["validation"]
-    assert mine["accuracy"] == theirs["accuracy"]
-
-
 def test_a_finished_model_is_measured_as_it_is(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.fusion: the checkpoint .* has 'fusion_block', found 'additive'"):
         run("test", tmp_path, f"--checkpoint {finished / 'model'} --model.fusion additive")
 
 
-def test_test_takes_any_file(finished: Path, tmp_path: Path) -> None:
-    from PIL import Image
+@pytest.fixture
+def questions(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a file of the same question about a red picture, with these answers."""
 
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
-    rows = [{"image": "a.png", "question": "what colour is it?", "answer": a} for a in ("red", "zebra")]
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run("test", tmp_path / "out", f"--checkpoint {finished / 'model'} --data.test {tmp_path / 'mine.jsonl'}")
+    def write(*answers: str) -> Path:
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+        rows = [{"image": "a.png", "question": "what colour is it?", "answer": answer} for answer in answers]
+        (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / "mine.jsonl"
+
+    return write
+
+
+def test_test_takes_any_file(finished: Path, questions: Callable[..., Path], tmp_path: Path) -> None:
+    mine = questions("red", "zebra")
+    run("test", tmp_path / "out", f"--checkpoint {finished / 'model'} --data.test {mine}")
     figures = read(tmp_path / "out" / "metrics.json")["test"]
     assert figures["accuracy"] in (0.0, 0.5)  # an answer outside the vocabulary counts as wrong
     assert figures["data"]["test"]["samples"] == 2
+
+
+def test_own_data_are_not_judged_by_the_built_in_ones(questions: Callable[..., Path], tmp_path: Path) -> None:
+    mine = questions("red")
+    with pytest.raises(ConfigError, match=r"data\.train without data\.val"):
+        run("fit", tmp_path / "run", f"--data.train {mine}")
+    folder = run("fit", tmp_path / "run", f"--data.train {mine} --data.val {mine} --data.batch_size 4")
+    with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
+        run("test", tmp_path / "out", f"--checkpoint {folder / 'model'}")
+    run("test", tmp_path / "out", f"--checkpoint {folder / 'model'} --data.test {mine}")
 
 
 def test_a_used_run_directory_is_refused(finished: Path) -> None:
@@ -226,14 +186,14 @@ def test_training_features_run_together(tmp_path: Path) -> None:
 
 
 def test_learning_rate_finder_sets_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("fit", tmp_path / "run", "--find_lr true --data.scenes 240")
+    run("fit", tmp_path / "run", "--find_lr true --data.scenes 40 --data.batch_size 6")
     assert "learning rate found" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_a_compiled_model_trains(tmp_path: Path) -> None:
     run("fit", tmp_path / "run", "--model.compile true --trainer.max_steps 2")
-    assert mmattn.tasks.load(tmp_path / "run" / "model", device="cpu").model is not None
+    assert load(tmp_path / "run" / "model", device="cpu").model is not None
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "inverse_sqrt", "constant"])
@@ -243,18 +203,3 @@ def test_schedules(schedule: Any) -> None:
     assert rates[9] == rates[10] == 1.0 or schedule == "inverse_sqrt"
     assert all(later <= earlier for earlier, later in pairwise(rates[9:]))
     assert rates[100] == pytest.approx({"constant": 1.0, "inverse_sqrt": (10 / 101) ** 0.5}.get(schedule, 0.0))
-
-
-def test_own_data_are_not_judged_by_the_built_in_ones(finished: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
-    row = json.dumps({"image": "a.png", "question": "what colour is it?", "answer": "red"}) + "\n"
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text(row * 1)
-    with pytest.raises(ConfigError, match=r"data\.train without data\.val"):
-        run("fit", tmp_path / "run", f"--data.train {mine}")
-    run("fit", tmp_path / "run", f"--data.train {mine} --data.val {mine} --trainer.max_epochs 1 --data.batch_size 4")
-    with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
-        run("test", tmp_path / "out", f"--checkpoint {tmp_path / 'run' / 'model'}")
-    run("test", tmp_path / "out", f"--checkpoint {tmp_path / 'run' / 'model'} --data.test {mine}")

@@ -15,9 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmattn.tasks import TASKS, load
+from mmattn.tasks import load, tasks
 from mmattn.tasks.common.module import TaskModule
-from tests.tasks.runs import TINIES, read, run
+from tests.tasks.runs import read, run
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
@@ -104,11 +104,11 @@ def take_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 def test_every_task_has_a_tiny_configuration() -> None:
-    assert set(TASKS) <= set(TINIES)
+    assert all(task.tiny for task in tasks().values())
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", tasks())
 def test_the_gpu_path_takes_the_step_that_the_plain_path_takes(
     task: str, device: str, take_step: Callable[..., Step]
 ) -> None:
@@ -124,7 +124,7 @@ def test_the_gpu_path_takes_the_step_that_the_plain_path_takes(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", tasks())
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_training_steps(task: str, precision: str, tmp_path: Path) -> None:
     options = f"--trainer.accelerator gpu --trainer.devices 1 --trainer.precision {precision} --model.compile true"

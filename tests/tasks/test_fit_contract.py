@@ -1,0 +1,194 @@
+"""What every task must do, from the command line and from Python: one class over the tasks that there are."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import mmattn
+from mmattn.tasks.common.callbacks import read_checkpoint, shipped_weights
+from mmattn.tasks.common.checkpoint import read_weights
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.predictor import Predictor
+from mmattn.tasks.common.task import tasks
+from tests.tasks.runs import ask, lines, read, run
+
+CHEAP = "vqa"  # whose slow tests are always run
+SOME_SLOW = [pytest.param(name, marks=() if name == CHEAP else pytest.mark.slow) for name in tasks()]
+BASELINES = [(task.name, words) for task in tasks().values() for words in task.baselines.values()]
+OPTIONS = "--model.schedule constant --model.ema_decay 0.9"  # the rate doesn't know when training ends
+
+each = pytest.mark.parametrize("task", tasks())
+each_slowly = pytest.mark.parametrize("task", SOME_SLOW)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of a task, two epochs."""
+    folder = tmp_path_factory.mktemp("runs")
+    return functools.cache(
+        lambda task: run("fit", folder / task, f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 0", task=task)
+    )
+
+
+@pytest.fixture(scope="module")
+def predictor(trained: Callable[[str], Path]) -> Callable[[str], Predictor[Any, Any]]:
+    """Its model."""
+    return functools.cache(lambda task: mmattn.load(trained(task) / "model", device="cpu"))
+
+
+def monitor_of(task: str) -> str:
+    """What its training looks at, such as val/accuracy."""
+    return str(tasks()[task].resolve("module").monitor)
+
+
+def plain(found: Any) -> Any:
+    """A prediction's values, comparable."""
+    if isinstance(found, list):
+        return [plain(one) for one in found]
+    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in dataclasses.asdict(found).items()}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two runs end in the same shipped model and the same state of training, bit for bit."""
+    pairs = [[read_weights(run / "model" / "model.safetensors") for run in (one, other)]]
+    pairs += [[read_checkpoint(run / "last.ckpt")["state_dict"] for run in (one, other)]]
+    return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
+
+
+class TestContract:
+    @each
+    def test_fit_fills_the_run_directory(self, task: str, trained: Callable[[str], Path]) -> None:
+        folder = trained(task)
+        files = {"config.yaml", "run.json", "metrics.json", "last.ckpt", "best.ckpt", "processor", "model", "logs"}
+        assert {path.name for path in folder.iterdir()} == files
+        assert {path.name for path in (folder / "model").iterdir()} == {
+            "config.json", "model.safetensors", "processor", "README.md"
+        }  # fmt: skip
+        metrics, record = read(folder / "metrics.json"), read(folder / "run.json")
+        assert metrics["fit"]["epochs"] == 2
+        assert isinstance(metrics["validation"][tasks()[task].metric], float)
+        assert record["seed"] == 0
+        assert {"python", "torch", "lightning"} <= record["versions"].keys()
+        assert len(record["data"]["train"]["sha256"]) == 64
+        assert record["command"].startswith(f"python -m tasks.{task} fit ")
+        config, words = yaml.safe_load((folder / "config.yaml").read_text()), tasks()[task].tiny.split()
+        for name, value in zip(words[::2], words[1::2], strict=True):
+            group, key = name.removeprefix("--").split(".")
+            assert config[group][key] == yaml.safe_load(value)
+        assert config["seed_everything"] == 0
+
+    @each
+    def test_the_log_holds_the_metric(self, task: str, trained: Callable[[str], Path]) -> None:
+        logs = trained(task) / "logs"
+        assert any(path.name.startswith("events") for path in logs.rglob("*"))
+        with next(logs.rglob("metrics.csv")).open() as file:
+            assert sum(bool(row[monitor_of(task)]) for row in csv.DictReader(file)) == 2
+
+    @each
+    def test_the_shipped_model_is_the_best_with_its_average(self, task: str, trained: Callable[[str], Path]) -> None:
+        checkpoint = read_checkpoint(trained(task) / "best.ckpt")
+        best, shipped = shipped_weights(checkpoint), read_weights(trained(task) / "model" / "model.safetensors")
+        assert shipped
+        assert all(torch.equal(best[name], shipped[name]) for name in shipped)
+        raw = checkpoint["state_dict"]
+        assert any(not torch.equal(raw[f"model.{name}"], value) for name, value in shipped.items())
+
+    @each
+    def test_validate_and_test_measure_it(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
+        for command in ("validate", "test"):
+            run(command, tmp_path, f"--checkpoint {trained(task) / 'model'}", task=task)
+        mine, theirs = read(tmp_path / "metrics.json"), read(trained(task) / "metrics.json")
+        main = monitor_of(task).removeprefix("val/")
+        assert mine["validation"][main] == theirs["validation"][main]
+        assert isinstance(mine["test"][main], float)
+
+    @each_slowly
+    def test_a_resumed_run_equals_an_unbroken_one(
+        self, task: str, trained: Callable[[str], Path], tmp_path: Path
+    ) -> None:
+        folder = run("fit", tmp_path / "run", OPTIONS, task=task)
+        steps = read(folder / "metrics.json")["fit"]["steps"]
+        run("fit", folder, f"{OPTIONS} --trainer.max_epochs 2 --ckpt_path last", task=task)
+        assert read(folder / "metrics.json")["fit"]["steps"] == 2 * steps
+        assert same_weights(folder, trained(task))
+
+    @each_slowly
+    def test_workers_change_nothing(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
+        options = f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 2"
+        assert same_weights(run("fit", tmp_path / "run", options, task=task), trained(task))
+
+    @pytest.mark.parametrize(("task", "words"), BASELINES)
+    def test_baselines_train(self, task: str, words: str, tmp_path: Path) -> None:
+        metrics = read(run("fit", tmp_path / "run", words, task=task) / "metrics.json")
+        assert metrics["fit"]["steps"] > 0
+        assert tasks()[task].metric in metrics["validation"]
+
+    @each
+    def test_predict_and_explain(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
+        words = ("--checkpoint", trained(task) / "model", "--input", "demo", "--output")
+        ask("predict", *words, tmp_path / "answers.jsonl", task=task)
+        answers = lines(tmp_path / "answers.jsonl")
+        assert len({answer["id"] for answer in answers}) == len(answers) > 1
+        ask("explain", *words, tmp_path / "pictures", task=task)
+        pictures = sorted((tmp_path / "pictures").iterdir())
+        assert len(pictures) == len(answers)
+        with Image.open(pictures[0]) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 50
+
+    @each_slowly
+    def test_export(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
+        words = ("--checkpoint", trained(task) / "model", "--format", "torch", "--output", tmp_path)
+        ask("export", *words, task=task)
+        assert {path.suffix for path in tmp_path.iterdir()} == {"", ".pt2"}
+        assert (tmp_path / "processor").is_dir()
+
+    @each
+    def test_one_item_and_several(self, task: str, predictor: Callable[[str], Predictor[Any, Any]]) -> None:
+        model = predictor(task)
+        first, second = model.demo_samples()[:2]
+        expected = plain(model.predict([first, second], batch_size=1))
+        assert plain(model(first)) == plain(model.predict([first])[0]) == expected[0]
+        found = model.predict([first, {}, second], batch_size=1, on_error="skip")
+        assert found[1] is None
+        assert plain([found[0], found[2]]) == expected
+        with pytest.raises(ValueError, match="item 1"):
+            model.predict([first, {}])
+        for ask_it in (model.predict, model.explain_all):
+            with pytest.raises(ConfigError, match=rf"^no_such_option: {task} has no such option"):
+                ask_it([first], no_such_option=1)
+
+    @each
+    def test_saved_and_loaded_it_predicts_the_same(
+        self, task: str, predictor: Callable[[str], Predictor[Any, Any]], tmp_path: Path
+    ) -> None:
+        model = predictor(task).to("cpu")
+        other = mmattn.load(model.save(tmp_path / "model"), device="cpu")
+        assert type(other) is type(model) is tasks()[task].resolve("predictor")
+        assert (other.task, other.labels, other.device.type) == (task, model.labels, "cpu")
+        assert other.labels is None or len(other.labels) > 1
+        samples = model.demo_samples()[:3]
+        assert plain(other.predict(samples)) == plain(model.predict(samples))
+
+    @each
+    def test_the_named_model(self, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        named = mmattn.load(f"{task}/demo", device="cpu")
+        assert named.task == task
+        with pytest.raises(CheckpointError, match=rf"a named model of {task}/demo.*did you mean '{task}/demo'"):
+            mmattn.load(f"{task}/dem")
+        shutil.copytree(tasks()[task].folder / "checkpoints" / "demo", Path(task, "demo"))
+        with pytest.raises(CheckpointError, match=rf"both a named model and a folder; write \./{task}/demo"):
+            mmattn.load(f"{task}/demo")
+        assert mmattn.load(f"./{task}/demo", device="cpu").labels == named.labels
