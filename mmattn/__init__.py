@@ -54,58 +54,69 @@ _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from .attention import MultiHeadAttention as MultiHeadAttention
-    from .attention import split_attention as split_attention
+    from .attention import MultiHeadAttention as MultiHeadAttention, split_attention as split_attention
     from .auxiliary import auxiliary_losses as auxiliary_losses
-    from .blocks import Decoder as Decoder
-    from .blocks import DecoderLayer as DecoderLayer
-    from .blocks import Encoder as Encoder
-    from .blocks import EncoderLayer as EncoderLayer
-    from .blocks import FeedForward as FeedForward
-    from .channel import CBAM as CBAM
-    from .channel import ChannelAttention as ChannelAttention
-    from .channel import EfficientChannelAttention as EfficientChannelAttention
-    from .channel import SqueezeExcitation as SqueezeExcitation
-    from .deformable import DeformableAttention as DeformableAttention
-    from .deformable import flatten_maps as flatten_maps
-    from .explain import capture as capture
-    from .explain import head_statistics as head_statistics
-    from .explain import relevance as relevance
-    from .explain import rollout as rollout
+    from .blocks import (
+        Decoder as Decoder,
+        DecoderLayer as DecoderLayer,
+        Encoder as Encoder,
+        EncoderLayer as EncoderLayer,
+        FeedForward as FeedForward,
+    )
+    from .channel import (
+        CBAM as CBAM,
+        ChannelAttention as ChannelAttention,
+        EfficientChannelAttention as EfficientChannelAttention,
+        SqueezeExcitation as SqueezeExcitation,
+    )
+    from .deformable import DeformableAttention as DeformableAttention, flatten_maps as flatten_maps
+    from .explain import (
+        capture as capture,
+        head_statistics as head_statistics,
+        relevance as relevance,
+        rollout as rollout,
+    )
     from .functional import attend as attend
-    from .fusion import AttentionPooling as AttentionPooling
-    from .fusion import BiDAF as BiDAF
-    from .fusion import CoAttention as CoAttention
-    from .fusion import CrossModalAttention as CrossModalAttention
-    from .fusion import MultimodalFusionBlock as MultimodalFusionBlock
-    from .generate import Generated as Generated
-    from .generate import GenerationConfig as GenerationConfig
-    from .hierarchical import ContextPooling as ContextPooling
-    from .hierarchical import HierarchicalAttention as HierarchicalAttention
-    from .hierarchical import Recurrent as Recurrent
-    from .kernels import KERNELS as KERNELS
-    from .kernels import Kernel as Kernel
-    from .kernels import build_kernel as build_kernel
-    from .kernels import kernel_options as kernel_options
-    from .kernels import kinds_supporting as kinds_supporting
+    from .fusion import (
+        AttentionPooling as AttentionPooling,
+        BiDAF as BiDAF,
+        CoAttention as CoAttention,
+        CrossModalAttention as CrossModalAttention,
+        MultimodalFusionBlock as MultimodalFusionBlock,
+    )
+    from .generate import Generated as Generated, GenerationConfig as GenerationConfig
+    from .hierarchical import (
+        ContextPooling as ContextPooling,
+        HierarchicalAttention as HierarchicalAttention,
+        Recurrent as Recurrent,
+    )
+    from .kernels import (
+        KERNELS as KERNELS,
+        Kernel as Kernel,
+        build_kernel as build_kernel,
+        kernel_options as kernel_options,
+        kinds_supporting as kinds_supporting,
+    )
     from .masks import Mask as Mask
-    from .positions import ALiBi as ALiBi
-    from .positions import LearnedPositions as LearnedPositions
-    from .positions import PositionBias as PositionBias
-    from .positions import Rotary as Rotary
-    from .positions import SinusoidalPositions as SinusoidalPositions
-    from .positions import T5Bias as T5Bias
-    from .pretrained import load_generation_config as load_generation_config
-    from .pretrained import load_pretrained as load_pretrained
-    from .spatial import AttentionGate as AttentionGate
-    from .spatial import Gate as Gate
-    from .spatial import MapPooling as MapPooling
-    from .spatial import PositionAttention as PositionAttention
-    from .spatial import SpatialAttention as SpatialAttention
+    from .positions import (
+        ALiBi as ALiBi,
+        LearnedPositions as LearnedPositions,
+        PositionBias as PositionBias,
+        Rotary as Rotary,
+        SinusoidalPositions as SinusoidalPositions,
+        T5Bias as T5Bias,
+    )
+    from .pretrained import load_generation_config as load_generation_config, load_pretrained as load_pretrained
+    from .spatial import (
+        AttentionGate as AttentionGate,
+        Gate as Gate,
+        MapPooling as MapPooling,
+        PositionAttention as PositionAttention,
+        SpatialAttention as SpatialAttention,
+    )
     from .tap import Tap as Tap
     from .tasks import load as load
-    from .temporal import DividedSpaceTimeLayer as DividedSpaceTimeLayer
-    from .temporal import TemporalPooling as TemporalPooling
+    from .temporal import DividedSpaceTimeLayer as DividedSpaceTimeLayer, TemporalPooling as TemporalPooling
 
 
 def __getattr__(name: str) -> Any:

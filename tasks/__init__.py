@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmattn.tasks.common.predictor import load as load
     from mmattn.tasks.common.task import tasks as tasks
 
-__all__, __getattr__ = lazy("mmattn.tasks.common", {"load": "predictor", "tasks": "task"})
+__all__, __getattr__ = lazy("mmattn.tasks.common", {"predictor": ("load",), "task": ("tasks",)})
 
 if __name__ == "tasks":
 

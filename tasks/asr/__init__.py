@@ -13,34 +13,29 @@ from mmattn.tasks.common.lazy import lazy
 from mmattn.tasks.common.task import Option, Task
 
 if TYPE_CHECKING:
-    from mmattn.tasks.asr.model import ASRHead as ASRHead
-    from mmattn.tasks.asr.model import ASRModel as ASRModel
+    from mmattn.tasks.asr.model import ASRHead as ASRHead, ASRModel as ASRModel
     from mmattn.tasks.asr.module import ASRModule as ASRModule
-    from mmattn.tasks.asr.predict import Recogniser as Recogniser
-    from mmattn.tasks.asr.predict import Transcript as Transcript
-    from mmattn.tasks.asr.predict import load as load
+    from mmattn.tasks.asr.predict import Recogniser as Recogniser, Transcript as Transcript, load as load
 
-_HOMES = {
-    "ASRModel": "model",
-    "ASRHead": "model",
-    "Recogniser": "predict",
-    "Transcript": "predict",
-    "load": "predict",
-    "ASRModule": "module",
+_NAMES = {
+    "model": ("ASRModel", "ASRHead"),
+    "predict": ("Recogniser", "Transcript", "load"),
+    "module": ("ASRModule",),
 }
-__all__, __getattr__ = lazy("mmattn.tasks.asr", _HOMES)
+__all__, __getattr__ = lazy("mmattn.tasks.asr", _NAMES)
 
 _ALONE = "--model.search_ctc_weight 0 --model.num_beams 1"
 
 TASK = Task(
     name="asr",
+    package="mmattn.tasks.asr",
     title="Speech recognition: train on recordings and their texts, measure, transcribe, see when each word was said.",
-    model="mmattn.tasks.asr.model:ASRModel",
-    processor="mmattn.tasks.asr.processor:SpeechProcessor",
-    module="mmattn.tasks.asr.module:ASRModule",
-    datamodule="mmattn.tasks.asr.module:ASRDataModule",
-    predictor="mmattn.tasks.asr.predict:Recogniser",
-    demo="mmattn.tasks.asr.demo:make",
+    model="model:ASRModel",
+    processor="processor:SpeechProcessor",
+    module="module:ASRModule",
+    datamodule="module:ASRDataModule",
+    predictor="predict:Recogniser",
+    demo="demo:make",
     options=(
         Option(
             "audio",
@@ -55,11 +50,11 @@ TASK = Task(
         Option("task", "of Whisper: transcribe, or translate into English (default: as its folder says)"),
         Option("window", "seconds that are heard at once (default: the longest clip of the training)", float),
     ),
-    adapter="mmattn.tasks.asr.adapters:ASRAdapter",
+    adapter="adapters:ASRAdapter",
     families={
-        "whisper/*": "mmattn.tasks.asr.adapters:WhisperAdapter",
-        "wav2vec2/*": "mmattn.tasks.asr.adapters:CTCAdapter",
-        "hubert/*": "mmattn.tasks.asr.adapters:CTCAdapter",
+        "whisper/*": "adapters:WhisperAdapter",
+        "wav2vec2/*": "adapters:CTCAdapter",
+        "hubert/*": "adapters:CTCAdapter",
     },
     baselines={
         "sound hidden": "--data.hide sound",
@@ -78,7 +73,7 @@ TASK = Task(
     },
     metric="wer",
     kernel_length=512,
-    localisation="mmattn.tasks.asr.localisation:localisation",
+    localisation="localisation:localisation",
     tiny="--data.clips 24 --data.batch_size 8 --data.max_frames 1200 --model.embed_dim 16 --model.num_heads 2 "
     "--model.ffn_dim 16 --model.encoder_layers 1 --model.num_beams 1",
 )

@@ -13,45 +13,46 @@ from mmattn.tasks.common.lazy import lazy
 from mmattn.tasks.common.task import Option, Task
 
 if TYPE_CHECKING:
-    from mmattn.tasks.classification.model import ClassificationHead as ClassificationHead
-    from mmattn.tasks.classification.model import ClassificationModel as ClassificationModel
-    from mmattn.tasks.classification.model import ClassificationOutput as ClassificationOutput
+    from mmattn.tasks.classification.model import (
+        ClassificationHead as ClassificationHead,
+        ClassificationModel as ClassificationModel,
+        ClassificationOutput as ClassificationOutput,
+    )
     from mmattn.tasks.classification.module import ClassificationModule as ClassificationModule
-    from mmattn.tasks.classification.predict import ClassificationAnswer as ClassificationAnswer
-    from mmattn.tasks.classification.predict import ClassificationPredictor as ClassificationPredictor
-    from mmattn.tasks.classification.predict import load as load
+    from mmattn.tasks.classification.predict import (
+        ClassificationAnswer as ClassificationAnswer,
+        ClassificationPredictor as ClassificationPredictor,
+        load as load,
+    )
 
-_HOMES = {
-    "ClassificationModel": "model",
-    "ClassificationHead": "model",
-    "ClassificationOutput": "model",
-    "ClassificationPredictor": "predict",
-    "ClassificationAnswer": "predict",
-    "load": "predict",
-    "ClassificationModule": "module",
+_NAMES = {
+    "model": ("ClassificationModel", "ClassificationHead", "ClassificationOutput"),
+    "predict": ("ClassificationPredictor", "ClassificationAnswer", "load"),
+    "module": ("ClassificationModule",),
 }
-__all__, __getattr__ = lazy("mmattn.tasks.classification", _HOMES)
+__all__, __getattr__ = lazy("mmattn.tasks.classification", _NAMES)
 
 # Over an 8x8 map, as the convolutional net.
 _CCT = "--model.backbone cct --model.tokenizer_layers 3 --model.lr 0.001"
 
 TASK = Task(
     name="classification",
+    package="mmattn.tasks.classification",
     title="Image classification: train, measure, ask a model what a picture shows, see where it looked.",
-    model="mmattn.tasks.classification.model:ClassificationModel",
-    processor="mmattn.tasks.classification.processor:ClassificationProcessor",
-    module="mmattn.tasks.classification.module:ClassificationModule",
-    datamodule="mmattn.tasks.classification.module:ClassificationDataModule",
-    predictor="mmattn.tasks.classification.predict:ClassificationPredictor",
-    demo="mmattn.tasks.classification.demo:make",
+    model="model:ClassificationModel",
+    processor="processor:ClassificationProcessor",
+    module="module:ClassificationModule",
+    datamodule="module:ClassificationDataModule",
+    predictor="predict:ClassificationPredictor",
+    demo="demo:make",
     options=(
         Option("image", "a picture; or a folder's pictures by --input DIR", kind="item"),
         Option("top_k", "how many classes to give, best first (default: 1)", int, only="predict"),
     ),
-    adapter="mmattn.tasks.classification.adapters:ClassificationAdapter",
+    adapter="adapters:ClassificationAdapter",
     families=dict.fromkeys(
         ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*", "timm/*"),
-        "mmattn.tasks.classification.adapters:ViTAdapter",
+        "adapters:ViTAdapter",
     ),
     baselines={
         "mean pooling for attention": "--model.pool mean",
@@ -66,7 +67,7 @@ TASK = Task(
     },
     metric="top1",
     kernel_words=_CCT,
-    localisation="mmattn.tasks.classification.localisation:localisation",
+    localisation="localisation:localisation",
     tiny="--data.pictures 36 --data.batch_size 12 --model.channels [8,12] --model.embed_dim 16 --model.num_heads 2 "
     "--model.num_queries 2",
 )

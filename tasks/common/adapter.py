@@ -11,7 +11,7 @@ from mmattn.tasks.common.attention_config import check_attention
 from mmattn.tasks.common.checkpoint import PROCESSOR, WEIGHTS, read_weights
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import Source, find_model
-from mmattn.tasks.common.task import Task, resolve, tasks
+from mmattn.tasks.common.task import Task, tasks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -139,7 +139,7 @@ class CheckpointParts:
 
 def own_adapter(task: Task) -> Adapter:
     """The adapter of a task's own models."""
-    return Adapter(task) if task.adapter is None else resolve(task.adapter)(task)
+    return Adapter(task) if task.adapter is None else task.resolve("adapter")(task)
 
 
 def adapter_of(task: Task, source: Source) -> Adapter:
@@ -153,14 +153,14 @@ def adapter_of(task: Task, source: Source) -> Adapter:
         if task.name not in routes:
             found = f"found one of {source.family}, for {' and '.join(routes)}"
             raise CheckpointError(f"{source.name}: expected a model for {task.name}, {found}.")
-        return resolve(routes[task.name])(task)  # type: ignore[no-any-return]
+        return task.resolve(routes[task.name])(task)  # type: ignore[no-any-return]
     if source.config["task"] != task.name:
         found = source.config["task"]
         raise CheckpointError(f"{source.folder}: expected a model of {task.name}, found one of {found}.")
     network = source.config.get("network")
     if network is None:
         return own_adapter(task)
-    kinds = {kind.network: kind for kind in map(resolve, dict.fromkeys(task.families.values()))}
+    kinds = {kind.network: kind for kind in map(task.resolve, dict.fromkeys(task.families.values()))}
     if network not in kinds:
         known = ", ".join(filter(None, kinds)) or "none"
         raise CheckpointError(f"{source.folder}: expected a network of {known}, found {network!r}.")

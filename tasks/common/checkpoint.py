@@ -19,7 +19,7 @@ from mmattn.data.errors import DataError
 from mmattn.data.readers import read_json
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.files import atomic_folder, write_json
-from mmattn.tasks.common.task import resolve, tasks
+from mmattn.tasks.common.task import tasks
 
 if TYPE_CHECKING:
     import torch
@@ -82,9 +82,9 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
             model = dict(public)
         network = None if public is None else model.pop("network", "seq2seq")
         config |= {"format": 2, "network": network, "model": model}
-        own = tasks()[config["task"]].upgrade
-        if own is not None and network is None:
-            config["model"] = resolve(own)(model)
+        task = tasks()[config["task"]]
+        if task.upgrade is not None and network is None:
+            config["model"] = task.resolve("upgrade")(model)
     return config
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mmattn.data.errors import ConfigError as ConfigError
-from mmattn.data.errors import UserError
+from mmattn.data.errors import ConfigError as ConfigError, UserError
 
 
 class CheckpointError(UserError):

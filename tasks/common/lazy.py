@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-def lazy(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[[str], Any]]:
+def lazy(package: str, names: Mapping[str, Sequence[str]]) -> tuple[list[str], Callable[[str], Any]]:
     """`__all__` and `__getattr__` of a package.
 
     Args:
         package: its full name.
-        homes: the module below it in which each name lies.
+        names: of each module below it.
 
-    >>> names, get = lazy("mmattn.tasks.common", {"nearest": "errors"})
-    >>> names, get("nearest").__module__
-    (['nearest'], 'mmattn.data.errors')
+    >>> names, get = lazy("mmattn.tasks.common", {"errors": ("ConfigError",)})
+    >>> names, get("ConfigError").__module__
+    (['ConfigError'], 'mmattn.tasks.common.errors')
     """
+    homes = {name: module for module, known in names.items() for name in known}
 
     def get(name: str) -> Any:
         if name not in homes:

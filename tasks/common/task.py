@@ -41,10 +41,11 @@ class Option:
 
 @dataclass(frozen=True)
 class Task:
-    """A task, by the import strings ("package.module:Name") of what it consists of.
+    """A task, by the import strings of what it consists of: "module:Name", a module of its package or a full name.
 
     Args:
-        name: the package's, and the command's.
+        name: the command's.
+        package: its full name, "mmattn.tasks.NAME".
         title: one sentence for help and for the README's table.
         model: the `nn.Module`.
         processor: raw data to tensors and back (`mmattn.data.processor.Processor`).
@@ -67,6 +68,7 @@ class Task:
     """
 
     name: str
+    package: str
     title: str
     model: str
     processor: str
@@ -88,19 +90,19 @@ class Task:
     upgrade: str | None = None
 
     def resolve(self, part: str) -> Any:
-        """The object behind one of the import strings, by the field's name.
+        """The object behind one of the import strings, by the field's name; or by the string itself.
 
         Raises:
             AttributeError: the module has no such name.
             ImportError: there is no such module.
         """
-        return resolve(getattr(self, part))
+        module, _, name = getattr(self, part, part).partition(":")
+        return getattr(importlib.import_module(module if "." in module else f"{self.package}.{module}"), name)
 
     @property
     def folder(self) -> Path:
         """The package's folder."""
-        package = importlib.import_module(self.model.partition(":")[0].rpartition(".")[0])
-        return Path(package.__path__[0])
+        return Path(importlib.import_module(self.package).__path__[0])
 
 
 @functools.cache
@@ -118,13 +120,3 @@ def tasks() -> dict[str, Task]:
     for entry in metadata.entry_points(group="mmattn.tasks"):
         found.setdefault(entry.name, entry.load())
     return dict(sorted(found.items()))
-
-
-def resolve(name: str) -> Any:
-    """The object that an import string names.
-
-    >>> resolve("pathlib:Path")("a").name
-    'a'
-    """
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)

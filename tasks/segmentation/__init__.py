@@ -13,36 +13,37 @@ from mmattn.tasks.common.lazy import lazy
 from mmattn.tasks.common.task import Option, Task
 
 if TYPE_CHECKING:
-    from mmattn.tasks.segmentation.model import SegmentationHead as SegmentationHead
-    from mmattn.tasks.segmentation.model import SegmentationModel as SegmentationModel
-    from mmattn.tasks.segmentation.model import SegmentationOutput as SegmentationOutput
+    from mmattn.tasks.segmentation.model import (
+        SegmentationHead as SegmentationHead,
+        SegmentationModel as SegmentationModel,
+        SegmentationOutput as SegmentationOutput,
+    )
     from mmattn.tasks.segmentation.module import SegmentationModule as SegmentationModule
-    from mmattn.tasks.segmentation.predict import SegmentationAnswer as SegmentationAnswer
-    from mmattn.tasks.segmentation.predict import SegmentationPredictor as SegmentationPredictor
-    from mmattn.tasks.segmentation.predict import load as load
+    from mmattn.tasks.segmentation.predict import (
+        SegmentationAnswer as SegmentationAnswer,
+        SegmentationPredictor as SegmentationPredictor,
+        load as load,
+    )
 
-_HOMES = {
-    "SegmentationModel": "model",
-    "SegmentationHead": "model",
-    "SegmentationOutput": "model",
-    "SegmentationPredictor": "predict",
-    "SegmentationAnswer": "predict",
-    "load": "predict",
-    "SegmentationModule": "module",
+_NAMES = {
+    "model": ("SegmentationModel", "SegmentationHead", "SegmentationOutput"),
+    "predict": ("SegmentationPredictor", "SegmentationAnswer", "load"),
+    "module": ("SegmentationModule",),
 }
-__all__, __getattr__ = lazy("mmattn.tasks.segmentation", _HOMES)
+__all__, __getattr__ = lazy("mmattn.tasks.segmentation", _NAMES)
 
 _SEGFORMER = "--model.network segformer --model.channels [32,64,96,128] --model.decoder_channels [96] --model.lr 0.001"
 
 TASK = Task(
     name="segmentation",
+    package="mmattn.tasks.segmentation",
     title="Segmentation: train, measure, paint the classes of a picture's pixels, see where the model looked.",
-    model="mmattn.tasks.segmentation.model:SegmentationModel",
-    processor="mmattn.tasks.segmentation.processor:SegmentationProcessor",
-    module="mmattn.tasks.segmentation.module:SegmentationModule",
-    datamodule="mmattn.tasks.segmentation.module:SegmentationDataModule",
-    predictor="mmattn.tasks.segmentation.predict:SegmentationPredictor",
-    demo="mmattn.tasks.segmentation.demo:make",
+    model="model:SegmentationModel",
+    processor="processor:SegmentationProcessor",
+    module="module:SegmentationModule",
+    datamodule="module:SegmentationDataModule",
+    predictor="predict:SegmentationPredictor",
+    demo="demo:make",
     options=(
         Option("image", "a picture; or a folder's pictures by --input DIR", kind="item"),
         Option("masks", "folder for PNGs of class ids, one a picture", only="predict", metavar="DIR"),
@@ -51,10 +52,10 @@ TASK = Task(
         Option("flip", "mean of the picture and its mirror image", bool),
         Option("class_name", "the class to explain (default: the rarest in the picture)", only="explain"),
     ),
-    adapter="mmattn.tasks.segmentation.adapters:SegmentationAdapter",
+    adapter="adapters:SegmentationAdapter",
     families={
-        "segformer/*": "mmattn.tasks.segmentation.adapters:SegFormerAdapter",
-        "timm/*": "mmattn.tasks.segmentation.adapters:TimmAdapter",
+        "segformer/*": "adapters:SegFormerAdapter",
+        "timm/*": "adapters:TimmAdapter",
     },
     baselines={"context hidden": "--data.hide context"},
     variants={
@@ -64,6 +65,6 @@ TASK = Task(
     },
     metric="miou",
     kernel_words=_SEGFORMER,  # attention between maps and their reduced keys: dense, or what needs no order
-    localisation="mmattn.tasks.segmentation.localisation:localisation",
+    localisation="localisation:localisation",
     tiny="--data.scenes 16 --data.batch_size 8 --model.channels [6,8]",
 )

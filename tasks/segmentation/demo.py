@@ -15,8 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmattn.data.image.masks import ClassList
-from mmattn.data.image.shapes import IMAGE_SIZE as SIZE
-from mmattn.data.image.shapes import RGB, smooth
+from mmattn.data.image.shapes import IMAGE_SIZE as SIZE, RGB, smooth
 from mmattn.tasks.segmentation.data import SegmentationSample
 
 GENERATOR_VERSION = 1

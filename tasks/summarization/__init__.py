@@ -15,34 +15,32 @@ from mmattn.tasks.common.task import Option, Task
 if TYPE_CHECKING:
     from mmattn.tasks.summarization.copying import CopyHead as CopyHead
     from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder as HierarchicalEncoder
-    from mmattn.tasks.summarization.model import SummarizationModel as SummarizationModel
-    from mmattn.tasks.summarization.model import SummaryOutput as SummaryOutput
+    from mmattn.tasks.summarization.model import (
+        SummarizationModel as SummarizationModel,
+        SummaryOutput as SummaryOutput,
+    )
     from mmattn.tasks.summarization.module import SummarizationModule as SummarizationModule
-    from mmattn.tasks.summarization.predict import Summarizer as Summarizer
-    from mmattn.tasks.summarization.predict import Summary as Summary
-    from mmattn.tasks.summarization.predict import load as load
+    from mmattn.tasks.summarization.predict import Summarizer as Summarizer, Summary as Summary, load as load
 
-_HOMES = {
-    "SummarizationModel": "model",
-    "SummaryOutput": "model",
-    "CopyHead": "copying",
-    "HierarchicalEncoder": "hierarchy",
-    "Summarizer": "predict",
-    "Summary": "predict",
-    "load": "predict",
-    "SummarizationModule": "module",
+_NAMES = {
+    "model": ("SummarizationModel", "SummaryOutput"),
+    "copying": ("CopyHead",),
+    "hierarchy": ("HierarchicalEncoder",),
+    "predict": ("Summarizer", "Summary", "load"),
+    "module": ("SummarizationModule",),
 }
-__all__, __getattr__ = lazy("mmattn.tasks.summarization", _HOMES)
+__all__, __getattr__ = lazy("mmattn.tasks.summarization", _NAMES)
 
 TASK = Task(
     name="summarization",
+    package="mmattn.tasks.summarization",
     title="Summarization: train on documents with summaries, measure, summarize, see where each word came from.",
-    model="mmattn.tasks.summarization.model:SummarizationModel",
-    processor="mmattn.tasks.summarization.processor:SummaryProcessor",
-    module="mmattn.tasks.summarization.module:SummarizationModule",
-    datamodule="mmattn.tasks.summarization.module:SummarizationDataModule",
-    predictor="mmattn.tasks.summarization.predict:Summarizer",
-    demo="mmattn.tasks.summarization.demo:make",
+    model="model:SummarizationModel",
+    processor="processor:SummaryProcessor",
+    module="module:SummarizationModule",
+    datamodule="module:SummarizationDataModule",
+    predictor="predict:Summarizer",
+    demo="demo:make",
     options=(
         Option("text", "a document to summarize", kind="item"),
         Option("num_beams", "beams of the search; 1: greedy (default: the model's own, or 5)", int),
@@ -69,7 +67,7 @@ TASK = Task(
     },
     metric="rougeL_first",
     kernel_length=320,
-    localisation="mmattn.tasks.summarization.localisation:localisation",
+    localisation="localisation:localisation",
     tiny="--data.documents 40 --data.vocab_size 300 --data.max_tokens 2000 --data.batch_size 4 --model.embed_dim 16 "
     "--model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1 --model.num_beams 1",
 )

@@ -13,32 +13,27 @@ from mmattn.tasks.common.lazy import lazy
 from mmattn.tasks.common.task import Option, Task
 
 if TYPE_CHECKING:
-    from mmattn.tasks.translation.model import TranslationHead as TranslationHead
-    from mmattn.tasks.translation.model import TranslationModel as TranslationModel
+    from mmattn.tasks.translation.model import TranslationHead as TranslationHead, TranslationModel as TranslationModel
     from mmattn.tasks.translation.module import TranslationModule as TranslationModule
-    from mmattn.tasks.translation.predict import Translation as Translation
-    from mmattn.tasks.translation.predict import Translator as Translator
-    from mmattn.tasks.translation.predict import load as load
+    from mmattn.tasks.translation.predict import Translation as Translation, Translator as Translator, load as load
 
-_HOMES = {
-    "TranslationModel": "model",
-    "TranslationHead": "model",
-    "Translator": "predict",
-    "Translation": "predict",
-    "load": "predict",
-    "TranslationModule": "module",
+_NAMES = {
+    "model": ("TranslationModel", "TranslationHead"),
+    "predict": ("Translator", "Translation", "load"),
+    "module": ("TranslationModule",),
 }
-__all__, __getattr__ = lazy("mmattn.tasks.translation", _HOMES)
+__all__, __getattr__ = lazy("mmattn.tasks.translation", _NAMES)
 
 TASK = Task(
     name="translation",
+    package="mmattn.tasks.translation",
     title="Translation: train on parallel text, measure, translate, see what each word was read off.",
-    model="mmattn.tasks.translation.model:TranslationModel",
+    model="model:TranslationModel",
     processor="mmattn.tasks.common.seq2seq.processor:PairProcessor",
-    module="mmattn.tasks.translation.module:TranslationModule",
-    datamodule="mmattn.tasks.translation.module:TranslationDataModule",
-    predictor="mmattn.tasks.translation.predict:Translator",
-    demo="mmattn.tasks.translation.demo:make",
+    module="module:TranslationModule",
+    datamodule="module:TranslationDataModule",
+    predictor="predict:Translator",
+    demo="demo:make",
     options=(
         Option("text", "a sentence to translate", kind="item"),
         Option("num_beams", "beams of the search; 1: greedy (default: the model's own, or 5)", int),
@@ -61,7 +56,7 @@ TASK = Task(
         "LSTM, local attention": "--model.decoder lstm --model.cross_attention.kind local",
     },
     metric="bleu",
-    localisation="mmattn.tasks.translation.localisation:localisation",
+    localisation="localisation:localisation",
     tiny="--data.pairs 60 --data.vocab_size 300 --data.max_tokens 400 --data.max_target_len 20 --data.batch_size 8 "
     "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1",
 )

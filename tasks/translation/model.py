@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from mmattn.backbones.recurrent import RecurrentSeq2Seq
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.generate import Generated, GenerationConfig
-from mmattn.tasks.common.seq2seq.model import TextHead as TranslationHead
-from mmattn.tasks.common.seq2seq.model import TextOutput, read_off
+from mmattn.tasks.common.seq2seq.model import TextHead as TranslationHead, TextOutput, read_off
 
 __all__ = ["TranslationHead", "TranslationModel"]
 

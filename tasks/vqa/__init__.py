@@ -13,34 +13,27 @@ from mmattn.tasks.common.lazy import lazy
 from mmattn.tasks.common.task import Option, Task
 
 if TYPE_CHECKING:
-    from mmattn.tasks.vqa.model import VQAHead as VQAHead
-    from mmattn.tasks.vqa.model import VQAModel as VQAModel
-    from mmattn.tasks.vqa.model import VQAOutput as VQAOutput
+    from mmattn.tasks.vqa.model import VQAHead as VQAHead, VQAModel as VQAModel, VQAOutput as VQAOutput
     from mmattn.tasks.vqa.module import VQAModule as VQAModule
-    from mmattn.tasks.vqa.predict import VQAAnswer as VQAAnswer
-    from mmattn.tasks.vqa.predict import VQAPredictor as VQAPredictor
-    from mmattn.tasks.vqa.predict import load as load
+    from mmattn.tasks.vqa.predict import VQAAnswer as VQAAnswer, VQAPredictor as VQAPredictor, load as load
 
-_HOMES = {
-    "VQAModel": "model",
-    "VQAHead": "model",
-    "VQAOutput": "model",
-    "VQAPredictor": "predict",
-    "VQAAnswer": "predict",
-    "load": "predict",
-    "VQAModule": "module",
+_NAMES = {
+    "model": ("VQAModel", "VQAHead", "VQAOutput"),
+    "predict": ("VQAPredictor", "VQAAnswer", "load"),
+    "module": ("VQAModule",),
 }
-__all__, __getattr__ = lazy("mmattn.tasks.vqa", _HOMES)
+__all__, __getattr__ = lazy("mmattn.tasks.vqa", _NAMES)
 
 TASK = Task(
     name="vqa",
+    package="mmattn.tasks.vqa",
     title="Visual question answering: train, measure, ask a model about a picture, see where it looked.",
-    model="mmattn.tasks.vqa.model:VQAModel",
-    processor="mmattn.tasks.vqa.processor:VQAProcessor",
-    module="mmattn.tasks.vqa.module:VQAModule",
-    datamodule="mmattn.tasks.vqa.module:VQADataModule",
-    predictor="mmattn.tasks.vqa.predict:VQAPredictor",
-    demo="mmattn.tasks.vqa.demo:make",
+    model="model:VQAModel",
+    processor="processor:VQAProcessor",
+    module="module:VQAModule",
+    datamodule="module:VQADataModule",
+    predictor="predict:VQAPredictor",
+    demo="demo:make",
     options=(
         Option("image", "a picture; or a folder's pictures by --input DIR", kind="item"),
         Option("question", "the question about it", kind="item"),
@@ -53,8 +46,8 @@ TASK = Task(
     },
     variants={"without guidance": "--model.guidance 0 --model.object_supervision 0"},
     metric="accuracy",
-    localisation="mmattn.tasks.vqa.localisation:localisation",
+    localisation="localisation:localisation",
     tiny="--data.scenes 12 --data.batch_size 36 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 "
     "--model.fusion_layers 1",
-    upgrade="mmattn.tasks.vqa.model:upgrade",
+    upgrade="model:upgrade",
 )

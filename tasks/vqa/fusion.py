@@ -51,28 +51,14 @@ class LatentFusion(nn.Module):
     baseline, they get the mean of the picture instead of attending to it."""
 
     def __init__(
-        self,
-        embed_dim: int,
-        num_layers: int,
-        num_heads: int,
-        *,
-        num_latents: int,
-        ffn_dim: int,
-        dropout: float,
-        cross_attention: Mapping[str, Any] | None,
-        pooled: bool = False,
+        self, embed_dim: int, num_layers: int, num_heads: int, num_latents: int, pooled: bool = False, **options: Any
     ) -> None:
         super().__init__()
         self.pooled = pooled
         self.read = AttentionPooling(embed_dim, num_heads, num_queries=num_latents)
         self.gist = nn.Linear(embed_dim, embed_dim)
         self.grid_norm = nn.LayerNorm(embed_dim)
-        self.blocks = nn.ModuleList(
-            MultimodalFusionBlock(
-                embed_dim, num_heads, ffn_dim=ffn_dim, dropout=dropout, cross_attention=cross_attention
-            )
-            for _ in range(num_layers)
-        )
+        self.blocks = nn.ModuleList(MultimodalFusionBlock(embed_dim, num_heads, **options) for _ in range(num_layers))
         if pooled:  # queries, keys and what a kernel has of its own are not used
             for layer in self.blocks:
                 block: Any = layer
@@ -120,27 +106,9 @@ class LatentFusion(nn.Module):
 class CoAttentionFusion(nn.Module):
     """Two streams that attend to each other (ViLBERT); each is then pooled by attention."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_layers: int,
-        num_heads: int,
-        *,
-        ffn_dim: int,
-        dropout: float,
-        attention: Mapping[str, Any] | None,
-        cross_attention: Mapping[str, Any] | None,
-    ) -> None:
+    def __init__(self, embed_dim: int, num_layers: int, num_heads: int, **options: Any) -> None:
         super().__init__()
-        self.streams = CoAttention(
-            embed_dim,
-            num_layers,
-            num_heads,
-            ffn_dim=ffn_dim,
-            dropout=dropout,
-            attention=attention,
-            cross_attention=cross_attention,
-        )
+        self.streams = CoAttention(embed_dim, num_layers, num_heads, **options)
         self.pool_text = AttentionPooling(embed_dim, num_heads)
         self.pool_grid = AttentionPooling(embed_dim, num_heads)
         self.out_dim = 2 * embed_dim
@@ -167,20 +135,11 @@ class CoAttentionFusion(nn.Module):
 class SingleStreamFusion(nn.Module):
     """One encoder over question and picture together, read at a token of its own (ViLT, Kim et al. 2021)."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_layers: int,
-        num_heads: int,
-        *,
-        ffn_dim: int,
-        dropout: float,
-        attention: Mapping[str, Any] | None,
-    ) -> None:
+    def __init__(self, embed_dim: int, num_layers: int, num_heads: int, **options: Any) -> None:
         super().__init__()
         self.kinds = nn.Parameter(torch.randn(2, embed_dim) * 0.02)  # says text from picture
         self.start = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
-        self.encoder = Encoder(embed_dim, num_layers, num_heads, ffn_dim=ffn_dim, dropout=dropout, attention=attention)
+        self.encoder = Encoder(embed_dim, num_layers, num_heads, **options)
         self.out_dim = embed_dim
         self.explained = tuple(f"encoder.layers.{n}.attention" for n in range(num_layers))
 
@@ -253,23 +212,13 @@ def build_fusion(
     Raises:
         ValueError: no such fusion.
     """
-    common: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout}
+    sizes, common = (embed_dim, num_layers, num_heads), {"ffn_dim": ffn_dim, "dropout": dropout}
     if name in ("fusion_block", "mean"):
-        return LatentFusion(
-            embed_dim,
-            num_layers,
-            num_heads,
-            num_latents=num_latents,
-            cross_attention=cross_attention,
-            pooled=name == "mean",
-            **common,
-        )
+        return LatentFusion(*sizes, num_latents, pooled=name == "mean", cross_attention=cross_attention, **common)
     if name == "co_attention":
-        return CoAttentionFusion(
-            embed_dim, num_layers, num_heads, attention=attention, cross_attention=cross_attention, **common
-        )
+        return CoAttentionFusion(*sizes, attention=attention, cross_attention=cross_attention, **common)
     if name == "single_stream":
-        return SingleStreamFusion(embed_dim, num_layers, num_heads, attention=attention, **common)
+        return SingleStreamFusion(*sizes, attention=attention, **common)
     if name == "additive":
         return AdditiveFusion(embed_dim, num_heads, dropout=dropout)
     raise ValueError(f"unknown fusion {name!r}; there are: {', '.join(FUSIONS)}")

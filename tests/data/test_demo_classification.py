@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from mmattn.tasks.classification import demo
 
 # Any change of these is a new GENERATOR_VERSION, and every figure stated for the built-in data has to be measured anew.

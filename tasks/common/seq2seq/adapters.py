@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.data.readers import read_json
-from mmattn.data.text.pretrained import LAYOUTS, ORDER
-from mmattn.data.text.pretrained import read_public as read_tokenizers
+from mmattn.data.text.pretrained import LAYOUTS, ORDER, read_public as read_tokenizers
 from mmattn.generate import Generated, GenerationConfig
 from mmattn.pretrained import read_pretrained
 from mmattn.pretrained.generation import load_generation_config
