@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmattn.tasks.common.task import tasks  # noqa: E402
+from mmattn.tasks.common.task import tasks
 
 
 def main() -> None:
