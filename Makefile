@@ -1,9 +1,10 @@
-# `make vqa` and `make test` each do everything on a fresh clone; python3 and make are all they need.
+# `make vqa` and `make test` each do everything on a fresh clone; python3 and make are all they need. `make test` leaves
+# out the slow proofs, which `make test-all` has, too.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: vqa test lint format clean
+.PHONY: vqa test test-all lint format clean
 
 # One stamp for the environment: it is made again when the dependencies change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -18,13 +19,18 @@ vqa: $(VENV)/.installed
 	$(BIN)/python -m tasks.vqa predict --checkpoint runs/vqa/model --input demo --output runs/vqa/answers.jsonl
 	$(BIN)/python -m tasks.vqa explain --checkpoint runs/vqa/model --input demo --output runs/vqa/explanations
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy mmattn
+	$(BIN)/mypy -p mmattn
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

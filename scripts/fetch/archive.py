@@ -24,14 +24,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmattn.data.errors import UserError
+
 BASE_URL = "https://codeload.github.com"
 STALE_SECONDS = 3600  # what an interrupted run left behind is removed when it is older than this
 
 
-class FetchError(RuntimeError):
+class FetchError(UserError):
     """Why a data set could not be fetched, in one line."""
-
-    user_error = True
 
 
 class Archive:

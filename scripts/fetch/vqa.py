@@ -99,6 +99,8 @@ def _convert_easy_vqa(archive: Archive, folder: Path) -> None:
         try:
             content = json.loads(archive.text(rf"{prefix}/questions\.json"))
             rows = [(str(question), str(answer), int(image)) for question, answer, image in content]
+        except FetchError:
+            raise
         except (TypeError, ValueError) as error:
             raise FetchError(f"easy_vqa: {part}/questions.json is not a list of triples ({error})") from None
         rows.sort(key=lambda row: row[2])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +12,7 @@ import soundfile
 
 from mmattn.tasks.asr.processor import ASRDataset
 from scripts.fetch.archive import FetchError, fetch, sources
-from tests.data.test_fetch_data import archive, nothing_left, serve
-
-DATA = os.environ.get("MMATTN_DATA")
-SOURCE = sources()["fsdd"]
+from tests.data.fetching import get, measured_on, nothing_left
 
 
 def wav(samples: np.ndarray) -> bytes:
@@ -36,15 +31,9 @@ def digits(takes: list[int]) -> dict[str, bytes]:
     }
 
 
-def get(files: dict[str, bytes], out: Path, checked: bool = False) -> Path:
-    source = SOURCE if checked else replace(SOURCE, sha256={})
-    with serve({f"/{source.repository}/tar.gz/{source.commit}": archive(files)}) as url:
-        return fetch(source, out, url)
-
-
 def test_conversion(tmp_path: Path) -> None:
     files = digits([0, 7, 12])
-    folder = get(files | {"README.md": b"x", "recordings/3_theo_60.wav": wav(np.zeros(9))}, tmp_path)
+    folder = get("fsdd", files | {"README.md": b"x", "recordings/3_theo_60.wav": wav(np.zeros(9))}, tmp_path)
     for split, take, mark in (("test", 0, "test_"), ("val", 7, ""), ("train", 12, "")):
         found = ASRDataset(folder / f"{split}.jsonl")
         names = [f"audio/{mark}{d}_{s}_{take}.flac" for d in (3, 7) for s in ("anna", "theo")]
@@ -64,27 +53,25 @@ def test_conversion(tmp_path: Path) -> None:
 )
 def test_another_content_than_expected(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=message):
-        get(files, tmp_path / "out")
+        get("fsdd", files, tmp_path / "out")
     assert nothing_left(tmp_path / "out")
 
 
 def test_changed_content_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match=r"train\.jsonl has sha256 .*audio/ has sha256"):
-        get(digits([0, 7, 12]), tmp_path / "out", checked=True)
+        get("fsdd", digits([0, 7, 12]), tmp_path / "out", checked=True)
     assert nothing_left(tmp_path / "out")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA, reason="real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")
-def test_what_was_measured_on_is_what_the_conversion_gives(tmp_path: Path) -> None:
+def test_what_was_measured_on_is_what_the_conversion_gives(real_data: Path, tmp_path: Path) -> None:
     """The source is rebuilt from the data of the measurements; the test part, kept aside, from the val part."""
-    given = Path(str(DATA), "fsdd")
-    files = {}
+    given, files = measured_on(real_data, "fsdd"), {}
     for path in sorted((given / "audio").glob("*.flac")):
         content = wav(soundfile.read(path, dtype="int16")[0])
         files[f"recordings/{path.stem}.wav"] = content
         files[re.sub(r"_5$", "_0", f"recordings/{path.stem}") + ".wav"] = content
-    folder = get(files, tmp_path, checked=True)
+    folder = get("fsdd", files, tmp_path, checked=True)
     for name in ("train.jsonl", "val.jsonl"):
         assert (folder / name).read_bytes() == (given / name).read_bytes()
-    assert fetch(SOURCE, Path(str(DATA)), "http://127.0.0.1:9") == given  # recognised where it lies
+    assert fetch(sources()["fsdd"], real_data, "http://127.0.0.1:9") == given  # recognised where it lies

@@ -2,80 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
 import re
-import subprocess
-import sys
-import tarfile
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from mmattn.tasks.vqa.data import VQADataset
 from scripts.fetch.archive import Archive, FetchError, Source, digest, fetch, sources
 from scripts.fetch.vqa import _DAQUAR_VAL, _EASY_VQA_VAL
-
-ROOT = Path(__file__).resolve().parents[2]
-DATA = os.environ.get("MMATTN_DATA")
-
-
-def archive(files: dict[str, bytes], top: str = "repo-0123456789") -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"{top}/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
-def png(seed: int, size: tuple[int, int] = (8, 8)) -> bytes:
-    stream = io.BytesIO()
-    values = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(values).save(stream, "PNG")
-    return stream.getvalue()
-
-
-@contextlib.contextmanager
-def serve(answers: dict[str, Any]) -> Iterator[str]:
-    """A server: bytes are sent whole; a function gets the handler."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            answer = answers.get(self.path)
-            if answer is None:
-                self.send_error(404)
-            elif callable(answer):
-                answer(self)
-            else:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+from tests.data.fetching import archive, get, measured_on, nothing_left, png, run, serve
 
 
 def convert(source: Archive, folder: Path) -> None:
@@ -99,10 +44,6 @@ TOY = Source(
     },
 )
 ADDRESS = "/someone/toy/tar.gz/0123456789"
-
-
-def nothing_left(out: Path) -> bool:
-    return not out.exists() or not list(out.iterdir())
 
 
 def test_fetch(tmp_path: Path) -> None:
@@ -133,25 +74,20 @@ def test_offline_and_not_found(tmp_path: Path) -> None:
     assert nothing_left(tmp_path / "out")
 
 
-def short(handler: BaseHTTPRequestHandler) -> None:
+def short(handler: BaseHTTPRequestHandler, says_how_long: bool = True) -> None:
     content = archive(FILES)
     handler.send_response(200)
-    handler.send_header("Content-Length", str(len(content)))
+    if says_how_long:
+        handler.send_header("Content-Length", str(len(content)))
     handler.end_headers()
     handler.wfile.write(content[:100])
-
-
-def unknown_length(handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    handler.wfile.write(archive(FILES)[:150])
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         (short, "the connection ended after .*try again"),
-        (unknown_length, "archive is damaged"),
+        (partial(short, says_how_long=False), "archive is damaged"),
         (b"<html>", "archive is damaged"),
         (b"", "archive is damaged"),
         (archive({"data/words.txt": b"red"}), r"not the expected content: words\.txt has sha256 .*, expected"),
@@ -237,9 +173,7 @@ def easy_vqa_files(num_train: int = 200) -> dict[str, bytes]:
 
 
 def test_easy_vqa_is_converted(tmp_path: Path) -> None:
-    source = replace(sources()["easy_vqa"], sha256={})
-    with serve({f"/vzhou842/easy-VQA/tar.gz/{source.commit}": archive(easy_vqa_files())}) as url:
-        folder = fetch(source, tmp_path, url)
+    folder = get("easy_vqa", easy_vqa_files(), tmp_path)
     parts = {split: VQADataset(folder / f"questions_{split}.json") for split in ("train", "val", "test")}
     val = {i for i in map(int, _EASY_VQA_VAL.split()) if i < 200}
     assert {int(sample.image_id) for sample in parts["val"]} == val
@@ -265,9 +199,7 @@ def test_daquar_is_converted(tmp_path: Path) -> None:
         "dataset/test_images_list.txt": b"image1\n",
     }
     files |= {f"dataset/images/image{i}.png": png(i, (560, 425)) for i in (1, 3, 4, 5, 6)}
-    source = replace(sources()["daquar"], sha256={})
-    with serve({f"/{source.repository}/tar.gz/{source.commit}": archive(files)}) as url:
-        folder = fetch(source, tmp_path, url)
+    folder = get("daquar", files, tmp_path)
     rows = {
         split: [(s.id, s.question, s.answers[0]) for s in VQADataset(folder / f"questions_{split}.json")]
         for split in ("train", "val", "test")
@@ -286,19 +218,15 @@ def test_daquar_is_converted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["easy_vqa", "daquar"])
-def test_the_splits_that_everyone_gets(name: str, tmp_path: Path) -> None:
+def test_the_splits_that_everyone_gets(name: str, real_data: Path, tmp_path: Path) -> None:
     """The source is rebuilt from the data of the measurements; converting it must give that data, byte for byte."""
-    if not DATA or not Path(DATA, name).exists():
-        pytest.skip("MMATTN_DATA is not set, or has no such folder")
-    given = Path(DATA) / name
-    rows = []
+    given, rows = measured_on(real_data, name), []
     numbers = [re.sub(r"\D", "", path.name) for path in (given / "images").iterdir()]
     for split in ("train", "val"):
         content = json.loads((given / f"questions_{split}.json").read_text())
         notes = json.loads((given / f"annotations_{split}.json").read_text())["annotations"]
         for entry, note in zip(content["questions"], notes, strict=True):
             rows.append((entry["question"], note["multiple_choice_answer"], entry["image_id"]))
-    source = sources()[name]
     if name == "easy_vqa":
         files = {"data/train/questions.json": json.dumps(rows).encode(), "data/test/questions.json": b"[]"}
         files |= {f"data/train/images/{i}.png": b"-" for i in numbers}
@@ -308,14 +236,13 @@ def test_the_splits_that_everyone_gets(name: str, tmp_path: Path) -> None:
         files["dataset/train_images_list.txt"] = "\n".join(f"image{i}" for i in numbers).encode()
         tiny = png(0, (4, 4))
         files |= {f"dataset/images/image{i}.png": tiny for i in numbers}
-    with serve({f"/{source.repository}/tar.gz/{source.commit}": archive(files)}) as url:
-        folder = fetch(source, tmp_path, url)
+    folder = get(name, files, tmp_path, checked=True)
     for split in ("train", "val"):
         for kind in ("questions", "annotations"):
             file = f"{kind}_{split}.json"
             assert (folder / file).read_bytes() == (given / file).read_bytes()
     assert digest(folder / "images") == digest(given / "images")
-    assert fetch(source, Path(DATA), "http://127.0.0.1:9") == given  # recognised where it lies
+    assert fetch(sources()[name], real_data, "http://127.0.0.1:9") == given  # recognised where it lies
 
 
 def test_the_table() -> None:
@@ -329,12 +256,6 @@ def test_the_table() -> None:
 
 
 # The command line
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "fetch_data.py"), *arguments]
-    env = {key: value for key, value in os.environ.items() if key != "MMATTN_DATA"} | environment
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd="/", check=False)
 
 
 def test_command_line(tmp_path: Path) -> None:

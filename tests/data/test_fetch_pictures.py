@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,9 @@ from mmattn.tasks.classification.data import ClassificationDataset
 from mmattn.tasks.segmentation.data import SegmentationDataset
 from scripts.fetch.archive import FetchError, fetch, sources
 from scripts.fetch.images import cifar10_val, masks_digest, tar_digest
-from tests.data.test_fetch_data import DATA, archive, nothing_left, png, run, serve
+from tests.data.fetching import get, measured_on, nothing_left, png, run
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-def get(name: str, files: dict[str, bytes], out: Path, checked: bool = False) -> Path:
-    source = sources()[name] if checked else replace(sources()[name], sha256={})
-    with serve({f"/{source.repository}/tar.gz/{source.commit}": archive(files)}) as url:
-        return fetch(source, out, url)
 
 
 def jpeg(seed: int) -> bytes:
@@ -41,12 +34,8 @@ def test_cifar10(tmp_path: Path) -> None:
     files |= {f"test/{c}/0007.jpg": jpeg(7) for c in CLASSES} | {"README.md": b"no", "get_pic.sh": b"no"}
     folder = get("cifar10", files, tmp_path)
     assert sorted(p.name for p in folder.iterdir()) == [
-        "SOURCE.json",
-        "classes.txt",
-        "test.tar",
-        "train.tar",
-        "val.tar",
-    ]
+        "SOURCE.json", "classes.txt", "test.tar", "train.tar", "val.tar"
+    ]  # fmt: skip
     assert (folder / "classes.txt").read_text().split() == CLASSES
     for part, place in (("val", 0), ("train", 1)):
         samples = ClassificationDataset(folder / f"{part}.tar").samples
@@ -122,11 +111,9 @@ def test_what_is_checked_is_said() -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "camvid"])
-def test_the_splits_that_everyone_gets(name: str, tmp_path: Path) -> None:
+def test_the_splits_that_everyone_gets(name: str, real_data: Path, tmp_path: Path) -> None:
     """The source is rebuilt from the data of the measurements; converting it must give that data."""
-    if not DATA or not Path(DATA, name).exists():
-        pytest.skip("MMATTN_DATA is not set, or has no such folder")
-    given, files = Path(DATA) / name, {}
+    given, files = measured_on(real_data, name), {}
     if name == "cifar10":
         files["test/cat/0000.jpg"] = b"-"
         for part in ("train", "val"):
@@ -143,4 +130,4 @@ def test_the_splits_that_everyone_gets(name: str, tmp_path: Path) -> None:
     assert (folder / "classes.txt").read_bytes() == (given / "classes.txt").read_bytes()
     if name == "cifar10":
         assert tar_digest(folder / "val.tar") == tar_digest(given / "val.tar")
-    assert fetch(sources()[name], Path(DATA), "http://127.0.0.1:9") == given  # recognised where it lies
+    assert fetch(sources()[name], real_data, "http://127.0.0.1:9") == given  # recognised where it lies

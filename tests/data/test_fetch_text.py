@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ import pytest
 from mmattn.data.errors import Problems
 from mmattn.data.readers import read_rows
 from mmattn.tasks.translation.data import TranslationDataset
-from scripts.fetch.archive import FetchError, fetch, sources
-from tests.data.test_fetch_data import DATA, archive, nothing_left, serve
+from scripts.fetch.archive import FetchError, digest, sources
+from tests.data.fetching import get, measured_on, nothing_left
 
 
 def packed(text: str) -> bytes:
@@ -32,12 +31,6 @@ AESLC = {
     "enron_subject_line/dev/d_1.subject": b"Body.\n\n@subject\nOne\n\n@ann0\nTwo  words\n\n@ann1\nThree\n\n@ann2\nFour",
     "enron_subject_line/test/e_1.subject": b"Body.\n\n@subject\nOne\n\n@ann0\nTwo",
 }
-
-
-def get(name: str, files: dict[str, bytes], out: Path) -> Path:
-    source = replace(sources()[name], sha256={})
-    with serve({f"/{source.repository}/tar.gz/{source.commit}": archive(files)}) as url:
-        return fetch(source, out, url)
 
 
 def test_multi30k(tmp_path: Path) -> None:
@@ -77,19 +70,13 @@ def test_another_content_than_expected(name: str, files: dict[str, bytes], messa
 
 
 def test_changed_content_is_refused(tmp_path: Path) -> None:
-    source = sources()["multi30k_en_de"]
-    with (
-        serve({f"/{source.repository}/tar.gz/{source.commit}": archive(MULTI30K)}) as url,
-        pytest.raises(FetchError, match=r"train.en has sha256 .*, expected f7cb7c7d411f"),
-    ):
-        fetch(source, tmp_path / "out", url)
+    with pytest.raises(FetchError, match=r"train.en has sha256 .*, expected f7cb7c7d411f"):
+        get("multi30k_en_de", MULTI30K, tmp_path / "out", checked=True)
     assert nothing_left(tmp_path / "out")
 
 
-@pytest.mark.skipif(not DATA, reason="real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")
 @pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc"])
-def test_what_is_there_is_what_the_table_says(name: str) -> None:
-    from scripts.fetch.archive import digest
-
+def test_what_is_there_is_what_the_table_says(name: str, real_data: Path) -> None:
+    given = measured_on(real_data, name)
     for file, expected in sources()[name].sha256.items():
-        assert digest(Path(str(DATA), name, file)) == expected
+        assert digest(given / file) == expected
