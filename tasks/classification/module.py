@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from mmattn.data.image.augment import BatchAugment
 from mmattn.data.options import from_options
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset
-from mmattn.tasks.classification.model import ClassificationModel
 from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
@@ -37,7 +36,6 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
     """
 
     task = "classification"
-    processor_class = ClassificationProcessor
     sizes = ("num_classes", "image_size")
 
     def __init__(
@@ -75,13 +73,6 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
         return self.processor.sizes() | {"image_size": self.processor.image.size[0]}
 
 
-class _Monitor:
-    """The metric that the best checkpoint has: the class's, or that of a module whose classes are not exclusive."""
-
-    def __get__(self, module: ClassificationModule | None, kind: type) -> str:
-        return "val/map" if module is not None and module.multi_label else "val/top1"
-
-
 class ClassificationModule(TaskModule[ClassificationDataModule]):
     """Cross-entropy against soft targets, or one yes or no a class.
 
@@ -92,8 +83,6 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
     """
 
     task = "classification"
-    model_class = ClassificationModel
-    monitor = _Monitor()  # type: ignore[assignment]
     model: Any
 
     def __init__(self, model: dict[str, Any], *, layer_decay: float = 1.0, **training: Any) -> None:
@@ -101,6 +90,11 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
         if not 0.0 < layer_decay <= 1.0:
             raise ConfigError(f"model.layer_decay: expected a value above 0 and at most 1, found {layer_decay}.")
         self.layer_decay = layer_decay
+
+    @property
+    def monitor(self) -> str:
+        """The metric that the best checkpoint has."""
+        return "val/map" if self.multi_label else super().monitor
 
     @property
     def multi_label(self) -> bool:

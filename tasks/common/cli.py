@@ -112,6 +112,7 @@ class TaskCLI(LightningCLI):
     def __init__(self, task: Task, command: str, argv: Sequence[str], program: str) -> None:
         self.task, self.command, self.argv, self.program = task.name, command, argv, program
         self.module_type, self.data_type = task.resolve("module"), task.resolve("datamodule")
+        self.model_type = task.resolve("model")
         super().__init__(
             self.module_type,
             self.data_type,
@@ -143,7 +144,7 @@ class TaskCLI(LightningCLI):
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
         options = {"as_group": False, "instantiate": False, "fail_untyped": False}
-        parser.add_class_arguments(self.module_type.model_class, "model", skip=set(self.data_type.sizes), **options)
+        parser.add_class_arguments(self.model_type, "model", skip=set(self.data_type.sizes), **options)
         parser.add_class_arguments(self.module_type, "model", skip={"model"}, **options)
         parser.add_class_arguments(self.data_type, "data", skip={"seed"}, instantiate=False, fail_untyped=False)
 
@@ -184,7 +185,7 @@ class TaskCLI(LightningCLI):
         self.root = Path(config.trainer.default_root_dir)
         self.datamodule = self.data_type(**data, seed=self.seed)
         keywords = config.model.as_dict()
-        accepted = inspect.signature(self.module_type.model_class).parameters
+        accepted = inspect.signature(self.model_type).parameters
         model = {key: value for key, value in keywords.items() if key in accepted}
         training = {key: value for key, value in keywords.items() if key not in accepted}
         start: CheckpointParts | None = None
@@ -231,7 +232,7 @@ class TaskCLI(LightningCLI):
 
     def _differing(self, given: dict[str, Any], start: CheckpointParts) -> list[tuple[str, Any, Any]]:
         """The model's keywords that are neither the defaults nor those of a finished model, and what that has."""
-        defaults, known = inspect.signature(self.module_type.model_class).parameters, start.known
+        defaults, known = inspect.signature(self.model_type).parameters, start.known
         return [
             (key, value, known.get(key))
             for key, value in given.items()

@@ -57,7 +57,6 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     """
 
     task: str
-    processor_class: type[P]
     processor: P
     sizes: tuple[str, ...] = ()  # the model's keywords that the data decide, and the user does not
     train_size = "batch_size"  # the option that says how large a training batch is
@@ -127,7 +126,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         """
         options = {name: value for name, value in self.processor_options.items() if value is not None}
         try:
-            return self.processor_class.fit(train, **options)  # type: ignore[attr-defined, no-any-return]
+            return tasks()[self.task].resolve("processor").fit(train, **options)  # type: ignore[no-any-return]
         except ValueError as error:
             raise error if isinstance(error, UserError) else ConfigError(f"data: {error}") from None
 
@@ -155,7 +154,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
 
     def setup(self, stage: str) -> None:
         if not self._processor_is_shipped:
-            self.processor = self.processor_class.load(self._processor_folder())
+            self.processor = tasks()[self.task].resolve("processor").load(self._processor_folder())
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             self._datasets[split] = self.prepare_dataset(self.dataset(split), split)  # type: ignore[arg-type]
 

@@ -53,7 +53,7 @@ class TaskModule(LightningModule, Generic[Data]):
     """batch -> model -> loss -> metric. A task says what its model, its loss and its metric are.
 
     Args:
-        model: the keywords of `model_class`, without the sizes that the data decide.
+        model: the keywords of the task's model, without the sizes that the data decide.
         lr: peak learning rate of AdamW.
         weight_decay: decoupled decay, on matrices alone.
         betas: AdamW's averaging coefficients.
@@ -70,8 +70,6 @@ class TaskModule(LightningModule, Generic[Data]):
     """
 
     task: str
-    model_class: type[nn.Module]
-    monitor: str
     mode: Literal["min", "max"] = "max"
     measured_by = ""  # what is said beside the best figure of fit, where the finished model is measured otherwise
 
@@ -119,6 +117,11 @@ class TaskModule(LightningModule, Generic[Data]):
         self.seed = 0
         self.settings: dict[str, Any] = {}  # what a resumed run must agree with; the command line fills it
         self.metrics = nn.ModuleDict()
+
+    @property
+    def monitor(self) -> str:
+        """The metric that the best checkpoint has."""
+        return f"val/{tasks()[self.task].metric}"
 
     # What a task provides ---------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDatase
 from mmattn.tasks.segmentation.demo import CLASSES
 from mmattn.tasks.segmentation.losses import LOSSES, class_weights, segmentation_loss
 from mmattn.tasks.segmentation.metrics import SegmentationMetric
-from mmattn.tasks.segmentation.model import SegmentationModel, best_classes
+from mmattn.tasks.segmentation.model import best_classes
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
 
@@ -36,7 +36,6 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
     """
 
     task = "segmentation"
-    processor_class = SegmentationProcessor
     sizes = ("num_classes",)
 
     def __init__(
@@ -81,8 +80,6 @@ class SegmentationModule(TaskModule[SegmentationDataModule]):
     """
 
     task = "segmentation"
-    model_class = SegmentationModel
-    monitor = "val/miou"
     model: Any
 
     def __init__(

@@ -65,7 +65,7 @@ TASK = Task(
         "window with global tokens": "--model.hierarchical false --model.global_tokens sentences "
         "--model.attention.kind sliding_window --model.attention.window 8",
     },
-    metric="rougeL_first",
+    metric="rouge1_first",
     kernel_length=320,
     localisation="localisation:localisation",
     tiny="--data.documents 40 --data.vocab_size 300 --data.max_tokens 2000 --data.batch_size 4 --model.embed_dim 16 "

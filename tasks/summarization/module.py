@@ -16,8 +16,6 @@ from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
 from mmattn.tasks.summarization.copying import worth_copying
 from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset
 from mmattn.tasks.summarization.metrics import score, signature
-from mmattn.tasks.summarization.model import SummarizationModel
-from mmattn.tasks.summarization.processor import SummaryProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,6 @@ class SummarizationDataModule(PairDataModule):
     """
 
     task = "summarization"
-    processor_class = SummaryProcessor
     sizes = ("vocab_size",)
 
     def __init__(self, documents: int | None = None, drop_repeats: bool = False, **options: Any) -> None:
@@ -58,8 +55,6 @@ class SummarizationModule(PairModule):
     """
 
     task = "summarization"
-    model_class = SummarizationModel
-    monitor = "val/rouge1_first"
 
     def __init__(self, model: dict[str, Any], *, salience: float = 0.0, **training: Any) -> None:
         super().__init__(model, **training)

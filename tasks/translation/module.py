@@ -8,7 +8,6 @@ from mmattn.tasks.common.datamodule import Split
 from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
 from mmattn.tasks.translation.data import TranslationDataset
 from mmattn.tasks.translation.metrics import score, signatures
-from mmattn.tasks.translation.model import TranslationModel
 
 
 class TranslationDataModule(PairDataModule):
@@ -38,8 +37,6 @@ class TranslationModule(PairModule):
     """Cross-entropy; BLEU and chrF by beam search."""
 
     task = "translation"
-    model_class = TranslationModel
-    monitor = "val/bleu"
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
         return score(hypotheses, references)

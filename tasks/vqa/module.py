@@ -19,7 +19,7 @@ from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.vqa.data import VQABatch, VQADataset
 from mmattn.tasks.vqa.losses import guidance_loss, object_loss
 from mmattn.tasks.vqa.metrics import vqa_accuracy
-from mmattn.tasks.vqa.model import VQAModel, judged
+from mmattn.tasks.vqa.model import judged
 from mmattn.tasks.vqa.processor import UNK_ID, VQAProcessor
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
     """
 
     task = "vqa"
-    processor_class = VQAProcessor
     sizes = ("vocab_size", "num_answers", "image_size", "num_object_labels")
 
     def __init__(
@@ -123,8 +122,6 @@ class VQAModule(TaskModule[VQADataModule]):
     """
 
     task = "vqa"
-    model_class = VQAModel
-    monitor = "val/accuracy"
     model: Any
 
     def __init__(

@@ -39,7 +39,6 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
         hide: train and measure without the source: a baseline to be beaten.
     """
 
-    processor_class = PairProcessor
     sizes = ("vocab_size", "source_vocab_size")
 
     def __init__(
