@@ -49,7 +49,7 @@ def predictor(trained: Callable[[str], Path]) -> Callable[[str], Predictor[Any, 
 
 def monitor_of(task: str) -> str:
     """What its training looks at, such as val/accuracy."""
-    return str(tasks()[task].resolve("module").monitor)
+    return f"val/{tasks()[task].metric}"
 
 
 def plain(found: Any) -> Any:
