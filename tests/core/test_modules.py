@@ -26,7 +26,7 @@ from mmattn import (
     capture,
     flatten_maps,
 )
-from tests.conftest import refused, slow_but_first
+from tests.conftest import assert_onnx_equals_eager, refused, slow_but_first
 
 BY_NAME = {row.name: row for row in ROWS}
 
@@ -53,8 +53,6 @@ ONNX = ["CBAM", "AttentionGate", "DeformableAttention", "DividedSpaceTimeLayer",
 
 @pytest.mark.parametrize("name", slow_but_first(ONNX))
 def test_onnx_equals_eager_at_other_sizes(name, tmp_path):
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
     row = BY_NAME[name]
     model = OfTensors(row, False).float().eval()
 
@@ -67,16 +65,7 @@ def test_onnx_equals_eager_at_other_sizes(name, tmp_path):
         None if tensor is None else dict.fromkeys(range(tensor.dim() - tensor.is_floating_point()), Dim.DYNAMIC)
         for tensor in given
     )
-    program = torch.onnx.export(model, given, dynamo=True, verbose=False, dynamic_shapes=shapes)
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    names = [entry.name for entry in session.get_inputs()]
-    given = arguments(3, (6, 9))
-    tensors = dict(zip(("x", "y", "x_mask", "y_mask"), given, strict=True))
-    found = session.run(None, {name: tensors[name].numpy() for name in names})
-    expected = model(*given)
-    for a, b in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
-        torch.testing.assert_close(torch.from_numpy(a), b, atol=1e-5, rtol=1e-4)
+    assert_onnx_equals_eager(model, given, [arguments(3, (6, 9))], shapes, tmp_path)
 
 
 # What capture sees.

@@ -7,10 +7,7 @@ from torch.export import Dim
 
 from mmattn import Encoder, Mask, T5Bias
 from mmattn.backbones.recurrent import RecurrentEncoder
-from tests.conftest import slow_but_first
-
-pytest.importorskip("onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime")
+from tests.conftest import assert_onnx_equals_eager, slow_but_first
 
 
 class Masked(nn.Module):
@@ -53,13 +50,5 @@ def test_onnx_equals_eager_at_other_sizes(make, tmp_path):
         return draw(batch, length), key_mask
 
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    program = torch.onnx.export(model, arguments(2, 5), dynamo=True, verbose=False, dynamic_shapes=(dynamic, dynamic))
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    for sizes in ((3, 9), (1, 2)):
-        given = arguments(*sizes)
-        names = [entry.name for entry in session.get_inputs()]
-        found = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))
-        expected = model(*given)
-        for a, b in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
-            torch.testing.assert_close(torch.from_numpy(a), b, atol=1e-5, rtol=1e-4)
+    others = [arguments(3, 9), arguments(1, 2)]
+    assert_onnx_equals_eager(model, arguments(2, 5), others, (dynamic, dynamic), tmp_path)

@@ -62,17 +62,14 @@ class Three(nn.Module):
         return self.look(z, self.picture(y))
 
 
-def naive_encoder(found, n, L, S):
+def naive_encoder(A, L, S):
     naive = Naive(x=L)
     for i in range(2):
-        naive.within("x", fused(*(t[n] for t in found[f"layers.{i}.attention"][0])))
+        naive.within("x", A(f"layers.{i}.attention"))
     return {("layers.0.attention", "layers.0.attention"): naive.R["x"]["x"]}
 
 
-def naive_seq2seq(found, n, L, S):
-    def A(path):
-        return fused(*(t[n] for t in found[path][0]))
-
+def naive_seq2seq(A, L, S):
     naive = Naive(x=L, y=S)
     for i in range(2):
         naive.within("y", A(f"encoder.layers.{i}.attention"))
@@ -83,10 +80,7 @@ def naive_seq2seq(found, n, L, S):
     return {(x, x): naive.R["x"]["x"], (x, y): naive.R["x"]["y"], (y, y): naive.R["y"]["y"]}
 
 
-def naive_co_attention(found, n, L, S):
-    def A(path):
-        return fused(*(t[n] for t in found[path][0]))
-
+def naive_co_attention(A, L, S):
     naive = Naive(x=L, y=S)
     for i in range(2):
         at = f"layers.{i}."
@@ -97,10 +91,7 @@ def naive_co_attention(found, n, L, S):
     return {(names[s], names[q]): naive.R[s][q] for s in "xy" for q in "xy"}
 
 
-def naive_blocks(found, n, L, S):
-    def A(path):
-        return fused(*(t[n] for t in found[path][0]))
-
+def naive_blocks(A, L, S):
     naive = Naive(x=L, y=S)
     for i in range(2):
         naive.within("x", A(f"blocks.{i}.self_attention"))
@@ -109,10 +100,7 @@ def naive_blocks(found, n, L, S):
     return {(x, x): naive.R["x"]["x"], (x, y): naive.R["x"]["y"]}
 
 
-def naive_three(found, n, L, S):
-    def A(path):
-        return fused(*(t[n] for t in found[path][0]))
-
+def naive_three(A, L, S):
     naive = Naive(x=L, y=S, z=3)
     naive.within("x", A("text.layers.0.attention"))
     naive.across(("z", "x", A("read.attention")))
@@ -154,7 +142,7 @@ def test_equals_the_equations(name, L, S):
     model, run, naive = made(name, L, S)
     ours, found = relevance(model, run), gradients(model, run)
     for n in range(2):
-        expected = naive(found, n, L, S)
+        expected = naive(lambda path, n=n: fused(*(t[n] for t in found[path][0])), L, S)
         assert set(ours) == set(expected)
         for names, R in expected.items():
             torch.testing.assert_close(ours[names][n], torch.tensor(R, dtype=torch.float64), rtol=1e-8, atol=1e-8)

@@ -8,6 +8,7 @@ from torch import nn
 from mmattn import ALiBi, Mask, T5Bias, build_kernel
 from mmattn.kernels import blocks_of_keys, sliding_window
 from mmattn.kernels.blocks_of_keys import stretches
+from tests.conftest import assert_onnx_equals_eager
 
 
 @pytest.fixture(params=["in place", "side by side"])
@@ -156,9 +157,6 @@ def test_half_precision(dtype):
 
 @pytest.mark.slow
 def test_onnx_takes_any_number_of_global_tokens(tmp_path):
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
-
     class Window(nn.Module):
         def __init__(self):
             super().__init__()
@@ -171,15 +169,7 @@ def test_onnx_takes_any_number_of_global_tokens(tmp_path):
     def arguments(batch, length, *places):
         return torch.randn(batch, 6, length, 4), marked(length, *places)
 
-    model = Window().eval()
     dynamic = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
     dynamic = (*dynamic, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC})
-    program = torch.onnx.export(
-        model, arguments(2, 13, (3, 4), (0,)), dynamo=True, verbose=False, dynamic_shapes=dynamic
-    )
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    for given in (arguments(1, 20, (3, 9, 19)), arguments(2, 9, (), ()), arguments(3, 1, (0,), (), ())):
-        names = [entry.name for entry in session.get_inputs()]
-        (found,) = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))
-        torch.testing.assert_close(torch.from_numpy(found), model(*given), atol=1e-5, rtol=1e-4)
+    others = (arguments(1, 20, (3, 9, 19)), arguments(2, 9, (), ()), arguments(3, 1, (0,), (), ()))
+    assert_onnx_equals_eager(Window(), arguments(2, 13, (3, 4), (0,)), others, dynamic, tmp_path)

@@ -91,6 +91,20 @@ def save_timm(model: Any, folder: Any, arguments: Mapping[str, Any] | None) -> N
 
 
 @torch.no_grad()
+def assert_parity(theirs: Any, ours: Any, *given: torch.Tensor, mean: bool = False, **source: Any) -> None:
+    """States, pooled vector, what goes into the first layer and what comes out of each: of ours with given.
+
+    Without a pooler the first token is what is pooled, or the mean.
+    """
+    expected = theirs(**source, output_hidden_states=True)
+    states, pooled = expected.last_hidden_state, expected.get("pooler_output")
+    if mean or pooled is None:
+        pooled = states.mean(1) if mean else states[:, 0]
+    assert difference(ours.hidden_states(*given), expected.hidden_states) <= TOLERANCE
+    assert difference(ours(*given), [states, pooled]) <= TOLERANCE
+
+
+@torch.no_grad()
 def assert_timm_parity(model: Any, ours: Any, arguments: Mapping[str, Any]) -> None:
     """States, pooled vector, what goes into the first block and what comes out of each."""
     pixels = torch.randn(2, arguments["in_chans"], *arguments["img_size"], dtype=torch.float64)

@@ -6,7 +6,7 @@ from public import ACTIVATIONS, SHAPES, assert_refused, both_sides, load, rewrit
 from public_seq2seq import parity, sharpened
 from safetensors.torch import load_file
 
-from tests.conftest import refused, slow_but_first
+from tests.conftest import refused
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -36,12 +36,6 @@ def compare(seed, folder):
     config, ours = theirs.config, load(folder)
     assert (ours.output.weight is ours.target_embedding.weight is ours.embedding.weight) == config.tie_word_embeddings
     return parity(theirs, ours, draw, seed, (config.vocab_size,) * 2, config.max_position_embeddings)
-
-
-@pytest.mark.parametrize("seed", slow_but_first(SHAPES))
-def test_parity(seed, tmp_path):
-    found = compare(seed, tmp_path)
-    assert found.holds, found
 
 
 def test_tied_and_untied_are_both_among_the_shapes():

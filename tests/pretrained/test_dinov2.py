@@ -5,6 +5,7 @@ import torch
 from public import (
     SHAPES,
     TOLERANCE,
+    assert_parity,
     assert_timm_parity,
     difference,
     disturbed,
@@ -71,11 +72,7 @@ def test_transformers_parity(family, seed, tmp_path, in_double):
     other = [config.patch_size * draw.choice([1, 2, 3, 5]) + draw.choice([0, 1]) for _ in range(2)]
     for size in (own, other):
         pixels = torch.randn(2, config.num_channels, *size, dtype=torch.float64)
-        with torch.no_grad():
-            expected = whole.base_model(pixels, output_hidden_states=True)
-            found, layers = ours(pixels), ours.hidden_states(pixels)
-        assert difference(layers, expected.hidden_states) <= TOLERANCE
-        assert difference(found, [expected.last_hidden_state, expected.pooler_output]) <= TOLERANCE
+        assert_parity(whole.base_model, ours, pixels, pixel_values=pixels)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 4), (12, 9)])

@@ -6,8 +6,9 @@ import pytest
 import test_bart
 import test_marian
 import test_t5
+import test_whisper
 import torch
-from public import load, rewrite
+from public import SHAPES, load, rewrite
 from public_seq2seq import assert_same_text, sharpened
 from test_t5 import exact  # noqa: F401, a fixture
 
@@ -71,6 +72,14 @@ def write(family, seed):
     if family != "t5":
         theirs.final_logits_bias[0, 2] += 0.7
     return theirs
+
+
+@pytest.mark.parametrize("seed", slow_but_first(SHAPES))
+@pytest.mark.parametrize("family", [test_bart, test_marian, test_t5, test_whisper], ids=lambda family: family.__name__)
+def test_parity(family, seed, tmp_path):
+    """Of every layer and the logits, with padding in the batch."""
+    found = family.compare(seed, tmp_path)
+    assert found.holds, found
 
 
 @pytest.mark.parametrize("way", slow_but_first(WAYS, lambda way: way.startswith("beams")))

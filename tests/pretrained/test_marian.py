@@ -8,7 +8,7 @@ from public import ACTIVATIONS, SHAPES, assert_refused, both_sides, load, rewrit
 from public_seq2seq import parity, sharpened
 from safetensors.torch import load_file
 
-from tests.conftest import refused, slow_but_first
+from tests.conftest import refused
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -59,12 +59,6 @@ def compare(seed, folder):
     assert (ours.target_embedding is ours.embedding) == shared
     vocabularies = (config.vocab_size, config.decoder_vocab_size)
     return parity(theirs, ours, draw, seed, vocabularies, config.max_position_embeddings)
-
-
-@pytest.mark.parametrize("seed", slow_but_first(SHAPES))
-def test_parity(seed, tmp_path):
-    found = compare(seed, tmp_path)
-    assert found.holds, found
 
 
 def test_all_ways_of_tying_are_among_the_shapes():

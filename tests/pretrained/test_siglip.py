@@ -5,6 +5,7 @@ import torch
 from public import (
     SHAPES,
     TOLERANCE,
+    assert_parity,
     assert_refused,
     assert_timm_parity,
     difference,
@@ -52,12 +53,8 @@ def test_transformers_parity(seed, tmp_path):
     other = [config.patch_size * draw.choice([1, 2, 3, 5]) + draw.choice([0, 1]) for _ in range(2)]
     for size in ([config.image_size] * 2, other):
         pixels = torch.randn(2, config.num_channels, *size, dtype=torch.float64)
-        with torch.no_grad():
-            expected = theirs(pixels, interpolate_pos_encoding=size == other, output_hidden_states=True)
-            found, layers = ours(pixels), ours.hidden_states(pixels)
-        assert difference(layers, expected.hidden_states) <= TOLERANCE
-        pooled = expected.pooler_output if config.vision_use_head else expected.last_hidden_state.mean(1)
-        assert difference(found, [expected.last_hidden_state, pooled]) <= TOLERANCE
+        source = {"pixel_values": pixels, "interpolate_pos_encoding": size == other}
+        assert_parity(theirs, ours, pixels, mean=not config.vision_use_head, **source)
     if other != [config.image_size] * 2:
         with pytest.raises(ValueError, match="where the positions are for"):
             load(tmp_path)(torch.randn(1, config.num_channels, 99, 99, dtype=torch.float64))

@@ -5,6 +5,7 @@ import torch
 from public import (
     SHAPES,
     TOLERANCE,
+    assert_parity,
     assert_refused,
     assert_timm_parity,
     difference,
@@ -49,16 +50,8 @@ def test_transformers_parity(family, seed, tmp_path):
     whole = disturbed(getattr(transformers, family + draw.choice(names))(config), seed)
     save(whole, tmp_path, in_memory_names=seed % 2 == 1)
     assert any("encoder.layer.0" in key for key in load_file(tmp_path / "model.safetensors")) == (seed % 2 == 0)
-    ours = load(tmp_path)
     pixels = torch.randn(2, config.num_channels, *config.image_size, dtype=torch.float64)
-    with torch.no_grad():
-        expected = whole.base_model(pixels, output_hidden_states=True)
-        found, layers = ours(pixels), ours.hidden_states(pixels)
-    assert difference([found.states], [expected.last_hidden_state]) <= TOLERANCE
-    assert difference(layers, expected.hidden_states) <= TOLERANCE
-    pooled = expected.pooler_output
-    pooled = expected.last_hidden_state[:, 0] if pooled is None else pooled
-    assert difference([found.pooled], [pooled]) <= TOLERANCE
+    assert_parity(whole.base_model, load(tmp_path), pixels, pixel_values=pixels)
 
 
 def timm_model(name, draw, sizes, **more):
@@ -104,10 +97,8 @@ def test_other_image_sizes_resize_the_positions(size, tmp_path):
     model = disturbed(transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=4)), 0)
     save(model, tmp_path)
     pixels = torch.randn(2, 3, *size, dtype=torch.float64)
-    with torch.no_grad():
-        expected = model(pixels, interpolate_pos_encoding=True)
-        found = load(tmp_path, resize_positions="bicubic")(pixels)
-    assert difference(found, [expected.last_hidden_state, expected.pooler_output]) <= TOLERANCE
+    ours = load(tmp_path, resize_positions="bicubic")
+    assert_parity(model, ours, pixels, pixel_values=pixels, interpolate_pos_encoding=True)
     refused(f"{size[0] // 4} x {size[1] // 4} patches, where the positions are for 4 x 4", load(tmp_path), pixels)
 
 
