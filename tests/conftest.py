@@ -1,12 +1,48 @@
 """What all tests share."""
 
+import inspect
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 LONGEST = ("test_configs.py", "tasks", "test_onnx.py", "pretrained")  # files and folders
+
+
+def slow_but_first(values: Iterable[Any], kind: Callable[[Any], Any] = lambda value: None) -> list[Any]:
+    """Values to parametrize with, of which `make test` takes the first of each kind and `make test-all` all."""
+    kinds: set[Any] = set()
+    found = []
+    for value in values:
+        found.append(pytest.param(value, marks=[pytest.mark.slow] if kind(value) in kinds else []))
+        kinds.add(kind(value))
+    return found
+
+
+def refused(message: str, call: Callable[..., Any], /, *given: Any, error: Any = ValueError, **keywords: Any) -> str:
+    """Asserts that a call raises in these words, a pattern; returns all that it says."""
+    with pytest.raises(error, match=message) as caught:
+        call(*given, **keywords)
+    return str(caught.value)
+
+
+def assert_onnx_equals_eager(model: Any, example: Any, others: Iterable[Any], sizes: Any, path: Path) -> None:
+    """Exports the model with an example, dynamic as `sizes` says, and compares it on other inputs."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    program = torch.onnx.export(model.eval(), example, dynamo=True, verbose=False, dynamic_shapes=sizes)
+    program.save(path / "model.onnx")
+    session = onnxruntime.InferenceSession(path / "model.onnx")
+    for given in others:
+        tensors = dict(zip(inspect.signature(model.forward).parameters, given, strict=False))
+        expected = model(*given)
+        expected = (expected,) if isinstance(expected, torch.Tensor) else tuple(expected)
+        found = session.run(None, {entry.name: tensors[entry.name].numpy() for entry in session.get_inputs()})
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(a), b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(autouse=True)

@@ -61,6 +61,11 @@ def variants(row: Row, x: torch.Tensor, y: torch.Tensor) -> list[tuple[Any, Any,
     return [(*masks, is_causal) for is_causal in row.causal for masks in ((None, None), padded)]
 
 
+def apart(left: Any, right: Any) -> float:
+    """The difference of two results of `with_gradients`."""
+    return max(difference(a, b) for a, b in zip(left, right, strict=True))
+
+
 def forward_vs_naive(row: Row) -> float:
     module, (x, y) = row.module(), row.inputs()
     return max(difference(row.call(module, x, y, *m), row.naive(module, x, y, *m)) for m in variants(row, x, y))
@@ -85,7 +90,7 @@ def fused_vs_captured(row: Row) -> float:
             captured = with_gradients(row.call, module, x, y, *masks)
         if not maps:
             return float("inf")
-        worst = max(worst, difference(fused[0], captured[0]), difference(fused[1], captured[1]))
+        worst = max(worst, apart(fused, captured))
     return worst
 
 
@@ -119,12 +124,10 @@ def empty_rows(row: Row) -> float | None:
         return None
     module, (x, y) = row.module(), row.inputs()
     masks = masks_of(row, x, y, 0, 0)
-    worst = 0.0
-    for is_causal in row.causal:
-        ours = with_gradients(row.call, module, x, y, *masks, is_causal)
-        loops = with_gradients(row.naive, module, x, y, *masks, is_causal)
-        worst = max(worst, difference(ours[0], loops[0]), difference(ours[1], loops[1]))
-    return worst
+    return max(
+        apart(*(with_gradients(f, module, x, y, *masks, is_causal) for f in (row.call, row.naive)))
+        for is_causal in row.causal
+    )
 
 
 def causal_leak(row: Row) -> float | None:

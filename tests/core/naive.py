@@ -74,7 +74,7 @@ def kernel(module, q, k, v, allowed, weights_of=None):
             elif module.kind == "monotonic":
                 weights = monotonic(module, q[b, head], keys, b, head, allowed)
             else:
-                weights = [row(module, q[b, head, i], keys, b, head, i, L, allowed) for i in range(L)]
+                weights = [row(module, q[b, head], keys, b, head, i, L, allowed) for i in range(L)]
             for weight in weights:
                 out = torch.zeros_like(values[0])
                 for j, w in weight.items():
@@ -83,27 +83,44 @@ def kernel(module, q, k, v, allowed, weights_of=None):
     return torch.stack(rows).view(B, h, L, v.shape[-1])
 
 
-def row(module, q, keys, b, head, i, L, allowed):
-    """The weights of one query: {key: weight}."""
-    S, d = keys.shape
-    scores = {}
-    for j in range(S):
-        if not allowed(b, head, i, j, L, S):
-            continue
-        bias = bias_at(allowed.bias, head, j - (i + S - L))
-        if module.kind == "additive":
-            scores[j] = (module.score[head] * torch.tanh(q + keys[j] + module.shift[head])).sum() + bias
-        elif module.kind == "linear":
-            scores[j] = (phi(q) * phi(keys[j])).sum()
-        else:
-            scores[j] = (q * keys[j]).sum() / math.sqrt(d) + bias
-    if module.kind == "linear":
-        total = sum(scores.values())
-        return {j: score / total for j, score in scores.items()}
-    if module.kind == "sigmoid" and head < module.num_sigmoid_heads:
-        return {j: 1 / (1 + torch.exp(-(score + module.bias[head]))) for j, score in scores.items()}
+def softmax(scores):
+    """Of {key: score}."""
     total = sum(torch.exp(score) for score in scores.values())
     return {j: torch.exp(score) / total for j, score in scores.items()}
+
+
+def shares(products):
+    """Of {key: product}: what each is of their sum."""
+    total = sum(products.values())
+    return {j: product / total for j, product in products.items()}
+
+
+def seen_by(keys, b, head, i, L, allowed):
+    """The keys that query i of L may see."""
+    return [j for j in range(len(keys)) if allowed(b, head, i, j, L, len(keys))]
+
+
+def visible(q, keys, b, head, i, L, allowed):
+    """The scaled scores, {key: score}, of what query i of q (L, d) may see, position bias included."""
+    S, d = keys.shape
+    return {
+        j: (q[i] * keys[j]).sum() / math.sqrt(d) + bias_at(allowed.bias, head, j - (i + S - L))
+        for j in seen_by(keys, b, head, i, L, allowed)
+    }
+
+
+def row(module, q, keys, b, head, i, L, allowed):
+    """The weights of query i of q (L, d): {key: weight}."""
+    if module.kind == "linear":
+        return shares({j: (phi(q[i]) * phi(keys[j])).sum() for j in seen_by(keys, b, head, i, L, allowed)})
+    scores = visible(q, keys, b, head, i, L, allowed)
+    if module.kind == "additive":
+        for j in scores:
+            score = (module.score[head] * torch.tanh(q[i] + keys[j] + module.shift[head])).sum()
+            scores[j] = score + bias_at(allowed.bias, head, j - (i + len(keys) - L))
+    if module.kind == "sigmoid" and head < module.num_sigmoid_heads:
+        return {j: 1 / (1 + torch.exp(-(score + module.bias[head]))) for j, score in scores.items()}
+    return softmax(scores)
 
 
 def phi(x):
@@ -233,17 +250,15 @@ def encoder(module, x, allowed):
     return layer_norm(module.norm, x)
 
 
+def decoder_layer(layer, x, memory, allowed, memory_allowed, bias=None):
+    x = residual(layer.self_residual, x, lambda n: attention(layer.self_attention, n, None, allowed, bias))
+    x = residual(layer.cross_residual, x, lambda n: attention(layer.cross_attention, n, memory, memory_allowed))
+    return residual(layer.ffn_residual, x, lambda n: feed_forward(layer.ffn, n))
+
+
 def decoder(module, x, memory, allowed, memory_allowed):
     for layer in module.layers:
-        x = residual(
-            layer.self_residual,
-            x,
-            lambda n, a=layer: attention(a.self_attention, n, None, allowed, module.position_bias),
-        )
-        x = residual(
-            layer.cross_residual, x, lambda n, a=layer: attention(a.cross_attention, n, memory, memory_allowed)
-        )
-        x = residual(layer.ffn_residual, x, lambda n, a=layer: feed_forward(a.ffn, n))
+        x = decoder_layer(layer, x, memory, allowed, memory_allowed, module.position_bias)
     return layer_norm(module.norm, x)
 
 
@@ -254,12 +269,6 @@ def cross_modal(module, a, b, a_allowed, b_allowed):
     if module.norm_first:
         return new_a, new_b
     return layer_norm(module.norm_a, new_a), layer_norm(module.norm_b, new_b)
-
-
-def fusion_block(module, x, context, allowed, context_allowed):
-    x = residual(module.self_residual, x, lambda n: attention(module.self_attention, n, None, allowed))
-    x = residual(module.cross_residual, x, lambda n: attention(module.cross_attention, n, context, context_allowed))
-    return residual(module.ffn_residual, x, lambda n: feed_forward(module.ffn, n))
 
 
 def co_attention(module, a, b, a_allowed, b_allowed):

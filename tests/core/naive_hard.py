@@ -4,28 +4,13 @@ import math
 from dataclasses import replace
 
 import torch
-from naive import bias_at
-
-
-def visible(q, keys, b, head, i, L, allowed):
-    """The scaled scores of the keys that query i may see, {key: score}, position bias included."""
-    allowed = replace(allowed, window=None)  # the kernel's window is not the mask's
-    S, d = keys.shape
-    return {
-        j: (q[i] * keys[j]).sum() / math.sqrt(d) + bias_at(allowed.bias, head, j - (i + S - L))
-        for j in range(S)
-        if allowed(b, head, i, j, L, S)
-    }
-
-
-def softmax(scores):
-    total = sum(torch.exp(score) for score in scores.values())
-    return {j: torch.exp(score) / total for j, score in scores.items()}
+from naive import shares, softmax, visible
 
 
 def local(module, q, keys, b, head, allowed):
     """Luong et al. 2015, section 3.2: local-p or local-m."""
     L, S, D = q.shape[0], keys.shape[0], module.window
+    allowed = replace(allowed, window=None)  # the kernel's window is not the mask's
     rows = []
     for i in range(L):
         scores = visible(q, keys, b, head, i, L, allowed)
@@ -90,6 +75,5 @@ def adaptive_span(module, q, keys, b, head, allowed):
             soft = (module.ramp + z - distance) / module.ramp
             if soft > 0 and distance <= module.max_span:
                 exponentials[j] = (soft if soft < 1 else 1.0) * torch.exp(score)
-        total = sum(exponentials.values())
-        rows.append({j: e / total for j, e in exponentials.items()})
+        rows.append(shares(exponentials))
     return rows

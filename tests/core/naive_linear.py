@@ -3,12 +3,12 @@
 import math
 
 import torch
-from naive import bias_at
+from naive import bias_at, seen_by, shares, softmax, visible
 
 
 def favor(module, q, keys, b, head, allowed):
     """Choromanski et al. 2021, section 2.3: the features of one query and one key, multiplied."""
-    (L, d), S = q.shape, keys.shape[0]
+    L, d = q.shape
 
     def features(x):
         x = x / d**0.25
@@ -17,16 +17,15 @@ def favor(module, q, keys, b, head, allowed):
 
     rows = []
     for i in range(L):
-        products = {j: (features(q[i]) * features(keys[j])).sum() for j in range(S) if allowed(b, head, i, j, L, S)}
-        total = sum(products.values())
-        rows.append({j: product / total for j, product in products.items()})
+        seen = seen_by(keys, b, head, i, L, allowed)
+        rows.append(shares({j: (features(q[i]) * features(keys[j])).sum() for j in seen}))
     return rows
 
 
 def low_rank(module, q, keys, b, head, allowed):
     """Wang et al. 2020, equation 7, queries and keys also made smaller; a key's weight is through its summaries."""
-    L, S = q.shape[0], keys.shape[0]
-    seen = [j for j in range(S) if allowed(b, head, 0, j, L, S)]
+    L = q.shape[0]
+    seen = seen_by(keys, b, head, 0, L, allowed)
     summaries = {j: keys[j] for j in seen}
     if module.projected_length is not None:
         E, F = (p[head if len(p) > 1 else 0] for p in (module.key_length, module.value_length))
@@ -52,31 +51,24 @@ def cosine(module, q, keys, b, head, allowed):
     rows = []
     for i in range(L):
         scores = {}
-        for j in range(S):
-            if allowed(b, head, i, j, L, S):
-                lengths = torch.sqrt((q[i] * q[i]).sum()) * torch.sqrt((keys[j] * keys[j]).sum())
-                scores[j] = scale * (q[i] * keys[j]).sum() / lengths + bias_at(allowed.bias, head, j - (i + S - L))
+        for j in seen_by(keys, b, head, i, L, allowed):
+            lengths = torch.sqrt((q[i] * q[i]).sum()) * torch.sqrt((keys[j] * keys[j]).sum())
+            scores[j] = scale * (q[i] * keys[j]).sum() / lengths + bias_at(allowed.bias, head, j - (i + S - L))
         rows.append(softmax(scores))
     return rows
 
 
 def differential(module, q, keys, b, head, allowed):
     """Ye et al. 2024, equations 1 and 2."""
-    (L, d), S = q.shape, keys.shape[0]
+    L, d = q.shape
     half = d // 2
     first = sum(module.lambda_q1[c] * module.lambda_k1[c] for c in range(half))
     second = sum(module.lambda_q2[c] * module.lambda_k2[c] for c in range(half))
     weight = torch.exp(first) - torch.exp(second) + module.lambda_init
     rows = []
     for i in range(L):
-        maps = []
-        for part in (slice(0, half), slice(half, d)):
-            scores = {}
-            for j in range(S):
-                if allowed(b, head, i, j, L, S):
-                    bias = bias_at(allowed.bias, head, j - (i + S - L))
-                    scores[j] = (q[i, part] * keys[j, part]).sum() / math.sqrt(half) + bias
-            maps.append(softmax(scores))
+        parts = (slice(0, half), slice(half, d))
+        maps = [softmax(visible(q[:, part], keys[:, part], b, head, i, L, allowed)) for part in parts]
         rows.append({j: maps[0][j] - weight * maps[1][j] for j in maps[0]})
     return rows
 
@@ -84,8 +76,3 @@ def differential(module, q, keys, b, head, allowed):
 def differential_norm(module, out):
     """Equation 3: each head's output (..., d_v) by its root mean square."""
     return (1 - module.lambda_init) * out / torch.sqrt((out * out).mean(-1, keepdim=True) + 1e-5)
-
-
-def softmax(scores):
-    total = sum(torch.exp(score) for score in scores.values())
-    return {j: torch.exp(score) / total for j, score in scores.items()}

@@ -1,16 +1,9 @@
 """BigBird's and Reformer's attention as plain loops: see naive.kernel for what these functions take and give."""
 
-import math
-
 import torch
-from naive import bias_at
+from naive import bias_at, softmax, visible
 
 PRIME = 2**31 - 1
-
-
-def softmax(scores):
-    total = sum(torch.exp(score) for score in scores.values())
-    return {j: torch.exp(score) / total for j, score in scores.items()}
 
 
 def hashed(seed, *values):
@@ -42,7 +35,7 @@ def blocks_of(module, head, i, count, is_causal):
 
 
 def sparse(module, q, keys, b, head, allowed):
-    (L, d), S = q.shape, keys.shape[0]
+    L, S = q.shape[0], keys.shape[0]
     size, real = module.block, range(S)
     if allowed.key_mask is not None:
         real = [j for j in range(S) if allowed.key_mask[b, j]]
@@ -50,12 +43,8 @@ def sparse(module, q, keys, b, head, allowed):
     weights = []
     for i in range(L):
         seen = blocks_of(module, head, (i + S - L) // size, count, allowed.is_causal)
-        scores = {
-            j: (q[i] * keys[j]).sum() / math.sqrt(d) + bias_at(allowed.bias, head, j - (i + S - L))
-            for j in range(S)
-            if j // size in seen and allowed(b, head, i, j, L, S)
-        }
-        weights.append(softmax(scores))
+        scores = visible(q, keys, b, head, i, L, allowed)
+        weights.append(softmax({j: score for j, score in scores.items() if j // size in seen}))
     return weights
 
 

@@ -55,22 +55,22 @@ def draw(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 
 
-def square(conv):
-    """The matrix of a 1x1 convolution."""
-    return conv.weight[:, :, 0, 0]
+def square(layer):
+    """The matrix of a linear map or a 1x1 convolution."""
+    return layer.weight[:, :, 0, 0] if layer.weight.dim() == 4 else layer.weight
+
+
+def taken(**layers):
+    """Weight and bias of each layer, under our name for it."""
+    weights = {f"{name}__weight": square(layer) for name, layer in layers.items()}
+    return weights | {f"{name}__bias": layer.bias for name, layer in layers.items()}
 
 
 def squeeze_excitation():
     from timm.layers import SEModule
 
     theirs = randomised(SEModule(16, rd_channels=4))
-    ours = copied(
-        SqueezeExcitation(16, reduction=4),
-        fc1__weight=square(theirs.fc1),
-        fc1__bias=theirs.fc1.bias,
-        fc2__weight=square(theirs.fc2),
-        fc2__bias=theirs.fc2.bias,
-    )
+    ours = copied(SqueezeExcitation(16, reduction=4), **taken(fc1=theirs.fc1, fc2=theirs.fc2))
     return compare(ours, theirs, draw(2, 16, 5, 7))
 
 
@@ -113,13 +113,12 @@ def position_attention():
         PositionAttention(16, reduction=4),
         attention__q_proj__weight=square(theirs.t) * scale,
         attention__q_proj__bias=theirs.t.bias * scale,
-        attention__k_proj__weight=square(theirs.p),
-        attention__k_proj__bias=theirs.p.bias,
         attention__v_proj__weight=torch.cat([square(theirs.g), none]),
         attention__v_proj__bias=torch.cat([theirs.g.bias, none[:, 0]]),
         attention__out_proj__weight=torch.cat([square(theirs.z) * gain[:, None], none.T], dim=1),
         attention__out_proj__bias=(theirs.z.bias - theirs.norm.running_mean) * gain + theirs.norm.bias,
         gamma=torch.ones(()),
+        **taken(attention__k_proj=theirs.p),
     )
     return compare(ours, theirs, draw(2, 16, 5, 3))
 
@@ -137,14 +136,11 @@ def map_pooling():
         module,
         positions__weight=theirs.pos_embed.T.reshape(1, 16, 5, 3),
         pooling__queries=theirs.latent[0],
-        pooling__attention__q_proj__weight=theirs.q.weight,
-        pooling__attention__q_proj__bias=theirs.q.bias,
         pooling__attention__k_proj__weight=k,
         pooling__attention__k_proj__bias=k_bias,
         pooling__attention__v_proj__weight=v,
         pooling__attention__v_proj__bias=v_bias,
-        pooling__attention__out_proj__weight=theirs.proj.weight,
-        pooling__attention__out_proj__bias=theirs.proj.bias,
+        **taken(pooling__attention__q_proj=theirs.q, pooling__attention__out_proj=theirs.proj),
     )
     return compare(ours, lambda x: theirs(x.flatten(2).mT), draw(2, 16, 5, 3))
 
@@ -159,16 +155,8 @@ def deformable(size, shapes=((6, 9), (5, 4), (2, 3)), num_points=3):
     )
     theirs = randomised(library.DeformableDetrMultiscaleDeformableAttention(config, num_heads=4, n_points=num_points))
     module = DeformableAttention(16, 4, num_levels=len(shapes), num_points=num_points)
-    names = {"offset_proj": "sampling_offsets", "weight_proj": "attention_weights", "v_proj": "value_proj"}
-    names["out_proj"] = "output_proj"
-    ours = copied(
-        module,
-        **{
-            f"{name}__{kind}": getattr(getattr(theirs, other), kind)
-            for name, other in names.items()
-            for kind in ("weight", "bias")
-        },
-    )
+    heads = {"offset_proj": theirs.sampling_offsets, "weight_proj": theirs.attention_weights}
+    ours = copied(module, **taken(v_proj=theirs.value_proj, out_proj=theirs.output_proj, **heads))
     maps = [draw(2, 16, *shape) for shape in shapes]
     value, sizes = flatten_maps(maps)
     mask = torch.rand(2, value.shape[1], generator=torch.Generator().manual_seed(6)) > 0.3
@@ -221,14 +209,13 @@ def space_time():
             after = theirs.temporal_dense
             weight, bias = after.weight @ weight, after.weight @ bias + after.bias
         given[f"{name}__out_proj__weight"], given[f"{name}__out_proj__bias"] = weight, bias
-    for name, layer in (
-        ("temporal_residual__norm", theirs.temporal_layernorm),
-        ("attention_residual__norm", theirs.layernorm_before),
-        ("ffn_residual__norm", theirs.layernorm_after),
-        ("ffn__fc1", theirs.intermediate.dense),
-        ("ffn__fc2", theirs.output.dense),
-    ):
-        given[f"{name}__weight"], given[f"{name}__bias"] = layer.weight, layer.bias
+    given |= taken(
+        temporal_residual__norm=theirs.temporal_layernorm,
+        attention_residual__norm=theirs.layernorm_before,
+        ffn_residual__norm=theirs.layernorm_after,
+        ffn__fc1=theirs.intermediate.dense,
+        ffn__fc2=theirs.output.dense,
+    )
     ours = copied(DividedSpaceTimeLayer(16, 4, ffn_dim=24, norm_eps=config.layer_norm_eps), **given)
 
     def call(x, cls):

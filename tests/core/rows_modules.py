@@ -43,12 +43,12 @@ def on_map(name, build, loop, **keywords):
     return Row(name, build, call, naive, **keywords)
 
 
-def reads(name, build, call, loop, **keywords):
+def reads(name, build, loop, **keywords):
     """A module that makes something of y alone, which has y's rows or, with outputs ("",), none."""
     return Row(
         name,
         build,
-        lambda module, x, y, x_mask, y_mask, is_causal: call(module, y, y_mask),
+        lambda module, x, y, x_mask, y_mask, is_causal: module(y, y_mask),
         lambda module, x, y, x_mask, y_mask, is_causal: loop(module, y, y_mask),
         **({"outputs": ("",)} | keywords),
     )
@@ -155,7 +155,6 @@ ROWS = [
     reads(
         "TemporalPooling",
         lambda: TemporalPooling(E, HEADS, num_queries=2),
-        lambda module, y, mask: module(y, mask),
         naive.temporal_pooling,
     ),
     space_time("DividedSpaceTimeLayer", reference=references.space_time),
@@ -163,7 +162,6 @@ ROWS = [
     reads(
         "ContextPooling",
         lambda: ContextPooling(E, hidden_dim=5),
-        lambda module, y, mask: module(y, mask),
         lambda module, y, mask: torch.stack(
             [
                 naive.context_pooling(module, [y[b, j] for j in range(y.shape[1]) if naive.real(mask, b, j)], y[b, 0])
@@ -174,7 +172,6 @@ ROWS = [
     reads(
         "HierarchicalAttention",
         lambda: HierarchicalAttention(4, 6),
-        lambda module, y, mask: module(y, mask),
         partial(naive.hierarchical, encode=naive.both_ways),
         lengths=(5, (4, 3)),
         widths=(E, 4),
@@ -184,7 +181,6 @@ ROWS = [
         lambda: HierarchicalAttention(
             E, word_encoder=Encoder(E, 1, HEADS, ffn_dim=6), sentence_encoder=Encoder(E, 1, HEADS, ffn_dim=6)
         ),
-        lambda module, y, mask: module(y, mask),
         partial(naive.hierarchical, encode=naive.transformer),
         lengths=(5, (4, 3)),
     ),

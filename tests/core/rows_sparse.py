@@ -119,17 +119,10 @@ def lsh(name, reference=None, causal=(False, True), lengths=(19, 19), **options)
     )
 
 
+SPARSE = {"weights": naive_sparse.sparse, "same_length": True}
+SEEDED = {"num_random": 1, "seed": 5}
 ROWS = [
-    kernel(
-        "kernel sparse",
-        "sparse",
-        {"num_random": 1, "seed": 5},
-        weights=naive_sparse.sparse,
-        block=2,
-        same_length=True,
-        lengths=(27, 27),
-        reference=bigbird,
-    ),
+    kernel("kernel sparse", "sparse", SEEDED, block=2, lengths=(27, 27), reference=bigbird, **SPARSE),
     lsh("kernel lsh", num_hashes=3, chunk=2),
     # Causal, chunks depend on what comes later: the naive loop does so too, in test_sparse.py.
     lsh("kernel lsh, across buckets", reformer, causal=(False,), num_hashes=2, chunk=3, across_buckets=True),
@@ -137,23 +130,7 @@ ROWS = [
 
 # What test_sparse.py asserts, without the export, which takes seconds.
 MORE = [
-    kernel(
-        "sparse, wide ends",
-        "sparse",
-        {"num_global": 2, "num_random": 2},
-        weights=naive_sparse.sparse,
-        block=1,
-        same_length=True,
-        lengths=(19, 19),
-    ),
-    kernel(
-        "sparse, window alone",
-        "sparse",
-        {"num_global": 0, "num_random": 0},
-        weights=naive_sparse.sparse,
-        block=2,
-        same_length=True,
-        lengths=(14, 14),
-    ),
+    kernel("sparse, wide ends", "sparse", {"num_global": 2, "num_random": 2}, block=1, lengths=(19, 19), **SPARSE),
+    kernel("sparse, window alone", "sparse", {"num_global": 0, "num_random": 0}, block=2, lengths=(14, 14), **SPARSE),
     lsh("lsh, 4 buckets", num_hashes=2, num_buckets=4, chunk=3, seed=1),
 ]

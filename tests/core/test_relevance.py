@@ -8,6 +8,7 @@ from torch import nn
 from mmattn import CoAttention, Decoder, Encoder, Mask, MultiHeadAttention, MultimodalFusionBlock, capture, relevance
 from mmattn.explain import Step, rollout
 from mmattn.fusion import AttentionPooling
+from tests.conftest import refused
 
 E, HEADS = 8, 2
 
@@ -61,17 +62,14 @@ class Three(nn.Module):
         return self.look(z, self.picture(y))
 
 
-def naive_encoder(found, n, L, S):
+def naive_encoder(A, L, S):
     naive = Naive(x=L)
     for i in range(2):
-        naive.within("x", fused(*(t[n] for t in found[f"layers.{i}.attention"][0])))
+        naive.within("x", A(f"layers.{i}.attention"))
     return {("layers.0.attention", "layers.0.attention"): naive.R["x"]["x"]}
 
 
-def naive_seq2seq(found, n, L, S):
-    def A(path):
-        return fused(*(t[n] for t in found[path][0]))
-
+def naive_seq2seq(A, L, S):
     naive = Naive(x=L, y=S)
     for i in range(2):
         naive.within("y", A(f"encoder.layers.{i}.attention"))
@@ -82,10 +80,7 @@ def naive_seq2seq(found, n, L, S):
     return {(x, x): naive.R["x"]["x"], (x, y): naive.R["x"]["y"], (y, y): naive.R["y"]["y"]}
 
 
-def naive_co_attention(found, n, L, S):
-    def A(path):
-        return fused(*(t[n] for t in found[path][0]))
-
+def naive_co_attention(A, L, S):
     naive = Naive(x=L, y=S)
     for i in range(2):
         at = f"layers.{i}."
@@ -96,10 +91,7 @@ def naive_co_attention(found, n, L, S):
     return {(names[s], names[q]): naive.R[s][q] for s in "xy" for q in "xy"}
 
 
-def naive_blocks(found, n, L, S):
-    def A(path):
-        return fused(*(t[n] for t in found[path][0]))
-
+def naive_blocks(A, L, S):
     naive = Naive(x=L, y=S)
     for i in range(2):
         naive.within("x", A(f"blocks.{i}.self_attention"))
@@ -108,10 +100,7 @@ def naive_blocks(found, n, L, S):
     return {(x, x): naive.R["x"]["x"], (x, y): naive.R["x"]["y"]}
 
 
-def naive_three(found, n, L, S):
-    def A(path):
-        return fused(*(t[n] for t in found[path][0]))
-
+def naive_three(A, L, S):
     naive = Naive(x=L, y=S, z=3)
     naive.within("x", A("text.layers.0.attention"))
     naive.across(("z", "x", A("read.attention")))
@@ -153,7 +142,7 @@ def test_equals_the_equations(name, L, S):
     model, run, naive = made(name, L, S)
     ours, found = relevance(model, run), gradients(model, run)
     for n in range(2):
-        expected = naive(found, n, L, S)
+        expected = naive(lambda path, n=n: fused(*(t[n] for t in found[path][0])), L, S)
         assert set(ours) == set(expected)
         for names, R in expected.items():
             torch.testing.assert_close(ours[names][n], torch.tensor(R, dtype=torch.float64), rtol=1e-8, atol=1e-8)
@@ -344,10 +333,8 @@ def test_shared_weights_meet_two_sequences():
 
 def test_refusals():
     model, x = Encoder(E, 1, HEADS), torch.randn(4, 3, E)
-    with pytest.raises(ValueError, match="no attention ran"):
-        relevance(model, lambda: x.sum())
-    with pytest.raises(ValueError, match="the score has no gradient"):
-        relevance(model, lambda: model(x).detach().sum())
+    refused("no attention ran", relevance, model, lambda: x.sum())
+    refused("the score has no gradient", relevance, model, lambda: model(x).detach().sum())
     with pytest.raises(ValueError, match="does not depend on any attention"):
         relevance(model, lambda: model(x).detach().sum() + x.clone().requires_grad_().sum())
     with pytest.raises(ValueError, match=r"call 2 of 'layers.0.attention' did not happen; captured were: .* \(1\)"):
@@ -370,7 +357,6 @@ def test_refusals():
             return self.kernel(x[:, None], x[:, None], x[:, None])
 
     bare = nn.ModuleDict({"bare": Bare()})
-    with pytest.raises(ValueError, match="'bare' is no MultiHeadAttention"):
-        relevance(bare, lambda: bare["bare"](x).sum())
+    refused("'bare' is no MultiHeadAttention", relevance, bare, lambda: bare["bare"](x).sum())
     found = relevance(bare, lambda: bare["bare"](x).square().sum(), [Step("bare", "x", "x")])
     assert found["x", "x"].shape == (4, 3, 3)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from test_kernels import Sizes, draw, empty, make
+from cases import Operations, close, draw, empty, make
 from torch import nn
 
 from mmattn import ALiBi, Mask, T5Bias, build_kernel
 from mmattn.kernels import blocks_of_keys, sliding_window
 from mmattn.kernels.blocks_of_keys import stretches
+from tests.conftest import assert_onnx_equals_eager
 
 
 @pytest.fixture(params=["in place", "side by side"])
@@ -30,11 +31,9 @@ def compare(kernel, q, k, v, mask, inputs=()):
     weights = kernel.weights(q, k, mask)
     expected = weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     found = kernel(q, k, v, mask)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    close(found, expected)
     grad = torch.randn_like(found)
-    pairs = zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True)
-    for a, b in pairs:
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    close(*(torch.autograd.grad(out, inputs, grad) for out in (found, expected)), 1e-11)
     return weights
 
 
@@ -69,7 +68,7 @@ class TestBothPaths:
         """Heads beside each other, as a projection leaves them, or one after the other."""
         kernel, tensors = window(), draw(2, 4, 30, 30)
         beside = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors)
-        torch.testing.assert_close(kernel(*beside), kernel(*tensors), rtol=0, atol=1e-14)
+        close(kernel(*beside), kernel(*tensors), 1e-14)
 
 
 def test_as_many_blocks_at_once_as_fit(monkeypatch):
@@ -78,7 +77,7 @@ def test_as_many_blocks_at_once_as_fit(monkeypatch):
     whole = kernel(*tensors, mask)
     monkeypatch.setattr(blocks_of_keys, "SCORES", 2 * 4 * 10)
     assert [piece.blocks for piece in stretches(60, 4, 3, 3)] == [1, 2, 2, 2, 2, 2, 2, 1, 1]
-    torch.testing.assert_close(kernel(*tensors, mask), whole, rtol=0, atol=1e-14)
+    close(kernel(*tensors, mask), whole, 1e-14)
     compare(kernel, *tensors, mask)
 
 
@@ -127,7 +126,7 @@ class TestGlobalTokens:
         kernel, sizes = build_kernel("sliding_window", {"window": 32}, num_heads=2, head_dim=8), []
         for L in (512, 1024):
             q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
-            with Sizes() as found:
+            with Operations() as found:
                 kernel(q, k, v, Mask(is_causal=is_causal, global_mask=marked(L, (0, 300)))).sum().backward()
             sizes.append(found)
         assert sizes[1].count == sizes[0].count
@@ -156,10 +155,8 @@ def test_half_precision(dtype):
     assert all(x.grad.isfinite().all() for x in halves)
 
 
+@pytest.mark.slow
 def test_onnx_takes_any_number_of_global_tokens(tmp_path):
-    pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
-
     class Window(nn.Module):
         def __init__(self):
             super().__init__()
@@ -172,15 +169,7 @@ def test_onnx_takes_any_number_of_global_tokens(tmp_path):
     def arguments(batch, length, *places):
         return torch.randn(batch, 6, length, 4), marked(length, *places)
 
-    model = Window().eval()
     dynamic = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
     dynamic = (*dynamic, {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC})
-    program = torch.onnx.export(
-        model, arguments(2, 13, (3, 4), (0,)), dynamo=True, verbose=False, dynamic_shapes=dynamic
-    )
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    for given in (arguments(1, 20, (3, 9, 19)), arguments(2, 9, (), ()), arguments(3, 1, (0,), (), ())):
-        names = [entry.name for entry in session.get_inputs()]
-        (found,) = session.run(None, dict(zip(names, (tensor.numpy() for tensor in given), strict=True)))
-        torch.testing.assert_close(torch.from_numpy(found), model(*given), atol=1e-5, rtol=1e-4)
+    others = (arguments(1, 20, (3, 9, 19)), arguments(2, 9, (), ()), arguments(3, 1, (0,), (), ()))
+    assert_onnx_equals_eager(Window(), arguments(2, 13, (3, 4), (0,)), others, dynamic, tmp_path)
