@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class ClassificationPredictor(Predictor[Item, ClassificationAnswer]):
     task = "classification"
 
     def to_sample(self, item: Item, number: int) -> ClassificationSample:
-        return image_sample(item, number, ClassificationSample)
+        return replace(image_sample(item, number, ClassificationSample), labels=[])  # which the model may not know
 
     def predict_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1

@@ -327,7 +327,7 @@ def listed(items: Any) -> Sequence[Any]:
     Raises:
         DataError: one item stands for a list.
     """
-    if isinstance(items, (str, Path, Mapping)) or not hasattr(items, "__getitem__") or hasattr(items, "shape"):
+    if isinstance(items, (str, bytes, Path, Mapping)) or not hasattr(items, "__getitem__") or hasattr(items, "shape"):
         raise DataError("predict", "a list of items", "one item: write predict([item]), or call the predictor with it")
     found: Sequence[Any] = items
     return found

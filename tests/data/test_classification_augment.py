@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmattn.data.image.augment import OPERATIONS, BatchAugment, Draws, operate
+from mmattn.data.errors import ConfigError
+from mmattn.data.image.augment import OPERATIONS, BatchAugment, operate
+from mmattn.data.options import from_options
+from mmattn.data.seeds import Draws
 
 SEEDS = list(range(100, 108))
 
@@ -50,15 +53,13 @@ def test_shifts_by_hand(images: torch.Tensor) -> None:
         windows = [padded[n, :, i : i + 16, j : j + 12] for i in range(7) for j in range(7)]
         assert sum(torch.equal(shifted[n], window) for window in windows) == 1
     flipped, _ = BatchAugment(flip=True)(images, torch.eye(8), SEEDS)
-    mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(flipped, images, strict=True)]
-    kept = [torch.equal(a, b) for a, b in zip(flipped, images, strict=True)]
+    mirrored, kept = ([torch.equal(a, b) for a, b in zip(flipped, x, strict=True)] for x in (images.flip(3), images))
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
     assert 0 < sum(mirrored) < 8
 
 
 def test_zoom_shows_a_window(images: torch.Tensor) -> None:
-    flat = torch.full_like(images, 51)
-    zoomed, _ = BatchAugment(zoom=0.5)(flat, torch.eye(8), SEEDS)
+    zoomed, _ = BatchAugment(zoom=0.5)(torch.full_like(images, 51), torch.eye(8), SEEDS)
     torch.testing.assert_close(zoomed, torch.full_like(zoomed, 0.2))
 
 
@@ -87,11 +88,8 @@ def test_cutmix_by_hand(images: torch.Tensor) -> None:
         mixed, targets = BatchAugment(cutmix=1.0)(images, torch.eye(8), [first, *SEEDS[1:]])
         own = (mixed == images).all(1).float().mean()
         assert abs(float(targets[0, 0]) - float(own)) < 0.02, "the target's share is that of the area"
-        other = (mixed == images) | (mixed == images.roll(1, 0))
-        assert other.all()
-
-
-def test_both_mixes_are_drawn(images: torch.Tensor) -> None:
+        assert ((mixed == images) | (mixed == images.roll(1, 0))).all()
+    # With both, either is drawn.
     kinds = {BatchAugment(mixup=0.5, cutmix=1.0)(images, torch.eye(8), [s, *SEEDS[1:]])[0].dtype for s in range(20)}
     assert kinds == {torch.uint8, torch.float32}
 
@@ -110,12 +108,13 @@ def test_every_operation_keeps_shape_and_kind(images: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pda": 3}, r"pda: no such option \(did you mean 'pad'\?\)"),
+        ({"pda": 3}, r"pda: no such option \(did you mean 'pad'\?\); there are: pad, zoom, flip, "),
         ({"erase": 2}, "erase: expected 0 to 1, found 2"),
         ({"zoom": -1}, "zoom: expected 0 to"),
+        ({"pad": None}, "'<=' not supported"),
     ],
 )
 def test_wrong_options(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BatchAugment.from_options(options)
-    assert BatchAugment.from_options(None) is None
+    with pytest.raises(ConfigError, match=rf"^data\.augment\.{message}"):
+        from_options(BatchAugment, options, "data.augment")
+    assert from_options(BatchAugment, None, "data.augment") is from_options(BatchAugment, {}, "data.augment") is None

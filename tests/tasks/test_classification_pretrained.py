@@ -7,19 +7,20 @@ from typing import Any
 import pytest
 import torch
 
+from mmattn import load
 from mmattn.pretrained import load_pretrained
-from mmattn.tasks import load
 from mmattn.tasks.classification.demo import CLASSES, make
 from mmattn.tasks.common.errors import CheckpointError
 from tests.tasks.runs import read, run
 
 BASE = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --trainer.enable_progress_bar false "
 BASE += "--data.pictures 12 --data.batch_size 6"
+POSITIONS = ("backbone.positions", "backbone.positions.weight")
 STILL = "--trainer.max_steps 1 --model.lr 1e-9 --model.weight_decay 0"
 
 
-def fit(folder: Path, options: str) -> Path:
-    return run("fit", folder, options, task="classification")
+def fit(folder: Path, options: str, base: str | None = None) -> Path:
+    return run("fit", folder, options, base, task="classification")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -36,13 +37,11 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("ViT", "DeiT", "Dinov2"):
         config = getattr(transformers, f"{name}Config")(**sizes)
         getattr(transformers, f"{name}Model")(config).save_pretrained(root / name)
-    (root / "ViT" / "preprocessor_config.json").write_text(
-        '{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}'
-    )
-    bert = transformers.BertConfig(
-        vocab_size=30, **{k: v for k, v in sizes.items() if "image" not in k and "patch" not in k}
-    )
-    transformers.BertModel(bert).save_pretrained(root / "Bert")
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (root / "ViT" / "preprocessor_config.json").write_text(json.dumps(statistics))
+    for name in ("bert", "resnet"):
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps({"model_type": name}))
     return {path.name: path for path in root.iterdir()}
 
 
@@ -50,43 +49,33 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ["ViT", "DeiT", "Dinov2"])
 def test_a_public_backbone_under_a_new_head(public: dict[str, Path], name: str, tmp_path: Path) -> None:
     options = f"{STILL} --model.init_from {public[name]} --model.layer_decay 0.7 --model.ema_decay 0.5"
-    folder = run("fit", tmp_path / "run", options, base=BASE, task="classification")
-    predictor = load(folder / "model", device="cpu")
-    theirs = load_pretrained(public[name]).state_dict()
-    ours = {
-        k.removeprefix("backbone."): v for k, v in predictor.model.state_dict().items() if k.startswith("backbone.")
-    }
+    predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
+    theirs, ours = load_pretrained(public[name]).state_dict(), predictor.model.backbone.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)
     assert predictor.processor.image.size == (32, 32)
-    assert predictor.processor.labels == sorted(CLASSES)
+    assert predictor.labels == sorted(CLASSES)
     mean = (0.1, 0.2, 0.3) if name == "ViT" else (0.485, 0.456, 0.406)
     assert predictor.processor.image.mean == mean
-    found = predictor.explain_batch(make("test", 2))
-    assert found[0].relevance.shape == (4, 4)
+    assert predictor.explain(make("test", 1)[0]).relevance.shape == (4, 4)
 
 
 @pytest.mark.parity
 def test_a_public_backbone_for_larger_pictures(public: dict[str, Path], tmp_path: Path) -> None:
     options = f"{STILL} --model.init_from {public['ViT']} --data.image_size 48 --model.dropout 0.1"
-    folder = run("fit", tmp_path / "run", options, base=BASE, task="classification")
-    predictor = load(folder / "model", device="cpu")
+    predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
     assert predictor.processor.image.size == (48, 48)
-    assert predictor.explain_batch(make("test", 2))[1].relevance.shape == (6, 6)
+    assert predictor.explain_all(make("test", 2))[1].relevance.shape == (6, 6)
 
 
 @pytest.mark.parity
-def test_what_is_no_picture_model_is_refused(public: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"init_from: .*a public one of .*vit, deit, dinov2.*; found one of 'bert'"
-    ):
-        fit(tmp_path / "run", f"--model.init_from {public['Bert']}")
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "config.json").write_text('{"model_type": "resnet"}')
-    with pytest.raises(CheckpointError, match=r"init_from: .*resnet"):
-        fit(tmp_path / "run", f"--model.init_from {tmp_path}/odd")
-    with pytest.raises(CheckpointError, match="none"):
-        fit(tmp_path / "run", f"--model.init_from {tmp_path}/none")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("bert", r"a public one of .*vit, deit, dinov2.*; found one of 'bert'"), ("resnet", "resnet"), ("none", "none")],
+)
+def test_what_is_no_picture_model_is_refused(public: dict[str, Path], name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"init_from: .*{message}"):
+        fit(tmp_path / "run", f"--model.init_from {public['ViT'].parent / name}")
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +94,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        "",
-        "--model.backbone cct --model.tokenizer_layers 2 --model.num_layers 1",
-        "--model.backbone vit --model.num_layers 1",
-    ],
+    ["", *(f"--model.backbone {kind} --model.num_layers 1" for kind in ("cct --model.tokenizer_layers 2", "vit"))],
 )
 def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, tmp_path: Path) -> None:
     first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1")
@@ -121,12 +106,10 @@ def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, 
     other = fit(tmp_path / "other", f"{start} --data.train {table} --data.val {table} --data.image_size 96")
     after = weights(other)
     assert after["head.out.weight"].shape[0] == 2
-    same = [
-        k for k in before if k.startswith("backbone.") and not k.endswith((*buffers, "positions", "positions.weight"))
-    ]
+    same = [k for k in before if k.startswith("backbone.") and not k.endswith((*buffers, *POSITIONS))]
     assert all(torch.allclose(after[k], before[k], atol=1e-6) for k in same)
     if options:
-        (name,) = [k for k in before if k in ("backbone.positions", "backbone.positions.weight")]
+        (name,) = [k for k in before if k.endswith(POSITIONS)]
         assert after[name].shape[2] == before[name].shape[2] * 3 // 2
     config: Any = read(other / "model" / "config.json")["model"]
     assert (config["num_classes"], config["image_size"]) == (2, 96)

@@ -1,18 +1,18 @@
 """Training segmentation by the command line: built-in scenes, a folder of one's own, the baseline, bad settings."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from mmattn import load
 from mmattn.data.errors import DataError
-from mmattn.tasks import load
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.segmentation.data import SegmentationProcessor
+from mmattn.tasks.segmentation.data import SegmentationBatch
 from mmattn.tasks.segmentation.demo import NAMES, make
 from mmattn.tasks.segmentation.module import SegmentationDataModule
+from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from tests.tasks.runs import read, run
 
 Image = pytest.importorskip("PIL.Image")
@@ -51,33 +51,29 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     predictor = load(folder / "model", device="cpu")
     assert predictor.processor.size == 32
     assert predictor.processor.classes.void == (20,)
-    answers = predictor.predict([{"image": path} for path in sorted((data / "val" / "images").iterdir())])
+    answers = predictor.predict(sorted((data / "val" / "images").iterdir()))
     assert [answer.size for answer in answers] == [(64, 64), (64, 48), (64, 64), (40, 40)]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("place", "size", "number", "message"),
     [
+        ("val/masks/val-0001", 9, 0, r"val-0001\.png: expected the size of its picture, 64 x 48, found 9 x 9"),
         (
-            lambda data: Image.new("L", (9, 9)).save(data / "val" / "masks" / "val-0001.png"),
-            r"val-0001\.png: expected the size of its picture, 64 x 48, found 9 x 9",
-        ),
-        (
-            lambda data: Image.new("L", (64, 64), 9).save(data / "train" / "masks" / "train-0000.png"),
+            "train/masks/train-0000", 64, 9,
             r"train-0000\.png: expected class ids of the 8 classes \(0 to 7\) or void \(20, 255\), found 9 \(4096 ",
         ),
-        (
-            lambda data: (data / "val" / "masks" / "val-0001.png").unlink(),
-            r"val-0001\.png: expected a mask val-0001\.png in .*masks, found none",
-        ),
+        ("val/masks/val-0001", 0, 0, r"val-0001\.png: expected a mask val-0001\.png in .*masks, found none"),
     ],
     ids=["size", "number", "no mask"],
-)
+)  # fmt: skip
 def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(
-    spoil: Callable[[Path], object], message: str, tmp_path: Path
+    place: str, size: int, number: int, message: str, tmp_path: Path
 ) -> None:
     data = own_data(tmp_path / "data")
-    spoil(data)
+    (data / f"{place}.png").unlink()
+    if size:
+        Image.new("L", (size, size), number).save(data / f"{place}.png")
     options = f"--data.train {data / 'train'} --data.val {data / 'val'}"
     with pytest.raises(DataError, match=message):
         run("fit", tmp_path / "run", options, task="segmentation")
@@ -86,16 +82,19 @@ def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(
     assert (tmp_path / "run" / "model").exists()
 
 
-def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
+@pytest.fixture
+def shuffling() -> SegmentationDataModule:
     module = SegmentationDataModule(hide="context")
-    module.processor = SegmentationProcessor.fit(module.dataset("test"))  # type: ignore[arg-type]
-    samples = make("test", 2)
-    shuffled = module.collate_fn("val")(samples)
-    module.hide = None
-    plain = module.collate_fn("val")(samples)
+    module.processor = SegmentationProcessor.fit(module.dataset("test"))
+    return module
 
-    def patches(batch: object, row: int) -> list[bytes]:
-        joined = torch.cat([batch.pixel_values[row], batch.labels[row][None].float()])  # type: ignore[attr-defined]
+
+def test_shuffled_patches_keep_each_patch_with_its_labels(shuffling: SegmentationDataModule) -> None:
+    samples = make("test", 2)
+    shuffled, plain = shuffling.collate_fn("val")(samples), shuffling.processor.collate(samples)
+
+    def patches(batch: SegmentationBatch, row: int) -> list[bytes]:
+        joined = torch.cat([batch.pixel_values[row], batch.labels[row][None].float()])
         cells = joined.unflatten(1, (8, 8)).unflatten(3, (8, 8)).permute(1, 3, 0, 2, 4).flatten(0, 1)
         return [cell.contiguous().numpy().tobytes() for cell in cells]
 
@@ -105,13 +104,11 @@ def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
         assert sorted(before) == sorted(after)
 
 
-def test_patches_need_whole_ones() -> None:
-    module = SegmentationDataModule(hide="context")
-    module.processor = SegmentationProcessor.fit(module.dataset("test"))  # type: ignore[arg-type]
+def test_patches_need_whole_ones(shuffling: SegmentationDataModule) -> None:
     sample = make("test", 1)[0]
     sample.image, sample.mask = sample.image[:60], np.ascontiguousarray(sample.mask[:60])
     with pytest.raises(ConfigError, match="whole patches of 8"):
-        module.collate_fn("val")([sample])
+        shuffling.collate_fn("val")([sample])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +116,8 @@ def test_patches_need_whole_ones() -> None:
     [
         ("--model.loss.tversky 1.0", "model.loss: expected cross_entropy, dice, focal"),
         ("--model.attention.kind dense", "attention: of segformer alone"),
-        ("--data.augment.flip 3", "data.augment: flip: expected 0 to 1"),
+        ("--data.augment.flip 3", r"data\.augment\.flip: expected 0 to 1"),
+        ("--data.augment.flipp 1", r"data\.augment\.flipp: no such option \(did you mean 'flip'\?\)"),
         ("--model.network fcn", "network"),
     ],
 )

@@ -1,0 +1,50 @@
+"""Pictures for tests: one in every guise, and files that cannot be read."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ERRORS = {  # what is said of the album's files that cannot be read
+    "cut.jpg": "expected a whole image, found a truncated or damaged one",
+    "empty.png": "expected an image, found an empty file",
+    "text.jpg": "found a file that starts with b'a text'",
+    "bomb.png": "expected at most 89,478,485 pixels (the guard against decompression bombs)",
+}
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """A picture as a file's bytes."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def bomb(width: int = 20_000, height: int = 10_000) -> bytes:
+    """A PNG whose header claims a size, with next to nothing in it."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(bytes(1000))}
+    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def write_album(folder: Path, scene: Image.Image, upright: Image.Image | None = None) -> Path:
+    """A scene as plain.png and in other guises, turned.png with `upright` by its EXIF tag; and the files of ERRORS."""
+    (folder / "deep").mkdir(parents=True)
+    scene.save(folder / "plain.png")
+    scene.save(folder / "deep" / "below.bmp")
+    scene.convert("CMYK").save(folder / "cmyk.jpg", quality=100, subsampling=0)
+    Image.fromarray(np.asarray(scene.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen.png")
+    scene.quantize(256).save(folder / "palette.png", transparency=0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    (upright or scene).transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    whole = encoded(scene, "JPEG")
+    bad = {"cut.jpg": whole[: len(whole) // 2], "empty.png": b"", "text.jpg": b"a text", "bomb.png": bomb()}
+    for name, content in {**bad, "notes.txt": b"passed over"}.items():
+        (folder / name).write_bytes(content)
+    return folder
