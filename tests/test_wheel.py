@@ -1,4 +1,4 @@
-"""A wheel, installed outside the repository, answers offline with the shipped checkpoint."""
+"""A wheel, unpacked far from the repository, answers offline, whatever the folder that it is run from holds."""
 
 import os
 import shutil
@@ -17,49 +17,46 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel's content in a folder, as pip lays it out."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy, since building writes beside the sources
-    for name in ("mmattn", "tasks", "data"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mmattn", "tasks", "data", "scripts"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-w",
-        str(folder),
-        str(source),
-    ]
-    done = subprocess.run(build, cwd=folder, capture_output=True, text=True)
+    words = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(folder), str(source)]
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "site")
     return folder / "site"
 
 
-def test_load_and_predict_work_from_a_wheel(installed: Path, tmp_path: Path) -> None:
+def test_it_works_beside_foreign_modules_of_common_names(installed: Path, tmp_path: Path) -> None:
+    for name in ("tasks.py", "data.py", "data/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('a product of its own')\n")
     code = (
-        "import tasks, tasks.vqa, mmattn, data.demo.vqa as demo\n"
-        f"assert mmattn.tasks.__file__.startswith({str(installed)!r}), mmattn.tasks.__file__\n"
-        "sample = demo.make('test', size=1)[0]\n"
-        "print(mmattn.tasks.vqa.load().predict([{'image': sample.image, 'question': sample.question}])[0].answer)\n"
+        "from mmattn import load\nfrom mmattn.tasks.vqa import VQAHead\nimport mmattn.data\n"
+        f"assert mmattn.data.__file__.startswith({str(installed)!r}), mmattn.data.__file__\n"
+        "VQAHead(16, 5)\n"
+        "predictor = load('vqa/demo')\n"
+        "print(predictor(predictor.demo_samples()[0]).answer)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    for words in (["-c", code], ["-m", "mmattn", "vqa", "predict", "--input", "demo"]):
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
 
 
 def test_the_wheel_holds_what_it_should(installed: Path) -> None:
-    tops = {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")}
-    assert tops == {"mmattn", "tasks", "data"}
-    assert (installed / "tasks" / "vqa" / "checkpoints" / "demo" / "model.safetensors").stat().st_size <= 5_000_000
-    packages = {p.parent.relative_to(ROOT) for top in tops for p in (ROOT / top).rglob("__init__.py")}
-    assert all((installed / package / "__init__.py").is_file() for package in packages), (
-        "a package is missing in pyproject.toml"
-    )
+    assert [path.name for path in installed.iterdir() if path.suffix != ".dist-info"] == ["mmattn"]
+    held = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
+    wanted = {"mmattn/py.typed"}
+    for source, target in (("mmattn", "mmattn"), ("tasks", "mmattn/tasks"), ("data", "mmattn/data")):
+        wanted |= {f"{target}/{path.relative_to(ROOT / source)}" for path in (ROOT / source).rglob("*.py")}
+    for path in ROOT.glob("tasks/*/checkpoints/**/*"):
+        assert path.stat().st_size <= 8_000_000, "the most that a shipped file may have"
+    patterns = ("checkpoints/*/*.*", "checkpoints/*/processor/*", "results.json", "README.md")
+    wanted |= {f"mmattn/{path.relative_to(ROOT)}" for p in patterns for path in ROOT.glob(f"tasks/*/{p}")}
+    assert wanted <= held
+    rest = {name for name in held - wanted if ".dist-info/" not in name}
+    assert rest <= {"mmattn/README.md"}, "neither scripts nor tests nor pictures"

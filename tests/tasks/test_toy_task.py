@@ -1,0 +1,78 @@
+"""Adding a task is adding a folder: the one that CONTRIBUTING.md spells out works from a folder and from a package."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_task(folder: Path, package: str, name: str) -> None:
+    """Writes the toy task and its configuration: as a package of that full name, the task called so."""
+    _, *parts = re.split(r"^    # (\S+/\S+)\n", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
+    for path, text in zip(parts[::2], parts[1::2], strict=True):
+        code = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[0]  # up to the next line of prose
+        code = textwrap.dedent(code).replace("mmattn.tasks.toy", package).replace("toy", name)
+        target = folder / path.removeprefix("tasks/").replace("toy", name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(code)
+
+
+def call(cwd: Path, words: str, *more: str, **environment: str) -> str:
+    given = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, *words.split(), *more]
+    done = subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def checkout() -> str:
+    """What is new or changed in this checkout."""
+    return subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+
+
+def test_a_folder_is_a_task(tmp_path: Path) -> None:
+    before = checkout()
+    write_task(tmp_path / "own", "mmattn.tasks.toy", "toy")
+    assert {path.stem for path in (tmp_path / "own" / "toy").iterdir()} == {
+        "__init__", "data", "processor", "demo", "model", "module", "predict"
+    }  # fmt: skip
+    where = {"MMATTN_TASKS": str(tmp_path / "own")}
+    call(tmp_path, "-m mmattn toy fit --config own/configs/toy.yaml --trainer.enable_progress_bar false", **where)
+    call(tmp_path, "-m mmattn toy test", **where)
+    assert json.loads((tmp_path / "runs" / "toy" / "metrics.json").read_text())["test"]["accuracy"] > 0.9
+    model = "--checkpoint runs/toy/model"
+    found = json.loads(call(tmp_path, f"-m mmattn toy predict {model} --bits 01101", **where))
+    assert (found["id"], found["label"]) == ("01101", "ones")
+    call(tmp_path, f"-m mmattn toy explain {model} --input demo --output pictures", **where)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
+    code = "import mmattn; toy = mmattn.load('runs/toy/model'); print(toy('00100').label, toy.labels, toy.task)"
+    assert call(tmp_path, "-c", code, **where) == "zeros ['ones', 'zeros'] toy\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "runs", "pictures"}
+    assert checkout() == before
+
+
+def test_an_installed_package_brings_a_task(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    write_task(site, "majority", "majority")
+    (site / "majority-1.0.dist-info").mkdir()
+    (site / "majority-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: majority\nVersion: 1.0\n")
+    entry = "[mmattn.tasks]\nmajority = majority:TASK\n"
+    (site / "majority-1.0.dist-info" / "entry_points.txt").write_text(entry)
+    where = {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
+    assert "usage: mmattn majority COMMAND" in call(tmp_path, "-m mmattn majority --help", **where)
+    code = "from mmattn.tasks import tasks; task = tasks()['majority']; print(task.folder, task.resolve('module').task)"
+    assert call(tmp_path, "-c", code, **where) == f"{site / 'majority'} majority\n"
+
+
+def test_a_folder_without_a_task_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "__init__.py").touch()
+    with pytest.raises(AssertionError, match=r"module 'mmattn\.tasks\.empty' has no attribute 'TASK'"):
+        call(tmp_path, "-m mmattn", MMATTN_TASKS=str(tmp_path))
