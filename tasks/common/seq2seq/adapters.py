@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.data.readers import read_json
 from mmattn.data.text.pretrained import LAYOUTS, ORDER
 from mmattn.data.text.pretrained import read_public as read_tokenizers
-from mmattn.generate import Generated, GenerationConfig
+from mmattn.generate import GenerationConfig
 from mmattn.pretrained import read_pretrained
 from mmattn.pretrained.generation import load_generation_config
 from mmattn.tasks.common.adapter import Adapter, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.seq2seq.model import TextOutput, read_off
+from mmattn.tasks.common.seq2seq.model import TextModel
 from mmattn.tasks.common.seq2seq.processor import LIMITS
 from mmattn.tasks.common.sources import Source
 
@@ -27,10 +27,8 @@ NAMES = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
 OWN = {"decoder": "transformer", "memory": "tokens", "copy": False, "hierarchical": False, "global_tokens": "none"}
 
 
-class PublicModel(nn.Module):
-    """An encoder-decoder that is called as the models of translation and summarization are.
-
-    It neither copies nor knows sentences; where a task hands these over, they change nothing.
+class PublicModel(TextModel):
+    """An encoder-decoder in the place of a task's own model: it neither copies nor knows sentences.
 
     Args:
         keywords: of `mmattn.backbones.seq2seq.Seq2Seq`.
@@ -39,33 +37,6 @@ class PublicModel(nn.Module):
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
         self.net = Seq2Seq(**keywords)
-
-    def forward(
-        self,
-        source_ids: Tensor,
-        source_mask: Tensor | None,
-        target_ids: Tensor,
-        sentence_starts: Tensor | None = None,
-        copy_ids: Tensor | None = None,
-    ) -> TextOutput:
-        """Teacher forcing: logits (B, L, V) of each next token; see `Seq2Seq.forward`."""
-        return TextOutput(self.net(source_ids, source_mask, target_ids))
-
-    def generate(
-        self,
-        source_ids: Tensor,
-        source_mask: Tensor | None,
-        config: GenerationConfig,
-        *,
-        sentence_starts: Tensor | None = None,
-        **keywords: Any,
-    ) -> Generated:
-        """Writes a text for each source; see `Seq2Seq.generate`."""
-        return self.net.generate(source_ids, source_mask, config, **keywords)
-
-    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
-        """Which source tokens each written token was read off: (B, L, S), rows summing to one."""
-        return read_off(maps)
 
 
 class PairAdapter(Adapter):
