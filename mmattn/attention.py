@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .cpu import project_together, select_rows
 from .kernels import build_kernel
-from .kernels.base import select_rows
 from .masks import Mask
 from .positions import PositionBias, Rotary
 
@@ -143,7 +143,7 @@ class MultiHeadAttention(nn.Module):
             self.k_norm = self.q_norm if self.kernel.shares_qk else QK_NORMS[qk_norm](head_dim)
         self.rotary = Rotary(head_dim) if rotary else None
         self.position_bias = position_bias
-        self.qkv_proj: nn.Module | None = None  # see fuse
+        self.qkv_proj: nn.Module | None = None  # see `mmattn.linears.prepare`
         self.only_self = not needs.isdisjoint({"self", "causal"}) and "cross" not in needs
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             if projection is not None:
@@ -216,18 +216,6 @@ class MultiHeadAttention(nn.Module):
         state = self.kernel.make_cache(keys, values, cross=cross)
         return CrossCache(state=state) if cross else state
 
-    def fuse(self, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
-        """Makes one map of the queries', keys' and values', where this attention is known to be within one sequence.
-
-        Args:
-            make: weight (out, in) and bias (out,) or None to the map that takes their place.
-        """
-        if not self.only_self or self.k_proj is None or self.qkv_proj is not None:
-            return
-        self.qkv_proj = make(*_stack((self.q_proj, self.k_proj, self.v_proj)))
-        for name in ("q_proj", "k_proj", "v_proj"):
-            setattr(self, name, nn.Identity())
-
     def _project(
         self,
         query: Tensor,
@@ -238,17 +226,10 @@ class MultiHeadAttention(nn.Module):
         cache: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, h, L, d), keys (B, h_kv, S, d) and values (B, h_kv, S, d_v); see `forward`."""
-        if self.qkv_proj is not None and (key is not None or query_pos is not None):
-            raise ValueError("the projections are fused: for attention within one sequence, without query_pos")
-        together = self._together(query, cache) if key is None and query_pos is None else None
-        if together is not None:
-            sizes = [self.num_heads * self.head_dim, *(self.num_kv_heads * d for d in (self.head_dim, self.v_head_dim))]
-            q, k, v = together.split(sizes, dim=-1)  # (B, L, h d) each
-            return (
-                self._heads(q, self.num_heads, self.q_norm),
-                self._heads(k, self.num_kv_heads, self.k_norm),
-                self._heads(v, self.num_kv_heads),
-            )
+        if (together := project_together(self, query, key, query_pos, cache)) is not None:
+            q, k, v = together
+            q, k = self._heads(q, self.num_heads, self.q_norm), self._heads(k, self.num_kv_heads, self.k_norm)
+            return q, k, self._heads(v, self.num_kv_heads)
         placed = query if query_pos is None else query + query_pos
         q = self._heads(self.q_proj(placed), self.num_heads, self.q_norm)
         if key is not None and cache is not None and cache.keys is not None:
@@ -262,19 +243,6 @@ class MultiHeadAttention(nn.Module):
         if key is not None and cache is not None:
             k, v = cache.keys, cache.values = k.contiguous(), v.contiguous()  # every step reads them: laid out once
         return q, k, v
-
-    def _together(self, x: Tensor, cache: Any) -> Tensor | None:
-        """Queries, keys and values as one product, (B, L, h d + h_kv d + h_kv d_v); None where three are as good."""
-        if self.qkv_proj is not None:
-            return self.qkv_proj(x)
-        maps = (self.q_proj, self.k_proj, self.v_proj)
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or not all(map(_is_plain, maps)):
-            return None
-        if cache is not None:  # it would keep all three for the sake of two
-            return None
-        if x.numel() < self.embed_dim**2:  # fewer tokens than it takes to pay for stacking the weights
-            return None
-        return nn.functional.linear(x, *_stack(maps))
 
     def _heads(self, x: Tensor, num_heads: int, norm: nn.Module | None = None) -> Tensor:
         x = x.unflatten(-1, (num_heads, -1))  # (B, L, h, d)
@@ -298,20 +266,6 @@ class MultiHeadAttention(nn.Module):
             needs = needs | {"cache"}
         if not needs <= self.kernel.supports:
             self.kernel.require(needs)
-
-
-def _is_plain(module: Any) -> bool:
-    """Whether a module is a linear map and nothing else: not replaced, parametrised or hooked."""
-    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
-
-
-def _stack(maps: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the linear maps as one."""
-    maps = list(maps)
-    weight = torch.cat([m.weight for m in maps])
-    if all(m.bias is None for m in maps):
-        return weight, None
-    return weight, torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps])
 
 
 def _biased(bias: bool | Collection[str]) -> Collection[str]:

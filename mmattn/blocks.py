@@ -224,6 +224,16 @@ class DecoderLayerCache:
         self.cross_attention.select(index)
 
 
+class DecoderLayerOptions(LayerOptions, total=False):
+    """The keywords of `DecoderLayer`, but for what it will be asked for."""
+
+    kv_dim: int | None  # size of the memory, E where None
+    cross_attention: AttentionConfig
+    norm_first: bool
+    norm: str
+    norm_eps: float
+
+
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention to a memory, a feed-forward network, each with its residual.
 
@@ -231,20 +241,11 @@ class DecoderLayer(nn.Module):
         embed_dim: E.
         num_heads: h.
         kv_dim: size of the memory, E where None.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward network.
-        attention: the self-attention's {"kind": name, and the kernel's options}.
+        attention: the self-attention's {"kind": name, and the kernel's options}; rotary positions are its alone.
         cross_attention: the cross-attention's.
-        norm_first: pre-norm.
-        norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
-        rotary: rotary positions in the self-attention.
-        head_dim: d, E / h where None, in both.
-        num_kv_heads: grouped-query, in both.
-        bias: biases in all maps, in none, or in the attentions' only in those of the names "q", "k", "v", "out".
-        activation: of the feed-forward network, a name in ACTIVATIONS.
-        gated: a gated feed-forward network.
         needs: what the self-attention will be asked for.
+
+    The other arguments are those of `EncoderLayer`; what they say of an attention holds for both.
     """
 
     def __init__(

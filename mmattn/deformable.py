@@ -38,13 +38,7 @@ class DeformableAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        num_levels: int = 4,
-        num_points: int = 4,
-        kv_dim: int | None = None,
+        self, embed_dim: int, num_heads: int, *, num_levels: int = 4, num_points: int = 4, kv_dim: int | None = None
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cpu import attend_step
 from .masks import Mask, same_size
-from .stepwise import attend_step
 
 
 def attend(
@@ -30,11 +30,9 @@ def attend(
     >>> attend(q, kv, kv, Mask(is_causal=True)).shape
     torch.Size([2, 4, 5, 8])
     """
+    if (found := attend_step(q, k, v, mask, scale, dropout_p)) is not None:
+        return found
     L, S = q.shape[-2], k.shape[-2]
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled() and not dropout_p:
-        found = attend_step(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
-        if found is not None:
-            return found
     allowed = bias = None
     is_causal = False
     if mask is not None:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any, Unpack
+
 import torch
 from torch import Tensor, nn
 
-from .blocks import AttentionConfig, EncoderLayer, FeedForward, Residual, make_attention, run_layer
+from .blocks import (
+    AttentionConfig,
+    DecoderLayer,
+    DecoderLayerOptions,
+    EncoderLayer,
+    FeedForward,
+    Residual,
+    make_attention,
+    run_layer,
+)
 from .functional import masked_softmax
 from .masks import Mask
 from .tap import Tap
@@ -68,56 +79,31 @@ class CrossModalAttention(nn.Module):
         return (new_a, new_b) if self.norm_first else (self.norm_a(new_a), self.norm_b(new_b))
 
 
-class MultimodalFusionBlock(nn.Module):
+class MultimodalFusionBlock(DecoderLayer):
     """Queries (latents, or a text) attend to themselves, then to the other modality, then a feed-forward network.
 
-    The order of Perceiver IO's and Q-Former's blocks (Li et al. 2023, section 3.1).
-
-    Args:
-        embed_dim: E, of the queries.
-        num_heads: h.
-        kv_dim: of the other modality, E where None.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward network.
-        attention: the self-attention's {"kind": name, and the kernel's options}.
-        cross_attention: the cross-attention's, e.g. {"kind": "sigmoid", "num_sigmoid_heads": 2} for heads that count.
-        norm_first: pre-norm.
+    A decoder's layer whose queries see each other both ways: the order of Perceiver IO's and Q-Former's blocks (Li et
+    al. 2023, section 3.1). Arguments as `DecoderLayer`, whose memory is the other modality; a cross_attention of
+    {"kind": "sigmoid", "num_sigmoid_heads": 2} has heads that count.
 
     >>> MultimodalFusionBlock(32, 4, kv_dim=16)(torch.randn(2, 5, 32), torch.randn(2, 64, 16)).shape
     torch.Size([2, 5, 32])
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        kv_dim: int | None = None,
-        ffn_dim: int | None = None,
-        dropout: float = 0.0,
-        attention: AttentionConfig = None,
-        cross_attention: AttentionConfig = None,
-        norm_first: bool = True,
-    ) -> None:
-        super().__init__()
-        self.self_attention = make_attention(embed_dim, num_heads, attention, {"self"})
-        self.cross_attention = make_attention(embed_dim, num_heads, cross_attention, {"cross"}, kv_dim=kv_dim)
-        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout)
-        self.self_residual = Residual(embed_dim, dropout, norm_first)
-        self.cross_residual = Residual(embed_dim, dropout, norm_first)
-        self.ffn_residual = Residual(embed_dim, dropout, norm_first)
-
-    def forward(self, x: Tensor, context: Tensor, mask: Mask | None = None, context_mask: Mask | None = None) -> Tensor:
-        """x: (B, L, E) with its mask; context: (B, S, kv_dim) with its own. Returns (B, L, E)."""
-        x = self.self_residual(x, self.self_attention, mask=mask)
-        x = self.cross_residual(x, self.cross_attention, context, mask=context_mask)
-        return self.ffn_residual(x, self.ffn)
+    def __init__(self, embed_dim: int, num_heads: int, **layer: Unpack[DecoderLayerOptions]) -> None:
+        super().__init__(embed_dim, num_heads, needs=("self",), **layer)
 
 
 class CoAttentionLayer(nn.Module):
     """Both streams attend to each other and pass a feed-forward network; then a transformer layer in each.
 
-    Lu et al. 2019 (ViLBERT), section 2.2. Arguments as CoAttention.
+    Args:
+        embed_dim: E, of both streams.
+        num_heads: h.
+        ffn_dim: 4 E where None.
+        dropout: after each sublayer and inside the feed-forward networks.
+        attention: the self-attentions' {"kind": name, and the kernel's options}.
+        cross_attention: the co-attentions'.
     """
 
     def __init__(
@@ -155,39 +141,16 @@ class CoAttention(nn.Module):
         embed_dim: E, of both streams.
         num_layers: of co-attentional layers.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward networks.
-        attention: the self-attentions' {"kind": name, and the kernel's options}.
-        cross_attention: the co-attentions'.
+        layer: other keywords of `CoAttentionLayer`.
 
     >>> a, b = CoAttention(32, 2, 4)(torch.randn(2, 5, 32), torch.randn(2, 64, 32))
     >>> a.shape, b.shape
     (torch.Size([2, 5, 32]), torch.Size([2, 64, 32]))
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_layers: int,
-        num_heads: int,
-        *,
-        ffn_dim: int | None = None,
-        dropout: float = 0.0,
-        attention: AttentionConfig = None,
-        cross_attention: AttentionConfig = None,
-    ) -> None:
+    def __init__(self, embed_dim: int, num_layers: int, num_heads: int, **layer: Any) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            CoAttentionLayer(
-                embed_dim,
-                num_heads,
-                ffn_dim=ffn_dim,
-                dropout=dropout,
-                attention=attention,
-                cross_attention=cross_attention,
-            )
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(CoAttentionLayer(embed_dim, num_heads, **layer) for _ in range(num_layers))
         self.norm_a, self.norm_b = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
         self.gradient_checkpointing = False
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from .backbones.recurrent import read_both_ways
+from .backbones.recurrent import read_both_ways, recurrent_layers
 from .functional import masked_softmax
 from .masks import Mask
 from .tap import Tap
@@ -61,14 +59,7 @@ class Recurrent(nn.Module):
         self, input_dim: int, hidden_dim: int, *, kind: str = "gru", num_layers: int = 1, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        cells: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}
-        if kind not in cells:
-            raise ValueError(f"unknown recurrent kind {kind!r}; there are: {', '.join(cells)}")
-        if hidden_dim % 2:
-            raise ValueError(f"hidden_dim={hidden_dim} does not divide over two directions")
-        sizes = [input_dim] + [hidden_dim] * (num_layers - 1)
-        self.forwards = nn.ModuleList(cells[kind](size, hidden_dim // 2, batch_first=True) for size in sizes)
-        self.backwards = nn.ModuleList(cells[kind](size, hidden_dim // 2, batch_first=True) for size in sizes)
+        self.forwards, self.backwards = recurrent_layers(kind, input_dim, hidden_dim, num_layers)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:

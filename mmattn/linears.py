@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
+from .cpu import fuse_projections
 
 
 class PackedLinear(nn.Module):
@@ -147,7 +148,7 @@ def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
     model.eval().requires_grad_(False)
     for module in list(model.modules()):
         if isinstance(module, MultiHeadAttention):
-            module.fuse(lambda weight, bias: make_linear(weight, bias, precision))
+            fuse_projections(module, lambda weight, bias: make_linear(weight, bias, precision))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:

@@ -39,25 +39,16 @@ def heat_map(
     Raises:
         ValueError: labels that do not match the map.
     """
-    from matplotlib.figure import Figure
-
     maps = _panels(weights)
     _check_titles(titles, len(maps))
     L, S = maps[0].shape
     for name, labels, size in (("row_labels", row_labels, L), ("col_labels", col_labels, S)):
         if labels is not None and len(labels) != size:
             raise ValueError(f"{name} has {len(labels)} labels for {size} {name[:3]}s of the map")
-    columns = min(4, len(maps))
-    rows = -(-len(maps) // columns)
-    width, height = 1.6 + min(0.28 * S, 12), 1.4 + min(0.28 * L, 12)
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    figure, axes = _grid(len(maps), 4, 1.6 + min(0.28 * S, 12), 1.4 + min(0.28 * L, 12))
     top = max(float(weight.max()) for weight in maps) or 1.0
     image: Any = None
-    for i, axis in enumerate(axes.flat):
-        if i >= len(maps):
-            axis.set_axis_off()
-            continue
+    for i, axis in enumerate(axes):
         image = axis.imshow(maps[i].numpy(), cmap="Blues", vmin=0.0, vmax=top, aspect="auto")
         axis.set_xlabel(col_name)
         axis.set_ylabel(row_name)
@@ -65,7 +56,7 @@ def heat_map(
         _ticks(axis, "y", row_labels, L)
         if titles is not None:
             axis.set_title(_plain(titles[i]), fontsize=9)
-    figure.colorbar(image, ax=axes, shrink=0.8, label=value_name)
+    figure.colorbar(image, ax=figure.axes, shrink=0.8, label=value_name)
     return _finish(figure, path)
 
 
@@ -94,22 +85,15 @@ def overlay(
     Returns:
         The matplotlib Figure.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     pixels = _pixels(image)  # (H, W, 3) in 0..1
     H, W = pixels.shape[:2]
     maps = _panels(weights)
     _check_titles(titles, len(maps))
-    columns = min(4, len(maps) + 1)
-    rows = -(-(len(maps) + 1) // columns)
-    height = 3.0 * min(max(H / W, 0.3), 3.0)
-    figure = Figure(figsize=(3.0 * columns, rows * (height + 0.35) + (0.5 if title else 0.1)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for i, axis in enumerate(axes.flat):
+    figure, axes = _grid(len(maps) + 1, 4, 3.0, 3.0 * min(max(H / W, 0.3), 3.0) + 0.35, 0.5 if title else 0.1)
+    for i, axis in enumerate(axes):
         axis.set_axis_off()
-        if i > len(maps):
-            continue
         # Under a map the image is gray, so that colour means attention alone.
         shown = pixels if i == 0 else pixels.mean(-1, keepdim=True).expand(-1, -1, 3)
         axis.imshow(shown.numpy(), extent=(0, W, H, 0), interpolation="nearest")
@@ -122,9 +106,7 @@ def overlay(
         for x0, y0, x1, y1 in boxes or ():
             box = Rectangle((x0 * W, y0 * H), (x1 - x0) * W, (y1 - y0) * H, fill=False, edgecolor="cyan", linewidth=1.5)
             axis.add_patch(box)
-    if title:
-        figure.suptitle(_plain(title), fontsize=10, wrap=True)
-    return _finish(figure, path)
+    return _finish(figure, path, title)
 
 
 def heat(axis: Any, weight: Tensor, extent: Sequence[float]) -> None:
@@ -163,8 +145,6 @@ def head_chart(
     Raises:
         ValueError: values that are no (layers, h), or names that do not match.
     """
-    from matplotlib.figure import Figure
-
     values = dict(statistics._asdict() if hasattr(statistics, "_asdict") else statistics)
     panels = _panels(list(values.values()))
     if len({panel.shape for panel in panels}) > 1:
@@ -173,15 +153,9 @@ def head_chart(
     if layer_names is not None and len(layer_names) != layers:
         raise ValueError(f"{len(layer_names)} layer_names for {layers} layers")
     names = [str(i) for i in range(layers)] if layer_names is None else layer_names
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
     width, height = 2.2 + min(0.35 * h, 10), 1.3 + min(0.35 * layers, 10)
-    figure = Figure(figsize=(columns * width, rows * height + (0.4 if title else 0.0)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for i, axis in enumerate(axes.flat):
-        if i >= len(panels):
-            axis.set_axis_off()
-            continue
+    figure, axes = _grid(len(panels), 2, width, height, 0.4 if title else 0.0)
+    for i, axis in enumerate(axes):
         image = axis.imshow(panels[i].numpy(), cmap="viridis", aspect="auto")
         figure.colorbar(image, ax=axis, shrink=0.9)
         axis.set(xlabel="head", ylabel="layer")
@@ -189,9 +163,20 @@ def head_chart(
         _ticks(axis, "x", [str(head) for head in range(h)], h)
         axis.tick_params(axis="x", rotation=0)
         _ticks(axis, "y", names, layers)
-    if title:
-        figure.suptitle(_plain(title), fontsize=10, wrap=True)
-    return _finish(figure, path)
+    return _finish(figure, path, title)
+
+
+def _grid(count: int, most: int, width: float, height: float, above: float = 0.0) -> tuple[Any, list[Any]]:
+    """A figure, and its axes for so many panels, at the most so many side by side; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    columns = min(most, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(columns * width, rows * height + above), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
 
 
 def _panels(weights: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -244,7 +229,9 @@ def _pixels(image: Any) -> Tensor:
     return pixels.expand(-1, -1, 3) if pixels.shape[-1] == 1 else pixels[..., :3]
 
 
-def _finish(figure: Any, path: str | Path | None) -> Any:
+def _finish(figure: Any, path: str | Path | None, title: str | None = None) -> Any:
+    if title:
+        figure.suptitle(_plain(title), fontsize=10, wrap=True)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)

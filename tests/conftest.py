@@ -1,12 +1,31 @@
 """What all tests share."""
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 LONGEST = ("test_configs.py", "tasks", "test_onnx.py", "pretrained")  # files and folders
+
+
+def slow_but_first(values: Iterable[Any], kind: Callable[[Any], Any] = lambda value: None) -> list[Any]:
+    """Values to parametrize with, of which `make test` takes the first of each kind and `make test-all` all."""
+    kinds: set[Any] = set()
+    found = []
+    for value in values:
+        found.append(pytest.param(value, marks=[pytest.mark.slow] if kind(value) in kinds else []))
+        kinds.add(kind(value))
+    return found
+
+
+def refused(message: str, call: Callable[..., Any], /, *given: Any, error: Any = ValueError, **keywords: Any) -> str:
+    """Asserts that a call raises in these words, a pattern; returns all that it says."""
+    with pytest.raises(error, match=message) as caught:
+        call(*given, **keywords)
+    return str(caught.value)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import AttentionConfig, Encoder
+from ..blocks import AttentionConfig, Encoder, LayerOptions
 from ..masks import Mask
 from ..positions import LearnedPositions
 from .pooling import Encoded, Pooler
@@ -65,17 +65,8 @@ class BertEncoder(nn.Module):
                 nn.init.normal_(table.weight, std=0.02)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
-        self.encoder = Encoder(
-            embed_dim,
-            num_layers,
-            num_heads,
-            ffn_dim=ffn_dim,
-            dropout=dropout,
-            attention=attention,
-            norm_first=False,
-            activation=activation,
-            norm_eps=norm_eps,
-        )
+        layer: LayerOptions = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention, "activation": activation}
+        self.encoder = Encoder(embed_dim, num_layers, num_heads, norm_first=False, norm_eps=norm_eps, **layer)
         self.pooler = Pooler(embed_dim) if pooler else nn.Identity()
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None = None, token_types: Tensor | None = None) -> Encoded:

@@ -33,12 +33,7 @@ class ConvStem(nn.Module):
     """
 
     def __init__(
-        self,
-        embed_dim: int,
-        *,
-        channels: Sequence[int] = (32, 64, 96),
-        in_channels: int = 3,
-        norm: str = "batch",
+        self, embed_dim: int, *, channels: Sequence[int] = (32, 64, 96), in_channels: int = 3, norm: str = "batch"
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []

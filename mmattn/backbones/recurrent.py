@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..attention import CrossCache
 from ..blocks import AttentionConfig, make_attention
+from ..cpu import select_rows
 from ..generate import Generated, GenerationConfig, generate
-from ..kernels.base import select_rows
 from ..masks import Mask
 
 
@@ -47,18 +47,9 @@ class RecurrentEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        cells: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}
-        if kind not in cells:
-            raise ValueError(f"unknown recurrent kind {kind!r}; there are: {', '.join(cells)}")
-        if bidirectional and hidden_dim % 2:
-            raise ValueError(f"hidden_dim={hidden_dim} does not divide over two directions")
-        size = hidden_dim // 2 if bidirectional else hidden_dim
-        sizes = [embed_dim] + [hidden_dim] * (num_layers - 1)
         self.embedding = nn.Embedding(vocab_size, embed_dim)
         self.dropout = nn.Dropout(dropout)
-        # One net a layer and direction: torch's own bidirectional one would start the way back in the padding.
-        self.forwards = nn.ModuleList(cells[kind](n, size, batch_first=True) for n in sizes)
-        self.backwards = nn.ModuleList(cells[kind](n, size, batch_first=True) for n in sizes if bidirectional)
+        self.forwards, self.backwards = recurrent_layers(kind, embed_dim, hidden_dim, num_layers, bidirectional)
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reads.
@@ -74,6 +65,25 @@ class RecurrentEncoder(nn.Module):
             key_mask = torch.ones_like(input_ids, dtype=torch.bool)
         x = self.dropout(self.embedding(input_ids))  # (B, L, embed_dim)
         return read_both_ways(self.forwards, self.backwards, x, key_mask, self.dropout)
+
+
+def recurrent_layers(
+    kind: str, input_dim: int, hidden_dim: int, num_layers: int, bidirectional: bool = True
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """One net a layer and direction: torch's own bidirectional one would start the way back in the padding.
+
+    Raises:
+        ValueError: unknown kind, or a hidden_dim that does not halve.
+    """
+    cells: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}
+    if kind not in cells:
+        raise ValueError(f"unknown recurrent kind {kind!r}; there are: {', '.join(cells)}")
+    if bidirectional and hidden_dim % 2:
+        raise ValueError(f"hidden_dim={hidden_dim} does not divide over two directions")
+    size = hidden_dim // 2 if bidirectional else hidden_dim
+    sizes = [input_dim] + [hidden_dim] * (num_layers - 1)
+    forwards = nn.ModuleList(cells[kind](n, size, batch_first=True) for n in sizes)
+    return forwards, nn.ModuleList(cells[kind](n, size, batch_first=True) for n in sizes if bidirectional)
 
 
 def read_both_ways(
@@ -299,10 +309,7 @@ class RecurrentDecoder(nn.Module):
         Raises:
             ValueError: the config has no decoder_start_token_id.
         """
-        if config.decoder_start_token_id is None:
-            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
-        start_id = config.decoder_start_token_id
-        prompt = torch.full((len(memory), 1), start_id, dtype=torch.long, device=memory.device)
+        prompt = config.start_prompt(len(memory), memory.device)
         with torch.inference_mode():
             return generate(self.step, self.start(memory, key_mask), prompt, config, **keywords)
 

@@ -211,9 +211,7 @@ class Seq2Seq(nn.Module):
         Raises:
             ValueError: it has none.
         """
-        if config.decoder_start_token_id is None:
-            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
-        prompt = input_ids.new_full((len(input_ids), 1), config.decoder_start_token_id)
+        prompt = config.start_prompt(len(input_ids), input_ids.device)
         with torch.inference_mode():
             return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..blocks import AttentionConfig, Encoder
+from ..blocks import AttentionConfig, Encoder, LayerOptions
 from ..masks import Mask
 from ..positions import LearnedPositions, SinusoidalPositions
 
@@ -56,15 +56,8 @@ class TextEncoder(nn.Module):
             self.positions = SinusoidalPositions(embed_dim)
             self.scale = embed_dim**0.5  # embeddings as large as their positions (Vaswani et al. 2017, section 3.4)
         self.dropout = nn.Dropout(dropout)
-        self.encoder = Encoder(
-            embed_dim,
-            num_layers,
-            num_heads,
-            ffn_dim=ffn_dim,
-            dropout=dropout,
-            attention=attention,
-            rotary=positions == "rotary",
-        )
+        layer: LayerOptions = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
+        self.encoder = Encoder(embed_dim, num_layers, num_heads, rotary=positions == "rotary", **layer)
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Encodes.

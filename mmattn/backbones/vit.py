@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocks import AttentionConfig, Encoder, FeedForward, Residual, make_attention
+from ..blocks import AttentionConfig, Encoder, FeedForward, LayerOptions, Residual, make_attention
 from ..masks import same_size
 from ..positions import GridPositions
 from .pooling import Encoded, Pooler
@@ -234,18 +234,9 @@ class VisionTransformer(nn.Module):
         self.prefix = nn.Parameter(torch.randn(num_prefix, embed_dim) * 0.02) if num_prefix else None
         self.positions = nn.Parameter(torch.randn(1, embed_dim, *self.grid_size) * 0.02)
         self.dropout = nn.Dropout(dropout)
-        self.encoder = Encoder(
-            embed_dim,
-            num_layers,
-            num_heads,
-            ffn_dim=ffn_dim,
-            dropout=dropout,
-            attention=attention,
-            bias=True if qkv_bias else ("out",),
-            activation=activation,
-            gated=gated,
-            norm_eps=norm_eps,
-        )
+        layer: LayerOptions = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention, "activation": activation}
+        layer |= {"gated": gated, "bias": True if qkv_bias else ("out",)}
+        self.encoder = Encoder(embed_dim, num_layers, num_heads, norm_eps=norm_eps, **layer)
         if layer_scale is not None:
             for residual in self.encoder.modules():
                 if isinstance(residual, Residual):

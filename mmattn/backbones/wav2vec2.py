@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..blocks import AttentionConfig, Encoder
+from ..blocks import AttentionConfig, Encoder, LayerOptions
 from ..feedforward import ACTIVATIONS
 from ..masks import Mask
 
@@ -170,17 +170,8 @@ class Wav2Vec2(nn.Module):
         )
         self.norm = nn.Identity() if norm_first else nn.LayerNorm(embed_dim, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
-        self.encoder = Encoder(
-            embed_dim,
-            num_layers,
-            num_heads,
-            ffn_dim=ffn_dim,
-            dropout=dropout,
-            attention=attention,
-            norm_first=norm_first,
-            activation=activation,
-            norm_eps=norm_eps,
-        )
+        layer: LayerOptions = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention, "activation": activation}
+        self.encoder = Encoder(embed_dim, num_layers, num_heads, norm_first=norm_first, norm_eps=norm_eps, **layer)
         self.head = None if vocab_size is None else nn.Linear(embed_dim, vocab_size)
 
     @property

@@ -284,8 +284,6 @@ class Whisper(Seq2Seq):
 
     def _language_logits(self, memory: Tensor, memory_mask: Tensor | None, config: SpeechConfig) -> Tensor:
         """(B, number of languages), in the order of lang_to_id."""
-        if config.decoder_start_token_id is None:
-            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
-        start = torch.full((len(memory), 1), config.decoder_start_token_id, device=memory.device)
+        start = config.start_prompt(len(memory), memory.device)
         logits = self.output(self.decode(start, memory, memory_mask)[:, -1])  # (B, V)
         return logits[:, list((config.lang_to_id or {}).values())]

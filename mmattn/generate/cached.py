@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..blocks import DecoderLayerCache
-from ..kernels.base import select_rows
+from ..cpu import select_rows
 from ..masks import Mask
 
 

@@ -8,46 +8,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Scores (N, V), changed in place; all ids so far (N, T), -1 where a shorter prompt is padded.
 Constraint = Callable[[Tensor, Tensor], None]
 
 # Keys of public files that change no id: how to run, what to return beside the ids, remarks.
-HARMLESS = frozenset(
-    {
-        "_from_model_config",
-        "alignment_heads",
-        "assistant_confidence_threshold",
-        "assistant_early_exit",
-        "assistant_lookbehind",
-        "cache_config",
-        "cache_implementation",
-        "chat_format",
-        "compile_config",
-        "disable_compile",
-        "is_assistant",
-        "low_memory",
-        "max_cache_len",
-        "max_matching_ngram_size",
-        "num_assistant_tokens",
-        "num_assistant_tokens_schedule",
-        "output_attentions",
-        "output_hidden_states",
-        "output_logits",
-        "output_scores",
-        "prefill_chunk_size",
-        "prev_sot_token_id",
-        "prompt_lookup_num_tokens",
-        "remove_invalid_values",
-        "return_dict_in_generate",
-        "return_legacy_cache",
-        "target_lookbehind",
-        "transformers_version",
-        "trust_remote_code",
-        "use_cache",
-    }
-)
+HARMLESS = {"cache_config", "cache_implementation", "max_cache_len", "use_cache", "prefill_chunk_size", "low_memory"}
+HARMLESS |= {"compile_config", "disable_compile", "remove_invalid_values", "trust_remote_code", "transformers_version"}
+HARMLESS |= {"assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind", "is_assistant"}
+HARMLESS |= {"num_assistant_tokens", "num_assistant_tokens_schedule", "target_lookbehind", "prompt_lookup_num_tokens"}
+HARMLESS |= {"max_matching_ngram_size", "output_attentions", "output_hidden_states", "output_logits", "output_scores"}
+HARMLESS |= {"return_dict_in_generate", "return_legacy_cache", "chat_format", "alignment_heads", "prev_sot_token_id"}
+HARMLESS |= {"_from_model_config"}
 # Keys that would change ids, at the value at which they do not.
 NEUTRAL: dict[str, Any] = {
     "typical_p": 1.0,
@@ -96,9 +70,7 @@ class GenerationConfig:
     # Beams
     num_beams: int = 1
     length_penalty: float = 1.0  # a finished beam scores log p / length^this
-    early_stopping: bool | str = (
-        False  # True: at num_beams finished; False: a heuristic; "never": when none can improve
-    )
+    early_stopping: bool | str = False  # True: at num_beams finished; False: a heuristic; "never": none can improve
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
     # What may follow what
@@ -132,6 +104,16 @@ class GenerationConfig:
                 f"num_return_sequences={self.num_return_sequences} needs as many beams, or sampling; "
                 f"num_beams={self.num_beams}"
             )
+
+    def start_prompt(self, rows: int, device: torch.device) -> Tensor:
+        """What a decoder begins with, its start token: (rows, 1) long.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.decoder_start_token_id is None:
+            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
+        return torch.full((rows, 1), self.decoder_start_token_id, device=device)
 
     def constraints(self, prompt: int) -> list[Constraint]:
         """What a family asks for beyond these fields, after a prompt of that many tokens; applied last."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.base import select_rows
+from ..cpu import select_rows
 from .state import State
 
 LOWEST = -1e4  # log p of what cannot be: finite, since sums of it are compared

@@ -71,12 +71,7 @@ class AdaptiveSpan(Kernel):
         if cache is not None:
             if mask.attn_mask is not None:
                 raise ValueError("attention kind 'adaptive_span' takes no attn_mask beside a cache")
-            k, v = cache.append(k, v)
-            S = k.shape[2]
-            kept = S - min(S, self.max_span)  # the first key that a later query can still see
-            cache.keys, cache.values, cache.seen = k[:, :, kept:], v[:, :, kept:], cache.seen + q.shape[2]
-            key_mask = None if mask.key_mask is None else mask.key_mask[:, mask.key_mask.shape[1] - S :]
-            mask = Mask(key_mask, None, mask.is_causal, mask.bias)
+            k, v, mask = cache.slide(k, v, self.max_span, mask)
         dropout = self.dropout if self.training else 0.0
         if not dropout and cache is None and same_size(q.shape[2], k.shape[2]) and _in_place(q):
             reach = min(self.max_span, math.ceil(float(self.spans.detach().max())) + self.ramp)

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from ..cpu import GrowableBuffer, select_rows
 from ..functional import repeat_heads
-from ..masks import Mask
+from ..masks import Mask, same_size
 
 FEATURES = {
     "self": "bidirectional self-attention",
@@ -41,16 +41,6 @@ class Cache:
             setattr(self, name, select_rows(tensor, index))
 
 
-def select_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x (B, ...) that index (N,) names: x itself where these are all of them, in order."""
-    return x if is_in_order(index, len(x)) else x.index_select(0, index)
-
-
-def is_in_order(index: Tensor, rows: int) -> bool:
-    """Whether index (N,) names all rows, in order."""
-    return len(index) == rows and torch.equal(index, torch.arange(rows, device=index.device))
-
-
 @dataclass
 class KVCache(Cache):
     """All keys and values so far."""
@@ -63,59 +53,15 @@ class KVCache(Cache):
         return self.keys.shape[2]
 
     def __post_init__(self) -> None:
-        self._rooms = {"keys": Room(), "values": Room()}
+        self._keys, self._values = GrowableBuffer(), GrowableBuffer()
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Adds new keys and values and returns all of them."""
-        if torch.is_inference_mode_enabled():  # no gradient needs what was there before
-            k, v = self._rooms["keys"].append(self.keys, k), self._rooms["values"].append(self.values, v)
-        elif self.keys.shape[2]:
-            k, v = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
-        self.keys, self.values = k, v
-        return k, v
+        self.keys, self.values = self._keys.append(self.keys, k), self._values.append(self.values, v)
+        return self.keys, self.values
 
     def select(self, index: Tensor) -> None:
-        if not torch.is_inference_mode_enabled():
-            return super().select(index)
-        self.keys = self._rooms["keys"].select(self.keys, index)
-        self.values = self._rooms["values"].select(self.values, index)
-
-
-class Room:
-    """Memory with room to grow for a tensor (B, h, S, d) that is appended to in place and reordered into a second one.
-
-    A fresh tensor at each step would cost more than what is done with it: the system clears its pages first.
-    """
-
-    def __init__(self) -> None:
-        self.part: Tensor | None = None  # what was handed out: the first S of here
-        self.here = self.spare = torch.empty(0, 0, 0, 0)  # (B, room, h, d), B at least
-
-    def append(self, part: Tensor, new: Tensor) -> Tensor:
-        """part (B, h, S, d) and new (B, h, L, d) in one: (B, h, S + L, d)."""
-        B, h, L, d = new.shape
-        S = part.shape[2]
-        if part is not self.part or self.here.shape[1] < S + L:
-            self.here = new.new_empty(B, max(32, 2 * (S + L)), h, d)
-            self.here[:, :S] = part.transpose(1, 2)
-        self.here[:, S : S + L] = new.transpose(1, 2)
-        self.part = self.here[:, : S + L].transpose(1, 2)  # (B, h, S + L, d)
-        return self.part
-
-    def select(self, part: Tensor, index: Tensor) -> Tensor:
-        """Rows of part (B, h, S, d) that index (N,) names: (N, h, S, d)."""
-        if part is not self.part:
-            return select_rows(part, index)
-        if is_in_order(index, len(part)):
-            return part
-        (N, S), shape = (len(index), part.shape[2]), self.here.shape
-        if self.spare.shape[0] < N or self.spare.shape[1] != shape[1] or self.spare.dtype != self.here.dtype:
-            self.spare = self.here.new_empty(N, *shape[1:])
-        target = self.spare[:N]
-        torch.index_select(self.here[:, :S], 0, index, out=target[:, :S])
-        self.here, self.spare = target, self.here
-        self.part = self.here[:, :S].transpose(1, 2)  # (N, h, S, d)
-        return self.part
+        self.keys, self.values = self._keys.select(self.keys, index), self._values.select(self.values, index)
 
 
 class Kernel(nn.Module):
@@ -191,6 +137,16 @@ class Kernel(nn.Module):
             self.require(mask.features)
         if cache is not None:
             self.require({"cache"})
+
+    def check_causal(self, is_causal: bool, L: int) -> None:
+        """Raises where some of L queries beside a cache would have to see keys that come after them."""
+        if not is_causal and not (isinstance(L, int) and L == 1):
+            raise ValueError(f"attention kind {self.kind!r} decodes with a cache causally; set is_causal in the mask")
+
+    def check_square(self, L: int, S: int) -> None:
+        """Raises where there are not as many keys as queries."""
+        if not same_size(L, S):
+            raise ValueError(f"attention kind {self.kind!r} needs as many keys as queries, found {S} and {L}")
 
 
 def count_blocks(length: int, block: int) -> int:

@@ -138,11 +138,7 @@ def _pieces(
                 scores, other = (part[: math.prod(size)].view(size) for part in space)
                 added = table[head if table.shape[0] > 1 else 0, : piece.rows, piece.column :][:, : piece.width]
                 torch.baddbmm(
-                    added,
-                    _rows(q, piece, *queries),
-                    _windows(k, piece, *keys),
-                    alpha=LOG2E * d**-0.5,
-                    out=scores,
+                    added, _rows(q, piece, *queries), _windows(k, piece, *keys), alpha=LOG2E * d**-0.5, out=scores
                 )
                 if key_bias is not None:
                     scores.add_(_windows(key_bias[:, None, :, None], piece, sample, 0))

@@ -61,13 +61,7 @@ class Linear(Kernel):
     features: Tensor | None  # (m, d)
 
     def __init__(
-        self,
-        num_heads: int,
-        head_dim: int,
-        *,
-        feature_map: str = "elu",
-        num_features: int | None = None,
-        seed: int = 0,
+        self, num_heads: int, head_dim: int, *, feature_map: str = "elu", num_features: int | None = None, seed: int = 0
     ) -> None:
         super().__init__(num_heads, head_dim)
         if feature_map not in FLOORS:
@@ -92,8 +86,8 @@ class Linear(Kernel):
         self.check(mask, cache)
         h, L, dtype = q.shape[1], q.shape[2], v.dtype
         is_causal = mask is not None and mask.is_causal
-        if cache is not None and not is_causal and not (isinstance(L, int) and L == 1):
-            raise ValueError("attention kind 'linear' decodes with a cache causally; set is_causal in the mask")
+        if cache is not None:
+            self.check_causal(is_causal, L)
         with _no_autocast(q):
             # Beside a cache the mask is over all keys, of which only the newest are here.
             key_mask = None if mask is None or mask.key_mask is None else mask.key_mask[:, -k.shape[2] :]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional import allowed_keys, attend, dot_scores, masked_softmax, repeat_heads
-from ..masks import Bias, Mask, key_offsets, same_size
+from ..masks import Bias, Mask, key_offsets
 from .base import Kernel, KVCache, count_blocks
 from .blocks_of_keys import LOG2E, BlocksOfKeys
 
@@ -26,6 +26,16 @@ class WindowCache(KVCache):
     @property
     def length(self) -> int | Tensor:
         return self.seen[0]
+
+    def slide(self, k: Tensor, v: Tensor, window: int, mask: Mask) -> tuple[Tensor, Tensor, Mask]:
+        """Adds new keys and values; all that these may see, with the mask over it. The last `window` are kept."""
+        self.seen = self.seen + k.shape[2]
+        k, v = self.append(k, v)
+        S = k.shape[2]
+        kept = S - min(S, window)  # the first key that a later query can still see
+        self.keys, self.values = k[:, :, kept:], v[:, :, kept:]
+        key_mask = None if mask.key_mask is None else mask.key_mask[:, mask.key_mask.shape[1] - S :]
+        return k, v, Mask(key_mask, None, mask.is_causal, mask.bias)
 
 
 class SlidingWindow(Kernel):
@@ -56,27 +66,16 @@ class SlidingWindow(Kernel):
         mask = Mask() if mask is None else mask
         L = q.shape[2]
         if cache is not None:
-            if not mask.is_causal and not (isinstance(L, int) and L == 1):
-                raise ValueError(
-                    "attention kind 'sliding_window' decodes with a cache causally; set is_causal in the mask"
-                )
+            self.check_causal(mask.is_causal, L)
             for name in ("attn_mask", "global_mask"):
                 if getattr(mask, name) is not None:
                     raise ValueError(f"attention kind 'sliding_window' takes no {name} beside a cache")
-            k, v = cache.append(k, v)
-            S = k.shape[2]
-            kept = S - min(S, self.window)  # the first key that a later query can still see
-            cache.keys, cache.values, cache.seen = k[:, :, kept:], v[:, :, kept:], cache.seen + L
-            key_mask = None if mask.key_mask is None else mask.key_mask[:, mask.key_mask.shape[1] - S :]
-            mask = Mask(key_mask, None, mask.is_causal, mask.bias)
+            k, v, mask = cache.slide(k, v, self.window, mask)
             if isinstance(L, int) and L == 1:  # all that is cached is in the window
                 return attend(q, k, v, mask)
-            q = F.pad(q, (0, 0, S - L, 0))  # at most `window` made-up queries for the cached keys
+            q = F.pad(q, (0, 0, k.shape[2] - L, 0))  # at most `window` made-up queries for the cached keys
         S = k.shape[2]
-        if not same_size(q.shape[2], S):
-            raise ValueError(
-                f"attention kind 'sliding_window' needs as many keys as queries, found {S} and {q.shape[2]}"
-            )
+        self.check_square(q.shape[2], S)
         short = max(2 * self.window + self.block, 4 * self.block)  # up to here, all scores at once are cheaper
         if isinstance(S, int) and short >= S:
             return attend(q, k, v, self._dense_mask(S, mask, q.device))[:, :, S - L :]

@@ -42,14 +42,7 @@ class Sparse(Kernel):
     supports = frozenset({"self", "causal", "bias", "cache"})
 
     def __init__(
-        self,
-        num_heads: int,
-        head_dim: int,
-        *,
-        block: int = 64,
-        num_global: int = 1,
-        num_random: int = 3,
-        seed: int = 0,
+        self, num_heads: int, head_dim: int, *, block: int = 64, num_global: int = 1, num_random: int = 3, seed: int = 0
     ) -> None:
         super().__init__(num_heads, head_dim)
         if block < 1:
@@ -67,14 +60,11 @@ class Sparse(Kernel):
         mask = Mask() if mask is None else mask
         L = q.shape[2]
         if cache is not None:
-            if not mask.is_causal and not (isinstance(L, int) and L == 1):
-                raise ValueError("attention kind 'sparse' decodes with a cache causally; set is_causal in the mask")
+            self.check_causal(mask.is_causal, L)
             k, v = cache.append(k, v)
             mask = replace(mask, is_causal=True)
-        elif not same_size(L, k.shape[2]):
-            raise ValueError(
-                f"attention kind 'sparse' needs as many keys as queries, found {k.shape[2]} and {q.shape[2]}"
-            )
+        else:
+            self.check_square(L, k.shape[2])
         S = k.shape[2]
         width = (3 + 2 * self.num_global + self.num_random) * self.block  # keys that a query sees
         short = isinstance(S, int) and 2 * width >= S  # gathering blocks would cost more than it saves

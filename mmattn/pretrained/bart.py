@@ -56,9 +56,7 @@ def convert_bart(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
     ours, names = rename(state, BART, prefix="model.", ignore=OTHERS)
     for name in ("positions.weight", "target_positions.weight"):
         if name in ours:
-            ours[name] = ours[name][
-                2:
-            ]  # the first two rows are never read: positions were counted from padding's id on
+            ours[name] = ours[name][2:]  # the first two are never read: positions were counted from padding's id on
     keywords = stack_keywords(config, ours, names) | {
         "positions": "learned",
         "max_len": read(config, "max_position_embeddings", 1024),

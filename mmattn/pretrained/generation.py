@@ -53,10 +53,8 @@ def load_generation_config(
     kind = CONFIGS.get(config.get("model_type", ""), GenerationConfig)
     if path is not None:
         found = kind.read(path)
-        if (
-            isinstance(found, SpeechConfig) and found.forced_decoder_ids is None
-        ):  # the model's own, as transformers does
-            found = replace(found, forced_decoder_ids=config.get("forced_decoder_ids"))
+        if isinstance(found, SpeechConfig) and found.forced_decoder_ids is None:
+            return replace(found, forced_decoder_ids=config.get("forced_decoder_ids"))  # as transformers does
         return found
     return kind.from_public(_of_model(config, kind), f"{source}: config.json")
 

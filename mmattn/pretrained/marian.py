@@ -33,8 +33,6 @@ def convert_marian(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Co
 def _check_sinusoidal(table: Tensor, name: str) -> None:
     length, embed_dim = table.shape
     expected = sinusoidal_1d(torch.arange(length, dtype=torch.float64), embed_dim)  # (length, E)
-    allowed = (
-        1e-4 if table.dtype in (torch.float32, torch.float64) else 1e-2
-    )  # of numbers up to 1, as they were rounded
+    allowed = 1e-4 if table.dtype in (torch.float32, torch.float64) else 1e-2  # of numbers up to 1, as rounded
     if not torch.allclose(table.double(), expected, rtol=0.0, atol=allowed):
         raise ValueError(f"{name!r} is not the table of sinusoids that Marian has")

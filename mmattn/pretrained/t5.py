@@ -39,11 +39,7 @@ T5 = (
     )
 )
 # The first checkpoints have a bias for cross-attention that is not read; the heads of other tasks.
-OTHERS = (
-    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias",
-    "classification_head",
-    "qa_outputs",
-)
+OTHERS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias", "classification_head", "qa_outputs")
 
 
 def convert_t5(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:

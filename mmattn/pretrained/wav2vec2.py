@@ -38,11 +38,7 @@ WAV2VEC2 = {f"encoder.layers.#.{name}": f"encoder.layers.#.{ours}" for name, our
 # What was only for pretraining, and the heads of other tasks.
 OTHERS = ("masked_spec_embed", "quantizer", "project_hid", "project_q", "projector", "classifier", "layer_weights")
 # What transformers takes where config.json leaves it out.
-CONVOLUTIONS = {
-    "conv_dim": [512] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-}
+CONVOLUTIONS = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
 
 
 def convert_wav2vec2(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:

@@ -12,6 +12,7 @@ import naive
 import torch
 from naive import Allowed
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmattn import Mask, MultiHeadAttention, build_kernel
 
@@ -67,6 +68,62 @@ class Row:
         )
 
 
+def decoded(steps, mask, call):
+    """What call(slice of the new tokens, mask over all so far) gives for pieces of these sizes, joined."""
+    outs, start = [], 0
+    for step in steps:
+        new, start = slice(start, start + step), start + step
+        outs.append(call(new, None if mask is None else mask[:, :start]))
+    return torch.cat(outs, dim=1)
+
+
+# Kernels by name, without a row.
+
+
+def make(kind, heads=2, dim=4, noise=0.0, **options):
+    """In float64 and evaluation, seeded; with noise on what it learns."""
+    torch.manual_seed(0)
+    module = build_kernel(kind, options, num_heads=heads, head_dim=dim).double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters() if noise else ():
+            parameter.add_(noise * torch.randn_like(parameter))
+    return module
+
+
+def draw(B, h, L, S, d=4, h_kv=None, d_v=3):
+    """Random queries, keys and values."""
+    shapes = ((h, L, d), (h_kv or h, S, d), (h_kv or h, S, d_v))
+    return tuple(torch.randn(B, *shape, dtype=torch.float64) for shape in shapes)
+
+
+def empty(B, h_kv=2, d=4, d_v=3, dtype=torch.float64):
+    """No keys and no values yet, as a cache starts."""
+    return tuple(torch.zeros(B, h_kv, 0, size, dtype=dtype) for size in (d, d_v))
+
+
+def close(found, expected, atol=1e-12):
+    """Asserts that two tensors, or sequences of them, are equal but for rounding."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations and the rows that are gathered, and notes the largest result, and the largest that is new."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.rows = self.largest = self.made = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.count += 1
+        if function is torch.ops.aten.index.Tensor:
+            self.rows += out.numel() // out.shape[-1]
+        sizes = [t.numel() for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, torch.Tensor)]
+        self.largest = max(self.largest, *sizes, 0)
+        self.made = self.made if function.is_view else max(self.made, *sizes, 0)
+        return out
+
+
 # Kernels alone: x holds the queries, y one head of keys and values that the query heads share.
 
 
@@ -88,15 +145,14 @@ def naive_kernel(weights, module, x, y, x_mask, y_mask, is_causal):
 def decode_kernel(module, x, y, mask, steps):
     cross = "causal" not in module.supports
     cache = module.make_cache(*split(x[:, :0], y[:, :0])[1:], cross=cross)
-    outs, start = [], 0
-    for step in steps:
-        end = start + step
-        keys = y if cross else y[:, start:end]
-        seen = None if mask is None else mask if cross else mask[:, :end]
-        out = module(*split(x[:, start:end], keys), Mask(seen, is_causal=not cross), cache)
-        outs.append(out.transpose(1, 2).flatten(2))
-        start = end
-    return torch.cat(outs, dim=1)
+
+    def call(new, seen):
+        given = (
+            (*split(x[:, new], y), Mask(mask)) if cross else (*split(x[:, new], y[:, new]), Mask(seen, is_causal=True))
+        )
+        return module(*given, cache).transpose(1, 2).flatten(2)
+
+    return decoded(steps, mask, call)
 
 
 def kernel(name: str, kind: str, options: dict[str, Any] | None = None, *, weights: Any = None, **keywords: Any) -> Row:
@@ -131,13 +187,7 @@ def naive_encoder(module, x, y, x_mask, y_mask, is_causal):
 
 def decode_self(module, x, y, mask, steps):
     cache = module.make_cache(x.shape[0])
-    outs, start = [], 0
-    for step in steps:
-        end = start + step
-        seen = None if mask is None else mask[:, :end]
-        outs.append(module(x[:, start:end], mask=Mask(seen, is_causal=True), cache=cache))
-        start = end
-    return torch.cat(outs, dim=1)
+    return decoded(steps, mask, lambda new, seen: module(x[:, new], mask=Mask(seen, is_causal=True), cache=cache))
 
 
 def on_itself(name: str, build: Callable[[], nn.Module], **keywords: Any) -> Row:
@@ -148,29 +198,30 @@ def on_itself(name: str, build: Callable[[], nn.Module], **keywords: Any) -> Row
 # Modules on x and y.
 
 
-def call_cross(module, x, y, x_mask, y_mask, is_causal):
-    return module(x, y, mask=Mask(y_mask))
-
-
 def decode_cross(module, x, y, mask, steps):
     cache = module.make_cache(x.shape[0], cross=True)
     pieces = x.split(list(steps), dim=1)
     return torch.cat([module(piece, y, mask=Mask(mask), cache=cache) for piece in pieces], dim=1)
 
 
-def call_decoder(module, x, y, x_mask, y_mask, is_causal):
-    return module(x, y, Mask(x_mask, is_causal=is_causal), Mask(y_mask))
-
-
 def decode_decoder(module, x, y, mask, steps):
     cache = module.make_cache(x.shape[0])
-    outs, start = [], 0
-    for step in steps:
-        end = start + step
-        seen = None if mask is None else mask[:, :end]
-        outs.append(module(x[:, start:end], y, Mask(seen, is_causal=True), Mask(mask), cache))
-        start = end
-    return torch.cat(outs, dim=1)
+    return decoded(steps, mask, lambda new, seen: module(x[:, new], y, Mask(seen, is_causal=True), Mask(mask), cache))
+
+
+def on_both(name, build, call, loop, **keywords) -> Row:
+    """call and loop take (module, x, y, and the masks of both, as Mask or as Allowed)."""
+    return Row(
+        name,
+        build,
+        lambda module, x, y, x_mask, y_mask, is_causal: call(
+            module, x, y, Mask(x_mask, is_causal=is_causal), Mask(y_mask)
+        ),
+        lambda module, x, y, x_mask, y_mask, is_causal: loop(
+            module, x, y, Allowed(x_mask, None, is_causal), Allowed(y_mask)
+        ),
+        **({"attended": "xy"} | keywords),
+    )
 
 
 def attention(**keywords: Any) -> Callable[[], nn.Module]:

@@ -233,17 +233,15 @@ def encoder(module, x, allowed):
     return layer_norm(module.norm, x)
 
 
+def decoder_layer(layer, x, memory, allowed, memory_allowed, bias=None):
+    x = residual(layer.self_residual, x, lambda n: attention(layer.self_attention, n, None, allowed, bias))
+    x = residual(layer.cross_residual, x, lambda n: attention(layer.cross_attention, n, memory, memory_allowed))
+    return residual(layer.ffn_residual, x, lambda n: feed_forward(layer.ffn, n))
+
+
 def decoder(module, x, memory, allowed, memory_allowed):
     for layer in module.layers:
-        x = residual(
-            layer.self_residual,
-            x,
-            lambda n, a=layer: attention(a.self_attention, n, None, allowed, module.position_bias),
-        )
-        x = residual(
-            layer.cross_residual, x, lambda n, a=layer: attention(a.cross_attention, n, memory, memory_allowed)
-        )
-        x = residual(layer.ffn_residual, x, lambda n, a=layer: feed_forward(a.ffn, n))
+        x = decoder_layer(layer, x, memory, allowed, memory_allowed, module.position_bias)
     return layer_norm(module.norm, x)
 
 
@@ -254,12 +252,6 @@ def cross_modal(module, a, b, a_allowed, b_allowed):
     if module.norm_first:
         return new_a, new_b
     return layer_norm(module.norm_a, new_a), layer_norm(module.norm_b, new_b)
-
-
-def fusion_block(module, x, context, allowed, context_allowed):
-    x = residual(module.self_residual, x, lambda n: attention(module.self_attention, n, None, allowed))
-    x = residual(module.cross_residual, x, lambda n: attention(module.cross_attention, n, context, context_allowed))
-    return residual(module.ffn_residual, x, lambda n: feed_forward(module.ffn, n))
 
 
 def co_attention(module, a, b, a_allowed, b_allowed):

@@ -2,18 +2,17 @@
 
 import naive
 import references_ground
-import torch
 from cases import (
     HEADS,
     E,
     Row,
     attention,
-    call_cross,
-    call_decoder,
     decode_cross,
     decode_decoder,
+    decoded,
     kernel,
     naive_encoder,
+    on_both,
     on_itself,
 )
 from naive import Allowed
@@ -42,45 +41,23 @@ def naive_placed(module, x, y, x_mask, y_mask, is_causal):
 
 def decode_placed(module, x, y, mask, steps):
     cache = module.make_cache(x.shape[0])
-    outs, start = [], 0
-    for step in steps:
-        end = start + step
-        seen = None if mask is None else mask[:, :end]
-        outs.append(module(x[:, start:end], mask=Mask(seen, is_causal=True), cache=cache, query_pos=y[:, start:end]))
-        start = end
-    return torch.cat(outs, dim=1)
+
+    def call(new, seen):
+        return module(x[:, new], mask=Mask(seen, is_causal=True), cache=cache, query_pos=y[:, new])
+
+    return decoded(steps, mask, call)
 
 
+ALONE = {"causal": (False,), "together": False}
+TRAINING = {"training": True, "decode": None}
 ROWS = [
     kernel("kernel dense", "dense"),
     kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=2, same_length=True, lengths=(11, 11)),
     kernel("kernel linear", "linear", chunk=2, same_length=True),
-    kernel(
-        "kernel monotonic, training",
-        "monotonic",
-        {"noise": 0.0},
-        causal=(False,),
-        training=True,
-        decode=None,
-        together=False,
-    ),
-    kernel("kernel monotonic", "monotonic", {"initial_offset": 0.0}, causal=(False,), together=False),
-    kernel(
-        "kernel monotonic, chunkwise, training",
-        "monotonic",
-        {"chunk": 3, "noise": 0.0},
-        causal=(False,),
-        training=True,
-        decode=None,
-        together=False,
-    ),
-    kernel(
-        "kernel monotonic, chunkwise",
-        "monotonic",
-        {"chunk": 3, "initial_offset": 0.0},
-        causal=(False,),
-        together=False,
-    ),
+    kernel("kernel monotonic, training", "monotonic", {"noise": 0.0}, **ALONE, **TRAINING),
+    kernel("kernel monotonic", "monotonic", {"initial_offset": 0.0}, **ALONE),
+    kernel("kernel monotonic, chunkwise, training", "monotonic", {"chunk": 3, "noise": 0.0}, **ALONE, **TRAINING),
+    kernel("kernel monotonic, chunkwise", "monotonic", {"chunk": 3, "initial_offset": 0.0}, **ALONE),
     kernel("kernel additive", "additive"),
     kernel("kernel sigmoid", "sigmoid", {"num_sigmoid_heads": 1}),
     on_itself("MultiHeadAttention", attention(), reference=references_ground.torch_attention),
@@ -105,23 +82,21 @@ ROWS = [
         together=True,
         same_length=True,
     ),
-    Row(
+    on_both(
         "MultiHeadAttention, cross, q/k positions",
         attention(kv_dim=6),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(
-            x, y, mask=Mask(y_mask), query_pos=0.5 * x.flip(2), key_pos=y.flip(2)
-        ),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.attention(
-            module, x, y, Allowed(y_mask), query_pos=0.5 * x.flip(2), key_pos=y.flip(2)
-        ),
+        lambda module, x, y, a, b: module(x, y, mask=b, query_pos=0.5 * x.flip(2), key_pos=y.flip(2)),
+        lambda module, x, y, a, b: naive.attention(module, x, y, b, query_pos=0.5 * x.flip(2), key_pos=y.flip(2)),
+        attended="y",
         widths=(E, 6),
     ),
-    Row(
+    on_both(
         "MultiHeadAttention, cross",
         attention(kv_dim=6),
-        call_cross,
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.attention(module, x, y, Allowed(y_mask)),
-        decode_cross,
+        lambda module, x, y, a, b: module(x, y, mask=b),
+        lambda module, x, y, a, b: naive.attention(module, x, y, b),
+        attended="y",
+        decode=decode_cross,
         widths=(E, 6),
     ),
     on_itself("Encoder", lambda: Encoder(E, 2, HEADS, ffn_dim=12), naive=naive_encoder),
@@ -130,56 +105,45 @@ ROWS = [
         lambda: Encoder(E, 2, HEADS, ffn_dim=12, norm_first=False, position_bias=T5Bias(HEADS)),
         naive=naive_encoder,
     ),
-    Row(
+    on_both(
         "Decoder",
         lambda: Decoder(E, 2, HEADS, ffn_dim=12, kv_dim=6, rotary=True),
-        call_decoder,
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.decoder(
-            module, x, y, Allowed(x_mask, None, is_causal), Allowed(y_mask)
-        ),
-        decode_decoder,
+        lambda module, *given: module(*given),
+        naive.decoder,
+        decode=decode_decoder,
         causal=(True,),
-        attended="xy",
         widths=(E, 6),
     ),
-    Row(
+    on_both(
         "CrossModalAttention",
         lambda: CrossModalAttention(E, HEADS, other_dim=6, cross_attention={"kind": "additive"}),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, a_mask=Mask(x_mask), b_mask=Mask(y_mask)),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.cross_modal(
-            module, x, y, Allowed(x_mask), Allowed(y_mask)
-        ),
-        attended="xy",
+        lambda module, x, y, a, b: module(x, y, a_mask=a, b_mask=b),
+        naive.cross_modal,
         outputs=("x", "y"),
         widths=(E, 6),
     ),
-    Row(
+    on_both(
         "MultimodalFusionBlock",
         lambda: MultimodalFusionBlock(
             E, HEADS, ffn_dim=12, kv_dim=6, cross_attention={"kind": "sigmoid", "num_sigmoid_heads": 1}
         ),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, Mask(x_mask), Mask(y_mask)),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.fusion_block(
-            module, x, y, Allowed(x_mask), Allowed(y_mask)
-        ),
-        attended="xy",
+        lambda module, *given: module(*given),
+        naive.decoder_layer,
         widths=(E, 6),
     ),
-    Row(
+    on_both(
         "CoAttention",
         lambda: CoAttention(E, 1, HEADS, ffn_dim=12),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(x, y, a_mask=Mask(x_mask), b_mask=Mask(y_mask)),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.co_attention(
-            module, x, y, Allowed(x_mask), Allowed(y_mask)
-        ),
-        attended="xy",
+        lambda module, x, y, a, b: module(x, y, a_mask=a, b_mask=b),
+        naive.co_attention,
         outputs=("x", "y"),
     ),
-    Row(
+    on_both(
         "AttentionPooling",
         lambda: AttentionPooling(E, HEADS, num_queries=2, kv_dim=6),
-        lambda module, x, y, x_mask, y_mask, is_causal: module(y, Mask(y_mask)),
-        lambda module, x, y, x_mask, y_mask, is_causal: naive.pooling(module, y, Allowed(y_mask)),
+        lambda module, x, y, a, b: module(y, b),
+        lambda module, x, y, a, b: naive.pooling(module, y, b),
+        attended="y",
         outputs=("",),
         widths=(E, 6),
     ),

@@ -14,6 +14,7 @@ from mmattn.backbones.pooling import mean_pooling, sentence_embedding
 from mmattn.backbones.recurrent import RecurrentEncoder
 from mmattn.backbones.text import TextEncoder
 from mmattn.backbones.vit import GridEncoder, PatchEmbed, VisionTransformer
+from tests.conftest import refused, slow_but_first
 
 DYNAMIC = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
 
@@ -60,8 +61,7 @@ class TestStems:
         ],
     )
     def test_refusals(self, make, message):
-        with pytest.raises(ValueError, match=message):
-            make()
+        refused(message, make)
 
 
 class TestTimm:
@@ -96,13 +96,10 @@ class TestTimm:
 
     def test_refusals(self, monkeypatch):
         pytest.importorskip("timm")
-        with pytest.raises(ValueError, match="timm has no model 'resnet19'; near: "):
-            build_stem("timm/resnet19", 8)
-        with pytest.raises(ValueError, match=r"none within max_stride=1"):
-            build_stem("timm/test_resnet", 8, max_stride=1)
+        refused("timm has no model 'resnet19'; near: ", build_stem, "timm/resnet19", 8)
+        refused(r"none within max_stride=1", build_stem, "timm/test_resnet", 8, max_stride=1)
         monkeypatch.setitem(sys.modules, "timm", None)
-        with pytest.raises(ModuleNotFoundError, match="pip install timm"):
-            build_stem("timm/test_resnet", 8)
+        refused("pip install timm", build_stem, "timm/test_resnet", 8, error=ModuleNotFoundError)
 
 
 class TestGridEncoder:
@@ -144,12 +141,9 @@ class TestText:
         assert same == (positions == "none")
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="unknown positions 'learnt'"):
-            TextEncoder(20, 8, 1, 2, positions="learnt")
-        with pytest.raises(ValueError, match="a sequence of 7 tokens is longer than max_len=5"):
-            TextEncoder(20, 8, 1, 2, max_len=5)(text()[0])
-        with pytest.raises(ValueError, match="'monotonic' does not support bidirectional"):
-            TextEncoder(20, 8, 1, 2, attention={"kind": "monotonic"})
+        refused("unknown positions 'learnt'", TextEncoder, 20, 8, 1, 2, positions="learnt")
+        refused("a sequence of 7 tokens is longer than max_len=5", TextEncoder(20, 8, 1, 2, max_len=5), text()[0])
+        refused("'monotonic' does not support bidirectional", TextEncoder, 20, 8, 1, 2, attention={"kind": "monotonic"})
 
 
 class TestBert:
@@ -221,7 +215,7 @@ class TestViT:
         torch.testing.assert_close(states, model.hidden_states(image)[-1])
         torch.testing.assert_close(pooled, model.pooler(model.norm(states.mean(1))))
 
-    @pytest.mark.parametrize("resize", VisionTransformer.RESIZES)
+    @pytest.mark.parametrize("resize", slow_but_first(VisionTransformer.RESIZES))
     def test_resizing_to_its_own_size_changes_nothing(self, resize):
         """An exported model resizes always: at its own size that must be nothing."""
         model, image = self.make(resize_positions=resize).double(), torch.randn(2, 3, 16, 24, dtype=torch.float64)
@@ -268,7 +262,7 @@ class TestRecurrent:
         torch.testing.assert_close(states[1:2, :4], alone)
         torch.testing.assert_close(summary[1:2], alone_summary)
 
-    @pytest.mark.parametrize("kind", ["lstm", "gru"])
+    @pytest.mark.parametrize("kind", slow_but_first(["gru", "lstm"]))
     def test_export_at_other_lengths(self, kind):
         model = RecurrentEncoder(20, 6, 8, kind=kind).eval()
         program = export(model, text(), dynamic_shapes={"input_ids": DYNAMIC, "key_mask": DYNAMIC}).module()
@@ -285,7 +279,5 @@ class TestRecurrent:
         assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="unknown recurrent kind 'rnn'; there are: lstm, gru"):
-            RecurrentEncoder(20, 6, 8, kind="rnn")
-        with pytest.raises(ValueError, match="hidden_dim=7 does not divide"):
-            RecurrentEncoder(20, 6, 7)
+        refused("unknown recurrent kind 'rnn'; there are: lstm, gru", RecurrentEncoder, 20, 6, 8, kind="rnn")
+        refused("hidden_dim=7 does not divide", RecurrentEncoder, 20, 6, 7)

@@ -1,43 +1,17 @@
 """Kernels that choose where to look: what their rows in rows_hard.py do not show."""
 
+from functools import partial
+
 import pytest
 import torch
+from cases import Operations, close, draw, make
 from torch.export import export
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmattn import Decoder, Encoder, Mask, MultiHeadAttention, T5Bias, auxiliary_losses, build_kernel, capture
 from mmattn.kernels import local
+from tests.conftest import refused
 
-
-def make(kind, heads=2, dim=4, **options):
-    torch.manual_seed(0)
-    kernel = build_kernel(kind, options, num_heads=heads, head_dim=dim).double().eval()
-    with torch.no_grad():
-        for parameter in kernel.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return kernel
-
-
-def draw(B, h, L, S, d=4, h_kv=None, d_v=3):
-    shapes = ((h, L, d), (h_kv or h, S, d), (h_kv or h, S, d_v))
-    return tuple(torch.randn(B, *shape, dtype=torch.float64) for shape in shapes)
-
-
-def _largest(call):
-    """How many numbers the largest tensor holds that a call makes."""
-
-    class Sizes(TorchDispatchMode):
-        found = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                self.found = max(self.found, out.numel())
-            return out
-
-    with Sizes() as sizes:
-        call()
-    return sizes.found
+make = partial(make, noise=0.05)
 
 
 class TestLocal:
@@ -51,13 +25,13 @@ class TestLocal:
             weights = weights / weights.sum(-1, keepdim=True)
             torch.testing.assert_close(weights, dense.weights(q, k), atol=0.02, rtol=0)
         else:
-            torch.testing.assert_close(kernel(q, k, v), dense(q, k, v), atol=1e-12, rtol=0)
+            close(kernel(q, k, v), dense(q, k, v))
 
     def test_own_position_equals_a_sliding_window(self):
         kernel, window = make("local", window=3, predict=False), make("sliding_window", window=3)
         q, k, v = draw(2, 2, 20, 20)
         for mask in (None, Mask(is_causal=True), Mask(torch.rand(2, 20) > 0.3)):
-            torch.testing.assert_close(kernel(q, k, v, mask), window(q, k, v, mask), atol=1e-12, rtol=0)
+            close(kernel(q, k, v, mask), window(q, k, v, mask))
 
     def test_a_query_past_the_source_gets_zeros(self):
         kernel, (q, k, v) = make("local", window=2, predict=False), draw(1, 2, 8, 4)
@@ -74,7 +48,7 @@ class TestLocal:
             padded_k[:, :, places], padded_v[:, :, places] = k, v
             key_mask = torch.zeros(1, 7, dtype=torch.bool)
             key_mask[:, places] = True
-            torch.testing.assert_close(kernel(q, padded_k, padded_v, Mask(key_mask)), alone, atol=1e-12, rtol=0)
+            close(kernel(q, padded_k, padded_v, Mask(key_mask)), alone)
 
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize(("L", "S"), [(100, 100), (7, 60), (70, 60), (1, 41)])
@@ -90,12 +64,13 @@ class TestLocal:
                 (out, *torch.autograd.grad(out.sin().sum(), wanted))
                 for out in (kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v)
             ]
-            for a, b in zip(*found, strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+            close(*found, 1e-10)
 
     def test_gathering_makes_nothing_as_large_as_all_pairs(self):
         kernel, (q, k, v) = make("local", window=2, heads=1), draw(1, 1, 500, 500)
-        assert _largest(lambda: kernel(q, k, v)) <= 500 * 5 * 4  # queries, keys of a window, numbers of a key
+        with Operations() as found:
+            kernel(q, k, v)
+        assert found.largest <= 500 * 5 * 4  # queries, keys of a window, numbers of a key
 
     def test_the_position_is_learned(self):
         """Only the Gaussian depends on it: a target far to the right pulls it there."""
@@ -129,7 +104,7 @@ class TestLocal:
         order = torch.tensor([2, 0, 0])
         cache.select(order)
         found = kernel(q[order, :, 4:], k[order], v[order], None, cache)
-        torch.testing.assert_close(found, kernel(q, k, v)[order, :, 4:], atol=1e-12, rtol=0)
+        close(found, kernel(q, k, v)[order, :, 4:])
         assert int(cache.length) == 6
         assert make("local").make_cache(k[:, :, :0], v[:, :, :0], cross=True) is None
 
@@ -142,11 +117,10 @@ class TestLocal:
         cache = decoder.make_cache(2)
         steps = [decoder(x[:, i : i + 1], memory, Mask(is_causal=True), None, cache) for i in range(6)]
         full = decoder(x, memory, Mask(is_causal=True))
-        torch.testing.assert_close(torch.cat(steps, 1), full, atol=1e-12, rtol=0)
+        close(torch.cat(steps, 1), full)
 
     def test_refusal(self):
-        with pytest.raises(ValueError, match="window must be at least 1 token, found 0"):
-            make("local", window=0)
+        refused("window must be at least 1 token, found 0", make, "local", window=0)
 
 
 class TestHard:
@@ -176,6 +150,7 @@ class TestHard:
         for key_mask in (None, torch.tensor([[True, False, True, True], [False] * 4])):
             torch.testing.assert_close(kernel(q, k, v, Mask(key_mask)), dense(q, k, v, Mask(key_mask)))
 
+    @pytest.mark.slow
     def test_exported_on_fewer_keys_than_top_k(self):
         attention = MultiHeadAttention(8, 2, kind="hard", options={"top_k": 5}).eval()
         dynamic = torch.export.Dim.AUTO
@@ -213,8 +188,7 @@ class TestHard:
         assert kernel(q, k, v).sum() == 3
 
     def test_refusal(self):
-        with pytest.raises(ValueError, match="top_k must be at least 1 key, found 0"):
-            make("hard", top_k=0)
+        refused("top_k must be at least 1 key, found 0", make, "hard", top_k=0)
 
 
 class TestAdaptiveSpan:
@@ -237,7 +211,7 @@ class TestAdaptiveSpan:
         kernel, dense = make("adaptive_span", max_span=200, initial_span=100), make("dense")
         q, k, v = draw(2, 2, 20, 20, h_kv=1)
         mask = Mask(torch.rand(2, 20) > 0.3, is_causal=True)
-        torch.testing.assert_close(kernel(q, k, v, mask), dense(q, k, v, mask), atol=1e-12, rtol=0)
+        close(kernel(q, k, v, mask), dense(q, k, v, mask))
 
     def test_only_hidden_keys_in_reach(self):
         """The query's own key is hidden and all others are too far: zeros, not NaN, and finite gradients."""
@@ -265,8 +239,7 @@ class TestAdaptiveSpan:
             for out in (kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v):
                 wanted = [q, k, v, kernel.fraction]
                 found.append((out, *torch.autograd.grad(out.sin().sum(), wanted)))
-            for a, b in zip(*found, strict=True):
-                torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+            close(*found, 1e-10)
             assert (found[0][0][0, :, 100] == 0).all()
 
     def test_penalty(self):
@@ -313,25 +286,15 @@ class TestAdaptiveSpan:
         (-kernel.spans.sum()).backward(inputs=[kernel.fraction])
         assert (kernel.fraction.grad > 0).all()
 
-    def test_cache_stops_growing(self):
-        kernel, (q, k, v) = make("adaptive_span", max_span=4, ramp=2, initial_span=2), draw(1, 2, 30, 30)
-        cache, mask = kernel.make_cache(k[:, :, :0], v[:, :, :0]), Mask(is_causal=True)
-        outs = [kernel(q[:, :, i : i + 1], k[:, :, i : i + 1], v[:, :, i : i + 1], mask, cache) for i in range(30)]
-        torch.testing.assert_close(torch.cat(outs, 2), kernel(q, k, v, mask), rtol=0, atol=1e-12)
-        assert cache.keys.shape[2] == 4
-        assert int(cache.length) == 30
-
     def test_refusals(self):
         for options, message in (
             ({"max_span": 0}, "max_span and ramp must be at least 1 token, found 0 and 32"),
             ({"ramp": 0}, "found 1024 and 0"),
             ({"max_span": 5, "initial_span": 6}, r"initial_span must be within 0\.\.5 \(max_span\), found 6"),
         ):
-            with pytest.raises(ValueError, match=message):
-                make("adaptive_span", **options)
+            refused(message, make, "adaptive_span", **options)
         kernel, (q, k, v) = make("adaptive_span"), draw(1, 2, 3, 3)
-        with pytest.raises(ValueError, match="does not support cross-attention"):
-            kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
+        refused("does not support cross-attention", kernel.make_cache, k[:, :, :0], v[:, :, :0], cross=True)
         cache = kernel.make_cache(k[:, :, :0], v[:, :, :0])
         with pytest.raises(ValueError, match="takes no attn_mask beside a cache"):
             kernel(q, k, v, Mask(None, torch.ones(3, 3, dtype=torch.bool), True), cache)

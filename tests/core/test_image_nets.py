@@ -10,6 +10,7 @@ from mmattn import CBAM, EfficientChannelAttention, SqueezeExcitation, capture
 from mmattn.backbones.cct import CompactTransformer, ConvTokenizer, SequencePooling
 from mmattn.backbones.conv import GATES, GatedResidual, ResidualNet
 from mmattn.explain.relevance import Step, relevance
+from tests.conftest import refused
 
 
 class TestResidualNet:
@@ -45,10 +46,8 @@ class TestResidualNet:
         assert {tuple(found[0].shape) for found in maps.values()} == {(2, 16, 1, 1), (2, 1, 8, 8)}
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="unknown channel attention 'sse'; there are: none, se, eca, cbam"):
-            ResidualNet(gate="sse")
-        with pytest.raises(ValueError, match="blocks has 3 numbers for the 2 stages"):
-            ResidualNet((8, 16, 24), blocks=(1, 1, 1))
+        refused("unknown channel attention 'sse'; there are: none, se, eca, cbam", ResidualNet, gate="sse")
+        refused("blocks has 3 numbers for the 2 stages", ResidualNet, (8, 16, 24), blocks=(1, 1, 1))
 
 
 class TestCompactTransformer:
@@ -102,8 +101,7 @@ class TestCompactTransformer:
     def test_kernels_by_name(self, kind):
         model = CompactTransformer(16, 1, 2, image_size=(16, 16), attention=kind)
         assert model(torch.randn(2, 3, 16, 16)).pooled.isfinite().all()
-        with pytest.raises(ValueError, match="'monotonic' does not support"):
-            CompactTransformer(16, 1, 2, attention={"kind": "monotonic"})
+        refused("'monotonic' does not support", CompactTransformer, 16, 1, 2, attention={"kind": "monotonic"})
 
     def test_relevance_goes_through_the_pooling(self):
         model = CompactTransformer(16, 2, 2, image_size=(16, 16)).eval()
@@ -115,5 +113,4 @@ class TestCompactTransformer:
         assert (found["read", "cells"] >= 0).all()
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="unknown pooling 'max'; there are: sequence, mean"):
-            CompactTransformer(16, 1, 2, pooling="max")
+        refused("unknown pooling 'max'; there are: sequence, mean", CompactTransformer, 16, 1, 2, pooling="max")

@@ -5,25 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from cases import close, draw, empty, make
 
 from mmattn import ALiBi, Decoder, Mask, MultiHeadAttention, build_kernel, capture
 from mmattn.kernels.linear import orthogonal_features
-
-
-def make(kind, heads=2, dim=4, **options):
-    torch.manual_seed(0)
-    return build_kernel(kind, options, num_heads=heads, head_dim=dim).double().eval()
-
-
-def draw(B, h, L, S, d=4, h_kv=None, d_v=3):
-    shapes = ((h, L, d), (h_kv or h, S, d), (h_kv or h, S, d_v))
-    return tuple(torch.randn(B, *shape, dtype=torch.float64) for shape in shapes)
-
-
-def empty(B, h_kv=2, d=4, d_v=3, dtype=torch.float64):
-    """No keys and no values yet, as a cache starts."""
-    return tuple(torch.zeros(B, h_kv, 0, size, dtype=dtype) for size in (d, d_v))
-
+from tests.conftest import refused
 
 MAPS = [{}, {"feature_map": "favor", "num_features": 5}]
 
@@ -69,7 +55,7 @@ class TestEvery:
             new, seen = slice(seen, seen + step), seen + step
             part = Mask(mask.key_mask[:, :seen], is_causal=True, bias=mask.bias)
             found.append(kernel(q[:, :, new], k[:, :, new], v[:, :, new], part, cache))
-        torch.testing.assert_close(torch.cat(found, 2), full, rtol=0, atol=1e-12)
+        close(torch.cat(found, 2), full)
 
 
 class TestLinear:
@@ -78,7 +64,7 @@ class TestLinear:
     def test_chunks_do_not_show(self, options, L):
         kernel, (q, k, v) = make("linear", **options), draw(1, 2, L, L)
         mask = Mask(is_causal=True)
-        torch.testing.assert_close(kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v, rtol=0, atol=1e-12)
+        close(kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v)
 
     @pytest.mark.parametrize("options", MAPS)
     def test_state_does_not_grow(self, options):
@@ -113,18 +99,13 @@ class TestLinear:
         kernel, (q, k, v) = make("linear"), draw(1, 2, 3, 3)
         pairs = Mask(None, torch.ones(3, 3, dtype=torch.bool))
         for call in (lambda: kernel(q, k, v, pairs), lambda: kernel.weights(q, k, pairs)):
-            with pytest.raises(ValueError, match="takes a key_mask, not an attn_mask"):
-                call()
+            refused("takes a key_mask, not an attn_mask", call)
         cache = kernel.make_cache(*empty(1))
-        with pytest.raises(ValueError, match="decodes with a cache causally"):
-            kernel(q, k, v, None, cache)
-        with pytest.raises(ValueError, match="feature_map must be one of elu, favor, found 'relu'"):
-            make("linear", feature_map="relu")
+        refused("decodes with a cache causally", kernel, q, k, v, None, cache)
+        refused("feature_map must be one of elu, favor, found 'relu'", make, "linear", feature_map="relu")
         for option in ({"num_features": 8}, {"seed": 1}):
-            with pytest.raises(ValueError, match="options of feature_map='favor', not of 'elu'"):
-                make("linear", **option)
-        with pytest.raises(ValueError, match="num_features must be at least 1, found 0"):
-            make("linear", feature_map="favor", num_features=0)
+            refused("options of feature_map='favor', not of 'elu'", make, "linear", **option)
+        refused("num_features must be at least 1, found 0", make, "linear", feature_map="favor", num_features=0)
 
 
 class TestFavor:
@@ -210,19 +191,16 @@ class TestLowRank:
         mask = Mask(attn_mask=torch.rand(2, 1, 5, 6) > 0.4)
         weights = kernel.weights(q, k, mask)
         assert weights.masked_select(~mask.attn_mask.expand_as(weights)).abs().max() == 0
-        torch.testing.assert_close(kernel(q, k, v, mask), weights @ v, rtol=0, atol=1e-12)
+        close(kernel(q, k, v, mask), weights @ v)
 
     def test_refusals(self):
         kernel, (q, k, v) = make("low_rank", max_len=4), draw(1, 2, 5, 5)
         for call in (lambda: kernel(q, k, v), lambda: kernel.weights(q, k)):
-            with pytest.raises(ValueError, match="was made for max_len=4 keys, found 5"):
-                call()
+            refused("was made for max_len=4 keys, found 5", call)
         with pytest.raises(ValueError, match="takes a key_mask, not an attn_mask"):
             kernel(q, k, v, Mask(attn_mask=torch.ones(5, 5, dtype=torch.bool)))
-        with pytest.raises(ValueError, match="decodes cross-attention only"):
-            kernel.make_cache(k, v)
-        with pytest.raises(ValueError, match="does not support causal attention"):
-            MultiHeadAttention(8, 2, kind="low_rank", needs={"causal"})
+        refused("decodes cross-attention only", kernel.make_cache, k, v)
+        refused("does not support causal attention", MultiHeadAttention, 8, 2, kind="low_rank", needs={"causal"})
         for options, message in (
             ({"projected_length": 0}, "projected_length must be at least 1, found 0"),
             ({"rank": 0}, "rank must be at least 1, found 0"),
@@ -230,26 +208,24 @@ class TestLowRank:
             ({"share": "head"}, "share must be one of none, heads, keys_values, found 'head'"),
             ({"projected_length": None}, "needs projected_length, rank or both"),
         ):
-            with pytest.raises(ValueError, match=message):
-                make("low_rank", **options)
+            refused(message, make, "low_rank", **options)
 
 
 class TestCosine:
     def test_length_does_not_matter(self):
         kernel, (q, k, v) = make("cosine"), draw(1, 2, 4, 5)
-        torch.testing.assert_close(kernel(1e3 * q, 1e-3 * k, v), kernel(q, k, v), rtol=0, atol=1e-12)
+        close(kernel(1e3 * q, 1e-3 * k, v), kernel(q, k, v))
 
     def test_scale_has_a_ceiling(self):
         kernel, (q, k, v) = make("cosine", max_scale=20.0), draw(1, 2, 4, 5)
         kernel.log_scale.data.fill_(math.log(20.0))
         before = kernel(q, k, v)
         kernel.log_scale.data.fill_(9.0)
-        torch.testing.assert_close(kernel(q, k, v), before, rtol=0, atol=1e-12)
+        close(kernel(q, k, v), before)
 
     @pytest.mark.parametrize("options", [{"initial_scale": 0.0}, {"initial_scale": 200.0}])
     def test_refusals(self, options):
-        with pytest.raises(ValueError, match="scales must be 0 < initial_scale <= max_scale, found initial_scale="):
-            make("cosine", **options)
+        refused("scales must be 0 < initial_scale <= max_scale, found initial_scale=", make, "cosine", **options)
 
 
 class TestDifferential:
@@ -267,12 +243,10 @@ class TestDifferential:
         assert found == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8], abs=2e-3)
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="head_dim must be even, found 3"):
-            make("differential", dim=3)
+        refused("head_dim must be even, found 3", make, "differential", dim=3)
         with pytest.raises(ValueError, match=r"give lambda_init or layer, not both: found 0\.5 and 2"):
             make("differential", lambda_init=0.5, layer=2)
-        with pytest.raises(ValueError, match=r"lambda_init must be within 0\.\.1, 1 left out, found 1\.0"):
-            make("differential", lambda_init=1.0)
+        refused(r"lambda_init must be within 0\.\.1, 1 left out, found 1\.0", make, "differential", lambda_init=1.0)
 
 
 def test_pieces_equal_the_whole():
@@ -283,4 +257,4 @@ def test_pieces_equal_the_whole():
     mask = Mask(torch.rand(2, 11) > 0.4)
     with torch.no_grad():
         pieces = kernel(q, k, v, mask)
-    torch.testing.assert_close(pieces, kernel(q.requires_grad_(), k, v, mask).detach(), atol=1e-12, rtol=0)
+    close(pieces, kernel(q.requires_grad_(), k, v, mask).detach())

@@ -8,8 +8,10 @@ from torch import nn
 
 from mmattn import Encoder, Mask, MultiHeadAttention, linears
 from mmattn.backbones.seq2seq import Seq2Seq
+from mmattn.cpu import fuse_projections
 from mmattn.generate import GenerationConfig
 from mmattn.linears import PRECISIONS, Int8Linear, PackedLinear, make_linear, prepare
+from tests.conftest import refused
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 3e-2}
 BITS = {"float32": 1e-4, "bfloat16": 1e-2, "int8": 2e-2}
@@ -76,13 +78,12 @@ def test_fused_projections():
         x, mask = torch.randn(2, 5, 32), Mask(is_causal=True)
         with torch.inference_mode():
             expected = attention(x, mask=mask)
-            attention.fuse(lambda weight, bias: make_linear(weight, bias, "float32"))
+            fuse_projections(attention, lambda weight, bias: make_linear(weight, bias, "float32"))
             assert isinstance(attention.qkv_proj, PackedLinear)
             assert torch.allclose(attention(x, mask=mask), expected, atol=1e-5)
-            with pytest.raises(ValueError, match="fused"):
-                attention(x, query_pos=x)
+            refused("fused", attention, x, query_pos=x)
     cross = MultiHeadAttention(32, 4, needs=("cross",))
-    cross.fuse(lambda weight, bias: make_linear(weight, bias, "float32"))
+    fuse_projections(cross, lambda weight, bias: make_linear(weight, bias, "float32"))
     assert cross.qkv_proj is None
 
 
@@ -129,5 +130,4 @@ def test_engine_is_given_back():
 
 
 def test_unknown_precision():
-    with pytest.raises(ValueError, match="unknown precision 'int4'; there are: float32, bfloat16, int8"):
-        prepare(nn.Linear(8, 8), "int4")
+    refused("unknown precision 'int4'; there are: float32, bfloat16, int8", prepare, nn.Linear(8, 8), "int4")

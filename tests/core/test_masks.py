@@ -4,6 +4,7 @@ from naive import Allowed
 
 from mmattn import ALiBi, Mask
 from mmattn.masks import key_offsets
+from tests.conftest import refused
 
 
 @pytest.mark.parametrize(("L", "S"), [(4, 4), (2, 5), (5, 2), (1, 3), (3, 1)])
@@ -46,8 +47,7 @@ def test_key_offsets_are_bottom_right_aligned():
     ],
 )
 def test_wrong_masks_are_named(keywords, error, message):
-    with pytest.raises(error, match=message):
-        Mask(**keywords)
+    refused(message, Mask, **keywords, error=error)
 
 
 def test_features_and_bias():
@@ -56,5 +56,4 @@ def test_features_and_bias():
     assert mask.features == {"causal", "bias", "global"}
     assert mask.with_bias(bias).bias is bias
     assert Mask(torch.ones(1, 3, dtype=torch.bool)).features == frozenset()
-    with pytest.raises(ValueError, match="already carries a position bias"):
-        mask.with_bias(ALiBi(2))
+    refused("already carries a position bias", mask.with_bias, ALiBi(2))

@@ -1,43 +1,18 @@
 """The attentions of recurrent decoders, monotonic and additive: what their rows in rows_ground.py do not show."""
 
+from functools import partial
+
 import pytest
 import torch
+from cases import Operations, close, draw, make
 from torch.export import Dim, export
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmattn import Mask, build_kernel
+from mmattn import Mask
 from mmattn.kernels import additive
 from mmattn.kernels.monotonic import SCAN, MonotonicCache, _stops, expected_alignment, over_chunks
+from tests.conftest import refused, slow_but_first
 
-
-def make(kind, heads=2, dim=4, **options):
-    torch.manual_seed(0)
-    kernel = build_kernel(kind, options, num_heads=heads, head_dim=dim).double().eval()
-    with torch.no_grad():
-        for parameter in kernel.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return kernel
-
-
-def draw(B, h, L, S, d=4, h_kv=None, d_v=3):
-    shapes = ((h, L, d), (h_kv or h, S, d), (h_kv or h, S, d_v))
-    return tuple(torch.randn(B, *shape, dtype=torch.float64) for shape in shapes)
-
-
-class Reads(TorchDispatchMode):
-    """Counts the rows of keys that are gathered, and notes the largest tensor that any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows, self.largest = 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if function is torch.ops.aten.index.Tensor:
-            self.rows += out.numel() // out.shape[-1]
-        if isinstance(out, torch.Tensor) and not function.is_view:
-            self.largest = max(self.largest, out.numel())
-        return out
+make = partial(make, noise=0.05)
 
 
 class TestMonotonic:
@@ -46,7 +21,7 @@ class TestMonotonic:
         cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
         return torch.cat([kernel(step, k, v, mask, cache) for step in q.split(1, dim=2)], dim=2), cache
 
-    @pytest.mark.parametrize("chunk", [1, 3])
+    @pytest.mark.parametrize("chunk", slow_but_first([1, 3]))
     def test_a_decoding_step_exports_with_a_flat_cache(self, chunk):
         class Step(torch.nn.Module):
             def __init__(self):
@@ -87,9 +62,9 @@ class TestMonotonic:
         for mask in (None, Mask(key_mask), Mask(key_mask, pairs)):
             full = kernel(q, k, v, mask)
             cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
-            torch.testing.assert_close(kernel(q, k, v, mask, cache), full, rtol=0, atol=1e-12)  # all queries in one go
+            close(kernel(q, k, v, mask, cache), full)  # all queries in one go
             if mask is None or mask.attn_mask is None:
-                torch.testing.assert_close(self.decode(kernel, q, k, v, mask)[0], full, rtol=0, atol=1e-12)
+                close(self.decode(kernel, q, k, v, mask)[0], full)
 
     @pytest.mark.parametrize("chunk", [1, 3])
     def test_it_reads_only_the_past(self, chunk):
@@ -107,9 +82,9 @@ class TestMonotonic:
             later_v[:, :, stop + 1 :] = 50 * torch.randn_like(v[:, :, stop + 1 :])
             past = torch.cat(written[: i + 1], dim=2)
             torch.testing.assert_close(self.decode(kernel, q[:, :, : i + 1], later_k, later_v)[0], past, rtol=0, atol=0)
-            torch.testing.assert_close(kernel(q[:, :, : i + 1], later_k, later_v), past, rtol=0, atol=1e-12)
+            close(kernel(q[:, :, : i + 1], later_k, later_v), past)
 
-    @pytest.mark.parametrize("chunk", [1, 3])
+    @pytest.mark.parametrize("chunk", slow_but_first([1, 3]))
     def test_decoding_is_linear(self, chunk):
         """Each key is looked at about once, not once a query; no operation makes a tensor as long as the source."""
         found = []
@@ -117,10 +92,10 @@ class TestMonotonic:
             kernel = make("monotonic", heads=1, chunk=chunk, initial_offset=-2.5)
             q, k, v = draw(1, 1, length // 8, length)
             mask = Mask(torch.ones(1, length, dtype=torch.bool))
-            with Reads() as reads:
+            with Operations() as reads:
                 _, cache = self.decode(kernel, q, k, v, mask)
             assert int(cache.position) > length // 3  # it has gone far
-            assert reads.largest < length
+            assert reads.made < length
             found.append(reads.rows)
             # Every query looks at one stretch at least and reads its chunk's keys and values; every key is passed once.
             assert reads.rows <= (length // 8 + length // SCAN + 1) * SCAN + length // 8 * 2 * chunk
@@ -201,14 +176,11 @@ class TestMonotonic:
         assert set(weights.unique().tolist()) == {0.0, 1.0}
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match="chunk must be at least 1 key, found 0"):
-            make("monotonic", chunk=0)
+        refused("chunk must be at least 1 key, found 0", make, "monotonic", chunk=0)
         kernel, (q, k, v) = make("monotonic"), draw(1, 2, 3, 3)
-        with pytest.raises(ValueError, match="decodes cross-attention only"):
-            kernel.make_cache(k[:, :, :0], v[:, :, :0])
+        refused("decodes cross-attention only", kernel.make_cache, k[:, :, :0], v[:, :, :0])
         cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
-        with pytest.raises(ValueError, match="only in evaluation"):
-            kernel.train()(q, k, v, None, cache)
+        refused("only in evaluation", kernel.train(), q, k, v, None, cache)
 
 
 class TestAdditive:
@@ -221,17 +193,16 @@ class TestAdditive:
             monkeypatch.setattr(additive, "PIECE", size)
             out = kernel(q, k, v)
             found.append([out, *torch.autograd.grad(out.square().sum(), [*inputs, *kernel.parameters()])])
-        for a, b in zip(*found, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        close(*found)
 
     def test_pieces_bound_what_is_made_and_kept(self, monkeypatch):
         kernel, (q, k, v) = make("additive", dim=32), draw(1, 2, 64, 64, d=32)
         monkeypatch.setattr(additive, "PIECE", 20_000)
         kept = []
         with (
-            Reads() as reads,
+            Operations() as reads,
             torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x),
         ):
             kernel(q, k, v)
-        assert reads.largest <= 20_000  # of 262,144
+        assert reads.made <= 20_000  # of 262,144
         assert max(kept) <= 20_000

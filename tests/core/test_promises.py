@@ -21,13 +21,29 @@ from checks import (
 from rows import ROWS
 
 from mmattn import KERNELS
+from tests.conftest import slow_but_first
+
+EXPORT = "exported vs eager"
+EXPORTED = [row for row in ROWS if not row.training]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name != EXPORT])
 def test_promise(row, column):
     found = COLUMNS[column](row)
     assert found is None or found <= TOLERANCE  # None: does not apply
+
+
+@pytest.mark.parametrize("row", slow_but_first(EXPORTED, lambda row: row.name.split(",")[0]), ids=lambda row: row.name)
+def test_export_one_way(row):
+    """Causal where it can be; `test_export` goes both ways. What takes long is tracing."""
+    assert COLUMNS[EXPORT](dataclasses.replace(row, causal=row.causal[-1:])) <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", EXPORTED, ids=lambda row: row.name)
+def test_export(row):
+    assert COLUMNS[EXPORT](row) <= TOLERANCE
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

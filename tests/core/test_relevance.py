@@ -8,6 +8,7 @@ from torch import nn
 from mmattn import CoAttention, Decoder, Encoder, Mask, MultiHeadAttention, MultimodalFusionBlock, capture, relevance
 from mmattn.explain import Step, rollout
 from mmattn.fusion import AttentionPooling
+from tests.conftest import refused
 
 E, HEADS = 8, 2
 
@@ -344,10 +345,8 @@ def test_shared_weights_meet_two_sequences():
 
 def test_refusals():
     model, x = Encoder(E, 1, HEADS), torch.randn(4, 3, E)
-    with pytest.raises(ValueError, match="no attention ran"):
-        relevance(model, lambda: x.sum())
-    with pytest.raises(ValueError, match="the score has no gradient"):
-        relevance(model, lambda: model(x).detach().sum())
+    refused("no attention ran", relevance, model, lambda: x.sum())
+    refused("the score has no gradient", relevance, model, lambda: model(x).detach().sum())
     with pytest.raises(ValueError, match="does not depend on any attention"):
         relevance(model, lambda: model(x).detach().sum() + x.clone().requires_grad_().sum())
     with pytest.raises(ValueError, match=r"call 2 of 'layers.0.attention' did not happen; captured were: .* \(1\)"):
@@ -370,7 +369,6 @@ def test_refusals():
             return self.kernel(x[:, None], x[:, None], x[:, None])
 
     bare = nn.ModuleDict({"bare": Bare()})
-    with pytest.raises(ValueError, match="'bare' is no MultiHeadAttention"):
-        relevance(bare, lambda: bare["bare"](x).sum())
+    refused("'bare' is no MultiHeadAttention", relevance, bare, lambda: bare["bare"](x).sum())
     found = relevance(bare, lambda: bare["bare"](x).square().sum(), [Step("bare", "x", "x")])
     assert found["x", "x"].shape == (4, 3, 3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmattn import Encoder, Mask, capture, head_statistics, rollout
+from tests.conftest import refused
 
 
 def maps_of(layers=3, batch=2, heads=3, L=5, S=None, key_mask=None):
@@ -86,15 +87,12 @@ def test_rollout_within_a_model():
         model["ab"](torch.randn(1, 4, 8))
     assert rollout(maps, within="a").shape == (1, 3, 3)
     torch.testing.assert_close(rollout(maps, within="ab"), rollout([w[0] for p, w in maps.items() if "ab." in p]))
-    with pytest.raises(ValueError, match=r"expected \(1, h, 3, 3\), found \(1, 2, 4, 4\)"):
-        rollout(maps)
-    with pytest.raises(ValueError, match="no maps within 'c'"):
-        rollout(maps, within="c")
+    refused(r"expected \(1, h, 3, 3\), found \(1, 2, 4, 4\)", rollout, maps)
+    refused("no maps within 'c'", rollout, maps, within="c")
     with capture(model) as maps:
         model["a"](torch.randn(1, 3, 8))
         model["a"](torch.randn(1, 3, 8))
-    with pytest.raises(ValueError, match=r"'a.layers.0.attention' was called 2 times"):
-        rollout(maps)
+    refused(r"'a.layers.0.attention' was called 2 times", rollout, maps)
 
 
 def test_gradients_flow_through_rollout():
@@ -236,19 +234,12 @@ def test_what_the_numbers_mean():
 
 def test_refusals():
     maps = maps_of()
-    with pytest.raises(ValueError, match=r"found \[2, 3\]"):
-        head_statistics([maps[0], maps[1][:, :2]])
+    refused(r"found \[2, 3\]", head_statistics, [maps[0], maps[1][:, :2]])
     with pytest.raises(ValueError, match=r"key_mask must be \(2, 5\) for a map \(2, 3, 5, 5\), found \(2, 4\)"):
         head_statistics(maps, key_mask=HIDDEN[:, :4])
-    with pytest.raises(ValueError, match="a grid of 2 x 3 cells does not fit a map of 5 tokens"):
-        head_statistics(maps, grid=(2, 3))
-    with pytest.raises(ValueError, match="a grid needs self-attention"):
-        head_statistics(maps_of(L=3, S=5), grid=(1, 3))
-    with pytest.raises(ValueError, match=r"expected maps \(B, h, L, S\)"):
-        rollout([maps[0][0]])
-    with pytest.raises(ValueError, match="there are no maps"):
-        rollout({})
-    with pytest.raises(ValueError, match="unknown heads 'sum'"):
-        rollout(maps, heads="sum")
-    with pytest.raises(ValueError, match="discard must be a share"):
-        rollout(maps, discard=1.0)
+    refused("a grid of 2 x 3 cells does not fit a map of 5 tokens", head_statistics, maps, grid=(2, 3))
+    refused("a grid needs self-attention", head_statistics, maps_of(L=3, S=5), grid=(1, 3))
+    refused(r"expected maps \(B, h, L, S\)", rollout, [maps[0][0]])
+    refused("there are no maps", rollout, {})
+    refused("unknown heads 'sum'", rollout, maps, heads="sum")
+    refused("discard must be a share", rollout, maps, discard=1.0)

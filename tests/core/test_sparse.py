@@ -5,6 +5,7 @@ import naive_sparse
 import pytest
 import rows_sparse
 import torch
+from cases import Operations, close, draw, make
 from checks import (
     TOLERANCE,
     causal_leak,
@@ -16,26 +17,12 @@ from checks import (
     padding_invariance,
     with_gradients,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmattn import ALiBi, Encoder, Mask, MultiHeadAttention, T5Bias, build_kernel
 from mmattn.kernels import picked
+from tests.conftest import refused
 
 CHECKS = (forward_vs_naive, gradient_vs_naive, fused_vs_captured, padding_invariance, empty_rows, causal_leak)
-
-
-def make(kind, heads=2, dim=4, **options):
-    return build_kernel(kind, options, num_heads=heads, head_dim=dim).double()
-
-
-def draw(B, L, heads=2, d=4, h_kv=None, d_v=3):
-    torch.manual_seed(0)
-    shapes = ((heads, L, d), (h_kv or heads, L, d), (h_kv or heads, L, d_v))
-    return tuple(torch.randn(B, *shape, dtype=torch.float64) for shape in shapes)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.fixture
@@ -49,21 +36,6 @@ def test_promise(row, check):
     assert check(row) <= TOLERANCE
 
 
-class Largest(TorchDispatchMode):
-    """Records how large the largest result of any operation is."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.found = max(self.found, tensor.numel())
-        return out
-
-
 @pytest.mark.parametrize("kind", ["sparse", "lsh"])
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("bias", [None, "ALiBi"])
@@ -74,9 +46,9 @@ def test_memory_is_linear_in_length(kind, is_causal, bias):
     for L in (1024, 2048):
         q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
         mask = Mask(torch.ones(1, L, dtype=torch.bool), is_causal=is_causal, bias=ALiBi(2) if bias else None)
-        with Largest() as largest:
+        with Operations() as found:
             kernel(q, q if kernel.shares_qk else k, v, mask).sum().backward()
-        sizes.append(largest.found)
+        sizes.append(found.largest)
     assert sizes[1] <= 2 * sizes[0]
     assert sizes[1] < 2048**2
 
@@ -86,7 +58,7 @@ def test_memory_is_linear_in_length(kind, is_causal, bias):
 def test_half_precision_is_finite(kind, dtype):
     kernel = make(kind, chunk=4) if kind == "lsh" else make(kind, block=2, num_random=1)
     kernel.to(dtype)
-    q, k, v = (x.mul(20).to(dtype).requires_grad_() for x in draw(2, 40))
+    q, k, v = (x.mul(20).to(dtype).requires_grad_() for x in draw(2, 2, 40, 40))
     mask = Mask(torch.rand(2, 40) > 0.3)
     mask.key_mask[0] = False
     out = kernel(q, q if kernel.shares_qk else k, v, mask)
@@ -104,7 +76,8 @@ def test_pieces_do_not_show(kind, precision, small_pieces, monkeypatch):
     found = []
     for at_once in (False, True):
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda at_once=at_once: at_once)
-        q, k, v = (x.float().requires_grad_() for x in draw(2, 40))
+        torch.manual_seed(0)
+        q, k, v = (x.float().requires_grad_() for x in draw(2, 2, 40, 40))
         mask = Mask(torch.arange(40) < torch.tensor([[40], [25]]), bias=T5Bias(2))
         with torch.autocast("cpu", precision, enabled=precision is not None):
             out = kernel(q, q if kernel.shares_qk else k, v, mask)
@@ -118,14 +91,14 @@ class TestSparse:
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("bias", [None, ALiBi(2), T5Bias(2)], ids=["no bias", "ALiBi", "T5"])
     def test_blocks_equal_the_pattern(self, L, is_causal, bias, small_pieces):
-        kernel, (q, k, v) = make("sparse", block=4, num_random=2), draw(3, L, h_kv=1)
+        kernel, (q, k, v) = make("sparse", block=4, num_random=2), draw(3, 2, L, L, h_kv=1)
         key_mask = torch.rand(3, L) > 0.3
         key_mask[0, L // 2 :] = False
         mask = Mask(key_mask, is_causal=is_causal, bias=None if bias is None else bias.double())
         close(kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v)
 
     def test_gradient_of_a_bias_in_pieces(self, small_pieces):
-        kernel, (q, k, v), bias = make("sparse", block=2, num_random=2), draw(2, 50), T5Bias(2).double()
+        kernel, (q, k, v), bias = make("sparse", block=2, num_random=2), draw(2, 2, 50, 50), T5Bias(2).double()
         for is_causal in (False, True):
             mask = Mask(torch.rand(2, 50) > 0.2, is_causal=is_causal, bias=bias)
             outs = kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v
@@ -133,7 +106,7 @@ class TestSparse:
 
     @pytest.mark.parametrize("real", [1, 7, 8, 41, 79])
     def test_padding_of_many_blocks_changes_nothing(self, real):
-        kernel, (q, k, v) = make("sparse", block=2, num_random=2), draw(2, 80)
+        kernel, (q, k, v) = make("sparse", block=2, num_random=2), draw(2, 2, 80, 80)
         key_mask = torch.ones(2, 80, dtype=torch.bool)
         key_mask[1, real:] = False
         for is_causal in (False, True):
@@ -168,37 +141,25 @@ class TestSparse:
         assert (drawn[0] == drawn[1]).double().mean() < 0.05
 
     def test_a_longer_text_keeps_the_causal_past(self):
-        kernel, (q, k, v) = make("sparse", block=2, num_random=2), draw(1, 60)
+        kernel, (q, k, v) = make("sparse", block=2, num_random=2), draw(1, 2, 60, 60)
         out = kernel(q, k, v, Mask(is_causal=True))
         close(kernel(*(x[:, :, :45] for x in (q, k, v)), Mask(is_causal=True)), out[:, :, :45])
 
     @pytest.mark.parametrize("shape", [(50, 50), (2, 1, 50, 50), (1, 2, 1, 50)])
     def test_pair_masks(self, shape):
-        kernel, (q, k, v) = make("sparse", block=2, num_random=1), draw(2, 50)
+        kernel, (q, k, v) = make("sparse", block=2, num_random=1), draw(2, 2, 50, 50)
         mask = Mask(torch.rand(2, 50) > 0.2, torch.rand(shape) > 0.3)
         weights = kernel.weights(q, k, mask)
         assert weights.masked_select(~mask.dense(50, 50).expand_as(weights)).abs().max() == 0
         close(kernel(q, k, v, mask), weights @ v)
 
-    def test_bias_in_the_cache(self):
-        kernel, (q, k, v) = make("sparse", block=2, num_random=1), draw(1, 40)
-        cache = kernel.make_cache(k[:, :, :0], v[:, :, :0])
-        mask = Mask(is_causal=True, bias=T5Bias(2).double())
-        pieces = zip(*(x.split([30, 1, 9], 2) for x in (q, k, v)), strict=True)
-        found = torch.cat([kernel(*piece, mask, cache) for piece in pieces], 2)
-        close(found, kernel(q, k, v, mask))
-
     def test_refusals(self):
-        with pytest.raises(ValueError, match="block must be at least 1 token, found 0"):
-            make("sparse", block=0)
-        with pytest.raises(ValueError, match="must be at least 0 blocks, found -1 and 3"):
-            make("sparse", num_global=-1)
-        kernel, (q, k, v) = make("sparse"), draw(1, 4)
-        with pytest.raises(ValueError, match="'sparse' needs as many keys as queries, found 4 and 3"):
-            kernel(q[:, :, :3], k, v)
+        refused("block must be at least 1 token, found 0", make, "sparse", block=0)
+        refused("must be at least 0 blocks, found -1 and 3", make, "sparse", num_global=-1)
+        kernel, (q, k, v) = make("sparse"), draw(1, 2, 4, 4)
+        refused("'sparse' needs as many keys as queries, found 4 and 3", kernel, q[:, :, :3], k, v)
         cache = kernel.make_cache(k[:, :, :0], v[:, :, :0])
-        with pytest.raises(ValueError, match="'sparse' decodes with a cache causally"):
-            kernel(q, k, v, None, cache)
+        refused("'sparse' decodes with a cache causally", kernel, q, k, v, None, cache)
         with pytest.raises(ValueError, match="'sparse' does not support cross-attention"):
             build_kernel("sparse", num_heads=2, head_dim=4, needs=("cross",))
 
@@ -210,7 +171,7 @@ class TestLSH:
     @pytest.mark.parametrize("num_buckets", [None, 6])
     def test_chunks_equal_the_map(self, L, is_causal, across_buckets, num_buckets, small_pieces):
         options = {"num_buckets": num_buckets, "across_buckets": across_buckets}
-        kernel, (q, _, v) = make("lsh", num_hashes=3, chunk=8, **options), draw(3, L)
+        kernel, (q, _, v) = make("lsh", num_hashes=3, chunk=8, **options), draw(3, 2, L, L)
         key_mask = torch.rand(3, L) > 0.3
         key_mask[0, L // 2 :] = False
         for bias in (None, T5Bias(2).double()):
@@ -228,7 +189,7 @@ class TestLSH:
         assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) <= TOLERANCE
 
     def test_bias_equals_the_loop(self):
-        kernel, (q, _, v), bias = make("lsh", num_hashes=2, chunk=3), draw(2, 20), T5Bias(2).double()
+        kernel, (q, _, v), bias = make("lsh", num_hashes=2, chunk=3), draw(2, 2, 20, 20), T5Bias(2).double()
         loop = naive.kernel(kernel, q, q, v, naive.Allowed(is_causal=True, bias=bias), naive_sparse.lsh)
         close(kernel(q, q, v, Mask(is_causal=True, bias=bias)), loop)
 
@@ -236,13 +197,13 @@ class TestLSH:
     def test_a_short_text_is_one_bucket(self, num_hashes):
         """However often keys are met: softmax over all others."""
         for across_buckets in (False, True):
-            kernel, (q, _, v) = make("lsh", num_hashes=num_hashes, across_buckets=across_buckets), draw(2, 30)
+            kernel, (q, _, v) = make("lsh", num_hashes=num_hashes, across_buckets=across_buckets), draw(2, 2, 30, 30)
             k = q / (q.square().sum(-1, keepdim=True) + 4e-6).sqrt()
             scores = (q @ k.transpose(-2, -1)).masked_fill(torch.eye(30, dtype=torch.bool), float("-inf"))
             close(kernel(q, q, v), scores.softmax(-1) @ v)
 
     def test_what_points_the_same_way_shares_a_bucket(self):
-        kernel, (q, _, _) = make("lsh", num_hashes=8, num_buckets=16), draw(1, 200)
+        kernel, (q, _, _) = make("lsh", num_hashes=8, num_buckets=16), draw(1, 2, 200, 200)
         names = kernel.buckets(torch.cat([q, 3 * q, -q], 2), torch.tensor([600]))
         first, scaled, opposite = names.split(200, -1)
         assert torch.equal(first, scaled)
@@ -252,7 +213,7 @@ class TestLSH:
     @pytest.mark.parametrize(("length", "most"), [(15, 1), (16, 4), (63, 4), (64, 16), (500, 100)])
     def test_buckets_follow_the_length(self, length, most):
         """Of the real tokens: about two a chunk."""
-        kernel, (q, _, _) = make("lsh", chunk=8), draw(1, 500)
+        kernel, (q, _, _) = make("lsh", chunk=8), draw(1, 2, 500, 500)
         names = kernel.buckets(q, torch.tensor([length]))[:, :, :, :length]
         assert most / 4 <= names[0, 0, 0].unique().numel() <= most
 
@@ -274,21 +235,15 @@ class TestLSH:
         close(encoder(x, Mask(key_mask, is_causal=is_causal))[1:, :17], alone)
 
     def test_refusals(self):
-        with pytest.raises(ValueError, match=r"num_buckets must be even, .*, found 3"):
-            make("lsh", num_buckets=3)
-        with pytest.raises(ValueError, match="num_hashes and chunk must be at least 1, found 0 and 64"):
-            make("lsh", num_hashes=0)
-        kernel, (q, k, v) = make("lsh"), draw(1, 4)
-        with pytest.raises(ValueError, match=r"k must be q, found shapes \(1, 1, 4, 4\) and \(1, 2, 4, 4\)"):
-            kernel(q, k[:, :1], v)
+        refused(r"num_buckets must be even, .*, found 3", make, "lsh", num_buckets=3)
+        refused("num_hashes and chunk must be at least 1, found 0 and 64", make, "lsh", num_hashes=0)
+        kernel, (q, k, v) = make("lsh"), draw(1, 2, 4, 4)
+        refused(r"k must be q, found shapes \(1, 1, 4, 4\) and \(1, 2, 4, 4\)", kernel, q, k[:, :1], v)
         pairs = Mask(None, torch.ones(4, 4, dtype=torch.bool))
         for call in (lambda: kernel(q, q, v, pairs), lambda: kernel.weights(q, q, pairs)):
-            with pytest.raises(ValueError, match=r"'lsh' .* takes a key_mask, no attn_mask"):
-                call()
-        with pytest.raises(ValueError, match="'lsh' does not support cached decoding"):
-            kernel.make_cache(k[:, :, :0], v[:, :, :0])
-        with pytest.raises(ValueError, match="num_kv_heads=1 must be 2"):
-            MultiHeadAttention(8, 2, num_kv_heads=1, kind="lsh")
+            refused(r"'lsh' .* takes a key_mask, no attn_mask", call)
+        refused("'lsh' does not support cached decoding", kernel.make_cache, k[:, :, :0], v[:, :, :0])
+        refused("num_kv_heads=1 must be 2", MultiHeadAttention, 8, 2, num_kv_heads=1, kind="lsh")
 
 
 EXPECTED = [[31, 233, 364], [46, 185, 341]]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_kernels import Sizes, draw, empty, make
+from cases import Operations, close, draw, empty, make
 from torch import nn
 
 from mmattn import ALiBi, Mask, T5Bias, build_kernel
@@ -30,11 +30,9 @@ def compare(kernel, q, k, v, mask, inputs=()):
     weights = kernel.weights(q, k, mask)
     expected = weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     found = kernel(q, k, v, mask)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    close(found, expected)
     grad = torch.randn_like(found)
-    pairs = zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True)
-    for a, b in pairs:
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    close(*(torch.autograd.grad(out, inputs, grad) for out in (found, expected)), 1e-11)
     return weights
 
 
@@ -69,7 +67,7 @@ class TestBothPaths:
         """Heads beside each other, as a projection leaves them, or one after the other."""
         kernel, tensors = window(), draw(2, 4, 30, 30)
         beside = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors)
-        torch.testing.assert_close(kernel(*beside), kernel(*tensors), rtol=0, atol=1e-14)
+        close(kernel(*beside), kernel(*tensors), 1e-14)
 
 
 def test_as_many_blocks_at_once_as_fit(monkeypatch):
@@ -78,7 +76,7 @@ def test_as_many_blocks_at_once_as_fit(monkeypatch):
     whole = kernel(*tensors, mask)
     monkeypatch.setattr(blocks_of_keys, "SCORES", 2 * 4 * 10)
     assert [piece.blocks for piece in stretches(60, 4, 3, 3)] == [1, 2, 2, 2, 2, 2, 2, 1, 1]
-    torch.testing.assert_close(kernel(*tensors, mask), whole, rtol=0, atol=1e-14)
+    close(kernel(*tensors, mask), whole, 1e-14)
     compare(kernel, *tensors, mask)
 
 
@@ -127,7 +125,7 @@ class TestGlobalTokens:
         kernel, sizes = build_kernel("sliding_window", {"window": 32}, num_heads=2, head_dim=8), []
         for L in (512, 1024):
             q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
-            with Sizes() as found:
+            with Operations() as found:
                 kernel(q, k, v, Mask(is_causal=is_causal, global_mask=marked(L, (0, 300)))).sum().backward()
             sizes.append(found)
         assert sizes[1].count == sizes[0].count
@@ -156,6 +154,7 @@ def test_half_precision(dtype):
     assert all(x.grad.isfinite().all() for x in halves)
 
 
+@pytest.mark.slow
 def test_onnx_takes_any_number_of_global_tokens(tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

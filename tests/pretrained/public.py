@@ -2,12 +2,15 @@
 
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from mmattn import load_pretrained
+from mmattn.pretrained.keymap import load_into
+from tests.conftest import refused
 
 SHAPES = range(20)
 TOLERANCE = 1e-8  # in float64
@@ -52,6 +55,60 @@ def rewrite(folder: Any, state: dict[str, torch.Tensor] | None = None, **config:
         save_file(state, folder / "model.safetensors")
     values = json.loads((folder / "config.json").read_text()) | config
     (folder / "config.json").write_text(json.dumps(values))
+
+
+def assert_refused(folder: Any, message: str, state: dict[str, torch.Tensor] | None = None, **config: Any) -> None:
+    """Loading the folder with these weights or entries of config.json fails in these words, and names the folder."""
+    rewrite(folder, state, **config)
+    assert refused(message, load, folder).startswith(str(folder))
+
+
+def both_sides(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes as encoder-decoders call them, equal on both sides but for the decoder's layers."""
+    names = {"attention_heads": "num_attention_heads", "ffn_dim": "intermediate_size"}
+    sides = {f"{side}_{name}": sizes[ours] for side in ("encoder", "decoder") for name, ours in names.items()}
+    return sides | {"encoder_layers": sizes["num_hidden_layers"]}
+
+
+def timm_sizes(draw: random.Random, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes as timm calls them, with an image of whole patches and a rest, seldom square."""
+    patch = draw.choice([2, 3, 4])
+    return {
+        "img_size": tuple(patch * draw.choice([1, 2, 3, 5]) + draw.choice([0, 1]) for _ in range(2)),
+        "patch_size": patch,
+        "in_chans": draw.choice([1, 3]),
+        "embed_dim": sizes["hidden_size"],
+        "depth": sizes["num_hidden_layers"],
+        "num_heads": sizes["num_attention_heads"],
+    }
+
+
+def save_timm(model: Any, folder: Any, arguments: Mapping[str, Any] | None) -> None:
+    """As timm does; without arguments as the published folders, which have the name alone."""
+    import timm
+
+    timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
+
+
+@torch.no_grad()
+def assert_timm_parity(model: Any, ours: Any, arguments: Mapping[str, Any]) -> None:
+    """States, pooled vector, what goes into the first block and what comes out of each."""
+    pixels = torch.randn(2, arguments["in_chans"], *arguments["img_size"], dtype=torch.float64)
+    states, layers = model.forward_features(pixels), [model.norm_pre(model._pos_embed(model.patch_embed(pixels)))]
+    for block in model.blocks:
+        layers.append(block(layers[-1]))
+    assert difference(ours(pixels), [states, model.forward_head(states, pre_logits=True)]) <= TOLERANCE
+    assert difference(ours.hidden_states(pixels), layers) <= TOLERANCE
+
+
+def assert_public_size(millions: float, config: Any, kind: Any, convert: Any, own: Any, *, without: str = "") -> None:
+    """Names and shapes of a public model, without its weights; how many parameters it has, in millions."""
+    with torch.device("meta"):
+        state = {name: tensor for name, tensor in kind(config).state_dict().items() if name != without}
+        converted = convert(config.to_dict(), state)
+        ours = own(**converted.keywords)
+        load_into(ours, converted)
+    assert abs(sum(parameter.numel() for parameter in ours.parameters()) / 1e6 / millions - 1) < 0.05
 
 
 def load(folder: Any, **keywords: Any) -> Any:

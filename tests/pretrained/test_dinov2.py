@@ -2,10 +2,22 @@
 
 import pytest
 import torch
-from public import SHAPES, TOLERANCE, difference, disturbed, load, save, shape
+from public import (
+    SHAPES,
+    TOLERANCE,
+    assert_timm_parity,
+    difference,
+    disturbed,
+    load,
+    save,
+    save_timm,
+    shape,
+    timm_sizes,
+)
 from safetensors.torch import load_file
 
 from mmattn.backbones.vit import resize_positions
+from tests.conftest import slow_but_first
 
 transformers = pytest.importorskip("transformers")
 timm = pytest.importorskip("timm")
@@ -45,7 +57,7 @@ def in_double(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "interpolate", interpolate)
 
 
-@pytest.mark.parametrize("seed", SHAPES)
+@pytest.mark.parametrize("seed", slow_but_first(SHAPES))
 @pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters"])
 def test_transformers_parity(family, seed, tmp_path, in_double):
     draw, sizes = shape(seed)
@@ -100,18 +112,11 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("seed", SHAPES)
+@pytest.mark.parametrize("seed", slow_but_first(SHAPES))
 def test_timm_parity(seed, tmp_path):
     draw, sizes = shape(seed)
-    patch = draw.choice([2, 3, 4])
     name = NAMES[seed % len(NAMES)]
-    arguments = {
-        "img_size": tuple(patch * draw.choice([1, 2, 3, 5]) + draw.choice([0, 1]) for _ in range(2)),
-        "patch_size": patch,
-        "in_chans": draw.choice([1, 3]),
-        "embed_dim": sizes["hidden_size"],
-        "depth": sizes["num_hidden_layers"],
-        "num_heads": sizes["num_attention_heads"],
+    arguments = timm_sizes(draw, sizes) | {
         "mlp_ratio": draw.choice([2, 4]),
         "qkv_bias": draw.random() < 0.7,
         "num_classes": draw.choice([0, 7]),
@@ -119,18 +124,11 @@ def test_timm_parity(seed, tmp_path):
         "init_values": draw.choice([1e-5, 1.0]),
     }
     model = disturbed(timm.create_model(name, **arguments), seed)
-    timm.models.save_for_hf(model, tmp_path, model_args=arguments, safe_serialization=True)
+    save_timm(model, tmp_path, arguments)
     ours = load(tmp_path)
     assert (ours.encoder.layers[0].ffn.gate is not None) == ("giant" in name)
     assert ours.num_prefix == (5 if "reg4" in name else 1)
-    pixels = torch.randn(2, arguments["in_chans"], *arguments["img_size"], dtype=torch.float64)
-    with torch.no_grad():
-        states, their_layers = model.forward_features(pixels), [model._pos_embed(model.patch_embed(pixels))]
-        for block in model.blocks:
-            their_layers.append(block(their_layers[-1]))
-        found, layers = ours(pixels), ours.hidden_states(pixels)
-        assert difference(found, [states, model.forward_head(states, pre_logits=True)]) <= TOLERANCE
-    assert difference(layers, their_layers) <= TOLERANCE
+    assert_timm_parity(model, ours, arguments)
 
 
 def test_scale_that_is_off_is_missed(tmp_path):

@@ -6,6 +6,7 @@ from torch.export import Dim
 
 from mmattn.backbones.bert import BertEncoder
 from mmattn.backbones.vit import VisionTransformer
+from tests.conftest import slow_but_first
 
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -23,7 +24,7 @@ def compare(model, example, others, dynamic, folder):
             torch.testing.assert_close(torch.from_numpy(a), b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pad_id", [None, 1], ids=["BERT", "RoBERTa"])
+@pytest.mark.parametrize("pad_id", slow_but_first([None, 1]), ids=["BERT", "RoBERTa"])
 def test_text(pad_id, tmp_path):
     def draw(batch, length):
         key_mask = torch.ones(batch, length, dtype=torch.bool)
@@ -35,7 +36,7 @@ def test_text(pad_id, tmp_path):
     compare(model, draw(2, 5), [draw(3, 9), draw(1, 2)], (size, size), tmp_path)
 
 
-@pytest.mark.parametrize("resize", ["bicubic", "bicubic_antialias", None])
+@pytest.mark.parametrize("resize", slow_but_first([None, "bicubic", "bicubic_antialias"]))
 def test_images(resize, tmp_path):
     model = VisionTransformer(8, 1, 2, image_size=(16, 24), patch_size=8, resize_positions=resize)
     dynamic = {0: Dim.DYNAMIC} | ({2: Dim.AUTO, 3: Dim.AUTO} if resize else {})

@@ -2,10 +2,23 @@
 
 import pytest
 import torch
-from public import SHAPES, TOLERANCE, difference, disturbed, load, rewrite, save, shape
+from public import (
+    SHAPES,
+    TOLERANCE,
+    assert_refused,
+    assert_timm_parity,
+    difference,
+    disturbed,
+    load,
+    rewrite,
+    save,
+    save_timm,
+    shape,
+)
 from safetensors.torch import load_file
 
 from mmattn.backbones.vit import VisionTransformer
+from tests.conftest import refused, slow_but_first
 
 transformers = pytest.importorskip("transformers")
 timm = pytest.importorskip("timm")
@@ -19,7 +32,7 @@ def image_sizes(draw):
     return {"num_channels": draw.choice([1, 3]), "patch_size": patch, "image_size": size}
 
 
-@pytest.mark.parametrize("seed", SHAPES)
+@pytest.mark.parametrize("seed", slow_but_first(SHAPES))
 @pytest.mark.parametrize("family", ["ViT", "DeiT"])
 def test_transformers_parity(family, seed, tmp_path):
     draw, sizes = shape(seed)
@@ -65,20 +78,7 @@ def timm_model(name, draw, sizes, **more):
     return timm.create_model(name, **arguments | more), arguments | more
 
 
-def save_timm(model, folder, arguments):
-    timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
-
-
-def timm_layers(model, x):
-    """Patches and prefix of what goes into the first block, and comes out of each."""
-    x = model.norm_pre(model._pos_embed(model.patch_embed(x)))
-    states = [x]
-    for block in model.blocks:
-        states.append(block(states[-1]))
-    return states
-
-
-@pytest.mark.parametrize("seed", SHAPES)
+@pytest.mark.parametrize("seed", slow_but_first(SHAPES))
 @pytest.mark.parametrize("family", ["vit", "deit"])
 def test_timm_parity(family, seed, tmp_path):
     draw, sizes = shape(seed)
@@ -95,14 +95,7 @@ def test_timm_parity(family, seed, tmp_path):
         )
     model, arguments = timm_model(name, draw, sizes, **more)
     save_timm(disturbed(model, seed), tmp_path, arguments)
-    ours = load(tmp_path)
-    pixels = torch.randn(2, arguments["in_chans"], *arguments["img_size"], dtype=torch.float64)
-    with torch.no_grad():
-        states = model.forward_features(pixels)
-        expected = [states, model.forward_head(states, pre_logits=True)]
-        found, layers, their_layers = ours(pixels), ours.hidden_states(pixels), timm_layers(model, pixels)
-    assert difference(found, expected) <= TOLERANCE
-    assert difference(layers, their_layers) <= TOLERANCE
+    assert_timm_parity(model, load(tmp_path), arguments)
 
 
 @pytest.mark.parametrize("size", [(12, 12), (20, 12), (8, 28)])
@@ -115,8 +108,7 @@ def test_other_image_sizes_resize_the_positions(size, tmp_path):
         expected = model(pixels, interpolate_pos_encoding=True)
         found = load(tmp_path, resize_positions="bicubic")(pixels)
     assert difference(found, [expected.last_hidden_state, expected.pooler_output]) <= TOLERANCE
-    with pytest.raises(ValueError, match=f"{size[0] // 4} x {size[1] // 4} patches, where the positions are for 4 x 4"):
-        load(tmp_path)(pixels)
+    refused(f"{size[0] // 4} x {size[1] // 4} patches, where the positions are for 4 x 4", load(tmp_path), pixels)
 
 
 @pytest.mark.parametrize("size", [(16, 12), (20, 12), (8, 28)])
@@ -161,17 +153,14 @@ def test_full_size_timm_by_name_alone(tmp_path):
 def test_what_timm_has_beyond_is_refused_by_name(config, message, tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", depth=1)
     save_timm(model, tmp_path, None)
-    rewrite(tmp_path, **{"model_args": {}} | config)
-    with pytest.raises(ValueError, match=message):
-        load(tmp_path)
+    assert_refused(tmp_path, message, **{"model_args": {}} | config)
 
 
 @pytest.mark.parametrize("extra", ["blocks.0.ls1.gamma", "blocks.0.attn.q_norm.weight", "norm_pre.weight", "reg_token"])
 def test_tensors_beyond_a_plain_vit_are_named(extra, tmp_path):
     save_timm(timm.create_model("vit_tiny_patch16_224", depth=1), tmp_path, None)
     rewrite(tmp_path, load_file(tmp_path / "model.safetensors") | {extra: torch.ones(1, 1, 192)}, model_args={})
-    with pytest.raises(ValueError, match=f"unknown key: {extra}"):
-        load(tmp_path)
+    refused(f"unknown key: {extra}", load, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -185,5 +174,4 @@ def test_tensors_beyond_a_plain_vit_are_named(extra, tmp_path):
     ],
 )
 def test_refusals(options, message):
-    with pytest.raises(ValueError, match=message):
-        VisionTransformer(8, 1, 2, image_size=(16, 16), **options)
+    refused(message, VisionTransformer, 8, 1, 2, image_size=(16, 16), **options)

@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmattn import Mask, stepwise
+from mmattn import Mask, cpu
 from mmattn.functional import attend
-from mmattn.stepwise import attend_step
 
 B, H, S, D = 3, 4, 7, 8
 
@@ -18,6 +17,11 @@ def parts(layout, L=1, value_dim=D, dtype=torch.float64):
         for n, d in ((L, D), (S, D), (S, value_dim))
     )
     return (q, k.contiguous(), v.contiguous()) if layout == "by head" else (q, k, v)
+
+
+def attend_step(*arguments):
+    with torch.inference_mode():
+        return cpu.attend_step(*arguments)
 
 
 def key_mask(*lengths):
@@ -32,7 +36,7 @@ def key_mask(*lengths):
 )
 @pytest.mark.parametrize(("layout", "L"), [("by head", 1), ("by head", 5), ("by token", 1)])
 def test_as_the_fused_path(monkeypatch, layout, L, mask, value_dim, chunk, dtype):
-    monkeypatch.setattr(stepwise, "CHUNK", chunk)
+    monkeypatch.setattr(cpu, "CHUNK", chunk)
     q, k, v = parts(layout, L, value_dim, dtype)
     expected = attend(q, k, v, mask, scale=0.3)  # a gradient could be wanted: the fused path
     found = attend_step(q, k, v, mask, 0.3)
@@ -62,10 +66,12 @@ def test_nothing_to_attend_to_is_zero(layout):
 
 
 def test_what_is_left_to_the_fused_path():
-    by_token, by_head = parts("by token", 2), parts("by head", stepwise.FEW + 1)
+    by_token, by_head = parts("by token", 2), parts("by head", cpu.FEW + 1)
     assert attend_step(*by_token, None, 0.3) is None
     assert attend_step(*by_head, None, 0.3) is None
     q, k, v = parts("by head")
     assert attend_step(q, k[:, :2], v[:, :2], None, 0.3) is None  # grouped-query
     assert attend_step(*(x.bfloat16() for x in (q, k, v)), None, 0.3) is None
     assert attend_step(q, k, v, Mask(global_mask=key_mask(1, 1, 1)), 0.3) is None
+    assert attend_step(q, k, v, None, 0.3, 0.1) is None  # dropout
+    assert cpu.attend_step(q, k, v, None, 0.3) is None  # a gradient could be wanted

@@ -1,0 +1,194 @@
+"""What makes the core fast on a CPU and nobody needs to read: each name here answers as the plain code beside its call.
+
+Decoding steps that read keys and values in order, one product for queries, keys and values, buffers that grow in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .masks import Mask
+
+FEW = 8  # queries
+CHUNK = 2**19  # numbers: what is between the products stays in the processor's cache
+
+
+def attend_step(
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, scale: float | None = None, dropout_p: float = 0.0
+) -> Tensor | None:
+    """`mmattn.functional.attend` in a step of decoding: few queries, whose time goes into reading keys and values.
+
+    The fused path jumps from head to head and from row to row; going through memory in order takes a third less.
+
+    Args:
+        q: (B, h, L, d).
+        k: (B, h, S, d), laid out head by head, as a memory's keys are, or token by token, as a cache's are.
+        v: (B, h, S, d_v), likewise.
+        mask: who may attend to whom.
+        scale: of the scores, 1 / sqrt(d) where None.
+        dropout_p: of attention weights.
+
+    Returns:
+        (B, h, L, d_v), or None where this is not the faster way, or cannot be.
+    """
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or dropout_p:
+        return None
+    (B, h, L, d), S = q.shape, k.shape[2]
+    scale = d**-0.5 if scale is None else scale
+    if q.device.type != "cpu" or q.dtype not in (torch.float32, torch.float64) or L > FEW or k.shape[1] != h or not S:
+        return None
+    if mask is not None and (mask.bias is not None or mask.global_mask is not None):
+        return None
+    by_head = k.is_contiguous() and v.is_contiguous()
+    if not by_head and (L > 1 or (mask is not None and mask.attn_mask is not None)):
+        return None
+    added, empty = (None, False) if mask is None else mask.added(L, S, q.dtype, q.device)
+    if empty:  # a query that may attend to nothing gets zeros, and no number to add says so
+        return None
+    if by_head:
+        start = q.new_zeros(1) if added is None else added
+        scores = torch.baddbmm(
+            start.expand(B, h, L, S).reshape(B * h, L, S),
+            q.reshape(B * h, L, d),
+            k.view(B * h, S, d).mT,
+            beta=0 if added is None else 1,
+            alpha=scale,
+        )  # (B h, L, S)
+        return torch.bmm(scores.softmax(-1), v.view(B * h, S, -1)).view(B, h, L, -1)  # (B, h, L, d_v)
+    q, k, v = (x.transpose(1, 2) for x in (q * scale, k, v))  # (B, 1, h, d), (B, S, h, d), (B, S, h, d_v)
+    added = None if added is None else added.view(-1, S, 1)  # (B, S, 1)
+    rows = max(1, CHUNK // (S * h * d))
+    if rows >= B:
+        return _by_token(q, k, v, added)
+    masks = [None] * -(-B // rows) if added is None else added.expand(B, S, 1).split(rows)
+    parts = zip(q.split(rows), k.split(rows), v.split(rows), masks, strict=True)
+    return torch.cat([_by_token(*part) for part in parts])  # (B, h, 1, d_v)
+
+
+def _by_token(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
+    scores = torch.linalg.vecdot(k, q)  # (B, S, h)
+    if added is not None:
+        scores = scores + added
+    return (v * scores.softmax(1)[..., None]).sum(1)[:, :, None]  # (B, h, 1, d_v)
+
+
+def project_together(
+    attention: Any, query: Tensor, key: Tensor | None, query_pos: Tensor | None, cache: Any
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The projections of a self-attention as one product.
+
+    Args:
+        attention: a `mmattn.MultiHeadAttention`, and what its `forward` was given:
+        query: (B, L, E).
+        key: of cross-attention.
+        query_pos: (B|1, L, E).
+        cache: the decoding state.
+
+    Returns:
+        (B, L, h d), (B, L, h_kv d) and (B, L, h_kv d_v), or None where three products are as good.
+
+    Raises:
+        ValueError: the projections are one map for good, which does not fit what is asked for.
+    """
+    alone = key is None and query_pos is None
+    maps = (attention.q_proj, attention.k_proj, attention.v_proj)
+    if attention.qkv_proj is not None:
+        if not alone:
+            raise ValueError("the projections are fused: for attention within one sequence, without query_pos")
+        together = attention.qkv_proj(query)
+    elif (
+        not alone
+        or query.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or not all(map(_is_plain, maps))
+        or cache is not None  # it would keep all three for the sake of two
+        or query.numel() < attention.embed_dim**2  # fewer tokens than it takes to pay for stacking the weights
+    ):
+        return None
+    else:
+        together = nn.functional.linear(query, *_stack(maps))
+    sizes = (attention.head_dim, attention.head_dim, attention.v_head_dim)
+    heads = (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)
+    return together.split([n * size for n, size in zip(heads, sizes, strict=True)], dim=-1)
+
+
+def fuse_projections(attention: Any, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
+    """Makes one map of the queries', keys' and values', where an attention is known to be within one sequence.
+
+    Args:
+        attention: a `mmattn.MultiHeadAttention`.
+        make: weight (out, in) and bias (out,) or None to the map that takes their place.
+    """
+    if not attention.only_self or attention.k_proj is None or attention.qkv_proj is not None:
+        return
+    attention.qkv_proj = make(*_stack((attention.q_proj, attention.k_proj, attention.v_proj)))
+    for name in ("q_proj", "k_proj", "v_proj"):
+        setattr(attention, name, nn.Identity())
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether a module is a linear map and nothing else: not replaced, parametrised or hooked."""
+    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def _stack(maps: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the linear maps as one."""
+    maps = list(maps)
+    weight = torch.cat([m.weight for m in maps])
+    if all(m.bias is None for m in maps):
+        return weight, None
+    return weight, torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in maps])
+
+
+class GrowableBuffer:
+    """Memory with room to grow for a tensor (B, h, S, d) that is appended to in place and reordered into a second one.
+
+    A fresh tensor at each step would cost more than what is done with it: the system clears its pages first. Where a
+    gradient may need what was there before, tensors are made afresh.
+    """
+
+    def __init__(self) -> None:
+        self.part: Tensor | None = None  # what was handed out: the first S of here
+        self.here = self.spare = torch.empty(0, 0, 0, 0)  # (B, room, h, d), B at least
+
+    def append(self, part: Tensor, new: Tensor) -> Tensor:
+        """part (B, h, S, d) and new (B, h, L, d) in one: (B, h, S + L, d)."""
+        S = part.shape[2]
+        if not torch.is_inference_mode_enabled():
+            return torch.cat([part, new], dim=2) if S else new
+        B, h, L, d = new.shape
+        if part is not self.part or self.here.shape[1] < S + L:
+            self.here = new.new_empty(B, max(32, 2 * (S + L)), h, d)
+            self.here[:, :S] = part.transpose(1, 2)
+        self.here[:, S : S + L] = new.transpose(1, 2)
+        self.part = self.here[:, : S + L].transpose(1, 2)  # (B, h, S + L, d)
+        return self.part
+
+    def select(self, part: Tensor, index: Tensor) -> Tensor:
+        """Rows of part (B, h, S, d) that index (N,) names: (N, h, S, d)."""
+        if part is not self.part or not torch.is_inference_mode_enabled():
+            return select_rows(part, index)
+        if is_in_order(index, len(part)):
+            return part
+        (N, S), shape = (len(index), part.shape[2]), self.here.shape
+        if self.spare.shape[0] < N or self.spare.shape[1] != shape[1] or self.spare.dtype != self.here.dtype:
+            self.spare = self.here.new_empty(N, *shape[1:])
+        target = self.spare[:N]
+        torch.index_select(self.here[:, :S], 0, index, out=target[:, :S])
+        self.here, self.spare = target, self.here
+        self.part = self.here[:, :S].transpose(1, 2)  # (N, h, S, d)
+        return self.part
+
+
+def select_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x (B, ...) that index (N,) names: x itself where these are all of them, in order."""
+    return x if is_in_order(index, len(x)) else x.index_select(0, index)
+
+
+def is_in_order(index: Tensor, rows: int) -> bool:
+    """Whether index (N,) names all rows, in order."""
+    return len(index) == rows and torch.equal(index, torch.arange(rows, device=index.device))
