@@ -281,23 +281,6 @@ class TextProcessor(TokenIds):
         return cls(tokenizer, **dict(config or {}))
 
 
-def load_tokenizer(directory: str | Path, config: Mapping[str, Any]) -> TokenIds:
-    """The tokenizer of a shipped folder, whichever it is: one of ours, or a public one (``pretrained.py``).
-
-    Args:
-        directory: Where its files lie.
-        config: What its ``config()`` gave.
-
-    Raises:
-        DataError: Missing or damaged.
-    """
-    if config.get("kind") in KINDS:
-        return TextProcessor.load(directory, config)
-    from mmattn.data.text.pretrained import load_public
-
-    return load_public(directory, config)
-
-
 def without_lead(text: str, start: int, end: int) -> tuple[int, int]:
     """The characters of text from start up to end, white space at their beginning left out."""
     inner = text[start:end]

@@ -149,7 +149,6 @@ def _longest(config: Mapping[str, Any], about: Mapping[str, Any], keywords: Mapp
 
 def as_json(generation: GenerationConfig) -> dict[str, Any]:
     """Its fields that say something; of several texts the best is asked for."""
-    fields = dataclasses.fields(generation)
-    told = {field.name: getattr(generation, field.name) for field in fields}
-    told["num_return_sequences"] = 1
-    return {field.name: told[field.name] for field in fields if told[field.name] != field.default}
+    told = dataclasses.replace(generation, num_return_sequences=1)
+    fields = [(field.name, getattr(told, field.name), field.default) for field in dataclasses.fields(told)]
+    return {name: value for name, value, default in fields if value != default}

@@ -17,6 +17,8 @@ from mmattn.tasks.common.seq2seq.consensus import agreed
 from mmattn.tasks.common.seq2seq.data import PairBatch
 from mmattn.tasks.common.seq2seq.processor import LIMITS, PairProcessor
 
+BEAMS = 5  # where neither the user nor the model says
+
 
 class TextOutput(NamedTuple):
     """What a model that writes text gives under teacher forcing."""
@@ -104,26 +106,20 @@ def mean_memory(states: Tensor, key_mask: Tensor) -> Tensor:
     return (states * weights).sum(1, keepdim=True).expand_as(states)
 
 
-BEAMS = 5  # where neither the user nor the model says
-
-
-def search_config(
-    processor: PairProcessor, source_len: int, num_beams: int | None = None, **options: Any
-) -> GenerationConfig:
+def search_config(processor: PairProcessor, source_len: int, **options: Any) -> GenerationConfig:
     """How to write, as a model wants it; with the special tokens of its processor, and at most twice the source's
     tokens and ten, where it says nothing.
 
     Args:
         processor: names the tokens, the longest target, and what a public model's generation_config.json says.
         source_len: tokens of the longest source in the batch.
-        num_beams: 1 = greedy.
-        options: GenerationConfig's other fields. Here and in num_beams None leaves it to the model.
+        options: GenerationConfig's fields; None leaves one to the model.
 
     Raises:
         ConfigError: values that do not go together.
     """
     target = processor.target
-    given = {name: value for name, value in {"num_beams": num_beams, **options}.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     known = processor.options.get("generation")
     if known is None:
         known = {

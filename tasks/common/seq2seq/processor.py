@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mmattn.data.processor import Processor
-from mmattn.data.text.tokenizer import TextProcessor, TokenIds, load_tokenizer
+from mmattn.data.text.pretrained import load_tokenizer
+from mmattn.data.text.tokenizer import TextProcessor, TokenIds
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, PairSample
 
@@ -210,12 +211,12 @@ class PairProcessor(Processor[PairSample, PairBatch]):
 
     def save_parts(self, folder: Path) -> None:
         """Writes the tokenizers, into ``source/`` and ``target/`` where there are two."""
-        if self.shared:
-            self.source.save(folder)
-            return
-        for name, tokenizer in (("source", self.source), ("target", self.target)):
+        for name, tokenizer in self._tokenizers():
             (folder / name).mkdir(exist_ok=True)
             tokenizer.save(folder / name)
 
     def parts_text(self) -> str:
-        return self.source.to_json() + ("" if self.shared else self.target.to_json())
+        return "".join(tokenizer.to_json() for _, tokenizer in self._tokenizers())
+
+    def _tokenizers(self) -> list[tuple[str, TokenIds]]:
+        return [("", self.source)] if self.shared else [("source", self.source), ("target", self.target)]
