@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, is_broken, shorten
-from mmattn.data.text.tokenizer import TokenIds, _tokenizers, without_lead
+from mmattn.data.text.tokenizer import KINDS, TextProcessor, TokenIds, _tokenizers, without_lead
 
 SPACE = "\u2581"  # sentencepiece's sign for a space
 LAYOUTS = {
@@ -22,6 +22,7 @@ LAYOUTS = {
     "marian": ("source.spm", "target.spm", "vocab.json"),
     "t5": ("spiece.model",),
 }
+IDS = ("eos_id", "pad_id", "start_id", "unk_id")
 ORDER = ("marian", "t5", "tokenizer.json")  # where several lie: Marian's and T5's own files are what was trained with
 
 
@@ -90,20 +91,15 @@ class PublicText(TokenIds):
             self.vocab_size = self._pieces.get_piece_size() + 100  # and the sentinels that T5 was pretrained with
             known = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "start_id": 0}
         known |= self.special
-        missing = sorted({"pad_id", "unk_id", "start_id", "eos_id"} - set(known))
+        missing = [name for name in IDS if name not in known]
         if missing:
             raise DataError("tokenizer.json", "the special tokens of a model that writes", f"no {', '.join(missing)}")
-        self.pad_id, self.unk_id = known["pad_id"], known["unk_id"]
-        self.start_id, self.eos_id = known["start_id"], known["eos_id"]
+        self.eos_id, self.pad_id, self.start_id, self.unk_id = (known[name] for name in IDS)
         self.prefix_ids += tuple(self.encode(self.prefix)) if self.prefix else ()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("files", "truncated")} | self.config()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        truncated = state.pop("truncated")
-        self.__init__(**state)  # type: ignore[misc]
-        self.truncated = truncated
+    def __reduce__(self) -> Any:  # the libraries' objects are opened anew
+        settings = (self.kind, self.files, self.side, self.max_len, self.special, self.prefix)
+        return PublicText, settings, {"truncated": self.truncated}
 
     def encode(self, text: str) -> list[int]:
         if not isinstance(text, str) or is_broken(text):
@@ -169,17 +165,22 @@ def _language(text: str) -> tuple[list[str], str]:
     return [], text
 
 
-def load_public(directory: str | Path, config: Mapping[str, Any]) -> PublicText:
-    """The tokenizer that ``save`` wrote, with what ``config()`` gave.
+def load_tokenizer(directory: str | Path, config: Mapping[str, Any]) -> TokenIds:
+    """The tokenizer of a shipped folder, whichever it is: one of ours, or a public one.
+
+    Args:
+        directory: Where its files lie.
+        config: What its ``config()`` gave.
 
     Raises:
         DataError: A file is missing or damaged.
     """
     kind = config.get("kind")
+    if kind in KINDS:
+        return TextProcessor.load(directory, config)
     if kind not in LAYOUTS:
         raise DataError(str(directory), f"a tokenizer kind of {', '.join(LAYOUTS)}", shorten(kind))
-    settings = {name: value for name, value in config.items() if name != "kind"}
-    return PublicText(kind, _read(Path(directory), kind), **settings)
+    return PublicText(files=_read(Path(directory), kind), **config)
 
 
 def read_public(directory: str | Path, prefix: str = "", **options: Any) -> tuple[PublicText, PublicText]:

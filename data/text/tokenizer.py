@@ -125,10 +125,6 @@ class TokenIds:
         key_mask = torch.arange(length) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
         return ids, key_mask  # (B, L), (B, L)
 
-    def count_truncated(self, texts: Iterable[str]) -> int:
-        """How many of the texts ``encode_batch`` would cut: for a report before training."""
-        return sum(len(self.encode(text)) > self.max_len for text in texts)
-
 
 class TextProcessor(TokenIds):
     """Token ids with their mask from strings, by a tokenizer of the ``tokenizers`` library.
@@ -210,8 +206,7 @@ class TextProcessor(TokenIds):
         texts = list(texts)
         if not any(text.strip() for text in texts):
             raise DataError("tokenizer", "at least one training text that is not empty", f"{len(texts)} texts")
-        build = {"word": _fit_word, "bpe": _fit_bpe, "unigram": _fit_unigram}[kind]
-        fitted = build(texts, vocab_size, min_count, lowercase)
+        fitted = _fitted(texts, kind, vocab_size, min_count, lowercase)
         # Once through its JSON, which rounds unigram's scores: what is saved and read is then exactly this.
         return cls(_tokenizers().Tokenizer.from_str(fitted.to_str()), kind, lowercase, max_len)
 
@@ -221,7 +216,6 @@ class TextProcessor(TokenIds):
         return int(self.tokenizer.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text, not cut."""
         return self._encode(text).ids
 
     def _encode(self, text: str) -> Any:
@@ -248,7 +242,6 @@ class TextProcessor(TokenIds):
         ][: self.max_len]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """The characters of each of the text's tokens, from and up to, white space before it left out; not cut."""
         return [without_lead(text, start, end) for start, end in self._encode(text).offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -257,15 +250,12 @@ class TextProcessor(TokenIds):
         return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], skip_special_tokens=False).strip()
 
     def config(self) -> dict[str, Any]:
-        """What ``tokenizer.json`` does not hold."""
         return {"kind": self.kind, "lowercase": self.lowercase, "max_len": self.max_len}
 
     def save(self, directory: str | Path) -> None:
-        """Writes ``tokenizer.json``; the caller keeps ``config()``."""
         Path(directory, "tokenizer.json").write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """The tokenizer as the library writes it."""
         return self.tokenizer.to_str(pretty=False)
 
     @classmethod
@@ -291,23 +281,6 @@ class TextProcessor(TokenIds):
         return cls(tokenizer, **dict(config or {}))
 
 
-def load_tokenizer(directory: str | Path, config: Mapping[str, Any]) -> TokenIds:
-    """The tokenizer of a shipped folder, whichever it is: one of ours, or a public one that ``data.text_public`` reads.
-
-    Args:
-        directory: Where its files lie.
-        config: What its ``config()`` gave.
-
-    Raises:
-        DataError: Missing or damaged.
-    """
-    if config.get("kind") in KINDS:
-        return TextProcessor.load(directory, config)
-    from mmattn.data.text.pretrained import load_public
-
-    return load_public(directory, config)
-
-
 def without_lead(text: str, start: int, end: int) -> tuple[int, int]:
     """The characters of text from start up to end, white space at their beginning left out."""
     inner = text[start:end]
@@ -320,58 +293,36 @@ def _as_plain_text(tokenizer: Tokenizer) -> None:
     tokenizer.encode_special_tokens = True
 
 
-def _normalizer(lowercase: bool) -> Any:
-    normalizers = _tokenizers().normalizers
-    steps = [normalizers.NFKC()] + ([normalizers.Lowercase()] if lowercase else [])
-    return normalizers.Sequence(steps)
-
-
-def _fit_word(texts: list[str], vocab_size: int, min_count: int, lowercase: bool) -> Tokenizer:
+def _fitted(texts: list[str], kind: str, vocab_size: int, min_count: int, lowercase: bool) -> Tokenizer:
+    """A tokenizer of the library. In a unigram one the model's own loss decides what is kept, not ``min_count``."""
     library = _tokenizers()
-    splitter = library.pre_tokenizers.BertPreTokenizer()  # white space, each punctuation mark on its own
-    counts: Counter[str] = Counter()
-    for text in texts:
-        text = unicodedata.normalize("NFKC", text)
-        counts.update(word for word, _ in splitter.pre_tokenize_str(text.lower() if lowercase else text))
-    words = sorted((word for word in counts if counts[word] >= min_count), key=lambda word: (-counts[word], word))
-    words = [word for word in words if word not in SPECIAL_TOKENS][: vocab_size - len(SPECIAL_TOKENS)]
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
-    tokenizer = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token=UNK))
-    tokenizer.normalizer = _normalizer(lowercase)
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.add_special_tokens([])
-    return tokenizer
-
-
-def _fit_bpe(texts: list[str], vocab_size: int, min_count: int, lowercase: bool) -> Tokenizer:
-    library = _tokenizers()
-    tokenizer = library.Tokenizer(library.models.BPE(unk_token=None))
-    tokenizer.normalizer = _normalizer(lowercase)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = library.decoders.ByteLevel()
-    least = len(SPECIAL_TOKENS) + 256
-    if vocab_size < least:
-        raise ValueError(f"vocab_size: byte-level BPE needs at least {least} (every byte), found {vocab_size}")
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=max(min_count, 1),
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def _fit_unigram(texts: list[str], vocab_size: int, min_count: int, lowercase: bool) -> Tokenizer:
-    del min_count  # the model's own loss decides what is kept
-    library = _tokenizers()
-    tokenizer = library.Tokenizer(library.models.Unigram())
-    tokenizer.normalizer = _normalizer(lowercase)
-    tokenizer.pre_tokenizer = library.pre_tokenizers.Metaspace()
-    tokenizer.decoder = library.decoders.Metaspace()
-    trainer = library.trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token=UNK, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    splitters, decoders, trainers = library.pre_tokenizers, library.decoders, library.trainers
+    common = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
+    trainer: Any = None
+    if kind == "word":
+        splitter, decoder = splitters.BertPreTokenizer(), None  # white space, each punctuation mark on its own
+        counts: Counter[str] = Counter()
+        for text in texts:
+            text = unicodedata.normalize("NFKC", text)
+            counts.update(word for word, _ in splitter.pre_tokenize_str(text.lower() if lowercase else text))
+        words = sorted((word for word in counts if counts[word] >= min_count), key=lambda word: (-counts[word], word))
+        words = [word for word in words if word not in SPECIAL_TOKENS][: vocab_size - len(SPECIAL_TOKENS)]
+        vocabulary = {word: index for index, word in enumerate([*SPECIAL_TOKENS, *words])}
+        model = library.models.WordLevel(vocabulary, unk_token=UNK)
+    elif kind == "bpe":
+        least = len(SPECIAL_TOKENS) + 256
+        if vocab_size < least:
+            raise ValueError(f"vocab_size: byte-level BPE needs at least {least} (every byte), found {vocab_size}")
+        splitter, decoder = splitters.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
+        model, alphabet = library.models.BPE(unk_token=None), splitters.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(min_frequency=max(min_count, 1), initial_alphabet=alphabet, **common)
+    else:
+        splitter, decoder, model = splitters.Metaspace(), decoders.Metaspace(), library.models.Unigram()
+        trainer = trainers.UnigramTrainer(unk_token=UNK, **common)
+    tokenizer = library.Tokenizer(model)
+    steps = [library.normalizers.NFKC()] + ([library.normalizers.Lowercase()] if lowercase else [])
+    tokenizer.normalizer, tokenizer.pre_tokenizer = library.normalizers.Sequence(steps), splitter
+    if trainer is not None:
+        tokenizer.decoder = decoder
+        tokenizer.train_from_iterator(texts, trainer)
     return tokenizer

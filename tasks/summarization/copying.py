@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +42,10 @@ class CopyHead(nn.Module):
     def salience(self, memory: Tensor) -> Tensor:
         """Logits (B, S) of what is worth copying in a memory (B, S, E)."""
         return self.salience_proj(memory).squeeze(-1)
+
+    def kept(self, memory: Tensor, ids: Tensor, key_mask: Any) -> dict[str, Any]:
+        """What `forward` takes beside states, logits and a memory, computed once."""
+        return {"keys": self.keys(memory), "salience": self.salience(memory), "key_mask": key_mask, "ids": ids}
 
     def forward(
         self,

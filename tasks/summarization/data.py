@@ -30,10 +30,6 @@ class SummaryBatch(PairBatch):
     copy_ids: Tensor  # (B, S) long: source_ids as they were before training hides some
     cut: Tensor  # (B,) long: tokens of each document that are not read
 
-    @property
-    def beside(self) -> dict[str, Tensor]:
-        return {"sentence_starts": self.sentence_starts}
-
 
 class SummaryDataset(PairDataset):
     """Documents with their summaries, from a file (``formats.py`` has the formats) or from memory, checked."""

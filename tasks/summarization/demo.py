@@ -28,21 +28,8 @@ _SYLLABLES = (
     "ba bel bor dan del dor fa fen gal gor ha hel jo jun ka kel kor lan lim lor ma mel mor nar nel nor pa per ra ril "
     "ros sa sel sul ta tel tor va ven wil"
 )
-SYLLABLES = tuple(_SYLLABLES.split())
-GOODS = (
-    "barrels",
-    "bales",
-    "crates",
-    "sacks",
-    "casks",
-    "chests",
-    "drums",
-    "coils",
-    "bricks",
-    "planks",
-    "pipes",
-    "stones",
-)
+_GOODS = "barrels bales crates sacks casks chests drums coils bricks planks pipes stones"
+SYLLABLES, GOODS = tuple(_SYLLABLES.split()), tuple(_GOODS.split())
 PARTS = ("mast", "rudder", "anchor", "pump", "boiler", "winch", "propeller", "keel")
 BERTHS = ("north", "south", "east", "west", "old", "new", "long", "short")  # quays
 TOWNS = ("Aldermouth", "Brackley", "Corvane", "Dunhaven", "Eastmere", "Farrow", "Gullport", "Harwick")

@@ -59,7 +59,7 @@ class CopyingStepProgram(StepProgram):
     ) -> StepOutput:
         """ids (B, 1) long; keys, values (n, B, h, T, d); the encoder's output and input."""
         extra = {"ids": source_ids, "key_mask": source_mask, "keys": copy_keys, "salience": salience}
-        return self.run(ids, keys, values, memory_keys, memory_values, source_mask, memory, extra)
+        return super().forward(ids, keys, values, memory_keys, memory_values, source_mask, memory, extra)
 
 
 def export_summarizer(model: SummarizationModel, folder: Path, formats: Sequence[str]) -> list[str]:

@@ -51,15 +51,9 @@ def read_summaries(path: str | Path, require_summary: bool, problems: Problems) 
             problems.add(where, "references that are a list of texts", shorten(row["references"]))
             continue
         name, summary = row.get("id"), row.get("summary")
-        yield (
-            where,
-            {
-                "id": str(line if name in (None, "") else name),
-                "source": row["document"],
-                "target": [*references, ""][0] if summary in (None, "") else summary,
-                "references": references,
-            },
-        )
+        fields = {"id": str(line if name in (None, "") else name), "source": row["document"]}
+        fields["target"] = [*references, ""][0] if summary in (None, "") else summary
+        yield where, fields | {"references": references}
     if unused:
         logger.warning("%s: not used: %s", path, ", ".join(unused))
 

@@ -30,13 +30,9 @@ class SentencePooling(ContextPooling):
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """x: (B, S, E); key_mask: (B, n, S) bool, who is in which group. Returns (B, n, E)."""
-        scores = self.proj(x).tanh() @ self.context  # (B, S)
-        weights = self.weights(masked_softmax(scores[:, None].expand(-1, _groups(key_mask), -1), key_mask))
-        return weights @ x
-
-
-def _groups(key_mask: Tensor | None) -> int:
-    return 1 if key_mask is None else key_mask.shape[1]
+        groups = 1 if key_mask is None else key_mask.shape[1]
+        scores = (self.proj(x).tanh() @ self.context)[:, None].expand(-1, groups, -1)  # (B, n, S)
+        return self.weights(masked_softmax(scores, key_mask)) @ x
 
 
 class HierarchicalEncoder(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -41,18 +42,14 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     return {name: total / max(len(hypotheses), 1) for name, total in sums.items()}
 
 
-class _Tokenizer:
-    """rouge-score's own, each text taken apart once: four scores ask for the same."""
-
-    def __init__(self) -> None:
-        from rouge_score.tokenizers import DefaultTokenizer
-
-        self.tokenize = lru_cache(maxsize=100_000)(DefaultTokenizer(use_stemmer=True).tokenize)
-
-
 @lru_cache(maxsize=1)
-def _tokenizer() -> _Tokenizer:
-    return _Tokenizer()
+def _tokenizer() -> Any:
+    """rouge-score's own, each text taken apart once: four scores ask for the same."""
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    tokenizer = DefaultTokenizer(use_stemmer=True)
+    tokenizer.tokenize = lru_cache(maxsize=100_000)(tokenizer.tokenize)
+    return tokenizer
 
 
 def signature() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from mmattn.blocks import Encoder
 from mmattn.generate import CachedState, Generated, GenerationConfig, generate
 from mmattn.kernels import KERNELS
 from mmattn.masks import Mask
+from mmattn.tasks.common.seq2seq.model import mean_memory
 from mmattn.tasks.summarization.copying import CopyHead, Frequencies
 from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder
 
@@ -62,6 +63,8 @@ class SummarizationModel(Seq2Seq):
     >>> model(ids, torch.ones_like(ids, dtype=torch.bool), ids[:, :4]).logits.shape
     torch.Size([2, 4, 50])
     """
+
+    beside: ClassVar[tuple[str, ...]] = ("sentence_starts",)  # as of `TextModel`
 
     def __init__(
         self,
@@ -147,8 +150,7 @@ class SummarizationModel(Seq2Seq):
         else:
             x = self.encoder(x, Mask(key_mask, global_mask=self._global_mask(key_mask, sentence_starts)))
         if self.memory == "mean":
-            real = key_mask[:, :, None].to(x.dtype)
-            x = ((x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)).expand_as(x)
+            x = mean_memory(x, key_mask)
         return x
 
     def _global_mask(self, key_mask: Tensor, sentence_starts: Tensor) -> Tensor | None:
@@ -183,10 +185,8 @@ class SummarizationModel(Seq2Seq):
         logits = self.output(states)
         if self.copy_head is None:
             return SummaryOutput(logits, memory[:, :0, 0])
-        salience = self.copy_head.salience(memory)
-        keys = self.copy_head.keys(memory)
-        ids = source_ids if copy_ids is None else copy_ids
-        return SummaryOutput(self.copy_head(states, logits, memory, keys, salience, source_mask, ids), salience)
+        kept = self.copy_head.kept(memory, source_ids if copy_ids is None else copy_ids, source_mask)
+        return SummaryOutput(self.copy_head(states, logits, memory, **kept), kept["salience"])
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
@@ -198,9 +198,7 @@ class SummarizationModel(Seq2Seq):
         if self.copy_head is None:
             return self.start_from(memory, key_mask)
         key_mask = torch.ones_like(input_ids, dtype=torch.bool) if key_mask is None else key_mask
-        extra = {"ids": input_ids, "key_mask": key_mask}
-        extra |= {"keys": self.copy_head.keys(memory), "salience": self.copy_head.salience(memory)}
-        return self.start_from(memory, extra["key_mask"], extra=extra)
+        return self.start_from(memory, key_mask, extra=self.copy_head.kept(memory, input_ids, key_mask))
 
     def step(self, ids: Tensor, state: CachedState) -> Tensor:
         """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
@@ -208,14 +206,9 @@ class SummarizationModel(Seq2Seq):
         logits = self.output(states)
         if self.copy_head is None:
             return logits
-        memory = state.memory
-        assert memory is not None
-        states, logits = (x.unflatten(0, (memory.shape[0], -1)) for x in (states, logits))  # (B, K, E), (B, K, V)
-        kept = state.extra
-        mixed = self.copy_head(
-            states, logits, memory, kept["keys"], kept["salience"], kept["key_mask"], kept["ids"]
-        )  # (B, K, V)
-        return mixed.flatten(0, 1)
+        assert state.memory is not None
+        rows = (x.unflatten(0, (state.memory.shape[0], -1)) for x in (states, logits))  # (B, K, E), (B, K, V)
+        return self.copy_head(*rows, state.memory, **state.extra).flatten(0, 1)
 
     def generate(  # type: ignore[override]
         self,
@@ -227,9 +220,7 @@ class SummarizationModel(Seq2Seq):
         **keywords: Any,
     ) -> Generated:
         """Writes summaries; config, keywords and errors as of Seq2Seq, the others as of `encode`."""
-        if config.decoder_start_token_id is None:
-            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
-        prompt = input_ids.new_full((len(input_ids), 1), config.decoder_start_token_id)
+        prompt = config.start_prompt(len(input_ids), input_ids.device)
         with torch.inference_mode():
             return generate(self.step, self.start(input_ids, key_mask, sentence_starts), prompt, config, **keywords)
 

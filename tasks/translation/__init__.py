@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmattn.tasks.common.lazy import lazy
+from mmattn.tasks.common.seq2seq import SEARCH
 from mmattn.tasks.common.task import Option, Task
 
 if TYPE_CHECKING:
@@ -36,13 +37,7 @@ TASK = Task(
     demo="demo:make",
     options=(
         Option("text", "a sentence to translate", kind="item"),
-        Option("num_beams", "beams of the search; 1: greedy (default: the model's own, or 5)", int),
-        Option("length_penalty", "above 1 favours long ones (default: the model's own, or 1.0)", float),
-        Option(
-            "consensus",
-            "take the beam that agrees most with all beams, not the likeliest (default: as the model was measured)",
-            bool,
-        ),
+        *SEARCH,
         Option("prefix", "what T5 reads before each sentence (default: the one in its config.json)", kind="load"),
     ),
     adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",

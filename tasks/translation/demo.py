@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from mmattn.data.seeds import seed_of
+from mmattn.data.seeds import pick, seed_of
 from mmattn.tasks.translation.data import TranslationSample
 
 GENERATOR_VERSION = 1
@@ -80,30 +80,15 @@ class Language:
     relative: str
 
 
-class Dice:
-    """Draws by random() alone, the one stream that Python promises not to change."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed).random
-
-    def pick(self, options: tuple[str, ...] | list[str]) -> str:
-        """One of them."""
-        return options[int(self.random() * len(options))]
-
-    def chance(self, share: float) -> bool:
-        """True in that share of all cases."""
-        return self.random() < share
-
-
 def language() -> Language:
     """The invented language: the same every time."""
-    dice, taken = Dice(SEED), {NEGATION}
+    dice, taken = random.Random(SEED), {NEGATION}
 
     def word(syllables: int) -> str:
         while True:
-            parts = [dice.pick(_ONSETS) + dice.pick(_VOWELS) for _ in range(syllables - 1)]
-            made = "".join(parts) + dice.pick(_ONSETS) + (dice.pick(_VOWELS) if syllables == 1 else "")
-            made += dice.pick(_CODAS) if syllables == 1 else ""
+            parts = [pick(dice, _ONSETS) + pick(dice, _VOWELS) for _ in range(syllables - 1)]
+            made = "".join(parts) + pick(dice, _ONSETS) + (pick(dice, _VOWELS) if syllables == 1 else "")
+            made += pick(dice, _CODAS) if syllables == 1 else ""
             if made not in taken:
                 taken.add(made)
                 return made
@@ -148,16 +133,16 @@ class Noun:
     adjectives: list[str]
 
 
-def _noun(dice: Dice, names: tuple[str, ...]) -> Noun:
-    plural = dice.chance(0.35)
-    determiner = dice.pick(("the", "some", "these", "two") if plural else DETERMINERS)
-    count = 0 if dice.chance(0.45) else 1 if dice.chance(0.8) else 2
+def _noun(dice: random.Random, names: tuple[str, ...]) -> Noun:
+    plural = dice.random() < 0.35
+    determiner = pick(dice, ("the", "some", "these", "two") if plural else DETERMINERS)
+    count = 0 if dice.random() < 0.45 else 1 if dice.random() < 0.8 else 2
     adjectives: list[str] = []
     while len(adjectives) < count:
-        adjective = dice.pick(ADJECTIVES)
+        adjective = pick(dice, ADJECTIVES)
         if adjective not in adjectives:
             adjectives.append(adjective)
-    return Noun(dice.pick(names), plural, determiner, adjectives)
+    return Noun(pick(dice, names), plural, determiner, adjectives)
 
 
 def _say_noun(phrase: Phrase, noun: Noun, case: int) -> list[tuple[str, int | None]]:
@@ -190,32 +175,32 @@ def _say_verb(phrase: Phrase, verb: str, subject: Noun, past: bool, negated: boo
     return [(particle, place), (NEGATION if negated else "", None), (word, place)]
 
 
-def _sentence(dice: Dice) -> tuple[Phrase, set[tuple[str, str]]]:
+def _sentence(dice: random.Random) -> tuple[Phrase, set[tuple[str, str]]]:
     """A sentence in both languages, and the combinations in it that may be kept out of training."""
     phrase, people = Phrase(), NOUNS[:ANIMATE]
-    subject, thing, verb = _noun(dice, people), _noun(dice, NOUNS), dice.pick(VERBS)
-    past, negated = dice.chance(0.4), dice.chance(0.2)
+    subject, thing, verb = _noun(dice, people), _noun(dice, NOUNS), pick(dice, VERBS)
+    past, negated = dice.random() < 0.4, dice.random() < 0.2
     pairs = {(adjective, noun.name) for noun in (subject, thing) for adjective in noun.adjectives}
     pairs.add((verb, thing.name))
     words = _say_noun(phrase, subject, 0)
-    if dice.chance(0.2):  # a relative clause about the subject
-        other, inner = _noun(dice, NOUNS), dice.pick(VERBS)
+    if dice.random() < 0.2:  # a relative clause about the subject
+        other, inner = _noun(dice, NOUNS), pick(dice, VERBS)
         pairs |= {(adjective, other.name) for adjective in other.adjectives} | {(inner, other.name)}
         phrase.say("that")
-        particle, _, last = _say_verb(phrase, inner, subject, dice.chance(0.4), False)
+        particle, _, last = _say_verb(phrase, inner, subject, dice.random() < 0.4, False)
         gender = LANGUAGE.nouns[subject.name][1]
         pronoun = LANGUAGE.relative + ADJECTIVE_ENDINGS[gender][subject.plural][0]
         words += [(pronoun, None), particle, *_say_noun(phrase, other, 1), last]
     particle, negation, last = _say_verb(phrase, verb, subject, past, negated)
     words += [particle, *_say_noun(phrase, thing, 1)]
-    if dice.chance(0.3):
-        preposition, place_noun = dice.pick(PREPOSITIONS), _noun(dice, NOUNS)
+    if dice.random() < 0.3:
+        preposition, place_noun = pick(dice, PREPOSITIONS), _noun(dice, NOUNS)
         pairs |= {(adjective, place_noun.name) for adjective in place_noun.adjectives}
         place = phrase.say(preposition)
         words += [*_say_noun(phrase, place_noun, 2), (LANGUAGE.prepositions[preposition], place)]
     words += [negation, last]
-    if dice.chance(0.35):
-        adverb = dice.pick(ADVERBS)
+    if dice.random() < 0.35:
+        adverb = pick(dice, ADVERBS)
         words.insert(0, (LANGUAGE.adverbs[adverb], phrase.say(adverb)))
     phrase.target = [(word, place) for word, place in words if word]
     return phrase, pairs
@@ -249,7 +234,7 @@ def make(split: str, size: int | None = None) -> list[TranslationSample]:
     """
     if split not in SIZES:
         raise ValueError(f"split: expected one of {', '.join(SIZES)}, found {split!r}")
-    dice, samples, seen = Dice(seed_of(SEED, 1, _PARTS[split])), [], set()
+    dice, samples, seen = random.Random(seed_of(SEED, 1, _PARTS[split])), [], set()
     wanted = SIZES[split] if size is None else size
     while len(samples) < wanted:
         phrase, pairs = _sentence(dice)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmattn.backbones.recurrent import RecurrentSeq2Seq
 from mmattn.backbones.seq2seq import Seq2Seq
-from mmattn.generate import Generated, GenerationConfig
-from mmattn.tasks.common.seq2seq.model import TextHead as TranslationHead, TextOutput, read_off
+from mmattn.tasks.common.seq2seq.model import TextHead as TranslationHead, TextModel, mean_memory
 
 __all__ = ["TranslationHead", "TranslationModel"]
 
@@ -20,14 +18,12 @@ class PooledSource(Seq2Seq):
     """A baseline that must fail: the decoder gets the mean of the source's states instead of attending to them."""
 
     def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """The mean of the real tokens' states at every place, (B, S, E): attending to that can choose nothing."""
-        states = super().encode(input_ids, key_mask)
-        real = torch.ones_like(input_ids) if key_mask is None else key_mask
-        weights = (real / real.sum(1, keepdim=True).clamp_min(1)).to(states.dtype)[:, :, None]  # (B, S, 1)
-        return (states * weights).sum(1, keepdim=True).expand_as(states)
+        """The memory (B, S, E), everywhere the same."""
+        real = torch.ones_like(input_ids, dtype=torch.bool) if key_mask is None else key_mask
+        return mean_memory(super().encode(input_ids, key_mask), real)
 
 
-class TranslationModel(nn.Module):
+class TranslationModel(TextModel):
     """Source ids to scores of target ids.
 
     Args:
@@ -79,7 +75,6 @@ class TranslationModel(nn.Module):
             "tied_output": tied_output,
             "dropout": dropout,
         }
-        self.net: Seq2Seq | RecurrentSeq2Seq
         if decoder == "lstm":
             if attention or decoder_attention or memory != "tokens":
                 raise ValueError(
@@ -106,30 +101,3 @@ class TranslationModel(nn.Module):
             cross_attention=cross_attention,
             **common,
         )
-
-    def forward(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor) -> TextOutput:
-        """Teacher forcing.
-
-        Args:
-            source_ids: (B, S) long.
-            source_mask: (B, S) bool, True = a real token.
-            target_ids: (B, L) long, the start token first.
-
-        Returns:
-            logits (B, L, V) of each next token.
-        """
-        return TextOutput(self.net(source_ids, source_mask, target_ids))
-
-    def generate(
-        self, source_ids: Tensor, source_mask: Tensor | None, config: GenerationConfig, **keywords: Any
-    ) -> Generated:
-        """Writes a translation of each source; see `Seq2Seq.generate`."""
-        return self.net.generate(source_ids, source_mask, config, **keywords)
-
-    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
-        """Which source tokens each target token was read off: (B, L, S), rows summing to one.
-
-        Args:
-            maps: what `mmattn.explain.capture(model)` gave for one pass under teacher forcing.
-        """
-        return read_off(maps)

@@ -83,8 +83,7 @@ def test_a_batch_of_prompts_is_one_by_one(prompts, name, positions):
 def test_same_ids_as_transformers(prompts, name):
     """A random GPT-2: pre-norm, learned positions, its three projections in one."""
     pytest.importorskip("transformers")
-    from transformers import GenerationConfig as Theirs
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GenerationConfig as Theirs, GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(4)
     shape = {"vocab_size": V, "n_embd": E, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 32}

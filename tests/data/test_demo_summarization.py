@@ -7,9 +7,9 @@ import re
 from collections import Counter
 
 import pytest
-from mmattn.data.demo import summarization
 
 from mmattn.data.text.sentences import split_sentences
+from mmattn.tasks.summarization import demo
 
 # Any change of these is a new GENERATOR_VERSION, and every figure stated for the built-in data has to be measured anew.
 DIGESTS = {
@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 
 @pytest.fixture(scope="module")
 def splits():
-    return {split: summarization.make(split, size=300) for split in SPLITS}
+    return {split: demo.make(split, size=300) for split in SPLITS}
 
 
 def digest(samples) -> str:
@@ -40,18 +40,18 @@ def ships(samples) -> set[str]:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_frozen(split):
-    assert summarization.GENERATOR_VERSION == 1
-    assert digest(summarization.make(split, size=50)) == DIGESTS[split]
+    assert demo.GENERATOR_VERSION == 1
+    assert digest(demo.make(split, size=50)) == DIGESTS[split]
 
 
 def test_the_beginning_does_not_depend_on_the_number(splits):
-    assert digest(summarization.make("val", size=3)) == digest(splits["val"][:3])
-    assert digest(summarization.make("val", seed=1, size=3)) != digest(splits["val"][:3])
+    assert digest(demo.make("val", size=3)) == digest(splits["val"][:3])
+    assert digest(demo.make("val", seed=1, size=3)) != digest(splits["val"][:3])
 
 
 def test_an_unknown_part_is_refused():
     with pytest.raises(ValueError, match="split: expected one of train, val, test, found 'dev'"):
-        summarization.make("dev")
+        demo.make("dev")
 
 
 def test_origins_are_true(splits):
@@ -66,12 +66,12 @@ def test_origins_are_true(splits):
         everywhere = Counter(re.findall(r"[A-Z][a-z]+", sample.source))
         for (start, end), places in sample.origins:
             word = sample.target[start:end]
-            if word in names and word not in summarization.TOWNS:
+            if word in names and word not in demo.TOWNS:
                 assert len(places) == everywhere[word]
 
 
 def test_names_of_the_parts_have_nothing_in_common(splits):
-    towns = set(summarization.TOWNS) | {"Log", "Day", "Entry"}
+    towns = set(demo.TOWNS) | {"Log", "Day", "Entry"}
     train, val, test = (ships(splits[split]) - towns for split in SPLITS)
     assert len(train) > 500
     assert not train & test
@@ -115,6 +115,6 @@ def test_copying_the_lead_fails(splits):
 
 
 def test_the_signs_of_importance_are_balanced():
-    yes, no = summarization.CUES[True], summarization.CUES[False]
+    yes, no = demo.CUES[True], demo.CUES[False]
     assert yes.keys() == no.keys()
     assert all(len(yes[place].split(" | ")) == len(no[place].split(" | ")) for place in yes)

@@ -6,8 +6,8 @@ import hashlib
 import json
 
 import pytest
-from mmattn.data.demo import translation as demo
 
+from mmattn.tasks.translation import demo
 from mmattn.tasks.translation.demo import GENERATOR_VERSION, LANGUAGE, NOUNS, SIZES, make, part_of, word_kind
 
 DIGESTS = {  # of version 1; another generator is another version, with every figure measured anew

@@ -107,7 +107,7 @@ def test_measuring_goes_from_long_to_short() -> None:
 
 
 def test_multi30k_wastes_little(real_data: Path) -> None:
-    from mmattn.tasks.common.seq2seq.data import PairProcessor
+    from mmattn.tasks.common.seq2seq.processor import PairProcessor
     from mmattn.tasks.translation.data import TranslationDataset
 
     dataset = TranslationDataset(real_data / "multi30k_en_de" / "train")

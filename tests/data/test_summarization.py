@@ -9,16 +9,12 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.summarization.data import SummaryDataset, SummaryProcessor, SummarySample, collate
+from mmattn.tasks.summarization.data import SummaryDataset, SummarySample
+from mmattn.tasks.summarization.processor import SummaryProcessor
 
 ROWS = [
     {"id": "a", "document": "Rain fell. The pump broke.", "summary": "pump broke"},
-    {
-        "id": "b",
-        "document": "It was calm.\nA ship came in.",
-        "summary": "ship came",
-        "references": ["ship came", "ship in"],
-    },
+    {"id": "b", "document": "It was calm.\nA ship came in.", "summary": "ship", "references": ["ship", "ship in"]},
 ]
 
 
@@ -37,7 +33,7 @@ def processor() -> SummaryProcessor:
 def test_jsonl(tmp_path: Path) -> None:
     found = SummaryDataset(write(tmp_path / "a.jsonl", ROWS)).samples
     assert [(s.id, s.source, s.target) for s in found] == [(r["id"], r["document"], r["summary"]) for r in ROWS]
-    assert [s.right_targets() for s in found] == [["pump broke"], ["ship came", "ship in"]]
+    assert [s.right_targets() for s in found] == [["pump broke"], ["ship", "ship in"]]
 
 
 def test_csv_is_the_same(tmp_path: Path) -> None:
@@ -64,10 +60,7 @@ def test_references_stand_in_for_a_summary(tmp_path: Path) -> None:
     [
         ("{", r"bad\.jsonl, line 2: expected a JSON object"),
         ("[1]", r"bad\.jsonl, line 2: expected a JSON object"),
-        (
-            {"documnt": "x", "summary": "y"},
-            r"line 2: expected the key document, found .*mean 'document' by 'documnt'",
-        ),
+        ({"documnt": "x", "summary": "y"}, r"line 2: expected the key document, .*mean 'document' by 'documnt'"),
         ({"document": "x"}, r"line 2: expected the key summary, found document"),
         ({"document": " ", "summary": "y"}, r"line 2: expected a source that is not empty"),
         ({"document": "x", "summary": " "}, r"line 2: expected a target that is not empty"),
@@ -75,11 +68,8 @@ def test_references_stand_in_for_a_summary(tmp_path: Path) -> None:
         ({"document": "x", "summary": ["y"]}, r"line 2: expected a target text"),
         ({"document": "x", "summary": "y", "references": "z"}, r"line 2: expected references that are a list of texts"),
         ({"document": "x", "summary": "y", "references": ["z", 1]}, r"line 2: expected references that are a list"),
-        (
-            {"document": "x", "summary": "y", "references": ["z", " "]},
-            r"line 2: expected a reference that is not empty",
-        ),
-        ({"document": "x", "summary": "y", "id": "a"}, r"line 2: expected an id of its own, found 'a', which line 1"),
+        ({"document": "x", "summary": "y", "references": ["z", " "]}, r"2: expected a reference that is not empty"),
+        ({"document": "x", "summary": "y", "id": "a"}, r"line 2: expected an id of its own, found 'a', which .*line 1"),
     ],
 )
 def test_a_bad_line_is_named_or_left_out(tmp_path: Path, row: dict | str, message: str) -> None:
@@ -91,32 +81,36 @@ def test_a_bad_line_is_named_or_left_out(tmp_path: Path, row: dict | str, messag
     assert len(rest.skipped) == 1
 
 
-def test_a_bad_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.jsonl: expected a file"):
-        SummaryDataset(tmp_path / "none.jsonl")
-    (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"a\.txt: expected a \.jsonl, \.csv or \.tsv file"):
-        SummaryDataset(tmp_path / "a.txt")
-    (tmp_path / "a.csv").write_text("text,summary\nx,y\n")
-    with pytest.raises(DataError, match=r"a\.csv, header: expected the column document, found text, summary"):
-        SummaryDataset(tmp_path / "a.csv")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.jsonl", None, r"none\.jsonl: expected a file"),
+        ("a.txt", "x", r"a\.txt: expected a \.jsonl, \.csv or \.tsv file"),
+        ("a.csv", "text,summary\nx,y\n", r"a\.csv, header: expected the column document, found text, summary"),
+    ],
+)
+def test_a_bad_file_is_named(name: str, content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        SummaryDataset(tmp_path / name)
 
 
 def test_summaries_may_be_missing_where_they_are_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"document": "It rained."}])
-    assert SummaryDataset(path, require_summary=False).samples[0].target == ""
+    assert SummaryDataset(path, require_labels=False).samples[0].target == ""
 
 
 def test_repeats(tmp_path: Path) -> None:
     rows = [{"id": n, "document": "d" if n < 3 else "e", "summary": "s" if n != 1 else "t"} for n in range(5)]
     dataset = SummaryDataset(write(tmp_path / "a.jsonl", rows))
-    assert dataset.without_repeats() == 2
-    assert [sample.id for sample in dataset.samples] == ["0", "1", "3"]
+    assert [sample.id for sample in dataset.without_repeats().samples] == ["0", "1", "3"]
+    assert len(dataset) == 5
 
 
 def test_batch(processor: SummaryProcessor) -> None:
     samples = [SummarySample("1", "A ship came in. It was calm.", "ship in"), SummarySample("2", "Rain fell.", "rain")]
-    batch = collate(samples, processor)
+    batch = processor.collate(samples)
     assert batch.source_ids.shape == (2, 8)
     assert torch.equal(batch.copy_ids, batch.source_ids)
     tokens = processor.document_tokens(samples[0].source)
@@ -126,6 +120,9 @@ def test_batch(processor: SummaryProcessor) -> None:
     whole = [processor.source.length(sample.source) for sample in samples]
     assert batch.cut.tolist() == [max(0, length - 7) for length in whole]
     assert processor.count_truncated(samples) == (sum(length > 7 for length in whole), 0)
+    hidden, dots = processor.ablate(batch, "source"), processor.collate([SummarySample("0", ".", "x")] * 2)
+    for name in ("source_ids", "copy_ids", "sentence_starts", "cut"):
+        assert torch.equal(getattr(hidden, name), getattr(dots, name))
 
 
 def test_saved_and_loaded(processor: SummaryProcessor, tmp_path: Path) -> None:
@@ -133,7 +130,7 @@ def test_saved_and_loaded(processor: SummaryProcessor, tmp_path: Path) -> None:
     other = SummaryProcessor.load(tmp_path / "p")
     assert other.fingerprint() == processor.fingerprint()
     samples = [SummarySample("1", ROWS[0]["document"], "x")]
-    assert torch.equal(collate(samples, other).source_ids, collate(samples, processor).source_ids)
+    assert torch.equal(other.collate(samples).source_ids, processor.collate(samples).source_ids)
 
 
 def test_aeslc(real_data: Path) -> None:

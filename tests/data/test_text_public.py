@@ -11,7 +11,8 @@ import pytest
 
 from mmattn.data.errors import DataError
 from mmattn.data.text.pretrained import PublicText, read_public
-from mmattn.tasks.common.seq2seq.data import PairProcessor, PairSample, collate
+from mmattn.tasks.common.seq2seq.data import PairSample
+from mmattn.tasks.common.seq2seq.processor import PairProcessor
 
 sentencepiece = pytest.importorskip("sentencepiece")
 TEXTS = [
@@ -26,14 +27,8 @@ HARD = [*TEXTS, "unseen Wörter: 12.5 % – naïve", "  spaces   here ", "x", "�
 
 def spm(texts: list[str], size: int, **options: int) -> bytes:
     stream = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts * 4),
-        model_writer=stream,
-        vocab_size=size,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **options,
-    )
+    options |= {"vocab_size": size, "hard_vocab_limit": False, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts * 4), model_writer=stream, **options)
     return stream.getvalue()
 
 
@@ -122,7 +117,7 @@ def test_they_travel_in_the_shipped_folder(kind: str, tmp_path: Path, request: p
     assert other.fingerprint() == processor.fingerprint()
     assert other.shared == (kind != "marian")
     samples = [PairSample("1", TEXTS[1], TEXTS[4]), PairSample("2", TEXTS[0], TEXTS[3])]
-    mine, theirs = collate(samples, processor), collate(samples, pickle.loads(pickle.dumps(other)))
+    mine, theirs = processor.collate(samples), pickle.loads(pickle.dumps(other)).collate(samples)
     assert mine.source_ids.tolist() == theirs.source_ids.tolist()
     assert mine.labels.tolist() == theirs.labels.tolist()
     assert mine.source_ids.shape == (2, 12)
@@ -163,7 +158,7 @@ def test_a_prefix_stands_before_what_is_read_alone(t5: Path, tmp_path: Path) -> 
     assert source.spans("a basket") == plain.spans("a basket")
     processor = PairProcessor(source, target, max_source_len=32, max_target_len=9)
     processor.save(tmp_path)
-    assert PairProcessor.load(tmp_path).encode_sources(["a basket"])[0].tolist() == ids.tolist()
+    assert PairProcessor.load(tmp_path).encode_sources(["a basket"])["source_ids"].tolist() == ids.tolist()
     assert pickle.loads(pickle.dumps(source)).prefix_ids == source.prefix_ids
     assert PairProcessor.whole_length(source, "a basket") == ids.shape[1]
 

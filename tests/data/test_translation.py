@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.translation.data import TranslationDataset, read_lines
+from mmattn.data.readers import read_lines
+from mmattn.tasks.translation.data import TranslationDataset
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:
@@ -22,7 +23,12 @@ def pairs(dataset: TranslationDataset) -> list[tuple[str, str]]:
     return [(sample.source, sample.target) for sample in dataset.samples]
 
 
+def lines(*rows: dict[str, object]) -> str:
+    return "\n".join(json.dumps(row) for row in rows)
+
+
 EXPECTED = [("A dog.", 'Ein "Hund".'), ("Two cats.", "Zwei Katzen.")]
+INNER = {"en": "Two cats.", "de": "Zwei Katzen."}
 
 
 @pytest.mark.parametrize(
@@ -34,18 +40,8 @@ EXPECTED = [("A dog.", 'Ein "Hund".'), ("Two cats.", "Zwei Katzen.")]
         ({"t.tsv": 'A dog.\tEin "Hund".\nTwo cats.\tZwei Katzen.\n'}, "t.tsv"),
         ({"t.tsv": 'id\tde\ten\n1\tEin "Hund".\tA dog.\n\n2\tZwei Katzen.\tTwo cats.\n'}, "t.tsv"),
         ({"t.tsv": 'source\ttarget\nA dog.\tEin "Hund".\nTwo cats.\tZwei Katzen.\n'}, "t.tsv"),
-        (
-            {
-                "t.jsonl": json.dumps({"en": "A dog.", "de": 'Ein "Hund".'})
-                + "\n"
-                + json.dumps({"translation": {"en": "Two cats.", "de": "Zwei Katzen."}, "id": 7})
-            },
-            "t.jsonl",
-        ),
-        (
-            {"t.jsonl": "\n".join(json.dumps({"source": a, "target": b}) for a, b in EXPECTED)},
-            "t.jsonl",
-        ),
+        ({"t.jsonl": lines({"en": "A dog.", "de": 'Ein "Hund".'}, {"translation": INNER, "id": 7})}, "t.jsonl"),
+        ({"t.jsonl": lines(*({"source": a, "target": b} for a, b in EXPECTED))}, "t.jsonl"),
     ],
 )
 def test_formats(files: dict[str, str], path: str, tmp_path: Path) -> None:
@@ -53,14 +49,9 @@ def test_formats(files: dict[str, str], path: str, tmp_path: Path) -> None:
     assert pairs(TranslationDataset(tmp_path / path)) == EXPECTED
 
 
-def test_languages_choose_the_direction(tmp_path: Path) -> None:
-    write(tmp_path, {"t.en": "A dog.\n", "t.de": "Ein Hund.\n"})
-    assert pairs(TranslationDataset(tmp_path / "t", "de", "en")) == [("Ein Hund.", "A dog.")]
-
-
-def test_only_line_feeds_part_lines(tmp_path: Path) -> None:
+def test_languages_choose_the_direction_and_line_feeds_alone_part_lines(tmp_path: Path) -> None:
     write(tmp_path, {"t.en": "a\u2028b\x0bc\nd\n", "t.de": "A\nD\n"})
-    assert [source for source, _ in pairs(TranslationDataset(tmp_path / "t"))] == ["a\u2028b\x0bc", "d"]
+    assert pairs(TranslationDataset(tmp_path / "t", "de", "en")) == [("A", "a\u2028b\x0bc"), ("D", "d")]
 
 
 def test_several_references(tmp_path: Path) -> None:
@@ -85,6 +76,7 @@ def test_several_references(tmp_path: Path) -> None:
         ({"t.jsonl": '{"en": "a", "de": "b"}\n{"en": 3, "de": "b"}\n'}, "t.jsonl", "line 2: expected a source text"),
         ({"t.jsonl": '{"en": "a", "de": "b"}\nnonsense\n'}, "t.jsonl", "line 2: expected a JSON object"),
         ({"t.jsonl": b'{"en": "a\xff", "de": "b"}\n'}, "t.jsonl", "line 1: expected UTF-8 text"),
+        ({"t.jsonl": lines(INNER | {"id": 1}, INNER | {"id": 1})}, "t.jsonl", "line 2: expected an id of its own"),
         ({}, "t.tsv", r"t.tsv: expected a text file, found no such file"),
     ],
 )

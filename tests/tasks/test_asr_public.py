@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.asr.predict import Recogniser
-from mmattn.tasks.asr.predict import load as load_recogniser
+from mmattn.tasks.asr.predict import Recogniser, load as load_recogniser
 from mmattn.tasks.asr.processor import ASRSample
 from mmattn.tasks.asr.public_whisper import Spoken, Stretch
 from mmattn.tasks.asr.whisper import WhisperRecogniser

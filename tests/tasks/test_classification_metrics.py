@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
-
 from mmattn.tasks.classification.metrics import BINS, ClassificationMetric
+from torch import Tensor
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int) -> float:

@@ -18,8 +18,7 @@ from mmattn.tasks.classification.localisation import localisation
 from mmattn.tasks.classification.predict import ClassificationPredictor, load
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from tests.pictures import ERRORS, encoded, write_album
-from tests.tasks.runs import ask, lines
-from tests.tasks.runs import run as train
+from tests.tasks.runs import ask, lines, run as train
 
 
 @pytest.fixture(scope="module")

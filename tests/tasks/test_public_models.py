@@ -16,10 +16,8 @@ from mmattn.tasks.common import inference
 from mmattn.tasks.common.dispatch import model_parser
 from mmattn.tasks.common.errors import CheckpointError, UserError
 from mmattn.tasks.summarization.data import SummarySample
-from mmattn.tasks.summarization.predict import Summarizer, Summary
-from mmattn.tasks.summarization.predict import load as load_summarizer
-from mmattn.tasks.translation.predict import Translation, Translator
-from mmattn.tasks.translation.predict import load as load_translator
+from mmattn.tasks.summarization.predict import Summarizer, Summary, load as load_summarizer
+from mmattn.tasks.translation.predict import Translation, Translator, load as load_translator
 from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
 
 pytest.importorskip("transformers")

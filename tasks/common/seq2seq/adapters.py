@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.data.readers import read_json
 from mmattn.data.text.pretrained import LAYOUTS, ORDER, read_public as read_tokenizers
-from mmattn.generate import Generated, GenerationConfig
+from mmattn.generate import GenerationConfig
 from mmattn.pretrained import read_pretrained
 from mmattn.pretrained.generation import load_generation_config
 from mmattn.tasks.common.adapter import Adapter, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.seq2seq.model import TextOutput, read_off
+from mmattn.tasks.common.seq2seq.model import TextModel
 from mmattn.tasks.common.seq2seq.processor import LIMITS
 from mmattn.tasks.common.sources import Source
 
@@ -26,10 +26,8 @@ NAMES = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
 OWN = {"decoder": "transformer", "memory": "tokens", "copy": False, "hierarchical": False, "global_tokens": "none"}
 
 
-class PublicModel(nn.Module):
-    """An encoder-decoder that is called as the models of translation and summarization are.
-
-    It neither copies nor knows sentences; where a task hands these over, they change nothing.
+class PublicModel(TextModel):
+    """An encoder-decoder in the place of a task's own model: it neither copies nor knows sentences.
 
     Args:
         keywords: of `mmattn.backbones.seq2seq.Seq2Seq`.
@@ -38,33 +36,6 @@ class PublicModel(nn.Module):
     def __init__(self, **keywords: Any) -> None:
         super().__init__()
         self.net = Seq2Seq(**keywords)
-
-    def forward(
-        self,
-        source_ids: Tensor,
-        source_mask: Tensor | None,
-        target_ids: Tensor,
-        sentence_starts: Tensor | None = None,
-        copy_ids: Tensor | None = None,
-    ) -> TextOutput:
-        """Teacher forcing: logits (B, L, V) of each next token; see `Seq2Seq.forward`."""
-        return TextOutput(self.net(source_ids, source_mask, target_ids))
-
-    def generate(
-        self,
-        source_ids: Tensor,
-        source_mask: Tensor | None,
-        config: GenerationConfig,
-        *,
-        sentence_starts: Tensor | None = None,
-        **keywords: Any,
-    ) -> Generated:
-        """Writes a text for each source; see `Seq2Seq.generate`."""
-        return self.net.generate(source_ids, source_mask, config, **keywords)
-
-    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
-        """Which source tokens each written token was read off: (B, L, S), rows summing to one."""
-        return read_off(maps)
 
 
 class PairAdapter(Adapter):
@@ -177,7 +148,6 @@ def _longest(config: Mapping[str, Any], about: Mapping[str, Any], keywords: Mapp
 
 def as_json(generation: GenerationConfig) -> dict[str, Any]:
     """Its fields that say something; of several texts the best is asked for."""
-    fields = dataclasses.fields(generation)
-    told = {field.name: getattr(generation, field.name) for field in fields}
-    told["num_return_sequences"] = 1
-    return {field.name: told[field.name] for field in fields if told[field.name] != field.default}
+    told = dataclasses.replace(generation, num_return_sequences=1)
+    fields = [(field.name, getattr(told, field.name), field.default) for field in dataclasses.fields(told)]
+    return {name: value for name, value, default in fields if value != default}

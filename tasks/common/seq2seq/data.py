@@ -40,11 +40,6 @@ class PairBatch(Batch):
     references: list[list[str]]
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
 
-    @property
-    def beside(self) -> dict[str, Tensor]:
-        """What a task's model is given beside source, mask and target, by name."""
-        return {}
-
 
 class PairDataset(SampleDataset[PairSample]):
     """Checked pairs; see ``SampleDataset``. A task's own reads its file formats.

@@ -103,23 +103,15 @@ class StepProgram(nn.Module):
         memory_keys: Tensor,
         memory_values: Tensor,
         source_mask: Tensor | None = None,
-    ) -> StepOutput:
-        """ids (B, 1) long; keys, values (n, B, h, T, d); the encoder's output; source_mask (B, S) bool, None: all."""
-        # The keys and values are there already: of the memory itself only that there is one counts.
-        return self.run(ids, keys, values, memory_keys, memory_values, source_mask, memory_values[0].flatten(2))
-
-    def run(
-        self,
-        ids: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        memory_keys: Tensor,
-        memory_values: Tensor,
-        source_mask: Tensor | None,
-        memory: Tensor,
+        memory: Tensor | None = None,
         extra: Mapping[str, Tensor] | None = None,
     ) -> StepOutput:
-        """A step from flat tensors; memory and extra as `CachedState` has them, the rest as `forward`."""
+        """ids (B, 1) long; keys, values (n, B, h, T, d); the encoder's output; source_mask (B, S) bool, None: all.
+
+        A model that reads more than keys and values gives memory and extra as `CachedState` has them.
+        """
+        if memory is None:  # the keys and values are there already: only that there is one counts
+            memory = memory_values[0].flatten(2)
         caches = [
             DecoderLayerCache(_Appending(k, v), CrossCache(mk, mv))
             for k, v, mk, mv in zip(keys, values, memory_keys, memory_values, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,48 @@ from mmattn.tasks.common.seq2seq.consensus import agreed
 from mmattn.tasks.common.seq2seq.data import PairBatch
 from mmattn.tasks.common.seq2seq.processor import LIMITS, PairProcessor
 
+BEAMS = 5  # where neither the user nor the model says
+
 
 class TextOutput(NamedTuple):
     """What a model that writes text gives under teacher forcing."""
 
     logits: Tensor  # (B, L, V): scores of each next token
+
+
+class TextModel(nn.Module):
+    """An encoder-decoder, `net`, in the shape in which the tasks know their models."""
+
+    net: Any
+    beside: ClassVar[tuple[str, ...]] = ()  # what of a batch the model takes beside source and target, by name
+
+    def forward(self, source_ids: Tensor, source_mask: Tensor | None, target_ids: Tensor) -> TextOutput:
+        """Teacher forcing.
+
+        Args:
+            source_ids: (B, S) long.
+            source_mask: (B, S) bool, True = a real token.
+            target_ids: (B, L) long, the start token first.
+
+        Returns:
+            logits (B, L, V) of each next token.
+        """
+        return TextOutput(self.net(source_ids, source_mask, target_ids))
+
+    def generate(
+        self, source_ids: Tensor, source_mask: Tensor | None, config: GenerationConfig, **keywords: Any
+    ) -> Generated:
+        """Writes a text for each source; see `Seq2Seq.generate`."""
+        found: Generated = self.net.generate(source_ids, source_mask, config, **keywords)
+        return found
+
+    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
+        """Which source tokens each target token was read off: (B, L, S), rows summing to one.
+
+        Args:
+            maps: what `mmattn.explain.capture(model)` gave for one pass under teacher forcing.
+        """
+        return read_off(maps)
 
 
 class TextHead(Seq2Seq):
@@ -57,37 +94,32 @@ class TextHead(Seq2Seq):
         """Features (B, S, memory_dim), in the place of ids, to the memory (B, S, E)."""
         return self.encoder(self.memory_proj(input_ids), None if key_mask is None else Mask(key_mask))
 
-    def generate(
-        self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
-    ) -> Generated:
-        """As Seq2Seq's, from features (B, S, memory_dim)."""
-        from mmattn.generate import generate
 
-        prompt = torch.full((len(input_ids), 1), config.decoder_start_token_id or 0, device=input_ids.device)
-        with torch.inference_mode():
-            return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
+def beside(model: Any, batch: PairBatch) -> dict[str, Tensor]:
+    """What of a batch a model takes beside source and target, by name."""
+    return {name: getattr(batch, name) for name in model.beside}
 
 
-BEAMS = 5  # where neither the user nor the model says
+def mean_memory(states: Tensor, key_mask: Tensor) -> Tensor:
+    """The mean of the real tokens' states at every place, (B, S, E): attending to that can choose nothing."""
+    weights = (key_mask / key_mask.sum(1, keepdim=True).clamp_min(1)).to(states.dtype)[:, :, None]  # (B, S, 1)
+    return (states * weights).sum(1, keepdim=True).expand_as(states)
 
 
-def search_config(
-    processor: PairProcessor, source_len: int, num_beams: int | None = None, **options: Any
-) -> GenerationConfig:
+def search_config(processor: PairProcessor, source_len: int, **options: Any) -> GenerationConfig:
     """How to write, as a model wants it; with the special tokens of its processor, and at most twice the source's
     tokens and ten, where it says nothing.
 
     Args:
         processor: names the tokens, the longest target, and what a public model's generation_config.json says.
         source_len: tokens of the longest source in the batch.
-        num_beams: 1 = greedy.
-        options: GenerationConfig's other fields. Here and in num_beams None leaves it to the model.
+        options: GenerationConfig's fields; None leaves one to the model.
 
     Raises:
         ConfigError: values that do not go together.
     """
     target = processor.target
-    given = {name: value for name, value in {"num_beams": num_beams, **options}.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     known = processor.options.get("generation")
     if known is None:
         known = {
@@ -118,7 +150,7 @@ def search(
     """The text that a model writes for each row of a batch, and its log p / length^length_penalty.
 
     Args:
-        model: has `generate(source_ids, source_mask, config)`, which takes what is `beside` them in the batch.
+        model: has `generate(source_ids, source_mask, config)`, and says what it takes `beside`.
         batch: of its processor.
         processor: see `search_config`, as options.
         consensus: of the texts that the beams find, the one that agrees most with all (`agreed`), not the likeliest;
@@ -129,7 +161,7 @@ def search(
     config = search_config(processor, batch.source_ids.shape[1], **options)
     if consensus:
         config = replace(config, num_return_sequences=config.num_beams)
-    found = model.generate(batch.source_ids, batch.source_mask, config, **batch.beside)
+    found = model.generate(batch.source_ids, batch.source_mask, config, **beside(model, batch))
     log_p = (found.scores * found.lengths**config.length_penalty).tolist()  # [B][K]
     rows = []
     for candidates, scores, likely in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):

@@ -17,7 +17,7 @@ from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset
-from mmattn.tasks.common.seq2seq.model import CorpusMetric, drop_words, search, token_loss
+from mmattn.tasks.common.seq2seq.model import CorpusMetric, beside, drop_words, search, token_loss
 from mmattn.tasks.common.seq2seq.processor import PairProcessor
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class PairModule(TaskModule[PairDataModule]):
 
     def run_model(self, batch: PairBatch) -> Any:
         """The model under teacher forcing."""
-        return self.model(batch.source_ids, batch.source_mask, batch.target_ids, **batch.beside)
+        return self.model(batch.source_ids, batch.source_mask, batch.target_ids, **beside(self.model, batch))
 
     def write(self, batch: PairBatch) -> list[str]:
         """The texts that the model writes."""

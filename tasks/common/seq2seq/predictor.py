@@ -17,7 +17,7 @@ from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairSample
-from mmattn.tasks.common.seq2seq.model import search
+from mmattn.tasks.common.seq2seq.model import beside, search
 
 Item = str | Mapping[str, Any] | PairSample
 OPTIONS = ("consensus", *(field.name for field in dataclasses.fields(GenerationConfig)))
@@ -101,7 +101,7 @@ class PairPredictor(Predictor[Item, Written]):
         """Which tokens of the source each token of the target was read off, its end the last: (L, S) a sample."""
         batch = self.processor.collate(samples).to(self.device)
         with torch.no_grad(), capture(self.model) as maps:
-            self.model(batch.source_ids, batch.source_mask, batch.target_ids, **batch.beside)
+            self.model(batch.source_ids, batch.source_mask, batch.target_ids, **beside(self.model, batch))
         weights = self.model.alignment(maps).float().cpu()  # (B, L, S)
         rows, columns = (len(side.prefix_ids) for side in (self.processor.target, self.processor.source))
         lengths = batch.label_mask.sum(1).tolist()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mmattn.data.processor import Processor
-from mmattn.data.text.tokenizer import TextProcessor, TokenIds, load_tokenizer
+from mmattn.data.text.pretrained import load_tokenizer
+from mmattn.data.text.tokenizer import TextProcessor, TokenIds
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, PairSample
 
@@ -72,8 +73,8 @@ class PairProcessor(Processor[PairSample, PairBatch]):
             lowercase: Lower-case everything.
             min_count: Least occurrences of a word or pair.
             max_source_len: See the class, as the next two.
-            max_target_len: Most tokens written.
-            options: What else is kept.
+            max_target_len: Likewise.
+            options: Likewise.
         """
         sources = [sample.source for sample in dataset.samples]
         targets = [sample.target for sample in dataset.samples]
@@ -132,19 +133,16 @@ class PairProcessor(Processor[PairSample, PairBatch]):
 
     def lengths(self, samples: Sequence[PairSample]) -> list[tuple[int, int]]:
         """Tokens of source and target as the model gets them, for batches of like lengths."""
-        return [
-            (
-                min(self.whole_length(self.source, sample.source), self.max_source_len),
-                min(self.whole_length(self.target, sample.target), self.max_target_len),
-            )
-            for sample in samples
-        ]
+        limits = self.max_source_len, self.max_target_len
+        return [(min(a, limits[0]), min(b, limits[1])) for a, b in map(self._whole_lengths, samples)]
 
     def count_truncated(self, samples: Sequence[PairSample]) -> tuple[int, int]:
         """How many sources and targets are longer than the model reads and writes: for a report before training."""
-        sources = sum(self.tokens_cut(sample.source) > 0 for sample in samples)
-        targets = sum(self.whole_length(self.target, sample.target) > self.max_target_len for sample in samples)
-        return sources, targets
+        lengths = [self._whole_lengths(sample) for sample in samples]
+        return sum(a > self.max_source_len for a, _ in lengths), sum(b > self.max_target_len for _, b in lengths)
+
+    def _whole_lengths(self, sample: PairSample) -> tuple[int, int]:
+        return self.whole_length(self.source, sample.source), self.whole_length(self.target, sample.target)
 
     def tokens_cut(self, source: str) -> int:
         """Tokens at the end of a source that the model does not read."""
@@ -213,12 +211,12 @@ class PairProcessor(Processor[PairSample, PairBatch]):
 
     def save_parts(self, folder: Path) -> None:
         """Writes the tokenizers, into ``source/`` and ``target/`` where there are two."""
-        if self.shared:
-            self.source.save(folder)
-            return
-        for name, tokenizer in (("source", self.source), ("target", self.target)):
+        for name, tokenizer in self._tokenizers():
             (folder / name).mkdir(exist_ok=True)
             tokenizer.save(folder / name)
 
     def parts_text(self) -> str:
-        return self.source.to_json() + ("" if self.shared else self.target.to_json())
+        return "".join(tokenizer.to_json() for _, tokenizer in self._tokenizers())
+
+    def _tokenizers(self) -> list[tuple[str, TokenIds]]:
+        return [("", self.source)] if self.shared else [("source", self.source), ("target", self.target)]
