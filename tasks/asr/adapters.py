@@ -103,7 +103,7 @@ class CTCAdapter(PublicAdapter):
             tokenizer, found = load_speech_text(source.folder, {"kind": "ctc"}), size
             check_size(source, tokenizer, size)
             state |= {f"head.ctc.{part}": converted.state[f"head.{part}"] for part in ("weight", "bias")}
-        keywords = {"vocab_size": found, "blank": tokenizer.blank_id, **keywords}
+        keywords = {"vocab_size": found, "blank": tokenizer.pad_id, **keywords}
         processor = CTCProcessor(front, tokenizer)
         return CheckpointParts(self, source.where, keywords, state, processor, headless=size is None)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmattn.tasks.asr.processor import ASRDataset
+from mmattn.tasks.asr.data import ASRDataset
 from scripts.fetch.archive import FetchError, fetch, sources
 from tests.data.test_fetch_data import archive, nothing_left, serve
 
