@@ -12,23 +12,36 @@ from typing import Any
 
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
 
+MARK = b"\xef\xbb\xbf"  # a byte order mark
 SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def _read_bytes(path: str | Path, kind: str = "file") -> bytes:
     path = Path(path)
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(str(path), "a file", "no such file") from None
+        raise DataError(str(path), f"a {kind}", "no such file") from None
     except IsADirectoryError:
         inside = sorted(p.name for p in path.iterdir())[:8]
-        raise DataError(str(path), "a file", f"a folder with {', '.join(inside) or 'nothing'} in it") from None
+        raise DataError(str(path), f"a {kind}", f"a folder with {', '.join(inside) or 'nothing'} in it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise DataError(str(path), "a readable file", shorten(str(error))) from None
+        raise DataError(str(path), f"a readable {kind}", shorten(str(error))) from None
+
+
+def _content(path: str | Path) -> bytes:
+    raw = _read_bytes(path)
     if not raw.strip():
         raise DataError(str(path), "a file with content", "an empty file")
-    return raw
+    return raw.removeprefix(MARK)
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{name}, line {line}", "UTF-8 text", f"the byte 0x{raw[error.start]:02x}") from None
 
 
 def read_text(path: str | Path) -> str:
@@ -37,12 +50,26 @@ def read_text(path: str | Path) -> str:
     Raises:
         DataError: Missing, a folder, unreadable, empty, or not UTF-8 (with the line).
     """
-    raw = _read_bytes(path)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}", "UTF-8 text", f"the byte 0x{raw[error.start]:02x}") from None
+    return _decoded(_content(path), str(path))
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """A text file's lines, UTF-8 with or without a byte order mark; what splits them is the line feed alone.
+
+    Raises:
+        DataError: Missing, a folder, unreadable, or not UTF-8 (with the line).
+    """
+    return decode_lines(_read_bytes(path, "text file"), str(path))
+
+
+def decode_lines(raw: bytes, name: str) -> list[str]:
+    """As ``read_lines``, from bytes.
+
+    >>> decode_lines(b"a\\r\\nb\\x85c\\n".replace(b"\\x85", "\\x85".encode()), "x")
+    ['a', 'b\\x85c']
+    """
+    lines = _decoded(raw.removeprefix(MARK), name).split("\n")  # splitlines() also splits at U+0085, U+2028 and others
+    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
 def read_json(path: str | Path) -> Any:
@@ -76,7 +103,7 @@ def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, 
     Raises:
         DataError: The file as a whole cannot be read, or has no usable header.
     """
-    text = _read_escaped(path)
+    text = _content(path).decode("utf-8", errors="surrogateescape")
     rows = _jsonl(path, text, problems) if _is_jsonl(path) else _csv(path, text, problems)
     for where, line, row in rows:
         bad = next((shorten(value) for value in row.values() if isinstance(value, str) and is_broken(value)), None)
@@ -124,11 +151,6 @@ def report_missing(
 
 def _is_jsonl(path: str | Path) -> bool:
     return Path(path).suffix.lower() in (".jsonl", ".ndjson")
-
-
-def _read_escaped(path: str | Path) -> str:
-    raw = _read_bytes(path)
-    return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
 
 
 def _jsonl(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:

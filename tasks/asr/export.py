@@ -1,4 +1,4 @@
-"""Export of the recogniser: what listens, with CTC's scores, and one step of what writes."""
+"""Export of speech models: what listens, with CTC's scores, and one step of what writes, where there is a decoder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,15 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.backbones.recurrent import RecurrentDecoder
+from mmattn.backbones.whisper import Whisper
 from mmattn.tasks.asr.model import ASRModel
-from mmattn.tasks.common.export import export_model
-from mmattn.tasks.common.seq2seq.export import (
-    BATCH,
-    RecurrentStepProgram,
-    StepProgram,
-    check_cache,
-    project,
-    step_example,
-)
+from mmattn.tasks.asr.public_ctc import PublicModel as PublicCTC
+from mmattn.tasks.asr.public_whisper import PublicModel as PublicWhisper
+from mmattn.tasks.common.seq2seq.export import Memory, export_decoder, project, step_of
 
-FRAMES, LENGTH, PAST = Dim("frames", min=8, max=1 << 16), Dim("length", max=1 << 16), Dim("past", max=4095)
-EXAMPLES = ((3, 40), (1, 24), (4, 61))  # clips and frames
+FRAMES, LENGTH = Dim("frames", min=8, max=1 << 16), Dim("length", max=1 << 16)
+CLIPS = ((3, 40), (1, 24), (4, 61))  # of the examples: how many, and frames
+RECORDINGS = ((3, 20_800), (1, 11_200), (2, 33_600))  # likewise, and samples
 
 
 class Scored(NamedTuple):
@@ -54,14 +50,14 @@ class RecurrentListened(NamedTuple):
 
 
 class EncoderProgram(nn.Module):
-    """Log-mel frames to CTC's scores and what the decoder reads."""
+    """Log-mel frames, or samples, to CTC's scores and what the decoder reads."""
 
-    def __init__(self, model: ASRModel) -> None:
+    def __init__(self, model: ASRModel | PublicCTC) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, features: Tensor, feature_mask: Tensor) -> Scored | Listened | RecurrentListened:
-        """features (B, T, M), feature_mask (B, T) bool."""
+        """features (B, T, M) or (B, n), feature_mask (B, T) or (B, n) bool."""
         states, mask = self.model.encode(features, feature_mask)
         log_p = self.model.head.log_probs(states)
         decoder: Any = self.model.head.decoder
@@ -69,54 +65,73 @@ class EncoderProgram(nn.Module):
             return Scored(log_p, mask)
         if isinstance(decoder, RecurrentDecoder):
             state = decoder.start(states, mask)
-            pair = project(decoder.cross_attention, states)
-            return RecurrentListened(log_p, mask, *pair, state.hidden.clone(), state.cell.clone())
-        memory = decoder.encode(states, mask)
-        pairs = [project(layer.cross_attention, memory) for layer in decoder.decoder.layers]
-        return Listened(log_p, mask, *(torch.stack(side) for side in zip(*pairs, strict=True)))
+            return RecurrentListened(log_p, mask, *project(decoder, states), state.hidden.clone(), state.cell.clone())
+        return Listened(log_p, mask, *project(decoder, decoder.encode(states, mask)))
+
+
+class AlikeProgram(nn.Module):
+    """Samples of recordings of one length to CTC's scores: what normalises over time can be told of no padding."""
+
+    def __init__(self, model: PublicCTC) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor) -> Scored:
+        """features (B, n)."""
+        states, mask = self.model.encode(features)
+        return Scored(self.model.head.log_probs(states), mask)
+
+
+class WhisperEncoder(nn.Module):
+    """A window's log-mel frames to the keys and values that every step reads."""
+
+    def __init__(self, net: Whisper) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, features: Tensor) -> Memory:
+        """features (B, T, M), T of a window."""
+        return Memory(*project(self.net, self.net.encode(features)))
 
 
 def export_recogniser(model: ASRModel, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Write `encoder` and, where there is a decoder, `step` programs, each checked against the model.
+    """Write `encoder` and, where there is a decoder, `step` programs; see `export_decoder`."""
+    sources = [_example(batch, length, 3, model.num_mels) for batch, length in CLIPS]
+    step = None if model.head.decoder is None else step_of(model.head.decoder)
+    return export_decoder(
+        EncoderProgram(model),
+        step,
+        sources,
+        dict.fromkeys(sources[0], FRAMES),
+        folder,
+        formats,
+        memory_length=LENGTH,
+        renamed={"frame_mask": "source_mask"},
+    )
 
-    Args:
-        model: which.
-        folder: made if missing.
-        formats: of "torch", "onnx".
 
-    Raises:
-        ExportError: a program differs from the model, or a kernel cannot be exported so.
+def export_ctc(model: PublicCTC, folder: Path, formats: Sequence[str]) -> list[str]:
+    """Write an `encoder` program that gives CTC's scores; see `export_decoder`.
+
+    That of a base model, which normalises over time, takes recordings of one length.
     """
-    model = model.eval().cpu()
-    decoder: Any = model.head.decoder
-    recurrent = isinstance(decoder, RecurrentDecoder)
-    if decoder is not None and not recurrent:
-        check_cache(decoder)
-    encoder = EncoderProgram(model)
-    sources = [_frames(model.num_mels, *size) for size in EXAMPLES]
-    shapes: dict[str, dict[int, Any]] = {name: {0: BATCH, 1: FRAMES} for name in ("features", "feature_mask")}
-    with torch.no_grad():
-        heard = [encoder(**source)._asdict() for source in sources]  # which refuses what has no export
-    lines = export_model(encoder, sources, shapes, folder, "encoder", formats)
-    if decoder is None:
-        return lines
-    steps = []
-    for given, past in zip(heard, (3, 0, 5), strict=True):
-        mask = {"source_mask": given.pop("frame_mask")}
-        del given["ctc_log_probs"]
-        steps.append(step_example(given, mask, past))
-    batch, rows = (0, 2) if recurrent else (1, 3)
-    shapes = {"ids": {0: BATCH}, "source_mask": {0: BATCH, 1: LENGTH}}
-    shapes |= {name: {batch: BATCH, rows: LENGTH} for name in ("memory_keys", "memory_values")}
-    if recurrent:
-        shapes |= {name: {1: BATCH} for name in ("hidden", "cell")}
-    else:
-        shapes |= {name: {1: BATCH, 3: PAST} for name in ("keys", "values")}
-    step: nn.Module = RecurrentStepProgram(decoder) if recurrent else StepProgram(decoder)
-    return lines + export_model(step, steps, shapes, folder, "step", formats)
+    samples = Dim("samples", min=model.net.receptive_field + model.net.hop, max=1 << 22)  # of two frames
+    sources = [_example(batch, length, 4000) for batch, length in RECORDINGS]
+    if model.by_clip:
+        sources = [{"features": source["features"]} for source in sources]
+    program = AlikeProgram(model) if model.by_clip else EncoderProgram(model)
+    return export_decoder(program, None, sources, dict.fromkeys(sources[0], samples), folder, formats)
 
 
-def _frames(num_mels: int, batch: int, length: int) -> dict[str, Tensor]:
-    features = torch.randn(batch, length, num_mels, generator=torch.Generator().manual_seed(length))
-    mask = torch.arange(length) < torch.tensor([[max(8, length - 3 * n)] for n in range(batch)])
+def export_whisper(model: PublicWhisper, frames: int, folder: Path, formats: Sequence[str]) -> list[str]:
+    """Write `encoder` and `step` programs, for windows of so many frames; see `export_decoder`."""
+    net = model.net
+    sources = [{"features": _example(n, frames, 0, net.conv1.in_channels)["features"]} for n in (3, 1, 2)]
+    return export_decoder(WhisperEncoder(net), step_of(net), sources, {}, folder, formats)
+
+
+def _example(batch: int, length: int, shorter: int, *sizes: int) -> dict[str, Tensor]:
+    """Features (B, length, *sizes) and their mask, each row so much shorter than the one before it."""
+    features = torch.randn(batch, length, *sizes, generator=torch.Generator().manual_seed(length))
+    mask = torch.arange(length) < torch.tensor([[max(8, length - shorter * n)] for n in range(batch)])
     return {"features": features, "feature_mask": mask}

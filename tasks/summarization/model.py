@@ -235,7 +235,7 @@ class SummarizationModel(Seq2Seq):
 
     # Looking at it ----------------------------------------------------------------------------------------------------
 
-    def sources(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
+    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
         """Where each token of the summary comes from, (B, L, S): the copy head's map, or the last cross-attention's.
 
         Args:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from mmattn.tasks.common.pretrained import PUBLIC
 from torch import Tensor
 
 from mmattn.tasks.common.datamodule import Split
@@ -15,9 +14,10 @@ from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.model import token_loss
 from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
 from mmattn.tasks.summarization.copying import worth_copying
-from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset, SummaryProcessor, collate
+from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset
 from mmattn.tasks.summarization.metrics import score, signature
 from mmattn.tasks.summarization.model import SummarizationModel
+from mmattn.tasks.summarization.processor import SummaryProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +31,22 @@ class SummarizationDataModule(PairDataModule):
         options: what PairDataModule takes.
     """
 
+    task = "summarization"
     processor_class = SummaryProcessor
-    collate = staticmethod(collate)
     sizes = ("vocab_size",)
 
     def __init__(self, documents: int | None = None, drop_repeats: bool = False, **options: Any) -> None:
         super().__init__(**options)
         if not self.processor_options["shared_vocab"]:
             raise ConfigError("data.shared_vocab: document and summary are one language; expected true, found false.")
-        self.documents, self.drop_repeats = documents, drop_repeats
+        self.demo_size, self.drop_repeats = documents, drop_repeats
 
-    def open_pairs(self, split: Split, path: str | None) -> SummaryDataset:
-        if path is None:
-            from mmattn.tasks.summarization.demo import make
-
-            return SummaryDataset(make(split, size=self.documents if split == "train" else None))
-        dataset = SummaryDataset(path, on_error=self.on_error)
-        if split == "train" and self.drop_repeats:
-            logger.warning("%s: left out of training: %d repeated documents", path, dataset.without_repeats())
+    def make_dataset(self, source: Any, split: Split) -> SummaryDataset:
+        dataset = SummaryDataset(source, on_error=self.on_error)
+        if split == "train" and self.drop_repeats and isinstance(source, str):
+            whole, dataset = len(dataset), dataset.without_repeats()
+            logger.warning("%s: left out of training: %d repeated documents", source, whole - len(dataset))
         return dataset
-
-    def model_sizes(self) -> dict[str, Any]:
-        return {"vocab_size": self.processor.sizes()["vocab_size"]}
 
 
 class SummarizationModule(PairModule):
@@ -73,18 +67,15 @@ class SummarizationModule(PairModule):
             raise ConfigError(f"model.salience: expected 0, or above where the model copies, found {salience}.")
         self.salience = salience
 
-    def build(self, sizes: Mapping[str, Any]) -> None:
-        super().build(sizes)
-        if PUBLIC in self.keywords and self.salience:
+    def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
+        super().build(sizes, processor)
+        if self.network is not None and self.salience:
             raise ConfigError(
                 f"model.salience: expected 0, since a public model copies nothing; found {self.salience}."
             )
 
-    def run_model(self, batch: SummaryBatch) -> Any:
+    def run_model(self, batch: SummaryBatch) -> Any:  # type: ignore[override]
         return self.model(batch.source_ids, batch.source_mask, batch.target_ids, batch.sentence_starts, batch.copy_ids)
-
-    def write(self, batch: Any, given: Mapping[str, Any] | None = None) -> list[str]:
-        return super().write(batch, {"sentence_starts": batch.sentence_starts, **(given or {})})
 
     def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         self.hide_words(batch)
@@ -106,6 +97,3 @@ class SummarizationModule(PairModule):
 
     def notes(self) -> dict[str, str]:
         return signature()
-
-
-LIGHTNING = (SummarizationModule, SummarizationDataModule)

@@ -21,19 +21,17 @@ class TranslationDataModule(PairDataModule):
         options: what PairDataModule takes.
     """
 
+    task = "translation"
+
     def __init__(
         self, source_lang: str = "en", target_lang: str = "de", pairs: int | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
-        self.languages, self.pairs = (source_lang, target_lang), pairs
+        self.languages, self.demo_size = (source_lang, target_lang), pairs
         self.processor_options["options"] = {"source_lang": source_lang, "target_lang": target_lang}
 
-    def open_pairs(self, split: Split, path: str | None) -> TranslationDataset:
-        if path is None:
-            from mmattn.tasks.translation.demo import make
-
-            return TranslationDataset(make(split, size=self.pairs if split == "train" else None))
-        return TranslationDataset(path, *self.languages, on_error=self.on_error)
+    def make_dataset(self, source: Any, split: Split) -> TranslationDataset:
+        return TranslationDataset(source, *self.languages, on_error=self.on_error)
 
 
 class TranslationModule(PairModule):
@@ -48,6 +46,3 @@ class TranslationModule(PairModule):
 
     def notes(self) -> dict[str, str]:
         return signatures()
-
-
-LIGHTNING = (TranslationModule, TranslationDataModule)

@@ -211,6 +211,6 @@ def test_sources_are_rows_that_sum_to_one(copy: bool) -> None:
     model = SummarizationModel(**SMALL, copy=copy).eval()
     with capture(model) as maps:
         model(**batch_of(2, 9))
-    sources = model.sources(maps)
+    sources = model.alignment(maps)
     assert sources.shape == (2, 4, 9)
     torch.testing.assert_close(sources.sum(-1), torch.ones(2, 4))

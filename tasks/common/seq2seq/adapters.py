@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmattn.tasks.common.pretrained import PUBLIC, Parts, Source
 from torch import Tensor, nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
@@ -16,10 +15,16 @@ from mmattn.data.text.pretrained import read_public as read_tokenizers
 from mmattn.generate import Generated, GenerationConfig
 from mmattn.pretrained import read_pretrained
 from mmattn.pretrained.generation import load_generation_config
+from mmattn.tasks.common.adapter import Adapter, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.seq2seq.model import LIMITS, TextOutput, read_off
+from mmattn.tasks.common.seq2seq.model import TextOutput, read_off
+from mmattn.tasks.common.seq2seq.processor import LIMITS
+from mmattn.tasks.common.sources import Source
 
 UNTOLD = 512  # tokens at a time, where neither the network nor its tokenizer says
+# A public network's keywords, as the models of the tasks call them, and those of theirs that it has not.
+NAMES = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
+OWN = {"decoder": "transformer", "memory": "tokens", "copy": False, "hierarchical": False, "global_tokens": "none"}
 
 
 class PublicModel(nn.Module):
@@ -62,85 +67,86 @@ class PublicModel(nn.Module):
         """Which source tokens each written token was read off: (B, L, S), rows summing to one."""
         return read_off(maps)
 
-    sources = alignment  # summarization's name for it
+
+class PairAdapter(Adapter):
+    """Reads models of ours that turn one text into another."""
+
+    def read_own(self, source: Source, *, prefix: str | None = None, **options: Any) -> CheckpointParts:
+        if prefix is not None:
+            raise CheckpointError(f"prefix: {source.folder} says itself what stands before a text; leave it out.")
+        return super().read_own(source)
 
 
-NAMES = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
+class Seq2SeqAdapter(PairAdapter):
+    """Reads Marian, BART and T5."""
 
+    network = "seq2seq"
 
-def own_names(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """A public network's keywords, as the models of the tasks call them."""
-    fixed = {
-        "decoder": "transformer",
-        "memory": "tokens",
-        "copy": False,
-        "hierarchical": False,
-        "global_tokens": "none",
-    }
-    return fixed | {NAMES.get(key, key): value for key, value in keywords.items()}
+    def build(self, keywords: Mapping[str, Any]) -> nn.Module:
+        return PublicModel(**keywords)
 
+    def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        return OWN | {NAMES.get(key, key): value for key, value in keywords.items()}
 
-def read_public(
-    source: Source,
-    task: str,
-    processor_class: Any,
-    *,
-    prefix: str | None = None,
-    languages: tuple[str, str] | None = None,
-) -> Parts:
-    """A public network, its tokenizers and its generation_config.json.
+    def read_public(
+        self,
+        source: Source,
+        *,
+        prefix: str | None = None,
+        languages: tuple[str, str] | None = None,
+        **options: Any,
+    ) -> CheckpointParts:
+        """A public network, its tokenizers and its generation_config.json.
 
-    What config.json has under `task_specific_params` for the task goes before generation_config.json, as in the
-    pipelines of transformers; T5's prefix is one of these.
+        What config.json has under `task_specific_params` for the task goes before generation_config.json, as in the
+        pipelines of transformers; T5's prefix is one of these.
 
-    Args:
-        source: where.
-        task: translation or summarization.
-        processor_class: a `PairProcessor`.
-        prefix: of T5, before each source; None: the one that config.json has for the task.
-        languages: read and written; chooses among several prefixes.
+        Args:
+            source: where.
+            prefix: of T5, before each source; None: the one that config.json has for the task.
+            languages: read and written; chooses among several prefixes.
+            options: none.
 
-    Raises:
-        CheckpointError: damaged, incomplete, or what is asked for does not fit; named.
-    """
-    tokenizer_config = source.fetch("tokenizer_config.json")
-    for kind in ORDER:  # of the hub, the files of the first whole layout
-        if all(source.fetch(name) for name in LAYOUTS[kind]):
-            break
-    try:
-        about = {} if tokenizer_config is None else read_json(tokenizer_config)
-        base = load_generation_config(**source.place)
-        params = _task_params(source, task, prefix, languages)
-        prefix = params.pop("prefix", "") or ""
-        given = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-        if not LIMITS.isdisjoint(params):
-            given |= dict.fromkeys(LIMITS)
-        generation = GenerationConfig.from_public(given | params, f"{source.name}: task_specific_params")
-        _, converted = read_pretrained(**source.place)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(str(error)) from None
-    special = {"pad_id": generation.pad, "start_id": generation.decoder_start_token_id}
-    special |= {"eos_id": generation.eos[0] if generation.eos else None}
-    longest = _longest(source.config, about, converted.keywords)
-    texts = read_tokenizers(
-        source.folder,
-        prefix,
-        max_len=longest,
-        special={name: index for name, index in special.items() if index is not None},
-    )
-    sizes = [converted.keywords["vocab_size"], converted.keywords.get("target_vocab_size")]
-    for text, size in zip(texts, (sizes[0], sizes[1] or sizes[0]), strict=True):
-        needed = text.vocab_size - (100 if text.kind == "t5" else 0)  # T5's sentinels stand in no text
-        if needed > size:
-            raise CheckpointError(f"{source.name}: expected a tokenizer of at most {size} tokens, found {needed}.")
-    pair = languages or (about.get("source_lang"), about.get("target_lang"))
-    options: dict[str, Any] = {"generation": as_json(generation)}
-    if all(pair):
-        options |= {"source_lang": pair[0], "target_lang": pair[1]}
-    processor = processor_class(*texts, longest, longest, options)
-    state = {f"net.{name}": tensor for name, tensor in converted.state.items()}
-    where = source.name if source.hub else source.folder
-    return Parts(where, {PUBLIC: dict(converted.keywords)}, state, processor)
+        Raises:
+            CheckpointError: damaged, incomplete, or what is asked for does not fit; named.
+        """
+        tokenizer_config = source.fetch("tokenizer_config.json")
+        for kind in ORDER:  # of the hub, the files of the first whole layout
+            if all(source.fetch(name) for name in LAYOUTS[kind]):
+                break
+        try:
+            about = {} if tokenizer_config is None else read_json(tokenizer_config)
+            base = load_generation_config(**source.place)
+            params = _task_params(source, self.task.name, prefix, languages)
+            prefix = params.pop("prefix", "") or ""
+            given = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+            if not LIMITS.isdisjoint(params):
+                given |= dict.fromkeys(LIMITS)
+            generation = GenerationConfig.from_public(given | params, f"{source.name}: task_specific_params")
+            _, converted = read_pretrained(**source.place)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(str(error)) from None
+        special = {"pad_id": generation.pad, "start_id": generation.decoder_start_token_id}
+        special |= {"eos_id": generation.eos[0] if generation.eos else None}
+        longest = _longest(source.config, about, converted.keywords)
+        texts = read_tokenizers(
+            source.folder,
+            prefix,
+            max_len=longest,
+            special={name: index for name, index in special.items() if index is not None},
+        )
+        sizes = [converted.keywords["vocab_size"], converted.keywords.get("target_vocab_size")]
+        for text, size in zip(texts, (sizes[0], sizes[1] or sizes[0]), strict=True):
+            needed = text.vocab_size - (100 if text.kind == "t5" else 0)  # T5's sentinels stand in no text
+            if needed > size:
+                raise CheckpointError(f"{source.name}: expected a tokenizer of at most {size} tokens, found {needed}.")
+        pair = languages or (about.get("source_lang"), about.get("target_lang"))
+        kept: dict[str, Any] = {"generation": as_json(generation)}
+        if all(pair):
+            kept |= {"source_lang": pair[0], "target_lang": pair[1]}
+        processor = self.task.resolve("processor")(*texts, longest, longest, kept)
+        state = {f"net.{name}": tensor for name, tensor in converted.state.items()}
+        return CheckpointParts(self, source.where, dict(converted.keywords), state, processor)
 
 
 def _task_params(source: Source, task: str, prefix: str | None, languages: tuple[str, str] | None) -> dict[str, Any]:

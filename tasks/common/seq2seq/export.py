@@ -1,11 +1,13 @@
 """Export of what writes text: one program reads the source, one is a step of the decoder, its cache flat tensors.
 
 Whoever runs them calls the encoder once, then the step again and again: its own keys and values go in as they came out,
-none at first (a past of length 0), and the search is the caller's.
+none at first (a past of length 0), and the search is the caller's. A task says what its encoder hands on, as a named
+tuple of tensors; a step takes of these, and of what the encoder was given, whatever its `forward` names.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.attention import CrossCache
-from mmattn.backbones.recurrent import RecurrentSeq2Seq, RecurrentState
+from mmattn.backbones.recurrent import RecurrentDecoder, RecurrentState
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.blocks import DecoderLayerCache
 from mmattn.generate import CachedState
@@ -24,6 +26,7 @@ from mmattn.positions import LearnedPositions
 from mmattn.tasks.common.export import ExportError, export_model
 
 BATCH = Dim("batch", max=4096)
+PASTS = (3, 0, 5)  # tokens written before the step, in the examples
 
 
 class Memory(NamedTuple):
@@ -67,17 +70,22 @@ class _Appending(KVCache):
 
 
 class EncoderProgram(nn.Module):
-    """Source ids to the keys and values that every step of the decoder reads."""
+    """Source ids to what every step of the decoder reads, and what an LSTM starts from.
 
-    def __init__(self, net: Seq2Seq) -> None:
+    Args:
+        net: a Seq2Seq or a RecurrentSeq2Seq.
+    """
+
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, source_ids: Tensor, source_mask: Tensor) -> Memory:
+    def forward(self, source_ids: Tensor, source_mask: Tensor) -> Memory | RecurrentMemory:
         """source_ids (B, S) long, source_mask (B, S) bool."""
-        memory = self.net.encode(source_ids, source_mask)
-        pairs = [project(layer.cross_attention, memory) for layer in self.net.decoder.layers]
-        return Memory(torch.stack([keys for keys, _ in pairs]), torch.stack([values for _, values in pairs]))
+        if isinstance(self.net, RecurrentDecoder):
+            memory, hidden = self.net.encode(source_ids, source_mask)
+            return RecurrentMemory(*project(self.net, memory), hidden.clone(), torch.zeros_like(hidden))
+        return Memory(*project(self.net, self.net.encode(source_ids, source_mask)))
 
 
 class StepProgram(nn.Module):
@@ -94,65 +102,44 @@ class StepProgram(nn.Module):
         values: Tensor,
         memory_keys: Tensor,
         memory_values: Tensor,
-        source_mask: Tensor,
+        source_mask: Tensor | None = None,
     ) -> StepOutput:
-        """ids (B, 1) long; keys, values (n, B, h, T, d); the encoder's output; source_mask (B, S) bool."""
+        """ids (B, 1) long; keys, values (n, B, h, T, d); the encoder's output; source_mask (B, S) bool, None: all."""
         # The keys and values are there already: of the memory itself only that there is one counts.
-        memory = memory_values[0].flatten(2)
-        return run_step(self.net, ids, keys, values, memory_keys, memory_values, source_mask, memory)
+        return self.run(ids, keys, values, memory_keys, memory_values, source_mask, memory_values[0].flatten(2))
 
-
-def run_step(
-    net: Seq2Seq,
-    ids: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    memory_keys: Tensor,
-    memory_values: Tensor,
-    source_mask: Tensor,
-    memory: Tensor,
-    extra: Mapping[str, Tensor] | None = None,
-) -> StepOutput:
-    """A step of the decoder from flat tensors; memory and extra as `CachedState` has them, the rest as StepProgram."""
-    caches = [
-        DecoderLayerCache(_Appending(k, v), CrossCache(mk, mv))
-        for k, v, mk, mv in zip(keys, values, memory_keys, memory_values, strict=True)
-    ]
-    state = CachedState(caches, memory, source_mask, extra)
-    state.length = keys.shape[3]
-    logits = net.step(ids, state)
-    own: list[Any] = [cache.self_attention for cache in caches]
-    return StepOutput(logits, torch.stack([c.keys for c in own]), torch.stack([c.values for c in own]))
-
-
-class RecurrentEncoderProgram(nn.Module):
-    """Source ids to what an LSTM decoder starts from and attends to."""
-
-    def __init__(self, net: RecurrentSeq2Seq) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, source_ids: Tensor, source_mask: Tensor) -> RecurrentMemory:
-        """source_ids (B, S) long, source_mask (B, S) bool."""
-        memory, hidden = self.net.encode(source_ids, source_mask)
-        return RecurrentMemory(*project(self.net.cross_attention, memory), hidden.clone(), torch.zeros_like(hidden))
+    def run(
+        self,
+        ids: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        source_mask: Tensor | None,
+        memory: Tensor,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> StepOutput:
+        """A step from flat tensors; memory and extra as `CachedState` has them, the rest as `forward`."""
+        caches = [
+            DecoderLayerCache(_Appending(k, v), CrossCache(mk, mv))
+            for k, v, mk, mv in zip(keys, values, memory_keys, memory_values, strict=True)
+        ]
+        state = CachedState(caches, memory, source_mask, extra)
+        state.length = keys.shape[3]
+        logits = self.net.step(ids, state)
+        own: list[Any] = [cache.self_attention for cache in caches]
+        return StepOutput(logits, torch.stack([c.keys for c in own]), torch.stack([c.values for c in own]))
 
 
 class RecurrentStepProgram(nn.Module):
     """The newest token and the LSTM's state to the scores of the next token and its new state."""
 
-    def __init__(self, net: RecurrentSeq2Seq) -> None:
+    def __init__(self, net: RecurrentDecoder) -> None:
         super().__init__()
         self.net = net
 
     def forward(
-        self,
-        ids: Tensor,
-        hidden: Tensor,
-        cell: Tensor,
-        memory_keys: Tensor,
-        memory_values: Tensor,
-        source_mask: Tensor,
+        self, ids: Tensor, hidden: Tensor, cell: Tensor, memory_keys: Tensor, memory_values: Tensor, source_mask: Tensor
     ) -> RecurrentOutput:
         """ids (B, 1) long; hidden, cell (n, B, H); the encoder's output; source_mask (B, S) bool."""
         cache = CrossCache(memory_keys, memory_values)
@@ -160,8 +147,25 @@ class RecurrentStepProgram(nn.Module):
         return RecurrentOutput(self.net.step(ids, state), state.hidden, state.cell)
 
 
-def project(attention: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys (B, h, S, d) and values that a cross-attention makes of a memory (B, S, E)."""
+def step_of(net: Any) -> StepProgram | RecurrentStepProgram:
+    """The step of a decoder."""
+    return RecurrentStepProgram(net) if isinstance(net, RecurrentDecoder) else StepProgram(net)
+
+
+def project(net: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """The keys and values that a decoder's attention makes of a memory (B, S, E), those of a transformer's layers in
+    one: see `Memory`.
+
+    Raises:
+        ExportError: a kernel keeps something else.
+    """
+    if isinstance(net, RecurrentDecoder):
+        return _keys_and_values(net.cross_attention, memory)
+    pairs = [_keys_and_values(layer.cross_attention, memory) for layer in net.decoder.layers]
+    return torch.stack([keys for keys, _ in pairs]), torch.stack([values for _, values in pairs])
+
+
+def _keys_and_values(attention: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
     cache = attention.make_cache(memory.shape[0], cross=True)
     if cache.state is not None:
         raise ExportError(f"attention kind {attention.kernel.kind!r} keeps a state of its own: its step has no export.")
@@ -169,76 +173,97 @@ def project(attention: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
     return cache.keys, cache.values
 
 
-def check_cache(net: Seq2Seq) -> None:
-    """Raises an ExportError where a self-attention of the decoder keeps something else than keys and values."""
-    for layer in net.decoder.layers:
-        attention: Any = layer.self_attention
-        if type(attention.make_cache(1)) is not KVCache:
-            kind = attention.kernel.kind
-            raise ExportError(f"attention kind {kind!r} keeps no keys and values: its step has no export.")
-
-
 def export_net(net: Any, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Write `encoder` and `step` programs, each checked against the model; see `export_model`.
-
-    Args:
-        net: a Seq2Seq or a RecurrentSeq2Seq.
-        folder: made if missing.
-        formats: of "torch", "onnx".
-
-    Raises:
-        ExportError: a program differs from the model, or a kernel cannot be exported so.
-    """
-    net = net.eval().cpu()
-    recurrent = isinstance(net, RecurrentSeq2Seq)
-    if not recurrent:
-        check_cache(net)
-    encoder: nn.Module = RecurrentEncoderProgram(net) if recurrent else EncoderProgram(net)
-    step: nn.Module = RecurrentStepProgram(net) if recurrent else StepProgram(net)
-    sources = [_source(net, *size) for size in ((3, 7), (1, 1), (4, 12))]
-    with torch.no_grad():
-        steps = [
-            step_example(encoder(**source)._asdict(), {"source_mask": source["source_mask"]}, past)
-            for source, past in zip(sources, (3, 0, 5), strict=True)
-        ]
-    length, past = dynamic_lengths(net)
-    source_shape: dict[str, dict[int, Any]] = {name: {0: BATCH, 1: length} for name in ("source_ids", "source_mask")}
-    shapes: dict[str, dict[int, Any]] = {"ids": {0: BATCH}, "source_mask": {0: BATCH, 1: length}}
-    batch, rows = (0, 2) if recurrent else (1, 3)
-    shapes |= {name: {batch: BATCH, rows: length} for name in ("memory_keys", "memory_values")}
-    if recurrent:
-        shapes |= {name: {1: BATCH} for name in ("hidden", "cell")}
-    else:
-        shapes |= {name: {1: BATCH, 3: past} for name in ("keys", "values")}
-    lines = export_model(encoder, sources, source_shape, folder, "encoder", formats)
-    return lines + export_model(step, steps, shapes, folder, "step", formats)
+    """Write `encoder` and `step` programs of a Seq2Seq or a RecurrentSeq2Seq; see `export_decoder`."""
+    vocab_size = (net.encoder if isinstance(net, RecurrentDecoder) else net).embedding.num_embeddings
+    sources = [text_example(vocab_size, *size) for size in ((3, 7), (1, 1), (4, 12))]
+    lengths = dict.fromkeys(sources[0], Dim("length", max=longest(net)))
+    return export_decoder(EncoderProgram(net), step_of(net), sources, lengths, folder, formats)
 
 
-def _source(net: Any, batch: int, length: int) -> dict[str, Tensor]:
-    table = net.encoder.embedding if isinstance(net, RecurrentSeq2Seq) else net.embedding
-    ids = torch.arange(batch * length).view(batch, length) % table.num_embeddings
+def text_example(vocab_size: int, batch: int, length: int) -> dict[str, Tensor]:
+    """Ids and mask of texts, each a token shorter than the one before it."""
+    ids = torch.arange(batch * length).view(batch, length) % vocab_size
     mask = torch.arange(length) < torch.tensor([[max(1, length - n)] for n in range(batch)])
     return {"source_ids": ids, "source_mask": mask}
 
 
-def step_example(memory: dict[str, Tensor], mask: dict[str, Tensor], past: int) -> dict[str, Tensor]:
-    """A step's inputs after so many tokens, for what an encoder program gave and the mask (B, S) that it was given."""
-    given = dict(memory)
-    batch = len(next(iter(mask.values())))
-    ids = torch.arange(batch)[:, None] + 4
-    if "hidden" not in given:
-        n, _, h, _, d = given["memory_keys"].shape
-        shape = (n, batch, h, past)
-        values = given["memory_values"].shape[-1]
-        seeded = torch.Generator().manual_seed(past)
-        given |= {
-            "keys": torch.randn(*shape, d, generator=seeded),
-            "values": torch.randn(*shape, values, generator=seeded),
-        }
-    return {"ids": ids} | given | mask
+def longest(net: nn.Module) -> int:
+    """Most tokens, as learned positions allow."""
+    return min([4096, *(m.max_len for m in net.modules() if isinstance(m, LearnedPositions))])
 
 
-def dynamic_lengths(net: nn.Module) -> tuple[Any, Any]:
-    """The dimensions "length" of a source and "past" of what is written, as long as learned positions allow."""
-    longest = min([4096, *(m.max_len for m in net.modules() if isinstance(m, LearnedPositions))])
-    return Dim("length", max=longest), Dim("past", max=longest - 1)
+def export_decoder(
+    encoder: nn.Module,
+    step: Any,
+    sources: Sequence[Mapping[str, Tensor]],
+    lengths: Mapping[str, Any],
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    memory_length: Any = None,
+    renamed: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Write `encoder` and `step` programs, each checked against the model; see `export_model`.
+
+    Args:
+        encoder: sources by name to a named tuple of tensors.
+        step: of the decoder, `.net`; its inputs are called as the encoder's outputs and sources are, and `ids`, `keys`
+            and `values`. None: there is no decoder.
+        sources: examples (B, length, ...), each of another batch size and, where it is free, another length.
+        lengths: the dimension of each source's length; a source without one has the example's.
+        folder: made if missing.
+        formats: of "torch", "onnx".
+        memory_length: the dimension of what the encoder hands on; by default of at most `longest` tokens.
+        renamed: what the step calls some of the encoder's outputs.
+
+    Raises:
+        ExportError: a program differs from the model, or a kernel cannot be exported so.
+    """
+    encoder = encoder.eval().cpu()
+    shapes = {name: {0: BATCH} | ({1: lengths[name]} if name in lengths else {}) for name in sources[0]}
+    if step is None:
+        return export_model(encoder, sources, shapes, folder, "encoder", formats)
+    known = inspect.signature(step.eval().cpu().forward).parameters
+    steps = []
+    for source, past in zip(sources, PASTS, strict=True):
+        batch = len(next(iter(source.values())))
+        with torch.no_grad():
+            given = {"ids": torch.arange(batch)[:, None] + 4, **encoder(**source)._asdict()}
+        given |= {**_cache(step.net, batch, past), **source}
+        given |= {new: given[name] for name, new in (renamed or {}).items()}
+        steps.append({name: tensor for name, tensor in given.items() if name in known})
+    most = longest(step.net)
+    dimensions = {tuple(len(example["ids"]) for example in steps): BATCH, PASTS: Dim("past", max=most - 1)}
+    memory_length = Dim("length", max=most) if memory_length is None else memory_length
+    lines = export_model(encoder, sources, shapes, folder, "encoder", formats)
+    free = {name: _free([example[name] for example in steps], dimensions, memory_length) for name in steps[0]}
+    return lines + export_model(step, steps, free, folder, "step", formats)
+
+
+def _cache(net: Any, batch: int, past: int) -> dict[str, Tensor]:
+    """Keys and values of so many tokens, (n, B, h, past, d) each; nothing of an LSTM, whose state the encoder gives."""
+    if isinstance(net, RecurrentDecoder):
+        return {}
+    caches: list[Any] = [layer.self_attention.make_cache(batch) for layer in net.decoder.layers]
+    for cache, layer in zip(caches, net.decoder.layers, strict=True):
+        if type(cache) is not KVCache:
+            kind = layer.self_attention.kernel.kind
+            raise ExportError(f"attention kind {kind!r} keeps no keys and values: its step has no export.")
+    seeded, found = torch.Generator().manual_seed(past), {}
+    for name in ("keys", "values"):
+        _, h, _, d = getattr(caches[0], name).shape
+        found[name] = torch.randn(len(caches), batch, h, past, d, generator=seeded)
+    return found
+
+
+def _free(examples: Sequence[Tensor], dimensions: Mapping[tuple[int, ...], Any], length: Any) -> dict[int, Any]:
+    """The dimensions of an input that may have any size: those in which its examples differ.
+
+    Args:
+        examples: of the input.
+        dimensions: by their sizes in the examples; all others are of the source's length.
+        length: that dimension.
+    """
+    sizes = enumerate(zip(*(example.shape for example in examples), strict=True))
+    return {place: dimensions.get(size, length) for place, size in sizes if len(set(size)) > 1}

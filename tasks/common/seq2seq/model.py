@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ from mmattn.generate import Generated, GenerationConfig
 from mmattn.masks import Mask
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.consensus import agreed
-from mmattn.tasks.common.seq2seq.data import PairProcessor
+from mmattn.tasks.common.seq2seq.data import PairBatch
+from mmattn.tasks.common.seq2seq.processor import LIMITS, PairProcessor
 
 
 class TextOutput(NamedTuple):
@@ -68,7 +68,6 @@ class TextHead(Seq2Seq):
             return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
 
 
-LIMITS = frozenset({"max_new_tokens", "max_length"})
 BEAMS = 5  # where neither the user nor the model says
 
 
@@ -109,33 +108,19 @@ def search_config(
         raise ConfigError(f"generation: {error}.") from None
 
 
-def search_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What a command line says of the search, as `search_config` takes it.
-
-    Raises:
-        ConfigError: fewer beams than one.
-    """
-    if options.num_beams is not None and options.num_beams < 1:
-        raise ConfigError(f"--num_beams: expected 1 or more, found {options.num_beams}.")
-    given = {name: getattr(options, name) for name in ("num_beams", "length_penalty", "consensus")}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def search(
     model: Any,
-    batch: Any,
+    batch: PairBatch,
     processor: PairProcessor,
-    given: Mapping[str, Any] | None = None,
     consensus: bool | None = None,
     **options: Any,
 ) -> list[tuple[str, float]]:
     """The text that a model writes for each row of a batch, and its log p / length^length_penalty.
 
     Args:
-        model: has `generate(source_ids, source_mask, config)`.
-        batch: has source_ids and source_mask.
+        model: has `generate(source_ids, source_mask, config)`, which takes what is `beside` them in the batch.
+        batch: of its processor.
         processor: see `search_config`, as options.
-        given: what else the model's `generate` takes, by name.
         consensus: of the texts that the beams find, the one that agrees most with all (`agreed`), not the likeliest;
             None: as the model was measured.
     """
@@ -144,7 +129,7 @@ def search(
     config = search_config(processor, batch.source_ids.shape[1], **options)
     if consensus:
         config = replace(config, num_return_sequences=config.num_beams)
-    found = model.generate(batch.source_ids, batch.source_mask, config, **(given or {}))
+    found = model.generate(batch.source_ids, batch.source_mask, config, **batch.beside)
     log_p = (found.scores * found.lengths**config.length_penalty).tolist()  # [B][K]
     rows = []
     for candidates, scores, likely in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mmattn.tasks.common.pretrained import Parts, read_parts
 from torch import Tensor
 
 from mmattn.data.batching import BatchPlan, EvalBatchSampler
 from mmattn.data.buckets import TokenBatchSampler
+from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
-from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, PairProcessor, PairSample, collate
-from mmattn.tasks.common.seq2seq.model import LIMITS, CorpusMetric, drop_words, search, token_loss
+from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset
+from mmattn.tasks.common.seq2seq.model import CorpusMetric, drop_words, search, token_loss
+from mmattn.tasks.common.seq2seq.processor import PairProcessor
 
 logger = logging.getLogger(__name__)
 
 
-class PairDataModule(TaskDataModule):
-    """Pairs of texts. A task says how a path and the built-in data are opened (`open_pairs`).
+class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
+    """Pairs of texts.
 
     Args:
         extra: path of more training pairs, such as back-translated ones; none: no more.
@@ -41,8 +39,7 @@ class PairDataModule(TaskDataModule):
         hide: train and measure without the source: a baseline to be beaten.
     """
 
-    processor_class: Any = PairProcessor
-    collate: Any = staticmethod(collate)
+    processor_class = PairProcessor
     sizes = ("vocab_size", "source_vocab_size")
 
     def __init__(
@@ -62,7 +59,7 @@ class PairDataModule(TaskDataModule):
         self.extra, self.max_tokens, self.hide = expand(extra, "data.extra"), max_tokens, hide
         if max_tokens is not None:
             self.train_size = "max_tokens"
-        self.processor_options: dict[str, Any] = {
+        self.processor_options = {
             "tokenizer": tokenizer,
             "vocab_size": vocab_size,
             "shared_vocab": shared_vocab,
@@ -72,74 +69,32 @@ class PairDataModule(TaskDataModule):
         }
         self.report: dict[str, float] = {}  # of the training batches, for the log
 
-    # What a task provides ---------------------------------------------------------------------------------------------
-
-    def open_pairs(self, split: Split, path: str | None) -> PairDataset:
-        """The pairs of a path, or the built-in ones."""
-        raise NotImplementedError
-
-    # A model to go on from --------------------------------------------------------------------------------------------
-
-    def read_model(self, task: str, name: str | Path) -> Parts:
-        kept = self.processor_options.get("options", {})
-        pair = (kept["source_lang"], kept["target_lang"]) if kept else None
-        return read_parts(task, name, self.processor_class, languages=pair)
-
-    def adopt_processor(self, start: Parts) -> Parts:
-        start = super().adopt_processor(start)
-        processor = self.processor
-        source, given = processor.source, self._given()
-        known = {
-            "tokenizer": source.kind,
-            "vocab_size": max(source.vocab_size, processor.target.vocab_size),
-            "shared_vocab": processor.shared,
-            "lowercase": getattr(source, "lowercase", False),
-        }
-        for name, value in given.items():
-            fits = value >= known[name] if name == "vocab_size" else name.startswith("max_") or value == known[name]
-            if not fits:
-                raise ConfigError(
-                    f"data.{name}: the model that training goes on from has {known[name]!r}, the configuration says "
-                    f"{value!r}; its texts stay as they were: leave the keyword out."
-                )
-        processor.options |= self.processor_options.get("options", {})
-        processor.max_source_len = given.get("max_source_len", processor.max_source_len)
-        processor.max_target_len = given.get("max_target_len", processor.max_target_len)
-        limit = start.known["max_len"] if start.known.get("positions") == "learned" else math.inf
-        for name in ("max_source_len", "max_target_len"):
-            if getattr(processor, name) > limit:
-                raise ConfigError(
-                    f"data.{name}: expected at most {limit}, for which {start.where} has positions; found "
-                    f"{getattr(processor, name)}."
-                )
-        generation = processor.options.get("generation")
-        if generation is not None and ("max_target_len" in given or generation.get("max_new_tokens") == 20):
-            # 20 is what transformers takes where a public model says nothing.
-            processor.options["generation"] = {k: v for k, v in generation.items() if k not in LIMITS}
-        return start
-
-    def _given(self) -> dict[str, Any]:
-        """What the configuration says of the processor: the values that are not the defaults."""
-        defaults = inspect.signature(PairDataModule.__init__).parameters
-        return {k: v for k, v in self.processor_options.items() if k in defaults and v != defaults[k].default}
-
-    # ------------------------------------------------------------------------------------------------------------------
-
     def open_split(self, split: Split, path: str | None) -> PairDataset:
-        dataset = self.open_pairs(split, path)
+        dataset = super().open_split(split, path)
         if split == "train" and self.extra is not None:
-            more = self.open_pairs(split, self.extra)
+            more = self.make_dataset(self.extra, split)
             logger.info("%s: %d more pairs", self.extra, len(more))
-            dataset = PairDataset([*dataset.samples, *more.samples], f"{dataset.name} and {more.name}")
+            dataset = dataset.with_more(more)
         return dataset
 
-    def make_processor(self, train: Any) -> PairProcessor:
-        try:
-            return self.processor_class.fit(train, **self.processor_options)
-        except ValueError as error:
-            raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
+    def read_model(self, name: str | Path) -> CheckpointParts:
+        kept = self.processor_options.get("options", {})
+        return read_parts(self.task, name, languages=(kept["source_lang"], kept["target_lang"]) if kept else None)
 
-    def train_plan(self, dataset: Any) -> BatchPlan:
+    def adopt_processor(self, start: CheckpointParts) -> None:
+        defaults = inspect.signature(PairDataModule.__init__).parameters
+        options = self.processor_options.items()
+        given = {k: v for k, v in options if k not in defaults or v != defaults[k].default}
+        self.processor = start.processor.retarget(self.dataset("train"), given)
+        limit = start.known["max_len"] if start.known.get("positions") == "learned" else math.inf
+        for name in ("max_source_len", "max_target_len"):
+            if getattr(self.processor, name) > limit:
+                raise ConfigError(
+                    f"data.{name}: expected at most {limit}, for which {start.where} has positions; found "
+                    f"{getattr(self.processor, name)}."
+                )
+
+    def train_plan(self, dataset: PairDataset) -> BatchPlan:
         lengths = self.processor.lengths(dataset.samples)
         if self.max_tokens is None:
             return super().train_plan(dataset)
@@ -156,21 +111,12 @@ class PairDataModule(TaskDataModule):
             )
         return plan
 
-    def eval_plan(self, dataset: Any) -> BatchPlan:
+    def eval_plan(self, dataset: PairDataset) -> BatchPlan:
         lengths = [source for source, _ in self.processor.lengths(dataset.samples)]
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
 
-    def collate_fn(self, split: Split) -> Callable[..., PairBatch]:
-        make = partial(self.collate, processor=self.processor)
-        return partial(_without_source, make) if self.hide else make
 
-
-def _without_source(make: Callable[..., PairBatch], samples: list[PairSample], **options: Any) -> PairBatch:
-    """A batch whose sources are one sign that says nothing."""
-    return make([dataclasses.replace(sample, source=".") for sample in samples], **options)
-
-
-class PairModule(TaskModule):
+class PairModule(TaskModule[PairDataModule]):
     """Cross-entropy under teacher forcing; measuring by greedy or beam search. A task gives the score (`score`).
 
     Args:
@@ -212,15 +158,15 @@ class PairModule(TaskModule):
         """The field's figures for whole texts."""
         raise NotImplementedError
 
-    def run_model(self, batch: Any) -> Any:
+    def run_model(self, batch: PairBatch) -> Any:
         """The model under teacher forcing."""
-        return self.model(batch.source_ids, batch.source_mask, batch.target_ids)
+        return self.model(batch.source_ids, batch.source_mask, batch.target_ids, **batch.beside)
 
-    def write(self, batch: Any, given: Mapping[str, Any] | None = None) -> list[str]:
-        """The texts that the model writes; given is what else its `generate` takes."""
+    def write(self, batch: PairBatch) -> list[str]:
+        """The texts that the model writes."""
         options = {"num_beams": self.val_beams, "consensus": False} if self.trainer.state.fn == "fit" else self.wanted()
         options |= {"length_penalty": self.length_penalty}
-        return [text for text, _ in search(self.model, batch, self._processor, given, **options)]
+        return [text for text, _ in search(self.model, batch, self.data.processor, **options)]
 
     def wanted(self) -> dict[str, Any]:
         """What the options say of searching."""
@@ -234,14 +180,9 @@ class PairModule(TaskModule):
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    @property
-    def _processor(self) -> PairProcessor:
-        return self.trainer.datamodule.processor  # type: ignore[attr-defined]
-
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
-        report = self.trainer.datamodule.report  # type: ignore[attr-defined]
-        self.log_dict({f"train/{name}": float(value) for name, value in report.items()})
+        self.log_dict({f"train/{name}": float(value) for name, value in self.data.report.items()})
 
     def training_loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         self.hide_words(batch)
@@ -252,7 +193,7 @@ class PairModule(TaskModule):
         """Word dropout, in place."""
         if not self.word_dropout:
             return
-        source, target = self._processor.source, self._processor.target
+        source, target = self.data.processor.source, self.data.processor.target
         batch.source_ids = drop_words(
             batch.source_ids, batch.source_mask, self.word_dropout, source.unk_id, (source.eos_id,)
         )

@@ -1,0 +1,224 @@
+"""What turns pairs of texts into ids and ids into text; it is shipped with the model."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from mmattn.data.processor import Processor
+from mmattn.data.text.tokenizer import TextProcessor, TokenIds, load_tokenizer
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, PairSample
+
+LIMITS = frozenset({"max_new_tokens", "max_length"})  # of what is written, in a generation_config.json
+UNTOLD = 20  # max_new_tokens that transformers takes where a public model says nothing
+
+
+class PairProcessor(Processor[PairSample, PairBatch]):
+    """What turns pairs of texts into ids and ids into text; shipped with the model.
+
+    Args:
+        source: Tokenizer of what is read.
+        target: Tokenizer of what is written, the same object where the vocabulary is shared.
+        max_source_len: Most tokens read, the end included; what is longer is cut, and counted.
+        max_target_len: Most tokens written, the end included.
+        options: What else a task keeps, as JSON takes it (languages).
+    """
+
+    KEYS = frozenset({"source", "target", "max_source_len", "max_target_len", "options"})
+    batch_class: ClassVar[type[PairBatch]] = PairBatch
+
+    def __init__(
+        self,
+        source: TokenIds,
+        target: TokenIds | None = None,
+        max_source_len: int = 256,
+        max_target_len: int = 256,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.source, self.target = source, source if target is None else target
+        self.max_source_len, self.max_target_len = max_source_len, max_target_len
+        self.options = dict(options or {})
+        for name, value in (("max_source_len", max_source_len), ("max_target_len", max_target_len)):
+            if value < 2:
+                raise ValueError(f"{name}: expected at least 2, found {value}")
+
+    @classmethod
+    def fit(
+        cls,
+        dataset: PairDataset,
+        tokenizer: str = "bpe",
+        vocab_size: int = 8000,
+        shared_vocab: bool = True,
+        lowercase: bool = False,
+        min_count: int = 1,
+        max_source_len: int = 256,
+        max_target_len: int = 256,
+        options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Makes a processor from the training pairs, and only from them.
+
+        Args:
+            dataset: The training data.
+            tokenizer: ``bpe`` (byte-level), ``unigram`` or ``word``.
+            vocab_size: Most ids, of each vocabulary.
+            shared_vocab: One vocabulary for both sides, which then share their embeddings; or one each.
+            lowercase: Lower-case everything.
+            min_count: Least occurrences of a word or pair.
+            max_source_len: See the class, as the next two.
+            max_target_len: Most tokens written.
+            options: What else is kept.
+        """
+        sources = [sample.source for sample in dataset.samples]
+        targets = [sample.target for sample in dataset.samples]
+
+        def make(texts: list[str]) -> TextProcessor:
+            longest = max(max_source_len, max_target_len)
+            return TextProcessor.fit(texts, tokenizer, vocab_size, min_count, lowercase, longest)
+
+        source = make([*sources, *targets] if shared_vocab else sources)
+        target = source if shared_vocab else make(targets)
+        return cls(source, target, max_source_len, max_target_len, options)
+
+    @property
+    def shared(self) -> bool:
+        """Whether both sides have one vocabulary."""
+        return self.source is self.target
+
+    def sizes(self) -> dict[str, Any]:
+        """The model's keywords that the data decide; without a source vocabulary of its own, the sides share one."""
+        return {
+            "vocab_size": self.target.vocab_size,
+            "source_vocab_size": None if self.shared else self.source.vocab_size,
+        }
+
+    # Batches ----------------------------------------------------------------------------------------------------------
+
+    def collate(
+        self,
+        samples: Sequence[PairSample],
+        *,
+        augment: None = None,
+        seeds: Sequence[int] | None = None,
+        is_repeat: bool = False,
+    ) -> PairBatch:
+        targets = [sample.target or sample.right_targets()[0] for sample in samples]
+        labels, label_mask = self.target.encode_batch(targets, self.max_target_len, eos=True)
+        start = torch.full_like(labels[:, :1], self.target.start_id)
+        return self.batch_class(
+            **self.encode_sources([sample.source for sample in samples]),
+            target_ids=torch.cat([start, labels[:, :-1]], dim=1),  # (B, L)
+            labels=labels,
+            label_mask=label_mask,
+            ids=[sample.id for sample in samples],
+            references=[sample.right_targets() for sample in samples],
+            is_repeat=is_repeat,
+        )
+
+    def encode_sources(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What a batch holds of its sources: ids (B, S), the end last, and mask (B, S), True = a real token."""
+        ids, mask = self.source.encode_batch(texts, self.max_source_len, eos=True)
+        return {"source_ids": ids, "source_mask": mask}
+
+    def ablate(self, batch: PairBatch, what: str, seeds: Sequence[int] | None = None) -> PairBatch:
+        """Without the "source": as if each were one sign that says nothing."""
+        return dataclasses.replace(batch, **self.encode_sources(["."] * len(batch)))  # type: ignore[arg-type]
+
+    def lengths(self, samples: Sequence[PairSample]) -> list[tuple[int, int]]:
+        """Tokens of source and target as the model gets them, for batches of like lengths."""
+        return [
+            (
+                min(self.whole_length(self.source, sample.source), self.max_source_len),
+                min(self.whole_length(self.target, sample.target), self.max_target_len),
+            )
+            for sample in samples
+        ]
+
+    def count_truncated(self, samples: Sequence[PairSample]) -> tuple[int, int]:
+        """How many sources and targets are longer than the model reads and writes: for a report before training."""
+        sources = sum(self.tokens_cut(sample.source) > 0 for sample in samples)
+        targets = sum(self.whole_length(self.target, sample.target) > self.max_target_len for sample in samples)
+        return sources, targets
+
+    def tokens_cut(self, source: str) -> int:
+        """Tokens at the end of a source that the model does not read."""
+        return max(0, self.whole_length(self.source, source) - self.max_source_len)
+
+    @staticmethod
+    def whole_length(tokenizer: TokenIds, text: str) -> int:
+        """Tokens of a text with its first and its end, not cut."""
+        return len(tokenizer.prefix_ids) + tokenizer.length(text) + 1
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Plain text, as a person would write it, from target ids."""
+        return self.target.decode(ids)
+
+    # Fine-tuning ------------------------------------------------------------------------------------------------------
+
+    def retarget(self, train: Any, given: Mapping[str, Any]) -> Self:
+        """A processor for other data: texts stay as the model knows them, lengths and options are those given.
+
+        Args:
+            train: The training data.
+            given: Keywords of ``fit``.
+
+        Raises:
+            ConfigError: A keyword that would change the texts.
+        """
+        known = {
+            "tokenizer": self.source.kind,
+            "vocab_size": max(self.source.vocab_size, self.target.vocab_size),
+            "shared_vocab": self.shared,
+            "lowercase": getattr(self.source, "lowercase", False),
+        }
+        for name, value in given.items():
+            fits = value >= known[name] if name == "vocab_size" else name not in known or value == known[name]
+            if not fits:
+                raise ConfigError(
+                    f"data.{name}: the model that training goes on from has {known[name]!r}, the configuration says "
+                    f"{value!r}; its texts stay as they were: leave the keyword out."
+                )
+        other = copy.copy(self)
+        other.options = self.options | given.get("options", {})
+        other.max_source_len = given.get("max_source_len", self.max_source_len)
+        other.max_target_len = given.get("max_target_len", self.max_target_len)
+        generation = other.options.get("generation")
+        if generation is not None and ("max_target_len" in given or generation.get("max_new_tokens") == UNTOLD):
+            other.options["generation"] = {k: v for k, v in generation.items() if k not in LIMITS}
+        return other
+
+    # Saving -----------------------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "source": self.source.config(),
+            "target": None if self.shared else self.target.config(),
+            "max_source_len": self.max_source_len,
+            "max_target_len": self.max_target_len,
+            "options": self.options,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
+        shared = config["target"] is None
+        source = load_tokenizer(folder if shared else folder / "source", config["source"])
+        target = source if shared else load_tokenizer(folder / "target", config["target"])
+        return cls(source, target, config["max_source_len"], config["max_target_len"], config["options"])
+
+    def save_parts(self, folder: Path) -> None:
+        """Writes the tokenizers, into ``source/`` and ``target/`` where there are two."""
+        if self.shared:
+            self.source.save(folder)
+            return
+        for name, tokenizer in (("source", self.source), ("target", self.target)):
+            (folder / name).mkdir(exist_ok=True)
+            tokenizer.save(folder / name)
+
+    def parts_text(self) -> str:
+        return self.source.to_json() + ("" if self.shared else self.target.to_json())

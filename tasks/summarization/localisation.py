@@ -1,0 +1,23 @@
+"""The pointing game of summarization: whether each word of the true summary peaks on where it comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmattn.tasks.common.pointing import PointingGame, in_parts
+from mmattn.tasks.summarization.demo import make
+from mmattn.tasks.summarization.predict import Summary
+
+
+def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
+    """Per kind of word of the built-in test part, by the map that is drawn, tokens of a word joined."""
+    game = PointingGame("or eight signs off")
+    for part in in_parts(make("test")[:limit], 50):
+        forced = [Summary(sample.id, sample.target, 0.0) for sample in part]
+        for sample, found in zip(part, predictor.explain_written(part, forced), strict=True):
+            for word, places in sample.origins:
+                peak, text = found.peak(word)[0], sample.target[slice(*word)]
+                kind = "number" if text.isdigit() else "name" if text[0].isupper() else "thing"
+                near = any(a - 8 <= peak < b + 8 for a, b in places)
+                game.add(kind, any(a <= peak < b for a, b in places), near)
+    return game

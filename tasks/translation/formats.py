@@ -1,0 +1,119 @@
+"""The file formats of parallel text, to the fields of samples, by the path's ending.
+
+- a prefix: ``train`` stands for ``train.en`` and ``train.de``, whose lines i translate each other;
+- ``.tsv``: source, tab, target; a first line of names (``en``, ``de``, or ``source``, ``target``) may choose;
+- ``.jsonl``: ``{"en": ..., "de": ...}``, or ``source`` and ``target``, or either under ``translation``; and
+  ``references``, a list, where a sentence has several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmattn.data.errors import DataError, Problems
+from mmattn.data.readers import read_lines, read_rows
+
+Fields = dict[str, Any]  # of a sample, by its attributes' names
+_Found = Iterator[tuple[str, Fields]]
+
+TABLES = (".tsv", ".jsonl", ".ndjson")
+
+
+def read_parallel(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
+    """Reads one split.
+
+    Args:
+        path: In any of the formats.
+        languages: Read and written.
+        require_target: Whether a missing translation is an error.
+        problems: Takes the bad lines.
+
+    Yields:
+        Where the line stands in which file, and the sample's fields.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in TABLES:
+        read = _tsv if suffix == ".tsv" else _jsonl
+        return read(path, languages, require_target, problems)
+    return _two_files(path, languages, problems)
+
+
+def _two_files(path: str | Path, languages: tuple[str, str], problems: Problems) -> _Found:
+    files = [f"{path}.{language}" for language in languages]
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        beside = sorted(p.name for p in Path(path).parent.glob(f"{Path(path).name}*")) if Path(path).name else []
+        found = f"no {missing[0]}" + (f" (there are: {', '.join(beside[:5])})" if beside else "")
+        expected = f"the prefix of two files ending in .{languages[0]} and .{languages[1]}, or a .tsv or .jsonl file"
+        raise DataError(str(path), expected, found)
+    sides = [read_lines(file) for file in files]
+    if len(sides[0]) != len(sides[1]):
+        found = f"{len(sides[0]):,} and {len(sides[1]):,}"
+        raise DataError(f"{files[0]} and {files[1]}", "as many lines in both", found)
+    for line, texts in enumerate(zip(*sides, strict=True), start=1):
+        side = next((file for file, text in zip(files, texts, strict=True) if not text.strip()), None)
+        if side is None:
+            yield f"{path}, line {line}", {"id": str(line), "source": texts[0].strip(), "target": texts[1].strip()}
+        else:
+            problems.add(f"{side}, line {line}", "a sentence", "an empty line")
+
+
+def _tsv(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
+    """No quoting: a quotation mark is one, as everywhere in parallel text."""
+    columns = (0, 1)
+    width = None
+    for line, text in enumerate(read_lines(path), start=1):
+        cells, where = text.split("\t"), f"{path}, line {line}"
+        if not text.strip():
+            continue
+        if width is None:
+            width = len(cells)
+            named = _columns([cell.strip().lower() for cell in cells], languages)
+            if named is not None:
+                columns = named
+                continue
+            if width > 2 or (require_target and width < 2):
+                expected = f"two columns, or a first line that names {' and '.join(languages)}, or source and target"
+                raise DataError(where, expected, f"{width} columns")
+        if len(cells) == width:
+            source, target = (cells[n].strip() if n < width else "" for n in columns)
+            yield where, {"id": str(line), "source": source, "target": target}
+        else:
+            problems.add(where, f"{width} columns", f"{len(cells)}")
+
+
+def _columns(names: Sequence[str], languages: tuple[str, str]) -> tuple[int, int] | None:
+    for source, target in (languages, ("source", "target")):
+        if source.lower() in names and target.lower() in names:
+            return names.index(source.lower()), names.index(target.lower())
+    return None
+
+
+def _jsonl(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
+    expected = f"the keys {' and '.join(languages)}, or source and target"
+    if not require_target:
+        expected = f"the key {languages[0]} or source, a text"
+    for where, line, row in read_rows(path, problems):
+        fields = fields_of(row, str(line), languages)
+        if fields is None or (require_target and not (fields["target"] or fields["references"])):
+            problems.add(where, expected, f"the keys {', '.join(row)}")
+        else:
+            yield where, fields
+
+
+def fields_of(row: Mapping[str, Any], default_id: str, languages: tuple[str, str]) -> Fields | None:
+    """A sample's fields from a mapping, or None where it has no source."""
+    inner: Any = row.get("translation")
+    inner = inner if isinstance(inner, dict) else row
+    for source, target in (languages, ("source", "target"), ("text", "translation")):
+        if source in inner:
+            translated, references = inner.get(target), row.get("references") or []
+            return {
+                "id": str(row.get("id", default_id)),
+                "source": inner[source],
+                "target": "" if translated is None else translated,
+                "references": references if isinstance(references, list) else [references],
+            }
+    return None
