@@ -20,6 +20,7 @@ from mmattn.explain import capture
 from mmattn.tasks.asr.alignment import Window, Word, align, place_words, windows
 from mmattn.tasks.asr.data import ASRSample, read_recordings
 from mmattn.tasks.asr.decoding import check_lm, write
+from mmattn.tasks.asr.model import PublicCTC
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.errors import ConfigError
@@ -327,12 +328,10 @@ class Recogniser(Predictor[Item, Transcript]):
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder with CTC, and the decoder's step, where there is one, with its cache as flat tensors."""
-        from mmattn.tasks.asr.export import export_recogniser
-        from mmattn.tasks.asr.export_public import export_ctc
+        from mmattn.tasks.asr.export import export_ctc, export_recogniser
 
-        if self.parts is not None and self.parts.network:
-            return export_ctc(self.model, folder, formats)
-        return export_recogniser(self.model, folder, formats)
+        export = export_ctc if isinstance(self.model, PublicCTC) else export_recogniser
+        return export(self.model, folder, formats)
 
     # The command line -------------------------------------------------------------------------------------------------
 

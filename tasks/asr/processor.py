@@ -13,7 +13,7 @@ from mmattn.data.audio.mel import FrontEnd, LogMel, level
 from mmattn.data.errors import DataError, nearest
 from mmattn.data.processor import SETTINGS, Processor
 from mmattn.data.readers import read_json
-from mmattn.data.text.ngram import Counted, Mixture, NGram, load_lm
+from mmattn.data.text.ngram import Counted, Ids, Mixture, NGram, load_lm
 from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor, TokenIds
 from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalise
 from mmattn.tasks.common.errors import ConfigError
@@ -178,9 +178,11 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
     def with_lm(self, folder: Path, order: int) -> Self:
         """Itself with the language model that lies in a folder; as it is where the order is 0."""
         if order:
-            sizes = (self.tokenizer.vocab_size, self.tokenizer.start_id, self.tokenizer.eos_id)
-            self.lm = load_lm(folder / LM, *sizes)
+            self.lm = load_lm(folder / LM, self._ids())
         return self
+
+    def _ids(self) -> Ids:
+        return Ids(self.tokenizer.vocab_size, self.tokenizer.start_id, self.tokenizer.eos_id)
 
     def search_without_lm(self) -> dict[str, Any]:
         """How the model searched, without its language model, which is of other texts."""
@@ -200,10 +202,9 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         Raises:
             ValueError: No text is left, or no ids stand for a text's beginning and end.
         """
-        ids, spelt = self.tokenizer, []
+        ids, spelt, left_out = self.tokenizer, [], []
         if len({ids.pad_id, ids.start_id, ids.eos_id}) < 3:
             raise ValueError("expected a tokenizer with ids for where a text begins and ends, found none")
-        left_out = []
         for given in (texts, further):
             rows = [ids.encode(self.learnt(text)) for text in given]
             spelt.append([row for row in rows if row and ids.unk_id not in row])
@@ -211,8 +212,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         own, others = spelt
         if not own or (left_out[1] and not others):
             raise ValueError(f"expected texts of signs that have an id, found none among {left_out[bool(own)]}")
-        sizes = (ids.vocab_size, order, ids.start_id, ids.eos_id)
-        self.lm = Mixture.fit(own, others, *sizes) if others else NGram.fit(own, *sizes)
+        self.lm = Mixture.fit(own, others, order, self._ids()) if others else NGram.fit(own, order, self._ids())
         return sum(left_out)
 
     def save_parts(self, folder: Path) -> None:

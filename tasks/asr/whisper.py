@@ -345,6 +345,6 @@ class WhisperRecogniser(Recogniser):
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write what listens and a step of what writes, with its cache as flat tensors."""
-        from mmattn.tasks.asr.export_public import export_whisper
+        from mmattn.tasks.asr.export import export_whisper
 
-        return export_whisper(self.model, self.processor.front.window_frames, folder, formats)
+        return export_whisper(self.model.net, self.processor.front.window_frames, folder, formats)
