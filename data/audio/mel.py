@@ -1,78 +1,69 @@
-"""Signals: another sample rate, and the log-mel features that training and serving share; plain torch."""
+"""Front ends, samples to what a network hears: log-mel frames, Whisper's, samples as wav2vec 2.0 has them.
+
+One recording when they are called, several by ``batch``, which also tells by a mask (True = of the recording) what is
+padding. Plain torch; what public models want is read from their ``preprocessor_config.json``.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from fractions import Fraction
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from mmattn.data.errors import DataError, shorten
+from mmattn.data.readers import read_json
 
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: a header that says anything else is damaged
-WIDTH, ROLLOFF = 6, 0.99  # of the resampling filter: zero crossings on a side, and its edge as a share of Nyquist
+UNIT = 0.01  # seconds in which lengths are counted, where the features are samples
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+# Keys of them that say nothing that is computed here, or that follow from the others.
+REMARKS = frozenset(
+    {"feature_extractor_type", "processor_class", "auto_map", "mel_filters", "n_samples", "nb_max_frames"}
+)
+BREAK = 1000.0  # Hz: Slaney's mel scale is linear below, logarithmic above
+STEP = 27 / math.log(6.4)  # mels a factor e above it
 
 
-class Resampler:
-    """Another sample rate, by a Hann-windowed sinc; pieces of any length in, the same samples out as of the whole.
+class FrontEnd(ABC):
+    """Samples to what a network hears. ``KEYS`` are its settings, as files call them and as the constructor does."""
 
-    y(t) = sum_i x(i) g(t - i), g(t) = sinc(2 f t) cos^2(pi f t / w) within w zero crossings, f the lower of both
-    Nyquist frequencies times a roll-off. Equal to ``torchaudio.functional.resample``.
+    KIND: ClassVar[str | None] = None  # feature_extractor_type of preprocessor_config.json
+    KEYS: ClassVar[Mapping[str, str]]
+    sample_rate: int  # in Hz
+    hop: int = 1  # samples from one step of the features to the next one
 
-    Args:
-        source_rate: Of what comes in, in Hz.
-        target_rate: Of what goes out. Where both share no factor, the ratio is rounded (by less than a millionth).
+    def config(self) -> dict[str, Any]:
+        """The settings, as JSON has them."""
+        kind = {} if self.KIND is None else {"feature_extractor_type": self.KIND}
+        return kind | {key: getattr(self, name) for key, name in self.KEYS.items()}
 
-    >>> resampler = Resampler(16_000, 8_000)
-    >>> len(resampler(torch.zeros(300))) + len(resampler(torch.zeros(20))) + len(resampler.finish())
-    160
-    """
+    @property
+    def frame_seconds(self) -> float:
+        """From one step of the features to the next one."""
+        return self.hop / self.sample_rate
 
-    def __init__(self, source_rate: int, target_rate: int) -> None:
-        ratio = Fraction(target_rate, source_rate).limit_denominator(1000)
-        self.source, self.target = ratio.denominator, ratio.numerator  # this many samples in for that many out
-        base = min(self.source, self.target) * ROLLOFF
-        self.width = math.ceil(WIDTH * self.source / base)
-        places = torch.arange(-self.width, self.width + self.source, dtype=torch.float64) / self.source
-        time = torch.arange(0, -self.target, -1, dtype=torch.float64)[:, None] / self.target + places
-        time = (time * base).clamp(-WIDTH, WIDTH)
-        window = torch.cos(time * math.pi / WIDTH / 2) ** 2
-        kernel = torch.sinc(time) * window * base / self.source
-        self.kernel = kernel.float()[:, None]  # (target, 1, 2 width + source)
-        self.waiting = torch.zeros(self.width)
-        self.taken = self.given = 0
+    @property
+    def length_seconds(self) -> float:
+        """Of one of what ``num_frames`` counts."""
+        return self.frame_seconds
 
-    def __call__(self, piece: Tensor) -> Tensor:
-        """The samples that can be told once this piece is known."""
-        if self.source == self.target:
-            return piece
-        self.taken += len(piece)
-        return self._run(piece)
+    @abstractmethod
+    def num_frames(self, num_samples: int) -> int:
+        """How much of a batch's room so many samples take, padding that is always there included."""
 
-    def finish(self) -> Tensor:
-        """The last ones."""
-        if self.source == self.target:
-            return self.waiting[:0]
-        missing = math.ceil(self.target * self.taken / self.source) - self.given
-        return self._run(self.waiting.new_zeros(self.width + self.source))[:missing]
-
-    def _run(self, piece: Tensor) -> Tensor:
-        known = torch.cat([self.waiting, piece])
-        steps = (len(known) - 2 * self.width) // self.source
-        if steps < 1:
-            self.waiting = known
-            return known[:0]
-        out = F.conv1d(known[None, None], self.kernel, stride=self.source)[0, :, :steps].T.reshape(
-            -1
-        )  # (steps * target)
-        self.waiting = known[steps * self.source :].clone()
-        self.given += len(out)
-        return out
+    @abstractmethod
+    def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Samples (n,) each, n at least 1 -> features (B, T, ...) and mask (B, T)."""
 
 
-class LogMel:
+class LogMel(FrontEnd):
     """The logarithm of a mel spectrogram, in frames that are centred on every ``hop``-th sample.
 
     log(eps + M |STFT(x)|^2), M triangles evenly spaced on the mel scale 2595 log10(1 + f / 700) (Davis and Mermelstein
@@ -92,6 +83,8 @@ class LogMel:
     torch.Size([101, 40])
     """
 
+    KEYS: ClassVar = {key: key for key in ("sample_rate", "n_mels", "n_fft", "hop", "f_min", "f_max", "eps")}
+
     def __init__(
         self,
         sample_rate: int = 8_000,
@@ -107,8 +100,7 @@ class LogMel:
         self.hop = round(0.01 * sample_rate) if hop is None else int(hop)
         self.f_min, self.f_max = float(f_min), sample_rate / 2 if f_max is None else float(f_max)
         self.eps = float(eps)
-        least = {"sample_rate": MIN_RATE, "n_mels": 1, "n_fft": 2, "hop": 1}
-        for key, value in least.items():
+        for key, value in {"sample_rate": MIN_RATE, "n_mels": 1, "n_fft": 2, "hop": 1}.items():
             if getattr(self, key) < value:
                 raise ValueError(f"{key}: expected at least {value}, found {getattr(self, key)}")
         if not 0 <= self.f_min < self.f_max <= sample_rate / 2 or self.eps <= 0:
@@ -119,27 +111,237 @@ class LogMel:
         if empty:
             raise ValueError(f"n_mels: {empty} of {n_mels} bands hold no frequency of an n_fft of {self.n_fft}")
 
-    def config(self) -> dict[str, Any]:
-        """What the constructor takes, as JSON has it."""
-        keys = ("sample_rate", "n_mels", "n_fft", "hop", "f_min", "f_max", "eps")
-        return {key: getattr(self, key) for key in keys}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> LogMel:
-        """The one that ``config`` describes."""
-        return cls(**config)
-
     def num_frames(self, num_samples: int) -> int:
-        """Frames of so many samples."""
         return num_samples // self.hop + 1
 
     def __call__(self, wave: Tensor) -> Tensor:
         """Samples (..., n), n at least 1 -> (..., T, M)."""
-        spectrum = torch.stft(
-            wave, self.n_fft, self.hop, window=self.window, center=True, pad_mode="constant", return_complex=True
-        ).transpose(-1, -2)  # (..., T, n_fft / 2 + 1), which is how it lies in memory
-        power = spectrum.real.square().add_(spectrum.imag.square())
-        return torch.log(power @ self.bands + self.eps)
+        return torch.log(energies(wave, self, center=True, pad_mode="constant") + self.eps)
+
+    def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        frames = self(pad_sequence(list(waves), batch_first=True))  # (B, T, M)
+        return frames, up_to([self.num_frames(len(wave)) for wave in waves], frames.shape[1])
+
+
+class WhisperFeatures(FrontEnd):
+    """Log-mel frames as Whisper hears them (Radford et al. 2022, section 2.2).
+
+    ``x = log10(max(M |STFT|^2, 1e-10))``, then ``(max(x, max(x) - 8) + 4) / 4``: 80 dB below the loudest, near -1 .. 1.
+
+    Args:
+        sample_rate: In Hz.
+        n_mels: Bands, M.
+        n_fft: Samples a frame.
+        hop: Samples from frame to frame.
+        seconds: Of a window: recordings are cut, or padded with silence, to it.
+        padding: What silence is.
+
+    >>> WhisperFeatures()(torch.zeros(16_000)).shape
+    torch.Size([3000, 80])
+    """
+
+    KIND = "WhisperFeatureExtractor"
+    KEYS: ClassVar = {  # of preprocessor_config.json
+        "sampling_rate": "sample_rate",
+        "feature_size": "n_mels",
+        "n_fft": "n_fft",
+        "hop_length": "hop",
+        "chunk_length": "seconds",
+        "padding_value": "padding",
+    }
+    # What must be so, or not be said; Whisper's encoder reads no mask, whoever made one.
+    NEUTRAL: ClassVar = {
+        "dither": (0.0,),
+        "do_normalize": (False,),
+        "padding_side": ("right",),
+        "return_attention_mask": (False, True),
+    }
+
+    def __init__(
+        self,
+        sample_rate: int = 16_000,
+        n_mels: int = 80,
+        n_fft: int = 400,
+        hop: int = 160,
+        seconds: int = 30,
+        padding: float = 0.0,
+    ) -> None:
+        self.sample_rate, self.n_mels, self.n_fft, self.hop = sample_rate, n_mels, n_fft, hop
+        self.seconds, self.padding = seconds, padding
+        self.window = torch.hann_window(n_fft)
+        self.bands = slaney_bands(sample_rate, n_fft, n_mels, 0.0, 8000.0).float()
+
+    @property
+    def window_frames(self) -> int:
+        """Of a window."""
+        return self.seconds * self.sample_rate // self.hop
+
+    def num_frames(self, num_samples: int) -> int:
+        return self.window_frames  # whatever is in it
+
+    def real_frames(self, num_samples: int) -> int:
+        """Of a window, those that hold some of so many samples."""
+        return min(self.window_frames, -(-num_samples // self.hop))
+
+    def __call__(self, wave: Tensor, whole: bool = False) -> Tensor:
+        """Samples to frames.
+
+        Args:
+            wave: (n,) float.
+            whole: Do not cut it: of what is longer than a window come n // hop frames.
+
+        Returns:
+            (T, M), T of a window, or more where whole.
+
+        Raises:
+            DataError: Not one row of finite samples.
+        """
+        wave = _checked(wave)
+        room = self.seconds * self.sample_rate
+        if not whole:
+            wave = wave[:room]
+        if len(wave) < room:
+            wave = F.pad(wave, (0, room - len(wave)), value=self.padding)
+        half = self.n_fft // 2
+        log = self.log_mel(F.pad(wave[None], (half, half), mode="reflect")[0])[:-1]  # (T, M)
+        return self.scaled(log, float(log.max()))
+
+    def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Windows (B, T, M) of recordings, and mask (B, T): the network hears the silence behind them, too."""
+        counts = [self.real_frames(len(wave)) for wave in waves]
+        return torch.stack([self(wave) for wave in waves]), up_to(counts, self.window_frames)
+
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """log10 of the bands' energies (T, M) in frames that lie within samples (n,), the first at their beginning."""
+        return energies(wave, self, center=False).clamp_min_(1e-10).log10_()
+
+    @staticmethod
+    def scaled(log: Tensor, loudest: float) -> Tensor:
+        """What ``log_mel`` gave, changed in place to what the network hears: 80 dB below the loudest."""
+        return log.clamp_min_(loudest - 8.0).add_(4.0).div_(4.0)
+
+
+class WaveFeatures(FrontEnd):
+    """Samples as wav2vec 2.0 and HuBERT hear them: of mean 0 and variance 1, recording by recording.
+
+    Args:
+        sample_rate: In Hz.
+        normalize: Off: as they are.
+        masked: The network was trained with masks (the large models); off: without (the base models).
+        padding: What stands behind the end.
+
+    >>> features, mask = WaveFeatures().batch([torch.randn(500), torch.randn(400)])
+    >>> features.shape, mask.sum(1).tolist()
+    (torch.Size([2, 500]), [500, 400])
+    """
+
+    KIND = "Wav2Vec2FeatureExtractor"
+    KEYS: ClassVar = {
+        "sampling_rate": "sample_rate",
+        "do_normalize": "normalize",
+        "return_attention_mask": "masked",
+        "padding_value": "padding",
+    }
+    NEUTRAL: ClassVar = {"feature_size": (1,), "padding_side": ("right",)}
+
+    def __init__(
+        self, sample_rate: int = 16_000, normalize: bool = True, masked: bool = False, padding: float = 0.0
+    ) -> None:
+        self.sample_rate, self.normalize, self.masked, self.padding = sample_rate, normalize, masked, padding
+
+    @property
+    def length_seconds(self) -> float:
+        return UNIT
+
+    def num_frames(self, num_samples: int) -> int:
+        return -(-num_samples // round(UNIT * self.sample_rate))
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        """(n,) to (n,).
+
+        Raises:
+            DataError: Not one row of finite samples.
+        """
+        wave = _checked(wave)
+        if not self.normalize:
+            return wave
+        return (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
+
+    def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Recordings (B, n), padded, and their mask (B, n), whether the network was trained with one or not.
+
+        Each is normalised alone. transformers normalises what is not masked together with its padding, and lets base
+        models hear it: here a recording in a batch is what it is alone.
+        """
+        rows = [self(wave) for wave in waves]
+        out = pad_sequence(rows, batch_first=True, padding_value=self.padding)
+        return out, up_to(list(map(len, rows)), out.shape[1])
+
+
+Features = WhisperFeatures | WaveFeatures
+EXTRACTORS: dict[str, type[Features]] = {kind.KIND: kind for kind in (WhisperFeatures, WaveFeatures)}
+
+
+def read_features(directory: str | Path) -> Features:
+    """What a public model's folder wants to hear.
+
+    Raises:
+        DataError: No such file, an extractor that is not known, or a setting that is not supported; named.
+    """
+    path, whole = Path(directory, PREPROCESSOR), Path(directory, PROCESSOR)
+    if path.is_file() or not whole.is_file():
+        return features_from_config(read_json(path), str(path))
+    values = read_json(whole)  # as transformers 5 writes it
+    return features_from_config(values.get("feature_extractor") if isinstance(values, Mapping) else None, str(whole))
+
+
+def features_from_config(values: Mapping[str, Any] | None, where: str = PREPROCESSOR) -> Features:
+    """The extractor that ``config()`` or a ``preprocessor_config.json`` describes.
+
+    Raises:
+        DataError: An extractor that is not known, or a setting that is not supported; named.
+    """
+    name = values.get("feature_extractor_type") if isinstance(values, Mapping) else None
+    if name not in EXTRACTORS or not isinstance(values, Mapping):
+        raise DataError(where, f"a feature_extractor_type of {', '.join(EXTRACTORS)}", shorten(name))
+    kind: Any = EXTRACTORS[name]
+    known = kind.KEYS | kind.NEUTRAL
+    for key, value in values.items():
+        if key not in known and key not in REMARKS:
+            raise DataError(where, f"keys of {', '.join(sorted(known))}", repr(key))
+        if value not in kind.NEUTRAL.get(key, (value,)):
+            raise DataError(where, f"{key} = {' or '.join(map(repr, kind.NEUTRAL[key]))}", repr(value))
+    try:
+        return kind(**{name: values[key] for key, name in kind.KEYS.items() if values.get(key) is not None})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(where, "settings of a feature extractor", shorten(str(error), 200)) from error
+
+
+def _checked(wave: Tensor) -> Tensor:
+    if wave.dim() != 1 or not len(wave) or not wave.is_floating_point():
+        raise DataError("wave", "samples (n,), floating point, at least one", f"{tuple(wave.shape)} {wave.dtype}")
+    if not wave.isfinite().all():
+        raise DataError("wave", "finite samples", f"sample {int((~wave.isfinite()).nonzero()[0])} is none")
+    return wave.float()
+
+
+def up_to(counts: Sequence[int], size: int) -> Tensor:
+    """A mask (B, size) bool, True for the first so many of each row."""
+    return torch.arange(size) < torch.tensor(counts)[:, None]
+
+
+def level(wave: Tensor) -> Tensor:
+    """A wave (n,) without its mean, its peak at one; silence stays silence."""
+    wave = wave - wave.mean()
+    peak = wave.abs().amax()
+    return wave / peak if float(peak) > 1e-7 else torch.zeros_like(wave)
+
+
+def energies(wave: Tensor, front: LogMel | WhisperFeatures, **options: Any) -> Tensor:
+    """What a front end's bands hold of samples (..., n), frame by frame: (..., T, M); options as of ``torch.stft``."""
+    spectrum = torch.stft(wave, front.n_fft, front.hop, window=front.window, return_complex=True, **options)
+    spectrum = spectrum.transpose(-1, -2)  # (..., T, n_fft / 2 + 1), which is how it lies in memory
+    return spectrum.real.square().add_(spectrum.imag.square()) @ front.bands
 
 
 def mel_bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> Tensor:
@@ -147,6 +349,17 @@ def mel_bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: fl
     low, high = (2595 * math.log10(1 + f / 700) for f in (f_min, f_max))
     edges = 700 * (10 ** (torch.linspace(low, high, n_mels + 2, dtype=torch.float64) / 2595) - 1)
     return triangles(edges, sample_rate, n_fft)
+
+
+def slaney_bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> Tensor:
+    """Triangles (n_fft / 2 + 1, M) of equal area, evenly spaced on Slaney's mel scale (Auditory Toolbox, 1998).
+
+    The scale is 3 f / 200 up to 1000 Hz, and 15 + 27 log(f / 1000) / log(6.4) above.
+    """
+    low, high = (3 * f / 200 if f < BREAK else 15 + STEP * math.log(f / BREAK) for f in (f_min, f_max))
+    mels = torch.linspace(low, high, n_mels + 2, dtype=torch.float64)
+    edges = torch.where(mels < 15, 200 * mels / 3, BREAK * torch.exp((mels - 15) / STEP))
+    return triangles(edges, sample_rate, n_fft) * (2 / (edges[2:] - edges[:-2]))
 
 
 def triangles(edges: Tensor, sample_rate: int, n_fft: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sound to samples: reading with clear errors; the features are in ``data/mel.py``.
+"""Sound to samples: reading with clear errors, and another sample rate; front ends are in ``mel.py``.
 
 Reading needs soundfile and torch alone; torchcodec is asked, where it is installed, for what soundfile cannot read.
 Everything is read in pieces, mixed to one channel and resampled as it comes, so that half an hour of eight channels
@@ -10,23 +10,79 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from mmattn.data.audio.mel import MAX_RATE, MIN_RATE, LogMel, Resampler
+from mmattn.data.audio.mel import MAX_RATE, MIN_RATE
 from mmattn.data.errors import DataError, shorten
-
-__all__ = ["LogMel", "Resampler", "audio_seconds", "read_audio", "stream_audio"]
 
 AudioSource = str | Path | bytes | BinaryIO | tuple[Any, int]  # the last: samples (n,) or (channels, n), and their rate
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".mp4", ".aac", ".webm")
 
 BLOCK = 1 << 20  # samples read at once, of all channels together
 UNKNOWN = 1 << 62  # soundfile's number of frames where a streamed file does not say
+WIDTH, ROLLOFF = 6, 0.99  # of the resampling filter: zero crossings on a side, and its edge as a share of Nyquist
+
+
+class Resampler:
+    """Another sample rate, by a Hann-windowed sinc; pieces of any length in, the same samples out as of the whole.
+
+    y(t) = sum_i x(i) g(t - i), g(t) = sinc(2 f t) cos^2(pi f t / w) within w zero crossings, f the lower of both
+    Nyquist frequencies times a roll-off. Equal to ``torchaudio.functional.resample``.
+
+    Args:
+        source_rate: Of what comes in, in Hz.
+        target_rate: Of what goes out. Where both share no factor, the ratio is rounded (by less than a millionth).
+
+    >>> resampler = Resampler(16_000, 8_000)
+    >>> len(resampler(torch.zeros(300))) + len(resampler(torch.zeros(20))) + len(resampler.finish())
+    160
+    """
+
+    def __init__(self, source_rate: int, target_rate: int) -> None:
+        ratio = Fraction(target_rate, source_rate).limit_denominator(1000)
+        self.source, self.target = ratio.denominator, ratio.numerator  # this many samples in for that many out
+        base = min(self.source, self.target) * ROLLOFF
+        self.width = math.ceil(WIDTH * self.source / base)
+        places = torch.arange(-self.width, self.width + self.source, dtype=torch.float64) / self.source
+        time = torch.arange(0, -self.target, -1, dtype=torch.float64)[:, None] / self.target + places
+        time = (time * base).clamp(-WIDTH, WIDTH)
+        window = torch.cos(time * math.pi / WIDTH / 2) ** 2
+        kernel = torch.sinc(time) * window * base / self.source
+        self.kernel = kernel.float()[:, None]  # (target, 1, 2 width + source)
+        self.waiting = torch.zeros(self.width)
+        self.taken = self.given = 0
+
+    def __call__(self, piece: Tensor) -> Tensor:
+        """The samples that can be told once this piece is known."""
+        if self.source == self.target:
+            return piece
+        self.taken += len(piece)
+        return self._run(piece)
+
+    def finish(self) -> Tensor:
+        """The last ones."""
+        if self.source == self.target:
+            return self.waiting[:0]
+        missing = math.ceil(self.target * self.taken / self.source) - self.given
+        return self._run(self.waiting.new_zeros(self.width + self.source))[:missing]
+
+    def _run(self, piece: Tensor) -> Tensor:
+        known = torch.cat([self.waiting, piece])
+        steps = max(0, (len(known) - 2 * self.width) // self.source)
+        self.waiting = known[steps * self.source :].clone()
+        if not steps:
+            return known[:0]
+        out = F.conv1d(known[None, None], self.kernel, stride=self.source)[0, :, :steps].T.reshape(-1)
+        self.given += len(out)
+        return out  # (steps * target,)
 
 
 def read_audio(
@@ -72,16 +128,13 @@ def stream_audio(
     size = round(block_seconds * sample_rate)
     if size < 1:
         raise ValueError(f"block_seconds: expected at least one sample, found {block_seconds}")
-    waiting: list[Tensor] = []
-    count = 0
-    for piece in _resampled(source, sample_rate, name, 0.0, None):
+    waiting, count = list[Tensor](), 0
+    for piece in _resampled(source, sample_rate, name):
         waiting.append(piece)
         count += len(piece)
         if count >= size:
-            *full, rest = torch.cat(waiting).split(size)
-            if len(rest) == size:
-                full, rest = [*full, rest], rest[:0]
-            yield from full
+            whole, rest = torch.cat(waiting).split([count - count % size, count % size])
+            yield from whole.split(size)
             waiting, count = [rest.clone()], len(rest)
     if count:
         yield torch.cat(waiting)
@@ -106,7 +159,7 @@ def audio_seconds(source: AudioSource, name: str | None = None) -> float:
                 if 0 < file.frames < UNKNOWN:
                     return file.frames / _check_rate(file.samplerate, where)
     rate = 8_000
-    return sum(len(piece) for piece in _resampled(source, rate, name, 0.0, None)) / rate
+    return sum(map(len, _resampled(source, rate, name))) / rate
 
 
 def _where(source: AudioSource, name: str | None) -> str:
@@ -117,49 +170,51 @@ def _where(source: AudioSource, name: str | None) -> str:
 
 
 def _resampled(
-    source: AudioSource, sample_rate: int, name: str | None, start: float, seconds: float | None
+    source: AudioSource, sample_rate: int, name: str | None, start: float = 0.0, seconds: float | None = None
 ) -> Iterator[Tensor]:
     """Pieces of mono float32 at the wanted rate, checked."""
     where = _where(source, name)
+    with _pieces(source, where, start, seconds) as (rate, pieces):
+        resampler, count = Resampler(rate, sample_rate), 0
+        for piece in pieces:
+            count += len(piece)
+            yield resampler(piece)
+        if not count:
+            raise DataError(where, "at least one sample" + (f" after {start} s" if start else ""), "none")
+        yield resampler.finish()
+
+
+@contextmanager
+def _pieces(
+    source: AudioSource, where: str, start: float, seconds: float | None
+) -> Iterator[tuple[int, Iterator[Tensor]]]:
+    """The rate, and pieces of mono float32 at it."""
+
+    def span(rate: int) -> tuple[int, int | None]:
+        return round(start * rate), None if seconds is None else round((start + seconds) * rate)
+
     if isinstance(source, tuple):
         samples, rate = _check_array(source, where)
-        pieces: Iterator[Tensor] = iter([_mono(samples[:, slice(*_span(start, seconds, rate))], where)])
-        yield from _at_rate(pieces, rate, sample_rate, where, start)
+        yield rate, iter([_mono(samples[:, slice(*span(rate))], where)])
         return
     with _open(source, where) as stream:
         file = _soundfile(stream)
         if isinstance(file, str):
-            rate, pieces = _by_torchcodec(stream, file, where, start, seconds)
-            yield from _at_rate(pieces, rate, sample_rate, where, start)
+            yield _by_torchcodec(stream, file, where, start, seconds)
             return
         with file:
             rate = _check_rate(file.samplerate, where)
-            pieces = _by_soundfile(file, where, *_span(start, seconds, rate))
-            yield from _at_rate(pieces, rate, sample_rate, where, start)
+            yield rate, _by_soundfile(file, where, *span(rate))
 
 
-def _span(start: float, seconds: float | None, rate: int) -> tuple[int, int | None]:
-    return round(start * rate), None if seconds is None else round((start + seconds) * rate)
-
-
-def _at_rate(pieces: Iterator[Tensor], rate: int, sample_rate: int, where: str, start: float) -> Iterator[Tensor]:
-    resampler = Resampler(rate, sample_rate)
-    count = 0
-    for piece in pieces:
-        count += len(piece)
-        yield resampler(piece)
-    if not count:
-        raise DataError(where, "at least one sample" + (f" after {start} s" if start else ""), "none")
-    yield resampler.finish()
-
-
-def _open(source: AudioSource, where: str) -> Any:
-    """An open binary file."""
+@contextmanager
+def _open(source: AudioSource, where: str) -> Iterator[Any]:
+    """A binary file from its beginning; one that a caller has opened stays open."""
     if isinstance(source, bytes):
         stream: Any = io.BytesIO(source)
     elif isinstance(source, (str, Path)):
         try:
-            stream = Path(source).open("rb")  # noqa: SIM115  the caller closes it
+            stream = Path(source).open("rb")  # noqa: SIM115  closed below
         except FileNotFoundError:
             raise DataError(where, "an audio file", "no such file") from None
         except IsADirectoryError:
@@ -167,38 +222,18 @@ def _open(source: AudioSource, where: str) -> Any:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise DataError(where, "a readable audio file", shorten(str(error))) from None
     elif hasattr(source, "read") and hasattr(source, "seek"):
-        stream = _Kept(source)
+        stream = source
     else:
         raise DataError(where, "a path, bytes, an open binary file, or (samples, rate)", shorten(source))
-    stream.seek(0)  # whoever had an open file before may have read to its end
-    if not stream.read(1):
-        stream.close()
-        raise DataError(where, "sound", "an empty file")
-    stream.seek(0)
-    return stream
-
-
-class _Kept:
-    """A caller's open file, which closing leaves open."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
-
-    def readinto(self, buffer: Any) -> int:
-        """Soundfile's way of reading."""
-        content = self.file.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self) -> None:
-        """Leaves it open."""
-
-    def __enter__(self) -> _Kept:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    try:
+        stream.seek(0)  # whoever had an open file before may have read to its end
+        if not stream.read(1):
+            raise DataError(where, "sound", "an empty file")
+        stream.seek(0)
+        yield stream
+    finally:
+        if stream is not source:
+            stream.close()
 
 
 def _soundfile(stream: Any) -> Any:
@@ -218,14 +253,13 @@ def _by_soundfile(file: Any, where: str, start: int, end: int | None) -> Iterato
 
     total = file.frames if file.frames < UNKNOWN else None
     left = None if end is None else max(0, end - start)
-    done = 0
+    size, done = max(1, BLOCK // file.channels), 0
     try:
         if start:
             if total is not None and start >= total:
                 return
             file.seek(start)
         while left is None or done < left:
-            size = max(1, BLOCK // file.channels)
             block = file.read(size if left is None else min(size, left - done), dtype="float32", always_2d=True)
             if not len(block):
                 break

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,18 +19,25 @@ HELD_OUT = 10  # every so many-th text tells how much two models weigh
 ROUNDS = 50  # of EM
 
 
+class Ids(NamedTuple):
+    """What a model counts."""
+
+    vocab_size: int  # V
+    bos: int  # what stands before a text, and is never said
+    eos: int  # what ends it
+
+
 class Counted(ABC):
     """A language model that beams over CTC can ask (`mmattn.generate.ctc.LanguageModel`), whatever it has counted.
 
     Args:
-        vocab_size: V.
-        bos: What stands before a text, and is never said.
-        eos: What ends it.
+        ids: What it counts.
         order: Ids of the longest n-gram, n.
     """
 
-    def __init__(self, vocab_size: int, bos: int, eos: int, order: int) -> None:
-        self.vocab_size, self.bos, self.eos, self.order = vocab_size, bos, eos, order
+    def __init__(self, ids: Ids, order: int) -> None:
+        self.ids, self.order = ids, order
+        self.vocab_size, self.bos, self.eos = ids
         self._known: dict[tuple[int, ...], Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,7 +72,7 @@ class Counted(ABC):
 
     @classmethod
     @abstractmethod
-    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
+    def from_state(cls, state: Mapping[str, np.ndarray], ids: Ids) -> Self:
         """The model of such numbers."""
 
     def save(self, path: str | Path) -> None:
@@ -89,83 +96,74 @@ class NGram(Counted):
     shorter ones how many ids stand before them, and D depends on a being 1, 2 or more. At last all ids are alike.
 
     Args:
-        vocab_size: V.
-        bos: What stands before a text, and is never said.
-        eos: What ends it.
+        ids: What is counted.
         keys: Of each order 1 .. n, sorted: (the place of the n-gram's first n - 1 ids) V + its last id.
         counts: The a of each of them.
 
     Raises:
         ValueError: Keys and counts that are none.
 
-    >>> model = NGram.fit([[4, 5], [4, 5, 4, 6]], vocab_size=7, order=3, bos=2, eos=3)
+    >>> model = NGram.fit([[4, 5], [4, 5, 4, 6]], 3, Ids(vocab_size=7, bos=2, eos=3))
     >>> p = model.log_probs([2, 4]).exp()
     >>> int(p.argmax()), round(float(p.sum()), 6)
     (5, 1.0)
     """
 
-    def __init__(
-        self, vocab_size: int, bos: int, eos: int, keys: Sequence[np.ndarray], counts: Sequence[np.ndarray]
-    ) -> None:
-        super().__init__(vocab_size, bos, eos, len(keys))
-        self.keys = [np.ascontiguousarray(level, dtype=np.int64) for level in keys]
-        self.counts = [np.ascontiguousarray(level, dtype=np.int64) for level in counts]
+    def __init__(self, ids: Ids, keys: Sequence[np.ndarray], counts: Sequence[np.ndarray]) -> None:
+        super().__init__(ids, len(keys))
+        self.keys, self.counts = (
+            [np.ascontiguousarray(level, dtype=np.int64) for level in levels] for levels in (keys, counts)
+        )
         if not self.keys or [len(k) for k in self.keys] != [len(c) for c in self.counts]:
             raise ValueError("expected keys and counts of as many n-grams, of at least one order")
         sizes = [1, *map(len, self.keys)]
         for n, level in enumerate(self.keys):
-            inside = not len(level) or (level[0] >= 0 and level[-1] < sizes[n] * vocab_size)
+            inside = not len(level) or (level[0] >= 0 and level[-1] < sizes[n] * self.vocab_size)
             if not inside or (np.diff(level) <= 0).any():
                 raise ValueError(f"the {n + 1}-grams are not sorted, or do not fit those before them")
         # What follows a node of one order are neighbours in the next.
         self.starts = [
-            np.searchsorted(level, np.arange(size + 1) * vocab_size)
+            np.searchsorted(level, np.arange(size + 1) * self.vocab_size)
             for level, size in zip(self.keys, sizes, strict=False)
         ]
         self.discounts = [_discounts(level) for level in self.counts]
 
     @classmethod
-    def fit(cls, texts: Iterable[Sequence[int]], vocab_size: int, order: int, bos: int, eos: int) -> NGram:
+    def fit(cls, texts: Iterable[Sequence[int]], order: int, ids: Ids) -> NGram:
         """Counts.
 
         Args:
             texts: Ids of each, neither bos nor eos among them.
-            vocab_size: V.
             order: Ids of the longest n-gram, n.
-            bos: What stands before a text.
-            eos: What ends it.
+            ids: What they are.
 
         Raises:
             ValueError: An order below 1, or no text.
         """
-        lines = [np.asarray([bos, *ids, eos], dtype=np.int64) for ids in texts]
+        lines = [np.asarray([ids.bos, *text, ids.eos], dtype=np.int64) for text in texts]
         if order < 1 or not lines:
             raise ValueError(f"order={order}, {len(lines)} texts: expected at least 1 of both")
-        ids = np.concatenate(lines)
+        all_ids = np.concatenate(lines)
         left = np.concatenate([np.arange(len(line), 0, -1) for line in lines])  # ids up to the text's end
         begins = np.concatenate([np.arange(len(line)) == 0 for line in lines])
         keys, counts, opens = list[np.ndarray](), list[np.ndarray](), begins
-        place = np.zeros(len(ids), dtype=np.int64)  # of the n-gram that begins at each id
+        place = np.zeros(len(all_ids), dtype=np.int64)  # of the n-gram that begins at each id
         for n in range(1, order + 1):
             at = np.flatnonzero(left >= n)  # where an n-gram begins
-            found, first, which, count = np.unique(
-                place[at] * vocab_size + ids[at + n - 1], return_index=True, return_inverse=True, return_counts=True
-            )
+            grams = place[at] * ids.vocab_size + all_ids[at + n - 1]
+            found, first, which, count = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
             if n > 1:  # what is counted of the order below is how many ids stand before, of a text's beginning none do
                 behind = np.bincount(place[at[first] + 1], minlength=len(counts[-1]))
                 counts[-1] = np.where(opens, counts[-1], behind)
-            place = np.full(len(ids), -1, dtype=np.int64)
+            place = np.full(len(all_ids), -1, dtype=np.int64)
             place[at] = which
             opens = begins[at[first]]
             keys.append(found)
             counts.append(count)
-        counts[0] = np.where(keys[0] == bos, 0, counts[0])
-        return cls(vocab_size, bos, eos, keys, counts)
+        counts[0] = np.where(keys[0] == ids.bos, 0, counts[0])
+        return cls(ids, keys, counts)
 
     def _log_probs(self, context: tuple[int, ...]) -> Tensor:
-        return torch.from_numpy(np.log(self._probs(context))).float()
-
-    def _probs(self, context: tuple[int, ...]) -> np.ndarray:
         p = np.full(self.vocab_size, 1.0 / (self.vocab_size - 1))
         p[self.bos] = 1e-30
         for n in range(min(len(context), self.order - 1) + 1):
@@ -180,7 +178,7 @@ class NGram(Counted):
             taken = self.discounts[n][np.minimum(counts, 3)]
             p *= taken.sum() / total
             p[self.keys[n][low:high] - node * self.vocab_size] += (counts - taken) / total
-        return p
+        return torch.from_numpy(np.log(p)).float()
 
     def _find(self, ids: Sequence[int]) -> int | None:
         """The place of an n-gram among those of its order."""
@@ -198,10 +196,9 @@ class NGram(Counted):
         return {f"keys.{n}": level for n, level in enumerate(self.keys, 1)} | counts
 
     @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
+    def from_state(cls, state: Mapping[str, np.ndarray], ids: Ids) -> Self:
         orders = range(1, len(state) // 2 + 1)
-        keys, counts = ([state[f"{name}.{n}"] for n in orders] for name in ("keys", "counts"))
-        return cls(vocab_size, bos, eos, keys, counts)
+        return cls(ids, *([state[f"{name}.{n}"] for n in orders] for name in ("keys", "counts")))
 
 
 class Mixture(Counted):
@@ -221,44 +218,32 @@ class Mixture(Counted):
     def __init__(self, own: NGram, further: NGram, weight: float) -> None:
         if not 0.0 <= weight <= 1.0:
             raise ValueError(f"weight={weight}: expected 0 to 1")
-        sizes = [(model.vocab_size, model.bos, model.eos) for model in (own, further)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"expected models of the same ids, found {sizes}")
-        super().__init__(own.vocab_size, own.bos, own.eos, max(own.order, further.order))
+        if own.ids != further.ids:
+            raise ValueError(f"expected models of the same ids, found {own.ids} and {further.ids}")
+        super().__init__(own.ids, max(own.order, further.order))
         self.own, self.further, self.weight = own, further, weight
 
     @classmethod
-    def fit(
-        cls,
-        texts: Sequence[Sequence[int]],
-        further: Iterable[Sequence[int]],
-        vocab_size: int,
-        order: int,
-        bos: int,
-        eos: int,
-    ) -> Mixture:
+    def fit(cls, texts: Sequence[Sequence[int]], further: Iterable[Sequence[int]], order: int, ids: Ids) -> Mixture:
         """Counts both; the weight is the likeliest for every tenth own text, which is not counted to find it (by EM).
 
         Args:
             texts: Ids of each own text.
             further: Of each other one.
-            vocab_size: V.
             order: Ids of the longest n-grams.
-            bos: What stands before a text.
-            eos: What ends it.
+            ids: What they are.
 
         Raises:
             ValueError: As of `NGram.fit`.
         """
-        sizes = {"vocab_size": vocab_size, "order": order, "bos": bos, "eos": eos}
-        other, weight = NGram.fit(further, **sizes), 0.5
+        other, weight = NGram.fit(further, order, ids), 0.5
         rest = [text for n, text in enumerate(texts) if n % HELD_OUT]
         if rest:
-            models = (NGram.fit(rest, **sizes), other)
+            models = (NGram.fit(rest, order, ids), other)
             p = np.exp([[x for text in texts[::HELD_OUT] for x in model.scores(text)] for model in models])  # (2, ids)
             for _ in range(ROUNDS):
                 weight = float((weight * p[0] / (weight * p[0] + (1 - weight) * p[1])).mean())
-        return cls(NGram.fit(texts, **sizes), other, weight)
+        return cls(NGram.fit(texts, order, ids), other, weight)
 
     def _log_probs(self, context: tuple[int, ...]) -> Tensor:
         own, further = (model.log_probs(context).exp() for model in (self.own, self.further))
@@ -270,27 +255,16 @@ class Mixture(Counted):
         return found | {"weight": np.array([self.weight])}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray], vocab_size: int, bos: int, eos: int) -> Self:
-        own, further = (
-            NGram.from_state(
-                {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)},
-                vocab_size,
-                bos,
-                eos,
-            )
-            for part in ("own.", "further.")
-        )
-        return cls(own, further, float(state["weight"][0]))
+    def from_state(cls, state: Mapping[str, np.ndarray], ids: Ids) -> Self:
+        models = []
+        for part in ("own.", "further."):
+            names = [name for name in state if name.startswith(part)]
+            models.append(NGram.from_state({name.removeprefix(part): state[name] for name in names}, ids))
+        return cls(*models, float(state["weight"][0]))
 
 
-def load_lm(path: str | Path, vocab_size: int, bos: int, eos: int) -> Counted:
-    """Reads what a model's `save` wrote.
-
-    Args:
-        path: The file.
-        vocab_size: V.
-        bos: What stands before a text.
-        eos: What ends it.
+def load_lm(path: str | Path, ids: Ids) -> Counted:
+    """Reads what a model of these ids wrote by `save`.
 
     Raises:
         DataError: Missing, damaged, or of another vocabulary.
@@ -301,7 +275,7 @@ def load_lm(path: str | Path, vocab_size: int, bos: int, eos: int) -> Counted:
     try:
         state = load_file(path)
         kind: type[Counted] = Mixture if "weight" in state else NGram
-        return kind.from_state(state, vocab_size, bos, eos)
+        return kind.from_state(state, ids)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         raise DataError(str(path), "keys and counts of n-grams", shorten(str(error), 200)) from None
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import bisect
 import functools
-import inspect
 import itertools
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmattn.data.errors import nearest
 from mmattn.data.seeds import Draws
 from mmattn.tasks.asr.data import ASRSample
 
@@ -82,20 +79,10 @@ class SpeechAugment:
         self.freq_masks, self.freq_width = int(freq_masks), int(freq_width)
         self._pool: dict[str, list[ASRSample]] = {}
 
-    @classmethod
-    def from_options(cls, options: dict[str, Any] | None) -> SpeechAugment | None:
-        """From a configuration's mapping; nothing where there is none.
-
-        Raises:
-            ValueError: An unknown option, or a value out of range.
-        """
-        if not options:
-            return None
-        known = list(inspect.signature(cls.__init__).parameters)[1:]
-        wrong = next((key for key in options if key not in known), None)
-        if wrong is not None:
-            raise ValueError(f"{wrong}: no such option{nearest(wrong, known)}; there are: {', '.join(known)}")
-        return cls(**options)
+    @property
+    def masks(self) -> int:
+        """How many masks hide features."""
+        return self.time_masks + self.freq_masks
 
     def attach(self, samples: Sequence[ASRSample]) -> SpeechAugment:
         """Gives it the recordings that ``join`` draws from: the training data, best preloaded."""

@@ -1,27 +1,32 @@
-"""Speech recognition: samples, and the formats they are read from, each with errors that name file and line.
+"""Speech recognition: samples, the formats they are read from, and batches.
 
-Formats, by the path: a JSONL manifest as NeMo has it, a CSV or TSV with a header, a tree of LibriSpeech's.
+Formats, by the path; audio paths are relative to the file that names them:
+
+- ``.jsonl``: ``{"audio_filepath": ..., "duration": ..., "text": ...}`` a line, as NeMo has it; ``audio`` means the same
+  as ``audio_filepath``; ``offset`` (with ``duration``) names a part of the file; also ``speaker``, ``id``, and
+  ``words``: ``[[word, start, end], ...]``;
+- ``.csv``, ``.tsv``: a header with ``audio`` (or ``audio_filepath``) and ``text``, and any of the others;
+- a folder: LibriSpeech's tree, ``*.trans.txt`` with an id and a text a line, the recordings beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mmattn.data.audio.reading import AudioSource, audio_seconds, read_audio
+from mmattn.data.batching import Batch
+from mmattn.data.dataset import Row, SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
 from mmattn.data.readers import read_rows, read_text, report_missing
 
@@ -30,7 +35,6 @@ AUDIO_KEYS = ("audio", "audio_filepath")
 KEYS = (*AUDIO_KEYS, "text", "duration", "offset", "speaker", "id", "words")
 WORDS = "words: [[word, start, end], ...] in seconds"
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
-Row = tuple[str, "ASRSample"]  # where it stands, and what stands there
 
 
 @dataclass
@@ -38,8 +42,8 @@ class ASRSample:
     """A recording and what is said in it, as a person would describe it."""
 
     id: str
-    audio: AudioSource  # a path, the file's bytes, or samples (n,) or (channels, n) and their rate
-    text: str = ""
+    audio: AudioSource  # a path, the file's bytes, an open file, or samples (n,) or (channels, n) and their rate
+    text: str = ""  # empty where nothing is said
     duration: float = 0.0  # seconds; 0: not known yet
     speaker: str = ""
     words: list[tuple[str, float, float]] = field(default_factory=list)  # true borders in seconds, where known
@@ -52,15 +56,27 @@ class ASRSample:
             sample_rate: In Hz.
             name: What an error calls it; by default by its id.
         """
-        name = f"item {self.id}" if name is None else name
-        if self.segment is None:
-            return read_audio(self.audio, sample_rate, name)
-        begin, end = self.segment
-        return read_audio(self.audio, sample_rate, name, begin, end - begin)
+        begin, end = (0.0, None) if self.segment is None else self.segment
+        seconds = None if end is None else end - begin
+        return read_audio(self.audio, sample_rate, f"item {self.id}" if name is None else name, begin, seconds)
 
     def seconds(self, name: str | None = None) -> float:
         """Its duration, looked up where it is not known."""
         return self.duration or audio_seconds(self.audio, f"item {self.id}" if name is None else name)
+
+
+@dataclass
+class ASRBatch(Batch):
+    """Tensors for the model, and what the metric needs."""
+
+    features: Tensor  # (B, T, M) float: log-mel frames, normalised; or (B, n), samples
+    feature_mask: Tensor  # (B, T) bool, True = of the recording
+    target_ids: Tensor  # (B, L) long: what a decoder reads, the start token first
+    labels: Tensor  # (B, L) long: what it should say at each place, the end last
+    label_mask: Tensor  # (B, L) bool, True = counts
+    ids: list[str]
+    references: list[str]  # normalised texts
+    is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
 
 
 def normalise(text: str) -> str:
@@ -79,114 +95,60 @@ def normalise(text: str) -> str:
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u0060": "'", "\u00b4": "'"})
 
 
-class ASRDataset(Dataset[ASRSample]):
-    """Recordings with their texts from a path or from samples in memory, checked.
+class ASRDataset(SampleDataset[ASRSample]):
+    """Recordings with their texts from a path in one of the formats, or from samples in memory, checked.
 
-    Formats, by the path:
-
-    - ``.jsonl``: ``{"audio_filepath": ..., "duration": ..., "text": ...}`` a line, as NeMo has it; ``audio`` means the
-      same as ``audio_filepath``; ``offset`` (with ``duration``) names a part of the file; also ``speaker``, ``id``, and
-      ``words``: ``[[word, start, end], ...]``;
-    - ``.csv``, ``.tsv``: a header with ``audio`` (or ``audio_filepath``) and ``text``, and any of the others;
-    - a folder: LibriSpeech's tree, ``*.trans.txt`` with an id and a text a line, the recordings beside it.
-
-    Audio paths are relative to the file that names them. A text may be empty where nothing is said.
-
-    Args:
-        source: A path, or samples.
-        on_error: ``raise`` ends at the first bad item. ``skip`` decodes every recording once, leaves the bad ones out
-            and reports them in ``skipped`` and in the log; it never puts something else in their place.
-        require_text: Whether an item without a text is an error, as in training and evaluation.
-
-    Raises:
-        DataError: Names the file and the line or item, what was expected and what was found.
-
+    >>> import torch
     >>> len(ASRDataset([ASRSample("1", (torch.zeros(8000), 8000), "yes")]))
     1
     """
 
-    def __init__(
-        self, source: str | Path | Iterable[ASRSample], on_error: str = "raise", require_text: bool = True
-    ) -> None:
-        self.problems = Problems(on_error)
-        found: Iterable[Row]
-        if isinstance(source, (str, Path)):
-            self.name = str(source)
-            found = read_recordings(source, self.problems, require_text)
-        else:
-            self.name = "samples"
-            found = ((f"sample {number} (id {sample.id!r})", sample) for number, sample in enumerate(source))
-        self._digest: str | None = None
-        self._keep(list(self._check(found)))
+    item: ClassVar[str] = "recording"
 
-    def _keep(self, checked: Sequence[Row]) -> None:
-        self.places, self.samples = [where for where, _ in checked], [sample for _, sample in checked]
-        if self.problems.items:
-            logger.warning("%s", self.problems.summary(self.name, len(checked)))
-        if not self.samples:
-            left = f"none ({len(self.skipped)} left out as bad)" if self.skipped else "none"
-            raise DataError(self.name, "at least one recording", left)
+    def read(self, path: str | Path, problems: Problems) -> Iterator[Row[ASRSample]]:
+        return read_recordings(path, problems, self.require_labels)
 
-    @property
-    def skipped(self) -> list[tuple[str, str]]:
-        """What was left out: item and reason."""
-        return self.problems.items
-
-    def _check(self, found: Iterable[Row]) -> Iterator[Row]:
-        seen: dict[str, str] = {}
-        for where, sample in found:
-            try:
-                self._check_one(where, sample)
-                if sample.id in seen:
-                    raise DataError(where, "an id of its own", f"{sample.id!r}, which {seen[sample.id]} has already")
-                if not sample.duration:
-                    sample = dataclasses.replace(sample, duration=sample.seconds(where))
-                if self.problems.on_error == "skip":
-                    sample.read(8_000, where)
-            except DataError as error:
-                if self.problems.on_error == "raise":
-                    raise
-                self.problems.items.append((where, str(error).removeprefix(f"{where}: ")))
-                continue
-            seen[sample.id] = where
-            yield where, sample
-
-    @staticmethod
-    def _check_one(where: str, sample: ASRSample) -> None:
+    def check(self, sample: ASRSample) -> tuple[str, str] | None:
         if sample.audio is None or (isinstance(sample.audio, (str, bytes)) and not sample.audio):
-            raise DataError(where, "a recording", "none")
+            return "a recording", "none"
         if not isinstance(sample.text, str) or is_broken(sample.text):
-            raise DataError(where, "a text", shorten(sample.text))
-        if isinstance(sample.audio, (str, Path)) and not _is_file(sample.audio):
-            kind = "a folder" if os.path.isdir(sample.audio) else "no such file"
-            raise DataError(where, "an audio file", f"{kind}: {sample.audio}")
+            return "a text", shorten(sample.text)
+        if isinstance(sample.audio, (str, Path)) and not os.path.isfile(sample.audio):
+            return "an audio file", f"{'a folder' if os.path.isdir(sample.audio) else 'no such file'}: {sample.audio}"
+        return None
 
-    def __len__(self) -> int:
-        return len(self.samples)
+    def decode(self, sample: ASRSample, where: str) -> None:
+        sample.read(8_000, where)
 
-    def __getitem__(self, index: int) -> ASRSample:
-        return self.samples[index]
+    def _checked(self, found: Iterable[Row[ASRSample]]) -> Iterator[Row[ASRSample]]:
+        """With durations, looked up where they are not known."""
+        for where, sample in super()._checked(found):
+            try:
+                duration = sample.seconds(where)
+            except DataError as error:
+                self.problems.take(where, error)
+            else:
+                yield where, sample if sample.duration else dataclasses.replace(sample, duration=duration)
 
-    def leave_out_longer(self, seconds: float) -> int:
-        """Leaves out what is longer than that, and reports how much it is.
+    def identity(self, sample: ASRSample) -> tuple[list[Any], list[Any]]:
+        audio = str(getattr(sample.audio, "name", "")) if hasattr(sample.audio, "read") else sample.audio
+        return [sample.id, sample.text, sample.segment], [audio]
 
-        Returns:
-            How many clips were left out.
+    def leave_out_longer(self, seconds: float) -> Self:
+        """The data set without what is longer than that; how much it is is logged.
 
         Raises:
             DataError: Nothing is left.
         """
-        kept = [pair for pair in zip(self.places, self.samples, strict=True) if pair[1].duration <= seconds]
+        kept = self.filter(lambda sample: sample.duration <= seconds)
         count = len(self) - len(kept)
         if count:
             hours = sum(s.duration for s in self.samples if s.duration > seconds) / 3600
             logger.warning("%s: left out %d clips (%.2f hours) longer than %s s", self.name, count, hours, seconds)
-            if not kept:
-                shortest = min(sample.duration for sample in self.samples)
-                raise DataError(self.name, f"clips of at most {seconds} s", f"none; the shortest has {shortest:.1f} s")
-            self._digest = None
-            self.places, self.samples = [where for where, _ in kept], [sample for _, sample in kept]
-        return count
+        if not len(kept):
+            shortest = min(sample.duration for sample in self.samples)
+            raise DataError(self.name, f"clips of at most {seconds} s", f"none; the shortest has {shortest:.1f} s")
+        return kept
 
     def preload(self, sample_rate: int, max_bytes: int = 1 << 30) -> bool:
         """Decodes every recording once into memory, at the model's rate, so that no batch waits for a file.
@@ -201,48 +163,32 @@ class ASRDataset(Dataset[ASRSample]):
         Raises:
             DataError: A recording cannot be read; names its line.
         """
+
+        def load(sample: ASRSample, where: str) -> ASRSample:
+            wave = sample.read(sample_rate, where)
+            duration = len(wave) / sample_rate
+            return dataclasses.replace(sample, audio=(wave, sample_rate), duration=duration, segment=None)
+
         if sum(sample.duration for sample in self.samples) * sample_rate * 4 > max_bytes:
             return False
-        self.fingerprint()  # of the files, not of what becomes of them
-        loaded = []
-        for where, sample in zip(self.places, self.samples, strict=True):
-            wave = sample.read(sample_rate, where)
-            loaded.append(
-                dataclasses.replace(sample, audio=(wave, sample_rate), duration=len(wave) / sample_rate, segment=None)
-            )
-        self.samples = loaded
+        self.preloaded(load)
         return True
 
-    def fingerprint(self) -> str:
-        """SHA-256 over every text and recording (a file counts by name and size)."""
-        if self._digest is None:
-            digest = hashlib.sha256()
-            for sample in self.samples:
-                digest.update(json.dumps([sample.id, sample.text, sample.segment]).encode())
-                digest.update(_content(sample.audio))
-            self._digest = digest.hexdigest()
-        return self._digest
+
+# The formats ----------------------------------------------------------------------------------------------------------
 
 
-def _content(audio: AudioSource) -> bytes:
-    if isinstance(audio, (str, Path)):
-        path = Path(audio)
-        return f"{path.name} {path.stat().st_size if path.exists() else -1}".encode()
-    if isinstance(audio, tuple):
-        samples = torch.as_tensor(audio[0]).detach().cpu().contiguous()
-        return f"{audio[1]} {tuple(samples.shape)}".encode() + samples.numpy().tobytes()
-    return audio if isinstance(audio, bytes) else repr(getattr(audio, "name", "")).encode()
+def read_recordings(path: str | Path, problems: Problems, require_text: bool = True) -> Iterator[Row[ASRSample]]:
+    """The samples of a path, each with the place it stands at; problems takes the bad ones.
 
+    Args:
+        path: In any of the formats.
+        problems: Takes the bad lines.
+        require_text: Whether a line without a text is one.
 
-def _is_file(path: str | Path) -> bool:
-    try:
-        return Path(path).is_file()
-    except (OSError, ValueError):  # ValueError: a NUL in the path
-        return False
-
-
-def read_recordings(path: str | Path, problems: Problems, require_text: bool = True) -> Iterator[Row]:
-    """The samples of a path in any of the formats; see ``ASRDataset``."""
+    Raises:
+        DataError: The path as a whole cannot be read.
+    """
     path = Path(path)
     if path.is_dir():
         return _librispeech(path, problems)
@@ -251,7 +197,7 @@ def read_recordings(path: str | Path, problems: Problems, require_text: bool = T
     return _table(path, problems, require_text)
 
 
-def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row]:
+def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row[ASRSample]]:
     taken: set[str] = set()
     for where, line, row in read_rows(path, problems):
         missing = [] if row.keys() & set(AUDIO_KEYS) else ["audio"]
@@ -260,11 +206,9 @@ def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row]:
             report_missing(path, where, row, missing, KEYS, problems)
             continue
         try:
-            sample = _row(row, path, line, where, require_text)
+            sample = _row(row, path, where, require_text)
         except DataError as error:
-            if problems.on_error == "raise":
-                raise
-            problems.items.append((where, str(error).removeprefix(f"{where}: ")))
+            problems.take(where, error)
             continue
         if row.get("id") in (None, "") and sample.id in taken:
             sample.id = f"{sample.id} line {line}"  # the same file again; only an id that is given must be its own
@@ -272,13 +216,13 @@ def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row]:
         yield where, sample
 
 
-def _row(row: Mapping[str, Any], path: Path, line: int, where: str, require_text: bool) -> ASRSample:
+def _row(row: Mapping[str, Any], path: Path, where: str, require_text: bool) -> ASRSample:
     key = next((key for key in AUDIO_KEYS if row.get(key)), None)
     if key is None:
         raise DataError(where, "audio: a path", "nothing")
-    if require_text and row.get("text") is None:
-        raise DataError(where, "text: a text", "nothing")
     audio, text = row[key], row.get("text")
+    if require_text and text is None:
+        raise DataError(where, "text: a text", "nothing")
     if not isinstance(audio, str):
         raise DataError(where, f"{key}: a path", shorten(audio))
     if not isinstance(text, str | None):
@@ -311,15 +255,11 @@ def _seconds(row: Mapping[str, Any], key: str, where: str) -> float | None:
 
 
 def _words(given: Any, where: str) -> list[tuple[str, float, float]]:
-    if isinstance(given, str) and given.strip():  # a CSV's cell
-        try:
-            given = json.loads(given)
-        except json.JSONDecodeError:
-            raise DataError(where, WORDS, shorten(given)) from None
-    if given in (None, "", []):
-        return []
     try:
-        words = [(str(word), float(start), float(end)) for word, start, end in given]
+        if isinstance(given, str) and given.strip():  # a CSV's cell
+            given = json.loads(given)
+        rows = [] if given in (None, "") else given
+        words = [(str(word), float(start), float(end)) for word, start, end in rows]
         if all(0 <= start <= end < math.inf for _, start, end in words):
             return words
     except (TypeError, ValueError):
@@ -327,7 +267,7 @@ def _words(given: Any, where: str) -> list[tuple[str, float, float]]:
     raise DataError(where, WORDS, shorten(given))
 
 
-def _librispeech(folder: Path, problems: Problems) -> Iterator[Row]:
+def _librispeech(folder: Path, problems: Problems) -> Iterator[Row[ASRSample]]:
     files = sorted(folder.rglob("*.trans.txt"))
     if not files:
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
@@ -339,7 +279,7 @@ def _librispeech(folder: Path, problems: Problems) -> Iterator[Row]:
                 continue
             where = f"{file}, line {line}"
             name, _, text = content.strip().partition(" ")
-            if name not in beside:
+            if name in beside:
+                yield where, ASRSample(name, str(beside[name]), text.strip(), speaker=name.partition("-")[0])
+            else:
                 problems.add(where, f"{name}.flac or {name}.wav beside it", "no such file")
-                continue
-            yield where, ASRSample(name, str(beside[name]), text.strip(), speaker=name.partition("-")[0])

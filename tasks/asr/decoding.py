@@ -1,8 +1,8 @@
-"""From a batch to texts, for training and for predicting."""
+"""From features to texts, for training and for predicting; and how far texts are from what was said."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmattn.generate.ctc import Fusion
-from mmattn.tasks.asr.processor import ASRBatch
-from mmattn.tasks.asr.speech import SpeechProcessor
+from mmattn.tasks.asr.data import normalise
+from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.errors import ConfigError
 
 
@@ -25,36 +25,28 @@ class Heard:
 
 
 @torch.inference_mode()
-def write(
-    model: Any,
-    batch: ASRBatch,
-    processor: SpeechProcessor,
-    num_beams: int | None = None,
-    ctc_weight: float | None = None,
-    **search: Any,
-) -> list[Heard]:
+def write(model: Any, features: Tensor, mask: Tensor, processor: SpeechProcessor, **search: Any) -> list[Heard]:
     """What each clip of a batch says.
 
     Args:
         model: in evaluation mode; one with a `write` of its own is asked by that.
-        batch: features and their mask.
+        features: (B, T, ...), as of the processor.
+        mask: (B, T) bool, True = of the recording.
         processor: names the special tokens, and in `search` how the model was measured.
-        num_beams: 1 = greedy; None: as the model was measured.
-        ctc_weight: 0 = attention alone, 1 = CTC alone; None: likewise.
-        search: `ASRHead.transcribe`'s other keywords; lm_weight and lm_bonus of the processor's language model, which
-            beams ask, see `mmattn.generate.ctc.Fusion`.
+        search: `ASRHead.transcribe`'s keywords, where they are not None in place of how the model was measured:
+            num_beams (1 = greedy), ctc_weight (0 = attention alone, 1 = CTC alone), ...; and lm_weight and lm_bonus of
+            the processor's language model, which beams ask, see `mmattn.generate.ctc.Fusion`.
     """
-    given = {"num_beams": num_beams, "ctc_weight": ctc_weight}
-    chosen = {**processor.search, **{name: value for name, value in given.items() if value is not None}, **search}
+    chosen = {**processor.search, **{name: value for name, value in search.items() if value is not None}}
     if hasattr(model, "write"):
-        found: list[Heard] = model.write(batch, processor, **chosen)
+        found: list[Heard] = model.write(features, processor, **chosen)
         return found
     weight, bonus = (chosen.pop(name, 0.0) for name in ("lm_weight", "lm_bonus"))
     if weight and chosen.get("num_beams", 1) > 1 and processor.lm is not None:
         chosen["fusion"] = Fusion(processor.lm, weight, bonus)
-    memory, mask = model.encode(batch.features, batch.feature_mask)
-    log_p = model.head.log_probs(memory)
-    special = {"start_id": processor.start_id, "eos_id": processor.eos_id, "suppress": (processor.unk_id,)}
+    memory, mask = model.encode(features, mask)
+    log_p, ids = model.head.log_probs(memory), processor.tokenizer
+    special = {"start_id": ids.start_id, "eos_id": ids.eos_id, "suppress": (ids.unk_id,)}
     written = model.head.transcribe(memory, log_p, mask, **special, **chosen)
     rows = zip(written, log_p.cpu(), mask.sum(1).tolist(), strict=True)
     return [Heard(processor.said(ids), score, row[:length]) for (ids, score), row, length in rows]
@@ -84,3 +76,31 @@ def check_lm(search: Mapping[str, Any], asked: Mapping[str, Any], processor: Spe
         )
     if asked.get("lm_weight") and search.get("num_beams", 1) == 1:
         raise ConfigError("lm_weight: beams ask a language model; expected num_beams above 1, found 1.")
+
+
+def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Word and character error rates, by jiwer: edits among all reference words, and characters, blanks included.
+
+    Both texts go through `normalise` first. 0 is perfect. The sums are over the corpus: a reference without words adds
+    no words, and whatever was heard in it counts as insertions. Where all references are empty, the rate is 0 if
+    nothing was heard, and 1 if something was.
+
+    Args:
+        hypotheses: one text a clip.
+        references: the right text of each, in a list of one.
+
+    >>> score(["seven too"], [["Seven, two!"]])
+    {'wer': 0.5, 'cer': 0.1111111111111111}
+    """
+    import jiwer
+
+    heard = [normalise(text) for text in hypotheses]
+    said = [normalise(given[0]) for given in references]
+    return {"wer": float(jiwer.process_words(said, heard).wer), "cer": float(jiwer.process_characters(said, heard).cer)}
+
+
+def notes() -> dict[str, str]:
+    """What a reader must know to compare: who counted, and what texts are reduced to first."""
+    from importlib.metadata import version
+
+    return {"normaliser": (normalise.__doc__ or "").split("\n")[0], "wer_by": f"jiwer {version('jiwer')}"}

@@ -12,9 +12,7 @@ from torch.export import Dim
 
 from mmattn.backbones.recurrent import RecurrentDecoder
 from mmattn.backbones.whisper import Whisper
-from mmattn.tasks.asr.model import ASRModel
-from mmattn.tasks.asr.public_ctc import PublicModel as PublicCTC
-from mmattn.tasks.asr.public_whisper import PublicModel as PublicWhisper
+from mmattn.tasks.asr.model import ASRModel, PublicCTC
 from mmattn.tasks.common.seq2seq.export import Memory, export_decoder, project, step_of
 
 FRAMES, LENGTH = Dim("frames", min=8, max=1 << 16), Dim("length", max=1 << 16)
@@ -123,9 +121,8 @@ def export_ctc(model: PublicCTC, folder: Path, formats: Sequence[str]) -> list[s
     return export_decoder(program, None, sources, dict.fromkeys(sources[0], samples), folder, formats)
 
 
-def export_whisper(model: PublicWhisper, frames: int, folder: Path, formats: Sequence[str]) -> list[str]:
+def export_whisper(net: Whisper, frames: int, folder: Path, formats: Sequence[str]) -> list[str]:
     """Write `encoder` and `step` programs, for windows of so many frames; see `export_decoder`."""
-    net = model.net
     sources = [{"features": _example(n, frames, 0, net.conv1.in_channels)["features"]} for n in (3, 1, 2)]
     return export_decoder(WhisperEncoder(net), step_of(net), sources, {}, folder, formats)
 

@@ -1,4 +1,7 @@
-"""The speech recogniser: an encoder over log-mel frames, CTC on it and a decoder that attends to it."""
+"""The speech recogniser: an encoder over log-mel frames, CTC on it and a decoder that attends to it; CTC's losses.
+
+Also wav2vec 2.0 and HuBERT in its place, which have CTC alone.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmattn.backbones.audio import AudioEncoder
 from mmattn.backbones.recurrent import RecurrentDecoder
+from mmattn.backbones.wav2vec2 import Wav2Vec2
 from mmattn.generate import GenerationConfig, generate
 from mmattn.generate.ctc import Fusion, ctc_greedy, ctc_prefix_beam
 from mmattn.generate.ctc_joint import JointState, joint_step
+from mmattn.masks import Mask
 from mmattn.tasks.common.seq2seq.model import TextHead, read_off
 
 BLANK = 0  # of CTC: the id that also pads
@@ -72,31 +78,15 @@ class ASRHead(nn.Module):
         memory_dim = embed_dim if memory_dim is None else memory_dim
         self.ctc = nn.Linear(memory_dim, vocab_size)
         self.decoder: TextHead | RecurrentDecoder | None = None
+        shared: dict[str, Any] = {"memory_dim": memory_dim, "num_heads": num_heads, "dropout": dropout}
         if decoder == "transformer":
-            self.decoder = TextHead(
-                vocab_size,
-                embed_dim,
-                decoder_layers,
-                num_heads,
-                memory_dim=memory_dim,
-                ffn_dim=ffn_dim,
-                decoder_attention=decoder_attention,
-                cross_attention=cross_attention,
-                dropout=dropout,
-            )
+            shared |= {"decoder_attention": decoder_attention, "cross_attention": cross_attention}
+            self.decoder = TextHead(vocab_size, embed_dim, decoder_layers, ffn_dim=ffn_dim, **shared)
         elif decoder == "lstm":
             if decoder_attention is not None:
                 raise ValueError("decoder 'lstm' has a cross_attention alone: no decoder_attention")
-            self.decoder = RecurrentDecoder(
-                vocab_size,
-                embed_dim,
-                embed_dim,
-                memory_dim=memory_dim,
-                num_layers=decoder_layers,
-                num_heads=num_heads,
-                cross_attention=cross_attention or "additive",
-                dropout=dropout,
-            )
+            shared |= {"num_layers": decoder_layers, "cross_attention": cross_attention or "additive"}
+            self.decoder = RecurrentDecoder(vocab_size, embed_dim, embed_dim, **shared)
         elif decoder != "none":
             raise ValueError(f"unknown decoder {decoder!r}: transformer, lstm or none")
         elif decoder_attention or cross_attention:
@@ -235,31 +225,22 @@ class ASRModel(nn.Module):
         if memory not in ("frames", "mean"):
             raise ValueError(f"unknown memory {memory!r}: frames or mean")
         self.memory, self.subsampling, self.num_mels = memory, subsampling, num_mels
+        shared: dict[str, Any] = {"num_heads": num_heads, "ffn_dim": ffn_dim, "dropout": dropout}
         self.encoder = AudioEncoder(
             num_mels,
             embed_dim,
             encoder_layers,
-            num_heads,
             kind=encoder,
             subsampling=subsampling,
-            ffn_dim=ffn_dim,
             kernel_size=kernel_size,
-            dropout=dropout,
             attention=attention,
             chunk_frames=chunk_frames,
             left_chunks=left_chunks,
+            **shared,
         )
-        self.head = ASRHead(
-            vocab_size,
-            embed_dim,
-            decoder=decoder,
-            num_heads=num_heads,
-            ffn_dim=ffn_dim,
-            decoder_layers=decoder_layers,
-            decoder_attention=decoder_attention,
-            cross_attention=cross_attention,
-            dropout=dropout,
-        )
+        attentions = {"decoder_attention": decoder_attention, "cross_attention": cross_attention}
+        shared |= {"decoder": decoder, "decoder_layers": decoder_layers, **attentions}
+        self.head = ASRHead(vocab_size, embed_dim, **shared)
 
     def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Frames (B, T, M) and their mask (B, T) to the memory (B, S, E) and its mask (B, S)."""
@@ -288,3 +269,111 @@ class ASRModel(nn.Module):
             maps: what `mmattn.explain.capture(model)` gave for one pass under teacher forcing.
         """
         return read_off(maps)
+
+
+class PublicCTC(nn.Module):
+    """wav2vec 2.0 or HuBERT, samples to scores of letters, called as `ASRModel` is.
+
+    A batch gives what its recordings give alone. The base models normalise over time, padding included; so recordings
+    of several lengths go through the convolutions one by one, and together through what is above.
+
+    Args:
+        vocab_size: V.
+        blank: CTC's, an id.
+        keywords: of `mmattn.backbones.wav2vec2.Wav2Vec2`, without a head.
+
+    >>> sizes = {"conv_dims": (16, 16), "conv_kernels": (10, 3), "conv_strides": (5, 2), "position_groups": 4}
+    >>> model = PublicCTC(9, embed_dim=32, num_layers=1, num_heads=4, **sizes)
+    >>> model(torch.randn(2, 400), None, None).ctc_logits.shape
+    torch.Size([2, 39, 9])
+    """
+
+    def __init__(self, vocab_size: int, blank: int = 0, **keywords: Any) -> None:
+        super().__init__()
+        self.net = Wav2Vec2(**keywords)
+        self.head = ASRHead(vocab_size, keywords["embed_dim"], decoder="none", blank=blank)
+        self.subsampling = self.net.hop
+        self.by_clip = keywords.get("conv_norm", "group") == "group"
+
+    def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Samples (B, n) and their mask (B, n) to the states (B, S, E) and their mask (B, S).
+
+        Recordings that are too short for a single frame have none.
+        """
+        net, short = self.net, self.net.receptive_field - features.shape[1]
+        mask = torch.ones_like(features, dtype=torch.bool) if feature_mask is None else feature_mask
+        if short > 0:
+            features, mask = (F.pad(x, (0, short)) for x in (features, mask))
+        if self.by_clip and feature_mask is not None and not bool(mask.all()):
+            x, real = self._one_by_one(features, mask.sum(1))
+        else:
+            x, real = net.embed(features, mask)
+        assert real is not None
+        return net.dropout(net.encoder(x, Mask(real))), real
+
+    def _one_by_one(self, features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Wav2Vec2.embed`, for so many samples (B,) of each row."""
+        net, least = self.net, self.net.receptive_field
+        rows = [
+            net.convolutions(row[None, None, : max(count, least)])[0].mT
+            for row, count in zip(features, counts.tolist(), strict=True)
+        ]
+        length = int(net.frames(torch.tensor(features.shape[1])))
+        x = torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in rows])  # (B, S, C)
+        real = torch.arange(x.shape[1], device=x.device) < net.frames(counts)[:, None]  # (B, S)
+        return net.place(x, real), real
+
+    def forward(self, features: Tensor, feature_mask: Tensor | None, target_ids: Tensor | None) -> ASROutput:
+        """Scores of the letters of each frame.
+
+        Args:
+            features: (B, n), samples, normalised as the weights want it.
+            feature_mask: (B, n) bool, True = of the recording; None: all is.
+            target_ids: not read: CTC looks at no text.
+        """
+        states, mask = self.encode(features, feature_mask)
+        return ASROutput(self.head.ctc(states), mask, None)
+
+
+def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Tensor, blank: int = BLANK) -> Tensor:
+    """CTC's negative log-likelihood (Graves et al. 2006), a label: comparable with cross-entropy.
+
+    A clip with fewer frames than its labels need has no alignment, and no part in it.
+
+    Args:
+        logits: (B, S, V).
+        frame_mask: (B, S) bool, True = a real frame.
+        labels: (B, L) long, the end last.
+        label_mask: (B, L) bool, True = counts.
+        blank: its id.
+
+    Returns:
+        A scalar.
+    """
+    log_p = logits.float().log_softmax(-1).transpose(0, 1)  # (S, B, V)
+    frames, lengths = frame_mask.sum(1), label_mask.sum(1) - 1  # without the end
+    losses = F.ctc_loss(log_p, labels, frames, lengths, blank=blank, reduction="none", zero_infinity=True)  # (B,)
+    return losses.sum() / lengths.sum().clamp_min(1)
+
+
+def consistency_loss(logits: Tensor, frame_mask: Tensor, label_mask: Tensor) -> Tensor:
+    """How far CTC's two views of each clip are apart, frame by frame (CR-CTC: Yao et al. 2024, section 3).
+
+    Half the sum of both Kullback-Leibler divergences; each view learns from the other as it stands, without a gradient
+    through it. As `ctc_loss`, a label.
+
+    Args:
+        logits: (2 B, S, V), all first views before all second ones.
+        frame_mask: (2 B, S) bool, True = a real frame.
+        label_mask: (2 B, L) bool, True = counts, the end among them.
+
+    Returns:
+        A scalar.
+    """
+    first, second = logits.float().log_softmax(-1).chunk(2)  # (B, S, V)
+    apart = sum(
+        F.kl_div(learning, taught.detach(), reduction="none", log_target=True).sum(-1)
+        for learning, taught in ((first, second), (second, first))
+    )  # (B, S)
+    kept = frame_mask[: len(first)]
+    return apart.masked_fill(~kept, 0.0).sum() / (label_mask.sum() - len(label_mask)).clamp_min(1)

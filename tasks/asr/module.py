@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from mmattn.tasks.common.pretrained import NETWORK, PUBLIC, Parts
 from torch import Tensor
 
 from mmattn.data.batching import BatchPlan, EvalBatchSampler
 from mmattn.data.buckets import TokenBatchSampler
+from mmattn.data.errors import UserError
+from mmattn.data.options import from_options
 from mmattn.data.text.sentences import read_sentences
-from mmattn.tasks.asr.adapters import TOLD, adopt, adopt_public, fitted, told
+from mmattn.tasks.asr.alignment import measure_delay
 from mmattn.tasks.asr.augment import SpeechAugment
-from mmattn.tasks.asr.decoding import check_lm, write
-from mmattn.tasks.asr.delay import measure_delay
-from mmattn.tasks.asr.losses import consistency_loss, ctc_loss
-from mmattn.tasks.asr.metrics import notes, score
-from mmattn.tasks.asr.model import ASRModel
-from mmattn.tasks.asr.processor import ASRBatch, ASRDataset, ASRProcessor, ASRSample, collate
-from mmattn.tasks.asr.public_processors import CTCProcessor
-from mmattn.tasks.asr.speech import SpeechProcessor
-from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
+from mmattn.tasks.asr.data import ASRBatch, ASRDataset
+from mmattn.tasks.asr.decoding import check_lm, notes, score, write
+from mmattn.tasks.asr.model import ASRModel, consistency_loss, ctc_loss
+from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
+from mmattn.tasks.common.adapter import CheckpointParts
+from mmattn.tasks.common.datamodule import Collate, Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, token_loss
 
 BEAMS, CTC_WEIGHT = 5, 0.3  # of a search, where nothing else is said
 LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # and with a language model
+TOLD = ("sample_rate", "n_mels", "normalize", "tokenizer", "vocab_size")  # of data.*: what a public model knows itself
 
 
-class ASRDataModule(TaskDataModule):
+@dataclass
+class LateAugment(Collate):
+    """`Collate` that augments from an epoch on."""
+
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        self.later = self.augment
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each batch."""
+        self.augment = self.later if epoch >= self.begin else None
+
+
+class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
     """Recordings and what is said in them.
 
     Args:
@@ -62,6 +75,7 @@ class ASRDataModule(TaskDataModule):
         task: of Whisper: what the texts are of what is said; none: as its folder says.
     """
 
+    task = "asr"
     processor_class = SpeechProcessor
     sizes = ("vocab_size", "num_mels")
     train_size = "max_frames"
@@ -86,8 +100,8 @@ class ASRDataModule(TaskDataModule):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.max_frames, self.augment_from, self.clips, self.hide = max_frames, augment_from, clips, hide
-        self.max_seconds, self.language, self.task = max_seconds, language, task
+        self.max_frames, self.augment_from, self.demo_size, self.hide = max_frames, augment_from, clips, hide
+        self.max_seconds, self.spoken = max_seconds, {"language": language, "task": task}
         self.views = 1  # of each clip in training; the module says so where it compares two
         self.processor_options = {
             "sample_rate": sample_rate,
@@ -103,38 +117,63 @@ class ASRDataModule(TaskDataModule):
             raise ConfigError(f"data.lm_order: expected 0 to 20, found {lm_order}.")
         if paths and not lm_order:
             raise ConfigError("data.lm_text: a language model that counts it needs data.lm_order, 6 for characters.")
+        self.augment = from_options(SpeechAugment, augment, "data.augment")
+
+    def make_dataset(self, source: Any, split: Split) -> ASRDataset:
+        return ASRDataset(source, on_error=self.on_error)
+
+    def prepare_dataset(self, dataset: ASRDataset, split: Split) -> ASRDataset:
+        if split == "train":
+            dataset = dataset.leave_out_longer(min(self.max_seconds, self.processor.max_seconds))
+        dataset.preload(self.processor.sample_rate)
+        if split == "train" and self.augment is not None:
+            self.augment.attach(dataset.samples)
+        return dataset
+
+    def collate_options(self, split: Split) -> dict[str, Any]:
+        return {"views": self.views if split == "train" else 1}
+
+    def collate_fn(self, split: Split) -> LateAugment:
+        return LateAugment(**vars(super().collate_fn(split)), begin=self.augment_from)
+
+    # The processor ----------------------------------------------------------------------------------------------------
+
+    def make_processor(self, train: ASRDataset) -> SpeechProcessor:
+        return self._counted(super().make_processor(train).told(**self.spoken), train)
+
+    def use_processor(self, processor: SpeechProcessor) -> None:
+        super().use_processor(processor.told(**self.spoken))
+
+    def adopt_processor(self, start: CheckpointParts) -> None:
+        train, given = self.dataset("train"), dict(self.processor_options)
+        if start.network is not None:
+            self._check_public(start)
+            given["size"] = start.keywords["vocab_size"]
         try:
-            self.augment = SpeechAugment.from_options(augment)
+            processor = start.processor.told(**self.spoken).retarget(train, given)
         except ValueError as error:
-            raise ConfigError(f"data.augment.{error}") from None
+            raise error if isinstance(error, UserError) else ConfigError(f"data: {error}") from None
+        self.processor = self._counted(processor, train)  # of the ids that the model writes
 
-    def open_split(self, split: Split, path: str | None) -> ASRDataset:
-        if path is None:
-            from mmattn.tasks.asr.demo import make
-
-            return ASRDataset(make(split, self.clips if split == "train" else None))
-        return ASRDataset(path, on_error=self.on_error)
-
-    def make_processor(self, train: Any) -> ASRProcessor:
-        return self._counted(self._fresh(train), train)  # type: ignore[no-any-return]
-
-    def _fresh(self, train: Any) -> ASRProcessor:
-        try:
-            processor = ASRProcessor.fit(train, **self.processor_options)
-        except ValueError as error:
-            raise error if getattr(error, "user_error", False) else ConfigError(f"data: {error}") from None
-        told(processor, self.language, self.task)  # which refuses what is no language of it
-        return processor
-
-    def use_processor(self, processor: Any) -> None:
-        super().use_processor(told(processor, self.language, self.task))
+    def _check_public(self, start: CheckpointParts) -> None:
+        """Raises a ConfigError where the configuration says what a public model knows itself."""
+        defaults = inspect.signature(ASRDataModule.__init__).parameters
+        for name in TOLD:
+            key, value = {"n_mels": "num_mels"}.get(name, name), self.processor_options[name]
+            if value != defaults[key].default:
+                raise ConfigError(
+                    f"data.{key}: {start.where} hears and spells as it was trained, the configuration says {value!r}; "
+                    "leave the keyword out."
+                )
+        if self.augment is not None and self.augment.masks and start.network == "wav2vec2":
+            raise ConfigError(f"data.augment: expected no masks of frames, since {start.where} hears samples.")
 
     @functools.cached_property
     def _further(self) -> dict[str, list[str]]:
         """The sentences of each file of `lm_text`."""
         return {path: read_sentences(path) for path in self.lm_text}
 
-    def _counted(self, processor: Any, train: Any) -> Any:
+    def _counted(self, processor: SpeechProcessor, train: ASRDataset) -> SpeechProcessor:
         """With a language model, where one is asked for."""
         if self.lm_order:
             further = [text for texts in self._further.values() for text in texts]
@@ -150,43 +189,19 @@ class ASRDataModule(TaskDataModule):
                 )
         return processor
 
-    def adopt_processor(self, start: Parts) -> Parts:
-        train: Any = self.dataset("train")
-        if PUBLIC in start.keywords:
-            self._check_public(start)
-            start = dataclasses.replace(start, processor=told(start.processor, self.language, self.task))
-            start = adopt_public(start, [sample.text for sample in train.samples], self.max_seconds)
-        else:
-            start = adopt(start, self._fresh(train))
-        self.processor = self._counted(start.processor, train)  # of the ids that the model writes
-        return start
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        found = super().fingerprint()
+        for n, (path, texts) in enumerate(self._further.items()):
+            digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+            found[f"lm_text {n + 1}" if n else "lm_text"] = {"path": path, "samples": len(texts), "sha256": digest}
+        return found
 
-    def _check_public(self, start: Parts) -> None:
-        """Raises a ConfigError where the configuration says what a public model knows itself."""
-        defaults = inspect.signature(ASRDataModule.__init__).parameters
-        for name in TOLD:
-            key, value = {"n_mels": "num_mels"}.get(name, name), self.processor_options[name]
-            if value != defaults[key].default:
-                raise ConfigError(
-                    f"data.{key}: {start.where} hears and spells as it was trained, the configuration says {value!r}; "
-                    "leave the keyword out."
-                )
-        masks = self.augment is not None and (self.augment.time_masks or self.augment.freq_masks)
-        if masks and isinstance(start.processor, CTCProcessor):
-            raise ConfigError(f"data.augment: expected no masks of frames, since {start.where} hears samples.")
+    # Batches ----------------------------------------------------------------------------------------------------------
 
-    def prepare_dataset(self, dataset: Any, split: Split) -> ASRDataset:
-        if split == "train":
-            dataset.leave_out_longer(min(self.max_seconds, self.processor.max_seconds))
-        dataset.preload(self.processor.sample_rate)
-        if split == "train" and self.augment is not None:
-            self.augment.attach(dataset.samples)
-        return dataset
-
-    def train_plan(self, dataset: Any) -> BatchPlan:
+    def train_plan(self, dataset: ASRDataset) -> BatchPlan:
         lengths = self.processor.lengths(dataset.samples)
         if self.augment is not None:
-            lengths = self.augment.lengths(lengths, self.processor.length_seconds)
+            lengths = self.augment.lengths(lengths, self.processor.front.length_seconds)
         try:
             plan = TokenBatchSampler(lengths, self.max_frames, seed=self.seed, **self._ranks())
         except ValueError as error:
@@ -198,45 +213,12 @@ class ASRDataModule(TaskDataModule):
             )
         return plan
 
-    def eval_plan(self, dataset: Any) -> BatchPlan:
+    def eval_plan(self, dataset: ASRDataset) -> BatchPlan:
         lengths = [frames for frames, _ in self.processor.lengths(dataset.samples)]
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
 
-    def fingerprint(self) -> dict[str, dict[str, Any]]:
-        found = super().fingerprint()
-        for n, (path, texts) in enumerate(self._further.items()):
-            digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-            found[f"lm_text {n + 1}" if n else "lm_text"] = {"path": path, "samples": len(texts), "sha256": digest}
-        return found
 
-    def collate_fn(self, split: Split) -> Callable[..., ASRBatch]:
-        augment = self.augment if split == "train" else None
-        views = self.views if split == "train" else 1
-        return _Collate(self.processor, augment, self.augment_from, self.hide == "sound", views)
-
-
-class _Collate:
-    """`collate`, with augmentation from an epoch on, and with silence for sound where that is hidden."""
-
-    def __init__(
-        self, processor: SpeechProcessor, augment: SpeechAugment | None, begin: int, hidden: bool, views: int
-    ) -> None:
-        self.processor, self.augment, self.begin, self.hidden = processor, augment, begin, hidden
-        self.views, self.epoch = views, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called before each batch."""
-        self.epoch = epoch
-
-    def __call__(self, samples: list[ASRSample], **options: Any) -> ASRBatch:
-        augment = self.augment if self.epoch >= self.begin else None
-        batch = collate(samples, self.processor, augment, views=self.views, **options)
-        if self.hidden:
-            batch.features = torch.zeros_like(batch.features)
-        return batch
-
-
-class ASRModule(TaskModule):
+class ASRModule(TaskModule[ASRDataModule]):
     """``(1 - w) cross-entropy + w CTC`` (Watanabe et al. 2017, eq. 10); error rates by greedy, beam or joint search.
 
     Args:
@@ -302,17 +284,10 @@ class ASRModule(TaskModule):
     def measured_by(self) -> str:  # type: ignore[override]
         """The search that validates within fit, where it is not that of the finished model."""
         search = "greedy" if self.val_beams == 1 else f"{self.val_beams} beams"
-        return "" if self.val_beams == self._search(self._processor).get("num_beams", 1) else f", {search}"
+        return "" if self.val_beams == self._search(self.data.processor).get("num_beams", 1) else f", {search}"
 
-    @property
-    def _processor(self) -> SpeechProcessor:
-        return self.trainer.datamodule.processor  # type: ignore[attr-defined]
-
-    def begin(self, start: Parts, sizes: Mapping[str, Any]) -> Parts:
-        return fitted(start, sizes, self.seed)
-
-    def build(self, sizes: Mapping[str, Any]) -> None:
-        super().build(sizes)
+    def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
+        super().build(sizes, processor)
         if self.freeze is not None:
             still = getattr(getattr(self.model, "net", None), self.freeze, None)
             if still is None:
@@ -320,41 +295,39 @@ class ASRModule(TaskModule):
             still.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
-        self.check_processor(self._processor)
+        self.check_processor(self.data.processor)
         if self.consistency and stage == "fit":
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            masks = data.augment is not None and (data.augment.time_masks or data.augment.freq_masks)
-            if not masks and self.keywords.get("dropout") == 0.0:
+            augment, fixed = self.data.augment, self.network is None and self.keywords.get("dropout") == 0.0
+            if fixed and not (augment is not None and augment.masks):
                 raise ConfigError(
                     "model.consistency: expected views that differ, by data.augment.time_masks or freq_masks, or by "
                     "model.dropout; found none of them."
                 )
-            data.views = 2
+            self.data.views = 2
 
     def check_processor(self, processor: SpeechProcessor) -> None:
-        public, search = self.keywords.get(PUBLIC), self._search(processor)
-        if self.consistency and (self.ctc_weight == 0.0 if public is None else public[NETWORK] == "whisper"):
+        own, search = self.network is None, self._search(processor)
+        if self.consistency and (self.ctc_weight == 0.0 if own else self.network == "whisper"):
             raise ConfigError("model.consistency: expected 0, since it is CTC's, and this model does not learn by CTC.")
-        if public is not None and "ctc_weight" in self.search:
+        if not own and "ctc_weight" in self.search:
             raise ConfigError(
                 "model.search_ctc_weight: expected none, since a public model has CTC or a decoder alone."
             )
-        attends = self.keywords.get("decoder") != "none" if public is None else public[NETWORK] == "whisper"
+        attends = self.keywords.get("decoder") != "none" if own else self.network == "whisper"
         fresh = not processor.search  # and a language model that it has was asked for
         check_lm(search, search if fresh else self.search, processor, attends)
 
     def complete_processor(self, processor: SpeechProcessor) -> SpeechProcessor:
         processor.search = self._search(processor)
         if isinstance(processor, ASRProcessor):
-            train: Any = self.trainer.datamodule.dataset("train")  # type: ignore[attr-defined]
-            processor.delay = measure_delay(self.model, processor, train.samples)
+            processor.delay = measure_delay(self.model, processor, self.data.dataset("train").samples)
         return processor
 
     def _search(self, processor: SpeechProcessor) -> dict[str, Any]:
         """How texts are searched for: as is said, else as the model that is measured has it, else by the defaults."""
         has = processor.lm is not None
         defaults: dict[str, Any] = {"num_beams": BEAMS} if has else {}
-        if PUBLIC not in self.keywords:  # which is left to say itself how it writes
+        if self.network is None:  # a public model is left to say itself how it writes
             defaults = {"num_beams": BEAMS, "ctc_weight": CTC_WEIGHT}
         return defaults | (LM_SEARCH if has else {}) | processor.search | self.search
 
@@ -366,7 +339,7 @@ class ASRModule(TaskModule):
         ctc = 1.0 if output.logits is None else 0.0 if output.ctc_logits is None else self.ctc_weight
         weights, parts = {"ctc": ctc, "consistency": ctc * consistency, "attention": 1 - ctc}, {}
         if output.ctc_logits is not None:
-            blank = self._processor.pad_id
+            blank = self.data.processor.tokenizer.pad_id
             parts["ctc"] = ctc_loss(output.ctc_logits, output.frame_mask, batch.labels, batch.label_mask, blank)
             if consistency:
                 parts["consistency"] = consistency_loss(output.ctc_logits, output.frame_mask, batch.label_mask)
@@ -387,11 +360,8 @@ class ASRModule(TaskModule):
         loss, _ = self.losses(batch)
         tokens = float(batch.label_mask.sum())
         metric.add("loss", float(loss) * tokens, tokens)
-        search = self._search(self._processor) | (
-            {"num_beams": self.val_beams} if self.trainer.state.fn == "fit" else {}
-        )
-        heard = write(self.model, batch, self._processor, **search)
+        search = self._search(self.data.processor)
+        if self.trainer.state.fn == "fit":
+            search["num_beams"] = self.val_beams
+        heard = write(self.model, batch.features, batch.feature_mask, self.data.processor, **search)
         metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])
-
-
-LIGHTNING = (ASRModule, ASRDataModule)

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from mmattn.data.audio.reading import AUDIO_EXTENSIONS, audio_seconds, stream_audio
-from mmattn.data.errors import DataError, Problems
-from mmattn.tasks.asr.data import read_recordings
+from mmattn.data.audio.reading import AUDIO_EXTENSIONS, AudioSource, audio_seconds, stream_audio
+from mmattn.data.errors import DataError, Problems, is_user_error
+from mmattn.explain import capture
+from mmattn.tasks.asr.alignment import Window, Word, align, place_words, windows
+from mmattn.tasks.asr.data import ASRSample, read_recordings
 from mmattn.tasks.asr.decoding import check_lm, write
-from mmattn.tasks.asr.model import ASRModel
-from mmattn.tasks.asr.processor import ASRSample, collate
-from mmattn.tasks.asr.public_processors import CTCProcessor, WhisperProcessor
-from mmattn.tasks.asr.speech import SpeechProcessor
-from mmattn.tasks.asr.windows import Window, windows
-from mmattn.tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, widened, words_at
+from mmattn.tasks.asr.model import PublicCTC
+from mmattn.tasks.asr.processor import SpeechProcessor
+from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.predictor import Predictor, check_source, listed, load_parts, progress
+from mmattn.tasks.common.predictor import Predictor, listed, mapping_of
+from mmattn.tasks.common.progress import progress
 
 logger = logging.getLogger(__name__)
 OVERLAP = 0.2  # of a window, shared with the next one
 SILENCE = 1e-4  # from the lowest to the highest sample: three steps of 16 bits; nothing is said in less
-Item = str | Path | Mapping[str, Any] | ASRSample
+LIMITS = {  # of options: the least, the greatest, and both in words
+    "num_beams": (1, math.inf, "1 or more"),
+    "ctc_weight": (0.0, 1.0, "a value from 0 to 1"),
+    "lm_weight": (0.0, math.inf, "0 or more"),
+    "window": (0.5, 600.0, "seconds from 0.5 to 600"),
+}
+Item = AudioSource | Mapping[str, Any] | ASRSample
 
 
 @dataclass
@@ -57,283 +63,299 @@ class ASRExplanation:
     words: list[tuple[str, float, float]] = field(default_factory=list)  # the true borders, where known
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG: the spectrogram with the words over it, below it the frames that each token was read off."""
-        from mmattn.tasks.asr.picture import draw
+        """Write a PNG: log-mel frames with the words at their times; below, on the same axis, a row a token.
 
-        draw(self, path)
+        Where the true borders are known, they are dashed lines.
+        """
+        from matplotlib.colors import PowerNorm
+        from matplotlib.figure import Figure
+
+        total, count = len(self.features) * self.frame_seconds, len(self.tokens)
+        named = (("attention", self.attention), ("CTC's alignment", self.alignment))
+        maps = [(name, weights) for name, weights in named if weights is not None]
+        tall = min(0.16 * count + 0.6, 7.0)
+        figure = Figure(figsize=(min(4 + 2.2 * total, 20), 2.2 + tall * len(maps)), layout="constrained")
+        axes = figure.subplots(1 + len(maps), 1, sharex=True, gridspec_kw={"height_ratios": [2.2] + [tall] * len(maps)})
+        top, shown = axes[0], {"aspect": "auto"}
+        top.imshow(self.features.T.numpy(), origin="lower", cmap="magma", extent=(0, total, 0, 1), **shown)
+        top.set_yticks([])
+        top.set_ylabel("log-mel bands, low to high")
+        above = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 9, "annotation_clip": False}
+        for word in self.transcript.words:
+            for axis in axes:
+                axis.axvspan(word.start, word.end, facecolor="none", edgecolor="tab:cyan", linewidth=1.0)
+            top.annotate(_shown(word.word), ((word.start + word.end) / 2, 1.02), **above)
+        for border in (time for _, *borders in self.words for time in borders):
+            top.axvline(border, color="white", linestyle="--", linewidth=0.9)
+        for axis, (name, weights) in zip(axes[1:], maps, strict=True):
+            shades = PowerNorm(0.5, vmin=0.0)
+            axis.imshow(weights.numpy(), cmap="Blues", norm=shades, extent=(0, total, count, 0), **shown)
+            axis.set_yticks([n + 0.5 for n in range(count)], [_shown(token) for token in self.tokens], fontsize=7)
+            axis.set_ylabel(name)
+        figure.suptitle(_shown(self.transcript.id), fontsize=9)
+        dashed = "; dashed: their true borders" if self.words else ""
+        lines = f"lines: where words start and end{dashed}; \N{MIDDLE DOT}: the blank between words"
+        axes[-1].set_xlabel(f"seconds ({lines})")
+        figure.savefig(path, dpi=110)
 
 
-class Recogniser(Predictor):
-    """A speech recogniser with its processor, ready to listen.
+def _shown(token: str) -> str:
+    """A token as an axis shows it: the blank between words is a dot."""
+    return "\N{MIDDLE DOT}" if token == " " else token.replace("$", r"\$")
 
-    Args:
-        model: an `ASRModel`, or a public one with CTC; on its device, in evaluation mode.
-        processor: the one it was trained with.
+
+class Recogniser(Predictor[Item, Transcript]):
+    """A speech recogniser with its processor, ready to listen: an `ASRModel`, or a public one with CTC.
+
+    Items are recordings (a path, a file's bytes, an open file, or samples and their rate), or mappings with `audio`,
+    one of these, and, if wanted, `id`. What is longer than a window is heard in overlapping ones as it is read; no more
+    than a batch of windows, of one recording or of several, is in memory.
     """
 
-    def __init__(self, model: Any, processor: SpeechProcessor) -> None:
-        super().__init__(model, processor)
-        self.search: dict[str, Any] = {}  # what the command line says of searching, in place of the model's own
+    task = "asr"
+
+    def __init__(self, model: Any, processor: SpeechProcessor, parts: CheckpointParts | None = None) -> None:
+        super().__init__(model, processor, parts)
         self.window = processor.max_seconds  # what is longer is heard in windows of so many seconds
         self.long = False  # whether a recording was longer than a window
 
-    # Listening --------------------------------------------------------------------------------------------------------
-
-    def predict(self, items: Sequence[Item], batch_size: int = 16, **search: Any) -> list[Transcript]:
-        """Transcribe each item; what is longer than `window`, in overlapping windows as it is read.
-
-        Args:
-            items: paths, or mappings with `audio` (a path, the file's bytes, or samples and their rate) and, if wanted,
-                `id`.
-            batch_size: windows at a time.
-            search: num_beams, ctc_weight, lm_weight and lm_bonus, in place of the model's own; of Whisper num_beams,
-                language ("de", "German"; by default it is heard), task ("transcribe", "translate") and other fields of
-                `SpeechConfig`.
-
-        Returns:
-            A transcript for each, in order.
-
-        Raises:
-            DataError: a recording cannot be read; names the item.
-            ConfigError: what the model cannot do is asked for.
-        """
-        found: list[Any] = list(self.answers(items, batch_size, **search))
-        return found
-
-    def answers(
-        self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **search: Any
-    ) -> Iterator[Transcript | Exception]:
-        """As `predict`, each as soon as it is known; no more than a batch of windows is in memory.
-
-        Args:
-            items: as in `predict`.
-            batch_size: windows at a time, of one recording or of several.
-            on_error: "skip" gives the error in the place of what cannot be read.
-            search: as in `predict`.
-        """
-        samples = [as_sample(item, number) for number, item in enumerate(listed(items))]
-        search = self.checked({**self.search, **search})
-        pending: list[Transcript | Exception] = []
-        waiting: list[tuple[Transcript, Window]] = []
-        for sample in samples:
-            entry = Transcript(sample.id, "")
-            pending.append(entry)
-            try:
-                for window in self.windows(sample, shown=len(samples) < 64, **self.reading(search)):
-                    entry.duration = round(window.end, 3)
-                    self.long |= not window.whole
-                    if window.said is not None or audible(window.wave):
-                        waiting.append((entry, window))
-                    if len(waiting) == batch_size:
-                        self._listen(waiting, search)
-                        waiting = []
-                        yield from pending[:-1]
-                        pending = [entry]
-            except (DataError, OSError) as error:
-                if on_error != "skip":
-                    raise
-                pending[-1], waiting = error, [pair for pair in waiting if pair[0] is not entry]
-        self._listen(waiting, search)
-        yield from pending
-
-    def checked(self, search: Mapping[str, Any]) -> dict[str, Any]:
-        """What is asked of the search, without what is left to the model.
-
-        Raises:
-            ConfigError: it is nothing that this model can do.
-        """
-        given = {name: value for name, value in search.items() if value is not None}
-        for name in ("language", "task"):
-            if name in given:
-                raise ConfigError(
-                    f"{name}: expected none, since this model knows no languages; found {given[name]!r}. Whisper does."
-                )
-        if given.get("ctc_weight", 1.0) < 1.0 and self.model.head.decoder is None:
-            raise ConfigError(
-                f"ctc_weight: expected 1, since this model has CTC and no decoder; found {given['ctc_weight']}."
-            )
-        attends = self.model.head.decoder is not None
-        check_lm({**self.processor.search, **given}, given, self.processor, attends)
-        return given
-
-    def reading(self, search: Mapping[str, Any]) -> dict[str, Any]:
-        """What `windows` must know of the search."""
-        return {}
-
-    def open(self, sample: ASRSample) -> tuple[float, Callable[[], Iterator[Tensor]]]:
-        """A recording's seconds, and what reads it from its beginning, in blocks of a window; read when asked for."""
-        name, rate = f"item {sample.id}", self.processor.sample_rate
-        if sample.segment is None:
-            total = audio_seconds(sample.audio, name)
-            return total, lambda: stream_audio(sample.audio, rate, name, self.window)
-        return sample.duration, lambda: iter(sample.read(rate).split(round(self.window * rate)))
-
-    def windows(self, sample: ASRSample, shown: bool = True) -> Iterator[Window]:
-        """A recording as it is heard: whole, or in overlapping windows, read as they are asked for.
-
-        Args:
-            sample: the recording.
-            shown: whether there may be a bar of progress.
-        """
-        total, read = self.open(sample)
-        cut = windows(read(), self.processor.sample_rate, self.window, OVERLAP * self.window)
-        return progress(cut, int(total / (self.window * (1 - OVERLAP))), f"listening to {sample.id}", shown)
-
-    @torch.inference_mode()
-    def _listen(self, waiting: Sequence[tuple[Transcript, Window]], search: Mapping[str, Any]) -> None:
-        """Adds what windows say to the transcripts of the recordings they are of."""
-        if not waiting:
-            return
-        pieces = [ASRSample("", (window.wave, self.processor.sample_rate)) for _, window in waiting]
-        batch = collate(pieces, self.processor).to(self.device)
-        heard = write(self.model, batch, self.processor, **search)
-        for (entry, window), said in zip(waiting, heard, strict=True):
-            assert said.log_p is not None
-            words, sure = self._placed(said.text, said.log_p, window.wave, window.start)
-            times = (statistics.median(own) for own in sure)
-            own = [word for word, time in zip(words, times, strict=True) if window.low <= time < window.high]
-            entry.text = said.text if window.whole else " ".join([entry.text, *(w.word for w in own)]).strip()
-            entry.words += own
-            entry.score += said.score
-
-    def words(self, text: str, log_p: Tensor, wave: Tensor, start: float = 0.0) -> list[Word]:
-        """When each word of a text was said.
-
-        Args:
-            text: as the processor's `said` has it.
-            log_p: (S, V), CTC's log-probabilities of a clip.
-            wave: (n,), the clip.
-            start: seconds before it.
-        """
-        return self._placed(text, log_p, wave, start)[0]
-
-    def _placed(self, text: str, log_p: Tensor, wave: Tensor, start: float) -> tuple[list[Word], list[list[float]]]:
-        """The words, and of each the seconds at which CTC says its ids."""
-        ids, blank, frame = self.processor.encode(text), self.processor.pad_id, self.frame_seconds
-        rate, late, S = self.processor.sample_rate, self.processor.delay, len(log_p)
-        spans = align(log_p, ids, blank)
-        words = words_at(text, widened(log_p, ids, spans, blank), self.processor, frame, start, S)
-        words = [word.moved(-late, start, start + len(wave) / rate) for word in words]
-        frames = sure_frames(text, surest(log_p, ids, spans), self.processor, S)
-        sure = [[start + max(0.0, n * frame - late) for n in own] for own in frames]
-        return fit_to_sound(words, wave, rate, start, sure), sure
-
-    @torch.inference_mode()
-    def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
-        """When each word of the samples' own texts was said, whatever the model would hear."""
-        rate, found = self.processor.sample_rate, []
-        for sample in samples:
-            wave = sample.read(rate)
-            memory, mask = self.model.encode(*(x.to(self.device) for x in self.processor.features_batch([wave])))
-            log_p = self.model.head.log_probs(memory)[0, mask[0]].cpu()
-            found.append(self.words(self.processor.learnt(sample.text), log_p, wave))
-        return found
+    @classmethod
+    def from_parts(cls, parts: CheckpointParts, device: str = "auto", precision: str | None = None) -> Self:
+        """The recogniser of a model in its parts, of the kind that its adapter names."""
+        kind = getattr(parts.adapter, "predictor", cls)
+        return super(Recogniser, kind).from_parts(parts, device, precision)
 
     @property
     def frame_seconds(self) -> float:
         """Of one encoded frame."""
         return self.processor.frame_seconds * self.model.subsampling
 
-    def explain(self, item: Item) -> ASRExplanation:
-        """Transcribe one item and tell when each word was said and what each character was read off.
+    def to_sample(self, item: Item, number: int) -> ASRSample:
+        if isinstance(item, ASRSample):
+            return item
+        item = mapping_of(item, "audio")
+        name, audio = str(item.get("id", number)), item.get("audio")
+        if audio is None:
+            raise DataError(f"item {name}", "the key audio, a recording", ", ".join(sorted(item)) or "none")
+        if isinstance(audio, (str, Path)) and Path(audio).is_dir():
+            raise DataError(f"--audio {audio}", "a recording", "a folder; --input takes folders")
+        return ASRSample(name, str(audio) if isinstance(audio, Path) else audio)
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in options.items() if value is not None}
+        for name, (least, most, words) in LIMITS.items():
+            if not least <= given.get(name, least) <= most:
+                raise ConfigError(f"--{name}: expected {words}, found {given[name]}.")
+        self.check_search(given)
+        return given
+
+    def check_search(self, given: Mapping[str, Any]) -> None:
+        """Raises a ConfigError where something is asked for that this model cannot do."""
+        for name in ("language", "task"):
+            if name in given:
+                raise ConfigError(
+                    f"{name}: expected none, since this model knows no languages; found {given[name]!r}. Whisper does."
+                )
+        attends = self.model.head.decoder is not None
+        if given.get("ctc_weight", 1.0) < 1.0 and not attends:
+            raise ConfigError(
+                f"ctc_weight: expected 1, since this model has CTC and no decoder; found {given['ctc_weight']}."
+            )
+        check_lm({**self.processor.search, **given}, given, self.processor, attends)
+
+    # Listening --------------------------------------------------------------------------------------------------------
+
+    def predict(
+        self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **options: Any
+    ) -> list[Transcript]:
+        """A transcript for each item, in order; see `Predictor.predict`, and `predict_batch` for the options."""
+        return super().predict(items, batch_size, on_error, **options)
+
+    def stream(
+        self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **options: Any
+    ) -> Iterator[Transcript | Exception]:
+        """As `predict`, each transcript as soon as it is known; batch_size counts windows."""
+        options = self.check_options(self._known(self.predict_batch, options))
+        items = listed(items)
+        pending: list[Transcript | Exception] = []
+        waiting: list[tuple[Transcript, Window]] = []
+        for number, item in enumerate(items):
+            entry = Transcript(str(number), "")
+            pending.append(entry)
+            try:
+                sample = self.to_sample(item, number)
+                entry.id = sample.id
+                for window in self.windows(sample, len(items) < 64, **options):
+                    entry.duration = round(window.end, 3)
+                    self.long |= not window.whole
+                    if window.said is not None or audible(window.wave):
+                        waiting.append((entry, window))
+                    if len(waiting) == batch_size:
+                        self._listen(waiting, options)
+                        waiting = []
+                        yield from pending[:-1]
+                        pending = [entry]
+            except Exception as error:
+                if on_error != "skip" or not is_user_error(error):
+                    raise
+                pending[-1], waiting = error, [pair for pair in waiting if pair[0] is not entry]
+        self._listen(waiting, options)
+        yield from pending
+
+    def windows(
+        self, sample: ASRSample, shown: bool = True, *, window: float | None = None, **search: Any
+    ) -> Iterator[Window]:
+        """A recording as it is heard: whole, or in overlapping windows, read as they are asked for.
+
+        Args:
+            sample: the recording.
+            shown: whether there may be a bar of progress.
+            window: seconds of one; None: as the model was trained.
+            search: of `predict`.
+        """
+        seconds = window or self.window
+        total, read = self.open(sample, seconds)
+        cut = windows(read(), self.processor.sample_rate, seconds, OVERLAP * seconds)
+        return progress(cut, int(total / (seconds * (1 - OVERLAP))), f"listening to {sample.id}", shown)
+
+    def open(self, sample: ASRSample, window: float) -> tuple[float, Callable[[], Iterator[Tensor]]]:
+        """A recording's seconds, and what reads it from its beginning, in blocks of a window; read when asked for."""
+        name, rate = f"item {sample.id}", self.processor.sample_rate
+        if sample.segment is None:
+            return audio_seconds(sample.audio, name), lambda: stream_audio(sample.audio, rate, name, window)
+        return sample.duration, lambda: iter(sample.read(rate).split(round(window * rate)))
+
+    def _listen(self, waiting: Sequence[tuple[Transcript, Window]], options: Mapping[str, Any]) -> None:
+        """Adds what windows say to the transcripts of the recordings they are of."""
+        pieces = [window for _, window in waiting if window.said is None]
+        if pieces:
+            features, mask = self.processor.features_batch([window.wave for window in pieces])
+            for window, said in zip(
+                pieces,
+                self.predict_batch(pieces, (features.to(self.device), mask.to(self.device)), **options),
+                strict=True,
+            ):
+                window.said = said
+        for entry, window in waiting:
+            entry.text = f"{entry.text} {window.said.text}".strip()
+            entry.words += window.said.words
+            entry.score += window.said.score
+
+    @torch.inference_mode()
+    def predict_batch(
+        self,
+        samples: Sequence[Window],
+        batch: tuple[Tensor, Tensor],
+        *,
+        num_beams: int | None = None,
+        ctc_weight: float | None = None,
+        lm_weight: float | None = None,
+        lm_bonus: float | None = None,
+        language: str | None = None,
+        task: str | None = None,
+        window: float | None = None,
+    ) -> list[Transcript]:
+        """What each window says of its own, the words that are its neighbours' left out.
+
+        Args:
+            samples: B windows.
+            batch: features (B, T, ...) and their mask (B, T).
+            num_beams: 1 = greedy; here and below None leaves it to the model.
+            ctc_weight: 0 = attention alone, 1 = CTC alone.
+            lm_weight: of the language model, where there is one.
+            lm_bonus: for each id written, where a language model is asked.
+            language: that is spoken, such as "de" or "German"; of Whisper.
+            task: "transcribe" or "translate"; of Whisper.
+            window: seconds that are heard at once; not of Whisper.
+        """
+        search = {"num_beams": num_beams, "ctc_weight": ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
+        found = []
+        for piece, said in zip(samples, write(self.model, *batch, self.processor, **search), strict=True):
+            assert said.log_p is not None
+            words, sure = place_words(
+                said.text, said.log_p, piece.wave, self.processor, self.frame_seconds, piece.start
+            )
+            times = map(statistics.median, sure)
+            own = [word for word, time in zip(words, times, strict=True) if piece.low <= time < piece.high]
+            text = said.text if piece.whole else " ".join(word.word for word in own)
+            found.append(Transcript("", text, own, score=said.score))
+        return found
+
+    @torch.inference_mode()
+    def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
+        """When each word of the samples' own texts was said, whatever the model would hear."""
+        found = []
+        for sample in samples:
+            wave = sample.read(self.processor.sample_rate)
+            memory, mask = self.model.encode(*(x.to(self.device) for x in self.processor.features_batch([wave])))
+            log_p, text = self.model.head.log_probs(memory)[0, mask[0]].cpu(), self.processor.learnt(sample.text)
+            found.append(place_words(text, log_p, wave, self.processor, self.frame_seconds)[0])
+        return found
+
+    # Explaining -------------------------------------------------------------------------------------------------------
+
+    def explain_all(self, items: Sequence[Item], **options: Any) -> list[ASRExplanation]:
+        """When each word was said and what each character was read off; options as of `predict`.
 
         Raises:
-            DataError: it cannot be read, is longer than a window, or nothing is heard in it.
+            DataError: an item cannot be read, is longer than a window, or nothing is heard in it.
         """
-        from mmattn.explain import capture
+        options = self.check_options(self._known(self.predict_batch, options))
+        samples = [self.to_sample(item, number) for number, item in enumerate(listed(items))]
+        return self.explain_batch(samples, None, **options)  # what is too long to be a batch is not read
 
-        sample = as_sample(item, 0)
-        transcript = self.predict([sample])[0]
-        self.explainable(transcript)
-        rate = self.processor.sample_rate
+    def explain_batch(self, samples: Sequence[ASRSample], batch: None, **options: Any) -> list[ASRExplanation]:
+        return [self._explain(sample, options) for sample in samples]
+
+    def _explain(self, sample: ASRSample, options: Mapping[str, Any]) -> ASRExplanation:
+        transcript = self(sample, **options)
+        check_explainable(transcript, options.get("window") or self.window)
+        rate, decode = self.processor.sample_rate, self.processor.decode
         wave = sample.read(rate)
-        forced = ASRSample(sample.id, (wave, rate), transcript.text)
-        batch = collate([forced], self.processor).to(self.device)
+        batch = self.processor.collate([ASRSample(sample.id, (wave, rate), transcript.text)]).to(self.device)
         with torch.no_grad(), capture(self.model) as maps:
             output = self.model(batch.features, batch.feature_mask, batch.target_ids)
-        count = int(batch.label_mask[0].sum()) - 1
-        attention = None if output.logits is None else self.model.alignment(maps)[0, :count].float().cpu()
+        ids = batch.labels[0, : int(batch.label_mask[0].sum()) - 1].tolist()
+        attention = None if output.logits is None else self.model.alignment(maps)[0, : len(ids)].float().cpu()
         log_p = output.ctc_logits[0].float().log_softmax(-1).cpu()
-        alignment = torch.zeros(count, len(log_p))
-        late = round(self.processor.delay / self.frame_seconds)
-        for row, (first, last) in enumerate(
-            align(log_p, batch.labels[0, :count].tolist(), blank=self.processor.pad_id)
-        ):
-            first, last = (min(max(frame - late, 0), len(log_p) - 1) for frame in (first, last))
+        alignment, late = torch.zeros(len(ids), len(log_p)), round(self.processor.delay / self.frame_seconds)
+        for row, span in enumerate(align(log_p, ids, blank=self.processor.tokenizer.pad_id)):
+            first, last = (min(max(frame - late, 0), len(log_p) - 1) for frame in span)
             alignment[row, first : last + 1] = 1.0
-        tokens = [self.processor.decode([i]) or " " for i in batch.labels[0, :count].tolist()]
-        return ASRExplanation(
-            transcript, *self.processor.picture(wave), tokens, attention, alignment, list(sample.words)
-        )
-
-    def explainable(self, transcript: Transcript) -> None:
-        """Raises a DataError where there is too much to explain, or nothing."""
-        if transcript.duration > self.window:
-            raise DataError(
-                f"item {transcript.id}",
-                f"at most {self.window:g} s to explain",
-                f"{transcript.duration:.1f} s: cut out what is to be looked at",
-            )
-        if not transcript.text:
-            raise DataError(f"item {transcript.id}", "speech to explain", "none was heard")
+        tokens = [decode([i]) or " " for i in ids]
+        picture = self.processor.picture(wave)
+        return ASRExplanation(transcript, *picture, tokens, attention, alignment, list(sample.words))
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder with CTC, and the decoder's step, where there is one, with its cache as flat tensors."""
-        from mmattn.tasks.asr.export import export_recogniser
-        from mmattn.tasks.asr.export_public import export_ctc
+        from mmattn.tasks.asr.export import export_ctc, export_recogniser
 
-        if isinstance(self.processor, CTCProcessor):
-            return export_ctc(self.model, folder, formats)
-        return export_recogniser(self.model, folder, formats)
+        export = export_ctc if isinstance(self.model, PublicCTC) else export_recogniser
+        return export(self.model, folder, formats)
 
     # The command line -------------------------------------------------------------------------------------------------
 
-    def items(self, options: argparse.Namespace) -> list[ASRSample]:
-        """The recordings that `predict` and `explain` are asked about.
-
-        `--audio`; `--input` a recording, a folder of them at any depth, a manifest or CSV in the format for training
-        (texts may be missing) or a LibriSpeech tree; `--input demo`, the first of the built-in test part.
-
-        Raises:
-            DataError: neither or both are given, or what is given cannot be read.
-        """
-        if options.num_beams is not None and options.num_beams < 1:
-            raise ConfigError(f"--num_beams: expected 1 or more, found {options.num_beams}.")
-        if options.ctc_weight is not None and not 0.0 <= options.ctc_weight <= 1.0:
-            raise ConfigError(f"--ctc_weight: expected a value from 0 to 1, found {options.ctc_weight}.")
-        if options.lm_weight is not None and options.lm_weight < 0.0:
-            raise ConfigError(f"--lm_weight: expected 0 or more, found {options.lm_weight}.")
-        if options.window is not None and not 0.5 <= options.window <= 600.0:
-            raise ConfigError(f"--window: expected seconds from 0.5 to 600, found {options.window}.")
-        self.hear_at_once(options.window)
-        given = {name: getattr(options, name) for name in ("num_beams", "ctc_weight", "lm_weight", "language", "task")}
-        self.search = self.checked({**self.search, **given})
-        check_source(options, "audio")
-        if options.input is None:
-            if Path(options.audio).is_dir():
-                raise DataError(f"--audio {options.audio}", "a recording", "a folder; --input takes folders")
-            return [ASRSample(Path(options.audio).name, options.audio)]
-        if options.input == "demo" and not Path("demo").exists():
-            from mmattn.tasks.asr.demo import make
-
-            return make("test", 6)
-        path = Path(options.input)
-        if path.suffix.lower() in AUDIO_EXTENSIONS:
-            return [ASRSample(path.name, str(path))]
-        if path.is_dir() and next(path.rglob("*.trans.txt"), None) is None:
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_EXTENSIONS)
+    def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
+        """A recording; those of a folder at any depth; those of a manifest, CSV or LibriSpeech tree, texts or none."""
+        place = Path(path)
+        if place.suffix.lower() in AUDIO_EXTENSIONS:
+            return [ASRSample(place.name, path)]
+        if place.is_dir() and next(place.rglob("*.trans.txt"), None) is None:
+            files = sorted(file for file in place.rglob("*") if file.suffix.lower() in AUDIO_EXTENSIONS)
             if not files:
-                raise DataError(str(path), "recordings (.wav, .flac, ...) or LibriSpeech's *.trans.txt in it", "none")
-            return [ASRSample(str(file.relative_to(path)), str(file)) for file in files]
-        problems = Problems(options.on_error)
-        samples = [sample for _, sample in read_recordings(path, problems, require_text=False)]
+                raise DataError(path, "recordings (.wav, .flac, ...) or LibriSpeech's *.trans.txt in it", "none")
+            return [ASRSample(str(file.relative_to(place)), str(file)) for file in files]
+        problems = Problems(on_error)
+        samples = [sample for _, sample in read_recordings(place, problems, require_text=False)]
         if problems.items:
-            logger.warning("%s", problems.summary(str(path), len(samples)))
+            logger.warning("%s", problems.summary(path, len(samples)))
         return samples
 
-    def hear_at_once(self, seconds: float | None) -> None:
-        """What `--window` says; none: as the model was trained."""
-        self.window = seconds or self.window
+    def demo_samples(self) -> list[ASRSample]:
+        """The first of the built-in test part."""
+        from mmattn.tasks.asr.demo import make
+
+        return make("test", 6)
 
     def remark(self) -> str:
         """How much memory it took, where a recording was long."""
@@ -353,37 +375,14 @@ def audible(wave: Tensor) -> bool:
     return float(wave.amax() - wave.amin()) > SILENCE
 
 
-def as_sample(item: Item, number: int) -> ASRSample:
-    """A sample from what a user gives.
-
-    Raises:
-        DataError: no recording; names the item.
-    """
-    if isinstance(item, ASRSample):
-        return item
-    if isinstance(item, (str, Path)):
-        return ASRSample(str(item), str(item))
-    if "audio" not in item:
-        raise DataError(
-            f"item {item.get('id', number)}", "the key audio, a recording", ", ".join(sorted(item)) or "none"
-        )
-    return ASRSample(str(item.get("id", number)), item["audio"])
+def check_explainable(transcript: Transcript, window: float) -> None:
+    """Raises a DataError where there is more to explain than a window of so many seconds, or nothing."""
+    name, seconds = f"item {transcript.id}", transcript.duration
+    if seconds > window:
+        expected, found = f"at most {window:g} s to explain", f"{seconds:.1f} s: cut out what is to be looked at"
+        raise DataError(name, expected, found)
+    if not transcript.text:
+        raise DataError(name, "speech to explain", "none was heard")
 
 
-def load(directory: str | Path | None = None, device: str = "auto", precision: str | None = None) -> Recogniser:
-    """Load a speech recogniser: the one in the package, that of a folder, or a public Whisper, wav2vec 2.0 or HuBERT.
-
-    Args:
-        directory: a `model/` folder of a run, or any copy of one; a public model's folder; or hf:owner/name.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "float32", "bfloat16", "int8" or None; see `tasks.load`.
-
-    Raises:
-        CheckpointError: missing, damaged, foreign, or of another task.
-    """
-    model, processor = load_parts("asr", directory, device, ASRModel, SpeechProcessor, precision)
-    if isinstance(processor, WhisperProcessor):
-        from mmattn.tasks.asr.whisper import WhisperRecogniser
-
-        return WhisperRecogniser(model, processor)
-    return Recogniser(model, processor)
+load = Recogniser.load

@@ -1,46 +1,229 @@
-"""Speech recognition: the processor, batches, and how one becomes the other. Samples are in ``data/asr_files.py``."""
+"""What turns sound into features, texts into ids and ids into text: the interface, and what our own models have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from mmattn.data.audio.mel import LogMel
-from mmattn.data.batching import Batch
+from mmattn.data.audio.mel import FrontEnd, LogMel, level
 from mmattn.data.errors import DataError, nearest
-from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor
-from mmattn.tasks.asr.data import ASRDataset, ASRSample, normalise
-from mmattn.tasks.asr.speech import NO_LIMIT, SpeechProcessor
+from mmattn.data.processor import SETTINGS, Processor
+from mmattn.data.readers import read_json
+from mmattn.data.text.ngram import Counted, Ids, Mixture, NGram, load_lm
+from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor, TokenIds
+from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalise
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.task import resolve
 
 if TYPE_CHECKING:
     from mmattn.tasks.asr.augment import SpeechAugment
 
-__all__ = ["ASRBatch", "ASRDataset", "ASRProcessor", "ASRSample", "collate", "normalise"]
+KINDS = {  # of processor.json, where it has one: of a public model
+    "ctc": "mmattn.tasks.asr.public_processors:CTCProcessor",
+    "whisper": "mmattn.tasks.asr.public_processors:WhisperProcessor",
+}
+LM = "ngrams.safetensors"  # the language model's file, where there is one
+NO_LIMIT = 1 << 30  # of tokens: a text is never cut, as the sound is not
+VIEW = 0xD1342543DE82EF95  # sets the draws of a clip's views apart
 TOKENIZERS = ("characters", "bpe")
 NORMALIZE = ("utterance", "train")
 FLOOR = 1e-2  # added to a variance of log energies: a band that does not change stays at zero
 OWN = ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")  # of the settings, as they are
-VIEW = 0xD1342543DE82EF95  # sets the draws of a clip's views apart
 FIT_CLIPS = 500  # whose mean and deviation stand for the training set's
 
 
-@dataclass
-class ASRBatch(Batch):
-    """Tensors for the model, and what the metric needs."""
+class SpeechProcessor(Processor[ASRSample, ASRBatch]):
+    """The interface; ``ASRProcessor`` of our own models, ``CTCProcessor`` and ``WhisperProcessor`` of public ones.
 
-    features: Tensor  # (B, T, M) float: log-mel frames, normalised; or (B, n), samples
-    feature_mask: Tensor  # (B, T) bool, True = of the recording
-    target_ids: Tensor  # (B, L) long: what a decoder reads, the start token first
-    labels: Tensor  # (B, L) long: what it should say at each place, the end last
-    label_mask: Tensor  # (B, L) bool, True = counts
-    ids: list[str]
-    references: list[str]  # normalised texts
-    is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
+    ``SpeechProcessor.load`` reads any of them, ``SpeechProcessor.fit`` makes one of our own.
+    """
+
+    front: FrontEnd
+    tokenizer: TokenIds  # its padding is CTC's blank
+    search: dict[str, Any]  # how the model was measured, for whoever loads it (beams and the like)
+    max_seconds: float  # the longest clip it is meant for; what is longer is heard in windows
+    lm: Counted | None = None  # how likely texts are to be written, for beams over CTC
+    delay: float = 0.0  # seconds by which CTC says things later than they are heard; word times are earlier by it
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        if cls is not SpeechProcessor:
+            return super().load(directory)
+        config = read_json(Path(directory, SETTINGS))
+        kind = config.get("kind") if isinstance(config, Mapping) else None
+        found: Any = resolve(KINDS[kind]) if kind in KINDS else ASRProcessor
+        return found.load(directory)  # type: ignore[no-any-return]
+
+    @classmethod
+    def fit(cls, train: ASRDataset, **options: Any) -> SpeechProcessor:
+        """See ``ASRProcessor.fit``."""
+        return ASRProcessor.fit(train, **options)
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+        return self.front.sample_rate
+
+    @property
+    def frame_seconds(self) -> float:
+        """From one step of the features to the next one."""
+        return self.front.frame_seconds
+
+    def sizes(self) -> dict[str, Any]:
+        return {"vocab_size": self.tokenizer.vocab_size}
+
+    def lengths(self, samples: Sequence[ASRSample]) -> list[tuple[int, int]]:
+        """Frames, and tokens with their end, of each sample: for batches of like lengths."""
+        frames = [self.front.num_frames(round(sample.seconds() * self.sample_rate)) for sample in samples]
+        tokens = [self.tokenizer.length(self.learnt(sample.text)) + 1 for sample in samples]
+        return list(zip(frames, tokens, strict=True))
+
+    def features(self, wave: Tensor) -> Tensor:
+        """Samples (n,) at ``sample_rate``, n at least 1 -> (T, ...)."""
+        return self.features_batch([wave])[0][0]
+
+    def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Samples (n,) each -> features (B, T, ...) and mask (B, T), True = of the recording."""
+        return self.front.batch(waves)
+
+    def picture(self, wave: Tensor) -> tuple[Tensor, float]:
+        """Samples (n,) to a spectrogram (T, M) for people, and the seconds of one of its frames."""
+        return self.features(wave), self.frame_seconds
+
+    def learnt(self, text: str) -> str:
+        """A text of the data as the model learns it."""
+        return normalise(text)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; neither start nor end among them."""
+        return self.tokenizer.encode(self.learnt(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text from ids, what is special left out."""
+        return self.tokenizer.decode(ids)
+
+    def said(self, ids: Sequence[int]) -> str:
+        """What ids of the model say, as a user sees it."""
+        return self.decode(ids)
+
+    def targets(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """What training compares with.
+
+        Returns:
+            target_ids: (B, L) long, what a decoder reads, the start token first.
+            labels: (B, L) long, what it should say at each place, the end last.
+            label_mask: (B, L) bool, True = counts.
+        """
+        labels, label_mask = self.tokenizer.encode_batch([self.learnt(text) for text in texts], NO_LIMIT, eos=True)
+        start = torch.full_like(labels[:, :1], self.tokenizer.start_id)
+        return torch.cat([start, labels[:, :-1]], dim=1), labels, label_mask
+
+    def collate(
+        self,
+        samples: Sequence[ASRSample],
+        *,
+        augment: SpeechAugment | None = None,
+        seeds: Sequence[int] | None = None,
+        is_repeat: bool = False,
+        views: int = 1,
+    ) -> ASRBatch:
+        """Makes a batch; see ``Processor.collate``.
+
+        With several ``views`` each sample is in it so often, all first ones before all second ones: the same wave,
+        hidden behind masks of its own each time.
+        """
+        waves = [sample.read(self.sample_rate) for sample in samples]
+        texts = [sample.text for sample in samples]
+        if augment is not None:
+            if seeds is None:
+                raise ValueError("collate: augment needs seeds")
+            waves, texts = augment.waves(waves, texts, [s.speaker for s in samples], seeds, self.sample_rate)
+        features, feature_mask = self.features_batch(waves)
+        if views > 1:
+            features, feature_mask = torch.cat([features] * views), torch.cat([feature_mask] * views)
+            samples, texts = [*samples] * views, [*texts] * views
+        if augment is not None and seeds is not None:
+            seeds = [seed + view * VIEW for view in range(views) for seed in seeds]
+            features = augment.features(features, feature_mask, seeds)
+        ids, references = [sample.id for sample in samples], [normalise(text) for text in texts]
+        return ASRBatch(features, feature_mask, *self.targets(texts), ids, references, is_repeat)
+
+    def ablate(self, batch: ASRBatch, what: str, seeds: Sequence[int] | None = None) -> ASRBatch:
+        """Without the "sound": silence in its place."""
+        batch.features = torch.zeros_like(batch.features)
+        return batch
+
+    def told(self, language: str | None, task: str | None) -> Self:
+        """The processor for data in a language, to be transcribed or translated; None: as the model's folder says.
+
+        Raises:
+            ConfigError: The model knows no languages, or not this one.
+        """
+        for name, value in (("language", language), ("task", task)):
+            if value is not None:
+                raise ConfigError(f"data.{name}: expected none, since the model knows no languages; found {value!r}.")
+        return self
+
+    # The language model -----------------------------------------------------------------------------------------------
+
+    @property
+    def lm_order(self) -> int:
+        """Of the language model; 0: there is none."""
+        return 0 if self.lm is None else self.lm.order
+
+    def with_lm(self, folder: Path, order: int) -> Self:
+        """Itself with the language model that lies in a folder; as it is where the order is 0."""
+        if order:
+            self.lm = load_lm(folder / LM, self._ids())
+        return self
+
+    def _ids(self) -> Ids:
+        return Ids(self.tokenizer.vocab_size, self.tokenizer.start_id, self.tokenizer.eos_id)
+
+    def search_without_lm(self) -> dict[str, Any]:
+        """How the model searched, without its language model, which is of other texts."""
+        return {name: value for name, value in self.search.items() if not name.startswith("lm_")}
+
+    def count(self, texts: Iterable[str], order: int, further: Iterable[str] = ()) -> int:
+        """Makes the language model; texts with signs that have no id are left out.
+
+        Args:
+            texts: The task's own, as people write them.
+            order: Ids of the longest n-grams.
+            further: Texts from elsewhere, which a model of their own counts; how much each weighs is found.
+
+        Returns:
+            How many texts are left out.
+
+        Raises:
+            ValueError: No text is left, or no ids stand for a text's beginning and end.
+        """
+        ids, spelt, left_out = self.tokenizer, [], []
+        if len({ids.pad_id, ids.start_id, ids.eos_id}) < 3:
+            raise ValueError("expected a tokenizer with ids for where a text begins and ends, found none")
+        for given in (texts, further):
+            rows = [ids.encode(self.learnt(text)) for text in given]
+            spelt.append([row for row in rows if row and ids.unk_id not in row])
+            left_out.append(len(rows) - len(spelt[-1]))
+        own, others = spelt
+        if not own or (left_out[1] and not others):
+            raise ValueError(f"expected texts of signs that have an id, found none among {left_out[bool(own)]}")
+        self.lm = Mixture.fit(own, others, order, self._ids()) if others else NGram.fit(own, order, self._ids())
+        return sum(left_out)
+
+    def save_parts(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
+        if self.lm is None:
+            (folder / LM).unlink(missing_ok=True)  # another's, that was written here before
+        else:
+            self.lm.save(folder / LM)
+
+    def parts_text(self) -> str:
+        return self.tokenizer.to_json() + ("" if self.lm is None else self.lm.fingerprint())
 
 
 class ASRProcessor(SpeechProcessor):
@@ -68,6 +251,7 @@ class ASRProcessor(SpeechProcessor):
 
     KEYS = frozenset({"mel", "tokenizer", "lm_order", *OWN})
     LATER: ClassVar = {"delay": 0.0, "lm_order": 0}
+    tokenizer: TextProcessor
 
     def __init__(
         self,
@@ -88,14 +272,15 @@ class ASRProcessor(SpeechProcessor):
             raise ValueError(f"mean and std: expected {mel.n_mels} numbers each, found {mean} and {std}")
         if max_seconds <= 0:
             raise ValueError(f"max_seconds: expected more than 0, found {max_seconds}")
-        self.mel, self.tokenizer, self.units, self.normalize = mel, tokenizer, units, normalize
+        self.front = self.mel = mel
+        self.tokenizer, self.units, self.normalize = tokenizer, units, normalize
         self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
         self.max_seconds, self.search, self.delay = float(max_seconds), dict(search or {}), float(delay)
         if tokenizer.pad_id != 0:
             raise ValueError(f"tokenizer: expected the padding, CTC's blank, to be id 0, found {tokenizer.pad_id}")
 
     @classmethod
-    def fit(
+    def fit(  # type: ignore[override]
         cls,
         train: ASRDataset,
         sample_rate: int = 8_000,
@@ -136,42 +321,30 @@ class ASRProcessor(SpeechProcessor):
             mean, std = frames.mean(0).tolist(), (frames.var(0, correction=0) + FLOOR).sqrt().tolist()
         return cls(mel, fitted, tokenizer, normalize, mean, std, max_seconds)
 
-    @property
-    def sample_rate(self) -> int:
-        """In Hz."""
-        return self.mel.sample_rate
+    def retarget(self, train: ASRDataset, given: Mapping[str, Any]) -> Self:
+        """Sound as the model knows it, texts as the data have them: by its own alphabet, if that has all they need."""
+        fresh = type(self).fit(train, **{name: value for name, value in given.items() if value is not None})
+        wanted, had = (p.tokenizer.tokenizer.get_vocab() for p in (fresh, self))
+        texts = self if self.units == fresh.units and wanted.keys() <= had.keys() else fresh
+        own = {name: getattr(self, name) for name in ("normalize", "mean", "std")}
+        own |= {"max_seconds": fresh.max_seconds, "search": self.search_without_lm()}
+        return type(self)(self.mel, texts.tokenizer, texts.units, **own)
 
-    @property
-    def frame_seconds(self) -> float:
-        """From one frame's middle to the next one's."""
-        return self.mel.hop / self.mel.sample_rate
-
-    def sizes(self) -> dict[str, int]:
-        return {"vocab_size": self.tokenizer.vocab_size, "num_mels": self.mel.n_mels}
-
-    def num_frames(self, num_samples: int) -> int:
-        return self.mel.num_frames(num_samples)
+    def sizes(self) -> dict[str, Any]:
+        return super().sizes() | {"num_mels": self.mel.n_mels}
 
     def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Samples (n,) each -> features (B, T, M), zero beyond a clip's end, and mask (B, T), True = a real frame."""
-        counts = torch.tensor([self.mel.num_frames(len(wave)) for wave in waves])
-        padded = torch.zeros(len(waves), max(map(len, waves)))
-        for row, wave in zip(padded, waves, strict=True):
-            row[: len(wave)] = level(wave)
-        frames = self.mel(padded)  # (B, T, M)
-        mask = torch.arange(frames.shape[1]) < counts[:, None]  # (B, T)
-        real = mask[:, :, None]
+        frames, mask = self.mel.batch([level(wave) for wave in waves])
+        real, counts = mask[:, :, None], mask.sum(1)[:, None, None]
         if self.normalize == "train":
             mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         else:
             frames = frames * real
-            mean = frames.sum(1, keepdim=True) / counts[:, None, None]
-            variance = ((frames - mean) * real).square().sum(1, keepdim=True) / counts[:, None, None]
+            mean = frames.sum(1, keepdim=True) / counts
+            variance = ((frames - mean) * real).square().sum(1, keepdim=True) / counts
             std = (variance + FLOOR).sqrt()
         return (frames - mean) / std * real, mask
-
-    def learnt(self, text: str) -> str:
-        return normalise(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode([int(i) for i in ids if int(i) >= len(SPECIAL_TOKENS)])
@@ -180,25 +353,14 @@ class ASRProcessor(SpeechProcessor):
         return normalise(self.decode(ids))
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "mel": self.mel.config(),
-            "tokenizer": self.tokenizer.config(),
-            "lm_order": self.lm_order,
-            **{name: getattr(self, name) for name in OWN},
-        }
+        parts = {"mel": self.mel.config(), "tokenizer": self.tokenizer.config(), "lm_order": self.lm_order}
+        return parts | {name: getattr(self, name) for name in OWN}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         tokenizer = TextProcessor.load(folder, config["tokenizer"])
-        processor = cls(LogMel.from_config(config["mel"]), tokenizer, **{name: config[name] for name in OWN})
+        processor = cls(LogMel(**config["mel"]), tokenizer, **{name: config[name] for name in OWN})
         return processor.with_lm(folder, config["lm_order"])
-
-
-def level(wave: Tensor) -> Tensor:
-    """A wave (n,) without its mean, its peak at one; silence stays silence."""
-    wave = wave - wave.mean()
-    peak = wave.abs().amax()
-    return wave / peak if float(peak) > 1e-7 else torch.zeros_like(wave)
 
 
 def fit_tokenizer(texts: Sequence[str], kind: str = "characters", vocab_size: int = 200) -> TextProcessor:
@@ -235,51 +397,3 @@ def fit_tokenizer(texts: Sequence[str], kind: str = "characters", vocab_size: in
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return TextProcessor(tokenizer, "bpe", max_len=NO_LIMIT)
-
-
-def collate(
-    samples: Sequence[ASRSample],
-    processor: SpeechProcessor,
-    augment: SpeechAugment | None = None,
-    seeds: Sequence[int] | None = None,
-    is_repeat: bool = False,
-    views: int = 1,
-) -> ASRBatch:
-    """Makes a batch.
-
-    Args:
-        samples: The recordings.
-        processor: Sound to features, texts to ids.
-        augment: Random change of waves and features, in training.
-        seeds: One integer a sample, needed by ``augment``.
-        is_repeat: See ``ASRBatch``.
-        views: How often each sample is in the batch: the same wave, hidden behind masks of its own each time. All first
-            views come before all second ones.
-
-    Raises:
-        DataError: A recording cannot be read; names it.
-    """
-    waves = [sample.read(processor.sample_rate) for sample in samples]
-    texts = [sample.text for sample in samples]
-    if augment is not None:
-        if seeds is None:
-            raise ValueError("collate: augment needs seeds")
-        waves, texts = augment.waves(waves, texts, [s.speaker for s in samples], seeds, processor.sample_rate)
-    features, feature_mask = processor.features_batch(waves)
-    if views > 1:
-        features, feature_mask = torch.cat([features] * views), torch.cat([feature_mask] * views)
-        samples, texts = [*samples] * views, [*texts] * views
-    if augment is not None and seeds is not None:
-        seeds = [seed + view * VIEW for view in range(views) for seed in seeds]
-        features = augment.features(features, feature_mask, seeds)
-    target_ids, labels, label_mask = processor.targets(texts)
-    return ASRBatch(
-        features=features,
-        feature_mask=feature_mask,
-        target_ids=target_ids,
-        labels=labels,
-        label_mask=label_mask,
-        ids=[sample.id for sample in samples],
-        references=[normalise(text) for text in texts],
-        is_repeat=is_repeat,
-    )

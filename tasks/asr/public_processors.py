@@ -1,4 +1,4 @@
-"""The processors of public speech models: their own features and tokenizers, and how they write.
+"""The processors of public speech models: their own front ends and tokenizers, and how they write.
 
 wav2vec 2.0 and HuBERT hear samples and write letters by CTC; Whisper hears windows of log-mel frames and writes behind
 a prompt.
@@ -7,9 +7,11 @@ a prompt.
 from __future__ import annotations
 
 import bisect
+import copy
+import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import KeysView, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,39 +20,173 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmattn.data.audio.mel import LogMel
-from mmattn.data.audio.pretrained import (
-    CTCText,
-    WaveFeatures,
-    WhisperFeatures,
-    WhisperText,
-    features_from_config,
-    load_speech_text,
-)
-from mmattn.data.errors import DataError
-from mmattn.tasks.asr.data import normalise
-from mmattn.tasks.asr.processor import level
-from mmattn.tasks.asr.speech import SpeechProcessor
+from mmattn.data.audio.mel import LogMel, WaveFeatures, WhisperFeatures, features_from_config, level
+from mmattn.data.errors import DataError, shorten
+from mmattn.data.text.pretrained import PublicText
+from mmattn.generate.speech import SpeechConfig
+from mmattn.tasks.asr.data import ASRDataset, normalise
+from mmattn.tasks.asr.processor import SpeechProcessor
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
 
-UNIT = 0.01  # seconds in which lengths are counted, where the features are samples
 HEARD = 20.0  # seconds that a model with CTC hears at once, where nobody says
 PICTURE_BANDS = 64  # of the spectrogram in a picture
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a part of a letter is decoded to
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # written without blanks between words
 
+# Tokenizers -----------------------------------------------------------------------------------------------------------
 
-class PublicProcessor(SpeechProcessor):
-    """Features and a tokenizer as a public folder has them, and settings beside them."""
+
+class SpeechText(PublicText):
+    """What both kinds have in common."""
 
     KIND: ClassVar[str]
-    PARTS: ClassVar[tuple[type, type]]  # of features and tokenizer
-    OWN: ClassVar[tuple[str, ...]]  # the constructor's other keywords, kept as they are
-    front: Any
+    FILES: ClassVar[tuple[str, ...]]  # the first must be there
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": self.files, "truncated": self.truncated, "max_len": self.max_len}
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": self.KIND, "max_len": self.max_len}
+
+
+class WhisperText(SpeechText):
+    """Whisper's tokenizer: byte-level pieces below the end's id, everything special and all timestamps from it on.
+
+    Args:
+        files: ``tokenizer.json``.
+        max_len: Most tokens where nothing else is asked for.
+
+    Raises:
+        DataError: Not Whisper's.
+    """
+
+    KIND, FILES = "whisper", ("tokenizer.json",)
+
+    def __init__(self, files: Mapping[str, bytes], max_len: int = 448) -> None:
+        told_below = dict.fromkeys(("pad_id", "unk_id", "start_id", "eos_id"), 0)
+        super().__init__("tokenizer.json", files, max_len=max_len, special=told_below)
+        names = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
+        self.eos_id, self.start_id, self.no_timestamps_id = map(self._id, names)
+        self.pad_id = self.unk_id = self.eos_id
+
+    def _id(self, token: str) -> int:
+        index = self._pieces.token_to_id(token)
+        if index is None:
+            raise DataError("tokenizer.json", f"Whisper's token {token}", "none of that name")
+        return int(index)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._pieces.decode([i for i in map(int, ids) if i < self.eos_id]).strip()
+
+
+class CTCText(SpeechText):
+    """Letters of a model with CTC, one id each, a sign of its own between words.
+
+    Args:
+        files: ``vocab.json``; ``tokenizer_config.json`` and ``special_tokens_map.json`` where there are.
+        max_len: Most tokens where nothing else is asked for.
+
+    Raises:
+        DataError: A file is damaged, or lacks the blank or what stands between words.
+    """
+
+    KIND, FILES = "ctc", ("vocab.json", "tokenizer_config.json", "special_tokens_map.json")
+    SPECIAL: ClassVar = {  # by their ids here: what files call them, and what they are where these do not say
+        "pad_id": ("pad_token", "<pad>"),
+        "unk_id": ("unk_token", "<unk>"),
+        "start_id": ("bos_token", "<s>"),
+        "eos_id": ("eos_token", "</s>"),
+    }
+
+    def __init__(self, files: Mapping[str, bytes], max_len: int = 512) -> None:
+        super().__init__(self.KIND, files, max_len=max_len)
+
+    def _open(self) -> None:
+        vocabulary, about, special = (
+            _object(name, self.files[name]) if name in self.files else {} for name in self.FILES
+        )
+        if not vocabulary or not all(isinstance(index, int) for index in vocabulary.values()):
+            raise DataError("vocab.json", "letters and their ids, of one language", shorten(vocabulary))
+        settings = special | about
+        self._ids: dict[str, int] = vocabulary
+        self._letters = {index: letter for letter, index in vocabulary.items()}
+        self.vocab_size = max(vocabulary.values()) + 1
+        tokens = {name: _content(settings.get(key, usual)) for name, (key, usual) in self.SPECIAL.items()}
+        self.between = _content(settings.get("word_delimiter_token", "|"))
+        self.lowered = bool(settings.get("do_lower_case", False))
+        for token in (tokens["pad_id"], self.between):
+            if token not in vocabulary:
+                raise DataError("vocab.json", f"the token {token!r}", shorten(sorted(vocabulary)))
+        for name, token in tokens.items():
+            setattr(self, name, vocabulary.get(token, vocabulary[tokens["pad_id"]]))
+        self._special = {vocabulary[token] for token in tokens.values() if token in vocabulary}
 
     @property
-    def sample_rate(self) -> int:
-        rate: int = self.front.sample_rate
-        return rate
+    def letters(self) -> KeysView[str]:
+        """All tokens."""
+        return self._ids.keys()
+
+    def encode(self, text: str) -> list[int]:
+        text = text.upper() if self.lowered else text
+        return [self._ids.get(self.between if sign == " " else sign, self.unk_id) for sign in text]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return [(place, place + 1) for place in range(len(text))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text from ids, repeats and blanks already taken out."""
+        letters = [self._letters.get(int(i), "") for i in ids if int(i) not in self._special]
+        text = "".join(" " if letter == self.between else letter for letter in letters).strip()
+        return text.lower() if self.lowered else text
+
+    def to_json(self) -> str:
+        return json.dumps({name: content.decode("utf-8") for name, content in sorted(self.files.items())})
+
+
+TEXTS: dict[str, type[WhisperText] | type[CTCText]] = {kind.KIND: kind for kind in (WhisperText, CTCText)}
+
+
+def load_speech_text(directory: str | Path, config: Mapping[str, Any]) -> WhisperText | CTCText:
+    """The tokenizer of a public folder, or that ``save`` wrote, with what ``config()`` gave.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    kind = config.get("kind")
+    if kind not in TEXTS:
+        raise DataError(str(directory), f"a tokenizer kind of {', '.join(TEXTS)}", shorten(kind))
+    paths = [Path(directory, name) for name in TEXTS[kind].FILES]
+    if not paths[0].is_file():
+        raise DataError(str(paths[0]), "the tokenizer's file", "none")
+    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    return TEXTS[kind](files, **{name: value for name, value in config.items() if name != "kind"})
+
+
+def _object(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise DataError(name, "JSON", shorten(str(error))) from None
+    if not isinstance(value, dict):
+        raise DataError(name, "an object", type(value).__name__)
+    return value
+
+
+def _content(token: Any) -> str:
+    """A token, which newer files write as an object."""
+    return str(token["content"] if isinstance(token, Mapping) else token)
+
+
+# Processors -----------------------------------------------------------------------------------------------------------
+
+
+class PublicProcessor(SpeechProcessor):
+    """A front end and a tokenizer as a public folder has them, and settings beside them."""
+
+    KIND: ClassVar[str]
+    PARTS: ClassVar[tuple[type, type]]  # of front end and tokenizer
+    OWN: ClassVar[tuple[str, ...]]  # the constructor's other keywords, kept as they are
+    front: Any
 
     def settings(self) -> dict[str, Any]:
         parts = {"features": self.front.config(), "tokenizer": self.tokenizer.config()}
@@ -87,6 +223,7 @@ class CTCProcessor(PublicProcessor):
     KIND, PARTS, OWN = "ctc", (WaveFeatures, CTCText), ("max_seconds", "search")
     KEYS = frozenset({"kind", "features", "tokenizer", "lm_order", *OWN})
     LATER: ClassVar = {"lm_order": 0}
+    tokenizer: CTCText
 
     def __init__(
         self,
@@ -99,30 +236,14 @@ class CTCProcessor(PublicProcessor):
             raise ValueError(f"max_seconds: expected more than 0, found {max_seconds}")
         self.front, self.tokenizer = front, tokenizer
         self.max_seconds, self.search = float(max_seconds), dict(search or {})
-        self._mel = LogMel(front.sample_rate, PICTURE_BANDS)
-
-    @property
-    def frame_seconds(self) -> float:
-        return 1 / self.front.sample_rate
-
-    @property
-    def length_seconds(self) -> float:
-        return UNIT
-
-    def num_frames(self, num_samples: int) -> int:
-        return -(-num_samples // round(UNIT * self.sample_rate))
-
-    def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        rows = [self.front(wave) for wave in waves]
-        features = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, n)
-        return features, torch.arange(features.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
 
     def picture(self, wave: Tensor) -> tuple[Tensor, float]:
-        return self._mel(level(wave)), self._mel.hop / self.sample_rate
+        mel = LogMel(self.sample_rate, PICTURE_BANDS)
+        return mel(level(wave)), mel.frame_seconds
 
     def learnt(self, text: str) -> str:
         spelt = self._spelt(normalise(text))
-        if self.unk_id != self.pad_id:
+        if self.tokenizer.unk_id != self.tokenizer.pad_id:
             return spelt
         known = {" ", *self.tokenizer.letters}  # what is not known would be taken for the blank
         return "".join(sign for sign in spelt if sign in known or sign.upper() in known)
@@ -134,12 +255,10 @@ class CTCProcessor(PublicProcessor):
         """In the case that the model's letters have, sign by sign."""
         if self.tokenizer.lowered:
             return text  # the tokenizer does it
-        known = self.tokenizer.letters
-        kept = (
-            next((form for form in (sign, sign.upper(), sign.lower()) if form in known or form == " "), sign)
-            for sign in text
+        known = {" ", *self.tokenizer.letters}
+        return "".join(
+            next((form for form in (sign, sign.upper(), sign.lower()) if form in known), sign) for sign in text
         )
-        return "".join(kept)
 
     def unknown(self, texts: Sequence[str]) -> list[str]:
         """The signs of texts that the model has no letter for, in the case that its letters have."""
@@ -149,12 +268,20 @@ class CTCProcessor(PublicProcessor):
         cased = {sign.upper() if upper and len(sign.upper()) == 1 else sign for sign in signs}
         return sorted(cased - letters)
 
-    def extended(self, signs: Sequence[str], first: int) -> CTCText:
-        """The tokenizer with more letters, whose ids begin with `first`."""
-        vocabulary = json.loads(self.tokenizer.files["vocab.json"])
-        vocabulary |= {sign: first + n for n, sign in enumerate(signs)}
-        content = json.dumps(vocabulary, ensure_ascii=False, sort_keys=True).encode()
-        return CTCText(self.tokenizer.files | {"vocab.json": content}, self.tokenizer.max_len)
+    def retarget(self, train: ASRDataset, given: Mapping[str, Any]) -> Self:
+        """The letters that the model knows stay, new ones join them.
+
+        Args:
+            train: The training data.
+            given: ``max_seconds``; and ``size``, of the model's vocabulary, which new ids follow.
+        """
+        tokenizer, missing = self.tokenizer, self.unknown([sample.text for sample in train.samples])
+        if missing:
+            first = given.get("size", tokenizer.vocab_size)
+            vocabulary = json.loads(tokenizer.files["vocab.json"]) | {sign: first + n for n, sign in enumerate(missing)}
+            content = json.dumps(vocabulary, ensure_ascii=False, sort_keys=True).encode()
+            tokenizer = CTCText(tokenizer.files | {"vocab.json": content}, tokenizer.max_len)
+        return type(self)(self.front, tokenizer, given.get("max_seconds") or HEARD, self.search_without_lm())
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "lm_order": self.lm_order}
@@ -180,6 +307,7 @@ class WhisperProcessor(PublicProcessor):
 
     KIND, PARTS, OWN = "whisper", (WhisperFeatures, WhisperText), ("generation", "prompt", "search")
     KEYS = frozenset({"kind", "features", "tokenizer", *OWN})
+    tokenizer: WhisperText
 
     def __init__(
         self,
@@ -189,53 +317,61 @@ class WhisperProcessor(PublicProcessor):
         prompt: Sequence[int] = (),
         search: Mapping[str, Any] | None = None,
     ) -> None:
-        self.front, self.tokenizer = front, tokenizer
+        self.front, self.tokenizer, self.max_seconds = front, tokenizer, float(front.seconds)
         self.generation, self.prompt, self.search = dict(generation), [int(i) for i in prompt], dict(search or {})
-        self.max_seconds = float(front.seconds)
 
     @property
-    def languages(self) -> Mapping[str, Any] | None:  # type: ignore[override]
-        """``<|en|>`` and the like, and their ids."""
-        return self.generation.get("lang_to_id")
+    def languages(self) -> Mapping[str, int]:
+        """``<|en|>`` and the like, and their ids; none of an English model."""
+        return self.generation.get("lang_to_id") or {}
 
-    @property
-    def frame_seconds(self) -> float:
-        return self.front.hop / self.front.sample_rate
+    def told(self, language: str | None = None, task: str | None = None) -> Self:
+        """With the prompt behind which texts are learnt, where the language is known."""
+        given = {name: value for name, value in (("language", language), ("task", task)) if value is not None}
+        if self.prompt and not given:
+            return self
+        told = copy.copy(self)
+        told.generation = self.generation | given
+        config = dataclasses.replace(told.speech_config(), return_timestamps=False)
+        try:
+            told.prompt = [] if config.detects else config.prompts(1)[0]
+        except ValueError as error:
+            raise CheckpointError(f"generation_config.json: {error}.") from None
+        return told
 
-    @property
-    def window_frames(self) -> int:
-        """Of a window."""
-        return self.front.seconds * self.front.sample_rate // self.front.hop
+    def speech_config(self, *, ctc_weight: float | None = None, **search: Any) -> SpeechConfig:
+        """How to write: as the model's folder says, then as it was measured, then as is asked for.
 
-    def num_frames(self, num_samples: int) -> int:
-        return self.window_frames  # whatever is in it
+        Args:
+            ctc_weight: Refused: there is no CTC.
+            search: num_beams, language, task and whatever else ``SpeechConfig`` has; None leaves it to the model.
 
-    def real_frames(self, num_samples: int) -> int:
-        """Of a window, those that hold some of so many samples."""
-        return min(self.window_frames, -(-num_samples // self.front.hop))
-
-    def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        features, _ = self.front.batch(waves)  # (B, T, M)
-        counts = torch.tensor([self.real_frames(len(wave)) for wave in waves])
-        return features, torch.arange(features.shape[1]) < counts[:, None]
+        Raises:
+            ConfigError: A language or task that the model has not, values that do not go together.
+        """
+        if ctc_weight is not None:
+            raise ConfigError(f"ctc_weight: expected none, since Whisper has no CTC; found {ctc_weight}.")
+        given = {name: value for name, value in search.items() if value is not None}
+        try:
+            return SpeechConfig(**{**self.generation, **self.search, **given})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"generation: {error}.") from None
 
     def picture(self, wave: Tensor) -> tuple[Tensor, float]:
-        return self.features(wave)[: self.real_frames(len(wave))], self.frame_seconds
+        return self.features(wave)[: self.front.real_frames(len(wave))], self.frame_seconds
 
     def learnt(self, text: str) -> str:
         return f" {text.strip()}" if text.strip() else ""
 
     def targets(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         if not self.prompt:
-            codes = ", ".join(name.strip("<|>") for name in self.languages or ())
+            codes = ", ".join(name.strip("<|>") for name in self.languages)
             raise DataError("data.language", f"the language of the recordings, one of {codes}", "none")
         room = self.tokenizer.max_len - len(self.prompt)
         ids, mask = self.tokenizer.encode_batch([self.learnt(text) for text in texts], room)  # padded by the end
         prompt = torch.tensor(self.prompt).expand(len(ids), -1)  # (B, P)
-        labels = torch.cat([prompt[:, 1:], pad(ids, (0, 1), value=self.eos_id)], dim=1)  # (B, P + L)
-        label_mask = torch.cat(
-            [torch.zeros_like(prompt[:, 1:], dtype=torch.bool), pad(mask, (1, 0), value=True)], dim=1
-        )
+        labels = torch.cat([prompt[:, 1:], pad(ids, (0, 1), value=self.tokenizer.eos_id)], dim=1)  # (B, P + L)
+        label_mask = pad(pad(mask, (1, 0), value=True), (len(self.prompt) - 1, 0), value=False)
         return torch.cat([prompt, ids], dim=1), labels, label_mask
 
     def words(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> list[tuple[str, int, int]]:
@@ -252,7 +388,7 @@ class WhisperProcessor(PublicProcessor):
             part = self.decode(ids[:count])
             ends.append(ends[-1] if part.endswith(BROKEN) and count < len(ids) else max(ends[-1], len(part)))
         ends[-1] = len(text)
-        names = {index: name.strip("<|>") for name, index in (self.languages or {}).items()}
+        names = {index: name.strip("<|>") for name, index in self.languages.items()}
         if any(names.get(token) in UNSPACED for token in prompt):
             spans = [(a, b) for a, b in pairwise(ends) if text[a:b].strip()]
         else:
@@ -264,6 +400,3 @@ class WhisperProcessor(PublicProcessor):
                 first -= 1  # one that holds a part of it only
             found.append((text[start:end].strip(), first, bisect.bisect_left(ends, end)))
         return found
-
-
-KINDS: dict[str, type[PublicProcessor]] = {kind.KIND: kind for kind in (CTCProcessor, WhisperProcessor)}

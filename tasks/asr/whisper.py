@@ -1,60 +1,255 @@
-"""Whisper as a recogniser: windows of its own, languages, and words at the times that its attention tells."""
+"""Whisper in the place of the task's own model: how it writes, windows of its own, and when it says each word."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmattn.backbones.whisper import FRAME_SECONDS, HeardWindow
+from mmattn.backbones.whisper import FRAME_SECONDS, HeardWindow, Whisper
+from mmattn.data.audio.mel import WhisperFeatures
 from mmattn.data.errors import DataError
+from mmattn.explain import capture
 from mmattn.generate.speech import STAMP_FRAMES, SpeechConfig
-from mmattn.tasks.asr.decoding import check_lm
-from mmattn.tasks.asr.predict import SILENCE, ASRExplanation, Item, Recogniser, Transcript, as_sample, audible
-from mmattn.tasks.asr.processor import ASRSample
-from mmattn.tasks.asr.public_whisper import Spoken, Stretch, speech_config, with_timestamps
-from mmattn.tasks.asr.whisper_stream import WhisperStream
-from mmattn.tasks.asr.windows import Window
-from mmattn.tasks.asr.words import Word
+from mmattn.generate.warping import spoken_from
+from mmattn.tasks.asr.alignment import Window, Word
+from mmattn.tasks.asr.data import ASRSample
+from mmattn.tasks.asr.decoding import Heard, check_lm
+from mmattn.tasks.asr.model import ASROutput
+from mmattn.tasks.asr.predict import SILENCE, ASRExplanation, Recogniser, Transcript, audible, check_explainable
+from mmattn.tasks.asr.public_processors import WhisperProcessor
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.predictor import progress
+from mmattn.tasks.common.progress import progress
+
+
+@dataclass
+class Spoken:
+    """What Whisper has written of one window."""
+
+    ids: list[int]  # without the prompt and the end; timestamps where they were asked for
+    prompt: list[int]
+    memory: Tensor  # (1, S, E)
+    score: float
+
+
+@dataclass
+class Stretch:
+    """Ids that are said between two states of the encoder."""
+
+    ids: list[int]  # of text alone
+    first: int
+    last: int
+    closed: bool  # whether its end is told, by a timestamp
+
+
+class PublicWhisper(nn.Module):
+    """Windows of log-mel frames to text, called as `ASRModel` is. There is no CTC.
+
+    Args:
+        keywords: of `mmattn.backbones.whisper.Whisper`.
+    """
+
+    subsampling = STAMP_FRAMES
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__()
+        self.net = Whisper(**keywords)
+
+    def forward(self, features: Tensor, feature_mask: Tensor, target_ids: Tensor) -> ASROutput:
+        """Teacher forcing.
+
+        Args:
+            features: (B, T, M), whole windows.
+            feature_mask: (B, T) bool, True = of the recording; the network hears the silence behind it, too.
+            target_ids: (B, L) long, the prompt first.
+        """
+        return ASROutput(None, self.net.halved(feature_mask), self.net(features, None, target_ids))
+
+    @torch.inference_mode()
+    def hear(self, features: Tensor, config: SpeechConfig) -> list[Spoken]:
+        """What each window (B, T, M) says."""
+        memory = self.net.encode(features)
+        prompt = self.net.prompt(memory, None, config)
+        found = self.net.write(memory, None, prompt, config)
+        rows = zip(found.tokens(without=config.eos), prompt.tolist(), memory.split(1), found.scores[:, 0], strict=True)
+        return [Spoken(ids[0], given, states, float(score)) for ids, given, states, score in rows]
+
+    def write(self, features: Tensor, processor: WhisperProcessor, **search: Any) -> list[Heard]:
+        """What each clip of a batch says; search as `WhisperProcessor.speech_config` takes it."""
+        found = self.hear(features, processor.speech_config(**search))
+        return [Heard(processor.said(spoken.ids), spoken.score, None) for spoken in found]
+
+    @torch.inference_mode()
+    def attention(
+        self, memory: Tensor, prompt: Sequence[int], ids: Sequence[int], heads: Sequence[Sequence[int]] | None
+    ) -> Tensor:
+        """What each place of a text looks at in the sound, by heads that follow it: (h, L + 1, S), the end the last.
+
+        Args:
+            memory: (1, S, E) of the window.
+            prompt: what stands before the text.
+            ids: L ids of text.
+            heads: layer and head of each that follows the sound; none: all in the upper half of the layers.
+        """
+        net = self.net
+        forced = torch.tensor([[*prompt, *ids]], device=memory.device)
+        with capture(net.decoder) as maps:
+            net.decode(forced, memory)
+        layers = [maps[f"layers.{n}.cross_attention"][0][0] for n in range(len(net.decoder.layers))]  # (h, P + L, S)
+        if heads:
+            weights = torch.stack([layers[layer][head] for layer, head in heads])
+        else:
+            weights = torch.cat(layers[len(layers) // 2 :])
+        return weights[:, len(prompt) - 1 :].float().cpu()
+
+    def words(
+        self, spoken: Spoken, stretches: Sequence[Stretch], processor: WhisperProcessor, start: float = 0.0
+    ) -> list[Word]:
+        """When each word was said, by the attention of the heads that follow the sound.
+
+        Args:
+            spoken: of the window.
+            stretches: its text, in order.
+            processor: parts ids into words.
+            start: seconds before the window.
+        """
+        seconds, found, done = processor.frame_seconds * self.subsampling, [], 0
+        whole = [token for stretch in stretches for token in stretch.ids]
+        if not whole:
+            return []
+        prompt, without = spoken.prompt, processor.tokenizer.no_timestamps_id
+        if prompt[-1] != without and len(prompt) + len(whole) < self.net.max_len:
+            prompt = [*prompt, without]
+        weights = self.attention(spoken.memory, prompt, whole, processor.generation.get("alignment_heads"))
+        for stretch in stretches:
+            rows = len(stretch.ids) + (not stretch.closed)
+            part = weights[:, done : done + rows, stretch.first : max(stretch.last, stretch.first + 1)]
+            done += len(stretch.ids)
+            if not stretch.ids:
+                continue
+            places = [stretch.first + n for n in spoken_from(part / part.sum(-1, keepdim=True).clamp_min(1e-9))]
+            places += [stretch.last] * stretch.closed
+            for word, first, end in processor.words(stretch.ids, spoken.prompt):
+                found.append(Word(word, *(round(start + places[n] * seconds, 3) for n in (first, end))))
+        return found
+
+
+class WhisperStream:
+    """Windows of a recording's log-mel frames, those of the whole; a window and a block are in memory.
+
+    What counts as silence depends on the loudest frame of all: a recording is read once for that (``loudest``), and
+    once to be heard.
+
+    Args:
+        front: What frames are.
+        blocks: The recording, in pieces (n,); longer than half a frame together.
+        loudest: log10 of the greatest energy of a band; none: not known yet.
+        silence: From the lowest to the highest sample: windows without more are passed over.
+
+    >>> front, wave = WhisperFeatures(), torch.randn(40 * 16_000)
+    >>> top = WhisperStream(front, wave.split(50_000)).loudest()
+    >>> first, frames = WhisperStream(front, wave.split(50_000), top).read(2_000)
+    >>> first, frames.shape, torch.allclose(frames, front(wave, whole=True)[2_000:], atol=1e-4)
+    (2000, torch.Size([2000, 80]), True)
+    """
+
+    def __init__(
+        self, front: WhisperFeatures, blocks: Iterable[Tensor], loudest: float | None = None, silence: float = 0.0
+    ) -> None:
+        self.front, self.top, self.silence = front, loudest, silence
+        self.blocks = iter(blocks)
+        self.half, self.window = front.n_fft // 2, front.window_frames
+        self.wave = torch.empty(0)  # what may still be needed, from the sample `begin` of the recording on
+        self.begin, self.total = 0, 0  # how many samples were read
+        self.mirrored, self.ended = False, False  # whether what lies before the first sample stands in `wave`; all read
+
+    def read(self, frame: int) -> tuple[int, Tensor]:
+        """The window that begins at a frame, or at the next that something can be heard in; see ``Whisper.hear``.
+
+        Returns:
+            Where it begins, and its frames (T, M); none at the end.
+        """
+        if self.top is None:
+            raise ValueError("the loudest frame is not known: see loudest()")
+        while count := self._fill(frame):
+            wave = self.wave[max(0, frame * self.front.hop - self.begin) :][: count * self.front.hop]
+            if float(wave.amax() - wave.amin()) > self.silence:
+                return frame, self.front.scaled(self._log(frame, count), self.top)
+            frame += count
+        return frame, torch.empty(0, self.front.n_mels)
+
+    def loudest(self) -> float:
+        """log10 of the greatest energy of a band; reads all of it."""
+        frame, top = 0, -torch.inf
+        while count := self._fill(frame):
+            top = max(top, float(self._log(frame, count).amax()))
+            frame += count
+        return top
+
+    def _log(self, frame: int, count: int) -> Tensor:
+        first = frame * self.front.hop - self.half - self.begin
+        return self.front.log_mel(self.wave[first : first + (count - 1) * self.front.hop + self.front.n_fft])
+
+    def _fill(self, frame: int) -> int:
+        """Reads what the window at a frame needs, forgets what is before; how many frames there are."""
+        hop = self.front.hop
+        low, high = frame * hop - self.half, (frame + self.window) * hop + self.half
+        while not self.ended and self.begin + len(self.wave) < high:
+            block = next(self.blocks, None)
+            if block is None:
+                self.ended = True
+                self.wave = torch.cat([self.wave, self.wave[-self.half - 1 : -1].flip(0)])  # mirrored, as at the start
+            else:
+                self.wave = torch.cat([self.wave, block])
+                self.total += len(block)
+                if not self.mirrored and self.begin == 0 and len(self.wave) > self.half:
+                    self.wave = torch.cat([self.wave[1 : self.half + 1].flip(0), self.wave])
+                    self.begin, self.mirrored = -self.half, True
+            if low > self.begin:
+                self.wave, self.begin = self.wave[low - self.begin :], min(low, self.begin + len(self.wave))
+        if low > self.begin:
+            self.wave, self.begin = self.wave[low - self.begin :].clone(), low
+        frames = self.total // hop if self.ended else frame + self.window
+        return max(0, min(self.window, frames - frame))
 
 
 class WhisperRecogniser(Recogniser):
     """Whisper with its processor, ready to listen; what it says is as transformers writes it.
 
     What fits a window is heard whole, without timestamps where its folder says so. What is longer is heard window by
-    window, each beginning at the last timestamp of the one before (`Whisper.hear`), as it is read; what it says so far
-    comes with each.
+    window, each beginning at the last timestamp of the one before (`Whisper.hear`), as it is read.
     """
 
-    def checked(self, search: Mapping[str, Any]) -> dict[str, Any]:
-        given = {name: value for name, value in search.items() if value is not None}
-        check_lm(given, given, self.processor, attends=True)
-        speech_config(self.processor, **given)
-        return given
-
-    def reading(self, search: Mapping[str, Any]) -> dict[str, Any]:
-        return {"config": speech_config(self.processor, **search)}
-
-    def hear_at_once(self, seconds: float | None) -> None:
-        if seconds not in (None, self.window):
+    def check_search(self, given: Mapping[str, Any]) -> None:
+        if given.get("window", self.window) != self.window:
             raise ConfigError(
-                f"--window: expected {self.window:g} s, which this model always hears; found {seconds:g}."
+                f"--window: expected {self.window:g} s, which this model always hears; found {given['window']:g}."
             )
+        check_lm(given, given, self.processor, attends=True)
+        self._config(given)
 
-    def windows(self, sample: ASRSample, shown: bool = True, config: SpeechConfig | None = None) -> Iterator[Window]:
+    def _config(self, options: Mapping[str, Any]) -> SpeechConfig:
+        """How to write."""
+        search = {name: value for name, value in options.items() if name != "window"}
+        found: SpeechConfig = self.processor.speech_config(**search)
+        return found
+
+    def windows(self, sample: ASRSample, shown: bool = True, **options: Any) -> Iterator[Window]:
         """A recording as it is heard: whole and still to be listened to, or what was heard in each of its windows."""
-        total, read = self.open(sample)
+        total, read = self.open(sample, self.window)
         blocks = read()
         first, second = next(blocks), next(blocks, None)
         if second is None:
             yield Window(first, 0.0, 0.0, float("inf"), len(first) / self.processor.sample_rate)
             return
-        config = with_timestamps(speech_config(self.processor) if config is None else config, self.processor)
+        config = self._config(options)
+        known = config.no_timestamps_token_id  # old folders do not say it
+        known = self.processor.tokenizer.no_timestamps_id if known is None else known
+        config = replace(config, return_timestamps=True, no_timestamps_token_id=known)
         top = WhisperStream(self.processor.front, read()).loudest()
         stream = WhisperStream(self.processor.front, read(), top, SILENCE)
 
@@ -65,56 +260,50 @@ class WhisperRecogniser(Recogniser):
         ids: list[int] = []
         heard = self.model.net.hear(frames, config)
         for window in progress(heard, int(total / self.window), f"listening to {sample.id}", shown):
-            start = window.first * FRAME_SECONDS
-            ids += [token for segment in window.segments for token in segment.ids]
-            said = Transcript(sample.id, self.processor.said(ids), self._words_of(window, config), score=window.score)
+            start, own = window.first * FRAME_SECONDS, [token for segment in window.segments for token in segment.ids]
+            ids += own
+            spoken = Spoken(own, window.prompt[0].tolist(), window.memory, window.score)
+            words = self.model.words(spoken, self._stretches(window, known), self.processor, start)
+            said = Transcript(sample.id, "", words, score=window.score)
             yield Window(torch.empty(0), start, start, start, start + window.frames * FRAME_SECONDS, said)
-        seconds = stream.total / self.processor.sample_rate
-        yield Window(torch.zeros(1), seconds, seconds, seconds, seconds)  # the end: silence may have been passed over
+        seconds = stream.total / self.processor.sample_rate  # silence may have been passed over
+        whole = Transcript(sample.id, self.processor.said(ids))  # words may begin in one window and end in the next
+        yield Window(torch.empty(0), seconds, seconds, seconds, seconds, whole)
 
-    def _words_of(self, window: HeardWindow, config: SpeechConfig) -> list[Word]:
-        start, ids = window.first * FRAME_SECONDS, [token for segment in window.segments for token in segment.ids]
-        spoken = Spoken(ids, window.prompt[0].tolist(), window.memory, window.score)
-        seconds, states, stretches = self.frame_seconds, -(-window.frames // STAMP_FRAMES), []
-        for segment in window.segments:  # whose timestamps may lie beyond the recording's end
-            low, high = (min(round((time - start) / seconds), states) for time in (segment.start, segment.end))
-            closed = segment.ids[-1:] > [config.no_timestamps_token_id]
-            stretches.append(Stretch(self._text(segment.ids), low, high, closed))
-        found: list[Word] = self.model.words(spoken, stretches, self.processor, start)
+    def _stretches(self, window: HeardWindow, known: int) -> list[Stretch]:
+        """The segments of a window, whose timestamps may lie beyond the recording's end."""
+        start, states, found = window.first * FRAME_SECONDS, -(-window.frames // STAMP_FRAMES), []
+        for segment in window.segments:
+            times = (segment.start, segment.end)
+            low, high = (min(round((time - start) / self.frame_seconds), states) for time in times)
+            found.append(Stretch(self._text(segment.ids), low, high, segment.ids[-1:] > [known]))
         return found
 
     def _text(self, ids: Sequence[int]) -> list[int]:
-        return [token for token in ids if token < self.processor.eos_id]
+        return [token for token in ids if token < self.processor.tokenizer.eos_id]
 
-    def _listen(self, waiting: Sequence[tuple[Transcript, Window]], search: Mapping[str, Any]) -> None:
-        waves = [window.wave for _, window in waiting if window.said is None]
-        heard = iter(self._hear(waves, speech_config(self.processor, **search)))
-        for entry, window in waiting:
-            said: Transcript = next(heard) if window.said is None else window.said
-            entry.text = said.text
-            entry.words += said.words
-            entry.score += said.score
+    def _whole(self, wave: Tensor, ids: Sequence[int]) -> Stretch:
+        """All of a recording (n,), and what is said in it."""
+        states = -(-self.processor.front.real_frames(len(wave)) // STAMP_FRAMES)
+        return Stretch(self._text(ids), 0, states, closed=False)
 
-    def _hear(self, waves: Sequence[Tensor], config: SpeechConfig) -> list[Transcript]:
-        """What recordings (n,) of at most a window say."""
-        return [self._told(*pair) for pair in zip(waves, self._spoken(waves, config), strict=True)]
+    def predict_batch(self, samples: Sequence[Window], batch: tuple[Tensor, Tensor], **search: Any) -> list[Transcript]:  # type: ignore[override]
+        """What recordings of at most a window say.
+
+        Args:
+            samples: B of them, each a window of its own.
+            batch: features (B, T, M) and their mask (B, T).
+            search: num_beams, language ("de", "German"; None: it is heard), task ("transcribe", "translate") and the
+                other fields of `SpeechConfig`.
+        """
+        spoken = self.model.hear(batch[0], self._config(search))
+        return [self._told(window.wave, found) for window, found in zip(samples, spoken, strict=True)]
 
     def _told(self, wave: Tensor, spoken: Spoken, name: str = "") -> Transcript:
         """What one recording (n,) of at most a window says."""
-        words = self.model.words(spoken, [self._stretch(wave, self._text(spoken.ids))], self.processor)
+        words = self.model.words(spoken, [self._whole(wave, spoken.ids)], self.processor)
         seconds = round(len(wave) / self.processor.sample_rate, 3)
         return Transcript(name, self.processor.said(spoken.ids), words, seconds, spoken.score)
-
-    def _spoken(self, waves: Sequence[Tensor], config: SpeechConfig) -> list[Spoken]:
-        if not waves:
-            return []
-        features, _ = self.processor.features_batch(waves)
-        found: list[Spoken] = self.model.hear(features.to(self.device), config)
-        return found
-
-    def _stretch(self, wave: Tensor, ids: list[int]) -> Stretch:
-        """All of a recording, and what is said in it."""
-        return Stretch(ids, 0, -(-self.processor.real_frames(len(wave)) // STAMP_FRAMES), closed=False)
 
     @torch.inference_mode()
     def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
@@ -123,7 +312,7 @@ class WhisperRecogniser(Recogniser):
         Raises:
             DataError: a recording or a text is longer than a window holds; names the item.
         """
-        config, found, net = speech_config(self.processor, **self.search), [], self.model.net
+        config, found, net = self._config({}), [], self.model.net
         for sample in samples:
             wave, ids = sample.read(self.processor.sample_rate), self.processor.encode(sample.text)
             memory = net.encode(self.processor.features(wave)[None].to(self.device))
@@ -133,36 +322,29 @@ class WhisperRecogniser(Recogniser):
                 limits = f"at most {self.window:g} s and {room} tokens to align"
                 raise DataError(f"item {sample.id}", limits, f"{seconds:.1f} s and {len(ids)}")
             spoken = Spoken(ids, prompt, memory, 0.0)
-            found.append(self.model.words(spoken, [self._stretch(wave, ids)], self.processor))
+            found.append(self.model.words(spoken, [self._whole(wave, ids)], self.processor))
         return found
 
-    def explain(self, item: Item) -> ASRExplanation:
-        """Transcribe one item and tell when each word was said and where the heads that follow the sound looked.
-
-        Raises:
-            DataError: it cannot be read, is longer than a window, or nothing is heard in it.
-        """
-        sample = as_sample(item, 0)
-        seconds, _ = self.open(sample)
-        unheard = Transcript(sample.id, "", duration=seconds)
-        if seconds > self.window:
-            self.explainable(unheard)
+    def _explain(self, sample: ASRSample, options: Mapping[str, Any]) -> ASRExplanation:
+        """When each word was said, and where the heads that follow the sound looked."""
+        unheard = Transcript(sample.id, "", duration=self.open(sample, self.window)[0])
+        if unheard.duration > self.window:
+            check_explainable(unheard, self.window)
         wave = sample.read(self.processor.sample_rate)
         if not audible(wave):
-            self.explainable(unheard)
-        (spoken,) = self._spoken([wave], speech_config(self.processor, **self.search))
+            check_explainable(unheard, self.window)
+        (spoken,) = self.model.hear(self.processor.features(wave)[None].to(self.device), self._config(options))
         transcript = self._told(wave, spoken, sample.id)
-        self.explainable(transcript)
-        ids = self._text(spoken.ids)
-        heads = self.processor.generation.get("alignment_heads")
-        weights = self.model.attention(spoken.memory, spoken.prompt, ids, heads).mean(0)  # (L + 1, S)
-        weights = weights[: len(ids), : self._stretch(wave, ids).last]
+        check_explainable(transcript, self.window)
+        stretch, heads = self._whole(wave, spoken.ids), self.processor.generation.get("alignment_heads")
+        weights = self.model.attention(spoken.memory, spoken.prompt, stretch.ids, heads).mean(0)  # (L + 1, S)
+        weights = weights[: len(stretch.ids), : stretch.last]
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
-        tokens = [self.processor.decode([token]) or " " for token in ids]
+        tokens = [self.processor.decode([token]) or " " for token in stretch.ids]
         return ASRExplanation(transcript, *self.processor.picture(wave), tokens, weights, None, list(sample.words))
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write what listens and a step of what writes, with its cache as flat tensors."""
-        from mmattn.tasks.asr.export_public import export_whisper
+        from mmattn.tasks.asr.export import export_whisper
 
-        return export_whisper(self.model, self.processor.window_frames, folder, formats)
+        return export_whisper(self.model.net, self.processor.front.window_frames, folder, formats)

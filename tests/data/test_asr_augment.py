@@ -14,7 +14,10 @@ import soundfile
 import torch
 
 from mmattn.tasks.asr.augment import SpeechAugment, add_noise, change_speed, join_waves
-from mmattn.tasks.asr.processor import ASRDataset, ASRProcessor, ASRSample, collate
+from mmattn.data.errors import ConfigError
+from mmattn.data.options import from_options
+from mmattn.tasks.asr.data import ASRDataset, ASRSample
+from mmattn.tasks.asr.processor import ASRProcessor
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL: dict[str, Any] = {
@@ -49,14 +52,12 @@ def waves(augment: SpeechAugment, seeds: list[int], seconds: float = 1.0) -> lis
 
 def test_a_pure_function_of_the_seeds(processor: ASRProcessor) -> None:
     samples = clips()
-    augment = SpeechAugment.from_options(ALL)
-    assert augment is not None
-    augment.attach(samples)
+    augment = SpeechAugment(**ALL).attach(samples)
     torch.manual_seed(0)
-    one = collate(samples, processor, augment, [1, 2, 3, 4, 5, 6])
+    one = processor.collate(samples, augment=augment, seeds=[1, 2, 3, 4, 5, 6])
     torch.manual_seed(1)
-    other = collate(samples, processor, augment, [1, 2, 3, 4, 5, 6])
-    changed = collate(samples, processor, augment, [1, 2, 3, 4, 5, 7])
+    other = processor.collate(samples, augment=augment, seeds=[1, 2, 3, 4, 5, 6])
+    changed = processor.collate(samples, augment=augment, seeds=[1, 2, 3, 4, 5, 7])
     assert torch.equal(one.features, other.features)
     assert one.references == other.references
     kept = one.feature_mask[:5].sum(1).tolist()
@@ -70,7 +71,7 @@ def test_a_pure_function_of_the_seeds(processor: ASRProcessor) -> None:
 def test_views_of_a_clip_differ_by_their_masks_alone(processor: ASRProcessor) -> None:
     samples, seeds = clips(), [1, 2, 3, 4, 5, 6]
     augment = SpeechAugment(join=2, speed=[0.9, 1.1], time_masks=2, freq_masks=2).attach(samples)
-    one, two = (collate(samples, processor, augment, seeds, views=views) for views in (1, 2))
+    one, two = (processor.collate(samples, augment=augment, seeds=seeds, views=views) for views in (1, 2))
     assert torch.equal(two.features[:6], one.features), "the first view is what it is alone"
     assert two.references == one.references * 2
     assert two.ids == one.ids * 2
@@ -87,14 +88,12 @@ def test_views_of_a_clip_differ_by_their_masks_alone(processor: ASRProcessor) ->
 
 def test_seeds_are_needed(processor: ASRProcessor) -> None:
     with pytest.raises(ValueError, match="augment needs seeds"):
-        collate(clips(), processor, SpeechAugment(shift=0.1))
+        processor.collate(clips(), augment=SpeechAugment(shift=0.1))
 
 
 def test_off_is_off(processor: ASRProcessor) -> None:
-    plain = collate(clips(), processor)
-    assert torch.equal(collate(clips(), processor, SpeechAugment(), list(range(6))).features, plain.features)
-    assert SpeechAugment.from_options(None) is None
-    assert SpeechAugment.from_options({}) is None
+    plain = processor.collate(clips())
+    assert torch.equal(processor.collate(clips(), augment=SpeechAugment(), seeds=list(range(6))).features, plain.features)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +111,8 @@ def test_off_is_off(processor: ASRProcessor) -> None:
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SpeechAugment.from_options(options)
+    with pytest.raises(ConfigError, match=rf"data\.augment\.{message}"):
+        from_options(SpeechAugment, options, "data.augment")
 
 
 # Strings
@@ -148,7 +147,7 @@ def test_expected_lengths() -> None:
     expected = augment.lengths(fitted.lengths(samples), fitted.frame_seconds)
     drawn = torch.zeros(6, 2)
     for seed in range(60):
-        batch = collate(samples, fitted, augment, [seed * 7 + n for n in range(6)])
+        batch = fitted.collate(samples, augment=augment, seeds=[seed * 7 + n for n in range(6)])
         drawn += torch.stack([batch.feature_mask.sum(1), batch.label_mask.sum(1)], 1) / 60
     ratio = drawn.mean(0) / torch.tensor(expected).float().mean(0)
     assert (ratio - 1).abs().max() < 0.1
@@ -208,13 +207,13 @@ def test_noise_has_its_power(ratio: float, tilt: float) -> None:
 
 
 def test_noise_longer_than_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmattn.data import asr_augment
+    from mmattn.tasks.asr import augment
 
-    asr_augment._noise_table.cache_clear()
-    monkeypatch.setattr(asr_augment, "NOISE", 1000)
+    augment._noise_table.cache_clear()
+    monkeypatch.setattr(augment, "NOISE", 1000)
     wave = sound(1.0)
     assert add_noise(wave, 10.0, [0.999, 0.999, 0.5]).shape == wave.shape
-    asr_augment._noise_table.cache_clear()
+    augment._noise_table.cache_clear()
 
 
 def test_silence_stays_silence() -> None:

@@ -13,8 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from mmattn.data import audio
-from mmattn.data.audio.reading import LogMel, Resampler, audio_seconds, read_audio, stream_audio
+from mmattn.data.audio import reading
+from mmattn.data.audio.mel import LogMel
+from mmattn.data.audio.reading import Resampler, audio_seconds, read_audio, stream_audio
 from mmattn.data.errors import DataError
 
 
@@ -86,7 +87,7 @@ def test_pieces_give_what_the_whole_gives(size: int, rate: int, wanted: int) -> 
 def test_streaming_is_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     soundfile.write(tmp_path / "a.flac", np.stack([noise(30_000), noise(30_000, 1)], 1), 24_000)
     whole = read_audio(tmp_path / "a.flac", 8000)
-    monkeypatch.setattr(audio, "BLOCK", 3001)
+    monkeypatch.setattr(reading, "BLOCK", 3001)
     pieces = list(stream_audio(tmp_path / "a.flac", 8000, block_seconds=0.3))
     assert [len(piece) for piece in pieces] == [2400, 2400, 2400, 2400, 400]
     assert (torch.cat(pieces) - whole).abs().max() < 1e-6
@@ -104,11 +105,15 @@ def test_streaming_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             read.append(len(content))
             return content
 
-    monkeypatch.setattr(audio, "BLOCK", 8000)
+        def readinto(self, buffer: Any) -> int:
+            read.append(count := super().readinto(buffer))
+            return count
+
+    monkeypatch.setattr(reading, "BLOCK", 8000)
     content = packed(noise(400_000))
     stream = stream_audio(Counting(content), 8000, block_seconds=1.0)
     assert len(next(stream)) == 8000
-    assert sum(read) < len(content) / 8
+    assert 0 < sum(read) < len(content) / 8
     assert sum(len(piece) for piece in stream) == 392_000
 
 
@@ -251,7 +256,7 @@ def test_features_are_torchaudios(options: dict[str, Any]) -> None:
     found = ours(wave)
     assert found.shape == expected.shape == (ours.num_frames(9000), options["n_mels"])
     assert (found - expected).abs().max() < 1e-4
-    assert ours.config() == LogMel.from_config(ours.config()).config()
+    assert ours.config() == LogMel(**ours.config()).config()
 
 
 def test_frames_are_centred_and_a_tone_is_in_its_band() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mmattn.tasks.asr.processor import ASRDataset
+from mmattn.tasks.asr.data import ASRDataset
 from scripts.fetch.archive import FetchError, fetch, sources
 from tests.data.fetching import get, measured_on, nothing_left
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.data.text.ngram import Mixture, NGram, load_lm
+from mmattn.data.text.ngram import Ids, Mixture, NGram, load_lm
 
 BOS, EOS, V = 2, 3, 9
-SIZES = {"vocab_size": V, "bos": BOS, "eos": EOS}
+IDS = Ids(V, BOS, EOS)
 
 
 def texts(count: int, seed: int = 0) -> list[list[int]]:
@@ -77,7 +77,7 @@ class Naive:
 @pytest.mark.parametrize("count", [3, 200])
 def test_equals_kneser_ney_written_out(order: int, count: int) -> None:
     given = texts(count)
-    model, naive = NGram.fit(given, order=order, **SIZES), Naive(given, order)
+    model, naive = NGram.fit(given, order, IDS), Naive(given, order)
     contexts = [(BOS,), (BOS, 4), (BOS, 4, 6), (4, 5, 6), (8, 8, 8, 8), (7,), (BOS, 5, 8, 4, 4, 7), (1, 1)]
     for context in contexts:
         found = model.log_probs(context).exp()
@@ -91,50 +91,50 @@ def test_equals_kneser_ney_written_out(order: int, count: int) -> None:
 def test_longer_contexts_know_more_of_unseen_texts() -> None:
     unseen = texts(300, seed=1)
     tokens = sum(len(text) + 1 for text in unseen)
-    losses = [-sum(map(NGram.fit(texts(2000), order=order, **SIZES).score, unseen)) / tokens for order in (1, 2, 3)]
+    losses = [-sum(map(NGram.fit(texts(2000), order, IDS).score, unseen)) / tokens for order in (1, 2, 3)]
     assert losses[0] > losses[1] + 0.02 > losses[2] + 0.04
     assert losses[0] < math.log(V)
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
-    model = NGram.fit(texts(100), order=4, **SIZES)
+    model = NGram.fit(texts(100), 4, IDS)
     model.save(tmp_path / "n.safetensors")
-    again = load_lm(tmp_path / "n.safetensors", **SIZES)
-    assert again.fingerprint() == model.fingerprint() != NGram.fit(texts(101), order=4, **SIZES).fingerprint()
+    again = load_lm(tmp_path / "n.safetensors", IDS)
+    assert again.fingerprint() == model.fingerprint() != NGram.fit(texts(101), 4, IDS).fingerprint()
     assert [again.score(text) for text in texts(9, 5)] == [model.score(text) for text in texts(9, 5)]
 
 
 def test_a_mixture_knows_more_than_either(tmp_path: Path) -> None:
     own, other = texts(60), [[4, 5, 6, 7, 8] * 3] * 40 + texts(400, seed=3)
-    mixed = Mixture.fit(own, other, order=3, **SIZES)
+    mixed = Mixture.fit(own, other, 3, IDS)
     assert 0.05 < mixed.weight < 0.95
     context = (BOS, 4)
-    by_hand = mixed.weight * NGram.fit(own, order=3, **SIZES).log_probs(context).exp()
-    by_hand += (1 - mixed.weight) * NGram.fit(other, order=3, **SIZES).log_probs(context).exp()
+    by_hand = mixed.weight * NGram.fit(own, 3, IDS).log_probs(context).exp()
+    by_hand += (1 - mixed.weight) * NGram.fit(other, 3, IDS).log_probs(context).exp()
     assert torch.allclose(mixed.log_probs(context).exp(), by_hand, atol=1e-6)
     unseen = texts(300, seed=1)
     assert sum(map(mixed.score, unseen)) > max(sum(map(model.score, unseen)) for model in (mixed.own, mixed.further))
     mixed.save(tmp_path / "n.safetensors")
-    again = load_lm(tmp_path / "n.safetensors", **SIZES)
+    again = load_lm(tmp_path / "n.safetensors", IDS)
     assert again.fingerprint() == mixed.fingerprint() != Mixture(mixed.own, mixed.further, 0.5).fingerprint()
     assert [again.score(text) for text in unseen[:9]] == [mixed.score(text) for text in unseen[:9]]
 
 
 def test_the_weight_is_the_likeliest_for_texts_that_were_not_counted() -> None:
     own = texts(100)
-    mixed = Mixture.fit(own, texts(400, seed=3), order=3, **SIZES)
-    rest = NGram.fit([text for n, text in enumerate(own) if n % 10], order=3, **SIZES)
+    mixed = Mixture.fit(own, texts(400, seed=3), 3, IDS)
+    rest = NGram.fit([text for n, text in enumerate(own) if n % 10], 3, IDS)
     found = {w: sum(map(Mixture(rest, mixed.further, w).score, own[::10])) for w in np.linspace(0, 1, 101)}
     assert abs(max(found, key=lambda w: found[w]) - mixed.weight) <= 0.02
-    assert Mixture.fit([[4]], [[5]], order=2, **SIZES).weight == 0.5  # nothing to find it by
+    assert Mixture.fit([[4]], [[5]], 2, IDS).weight == 0.5  # nothing to find it by
     with pytest.raises(ValueError, match="weight=2"):
         Mixture(rest, rest, 2.0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no counts", "unsorted", "another vocabulary"])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
-    path, sizes = tmp_path / "n.safetensors", dict(SIZES)
-    model = NGram.fit(texts(100), order=3, **SIZES)
+    path, ids = tmp_path / "n.safetensors", IDS
+    model = NGram.fit(texts(100), 3, IDS)
     if damage == "unsorted":
         model.keys[1] = model.keys[1][::-1].copy()
     if damage == "no counts":
@@ -146,14 +146,14 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-9])
     if damage == "another vocabulary":
-        sizes["vocab_size"] = 5
+        ids = Ids(5, BOS, EOS)
     with pytest.raises(DataError, match=r"n\.safetensors"):
-        load_lm(path, **sizes)
+        load_lm(path, ids)
 
 
 def test_nothing_to_count() -> None:
     with pytest.raises(ValueError, match="0 texts"):
-        NGram.fit([], order=3, **SIZES)
+        NGram.fit([], 3, IDS)
     with pytest.raises(ValueError, match="order=0"):
-        NGram.fit([[4]], order=0, **SIZES)
-    assert abs(float(NGram.fit([[]], order=3, **SIZES).log_probs([BOS]).exp()[EOS]) - 0.78) < 0.1
+        NGram.fit([[4]], 0, IDS)
+    assert abs(float(NGram.fit([[]], 3, IDS).log_probs([BOS]).exp()[EOS]) - 0.78) < 0.1

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmattn.data.audio.pretrained import WhisperFeatures
-from mmattn.tasks.asr.whisper_stream import WhisperStream
+from mmattn.data.audio.mel import WhisperFeatures
+from mmattn.tasks.asr.whisper import WhisperStream
 
 FRONT = WhisperFeatures(n_mels=20, seconds=2)
 WINDOW = 200  # frames

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmattn.tasks.asr import delay
-from mmattn.tasks.asr.delay import measure_delay
+from mmattn.tasks.asr import alignment
 from mmattn.tasks.asr.demo import make
 from mmattn.tasks.asr.model import ASRModel
 from mmattn.tasks.asr.predict import Recogniser, load
-from mmattn.tasks.asr.processor import ASRDataset, ASRProcessor, ASRSample
-from mmattn.tasks.asr.words import Word, align, widened
-from mmattn.tasks.common.predictor import shipped_folder
+from mmattn.tasks.asr.data import ASRDataset, ASRSample
+from mmattn.tasks.asr.processor import ASRProcessor
+from mmattn.tasks.asr.alignment import Word, align, measure_delay, place_words, widened
+from mmattn.tasks.common.sources import named_models
 
 
 class Late(nn.Module):
@@ -47,7 +47,7 @@ def clips() -> ASRDataset:
 
 @pytest.mark.parametrize("frames", [0, 7, 20])
 def test_a_known_delay_is_found(clips: ASRDataset, frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delay, "BETTER", -2.0)  # whatever the clips say to it: what is said here is no text
+    monkeypatch.setattr(alignment, "BETTER", -2.0)  # whatever the clips say to it: what is said here is no text
     processor = ASRProcessor.fit(clips)
     model: Any = Late(frames, processor.mel.n_mels, processor.tokenizer.vocab_size)
     found = measure_delay(model, processor, clips.samples)
@@ -73,7 +73,7 @@ def test_word_times_are_earlier_by_it() -> None:
     times = {}
     for late_by in (0.0, 0.08):
         recogniser.processor.delay = late_by
-        times[late_by] = recogniser.words(text, log_p, flat)
+        times[late_by] = place_words(text, log_p, flat, recogniser.processor, recogniser.frame_seconds)[0]
     assert len(times[0.0]) == len(text.split()) >= 3
     for late, early in zip(times[0.0], times[0.08], strict=True):
         assert abs(late.start - early.start - 0.08) < 0.002
@@ -83,7 +83,7 @@ def test_word_times_are_earlier_by_it() -> None:
 
 
 def test_folders_that_do_not_say_it_have_none(tmp_path: Path) -> None:
-    folder = shutil.copytree(shipped_folder("asr"), tmp_path / "model")
+    folder = shutil.copytree(named_models("asr")["demo"], tmp_path / "model")
     path = folder / "processor" / "processor.json"
     settings = json.loads(path.read_text())
     settings.pop("delay", None)
@@ -98,10 +98,10 @@ def test_a_delay_is_believed_where_it_brings_speech_onto_the_sound() -> None:
     loud = torch.zeros(100, dtype=torch.bool)
     loud[20:80] = True
     late = [(0.35, 0.95, loud)]  # seconds, of 0.2 to 0.8
-    assert abs(delay._covered(late, 0.15) - 1.0) < 0.05
-    assert delay._covered(late, 0.0) < 0.65
-    assert delay._covered([(0.0, 1.0, torch.ones(100, dtype=torch.bool))], 0.15) < 0.9  # no silence: nothing is late
-    assert delay._covered([], 0.1) == 0.0
+    assert abs(alignment._covered(late, 0.15) - 1.0) < 0.05
+    assert alignment._covered(late, 0.0) < 0.65
+    assert alignment._covered([(0.0, 1.0, torch.ones(100, dtype=torch.bool))], 0.15) < 0.9  # no silence: nothing is late
+    assert alignment._covered([], 0.1) == 0.0
 
 
 def test_the_shipped_model_is_late_and_its_words_are_not() -> None:
@@ -115,7 +115,7 @@ def test_the_shipped_model_is_late_and_its_words_are_not() -> None:
 
 
 def test_a_model_in_half_precision_is_measured(clips: ASRDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delay, "BETTER", -2.0)
+    monkeypatch.setattr(alignment, "BETTER", -2.0)
     processor = ASRProcessor.fit(clips)
     torch.manual_seed(0)
     model = ASRModel(**processor.sizes(), embed_dim=16, num_heads=2, ffn_dim=16, encoder_layers=1, decoder="none")

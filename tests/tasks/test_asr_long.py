@@ -11,8 +11,8 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.tasks.asr.predict import OVERLAP, Recogniser
-from mmattn.tasks.asr.processor import ASRSample
-from mmattn.tasks.asr.windows import windows
+from mmattn.tasks.asr.data import ASRSample
+from mmattn.tasks.asr.alignment import windows
 from tests.tasks import tones
 from tests.tasks.long_recordings import hear_long
 
@@ -78,8 +78,8 @@ def test_the_same_words_at_the_same_times_as_of_short_recordings(recogniser: Rec
 def test_windows_of_another_length() -> None:
     shared = tones.recogniser()
     recogniser, clip = Recogniser(shared.model, shared.processor), tones.clip(4000, 12)
-    for recogniser.window in (2.0, 3.0, 60.0):
-        assert recogniser.predict([clip])[0].text == clip.text
+    for window in (2.0, 3.0, 60.0):
+        assert recogniser(clip, window=window).text == clip.text
     assert recogniser.long
 
 
@@ -90,7 +90,7 @@ def test_what_is_bad_far_inside_is_one_error(recogniser: Recogniser) -> None:
     items: list[Any] = [good, {"audio": (wave, tones.RATE), "id": "bad"}, tones.clip(1001)]
     with pytest.raises(DataError, match=r"item bad: .* found 1 that are NaN"):
         recogniser.predict(items, batch_size=2)
-    first, error, last = recogniser.answers(items, batch_size=2, on_error="skip")
+    first, error, last = recogniser.stream(items, batch_size=2, on_error="skip")
     assert isinstance(error, DataError)
     assert [first.text, last.text] == [good.text, tones.clip(1001).text]  # type: ignore[union-attr]
 
@@ -100,12 +100,12 @@ def test_answers_come_as_they_are_known(recogniser: Recogniser) -> None:
     opened = []
 
     class Watched(Recogniser):
-        def windows(self, sample: ASRSample, shown: bool = True) -> Any:
+        def windows(self, sample: ASRSample, shown: bool = True, **options: Any) -> Any:
             opened.append(sample.id)
-            return super().windows(sample, shown)
+            return super().windows(sample, shown, **options)
 
     watched = Watched(recogniser.model, recogniser.processor)
-    answers = watched.answers([tones.clip(n) for n in range(8)], batch_size=2)
+    answers = watched.stream([tones.clip(n) for n in range(8)], batch_size=2)
     next(answers)
     assert len(opened) <= 3
     assert len(list(answers)) == 7

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from mmattn.explain import capture
 from mmattn.generate.ctc import ctc_greedy, ctc_prefix_beam
 from mmattn.tasks.asr.export import export_recogniser
-from mmattn.tasks.asr.losses import consistency_loss, ctc_loss
-from mmattn.tasks.asr.model import ASRHead, ASRModel
+from mmattn.tasks.asr.model import ASRHead, ASRModel, consistency_loss, ctc_loss
 from mmattn.tasks.common.export import ExportError
 from mmattn.tasks.common.seq2seq.model import token_loss
 from tests.tasks.base import TaskModelTests

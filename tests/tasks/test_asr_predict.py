@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.asr.__main__ import INPUTS
+from mmattn.tasks import asr, load
 from mmattn.tasks.asr.predict import Recogniser
-from mmattn.tasks.asr.words import Word, align, fit_to_sound, sure_frames, surest, words_at
-from mmattn.tasks.common import inference
+from mmattn.tasks.asr.alignment import Word, fit_to_sound, place_words, words_in_frames
+from mmattn.tasks.common import commands
 from mmattn.tasks.common.dispatch import model_parser
 from mmattn.tasks.common.errors import ConfigError, UserError
 from tests.tasks import tones
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, model: Path, *words: str) -> None:
     given = ["--checkpoint", str(model), "--device", "cpu", *words]
-    inference.run("asr", command, model_parser("asr", command, INPUTS).parse_args(given))
+    commands.run(asr.TASK, command, model_parser(asr.TASK, command).parse_args(given))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -82,10 +82,15 @@ def test_what_may_be_given(tmp_path: Path, recogniser: Recogniser) -> None:
         {"audio": (tmp_path / "a.wav").read_bytes(), "id": "bytes"},
         {"audio": (wave, rate)},
         {"audio": (torch.tensor(wave), rate)},
+        (tmp_path / "a.wav").read_bytes(),
+        (wave, rate),
+        (tmp_path / "a.wav").open("rb"),
     ]
     found = recogniser.predict(items)
     assert [answer.text for answer in found] == [text] * len(items)
-    assert [answer.id for answer in found][2:] == ["bytes", "3", "4"]
+    assert [answer.id for answer in found][2:] == ["bytes", *"34567"]
+    assert recogniser((wave, rate)).text == recogniser(items[0]).text == text
+    items[-1].close()
     with pytest.raises(DataError, match="item 0: expected the key audio, a recording, found sound"):
         recogniser.predict([{"sound": "a.wav"}])
     with pytest.raises(DataError, match="write predict"):
@@ -229,19 +234,17 @@ def test_export_equals_the_model(tmp_path: Path, model: Path) -> None:
 def test_weights_in_fewer_bits(model: Path) -> None:
     samples = [tones.clip(1000 + n) for n in range(4)]
     for precision in ("bfloat16", "int8"):
-        packed = mmattn.tasks.load(model, device="cpu", precision=precision)
+        packed = load(model, device="cpu", precision=precision)
         assert [answer.text for answer in packed.predict(samples)] == [sample.text for sample in samples]
 
 
 def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> None:
     """Two frames cannot hold five characters."""
     log_p = torch.zeros(2, recogniser.processor.sizes()["vocab_size"]).log_softmax(-1)
-    ids = recogniser.processor.encode("ab cd")
-    spans = align(log_p, ids)
-    assert spans == []
-    words = words_at("ab cd", spans, recogniser.processor, 0.02, 1.0, 2)
+    assert words_in_frames("ab cd", log_p, recogniser.processor) == [("ab", 0, 1, [0.5]), ("cd", 1, 2, [1.5])]
+    words, sure = place_words("ab cd", log_p, torch.zeros(320), recogniser.processor, 0.02, 1.0)
     assert [(w.word, w.start, w.end) for w in words] == [("ab", 1.0, 1.02), ("cd", 1.02, 1.04)]
-    assert sure_frames("ab cd", surest(log_p, ids, spans), recogniser.processor, 2) == [[0.5], [1.5]]
+    assert sure == [[1.01], [1.03]]
 
 
 def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: Recogniser) -> None:
@@ -250,8 +253,8 @@ def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: Recogniser) -
     log_p[:, 0] = 0.0
     for frame, index in zip((2, 3, 19, 21, 24), ids, strict=True):
         log_p[frame, index] = 9.0
-    frames = surest(log_p, ids, align(log_p, ids))
-    assert sure_frames("abc d", frames, recogniser.processor, 30) == [[2.5, 3.5, 19.5], [24.5]]
+    words = words_in_frames("abc d", log_p, recogniser.processor)
+    assert [sure for *_, sure in words] == [[2.5, 3.5, 19.5], [24.5]]
 
 
 def test_a_pause_parts_two_words_wherever_the_path_goes_over() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.asr.predict import Recogniser, load as load_recogniser
-from mmattn.tasks.asr.processor import ASRSample
-from mmattn.tasks.asr.public_whisper import Spoken, Stretch
-from mmattn.tasks.asr.whisper import WhisperRecogniser
+from mmattn.tasks import load
+from mmattn.tasks.asr.data import ASRSample
+from mmattn.tasks.asr.predict import Recogniser
+from mmattn.tasks.asr.whisper import Spoken, Stretch, WhisperRecogniser
 from mmattn.tasks.common.errors import ConfigError
 from tests.tasks.long_recordings import hear_long
 from tests.tasks.public_speech import (
@@ -47,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, A
 @pytest.mark.parametrize("name", CTC)
 def test_letters_as_transformers_hears_them(name: str, folders: dict[str, Any]) -> None:
     folder, theirs = folders[name]
-    recogniser = mmattn.tasks.load(folder, device="cpu")
+    recogniser = load(folder, device="cpu")
     assert type(recogniser) is Recogniser
     expected = said_by_transformers(theirs, clips())
     assert len(set(expected)) == len(SHORT)
@@ -63,14 +63,14 @@ def test_a_batch_of_a_large_model_is_transformers_batch(folders: dict[str, Any])
         best = model(**inputs).logits.argmax(-1)
     counts = model._get_feat_extract_output_lengths(inputs.attention_mask.sum(1)).tolist()
     expected = [tokenizer.decode(row[:count]) for row, count in zip(best, counts, strict=True)]  # no letters in padding
-    assert texts(mmattn.tasks.load(folder, device="cpu"), clips()) == expected
+    assert texts(load(folder, device="cpu"), clips()) == expected
 
 
 @pytest.mark.parametrize("generation", [{}, {"num_beams": 3, "length_penalty": 0.4, "no_repeat_ngram_size": 3}])
 @pytest.mark.parametrize("seed", [1, 3, 4])
 def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any], tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed, whole=seed == 3, **generation)
-    recogniser = load_recogniser(tmp_path, device="cpu")
+    recogniser = load(tmp_path, device="cpu")
     assert isinstance(recogniser, WhisperRecogniser)
     expected = said_by_transformers(theirs, clips())
     assert len(set(expected)) > 1
@@ -83,7 +83,7 @@ def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any]
 def test_language_and_task_change_what_is_written(folders: dict[str, Any]) -> None:
     folder, theirs = folders["whisper"]
     found = {
-        (language, task): tuple(texts(mmattn.tasks.load(folder, device="cpu"), clips(), language=language, task=task))
+        (language, task): tuple(texts(load(folder, device="cpu"), clips(), language=language, task=task))
         for language in ("en", "de")
         for task in ("transcribe", "translate")
     }
@@ -93,7 +93,7 @@ def test_language_and_task_change_what_is_written(folders: dict[str, Any]) -> No
 
 def test_an_english_whisper(tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, english=True)
-    recogniser = mmattn.tasks.load(tmp_path, device="cpu")
+    recogniser = load(tmp_path, device="cpu")
     assert texts(recogniser, clips()) == said_by_transformers(theirs, clips())
     with pytest.raises(ConfigError, match="an English model takes no language"):
         recogniser.predict([recording(wave(1.0))], language="en")
@@ -101,7 +101,7 @@ def test_an_english_whisper(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["base", "whisper"])
 def test_any_rate_and_any_number_of_channels(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
-    recogniser = mmattn.tasks.load(folders[name][0], device="cpu")
+    recogniser = load(folders[name][0], device="cpu")
     one = wave(1.2)
     torchaudio = pytest.importorskip("torchaudio")
     other = torchaudio.functional.resample(one, RATE, 44_100)
@@ -118,7 +118,7 @@ def test_any_rate_and_any_number_of_channels(name: str, folders: dict[str, Any],
 @pytest.mark.parametrize("seed", [1, 3, 5])
 def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed)
-    recogniser = mmattn.tasks.load(tmp_path, device="cpu")
+    recogniser = load(tmp_path, device="cpu")
     waves = [*clips((5.3, 7.7)), wave(1.1, 3)]
     waves[0][: 2 * RATE] *= 1e-3
     waves[0][RATE // 2 : RATE] = 0.0  # silence, which is 80 dB below what is loudest anywhere
@@ -144,13 +144,13 @@ def test_whatever_holds_a_long_recording(folders: dict[str, Any], tmp_path: Path
     part = ASRSample("part", str(tmp_path / "all.wav"), duration=5.3, segment=(1.0, 6.3))
     with (tmp_path / "one.wav").open("rb") as file:
         items: list[Any] = [part, {"audio": file}, {"audio": (tmp_path / "one.wav").read_bytes()}, recording(one)]
-        found = mmattn.tasks.load(folder, device="cpu").predict(items)
+        found = load(folder, device="cpu").predict(items)
     assert [answer.text for answer in found] == said_by_transformers(theirs, [one]) * 4
     assert found[0].words == found[1].words
 
 
 def test_windows_that_are_silent_are_passed_over(folders: dict[str, Any]) -> None:
-    recogniser = mmattn.tasks.load(folders["whisper"][0], device="cpu")
+    recogniser = load(folders["whisper"][0], device="cpu")
     silence, said = torch.zeros(4 * WINDOW * RATE), wave(1.5)
     found = recogniser.predict([recording(torch.cat([said, silence, said, silence]))])[0]
     assert found.duration == pytest.approx(3 + 8 * WINDOW)
@@ -160,20 +160,19 @@ def test_windows_that_are_silent_are_passed_over(folders: dict[str, Any]) -> Non
     assert any(word.start > 1.5 + 3 * WINDOW for word in found.words), "what is said behind the silence is heard"
     for name in ("whisper", "base"):
         quiet_ones = [recording(torch.zeros(RATE)), recording(silence)]
-        answers = mmattn.tasks.load(folders[name][0], device="cpu").predict(quiet_ones)
+        answers = load(folders[name][0], device="cpu").predict(quiet_ones)
         assert [(a.text, a.words, a.duration) for a in answers] == [("", [], 1.0), ("", [], 4.0 * WINDOW)]
 
 
 @pytest.mark.parametrize("name", ["base", "large hubert"])
 def test_letters_of_long_recordings(name: str, folders: dict[str, Any]) -> None:
     """The words of windows, put together, are about those of the whole; in the windows' middles they are the same."""
-    recogniser = mmattn.tasks.load(folders[name][0], device="cpu")
+    recogniser = load(folders[name][0], device="cpu")
     assert recogniser.window == 20.0
     one = wave(9.0, 5)
     whole = recogniser.predict([recording(one)])[0]
     assert not recogniser.long
-    recogniser.window = 4.0
-    found = recogniser.predict([recording(one)], batch_size=2)[0]
+    found = recogniser.predict([recording(one)], batch_size=2, window=4.0)[0]
     assert recogniser.long
     assert found.duration == whole.duration == 9.0
     assert found.text == " ".join(word.word for word in found.words)
@@ -185,7 +184,7 @@ def test_letters_of_long_recordings(name: str, folders: dict[str, Any]) -> None:
 
 def test_recordings_shorter_than_a_frame(folders: dict[str, Any]) -> None:
     for name in ("base", "large"):
-        recogniser = mmattn.tasks.load(folders[name][0], device="cpu")
+        recogniser = load(folders[name][0], device="cpu")
         long, short = recording(wave(1.0)), recording(wave(1.0)[:100])
         assert [answer.text != "" for answer in recogniser.predict([short])] == [False]
         assert [answer.text != "" for answer in recogniser.predict([long, short])] == [True, False]
@@ -195,7 +194,7 @@ def test_recordings_shorter_than_a_frame(folders: dict[str, Any]) -> None:
 
 
 def test_words_of_letters_lie_where_ctc_has_them(folders: dict[str, Any]) -> None:
-    recogniser = mmattn.tasks.load(folders["base"][0], device="cpu")
+    recogniser = load(folders["base"][0], device="cpu")
     answer = recogniser.predict([recording(wave(1.9, 3))])[0]
     assert [word.word for word in answer.words] == answer.text.split()
     assert all(0 <= word.start < word.end <= 1.9 for word in answer.words)
@@ -206,7 +205,7 @@ def test_words_of_letters_lie_where_ctc_has_them(folders: dict[str, Any]) -> Non
 
 def test_words_of_whisper_follow_its_attention(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With attention whose truth is known: four words at places of their own, one of them of three pieces."""
-    recogniser = mmattn.tasks.load(folders["whisper"][0], device="cpu")
+    recogniser = load(folders["whisper"][0], device="cpu")
     processor: Any = recogniser.processor
     ids = processor.encode("the old dog zzz")
     parts = processor.words(ids)
@@ -224,7 +223,7 @@ def test_words_of_whisper_follow_its_attention(folders: dict[str, Any], monkeypa
         return shown
 
     monkeypatch.setattr(recogniser.model, "attention", attention)
-    spoken = Spoken(ids, [processor.start_id], torch.zeros(1, 100, 24), 0.0)
+    spoken = Spoken(ids, [processor.tokenizer.start_id], torch.zeros(1, 100, 24), 0.0)
     found = recogniser.model.words(spoken, [Stretch(ids, 0, 95, closed=False)], processor, start=10.0)
     assert [word.word for word in found] == ["the", "old", "dog", "zzz"]
     assert found[0].start == 10.0
@@ -243,7 +242,7 @@ def test_words_of_whisper_follow_its_attention(folders: dict[str, Any], monkeypa
 
 
 def test_texts_that_are_known_are_aligned(folders: dict[str, Any]) -> None:
-    recogniser = mmattn.tasks.load(folders["whisper"][0], device="cpu")
+    recogniser = load(folders["whisper"][0], device="cpu")
     known = ASRSample("1", (wave(1.5), RATE), "the old dog")
     (found,) = recogniser.aligned([known])
     assert [word.word for word in found] == ["the", "old", "dog"]
@@ -260,18 +259,18 @@ def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
     end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
     values["suppress_tokens"] += [end, *range(stamps, stamps + 50 * WINDOW + 2)]
     (tmp_path / "generation_config.json").write_text(json.dumps(values))
-    recogniser = mmattn.tasks.load(tmp_path, device="cpu")
+    recogniser = load(tmp_path, device="cpu")
     answer = recogniser.predict([recording(wave(1.5))])[0]
     assert len(recogniser.processor.encode(answer.text)) > 20
     assert [word.word for word in answer.words] == answer.text.split()
 
 
 def test_attention_is_that_of_the_heads_that_are_named(folders: dict[str, Any]) -> None:
-    recogniser = mmattn.tasks.load(folders["whisper"][0], device="cpu")
+    recogniser = load(folders["whisper"][0], device="cpu")
     _, (model, extractor, _) = folders["whisper"]
     features = extractor(wave(1.0).numpy(), sampling_rate=RATE, return_tensors="pt").input_features
     ids = recogniser.processor.encode("the dog")
-    prompt = [recogniser.processor.start_id, recogniser.processor.tokenizer.no_timestamps_id]
+    prompt = [recogniser.processor.tokenizer.start_id, recogniser.processor.tokenizer.no_timestamps_id]
     with torch.no_grad():
         model.set_attn_implementation("eager")
         output = model(
@@ -286,7 +285,7 @@ def test_attention_is_that_of_the_heads_that_are_named(folders: dict[str, Any]) 
 
 
 def test_words_without_blanks_between(folders: dict[str, Any]) -> None:
-    processor: Any = mmattn.tasks.load(folders["whisper"][0], device="cpu").processor
+    processor: Any = load(folders["whisper"][0], device="cpu").processor
     text = "日本 x"
     ids = processor.encode(text)
     japanese = processor.words(ids, [processor.languages["<|ja|>"]])

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from mmattn.tasks.common.pretrained import PUBLIC, find_model
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.asr.adapters import read_public, told
-from mmattn.tasks.asr.processor import ASRProcessor, ASRSample, collate
+from mmattn.tasks import load
+from mmattn.tasks.asr.data import ASRSample
+from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
 from mmattn.tasks.asr.public_processors import CTCProcessor
-from mmattn.tasks.asr.speech import SpeechProcessor
 from mmattn.tasks.asr.whisper import WhisperRecogniser
+from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.checkpoint import read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.sources import named_models
 from tests.tasks.public_speech import LETTERS, RATE, TEXTS, recording, wave, write_ctc, write_whisper
 from tests.tasks.runs import read, run
 
@@ -51,10 +52,9 @@ def fit(folder: Path, source: Path, data: Path, options: str = "") -> Path:
     return run("fit", folder, words, base=BASE, task="asr")
 
 
-def answers(place: Path) -> list[tuple[str, Any]]:
-    found = mmattn.tasks.load(place, device="cpu").predict(
-        [recording(wave(1.3, 7)), recording(wave(1.9, 8)), recording(wave(5.0))]
-    )
+def answers(place: Path, **options: Any) -> list[tuple[str, Any]]:
+    items = [recording(wave(1.3, 7)), recording(wave(1.9, 8)), recording(wave(5.0))]
+    found = load(place, device="cpu").predict(items, **options)
     return [(answer.text, answer.words) for answer in found]
 
 
@@ -69,10 +69,7 @@ def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) 
     still = fit(tmp_path / "still", start, data, f"{STILL} {options} --data.max_seconds 20")
     before = answers(start)
     if name == "whisper":
-        asked = mmattn.tasks.load(start, device="cpu")
-        asked.search = {"language": "en", "task": None}
-        found = asked.predict([recording(wave(1.3, 7)), recording(wave(1.9, 8)), recording(wave(5.0))])
-        before = [(answer.text, answer.words) for answer in found]
+        before = answers(start, language="en")
     assert answers(still) == before, "what was not trained says the same, loaded from our own format"
     assert len({text for text, _ in before}) > 1
     views = "--model.consistency 0.2" if name == "hubert" else ""
@@ -104,7 +101,7 @@ def test_one_batch_can_be_overfitted(name: str, tmp_path: Path, data: Path) -> N
     options += " --model.warmup_steps 5 --model.dropout 0 --trainer.check_val_every_n_epoch 40"
     options += " --data.batch_size 4" + (" --data.language en" if name == "whisper" else "")
     folder = fit(tmp_path / "run", start, data, options)
-    found = mmattn.tasks.load(folder / "model", device="cpu").predict([data.parent / f"{n}.wav" for n in range(3)])
+    found = load(folder / "model", device="cpu").predict([data.parent / f"{n}.wav" for n in range(3)])
     expected = [text.upper() for text in texts] if name == "wav2vec2" else texts
     assert [answer.text for answer in found] == expected, "as the data have it, in the letters that the model has"
 
@@ -119,7 +116,7 @@ def test_a_run_is_resumed(tmp_path: Path, data: Path) -> None:
     one, other = (read_weights(place / "model" / "model.safetensors") for place in (whole, parts))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert mmattn.tasks.load(parts, device="cpu").processor.tokenizer.letters >= {"Ü"}
+    assert load(parts, device="cpu").processor.tokenizer.letters >= {"Ü"}
 
 
 # Letters --------------------------------------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsy
     own_data(tmp_path / "data", ["the f\u00fcnf", "4 hats"])
     folder = fit(tmp_path / "run", tmp_path / "public", data, STILL)
     assert "of 23 tokens it knows 20; the others begin anew: 4 F \u00dc" in capsys.readouterr().err
-    old, new = (mmattn.tasks.load(place, device="cpu") for place in (tmp_path / "public", folder))
+    old, new = (load(place, device="cpu") for place in (tmp_path / "public", folder))
     letters = new.processor.tokenizer
     assert letters.letters - old.processor.tokenizer.letters == {"4", "F", "\u00dc"}
     assert new.processor.said(new.processor.encode("f\u00fcnf hats 4")) == "F\u00dcNF HATS 4"
@@ -146,16 +143,16 @@ def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsy
 def test_without_a_head_there_is_one_to_train(family: str, tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public", family, head=False)
     with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --model\.init_from"):
-        mmattn.tasks.load(tmp_path / "public")
+        load(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --model.freeze convolutions")
-    recogniser = mmattn.tasks.load(folder, device="cpu")
+    recogniser = load(folder, device="cpu")
     assert recogniser.processor.tokenizer.letters == {"<pad>", "<s>", "</s>", "<unk>", "|", *"adehinrstu"}
     assert recogniser.model.head.ctc.weight.std() > 0
-    state = read_public(find_model(tmp_path / "public"), "asr", SpeechProcessor).state
+    state = read_parts("asr", tmp_path / "public").state
     kept = recogniser.model.state_dict()
     assert all(torch.allclose(kept[name], value, atol=1e-6) for name, value in state.items())
     other = fit(tmp_path / "other", tmp_path / "public", data, f"{STILL} --seed_everything 1")
-    head = mmattn.tasks.load(other, device="cpu").model.head.ctc.weight
+    head = load(other, device="cpu").model.head.ctc.weight
     assert not torch.equal(head, recogniser.model.head.ctc.weight), "it is drawn from the seed"
 
 
@@ -164,7 +161,7 @@ def test_frozen_convolutions_stay(tmp_path: Path, data: Path) -> None:
     options = "--model.lr 0.01 --model.warmup_steps 1 --model.freeze convolutions"
     folder = fit(tmp_path / "run", tmp_path / "public", data, options)
     before, after = (
-        mmattn.tasks.load(place, device="cpu").model.state_dict() for place in (tmp_path / "public", folder)
+        load(place, device="cpu").model.state_dict() for place in (tmp_path / "public", folder)
     )
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {name for name in before if name.startswith("net.convolutions.")}
@@ -190,7 +187,7 @@ def test_texts_are_learnt_in_the_models_case(case: str) -> None:
     processor = CTCProcessor(WaveFeatures(), CTCText({"vocab.json": json.dumps(letters).encode()}))
     if "<unk>" not in expected:
         assert processor.said(processor.encode(processor.learnt(text))) == expected
-        assert processor.pad_id not in processor.encode(processor.learnt(text))
+        assert processor.tokenizer.pad_id not in processor.encode(processor.learnt(text))
     else:
         assert processor.encode(processor.learnt(text)).count(letters["<unk>"]) == 2
     _, labels, mask = processor.targets([text, ""])
@@ -203,11 +200,11 @@ def test_texts_are_learnt_in_the_models_case(case: str) -> None:
 
 def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
     write_whisper(tmp_path)
-    parts = read_public(find_model(tmp_path), "asr", SpeechProcessor)
+    parts = read_parts("asr", tmp_path)
     with pytest.raises(DataError, match=r"data\.language: expected the language of the recordings, one of en, de, ja"):
-        collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0])], parts.processor)
-    processor: Any = told(parts.processor, "German", "translate")
-    batch = collate([ASRSample(str(n), (wave(1.0), RATE), text) for n, text in enumerate([TEXTS[1], ""])], processor)
+        parts.processor.collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0])])
+    processor: Any = parts.processor.told("German", "translate")
+    batch = processor.collate([ASRSample(str(n), (wave(1.0), RATE), text) for n, text in enumerate([TEXTS[1], ""])])
     named = [processor.tokenizer._pieces.id_to_token(i) for i in batch.target_ids[0].tolist()]
     assert named[:4] == ["<|startoftranscript|>", "<|de|>", "<|translate|>", "<|notimestamps|>"]
     assert batch.features.shape == (2, 200, 10)
@@ -215,11 +212,11 @@ def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
     counted = [row[kept].tolist() for row, kept in zip(batch.labels, batch.label_mask, strict=True)]
     assert processor.said(counted[0]) == TEXTS[1], "capitals and commas, too"
     assert processor.tokenizer._pieces.decode(counted[0][:-1]) == f" {TEXTS[1]}"
-    assert counted[1] == [processor.eos_id]
+    assert counted[1] == [processor.tokenizer.eos_id]
     assert batch.label_mask.int().argmax(1).tolist() == [3, 3], "what is said begins behind the prompt"
-    assert counted[0][-1] == processor.eos_id
+    assert counted[0][-1] == processor.tokenizer.eos_id
     assert batch.references[0] == "nine two 3 words"
-    long = collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0] * 9)], processor)
+    long = processor.collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0] * 9)])
     assert long.target_ids.shape == (1, 40), "as many as there are positions for"
 
 
@@ -268,10 +265,10 @@ def test_public_folders_are_measured(name: str, tmp_path: Path, data: Path) -> N
 def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
     write_whisper(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --data.language de --data.task transcribe")
-    recogniser = mmattn.tasks.load(folder, device="cpu")
+    recogniser = load(folder, device="cpu")
     assert isinstance(recogniser, WhisperRecogniser)
     assert recogniser.processor.generation["language"] == "de"
-    public = mmattn.tasks.load(tmp_path / "public", device="cpu")
+    public = load(tmp_path / "public", device="cpu")
     one = [recording(wave(1.3, 7))]
     assert recogniser.predict(one) == public.predict(one, language="de", task="transcribe")
     assert recogniser.predict(one, language="ja") == public.predict(one, language="ja", task="transcribe")
@@ -283,13 +280,11 @@ def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper", "ours"])
 def test_processors_travel(name: str, tmp_path: Path) -> None:
     if name == "ours":
-        ours: Any = SpeechProcessor.load(
-            Path(mmattn.tasks.__file__).parent / "asr" / "checkpoints" / "demo" / "processor"
-        )
+        ours: Any = SpeechProcessor.load(named_models("asr")["demo"] / "processor")
         assert type(ours) is ASRProcessor
     else:
         write_whisper(tmp_path / "public") if name == "whisper" else write_ctc(tmp_path / "public")
-        ours = read_public(find_model(tmp_path / "public"), "asr", SpeechProcessor).processor
+        ours = read_parts("asr", tmp_path / "public").processor
         ours.search = {"num_beams": 3}
     ours.save(tmp_path / "saved")
     other = SpeechProcessor.load(tmp_path / "saved")
@@ -318,7 +313,7 @@ def test_a_network_of_a_later_version_is_named(tmp_path: Path, data: Path) -> No
     write_ctc(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, STILL) / "model"
     config = read(folder / "config.json")
-    config["model"][PUBLIC]["network"] = "later"
+    config["network"] = "later"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"unknown network 'later'; there are: whisper, wav2vec2"):
-        mmattn.tasks.load(folder)
+    with pytest.raises(CheckpointError, match=r"expected a network of whisper, wav2vec2, found 'later'"):
+        load(folder)

@@ -12,11 +12,12 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.generate.speech import SpeechConfig
-from mmattn.tasks.asr.__main__ import INPUTS
+from mmattn.tasks import asr, load
 from mmattn.tasks.asr.public_processors import CTCProcessor, WhisperProcessor
-from mmattn.tasks.common import inference
+from mmattn.tasks.common import commands
 from mmattn.tasks.common.dispatch import model_parser
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.sources import named_models
 from tests.tasks.public_speech import (
     LETTERS,
     RATE,
@@ -41,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, A
 
 def run(command: str, folder: Path, *words: str) -> None:
     given = ["--checkpoint", str(folder), "--device", "cpu", *words]
-    inference.run("asr", command, model_parser("asr", command, INPUTS).parse_args(given))
+    commands.run(asr.TASK, command, model_parser(asr.TASK, command).parse_args(given))
 
 
 # The command line -----------------------------------------------------------------------------------------------------
@@ -78,7 +79,7 @@ def test_from_the_command_line(name: str, folders: dict[str, Any], tmp_path: Pat
 def test_what_a_model_cannot_do_is_refused(
     name: str | None, words: str, message: str, folders: dict[str, Any], tmp_path: Path
 ) -> None:
-    folder = Path(mmattn.tasks.__file__).parent / "asr" / "checkpoints" / "demo" if name is None else folders[name][0]
+    folder = named_models("asr")["demo"] if name is None else folders[name][0]
     soundfile.write(tmp_path / "a.wav", wave(1.0).numpy(), RATE)
     with pytest.raises(ConfigError, match=message):
         run("predict", folder, "--audio", str(tmp_path / "a.wav"), *words.split())
@@ -87,8 +88,8 @@ def test_what_a_model_cannot_do_is_refused(
 
 def test_keywords_that_there_are_not(folders: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"generation: .*num_beems"):
-        mmattn.tasks.load(folders["whisper"][0], device="cpu").predict([recording(wave(1.0))], num_beems=3)
-    recogniser = mmattn.tasks.load(folders["whisper"][0], device="cpu")
+        load(folders["whisper"][0], device="cpu").predict([recording(wave(1.0))], num_beems=3)
+    recogniser = load(folders["whisper"][0], device="cpu")
     short, long = (texts(recogniser, clips(), max_new_tokens=count) for count in (3, 9))
     assert all(one == other[: len(one)] for one, other in zip(short, long, strict=True))
     assert short != long
@@ -101,7 +102,7 @@ def test_pictures(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", wave(1.5, 2).numpy(), RATE, "FLOAT")
     run("explain", folders[name][0], "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.png"))
     assert image.open(tmp_path / "e.png").size[0] > 300
-    recogniser = mmattn.tasks.load(folders[name][0], device="cpu")
+    recogniser = load(folders[name][0], device="cpu")
     found = recogniser.explain(tmp_path / "a.wav")
     assert found.transcript == recogniser.predict([tmp_path / "a.wav"])[0]
     assert len(found.features) * found.frame_seconds == pytest.approx(1.5, abs=0.011)
@@ -126,7 +127,7 @@ def test_pictures(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
 def test_export_equals_the_model(name: str, programs: list[str], folders: dict[str, Any], tmp_path: Path) -> None:
     run("export", folders[name][0], "--output", str(tmp_path), "--format", "torch")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(f"{p}.pt2" for p in programs), "processor"])
-    recogniser = mmattn.tasks.load(folders[name][0], device="cpu")
+    recogniser = load(folders[name][0], device="cpu")
     encoder = torch.export.load(tmp_path / "encoder.pt2").module()
     features, mask = recogniser.processor.features_batch([wave(1.4, 8), wave(1.4, 9)])
     with torch.no_grad():
@@ -142,8 +143,8 @@ def test_export_equals_the_model(name: str, programs: list[str], folders: dict[s
 
 def test_weights_in_fewer_bits(folders: dict[str, Any]) -> None:
     for name in ("large", "whisper"):
-        plain = mmattn.tasks.load(folders[name][0], device="cpu")
-        packed = mmattn.tasks.load(folders[name][0], device="cpu", precision="float32")
+        plain = load(folders[name][0], device="cpu")
+        packed = load(folders[name][0], device="cpu", precision="float32")
         assert texts(packed, clips()) == texts(plain, clips())
 
 
@@ -198,7 +199,7 @@ def test_damaged_folders_are_one_error(
 ) -> None:
     folder = edited(folders[kind][0], tmp_path / "copy", name, change)
     with pytest.raises((CheckpointError, DataError), match=message) as error:
-        mmattn.tasks.load(folder)
+        load(folder)
     assert "\n" not in str(error.value)
 
 
@@ -207,7 +208,7 @@ def test_which_task_has_them(folders: dict[str, Any]) -> None:
 
     with pytest.raises(CheckpointError, match=r"expected a model for translation, found one of whisper, for asr"):
         load_translator(folders["whisper"][0])
-    assert isinstance(mmattn.tasks.load(str(folders["base"][0]), device="cpu").processor, CTCProcessor)
+    assert isinstance(load(str(folders["base"][0]), device="cpu").processor, CTCProcessor)
 
 
 def test_old_folders_without_timestamps_hear_long_recordings(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_old_folders_without_timestamps_hear_long_recordings(tmp_path: Path) -> 
     values = json.loads((tmp_path / "generation_config.json").read_text())
     del values["no_timestamps_token_id"], values["alignment_heads"]
     (tmp_path / "generation_config.json").write_text(json.dumps(values))
-    recogniser = mmattn.tasks.load(tmp_path, device="cpu")
+    recogniser = load(tmp_path, device="cpu")
     assert isinstance(recogniser.processor, WhisperProcessor)
     assert "no_timestamps_token_id" not in recogniser.processor.generation
     assert recogniser.predict([recording(wave(5.0))])[0].words
@@ -235,4 +236,4 @@ def test_from_the_hubs_cache(
     shutil.copytree(folder, place / "snapshots" / ("a" * 40))
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("a" * 40)
-    assert texts(mmattn.tasks.load("hf:own/er", device="cpu"), clips()) == said_by_transformers(theirs, clips())
+    assert texts(load("hf:own/er", device="cpu"), clips()) == said_by_transformers(theirs, clips())

@@ -8,32 +8,24 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from mmattn.tasks.common.pretrained import NETWORK, PUBLIC, build_model
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mmattn.tasks.asr.model import ASRModel
+from mmattn.tasks.asr.model import PublicCTC
+from mmattn.tasks.asr.whisper import PublicWhisper
 from tests.tasks.base import TaskModelTests
 
 HOP, LEAST = 10, 20  # samples from frame to frame, and of one
 SMALL = {"embed_dim": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 24}
-CTC = {NETWORK: "wav2vec2", "vocab_size": 9, "blank": 3, **SMALL, "conv_dims": [8, 8], "conv_kernels": [10, 3]}
+CTC = {"vocab_size": 9, "blank": 3, **SMALL, "conv_dims": [8, 8], "conv_kernels": [10, 3]}
 CTC |= {"conv_strides": [5, 2], "position_kernel": 4, "position_groups": 2}
 LARGE = {"conv_norm": "layer", "conv_bias": True, "norm_first": True}
 BATCH = Dim("batch", max=64)
 
 
-class PublicTests(TaskModelTests):
-    """What both kinds share."""
-
-    task = "asr"
-
-    def build(self, **keywords: Any) -> nn.Module:
-        return build_model(ASRModel, keywords)
-
-
-class TestPublicCTC(PublicTests):
-    variants: ClassVar = {"base": {PUBLIC: CTC}, "large": {PUBLIC: CTC | LARGE}}
+class TestPublicCTC(TaskModelTests):
+    task, build = "asr", PublicCTC
+    variants: ClassVar = {"base": CTC, "large": CTC | LARGE}
     dynamic: ClassVar = {
         "features": {0: BATCH, 1: (samples := Dim("samples", min=LEAST + HOP, max=4096))},
         "feature_mask": {0: BATCH, 1: samples},
@@ -65,9 +57,10 @@ class TestPublicCTC(PublicTests):
             assert found[0] == [0, 0, 5]
 
 
-class TestPublicWhisper(PublicTests):
+class TestPublicWhisper(TaskModelTests):
+    task, build = "asr", PublicWhisper
     sizes: ClassVar = {"vocab_size": 20, "num_mels": 6, "max_frames": 24, "max_len": 16}
-    variants: ClassVar = {"whisper": {PUBLIC: {NETWORK: "whisper", **SMALL, **sizes}}}
+    variants: ClassVar = {"whisper": SMALL | sizes}
     dynamic: ClassVar = {
         "features": {0: BATCH},
         "feature_mask": {0: BATCH},
@@ -82,7 +75,3 @@ class TestPublicWhisper(PublicTests):
         ids = torch.randint(20, (batch, length), generator=generator)
         return {"features": features, "feature_mask": mask, "target_ids": ids}
 
-
-def test_what_does_not_go_together_is_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown network 'other'; there are: whisper, wav2vec2"):
-        build_model(ASRModel, {PUBLIC: CTC | {NETWORK: "other"}})

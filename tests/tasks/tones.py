@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmattn.tasks.asr.losses import ctc_loss
-from mmattn.tasks.asr.model import ASRModel
+from mmattn.tasks.asr.data import ASRDataset, ASRSample
+from mmattn.tasks.asr.model import ASRModel, ctc_loss
 from mmattn.tasks.asr.predict import Recogniser
-from mmattn.tasks.asr.processor import ASRDataset, ASRProcessor, ASRSample, collate
+from mmattn.tasks.asr.processor import ASRProcessor
 from mmattn.tasks.common.checkpoint import save_directory
 from mmattn.tasks.common.seq2seq.model import token_loss
 
@@ -73,7 +73,7 @@ def recogniser() -> Recogniser:
     steps = 220
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.006 * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
-        batch = collate([clips[(16 * step + n) % len(clips)] for n in range(16)], processor)
+        batch = processor.collate([clips[(16 * step + n) % len(clips)] for n in range(16)])
         output = model(batch.features, batch.feature_mask, batch.target_ids)
         loss = ctc_loss(output.ctc_logits, output.frame_mask, batch.labels, batch.label_mask)
         loss = loss + 0.3 * token_loss(output.logits, batch.labels, batch.label_mask)
