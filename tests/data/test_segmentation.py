@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +11,9 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.masks import VOID, ClassList, load_mask, palette, read_classes
-from mmattn.tasks.segmentation.data import (
-    SegmentationAugment,
-    SegmentationDataset,
-    SegmentationProcessor,
-    SegmentationSample,
-    collate,
-)
+from mmattn.tasks.segmentation.augment import SegmentationAugment
+from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationSample
+from mmattn.tasks.segmentation.processor import SegmentationProcessor
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -37,10 +32,14 @@ def folder(root: Path, number: int = 3, size: tuple[int, int] = (12, 8)) -> Path
     return root / "train"
 
 
-def read_all(root: Path) -> None:
-    """What a training does with a folder before its first step."""
-    dataset = SegmentationDataset(root)
-    collate(dataset.samples, SegmentationProcessor.fit(dataset))
+def read_all(dataset: SegmentationDataset) -> None:
+    """What a training does before its first step."""
+    SegmentationProcessor.fit(dataset).collate(dataset.samples)
+
+
+def spoilt(name: str, array: np.ndarray) -> Callable[[Path], object]:
+    """Puts a file of these pixels into a folder."""
+    return lambda root: Image.fromarray(array).save(root / name)
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_a_folder(tmp_path: Path) -> None:
     assert [s.id for s in dataset.samples] == ["0", "1", "2"]
     assert dataset.classes == ClassList(("road", "sky above"), (0, 4), (9,))
     processor = SegmentationProcessor.fit(dataset)
-    batch = collate(dataset.samples, processor)
+    batch = processor.collate(dataset.samples)
     assert batch.pixel_values.shape == (3, 3, 8, 12)
     masks = np.stack([np.asarray(Image.open(s.mask)) for s in dataset.samples])
     expected = np.select([masks == 0, masks == 4], [0, 1], VOID)
@@ -76,54 +75,53 @@ def test_without_a_list_the_masks_say_what_there_is(tmp_path: Path) -> None:
     assert processor.classes == ClassList(("class 0", "class 4", "class 9"), (0, 4, 9))
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (
-            lambda root: Image.new("L", (5, 7)).save(root / "masks" / "1.png"),
-            r"mask .*1\.png: expected the size of its picture, 12 x 8, found 5 x 7",
-        ),
-        (
-            lambda root: (root / "masks" / "1.png").unlink(),
-            r"images.1\.jpg: expected a mask 1\.png in .*masks, found none",
-        ),
-        (
-            lambda root: (root / "images" / "1.jpg").unlink(),
-            r"masks.1\.png: expected a picture 1 in .*images, found none",
-        ),
-        (
-            lambda root: Image.new("L", (12, 8), 7).save(root / "masks" / "1.png"),
-            r"mask .*1\.png: expected class ids of the 2 classes \(0, 4\) or void \(9, 255\), found 7 \(96 pixels, ",
-        ),
-        (
-            lambda root: Image.new("RGB", (12, 8)).save(root / "masks" / "1.png"),
-            r"mask .*1\.png: expected a mask of one channel or with a palette, pixels being class ids, found mode RGB",
-        ),
-        (lambda root: (root / "masks" / "1.png").write_bytes(b""), r"1\.png: expected an image, found an empty file"),
-        (lambda root: (root / "images" / "1.jpg").write_text("no"), r"1\.jpg: expected an image .*starts with b'no'"),
-        (
-            lambda root: shutil.copy(root / "images" / "1.jpg", root / "images" / "1.jpeg"),
-            r"images.1\.jpg: expected one file of that name, found 1\.jpeg beside it",
-        ),
-        (
-            lambda root: Image.fromarray(np.full((8, 12), 300, np.uint16)).save(root / "masks" / "1.png"),
-            r"1\.png: expected class ids .*, found 300 ",
-        ),
-    ],
-    ids=["size", "no mask", "no picture", "number", "colour", "empty", "text", "twice", "16 bits"],
-)
+MASK, ONES = "masks/1.png", np.ones((8, 12), np.uint8)
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "size": (spoilt(MASK, ONES[:5, :7]), r"mask .*1\.png: expected the size of its picture, 12 x 8, found 7 x 5"),
+    "no mask": (
+        lambda root: (root / MASK).unlink(), r"images.1\.jpg: expected a mask 1\.png in .*masks, found none"
+    ),
+    "no picture": (
+        lambda root: (root / "images" / "1.jpg").unlink(),
+        r"masks.1\.png: expected a picture 1 in .*images, found none",
+    ),
+    "number": (
+        spoilt(MASK, 7 * ONES),
+        r"mask .*1\.png: expected class ids of the 2 classes \(0, 4\) or void \(9, 255\), found 7 \(96 pixels, ",
+    ),
+    "colour": (
+        spoilt(MASK, np.zeros((8, 12, 3), np.uint8)),
+        r"mask .*1\.png: expected a mask of one channel or with a palette, pixels being class ids, found mode RGB",
+    ),
+    "empty": (lambda root: (root / MASK).write_bytes(b""), r"1\.png: expected an image, found an empty file"),
+    "text": (lambda root: (root / "images/1.jpg").write_text("no"), r"1\.jpg: expected an image .*starts with b'no'"),
+    "twice": (spoilt("images/1.jpeg", ONES), r"images.1\.jpg: expected one file of that name, found 1\.jpeg beside it"),
+    "16 bits": (spoilt(MASK, 300 * ONES.astype(np.uint16)), r"1\.png: expected class ids .*, found 300 "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD)
 def test_bad_items_are_named_or_left_out(
     spoil: Callable[[Path], object], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = folder(tmp_path)
     spoil(root)
     with pytest.raises(DataError, match=message):
-        read_all(root)
+        read_all(SegmentationDataset(root))
     dataset = SegmentationDataset(root, on_error="skip")
     assert [s.id for s in dataset.samples] in (["0", "2"], ["0", "1", "2"])
     assert len(dataset.skipped) == 1
     assert "left out 1 bad item" in caplog.text
-    collate(dataset.samples, SegmentationProcessor.fit(dataset))
+    read_all(dataset)
+
+
+def test_samples_without_masks(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    (root / "masks" / "1.png").unlink()
+    dataset = SegmentationDataset(root, require_labels=False)
+    assert [s.mask is None for s in dataset.samples] == [False, True, False]
+    with pytest.raises(DataError, match=r"sample 1 \(id '1'\): expected a mask, found none"):
+        SegmentationDataset(dataset.samples)
 
 
 def test_a_mask_as_jpeg_is_refused(tmp_path: Path) -> None:
@@ -163,6 +161,7 @@ def test_bad_class_lists(text: str, message: str, tmp_path: Path) -> None:
 def test_class_lists(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("# a comment\nsky\n\nroad side\nIgnore\n")
     assert read_classes(tmp_path / "c.txt") == ClassList(("sky", "road side"), (0, 1), (2,))
+    assert len({tuple(colour) for colour in palette(254).tolist()}) == 254, "colours tell classes apart"
 
 
 def test_labels_go_back_to_the_numbers_of_the_masks() -> None:
@@ -172,38 +171,32 @@ def test_labels_go_back_to_the_numbers_of_the_masks() -> None:
     assert np.array_equal(classes.labels(classes.mask(labels)), labels)
 
 
-def test_palettes_tell_classes_apart() -> None:
-    assert len({tuple(colour) for colour in palette(254).tolist()}) == 254
-
-
 def test_saved_and_loaded(tmp_path: Path) -> None:
     processor = SegmentationProcessor.fit(SegmentationDataset(folder(tmp_path)), 32, mean=(0.4, 0.5, 0.6))
     processor.save(tmp_path / "p")
     other = SegmentationProcessor.load(tmp_path / "p")
-    assert other.config() == processor.config()
-    assert other.fingerprint() == processor.fingerprint()
+    assert (other.config(), other.fingerprint()) == (processor.config(), processor.fingerprint())
     (tmp_path / "p" / "processor.json").write_text("{}")
     with pytest.raises(DataError, match="expected the keys"):
         SegmentationProcessor.load(tmp_path / "p")
 
 
-def test_the_shorter_side_decides_and_labels_keep_the_own_size_in_measuring(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("training", "label_size"), [(False, (20, 30)), (True, (10, 15))])
+def test_the_shorter_side_decides_and_labels_keep_the_own_size_in_measuring(
+    training: bool, label_size: tuple[int, int], tmp_path: Path
+) -> None:
     dataset = SegmentationDataset(folder(tmp_path, size=(30, 20)))
     processor = SegmentationProcessor.fit(dataset, 10)
-    assert processor.working_size(30, 20) == (15, 10)
-    assert processor.working_size(20, 30) == (10, 15)
-    measured, trained = (collate(dataset.samples, processor, training=t) for t in (False, True))
-    assert measured.pixel_values.shape == trained.pixel_values.shape == (3, 3, 10, 15)
-    assert measured.labels.shape == (3, 20, 30)
-    assert trained.labels.shape == (3, 10, 15)
-    for training in (False, True):
-        once = SegmentationDataset(tmp_path / "train")
-        assert once.preload(processor, training)
-        same = collate([once[n] for n in range(3)], processor, training=training)
-        expected = trained if training else measured
-        assert torch.equal(same.pixel_values, expected.pixel_values)
-        assert torch.equal(same.labels, expected.labels)
-    assert not SegmentationDataset(tmp_path / "train").preload(processor, True, max_bytes=100)
+    assert (processor.working_size(30, 20), processor.working_size(20, 30)) == ((15, 10), (10, 15))
+    batch, fingerprint = processor.collate(dataset.samples, training=training), dataset.fingerprint()
+    assert batch.pixel_values.shape == (3, 3, 10, 15)
+    assert batch.labels.shape == (3, *label_size)
+    assert not processor.preload(dataset, training, max_bytes=100)
+    assert processor.preload(dataset, training)
+    same = processor.collate([dataset[n] for n in range(3)], training=training)
+    assert torch.equal(same.pixel_values, batch.pixel_values)
+    assert torch.equal(same.labels, batch.labels)
+    assert dataset.fingerprint() == fingerprint == SegmentationDataset(tmp_path / "train").fingerprint()
 
 
 def test_pictures_of_several_sizes_in_a_batch() -> None:
@@ -213,7 +206,7 @@ def test_pictures_of_several_sizes_in_a_batch() -> None:
         for n, shape in enumerate(shapes)
     ]
     classes = ClassList(("a", "b", "c"), (0, 1, 2))
-    batch = collate(samples, SegmentationProcessor.fit(SegmentationDataset(samples, classes)))
+    batch = SegmentationProcessor.fit(SegmentationDataset(samples, classes)).collate(samples)
     assert batch.pixel_values.shape == (3, 3, 7, 9)
     assert batch.alike() == [[0, 2], [1]]
     assert (batch.labels[1, :, 5:] == VOID).all()
@@ -222,6 +215,9 @@ def test_pictures_of_several_sizes_in_a_batch() -> None:
 
 
 # Augmentation ---------------------------------------------------------------------------------------------------------
+
+
+PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 
 
 def marked(size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:
@@ -234,8 +230,7 @@ def marked(size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("crop", [None, (24, 32), (80, 90)])
 def test_picture_and_mask_move_together(crop: tuple[int, int] | None) -> None:
     pixels, labels = marked()
-    plain = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
-    augment = SegmentationAugment(crop=crop, scale=(0.6, 2.0), **plain)
+    augment = SegmentationAugment(crop=crop, scale=(0.6, 2.0), **PLAIN)
     agree, seen = [], 0
     for seed in range(40):
         new_pixels, new_labels = augment(pixels, labels, seed)
@@ -267,7 +262,7 @@ def test_what_lies_beyond_the_picture_is_void() -> None:
 
 def test_half_are_mirrored() -> None:
     pixels, labels = marked()
-    augment = SegmentationAugment(scale=(1.0, 1.0), flip=0.5, brightness=0.0, contrast=0.0, saturation=0.0)
+    augment = SegmentationAugment(scale=(1.0, 1.0), flip=0.5, **PLAIN)
     mirrored = sum(np.array_equal(augment(pixels, labels, seed)[1], labels[:, ::-1]) for seed in range(60))
     assert 15 < mirrored < 45
 
