@@ -6,39 +6,35 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.tasks import TASKS
-from mmattn.tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, TRAINER_COMMANDS, model_parser
+from mmattn.tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, model_parser
 from mmattn.tasks.common.results import read_results
+from mmattn.tasks.common.task import tasks
+from scripts.task_table import BEGIN, END, table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "tasks" / task / "README.md" for task in TASKS)]
-
-
-def commands(page: Path) -> list[str]:
-    """Each `python -m tasks...` command, in code or in running text."""
-    return re.findall(r"python -m tasks\.[^\n`#]*", page.read_text(encoding="utf-8"))
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("tasks/*/README.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_commands_exist(page: Path) -> None:
-    import importlib
-
-    found = [shlex.split(command) for command in commands(page)]
+    """Each `python -m tasks.TASK ...` and `mmattn TASK ...`, in code or in running text."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"(?:python -m tasks\.|(?<![\w./])(?<!from )mmattn )([a-z_]+(?: [^\n`#]*)?)", text)
     assert found
-    for words in found:
-        task = words[2].removeprefix("tasks.")
-        if task in TASKS and len(words) == 3:
+    for task, *words in map(shlex.split, found):
+        assert task in tasks()
+        if not words:
             continue  # named in passing
-        assert task in TASKS
-        assert words[3] in COMMANDS
-        if words[3] in MODEL_COMMANDS:
-            inputs = importlib.import_module(f"tasks.{task}.__main__").INPUTS
-            model_parser(task, words[3], inputs).parse_args(words[4:])
-        else:
-            assert words[3] in TRAINER_COMMANDS
-            for option in words[4:]:
-                if option.endswith(".yaml"):
-                    assert (ROOT / option).exists(), option
+        assert words[0] in COMMANDS
+        if words[0] in MODEL_COMMANDS:
+            model_parser(tasks()[task], words[0]).parse_args(words[1:])
+        for option in words[1:]:
+            assert not option.endswith(".yaml") or (ROOT / option).exists(), option
+
+
+def test_the_table_of_tasks_is_what_they_say() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.split(BEGIN)[1].split(END)[0] == table(), "python scripts/task_table.py --write"
 
 
 def test_linked_files_exist() -> None:
@@ -61,10 +57,7 @@ def test_code_of_the_head_and_the_kernel_runs() -> None:
     assert names["attention"](torch.randn(1, 300, 256)).shape == (1, 300, 256)
 
 
-MEASURED = {"asr": "wer", "vqa": "accuracy", "classification": "top1", "segmentation": "miou"}
-
-
-@pytest.mark.parametrize("task", MEASURED)
+@pytest.mark.parametrize("task", ["asr", "vqa", "classification", "segmentation"])
 def test_figures_are_the_measured_ones(task: str) -> None:
     """A row begins with the entry of results.json that it comes from, and its figure."""
     text = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8")
@@ -73,7 +66,8 @@ def test_figures_are_the_measured_ones(task: str) -> None:
     results = read_results(task)
     for name, figure in rows:
         digits = len(figure.split(".")[1])
-        assert round(results[name.strip()]["metrics"][MEASURED[task]], digits) == pytest.approx(float(figure)), name
+        measured = results[name.strip()]["metrics"][tasks()[task].metric]
+        assert round(measured, digits) == pytest.approx(float(figure)), name
 
 
 def test_the_table_of_kernels_is_what_they_support() -> None:
