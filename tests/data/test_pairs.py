@@ -49,6 +49,7 @@ def test_a_batch(processor: PairProcessor) -> None:
     assert (batch.labels[~batch.label_mask] == pad).all()
     assert batch.references == [[sample.target] for sample in SAMPLES[:3]]
     assert len(batch) == 3
+    assert processor.collate(SAMPLES[:1], is_repeat=True).is_repeat
     assert [pair[0] for pair in processor.lengths(SAMPLES[:3])] == batch.source_mask.sum(1).tolist()
     assert [pair[1] for pair in processor.lengths(SAMPLES[:3])] == batch.label_mask.sum(1).tolist()
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.common import inference
 from mmattn.tasks.common.checkpoint import save_directory
-from mmattn.tasks.common.dispatch import model_parser
-from mmattn.tasks.summarization.__main__ import INPUTS
-from mmattn.tasks.summarization.data import SummaryDataset, SummaryProcessor
+from mmattn.tasks.summarization.data import SummaryDataset
 from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.model import SummarizationModel
+from mmattn.tasks.summarization.processor import SummaryProcessor
+from tests.tasks.runs import ask
+from tests.tasks.runs import lines as answers
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -42,9 +42,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def predict(tiny: Path) -> Callable[..., None]:
-    def call(*words: str) -> None:
-        given = [*words, "--checkpoint", str(tiny), "--num_beams", "1", "--device", "cpu"]
-        inference.run("summarization", "predict", model_parser("summarization", "predict", INPUTS).parse_args(given))
+    def call(*words: object) -> None:
+        ask("predict", *words, "--checkpoint", tiny, "--num_beams", 1, task="summarization")
 
     return call
 
@@ -54,16 +53,12 @@ def table(path: Path, documents: list[str]) -> Path:
     return path
 
 
-def answers(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_a_thousand_in_order(predict: Callable[..., None], tmp_path: Path) -> None:
     documents = [f"{'the old ship sails. ' * (1 + 7 * n % 5)}{n}" for n in range(1000)]
-    predict("--input", str(table(tmp_path / "in.jsonl", documents)), "--output", str(tmp_path / "out"))
+    predict("--input", table(tmp_path / "in.jsonl", documents), "--output", tmp_path / "out")
     found = answers(tmp_path / "out")
     assert [row["id"] for row in found] == [str(n) for n in range(1000)]
-    predict("--input", str(table(tmp_path / "some.jsonl", documents[39::-1])), "--output", str(tmp_path / "some"))
+    predict("--input", table(tmp_path / "some.jsonl", documents[39::-1]), "--output", tmp_path / "some")
     scores = [row["score"] for row in answers(tmp_path / "some")]
     assert [row["score"] for row in found[39::-1]] == pytest.approx(scores, abs=2e-4)
     assert len(set(scores)) > 5, "each line is the answer to its own document"
@@ -73,10 +68,10 @@ def test_a_line_of_100_000_signs_is_cut_and_harms_no_other(
     predict: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = ["x" * 100_000, "a b " * 25_000, "a." + " " * 100_000 + "b", "Mr. " * 25_000, "\n" * 100_000 + "a"]
-    predict("--input", str(table(tmp_path / "in.jsonl", ["a ship"])), "--output", str(tmp_path / "alone"))
+    predict("--input", table(tmp_path / "in.jsonl", ["a ship"]), "--output", tmp_path / "alone")
     begun = time.process_time()
     documents = ["a ship", *long, "a ship"]
-    predict("--input", str(table(tmp_path / "in.jsonl", documents)), "--output", str(tmp_path / "out"))
+    predict("--input", table(tmp_path / "in.jsonl", documents), "--output", tmp_path / "out")
     assert time.process_time() - begun < 30
     found = answers(tmp_path / "out")
     assert found[0]["summary"] == found[6]["summary"] == answers(tmp_path / "alone")[0]["summary"]
@@ -92,9 +87,9 @@ def test_an_empty_document_is_named(
     path = table(tmp_path / "in.jsonl", ["a ship", " ", "a ship"])
     path.write_text(path.read_text().replace("}\n", "}\n\n"))  # empty lines between them are passed over
     with pytest.raises(DataError, match=r"in\.jsonl, line 3: expected a document, a text that is not empty, found ' '"):
-        predict("--input", str(path))
+        predict("--input", path)
     assert capsys.readouterr().out == ""
-    predict("--input", str(path), "--on_error", "skip")
+    predict("--input", path, "--on_error", "skip")
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == ["0", "2"]
     assert "left out 1 bad item, kept 2" in caplog.text
 
@@ -111,7 +106,7 @@ def test_invalid_utf8(name: str, content: bytes, message: str, predict: Callable
     (tmp_path / name).write_bytes(content)
     (tmp_path / "out").write_text("as it was")
     with pytest.raises(DataError, match=message):
-        predict("--input", str(tmp_path / name), "--output", str(tmp_path / "out"))
+        predict("--input", tmp_path / name, "--output", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "as it was"
     assert sorted(p.name for p in tmp_path.iterdir()) == [name, "out"]
 

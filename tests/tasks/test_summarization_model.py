@@ -6,24 +6,16 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.export import Dim
+from torch import nn
 
 from mmattn.explain import capture
-from mmattn.generate import GenerationConfig
 from mmattn.tasks.summarization.copying import CopyHead, worth_copying
 from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder, sentence_of
 from mmattn.tasks.summarization.model import SummarizationModel
-from tests.tasks.base import TaskModelTests
+from tests.tasks.text_models import STARTS, TextModelTests, batch_of
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 30,
-    "embed_dim": 16,
-    "num_heads": 2,
-    "ffn_dim": 24,
-    "dropout": 0.0,
-    "hierarchical": False,
-}
+SMALL: dict[str, Any] = {"vocab_size": 30, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "dropout": 0.0}
+SMALL |= {"hierarchical": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "made up alone": {"copy": False},
@@ -35,85 +27,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def batch_of(batch: int, length: int) -> dict[str, Tensor]:
-    """Random documents of falling lengths, a sentence every three tokens, summaries of four."""
-    generator = torch.Generator().manual_seed(batch)
-    mask = torch.arange(length) < torch.tensor([[max(1, length - n)] for n in range(batch)])
-    starts = torch.arange(0, length, 3).expand(batch, -1)
-    starts = torch.where(starts < mask.sum(1, keepdim=True), starts, -1)
-    return {
-        "source_ids": torch.randint(4, 30, (batch, length), generator=generator).masked_fill(~mask, 0),
-        "source_mask": mask,
-        "target_ids": torch.randint(4, 30, (batch, 4), generator=generator),
-        "sentence_starts": starts,
-    }
-
-
-class TestSummarizationModel(TaskModelTests):
-    task = "summarization"
-    variants = VARIANTS
-    batch, length, sentences = Dim("batch", max=64), Dim("length", max=512), Dim("sentences", max=512)
-    dynamic: ClassVar[dict[str, dict[int, Any]]] = {
-        "source_ids": {0: batch, 1: length},
-        "source_mask": {0: batch, 1: length},
-        "target_ids": {0: batch},
-        "sentence_starts": {0: batch, 1: sentences},
-    }
-
-    def build(self, **keywords: Any) -> nn.Module:
-        return SummarizationModel(**{**SMALL, **keywords})
-
-    def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
-        return batch_of(batch, length)
-
-    def pad(self, inputs: Any, extra: int) -> dict[str, Tensor]:
-        padded = {name: nn.functional.pad(inputs[name], (0, extra)) for name in ("source_ids", "source_mask")}
-        starts = nn.functional.pad(inputs["sentence_starts"], (0, extra), value=-1)
-        return {**inputs, **padded, "sentence_starts": starts}
+class TestSummarizationModel(TextModelTests):
+    task, model_class, small, variants = "summarization", SummarizationModel, SMALL, VARIANTS
+    dynamic: ClassVar[dict[str, dict[int, Any]]] = TextModelTests.dynamic | STARTS
 
     @pytest.mark.slow
-    def test_one_batch_can_be_overfitted(self, variant: str, model: nn.Module) -> None:
-        if variant == "mean":
-            pytest.skip("a baseline that is made to fail")
-        inputs = batch_of(4, 9)
-        target = inputs["target_ids"]
-        given = inputs | {"target_ids": torch.cat([torch.full_like(target[:, :1], 2), target[:, :-1]], dim=1)}
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(80):
-            loss = nn.functional.cross_entropy(model(**given).logits.flatten(0, 1), target.flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        assert loss < 0.1
-
-
-@pytest.mark.parametrize("variant", list(VARIANTS))
-def test_step_by_step_equals_one_pass(variant: str) -> None:
-    model = SummarizationModel(**{**SMALL, **VARIANTS[variant]}).double().eval()
-    given = batch_of(3, 11)
-    whole = model(**given).logits
-    state = model.start(given["source_ids"], given["source_mask"], given["sentence_starts"])
-    steps = [model.step(given["target_ids"][:, n : n + 1], state) for n in range(4)]
-    torch.testing.assert_close(torch.stack(steps, dim=1), whole, atol=1e-8, rtol=0)
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-def test_the_score_is_that_of_a_full_pass(beams: int) -> None:
-    """Reordered beams keep their document: what is copied is copied from the right one."""
-    model = SummarizationModel(**SMALL).double().eval()
-    given = batch_of(4, 11)
-    config = GenerationConfig(
-        decoder_start_token_id=2, eos_token_id=3, num_beams=beams, max_new_tokens=7, length_penalty=0.0
-    )
-    starts = given.pop("sentence_starts")
-    found = model.generate(given["source_ids"], given["source_mask"], config, sentence_starts=starts)
-    for n in range(4):
-        ids = found.ids[n, 0, : found.lengths[n, 0]].clone()  # made in inference mode
-        target = torch.cat([torch.tensor([2]), ids[:-1]])
-        one = {name: value[n : n + 1] for name, value in given.items()} | {"target_ids": target[None]}
-        logits = model(**one, sentence_starts=starts[n : n + 1]).logits.log_softmax(-1)
-        total = logits[0].gather(1, ids[:, None]).sum()
-        torch.testing.assert_close(total.item(), found.scores[n, 0].item(), atol=1e-6, rtol=0)
+    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
+        super().test_one_batch_can_be_learnt_by_heart(model, variant)
 
 
 def test_copying_by_hand() -> None:
@@ -204,13 +124,3 @@ def test_global_tokens_reach_far() -> None:
 def test_options_that_do_not_go_together(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SummarizationModel(**{**SMALL, **keywords})
-
-
-@pytest.mark.parametrize("copy", [True, False])
-def test_sources_are_rows_that_sum_to_one(copy: bool) -> None:
-    model = SummarizationModel(**SMALL, copy=copy).eval()
-    with capture(model) as maps:
-        model(**batch_of(2, 9))
-    sources = model.alignment(maps)
-    assert sources.shape == (2, 4, 9)
-    torch.testing.assert_close(sources.sum(-1), torch.ones(2, 4))

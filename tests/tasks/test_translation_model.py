@@ -7,10 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.export import Dim
 
-from mmattn.explain import capture
 from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.checkpoint import load_weights, tied_names
 from mmattn.tasks.common.errors import CheckpointError
@@ -18,22 +15,14 @@ from mmattn.tasks.common.export import ExportError
 from mmattn.tasks.common.seq2seq.export import export_net
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, drop_words, token_loss
 from mmattn.tasks.translation.model import TranslationHead, TranslationModel
-from tests.tasks.base import TaskModelTests
+from tests.tasks.text_models import SEARCH, TextModelTests
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 30,
-    "embed_dim": 16,
-    "num_heads": 2,
-    "ffn_dim": 24,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "dropout": 0.0,
-}
-SEARCH: dict[str, Any] = {"decoder_start_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "max_new_tokens": 8}
+SMALL: dict[str, Any] = {"vocab_size": 30, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "dropout": 0.0}
+SMALL |= {"encoder_layers": 1, "decoder_layers": 2}
 
 
-class TestTranslationModel(TaskModelTests):
-    task = "translation"
+class TestTranslationModel(TextModelTests):
+    task, model_class, small = "translation", TranslationModel, SMALL
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "two vocabularies": {"source_vocab_size": 40},
@@ -43,61 +32,6 @@ class TestTranslationModel(TaskModelTests):
         "lstm, local": {"decoder": "lstm", "cross_attention": {"kind": "local", "window": 4}, "source_vocab_size": 40},
         "window": {"attention": {"kind": "sliding_window", "window": 3}},
     }
-    batch, length, target = Dim("batch", max=64), Dim("length", max=128), Dim("target", max=128)
-    dynamic: ClassVar[dict[str, dict[int, Any]]] = {
-        "source_ids": {0: batch, 1: length},
-        "source_mask": {0: batch, 1: length},
-        "target_ids": {0: batch, 1: target},
-    }
-
-    def build(self, **keywords: Any) -> nn.Module:
-        return TranslationModel(**{**SMALL, **keywords})
-
-    def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(batch)
-        ids = torch.randint(4, 30, (batch, length), generator=generator)
-        mask = torch.arange(length) < torch.tensor([[max(1, length - n)] for n in range(batch)])
-        target = torch.randint(4, 30, (batch, length + 2), generator=generator)
-        return {"source_ids": ids.masked_fill(~mask, 0), "source_mask": mask, "target_ids": target}
-
-    def pad(self, inputs: Any, extra: int) -> dict[str, Tensor]:
-        padded = {name: nn.functional.pad(inputs[name], (0, extra)) for name in ("source_ids", "source_mask")}
-        return {**inputs, **padded}
-
-    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
-        if variant == "mean":
-            pytest.skip("a failing baseline")
-        inputs, labels = self.inputs(6, 5), torch.randint(4, 30, (6, 7))
-        inputs["target_ids"] = torch.cat([torch.full((6, 1), 2), labels[:, :-1]], dim=1)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-        for _ in range(240):
-            loss = token_loss(model(**inputs).logits, labels, torch.ones_like(labels, dtype=torch.bool))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        assert loss < 0.1
-
-    @pytest.mark.parametrize("beams", [1, 3])
-    def test_step_by_step_equals_teacher_forcing(self, model: nn.Module, beams: int) -> None:
-        model = model.double().eval()
-        inputs = self.inputs(3, 6)
-        found = model.generate(inputs["source_ids"], inputs["source_mask"], GenerationConfig(num_beams=beams, **SEARCH))
-        ids, lengths, scores = (part[:, 0].clone() for part in found)
-        with torch.no_grad():
-            forced = torch.cat([torch.full((3, 1), 2), ids[:, :-1]], dim=1)
-            logits = model(inputs["source_ids"], inputs["source_mask"], forced).logits
-        picked = logits.log_softmax(-1).gather(2, ids[..., None]).squeeze(2)
-        counts = torch.arange(ids.shape[1]) < lengths[:, None]
-        torch.testing.assert_close((picked * counts).sum(1) / lengths, scores, atol=1e-8, rtol=0)
-
-    def test_alignment(self, model: nn.Module) -> None:
-        model, inputs = model.eval(), self.inputs(3, 6)
-        with torch.no_grad(), capture(model) as maps:
-            model(**inputs)
-        weights = model.alignment(maps)
-        assert weights.shape == (3, 8, 6)
-        torch.testing.assert_close(weights.sum(-1), torch.ones(3, 8))
-        assert (weights.transpose(1, 2)[~inputs["source_mask"]] == 0).all()
 
 
 @pytest.mark.parametrize("keywords", [{}, {"positions": "learned", "max_len": 40}, {"decoder": "lstm"}], ids=str)

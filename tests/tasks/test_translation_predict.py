@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.common import inference
-from mmattn.tasks.common.dispatch import model_parser
+from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.results import read_results
-from mmattn.tasks.translation.__main__ import INPUTS
 from mmattn.tasks.translation.demo import make
+from mmattn.tasks.translation.localisation import localisation
 from mmattn.tasks.translation.metrics import score, signatures
 from mmattn.tasks.translation.predict import Translation, Translator, load
+from tests.tasks.runs import ask, lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,10 +31,15 @@ def translator() -> Translator:
     return load(device="cpu")
 
 
-def predict(options: str, capsys: Any) -> Any:
-    parsed = model_parser("translation", "predict", INPUTS).parse_args([*options.split(), "--num_beams", "1"])
-    inference.run("translation", "predict", parsed)
-    return capsys.readouterr()
+@pytest.fixture
+def predict(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """What the command says."""
+
+    def call(*words: object) -> Any:
+        ask("predict", *words, "--num_beams", 1, task="translation")
+        return capsys.readouterr()
+
+    return call
 
 
 def test_the_shipped_model_translates_the_built_in_pair(translator: Translator) -> None:
@@ -44,17 +50,15 @@ def test_the_shipped_model_translates_the_built_in_pair(translator: Translator) 
 
 
 def test_the_drawn_map_agrees_with_the_true_alignment(translator: Translator) -> None:
-    samples = make("test", 60)
+    samples = make("test", 3)
     forced = [Translation(s.id, s.source, s.target, 0.0) for s in samples]
-    hits = total = 0
     for sample, found in zip(samples, translator.explain_written(samples, forced), strict=True):
         assert found.source_words == sample.source.split()
         assert found.words == sample.target.split()
         torch.testing.assert_close(found.weights.sum(1), torch.ones(len(found.words)))
-        peaks = found.weights.argmax(1).tolist()
-        hits += sum(peaks[target] == source for target, source in sample.alignment)
-        total += len(sample.alignment)
-    assert hits / total >= 0.9
+    count, hits, near = map(sum, zip(*localisation(translator, 60).rows.values(), strict=True))
+    assert count == sum(len(sample.alignment) for sample in make("test", 60))
+    assert near >= hits >= 0.9 * count
 
 
 def test_a_picture(translator: Translator, tmp_path: Path) -> None:
@@ -79,68 +83,71 @@ def test_items_of_every_kind(translator: Translator) -> None:
     assert len({t.translation for t in found[:3]}) == 1
     assert [t.id for t in found] == ["0", "x", "2", "test-0", "4"]
     assert found[4].translation == ""
+    assert translator(text).translation == found[0].translation
     for bad, message in (
-        ({"de": "x"}, "item 0: expected a text of en, found the keys de"),
-        ("\udcff", "item 0: expected a text"),
-        ({"en": 3}, "item 0: expected a text of en, found 3"),
+        ([{"de": "x"}], "item 0: expected a text of en, found the keys de"),
+        (["\udcff"], "item 0: expected a text"),
+        ([{"en": 3}], "item 0: expected a text of en, found 3"),
+        (text, "a list of items"),
     ):
         with pytest.raises(DataError, match=message):
-            translator.predict([bad])  # type: ignore[list-item]
-    with pytest.raises(DataError, match="a list of items"):
-        translator.predict(text)  # type: ignore[arg-type]
+            translator.predict(bad)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"beams: translation has no such option \(did you mean 'num_beams'\?\)"):
+        translator.predict([text], beams=3)
 
 
-def test_lines_in_lines_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [sample.source for sample in make("test", 5)]
-    lines.insert(2, "")
-    (tmp_path / "in.txt").write_text("\n".join(lines) + "\n")
-    out = predict(f"--input {tmp_path}/in.txt", capsys).out.split("\n")
-    assert len(out) == 7
-    assert out[2] == out[6] == ""
-    assert all(out[n] for n in (0, 1, 3, 4, 5))
-    predict(f"--input {tmp_path}/in.txt --output {tmp_path}/out.txt --batch_size 2", capsys)
+def test_lines_in_lines_out(predict: Callable[..., Any], tmp_path: Path) -> None:
+    sentences = [sample.source for sample in make("test", 5)]
+    sentences.insert(2, "")
+    (tmp_path / "in.txt").write_text("\n".join(sentences) + "\n")
+    out = predict("--input", tmp_path / "in.txt").out.split("\n")
+    assert [bool(line) for line in out] == [True, True, False, True, True, True, False]
+    predict("--input", tmp_path / "in.txt", "--output", tmp_path / "out.txt", "--batch_size", 2)
     assert (tmp_path / "out.txt").read_text().split("\n") == out
+    assert predict("--text", sentences[0]).out == f"{out[0]}\n"
 
 
-def test_a_very_long_line_is_cut_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_very_long_line_is_cut_and_said(predict: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("the dog " * 12_500 + "\nthe lion paints the door\n")
-    found = predict(f"--input {tmp_path}/in.txt", capsys)
+    found = predict("--input", tmp_path / "in.txt")
     assert len(found.out.rstrip("\n").split("\n")) == 2
     assert "1 of the texts are longer than 64 tokens" in found.err
 
 
-def test_invalid_utf8_is_one_error_naming_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "in.txt").write_bytes(b"the dog\nthe \xff dog\n")
-    with pytest.raises(DataError, match=r"in.txt, line 2: expected UTF-8 text, found the byte 0xff"):
-        predict(f"--input {tmp_path}/in.txt", capsys)
-    with pytest.raises(DataError, match=r"none.txt: expected a text file, found no such file"):
-        predict(f"--input {tmp_path}/none.txt", capsys)
-    with pytest.raises(DataError, match="--text, or --input PATH"):
-        predict("", capsys)
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("in.txt", b"the dog\nthe \xff dog\n", r"in.txt, line 2: expected UTF-8 text, found the byte 0xff"),
+        ("none.txt", None, r"none.txt: expected a text file, found no such file"),
+        ("bad.jsonl", b'{"en": "a"}\n{"fr": "b"}\n', r"bad\.jsonl, line 2: expected the key en or source"),
+        (None, None, "--text, or --input PATH"),
+    ],
+)
+def test_bad_input_is_one_error_naming_the_line(
+    name: str | None, content: bytes | None, message: str, predict: Callable[..., Any], tmp_path: Path
+) -> None:
+    if name is not None and content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        predict(*([] if name is None else ["--input", tmp_path / name]))
+    assert predict("--text", "the dog").out.count("\n") == 1, "nothing was written before"
 
 
-def test_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"en": "the lion paints the door", "id": 7}, {"source": ""}]
+def test_json_lines(predict: Callable[..., Any], tmp_path: Path) -> None:
+    rows = [{"en": "the lion paints the door", "id": 7}, {"source": ""}, {"fr": "b"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = [json.loads(line) for line in predict(f"--input {tmp_path}/in.jsonl", capsys).out.splitlines()]
-    assert [row["id"] for row in found] == ["7", "2"]
-    assert found[0]["translation"]
-    assert found[1]["translation"] == ""
-    (tmp_path / "bad.jsonl").write_text('{"en": "a"}\n{"fr": "b"}\n')
-    with pytest.raises(DataError, match=r"bad\.jsonl, line 2: expected the key en or source"):
-        predict(f"--input {tmp_path}/bad.jsonl", capsys)
-    assert len(predict(f"--input {tmp_path}/bad.jsonl --on_error skip", capsys).out.splitlines()) == 1
+    predict("--input", tmp_path / "in.jsonl", "--on_error", "skip", "--output", tmp_path / "out")
+    assert [(row["id"], bool(row["translation"])) for row in lines(tmp_path / "out")] == [("7", True), ("2", False)]
 
 
 def test_standard_input_and_a_closed_pipe(tmp_path: Path) -> None:
-    lines = "\n".join(sample.source for sample in make("test", 60)) + "\n"
+    text = "\n".join(sample.source for sample in make("test", 60)) + "\n"
     command = f"{sys.executable} -m tasks.translation predict --input - --num_beams 1 --device cpu | head -n 2"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        input=lines.encode(),
+        input=text.encode(),
         capture_output=True,
     )
     assert done.returncode == 0
