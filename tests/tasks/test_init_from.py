@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+import mmattn
 from mmattn.tasks.common.checkpoint import read_config, read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.sources import named_models
 from tests.tasks.public_folders import TARGETS, TEXTS, write
 from tests.tasks.runs import read, run
 
-SHIPPED = Path(mmattn.tasks.__file__).parent / "translation" / "checkpoints" / "demo"
+SHIPPED = named_models("translation")["demo"]
 FAST = (
     "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 --trainer.enable_progress_bar false"
 )
@@ -41,7 +43,7 @@ def fit(task: str, folder: Path, source: Any, data: Path | None, options: str = 
 
 
 def answers(place: Any) -> list[str]:
-    found = mmattn.tasks.load(place, device="cpu").predict(TEXTS, num_beams=2)
+    found = mmattn.load(place, device="cpu").predict(TEXTS, num_beams=2)
     return [getattr(answer, "translation", getattr(answer, "summary", "")) for answer in found]
 
 
@@ -92,7 +94,7 @@ def test_from_a_shipped_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--model.embed_dim 64", r"model\.embed_dim: .*checkpoint has 128, the configuration says 64; .*leave the key"),
+        ("--model.embed_dim 64", r"model\.embed_dim: .*demo has 128, the configuration says 64; .*leave the key"),
         ("--model.decoder lstm", r"model\.decoder: .* has 'transformer', the configuration says 'lstm'"),
         ("--data.vocab_size 300", r"data\.vocab_size: .* has \d+, the configuration says 300"),
         ("--data.tokenizer word", r"data\.tokenizer: .* has 'bpe', the configuration says 'word'"),
@@ -109,19 +111,15 @@ def test_what_conflicts_is_one_error(options: str, message: str, tmp_path: Path)
 @pytest.mark.parity
 def test_what_a_public_folder_refuses(tmp_path: Path, own_data: dict[str, Path]) -> None:
     write("bart", tmp_path / "bart")
-    for options, message in (
-        ("--model.salience 0.5", r"model\.salience: expected 0, since a public model copies nothing"),
-        ("--model.embed_dim 64", r"model\.embed_dim: .* has 32, the configuration says 64"),
-        ("--model.memory mean --model.copy false", r"model\.memory: .* has 'tokens'"),
-        (
-            "--data.max_source_len 200",
-            r"data\.max_source_len: expected at most 128, for which .* has positions; found 200",
-        ),
+    other, positions = "expected a model of summarization, found one of translation", "for which .* has positions"
+    for start, options, message in (
+        ("bart", "--model.salience 0.5", r"model\.salience: expected 0, since a public model copies nothing"),
+        ("bart", "--model.embed_dim 64", r"model\.embed_dim: .* has 32, the configuration says 64"),
+        ("bart", "--model.memory mean --model.copy false", r"model\.memory: .* has 'tokens'"),
+        ("bart", "--data.max_source_len 200", rf"max_source_len: expected at most 128, {positions}; found 200"),
+        ("none", "", r"expected a folder with config\.json"),
+        (SHIPPED, "", other),
     ):
         with pytest.raises((ConfigError, CheckpointError), match=message):
-            fit("summarization", tmp_path / "run", tmp_path / "bart", own_data["summarization"], options)
-    with pytest.raises(CheckpointError, match=r"expected a folder with config\.json"):
-        fit("summarization", tmp_path / "run", tmp_path / "none", own_data["summarization"])
-    with pytest.raises(CheckpointError, match="expected a model of summarization, found one of translation"):
-        fit("summarization", tmp_path / "run", SHIPPED, own_data["summarization"])
+            fit("summarization", tmp_path / "run", tmp_path / start, own_data["summarization"], options)
     assert not (tmp_path / "run").exists()

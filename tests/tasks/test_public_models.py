@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from mmattn.tasks.common.pretrained import find_model
 
+import mmattn
 from mmattn import linears
-from mmattn.tasks.common import inference
-from mmattn.tasks.common.dispatch import model_parser
 from mmattn.tasks.common.errors import CheckpointError, UserError
+from mmattn.tasks.common.sources import find_model, named_models
 from mmattn.tasks.summarization.data import SummarySample
 from mmattn.tasks.summarization.predict import Summarizer, Summary, load as load_summarizer
 from mmattn.tasks.translation.predict import Translation, Translator, load as load_translator
 from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
+from tests.tasks.runs import ask
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -45,7 +45,7 @@ def written(predictor: Any, texts: list[str], **search: Any) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_as_transformers_writes_it(family: str, way: str, tmp_path: Path) -> None:
     theirs = write(family, tmp_path, **WAYS[way])
-    predictor = mmattn.tasks.load(tmp_path, device="cpu")
+    predictor = mmattn.load(tmp_path, device="cpu")
     texts = [PREFIX * (family == "t5") + text for text in TEXTS]
     expected = written_by_transformers(theirs, texts)
     assert written(predictor, TEXTS) == expected
@@ -56,10 +56,10 @@ def test_text_as_transformers_writes_it(family: str, way: str, tmp_path: Path) -
 
 
 def test_which_task_has_it(folders: dict[str, Any]) -> None:
-    assert isinstance(mmattn.tasks.load(folders["marian"][0]), Translator)
-    assert isinstance(mmattn.tasks.load(folders["bart"][0]), Summarizer)
-    assert isinstance(mmattn.tasks.load(str(folders["t5"][0])), Summarizer)
-    assert mmattn.tasks.load(folders["marian"][0]).processor.options["source_lang"] == "en"
+    assert isinstance(mmattn.load(folders["marian"][0]), Translator)
+    assert isinstance(mmattn.load(folders["bart"][0]), Summarizer)
+    assert isinstance(mmattn.load(str(folders["t5"][0])), Summarizer)
+    assert mmattn.load(folders["marian"][0]).processor.options["source_lang"] == "en"
     with pytest.raises(CheckpointError, match=r"expected a model for summarization, found one of marian"):
         load_summarizer(folders["marian"][0])
     folder, theirs = folders["bart"]
@@ -88,7 +88,7 @@ def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_cut_is_said(family: str, folders: dict[str, Any]) -> None:
-    predictor = mmattn.tasks.load(folders[family][0], device="cpu")
+    predictor = mmattn.load(folders[family][0], device="cpu")
     limit = {"marian": 100, "bart": 128, "t5": 512}[family]
     assert predictor.processor.max_source_len == limit
     text = LONG if family != "t5" else LONG * 9
@@ -100,11 +100,11 @@ def test_what_is_cut_is_said(family: str, folders: dict[str, Any]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    predictor = mmattn.tasks.load(folders[family][0], device="cpu")
+    predictor = mmattn.load(folders[family][0], device="cpu")
     said = TEXTS[0]  # a random model may say nothing at all
     if family == "marian":
         written = [Translation("0", TEXTS[1], said, 0.0)]
-        found = predictor.explain_written([predictor.as_sample(TEXTS[1], 0)], written)[0]
+        found = predictor.explain_written([predictor.to_sample(TEXTS[1], 0)], written)[0]
     else:
         found = predictor.explain_written([SummarySample("0", TEXTS[1])], [Summary("0", said, 0.0)])[0]
     assert found.weights.shape[0] == len(found.words) > 5
@@ -120,14 +120,10 @@ def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from mmattn.tasks.summarization.__main__ import INPUTS
-
     folder, theirs = folders["t5"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"document": text}) + "\n" for text in TEXTS))
-    words = f"--checkpoint {folder} --input {tmp_path}/in.jsonl --num_beams 2 --device cpu --precision float32"
-    inference.run(
-        "summarization", "predict", model_parser("summarization", "predict", INPUTS).parse_args(words.split())
-    )
+    words = f"--checkpoint {folder} --input {tmp_path}/in.jsonl --num_beams 2 --precision float32"
+    ask("predict", *words.split(), task="summarization")
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = written_by_transformers(theirs, [PREFIX + text for text in TEXTS], num_beams=2)
     assert [" ".join(row["summary"].split()) for row in rows] == expected
@@ -140,7 +136,7 @@ def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path, capsys: 
 def test_precision(precision: str, folders: dict[str, Any]) -> None:
     if linears.why_not(precision) is not None:
         pytest.skip(f"{precision}: {linears.why_not(precision)}")
-    plain, packed = (mmattn.tasks.load(folders["marian"][0], device="cpu", precision=p) for p in (None, precision))
+    plain, packed = (mmattn.load(folders["marian"][0], device="cpu", precision=p) for p in (None, precision))
     kinds = {type(module) for module in packed.model.modules()}
     assert kinds & {linears.PackedLinear, linears.Int8Linear}
     assert torch.nn.Linear not in kinds
@@ -150,14 +146,14 @@ def test_precision(precision: str, folders: dict[str, Any]) -> None:
         assert found == written(plain, TEXTS)
     assert packed.explain(TEXTS[0]).weights.isfinite().all()
     with pytest.raises(UserError, match="precision: expected one of float32, bfloat16, int8, found 'int4'"):
-        mmattn.tasks.load(folders["marian"][0], precision="int4")
+        mmattn.load(folders["marian"][0], precision="int4")
 
 
 def test_a_precision_that_cannot_be_had(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linears, "why_not", lambda precision: "no such operator")
     with pytest.warns(UserWarning, match=r"'int8' is not available, linear maps stay plain: no such operator"):
-        found = mmattn.tasks.load(folders["marian"][0], device="cpu", precision="int8")
-    assert written(found, TEXTS) == written(mmattn.tasks.load(folders["marian"][0], device="cpu"), TEXTS)
+        found = mmattn.load(folders["marian"][0], device="cpu", precision="int8")
+    assert written(found, TEXTS) == written(mmattn.load(folders["marian"][0], device="cpu"), TEXTS)
 
 
 # Where they come from -------------------------------------------------------------------------------------------------
@@ -180,7 +176,7 @@ def test_from_the_hubs_cache(folders: dict[str, Any], offline: Path) -> None:
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("a" * 40)
     expected = written_by_transformers(theirs, TEXTS)
-    assert written(mmattn.tasks.load("hf:own/er", device="cpu"), TEXTS) == expected
+    assert written(mmattn.load("hf:own/er", device="cpu"), TEXTS) == expected
     assert written(load_translator("hf:own/er@main", device="cpu"), TEXTS) == expected
 
 
@@ -188,17 +184,17 @@ def test_what_is_not_there_is_one_error(offline: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"^hf:own/other: .*own/other.*no such folder, nor in the hub's cache"
     ) as e:
-        mmattn.tasks.load("hf:own/other")
+        mmattn.load("hf:own/other")
     assert "\n" not in str(e.value)
     for name in ("hf:", "hf:.", "hf:a/b/c", "hf:/etc"):
         with pytest.raises(CheckpointError, match="expected hf:owner/name"):
-            mmattn.tasks.load(name)
+            mmattn.load(name)
 
 
 def test_bad_folders(folders: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(CheckpointError, match=r"a public one of marian, bart, t5, .*; found one of 'gpt2'"):
-        mmattn.tasks.load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"a public one of .*bart, t5, marian; found one of 'gpt2'"):
+        mmattn.load(tmp_path)
     folder = tmp_path / "marian"
     for name, message in (
         ("model.safetensors", "no weights"),
@@ -206,24 +202,21 @@ def test_bad_folders(folders: dict[str, Any], tmp_path: Path) -> None:
     ):
         shutil.copytree(folders["marian"][0], folder)
         (folder / name).unlink()
-        with pytest.raises(ValueError, match=message) as error:
-            mmattn.tasks.load(folder)
-        assert error.value.user_error  # type: ignore[attr-defined]
+        with pytest.raises(UserError, match=message):
+            mmattn.load(folder)
         shutil.rmtree(folder)
     shutil.copytree(folders["marian"][0], folder)
     (folder / "vocab.json").write_text(
         json.dumps({f"w{n}": n for n in range(900)} | {"</s>": 0, "<unk>": 1, "<pad>": 2})
     )
     with pytest.raises(CheckpointError, match="expected a tokenizer of at most"):
-        mmattn.tasks.load(folder)
+        mmattn.load(folder)
     (folder / "generation_config.json").write_text(json.dumps({"typical_p": 0.5, "max_length": 9}))
     with pytest.raises(CheckpointError, match=r"typical_p = 0\.5"):
-        mmattn.tasks.load(folder)
+        mmattn.load(folder)
 
 
 def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
-    shutil.copytree(
-        Path(mmattn.tasks.__file__).parent / "translation" / "checkpoints" / "demo", tmp_path / "run" / "model"
-    )
+    shutil.copytree(named_models("translation")["demo"], tmp_path / "run" / "model")
     assert find_model(tmp_path / "run").folder == tmp_path / "run" / "model"
-    assert isinstance(mmattn.tasks.load(tmp_path / "run", device="cpu"), Translator)
+    assert isinstance(mmattn.load(tmp_path / "run", device="cpu"), Translator)
