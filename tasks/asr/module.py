@@ -22,7 +22,7 @@ from mmattn.tasks.asr.alignment import measure_delay
 from mmattn.tasks.asr.augment import SpeechAugment
 from mmattn.tasks.asr.data import ASRBatch, ASRDataset
 from mmattn.tasks.asr.decoding import check_lm, notes, score, write
-from mmattn.tasks.asr.model import ASRModel, consistency_loss, ctc_loss
+from mmattn.tasks.asr.model import consistency_loss, ctc_loss
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.datamodule import Collate, Split, TaskDataModule, expand
@@ -76,7 +76,6 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
     """
 
     task = "asr"
-    processor_class = SpeechProcessor
     sizes = ("vocab_size", "num_mels")
     train_size = "max_frames"
 
@@ -239,7 +238,6 @@ class ASRModule(TaskModule[ASRDataModule]):
     """
 
     task = "asr"
-    model_class = ASRModel
     mode = "min"
     model: Any
 

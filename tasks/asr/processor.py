@@ -17,7 +17,7 @@ from mmattn.data.text.ngram import Counted, Ids, Mixture, NGram, load_lm
 from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor, TokenIds
 from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalise
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.task import resolve
+from mmattn.tasks.common.task import tasks
 
 if TYPE_CHECKING:
     from mmattn.tasks.asr.augment import SpeechAugment
@@ -55,7 +55,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
             return super().load(directory)
         config = read_json(Path(directory, SETTINGS))
         kind = config.get("kind") if isinstance(config, Mapping) else None
-        found: Any = resolve(KINDS[kind]) if kind in KINDS else ASRProcessor
+        found: Any = tasks()["asr"].resolve(KINDS[kind]) if kind in KINDS else ASRProcessor
         return found.load(directory)  # type: ignore[no-any-return]
 
     @classmethod

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import torch
 
-from mmattn.data.errors import DataError
 from mmattn.data.audio.mel import level
+from mmattn.data.errors import DataError
 from mmattn.tasks.asr.data import ASRDataset, ASRSample, normalise
 from mmattn.tasks.asr.processor import FLOOR, ASRProcessor
 
@@ -266,7 +266,14 @@ def test_normalise(text: str, expected: str) -> None:
 
 def test_characters(processor: ASRProcessor) -> None:
     assert processor.tokenizer.pad_id == 0
-    assert sorted({processor.tokenizer.pad_id, processor.tokenizer.unk_id, processor.tokenizer.start_id, processor.tokenizer.eos_id}) == [0, 1, 2, 3]
+    assert sorted(
+        {
+            processor.tokenizer.pad_id,
+            processor.tokenizer.unk_id,
+            processor.tokenizer.start_id,
+            processor.tokenizer.eos_id,
+        }
+    ) == [0, 1, 2, 3]
     ids = processor.encode("No, it's 4!")
     assert len(ids) == len("no it's 4")
     assert processor.decode(ids) == "no it's 4"

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from mmattn.tasks.asr.augment import SpeechAugment, add_noise, change_speed, join_waves
 from mmattn.data.errors import ConfigError
 from mmattn.data.options import from_options
+from mmattn.tasks.asr.augment import SpeechAugment, add_noise, change_speed, join_waves
 from mmattn.tasks.asr.data import ASRDataset, ASRSample
 from mmattn.tasks.asr.processor import ASRProcessor
 
@@ -93,7 +93,9 @@ def test_seeds_are_needed(processor: ASRProcessor) -> None:
 
 def test_off_is_off(processor: ASRProcessor) -> None:
     plain = processor.collate(clips())
-    assert torch.equal(processor.collate(clips(), augment=SpeechAugment(), seeds=list(range(6))).features, plain.features)
+    assert torch.equal(
+        processor.collate(clips(), augment=SpeechAugment(), seeds=list(range(6))).features, plain.features
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from mmattn.tasks.asr.demo import DIGITS, GENERATOR_VERSION, NUM_CLIPS, UNSEEN, VOICES, WORDS, make, sentences
 from mmattn.tasks.asr.data import ASRDataset, ASRSample, normalise
+from mmattn.tasks.asr.demo import DIGITS, GENERATOR_VERSION, NUM_CLIPS, UNSEEN, VOICES, WORDS, make, sentences
 from mmattn.tasks.asr.voices import PHONES, RATE, speak
 
 SOME = 80  # clips a part whose sound is looked at: a clip depends on its number and its part alone

@@ -11,11 +11,11 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.tasks import load
-from mmattn.tasks.asr.demo import make
+from mmattn.tasks.asr.data import ASRDataset
 from mmattn.tasks.asr.decoding import score
+from mmattn.tasks.asr.demo import make
 from mmattn.tasks.asr.module import ASRDataModule
 from mmattn.tasks.asr.predict import load as load_asr
-from mmattn.tasks.asr.data import ASRDataset
 from mmattn.tasks.asr.processor import ASRProcessor
 from mmattn.tasks.common.errors import ConfigError
 from tests.tasks.runs import read, run

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.asr.predict import OVERLAP, Recogniser
-from mmattn.tasks.asr.data import ASRSample
 from mmattn.tasks.asr.alignment import windows
+from mmattn.tasks.asr.data import ASRSample
+from mmattn.tasks.asr.predict import OVERLAP, Recogniser
 from tests.tasks import tones
 from tests.tasks.long_recordings import hear_long
 

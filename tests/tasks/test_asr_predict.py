@@ -12,8 +12,8 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.tasks import asr, load
-from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.asr.alignment import Word, fit_to_sound, place_words, words_in_frames
+from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.common import commands
 from mmattn.tasks.common.dispatch import model_parser
 from mmattn.tasks.common.errors import ConfigError, UserError

@@ -160,9 +160,7 @@ def test_frozen_convolutions_stay(tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public")
     options = "--model.lr 0.01 --model.warmup_steps 1 --model.freeze convolutions"
     folder = fit(tmp_path / "run", tmp_path / "public", data, options)
-    before, after = (
-        load(place, device="cpu").model.state_dict() for place in (tmp_path / "public", folder)
-    )
+    before, after = (load(place, device="cpu").model.state_dict() for place in (tmp_path / "public", folder))
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {name for name in before if name.startswith("net.convolutions.")}
     write_whisper(tmp_path / "whisper")

@@ -19,8 +19,7 @@ from mmattn.tasks.summarization.data import SummaryDataset
 from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.model import SummarizationModel
 from mmattn.tasks.summarization.processor import SummaryProcessor
-from tests.tasks.runs import ask
-from tests.tasks.runs import lines as answers
+from tests.tasks.runs import ask, lines as answers
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
