@@ -106,6 +106,28 @@ def close(found, expected, atol=1e-12):
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
+def torchs(ours, kind, input_dim, layers):
+    """torch's own bidirectional LSTM or GRU with the weights of our nets, one a layer and direction."""
+    size = ours.forwards[0].hidden_size
+    theirs = {"gru": nn.GRU, "lstm": nn.LSTM}[kind](input_dim, size, layers, batch_first=True, bidirectional=True)
+    for nets, way in ((ours.forwards, ""), (ours.backwards, "_reverse")):
+        for i, net in enumerate(nets):
+            for name, parameter in net.named_parameters():
+                getattr(theirs, name.replace("_l0", f"_l{i}{way}")).data = parameter.data
+    return theirs
+
+
+def growth(kernel, lengths, mask):
+    """The operations of forward and backward at each length, under the mask(L)."""
+    found = []
+    for L in lengths:
+        q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
+        with Operations() as operations:
+            kernel(q, q if kernel.shares_qk else k, v, mask(L)).sum().backward()
+        found.append(operations)
+    return found
+
+
 class Operations(TorchDispatchMode):
     """Counts operations and the rows that are gathered, and notes the largest result, and the largest that is new."""
 

@@ -1,5 +1,7 @@
 """The rows of the public families: BERT, RoBERTa, ViT, DeiT, DINOv2, SigLIP."""
 
+from functools import partial
+
 import naive_pretrained
 import torch
 from cases import HEADS, E, Row
@@ -22,7 +24,7 @@ def image_of(x):
     return x.unflatten(-1, (C, P, P)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-def bert(name, reference=None, **keywords):
+def bert_row(name, reference, **keywords):
     return Row(
         name,
         lambda: BertEncoder(V, E, 2, HEADS, ffn_dim=12, max_len=20, **keywords),
@@ -34,7 +36,7 @@ def bert(name, reference=None, **keywords):
     )
 
 
-def vit(name, reference=None, **keywords):
+def vit_row(name, reference, **keywords):
     sizes = {"image_size": (GRID[0] * P, GRID[1] * P), "patch_size": P, "in_channels": C, "ffn_dim": 12}
     return Row(
         name,
@@ -72,13 +74,16 @@ def loaded(converted, kind):
 
 
 @torch.no_grad()
-def transformers_bert(family, convert):
+def transformers_bert(family):
     """Last states and pooled output of a random model of transformers, with padding in the batch."""
     import transformers
+
+    from mmattn.pretrained import bert
 
     sizes = {"hidden_size": 12, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 20}
     config = getattr(transformers, family + "Config")(**sizes, vocab_size=30, max_position_embeddings=20)
     theirs = random(getattr(transformers, family + "Model")(config))
+    convert = getattr(bert, f"convert_{family.lower()}")
     ours = loaded(convert(config.to_dict(), theirs.state_dict()), BertEncoder)
     ids, mask = torch.randint(3, 30, (3, 9)), torch.ones(3, 9, dtype=torch.bool)
     mask[1, 4:] = mask[2, :6] = False
@@ -87,20 +92,8 @@ def transformers_bert(family, convert):
     return distance(ours(ids, mask), [expected.last_hidden_state, expected.pooler_output])
 
 
-def bert_reference():
-    from mmattn.pretrained.bert import convert_bert
-
-    return transformers_bert("Bert", convert_bert)
-
-
-def roberta_reference():
-    from mmattn.pretrained.bert import convert_roberta
-
-    return transformers_bert("Roberta", convert_roberta)
-
-
 @torch.no_grad()
-def timm_reference(name="vit_tiny_patch16_224"):
+def timm_reference(name):
     """Last states and pooled output of a random model of timm."""
     import timm
 
@@ -115,23 +108,24 @@ def timm_reference(name="vit_tiny_patch16_224"):
     return distance(ours(pixels), [states, theirs.forward_head(states, pre_logits=True)])
 
 
-def distilled_reference():
-    return timm_reference("deit_tiny_distilled_patch16_224")
-
-
-def dinov2_reference():
-    return timm_reference("vit_giant_patch14_reg4_dinov2")
-
-
-def siglip_reference():
-    return timm_reference("vit_base_patch16_siglip_224")
-
-
 ROWS = [
-    bert("BERT", bert_reference),
-    bert("RoBERTa", roberta_reference, pad_id=1),
-    vit("ViT", timm_reference),
-    vit("DeiT", distilled_reference, num_prefix=2, pooling="prefix", qkv_bias=False),
-    vit("DINOv2", dinov2_reference, num_prefix=3, gated=True, activation="silu", layer_scale=0.5),
-    vit("SigLIP", siglip_reference, num_prefix=0, pooling="map"),
+    bert_row("BERT", partial(transformers_bert, "Bert")),
+    bert_row("RoBERTa", partial(transformers_bert, "Roberta"), pad_id=1),
+    vit_row("ViT", partial(timm_reference, "vit_tiny_patch16_224")),
+    vit_row(
+        "DeiT",
+        partial(timm_reference, "deit_tiny_distilled_patch16_224"),
+        num_prefix=2,
+        pooling="prefix",
+        qkv_bias=False,
+    ),
+    vit_row(
+        "DINOv2",
+        partial(timm_reference, "vit_giant_patch14_reg4_dinov2"),
+        num_prefix=3,
+        gated=True,
+        activation="silu",
+        layer_scale=0.5,
+    ),
+    vit_row("SigLIP", partial(timm_reference, "vit_base_patch16_siglip_224"), num_prefix=0, pooling="map"),
 ]

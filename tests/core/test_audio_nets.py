@@ -184,7 +184,8 @@ class TestAudioEncoder:
             for found, expected in zip(program(*given), net(*given), strict=True):
                 torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
 
-    @pytest.mark.parametrize("kind", slow_but_first(KINDS))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", KINDS)
     def test_compiled(self, kind):
         net, given = make(kind), clips(20, 13)
         compiled = torch.compile(net, backend="aot_eager", fullgraph=True)

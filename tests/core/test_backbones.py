@@ -2,6 +2,7 @@ import sys
 
 import pytest
 import torch
+from cases import torchs
 from safetensors.torch import save_file
 from torch import nn
 from torch.export import Dim, export
@@ -238,11 +239,7 @@ class TestRecurrent:
     @pytest.mark.parametrize("layers", [1, 2])
     def test_equals_torch_on_packed_sequences(self, kind, layers):
         model, (ids, key_mask) = RecurrentEncoder(20, 6, 8, kind=kind, num_layers=layers).eval(), text()
-        theirs = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](6, 4, layers, batch_first=True, bidirectional=True)
-        for i in range(layers):
-            for suffix, nets in (("", model.forwards), ("_reverse", model.backwards)):
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                    getattr(theirs, f"{name}_l{i}{suffix}").data = getattr(nets[i], f"{name}_l0").data
+        theirs = torchs(model, kind, 6, layers)
         states, summary = model(ids, key_mask)
         lengths = key_mask.sum(1)[:2]
         embedded = model.embedding(ids[:2])
@@ -262,7 +259,8 @@ class TestRecurrent:
         torch.testing.assert_close(states[1:2, :4], alone)
         torch.testing.assert_close(summary[1:2], alone_summary)
 
-    @pytest.mark.parametrize("kind", slow_but_first(["gru", "lstm"]))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["gru", "lstm"])
     def test_export_at_other_lengths(self, kind):
         model = RecurrentEncoder(20, 6, 8, kind=kind).eval()
         program = export(model, text(), dynamic_shapes={"input_ids": DYNAMIC, "key_mask": DYNAMIC}).module()

@@ -150,6 +150,25 @@ def test_a_kernel_that_does_not_fit_is_refused_by_name(make, message):
     refused(message, make)
 
 
+def test_a_fusion_block_is_what_saved_models_know_it_as():
+    """Its names and shapes, and what it computes, written out."""
+    block = MultimodalFusionBlock(8, 2, kv_dim=6, ffn_dim=12).double().eval()
+    sizes = {"self_attention": (8, 8, 8, 8), "cross_attention": (8, 6, 6, 8)}
+    maps = {f"{name}.{p}_proj": (8, n) for name, given in sizes.items() for p, n in zip("qkvo", given, strict=True)}
+    maps = {name.replace("o_proj", "out_proj"): shape for name, shape in maps.items()}
+    maps |= {"ffn.fc1": (12, 8), "ffn.fc2": (8, 12)}
+    maps |= {f"{name}_residual.norm": (8,) for name in ("self", "cross", "ffn")}
+    expected = {f"{name}.weight": shape for name, shape in maps.items()}
+    expected |= {f"{name}.bias": shape[:1] for name, shape in maps.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()} == expected
+    x, y = torch.randn(2, 3, 8, dtype=torch.float64), torch.randn(2, 5, 6, dtype=torch.float64)
+    real, seen = Mask(torch.rand(2, 3) > 0.3), Mask(torch.rand(2, 5) > 0.3)
+    z = x + block.self_attention(block.self_residual.norm(x), mask=real)
+    z = z + block.cross_attention(block.cross_residual.norm(z), y, mask=seen)
+    z = z + block.ffn.fc2(nn.functional.gelu(block.ffn.fc1(block.ffn_residual.norm(z))))
+    torch.testing.assert_close(block(x, y, real, seen), z, atol=1e-12, rtol=0)
+
+
 def test_decoder_learns_to_copy_monotonically():
     """One batch overfitted by a kernel that is soft in training and hard afterwards: in the end both agree."""
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import torch
 from cases import Operations, close, draw, make
 from torch.export import export
 
-from mmattn import Decoder, Encoder, Mask, MultiHeadAttention, T5Bias, auxiliary_losses, build_kernel, capture
+from mmattn import Decoder, Encoder, Mask, MultiHeadAttention, T5Bias, auxiliary_losses, capture
 from mmattn.kernels import local
 from tests.conftest import refused
 
@@ -194,9 +194,7 @@ class TestHard:
 class TestAdaptiveSpan:
     def test_reach(self):
         """Whole up to z, nothing from z + ramp on, and never past max_span."""
-        kernel = build_kernel(
-            "adaptive_span", {"max_span": 10, "ramp": 4, "initial_span": 2.5}, num_heads=2, head_dim=4
-        ).double()
+        kernel = make("adaptive_span", noise=0.0, max_span=10, ramp=4, initial_span=2.5)
         with torch.no_grad():
             kernel.fraction[1] = 1.0
         q, k, _ = draw(1, 2, 30, 30)
@@ -243,21 +241,17 @@ class TestAdaptiveSpan:
             assert (found[0][0][0, :, 100] == 0).all()
 
     def test_penalty(self):
-        kernel = build_kernel(
-            "adaptive_span", {"max_span": 50, "initial_span": 20, "penalty": 0.1}, num_heads=2, head_dim=4
-        )
+        kernel = make("adaptive_span", noise=0.0, max_span=50, initial_span=20, penalty=0.1)
         assert kernel.aux_loss().item() == pytest.approx(2.0)
         kernel.aux_loss().backward()
-        torch.testing.assert_close(kernel.fraction.grad, torch.full((2,), 0.1 * 50 / 2))
+        torch.testing.assert_close(kernel.fraction.grad, torch.full((2,), 0.1 * 50 / 2).double())
         options = {"kind": "adaptive_span", "initial_span": 20, "penalty": 0.1}
         assert auxiliary_losses(Encoder(8, 3, 2, attention=options)).item() == pytest.approx(6.0)
         assert make("adaptive_span", penalty=0.0).aux_loss() is None
 
     def test_the_penalty_shrinks_spans_and_no_further(self):
         """And where the task wants more, a span at its bound grows again."""
-        kernel = build_kernel(
-            "adaptive_span", {"max_span": 8, "ramp": 2, "initial_span": 4, "penalty": 0.1}, num_heads=1, head_dim=4
-        ).double()
+        kernel = make("adaptive_span", 1, noise=0.0, max_span=8, ramp=2, initial_span=4, penalty=0.1)
         q, k, v = draw(1, 1, 9, 9)
         v[:] = 0
         v[:, :, 0] = 1  # worth reading from afar
@@ -275,7 +269,7 @@ class TestAdaptiveSpan:
         assert spans[-1] > 2
 
     def test_a_step_over_the_bound_does_not_run_away(self):
-        kernel = build_kernel("adaptive_span", {"penalty": 1.0}, num_heads=2, head_dim=4)
+        kernel = make("adaptive_span", noise=0.0, penalty=1.0)
         kernel.aux_loss().backward()
         assert kernel.fraction.grad.tolist() == [0, 0]  # at 0, and the penalty points out
         with torch.no_grad():

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from cases import Operations, close, draw, empty, make
+from cases import close, draw, empty, growth, make
 
 from mmattn import KERNELS, ALiBi, Mask, T5Bias, build_kernel, kernel_options, kinds_supporting
 from mmattn.functional import masked_softmax
@@ -164,13 +164,8 @@ class TestLinearInLength:
         kernel = build_kernel(kind, options, num_heads=2, head_dim=8)
         if is_causal and "causal" not in kernel.supports:
             return
-        sizes = []
-        for L in (512, 1024):
-            q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
-            mask = Mask(torch.ones(1, L, dtype=torch.bool) if padded else None, is_causal=is_causal)
-            with Operations() as found:
-                kernel(q, k, v, mask).sum().backward()
-            sizes.append(found)
+        real = torch.ones(1, 1024, dtype=torch.bool) if padded else None
+        sizes = growth(kernel, (512, 1024), lambda L: Mask(real if real is None else real[:, :L], is_causal=is_causal))
         assert sizes[1].count == sizes[0].count
         assert sizes[1].largest <= 2 * sizes[0].largest
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import HEADS, E
+from cases import HEADS, E, torchs
 from checks import OfTensors, difference, masks_of
 from rows_modules import ROWS
 from torch import nn
@@ -26,7 +26,7 @@ from mmattn import (
     capture,
     flatten_maps,
 )
-from tests.conftest import assert_onnx_equals_eager, refused, slow_but_first
+from tests.conftest import assert_onnx_equals_eager, refused
 
 BY_NAME = {row.name: row for row in ROWS}
 
@@ -48,10 +48,8 @@ def test_bfloat16_is_near(row):
         assert difference(a, b.double()) < 0.1 * float(a.detach().abs().max())
 
 
-ONNX = ["CBAM", "AttentionGate", "DeformableAttention", "DividedSpaceTimeLayer", "BiDAF"]
-
-
-@pytest.mark.parametrize("name", slow_but_first(ONNX))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["CBAM", "AttentionGate", "DeformableAttention", "DividedSpaceTimeLayer", "BiDAF"])
 def test_onnx_equals_eager_at_other_sizes(name, tmp_path):
     row = BY_NAME[name]
     model = OfTensors(row, False).float().eval()
@@ -238,11 +236,7 @@ def test_any_kernel_over_time_and_over_space():
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_recurrent_equals_torch_on_packed_sequences(kind):
     ours = Recurrent(4, 6, kind=kind, num_layers=2).double()
-    theirs = {"gru": nn.GRU, "lstm": nn.LSTM}[kind](4, 3, num_layers=2, bidirectional=True, batch_first=True).double()
-    for i in range(2):
-        for nets, way in ((ours.forwards, ""), (ours.backwards, "_reverse")):
-            for name, parameter in nets[i].named_parameters():
-                getattr(theirs, name.replace("_l0", f"_l{i}{way}")).data = parameter.data
+    theirs = torchs(ours, kind, 4, 2).double()
     x, lengths = torch.randn(3, 7, 4, dtype=torch.float64), torch.tensor([7, 2, 5])
     packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)

@@ -5,7 +5,7 @@ import naive_sparse
 import pytest
 import rows_sparse
 import torch
-from cases import Operations, close, draw, make
+from cases import close, draw, growth, make
 from checks import (
     TOLERANCE,
     causal_leak,
@@ -42,13 +42,9 @@ def test_promise(row, check):
 def test_memory_is_linear_in_length(kind, is_causal, bias):
     """Twice the length: twice the largest tensor, forward and backward."""
     kernel = build_kernel(kind, {"num_random": 1} if kind == "sparse" else {"chunk": 16}, num_heads=2, head_dim=8)
-    kernel.block, sizes = 16, []
-    for L in (1024, 2048):
-        q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
-        mask = Mask(torch.ones(1, L, dtype=torch.bool), is_causal=is_causal, bias=ALiBi(2) if bias else None)
-        with Operations() as found:
-            kernel(q, q if kernel.shares_qk else k, v, mask).sum().backward()
-        sizes.append(found.largest)
+    kernel.block, bias = 16, ALiBi(2) if bias else None
+    found = growth(kernel, (1024, 2048), lambda L: Mask(torch.ones(1, L, dtype=torch.bool), None, is_causal, bias))
+    sizes = [operations.largest for operations in found]
     assert sizes[1] <= 2 * sizes[0]
     assert sizes[1] < 2048**2
 

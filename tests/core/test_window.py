@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import Operations, close, draw, empty, make
+from cases import close, draw, empty, growth, make
 from torch import nn
 
 from mmattn import ALiBi, Mask, T5Bias, build_kernel
@@ -123,12 +123,8 @@ class TestGlobalTokens:
     @pytest.mark.parametrize("is_causal", [False, True])
     def test_growth(self, path, is_causal):
         """Twice the length: twice the largest tensor and not one operation more, forward and backward."""
-        kernel, sizes = build_kernel("sliding_window", {"window": 32}, num_heads=2, head_dim=8), []
-        for L in (512, 1024):
-            q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
-            with Operations() as found:
-                kernel(q, k, v, Mask(is_causal=is_causal, global_mask=marked(L, (0, 300)))).sum().backward()
-            sizes.append(found)
+        kernel = build_kernel("sliding_window", {"window": 32}, num_heads=2, head_dim=8)
+        sizes = growth(kernel, (512, 1024), lambda L: Mask(is_causal=is_causal, global_mask=marked(L, (0, 300))))
         assert sizes[1].count == sizes[0].count
         assert sizes[1].largest <= 2 * sizes[0].largest
 
