@@ -9,9 +9,9 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from mmattn.data.demo import vqa
 
 from mmattn.data.image.shapes import COLOURS, SHAPES, SIZES
+from mmattn.tasks.vqa import demo as vqa
 
 # Any change of these is a new GENERATOR_VERSION, and every figure stated for the built-in data has to be measured anew.
 DIGESTS = {

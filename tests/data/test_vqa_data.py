@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import pickle
 import subprocess
 import sys
@@ -22,7 +21,10 @@ from torch import Tensor
 from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, make_loader
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import ImageAugment
-from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQAProcessor, VQASample, collate, drop_uncovered
+from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample
+from mmattn.tasks.vqa.module import drop_uncovered
+from mmattn.tasks.vqa.processor import VQAProcessor
+from tests.data.fetching import measured_on
 
 RED = (((0.5, 0.0, 1.0, 0.5), ("red", "ball")),)
 
@@ -113,7 +115,7 @@ def test_save_load_and_fingerprint(processor: VQAProcessor, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["processor.json", "tokenizer.json"]
     loaded = VQAProcessor.load(tmp_path)
     assert loaded.fingerprint() == processor.fingerprint() == pickle.loads(pickle.dumps(processor)).fingerprint()
-    assert same(collate(samples(), loaded), collate(samples(), processor))
+    assert same(loaded.collate(samples()), processor.collate(samples()))
     other = VQAProcessor.fit(VQADataset(samples()), image_size=8)
     assert other.fingerprint() != processor.fingerprint()
 
@@ -154,7 +156,7 @@ def test_bad_processor(processor: VQAProcessor, tmp_path: Path, change: Any, mes
 def test_batch(processor: VQAProcessor) -> None:
     rows = samples()
     mixed = [rows[i] for i in (3, 0, 4, 1, 5, 8)]  # pictures 1, 0, 1, 0, 1, 2
-    batch = collate(mixed, processor)
+    batch = processor.collate(mixed)
     assert len(batch) == 6
     assert batch.image_index.tolist() == [0, 1, 0, 1, 0, 2]
     assert batch.pixel_values.shape == (3, 3, 16, 16)
@@ -173,14 +175,14 @@ def test_batch(processor: VQAProcessor) -> None:
     assert batch.object_labels[0, 0].tolist() == [1.0, 1.0]
     assert batch.object_labels[1].sum() == 0
     assert batch.is_repeat is False
-    assert collate(mixed, processor, is_repeat=True).is_repeat is True
+    assert processor.collate(mixed, is_repeat=True).is_repeat is True
 
 
 def test_a_question_alone_equals_itself_in_a_batch(processor: VQAProcessor) -> None:
     rows = samples()
-    batch = collate(rows, processor)
+    batch = processor.collate(rows)
     for b, sample in enumerate(rows):
-        alone = collate([sample], processor)
+        alone = processor.collate([sample])
         length = alone.input_ids.shape[1]
         assert torch.equal(alone.pixel_values[0], batch.pixel_values[batch.image_index[b]])
         assert torch.equal(alone.input_ids[0], batch.input_ids[b, :length])
@@ -190,7 +192,7 @@ def test_a_question_alone_equals_itself_in_a_batch(processor: VQAProcessor) -> N
 
 def test_without_regions_or_objects_there_are_none() -> None:
     rows = [VQASample("a", pixels(0), "what?", ["b"]), VQASample("c", pixels(1), "what?", ["b"])]
-    batch = collate(rows, VQAProcessor.fit(VQADataset(rows), image_size=16))
+    batch = VQAProcessor.fit(VQADataset(rows), image_size=16).collate(rows)
     assert batch.regions.shape == (2, 0, 4)
     assert batch.object_boxes.shape == (2, 0, 4)
     assert batch.object_labels.shape == (2, 0, 0)
@@ -204,7 +206,7 @@ def test_each_picture_is_read_once(processor: VQAProcessor, tmp_path: Path, monk
     read = []
     original = processor.image.pixels
     monkeypatch.setattr(processor.image, "pixels", lambda *a, **k: read.append(a) or original(*a, **k))
-    assert collate(rows, processor).pixel_values.shape[0] == 1
+    assert processor.collate(rows).pixel_values.shape[0] == 1
     assert len(read) == 1
 
 
@@ -212,9 +214,9 @@ def test_augmented_batch(processor: VQAProcessor) -> None:
     pytest.importorskip("torchvision")
     rows, augment = samples(), ImageAugment(shift=0.1, flip=True)
     seeds = [index // 3 for index in range(len(rows))]
-    batch = collate(rows, processor, augment, seeds)
-    assert same(batch, collate(rows, processor, augment, seeds))
-    plain = collate(rows, processor)
+    batch = processor.collate(rows, augment=augment, seeds=seeds)
+    assert same(batch, processor.collate(rows, augment=augment, seeds=seeds))
+    plain = processor.collate(rows)
     assert not torch.equal(batch.pixel_values, plain.pixel_values)
     for b, sample in enumerate(rows):
         _, window = augment(sample.image, seeds[b])
@@ -223,11 +225,11 @@ def test_augmented_batch(processor: VQAProcessor) -> None:
             assert moved[0] == pytest.approx(max(left, 0), abs=1e-6)
             assert moved[2] == pytest.approx(min(right, 1), abs=1e-6)
     with pytest.raises(ValueError, match="needs seeds"):
-        collate(rows, processor, augment)
+        processor.collate(rows, augment=augment)
 
 
 def test_to_and_pin(processor: VQAProcessor) -> None:
-    batch = collate(samples(), processor)
+    batch = processor.collate(samples())
     moved = batch.to("meta")
     assert moved.pixel_values.device.type == moved.object_labels.device.type == "meta"
     assert moved.ids == batch.ids
@@ -240,9 +242,7 @@ def test_a_bad_picture_is_named_also_from_a_worker(processor: VQAProcessor, tmp_
     path.write_bytes(b"no picture")
     data = VQADataset([VQASample("q 9", path, "what?", ["yes"])])
     for workers in (0, 1):
-        loader = make_loader(
-            data, EvalBatchSampler(data.groups, 1), functools.partial(collate, processor=processor), workers
-        )
+        loader = make_loader(data, EvalBatchSampler(data.groups, 1), processor.collate, workers)
         with pytest.raises(DataError) as caught:
             list(loader)
         assert str(caught.value).startswith(f"question q 9: image {path}: expected an image (PNG, JPEG, ...), found")
@@ -252,7 +252,7 @@ def test_a_bad_picture_is_named_also_from_a_worker(processor: VQAProcessor, tmp_
 def test_workers_augmentation_and_epochs(processor: VQAProcessor) -> None:
     pytest.importorskip("torchvision")
     data = VQADataset(samples(6))
-    collated = functools.partial(collate, processor=processor, augment=ImageAugment())
+    collated = functools.partial(processor.collate, augment=ImageAugment())
     loaders = [
         make_loader(data, GroupBatchSampler(data.groups, 5, seed=1), collated, workers, seed=1) for workers in (0, 2)
     ]
@@ -284,7 +284,7 @@ def test_samples_in_memory_are_checked() -> None:
         VQADataset([good, good])
     with pytest.raises(DataError, match="at least one question, found none"):
         VQADataset([])
-    assert len(VQADataset([dataclasses.replace(good, answers=[])], require_answers=False)) == 1
+    assert len(VQADataset([dataclasses.replace(good, answers=[])], require_labels=False)) == 1
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
@@ -296,27 +296,15 @@ def test_preload_gives_the_same_batches(resize: str, tmp_path: Path) -> None:
         sample.image = str(path)
     data = VQADataset(rows)
     processor = VQAProcessor.fit(data, image_size=12, resize=resize)
-    expected = collate(list(data), processor)
-    ticks: list[tuple[int, int]] = []
+    expected = processor.collate(list(data))
     assert not data.preload(processor.image, max_bytes=12 * 12 * 3 * 3 - 1)
-    assert data.preload(processor.image, progress=lambda *tick: ticks.append(tick))
-    assert ticks == [(1, 3), (2, 3), (3, 3)]
+    assert data.preload(processor.image)
     for sample in rows:
         Path(sample.image).unlink(missing_ok=True)
-    actual = collate([data[i] for i in range(len(data))], processor)
+    actual = processor.collate(list(data))
     assert torch.allclose(actual.regions, expected.regions)
     assert torch.allclose(actual.object_boxes, expected.object_boxes)
     assert same(dataclasses.replace(actual, regions=expected.regions, object_boxes=expected.object_boxes), expected)
-
-
-def test_cache_reads_each_picture_once(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.fromarray(pixels(1)).save(path)
-    data = VQADataset([VQASample(str(i), path, "what?", ["b"]) for i in range(2)], cache_images=True)
-    first = data[0].image
-    path.unlink()
-    assert data[1].image is first
-    assert np.array_equal(first, pixels(1))
 
 
 def test_data_fingerprint(tmp_path: Path) -> None:
@@ -331,29 +319,21 @@ def test_data_fingerprint(tmp_path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, data.vqa, data.batching, data.readers; print([m for m in %r if m in sys.modules])"
-    heavy = ["torchvision", "PIL", "tokenizers", "lightning", "matplotlib", "mmattn", "tasks"]
+    code = "import sys, mmattn.tasks.vqa.processor; print([m for m in %r if m in sys.modules])"
+    heavy = ["torchvision", "PIL", "tokenizers", "lightning", "matplotlib", "mmattn.attention"]
     root = Path(__file__).resolve().parents[2]
     out = subprocess.run([sys.executable, "-c", code % heavy], cwd=root, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 
-# Real data
-
-DATA = os.environ.get("MMATTN_DATA")
-
-
-@pytest.mark.skipif(not DATA, reason="MMATTN_DATA is not set")
 @pytest.mark.parametrize(("name", "train", "val"), [("easy_vqa", 33_815, 4_760), ("daquar", 5_957, 838)])
-def test_real_data(name: str, train: int, val: int) -> None:
-    folder = Path(DATA or "") / name
-    if not folder.exists():
-        pytest.skip(f"{folder} is not there")
+def test_real_data(name: str, train: int, val: int, real_data: Path) -> None:
+    folder = measured_on(real_data, name)
     data = {split: VQADataset(folder / f"questions_{split}.json") for split in ("train", "val")}
     assert (len(data["train"]), len(data["val"])) == (train, val)
     processor = VQAProcessor.fit(data["train"])
     assert processor.coverage(data["train"]).share == 1.0
     assert processor.coverage(data["val"]).share > 0.9
-    batch = collate([data["val"][i] for i in range(50)], processor)
+    batch = processor.collate([data["val"][i] for i in range(50)])
     assert batch.pixel_values.shape[1:] == (3, 64, 64)
     assert batch.targets.max() == 1

@@ -103,11 +103,11 @@ def test_unlabelled_is_an_error_only_where_labels_are_needed(folder: Path) -> No
     path = write_pair(folder, [question(1)])
     with pytest.raises(DataError, match=r"annotations beside it \(annotations_train.json\).*training and evaluation"):
         VQADataset(path)
-    assert VQADataset(path, require_answers=False)[0].answers == []
+    assert VQADataset(path, require_labels=False)[0].answers == []
     odd = write(folder / "test.json", path.read_bytes())
     with pytest.raises(DataError, match="its annotations beside it"):
         VQADataset(odd)
-    assert len(VQADataset(odd, require_answers=False)) == 1
+    assert len(VQADataset(odd, require_labels=False)) == 1
 
 
 def test_regions_and_objects(folder: Path) -> None:

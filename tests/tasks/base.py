@@ -50,7 +50,9 @@ class TaskModelTests:
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         if "variant" in metafunc.fixturenames:
-            metafunc.parametrize("variant", list(self.variants))
+            slow = pytest.mark.slow if "exported" in metafunc.function.__name__ else ()
+            first, *others = self.variants
+            metafunc.parametrize("variant", [first, *(pytest.param(name, marks=slow) for name in others)])
 
     def test_every_parameter_gets_a_finite_gradient(self, model: nn.Module) -> None:
         total = sum(output.float().pow(2).sum() for output in outputs_of(model.train()(**self.inputs(4, 6))))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.explain import capture
-from mmattn.tasks.vqa.losses import cell_coverage, guidance_loss, object_loss, peaks_in_regions
+from mmattn.tasks.common.pointing import peaks_in_regions
+from mmattn.tasks.vqa.losses import cell_coverage, guidance_loss, object_loss
 from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
 from tests.tasks.base import TaskModelTests
 
