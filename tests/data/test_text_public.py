@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 from pathlib import Path
@@ -13,67 +12,31 @@ from mmattn.data.errors import DataError
 from mmattn.data.text.pretrained import PublicText, read_public
 from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.processor import PairProcessor
+from tests.tasks.public_folders import FAMILIES, TARGETS, TEXTS, write_tokenizer
 
-sentencepiece = pytest.importorskip("sentencepiece")
-TEXTS = [
-    "the old dog carries a basket",
-    "A man in a blue shirt is standing on a ladder, cleaning a window.",
-    "two young men are outside near many bushes!",
-    "ein alter Hund trägt einen Korb über die Straße",
-    "zwei Männer stehen am Herd und kochen.",
-]
-HARD = [*TEXTS, "unseen Wörter: 12.5 % – naïve", "  spaces   here ", "x", "日本", "a\tb", "it's"]
-
-
-def spm(texts: list[str], size: int, **options: int) -> bytes:
-    stream = io.BytesIO()
-    options |= {"vocab_size": size, "hard_vocab_limit": False, "minloglevel": 2}
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts * 4), model_writer=stream, **options)
-    return stream.getvalue()
+pytest.importorskip("sentencepiece")
+HARD = [*TEXTS, *TARGETS, "unseen Wörter: 12.5 % – naïve", "  spaces   here ", "x", "日本", "a\tb", "it's"]
 
 
 @pytest.fixture(scope="module")
-def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("marian")
-    pieces: list[str] = []
-    for name, texts in (("source", TEXTS[:3]), ("target", TEXTS[3:])):
-        model = spm(texts, 60)
-        (folder / f"{name}.spm").write_bytes(model)
-        loaded = sentencepiece.SentencePieceProcessor(model_proto=model)
-        pieces += [loaded.id_to_piece(i) for i in range(loaded.get_piece_size())]
-    special = ["</s>", "<unk>", ">>deu<<"]
-    names = [*special, *sorted(set(pieces) - {*special, "<s>"}), "<pad>"]
-    (folder / "vocab.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"source_lang": "en", "target_lang": "de"}))
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
+    for family, folder in found.items():
+        write_tokenizer(family, folder)
+    return found
 
 
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("t5")
-    (folder / "spiece.model").write_bytes(spm(TEXTS, 90, pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import ByteLevelBPETokenizer
-    from tokenizers.processors import RobertaProcessing
-
-    folder = tmp_path_factory.mktemp("bart")
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXTS, 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    trained.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
-    trained.save(str(folder / "tokenizer.json"))
-    return folder
+@pytest.fixture(params=FAMILIES)
+def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
+    return folders[request.param]
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("text", [*HARD, ">>deu<< the old dog"])
-def test_marian(marian: Path, text: str) -> None:
+def test_marian(folders: dict[str, Path], text: str) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.MarianTokenizer.from_pretrained(marian)
-    source, target = read_public(marian)
+    theirs = transformers.MarianTokenizer.from_pretrained(folders["marian"])
+    source, target = read_public(folders["marian"])
     assert [*source.encode(text), source.eos_id] == theirs(text).input_ids
     expected = theirs(text_target=text).input_ids
     assert [*target.encode(text), target.eos_id] == expected
@@ -83,40 +46,32 @@ def test_marian(marian: Path, text: str) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("text", HARD)
-def test_t5(t5: Path, text: str) -> None:
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_bart_and_t5(family: str, text: str, folders: dict[str, Path]) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.T5Tokenizer.from_pretrained(t5)
-    source, target = read_public(t5)
+    source, target = read_public(folders[family])
     assert source is target
-    expected = theirs(text).input_ids
-    assert [*source.encode(text), source.eos_id] == expected
-    assert source.decode(expected) == theirs.decode(expected, skip_special_tokens=True).strip()
-    assert source.vocab_size == len(theirs)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("text", HARD)
-def test_tokenizer_json(bart: Path, text: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(bart / "tokenizer.json"))
-    source, _ = read_public(bart)
+    if family == "t5":
+        theirs = transformers.T5Tokenizer.from_pretrained(folders["t5"])
+        assert source.vocab_size == len(theirs)
+    else:
+        theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folders["bart"] / "tokenizer.json"))
+        assert (source.pad_id, source.eos_id, source.start_id, source.unk_id) == (1, 2, 2, 3)
     expected = theirs(text).input_ids
     assert [*source.prefix_ids, *source.encode(text), source.eos_id] == expected
     ids, mask = source.encode_batch([text, "x"], eos=True)
     assert ids[0][mask[0]].tolist() == expected
     assert source.decode(expected) == theirs.decode(expected, skip_special_tokens=True).strip()
-    assert (source.pad_id, source.eos_id, source.start_id, source.unk_id) == (1, 2, 2, 3)
 
 
-@pytest.mark.parametrize("kind", ["marian", "t5", "bart"])
-def test_they_travel_in_the_shipped_folder(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    source, target = read_public(request.getfixturevalue(kind), max_len=40)
+def test_they_travel_in_the_shipped_folder(folder: Path, tmp_path: Path) -> None:
+    source, target = read_public(folder, max_len=40)
     processor = PairProcessor(source, target, max_source_len=12, max_target_len=9)
     processor.save(tmp_path)
     other = PairProcessor.load(tmp_path)
     assert other.fingerprint() == processor.fingerprint()
-    assert other.shared == (kind != "marian")
-    samples = [PairSample("1", TEXTS[1], TEXTS[4]), PairSample("2", TEXTS[0], TEXTS[3])]
+    assert other.shared == (source is target)
+    samples = [PairSample("1", TEXTS[1], TARGETS[1]), PairSample("2", TEXTS[0], TARGETS[0])]
     mine, theirs = processor.collate(samples), pickle.loads(pickle.dumps(other)).collate(samples)
     assert mine.source_ids.tolist() == theirs.source_ids.tolist()
     assert mine.labels.tolist() == theirs.labels.tolist()
@@ -126,9 +81,8 @@ def test_they_travel_in_the_shipped_folder(kind: str, tmp_path: Path, request: p
     assert mine.labels[mine.label_mask].tolist().count(source.eos_id) == 2, "the end is never cut"
 
 
-@pytest.mark.parametrize("kind", ["marian", "t5", "bart"])
-def test_words_own_their_pieces(kind: str, request: pytest.FixtureRequest) -> None:
-    source, _ = read_public(request.getfixturevalue(kind))
+def test_words_own_their_pieces(folder: Path) -> None:
+    source, _ = read_public(folder)
     words, owners = source.words("the old dogs carry")
     assert words == ["the", "old", "dogs", "carry"]
     assert len(owners) == source.length("the old dogs carry")
@@ -136,10 +90,9 @@ def test_words_own_their_pieces(kind: str, request: pytest.FixtureRequest) -> No
     assert owners == sorted(owners)
 
 
-@pytest.mark.parametrize("kind", ["marian", "t5", "bart"])
 @pytest.mark.parametrize("text", ["the old  dog", " a man\tin blue ", ">>deu<< the dog", "ﬁne dog", "日本 x", "", "  "])
-def test_spans_are_where_tokens_stand(kind: str, text: str, request: pytest.FixtureRequest) -> None:
-    source, _ = read_public(request.getfixturevalue(kind))
+def test_spans_are_where_tokens_stand(folder: Path, text: str) -> None:
+    source, _ = read_public(folder)
     spans = source.spans(text)
     assert len(spans) == source.length(text)
     assert all(0 <= start <= end <= len(text) for start, end in spans)
@@ -148,9 +101,9 @@ def test_spans_are_where_tokens_stand(kind: str, text: str, request: pytest.Fixt
         assert "".join(text[start:end] for start, end in spans) == "".join(text.split())
 
 
-def test_a_prefix_stands_before_what_is_read_alone(t5: Path, tmp_path: Path) -> None:
-    source, target = read_public(t5, prefix="the old dog: ")
-    plain, _ = read_public(t5)
+def test_a_prefix_stands_before_what_is_read_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    source, target = read_public(folders["t5"], prefix="the old dog: ")
+    plain, _ = read_public(folders["t5"])
     assert source is not target
     ids, mask = source.encode_batch(["a basket"], eos=True)
     assert ids[0][mask[0]].tolist() == [*plain.encode("the old dog: a basket"), plain.eos_id]
@@ -163,7 +116,7 @@ def test_a_prefix_stands_before_what_is_read_alone(t5: Path, tmp_path: Path) -> 
     assert PairProcessor.whole_length(source, "a basket") == ids.shape[1]
 
 
-def test_bad_folders(tmp_path: Path, marian: Path) -> None:
+def test_bad_folders(tmp_path: Path, folders: dict[str, Path]) -> None:
     with pytest.raises(DataError, match=r"expected tokenizer.json; or source.spm and .*, found no such folder"):
         read_public(tmp_path / "none")
     (tmp_path / "spiece.model").write_bytes(b"nonsense")
@@ -174,15 +127,10 @@ def test_bad_folders(tmp_path: Path, marian: Path) -> None:
     with pytest.raises(DataError, match=r"tokenizer \(tokenizer.json\)"):
         read_public(tmp_path)
     with pytest.raises(DataError, match="valid Unicode"):
-        read_public(marian)[0].encode("\udcff")
-    with pytest.raises(DataError, match="kind"):
-        PairProcessor.load(_with_kind(tmp_path / "p"))
-    assert isinstance(read_public(marian)[0], PublicText)
-
-
-def _with_kind(folder: Path) -> Path:
-    folder.mkdir()
+        read_public(folders["marian"])[0].encode("\udcff")
     config = {"format_version": 1, "source": {"kind": "other"}, "target": None}
     config |= {"max_source_len": 5, "max_target_len": 5, "options": {}}
-    (folder / "processor.json").write_text(json.dumps(config))
-    return folder
+    (tmp_path / "processor.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="kind"):
+        PairProcessor.load(tmp_path)
+    assert isinstance(read_public(folders["marian"])[0], PublicText)

@@ -22,48 +22,40 @@ PREFIX = "summarize: "
 FAMILIES = ("marian", "bart", "t5")
 
 
-def _spm(texts: list[str], size: int, **options: int) -> bytes:
+def _spm(texts: list[str], size: int, **options: int) -> Any:
+    """A sentencepiece model, as its file and as the library opens it."""
     sentencepiece = pytest.importorskip("sentencepiece")
     stream = io.BytesIO()
-    options = {"vocab_size": size, "minloglevel": 2} | options
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts * 4), model_writer=stream, hard_vocab_limit=False, **options
-    )
-    return stream.getvalue()
+    options |= {"vocab_size": size, "minloglevel": 2, "hard_vocab_limit": False}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts * 4), model_writer=stream, **options)
+    return stream.getvalue(), sentencepiece.SentencePieceProcessor(model_proto=stream.getvalue())
 
 
-def _marian_tokenizer(folder: Path) -> int:
-    from sentencepiece import SentencePieceProcessor
+def write_tokenizer(family: str, folder: Path) -> int:
+    """The files of a family's tokenizer, and how many ids the model has."""
+    if family == "t5":
+        content, loaded = _spm([*TEXTS, PREFIX], 90, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+        (folder / "spiece.model").write_bytes(content)
+        return int(loaded.get_piece_size()) + 100
+    if family == "bart":
+        from tokenizers import ByteLevelBPETokenizer
+        from tokenizers.processors import RobertaProcessing
 
+        trained = ByteLevelBPETokenizer()
+        trained.train_from_iterator([*TEXTS, *TARGETS], 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+        trained.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+        trained.save(str(folder / "tokenizer.json"))
+        return int(trained.get_vocab_size())
     pieces: set[str] = set()
     for name, texts in (("source", TEXTS), ("target", TARGETS)):
-        model = _spm(texts, 60)
-        (folder / f"{name}.spm").write_bytes(model)
-        loaded = SentencePieceProcessor(model_proto=model)
+        content, loaded = _spm(texts, 60)
+        (folder / f"{name}.spm").write_bytes(content)
         pieces |= {loaded.id_to_piece(i) for i in range(loaded.get_piece_size())}
-    names = ["</s>", "<unk>", *sorted(pieces - {"</s>", "<unk>", "<s>"}), "<pad>"]
+    names = ["</s>", "<unk>", *sorted(pieces - {"</s>", "<unk>", "<s>"}), ">>deu<<", "<pad>"]
     (folder / "vocab.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
     about = {"source_lang": "en", "target_lang": "de", "model_max_length": 100}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
     return len(names)
-
-
-def _bart_tokenizer(folder: Path) -> int:
-    from tokenizers import ByteLevelBPETokenizer
-    from tokenizers.processors import RobertaProcessing
-
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator([*TEXTS, *TARGETS], 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    trained.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
-    trained.save(str(folder / "tokenizer.json"))
-    return trained.get_vocab_size()
-
-
-def _t5_tokenizer(folder: Path) -> int:
-    (folder / "spiece.model").write_bytes(_spm([*TEXTS, PREFIX], 90, pad_id=0, eos_id=1, unk_id=2, bos_id=-1))
-    from sentencepiece import SentencePieceProcessor
-
-    return SentencePieceProcessor(model_file=str(folder / "spiece.model")).get_piece_size() + 100
 
 
 def write(family: str, folder: Path, **generation: Any) -> Any:
@@ -76,25 +68,20 @@ def write(family: str, folder: Path, **generation: Any) -> Any:
     """
     transformers = pytest.importorskip("transformers")
     folder.mkdir(parents=True, exist_ok=True)
-    vocab = {"marian": _marian_tokenizer, "bart": _bart_tokenizer, "t5": _t5_tokenizer}[family](folder)
-    stacks = {
-        f"{side}_{name}": size
-        for side in ("encoder", "decoder")
-        for name, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
-    }
+    vocab = write_tokenizer(family, folder)
+    sizes = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
+    stacks = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
     torch.manual_seed(1)
     if family == "marian":
         special = {"pad_token_id": vocab - 1, "eos_token_id": 0, "decoder_start_token_id": vocab - 1}
         special |= {"forced_eos_token_id": 0, "max_position_embeddings": 128, "scale_embedding": True}
         config = transformers.MarianConfig(vocab_size=vocab, d_model=32, **special, **stacks)
-        model = transformers.MarianMTModel(config)
-        tokenizer = transformers.MarianTokenizer.from_pretrained(folder)
+        model, tokenizer = transformers.MarianMTModel(config), transformers.MarianTokenizer.from_pretrained(folder)
     elif family == "bart":
         special = {"forced_bos_token_id": 0, "max_position_embeddings": 128}
-        model = transformers.BartForConditionalGeneration(
-            transformers.BartConfig(vocab_size=vocab, d_model=32, **special, **stacks)
-        )
+        config = transformers.BartConfig(vocab_size=vocab, d_model=32, **special, **stacks)
         names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        model = transformers.BartForConditionalGeneration(config)
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **names)
     else:
         config = transformers.T5Config(vocab_size=vocab, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
@@ -102,18 +89,13 @@ def write(family: str, folder: Path, **generation: Any) -> Any:
         config.task_specific_params = {"summarization": {"prefix": PREFIX}}
         model = transformers.T5ForConditionalGeneration(config)
         tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
-    _sharpen(model)
-    model.generation_config.update(**({"max_length": 16} | generation))
-    model.save_pretrained(folder)
-    return model.eval(), tokenizer
-
-
-def _sharpen(model: torch.nn.Module) -> None:
-    """Logits far apart, so that no arg-max is a tie; the table of sinusoids stays."""
-    with torch.no_grad():
+    with torch.no_grad():  # logits far apart, so that no arg-max is a tie; the table of sinusoids stays
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "embed_positions" not in name:
                 parameter.normal_(std=1.0 if "relative" in name else 1.6 * parameter.shape[-1] ** -0.5)
+    model.generation_config.update(**({"max_length": 16} | generation))
+    model.save_pretrained(folder)
+    return model.eval(), tokenizer
 
 
 def written_by_transformers(theirs: Any, texts: list[str], **generation: Any) -> list[str]:

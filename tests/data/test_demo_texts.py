@@ -1,0 +1,212 @@
+"""The built-in texts: frozen, and as their descriptions say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from mmattn.data.text.sentences import split_sentences
+from mmattn.tasks.summarization import demo as summarization
+from mmattn.tasks.translation import demo as translation
+from mmattn.tasks.translation.demo import LANGUAGE, NOUNS, make, part_of, word_kind
+
+# Any change of these is a new GENERATOR_VERSION, and every figure stated for the built-in data has to be measured anew.
+DIGESTS = {  # of so many of a part; None: all
+    (translation, "train", None): "a55511a793b29a49d6a2caa179378828627ed32384f33f710ef05b6a750ae48e",
+    (translation, "val", None): "ad60de4360abaa2fbd30db6ee967ef3d4c81dc04c5860d98422142bdc1030158",
+    (translation, "test", None): "c725b4ef09a041316d7761a32b08c12eda9387f55d47282da40bd200ee4e2740",
+    (summarization, "train", 50): "ad71abd301771da764d79ca3c98f1e807b0279a0611289585d9ba7fd8528a067",
+    (summarization, "val", 50): "f084424fe2509c4f8aa423528c090ae68c08f1b46129cada29c2e1aad6238f4b",
+    (summarization, "test", 50): "522ea486f5af3c351fad941827b303c281046d64fdd7fecdbedaa28e6cf3bb7f",
+}
+
+
+def digest(samples: list[Any]) -> str:
+    sha = hashlib.sha256()
+    for x in samples:
+        if hasattr(x, "alignment"):
+            sha.update(json.dumps([x.id, x.source, x.target, x.alignment]).encode())
+        else:
+            sha.update(repr((x.id, x.source, x.target, x.references, x.origins)).encode())
+    return sha.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, list]:
+    return {split: make(split) for split in translation.SIZES}
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list]:
+    return {split: summarization.make(split, size=300) for split in summarization.NUM_DOCUMENTS}
+
+
+@pytest.mark.parametrize(("demo", "split", "size"), DIGESTS)
+def test_the_generators_are_frozen(demo: ModuleType, split: str, size: int | None) -> None:
+    samples = demo.make(split, size)
+    assert (demo.GENERATOR_VERSION, digest(samples)) == (1, DIGESTS[demo, split, size])
+    assert len(samples) == (translation.SIZES[split] if size is None else size)
+
+
+@pytest.mark.parametrize("demo", [translation, summarization])
+def test_the_beginning_does_not_depend_on_the_number(demo: ModuleType) -> None:
+    assert demo.make("test", 5) == demo.make("test", 20)[:5]
+    with pytest.raises(ValueError, match="split: expected one of train, val, test, found 'dev'"):
+        demo.make("dev")
+
+
+def test_another_seed_gives_other_logs(splits: dict[str, list]) -> None:
+    assert digest(summarization.make("val", seed=1, size=3)) != digest(splits["val"][:3])
+
+
+def disjoint(parts: dict[str, set[str]]) -> bool:
+    """Whether no two parts have something in common."""
+    return sum(map(len, parts.values())) == len(set().union(*parts.values()))
+
+
+# Translation ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_sentence_of_one_part_stands_in_another(parts: dict[str, list]) -> None:
+    sources = {split: {sample.source for sample in samples} for split, samples in parts.items()}
+    assert all(len(sources[split]) == size for split, size in translation.SIZES.items())
+    assert disjoint(sources)
+
+
+def combinations(sample: object) -> set[tuple[str, str]]:
+    """Adjectives with their noun, read from the English: each adjective's noun is the next one."""
+    words, found, waiting = sample.source.split(), set(), []  # type: ignore[attr-defined]
+    for word in words:
+        noun = word if word in NOUNS else word.removesuffix("s")
+        if word in translation.ADJECTIVES:
+            waiting.append(word)
+        elif noun in NOUNS:
+            found |= {(adjective, noun) for adjective in waiting}
+            waiting = []
+    return found
+
+
+def test_combinations_of_the_test_part_are_new(parts: dict[str, list]) -> None:
+    seen = {pair for sample in parts["train"] for pair in combinations(sample)}
+    assert all(part_of(pair) == "train" for pair in seen)
+    new = {pair for sample in parts["test"] for pair in combinations(sample)} - seen
+    assert len(new) > 50
+    assert all(part_of(pair) == "test" for pair in new)
+
+
+def test_words_agree_with_their_noun() -> None:
+    """A sentence by hand, from the tables alone."""
+    for sample in make("val", 200):
+        source, target = sample.source.split(), sample.target.split()
+        subject = source[1] if source[1].removesuffix("s") in LANGUAGE.nouns else None
+        if subject is None or source[0] not in ("the", "two"):
+            continue
+        stem, gender = LANGUAGE.nouns[subject.removesuffix("s")]
+        plural = subject.endswith("s")
+        place = next(t for t, s in sample.alignment if s == 1)
+        assert target[place] == stem + translation.NOUN_ENDINGS[gender][plural][0]
+        ending = translation.ADJECTIVE_ENDINGS[gender][plural][0]
+        assert target[place + 1] == LANGUAGE.determiners[source[0]] + ending
+        assert target[-1].endswith(translation.VERB_ENDINGS[gender][plural])
+
+
+def test_every_content_word_is_aligned(parts: dict[str, list]) -> None:
+    for sample in parts["val"]:
+        source, target = sample.source.split(), sample.target.split()
+        assert all(0 <= t < len(target) and 0 <= s < len(source) for t, s in sample.alignment)
+        content = [
+            n for n, word in enumerate(source) if word_kind(word) in ("noun", "adjective", "adverb", "preposition")
+        ]
+        assert set(content) <= {s for _, s in sample.alignment}
+        assert len({t for t, _ in sample.alignment}) == len(sample.alignment), "a word has one source"
+
+
+def test_copying_word_by_word_fails(parts: dict[str, list]) -> None:
+    """Even with a perfect dictionary: the English order with the right words is far from right."""
+    sacrebleu = pytest.importorskip("sacrebleu")
+    copied = []
+    for sample in parts["test"]:
+        target, source_of = sample.target.split(), dict(sample.alignment)
+        words = sorted(range(len(target)), key=lambda t, source_of=source_of: source_of.get(t, t))
+        copied.append(" ".join(target[t] for t in words))
+    score = sacrebleu.corpus_bleu(copied, [[sample.target for sample in parts["test"]]]).score
+    assert score < 40
+
+
+# Summarization --------------------------------------------------------------------------------------------------------
+
+
+def ships(samples: list) -> set[str]:
+    return {
+        name for sample in samples for name in re.findall(r"the ([A-Z][a-z]+)\b", sample.source.replace("The", "the"))
+    }
+
+
+def test_origins_are_true(splits: dict[str, list]) -> None:
+    """Each slot of the summary stands, letter for letter, at each of the places that it is said to come from."""
+    for sample in splits["train"]:
+        assert len(sample.origins) >= 2
+        for (start, end), places in sample.origins:
+            word = sample.target[start:end]
+            assert places
+            assert {sample.source[a:b] for a, b in places} == {word}
+        names = [sample.target[a:b] for (a, b), _ in sample.origins if sample.target[a:b][0].isupper()]
+        everywhere = Counter(re.findall(r"[A-Z][a-z]+", sample.source))
+        for (start, end), places in sample.origins:
+            word = sample.target[start:end]
+            if word in names and word not in summarization.TOWNS:
+                assert len(places) == everywhere[word]
+
+
+def test_names_of_the_parts_have_nothing_in_common(splits: dict[str, list]) -> None:
+    towns = set(summarization.TOWNS) | {"Log", "Day", "Entry"}
+    found = {split: ships(samples) - towns for split, samples in splits.items()}
+    assert len(found["train"]) > 500
+    assert disjoint(found)
+
+
+def test_one_to_three_events_in_order(splits: dict[str, list]) -> None:
+    counts = Counter(len(split_sentences(sample.target)) for sample in splits["test"])
+    assert set(counts) == {1, 2, 3}
+    assert min(counts.values()) > 60
+    for sample in splits["test"]:
+        # A number, a thing, a quay is told once, where its event is; a ship may be named again.
+        once = [((a, b), places[0][0]) for (a, b), places in sample.origins if not sample.target[a].isupper()]
+        events = []
+        for first, last in split_sentences(sample.target):
+            events += [place for (a, _), place in once if first <= a < last][:1]
+        assert events == sorted(events)
+
+
+def test_what_matters_stands_anywhere(splits: dict[str, list]) -> None:
+    """Halves of the documents hold what matters about equally often."""
+    places = [places[0][0] / len(s.source) for s in splits["train"] for _, places in s.origins]
+    assert 0.35 < sum(place < 0.5 for place in places) / len(places) < 0.65
+
+
+def test_copying_the_lead_fails(splits: dict[str, list]) -> None:
+    pytest.importorskip("rouge_score")
+    from mmattn.tasks.summarization.metrics import score
+
+    samples = splits["test"]
+    for count in (1, 2, 3):
+        leads = [s.source[: split_sentences(s.source)[:count][-1][1]] for s in samples]
+        assert score(leads, [[s.target] for s in samples])["rougeL"] < 0.2
+    mattering = []
+    for sample in samples:  # even who knows the right sentences has to say it in other words
+        wanted = [places[0][0] for _, places in sample.origins]
+        spans = [span for span in split_sentences(sample.source) if any(span[0] <= w < span[1] for w in wanted)]
+        mattering.append(" ".join(sample.source[a:b] for a, b in spans))
+    assert score(mattering, [[s.target] for s in samples])["rougeL"] < 0.6
+
+
+def test_the_signs_of_importance_are_balanced() -> None:
+    yes, no = summarization.CUES[True], summarization.CUES[False]
+    assert yes.keys() == no.keys()
+    assert all(len(yes[place].split(" | ")) == len(no[place].split(" | ")) for place in yes)
