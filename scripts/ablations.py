@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of the full model (default: its configuration's)")
     parser.add_argument("--write", action="store_true", help="record the figures in the task's results.json")
     options = parser.parse_args()
-    from mmattn.tasks.common.results import record_result
+    from scripts.results import record_result
 
     task, threads = options.task, max(1, (os.cpu_count() or 1) // options.jobs)
     config = f"configs/{task}.yaml"

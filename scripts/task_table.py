@@ -14,8 +14,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from mmattn.tasks.common.results import read_results  # noqa: E402
 from mmattn.tasks.common.task import Task, tasks  # noqa: E402
+from scripts.results import read_results  # noqa: E402
 
 BEGIN, END = "<!-- task_table.py -->\n", "<!-- /task_table.py -->"
 HEAD = ("task", "built-in data, test part", "failing baselines", "real data, validation part", "command")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmattn.tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, model_parser
-from mmattn.tasks.common.results import read_results
 from mmattn.tasks.common.task import tasks
+from scripts.results import read_results
 from scripts.task_table import BEGIN, END, table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,11 +16,11 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.results import read_results
 from mmattn.tasks.translation.demo import make
 from mmattn.tasks.translation.localisation import localisation
 from mmattn.tasks.translation.metrics import score, signatures
 from mmattn.tasks.translation.predict import Translation, Translator, load
+from scripts.results import read_results
 from tests.tasks.runs import ask, lines
 
 ROOT = Path(__file__).resolve().parents[2]

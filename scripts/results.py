@@ -15,7 +15,7 @@ from mmattn.tasks.common.files import write_json
 from mmattn.tasks.common.rundir import versions
 from mmattn.tasks.common.task import tasks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def results_path(task: str) -> Path:
