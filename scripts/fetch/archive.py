@@ -2,7 +2,7 @@
 
 A source is a public GitHub repository at a fixed commit. Its archive is downloaded and converted into a folder beside
 the target, the result is compared with known checksums, and the folder is renamed: there is the whole data set or
-nothing. What the licence of each set is stands in the table; none of the data is part of this project.
+nothing. ``sources.json`` says where each set comes from and under which licence; none of it is part of this project.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmattn.data.errors import UserError
 
+FOLDER = Path(__file__).parent
 BASE_URL = "https://codeload.github.com"
 STALE_SECONDS = 3600  # what an interrupted run left behind is removed when it is older than this
 
@@ -83,12 +85,32 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """The table of data sets, by name."""
-    from scripts.fetch.asr import FSDD
-    from scripts.fetch.images import CAMVID, CIFAR10
-    from scripts.fetch.text import AESLC, MULTI30K
-    from scripts.fetch.vqa import DAQUAR, EASY_VQA
+    from scripts.fetch import asr, images, text, vqa
 
-    return {source.name: source for source in (EASY_VQA, DAQUAR, MULTI30K, AESLC, CIFAR10, CAMVID, FSDD)}
+    converters = {
+        "easy_vqa": vqa.convert_easy_vqa,
+        "daquar": vqa.convert_daquar,
+        "multi30k_en_de": text.convert_multi30k,
+        "aeslc": text.convert_aeslc,
+        "cifar10": images.convert_cifar10,
+        "camvid": images.convert_camvid,
+        "fsdd": asr.convert_fsdd,
+    }
+    digests = {
+        "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),
+        "camvid": dict.fromkeys(("train/masks/", "val/masks/"), images.masks_digest),
+        "fsdd": {"audio/": asr.samples_digest},
+    }
+    table = json.loads((FOLDER / "sources.json").read_text(encoding="utf-8"))
+    return {
+        name: Source(name, convert=convert, digests=digests.get(name, {}), **table[name])
+        for name, convert in converters.items()
+    }
+
+
+def validation(name: str) -> Any:
+    """The numbers of the validation samples of a set that has no validation part of its own, drawn once."""
+    return json.loads((FOLDER / "validation" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def fetch(

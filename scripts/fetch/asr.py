@@ -7,13 +7,13 @@ import io
 import json
 from pathlib import Path
 
-from scripts.fetch.archive import Archive, FetchError, Source
+from scripts.fetch.archive import Archive, FetchError
 
 _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 _TAKES = {"test": range(5), "val": range(5, 10), "train": range(10, 50)}  # the test's are the set's own
 
 
-def _convert_fsdd(archive: Archive, folder: Path) -> None:
+def convert_fsdd(archive: Archive, folder: Path) -> None:
     """WAV to FLAC, samples unchanged; the digits as words; the split by the takes' numbers."""
     import soundfile
 
@@ -39,7 +39,7 @@ def _convert_fsdd(archive: Archive, folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def _samples(folder: Path) -> str:
+def samples_digest(folder: Path) -> str:
     """SHA-256 over the names and samples of what is no test: the same whatever version packed them."""
     import soundfile
 
@@ -52,19 +52,3 @@ def _samples(folder: Path) -> str:
                 raise ValueError(f"{path.name} is no sound ({error})") from None
             found.update(f"{path.name} {rate} ".encode() + samples.tobytes())
     return found.hexdigest()
-
-
-FSDD = Source(
-    name="fsdd",
-    repository="Jakobovski/free-spoken-digit-dataset",
-    commit="26eb9aaf76e81b692f806f9140c2d2777410d7a1",
-    licence="CC BY-SA 4.0",
-    megabytes=16,
-    convert=_convert_fsdd,
-    sha256={
-        "train.jsonl": "13ae0bd28e142258c32272801fed470dd3b82c70ad0c5981c5717c80417146bb",
-        "val.jsonl": "4d4cc6db4690ad25696b353535162563b0a4f38c30f8b0e7505addf496def9fd",
-        "audio/": "4fa01f24d82a3cce8c47bb00e5df6be879eedf0c59456646924b4b9be21bf0e3",
-    },
-    digests={"audio/": _samples},
-)

@@ -8,12 +8,12 @@ import re
 import zlib
 from pathlib import Path
 
-from scripts.fetch.archive import Archive, FetchError, Source
+from scripts.fetch.archive import Archive, FetchError
 
 _MULTI30K_PARTS = {"train": "train", "val": "val", "test_2016_flickr": "test"}
 
 
-def _convert_multi30k(archive: Archive, folder: Path) -> None:
+def convert_multi30k(archive: Archive, folder: Path) -> None:
     """English and German, a sentence a line; runs of blanks, of whatever kind, become one."""
     found: dict[str, int] = {}
     for path, content in archive.files(r"data/task1/raw/(?:train|val|test_2016_flickr)\.(?:en|de)\.gz"):
@@ -36,7 +36,7 @@ _AESLC_PARTS = {"train": "train", "dev": "val", "test": "test"}
 _AESLC_MARK = re.compile(r"\n@(subject|ann[0-9])\n")
 
 
-def _convert_aeslc(archive: Archive, folder: Path) -> None:
+def convert_aeslc(archive: Archive, folder: Path) -> None:
     """A mail's body with its subject line, as JSON lines; dev and test also have what three annotators wrote."""
     rows: dict[str, list[dict[str, object]]] = {part: [] for part in _AESLC_PARTS.values()}
     for path, content in archive.files(r"enron_subject_line/(?:train|dev|test)/.+\.subject"):
@@ -54,32 +54,3 @@ def _convert_aeslc(archive: Archive, folder: Path) -> None:
             raise FetchError(f"aeslc: the archive has no mails of {part}")
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(found, key=lambda row: str(row["id"]))]
         (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
-
-
-MULTI30K = Source(
-    name="multi30k_en_de",
-    repository="multi30k/dataset",
-    commit="a3d2e0d26b56f3846f66a952536ffed4e401d05a",
-    licence="none stated for the texts; for non-commercial research and education",
-    megabytes=150,
-    convert=_convert_multi30k,
-    sha256={
-        "train.en": "f7cb7c7d411f6039a15de94de8c4d1709fada7b7474791598fd18451ec62427d",
-        "train.de": "550c2612c7ae45ed46754e67c3011fde500b1bf88592a376e2ed6126903766f7",
-        "val.en": "1f2a23d992769b5b3d209b0a10dd0b77c08cceb1f20dfb97ed0aafa49d107227",
-        "val.de": "c02c1d05fb89dba12b00503a2744b1105d45fef287501fd701b4fea5b1fca3e5",
-    },
-)
-
-AESLC = Source(
-    name="aeslc",
-    repository="ryanzhumich/AESLC",
-    commit="7afc087a1cc234d07121f0d4a2d87102ddceabc2",
-    licence="CC BY-NC-SA 4.0",
-    megabytes=12,
-    convert=_convert_aeslc,
-    sha256={
-        "train.jsonl": "8afa662b46a0ef425a2e0eec76e4b6a32bdf5d612e3eb104476e0180b6df8575",
-        "val.jsonl": "28b937d51fcaa78e91e5f0cdcecb596801e98ac7ba6786a2459ecc7f87c9b33f",
-    },
-)

@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 
 from mmattn.tasks.vqa.data import VQADataset
-from scripts.fetch.archive import Archive, FetchError, Source, digest, fetch, sources
-from scripts.fetch.vqa import _DAQUAR_VAL, _EASY_VQA_VAL
+from scripts.fetch.archive import Archive, FetchError, Source, digest, fetch, sources, validation
 from tests.data.fetching import archive, get, measured_on, nothing_left, png, run, serve
 
 
@@ -175,7 +174,7 @@ def easy_vqa_files(num_train: int = 200) -> dict[str, bytes]:
 def test_easy_vqa_is_converted(tmp_path: Path) -> None:
     folder = get("easy_vqa", easy_vqa_files(), tmp_path)
     parts = {split: VQADataset(folder / f"questions_{split}.json") for split in ("train", "val", "test")}
-    val = {i for i in map(int, _EASY_VQA_VAL.split()) if i < 200}
+    val = {i for i in validation("easy_vqa") if i < 200}
     assert {int(sample.image_id) for sample in parts["val"]} == val
     assert {int(sample.image_id) for sample in parts["train"]} == set(range(200)) - val
     assert len(parts["train"]) + len(parts["val"]) == 201
@@ -246,8 +245,8 @@ def test_the_splits_that_everyone_gets(name: str, real_data: Path, tmp_path: Pat
 
 
 def test_the_table() -> None:
-    assert len(_EASY_VQA_VAL.split()) == len(set(_EASY_VQA_VAL.split())) == 500
-    assert len(_DAQUAR_VAL.split()) == len(set(_DAQUAR_VAL.split())) == 95
+    assert len(validation("easy_vqa")) == len(set(validation("easy_vqa"))) == 500
+    assert len(validation("daquar")) == len(set(validation("daquar"))) == 95
     for name, source in sources().items():
         assert source.name == name
         assert re.fullmatch("[0-9a-f]{40}", source.commit)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from mmattn.tasks.classification.data import ClassificationDataset
 from mmattn.tasks.segmentation.data import SegmentationDataset
-from scripts.fetch.archive import FetchError, fetch, sources
-from scripts.fetch.images import cifar10_val, masks_digest, tar_digest
+from scripts.fetch.archive import FetchError, fetch, sources, validation
+from scripts.fetch.images import masks_digest, tar_digest
 from tests.data.fetching import get, measured_on, nothing_left, png, run
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -26,7 +26,7 @@ def jpeg(seed: int) -> bytes:
 
 
 def test_cifar10(tmp_path: Path) -> None:
-    val = cifar10_val()
+    val = {name: set(numbers) for name, numbers in validation("cifar10").items()}
     assert list(val) == CLASSES
     assert all(len(numbers) == 500 and min(numbers) >= 0 and max(numbers) < 5000 for numbers in val.values())
     chosen = {name: [min(numbers), min(set(range(5000)) - numbers)] for name, numbers in val.items()}
