@@ -145,6 +145,20 @@ class BatchAugment:
         return images, share * targets + (1 - share) * targets.roll(1, 0)
 
 
+def shuffle_patches(images: Tensor, size: int, orders: Sequence[Tensor]) -> Tensor:
+    """Pictures cut into squares that are laid out anew; what no square covers at the lower and right edge is cut off.
+
+    Args:
+        images: (B, C, H, W) float.
+        size: Side of the squares.
+        orders: (cells,) a picture: for each place, row by row, which square comes there.
+    """
+    patches = F.unfold(images, size, stride=size)  # (B, C size size, cells)
+    order = torch.stack(list(orders))[:, None].expand(-1, patches.shape[1], -1)
+    sides = [side // size * size for side in images.shape[2:]]
+    return F.fold(patches.gather(2, order), sides, size, stride=size)
+
+
 def _as_float(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 

@@ -16,6 +16,7 @@ from mmattn.data.readers import read_rows, report_missing
 
 TORCHVISION = "torchvision/"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+Row = tuple[str, str, ImageSource, str | None]  # where a picture was found, for messages; its id; itself; its label
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "image"), ("label", "labels")
 
 
@@ -36,16 +37,6 @@ class TarImage:
     def fingerprint(self) -> str:
         """What it counts by, as a file does by its name and size."""
         return f"{self.path.name} {self.offset} {self.size}"
-
-
-@dataclass
-class Row:
-    """One picture as a reader found it."""
-
-    where: str  # for messages
-    id: str
-    image: ImageSource
-    label: str | None
 
 
 def read_pictures(source: str | Path, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
@@ -116,7 +107,7 @@ def read_folder(folder: Path) -> Iterator[Row]:
         found = inside if loose is None else f"{loose} in no class folder"
         raise DataError(str(folder), "one sub-folder a class with its pictures", found)
     for name, path in files:
-        yield Row(str(path), name, path, name.split("/")[0])
+        yield str(path), name, path, name.split("/")[0]
 
 
 def read_tar(path: Path) -> Iterator[Row]:
@@ -138,7 +129,7 @@ def read_tar(path: Path) -> Iterator[Row]:
         if plain and member.offset_data + member.size > size:
             raise DataError(where, "a whole tar", "one that ends within this member")
         image = TarImage(path, member.offset_data, member.size) if plain else compressed[member.name]
-        yield Row(where, "/".join(place[outer:]), image, place[outer])
+        yield where, "/".join(place[outer:]), image, place[outer]
 
 
 def read_table(path: Path, root: str | Path | None, problems: Problems) -> Iterator[Row]:
@@ -157,7 +148,7 @@ def read_table(path: Path, root: str | Path | None, problems: Problems) -> Itera
                 label = "|".join(map(str, label))
             text = None if label is None else str(label)
             image = folder / os.path.expanduser(row[column].strip())
-            yield Row(where, str(row.get("id") or f"{number} {row[column].strip()}"), image, text)
+            yield where, str(row.get("id") or f"{number} {row[column].strip()}"), image, text
 
 
 def read_torchvision(name: str, split: str, root: str | Path | None) -> Iterator[Row]:
@@ -177,15 +168,14 @@ def read_torchvision(name: str, split: str, root: str | Path | None) -> Iterator
     elif "split" in accepted:
         choices = [{"split": split}] + ([] if split == "train" else [{"split": "test"}])
     options = {key: value for key, value in (("root", str(root)), ("download", False)) if key in accepted}
-    problem: Exception = ValueError("no such split")
+    found = ""
     for choice in choices:
         try:
             dataset = kind(**options, **choice)
             break
         except (RuntimeError, ValueError, OSError) as error:
-            problem = error
+            found = shorten(str(error).splitlines()[0], 200)
     else:
-        found = shorten(str(problem).splitlines()[0], 200)
         raise DataError(f"{TORCHVISION}{name} in {root}", f"its files, split {split}", found) from None
     classes = getattr(dataset, "classes", None)
     for number in range(len(dataset)):
@@ -193,4 +183,4 @@ def read_torchvision(name: str, split: str, root: str | Path | None) -> Iterator
         if not isinstance(label, int):
             raise DataError(f"{TORCHVISION}{name}", "a data set with one class a picture", shorten(label))
         text = str(classes[label]) if classes else str(label)
-        yield Row(f"{TORCHVISION}{name}, item {number}", f"{split}-{number}", image, text)
+        yield f"{TORCHVISION}{name}, item {number}", f"{split}-{number}", image, text

@@ -52,7 +52,9 @@ class ClassList:
             row, column = (int(place[0]) for place in np.nonzero(wrong))
             numbers = ", ".join(str(number) for number in np.unique(mask[wrong])[:5])
             found = f"{numbers} ({int(wrong.sum())} pixels, first at row {row}, column {column})"
-            raise DataError(where, self.describe(), found)
+            void = sorted({*self.void, *({VOID} - set(self.ids))})
+            wanted = f"class ids of the {len(self.ids)} classes ({_ranges(self.ids)}) or void ({_ranges(void)})"
+            raise DataError(where, wanted, found)
         return labels.astype(np.uint8)
 
     def mask(self, labels: np.ndarray) -> np.ndarray:
@@ -60,11 +62,6 @@ class ClassList:
         table = np.full(256, VOID, np.uint8)
         table[: len(self.ids)] = self.ids
         return table[labels]
-
-    def describe(self) -> str:
-        """Which numbers a mask may hold, in words."""
-        void = sorted({*self.void, *({VOID} - set(self.ids))})
-        return f"class ids of the {len(self.ids)} classes ({_ranges(self.ids)}) or void ({_ranges(void)})"
 
 
 def read_classes(path: str | Path) -> ClassList:

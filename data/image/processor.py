@@ -89,10 +89,9 @@ def read_image(
         stream: Any = io.BytesIO(source) if path is None else path.open("rb")
         start = stream.read(12)
         stream.seek(0)
-    except FileNotFoundError:
-        raise DataError(where, "an image file", "no such file") from None
-    except IsADirectoryError:
-        raise DataError(where, "an image file", "a folder") from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else "a folder"
+        raise DataError(where, "an image file", found) from None
     except (OSError, TypeError, ValueError) as error:  # TypeError: no path; ValueError: a NUL in it
         raise DataError(where, "a readable image file", shorten(str(error))) from None
     if not start:
@@ -148,25 +147,6 @@ def _upright_rgb(image: PILImage, where: str) -> PILImage:
     return image.convert("RGB")
 
 
-def normalize(images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (H, W, 3) arrays of one size to (N, 3, H, W) float: mean and std are of pixel values in 0..1."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (N, H, W, 3)
-    pixels = stacked.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, H, W)
-    pixels.sub_(torch.tensor(mean)[:, None, None]).div_(torch.tensor(std)[:, None, None])
-    return pixels.contiguous()
-
-
-def channel_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of three channels, checked.
-
-    Raises:
-        ValueError: They are none.
-    """
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
-    return tuple(map(float, mean)), tuple(map(float, std))
-
-
 class ImageProcessor:
     """Picture to a normalised (3, H, W) tensor: the evaluation path, in PIL and torch.
 
@@ -190,11 +170,13 @@ class ImageProcessor:
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
         self.size, self.resize = (int(height), int(width)), resize
-        self.mean, self.std = channel_statistics(mean, std)
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if min(self.size) < 1:
             raise ValueError(f"image size: expected at least 1, found {size}")
         if resize not in RESIZE:
             raise ValueError(f"resize: expected one of {', '.join(RESIZE)}, found {resize!r}{nearest(resize, RESIZE)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
 
     def __call__(self, source: ImageSource, name: str | None = None) -> Tensor:
         """One picture as (3, H, W) float."""
@@ -212,8 +194,11 @@ class ImageProcessor:
         return np.asarray(self._resized(image)), window
 
     def normalize(self, images: Sequence[np.ndarray]) -> Tensor:
-        """uint8 (H, W, 3) arrays to (N, 3, H, W) float."""
-        return normalize(images, self.mean, self.std)
+        """uint8 (H, W, 3) arrays of one size to (N, 3, H, W) float."""
+        stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (N, H, W, 3)
+        pixels = stacked.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, H, W)
+        pixels.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
+        return pixels.contiguous()
 
     def window(self, size: tuple[int, int]) -> Box:
         """The part of a picture of this (width, height) that the model's input shows."""

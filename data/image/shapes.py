@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,21 +25,7 @@ RGB = ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 2
 _RADIUS = ((4.8, 5.8), (8.2, 9.4))  # pixels, by size
 _REACH = (1.0, 0.96, 1.12, 1.3, 1.06, 1.0)  # half the side of a shape's box, in radii
 _PATCH = 28  # pixels; holds the largest thing
-
-
-class Drawn(Protocol):
-    """What can be drawn: places in SHAPES and COLOURS, centre and radius in pixels."""
-
-    @property
-    def shape(self) -> int: ...
-    @property
-    def colour(self) -> int: ...
-    @property
-    def x(self) -> float: ...
-    @property
-    def y(self) -> float: ...
-    @property
-    def radius(self) -> float: ...
+Drawn = Any  # what can be drawn: shape and colour, places in SHAPES and COLOURS; x, y and radius, in pixels
 
 
 def box_around(x: float, y: float, reach: float) -> tuple[float, float, float, float]:
@@ -91,11 +77,8 @@ def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:
             for _ in range(10):
                 x = reach + rng.random() * (IMAGE_SIZE - 2 * reach)
                 y = reach + rng.random() * (IMAGE_SIZE - 2 * reach)
-                for _, other_x, other_y, other_radius in places:
-                    apart = 1.18 * (radius + other_radius) + 1.5
-                    if (x - other_x) ** 2 + (y - other_y) ** 2 < apart * apart:
-                        break
-                else:
+                apart = [(1.18 * (radius + other) + 1.5, at_x, at_y) for _, at_x, at_y, other in places]
+                if all((x - at_x) ** 2 + (y - at_y) ** 2 >= far * far for far, at_x, at_y in apart):
                     places.append((size, x, y, radius))
                     break
             else:

@@ -64,10 +64,9 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
         super().__init__(source, **options)
 
     def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, ClassificationSample]]:
-        for row in read_pictures(path, self.split, self.root, problems):
-            text = row.label or ""
-            labels = [part.strip() for part in (text.split("|") if self.multi_label else [text])]
-            yield row.where, ClassificationSample(row.id, row.image, [label for label in labels if label])
+        for where, name, image, label in read_pictures(path, self.split, self.root, problems):
+            labels = (label or "").split("|") if self.multi_label else [label or ""]
+            yield where, ClassificationSample(name, image, [part.strip() for part in labels if part.strip()])
 
     def check(self, sample: ClassificationSample) -> tuple[str, str] | None:
         if sample.image is None or (isinstance(sample.image, (str, bytes)) and not sample.image):

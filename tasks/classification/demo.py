@@ -50,12 +50,9 @@ class Part(NamedTuple):
 
 
 def make(split: str, size: int | None = None, seed: int = 0) -> list[ClassificationSample]:
-    """The pictures of a split; the first ones do not depend on how many follow.
+    """The pictures of a split, all or so many; the first ones do not depend on how many follow.
 
-    Args:
-        split: train, val or test.
-        size: of pictures; None: all of the split.
-        seed: another one gives other pictures of the same kind.
+    Another seed gives other pictures of the same kind.
 
     Raises:
         ValueError: no such split.

@@ -147,25 +147,23 @@ class ClassificationModel(nn.Module):
         super().__init__()
         self.kind = backbone.split("/")[0]
         more: dict[str, Any] = dict(backbone_options or {})
-        side = (image_size, image_size)
-        transformer: dict[str, Any] = {"image_size": side, "ffn_dim": ffn_dim or 2 * embed_dim, "dropout": dropout}
+        side, ffn_dim = (image_size, image_size), ffn_dim or 2 * embed_dim
+        transformer = {"image_size": side, "ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
         if attention is not None and self.kind not in ("cct", "vit"):
             raise ValueError(f"attention: backbone {backbone!r} has no self-attention kernel to choose")
         self.backbone: nn.Module
         in_dim = embed_dim
         if backbone == "residual":
             in_dim = channels[-1]
-            self.backbone = ResidualNet(
-                channels, blocks=blocks, gate=channel_attention, stem_stride=stem_stride, **more
-            )
+            own: dict[str, Any] = {"blocks": blocks, "gate": channel_attention, "stem_stride": stem_stride}
+            self.backbone = ResidualNet(channels, **own, **more)
         elif backbone == "cct":
             pooling = "sequence" if pool == "attention" else pool
-            transformer |= {"attention": attention, "tokenizer_layers": tokenizer_layers, "pooling": pooling} | more
+            transformer |= {"tokenizer_layers": tokenizer_layers, "pooling": pooling} | more
             self.backbone = CompactTransformer(embed_dim, num_layers, num_heads, **transformer)
         elif backbone == "vit":
             pooling = "token" if pool == "attention" else pool
-            transformer |= {"attention": attention, "patch_size": patch_size, "pooling": pooling}
-            transformer |= {"resize_positions": "bicubic"} | more
+            transformer |= {"patch_size": patch_size, "pooling": pooling, "resize_positions": "bicubic"} | more
             self.backbone = VisionTransformer(embed_dim, num_layers, num_heads, **transformer)
             in_dim = transformer.get("pooler_dim") or embed_dim
         elif backbone.startswith("timm/"):
@@ -190,8 +188,6 @@ class ClassificationModel(nn.Module):
         """pixel_values: (B, 3, H, W). Returns logits (B, K)."""
         features = self.backbone(pixel_values)
         return ClassificationOutput(self.head(features.pooled if self.kind in ("cct", "vit") else features))
-
-    # Explaining -------------------------------------------------------------------------------------------------------
 
     def plan(self) -> list[Step]:
         """Who looks at whom on the way from the picture's cells to the scores; nothing where nobody does."""

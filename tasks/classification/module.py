@@ -130,17 +130,14 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
         metric.update(self.model(batch.pixel_values).logits.float(), batch.targets)
 
     def _log_metrics(self, split: str) -> None:
+        """Logs them; a picture of which class was taken for which goes beside the figures."""
         super()._log_metrics(split)
         confusion = self.metrics[split].confusion  # type: ignore[union-attr]
         if self.trainer.is_global_zero and confusion is not None and self.trainer.state.fn != "fit":
-            self._draw_confusion(split, confusion)
+            from mmattn.plot import heat_map
 
-    def _draw_confusion(self, split: str, confusion: Tensor) -> None:
-        """A picture of which class was taken for which, beside the figures."""
-        from mmattn.plot import heat_map
-
-        labels = self.data.processor.labels
-        shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
-        path = Path(self.trainer.default_root_dir) / f"confusion_{split}.png"
-        names = {"row_name": "true class", "col_name": "predicted", "value_name": "share of the true class"}
-        heat_map(shares, labels, labels, path, **names)
+            labels = self.data.processor.labels
+            shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
+            path = Path(self.trainer.default_root_dir) / f"confusion_{split}.png"
+            names = {"row_name": "true class", "col_name": "predicted", "value_name": "share of the true class"}
+            heat_map(shares, labels, labels, path, **names)

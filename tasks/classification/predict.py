@@ -19,10 +19,7 @@ from mmattn.tasks.common.labels.processor import LabelPrediction
 from mmattn.tasks.common.predictor import Predictor
 
 Item = Any  # see `image_sample`
-
-
-class ClassificationAnswer(LabelPrediction):
-    """What the model says of one picture."""
+ClassificationAnswer = LabelPrediction
 
 
 @dataclass
@@ -63,7 +60,7 @@ class ClassificationPredictor(Predictor[Item, ClassificationAnswer]):
     ) -> list[ClassificationAnswer]:
         """The class of each picture, with `top_k - 1` alternatives."""
         logits = self.model(batch.pixel_values).logits
-        return self.processor.named(ClassificationAnswer, samples, logits, top_k)  # type: ignore[no-any-return]
+        return self.processor.named(samples, logits, top_k)  # type: ignore[no-any-return]
 
     def explain_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch
@@ -77,7 +74,7 @@ class ClassificationPredictor(Predictor[Item, ClassificationAnswer]):
             raise DataError("explain", "a model that attends to the picture", str(error)) from None
         attention = self.model.attention_map(batch.pixel_values)
         explanations = []
-        for n, answer in enumerate(self.processor.named(ClassificationAnswer, samples, logits)):
+        for n, answer in enumerate(self.processor.named(samples, logits)):
             picture = load_image(samples[n].image, name=f"item {answer.id}")
             looked = None if attention is None else attention[n].cpu()
             shown = (relevance[n], looked, self.processor.image.window(picture.size), list(samples[n].regions))

@@ -8,9 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from mmattn.data.image.augment import BatchAugment
+from mmattn.data.image.augment import BatchAugment, shuffle_patches
 from mmattn.data.image.processor import ImageProcessor
 from mmattn.data.seeds import seed_of
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset, ClassificationSample
@@ -80,13 +79,10 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
 
     def ablate(self, batch: ClassificationBatch, what: str, seeds: Sequence[int] | None = None) -> ClassificationBatch:
         """Without the "arrangement": pictures are cut into patches and laid out anew, each by its own seed."""
-        H, W = batch.pixel_values.shape[2:]
-        patches = F.unfold(batch.pixel_values, HIDDEN_PATCH, stride=HIDDEN_PATCH)  # (B, C patch patch, cells)
+        H, W = (side // HIDDEN_PATCH for side in batch.pixel_values.shape[2:])
         streams = [torch.Generator().manual_seed(seed_of(seed, 0, 1)) for seed in seeds or range(len(batch))]
-        order = torch.stack([torch.randperm(patches.shape[2], generator=stream) for stream in streams])
-        patches = patches.gather(2, order[:, None].expand(-1, patches.shape[1], -1))
-        size = (H - H % HIDDEN_PATCH, W - W % HIDDEN_PATCH)
-        batch.pixel_values = F.fold(patches, size, HIDDEN_PATCH, stride=HIDDEN_PATCH)
+        orders = [torch.randperm(H * W, generator=stream) for stream in streams]
+        batch.pixel_values = shuffle_patches(batch.pixel_values, HIDDEN_PATCH, orders)
         return batch
 
     def settings(self) -> dict[str, Any]:

@@ -16,14 +16,8 @@ from mmattn.tasks.common.sources import Source
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 
 # Keywords of SegFormer, as the task's model calls them.
-NAMES = {
-    "embed_dims": "channels",
-    "num_layers": "num_blocks",
-    "num_heads": "num_heads",
-    "reductions": "reductions",
-    "attention": "attention",
-    "classifier_dropout": "dropout",
-}
+NAMES = {"embed_dims": "channels", "num_layers": "num_blocks", "classifier_dropout": "dropout"}
+NAMES |= {name: name for name in ("num_heads", "reductions", "attention")}
 BILINEAR = 2  # as preprocessor_config.json and PIL number it
 UNET = ("decoder_channels", "gates", "deep_supervision")  # keywords that decide nothing of an encoder
 

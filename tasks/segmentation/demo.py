@@ -41,11 +41,8 @@ def make(split: str, size: int | None = None) -> list[SegmentationSample]:
         raise ValueError(f"expected one of {', '.join(NUM_SCENES)}, found {split!r}")
     part = list(NUM_SCENES).index(split)
     number = NUM_SCENES[split] if size is None else size
-    samples = []
-    for n in range(number):
-        image, mask = _scene(np.random.RandomState([GENERATOR_VERSION, part, n]))
-        samples.append(SegmentationSample(f"{split}-{n:04d}", image, mask))
-    return samples
+    streams = (np.random.RandomState([GENERATOR_VERSION, part, n]) for n in range(number))
+    return [SegmentationSample(f"{split}-{n:04d}", *_scene(stream)) for n, stream in enumerate(streams)]
 
 
 def _scene(rs: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:

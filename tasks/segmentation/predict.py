@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.files import named_pictures
-from mmattn.data.image.masks import ClassList
 from mmattn.data.image.processor import load_image
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.files import atomic_write
@@ -21,46 +20,12 @@ from mmattn.tasks.common.images import image_sample
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
+from mmattn.tasks.segmentation.picture import SegmentationAnswer, SegmentationExplanation, coloured, mask_image
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
 
 Item = Any  # see `image_sample`
 TILE = 1024  # pictures larger than this are cut into tiles, unless told otherwise
-
-
-@dataclass
-class SegmentationAnswer:
-    """The classes of a picture's pixels."""
-
-    id: str
-    size: tuple[int, int]  # width and height of the picture
-    shares: dict[str, float]  # the share of the pixels of each class that was found, the largest first
-    labels: np.ndarray  # (H, W) uint8, places in the processor's class list
-    mask: str | None = None  # the PNG that was written, if one was wanted
-    overlay: str | None = None  # likewise
-
-
-@dataclass
-class SegmentationExplanation:
-    """Where the model looked."""
-
-    answer: SegmentationAnswer
-    image: Any  # a PIL image
-    class_name: str  # what `relevance` is about
-    gates: list[Tensor]  # (h, w) each: how far each gate was open, the finest first; or how much keys were looked at
-    relevance: Tensor  # (h, w) at the model's size: what of it spoke for the class
-    classes: ClassList
-
-    def save(self, path: str | Path) -> None:
-        """Write a PNG: the picture, its classes, each gate's map, and the relevance."""
-        from mmattn.tasks.segmentation.picture import draw
-
-        # Gates are seldom far from open or shut: what differs is drawn, and how much it differs said.
-        shown = [gate - gate.min() for gate in self.gates]
-        titles = [f"{g.shape[1]} x {g.shape[0]}, {float(g.min()):.2g} to {float(g.max()):.2g}" for g in self.gates]
-        titles = [f"looked at: {title}" for title in titles] + [f"speaks for {self.class_name}"]
-        shares = ", ".join(f"{name} {share:.2f}" for name, share in list(self.answer.shares.items())[:4])
-        draw(self.image, self.answer.labels, self.classes, [*shown, self.relevance], titles, shares, path)
 
 
 class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
@@ -89,8 +54,6 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
             raise DataError("--class_name", f"one of {known}", repr(options["class_name"]))
         return super().check_options(options)
 
-    # Answering --------------------------------------------------------------------------------------------------------
-
     def predict_batch(
         self,
         samples: Sequence[SegmentationSample],
@@ -104,8 +67,8 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
         """The class of each pixel of each picture; pictures of one size go through the model together.
 
         Args:
-            samples: the pictures.
-            batch: their tensors.
+            samples: as of `Predictor.predict_batch`.
+            batch: likewise.
             tile: side of the tiles of larger pictures, in pixels.
             flip: the mean of a picture and its mirror image.
             masks: folder for PNGs of class ids, one a picture.
@@ -129,29 +92,27 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
         shares = {names[k]: round(float(counts[k]), 4) for k in np.argsort(-counts, kind="stable") if counts[k] > 0}
         answer = SegmentationAnswer(sample.id, (labels.shape[1], labels.shape[0]), shares, labels)
         if masks is not None:
-            from mmattn.tasks.segmentation.picture import mask_image
-
             answer.mask = self._write(Path(masks), sample, mask_image(labels, self.processor.classes))
         if overlays is not None:
-            from mmattn.tasks.segmentation.picture import coloured
-
             pixels = coloured(load_image(sample.image, f"item {sample.id}"), labels, len(names))
             answer.overlay = self._write(Path(overlays), sample, pixels)
         return answer
 
     def _write(self, folder: Path, sample: SegmentationSample, picture: Any) -> str:
-        """Writes a PNG under the item's name; one that another item has already gets its ending too."""
+        """Writes a PNG under the item's name within the folder; one that another item has gets more after it."""
         from PIL import Image
 
-        name = Path(sample.id)
-        target = folder / name.with_suffix(".png")
-        if self._written.setdefault(str(target), sample.id) != sample.id:
-            target = folder / f"{name}.png"
+        path = Path(sample.id)
+        stem = Path(path.name if path.is_absolute() or ".." in path.parts else path).with_suffix("")
+        names = (
+            f"{stem}{more}.png" for more in ("", path.suffix, *map("-{}".format, range(2, len(self._written) + 3)))
+        )
+        target = next(
+            t for t in map(folder.joinpath, names) if self._written.setdefault(str(t), sample.id) == sample.id
+        )
         with atomic_write(target) as file:
             (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, "PNG")
         return str(target)
-
-    # Explaining -------------------------------------------------------------------------------------------------------
 
     def explain_batch(
         self,
@@ -162,15 +123,8 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
         flip: bool = False,
         class_name: str | None = None,
     ) -> list[SegmentationExplanation]:
-        """The classes of each picture's pixels, where the model looked, and what spoke for a class.
-
-        Args:
-            samples: the pictures.
-            batch: their tensors.
-            tile: as of `predict_batch`.
-            flip: likewise.
-            class_name: the class to explain; none: the rarest in the picture.
-        """
+        """The classes of each picture's pixels, where the model looked, and what spoke for the class of that name, or
+        for the rarest in the picture; tile and flip as of `predict_batch`."""
         with torch.inference_mode():
             answers = self.predict_batch(samples, batch, tile=tile, flip=flip)
         explanations = []
@@ -206,10 +160,9 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
             logits = self.model(pixel_values).logits  # (B, K, H, W)
             for calls in maps.values():
                 calls[0].retain_grad()
-            best = logits.argmax(1)  # (B, H, W)
-            rows = torch.arange(len(classes), device=logits.device)
-            own = logits[rows, torch.as_tensor(classes, device=logits.device)]  # (B, H, W)
-            there = best == torch.as_tensor(classes, device=logits.device)[:, None, None]
+            chosen = torch.as_tensor(classes, device=logits.device)[:, None, None]
+            own = logits.take_along_dim(chosen[:, None], 1)[:, 0]  # (B, H, W)
+            there = logits.argmax(1) == chosen  # (B, H, W)
             # Where the class is nowhere the best, all its scores count: what would have spoken for it.
             there = there | ~there.flatten(1).any(1)[:, None, None]
             (own * there).sum().backward()
@@ -221,8 +174,6 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
         spoke = self.model.looked_at(maps, size, gradients=True)
         self.model.zero_grad(set_to_none=True)
         return gates, torch.stack([enlarge(level[:, None], size)[:, 0] for level in spoke]).sum(0)
-
-    # The command line -------------------------------------------------------------------------------------------------
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[SegmentationSample]:
         """A folder of pictures, found at any depth; or one with `images/` as for training."""

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from mmattn.data.errors import DataError
+from mmattn.data.image.augment import shuffle_patches
 from mmattn.data.image.masks import VOID, ClassList, load_mask
-from mmattn.data.image.processor import ImageSource, channel_statistics, image_size, load_image, normalize
+from mmattn.data.image.processor import ImageProcessor, ImageSource, image_size, load_image
 from mmattn.data.processor import Processor
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.segmentation.augment import SegmentationAugment
@@ -47,7 +48,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         if len(sides) != 2 or min(sides) < 1:
             raise ValueError(f"size: expected at least 1 pixel, or (height, width), found {size}")
         self.classes = classes
-        self.mean, self.std = channel_statistics(mean, std)
+        self.image = ImageProcessor(mean=mean, std=std)
         self.counts = [int(count) for count in counts] or [0] * len(classes.names)
 
     @classmethod
@@ -55,11 +56,6 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         cls, dataset: SegmentationDataset, size: int | Sequence[int] | None = None, **options: Any
     ) -> SegmentationProcessor:
         """Classes from the data set's list, or, where it has none, from what its masks hold; pixels are counted.
-
-        Args:
-            dataset: The training data.
-            size: See the class.
-            options: Likewise: mean and std.
 
         Raises:
             DataError: A mask with a number that is in no list; or no labelled pixel at all.
@@ -84,7 +80,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
     def retarget(self, train: SegmentationDataset, given: Mapping[str, Any]) -> SegmentationProcessor:
         """Pictures as the model knows them, classes and their shares as the data have them; see `Processor`."""
         size = self.size if given["size"] is None else given["size"]
-        return type(self).fit(train, size, mean=self.mean, std=self.std)
+        return type(self).fit(train, size, mean=self.image.mean, std=self.image.std)
 
     @property
     def labels(self) -> list[str]:
@@ -160,9 +156,9 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
                 raise ValueError("collate: augment needs seeds")
             pairs = [augment(*pair, seed) for pair, seed in zip(pairs, seeds, strict=True)]
         images, masks = zip(*pairs, strict=True)
-        ground = np.round(255 * np.array(self.mean)).astype(np.uint8)
+        ground = np.round(255 * np.array(self.image.mean)).astype(np.uint8)
         return SegmentationBatch(
-            pixel_values=normalize(_filled(images, ground), self.mean, self.std),
+            pixel_values=self.image.normalize(_filled(images, ground)),
             labels=torch.from_numpy(np.stack(_filled(masks, VOID))),
             sizes=[image.shape[:2] for image in images],
             label_sizes=[mask.shape for mask in masks],
@@ -181,18 +177,17 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
             raise ConfigError(
                 f"data.hide: expected pictures and masks of one size, whole patches of {PATCH}; found {found}."
             )
-        grid = [n // PATCH for n in batch.labels.shape[1:]]
-        for row, name in enumerate(batch.ids):
-            order = torch.from_numpy(np.random.RandomState(list(name.encode())).permutation(grid[0] * grid[1]))
-            for tensor in (batch.pixel_values[row], batch.labels[row]):
-                cells = tensor.unflatten(-2, (grid[0], PATCH)).unflatten(-1, (grid[1], PATCH))  # (..., gh, p, gw, p)
-                cells = cells.transpose(-3, -2).flatten(-4, -3)[..., order, :, :]  # (..., gh gw, p, p)
-                tensor.copy_(cells.unflatten(-3, grid).transpose(-3, -2).flatten(-2).flatten(-3, -2))
+        cells = batch.labels[0].numel() // PATCH**2
+        streams = [np.random.RandomState(list(name.encode())) for name in batch.ids]
+        both = torch.cat([batch.pixel_values, batch.labels[:, None].float()], 1)  # (B, 4, H, W)
+        both = shuffle_patches(both, PATCH, [torch.from_numpy(stream.permutation(cells)) for stream in streams])
+        batch.pixel_values, batch.labels = both[:, :3].contiguous(), both[:, 3].byte()
         return batch
 
     def settings(self) -> dict[str, Any]:
         classes = {"names": list(self.classes.names), "ids": list(self.classes.ids), "void": list(self.classes.void)}
-        image = {"size": self.size, "mean": list(self.mean), "std": list(self.std)}
+        image = {**self.image.config(), "size": self.size}
+        del image["resize"]
         return {"image": image, "classes": classes, "counts": self.counts}
 
     @classmethod

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from mmattn.tasks.classification.metrics import BINS, ClassificationMetric
 from torch import Tensor
+
+from mmattn.tasks.common.labels.metrics import BINS, ClassificationMetric
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int) -> float:
@@ -45,25 +46,20 @@ def f1(scores: Tensor, truth: Tensor) -> float:
 def test_single_label_figures(part: int) -> None:
     generator = torch.Generator().manual_seed(part)
     for _ in range(100):
-        K = int(torch.randint(2, 12, (), generator=generator))
-        number = int(torch.randint(1, 40, (), generator=generator))
+        K, number = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((2, 12), (1, 40)))
         logits = 3 * torch.randn(number, K, generator=generator)
         labels = torch.randint(K, (number,), generator=generator)
         metric, targets = ClassificationMetric(K), torch.nn.functional.one_hot(labels, K).float()
-        half = number // 2
-        for rows in (slice(0, half), slice(half, number)):
-            if logits[rows].shape[0]:
-                metric.update(logits[rows], targets[rows])
+        for rows in filter(len, torch.arange(number).split([number // 2, number - number // 2])):
+            metric.update(logits[rows], targets[rows])
         values, scores = metric.compute(), logits.softmax(1)
         assert set(values) == ({"top1", "top5", "ece"} if K > 5 else {"top1", "ece"})
         assert values["top1"] == pytest.approx(top_k(scores, labels, 1), abs=1e-6)
         if K > 5:
             assert values["top5"] == pytest.approx(top_k(scores, labels, 5), abs=1e-6)
         assert values["ece"] == pytest.approx(calibration_error(scores, labels), abs=1e-5)
-        confusion = torch.zeros(K, K, dtype=torch.long)
-        for truth, best in zip(labels, scores.argmax(1), strict=True):
-            confusion[truth, best] += 1
-        assert torch.equal(metric.confusion, confusion)
+        pairs = labels * K + scores.argmax(1)
+        assert torch.equal(metric.confusion, torch.bincount(pairs, minlength=K * K).view(K, K))
         metric.reset()
         metric.update(logits[:1], targets[:1])
         assert metric.compute()["top1"] in (0.0, 1.0)
@@ -75,15 +71,13 @@ def test_multi_label_figures(part: int) -> None:
     """Classes that no sample has are among them: they have no average precision."""
     generator, absent = torch.Generator().manual_seed(part), 0
     for _ in range(100):
-        K = int(torch.randint(2, 7, (), generator=generator))
-        number = int(torch.randint(2, 40, (), generator=generator))
+        K, number = (int(torch.randint(2, high, (), generator=generator)) for high in (7, 40))
         logits = torch.randn(number, K, generator=generator)
         truth = (torch.rand(number, K, generator=generator) < 0.2).float()
         truth[0, 0] = 1  # of no sample at all nothing can be said
         metric = ClassificationMetric(K, multi_label=True)
-        half = number // 2
-        metric.update(logits[:half], truth[:half])
-        metric.update(logits[half:], truth[half:])
+        for rows in (slice(number // 2), slice(number // 2, None)):
+            metric.update(logits[rows], truth[rows])
         values, scores = metric.compute(), logits.sigmoid()
         parts = [average_precision(scores[:, k], truth[:, k]) for k in range(K)]
         found = [value for value in parts if value is not None]

@@ -10,16 +10,8 @@ from torch.export import Dim
 from mmattn.tasks.classification.model import ClassificationHead, ClassificationModel, ClassificationOutput
 from tests.tasks.base import TaskModelTests
 
-SMALL: dict[str, Any] = {
-    "num_classes": 7,
-    "image_size": 32,
-    "channels": (8, 12),
-    "embed_dim": 16,
-    "num_heads": 2,
-    "num_layers": 2,
-    "num_queries": 2,
-    "hidden_dim": 16,
-}
+SMALL: dict[str, Any] = {"num_classes": 7, "image_size": 32, "channels": (8, 12), "embed_dim": 16, "num_heads": 2}
+SMALL |= {"num_layers": 2, "num_queries": 2, "hidden_dim": 16}
 
 
 class TestClassificationModel(TaskModelTests):
@@ -79,12 +71,10 @@ class TestClassificationModel(TaskModelTests):
             torch.testing.assert_close(found.sum((1, 2)), torch.ones(3))
 
     def test_every_parameter_has_a_depth(self, model: ClassificationModel) -> None:
-        depths = model.depth_of()
+        depths, top = model.depth_of(), 2 if model.kind == "residual" else 3
         assert depths.keys() == set(model.parameters())
-        assert {depths[p] for p in model.head.parameters()} == {max(depths.values())}
+        assert {depths[p] for p in model.head.parameters()} == {max(depths.values())} == {top}
         assert min(depths.values()) == 0
-        layers = 1 if model.kind == "residual" else 2
-        assert max(depths.values()) == layers + 1
 
 
 def test_the_queries_look_where_the_object_is() -> None:
@@ -113,14 +103,13 @@ def test_the_queries_look_where_the_object_is() -> None:
     assert max(hits) > 0.9  # of two classes one may be what is left where the other is not seen
 
 
-def test_other_resolutions() -> None:
+@pytest.mark.parametrize("options", [{"backbone": "vit"}, {"backbone": "cct", "tokenizer_layers": 2}, {}])
+def test_other_resolutions(options: dict[str, Any]) -> None:
     """Positions are resized for pictures of another size, and of another shape."""
-    for options in ({"backbone": "vit"}, {"backbone": "cct", "tokenizer_layers": 2}, {}):
-        model = ClassificationModel(**{**SMALL, **options}).eval()
-        for size in ((32, 32), (48, 48), (32, 64)):
-            output = model(torch.randn(2, 3, *size))
-            assert isinstance(output, ClassificationOutput)
-            assert output.logits.shape == (2, 7)
+    model = ClassificationModel(**{**SMALL, **options}).eval()
+    for size in ((32, 32), (48, 48), (32, 64)):
+        assert isinstance(output := model(torch.randn(2, 3, *size)), ClassificationOutput)
+        assert output.logits.shape == (2, 7)
 
 
 def test_the_head_alone_over_features_of_other_sizes() -> None:
@@ -150,10 +139,10 @@ def test_unknown_names_are_refused(keywords: dict, message: str) -> None:
 
 def test_timm_backbone() -> None:
     pytest.importorskip("timm")
-    model = ClassificationModel(**{**SMALL, "image_size": 64}, backbone="timm/test_resnet").eval()
-    assert model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 7)
-    assert model.relevance(torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).shape == (2, 4, 4)
+    keywords: dict[str, Any] = {**SMALL, "image_size": 64, "backbone": "timm/test_resnet"}
+    model, pixels, classes = ClassificationModel(**keywords).eval(), torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    assert model(pixels).logits.shape == (2, 7)
+    assert model.relevance(pixels, classes).shape == (2, 4, 4)
     assert model.depth_of().keys() == set(model.parameters())
-    mean = ClassificationModel(**{**SMALL, "image_size": 64}, backbone="timm/test_resnet", pool="mean")
     with pytest.raises(ValueError, match="attends to nothing"):
-        mean.relevance(torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
+        ClassificationModel(**keywords, pool="mean").relevance(pixels, classes)

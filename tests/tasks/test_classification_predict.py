@@ -16,7 +16,7 @@ from mmattn.data.image.processor import load_image
 from mmattn.tasks.classification.demo import CLASSES, make
 from mmattn.tasks.classification.localisation import localisation
 from mmattn.tasks.classification.predict import ClassificationPredictor, load
-from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.errors import ConfigError
 from tests.pictures import ERRORS, encoded, write_album
 from tests.tasks.runs import ask, lines, run as train
 
@@ -171,10 +171,3 @@ def test_export_equals_the_model(checkpoint: Path, tmp_path: Path, predictor: Cl
     program = torch.export.load(tmp_path / "classification.pt2").module()
     example = predictor._example(6)
     torch.testing.assert_close(program(**example).logits, predictor.model(**example).logits, atol=1e-4, rtol=0)
-
-
-def test_no_model_ships_of_another_task(checkpoint: Path) -> None:
-    from mmattn.tasks.vqa.predict import load as load_vqa
-
-    with pytest.raises(CheckpointError, match="expected a model of vqa, found one of classification"):
-        load_vqa(checkpoint)

@@ -116,7 +116,7 @@ def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys:
     assert len(kept) == len(before) - 2 - 3
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in kept)
     assert second.processor.size == (48, 64)
-    assert second.processor.mean == (0.485, 0.456, 0.406)
+    assert second.processor.image.mean == (0.485, 0.456, 0.406)
     assert second.processor.classes.names == NAMES
     assert sum(second.processor.counts) == 8 * 64 * 64
     assert read(model / "config.json")["model"]["dropout"] == 0.2
@@ -158,7 +158,7 @@ def test_a_timm_backbone_below_a_unet(tmp_path: Path) -> None:
     assert len(ours) > 50
     same = [name for name in ours if not name.endswith(BUFFERS)]
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in same)
-    assert predictor.processor.mean == (0.1, 0.2, 0.3)
+    assert predictor.processor.image.mean == (0.1, 0.2, 0.3)
     assert predictor.model.head.decoder.channels == (8, 8, 8, 8)
     with pytest.raises(CheckpointError, match=r"model\.channels: .* has no such keyword"):
         fit(tmp_path / "other", f"--model.init_from {tmp_path}/timm --model.channels [8,8]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ class LabelPrediction:
     score: float  # its probability, 0..1
     alternatives: list[tuple[str, float]] = field(default_factory=list)  # the next best, with theirs
     labels: list[str] | None = None  # where classes do not exclude each other: all of at least one half
-
-
-Prediction = TypeVar("Prediction", bound=LabelPrediction)
 
 
 class LabelProcessor(Processor[S, B]):
@@ -72,7 +69,7 @@ class LabelProcessor(Processor[S, B]):
         if len(kept) < len(dataset):
             dataset.keep(kept)
 
-    def named(self, kind: type[Prediction], samples: Sequence[Any], logits: Tensor, top_k: int = 1) -> list[Prediction]:
+    def named(self, samples: Sequence[Any], logits: Tensor, top_k: int = 1) -> list[LabelPrediction]:
         """The predictions of samples by their logits (B, K), each with `top_k - 1` alternatives."""
         scores = logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
         best, order = scores.topk(min(top_k, scores.shape[1]))
@@ -80,7 +77,7 @@ class LabelProcessor(Processor[S, B]):
         for sample, row, top, ids in zip(samples, scores.tolist(), best.tolist(), order.tolist(), strict=True):
             pairs = [(self.labels[i], round(score, 4)) for i, score in zip(ids, top, strict=True)]
             several = [label for label, score in zip(self.labels, row, strict=True) if score >= 0.5]
-            found.append(kind(sample.id, *pairs[0], pairs[1:], several if self.multi_label else None))
+            found.append(LabelPrediction(sample.id, *pairs[0], pairs[1:], several if self.multi_label else None))
         return found
 
 
