@@ -93,7 +93,9 @@ def test_seeds_are_needed(processor: ASRProcessor) -> None:
 
 def test_off_is_off(processor: ASRProcessor) -> None:
     plain = processor.collate(clips())
-    assert torch.equal(processor.collate(clips(), augment=SpeechAugment(), seeds=list(range(6))).features, plain.features)
+    assert torch.equal(
+        processor.collate(clips(), augment=SpeechAugment(), seeds=list(range(6))).features, plain.features
+    )
 
 
 @pytest.mark.parametrize(
