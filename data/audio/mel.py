@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,22 +33,24 @@ STEP = 27 / math.log(6.4)  # mels a factor e above it
 
 
 class FrontEnd(ABC):
-    """Samples to what a network hears. ``KEYS`` are its settings, as files call them and as the constructor does."""
+    """Samples to what a network hears; a subclass is a dataclass of its settings."""
 
-    KIND: ClassVar[str | None] = None  # feature_extractor_type of preprocessor_config.json
-    KEYS: ClassVar[Mapping[str, str]]
+    KEYS: ClassVar[Mapping[str, str]] = {}  # what preprocessor_config.json calls the settings; none: as they are called
+    KIND: ClassVar[str | None] = None  # its feature_extractor_type
     sample_rate: int  # in Hz
-    hop: int = 1  # samples from one step of the features to the next one
+    hop: Any  # int: samples from one step of the features to the next one
 
     def config(self) -> dict[str, Any]:
         """The settings, as JSON has them."""
         kind = {} if self.KIND is None else {"feature_extractor_type": self.KIND}
-        return kind | {key: getattr(self, name) for key, name in self.KEYS.items()}
+        keys = self.KEYS or {field.name: field.name for field in fields(self)}  # type: ignore[arg-type]
+        return kind | {key: getattr(self, name) for key, name in keys.items()}
 
     @property
     def frame_seconds(self) -> float:
         """From one step of the features to the next one."""
-        return self.hop / self.sample_rate
+        seconds: float = self.hop / self.sample_rate
+        return seconds
 
     @property
     def length_seconds(self) -> float:
@@ -63,6 +66,7 @@ class FrontEnd(ABC):
         """Samples (n,) each, n at least 1 -> features (B, T, ...) and mask (B, T)."""
 
 
+@dataclass(eq=False)
 class LogMel(FrontEnd):
     """The logarithm of a mel spectrogram, in frames that are centred on every ``hop``-th sample.
 
@@ -70,46 +74,34 @@ class LogMel(FrontEnd):
     1980). What lies beyond the clip counts as silence, so that a clip in a padded batch equals itself. Equal to the
     logarithm of ``torchaudio.transforms.MelSpectrogram(pad_mode="constant")``.
 
-    Args:
-        sample_rate: In Hz.
-        n_mels: Bands, M.
-        n_fft: Samples a frame; None: 32 ms.
-        hop: Samples from frame to frame; None: 10 ms.
-        f_min: Lowest frequency in Hz.
-        f_max: Highest; None: half the sample rate.
-        eps: Added before the logarithm: of samples within -1..1, what counts as silence.
-
     >>> LogMel()(torch.zeros(8_000)).shape
     torch.Size([101, 40])
     """
 
-    KEYS: ClassVar = {key: key for key in ("sample_rate", "n_mels", "n_fft", "hop", "f_min", "f_max", "eps")}
+    sample_rate: int = 8_000  # in Hz
+    n_mels: int = 40  # bands, M
+    n_fft: Any = None  # samples a frame; None: 32 ms
+    hop: Any = None  # samples from frame to frame; None: 10 ms
+    f_min: float = 0.0  # lowest frequency in Hz
+    f_max: Any = None  # highest; None: half the sample rate
+    eps: float = 1e-6  # added before the logarithm: of samples within -1..1, what counts as silence
 
-    def __init__(
-        self,
-        sample_rate: int = 8_000,
-        n_mels: int = 40,
-        n_fft: int | None = None,
-        hop: int | None = None,
-        f_min: float = 0.0,
-        f_max: float | None = None,
-        eps: float = 1e-6,
-    ) -> None:
-        self.sample_rate, self.n_mels = int(sample_rate), int(n_mels)
-        self.n_fft = round(0.032 * sample_rate) if n_fft is None else int(n_fft)
-        self.hop = round(0.01 * sample_rate) if hop is None else int(hop)
-        self.f_min, self.f_max = float(f_min), sample_rate / 2 if f_max is None else float(f_max)
-        self.eps = float(eps)
+    def __post_init__(self) -> None:
+        rate = self.sample_rate = int(self.sample_rate)
+        self.n_mels, self.f_min, self.eps = int(self.n_mels), float(self.f_min), float(self.eps)
+        self.n_fft = round(0.032 * rate) if self.n_fft is None else int(self.n_fft)
+        self.hop = round(0.01 * rate) if self.hop is None else int(self.hop)
+        self.f_max = rate / 2 if self.f_max is None else float(self.f_max)
         for key, value in {"sample_rate": MIN_RATE, "n_mels": 1, "n_fft": 2, "hop": 1}.items():
             if getattr(self, key) < value:
                 raise ValueError(f"{key}: expected at least {value}, found {getattr(self, key)}")
-        if not 0 <= self.f_min < self.f_max <= sample_rate / 2 or self.eps <= 0:
-            raise ValueError(f"expected 0 <= f_min < f_max <= {sample_rate / 2} and eps > 0, found {self.config()}")
+        if not 0 <= self.f_min < self.f_max <= rate / 2 or self.eps <= 0:
+            raise ValueError(f"expected 0 <= f_min < f_max <= {rate / 2} and eps > 0, found {self.config()}")
         self.window = torch.hann_window(self.n_fft)
-        self.bands = mel_bands(sample_rate, self.n_fft, n_mels, self.f_min, self.f_max).float()
+        self.bands = mel_bands(rate, self.n_fft, self.n_mels, self.f_min, self.f_max).float()
         empty = int((self.bands.amax(0) <= 0).sum())
         if empty:
-            raise ValueError(f"n_mels: {empty} of {n_mels} bands hold no frequency of an n_fft of {self.n_fft}")
+            raise ValueError(f"n_mels: {empty} of {self.n_mels} bands hold no frequency of an n_fft of {self.n_fft}")
 
     def num_frames(self, num_samples: int) -> int:
         return num_samples // self.hop + 1
@@ -123,25 +115,18 @@ class LogMel(FrontEnd):
         return frames, up_to([self.num_frames(len(wave)) for wave in waves], frames.shape[1])
 
 
+@dataclass(eq=False)
 class WhisperFeatures(FrontEnd):
     """Log-mel frames as Whisper hears them (Radford et al. 2022, section 2.2).
 
     ``x = log10(max(M |STFT|^2, 1e-10))``, then ``(max(x, max(x) - 8) + 4) / 4``: 80 dB below the loudest, near -1 .. 1.
 
-    Args:
-        sample_rate: In Hz.
-        n_mels: Bands, M.
-        n_fft: Samples a frame.
-        hop: Samples from frame to frame.
-        seconds: Of a window: recordings are cut, or padded with silence, to it.
-        padding: What silence is.
-
     >>> WhisperFeatures()(torch.zeros(16_000)).shape
     torch.Size([3000, 80])
     """
 
-    KIND = "WhisperFeatureExtractor"
-    KEYS: ClassVar = {  # of preprocessor_config.json
+    KIND: ClassVar = "WhisperFeatureExtractor"
+    KEYS: ClassVar = {
         "sampling_rate": "sample_rate",
         "feature_size": "n_mels",
         "n_fft": "n_fft",
@@ -156,20 +141,16 @@ class WhisperFeatures(FrontEnd):
         "padding_side": ("right",),
         "return_attention_mask": (False, True),
     }
+    sample_rate: int = 16_000  # in Hz
+    n_mels: int = 80  # bands, M
+    n_fft: int = 400  # samples a frame
+    hop: int = 160  # samples from frame to frame
+    seconds: int = 30  # of a window: recordings are cut, or padded with silence, to it
+    padding: float = 0.0  # what silence is
 
-    def __init__(
-        self,
-        sample_rate: int = 16_000,
-        n_mels: int = 80,
-        n_fft: int = 400,
-        hop: int = 160,
-        seconds: int = 30,
-        padding: float = 0.0,
-    ) -> None:
-        self.sample_rate, self.n_mels, self.n_fft, self.hop = sample_rate, n_mels, n_fft, hop
-        self.seconds, self.padding = seconds, padding
-        self.window = torch.hann_window(n_fft)
-        self.bands = slaney_bands(sample_rate, n_fft, n_mels, 0.0, 8000.0).float()
+    def __post_init__(self) -> None:
+        self.window = torch.hann_window(self.n_fft)
+        self.bands = slaney_bands(self.sample_rate, self.n_fft, self.n_mels, 0.0, 8000.0).float()
 
     @property
     def window_frames(self) -> int:
@@ -221,21 +202,16 @@ class WhisperFeatures(FrontEnd):
         return log.clamp_min_(loudest - 8.0).add_(4.0).div_(4.0)
 
 
+@dataclass(eq=False)
 class WaveFeatures(FrontEnd):
     """Samples as wav2vec 2.0 and HuBERT hear them: of mean 0 and variance 1, recording by recording.
-
-    Args:
-        sample_rate: In Hz.
-        normalize: Off: as they are.
-        masked: The network was trained with masks (the large models); off: without (the base models).
-        padding: What stands behind the end.
 
     >>> features, mask = WaveFeatures().batch([torch.randn(500), torch.randn(400)])
     >>> features.shape, mask.sum(1).tolist()
     (torch.Size([2, 500]), [500, 400])
     """
 
-    KIND = "Wav2Vec2FeatureExtractor"
+    KIND: ClassVar = "Wav2Vec2FeatureExtractor"
     KEYS: ClassVar = {
         "sampling_rate": "sample_rate",
         "do_normalize": "normalize",
@@ -243,11 +219,11 @@ class WaveFeatures(FrontEnd):
         "padding_value": "padding",
     }
     NEUTRAL: ClassVar = {"feature_size": (1,), "padding_side": ("right",)}
-
-    def __init__(
-        self, sample_rate: int = 16_000, normalize: bool = True, masked: bool = False, padding: float = 0.0
-    ) -> None:
-        self.sample_rate, self.normalize, self.masked, self.padding = sample_rate, normalize, masked, padding
+    hop: ClassVar = 1
+    sample_rate: int = 16_000  # in Hz
+    normalize: bool = True  # off: as they are
+    masked: bool = False  # the network was trained with masks (the large models); off: without (the base models)
+    padding: float = 0.0  # what stands behind the end
 
     @property
     def length_seconds(self) -> float:

@@ -8,8 +8,9 @@ at 192 kHz takes no more memory than the mono samples that come out.
 from __future__ import annotations
 
 import io
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -31,58 +32,43 @@ UNKNOWN = 1 << 62  # soundfile's number of frames where a streamed file does not
 WIDTH, ROLLOFF = 6, 0.99  # of the resampling filter: zero crossings on a side, and its edge as a share of Nyquist
 
 
-class Resampler:
+def resample(pieces: Iterable[Tensor], source_rate: int, target_rate: int) -> Iterator[Tensor]:
     """Another sample rate, by a Hann-windowed sinc; pieces of any length in, the same samples out as of the whole.
 
     y(t) = sum_i x(i) g(t - i), g(t) = sinc(2 f t) cos^2(pi f t / w) within w zero crossings, f the lower of both
     Nyquist frequencies times a roll-off. Equal to ``torchaudio.functional.resample``.
 
     Args:
-        source_rate: Of what comes in, in Hz.
+        pieces: Samples (n,), one after the other.
+        source_rate: Theirs, in Hz.
         target_rate: Of what goes out. Where both share no factor, the ratio is rounded (by less than a millionth).
 
-    >>> resampler = Resampler(16_000, 8_000)
-    >>> len(resampler(torch.zeros(300))) + len(resampler(torch.zeros(20))) + len(resampler.finish())
+    >>> sum(map(len, resample([torch.zeros(300), torch.zeros(20)], 16_000, 8_000)))
     160
     """
-
-    def __init__(self, source_rate: int, target_rate: int) -> None:
-        ratio = Fraction(target_rate, source_rate).limit_denominator(1000)
-        self.source, self.target = ratio.denominator, ratio.numerator  # this many samples in for that many out
-        base = min(self.source, self.target) * ROLLOFF
-        self.width = math.ceil(WIDTH * self.source / base)
-        places = torch.arange(-self.width, self.width + self.source, dtype=torch.float64) / self.source
-        time = torch.arange(0, -self.target, -1, dtype=torch.float64)[:, None] / self.target + places
-        time = (time * base).clamp(-WIDTH, WIDTH)
-        window = torch.cos(time * math.pi / WIDTH / 2) ** 2
-        kernel = torch.sinc(time) * window * base / self.source
-        self.kernel = kernel.float()[:, None]  # (target, 1, 2 width + source)
-        self.waiting = torch.zeros(self.width)
-        self.taken = self.given = 0
-
-    def __call__(self, piece: Tensor) -> Tensor:
-        """The samples that can be told once this piece is known."""
-        if self.source == self.target:
-            return piece
-        self.taken += len(piece)
-        return self._run(piece)
-
-    def finish(self) -> Tensor:
-        """The last ones."""
-        if self.source == self.target:
-            return self.waiting[:0]
-        missing = math.ceil(self.target * self.taken / self.source) - self.given
-        return self._run(self.waiting.new_zeros(self.width + self.source))[:missing]
-
-    def _run(self, piece: Tensor) -> Tensor:
-        known = torch.cat([self.waiting, piece])
-        steps = max(0, (len(known) - 2 * self.width) // self.source)
-        self.waiting = known[steps * self.source :].clone()
-        if not steps:
-            return known[:0]
-        out = F.conv1d(known[None, None], self.kernel, stride=self.source)[0, :, :steps].T.reshape(-1)
-        self.given += len(out)
-        return out  # (steps * target,)
+    ratio = Fraction(target_rate, source_rate).limit_denominator(1000)
+    source, target = ratio.denominator, ratio.numerator  # this many samples in for that many out
+    if source == target:
+        yield from pieces
+        return
+    base = min(source, target) * ROLLOFF
+    width = math.ceil(WIDTH * source / base)
+    places = torch.arange(-width, width + source, dtype=torch.float64) / source
+    time = torch.arange(0, -target, -1, dtype=torch.float64)[:, None] / target + places
+    time = (time * base).clamp(-WIDTH, WIDTH)
+    window = torch.cos(time * math.pi / WIDTH / 2) ** 2
+    kernel = (torch.sinc(time) * window * base / source).float()[:, None]  # (target, 1, 2 width + source)
+    waiting, taken, given = torch.zeros(width), 0, 0
+    end: list[Tensor | None] = [None]
+    for piece in itertools.chain(pieces, end):
+        taken += 0 if piece is None else len(piece)
+        known = torch.cat([waiting, torch.zeros(width + source) if piece is None else piece])
+        steps = max(0, (len(known) - 2 * width) // source)
+        waiting = known[steps * source :].clone()
+        if steps:
+            out = F.conv1d(known[None, None], kernel, stride=source)[0, :, :steps].T.reshape(-1)  # (steps * target,)
+            yield out if piece is not None else out[: math.ceil(target * taken / source) - given]
+            given += len(out)
 
 
 def read_audio(
@@ -175,13 +161,12 @@ def _resampled(
     """Pieces of mono float32 at the wanted rate, checked."""
     where = _where(source, name)
     with _pieces(source, where, start, seconds) as (rate, pieces):
-        resampler, count = Resampler(rate, sample_rate), 0
-        for piece in pieces:
+        count = 0
+        for piece in resample(pieces, rate, sample_rate):
             count += len(piece)
-            yield resampler(piece)
+            yield piece
         if not count:
             raise DataError(where, "at least one sample" + (f" after {start} s" if start else ""), "none")
-        yield resampler.finish()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from mmattn.backbones.whisper import Whisper
 from mmattn.data.audio.mel import PREPROCESSOR, PROCESSOR, WaveFeatures, WhisperFeatures, read_features
 from mmattn.pretrained.generation import load_generation_config
 from mmattn.tasks.asr.model import PublicCTC
-from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.asr.public_processors import CTCProcessor, CTCText, WhisperProcessor, load_speech_text
 from mmattn.tasks.asr.whisper import PublicWhisper, WhisperRecogniser
 from mmattn.tasks.common.adapter import Adapter, CheckpointParts
@@ -33,8 +32,6 @@ FILES = (PREPROCESSOR, PROCESSOR, "generation_config.json", "tokenizer.json", *C
 class ASRAdapter(Adapter):
     """Reads our own models, and brings them to other data."""
 
-    predictor: ClassVar[type[Recogniser]] = Recogniser
-
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
         """Sound as the model knows it; of a new alphabet, what it knows of a token goes to the token's new place.
 
@@ -50,47 +47,20 @@ class ASRAdapter(Adapter):
         return dataclasses.replace(parts, keywords=keywords, state=state, processor=processor)
 
 
-class PublicAdapter(Adapter):
-    """Reads public networks, whose features and tokenizers lie beside them."""
-
-    predictor: ClassVar[type[Recogniser]] = Recogniser
-    front: ClassVar[type[WaveFeatures] | type[WhisperFeatures]]
-    names: ClassVar[Mapping[str, str]]  # of keywords: the network's, and what `ASRModel` calls them
-    fixed: ClassVar[Mapping[str, str]]  # keywords of `ASRModel` that say what the network is
-
-    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
-        """A public network with its features, its tokenizer and its way of writing.
-
-        Raises:
-            CheckpointError: damaged, incomplete, or parts that do not fit each other; named.
-            DataError: a file of the features or the tokenizer is missing, damaged, or asks for what is not known.
-        """
-        for name in FILES:
-            source.fetch(name)  # of the hub
-        front: Any = read_features(source.folder)
-        if not isinstance(front, self.front):
-            raise CheckpointError(f"{source.name}: expected a {self.front.KIND}, found a {front.KIND}.")
-        return self.assemble(source, front)
-
-    def assemble(self, source: Source, front: Any) -> CheckpointParts:
-        """The parts, for what the network hears."""
-        raise NotImplementedError
-
-    def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(self.fixed) | {self.names.get(key, key): value for key, value in keywords.items()}
-
-
-class CTCAdapter(PublicAdapter):
+class CTCAdapter(Adapter):
     """Reads wav2vec 2.0 and HuBERT, with or without a head of CTC."""
 
-    network, front = "wav2vec2", WaveFeatures
-    names: ClassVar = {"num_layers": "encoder_layers"}
-    fixed: ClassVar = {"encoder": "transformer", "decoder": "none", "memory": "frames"}
+    network = "wav2vec2"
 
     def build(self, keywords: Mapping[str, Any]) -> nn.Module:
         return PublicCTC(**keywords)
 
-    def assemble(self, source: Source, front: Any) -> CheckpointParts:
+    def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        fixed = {"encoder": "transformer", "decoder": "none", "memory": "frames"}
+        return fixed | {{"num_layers": "encoder_layers"}.get(key, key): value for key, value in keywords.items()}
+
+    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
+        front = read_front(source, WaveFeatures)
         converted = read_network(source, Wav2Vec2, "wav2vec 2.0 or HuBERT")
         keywords = dict(converted.keywords)
         size = keywords.pop("vocab_size")
@@ -98,12 +68,10 @@ class CTCAdapter(PublicAdapter):
         if size is None:
             letters = json.dumps({token: index for index, token in enumerate(SPECIAL)})
             tokenizer: Any = CTCText({"vocab.json": letters.encode()})
-            found = tokenizer.vocab_size
         else:
-            tokenizer, found = load_speech_text(source.folder, {"kind": "ctc"}), size
-            check_size(source, tokenizer, size)
+            tokenizer = read_texts(source, size, kind="ctc")
             state |= {f"head.ctc.{part}": converted.state[f"head.{part}"] for part in ("weight", "bias")}
-        keywords = {"vocab_size": found, "blank": tokenizer.pad_id, **keywords}
+        keywords = {"vocab_size": size or tokenizer.vocab_size, "blank": tokenizer.pad_id, **keywords}
         processor = CTCProcessor(front, tokenizer)
         return CheckpointParts(self, source.where, keywords, state, processor, headless=size is None)
 
@@ -123,21 +91,24 @@ class CTCAdapter(PublicAdapter):
         return completed(parts, {}, seed, ("head.",)) if parts.headless else parts
 
 
-class WhisperAdapter(PublicAdapter):
+class WhisperAdapter(Adapter):
     """Reads Whisper; for other data it stays as it is, but for the language and the task."""
 
-    network, front, predictor = "whisper", WhisperFeatures, WhisperRecogniser
-    names: ClassVar = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
-    fixed: ClassVar = {"encoder": "transformer", "decoder": "transformer", "memory": "frames"}
+    network, predictor = "whisper", WhisperRecogniser
 
     def build(self, keywords: Mapping[str, Any]) -> nn.Module:
         return PublicWhisper(**keywords)
 
-    def assemble(self, source: Source, front: Any) -> CheckpointParts:
+    def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        fixed = {"encoder": "transformer", "decoder": "transformer", "memory": "frames"}
+        names = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
+        return fixed | {names.get(key, key): value for key, value in keywords.items()}
+
+    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
+        front = read_front(source, WhisperFeatures)
         converted = read_network(source, Whisper, "Whisper")
         keywords = dict(converted.keywords)
-        tokenizer: Any = load_speech_text(source.folder, {"kind": "whisper", "max_len": keywords["max_len"]})
-        check_size(source, tokenizer, keywords["vocab_size"])
+        tokenizer = read_texts(source, keywords["vocab_size"], kind="whisper", max_len=keywords["max_len"])
         try:
             generation = load_generation_config(**source.place)
         except (OSError, ValueError) as error:
@@ -160,11 +131,34 @@ class WhisperAdapter(PublicAdapter):
         return CheckpointParts(self, source.where, keywords, state, processor)
 
 
-def check_size(source: Source, tokenizer: Any, size: int) -> None:
-    """Raises a CheckpointError where a network writes fewer tokens than there are."""
-    if tokenizer.vocab_size > size:
-        found = f"expected a tokenizer of at most {size} tokens, found {tokenizer.vocab_size}"
-        raise CheckpointError(f"{source.name}: {found}.")
+def read_front(source: Source, wanted: Any) -> Any:
+    """What a public network hears; fetches the files that lie beside it.
+
+    Raises:
+        CheckpointError: another network's.
+        DataError: the file is missing, damaged, or asks for what is not known; named.
+    """
+    for name in FILES:
+        source.fetch(name)  # of the hub
+    found = read_features(source.folder)
+    if not isinstance(found, wanted):
+        raise CheckpointError(f"{source.name}: expected a {wanted.KIND}, found a {found.KIND}.")
+    return found
+
+
+def read_texts(source: Source, size: int, **config: Any) -> Any:
+    """The tokenizer of a network that writes so many tokens.
+
+    Raises:
+        CheckpointError: there are more.
+        DataError: a file is missing or damaged; named.
+    """
+    found = load_speech_text(source.folder, config)
+    if found.vocab_size > size:
+        raise CheckpointError(
+            f"{source.name}: expected a tokenizer of at most {size} tokens, found {found.vocab_size}."
+        )
+    return found
 
 
 def say_lm_stays(parts: CheckpointParts) -> None:

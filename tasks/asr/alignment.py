@@ -29,6 +29,7 @@ BLANK_BIAS = -100.0  # no blanks: to be cut off where there is no sound, a word 
 CLIPS, TOKENS = 40, 6  # that are looked at for a delay, and of each clip
 BETTER = 0.01  # by which what is said must lie better on the sound, so that a delay is believed
 NEAR = 0.08  # seconds by which both borders of a word may be off, for the pointing game
+Span = tuple[int, int]  # a first and a last frame
 
 
 @dataclass
@@ -107,16 +108,10 @@ def _quietest(wave: Tensor, rate: int) -> int:
 # CTC's path -----------------------------------------------------------------------------------------------------------
 
 
-def align(log_p: Tensor, ids: Sequence[int], blank: int = BLANK) -> list[tuple[int, int]]:
+def align(log_p: Tensor, ids: Sequence[int], blank: int = BLANK) -> list[Span]:
     """The first and the last frame of each id on the likeliest path (Viterbi) that writes them.
 
-    Args:
-        log_p: (S, V), CTC's log-probabilities of one clip, without padding.
-        ids: what is said.
-        blank: its id.
-
-    Returns:
-        A pair an id; none where the clip has too few frames for them.
+    There are none where log_p, (S, V), CTC's log-probabilities of one clip without padding, has too few frames.
     """
     try:
         return ctc_align(log_p, ids, blank=blank)
@@ -124,9 +119,7 @@ def align(log_p: Tensor, ids: Sequence[int], blank: int = BLANK) -> list[tuple[i
         return []
 
 
-def widened(
-    log_p: Tensor, ids: Sequence[int], spans: Sequence[tuple[int, int]], blank: int = BLANK
-) -> list[tuple[int, int]]:
+def widened(log_p: Tensor, ids: Sequence[int], spans: Sequence[Span], blank: int = BLANK) -> list[Span]:
     """The spans that `align` gave, on a path without blanks between the first and the last of them.
 
     CTC puts a token on few frames and blanks between; without them, frames go to the token that is the likelier one
@@ -141,7 +134,7 @@ def widened(
     return [(first + begin, first + end) for begin, end in ctc_align(log_p, ids, blank=blank)]
 
 
-def surest(scores: Tensor, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[int]:
+def surest(scores: Tensor, ids: Sequence[int], spans: Sequence[Span]) -> list[int]:
     """The frame of each span in which its id scores highest, scores being (S, V); none where there are no spans."""
     return [first + int(scores[first : last + 1, i].argmax()) for i, (first, last) in zip(ids, spans, strict=False)]
 
@@ -161,9 +154,8 @@ def words_in_frames(text: str, log_p: Tensor, processor: SpeechProcessor) -> lis
         frames, or the tokenizer counts otherwise, the words share the clip evenly, and each has one.
     """
     ids, blank, S = processor.encode(text), processor.tokenizer.pad_id, len(log_p)
-    spans = align(log_p, ids, blank)
+    spans, places = align(log_p, ids, blank), processor.tokenizer.spans(text)
     wide, sure = widened(log_p, ids, spans, blank), surest(log_p, ids, spans)
-    places = processor.tokenizer.spans(text)
     words, found = list(re.finditer(r"\S+", text)), []
     for n, word in enumerate(words):
         own = [k for k, (low, high) in enumerate(places) if max(low, word.start()) < min(high, word.end())]
@@ -180,10 +172,10 @@ def place_words(
     """When each word of a text was said, fitted to the sound, and when CTC is surest of its ids.
 
     Args:
-        text: as the processor's `said` has it.
-        log_p: (S, V), CTC's log-probabilities of a clip.
+        text: as of `words_in_frames`, as log_p (S, V) and the processor.
+        log_p: see there.
         wave: (n,), the clip.
-        processor: the model's.
+        processor: see there.
         seconds: of one encoded frame.
         start: seconds before the clip.
     """

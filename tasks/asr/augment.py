@@ -8,13 +8,17 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmattn.data.seeds import Draws
+from mmattn.data.seeds import Draws, pick
 from mmattn.tasks.asr.data import ASRSample
 
+MOST = {"join": 100, "time_masks": 50, "time_width": 10_000, "freq_masks": 50, "freq_width": 1_000}  # of options
+MOST |= {"pause": 10.0, "shift": 10.0, "gain": 60.0}
 TIME_SHARE = 0.2  # of a clip, at most, a time mask hides: p of SpecAugment
 NOISE = 1 << 20  # samples of the tables of noise
 # Lengths without a prime factor above 7, whose Fourier transform is quick.
@@ -26,24 +30,12 @@ QUICK = sorted(
 FEATURES = 0x9E3779B97F4A7C15  # sets the features' draws apart from the waves'
 
 
+@dataclass
 class SpeechAugment:
     """Strings, speed, silence, loudness, noise, SpecAugment, in this order; each is off where its value is 0 or none.
 
     What is drawn for a recording depends on its own seed alone; only how many recordings a string has is drawn once a
     batch, from its first seed, so that a batch holds strings of like lengths.
-
-    Args:
-        join: Each recording becomes the first of a string of 1 to so many, the others drawn from ``attach``ed ones of
-            its speaker.
-        pause: Seconds of silence between them, drawn from 0 to this.
-        speed: Slowest and fastest factor; pitch changes with it (Ko et al. 2015, section 2).
-        shift: Seconds of silence before and after, each drawn from 0 to this.
-        gain: dB; loudness runs evenly from one value of -x .. x to another.
-        noise: Least and greatest signal-to-noise ratio in dB, of noise between white and pink.
-        time_masks: Stretches of time that are hidden (Park et al. 2019, section 2), each at most a fifth of the clip.
-        time_width: Most frames of one.
-        freq_masks: Runs of bands that are hidden.
-        freq_width: Most bands of one.
 
     Raises:
         ValueError: A value out of range, by name.
@@ -54,29 +46,27 @@ class SpeechAugment:
     (True, ['yes'])
     """
 
-    def __init__(
-        self,
-        join: int = 0,
-        pause: float = 0.3,
-        speed: Sequence[float] | None = None,
-        shift: float = 0.0,
-        gain: float = 0.0,
-        noise: Sequence[float] | None = None,
-        time_masks: int = 0,
-        time_width: int = 20,
-        freq_masks: int = 0,
-        freq_width: int = 8,
-    ) -> None:
-        limits = {"join": (join, 100), "pause": (pause, 10), "shift": (shift, 10), "gain": (gain, 60)}
-        limits |= {"time_masks": (time_masks, 50), "freq_masks": (freq_masks, 50)}
-        limits |= {"time_width": (time_width, 10_000), "freq_width": (freq_width, 1_000)}
-        for name, (value, most) in limits.items():
+    # Each recording becomes the first of a string of 1 to so many, the others from ``attach``ed ones of its speaker.
+    join: int = 0
+    pause: float = 0.3  # seconds of silence between them, drawn from 0 to this
+    speed: Sequence[float] | None = None  # slowest and fastest factor; pitch changes, too (Ko et al. 2015, section 2)
+    shift: float = 0.0  # seconds of silence before and after, each drawn from 0 to this
+    gain: float = 0.0  # dB; loudness runs evenly from one value of -x .. x to another
+    noise: Sequence[float] | None = None  # least and greatest signal-to-noise ratio in dB, of white to pink noise
+    time_masks: int = 0  # stretches of time that are hidden (Park et al. 2019, section 2), each at most a fifth of it
+    time_width: int = 20  # most frames of one
+    freq_masks: int = 0  # runs of bands that are hidden
+    freq_width: int = 8  # most bands of one
+
+    def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-                raise ValueError(f"{name}: expected 0 to {most}, found {value!r}")
-        self.join, self.pause, self.shift, self.gain = int(join), float(pause), float(shift), float(gain)
-        self.speed, self.noise = _range("speed", speed, 0.25, 4.0), _range("noise", noise, -40.0, 120.0)
-        self.time_masks, self.time_width = int(time_masks), int(time_width)
-        self.freq_masks, self.freq_width = int(freq_masks), int(freq_width)
+                raise ValueError(f"{name}: expected 0 to {most:g}, found {value!r}")
+            setattr(self, name, type(most)(value))
+        for name, (low, high) in {"speed": (0.25, 4.0), "noise": (-40.0, 120.0)}.items():
+            if getattr(self, name) is not None:
+                _check_range(name, getattr(self, name), low, high)
         self._pool: dict[str, list[ASRSample]] = {}
 
     @property
@@ -92,15 +82,15 @@ class SpeechAugment:
         return self
 
     def lengths(self, lengths: Sequence[tuple[int, int]], frame_seconds: float = 0.01) -> list[tuple[int, int]]:
-        """Frames and tokens that a sample has on average after joining, for a token budget.
+        """Frames and tokens that samples of such lengths have on average after joining, for a token budget.
 
         Args:
-            lengths: What ``ASRProcessor.lengths`` gave.
+            lengths: What ``SpeechProcessor.lengths`` gave.
             frame_seconds: Of one frame.
         """
         others = max(self.join - 1, 0) / 2  # on average
-        frames = sum(pair[0] for pair in lengths) / max(len(lengths), 1) + self.pause / 2 / frame_seconds
-        tokens = sum(pair[1] for pair in lengths) / max(len(lengths), 1)
+        frames, tokens = (sum(pair[n] for pair in lengths) / max(len(lengths), 1) for n in (0, 1))
+        frames += self.pause / 2 / frame_seconds
         extra, slow = self.shift / frame_seconds, 1.0 if self.speed is None else sum(1 / s for s in self.speed) / 2
         return [(math.ceil((f + others * frames) * slow + extra), math.ceil(t + others * tokens)) for f, t in lengths]
 
@@ -112,37 +102,29 @@ class SpeechAugment:
         seeds: Sequence[int],
         sample_rate: int,
     ) -> tuple[list[Tensor], list[str]]:
-        """Changes recordings, before features are made of them.
+        """Changes recordings, before features are made of them: waves (n,), B of them, and texts, B.
 
         Args:
-            waves: B of them, (n,) each.
+            waves: (n,) each, B of them.
             texts: What they say.
             speakers: Who says it.
             seeds: B integers.
             sample_rate: In Hz.
-
-        Returns:
-            Waves and texts, B each.
         """
         changed, said = list(waves), list(texts)
         if self.join > 1:
+            if not self._pool:
+                raise ValueError("join: needs recordings to join with; attach() gives them")
             count = random.Random(seeds[0]).randrange(self.join)  # others in each string
             for n, seed in enumerate(seeds):
-                changed[n], said[n] = self._string(waves[n], texts[n], speakers[n], seed, count, sample_rate)
+                stream, pool = random.Random(seed), self._pool.get(speakers[n]) or next(iter(self._pool.values()))
+                others = [pick(stream, pool) for _ in range(count)]
+                pauses = [stream.random() * self.pause for _ in others]
+                changed[n], _ = join_waves([waves[n], *(s.read(sample_rate) for s in others)], pauses, sample_rate)
+                said[n] = " ".join(text for text in (texts[n], *(s.text for s in others)) if text)
         draws = Draws(seeds)(9).T.tolist()  # 9 a wave
         changed = [self._change(wave, draw, sample_rate) for wave, draw in zip(changed, draws, strict=True)]
         return changed, said
-
-    def _string(self, wave: Tensor, text: str, speaker: str, seed: int, count: int, rate: int) -> tuple[Tensor, str]:
-        if not self._pool:
-            raise ValueError("join: needs recordings to join with; attach() gives them")
-        stream = random.Random(seed)
-        pool = self._pool.get(speaker) or next(iter(self._pool.values()))
-        others = [pool[int(stream.random() * len(pool))] for _ in range(count)]
-        pauses = [stream.random() * self.pause for _ in others]
-        parts = [wave, *(other.read(rate) for other in others)]
-        joined, _ = join_waves(parts, pauses, rate)
-        return joined, " ".join(part for part in (text, *(other.text for other in others)) if part)
 
     def _change(self, wave: Tensor, draws: Sequence[float], rate: int) -> Tensor:
         if self.speed is not None:
@@ -158,48 +140,32 @@ class SpeechAugment:
         return wave
 
     def features(self, features: Tensor, feature_mask: Tensor, seeds: Sequence[int]) -> Tensor:
-        """SpecAugment: what is hidden becomes zero, which is the mean.
-
-        Args:
-            features: (B, T, M), normalised.
-            feature_mask: (B, T) bool.
-            seeds: B integers.
-
-        Returns:
-            (B, T, M).
-        """
-        draws = Draws([seed ^ FEATURES for seed in seeds])
-        batch, frames, bands = features.shape
-        kept = torch.ones(batch, frames, bands, dtype=torch.bool)
-        lengths = feature_mask.sum(1)
-        for count, width, size, places in (
-            (self.time_masks, (lengths * TIME_SHARE).clamp(max=self.time_width), lengths, torch.arange(frames)),
-            (
-                self.freq_masks,
-                torch.tensor(float(min(self.freq_width, bands))),
-                torch.tensor(bands),
-                torch.arange(bands),
-            ),
+        """SpecAugment of normalised features (B, T, M) with their mask (B, T): what is hidden becomes 0, the mean."""
+        if not self.masks:
+            return features
+        draws, kept = Draws([seed ^ FEATURES for seed in seeds]), torch.ones_like(features, dtype=torch.bool)
+        bands, lengths = features.shape[2], feature_mask.sum(1)
+        for count, width, size, dim in (
+            (self.time_masks, (lengths * TIME_SHARE).clamp(max=self.time_width), lengths, 1),
+            (self.freq_masks, torch.tensor(float(min(self.freq_width, bands))), torch.tensor(bands), 2),
         ):
+            places = torch.arange(features.shape[dim])
             for _ in range(count):
                 draw = draws(2)
-                wide = (draw[0] * (width + 1)).floor().minimum(width.floor())  # (B,) or scalar: 0 to width, evenly
+                wide = (draw[0] * (width + 1)).floor().minimum(width.floor())  # (B,): 0 to width, evenly
                 first = (draw[1] * (size - wide + 1)).floor()
                 hidden = (places >= first[:, None]) & (places < (first + wide)[:, None])  # (B, T) or (B, M)
-                kept &= ~(hidden[:, :, None] if len(places) == frames and size.ndim else hidden[:, None, :])
+                kept &= ~hidden.unsqueeze(3 - dim)
         return features * kept
 
 
-def _range(name: str, given: Sequence[float] | None, low: float, high: float) -> tuple[float, float] | None:
-    if given is None:
-        return None
+def _check_range(name: str, given: Any, low: float, high: float) -> None:
     numbers = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
     if not numbers or not all(isinstance(x, (int, float)) for x in given) or not low <= given[0] <= given[1] <= high:
         raise ValueError(f"{name}: expected a least and a greatest value within {low} to {high}, found {given!r}")
-    return float(given[0]), float(given[1])
 
 
-def _between(values: tuple[float, float], draw: float) -> float:
+def _between(values: Sequence[float], draw: float) -> float:
     return values[0] + draw * (values[1] - values[0])
 
 

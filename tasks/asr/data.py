@@ -18,6 +18,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -50,19 +51,15 @@ class ASRSample:
     segment: tuple[float, float] | None = None  # seconds of the recording, from and up to; None: all of it
 
     def read(self, sample_rate: int, name: str | None = None) -> Tensor:
-        """The samples (n,) at this rate; see ``read_audio``.
-
-        Args:
-            sample_rate: In Hz.
-            name: What an error calls it; by default by its id.
-        """
+        """The samples (n,) at this rate in Hz; an error calls it by the name, or by its id. See ``read_audio``."""
         begin, end = (0.0, None) if self.segment is None else self.segment
-        seconds = None if end is None else end - begin
-        return read_audio(self.audio, sample_rate, f"item {self.id}" if name is None else name, begin, seconds)
+        return read_audio(
+            self.audio, sample_rate, name or f"item {self.id}", begin, None if end is None else end - begin
+        )
 
     def seconds(self, name: str | None = None) -> float:
         """Its duration, looked up where it is not known."""
-        return self.duration or audio_seconds(self.audio, f"item {self.id}" if name is None else name)
+        return self.duration or audio_seconds(self.audio, name or f"item {self.id}")
 
 
 @dataclass
@@ -166,28 +163,23 @@ class ASRDataset(SampleDataset[ASRSample]):
 
         def load(sample: ASRSample, where: str) -> ASRSample:
             wave = sample.read(sample_rate, where)
-            duration = len(wave) / sample_rate
-            return dataclasses.replace(sample, audio=(wave, sample_rate), duration=duration, segment=None)
+            seconds = len(wave) / sample_rate
+            return dataclasses.replace(sample, audio=(wave, sample_rate), duration=seconds, segment=None)
 
-        if sum(sample.duration for sample in self.samples) * sample_rate * 4 > max_bytes:
-            return False
-        self.preloaded(load)
-        return True
+        fits = sum(sample.duration for sample in self.samples) * sample_rate * 4 <= max_bytes
+        if fits:
+            self.preloaded(load)
+        return fits
 
 
 # The formats ----------------------------------------------------------------------------------------------------------
 
 
 def read_recordings(path: str | Path, problems: Problems, require_text: bool = True) -> Iterator[Row[ASRSample]]:
-    """The samples of a path, each with the place it stands at; problems takes the bad ones.
-
-    Args:
-        path: In any of the formats.
-        problems: Takes the bad lines.
-        require_text: Whether a line without a text is one.
+    """The samples of a path in any of the formats, each with the place it stands at.
 
     Raises:
-        DataError: The path as a whole cannot be read.
+        DataError: The path as a whole cannot be read; problems takes the bad lines, those without text where required.
     """
     path = Path(path)
     if path.is_dir():
@@ -217,22 +209,17 @@ def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row[A
 
 
 def _row(row: Mapping[str, Any], path: Path, where: str, require_text: bool) -> ASRSample:
-    key = next((key for key in AUDIO_KEYS if row.get(key)), None)
-    if key is None:
-        raise DataError(where, "audio: a path", "nothing")
-    audio, text = row[key], row.get("text")
-    if require_text and text is None:
-        raise DataError(where, "text: a text", "nothing")
-    if not isinstance(audio, str):
-        raise DataError(where, f"{key}: a path", shorten(audio))
-    if not isinstance(text, str | None):
-        raise DataError(where, "text: a text", shorten(text))
+    key = next((key for key in AUDIO_KEYS if row.get(key)), "audio")
+    audio, text = row.get(key) or None, row.get("text")
+    for name, value, optional in ((f"{key}: a path", audio, False), ("text: a text", text, not require_text)):
+        if not isinstance(value, str) and not (optional and value is None):
+            raise DataError(where, name, "nothing" if value is None else shorten(value))
     duration, offset = (_seconds(row, name, where) for name in ("duration", "offset"))
     if offset is not None and not duration:
         raise DataError(where, "a duration beside the offset", shorten(row.get("duration")))
     return ASRSample(
         id=(audio if offset is None else f"{audio}@{offset:g}") if row.get("id") in (None, "") else str(row["id"]),
-        audio=str(path.parent / audio),
+        audio=str(path.parent / str(audio)),
         text=text or "",
         duration=duration or 0.0,
         speaker=str(row.get("speaker") or ""),
@@ -245,25 +232,20 @@ def _seconds(row: Mapping[str, Any], key: str, where: str) -> float | None:
     value = row.get(key)
     if value is None or value == "":
         return None
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise DataError(where, f"{key}: seconds", shorten(value))
-    return seconds
+    with suppress(TypeError, ValueError):
+        if not isinstance(value, bool) and 0 <= (seconds := float(value)) < math.inf:
+            return seconds
+    raise DataError(where, f"{key}: seconds", shorten(value))
 
 
 def _words(given: Any, where: str) -> list[tuple[str, float, float]]:
-    try:
+    with suppress(TypeError, ValueError):
         if isinstance(given, str) and given.strip():  # a CSV's cell
             given = json.loads(given)
         rows = [] if given in (None, "") else given
         words = [(str(word), float(start), float(end)) for word, start, end in rows]
         if all(0 <= start <= end < math.inf for _, start, end in words):
             return words
-    except (TypeError, ValueError):
-        pass
     raise DataError(where, WORDS, shorten(given))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,12 @@ from mmattn.generate.ctc import Fusion
 from mmattn.tasks.asr.data import normalise
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.errors import ConfigError
+
+# Of options: the least, the greatest, and both in words.
+RANGES = dict.fromkeys(("num_beams", "val_beams"), (1.0, sys.float_info.max, "1 or more"))
+RANGES |= dict.fromkeys(("lm_weight", "consistency"), (0.0, sys.float_info.max, "0 or more"))
+RANGES |= dict.fromkeys(("ctc_weight", "search_ctc_weight"), (0.0, 1.0, "a value from 0 to 1"))
+RANGES |= {"window": (0.5, 600.0, "seconds from 0.5 to 600")}
 
 
 @dataclass
@@ -50,6 +57,13 @@ def write(model: Any, features: Tensor, mask: Tensor, processor: SpeechProcessor
     written = model.head.transcribe(memory, log_p, mask, **special, **chosen)
     rows = zip(written, log_p.cpu(), mask.sum(1).tolist(), strict=True)
     return [Heard(processor.said(ids), score, row[:length]) for (ids, score), row, length in rows]
+
+
+def check_ranges(prefix: str, **options: Any) -> None:
+    """Raises a ConfigError where an option is given and out of its range; names it, behind the prefix."""
+    for name, (least, most, words) in RANGES.items():
+        if options.get(name) is not None and not least <= options[name] <= most:
+            raise ConfigError(f"{prefix}{name}: expected {words}, found {options[name]}.")
 
 
 def check_lm(search: Mapping[str, Any], asked: Mapping[str, Any], processor: SpeechProcessor, attends: bool) -> None:

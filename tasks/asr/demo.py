@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from mmattn.data.seeds import seed_of
-from mmattn.tasks.asr.processor import ASRSample
+from mmattn.tasks.asr.data import ASRSample
 from mmattn.tasks.asr.voices import RATE, Voice, speak
 
 GENERATOR_VERSION = 1
@@ -44,54 +44,15 @@ UNSEEN = {  # by training: who else speaks in a part
     "test": Voice("hugo", pitch=118, scale=1.005, rate=0.86, breath=0.09, tilt=0.6),
 }
 
-WORDS = {
-    name: tuple(sounds)
-    for name, *sounds in (
-        line.split()
-        for line in """zero Z IH R OW
-        one W AH N
-        two T UW
-        three TH R IY
-        four F AO R
-        five F AY V
-        six S IH K S
-        seven S EH V AH N
-        eight EY T
-        nine N AY N
-        ten T EH N
-        red R EH D
-        green G R IY N
-        blue B L UW
-        black B L AE K
-        white W AY T
-        brown B R AW N
-        big B IH G
-        cat K AE T
-        cap K AE P
-        dog D AO G
-        duck D AH K
-        bird B ER D
-        pig P IH G
-        goat G OW T
-        coat K OW T
-        mat M AE T
-        bed B EH D
-        hen HH EH N
-        pen P EH N
-        den D EH N
-        sheep SH IY P
-        ship SH IH P
-        take T EY K
-        find F AY N D
-        feed F IY D
-        need N IY D
-        bring B R IH NG
-        wash W AA SH
-        the DH AH
-        and AE N D
-        near N IH R""".splitlines()
-    )
-}
+_SPELT = """
+    zero Z IH R OW, one W AH N, two T UW, three TH R IY, four F AO R, five F AY V, six S IH K S, seven S EH V AH N,
+    eight EY T, nine N AY N, ten T EH N, red R EH D, green G R IY N, blue B L UW, black B L AE K, white W AY T,
+    brown B R AW N, big B IH G, cat K AE T, cap K AE P, dog D AO G, duck D AH K, bird B ER D, pig P IH G,
+    goat G OW T, coat K OW T, mat M AE T, bed B EH D, hen HH EH N, pen P EH N, den D EH N, sheep SH IY P,
+    ship SH IH P, take T EY K, find F AY N D, feed F IY D, need N IY D, bring B R IH NG, wash W AA SH, the DH AH,
+    and AE N D, near N IH R
+"""
+WORDS = {name: tuple(sounds) for name, *sounds in map(str.split, _SPELT.split(","))}
 _NAMES = list(WORDS)
 DIGITS, NUMBERS = _NAMES[:10], _NAMES[:11]
 ADJECTIVES, NOUNS, VERBS = _NAMES[11:18], _NAMES[18:33], _NAMES[33:39]
@@ -177,14 +138,8 @@ def _clip(name: str, words: list[str], voice: Voice, rs: np.random.RandomState) 
     level = 10.0 ** (-1.5 * u[4]) * 0.95 / np.abs(sound).max()  # of the peak: 0 to -30 dB
     audio = np.floor(sound * (level * 32767) + 0.5).astype(np.float32) / 32768
     timed = [(word, *border) for word, border in zip(words, borders, strict=True)]
-    return ASRSample(
-        name,
-        (torch.from_numpy(audio), RATE),
-        " ".join(words),
-        duration=len(audio) / RATE,
-        speaker=voice.name,
-        words=timed,
-    )
+    recording, seconds = (torch.from_numpy(audio), RATE), len(audio) / RATE
+    return ASRSample(name, recording, " ".join(words), seconds, voice.name, timed)
 
 
 def sentences(split: str, num_clips: int | None = None, seed: int = 0) -> list[list[str]]:

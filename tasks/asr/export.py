@@ -54,8 +54,8 @@ class EncoderProgram(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, features: Tensor, feature_mask: Tensor) -> Scored | Listened | RecurrentListened:
-        """features (B, T, M) or (B, n), feature_mask (B, T) or (B, n) bool."""
+    def forward(self, features: Tensor, feature_mask: Tensor | None = None) -> Scored | Listened | RecurrentListened:
+        """features (B, T, M) or (B, n), feature_mask (B, T) or (B, n) bool; None: all are of one length."""
         states, mask = self.model.encode(features, feature_mask)
         log_p = self.model.head.log_probs(states)
         decoder: Any = self.model.head.decoder
@@ -65,19 +65,6 @@ class EncoderProgram(nn.Module):
             state = decoder.start(states, mask)
             return RecurrentListened(log_p, mask, *project(decoder, states), state.hidden.clone(), state.cell.clone())
         return Listened(log_p, mask, *project(decoder, decoder.encode(states, mask)))
-
-
-class AlikeProgram(nn.Module):
-    """Samples of recordings of one length to CTC's scores: what normalises over time can be told of no padding."""
-
-    def __init__(self, model: PublicCTC) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: Tensor) -> Scored:
-        """features (B, n)."""
-        states, mask = self.model.encode(features)
-        return Scored(self.model.head.log_probs(states), mask)
 
 
 class WhisperEncoder(nn.Module):
@@ -96,29 +83,21 @@ def export_recogniser(model: ASRModel, folder: Path, formats: Sequence[str]) -> 
     """Write `encoder` and, where there is a decoder, `step` programs; see `export_decoder`."""
     sources = [_example(batch, length, 3, model.num_mels) for batch, length in CLIPS]
     step = None if model.head.decoder is None else step_of(model.head.decoder)
-    return export_decoder(
-        EncoderProgram(model),
-        step,
-        sources,
-        dict.fromkeys(sources[0], FRAMES),
-        folder,
-        formats,
-        memory_length=LENGTH,
-        renamed={"frame_mask": "source_mask"},
-    )
+    places: tuple[Any, ...] = (sources, dict.fromkeys(sources[0], FRAMES), folder, formats)
+    renamed = {"frame_mask": "source_mask"}
+    return export_decoder(EncoderProgram(model), step, *places, memory_length=LENGTH, renamed=renamed)
 
 
 def export_ctc(model: PublicCTC, folder: Path, formats: Sequence[str]) -> list[str]:
     """Write an `encoder` program that gives CTC's scores; see `export_decoder`.
 
-    That of a base model, which normalises over time, takes recordings of one length.
+    That of a base model, which normalises over time and can be told of no padding, takes recordings of one length.
     """
     samples = Dim("samples", min=model.net.receptive_field + model.net.hop, max=1 << 22)  # of two frames
     sources = [_example(batch, length, 4000) for batch, length in RECORDINGS]
     if model.by_clip:
         sources = [{"features": source["features"]} for source in sources]
-    program = AlikeProgram(model) if model.by_clip else EncoderProgram(model)
-    return export_decoder(program, None, sources, dict.fromkeys(sources[0], samples), folder, formats)
+    return export_decoder(EncoderProgram(model), None, sources, dict.fromkeys(sources[0], samples), folder, formats)
 
 
 def export_whisper(net: Whisper, frames: int, folder: Path, formats: Sequence[str]) -> list[str]:

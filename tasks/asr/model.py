@@ -40,12 +40,12 @@ class ASRHead(nn.Module):
         vocab_size: V; the blank is the padding, too.
         embed_dim: E of the decoder.
         memory_dim: size of the features, E where None.
-        decoder: "transformer"; "lstm", with additive attention by default; or "none": CTC alone.
+        decoder: as of `ASRModel`, like those that follow.
         num_heads: h of the decoder.
-        ffn_dim: of the transformer's feed-forward networks.
-        decoder_layers: of them.
-        decoder_attention: the decoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
-        cross_attention: the decoder's attention to the frames.
+        ffn_dim: of a transformer.
+        decoder_layers: how many.
+        decoder_attention: {"kind": name, and the kernel's options}; none: dense.
+        cross_attention: likewise; none: of an LSTM additive.
         dropout: everywhere but in attention weights.
         blank: of CTC: an id.
 
@@ -93,15 +93,12 @@ class ASRHead(nn.Module):
             raise ValueError("decoder 'none' attends to nothing: no decoder_attention, no cross_attention")
 
     def forward(self, memory: Tensor, mask: Tensor | None, target_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Teacher forcing.
+        """Teacher forcing: CTC's logits (B, S, V), and the decoder's (B, L, V) or None.
 
         Args:
             memory: (B, S, memory_dim).
             mask: (B, S) bool, True = a real frame.
             target_ids: (B, L) long, the start token first.
-
-        Returns:
-            CTC's logits (B, S, V), and the decoder's (B, L, V) or None.
         """
         logits = None if self.decoder is None else self.decoder(memory, mask, target_ids)
         return self.ctc(memory), logits
@@ -125,7 +122,7 @@ class ASRHead(nn.Module):
         max_new_tokens: int | None = None,
         fusion: Fusion | None = None,
     ) -> list[tuple[list[int], float]]:
-        """Writes what each row says.
+        """Writes what each row says: ids without start and end, and their score.
 
         Args:
             memory: (B, S, memory_dim).
@@ -139,9 +136,6 @@ class ASRHead(nn.Module):
             length_penalty: a finished beam scores log p / length^this.
             max_new_tokens: at most so many ids; none: as many as there are frames, and the end.
             fusion: a language model that CTC's prefix beams ask, too.
-
-        Returns:
-            Ids without start and end, and their score, of each row.
 
         Raises:
             ValueError: a language model beside a decoder, which is one itself.
@@ -263,11 +257,7 @@ class ASRModel(nn.Module):
         return ASROutput(ctc_logits, mask, logits)
 
     def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
-        """Which encoded frames each token was read off: (B, L, S), rows summing to one.
-
-        Args:
-            maps: what `mmattn.explain.capture(model)` gave for one pass under teacher forcing.
-        """
+        """Which encoded frames each token was read off, (B, L, S), by what `capture` gave; see `read_off`."""
         return read_off(maps)
 
 
@@ -314,29 +304,23 @@ class PublicCTC(nn.Module):
     def _one_by_one(self, features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """As `Wav2Vec2.embed`, for so many samples (B,) of each row."""
         net, least = self.net, self.net.receptive_field
-        rows = [
-            net.convolutions(row[None, None, : max(count, least)])[0].mT
-            for row, count in zip(features, counts.tolist(), strict=True)
-        ]
-        length = int(net.frames(torch.tensor(features.shape[1])))
+        clips = [row[None, None, : max(count, least)] for row, count in zip(features, counts.tolist(), strict=True)]
+        rows, length = (
+            [net.convolutions(clip)[0].mT for clip in clips],
+            int(net.frames(torch.tensor(features.shape[1]))),
+        )
         x = torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in rows])  # (B, S, C)
-        real = torch.arange(x.shape[1], device=x.device) < net.frames(counts)[:, None]  # (B, S)
+        real = torch.arange(length, device=x.device) < net.frames(counts)[:, None]  # (B, S)
         return net.place(x, real), real
 
     def forward(self, features: Tensor, feature_mask: Tensor | None, target_ids: Tensor | None) -> ASROutput:
-        """Scores of the letters of each frame.
-
-        Args:
-            features: (B, n), samples, normalised as the weights want it.
-            feature_mask: (B, n) bool, True = of the recording; None: all is.
-            target_ids: not read: CTC looks at no text.
-        """
+        """Scores of the letters of each frame, for samples (B, n) and their mask (B, n); CTC reads no target_ids."""
         states, mask = self.encode(features, feature_mask)
         return ASROutput(self.head.ctc(states), mask, None)
 
 
 def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Tensor, blank: int = BLANK) -> Tensor:
-    """CTC's negative log-likelihood (Graves et al. 2006), a label: comparable with cross-entropy.
+    """CTC's negative log-likelihood (Graves et al. 2006), a label, a scalar: comparable with cross-entropy.
 
     A clip with fewer frames than its labels need has no alignment, and no part in it.
 
@@ -346,9 +330,6 @@ def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Ten
         labels: (B, L) long, the end last.
         label_mask: (B, L) bool, True = counts.
         blank: its id.
-
-    Returns:
-        A scalar.
     """
     log_p = logits.float().log_softmax(-1).transpose(0, 1)  # (S, B, V)
     frames, lengths = frame_mask.sum(1), label_mask.sum(1) - 1  # without the end
@@ -360,20 +341,9 @@ def consistency_loss(logits: Tensor, frame_mask: Tensor, label_mask: Tensor) -> 
     """How far CTC's two views of each clip are apart, frame by frame (CR-CTC: Yao et al. 2024, section 3).
 
     Half the sum of both Kullback-Leibler divergences; each view learns from the other as it stands, without a gradient
-    through it. As `ctc_loss`, a label.
-
-    Args:
-        logits: (2 B, S, V), all first views before all second ones.
-        frame_mask: (2 B, S) bool, True = a real frame.
-        label_mask: (2 B, L) bool, True = counts, the end among them.
-
-    Returns:
-        A scalar.
+    through it. Arguments and result as of `ctc_loss`, of 2 B rows: all first views before all second ones.
     """
     first, second = logits.float().log_softmax(-1).chunk(2)  # (B, S, V)
-    apart = sum(
-        F.kl_div(learning, taught.detach(), reduction="none", log_target=True).sum(-1)
-        for learning, taught in ((first, second), (second, first))
-    )  # (B, S)
-    kept = frame_mask[: len(first)]
-    return apart.masked_fill(~kept, 0.0).sum() / (label_mask.sum() - len(label_mask)).clamp_min(1)
+    pairs = ((first, second), (second, first))
+    apart = sum(F.kl_div(one, other.detach(), reduction="none", log_target=True).sum(-1) for one, other in pairs)
+    return apart.masked_fill(~frame_mask[: len(first)], 0.0).sum() / (label_mask.sum() - len(label_mask)).clamp_min(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from mmattn.data.text.sentences import read_sentences
 from mmattn.tasks.asr.alignment import measure_delay
 from mmattn.tasks.asr.augment import SpeechAugment
 from mmattn.tasks.asr.data import ASRBatch, ASRDataset
-from mmattn.tasks.asr.decoding import check_lm, notes, score, write
+from mmattn.tasks.asr.decoding import check_lm, check_ranges, notes, score, write
 from mmattn.tasks.asr.model import consistency_loss, ctc_loss
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
 from mmattn.tasks.common.adapter import CheckpointParts
@@ -32,6 +31,7 @@ from mmattn.tasks.common.seq2seq.model import CorpusMetric, token_loss
 
 BEAMS, CTC_WEIGHT = 5, 0.3  # of a search, where nothing else is said
 LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # and with a language model
+Losses = tuple[Tensor, dict[str, Tensor]]
 TOLD = ("sample_rate", "n_mels", "normalize", "tokenizer", "vocab_size")  # of data.*: what a public model knows itself
 
 
@@ -257,19 +257,11 @@ class ASRModule(TaskModule[ASRDataModule]):
         **training: Any,
     ) -> None:
         super().__init__(model, **training)
-        for name, value in (("ctc_weight", ctc_weight), ("search_ctc_weight", search_ctc_weight)):
-            if value is not None and not 0.0 <= value <= 1.0:
-                raise ConfigError(f"model.{name}: expected a value from 0 to 1, found {value}.")
-        for name, beams in (("val_beams", val_beams), ("num_beams", num_beams)):
-            if beams is not None and beams < 1:
-                raise ConfigError(f"model.{name}: expected 1 or more, found {beams}.")
-        if lm_weight is not None and lm_weight < 0.0:
-            raise ConfigError(f"model.lm_weight: expected 0 or more, found {lm_weight}.")
-        if not 0.0 <= consistency < math.inf:
-            raise ConfigError(f"model.consistency: expected 0 or more, found {consistency}.")
+        own = {"ctc_weight": ctc_weight, "consistency": consistency, "val_beams": val_beams, "num_beams": num_beams}
+        check_ranges("model.", **own, search_ctc_weight=search_ctc_weight, lm_weight=lm_weight)
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
-        self.consistency = consistency
-        self.val_beams, self.monitor_rate, self.freeze = val_beams, monitor_rate, freeze
+        self.consistency, self.freeze = consistency, freeze
+        self.val_beams, self.monitor_rate = val_beams, monitor_rate
         given = {"num_beams": num_beams, "ctc_weight": search_ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
         self.search = {name: value for name, value in given.items() if value is not None}
 
@@ -329,9 +321,7 @@ class ASRModule(TaskModule[ASRDataModule]):
             defaults = {"num_beams": BEAMS, "ctc_weight": CTC_WEIGHT}
         return defaults | (LM_SEARCH if has else {}) | processor.search | self.search
 
-    def losses(
-        self, batch: ASRBatch, label_smoothing: float = 0.0, consistency: float = 0.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: ASRBatch, smoothing: float = 0.0, consistency: float = 0.0) -> Losses:
         """The weighted loss and its parts."""
         output = self.model(batch.features, batch.feature_mask, batch.target_ids)
         ctc = 1.0 if output.logits is None else 0.0 if output.ctc_logits is None else self.ctc_weight
@@ -342,10 +332,10 @@ class ASRModule(TaskModule[ASRDataModule]):
             if consistency:
                 parts["consistency"] = consistency_loss(output.ctc_logits, output.frame_mask, batch.label_mask)
         if output.logits is not None:
-            parts["attention"] = token_loss(output.logits, batch.labels, batch.label_mask, label_smoothing)
+            parts["attention"] = token_loss(output.logits, batch.labels, batch.label_mask, smoothing)
         return sum(weights[name] * value for name, value in parts.items()), parts  # type: ignore[return-value]
 
-    def training_loss(self, batch: ASRBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: ASRBatch) -> Losses:
         return self.losses(batch, self.label_smoothing, self.consistency)
 
     def make_metric(self) -> CorpusMetric:

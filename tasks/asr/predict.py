@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from mmattn.data.errors import DataError, Problems, is_user_error
 from mmattn.explain import capture
 from mmattn.tasks.asr.alignment import Window, Word, align, place_words, windows
 from mmattn.tasks.asr.data import ASRSample, read_recordings
-from mmattn.tasks.asr.decoding import check_lm, write
+from mmattn.tasks.asr.decoding import check_lm, check_ranges, write
 from mmattn.tasks.asr.model import PublicCTC
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.adapter import CheckpointParts
@@ -30,12 +29,6 @@ from mmattn.tasks.common.progress import progress
 logger = logging.getLogger(__name__)
 OVERLAP = 0.2  # of a window, shared with the next one
 SILENCE = 1e-4  # from the lowest to the highest sample: three steps of 16 bits; nothing is said in less
-LIMITS = {  # of options: the least, the greatest, and both in words
-    "num_beams": (1, math.inf, "1 or more"),
-    "ctc_weight": (0.0, 1.0, "a value from 0 to 1"),
-    "lm_weight": (0.0, math.inf, "0 or more"),
-    "window": (0.5, 600.0, "seconds from 0.5 to 600"),
-}
 Item = AudioSource | Mapping[str, Any] | ASRSample
 
 
@@ -143,9 +136,7 @@ class Recogniser(Predictor[Item, Transcript]):
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in options.items() if value is not None}
-        for name, (least, most, words) in LIMITS.items():
-            if not least <= given.get(name, least) <= most:
-                raise ConfigError(f"--{name}: expected {words}, found {given[name]}.")
+        check_ranges("--", **given)
         self.check_search(given)
         return given
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -211,7 +212,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
             left_out.append(len(rows) - len(spelt[-1]))
         own, others = spelt
         if not own or (left_out[1] and not others):
-            raise ValueError(f"expected texts of signs that have an id, found none among {left_out[bool(own)]}")
+            raise ValueError(f"expected texts of signs that have an id, found none among {left_out[1 if own else 0]}")
         self.lm = Mixture.fit(own, others, order, self._ids()) if others else NGram.fit(own, order, self._ids())
         return sum(left_out)
 
@@ -226,22 +227,12 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         return self.tokenizer.to_json() + ("" if self.lm is None else self.lm.fingerprint())
 
 
+@dataclass(eq=False)
 class ASRProcessor(SpeechProcessor):
     """What turns sound into features, texts into ids and ids into text; shipped with the model.
 
     A wave loses its mean and is scaled to a peak of one, since loudness varies greatly and says nothing; its log-mel
     frames then lose their mean, a band at a time, and are divided by their deviation.
-
-    Args:
-        mel: The front end.
-        tokenizer: Of texts as ``normalise`` has them. Its padding, id 0, is CTC's blank, too.
-        units: ``characters`` or ``bpe``, for the record.
-        normalize: Mean and deviation of the ``utterance`` or of the ``train``ing set.
-        mean: Of the training set, a band; needed by ``train``.
-        std: Likewise.
-        max_seconds: The longest clip it is meant for; what is longer is heard in windows.
-        search: How the model was measured, for whoever loads it (beams and the like).
-        delay: Seconds by which CTC says things later than they are heard; word times are earlier by it.
 
     >>> clips = ASRDataset([ASRSample("1", (torch.randn(8000), 8000), "yes no")])
     >>> processor = ASRProcessor.fit(clips)
@@ -249,35 +240,29 @@ class ASRProcessor(SpeechProcessor):
     (torch.Size([101, 40]), 'no yes')
     """
 
-    KEYS = frozenset({"mel", "tokenizer", "lm_order", *OWN})
+    KEYS: ClassVar = frozenset({"mel", "tokenizer", "lm_order", *OWN})
     LATER: ClassVar = {"delay": 0.0, "lm_order": 0}
-    tokenizer: TextProcessor
+    mel: LogMel
+    tokenizer: TextProcessor  # of texts as ``normalise`` has them; its padding, id 0, is CTC's blank, too
+    units: str = "characters"  # or ``bpe``, for the record
+    normalize: str = "utterance"  # whose mean and deviation features lose, or those of the ``train``ing set
+    mean: Sequence[float] | None = None  # of the training set, a band; needed by ``train``
+    std: Sequence[float] | None = None  # likewise
+    max_seconds: float = 20.0  # see ``SpeechProcessor``, as the next
+    search: dict[str, Any] = field(default_factory=dict)
+    delay: float = 0.0
 
-    def __init__(
-        self,
-        mel: LogMel,
-        tokenizer: TextProcessor,
-        units: str = "characters",
-        normalize: str = "utterance",
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        max_seconds: float = 20.0,
-        search: Mapping[str, Any] | None = None,
-        delay: float = 0.0,
-    ) -> None:
-        for name, value, known in (("tokenizer", units, TOKENIZERS), ("normalize", normalize, NORMALIZE)):
+    def __post_init__(self) -> None:
+        for name, value, known in (("tokenizer", self.units, TOKENIZERS), ("normalize", self.normalize, NORMALIZE)):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, found {value!r}{nearest(value, known)}")
-        if normalize == "train" and (mean is None or std is None or {len(mean), len(std)} != {mel.n_mels}):
-            raise ValueError(f"mean and std: expected {mel.n_mels} numbers each, found {mean} and {std}")
-        if max_seconds <= 0:
-            raise ValueError(f"max_seconds: expected more than 0, found {max_seconds}")
-        self.front = self.mel = mel
-        self.tokenizer, self.units, self.normalize = tokenizer, units, normalize
-        self.mean, self.std = (None if v is None else [float(x) for x in v] for v in (mean, std))
-        self.max_seconds, self.search, self.delay = float(max_seconds), dict(search or {}), float(delay)
-        if tokenizer.pad_id != 0:
-            raise ValueError(f"tokenizer: expected the padding, CTC's blank, to be id 0, found {tokenizer.pad_id}")
+        if self.normalize == "train" and [len(given or ()) for given in (self.mean, self.std)] != 2 * [self.mel.n_mels]:
+            raise ValueError(f"mean and std: expected {self.mel.n_mels} numbers each, found {self.mean} and {self.std}")
+        if self.max_seconds <= 0:
+            raise ValueError(f"max_seconds: expected more than 0, found {self.max_seconds}")
+        if self.tokenizer.pad_id != 0:
+            raise ValueError(f"tokenizer: expected the padding, CTC's blank, to be id 0, found {self.tokenizer.pad_id}")
+        self.front, self.max_seconds, self.delay = self.mel, float(self.max_seconds), float(self.delay)
 
     @classmethod
     def fit(  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""The processors of public speech models: their own front ends and tokenizers, and how they write.
+"""The processors of public speech models, with the tokenizers that lie in their folders.
 
 wav2vec 2.0 and HuBERT hear samples and write letters by CTC; Whisper hears windows of log-mel frames and writes behind
 a prompt.
@@ -7,11 +7,11 @@ a prompt.
 from __future__ import annotations
 
 import bisect
-import copy
 import dataclasses
 import json
 import re
 from collections.abc import KeysView, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -99,7 +99,7 @@ class CTCText(SpeechText):
     }
 
     def __init__(self, files: Mapping[str, bytes], max_len: int = 512) -> None:
-        super().__init__(self.KIND, files, max_len=max_len)
+        super().__init__("ctc", files, max_len=max_len)
 
     def _open(self) -> None:
         vocabulary, about, special = (
@@ -107,10 +107,9 @@ class CTCText(SpeechText):
         )
         if not vocabulary or not all(isinstance(index, int) for index in vocabulary.values()):
             raise DataError("vocab.json", "letters and their ids, of one language", shorten(vocabulary))
-        settings = special | about
-        self._ids: dict[str, int] = vocabulary
+        self._ids, settings = vocabulary, special | about
         self._letters = {index: letter for letter, index in vocabulary.items()}
-        self.vocab_size = max(vocabulary.values()) + 1
+        self.vocab_size = max(self._letters) + 1
         tokens = {name: _content(settings.get(key, usual)) for name, (key, usual) in self.SPECIAL.items()}
         self.between = _content(settings.get("word_delimiter_token", "|"))
         self.lowered = bool(settings.get("do_lower_case", False))
@@ -186,10 +185,11 @@ class PublicProcessor(SpeechProcessor):
     KIND: ClassVar[str]
     PARTS: ClassVar[tuple[type, type]]  # of front end and tokenizer
     OWN: ClassVar[tuple[str, ...]]  # the constructor's other keywords, kept as they are
+    LATER: ClassVar = {"lm_order": 0}
     front: Any
 
     def settings(self) -> dict[str, Any]:
-        parts = {"features": self.front.config(), "tokenizer": self.tokenizer.config()}
+        parts = {"features": self.front.config(), "tokenizer": self.tokenizer.config(), "lm_order": self.lm_order}
         return {"kind": self.KIND, **parts, **{name: getattr(self, name) for name in self.OWN}}
 
     @classmethod
@@ -198,20 +198,16 @@ class PublicProcessor(SpeechProcessor):
         for found, wanted in zip(parts, cls.PARTS, strict=True):
             if not isinstance(found, wanted):
                 raise TypeError(f"expected {wanted.__name__}, found {type(found).__name__}")
-        return cls(*parts, **{name: config[name] for name in cls.OWN})  # type: ignore[call-arg]
+        found = cls(*parts, **{name: config[name] for name in cls.OWN})  # type: ignore[call-arg]
+        return found.with_lm(folder, config["lm_order"])
 
 
+@dataclass(eq=False)
 class CTCProcessor(PublicProcessor):
     """Samples in, letters by CTC out: wav2vec 2.0 and HuBERT.
 
     The padding of a batch is masked, whatever the folder says: a recording alone is the measure, and a batch must give
     the same. Texts are learnt normalised, in the case that the letters have.
-
-    Args:
-        front: How samples are normalised.
-        tokenizer: Letters and their ids; its padding is CTC's blank.
-        max_seconds: The longest clip it is meant for; what is longer is heard in windows.
-        search: How the model was measured.
 
     >>> letters = {token: index for index, token in enumerate(["<pad>", "|", *"ABC"])}
     >>> tokenizer = CTCText({"vocab.json": json.dumps(letters).encode()})
@@ -220,22 +216,18 @@ class CTCProcessor(PublicProcessor):
     'A CAB'
     """
 
-    KIND, PARTS, OWN = "ctc", (WaveFeatures, CTCText), ("max_seconds", "search")
-    KEYS = frozenset({"kind", "features", "tokenizer", "lm_order", *OWN})
-    LATER: ClassVar = {"lm_order": 0}
+    KIND: ClassVar = "ctc"
+    PARTS: ClassVar = (WaveFeatures, CTCText)
+    OWN: ClassVar = ("max_seconds", "search")
+    KEYS: ClassVar = frozenset({"kind", "features", "tokenizer", "lm_order", *OWN})
+    front: WaveFeatures
     tokenizer: CTCText
+    max_seconds: float = HEARD
+    search: dict[str, Any] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        front: WaveFeatures,
-        tokenizer: CTCText,
-        max_seconds: float = HEARD,
-        search: Mapping[str, Any] | None = None,
-    ) -> None:
-        if max_seconds <= 0:
-            raise ValueError(f"max_seconds: expected more than 0, found {max_seconds}")
-        self.front, self.tokenizer = front, tokenizer
-        self.max_seconds, self.search = float(max_seconds), dict(search or {})
+    def __post_init__(self) -> None:
+        if self.max_seconds <= 0:
+            raise ValueError(f"max_seconds: expected more than 0, found {self.max_seconds}")
 
     def picture(self, wave: Tensor) -> tuple[Tensor, float]:
         mel = LogMel(self.sample_rate, PICTURE_BANDS)
@@ -255,70 +247,49 @@ class CTCProcessor(PublicProcessor):
         """In the case that the model's letters have, sign by sign."""
         if self.tokenizer.lowered:
             return text  # the tokenizer does it
-        known = {" ", *self.tokenizer.letters}
-        return "".join(
-            next((form for form in (sign, sign.upper(), sign.lower()) if form in known), sign) for sign in text
-        )
-
-    def unknown(self, texts: Sequence[str]) -> list[str]:
-        """The signs of texts that the model has no letter for, in the case that its letters have."""
-        letters = {letter for letter in self.tokenizer.letters if len(letter) == 1}
-        upper = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
-        signs = {sign for text in texts for sign in self._spelt(normalise(text)) if sign != " "}
-        cased = {sign.upper() if upper and len(sign.upper()) == 1 else sign for sign in signs}
-        return sorted(cased - letters)
+        known, forms = {" ", *self.tokenizer.letters}, ((sign, sign.upper(), sign.lower()) for sign in text)
+        return "".join(next((form for form in three if form in known), three[0]) for three in forms)
 
     def retarget(self, train: ASRDataset, given: Mapping[str, Any]) -> Self:
-        """The letters that the model knows stay, new ones join them.
+        """The letters that the model knows stay, new ones join them, in the case that its letters have.
 
         Args:
             train: The training data.
             given: ``max_seconds``; and ``size``, of the model's vocabulary, which new ids follow.
         """
-        tokenizer, missing = self.tokenizer, self.unknown([sample.text for sample in train.samples])
+        tokenizer, letters = self.tokenizer, {letter for letter in self.tokenizer.letters if len(letter) == 1}
+        upper = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
+        signs = {sign for sample in train.samples for sign in self._spelt(normalise(sample.text)) if sign != " "}
+        missing = {sign.upper() if upper and len(sign.upper()) == 1 else sign for sign in signs} - letters
         if missing:
-            first = given.get("size", tokenizer.vocab_size)
-            vocabulary = json.loads(tokenizer.files["vocab.json"]) | {sign: first + n for n, sign in enumerate(missing)}
+            new = enumerate(sorted(missing), given.get("size", tokenizer.vocab_size))
+            vocabulary = json.loads(tokenizer.files["vocab.json"]) | {sign: index for index, sign in new}
             content = json.dumps(vocabulary, ensure_ascii=False, sort_keys=True).encode()
             tokenizer = CTCText(tokenizer.files | {"vocab.json": content}, tokenizer.max_len)
         return type(self)(self.front, tokenizer, given.get("max_seconds") or HEARD, self.search_without_lm())
 
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "lm_order": self.lm_order}
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
-        return super().from_config(config, folder).with_lm(folder, config["lm_order"])
-
-
+@dataclass(eq=False)
 class WhisperProcessor(PublicProcessor):
     """Windows of log-mel frames in, text behind a prompt out: Whisper.
 
     Texts are learnt as the data have them, with the blank before the first word that Whisper writes.
-
-    Args:
-        front: Log-mel frames of a window.
-        tokenizer: Whisper's.
-        generation: As ``generation_config.json`` has it: languages, tasks, what is suppressed, beams.
-        prompt: The ids behind which texts are learnt: start, language, task, and that there are no timestamps; none
-            where the language is not told.
-        search: How the model was measured.
     """
 
-    KIND, PARTS, OWN = "whisper", (WhisperFeatures, WhisperText), ("generation", "prompt", "search")
-    KEYS = frozenset({"kind", "features", "tokenizer", *OWN})
+    KIND: ClassVar = "whisper"
+    PARTS: ClassVar = (WhisperFeatures, WhisperText)
+    OWN: ClassVar = ("generation", "prompt", "search")
+    KEYS: ClassVar = frozenset({"kind", "features", "tokenizer", "lm_order", *OWN})
+    front: WhisperFeatures
     tokenizer: WhisperText
+    generation: dict[str, Any]  # as generation_config.json has it: languages, tasks, what is suppressed, beams
+    # The ids behind which texts are learnt: start, language, task, and that there are no timestamps; none where the
+    # language is not told.
+    prompt: Sequence[int] = ()
+    search: dict[str, Any] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        front: WhisperFeatures,
-        tokenizer: WhisperText,
-        generation: Mapping[str, Any],
-        prompt: Sequence[int] = (),
-        search: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.front, self.tokenizer, self.max_seconds = front, tokenizer, float(front.seconds)
-        self.generation, self.prompt, self.search = dict(generation), [int(i) for i in prompt], dict(search or {})
+    def __post_init__(self) -> None:
+        self.max_seconds = float(self.front.seconds)
 
     @property
     def languages(self) -> Mapping[str, int]:
@@ -330,8 +301,7 @@ class WhisperProcessor(PublicProcessor):
         given = {name: value for name, value in (("language", language), ("task", task)) if value is not None}
         if self.prompt and not given:
             return self
-        told = copy.copy(self)
-        told.generation = self.generation | given
+        told = dataclasses.replace(self, generation=self.generation | given)
         config = dataclasses.replace(told.speech_config(), return_timestamps=False)
         try:
             told.prompt = [] if config.detects else config.prompts(1)[0]

@@ -38,16 +38,12 @@ class Phone:
 
     kind: str  # vowel, glide, nasal, fricative, stop, aspirate
     length: float  # milliseconds; of a stop: its closure
-    formants: tuple[tuple[float, float, float], ...]  # Hz, of a man; two where it glides
+    formants: tuple[tuple[float, ...], ...]  # Hz, of a man; two where it glides
     voiced: float = 1.0  # loudness of the voice
     noise: float = 0.0  # loudness of the noise made in the mouth
     centre: float = 2000.0  # Hz, of that noise
     width: float = 2000.0  # Hz
     pull: float = 0.3  # 0 to 1: how far the second resonance follows the vowel's beside it
-
-
-def _vowel(length: float, *formants: tuple[float, float, float]) -> Phone:
-    return Phone("vowel", length, formants)
 
 
 def _stop(voiced: float, noise: float, place: str) -> Phone:
@@ -59,20 +55,18 @@ def _stop(voiced: float, noise: float, place: str) -> Phone:
     return Phone("stop", 50.0 if voiced else 58.0, (formants,), voiced, noise, centre, width, pull)
 
 
+# Milliseconds, and resonances in Hz; two of them where it glides.
+_VOWELS = """
+    IY 125 280 2250 2950, IH 85 400 1920 2560, EH 95 550 1770 2490, AE 130 690 1660 2430, AA 130 740 1130 2440,
+    AO 130 570 850 2410, AH 90 630 1210 2450, ER 125 480 1320 1680, UW 120 310 900 2240,
+    EY 140 500 1820 2500 330 2150 2700, AY 165 720 1180 2440 400 1950 2560, OW 145 560 1030 2380 380 780 2280,
+    AW 165 720 1260 2440 420 900 2280
+"""
 PHONES = {
-    "IY": _vowel(125, (280, 2250, 2950)),
-    "IH": _vowel(85, (400, 1920, 2560)),
-    "EH": _vowel(95, (550, 1770, 2490)),
-    "AE": _vowel(130, (690, 1660, 2430)),
-    "AA": _vowel(130, (740, 1130, 2440)),
-    "AO": _vowel(130, (570, 850, 2410)),
-    "AH": _vowel(90, (630, 1210, 2450)),
-    "ER": _vowel(125, (480, 1320, 1680)),
-    "UW": _vowel(120, (310, 900, 2240)),
-    "EY": _vowel(140, (500, 1820, 2500), (330, 2150, 2700)),
-    "AY": _vowel(165, (720, 1180, 2440), (400, 1950, 2560)),
-    "OW": _vowel(145, (560, 1030, 2380), (380, 780, 2280)),
-    "AW": _vowel(165, (720, 1260, 2440), (420, 900, 2280)),
+    name: Phone("vowel", float(length), tuple(tuple(map(float, hertz[n : n + 3])) for n in range(0, len(hertz), 3)))
+    for name, length, *hertz in map(str.split, _VOWELS.split(","))
+}
+PHONES |= {
     "W": Phone("glide", 60, ((300, 620, 2200),), 0.6, pull=0.1),
     "L": Phone("glide", 60, ((350, 1080, 2750),), 0.55, pull=0.2),
     "R": Phone("glide", 65, ((330, 1120, 1480),), 0.6, pull=0.1),
@@ -161,15 +155,13 @@ def _pieces(voice: Voice, phones: list[str], at: int, last: bool, rs: np.random.
             f1, f3 = (vowel.formants[0][0], vowel.formants[0][2]) if phone.kind == "aspirate" else (f1, f3)
         targets.append([f1 * voice.scale, f2 * voice.scale, f3 * voice.scale])
     centre = phone.centre if phones[at] not in ("K", "G") else 1.05 * targets[0][1] / voice.scale
-    mouth = [min(centre * (0.5 + 0.5 * voice.scale), 3850.0), phone.width]
-    loud = 0.8 + 0.4 * u[4]
-    nasal = 1.0 if phone.kind == "nasal" else 0.0
-    accent = 0.02 + 0.12 * u[5] if phone.kind == "vowel" else 0.0
+    mouth, loud = [min(centre * (0.5 + 0.5 * voice.scale), 3850.0), phone.width], 0.8 + 0.4 * u[4]
+    nasal, accent = float(phone.kind == "nasal"), 0.02 + 0.12 * u[5] if phone.kind == "vowel" else 0.0
+    pieces: list[list[float]] = []
 
     def piece(milliseconds: float, voiced: float, breath: float, noise: float, at: list[float] = targets[0]) -> None:
         pieces.append([milliseconds, *at, nasal, *mouth, voiced, breath, noise, accent])
 
-    pieces: list[list[float]] = []
     if phone.kind == "vowel":
         middle = [(a + b) / 2 for a, b in zip(targets[0], targets[-1], strict=True)]
         steps = [targets[0], middle, targets[1]] if len(targets) == 2 else targets

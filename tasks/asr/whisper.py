@@ -24,6 +24,7 @@ from mmattn.tasks.asr.predict import SILENCE, ASRExplanation, Recogniser, Transc
 from mmattn.tasks.asr.public_processors import WhisperProcessor
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.progress import progress
+from mmattn.tasks.common.seq2seq.model import below
 
 
 @dataclass
@@ -60,13 +61,7 @@ class PublicWhisper(nn.Module):
         self.net = Whisper(**keywords)
 
     def forward(self, features: Tensor, feature_mask: Tensor, target_ids: Tensor) -> ASROutput:
-        """Teacher forcing.
-
-        Args:
-            features: (B, T, M), whole windows.
-            feature_mask: (B, T) bool, True = of the recording; the network hears the silence behind it, too.
-            target_ids: (B, L) long, the prompt first.
-        """
+        """Teacher forcing, see `ASRModel.forward`, for whole windows; the network hears the silence in them, too."""
         return ASROutput(None, self.net.halved(feature_mask), self.net(features, None, target_ids))
 
     @torch.inference_mode()
@@ -80,8 +75,8 @@ class PublicWhisper(nn.Module):
 
     def write(self, features: Tensor, processor: WhisperProcessor, **search: Any) -> list[Heard]:
         """What each clip of a batch says; search as `WhisperProcessor.speech_config` takes it."""
-        found = self.hear(features, processor.speech_config(**search))
-        return [Heard(processor.said(spoken.ids), spoken.score, None) for spoken in found]
+        heard = self.hear(features, processor.speech_config(**search))
+        return [Heard(processor.said(spoken.ids), spoken.score, None) for spoken in heard]
 
     @torch.inference_mode()
     def attention(
@@ -95,15 +90,11 @@ class PublicWhisper(nn.Module):
             ids: L ids of text.
             heads: layer and head of each that follows the sound; none: all in the upper half of the layers.
         """
-        net = self.net
-        forced = torch.tensor([[*prompt, *ids]], device=memory.device)
-        with capture(net.decoder) as maps:
-            net.decode(forced, memory)
-        layers = [maps[f"layers.{n}.cross_attention"][0][0] for n in range(len(net.decoder.layers))]  # (h, P + L, S)
-        if heads:
-            weights = torch.stack([layers[layer][head] for layer, head in heads])
-        else:
-            weights = torch.cat(layers[len(layers) // 2 :])
+        with capture(self.net.decoder) as maps:
+            self.net.decode(torch.tensor([[*prompt, *ids]], device=memory.device), memory)
+        layers = [found[0] for found in below(maps, "cross_attention")]  # (h, P + L, S) each
+        upper = torch.cat(layers[len(layers) // 2 :])
+        weights = torch.stack([layers[layer][head] for layer, head in heads]) if heads else upper
         return weights[:, len(prompt) - 1 :].float().cpu()
 
     def words(
@@ -247,8 +238,8 @@ class WhisperRecogniser(Recogniser):
             yield Window(first, 0.0, 0.0, float("inf"), len(first) / self.processor.sample_rate)
             return
         config = self._config(options)
-        known = config.no_timestamps_token_id  # old folders do not say it
-        known = self.processor.tokenizer.no_timestamps_id if known is None else known
+        known = config.no_timestamps_token_id
+        known = self.processor.tokenizer.no_timestamps_id if known is None else known  # old folders do not say it
         config = replace(config, return_timestamps=True, no_timestamps_token_id=known)
         top = WhisperStream(self.processor.front, read()).loudest()
         stream = WhisperStream(self.processor.front, read(), top, SILENCE)
@@ -288,13 +279,10 @@ class WhisperRecogniser(Recogniser):
         return Stretch(self._text(ids), 0, states, closed=False)
 
     def predict_batch(self, samples: Sequence[Window], batch: tuple[Tensor, Tensor], **search: Any) -> list[Transcript]:  # type: ignore[override]
-        """What recordings of at most a window say.
+        """What recordings of at most a window say; see `Recogniser.predict_batch`.
 
-        Args:
-            samples: B of them, each a window of its own.
-            batch: features (B, T, M) and their mask (B, T).
-            search: num_beams, language ("de", "German"; None: it is heard), task ("transcribe", "translate") and the
-                other fields of `SpeechConfig`.
+        Options are num_beams, language ("de", "German"; None: it is heard), task ("transcribe", "translate") and the
+        other fields of `SpeechConfig`.
         """
         spoken = self.model.hear(batch[0], self._config(search))
         return [self._told(window.wave, found) for window, found in zip(samples, spoken, strict=True)]
@@ -327,14 +315,10 @@ class WhisperRecogniser(Recogniser):
 
     def _explain(self, sample: ASRSample, options: Mapping[str, Any]) -> ASRExplanation:
         """When each word was said, and where the heads that follow the sound looked."""
-        unheard = Transcript(sample.id, "", duration=self.open(sample, self.window)[0])
-        if unheard.duration > self.window:
-            check_explainable(unheard, self.window)
-        wave = sample.read(self.processor.sample_rate)
-        if not audible(wave):
-            check_explainable(unheard, self.window)
-        (spoken,) = self.model.hear(self.processor.features(wave)[None].to(self.device), self._config(options))
-        transcript = self._told(wave, spoken, sample.id)
+        transcript = Transcript(sample.id, "", duration=self.open(sample, self.window)[0])
+        if transcript.duration <= self.window and audible(wave := sample.read(self.processor.sample_rate)):
+            (spoken,) = self.model.hear(self.processor.features(wave)[None].to(self.device), self._config(options))
+            transcript = self._told(wave, spoken, sample.id)
         check_explainable(transcript, self.window)
         stretch, heads = self._whole(wave, spoken.ids), self.processor.generation.get("alignment_heads")
         weights = self.model.attention(spoken.memory, spoken.prompt, stretch.ids, heads).mean(0)  # (L + 1, S)
