@@ -11,7 +11,7 @@ from mmattn.backbones.audio import AudioEncoder, ConvSubsampling, chunk_mask
 from mmattn.backbones.conformer import Conformer, ConformerLayer, ConvolutionModule, DepthwiseConv
 from mmattn.backbones.recurrent import RecurrentDecoder
 from mmattn.generate import GenerationConfig
-from tests.conftest import refused, slow_but_first
+from tests.conftest import refused
 
 KINDS = AudioEncoder.KINDS
 NEEDED = {"sliding_window": {"window": 3}, "local": {"window": 3}, "low_rank": {}}
@@ -174,8 +174,9 @@ class TestAudioEncoder:
         (states * torch.randn_like(states))[mask].sum().backward()
         assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
-    @pytest.mark.parametrize("kind", slow_but_first(reversed(KINDS)))
-    @pytest.mark.parametrize("keywords", slow_but_first([{}, {"chunk_frames": 3, "left_chunks": 1}]), ids=str)
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("keywords", [{}, {"chunk_frames": 3, "left_chunks": 1}], ids=str)
     def test_export_at_other_sizes(self, kind, keywords):
         net, dims = make(kind, **keywords), {0: Dim.AUTO, 1: Dim.AUTO}
         program = export(net, clips(20, 13), dynamic_shapes={"features": dims, "feature_mask": dims}).module()

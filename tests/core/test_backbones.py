@@ -119,6 +119,7 @@ class TestGridEncoder:
         image = torch.randn(2, 3, 24, 40)
         torch.testing.assert_close(model(image), model.encoder.norm(model.stem(image).movedim(1, -1)).movedim(-1, 1))
 
+    @pytest.mark.slow
     def test_export_at_other_sizes(self):
         model = GridEncoder(build_stem("conv", 8), 8, 1, 2).eval()
         shapes = {"pixel_values": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}}

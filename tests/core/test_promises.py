@@ -37,7 +37,12 @@ def kind_of(row):
     return next((kind for kind, others in LIKE.items() if name in others), name)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def family_of(row):
+    """Public families count as one, all else as itself."""
+    return kind_of(row) if kind_of(row) in ("BERT", "ViT") else row.name
+
+
+@pytest.mark.parametrize("row", slow_but_first(ROWS, family_of), ids=lambda row: row.name)
 @pytest.mark.parametrize("column", [name for name in COLUMNS if name != EXPORT])
 def test_promise(row, column):
     found = COLUMNS[column](row)

@@ -21,7 +21,8 @@ def test_text(pad_id, tmp_path):
     assert_onnx_equals_eager(model, draw(2, 5), [draw(3, 9), draw(1, 2)], (size, size), tmp_path)
 
 
-@pytest.mark.parametrize("resize", slow_but_first([None, "bicubic", "bicubic_antialias"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("resize", [None, "bicubic", "bicubic_antialias"])
 def test_images(resize, tmp_path):
     model = VisionTransformer(8, 1, 2, image_size=(16, 24), patch_size=8, resize_positions=resize)
     dynamic = {0: Dim.DYNAMIC} | ({2: Dim.AUTO, 3: Dim.AUTO} if resize else {})
