@@ -9,7 +9,7 @@ Ships are named by two syllables. A pair belongs to one part, so that the test p
 goods and places go with any ship: who has not read the log cannot know its summary. The first sentences matter as
 often as others.
 
-The generator is frozen: `GENERATOR_VERSION` and the digests in `tests/data/test_demo_summarization.py` hold it.
+The generator is frozen: `GENERATOR_VERSION` and the digests in `tests/data/test_demo_texts.py` hold it.
 """
 
 from __future__ import annotations
