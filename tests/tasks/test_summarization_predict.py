@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,7 @@ def summarizer() -> Summarizer:
     return load(device="cpu")
 
 
-def run(command: str, *words: object) -> None:
-    ask(command, *words, task="summarization")
+run = partial(ask, task="summarization")
 
 
 # ROUGE ----------------------------------------------------------------------------------------------------------------
@@ -41,16 +41,13 @@ def test_rouge_is_that_of_the_library() -> None:
         first = [scorer.score(given[0], text)[kind].fmeasure for text, given in zip(texts, right, strict=True)]
         assert found[kind] == pytest.approx(sum(best) / 3)
         assert found[f"{kind}_first"] == pytest.approx(sum(first) / 3)
+    assert "Porter stemming" in metrics.signature()["rouge_signature"]
 
 
 def test_lsum_takes_each_sentence_on_its_own() -> None:
     found = metrics.score(["Bees buzz loud. Ants dig deep."], [["Ants dig deep. Bees buzz loud."]])
     assert found["rougeLsum"] == pytest.approx(1.0)
     assert found["rougeL"] == pytest.approx(0.5)
-
-
-def test_the_signature_says_what_was_done() -> None:
-    assert "Porter stemming" in metrics.signature()["rouge_signature"]
 
 
 # Summarizing ----------------------------------------------------------------------------------------------------------
