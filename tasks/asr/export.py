@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from mmattn.backbones.recurrent import RecurrentDecoder
 from mmattn.backbones.whisper import Whisper
 from mmattn.tasks.asr.model import ASRModel, PublicCTC
-from mmattn.tasks.common.seq2seq.export import Memory, export_decoder, project, step_of
+from mmattn.tasks.common.seq2seq.export import Memory, Program, export_decoder, project, step_of
 
 FRAMES, LENGTH = Dim("frames", min=8, max=1 << 16), Dim("length", max=1 << 16)
 CLIPS = ((3, 40), (1, 24), (4, 61))  # of the examples: how many, and frames
@@ -47,18 +47,14 @@ class RecurrentListened(NamedTuple):
     cell: Tensor  # (n, B, H)
 
 
-class EncoderProgram(nn.Module):
+class EncoderProgram(Program):
     """Log-mel frames, or samples, to CTC's scores and what the decoder reads."""
-
-    def __init__(self, model: ASRModel | PublicCTC) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, features: Tensor, feature_mask: Tensor | None = None) -> Scored | Listened | RecurrentListened:
         """features (B, T, M) or (B, n), feature_mask (B, T) or (B, n) bool; None: all are of one length."""
-        states, mask = self.model.encode(features, feature_mask)
-        log_p = self.model.head.log_probs(states)
-        decoder: Any = self.model.head.decoder
+        states, mask = self.net.encode(features, feature_mask)
+        log_p = self.net.head.log_probs(states)
+        decoder: Any = self.net.head.decoder
         if decoder is None:
             return Scored(log_p, mask)
         if isinstance(decoder, RecurrentDecoder):
@@ -67,12 +63,8 @@ class EncoderProgram(nn.Module):
         return Listened(log_p, mask, *project(decoder, decoder.encode(states, mask)))
 
 
-class WhisperEncoder(nn.Module):
+class WhisperEncoder(Program):
     """A window's log-mel frames to the keys and values that every step reads."""
-
-    def __init__(self, net: Whisper) -> None:
-        super().__init__()
-        self.net = net
 
     def forward(self, features: Tensor) -> Memory:
         """features (B, T, M), T of a window."""

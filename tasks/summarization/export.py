@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
-from mmattn.tasks.common.seq2seq.export import StepOutput, StepProgram, export_decoder, longest, project, text_example
+from mmattn.tasks.common.seq2seq.export import (
+    Program,
+    StepOutput,
+    StepProgram,
+    export_decoder,
+    longest,
+    project,
+    text_example,
+)
 from mmattn.tasks.summarization.model import SummarizationModel
 
 
@@ -24,20 +32,16 @@ class SummaryMemory(NamedTuple):
     salience: Tensor  # (B, S); (B, 0) where nothing is copied
 
 
-class EncoderProgram(nn.Module):
+class EncoderProgram(Program):
     """Documents to what every step reads."""
-
-    def __init__(self, model: SummarizationModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, source_ids: Tensor, source_mask: Tensor, sentence_starts: Tensor) -> SummaryMemory:
         """source_ids (B, S) long, source_mask (B, S) bool, sentence_starts (B, n) long."""
-        memory = self.model.encode(source_ids, source_mask, sentence_starts)
-        pair = project(self.model, memory)
-        if self.model.copy_head is None:
+        memory = self.net.encode(source_ids, source_mask, sentence_starts)
+        pair = project(self.net, memory)
+        if self.net.copy_head is None:
             return SummaryMemory(*pair, memory, memory[:, :, :0], memory[:, :0, 0])
-        head = self.model.copy_head
+        head = self.net.copy_head
         return SummaryMemory(*pair, memory, head.keys(memory), head.salience(memory))
 
 

@@ -64,7 +64,7 @@ class SummarizationModel(Seq2Seq):
     torch.Size([2, 4, 50])
     """
 
-    beside: ClassVar[tuple[str, ...]] = ("sentence_starts",)  # as of `TextModel`
+    beside: ClassVar[tuple[str, ...]] = ("sentence_starts", "copy_ids")  # as of `TextModel`
 
     def __init__(
         self,
@@ -191,14 +191,19 @@ class SummarizationModel(Seq2Seq):
     # Writing ----------------------------------------------------------------------------------------------------------
 
     def start(
-        self, input_ids: Tensor, key_mask: Tensor | None = None, sentence_starts: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        key_mask: Tensor | None = None,
+        sentence_starts: Tensor | None = None,
+        copy_ids: Tensor | None = None,
     ) -> CachedState:
-        """Reads documents and makes the state that `step` continues from; arguments as of `encode`."""
+        """Reads documents and makes the state that `step` continues from; arguments as of `encode` and `forward`."""
         memory = self.encode(input_ids, key_mask, sentence_starts)
         if self.copy_head is None:
             return self.start_from(memory, key_mask)
         key_mask = torch.ones_like(input_ids, dtype=torch.bool) if key_mask is None else key_mask
-        return self.start_from(memory, key_mask, extra=self.copy_head.kept(memory, input_ids, key_mask))
+        ids = input_ids if copy_ids is None else copy_ids
+        return self.start_from(memory, key_mask, extra=self.copy_head.kept(memory, ids, key_mask))
 
     def step(self, ids: Tensor, state: CachedState) -> Tensor:
         """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
@@ -217,12 +222,14 @@ class SummarizationModel(Seq2Seq):
         config: GenerationConfig,
         *,
         sentence_starts: Tensor | None = None,
+        copy_ids: Tensor | None = None,
         **keywords: Any,
     ) -> Generated:
-        """Writes summaries; config, keywords and errors as of Seq2Seq, the others as of `encode`."""
+        """Writes summaries; config, keywords and errors as of Seq2Seq, the others as of `start`."""
         prompt = config.start_prompt(len(input_ids), input_ids.device)
         with torch.inference_mode():
-            return generate(self.step, self.start(input_ids, key_mask, sentence_starts), prompt, config, **keywords)
+            state = self.start(input_ids, key_mask, sentence_starts, copy_ids)
+            return generate(self.step, state, prompt, config, **keywords)
 
     # Looking at it ----------------------------------------------------------------------------------------------------
 

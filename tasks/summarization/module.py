@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmattn.tasks.common.datamodule import Split
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.seq2seq.model import beside, token_loss
+from mmattn.tasks.common.seq2seq.model import token_loss
 from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
 from mmattn.tasks.summarization.copying import worth_copying
 from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset
@@ -68,11 +68,6 @@ class SummarizationModule(PairModule):
             raise ConfigError(
                 f"model.salience: expected 0, since a public model copies nothing; found {self.salience}."
             )
-
-    def run_model(self, batch: SummaryBatch) -> Any:  # type: ignore[override]
-        given = (batch.source_ids, batch.source_mask, batch.target_ids)
-        own = {} if self.network is not None else {"copy_ids": batch.copy_ids}
-        return self.model(*given, **beside(self.model, batch), **own)
 
     def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         self.hide_words(batch)

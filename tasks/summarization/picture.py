@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mmattn.tasks.summarization.predict import SummaryExplanation
-
+Span = tuple[int, int]  # characters, from and up to
 WIDTH = 110  # signs a line
 MOST_LINES = 60
 SIGN, LINE = 0.602 * 8 / 72, 14 / 72  # inches: of a sign of DejaVu Sans Mono at 8 points, of a line
@@ -19,13 +17,17 @@ DPI = 130
 FONT: dict[str, Any] = {"family": "monospace", "fontsize": 8}
 
 
-def draw(found: SummaryExplanation, path: str | Path) -> Any:
+def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Tensor, title: str, path: Any) -> Any:
     """The document with the summary's sources shaded, and below it a map: a row a token of the summary.
 
     The map shows the document's tokens that any of the summary's comes from most, in their order.
 
     Args:
-        found: what to draw.
+        document: what was read.
+        spans: characters of each of its S tokens.
+        words: the L tokens of the summary.
+        weights: (L, S), where each of them comes from.
+        title: above all.
         path: where to write the picture.
 
     Returns:
@@ -35,12 +37,11 @@ def draw(found: SummaryExplanation, path: str | Path) -> Any:
 
     from mmattn.plot import _plain
 
-    shade = found.weights.amax(0)  # (S,)
-    lines = wrap(found.document)
+    shade = weights.amax(0)  # (S,)
+    lines = wrap(document)
     shown = lines[:MOST_LINES]
     columns = shade.topk(min(MOST_COLUMNS, len(shade))).indices.sort().values
-    L = len(found.words)
-    heights = [LINE * (len(shown) + 1), 0.2 * L + 1.2]
+    heights = [LINE * (len(shown) + 1), 0.2 * len(words) + 1.2]
     width = SIGN * WIDTH + 0.4
     figure = Figure(figsize=(width, sum(heights) + 0.9), dpi=DPI, layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
@@ -48,25 +49,25 @@ def draw(found: SummaryExplanation, path: str | Path) -> Any:
     page, chart = upper.add_axes((0.2 / width, 0, SIGN * WIDTH / width, 1)), lower.subplots()
     page.set(xlim=(0, _signs_across(page)), ylim=(len(shown) + 1, 0))
     page.set_axis_off()
-    _shade(page, shown, found.spans, shade)
+    _shade(page, shown, spans, shade)
     for row, (start, end) in enumerate(shown):
-        text = found.document[start:end].replace("\t", " ")
+        text = document[start:end].replace("\t", " ")
         page.text(0, row + 0.5, _plain(text), va="center", **FONT)
     if len(shown) < len(lines):
         page.text(0, len(shown) + 0.5, f"(the first {len(shown)} of {len(lines)} lines)", va="center", fontsize=8)
-    image = chart.imshow(found.weights[:, columns].numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    labels = [found.document[slice(*found.spans[i])] for i in columns.tolist()]
+    image = chart.imshow(weights[:, columns].numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    labels = [document[slice(*spans[i])] for i in columns.tolist()]
     chart.set_xticks(range(len(labels)), [_plain(label) for label in labels], rotation=70, fontsize=7)
-    chart.set_yticks(range(L), [_plain(word) for word in found.words], fontsize=7)
+    chart.set_yticks(range(len(words)), [_plain(word) for word in words], fontsize=7)
     chart.set(xlabel="tokens of the document", ylabel="summary")
     lower.colorbar(image, ax=chart, shrink=0.8, label="share")
-    figure.suptitle(_plain(found.summary.summary or "(nothing)"), fontsize=9, wrap=True)
+    figure.suptitle(_plain(title or "(nothing)"), fontsize=9, wrap=True)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
     return figure
 
 
-def wrap(text: str, width: int = WIDTH) -> list[tuple[int, int]]:
+def wrap(text: str, width: int = WIDTH) -> list[Span]:
     """Where the lines of a text begin and end, broken at blanks to that width.
 
     >>> [text[a:b] for text in ["one two three"] for a, b in wrap(text, 8)]
@@ -97,14 +98,12 @@ def _signs_across(page: Any) -> float:
     return signs
 
 
-def _shade(page: Any, lines: list[tuple[int, int]], spans: list[tuple[int, int]], shade: Tensor) -> None:
+def _shade(page: Any, lines: Sequence[Span], spans: Sequence[Span], shade: Tensor) -> None:
     from matplotlib.patches import Rectangle
 
-    for (start, end), strength in zip(spans, torch.as_tensor(shade).tolist(), strict=True):
-        if strength < 0.02:
-            continue
+    for (start, end), strength in zip(spans, shade.tolist(), strict=True):
         for row, (first, last) in enumerate(lines):
             a, b = max(start, first), min(end, last)
-            if a < b:
+            if a < b and strength >= 0.02:
                 box = Rectangle((a - first, row + 0.05), b - a, 0.9, color="tab:orange", alpha=min(strength, 1.0) * 0.8)
                 page.add_patch(box)

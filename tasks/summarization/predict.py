@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mmattn.data.errors import DataError
 from mmattn.data.readers import read_text
-from mmattn.tasks.common.seq2seq.adapters import PublicModel
 from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
 from mmattn.tasks.summarization.data import SummaryDataset, SummarySample
 from mmattn.tasks.summarization.formats import TABLES
+from mmattn.tasks.summarization.model import SummarizationModel
 
 
 @dataclass
@@ -48,7 +48,7 @@ class SummaryExplanation:
         """Write a PNG: the document with its sources shaded, and a map of which word comes from where."""
         from mmattn.tasks.summarization.picture import draw
 
-        draw(self, path)
+        draw(self.document, self.spans, self.words, self.weights, self.summary.summary, path)
 
 
 class Summarizer(PairPredictor[Summary]):
@@ -91,7 +91,7 @@ class Summarizer(PairPredictor[Summary]):
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder and the decoder's step, with its cache as flat tensors."""
-        if isinstance(self.model, PublicModel):
+        if not isinstance(self.model, SummarizationModel):  # a public network
             return super().programs(folder, formats)
         from mmattn.tasks.summarization.export import export_summarizer
 

@@ -67,7 +67,6 @@ class TranslationModel(TextModel):
         dropout: float = 0.1,
         max_len: int = 256,
     ) -> None:
-        super().__init__()
         source_size = vocab_size if source_vocab_size is None else source_vocab_size
         common: dict[str, Any] = {
             "target_vocab_size": None if source_vocab_size is None else vocab_size,
@@ -81,23 +80,12 @@ class TranslationModel(TextModel):
                     "decoder 'lstm' has a cross_attention alone: no attention, decoder_attention or memory"
                 )
             common |= {"num_heads": num_heads, "cross_attention": cross_attention or "additive"}
-            self.net = RecurrentSeq2Seq(source_size, embed_dim, embed_dim, num_layers=encoder_layers, **common)
+            super().__init__(RecurrentSeq2Seq(source_size, embed_dim, embed_dim, num_layers=encoder_layers, **common))
             return
         nets = {"tokens": Seq2Seq, "mean": PooledSource}
         if decoder != "transformer" or memory not in nets:
             raise ValueError(f"unknown decoder {decoder!r} or memory {memory!r}: transformer or lstm, tokens or mean")
-        self.net = nets[memory](
-            source_size,
-            embed_dim,
-            encoder_layers,
-            num_heads,
-            ffn_dim=ffn_dim,
-            shared_embeddings=source_vocab_size is None,
-            positions=positions,
-            max_len=max_len,
-            norm_first=norm_first,
-            attention=attention,
-            decoder_attention=decoder_attention,
-            cross_attention=cross_attention,
-            **common,
-        )
+        common |= {"attention": attention, "decoder_attention": decoder_attention, "cross_attention": cross_attention}
+        common |= {"positions": positions, "max_len": max_len, "norm_first": norm_first, "ffn_dim": ffn_dim}
+        common |= {"shared_embeddings": source_vocab_size is None}
+        super().__init__(nets[memory](source_size, embed_dim, encoder_layers, num_heads, **common))

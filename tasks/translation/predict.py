@@ -45,15 +45,8 @@ class Alignment:
 
         if not self.words:
             raise DataError(f"item {self.translation.id}", "a translation to explain", "an empty one")
-        shown = slice(0, 60)  # more labels could not be read
-        heat_map(
-            self.weights[shown, shown],
-            self.words[shown],
-            self.source_words[shown],
-            path,
-            row_name="translation",
-            col_name="source",
-        )
+        shown, names = slice(0, 60), {"row_name": "translation", "col_name": "source"}  # more could not be read
+        heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names)
 
 
 class Translator(PairPredictor[Translation]):

@@ -47,15 +47,12 @@ def test_a_function_of_seed_and_epoch() -> None:
     assert listed(TokenBatchSampler(lengths(), 200, seed=6)) != listed(TokenBatchSampler(lengths(), 200, seed=5))
 
 
-def test_epochs_have_the_same_number_of_batches() -> None:
-    plan = TokenBatchSampler(lengths(), 150)
-    assert {len(plan.batches(epoch)) for epoch in range(6)} == {len(plan)}
-
-
-def test_batches_meet_other_company_in_other_epochs() -> None:
+def test_epochs_have_as_many_batches_of_other_company() -> None:
     plan = TokenBatchSampler(lengths(), 200)
+    assert {len(plan.batches(epoch)) for epoch in range(6)} == {len(plan)}
     first = {frozenset(batch) for batch in plan.batches(0)}
     assert len(first & {frozenset(batch) for batch in plan.batches(1)}) < len(first) / 4
+    assert max(map(len, listed(TokenBatchSampler(lengths(), 400, max_samples=6)))) == 6
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -79,16 +76,9 @@ def test_little_is_padded() -> None:
     random.Random(0).shuffle(shuffled)
     naive = [shuffled[n : n + 120] for n in range(0, len(shuffled), 120)]
     assert waste_of(naive, given).share > 0.35
-
-
-def test_waste_by_hand() -> None:
-    waste = waste_of([[0, 1], [2]], [(2, 3), (4, 1), (5, 5)])
+    waste = waste_of([[0, 1], [2]], [(2, 3), (4, 1), (5, 5)])  # by hand
     assert (waste.real, waste.padded) == (20, 2 * 4 + 2 * 3 + 10)
     assert waste.share == pytest.approx(1 - 20 / 24)
-
-
-def test_samples_of_a_batch_can_be_bounded() -> None:
-    assert max(map(len, listed(TokenBatchSampler(lengths(), 400, max_samples=6)))) == 6
 
 
 @pytest.mark.parametrize(

@@ -73,14 +73,10 @@ def test_saved_loaded_and_pickled(processor: PairProcessor, tmp_path: Path) -> N
         assert torch.equal(other.collate(SAMPLES).labels, expected.labels)
 
 
-def test_sizes() -> None:
-    shared = fit()
-    assert shared.sizes() == {"vocab_size": shared.source.vocab_size, "source_vocab_size": None}
+def test_sizes_and_what_is_too_long_for_them() -> None:
     assert fit(shared_vocab=False).sizes() == {"vocab_size": 4 + 7, "source_vocab_size": 4 + 7}
-
-
-def test_what_is_too_long_is_cut_and_counted() -> None:
     processor = fit(max_source_len=4, max_target_len=5)
+    assert processor.sizes() == {"vocab_size": processor.source.vocab_size, "source_vocab_size": None}
     assert processor.count_truncated(SAMPLES[:3]) == (2, 1)
     batch = processor.collate(SAMPLES[:3])
     assert batch.source_mask.sum(1).tolist() == [4, 3, 4]
@@ -98,12 +94,6 @@ def test_for_other_data_texts_stay_and_lengths_are_those_asked_for() -> None:
     assert processor.options["source_lang"] == "en"
     with pytest.raises(ConfigError, match=r"data\.shared_vocab: .*goes on from has True, the configuration says False"):
         processor.retarget(None, {"shared_vocab": False})
-
-
-def test_several_references_and_none() -> None:
-    sample = PairSample("1", "a", references=["b", "c"])
-    assert PairDataset([sample]).samples[0].right_targets() == ["b", "c"]
-    assert PairDataset([PairSample("1", "a")], require_labels=False).samples[0].target == ""
 
 
 @pytest.mark.parametrize(
@@ -124,18 +114,17 @@ def test_bad_samples(sample: PairSample, message: str) -> None:
     assert (len(rest), len(rest.skipped)) == (len(SAMPLES), 1)
 
 
-def test_nothing_is_left() -> None:
-    with pytest.raises(DataError, match="expected at least one pair, found none"):
-        PairDataset([])
-
-
-def test_fingerprints_tell_data_apart() -> None:
+def test_a_data_set() -> None:
     dataset = PairDataset(SAMPLES)
     assert dataset.fingerprint() == PairDataset(list(SAMPLES)).fingerprint()
     assert dataset.fingerprint() != PairDataset(SAMPLES[:-1]).fingerprint()
     both = dataset.with_more(dataset)
     assert (len(both), len(dataset), both.name) == (24, 12, "samples and samples")
     assert both.fingerprint() != dataset.fingerprint()
+    assert PairSample("1", "a", references=["b", "c"]).right_targets() == ["b", "c"]
+    assert PairDataset([PairSample("1", "a")], require_labels=False).samples[0].target == ""
+    with pytest.raises(DataError, match="expected at least one pair, found none"):
+        PairDataset([])
 
 
 @pytest.mark.parametrize(

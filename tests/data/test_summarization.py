@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -37,14 +38,10 @@ def test_jsonl(tmp_path: Path) -> None:
 
 
 def test_csv_is_the_same(tmp_path: Path) -> None:
-    import csv
-
     with (tmp_path / "a.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["id", "document", "summary", "references"])
         table.writeheader()
-        for row in ROWS:
-            references = json.dumps(row["references"]) if "references" in row else ""
-            table.writerow({**row, "references": references})
+        table.writerows({**row, "references": json.dumps(row.get("references", []))} for row in ROWS)
     by_csv = SummaryDataset(tmp_path / "a.csv")
     assert by_csv.fingerprint() == SummaryDataset(write(tmp_path / "a.jsonl", ROWS)).fingerprint()
 
@@ -108,7 +105,7 @@ def test_repeats(tmp_path: Path) -> None:
     assert len(dataset) == 5
 
 
-def test_batch(processor: SummaryProcessor) -> None:
+def test_batch(processor: SummaryProcessor, tmp_path: Path) -> None:
     samples = [SummarySample("1", "A ship came in. It was calm.", "ship in"), SummarySample("2", "Rain fell.", "rain")]
     batch = processor.collate(samples)
     assert batch.source_ids.shape == (2, 8)
@@ -121,16 +118,11 @@ def test_batch(processor: SummaryProcessor) -> None:
     assert batch.cut.tolist() == [max(0, length - 7) for length in whole]
     assert processor.count_truncated(samples) == (sum(length > 7 for length in whole), 0)
     hidden, dots = processor.ablate(batch, "source"), processor.collate([SummarySample("0", ".", "x")] * 2)
+    processor.save(tmp_path / "p")
+    again = SummaryProcessor.load(tmp_path / "p").collate(samples)
     for name in ("source_ids", "copy_ids", "sentence_starts", "cut"):
         assert torch.equal(getattr(hidden, name), getattr(dots, name))
-
-
-def test_saved_and_loaded(processor: SummaryProcessor, tmp_path: Path) -> None:
-    processor.save(tmp_path / "p")
-    other = SummaryProcessor.load(tmp_path / "p")
-    assert other.fingerprint() == processor.fingerprint()
-    samples = [SummarySample("1", ROWS[0]["document"], "x")]
-    assert torch.equal(other.collate(samples).source_ids, processor.collate(samples).source_ids)
+        assert torch.equal(getattr(again, name), getattr(batch, name))
 
 
 def test_aeslc(real_data: Path) -> None:

@@ -70,14 +70,12 @@ def test_word_vocabulary_is_by_count_then_alphabet() -> None:
     assert TextProcessor.fit(["b a", "b"], min_count=2).vocab_size == 5
 
 
-def test_unknown_words_are_named_as_written() -> None:
+def test_words_as_they_are_written() -> None:
     assert fit().unknown_words("Is it GREEN, or GREEN zébra?") == ["GREEN", ",", "or", "zébra"]
     assert fit().unknown_words("is it red?") == []
     assert fit("bpe").unknown_words("Is it GREEN or zébra?") == []
-
-
-def test_tokens_are_readable() -> None:
     assert fit().tokens("Is it GREEN?") == ["Is", "it", "GREEN", "?"]
+    assert fit(lowercase=False).encode("Is") != fit(lowercase=False).encode("is"), "lower case is a choice"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,11 +94,6 @@ def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> Non
     assert "cut at 3 tokens" in caplog.text
 
 
-def test_lower_case_is_a_choice() -> None:
-    text = fit(lowercase=False)
-    assert text.encode("Is") != text.encode("is")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -108,16 +101,12 @@ def test_lower_case_is_a_choice() -> None:
         ({"vocab_size": 4}, "more than 4"),
         ({"kind": "bpe", "vocab_size": 100}, "at least 260"),
         ({"max_len": 0}, "at least 1"),
+        ({"texts": ["", " "]}, "at least one training text"),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TextProcessor.fit(TEXTS, **options)  # type: ignore[arg-type]
-
-
-def test_bad_texts() -> None:
-    with pytest.raises(DataError, match="at least one training text"):
-        TextProcessor.fit(["", " "])
+        TextProcessor.fit(**{"texts": TEXTS} | options)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="valid Unicode"):
         fit().encode_batch(["\udcff"])
 

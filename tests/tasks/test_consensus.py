@@ -8,12 +8,10 @@ from mmattn.tasks.common.seq2seq.consensus import agreed
 def test_the_one_that_agrees_with_most_wins_over_the_likeliest() -> None:
     texts = ["pump", "old ship sailed", "ship sailed", "the ship sailed"]
     assert agreed(texts, [-0.5, -1.0, -1.0, -1.0]) == 2
-
-
-def test_weights_are_the_softmax_of_the_scores() -> None:
-    texts = ["a b", "a c", "d e"]
-    assert agreed(texts, [-1.0, -1.0, -1.0]) in (0, 1)
-    assert agreed(texts, [-50.0, -50.0, 0.0], temperature=1.0) == 2
+    assert agreed(["a b", "a c", "d e"], [-1.0, -1.0, -1.0]) in (0, 1)
+    assert agreed(["a b", "a c", "d e"], [-50.0, -50.0, 0.0], temperature=1.0) == 2, "weights are a softmax"
+    assert agreed(["Ship Sailed", "ship sailed", "pump"], [-1.0, -1.0, -0.9]) == 0, "case counts for nothing"
+    assert agreed(["only"], [-9.0]) == 0
 
 
 def test_it_is_the_definition() -> None:
@@ -25,8 +23,3 @@ def test_it_is_the_definition() -> None:
 
     gains = [sum(math.exp(p / 4) * f1(a, b) for b, p in zip(texts, log_p, strict=True)) for a in texts]
     assert agreed(texts, log_p) == gains.index(max(gains))
-
-
-def test_case_counts_for_nothing_and_one_text_is_chosen() -> None:
-    assert agreed(["Ship Sailed", "ship sailed", "pump"], [-1.0, -1.0, -0.9]) == 0
-    assert agreed(["only"], [-9.0]) == 0

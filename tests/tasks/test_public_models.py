@@ -14,15 +14,15 @@ import mmattn
 from mmattn import linears
 from mmattn.tasks.common.errors import CheckpointError, UserError
 from mmattn.tasks.common.sources import find_model, named_models
-from mmattn.tasks.summarization.data import SummarySample
-from mmattn.tasks.summarization.predict import Summarizer, Summary, load as load_summarizer
-from mmattn.tasks.translation.predict import Translation, Translator, load as load_translator
+from mmattn.tasks.summarization.predict import Summarizer, load as load_summarizer
+from mmattn.tasks.translation.predict import Translator, load as load_translator
 from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
-from tests.tasks.runs import ask
+from tests.tasks.runs import ask, lines
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 LONG = " ".join(TEXTS) * 3
+SPECIAL = {"</s>": 0, "<unk>": 1, "<pad>": 2}
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beams": {"num_beams": 4, "length_penalty": 0.4, "no_repeat_ngram_size": 2, "min_length": 4},
@@ -36,54 +36,54 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, A
     return {family: (root / family, write(family, root / family)) for family in FAMILIES}
 
 
-def written(predictor: Any, texts: list[str], **search: Any) -> list[str]:
+def written(predictor: Any, **search: Any) -> list[str]:
     name = "translation" if isinstance(predictor, Translator) else "summary"
-    return [" ".join(getattr(answer, name).split()) for answer in predictor.predict(texts, **search)]
+    return [" ".join(getattr(answer, name).split()) for answer in predictor.predict(TEXTS, **search)]
+
+
+def by_transformers(theirs: Any, prefix: str = "", **search: Any) -> list[str]:
+    return written_by_transformers(theirs, [prefix + text for text in TEXTS], **search)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_as_transformers_writes_it(family: str, way: str, tmp_path: Path) -> None:
-    theirs = write(family, tmp_path, **WAYS[way])
-    predictor = mmattn.load(tmp_path, device="cpu")
-    texts = [PREFIX * (family == "t5") + text for text in TEXTS]
-    expected = written_by_transformers(theirs, texts)
-    assert written(predictor, TEXTS) == expected
-    assert len(set(expected)) > 2, "texts that are all alike would show nothing"
-    assert written(predictor, TEXTS, num_beams=3, max_length=9) == written_by_transformers(
-        theirs, texts, num_beams=3, max_length=9
-    ), "a keyword goes before generation_config.json"
+    theirs, prefix = write(family, tmp_path, **WAYS[way]), PREFIX * (family == "t5")
+    predictor, other = mmattn.load(tmp_path, device="cpu"), {"num_beams": 3, "max_length": 9}
+    assert written(predictor) == by_transformers(theirs, prefix)
+    assert len(set(written(predictor))) > 2, "texts that are all alike would show nothing"
+    assert written(predictor, **other) == by_transformers(theirs, prefix, **other), "before generation_config.json"
 
 
 def test_which_task_has_it(folders: dict[str, Any]) -> None:
-    assert isinstance(mmattn.load(folders["marian"][0]), Translator)
-    assert isinstance(mmattn.load(folders["bart"][0]), Summarizer)
-    assert isinstance(mmattn.load(str(folders["t5"][0])), Summarizer)
+    kinds = {family: type(mmattn.load(str(folder))) for family, (folder, _) in folders.items()}
+    assert kinds == {"marian": Translator, "bart": Summarizer, "t5": Summarizer}
     assert mmattn.load(folders["marian"][0]).processor.options["source_lang"] == "en"
     with pytest.raises(CheckpointError, match=r"expected a model for summarization, found one of marian"):
         load_summarizer(folders["marian"][0])
     folder, theirs = folders["bart"]
-    assert written(load_translator(folder, device="cpu"), TEXTS) == written_by_transformers(theirs, TEXTS)
+    assert written(load_translator(folder, device="cpu")) == by_transformers(theirs)
 
 
 def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
     folder, theirs = folders["t5"]
-    assert written(load_translator(folder, device="cpu"), TEXTS) == written_by_transformers(theirs, TEXTS)
+    assert written(load_translator(folder, device="cpu")) == by_transformers(theirs)
     asked = load_translator(folder, device="cpu", prefix="the old:")
-    expected = written_by_transformers(theirs, [f"the old: {text}" for text in TEXTS])
-    assert written(asked, TEXTS) == expected
+    assert written(asked) == by_transformers(theirs, "the old: ")
     assert asked.predict([TEXTS[0]])[0].tokens_cut == 0
     shutil.copytree(folder, tmp_path / "t5")
     config = json.loads((folder / "config.json").read_text())
     pairs = {f"translation_en_to_{code}": {"prefix": f"to {code}: ", "max_length": 7} for code in ("de", "fr")}
     (tmp_path / "t5" / "config.json").write_text(json.dumps(config | {"task_specific_params": pairs}))
-    with pytest.raises(CheckpointError, match=r"choose one by its prefix, of 'to de: ', 'to fr: '"):
-        load_translator(tmp_path / "t5")
     found = load_translator(tmp_path / "t5", device="cpu", prefix="to fr:")
-    expected = written_by_transformers(theirs, [f"to fr: {text}" for text in TEXTS], max_length=7)
-    assert written(found, TEXTS) == expected, "what config.json has for the task goes before generation_config.json"
-    with pytest.raises(CheckpointError, match="bart models read texts as they are"):
-        load_summarizer(folders["bart"][0], prefix="a: ")
+    assert written(found) == by_transformers(theirs, "to fr: ", max_length=7), "before generation_config.json"
+    for load, source, prefix, message in (
+        (load_translator, tmp_path / "t5", None, r"choose one by its prefix, of 'to de: ', 'to fr: '"),
+        (load_summarizer, folders["bart"][0], "a: ", "bart models read texts as they are"),
+        (load_summarizer, "summarization/demo", "a: ", "says itself what stands before a text; leave it out"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load(source, prefix=prefix)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -101,12 +101,8 @@ def test_what_is_cut_is_said(family: str, folders: dict[str, Any]) -> None:
 def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     predictor = mmattn.load(folders[family][0], device="cpu")
-    said = TEXTS[0]  # a random model may say nothing at all
-    if family == "marian":
-        written = [Translation("0", TEXTS[1], said, 0.0)]
-        found = predictor.explain_written([predictor.to_sample(TEXTS[1], 0)], written)[0]
-    else:
-        found = predictor.explain_written([SummarySample("0", TEXTS[1])], [Summary("0", said, 0.0)])[0]
+    sample, said = predictor.to_sample(TEXTS[1], 0), TEXTS[0]  # a random model may say nothing at all
+    found = predictor.explain_written([sample], [predictor.written(sample, said, 0.0, 0)])[0]
     assert found.weights.shape[0] == len(found.words) > 5
     torch.testing.assert_close(found.weights.sum(1), torch.ones(len(found.words)))
     if family == "marian":
@@ -119,14 +115,13 @@ def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path) -> None:
     folder, theirs = folders["t5"]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"document": text}) + "\n" for text in TEXTS))
-    words = f"--checkpoint {folder} --input {tmp_path}/in.jsonl --num_beams 2 --precision float32"
-    ask("predict", *words.split(), task="summarization")
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    expected = written_by_transformers(theirs, [PREFIX + text for text in TEXTS], num_beams=2)
-    assert [" ".join(row["summary"].split()) for row in rows] == expected
+    words = f"--checkpoint {folder} --input {tmp_path}/in.jsonl --output {tmp_path}/o --num_beams 2"
+    ask("predict", *words.split(), "--precision", "float32", task="summarization")
+    found = [" ".join(row["summary"].split()) for row in lines(tmp_path / "o")]
+    assert found == by_transformers(theirs, PREFIX, num_beams=2)
 
 
 # Fewer bits -----------------------------------------------------------------------------------------------------------
@@ -140,10 +135,10 @@ def test_precision(precision: str, folders: dict[str, Any]) -> None:
     kinds = {type(module) for module in packed.model.modules()}
     assert kinds & {linears.PackedLinear, linears.Int8Linear}
     assert torch.nn.Linear not in kinds
-    found = written(packed, TEXTS)
+    found = written(packed)
     assert sum(map(bool, found)) > 2, "a random model may have nothing to say to some"
     if precision == "float32":
-        assert found == written(plain, TEXTS)
+        assert found == written(plain)
     assert packed.explain(TEXTS[0]).weights.isfinite().all()
     with pytest.raises(UserError, match="precision: expected one of float32, bfloat16, int8, found 'int4'"):
         mmattn.load(folders["marian"][0], precision="int4")
@@ -153,7 +148,7 @@ def test_a_precision_that_cannot_be_had(folders: dict[str, Any], monkeypatch: py
     monkeypatch.setattr(linears, "why_not", lambda precision: "no such operator")
     with pytest.warns(UserWarning, match=r"'int8' is not available, linear maps stay plain: no such operator"):
         found = mmattn.load(folders["marian"][0], device="cpu", precision="int8")
-    assert written(found, TEXTS) == written(mmattn.load(folders["marian"][0], device="cpu"), TEXTS)
+    assert written(found) == written(mmattn.load(folders["marian"][0], device="cpu"))
 
 
 # Where they come from -------------------------------------------------------------------------------------------------
@@ -175,15 +170,13 @@ def test_from_the_hubs_cache(folders: dict[str, Any], offline: Path) -> None:
     shutil.copytree(folder, place / "snapshots" / ("a" * 40))
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("a" * 40)
-    expected = written_by_transformers(theirs, TEXTS)
-    assert written(mmattn.load("hf:own/er", device="cpu"), TEXTS) == expected
-    assert written(load_translator("hf:own/er@main", device="cpu"), TEXTS) == expected
+    for load, name in ((mmattn.load, "hf:own/er"), (load_translator, "hf:own/er@main")):
+        assert written(load(name, device="cpu")) == by_transformers(theirs)
 
 
 def test_what_is_not_there_is_one_error(offline: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"^hf:own/other: .*own/other.*no such folder, nor in the hub's cache"
-    ) as e:
+    missing = r"^hf:own/other: .*own/other.*no such folder, nor in the hub's cache"
+    with pytest.raises(CheckpointError, match=missing) as e:
         mmattn.load("hf:own/other")
     assert "\n" not in str(e.value)
     for name in ("hf:", "hf:.", "hf:a/b/c", "hf:/etc"):
@@ -191,28 +184,24 @@ def test_what_is_not_there_is_one_error(offline: Path) -> None:
             mmattn.load(name)
 
 
-def test_bad_folders(folders: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(CheckpointError, match=r"a public one of .*bart, t5, marian; found one of 'gpt2'"):
-        mmattn.load(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", {"model_type": "gpt2"}, r"a public one of .*bart, t5, marian; found one of 'gpt2'"),
+        ("model.safetensors", None, "no weights"),
+        ("vocab.json", None, r"expected tokenizer\.json; or source\.spm and target\.spm and vocab\.json"),
+        ("vocab.json", SPECIAL | {f"w{n}": n for n in range(3, 900)}, "expected a tokenizer of at most"),
+        ("generation_config.json", {"typical_p": 0.5, "max_length": 9}, r"typical_p = 0\.5"),
+    ],
+)
+def test_bad_folders(name: str, content: Any, message: str, folders: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "marian"
-    for name, message in (
-        ("model.safetensors", "no weights"),
-        ("vocab.json", "expected tokenizer.json; or source.spm and target.spm and vocab.json"),
-    ):
-        shutil.copytree(folders["marian"][0], folder)
-        (folder / name).unlink()
-        with pytest.raises(UserError, match=message):
-            mmattn.load(folder)
-        shutil.rmtree(folder)
     shutil.copytree(folders["marian"][0], folder)
-    (folder / "vocab.json").write_text(
-        json.dumps({f"w{n}": n for n in range(900)} | {"</s>": 0, "<unk>": 1, "<pad>": 2})
-    )
-    with pytest.raises(CheckpointError, match="expected a tokenizer of at most"):
-        mmattn.load(folder)
-    (folder / "generation_config.json").write_text(json.dumps({"typical_p": 0.5, "max_length": 9}))
-    with pytest.raises(CheckpointError, match=r"typical_p = 0\.5"):
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
         mmattn.load(folder)
 
 

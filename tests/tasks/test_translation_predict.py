@@ -143,26 +143,17 @@ def test_json_lines(predict: Callable[..., Any], tmp_path: Path) -> None:
 def test_standard_input_and_a_closed_pipe(tmp_path: Path) -> None:
     text = "\n".join(sample.source for sample in make("test", 60)) + "\n"
     command = f"{sys.executable} -m tasks.translation predict --input - --num_beams 1 --device cpu | head -n 2"
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        input=text.encode(),
-        capture_output=True,
-    )
-    assert done.returncode == 0
-    assert done.stderr == b""
+    given: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "input": text.encode()}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, **given)
+    assert (done.returncode, done.stderr) == (0, b"")
     assert len(done.stdout.decode().splitlines()) == 2
 
 
 def test_scores_are_sacrebleus() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
-    hypotheses, references = (
-        ["The cat sat.", "A dog ran home."],
-        [["The cat sat down."], ["A dog ran.", "A dog ran home"]],
-    )
-    expected = sacrebleu.corpus_bleu(hypotheses, [["The cat sat down.", "A dog ran."], [None, "A dog ran home"]])
-    assert score(hypotheses, references)["bleu"] == expected.score
+    written, one, two = ["The cat sat.", "A dog ran home."], ["The cat sat down."], ["A dog ran.", "A dog ran home"]
+    expected = sacrebleu.corpus_bleu(written, [[one[0], two[0]], [None, two[1]]])
+    assert score(written, [one, two])["bleu"] == expected.score
     assert "case:mixed" in signatures()["bleu_signature"]
 
 

@@ -71,7 +71,7 @@ class TextModelTests(TaskModelTests):
         model, inputs = model.double().eval(), self.inputs(3, 6)
         config = GenerationConfig(num_beams=beams, **SEARCH)
         inputs.pop("target_ids")
-        beside = {name: inputs[name] for name in model.beside}
+        beside = {name: inputs[name] for name in model.beside if name in inputs}
         found = model.generate(inputs["source_ids"], inputs["source_mask"], config, **beside)
         ids, lengths, scores = (part[:, 0].clone() for part in found)
         with torch.no_grad():

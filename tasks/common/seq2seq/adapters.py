@@ -26,18 +26,6 @@ NAMES = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
 OWN = {"decoder": "transformer", "memory": "tokens", "copy": False, "hierarchical": False, "global_tokens": "none"}
 
 
-class PublicModel(TextModel):
-    """An encoder-decoder in the place of a task's own model: it neither copies nor knows sentences.
-
-    Args:
-        keywords: of `mmattn.backbones.seq2seq.Seq2Seq`.
-    """
-
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__()
-        self.net = Seq2Seq(**keywords)
-
-
 class PairAdapter(Adapter):
     """Reads models of ours that turn one text into another."""
 
@@ -48,12 +36,12 @@ class PairAdapter(Adapter):
 
 
 class Seq2SeqAdapter(PairAdapter):
-    """Reads Marian, BART and T5."""
+    """Reads Marian, BART and T5, which neither copy nor know sentences, whatever the task."""
 
     network = "seq2seq"
 
     def build(self, keywords: Mapping[str, Any]) -> nn.Module:
-        return PublicModel(**keywords)
+        return TextModel(Seq2Seq(**keywords))
 
     def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
         return OWN | {NAMES.get(key, key): value for key, value in keywords.items()}

@@ -18,7 +18,6 @@ from torch.export import Dim
 
 from mmattn.attention import CrossCache
 from mmattn.backbones.recurrent import RecurrentDecoder, RecurrentState
-from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.blocks import DecoderLayerCache
 from mmattn.generate import CachedState
 from mmattn.kernels import KVCache
@@ -69,16 +68,16 @@ class _Appending(KVCache):
         return self.keys, self.values
 
 
-class EncoderProgram(nn.Module):
-    """Source ids to what every step of the decoder reads, and what an LSTM starts from.
-
-    Args:
-        net: a Seq2Seq or a RecurrentSeq2Seq.
-    """
+class Program(nn.Module):
+    """A part of a network, or of a task's model, as a program: `forward` says what goes in and what comes out."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
+
+
+class EncoderProgram(Program):
+    """Source ids to what every step of the decoder reads, and what an LSTM starts from."""
 
     def forward(self, source_ids: Tensor, source_mask: Tensor) -> Memory | RecurrentMemory:
         """source_ids (B, S) long, source_mask (B, S) bool."""
@@ -88,12 +87,8 @@ class EncoderProgram(nn.Module):
         return Memory(*project(self.net, self.net.encode(source_ids, source_mask)))
 
 
-class StepProgram(nn.Module):
+class StepProgram(Program):
     """The newest token and the cache to the scores of the next token and the cache with it."""
-
-    def __init__(self, net: Seq2Seq) -> None:
-        super().__init__()
-        self.net = net
 
     def forward(
         self,
@@ -123,12 +118,8 @@ class StepProgram(nn.Module):
         return StepOutput(logits, torch.stack([c.keys for c in own]), torch.stack([c.values for c in own]))
 
 
-class RecurrentStepProgram(nn.Module):
+class RecurrentStepProgram(Program):
     """The newest token and the LSTM's state to the scores of the next token and its new state."""
-
-    def __init__(self, net: RecurrentDecoder) -> None:
-        super().__init__()
-        self.net = net
 
     def forward(
         self, ids: Tensor, hidden: Tensor, cell: Tensor, memory_keys: Tensor, memory_values: Tensor, source_mask: Tensor
@@ -139,7 +130,7 @@ class RecurrentStepProgram(nn.Module):
         return RecurrentOutput(self.net.step(ids, state), state.hidden, state.cell)
 
 
-def step_of(net: Any) -> StepProgram | RecurrentStepProgram:
+def step_of(net: Any) -> Program:
     """The step of a decoder."""
     return RecurrentStepProgram(net) if isinstance(net, RecurrentDecoder) else StepProgram(net)
 
@@ -187,7 +178,7 @@ def longest(net: nn.Module) -> int:
 
 def export_decoder(
     encoder: nn.Module,
-    step: Any,
+    step: Program | None,
     sources: Sequence[Mapping[str, Tensor]],
     lengths: Mapping[str, Any],
     folder: Path,

@@ -27,10 +27,17 @@ class TextOutput(NamedTuple):
 
 
 class TextModel(nn.Module):
-    """An encoder-decoder, `net`, in the shape in which the tasks know their models."""
+    """An encoder-decoder in the shape in which the tasks know their models.
 
-    net: Any
+    Args:
+        net: a Seq2Seq or a RecurrentSeq2Seq.
+    """
+
     beside: ClassVar[tuple[str, ...]] = ()  # what of a batch the model takes beside source and target, by name
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
 
     def forward(self, source_ids: Tensor, source_mask: Tensor | None, target_ids: Tensor) -> TextOutput:
         """Teacher forcing.
@@ -223,18 +230,16 @@ class CorpusMetric(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """The figures over all processes."""
-        rows, sums = self.rows, [self.sums]
+        parts: list[Any] = [(self.rows, self.sums)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gathered: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(gathered, (self.rows, self.sums))
-            rows = {key: value for part, _ in gathered for key, value in part.items()}
-            sums = [part for _, part in gathered]
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, (self.rows, self.sums))
+        rows = {key: row for part, _ in parts for key, row in part.items()}
         ordered = [rows[key] for key in sorted(rows)]  # the same sums in the same order, however many processes
         figures = self.score([hypothesis for hypothesis, _ in ordered], [references for _, references in ordered])
-        names = dict.fromkeys(name for part in sums for name in part)
-        for name in names:
-            parts = [part[name] for part in sums if name in part]
-            figures[name] = sum(total for total, _ in parts) / max(sum(count for _, count in parts), 1.0)
+        for name in dict.fromkeys(name for _, sums in parts for name in sums):
+            found = [sums[name] for _, sums in parts if name in sums]
+            figures[name] = sum(total for total, _ in found) / max(sum(count for _, count in found), 1.0)
         return figures
 
 

@@ -58,30 +58,18 @@ class PairPredictor(Predictor[Item, Written]):
     def length(self, sample: PairSample) -> int:
         return self.processor.source.length(sample.source) if sample.source.strip() else -1
 
-    def predict_batch(
-        self,
-        samples: Sequence[PairSample],
-        batch: PairBatch,
-        *,
-        num_beams: int | None = None,
-        length_penalty: float | None = None,
-        consensus: bool | None = None,
-        **search_options: Any,
-    ) -> list[Written]:
+    def predict_batch(self, samples: Sequence[PairSample], batch: PairBatch, **options: Any) -> list[Written]:
         """A text for each source; an empty one for an empty source.
 
         Args:
             samples: of the batch.
             batch: of `collate`.
-            num_beams: 1: greedy. None, here and in the next two: the model's own.
-            length_penalty: above 1 favours long texts.
-            consensus: whether to take the beam that agrees most with all beams, not the likeliest.
-            search_options: other fields of `mmattn.generate.GenerationConfig`.
+            options: fields of `mmattn.generate.GenerationConfig`, in place of the model's own: num_beams=1; and
+                `consensus`: whether to take the beam that agrees most with all beams, not the likeliest.
         """
         full = [sample for sample in samples if sample.source.strip()]
         if full and len(full) < len(samples):
             batch = self.processor.collate(full).to(self.device)
-        options = {"num_beams": num_beams, "length_penalty": length_penalty, "consensus": consensus, **search_options}
         found = iter(search(self.model, batch, self.processor, **options) if full else ())
         written = []
         for sample in samples:
@@ -91,10 +79,10 @@ class PairPredictor(Predictor[Item, Written]):
             written.append(self.written(sample, text, score, cut))
         return written
 
-    def explain_batch(self, samples: Sequence[PairSample], batch: PairBatch, **search_options: Any) -> list[Any]:
+    def explain_batch(self, samples: Sequence[PairSample], batch: PairBatch, **options: Any) -> list[Any]:
         """Where the words of each text come from; options as of `predict_batch`."""
         with torch.inference_mode():
-            written = self.predict_batch(samples, batch, **search_options)
+            written = self.predict_batch(samples, batch, **options)
         return self.explain_written(samples, written)
 
     def alignments(self, samples: Sequence[PairSample]) -> Iterator[Tensor]:

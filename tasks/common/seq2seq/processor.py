@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -58,7 +59,6 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         vocab_size: int = 8000,
         shared_vocab: bool = True,
         lowercase: bool = False,
-        min_count: int = 1,
         max_source_len: int = 256,
         max_target_len: int = 256,
         options: Mapping[str, Any] | None = None,
@@ -71,18 +71,14 @@ class PairProcessor(Processor[PairSample, PairBatch]):
             vocab_size: Most ids, of each vocabulary.
             shared_vocab: One vocabulary for both sides, which then share their embeddings; or one each.
             lowercase: Lower-case everything.
-            min_count: Least occurrences of a word or pair.
             max_source_len: See the class, as the next two.
             max_target_len: Likewise.
             options: Likewise.
         """
         sources = [sample.source for sample in dataset.samples]
         targets = [sample.target for sample in dataset.samples]
-
-        def make(texts: list[str]) -> TextProcessor:
-            longest = max(max_source_len, max_target_len)
-            return TextProcessor.fit(texts, tokenizer, vocab_size, min_count, lowercase, longest)
-
+        longest = max(max_source_len, max_target_len)
+        make = partial(TextProcessor.fit, kind=tokenizer, vocab_size=vocab_size, lowercase=lowercase, max_len=longest)
         source = make([*sources, *targets] if shared_vocab else sources)
         target = source if shared_vocab else make(targets)
         return cls(source, target, max_source_len, max_target_len, options)

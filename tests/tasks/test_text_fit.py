@@ -1,0 +1,120 @@
+"""Training what writes texts: files in, a model out that searches as it was measured; wrong options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmattn import load
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.summarization.demo import make as make_documents
+from mmattn.tasks.translation.demo import make
+from tests.tasks.runs import ask, read, run
+
+
+def fit(folder: Path, options: str = "", command: str = "fit", task: str = "translation") -> Path:
+    return run(command, folder, options, task=task)
+
+
+def summarize(folder: Path, options: str = "", command: str = "fit") -> Path:
+    return fit(folder, options, command, "summarization")
+
+
+@pytest.fixture(scope="module")
+def parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parallel")
+    for name, samples in (("train", make("train", 50)), ("val", make("val", 8)), ("more", make("train", 90)[50:])):
+        (folder / f"{name}.en").write_text("".join(f"{sample.source}\n" for sample in samples))
+        (folder / f"{name}.de").write_text("".join(f"{sample.target}\n" for sample in samples))
+    return folder
+
+
+def test_metrics_have_signatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit(tmp_path / "run", "--model.word_dropout 0.2 --model.label_smoothing 0.1")
+    assert "padding" in capsys.readouterr().out
+    metrics = read(folder / "metrics.json")
+    assert 0 <= metrics["fit"]["padding_waste"] < 0.5
+    assert metrics["fit"]["truncated_targets"] > 0, "the report says what is cut"
+    assert set(metrics["validation"]) >= {"bleu", "chrf", "loss", "bleu_signature", "chrf_signature"}
+    fit(folder, f"--checkpoint {folder}/model --model.num_beams 2", "test")
+    assert "case:mixed" in read(folder / "metrics.json")["test"]["bleu_signature"]
+
+
+@pytest.mark.parametrize("options", ["--data.shared_vocab false --data.tokenizer word", "--model.decoder lstm"])
+def test_own_files_in_both_directions(options: str, parallel: Path, tmp_path: Path) -> None:
+    own = f"--data.train {parallel}/train --data.val {parallel}/val --data.source_lang de --data.target_lang en"
+    translator = load(fit(tmp_path / "run", f"{own} {options}") / "model", device="cpu")
+    assert translator.processor.options == {"source_lang": "de", "target_lang": "en"}
+    assert len(translator.predict([{"de": "droseti nusira"}])) == 1
+
+
+def test_back_translation(parallel: Path, tmp_path: Path) -> None:
+    """A reverse model turns text of the target language into sources; both are mixed into training."""
+    own = f"--data.train {parallel}/train --data.val {parallel}/val"
+    reverse = fit(tmp_path / "reverse", f"{own} --data.source_lang de --data.target_lang en")
+    (tmp_path / "mono.de").write_text("".join(f"{sample.target}\n" for sample in make("val", 30)))
+    files = ("--input", tmp_path / "mono.de", "--output", tmp_path / "mono.en")
+    ask("predict", "--checkpoint", reverse / "model", *files, "--num_beams", 1, task="translation")
+    sources = (tmp_path / "mono.en").read_text().split("\n")
+    assert len(sources) == 31
+    # A model that has learnt next to nothing may say nothing.
+    (tmp_path / "mono.en").write_text("".join(f"{text or 'the'}\n" for text in sources[:-1]))
+    folder = fit(tmp_path / "run", f"{own} --data.extra {tmp_path}/mono")
+    assert read(folder / "run.json")["data"]["train"]["samples"] == 80
+
+
+def test_own_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, samples in (("train", make_documents("train", size=30)), ("val", make_documents("val", size=4))):
+        rows = [{"document": s.source, "summary": s.target, "references": [s.target, "Nothing."]} for s in samples]
+        rows += rows[:5] if name == "train" else []
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = f"--data.train {tmp_path}/train.jsonl --data.val {tmp_path}/val.jsonl --data.drop_repeats true"
+    folder = summarize(tmp_path / "run", f"{own} --model.salience 0.5 --model.frequencies true")
+    assert "5 repeated documents" in caplog.text
+    metrics = read(folder / "metrics.json")
+    assert {"words", "salience", "padding_waste"} <= set(metrics["fit"])
+    found = metrics["validation"]
+    assert found["rouge1"] >= found["rouge1_first"]
+    assert "Porter" in found["rouge_signature"]
+
+
+def test_the_model_searches_as_it_was_measured(tmp_path: Path) -> None:
+    folder = summarize(tmp_path / "run", "--model.num_beams 3 --model.consensus true --model.length_penalty 0.0")
+    summarizer = load(folder / "model", device="cpu")
+    wanted = {"num_beams": 3, "length_penalty": 0.0, "consensus": True}
+    assert summarizer.processor.options["search"] == wanted
+    samples = make_documents("test", size=4)
+    written = [one.summary for one in summarizer.predict(samples)]
+    assert written == [one.summary for one in summarizer.predict(samples, **wanted)]
+    plain = summarizer.predict(samples, consensus=False)
+    assert all(one.score >= other.score for one, other in zip(plain, summarizer.predict(samples), strict=True))
+
+
+def test_long_documents_train(tmp_path: Path) -> None:
+    window = "--model.attention.kind sliding_window --model.attention.window 4"
+    folder = summarize(tmp_path / "run", f"--model.hierarchical false --model.global_tokens sentences {window}")
+    assert read(folder / "metrics.json")["fit"]["steps"] > 0
+    summarize(folder, f"--checkpoint {folder}/model", "test")
+    assert "rougeL" in read(folder / "metrics.json")["test"]
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("translation", "--data.max_tokens 5", "max_tokens: expected at least"),
+        ("translation", "--data.vocab_size 100", "vocab_size: byte-level BPE needs at least 260"),
+        ("translation", "--model.word_dropout 1.5", "word_dropout: expected a value from 0"),
+        ("translation", "--model.num_beams 0", "expected 1 or more"),
+        ("translation", "--model.decoder lstm --model.memory mean", "a cross_attention alone"),
+        ("translation", "--model.attention.kind slidingwindow", "sliding_window"),
+        ("summarization", "--model.salience 0.5 --model.copy false", "salience: expected 0, or above where the model"),
+        ("summarization", "--model.memory mean", "leaves no tokens to copy"),
+        ("summarization", "--model.global_tokens first", "global_tokens to none"),
+        ("summarization", "--data.shared_vocab false", "one language"),
+    ],
+)
+def test_wrong_options(task: str, options: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit(tmp_path / "run", options, task=task)
