@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from mmattn.tasks.common.checkpoint import read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.sources import named_models
-from mmattn.tasks.common.task import tasks
+from mmattn.tasks.common.task import resolve, tasks
 from tests.tasks.runs import ask, lines, read, run
 
 CHEAP = "vqa"  # whose slow tests are always run
@@ -48,11 +49,6 @@ def predictor(trained: Callable[[str], Path]) -> Callable[[str], Predictor[Any, 
     return functools.cache(lambda task: mmattn.load(trained(task) / "model", device="cpu"))
 
 
-def monitor_of(task: str) -> str:
-    """What its training looks at, such as val/accuracy."""
-    return f"val/{tasks()[task].metric}"
-
-
 def plain(found: Any) -> Any:
     """A prediction's values, comparable."""
     if isinstance(found, list):
@@ -68,6 +64,18 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 class TestContract:
+    @each
+    def test_what_it_says_of_itself_is_there(self, task: str) -> None:
+        described = tasks()[task]
+        assert (described.name, described.folder.name) == (task, task)
+        names = {field.name: getattr(described, field.name) for field in dataclasses.fields(described)}
+        named = [name for name in names.values() if isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name)]
+        assert len(named) >= 6
+        for name in (*named, *described.families.values()):
+            assert resolve(name)
+        for words in (described.tiny, *described.baselines.values(), *described.variants.values()):
+            assert all(word.startswith(("--data.", "--model.")) for word in words.split()[::2])
+
     @each
     def test_fit_fills_the_run_directory(self, task: str, trained: Callable[[str], Path]) -> None:
         folder = trained(task)
@@ -94,7 +102,7 @@ class TestContract:
         logs = trained(task) / "logs"
         assert any(path.name.startswith("events") for path in logs.rglob("*"))
         with next(logs.rglob("metrics.csv")).open() as file:
-            assert sum(bool(row[monitor_of(task)]) for row in csv.DictReader(file)) == 2
+            assert sum(bool(row[f"val/{tasks()[task].metric}"]) for row in csv.DictReader(file)) == 2
 
     @each
     def test_the_shipped_model_is_the_best_with_its_average(self, task: str, trained: Callable[[str], Path]) -> None:
@@ -110,7 +118,7 @@ class TestContract:
         for command in ("validate", "test"):
             run(command, tmp_path, f"--checkpoint {trained(task) / 'model'}", task=task)
         mine, theirs = read(tmp_path / "metrics.json"), read(trained(task) / "metrics.json")
-        main = monitor_of(task).removeprefix("val/")
+        main = tasks()[task].metric
         assert mine["validation"][main] == theirs["validation"][main]
         assert isinstance(mine["test"][main], float)
 
@@ -189,6 +197,10 @@ class TestContract:
         monkeypatch.chdir(tmp_path)
         named = mmattn.load(f"{task}/demo", device="cpu")
         assert named.task == task
+        if tasks()[task].localisation is not None:
+            rows = tasks()[task].resolve("localisation")(named, 3).rows.values()
+            assert rows
+            assert all(0 <= value <= count for count, *values in rows for value in values)
         with pytest.raises(CheckpointError, match=rf"a named model of {task}/demo.*did you mean '{task}/demo'"):
             mmattn.load(f"{task}/dem")
         shutil.copytree(tasks()[task].folder / "checkpoints" / "demo", Path(task, "demo"))
