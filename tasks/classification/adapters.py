@@ -31,7 +31,7 @@ class ClassificationAdapter(LabelAdapter):
 class ViTAdapter(ClassificationAdapter):
     """Reads public image backbones as the beginning of a classifier, without a head."""
 
-    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
+    def read_public(self, source: Source, **_: Any) -> CheckpointParts:
         from mmattn.backbones.vit import VisionTransformer
 
         converted = read_network(source, VisionTransformer, "ViT, DeiT, DINOv2 or SigLIP")
@@ -39,10 +39,9 @@ class ViTAdapter(ClassificationAdapter):
         size = tuple(keywords["image_size"])
         own = {key: keywords.pop(key) for key in OWN if key in keywords}
         # Positions stay those of the public pictures' size, and are resized for others.
-        keywords = {"pooling": "token", "resize_positions": "bicubic"} | {
-            key: value for key, value in keywords.items() if value is not None
-        }
-        model = {"backbone": "vit", "hidden_dim": 0, "backbone_options": keywords, **own}
+        told = {key: value for key, value in keywords.items() if value is not None}
+        options = {"pooling": "token", "resize_positions": "bicubic"} | told
+        model = {"backbone": "vit", "hidden_dim": 0, "backbone_options": options, **own}
         state = {f"backbone.{key}": value for key, value in converted.state.items()}
         processor = BackboneProcessor(ImageProcessor(size, **statistics(source)), [])
         free = (*FREE, "hidden_dim")

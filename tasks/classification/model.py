@@ -147,8 +147,8 @@ class ClassificationModel(nn.Module):
         super().__init__()
         self.kind = backbone.split("/")[0]
         more: dict[str, Any] = dict(backbone_options or {})
-        side, ffn_dim = (image_size, image_size), ffn_dim or 2 * embed_dim
-        transformer = {"image_size": side, "ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
+        side = (image_size, image_size)
+        transformer: dict[str, Any] = {"image_size": side, "ffn_dim": ffn_dim or 2 * embed_dim, "dropout": dropout}
         if attention is not None and self.kind not in ("cct", "vit"):
             raise ValueError(f"attention: backbone {backbone!r} has no self-attention kernel to choose")
         self.backbone: nn.Module
@@ -159,11 +159,12 @@ class ClassificationModel(nn.Module):
             self.backbone = ResidualNet(channels, **own, **more)
         elif backbone == "cct":
             pooling = "sequence" if pool == "attention" else pool
-            transformer |= {"tokenizer_layers": tokenizer_layers, "pooling": pooling} | more
+            transformer |= {"attention": attention, "tokenizer_layers": tokenizer_layers, "pooling": pooling} | more
             self.backbone = CompactTransformer(embed_dim, num_layers, num_heads, **transformer)
         elif backbone == "vit":
             pooling = "token" if pool == "attention" else pool
-            transformer |= {"patch_size": patch_size, "pooling": pooling, "resize_positions": "bicubic"} | more
+            transformer |= {"attention": attention, "patch_size": patch_size, "pooling": pooling}
+            transformer |= {"resize_positions": "bicubic"} | more
             self.backbone = VisionTransformer(embed_dim, num_layers, num_heads, **transformer)
             in_dim = transformer.get("pooler_dim") or embed_dim
         elif backbone.startswith("timm/"):

@@ -82,8 +82,7 @@ class ClassificationPredictor(Predictor[Item, ClassificationAnswer]):
         return explanations
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[ClassificationSample]:
-        """A folder's pictures, at any depth; or a tar or a table in a format for training, where labels may be
-        missing."""
+        """A folder's pictures, at any depth; or a tar or a table as for training, where labels may be missing."""
         if Path(path).is_dir():
             return [ClassificationSample(*picture) for picture in named_pictures(Path(path))]
         multi_label = self.processor.multi_label

@@ -40,8 +40,8 @@ class SegFormerAdapter(SegmentationAdapter):
         headless = more.pop("num_classes", None) is None
         if more.pop("in_channels") != 3:
             raise CheckpointError(f"{source.name}: expected a model of pictures in colour, found other channels.")
-        own = {ours: more.pop(name) for name, ours in NAMES.items() if name in more}
-        keywords = {"network": "segformer", "decoder_channels": (more.pop("decoder_dim"),), **own}
+        keywords = {ours: more.pop(name) for name, ours in NAMES.items() if name in more} | {"network": "segformer"}
+        keywords |= {"decoder_channels": (more.pop("decoder_dim"),), "backbone_options": more}
         classes, size = ClassList((), ()), None
         told = _preprocessing(source)
         if not headless:
@@ -51,7 +51,6 @@ class SegFormerAdapter(SegmentationAdapter):
             size = _size(source, told)
         processor = SegmentationProcessor(classes, size, **statistics(source))
         state = {f"head.{name}": value for name, value in converted.state.items()}
-        keywords["backbone_options"] = more
         free = (*FREE, "decoder_channels") if headless else FREE
         return CheckpointParts(self, source.where, keywords, state, processor, headless=headless, free=free)
 

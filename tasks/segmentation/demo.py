@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmattn.data.image.masks import ClassList
-from mmattn.data.image.shapes import IMAGE_SIZE as SIZE, RGB, smooth
+from mmattn.data.image.shapes import IMAGE_SIZE, RGB, smooth
 from mmattn.tasks.segmentation.data import SegmentationSample
 
 GENERATOR_VERSION = 1
@@ -28,7 +28,7 @@ _GROUND, _ROWS, _WAVES, _RING, _HOOK, _BUOY, _STONE, _POLE = range(len(NAMES))
 _COLOURS = np.array(RGB)
 _GAP = 0.64  # cosine of half the angle of a hook's gap: 100 degrees
 _APART = 2.5  # pixels between two things
-_Y, _X = np.mgrid[0:SIZE, 0:SIZE] + 0.5  # pixel centres
+_Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5  # pixel centres
 
 
 def make(split: str, size: int | None = None) -> list[SegmentationSample]:
@@ -47,13 +47,13 @@ def make(split: str, size: int | None = None) -> list[SegmentationSample]:
 
 def _scene(rs: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     """A picture (64, 64, 3) and its mask (64, 64), uint8."""
-    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     level = 60 + 90 * rs.random_sample()
     canvas = level + 30 * rs.random_sample(3) - 15 + _blotches(rs, 50, 1) + _blotches(rs, 30, 3)  # (64, 64, 3)
     plain = canvas.copy()
     for _ in range(2 + int(2 * rs.random_sample())):
         _region(rs, plain, canvas, mask)
-    taken = np.zeros((SIZE, SIZE), bool)
+    taken = np.zeros((IMAGE_SIZE, IMAGE_SIZE), bool)
     grounds = mask.copy()
     wanted = [_RING, _HOOK, _BUOY, _STONE, _POLE]
     wanted += [wanted[int(5 * draw)] for draw in rs.random_sample(3)]
@@ -77,7 +77,7 @@ def _blotches(rs: np.random.RandomState, strength: float, channels: int) -> np.n
 def _region(rs: np.random.RandomState, plain: np.ndarray, canvas: np.ndarray, mask: np.ndarray) -> None:
     """A wide striped region over what was there: rows lie across, waves stand."""
     kind = _ROWS if rs.random_sample() < 0.5 else _WAVES
-    x, y, wide, high = rs.random_sample(4) * (SIZE, SIZE, 14, 14) + (0, 0, 16, 16)
+    x, y, wide, high = rs.random_sample(4) * (IMAGE_SIZE, IMAGE_SIZE, 14, 14) + (0, 0, 16, 16)
     across, down = (_X - x) / wide, (_Y - y) / high
     inside = across * across + down * down + _blotches(rs, 1.0, 1)[..., 0] < 1
     tilt, period, phase, contrast = rs.random_sample(4) * (0.6, 2.5, 1.0, 24.0) + (-0.3, 4.5, 0.0, 34.0)
@@ -96,13 +96,13 @@ def _thing(rs: np.random.RandomState, kind: int) -> np.ndarray:
     direction = direction / np.sqrt(direction[0] * direction[0] + direction[1] * direction[1] + 1e-9)
     if kind == _POLE:
         half, thick = 8 + 7 * u[2], 0.9 + 0.25 * u[3]
-        x, y = SIZE * u[4], SIZE * u[5]
+        x, y = IMAGE_SIZE * u[4], IMAGE_SIZE * u[5]
         along = (_X - x) * direction[0] + (_Y - y) * direction[1]
         beside = (_X - x) * direction[1] - (_Y - y) * direction[0]
         beyond = np.maximum(np.abs(along) - half, 0)
         return np.sqrt(beside * beside + beyond * beyond) - thick
     radius = 3.0 + 0.8 * u[2] if kind in (_BUOY, _STONE) else 7 + 3 * u[2]
-    x, y = radius + 2 + (SIZE - 2 * radius - 4) * u[4:6]
+    x, y = radius + 2 + (IMAGE_SIZE - 2 * radius - 4) * u[4:6]
     dx, dy = _X - x, _Y - y
     far = np.sqrt(dx * dx + dy * dy)
     if kind in (_BUOY, _STONE):

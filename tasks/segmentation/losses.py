@@ -6,6 +6,7 @@ mass that is spread evenly over the classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,14 +15,14 @@ from torch import Tensor
 
 from mmattn.data.image.masks import VOID
 
+_pixelwise = functools.partial(F.cross_entropy, ignore_index=VOID)
+
 
 def cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
     """``-sum w_y log p_y / sum w_y`` over the labelled pixels; zero where there are none."""
-    total = F.cross_entropy(
-        logits, labels, weights, ignore_index=VOID, label_smoothing=label_smoothing, reduction="sum"
-    )
+    total = _pixelwise(logits, labels, weights, label_smoothing=label_smoothing, reduction="sum")
     return total / _mass(labels, weights).clamp_min(1e-9)
 
 
@@ -32,10 +33,8 @@ def focal(
 
     The weights are the paper's alpha; gamma is how fast the factor falls; labels are smoothed in the logarithm's.
     """
-    plain = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="none")  # (B, H, W), zero where void
-    loss = F.cross_entropy(
-        logits, labels, weights, ignore_index=VOID, label_smoothing=label_smoothing, reduction="none"
-    )
+    plain = _pixelwise(logits, labels, reduction="none")  # (B, H, W), zero where void
+    loss = _pixelwise(logits, labels, weights, label_smoothing=label_smoothing, reduction="none")
     # 1 - p = -expm1(log p), exact where p is near one.
     return ((-torch.expm1(-plain)).pow(gamma) * loss).sum() / _mass(labels, weights).clamp_min(1e-9)
 
