@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.backbones.recurrent import RecurrentDecoder
+from mmattn.backbones.whisper import Whisper
 from mmattn.tasks.asr.model import ASRModel
 from mmattn.tasks.asr.public_ctc import PublicModel as PublicCTC
 from mmattn.tasks.asr.public_whisper import PublicModel as PublicWhisper
-from mmattn.tasks.common.seq2seq.export import Memory, Program, export_decoder, project, step_of
+from mmattn.tasks.common.seq2seq.export import Memory, export_decoder, project, step_of
 
 FRAMES, LENGTH = Dim("frames", min=8, max=1 << 16), Dim("length", max=1 << 16)
 CLIPS = ((3, 40), (1, 24), (4, 61))  # of the examples: how many, and frames
@@ -48,14 +49,18 @@ class RecurrentListened(NamedTuple):
     cell: Tensor  # (n, B, H)
 
 
-class EncoderProgram(Program):
+class EncoderProgram(nn.Module):
     """Log-mel frames, or samples, to CTC's scores and what the decoder reads."""
+
+    def __init__(self, model: ASRModel | PublicCTC) -> None:
+        super().__init__()
+        self.model = model
 
     def forward(self, features: Tensor, feature_mask: Tensor) -> Scored | Listened | RecurrentListened:
         """features (B, T, M) or (B, n), feature_mask (B, T) or (B, n) bool."""
-        states, mask = self.net.encode(features, feature_mask)
-        log_p = self.net.head.log_probs(states)
-        decoder: Any = self.net.head.decoder
+        states, mask = self.model.encode(features, feature_mask)
+        log_p = self.model.head.log_probs(states)
+        decoder: Any = self.model.head.decoder
         if decoder is None:
             return Scored(log_p, mask)
         if isinstance(decoder, RecurrentDecoder):
@@ -64,17 +69,25 @@ class EncoderProgram(Program):
         return Listened(log_p, mask, *project(decoder, decoder.encode(states, mask)))
 
 
-class AlikeProgram(Program):
+class AlikeProgram(nn.Module):
     """Samples of recordings of one length to CTC's scores: what normalises over time can be told of no padding."""
+
+    def __init__(self, model: PublicCTC) -> None:
+        super().__init__()
+        self.model = model
 
     def forward(self, features: Tensor) -> Scored:
         """features (B, n)."""
-        states, mask = self.net.encode(features)
-        return Scored(self.net.head.log_probs(states), mask)
+        states, mask = self.model.encode(features)
+        return Scored(self.model.head.log_probs(states), mask)
 
 
-class WhisperEncoder(Program):
+class WhisperEncoder(nn.Module):
     """A window's log-mel frames to the keys and values that every step reads."""
+
+    def __init__(self, net: Whisper) -> None:
+        super().__init__()
+        self.net = net
 
     def forward(self, features: Tensor) -> Memory:
         """features (B, T, M), T of a window."""
