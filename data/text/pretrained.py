@@ -60,9 +60,8 @@ class PublicText(TokenIds):
         except DataError:
             raise
         except Exception as error:  # the libraries raise what they like
-            raise DataError(
-                f"tokenizer ({kind})", "its files as public models have them", shorten(str(error))
-            ) from error
+            expected = "its files as public models have them"
+            raise DataError(f"tokenizer ({kind})", expected, shorten(str(error))) from error
 
     def _open(self) -> None:
         if self.kind == "tokenizer.json":

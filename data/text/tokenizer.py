@@ -198,9 +198,8 @@ class TextProcessor(TokenIds):
             DataError: No text at all.
         """
         if kind not in KINDS:
-            raise ValueError(
-                f"tokenizer kind: expected one of {', '.join(KINDS)}, found {kind!r}{nearest(kind, KINDS)}"
-            )
+            found = f"{kind!r}{nearest(kind, KINDS)}"
+            raise ValueError(f"tokenizer kind: expected one of {', '.join(KINDS)}, found {found}")
         if vocab_size <= len(SPECIAL_TOKENS):
             raise ValueError(f"vocab_size: expected more than {len(SPECIAL_TOKENS)}, found {vocab_size}")
         texts = list(texts)
@@ -236,10 +235,8 @@ class TextProcessor(TokenIds):
     def tokens(self, text: str) -> list[str]:
         """The text's tokens as a person reads them, cut at ``max_len``: the labels of a picture's axis."""
         encoding = self._encode(text)
-        return [
-            text[start:end].strip() or token
-            for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
-        ][: self.max_len]
+        placed = zip(encoding.tokens, encoding.offsets, strict=True)
+        return [text[start:end].strip() or token for token, (start, end) in placed][: self.max_len]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return [without_lead(text, start, end) for start, end in self._encode(text).offsets]

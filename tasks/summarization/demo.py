@@ -30,6 +30,7 @@ _SYLLABLES = (
 )
 _GOODS = "barrels bales crates sacks casks chests drums coils bricks planks pipes stones"
 SYLLABLES, GOODS = tuple(_SYLLABLES.split()), tuple(_GOODS.split())
+NUMBERS = [str(n) for n in range(2, 99)]
 PARTS = ("mast", "rudder", "anchor", "pump", "boiler", "winch", "propeller", "keel")
 BERTHS = ("north", "south", "east", "west", "old", "new", "long", "short")  # quays
 TOWNS = ("Aldermouth", "Brackley", "Corvane", "Dunhaven", "Eastmere", "Farrow", "Gullport", "Harwick")
@@ -124,12 +125,8 @@ def _fill(template: str, slots: dict[str, str], start: int = 0) -> tuple[str, di
     return text, spans
 
 
-def _number(rng: Random) -> str:
-    return str(2 + int(rng.random() * 97))
-
-
 def _noise(rng: Random) -> dict[str, str]:
-    return {"n": _number(rng), "b": pick(rng, BERTHS)}
+    return {"n": pick(rng, NUMBERS), "b": pick(rng, BERTHS)}
 
 
 class _Log:
@@ -166,7 +163,7 @@ def _document(rng: Random, split: str, name: str) -> SummarySample:
     for i, ship in enumerate(ships):
         if rng.random() < 0.25:
             log.add(_one(rng, WEATHER), _noise(rng))
-        slots = {"s": ship, "n": _number(rng), "g": pick(rng, GOODS), "p": pick(rng, PARTS)}
+        slots = {"s": ship, "n": pick(rng, NUMBERS), "g": pick(rng, GOODS), "p": pick(rng, PARTS)}
         slots |= {"b": pick(rng, BERTHS), "t": pick(rng, TOWNS)}
         wordings, report = EVENTS[pick(rng, list(EVENTS))]
         place = pick(rng, _PLACES)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from mmattn.data.text.sentences import split_sentences
+
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def sentences_on_lines(text: str) -> str:
     """The text with each sentence on a line of its own, which is what ROUGE-Lsum takes for a sentence."""
-    from mmattn.data.text.sentences import split_sentences
-
     return "\n".join(text[start:end].replace("\n", " ") for start, end in split_sentences(text))
 
 

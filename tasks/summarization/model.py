@@ -18,8 +18,6 @@ from mmattn.tasks.common.seq2seq.model import mean_memory
 from mmattn.tasks.summarization.copying import CopyHead, Frequencies
 from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder
 
-GlobalTokens = Literal["none", "first", "sentences"]
-
 
 class SummaryOutput(NamedTuple):
     """What the model gives under teacher forcing."""
@@ -78,7 +76,7 @@ class SummarizationModel(Seq2Seq):
         attention: dict[str, Any] | None = None,
         decoder_attention: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
-        global_tokens: GlobalTokens = "none",
+        global_tokens: Literal["none", "first", "sentences"] = "none",
         hierarchical: bool = True,
         sentence_layers: int = 1,
         document_layers: int = 2,

@@ -91,11 +91,10 @@ class Summarizer(PairPredictor[Summary]):
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder and the decoder's step, with its cache as flat tensors."""
-        if not isinstance(self.model, SummarizationModel):  # a public network
-            return super().programs(folder, formats)
         from mmattn.tasks.summarization.export import export_summarizer
 
-        return export_summarizer(self.model, folder, formats)
+        own = isinstance(self.model, SummarizationModel)  # or a public network
+        return export_summarizer(self.model, folder, formats) if own else super().programs(folder, formats)
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
         """The documents of a table in a format for training, summaries may be missing; a folder's .txt files; or any

@@ -16,7 +16,7 @@ the other parts has at least one such combination of its own. Which words mean t
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mmattn.data.seeds import pick, seed_of
 from mmattn.tasks.translation.data import TranslationSample
@@ -110,17 +110,7 @@ def language() -> Language:
 LANGUAGE = language()
 
 
-@dataclass
-class Phrase:
-    """Words being written in both languages at once; a link joins two that mean the same."""
-
-    source: list[str] = field(default_factory=list)
-    target: list[tuple[str, int | None]] = field(default_factory=list)  # a word and the source word that it translates
-
-    def say(self, word: str) -> int:
-        """Adds a source word and returns its place."""
-        self.source.append(word)
-        return len(self.source) - 1
+Words = list[tuple[str, int | None]]  # of the invented language, each with the place of the source word it translates
 
 
 @dataclass
@@ -131,6 +121,12 @@ class Noun:
     plural: bool
     determiner: str
     adjectives: list[str]
+
+
+def _say(source: list[str], word: str) -> int:
+    """Adds a source word and returns its place."""
+    source.append(word)
+    return len(source) - 1
 
 
 def _noun(dice: random.Random, names: tuple[str, ...]) -> Noun:
@@ -145,65 +141,64 @@ def _noun(dice: random.Random, names: tuple[str, ...]) -> Noun:
     return Noun(pick(dice, names), plural, determiner, adjectives)
 
 
-def _say_noun(phrase: Phrase, noun: Noun, case: int) -> list[tuple[str, int | None]]:
+def _say_noun(source: list[str], noun: Noun, case: int) -> Words:
     """Says a noun phrase in English; returns it in the other language."""
     first = (noun.adjectives or [noun.name])[0]
-    phrase.say("an" if noun.determiner == "a" and first[0] in "aeiou" else noun.determiner)
-    places = [(phrase.say(adjective), adjective) for adjective in noun.adjectives]
-    place = phrase.say(noun.name + ("s" if noun.plural else ""))
+    _say(source, "an" if noun.determiner == "a" and first[0] in "aeiou" else noun.determiner)
+    places = [(_say(source, adjective), adjective) for adjective in noun.adjectives]
+    place = _say(source, noun.name + ("s" if noun.plural else ""))
     stem, gender = LANGUAGE.nouns[noun.name]
     ending = ADJECTIVE_ENDINGS[gender][noun.plural][min(case, 1)]
-    words: list[tuple[str, int | None]] = [(stem + NOUN_ENDINGS[gender][noun.plural][case], place)]
+    words: Words = [(stem + NOUN_ENDINGS[gender][noun.plural][case], place)]
     words += [(LANGUAGE.adjectives[adjective] + ending, where) for where, adjective in places]
     name = {"these": "this", "a": ""}.get(noun.determiner, noun.determiner)
     return words + ([(LANGUAGE.determiners[name] + ending, None)] if name else [])
 
 
-def _say_verb(phrase: Phrase, verb: str, subject: Noun, past: bool, negated: bool) -> list[tuple[str, int | None]]:
+def _say_verb(source: list[str], verb: str, subject: Noun, past: bool, negated: bool) -> Words:
     """Says a verb in English; returns particle (or nothing), negation (or nothing) and verb in the other language."""
     if negated:
-        phrase.say("did" if past else "do" if subject.plural else "does")
-        phrase.say("not")
-        place = phrase.say(verb)
+        _say(source, "did" if past else "do" if subject.plural else "does")
+        _say(source, "not")
+        place = _say(source, verb)
     elif past:
-        place = phrase.say(verb + ("d" if verb.endswith("e") else "ed"))
+        place = _say(source, verb + ("d" if verb.endswith("e") else "ed"))
     else:
-        place = phrase.say(verb if subject.plural else verb + "s")
+        place = _say(source, verb if subject.plural else verb + "s")
     stem, particle = LANGUAGE.verbs[verb]
     _, gender = LANGUAGE.nouns[subject.name]
     word = stem + (PAST if past else "") + VERB_ENDINGS[gender][subject.plural]
     return [(particle, place), (NEGATION if negated else "", None), (word, place)]
 
 
-def _sentence(dice: random.Random) -> tuple[Phrase, set[tuple[str, str]]]:
+def _sentence(dice: random.Random) -> tuple[list[str], Words, set[tuple[str, str]]]:
     """A sentence in both languages, and the combinations in it that may be kept out of training."""
-    phrase, people = Phrase(), NOUNS[:ANIMATE]
-    subject, thing, verb = _noun(dice, people), _noun(dice, NOUNS), pick(dice, VERBS)
+    source: list[str] = []
+    subject, thing, verb = _noun(dice, NOUNS[:ANIMATE]), _noun(dice, NOUNS), pick(dice, VERBS)
     past, negated = dice.random() < 0.4, dice.random() < 0.2
     pairs = {(adjective, noun.name) for noun in (subject, thing) for adjective in noun.adjectives}
     pairs.add((verb, thing.name))
-    words = _say_noun(phrase, subject, 0)
+    words = _say_noun(source, subject, 0)
     if dice.random() < 0.2:  # a relative clause about the subject
         other, inner = _noun(dice, NOUNS), pick(dice, VERBS)
         pairs |= {(adjective, other.name) for adjective in other.adjectives} | {(inner, other.name)}
-        phrase.say("that")
-        particle, _, last = _say_verb(phrase, inner, subject, dice.random() < 0.4, False)
+        _say(source, "that")
+        particle, _, last = _say_verb(source, inner, subject, dice.random() < 0.4, False)
         gender = LANGUAGE.nouns[subject.name][1]
         pronoun = LANGUAGE.relative + ADJECTIVE_ENDINGS[gender][subject.plural][0]
-        words += [(pronoun, None), particle, *_say_noun(phrase, other, 1), last]
-    particle, negation, last = _say_verb(phrase, verb, subject, past, negated)
-    words += [particle, *_say_noun(phrase, thing, 1)]
+        words += [(pronoun, None), particle, *_say_noun(source, other, 1), last]
+    particle, negation, last = _say_verb(source, verb, subject, past, negated)
+    words += [particle, *_say_noun(source, thing, 1)]
     if dice.random() < 0.3:
         preposition, place_noun = pick(dice, PREPOSITIONS), _noun(dice, NOUNS)
         pairs |= {(adjective, place_noun.name) for adjective in place_noun.adjectives}
-        place = phrase.say(preposition)
-        words += [*_say_noun(phrase, place_noun, 2), (LANGUAGE.prepositions[preposition], place)]
+        place = _say(source, preposition)
+        words += [*_say_noun(source, place_noun, 2), (LANGUAGE.prepositions[preposition], place)]
     words += [negation, last]
     if dice.random() < 0.35:
         adverb = pick(dice, ADVERBS)
-        words.insert(0, (LANGUAGE.adverbs[adverb], phrase.say(adverb)))
-    phrase.target = [(word, place) for word, place in words if word]
-    return phrase, pairs
+        words.insert(0, (LANGUAGE.adverbs[adverb], _say(source, adverb)))
+    return source, [(word, place) for word, place in words if word], pairs
 
 
 def part_of(pair: tuple[str, str]) -> str:
@@ -237,13 +232,12 @@ def make(split: str, size: int | None = None) -> list[TranslationSample]:
     dice, samples, seen = random.Random(seed_of(SEED, 1, _PARTS[split])), [], set()
     wanted = SIZES[split] if size is None else size
     while len(samples) < wanted:
-        phrase, pairs = _sentence(dice)
-        parts = {part_of(pair) for pair in pairs}
-        text = " ".join(phrase.source)
+        source, words, pairs = _sentence(dice)
+        parts, text = {part_of(pair) for pair in pairs}, " ".join(source)
         if not parts <= {"train", split} or (split != "train" and split not in parts) or text in seen:
             continue
         seen.add(text)
-        target = " ".join(word for word, _ in phrase.target)
-        alignment = [(n, place) for n, (_, place) in enumerate(phrase.target) if place is not None]
+        target = " ".join(word for word, _ in words)
+        alignment = [(n, place) for n, (_, place) in enumerate(words) if place is not None]
         samples.append(TranslationSample(f"{split}-{len(samples)}", text, target, alignment=alignment))
     return samples

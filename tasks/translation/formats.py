@@ -18,8 +18,6 @@ from mmattn.data.readers import read_lines, read_rows
 Fields = dict[str, Any]  # of a sample, by its attributes' names
 _Found = Iterator[tuple[str, Fields]]
 
-TABLES = (".tsv", ".jsonl", ".ndjson")
-
 
 def read_parallel(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
     """Reads one split.
@@ -33,14 +31,11 @@ def read_parallel(path: str | Path, languages: tuple[str, str], require_target: 
     Yields:
         Where the line stands in which file, and the sample's fields.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix in TABLES:
-        read = _tsv if suffix == ".tsv" else _jsonl
-        return read(path, languages, require_target, problems)
-    return _two_files(path, languages, problems)
+    read = {".tsv": _tsv, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(Path(path).suffix.lower(), _two_files)
+    return read(path, languages, require_target, problems)
 
 
-def _two_files(path: str | Path, languages: tuple[str, str], problems: Problems) -> _Found:
+def _two_files(path: str | Path, languages: tuple[str, str], _: bool, problems: Problems) -> _Found:
     files = [f"{path}.{language}" for language in languages]
     missing = [file for file in files if not Path(file).is_file()]
     if missing:

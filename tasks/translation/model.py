@@ -76,16 +76,16 @@ class TranslationModel(TextModel):
         }
         if decoder == "lstm":
             if attention or decoder_attention or memory != "tokens":
-                raise ValueError(
-                    "decoder 'lstm' has a cross_attention alone: no attention, decoder_attention or memory"
-                )
+                others = "no attention, decoder_attention or memory"
+                raise ValueError(f"decoder 'lstm' has a cross_attention alone: {others}")
             common |= {"num_heads": num_heads, "cross_attention": cross_attention or "additive"}
-            super().__init__(RecurrentSeq2Seq(source_size, embed_dim, embed_dim, num_layers=encoder_layers, **common))
-            return
-        nets = {"tokens": Seq2Seq, "mean": PooledSource}
-        if decoder != "transformer" or memory not in nets:
+            net: Any = RecurrentSeq2Seq(source_size, embed_dim, embed_dim, num_layers=encoder_layers, **common)
+        elif decoder == "transformer" and memory in ("tokens", "mean"):
+            common |= {"attention": attention, "decoder_attention": decoder_attention}
+            common |= {"cross_attention": cross_attention, "shared_embeddings": source_vocab_size is None}
+            common |= {"positions": positions, "max_len": max_len, "norm_first": norm_first, "ffn_dim": ffn_dim}
+            kind = Seq2Seq if memory == "tokens" else PooledSource
+            net = kind(source_size, embed_dim, encoder_layers, num_heads, **common)
+        else:
             raise ValueError(f"unknown decoder {decoder!r} or memory {memory!r}: transformer or lstm, tokens or mean")
-        common |= {"attention": attention, "decoder_attention": decoder_attention, "cross_attention": cross_attention}
-        common |= {"positions": positions, "max_len": max_len, "norm_first": norm_first, "ffn_dim": ffn_dim}
-        common |= {"shared_embeddings": source_vocab_size is None}
-        super().__init__(nets[memory](source_size, embed_dim, encoder_layers, num_heads, **common))
+        super().__init__(net)

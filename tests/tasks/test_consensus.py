@@ -2,7 +2,7 @@
 
 import math
 
-from mmattn.tasks.common.seq2seq.consensus import agreed
+from mmattn.tasks.common.seq2seq.model import agreed
 
 
 def test_the_one_that_agrees_with_most_wins_over_the_likeliest() -> None:

@@ -47,12 +47,7 @@ class Seq2SeqAdapter(PairAdapter):
         return OWN | {NAMES.get(key, key): value for key, value in keywords.items()}
 
     def read_public(
-        self,
-        source: Source,
-        *,
-        prefix: str | None = None,
-        languages: tuple[str, str] | None = None,
-        **options: Any,
+        self, source: Source, *, prefix: str | None = None, languages: tuple[str, str] | None = None, **options: Any
     ) -> CheckpointParts:
         """A public network, its tokenizers and its generation_config.json.
 
@@ -110,9 +105,8 @@ class Seq2SeqAdapter(PairAdapter):
 def _task_params(source: Source, task: str, prefix: str | None, languages: tuple[str, str] | None) -> dict[str, Any]:
     """What config.json says of writing for a task: generation options, and T5's prefix."""
     if prefix is not None and source.family != "t5":
-        raise CheckpointError(
-            f"prefix: expected none, {source.family} models read texts as they are; found {prefix!r}."
-        )
+        reason = f"{source.family} models read texts as they are"
+        raise CheckpointError(f"prefix: expected none, {reason}; found {prefix!r}.")
     wanted = task if task == "summarization" else f"{task}_{languages[0]}_to_{languages[1]}" if languages else None
     known = source.config.get("task_specific_params") or {}
     found = [dict(value) for key, value in known.items() if key == wanted or (wanted is None and key.startswith(task))]

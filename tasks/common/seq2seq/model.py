@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +16,6 @@ from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.generate import Generated, GenerationConfig
 from mmattn.masks import Mask
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.seq2seq.consensus import agreed
 from mmattn.tasks.common.seq2seq.data import PairBatch
 from mmattn.tasks.common.seq2seq.processor import LIMITS, PairProcessor
 
@@ -148,11 +150,7 @@ def search_config(processor: PairProcessor, source_len: int, **options: Any) -> 
 
 
 def search(
-    model: Any,
-    batch: PairBatch,
-    processor: PairProcessor,
-    consensus: bool | None = None,
-    **options: Any,
+    model: Any, batch: PairBatch, processor: PairProcessor, consensus: bool | None = None, **options: Any
 ) -> list[tuple[str, float]]:
     """The text that a model writes for each row of a batch, and its log p / length^length_penalty.
 
@@ -176,6 +174,31 @@ def search(
         best = agreed(texts, likely) if consensus else 0
         rows.append((texts[best], scores[best]))
     return rows
+
+
+def agreed(texts: Sequence[str], log_p: Sequence[float], temperature: float = 4.0) -> int:
+    """Which of some texts shares most words with all of them: minimum Bayes risk (Kumar and Byrne 2004).
+
+    ``argmax_i sum_j softmax(log p / temperature)_j F1(words_i, words_j)``, words lower-cased and counted. Where many
+    texts are about as likely, as many short summaries of one document are, the likeliest is often an odd one.
+
+    Args:
+        texts: candidates.
+        log_p: of each.
+        temperature: of the weights; what a search leaves out is mostly unlikely, and flatter weights stand in for it.
+
+    >>> agreed(["fish", "old ship sails", "old ship sailed"], [-1.0, -1.5, -1.6])
+    1
+    """
+    bags = [Counter(re.findall(r"\w+", text.lower())) for text in texts]
+    highest = max(log_p)
+    weights = [math.exp((value - highest) / temperature) for value in log_p]
+
+    def shared(a: Counter[str], b: Counter[str]) -> float:
+        return 2 * (a & b).total() / ((a.total() + b.total()) or 1)
+
+    gains = [sum(weight * shared(bag, other) for weight, other in zip(weights, bags, strict=True)) for bag in bags]
+    return gains.index(max(gains))
 
 
 def token_loss(logits: Tensor, labels: Tensor, label_mask: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -243,11 +266,6 @@ class CorpusMetric(nn.Module):
         return figures
 
 
-def below(maps: Mapping[str, list[Tensor]], suffix: str) -> list[Tensor]:
-    """Of what `mmattn.explain.capture` gave, the first map of each module whose path ends so, in the model's order."""
-    return [found[0] for path, found in maps.items() if path.endswith(suffix) and found]
-
-
 def read_off(maps: Mapping[str, list[Tensor]]) -> Tensor:
     """Which source tokens each written token was read off: (B, L, S), rows summing to one.
 
@@ -256,5 +274,6 @@ def read_off(maps: Mapping[str, list[Tensor]]) -> Tensor:
     Args:
         maps: what `mmattn.explain.capture` gave for one pass under teacher forcing.
     """
-    weights = torch.stack([layer.mean(1) for layer in below(maps, "cross_attention")]).mean(0)  # (B, L, S)
+    layers = [found[0].mean(1) for path, found in maps.items() if path.endswith("cross_attention") and found]
+    weights = torch.stack(layers).mean(0)  # (B, L, S)
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)

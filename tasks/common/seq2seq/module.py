@@ -82,16 +82,13 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
 
     def adopt_processor(self, start: CheckpointParts) -> None:
         defaults = inspect.signature(PairDataModule.__init__).parameters
-        options = self.processor_options.items()
-        given = {k: v for k, v in options if k not in defaults or v != defaults[k].default}
+        given = {k: v for k, v in self.processor_options.items() if k not in defaults or v != defaults[k].default}
         self.processor = start.processor.retarget(self.dataset("train"), given)
         limit = start.known["max_len"] if start.known.get("positions") == "learned" else math.inf
         for name in ("max_source_len", "max_target_len"):
-            if getattr(self.processor, name) > limit:
-                raise ConfigError(
-                    f"data.{name}: expected at most {limit}, for which {start.where} has positions; found "
-                    f"{getattr(self.processor, name)}."
-                )
+            found, reason = getattr(self.processor, name), f"for which {start.where} has positions"
+            if found > limit:
+                raise ConfigError(f"data.{name}: expected at most {limit}, {reason}; found {found}.")
 
     def train_plan(self, dataset: PairDataset) -> BatchPlan:
         lengths = self.processor.lengths(dataset.samples)
@@ -190,15 +187,10 @@ class PairModule(TaskModule[PairDataModule]):
 
     def hide_words(self, batch: PairBatch) -> None:
         """Word dropout, in place."""
-        if not self.word_dropout:
-            return
-        source, target = self.data.processor.source, self.data.processor.target
-        batch.source_ids = drop_words(
-            batch.source_ids, batch.source_mask, self.word_dropout, source.unk_id, (source.eos_id,)
-        )
-        batch.target_ids = drop_words(
-            batch.target_ids, batch.label_mask, self.word_dropout, target.unk_id, (target.start_id,)
-        )
+        share, source, target = self.word_dropout, self.data.processor.source, self.data.processor.target
+        if share:
+            batch.source_ids = drop_words(batch.source_ids, batch.source_mask, share, source.unk_id, (source.eos_id,))
+            batch.target_ids = drop_words(batch.target_ids, batch.label_mask, share, target.unk_id, (target.start_id,))
 
     def make_metric(self) -> CorpusMetric:
         return CorpusMetric(self.score)
