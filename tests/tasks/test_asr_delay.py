@@ -100,7 +100,9 @@ def test_a_delay_is_believed_where_it_brings_speech_onto_the_sound() -> None:
     late = [(0.35, 0.95, loud)]  # seconds, of 0.2 to 0.8
     assert abs(alignment._covered(late, 0.15) - 1.0) < 0.05
     assert alignment._covered(late, 0.0) < 0.65
-    assert alignment._covered([(0.0, 1.0, torch.ones(100, dtype=torch.bool))], 0.15) < 0.9  # no silence: nothing is late
+    assert (
+        alignment._covered([(0.0, 1.0, torch.ones(100, dtype=torch.bool))], 0.15) < 0.9
+    )  # no silence: nothing is late
     assert alignment._covered([], 0.1) == 0.0
 
 

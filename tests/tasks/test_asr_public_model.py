@@ -74,4 +74,3 @@ class TestPublicWhisper(TaskModelTests):
         mask = torch.arange(24) < torch.tensor([[24 - n % 3] for n in range(batch)])
         ids = torch.randint(20, (batch, length), generator=generator)
         return {"features": features, "feature_mask": mask, "target_ids": ids}
-
