@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -165,14 +165,7 @@ class WhisperFeatures(FrontEnd):
         return min(self.window_frames, -(-num_samples // self.hop))
 
     def __call__(self, wave: Tensor, whole: bool = False) -> Tensor:
-        """Samples to frames.
-
-        Args:
-            wave: (n,) float.
-            whole: Do not cut it: of what is longer than a window come n // hop frames.
-
-        Returns:
-            (T, M), T of a window, or more where whole.
+        """Samples (n,) float to frames (T, M) of a window; or, whole, to n // hop of what is longer.
 
         Raises:
             DataError: Not one row of finite samples.
@@ -219,11 +212,11 @@ class WaveFeatures(FrontEnd):
         "padding_value": "padding",
     }
     NEUTRAL: ClassVar = {"feature_size": (1,), "padding_side": ("right",)}
-    hop: ClassVar = 1
     sample_rate: int = 16_000  # in Hz
     normalize: bool = True  # off: as they are
     masked: bool = False  # the network was trained with masks (the large models); off: without (the base models)
     padding: float = 0.0  # what stands behind the end
+    hop: int = field(default=1, init=False)
 
     @property
     def length_seconds(self) -> float:

@@ -200,10 +200,9 @@ def _open(source: AudioSource, where: str) -> Iterator[Any]:
     elif isinstance(source, (str, Path)):
         try:
             stream = Path(source).open("rb")  # noqa: SIM115  closed below
-        except FileNotFoundError:
-            raise DataError(where, "an audio file", "no such file") from None
-        except IsADirectoryError:
-            raise DataError(where, "an audio file", "a folder") from None
+        except (FileNotFoundError, IsADirectoryError) as error:
+            found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
+            raise DataError(where, "an audio file", found) from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise DataError(where, "a readable audio file", shorten(str(error))) from None
     elif hasattr(source, "read") and hasattr(source, "seek"):

@@ -130,12 +130,7 @@ class NGram(Counted):
 
     @classmethod
     def fit(cls, texts: Iterable[Sequence[int]], order: int, ids: Ids) -> NGram:
-        """Counts.
-
-        Args:
-            texts: Ids of each, neither bos nor eos among them.
-            order: Ids of the longest n-gram, n.
-            ids: What they are.
+        """Counts texts, the ids of each, neither bos nor eos among them; of the longest n-gram there are `order`.
 
         Raises:
             ValueError: An order below 1, or no text.
@@ -225,13 +220,9 @@ class Mixture(Counted):
 
     @classmethod
     def fit(cls, texts: Sequence[Sequence[int]], further: Iterable[Sequence[int]], order: int, ids: Ids) -> Mixture:
-        """Counts both; the weight is the likeliest for every tenth own text, which is not counted to find it (by EM).
+        """Counts own texts and others, see `NGram.fit`.
 
-        Args:
-            texts: Ids of each own text.
-            further: Of each other one.
-            order: Ids of the longest n-grams.
-            ids: What they are.
+        The weight is the likeliest for every tenth own text, which is not counted to find it (by EM).
 
         Raises:
             ValueError: As of `NGram.fit`.
@@ -260,7 +251,7 @@ class Mixture(Counted):
         for part in ("own.", "further."):
             names = [name for name in state if name.startswith(part)]
             models.append(NGram.from_state({name.removeprefix(part): state[name] for name in names}, ids))
-        return cls(*models, float(state["weight"][0]))
+        return cls(models[0], models[1], float(state["weight"][0]))
 
 
 def load_lm(path: str | Path, ids: Ids) -> Counted:

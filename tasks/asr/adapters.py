@@ -16,7 +16,7 @@ from mmattn.backbones.whisper import Whisper
 from mmattn.data.audio.mel import PREPROCESSOR, PROCESSOR, WaveFeatures, WhisperFeatures, read_features
 from mmattn.pretrained.generation import load_generation_config
 from mmattn.tasks.asr.model import PublicCTC
-from mmattn.tasks.asr.public_processors import CTCProcessor, CTCText, WhisperProcessor, load_speech_text
+from mmattn.tasks.asr.public_processors import CTCProcessor, CTCText, SpeechText, WhisperProcessor, WhisperText
 from mmattn.tasks.asr.whisper import PublicWhisper, WhisperRecogniser
 from mmattn.tasks.common.adapter import Adapter, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
@@ -69,7 +69,7 @@ class CTCAdapter(Adapter):
             letters = json.dumps({token: index for index, token in enumerate(SPECIAL)})
             tokenizer: Any = CTCText({"vocab.json": letters.encode()})
         else:
-            tokenizer = read_texts(source, size, kind="ctc")
+            tokenizer = read_texts(source, size, CTCText)
             state |= {f"head.ctc.{part}": converted.state[f"head.{part}"] for part in ("weight", "bias")}
         keywords = {"vocab_size": size or tokenizer.vocab_size, "blank": tokenizer.pad_id, **keywords}
         processor = CTCProcessor(front, tokenizer)
@@ -108,7 +108,7 @@ class WhisperAdapter(Adapter):
         front = read_front(source, WhisperFeatures)
         converted = read_network(source, Whisper, "Whisper")
         keywords = dict(converted.keywords)
-        tokenizer = read_texts(source, keywords["vocab_size"], kind="whisper", max_len=keywords["max_len"])
+        tokenizer = read_texts(source, keywords["vocab_size"], WhisperText, max_len=keywords["max_len"])
         try:
             generation = load_generation_config(**source.place)
         except (OSError, ValueError) as error:
@@ -146,14 +146,14 @@ def read_front(source: Source, wanted: Any) -> Any:
     return found
 
 
-def read_texts(source: Source, size: int, **config: Any) -> Any:
+def read_texts(source: Source, size: int, kind: type[SpeechText], **options: Any) -> Any:
     """The tokenizer of a network that writes so many tokens.
 
     Raises:
         CheckpointError: there are more.
         DataError: a file is missing or damaged; named.
     """
-    found = load_speech_text(source.folder, config)
+    found = kind.read(source.folder, **options)
     if found.vocab_size > size:
         raise CheckpointError(
             f"{source.name}: expected a tokenizer of at most {size} tokens, found {found.vocab_size}."

@@ -46,9 +46,6 @@ class Word:
         return Word(self.word, start, end)
 
 
-# Windows --------------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Window:
     """A piece of a recording. Words that are said from `low` to `high` are its own; the rest is its neighbours'."""
@@ -105,10 +102,7 @@ def _quietest(wave: Tensor, rate: int) -> int:
     return int(sums.argmin()) + width // 2
 
 
-# CTC's path -----------------------------------------------------------------------------------------------------------
-
-
-def align(log_p: Tensor, ids: Sequence[int], blank: int = BLANK) -> list[Span]:
+def align(log_p: Tensor, ids: list[int], blank: int = BLANK) -> list[Span]:
     """The first and the last frame of each id on the likeliest path (Viterbi) that writes them.
 
     There are none where log_p, (S, V), CTC's log-probabilities of one clip without padding, has too few frames.
@@ -119,7 +113,7 @@ def align(log_p: Tensor, ids: Sequence[int], blank: int = BLANK) -> list[Span]:
         return []
 
 
-def widened(log_p: Tensor, ids: Sequence[int], spans: Sequence[Span], blank: int = BLANK) -> list[Span]:
+def widened(log_p: Tensor, ids: list[int], spans: Sequence[Span], blank: int = BLANK) -> list[Span]:
     """The spans that `align` gave, on a path without blanks between the first and the last of them.
 
     CTC puts a token on few frames and blanks between; without them, frames go to the token that is the likelier one
@@ -140,12 +134,7 @@ def surest(scores: Tensor, ids: Sequence[int], spans: Sequence[Span]) -> list[in
 
 
 def words_in_frames(text: str, log_p: Tensor, processor: SpeechProcessor) -> list[tuple[str, int, int, list[float]]]:
-    """The words of a text, where CTC has them.
-
-    Args:
-        text: as the processor's `said` has it.
-        log_p: (S, V), CTC's log-probabilities of a clip.
-        processor: spells it, and tells which characters an id stands for.
+    """The words of a text, as the processor's `said` has it, by log_p (S, V), CTC's log-probabilities of a clip.
 
     Returns:
         Of each word its first frame (see `widened`), the one behind its last, and the middles of the frames in which
@@ -171,22 +160,13 @@ def place_words(
 ) -> tuple[list[Word], list[list[float]]]:
     """When each word of a text was said, fitted to the sound, and when CTC is surest of its ids.
 
-    Args:
-        text: as of `words_in_frames`, as log_p (S, V) and the processor.
-        log_p: see there.
-        wave: (n,), the clip.
-        processor: see there.
-        seconds: of one encoded frame.
-        start: seconds before the clip.
+    Of a clip, wave (n,) with so many seconds before it, whose encoded frames last `seconds`; see `words_in_frames`.
     """
     rate, late, rows = processor.sample_rate, processor.delay, words_in_frames(text, log_p, processor)
     words = [Word(word, *(round(start + n * seconds, 3) for n in (first, end))) for word, first, end, _ in rows]
     words = [word.moved(-late, start, start + len(wave) / rate) for word in words]
     sure = [[start + max(0.0, n * seconds - late) for n in own] for *_, own in rows]
     return fit_to_sound(words, wave, rate, start, sure), sure
-
-
-# Sound ----------------------------------------------------------------------------------------------------------------
 
 
 def fit_to_sound(
@@ -268,9 +248,6 @@ def sounding(wave: Tensor, rate: int) -> Tensor:
     return level > floor + LOUD * (top - floor)
 
 
-# How late CTC says what it hears --------------------------------------------------------------------------------------
-
-
 @torch.enable_grad()
 def measure_delay(model: ASRModel, processor: SpeechProcessor, samples: Sequence[ASRSample]) -> float:
     """Median seconds from what a token rests on to the frame that says it; below 0 where that is earlier.
@@ -323,9 +300,6 @@ def _covered(spoken: Sequence[tuple[float, float, Tensor]], delay: float) -> flo
     return sum(shares) / max(len(shares), 1)
 
 
-# The pointing game ----------------------------------------------------------------------------------------------------
-
-
 def localisation(predictor: Any, limit: int | None = None, path: str | None = None) -> PointingGame:
     """Per voice: words of the true texts, by forced alignment; a hit has its middle within the true word.
 
@@ -337,7 +311,7 @@ def localisation(predictor: Any, limit: int | None = None, path: str | None = No
     from mmattn.tasks.asr.demo import make
 
     samples = make("test", limit) if path is None else ASRDataset(path).samples[:limit]
-    game, errors = PointingGame(f"borders within {1000 * NEAR:.0f} ms"), []
+    game, errors = PointingGame(f"borders within {1000 * NEAR:.0f} ms"), list[float]()
     for sample, words in zip(samples, predictor.aligned(samples), strict=True):
         for word, (_, start, end) in zip(words, sample.words, strict=True):
             off = (abs(word.start - start), abs(word.end - end))

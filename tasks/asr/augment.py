@@ -17,7 +17,13 @@ from torch import Tensor
 from mmattn.data.seeds import Draws, pick
 from mmattn.tasks.asr.data import ASRSample
 
-MOST = {"join": 100, "time_masks": 50, "time_width": 10_000, "freq_masks": 50, "freq_width": 1_000}  # of options
+MOST: dict[str, float] = {
+    "join": 100,
+    "time_masks": 50,
+    "time_width": 10_000,
+    "freq_masks": 50,
+    "freq_width": 1_000,
+}  # of options
 MOST |= {"pause": 10.0, "shift": 10.0, "gain": 60.0}
 TIME_SHARE = 0.2  # of a clip, at most, a time mask hides: p of SpecAugment
 NOISE = 1 << 20  # samples of the tables of noise
@@ -82,12 +88,7 @@ class SpeechAugment:
         return self
 
     def lengths(self, lengths: Sequence[tuple[int, int]], frame_seconds: float = 0.01) -> list[tuple[int, int]]:
-        """Frames and tokens that samples of such lengths have on average after joining, for a token budget.
-
-        Args:
-            lengths: What ``SpeechProcessor.lengths`` gave.
-            frame_seconds: Of one frame.
-        """
+        """What becomes of ``SpeechProcessor.lengths`` on average, for a token budget, frames being so many seconds."""
         others = max(self.join - 1, 0) / 2  # on average
         frames, tokens = (sum(pair[n] for pair in lengths) / max(len(lengths), 1) for n in (0, 1))
         frames += self.pause / 2 / frame_seconds
@@ -102,12 +103,12 @@ class SpeechAugment:
         seeds: Sequence[int],
         sample_rate: int,
     ) -> tuple[list[Tensor], list[str]]:
-        """Changes recordings, before features are made of them: waves (n,), B of them, and texts, B.
+        """Changes recordings, before features are made of them.
 
         Args:
-            waves: (n,) each, B of them.
-            texts: What they say.
-            speakers: Who says it.
+            waves: (n,) each, B of them, as those that come out.
+            texts: What they say, B.
+            speakers: Who says it, B.
             seeds: B integers.
             sample_rate: In Hz.
         """
@@ -170,12 +171,7 @@ def _between(values: Sequence[float], draw: float) -> float:
 
 
 def join_waves(waves: Sequence[Tensor], pauses: Sequence[float], rate: int) -> tuple[Tensor, list[tuple[float, float]]]:
-    """Recordings one after the other, with silence between.
-
-    Args:
-        waves: (n,) each.
-        pauses: Seconds, one fewer.
-        rate: In Hz.
+    """Recordings (n,) one after the other, with so many seconds of silence between, one fewer.
 
     Returns:
         The whole (n,), and where each begins and ends, in seconds.
@@ -216,10 +212,7 @@ def _noise_table() -> tuple[Tensor, Tensor]:
 def add_noise(wave: Tensor, ratio: float, draws: Sequence[float]) -> Tensor:
     """A wave (n,) with noise so many dB below its own power.
 
-    Args:
-        wave: (n,).
-        ratio: In dB.
-        draws: Three numbers in 0..1: where in the tables of white and of pink noise it is taken, and their shares.
+    Three numbers in 0..1 say where in the tables of white and of pink noise it is taken, and their shares.
     """
     power = wave.square().mean()
     repeats = -(-len(wave) // (NOISE // 2))

@@ -148,14 +148,10 @@ class ASRDataset(SampleDataset[ASRSample]):
         return kept
 
     def preload(self, sample_rate: int, max_bytes: int = 1 << 30) -> bool:
-        """Decodes every recording once into memory, at the model's rate, so that no batch waits for a file.
-
-        Args:
-            sample_rate: In Hz.
-            max_bytes: The most memory to take, of four bytes a sample: by default 9 hours at 8 kHz.
+        """Decodes every recording once into memory, at the model's rate in Hz, so that no batch waits for a file.
 
         Returns:
-            Whether it was done; False when ``max_bytes`` is too little (nothing is changed then).
+            Whether it was done: not where four bytes a sample are more than these (by default, 9 hours at 8 kHz fit).
 
         Raises:
             DataError: A recording cannot be read; names its line.
@@ -170,9 +166,6 @@ class ASRDataset(SampleDataset[ASRSample]):
         if fits:
             self.preloaded(load)
         return fits
-
-
-# The formats ----------------------------------------------------------------------------------------------------------
 
 
 def read_recordings(path: str | Path, problems: Problems, require_text: bool = True) -> Iterator[Row[ASRSample]]:
@@ -218,7 +211,7 @@ def _row(row: Mapping[str, Any], path: Path, where: str, require_text: bool) -> 
     if offset is not None and not duration:
         raise DataError(where, "a duration beside the offset", shorten(row.get("duration")))
     return ASRSample(
-        id=(audio if offset is None else f"{audio}@{offset:g}") if row.get("id") in (None, "") else str(row["id"]),
+        id=(str(audio) if offset is None else f"{audio}@{offset:g}") if row.get("id") in (None, "") else str(row["id"]),
         audio=str(path.parent / str(audio)),
         text=text or "",
         duration=duration or 0.0,

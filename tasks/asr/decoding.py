@@ -73,7 +73,7 @@ def check_lm(search: Mapping[str, Any], asked: Mapping[str, Any], processor: Spe
         search: all that decides how texts are searched for.
         asked: what of it was asked for, and must not be ignored.
         processor: of the model.
-        attends: whether the model has a decoder.
+        attends: whether it has a decoder.
 
     Raises:
         ConfigError: there is none, a decoder decides, or a greedy search, which asks nobody.

@@ -159,7 +159,8 @@ class ASRHead(nn.Module):
         )
         prompt = torch.full((len(memory), 1), start_id, device=memory.device)
         with torch.inference_mode():
-            state, step = self.decoder.start(memory, mask), self.decoder.step
+            decoder: Any = self.decoder
+            state, step = decoder.start(memory, mask), decoder.step
             if ctc_weight > 0.0:
                 state = JointState(state, log_p, mask, self.blank)
                 step = joint_step(step, eos_id, ctc_weight)
@@ -294,10 +295,8 @@ class PublicCTC(nn.Module):
         mask = torch.ones_like(features, dtype=torch.bool) if feature_mask is None else feature_mask
         if short > 0:
             features, mask = (F.pad(x, (0, short)) for x in (features, mask))
-        if self.by_clip and feature_mask is not None and not bool(mask.all()):
-            x, real = self._one_by_one(features, mask.sum(1))
-        else:
-            x, real = net.embed(features, mask)
+        padded = self.by_clip and feature_mask is not None and not bool(mask.all())
+        x, real = self._one_by_one(features, mask.sum(1)) if padded else net.embed(features, mask)
         assert real is not None
         return net.dropout(net.encoder(x, Mask(real))), real
 
@@ -344,6 +343,6 @@ def consistency_loss(logits: Tensor, frame_mask: Tensor, label_mask: Tensor) -> 
     through it. Arguments and result as of `ctc_loss`, of 2 B rows: all first views before all second ones.
     """
     first, second = logits.float().log_softmax(-1).chunk(2)  # (B, S, V)
-    pairs = ((first, second), (second, first))
-    apart = sum(F.kl_div(one, other.detach(), reduction="none", log_target=True).sum(-1) for one, other in pairs)
+    both = ((first, second), (second, first))
+    apart = torch.stack([F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in both]).sum(0)
     return apart.masked_fill(~frame_mask[: len(first)], 0.0).sum() / (label_mask.sum() - len(label_mask)).clamp_min(1)

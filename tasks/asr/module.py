@@ -260,15 +260,10 @@ class ASRModule(TaskModule[ASRDataModule]):
         own = {"ctc_weight": ctc_weight, "consistency": consistency, "val_beams": val_beams, "num_beams": num_beams}
         check_ranges("model.", **own, search_ctc_weight=search_ctc_weight, lm_weight=lm_weight)
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
-        self.consistency, self.freeze = consistency, freeze
-        self.val_beams, self.monitor_rate = val_beams, monitor_rate
+        self.consistency, self.frozen = consistency, freeze
+        self.val_beams, self.monitor = val_beams, f"val/{monitor_rate}"  # which the best checkpoint has
         given = {"num_beams": num_beams, "ctc_weight": search_ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
         self.search = {name: value for name, value in given.items() if value is not None}
-
-    @property
-    def monitor(self) -> str:
-        """The metric that the best checkpoint has."""
-        return f"val/{self.monitor_rate}"
 
     @property
     def measured_by(self) -> str:  # type: ignore[override]
@@ -278,10 +273,10 @@ class ASRModule(TaskModule[ASRDataModule]):
 
     def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
         super().build(sizes, processor)
-        if self.freeze is not None:
-            still = getattr(getattr(self.model, "net", None), self.freeze, None)
+        if self.frozen is not None:
+            still = getattr(getattr(self.model, "net", None), self.frozen, None)
             if still is None:
-                raise ConfigError(f"model.freeze: expected a model with {self.freeze} over samples to go on from.")
+                raise ConfigError(f"model.freeze: expected a model with {self.frozen} over samples to go on from.")
             still.requires_grad_(False)
 
     def setup(self, stage: str) -> None:

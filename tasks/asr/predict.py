@@ -115,8 +115,8 @@ class Recogniser(Predictor[Item, Transcript]):
     @classmethod
     def from_parts(cls, parts: CheckpointParts, device: str = "auto", precision: str | None = None) -> Self:
         """The recogniser of a model in its parts, of the kind that its adapter names."""
-        kind = getattr(parts.adapter, "predictor", cls)
-        return super(Recogniser, kind).from_parts(parts, device, precision)
+        kind: Any = getattr(parts.adapter, "predictor", cls)
+        return (super() if kind is cls else kind).from_parts(parts, device, precision)  # type: ignore[no-any-return]
 
     @property
     def frame_seconds(self) -> float:
@@ -198,11 +198,7 @@ class Recogniser(Predictor[Item, Transcript]):
     ) -> Iterator[Window]:
         """A recording as it is heard: whole, or in overlapping windows, read as they are asked for.
 
-        Args:
-            sample: the recording.
-            shown: whether there may be a bar of progress.
-            window: seconds of one; None: as the model was trained.
-            search: of `predict`.
+        There may be a bar of progress where that is to be `shown`; the other options are those of `predict`.
         """
         seconds = window or self.window
         total, read = self.open(sample, seconds)
@@ -259,7 +255,8 @@ class Recogniser(Predictor[Item, Transcript]):
             task: "transcribe" or "translate"; of Whisper.
             window: seconds that are heard at once; not of Whisper.
         """
-        search = {"num_beams": num_beams, "ctc_weight": ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
+        search: dict[str, Any] = {"num_beams": num_beams, "ctc_weight": ctc_weight}
+        search |= {"lm_weight": lm_weight, "lm_bonus": lm_bonus}
         found = []
         for piece, said in zip(samples, write(self.model, *batch, self.processor, **search), strict=True):
             assert said.log_p is not None
@@ -314,8 +311,8 @@ class Recogniser(Predictor[Item, Transcript]):
             first, last = (min(max(frame - late, 0), len(log_p) - 1) for frame in span)
             alignment[row, first : last + 1] = 1.0
         tokens = [decode([i]) or " " for i in ids]
-        picture = self.processor.picture(wave)
-        return ASRExplanation(transcript, *picture, tokens, attention, alignment, list(sample.words))
+        features, seconds = self.processor.picture(wave)
+        return ASRExplanation(transcript, features, seconds, tokens, attention, alignment, list(sample.words))
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder with CTC, and the decoder's step, where there is one, with its cache as flat tensors."""

@@ -190,15 +190,12 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         return {name: value for name, value in self.search.items() if not name.startswith("lm_")}
 
     def count(self, texts: Iterable[str], order: int, further: Iterable[str] = ()) -> int:
-        """Makes the language model; texts with signs that have no id are left out.
+        """Makes the language model; texts with signs that have no id are left out. Returns how many these are.
 
         Args:
             texts: The task's own, as people write them.
             order: Ids of the longest n-grams.
             further: Texts from elsewhere, which a model of their own counts; how much each weighs is found.
-
-        Returns:
-            How many texts are left out.
 
         Raises:
             ValueError: No text is left, or no ids stand for a text's beginning and end.
@@ -281,14 +278,14 @@ class ASRProcessor(SpeechProcessor):
 
         Args:
             train: The training data.
-            sample_rate: In Hz; what comes at another rate is resampled.
+            sample_rate: In Hz, see ``LogMel``, as n_mels, f_min and f_max; what comes at another rate is resampled.
             n_mels: Bands.
             tokenizer: ``characters``, or ``bpe``: pieces of words, merged from characters.
             vocab_size: Most ids, special ones included, of ``bpe``.
             max_seconds: See the class, as the next.
             normalize: ``utterance`` or ``train``.
-            f_min: Lowest frequency in Hz.
-            f_max: Highest; None: half the sample rate.
+            f_min: In Hz.
+            f_max: In Hz.
 
         Raises:
             DataError: No text in the training data.
@@ -349,14 +346,9 @@ class ASRProcessor(SpeechProcessor):
 
 
 def fit_tokenizer(texts: Sequence[str], kind: str = "characters", vocab_size: int = 200) -> TextProcessor:
-    """Characters, or pieces of words merged from them (byte pair encoding: Sennrich et al. 2016, section 3.2).
+    """Of normalised texts characters, or ``bpe``: pieces of words merged from them (Sennrich et al. 2016, section 3.2).
 
-    Ids 0 to 3 are padding (CTC's blank), unknown, start and end.
-
-    Args:
-        texts: Normalised.
-        kind: ``characters`` or ``bpe``.
-        vocab_size: Most ids of ``bpe``.
+    Ids 0 to 3 are padding (CTC's blank), unknown, start and end; ``bpe`` has at most ``vocab_size``.
 
     Raises:
         ValueError: An unknown kind, or a vocabulary smaller than the alphabet.

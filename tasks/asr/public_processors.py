@@ -33,14 +33,37 @@ PICTURE_BANDS = 64  # of the spectrogram in a picture
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a part of a letter is decoded to
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # written without blanks between words
 
-# Tokenizers -----------------------------------------------------------------------------------------------------------
-
 
 class SpeechText(PublicText):
-    """What both kinds have in common."""
+    """A tokenizer of one of these families.
+
+    Args:
+        files: By name.
+        max_len: Most tokens where nothing else is asked for.
+
+    Raises:
+        DataError: A file is damaged, or lacks what the model needs.
+    """
 
     KIND: ClassVar[str]
     FILES: ClassVar[tuple[str, ...]]  # the first must be there
+
+    def __init__(self, files: Mapping[str, bytes], max_len: int = 512) -> None:
+        super().__init__(self.FILES[0], files, max_len=max_len)
+
+    @classmethod
+    def read(cls, directory: str | Path, kind: str = "", **options: Any) -> Self:
+        """The tokenizer of a public folder, or that ``save`` wrote, with what ``config()`` gave.
+
+        Raises:
+            DataError: A file is missing or damaged, or it is of another kind.
+        """
+        if kind not in ("", cls.KIND):
+            raise DataError(str(directory), f"a tokenizer of kind {cls.KIND}", shorten(kind))
+        paths = [Path(directory, name) for name in cls.FILES]
+        if not paths[0].is_file():
+            raise DataError(str(paths[0]), "the tokenizer's file", "none")
+        return cls({path.name: path.read_bytes() for path in paths if path.is_file()}, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"files": self.files, "truncated": self.truncated, "max_len": self.max_len}
@@ -50,21 +73,13 @@ class SpeechText(PublicText):
 
 
 class WhisperText(SpeechText):
-    """Whisper's tokenizer: byte-level pieces below the end's id, everything special and all timestamps from it on.
-
-    Args:
-        files: ``tokenizer.json``.
-        max_len: Most tokens where nothing else is asked for.
-
-    Raises:
-        DataError: Not Whisper's.
-    """
+    """Whisper's tokenizer: byte-level pieces below the end's id, everything special and all timestamps from it on."""
 
     KIND, FILES = "whisper", ("tokenizer.json",)
 
-    def __init__(self, files: Mapping[str, bytes], max_len: int = 448) -> None:
-        told_below = dict.fromkeys(("pad_id", "unk_id", "start_id", "eos_id"), 0)
-        super().__init__("tokenizer.json", files, max_len=max_len, special=told_below)
+    def _open(self) -> None:
+        self.special = dict.fromkeys(("pad_id", "unk_id", "start_id", "eos_id"), 0)  # told below
+        super()._open()
         names = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
         self.eos_id, self.start_id, self.no_timestamps_id = map(self._id, names)
         self.pad_id = self.unk_id = self.eos_id
@@ -80,26 +95,10 @@ class WhisperText(SpeechText):
 
 
 class CTCText(SpeechText):
-    """Letters of a model with CTC, one id each, a sign of its own between words.
-
-    Args:
-        files: ``vocab.json``; ``tokenizer_config.json`` and ``special_tokens_map.json`` where there are.
-        max_len: Most tokens where nothing else is asked for.
-
-    Raises:
-        DataError: A file is damaged, or lacks the blank or what stands between words.
-    """
+    """Letters of a model with CTC, one id each, a sign of its own between words."""
 
     KIND, FILES = "ctc", ("vocab.json", "tokenizer_config.json", "special_tokens_map.json")
-    SPECIAL: ClassVar = {  # by their ids here: what files call them, and what they are where these do not say
-        "pad_id": ("pad_token", "<pad>"),
-        "unk_id": ("unk_token", "<unk>"),
-        "start_id": ("bos_token", "<s>"),
-        "eos_id": ("eos_token", "</s>"),
-    }
-
-    def __init__(self, files: Mapping[str, bytes], max_len: int = 512) -> None:
-        super().__init__("ctc", files, max_len=max_len)
+    SPECIAL: ClassVar = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # where files do not say
 
     def _open(self) -> None:
         vocabulary, about, special = (
@@ -110,15 +109,15 @@ class CTCText(SpeechText):
         self._ids, settings = vocabulary, special | about
         self._letters = {index: letter for letter, index in vocabulary.items()}
         self.vocab_size = max(self._letters) + 1
-        tokens = {name: _content(settings.get(key, usual)) for name, (key, usual) in self.SPECIAL.items()}
+        tokens = {name: _content(settings.get(f"{name}_token", usual)) for name, usual in self.SPECIAL.items()}
         self.between = _content(settings.get("word_delimiter_token", "|"))
         self.lowered = bool(settings.get("do_lower_case", False))
-        for token in (tokens["pad_id"], self.between):
+        for token in (tokens["pad"], self.between):
             if token not in vocabulary:
                 raise DataError("vocab.json", f"the token {token!r}", shorten(sorted(vocabulary)))
-        for name, token in tokens.items():
-            setattr(self, name, vocabulary.get(token, vocabulary[tokens["pad_id"]]))
-        self._special = {vocabulary[token] for token in tokens.values() if token in vocabulary}
+        found = [vocabulary.get(token, vocabulary[tokens["pad"]]) for token in tokens.values()]
+        self.pad_id, self.unk_id, self.start_id, self.eos_id = found
+        self._special = set(found)
 
     @property
     def letters(self) -> KeysView[str]:
@@ -142,25 +141,6 @@ class CTCText(SpeechText):
         return json.dumps({name: content.decode("utf-8") for name, content in sorted(self.files.items())})
 
 
-TEXTS: dict[str, type[WhisperText] | type[CTCText]] = {kind.KIND: kind for kind in (WhisperText, CTCText)}
-
-
-def load_speech_text(directory: str | Path, config: Mapping[str, Any]) -> WhisperText | CTCText:
-    """The tokenizer of a public folder, or that ``save`` wrote, with what ``config()`` gave.
-
-    Raises:
-        DataError: A file is missing or damaged.
-    """
-    kind = config.get("kind")
-    if kind not in TEXTS:
-        raise DataError(str(directory), f"a tokenizer kind of {', '.join(TEXTS)}", shorten(kind))
-    paths = [Path(directory, name) for name in TEXTS[kind].FILES]
-    if not paths[0].is_file():
-        raise DataError(str(paths[0]), "the tokenizer's file", "none")
-    files = {path.name: path.read_bytes() for path in paths if path.is_file()}
-    return TEXTS[kind](files, **{name: value for name, value in config.items() if name != "kind"})
-
-
 def _object(name: str, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
@@ -176,14 +156,11 @@ def _content(token: Any) -> str:
     return str(token["content"] if isinstance(token, Mapping) else token)
 
 
-# Processors -----------------------------------------------------------------------------------------------------------
-
-
 class PublicProcessor(SpeechProcessor):
     """A front end and a tokenizer as a public folder has them, and settings beside them."""
 
     KIND: ClassVar[str]
-    PARTS: ClassVar[tuple[type, type]]  # of front end and tokenizer
+    PARTS: ClassVar[tuple[type, type[SpeechText]]]  # front end and tokenizer
     OWN: ClassVar[tuple[str, ...]]  # the constructor's other keywords, kept as they are
     LATER: ClassVar = {"lm_order": 0}
     front: Any
@@ -194,11 +171,11 @@ class PublicProcessor(SpeechProcessor):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
-        parts = features_from_config(config["features"], "features"), load_speech_text(folder, config["tokenizer"])
-        for found, wanted in zip(parts, cls.PARTS, strict=True):
-            if not isinstance(found, wanted):
-                raise TypeError(f"expected {wanted.__name__}, found {type(found).__name__}")
-        found = cls(*parts, **{name: config[name] for name in cls.OWN})  # type: ignore[call-arg]
+        front, (wanted, text) = features_from_config(config["features"], "features"), cls.PARTS
+        if not isinstance(front, wanted):
+            raise TypeError(f"expected {wanted.__name__}, found {type(front).__name__}")
+        own = {name: config[name] for name in cls.OWN}
+        found = cls(front, text.read(folder, **config["tokenizer"]), **own)  # type: ignore[call-arg]
         return found.with_lm(folder, config["lm_order"])
 
 
@@ -310,11 +287,9 @@ class WhisperProcessor(PublicProcessor):
         return told
 
     def speech_config(self, *, ctc_weight: float | None = None, **search: Any) -> SpeechConfig:
-        """How to write: as the model's folder says, then as it was measured, then as is asked for.
+        """How to write: as the model's folder says, then as it was measured, then as is asked for, where not by None.
 
-        Args:
-            ctc_weight: Refused: there is no CTC.
-            search: num_beams, language, task and whatever else ``SpeechConfig`` has; None leaves it to the model.
+        Options are num_beams, language, task and whatever else ``SpeechConfig`` has.
 
         Raises:
             ConfigError: A language or task that the model has not, values that do not go together.

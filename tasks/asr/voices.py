@@ -46,48 +46,33 @@ class Phone:
     pull: float = 0.3  # 0 to 1: how far the second resonance follows the vowel's beside it
 
 
-def _stop(voiced: float, noise: float, place: str) -> Phone:
-    formants, centre, width, pull = {
-        "lips": ((250.0, 850.0, 2150.0), 600.0, 900.0, 0.4),
-        "teeth": ((250.0, 1750.0, 2700.0), 3400.0, 1000.0, 0.25),
-        "palate": ((250.0, 1900.0, 2200.0), 1900.0, 450.0, 0.75),
-    }[place]
-    return Phone("stop", 50.0 if voiced else 58.0, (formants,), voiced, noise, centre, width, pull)
-
-
-# Milliseconds, and resonances in Hz; two of them where it glides.
+# Vowels: milliseconds, and resonances in Hz; two of them where it glides.
 _VOWELS = """
     IY 125 280 2250 2950, IH 85 400 1920 2560, EH 95 550 1770 2490, AE 130 690 1660 2430, AA 130 740 1130 2440,
     AO 130 570 850 2410, AH 90 630 1210 2450, ER 125 480 1320 1680, UW 120 310 900 2240,
     EY 140 500 1820 2500 330 2150 2700, AY 165 720 1180 2440 400 1950 2560, OW 145 560 1030 2380 380 780 2280,
     AW 165 720 1260 2440 420 900 2280
 """
-PHONES = {
-    name: Phone("vowel", float(length), tuple(tuple(map(float, hertz[n : n + 3])) for n in range(0, len(hertz), 3)))
-    for name, length, *hertz in map(str.split, _VOWELS.split(","))
-}
-PHONES |= {
-    "W": Phone("glide", 60, ((300, 620, 2200),), 0.6, pull=0.1),
-    "L": Phone("glide", 60, ((350, 1080, 2750),), 0.55, pull=0.2),
-    "R": Phone("glide", 65, ((330, 1120, 1480),), 0.6, pull=0.1),
-    "M": Phone("nasal", 65, ((270, 1000, 2150),), 0.5),
-    "N": Phone("nasal", 65, ((270, 1550, 2550),), 0.5),
-    "NG": Phone("nasal", 80, ((270, 2050, 2400),), 0.5),
-    "F": Phone("fricative", 90, ((320, 1050, 2100),), 0.0, 0.4, 2300, 3500),
-    "TH": Phone("fricative", 85, ((320, 1400, 2600),), 0.0, 0.38, 3300, 1500),
-    "S": Phone("fricative", 100, ((320, 1650, 2550),), 0.0, 0.8, 3750, 500),
-    "SH": Phone("fricative", 105, ((320, 1850, 2450),), 0.0, 0.9, 2550, 600),
-    "V": Phone("fricative", 60, ((300, 1050, 2100),), 0.4, 0.2, 2300, 3500),
-    "DH": Phone("fricative", 55, ((300, 1400, 2600),), 0.45, 0.16, 3300, 1500),
-    "Z": Phone("fricative", 80, ((300, 1650, 2550),), 0.35, 0.4, 3750, 500),
-    "HH": Phone("aspirate", 60, ((500, 1500, 2500),), 0.0, 0.0, pull=1.0),
-    "P": _stop(0.0, 1.0, "lips"),
-    "B": _stop(0.09, 0.65, "lips"),
-    "T": _stop(0.0, 1.3, "teeth"),
-    "D": _stop(0.09, 0.8, "teeth"),
-    "K": _stop(0.0, 1.3, "palate"),
-    "G": _stop(0.09, 0.85, "palate"),
-}
+# Others: kind, milliseconds, resonances, and the other fields of a phone, from `voiced` to `pull`.
+_CONSONANTS = """
+    W glide 60 300 620 2200 0.6 0 2000 2000 0.1, L glide 60 350 1080 2750 0.55 0 2000 2000 0.2,
+    R glide 65 330 1120 1480 0.6 0 2000 2000 0.1, M nasal 65 270 1000 2150 0.5 0 2000 2000 0.3,
+    N nasal 65 270 1550 2550 0.5 0 2000 2000 0.3, NG nasal 80 270 2050 2400 0.5 0 2000 2000 0.3,
+    F fricative 90 320 1050 2100 0 0.4 2300 3500 0.3, TH fricative 85 320 1400 2600 0 0.38 3300 1500 0.3,
+    S fricative 100 320 1650 2550 0 0.8 3750 500 0.3, SH fricative 105 320 1850 2450 0 0.9 2550 600 0.3,
+    V fricative 60 300 1050 2100 0.4 0.2 2300 3500 0.3, DH fricative 55 300 1400 2600 0.45 0.16 3300 1500 0.3,
+    Z fricative 80 300 1650 2550 0.35 0.4 3750 500 0.3, HH aspirate 60 500 1500 2500 0 0 2000 2000 1,
+    P stop 58 250 850 2150 0 1 600 900 0.4, B stop 50 250 850 2150 0.09 0.65 600 900 0.4,
+    T stop 58 250 1750 2700 0 1.3 3400 1000 0.25, D stop 50 250 1750 2700 0.09 0.8 3400 1000 0.25,
+    K stop 58 250 1900 2200 0 1.3 1900 450 0.75, G stop 50 250 1900 2200 0.09 0.85 1900 450 0.75
+"""
+PHONES: dict[str, Phone] = {}
+for _name, *_numbers in map(str.split, _VOWELS.split(",")):
+    _length, *_hertz = map(float, _numbers)
+    PHONES[_name] = Phone("vowel", _length, tuple(tuple(_hertz[n : n + 3]) for n in range(0, len(_hertz), 3)))
+for _name, _kind, *_numbers in map(str.split, _CONSONANTS.split(",")):
+    _length, *_hertz = map(float, _numbers)
+    PHONES[_name] = Phone(_kind, _length, (tuple(_hertz[:3]),), *_hertz[3:])
 _COLUMNS = ("f1", "f2", "f3", "nasal", "centre", "width", "voice", "breath", "noise", "pitch")  # of a piece's row
 
 

@@ -62,7 +62,8 @@ class PublicWhisper(nn.Module):
 
     def forward(self, features: Tensor, feature_mask: Tensor, target_ids: Tensor) -> ASROutput:
         """Teacher forcing, see `ASRModel.forward`, for whole windows; the network hears the silence in them, too."""
-        return ASROutput(None, self.net.halved(feature_mask), self.net(features, None, target_ids))
+        mask: Any = self.net.halved(feature_mask)
+        return ASROutput(None, mask, self.net(features, None, target_ids))
 
     @torch.inference_mode()
     def hear(self, features: Tensor, config: SpeechConfig) -> list[Spoken]:
@@ -88,7 +89,7 @@ class PublicWhisper(nn.Module):
             memory: (1, S, E) of the window.
             prompt: what stands before the text.
             ids: L ids of text.
-            heads: layer and head of each that follows the sound; none: all in the upper half of the layers.
+            heads: layer and head of each; none: all in the upper half of the layers.
         """
         with capture(self.net.decoder) as maps:
             self.net.decode(torch.tensor([[*prompt, *ids]], device=memory.device), memory)
@@ -100,13 +101,9 @@ class PublicWhisper(nn.Module):
     def words(
         self, spoken: Spoken, stretches: Sequence[Stretch], processor: WhisperProcessor, start: float = 0.0
     ) -> list[Word]:
-        """When each word was said, by the attention of the heads that follow the sound.
+        """When each word of a window was said, so many seconds behind its start, by the heads that follow the sound.
 
-        Args:
-            spoken: of the window.
-            stretches: its text, in order.
-            processor: parts ids into words.
-            start: seconds before the window.
+        Its text comes in stretches, in order.
         """
         seconds, found, done = processor.frame_seconds * self.subsampling, [], 0
         whole = [token for stretch in stretches for token in stretch.ids]
@@ -325,7 +322,8 @@ class WhisperRecogniser(Recogniser):
         weights = weights[: len(stretch.ids), : stretch.last]
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
         tokens = [self.processor.decode([token]) or " " for token in stretch.ids]
-        return ASRExplanation(transcript, *self.processor.picture(wave), tokens, weights, None, list(sample.words))
+        features, seconds = self.processor.picture(wave)
+        return ASRExplanation(transcript, features, seconds, tokens, weights, None, list(sample.words))
 
     def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write what listens and a step of what writes, with its cache as flat tensors."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmattn.data.audio.mel import WaveFeatures, WhisperFeatures, features_from_config, read_features, slaney_bands
 from mmattn.data.errors import DataError
-from mmattn.tasks.asr.public_processors import CTCText, WhisperText, load_speech_text
+from mmattn.tasks.asr.public_processors import CTCText, WhisperText
 
 TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!", "  spaces   here ", "日本 x", ""]
 
@@ -161,7 +161,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_whispers_tokenizer(text: str, whisper: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(whisper / "tokenizer.json"))
-    ours = load_speech_text(whisper, {"kind": "whisper"})
+    ours = WhisperText.read(whisper)
     assert isinstance(ours, WhisperText)
     assert [*ours.prefix_ids, *ours.encode(text), ours.eos_id] == theirs(text).input_ids
     first = ours.no_timestamps_id + 1
@@ -191,7 +191,7 @@ def test_the_tokenizer_of_ctc(text: str, lowered: bool, ctc: Path) -> None:
     transformers = pytest.importorskip("transformers")
     (ctc / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowered}))
     theirs = transformers.Wav2Vec2CTCTokenizer(str(ctc / "vocab.json"), do_lower_case=lowered)
-    ours = load_speech_text(ctc, {"kind": "ctc"})
+    ours = CTCText.read(ctc)
     assert isinstance(ours, CTCText)
     assert ours.encode(text) == theirs(text).input_ids
     assert (ours.pad_id, ours.start_id, ours.eos_id, ours.unk_id) == (0, 1, 2, 3)
@@ -205,12 +205,12 @@ def test_the_tokenizer_of_ctc(text: str, lowered: bool, ctc: Path) -> None:
 
 
 def test_tokenizers_travel(ctc: Path, whisper: Path, tmp_path: Path) -> None:
-    for kind, folder in (("ctc", ctc), ("whisper", whisper)):
-        ours = load_speech_text(folder, {"kind": kind, "max_len": 33})
-        target = tmp_path / kind
+    for kind, folder in ((CTCText, ctc), (WhisperText, whisper)):
+        ours = kind.read(folder, max_len=33)
+        target = tmp_path / kind.KIND
         target.mkdir()
         ours.save(target)
-        for other in (load_speech_text(target, ours.config()), pickle.loads(pickle.dumps(ours))):
+        for other in (kind.read(target, **ours.config()), pickle.loads(pickle.dumps(ours))):
             assert other.to_json() == ours.to_json()
             assert other.config() == ours.config()
             assert other.encode("HELLO IT") == ours.encode("HELLO IT")
@@ -224,7 +224,7 @@ def test_tokenizers_travel(ctc: Path, whisper: Path, tmp_path: Path) -> None:
 
 def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
     with pytest.raises(DataError, match=r"vocab\.json: expected the tokenizer's file, found none"):
-        load_speech_text(tmp_path / "none", {"kind": "ctc"})
+        CTCText.read(tmp_path / "none")
     for content, message in (
         ("[1]", "vocab.json: expected an object, found list"),
         ("{", "vocab.json: expected JSON"),
@@ -234,12 +234,12 @@ def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
     ):
         (tmp_path / "vocab.json").write_text(content)
         with pytest.raises(DataError, match=message):
-            load_speech_text(tmp_path, {"kind": "ctc"})
-    with pytest.raises(DataError, match="kind of whisper, ctc, found 'other'"):
-        load_speech_text(tmp_path, {"kind": "other"})
+            CTCText.read(tmp_path)
+    with pytest.raises(DataError, match="a tokenizer of kind ctc, found 'other'"):
+        CTCText.read(tmp_path, "other")
     with pytest.raises(DataError, match=r"tokenizer\.json: expected the tokenizer's file, found none"):
-        load_speech_text(tmp_path, {"kind": "whisper"})
+        WhisperText.read(tmp_path)
     text = (whisper / "tokenizer.json").read_text().replace("<|notimestamps|>", "<|other|>")
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(DataError, match=r"Whisper's token <\|notimestamps\|>"):
-        load_speech_text(tmp_path, {"kind": "whisper"})
+        WhisperText.read(tmp_path)

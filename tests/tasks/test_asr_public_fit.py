@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from mmattn.data.audio.mel import WaveFeatures
 from mmattn.data.errors import DataError
 from mmattn.tasks import load
 from mmattn.tasks.asr.data import ASRSample
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
-from mmattn.tasks.asr.public_processors import CTCProcessor
+from mmattn.tasks.asr.public_processors import CTCProcessor, CTCText
 from mmattn.tasks.asr.whisper import WhisperRecogniser
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.checkpoint import read_weights
@@ -179,8 +180,6 @@ LETTER_CASES = {
 
 @pytest.mark.parametrize("case", LETTER_CASES)
 def test_texts_are_learnt_in_the_models_case(case: str) -> None:
-    from mmattn.data.audio.pretrained import CTCText, WaveFeatures
-
     text, letters, expected = LETTER_CASES[case]
     processor = CTCProcessor(WaveFeatures(), CTCText({"vocab.json": json.dumps(letters).encode()}))
     if "<unk>" not in expected:
