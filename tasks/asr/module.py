@@ -261,9 +261,13 @@ class ASRModule(TaskModule[ASRDataModule]):
         check_ranges("model.", **own, search_ctc_weight=search_ctc_weight, lm_weight=lm_weight)
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
         self.consistency, self.frozen = consistency, freeze
-        self.val_beams, self.monitor = val_beams, f"val/{monitor_rate}"  # which the best checkpoint has
+        self.val_beams, self.monitor_rate = val_beams, monitor_rate
         given = {"num_beams": num_beams, "ctc_weight": search_ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
         self.search = {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def monitor(self) -> str:
+        return f"val/{self.monitor_rate}"
 
     @property
     def measured_by(self) -> str:  # type: ignore[override]
