@@ -266,6 +266,11 @@ class CorpusMetric(nn.Module):
         return figures
 
 
+def below(maps: Mapping[str, list[Tensor]], suffix: str) -> list[Tensor]:
+    """Of what `mmattn.explain.capture` gave, the first map of each module whose path ends so, in the model's order."""
+    return [found[0] for path, found in maps.items() if path.endswith(suffix) and found]
+
+
 def read_off(maps: Mapping[str, list[Tensor]]) -> Tensor:
     """Which source tokens each written token was read off: (B, L, S), rows summing to one.
 
@@ -274,6 +279,5 @@ def read_off(maps: Mapping[str, list[Tensor]]) -> Tensor:
     Args:
         maps: what `mmattn.explain.capture` gave for one pass under teacher forcing.
     """
-    layers = [found[0].mean(1) for path, found in maps.items() if path.endswith("cross_attention") and found]
-    weights = torch.stack(layers).mean(0)  # (B, L, S)
+    weights = torch.stack([layer.mean(1) for layer in below(maps, "cross_attention")]).mean(0)  # (B, L, S)
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
