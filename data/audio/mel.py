@@ -49,8 +49,7 @@ class FrontEnd(ABC):
     @property
     def frame_seconds(self) -> float:
         """From one step of the features to the next one."""
-        seconds: float = self.hop / self.sample_rate
-        return seconds
+        return float(self.hop / self.sample_rate)
 
     @property
     def length_seconds(self) -> float:

@@ -38,10 +38,8 @@ def resample(pieces: Iterable[Tensor], source_rate: int, target_rate: int) -> It
     y(t) = sum_i x(i) g(t - i), g(t) = sinc(2 f t) cos^2(pi f t / w) within w zero crossings, f the lower of both
     Nyquist frequencies times a roll-off. Equal to ``torchaudio.functional.resample``.
 
-    Args:
-        pieces: Samples (n,), one after the other.
-        source_rate: Theirs, in Hz.
-        target_rate: Of what goes out. Where both share no factor, the ratio is rounded (by less than a millionth).
+    Pieces are samples (n,); rates are in Hz. Where both share no factor, the ratio is rounded (by less than a
+    millionth).
 
     >>> sum(map(len, resample([torch.zeros(300), torch.zeros(20)], 16_000, 8_000)))
     160
@@ -309,8 +307,7 @@ def _check_array(source: tuple[Any, int], where: str) -> tuple[Tensor, int]:
         samples = torch.as_tensor(source[0])
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(where, "samples, an array", shorten(str(error))) from None
-    if samples.ndim == 1:
-        samples = samples[None]
+    samples = samples[None] if samples.ndim == 1 else samples
     if samples.ndim != 2 or samples.shape[0] > max(64, samples.shape[1]):
         raise DataError(where, "samples (n,) or (channels, n)", f"an array of shape {tuple(samples.shape)}")
     if samples.dtype in (torch.int8, torch.int16, torch.int32):

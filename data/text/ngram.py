@@ -62,10 +62,6 @@ class Counted(ABC):
         text = [self.bos, *ids, self.eos]
         return [float(self.log_probs(text[:n])[text[n]]) for n in range(1, len(text))]
 
-    def score(self, ids: Sequence[int]) -> float:
-        """log p of a text with its end."""
-        return sum(self.scores(ids))
-
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
         """Its numbers, by name."""

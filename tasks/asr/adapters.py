@@ -114,19 +114,15 @@ class WhisperAdapter(Adapter):
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from None
         processor = WhisperProcessor(front, tokenizer, as_json(generation)).told()
-        for name, ours, theirs in (
-            ("bands", keywords["num_mels"], front.n_mels),
-            ("frames in a window", keywords["max_frames"], front.window_frames),
-        ):
+        bands, frames = (keywords["num_mels"], front.n_mels), (keywords["max_frames"], front.window_frames)
+        for name, (ours, theirs) in {"bands": bands, "frames in a window": frames}.items():
             if ours != theirs:
                 raise CheckpointError(f"{source.name}: expected features of {ours} {name}, found {theirs}.")
         limits = (keywords["num_decoder_layers"], keywords["num_heads"])
         for pair in processor.generation.get("alignment_heads") or ():
             if len(pair) != 2 or not all(0 <= place < limit for place, limit in zip(pair, limits, strict=True)):
-                raise CheckpointError(
-                    f"{source.name}: alignment_heads: expected layers below {limits[0]} and heads below {limits[1]}, "
-                    f"found {pair}."
-                )
+                expected = f"expected layers below {limits[0]} and heads below {limits[1]}"
+                raise CheckpointError(f"{source.name}: alignment_heads: {expected}, found {pair}.")
         state = {f"net.{name}": value for name, value in converted.state.items()}
         return CheckpointParts(self, source.where, keywords, state, processor)
 

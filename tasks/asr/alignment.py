@@ -259,10 +259,7 @@ def measure_delay(model: ASRModel, processor: SpeechProcessor, samples: Sequence
     That is an estimate, and is believed where the clips agree with it: where what is said, moved by it, covers more of
     the sound and less of the silence before and behind. In clips without silence nothing can be told, and it is 0.
 
-    Args:
-        model: with its final weights.
-        processor: its own.
-        samples: recordings with their texts, such as it was trained on.
+    The weights are final; the samples are recordings with their texts, such as the model was trained on.
     """
     model = copy.deepcopy(model).float().eval()  # whatever it was trained in, slopes need the digits
     device, seconds = next(model.parameters()).device, model.subsampling * processor.frame_seconds
@@ -303,10 +300,7 @@ def _covered(spoken: Sequence[tuple[float, float, Tensor]], delay: float) -> flo
 def localisation(predictor: Any, limit: int | None = None, path: str | None = None) -> PointingGame:
     """Per voice: words of the true texts, by forced alignment; a hit has its middle within the true word.
 
-    Args:
-        predictor: a `Recogniser`.
-        limit: only the first so many recordings.
-        path: recordings with their words' true borders; None: the built-in test part.
+    A path names recordings with their words' true borders; None: the built-in test part.
     """
     from mmattn.tasks.asr.demo import make
 

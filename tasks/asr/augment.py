@@ -9,7 +9,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,9 +69,13 @@ class SpeechAugment:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
                 raise ValueError(f"{name}: expected 0 to {most:g}, found {value!r}")
             setattr(self, name, type(most)(value))
-        for name, (low, high) in {"speed": (0.25, 4.0), "noise": (-40.0, 120.0)}.items():
-            if getattr(self, name) is not None:
-                _check_range(name, getattr(self, name), low, high)
+        for name, low, high in (("speed", 0.25, 4.0), ("noise", -40.0, 120.0)):
+            given = getattr(self, name)
+            pair = given if isinstance(given, Sequence) and len(given) == 2 else ("", "")
+            numbers = all(isinstance(x, (int, float)) for x in pair)
+            if given is not None and not (numbers and low <= pair[0] <= pair[1] <= high):
+                expected = f"a least and a greatest value within {low} to {high}"
+                raise ValueError(f"{name}: expected {expected}, found {given!r}")
         self._pool: dict[str, list[ASRSample]] = {}
 
     @property
@@ -129,7 +132,8 @@ class SpeechAugment:
 
     def _change(self, wave: Tensor, draws: Sequence[float], rate: int) -> Tensor:
         if self.speed is not None:
-            wave = change_speed(wave, _between(self.speed, draws[0]))
+            low, high = self.speed
+            wave = change_speed(wave, low + draws[0] * (high - low))
         if self.shift:
             before, after = (round(draw * self.shift * rate) for draw in draws[1:3])
             wave = torch.nn.functional.pad(wave, (before, after))
@@ -137,7 +141,8 @@ class SpeechAugment:
             first, last = ((2 * draw - 1) * self.gain / 20 * math.log(10) for draw in draws[3:5])
             wave = wave * torch.linspace(first, last, len(wave)).exp_()
         if self.noise is not None:
-            wave = add_noise(wave, _between(self.noise, draws[5]), draws[6:])
+            low, high = self.noise
+            wave = add_noise(wave, low + draws[5] * (high - low), draws[6:])
         return wave
 
     def features(self, features: Tensor, feature_mask: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -158,16 +163,6 @@ class SpeechAugment:
                 hidden = (places >= first[:, None]) & (places < (first + wide)[:, None])  # (B, T) or (B, M)
                 kept &= ~hidden.unsqueeze(3 - dim)
         return features * kept
-
-
-def _check_range(name: str, given: Any, low: float, high: float) -> None:
-    numbers = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
-    if not numbers or not all(isinstance(x, (int, float)) for x in given) or not low <= given[0] <= given[1] <= high:
-        raise ValueError(f"{name}: expected a least and a greatest value within {low} to {high}, found {given!r}")
-
-
-def _between(values: Sequence[float], draw: float) -> float:
-    return values[0] + draw * (values[1] - values[0])
 
 
 def join_waves(waves: Sequence[Tensor], pauses: Sequence[float], rate: int) -> tuple[Tensor, list[tuple[float, float]]]:

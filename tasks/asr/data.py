@@ -138,10 +138,10 @@ class ASRDataset(SampleDataset[ASRSample]):
             DataError: Nothing is left.
         """
         kept = self.filter(lambda sample: sample.duration <= seconds)
-        count = len(self) - len(kept)
-        if count:
-            hours = sum(s.duration for s in self.samples if s.duration > seconds) / 3600
-            logger.warning("%s: left out %d clips (%.2f hours) longer than %s s", self.name, count, hours, seconds)
+        longer = [sample.duration for sample in self.samples if sample.duration > seconds]
+        if longer:
+            count = (len(longer), sum(longer) / 3600)
+            logger.warning("%s: left out %d clips (%.2f hours) longer than %s s", self.name, *count, seconds)
         if not len(kept):
             shortest = min(sample.duration for sample in self.samples)
             raise DataError(self.name, f"clips of at most {seconds} s", f"none; the shortest has {shortest:.1f} s")

@@ -73,7 +73,7 @@ def check_lm(search: Mapping[str, Any], asked: Mapping[str, Any], processor: Spe
         search: all that decides how texts are searched for.
         asked: what of it was asked for, and must not be ignored.
         processor: of the model.
-        attends: whether it has a decoder.
+        attends: whether the model has a decoder.
 
     Raises:
         ConfigError: there is none, a decoder decides, or a greedy search, which asks nobody.
@@ -111,10 +111,3 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     heard = [normalise(text) for text in hypotheses]
     said = [normalise(given[0]) for given in references]
     return {"wer": float(jiwer.process_words(said, heard).wer), "cer": float(jiwer.process_characters(said, heard).cer)}
-
-
-def notes() -> dict[str, str]:
-    """What a reader must know to compare: who counted, and what texts are reduced to first."""
-    from importlib.metadata import version
-
-    return {"normaliser": (normalise.__doc__ or "").split("\n")[0], "wer_by": f"jiwer {version('jiwer')}"}

@@ -221,21 +221,20 @@ class ASRModel(nn.Module):
             raise ValueError(f"unknown memory {memory!r}: frames or mean")
         self.memory, self.subsampling, self.num_mels = memory, subsampling, num_mels
         shared: dict[str, Any] = {"num_heads": num_heads, "ffn_dim": ffn_dim, "dropout": dropout}
-        self.encoder = AudioEncoder(
-            num_mels,
-            embed_dim,
-            encoder_layers,
-            kind=encoder,
-            subsampling=subsampling,
-            kernel_size=kernel_size,
-            attention=attention,
-            chunk_frames=chunk_frames,
-            left_chunks=left_chunks,
-            **shared,
-        )
-        attentions = {"decoder_attention": decoder_attention, "cross_attention": cross_attention}
-        shared |= {"decoder": decoder, "decoder_layers": decoder_layers, **attentions}
-        self.head = ASRHead(vocab_size, embed_dim, **shared)
+        listening: dict[str, Any] = {
+            "kind": encoder,
+            "subsampling": subsampling,
+            "kernel_size": kernel_size,
+            "attention": attention,
+        }
+        listening |= {"chunk_frames": chunk_frames, "left_chunks": left_chunks, **shared}
+        self.encoder = AudioEncoder(num_mels, embed_dim, encoder_layers, **listening)
+        writing: dict[str, Any] = {
+            "decoder": decoder,
+            "decoder_layers": decoder_layers,
+            "decoder_attention": decoder_attention,
+        }
+        self.head = ASRHead(vocab_size, embed_dim, **writing, cross_attention=cross_attention, **shared)
 
     def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Frames (B, T, M) and their mask (B, T) to the memory (B, S, E) and its mask (B, S)."""

@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal
 
 from torch import Tensor
@@ -19,8 +20,8 @@ from mmattn.data.options import from_options
 from mmattn.data.text.sentences import read_sentences
 from mmattn.tasks.asr.alignment import measure_delay
 from mmattn.tasks.asr.augment import SpeechAugment
-from mmattn.tasks.asr.data import ASRBatch, ASRDataset
-from mmattn.tasks.asr.decoding import check_lm, check_ranges, notes, score, write
+from mmattn.tasks.asr.data import ASRBatch, ASRDataset, normalise
+from mmattn.tasks.asr.decoding import check_lm, check_ranges, score, write
 from mmattn.tasks.asr.model import consistency_loss, ctc_loss
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
 from mmattn.tasks.common.adapter import CheckpointParts
@@ -102,14 +103,8 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         self.max_frames, self.augment_from, self.demo_size, self.hide = max_frames, augment_from, clips, hide
         self.max_seconds, self.spoken = max_seconds, {"language": language, "task": task}
         self.views = 1  # of each clip in training; the module says so where it compares two
-        self.processor_options = {
-            "sample_rate": sample_rate,
-            "n_mels": num_mels,
-            "normalize": normalize,
-            "tokenizer": tokenizer,
-            "vocab_size": vocab_size,
-            "max_seconds": max_seconds,
-        }
+        sound = {"sample_rate": sample_rate, "n_mels": num_mels, "normalize": normalize, "max_seconds": max_seconds}
+        self.processor_options = sound | {"tokenizer": tokenizer, "vocab_size": vocab_size}
         paths = [lm_text] if isinstance(lm_text, str) else lm_text or []
         self.lm_order, self.lm_text = lm_order, [str(expand(path, "data.lm_text")) for path in paths]
         if not 0 <= lm_order <= 20:
@@ -134,8 +129,6 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
 
     def collate_fn(self, split: Split) -> LateAugment:
         return LateAugment(**vars(super().collate_fn(split)), begin=self.augment_from)
-
-    # The processor ----------------------------------------------------------------------------------------------------
 
     def make_processor(self, train: ASRDataset) -> SpeechProcessor:
         return self._counted(super().make_processor(train).told(**self.spoken), train)
@@ -194,8 +187,6 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
             digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
             found[f"lm_text {n + 1}" if n else "lm_text"] = {"path": path, "samples": len(texts), "sha256": digest}
         return found
-
-    # Batches ----------------------------------------------------------------------------------------------------------
 
     def train_plan(self, dataset: ASRDataset) -> BatchPlan:
         lengths = self.processor.lengths(dataset.samples)
@@ -340,8 +331,8 @@ class ASRModule(TaskModule[ASRDataModule]):
     def make_metric(self) -> CorpusMetric:
         return CorpusMetric(score)
 
-    def notes(self) -> dict[str, str]:
-        return notes()
+    def notes(self) -> dict[str, str]:  # what texts are reduced to first, and who counted
+        return {"normaliser": (normalise.__doc__ or "").split("\n")[0], "wer_by": f"jiwer {version('jiwer')}"}
 
     def update_metric(self, metric: Any, batch: ASRBatch) -> None:
         loss, _ = self.losses(batch)

@@ -140,18 +140,14 @@ class Recogniser(Predictor[Item, Transcript]):
         self.check_search(given)
         return given
 
-    def check_search(self, given: Mapping[str, Any]) -> None:
+    def check_search(self, given: dict[str, Any]) -> None:
         """Raises a ConfigError where something is asked for that this model cannot do."""
-        for name in ("language", "task"):
-            if name in given:
-                raise ConfigError(
-                    f"{name}: expected none, since this model knows no languages; found {given[name]!r}. Whisper does."
-                )
-        attends = self.model.head.decoder is not None
-        if given.get("ctc_weight", 1.0) < 1.0 and not attends:
-            raise ConfigError(
-                f"ctc_weight: expected 1, since this model has CTC and no decoder; found {given['ctc_weight']}."
-            )
+        for name in [name for name in ("language", "task") if name in given]:
+            found = f"found {given[name]!r}. Whisper does."
+            raise ConfigError(f"{name}: expected none, since this model knows no languages; {found}")
+        weight, attends = given.get("ctc_weight", 1.0), self.model.head.decoder is not None
+        if weight < 1.0 and not attends:
+            raise ConfigError(f"ctc_weight: expected 1, since this model has CTC and no decoder; found {weight}.")
         check_lm({**self.processor.search, **given}, given, self.processor, attends)
 
     # Listening --------------------------------------------------------------------------------------------------------
@@ -365,12 +361,11 @@ def audible(wave: Tensor) -> bool:
 
 def check_explainable(transcript: Transcript, window: float) -> None:
     """Raises a DataError where there is more to explain than a window of so many seconds, or nothing."""
-    name, seconds = f"item {transcript.id}", transcript.duration
-    if seconds > window:
-        expected, found = f"at most {window:g} s to explain", f"{seconds:.1f} s: cut out what is to be looked at"
-        raise DataError(name, expected, found)
+    if transcript.duration > window:
+        found = f"{transcript.duration:.1f} s: cut out what is to be looked at"
+        raise DataError(f"item {transcript.id}", f"at most {window:g} s to explain", found)
     if not transcript.text:
-        raise DataError(name, "speech to explain", "none was heard")
+        raise DataError(f"item {transcript.id}", "speech to explain", "none was heard")
 
 
 load = Recogniser.load

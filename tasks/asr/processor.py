@@ -169,8 +169,6 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
                 raise ConfigError(f"data.{name}: expected none, since the model knows no languages; found {value!r}.")
         return self
 
-    # The language model -----------------------------------------------------------------------------------------------
-
     @property
     def lm_order(self) -> int:
         """Of the language model; 0: there is none."""

@@ -322,11 +322,7 @@ class WhisperProcessor(PublicProcessor):
     def words(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> list[tuple[str, int, int]]:
         """The words that ids of text say, each with its first id and the one behind its last, by place.
 
-        Where a language has no blanks between words, what its pieces spell stands for them.
-
-        Args:
-            ids: Of text alone.
-            prompt: What they were written behind: its language counts.
+        Where the language of the prompt has no blanks between words, what its pieces spell stands for them.
         """
         text, ends = self.decode(ids), [0]  # where the pieces end
         for count in range(1, len(ids) + 1):

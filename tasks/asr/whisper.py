@@ -85,11 +85,8 @@ class PublicWhisper(nn.Module):
     ) -> Tensor:
         """What each place of a text looks at in the sound, by heads that follow it: (h, L + 1, S), the end the last.
 
-        Args:
-            memory: (1, S, E) of the window.
-            prompt: what stands before the text.
-            ids: L ids of text.
-            heads: layer and head of each; none: all in the upper half of the layers.
+        For the memory (1, S, E) of a window and L ids behind a prompt; heads are the layer and the head of each, none:
+        all in the upper half of the layers.
         """
         with capture(self.net.decoder) as maps:
             self.net.decode(torch.tensor([[*prompt, *ids]], device=memory.device), memory)
@@ -212,19 +209,12 @@ class WhisperRecogniser(Recogniser):
     window, each beginning at the last timestamp of the one before (`Whisper.hear`), as it is read.
     """
 
-    def check_search(self, given: Mapping[str, Any]) -> None:
-        if given.get("window", self.window) != self.window:
-            raise ConfigError(
-                f"--window: expected {self.window:g} s, which this model always hears; found {given['window']:g}."
-            )
+    def check_search(self, given: dict[str, Any]) -> None:
+        window = given.pop("window", self.window)
+        if window != self.window:
+            raise ConfigError(f"--window: expected {self.window:g} s, which this model always hears; found {window:g}.")
         check_lm(given, given, self.processor, attends=True)
-        self._config(given)
-
-    def _config(self, options: Mapping[str, Any]) -> SpeechConfig:
-        """How to write."""
-        search = {name: value for name, value in options.items() if name != "window"}
-        found: SpeechConfig = self.processor.speech_config(**search)
-        return found
+        self.processor.speech_config(**given)
 
     def windows(self, sample: ASRSample, shown: bool = True, **options: Any) -> Iterator[Window]:
         """A recording as it is heard: whole and still to be listened to, or what was heard in each of its windows."""
@@ -234,7 +224,7 @@ class WhisperRecogniser(Recogniser):
         if second is None:
             yield Window(first, 0.0, 0.0, float("inf"), len(first) / self.processor.sample_rate)
             return
-        config = self._config(options)
+        config = self.processor.speech_config(**options)
         known = config.no_timestamps_token_id
         known = self.processor.tokenizer.no_timestamps_id if known is None else known  # old folders do not say it
         config = replace(config, return_timestamps=True, no_timestamps_token_id=known)
@@ -281,7 +271,7 @@ class WhisperRecogniser(Recogniser):
         Options are num_beams, language ("de", "German"; None: it is heard), task ("transcribe", "translate") and the
         other fields of `SpeechConfig`.
         """
-        spoken = self.model.hear(batch[0], self._config(search))
+        spoken = self.model.hear(batch[0], self.processor.speech_config(**search))
         return [self._told(window.wave, found) for window, found in zip(samples, spoken, strict=True)]
 
     def _told(self, wave: Tensor, spoken: Spoken, name: str = "") -> Transcript:
@@ -297,7 +287,7 @@ class WhisperRecogniser(Recogniser):
         Raises:
             DataError: a recording or a text is longer than a window holds; names the item.
         """
-        config, found, net = self._config({}), [], self.model.net
+        config, found, net = self.processor.speech_config(), [], self.model.net
         for sample in samples:
             wave, ids = sample.read(self.processor.sample_rate), self.processor.encode(sample.text)
             memory = net.encode(self.processor.features(wave)[None].to(self.device))
@@ -314,7 +304,8 @@ class WhisperRecogniser(Recogniser):
         """When each word was said, and where the heads that follow the sound looked."""
         transcript = Transcript(sample.id, "", duration=self.open(sample, self.window)[0])
         if transcript.duration <= self.window and audible(wave := sample.read(self.processor.sample_rate)):
-            (spoken,) = self.model.hear(self.processor.features(wave)[None].to(self.device), self._config(options))
+            features, config = self.processor.features(wave)[None], self.processor.speech_config(**options)
+            (spoken,) = self.model.hear(features.to(self.device), config)
             transcript = self._told(wave, spoken, sample.id)
         check_explainable(transcript, self.window)
         stretch, heads = self._whole(wave, spoken.ids), self.processor.generation.get("alignment_heads")
