@@ -86,7 +86,9 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
     program = program or f"mmattn {task.name}"
     parser = _Parser(prog=f"{program} {command}", description=COMMANDS[command], allow_abbrev=False)
     place = "a run's model, a named one, a public model's folder or hf:owner/name"
-    parser.add_argument("--checkpoint", metavar="DIR", help=f"{place} (default: {task.name}/{task.default_checkpoint})")
+    ships = (task.folder / "checkpoints" / task.default_checkpoint).is_dir()
+    default = f" (default: {task.name}/{task.default_checkpoint})" if ships else ""
+    parser.add_argument("--checkpoint", metavar="DIR", help=place + default)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     if command == "export":
         parser.add_argument("--output", metavar="DIR", default="export", help="folder to write to (default: export)")

@@ -161,7 +161,7 @@ class Predictor(Generic[Item, Prediction]):
 
     def __call__(self, item: Item, **options: Any) -> Prediction:
         """The prediction of one item; see `predict`."""
-        return self.predict([item], **options)[0]
+        return self.predict([single(item, "predict(items)")], **options)[0]
 
     @overload
     def predict(
@@ -241,7 +241,7 @@ class Predictor(Generic[Item, Prediction]):
         Raises:
             DataError: it cannot be read, or the model attends to nothing.
         """
-        return self.explain_all([item], **options)[0]
+        return self.explain_all([single(item, "explain_all(items)")], **options)[0]
 
     def explain_all(self, items: Sequence[Item], **options: Any) -> list[Any]:
         """The explanations of several items in one pass; see `explain`."""
@@ -331,6 +331,17 @@ def listed(items: Any) -> Sequence[Any]:
         raise DataError("predict", "a list of items", "one item: write predict([item]), or call the predictor with it")
     found: Sequence[Any] = items
     return found
+
+
+def single(item: Any, instead: str) -> Any:
+    """The item that a prediction or an explanation is asked for.
+
+    Raises:
+        DataError: a list stands for one.
+    """
+    if isinstance(item, list):
+        raise DataError("predictor", f"one item; for a list write {instead}", f"a list of {len(item)}")
+    return item
 
 
 def mapping_of(item: Any, key: str) -> Mapping[str, Any]:

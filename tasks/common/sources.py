@@ -119,9 +119,12 @@ def _named(name: str | Path) -> Path | None:
     if found[2] in models and exists:
         raise CheckpointError(f"{name}: is both a named model and a folder; write ./{name} for the folder.")
     if found[2] not in models and not exists:
-        known = ", ".join(f"{found[1]}/{model}" for model in models) or "none"
-        hint = nearest(str(name), [f"{found[1]}/{model}" for model in models])
-        raise CheckpointError(f"{name}: expected a folder or a named model of {known}; found neither{hint}.")
+        if not models:
+            expected = f"a model's folder, such as runs/{found[1]}/model that `fit` writes"
+            raise CheckpointError(f"{name}: expected {expected}; found none, and no model ships with {found[1]!r}.")
+        known = [f"{found[1]}/{model}" for model in models]
+        hint = nearest(str(name), known)
+        raise CheckpointError(f"{name}: expected a folder or a named model of {', '.join(known)}; found neither{hint}.")
     return models.get(found[2])
 
 

@@ -52,6 +52,7 @@ def test_a_folder_is_a_task(tmp_path: Path) -> None:
     assert (found["id"], found["label"]) == ("01101", "ones")
     call(tmp_path, f"-m mmattn toy explain {model} --input demo --output pictures", **where)
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
+    call(tmp_path, "-m pytest -q -p no:cacheprovider own/tests/tasks/test_toy.py", **where)
     code = "import mmattn; toy = mmattn.load('runs/toy/model'); print(toy('00100').label, toy.labels, toy.task)"
     assert call(tmp_path, "-c", code, **where) == "zeros ['ones', 'zeros'] toy\n"
     assert {path.name for path in tmp_path.iterdir()} == {"own", "runs", "pictures"}
