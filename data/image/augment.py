@@ -130,7 +130,8 @@ class BatchAugment:
         """Each picture with the one before it, in shares drawn once a batch."""
         rng = np.random.RandomState(np.array([seeds[0] & 0xFFFFFFFF, seeds[0] >> 32 & 0xFFFFFFFF], np.uint32))
         cut = bool(self.cutmix) and (not self.mixup or rng.random_sample() < 0.5)
-        share = float(rng.beta(*[self.cutmix if cut else self.mixup] * 2))
+        alpha = self.cutmix if cut else self.mixup
+        share = float(rng.beta(alpha, alpha))
         if cut:
             H, W = images.shape[2:]
             high, wide = (round(size * (1 - share) ** 0.5) for size in (H, W))
@@ -154,7 +155,7 @@ def shuffle_patches(images: Tensor, size: int, orders: Sequence[Tensor]) -> Tens
     """
     patches = F.unfold(images, size, stride=size)  # (B, C size size, cells)
     order = torch.stack(list(orders))[:, None].expand(-1, patches.shape[1], -1)
-    sides = [side // size * size for side in images.shape[2:]]
+    sides = tuple(side // size * size for side in images.shape[2:])
     return F.fold(patches.gather(2, order), sides, size, stride=size)
 
 
@@ -186,8 +187,8 @@ def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
 
 
 # What RandAugment draws from (Cubuk et al. 2020, section 3), and how strong each is at magnitude 30.
-OPERATIONS = ("identity", "auto_contrast", "equalize", "rotate", "solarize", "colour", "posterize", "contrast")
-OPERATIONS += ("brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
+OPERATIONS: tuple[str, ...] = ("identity", "auto_contrast", "equalize", "rotate", "solarize", "colour", "posterize")
+OPERATIONS += ("contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 def _rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:

@@ -56,7 +56,7 @@ class Thing(NamedTuple):
         """The box around it, boxes_xyxy in 0..1 of the picture."""
         return box_around(self.x, self.y, self.radius * _REACH[self.shape])
 
-    def labels(self) -> tuple[str, str, str]:
+    def labels(self) -> tuple[str, ...]:
         """What it is, in words: shape, colour, size."""
         return SHAPES[self.shape], COLOURS[self.colour], SIZES[self.size]
 
