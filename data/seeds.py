@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from random import Random
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 def seed_of(seed: int, epoch: int, index: int) -> int:
@@ -20,7 +18,7 @@ def seed_of(seed: int, epoch: int, index: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def pick(rng: Random, items: Sequence[T]) -> T:
+def pick(rng: Random, items: Sequence[Any]) -> Any:
     """One of the items. (`Random.choice` is not promised to stay the same between versions of Python.)"""
     return items[int(rng.random() * len(items))]
 

@@ -20,7 +20,7 @@ from mmattn.data.image.shapes import IMAGE_SIZE, RGB, SHAPES, Shading, box_aroun
 from mmattn.tasks.classification.data import ClassificationSample
 
 GENERATOR_VERSION = 1
-CLASSES = ("circle above square", "circle around square", "circle below square")
+CLASSES: tuple[str, ...] = ("circle above square", "circle around square", "circle below square")
 CLASSES += ("circle inside square", "circle left of square", "circle right of square")
 SPLITS = {"train": 8000, "val": 600, "test": 1200}
 CLUTTER = tuple(SHAPES.index(name) for name in ("triangle", "star", "cross", "ring"))

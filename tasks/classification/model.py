@@ -158,7 +158,7 @@ class ClassificationModel(nn.Module):
             own: dict[str, Any] = {"blocks": blocks, "gate": channel_attention, "stem_stride": stem_stride}
             self.backbone = ResidualNet(channels, **own, **more)
         elif backbone == "cct":
-            pooling = "sequence" if pool == "attention" else pool
+            pooling: str = "sequence" if pool == "attention" else pool
             transformer |= {"attention": attention, "tokenizer_layers": tokenizer_layers, "pooling": pooling} | more
             self.backbone = CompactTransformer(embed_dim, num_layers, num_heads, **transformer)
         elif backbone == "vit":

@@ -132,7 +132,7 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
     def _log_metrics(self, split: str) -> None:
         """Logs them; a picture of which class was taken for which goes beside the figures."""
         super()._log_metrics(split)
-        confusion = self.metrics[split].confusion  # type: ignore[union-attr]
+        confusion: Any = self.metrics[split].confusion
         if self.trainer.is_global_zero and confusion is not None and self.trainer.state.fn != "fit":
             from mmattn.plot import heat_map
 

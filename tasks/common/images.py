@@ -36,16 +36,16 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
     return kind(name_of(given, number, ("image",)), given["image"])  # type: ignore[call-arg]
 
 
-def statistics(source: Source) -> dict[str, tuple[float, ...]]:
+def statistics(source: Source) -> dict[str, Any]:
     """Mean and standard deviation of the pictures, of pixel values in 0..1, from transformers' or timm's file."""
     told: Mapping[str, Any] = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
     path = source.fetch(PREPROCESSING)
     if path is not None:
         told = read_json(path)
-    if told.get("do_normalize") is False:
-        mean, std = [0.0] * 3, [1.0] * 3
-    else:
-        mean, std = (told.get(f"image_{key}") or told.get(key) or STATISTICS[key] for key in ("mean", "std"))
+    given: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    if told.get("do_normalize") is not False:
+        given = {key: told.get(f"image_{key}") or told.get(key) or STATISTICS[key] for key in given}
+    mean, std = given["mean"], given["std"]
     # What is normalised are pixel values from 0 to this.
     top = 255.0 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
     if len(mean) != 3 or len(std) != 3:

@@ -89,7 +89,7 @@ def _preprocessing(source: Source) -> Mapping[str, Any]:
 def _size(source: Source, told: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width to which every picture is brought; SegFormer's own where the file does not say."""
     size = told.get("size", 512)
-    sides = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
+    sides: Any = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
     if not all(isinstance(side, int) and side > 0 for side in sides):
         raise CheckpointError(f"{source.name}: {PREPROCESSING}: expected size with height and width, found {size!r}.")
     return sides

@@ -23,6 +23,6 @@ def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
             _, relevance = predictor.relevance(pixels, [NAMES.index(name)] * len(pixels))
             peaks = relevance.flatten(1).argmax(1).cpu()
             near = max_pool2d(true[:, None], 3, 1, 1)[:, 0]
-            hits = (int(m.flatten(1)[torch.arange(len(m)), peaks].sum()) for m in (true, near))
-            game.add(name, *hits, count=len(pixels))
+            hits = [m.flatten(1)[torch.arange(len(m)), peaks].sum() for m in (true, near)]
+            game.add(name, hits[0], hits[1], len(pixels))
     return game

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import tarfile
 from pathlib import Path
 
@@ -53,8 +52,7 @@ def test_a_tar_of_a_tree(tree: Path, tmp_path: Path, outer: str, mode: str) -> N
     assert read(tree) == sorted((s.id, s.labels) for s in dataset.samples) == EXPECTED
     assert isinstance(dataset.samples[0].image, TarImage if mode == "w" else bytes)
     assert dataset.preload(ImageProcessor((12, 10)))
-    values = {sample.id: int(sample.image[5, 5, 0]) for sample in dataset.samples}
-    assert values["dog/a.png"] == 30
+    assert {sample.id: int(sample.image[5, 5, 0]) for sample in dataset.samples}["dog/a.png"] == 30
 
 
 def test_a_truncated_tar_is_named(tree: Path, tmp_path: Path) -> None:
@@ -82,11 +80,8 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    rng = np.random.RandomState(0)
-    for name in [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]:
-        batch = {"data": rng.randint(0, 256, (2, 3072), np.uint8), "labels": [3, 5]}
-        (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {n}" for n in range(10)]}))
+    for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(b"")
     for name, root, message in (
         ("CIFAR10", tmp_path, "torchvision/CIFAR10 in .*: expected its files, split train"),  # its checksums are wrong
         ("CIFAR11", tmp_path, r"no such name \(did you mean 'CIFAR10'\?\)"),
@@ -120,10 +115,7 @@ def test_a_torchvision_set_with_splits(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "all.csv", "file,class\na.png,cat\n",
-            r"csv, header: expected a first line with the column names path and label, found file, class",
-        ),
+        ("all.csv", "file,class\na.png,cat\n", r"csv, header: .* column names path and label, found file, class"),
         ("all.csv", "path,label\ncat/a.png,\n", r"all\.csv, line 2: expected one label"),
         ("all.csv", "path,label\n,cat\n", r"line 2: expected the path of a picture"),
         ("all.csv", "path,label,id\ncat/a.png,cat,1\ndog/a.png,dog,1\n", r"line 3: expected an id of its own"),
@@ -132,7 +124,7 @@ def test_a_torchvision_set_with_splits(tmp_path: Path, monkeypatch: pytest.Monke
         ("tree/loose.png", "x", r"tree: expected one sub-folder a class.*loose\.png in no class folder"),
         ("empty", None, "found an empty folder"),
     ],
-)  # fmt: skip
+)
 def test_bad_sets_are_named(tree: Path, name: str, content: str | None, message: str) -> None:
     path = tree.parent / name
     (tree.parent / "empty").mkdir()

@@ -74,13 +74,12 @@ def test_training_options(options: str, tmp_path: Path) -> None:
 
 
 def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
-    """The batches are the same in this process, in another, and from pictures that are decoded anew."""
+    """The batches are the same in this process, and in another from pictures that are decoded anew."""
     weights = []
-    for number, options in enumerate(("", "--data.num_workers 1", "--data.preload false")):
-        folder = fit(tmp_path / str(number), f"{options} --data.augment.pad 4 --data.augment.mixup 0.3")
+    for options in ("--data.preload true", "--data.preload false --data.num_workers 1"):
+        folder = fit(tmp_path / options[-1], f"{options} --data.augment.pad 4 --data.augment.mixup 0.3")
         weights.append(load(folder / "model", device="cpu").model.state_dict())
-    for other in weights[1:]:
-        assert all(torch.equal(value, other[name]) for name, value in weights[0].items())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_layers_learn_at_rates_of_their_own() -> None:

@@ -41,8 +41,7 @@ def run(command: str, checkpoint: Path, *words: object) -> None:
 
 
 def test_predictions_do_not_depend_on_the_batch(predictor: ClassificationPredictor) -> None:
-    items = [{"image": sample.image, "id": sample.id} for sample in make("test", 5)]
-    together, alone = predictor.predict(items), predictor.predict(items, batch_size=1)
+    together, alone = (predictor.predict(make("test", 5), batch_size=size) for size in (5, 1))
     assert [a.id for a in together] == [f"test-{n}" for n in range(5)]
     assert [a.label for a in together] == [a.label for a in alone]
     assert [a.score for a in together] == pytest.approx([a.score for a in alone], abs=1e-3)
@@ -145,12 +144,8 @@ def test_bad_items_are_named(predictor: ClassificationPredictor, items: list, me
 
 
 def test_explanations(checkpoint: Path, album: Path, predictor: ClassificationPredictor, tmp_path: Path) -> None:
-    run("explain", checkpoint, "--input", "demo", "--output", tmp_path / "folder")
-    written = sorted((tmp_path / "folder").glob("*.png"))
-    assert len(written) == 2 * len(CLASSES)
-    assert all(Image.open(path).size[0] > 300 for path in written)
     run("explain", checkpoint, "--image", album / "plain.png", "--output", tmp_path / "one.png")
-    assert (tmp_path / "one.png").exists()
+    assert Image.open(tmp_path / "one.png").size[0] > 300
     rows = localisation(predictor, 12).rows
     assert {name: row[0] for name, row in rows.items()} == dict.fromkeys(CLASSES, 2)
     assert all(0 <= hits <= near <= count for count, hits, near in rows.values())

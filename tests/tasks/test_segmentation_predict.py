@@ -114,12 +114,20 @@ def test_masks_and_overlays_are_written(tmp_path: Path, predictor: SegmentationP
     assert [sample.id for sample in predictor.open_input(str(tmp_path))] == [row["id"] for row in rows]
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for ending in ("png", "bmp"):
-        Image.fromarray(make("test", 1)[0].image).save(tmp_path / "in" / f"a.{ending}")
+def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path, predictor: SegmentationPredictor) -> None:
+    paths = [tmp_path / name for name in ("in/a.png", "in/a.bmp", "in/b/a.png", "in/b/a.bmp")]
+    paths[2].parent.mkdir(parents=True)
+    for path in paths:
+        Image.fromarray(make("test", 1)[0].image).save(path)
+    before = [path.read_bytes() for path in paths]
     run("predict", "--input", tmp_path / "in", "--masks", tmp_path / "m", "--output", tmp_path / "o")
-    assert len({row["mask"] for row in lines(tmp_path / "o")}) == len(list((tmp_path / "m").iterdir())) == 2
+    written = [Path(row["mask"]).relative_to(tmp_path / "m").as_posix() for row in lines(tmp_path / "o")]
+    assert written == ["a.png", "a.png.png", "b/a.png", "b/a.png.png"]
+    for _ in range(2):  # absolute paths are no places to write to
+        found = predictor.predict([*paths, {"image": paths[0], "id": "../a.png"}], masks=tmp_path / "n")
+        names = ["a.png", "a.bmp.png", "a.png.png", "a-2.png", "a-3.png"]
+        assert [answer.mask for answer in found] == [str(tmp_path / "n" / name) for name in names]
+    assert [path.read_bytes() for path in paths] == before
 
 
 def test_a_folder_of_odd_and_bad_pictures(
@@ -156,8 +164,6 @@ def test_a_folder_of_odd_and_bad_pictures(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected --image, or --input PATH, found neither"),
-        (["--image", "a.png", "--input", "demo"], "expected --image, or --input PATH, found both"),
         (["--input", "nowhere"], "nowhere: expected a folder of pictures, found no such folder"),
         (["--input", "demo", "--tile", "8"], "--tile: expected 32 pixels or more, found 8"),
     ],
@@ -169,12 +175,12 @@ def test_bad_arguments(words: list[str], message: str) -> None:
 
 def test_pictures_of_explanations(tmp_path: Path) -> None:
     Image.fromarray(make("test", 1)[0].image).save(tmp_path / "a.png")
-    words = ("--image", tmp_path / "a.png", "--class_name")
-    run("explain", *words, "ring", "--output", tmp_path / "e.png")
-    assert Image.open(tmp_path / "e.png").size[0] > 600
+    words = ("--image", tmp_path / "a.png", "--output", tmp_path / "e.png", "--class_name")
     with pytest.raises(DataError, match="--class_name: expected one of ground, rows"):
-        run("explain", *words, "dog", "--output", tmp_path / "f.png")
-    assert not (tmp_path / "f.png").exists()
+        run("explain", *words, "dog")
+    assert not (tmp_path / "e.png").exists()
+    run("explain", *words, "ring")
+    assert Image.open(tmp_path / "e.png").size[0] > 600
 
 
 def test_export_equals_the_model(tmp_path: Path, predictor: SegmentationPredictor) -> None:

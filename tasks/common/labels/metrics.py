@@ -49,7 +49,7 @@ class ClassificationMetric(nn.Module):
     def __init__(self, num_classes: int, multi_label: bool = False) -> None:
         super().__init__()
         self.multi_label = multi_label
-        self.parts = nn.ModuleDict()
+        self.parts: Any = nn.ModuleDict()
         if multi_label:
             self.parts["map"] = MeanAveragePrecision(num_classes, average="none")
             self.parts["f1_macro"] = MultilabelF1Score(num_classes, average="macro")
@@ -69,7 +69,7 @@ class ClassificationMetric(nn.Module):
             part.update(scores, given)
 
     def compute(self) -> dict[str, Tensor]:
-        values = {name: part.compute() for name, part in self.parts.items()}  # type: ignore[operator]
+        values = {name: part.compute() for name, part in self.parts.items()}
         self.confusion = values.pop("confusion", None)
         return {name: value.to(torch.float64) for name, value in values.items()}
 
