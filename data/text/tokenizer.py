@@ -146,11 +146,8 @@ class TextProcessor(TokenIds):
     """
 
     def __init__(self, tokenizer: Tokenizer, kind: str = "word", lowercase: bool = True, max_len: int = 64) -> None:
-        self.tokenizer = tokenizer
-        self.kind = kind
-        self.lowercase = lowercase
-        self.max_len = int(max_len)
         super().__init__()
+        self.tokenizer, self.kind, self.lowercase, self.max_len = tokenizer, kind, lowercase, int(max_len)
         if self.max_len < 1:
             raise ValueError(f"max_len: expected at least 1, found {max_len}")
         tokenizer.no_truncation()

@@ -69,7 +69,7 @@ class SummarizationModule(PairModule):
                 f"model.salience: expected 0, since a public model copies nothing; found {self.salience}."
             )
 
-    def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+    def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         self.hide_words(batch)
         output = self.run_model(batch)
         loss = words = token_loss(output.logits, batch.labels, batch.label_mask, self.label_smoothing)
@@ -80,7 +80,7 @@ class SummarizationModule(PairModule):
         salience = F.binary_cross_entropy_with_logits(output.salience[mask].float(), worth[mask].float())
         return loss + self.salience * salience, {"words": words, "salience": salience}
 
-    def update_metric(self, metric: Any, batch: SummaryBatch) -> None:  # type: ignore[override]
+    def update_metric(self, metric: Any, batch: SummaryBatch) -> None:
         super().update_metric(metric, batch)
         metric.add("truncated", float((batch.cut > 0).sum()), len(batch))  # share of documents not read to their end
 

@@ -44,7 +44,8 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     heights = [LINE * (len(shown) + 1), 0.2 * len(words) + 1.2]
     width = SIGN * WIDTH + 0.4
     figure = Figure(figsize=(width, sum(heights) + 0.9), dpi=DPI, layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+    halves: Any = figure.subfigures(2, 1, height_ratios=heights)
+    upper, lower = halves
     # In its own place, which no layout moves, so that the shading lies on the words.
     page, chart = upper.add_axes((0.2 / width, 0, SIGN * WIDTH / width, 1)), lower.subplots()
     page.set(xlim=(0, _signs_across(page)), ylim=(len(shown) + 1, 0))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmattn.data.text.sentences import Span, split_sentences
 from mmattn.tasks.common.seq2seq.processor import PairProcessor
@@ -21,7 +20,7 @@ class SummaryProcessor(PairProcessor):
     def sizes(self) -> dict[str, Any]:
         return {"vocab_size": self.target.vocab_size}
 
-    def encode_sources(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def encode_sources(self, texts: Sequence[str]) -> dict[str, Any]:
         """What a batch holds of its documents: as of pairs, where sentences begin, and what is cut."""
         found = super().encode_sources(texts)
         rows = [self._starts(text) for text in texts]

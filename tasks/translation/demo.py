@@ -229,7 +229,8 @@ def make(split: str, size: int | None = None) -> list[TranslationSample]:
     """
     if split not in SIZES:
         raise ValueError(f"split: expected one of {', '.join(SIZES)}, found {split!r}")
-    dice, samples, seen = random.Random(seed_of(SEED, 1, _PARTS[split])), [], set()
+    dice, seen = random.Random(seed_of(SEED, 1, _PARTS[split])), set()
+    samples: list[TranslationSample] = []
     wanted = SIZES[split] if size is None else size
     while len(samples) < wanted:
         source, words, pairs = _sentence(dice)

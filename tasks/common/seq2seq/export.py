@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.attention import CrossCache
-from mmattn.backbones.recurrent import RecurrentDecoder, RecurrentState
+from mmattn.backbones.recurrent import RecurrentDecoder, RecurrentSeq2Seq, RecurrentState
 from mmattn.blocks import DecoderLayerCache
 from mmattn.generate import CachedState
 from mmattn.kernels import KVCache
@@ -81,7 +81,7 @@ class EncoderProgram(Program):
 
     def forward(self, source_ids: Tensor, source_mask: Tensor) -> Memory | RecurrentMemory:
         """source_ids (B, S) long, source_mask (B, S) bool."""
-        if isinstance(self.net, RecurrentDecoder):
+        if isinstance(self.net, RecurrentSeq2Seq):
             memory, hidden = self.net.encode(source_ids, source_mask)
             return RecurrentMemory(*project(self.net, memory), hidden.clone(), torch.zeros_like(hidden))
         return Memory(*project(self.net, self.net.encode(source_ids, source_mask)))
@@ -158,7 +158,7 @@ def _keys_and_values(attention: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
 
 def export_net(net: Any, folder: Path, formats: Sequence[str]) -> list[str]:
     """Write `encoder` and `step` programs of a Seq2Seq or a RecurrentSeq2Seq; see `export_decoder`."""
-    vocab_size = (net.encoder if isinstance(net, RecurrentDecoder) else net).embedding.num_embeddings
+    vocab_size = (net.encoder if isinstance(net, RecurrentSeq2Seq) else net).embedding.num_embeddings
     sources = [text_example(vocab_size, *size) for size in ((3, 7), (1, 1), (4, 12))]
     lengths = dict.fromkeys(sources[0], Dim("length", max=longest(net)))
     return export_decoder(EncoderProgram(net), step_of(net), sources, lengths, folder, formats)

@@ -39,7 +39,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
         hide: train and measure without the source: a baseline to be beaten.
     """
 
-    sizes = ("vocab_size", "source_vocab_size")
+    sizes: tuple[str, ...] = ("vocab_size", "source_vocab_size")
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class PairModule(TaskModule[PairDataModule]):
         super().on_train_epoch_start()
         self.log_dict({f"train/{name}": float(value) for name, value in self.data.report.items()})
 
-    def training_loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         self.hide_words(batch)
         logits = self.run_model(batch).logits
         return token_loss(logits, batch.labels, batch.label_mask, self.label_smoothing), {}
@@ -195,7 +195,7 @@ class PairModule(TaskModule[PairDataModule]):
     def make_metric(self) -> CorpusMetric:
         return CorpusMetric(self.score)
 
-    def update_metric(self, metric: Any, batch: PairBatch) -> None:
+    def update_metric(self, metric: Any, batch: Any) -> None:
         logits = self.run_model(batch).logits
         tokens = float(batch.label_mask.sum())
         metric.add("loss", float(token_loss(logits, batch.labels, batch.label_mask)) * tokens, tokens)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
 
 from mmattn.data.processor import Processor
 from mmattn.data.text.pretrained import load_tokenizer
@@ -118,14 +117,14 @@ class PairProcessor(Processor[PairSample, PairBatch]):
             is_repeat=is_repeat,
         )
 
-    def encode_sources(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def encode_sources(self, texts: Sequence[str]) -> dict[str, Any]:
         """What a batch holds of its sources: ids (B, S), the end last, and mask (B, S), True = a real token."""
         ids, mask = self.source.encode_batch(texts, self.max_source_len, eos=True)
         return {"source_ids": ids, "source_mask": mask}
 
     def ablate(self, batch: PairBatch, what: str, seeds: Sequence[int] | None = None) -> PairBatch:
         """Without the "source": as if each were one sign that says nothing."""
-        return dataclasses.replace(batch, **self.encode_sources(["."] * len(batch)))  # type: ignore[arg-type]
+        return dataclasses.replace(batch, **self.encode_sources(["."] * len(batch)))
 
     def lengths(self, samples: Sequence[PairSample]) -> list[tuple[int, int]]:
         """Tokens of source and target as the model gets them, for batches of like lengths."""
