@@ -78,7 +78,7 @@ TASK = Task(
     },
     metric="wer",
     kernel_length=512,
-    localisation="mmattn.tasks.asr.localisation:localisation",
+    localisation="mmattn.tasks.asr.alignment:localisation",
     tiny="--data.clips 24 --data.batch_size 8 --data.max_frames 1200 --model.embed_dim 16 --model.num_heads 2 "
     "--model.ffn_dim 16 --model.encoder_layers 1 --model.num_beams 1",
 )
