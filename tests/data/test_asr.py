@@ -58,9 +58,6 @@ def rows(**more: Any) -> list[dict[str, Any]]:
     return [{"audio_filepath": f"audio/{n}.flac", "text": text, **more} for n, text in enumerate(TEXTS)]
 
 
-# The formats
-
-
 def test_manifest(folder: Path) -> None:
     given = rows()
     given[1] |= {"id": "b", "speaker": "eva", "duration": 0.5, "words": [["no", 0, 0.2], ["it's", 0.2, 0.4]]}
@@ -228,9 +225,6 @@ def test_longer_ones_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
         kept.leave_out_longer(0.1)
 
 
-# Texts
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -266,9 +260,6 @@ def test_bpe() -> None:
     assert fitted.tokenizer.vocab_size <= 20
     assert len(fitted.encode("yes")) < 4  # a piece begins a word and may be longer than a letter
     assert fitted.decode(fitted.encode("Yes, it's 42")) == "yes it's 42"
-
-
-# Features
 
 
 def test_loudness_and_offset_do_not_matter(processor: ASRProcessor) -> None:
@@ -315,9 +306,6 @@ def test_other_rates_are_resampled(processor: ASRProcessor) -> None:
     low = torch.cat(list(resample([high], 48_000, 8000)))
     batch = processor.collate([ASRSample("a", (high, 48_000)), ASRSample("b", (low, 8000))])
     assert torch.allclose(batch.features[0], batch.features[1], atol=1e-4)
-
-
-# Batches, saving
 
 
 def test_batch(processor: ASRProcessor) -> None:

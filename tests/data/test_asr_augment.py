@@ -104,9 +104,6 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         from_options(SpeechAugment, options, "data.augment")
 
 
-# Strings
-
-
 def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
     samples = clips()
     by_text = {sample.text: sample for sample in samples}
@@ -151,9 +148,6 @@ def test_borders() -> None:
     for part, (start, end) in zip(parts, borders, strict=True):
         assert torch.equal(wave[round(start * 8000) : round(end * 8000)], part)
     assert not wave[800:1200].any()
-
-
-# Waves
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.1, 1.9])
@@ -234,9 +228,6 @@ def test_masks() -> None:
     assert hidden[:, 0].any(0).float().mean() > 0.9  # all over the bands
     both = SpeechAugment(time_masks=2, freq_masks=2).features(features, mask, seeds)
     assert 0.5 < both.mean() < 0.95
-
-
-# The script
 
 
 @pytest.fixture

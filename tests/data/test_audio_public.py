@@ -243,8 +243,6 @@ def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
         WhisperText.read(tmp_path)
 
 
-# Whisper's frames of a long recording: those of the whole, little in memory
-
 FRONT = WhisperFeatures(n_mels=20, seconds=2)
 WINDOW = 200  # frames
 

@@ -43,9 +43,6 @@ def clips() -> ASRDataset:
     return ASRDataset(make("train", 50))
 
 
-# Windows
-
-
 @pytest.mark.parametrize("size", [1, 333, 1000, 5000])
 def test_windows_are_the_recording(size: int) -> None:
     wave = torch.randn(4321)
@@ -141,9 +138,6 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     assert count > 1000
 
 
-# The path and the sound
-
-
 def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> None:
     """Two frames cannot hold five characters."""
     log_p = torch.zeros(2, recogniser.processor.sizes()["vocab_size"]).log_softmax(-1)
@@ -188,9 +182,6 @@ def test_what_is_said_in_silence_takes_the_nearest_sound_and_no_other_words() ->
     pair = fit_to_sound([Word("go", 0.02, 0.45), Word("on", 0.45, 0.8)], wave, 8000, sure=[[0.05], [0.6, 0.75]])
     assert pair[0].start <= pair[0].end <= pair[1].start <= pair[1].end
     assert pair[0].start == 0.3
-
-
-# Delay
 
 
 class Late(nn.Module):

@@ -270,8 +270,6 @@ def test_wrong_options(keywords: dict[str, Any], message: str) -> None:
         ASRModel(**{**SMALL, **keywords})
 
 
-# Public networks in its place
-
 HOP, LEAST = 10, 20  # samples from frame to frame, and of one
 SIZES = {"embed_dim": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 24}
 CTC = {"vocab_size": 9, "blank": 3, **SIZES, "conv_dims": [8, 8], "conv_kernels": [10, 3]}

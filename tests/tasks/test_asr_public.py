@@ -41,9 +41,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, A
     return write_all(tmp_path_factory.mktemp("speech"))
 
 
-# What transformers says -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", CTC)
 def test_letters_as_transformers_hears_them(name: str, folders: dict[str, Any]) -> None:
     folder, theirs = folders[name]
@@ -108,9 +105,6 @@ def test_any_rate_and_any_number_of_channels(name: str, folders: dict[str, Any],
     found = recogniser.predict([tmp_path / "a.wav", recording(back)])
     assert found[0].text == found[1].text != ""
     assert found[0].duration == pytest.approx(1.2, abs=1e-3)
-
-
-# Any length -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, 3, 5])
@@ -184,9 +178,6 @@ def test_recordings_shorter_than_a_frame(folders: dict[str, Any]) -> None:
         recogniser, one = load(folders[name][0], device="cpu"), wave(1.0)
         assert texts(recogniser, [one[:100]]) == [""]
         assert [text != "" for text in texts(recogniser, [one, one[:100]])] == [True, False]
-
-
-# When words are said --------------------------------------------------------------------------------------------------
 
 
 def test_words_of_letters_lie_where_ctc_has_them(folders: dict[str, Any]) -> None:

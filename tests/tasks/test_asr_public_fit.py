@@ -122,9 +122,6 @@ def test_a_run_is_resumed(tmp_path: Path, data: Path) -> None:
     assert load(parts, device="cpu").processor.tokenizer.letters >= {"Ü"}
 
 
-# Letters --------------------------------------------------------------------------------------------------------------
-
-
 def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_ctc(tmp_path / "public")
     fit(tmp_path / "same", tmp_path / "public", data, STILL)
@@ -192,9 +189,6 @@ def test_texts_are_learnt_in_the_models_case(case: str) -> None:
     _, labels, mask = processor.targets([text, ""])
     assert labels[0, : int(mask[0].sum()) - 1].tolist() == ids
     assert mask.sum(1).tolist()[1] == 1
-
-
-# Languages ------------------------------------------------------------------------------------------------------------
 
 
 def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
@@ -266,9 +260,6 @@ def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
     public, one = load(tmp_path / "public", device="cpu"), recording(wave(1.3, 7))
     assert recogniser(one) == public(one, language="de", task="transcribe")
     assert recogniser(one, language="ja") == public(one, language="ja", task="transcribe")
-
-
-# Processors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper", "ours"])

@@ -44,9 +44,6 @@ def run(command: str, folder: object, *words: object) -> None:
     ask(command, "--checkpoint", folder, *words, task="asr")
 
 
-# The command line -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["base", "whisper"])
 def test_from_the_command_line(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
     folder, theirs = folders[name]
@@ -140,9 +137,6 @@ def test_weights_in_fewer_bits(folders: dict[str, Any]) -> None:
     for folder in (folders["large"][0], folders["whisper"][0]):
         plain, packed = (load(folder, device="cpu", precision=precision) for precision in (None, "float32"))
         assert texts(packed, clips()) == texts(plain, clips())
-
-
-# Bad folders ----------------------------------------------------------------------------------------------------------
 
 
 def edited(folder: Path, target: Path, name: str, change: Any) -> Path:
