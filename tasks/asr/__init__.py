@@ -73,7 +73,7 @@ TASK = Task(
     },
     metric="wer",
     kernel_length=512,
-    localisation="localisation:localisation",
+    localisation="alignment:localisation",
     tiny="--data.clips 24 --data.batch_size 8 --data.max_frames 1200 --model.embed_dim 16 --model.num_heads 2 "
     "--model.ffn_dim 16 --model.encoder_layers 1 --model.num_beams 1",
 )

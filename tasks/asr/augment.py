@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,10 +71,9 @@ class SpeechAugment:
                 raise ValueError(f"{name}: expected 0 to {most:g}, found {value!r}")
             setattr(self, name, type(most)(value))
         for name, low, high in (("speed", 0.25, 4.0), ("noise", -40.0, 120.0)):
-            given = getattr(self, name)
-            pair = given if isinstance(given, Sequence) and len(given) == 2 else ("", "")
-            numbers = all(isinstance(x, (int, float)) for x in pair)
-            if given is not None and not (numbers and low <= pair[0] <= pair[1] <= high):
+            given: Any = getattr(self, name)
+            two = isinstance(given, Sequence) and len(given) == 2 and all(isinstance(x, (int, float)) for x in given)
+            if given is not None and not (two and low <= given[0] <= given[1] <= high):
                 expected = f"a least and a greatest value within {low} to {high}"
                 raise ValueError(f"{name}: expected {expected}, found {given!r}")
         self._pool: dict[str, list[ASRSample]] = {}

@@ -67,8 +67,8 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         augment: SpeechAugment's keywords (tasks/asr/augment.py), for training; none: no augmentation.
         lm_order: ids of the longest n-grams of a language model of the training texts, which beams over CTC ask; 0:
             there is none.
-        lm_text: files of further texts, a text a line or of other tasks' data (data/text/sentences.py), for a second
-            one that is mixed in, with the weight that fits the training texts.
+        lm_text: files of further texts, a text a line or other tasks' data (data/text/sentences.py), for a second one
+            that is mixed in, with the weight that fits the training texts.
         augment_from: the epoch from which on training is augmented: CTC finds its first alignments sooner without.
         clips: training clips of the built-in data.
         hide: train and measure with silence in the place of each recording: a baseline to be beaten.

@@ -116,7 +116,9 @@ class Recogniser(Predictor[Item, Transcript]):
     def from_parts(cls, parts: CheckpointParts, device: str = "auto", precision: str | None = None) -> Self:
         """The recogniser of a model in its parts, of the kind that its adapter names."""
         kind: Any = getattr(parts.adapter, "predictor", cls)
-        return (super() if kind is cls else kind).from_parts(parts, device, precision)  # type: ignore[no-any-return]
+        if kind is cls:
+            return super().from_parts(parts, device, precision)
+        return kind.from_parts(parts, device, precision)  # type: ignore[no-any-return]
 
     @property
     def frame_seconds(self) -> float:
@@ -336,13 +338,11 @@ class Recogniser(Predictor[Item, Transcript]):
         return samples
 
     def demo_samples(self) -> list[ASRSample]:
-        """The first of the built-in test part."""
         from mmattn.tasks.asr.demo import make
 
         return make("test", 6)
 
     def remark(self) -> str:
-        """How much memory it took, where a recording was long."""
         return f"at most {self.peak():.2f} GB of memory in use." if self.long else ""
 
     @staticmethod

@@ -20,14 +20,15 @@ from mmattn.tasks.asr.processor import FLOOR, ASRProcessor
 
 DATA = os.environ.get("MMATTN_DATA")
 TEXTS = ("yes", "no, it's not", "Yes - 42!")
+GOOD = {"audio": "audio/0.flac", "text": "a"}  # a line
 
 
 def sound(seconds: float = 0.5, seed: int = 0, rate: int = 8000) -> torch.Tensor:
     return torch.randn(round(seconds * rate), generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
-def in_memory() -> ASRDataset:
-    return ASRDataset([ASRSample(str(n), (sound(0.3 + n / 5, n), 8000), text) for n, text in enumerate(TEXTS)])
+def in_memory(texts: tuple[str, ...] = TEXTS) -> ASRDataset:
+    return ASRDataset([ASRSample(str(n), (sound(0.3 + n / 5, n), 8000), text) for n, text in enumerate(texts)])
 
 
 @pytest.fixture(scope="module")
@@ -49,43 +50,37 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
+def opened(folder: Path, rows: list, name: str = "a.jsonl", **options: Any) -> ASRDataset:
+    return ASRDataset(write(folder / name, rows), **options)
+
+
 def rows(**more: Any) -> list[dict[str, Any]]:
     return [{"audio_filepath": f"audio/{n}.flac", "text": text, **more} for n, text in enumerate(TEXTS)]
-
-
-# The formats
 
 
 def test_manifest(folder: Path) -> None:
     given = rows()
     given[1] |= {"id": "b", "speaker": "eva", "duration": 0.5, "words": [["no", 0, 0.2], ["it's", 0.2, 0.4]]}
-    found = ASRDataset(write(folder / "a.jsonl", given))
-    assert [s.id for s in found.samples] == ["audio/0.flac", "b", "audio/2.flac"]
-    assert [s.text for s in found.samples] == list(TEXTS)
-    assert [s.duration for s in found.samples] == pytest.approx([0.3, 0.5, 0.7])
-    assert found[1].speaker == "eva"
-    assert found[1].words == [("no", 0.0, 0.2), ("it's", 0.2, 0.4)]
+    found = opened(folder, given)
+    expected = zip(["audio/0.flac", "b", "audio/2.flac"], TEXTS, [0.3, 0.5, 0.7], strict=True)
+    assert [(s.id, s.text, round(s.duration, 3)) for s in found.samples] == list(expected)
+    assert (found[1].speaker, found[1].words) == ("eva", [("no", 0.0, 0.2), ("it's", 0.2, 0.4)])
     assert found[2].read(8000).shape == (5600,)
 
 
 def test_csv_and_the_other_key_are_the_same(folder: Path) -> None:
-    manifest = ASRDataset(write(folder / "a.jsonl", rows()))
-    other = ASRDataset(write(folder / "b.jsonl", [{"audio": r["audio_filepath"], "text": r["text"]} for r in rows()]))
-    table = ASRDataset(
-        write(folder / "a.csv", ["audio,text", *(f'{r["audio_filepath"]},"{r["text"]}"' for r in rows())])
-    )
+    manifest = opened(folder, rows())
+    other = opened(folder, [{"audio": r["audio_filepath"], "text": r["text"]} for r in rows()])
+    table = opened(folder, ["audio,text", *(f'{r["audio_filepath"]},"{r["text"]}"' for r in rows())], "a.csv")
     assert manifest.fingerprint() == other.fingerprint() == table.fingerprint()
-    assert ASRDataset(write(folder / "c.jsonl", rows()[:2])).fingerprint() != manifest.fingerprint()
-
-
-def test_csv_words(folder: Path) -> None:
-    line = 'audio/0.flac,yes,"[[""yes"", 0.1, 0.2]]"'
-    assert ASRDataset(write(folder / "a.csv", ["audio,text,words", line]))[0].words == [("yes", 0.1, 0.2)]
+    assert opened(folder, rows()[:2]).fingerprint() != manifest.fingerprint()
+    lines = ["audio,text,words", 'audio/0.flac,yes,"[[""yes"", 0.1, 0.2]]"']
+    assert opened(folder, lines, "a.csv")[0].words == [("yes", 0.1, 0.2)]
 
 
 def test_offset_is_a_part_of_the_file(folder: Path) -> None:
     given = [{"audio_filepath": "audio/2.flac", "text": "a", "offset": o, "duration": 0.25} for o in (0, 0.25)]
-    found = ASRDataset(write(folder / "a.jsonl", given))
+    found = opened(folder, given)
     whole = soundfile.read(folder / "audio" / "2.flac", dtype="float32")[0]
     assert [s.id for s in found.samples] == ["audio/2.flac@0", "audio/2.flac@0.25"]
     for number, sample in enumerate(found.samples):
@@ -100,11 +95,8 @@ def test_librispeech(folder: Path) -> None:
     for n in range(2):
         soundfile.write(place / f"84-121-000{n}.flac", sound(seed=n).numpy(), 16000)
     write(place / "84-121.trans.txt", ["84-121-0000 GO ON", "84-121-0001 IT'S HERE"])
-    found = ASRDataset(folder / "dev-clean")
-    assert [(s.id, s.text, s.speaker, s.duration) for s in found.samples] == [
-        ("84-121-0000", "GO ON", "84", 0.25),
-        ("84-121-0001", "IT'S HERE", "84", 0.25),
-    ]
+    found = [(s.id, s.text, s.speaker, s.duration) for s in ASRDataset(folder / "dev-clean").samples]
+    assert found == [("84-121-0000", "GO ON", "84", 0.25), ("84-121-0001", "IT'S HERE", "84", 0.25)]
     write(place / "84-121.trans.txt", ["84-121-0000 GO ON", "84-121-0009 IT'S HERE"])
     with pytest.raises(DataError, match=r"trans\.txt, line 2: expected 84-121-0009\.flac or .*\.wav beside it"):
         ASRDataset(folder / "dev-clean")
@@ -113,17 +105,16 @@ def test_librispeech(folder: Path) -> None:
 
 
 def test_the_same_file_twice_is_two_samples(folder: Path) -> None:
-    found = ASRDataset(write(folder / "a.jsonl", [rows()[0], rows()[0]]))
+    found = opened(folder, [rows()[0], rows()[0]])
     assert [sample.id for sample in found.samples] == ["audio/0.flac", "audio/0.flac line 2"]
-    numbered = ASRDataset(write(folder / "b.jsonl", [{**row, "id": n} for n, row in enumerate(rows())]))
+    numbered = opened(folder, [{**row, "id": n} for n, row in enumerate(rows())])
     assert [sample.id for sample in numbered.samples] == ["0", "1", "2"]
 
 
 def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASRProcessor) -> None:
-    found = ASRDataset(write(folder / "a.jsonl", [{"audio": "audio/0.flac", "text": ""}]))
-    batch = processor.collate(found.samples)
-    assert batch.references == [""]
-    assert batch.labels.tolist() == [[processor.tokenizer.eos_id]]
+    batch = processor.collate(opened(folder, [{"audio": "audio/0.flac", "text": ""}]).samples)
+    assert (batch.references, batch.labels.tolist()) == ([""], [[processor.tokenizer.eos_id]])
+    assert opened(folder, [{"audio": "audio/0.flac"}], require_labels=False)[0].text == ""
 
 
 @pytest.mark.parametrize(
@@ -131,14 +122,11 @@ def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASR
     [
         ("{", r"bad\.jsonl, line 2: expected a JSON object"),
         ("[1]", r"line 2: expected a JSON object"),
-        (
-            {"audio_file": "audio/0.flac", "text": "a"},
-            r"line 2: expected the key audio, found .*mean 'audio' by 'audio_file'",
-        ),
+        ({"audio_file": "audio/0.flac", "text": "a"}, r"line 2: expected the key audio.* 'audio' by 'audio_file'"),
         ({"audio": "", "text": "a"}, r"line 2: expected audio: a path, found nothing"),
         ({"audio": 3, "text": "a"}, r"line 2: expected audio: a path, found 3"),
         ({"audio": "audio/0.flac"}, r"line 2: expected the key text, found audio"),
-        ({"audio": "audio/0.flac", "text": None}, r"line 2: expected text: a text, found nothing"),
+        ({**GOOD, "text": None}, r"line 2: expected text: a text, found nothing"),
         ({"audio": "audio/0.flac", "text": 4}, r"line 2: expected text: a text, found 4"),
         ({"audio": "audio/0.flac", "text": "a\ud800"}, r"line 2: expected UTF-8 text"),
         ({"audio": "audio/9.flac", "text": "a"}, r"line 2: expected an audio file, found no such file: .*9\.flac"),
@@ -146,13 +134,13 @@ def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASR
         ({"audio": "a\0", "text": "a"}, r"line 2: expected an audio file"),
         ({"audio": "text.wav", "text": "a"}, r"line 2: audio .*text\.wav: expected sound .*begins with b'no sound'"),
         ({"audio": "empty.wav", "text": "a"}, r"line 2: audio .*empty\.wav: expected sound, found an empty file"),
-        ({"audio": "audio/0.flac", "text": "a", "duration": "x"}, r"line 2: expected duration: seconds, found 'x'"),
-        ({"audio": "audio/0.flac", "text": "a", "duration": -1}, r"line 2: expected duration: seconds, found -1"),
-        ({"audio": "audio/0.flac", "text": "a", "duration": True}, r"line 2: expected duration: seconds"),
+        ({**GOOD, "duration": "x"}, r"line 2: expected duration: seconds, found 'x'"),
+        ({**GOOD, "duration": -1}, r"line 2: expected duration: seconds, found -1"),
+        ({**GOOD, "duration": True}, r"line 2: expected duration: seconds"),
         ('{"audio": "audio/0.flac", "text": "a", "duration": NaN}', r"line 2: expected duration: seconds"),
-        ({"audio": "audio/0.flac", "text": "a", "offset": 1}, r"line 2: expected a duration beside the offset"),
-        ({"audio": "audio/0.flac", "text": "a", "words": [["a", 2, 1]]}, r"line 2: expected words: \[\[word, start"),
-        ({"audio": "audio/0.flac", "text": "a", "words": "a"}, r"line 2: expected words"),
+        ({**GOOD, "offset": 1}, r"line 2: expected a duration beside the offset"),
+        ({**GOOD, "words": [["a", 2, 1]]}, r"line 2: expected words: \[\[word, start"),
+        ({**GOOD, "words": "a"}, r"line 2: expected words"),
         ({"audio": "audio/1.flac", "text": "a", "id": "audio/0.flac"}, r"line 2: expected an id of its own"),
     ],
 )
@@ -169,13 +157,12 @@ def test_bad_lines(row: Any, message: str, folder: Path) -> None:
 
 def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProcessor) -> None:
     soundfile.write(folder / "audio" / "1.flac", np.full(800, np.nan), 8000, format="WAV", subtype="FLOAT")
-    path = write(folder / "a.jsonl", rows(duration=0.1))
-    found = ASRDataset(path)
+    found = opened(folder, rows(duration=0.1))
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: audio .*1\.flac: expected finite samples, found 800"):
         found.preload(8000)
     with pytest.raises(DataError, match=r"item audio/1\.flac: audio .*expected finite samples"):
         processor.collate(found.samples)
-    kept = ASRDataset(path, on_error="skip")
+    kept = opened(folder, rows(duration=0.1), on_error="skip")
     assert len(kept) == 2
     assert "expected finite samples, found 800" in kept.skipped[0][1]
 
@@ -186,11 +173,7 @@ def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProc
         ("none.jsonl", None, "expected a file, found no such file"),
         ("a.jsonl", "", "an empty file"),
         ("a.csv", "text\nyes\n", r"a\.csv, header: expected the column audio, found text"),
-        (
-            "a.csv",
-            "audio/0.flac,yes\n" * 2,
-            "header: expected a first line with the column names audio and text, found",
-        ),
+        ("a.csv", "audio/0.flac,yes\n" * 2, "header: expected a first line with the column names audio and text, "),
         ("a.csv", "audio;text\na;b\n", r"a\.csv, line 1: expected cells between commas .*, cells between semicolons"),
         ("a.tsv", "audio,text\na,b\n", r"a\.tsv, line 1: expected cells between tabs, .*, cells between commas"),
         ("a.csv", "audio,text\n", "expected at least one recording, found none"),
@@ -206,26 +189,22 @@ def test_bad_files(name: str, content: str | None, message: str, tmp_path: Path)
         ASRDataset(tmp_path / name)
 
 
-def test_without_texts(folder: Path) -> None:
-    path = write(folder / "a.jsonl", [{"audio": "audio/0.flac"}])
-    assert ASRDataset(path, require_labels=False)[0].text == ""
-
-
 def test_a_duration_that_is_not_known_is_looked_up(processor: ASRProcessor) -> None:
     assert processor.lengths([ASRSample("1", (sound(0.5), 8000), "yes")]) == [(51, 4)]
 
 
 def test_samples_in_memory_are_checked() -> None:
-    with pytest.raises(DataError, match=r"sample 0 \(id 'x'\): audio: expected at least one sample, found none"):
-        ASRDataset([ASRSample("x", (torch.zeros(0), 8000), "a")])
-    with pytest.raises(DataError, match=r"sample 1 \(id 'x'\): expected an id of its own"):
-        ASRDataset([ASRSample("x", (torch.zeros(9), 8000), "a")] * 2)
-    with pytest.raises(DataError, match="at least one recording"):
-        ASRDataset([])
+    for samples, message in (
+        ([ASRSample("x", (torch.zeros(0), 8000), "a")], r"sample 0 \(id 'x'\): audio: expected at least one sample"),
+        ([ASRSample("x", (torch.zeros(9), 8000), "a")] * 2, r"sample 1 \(id 'x'\): expected an id of its own"),
+        ([], "at least one recording"),
+    ):
+        with pytest.raises(DataError, match=message):
+            ASRDataset(samples)
 
 
 def test_preload(folder: Path, processor: ASRProcessor) -> None:
-    found = ASRDataset(write(folder / "a.jsonl", rows()))
+    found = opened(folder, rows())
     before, batch = found.fingerprint(), processor.collate(found.samples)
     assert not found.preload(8000, max_bytes=47_999)  # 1.5 seconds take 48,000 bytes
     assert isinstance(found[0].audio, str)
@@ -246,9 +225,6 @@ def test_longer_ones_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
         kept.leave_out_longer(0.1)
 
 
-# Texts
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -266,28 +242,17 @@ def test_normalise(text: str, expected: str) -> None:
 
 
 def test_characters(processor: ASRProcessor) -> None:
-    assert processor.tokenizer.pad_id == 0
-    assert sorted(
-        {
-            processor.tokenizer.pad_id,
-            processor.tokenizer.unk_id,
-            processor.tokenizer.start_id,
-            processor.tokenizer.eos_id,
-        }
-    ) == [0, 1, 2, 3]
+    special = [getattr(processor.tokenizer, f"{name}_id") for name in ("pad", "unk", "start", "eos")]
+    assert (special[0], sorted(special)) == (0, [0, 1, 2, 3])
     ids = processor.encode("No, it's 4!")
-    assert len(ids) == len("no it's 4")
-    assert processor.decode(ids) == "no it's 4"
+    assert (len(ids), processor.decode(ids)) == (9, "no it's 4")
     assert processor.encode("zoo")[0] == processor.tokenizer.unk_id
     assert processor.decode([0, 2, *processor.encode("so"), 1, 0, 3]) == "so"
     assert processor.sizes() == {"vocab_size": 4 + len(" '24einosty"), "num_mels": 40}
     text = "yes no"
     assert [text[start:end] for start, end in processor.tokenizer.spans(text)] == ["y", "e", "s", "", "n", "o"]
-
-
-def test_single_words_can_still_be_joined() -> None:
-    fitted = ASRProcessor.fit(ASRDataset([ASRSample("1", (sound(), 8000), "one")]))
-    assert fitted.decode(fitted.encode("one one")) == "one one"
+    single = ASRProcessor.fit(ASRDataset([ASRSample("1", (sound(), 8000), "one")]))
+    assert single.decode(single.encode("one one")) == "one one", "single words can still be joined"
 
 
 def test_bpe() -> None:
@@ -295,11 +260,6 @@ def test_bpe() -> None:
     assert fitted.tokenizer.vocab_size <= 20
     assert len(fitted.encode("yes")) < 4  # a piece begins a word and may be longer than a letter
     assert fitted.decode(fitted.encode("Yes, it's 42")) == "yes it's 42"
-    with pytest.raises(ValueError, match="vocab_size: expected at least 15, the alphabet's, found 9"):
-        ASRProcessor.fit(in_memory(), tokenizer="bpe", vocab_size=9)
-
-
-# Features
 
 
 def test_loudness_and_offset_do_not_matter(processor: ASRProcessor) -> None:
@@ -348,16 +308,11 @@ def test_other_rates_are_resampled(processor: ASRProcessor) -> None:
     assert torch.allclose(batch.features[0], batch.features[1], atol=1e-4)
 
 
-# Batches, saving
-
-
 def test_batch(processor: ASRProcessor) -> None:
     data = in_memory()
     batch = processor.collate(data.samples, seeds=[1, 2, 3], is_repeat=True)
-    assert len(batch) == 3
-    assert batch.ids == ["0", "1", "2"]
+    assert (len(batch), batch.ids, batch.is_repeat) == (3, ["0", "1", "2"], True)
     assert batch.references == ["yes", "no it's not", "yes 42"]
-    assert batch.is_repeat
     assert batch.label_mask.sum(1).tolist() == [tokens for _, tokens in processor.lengths(data.samples)]
     for n, reference in enumerate(batch.references):
         ids, size = processor.encode(reference), len(reference)
@@ -379,8 +334,7 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
     assert loaded.fingerprint() == fitted.fingerprint()
     assert (loaded.max_seconds, loaded.search, loaded.mel.f_min) == (7.0, {"num_beams": 3}, 50.0)
     one, other = fitted.collate(data.samples), loaded.collate(data.samples)
-    assert torch.equal(one.features, other.features)
-    assert torch.equal(one.labels, other.labels)
+    assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("features", "labels"))
     settings = json.loads((tmp_path / "processor.json").read_text())
     (tmp_path / "processor.json").write_text(json.dumps(settings | {"normalize": "other"}))
     with pytest.raises(DataError, match=r"processor\.json: expected a processor's settings, found .*normalize"):
@@ -391,19 +345,17 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"tokenizer": "charcters"}, "tokenizer: expected one of characters, bpe, .*did you mean 'characters'"),
+        ({"tokenizer": "bpe", "vocab_size": 9}, "vocab_size: expected at least 15, the alphabet's, found 9"),
         ({"normalize": "no"}, "normalize: expected one of utterance, train"),
         ({"max_seconds": 0}, "max_seconds: expected more than 0"),
         ({"n_mels": 0}, "n_mels: expected at least 1"),
+        ({"train": ("...",)}, "at least one text with a letter or digit, found 1 without"),
     ],
 )
 def test_the_processor_refuses_what_cannot_be(options: dict[str, Any], message: str) -> None:
+    train = in_memory(options.pop("train", TEXTS))
     with pytest.raises(ValueError, match=message):
-        ASRProcessor.fit(in_memory(), **options)
-
-
-def test_texts_without_a_letter() -> None:
-    with pytest.raises(DataError, match="at least one text with a letter or digit, found 1 without"):
-        ASRProcessor.fit(ASRDataset([ASRSample("1", (sound(), 8000), "...")]))
+        ASRProcessor.fit(train, **options)
 
 
 @pytest.mark.skipif(not DATA, reason="real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")

@@ -15,20 +15,14 @@ import torch
 
 from mmattn.data.errors import ConfigError
 from mmattn.data.options import from_options
+from mmattn.tasks.asr import augment as module
 from mmattn.tasks.asr.augment import SpeechAugment, add_noise, change_speed, join_waves
 from mmattn.tasks.asr.data import ASRDataset, ASRSample
 from mmattn.tasks.asr.processor import ASRProcessor
 
-ROOT = Path(__file__).resolve().parents[2]
-ALL: dict[str, Any] = {
-    "join": 3,
-    "speed": [0.9, 1.1],
-    "shift": 0.2,
-    "gain": 6,
-    "noise": [5, 30],
-    "time_masks": 2,
-    "freq_masks": 2,
-}
+ROOT, SEEDS = Path(__file__).resolve().parents[2], [1, 2, 3, 4, 5, 6]
+ALL: dict[str, Any] = {"join": 3, "speed": [0.9, 1.1], "shift": 0.2, "gain": 6, "noise": [5, 30]}
+ALL |= {"time_masks": 2, "freq_masks": 2}
 
 
 def sound(seconds: float = 0.5, seed: int = 0) -> torch.Tensor:
@@ -45,19 +39,19 @@ def processor() -> ASRProcessor:
     return ASRProcessor.fit(ASRDataset(clips()))
 
 
-def waves(augment: SpeechAugment, seeds: list[int], seconds: float = 1.0) -> list[torch.Tensor]:
-    given = [sound(seconds, 5) for _ in seeds]
-    return augment.waves(given, ["a"] * len(seeds), [""] * len(seeds), seeds, 8000)[0]
+def waves(augment: SpeechAugment) -> list[torch.Tensor]:
+    """Twelve times the same second of sound."""
+    return augment.waves([sound(1.0, 5)] * 12, ["a"] * 12, [""] * 12, list(range(12)), 8000)[0]
 
 
 def test_a_pure_function_of_the_seeds(processor: ASRProcessor) -> None:
     samples = clips()
     augment = SpeechAugment(**ALL).attach(samples)
     torch.manual_seed(0)
-    one = processor.collate(samples, augment=augment, seeds=[1, 2, 3, 4, 5, 6])
+    one = processor.collate(samples, augment=augment, seeds=SEEDS)
     torch.manual_seed(1)
-    other = processor.collate(samples, augment=augment, seeds=[1, 2, 3, 4, 5, 6])
-    changed = processor.collate(samples, augment=augment, seeds=[1, 2, 3, 4, 5, 7])
+    other = processor.collate(samples, augment=augment, seeds=SEEDS)
+    changed = processor.collate(samples, augment=augment, seeds=[*SEEDS[:5], 7])
     assert torch.equal(one.features, other.features)
     assert one.references == other.references
     kept = one.feature_mask[:5].sum(1).tolist()
@@ -69,12 +63,11 @@ def test_a_pure_function_of_the_seeds(processor: ASRProcessor) -> None:
 
 
 def test_views_of_a_clip_differ_by_their_masks_alone(processor: ASRProcessor) -> None:
-    samples, seeds = clips(), [1, 2, 3, 4, 5, 6]
+    samples = clips()
     augment = SpeechAugment(join=2, speed=[0.9, 1.1], time_masks=2, freq_masks=2).attach(samples)
-    one, two = (processor.collate(samples, augment=augment, seeds=seeds, views=views) for views in (1, 2))
+    one, two = (processor.collate(samples, augment=augment, seeds=SEEDS, views=views) for views in (1, 2))
     assert torch.equal(two.features[:6], one.features), "the first view is what it is alone"
-    assert two.references == one.references * 2
-    assert two.ids == one.ids * 2
+    assert (two.references, two.ids) == (one.references * 2, one.ids * 2)
     for name in ("feature_mask", "labels", "label_mask", "target_ids"):
         first, second = getattr(two, name).chunk(2)
         assert torch.equal(first, second)
@@ -82,20 +75,14 @@ def test_views_of_a_clip_differ_by_their_masks_alone(processor: ASRProcessor) ->
     first, second = two.features.chunk(2)
     seen = (first != 0) & (second != 0)  # behind no mask of either
     assert torch.equal(first[seen], second[seen])
-    for n in range(6):
-        assert not torch.equal(first[n], second[n])
+    assert not any(torch.equal(first[n], second[n]) for n in range(6))
 
 
-def test_seeds_are_needed(processor: ASRProcessor) -> None:
+def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
     with pytest.raises(ValueError, match="augment needs seeds"):
         processor.collate(clips(), augment=SpeechAugment(shift=0.1))
-
-
-def test_off_is_off(processor: ASRProcessor) -> None:
-    plain = processor.collate(clips())
-    assert torch.equal(
-        processor.collate(clips(), augment=SpeechAugment(), seeds=list(range(6))).features, plain.features
-    )
+    plain, off = (processor.collate(clips(), augment=a, seeds=SEEDS) for a in (None, SpeechAugment()))
+    assert torch.equal(off.features, plain.features)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +104,6 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         from_options(SpeechAugment, options, "data.augment")
 
 
-# Strings
-
-
 def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
     samples = clips()
     by_text = {sample.text: sample for sample in samples}
@@ -131,10 +115,11 @@ def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
             words = text.split()
             assert words[0] == first.text
             assert {by_text[word].speaker for word in words} == {first.speaker}
-            least = sum(len(by_text[word].audio[0]) for word in words)
+            parts = [by_text[word].audio[0] for word in words]
+            least = sum(map(len, parts))
             assert least <= len(wave) <= least + (len(words) - 1) * 2001
-            assert torch.equal(wave[: len(first.audio[0])], first.audio[0])
-            assert torch.equal(wave[-len(by_text[words[-1]].audio[0]) :], by_text[words[-1]].audio[0])
+            assert torch.equal(wave[: len(parts[0])], parts[0])
+            assert torch.equal(wave[-len(parts[-1]) :], parts[-1])
         assert len({len(text.split()) for text in texts}) == 1  # a batch has strings of as many
         counts.add(len(texts[0].split()))
     assert counts == {1, 2, 3, 4}
@@ -142,18 +127,17 @@ def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
         SpeechAugment(join=4).waves([sound()], ["one"], ["a"], [3], 8000)
 
 
-def test_expected_lengths() -> None:
+def test_expected_lengths(processor: ASRProcessor) -> None:
     samples = clips()
     augment = SpeechAugment(join=5, pause=0.2, speed=[0.8, 1.0], shift=0.1).attach(samples)
-    fitted = ASRProcessor.fit(ASRDataset(samples))
-    expected = augment.lengths(fitted.lengths(samples), fitted.frame_seconds)
+    plain = processor.lengths(samples)
+    expected = augment.lengths(plain, processor.frame_seconds)
     drawn = torch.zeros(6, 2)
     for seed in range(60):
-        batch = fitted.collate(samples, augment=augment, seeds=[seed * 7 + n for n in range(6)])
+        batch = processor.collate(samples, augment=augment, seeds=[seed * 7 + n for n in range(6)])
         drawn += torch.stack([batch.feature_mask.sum(1), batch.label_mask.sum(1)], 1) / 60
     ratio = drawn.mean(0) / torch.tensor(expected).float().mean(0)
     assert (ratio - 1).abs().max() < 0.1
-    plain = fitted.lengths(samples)
     assert SpeechAugment(freq_masks=1).lengths(plain) == plain
 
 
@@ -164,9 +148,6 @@ def test_borders() -> None:
     for part, (start, end) in zip(parts, borders, strict=True):
         assert torch.equal(wave[round(start * 8000) : round(end * 8000)], part)
     assert not wave[800:1200].any()
-
-
-# Waves
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.1, 1.9])
@@ -182,18 +163,15 @@ def test_speed(factor: float) -> None:
     assert change_speed(wave, 1.0) is wave
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1001])
-def test_speed_of_the_shortest(size: int) -> None:
-    for factor in (0.9, 1.1):
-        changed = change_speed(torch.ones(size), factor)
-        assert len(changed) >= 1
-        assert torch.isfinite(changed).all()
-
-
-def test_speeds_are_rounded_little() -> None:
+def test_speeds_of_all_lengths() -> None:
+    """Rounded little, and the shortest, too."""
     for size in range(4000, 40_000, 997):
         for factor in (0.85, 0.95, 1.0 + 1e-9, 1.05, 1.15):
             assert abs(size / len(change_speed(torch.zeros(size), factor)) / factor - 1) < 0.01
+    for size in (1, 2, 3, 7, 1001):
+        for changed in (change_speed(torch.ones(size), factor) for factor in (0.9, 1.1)):
+            assert len(changed) >= 1
+            assert torch.isfinite(changed).all()
 
 
 @pytest.mark.parametrize("ratio", [0.0, 20.0])
@@ -202,49 +180,36 @@ def test_noise_has_its_power(ratio: float, tilt: float) -> None:
     wave = sound(2.0)
     noise = add_noise(wave, ratio, [0.3, 0.7, tilt]) - wave
     assert 10 * math.log10(float(wave.square().mean() / noise.square().mean())) == pytest.approx(ratio, abs=1.5)
-    power = torch.fft.rfft(noise).abs().square()
-    low, high = power[: len(power) // 2].mean(), power[len(power) // 2 :].mean()
+    low, high = (half.mean() for half in torch.fft.rfft(noise).abs().square().tensor_split(2))
     assert (low > 2 * high) == (tilt > 0.4)
     assert not torch.equal(add_noise(wave, ratio, [0.4, 0.7, 0.5]), add_noise(wave, ratio, [0.3, 0.7, 0.5]))
 
 
-def test_noise_longer_than_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmattn.tasks.asr import augment
-
-    augment._noise_table.cache_clear()
-    monkeypatch.setattr(augment, "NOISE", 1000)
-    wave = sound(1.0)
-    assert add_noise(wave, 10.0, [0.999, 0.999, 0.5]).shape == wave.shape
-    augment._noise_table.cache_clear()
-
-
-def test_silence_stays_silence() -> None:
+def test_noise_longer_than_the_table_and_none_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not add_noise(torch.zeros(100), 10.0, [0.1, 0.2, 0.3]).any()
+    module._noise_table.cache_clear()
+    monkeypatch.setattr(module, "NOISE", 1000)
+    assert add_noise(sound(1.0), 10.0, [0.999, 0.999, 0.5]).shape == (8000,)
+    module._noise_table.cache_clear()
 
 
 def test_shift_is_silence_at_both_ends() -> None:
-    changed = waves(SpeechAugment(shift=0.1), list(range(12)))
     places = []
-    for wave in changed:
+    for wave in waves(SpeechAugment(shift=0.1)):
         start = int(wave.nonzero()[0])
         assert torch.equal(wave[start : start + 8000], sound(1.0, 5))
         assert not wave[start + 8000 :].any()
         assert len(wave) <= 9600
         places += [start, len(wave) - start - 8000]
-    assert min(places) < 200
-    assert max(places) > 600
+    assert min(places) < 200 < 600 < max(places)
 
 
 def test_gain_runs_from_one_value_to_another() -> None:
-    changed = waves(SpeechAugment(gain=12), list(range(12)))
-    curves = torch.stack([20 * torch.log10(wave / sound(1.0, 5)) for wave in changed])
+    curves = torch.stack([20 * torch.log10(wave / sound(1.0, 5)) for wave in waves(SpeechAugment(gain=12))])
     assert torch.allclose(curves[:, 4000], (curves[:, 0] + curves[:, -1]) / 2, atol=0.01)
     assert curves.abs().max() < 12.1
     assert curves[:, 0].std() > 3
     assert (curves[:, -1] - curves[:, 0]).abs().max() > 6
-
-
-# Features
 
 
 def test_masks() -> None:
@@ -254,9 +219,7 @@ def test_masks() -> None:
     hidden = SpeechAugment(time_masks=1, time_width=15).features(features, mask, seeds) == 0
     assert torch.equal(hidden, hidden[:, :, :1].expand_as(hidden))
     widths = hidden[:, :, 0].sum(1)
-    assert widths[:32].max() == 10  # a fifth of 50 frames
-    assert widths[32:].max() == 15
-    assert widths.min() == 0
+    assert (widths[:32].max(), widths[32:].max(), widths.min()) == (10, 15, 0)  # at most a fifth of 50 frames
     assert not hidden[:32, 50:].any()
     assert ((hidden[:, 1:, 0] != hidden[:, :-1, 0]).sum(1) <= 2).all()
     hidden = SpeechAugment(freq_masks=1, freq_width=6).features(features, mask, seeds) == 0
@@ -267,15 +230,10 @@ def test_masks() -> None:
     assert 0.5 < both.mean() < 0.95
 
 
-# The script
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """The script's status and what it says on standard error."""
-    spec = importlib.util.spec_from_file_location("join_clips", ROOT / "scripts" / "join_clips.py")
-    assert spec is not None
-    assert spec.loader is not None
+    spec: Any = importlib.util.spec_from_file_location("join_clips", ROOT / "scripts" / "join_clips.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
 
@@ -291,17 +249,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 
 def test_join_clips(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     (tmp_path / "audio").mkdir()
-    lines, stored = [], {}
+    lines, stored, speakers = [], {}, {}
     for sample in clips():
         soundfile.write(tmp_path / "audio" / f"{sample.id}.flac", sample.audio[0].numpy(), 8000)
         stored[sample.text] = torch.from_numpy(soundfile.read(tmp_path / f"audio/{sample.id}.flac", dtype="float32")[0])
         lines.append({"audio": f"audio/{sample.id}.flac", "text": sample.text, "speaker": sample.speaker})
+        speakers[sample.text] = sample.speaker
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = tmp_path / "new" / "strings"
     assert run(tmp_path / "a.jsonl", out, "--count", 5, "--words", 2, 4, "--seed", 3) == (0, "")
     found = ASRDataset(out / "manifest.jsonl")
     assert len(found) == 5
-    speakers = {sample.text: sample.speaker for sample in clips()}
     for sample in found.samples:
         words = sample.text.split()
         assert 2 <= len(words) <= 4
@@ -313,11 +271,9 @@ def test_join_clips(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None
             assert torch.equal(wave[round(start * 8000) : round(end * 8000)], stored[word])
         assert all(0 <= b[1] - a[2] <= 0.3 for a, b in zip(sample.words, sample.words[1:], strict=False))
     status, said = run(tmp_path / "a.jsonl", out)
-    assert status == 2
-    assert "exists already" in said
+    assert (status, "exists already" in said) == (2, True)
     (tmp_path / "audio" / "two.flac").write_bytes(b"no sound")
     status, said = run(tmp_path / "a.jsonl", tmp_path / "bad", "--count", 20)
-    assert status == 1
-    assert said.startswith("error: ")
+    assert (status, said[:7]) == (1, "error: ")
     assert "a.jsonl, line 2: audio" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "audio", "new"]  # nothing half-written

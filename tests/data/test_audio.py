@@ -42,9 +42,7 @@ def test_a_file_is_what_was_written(form: str, tmp_path: Path) -> None:
     expected = torch.from_numpy(samples).float()
     with path.open("rb") as file:
         for source in (path, str(path), path.read_bytes(), file):
-            wave = read_audio(source, 8000)
-            assert wave.dtype == torch.float32
-            assert torch.equal(wave, expected)
+            assert torch.equal(read_audio(source, 8000), expected)
         assert not file.closed
     assert audio_seconds(path) == 3000 / 8000
 
@@ -53,10 +51,8 @@ def test_192_khz_and_eight_channels(tmp_path: Path) -> None:
     rate = 192_000
     channels = np.stack([tone(rate, 0.5, 440) * gain for gain in range(8)], 1) / 7
     soundfile.write(tmp_path / "a.wav", channels, rate, subtype="PCM_24")
-    wave = read_audio(tmp_path / "a.wav", 8000)
     expected = torch.from_numpy(tone(8000, 0.5)) / 2  # the mean of 0/7 .. 7/7
-    assert wave.shape == (4000,)
-    assert (wave - expected)[50:-50].abs().max() < 1e-3
+    assert (read_audio(tmp_path / "a.wav", 8000) - expected)[50:-50].abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -83,14 +79,15 @@ def test_pieces_give_what_the_whole_gives(size: int, rate: int, wanted: int) -> 
 
 
 def test_streaming_is_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    soundfile.write(tmp_path / "a.flac", np.stack([noise(30_000), noise(30_000, 1)], 1), 24_000)
-    whole = read_audio(tmp_path / "a.flac", 8000)
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.stack([noise(30_000), noise(30_000, 1)], 1), 24_000)
+    whole = read_audio(path, 8000)
     monkeypatch.setattr(reading, "BLOCK", 3001)
-    pieces = list(stream_audio(tmp_path / "a.flac", 8000, block_seconds=0.3))
-    assert [len(piece) for piece in pieces] == [2400, 2400, 2400, 2400, 400]
+    pieces = list(stream_audio(path, 8000, block_seconds=0.3))
+    assert list(map(len, pieces)) == [2400, 2400, 2400, 2400, 400]
     assert (torch.cat(pieces) - whole).abs().max() < 1e-6
     with pytest.raises(ValueError, match="block_seconds"):
-        next(stream_audio(tmp_path / "a.flac", 8000, block_seconds=0))
+        next(stream_audio(path, 8000, block_seconds=0))
 
 
 def test_streaming_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,31 +113,34 @@ def test_streaming_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_part_of_a_file(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.flac", noise(8000), 8000)
-    whole = read_audio(tmp_path / "a.flac", 8000)
-    assert torch.equal(read_audio(tmp_path / "a.flac", 8000, start=0.25, seconds=0.5), whole[2000:6000])
-    assert torch.equal(read_audio((whole, 8000), 8000, start=0.25, seconds=0.5), whole[2000:6000])
-    assert torch.equal(read_audio(tmp_path / "a.flac", 8000, start=0.9, seconds=0.5), whole[7200:])
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise(8000), 8000)
+    whole = read_audio(path, 8000)
+    for source, start, expected in ((path, 0.25, whole[2000:6000]), ((whole, 8000), 0.25, whole[2000:6000])):
+        assert torch.equal(read_audio(source, 8000, start=start, seconds=0.5), expected)
+    assert torch.equal(read_audio(path, 8000, start=0.9, seconds=0.5), whole[7200:])
     with pytest.raises(DataError, match=r"expected at least one sample after 1\.5 s, found none"):
-        read_audio(tmp_path / "a.flac", 8000, start=1.5)
+        read_audio(path, 8000, start=1.5)
 
 
 def test_samples_in_memory() -> None:
     wave = torch.from_numpy(noise(800))
-    assert torch.equal(read_audio((wave, 8000), 8000), wave)
-    assert torch.equal(read_audio((wave.double().numpy(), 8000), 8000), wave)
-    assert torch.allclose(read_audio((torch.stack([wave, 3 * wave]), 8000), 8000), 2 * wave)
-    assert torch.allclose(read_audio(((wave * 32768).short(), 8000), 8000), wave, atol=1 / 32768)
-    assert torch.allclose(read_audio(((wave * 128 + 128).byte(), 8000), 8000), wave, atol=1 / 128)
+    for given, tolerance in (
+        (wave, 0.0),
+        (wave.double().numpy(), 0.0),
+        (torch.stack([wave / 2, 1.5 * wave]), 1e-7),
+        ((wave * 32768).short(), 1 / 32768),
+        ((wave * 128 + 128).byte(), 1 / 128),
+    ):
+        assert (read_audio((given, 8000), 8000) - wave).abs().max() <= tolerance
     assert audio_seconds((wave, 8000)) == 0.1
 
 
 def test_silence_and_one_sample_are_right() -> None:
     assert torch.equal(read_audio(packed(np.zeros(100)), 8000), torch.zeros(100))
     one = read_audio(packed(np.full(1, 0.25)), 8000)
-    assert torch.equal(one, torch.full((1,), 0.25))
+    assert (one.tolist(), LogMel()(one).shape) == ([0.25], (1, 40))
     assert read_audio(packed(np.full(1, 0.25)), 16000).shape == (2,)
-    assert LogMel()(one).shape == (1, 40)
 
 
 FLAC = packed(noise(20_000), form="FLAC")
@@ -184,10 +184,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     for name, found in (("text.wav", "begins with b'no sound'"), ("empty.wav", "empty file"), ("none.wav", "no such")):
         with pytest.raises(DataError, match=f"audio .*{name}: .*{found}"):
             read_audio(tmp_path / name, 8000)
+        with pytest.raises(DataError, match=f"audio .*{name}: .*{found}"):
+            audio_seconds(tmp_path / name)
     with pytest.raises(DataError, match="expected an audio file, found a folder"):
         read_audio(tmp_path, 8000)
-    with pytest.raises(DataError, match=r"text\.wav.*begins with"):
-        audio_seconds(tmp_path / "text.wav")
 
 
 def test_a_file_shorter_than_its_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,24 +235,20 @@ def test_other_formats_by_torchcodec(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("sizes", "more"),
     [
-        {"sample_rate": 8000, "n_mels": 40, "n_fft": 256, "hop": 80},
-        {"sample_rate": 16000, "n_mels": 80, "n_fft": 512, "hop": 160},
-        {"sample_rate": 16000, "n_mels": 64, "n_fft": 400, "hop": 160, "f_min": 60.0, "f_max": 7600.0},
+        ((8000, 40, 256, 80), {}),
+        ((16000, 80, 512, 160), {}),
+        ((16000, 64, 400, 160), {"f_min": 60.0, "f_max": 7600.0}),
     ],
 )
-def test_features_are_torchaudios(options: dict[str, Any]) -> None:
+def test_features_are_torchaudios(sizes: tuple[int, int, int, int], more: dict[str, float]) -> None:
     torchaudio = pytest.importorskip("torchaudio")
-    ours = LogMel(**options)
-    names = {"hop": "hop_length"}
-    reference = torchaudio.transforms.MelSpectrogram(
-        **{names.get(key, key): value for key, value in options.items()}, pad_mode="constant"
-    )
-    wave = torch.from_numpy(noise(9000))
-    expected = torch.log(reference(wave) + ours.eps).T
-    found = ours(wave)
-    assert found.shape == expected.shape == (ours.num_frames(9000), options["n_mels"])
+    ours, wave = LogMel(*sizes, **more), torch.from_numpy(noise(9000))
+    named = dict(zip(("sample_rate", "n_mels", "n_fft", "hop_length"), sizes, strict=True))
+    reference = torchaudio.transforms.MelSpectrogram(**named, **more, pad_mode="constant")
+    expected, found = torch.log(reference(wave) + ours.eps).T, ours(wave)
+    assert found.shape == expected.shape == (ours.num_frames(9000), sizes[1])
     assert (found - expected).abs().max() < 1e-4
     assert ours.config() == LogMel(**ours.config()).config()
 

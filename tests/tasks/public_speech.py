@@ -12,16 +12,9 @@ import torch
 from torch import Tensor
 
 RATE, WINDOW = 16_000, 2  # Hz; seconds that the tiny Whisper hears at once
-FAMILIES = ("wav2vec2", "hubert", "whisper")
 LETTERS = {token: n for n, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLU'CW"])}
 TEXTS = ["the old dog carries a basket", "Nine, two; 3 words!", "she had it in the house", "where is he now"]
-LANGUAGES = ("en", "de", "ja")
-CLASSES = {
-    "wav2vec2": ("Wav2Vec2Config", "Wav2Vec2ForCTC", "Wav2Vec2Model"),
-    "hubert": ("HubertConfig", "HubertForCTC", "HubertModel"),
-}
-
-
+LANGUAGES, TASKS = ("en", "de", "ja"), ("translate", "transcribe")
 CTC = {"base": {}, "large": {"large": True}, "hubert": {"family": "hubert"}}
 CTC |= {"large hubert": {"family": "hubert", "large": True, "whole": True}}
 SHORT = (1.0, 1.7, 0.6, 1.9)  # seconds
@@ -37,13 +30,7 @@ def wave(seconds: float, seed: int = 0) -> Tensor:
 
 
 def write_ctc(
-    folder: Path,
-    family: str = "wav2vec2",
-    large: bool = False,
-    head: bool = True,
-    letters: dict[str, int] | None = None,
-    whole: bool = False,
-    **tokenizer: Any,
+    folder: Path, family: str = "wav2vec2", large: bool = False, head: bool = True, whole: bool = False
 ) -> Any:
     """A model with CTC; transformers' model, feature extractor and tokenizer.
 
@@ -52,21 +39,19 @@ def write_ctc(
         family: wav2vec2 or hubert.
         large: normalised step by step, with masks, as the large public models; else as the base ones.
         head: with a CTC head, and a tokenizer.
-        letters: the vocabulary.
         whole: one processor_config.json, as a processor of transformers 5 is saved.
-        tokenizer: its keywords.
     """
     transformers = pytest.importorskip("transformers")
-    letters = LETTERS if letters is None else letters
     folder.mkdir(parents=True, exist_ok=True)
-    config, with_head, without = (getattr(transformers, name) for name in CLASSES[family])
+    kind = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert"}[family]
+    config, with_head, without = (getattr(transformers, f"{kind}{name}") for name in ("Config", "ForCTC", "Model"))
     sizes = {"hidden_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 32}
     sizes |= {"conv_dim": [12, 12, 12], "conv_kernel": [10, 8, 4], "conv_stride": [8, 8, 5]}
-    sizes |= {"num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 2, "vocab_size": len(letters)}
+    sizes |= {"num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 2, "vocab_size": len(LETTERS)}
     if large:
         sizes |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
     torch.manual_seed(3)
-    model = (with_head if head else without)(config(pad_token_id=letters.get("<pad>", 0), **sizes)).eval()
+    model = (with_head if head else without)(config(pad_token_id=LETTERS["<pad>"], **sizes)).eval()
     with torch.no_grad():  # letters that change, none of them special, and blanks between
         for name, parameter in model.named_parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -75,15 +60,14 @@ def write_ctc(
         if head:
             model.lm_head.weight.normal_(std=1.0)
             for token in ("<s>", "</s>", "<unk>"):
-                if token in letters:
-                    model.lm_head.bias[letters[token]] = -100.0
-            model.lm_head.bias[letters["|"]] += 2.0
+                model.lm_head.bias[LETTERS[token]] = -100.0
+            model.lm_head.bias[LETTERS["|"]] += 2.0
     model.save_pretrained(folder)
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=large)
     texts = None
     if head:
-        (folder / "vocab.json").write_text(json.dumps(letters))
-        texts = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), **tokenizer)
+        (folder / "vocab.json").write_text(json.dumps(LETTERS))
+        texts = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
         texts.save_pretrained(folder)
     if whole and head:
         transformers.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=texts).save_pretrained(folder)
@@ -99,8 +83,8 @@ def _whisper_tokenizer(folder: Path) -> Any:
     transformers = pytest.importorskip("transformers")
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator([f" {text}" for text in TEXTS], 320)
-    special = ["endoftext", "startoftranscript", *LANGUAGES, "translate", "transcribe", "startoflm", "startofprev"]
-    special += ["nospeech", "notimestamps"]
+    special = ["endoftext", "startoftranscript", *LANGUAGES, *TASKS, "startoflm", "startofprev", "nospeech"]
+    special += ["notimestamps"]
     trained.add_special_tokens([f"<|{name}|>" for name in special])
     trained.add_tokens([AddedToken(f"<|{n * 0.02:.2f}|>", normalized=False) for n in range(50 * WINDOW + 1)])
     ids = {name: trained.token_to_id(name) for name in ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")}
@@ -127,8 +111,11 @@ def write_whisper(folder: Path, seed: int = 1, english: bool = False, whole: boo
     transformers = pytest.importorskip("transformers")
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _whisper_tokenizer(folder)
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("endoftext", "startoftranscript")}
-    end, start = ids["endoftext"], ids["startoftranscript"]
+
+    def ids_of(*names: str) -> list[int]:
+        return [tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names]
+
+    end, start, without = ids_of("endoftext", "startoftranscript", "notimestamps")
     special = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
     sizes = {"d_model": 24, "num_mel_bins": 10, "vocab_size": len(tokenizer), "max_source_positions": 50 * WINDOW}
     sizes |= {"encoder_layers": 1, "decoder_layers": 2, "max_target_positions": 40, "activation_function": "gelu"}
@@ -152,11 +139,11 @@ def write_whisper(folder: Path, seed: int = 1, english: bool = False, whole: boo
         bias = model.model.decoder.layer_norm.bias
         model.proj_out.weight[end] += 3.0 * bias / bias.square().sum()
     values = special | {
-        "no_timestamps_token_id": tokenizer.convert_tokens_to_ids("<|notimestamps|>"),
+        "no_timestamps_token_id": without,
         "max_initial_timestamp_index": 20,
         "suppress_tokens": [
             *(n for n in range(end) if not tokenizer.decode([n]).strip().isalnum()),  # pieces that a person can read
-            *range(start, tokenizer.convert_tokens_to_ids("<|notimestamps|>")),
+            *range(start, without),
         ],
         "begin_suppress_tokens": [end],
         "max_length": 40,
@@ -165,12 +152,8 @@ def write_whisper(folder: Path, seed: int = 1, english: bool = False, whole: boo
         "is_multilingual": not english,
     }
     if not english:
-        values |= {
-            "lang_to_id": {f"<|{name}|>": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in LANGUAGES},
-            "task_to_id": {
-                name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("translate", "transcribe")
-            },
-        }
+        values["lang_to_id"] = dict(zip([f"<|{name}|>" for name in LANGUAGES], ids_of(*LANGUAGES), strict=True))
+        values["task_to_id"] = dict(zip(TASKS, ids_of(*TASKS), strict=True))
     values |= generation
     model.save_pretrained(folder)
     model.generation_config = transformers.GenerationConfig(**values)

@@ -21,85 +21,77 @@ from mmattn.tasks.common.errors import ConfigError
 from tests.tasks.runs import read, run
 
 soundfile = pytest.importorskip("soundfile")
+ALONE = "--model.decoder none"
 
 
-def own_data(folder: Path, rate: int = 16_000) -> Path:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
     """Recordings as files of another rate, with a manifest a split."""
+    folder = tmp_path / "data"
     folder.mkdir()
     for split, count in (("train", 6), ("val", 3)):
         rows = []
         for sample in make(split, count):
             wave = torch.as_tensor(sample.audio[0])  # type: ignore[index]
-            soundfile.write(folder / f"{sample.id}.flac", wave.repeat_interleave(rate // 8000).numpy(), rate)
+            soundfile.write(folder / f"{sample.id}.flac", wave.repeat_interleave(2).numpy(), 16_000)
             rows.append({"audio_filepath": f"{sample.id}.flac", "text": sample.text, "duration": sample.duration})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def test_fit_test_and_load(tmp_path: Path) -> None:
-    folder = run("fit", tmp_path / "run", task="asr")
-    run("test", folder, f"--checkpoint {folder / 'model'} --model.num_beams 2", task="asr")
-    metrics = read(folder / "metrics.json")
-    assert {"wer", "cer", "loss", "normaliser", "wer_by"} <= metrics["test"].keys()
-    assert {"ctc", "attention", "loss"} <= metrics["fit"].keys()
-    predictor = load(folder / "model", device="cpu")
-    assert predictor.processor.search == {"num_beams": 1, "ctc_weight": 0.3}
-    assert len(predictor.predict(make("test", 3))) == 3
+def fit(data: Path, options: str = "") -> Path:
+    paths = f"--data.train {data / 'train.jsonl'} --data.val {data / 'val.jsonl'}"
+    return run("fit", data.parent / "run", f"{paths} {options}", task="asr")
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        "--model.decoder none --data.tokenizer bpe --data.vocab_size 60 --model.monitor_rate cer "
-        "--model.consistency 0.2",
+        "--model.decoder none --data.tokenizer bpe --data.vocab_size 60 --model.monitor_rate cer --model.consistency 1",
         "--model.decoder lstm --model.encoder transformer --model.subsampling 2 --data.num_mels 24",
         "--model.cross_attention.kind monotonic --model.chunk_frames 8 --model.left_chunks 2 "
         "--model.search_ctc_weight 0",
     ],
     ids=["ctc", "lstm", "monotonic"],
 )
-def test_recordings_of_ones_own(options: str, tmp_path: Path) -> None:
-    data = own_data(tmp_path / "data")
+def test_recordings_of_ones_own(options: str, data: Path) -> None:
     augment = "--data.augment.join 2 --data.augment.speed [0.9,1.1] --data.augment.time_masks 1"
-    paths = f"--data.train {data / 'train.jsonl'} --data.val {data / 'val.jsonl'}"
-    folder = run("fit", tmp_path / "run", f"{paths} {augment} {options}", task="asr")
+    folder = fit(data, f"{augment} {options}")
     predictor = load(folder / "model", device="cpu")
+    assert predictor.processor.search == {"num_beams": 1, "ctc_weight": 0.0 if "monotonic" in options else 0.3}
     answers = predictor.predict(sorted(data.glob("val*.flac")))
     assert [round(answer.duration, 2) for answer in answers] == [round(s.duration, 2) for s in make("val", 3)]
-    losses = read(folder / "metrics.json")["fit"]
-    assert ("attention" in losses) == ("none" not in options)
-    assert ("consistency" in losses) == ("consistency" in options)
+    metrics = read(folder / "metrics.json")
+    assert {"wer", "cer", "loss", "normaliser", "wer_by"} <= metrics["validation"].keys()
+    assert {"ctc", "loss"} <= metrics["fit"].keys()
+    assert ("attention" in metrics["fit"]) == ("none" not in options)
+    assert ("consistency" in metrics["fit"]) == ("consistency" in options)
     with pytest.raises(ConfigError, match=f"give --data.val {data / 'val.jsonl'}"):
         run("validate", folder, f"--checkpoint {folder / 'model'}", task="asr")
 
 
 def test_without_sound_there_is_nothing_to_tell_clips_apart_by() -> None:
-    module = ASRDataModule(hide="sound", clips=4)
+    module, clips = ASRDataModule(hide="sound", clips=4), make("val", 3)
     module.processor = module.make_processor(module.dataset("train"))
-    batch = module.collate_fn("val")(make("val", 3))
+    batch = module.collate_fn("val")(clips)
     assert not batch.features.any()
     module.hide = None
-    plain = module.collate_fn("val")(make("val", 3))
+    plain = module.collate_fn("val")(clips)
     assert plain.features.any()
     assert torch.equal(batch.feature_mask, plain.feature_mask)
 
 
-def test_clips_that_are_too_long_are_left_out_of_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = own_data(tmp_path / "data")
-    paths = f"--data.train {data / 'train.jsonl'} --data.val {data / 'val.jsonl'}"
-    longest = max(sample.duration for sample in make("train", 6))
-    run("fit", tmp_path / "run", f"{paths} --data.max_seconds {longest - 0.01}", task="asr")
+def test_clips_that_are_too_long_are_left_out_of_training(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(data, f"--data.max_seconds {max(sample.duration for sample in make('train', 6)) - 0.01}")
     assert "left out 1 clips" in caplog.text
 
 
-def test_a_bad_line_ends_the_run_before_anything_is_written(tmp_path: Path) -> None:
-    data = own_data(tmp_path / "data")
+def test_a_bad_line_ends_the_run_before_anything_is_written(data: Path) -> None:
     with (data / "train.jsonl").open("a") as file:
         file.write('{"audio_filepath": "nowhere.wav", "text": "lost"}\n')
-    paths = f"--data.train {data / 'train.jsonl'} --data.val {data / 'val.jsonl'}"
     with pytest.raises(DataError, match=r"train\.jsonl, line 7: expected an audio file, found no such file"):
-        run("fit", tmp_path / "run", paths, task="asr")
-    assert not (tmp_path / "run").exists()
+        fit(data)
+    assert not (data.parent / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -117,10 +109,17 @@ def test_a_bad_line_ends_the_run_before_anything_is_written(tmp_path: Path) -> N
         ("--data.max_frames 20", "data.max_frames"),
         ("--data.tokenizer bpe --data.vocab_size 5", "vocab_size: expected at least"),
         ("--data.num_mels 400", "n_mels"),
+        ("--data.lm_order 4", "goes with CTC alone"),
+        (f"{ALONE} --model.lm_weight 0.5", "there is no language model"),
+        (f"{ALONE} --data.lm_order 3 --model.num_beams 1", "expected num_beams above 1, found 1"),
+        (f"{ALONE} --data.lm_order 21", "expected 0 to 20, found 21"),
+        (f"{ALONE} --data.lm_text x", "needs data.lm_order"),
+        (f"{ALONE} --data.lm_order 3 --data.lm_text /nowhere/x", "no such file"),
+        (f"{ALONE} --data.lm_order 3 --model.lm_weight -1", "expected 0 or more, found -1"),
     ],
 )
 def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         run("fit", tmp_path / "run", options, task="asr")
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
@@ -145,7 +144,7 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: p
     further.write_text("bring the black bird\nfind the ship\n" * 30)
     mails = tmp_path / "mails.jsonl"
     mails.write_text('{"document": "The dog saw a bird. A bird saw the dog."}\n')
-    options = f"--model.decoder none --data.lm_order 4 --model.num_beams 4 --data.lm_text [{further},{mails}]"
+    options = f"{ALONE} --data.lm_order 4 --model.num_beams 4 --data.lm_text [{further},{mails}]"
     folder = run("fit", tmp_path / "run", f"{options} --model.lm_bonus 2", task="asr")
     assert "give a smaller --data.max_frames" in capsys.readouterr().err
     data = json.loads((folder / "run.json").read_text())["data"]
@@ -155,21 +154,17 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: p
     assert predictor.processor.search == {"num_beams": 4, "ctc_weight": 0.3, "lm_weight": 0.5, "lm_bonus": 2.0}
     lm = predictor.processor.lm
     likely, other = map(predictor.processor.encode, ("bring the black bird", "birb the lack"))
-    assert lm.further.score(likely) > lm.further.score(other) / 3
-    assert lm.score(likely) > max(lm.own.score(likely), lm.score(other))  # own: of the training texts alone
-    plain, led = (
-        [answer.text for answer in predictor.predict(items, lm_weight=weight, lm_bonus=9.0)] for weight in (0.0, 9.0)
-    )
-    assert led != plain
+    assert sum(lm.further.scores(likely)) > sum(lm.further.scores(other)) / 3
+    assert sum(lm.scores(likely)) > max(sum(lm.own.scores(likely)), sum(lm.scores(other)))  # own: of training alone
+    plain, led = (predictor.predict(items, lm_weight=weight, lm_bonus=9.0) for weight in (0.0, 9.0))
+    assert [answer.text for answer in led] != [answer.text for answer in plain]
     with pytest.raises(ConfigError, match="expected num_beams above 1"):
         predictor.predict(items, lm_weight=0.5, num_beams=1)
     path = folder / "model" / "processor" / "ngrams.safetensors"
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"ngrams\.safetensors"):
-        load(folder / "model", device="cpu")
-    path.unlink()
-    with pytest.raises(DataError, match=r"ngrams\.safetensors"):
-        load(folder / "model", device="cpu")
+    for damage in (lambda: path.write_bytes(b""), path.unlink):
+        damage()
+        with pytest.raises(DataError, match=r"ngrams\.safetensors"):
+            load(folder / "model", device="cpu")
     lm.save(path)
     plain_processor = load_asr(device="cpu").processor
     plain_processor.save(path.parent)  # where a language model lay
@@ -200,20 +195,3 @@ def test_settings_that_do_not_fit_touch_no_run(tmp_path: Path) -> None:
         run("fit", folder, "--data.lm_order 4 --overwrite true", task="asr")
     assert sorted(path.name for path in folder.iterdir()) == before
     assert (folder / "model" / "config.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--data.lm_order 4", "goes with CTC alone"),
-        ("--model.decoder none --model.lm_weight 0.5", "there is no language model"),
-        ("--model.decoder none --data.lm_order 3 --model.num_beams 1", "expected num_beams above 1, found 1"),
-        ("--model.decoder none --data.lm_order 21", "expected 0 to 20, found 21"),
-        ("--model.decoder none --data.lm_text x", "needs data.lm_order"),
-        ("--model.decoder none --data.lm_order 3 --data.lm_text /nowhere/x", "no such file"),
-        ("--model.decoder none --data.lm_order 3 --model.lm_weight -1", "expected 0 or more, found -1"),
-    ],
-)
-def test_a_language_model_that_cannot_be(options: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises((ConfigError, DataError), match=message):
-        run("fit", tmp_path / "run", options, task="asr")

@@ -11,13 +11,11 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.tasks import asr, load
-from mmattn.tasks.asr.alignment import Word, fit_to_sound, place_words, words_in_frames
+from mmattn.tasks import load
 from mmattn.tasks.asr.predict import Recogniser
-from mmattn.tasks.common import commands
-from mmattn.tasks.common.dispatch import model_parser
 from mmattn.tasks.common.errors import ConfigError, UserError
 from tests.tasks import tones
+from tests.tasks.runs import ask, lines
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -32,13 +30,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tones.save(tmp_path_factory.mktemp("tones") / "model")
 
 
-def run(command: str, model: Path, *words: str) -> None:
-    given = ["--checkpoint", str(model), "--device", "cpu", *words]
-    commands.run(asr.TASK, command, model_parser(asr.TASK, command).parse_args(given))
+def run(command: str, model: Path, *words: object) -> None:
+    ask(command, "--checkpoint", model, *words, task="asr")
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def heard(model: Path, *words: object) -> list[tuple[str, str | None]]:
+    """Id and text of each line that `predict` writes."""
+    run("predict", model, *words, "--output", model.parent / "o")
+    return [(row["id"], row.get("text")) for row in lines(model.parent / "o")]
 
 
 def write(path: Path, number: int = 1000, rate: int = tones.RATE, channels: int = 1) -> str:
@@ -57,10 +56,9 @@ def test_it_says_what_was_said_and_when(recogniser: Recogniser) -> None:
     assert [answer.text for answer in found] == [sample.text for sample in samples]
     for sample, answer in zip(samples, found, strict=True):
         assert answer.duration == pytest.approx(sample.duration, abs=1e-3)
-        for word, (right, start, end) in zip(answer.words, sample.words, strict=True):
-            assert word.word == right
-            assert abs(word.start - start) < 0.06
-            assert abs(word.end - end) < 0.06
+        assert [word.word for word in answer.words] == [word for word, _, _ in sample.words]
+        for word, (_, start, end) in zip(answer.words, sample.words, strict=True):
+            assert max(abs(word.start - start), abs(word.end - end)) < 0.06
 
 
 def test_a_batch_equals_one_by_one(recogniser: Recogniser) -> None:
@@ -68,7 +66,7 @@ def test_a_batch_equals_one_by_one(recogniser: Recogniser) -> None:
     for search in ({}, {"num_beams": 3}, {"ctc_weight": 0.5}, {"ctc_weight": 0.0}):
         together = recogniser.predict(samples, batch_size=4, **search)
         for sample, answer in zip(samples, together, strict=True):
-            alone = recogniser.predict([sample], **search)[0]
+            alone = recogniser(sample, **search)
             assert (alone.text, alone.words) == (answer.text, answer.words)
             assert alone.score == pytest.approx(answer.score, abs=1e-3)
 
@@ -97,9 +95,7 @@ def test_what_may_be_given(tmp_path: Path, recogniser: Recogniser) -> None:
         recogniser.predict(str(tmp_path / "a.wav"))
 
 
-def test_a_folder_of_odd_and_bad_recordings(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is right or one clear error, and the rest is processed."""
     folder = tmp_path / "in"
     (folder / "deeper").mkdir(parents=True)
@@ -125,7 +121,7 @@ def test_a_folder_of_odd_and_bad_recordings(
     whole = (folder / "deeper" / "plain.flac").read_bytes()
     (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.txt").write_text("left alone: its ending is no recording's")
-    run("predict", model, "--input", str(folder), "--on_error", "skip", "--output", str(tmp_path / "o"))
+    run("predict", model, "--input", folder, "--on_error", "skip", "--output", tmp_path / "o")
     rows = {row["id"]: row for row in lines(tmp_path / "o")}
     assert {name: row["text"] for name, row in rows.items() if "text" in row} == right
     expected = {
@@ -137,17 +133,15 @@ def test_a_folder_of_odd_and_bad_recordings(
     }
     errors = {name: row["error"] for name, row in rows.items() if "error" in row}
     assert errors.keys() == expected.keys()
-    for name, message in expected.items():
-        assert message in errors[name]
-        assert name in errors[name]
-        assert "\n" not in errors[name]
+    assert all(message in errors[name] and name in errors[name] for name, message in expected.items())
+    assert not any("\n" in error for error in errors.values())
     assert "5 of 13 items left out" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"cut\.flac"):
-        run("predict", model, "--input", str(folder), "--output", str(tmp_path / "none"))
+        run("predict", model, "--input", folder, "--output", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_lists_of_recordings(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
     texts = [write(tmp_path / f"{n}.flac", 1200 + n) for n in range(3)]
     end = soundfile.info(tmp_path / "1.flac").duration
     rows: list[Any] = [
@@ -156,26 +150,17 @@ def test_lists_of_recordings(tmp_path: Path, model: Path, capsys: pytest.Capture
         {"audio": "missing.flac"},
     ]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run(
-        "predict", model, "--input", str(tmp_path / "list.jsonl"), "--on_error", "skip", "--output", str(tmp_path / "o")
-    )
-    found = lines(tmp_path / "o")
-    assert [row.get("text") for row in found] == [*texts[:2], None]
-    assert "no such file" in found[2]["error"]
+    found = heard(model, "--input", tmp_path / "list.jsonl", "--on_error", "skip")
+    assert found == [("0.flac", texts[0]), ("1.flac@0", texts[1]), ("missing.flac", None)]
     (tmp_path / "list.csv").write_text("audio,id\n2.flac,mine\n")
-    run("predict", model, "--input", str(tmp_path / "list.csv"), "--output", str(tmp_path / "o"))
-    assert [(row["id"], row["text"]) for row in lines(tmp_path / "o")] == [("mine", texts[2])]
+    assert heard(model, "--input", tmp_path / "list.csv") == [("mine", texts[2])]
     tree = tmp_path / "tree" / "19" / "198"
     tree.mkdir(parents=True)
     (tmp_path / "0.flac").rename(tree / "19-198-0000.flac")
     (tree / "19-198.trans.txt").write_text("19-198-0000 WHAT WAS SAID\n")
-    run("predict", model, "--input", str(tmp_path / "tree"), "--output", str(tmp_path / "o"))
-    assert [(row["id"], row["text"]) for row in lines(tmp_path / "o")] == [("19-198-0000", texts[0])]
-    for words in (["--audio", str(tmp_path / "2.flac")], ["--input", str(tmp_path / "2.flac"), "--num_beams", "2"]):
-        run("predict", model, *words, "--output", str(tmp_path / "o"))
-        assert [(row["id"], row["text"]) for row in lines(tmp_path / "o")] == [("2.flac", texts[2])]
-    run("predict", model, "--input", "demo", "--output", str(tmp_path / "o"))
-    assert len(lines(tmp_path / "o")) == 6
+    assert heard(model, "--input", tmp_path / "tree") == [("19-198-0000", texts[0])]
+    for words in (["--audio"], ["--num_beams", 2, "--input"]):
+        assert heard(model, *words, tmp_path / "2.flac") == [("2.flac", texts[2])]
 
 
 @pytest.mark.parametrize(
@@ -193,42 +178,40 @@ def test_lists_of_recordings(tmp_path: Path, model: Path, capsys: pytest.Capture
 )
 def test_bad_arguments(words: list[str], message: str, model: Path, tmp_path: Path) -> None:
     with pytest.raises((DataError, ConfigError), match=message):
-        run("predict", model, *words, "--output", str(tmp_path / "o"))
+        run("predict", model, *words, "--output", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 
 def test_an_empty_folder(tmp_path: Path, model: Path) -> None:
     with pytest.raises(DataError, match="expected recordings"):
-        run("predict", model, "--input", str(tmp_path))
+        run("predict", model, "--input", tmp_path)
 
 
 def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: Recogniser) -> None:
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
     write(tmp_path / "a.wav")
-    run("explain", model, "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.png"))
+    run("explain", model, "--audio", tmp_path / "a.wav", "--output", tmp_path / "e.png")
     with pytest.raises(UserError, match=r"e\.jpg: expected a name that ends in \.png, or a folder, found '\.jpg'"):
-        run("explain", model, "--audio", str(tmp_path / "a.wav"), "--output", str(tmp_path / "e.jpg"))
+        run("explain", model, "--audio", tmp_path / "a.wav", "--output", tmp_path / "e.jpg")
     assert not (tmp_path / "e.jpg").exists()
     assert image.open(tmp_path / "e.png").size[0] > 300
     found = recogniser.explain(tones.clip(1000))
     count = len(found.transcript.text)
-    assert found.attention is not None
     assert found.attention.shape == found.alignment.shape
     assert found.attention.shape[0] == count == len(found.tokens)
     torch.testing.assert_close(found.attention.sum(1), torch.ones(count))
     assert ((found.alignment > 0).float().argmax(1).diff() >= 0).all(), "CTC's alignment goes forward"
-    for sample, message in ((tones.clip(7, 20), "at most 4 s to explain, found"), (np.zeros(8000), "none was heard")):
-        item = sample if not isinstance(sample, np.ndarray) else {"audio": (sample, 8000)}
+    silence = (np.zeros(8000), 8000)
+    for item, message in ((tones.clip(7, 20), "at most 4 s to explain, found"), (silence, "none was heard")):
         with pytest.raises(DataError, match=message):
             recogniser.explain(item)
 
 
 def test_export_equals_the_model(tmp_path: Path, model: Path) -> None:
     pytest.importorskip("onnxruntime")
-    run("export", model, "--output", str(tmp_path), "--format", "onnx")
-    names = ["encoder.onnx", "processor", "step.onnx"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    run("export", model, "--output", tmp_path, "--format", "onnx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.onnx", "processor", "step.onnx"]
 
 
 def test_weights_in_fewer_bits(model: Path) -> None:
@@ -238,54 +221,8 @@ def test_weights_in_fewer_bits(model: Path) -> None:
         assert [answer.text for answer in packed.predict(samples)] == [sample.text for sample in samples]
 
 
-def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> None:
-    """Two frames cannot hold five characters."""
-    log_p = torch.zeros(2, recogniser.processor.sizes()["vocab_size"]).log_softmax(-1)
-    assert words_in_frames("ab cd", log_p, recogniser.processor) == [("ab", 0, 1, [0.5]), ("cd", 1, 2, [1.5])]
-    words, sure = place_words("ab cd", log_p, torch.zeros(320), recogniser.processor, 0.02, 1.0)
-    assert [(w.word, w.start, w.end) for w in words] == [("ab", 1.0, 1.02), ("cd", 1.02, 1.04)]
-    assert sure == [[1.01], [1.03]]
-
-
-def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: Recogniser) -> None:
-    ids = recogniser.processor.encode("abc d")
-    log_p = torch.full((30, recogniser.processor.sizes()["vocab_size"]), -9.0)
-    log_p[:, 0] = 0.0
-    for frame, index in zip((2, 3, 19, 21, 24), ids, strict=True):
-        log_p[frame, index] = 9.0
-    words = words_in_frames("abc d", log_p, recogniser.processor)
-    assert [sure for *_, sure in words] == [[2.5, 3.5, 19.5], [24.5]]
-
-
-def test_a_pause_parts_two_words_wherever_the_path_goes_over() -> None:
-    wave = torch.randn(8000, generator=torch.Generator().manual_seed(0))
-    wave[3200:4800] *= 1e-4  # from 0.4 to 0.6 s
-    words = [Word("ab", 0.1, 0.7), Word("cd", 0.7, 0.9)]
-    apart = fit_to_sound(words, wave, 8000, sure=[[0.2, 0.3], [0.75, 0.8]])
-    assert [(w.start, w.end) for w in apart] == [(0.0, 0.4), (0.6, 1.0)]
-    later = fit_to_sound([Word(w.word, w.start + 5, w.end + 5) for w in words], wave, 8000, 5.0, [[5.2, 5.3], [5.75]])
-    assert [(w.start, w.end) for w in later] == [(5.0, 5.4), (5.6, 6.0)]
-    assert fit_to_sound(words, wave, 8000)[0].end == pytest.approx(0.7)
-    for near in (0.0, 1.0):  # a pause that reaches the clip's first or last sound
-        wave[:] = 1e-6
-        wave[4000] = 1.0
-        fit_to_sound(words, wave, 8000, sure=[[near], [near]])
-        fit_to_sound(words, wave, 8000, sure=[[0.0], [1.0]])
-
-
-def test_what_is_said_in_silence_takes_the_nearest_sound_and_no_other_words() -> None:
-    wave = torch.randn(8000, generator=torch.Generator().manual_seed(0)) * 1e-4
-    wave[2400:4000] *= 1e4  # from 0.3 to 0.5 s
-    wave[5600:7200] *= 1e4  # from 0.7 to 0.9 s
-    early = [Word("go", 0.02, 0.08)]
-    assert [(w.start, w.end) for w in fit_to_sound(early, wave, 8000, sure=[[0.05]])] == [(0.3, 0.5)]
-    pair = fit_to_sound([Word("go", 0.02, 0.45), Word("on", 0.45, 0.8)], wave, 8000, sure=[[0.05], [0.6, 0.75]])
-    assert pair[0].start <= pair[0].end <= pair[1].start <= pair[1].end
-    assert pair[0].start == 0.3
-
-
 def test_an_explanation_that_is_refused_leaves_nothing(model: Path, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silence.wav", np.zeros(8000), tones.RATE)
     with pytest.raises(DataError, match="none was heard"):
-        run("explain", model, "--input", str(tmp_path / "silence.wav"), "--output", str(tmp_path / "pictures"))
+        run("explain", model, "--input", tmp_path / "silence.wav", "--output", tmp_path / "pictures")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["silence.wav"]
