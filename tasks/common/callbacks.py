@@ -241,7 +241,7 @@ class LineProgress(ProgressBar):
         left = (
             f", {seconds / steps * (total - trainer.global_step):.0f} s left" if steps and math.isfinite(total) else ""
         )
-        names = ("train/loss", trainer.lightning_module.monitor)  # type: ignore[union-attr]
+        names = ("train/loss", str(trainer.lightning_module.monitor))  # type: ignore[union-attr]
         values = trainer.callback_metrics
         shown = "".join(f"  {name} {float(values[name]):.4f}" for name in names if name in values)
         print(

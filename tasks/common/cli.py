@@ -158,7 +158,9 @@ class TaskCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, ConfigError) as error:
-            raise ConfigError(self._blame(self._subcommand_parsers[self.command].explain(str(error)))) from None
+            asked = self._subcommand_parsers[self.command]
+            assert isinstance(asked, Parser)
+            raise ConfigError(self._blame(asked.explain(str(error)))) from None
 
     def _blame(self, message: str) -> str:
         """Name the configuration file that is no YAML: the parser's own message does not."""

@@ -213,7 +213,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     def _loader(self, dataset: D, plan: BatchPlan, split: Split) -> DataLoader:
         return make_loader(dataset, plan, self.collate_fn(split), self.num_workers, self.seed, self._pin())
 
-    def _ranks(self) -> dict[str, int]:
+    def _ranks(self) -> dict[str, Any]:
         assert self.trainer is not None
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
@@ -234,7 +234,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         progress = loop.epoch_loop.batch_progress
         done = progress.is_last_batch or progress.current.ready >= self.trainer.num_training_batches
         # Within an epoch `processed` counts the finished ones; at its end Lightning has already counted this one.
-        finished = loop.epoch_progress.current.processed
+        finished = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         if done and finished == loop.epoch_progress.current.completed and progress.current.ready:
             finished += 1  # saved between the last batch and the epoch's end
         return {"epoch": finished, "batches": 0 if done else progress.current.ready}

@@ -153,7 +153,9 @@ def _save_onnx(program: torch.export.ExportedProgram, example: Mapping[str, Tens
     except ModuleNotFoundError as error:
         raise ExportError(f"ONNX export needs the package {error.name}: pip install 'mmattn[export]'.") from None
     with _quiet():
-        torch.onnx.export(program, (), kwargs=dict(example), dynamo=True, verbose=False).save(path)
+        written = torch.onnx.export(program, (), kwargs=dict(example), dynamo=True, verbose=False)
+        assert written is not None
+        written.save(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
@@ -173,11 +173,10 @@ class TaskModule(LightningModule, Generic[Data]):
             if self.start is not None and self.init_from is not None:
                 self.start = self.start.adapter.adapt(self.start, processor, sizes, self.seed)
                 self.keywords = self.start.keywords
-            keywords = self.final_keywords(sizes)
+            keywords, start = self.final_keywords(sizes), self.start
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                make = self.model_class if self.start is None else lambda **given: self.start.adapter.build(given)
-                self.model = make(**keywords)
+                self.model = self.model_class(**keywords) if start is None else start.adapter.build(keywords)
         except (ValueError, ModuleNotFoundError) as error:
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
         if self.start is not None:
@@ -201,7 +200,8 @@ class TaskModule(LightningModule, Generic[Data]):
         for split in ("val", "test"):
             if split not in self.metrics:
                 self.metrics[split] = self.make_metric()
-        for module in self.model.modules():
+        modules: Iterable[Any] = self.model.modules()
+        for module in modules:
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = self.gradient_checkpointing
         if self.compile_model:

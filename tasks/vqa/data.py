@@ -150,7 +150,7 @@ class VQADataset(SampleDataset[VQASample]):
             pixels, window = cache[key]
             regions, phrases = move_regions(sample, window)
             objects = [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]
-            moved_to = {"regions": regions, "phrases": phrases, "objects": objects}
+            moved_to: dict[str, Any] = {"regions": regions, "phrases": phrases, "objects": objects}
             return dataclasses.replace(sample, image=pixels, image_id=key, **moved_to)
 
         self.preloaded(load)

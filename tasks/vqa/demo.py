@@ -19,6 +19,7 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
+from mmattn.data.image.processor import Box
 from mmattn.data.image.shapes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, Thing, dress, paint, pick, place
 from mmattn.tasks.vqa.data import VQASample
 
@@ -188,7 +189,7 @@ def _attribute(rng: Random, things: list[Thing], names: list[list[What]], k: int
         whats = [what for what in names[i] if what[k] is None]
         if whats:
             slots = {"w": ("size", "COLOUR", "shape")[k], "d": _say(rng, pick(rng, whats))}
-            choices.append(Question(slots, (SIZES, COLOURS, SHAPES)[k][thing[k]], (i,)))
+            choices.append(Question(slots, (SIZES, COLOURS, SHAPES)[k][int(thing[k])], (i,)))
     return _two(rng, choices)
 
 
@@ -282,7 +283,7 @@ def _relation_query(rng: Random, things: list[Thing], names: list[list[What]]) -
             continue
         slots = {"w": ("", "COLOUR", "shape")[k], "d": _say(rng, what), "r": pick(rng, _SYNONYMS[word])}
         # "what colour is the thing left of the star?" names the answer's thing first
-        choices.append(Question(slots, (SIZES, COLOURS, SHAPES)[k][target[k]], pair, (pair[0],)))
+        choices.append(Question(slots, (SIZES, COLOURS, SHAPES)[k][int(target[k])], pair, (pair[0],)))
     return _two(rng, choices)
 
 
@@ -379,7 +380,7 @@ def make(split: str, size: int | None = None, seed: int = 0) -> list[VQASample]:
     for i, (rng, things, asked) in enumerate(scenes):
         image_id = f"{split}-{seed}-{i:05d}"
         boxes = [thing.box() for thing in things]
-        objects = [(box, thing.labels()) for box, thing in zip(boxes, things, strict=True)]
+        objects: list[tuple[Box, tuple[str, ...]]] = [(thing.box(), thing.labels()) for thing in things]
         for n, (family, (slots, answer, about, second)) in enumerate((f, q) for f in FAMILIES for q in asked[f]):
             samples.append(
                 VQASample(

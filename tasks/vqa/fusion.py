@@ -6,7 +6,7 @@ keys and values are projected once a picture, not once a question.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -67,15 +67,16 @@ class LatentFusion(nn.Module):
         self.read = AttentionPooling(embed_dim, num_heads, num_queries=num_latents)
         self.gist = nn.Linear(embed_dim, embed_dim)
         self.grid_norm = nn.LayerNorm(embed_dim)
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             MultimodalFusionBlock(
                 embed_dim, num_heads, ffn_dim=ffn_dim, dropout=dropout, cross_attention=cross_attention
             )
             for _ in range(num_layers)
         )
         if pooled:  # queries, keys and what a kernel has of its own are not used
-            for block in self.blocks:
-                attention: Any = block.cross_attention
+            made: Iterable[Any] = self.blocks
+            for block in made:
+                attention = block.cross_attention
                 attention.q_proj = attention.k_proj = attention.kernel = block.cross_residual = None
         self.out_dim = num_latents * embed_dim
         self.explained = () if pooled else tuple(f"blocks.{n}.cross_attention" for n in range(num_layers))
@@ -251,7 +252,7 @@ def build_fusion(
     Raises:
         ValueError: no such fusion.
     """
-    common = {"ffn_dim": ffn_dim, "dropout": dropout}
+    common: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout}
     if name in ("fusion_block", "mean"):
         return LatentFusion(
             embed_dim,

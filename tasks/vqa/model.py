@@ -201,9 +201,8 @@ class VQAModel(nn.Module):
     ) -> None:
         super().__init__()
         self.max_text_len = max_text_len
-        options: dict[str, Any] = {"conv": {"channels": channels}, "vit": {"patch_size": patch_size}}.get(
-            image_encoder, {"image_size": (image_size, image_size)}
-        )
+        own: dict[str, dict[str, Any]] = {"conv": {"channels": channels}, "vit": {"patch_size": patch_size}}
+        options = own.get(image_encoder, {"image_size": (image_size, image_size)})
         layers: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
         self.image_encoder = GridEncoder(
             build_stem(image_encoder, embed_dim, **options),
