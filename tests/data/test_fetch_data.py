@@ -216,6 +216,7 @@ def test_daquar_is_converted(tmp_path: Path) -> None:
         assert image.size == (280, 212)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["easy_vqa", "daquar"])
 def test_the_splits_that_everyone_gets(name: str, real_data: Path, tmp_path: Path) -> None:
     """The source is rebuilt from the data of the measurements; converting it must give that data, byte for byte."""

@@ -110,6 +110,7 @@ def test_what_is_checked_is_said() -> None:
     assert "masks by their names, sizes and numbers" in " ".join(run("--help").stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "camvid"])
 def test_the_splits_that_everyone_gets(name: str, real_data: Path, tmp_path: Path) -> None:
     """The source is rebuilt from the data of the measurements; converting it must give that data."""
