@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,4 +49,14 @@ def write_album(folder: Path, scene: Image.Image, upright: Image.Image | None = 
     bad = {"cut.jpg": whole[: len(whole) // 2], "empty.png": b"", "text.jpg": b"a text", "bomb.png": bomb()}
     for name, content in {**bad, "notes.txt": b"passed over"}.items():
         (folder / name).write_bytes(content)
+    return folder
+
+
+def write_pairs(folder: Path, samples: Iterable[Any]) -> Path:
+    """Samples with `id`, `image` and `mask` as a folder with images/ and masks/."""
+    for sample in samples:
+        for part, pixels in (("images", sample.image), ("masks", sample.mask)):
+            path = folder / part / f"{sample.id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
     return folder

@@ -45,7 +45,7 @@ def test_a_picture_alone_is_changed_as_in_a_batch(images: torch.Tensor, options:
     assert not torch.equal(other, together)
 
 
-def test_shifts_by_hand(images: torch.Tensor) -> None:
+def test_shifts_and_zoom_by_hand(images: torch.Tensor) -> None:
     """A shifted picture is the mirrored-out one, cropped; a flipped one is the picture or its mirror."""
     shifted, _ = BatchAugment(pad=3)(images, torch.eye(8), SEEDS)
     padded = torch.nn.functional.pad(images.float(), (3, 3, 3, 3), mode="reflect").byte()
@@ -56,9 +56,6 @@ def test_shifts_by_hand(images: torch.Tensor) -> None:
     mirrored, kept = ([torch.equal(a, b) for a, b in zip(flipped, x, strict=True)] for x in (images.flip(3), images))
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
     assert 0 < sum(mirrored) < 8
-
-
-def test_zoom_shows_a_window(images: torch.Tensor) -> None:
     zoomed, _ = BatchAugment(zoom=0.5)(torch.full_like(images, 51), torch.eye(8), SEEDS)
     torch.testing.assert_close(zoomed, torch.full_like(zoomed, 0.2))
 
@@ -75,15 +72,12 @@ def test_erasing_leaves_the_rest(images: torch.Tensor) -> None:
     assert torch.equal(none, images)
 
 
-def test_mixup_by_hand(images: torch.Tensor) -> None:
+def test_mixup_and_cutmix_by_hand(images: torch.Tensor) -> None:
     mixed, targets = BatchAugment(mixup=0.5)(images, torch.eye(8), SEEDS)
     share = targets[0, 0]
     expected = (share * images.float() + (1 - share) * images.roll(1, 0).float()) / 255
     torch.testing.assert_close(mixed, expected)
     torch.testing.assert_close(targets, share * torch.eye(8) + (1 - share) * torch.eye(8).roll(1, 0))
-
-
-def test_cutmix_by_hand(images: torch.Tensor) -> None:
     for first in range(20):
         mixed, targets = BatchAugment(cutmix=1.0)(images, torch.eye(8), [first, *SEEDS[1:]])
         own = (mixed == images).all(1).float().mean()

@@ -89,17 +89,6 @@ def test_a_folder_of_everything(
     assert not (tmp_path / "none").exists(), "nothing half-written stays behind"
 
 
-def test_what_is_seen_of_sixteen_bits_and_transparency(album: Path) -> None:
-    plain, sixteen, seen = (load_image(album / f"{name}.png") for name in ("plain", "sixteen", "palette"))
-    grey = np.asarray(plain.convert("L")).astype(int)
-    assert abs(np.asarray(sixteen).astype(int)[..., 0] - grey).max() <= 1
-    clear = np.asarray(Image.open(album / "palette.png")) == 0
-    assert clear.any()
-    assert (np.asarray(seen)[clear] == 255).all(), "what is transparent lies on white"
-    assert abs(np.asarray(seen)[~clear].astype(int) - np.asarray(plain)[~clear]).mean() < 12
-    assert abs(np.asarray(load_image(album / "cmyk.jpg").convert("L")).astype(int) - grey).mean() < 12
-
-
 def test_a_table_a_tar_and_one_picture(
     checkpoint: Path, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

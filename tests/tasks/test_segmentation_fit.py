@@ -13,6 +13,7 @@ from mmattn.tasks.segmentation.data import SegmentationBatch
 from mmattn.tasks.segmentation.demo import NAMES, make
 from mmattn.tasks.segmentation.module import SegmentationDataModule
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
+from tests.pictures import write_pairs
 from tests.tasks.runs import read, run
 
 Image = pytest.importorskip("PIL.Image")
@@ -20,16 +21,13 @@ Image = pytest.importorskip("PIL.Image")
 
 def own_data(root: Path, sizes: tuple[tuple[int, int], ...] = ((64, 64), (48, 64), (64, 64), (40, 40))) -> Path:
     """Scenes as files, cut to these heights and widths, with a class list and void pixels."""
-    root.mkdir()
-    (root / "classes.txt").write_text("\n".join([*(f"{n} {name}" for n, name in enumerate(NAMES)), "20 Void"]))
     for split in ("train", "val"):
-        for part in ("images", "masks"):
-            (root / split / part).mkdir(parents=True)
-        for sample, (height, width) in zip(make(split, len(sizes)), sizes, strict=True):
-            Image.fromarray(sample.image[:height, :width]).save(root / split / "images" / f"{sample.id}.png")
-            mask = sample.mask[:height, :width].copy()
-            mask[:2] = 20
-            Image.fromarray(mask).save(root / split / "masks" / f"{sample.id}.png")
+        scenes = make(split, len(sizes))
+        for scene, (height, width) in zip(scenes, sizes, strict=True):
+            scene.image, scene.mask = scene.image[:height, :width], scene.mask[:height, :width].copy()
+            scene.mask[:2] = 20
+        write_pairs(root / split, scenes)
+    (root / "classes.txt").write_text("\n".join([*(f"{n} {name}" for n, name in enumerate(NAMES)), "20 Void"]))
     return root
 
 
@@ -82,16 +80,10 @@ def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(
     assert (tmp_path / "run" / "model").exists()
 
 
-@pytest.fixture
-def shuffling() -> SegmentationDataModule:
-    module = SegmentationDataModule(hide="context")
+def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
+    module, samples = SegmentationDataModule(hide="context"), make("test", 2)
     module.processor = SegmentationProcessor.fit(module.dataset("test"))
-    return module
-
-
-def test_shuffled_patches_keep_each_patch_with_its_labels(shuffling: SegmentationDataModule) -> None:
-    samples = make("test", 2)
-    shuffled, plain = shuffling.collate_fn("val")(samples), shuffling.processor.collate(samples)
+    shuffled, plain = module.collate_fn("val")(samples), module.processor.collate(samples)
 
     def patches(batch: SegmentationBatch, row: int) -> list[bytes]:
         joined = torch.cat([batch.pixel_values[row], batch.labels[row][None].float()])
@@ -102,13 +94,10 @@ def test_shuffled_patches_keep_each_patch_with_its_labels(shuffling: Segmentatio
         before, after = patches(plain, row), patches(shuffled, row)
         assert before != after
         assert sorted(before) == sorted(after)
-
-
-def test_patches_need_whole_ones(shuffling: SegmentationDataModule) -> None:
-    sample = make("test", 1)[0]
+    sample = samples[0]
     sample.image, sample.mask = sample.image[:60], np.ascontiguousarray(sample.mask[:60])
     with pytest.raises(ConfigError, match="whole patches of 8"):
-        shuffling.collate_fn("val")([sample])
+        module.collate_fn("val")([sample])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmattn.tasks.segmentation.demo import NAMES, THINGS, make
 from mmattn.tasks.segmentation.localisation import localisation
 from mmattn.tasks.segmentation.metrics import SegmentationMetric
 from mmattn.tasks.segmentation.predict import SegmentationPredictor, load
-from tests.pictures import ERRORS, encoded, write_album
+from tests.pictures import ERRORS, write_album, write_pairs
 from tests.tasks.runs import ask, lines
 
 Image = pytest.importorskip("PIL.Image")
@@ -44,6 +45,7 @@ def test_the_stated_figure_is_found(predictor: SegmentationPredictor) -> None:
     stated = read_config(named_models("segmentation")["demo"])["metrics"]["built-in test"]
     assert stated["miou"] >= 0.85
     assert min(stated[f"iou/{name}"] for name in NAMES) >= 0.75
+    assert predictor.labels == list(NAMES)
     samples = make("test", 100)
     assert miou(predictor, samples) == pytest.approx(stated["miou"], abs=0.02)
     assert miou(predictor, samples[:40], flip=True) > miou(predictor, samples[:40]) - 0.02, "no worse by much"
@@ -72,17 +74,6 @@ def test_a_batch_equals_one_by_one(predictor: SegmentationPredictor) -> None:
         torch.testing.assert_close(found.relevance, predictor.explain(sample).relevance, atol=1e-4, rtol=1e-3)
 
 
-def test_every_kind_of_item(tmp_path: Path, predictor: SegmentationPredictor) -> None:
-    scene, path = make("test", 1)[0], tmp_path / "a.png"
-    picture = Image.fromarray(scene.image)
-    picture.save(path)
-    items = [path, str(path), encoded(picture), picture, scene.image, scene, {"image": path, "id": "x"}]
-    found = predictor.predict(items)
-    assert [answer.id for answer in found] == [str(path), str(path), "2", "3", "4", scene.id, "x"]
-    assert all(np.array_equal(answer.labels, found[0].labels) for answer in found)
-    assert predictor.labels == list(NAMES)
-
-
 def test_tiles_find_what_the_whole_does(predictor: SegmentationPredictor) -> None:
     """Four scenes side by side, cut into overlapping tiles of one scene's size."""
     scenes = make("test", 4)
@@ -105,13 +96,10 @@ def test_masks_and_overlays_are_written(tmp_path: Path, predictor: SegmentationP
         assert np.array_equal(colours[: len(NAMES)], palette(len(NAMES)))
         assert Image.open(row["overlay"]).size == (64, 64)
     # What was written is a data set for training, and one to be asked about.
-    images = tmp_path / "images"
-    images.mkdir()
-    for sample in make("test", 8):
-        Image.fromarray(sample.image).save(images / f"{sample.id}.png")
-    masks.rename(tmp_path / "masks")
-    assert len(SegmentationDataset(tmp_path)) == 8
-    assert [sample.id for sample in predictor.open_input(str(tmp_path))] == [row["id"] for row in rows]
+    folder = write_pairs(tmp_path / "set", make("test", 8))
+    shutil.copytree(masks, folder / "masks", dirs_exist_ok=True)
+    assert len(SegmentationDataset(folder)) == 8
+    assert [sample.id for sample in predictor.open_input(str(folder))] == [row["id"] for row in rows]
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path, predictor: SegmentationPredictor) -> None:
