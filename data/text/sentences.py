@@ -15,12 +15,9 @@ Span = tuple[int, int]  # characters, from and up to
 _BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?![a-z])|\n\s*")
 _ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|no|Mr|Mrs|Ms|Dr|St|vs)\.$")
 _LOOK_BACK = 5  # signs: the longest of them, and the one before it
-ROW_KEYS: tuple[str, ...] = (
-    "text",
-    "document",
-    "caption",
-)  # of JSONL, CSV and TSV: speech and texts, summarization, captions
-JSON_KEYS: tuple[str, ...] = ("context", "caption")  # at any depth: SQuAD's paragraphs, COCO's captions
+# Of JSONL, CSV and TSV: speech and texts, summarization, captions. Of JSON at any depth: SQuAD's paragraphs, captions.
+ROW_KEYS: tuple[str, ...] = ("text", "document", "caption")
+JSON_KEYS: tuple[str, ...] = ("context", "caption")
 
 
 def split_sentences(text: str) -> list[Span]:

@@ -45,7 +45,7 @@ class CopyHead(nn.Module):
 
     def kept(self, memory: Tensor, ids: Tensor, key_mask: Any) -> dict[str, Any]:
         """What `forward` takes beside states, logits and a memory, computed once."""
-        return {"keys": self.keys(memory), "salience": self.salience(memory), "key_mask": key_mask, "ids": ids}
+        return {"salience": self.salience(memory), "keys": self.keys(memory), "key_mask": key_mask, "ids": ids}
 
     def forward(
         self,

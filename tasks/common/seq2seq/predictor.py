@@ -29,10 +29,7 @@ class PairPredictor(Predictor[Item, Written]):
 
     lookahead = 8  # batches at a time, so that texts of like lengths meet
     cut_remark: ClassVar[str]  # the remark on so many sources that are longer than so many tokens
-
-    def __init__(self, *made: Any) -> None:
-        super().__init__(*made)
-        self.cut = 0  # sources of which the end was not read
+    cut = 0  # sources of which the end was not read
 
     # What a task provides ---------------------------------------------------------------------------------------------
 
@@ -64,8 +61,9 @@ class PairPredictor(Predictor[Item, Written]):
         Args:
             samples: of the batch.
             batch: of `collate`.
-            options: fields of `mmattn.generate.GenerationConfig`, in place of the model's own: num_beams=1; and
-                `consensus`: whether to take the beam that agrees most with all beams, not the likeliest.
+            options: fields of `mmattn.generate.GenerationConfig`, in place of the model's own, such as num_beams=1 or
+                length_penalty=2.0; and `consensus`: whether to take the beam that agrees most with all beams, not the
+                likeliest.
         """
         full = [sample for sample in samples if sample.source.strip()]
         if full and len(full) < len(samples):
