@@ -155,7 +155,7 @@ def shuffle_patches(images: Tensor, size: int, orders: Sequence[Tensor]) -> Tens
     """
     patches = F.unfold(images, size, stride=size)  # (B, C size size, cells)
     order = torch.stack(list(orders))[:, None].expand(-1, patches.shape[1], -1)
-    sides = [side // size * size for side in images.shape[2:]]
+    sides = (images.shape[2] // size * size, images.shape[3] // size * size)
     return F.fold(patches.gather(2, order), sides, size, stride=size)
 
 
@@ -187,8 +187,8 @@ def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
 
 
 # What RandAugment draws from (Cubuk et al. 2020, section 3), and how strong each is at magnitude 30.
-OPERATIONS = ("identity", "auto_contrast", "equalize", "rotate", "solarize", "colour", "posterize", "contrast")
-OPERATIONS += ("brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
+OPERATIONS: tuple[str, ...] = ("identity", "auto_contrast", "equalize", "rotate", "solarize", "colour", "posterize")
+OPERATIONS += ("contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 def _rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:

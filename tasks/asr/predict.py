@@ -106,6 +106,7 @@ class Recogniser(Predictor[Item, Transcript]):
     """
 
     task = "asr"
+    batch_size = 16  # windows
 
     def __init__(self, model: Any, processor: SpeechProcessor, parts: CheckpointParts | None = None) -> None:
         super().__init__(model, processor, parts)
@@ -153,12 +154,6 @@ class Recogniser(Predictor[Item, Transcript]):
         check_lm({**self.processor.search, **given}, given, self.processor, attends)
 
     # Listening --------------------------------------------------------------------------------------------------------
-
-    def predict(
-        self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **options: Any
-    ) -> list[Transcript]:
-        """A transcript for each item, in order; see `Predictor.predict`, and `predict_batch` for the options."""
-        return super().predict(items, batch_size, on_error, **options)
 
     def stream(
         self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **options: Any

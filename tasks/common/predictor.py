@@ -36,6 +36,7 @@ class Predictor(Generic[Item, Prediction]):
     """
 
     task: ClassVar[str]
+    batch_size: ClassVar[int] = 32  # of `predict`, where none is given
     lookahead: ClassVar[int] = 1  # batches that are sorted together by `length`, so that like meets like
     plain: ClassVar[str | None] = None  # the field that the command line writes alone, where lines of text came in
 
@@ -165,22 +166,22 @@ class Predictor(Generic[Item, Prediction]):
 
     @overload
     def predict(
-        self, items: Sequence[Item], batch_size: int = ..., on_error: Literal["raise"] = ..., **options: Any
+        self, items: Sequence[Item], batch_size: int | None = ..., on_error: Literal["raise"] = ..., **options: Any
     ) -> list[Prediction]: ...
 
     @overload
     def predict(
-        self, items: Sequence[Item], batch_size: int = ..., *, on_error: str, **options: Any
+        self, items: Sequence[Item], batch_size: int | None = ..., *, on_error: str, **options: Any
     ) -> list[Prediction | None]: ...
 
     def predict(
-        self, items: Sequence[Item], batch_size: int = 32, on_error: str = "raise", **options: Any
+        self, items: Sequence[Item], batch_size: int | None = None, on_error: str = "raise", **options: Any
     ) -> Sequence[Prediction | None]:
         """A prediction for each item, in order.
 
         Args:
             items: bare ones (a path, an image, a text), mappings with what belongs to one, or samples.
-            batch_size: items at a time.
+            batch_size: items at a time; none: the task's own number.
             on_error: "skip" puts None in the place of a bad item.
             options: the task's own; see `predict_batch`.
 
@@ -188,7 +189,7 @@ class Predictor(Generic[Item, Prediction]):
             DataError: an item cannot be read; names it.
             ConfigError: an option that the task has not, or a value that cannot be.
         """
-        found = self.stream(items, batch_size, on_error, **options)
+        found = self.stream(items, batch_size or self.batch_size, on_error, **options)
         return [None if isinstance(one, Exception) else one for one in found]
 
     def stream(

@@ -212,7 +212,8 @@ def build_fusion(
     Raises:
         ValueError: no such fusion.
     """
-    sizes, common = (embed_dim, num_layers, num_heads), {"ffn_dim": ffn_dim, "dropout": dropout}
+    sizes = (embed_dim, num_layers, num_heads)
+    common: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout}
     if name in ("fusion_block", "mean"):
         return LatentFusion(*sizes, num_latents, pooled=name == "mean", cross_attention=cross_attention, **common)
     if name == "co_attention":
