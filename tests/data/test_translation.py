@@ -52,10 +52,7 @@ def test_formats(files: dict[str, str], path: str, tmp_path: Path) -> None:
 def test_languages_choose_the_direction_and_line_feeds_alone_part_lines(tmp_path: Path) -> None:
     write(tmp_path, {"t.en": "a\u2028b\x0bc\nd\n", "t.de": "A\nD\n"})
     assert pairs(TranslationDataset(tmp_path / "t", "de", "en")) == [("A", "a\u2028b\x0bc"), ("D", "d")]
-
-
-def test_several_references(tmp_path: Path) -> None:
-    write(tmp_path, {"t.jsonl": json.dumps({"en": "a", "de": "b", "references": ["b", "c"]})})
+    write(tmp_path, {"t.jsonl": lines({"en": "a", "de": "b", "references": ["b", "c"]})})
     assert TranslationDataset(tmp_path / "t.jsonl").samples[0].right_targets() == ["b", "c"]
 
 

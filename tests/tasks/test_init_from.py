@@ -25,15 +25,12 @@ TASK = {"marian": "translation", "bart": "summarization", "t5": "summarization"}
 
 
 @pytest.fixture(scope="module")
-def own_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A training file for each task."""
-    folder = tmp_path_factory.mktemp("data")
-    pairs = list(zip(TEXTS, TARGETS, strict=False))
-    keys = {"translation": ("en", "de"), "summarization": ("document", "summary")}
-    for task, (source, target) in keys.items():
-        rows = [json.dumps({source: a, target: b}) for a, b in pairs * 2]
-        (folder / f"{task}.jsonl").write_text("\n".join(rows) + "\n")
-    return {task: folder / f"{task}.jsonl" for task in keys}
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training data of both tasks."""
+    path = tmp_path_factory.mktemp("data") / "both.jsonl"
+    pairs = list(zip(TEXTS, TARGETS, strict=False)) * 2
+    path.write_text("".join(json.dumps({"en": a, "de": b, "document": a, "summary": b}) + "\n" for a, b in pairs))
+    return path
 
 
 def fit(task: str, folder: Path, source: Any, data: Path | None, options: str = "") -> Path:
@@ -49,33 +46,33 @@ def answers(place: Any) -> list[str]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("family", TASK)
-def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: dict[str, Path]) -> None:
+def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: Path) -> None:
     task, start = TASK[family], tmp_path / family
     write(family, start, num_beams=3, length_penalty=0.7, no_repeat_ngram_size=2)
     still = "--model.salience 0" if task == "summarization" else ""
-    folder = fit(task, tmp_path / "still", start, own_data[task], f"{STILL} {still}")
+    folder = fit(task, tmp_path / "still", start, own_data, f"{STILL} {still}")
     assert answers(folder) == answers(start), "what was not trained writes the same, loaded from our own format"
     config, processor = read_config(folder / "model"), read(folder / "model" / "processor" / "processor.json")
     assert config["task"] == task
     assert config["own_data"]
     assert processor["options"]["generation"]["no_repeat_ngram_size"] == 2
     assert processor["options"]["generation"]["length_penalty"] == 0.7
-    moved = fit(task, tmp_path / "moved", start, own_data[task], f"--model.lr 0.01 --model.warmup_steps 1 {still}")
+    moved = fit(task, tmp_path / "moved", start, own_data, f"--model.lr 0.01 --model.warmup_steps 1 {still}")
     before, after = (read_weights(place / "model" / "model.safetensors") for place in (folder, moved))
     assert before.keys() == after.keys()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert len(changed) > 0.9 * len(before)
-    measured = f"--checkpoint {moved}/model --data.test {own_data[task]} --data.batch_size 4"
+    measured = f"--checkpoint {moved}/model --data.test {own_data} --data.batch_size 4"
     run("test", moved, measured, base="--trainer.accelerator cpu --trainer.enable_progress_bar false", task=task)
     assert read(moved / "metrics.json")["test"]["loss"] < read(folder / "metrics.json")["validation"]["loss"]
-    again = fit(task, tmp_path / "again", moved, own_data[task], f"{STILL} {still}")
+    again = fit(task, tmp_path / "again", moved, own_data, f"{STILL} {still}")
     assert answers(again) == answers(moved), "and from there once more"
 
 
 @pytest.mark.parity
-def test_a_public_folder_is_measured(tmp_path: Path, own_data: dict[str, Path]) -> None:
+def test_a_public_folder_is_measured(tmp_path: Path, own_data: Path) -> None:
     write("marian", tmp_path / "marian")
-    words = f"--checkpoint {tmp_path}/marian --data.test {own_data['translation']} --model.num_beams 1"
+    words = f"--checkpoint {tmp_path}/marian --data.test {own_data} --model.num_beams 1"
     run("test", tmp_path / "run", words, base="--trainer.accelerator cpu", task="translation")
     assert read(tmp_path / "run" / "metrics.json")["test"]["loss"] > 0
     with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
@@ -109,7 +106,7 @@ def test_what_conflicts_is_one_error(options: str, message: str, tmp_path: Path)
 
 
 @pytest.mark.parity
-def test_what_a_public_folder_refuses(tmp_path: Path, own_data: dict[str, Path]) -> None:
+def test_what_a_public_folder_refuses(tmp_path: Path, own_data: Path) -> None:
     write("bart", tmp_path / "bart")
     other, positions = "expected a model of summarization, found one of translation", "for which .* has positions"
     for start, options, message in (
@@ -121,5 +118,5 @@ def test_what_a_public_folder_refuses(tmp_path: Path, own_data: dict[str, Path])
         (SHIPPED, "", other),
     ):
         with pytest.raises((ConfigError, CheckpointError), match=message):
-            fit("summarization", tmp_path / "run", tmp_path / start, own_data["summarization"], options)
+            fit("summarization", tmp_path / "run", tmp_path / start, own_data, options)
     assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,7 @@ def fit(folder: Path, options: str = "", command: str = "fit", task: str = "tran
     return run(command, folder, options, task=task)
 
 
-def summarize(folder: Path, options: str = "", command: str = "fit") -> Path:
-    return fit(folder, options, command, "summarization")
+summarize = partial(fit, task="summarization")
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,8 @@ def test_own_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert "5 repeated documents" in caplog.text
     metrics = read(folder / "metrics.json")
     assert {"words", "salience", "padding_waste"} <= set(metrics["fit"])
-    found = metrics["validation"]
-    assert found["rouge1"] >= found["rouge1_first"]
-    assert "Porter" in found["rouge_signature"]
+    assert metrics["validation"]["rouge1"] >= metrics["validation"]["rouge1_first"]
+    assert "Porter" in metrics["validation"]["rouge_signature"]
 
 
 def test_the_model_searches_as_it_was_measured(tmp_path: Path) -> None:
