@@ -14,9 +14,9 @@ def lazy(package: str, names: Mapping[str, Sequence[str]]) -> tuple[list[str], C
         package: its full name.
         names: of each module below it.
 
-    >>> names, get = lazy("mmattn.tasks.common", {"errors": ("ConfigError",)})
-    >>> names, get("ConfigError").__module__
-    (['ConfigError'], 'mmattn.tasks.common.errors')
+    >>> names, get = lazy("mmattn.data", {"errors": ("DataError",)})
+    >>> names, get("DataError").__module__
+    (['DataError'], 'mmattn.data.errors')
     """
     homes = {name: module for module, known in names.items() for name in known}
 

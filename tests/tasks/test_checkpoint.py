@@ -66,31 +66,26 @@ def test_truncated_weights_are_named(tmp_path: Path) -> None:
         read_weights(path)
 
 
-def test_a_pickle_named_safetensors_is_never_opened(tmp_path: Path) -> None:
-    path, trap = tmp_path / WEIGHTS, tmp_path / "trap"
+class Trap:
+    """Runs code when it is unpickled."""
 
-    class Trap:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (trap,))
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    for write in (lambda: path.write_bytes(pickle.dumps(Trap())), lambda: torch.save({"a": torch.ones(2)}, path)):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_that_runs_code_is_never_opened(tmp_path: Path) -> None:
+    path, checkpoint, trap = tmp_path / WEIGHTS, tmp_path / "last.ckpt", Trap(tmp_path / "trap")
+    for write in (lambda: path.write_bytes(pickle.dumps(trap)), lambda: torch.save({"a": torch.ones(2)}, path)):
         write()
         with pytest.raises(CheckpointError, match="pickle"):
             read_weights(path)
-    assert not trap.exists()
-
-
-def test_a_pickle_that_runs_code_is_refused_as_training_checkpoint(tmp_path: Path) -> None:
-    path, trap = tmp_path / "last.ckpt", tmp_path / "trap"
-
-    class Trap:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (trap,))
-
-    torch.save({"state_dict": Trap()}, path)
+    torch.save({"state_dict": trap}, checkpoint)
     with pytest.raises(CheckpointError, match=r"last\.ckpt: expected a checkpoint of this toolkit"):
-        read_checkpoint(path)
-    assert not trap.exists()
+        read_checkpoint(checkpoint)
+    assert not trap.path.exists()
 
 
 @pytest.mark.parametrize(

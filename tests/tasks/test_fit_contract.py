@@ -22,7 +22,7 @@ from mmattn.tasks.common.checkpoint import read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.sources import named_models
-from mmattn.tasks.common.task import resolve, tasks
+from mmattn.tasks.common.task import tasks
 from tests.tasks.runs import ask, lines, read, run
 
 CHEAP = "vqa"  # whose slow tests are always run
@@ -72,7 +72,8 @@ class TestContract:
         named = [name for name in names.values() if isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name)]
         assert len(named) >= 6
         for name in (*named, *described.families.values()):
-            assert resolve(name)
+            assert described.resolve(name)
+        assert any(words.startswith("--data.") for words in described.baselines.values()), "what kernels must beat"
         for words in (described.tiny, *described.baselines.values(), *described.variants.values()):
             assert all(word.startswith(("--data.", "--model.")) for word in words.split()[::2])
 

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_undisturbed_one() -> None:
     words = ["scripts/kill_resume.py", "--kills", "2", "--epochs", "2"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # beside the other tests
