@@ -56,8 +56,7 @@ class TextEncoder(nn.Module):
             self.positions = SinusoidalPositions(embed_dim)
             self.scale = embed_dim**0.5  # embeddings as large as their positions (Vaswani et al. 2017, section 3.4)
         self.dropout = nn.Dropout(dropout)
-        layer: LayerOptions = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
-        layer["rotary"] = positions == "rotary"
+        layer = LayerOptions(ffn_dim=ffn_dim, dropout=dropout, attention=attention, rotary=positions == "rotary")
         self.encoder = Encoder(embed_dim, num_layers, num_heads, **layer)
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
