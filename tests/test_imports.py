@@ -167,7 +167,8 @@ def test_dispatch_and_the_descriptions_need_the_standard_library_alone() -> None
 
 
 def test_models_and_predictors_load_nothing_heavy() -> None:
-    names = {getattr(tasks()[name], part).partition(":")[0] for name in TASKS for part in ("model", "predictor")}
+    parts = [(tasks()[name], part) for name in TASKS for part in ("model", "predictor")]
+    names = {f"{task.package}.{getattr(task, part).partition(':')[0]}" for task, part in parts}
     assert not loaded("import " + ", ".join(sorted(names)), HEAVY)
 
 
