@@ -65,8 +65,8 @@ class SpeechText(PublicText):
             raise DataError(str(paths[0]), "the tokenizer's file", "none")
         return cls({path.name: path.read_bytes() for path in paths if path.is_file()}, **options)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "truncated": self.truncated, "max_len": self.max_len}
+    def __reduce__(self) -> Any:  # the libraries' objects are opened anew
+        return type(self), (self.files, self.max_len), {"truncated": self.truncated}
 
     def config(self) -> dict[str, Any]:
         return {"kind": self.KIND, "max_len": self.max_len}
