@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +19,19 @@ class NoProcessor:
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
+
+
+def learn(model: nn.Module, loss: Callable[[], Tensor], steps: int = 60, lr: float = 0.01) -> list[float]:
+    """Train a model by what is asked of it at each step; the losses."""
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=lr), []
+    for _ in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(value.item())
+    return losses
 
 
 class TaskModelTests:
@@ -50,7 +63,8 @@ class TaskModelTests:
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         if "variant" in metafunc.fixturenames:
-            slow = pytest.mark.slow if "exported" in metafunc.function.__name__ else ()
+            name = metafunc.function.__name__
+            slow = pytest.mark.slow if "exported" in name or "by_heart" in name else ()
             first, *others = self.variants
             metafunc.parametrize("variant", [first, *(pytest.param(name, marks=slow) for name in others)])
 

@@ -193,12 +193,6 @@ def recording(samples: Tensor, rate: int = RATE) -> dict[str, Any]:
     return {"audio": (np.asarray(samples), rate)}
 
 
-def write_all(root: Path) -> dict[str, tuple[Path, Any]]:
-    """Folder and transformers' parts of each kind."""
-    found: dict[str, Any] = {name: (root / name, write_ctc(root / name, **options)) for name, options in CTC.items()}
-    return found | {"whisper": (root / "whisper", write_whisper(root / "whisper"))}
-
-
 def clips(seconds: tuple[float, ...] = SHORT) -> list[Tensor]:
     """Recordings of so many seconds."""
     return [wave(one, seed) for seed, one in enumerate(seconds)]

@@ -19,7 +19,8 @@ from mmattn.tasks.asr.model import ASRHead, ASRModel, PublicCTC, consistency_los
 from mmattn.tasks.asr.whisper import PublicWhisper
 from mmattn.tasks.common.export import ExportError
 from mmattn.tasks.common.seq2seq.model import token_loss
-from tests.tasks.base import TaskModelTests
+from tests.conftest import slow_but_first
+from tests.tasks.base import TaskModelTests, learn
 
 SMALL: dict[str, Any] = {"vocab_size": 12, "num_mels": 10, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24}
 SMALL |= {"encoder_layers": 1, "kernel_size": 5, "subsampling": 2, "dropout": 0.0}
@@ -89,7 +90,7 @@ class TestASRModel(TaskModelTests):
         if variant == "mean":
             pytest.skip("a failing baseline")
         batch = self.inputs(2, 10)
-        learn(model, batch)
+        learn_by_heart(model, batch)
         for weight in (0.0, 0.5, 1.0):
             assert [ids for ids, _ in transcribe(model, batch, ctc_weight=weight)] == [[5, 6, 7], [8, 8, 4]]
 
@@ -145,25 +146,22 @@ def transcribe(model: Any, batch: dict[str, Tensor], special: Any = SPECIAL, **o
         return model.head.transcribe(memory, model.head.log_probs(memory), mask, **special, **options)
 
 
-def learn(model: Any, batch: dict[str, Tensor], steps: int = 150) -> None:
-    """Learns two texts by heart."""
+def learn_by_heart(model: Any, batch: dict[str, Tensor]) -> None:
+    """Two texts."""
     labels = torch.tensor([[5, 6, 7, 3], [8, 8, 4, 3]])
     real = torch.ones_like(labels, dtype=torch.bool)
     start = F.pad(labels[:, :-1], (1, 0), value=2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         output = model(batch["features"], batch["feature_mask"], start)
-        loss = ctc_loss(output.ctc_logits, output.frame_mask, labels, real)
-        if output.logits is not None:
-            loss = loss + token_loss(output.logits, labels, real)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        found = ctc_loss(output.ctc_logits, output.frame_mask, labels, real)
+        return found if output.logits is None else found + token_loss(output.logits, labels, real)
+
+    learn(model, loss, steps=150, lr=0.02)
     model.eval()
 
 
-@pytest.mark.parametrize("decoder", ["transformer", "lstm", "none"])
+@pytest.mark.parametrize("decoder", slow_but_first(["transformer", "lstm", "none"]))
 def test_encoder_and_step_are_exported(decoder: Any, tmp_path: Path) -> None:
     """Run as a caller would: the encoder once, then step after step from nothing."""
     model = ASRModel(**SMALL, decoder=decoder, chunk_frames=4).eval()

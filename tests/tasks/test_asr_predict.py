@@ -208,12 +208,6 @@ def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: Recog
             recogniser.explain(item)
 
 
-def test_export_equals_the_model(tmp_path: Path, model: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    run("export", model, "--output", tmp_path, "--format", "onnx")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.onnx", "processor", "step.onnx"]
-
-
 def test_weights_in_fewer_bits(model: Path) -> None:
     samples = [tones.clip(1000 + n) for n in range(4)]
     for precision in ("bfloat16", "int8"):

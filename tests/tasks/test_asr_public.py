@@ -16,6 +16,7 @@ from mmattn.tasks.asr.data import ASRSample
 from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.asr.whisper import Spoken, Stretch, WhisperRecogniser
 from mmattn.tasks.common.errors import ConfigError
+from tests.conftest import slow_but_first
 from tests.tasks.public_speech import (
     CTC,
     RATE,
@@ -26,7 +27,6 @@ from tests.tasks.public_speech import (
     said_by_transformers,
     texts,
     wave,
-    write_all,
     write_whisper,
 )
 from tests.tasks.tones import hear_long
@@ -36,14 +36,9 @@ soundfile = pytest.importorskip("soundfile")
 pytestmark = pytest.mark.parity
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
-    return write_all(tmp_path_factory.mktemp("speech"))
-
-
 @pytest.mark.parametrize("name", CTC)
-def test_letters_as_transformers_hears_them(name: str, folders: dict[str, Any]) -> None:
-    folder, theirs = folders[name]
+def test_letters_as_transformers_hears_them(name: str, speech: dict[str, Any]) -> None:
+    folder, theirs = speech[name]
     recogniser = load(folder, device="cpu")
     assert type(recogniser) is Recogniser
     expected = said_by_transformers(theirs, clips())
@@ -53,8 +48,8 @@ def test_letters_as_transformers_hears_them(name: str, folders: dict[str, Any]) 
     assert texts(recogniser, clips(), batch_size=1) == expected
 
 
-def test_a_batch_of_a_large_model_is_transformers_batch(folders: dict[str, Any]) -> None:
-    folder, (model, extractor, tokenizer) = folders["large"]
+def test_a_batch_of_a_large_model_is_transformers_batch(speech: dict[str, Any]) -> None:
+    folder, (model, extractor, tokenizer) = speech["large"]
     inputs = extractor([one.numpy() for one in clips()], sampling_rate=RATE, padding=True, return_tensors="pt")
     with torch.no_grad():
         best = model(**inputs).logits.argmax(-1)
@@ -64,7 +59,7 @@ def test_a_batch_of_a_large_model_is_transformers_batch(folders: dict[str, Any])
 
 
 @pytest.mark.parametrize("generation", [{}, {"num_beams": 3, "length_penalty": 0.4, "no_repeat_ngram_size": 3}])
-@pytest.mark.parametrize("seed", [1, 3, 4])
+@pytest.mark.parametrize("seed", slow_but_first([1, 3, 4]))
 def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any], tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed, whole=seed == 3, **generation)
     recogniser = load(tmp_path, device="cpu")
@@ -77,8 +72,8 @@ def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any]
         assert texts(recogniser, clips(), **options) == said_by_transformers(theirs, clips(), **options)
 
 
-def test_language_and_task_change_what_is_written(folders: dict[str, Any]) -> None:
-    folder, theirs = folders["whisper"]
+def test_language_and_task_change_what_is_written(speech: dict[str, Any]) -> None:
+    folder, theirs = speech["whisper"]
     recogniser = load(folder, device="cpu")
     asked = [{"language": name, "task": task} for name in ("en", "de") for task in ("transcribe", "translate")]
     found = [tuple(texts(recogniser, clips(), **options)) for options in asked]
@@ -95,8 +90,8 @@ def test_an_english_whisper(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "whisper"])
-def test_any_rate_and_any_number_of_channels(name: str, folders: dict[str, Any], tmp_path: Path) -> None:
-    recogniser = load(folders[name][0], device="cpu")
+def test_any_rate_and_any_number_of_channels(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
+    recogniser = load(speech[name][0], device="cpu")
     one = wave(1.2)
     torchaudio = pytest.importorskip("torchaudio")
     other = torchaudio.functional.resample(one, RATE, 44_100)
@@ -107,7 +102,7 @@ def test_any_rate_and_any_number_of_channels(name: str, folders: dict[str, Any],
     assert found[0].duration == pytest.approx(1.2, abs=1e-3)
 
 
-@pytest.mark.parametrize("seed", [1, 3, 5])
+@pytest.mark.parametrize("seed", slow_but_first([1, 3, 5]))
 def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed)
     recogniser = load(tmp_path, device="cpu")
@@ -127,9 +122,9 @@ def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path:
     assert texts(recogniser, waves, **beams) == said_by_transformers(theirs, waves, **beams)
 
 
-def test_whatever_holds_a_long_recording(folders: dict[str, Any], tmp_path: Path) -> None:
+def test_whatever_holds_a_long_recording(speech: dict[str, Any], tmp_path: Path) -> None:
     """It is read twice: a file's part, an open file and bytes are read from their beginning each time."""
-    folder, theirs = folders["whisper"]
+    folder, theirs = speech["whisper"]
     one = wave(5.3, 4)
     soundfile.write(tmp_path / "all.wav", torch.cat([torch.zeros(RATE), one]).numpy(), RATE, "FLOAT")
     soundfile.write(tmp_path / "one.wav", one.numpy(), RATE, "FLOAT")
@@ -141,8 +136,8 @@ def test_whatever_holds_a_long_recording(folders: dict[str, Any], tmp_path: Path
     assert found[0].words == found[1].words
 
 
-def test_windows_that_are_silent_are_passed_over(folders: dict[str, Any]) -> None:
-    recogniser = load(folders["whisper"][0], device="cpu")
+def test_windows_that_are_silent_are_passed_over(speech: dict[str, Any]) -> None:
+    recogniser = load(speech["whisper"][0], device="cpu")
     silence, said = torch.zeros(4 * WINDOW * RATE), wave(1.5)
     found = recogniser(recording(torch.cat([said, silence, said, silence])))
     assert found.duration == pytest.approx(3 + 8 * WINDOW)
@@ -151,14 +146,14 @@ def test_windows_that_are_silent_are_passed_over(folders: dict[str, Any]) -> Non
     assert any(word.start > 1.5 + 3 * WINDOW for word in found.words), "what is said behind the silence is heard"
     for name in ("whisper", "base"):
         quiet_ones = [recording(torch.zeros(RATE)), recording(silence)]
-        answers = load(folders[name][0], device="cpu").predict(quiet_ones)
+        answers = load(speech[name][0], device="cpu").predict(quiet_ones)
         assert [(a.text, a.words, a.duration) for a in answers] == [("", [], 1.0), ("", [], 4.0 * WINDOW)]
 
 
 @pytest.mark.parametrize("name", ["base", "large hubert"])
-def test_letters_of_long_recordings(name: str, folders: dict[str, Any]) -> None:
+def test_letters_of_long_recordings(name: str, speech: dict[str, Any]) -> None:
     """The words of windows, put together, are about those of the whole; in the windows' middles they are the same."""
-    recogniser = load(folders[name][0], device="cpu")
+    recogniser = load(speech[name][0], device="cpu")
     assert recogniser.window == 20.0
     one = wave(9.0, 5)
     whole = recogniser(recording(one))
@@ -173,15 +168,15 @@ def test_letters_of_long_recordings(name: str, folders: dict[str, Any]) -> None:
     assert [w.word for w in found.words][:3] == [w.word for w in first.words][:3]
 
 
-def test_recordings_shorter_than_a_frame(folders: dict[str, Any]) -> None:
+def test_recordings_shorter_than_a_frame(speech: dict[str, Any]) -> None:
     for name in ("base", "large"):
-        recogniser, one = load(folders[name][0], device="cpu"), wave(1.0)
+        recogniser, one = load(speech[name][0], device="cpu"), wave(1.0)
         assert texts(recogniser, [one[:100]]) == [""]
         assert [text != "" for text in texts(recogniser, [one, one[:100]])] == [True, False]
 
 
-def test_words_of_letters_lie_where_ctc_has_them(folders: dict[str, Any]) -> None:
-    recogniser = load(folders["base"][0], device="cpu")
+def test_words_of_letters_lie_where_ctc_has_them(speech: dict[str, Any]) -> None:
+    recogniser = load(speech["base"][0], device="cpu")
     answer = recogniser(recording(wave(1.9, 3)))
     assert [word.word for word in answer.words] == answer.text.split()
     assert all(0 <= word.start < word.end <= 1.9 for word in answer.words)
@@ -190,9 +185,9 @@ def test_words_of_letters_lie_where_ctc_has_them(folders: dict[str, Any]) -> Non
     assert found == answer.words
 
 
-def test_words_of_whisper_follow_its_attention(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With attention whose truth is known: four words at places of their own, one of them of three pieces."""
-    recogniser = load(folders["whisper"][0], device="cpu")
+    recogniser = load(speech["whisper"][0], device="cpu")
     processor: Any = recogniser.processor
     ids = processor.encode("the old dog zzz")
     parts = processor.words(ids)
@@ -228,8 +223,8 @@ def test_words_of_whisper_follow_its_attention(folders: dict[str, Any], monkeypa
     assert within[3].end == pytest.approx(1.8)
 
 
-def test_texts_that_are_known_are_aligned(folders: dict[str, Any]) -> None:
-    recogniser = load(folders["whisper"][0], device="cpu")
+def test_texts_that_are_known_are_aligned(speech: dict[str, Any]) -> None:
+    recogniser = load(speech["whisper"][0], device="cpu")
     known = ASRSample("1", (wave(1.5), RATE), "the old dog")
     (found,) = recogniser.aligned([known])
     assert [word.word for word in found] == ["the", "old", "dog"]
@@ -252,9 +247,9 @@ def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
     assert [word.word for word in answer.words] == answer.text.split()
 
 
-def test_attention_is_that_of_the_heads_that_are_named(folders: dict[str, Any]) -> None:
-    recogniser = load(folders["whisper"][0], device="cpu")
-    _, (model, extractor, _) = folders["whisper"]
+def test_attention_is_that_of_the_heads_that_are_named(speech: dict[str, Any]) -> None:
+    recogniser = load(speech["whisper"][0], device="cpu")
+    _, (model, extractor, _) = speech["whisper"]
     features = extractor(wave(1.0).numpy(), sampling_rate=RATE, return_tensors="pt").input_features
     ids = recogniser.processor.encode("the dog")
     prompt = [recogniser.processor.tokenizer.start_id, recogniser.processor.tokenizer.no_timestamps_id]
@@ -271,8 +266,8 @@ def test_attention_is_that_of_the_heads_that_are_named(folders: dict[str, Any]) 
         assert found.shape == (2, len(ids) + 1, 100)
 
 
-def test_words_without_blanks_between(folders: dict[str, Any]) -> None:
-    processor: Any = load(folders["whisper"][0], device="cpu").processor
+def test_words_without_blanks_between(speech: dict[str, Any]) -> None:
+    processor: Any = load(speech["whisper"][0], device="cpu").processor
     text = "日本 x"
     ids = processor.encode(text)
     japanese = processor.words(ids, [processor.languages["<|ja|>"]])
@@ -284,6 +279,7 @@ def test_words_without_blanks_between(folders: dict[str, Any]) -> None:
     assert processor.words([]) == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     """Four minutes of eight channels at 48 kHz: 0.37 GB as floats, of which a window at a time is in memory."""
     write_whisper(tmp_path / "model", 3, max_length=6)

@@ -20,6 +20,7 @@ from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.checkpoint import read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.sources import named_models
+from tests.conftest import slow_but_first
 from tests.tasks.public_speech import LETTERS, RATE, TEXTS, recording, wave, write_ctc, write_whisper
 from tests.tasks.runs import read, run
 
@@ -95,7 +96,7 @@ def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) 
     assert (config["task"], config["own_data"]) == ("asr", True)
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "whisper"])
+@pytest.mark.parametrize("name", slow_but_first(["wav2vec2", "whisper"]))
 def test_one_batch_can_be_overfitted(name: str, tmp_path: Path, data: Path) -> None:
     texts = KNOWN if name == "wav2vec2" else ["The hat!", "She had it.", "9, he is"]
     data, start = own_data(tmp_path / "own", texts), tmp_path / name

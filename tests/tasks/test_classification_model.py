@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.tasks.classification.model import ClassificationHead, ClassificationModel, ClassificationOutput
-from tests.tasks.base import TaskModelTests
+from tests.tasks.base import TaskModelTests, learn
 
 SMALL: dict[str, Any] = {"num_classes": 7, "image_size": 32, "channels": (8, 12), "embed_dim": 16, "num_heads": 2}
 SMALL |= {"num_layers": 2, "num_queries": 2, "hidden_dim": 16}
@@ -41,13 +41,7 @@ class TestClassificationModel(TaskModelTests):
         # Each of a tint of its own: the means of pictures that are noise alone are hard to tell apart.
         inputs = {"pixel_values": self.inputs(8, 0)["pixel_values"] + 2 * torch.randn(8, 3, 1, 1)}
         targets = torch.randint(7, (8,))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(60):
-            loss = nn.functional.cross_entropy(model(**inputs).logits, targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        assert loss < 0.1
+        assert learn(model, lambda: nn.functional.cross_entropy(model(**inputs).logits, targets))[-1] < 0.1
 
     def test_relevance_is_a_map_for_each_picture(self, model: ClassificationModel) -> None:
         model = model.eval()
@@ -80,7 +74,6 @@ class TestClassificationModel(TaskModelTests):
 def test_the_queries_look_where_the_object_is() -> None:
     """Learning the colour of a small square on a ground of noise, the map points at it."""
     model = ClassificationModel(2, **{k: v for k, v in SMALL.items() if k != "num_classes"})
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 
     def pictures(number: int) -> tuple[Tensor, Tensor, Tensor]:
         x, labels = 0.5 * torch.randn(number, 3, 32, 32), torch.arange(number) % 2
@@ -89,12 +82,11 @@ def test_the_queries_look_where_the_object_is() -> None:
             x[n, int(labels[n]), 8 * rows[n] : 8 * rows[n] + 8, 8 * cols[n] : 8 * cols[n] + 8] += 3
         return x, rows * 4 + cols, labels
 
-    for _ in range(80):
+    def loss() -> Tensor:
         x, _, labels = pictures(32)
-        loss = nn.functional.cross_entropy(model(x).logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return nn.functional.cross_entropy(model(x).logits, labels)
+
+    learn(model, loss, steps=80)
     x, cells, labels = pictures(40)
     model.eval()
     assert (model(x).logits.argmax(1) == labels).float().mean() > 0.9

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mmattn.data.errors import DataError
@@ -146,12 +145,3 @@ def test_a_model_that_attends_to_nothing_says_so(tmp_path: Path) -> None:
     mean = train("fit", tmp_path / "run", options, task="classification")
     with pytest.raises(DataError, match="expected a model that attends to the picture"):
         load(mean / "model", device="cpu").explain(make("test", 1)[0])
-
-
-def test_export_equals_the_model(checkpoint: Path, tmp_path: Path, predictor: ClassificationPredictor) -> None:
-    pytest.importorskip("onnxruntime")
-    run("export", checkpoint, "--output", tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["classification.onnx", "classification.pt2", "processor"]
-    program = torch.export.load(tmp_path / "classification.pt2").module()
-    example = predictor._example(6)
-    torch.testing.assert_close(program(**example).logits, predictor.model(**example).logits, atol=1e-4, rtol=0)

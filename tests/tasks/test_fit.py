@@ -185,6 +185,7 @@ def test_training_features_run_together(tmp_path: Path) -> None:
     assert read(folder / "metrics.json")["fit"]["guidance"] > 0
 
 
+@pytest.mark.slow
 def test_learning_rate_finder_sets_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("fit", tmp_path / "run", "--find_lr true --data.scenes 40 --data.batch_size 6")
     assert "learning rate found" in capsys.readouterr().out

@@ -23,11 +23,13 @@ from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.sources import named_models
 from mmattn.tasks.common.task import tasks
+from tests.conftest import slow_but_first
 from tests.tasks.runs import ask, lines, read, run
 
 CHEAP = "vqa"  # whose slow tests are always run
 SOME_SLOW = [pytest.param(name, marks=() if name == CHEAP else pytest.mark.slow) for name in tasks()]
 BASELINES = [(task.name, words) for task in tasks().values() for words in task.baselines.values()]
+SOME_BASELINES = slow_but_first(BASELINES, lambda baseline: baseline[0])
 OPTIONS = "--model.schedule constant --model.ema_decay 0.9"  # the rate doesn't know when training ends
 
 each = pytest.mark.parametrize("task", tasks())
@@ -138,8 +140,9 @@ class TestContract:
         options = f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 2"
         assert same_weights(run("fit", tmp_path / "run", options, task=task), trained(task))
 
-    @pytest.mark.parametrize(("task", "words"), BASELINES)
-    def test_baselines_train(self, task: str, words: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("baseline", SOME_BASELINES, ids=" ".join)
+    def test_baselines_train(self, baseline: tuple[str, str], tmp_path: Path) -> None:
+        task, words = baseline
         metrics = read(run("fit", tmp_path / "run", words, task=task) / "metrics.json")
         assert metrics["fit"]["steps"] > 0
         assert tasks()[task].metric in metrics["validation"]
@@ -159,10 +162,13 @@ class TestContract:
 
     @each_slowly
     def test_export(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
-        words = ("--checkpoint", trained(task) / "model", "--format", "torch", "--output", tmp_path)
-        ask("export", *words, task=task)
-        assert {path.suffix for path in tmp_path.iterdir()} == {"", ".pt2"}
-        assert (tmp_path / "processor").is_dir()
+        """Each program was compared with the model before it was kept."""
+        pytest.importorskip("onnxruntime")
+        ask("export", "--checkpoint", trained(task) / "model", "--output", tmp_path, task=task)
+        programs = {path.stem for path in tmp_path.glob("*.pt2")}
+        assert programs in ({task}, {"encoder", "step"})
+        names = {f"{name}.{kind}" for name in programs for kind in ("pt2", "onnx")}
+        assert {path.name for path in tmp_path.iterdir()} == names | {"processor"}
 
     @each
     def test_one_item_and_several(self, task: str, predictor: Callable[[str], Predictor[Any, Any]]) -> None:

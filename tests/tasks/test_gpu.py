@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmattn.tasks import load, tasks
 from mmattn.tasks.common.module import TaskModule
+from tests.conftest import slow_but_first
 from tests.tasks.runs import read, run
 
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -108,7 +109,7 @@ def test_every_task_has_a_tiny_configuration() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("task", tasks())
+@pytest.mark.parametrize("task", slow_but_first(tasks()))
 def test_the_gpu_path_takes_the_step_that_the_plain_path_takes(
     task: str, device: str, take_step: Callable[..., Step]
 ) -> None:

@@ -169,12 +169,3 @@ def test_pictures_of_explanations(tmp_path: Path) -> None:
     assert not (tmp_path / "e.png").exists()
     run("explain", *words, "ring")
     assert Image.open(tmp_path / "e.png").size[0] > 600
-
-
-def test_export_equals_the_model(tmp_path: Path, predictor: SegmentationPredictor) -> None:
-    pytest.importorskip("onnxruntime")
-    run("export", "--output", tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["processor", "segmentation.onnx", "segmentation.pt2"]
-    program = torch.export.load(tmp_path / "segmentation.pt2").module()
-    example = predictor._example(4, 3, 6)
-    torch.testing.assert_close(program(**example)[0], predictor.model(**example).logits, atol=1e-4, rtol=0)

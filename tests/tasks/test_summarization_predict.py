@@ -127,12 +127,3 @@ def test_a_picture(tmp_path: Path) -> None:
 def test_lines_lose_nothing() -> None:
     text = "one two three\n\n" + "x" * 30 + " four"
     assert [text[a:b] for a, b in wrap(text, 8)] == ["one two", "three", "x" * 8, "x" * 8, "x" * 8, "x" * 6, "four"]
-
-
-@pytest.mark.slow
-def test_export_equals_the_model(tmp_path: Path, summarizer: Summarizer) -> None:
-    pytest.importorskip("onnxruntime")
-    written = summarizer.export(tmp_path, ("torch", "onnx"))
-    assert len(written) == 5
-    names = ["encoder.onnx", "encoder.pt2", "processor", "step.onnx", "step.pt2"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == names

@@ -45,8 +45,7 @@ def test_a_folder_is_a_task(tmp_path: Path) -> None:
     }  # fmt: skip
     where = {"MMATTN_TASKS": str(tmp_path / "own")}
     call(tmp_path, "-m mmattn toy fit --config own/configs/toy.yaml --trainer.enable_progress_bar false", **where)
-    call(tmp_path, "-m mmattn toy test", **where)
-    assert json.loads((tmp_path / "runs" / "toy" / "metrics.json").read_text())["test"]["accuracy"] > 0.9
+    assert json.loads((tmp_path / "runs" / "toy" / "metrics.json").read_text())["validation"]["accuracy"] > 0.9
     model = "--checkpoint runs/toy/model"
     found = json.loads(call(tmp_path, f"-m mmattn toy predict {model} --bits 01101", **where))
     assert (found["id"], found["label"]) == ("01101", "ones")

@@ -15,6 +15,7 @@ from mmattn.tasks.common.export import ExportError
 from mmattn.tasks.common.seq2seq.export import export_net
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, drop_words, token_loss
 from mmattn.tasks.translation.model import TranslationHead, TranslationModel
+from tests.conftest import slow_but_first
 from tests.tasks.text_models import SEARCH, TextModelTests
 
 SMALL: dict[str, Any] = {"vocab_size": 30, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "dropout": 0.0}
@@ -34,7 +35,10 @@ class TestTranslationModel(TextModelTests):
     }
 
 
-@pytest.mark.parametrize("keywords", [{}, {"positions": "learned", "max_len": 40}, {"decoder": "lstm"}], ids=str)
+STEPS: list[dict[str, Any]] = [{}, {"positions": "learned", "max_len": 40}, {"decoder": "lstm"}]
+
+
+@pytest.mark.parametrize("keywords", slow_but_first(STEPS), ids=str)
 def test_encoder_and_step_are_exported(keywords: dict[str, Any], tmp_path: Path) -> None:
     model = TranslationModel(**SMALL, **keywords)
     lines = export_net(model.net, tmp_path, ("torch",))

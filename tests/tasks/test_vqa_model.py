@@ -11,7 +11,7 @@ from mmattn.explain import capture
 from mmattn.tasks.common.pointing import peaks_in_regions
 from mmattn.tasks.vqa.losses import cell_coverage, guidance_loss, object_loss
 from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
-from tests.tasks.base import TaskModelTests
+from tests.tasks.base import TaskModelTests, learn
 
 SMALL: dict[str, Any] = {
     "vocab_size": 30,
@@ -72,13 +72,7 @@ class TestVQAModel(TaskModelTests):
         if variant == "mean":
             pytest.skip("a failing baseline")
         inputs, targets = self.inputs(8, 6), torch.randint(7, (8,))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        for _ in range(60):
-            loss = nn.functional.cross_entropy(model(**inputs).logits, targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        assert loss < 0.1
+        assert learn(model, lambda: nn.functional.cross_entropy(model(**inputs).logits, targets))[-1] < 0.1
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -160,17 +154,14 @@ def test_guidance_moves_attention() -> None:
     model = VQAModel(**SMALL)
     inputs = TestVQAModel().inputs(4, 5)
     regions = torch.tensor([[0.0, 0.0, 0.25, 0.25]]).expand(4, 1, 4)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(30):
+
+    def loss() -> Tensor:
         with capture(model) as maps:
             model(**inputs)
         layers = judged(model.grid_maps(maps, None, inputs["key_mask"]))
-        loss = guidance_loss(layers, regions, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1).long(), (8, 8))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+        return guidance_loss(layers, regions, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1).long(), (8, 8))
+
+    losses = learn(model, loss, steps=30)
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from mmattn.data.errors import DataError
@@ -106,13 +105,3 @@ def test_a_bad_item_ends_the_run_or_is_left_out(
 def test_a_picture_of_the_explanation(pictures: Path) -> None:
     ask("explain", "--image", pictures / "0.png", *ASKED, "--output", pictures / "one.png")
     assert Image.open(pictures / "one.png").size[0] > 300
-
-
-@pytest.mark.slow
-def test_export_equals_the_model(tmp_path: Path, predictor: VQAPredictor) -> None:
-    pytest.importorskip("onnxruntime")
-    ask("export", "--output", tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["processor", "vqa.onnx", "vqa.pt2"]
-    program = torch.export.load(tmp_path / "vqa.pt2").module()
-    example = predictor._example(6, 5)
-    torch.testing.assert_close(program(**example).logits, predictor.model(**example).logits, atol=1e-4, rtol=0)
