@@ -14,9 +14,10 @@ import torch
 
 from mmattn.data.audio.mel import level
 from mmattn.data.audio.reading import resample
-from mmattn.data.errors import DataError
 from mmattn.tasks.asr.data import ASRDataset, ASRSample, normalise
 from mmattn.tasks.asr.processor import FLOOR, ASRProcessor
+from tests.conftest import refused
+from tests.data.files import bad_data
 
 DATA = os.environ.get("MMATTN_DATA")
 TEXTS = ("yes", "no, it's not", "Yes - 42!")
@@ -98,10 +99,8 @@ def test_librispeech(folder: Path) -> None:
     found = [(s.id, s.text, s.speaker, s.duration) for s in ASRDataset(folder / "dev-clean").samples]
     assert found == [("84-121-0000", "GO ON", "84", 0.25), ("84-121-0001", "IT'S HERE", "84", 0.25)]
     write(place / "84-121.trans.txt", ["84-121-0000 GO ON", "84-121-0009 IT'S HERE"])
-    with pytest.raises(DataError, match=r"trans\.txt, line 2: expected 84-121-0009\.flac or .*\.wav beside it"):
-        ASRDataset(folder / "dev-clean")
-    with pytest.raises(DataError, match=r"expected LibriSpeech's \*\.trans\.txt somewhere in it, found 0\.flac"):
-        ASRDataset(folder / "audio")
+    bad_data(r"trans\.txt, line 2: expected 84-121-0009\.flac or .*\.wav beside it", ASRDataset, folder / "dev-clean")
+    bad_data(r"expected LibriSpeech's \*\.trans\.txt somewhere in it, found 0\.flac", ASRDataset, folder / "audio")
 
 
 def test_the_same_file_twice_is_two_samples(folder: Path) -> None:
@@ -148,8 +147,7 @@ def test_bad_lines(row: Any, message: str, folder: Path) -> None:
     (folder / "text.wav").write_text("no sound")
     (folder / "empty.wav").write_bytes(b"")
     path = write(folder / "bad.jsonl", [rows()[0], row, rows()[2]])
-    with pytest.raises(DataError, match=message):
-        ASRDataset(path)
+    bad_data(message, ASRDataset, path)
     kept = ASRDataset(path, on_error="skip")
     assert [sample.text for sample in kept.samples] == [TEXTS[0], TEXTS[2]]
     assert [where for where, _ in kept.skipped] == [f"{path}, line 2"]
@@ -158,10 +156,8 @@ def test_bad_lines(row: Any, message: str, folder: Path) -> None:
 def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProcessor) -> None:
     soundfile.write(folder / "audio" / "1.flac", np.full(800, np.nan), 8000, format="WAV", subtype="FLOAT")
     found = opened(folder, rows(duration=0.1))
-    with pytest.raises(DataError, match=r"a\.jsonl, line 2: audio .*1\.flac: expected finite samples, found 800"):
-        found.preload(8000)
-    with pytest.raises(DataError, match=r"item audio/1\.flac: audio .*expected finite samples"):
-        processor.collate(found.samples)
+    bad_data(r"a\.jsonl, line 2: audio .*1\.flac: expected finite samples, found 800", found.preload, 8000)
+    bad_data(r"item audio/1\.flac: audio .*expected finite samples", processor.collate, found.samples)
     kept = opened(folder, rows(duration=0.1), on_error="skip")
     assert len(kept) == 2
     assert "expected finite samples, found 800" in kept.skipped[0][1]
@@ -185,8 +181,7 @@ def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProc
 def test_bad_files(name: str, content: str | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        ASRDataset(tmp_path / name)
+    bad_data(message, ASRDataset, tmp_path / name)
 
 
 def test_a_duration_that_is_not_known_is_looked_up(processor: ASRProcessor) -> None:
@@ -199,8 +194,7 @@ def test_samples_in_memory_are_checked() -> None:
         ([ASRSample("x", (torch.zeros(9), 8000), "a")] * 2, r"sample 1 \(id 'x'\): expected an id of its own"),
         ([], "at least one recording"),
     ):
-        with pytest.raises(DataError, match=message):
-            ASRDataset(samples)
+        bad_data(message, ASRDataset, samples)
 
 
 def test_preload(folder: Path, processor: ASRProcessor) -> None:
@@ -221,8 +215,7 @@ def test_longer_ones_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     kept = found.leave_out_longer(0.5)
     assert [sample.id for sample in kept.samples] == ["0", "1"]
     assert "left out 1 clips" in caplog.text
-    with pytest.raises(DataError, match=r"clips of at most 0\.1 s, found none; the shortest has 0\.3 s"):
-        kept.leave_out_longer(0.1)
+    bad_data(r"clips of at most 0\.1 s, found none; the shortest has 0\.3 s", kept.leave_out_longer, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -337,8 +330,7 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
     assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("features", "labels"))
     settings = json.loads((tmp_path / "processor.json").read_text())
     (tmp_path / "processor.json").write_text(json.dumps(settings | {"normalize": "other"}))
-    with pytest.raises(DataError, match=r"processor\.json: expected a processor's settings, found .*normalize"):
-        ASRProcessor.load(tmp_path)
+    bad_data(r"processor\.json: expected a processor's settings, found .*normalize", ASRProcessor.load, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -354,8 +346,7 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
 )
 def test_the_processor_refuses_what_cannot_be(options: dict[str, Any], message: str) -> None:
     train = in_memory(options.pop("train", TEXTS))
-    with pytest.raises(ValueError, match=message):
-        ASRProcessor.fit(train, **options)
+    refused(message, ASRProcessor.fit, train, **options)
 
 
 @pytest.mark.skipif(not DATA, reason="real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")

@@ -19,6 +19,7 @@ from mmattn.tasks.asr import augment as module
 from mmattn.tasks.asr.augment import SpeechAugment, add_noise, change_speed, join_waves
 from mmattn.tasks.asr.data import ASRDataset, ASRSample
 from mmattn.tasks.asr.processor import ASRProcessor
+from tests.conftest import refused
 
 ROOT, SEEDS = Path(__file__).resolve().parents[2], [1, 2, 3, 4, 5, 6]
 ALL: dict[str, Any] = {"join": 3, "speed": [0.9, 1.1], "shift": 0.2, "gain": 6, "noise": [5, 30]}
@@ -100,8 +101,7 @@ def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.augment\.{message}"):
-        from_options(SpeechAugment, options, "data.augment")
+    refused(rf"data\.augment\.{message}", from_options, SpeechAugment, options, "data.augment", error=ConfigError)
 
 
 def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mmattn.data.audio.mel import WaveFeatures, WhisperFeatures, features_from_config, read_features, slaney_bands
-from mmattn.data.errors import DataError
 from mmattn.tasks.asr.public_processors import CTCText, WhisperText
 from mmattn.tasks.asr.whisper import WhisperStream
+from tests.data.files import bad_data
 
 TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!", "  spaces   here ", "日本 x", ""]
 
@@ -122,19 +122,16 @@ def test_features_travel(ours: WhisperFeatures | WaveFeatures) -> None:
 def test_settings_that_are_not_supported(values: dict[str, object], message: str, tmp_path: Path) -> None:
     config = WhisperFeatures().config() | values
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match=message):
-        read_features(tmp_path)
+    bad_data(message, read_features, tmp_path)
 
 
 @pytest.mark.parametrize("features", [WhisperFeatures(), WaveFeatures()])
 def test_bad_waves(features: WhisperFeatures | WaveFeatures) -> None:
     for wave in (torch.zeros(0), torch.zeros(2, 100), torch.zeros(100, dtype=torch.long)):
-        with pytest.raises(DataError, match="wave: expected samples"):
-            features(wave)
+        bad_data("wave: expected samples", features, wave)
     broken = torch.zeros(100)
     broken[7] = float("nan")
-    with pytest.raises(DataError, match="expected finite samples, found sample 7 is none"):
-        features(broken)
+    bad_data("expected finite samples, found sample 7 is none", features, broken)
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +218,7 @@ def test_tokenizers_travel(ctc: Path, whisper: Path, tmp_path: Path) -> None:
 
 
 def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
-    with pytest.raises(DataError, match=r"vocab\.json: expected the tokenizer's file, found none"):
-        CTCText.read(tmp_path / "none")
+    bad_data(r"vocab\.json: expected the tokenizer's file, found none", CTCText.read, tmp_path / "none")
     for content, message in (
         ("[1]", "vocab.json: expected an object, found list"),
         ("{", "vocab.json: expected JSON"),
@@ -231,16 +227,12 @@ def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
         ('{"|": 0, "A": 1}', "expected the token '<pad>'"),
     ):
         (tmp_path / "vocab.json").write_text(content)
-        with pytest.raises(DataError, match=message):
-            CTCText.read(tmp_path)
-    with pytest.raises(DataError, match="a tokenizer of kind ctc, found 'other'"):
-        CTCText.read(tmp_path, "other")
-    with pytest.raises(DataError, match=r"tokenizer\.json: expected the tokenizer's file, found none"):
-        WhisperText.read(tmp_path)
+        bad_data(message, CTCText.read, tmp_path)
+    bad_data("a tokenizer of kind ctc, found 'other'", CTCText.read, tmp_path, "other")
+    bad_data(r"tokenizer\.json: expected the tokenizer's file, found none", WhisperText.read, tmp_path)
     text = (whisper / "tokenizer.json").read_text().replace("<|notimestamps|>", "<|other|>")
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(DataError, match=r"Whisper's token <\|notimestamps\|>"):
-        WhisperText.read(tmp_path)
+    bad_data(r"Whisper's token <\|notimestamps\|>", WhisperText.read, tmp_path)
 
 
 FRONT = WhisperFeatures(n_mels=20, seconds=2)

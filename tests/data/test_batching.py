@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, Item, make_loader
 from mmattn.data.seeds import seed_of
+from tests.conftest import refused
 
 
 def indices(plan: Any) -> list[list[int]]:
@@ -111,8 +112,7 @@ def test_resume_in_the_middle_of_an_epoch(world_size: int) -> None:
         assert len(indices(plan)) == total
     plan.resume(2, total)
     assert indices(plan) == []
-    with pytest.raises(ValueError, match="start: expected 0 to"):
-        plan.resume(2, total + 1)
+    refused("start: expected 0 to", plan.resume, 2, total + 1)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -147,8 +147,7 @@ def test_evaluation_keeps_the_order_and_the_groups() -> None:
     ],
 )
 def test_wrong_plans(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
+    refused(message, make)
 
 
 class Numbers(Dataset[int]):

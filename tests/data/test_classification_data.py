@@ -16,6 +16,7 @@ from mmattn.data.image.files import TarImage
 from mmattn.data.image.processor import ImageProcessor
 from mmattn.tasks.classification.data import ClassificationDataset, ClassificationSample
 from mmattn.tasks.classification.processor import ClassificationProcessor
+from tests.data.files import bad_data
 from tests.pictures import encoded
 
 
@@ -60,8 +61,7 @@ def test_a_truncated_tar_is_named(tree: Path, tmp_path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         archive.add(tree, "tree")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    with pytest.raises(DataError, match=r"set\.tar.*expected a whole tar"):
-        ClassificationDataset(path)
+    bad_data(r"set\.tar.*expected a whole tar", ClassificationDataset, path)
 
 
 def test_a_table(tree: Path) -> None:
@@ -87,8 +87,7 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
         ("CIFAR11", tmp_path, r"no such name \(did you mean 'CIFAR10'\?\)"),
         ("CIFAR10", None, r"data\.root"),
     ):
-        with pytest.raises(DataError, match=message):
-            ClassificationDataset(f"torchvision/{name}", root=root)
+        bad_data(message, ClassificationDataset, f"torchvision/{name}", root=root)
     assert read("torchvision/FakeData", root=tmp_path)[0][0] == "train-0"
 
 
@@ -108,8 +107,13 @@ def test_a_torchvision_set_with_splits(tmp_path: Path, monkeypatch: pytest.Monke
     found = {split: read("torchvision/Flowers102", split=split, root=tmp_path) for split in ("train", "val", "test")}
     assert {split: len(rows) for split, rows in found.items()} == {"train": 3, "val": 2, "test": 2}
     assert found["train"][0] == ("train-0", ["tulip"])
-    with pytest.raises(DataError, match=r"torchvision/Flowers102 in .*none: expected its files, split test"):
-        read("torchvision/Flowers102", split="test", root=tmp_path / "none")
+    bad_data(
+        r"torchvision/Flowers102 in .*none: expected its files, split test",
+        read,
+        "torchvision/Flowers102",
+        split="test",
+        root=tmp_path / "none",
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,8 +168,7 @@ def test_processor(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="classes: expected different ones, at least 2, found"):
         ClassificationProcessor(ImageProcessor(8), ["cat"])
     (tmp_path / "processor" / "processor.json").write_text('{"labels": []}')
-    with pytest.raises(DataError, match=r"processor\.json: expected the keys"):
-        ClassificationProcessor.load(tmp_path / "processor")
+    bad_data(r"processor\.json: expected the keys", ClassificationProcessor.load, tmp_path / "processor")
 
 
 def test_batches(tree: Path) -> None:
@@ -196,8 +199,7 @@ def test_samples_in_memory_and_multi_label() -> None:
     dataset = ClassificationDataset(samples, multi_label=True)
     processor = ClassificationProcessor.fit(dataset, image_size=8, multi_label=True)
     assert processor.targets(dataset.samples).tolist() == [[1, 1], [0, 0]]
-    with pytest.raises(DataError, match=r"sample 0 .*: expected one label"):
-        ClassificationDataset(samples)
+    bad_data(r"sample 0 .*: expected one label", ClassificationDataset, samples)
     assert len(dataset.fingerprint()) == 64
 
 

@@ -11,6 +11,7 @@ import pytest
 from mmattn.tasks.asr.data import ASRDataset, ASRSample, normalise
 from mmattn.tasks.asr.demo import DIGITS, GENERATOR_VERSION, NUM_CLIPS, UNSEEN, VOICES, WORDS, make, sentences
 from mmattn.tasks.asr.voices import PHONES, RATE, speak
+from tests.conftest import refused
 
 SOME = 80  # clips a part whose sound is looked at: a clip depends on its number and its part alone
 TEXTS = {
@@ -170,5 +171,4 @@ def test_a_stop_is_silence_and_a_burst() -> None:
 def test_it_is_a_data_set(parts: dict[str, list[ASRSample]]) -> None:
     one, other = (ASRDataset(parts[split][:4]) for split in ("val", "test"))
     assert one.fingerprint() != other.fingerprint()
-    with pytest.raises(ValueError, match="expected one of train, val, test, found 'dev'"):
-        make("dev")
+    refused("expected one of train, val, test, found 'dev'", make, "dev")

@@ -12,6 +12,7 @@ import soundfile
 
 from mmattn.tasks.asr.data import ASRDataset
 from scripts.fetch.archive import FetchError, fetch, sources
+from tests.conftest import refused
 from tests.data.fetching import get, measured_on, nothing_left
 
 
@@ -52,8 +53,7 @@ def test_conversion(tmp_path: Path) -> None:
     ],
 )
 def test_another_content_than_expected(files: dict[str, bytes], message: str, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=message):
-        get("fsdd", files, tmp_path / "out")
+    refused(message, get, "fsdd", files, tmp_path / "out", error=FetchError)
     assert nothing_left(tmp_path / "out")
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mmattn.tasks.vqa.data import VQADataset
 from scripts.fetch.archive import Archive, FetchError, Source, digest, fetch, sources, validation
+from tests.conftest import refused
 from tests.data.fetching import archive, get, measured_on, nothing_left, png, run, serve
 
 
@@ -63,13 +64,19 @@ def test_fetch(tmp_path: Path) -> None:
 
 def test_offline_and_not_found(tmp_path: Path) -> None:
     with serve({}) as url:
-        with pytest.raises(FetchError, match=r"answers 404 .*the repository or the commit is gone"):
-            fetch(TOY, tmp_path / "out", url)
+        refused(
+            r"answers 404 .*the repository or the commit is gone", fetch, TOY, tmp_path / "out", url, error=FetchError
+        )
         closed = url
-    with pytest.raises(FetchError, match=r"no connection \(.*refused.*\); is this machine offline\?"):
-        fetch(TOY, tmp_path / "out", closed)
-    with pytest.raises(FetchError, match="no connection"):
-        fetch(TOY, tmp_path / "out", "nonsense")
+    refused(
+        r"no connection \(.*refused.*\); is this machine offline\?",
+        fetch,
+        TOY,
+        tmp_path / "out",
+        closed,
+        error=FetchError,
+    )
+    refused("no connection", fetch, TOY, tmp_path / "out", "nonsense", error=FetchError)
     assert nothing_left(tmp_path / "out")
 
 
@@ -112,12 +119,12 @@ def test_changed_content_can_be_accepted(tmp_path: Path) -> None:
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "mine.txt").write_text("precious")
-    with pytest.raises(FetchError, match="exists and is not toy as this program makes it"):
-        fetch(TOY, tmp_path, "http://127.0.0.1:9")
+    refused(
+        "exists and is not toy as this program makes it", fetch, TOY, tmp_path, "http://127.0.0.1:9", error=FetchError
+    )
     assert (tmp_path / "toy" / "mine.txt").read_text() == "precious"
     (tmp_path / "file").write_text("")
-    with pytest.raises(FetchError, match="cannot write"):
-        fetch(TOY, tmp_path / "file", "http://127.0.0.1:9")
+    refused("cannot write", fetch, TOY, tmp_path / "file", "http://127.0.0.1:9", error=FetchError)
 
 
 @pytest.mark.parametrize("when", ["download", "convert"])

@@ -14,6 +14,7 @@ from mmattn.tasks.classification.data import ClassificationDataset
 from mmattn.tasks.segmentation.data import SegmentationDataset
 from scripts.fetch.archive import FetchError, fetch, sources, validation
 from scripts.fetch.images import masks_digest, tar_digest
+from tests.conftest import refused
 from tests.data.fetching import get, measured_on, nothing_left, png, run
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -43,8 +44,14 @@ def test_cifar10(tmp_path: Path) -> None:
         for sample in samples:
             assert sample.image.read() == files[f"train/{sample.id}"]
         assert [s.labels[0] for s in samples] != sorted(s.labels[0] for s in samples), "classes are mixed"
-    with pytest.raises(FetchError, match=r"cifar10: expected one of the classes airplane.*, found train/fish/1\.jpg"):
-        get("cifar10", {"train/fish/1.jpg": b"-"}, tmp_path / "wrong")
+    refused(
+        r"cifar10: expected one of the classes airplane.*, found train/fish/1\.jpg",
+        get,
+        "cifar10",
+        {"train/fish/1.jpg": b"-"},
+        tmp_path / "wrong",
+        error=FetchError,
+    )
     with pytest.raises(FetchError, match="cifar10: the archive has no pictures of test"):
         get("cifar10", {name: content for name, content in files.items() if "test" not in name}, tmp_path / "wrong")
     assert nothing_left(tmp_path / "wrong")
@@ -91,8 +98,7 @@ def test_camvid(tmp_path: Path) -> None:
     ],
 )
 def test_camvid_that_is_not_as_expected(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=message):
-        get("camvid", CAMVID | {f"CamVid/{name}": content}, tmp_path)
+    refused(message, get, "camvid", CAMVID | {f"CamVid/{name}": content}, tmp_path, error=FetchError)
     assert nothing_left(tmp_path)
 
 

@@ -12,6 +12,7 @@ from mmattn.data.errors import Problems
 from mmattn.data.readers import read_rows
 from mmattn.tasks.translation.data import TranslationDataset
 from scripts.fetch.archive import FetchError, digest, sources
+from tests.conftest import refused
 from tests.data.fetching import get, measured_on, nothing_left
 
 
@@ -64,14 +65,20 @@ def test_aeslc(tmp_path: Path) -> None:
     ],
 )
 def test_another_content_than_expected(name: str, files: dict[str, bytes], message: str, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=message):
-        get(name, files, tmp_path / "out")
+    refused(message, get, name, files, tmp_path / "out", error=FetchError)
     assert nothing_left(tmp_path / "out")
 
 
 def test_changed_content_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=r"train.en has sha256 .*, expected f7cb7c7d411f"):
-        get("multi30k_en_de", MULTI30K, tmp_path / "out", checked=True)
+    refused(
+        r"train.en has sha256 .*, expected f7cb7c7d411f",
+        get,
+        "multi30k_en_de",
+        MULTI30K,
+        tmp_path / "out",
+        error=FetchError,
+        checked=True,
+    )
     assert nothing_left(tmp_path / "out")
 
 

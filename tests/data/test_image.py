@@ -14,6 +14,8 @@ from PIL import Image
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import FULL, ImageAugment, ImageProcessor, compose, image_size, load_image, move_box
+from tests.conftest import refused
+from tests.data.files import bad_data
 from tests.pictures import bomb, encoded
 
 
@@ -145,8 +147,7 @@ def test_bad_file(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_picture(source: object, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        load_image(source, "question 17", max_pixels=100)
+    bad_data(message, load_image, source, "question 17", max_pixels=100)
 
 
 # Preprocessing
@@ -252,5 +253,4 @@ def test_no_flip_by_default_and_nothing_at_zero() -> None:
     ],
 )
 def test_wrong_options(kind: type, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**options)
+    refused(message, kind, **options)

@@ -9,6 +9,7 @@ import pytest
 
 from mmattn.data.batching import EvalBatchSampler
 from mmattn.data.buckets import TokenBatchSampler, waste_of
+from tests.conftest import refused
 
 
 def lengths(count: int = 500, seed: int = 0) -> list[tuple[int, int]]:
@@ -87,8 +88,7 @@ def test_little_is_padded() -> None:
 )
 def test_wrong_options(count: int, max_tokens: int, world_size: int, message: str) -> None:
     given = [(5, 30)] * count
-    with pytest.raises(ValueError, match=message):
-        TokenBatchSampler(given, max_tokens, world_size=world_size)
+    refused(message, TokenBatchSampler, given, max_tokens, world_size=world_size)
 
 
 def test_measuring_goes_from_long_to_short() -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from mmattn.data.errors import DataError
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.data import PairDataset, PairSample
 from mmattn.tasks.common.seq2seq.processor import PairProcessor
+from tests.conftest import refused
+from tests.data.files import bad_data
 
 TEXTS = [
     ("the red dog sleeps", "der rote Hund schläft"),
@@ -92,8 +93,13 @@ def test_for_other_data_texts_stay_and_lengths_are_those_asked_for() -> None:
     assert (other.source, other.max_source_len, other.max_target_len) == (processor.source, 256, 7)
     assert other.options == {"source_lang": "de", "generation": {"num_beams": 2}}
     assert processor.options["source_lang"] == "en"
-    with pytest.raises(ConfigError, match=r"data\.shared_vocab: .*goes on from has True, the configuration says False"):
-        processor.retarget(None, {"shared_vocab": False})
+    refused(
+        r"data\.shared_vocab: .*goes on from has True, the configuration says False",
+        processor.retarget,
+        None,
+        {"shared_vocab": False},
+        error=ConfigError,
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,8 +114,7 @@ def test_for_other_data_texts_stay_and_lengths_are_those_asked_for() -> None:
     ],
 )
 def test_bad_samples(sample: PairSample, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        PairDataset([*SAMPLES, sample])
+    bad_data(message, PairDataset, [*SAMPLES, sample])
     rest = PairDataset([*SAMPLES, sample], on_error="skip")
     assert (len(rest), len(rest.skipped)) == (len(SAMPLES), 1)
 
@@ -123,8 +128,7 @@ def test_a_data_set() -> None:
     assert both.fingerprint() != dataset.fingerprint()
     assert PairSample("1", "a", references=["b", "c"]).right_targets() == ["b", "c"]
     assert PairDataset([PairSample("1", "a")], require_labels=False).samples[0].target == ""
-    with pytest.raises(DataError, match="expected at least one pair, found none"):
-        PairDataset([])
+    bad_data("expected at least one pair, found none", PairDataset, [])
 
 
 @pytest.mark.parametrize(
@@ -139,5 +143,4 @@ def test_damaged_processor(change: dict[str, object], message: str, tmp_path: Pa
     processor = fit()
     processor.save(tmp_path)
     (tmp_path / "processor.json").write_text(json.dumps(processor.config() | change))
-    with pytest.raises(DataError, match=message):
-        PairProcessor.load(tmp_path)
+    bad_data(message, PairProcessor.load, tmp_path)

@@ -14,6 +14,8 @@ from mmattn.data.image.masks import VOID, ClassList, load_mask, palette, read_cl
 from mmattn.tasks.segmentation.augment import SegmentationAugment
 from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
+from tests.conftest import refused
+from tests.data.files import bad_data
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -62,8 +64,7 @@ def test_masks_with_a_palette_and_of_one_bit_are_their_places(tmp_path: Path) ->
     Image.fromarray(numbers > 4).save(tmp_path / "bits.png")
     assert np.array_equal(load_mask(tmp_path / "bits.png"), (numbers > 4).astype(np.uint8))
     Image.fromarray(numbers).save(tmp_path / "m.jpg")
-    with pytest.raises(DataError, match=r"mask .*m\.jpg: expected a mask without loss, such as PNG"):
-        load_mask(tmp_path / "m.jpg")
+    bad_data(r"mask .*m\.jpg: expected a mask without loss, such as PNG", load_mask, tmp_path / "m.jpg")
 
 
 def test_without_a_list_the_masks_say_what_there_is(tmp_path: Path) -> None:
@@ -112,15 +113,13 @@ def test_samples_without_masks(tmp_path: Path) -> None:
     (root / "masks" / "1.png").unlink()
     dataset = SegmentationDataset(root, require_labels=False)
     assert [s.mask is None for s in dataset.samples] == [False, True, False]
-    with pytest.raises(DataError, match=r"sample 1 \(id '1'\): expected a mask, found none"):
-        SegmentationDataset(dataset.samples)
+    bad_data(r"sample 1 \(id '1'\): expected a mask, found none", SegmentationDataset, dataset.samples)
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "flat" / "empty").mkdir(parents=True)
     for path, found in (("none", "no such folder"), ("flat/empty", "nothing"), ("flat", "empty")):
-        with pytest.raises(DataError, match=f"expected a folder with images/ and masks/, found {found}"):
-            SegmentationDataset(tmp_path / path)
+        bad_data(f"expected a folder with images/ and masks/, found {found}", SegmentationDataset, tmp_path / path)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +134,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
 )
 def test_bad_class_lists(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_classes(tmp_path / "c.txt")
+    bad_data(message, read_classes, tmp_path / "c.txt")
 
 
 def test_class_lists(tmp_path: Path) -> None:
@@ -154,8 +152,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     other = SegmentationProcessor.load(tmp_path / "p")
     assert (other.config(), other.fingerprint()) == (processor.config(), processor.fingerprint())
     (tmp_path / "p" / "processor.json").write_text("{}")
-    with pytest.raises(DataError, match="expected the keys"):
-        SegmentationProcessor.load(tmp_path / "p")
+    bad_data("expected the keys", SegmentationProcessor.load, tmp_path / "p")
 
 
 @pytest.mark.parametrize(("training", "label_size"), [(False, (20, 30)), (True, (10, 15))])
@@ -242,5 +239,4 @@ def test_what_lies_beyond_is_void_and_half_are_mirrored() -> None:
     ],
 )
 def test_bad_augmentation(option: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SegmentationAugment(**option)
+    refused(message, SegmentationAugment, **option)

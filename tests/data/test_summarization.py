@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmattn.data.errors import DataError
 from mmattn.tasks.summarization.data import SummaryDataset, SummarySample
 from mmattn.tasks.summarization.processor import SummaryProcessor
+from tests.data.files import bad_data
 
 ROWS = [
     {"id": "a", "document": "Rain fell. The pump broke.", "summary": "pump broke"},
@@ -71,8 +71,7 @@ def test_references_stand_in_for_a_summary(tmp_path: Path) -> None:
 )
 def test_a_bad_line_is_named_or_left_out(tmp_path: Path, row: dict | str, message: str) -> None:
     path = write(tmp_path / "bad.jsonl", [ROWS[0], row, ROWS[1]])
-    with pytest.raises(DataError, match=message):
-        SummaryDataset(path)
+    bad_data(message, SummaryDataset, path)
     rest = SummaryDataset(path, on_error="skip")
     assert [sample.id for sample in rest.samples] == ["a", "b"]
     assert len(rest.skipped) == 1
@@ -89,8 +88,7 @@ def test_a_bad_line_is_named_or_left_out(tmp_path: Path, row: dict | str, messag
 def test_a_bad_file_is_named(name: str, content: str | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        SummaryDataset(tmp_path / name)
+    bad_data(message, SummaryDataset, tmp_path / name)
 
 
 def test_summaries_may_be_missing_where_they_are_asked_for(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.data.text.tokenizer import KINDS, SPECIAL_TOKENS, TextProcessor
+from tests.conftest import refused
+from tests.data.files import bad_data
 
 TEXTS = ["Is it red?", "is it Blue ?", "what colour is the café's sign?", "how many red dogs are there?"] * 5
 
@@ -105,8 +107,7 @@ def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> Non
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TextProcessor.fit(**{"texts": TEXTS} | options)  # type: ignore[arg-type]
+    refused(message, TextProcessor.fit, **{"texts": TEXTS} | options)
     with pytest.raises(DataError, match="valid Unicode"):
         fit().encode_batch(["\udcff"])
 
@@ -115,5 +116,4 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
 def test_bad_tokenizer_file(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(DataError, match=r"tokenizer\.json"):
-        TextProcessor.load(tmp_path)
+    bad_data(r"tokenizer\.json", TextProcessor.load, tmp_path)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.data.errors import DataError
 from mmattn.data.text.sentences import read_sentences, split_sentences
+from tests.data.files import bad_data
 
 SQUAD = {"data": [{"paragraphs": [{"context": "It rained. We left.", "qas": [{"answers": [{"text": "rained"}]}]}] * 2}]}
 COCO = {"annotations": [{"image_id": 1, "caption": "A dog runs."}, {"image_id": 1, "caption": "A dog plays."}]}
@@ -40,8 +40,7 @@ def test_sentences_of_each_format(name: str, content: str, found: list[str], tmp
 )
 def test_a_file_without_texts_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        read_sentences(tmp_path / name)
+    bad_data(message, read_sentences, tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.data.errors import DataError
 from mmattn.data.readers import read_lines
 from mmattn.tasks.translation.data import TranslationDataset
+from tests.data.files import bad_data
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:
@@ -79,8 +79,7 @@ def test_languages_choose_the_direction_and_line_feeds_alone_part_lines(tmp_path
 )
 def test_errors_name_file_and_line(files: dict[str, str], path: str, message: str, tmp_path: Path) -> None:
     write(tmp_path, files)
-    with pytest.raises(DataError, match=message):
-        TranslationDataset(tmp_path / path)
+    bad_data(message, TranslationDataset, tmp_path / path)
 
 
 def test_bad_lines_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -90,8 +89,7 @@ def test_bad_lines_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert pairs(dataset) == [("a", "A")]
     assert "left out 2 bad items, kept 1" in caplog.text
     write(tmp_path, {"u.en": "a\nb\n", "u.de": "A\n"})
-    with pytest.raises(DataError, match="as many lines"):  # which lines belong together cannot be known
-        TranslationDataset(tmp_path / "u", on_error="skip")
+    bad_data("as many lines", TranslationDataset, tmp_path / "u", on_error="skip")
 
 
 def test_lines_of_a_file(tmp_path: Path) -> None:

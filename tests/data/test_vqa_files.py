@@ -13,6 +13,8 @@ from PIL import Image
 
 from mmattn.data.errors import DataError
 from mmattn.tasks.vqa.data import VQADataset
+from tests.conftest import refused
+from tests.data.files import bad_data
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
@@ -88,12 +90,10 @@ def test_pictures_by_file_name_root_and_parent(tmp_path: Path) -> None:
     questions, notes = [question(1)], [annotation(1, "yes")]
     path = write_pair(tmp_path, questions, notes, images=[{"id": 7, "file_name": "sub/a.png"}])
     assert VQADataset(path, image_root=tmp_path / "elsewhere")[0].image.endswith("sub/a.png")
-    with pytest.raises(
-        DataError, match=r"questions\[0\] \(question_id 1\): expected its image sub/a\.png in .*no such"
-    ):
-        VQADataset(path)
-    with pytest.raises(DataError, match=r"image_root .*nowhere: expected a folder, found nothing"):
-        VQADataset(path, image_root=tmp_path / "nowhere")
+    bad_data(r"questions\[0\] \(question_id 1\): expected its image sub/a\.png in .*no such", VQADataset, path)
+    bad_data(
+        r"image_root .*nowhere: expected a folder, found nothing", VQADataset, path, image_root=tmp_path / "nowhere"
+    )
     picture(tmp_path / "images" / "000000000007.jpg")
     (tmp_path / "json").mkdir()
     assert VQADataset(write_pair(tmp_path / "json", questions, notes))[0].image.endswith("000000000007.jpg")
@@ -101,12 +101,10 @@ def test_pictures_by_file_name_root_and_parent(tmp_path: Path) -> None:
 
 def test_unlabelled_is_an_error_only_where_labels_are_needed(folder: Path) -> None:
     path = write_pair(folder, [question(1)])
-    with pytest.raises(DataError, match=r"annotations beside it \(annotations_train.json\).*training and evaluation"):
-        VQADataset(path)
+    bad_data(r"annotations beside it \(annotations_train.json\).*training and evaluation", VQADataset, path)
     assert VQADataset(path, require_labels=False)[0].answers == []
     odd = write(folder / "test.json", path.read_bytes())
-    with pytest.raises(DataError, match="its annotations beside it"):
-        VQADataset(odd)
+    bad_data("its annotations beside it", VQADataset, odd)
     assert len(VQADataset(odd, require_labels=False)) == 1
 
 
@@ -222,20 +220,17 @@ def test_bad_json(kind: str, case: str, folder: Path) -> None:
     path = write_pair(folder, GOOD, NOTES)
     bad = write(folder / f"{kind}_train.json", content)
     for on_error in ("raise", "skip"):  # a file that cannot be read at all is never skipped
-        with pytest.raises(DataError, match=re.escape(str(bad)) + ".*(?:" + message + ")"):
-            VQADataset(path, on_error=on_error)
+        bad_data(re.escape(str(bad)) + ".*(?:" + message + ")", VQADataset, path, on_error=on_error)
 
 
 def test_missing_folder_and_ending(folder: Path) -> None:
     write_pair(folder, GOOD, NOTES)
-    with pytest.raises(DataError, match=r"nothing\.json: expected a file, found no such file"):
-        VQADataset(folder / "nothing.json")
-    with pytest.raises(DataError, match="found a folder with annotations_train"):
-        VQADataset(folder)
-    with pytest.raises(DataError, match=r"expected a questions \.json, or a \.csv.*found the ending '\.txt'"):
-        VQADataset(write(folder / "a.txt", "x"))
-    with pytest.raises(ValueError, match="on_error"):
-        VQADataset(folder, on_error="ignore")
+    bad_data(r"nothing\.json: expected a file, found no such file", VQADataset, folder / "nothing.json")
+    bad_data("found a folder with annotations_train", VQADataset, folder)
+    bad_data(
+        r"expected a questions \.json, or a \.csv.*found the ending '\.txt'", VQADataset, write(folder / "a.txt", "x")
+    )
+    refused("on_error", VQADataset, folder, on_error="ignore")
 
 
 def test_skip_in_a_pair(folder: Path) -> None:

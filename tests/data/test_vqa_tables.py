@@ -11,6 +11,7 @@ from PIL import Image
 
 from mmattn.data.errors import DataError
 from mmattn.tasks.vqa.data import VQADataset
+from tests.data.files import bad_data
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -60,8 +61,7 @@ def test_several_answers_and_unlabelled_rows(folder: Path) -> None:
     dataset = VQADataset(path, require_labels=False)
     assert [sample.answers for sample in dataset] == [["red", "dark red", "red"], ["a|b", "c"], []]
     assert dataset.groups == [0, 0, 1]
-    with pytest.raises(DataError, match=r"a\.csv, line 4: expected at least one answer"):
-        VQADataset(path)
+    bad_data(r"a\.csv, line 4: expected at least one answer", VQADataset, path)
     assert VQADataset(write(folder / "b.jsonl", '{"image": "images/7.png", "question": "n?", "answer": 2}'))[
         0
     ].answers == ["2"]
@@ -192,5 +192,4 @@ def test_skip_leaves_out_counts_and_reports(folder: Path, caplog: pytest.LogCapt
 
 def test_nothing_left_is_an_error(folder: Path) -> None:
     path = write(folder / "a.csv", HEAD + b"images/no.png,a?,b\n")
-    with pytest.raises(DataError, match=r"at least one question, found none \(1 left out as bad\)"):
-        VQADataset(path, on_error="skip")
+    bad_data(r"at least one question, found none \(1 left out as bad\)", VQADataset, path, on_error="skip")

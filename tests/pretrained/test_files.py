@@ -129,8 +129,12 @@ class TestFiles:
 
     def test_what_is_missing_is_named(self, folder):
         (folder / "model.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"no weights; looked for model\.safetensors, pytorch_model\.bin"):
-            load_pretrained(folder)
+        refused(
+            r"no weights; looked for model\.safetensors, pytorch_model\.bin",
+            load_pretrained,
+            folder,
+            error=FileNotFoundError,
+        )
         (folder / "config.json").write_text("{")
         refused(r"config\.json: not JSON", load_pretrained, folder)
         (folder / "config.json").write_text("[]")
@@ -166,8 +170,12 @@ class TestHub:
         return asked
 
     def test_only_when_asked_for(self, hub):
-        with pytest.raises(FileNotFoundError, match=r"no folder own/er; if it is a name .* pass download=True"):
-            load_pretrained("own/er")
+        refused(
+            r"no folder own/er; if it is a name .* pass download=True",
+            load_pretrained,
+            "own/er",
+            error=FileNotFoundError,
+        )
         refused("weights are not read from a web address", load_pretrained, "https://hub/own/er", download=True)
         assert hub == []
 
@@ -178,10 +186,20 @@ class TestHub:
         assert same(load_pretrained("own/er", download=True), model)
 
     def test_no_such_repository(self, hub):
-        with pytest.raises(FileNotFoundError, match="no/repo: no such folder, and the hub does not give it"):
-            load_pretrained("no/repo", download=True)
-        with pytest.raises(FileNotFoundError, match="off/line: no such folder, nor in the hub's cache"):
-            load_pretrained("off/line", download=True)
+        refused(
+            "no/repo: no such folder, and the hub does not give it",
+            load_pretrained,
+            "no/repo",
+            error=FileNotFoundError,
+            download=True,
+        )
+        refused(
+            "off/line: no such folder, nor in the hub's cache",
+            load_pretrained,
+            "off/line",
+            error=FileNotFoundError,
+            download=True,
+        )
 
 
 class TestTables:
