@@ -1,4 +1,4 @@
-"""Random ViTs, DINOv2s and towers of SigLIP: ours equal transformers' and timm's in every layer, images of any shape."""
+"""Random ViTs, DINOv2s and SigLIPs: ours equal transformers' and timm's in every layer, images of any shape."""
 
 import pytest
 import torch
