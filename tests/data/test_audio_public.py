@@ -16,7 +16,8 @@ from torch import Tensor
 from mmattn.data.audio.mel import WaveFeatures, WhisperFeatures, features_from_config, read_features, slaney_bands
 from mmattn.tasks.asr.public_processors import CTCText, WhisperText
 from mmattn.tasks.asr.whisper import WhisperStream
-from tests.data.files import bad_data
+from tests.conftest import refused
+from tests.data.files import bad_data, write
 
 TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!", "  spaces   here ", "日本 x", ""]
 
@@ -120,8 +121,7 @@ def test_features_travel(ours: WhisperFeatures | WaveFeatures) -> None:
     ],
 )
 def test_settings_that_are_not_supported(values: dict[str, object], message: str, tmp_path: Path) -> None:
-    config = WhisperFeatures().config() | values
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    write(tmp_path / "preprocessor_config.json", json.dumps(WhisperFeatures().config() | values))
     bad_data(message, read_features, tmp_path)
 
 
@@ -226,12 +226,11 @@ def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
         ('{"<pad>": 0, "A": 1}', r"expected the token '\|'"),
         ('{"|": 0, "A": 1}', "expected the token '<pad>'"),
     ):
-        (tmp_path / "vocab.json").write_text(content)
-        bad_data(message, CTCText.read, tmp_path)
+        bad_data(message, CTCText.read, write(tmp_path / "vocab.json", content).parent)
     bad_data("a tokenizer of kind ctc, found 'other'", CTCText.read, tmp_path, "other")
     bad_data(r"tokenizer\.json: expected the tokenizer's file, found none", WhisperText.read, tmp_path)
     text = (whisper / "tokenizer.json").read_text().replace("<|notimestamps|>", "<|other|>")
-    (tmp_path / "tokenizer.json").write_text(text)
+    write(tmp_path / "tokenizer.json", text)
     bad_data(r"Whisper's token <\|notimestamps\|>", WhisperText.read, tmp_path)
 
 
@@ -290,5 +289,4 @@ def test_silence_is_passed_over() -> None:
     assert len(frames) == WINDOW
     assert len(stream.read(begin + WINDOW + 150)[1]) == 0
     assert stream.total == len(wave)
-    with pytest.raises(ValueError, match="the loudest frame is not known"):
-        WhisperStream(FRONT, [said]).read(0)
+    refused("the loudest frame is not known", WhisperStream(FRONT, [said]).read, 0)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmattn.data.errors import DataError
 from mmattn.data.image.masks import VOID, ClassList, load_mask, palette, read_classes
 from mmattn.tasks.segmentation.augment import SegmentationAugment
 from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from tests.conftest import refused
-from tests.data.files import bad_data
+from tests.data.files import bad_data, write
+from tests.pictures import encoded
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -50,7 +50,6 @@ def test_a_folder(tmp_path: Path) -> None:
     expected = np.select([masks == 0, masks == 4], [0, 1], VOID)
     assert np.array_equal(batch.labels.numpy(), expected)
     assert processor.counts == [int((masks == 0).sum()), int((masks == 4).sum())]
-    assert len(dataset.fingerprint()) == 64
 
 
 def test_masks_with_a_palette_and_of_one_bit_are_their_places(tmp_path: Path) -> None:
@@ -95,12 +94,9 @@ def test_bad_items_are_named_or_left_out(
     root = folder(tmp_path)
     if content is None:
         (root / name).unlink()
-    elif isinstance(content, bytes):
-        (root / name).write_bytes(content)
     else:
-        Image.fromarray(content).save(root / name)
-    with pytest.raises(DataError, match=message):
-        read_all(SegmentationDataset(root))
+        write(root / name, content if isinstance(content, bytes) else encoded(Image.fromarray(content)))
+    bad_data(message, lambda: read_all(SegmentationDataset(root)))
     dataset = SegmentationDataset(root, on_error="skip")
     assert [s.id for s in dataset.samples] in (["0", "2"], ["0", "1", "2"])
     assert len(dataset.skipped) == 1
@@ -133,13 +129,12 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     ],
 )
 def test_bad_class_lists(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "c.txt").write_text(text)
-    bad_data(message, read_classes, tmp_path / "c.txt")
+    bad_data(message, read_classes, write(tmp_path / "c.txt", text))
 
 
 def test_class_lists(tmp_path: Path) -> None:
-    (tmp_path / "c.txt").write_text("# a comment\nsky\n\nroad side\nIgnore\n")
-    assert read_classes(tmp_path / "c.txt") == ClassList(("sky", "road side"), (0, 1), (2,))
+    path = write(tmp_path / "c.txt", "# a comment\nsky\n\nroad side\nIgnore\n")
+    assert read_classes(path) == ClassList(("sky", "road side"), (0, 1), (2,))
     assert len({tuple(colour) for colour in palette(254).tolist()}) == 254, "colours tell classes apart"
     classes, labels = ClassList(("a", "b"), (3, 200), (0,)), np.array([[0, 1, VOID]], np.uint8)
     assert classes.mask(labels).tolist() == [[3, 200, 255]]
@@ -151,8 +146,6 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     processor.save(tmp_path / "p")
     other = SegmentationProcessor.load(tmp_path / "p")
     assert (other.config(), other.fingerprint()) == (processor.config(), processor.fingerprint())
-    (tmp_path / "p" / "processor.json").write_text("{}")
-    bad_data("expected the keys", SegmentationProcessor.load, tmp_path / "p")
 
 
 @pytest.mark.parametrize(("training", "label_size"), [(False, (20, 30)), (True, (10, 15))])
@@ -182,7 +175,6 @@ def test_pictures_of_several_sizes_in_a_batch() -> None:
     assert batch.alike() == [[0, 2], [1]]
     assert (batch.labels[1, :, 5:] == VOID).all()
     assert (batch.labels[1, :, :5] == 1).all()
-    assert batch.to("cpu").pin_memory if torch.cuda.is_available() else batch.to("cpu")
 
 
 PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
