@@ -18,6 +18,7 @@ from mmattn.tasks.asr.public_processors import CTCText, WhisperText
 from mmattn.tasks.asr.whisper import WhisperStream
 from tests.conftest import refused
 from tests.data.files import bad_data, write
+from tests.tasks.public_speech import LETTERS, write_whisper
 
 TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!", "  spaces   here ", "日本 x", ""]
 
@@ -137,20 +138,8 @@ def test_bad_waves(features: WhisperFeatures | WaveFeatures) -> None:
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer laid out as openai's."""
-    from tokenizers import AddedToken, ByteLevelBPETokenizer
-    from tokenizers.processors import TemplateProcessing
-
     folder = tmp_path_factory.mktemp("whisper")
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXTS, 300)
-    special = ["endoftext", "startoftranscript", "en", "de", "translate", "transcribe", "startoflm", "startofprev"]
-    special += ["nospeech", "notimestamps"]
-    trained.add_special_tokens([f"<|{name}|>" for name in special])
-    trained.add_tokens([AddedToken(f"<|{index * 0.02:.2f}|>", normalized=False) for index in range(1501)])
-    ids = {name: trained.token_to_id(name) for name in ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")}
-    template = "<|startoftranscript|> <|notimestamps|> $A <|endoftext|>"
-    trained._tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(ids.items()))
-    trained.save(str(folder / "tokenizer.json"))
+    write_whisper(folder)
     return folder
 
 
@@ -170,13 +159,10 @@ def test_whispers_tokenizer(text: str, whisper: Path) -> None:
     assert ours.start_id == theirs.convert_tokens_to_ids("<|startoftranscript|>")
 
 
-VOCABULARY = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLU'CW"])}
-
-
 @pytest.fixture
 def ctc(tmp_path: Path) -> Path:
     """A folder as facebook's base model has it."""
-    (tmp_path / "vocab.json").write_text(json.dumps(VOCABULARY))
+    (tmp_path / "vocab.json").write_text(json.dumps(LETTERS))
     settings = {"do_lower_case": False, "word_delimiter_token": "|", "pad_token": {"content": "<pad>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     return tmp_path
@@ -193,9 +179,9 @@ def test_the_tokenizer_of_ctc(text: str, lowered: bool, ctc: Path) -> None:
     assert isinstance(ours, CTCText)
     assert ours.encode(text) == theirs(text).input_ids
     assert (ours.pad_id, ours.start_id, ours.eos_id, ours.unk_id) == (0, 1, 2, 3)
-    assert ours.vocab_size == len(VOCABULARY)
+    assert ours.vocab_size == len(LETTERS)
     generator = torch.Generator().manual_seed(len(text))
-    frames = torch.randint(len(VOCABULARY), (60,), generator=generator).repeat_interleave(2).tolist()
+    frames = torch.randint(len(LETTERS), (60,), generator=generator).repeat_interleave(2).tolist()
     collapsed = [token for token, _ in groupby(frames) if token != ours.pad_id]
     expected = theirs.decode(frames, skip_special_tokens=False)
     assert ours.decode(collapsed) == re.sub("<unk>|</s>|<s>", "", expected)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmattn.data.errors import DataError
 from mmattn.data.text.sentences import read_sentences, split_sentences
 from mmattn.data.text.tokenizer import KINDS, SPECIAL_TOKENS, TextProcessor
 from tests.conftest import refused
@@ -80,6 +79,7 @@ def test_words_as_they_are_written() -> None:
     assert fit("bpe").unknown_words("Is it GREEN or zébra?") == []
     assert fit().tokens("Is it GREEN?") == ["Is", "it", "GREEN", "?"]
     assert fit(lowercase=False).encode("Is") != fit(lowercase=False).encode("is"), "lower case is a choice"
+    bad_data("valid Unicode", fit().encode_batch, ["\udcff"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -110,8 +110,6 @@ def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> Non
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:
     refused(message, TextProcessor.fit, **{"texts": TEXTS} | options)
-    with pytest.raises(DataError, match="valid Unicode"):
-        fit().encode_batch(["\udcff"])
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", '{"version": "1.0"}'])

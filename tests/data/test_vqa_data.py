@@ -23,7 +23,7 @@ from mmattn.tasks.vqa.module import drop_uncovered
 from mmattn.tasks.vqa.processor import VQAProcessor
 from tests.conftest import refused
 from tests.data.fetching import measured_on
-from tests.data.files import bad_data
+from tests.data.files import bad_data, write
 
 RED = (((0.5, 0.0, 1.0, 0.5), ("red", "ball")),)
 
@@ -125,22 +125,20 @@ def test_save_load_and_fingerprint(processor: VQAProcessor, tmp_path: Path) -> N
         (lambda c: c["image"].update(resize="x"), "processor's settings"),
         (lambda c: c["image"].update(wrong=1), "processor's settings"),
         (lambda c: c["text"].update(wrong=1), "processor's settings"),
-        (None, "no such file"),
-        ("{", "JSON"),
     ],
 )
-def test_bad_processor(processor: VQAProcessor, tmp_path: Path, change: Any, message: str) -> None:
+def test_bad_settings(processor: VQAProcessor, tmp_path: Path, change: Any, message: str) -> None:
     processor.save(tmp_path)
-    path = tmp_path / "processor.json"
-    if change is None:
-        path.unlink()
-    elif isinstance(change, str):
-        path.write_text(change)
-    else:
-        config = json.loads(path.read_text())
-        change(config)
-        path.write_text(json.dumps(config))
+    config = json.loads((tmp_path / "processor.json").read_text())
+    change(config)
+    write(tmp_path / "processor.json", json.dumps(config))
     bad_data(message, VQAProcessor.load, tmp_path)
+
+
+def test_no_settings(tmp_path: Path) -> None:
+    bad_data("no such file", VQAProcessor.load, tmp_path)
+    write(tmp_path / "processor.json", "{")
+    bad_data("JSON", VQAProcessor.load, tmp_path)
 
 
 # Batches

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from public import ACTIVATIONS, SHAPES, assert_refused, both_sides, load, rewrite, shape
-from public_seq2seq import parity, sharpened
+from public_seq2seq import parity, saved, sharpened
 from safetensors.torch import load_file
 
 from tests.conftest import refused
@@ -47,12 +47,7 @@ def bart(tmp_path):
     """A folder with a random tied BART, the model that wrote it, and how to compare what loads with it."""
     seed = next(seed for seed in SHAPES if model(seed)[1].config.tie_word_embeddings)
     draw, theirs = model(seed)
-    theirs.save_pretrained(tmp_path)
-
-    def check():
-        assert parity(theirs, load(tmp_path), draw, seed, (theirs.config.vocab_size,) * 2, 9).holds
-
-    return tmp_path, theirs, check
+    return saved(theirs, tmp_path, draw, seed, 9)
 
 
 def test_names_of_old_checkpoints(bart):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from public import ACTIVATIONS, SHAPES, assert_refused, both_sides, load, rewrite, shape
-from public_seq2seq import parity, sharpened
+from public_seq2seq import parity, saved, sharpened
 from safetensors.torch import load_file
 
 transformers = pytest.importorskip("transformers")
@@ -69,12 +69,7 @@ def test_all_ways_of_tying_are_among_the_shapes():
 @pytest.fixture
 def marian(tmp_path):
     draw, theirs = model(0, share_encoder_decoder_embeddings=True, tie_word_embeddings=True, decoder_vocab_size=None)
-    theirs.save_pretrained(tmp_path)
-
-    def check():
-        assert parity(theirs, load(tmp_path), draw, 0, (theirs.config.vocab_size,) * 2, 9).holds
-
-    return tmp_path, theirs, check
+    return saved(theirs, tmp_path, draw, 0, 9)
 
 
 def test_names_of_old_checkpoints(marian):

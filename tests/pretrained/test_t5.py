@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 from public import SHAPES, assert_refused, load, rewrite, shape
-from public_seq2seq import parity, sharpened
+from public_seq2seq import parity, saved, sharpened
 from safetensors.torch import load_file
 
 from mmattn import T5Bias, load_pretrained
@@ -113,12 +113,7 @@ def test_buckets_of_every_distance(bidirectional):
 @pytest.fixture
 def t5(tmp_path, exact):
     draw, theirs = model(1, tie_word_embeddings=True)
-    write(theirs, tmp_path)
-
-    def check():
-        assert parity(theirs, load(tmp_path), draw, 1, (theirs.config.vocab_size,) * 2, 30).holds
-
-    return tmp_path, theirs, check
+    return saved(theirs, tmp_path, draw, 1, 30)
 
 
 def test_names_of_old_checkpoints(t5):
