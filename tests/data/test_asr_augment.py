@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -19,9 +18,10 @@ from mmattn.tasks.asr import augment as module
 from mmattn.tasks.asr.augment import SpeechAugment, add_noise, change_speed, join_waves
 from mmattn.tasks.asr.data import ASRDataset, ASRSample
 from mmattn.tasks.asr.processor import ASRProcessor
+from scripts import join_clips
 from tests.conftest import refused
 
-ROOT, SEEDS = Path(__file__).resolve().parents[2], [1, 2, 3, 4, 5, 6]
+SEEDS = [1, 2, 3, 4, 5, 6]
 ALL: dict[str, Any] = {"join": 3, "speed": [0.9, 1.1], "shift": 0.2, "gain": 6, "noise": [5, 30]}
 ALL |= {"time_masks": 2, "freq_masks": 2}
 
@@ -232,13 +232,10 @@ def test_masks() -> None:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """The script's status and what it says on standard error."""
-    spec: Any = importlib.util.spec_from_file_location("join_clips", ROOT / "scripts" / "join_clips.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
 
     def call(*arguments: object) -> tuple[int, str]:
         try:
-            status = script.main([str(argument) for argument in arguments])
+            status = join_clips.main([str(argument) for argument in arguments])
         except SystemExit as end:
             status = end.code
         return status, capsys.readouterr().err

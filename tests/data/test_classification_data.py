@@ -16,8 +16,7 @@ from mmattn.data.image.processor import ImageProcessor
 from mmattn.tasks.classification.data import ClassificationDataset, ClassificationSample
 from mmattn.tasks.classification.processor import ClassificationProcessor
 from tests.conftest import refused
-from tests.data.files import bad_data
-from tests.pictures import encoded
+from tests.data.files import bad_data, write
 
 
 def picture(value: int) -> Image.Image:
@@ -71,8 +70,8 @@ def test_a_table(tree: Path) -> None:
         ("b.csv", rows, [["furry", "small"], []]),
         ("c.jsonl", '{"path": "cat/a.png", "label": ["furry", "small"]}\n', [["furry", "small"]]),
     ):
-        (tree.parent / name).write_text(content)
-        assert [labels for _, labels in read(tree.parent / name, root=tree, multi_label=name != "a.csv")] == expected
+        path = write(tree.parent / name, content)
+        assert [labels for _, labels in read(path, root=tree, multi_label=name != "a.csv")] == expected
     assert [labels for _, labels in read(tree.parent / "b.csv", require_labels=False)] == [["furry|small"], []]
 
 
@@ -189,9 +188,3 @@ def test_samples_in_memory_and_multi_label() -> None:
     processor = ClassificationProcessor.fit(dataset, image_size=8, multi_label=True)
     assert processor.targets(dataset.samples).tolist() == [[1, 1], [0, 0]]
     bad_data(r"sample 0 .*: expected one label", ClassificationDataset, samples)
-
-
-def test_bytes_are_read_like_files() -> None:
-    processor = ClassificationProcessor(ImageProcessor(8), ["a", "b"])
-    batch = processor.collate([ClassificationSample("x", encoded(picture(7)), ["a"])])
-    torch.testing.assert_close(batch.pixel_values, torch.full((1, 3, 8, 8), (7 / 255 - 0.5) / 0.5))

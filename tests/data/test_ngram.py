@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from mmattn.data.errors import DataError
 from mmattn.data.text.ngram import Ids, Mixture, NGram, load_lm
 from tests.conftest import refused
+from tests.data.files import bad_data
 
 BOS, EOS, V = 2, 3, 9
 IDS = Ids(V, BOS, EOS)
@@ -148,8 +148,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         model.save(path)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"n\.safetensors"):
-        load_lm(path, Ids(5, BOS, EOS) if damage == "another vocabulary" else IDS)
+    ids = Ids(5, BOS, EOS) if damage == "another vocabulary" else IDS
+    bad_data(r"n\.safetensors", load_lm, path, ids)
 
 
 def test_nothing_to_count() -> None:

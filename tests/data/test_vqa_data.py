@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import pickle
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, make_loader
+from mmattn.data.batching import EvalBatchSampler, make_loader
 from mmattn.data.image.processor import ImageAugment
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample
 from mmattn.tasks.vqa.module import drop_uncovered
@@ -236,23 +235,6 @@ def test_a_bad_picture_is_named_also_from_a_worker(processor: VQAProcessor, tmp_
         said = bad_data(r"expected an image \(PNG, JPEG, \.\.\.\), found", list, loader)
         assert said.startswith(f"question q 9: image {path}: expected an image")
         assert "\n" not in said
-
-
-def test_workers_augmentation_and_epochs(processor: VQAProcessor) -> None:
-    pytest.importorskip("torchvision")
-    data = VQADataset(samples(6))
-    collated = functools.partial(processor.collate, augment=ImageAugment())
-    loaders = [
-        make_loader(data, GroupBatchSampler(data.groups, 5, seed=1), collated, workers, seed=1) for workers in (0, 2)
-    ]
-    epochs = []
-    for epoch in range(2):
-        for loader in loaders:
-            loader.batch_sampler.set_epoch(epoch)
-        one, two = (list(loader) for loader in loaders)
-        assert all(same(a, b) for a, b in zip(one, two, strict=True))
-        epochs.append({id_: b.pixel_values[b.image_index[k]] for b in one for k, id_ in enumerate(b.ids)})
-    assert not any(torch.equal(epochs[0][id_], epochs[1][id_]) for id_ in epochs[0])
 
 
 # Data set
