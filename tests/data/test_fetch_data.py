@@ -28,17 +28,9 @@ def convert(source: Archive, folder: Path) -> None:
 
 
 FILES = {"data/words.txt": b"red blue", "data/images/1.png": b"one", "data/images/2.png": b"two", "other.txt": b"no"}
+SUMS = {"words.txt": hashlib.sha256(b"red blue").hexdigest(), "images/": hashlib.sha256(b"1.png\n2.png").hexdigest()}
 TOY = Source(
-    name="toy",
-    repository="someone/toy",
-    commit="0123456789",
-    licence="MIT",
-    megabytes=1,
-    convert=convert,
-    sha256={
-        "words.txt": hashlib.sha256(b"red blue").hexdigest(),
-        "images/": hashlib.sha256(b"1.png\n2.png").hexdigest(),
-    },
+    name="toy", repository="someone/toy", commit="0123456789", licence="MIT", megabytes=1, convert=convert, sha256=SUMS
 )
 ADDRESS = "/someone/toy/tar.gz/0123456789"
 

@@ -206,6 +206,7 @@ def test_augmented_batch(processor: VQAProcessor) -> None:
     seeds = [index // 3 for index in range(len(rows))]
     batch = processor.collate(rows, augment=augment, seeds=seeds)
     assert same(batch, processor.collate(rows, augment=augment, seeds=seeds))
+    assert not same(batch, processor.collate(rows, augment=augment, seeds=[seed + 9 for seed in seeds]))
     plain = processor.collate(rows)
     assert not torch.equal(batch.pixel_values, plain.pixel_values)
     for b, sample in enumerate(rows):

@@ -18,16 +18,8 @@ from mmattn.pretrained.bert import BERT, convert_bert
 from mmattn.pretrained.keymap import Converted, load_into, rename
 from tests.conftest import refused
 
-CONFIG = {
-    "model_type": "bert",
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 10,
-    "hidden_dropout_prob": 0.0,
-}
+CONFIG = {"model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+CONFIG |= {"intermediate_size": 12, "max_position_embeddings": 10, "hidden_dropout_prob": 0.0}
 
 
 def foreign_state(model):

@@ -23,24 +23,12 @@ LANGUAGES = {"<|en|>": 14, "<|de|>": 15, "<|fr|>": 16}
 TASKS = {"translate": 17, "transcribe": 18}
 STATES = 12  # of a window; so many timestamps and one follow NO_STAMPS
 VOCAB = NO_STAMPS + 1 + STATES + 1
-PUBLIC = {  # as openai's folders have it
-    "decoder_start_token_id": START,
-    "eos_token_id": END,
-    "pad_token_id": END,
-    "bos_token_id": END,
-    "lang_to_id": LANGUAGES,
-    "task_to_id": TASKS,
-    "is_multilingual": True,
-    "no_timestamps_token_id": NO_STAMPS,
-    "max_initial_timestamp_index": 5,
-    "suppress_tokens": [1, 2, START, *LANGUAGES.values(), *TASKS.values()],
-    "begin_suppress_tokens": [3, END],
-    "forced_decoder_ids": [[1, None], [2, TASKS["transcribe"]]],
-    "return_timestamps": False,
-    "max_length": 40,
-    "alignment_heads": [[0, 0]],
-    "prev_sot_token_id": 0,
-}
+# As openai's folders have it.
+PUBLIC = {"decoder_start_token_id": START, "eos_token_id": END, "pad_token_id": END, "bos_token_id": END}
+PUBLIC |= {"lang_to_id": LANGUAGES, "task_to_id": TASKS, "is_multilingual": True, "no_timestamps_token_id": NO_STAMPS}
+PUBLIC |= {"suppress_tokens": [1, 2, START, *LANGUAGES.values(), *TASKS.values()], "begin_suppress_tokens": [3, END]}
+PUBLIC |= {"forced_decoder_ids": [[1, None], [2, TASKS["transcribe"]]], "max_initial_timestamp_index": 5}
+PUBLIC |= {"return_timestamps": False, "max_length": 40, "alignment_heads": [[0, 0]], "prev_sot_token_id": 0}
 SEEDS = (1, 2, 3)
 WAYS = {
     "as the folder says": {},
