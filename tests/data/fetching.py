@@ -45,9 +45,8 @@ def png(seed: int, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
 
 def easy_vqa_files(num_train: int = 200) -> dict[str, bytes]:
     def questions(images: range) -> bytes:
-        return json.dumps(
-            [["what color is the shape?", "red", i] for i in images] + [["is it red?", "yes", 0]]
-        ).encode()
+        rows = [["what color is the shape?", "red", i] for i in images] + [["is it red?", "yes", 0]]
+        return json.dumps(rows).encode()
 
     files = {"data/train/questions.json": questions(range(num_train)), "data/test/questions.json": questions(range(3))}
     files |= {f"data/train/images/{i}.png": png(i) for i in range(num_train)}

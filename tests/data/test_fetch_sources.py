@@ -58,10 +58,8 @@ def test_daquar_is_converted(tmp_path: Path) -> None:
     }
     files |= {f"dataset/images/image{i}.png": png(i, (560, 425)) for i in (1, 3, 4, 5, 6)}
     folder = get("daquar", files, tmp_path)
-    rows = {
-        split: [(s.id, s.question, s.answers[0]) for s in VQADataset(folder / f"questions_{split}.json")]
-        for split in ("train", "val", "test")
-    }
+    parts = {split: VQADataset(folder / f"questions_{split}.json") for split in ("train", "val", "test")}
+    rows = {split: [(s.id, s.question, s.answers[0]) for s in part] for split, part in parts.items()}
     assert rows["train"] == [
         ("1", "what is on the desk ?", "book, scissor"),
         ("2", "how many brown objects in this ?", "2"),

@@ -136,8 +136,7 @@ def test_bad_settings(processor: VQAProcessor, tmp_path: Path, change: Any, mess
 
 def test_no_settings(tmp_path: Path) -> None:
     bad_data("no such file", VQAProcessor.load, tmp_path)
-    write(tmp_path / "processor.json", "{")
-    bad_data("JSON", VQAProcessor.load, tmp_path)
+    bad_data("JSON", VQAProcessor.load, write(tmp_path / "processor.json", "{").parent)
 
 
 # Batches
