@@ -215,11 +215,11 @@ def without(part: str, files: dict[str, bytes]) -> dict[str, bytes]:
     ("name", "files", "message"),
     [
         ("cifar10", {"train/fish/1.jpg": b"-"}, r"expected one of the classes airplane.*, found train/fish/1\.jpg"),
-        ("cifar10", {"train/cat/0001.jpg": b"-"}, "cifar10: the archive has no pictures of test"),
+        ("cifar10", {f"train/cat/{n:04}.jpg": b"-" for n in range(50)}, "cifar10: the archive has no pictures of test"),
         ("camvid", CAMVID | {"CamVid/valannot/1_x.png": mask(12)}, r"1_x\.png: mask: .* numbers up to 11, found 12"),
         ("camvid", CAMVID | {"CamVid/valannot/1_x.png": mask(1, (48, 36))}, r"480 x 360 pixels, found \(48, 36\)"),
         ("camvid", CAMVID | {"CamVid/val/1_x.png": mask(1)[:200]}, r"val/1_x\.png: image .*truncated or damaged"),
-        ("camvid", CAMVID | {"CamVid/val/3_x.png": png(3)}, r"expected as many masks as images of val, found 2, 3"),
+        ("camvid", CAMVID | {"CamVid/val/3_x.png": CAMVID["CamVid/val/2_x.png"]}, "masks as images of val, found 2, 3"),
         ("fsdd", without("_7.wav", DIGITS), "no recordings of val"),
         ("fsdd", DIGITS | {"recordings/3_theo_7.wav": b"text"}, "3_theo_7.wav is no sound"),
         ("multi30k_en_de", without("val.de", MULTI30K), r"lines of val, found \[2, 0\]"),

@@ -155,13 +155,13 @@ BAD_JSON: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "expected a file with content, found an empty file"),
     "blank": (b" \n ", "an empty file"),
     "a list": (b"[1]", "an object with a list 'questions', found list"),
-    "annotations": (b'{"annotations": []}', "list 'questions', found the keys annotations"),
     "nested": (b"[" * 100_000, "line 1|nested too deeply"),
+    "annotations": (b'{"annotations": []}', "list 'questions', found the keys annotations"),
     "images": (b'{"questions": [1], "images": [{"id": 1}, {"id": 1}]}', r"images\[1\]: expected an 'id' of its own"),
 }
 
 
-OF_BOTH = list(BAD_JSON)[:-2]
+OF_BOTH = list(BAD_JSON)[:-2]  # the last two are of questions alone
 
 
 @pytest.mark.parametrize(
