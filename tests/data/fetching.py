@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,9 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.fetch.archive import fetch, sources
+from scripts.fetch.archive import FetchError, Source, fetch, sources
+from tests.conftest import refused
+from tests.pictures import encoded
 
 ROOT = Path(__file__).resolve().parents[2]
+NOWHERE = "http://127.0.0.1:9"  # where no server is
 
 
 def archive(files: dict[str, bytes], top: str = "repo-0123456789") -> bytes:
@@ -34,11 +38,20 @@ def archive(files: dict[str, bytes], top: str = "repo-0123456789") -> bytes:
     return stream.getvalue()
 
 
-def png(seed: int, size: tuple[int, int] = (8, 8)) -> bytes:
-    stream = io.BytesIO()
+def png(seed: int, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
     values = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(values).save(stream, "PNG")
-    return stream.getvalue()
+    return encoded(Image.fromarray(values), kind)
+
+
+def easy_vqa_files(num_train: int = 200) -> dict[str, bytes]:
+    def questions(images: range) -> bytes:
+        rows = [["what color is the shape?", "red", i] for i in images] + [["is it red?", "yes", 0]]
+        return json.dumps(rows).encode()
+
+    files = {"data/train/questions.json": questions(range(num_train)), "data/test/questions.json": questions(range(3))}
+    files |= {f"data/train/images/{i}.png": png(i) for i in range(num_train)}
+    files |= {f"data/test/images/{i}.png": png(1000 + i) for i in range(3)}
+    return {f"easy_vqa/{name}": content for name, content in files.items()}
 
 
 @contextlib.contextmanager
@@ -76,6 +89,17 @@ def get(name: str, files: dict[str, bytes], out: Path, checked: bool = False) ->
     source = sources()[name] if checked else replace(sources()[name], sha256={})
     with serve({f"/{source.repository}/tar.gz/{source.commit}": archive(files)}) as url:
         return fetch(source, out, url)
+
+
+def not_fetched(message: str, source: Source, out: Path, url: str = NOWHERE) -> None:
+    """Asserts that fetching ends in these words."""
+    refused(message, fetch, source, out, url, error=FetchError)
+
+
+def not_got(message: str, name: str, files: dict[str, bytes], out: Path, checked: bool = False) -> None:
+    """Asserts that a data set of the table, from an archive of these files, ends in these words and leaves nothing."""
+    refused(message, get, name, files, out, checked, error=FetchError)
+    assert nothing_left(out)
 
 
 def measured_on(real_data: Path, name: str) -> Path:

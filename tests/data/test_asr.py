@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,14 @@ import torch
 
 from mmattn.data.audio.mel import level
 from mmattn.data.audio.reading import resample
-from mmattn.data.errors import DataError
 from mmattn.tasks.asr.data import ASRDataset, ASRSample, normalise
 from mmattn.tasks.asr.processor import FLOOR, ASRProcessor
+from tests.conftest import refused
+from tests.data.fetching import measured_on
+from tests.data.files import bad_data, write
 
-DATA = os.environ.get("MMATTN_DATA")
 TEXTS = ("yes", "no, it's not", "Yes - 42!")
-GOOD = {"audio": "audio/0.flac", "text": "a"}  # a line
+GOOD = {"audio": "audio/1.flac", "text": "a"}  # a line
 
 
 def sound(seconds: float = 0.5, seed: int = 0, rate: int = 8000) -> torch.Tensor:
@@ -43,11 +42,6 @@ def folder(tmp_path: Path) -> Path:
     for n in range(3):
         soundfile.write(tmp_path / "audio" / f"{n}.flac", sound(0.3 + n / 5, n).numpy(), 8000)
     return tmp_path
-
-
-def write(path: Path, rows: list) -> Path:
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
-    return path
 
 
 def opened(folder: Path, rows: list, name: str = "a.jsonl", **options: Any) -> ASRDataset:
@@ -98,10 +92,8 @@ def test_librispeech(folder: Path) -> None:
     found = [(s.id, s.text, s.speaker, s.duration) for s in ASRDataset(folder / "dev-clean").samples]
     assert found == [("84-121-0000", "GO ON", "84", 0.25), ("84-121-0001", "IT'S HERE", "84", 0.25)]
     write(place / "84-121.trans.txt", ["84-121-0000 GO ON", "84-121-0009 IT'S HERE"])
-    with pytest.raises(DataError, match=r"trans\.txt, line 2: expected 84-121-0009\.flac or .*\.wav beside it"):
-        ASRDataset(folder / "dev-clean")
-    with pytest.raises(DataError, match=r"expected LibriSpeech's \*\.trans\.txt somewhere in it, found 0\.flac"):
-        ASRDataset(folder / "audio")
+    bad_data(r"trans\.txt, line 2: expected 84-121-0009\.flac or .*\.wav beside it", ASRDataset, folder / "dev-clean")
+    bad_data(r"expected LibriSpeech's \*\.trans\.txt somewhere in it, found 0\.flac", ASRDataset, folder / "audio")
 
 
 def test_the_same_file_twice_is_two_samples(folder: Path) -> None:
@@ -120,15 +112,12 @@ def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASR
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", r"bad\.jsonl, line 2: expected a JSON object"),
-        ("[1]", r"line 2: expected a JSON object"),
         ({"audio_file": "audio/0.flac", "text": "a"}, r"line 2: expected the key audio.* 'audio' by 'audio_file'"),
         ({"audio": "", "text": "a"}, r"line 2: expected audio: a path, found nothing"),
         ({"audio": 3, "text": "a"}, r"line 2: expected audio: a path, found 3"),
         ({"audio": "audio/0.flac"}, r"line 2: expected the key text, found audio"),
         ({**GOOD, "text": None}, r"line 2: expected text: a text, found nothing"),
-        ({"audio": "audio/0.flac", "text": 4}, r"line 2: expected text: a text, found 4"),
-        ({"audio": "audio/0.flac", "text": "a\ud800"}, r"line 2: expected UTF-8 text"),
+        ({**GOOD, "text": 4}, r"line 2: expected text: a text, found 4"),
         ({"audio": "audio/9.flac", "text": "a"}, r"line 2: expected an audio file, found no such file: .*9\.flac"),
         ({"audio": "audio", "text": "a"}, r"line 2: expected an audio file, found a folder: .*audio"),
         ({"audio": "a\0", "text": "a"}, r"line 2: expected an audio file"),
@@ -137,19 +126,18 @@ def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASR
         ({**GOOD, "duration": "x"}, r"line 2: expected duration: seconds, found 'x'"),
         ({**GOOD, "duration": -1}, r"line 2: expected duration: seconds, found -1"),
         ({**GOOD, "duration": True}, r"line 2: expected duration: seconds"),
-        ('{"audio": "audio/0.flac", "text": "a", "duration": NaN}', r"line 2: expected duration: seconds"),
+        ({**GOOD, "duration": float("nan")}, r"line 2: expected duration: seconds"),
         ({**GOOD, "offset": 1}, r"line 2: expected a duration beside the offset"),
         ({**GOOD, "words": [["a", 2, 1]]}, r"line 2: expected words: \[\[word, start"),
         ({**GOOD, "words": "a"}, r"line 2: expected words"),
-        ({"audio": "audio/1.flac", "text": "a", "id": "audio/0.flac"}, r"line 2: expected an id of its own"),
+        ({**GOOD, "id": "audio/0.flac"}, r"line 2: expected an id of its own"),
     ],
 )
 def test_bad_lines(row: Any, message: str, folder: Path) -> None:
     (folder / "text.wav").write_text("no sound")
     (folder / "empty.wav").write_bytes(b"")
     path = write(folder / "bad.jsonl", [rows()[0], row, rows()[2]])
-    with pytest.raises(DataError, match=message):
-        ASRDataset(path)
+    bad_data(message, ASRDataset, path)
     kept = ASRDataset(path, on_error="skip")
     assert [sample.text for sample in kept.samples] == [TEXTS[0], TEXTS[2]]
     assert [where for where, _ in kept.skipped] == [f"{path}, line 2"]
@@ -158,10 +146,8 @@ def test_bad_lines(row: Any, message: str, folder: Path) -> None:
 def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProcessor) -> None:
     soundfile.write(folder / "audio" / "1.flac", np.full(800, np.nan), 8000, format="WAV", subtype="FLOAT")
     found = opened(folder, rows(duration=0.1))
-    with pytest.raises(DataError, match=r"a\.jsonl, line 2: audio .*1\.flac: expected finite samples, found 800"):
-        found.preload(8000)
-    with pytest.raises(DataError, match=r"item audio/1\.flac: audio .*expected finite samples"):
-        processor.collate(found.samples)
+    bad_data(r"a\.jsonl, line 2: audio .*1\.flac: expected finite samples, found 800", found.preload, 8000)
+    bad_data(r"item audio/1\.flac: audio .*expected finite samples", processor.collate, found.samples)
     kept = opened(folder, rows(duration=0.1), on_error="skip")
     assert len(kept) == 2
     assert "expected finite samples, found 800" in kept.skipped[0][1]
@@ -170,23 +156,17 @@ def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProc
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.jsonl", None, "expected a file, found no such file"),
-        ("a.jsonl", "", "an empty file"),
         ("a.csv", "text\nyes\n", r"a\.csv, header: expected the column audio, found text"),
         ("a.csv", "audio/0.flac,yes\n" * 2, "header: expected a first line with the column names audio and text, "),
         ("a.csv", "audio;text\na;b\n", r"a\.csv, line 1: expected cells between commas .*, cells between semicolons"),
         ("a.tsv", "audio,text\na,b\n", r"a\.tsv, line 1: expected cells between tabs, .*, cells between commas"),
         ("a.csv", "audio,text\n", "expected at least one recording, found none"),
-        ("a.csv", "audio,text\naudio/0.flac\n", "line 2: expected 2 cells"),
         ("a.json", "{}", r"expected a manifest \.jsonl"),
         ("a.wav", "x", r"expected a manifest \.jsonl, a \.csv or \.tsv, or LibriSpeech's folder, found 'a\.wav'"),
     ],
 )
-def test_bad_files(name: str, content: str | None, message: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        ASRDataset(tmp_path / name)
+def test_bad_files(name: str, content: str, message: str, tmp_path: Path) -> None:
+    bad_data(message, ASRDataset, write(tmp_path / name, content))
 
 
 def test_a_duration_that_is_not_known_is_looked_up(processor: ASRProcessor) -> None:
@@ -194,13 +174,8 @@ def test_a_duration_that_is_not_known_is_looked_up(processor: ASRProcessor) -> N
 
 
 def test_samples_in_memory_are_checked() -> None:
-    for samples, message in (
-        ([ASRSample("x", (torch.zeros(0), 8000), "a")], r"sample 0 \(id 'x'\): audio: expected at least one sample"),
-        ([ASRSample("x", (torch.zeros(9), 8000), "a")] * 2, r"sample 1 \(id 'x'\): expected an id of its own"),
-        ([], "at least one recording"),
-    ):
-        with pytest.raises(DataError, match=message):
-            ASRDataset(samples)
+    nothing = ASRSample("x", (torch.zeros(0), 8000), "a")
+    bad_data(r"sample 0 \(id 'x'\): audio: expected at least one sample", ASRDataset, [nothing])
 
 
 def test_preload(folder: Path, processor: ASRProcessor) -> None:
@@ -221,8 +196,7 @@ def test_longer_ones_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     kept = found.leave_out_longer(0.5)
     assert [sample.id for sample in kept.samples] == ["0", "1"]
     assert "left out 1 clips" in caplog.text
-    with pytest.raises(DataError, match=r"clips of at most 0\.1 s, found none; the shortest has 0\.3 s"):
-        kept.leave_out_longer(0.1)
+    bad_data(r"clips of at most 0\.1 s, found none; the shortest has 0\.3 s", kept.leave_out_longer, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -319,9 +293,6 @@ def test_batch(processor: ASRProcessor) -> None:
         assert batch.labels[n, : size + 1].tolist() == [*ids, processor.tokenizer.eos_id]
         assert batch.target_ids[n, : size + 1].tolist() == [processor.tokenizer.start_id, *ids]
         assert not batch.labels[n, size + 1 :].any()
-    moved = batch.to("meta")
-    assert moved.features.device.type == moved.label_mask.device.type == "meta"
-    assert moved.ids == batch.ids
 
 
 @pytest.mark.parametrize("options", [{}, {"tokenizer": "bpe", "vocab_size": 20, "normalize": "train", "n_mels": 20}])
@@ -335,10 +306,6 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
     assert (loaded.max_seconds, loaded.search, loaded.mel.f_min) == (7.0, {"num_beams": 3}, 50.0)
     one, other = fitted.collate(data.samples), loaded.collate(data.samples)
     assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("features", "labels"))
-    settings = json.loads((tmp_path / "processor.json").read_text())
-    (tmp_path / "processor.json").write_text(json.dumps(settings | {"normalize": "other"}))
-    with pytest.raises(DataError, match=r"processor\.json: expected a processor's settings, found .*normalize"):
-        ASRProcessor.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -354,21 +321,16 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
 )
 def test_the_processor_refuses_what_cannot_be(options: dict[str, Any], message: str) -> None:
     train = in_memory(options.pop("train", TEXTS))
-    with pytest.raises(ValueError, match=message):
-        ASRProcessor.fit(train, **options)
+    refused(message, ASRProcessor.fit, train, **options)
 
 
-@pytest.mark.skipif(not DATA, reason="real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")
 @pytest.mark.parametrize(("name", "sizes"), [("fsdd", (2400, 300)), ("kathleen_arctic", (865, 96))])
-def test_real_data(name: str, sizes: tuple[int, int]) -> None:
-    if not Path(str(DATA), name).exists():
-        pytest.skip(f"MMATTN_DATA has no {name}")
-    found = [ASRDataset(Path(str(DATA), name, f"{split}.jsonl")) for split in ("train", "val")]
+def test_real_data(name: str, sizes: tuple[int, int], real_data: Path) -> None:
+    found = [ASRDataset(measured_on(real_data, name) / f"{split}.jsonl") for split in ("train", "val")]
     assert tuple(map(len, found)) == sizes
     assert all(normalise(sample.text) == sample.text for sample in found[0].samples)
     fitted = ASRProcessor.fit(found[0])
     assert all(fitted.tokenizer.unk_id not in fitted.encode(sample.text) for sample in found[1].samples)
     assert found[1].preload(8000)
-    assert [frames for frames, _ in fitted.lengths(found[1].samples)] == [
-        len(fitted.features(sample.read(8000))) for sample in found[1].samples
-    ]
+    expected = [len(fitted.features(sample.read(8000))) for sample in found[1].samples]
+    assert [frames for frames, _ in fitted.lengths(found[1].samples)] == expected

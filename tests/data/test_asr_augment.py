@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,11 @@ from mmattn.tasks.asr import augment as module
 from mmattn.tasks.asr.augment import SpeechAugment, add_noise, change_speed, join_waves
 from mmattn.tasks.asr.data import ASRDataset, ASRSample
 from mmattn.tasks.asr.processor import ASRProcessor
+from scripts import join_clips
+from tests.conftest import refused
+from tests.data.files import write
 
-ROOT, SEEDS = Path(__file__).resolve().parents[2], [1, 2, 3, 4, 5, 6]
+SEEDS = [1, 2, 3, 4, 5, 6]
 ALL: dict[str, Any] = {"join": 3, "speed": [0.9, 1.1], "shift": 0.2, "gain": 6, "noise": [5, 30]}
 ALL |= {"time_masks": 2, "freq_masks": 2}
 
@@ -79,8 +80,7 @@ def test_views_of_a_clip_differ_by_their_masks_alone(processor: ASRProcessor) ->
 
 
 def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
-    with pytest.raises(ValueError, match="augment needs seeds"):
-        processor.collate(clips(), augment=SpeechAugment(shift=0.1))
+    refused("augment needs seeds", processor.collate, clips(), augment=SpeechAugment(shift=0.1))
     plain, off = (processor.collate(clips(), augment=a, seeds=SEEDS) for a in (None, SpeechAugment()))
     assert torch.equal(off.features, plain.features)
 
@@ -100,8 +100,7 @@ def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.augment\.{message}"):
-        from_options(SpeechAugment, options, "data.augment")
+    refused(rf"data\.augment\.{message}", from_options, SpeechAugment, options, "data.augment", error=ConfigError)
 
 
 def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
@@ -123,8 +122,8 @@ def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
         assert len({len(text.split()) for text in texts}) == 1  # a batch has strings of as many
         counts.add(len(texts[0].split()))
     assert counts == {1, 2, 3, 4}
-    with pytest.raises(ValueError, match="join: needs recordings to join with"):
-        SpeechAugment(join=4).waves([sound()], ["one"], ["a"], [3], 8000)
+    alone = SpeechAugment(join=4)
+    refused("join: needs recordings to join with", alone.waves, [sound()], ["one"], ["a"], [3], 8000)
 
 
 def test_expected_lengths(processor: ASRProcessor) -> None:
@@ -230,24 +229,15 @@ def test_masks() -> None:
     assert 0.5 < both.mean() < 0.95
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """The script's status and what it says on standard error."""
-    spec: Any = importlib.util.spec_from_file_location("join_clips", ROOT / "scripts" / "join_clips.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
-    def call(*arguments: object) -> tuple[int, str]:
-        try:
-            status = script.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            status = end.code
-        return status, capsys.readouterr().err
-
-    return call
+def joined(*arguments: object) -> int:
+    """The script's status."""
+    try:
+        return join_clips.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
-def test_join_clips(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+def test_join_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "audio").mkdir()
     lines, stored, speakers = [], {}, {}
     for sample in clips():
@@ -255,9 +245,10 @@ def test_join_clips(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None
         stored[sample.text] = torch.from_numpy(soundfile.read(tmp_path / f"audio/{sample.id}.flac", dtype="float32")[0])
         lines.append({"audio": f"audio/{sample.id}.flac", "text": sample.text, "speaker": sample.speaker})
         speakers[sample.text] = sample.speaker
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write(tmp_path / "a.jsonl", lines)
     out = tmp_path / "new" / "strings"
-    assert run(tmp_path / "a.jsonl", out, "--count", 5, "--words", 2, 4, "--seed", 3) == (0, "")
+    assert joined(tmp_path / "a.jsonl", out, "--count", 5, "--words", 2, 4, "--seed", 3) == 0
+    assert capsys.readouterr().err == ""
     found = ASRDataset(out / "manifest.jsonl")
     assert len(found) == 5
     for sample in found.samples:
@@ -270,10 +261,9 @@ def test_join_clips(run: Callable[..., tuple[int, str]], tmp_path: Path) -> None
         for word, start, end in sample.words:
             assert torch.equal(wave[round(start * 8000) : round(end * 8000)], stored[word])
         assert all(0 <= b[1] - a[2] <= 0.3 for a, b in zip(sample.words, sample.words[1:], strict=False))
-    status, said = run(tmp_path / "a.jsonl", out)
-    assert (status, "exists already" in said) == (2, True)
+    assert joined(tmp_path / "a.jsonl", out) == 2
+    assert "exists already" in capsys.readouterr().err
     (tmp_path / "audio" / "two.flac").write_bytes(b"no sound")
-    status, said = run(tmp_path / "a.jsonl", tmp_path / "bad", "--count", 20)
-    assert (status, said[:7]) == (1, "error: ")
-    assert "a.jsonl, line 2: audio" in said
+    assert joined(tmp_path / "a.jsonl", tmp_path / "bad", "--count", 20) == 1
+    assert re.match("error: .*a.jsonl, line 2: audio", capsys.readouterr().err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "audio", "new"]  # nothing half-written

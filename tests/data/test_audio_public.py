@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from mmattn.data.audio.mel import WaveFeatures, WhisperFeatures, features_from_config, read_features, slaney_bands
-from mmattn.data.errors import DataError
 from mmattn.tasks.asr.public_processors import CTCText, WhisperText
 from mmattn.tasks.asr.whisper import WhisperStream
+from tests.conftest import refused
+from tests.data.files import bad_data, write
+from tests.tasks.public_speech import LETTERS, write_whisper
 
 TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!", "  spaces   here ", "日本 x", ""]
 
@@ -120,40 +122,24 @@ def test_features_travel(ours: WhisperFeatures | WaveFeatures) -> None:
     ],
 )
 def test_settings_that_are_not_supported(values: dict[str, object], message: str, tmp_path: Path) -> None:
-    config = WhisperFeatures().config() | values
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match=message):
-        read_features(tmp_path)
+    write(tmp_path / "preprocessor_config.json", json.dumps(WhisperFeatures().config() | values))
+    bad_data(message, read_features, tmp_path)
 
 
 @pytest.mark.parametrize("features", [WhisperFeatures(), WaveFeatures()])
 def test_bad_waves(features: WhisperFeatures | WaveFeatures) -> None:
     for wave in (torch.zeros(0), torch.zeros(2, 100), torch.zeros(100, dtype=torch.long)):
-        with pytest.raises(DataError, match="wave: expected samples"):
-            features(wave)
+        bad_data("wave: expected samples", features, wave)
     broken = torch.zeros(100)
     broken[7] = float("nan")
-    with pytest.raises(DataError, match="expected finite samples, found sample 7 is none"):
-        features(broken)
+    bad_data("expected finite samples, found sample 7 is none", features, broken)
 
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer laid out as openai's."""
-    from tokenizers import AddedToken, ByteLevelBPETokenizer
-    from tokenizers.processors import TemplateProcessing
-
     folder = tmp_path_factory.mktemp("whisper")
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(TEXTS, 300)
-    special = ["endoftext", "startoftranscript", "en", "de", "translate", "transcribe", "startoflm", "startofprev"]
-    special += ["nospeech", "notimestamps"]
-    trained.add_special_tokens([f"<|{name}|>" for name in special])
-    trained.add_tokens([AddedToken(f"<|{index * 0.02:.2f}|>", normalized=False) for index in range(1501)])
-    ids = {name: trained.token_to_id(name) for name in ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")}
-    template = "<|startoftranscript|> <|notimestamps|> $A <|endoftext|>"
-    trained._tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=list(ids.items()))
-    trained.save(str(folder / "tokenizer.json"))
+    write_whisper(folder)
     return folder
 
 
@@ -173,13 +159,10 @@ def test_whispers_tokenizer(text: str, whisper: Path) -> None:
     assert ours.start_id == theirs.convert_tokens_to_ids("<|startoftranscript|>")
 
 
-VOCABULARY = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLU'CW"])}
-
-
 @pytest.fixture
 def ctc(tmp_path: Path) -> Path:
     """A folder as facebook's base model has it."""
-    (tmp_path / "vocab.json").write_text(json.dumps(VOCABULARY))
+    (tmp_path / "vocab.json").write_text(json.dumps(LETTERS))
     settings = {"do_lower_case": False, "word_delimiter_token": "|", "pad_token": {"content": "<pad>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     return tmp_path
@@ -196,9 +179,9 @@ def test_the_tokenizer_of_ctc(text: str, lowered: bool, ctc: Path) -> None:
     assert isinstance(ours, CTCText)
     assert ours.encode(text) == theirs(text).input_ids
     assert (ours.pad_id, ours.start_id, ours.eos_id, ours.unk_id) == (0, 1, 2, 3)
-    assert ours.vocab_size == len(VOCABULARY)
+    assert ours.vocab_size == len(LETTERS)
     generator = torch.Generator().manual_seed(len(text))
-    frames = torch.randint(len(VOCABULARY), (60,), generator=generator).repeat_interleave(2).tolist()
+    frames = torch.randint(len(LETTERS), (60,), generator=generator).repeat_interleave(2).tolist()
     collapsed = [token for token, _ in groupby(frames) if token != ours.pad_id]
     expected = theirs.decode(frames, skip_special_tokens=False)
     assert ours.decode(collapsed) == re.sub("<unk>|</s>|<s>", "", expected)
@@ -221,8 +204,7 @@ def test_tokenizers_travel(ctc: Path, whisper: Path, tmp_path: Path) -> None:
 
 
 def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
-    with pytest.raises(DataError, match=r"vocab\.json: expected the tokenizer's file, found none"):
-        CTCText.read(tmp_path / "none")
+    bad_data(r"vocab\.json: expected the tokenizer's file, found none", CTCText.read, tmp_path / "none")
     for content, message in (
         ("[1]", "vocab.json: expected an object, found list"),
         ("{", "vocab.json: expected JSON"),
@@ -230,17 +212,12 @@ def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
         ('{"<pad>": 0, "A": 1}', r"expected the token '\|'"),
         ('{"|": 0, "A": 1}', "expected the token '<pad>'"),
     ):
-        (tmp_path / "vocab.json").write_text(content)
-        with pytest.raises(DataError, match=message):
-            CTCText.read(tmp_path)
-    with pytest.raises(DataError, match="a tokenizer of kind ctc, found 'other'"):
-        CTCText.read(tmp_path, "other")
-    with pytest.raises(DataError, match=r"tokenizer\.json: expected the tokenizer's file, found none"):
-        WhisperText.read(tmp_path)
+        bad_data(message, CTCText.read, write(tmp_path / "vocab.json", content).parent)
+    bad_data("a tokenizer of kind ctc, found 'other'", CTCText.read, tmp_path, "other")
+    bad_data(r"tokenizer\.json: expected the tokenizer's file, found none", WhisperText.read, tmp_path)
     text = (whisper / "tokenizer.json").read_text().replace("<|notimestamps|>", "<|other|>")
-    (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(DataError, match=r"Whisper's token <\|notimestamps\|>"):
-        WhisperText.read(tmp_path)
+    write(tmp_path / "tokenizer.json", text)
+    bad_data(r"Whisper's token <\|notimestamps\|>", WhisperText.read, tmp_path)
 
 
 FRONT = WhisperFeatures(n_mels=20, seconds=2)
@@ -298,5 +275,4 @@ def test_silence_is_passed_over() -> None:
     assert len(frames) == WINDOW
     assert len(stream.read(begin + WINDOW + 150)[1]) == 0
     assert stream.total == len(wave)
-    with pytest.raises(ValueError, match="the loudest frame is not known"):
-        WhisperStream(FRONT, [said]).read(0)
+    refused("the loudest frame is not known", WhisperStream(FRONT, [said]).read, 0)

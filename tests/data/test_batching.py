@@ -1,9 +1,10 @@
-"""Batch plans: pure functions of (seed, epoch), fair to ranks, resumable; loaders whose workers change nothing."""
+"""Batch plans: functions of (seed, epoch), fair to ranks, resumable, little padding; workers change nothing."""
 
 from __future__ import annotations
 
 import functools
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, Item, make_loader
+from mmattn.data.buckets import TokenBatchSampler, waste_of
 from mmattn.data.seeds import seed_of
+from tests.conftest import refused
 
 
 def indices(plan: Any) -> list[list[int]]:
@@ -40,23 +43,15 @@ def test_training_plan(batch_size: int, world_size: int) -> None:
         assert sorted(flat) == list(range(len(groups)))  # each once
         assert all(0 < len(batch) <= batch_size + max(map(groups.count, groups)) for rank in batches for batch in rank)
         if batch_size >= 10:
-            places = {
-                (groups[i], r, b) for r, rank in enumerate(batches) for b, batch in enumerate(rank) for i in batch
-            }
+            places = {(groups[i], r, b) for r, rank in enumerate(batches) for b, some in enumerate(rank) for i in some}
             assert len(places) == len(set(groups))  # each group in one batch
 
 
-def test_single_samples_give_even_batches() -> None:
-    sizes = [len(batch) for batch in GroupBatchSampler(range(100), 32)]
-    assert sizes == [25, 25, 25, 25]
-
-
-def test_one_large_group_is_cut() -> None:
+def test_single_samples_give_even_batches_and_one_large_group_is_cut() -> None:
+    assert [len(batch) for batch in GroupBatchSampler(range(100), 32)] == [25, 25, 25, 25]
     sizes = [len(batch) for batch in GroupBatchSampler([0] * 50, 16)]
-    assert len(sizes) == 4
-    assert sum(sizes) == 50
-    assert min(sizes) > 0
-    assert max(sizes) <= 24
+    assert (len(sizes), sum(sizes)) == (4, 50)
+    assert 0 < min(sizes) <= max(sizes) <= 24
 
 
 def test_never_an_empty_batch() -> None:
@@ -111,8 +106,7 @@ def test_resume_in_the_middle_of_an_epoch(world_size: int) -> None:
         assert len(indices(plan)) == total
     plan.resume(2, total)
     assert indices(plan) == []
-    with pytest.raises(ValueError, match="start: expected 0 to"):
-        plan.resume(2, total + 1)
+    refused("start: expected 0 to", plan.resume, 2, total + 1)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
@@ -134,6 +128,8 @@ def test_evaluation_plan(world_size: int) -> None:
 def test_evaluation_keeps_the_order_and_the_groups() -> None:
     assert indices(EvalBatchSampler([0, 0, 1, 1, 2], 2)) == [[0, 1], [2, 3], [4]]
     assert indices(EvalBatchSampler([5, 3, 5, 3], 2)) == [[0, 2], [1, 3]]
+    from_long_to_short = EvalBatchSampler(range(5), 2, lengths=[3, 9, 1, 9, 4])
+    assert indices(from_long_to_short) == [[1, 3], [4, 0], [2]]
 
 
 @pytest.mark.parametrize(
@@ -144,11 +140,83 @@ def test_evaluation_keeps_the_order_and_the_groups() -> None:
         (lambda: GroupBatchSampler([0], 4, 0, 0, 2), "at least one sample a rank"),
         (lambda: EvalBatchSampler([], 4), "at least one sample"),
         (lambda: EvalBatchSampler([0], 0), "batch_size"),
+        (lambda: TokenBatchSampler([(5, 30)] * 5, 20), "max_tokens: expected at least"),
+        (lambda: TokenBatchSampler([(5, 30)] * 2, 100, world_size=3), "at least one sample a rank"),
     ],
 )
 def test_wrong_plans(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
+    refused(message, make)
+
+
+# Batches of like lengths
+
+
+def lengths(count: int = 500, seed: int = 0) -> list[tuple[int, int]]:
+    draw = random.Random(seed)
+    sources = [draw.randint(3, 30) for _ in range(count)]
+    return [(n, max(1, n + draw.randint(-3, 6))) for n in sources]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_each_sample_once_and_none_over_budget(epoch: int, world_size: int) -> None:
+    given = lengths()
+    plans = [TokenBatchSampler(given, 200, seed=3, rank=r, world_size=world_size) for r in range(world_size)]
+    for plan in plans:
+        plan.set_epoch(epoch)
+    batches = [batch for plan in plans for batch in indices(plan)]
+    assert len({len(plan) for plan in plans}) == 1
+    assert all(len(indices(plan)) == len(plan) for plan in plans)
+    assert sorted(index for batch in batches for index in batch) == list(range(500))
+    for batch in batches:
+        assert len(batch) * max(max(given[index]) for index in batch) <= 200
+
+
+def test_batches_of_like_lengths_are_a_function_of_seed_and_epoch() -> None:
+    one, other = (TokenBatchSampler(lengths(), 200, seed=5) for _ in range(2))
+    random.seed(99)
+    assert indices(one) == indices(other)
+    one.set_epoch(1)
+    assert indices(one) != indices(other)
+    other.set_epoch(1)
+    assert indices(one) == indices(other)
+    assert indices(TokenBatchSampler(lengths(), 200, seed=6)) != indices(TokenBatchSampler(lengths(), 200, seed=5))
+
+
+def test_epochs_have_as_many_batches_of_other_company() -> None:
+    plan = TokenBatchSampler(lengths(), 200)
+    assert {len(plan.batches(epoch)) for epoch in range(6)} == {len(plan)}
+    first = {frozenset(batch) for batch in plan.batches(0)}
+    assert len(first & {frozenset(batch) for batch in plan.batches(1)}) < len(first) / 4
+    assert max(map(len, indices(TokenBatchSampler(lengths(), 400, max_samples=6)))) == 6
+
+
+def test_little_is_padded() -> None:
+    given = lengths(20_000)
+    plan = TokenBatchSampler(given, 4096)
+    assert plan.waste(0).share < 0.05
+    shuffled = list(range(len(given)))
+    random.Random(0).shuffle(shuffled)
+    naive = [shuffled[n : n + 120] for n in range(0, len(shuffled), 120)]
+    assert waste_of(naive, given).share > 0.35
+    waste = waste_of([[0, 1], [2]], [(2, 3), (4, 1), (5, 5)])  # by hand
+    assert (waste.real, waste.padded) == (20, 2 * 4 + 2 * 3 + 10)
+    assert waste.share == pytest.approx(1 - 20 / 24)
+
+
+def test_multi30k_wastes_little(real_data: Path) -> None:
+    from mmattn.tasks.common.seq2seq.processor import PairProcessor
+    from mmattn.tasks.translation.data import TranslationDataset
+
+    dataset = TranslationDataset(real_data / "multi30k_en_de" / "train")
+    processor = PairProcessor.fit(dataset, vocab_size=5000, max_source_len=128, max_target_len=128)
+    given = processor.lengths(dataset.samples)
+    for max_tokens in (2048, 4096):
+        plan = TokenBatchSampler(given, max_tokens)
+        assert max(plan.waste(epoch).share for epoch in (0, 1)) <= 0.05
+
+
+# Loaders
 
 
 class Numbers(Dataset[int]):
@@ -199,9 +267,8 @@ def test_seeds_are_by_epoch_and_group() -> None:
 
 def test_repeats_are_marked() -> None:
     data = Numbers([0, 1, 2])
-    loader = make_loader(
-        data, EvalBatchSampler(data.groups, 1, rank=1, world_size=2), functools.partial(gather, tag="")
-    )
+    plan = EvalBatchSampler(data.groups, 1, rank=1, world_size=2)
+    loader = make_loader(data, plan, functools.partial(gather, tag=""))
     assert [(samples, is_repeat) for samples, _, is_repeat, _ in loader] == [([10], False), ([20], True)]
 
 

@@ -9,6 +9,7 @@ from mmattn.data.errors import ConfigError
 from mmattn.data.image.augment import OPERATIONS, BatchAugment, operate
 from mmattn.data.options import from_options
 from mmattn.data.seeds import Draws
+from tests.conftest import refused
 
 SEEDS = list(range(100, 108))
 
@@ -109,6 +110,5 @@ def test_every_operation_keeps_shape_and_kind(images: torch.Tensor) -> None:
     ],
 )
 def test_wrong_options(options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^data\.augment\.{message}"):
-        from_options(BatchAugment, options, "data.augment")
+    refused(rf"^data\.augment\.{message}", from_options, BatchAugment, options, "data.augment", error=ConfigError)
     assert from_options(BatchAugment, None, "data.augment") is from_options(BatchAugment, {}, "data.augment") is None

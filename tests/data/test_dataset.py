@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mmattn.data.dataset import SampleDataset, content_of
 from mmattn.data.errors import DataError, Problems
+from tests.data.files import bad_data, write
 
 
 @dataclass
@@ -54,8 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def listing(folder: Path, text: str) -> Path:
-    (folder / "list").write_text(text)
-    return folder / "list"
+    return write(folder / "list", text)
 
 
 @pytest.mark.parametrize(
@@ -68,29 +69,23 @@ def listing(folder: Path, text: str) -> Path:
     ],
 )
 def test_the_first_bad_item_ends_the_reading(text: str, message: str, folder: Path) -> None:
-    with pytest.raises(DataError, match=message):
-        Numbers(listing(folder, text))
+    bad_data(message, Numbers, listing(folder, text))
 
 
 def test_bad_items_are_left_out_counted_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = Numbers(listing(folder, "a #x 7 b c a"), on_error="skip")
     assert [sample.id for sample in found.samples] == ["a", "c"]
     reasons = [reason.split(",")[0] for _, reason in found.skipped]
-    assert reasons == [
-        "expected a name",
-        "expected a name of letters",
-        "expected a number",
-        "expected an id of its own",
-    ]
+    expected = ["a name", "a name of letters", "a number", "an id of its own"]
+    assert [reason.removeprefix("expected ") for reason in reasons] == expected
     assert "left out 4 bad items, kept 2" in caplog.text
-    with pytest.raises(DataError, match=r"expected at least one number, found none \(1 left out as bad\)"):
-        Numbers(listing(folder, "b"), on_error="skip")
+    alone = listing(folder, "b")
+    bad_data(r"expected at least one number, found none \(1 left out as bad\)", Numbers, alone, on_error="skip")
 
 
 def test_samples_in_memory_are_checked_too() -> None:
     assert Numbers([Number("a", b"1")]).name == "samples"
-    with pytest.raises(DataError, match=r"^sample 1 \(id '7'\): expected a name of letters"):
-        Numbers([Number("a", b""), Number("7", b"")])
+    bad_data(r"^sample 1 \(id '7'\): expected a name of letters", Numbers, [Number("a", b""), Number("7", b"")])
 
 
 def test_filtering_and_preloading_leave_the_first_as_it_was(folder: Path) -> None:
@@ -109,8 +104,6 @@ def test_fingerprints_tell_files_by_name_and_size_and_arrays_by_content(folder: 
     assert Numbers(listing(folder, "c a")).fingerprint() != first
     (folder / "a").write_text("11")
     assert Numbers(listing(folder, "a c")).fingerprint() != first
-    import numpy as np
-
     zeros = [np.zeros(shape, dtype) for shape, dtype in (((2, 3), "u1"), ((3, 2), "u1"), ((6,), "u1"), ((2, 3), "i1"))]
     assert len({content_of(array) for array in zeros}) == 4
     assert content_of((zeros[0], 8000)) != content_of((zeros[0], 16000))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmattn.data.errors import DataError
 from mmattn.data.image.processor import FULL, ImageAugment, ImageProcessor, compose, image_size, load_image, move_box
+from tests.conftest import refused
+from tests.data.files import bad_data, write
 from tests.pictures import bomb, encoded
 
 
@@ -77,8 +77,7 @@ def test_sixteen_bits_are_scaled() -> None:
 def test_float_images() -> None:
     for values, expected in (([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 20.0, 255.0], [0, 20, 255])):
         assert seen(Image.fromarray(np.array([values], np.float32)), "TIFF")[0, :, 0].tolist() == expected
-    with pytest.raises(DataError, match="finite"):
-        seen(Image.fromarray(np.array([[np.nan, 0.5]], np.float32)), "TIFF")
+    bad_data("finite", seen, Image.fromarray(np.array([[np.nan, 0.5]], np.float32)), "TIFF")
 
 
 def test_cmyk_grey_one_bit_palette() -> None:
@@ -117,20 +116,16 @@ BAD = {
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", BAD)
 def test_bad_file(name: str, tmp_path: Path) -> None:
     content, message = BAD[name]
-    path = tmp_path / name
-    path.write_bytes(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for source in (path, content):
-            with pytest.raises(DataError, match=message) as caught:
-                load_image(source, "question 17")
-            text = str(caught.value)
-            assert text.startswith("question 17: image")
-            assert "\n" not in text
-            assert source is content or str(path) in text
+    path = write(tmp_path / name, content)
+    for source in (path, content):
+        said = bad_data(message, load_image, source, "question 17")
+        assert said.startswith("question 17: image")
+        assert "\n" not in said
+        assert source is content or str(path) in said
 
 
 @pytest.mark.parametrize(
@@ -145,8 +140,7 @@ def test_bad_file(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_picture(source: object, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        load_image(source, "question 17", max_pixels=100)
+    bad_data(message, load_image, source, "question 17", max_pixels=100)
 
 
 # Preprocessing
@@ -252,5 +246,4 @@ def test_no_flip_by_default_and_nothing_at_zero() -> None:
     ],
 )
 def test_wrong_options(kind: type, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**options)
+    refused(message, kind, **options)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from mmattn.data.errors import DataError
 from mmattn.data.text.ngram import Ids, Mixture, NGram, load_lm
+from tests.conftest import refused
+from tests.data.files import bad_data
 
 BOS, EOS, V = 2, 3, 9
 IDS = Ids(V, BOS, EOS)
@@ -133,8 +134,7 @@ def test_the_weight_is_the_likeliest_for_texts_that_were_not_counted() -> None:
     found = {w: score(Mixture(rest, mixed.further, w), own[::10]) for w in np.linspace(0, 1, 101)}
     assert abs(max(found, key=lambda w: found[w]) - mixed.weight) <= 0.02
     assert Mixture.fit([[4]], [[5]], 2, IDS).weight == 0.5  # nothing to find it by
-    with pytest.raises(ValueError, match="weight=2"):
-        Mixture(rest, rest, 2.0)
+    refused("weight=2", Mixture, rest, rest, 2.0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no counts", "unsorted", "another vocabulary"])
@@ -148,12 +148,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         model.save(path)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(DataError, match=r"n\.safetensors"):
-        load_lm(path, Ids(5, BOS, EOS) if damage == "another vocabulary" else IDS)
+    ids = Ids(5, BOS, EOS) if damage == "another vocabulary" else IDS
+    bad_data(r"n\.safetensors", load_lm, path, ids)
 
 
 def test_nothing_to_count() -> None:
     for given, order, message in (([], 3, "0 texts"), ([[4]], 0, "order=0")):
-        with pytest.raises(ValueError, match=message):
-            NGram.fit(given, order, IDS)
+        refused(message, NGram.fit, given, order, IDS)
     assert abs(float(NGram.fit([[]], 3, IDS).log_probs([BOS]).exp()[EOS]) - 0.78) < 0.1

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmattn.data.errors import DataError
 from mmattn.data.image.masks import VOID, ClassList, load_mask, palette, read_classes
 from mmattn.tasks.segmentation.augment import SegmentationAugment
 from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
+from tests.conftest import refused
+from tests.data.files import bad_data, write
+from tests.pictures import encoded
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -48,7 +50,6 @@ def test_a_folder(tmp_path: Path) -> None:
     expected = np.select([masks == 0, masks == 4], [0, 1], VOID)
     assert np.array_equal(batch.labels.numpy(), expected)
     assert processor.counts == [int((masks == 0).sum()), int((masks == 4).sum())]
-    assert len(dataset.fingerprint()) == 64
 
 
 def test_masks_with_a_palette_and_of_one_bit_are_their_places(tmp_path: Path) -> None:
@@ -62,8 +63,7 @@ def test_masks_with_a_palette_and_of_one_bit_are_their_places(tmp_path: Path) ->
     Image.fromarray(numbers > 4).save(tmp_path / "bits.png")
     assert np.array_equal(load_mask(tmp_path / "bits.png"), (numbers > 4).astype(np.uint8))
     Image.fromarray(numbers).save(tmp_path / "m.jpg")
-    with pytest.raises(DataError, match=r"mask .*m\.jpg: expected a mask without loss, such as PNG"):
-        load_mask(tmp_path / "m.jpg")
+    bad_data(r"mask .*m\.jpg: expected a mask without loss, such as PNG", load_mask, tmp_path / "m.jpg")
 
 
 def test_without_a_list_the_masks_say_what_there_is(tmp_path: Path) -> None:
@@ -94,12 +94,9 @@ def test_bad_items_are_named_or_left_out(
     root = folder(tmp_path)
     if content is None:
         (root / name).unlink()
-    elif isinstance(content, bytes):
-        (root / name).write_bytes(content)
     else:
-        Image.fromarray(content).save(root / name)
-    with pytest.raises(DataError, match=message):
-        read_all(SegmentationDataset(root))
+        write(root / name, content if isinstance(content, bytes) else encoded(Image.fromarray(content)))
+    bad_data(message, lambda: read_all(SegmentationDataset(root)))
     dataset = SegmentationDataset(root, on_error="skip")
     assert [s.id for s in dataset.samples] in (["0", "2"], ["0", "1", "2"])
     assert len(dataset.skipped) == 1
@@ -112,15 +109,13 @@ def test_samples_without_masks(tmp_path: Path) -> None:
     (root / "masks" / "1.png").unlink()
     dataset = SegmentationDataset(root, require_labels=False)
     assert [s.mask is None for s in dataset.samples] == [False, True, False]
-    with pytest.raises(DataError, match=r"sample 1 \(id '1'\): expected a mask, found none"):
-        SegmentationDataset(dataset.samples)
+    bad_data(r"sample 1 \(id '1'\): expected a mask, found none", SegmentationDataset, dataset.samples)
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "flat" / "empty").mkdir(parents=True)
     for path, found in (("none", "no such folder"), ("flat/empty", "nothing"), ("flat", "empty")):
-        with pytest.raises(DataError, match=f"expected a folder with images/ and masks/, found {found}"):
-            SegmentationDataset(tmp_path / path)
+        bad_data(f"expected a folder with images/ and masks/, found {found}", SegmentationDataset, tmp_path / path)
 
 
 @pytest.mark.parametrize(
@@ -134,14 +129,12 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     ],
 )
 def test_bad_class_lists(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "c.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_classes(tmp_path / "c.txt")
+    bad_data(message, read_classes, write(tmp_path / "c.txt", text))
 
 
 def test_class_lists(tmp_path: Path) -> None:
-    (tmp_path / "c.txt").write_text("# a comment\nsky\n\nroad side\nIgnore\n")
-    assert read_classes(tmp_path / "c.txt") == ClassList(("sky", "road side"), (0, 1), (2,))
+    path = write(tmp_path / "c.txt", "# a comment\nsky\n\nroad side\nIgnore\n")
+    assert read_classes(path) == ClassList(("sky", "road side"), (0, 1), (2,))
     assert len({tuple(colour) for colour in palette(254).tolist()}) == 254, "colours tell classes apart"
     classes, labels = ClassList(("a", "b"), (3, 200), (0,)), np.array([[0, 1, VOID]], np.uint8)
     assert classes.mask(labels).tolist() == [[3, 200, 255]]
@@ -153,9 +146,6 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     processor.save(tmp_path / "p")
     other = SegmentationProcessor.load(tmp_path / "p")
     assert (other.config(), other.fingerprint()) == (processor.config(), processor.fingerprint())
-    (tmp_path / "p" / "processor.json").write_text("{}")
-    with pytest.raises(DataError, match="expected the keys"):
-        SegmentationProcessor.load(tmp_path / "p")
 
 
 @pytest.mark.parametrize(("training", "label_size"), [(False, (20, 30)), (True, (10, 15))])
@@ -185,7 +175,6 @@ def test_pictures_of_several_sizes_in_a_batch() -> None:
     assert batch.alike() == [[0, 2], [1]]
     assert (batch.labels[1, :, 5:] == VOID).all()
     assert (batch.labels[1, :, :5] == 1).all()
-    assert batch.to("cpu").pin_memory if torch.cuda.is_available() else batch.to("cpu")
 
 
 PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
@@ -242,5 +231,4 @@ def test_what_lies_beyond_is_void_and_half_are_mirrored() -> None:
     ],
 )
 def test_bad_augmentation(option: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SegmentationAugment(**option)
+    refused(message, SegmentationAugment, **option)

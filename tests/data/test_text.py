@@ -1,7 +1,8 @@
-"""The tokenizer: kinds, padding, what is cut or unknown, and its file."""
+"""The tokenizer: kinds, padding, what is cut or unknown, and its file; sentences of a text, and out of files."""
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmattn.data.errors import DataError
+from mmattn.data.text.sentences import read_sentences, split_sentences
 from mmattn.data.text.tokenizer import KINDS, SPECIAL_TOKENS, TextProcessor
+from tests.conftest import refused
+from tests.data.files import bad_data, write
 
 TEXTS = ["Is it red?", "is it Blue ?", "what colour is the café's sign?", "how many red dogs are there?"] * 5
 
@@ -76,6 +79,7 @@ def test_words_as_they_are_written() -> None:
     assert fit("bpe").unknown_words("Is it GREEN or zébra?") == []
     assert fit().tokens("Is it GREEN?") == ["Is", "it", "GREEN", "?"]
     assert fit(lowercase=False).encode("Is") != fit(lowercase=False).encode("is"), "lower case is a choice"
+    bad_data("valid Unicode", fit().encode_batch, ["\udcff"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,15 +109,59 @@ def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> Non
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TextProcessor.fit(**{"texts": TEXTS} | options)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="valid Unicode"):
-        fit().encode_batch(["\udcff"])
+    refused(message, TextProcessor.fit, **{"texts": TEXTS} | options)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", '{"version": "1.0"}'])
 def test_bad_tokenizer_file(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(DataError, match=r"tokenizer\.json"):
-        TextProcessor.load(tmp_path)
+    bad_data(r"tokenizer\.json", TextProcessor.load, tmp_path)
+
+
+# Sentences
+
+SQUAD = {"data": [{"paragraphs": [{"context": "It rained. We left.", "qas": [{"answers": [{"text": "rained"}]}]}] * 2}]}
+COCO = {"annotations": [{"image_id": 1, "caption": "A dog runs."}, {"image_id": 1, "caption": "A dog plays."}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("plain.en", "A dog runs.\n\nIt is no. 5. It wins!\n", ["A dog runs.", "It is no. 5.", "It wins!"]),
+        ("squad.json", json.dumps(SQUAD), ["It rained.", "We left."]),
+        ("coco.json", json.dumps(COCO), ["A dog runs.", "A dog plays."]),
+        ("mails.jsonl", '{"document": "Hi. It is me.", "summary": "me"}\n{"id": 4}\n', ["Hi.", "It is me."]),
+        ("clips.csv", "audio,text\na.wav,take the pen\n", ["take the pen"]),
+    ],
+)
+def test_sentences_of_each_format(name: str, content: str, found: list[str], tmp_path: Path) -> None:
+    assert read_sentences(write(tmp_path / name, content)) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.json", '{"data": [1, "x"]}', "expected texts under context or caption, found none"),
+        ("none.jsonl", '{"id": "x"}\n', "expected texts under text or document or caption, found none"),
+        ("broken.jsonl", '{"text": "x"}\n{"text"\n', r"broken\.jsonl, line 2"),
+        ("empty", "", "an empty file"),
+    ],
+)
+def test_a_file_without_texts_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
+    bad_data(message, read_sentences, write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
+        ("At no. 5 it rained.", ["At no. 5 it rained."]),
+        ("He said so. but quietly.", ["He said so. but quietly."]),
+        ("Dr. Who came.\nThen\n\nnothing", ["Dr. Who came.", "Then", "nothing"]),
+        ("  a  ", ["a"]),
+        ("3.5 tons. 4 left.", ["3.5 tons.", "4 left."]),
+    ],
+)
+def test_sentences(text: str, sentences: list[str]) -> None:
+    assert [text[start:end] for start, end in split_sentences(text)] == sentences

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.data.errors import DataError
 from mmattn.data.text.pretrained import PublicText, read_public
 from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.processor import PairProcessor
+from tests.data.files import bad_data, write
 from tests.tasks.public_folders import FAMILIES, TARGETS, TEXTS, write_tokenizer
 
 pytest.importorskip("sentencepiece")
@@ -117,20 +117,16 @@ def test_a_prefix_stands_before_what_is_read_alone(folders: dict[str, Path], tmp
 
 
 def test_bad_folders(tmp_path: Path, folders: dict[str, Path]) -> None:
-    with pytest.raises(DataError, match=r"expected tokenizer.json; or source.spm and .*, found no such folder"):
-        read_public(tmp_path / "none")
-    (tmp_path / "spiece.model").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"tokenizer \(t5\): expected its files"):
-        read_public(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "spiece.model").unlink()
-    with pytest.raises(DataError, match=r"tokenizer \(tokenizer.json\)"):
-        read_public(tmp_path)
-    with pytest.raises(DataError, match="valid Unicode"):
-        read_public(folders["marian"])[0].encode("\udcff")
+    bad_data(r"expected tokenizer.json; or source.spm and .*, found no such folder", read_public, tmp_path / "none")
+    spm = write(tmp_path / "spiece.model", b"nonsense")
+    bad_data(r"tokenizer \(t5\): expected its files", read_public, tmp_path)
+    write(tmp_path / "tokenizer.json", "{}")
+    spm.unlink()
+    bad_data(r"tokenizer \(tokenizer.json\)", read_public, tmp_path)
+    source, _ = read_public(folders["marian"])
+    assert isinstance(source, PublicText)
+    bad_data("valid Unicode", source.encode, "\udcff")
     config = {"format_version": 1, "source": {"kind": "other"}, "target": None}
     config |= {"max_source_len": 5, "max_target_len": 5, "options": {}}
-    (tmp_path / "processor.json").write_text(json.dumps(config))
-    with pytest.raises(DataError, match="kind"):
-        PairProcessor.load(tmp_path)
-    assert isinstance(read_public(folders["marian"])[0], PublicText)
+    write(tmp_path / "processor.json", json.dumps(config))
+    bad_data("kind", PairProcessor.load, tmp_path)

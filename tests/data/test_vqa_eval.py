@@ -8,6 +8,7 @@ import random
 import pytest
 
 from mmattn.tasks.vqa.metrics import normalize_answer, soft_scores, vqa_accuracy
+from tests.conftest import refused
 
 GOLDEN = {
     # case, articles, white space
@@ -59,6 +60,9 @@ GOLDEN = {
     ".5": ".5",
     "u.s.a.": "usa",
     "a.5": "a.5",
+    # articles and numbers are seen after punctuation is gone
+    "the-two": "2",
+    "A.": "",
     # what stays
     "10:30": "10:30",
     "50%": "50%",
@@ -71,11 +75,6 @@ GOLDEN = {
 @pytest.mark.parametrize(("answer", "expected"), list(GOLDEN.items()), ids=repr)
 def test_normalisation(answer: str, expected: str) -> None:
     assert normalize_answer(answer) == expected
-
-
-def test_articles_and_numbers_are_seen_after_punctuation_is_gone() -> None:
-    assert normalize_answer("the-two") == "2"
-    assert normalize_answer("A.") == ""
 
 
 @pytest.mark.parametrize(("matches", "expected"), list(enumerate([0.0, 0.3, 0.6, 0.9] + [1.0] * 7)))
@@ -106,8 +105,7 @@ def test_one_answer_is_exact_match_on_the_whole_string() -> None:
 
 
 def test_no_answers_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        vqa_accuracy("yes", [])
+    refused("at least one", vqa_accuracy, "yes", [])
     assert soft_scores([]) == {}
 
 

@@ -70,11 +70,16 @@ def both_sides(sizes: Mapping[str, Any]) -> dict[str, Any]:
     return sides | {"encoder_layers": sizes["num_hidden_layers"]}
 
 
+def image_size(draw: random.Random, patch: int) -> tuple[int, ...]:
+    """Height and width of whole patches and a rest, seldom square."""
+    return tuple(patch * draw.choice([1, 2, 3, 5]) + draw.choice([0, 1]) for _ in range(2))
+
+
 def timm_sizes(draw: random.Random, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes as timm calls them, with an image of whole patches and a rest, seldom square."""
+    """The sizes as timm calls them, and an image's."""
     patch = draw.choice([2, 3, 4])
     return {
-        "img_size": tuple(patch * draw.choice([1, 2, 3, 5]) + draw.choice([0, 1]) for _ in range(2)),
+        "img_size": image_size(draw, patch),
         "patch_size": patch,
         "in_chans": draw.choice([1, 3]),
         "embed_dim": sizes["hidden_size"],

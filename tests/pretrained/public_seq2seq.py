@@ -1,5 +1,6 @@
 """Random encoder-decoders of transformers with sharp weights, and ours beside them, layer by layer and text by text."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -43,6 +44,16 @@ def parity(theirs: Any, ours: Any, draw: Any, seed: int, vocabularies: tuple[int
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(vocabularies[1], (len(ids), draw.randint(1, longest)), generator=generator)
     return compared(theirs, ours, (ids, mask, target), input_ids=ids, attention_mask=mask.long())
+
+
+def saved(theirs: Any, folder: Any, draw: Any, seed: int, longest: int) -> tuple[Any, Any, Callable[[], None]]:
+    """The folder of a model with one vocabulary, the model, and how to compare what loads with it."""
+    theirs.save_pretrained(folder)
+
+    def check() -> None:
+        assert parity(theirs, load(folder), draw, seed, (theirs.config.vocab_size,) * 2, longest).holds
+
+    return folder, theirs, check
 
 
 def compared(theirs: Any, ours: Any, given: tuple[Any, Any, torch.Tensor], **source: torch.Tensor) -> Parity:

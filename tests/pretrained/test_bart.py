@@ -3,7 +3,7 @@
 import pytest
 import torch
 from public import ACTIVATIONS, SHAPES, assert_refused, both_sides, load, rewrite, shape
-from public_seq2seq import parity, sharpened
+from public_seq2seq import parity, saved, sharpened
 from safetensors.torch import load_file
 
 from tests.conftest import refused
@@ -47,12 +47,7 @@ def bart(tmp_path):
     """A folder with a random tied BART, the model that wrote it, and how to compare what loads with it."""
     seed = next(seed for seed in SHAPES if model(seed)[1].config.tie_word_embeddings)
     draw, theirs = model(seed)
-    theirs.save_pretrained(tmp_path)
-
-    def check():
-        assert parity(theirs, load(tmp_path), draw, seed, (theirs.config.vocab_size,) * 2, 9).holds
-
-    return tmp_path, theirs, check
+    return saved(theirs, tmp_path, draw, seed, 9)
 
 
 def test_names_of_old_checkpoints(bart):
@@ -111,16 +106,16 @@ def test_what_does_not_fit_is_named(bart, config, message):
 def test_unknown_and_missing_keys_are_named(bart):
     folder, _, _ = bart
     state = load_file(folder / "model.safetensors")
-    rewrite(folder, state | {"model.decoder.adapter.weight": torch.zeros(2)})
-    refused(r"unknown key: model\.decoder\.adapter\.weight", load, folder)
-    rewrite(folder, {name: tensor for name, tensor in state.items() if "decoder.layernorm_embedding" not in name})
-    refused(r"nothing for keys: target_embedding_norm\.bias, target_embedding_norm\.wei", load, folder)
-    rewrite(folder, {name: tensor for name, tensor in state.items() if "shared" not in name})
-    refused(r"nothing for encoder\.embed_tokens\.weight, nor for what", load, folder)
+    more = state | {"model.decoder.adapter.weight": torch.zeros(2)}
+    assert_refused(folder, r"unknown key: model\.decoder\.adapter\.weight", more)
+    bare = {k: v for k, v in state.items() if "decoder.layernorm_embedding" not in k}
+    assert_refused(folder, r"nothing for keys: target_embedding_norm\.bias, target_embedding_norm\.wei", bare)
+    bare = {k: v for k, v in state.items() if "shared" not in k}
+    assert_refused(folder, r"nothing for encoder\.embed_tokens\.weight, nor for what", bare)
 
 
 def test_longer_than_its_positions(bart):
     folder, theirs, _ = bart
     room = theirs.config.max_position_embeddings
-    with pytest.raises(ValueError, match=f"a sequence of {room + 1} tokens is longer than max_len={room}"):
-        load(folder).encode(torch.ones(1, room + 1, dtype=torch.long))
+    ids = torch.ones(1, room + 1, dtype=torch.long)
+    refused(f"a sequence of {room + 1} tokens is longer than max_len={room}", load(folder).encode, ids)

@@ -18,16 +18,8 @@ from mmattn.pretrained.bert import BERT, convert_bert
 from mmattn.pretrained.keymap import Converted, load_into, rename
 from tests.conftest import refused
 
-CONFIG = {
-    "model_type": "bert",
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 10,
-    "hidden_dropout_prob": 0.0,
-}
+CONFIG = {"model_type": "bert", "vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+CONFIG |= {"intermediate_size": 12, "max_position_embeddings": 10, "hidden_dropout_prob": 0.0}
 
 
 def foreign_state(model):
@@ -76,6 +68,10 @@ def shards(folder, suffix="safetensors"):
     return index, places
 
 
+def not_found(message, source, **keywords):
+    refused(message, load_pretrained, source, error=FileNotFoundError, **keywords)
+
+
 class TestFiles:
     def test_a_folder_or_a_file_in_it(self, folder, model):
         for source in (folder, str(folder), folder / "model.safetensors", folder / "config.json"):
@@ -96,7 +92,7 @@ class TestFiles:
         _, places = shards(folder)
         name = sorted(places.values())[0]
         (folder / name).unlink()
-        refused(f"shard {name} is missing", load_pretrained, folder, error=FileNotFoundError)
+        not_found(f"shard {name} is missing", folder)
 
     def test_an_index_that_lies(self, folder):
         index, places = shards(folder)
@@ -129,16 +125,16 @@ class TestFiles:
 
     def test_what_is_missing_is_named(self, folder):
         (folder / "model.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"no weights; looked for model\.safetensors, pytorch_model\.bin"):
-            load_pretrained(folder)
-        (folder / "config.json").write_text("{")
-        refused(r"config\.json: not JSON", load_pretrained, folder)
-        (folder / "config.json").write_text("[]")
-        refused(r"config\.json: an object was expected, found list", load_pretrained, folder)
-        (folder / "config.json").write_text("{}")
-        refused(f"config.json has no model_type; known are {', '.join(FAMILIES)}", load_pretrained, folder)
+        not_found(r"no weights; looked for model\.safetensors, pytorch_model\.bin", folder)
+        for content, message in (
+            ("{", r"config\.json: not JSON"),
+            ("[]", r"config\.json: an object was expected, found list"),
+            ("{}", f"config.json has no model_type; known are {', '.join(FAMILIES)}"),
+        ):
+            (folder / "config.json").write_text(content)
+            refused(message, load_pretrained, folder)
         (folder / "config.json").unlink()
-        refused(r"no config\.json", load_pretrained, folder, error=FileNotFoundError)
+        not_found(r"no config\.json", folder)
 
     def test_dtype(self, folder):
         model = load_pretrained(folder, dtype=torch.bfloat16)
@@ -166,8 +162,7 @@ class TestHub:
         return asked
 
     def test_only_when_asked_for(self, hub):
-        with pytest.raises(FileNotFoundError, match=r"no folder own/er; if it is a name .* pass download=True"):
-            load_pretrained("own/er")
+        not_found("no folder own/er; if it is a name .* pass download=True", "own/er")
         refused("weights are not read from a web address", load_pretrained, "https://hub/own/er", download=True)
         assert hub == []
 
@@ -178,10 +173,8 @@ class TestHub:
         assert same(load_pretrained("own/er", download=True), model)
 
     def test_no_such_repository(self, hub):
-        with pytest.raises(FileNotFoundError, match="no/repo: no such folder, and the hub does not give it"):
-            load_pretrained("no/repo", download=True)
-        with pytest.raises(FileNotFoundError, match="off/line: no such folder, nor in the hub's cache"):
-            load_pretrained("off/line", download=True)
+        not_found("no/repo: no such folder, and the hub does not give it", "no/repo", download=True)
+        not_found("off/line: no such folder, nor in the hub's cache", "off/line", download=True)
 
 
 class TestTables:
@@ -212,8 +205,8 @@ class TestTables:
     def test_load_into_names_foreign_keys(self, model):
         converted = convert_bert(CONFIG, foreign_state(model))
         wrong = dict(converted.state, **{"norm.weight": torch.zeros(7)})
-        with pytest.raises(ValueError, match=r"'embeddings\.LayerNorm\.weight' \(norm\.weight\) is \(7,\), should be"):
-            load_into(model, Converted({}, wrong, converted.names))
+        message = r"'embeddings\.LayerNorm\.weight' \(norm\.weight\) is \(7,\), should be"
+        refused(message, load_into, model, Converted({}, wrong, converted.names))
 
     def test_a_converted_model_trains(self, folder):
         model = load_pretrained(folder).train()

@@ -5,10 +5,8 @@ import math
 import pytest
 import torch
 from public import ACTIVATIONS, SHAPES, assert_refused, both_sides, load, rewrite, shape
-from public_seq2seq import parity, sharpened
+from public_seq2seq import parity, saved, sharpened
 from safetensors.torch import load_file
-
-from tests.conftest import refused
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -71,12 +69,7 @@ def test_all_ways_of_tying_are_among_the_shapes():
 @pytest.fixture
 def marian(tmp_path):
     draw, theirs = model(0, share_encoder_decoder_embeddings=True, tie_word_embeddings=True, decoder_vocab_size=None)
-    theirs.save_pretrained(tmp_path)
-
-    def check():
-        assert parity(theirs, load(tmp_path), draw, 0, (theirs.config.vocab_size,) * 2, 9).holds
-
-    return tmp_path, theirs, check
+    return saved(theirs, tmp_path, draw, 0, 9)
 
 
 def test_names_of_old_checkpoints(marian):
@@ -97,8 +90,8 @@ def test_two_tables_are_not_taken_for_one(tmp_path):
     theirs.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
-        rewrite(tmp_path, {key: tensor for key, tensor in state.items() if name not in key})
-        refused(f"nothing for {name}, nor for what config.json ties it to", load, tmp_path)
+        bare = {k: v for k, v in state.items() if name not in k}
+        assert_refused(tmp_path, f"nothing for {name}, nor for what config.json ties it to", bare)
 
 
 def test_other_positions_are_refused(marian):
@@ -106,13 +99,13 @@ def test_other_positions_are_refused(marian):
     table = sinusoids(12, theirs.config.d_model)
     table[3, 0] += 0.01
     name = "model.encoder.embed_positions.weight"
-    rewrite(folder, load_file(folder / "model.safetensors") | {name: table})
-    refused(rf"'{name}' is not the table of sinusoids", load, folder)
+    state = load_file(folder / "model.safetensors") | {name: table}
+    assert_refused(folder, rf"'{name}' is not the table of sinusoids", state)
 
 
 def test_what_does_not_fit_is_named(marian):
     folder, _, _ = marian
     state = load_file(folder / "model.safetensors")
-    rewrite(folder, state | {"model.encoder.layernorm_embedding.weight": torch.zeros(2)})
-    refused(r"unknown key: model\.encoder\.layernorm_embedding\.weight", load, folder)
+    name = "model.encoder.layernorm_embedding.weight"
+    assert_refused(folder, f"unknown key: {name}", state | {name: torch.zeros(2)})
     assert_refused(folder, "normalize_embedding=True; only False is supported", state, normalize_embedding=True)

@@ -6,11 +6,10 @@ from unittest import mock
 import pytest
 import torch
 from public import SHAPES, assert_refused, load, rewrite, shape
-from public_seq2seq import parity, sharpened
+from public_seq2seq import parity, saved, sharpened
 from safetensors.torch import load_file
 
 from mmattn import T5Bias, load_pretrained
-from tests.conftest import refused
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -114,12 +113,7 @@ def test_buckets_of_every_distance(bidirectional):
 @pytest.fixture
 def t5(tmp_path, exact):
     draw, theirs = model(1, tie_word_embeddings=True)
-    write(theirs, tmp_path)
-
-    def check():
-        assert parity(theirs, load(tmp_path), draw, 1, (theirs.config.vocab_size,) * 2, 30).holds
-
-    return tmp_path, theirs, check
+    return saved(theirs, tmp_path, draw, 1, 30)
 
 
 def test_names_of_old_checkpoints(t5):
@@ -158,7 +152,6 @@ def test_what_does_not_fit_is_named(t5, config, message):
 
 
 def test_unknown_keys_are_named(t5):
-    folder, _, _ = t5
     name = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"  # only the first block has one
-    rewrite(folder, load_file(folder / "model.safetensors") | {name: torch.zeros(2)})
-    refused("unknown key: " + name.replace(".", r"\."), load, folder)
+    state = load_file(t5[0] / "model.safetensors") | {name: torch.zeros(2)}
+    assert_refused(t5[0], f"unknown key: {name}", state)
