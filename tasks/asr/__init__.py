@@ -24,7 +24,7 @@ _NAMES = {
 }
 __all__, __getattr__ = lazy("mmattn.tasks.asr", _NAMES)
 
-_ALONE = "--model.search_ctc_weight 0 --model.num_beams 1"
+_ALONE = "--decode.ctc_weight 0 --decode.num_beams 1"
 
 TASK = Task(
     name="asr",
@@ -57,7 +57,7 @@ TASK = Task(
         "hubert/*": "adapters:CTCAdapter",
     },
     baselines={
-        "sound hidden": "--data.hide sound",
+        "sound hidden": "--data.ablate sound",
         "mean pooling for attention": "--model.memory mean",
     },
     variants={
@@ -74,6 +74,6 @@ TASK = Task(
     metric="wer",
     kernel_length=512,
     localisation="alignment:localisation",
-    tiny="--data.clips 24 --data.batch_size 8 --data.max_frames 1200 --model.embed_dim 16 --model.num_heads 2 "
-    "--model.ffn_dim 16 --model.encoder_layers 1 --model.num_beams 1",
+    tiny="--data.demo_size 24 --data.batch_size 8 --data.max_frames 1200 --model.embed_dim 16 --model.num_heads 2 "
+    "--model.ffn_dim 16 --model.encoder_layers 1 --decode.num_beams 1",
 )

@@ -28,6 +28,7 @@ from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.datamodule import Collate, Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.options import DecodeOptions, LossOptions, TrainingOptions, check_range
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, token_loss
 
 BEAMS, CTC_WEIGHT = 5, 0.3  # of a search, where nothing else is said
@@ -70,8 +71,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         lm_text: files of further texts, a text a line or other tasks' data (data/text/sentences.py), for a second one
             that is mixed in, with the weight that fits the training texts.
         augment_from: the epoch from which on training is augmented: CTC finds its first alignments sooner without.
-        clips: training clips of the built-in data.
-        hide: train and measure with silence in the place of each recording: a baseline to be beaten.
+        ablate: Train and measure with silence in the place of each recording: a baseline to be beaten.
         language: of Whisper: the one that is spoken, such as de; none: as its folder says.
         task: of Whisper: what the texts are of what is said; none: as its folder says.
     """
@@ -93,14 +93,13 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         lm_text: str | list[str] | None = None,
         augment: dict[str, Any] | None = None,
         augment_from: int = 0,
-        clips: int | None = None,
-        hide: Literal["sound"] | None = None,
+        ablate: Literal["sound"] | None = None,
         language: str | None = None,
         task: Literal["transcribe", "translate"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.max_frames, self.augment_from, self.demo_size, self.hide = max_frames, augment_from, clips, hide
+        self.max_frames, self.augment_from, self.ablate = max_frames, augment_from, ablate
         self.max_seconds, self.spoken = max_seconds, {"language": language, "task": task}
         self.views = 1  # of each clip in training; the module says so where it compares two
         sound = {"sample_rate": sample_rate, "n_mels": num_mels, "normalize": normalize, "max_seconds": max_seconds}
@@ -208,63 +207,102 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
 
 
+@dataclass
+class ASRLossOptions(LossOptions):
+    """The loss of speech recognition.
+
+    Args:
+        label_smoothing: Probability mass that the targets spread over all tokens.
+        ctc_weight: w of the loss; 1 for models without a decoder, 0 for models without CTC.
+        consistency: Weight, beside CTC, of its agreement on two views of each recording, which differ in masks and
+            dropout (`consistency_loss`); an epoch then takes twice as long. 0: one view.
+    """
+
+    ctc_weight: float = 0.3
+    consistency: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("loss.ctc_weight", self.ctc_weight, 0, 1)
+        check_range("loss.consistency", self.consistency, 0)
+
+
+@dataclass
+class ASRDecodeOptions(DecodeOptions):
+    """The search for transcripts. All but `val_beams` is kept with the finished model.
+
+    Args:
+        num_beams: Beams of `validate` and `test`; none: 5, or as the model that is measured, or a public one, has it.
+        ctc_weight: w of joint decoding, for models that have CTC and a decoder: 0 is attention alone, 1 is CTC alone;
+            none: 0.3, or likewise.
+        lm_weight: Weight of the language model (`data.lm_order`) in shallow fusion, against CTC's one; 0: no language
+            model; none: 0.5, or likewise.
+        lm_bonus: Score added for each token, since every token makes a text less probable; none: 1, or likewise.
+        val_beams: Beams of the search that validates within fit; 1: greedy.
+    """
+
+    num_beams: int | None = None
+    ctc_weight: float | None = None
+    lm_weight: float | None = None
+    lm_bonus: float | None = None
+    val_beams: int = 1
+
+    def __post_init__(self) -> None:
+        check_ranges("decode.", **vars(self))
+
+
+@dataclass
+class ASRTrainingOptions(TrainingOptions):
+    """What Lightning's Trainer has no argument for.
+
+    Args:
+        early_stopping: Stop after so many validations without a better metric; none: never.
+        compile: Run the model through `torch.compile`.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        save_every_n_steps: Write `last.ckpt` every so many optimizer steps, beside the end of each epoch.
+        monitor: The error rate by which the best checkpoint is chosen, of words (wer) or characters (cer).
+    """
+
+    monitor: Literal["wer", "cer"] = "wer"
+
+
 class ASRModule(TaskModule[ASRDataModule]):
     """``(1 - w) cross-entropy + w CTC`` (Watanabe et al. 2017, eq. 10); error rates by greedy, beam or joint search.
 
     Args:
-        ctc_weight: w in training; 1 where there is no decoder, 0 where there is no CTC.
-        consistency: weight, beside CTC, of its agreement on two views of each clip, which differ in masks and dropout
-            (`consistency_loss`); an epoch then takes twice as long. 0: there is one view.
-        val_beams: beams of the search that validates within fit; 1: greedy.
-        num_beams: beams of `validate` and `test`, and of the finished model; none: 5, or as the model that is measured,
-            or a public one, has it.
-        search_ctc_weight: w in searching, of models that have both: 0 is attention alone, 1 is CTC alone; none: 0.3, or
-            likewise.
-        lm_weight: of the language model (data.lm_order), against CTC's one, in searching by CTC alone with beams; 0: it
-            is not asked; none: 0.5, or likewise.
-        lm_bonus: for each id written, since every id makes a text less likely to it; none: 1, or likewise.
-        monitor_rate: the error rate that the best checkpoint has: of words (wer) or characters (cer).
-        freeze: what stays as it was where training goes on from wav2vec 2.0 or HuBERT: the "convolutions" over samples.
-        training: what TaskModule takes.
+        model: The keywords of the model.
+        options: The sections that TaskModule takes.
+        freeze: What is not trained, in fine-tuning of wav2vec 2.0 or HuBERT: the "convolutions" over samples.
+        named: What TaskModule takes by name.
     """
 
     task = "asr"
     mode = "min"
+    Loss, Decode, Training = ASRLossOptions, ASRDecodeOptions, ASRTrainingOptions
     model: Any
 
     def __init__(
         self,
         model: dict[str, Any],
-        *,
-        ctc_weight: float = 0.3,
-        consistency: float = 0.0,
-        val_beams: int = 1,
-        num_beams: int | None = None,
-        search_ctc_weight: float | None = None,
-        lm_weight: float | None = None,
-        lm_bonus: float | None = None,
-        monitor_rate: Literal["wer", "cer"] = "wer",
+        *options: Any,
         freeze: Literal["convolutions"] | None = None,
-        **training: Any,
+        **named: Any,
     ) -> None:
-        super().__init__(model, **training)
-        own = {"ctc_weight": ctc_weight, "consistency": consistency, "val_beams": val_beams, "num_beams": num_beams}
-        check_ranges("model.", **own, search_ctc_weight=search_ctc_weight, lm_weight=lm_weight)
-        self.ctc_weight = 1.0 if model.get("decoder") == "none" else ctc_weight
-        self.consistency, self.frozen = consistency, freeze
-        self.val_beams, self.monitor_rate = val_beams, monitor_rate
-        given = {"num_beams": num_beams, "ctc_weight": search_ctc_weight, "lm_weight": lm_weight, "lm_bonus": lm_bonus}
+        super().__init__(model, *options, **named)
+        self.ctc_weight = 1.0 if model.get("decoder") == "none" else self.loss.ctc_weight
+        self.frozen = freeze
+        given = {name: value for name, value in vars(self.decode).items() if name != "val_beams"}
         self.search = {name: value for name, value in given.items() if value is not None}
 
     @property
     def monitor(self) -> str:
-        return f"val/{self.monitor_rate}"
+        return f"val/{self.training_options.monitor}"
 
     @property
     def measured_by(self) -> str:  # type: ignore[override]
         """The search that validates within fit, where it is not that of the finished model."""
-        search = "greedy" if self.val_beams == 1 else f"{self.val_beams} beams"
-        return "" if self.val_beams == self._search(self.data.processor).get("num_beams", 1) else f", {search}"
+        search = "greedy" if self.decode.val_beams == 1 else f"{self.decode.val_beams} beams"
+        return "" if self.decode.val_beams == self._search(self.data.processor).get("num_beams", 1) else f", {search}"
 
     def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
         super().build(sizes, processor)
@@ -276,23 +314,21 @@ class ASRModule(TaskModule[ASRDataModule]):
 
     def setup(self, stage: str) -> None:
         self.check_processor(self.data.processor)
-        if self.consistency and stage == "fit":
+        if self.loss.consistency and stage == "fit":
             augment, fixed = self.data.augment, self.network is None and self.keywords.get("dropout") == 0.0
             if fixed and not (augment is not None and augment.masks):
                 raise ConfigError(
-                    "model.consistency: expected views that differ, by data.augment.time_masks or freq_masks, or by "
+                    "loss.consistency: expected views that differ, by data.augment.time_masks or freq_masks, or by "
                     "model.dropout; found none of them."
                 )
             self.data.views = 2
 
     def check_processor(self, processor: SpeechProcessor) -> None:
         own, search = self.network is None, self._search(processor)
-        if self.consistency and (self.ctc_weight == 0.0 if own else self.network == "whisper"):
-            raise ConfigError("model.consistency: expected 0, since it is CTC's, and this model does not learn by CTC.")
+        if self.loss.consistency and (self.ctc_weight == 0.0 if own else self.network == "whisper"):
+            raise ConfigError("loss.consistency: expected 0, since it is CTC's, and this model does not learn by CTC.")
         if not own and "ctc_weight" in self.search:
-            raise ConfigError(
-                "model.search_ctc_weight: expected none, since a public model has CTC or a decoder alone."
-            )
+            raise ConfigError("decode.ctc_weight: expected none, since a public model has CTC or a decoder alone.")
         attends = self.keywords.get("decoder") != "none" if own else self.network == "whisper"
         fresh = not processor.search  # and a language model that it has was asked for
         check_lm(search, search if fresh else self.search, processor, attends)
@@ -326,7 +362,7 @@ class ASRModule(TaskModule[ASRDataModule]):
         return sum(weights[name] * value for name, value in parts.items()), parts  # type: ignore[return-value]
 
     def training_loss(self, batch: ASRBatch) -> Losses:
-        return self.losses(batch, self.label_smoothing, self.consistency)
+        return self.losses(batch, self.loss.label_smoothing, self.loss.consistency)
 
     def make_metric(self) -> CorpusMetric:
         return CorpusMetric(score)
@@ -340,6 +376,6 @@ class ASRModule(TaskModule[ASRDataModule]):
         metric.add("loss", float(loss) * tokens, tokens)
         search = self._search(self.data.processor)
         if self.trainer.state.fn == "fit":
-            search["num_beams"] = self.val_beams
+            search["num_beams"] = self.decode.val_beams
         heard = write(self.model, batch.features, batch.feature_mask, self.data.processor, **search)
         metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])

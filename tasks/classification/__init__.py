@@ -33,7 +33,7 @@ _NAMES = {
 __all__, __getattr__ = lazy("mmattn.tasks.classification", _NAMES)
 
 # Over an 8x8 map, as the convolutional net.
-_CCT = "--model.backbone cct --model.tokenizer_layers 3 --model.lr 0.001"
+_CCT = "--model.backbone cct --model.tokenizer_layers 3 --optim.lr 0.001"
 
 TASK = Task(
     name="classification",
@@ -56,18 +56,18 @@ TASK = Task(
     ),
     baselines={
         "mean pooling for attention": "--model.pool mean",
-        "patches shuffled": "--data.hide arrangement",
+        "patches shuffled": "--data.ablate arrangement",
     },
     variants={
         "without channel attention": "--model.channel_attention none",
         "ECA": "--model.channel_attention eca",
         "CBAM": "--model.channel_attention cbam",
         "compact convolutional transformer": _CCT,
-        "vision transformer": "--model.backbone vit --model.lr 0.001",
+        "vision transformer": "--model.backbone vit --optim.lr 0.001",
     },
     metric="top1",
     kernel_words=_CCT,
     localisation="localisation:localisation",
-    tiny="--data.pictures 36 --data.batch_size 12 --model.channels [8,12] --model.embed_dim 16 --model.num_heads 2 "
+    tiny="--data.demo_size 36 --data.batch_size 12 --model.channels [8,12] --model.embed_dim 16 --model.num_heads 2 "
     "--model.num_queries 2",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +14,10 @@ from mmattn.data.options import from_options
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset
 from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
-from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.labels.metrics import ClassificationMetric
 from mmattn.tasks.common.losses import soft_cross_entropy
 from mmattn.tasks.common.module import TaskModule, parameter_groups
+from mmattn.tasks.common.options import OptimOptions, check_range
 
 
 class ClassificationDataModule(TaskDataModule[ClassificationDataset, ClassificationProcessor]):
@@ -24,15 +25,14 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
 
     Args:
         root: folder of a torchvision data set's files, or of a CSV's pictures where they are not beside it.
-        image_size: side of the square that the model sees, in pixels; none: 64, or that of `model.init_from`.
-        resize: how a picture gets that shape: squash, crop or pad; none: squash, or as in `model.init_from`.
-        mean: subtracted from pixel values in 0..1, per channel; none: 0.5, or as in `model.init_from`.
+        image_size: side of the square that the model sees, in pixels; none: 64, or that of `init_from`.
+        resize: how a picture gets that shape: squash, crop or pad; none: squash, or as in `init_from`.
+        mean: subtracted from pixel values in 0..1, per channel; none: 0.5, or as in `init_from`.
         std: that they are then divided by; likewise.
         multi_label: classes do not exclude each other; labels in a CSV are separated by |.
         augment: BatchAugment's keywords (data/image/augment.py), for training pictures; none: no augmentation.
         preload: decode each picture once into memory, as long as that takes at most 2 GB.
-        pictures: training pictures of the built-in data.
-        hide: train and measure with the patches of each picture shuffled ("arrangement"): a baseline to be beaten.
+        ablate: Train and measure with the patches of each picture shuffled ("arrangement"): a baseline to be beaten.
     """
 
     task = "classification"
@@ -48,13 +48,12 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
         multi_label: bool = False,
         augment: dict[str, Any] | None = None,
         preload: bool = True,
-        pictures: int | None = None,
-        hide: Literal["arrangement"] | None = None,
+        ablate: Literal["arrangement"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.root, self.multi_label, self.preload = expand(root, "data.root"), multi_label, preload
-        self.demo_size, self.hide = pictures, hide
+        self.ablate = ablate
         self.processor_options = {"image_size": image_size, "mean": mean, "std": std, "resize": resize}
         self.processor_options |= {"multi_label": multi_label}
         self.augment = from_options(BatchAugment, augment, "data.augment")
@@ -73,23 +72,34 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
         return self.processor.sizes() | {"image_size": self.processor.image.size[0]}
 
 
-class ClassificationModule(TaskModule[ClassificationDataModule]):
-    """Cross-entropy against soft targets, or one yes or no a class.
+@dataclass
+class LayerwiseOptimOptions(OptimOptions):
+    """AdamW and its schedule.
 
     Args:
-        layer_decay: each layer learns so much slower than the one above it (Bao et al. 2022); 1: all alike. For
-            weights that were trained before.
-        training: what TaskModule takes.
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay, applied to matrices only.
+        betas: Averaging coefficients of the gradient and of its square.
+        schedule: How the learning rate falls after the warm-up: cosine, linear, inverse_sqrt or constant.
+        warmup_steps: Optimizer steps of linear warm-up.
+        ema_decay: Validate and ship an exponential moving average of the weights with this decay; none: the weights.
+        layer_decay: Factor from the learning rate of each layer to that of the layer below it (Bao et al. 2022), for
+            pretrained weights; 1: all layers have one rate.
     """
 
-    task = "classification"
-    model: Any
+    layer_decay: float = 1.0
 
-    def __init__(self, model: dict[str, Any], *, layer_decay: float = 1.0, **training: Any) -> None:
-        super().__init__(model, **training)
-        if not 0.0 < layer_decay <= 1.0:
-            raise ConfigError(f"model.layer_decay: expected a value above 0 and at most 1, found {layer_decay}.")
-        self.layer_decay = layer_decay
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("optim.layer_decay", self.layer_decay, 0, 1, open_low=True)
+
+
+class ClassificationModule(TaskModule[ClassificationDataModule]):
+    """Cross-entropy against soft targets, or a binary one for each class."""
+
+    task = "classification"
+    Optim = LayerwiseOptimOptions
+    model: Any
 
     @property
     def monitor(self) -> str:
@@ -104,24 +114,24 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
         return bool(self.settings.get("data.multi_label"))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = parameter_groups(self.model, self.weight_decay)
-        if self.layer_decay == 1.0:
+        groups = parameter_groups(self.model, self.optim.weight_decay)
+        if self.optim.layer_decay == 1.0:
             return groups
         depths = self.model.depth_of()
         top = max(depths.values())
         return [
             {**group, "params": [p for p in group["params"] if depths[p] == depth], "lr": self.lr * scale}
             for depth in range(top + 1)
-            for scale in [self.layer_decay ** (top - depth)]
+            for scale in [self.optim.layer_decay ** (top - depth)]
             for group in groups
         ]
 
     def training_loss(self, batch: ClassificationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.model(batch.pixel_values).logits
         if self.multi_label:
-            targets = batch.targets * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+            targets = batch.targets * (1 - self.loss.label_smoothing) + 0.5 * self.loss.label_smoothing
             return F.binary_cross_entropy_with_logits(logits.float(), targets), {}
-        return soft_cross_entropy(logits, batch.targets, self.label_smoothing), {}
+        return soft_cross_entropy(logits, batch.targets, self.loss.label_smoothing), {}
 
     def make_metric(self) -> nn.Module:
         return ClassificationMetric(len(self.data.processor.labels), self.multi_label)

@@ -132,7 +132,7 @@ class CheckpointParts:
         if self.headless:
             raise CheckpointError(
                 f"{self.where}: expected a finished model, found a backbone without the last layers of the task; "
-                f"train them: fit --model.init_from {self.where}."
+                f"train them: fit --init_from {self.where}."
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import logging
@@ -36,6 +37,7 @@ from mmattn.tasks.common.callbacks import (
 )
 from mmattn.tasks.common.checkpoint import load_weights, save_directory
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.renamed import renamed
 from mmattn.tasks.common.task import Task
 
 # Where a configuration may name classes (callbacks, loggers, strategies, plugins): nowhere else is code imported from.
@@ -43,7 +45,8 @@ ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
 KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 KINDS |= {"dict": "a mapping", "list": "a list"}  # of values, in words
 # Settings that a resumed run may change: they do not alter what is computed.
-FREE_SETTINGS = {"data.num_workers", "data.on_error", "model.save_every_n_steps", "model.compile"}
+SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # what a module takes beside its own keywords
+FREE_SETTINGS = {"data.num_workers", "data.on_error", "trainer.save_every_n_steps", "trainer.compile"}
 # Lightning's warnings about what is meant here: resuming in mid-epoch is exact, and both loggers share a folder.
 KNOWN_WARNINGS = (
     ".*does not have many workers.*",
@@ -84,6 +87,8 @@ class Parser(LightningArgumentParser):
         known, hint = self.known_keys(), ""
         if wrong and wrong[0] not in known:  # else its value is what is wrong
             key = wrong[0]
+            if (new := renamed(key)) is not None:
+                return f"{key}: this option is called {new} since version 0.2."
             prefixes = [key.rsplit(".", n)[0] if n else key for n in range(key.count(".") + 1)]
             close = [k for k in known if re.search(rf"[._]{re.escape(key)}$", k)]  # epochs: trainer.max_epochs
             close += [m for k in prefixes for m in difflib.get_close_matches(k, known, n=1, cutoff=0.75)]
@@ -144,12 +149,23 @@ class TaskCLI(LightningCLI):
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
         options = {"as_group": False, "instantiate": False, "fail_untyped": False}
+        parser.add_class_arguments(self.module_type.Training, "trainer", **options)
         parser.add_class_arguments(self.model_type, "model", skip=set(self.data_type.sizes), **options)
-        parser.add_class_arguments(self.module_type, "model", skip={"model"}, **options)
+        parser.add_class_arguments(self.module_type, "model", skip=SECTIONS, **options)
+        for section, kind in self._sections().items():
+            parser.add_class_arguments(kind, section, instantiate=False, fail_untyped=False)
         parser.add_class_arguments(self.data_type, "data", skip={"seed"}, instantiate=False, fail_untyped=False)
+
+    def _sections(self) -> dict[str, type[Any]]:
+        """The options beside the network's, by section."""
+        module = self.module_type
+        return {"optim": module.Optim, "loss": module.Loss, "decode": module.Decode}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if self.command == "fit":
+            parser.add_argument(
+                "--init_from", type=str | None, default=None, help="Begin with this model: DIR or hf:owner/name."
+            )
             parser.add_argument("--overwrite", type=bool, default=False, help="Empty a run directory that is in use.")
             parser.add_argument("--find_lr", type=bool, default=False, help="Search a learning rate before training.")
         else:
@@ -183,11 +199,20 @@ class TaskCLI(LightningCLI):
         self.seed = config.seed_everything if isinstance(config.seed_everything, int) else 0
         data = config.data.as_dict()
         self.root = Path(config.trainer.default_root_dir)
+        if self.command == "fit" and data["train"] is None:
+            raise ConfigError(
+                f"data.train: expected the path of your training data, or demo, the built-in ones; found none. "
+                f"`{self.program} fit --config configs/{self.task}.yaml` trains on the latter."
+            )
         self.datamodule = self.data_type(**data, seed=self.seed)
         keywords = config.model.as_dict()
         accepted = inspect.signature(self.model_type).parameters
         model = {key: value for key, value in keywords.items() if key in accepted}
-        training = {key: value for key, value in keywords.items() if key not in accepted}
+        others: dict[str, Any] = {key: value for key, value in keywords.items() if key not in accepted}
+        options = {name: config[name].as_dict() if name in config else {} for name in self._sections()}
+        own = [field.name for field in dataclasses.fields(self.module_type.Training)]
+        options["trainer"] = {name: config.trainer[name] for name in own}
+        init_from = config.init_from if self.command == "fit" else None
         start: CheckpointParts | None = None
         if self.command != "fit":
             start = self.datamodule.read_model(config.checkpoint or self.root / "model").finished()
@@ -202,22 +227,23 @@ class TaskCLI(LightningCLI):
                     f"a finished model is measured as it is."
                 )
             self.datamodule.use_processor(start.processor)
-        elif training["init_from"] is not None:
+        elif init_from is not None:
             try:
-                start = self.datamodule.read_model(training["init_from"])
+                start = self.datamodule.read_model(init_from)
             except CheckpointError as error:
-                raise CheckpointError(f"model.init_from: {error}") from None
+                raise CheckpointError(f"init_from: {error}") from None
             start = start.changed({key: value for key, value, _ in self._differing(model, start)})
             self.datamodule.adopt_processor(start)
         model = self.module_type.check_model(model if start is None else start.keywords)
-        self.model = self.module_type(model, **training)
+        sections = {{"trainer": "training"}.get(name, name): given for name, given in options.items()}
+        self.model = self.module_type(model, **sections, **others, init_from=init_from)
         self.model.seed, self.model.start = self.seed, start
         self.model.settings = {
             f"{group}.{key}": value
-            for group, values in (("model", {**model, **training}), ("data", data))
+            for group, values in {**options, "model": {**model, **others}, "data": data}.items()
             for key, value in _plain(values).items()
             if f"{group}.{key}" not in FREE_SETTINGS
-        } | {"seed_everything": self.seed}
+        } | {"seed_everything": self.seed, "init_from": init_from}
         self.trainer = self.instantiate_trainer()
 
     def _check_split(self, shipped: CheckpointParts) -> None:
@@ -241,17 +267,20 @@ class TaskCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.parser.instantiate(self.config)[self.command].trainer.as_dict()
+        own = {field.name for field in dataclasses.fields(self.module_type.Training)}
+        config = {name: value for name, value in config.items() if name not in own}
+        training = self.model.training_options
         callbacks = config["callbacks"] or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if config["enable_progress_bar"] is not False:
             callbacks.append(progress_bar())
         if self.command == "fit":
-            self.last = LastCheckpoint(self.root, self.model.save_every_n_steps)
+            self.last = LastCheckpoint(self.root, training.save_every_n_steps)
             callbacks += [self.last, BestCheckpoint(self.root, self.model.monitor, self.model.mode)]
-            if self.model.ema_decay:
-                callbacks.append(EMA(self.model.ema_decay))
-            if self.model.early_stopping:
-                callbacks.append(Patience(self.model.monitor, patience=self.model.early_stopping, mode=self.model.mode))
+            if self.model.optim.ema_decay:
+                callbacks.append(EMA(self.model.optim.ema_decay))
+            if training.early_stopping:
+                callbacks.append(Patience(self.model.monitor, patience=training.early_stopping, mode=self.model.mode))
             if config["logger"] in (None, True):
                 board = TensorBoardLogger(str(self.root), name="logs")
                 config["logger"] = [board, CSVLogger(str(self.root), name="logs", version=board.version)]
@@ -308,7 +337,7 @@ class TaskCLI(LightningCLI):
         finder = Tuner(self.trainer).lr_find(self.model, datamodule=self.datamodule)
         suggestion = finder.suggestion() if finder else None
         if suggestion is None:
-            raise ConfigError("--find_lr: the loss gave no usable slope; set --model.lr by hand.")
+            raise ConfigError("--find_lr: the loss gave no usable slope; set --optim.lr by hand.")
         self.model.lr = suggestion
         print(f"learning rate found: {suggestion:.2e}")
 

@@ -23,6 +23,7 @@ from mmattn.tasks.common.files import atomic_folder
 from mmattn.tasks.common.task import tasks
 
 Split = Literal["train", "val", "test"]
+DEMO = "demo"  # the built-in data, in the place of a path
 D = TypeVar("D", bound=SampleDataset[Any])
 P = TypeVar("P", bound=Processor[Any, Any])
 
@@ -47,9 +48,10 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     """What the data of all tasks have in common. A task says how a split is opened and what its processor is made with.
 
     Args:
-        train: path of the training split; none: the built-in data.
-        val: path of the validation split; none: the built-in data.
-        test: path of the test split; none: the built-in data.
+        train: Path of the training split, or `demo`, the built-in data. There is no default: configurations name it.
+        val: Path of the validation split; none: the built-in one, where `train` is `demo`.
+        test: Path of the test split; none: likewise.
+        demo_size: Training samples of the built-in data; none: all.
         batch_size: samples in a batch and process.
         num_workers: processes that prepare batches; the batches do not depend on it.
         on_error: a bad item ends the run ("raise"), or is left out, counted and reported ("skip").
@@ -66,13 +68,14 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         train: str | None = None,
         val: str | None = None,
         test: str | None = None,
+        demo_size: int | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if train is not None and val is None:
+        if train not in (None, DEMO) and val is None:
             raise ConfigError(
                 "data.train without data.val: the built-in data cannot judge a model of yours; give both."
             )
@@ -81,14 +84,13 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
                 f"data.batch_size must be at least 1 and data.num_workers at least 0, found "
                 f"{batch_size} and {num_workers}."
             )
-        self.paths = {
-            name: expand(path, f"data.{name}") for name, path in (("train", train), ("val", val), ("test", test))
-        }
+        given = {"train": train, "val": val, "test": test}
+        self.paths = {name: None if path == DEMO else expand(path, f"data.{name}") for name, path in given.items()}
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
         self.processor_options: dict[str, Any] = {}  # keywords of the processor's `fit`; None: its default
         self.augment: Any = None  # of training
-        self.hide: str | None = None  # what a baseline trains and is measured without
-        self.demo_size: int | None = None  # training samples of the built-in data
+        self.ablate: str | None = None  # what a baseline trains and is measured without
+        self.demo_size = demo_size
         self.processor = None  # type: ignore[assignment]  # until it is made or loaded
         self._processor_is_shipped = False
         self._datasets: dict[str, D] = {}
@@ -133,7 +135,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     def collate_fn(self, split: Split) -> Callable[..., Any]:
         """A picklable function, called as `f(samples, seeds=[...], is_repeat=bool)`, that makes a batch."""
         augment = self.augment if split == "train" else None
-        return Collate(self.processor, augment, self.hide, self.collate_options(split))
+        return Collate(self.processor, augment, self.ablate, self.collate_options(split))
 
     def dataset(self, split: Split) -> D:
         """Open a split once."""

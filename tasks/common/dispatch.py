@@ -58,7 +58,7 @@ TRAINER_HELP = """usage: {program} {command} [--config FILE] [options]
 
 {text}
 
-Every key of configs/{task}.yaml is an option, e.g. --model.lr 0.001, --trainer.max_epochs 3. The usual ones:
+Every key of configs/{task}.yaml is an option, e.g. --optim.lr 0.001, --trainer.max_epochs 3. The usual ones:
 
   --config FILE                     a YAML file; later options override it
   --data.train|val|test PATH        your own data, one path a split (formats: tasks/{task}/README.md)
@@ -75,7 +75,7 @@ EXTRA_HELP = {
     "fit": "  --ckpt_path last                  resume the run in --trainer.default_root_dir\n"
     "  --overwrite true                  empty a run directory that is in use\n"
     "  --find_lr true                    search a learning rate first\n"
-    "  --model.init_from DIR             begin with the model of this folder, ours or public, or of hf:owner/name\n",
+    "  --init_from DIR             begin with the model of this folder, ours or public, or of hf:owner/name\n",
     "validate": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
     "test": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
 }

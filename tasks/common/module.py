@@ -18,9 +18,16 @@ from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
 from mmattn.tasks.common.checkpoint import load_weights
 from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
+from mmattn.tasks.common.options import (
+    DecodeOptions,
+    LossOptions,
+    OptimOptions,
+    Schedule,
+    TrainingOptions,
+    as_options,
+)
 from mmattn.tasks.common.task import tasks
 
-Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 Data = TypeVar("Data", bound=TaskDataModule[Any, Any])
 
 
@@ -53,63 +60,38 @@ class TaskModule(LightningModule, Generic[Data]):
     """batch -> model -> loss -> metric. A task says what its model, its loss and its metric are.
 
     Args:
-        model: the keywords of the task's model, without the sizes that the data decide.
-        lr: peak learning rate of AdamW.
-        weight_decay: decoupled decay, on matrices alone.
-        betas: AdamW's averaging coefficients.
-        schedule: how the rate falls after the warm-up: cosine, linear, inverse_sqrt, constant.
-        warmup_steps: optimiser steps of linear warm-up.
-        label_smoothing: probability mass spread over all classes in the training loss.
-        ema_decay: validate, and ship, an exponential moving average of the weights with this decay; none: the weights.
-        early_stopping: stop after so many validations without a better metric; none: never.
-        compile: run the model through torch.compile.
-        gradient_checkpointing: recompute activations in the backward pass, to save memory.
-        init_from: begin with the sizes, weights and processor of this model: a folder of ours (a run's, or its model/),
-            one as the Hugging Face hub lays them out, or hf:owner/name; none: from nothing.
-        save_every_n_steps: write last.ckpt every so many optimiser steps, beside every epoch's end.
+        model: The keywords of the task's model, without the sizes that the data decide.
+        optim: `OptimOptions`, or a mapping of them.
+        loss: Likewise the task's `LossOptions`.
+        decode: Likewise its `DecodeOptions`.
+        training: Likewise its `TrainingOptions`.
+        init_from: Begin with the sizes, weights and processor of this model: a folder of ours (a run's, or its model/),
+            one as the Hugging Face hub lays them out, or hf:owner/name; none: random weights.
     """
 
     task: str
     mode: Literal["min", "max"] = "max"
+    Optim: type[Any] = OptimOptions
+    Loss: type[Any] = LossOptions
+    Decode: type[Any] = DecodeOptions
+    Training: type[Any] = TrainingOptions
     measured_by = ""  # what is said beside the best figure of fit, where the finished model is measured otherwise
 
     def __init__(
         self,
         model: Mapping[str, Any],
+        optim: Any = None,
+        loss: Any = None,
+        decode: Any = None,
+        training: Any = None,
         *,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.98),
-        schedule: Schedule = "cosine",
-        warmup_steps: int = 100,
-        label_smoothing: float = 0.0,
-        ema_decay: float | None = None,
-        early_stopping: int | None = None,
-        compile: bool = False,
-        gradient_checkpointing: bool = False,
-        save_every_n_steps: int = 1000,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, low, high in (
-            ("lr", lr, 0.0, math.inf),
-            ("label_smoothing", label_smoothing, -1e-9, 1.0),
-            ("ema_decay", ema_decay or 0.5, 0.0, 1.0),
-            ("early_stopping", early_stopping or 1, 0, math.inf),
-            ("save_every_n_steps", save_every_n_steps, 0, math.inf),
-        ):
-            if not low < value < high:
-                raise ConfigError(
-                    f"model.{name}: expected a value between {max(low, 0):g} and {high:g}, found {value}."
-                )
         self.keywords = dict(model)
-        self.lr = lr  # an attribute of its own: the learning-rate finder sets it
-        self.weight_decay, self.betas = weight_decay, betas
-        self.schedule, self.warmup_steps = schedule, warmup_steps
-        self.label_smoothing = label_smoothing
-        self.ema_decay, self.early_stopping = ema_decay, early_stopping
-        self.compile_model, self.gradient_checkpointing = compile, gradient_checkpointing
-        self.save_every_n_steps = save_every_n_steps
+        self.optim, self.loss = as_options(self.Optim, optim), as_options(self.Loss, loss)
+        self.decode, self.training_options = as_options(self.Decode, decode), as_options(self.Training, training)
+        self.lr = self.optim.lr  # an attribute of its own: the learning-rate finder sets it
         self.model: nn.Module | None = None
         self.init_from = init_from
         # The model that is measured, or that training began with; `model` then has all its keywords.
@@ -206,27 +188,28 @@ class TaskModule(LightningModule, Generic[Data]):
                 self.metrics[split] = self.make_metric()
         layers: list[Any] = [module for module in self.model.modules() if hasattr(module, "gradient_checkpointing")]
         for layer in layers:
-            layer.gradient_checkpointing = self.gradient_checkpointing
-        if self.compile_model:
+            layer.gradient_checkpointing = self.training_options.gradient_checkpointing
+        if self.training_options.compile:
             self.model.compile()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser gets; a group may have a learning rate of its own."""
         assert self.model is not None
-        return parameter_groups(self.model, self.weight_decay)
+        return parameter_groups(self.model, self.optim.weight_decay)
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None
         fused = self.device.type == "cuda"
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.betas, fused=fused)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.optim.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
-        if 2 * self.warmup_steps > total and self.trainer.is_global_zero:
+        warmup = self.optim.warmup_steps
+        if 2 * warmup > total and self.trainer.is_global_zero:
             sys.stderr.write(
-                f"the warm-up takes {self.warmup_steps} of {total} steps, so that little is learnt: give a smaller "
-                f"--data.{self.data.train_size}, more --trainer.max_epochs or fewer --model.warmup_steps.\n"
+                f"the warm-up takes {warmup} of {total} steps, so that little is learnt: give a smaller "
+                f"--data.{self.data.train_size}, more --trainer.max_epochs or fewer --optim.warmup_steps.\n"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(self.schedule, step, self.warmup_steps, total)
+            optimizer, lambda step: schedule_factor(self.optim.schedule, step, warmup, total)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -247,7 +230,7 @@ class TaskModule(LightningModule, Generic[Data]):
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
                 f"{batch_idx}), samples: {shown}. No weights were changed by it; the last good checkpoint is kept. "
-                f"Try a lower --model.lr, --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
+                f"Try a lower --optim.lr, --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
             )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
         if parts:

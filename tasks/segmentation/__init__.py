@@ -32,7 +32,7 @@ _NAMES = {
 }
 __all__, __getattr__ = lazy("mmattn.tasks.segmentation", _NAMES)
 
-_SEGFORMER = "--model.network segformer --model.channels [32,64,96,128] --model.decoder_channels [96] --model.lr 0.001"
+_SEGFORMER = "--model.network segformer --model.channels [32,64,96,128] --model.decoder_channels [96] --optim.lr 0.001"
 
 TASK = Task(
     name="segmentation",
@@ -57,7 +57,7 @@ TASK = Task(
         "segformer/*": "adapters:SegFormerAdapter",
         "timm/*": "adapters:TimmAdapter",
     },
-    baselines={"context hidden": "--data.hide context"},
+    baselines={"context hidden": "--data.ablate context"},
     variants={
         "gates removed": "--model.gates false",
         "without deep supervision": "--model.deep_supervision false",
@@ -66,5 +66,5 @@ TASK = Task(
     metric="miou",
     kernel_words=_SEGFORMER,  # attention between maps and their reduced keys: dense, or what needs no order
     localisation="localisation:localisation",
-    tiny="--data.scenes 16 --data.batch_size 8 --model.channels [6,8]",
+    tiny="--data.demo_size 16 --data.batch_size 8 --model.channels [6,8]",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from mmattn.data.options import from_options
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.options import DecodeOptions, LossOptions, check_range
 from mmattn.tasks.segmentation.augment import SegmentationAugment
 from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset
 from mmattn.tasks.segmentation.demo import CLASSES
@@ -27,11 +29,10 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
     Args:
         classes: path of the class list, where it is not `classes.txt` in the data's folder or the one above.
         image_size: the shorter side at which the model sees a picture, in pixels; none: as it is, or as in
-            `model.init_from`. What is measured is the masks' own size always.
+            `init_from`. What is measured is the masks' own size always.
         augment: SegmentationAugment's keywords, for training; none: no augmentation.
         preload: decode everything once into memory, as long as that takes at most 2 GB.
-        scenes: training scenes of the built-in data.
-        hide: train and measure without context: pictures are cut into patches, with their labels, and the patches
+        ablate: Train and measure without context: pictures are cut into patches, with their labels, and the patches
             shuffled. A baseline to be beaten.
     """
 
@@ -44,13 +45,12 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
         image_size: int | None = None,
         augment: dict[str, Any] | None = None,
         preload: bool = True,
-        scenes: int | None = None,
-        hide: Literal["context"] | None = None,
+        ablate: Literal["context"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.classes, self.preload = expand(classes, "data.classes"), preload
-        self.demo_size, self.hide = scenes, hide
+        self.ablate = ablate
         self.processor_options = {"size": image_size}
         self.augment = from_options(SegmentationAugment, augment, "data.augment")
 
@@ -67,37 +67,47 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
         return {"training": split == "train"}
 
 
-class SegmentationModule(TaskModule[SegmentationDataModule]):
-    """Segmentation's losses and mIoU.
+@dataclass
+class SegmentationLossOptions(LossOptions):
+    """The loss of segmentation.
 
     Args:
-        loss: losses and their weights: cross_entropy, dice, focal.
-        class_weights: of the losses, from the training pixels: none, log, sqrt, median (the strongest).
-        auxiliary_weight: of the losses of coarser maps, where the model has deep supervision.
-        tile: side of the tiles in which larger pictures are measured; none: whole.
-        flip: measure the mean of a picture's scores and its mirror image's.
-        training: what TaskModule takes.
+        objective: Losses and their weights: cross_entropy, dice, focal.
+        class_weights: Weights of the classes, from the training pixels: none, log, sqrt, median (the strongest).
+        aux_weight: Weight of the losses of coarser maps, where the model has deep supervision.
     """
 
-    task = "segmentation"
-    model: Any
+    objective: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0, "dice": 0.5})
+    class_weights: Literal["none", "log", "sqrt", "median"] = "none"
+    aux_weight: float = 0.4
 
-    def __init__(
-        self,
-        model: dict[str, Any],
-        *,
-        loss: dict[str, float] = {"cross_entropy": 1.0, "dice": 0.5},  # noqa: B006  read, never changed
-        class_weights: Literal["none", "log", "sqrt", "median"] = "none",
-        auxiliary_weight: float = 0.4,
-        tile: int | None = None,
-        flip: bool = False,
-        **training: Any,
-    ) -> None:
-        super().__init__(model, **training)
-        if not loss or any(name not in LOSSES or weight < 0 for name, weight in loss.items()):
-            raise ConfigError(f"model.loss: expected {', '.join(LOSSES)} with weights from 0, found {loss}.")
-        self.loss, self.class_weights, self.auxiliary_weight = dict(loss), class_weights, auxiliary_weight
-        self.tile, self.flip = tile, flip
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.objective or any(name not in LOSSES or weight < 0 for name, weight in self.objective.items()):
+            expected = f"{', '.join(LOSSES)} with weights from 0"
+            raise ConfigError(f"loss.objective: expected {expected}, found {self.objective}.")
+        check_range("loss.aux_weight", self.aux_weight, 0)
+
+
+@dataclass
+class SegmentationDecodeOptions(DecodeOptions):
+    """How images are measured.
+
+    Args:
+        tile: Side of the tiles in which larger images are measured; none: whole.
+        flip: Measure the mean of an image's scores and those of its mirror image.
+    """
+
+    tile: int | None = None
+    flip: bool = False
+
+
+class SegmentationModule(TaskModule[SegmentationDataModule]):
+    """Segmentation's losses and mIoU."""
+
+    task = "segmentation"
+    Loss, Decode = SegmentationLossOptions, SegmentationDecodeOptions
+    model: Any
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -105,15 +115,17 @@ class SegmentationModule(TaskModule[SegmentationDataModule]):
 
     def training_loss(self, batch: SegmentationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.model(batch.pixel_values.contiguous(memory_format=torch.channels_last))
-        weights = class_weights(self.class_weights, self.data.processor.counts)
+        weights = class_weights(self.loss.class_weights, self.data.processor.counts)
         weights = None if weights is None else weights.to(self.device)
-        options: dict[str, Any] = {"weights": weights, "label_smoothing": self.label_smoothing}
-        parts = segmentation_loss(self.loss, output.logits, batch.labels, **options)
+        options: dict[str, Any] = {"weights": weights, "label_smoothing": self.loss.label_smoothing}
+        parts = segmentation_loss(self.loss.objective, output.logits, batch.labels, **options)
         loss = torch.stack(list(parts.values())).sum()
-        if output.auxiliary and self.auxiliary_weight:
-            coarse = [segmentation_loss(self.loss, logits, batch.labels, **options) for logits in output.auxiliary]
+        if output.auxiliary and self.loss.aux_weight:
+            coarse = [
+                segmentation_loss(self.loss.objective, logits, batch.labels, **options) for logits in output.auxiliary
+            ]
             parts["auxiliary"] = torch.stack([torch.stack(list(c.values())).sum() for c in coarse]).mean()
-            loss = loss + self.auxiliary_weight * parts["auxiliary"]
+            loss = loss + self.loss.aux_weight * parts["auxiliary"]
         return loss, parts if len(parts) > 1 else {}
 
     def make_metric(self) -> nn.Module:
@@ -123,6 +135,6 @@ class SegmentationModule(TaskModule[SegmentationDataModule]):
         for rows in batch.alike():
             (height, width), (label_height, label_width) = batch.sizes[rows[0]], batch.label_sizes[rows[0]]
             pixels = batch.pixel_values[rows, :, :height, :width].contiguous(memory_format=torch.channels_last)
-            logits = segment(lambda x: self.model.scores(x)[0], pixels, self.tile, flip=self.flip)
+            logits = segment(lambda x: self.model.scores(x)[0], pixels, self.decode.tile, flip=self.decode.flip)
             labels = batch.labels[rows, :label_height, :label_width]
             metric.update(best_classes(logits, (label_height, label_width)), labels)

@@ -175,7 +175,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         if batch.labels.shape[1:] != batch.pixel_values.shape[2:] or any(n % PATCH for n in batch.labels.shape[1:]):
             found = f"{tuple(batch.pixel_values.shape[2:])} and {tuple(batch.labels.shape[1:])}"
             raise ConfigError(
-                f"data.hide: expected pictures and masks of one size, whole patches of {PATCH}; found {found}."
+                f"data.ablate: expected pictures and masks of one size, whole patches of {PATCH}; found {found}."
             )
         cells = batch.labels[0].numel() // PATCH**2
         streams = [np.random.RandomState(list(name.encode())) for name in batch.ids]

@@ -50,12 +50,12 @@ TASK = Task(
     adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
     families=dict.fromkeys(("bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),
     baselines={
-        "source hidden": "--data.hide source",
-        "mean pooling for attention": "--model.memory mean --model.copy false --model.salience 0",
+        "source hidden": "--data.ablate source",
+        "mean pooling for attention": "--model.memory mean --model.copy false --loss.salience 0",
     },
     variants={
-        "without copying": "--model.copy false --model.salience 0",
-        "without salience": "--model.salience 0",
+        "without copying": "--model.copy false --loss.salience 0",
+        "without salience": "--loss.salience 0",
         "words alone": "--model.hierarchical false",
         "window with global tokens": "--model.hierarchical false --model.global_tokens sentences "
         "--model.attention.kind sliding_window --model.attention.window 8",
@@ -63,6 +63,6 @@ TASK = Task(
     metric="rouge1_first",
     kernel_length=320,
     localisation="localisation:localisation",
-    tiny="--data.documents 40 --data.vocab_size 300 --data.max_tokens 2000 --data.batch_size 4 --model.embed_dim 16 "
-    "--model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1 --model.num_beams 1",
+    tiny="--data.demo_size 40 --data.vocab_size 300 --data.max_tokens 2000 --data.batch_size 4 --model.embed_dim 16 "
+    "--model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1 --decode.num_beams 1",
 )

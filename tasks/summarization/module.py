@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from mmattn.tasks.common.datamodule import Split
 from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.options import check_range
 from mmattn.tasks.common.seq2seq.model import token_loss
-from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
+from mmattn.tasks.common.seq2seq.module import PairDataModule, PairLossOptions, PairModule
 from mmattn.tasks.summarization.copying import worth_copying
 from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset
 from mmattn.tasks.summarization.metrics import score, signature
@@ -24,7 +26,6 @@ class SummarizationDataModule(PairDataModule):
     """Documents with their summaries.
 
     Args:
-        documents: training documents of the built-in data.
         drop_repeats: leave out of training what stands there once more, document and summary alike.
         options: what PairDataModule takes.
     """
@@ -32,11 +33,11 @@ class SummarizationDataModule(PairDataModule):
     task = "summarization"
     sizes = ("vocab_size",)
 
-    def __init__(self, documents: int | None = None, drop_repeats: bool = False, **options: Any) -> None:
+    def __init__(self, drop_repeats: bool = False, **options: Any) -> None:
         super().__init__(**options)
         if not self.processor_options["shared_vocab"]:
             raise ConfigError("data.shared_vocab: document and summary are one language; expected true, found false.")
-        self.demo_size, self.drop_repeats = documents, drop_repeats
+        self.drop_repeats = drop_repeats
 
     def make_dataset(self, source: Any, split: Split) -> SummaryDataset:
         dataset = SummaryDataset(source, on_error=self.on_error)
@@ -46,39 +47,54 @@ class SummarizationDataModule(PairDataModule):
         return dataset
 
 
-class SummarizationModule(PairModule):
-    """Cross-entropy, and a loss that tells which words of the document the summary has; ROUGE by beam search.
+@dataclass
+class SummarizationLossOptions(PairLossOptions):
+    """The loss of summarization.
 
     Args:
-        salience: weight of the loss that tells which tokens of the document the summary has; the model must copy.
-        training: what PairModule takes.
+        label_smoothing: Probability mass that the targets spread over all tokens.
+        word_dropout: Share of the source and target tokens that training replaces by the unknown token.
+        salience: Weight of the loss that predicts which tokens of the document occur in the summary; it needs a copy
+            mechanism.
     """
 
-    task = "summarization"
+    salience: float = 0.0
 
-    def __init__(self, model: dict[str, Any], *, salience: float = 0.0, **training: Any) -> None:
-        super().__init__(model, **training)
-        if salience < 0 or (salience and not model.get("copy", True)):
-            raise ConfigError(f"model.salience: expected 0, or above where the model copies, found {salience}.")
-        self.salience = salience
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("loss.salience", self.salience, 0)
+
+
+class SummarizationModule(PairModule):
+    """Cross-entropy, and a loss that predicts which source words the summary has; ROUGE by beam search."""
+
+    task = "summarization"
+    Loss = SummarizationLossOptions
+
+    def __init__(self, model: dict[str, Any], *options: Any, **named: Any) -> None:
+        super().__init__(model, *options, **named)
+        if self.loss.salience and not model.get("copy", True):
+            raise ConfigError(
+                f"loss.salience: expected 0, or above where the model copies, found {self.loss.salience}."
+            )
 
     def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
         super().build(sizes, processor)
-        if self.network is not None and self.salience:
+        if self.network is not None and self.loss.salience:
             raise ConfigError(
-                f"model.salience: expected 0, since a public model copies nothing; found {self.salience}."
+                f"loss.salience: expected 0, since a public model copies nothing; found {self.loss.salience}."
             )
 
     def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         self.hide_words(batch)
         output = self.run_model(batch)
-        loss = words = token_loss(output.logits, batch.labels, batch.label_mask, self.label_smoothing)
-        if not self.salience:
+        loss = words = token_loss(output.logits, batch.labels, batch.label_mask, self.loss.label_smoothing)
+        if not self.loss.salience:
             return loss, {}
         mask = batch.source_mask
         worth = worth_copying(batch.copy_ids, mask, batch.labels, batch.label_mask)  # (B, S)
         salience = F.binary_cross_entropy_with_logits(output.salience[mask].float(), worth[mask].float())
-        return loss + self.salience * salience, {"words": words, "salience": salience}
+        return loss + self.loss.salience * salience, {"words": words, "salience": salience}
 
     def update_metric(self, metric: Any, batch: SummaryBatch) -> None:
         super().update_metric(metric, batch)

@@ -42,13 +42,13 @@ TASK = Task(
     ),
     adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
     families=dict.fromkeys(("marian/*", "bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),
-    baselines={"source hidden": "--data.hide source", "mean pooling for attention": "--model.memory mean"},
+    baselines={"source hidden": "--data.ablate source", "mean pooling for attention": "--model.memory mean"},
     variants={
         "LSTM, additive attention": "--model.decoder lstm",
         "LSTM, local attention": "--model.decoder lstm --model.cross_attention.kind local",
     },
     metric="bleu",
     localisation="localisation:localisation",
-    tiny="--data.pairs 60 --data.vocab_size 300 --data.max_tokens 400 --data.max_target_len 20 --data.batch_size 8 "
+    tiny="--data.demo_size 60 --data.vocab_size 300 --data.max_tokens 400 --data.max_target_len 20 --data.batch_size 8 "
     "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1",
 )

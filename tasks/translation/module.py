@@ -16,17 +16,14 @@ class TranslationDataModule(PairDataModule):
     Args:
         source_lang: the language read: the ending of its file, its column or its key.
         target_lang: the language written.
-        pairs: training pairs of the built-in data.
         options: what PairDataModule takes.
     """
 
     task = "translation"
 
-    def __init__(
-        self, source_lang: str = "en", target_lang: str = "de", pairs: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, source_lang: str = "en", target_lang: str = "de", **options: Any) -> None:
         super().__init__(**options)
-        self.languages, self.demo_size = (source_lang, target_lang), pairs
+        self.languages = (source_lang, target_lang)
         self.processor_options["options"] = {"source_lang": source_lang, "target_lang": target_lang}
 
     def make_dataset(self, source: Any, split: Split) -> TranslationDataset:

@@ -40,14 +40,14 @@ TASK = Task(
         Option("top_k", "how many answers to give, best first (default: 1)", int, only="predict"),
     ),
     baselines={
-        "image hidden": "--data.hide image",
-        "question hidden": "--data.hide question",
-        "mean pooling for attention": "--model.fusion mean --model.guidance 0",
+        "image hidden": "--data.ablate image",
+        "question hidden": "--data.ablate question",
+        "mean pooling for attention": "--model.fusion mean --loss.attention_supervision 0",
     },
-    variants={"without guidance": "--model.guidance 0 --model.object_supervision 0"},
+    variants={"without guidance": "--loss.attention_supervision 0 --loss.object_supervision 0"},
     metric="accuracy",
     localisation="localisation:localisation",
-    tiny="--data.scenes 12 --data.batch_size 36 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 "
+    tiny="--data.demo_size 12 --data.batch_size 36 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 "
     "--model.fusion_layers 1",
     upgrade="model:upgrade",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from mmattn.tasks.common.datamodule import Split, TaskDataModule
 from mmattn.tasks.common.losses import soft_cross_entropy
 from mmattn.tasks.common.metrics import GroupedMean
 from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.options import LossOptions, check_range
 from mmattn.tasks.vqa.data import VQABatch, VQADataset
 from mmattn.tasks.vqa.losses import guidance_loss, object_loss
 from mmattn.tasks.vqa.metrics import vqa_accuracy
@@ -40,8 +42,7 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
         min_answer_count: least number of questions with an answer.
         augment: ImageAugment's keywords, for training pictures; none: no augmentation.
         preload: decode each picture once into memory, as long as that takes at most 2 GB.
-        scenes: training scenes of the built-in data.
-        hide: train and measure without one of the inputs, the question or the image: a baseline to be beaten.
+        ablate: Train and measure without one of the inputs, the question or the image: a baseline to be beaten.
     """
 
     task = "vqa"
@@ -60,12 +61,11 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
         min_answer_count: int = 1,
         augment: dict[str, Any] | None = None,
         preload: bool = True,
-        scenes: int | None = None,
-        hide: Literal["question", "image"] | None = None,
+        ablate: Literal["question", "image"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.image_root, self.preload, self.demo_size, self.hide = image_root, preload, scenes, hide
+        self.image_root, self.preload, self.ablate = image_root, preload, ablate
         self.processor_options = {
             "image_size": image_size,
             "resize": resize,
@@ -110,59 +110,63 @@ def drop_uncovered(dataset: VQADataset, processor: VQAProcessor) -> VQADataset:
     return kept
 
 
-class VQAModule(TaskModule[VQADataModule]):
-    """VQA's losses and accuracy.
+@dataclass
+class VQALossOptions(LossOptions):
+    """The loss of VQA.
 
     Args:
-        guidance: weight of the loss that pulls attention to the regions an answer rests on, where the data name them.
-        object_supervision: weight of the loss that names the objects in each cell of the picture's grid, where the
-            data have them.
-        word_dropout: share of question words hidden in training.
-        training: what TaskModule takes.
+        attention_supervision: Weight of the loss that pulls attention to the regions an answer rests on, where the data
+            name them.
+        object_supervision: Weight of the loss that names the objects in each cell of the image's grid, where the data
+            have them.
+        word_dropout: Share of question words that training replaces by the unknown token.
     """
 
-    task = "vqa"
-    model: Any
+    attention_supervision: float = 0.0
+    object_supervision: float = 0.0
+    word_dropout: float = 0.0
 
-    def __init__(
-        self,
-        model: dict[str, Any],
-        *,
-        guidance: float = 0.0,
-        object_supervision: float = 0.0,
-        word_dropout: float = 0.0,
-        **training: Any,
-    ) -> None:
-        super().__init__(model, **training)
-        self.guidance, self.object_supervision, self.word_dropout = guidance, object_supervision, word_dropout
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("loss.attention_supervision", self.attention_supervision, 0)
+        check_range("loss.object_supervision", self.object_supervision, 0)
+        check_range("loss.word_dropout", self.word_dropout, 0, 1)
+
+
+class VQAModule(TaskModule[VQADataModule]):
+    """VQA's losses and accuracy."""
+
+    task = "vqa"
+    Loss = VQALossOptions
+    model: Any
 
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         # Without its loss the head that names objects would be dead weight.
-        return super().complete_keywords(sizes) | ({} if self.object_supervision else {"num_object_labels": 0})
+        return super().complete_keywords(sizes) | ({} if self.loss.object_supervision else {"num_object_labels": 0})
 
     def _forward(self, batch: VQABatch) -> Any:
         return self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)
 
     def training_loss(self, batch: VQABatch) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.word_dropout:
-            hidden = torch.rand(batch.input_ids.shape, device=self.device) < self.word_dropout
+        if self.loss.word_dropout:
+            hidden = torch.rand(batch.input_ids.shape, device=self.device) < self.loss.word_dropout
             batch.input_ids = batch.input_ids.masked_fill(hidden & batch.key_mask, UNK_ID)
-        if self.guidance and batch.region_mask.any():
+        if self.loss.attention_supervision and batch.region_mask.any():
             fusion = self.model.head.fusion
             with capture(fusion) as maps:  # the encoders stay fused
                 output = self._forward(batch)
             layers = fusion.grid_maps(maps, batch.image_index, batch.key_mask)
             where = (batch.regions, batch.region_mask, batch.region_phrases)
-            parts = {"guidance": guidance_loss(judged(layers), *where, self.model.grid_size)}
+            parts = {"attention": guidance_loss(judged(layers), *where, self.model.grid_size)}
         else:
             output, parts = self._forward(batch), {}
-        loss = answer = soft_cross_entropy(output.logits, batch.targets, self.label_smoothing)
+        loss = answer = soft_cross_entropy(output.logits, batch.targets, self.loss.label_smoothing)
         if parts:
-            loss = loss + self.guidance * parts["guidance"]
-        if self.object_supervision and batch.object_mask.any():
+            loss = loss + self.loss.attention_supervision * parts["attention"]
+        if self.loss.object_supervision and batch.object_mask.any():
             objects = (batch.object_boxes, batch.object_mask, batch.object_labels)
             parts["objects"] = object_loss(output.object_logits, *objects, self.model.grid_size)
-            loss = loss + self.object_supervision * parts["objects"]
+            loss = loss + self.loss.object_supervision * parts["objects"]
         return loss, parts | {"answer": answer} if parts else {}
 
     def make_metric(self) -> nn.Module:

@@ -47,10 +47,10 @@ def fit(data: Path, options: str = "") -> Path:
 @pytest.mark.parametrize(
     "options",
     [
-        "--model.decoder none --data.tokenizer bpe --data.vocab_size 60 --model.monitor_rate cer --model.consistency 1",
+        "--model.decoder none --data.tokenizer bpe --data.vocab_size 60 --trainer.monitor cer --loss.consistency 1",
         "--model.decoder lstm --model.encoder transformer --model.subsampling 2 --data.num_mels 24",
         "--model.cross_attention.kind monotonic --model.chunk_frames 8 --model.left_chunks 2 "
-        "--model.search_ctc_weight 0",
+        "--decode.ctc_weight 0",
     ],
     ids=["ctc", "lstm", "monotonic"],
 )
@@ -97,11 +97,11 @@ def test_a_bad_line_ends_the_run_before_anything_is_written(data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--model.ctc_weight 1.5", "model.ctc_weight: expected a value from 0 to 1, found 1.5"),
-        ("--model.consistency -1", "model.consistency: expected 0 or more, found -1"),
-        ("--model.consistency 0.2 --model.ctc_weight 0", "model.consistency: expected 0, since it is CTC's"),
-        ("--model.consistency 0.2 --model.dropout 0", "model.consistency: expected views that differ"),
-        ("--model.num_beams 0", "expected 1 or more"),
+        ("--loss.ctc_weight 1.5", "loss.ctc_weight: expected a value from 0 to 1, found 1.5"),
+        ("--loss.consistency -1", "loss.consistency: expected 0 or more, found -1"),
+        ("--loss.consistency 0.2 --loss.ctc_weight 0", "loss.consistency: expected 0, since it is CTC's"),
+        ("--loss.consistency 0.2 --model.dropout 0", "loss.consistency: expected views that differ"),
+        ("--decode.num_beams 0", "expected 1 or more"),
         ("--model.decoder gru", "decoder"),
         ("--model.subsampling 3", "subsampling=3"),
         ("--model.cross_attention.kind sliding_window", "does not support"),
@@ -110,12 +110,12 @@ def test_a_bad_line_ends_the_run_before_anything_is_written(data: Path) -> None:
         ("--data.tokenizer bpe --data.vocab_size 5", "vocab_size: expected at least"),
         ("--data.num_mels 400", "n_mels"),
         ("--data.lm_order 4", "goes with CTC alone"),
-        (f"{ALONE} --model.lm_weight 0.5", "there is no language model"),
-        (f"{ALONE} --data.lm_order 3 --model.num_beams 1", "expected num_beams above 1, found 1"),
+        (f"{ALONE} --decode.lm_weight 0.5", "there is no language model"),
+        (f"{ALONE} --data.lm_order 3 --decode.num_beams 1", "expected num_beams above 1, found 1"),
         (f"{ALONE} --data.lm_order 21", "expected 0 to 20, found 21"),
         (f"{ALONE} --data.lm_text x", "needs data.lm_order"),
         (f"{ALONE} --data.lm_order 3 --data.lm_text /nowhere/x", "no such file"),
-        (f"{ALONE} --data.lm_order 3 --model.lm_weight -1", "expected 0 or more, found -1"),
+        (f"{ALONE} --data.lm_order 3 --decode.lm_weight -1", "expected 0 or more, found -1"),
     ],
 )
 def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> None:
@@ -144,12 +144,12 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: p
     further.write_text("bring the black bird\nfind the ship\n" * 30)
     mails = tmp_path / "mails.jsonl"
     mails.write_text('{"document": "The dog saw a bird. A bird saw the dog."}\n')
-    options = f"{ALONE} --data.lm_order 4 --model.num_beams 4 --data.lm_text [{further},{mails}]"
-    folder = run("fit", tmp_path / "run", f"{options} --model.lm_bonus 2", task="asr")
+    options = f"{ALONE} --data.lm_order 4 --decode.num_beams 4 --data.lm_text [{further},{mails}]"
+    folder = run("fit", tmp_path / "run", f"{options} --decode.lm_bonus 2", task="asr")
     assert "give a smaller --data.max_frames" in capsys.readouterr().err
     data = json.loads((folder / "run.json").read_text())["data"]
     assert (data["lm_text"]["samples"], data["lm_text 2"]["samples"]) == (60, 2)
-    run("test", folder, f"--checkpoint {folder / 'model'} --model.num_beams 2", task="asr")
+    run("test", folder, f"--checkpoint {folder / 'model'} --decode.num_beams 2", task="asr")
     predictor, items = load(folder / "model", device="cpu"), make("test", 3)
     assert predictor.processor.search == {"num_beams": 4, "ctc_weight": 0.3, "lm_weight": 0.5, "lm_bonus": 2.0}
     lm = predictor.processor.lm

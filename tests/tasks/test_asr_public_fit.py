@@ -29,7 +29,7 @@ soundfile = pytest.importorskip("soundfile")
 pytestmark = pytest.mark.parity
 BASE = "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 "
 BASE += "--trainer.enable_progress_bar false --data.batch_size 2 --data.max_frames 2000"
-STILL = "--model.lr 1e-12 --model.weight_decay 0 --model.warmup_steps 1"  # two steps that move nothing
+STILL = "--optim.lr 1e-12 --optim.weight_decay 0 --optim.warmup_steps 1"  # two steps that move nothing
 KNOWN = ["the hat is in the sun", "she had it", "he is there"]  # in letters that the public models know
 
 
@@ -50,7 +50,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def fit(folder: Path, source: Path, data: Path, options: str = "") -> Path:
-    words = f"--model.init_from {source} --data.train {data} --data.val {data} {options}"
+    words = f"--init_from {source} --data.train {data} --data.val {data} {options}"
     return run("fit", folder, words, base=BASE, task="asr")
 
 
@@ -80,8 +80,8 @@ def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) 
     before = answers(start, **({"language": "en"} if name == "whisper" else {}))
     assert answers(still) == before, "what was not trained says the same, loaded from our own format"
     assert len({text for text, _ in before}) > 1
-    views = "--model.consistency 0.2" if name == "hubert" else ""
-    moved = fit(tmp_path / "moved", start, data, f"{views} --model.lr 0.01 --model.warmup_steps 1 {options}")
+    views = "--loss.consistency 0.2" if name == "hubert" else ""
+    moved = fit(tmp_path / "moved", start, data, f"{views} --optim.lr 0.01 --optim.warmup_steps 1 {options}")
     first, second = map(weights, (still, moved))
     assert first.keys() == second.keys()
     assert sum(not torch.equal(first[key], second[key]) for key in first) > 0.9 * len(first)
@@ -100,8 +100,8 @@ def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) 
 def test_one_batch_can_be_overfitted(name: str, tmp_path: Path, data: Path) -> None:
     texts = KNOWN if name == "wav2vec2" else ["The hat!", "She had it.", "9, he is"]
     data, start = own_data(tmp_path / "own", texts), tmp_path / name
-    options = "--trainer.max_steps 120 --trainer.max_epochs 120 --model.lr 0.01 --model.schedule constant"
-    options += " --model.warmup_steps 5 --model.dropout 0 --trainer.check_val_every_n_epoch 40"
+    options = "--trainer.max_steps 120 --trainer.max_epochs 120 --optim.lr 0.01 --optim.schedule constant"
+    options += " --optim.warmup_steps 5 --model.dropout 0 --trainer.check_val_every_n_epoch 40"
     options += " --data.batch_size 4" + (" --data.language en" if name == "whisper" else "")
     write_whisper(start, suppress_tokens=[]) if name == "whisper" else write_ctc(start)
     folder = fit(tmp_path / "run", start, data, options)
@@ -113,7 +113,7 @@ def test_one_batch_can_be_overfitted(name: str, tmp_path: Path, data: Path) -> N
 def test_a_run_is_resumed(tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public")
     own_data(tmp_path / "data", [*KNOWN, "ü"])  # a letter that the run must remember
-    options = "--model.lr 0.003 --model.warmup_steps 1 --model.schedule constant"
+    options = "--optim.lr 0.003 --optim.warmup_steps 1 --optim.schedule constant"
     whole = fit(tmp_path / "whole", tmp_path / "public", data, f"{options} --trainer.max_steps 4")
     parts = fit(tmp_path / "parts", tmp_path / "public", data, f"{options} --trainer.max_steps 2")
     fit(parts, tmp_path / "public", data, f"{options} --trainer.max_steps 4 --ckpt_path last")
@@ -142,7 +142,7 @@ def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsy
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
 def test_without_a_head_there_is_one_to_train(family: str, tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public", family, head=False)
-    with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --model\.init_from"):
+    with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --init_from"):
         load(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --model.freeze convolutions")
     recogniser = load(folder, device="cpu")
@@ -158,7 +158,7 @@ def test_without_a_head_there_is_one_to_train(family: str, tmp_path: Path, data:
 
 def test_frozen_convolutions_stay(tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public")
-    options = "--model.lr 0.01 --model.warmup_steps 1 --model.freeze convolutions"
+    options = "--optim.lr 0.01 --optim.warmup_steps 1 --model.freeze convolutions"
     folder = fit(tmp_path / "run", tmp_path / "public", data, options)
     before, after = (load(place, device="cpu").model.state_dict() for place in (tmp_path / "public", folder))
     still = {name for name in before if torch.equal(before[name], after[name])}
@@ -220,7 +220,7 @@ def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
         ("whisper", "", r"data\.language: expected the language of the recordings, one of en, de, ja"),
         ("whisper", "--data.language xx", r"unknown language 'xx'; there are: en, de, ja"),
         ("whisper", "--data.language en --data.max_frames 100", r"data\.max_frames"),
-        ("whisper", "--data.language en --model.consistency 0.2", r"model\.consistency: .* does not learn by CTC"),
+        ("whisper", "--data.language en --loss.consistency 0.2", r"loss\.consistency: .* does not learn by CTC"),
         ("whisper", "--data.language en --model.embed_dim 64", r"model\.embed_dim: .* has 24, the config.* says 64"),
         ("whisper", "--data.language en --data.num_mels 80", r"data\.num_mels: .* hears and spells as it was trained"),
         ("wav2vec2", "--data.tokenizer bpe", r"data\.tokenizer: .* the configuration says 'bpe'"),
@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_one_error(
     name: str | None, options: str, message: str, tmp_path: Path, data: Path
 ) -> None:
     if name is not None:
-        options += f" --model.init_from {write_public(name, tmp_path / 'public')}"
+        options += f" --init_from {write_public(name, tmp_path / 'public')}"
     with pytest.raises((ConfigError, CheckpointError, DataError), match=message):
         run("fit", tmp_path / "run", f"--data.train {data} --data.val {data} {options}", base=BASE, task="asr")
     assert not (tmp_path / "run" / "model").exists()

@@ -38,7 +38,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_own_tree(tree: Path, tmp_path: Path) -> None:
-    options = f"--data.train {tree}/tree --data.val {tree}/tree --model.label_smoothing 0.1 --model.ema_decay 0.9"
+    options = f"--data.train {tree}/tree --data.val {tree}/tree --loss.label_smoothing 0.1 --optim.ema_decay 0.9"
     folder = fit(tmp_path / "run", options)
     assert set(read(folder / "metrics.json")["validation"]) >= {"top1", "top5", "ece"}
     fit(folder, f"--checkpoint {folder}/model --data.test {tree}/tree", "test")
@@ -63,10 +63,10 @@ def test_several_labels(tree: Path, tmp_path: Path) -> None:
     "options",
     [
         "--model.backbone cct --model.attention.kind linear --model.tokenizer_layers 2 --model.dropout 0.1",
-        "--model.backbone vit --model.attention.kind sliding_window --model.attention.window 4 --model.layer_decay 0.7",
+        "--model.backbone vit --model.attention.kind sliding_window --model.attention.window 4 --optim.layer_decay 0.7",
         "--data.augment.pad 4 --data.augment.flip true --data.augment.rand_augment 1 --data.augment.mixup 0.2 "
         "--data.augment.cutmix 1.0 --data.augment.erase 0.25 --model.channel_attention cbam",
-        "--trainer.precision bf16-mixed --model.gradient_checkpointing true --data.num_workers 1",
+        "--trainer.precision bf16-mixed --trainer.gradient_checkpointing true --data.num_workers 1",
     ],
 )
 def test_training_options(options: str, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_shuffled_pictures_have_the_same_patches() -> None:
         ("--data.augment.pda 4", r"data\.augment\.pda: no such option \(did you mean 'pad'\?\)"),
         ("--data.augment.erase 3", r"data\.augment\.erase: expected 0 to 1"),
         ("--model.backbone resnt", "unknown backbone 'resnt'"),
-        ("--model.layer_decay 0", r"model\.layer_decay: expected a value above 0"),
+        ("--optim.layer_decay 0", r"optim\.layer_decay: expected a value above 0"),
         ("--model.attention.kind slidingwindow", "sliding_window"),
         ("--model.attention.kind linear", "has no self-attention kernel to choose"),
     ],

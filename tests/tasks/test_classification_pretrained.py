@@ -14,9 +14,9 @@ from mmattn.tasks.common.errors import CheckpointError
 from tests.tasks.runs import read, run
 
 BASE = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --trainer.enable_progress_bar false "
-BASE += "--data.pictures 12 --data.batch_size 6"
+BASE += "--data.demo_size 12 --data.batch_size 6"
 POSITIONS = ("backbone.positions", "backbone.positions.weight")
-STILL = "--trainer.max_steps 1 --model.lr 1e-9 --model.weight_decay 0"
+STILL = "--trainer.max_steps 1 --optim.lr 1e-9 --optim.weight_decay 0"
 
 
 def fit(folder: Path, options: str, base: str | None = None) -> Path:
@@ -48,7 +48,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["ViT", "DeiT", "Dinov2"])
 def test_a_public_backbone_under_a_new_head(public: dict[str, Path], name: str, tmp_path: Path) -> None:
-    options = f"{STILL} --model.init_from {public[name]} --model.layer_decay 0.7 --model.ema_decay 0.5"
+    options = f"{STILL} --init_from {public[name]} --optim.layer_decay 0.7 --optim.ema_decay 0.5"
     predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
     theirs, ours = load_pretrained(public[name]).state_dict(), predictor.model.backbone.state_dict()
     assert ours.keys() == theirs.keys()
@@ -62,7 +62,7 @@ def test_a_public_backbone_under_a_new_head(public: dict[str, Path], name: str, 
 
 @pytest.mark.parity
 def test_a_public_backbone_for_larger_pictures(public: dict[str, Path], tmp_path: Path) -> None:
-    options = f"{STILL} --model.init_from {public['ViT']} --data.image_size 48 --model.dropout 0.1"
+    options = f"{STILL} --init_from {public['ViT']} --data.image_size 48 --model.dropout 0.1"
     predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
     assert predictor.processor.image.size == (48, 48)
     assert predictor.explain_all(make("test", 2))[1].relevance.shape == (6, 6)
@@ -75,7 +75,7 @@ def test_a_public_backbone_for_larger_pictures(public: dict[str, Path], tmp_path
 )
 def test_what_is_no_picture_model_is_refused(public: dict[str, Path], name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"init_from: .*{message}"):
-        fit(tmp_path / "run", f"--model.init_from {public['ViT'].parent / name}")
+        fit(tmp_path / "run", f"--init_from {public['ViT'].parent / name}")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, tmp_path: Path) -> None:
     first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1")
-    start = f"{STILL} --model.init_from {first}"
+    start = f"{STILL} --init_from {first}"
     again = weights(fit(tmp_path / "again", start))
     before = weights(first)
     buffers = ("running_mean", "running_var", "num_batches_tracked")
@@ -118,4 +118,4 @@ def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, 
 def test_keywords_that_decide_weights_are_refused(tmp_path: Path) -> None:
     first = fit(tmp_path / "first", "--trainer.max_steps 1")
     with pytest.raises(CheckpointError, match=r"model\.num_queries: .* has 2, the configuration says 3"):
-        fit(tmp_path / "second", f"--model.init_from {first} --model.num_queries 3")
+        fit(tmp_path / "second", f"--init_from {first} --model.num_queries 3")

@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path, questions: Path) -> dict[str, float]:
     """What one process measures of a model that two have trained; what they measured in training is that, too."""
-    options = f"{MODEL} --trainer.max_epochs 2 --data.scenes 17 --data.val {questions} --model.lr 0.01"
+    options = f"{MODEL} --trainer.max_epochs 2 --data.demo_size 17 --data.val {questions} --optim.lr 0.01"
     fitted = call("fit", folder / "two", options, processes=2)
     shipped = folder / "two" / "model"
     norms = [m for m in load(shipped, device="cpu").model.modules() if isinstance(m, torch.nn.BatchNorm2d)]

@@ -21,7 +21,7 @@ from tests.tasks.runs import read, run
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished tiny run, with the average of the weights on."""
-    return run("fit", tmp_path_factory.mktemp("runs") / "vqa", "--model.ema_decay 0.9 --trainer.max_epochs 2")
+    return run("fit", tmp_path_factory.mktemp("runs") / "vqa", "--optim.ema_decay 0.9 --trainer.max_epochs 2")
 
 
 def test_a_finished_model_is_measured_as_it_is(finished: Path, tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(finished: Path, 
 
 
 def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
-    options = "--model.ema_decay 0.9 --trainer.max_epochs 3 --ckpt_path last"
-    with pytest.raises(ConfigError, match=r"model\.lr: checkpoint 0\.\d+, now 0\.5"):
-        run("fit", finished, f"{options} --model.lr 0.5")
+    options = "--optim.ema_decay 0.9 --trainer.max_epochs 3 --ckpt_path last"
+    with pytest.raises(ConfigError, match=r"optim\.lr: checkpoint 0\.\d+, now 0\.5"):
+        run("fit", finished, f"{options} --optim.lr 0.5")
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
         ("--train a.csv", r"did you mean 'data\.train'"),
         ("--data.batch_size x", r"^data\.batch_size: expected a whole number, found 'x'\.$"),
         ("--trainer.max_epochs two", r"^trainer\.max_epochs: expected a whole number or null, found 'two'\.$"),
-        ("--model.schedule cosin", r"^model\.schedule: expected cosine, linear, .* or constant, found 'cosin'\.$"),
+        ("--optim.schedule cosin", r"^optim\.schedule: expected cosine, linear, .* or constant, found 'cosin'\.$"),
         ("--data.batch_size 0", r"data\.batch_size must be at least 1"),
-        ("--model.lr -1", r"model\.lr: expected a value between 0"),
+        ("--optim.lr -1", r"optim\.lr: expected a value between 0"),
         ("--model.attention.kind sliding_windo", "did you mean 'sliding_window'"),
         ("--model.attention.kind sliding_window --model.attention.windo 3", "did you mean 'window'"),
         ("--model.attention.kind monotonic", "'monotonic' does not support"),
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_samples(tmp_path: Path, monkey
 
     monkeypatch.setattr(VQAModule, "training_loss", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 3 .*samples: \w+"):
-        run("fit", tmp_path / "run", "--model.save_every_n_steps 2")
+        run("fit", tmp_path / "run", "--trainer.save_every_n_steps 2")
     saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
     assert saved["global_step"] == 2
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
@@ -176,10 +176,10 @@ def test_a_loss_that_is_not_finite_stops_with_its_samples(tmp_path: Path, monkey
 
 def test_training_features_run_together(tmp_path: Path) -> None:
     options = (
-        "--model.schedule inverse_sqrt --model.label_smoothing 0.1 --model.early_stopping 1 "
-        "--trainer.precision bf16-mixed --model.gradient_checkpointing true "
+        "--optim.schedule inverse_sqrt --loss.label_smoothing 0.1 --trainer.early_stopping 1 "
+        "--trainer.precision bf16-mixed --trainer.gradient_checkpointing true "
         "--trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 "
-        "--data.num_workers 1 --model.word_dropout 0.2 --model.guidance 0.1 --model.object_supervision 0.1"
+        "--data.num_workers 1 --loss.word_dropout 0.2 --loss.attention_supervision 0.1 --loss.object_supervision 0.1"
     )
     folder = run("fit", tmp_path / "run", options)
     assert read(folder / "metrics.json")["fit"]["guidance"] > 0
@@ -187,13 +187,13 @@ def test_training_features_run_together(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_learning_rate_finder_sets_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run("fit", tmp_path / "run", "--find_lr true --data.scenes 40 --data.batch_size 6")
+    run("fit", tmp_path / "run", "--find_lr true --data.demo_size 40 --data.batch_size 6")
     assert "learning rate found" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_a_compiled_model_trains(tmp_path: Path) -> None:
-    run("fit", tmp_path / "run", "--model.compile true --trainer.max_steps 2")
+    run("fit", tmp_path / "run", "--trainer.compile true --trainer.max_steps 2")
     assert load(tmp_path / "run" / "model", device="cpu").model is not None
 
 

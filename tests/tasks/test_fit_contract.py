@@ -30,7 +30,7 @@ CHEAP = "vqa"  # whose slow tests are always run
 SOME_SLOW = [pytest.param(name, marks=() if name == CHEAP else pytest.mark.slow) for name in tasks()]
 BASELINES = [(task.name, words) for task in tasks().values() for words in task.baselines.values()]
 SOME_BASELINES = slow_but_first(BASELINES, lambda baseline: baseline[0])
-OPTIONS = "--model.schedule constant --model.ema_decay 0.9"  # the rate doesn't know when training ends
+OPTIONS = "--optim.schedule constant --optim.ema_decay 0.9"  # the rate doesn't know when training ends
 
 each = pytest.mark.parametrize("task", tasks())
 each_slowly = pytest.mark.parametrize("task", SOME_SLOW)

@@ -113,10 +113,10 @@ def test_every_task_has_a_tiny_configuration() -> None:
 def test_the_gpu_path_takes_the_step_that_the_plain_path_takes(
     task: str, device: str, take_step: Callable[..., Step]
 ) -> None:
-    plain = take_step(task, device, "--trainer.precision 32-true --model.compile false", watch_places=True)
+    plain = take_step(task, device, "--trainer.precision 32-true --trainer.compile false", watch_places=True)
     assert set(plain.places) == {device}, f"elsewhere: { {k: v for k, v in plain.places.items() if k != device} }"
     compiled = str(device == "cuda").lower()
-    fast = take_step(task, device, f"--trainer.precision bf16-mixed --model.compile {compiled}", watch_places=False)
+    fast = take_step(task, device, f"--trainer.precision bf16-mixed --trainer.compile {compiled}", watch_places=False)
     assert (fast.autocast, fast.compiled, fast.fused) == (torch.bfloat16, device == "cuda", True)
     assert fast.loss == pytest.approx(plain.loss, rel=CLOSE)
     assert fast.loss != plain.loss, "half precision rounds"
@@ -128,8 +128,8 @@ def test_the_gpu_path_takes_the_step_that_the_plain_path_takes(
 @pytest.mark.parametrize("task", tasks())
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_training_steps(task: str, precision: str, tmp_path: Path) -> None:
-    options = f"--trainer.accelerator gpu --trainer.devices 1 --trainer.precision {precision} --model.compile true"
-    folder = run("fit", tmp_path / "run", f"{options} --trainer.max_steps 3 --model.ema_decay 0.9", task=task)
+    options = f"--trainer.accelerator gpu --trainer.devices 1 --trainer.precision {precision} --trainer.compile true"
+    folder = run("fit", tmp_path / "run", f"{options} --trainer.max_steps 3 --optim.ema_decay 0.9", task=task)
     assert read(folder / "metrics.json")["fit"]["steps"] == 3
     predictor = load(folder / "model", device="cuda")
     assert next(predictor.model.parameters()).is_cuda

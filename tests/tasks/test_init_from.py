@@ -20,7 +20,7 @@ SHIPPED = named_models("translation")["demo"]
 FAST = (
     "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 --trainer.enable_progress_bar false"
 )
-STILL = "--model.lr 1e-12 --model.weight_decay 0 --model.warmup_steps 1"  # two steps that move nothing
+STILL = "--optim.lr 1e-12 --optim.weight_decay 0 --optim.warmup_steps 1"  # two steps that move nothing
 TASK = {"marian": "translation", "bart": "summarization", "t5": "summarization"}
 
 
@@ -34,8 +34,8 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(task: str, folder: Path, source: Any, data: Path | None, options: str = "") -> Path:
-    own = "--data.pairs 60" if data is None else f"--data.train {data} --data.val {data}"
-    words = f"--model.init_from {source} {own} --data.max_tokens 300 --data.batch_size 4 {options}"
+    own = "--data.demo_size 60" if data is None else f"--data.train {data} --data.val {data}"
+    words = f"--init_from {source} {own} --data.max_tokens 300 --data.batch_size 4 {options}"
     return run("fit", folder, words, base=FAST, task=task)
 
 
@@ -49,7 +49,7 @@ def answers(place: Any) -> list[str]:
 def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: Path) -> None:
     task, start = TASK[family], tmp_path / family
     write(family, start, num_beams=3, length_penalty=0.7, no_repeat_ngram_size=2)
-    still = "--model.salience 0" if task == "summarization" else ""
+    still = "--loss.salience 0" if task == "summarization" else ""
     folder = fit(task, tmp_path / "still", start, own_data, f"{STILL} {still}")
     assert answers(folder) == answers(start), "what was not trained writes the same, loaded from our own format"
     config, processor = read_config(folder / "model"), read(folder / "model" / "processor" / "processor.json")
@@ -57,7 +57,7 @@ def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: P
     assert config["own_data"]
     assert processor["options"]["generation"]["no_repeat_ngram_size"] == 2
     assert processor["options"]["generation"]["length_penalty"] == 0.7
-    moved = fit(task, tmp_path / "moved", start, own_data, f"--model.lr 0.01 --model.warmup_steps 1 {still}")
+    moved = fit(task, tmp_path / "moved", start, own_data, f"--optim.lr 0.01 --optim.warmup_steps 1 {still}")
     before, after = (read_weights(place / "model" / "model.safetensors") for place in (folder, moved))
     assert before.keys() == after.keys()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -72,7 +72,7 @@ def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: P
 @pytest.mark.parity
 def test_a_public_folder_is_measured(tmp_path: Path, own_data: Path) -> None:
     write("marian", tmp_path / "marian")
-    words = f"--checkpoint {tmp_path}/marian --data.test {own_data} --model.num_beams 1"
+    words = f"--checkpoint {tmp_path}/marian --data.test {own_data} --decode.num_beams 1"
     run("test", tmp_path / "run", words, base="--trainer.accelerator cpu", task="translation")
     assert read(tmp_path / "run" / "metrics.json")["test"]["loss"] > 0
     with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
@@ -110,7 +110,7 @@ def test_what_a_public_folder_refuses(tmp_path: Path, own_data: Path) -> None:
     write("bart", tmp_path / "bart")
     other, positions = "expected a model of summarization, found one of translation", "for which .* has positions"
     for start, options, message in (
-        ("bart", "--model.salience 0.5", r"model\.salience: expected 0, since a public model copies nothing"),
+        ("bart", "--loss.salience 0.5", r"loss\.salience: expected 0, since a public model copies nothing"),
         ("bart", "--model.embed_dim 64", r"model\.embed_dim: .* has 32, the configuration says 64"),
         ("bart", "--model.memory mean --model.copy false", r"model\.memory: .* has 'tokens'"),
         ("bart", "--data.max_source_len 200", rf"max_source_len: expected at most 128, {positions}; found 200"),

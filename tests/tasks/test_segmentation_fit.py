@@ -32,8 +32,8 @@ def own_data(root: Path, sizes: tuple[tuple[int, int], ...] = ((64, 64), (48, 64
 
 
 def test_fit_test_and_load(tmp_path: Path) -> None:
-    folder = run("fit", tmp_path / "run", "--model.class_weights median", task="segmentation")
-    run("test", folder, f"--checkpoint {folder / 'model'} --model.flip true --model.tile 48", task="segmentation")
+    folder = run("fit", tmp_path / "run", "--loss.class_weights median", task="segmentation")
+    run("test", folder, f"--checkpoint {folder / 'model'} --decode.flip true --decode.tile 48", task="segmentation")
     metrics = read(folder / "metrics.json")
     assert {"miou", "pixel_accuracy", "mean_accuracy", "iou/ground"} <= metrics["test"].keys()
     assert {"cross_entropy", "dice", "loss"} <= metrics["fit"].keys()
@@ -103,7 +103,7 @@ def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--model.loss.tversky 1.0", "model.loss: expected cross_entropy, dice, focal"),
+        ("--loss.objective.tversky 1.0", "loss.objective: expected cross_entropy, dice, focal"),
         ("--model.attention.kind dense", "attention: of segformer alone"),
         ("--data.augment.flip 3", r"data\.augment\.flip: expected 0 to 1"),
         ("--data.augment.flipp 1", r"data\.augment\.flipp: no such option \(did you mean 'flip'\?\)"),

@@ -20,8 +20,8 @@ from tests.tasks.runs import ask, read, run
 Image = pytest.importorskip("PIL.Image")
 
 BASE = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --trainer.enable_progress_bar false "
-BASE += "--data.scenes 8 --data.batch_size 4"
-STILL = "--trainer.max_steps 1 --model.lr 1e-9 --model.weight_decay 0"
+BASE += "--data.demo_size 8 --data.batch_size 4"
+STILL = "--trainer.max_steps 1 --optim.lr 1e-9 --optim.weight_decay 0"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 SIZE = {"height": 48, "width": 64}
 PREPARED: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path
 @pytest.mark.parity
 def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_segformer(tmp_path / "public")
-    model = fit(tmp_path / "run", f"{STILL} --model.init_from {tmp_path}/public --model.dropout 0.2")
+    model = fit(tmp_path / "run", f"{STILL} --init_from {tmp_path}/public --model.dropout 0.2")
     assert "knows 9 other classes: its last layer begins anew" in capsys.readouterr().err
     first, second = load(tmp_path / "public", device="cpu"), load(model, device="cpu")
     before, after = first.model.state_dict(), second.model.state_dict()
@@ -122,15 +122,15 @@ def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys:
 @pytest.mark.parity
 def test_an_encoder_alone_is_something_to_go_on_from(tmp_path: Path) -> None:
     write_segformer(tmp_path / "public", head="ImageClassification")
-    with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --model\.init_from"):
+    with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --init_from"):
         mmattn.load(tmp_path / "public")
-    options = f"--model.init_from {tmp_path}/public --model.decoder_channels [6] --data.image_size 32"
+    options = f"--init_from {tmp_path}/public --model.decoder_channels [6] --data.image_size 32"
     predictor = load(fit(tmp_path / "run", f"{STILL} {options}"), device="cpu")
     assert predictor.processor.size == 32
     assert predictor.model.head.decoder.fuse.weight.shape[0] == 6
     assert predictor.predict(make("test", 2))[1].labels.shape == (64, 64)
     with pytest.raises(CheckpointError, match=r"model\.reductions: .* has \(2, 1\), the configuration says"):
-        fit(tmp_path / "other", f"--model.init_from {tmp_path}/public --model.reductions [4,2]")
+        fit(tmp_path / "other", f"--init_from {tmp_path}/public --model.reductions [4,2]")
 
 
 def write_timm(folder: Path, name: str = "resnet10t") -> Any:
@@ -148,7 +148,7 @@ def write_timm(folder: Path, name: str = "resnet10t") -> Any:
 
 def test_a_timm_backbone_below_a_unet(tmp_path: Path) -> None:
     theirs = write_timm(tmp_path / "timm").state_dict()
-    options = f"--model.init_from {tmp_path}/timm --model.decoder_channels [8,8,8,8] --model.gates false"
+    options = f"--init_from {tmp_path}/timm --model.decoder_channels [8,8,8,8] --model.gates false"
     predictor = load(fit(tmp_path / "run", f"{STILL} {options}"), device="cpu")
     ours = {n.removeprefix("encoder.body."): v for n, v in predictor.model.state_dict().items() if "encoder." in n}
     assert ours.keys() <= theirs.keys()
@@ -158,10 +158,10 @@ def test_a_timm_backbone_below_a_unet(tmp_path: Path) -> None:
     assert predictor.processor.image.mean == (0.1, 0.2, 0.3)
     assert predictor.model.head.decoder.channels == (8, 8, 8, 8)
     with pytest.raises(CheckpointError, match=r"model\.channels: .* has no such keyword"):
-        fit(tmp_path / "other", f"--model.init_from {tmp_path}/timm --model.channels [8,8]")
+        fit(tmp_path / "other", f"--init_from {tmp_path}/timm --model.channels [8,8]")
     (tmp_path / "timm" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"timm: expected weights, one of model\.safetensors"):
-        fit(tmp_path / "third", f"--model.init_from {tmp_path}/timm")
+        fit(tmp_path / "third", f"--init_from {tmp_path}/timm")
 
 
 SEGFORMER = "--model.network segformer --model.channels [8,16] --model.num_heads [1,2] --model.reductions [2,1]"
@@ -171,7 +171,7 @@ SEGFORMER = "--model.network segformer --model.channels [8,16] --model.num_heads
 def test_a_model_of_ours_for_other_classes(options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1 --data.image_size 48")
     scenes = [dataclasses.replace(scene, mask=(scene.mask > 2).astype(np.uint8)) for scene in make("train", 4)]
-    start, data = f"{STILL} --model.init_from {first}", write_pairs(tmp_path / "data", scenes)
+    start, data = f"{STILL} --init_from {first}", write_pairs(tmp_path / "data", scenes)
     (data / "classes.txt").write_text("0 calm\n1 other\n")
     before, again = load(first, device="cpu").model.state_dict(), load(fit(tmp_path / "again", start), device="cpu")
     assert "begins anew" not in capsys.readouterr().err

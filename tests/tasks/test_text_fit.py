@@ -32,13 +32,13 @@ def parallel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_metrics_have_signatures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = fit(tmp_path / "run", "--model.word_dropout 0.2 --model.label_smoothing 0.1")
+    folder = fit(tmp_path / "run", "--loss.word_dropout 0.2 --loss.label_smoothing 0.1")
     assert "padding" in capsys.readouterr().out
     metrics = read(folder / "metrics.json")
     assert 0 <= metrics["fit"]["padding_waste"] < 0.5
     assert metrics["fit"]["truncated_targets"] > 0, "the report says what is cut"
     assert set(metrics["validation"]) >= {"bleu", "chrf", "loss", "bleu_signature", "chrf_signature"}
-    fit(folder, f"--checkpoint {folder}/model --model.num_beams 2", "test")
+    fit(folder, f"--checkpoint {folder}/model --decode.num_beams 2", "test")
     assert "case:mixed" in read(folder / "metrics.json")["test"]["bleu_signature"]
 
 
@@ -71,7 +71,7 @@ def test_own_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
         rows += rows[:5] if name == "train" else []
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = f"--data.train {tmp_path}/train.jsonl --data.val {tmp_path}/val.jsonl --data.drop_repeats true"
-    folder = summarize(tmp_path / "run", f"{own} --model.salience 0.5 --model.frequencies true")
+    folder = summarize(tmp_path / "run", f"{own} --loss.salience 0.5 --model.frequencies true")
     assert "5 repeated documents" in caplog.text
     metrics = read(folder / "metrics.json")
     assert {"words", "salience", "padding_waste"} <= set(metrics["fit"])
@@ -80,7 +80,7 @@ def test_own_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_the_model_searches_as_it_was_measured(tmp_path: Path) -> None:
-    folder = summarize(tmp_path / "run", "--model.num_beams 3 --model.consensus true --model.length_penalty 0.0")
+    folder = summarize(tmp_path / "run", "--decode.num_beams 3 --decode.mbr true --decode.length_penalty 0.0")
     summarizer = load(folder / "model", device="cpu")
     wanted = {"num_beams": 3, "length_penalty": 0.0, "consensus": True}
     assert summarizer.processor.options["search"] == wanted
@@ -104,11 +104,11 @@ def test_long_documents_train(tmp_path: Path) -> None:
     [
         ("translation", "--data.max_tokens 5", "max_tokens: expected at least"),
         ("translation", "--data.vocab_size 100", "vocab_size: byte-level BPE needs at least 260"),
-        ("translation", "--model.word_dropout 1.5", "word_dropout: expected a value from 0"),
-        ("translation", "--model.num_beams 0", "expected 1 or more"),
+        ("translation", "--loss.word_dropout 1.5", "word_dropout: expected a value from 0"),
+        ("translation", "--decode.num_beams 0", "expected 1 or more"),
         ("translation", "--model.decoder lstm --model.memory mean", "a cross_attention alone"),
         ("translation", "--model.attention.kind slidingwindow", "sliding_window"),
-        ("summarization", "--model.salience 0.5 --model.copy false", "salience: expected 0, or above where the model"),
+        ("summarization", "--loss.salience 0.5 --model.copy false", "salience: expected 0, or above where the model"),
         ("summarization", "--model.memory mean", "leaves no tokens to copy"),
         ("summarization", "--model.global_tokens first", "global_tokens to none"),
         ("summarization", "--data.shared_vocab false", "one language"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.options import DecodeOptions, LossOptions, check_range
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, beside, drop_words, search, token_loss
 from mmattn.tasks.common.seq2seq.processor import PairProcessor
@@ -36,7 +38,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
         max_target_len: most tokens written.
         max_tokens: a training batch holds at most so many places on its longer side; batch_size then bounds measuring
             alone. None: training batches have batch_size samples.
-        hide: train and measure without the source: a baseline to be beaten.
+        ablate: Train and measure without the source: a baseline to be beaten.
     """
 
     sizes: tuple[str, ...] = ("vocab_size", "source_vocab_size")
@@ -51,11 +53,11 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
         max_source_len: int = 256,
         max_target_len: int = 256,
         max_tokens: int | None = 4096,
-        hide: Literal["source"] | None = None,
+        ablate: Literal["source"] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.extra, self.max_tokens, self.hide = expand(extra, "data.extra"), max_tokens, hide
+        self.extra, self.max_tokens, self.ablate = expand(extra, "data.extra"), max_tokens, ablate
         if max_tokens is not None:
             self.train_size = "max_tokens"
         self.processor_options = {
@@ -112,41 +114,48 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
 
 
-class PairModule(TaskModule[PairDataModule]):
-    """Cross-entropy under teacher forcing; measuring by greedy or beam search. A task gives the score (`score`).
+@dataclass
+class PairLossOptions(LossOptions):
+    """The loss of sequence-to-sequence models.
 
     Args:
-        word_dropout: share of the tokens, read and written, that training hides.
-        val_beams: beams of the search that validates within fit; 1: greedy.
-        num_beams: beams of `validate` and `test`; none: as a public model that training began with said, or 5.
-        length_penalty: a finished beam scores log p / length^this; none: as that model said, or 1.
-        consensus: take the beam that agrees most with all beams, not the likeliest. With the two above it is what the
-            finished model's `predict` does, too.
-        training: what TaskModule takes.
+        label_smoothing: Probability mass that the targets spread over all tokens.
+        word_dropout: Share of the source and target tokens that training replaces by the unknown token.
     """
 
-    model: Any
+    word_dropout: float = 0.0
 
-    def __init__(
-        self,
-        model: dict[str, Any],
-        *,
-        word_dropout: float = 0.0,
-        val_beams: int = 1,
-        num_beams: int | None = None,
-        length_penalty: float | None = None,
-        consensus: bool | None = None,
-        **training: Any,
-    ) -> None:
-        super().__init__(model, **training)
-        if not 0.0 <= word_dropout < 1.0:
-            raise ConfigError(f"model.word_dropout: expected a value from 0 to below 1, found {word_dropout}.")
-        if val_beams < 1 or (num_beams is not None and num_beams < 1):
-            raise ConfigError(
-                f"model.val_beams and model.num_beams: expected 1 or more, found {val_beams}, {num_beams}."
-            )
-        self.word_dropout, self.val_beams, self.num_beams = word_dropout, val_beams, num_beams
-        self.length_penalty, self.consensus = length_penalty, consensus
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("loss.word_dropout", self.word_dropout, 0, 1)
+
+
+@dataclass
+class PairDecodeOptions(DecodeOptions):
+    """The search for texts. All but `val_beams` is kept with the finished model, whose `predict` decodes likewise.
+
+    Args:
+        num_beams: Beams of `validate` and `test`; none: as a public model that training began with says, or 5.
+        length_penalty: A finished hypothesis scores log p / length^length_penalty; none: as that model says, or 1.
+        mbr: Return the hypothesis of minimum Bayes risk among the beams instead of the most probable one.
+        val_beams: Beams of the search that validates within fit; 1: greedy.
+    """
+
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    mbr: bool | None = None
+    val_beams: int = 1
+
+    def __post_init__(self) -> None:
+        check_range("decode.num_beams", self.num_beams, 1)
+        check_range("decode.val_beams", self.val_beams, 1)
+
+
+class PairModule(TaskModule[PairDataModule]):
+    """Cross-entropy under teacher forcing, measured by greedy or beam search. A task gives the score (`score`)."""
+
+    Loss, Decode = PairLossOptions, PairDecodeOptions
+    model: Any
 
     # What a task provides ---------------------------------------------------------------------------------------------
 
@@ -160,13 +169,15 @@ class PairModule(TaskModule[PairDataModule]):
 
     def write(self, batch: PairBatch) -> list[str]:
         """The texts that the model writes."""
-        options = {"num_beams": self.val_beams, "consensus": False} if self.trainer.state.fn == "fit" else self.wanted()
-        options |= {"length_penalty": self.length_penalty}
+        options = (
+            {"num_beams": self.decode.val_beams, "mbr": False} if self.trainer.state.fn == "fit" else self.wanted()
+        )
+        options |= {"length_penalty": self.decode.length_penalty}
         return [text for text, _ in search(self.model, batch, self.data.processor, **options)]
 
     def wanted(self) -> dict[str, Any]:
         """What the options say of searching."""
-        return {"num_beams": self.num_beams, "length_penalty": self.length_penalty, "consensus": self.consensus}
+        return {name: getattr(self.decode, name) for name in ("num_beams", "length_penalty", "mbr")}
 
     def complete_processor(self, processor: PairProcessor) -> PairProcessor:
         given = {name: value for name, value in self.wanted().items() if value is not None}
@@ -183,11 +194,11 @@ class PairModule(TaskModule[PairDataModule]):
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         self.hide_words(batch)
         logits = self.run_model(batch).logits
-        return token_loss(logits, batch.labels, batch.label_mask, self.label_smoothing), {}
+        return token_loss(logits, batch.labels, batch.label_mask, self.loss.label_smoothing), {}
 
     def hide_words(self, batch: PairBatch) -> None:
         """Word dropout, in place."""
-        share, source, target = self.word_dropout, self.data.processor.source, self.data.processor.target
+        share, source, target = self.loss.word_dropout, self.data.processor.source, self.data.processor.target
         if share:
             batch.source_ids = drop_words(batch.source_ids, batch.source_mask, share, source.unk_id, (source.eos_id,))
             batch.target_ids = drop_words(batch.target_ids, batch.label_mask, share, target.unk_id, (target.start_id,))

@@ -1,0 +1,39 @@
+"""What options were called in version 0.1, so that an old key is answered with its new name."""
+
+from __future__ import annotations
+
+_OPTIM = ("lr", "weight_decay", "betas", "schedule", "warmup_steps", "ema_decay", "layer_decay")
+_LOSS = (
+    "label_smoothing",
+    "word_dropout",
+    "object_supervision",
+    "class_weights",
+    "ctc_weight",
+    "consistency",
+    "salience",
+)
+_DECODE = ("num_beams", "val_beams", "length_penalty", "lm_weight", "lm_bonus", "tile", "flip")
+_TRAINER = ("early_stopping", "compile", "gradient_checkpointing", "save_every_n_steps")
+OPTIONS = {
+    **{f"model.{name}": f"optim.{name}" for name in _OPTIM},
+    **{f"model.{name}": f"loss.{name}" for name in _LOSS},
+    **{f"model.{name}": f"decode.{name}" for name in _DECODE},
+    **{f"model.{name}": f"trainer.{name}" for name in _TRAINER},
+    **{f"data.{name}": "data.demo_size" for name in ("scenes", "pictures", "pairs", "documents", "clips")},
+    "data.hide": "data.ablate",
+    "model.auxiliary_weight": "loss.aux_weight",
+    "model.consensus": "decode.mbr",
+    "model.guidance": "loss.attention_supervision",
+    "model.init_from": "init_from",
+    "model.loss": "loss.objective",
+    "model.monitor_rate": "trainer.monitor",
+    "model.search_ctc_weight": "decode.ctc_weight",
+}
+
+
+def renamed(key: str) -> str | None:
+    """The present name of a key of version 0.1, or of one inside it; None: it is no such key."""
+    for old, new in OPTIONS.items():
+        if key == old or key.startswith(f"{old}."):
+            return new + key.removeprefix(old)
+    return None
