@@ -66,14 +66,8 @@ def t5_bias() -> float:
     worst = 0.0
     for is_decoder in (False, True):
         for buckets, distance in ((8, 6), (32, 128), (16, 20)):
-            config = T5Config(
-                d_model=12,
-                d_kv=4,
-                num_heads=3,
-                relative_attention_num_buckets=buckets,
-                relative_attention_max_distance=distance,
-                is_decoder=is_decoder,
-            )
+            sizes = {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": distance}
+            config = T5Config(d_model=12, d_kv=4, num_heads=3, is_decoder=is_decoder, **sizes)
             config._attn_implementation = "eager"
             theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).double().eval()
             bias = T5Bias(3, num_buckets=buckets, max_distance=distance, bidirectional=not is_decoder).double()

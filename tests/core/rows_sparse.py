@@ -17,13 +17,8 @@ def bigbird():
 
     block, heads, d, length = 4, 2, 6, 64
     torch.manual_seed(0)
-    config = BigBirdConfig(
-        hidden_size=heads * d,
-        num_attention_heads=heads,
-        block_size=block,
-        num_random_blocks=2,
-        max_position_embeddings=length,
-    )
+    sizes = {"hidden_size": heads * d, "num_attention_heads": heads, "max_position_embeddings": length}
+    config = BigBirdConfig(**sizes, block_size=block, num_random_blocks=2)
     theirs = BigBirdBlockSparseAttention(config).double().eval()
     ours = build_kernel("sparse", {"block": block, "num_random": 2, "seed": 3}, num_heads=heads, head_dim=d).double()
     x = torch.randn(3, length, heads * d, dtype=torch.float64)
@@ -61,17 +56,10 @@ def reformer():
     real[1, 9:11] = real[1, -3:] = False
     worst = 0.0
     for is_causal in (False, True):
-        config = ReformerConfig(
-            hidden_size=heads * d,
-            num_attention_heads=heads,
-            attention_head_size=d,
-            lsh_attn_chunk_length=chunk,
-            lsh_num_chunks_after=0 if is_causal else 1,
-            num_hashes=rounds,
-            num_buckets=buckets,
-            hash_seed=7,
-            is_decoder=is_causal,
-        )
+        sizes = {"hidden_size": heads * d, "num_attention_heads": heads, "attention_head_size": d}
+        sizes |= {"num_hashes": rounds, "num_buckets": buckets, "lsh_attn_chunk_length": chunk}
+        after = 0 if is_causal else 1
+        config = ReformerConfig(**sizes, lsh_num_chunks_after=after, is_decoder=is_causal, hash_seed=7)
         theirs = LSHSelfAttention(config, layer_idx=0).double().eval()
         ours = LSH(heads, d, num_hashes=rounds, num_buckets=buckets, chunk=chunk, across_buckets=True).double()
         torch.manual_seed(config.hash_seed)
@@ -128,7 +116,7 @@ ROWS = [
     lsh("kernel lsh, across buckets", reformer, causal=(False,), num_hashes=2, chunk=3, across_buckets=True),
 ]
 
-# What test_sparse.py asserts, without the export, which takes seconds.
+# What test_promises.py asserts too, without the export, which takes seconds.
 MORE = [
     kernel("sparse, wide ends", "sparse", {"num_global": 2, "num_random": 2}, block=1, lengths=(19, 19), **SPARSE),
     kernel("sparse, window alone", "sparse", {"num_global": 0, "num_random": 0}, block=2, lengths=(14, 14), **SPARSE),
