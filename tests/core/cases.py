@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmattn import Mask, MultiHeadAttention, build_kernel
 
 E, HEADS, HEAD_DIM, V_HEAD_DIM = 8, 2, 4, 3
+SQUARE: dict[str, Any] = {"same_length": True, "lengths": (11, 11)}  # as many keys as queries, and more than a window
 Length = int | tuple[int, ...]
 
 
@@ -106,9 +107,10 @@ def close(found, expected, atol=1e-12):
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
-def equals_its_map(kernel, q, k, v, mask=None, learned=(), atol=1e-11):
+def equals_its_map(kernel, q, k, v, mask, atol=1e-11):
     """Asserts that the output is that of the explicit map, and so are all gradients, to atol; returns the map."""
-    inputs = [x.requires_grad_() for x in (q, k, v, *kernel.parameters(), *learned)]
+    learned = [*kernel.parameters(), *(mask.bias.parameters() if mask.bias else [])]
+    inputs = [x.requires_grad_() for x in (q, k, v, *learned)]
     weights = kernel.weights(q, k, mask)
     expected = kernel.finish(weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1))
     found = kernel(q, k, v, mask)

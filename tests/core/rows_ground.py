@@ -6,6 +6,7 @@ import naive
 import references_ground
 from cases import (
     HEADS,
+    SQUARE,
     E,
     attention,
     decode_cross,
@@ -54,7 +55,7 @@ TRAINING = {"training": True, "decode": None}
 PLACED = {"together": True, "same_length": True}
 ROWS = [
     kernel("kernel dense", "dense"),
-    kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=2, same_length=True, lengths=(11, 11)),
+    kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=2, **SQUARE),
     kernel("kernel linear", "linear", chunk=2, same_length=True),
     kernel("kernel monotonic, training", "monotonic", {"noise": 0.0}, **ALONE, **TRAINING),
     kernel("kernel monotonic", "monotonic", {"initial_offset": 0.0}, **ALONE),

@@ -4,7 +4,7 @@ from functools import partial
 
 import naive_hard
 import torch
-from cases import kernel, split
+from cases import SQUARE, kernel, split
 
 from mmattn import Mask, build_kernel
 
@@ -41,7 +41,6 @@ def x_transformers(**options) -> float:
 
 LOCAL, HARD = {"weights": naive_hard.local}, {"weights": naive_hard.hard}
 SPAN = {"max_span": 4, "ramp": 3, "initial_span": 2.0}
-SQUARE = {"same_length": True, "lengths": (11, 11)}
 
 ROWS = [
     kernel("kernel local", "local", {"window": 2}, **LOCAL),

@@ -6,7 +6,7 @@ from unittest.mock import patch
 import naive
 import torch
 import torch.nn.functional as F
-from cases import HEADS, E, Row, kernel, on_itself, split
+from cases import HEADS, SQUARE, E, Row, kernel, on_itself, split
 from naive import Allowed
 from torch import nn
 
@@ -87,7 +87,6 @@ def longformer_difference() -> float:
     return worst
 
 
-SQUARE = {"same_length": True, "lengths": (11, 11)}
 ROWS = [
     replace(
         kernel("kernel sliding_window, global tokens", "sliding_window", {"window": 2}, block=2, decode=None, **SQUARE),

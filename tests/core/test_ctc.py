@@ -98,18 +98,14 @@ def silent_end(clip):
     return torch.cat([clip, torch.full_like(clip[:, :1], -1e3)], dim=1)
 
 
-def scored(scorer, prefix, end):
-    for token in prefix:
-        scorer.advance(torch.full_like(scorer.last, token))
-    return scorer.scores(end)
-
-
 @pytest.mark.parametrize("prefix", [(), (1,), (2, 2), (1, 2, 1), (2, 1, 1), (1, 1, 1)])
 def test_prefix_scores_equal_all_alignments(prefix):
     """V = 4 with blank 0 and end 3, which the frames never say."""
     clips = [frames(6, 3, seed=5), frames(4, 3, seed=6), frames(6, 3, seed=7, scale=10.0)]
-    found = scored(CTCPrefixScorer(*padded(*map(silent_end, clips))), prefix, end=3)
-    for clip, row in zip(clips, found, strict=True):
+    scorer = CTCPrefixScorer(*padded(*map(silent_end, clips)))
+    for token in prefix:
+        scorer.advance(torch.full_like(scorer.last, token))
+    for clip, row in zip(clips, scorer.scores(3), strict=True):
         texts = every_text(clip)
 
         def begins(start, texts=texts):
@@ -140,25 +136,23 @@ def test_prefix_scores_equal_ctc_loss_over_many_frames():
     assert (loss > 200).all()
 
 
-class Prefixes:
-    """A decoder without weights: its logits are a fixed table of the last id; and a state that knows its rows' ids."""
+class Sentences:
+    """The state of a decoder that needs none: to which sentence each row belongs."""
 
     def __init__(self, rows):
-        self.ids = torch.zeros(rows, 0, dtype=torch.long)
-        self.sentences = torch.arange(rows)
+        self.of = torch.arange(rows)
 
     def select(self, rows):
-        self.ids, self.sentences = self.ids[rows.flatten()], self.sentences[rows.flatten()]
+        self.of = self.of[rows.flatten()]
 
 
 def written(table, log_p, mask, weight, **options):
     """From a table (B, V, V) of logits by sentence and last id, beside CTC; the blank is 0, start and end are V - 1."""
 
     def step(ids, state):
-        state.ids = torch.cat([state.ids, ids], dim=1)
-        return table[state.sentences, ids[:, -1]].clone()
+        return table[state.of, ids[:, -1]].clone()
 
-    end, state = table.shape[-1] - 1, JointState(Prefixes(len(table)), log_p, mask)
+    end, state = table.shape[-1] - 1, JointState(Sentences(len(table)), log_p, mask)
     config = GenerationConfig(eos_token_id=end, suppress_tokens=[0], **options)
     return generate(joint_step(step, end, weight), state, torch.full((len(table), 1), end), config)
 

@@ -118,15 +118,6 @@ class TestMonotonic:
         assert weights.sum().item() == pytest.approx(1, abs=1e-5)
         assert energy.grad.isfinite().all()
 
-    def test_a_chunk_may_prefer_what_the_scan_passed(self):
-        """Its energies are its own: with the scan's the last key, where p is highest, would always weigh most."""
-        kernel, (q, k, _) = make("monotonic", chunk=3, initial_offset=-0.5), draw(4, 2, 6, 30)
-        with torch.no_grad():
-            kernel.chunk_query.neg_()
-        weights = kernel.weights(q, k)
-        last = weights.flip(-1).ne(0).long().argmax(-1)
-        assert (weights.flip(-1).argmax(-1) > last).any()
-
     @pytest.mark.parametrize(("L", "S"), [(1, 1), (1, 5), (5, 1), (13, 30), (30, 13)])
     def test_stops_equal_a_scan(self, L, S):
         stop = torch.rand(2, 2, L, S) > 0.7
