@@ -186,10 +186,13 @@ class TestEvery:
         """Everything in half precision: large inputs, a sample without keys, zero vectors; captured too."""
         kernel = make(kind, heads=4, **options).to(dtype)
         inputs = draw(2, 4, 40, 40, h_kv=4 if kernel.shares_qk else 2)
-        q, k, v = ((x * scale).to(dtype).requires_grad_() for x, scale in zip(inputs, (30, 30, 1), strict=True))
-        k = q if kernel.shares_qk else k
-        with torch.no_grad():
+        q, k, v = (x.mul(scale).to(dtype) for x, scale in zip(inputs, (30, 30, 1), strict=True))
+        if kernel.shares_qk:
+            k = q  # at 0, where a key's length is divided by, its gradient is beyond a half
+        else:
             q[1, :, 0] = k[1, :, 0] = 0
+        for x in (q, k, v):
+            x.requires_grad_()
         mask = Mask(torch.rand(2, 40) > 0.3)
         mask.key_mask[0] = False
         out = kernel(q, k, v, mask)
@@ -220,6 +223,7 @@ class TestEvery:
         tensors = [x[order] for x in tensors]
         close(attend(*tensors, slice(4, 6)), kernel(*tensors, mask)[:, :, 4:])
         assert int(cache.length) == 6
+        assert not cross or make("local").make_cache(*empty(3), cross=True) is None  # a predicted position needs none
         rebuilt = type(cache)(**cache.tensors())
         assert all(torch.equal(a, b) for a, b in zip(rebuilt.tensors().values(), cache.tensors().values(), strict=True))
 
@@ -285,10 +289,10 @@ class TestEvery:
         if is_causal and "causal" not in kernel.supports:
             return
         bias = None if plain or "bias" not in kernel.supports else ALiBi(2)
-        padding = None if plain else torch.ones(1, 2048, dtype=torch.bool)
-        sizes = growth(kernel, (1024, 2048), lambda L: Mask(None if plain else padding[:, :L], None, is_causal, bias))
+        padding = None if plain else torch.ones(1, 1024, dtype=torch.bool)
+        sizes = growth(kernel, (512, 1024), lambda L: Mask(None if plain else padding[:, :L], None, is_causal, bias))
         assert sizes[1].largest <= 2 * sizes[0].largest
-        assert sizes[1].largest < 2048**2
+        assert sizes[1].largest < 1024**2
         assert sizes[1].count == sizes[0].count or kind in ("sparse", "lsh")
 
     def test_masked_softmax_is_zero_where_nothing_is_allowed(self):
