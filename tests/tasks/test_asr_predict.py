@@ -14,6 +14,7 @@ from mmattn.data.errors import DataError
 from mmattn.tasks import load
 from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.common.errors import ConfigError, UserError
+from tests.conftest import refused
 from tests.tasks import tones
 from tests.tasks.runs import ask, lines
 
@@ -91,8 +92,7 @@ def test_what_may_be_given(tmp_path: Path, recogniser: Recogniser) -> None:
     items[-1].close()
     with pytest.raises(DataError, match="item 0: expected the key audio, a recording, found sound"):
         recogniser.predict([{"sound": "a.wav"}])
-    with pytest.raises(DataError, match="write predict"):
-        recogniser.predict(str(tmp_path / "a.wav"))
+    refused("write predict", recogniser.predict, str(tmp_path / "a.wav"), error=DataError)
 
 
 def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,8 +136,7 @@ def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys:
     assert all(message in errors[name] and name in errors[name] for name, message in expected.items())
     assert not any("\n" in error for error in errors.values())
     assert "5 of 13 items left out" in capsys.readouterr().err
-    with pytest.raises(DataError, match=r"cut\.flac"):
-        run("predict", model, "--input", folder, "--output", tmp_path / "none")
+    refused(r"cut\.flac", run, "predict", model, "--input", folder, "--output", tmp_path / "none", error=DataError)
     assert not (tmp_path / "none").exists()
 
 
@@ -177,14 +176,12 @@ def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
     ],
 )
 def test_bad_arguments(words: list[str], message: str, model: Path, tmp_path: Path) -> None:
-    with pytest.raises((DataError, ConfigError), match=message):
-        run("predict", model, *words, "--output", tmp_path / "o")
+    refused(message, run, "predict", model, *words, "--output", tmp_path / "o", error=(DataError, ConfigError))
     assert not (tmp_path / "o").exists()
 
 
 def test_an_empty_folder(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(DataError, match="expected recordings"):
-        run("predict", model, "--input", tmp_path)
+    refused("expected recordings", run, "predict", model, "--input", tmp_path, error=DataError)
 
 
 def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: Recogniser) -> None:
@@ -204,8 +201,7 @@ def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: Recog
     assert ((found.alignment > 0).float().argmax(1).diff() >= 0).all(), "CTC's alignment goes forward"
     silence = (np.zeros(8000), 8000)
     for item, message in ((tones.clip(7, 20), "at most 4 s to explain, found"), (silence, "none was heard")):
-        with pytest.raises(DataError, match=message):
-            recogniser.explain(item)
+        refused(message, recogniser.explain, item, error=DataError)
 
 
 def test_weights_in_fewer_bits(model: Path) -> None:

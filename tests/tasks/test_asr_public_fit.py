@@ -20,7 +20,7 @@ from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.checkpoint import read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.sources import named_models
-from tests.conftest import slow_but_first
+from tests.conftest import refused, slow_but_first
 from tests.tasks.public_speech import LETTERS, RATE, TEXTS, recording, wave, write_ctc, write_whisper
 from tests.tasks.runs import read, run
 
@@ -285,8 +285,7 @@ def test_processors_travel(name: str, tmp_path: Path) -> None:
         ({"features": {"feature_extractor_type": wrong}}, r"processor\.json: .*expected W\w+Features, found W"),
     )[: 1 if name == "ours" else None]:
         (tmp_path / "processor.json").write_text(json.dumps(settings | change))
-        with pytest.raises(DataError, match=message):
-            SpeechProcessor.load(tmp_path)
+        refused(message, SpeechProcessor.load, tmp_path, error=DataError)
 
 
 def test_a_network_of_a_later_version_is_named(tmp_path: Path, data: Path) -> None:
@@ -294,5 +293,4 @@ def test_a_network_of_a_later_version_is_named(tmp_path: Path, data: Path) -> No
     config = read(folder / "config.json")
     config["network"] = "later"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"expected a network of whisper, wav2vec2, found 'later'"):
-        load(folder)
+    refused(r"expected a network of whisper, wav2vec2, found 'later'", load, folder, error=CheckpointError)

@@ -16,6 +16,7 @@ from mmattn.generate.speech import SpeechConfig
 from mmattn.tasks import load
 from mmattn.tasks.asr.public_processors import CTCProcessor, WhisperProcessor
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from tests.conftest import refused
 from tests.tasks.public_speech import (
     LETTERS,
     RATE,
@@ -71,15 +72,13 @@ def test_what_a_model_cannot_do_is_refused(
 ) -> None:
     soundfile.write(tmp_path / "a.wav", wave(1.0).numpy(), RATE)
     place, given = "asr/demo" if name is None else speech[name][0], ("--audio", tmp_path / "a.wav", *words.split())
-    with pytest.raises(ConfigError, match=message):
-        run("predict", place, "--output", tmp_path / "o", *given)
+    refused(message, run, "predict", place, "--output", tmp_path / "o", *given, error=ConfigError)
     assert not (tmp_path / "o").exists()
 
 
 def test_keywords_that_there_are_not(speech: dict[str, Any]) -> None:
     recogniser = load(speech["whisper"][0], device="cpu")
-    with pytest.raises(ConfigError, match=r"generation: .*num_beems"):
-        recogniser(recording(wave(1.0)), num_beems=3)
+    refused(r"generation: .*num_beems", recogniser, recording(wave(1.0)), num_beems=3, error=ConfigError)
     short, long = (texts(recogniser, clips(), max_new_tokens=count) for count in (3, 9))
     assert all(one == other[: len(one)] for one, other in zip(short, long, strict=True))
     assert short != long
@@ -105,8 +104,7 @@ def test_pictures(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
         assert found.attention is None
         assert ((found.alignment > 0).float().argmax(1).diff() > 0).all()
     for item, message in ((wave(21.0), r"at most \d+ s to explain"), (torch.zeros(RATE), "none was heard")):
-        with pytest.raises(DataError, match=message):
-            recogniser.explain(recording(item))
+        refused(message, recogniser.explain, recording(item), error=DataError)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mmattn.tasks.classification.demo import CLASSES, make
 from mmattn.tasks.classification.module import ClassificationModule
 from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.errors import ConfigError
+from tests.conftest import refused
 from tests.tasks.runs import read, run
 
 
@@ -55,8 +56,7 @@ def test_several_labels(tree: Path, tmp_path: Path) -> None:
     predictor = load(folder / "model", device="cpu")
     assert predictor(make("val", 1)[0].image).labels is not None
     assert len(predictor.open_input(f"{tree}/several.csv")) == 24
-    with pytest.raises(ValueError, match="line 2: expected one label"):
-        fit(tmp_path / "single", options)
+    refused("line 2: expected one label", fit, tmp_path / "single", options)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,7 @@ def test_shuffled_pictures_have_the_same_patches() -> None:
     ],
 )
 def test_wrong_options(options: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        fit(tmp_path / "run", options)
+    refused(message, fit, tmp_path / "run", options, error=ConfigError)
     assert not (tmp_path / "run").exists()
 
 

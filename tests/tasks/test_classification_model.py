@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.tasks.classification.model import ClassificationHead, ClassificationModel, ClassificationOutput
+from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn
 
 SMALL: dict[str, Any] = {"num_classes": 7, "image_size": 32, "channels": (8, 12), "embed_dim": 16, "num_heads": 2}
@@ -125,8 +126,7 @@ def test_the_head_alone_over_features_of_other_sizes() -> None:
     ],
 )
 def test_unknown_names_are_refused(keywords: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ClassificationModel(**{**SMALL, **keywords})
+    refused(message, ClassificationModel, **{**SMALL, **keywords})
 
 
 def test_timm_backbone() -> None:
@@ -136,5 +136,4 @@ def test_timm_backbone() -> None:
     assert model(pixels).logits.shape == (2, 7)
     assert model.relevance(pixels, classes).shape == (2, 4, 4)
     assert model.depth_of().keys() == set(model.parameters())
-    with pytest.raises(ValueError, match="attends to nothing"):
-        ClassificationModel(**keywords, pool="mean").relevance(pixels, classes)
+    refused("attends to nothing", ClassificationModel(**keywords, pool="mean").relevance, pixels, classes)

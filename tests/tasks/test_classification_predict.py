@@ -16,6 +16,7 @@ from mmattn.tasks.classification.demo import CLASSES, make
 from mmattn.tasks.classification.localisation import localisation
 from mmattn.tasks.classification.predict import ClassificationPredictor, load
 from mmattn.tasks.common.errors import ConfigError
+from tests.conftest import refused
 from tests.pictures import ERRORS, encoded, write_album
 from tests.tasks.runs import ask, lines, run as train
 
@@ -83,8 +84,7 @@ def test_a_folder_of_everything(
     grey, found = predictor(Image.open(album / "plain.png").convert("L")), rows["sixteen.png"]
     assert (found["label"], found["score"]) == (grey.label, pytest.approx(grey.score, abs=2e-3))
     assert rows["cmyk.jpg"]["score"] == pytest.approx(rows["plain.png"]["score"], abs=0.1)
-    with pytest.raises(DataError, match=r"bomb\.png"):
-        run("predict", checkpoint, "--input", album, "--output", tmp_path / "none")
+    refused(r"bomb\.png", run, "predict", checkpoint, "--input", album, "--output", tmp_path / "none", error=DataError)
     assert not (tmp_path / "none").exists(), "nothing half-written stays behind"
 
 
@@ -111,8 +111,7 @@ def test_a_table_a_tar_and_one_picture(
     ],
 )
 def test_bad_inputs_are_named(checkpoint: Path, words: list[str], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        run("predict", checkpoint, *words)
+    refused(message, run, "predict", checkpoint, *words, error=DataError)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +124,8 @@ def test_bad_inputs_are_named(checkpoint: Path, words: list[str], message: str) 
     ],
 )
 def test_bad_items_are_named(predictor: ClassificationPredictor, items: list, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        predictor.predict(items)
-    with pytest.raises(ConfigError, match=r"topk: .* \(did you mean 'top_k'\?\)"):
-        predictor.predict(items, topk=3)
+    refused(message, predictor.predict, items, error=DataError)
+    refused(r"topk: .* \(did you mean 'top_k'\?\)", predictor.predict, items, topk=3, error=ConfigError)
 
 
 def test_explanations(checkpoint: Path, album: Path, predictor: ClassificationPredictor, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mmattn.tasks.common.cli import in_words
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
 from mmattn.tasks.common.module import schedule_factor
 from mmattn.tasks.vqa.module import VQAModule
+from tests.conftest import refused
 from tests.tasks.runs import read, run
 
 
@@ -52,8 +53,7 @@ def test_test_takes_any_file(finished: Path, questions: Callable[..., Path], tmp
 
 def test_own_data_are_not_judged_by_the_built_in_ones(questions: Callable[..., Path], tmp_path: Path) -> None:
     mine = questions("red")
-    with pytest.raises(ConfigError, match=r"data\.train without data\.val"):
-        run("fit", tmp_path / "run", f"--data.train {mine}")
+    refused(r"data\.train without data\.val", run, "fit", tmp_path / "run", f"--data.train {mine}", error=ConfigError)
     folder = run("fit", tmp_path / "run", f"--data.train {mine} --data.val {mine} --data.batch_size 4")
     with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
         run("test", tmp_path / "out", f"--checkpoint {folder / 'model'}")
@@ -62,15 +62,13 @@ def test_own_data_are_not_judged_by_the_built_in_ones(questions: Callable[..., P
 
 def test_a_used_run_directory_is_refused(finished: Path) -> None:
     before = (finished / "last.ckpt").read_bytes()
-    with pytest.raises(RunDirectoryError, match=r"not empty\. Resume its run by --ckpt_path last"):
-        run("fit", finished)
+    refused(r"not empty\. Resume its run by --ckpt_path last", run, "fit", finished, error=RunDirectoryError)
     assert (finished / "last.ckpt").read_bytes() == before
 
 
 def test_overwrite_empties_only_runs(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunDirectoryError, match=r"no run\.json"):
-        run("fit", tmp_path, "--overwrite true")
+    refused(r"no run\.json", run, "fit", tmp_path, "--overwrite true", error=RunDirectoryError)
     assert (tmp_path / "thesis.tex").exists()
 
 
@@ -82,8 +80,7 @@ def test_bad_data_end_the_run_before_an_earlier_one_is_overwritten(finished: Pat
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunDirectoryError, match="cannot be written"):
-        run("fit", tmp_path / "file" / "run")
+    refused("cannot be written", run, "fit", tmp_path / "file" / "run", error=RunDirectoryError)
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
@@ -94,8 +91,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(finished: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "last.ckpt"
     damaged.write_bytes((finished / "last.ckpt").read_bytes()[:3000])
-    with pytest.raises(CheckpointError, match="damaged, truncated or foreign"):
-        run("fit", finished, f"--ckpt_path {damaged}")
+    refused("damaged, truncated or foreign", run, "fit", finished, f"--ckpt_path {damaged}", error=CheckpointError)
     assert (finished / "model").exists()
 
 
@@ -128,8 +124,7 @@ def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
     ],
 )
 def test_wrong_keys_and_values_are_named(tmp_path: Path, options: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        run("fit", tmp_path / "run", options)
+    refused(message, run, "fit", tmp_path / "run", options, error=ConfigError)
     assert not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
 
 
@@ -145,8 +140,7 @@ def test_wrong_keys_in_a_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"did you mean 'model\.embed_dim'"):
         run("fit", tmp_path / "run", f"--config {tmp_path / 'a.yaml'}")
     (tmp_path / "b.yaml").write_text("model: [\n")
-    with pytest.raises(ConfigError, match=r"b\.yaml"):
-        run("fit", tmp_path / "run", f"--config {tmp_path / 'b.yaml'}")
+    refused(r"b\.yaml", run, "fit", tmp_path / "run", f"--config {tmp_path / 'b.yaml'}", error=ConfigError)
 
 
 def test_options_of_the_kernel_that_was_replaced_are_dropped(

@@ -23,7 +23,7 @@ from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.sources import named_models
 from mmattn.tasks.common.task import tasks
-from tests.conftest import slow_but_first
+from tests.conftest import refused, slow_but_first
 from tests.tasks.runs import ask, lines, read, run
 
 CHEAP = "vqa"  # whose slow tests are always run
@@ -179,8 +179,7 @@ class TestContract:
         found = model.predict([first, {}, second], batch_size=1, on_error="skip")
         assert found[1] is None
         assert plain([found[0], found[2]]) == expected
-        with pytest.raises(ValueError, match="item 1"):
-            model.predict([first, {}])
+        refused("item 1", model.predict, [first, {}])
         for ask_it in (model.predict, model.explain_all):
             with pytest.raises(ConfigError, match=rf"^no_such_option: {task} has no such option"):
                 ask_it([first], no_such_option=1)

@@ -13,6 +13,7 @@ import mmattn
 from mmattn.tasks.common.checkpoint import read_config, read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.sources import named_models
+from tests.conftest import refused
 from tests.tasks.public_folders import TARGETS, TEXTS, write
 from tests.tasks.runs import read, run
 
@@ -100,8 +101,7 @@ def test_from_a_shipped_folder(tmp_path: Path) -> None:
     ],
 )
 def test_what_conflicts_is_one_error(options: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises((ConfigError, CheckpointError), match=message):
-        fit("translation", tmp_path / "run", SHIPPED, None, options)
+    refused(message, fit, "translation", tmp_path / "run", SHIPPED, None, options, error=(ConfigError, CheckpointError))
     assert not (tmp_path / "run").exists()
 
 

@@ -19,6 +19,7 @@ from mmattn.tasks.summarization.data import SummaryDataset
 from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.model import SummarizationModel
 from mmattn.tasks.summarization.processor import SummaryProcessor
+from tests.conftest import refused
 from tests.tasks.runs import ask, lines as answers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,8 +101,7 @@ def test_an_empty_document_is_named(
 def test_invalid_utf8(name: str, content: bytes, message: str, predict: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     (tmp_path / "out").write_text("as it was")
-    with pytest.raises(DataError, match=message):
-        predict("--input", tmp_path / name, "--output", tmp_path / "out")
+    refused(message, predict, "--input", tmp_path / name, "--output", tmp_path / "out", error=DataError)
     assert (tmp_path / "out").read_text() == "as it was"
     assert sorted(p.name for p in tmp_path.iterdir()) == [name, "out"]
 

@@ -16,6 +16,7 @@ from mmattn.tasks.common.errors import CheckpointError, UserError
 from mmattn.tasks.common.sources import find_model, named_models
 from mmattn.tasks.summarization.predict import Summarizer, load as load_summarizer
 from mmattn.tasks.translation.predict import Translator, load as load_translator
+from tests.conftest import refused
 from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
 from tests.tasks.runs import ask, lines
 
@@ -82,8 +83,7 @@ def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
         (load_summarizer, folders["bart"][0], "a: ", "bart models read texts as they are"),
         (load_summarizer, "summarization/demo", "a: ", "says itself what stands before a text; leave it out"),
     ):
-        with pytest.raises(CheckpointError, match=message):
-            load(source, prefix=prefix)
+        refused(message, load, source, prefix=prefix, error=CheckpointError)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -180,8 +180,7 @@ def test_what_is_not_there_is_one_error(offline: Path) -> None:
         mmattn.load("hf:own/other")
     assert "\n" not in str(e.value)
     for name in ("hf:", "hf:.", "hf:a/b/c", "hf:/etc"):
-        with pytest.raises(CheckpointError, match="expected hf:owner/name"):
-            mmattn.load(name)
+        refused("expected hf:owner/name", mmattn.load, name, error=CheckpointError)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +200,7 @@ def test_bad_folders(name: str, content: Any, message: str, folders: dict[str, A
         (folder / name).unlink()
     else:
         (folder / name).write_text(json.dumps(content))
-    with pytest.raises(UserError, match=message):
-        mmattn.load(folder)
+    refused(message, mmattn.load, folder, error=UserError)
 
 
 def test_a_run_stands_for_its_model(tmp_path: Path) -> None:

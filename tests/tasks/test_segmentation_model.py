@@ -12,6 +12,7 @@ from mmattn.backbones.unet import GatedDecoder, UNetHead, build_pyramid
 from mmattn.explain import capture
 from mmattn.tasks.segmentation.losses import segmentation_loss
 from mmattn.tasks.segmentation.model import SegmentationHead, SegmentationModel, best_classes
+from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn
 
 SMALL: dict[str, Any] = {"num_classes": 5, "channels": (6, 8, 12)}
@@ -82,8 +83,7 @@ def test_where_it_looked(keywords: dict[str, Any]) -> None:
     if keywords:  # what all queries spend on the keys is one
         torch.testing.assert_close(seen[0].sum((1, 2)), torch.ones(2))
     else:
-        with pytest.raises(ValueError, match="nothing to look with"):
-            SegmentationModel(**SMALL, gates=False).looked_at({}, (8, 8))
+        refused("nothing to look with", SegmentationModel(**SMALL, gates=False).looked_at, {}, (8, 8))
 
 
 def test_a_closed_gate_hides_the_skip() -> None:
@@ -107,8 +107,7 @@ def test_the_head_alone_over_features_of_your_own() -> None:
     assert [tuple(s.shape) for s in scores] == [(2, 4, 12, 13), (2, 4, 6, 7)]
     sum(s.sum() for s in scores).backward()
     assert all(p.grad is not None for p in head.parameters())
-    with pytest.raises(ValueError, match="expected 3 maps, found 2"):
-        head(maps[:2])
+    refused("expected 3 maps, found 2", head, maps[:2])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
@@ -142,8 +141,7 @@ def test_sizes_and_units() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SegmentationModel(**SMALL, **keywords)
+    refused(message, SegmentationModel, **SMALL, **keywords)
 
 
 def test_stochastic_depth_drops_whole_branches() -> None:

@@ -19,6 +19,7 @@ from mmattn.tasks.segmentation.demo import NAMES, THINGS, make
 from mmattn.tasks.segmentation.localisation import localisation
 from mmattn.tasks.segmentation.metrics import SegmentationMetric
 from mmattn.tasks.segmentation.predict import SegmentationPredictor, load
+from tests.conftest import refused
 from tests.pictures import ERRORS, write_album, write_pairs
 from tests.tasks.runs import ask, lines
 
@@ -144,8 +145,7 @@ def test_a_folder_of_odd_and_bad_pictures(
     for name, (picture, share) in {**same, "cmyk": (scene, 0.8), "palette": (white, 0.9)}.items():
         assert (np.asarray(Image.open(out / f"{name}.png")) == predictor(picture).labels).mean() > share, name
     assert "4 of 10 items left out" in capsys.readouterr().err
-    with pytest.raises(DataError, match=r"bomb\.png"):
-        run("predict", "--input", folder, "--output", tmp_path / "none")
+    refused(r"bomb\.png", run, "predict", "--input", folder, "--output", tmp_path / "none", error=DataError)
     assert not (tmp_path / "none").exists()
 
 
@@ -157,15 +157,13 @@ def test_a_folder_of_odd_and_bad_pictures(
     ],
 )
 def test_bad_arguments(words: list[str], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        run("predict", *words)
+    refused(message, run, "predict", *words, error=DataError)
 
 
 def test_pictures_of_explanations(tmp_path: Path) -> None:
     Image.fromarray(make("test", 1)[0].image).save(tmp_path / "a.png")
     words = ("--image", tmp_path / "a.png", "--output", tmp_path / "e.png", "--class_name")
-    with pytest.raises(DataError, match="--class_name: expected one of ground, rows"):
-        run("explain", *words, "dog")
+    refused("--class_name: expected one of ground, rows", run, "explain", *words, "dog", error=DataError)
     assert not (tmp_path / "e.png").exists()
     run("explain", *words, "ring")
     assert Image.open(tmp_path / "e.png").size[0] > 600

@@ -14,6 +14,7 @@ from mmattn.data.image.masks import ClassList
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.segmentation.demo import NAMES, make
 from mmattn.tasks.segmentation.predict import load
+from tests.conftest import refused
 from tests.pictures import write_pairs
 from tests.tasks.runs import ask, read, run
 
@@ -195,8 +196,7 @@ def test_what_is_no_such_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a model for segmentation, found one of vit, for classif"):
         load(tmp_path / "vit")
     write_segformer(tmp_path / "public", resample=3)
-    with pytest.raises(CheckpointError, match="expected resample 2, bilinear; found 3"):
-        load(tmp_path / "public")
+    refused("expected resample 2, bilinear; found 3", load, tmp_path / "public", error=CheckpointError)
     config = tmp_path / "public" / "preprocessor_config.json"
     config.write_text(json.dumps({"size": {"longest_edge": 9}}))
     with pytest.raises(CheckpointError, match=r"expected size with height and width, found \{'longest_edge': 9\}"):
@@ -206,5 +206,4 @@ def test_what_is_no_such_model_is_refused(tmp_path: Path) -> None:
     labels = read(tmp_path / "public" / "config.json")
     labels["id2label"]["3"] = "thing 2"
     (tmp_path / "public" / "config.json").write_text(json.dumps(labels))
-    with pytest.raises(CheckpointError, match="id2label: expected at most 255 names"):
-        load(tmp_path / "public")
+    refused("id2label: expected at most 255 names", load, tmp_path / "public", error=CheckpointError)

@@ -12,6 +12,7 @@ from mmattn.explain import capture
 from mmattn.tasks.summarization.copying import CopyHead, worth_copying
 from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder, sentence_of
 from mmattn.tasks.summarization.model import SummarizationModel
+from tests.conftest import refused
 from tests.tasks.text_models import STARTS, TextModelTests, batch_of
 
 SMALL: dict[str, Any] = {"vocab_size": 30, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "dropout": 0.0}
@@ -122,5 +123,4 @@ def test_global_tokens_reach_far() -> None:
     ],
 )
 def test_options_that_do_not_go_together(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SummarizationModel(**{**SMALL, **keywords})
+    refused(message, SummarizationModel, **{**SMALL, **keywords})

@@ -15,6 +15,7 @@ from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.localisation import localisation
 from mmattn.tasks.summarization.picture import wrap
 from mmattn.tasks.summarization.predict import Summarizer, Summary, load
+from tests.conftest import refused
 from tests.tasks.runs import ask, lines
 
 
@@ -93,10 +94,8 @@ def test_what_is_cut_is_said(summarizer: Summarizer, tmp_path: Path, capsys: pyt
     ],
 )
 def test_a_bad_item_is_named(summarizer: Summarizer, item: object, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        summarizer.predict([item])
-    with pytest.raises(DataError, match="write predict"):
-        summarizer.predict("a document")
+    refused(message, summarizer.predict, [item], error=DataError)
+    refused("write predict", summarizer.predict, "a document", error=DataError)
 
 
 # Explaining -----------------------------------------------------------------------------------------------------------

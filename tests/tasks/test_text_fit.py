@@ -12,6 +12,7 @@ from mmattn import load
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.summarization.demo import make as make_documents
 from mmattn.tasks.translation.demo import make
+from tests.conftest import refused
 from tests.tasks.runs import ask, read, run
 
 
@@ -115,5 +116,4 @@ def test_long_documents_train(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options(task: str, options: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        fit(tmp_path / "run", options, task=task)
+    refused(message, fit, tmp_path / "run", options, task=task, error=ConfigError)

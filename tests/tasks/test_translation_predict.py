@@ -21,6 +21,7 @@ from mmattn.tasks.translation.localisation import localisation
 from mmattn.tasks.translation.metrics import score, signatures
 from mmattn.tasks.translation.predict import Translation, Translator, load
 from scripts.results import read_results
+from tests.conftest import refused
 from tests.tasks.runs import ask, lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,8 +91,7 @@ def test_items_of_every_kind(translator: Translator) -> None:
         ([{"en": 3}], "item 0: expected a text of en, found 3"),
         (text, "a list of items"),
     ):
-        with pytest.raises(DataError, match=message):
-            translator.predict(bad)  # type: ignore[arg-type]
+        refused(message, translator.predict, bad, error=DataError)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"beams: translation has no such option \(did you mean 'num_beams'\?\)"):
         translator.predict([text], beams=3)
 
@@ -128,8 +128,7 @@ def test_bad_input_is_one_error_naming_the_line(
 ) -> None:
     if name is not None and content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        predict(*([] if name is None else ["--input", tmp_path / name]))
+    refused(message, predict, *([] if name is None else ["--input", tmp_path / name]), error=DataError)
     assert predict("--text", "the dog").out.count("\n") == 1, "nothing was written before"
 
 

@@ -11,6 +11,7 @@ from mmattn.explain import capture
 from mmattn.tasks.common.pointing import peaks_in_regions
 from mmattn.tasks.vqa.losses import cell_coverage, guidance_loss, object_loss
 from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
+from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn
 
 SMALL: dict[str, Any] = {
@@ -91,8 +92,7 @@ def test_maps_of_the_picture_and_the_words(fusion: str, index: list[int] | None)
     torch.testing.assert_close(words.sum(-1), torch.ones(4))
     assert (words[~mask] == 0).all()
     if fusion == "mean":
-        with pytest.raises(ValueError, match="does not attend to the picture"):
-            model.grid_attention(maps, which, mask)
+        refused("does not attend to the picture", model.grid_attention, maps, which, mask)
         return
     found = model.grid_attention(maps, which, mask)
     assert found.shape == (4, *model.grid_size) == (4, 8, 8)
@@ -114,15 +114,12 @@ def test_the_head_alone_over_features_of_other_sizes() -> None:
 @pytest.mark.parametrize("place", ["attention", "cross_attention"])
 def test_a_kernel_that_cannot_serve_refuses_by_name(place: str) -> None:
     kind = {"attention": "monotonic", "cross_attention": "sliding_window"}[place]
-    with pytest.raises(ValueError, match=f"'{kind}' does not support"):
-        VQAModel(**SMALL, **{place: {"kind": kind}})
+    refused(f"'{kind}' does not support", VQAModel, **SMALL, **{place: {"kind": kind}})
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown fusion 'bilinear'"):
-        VQAModel(**SMALL, fusion="bilinear")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown image backbone 'resnet'"):
-        VQAModel(**SMALL, image_encoder="resnet")
+    refused("unknown fusion 'bilinear'", VQAModel, **SMALL, fusion="bilinear")  # type: ignore[arg-type]
+    refused("unknown image backbone 'resnet'", VQAModel, **SMALL, image_encoder="resnet")
 
 
 def test_timm_backbone() -> None:

@@ -12,6 +12,7 @@ from mmattn.tasks.common.sources import named_models
 from mmattn.tasks.vqa.demo import FAMILIES, make
 from mmattn.tasks.vqa.localisation import localisation
 from mmattn.tasks.vqa.predict import VQAPredictor
+from tests.conftest import refused
 from tests.tasks.runs import ask, lines
 
 ASKED = ("--question", "how many things are there?")
@@ -62,8 +63,7 @@ def test_words_it_never_saw_are_named(predictor: VQAPredictor) -> None:
     ],
 )
 def test_bad_items_are_named(predictor: VQAPredictor, item: dict | str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        predictor(item)  # type: ignore[arg-type]
+    refused(message, predictor, item, error=DataError)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -94,8 +94,7 @@ def test_a_bad_item_ends_the_run_or_is_left_out(
     rows = [{"image": f"{n}.png", "question": ASKED[1], "id": str(n)} for n in range(3)]
     (pictures / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--input", pictures / "q.jsonl", "--output", pictures / "o", "--batch_size", batch_size)
-    with pytest.raises(DataError, match=r"1\.png"):
-        ask("predict", *words)
+    refused(r"1\.png", ask, "predict", *words, error=DataError)
     assert not (pictures / "o").exists(), "nothing half-written stays behind"
     ask("predict", *words, "--on_error", "skip")
     assert [row["id"] for row in lines(pictures / "o")] == ["0", "2"]
