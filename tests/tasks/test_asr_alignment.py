@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +31,7 @@ from mmattn.tasks.asr.processor import ASRProcessor
 from mmattn.tasks.common.sources import named_models
 from tests.conftest import refused
 from tests.tasks import tones
+from tests.tasks.runs import edited
 
 
 @pytest.fixture(scope="module")
@@ -240,10 +240,8 @@ def test_word_times_are_earlier_by_it() -> None:
 
 def test_folders_that_do_not_say_it_have_none(tmp_path: Path) -> None:
     folder = shutil.copytree(named_models("asr")["demo"], tmp_path / "model")
-    path = folder / "processor" / "processor.json"
-    settings = json.loads(path.read_text())
-    settings.pop("delay", None)
-    path.write_text(json.dumps(settings))
+    with edited(folder / "processor" / "processor.json") as settings:
+        settings.pop("delay", None)
     older = load(folder, device="cpu")
     assert older.processor.delay == 0.0
     assert isinstance(older, Recogniser)

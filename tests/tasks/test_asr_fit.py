@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mmattn.tasks.asr.predict import load as load_asr
 from mmattn.tasks.asr.processor import ASRProcessor
 from mmattn.tasks.common.errors import ConfigError
 from tests.conftest import refused
-from tests.tasks.runs import read, run
+from tests.tasks.runs import read, run, write_lines
 
 soundfile = pytest.importorskip("soundfile")
 ALONE = "--model.decoder none"
@@ -36,7 +35,7 @@ def data(tmp_path: Path) -> Path:
             wave = torch.as_tensor(sample.audio[0])  # type: ignore[index]
             soundfile.write(folder / f"{sample.id}.flac", wave.repeat_interleave(2).numpy(), 16_000)
             rows.append({"audio_filepath": f"{sample.id}.flac", "text": sample.text, "duration": sample.duration})
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(folder / f"{split}.jsonl", rows)
     return folder
 
 
@@ -146,7 +145,7 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: p
     options = f"{ALONE} --data.lm_order 4 --model.num_beams 4 --data.lm_text [{further},{mails}]"
     folder = run("fit", tmp_path / "run", f"{options} --model.lm_bonus 2", task="asr")
     assert "give a smaller --data.max_frames" in capsys.readouterr().err
-    data = json.loads((folder / "run.json").read_text())["data"]
+    data = read(folder / "run.json")["data"]
     assert (data["lm_text"]["samples"], data["lm_text 2"]["samples"]) == (60, 2)
     run("test", folder, f"--checkpoint {folder / 'model'} --model.num_beams 2", task="asr")
     predictor, items = load(folder / "model", device="cpu"), make("test", 3)

@@ -19,7 +19,7 @@ from mmattn.tasks.asr.model import ASRHead, ASRModel, PublicCTC, consistency_los
 from mmattn.tasks.asr.whisper import PublicWhisper
 from mmattn.tasks.common.export import ExportError
 from mmattn.tasks.common.seq2seq.model import token_loss
-from tests.conftest import refused, slow_but_first
+from tests.conftest import slow_but_first
 from tests.tasks.base import TaskModelTests, learn
 
 SMALL: dict[str, Any] = {"vocab_size": 12, "num_mels": 10, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24}
@@ -44,6 +44,16 @@ class TestASRModel(TaskModelTests):
         "window": {"attention": {"kind": "sliding_window", "window": 3}},
         "mean": {"memory": "mean"},
     }
+    wrong: ClassVar = [
+        ({"decoder": "gru"}, "unknown decoder 'gru'"),
+        ({"memory": "max"}, "memory 'max'"),
+        ({"encoder": "lstm"}, "unknown audio encoder 'lstm'"),
+        ({"subsampling": 3}, "subsampling=3"),
+        ({"decoder": "lstm", "decoder_attention": {"kind": "linear"}}, "a cross_attention alone"),
+        ({"decoder": "none", "cross_attention": {"kind": "linear"}}, "attends to nothing"),
+        ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
+        ({"left_chunks": 2}, "needs chunk_frames"),
+    ]
     frames = Dim("frames", min=8, max=1 << 16)
     dynamic: ClassVar = {"features": {0: BATCH, 1: frames}, "feature_mask": {0: BATCH, 1: frames}}
     dynamic |= {"target_ids": {0: BATCH, 1: Dim("target", max=128)}}
@@ -62,6 +72,12 @@ class TestASRModel(TaskModelTests):
     def pad(self, inputs: Any, extra: int) -> dict[str, Tensor]:
         features = F.pad(inputs["features"], (0, 0, 0, 4 * extra), value=7.0)  # what stands there is not looked at
         return {**inputs, "features": features, "feature_mask": F.pad(inputs["feature_mask"], (0, 4 * extra))}
+
+    def heads(self) -> Any:
+        given = (torch.randn(3, 9, 12), None, torch.randint(20, (3, 4)))
+        for decoder in ("transformer", "lstm", "none"):
+            head = ASRHead(20, 16, memory_dim=12, num_heads=2, decoder=decoder)
+            yield head, given, [(3, 9, 20), *([] if decoder == "none" else [(3, 4, 20)])]
 
     @staticmethod
     def real(output: Any) -> list[Tensor]:
@@ -239,32 +255,6 @@ def test_consistency_is_half_of_both_divergences_a_label() -> None:
     loss.backward()
     torch.testing.assert_close(logits.grad, expected.flatten(0, 1) / 3, rtol=1e-4, atol=1e-6)
     assert float(consistency_loss(torch.cat([first, first]), real, labels)) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_head_alone_over_features_of_other_sizes() -> None:
-    for decoder in ("transformer", "lstm", "none"):
-        head = ASRHead(20, 16, memory_dim=12, num_heads=2, decoder=decoder)
-        ctc, logits = head(torch.randn(3, 9, 12), None, torch.randint(20, (3, 4)))
-        assert ctc.shape == (3, 9, 20)
-        assert (logits is None) == (decoder == "none")
-        assert logits is None or logits.shape == (3, 4, 20)
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"decoder": "gru"}, "unknown decoder 'gru'"),
-        ({"memory": "max"}, "memory 'max'"),
-        ({"encoder": "lstm"}, "unknown audio encoder 'lstm'"),
-        ({"subsampling": 3}, "subsampling=3"),
-        ({"decoder": "lstm", "decoder_attention": {"kind": "linear"}}, "a cross_attention alone"),
-        ({"decoder": "none", "cross_attention": {"kind": "linear"}}, "attends to nothing"),
-        ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
-        ({"left_chunks": 2}, "needs chunk_frames"),
-    ],
-)
-def test_wrong_options(keywords: dict[str, Any], message: str) -> None:
-    refused(message, ASRModel, **{**SMALL, **keywords})
 
 
 HOP, LEAST = 10, 20  # samples from frame to frame, and of one

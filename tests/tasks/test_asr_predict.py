@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.common.errors import ConfigError, UserError
 from tests.conftest import refused
 from tests.tasks import tones
-from tests.tasks.runs import ask, lines
+from tests.tasks.runs import ask, lines, write_lines
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -148,8 +147,7 @@ def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
         {"audio": "1.flac", "duration": end, "offset": 0.0, "text": "ignored"},
         {"audio": "missing.flac"},
     ]
-    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = heard(model, "--input", tmp_path / "list.jsonl", "--on_error", "skip")
+    found = heard(model, "--input", write_lines(tmp_path / "list.jsonl", rows), "--on_error", "skip")
     assert found == [("0.flac", texts[0]), ("1.flac@0", texts[1]), ("missing.flac", None)]
     (tmp_path / "list.csv").write_text("audio,id\n2.flac,mine\n")
     assert heard(model, "--input", tmp_path / "list.csv") == [("mine", texts[2])]

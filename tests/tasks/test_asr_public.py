@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tests.tasks.public_speech import (
     wave,
     write_whisper,
 )
+from tests.tasks.runs import edited
 from tests.tasks.tones import hear_long
 
 pytest.importorskip("transformers")
@@ -236,10 +236,9 @@ def test_texts_that_are_known_are_aligned(speech: dict[str, Any]) -> None:
 def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
     """Of an old folder, which knows no token for texts without timestamps."""
     write_whisper(tmp_path, 5)
-    values = json.loads((tmp_path / "generation_config.json").read_text())
-    end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
-    values["suppress_tokens"] += [end, *range(stamps, stamps + 50 * WINDOW + 2)]
-    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    with edited(tmp_path / "generation_config.json") as values:
+        end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
+        values["suppress_tokens"] += [end, *range(stamps, stamps + 50 * WINDOW + 2)]
     recogniser = load(tmp_path, device="cpu")
     answer = recogniser(recording(wave(1.5)))
     assert len(recogniser.processor.encode(answer.text)) > 20

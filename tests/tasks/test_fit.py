@@ -1,6 +1,5 @@
 """The way everything is run: what fit takes, and what it refuses. What each task must do is in test_fit_contract.py."""
 
-import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,7 @@ from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLo
 from mmattn.tasks.common.module import schedule_factor
 from mmattn.tasks.vqa.module import VQAModule
 from tests.conftest import refused
-from tests.tasks.runs import read, run
+from tests.tasks.runs import read, run, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +36,7 @@ def questions(tmp_path: Path) -> Callable[..., Path]:
     def write(*answers: str) -> Path:
         Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
         rows = [{"image": "a.png", "question": "what colour is it?", "answer": answer} for answer in answers]
-        (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return tmp_path / "mine.jsonl"
+        return write_lines(tmp_path / "mine.jsonl", rows)
 
     return write
 

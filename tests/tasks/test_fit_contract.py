@@ -18,13 +18,12 @@ from PIL import Image
 
 import mmattn
 from mmattn.tasks.common.callbacks import read_checkpoint, shipped_weights
-from mmattn.tasks.common.checkpoint import read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.sources import named_models
 from mmattn.tasks.common.task import tasks
 from tests.conftest import refused, slow_but_first
-from tests.tasks.runs import ask, lines, read, run
+from tests.tasks.runs import ask, lines, read, run, weights
 
 CHEAP = "vqa"  # whose slow tests are always run
 SOME_SLOW = [pytest.param(name, marks=() if name == CHEAP else pytest.mark.slow) for name in tasks()]
@@ -60,7 +59,7 @@ def plain(found: Any) -> Any:
 
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two runs end in the same shipped model and the same state of training, bit for bit."""
-    pairs = [[read_weights(run / "model" / "model.safetensors") for run in (one, other)]]
+    pairs = [[weights(run) for run in (one, other)]]
     pairs += [[read_checkpoint(run / "last.ckpt")["state_dict"] for run in (one, other)]]
     return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
 
@@ -110,7 +109,7 @@ class TestContract:
     @each
     def test_the_shipped_model_is_the_best_with_its_average(self, task: str, trained: Callable[[str], Path]) -> None:
         checkpoint = read_checkpoint(trained(task) / "best.ckpt")
-        best, shipped = shipped_weights(checkpoint), read_weights(trained(task) / "model" / "model.safetensors")
+        best, shipped = shipped_weights(checkpoint), weights(trained(task))
         assert shipped
         assert all(torch.equal(best[name], shipped[name]) for name in shipped)
         raw = checkpoint["state_dict"]

@@ -20,9 +20,7 @@ from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.model import SummarizationModel
 from mmattn.tasks.summarization.processor import SummaryProcessor
 from tests.conftest import refused
-from tests.tasks.runs import ask, lines as answers
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tasks.runs import ROOT, ask, lines as answers, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +43,7 @@ def predict(tiny: Path) -> Callable[..., None]:
 
 
 def table(path: Path, documents: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"id": str(n), "document": text}) + "\n" for n, text in enumerate(documents)))
-    return path
+    return write_lines(path, ({"id": str(n), "document": text} for n, text in enumerate(documents)))
 
 
 def test_a_thousand_in_order(predict: Callable[..., None], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mmattn.tasks.summarization.predict import Summarizer, load as load_summariz
 from mmattn.tasks.translation.predict import Translator, load as load_translator
 from tests.conftest import refused
 from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
-from tests.tasks.runs import ask, lines
+from tests.tasks.runs import ask, edited, lines, write_lines
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -73,9 +73,9 @@ def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
     assert written(asked) == by_transformers(theirs, "the old: ")
     assert asked.predict([TEXTS[0]])[0].tokens_cut == 0
     shutil.copytree(folder, tmp_path / "t5")
-    config = json.loads((folder / "config.json").read_text())
     pairs = {f"translation_en_to_{code}": {"prefix": f"to {code}: ", "max_length": 7} for code in ("de", "fr")}
-    (tmp_path / "t5" / "config.json").write_text(json.dumps(config | {"task_specific_params": pairs}))
+    with edited(tmp_path / "t5" / "config.json") as config:
+        config["task_specific_params"] = pairs
     found = load_translator(tmp_path / "t5", device="cpu", prefix="to fr:")
     assert written(found) == by_transformers(theirs, "to fr: ", max_length=7), "before generation_config.json"
     for load, source, prefix, message in (
@@ -117,7 +117,7 @@ def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None
 
 def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path) -> None:
     folder, theirs = folders["t5"]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"document": text}) + "\n" for text in TEXTS))
+    write_lines(tmp_path / "in.jsonl", ({"document": text} for text in TEXTS))
     words = f"--checkpoint {folder} --input {tmp_path}/in.jsonl --output {tmp_path}/o --num_beams 2"
     ask("predict", *words.split(), "--precision", "float32", task="summarization")
     found = [" ".join(row["summary"].split()) for row in lines(tmp_path / "o")]

@@ -30,6 +30,14 @@ class TestSegmentationModel(TaskModelTests):
         "segformer": SEGFORMER,
         "segformer, linear": {**SEGFORMER, "attention": {"kind": "linear"}},
     }
+    wrong: ClassVar = [
+        ({"network": "fcn"}, "unknown network 'fcn'"),
+        ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
+        ({"attention": {"kind": "linear"}}, "attention: of segformer alone"),
+        ({"network": "segformer"}, "num_heads: expected one for each of the 3 stages"),
+        ({"decoder_channels": (4,)}, "channels for 2 decoder maps, found 1"),
+        ({"stem_stride": 3}, "stem_stride: expected 1, 2 or 4"),
+    ]
     batch, rows, columns = Dim("batch", max=64), Dim("rows", min=2, max=64), Dim("columns", min=2, max=64)
     dynamic: ClassVar[dict[str, dict[int, Any]]] = {"pixel_values": {0: batch, 2: 8 * rows, 3: 8 * columns}}
 
@@ -39,6 +47,12 @@ class TestSegmentationModel(TaskModelTests):
     def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(batch)
         return {"pixel_values": torch.randn(batch, 3, 8 * length, 8 * (length + 2), generator=generator)}
+
+    def heads(self) -> Any:
+        head = SegmentationHead((16, 32, 64), num_classes=4)
+        maps = [torch.randn(2, c, s, s + 1) for c, s in ((16, 12), (32, 6), (64, 3))]
+        refused("expected 3 maps, found 2", head, maps[:2])
+        return [(head, (maps,), [(2, 4, 12, 13), (2, 4, 6, 7)])]
 
     def test_scores_have_the_size_of_the_picture(self, model: nn.Module) -> None:
         for size in ((37, 50), (64, 41)):
@@ -100,16 +114,6 @@ def test_a_closed_gate_hides_the_skip() -> None:
         assert not torch.allclose(shut, decoder([fine, coarse])[0])
 
 
-def test_the_head_alone_over_features_of_your_own() -> None:
-    head = SegmentationHead((16, 32, 64), num_classes=4)
-    maps = [torch.randn(2, c, s, s + 1) for c, s in ((16, 12), (32, 6), (64, 3))]
-    scores = head(maps)
-    assert [tuple(s.shape) for s in scores] == [(2, 4, 12, 13), (2, 4, 6, 7)]
-    sum(s.sum() for s in scores).backward()
-    assert all(p.grad is not None for p in head.parameters())
-    refused("expected 3 maps, found 2", head, maps[:2])
-
-
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
 def test_timm_backbones(name: str) -> None:
     pytest.importorskip("timm")
@@ -127,21 +131,6 @@ def test_sizes_and_units() -> None:
     model = SegmentationModel(3, backbone="timm/resnet18").eval()
     assert model(torch.randn(1, 3, 70, 50)).logits.shape == (1, 3, 70, 50)
     assert model.unit == 32
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"network": "fcn"}, "unknown network 'fcn'"),
-        ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
-        ({"attention": {"kind": "linear"}}, "attention: of segformer alone"),
-        ({"network": "segformer"}, "num_heads: expected one for each of the 3 stages"),
-        ({"decoder_channels": (4,)}, "channels for 2 decoder maps, found 1"),
-        ({"stem_stride": 3}, "stem_stride: expected 1, 2 or 4"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(keywords: dict[str, Any], message: str) -> None:
-    refused(message, SegmentationModel, **SMALL, **keywords)
 
 
 def test_stochastic_depth_drops_whole_branches() -> None:

@@ -12,7 +12,6 @@ from mmattn.explain import capture
 from mmattn.tasks.summarization.copying import CopyHead, worth_copying
 from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder, sentence_of
 from mmattn.tasks.summarization.model import SummarizationModel
-from tests.conftest import refused
 from tests.tasks.text_models import STARTS, TextModelTests, batch_of
 
 SMALL: dict[str, Any] = {"vocab_size": 30, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "dropout": 0.0}
@@ -31,6 +30,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class TestSummarizationModel(TextModelTests):
     task, model_class, small, variants = "summarization", SummarizationModel, SMALL, VARIANTS
     dynamic: ClassVar[dict[str, dict[int, Any]]] = TextModelTests.dynamic | STARTS
+    wrong: ClassVar = [
+        ({"global_tokens": "last"}, "global_tokens: expected none, first or sentences, found 'last'"),
+        ({"global_tokens": "first"}, "'dense' does not support global tokens"),
+        ({"memory": "mean"}, "leaves no tokens to copy"),
+        ({"hierarchical": True, "global_tokens": "first"}, "words attend within sentences"),
+    ]
 
     @pytest.mark.slow
     def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
@@ -111,16 +116,3 @@ def test_global_tokens_reach_far() -> None:
     assert not moved()
     assert moved(global_tokens="first")
     assert moved(global_tokens="sentences")
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"global_tokens": "last"}, "global_tokens: expected none, first or sentences, found 'last'"),
-        ({"global_tokens": "first"}, "'dense' does not support global tokens"),
-        ({"memory": "mean"}, "leaves no tokens to copy"),
-        ({"hierarchical": True, "global_tokens": "first"}, "words attend within sentences"),
-    ],
-)
-def test_options_that_do_not_go_together(keywords: dict[str, Any], message: str) -> None:
-    refused(message, SummarizationModel, **{**SMALL, **keywords})

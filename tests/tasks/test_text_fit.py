@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.summarization.demo import make as make_documents
 from mmattn.tasks.translation.demo import make
 from tests.conftest import refused
-from tests.tasks.runs import ask, read, run
+from tests.tasks.runs import ask, read, run, write_lines
 
 
 def fit(folder: Path, options: str = "", command: str = "fit", task: str = "translation") -> Path:
@@ -70,7 +69,7 @@ def test_own_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     for name, samples in (("train", make_documents("train", size=30)), ("val", make_documents("val", size=4))):
         rows = [{"document": s.source, "summary": s.target, "references": [s.target, "Nothing."]} for s in samples]
         rows += rows[:5] if name == "train" else []
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(tmp_path / f"{name}.jsonl", rows)
     own = f"--data.train {tmp_path}/train.jsonl --data.val {tmp_path}/val.jsonl --data.drop_repeats true"
     folder = summarize(tmp_path / "run", f"{own} --model.salience 0.5 --model.frequencies true")
     assert "5 repeated documents" in caplog.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -22,9 +21,7 @@ from mmattn.tasks.translation.metrics import score, signatures
 from mmattn.tasks.translation.predict import Translation, Translator, load
 from scripts.results import read_results
 from tests.conftest import refused
-from tests.tasks.runs import ask, lines
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tasks.runs import ROOT, ask, lines, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +131,7 @@ def test_bad_input_is_one_error_naming_the_line(
 
 def test_json_lines(predict: Callable[..., Any], tmp_path: Path) -> None:
     rows = [{"en": "the lion paints the door", "id": 7}, {"source": ""}, {"fr": "b"}]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    predict("--input", tmp_path / "in.jsonl", "--on_error", "skip", "--output", tmp_path / "out")
+    predict("--input", write_lines(tmp_path / "in.jsonl", rows), "--on_error", "skip", "--output", tmp_path / "out")
     assert [(row["id"], bool(row["translation"])) for row in lines(tmp_path / "out")] == [("7", True), ("2", False)]
 
 

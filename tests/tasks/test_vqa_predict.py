@@ -1,6 +1,5 @@
 """Asking the shipped VQA model: from Python and from the command line, one item, a folder, a file, and bad items."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from mmattn.tasks.vqa.demo import FAMILIES, make
 from mmattn.tasks.vqa.localisation import localisation
 from mmattn.tasks.vqa.predict import VQAPredictor
 from tests.conftest import refused
-from tests.tasks.runs import ask, lines
+from tests.tasks.runs import ask, lines, write_lines
 
 ASKED = ("--question", "how many things are there?")
 
@@ -92,8 +91,7 @@ def test_a_bad_item_ends_the_run_or_is_left_out(
 ) -> None:
     (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:60])
     rows = [{"image": f"{n}.png", "question": ASKED[1], "id": str(n)} for n in range(3)]
-    (pictures / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("--input", pictures / "q.jsonl", "--output", pictures / "o", "--batch_size", batch_size)
+    words = ("--input", write_lines(pictures / "q.jsonl", rows), "--output", pictures / "o", "--batch_size", batch_size)
     refused(r"1\.png", ask, "predict", *words, error=DataError)
     assert not (pictures / "o").exists(), "nothing half-written stays behind"
     ask("predict", *words, "--on_error", "skip")
