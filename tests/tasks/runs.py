@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,11 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from mmattn.data.errors import DataError
 from mmattn.tasks.common.checkpoint import read_weights
 from mmattn.tasks.common.task import tasks
+from tests.conftest import refused
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +53,23 @@ def ask(command: str, *words: object, task: str = "vqa") -> None:
 
     given = [*map(str, words), "--device", "cpu"]
     commands.run(tasks()[task], command, model_parser(tasks()[task], command).parse_args(given))
+
+
+def ask_folder(
+    folder: Path, errors: Mapping[str, str], capsys: pytest.CaptureFixture[str], *words: object, task: str
+) -> dict[str, Any]:
+    """The answers about a folder's files; what cannot be read is one clear error each, and ends a strict run."""
+    given = ("--input", folder, "--output", folder.parent / "o", *words)
+    refused(re.escape(min(errors)), ask, "predict", *given, task=task, error=DataError)
+    assert not (folder.parent / "o").exists(), "nothing half-written stays behind"
+    ask("predict", *given, "--on_error", "skip", task=task)
+    rows = {row["id"]: row for row in lines(folder.parent / "o")}
+    found = {name: rows.pop(name)["error"] for name in list(rows) if "error" in rows[name]}
+    assert found.keys() == errors.keys()
+    assert all(message in found[name] and name in found[name] for name, message in errors.items())
+    assert not any("\n" in said for said in found.values())
+    assert f"{len(found)} of {len(found) + len(rows)} items left out" in capsys.readouterr().err
+    return rows
 
 
 def read(path: Path) -> Any:

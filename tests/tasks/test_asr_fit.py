@@ -94,35 +94,6 @@ def test_a_bad_line_ends_the_run_before_anything_is_written(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--model.ctc_weight 1.5", "model.ctc_weight: expected a value from 0 to 1, found 1.5"),
-        ("--model.consistency -1", "model.consistency: expected 0 or more, found -1"),
-        ("--model.consistency 0.2 --model.ctc_weight 0", "model.consistency: expected 0, since it is CTC's"),
-        ("--model.consistency 0.2 --model.dropout 0", "model.consistency: expected views that differ"),
-        ("--model.num_beams 0", "expected 1 or more"),
-        ("--model.decoder gru", "decoder"),
-        ("--model.subsampling 3", "subsampling=3"),
-        ("--model.cross_attention.kind sliding_window", "does not support"),
-        ("--data.augment.speeed [0.9,1.1]", "data.augment.speeed: no such option.*speed"),
-        ("--data.max_frames 20", "data.max_frames"),
-        ("--data.tokenizer bpe --data.vocab_size 5", "vocab_size: expected at least"),
-        ("--data.num_mels 400", "n_mels"),
-        ("--data.lm_order 4", "goes with CTC alone"),
-        (f"{ALONE} --model.lm_weight 0.5", "there is no language model"),
-        (f"{ALONE} --data.lm_order 3 --model.num_beams 1", "expected num_beams above 1, found 1"),
-        (f"{ALONE} --data.lm_order 21", "expected 0 to 20, found 21"),
-        (f"{ALONE} --data.lm_text x", "needs data.lm_order"),
-        (f"{ALONE} --data.lm_order 3 --data.lm_text /nowhere/x", "no such file"),
-        (f"{ALONE} --data.lm_order 3 --model.lm_weight -1", "expected 0 or more, found -1"),
-    ],
-)
-def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> None:
-    refused(message, run, "fit", tmp_path / "run", options, task="asr", error=(ConfigError, DataError))
-    assert not (tmp_path / "run" / "last.ckpt").exists()
-
-
-@pytest.mark.parametrize(
     ("heard", "said", "wer", "cer"),
     [
         (["seven two"], ["Seven, two!"], 0.0, 0.0),

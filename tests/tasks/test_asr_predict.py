@@ -12,10 +12,10 @@ import torch
 from mmattn.data.errors import DataError
 from mmattn.tasks import load
 from mmattn.tasks.asr.predict import Recogniser
-from mmattn.tasks.common.errors import ConfigError, UserError
+from mmattn.tasks.common.errors import UserError
 from tests.conftest import refused
 from tests.tasks import tones
-from tests.tasks.runs import ask, lines, write_lines
+from tests.tasks.runs import ask, ask_folder, lines, write_lines
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -89,13 +89,9 @@ def test_what_may_be_given(tmp_path: Path, recogniser: Recogniser) -> None:
     assert [answer.id for answer in found][2:] == ["bytes", *"34567"]
     assert recogniser((wave, rate)).text == recogniser(items[0]).text == text
     items[-1].close()
-    with pytest.raises(DataError, match="item 0: expected the key audio, a recording, found sound"):
-        recogniser.predict([{"sound": "a.wav"}])
-    refused("write predict", recogniser.predict, str(tmp_path / "a.wav"), error=DataError)
 
 
 def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each is right or one clear error, and the rest is processed."""
     folder = tmp_path / "in"
     (folder / "deeper").mkdir(parents=True)
     right = {
@@ -120,23 +116,15 @@ def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys:
     whole = (folder / "deeper" / "plain.flac").read_bytes()
     (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.txt").write_text("left alone: its ending is no recording's")
-    run("predict", model, "--input", folder, "--on_error", "skip", "--output", tmp_path / "o")
-    rows = {row["id"]: row for row in lines(tmp_path / "o")}
-    assert {name: row["text"] for name, row in rows.items() if "text" in row} == right
-    expected = {
+    errors = {
         "nan.wav": "expected finite samples, found 1 that are NaN or infinite",
         "header.wav": "expected at least one sample, found none",
         "empty.wav": "expected sound, found an empty file",
         "text.wav": "found a file that begins with b'this is a text",
         "cut.flac": "found",
     }
-    errors = {name: row["error"] for name, row in rows.items() if "error" in row}
-    assert errors.keys() == expected.keys()
-    assert all(message in errors[name] and name in errors[name] for name, message in expected.items())
-    assert not any("\n" in error for error in errors.values())
-    assert "5 of 13 items left out" in capsys.readouterr().err
-    refused(r"cut\.flac", run, "predict", model, "--input", folder, "--output", tmp_path / "none", error=DataError)
-    assert not (tmp_path / "none").exists()
+    rows = ask_folder(folder, errors, capsys, "--checkpoint", model, task="asr")
+    assert {name: row["text"] for name, row in rows.items()} == right
 
 
 def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
@@ -158,28 +146,6 @@ def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
     assert heard(model, "--input", tmp_path / "tree") == [("19-198-0000", texts[0])]
     for words in (["--audio"], ["--num_beams", 2, "--input"]):
         assert heard(model, *words, tmp_path / "2.flac") == [("2.flac", texts[2])]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "expected --audio, or --input PATH, found neither"),
-        (["--audio", "a.wav", "--input", "demo"], "expected --audio, or --input PATH, found both"),
-        (["--input", "nowhere"], "expected a manifest .jsonl, a .csv or .tsv"),
-        (["--input", "nowhere.wav"], "no such file"),
-        (["--audio", "."], "--audio .: expected a recording, found a folder; --input takes folders"),
-        (["--audio", "a.wav", "--num_beams", "0"], "--num_beams: expected 1 or more, found 0"),
-        (["--audio", "a.wav", "--window", "0"], "--window: expected seconds from 0.5 to 600, found 0"),
-        (["--audio", "a.wav", "--ctc_weight", "2"], "--ctc_weight: expected a value from 0 to 1, found 2"),
-    ],
-)
-def test_bad_arguments(words: list[str], message: str, model: Path, tmp_path: Path) -> None:
-    refused(message, run, "predict", model, *words, "--output", tmp_path / "o", error=(DataError, ConfigError))
-    assert not (tmp_path / "o").exists()
-
-
-def test_an_empty_folder(tmp_path: Path, model: Path) -> None:
-    refused("expected recordings", run, "predict", model, "--input", tmp_path, error=DataError)
 
 
 def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: Recogniser) -> None:

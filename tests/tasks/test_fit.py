@@ -99,9 +99,8 @@ def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
         run("fit", finished, f"{options} --model.lr 0.5")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+WRONG = {
+    "vqa": [
         ("--model.embd_dim 3", r"did you mean 'model\.embed_dim'"),
         ("--trainer.max_epoch 3", r"did you mean 'trainer\.max_epochs'"),
         ("--epochs 3", r"did you mean 'trainer\.max_epochs'"),
@@ -120,9 +119,62 @@ def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
         ("--trainer.logger.class_path tests.tasks.runs.run", "may not be imported"),
         ("--config none.yaml", r"none\.yaml"),
     ],
-)
-def test_wrong_keys_and_values_are_named(tmp_path: Path, options: str, message: str) -> None:
-    refused(message, run, "fit", tmp_path / "run", options, error=ConfigError)
+    "asr": [
+        ("--model.ctc_weight 1.5", "model.ctc_weight: expected a value from 0 to 1, found 1.5"),
+        ("--model.consistency -1", "model.consistency: expected 0 or more, found -1"),
+        ("--model.consistency 0.2 --model.ctc_weight 0", "model.consistency: expected 0, since it is CTC's"),
+        ("--model.consistency 0.2 --model.dropout 0", "model.consistency: expected views that differ"),
+        ("--model.num_beams 0", "expected 1 or more"),
+        ("--model.decoder gru", "decoder"),
+        ("--model.subsampling 3", "subsampling=3"),
+        ("--model.cross_attention.kind sliding_window", "does not support"),
+        ("--data.augment.speeed [0.9,1.1]", "data.augment.speeed: no such option.*speed"),
+        ("--data.max_frames 20", "data.max_frames"),
+        ("--data.tokenizer bpe --data.vocab_size 5", "vocab_size: expected at least"),
+        ("--data.num_mels 400", "n_mels"),
+        ("--data.lm_order 4", "goes with CTC alone"),
+        ("--model.decoder none --model.lm_weight 0.5", "there is no language model"),
+        ("--model.decoder none --data.lm_order 3 --model.num_beams 1", "expected num_beams above 1, found 1"),
+        ("--model.decoder none --data.lm_order 21", "expected 0 to 20, found 21"),
+        ("--model.decoder none --data.lm_text x", "needs data.lm_order"),
+        ("--model.decoder none --data.lm_order 3 --data.lm_text /nowhere/x", "no such file"),
+        ("--model.decoder none --data.lm_order 3 --model.lm_weight -1", "expected 0 or more, found -1"),
+    ],
+    "classification": [
+        ("--data.augment.pda 4", r"data\.augment\.pda: no such option \(did you mean 'pad'\?\)"),
+        ("--data.augment.erase 3", r"data\.augment\.erase: expected 0 to 1"),
+        ("--model.backbone resnt", "unknown backbone 'resnt'"),
+        ("--model.layer_decay 0", r"model\.layer_decay: expected a value above 0"),
+        ("--model.attention.kind slidingwindow", "sliding_window"),
+        ("--model.attention.kind linear", "has no self-attention kernel to choose"),
+    ],
+    "segmentation": [
+        ("--model.loss.tversky 1.0", "model.loss: expected cross_entropy, dice, focal"),
+        ("--model.attention.kind dense", "attention: of segformer alone"),
+        ("--data.augment.flip 3", r"data\.augment\.flip: expected 0 to 1"),
+        ("--data.augment.flipp 1", r"data\.augment\.flipp: no such option \(did you mean 'flip'\?\)"),
+        ("--model.network fcn", "network"),
+    ],
+    "summarization": [
+        ("--model.salience 0.5 --model.copy false", "salience: expected 0, or above where the model"),
+        ("--model.memory mean", "leaves no tokens to copy"),
+        ("--model.global_tokens first", "global_tokens to none"),
+        ("--data.shared_vocab false", "one language"),
+    ],
+    "translation": [
+        ("--data.max_tokens 5", "max_tokens: expected at least"),
+        ("--data.vocab_size 100", "vocab_size: byte-level BPE needs at least 260"),
+        ("--model.word_dropout 1.5", "word_dropout: expected a value from 0"),
+        ("--model.num_beams 0", "expected 1 or more"),
+        ("--model.decoder lstm --model.memory mean", "a cross_attention alone"),
+        ("--model.attention.kind slidingwindow", "sliding_window"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("task", "options", "message"), [(task, *row) for task, rows in WRONG.items() for row in rows])
+def test_wrong_keys_and_values_are_named(task: str, options: str, message: str, tmp_path: Path) -> None:
+    refused(message, run, "fit", tmp_path / "run", options, task=task, error=ConfigError)
     assert not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
 
 

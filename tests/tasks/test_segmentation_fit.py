@@ -97,18 +97,3 @@ def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
     sample = samples[0]
     sample.image, sample.mask = sample.image[:60], np.ascontiguousarray(sample.mask[:60])
     refused("whole patches of 8", module.collate_fn("val"), [sample], error=ConfigError)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--model.loss.tversky 1.0", "model.loss: expected cross_entropy, dice, focal"),
-        ("--model.attention.kind dense", "attention: of segformer alone"),
-        ("--data.augment.flip 3", r"data\.augment\.flip: expected 0 to 1"),
-        ("--data.augment.flipp 1", r"data\.augment\.flipp: no such option \(did you mean 'flip'\?\)"),
-        ("--model.network fcn", "network"),
-    ],
-)
-def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> None:
-    refused(message, run, "fit", tmp_path / "run", options, task="segmentation", error=ConfigError)
-    assert not (tmp_path / "run" / "last.ckpt").exists()

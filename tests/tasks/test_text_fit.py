@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmattn import load
-from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.summarization.demo import make as make_documents
 from mmattn.tasks.translation.demo import make
-from tests.conftest import refused
 from tests.tasks.runs import ask, read, run, write_lines
 
 
@@ -97,22 +95,3 @@ def test_long_documents_train(tmp_path: Path) -> None:
     assert read(folder / "metrics.json")["fit"]["steps"] > 0
     summarize(folder, f"--checkpoint {folder}/model", "test")
     assert "rougeL" in read(folder / "metrics.json")["test"]
-
-
-@pytest.mark.parametrize(
-    ("task", "options", "message"),
-    [
-        ("translation", "--data.max_tokens 5", "max_tokens: expected at least"),
-        ("translation", "--data.vocab_size 100", "vocab_size: byte-level BPE needs at least 260"),
-        ("translation", "--model.word_dropout 1.5", "word_dropout: expected a value from 0"),
-        ("translation", "--model.num_beams 0", "expected 1 or more"),
-        ("translation", "--model.decoder lstm --model.memory mean", "a cross_attention alone"),
-        ("translation", "--model.attention.kind slidingwindow", "sliding_window"),
-        ("summarization", "--model.salience 0.5 --model.copy false", "salience: expected 0, or above where the model"),
-        ("summarization", "--model.memory mean", "leaves no tokens to copy"),
-        ("summarization", "--model.global_tokens first", "global_tokens to none"),
-        ("summarization", "--data.shared_vocab false", "one language"),
-    ],
-)
-def test_wrong_options(task: str, options: str, message: str, tmp_path: Path) -> None:
-    refused(message, fit, tmp_path / "run", options, task=task, error=ConfigError)

@@ -52,19 +52,6 @@ def test_words_it_never_saw_are_named(predictor: VQAPredictor) -> None:
     assert predictor(item).unknown_words == ["zeppelin"]
 
 
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        ({"image": "a.png"}, "item 0: expected the keys image and question, found image"),
-        ({"image": "none.png", "question": "why?"}, r"none\.png"),
-        ({"image": "none.png", "question": "  ", "id": "x7"}, "item x7: expected a question, found an empty one"),
-        ("none.png", "item 0: expected a mapping with the keys image and question, found str"),
-    ],
-)
-def test_bad_items_are_named(predictor: VQAPredictor, item: dict | str, message: str) -> None:
-    refused(message, predictor, item, error=DataError)  # type: ignore[arg-type]
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder of three."""
