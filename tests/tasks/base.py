@@ -35,6 +35,23 @@ def learn(model: nn.Module, loss: Callable[[], Tensor], steps: int = 60, lr: flo
     return losses
 
 
+def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], layers: int, never: Any = ()) -> Tensor:
+    """Five tokens for two samples by the exported step, run as a caller would: the likeliest ones, but for `never`."""
+    step = torch.export.load(folder / "step.pt2").module()
+    if "hidden" not in given:  # of an LSTM; else nothing is past
+        empty = torch.zeros(layers, 2, 2, 0, 8)  # layers, batch, heads, past, head size
+        given |= {"keys": empty, "values": empty}
+    ids, written = torch.full((2, 1), 2), []
+    for _ in range(5):
+        output = step(ids=ids, source_mask=mask, **given)._asdict()
+        logits = output.pop("logits")
+        logits[:, list(never)] = -torch.inf
+        ids = logits.argmax(-1, keepdim=True)
+        written.append(ids)
+        given |= output
+    return torch.cat(written, 1)
+
+
 class TaskModelTests:
     """The tests that every task's model inherits.
 

@@ -97,6 +97,17 @@ def edited(path: Path) -> Iterator[Any]:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def damage(path: Path, change: dict[str, Any] | str | None) -> None:
+    """A file is gone (None), another text, or a JSON with other values."""
+    if change is None:
+        path.unlink()
+    elif isinstance(change, str):
+        path.write_text(change)
+    else:
+        with edited(path) as values:
+            values.update(change)
+
+
 def lines(path: Path) -> list[Any]:
     """A file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

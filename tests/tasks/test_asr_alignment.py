@@ -13,16 +13,7 @@ from torch import Tensor, nn
 
 from mmattn.data.errors import DataError
 from mmattn.tasks.asr import alignment
-from mmattn.tasks.asr.alignment import (
-    Word,
-    align,
-    fit_to_sound,
-    measure_delay,
-    place_words,
-    widened,
-    windows,
-    words_in_frames,
-)
+from mmattn.tasks.asr.alignment import Word, fit_to_sound, measure_delay, place_words, windows, words_in_frames
 from mmattn.tasks.asr.data import ASRDataset, ASRSample
 from mmattn.tasks.asr.demo import make
 from mmattn.tasks.asr.model import ASRModel
@@ -254,9 +245,8 @@ def test_a_delay_is_believed_where_it_brings_speech_onto_the_sound() -> None:
     late = [(0.35, 0.95, loud)]  # seconds, of 0.2 to 0.8
     assert abs(alignment._covered(late, 0.15) - 1.0) < 0.05
     assert alignment._covered(late, 0.0) < 0.65
-    assert (
-        alignment._covered([(0.0, 1.0, torch.ones(100, dtype=torch.bool))], 0.15) < 0.9
-    )  # no silence: nothing is late
+    everywhere = torch.ones(100, dtype=torch.bool)  # no silence: nothing is late
+    assert alignment._covered([(0.0, 1.0, everywhere)], 0.15) < 0.9
     assert alignment._covered([], 0.1) == 0.0
 
 
@@ -281,8 +271,7 @@ def test_a_model_in_half_precision_is_measured(clips: ASRDataset, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("ids", "peaks"),
-    [([4, 5, 6, 6, 7], [5, 7, 10, 12, 15]), ([4, 5, 5], [5, 10, 12]), ([4, 4], [0, 39]), ([4], [20])],
+    ("ids", "peaks"), [([4, 5, 6, 6, 7], [5, 7, 10, 12, 15]), ([4, 5, 5], [5, 10, 12]), ([4, 4], [0, 39]), ([4], [20])]
 )
 def test_tokens_share_the_frames_from_the_first_to_the_last(ids: list[int], peaks: list[int]) -> None:
     """Doubled ones, too, for which a blank is needed that is not to be looked for in the silence around."""
@@ -290,8 +279,8 @@ def test_tokens_share_the_frames_from_the_first_to_the_last(ids: list[int], peak
     log_p[:, 0] = 0.0
     for token, frame in zip(ids, peaks, strict=True):
         log_p[frame, token], log_p[frame, 0] = 0.0, -9.0
-    plain = align(log_p, ids)
-    shared = widened(log_p, ids, plain)
+    plain = alignment.align(log_p, ids)
+    shared = alignment.widened(log_p, ids, plain)
     assert plain == [(frame, frame) for frame in peaks]
     assert shared[0][0] == peaks[0]
     assert shared[-1][1] == peaks[-1]

@@ -19,7 +19,6 @@ from tests.conftest import refused, slow_but_first
 from tests.tasks.public_speech import (
     CTC,
     RATE,
-    SHORT,
     WINDOW,
     clips,
     recording,
@@ -42,7 +41,7 @@ def test_letters_as_transformers_hears_them(name: str, speech: dict[str, Any]) -
     recogniser = load(folder, device="cpu")
     assert type(recogniser) is Recogniser
     expected = said_by_transformers(theirs, clips())
-    assert len(set(expected)) == len(SHORT)
+    assert len(set(expected)) == len(expected)
     assert min(map(len, expected)) > 5, "a model that says nothing shows nothing"
     assert texts(recogniser, clips()) == expected, "a batch, in which all but one are padded"
     assert texts(recogniser, clips(), batch_size=1) == expected

@@ -124,6 +124,7 @@ class TestContract:
     def test_what_it_says_of_itself_is_there(self, task: str) -> None:
         described = tasks()[task]
         assert (described.name, described.folder.name) == (task, task)
+        assert described.tiny
         names = {field.name: getattr(described, field.name) for field in dataclasses.fields(described)}
         named = [name for name in names.values() if isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name)]
         assert len(named) >= 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from mmattn.tasks.summarization.predict import Summarizer, load as load_summariz
 from mmattn.tasks.translation.predict import Translator, load as load_translator
 from tests.conftest import refused
 from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
-from tests.tasks.runs import ask, edited, lines, write_lines
+from tests.tasks.runs import ask, damage, edited, lines, write_lines
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -194,12 +193,8 @@ def test_what_is_not_there_is_one_error(offline: Path) -> None:
     ],
 )
 def test_bad_folders(name: str, content: Any, message: str, folders: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "marian"
-    shutil.copytree(folders["marian"][0], folder)
-    if content is None:
-        (folder / name).unlink()
-    else:
-        (folder / name).write_text(json.dumps(content))
+    folder = shutil.copytree(folders["marian"][0], tmp_path / "marian")
+    damage(folder / name, content)
     refused(message, mmattn.load, folder, error=UserError)
 
 

@@ -16,6 +16,7 @@ from mmattn.tasks.common.seq2seq.export import export_net
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, drop_words, token_loss
 from mmattn.tasks.translation.model import TranslationHead, TranslationModel
 from tests.conftest import refused, slow_but_first
+from tests.tasks.base import written_step_by_step
 from tests.tasks.text_models import SEARCH, TextModelTests
 
 SMALL: dict[str, Any] = {"vocab_size": 30, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "dropout": 0.0}
@@ -54,22 +55,13 @@ def test_encoder_and_step_are_exported(keywords: dict[str, Any], tmp_path: Path)
     model = TranslationModel(**SMALL, **keywords)
     lines = export_net(model.net, tmp_path, ("torch",))
     assert [line.split()[0].rsplit("/", 1)[1] for line in lines] == ["encoder.pt2", "step.pt2"]
-    # Run as a caller would: the encoder once, then step after step from nothing.
-    encoder, step = (torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encoder", "step"))
+    encoder = torch.export.load(tmp_path / "encoder.pt2").module()
     source, mask = torch.randint(4, 30, (2, 6)), torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     with torch.no_grad():
         given = encoder(source_ids=source, source_mask=mask)._asdict()
-        if "hidden" not in given:
-            empty = torch.zeros(2, 2, 2, 0, 8)  # layers, batch, heads, past, head size
-            given |= {"keys": empty, "values": empty}
-        ids, written = torch.full((2, 1), 2), []
-        for _ in range(5):
-            output = step(ids=ids, source_mask=mask, **given)._asdict()
-            ids = output.pop("logits").argmax(-1, keepdim=True)
-            written.append(ids)
-            given |= output
+        written = written_step_by_step(tmp_path, mask, given, layers=2)
     config = GenerationConfig(**{**SEARCH, "eos_token_id": None, "max_new_tokens": 5})
-    assert torch.equal(torch.cat(written, dim=1), model.eval().generate(source, mask, config).ids[:, 0])
+    assert torch.equal(written, model.eval().generate(source, mask, config).ids[:, 0])
 
 
 def test_a_step_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:

@@ -104,7 +104,6 @@ def test_a_very_long_line_is_cut_and_said(predict: Callable[..., Any], tmp_path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("in.txt", b"the dog\nthe \xff dog\n", r"in.txt, line 2: expected UTF-8 text, found the byte 0xff"),
         ("none.txt", None, r"none.txt: expected a text file, found no such file"),
         ("bad.jsonl", b'{"en": "a"}\n{"fr": "b"}\n', r"bad\.jsonl, line 2: expected the key en or source"),
         (None, None, "--text, or --input PATH"),

@@ -14,16 +14,8 @@ from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
 from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 30,
-    "num_answers": 7,
-    "image_size": 32,
-    "channels": (8, 8),
-    "embed_dim": 16,
-    "num_heads": 2,
-    "ffn_dim": 24,
-    "fusion_layers": 2,
-}
+SMALL: dict[str, Any] = {"vocab_size": 30, "num_answers": 7, "image_size": 32, "channels": (8, 8)}
+SMALL |= {"embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "fusion_layers": 2}
 FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive", "mean")
 
 

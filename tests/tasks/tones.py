@@ -7,6 +7,7 @@ import math
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
@@ -24,17 +25,8 @@ RATE = 8000
 TONES = {letter: 400.0 * 1.35**n for n, letter in enumerate("abcdef")}  # Hz
 TONE, GAP, PAUSE = 0.08, 0.03, 0.16  # seconds: of a letter, within a word, between words
 SECONDS = 4.0  # of a window
-KEYWORDS = {
-    "encoder": "conformer",
-    "embed_dim": 32,
-    "num_heads": 2,
-    "ffn_dim": 48,
-    "encoder_layers": 1,
-    "kernel_size": 7,
-    "subsampling": 2,
-    "attention": {"kind": "sliding_window", "window": 4},
-    "dropout": 0.0,
-}
+KEYWORDS: dict[str, Any] = {"encoder": "conformer", "embed_dim": 32, "num_heads": 2, "ffn_dim": 48, "encoder_layers": 1}
+KEYWORDS |= {"kernel_size": 7, "subsampling": 2, "attention": {"kind": "sliding_window", "window": 4}, "dropout": 0.0}
 
 
 def speak(words: list[str], seed: int, lead: float = 0.1) -> tuple[Tensor, list[tuple[str, float, float]]]:
