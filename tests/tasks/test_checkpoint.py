@@ -53,11 +53,10 @@ def test_half_precision_is_widened_and_half_the_size(tmp_path: Path) -> None:
 
 
 def test_mismatched_weights_are_named(tmp_path: Path) -> None:
-    folder = make(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"weight is \(2, 3\), the model's \(2, 4\)"):
-        load_weights(nn.Linear(4, 2), read_weights(folder / WEIGHTS), folder)
-    with pytest.raises(CheckpointError, match="left over bias"):
-        load_weights(nn.Linear(3, 2, bias=False), read_weights(folder / WEIGHTS), folder)
+    given = (read_weights(make(tmp_path / "model") / WEIGHTS), "here")
+    unlike = r"weight is \(2, 3\), the model's \(2, 4\)"
+    refused(unlike, load_weights, nn.Linear(4, 2), *given, error=CheckpointError)
+    refused("left over bias", load_weights, nn.Linear(3, 2, bias=False), *given, error=CheckpointError)
 
 
 def test_truncated_weights_are_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from mmattn.data.errors import DataError
 from mmattn.tasks import load
 from mmattn.tasks.common.callbacks import read_checkpoint
 from mmattn.tasks.common.cli import in_words
-from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
+from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError, UserError
 from mmattn.tasks.common.module import schedule_factor
 from mmattn.tasks.vqa.module import VQAModule
 from tests.conftest import refused
@@ -54,8 +54,7 @@ def test_own_data_are_not_judged_by_the_built_in_ones(questions: Callable[..., P
     mine = questions("red")
     refused(r"data\.train without data\.val", run, "fit", tmp_path / "run", f"--data.train {mine}", error=ConfigError)
     folder = run("fit", tmp_path / "run", f"--data.train {mine} --data.val {mine} --data.batch_size 4")
-    with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
-        run("test", tmp_path / "out", f"--checkpoint {folder / 'model'}")
+    refused(r"give --data\.test PATH", run, "test", tmp_path / "out", f"--checkpoint {folder}/model", error=ConfigError)
     run("test", tmp_path / "out", f"--checkpoint {folder / 'model'} --data.test {mine}")
 
 
@@ -83,8 +82,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises((RunDirectoryError, CheckpointError), match=r"found no such file|nothing to resume"):
-        run("fit", tmp_path / "new", "--ckpt_path last")
+    refused("found no such file|nothing to resume", run, "fit", tmp_path / "new", "--ckpt_path last", error=UserError)
 
 
 def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(finished: Path, tmp_path: Path) -> None:
@@ -95,9 +93,8 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(finished: Path, 
 
 
 def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
-    options = "--model.ema_decay 0.9 --trainer.max_epochs 3 --ckpt_path last"
-    with pytest.raises(ConfigError, match=r"model\.lr: checkpoint 0\.\d+, now 0\.5"):
-        run("fit", finished, f"{options} --model.lr 0.5")
+    options = "--model.ema_decay 0.9 --trainer.max_epochs 3 --ckpt_path last --model.lr 0.5"
+    refused(r"model\.lr: checkpoint 0\.\d+, now 0\.5", run, "fit", finished, options, error=ConfigError)
 
 
 LATE = ("model.consistency: expected views that differ", "data.max_frames", "max_tokens: expected at least")
@@ -189,11 +186,9 @@ def test_complaints_of_types_are_told_in_words_and_others_as_they_are() -> None:
 
 
 def test_wrong_keys_in_a_file_are_named(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("model:\n  embd_dim: 3\n")
-    with pytest.raises(ConfigError, match=r"did you mean 'model\.embed_dim'"):
-        run("fit", tmp_path / "run", f"--config {tmp_path / 'a.yaml'}")
-    (tmp_path / "b.yaml").write_text("model: [\n")
-    refused(r"b\.yaml", run, "fit", tmp_path / "run", f"--config {tmp_path / 'b.yaml'}", error=ConfigError)
+    for text, message in (("model:\n  embd_dim: 3\n", r"did you mean 'model\.embed_dim'"), ("model: [\n", r"a\.yaml")):
+        (tmp_path / "a.yaml").write_text(text)
+        refused(message, run, "fit", tmp_path / "run", f"--config {tmp_path}/a.yaml", error=ConfigError)
 
 
 def test_options_of_the_kernel_that_was_replaced_are_dropped(

@@ -84,6 +84,10 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # asked in an empty folder
         ("--input nowhere", "nowhere: expected a folder of pictures, found no such folder"),
         ("--input demo --tile 8", "--tile: expected 32 pixels or more, found 8"),
     ],
+    "translation": [
+        ("", "--text, or --input PATH"),
+        ("--input none.txt", "none.txt: expected a text file, found no such file"),
+    ],
 }
 
 each = pytest.mark.parametrize("task", tasks())

@@ -67,11 +67,10 @@ def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: P
 @pytest.mark.parity
 def test_a_public_folder_is_measured(tmp_path: Path, own_data: Path) -> None:
     write("marian", tmp_path / "marian")
-    words = f"--checkpoint {tmp_path}/marian --data.test {own_data} --model.num_beams 1"
-    run("test", tmp_path / "run", words, base="--trainer.accelerator cpu", task="translation")
+    words, own = f"--checkpoint {tmp_path}/marian", f"--data.test {own_data} --model.num_beams 1"
+    run("test", tmp_path / "run", f"{words} {own}", base="--trainer.accelerator cpu", task="translation")
     assert read(tmp_path / "run" / "metrics.json")["test"]["loss"] > 0
-    with pytest.raises(ConfigError, match=r"give --data\.test PATH"):
-        run("test", tmp_path / "run", f"--checkpoint {tmp_path}/marian", base="", task="translation")
+    refused(r"give --data\.test PATH", run, "test", tmp_path / "run", words, "", "translation", error=ConfigError)
 
 
 def test_from_a_shipped_folder(tmp_path: Path) -> None:

@@ -130,20 +130,12 @@ def test_an_encoder_alone_is_something_to_go_on_from(tmp_path: Path) -> None:
     refused(message, fit, tmp_path / "other", wrong, error=CheckpointError)
 
 
-def write_timm(folder: Path, name: str = "resnet10t") -> Any:
-    timm = pytest.importorskip("timm")
-    from timm.models import save_for_hf
-
-    torch.manual_seed(0)
-    model = timm.create_model(name)
-    save_for_hf(model, folder, safe_serialization=True)
-    with edited(folder / "config.json") as config:
-        config["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    return model
-
-
 def test_a_timm_backbone_below_a_unet(tmp_path: Path) -> None:
-    theirs = write_timm(tmp_path / "timm").state_dict()
+    model = pytest.importorskip("timm").create_model("resnet10t")
+    pytest.importorskip("timm.models").save_for_hf(model, tmp_path / "timm", safe_serialization=True)
+    with edited(tmp_path / "timm" / "config.json") as config:
+        config["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    theirs = model.state_dict()
     start = f"--model.init_from {tmp_path}/timm"
     options = f"{STILL} {start} --model.decoder_channels [8,8,8,8] --model.gates false"
     predictor = load(fit(tmp_path / "run", options), device="cpu")

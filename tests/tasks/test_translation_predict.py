@@ -101,21 +101,10 @@ def test_a_very_long_line_is_cut_and_said(predict: Callable[..., Any], tmp_path:
     assert "1 of the texts are longer than 64 tokens" in found.err
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("none.txt", None, r"none.txt: expected a text file, found no such file"),
-        ("bad.jsonl", b'{"en": "a"}\n{"fr": "b"}\n', r"bad\.jsonl, line 2: expected the key en or source"),
-        (None, None, "--text, or --input PATH"),
-    ],
-)
-def test_bad_input_is_one_error_naming_the_line(
-    name: str | None, content: bytes | None, message: str, predict: Callable[..., Any], tmp_path: Path
-) -> None:
-    if name is not None and content is not None:
-        (tmp_path / name).write_bytes(content)
-    refused(message, predict, *([] if name is None else ["--input", tmp_path / name]), error=DataError)
-    assert predict("--text", "the dog").out.count("\n") == 1, "nothing was written before"
+def test_a_bad_line_is_named_before_anything_is_written(predict: Callable[..., Any], tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "bad.jsonl", [{"en": "a"}, {"fr": "b"}])
+    refused(r"bad\.jsonl, line 2: expected the key en or source", predict, "--input", path, error=DataError)
+    assert predict("--text", "the dog").out.count("\n") == 1
 
 
 def test_json_lines(predict: Callable[..., Any], tmp_path: Path) -> None:
