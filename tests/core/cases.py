@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmattn import Mask, MultiHeadAttention, build_kernel
 
 E, HEADS, HEAD_DIM, V_HEAD_DIM = 8, 2, 4, 3
+SQUARE: dict[str, Any] = {"same_length": True, "lengths": (11, 11)}  # as many keys as queries, and more than a window
 Length = int | tuple[int, ...]
 
 
@@ -106,15 +107,25 @@ def close(found, expected, atol=1e-12):
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
-def torchs(ours, kind, input_dim, layers):
-    """torch's own bidirectional LSTM or GRU with the weights of our nets, one a layer and direction."""
-    size = ours.forwards[0].hidden_size
-    theirs = {"gru": nn.GRU, "lstm": nn.LSTM}[kind](input_dim, size, layers, batch_first=True, bidirectional=True)
-    for nets, way in ((ours.forwards, ""), (ours.backwards, "_reverse")):
-        for i, net in enumerate(nets):
-            for name, parameter in net.named_parameters():
-                getattr(theirs, name.replace("_l0", f"_l{i}{way}")).data = parameter.data
-    return theirs
+def equals_its_map(kernel, q, k, v, mask, atol=1e-11):
+    """Asserts that the output is that of the explicit map, and so are all gradients, to atol; returns the map."""
+    learned = [*kernel.parameters(), *(mask.bias.parameters() if mask.bias else [])]
+    inputs = [x.requires_grad_() for x in (q, k, v, *learned)]
+    weights = kernel.weights(q, k, mask)
+    expected = kernel.finish(weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1))
+    found = kernel(q, k, v, mask)
+    close(found, expected)
+    grad = torch.randn_like(found)
+    close(*(torch.autograd.grad(out, inputs, grad, materialize_grads=True) for out in (found, expected)), atol)
+    return weights
+
+
+def learn(optimizer, steps, loss):
+    """Steps of an optimizer down what loss() gives."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
 
 
 def growth(kernel, lengths, mask):

@@ -14,6 +14,12 @@ def real(mask, *place):
     return mask is None or bool(mask[place])
 
 
+def each_sample(x, mask, weigh):
+    """weigh(the vectors of the real cells, one vector) is what all cells of a sample are multiplied by."""
+    gates = [weigh(cells_of(x, mask, b), x[b, 0, 0]) for b in range(x.shape[0])]
+    return each_cell(x, lambda b, r, c: gates[b])
+
+
 def each_cell(x, weigh):
     """weigh(b, r, c) is the number (or vector) that cell is multiplied by."""
     B, H, W, _ = x.shape
@@ -48,33 +54,29 @@ def relu(x):
 
 
 def squeeze_excitation(module, x, mask):
-    gates = []
-    for b in range(x.shape[0]):
-        mean = mean_of(cells_of(x, mask, b), x[b, 0, 0])
-        gates.append(sigmoid(linear(module.fc2, relu(linear(module.fc1, mean)))))
-    return each_cell(x, lambda b, r, c: gates[b])
+    def gate(cells, like):
+        return sigmoid(linear(module.fc2, relu(linear(module.fc1, mean_of(cells, like)))))
+
+    return each_sample(x, mask, gate)
 
 
 def efficient_channel(module, x, mask):
     kernel, C = module.conv.weight[0, 0], x.shape[-1]
     reach = len(kernel) // 2
-    gates = []
-    for b in range(x.shape[0]):
-        mean = mean_of(cells_of(x, mask, b), x[b, 0, 0])
-        near = [[(k, i + k - reach) for k in range(len(kernel)) if 0 <= i + k - reach < C] for i in range(C)]
-        gates.append(sigmoid(torch.stack([sum(kernel[k] * mean[j] for k, j in pairs) for pairs in near])))
-    return each_cell(x, lambda b, r, c: gates[b])
+    near = [[(k, i + k - reach) for k in range(len(kernel)) if 0 <= i + k - reach < C] for i in range(C)]
+
+    def gate(cells, like):
+        mean = mean_of(cells, like)
+        return sigmoid(torch.stack([sum(kernel[k] * mean[j] for k, j in pairs) for pairs in near]))
+
+    return each_sample(x, mask, gate)
 
 
 def channel_attention(module, x, mask):
     def mlp(v):
         return module.fc2.weight @ relu(module.fc1.weight @ v)
 
-    gates = []
-    for b in range(x.shape[0]):
-        cells = cells_of(x, mask, b)
-        gates.append(sigmoid(mlp(mean_of(cells, x[b, 0, 0])) + mlp(max_of(cells, x[b, 0, 0]))))
-    return each_cell(x, lambda b, r, c: gates[b])
+    return each_sample(x, mask, lambda cells, like: sigmoid(mlp(mean_of(cells, like)) + mlp(max_of(cells, like))))
 
 
 def spatial_attention(module, x, mask):
@@ -237,13 +239,15 @@ def divided_space_time(module, x, cls, mask):
 # Documents.
 
 
+def read(vectors, scores, like):
+    """The mean of vectors, weighted by the softmax of {place: score}; zeros where there is none."""
+    return sum((weight * vectors[j] for j, weight in naive.softmax(scores).items()), torch.zeros_like(like))
+
+
 def context_pooling(module, vectors, like):
     """Of a list of vectors."""
-    if not vectors:
-        return torch.zeros_like(like)
-    scores = [(torch.tanh(linear(module.proj, vector)) * module.context).sum() for vector in vectors]
-    total = sum(torch.exp(score) for score in scores)
-    return sum(torch.exp(score) / total * vector for score, vector in zip(scores, vectors, strict=True))
+    scores = {j: (torch.tanh(linear(module.proj, x)) * module.context).sum() for j, x in enumerate(vectors)}
+    return read(vectors, scores, like)
 
 
 def gru(net, vectors):
@@ -279,7 +283,7 @@ def hierarchical(module, y, mask, encode):
             words = [y[b, s, w] for w in range(y.shape[2]) if real(mask, b, s, w)]
             if words:
                 words = encode(module.word_encoder, words)
-                sentences.append(context_pooling(module.pool_words, words, None))
+                sentences.append(context_pooling(module.pool_words, words, words[0]))
         sentences = encode(module.sentence_encoder, sentences)
         documents.append(context_pooling(module.pool_sentences, sentences, module.pool_sentences.proj.weight[0]))
     return torch.stack(documents)
@@ -295,14 +299,10 @@ def bidaf(module, a, b, a_mask, b_mask):
         keys = [j for j in range(b.shape[1]) if real(b_mask, n, j)]
         of_b, best = [], {}
         for i in range(a.shape[1]):
-            scores = [(w * torch.cat([a[n, i], b[n, j], a[n, i] * b[n, j]])).sum() for j in keys]
-            total = sum(torch.exp(score) for score in scores)
-            read = [torch.exp(score) / total * b[n, j] for score, j in zip(scores, keys, strict=True)]
-            of_b.append(sum(read) if read else torch.zeros_like(a[n, i]))
+            scores = {j: (w * torch.cat([a[n, i], b[n, j], a[n, i] * b[n, j]])).sum() for j in keys}
+            of_b.append(read(b[n], scores, a[n, i]))
             if scores and real(a_mask, n, i):
-                best[i] = max_of(scores, None)
-        total = sum(torch.exp(score) for score in best.values())
-        read = [torch.exp(score) / total * a[n, i] for i, score in best.items()]
-        of_a = sum(read) if read else torch.zeros_like(a[n, 0])
+                best[i] = max_of([*scores.values()], None)
+        of_a = read(a[n], best, a[n, 0])
         outs += [torch.cat([a[n, i], of_b[i], a[n, i] * of_b[i], a[n, i] * of_a]) for i in range(a.shape[1])]
     return torch.stack(outs).view(*a.shape[:2], -1)

@@ -1,36 +1,58 @@
 """How far the ground floor is from the libraries that people trust, in float64."""
 
+import itertools
+
 import torch
 from torch import nn
 
 from mmattn import Mask, MultiHeadAttention, T5Bias
 
 
+def masks(B, h, L, S):
+    """Every kind of mask with every other: (Mask, the same as one dense boolean)."""
+    key_mask = torch.rand(B, S) > 0.3
+    key_mask[:, -1] = True
+    pairs = {
+        "plane": torch.rand(L, S) > 0.3,
+        "per head": torch.rand(B, h, L, S) > 0.3,
+        "per sample": torch.rand(B, 1, L, S) > 0.3,
+    }
+    for keys, name, is_causal in itertools.product((None, key_mask), (None, *pairs), (False, True)):
+        attn_mask = None if name is None else pairs[name].clone()
+        if attn_mask is not None:
+            attn_mask[..., 0] = True
+        dense = torch.ones(B, h, L, S, dtype=torch.bool)
+        if keys is not None:
+            dense = dense & keys[:, None, None]
+        if attn_mask is not None:
+            dense = dense & attn_mask
+        if is_causal:
+            dense = dense & torch.ones(L, S, dtype=torch.bool).tril(S - L)
+        yield Mask(keys, attn_mask, is_causal), dense
+
+
 @torch.no_grad()
 def torch_attention() -> float:
-    """torch's nn.MultiheadAttention: self and cross, open, padded, causal, both."""
+    """torch's nn.MultiheadAttention: self and cross, output and weights, every kind of mask with every other."""
     torch.manual_seed(0)
-    ours, theirs = MultiHeadAttention(12, 3).double(), nn.MultiheadAttention(12, 3, batch_first=True).double()
+    ours, theirs = MultiHeadAttention(16, 4).double(), nn.MultiheadAttention(16, 4, batch_first=True).double().eval()
     for parameter in ours.parameters():
         parameter.add_(0.2 * torch.randn_like(parameter))
     parts = [ours.q_proj, ours.k_proj, ours.v_proj]
     theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
     theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
     theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
-    x, y = torch.randn(2, 6, 12).double(), torch.randn(2, 9, 12).double()
+    x, y = torch.randn(2, 5, 16).double(), torch.randn(2, 7, 16).double()
     worst = 0.0
     for key in (None, y):
-        S = 6 if key is None else 9
-        padded = torch.ones(2, S, dtype=torch.bool)
-        padded[1, 4:] = False
-        for key_mask in (None, padded):
-            for is_causal in (False, True) if key is None else (False,):
-                later = torch.ones(6, 6, dtype=torch.bool).triu(1) if is_causal else None
-                source = x if key is None else key
-                hidden = None if key_mask is None else ~key_mask  # theirs: True = left out
-                expected, _ = theirs(x, source, source, key_padding_mask=hidden, attn_mask=later)
-                found = ours(x, key, mask=Mask(key_mask, is_causal=is_causal))
-                worst = max(worst, float((found - expected).abs().max()))
+        source = x if key is None else key
+        q, k = (part(z).unflatten(-1, (4, -1)).transpose(1, 2) for part, z in zip(parts, (x, source), strict=False))
+        for mask, dense in masks(2, 4, 5, source.shape[1]):
+            rows = dense.any(-1)  # (B, h, L): a row without keys is NaN there
+            live = rows.all(1)  # (B, L)
+            out, weights = theirs(x, source, source, attn_mask=~dense.flatten(0, 1), average_attn_weights=False)
+            found = ((ours(x, key, mask=mask)[live], out[live]), (ours.kernel.weights(q, k, mask)[rows], weights[rows]))
+            worst = max(worst, *(float((a - b).abs().max()) for a, b in found))
     return worst
 
 
@@ -44,14 +66,8 @@ def t5_bias() -> float:
     worst = 0.0
     for is_decoder in (False, True):
         for buckets, distance in ((8, 6), (32, 128), (16, 20)):
-            config = T5Config(
-                d_model=12,
-                d_kv=4,
-                num_heads=3,
-                relative_attention_num_buckets=buckets,
-                relative_attention_max_distance=distance,
-                is_decoder=is_decoder,
-            )
+            sizes = {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": distance}
+            config = T5Config(d_model=12, d_kv=4, num_heads=3, is_decoder=is_decoder, **sizes)
             config._attn_implementation = "eager"
             theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).double().eval()
             bias = T5Bias(3, num_buckets=buckets, max_distance=distance, bidirectional=not is_decoder).double()

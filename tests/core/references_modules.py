@@ -181,14 +181,6 @@ def deformable(size, shapes=((6, 9), (5, 4), (2, 3)), num_points=3):
     )
 
 
-def deformable_points():
-    return deformable(2)
-
-
-def deformable_boxes():
-    return deformable(4)
-
-
 def space_time():
     """transformers' TimeSformer layer; its tokens run patch by patch, the frames of each together."""
     from transformers import TimesformerConfig

@@ -1,11 +1,13 @@
 """The rows of the ground floor: dense, sliding_window, linear, monotonic, additive, sigmoid; blocks; fusion."""
 
+from dataclasses import replace
+
 import naive
 import references_ground
 from cases import (
     HEADS,
+    SQUARE,
     E,
-    Row,
     attention,
     decode_cross,
     decode_decoder,
@@ -50,9 +52,10 @@ def decode_placed(module, x, y, mask, steps):
 
 ALONE = {"causal": (False,), "together": False}
 TRAINING = {"training": True, "decode": None}
+PLACED = {"together": True, "same_length": True}
 ROWS = [
     kernel("kernel dense", "dense"),
-    kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=2, same_length=True, lengths=(11, 11)),
+    kernel("kernel sliding_window", "sliding_window", {"window": 2}, block=2, **SQUARE),
     kernel("kernel linear", "linear", chunk=2, same_length=True),
     kernel("kernel monotonic, training", "monotonic", {"noise": 0.0}, **ALONE, **TRAINING),
     kernel("kernel monotonic", "monotonic", {"initial_offset": 0.0}, **ALONE),
@@ -71,16 +74,9 @@ ROWS = [
     on_itself("MultiHeadAttention, ALiBi", lambda: MultiHeadAttention(E, HEADS, position_bias=ALiBi(HEADS))),
     on_itself("MultiHeadAttention, q/k layer norm", attention(qk_norm="layer", bias=["q", "v", "out"])),
     on_itself("MultiHeadAttention, q/k RMS norm, rotary", attention(qk_norm="rms", rotary=True, bias={"out"})),
-    Row(
-        "MultiHeadAttention, q/k positions",
-        attention(),
-        call_placed,
-        naive_placed,
-        decode_placed,
-        causal=(False, True),
-        attended="x",
-        together=True,
-        same_length=True,
+    replace(
+        on_itself("MultiHeadAttention, q/k positions", attention(), naive=naive_placed, decode=decode_placed, **PLACED),
+        call=call_placed,
     ),
     on_both(
         "MultiHeadAttention, cross, q/k positions",

@@ -1,8 +1,10 @@
 """The rows of kernels that choose where to look: local, hard, adaptive_span."""
 
+from functools import partial
+
 import naive_hard
 import torch
-from cases import kernel, split
+from cases import SQUARE, kernel, split
 
 from mmattn import Mask, build_kernel
 
@@ -17,7 +19,7 @@ def decode_cross(module, x, y, mask, steps):
 CROSS = {"causal": (False,), "together": False, "decode": decode_cross}
 
 
-def hard_against_x_transformers(**options) -> float:
+def x_transformers(**options) -> float:
     """Forward and gradients of x-transformers' hard or top-k attention."""
     from x_transformers.attend import Attend
 
@@ -37,34 +39,17 @@ def hard_against_x_transformers(**options) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in zip(*everything, strict=True))
 
 
+LOCAL, HARD = {"weights": naive_hard.local}, {"weights": naive_hard.hard}
 SPAN = {"max_span": 4, "ramp": 3, "initial_span": 2.0}
 
 ROWS = [
-    kernel("kernel local", "local", {"window": 2}, weights=naive_hard.local),
-    kernel("kernel local, cross", "local", {"window": 2}, weights=naive_hard.local, **CROSS),
-    kernel("kernel local, own position", "local", {"window": 2, "predict": False}, weights=naive_hard.local),
+    kernel("kernel local", "local", {"window": 2}, **LOCAL),
+    kernel("kernel local, cross", "local", {"window": 2}, **LOCAL, **CROSS),
+    kernel("kernel local, own position", "local", {"window": 2, "predict": False}, **LOCAL),
     kernel(
-        "kernel local, own position, cross",
-        "local",
-        {"window": 1, "predict": False},
-        weights=naive_hard.local,
-        lengths=(7, 5),
-        **CROSS,
+        "kernel local, own position, cross", "local", {"window": 1, "predict": False}, lengths=(7, 5), **LOCAL, **CROSS
     ),
-    kernel("kernel hard", "hard", weights=naive_hard.hard, reference=hard_against_x_transformers),
-    kernel(
-        "kernel hard, top 3",
-        "hard",
-        {"top_k": 3},
-        weights=naive_hard.hard,
-        reference=lambda: hard_against_x_transformers(top_k=3),
-    ),
-    kernel(
-        "kernel adaptive_span",
-        "adaptive_span",
-        SPAN,
-        weights=naive_hard.adaptive_span,
-        same_length=True,
-        lengths=(11, 11),
-    ),
+    kernel("kernel hard", "hard", reference=x_transformers, **HARD),
+    kernel("kernel hard, top 3", "hard", {"top_k": 3}, reference=partial(x_transformers, top_k=3), **HARD),
+    kernel("kernel adaptive_span", "adaptive_span", SPAN, weights=naive_hard.adaptive_span, **SQUARE),
 ]

@@ -79,23 +79,14 @@ def differential_against_transformers() -> float:
 
 FAVOR = {"feature_map": "favor", "num_features": 6, "seed": 1}
 LOW = {"weights": naive_linear.low_rank, "causal": (False,)}
+SHORT = {"projected_length": 3, "max_len": 14}
 
 ROWS = [
     kernel("kernel linear, favor", "linear", FAVOR, weights=naive_linear.favor, chunk=2),
-    kernel("kernel low_rank", "low_rank", {"projected_length": 3, "max_len": 14}, **LOW),
+    kernel("kernel low_rank", "low_rank", SHORT, **LOW),
     kernel("kernel low_rank, rank alone", "low_rank", {"projected_length": None, "rank": 2}, **LOW),
-    kernel(
-        "kernel low_rank, by head, rank",
-        "low_rank",
-        {"projected_length": 3, "max_len": 14, "share": "none", "rank": 3},
-        **LOW,
-    ),
-    kernel(
-        "kernel low_rank, keys as values",
-        "low_rank",
-        {"projected_length": 3, "max_len": 14, "share": "keys_values"},
-        **LOW,
-    ),
+    kernel("kernel low_rank, by head, rank", "low_rank", SHORT | {"share": "none", "rank": 3}, **LOW),
+    kernel("kernel low_rank, keys as values", "low_rank", SHORT | {"share": "keys_values"}, **LOW),
     kernel("kernel cosine", "cosine", weights=naive_linear.cosine, reference=cosine_against_timm),
     replace(
         kernel("kernel differential", "differential", reference=differential_against_transformers),

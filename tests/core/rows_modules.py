@@ -30,8 +30,8 @@ from mmattn import (
 )
 
 
-def on_map(name, build, loop, **keywords):
-    """A module from a map to a map."""
+def on_map(build, loop, reference=None):
+    """A module from a map to a map: a partial of its class, which names the row."""
 
     def call(module, x, y, x_mask, y_mask, is_causal):
         return module(x.movedim(-1, 1), x_mask).movedim(1, -1)
@@ -39,8 +39,7 @@ def on_map(name, build, loop, **keywords):
     def naive(module, x, y, x_mask, y_mask, is_causal):
         return loop(module, x, x_mask)
 
-    keywords = {"attended": "x", "lengths": ((5, 4), 7)} | keywords
-    return Row(name, build, call, naive, **keywords)
+    return Row(build.func.__name__, build, call, naive, attended="x", lengths=((5, 4), 7), reference=reference)
 
 
 def reads(name, build, loop, **keywords):
@@ -110,21 +109,11 @@ def space_time(name, attention=None, **keywords):
 
 
 ROWS = [
-    on_map(
-        "SqueezeExcitation",
-        lambda: SqueezeExcitation(E, reduction=2),
-        naive.squeeze_excitation,
-        reference=references.squeeze_excitation,
-    ),
-    on_map(
-        "EfficientChannelAttention",
-        lambda: EfficientChannelAttention(E),
-        naive.efficient_channel,
-        reference=references.efficient_channel,
-    ),
-    on_map("ChannelAttention", lambda: ChannelAttention(E, reduction=2), naive.channel_attention),
-    on_map("SpatialAttention", lambda: SpatialAttention(3), naive.spatial_attention),
-    on_map("CBAM", lambda: CBAM(E, reduction=2), naive.cbam, reference=references.cbam),
+    on_map(partial(SqueezeExcitation, E, reduction=2), naive.squeeze_excitation, references.squeeze_excitation),
+    on_map(partial(EfficientChannelAttention, E), naive.efficient_channel, references.efficient_channel),
+    on_map(partial(ChannelAttention, E, reduction=2), naive.channel_attention),
+    on_map(partial(SpatialAttention, 3), naive.spatial_attention),
+    on_map(partial(CBAM, E, reduction=2), naive.cbam, references.cbam),
     Row(
         "AttentionGate",
         lambda: AttentionGate(E, 6, hidden_dim=5),
@@ -134,12 +123,7 @@ ROWS = [
         lengths=((7, 6), (4, 3)),
         widths=(E, 6),
     ),
-    on_map(
-        "PositionAttention",
-        lambda: PositionAttention(E, reduction=2),
-        naive.position_attention,
-        reference=references.position_attention,
-    ),
+    on_map(partial(PositionAttention, E, reduction=2), naive.position_attention, references.position_attention),
     Row(
         "MapPooling",
         lambda: MapPooling(E, HEADS, num_queries=2, in_channels=4),
@@ -150,13 +134,9 @@ ROWS = [
         widths=(E, 4),
         reference=references.map_pooling,
     ),
-    deformable("DeformableAttention", boxes=False, reference=references.deformable_points),
-    deformable("DeformableAttention, boxes", boxes=True, reference=references.deformable_boxes),
-    reads(
-        "TemporalPooling",
-        lambda: TemporalPooling(E, HEADS, num_queries=2),
-        naive.temporal_pooling,
-    ),
+    deformable("DeformableAttention", boxes=False, reference=partial(references.deformable, 2)),
+    deformable("DeformableAttention, boxes", boxes=True, reference=partial(references.deformable, 4)),
+    reads("TemporalPooling", lambda: TemporalPooling(E, HEADS, num_queries=2), naive.temporal_pooling),
     space_time("DividedSpaceTimeLayer", reference=references.space_time),
     space_time("DividedSpaceTimeLayer, additive", {"kind": "additive"}),
     reads(

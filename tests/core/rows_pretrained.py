@@ -36,7 +36,8 @@ def bert_row(name, reference, **keywords):
     )
 
 
-def vit_row(name, reference, **keywords):
+def vit_row(name, like, **keywords):
+    """like: the name of a model of timm."""
     sizes = {"image_size": (GRID[0] * P, GRID[1] * P), "patch_size": P, "in_channels": C, "ffn_dim": 12}
     return Row(
         name,
@@ -47,7 +48,7 @@ def vit_row(name, reference, **keywords):
         outputs=("", ""),
         lengths=(GRID, 7),
         widths=(C * P * P, E),
-        reference=reference,
+        reference=partial(timm_reference, like),
     )
 
 
@@ -111,21 +112,8 @@ def timm_reference(name):
 ROWS = [
     bert_row("BERT", partial(transformers_bert, "Bert")),
     bert_row("RoBERTa", partial(transformers_bert, "Roberta"), pad_id=1),
-    vit_row("ViT", partial(timm_reference, "vit_tiny_patch16_224")),
-    vit_row(
-        "DeiT",
-        partial(timm_reference, "deit_tiny_distilled_patch16_224"),
-        num_prefix=2,
-        pooling="prefix",
-        qkv_bias=False,
-    ),
-    vit_row(
-        "DINOv2",
-        partial(timm_reference, "vit_giant_patch14_reg4_dinov2"),
-        num_prefix=3,
-        gated=True,
-        activation="silu",
-        layer_scale=0.5,
-    ),
-    vit_row("SigLIP", partial(timm_reference, "vit_base_patch16_siglip_224"), num_prefix=0, pooling="map"),
+    vit_row("ViT", "vit_tiny_patch16_224"),
+    vit_row("DeiT", "deit_tiny_distilled_patch16_224", num_prefix=2, pooling="prefix", qkv_bias=False),
+    vit_row("DINOv2", "vit_giant_patch14_reg4_dinov2", num_prefix=3, gated=True, activation="silu", layer_scale=0.5),
+    vit_row("SigLIP", "vit_base_patch16_siglip_224", num_prefix=0, pooling="map"),
 ]

@@ -1,9 +1,11 @@
 """The rows of sparse and lsh, and what transformers' BigBird and Reformer make of the same weights."""
 
+from dataclasses import replace
+
 import naive
 import naive_sparse
 import torch
-from cases import HEAD_DIM, HEADS, V_HEAD_DIM, Row, kernel
+from cases import HEAD_DIM, HEADS, V_HEAD_DIM, kernel
 from checks import difference
 
 from mmattn import Mask, build_kernel
@@ -17,13 +19,8 @@ def bigbird():
 
     block, heads, d, length = 4, 2, 6, 64
     torch.manual_seed(0)
-    config = BigBirdConfig(
-        hidden_size=heads * d,
-        num_attention_heads=heads,
-        block_size=block,
-        num_random_blocks=2,
-        max_position_embeddings=length,
-    )
+    sizes = {"hidden_size": heads * d, "num_attention_heads": heads, "max_position_embeddings": length}
+    config = BigBirdConfig(**sizes, block_size=block, num_random_blocks=2)
     theirs = BigBirdBlockSparseAttention(config).double().eval()
     ours = build_kernel("sparse", {"block": block, "num_random": 2, "seed": 3}, num_heads=heads, head_dim=d).double()
     x = torch.randn(3, length, heads * d, dtype=torch.float64)
@@ -61,17 +58,10 @@ def reformer():
     real[1, 9:11] = real[1, -3:] = False
     worst = 0.0
     for is_causal in (False, True):
-        config = ReformerConfig(
-            hidden_size=heads * d,
-            num_attention_heads=heads,
-            attention_head_size=d,
-            lsh_attn_chunk_length=chunk,
-            lsh_num_chunks_after=0 if is_causal else 1,
-            num_hashes=rounds,
-            num_buckets=buckets,
-            hash_seed=7,
-            is_decoder=is_causal,
-        )
+        sizes = {"hidden_size": heads * d, "num_attention_heads": heads, "attention_head_size": d}
+        sizes |= {"num_hashes": rounds, "num_buckets": buckets, "lsh_attn_chunk_length": chunk}
+        after = 0 if is_causal else 1
+        config = ReformerConfig(**sizes, lsh_num_chunks_after=after, is_decoder=is_causal, hash_seed=7)
         theirs = LSHSelfAttention(config, layer_idx=0).double().eval()
         ours = LSH(heads, d, num_hashes=rounds, num_buckets=buckets, chunk=chunk, across_buckets=True).double()
         torch.manual_seed(config.hash_seed)
@@ -103,34 +93,26 @@ def naive_lsh(module, x, y, x_mask, y_mask, is_causal):
     return naive.kernel(module, *shared(x, y), allowed, naive_sparse.lsh).transpose(1, 2).flatten(2)
 
 
-def lsh(name, reference=None, causal=(False, True), lengths=(19, 19), **options):
+def lsh(name, options, **keywords):
     """Reformer's: x holds the queries, which are the keys, y the values."""
-    return Row(
-        name,
-        lambda: build_kernel("lsh", options, num_heads=HEADS, head_dim=HEAD_DIM),
-        call_lsh,
-        naive_lsh,
-        causal=causal,
-        together=True,
-        same_length=True,
-        lengths=lengths,
-        widths=(HEADS * HEAD_DIM, HEADS * V_HEAD_DIM),
-        reference=reference,
-    )
+    keywords = {"decode": None, "same_length": True, "lengths": (19, 19)} | keywords
+    widths = (HEADS * HEAD_DIM, HEADS * V_HEAD_DIM)
+    return replace(kernel(name, "lsh", options, **keywords), call=call_lsh, naive=naive_lsh, widths=widths)
 
 
 SPARSE = {"weights": naive_sparse.sparse, "same_length": True}
 SEEDED = {"num_random": 1, "seed": 5}
+ACROSS = {"num_hashes": 2, "chunk": 3, "across_buckets": True}
 ROWS = [
     kernel("kernel sparse", "sparse", SEEDED, block=2, lengths=(27, 27), reference=bigbird, **SPARSE),
-    lsh("kernel lsh", num_hashes=3, chunk=2),
+    lsh("kernel lsh", {"num_hashes": 3, "chunk": 2}),
     # Causal, chunks depend on what comes later: the naive loop does so too, in test_sparse.py.
-    lsh("kernel lsh, across buckets", reformer, causal=(False,), num_hashes=2, chunk=3, across_buckets=True),
+    lsh("kernel lsh, across buckets", ACROSS, causal=(False,), reference=reformer),
 ]
 
-# What test_sparse.py asserts, without the export, which takes seconds.
+# What test_promises.py asserts too, without the export, which takes seconds.
 MORE = [
     kernel("sparse, wide ends", "sparse", {"num_global": 2, "num_random": 2}, block=1, lengths=(19, 19), **SPARSE),
     kernel("sparse, window alone", "sparse", {"num_global": 0, "num_random": 0}, block=2, lengths=(14, 14), **SPARSE),
-    lsh("lsh, 4 buckets", num_hashes=2, num_buckets=4, chunk=3, seed=1),
+    lsh("lsh, 4 buckets", {"num_hashes": 2, "num_buckets": 4, "chunk": 3, "seed": 1}),
 ]

@@ -1,11 +1,12 @@
 """The rows of sliding windows with global tokens, and of windows against transformers' Longformer."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import naive
 import torch
 import torch.nn.functional as F
-from cases import HEADS, E, Row, kernel, on_itself, split
+from cases import HEADS, SQUARE, E, Row, kernel, on_itself, split
 from naive import Allowed
 from torch import nn
 
@@ -46,8 +47,7 @@ def attention(bias=None, **keywords) -> MultiHeadAttention:
 
 def with_globals(name: str, **keywords) -> Row:
     row = on_itself(name, lambda: attention(**keywords), naive=naive_self, decode=None, lengths=(11, 7))
-    row.call = call_self
-    return row
+    return replace(row, call=call_self)
 
 
 def longformer_difference() -> float:
@@ -88,16 +88,10 @@ def longformer_difference() -> float:
 
 
 ROWS = [
-    Row(
-        "kernel sliding_window, global tokens",
-        kernel("", "sliding_window", {"window": 2}, block=2).build,
-        call_kernel,
-        naive_kernel,
-        causal=(False, True),
-        together=True,
-        same_length=True,
-        lengths=(11, 11),
-        widths=kernel("", "sliding_window").widths,
+    replace(
+        kernel("kernel sliding_window, global tokens", "sliding_window", {"window": 2}, block=2, decode=None, **SQUARE),
+        call=call_kernel,
+        naive=naive_kernel,
         reference=longformer_difference,
     ),
     on_itself("MultiHeadAttention, sliding_window", lambda: attention(num_kv_heads=1, rotary=True), lengths=(11, 7)),

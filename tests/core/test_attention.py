@@ -100,6 +100,10 @@ def test_auxiliary_losses():
         ({"position_bias": ALiBi(4)}, "position_bias is for 4 heads, the attention has 2"),
         ({"kind": "monotonic", "needs": {"self"}}, "'monotonic' does not support bidirectional self-attention"),
         ({"rotary": True, "head_dim": 3}, "even head_dim"),
+        ({"bias": "qv"}, "bias must be true, false, or a list of q, k, v, out; found"),
+        ({"bias": ["q", "value"]}, "bias must be true, false, or a list of q, k, v, out; found"),
+        ({"qk_norm": "batch"}, "unknown qk_norm 'batch'; there are: layer, rms"),
+        ({"num_kv_heads": 1, "kind": "lsh"}, "num_kv_heads=1 must be 2"),
     ],
 )
 def test_refusals_at_construction(keywords, message):
@@ -113,6 +117,7 @@ X, Y = torch.zeros(1, 3, 8), torch.zeros(1, 4, 8)
     ("make", "call", "message"),
     [
         ({}, lambda a: a(X, None, X), "a value needs a key"),
+        ({}, lambda a: a(X, key_pos=X), "give no key_pos"),
         ({"kv_dim": 6}, lambda a: a(X), "self-attention needs kv_dim == embed_dim, found 6 and 8"),
         ({"rotary": True}, lambda a: a(X, Y), "not for cross-attention"),
         ({"kind": "monotonic"}, lambda a: a(X), "does not support bidirectional self-attention"),
@@ -143,26 +148,8 @@ def test_it_compiles_whole_at_changing_lengths(kind):
 
 def test_named_biases():
     attention = MultiHeadAttention(8, 2, bias=["q", "v", "out"])  # as Whisper
-    assert {name for name, _ in attention.named_parameters() if name.endswith("bias")} == {
-        "q_proj.bias",
-        "v_proj.bias",
-        "out_proj.bias",
-    }
-
-
-@pytest.mark.parametrize("bias", ["qv", ["q", "value"]])
-def test_unknown_biases_are_refused(bias):
-    refused("bias must be true, false, or a list of q, k, v, out; found", MultiHeadAttention, 8, 2, bias=bias)
-
-
-def test_unknown_qk_norm_is_refused():
-    refused("unknown qk_norm 'batch'; there are: layer, rms", MultiHeadAttention, 8, 2, qk_norm="batch")
-
-
-def test_positions_do_not_reach_the_values():
-    attention, x = MultiHeadAttention(8, 1), torch.randn(1, 1, 8)  # one key: its value is the output
-    torch.testing.assert_close(attention(x, query_pos=torch.randn(1, 1, 8)), attention(x))
-    refused("give no key_pos", attention, x, key_pos=x)
+    found = {name for name, _ in attention.named_parameters() if name.endswith("bias")}
+    assert found == {"q_proj.bias", "v_proj.bias", "out_proj.bias"}
 
 
 def test_a_mask_combines_once_for_all_layers():

@@ -98,24 +98,15 @@ def silent_end(clip):
     return torch.cat([clip, torch.full_like(clip[:, :1], -1e3)], dim=1)
 
 
-def scored(scorer, prefix, end):
-    for token in prefix:
-        scorer.advance(torch.full_like(scorer.last, token))
-    return scorer.scores(end)
-
-
 @pytest.mark.parametrize("prefix", [(), (1,), (2, 2), (1, 2, 1), (2, 1, 1), (1, 1, 1)])
 def test_prefix_scores_equal_all_alignments(prefix):
     """V = 4 with blank 0 and end 3, which the frames never say."""
-    clips = [
-        silent_end(frames(6, 3, seed=5)),
-        silent_end(frames(4, 3, seed=6)),
-        silent_end(frames(6, 3, seed=7, scale=10.0)),
-    ]
-    log_p, mask = padded(*clips)
-    found = scored(CTCPrefixScorer(log_p, mask), prefix, end=3)
-    for clip, row in zip(clips, found, strict=True):
-        texts = every_text(clip[:, :3])
+    clips = [frames(6, 3, seed=5), frames(4, 3, seed=6), frames(6, 3, seed=7, scale=10.0)]
+    scorer = CTCPrefixScorer(*padded(*map(silent_end, clips)))
+    for token in prefix:
+        scorer.advance(torch.full_like(scorer.last, token))
+    for clip, row in zip(clips, scorer.scores(3), strict=True):
+        texts = every_text(clip)
 
         def begins(start, texts=texts):
             return sum(p for text, p in texts.items() if text[: len(start)] == start)
@@ -125,11 +116,8 @@ def test_prefix_scores_equal_all_alignments(prefix):
             torch.testing.assert_close(row[1:], torch.full_like(row[1:], -math.log(4)))
             continue
         assert row[0] == -math.inf
-        for token in (1, 2):
-            p = begins((*prefix, token))
+        for token, p in {1: begins((*prefix, 1)), 2: begins((*prefix, 2)), 3: texts.get(prefix, 0.0)}.items():
             assert abs(float(row[token]) - (math.log(p / whole) if p else -1e4)) < 1e-8
-        p = texts.get(prefix, 0.0)
-        assert abs(float(row[3]) - (math.log(p / whole) if p else -1e4)) < 1e-8
         assert abs(float(row.exp().sum()) - 1.0) < 1e-8  # one of them, or the end
 
 
@@ -148,50 +136,44 @@ def test_prefix_scores_equal_ctc_loss_over_many_frames():
     assert (loss > 200).all()
 
 
-class Prefixes:
-    """A decoder without weights: its logits are a fixed table of the last id; and a state that knows its rows' ids."""
+class Sentences:
+    """The state of a decoder that needs none: to which sentence each row belongs."""
 
     def __init__(self, rows):
-        self.ids = torch.zeros(rows, 0, dtype=torch.long)
-        self.sentences = torch.arange(rows)
+        self.of = torch.arange(rows)
 
     def select(self, rows):
-        self.ids, self.sentences = self.ids[rows.flatten()], self.sentences[rows.flatten()]
+        self.of = self.of[rows.flatten()]
 
 
-def table_step(table):
-    """Logits (N, V) out of a table (B, V, V), by sentence and last id."""
+def written(table, log_p, mask, weight, **options):
+    """From a table (B, V, V) of logits by sentence and last id, beside CTC; the blank is 0, start and end are V - 1."""
 
     def step(ids, state):
-        state.ids = torch.cat([state.ids, ids], dim=1)
-        return table[state.sentences, ids[:, -1]].clone()
+        return table[state.of, ids[:, -1]].clone()
 
-    return step
-
-
-START, END = 3, 3
-JOINT = {"max_new_tokens": 7, "eos_token_id": END, "suppress_tokens": [0], "length_penalty": 0.0}
+    end, state = table.shape[-1] - 1, JointState(Sentences(len(table)), log_p, mask)
+    config = GenerationConfig(eos_token_id=end, suppress_tokens=[0], **options)
+    return generate(joint_step(step, end, weight), state, torch.full((len(table), 1), end), config)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_joint_beams_find_the_best_of_all_texts(weight):
-    """Blank 0, texts of 1 and 2, start and end 3: every text of the beams' length is scored by both, written out."""
-    clips = [silent_end(frames(S, 3, seed=seed)) for S, seed in ((5, 9), (3, 10), (4, 11), (5, 12))]
-    log_p, mask = padded(*clips)
+    """Texts of 1 and 2, start and end 3: every text of the beams' length is scored by both, written out."""
+    clips = [frames(S, 3, seed=seed) for S, seed in ((5, 9), (3, 10), (4, 11), (5, 12))]
     table = 2 * torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(13), dtype=torch.float64)
-    config = GenerationConfig(num_beams=60, num_return_sequences=3, **JOINT)
-    step = joint_step(table_step(table), END, weight)
-    found = generate(step, JointState(Prefixes(4), log_p, mask), torch.full((4, 1), START), config)
+    options = {"num_beams": 60, "num_return_sequences": 3, "max_new_tokens": 7, "length_penalty": 0.0}
+    found = written(table, *padded(*map(silent_end, clips)), weight, **options)
     for n, clip in enumerate(clips):
-        texts, scores = every_text(clip[:, :3]), {}
+        texts, scores = every_text(clip), {}
         for text, p in texts.items():
-            path = (START, *text, END)
+            path = (3, *text, 3)
             attention = sum(float(table[n].log_softmax(-1)[a, b]) for a, b in itertools.pairwise(path))
             scores[text] = (1 - weight) * attention + weight * math.log(p)
         best = sorted(scores, key=scores.__getitem__, reverse=True)[:3]
         if weight:  # without CTC longer texts than the frames have room for are as good as others
-            assert [tuple(ids) for ids in found.tokens(without=(END,))[n]] == best
-        for ids, score in zip(found.tokens(without=(END,))[n], found.scores[n].tolist(), strict=True):
+            assert [tuple(ids) for ids in found.tokens(without=(3,))[n]] == best
+        for ids, score in zip(found.tokens(without=(3,))[n], found.scores[n].tolist(), strict=True):
             if tuple(ids) in scores:
                 assert abs(score - scores[tuple(ids)]) < 1e-5
 
@@ -200,21 +182,14 @@ def test_a_joint_beam_of_one_is_greedy_and_batches_change_nothing():
     clips = [frames(n, 9, seed=n) for n in (12, 5, 9, 12, 1)]
     log_p, mask = padded(*clips)
     table = torch.randn(5, 9, 9, generator=torch.Generator().manual_seed(1))
-    options = {"max_new_tokens": 14, "eos_token_id": 8, "suppress_tokens": [0]}
-
-    def write(config, rows):
-        length = int(mask[rows].sum(1).max())
-        state = JointState(Prefixes(len(rows)), log_p[rows, :length], mask[rows, :length])
-        return generate(joint_step(table_step(table[rows]), 8, 0.4), state, torch.full((len(rows), 1), 8), config)
-
     for beams in (1, 4):
-        config = GenerationConfig(num_beams=beams, **options)
-        together = write(config, list(range(5)))
-        for n in range(5):
-            alone = write(config, [n])
+        options = {"num_beams": beams, "max_new_tokens": 14}
+        together = written(table, log_p, mask, 0.4, **options)
+        for n, clip in enumerate(clips):
+            alone = written(table[n : n + 1], *padded(clip), 0.4, **options)
             assert alone.tokens()[0] == together.tokens()[n]
             torch.testing.assert_close(alone.scores[0], together.scores[n])
-    assert write(GenerationConfig(num_beams=1, num_return_sequences=1, **options), [0]).lengths.item() > 1
+        assert together.lengths[0, 0] > 1
 
 
 def test_joint_scores_beside_what_cannot_be_said_are_numbers():
@@ -223,12 +198,10 @@ def test_joint_scores_beside_what_cannot_be_said_are_numbers():
     table = torch.zeros(2, 5, 5)
     table[:, :, 4] = -80.0
     for beams in (1, 3):
-        config = GenerationConfig(num_beams=beams, max_new_tokens=9, eos_token_id=4, suppress_tokens=[0])
-        step = joint_step(table_step(table), 4, 0.1)
-        found = generate(step, JointState(Prefixes(2), log_p, mask), torch.full((2, 1), 4), config)
+        found = written(table, log_p, mask, 0.1, num_beams=beams, max_new_tokens=9)
         assert found.scores.isfinite().all()
         assert found.lengths[1] == 1  # nothing is heard, and nothing said
-    refused(r"ctc_weight=1\.5", joint_step, table_step(table), 4, 1.5)
+    refused(r"ctc_weight=1\.5", written, table, log_p, mask, 1.5, max_new_tokens=9)
 
 
 @pytest.mark.parametrize("ids", [[1], [2, 2], [1, 2, 1], [1, 1, 2], [2, 1, 2, 1]])
@@ -273,8 +246,7 @@ class Chain:
 def test_beams_with_a_language_model_are_exact_where_there_are_enough(weight, bonus):
     model = Chain()
     clips = [frames(5, 3, seed=n) for n in range(4)] + [frames(2, 3, seed=9)]
-    silent = [torch.cat([clip, torch.full_like(clip[:, :1], -1e3)], dim=1) for clip in clips]  # the end is not heard
-    found = ctc_prefix_beams(*padded(*silent), 400, fusion=Fusion(model, weight, bonus))
+    found = ctc_prefix_beams(*padded(*map(silent_end, clips)), 400, fusion=Fusion(model, weight, bonus))
     for clip, rows in zip(clips, found, strict=True):
         heard = every_text(clip)
         expected = {t: math.log(p) + weight * model.score(t) + bonus * len(t) for t, p in heard.items()}
@@ -290,9 +262,8 @@ def test_a_language_model_changes_what_is_kept():
     log_p[0, ::2, 0] = 0.0
     log_p[0, 1::2, 1:3] = torch.tensor([0.51, 0.49]).log()
     model = Chain()
-    model.table = (
-        torch.tensor([[0.0, 0.5, 0.5, 0.1], [0, 0.05, 0.9, 0.1], [0, 0.9, 0.05, 0.1], [0, 0, 0, 1]]).add(1e-9).log()
-    )
+    follows = [[0.0, 0.5, 0.5, 0.1], [0, 0.05, 0.9, 0.1], [0, 0.9, 0.05, 0.1], [0, 0, 0, 1]]
+    model.table = torch.tensor(follows).add(1e-9).log()
     assert ctc_prefix_beam(log_p, None, 3)[0][0] == [1, 1, 1, 1]
     assert ctc_prefix_beam(log_p, None, 3, fusion=Fusion(model, 1.0))[0][0] in ([1, 2, 1, 2], [2, 1, 2, 1])
     alone = ctc_prefix_beams(log_p, None, 3, fusion=Fusion(model, 0.0))

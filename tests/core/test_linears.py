@@ -98,27 +98,27 @@ def test_falls_back_with_a_reason():
     assert type(model[0]) is nn.Linear
 
 
-def test_broken_operators_are_noticed(monkeypatch):
-    monkeypatch.setattr(Int8Linear, "forward", lambda self, x: x.new_zeros(*x.shape[:-1], self.out_features))
+@pytest.fixture
+def asked_anew():
+    """What works here is found out again, and forgotten."""
     linears.why_not.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="its products are wrong here"):
-            model = prepare(nn.Sequential(nn.Linear(8, 8)), "int8")
-    finally:
-        linears.why_not.cache_clear()
+    yield
+    linears.why_not.cache_clear()
+
+
+def test_broken_operators_are_noticed(monkeypatch, asked_anew):
+    monkeypatch.setattr(Int8Linear, "forward", lambda self, x: x.new_zeros(*x.shape[:-1], self.out_features))
+    with pytest.warns(UserWarning, match="its products are wrong here"):
+        model = prepare(nn.Sequential(nn.Linear(8, 8)), "int8")
     assert type(model[0]) is nn.Linear
 
 
-def test_a_refusing_torch_is_named(monkeypatch):
+def test_a_refusing_torch_is_named(monkeypatch, asked_anew):
     def refuse(self, weight, bias):
         raise NotImplementedError("no such operator\nbacktrace")
 
     monkeypatch.setattr(Int8Linear, "__init__", refuse)
-    linears.why_not.cache_clear()
-    try:
-        assert linears.why_not("int8").endswith("refuses it here: no such operator")
-    finally:
-        linears.why_not.cache_clear()
+    assert linears.why_not("int8").endswith("refuses it here: no such operator")
 
 
 def test_engine_is_given_back():

@@ -38,11 +38,7 @@ def test_key_offsets_are_bottom_right_aligned():
         ({"key_mask": torch.ones(2, 3)}, TypeError, "key_mask must be boolean with True = takes part"),
         ({"attn_mask": torch.zeros(3, 3)}, TypeError, "an additive bias goes through a PositionBias"),
         ({"key_mask": torch.ones(3, dtype=torch.bool)}, ValueError, r"key_mask must be \(B, S\), found shape \(3,\)"),
-        (
-            {"attn_mask": torch.ones(2, 3, 3, dtype=torch.bool)},
-            ValueError,
-            r"attn_mask must be \(L, S\) or \(B, h, L, S\)",
-        ),
+        ({"attn_mask": torch.ones(2, 3, 3).bool()}, ValueError, r"attn_mask must be \(L, S\) or \(B, h, L, S\)"),
         ({"global_mask": torch.ones(3, dtype=torch.bool)}, ValueError, "global_mask must be"),
     ],
 )

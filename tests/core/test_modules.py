@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import HEADS, E, torchs
+from cases import HEADS, E
 from checks import OfTensors, difference, masks_of
 from rows_modules import ROWS
 from torch import nn
@@ -125,21 +125,16 @@ def test_eca_kernel_sizes():
     assert EfficientChannelAttention(8, kernel_size=7).conv.kernel_size == (7,)
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: EfficientChannelAttention(8, kernel_size=4), "kernel_size must be odd"),
-        (lambda: SpatialAttention(4), "kernel_size must be odd"),
-        (lambda: PositionAttention(10, num_heads=4), "not divisible by num_heads=4"),
-        (lambda: DeformableAttention(10, 4), "not divisible by num_heads=4"),
-        (lambda: Recurrent(4, 5), "does not divide over two directions"),
-        (lambda: Recurrent(4, 6, kind="rnn"), "unknown recurrent kind 'rnn'; there are: lstm, gru"),
-        (lambda: MapPooling(8, 2, attention="monotonc"), "did you mean 'monotonic'"),
-        (lambda: DividedSpaceTimeLayer(8, 2, temporal_attention="monotonic"), "bidirectional self-attention"),
-    ],
-)
-def test_what_does_not_fit_is_refused_by_name(build, message):
-    refused(message, build)
+def test_what_does_not_fit_is_refused_by_name():
+    refused("kernel_size must be odd", EfficientChannelAttention, 8, kernel_size=4)
+    refused("kernel_size must be odd", SpatialAttention, 4)
+    refused("not divisible by num_heads=4", PositionAttention, 10, num_heads=4)
+    refused("not divisible by num_heads=4", DeformableAttention, 10, 4)
+    refused("does not divide over two directions", Recurrent, 4, 5)
+    refused("unknown recurrent kind 'rnn'; there are: lstm, gru", Recurrent, 4, 6, kind="rnn")
+    refused("did you mean 'monotonic'", MapPooling, 8, 2, attention="monotonc")
+    refused("bidirectional self-attention", DividedSpaceTimeLayer, 8, 2, temporal_attention="monotonic")
+    refused("honours a key mask alone", Recurrent(4, 6), torch.randn(1, 3, 4), Mask(is_causal=True))
 
 
 def test_position_attention_starts_as_identity_and_then_learns():
@@ -158,13 +153,6 @@ def test_a_question_steers_what_is_read():
     assert (plain - steered).abs().max() > 0.01
 
 
-def test_a_gate_without_real_cells_is_finite():
-    for module in (CBAM(8, reduction=2), EfficientChannelAttention(8)):
-        x = torch.randn(1, 8, 3, 3, requires_grad=True)
-        module(x, torch.zeros(1, 3, 3, dtype=torch.bool)).sum().backward()
-        assert x.grad.isfinite().all()
-
-
 # Deformable.
 
 
@@ -181,16 +169,6 @@ def test_where_a_fresh_deformable_attention_looks():
         module(torch.randn(2, 5, 32), value, shapes, torch.rand(2, 5, 1, 2))
     assert maps["locations"][0].shape == (2, 8, 5, 2, 3, 2)
     torch.testing.assert_close(maps["weights"][0], torch.full((2, 8, 5, 2, 3), 1 / 6))
-
-
-def test_a_point_at_a_centre_reads_that_cell():
-    module = DeformableAttention(4, 1, num_levels=1, num_points=1)
-    nn.init.zeros_(module.offset_proj.bias)
-    grid = torch.randn(1, 4, 3, 5)
-    value, shapes = flatten_maps([grid])
-    reference = torch.tensor([[[[(3 + 0.5) / 5, (1 + 0.5) / 3]]]])  # column 3 of row 1
-    found = module(torch.randn(1, 1, 4), value, shapes, reference)
-    torch.testing.assert_close(found[0, 0], module.out_proj(module.v_proj(grid[0, :, 1, 3])))
 
 
 def test_deformable_says_what_does_not_fit():
@@ -231,30 +209,6 @@ def test_any_kernel_over_time_and_over_space():
 
 
 # Documents.
-
-
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
-def test_recurrent_equals_torch_on_packed_sequences(kind):
-    ours = Recurrent(4, 6, kind=kind, num_layers=2).double()
-    theirs = torchs(ours, kind, 4, 2).double()
-    x, lengths = torch.randn(3, 7, 4, dtype=torch.float64), torch.tensor([7, 2, 5])
-    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    expected, _ = nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], batch_first=True)
-    found = ours(x, Mask(torch.arange(7) < lengths[:, None]))
-    assert difference(found, expected) < 1e-12
-
-
-def test_an_empty_sentence_is_as_if_it_were_not_there():
-    model, x = HierarchicalAttention(4, 6), torch.randn(1, 4, 5, 4)
-    mask = torch.rand(1, 4, 5) > 0.3
-    mask[:, 1] = False
-    kept = [0, 2, 3]
-    torch.testing.assert_close(model(x, mask), model(x[:, kept], mask[:, kept]))
-    assert model(x, torch.zeros_like(mask)).abs().max() == 0
-
-
-def test_a_recurrent_encoder_refuses_what_it_cannot_honour():
-    refused("honours a key mask alone", Recurrent(4, 6), torch.randn(1, 3, 4), Mask(is_causal=True))
 
 
 def test_encoders_of_words_and_sentences_can_be_mixed():

@@ -36,9 +36,10 @@ def ids(batch, length):
                 Encoder(8, 1, 2, attention={"kind": "sliding_window", "window": 3}, position_bias=T5Bias(2))
             ),
             lambda: RecurrentEncoder(20, 6, 8, kind="gru"),
+            lambda: RecurrentEncoder(20, 6, 8, kind="lstm"),
         ]
     ),
-    ids=["dense", "sliding_window with T5 bias", "recurrent"],
+    ids=["dense", "sliding_window with T5 bias", "GRU", "LSTM"],
 )
 def test_onnx_equals_eager_at_other_sizes(make, tmp_path):
     model = make().eval()

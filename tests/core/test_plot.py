@@ -95,22 +95,14 @@ def test_heads_by_layers(tmp_path):
     assert odd.axes[0].images[0].get_array().mask.tolist() == [[False, True]]
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: head_chart({"a": torch.rand(2, 3), "b": torch.rand(3, 3)}), "expected values of one shape"),
-        (lambda: head_chart({"a": torch.rand(2, 3)}, layer_names=["x"]), "1 layer_names for 2 layers"),
-        (lambda: head_chart({"a": torch.rand(3)}), "expected maps of two dimensions"),
-        (lambda: heat_map(torch.rand(3, 4), ["a"]), "row_labels has 1 labels for 3 rows"),
-        (lambda: heat_map(torch.rand(3, 4), None, ["a"]), "col_labels has 1 labels for 4 cols"),
-        (lambda: heat_map(torch.rand(3)), "expected maps of two dimensions"),
-        (lambda: heat_map(torch.rand(2, 3, 4), titles=["a"]), "1 titles for 2 maps"),
-        (lambda: overlay(torch.rand(5, 3, 3), torch.rand(2, 2)[None, None]), "expected"),
-        (
-            lambda: overlay(np.zeros((4, 4, 7)), torch.rand(2, 2)),
-            r"expected an image \(H, W, 3\), found shape \(4, 4, 7\)",
-        ),
-    ],
-)
-def test_refusals(call, message):
-    refused(message, call)
+def test_refusals():
+    refused("expected values of one shape", head_chart, {"a": torch.rand(2, 3), "b": torch.rand(3, 3)})
+    refused("1 layer_names for 2 layers", head_chart, {"a": torch.rand(2, 3)}, layer_names=["x"])
+    refused("expected maps of two dimensions", head_chart, {"a": torch.rand(3)})
+    refused("row_labels has 1 labels for 3 rows", heat_map, torch.rand(3, 4), ["a"])
+    refused("col_labels has 1 labels for 4 cols", heat_map, torch.rand(3, 4), None, ["a"])
+    refused("expected maps of two dimensions", heat_map, torch.rand(3))
+    refused("1 titles for 2 maps", heat_map, torch.rand(2, 3, 4), titles=["a"])
+    refused("expected", overlay, torch.rand(5, 3, 3), torch.rand(2, 2)[None, None])
+    wrong = r"expected an image \(H, W, 3\), found shape \(4, 4, 7\)"
+    refused(wrong, overlay, np.zeros((4, 4, 7)), torch.rand(2, 2))

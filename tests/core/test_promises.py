@@ -19,6 +19,7 @@ from checks import (
     with_gradients,
 )
 from rows import ROWS
+from rows_sparse import MORE
 
 from mmattn import KERNELS
 from tests.conftest import slow_but_first
@@ -42,7 +43,7 @@ def family_of(row):
     return kind_of(row) if kind_of(row) in ("BERT", "ViT") else row.name
 
 
-@pytest.mark.parametrize("row", slow_but_first(ROWS, family_of), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", slow_but_first([*ROWS, *MORE], family_of), ids=lambda row: row.name)
 @pytest.mark.parametrize("column", [name for name in COLUMNS if name != EXPORT])
 def test_promise(row, column):
     found = COLUMNS[column](row)

@@ -44,9 +44,8 @@ class LanguageModel(nn.Module):
     def write(self, prompt, prompt_mask=None, **options):
         with torch.inference_mode():
             state = CachedState(self.body.make_cache(len(prompt)), prompt_mask=prompt_mask)
-        config = GenerationConfig(
-            eos_token_id=EOS, pad_token_id=PAD, **({"max_new_tokens": 8, "min_new_tokens": 3} | options)
-        )
+        options = {"eos_token_id": EOS, "pad_token_id": PAD, "max_new_tokens": 8, "min_new_tokens": 3} | options
+        config = GenerationConfig(**options)
         return generate(self.step, state, prompt, config, prompt_mask=prompt_mask)
 
 
@@ -106,15 +105,8 @@ def test_same_ids_as_transformers(prompts, name):
                 found[f"body.layers.{n}.{new}.{kind}"] = value.mT if value.dim() == 2 else value
     model.load_state_dict(found)
     ids, mask = prompts
-    options = {
-        "max_new_tokens": 8,
-        "min_new_tokens": 3,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
-        "num_beams": 1,
-        "do_sample": False,
-    }
-    options |= SEARCHES[name]
+    options = {"max_new_tokens": 8, "min_new_tokens": 3, "eos_token_id": EOS, "pad_token_id": PAD}
+    options |= {"num_beams": 1, "do_sample": False} | SEARCHES[name]
     expected = theirs.generate(ids, attention_mask=mask.long(), generation_config=Theirs(**options))[:, 6:].tolist()
     tokens = [best for texts in model.write(ids, mask, **SEARCHES[name]).tokens() for best in texts]
     for ours, row in zip(tokens, expected, strict=True):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import learn
 from naive_relevance import Naive, fused
 from torch import nn
 
@@ -247,12 +248,12 @@ class Pointer(nn.Module):
 def test_relevance_and_rollout_peak_where_the_answer_is():
     torch.manual_seed(0)
     model = Pointer()
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(150):
+
+    def loss():
         ids, mask, _, label = model.draw(64)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(ids, mask), label).backward()
-        optimizer.step()
+        return nn.functional.cross_entropy(model(ids, mask), label)
+
+    learn(torch.optim.Adam(model.parameters(), lr=5e-3), 150, loss)
     model.eval().requires_grad_(False)  # as a shipped model may be
     ids, mask, marked, label = model.draw(300)
 
@@ -315,12 +316,8 @@ def test_joined_sequences_are_a_sequence_of_their_own():
     model = nn.ModuleDict({"a": Encoder(E, 1, HEADS), "b": Encoder(E, 1, HEADS), "both": Encoder(E, 2, HEADS)})
     x, y = torch.randn(2, 3, E), torch.randn(2, 4, E)
     found = relevance(model, lambda: model["both"](torch.cat([model["a"](x), model["b"](y)], 1)).tanh().sum((1, 2)))
-    at = "{}.layers.0.attention"
-    assert {s: tuple(R.shape) for (s, q), R in found.items() if s == q} == {
-        at.format("a"): (2, 3, 3),
-        at.format("b"): (2, 4, 4),
-        at.format("both"): (2, 7, 7),
-    }
+    shapes = {s: tuple(R.shape) for (s, q), R in found.items() if s == q}
+    assert shapes == {f"{name}.layers.0.attention": (2, n, n) for name, n in (("a", 3), ("b", 4), ("both", 7))}
 
 
 def test_shared_weights_meet_two_sequences():
@@ -332,31 +329,26 @@ def test_shared_weights_meet_two_sequences():
 
 
 def test_refusals():
-    model, x = Encoder(E, 1, HEADS), torch.randn(4, 3, E)
-    refused("no attention ran", relevance, model, lambda: x.sum())
-    refused("the score has no gradient", relevance, model, lambda: model(x).detach().sum())
-    with pytest.raises(ValueError, match="does not depend on any attention"):
-        relevance(model, lambda: model(x).detach().sum() + x.clone().requires_grad_().sum())
-    with pytest.raises(ValueError, match=r"call 2 of 'layers.0.attention' did not happen; captured were: .* \(1\)"):
-        relevance(model, lambda: model(x).sum(), [Step("layers.0.attention", "x", "x")] * 2)
-    with pytest.raises(ValueError, match="cannot read 'x' after step 0"):
-        relevance(model, lambda: model(x).sum(), [Step("layers.0.attention", "x", "x", (0, 0))])
+    one, x = Encoder(E, 1, HEADS), torch.randn(4, 3, E)
     two = nn.ModuleList([Encoder(E, 1, HEADS), Encoder(E, 1, HEADS)])
-    with pytest.raises(ValueError, match=r"ran on a batch of 3, '0.layers.0.attention' on 4"):
-        relevance(two, lambda: two[1](two[0](x).transpose(0, 1)).sum())
+    step = Step("layers.0.attention", "x", "x")
+    twice, itself = [step, step], [step._replace(reads=(0, 0))]
     steps = [Step(f"{i}.layers.0.attention", "x", "x") for i in range(2)]
-    with pytest.raises(ValueError, match="sees 4 tokens of 'x', which had 3"):
-        relevance(two, lambda: two[1](torch.cat([two[0](x), x[:, :1]], 1)).sum(), steps)
+    for message, model, run, *plan in (
+        ("no attention ran", one, lambda: x.sum()),
+        ("the score has no gradient", one, lambda: one(x).detach().sum()),
+        ("does not depend on any attention", one, lambda: one(x).detach().sum() + x.clone().requires_grad_().sum()),
+        (r"call 2 of 'layers.0.attention' did not happen; captured were: .* \(1\)", one, lambda: one(x).sum(), twice),
+        ("cannot read 'x' after step 0", one, lambda: one(x).sum(), itself),
+        ("ran on a batch of 3, '0.layers.0.attention' on 4", two, lambda: two[1](two[0](x).transpose(0, 1)).sum()),
+        ("sees 4 tokens of 'x', which had 3", two, lambda: two[1](torch.cat([two[0](x), x[:, :1]], 1)).sum(), steps),
+    ):
+        refused(message, relevance, model, run, *plan)
 
-    class Bare(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.kernel = MultiHeadAttention(E, HEADS).kernel
 
-        def forward(self, x):
-            return self.kernel(x[:, None], x[:, None], x[:, None])
-
-    bare = nn.ModuleDict({"bare": Bare()})
-    refused("'bare' is no MultiHeadAttention", relevance, bare, lambda: bare["bare"](x).sum())
-    found = relevance(bare, lambda: bare["bare"](x).square().sum(), [Step("bare", "x", "x")])
+def test_a_kernel_without_an_attention_needs_a_plan():
+    kernel, x = MultiHeadAttention(E, HEADS).kernel, torch.randn(4, 1, 3, E)
+    bare = nn.ModuleDict({"bare": nn.ModuleDict({"kernel": kernel})})
+    refused("'bare' is no MultiHeadAttention", relevance, bare, lambda: kernel(x, x, x).sum())
+    found = relevance(bare, lambda: kernel(x, x, x).square().sum(), [Step("bare", "x", "x")])
     assert found["x", "x"].shape == (4, 3, 3)

@@ -67,14 +67,11 @@ def test_every_parameter_gets_a_gradient(model):
     assert [name for name in without if not name.endswith("k_proj.bias")] == []
 
 
-def test_learned_positions_end():
-    model = Seq2Seq(V, 16, 1, 4, positions="learned", max_len=7)
-    refused("8 tokens is longer than max_len=7", model.encode, torch.zeros(1, 8, dtype=torch.long))
-
-
 def test_refusals():
     refused("one table cannot have 30 and 20 rows", Seq2Seq, V, 16, 1, 4, target_vocab_size=20)
     refused("unknown positions 'alibi'; there are: sinusoidal, learned", Seq2Seq, V, 16, 1, 4, positions="alibi")
+    model = Seq2Seq(V, 16, 1, 4, positions="learned", max_len=7)
+    refused("8 tokens is longer than max_len=7", model.encode, torch.zeros(1, 8, dtype=torch.long))
 
 
 def test_sources_of_like_length_are_read_together(model):

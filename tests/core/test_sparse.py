@@ -1,67 +1,20 @@
-"""What is special to sparse and lsh: patterns, buckets, pieces, refusals."""
+"""What is special to sparse and lsh: patterns, buckets, pieces."""
 
 import naive
 import naive_sparse
 import pytest
 import rows_sparse
 import torch
-from cases import close, draw, growth, make
-from checks import (
-    TOLERANCE,
-    causal_leak,
-    difference,
-    empty_rows,
-    forward_vs_naive,
-    fused_vs_captured,
-    gradient_vs_naive,
-    padding_invariance,
-    with_gradients,
-)
+from cases import close, draw, equals_its_map, make
+from checks import TOLERANCE, apart, with_gradients
 
-from mmattn import ALiBi, Encoder, Mask, MultiHeadAttention, T5Bias, build_kernel
+from mmattn import ALiBi, Encoder, Mask, T5Bias
 from mmattn.kernels import picked
-from tests.conftest import refused
-
-CHECKS = (forward_vs_naive, gradient_vs_naive, fused_vs_captured, padding_invariance, empty_rows, causal_leak)
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
     monkeypatch.setattr(picked, "SCORES", 300)
-
-
-@pytest.mark.parametrize("row", rows_sparse.MORE, ids=lambda row: row.name)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_promise(row, check):
-    assert check(row) <= TOLERANCE
-
-
-@pytest.mark.parametrize("kind", ["sparse", "lsh"])
-@pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("bias", [None, "ALiBi"])
-def test_memory_is_linear_in_length(kind, is_causal, bias):
-    """Twice the length: twice the largest tensor, forward and backward."""
-    kernel = build_kernel(kind, {"num_random": 1} if kind == "sparse" else {"chunk": 16}, num_heads=2, head_dim=8)
-    kernel.block, bias = 16, ALiBi(2) if bias else None
-    found = growth(kernel, (1024, 2048), lambda L: Mask(torch.ones(1, L, dtype=torch.bool), None, is_causal, bias))
-    sizes = [operations.largest for operations in found]
-    assert sizes[1] <= 2 * sizes[0]
-    assert sizes[1] < 2048**2
-
-
-@pytest.mark.parametrize("kind", ["sparse", "lsh"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_finite(kind, dtype):
-    kernel = make(kind, chunk=4) if kind == "lsh" else make(kind, block=2, num_random=1)
-    kernel.to(dtype)
-    q, k, v = (x.mul(20).to(dtype).requires_grad_() for x in draw(2, 2, 40, 40))
-    mask = Mask(torch.rand(2, 40) > 0.3)
-    mask.key_mask[0] = False
-    out = kernel(q, q if kernel.shares_qk else k, v, mask)
-    out.sum().backward()
-    assert out.dtype == dtype
-    assert all(x.isfinite().all() for x in (out, q.grad, v.grad))
-    assert not out[0].any()
 
 
 @pytest.mark.parametrize("kind", ["sparse", "lsh"])
@@ -91,14 +44,7 @@ class TestSparse:
         key_mask = torch.rand(3, L) > 0.3
         key_mask[0, L // 2 :] = False
         mask = Mask(key_mask, is_causal=is_causal, bias=None if bias is None else bias.double())
-        close(kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v)
-
-    def test_gradient_of_a_bias_in_pieces(self, small_pieces):
-        kernel, (q, k, v), bias = make("sparse", block=2, num_random=2), draw(2, 2, 50, 50), T5Bias(2).double()
-        for is_causal in (False, True):
-            mask = Mask(torch.rand(2, 50) > 0.2, is_causal=is_causal, bias=bias)
-            outs = kernel(q, k, v, mask), kernel.weights(q, k, mask) @ v
-            close(*(torch.autograd.grad(out.square().sum(), bias.weight)[0] for out in outs))
+        equals_its_map(kernel, q, k, v, mask)
 
     @pytest.mark.parametrize("real", [1, 7, 8, 41, 79])
     def test_padding_of_many_blocks_changes_nothing(self, real):
@@ -128,7 +74,7 @@ class TestSparse:
         kernel, count = make("sparse", seed=3), torch.tensor(400).view(1, 1, 1, 1)
         index, seen = kernel.plan(torch.arange(400), count, False)
         drawn = index[0, :, 2:-2, -3:]
-        assert drawn[:, 10].tolist() == EXPECTED
+        assert drawn[:, 10].tolist() == [[31, 233, 364], [46, 185, 341]]
         assert seen[0, :, 2:-2, -3:].all()
         parts = torch.histc(drawn.double(), bins=20, min=0, max=400)
         assert parts.min() > 85
@@ -141,48 +87,30 @@ class TestSparse:
         out = kernel(q, k, v, Mask(is_causal=True))
         close(kernel(*(x[:, :, :45] for x in (q, k, v)), Mask(is_causal=True)), out[:, :, :45])
 
-    @pytest.mark.parametrize("shape", [(50, 50), (2, 1, 50, 50), (1, 2, 1, 50)])
-    def test_pair_masks(self, shape):
-        kernel, (q, k, v) = make("sparse", block=2, num_random=1), draw(2, 2, 50, 50)
-        mask = Mask(torch.rand(2, 50) > 0.2, torch.rand(shape) > 0.3)
-        weights = kernel.weights(q, k, mask)
-        assert weights.masked_select(~mask.dense(50, 50).expand_as(weights)).abs().max() == 0
-        close(kernel(q, k, v, mask), weights @ v)
-
-    def test_refusals(self):
-        refused("block must be at least 1 token, found 0", make, "sparse", block=0)
-        refused("must be at least 0 blocks, found -1 and 3", make, "sparse", num_global=-1)
-        kernel, (q, k, v) = make("sparse"), draw(1, 2, 4, 4)
-        refused("'sparse' needs as many keys as queries, found 4 and 3", kernel, q[:, :, :3], k, v)
-        cache = kernel.make_cache(k[:, :, :0], v[:, :, :0])
-        refused("'sparse' decodes with a cache causally", kernel, q, k, v, None, cache)
-        with pytest.raises(ValueError, match="'sparse' does not support cross-attention"):
-            build_kernel("sparse", num_heads=2, head_dim=4, needs=("cross",))
-
 
 class TestLSH:
-    @pytest.mark.parametrize("L", [1, 7, 8, 9, 150])
+    @pytest.mark.parametrize("L", [1, 7, 8, 9, 66])
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("across_buckets", [False, True])
     @pytest.mark.parametrize("num_buckets", [None, 6])
     def test_chunks_equal_the_map(self, L, is_causal, across_buckets, num_buckets, small_pieces):
         options = {"num_buckets": num_buckets, "across_buckets": across_buckets}
-        kernel, (q, _, v) = make("lsh", num_hashes=3, chunk=8, **options), draw(3, 2, L, L)
-        key_mask = torch.rand(3, L) > 0.3
+        kernel, (q, _, v) = make("lsh", num_hashes=3, chunk=8, **options), draw(2, 2, L, L)
+        key_mask = torch.rand(2, L) > 0.3
         key_mask[0, L // 2 :] = False
         for bias in (None, T5Bias(2).double()):
             mask = Mask(key_mask, is_causal=is_causal, bias=bias)
-            close(kernel(q, q, v, mask), kernel.weights(q, q, mask) @ v)
+            equals_its_map(kernel, q, q, v, mask)
 
     @pytest.mark.parametrize("is_causal", [False, True])
     def test_across_buckets_equals_the_loop(self, is_causal):
         """Causal too, where it is no row, since its chunks depend on what comes later."""
-        row = rows_sparse.lsh("", num_hashes=3, num_buckets=4, chunk=4, across_buckets=True)
+        row = rows_sparse.lsh("", {"num_hashes": 3, "num_buckets": 4, "chunk": 4, "across_buckets": True})
         module, (x, y) = row.module(), row.inputs()
         y_mask = torch.rand(2, 19) > 0.2
         found = with_gradients(row.call, module, x, y, None, y_mask, is_causal)
         expected = with_gradients(row.naive, module, x, y, None, y_mask, is_causal)
-        assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) <= TOLERANCE
+        assert apart(found, expected) <= TOLERANCE
 
     def test_bias_equals_the_loop(self):
         kernel, (q, _, v), bias = make("lsh", num_hashes=2, chunk=3), draw(2, 2, 20, 20), T5Bias(2).double()
@@ -219,27 +147,6 @@ class TestLSH:
         assert not torch.equal(kernels[0].rotations, kernels[2].rotations)
         assert not kernels[0].state_dict()
 
-    @pytest.mark.parametrize("is_causal", [False, True])
-    def test_in_an_encoder(self, is_causal):
-        """Queries and keys share a projection; a sample alone equals itself in a padded batch."""
-        torch.manual_seed(0)
-        encoder = Encoder(16, 2, 2, attention={"kind": "lsh", "chunk": 4}).double().eval()
-        assert not [name for name in encoder.state_dict() if "k_proj" in name or "rotations" in name]
-        x, key_mask = torch.randn(2, 30, 16, dtype=torch.float64), torch.ones(2, 30, dtype=torch.bool)
-        key_mask[1, 17:] = False
-        alone = encoder(x[1:, :17], Mask(is_causal=is_causal))
-        close(encoder(x, Mask(key_mask, is_causal=is_causal))[1:, :17], alone)
-
-    def test_refusals(self):
-        refused(r"num_buckets must be even, .*, found 3", make, "lsh", num_buckets=3)
-        refused("num_hashes and chunk must be at least 1, found 0 and 64", make, "lsh", num_hashes=0)
-        kernel, (q, k, v) = make("lsh"), draw(1, 2, 4, 4)
-        refused(r"k must be q, found shapes \(1, 1, 4, 4\) and \(1, 2, 4, 4\)", kernel, q, k[:, :1], v)
-        pairs = Mask(None, torch.ones(4, 4, dtype=torch.bool))
-        for call in (lambda: kernel(q, q, v, pairs), lambda: kernel.weights(q, q, pairs)):
-            refused(r"'lsh' .* takes a key_mask, no attn_mask", call)
-        refused("'lsh' does not support cached decoding", kernel.make_cache, k[:, :, :0], v[:, :, :0])
-        refused("num_kv_heads=1 must be 2", MultiHeadAttention, 8, 2, num_kv_heads=1, kind="lsh")
-
-
-EXPECTED = [[31, 233, 364], [46, 185, 341]]
+    def test_queries_and_keys_share_a_projection(self):
+        names = Encoder(16, 2, 2, attention={"kind": "lsh", "chunk": 4}).state_dict()
+        assert not [name for name in names if "k_proj" in name or "rotations" in name]

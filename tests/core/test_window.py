@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import close, draw, empty, growth, make
+from cases import close, draw, equals_its_map, growth, make
 from torch import nn
 
 from mmattn import ALiBi, Mask, T5Bias, build_kernel
@@ -25,18 +25,6 @@ def window(size=3, block=4, heads=4):
     return kernel
 
 
-def compare(kernel, q, k, v, mask, inputs=()):
-    """Output and gradients against the explicit map."""
-    inputs = [x.requires_grad_() for x in (q, k, v, *inputs)]
-    weights = kernel.weights(q, k, mask)
-    expected = weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    found = kernel(q, k, v, mask)
-    close(found, expected)
-    grad = torch.randn_like(found)
-    close(*(torch.autograd.grad(out, inputs, grad) for out in (found, expected)), 1e-11)
-    return weights
-
-
 def marked(length, *places):
     mask = torch.zeros(len(places), length, dtype=torch.bool)
     for sample, marks in enumerate(places):
@@ -57,12 +45,23 @@ class TestBothPaths:
         nn.init.normal_(bias.weight)
         global_mask = marked(41, (0, 13), (2, 25, 40)) if has_globals else None
         mask = Mask(key_mask, None if pairs is None else torch.rand(pairs) > 0.3, is_causal, bias, global_mask)
-        compare(window(), *draw(2, 4, 41, 41, h_kv=2), mask, [bias.weight])
+        equals_its_map(window(), *draw(2, 4, 41, 41, h_kv=2), mask)
 
     @pytest.mark.parametrize("block", [1, 3, 64])
     @pytest.mark.parametrize("size", [1, 10, 70])
     def test_blocks_do_not_show(self, path, block, size):
-        compare(window(size, block, heads=2), *draw(1, 2, 150, 150), Mask(global_mask=marked(150, (77,))))
+        equals_its_map(window(size, block, heads=2), *draw(1, 2, 150, 150), Mask(global_mask=marked(150, (77,))))
+
+    @pytest.mark.parametrize("length", [1, 2, 6, 63, 256, 257, 400])
+    @pytest.mark.parametrize("is_causal", [False, True])
+    @pytest.mark.parametrize("has_globals", [False, True])
+    def test_lengths_do_not_show(self, path, length, is_causal, has_globals):
+        """Blocks of 64; more keys in a row hidden than a window is long."""
+        key_mask = torch.rand(2, length) > 0.3
+        key_mask[0, : length // 2] = False
+        global_mask = marked(length, (length - 1,), ()) if has_globals else None
+        mask = Mask(key_mask, None, is_causal, ALiBi(2).double(), global_mask)
+        equals_its_map(window(20, 64, heads=2), *draw(2, 2, length, length, h_kv=1), mask)
 
     def test_layouts_do_not_show(self, path):
         """Heads beside each other, as a projection leaves them, or one after the other."""
@@ -78,7 +77,7 @@ def test_as_many_blocks_at_once_as_fit(monkeypatch):
     monkeypatch.setattr(blocks_of_keys, "SCORES", 2 * 4 * 10)
     assert [piece.blocks for piece in stretches(60, 4, 3, 3)] == [1, 2, 2, 2, 2, 2, 2, 1, 1]
     close(kernel(*tensors, mask), whole, 1e-14)
-    compare(kernel, *tensors, mask)
+    equals_its_map(kernel, *tensors, mask)
 
 
 @pytest.mark.parametrize(("left", "right"), [(1, 1), (5, 0), (4, 4), (9, 9)])
@@ -100,7 +99,9 @@ class TestGlobalTokens:
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("places", [((), ()), ((), (5,)), ((29,), (0, 1, 2, 3)), (range(30), (7,))])
     def test_any_number_anywhere(self, path, places, is_causal):
-        weights = compare(window(), *draw(2, 4, 30, 30), Mask(is_causal=is_causal, global_mask=marked(30, *places)))
+        weights = equals_its_map(
+            window(), *draw(2, 4, 30, 30), Mask(is_causal=is_causal, global_mask=marked(30, *places))
+        )
         distance = torch.arange(30) - torch.arange(30)[:, None]
         for sample, marks in enumerate(places):
             seen = distance.abs() <= 3
@@ -108,14 +109,10 @@ class TestGlobalTokens:
             seen = seen & (distance <= 0) if is_causal else seen
             assert torch.equal(weights[sample, 0] > 0, seen)
 
-    @pytest.mark.parametrize("length", [1, 2, 6, 11])
-    def test_short_texts(self, path, length):
-        compare(window(), *draw(1, 4, length, length), Mask(global_mask=marked(length, (length - 1,))))
-
     def test_hidden_ones_are_not_seen(self, path):
         key_mask = torch.ones(2, 30, dtype=torch.bool)
         key_mask[0, 20:], key_mask[1] = False, False
-        weights = compare(window(), *draw(2, 4, 30, 30), Mask(key_mask, global_mask=marked(30, (4, 25), (0,))))
+        weights = equals_its_map(window(), *draw(2, 4, 30, 30), Mask(key_mask, global_mask=marked(30, (4, 25), (0,))))
         assert weights[0, :, :, 20:].abs().max() == 0
         assert weights[0, 0, 25, :20].min() > 0  # hidden, it still looks
         assert weights[1].abs().max() == 0
@@ -127,12 +124,6 @@ class TestGlobalTokens:
         sizes = growth(kernel, (512, 1024), lambda L: Mask(is_causal=is_causal, global_mask=marked(L, (0, 300))))
         assert sizes[1].count == sizes[0].count
         assert sizes[1].largest <= 2 * sizes[0].largest
-
-    def test_not_beside_a_cache(self):
-        kernel, tensors = window(), draw(1, 4, 3, 3)
-        cache = kernel.make_cache(*empty(1, h_kv=4))
-        with pytest.raises(ValueError, match="'sliding_window' takes no global_mask beside a cache"):
-            kernel(*tensors, Mask(is_causal=True, global_mask=marked(3, (0,))), cache)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -48,6 +48,17 @@ WAYS = {
         "forced_eos_token_id": 2,
         "renormalize_logits": False,
     },
+    "beams, forbidden": {
+        "max_length": 12,
+        "num_beams": 3,
+        "suppress_tokens": [5, 6],
+        "begin_suppress_tokens": [8, 9],
+        "min_length": 6,
+    },
+    "beams, bad words": {"max_length": 12, "num_beams": 3, "bad_words_ids": [[1], [11, 12]], "min_new_tokens": 4},
+    "beams, two ends": {"max_length": 12, "num_beams": 2, "eos_token_id": [2, 5, 6]},
+    "beams, forced": {"max_length": 10, "num_beams": 3, "forced_bos_token_id": 7, "forced_eos_token_id": 2},
+    "beams, penalised": {"max_length": 12, "num_beams": 3, "repetition_penalty": 1.5},
     "beams, no repeats": {"max_length": 14, "num_beams": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmattn.tasks.common.checkpoint import WEIGHTS, load_weights, read_weights, save_directory
 from mmattn.tasks.common.export import export_model, outputs_of
+from tests.conftest import refused
 
 
 class NoProcessor:
@@ -34,15 +35,34 @@ def learn(model: nn.Module, loss: Callable[[], Tensor], steps: int = 60, lr: flo
     return losses
 
 
+def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], layers: int, never: Any = ()) -> Tensor:
+    """Five tokens for two samples by the exported step, run as a caller would: the likeliest ones, but for `never`."""
+    step = torch.export.load(folder / "step.pt2").module()
+    if "hidden" not in given:  # of an LSTM; else nothing is past
+        empty = torch.zeros(layers, 2, 2, 0, 8)  # layers, batch, heads, past, head size
+        given |= {"keys": empty, "values": empty}
+    ids, written = torch.full((2, 1), 2), []
+    for _ in range(5):
+        output = step(ids=ids, source_mask=mask, **given)._asdict()
+        logits = output.pop("logits")
+        logits[:, list(never)] = -torch.inf
+        ids = logits.argmax(-1, keepdim=True)
+        written.append(ids)
+        given |= output
+    return torch.cat(written, 1)
+
+
 class TaskModelTests:
     """The tests that every task's model inherits.
 
-    A subclass gives `task`, `variants` (keywords by name), `build(**keywords)`, `inputs(batch, length)` (tensors by
-    argument name, floating ones in float32), `dynamic` (for export), and `pad(inputs, extra)`.
+    A subclass gives `task`, `variants` (keywords by name), `wrong` (keywords, and what is said of them),
+    `build(**keywords)`, `inputs(batch, length)` (tensors by argument name, floating ones in float32), `dynamic` (for
+    export), `pad(inputs, extra)` and `heads()`.
     """
 
     task: str
     variants: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    wrong: ClassVar[list[tuple[dict[str, Any], str]]] = []
     dynamic: ClassVar[dict[str, dict[int, Any]]] = {}
     unused: tuple[str, ...] = ()  # parameters that rightly get no gradient
 
@@ -56,6 +76,10 @@ class TaskModelTests:
         """The same samples with `extra` padding positions; a model without padding leaves this as it is."""
         pytest.skip("this model's inputs cannot be padded")
 
+    def heads(self) -> Iterable[Any]:
+        """Heads alone, what each is given, features of other sizes than its model's, and its outputs' shapes."""
+        return []
+
     @pytest.fixture
     def model(self, variant: str) -> nn.Module:
         torch.manual_seed(0)
@@ -67,6 +91,18 @@ class TaskModelTests:
             slow = pytest.mark.slow if "exported" in name or "by_heart" in name else ()
             first, *others = self.variants
             metafunc.parametrize("variant", [first, *(pytest.param(name, marks=slow) for name in others)])
+
+    def test_options_that_do_not_go_together(self) -> None:
+        for keywords, message in self.wrong:
+            refused(message, self.build, **keywords)
+
+    def test_the_head_alone_over_features_of_other_sizes(self) -> None:
+        for head, given, shapes in self.heads():
+            found = outputs_of(head(*given))
+            assert [tuple(output.shape) for output in found] == shapes
+            assert all(output.isfinite().all() for output in found)
+            sum(output.sum() for output in found).backward()
+            assert all(parameter.grad is not None for parameter in head.parameters())
 
     def test_every_parameter_gets_a_finite_gradient(self, model: nn.Module) -> None:
         total = sum(output.float().pow(2).sum() for output in outputs_of(model.train()(**self.inputs(4, 6))))

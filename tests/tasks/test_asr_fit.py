@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from mmattn.tasks.asr.module import ASRDataModule
 from mmattn.tasks.asr.predict import load as load_asr
 from mmattn.tasks.asr.processor import ASRProcessor
 from mmattn.tasks.common.errors import ConfigError
-from tests.tasks.runs import read, run
+from tests.conftest import refused
+from tests.tasks.runs import read, run, write_lines
 
 soundfile = pytest.importorskip("soundfile")
 ALONE = "--model.decoder none"
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
             wave = torch.as_tensor(sample.audio[0])  # type: ignore[index]
             soundfile.write(folder / f"{sample.id}.flac", wave.repeat_interleave(2).numpy(), 16_000)
             rows.append({"audio_filepath": f"{sample.id}.flac", "text": sample.text, "duration": sample.duration})
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_lines(folder / f"{split}.jsonl", rows)
     return folder
 
 
@@ -89,39 +89,8 @@ def test_clips_that_are_too_long_are_left_out_of_training(data: Path, caplog: py
 def test_a_bad_line_ends_the_run_before_anything_is_written(data: Path) -> None:
     with (data / "train.jsonl").open("a") as file:
         file.write('{"audio_filepath": "nowhere.wav", "text": "lost"}\n')
-    with pytest.raises(DataError, match=r"train\.jsonl, line 7: expected an audio file, found no such file"):
-        fit(data)
+    refused(r"train\.jsonl, line 7: expected an audio file, found no such file", fit, data, error=DataError)
     assert not (data.parent / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--loss.ctc_weight 1.5", "loss.ctc_weight: expected a value from 0 to 1, found 1.5"),
-        ("--loss.consistency -1", "loss.consistency: expected 0 or more, found -1"),
-        ("--loss.consistency 0.2 --loss.ctc_weight 0", "loss.consistency: expected 0, since it is CTC's"),
-        ("--loss.consistency 0.2 --model.dropout 0", "loss.consistency: expected views that differ"),
-        ("--decode.num_beams 0", "expected 1 or more"),
-        ("--model.decoder gru", "decoder"),
-        ("--model.subsampling 3", "subsampling=3"),
-        ("--model.cross_attention.kind sliding_window", "does not support"),
-        ("--data.augment.speeed [0.9,1.1]", "data.augment.speeed: no such option.*speed"),
-        ("--data.max_frames 20", "data.max_frames"),
-        ("--data.tokenizer bpe --data.vocab_size 5", "vocab_size: expected at least"),
-        ("--data.num_mels 400", "n_mels"),
-        ("--data.lm_order 4", "goes with CTC alone"),
-        (f"{ALONE} --decode.lm_weight 0.5", "there is no language model"),
-        (f"{ALONE} --data.lm_order 3 --decode.num_beams 1", "expected num_beams above 1, found 1"),
-        (f"{ALONE} --data.lm_order 21", "expected 0 to 20, found 21"),
-        (f"{ALONE} --data.lm_text x", "needs data.lm_order"),
-        (f"{ALONE} --data.lm_order 3 --data.lm_text /nowhere/x", "no such file"),
-        (f"{ALONE} --data.lm_order 3 --decode.lm_weight -1", "expected 0 or more, found -1"),
-    ],
-)
-def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises((ConfigError, DataError), match=message):
-        run("fit", tmp_path / "run", options, task="asr")
-    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +116,7 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: p
     options = f"{ALONE} --data.lm_order 4 --decode.num_beams 4 --data.lm_text [{further},{mails}]"
     folder = run("fit", tmp_path / "run", f"{options} --decode.lm_bonus 2", task="asr")
     assert "give a smaller --data.max_frames" in capsys.readouterr().err
-    data = json.loads((folder / "run.json").read_text())["data"]
+    data = read(folder / "run.json")["data"]
     assert (data["lm_text"]["samples"], data["lm_text 2"]["samples"]) == (60, 2)
     run("test", folder, f"--checkpoint {folder / 'model'} --decode.num_beams 2", task="asr")
     predictor, items = load(folder / "model", device="cpu"), make("test", 3)
@@ -158,13 +127,11 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: p
     assert sum(lm.scores(likely)) > max(sum(lm.own.scores(likely)), sum(lm.scores(other)))  # own: of training alone
     plain, led = (predictor.predict(items, lm_weight=weight, lm_bonus=9.0) for weight in (0.0, 9.0))
     assert [answer.text for answer in led] != [answer.text for answer in plain]
-    with pytest.raises(ConfigError, match="expected num_beams above 1"):
-        predictor.predict(items, lm_weight=0.5, num_beams=1)
+    refused("expected num_beams above 1", predictor.predict, items, lm_weight=0.5, num_beams=1, error=ConfigError)
     path = folder / "model" / "processor" / "ngrams.safetensors"
     for damage in (lambda: path.write_bytes(b""), path.unlink):
         damage()
-        with pytest.raises(DataError, match=r"ngrams\.safetensors"):
-            load(folder / "model", device="cpu")
+        refused(r"ngrams\.safetensors", load, folder / "model", device="cpu", error=DataError)
     lm.save(path)
     plain_processor = load_asr(device="cpu").processor
     plain_processor.save(path.parent)  # where a language model lay
@@ -184,8 +151,7 @@ def test_a_processor_without_what_came_later_keeps_its_fingerprint() -> None:
 def test_texts_that_cannot_be_counted_are() -> None:
     processor = ASRProcessor.fit(ASRDataset(make("train", 9)))
     assert processor.count(["the white pig, 5", *(sample.text for sample in make("train", 9))], 3) == 1
-    with pytest.raises(ValueError, match="found none among 1"):
-        processor.count(["5"], 3)
+    refused("found none among 1", processor.count, ["5"], 3)
 
 
 def test_settings_that_do_not_fit_touch_no_run(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from mmattn.tasks.asr.model import ASRHead, ASRModel, PublicCTC, consistency_los
 from mmattn.tasks.asr.whisper import PublicWhisper
 from mmattn.tasks.common.export import ExportError
 from mmattn.tasks.common.seq2seq.model import token_loss
-from tests.conftest import slow_but_first
-from tests.tasks.base import TaskModelTests, learn
+from tests.conftest import refused, slow_but_first
+from tests.tasks.base import TaskModelTests, learn, written_step_by_step
 
 SMALL: dict[str, Any] = {"vocab_size": 12, "num_mels": 10, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24}
 SMALL |= {"encoder_layers": 1, "kernel_size": 5, "subsampling": 2, "dropout": 0.0}
@@ -44,6 +44,16 @@ class TestASRModel(TaskModelTests):
         "window": {"attention": {"kind": "sliding_window", "window": 3}},
         "mean": {"memory": "mean"},
     }
+    wrong: ClassVar = [
+        ({"decoder": "gru"}, "unknown decoder 'gru'"),
+        ({"memory": "max"}, "memory 'max'"),
+        ({"encoder": "lstm"}, "unknown audio encoder 'lstm'"),
+        ({"subsampling": 3}, "subsampling=3"),
+        ({"decoder": "lstm", "decoder_attention": {"kind": "linear"}}, "a cross_attention alone"),
+        ({"decoder": "none", "cross_attention": {"kind": "linear"}}, "attends to nothing"),
+        ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
+        ({"left_chunks": 2}, "needs chunk_frames"),
+    ]
     frames = Dim("frames", min=8, max=1 << 16)
     dynamic: ClassVar = {"features": {0: BATCH, 1: frames}, "feature_mask": {0: BATCH, 1: frames}}
     dynamic |= {"target_ids": {0: BATCH, 1: Dim("target", max=128)}}
@@ -62,6 +72,12 @@ class TestASRModel(TaskModelTests):
     def pad(self, inputs: Any, extra: int) -> dict[str, Tensor]:
         features = F.pad(inputs["features"], (0, 0, 0, 4 * extra), value=7.0)  # what stands there is not looked at
         return {**inputs, "features": features, "feature_mask": F.pad(inputs["feature_mask"], (0, 4 * extra))}
+
+    def heads(self) -> Any:
+        given = (torch.randn(3, 9, 12), None, torch.randint(20, (3, 4)))
+        for decoder in ("transformer", "lstm", "none"):
+            head = ASRHead(20, 16, memory_dim=12, num_heads=2, decoder=decoder)
+            yield head, given, [(3, 9, 20), *([] if decoder == "none" else [(3, 4, 20)])]
 
     @staticmethod
     def real(output: Any) -> list[Tensor]:
@@ -163,7 +179,6 @@ def learn_by_heart(model: Any, batch: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("decoder", slow_but_first(["transformer", "lstm", "none"]))
 def test_encoder_and_step_are_exported(decoder: Any, tmp_path: Path) -> None:
-    """Run as a caller would: the encoder once, then step after step from nothing."""
     model = ASRModel(**SMALL, decoder=decoder, chunk_frames=4).eval()
     lines = export_recogniser(model, tmp_path, ("torch",))
     assert len(lines) == (1 if decoder == "none" else 2)
@@ -179,29 +194,17 @@ def test_encoder_and_step_are_exported(decoder: Any, tmp_path: Path) -> None:
         if decoder == "none":
             assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.pt2"]
             return
-        step = torch.export.load(tmp_path / "step.pt2").module()
-        if decoder == "transformer":
-            empty = torch.zeros(1, 2, 2, 0, 8)  # layers, batch, heads, past, head size
-            given |= {"keys": empty, "values": empty}
-        ids, written = torch.full((2, 1), 2), []
-        for _ in range(5):
-            output = step(ids=ids, source_mask=source_mask, **given)._asdict()
-            logits = output.pop("logits")
-            logits[:, [0, 1, 2, 3]] = -torch.inf  # no end here
-            ids = logits.argmax(-1, keepdim=True)
-            written.append(ids)
-            given |= output
+        written = written_step_by_step(tmp_path, source_mask, given, layers=1, never=range(4))  # no end here
     head = {**SPECIAL, "suppress": (1, 3), "eos_id": 11}  # as above: nothing special is written
     expected = [ids for ids, _ in transcribe(model, batch, ctc_weight=0.0, max_new_tokens=5, special=head)]
-    for mine, theirs in zip(torch.cat(written, 1).tolist(), expected, strict=True):
+    for mine, theirs in zip(written.tolist(), expected, strict=True):
         assert mine[: len(theirs)] == theirs
 
 
 def test_a_step_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="'monotonic' keeps a state of its own"):
-        export_recogniser(ASRModel(**SMALL, **MONOTONIC), tmp_path, ("torch",))
-    with pytest.raises(ExportError, match="attention kind 'linear'"):
-        export_recogniser(ASRModel(**SMALL, decoder_attention={"kind": "linear"}), tmp_path, ("torch",))
+    linear = {"decoder_attention": {"kind": "linear"}}
+    for options, message in ((MONOTONIC, "'monotonic' keeps a state of its own"), (linear, "attention kind 'linear'")):
+        refused(message, export_recogniser, ASRModel(**SMALL, **options), tmp_path, ("torch",), error=ExportError)
     assert not list(tmp_path.iterdir())
 
 
@@ -239,33 +242,6 @@ def test_consistency_is_half_of_both_divergences_a_label() -> None:
     loss.backward()
     torch.testing.assert_close(logits.grad, expected.flatten(0, 1) / 3, rtol=1e-4, atol=1e-6)
     assert float(consistency_loss(torch.cat([first, first]), real, labels)) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_head_alone_over_features_of_other_sizes() -> None:
-    for decoder in ("transformer", "lstm", "none"):
-        head = ASRHead(20, 16, memory_dim=12, num_heads=2, decoder=decoder)
-        ctc, logits = head(torch.randn(3, 9, 12), None, torch.randint(20, (3, 4)))
-        assert ctc.shape == (3, 9, 20)
-        assert (logits is None) == (decoder == "none")
-        assert logits is None or logits.shape == (3, 4, 20)
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"decoder": "gru"}, "unknown decoder 'gru'"),
-        ({"memory": "max"}, "memory 'max'"),
-        ({"encoder": "lstm"}, "unknown audio encoder 'lstm'"),
-        ({"subsampling": 3}, "subsampling=3"),
-        ({"decoder": "lstm", "decoder_attention": {"kind": "linear"}}, "a cross_attention alone"),
-        ({"decoder": "none", "cross_attention": {"kind": "linear"}}, "attends to nothing"),
-        ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
-        ({"left_chunks": 2}, "needs chunk_frames"),
-    ],
-)
-def test_wrong_options(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ASRModel(**{**SMALL, **keywords})
 
 
 HOP, LEAST = 10, 20  # samples from frame to frame, and of one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from mmattn.tasks.asr.data import ASRSample
 from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.asr.whisper import Spoken, Stretch, WhisperRecogniser
 from mmattn.tasks.common.errors import ConfigError
-from tests.conftest import slow_but_first
+from tests.conftest import refused, slow_but_first
 from tests.tasks.public_speech import (
     CTC,
     RATE,
-    SHORT,
     WINDOW,
     clips,
     recording,
@@ -29,6 +27,7 @@ from tests.tasks.public_speech import (
     wave,
     write_whisper,
 )
+from tests.tasks.runs import edited
 from tests.tasks.tones import hear_long
 
 pytest.importorskip("transformers")
@@ -42,7 +41,7 @@ def test_letters_as_transformers_hears_them(name: str, speech: dict[str, Any]) -
     recogniser = load(folder, device="cpu")
     assert type(recogniser) is Recogniser
     expected = said_by_transformers(theirs, clips())
-    assert len(set(expected)) == len(SHORT)
+    assert len(set(expected)) == len(expected)
     assert min(map(len, expected)) > 5, "a model that says nothing shows nothing"
     assert texts(recogniser, clips()) == expected, "a batch, in which all but one are padded"
     assert texts(recogniser, clips(), batch_size=1) == expected
@@ -85,8 +84,7 @@ def test_an_english_whisper(tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, english=True)
     recogniser = load(tmp_path, device="cpu")
     assert texts(recogniser, clips()) == said_by_transformers(theirs, clips())
-    with pytest.raises(ConfigError, match="an English model takes no language"):
-        recogniser(recording(wave(1.0)), language="en")
+    refused("an English model takes no language", recogniser, recording(wave(1.0)), language="en", error=ConfigError)
 
 
 @pytest.mark.parametrize("name", ["base", "whisper"])
@@ -237,10 +235,9 @@ def test_texts_that_are_known_are_aligned(speech: dict[str, Any]) -> None:
 def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
     """Of an old folder, which knows no token for texts without timestamps."""
     write_whisper(tmp_path, 5)
-    values = json.loads((tmp_path / "generation_config.json").read_text())
-    end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
-    values["suppress_tokens"] += [end, *range(stamps, stamps + 50 * WINDOW + 2)]
-    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    with edited(tmp_path / "generation_config.json") as values:
+        end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
+        values["suppress_tokens"] += [end, *range(stamps, stamps + 50 * WINDOW + 2)]
     recogniser = load(tmp_path, device="cpu")
     answer = recogniser(recording(wave(1.5)))
     assert len(recogniser.processor.encode(answer.text)) > 20

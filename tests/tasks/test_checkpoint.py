@@ -16,6 +16,7 @@ from mmattn.tasks.common import files
 from mmattn.tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
 from mmattn.tasks.common.checkpoint import CONFIG, WEIGHTS, load_weights, read_config, read_weights, save_directory
 from mmattn.tasks.common.errors import CheckpointError
+from tests.conftest import refused
 
 
 class Processor:
@@ -52,11 +53,10 @@ def test_half_precision_is_widened_and_half_the_size(tmp_path: Path) -> None:
 
 
 def test_mismatched_weights_are_named(tmp_path: Path) -> None:
-    folder = make(tmp_path / "model")
-    with pytest.raises(CheckpointError, match=r"weight is \(2, 3\), the model's \(2, 4\)"):
-        load_weights(nn.Linear(4, 2), read_weights(folder / WEIGHTS), folder)
-    with pytest.raises(CheckpointError, match="left over bias"):
-        load_weights(nn.Linear(3, 2, bias=False), read_weights(folder / WEIGHTS), folder)
+    given = (read_weights(make(tmp_path / "model") / WEIGHTS), "here")
+    unlike = r"weight is \(2, 3\), the model's \(2, 4\)"
+    refused(unlike, load_weights, nn.Linear(4, 2), *given, error=CheckpointError)
+    refused("left over bias", load_weights, nn.Linear(3, 2, bias=False), *given, error=CheckpointError)
 
 
 def test_truncated_weights_are_named(tmp_path: Path) -> None:
@@ -80,11 +80,9 @@ def test_a_pickle_that_runs_code_is_never_opened(tmp_path: Path) -> None:
     path, checkpoint, trap = tmp_path / WEIGHTS, tmp_path / "last.ckpt", Trap(tmp_path / "trap")
     for write in (lambda: path.write_bytes(pickle.dumps(trap)), lambda: torch.save({"a": torch.ones(2)}, path)):
         write()
-        with pytest.raises(CheckpointError, match="pickle"):
-            read_weights(path)
+        refused("pickle", read_weights, path, error=CheckpointError)
     torch.save({"state_dict": trap}, checkpoint)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: expected a checkpoint of this toolkit"):
-        read_checkpoint(checkpoint)
+    refused(r"last\.ckpt: expected a checkpoint of this toolkit", read_checkpoint, checkpoint, error=CheckpointError)
     assert not trap.path.exists()
 
 
@@ -99,31 +97,24 @@ def test_a_pickle_that_runs_code_is_never_opened(tmp_path: Path) -> None:
 )
 def test_foreign_or_broken_config_is_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / CONFIG).write_text(content)
-    with pytest.raises(CheckpointError, match=message):
-        load(tmp_path)
+    refused(message, load, tmp_path, error=CheckpointError)
 
 
 def test_missing_folders_and_web_addresses_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
-        load(tmp_path / "none")
+    refused("no such folder", load, tmp_path / "none", error=CheckpointError)
     (tmp_path / "a").touch()
-    with pytest.raises(CheckpointError, match=r"expected a shipped model with config\.json, found: a"):
-        load(tmp_path)
-    with pytest.raises(CheckpointError, match="local folders only"):
-        load("https://example.org/model")
-    with pytest.raises(CheckpointError, match="local files only"):
-        read_checkpoint("https://example.org/last.ckpt")
+    refused(r"expected a shipped model with config\.json, found: a", load, tmp_path, error=CheckpointError)
+    refused("local folders only", load, "https://example.org/model", error=CheckpointError)
+    refused("local files only", read_checkpoint, "https://example.org/last.ckpt", error=CheckpointError)
 
 
 def test_truncated_training_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.ones(1000)}, "loops": {}}, path)
     path.write_bytes(path.read_bytes()[:800])
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: expected a checkpoint of this toolkit"):
-        read_checkpoint(path)
+    refused(r"last\.ckpt: expected a checkpoint of this toolkit", read_checkpoint, path, error=CheckpointError)
     torch.save({"weights": torch.ones(3)}, path)
-    with pytest.raises(CheckpointError, match="expected a training checkpoint"):
-        read_checkpoint(path)
+    refused("expected a training checkpoint", read_checkpoint, path, error=CheckpointError)
 
 
 def full_disk(*_: Any) -> None:
@@ -145,8 +136,7 @@ def test_full_disk_at_a_checkpoint_keeps_the_earlier_one(tmp_path: Path, monkeyp
 def test_full_disk_at_a_shipped_folder_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "model", keywords={"a": 1})
     monkeypatch.setattr(files.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        make(tmp_path / "model", keywords={"a": 2})
+    refused("No space left", make, tmp_path / "model", keywords={"a": 2}, error=OSError)
     monkeypatch.undo()
     assert json.loads((folder / CONFIG).read_text())["model"] == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -5,26 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mmattn import load
 from mmattn.pretrained import load_pretrained
 from mmattn.tasks.classification.demo import CLASSES, make
 from mmattn.tasks.common.errors import CheckpointError
-from tests.tasks.runs import read, run
+from tests.conftest import refused
+from tests.tasks.runs import BRIEF, STILL, assert_kept, read, run, weights, write_lines
 
-BASE = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --trainer.enable_progress_bar false "
-BASE += "--data.demo_size 12 --data.batch_size 6"
+BASE = f"{BRIEF} --data.demo_size 12 --data.batch_size 6"
 POSITIONS = ("backbone.positions", "backbone.positions.weight")
-STILL = "--trainer.max_steps 1 --optim.lr 1e-9 --optim.weight_decay 0"
 
 
 def fit(folder: Path, options: str, base: str | None = None) -> Path:
     return run("fit", folder, options, base, task="classification")
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load(folder / "model", device="cpu").model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def test_a_public_backbone_under_a_new_head(public: dict[str, Path], name: str, 
     predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
     theirs, ours = load_pretrained(public[name]).state_dict(), predictor.model.backbone.state_dict()
     assert ours.keys() == theirs.keys()
-    assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)
+    assert_kept(theirs, ours)
     assert predictor.processor.image.size == (32, 32)
     assert predictor.labels == sorted(CLASSES)
     mean = (0.1, 0.2, 0.3) if name == "ViT" else (0.485, 0.456, 0.406)
@@ -74,8 +68,8 @@ def test_a_public_backbone_for_larger_pictures(public: dict[str, Path], tmp_path
     [("bert", r"a public one of .*vit, deit, dinov2.*; found one of 'bert'"), ("resnet", "resnet"), ("none", "none")],
 )
 def test_what_is_no_picture_model_is_refused(public: dict[str, Path], name: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"init_from: .*{message}"):
-        fit(tmp_path / "run", f"--init_from {public['ViT'].parent / name}")
+    start = f"--init_from {public['ViT'].parent / name}"
+    refused(rf"init_from: .*{message}", fit, tmp_path / "run", start, error=CheckpointError)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +81,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for n, sample in enumerate(make("train", 12)):
         Image.fromarray(sample.image).save(folder / f"{n}.png")
-        rows.append(json.dumps({"path": f"{n}.png", "label": "one" if n % 2 else "two"}))
-    (folder / "all.jsonl").write_text("\n".join(rows) + "\n")
-    return folder / "all.jsonl"
+        rows.append({"path": f"{n}.png", "label": "one" if n % 2 else "two"})
+    return write_lines(folder / "all.jsonl", rows)
 
 
 @pytest.mark.parametrize(
@@ -99,15 +92,12 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, tmp_path: Path) -> None:
     first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1")
     start = f"{STILL} --init_from {first}"
-    again = weights(fit(tmp_path / "again", start))
     before = weights(first)
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    assert all(torch.allclose(again[k], v, atol=1e-6) for k, v in before.items() if not k.endswith(buffers))
+    assert_kept(before, weights(fit(tmp_path / "again", start)))
     other = fit(tmp_path / "other", f"{start} --data.train {table} --data.val {table} --data.image_size 96")
     after = weights(other)
     assert after["head.out.weight"].shape[0] == 2
-    same = [k for k in before if k.startswith("backbone.") and not k.endswith((*buffers, *POSITIONS))]
-    assert all(torch.allclose(after[k], before[k], atol=1e-6) for k in same)
+    assert_kept(before, after, "head.", *POSITIONS)
     if options:
         (name,) = [k for k in before if k.endswith(POSITIONS)]
         assert after[name].shape[2] == before[name].shape[2] * 3 // 2
@@ -117,5 +107,7 @@ def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, 
 
 def test_keywords_that_decide_weights_are_refused(tmp_path: Path) -> None:
     first = fit(tmp_path / "first", "--trainer.max_steps 1")
-    with pytest.raises(CheckpointError, match=r"model\.num_queries: .* has 2, the configuration says 3"):
-        fit(tmp_path / "second", f"--init_from {first} --model.num_queries 3")
+    message = r"model\.num_queries: .* has 2, the configuration says 3"
+    refused(
+        message, fit, tmp_path / "second", f"--init_from {first} --model.num_queries 3", error=CheckpointError
+    )

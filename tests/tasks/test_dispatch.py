@@ -1,30 +1,19 @@
 """What `python -m tasks.vqa` and `mmattn vqa` meet first: fast help, nearest names, one class of each name."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mmattn.tasks.common.task import tasks
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def call(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run([sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True)
+from tests.tasks.runs import python
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["fit", "--help"], ["predict", "--help"], ["test", "-h"]])
 def test_help_needs_no_library(words: list[str]) -> None:
     # -S leaves site-packages out: an import of anything but the standard library would fail.
-    done = call("-S", "-m", "tasks.vqa", *words)
-    assert done.returncode == 0, done.stderr
-    assert "usage: python -m tasks.vqa" in done.stdout
+    assert "usage: python -m tasks.vqa" in python("-S", "-m", "tasks.vqa", *words).stdout
 
 
 @pytest.mark.parametrize(
@@ -42,54 +31,43 @@ def test_help_needs_no_library(words: list[str]) -> None:
     ],
 )
 def test_mistakes_end_in_one_clear_line(words: list[str], message: str, tmp_path: Path) -> None:
-    done = call("-m", "tasks.vqa", *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    said = python("-m", "tasks.vqa", *words, cwd=tmp_path, code=2).stderr
+    assert said.startswith("error: ")
+    assert message in said
+    assert "Traceback" not in said
 
 
 def test_the_other_door_leads_to_the_same_room() -> None:
-    ours, theirs = call("-m", "mmattn", "vqa", "--help").stdout, call("-m", "tasks.vqa", "--help").stdout
+    ours, theirs = python("-m", "mmattn", "vqa", "--help").stdout, python("-m", "tasks.vqa", "--help").stdout
     assert ours.replace("mmattn vqa", "python -m tasks.vqa") == theirs
-    assert f"tasks: {', '.join(tasks())}" in call("-m", "mmattn").stdout
-    assert call("-m", "mmattn", "golf").returncode == 2
+    assert f"tasks: {', '.join(tasks())}" in python("-m", "mmattn").stdout
+    python("-m", "mmattn", "golf", code=2)
 
 
 def test_foreign_modules_of_common_names_are_in_nobodys_way(tmp_path: Path) -> None:
     for name in ("tasks.py", "data.py", "data/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('a product of its own')\n")
-    done = call("-m", "mmattn", "vqa", "predict", "--input", "demo", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) > 1
+    assert len(python("-m", "mmattn", "vqa", "predict", "--input", "demo", cwd=tmp_path).stdout.splitlines()) > 1
 
 
 @pytest.mark.parametrize("name", ["tasks.vqa.model", "tasks.common"])
 def test_submodules_have_their_full_name_alone(name: str) -> None:
-    assert f"ModuleNotFoundError: {name}: write mmattn.{name}\n" in call("-c", f"import {name}").stderr
+    assert f"ModuleNotFoundError: {name}: write mmattn.{name}\n" in python("-c", f"import {name}", code=1).stderr
 
 
 def test_a_class_exists_once() -> None:
     code = "import mmattn, tasks, mmattn.tasks.vqa as full, tasks.vqa as short\n"
     code += "assert all(getattr(short, name) is getattr(full, name) for name in ('VQAHead', 'VQAModule', 'load'))\n"
     code += "assert mmattn.load is tasks.load\n"
-    done = call("-c", code)
-    assert done.returncode == 0, done.stderr
+    python("-c", code)
 
 
 def test_predict_from_the_command_line(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     words = ["--image", "a.png", "--question", "what colour is the circle?", "--top_k", "3"]
-    done = call("-m", "mmattn", "vqa", "predict", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    answer = json.loads(python("-m", "mmattn", "vqa", "predict", *words, cwd=tmp_path).stdout)
     assert answer["id"] == "a.png"
     assert isinstance(answer["answer"], str)
     assert 0 <= answer["score"] <= 1
     assert len(answer["alternatives"]) == 2
-
-
-def test_a_closed_pipe_is_no_error() -> None:
-    words = f"{sys.executable} -m tasks.vqa predict --input demo | head -c 10"
-    assert subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True).stderr == ""

@@ -1,9 +1,5 @@
 """Two gloo processes on an odd number of ragged batches measure what one process measures."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +7,8 @@ import torch
 
 from mmattn.tasks import load
 from mmattn.tasks.vqa.demo import make
-from tests.tasks.runs import read
+from tests.tasks.runs import python, read, write_lines
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 --model.fusion_layers 1"  # its stem has BatchNorm
 
 
@@ -23,27 +18,19 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("questions")
-    lines = []
+    rows = []
     for sample in make("test", size=12)[:205]:
         Image.fromarray(sample.image).save(folder / f"{sample.image_id}.png")
         row = {"image": f"{sample.image_id}.png", "question": sample.question, "answer": sample.answers[0]}
-        lines.append(json.dumps(row | {"question_type": sample.question_type}) + "\n")
-    (folder / "questions.jsonl").write_text("".join(lines))
-    return folder / "questions.jsonl"
+        rows.append(row | {"question_type": sample.question_type})
+    return write_lines(folder / "questions.jsonl", rows)
 
 
 def call(command: str, folder: Path, options: str, processes: int) -> dict:
     words = f"{command} --trainer.accelerator cpu --trainer.default_root_dir {folder} {options}".split()
     words += ["--data.batch_size", "50"]
     words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"] if processes > 1 else []
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.vqa", *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    python("-m", "tasks.vqa", *words)
     return read(folder / "metrics.json")
 
 

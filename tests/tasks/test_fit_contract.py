@@ -17,20 +17,78 @@ import yaml
 from PIL import Image
 
 import mmattn
+from mmattn.data.errors import DataError
 from mmattn.tasks.common.callbacks import read_checkpoint, shipped_weights
-from mmattn.tasks.common.checkpoint import read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.sources import named_models
 from mmattn.tasks.common.task import tasks
-from tests.conftest import slow_but_first
-from tests.tasks.runs import ask, lines, read, run
+from tests.conftest import refused, slow_but_first
+from tests.tasks.runs import ask, lines, read, run, weights
 
 CHEAP = "vqa"  # whose slow tests are always run
 SOME_SLOW = [pytest.param(name, marks=() if name == CHEAP else pytest.mark.slow) for name in tasks()]
 BASELINES = [(task.name, words) for task in tasks().values() for words in task.baselines.values()]
 SOME_BASELINES = slow_but_first(BASELINES, lambda baseline: baseline[0])
 OPTIONS = "--optim.schedule constant --optim.ema_decay 0.9"  # the rate doesn't know when training ends
+
+BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # what `predict` is given, and what it says
+    "asr": [
+        ([{"sound": "a.wav"}], "item 0: expected the key audio, a recording, found sound"),
+        ("a.wav", "write predict"),
+    ],
+    "classification": [
+        ([{"id": "x"}], "item x: expected the key image, found id"),
+        ({"image": "a.png"}, r"predict\(\[item\]\)"),
+        (b"\x89PNG", r"predict\(\[item\]\)"),
+        ([7], r"item 0: image: expected a readable image file"),
+    ],
+    "summarization": [
+        ([" "], "item 0: expected a document, found an empty one"),
+        ([{"txt": "x", "id": "a"}], "item a: expected the key document, a text, found id, txt"),
+        ([{"document": 3}], "item 0: expected the key document, a text"),
+        ("a document", "write predict"),
+    ],
+    "translation": [
+        ([{"de": "x"}], "item 0: expected a text of en, found the keys de"),
+        (["\udcff"], "item 0: expected a text"),
+        ([{"en": 3}], "item 0: expected a text of en, found 3"),
+        ("the lion", "a list of items"),
+    ],
+    "vqa": [
+        ([{"image": "a.png"}], "item 0: expected the keys image and question, found image"),
+        ([{"image": "none.png", "question": "why?"}], r"none\.png"),
+        ([{"image": "none.png", "question": "  ", "id": "x7"}], "item x7: expected a question, found an empty one"),
+        (["none.png"], "item 0: expected a mapping with the keys image and question, found str"),
+    ],
+}
+BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # asked in an empty folder
+    "asr": [
+        ("", "expected --audio, or --input PATH, found neither"),
+        ("--audio a.wav --input demo", "expected --audio, or --input PATH, found both"),
+        ("--input nowhere", "expected a manifest .jsonl, a .csv or .tsv"),
+        ("--input nowhere.wav", "no such file"),
+        ("--input .", "expected recordings"),
+        ("--audio .", "--audio .: expected a recording, found a folder; --input takes folders"),
+        ("--audio a.wav --num_beams 0", "--num_beams: expected 1 or more, found 0"),
+        ("--audio a.wav --window 0", "--window: expected seconds from 0.5 to 600, found 0"),
+        ("--audio a.wav --ctc_weight 2", "--ctc_weight: expected a value from 0 to 1, found 2"),
+    ],
+    "classification": [
+        ("", "expected --image, or --input PATH, found neither"),
+        ("--image a.png --input demo", "expected --image, or --input PATH, found both"),
+        ("--input none", "none: .*found no such file"),
+        ("--image none.png", r"item none\.png: image none\.png: expected an image file, found no such file"),
+    ],
+    "segmentation": [
+        ("--input nowhere", "nowhere: expected a folder of pictures, found no such folder"),
+        ("--input demo --tile 8", "--tile: expected 32 pixels or more, found 8"),
+    ],
+    "translation": [
+        ("", "--text, or --input PATH"),
+        ("--input none.txt", "none.txt: expected a text file, found no such file"),
+    ],
+}
 
 each = pytest.mark.parametrize("task", tasks())
 each_slowly = pytest.mark.parametrize("task", SOME_SLOW)
@@ -60,7 +118,7 @@ def plain(found: Any) -> Any:
 
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two runs end in the same shipped model and the same state of training, bit for bit."""
-    pairs = [[read_weights(run / "model" / "model.safetensors") for run in (one, other)]]
+    pairs = [[weights(run) for run in (one, other)]]
     pairs += [[read_checkpoint(run / "last.ckpt")["state_dict"] for run in (one, other)]]
     return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
 
@@ -70,6 +128,7 @@ class TestContract:
     def test_what_it_says_of_itself_is_there(self, task: str) -> None:
         described = tasks()[task]
         assert (described.name, described.folder.name) == (task, task)
+        assert described.tiny
         names = {field.name: getattr(described, field.name) for field in dataclasses.fields(described)}
         named = [name for name in names.values() if isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name)]
         assert len(named) >= 6
@@ -110,7 +169,7 @@ class TestContract:
     @each
     def test_the_shipped_model_is_the_best_with_its_average(self, task: str, trained: Callable[[str], Path]) -> None:
         checkpoint = read_checkpoint(trained(task) / "best.ckpt")
-        best, shipped = shipped_weights(checkpoint), read_weights(trained(task) / "model" / "model.safetensors")
+        best, shipped = shipped_weights(checkpoint), weights(trained(task))
         assert shipped
         assert all(torch.equal(best[name], shipped[name]) for name in shipped)
         raw = checkpoint["state_dict"]
@@ -179,11 +238,24 @@ class TestContract:
         found = model.predict([first, {}, second], batch_size=1, on_error="skip")
         assert found[1] is None
         assert plain([found[0], found[2]]) == expected
-        with pytest.raises(ValueError, match="item 1"):
-            model.predict([first, {}])
+        refused("item 1", model.predict, [first, {}])
         for ask_it in (model.predict, model.explain_all):
-            with pytest.raises(ConfigError, match=rf"^no_such_option: {task} has no such option"):
-                ask_it([first], no_such_option=1)
+            refused(rf"^batch_sizes: {task} has no such option", ask_it, [first], batch_sizes=1, error=ConfigError)
+
+    @pytest.mark.parametrize("task", BAD_ITEMS)
+    def test_bad_items_are_named(self, task: str, predictor: Callable[[str], Predictor[Any, Any]]) -> None:
+        for items, message in BAD_ITEMS[task]:
+            refused(message, predictor(task).predict, items, error=DataError)
+
+    @pytest.mark.parametrize("task", BAD_ARGUMENTS)
+    def test_bad_arguments_are_named(
+        self, task: str, trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for words, message in BAD_ARGUMENTS[task]:
+            given = ("--checkpoint", trained(task) / "model", *words.split(), "--output", "o")
+            refused(message, ask, "predict", *given, task=task, error=(ConfigError, DataError))
+        assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
 
     @each
     def test_saved_and_loaded_it_predicts_the_same(

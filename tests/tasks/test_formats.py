@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from mmattn.tasks.common.checkpoint import CONFIG, FORMAT, read_config, upgrade
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import named_models
 from mmattn.tasks.common.task import tasks
+from tests.conftest import refused
+from tests.tasks.runs import edited
 
 GONE = {"vqa": {"memory": 0.0, "memory_picture": 6.0, "memory_ridge": 4.0, "memory_size": [0, 0, 0]}}
 SHIPPED = [task for task in tasks() if "demo" in named_models(task)]
@@ -23,10 +24,10 @@ SHIPPED = [task for task in tasks() if "demo" in named_models(task)]
 def as_format_1(task: str, folder: Path, **keywords: Any) -> Path:
     """The shipped model as version 0.1 wrote it."""
     shutil.copytree(named_models(task)["demo"], folder)
-    config = json.loads((folder / CONFIG).read_text())
-    del config["network"]
-    config["model"] |= GONE.get(task, {}) | keywords
-    (folder / CONFIG).write_text(json.dumps(config | {"format": 1}))
+    with edited(folder / CONFIG) as config:
+        del config["network"]
+        config["model"] |= GONE.get(task, {}) | keywords
+        config["format"] = 1
     return folder
 
 
@@ -51,7 +52,5 @@ def test_public_networks_of_format_1_are_named() -> None:
 
 def test_a_memory_of_training_questions_is_no_more(tmp_path: Path) -> None:
     folder = as_format_1("vqa", tmp_path / "old", memory=0.9)
-    with pytest.raises(
-        CheckpointError, match=r"config\.json: expected a model without a memory .* version 0\.1 of mmattn"
-    ):
-        mmattn.load(folder)
+    said = r"config\.json: expected a model without a memory .* version 0\.1 of mmattn"
+    refused(said, mmattn.load, folder, error=CheckpointError)

@@ -104,10 +104,6 @@ def take_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return take
 
 
-def test_every_task_has_a_tiny_configuration() -> None:
-    assert all(task.tiny for task in tasks().values())
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("task", slow_but_first(tasks()))
 def test_the_gpu_path_takes_the_step_that_the_plain_path_takes(

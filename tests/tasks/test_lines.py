@@ -19,9 +19,8 @@ from mmattn.tasks.summarization.data import SummaryDataset
 from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.model import SummarizationModel
 from mmattn.tasks.summarization.processor import SummaryProcessor
-from tests.tasks.runs import ask, lines as answers
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import refused
+from tests.tasks.runs import ROOT, ask, lines as answers, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +43,7 @@ def predict(tiny: Path) -> Callable[..., None]:
 
 
 def table(path: Path, documents: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"id": str(n), "document": text}) + "\n" for n, text in enumerate(documents)))
-    return path
+    return write_lines(path, ({"id": str(n), "document": text} for n, text in enumerate(documents)))
 
 
 def test_a_thousand_in_order(predict: Callable[..., None], tmp_path: Path) -> None:
@@ -100,8 +98,7 @@ def test_an_empty_document_is_named(
 def test_invalid_utf8(name: str, content: bytes, message: str, predict: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     (tmp_path / "out").write_text("as it was")
-    with pytest.raises(DataError, match=message):
-        predict("--input", tmp_path / name, "--output", tmp_path / "out")
+    refused(message, predict, "--input", tmp_path / name, "--output", tmp_path / "out", error=DataError)
     assert (tmp_path / "out").read_text() == "as it was"
     assert sorted(p.name for p in tmp_path.iterdir()) == [name, "out"]
 

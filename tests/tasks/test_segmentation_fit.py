@@ -13,6 +13,7 @@ from mmattn.tasks.segmentation.data import SegmentationBatch
 from mmattn.tasks.segmentation.demo import NAMES, make
 from mmattn.tasks.segmentation.module import SegmentationDataModule
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
+from tests.conftest import refused
 from tests.pictures import write_pairs
 from tests.tasks.runs import read, run
 
@@ -73,8 +74,7 @@ def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(
     if size:
         Image.new("L", (size, size), number).save(data / f"{place}.png")
     options = f"--data.train {data / 'train'} --data.val {data / 'val'}"
-    with pytest.raises(DataError, match=message):
-        run("fit", tmp_path / "run", options, task="segmentation")
+    refused(message, run, "fit", tmp_path / "run", options, task="segmentation", error=DataError)
     assert not (tmp_path / "run").exists()
     run("fit", tmp_path / "run", f"{options} --data.on_error skip", task="segmentation")
     assert (tmp_path / "run" / "model").exists()
@@ -96,21 +96,4 @@ def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
         assert sorted(before) == sorted(after)
     sample = samples[0]
     sample.image, sample.mask = sample.image[:60], np.ascontiguousarray(sample.mask[:60])
-    with pytest.raises(ConfigError, match="whole patches of 8"):
-        module.collate_fn("val")([sample])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("--loss.objective.tversky 1.0", "loss.objective: expected cross_entropy, dice, focal"),
-        ("--model.attention.kind dense", "attention: of segformer alone"),
-        ("--data.augment.flip 3", r"data\.augment\.flip: expected 0 to 1"),
-        ("--data.augment.flipp 1", r"data\.augment\.flipp: no such option \(did you mean 'flip'\?\)"),
-        ("--model.network fcn", "network"),
-    ],
-)
-def test_bad_settings_are_named(options: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        run("fit", tmp_path / "run", options, task="segmentation")
-    assert not (tmp_path / "run" / "last.ckpt").exists()
+    refused("whole patches of 8", module.collate_fn("val"), [sample], error=ConfigError)

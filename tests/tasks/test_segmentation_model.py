@@ -12,6 +12,7 @@ from mmattn.backbones.unet import GatedDecoder, UNetHead, build_pyramid
 from mmattn.explain import capture
 from mmattn.tasks.segmentation.losses import segmentation_loss
 from mmattn.tasks.segmentation.model import SegmentationHead, SegmentationModel, best_classes
+from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn
 
 SMALL: dict[str, Any] = {"num_classes": 5, "channels": (6, 8, 12)}
@@ -29,6 +30,14 @@ class TestSegmentationModel(TaskModelTests):
         "segformer": SEGFORMER,
         "segformer, linear": {**SEGFORMER, "attention": {"kind": "linear"}},
     }
+    wrong: ClassVar = [
+        ({"network": "fcn"}, "unknown network 'fcn'"),
+        ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
+        ({"attention": {"kind": "linear"}}, "attention: of segformer alone"),
+        ({"network": "segformer"}, "num_heads: expected one for each of the 3 stages"),
+        ({"decoder_channels": (4,)}, "channels for 2 decoder maps, found 1"),
+        ({"stem_stride": 3}, "stem_stride: expected 1, 2 or 4"),
+    ]
     batch, rows, columns = Dim("batch", max=64), Dim("rows", min=2, max=64), Dim("columns", min=2, max=64)
     dynamic: ClassVar[dict[str, dict[int, Any]]] = {"pixel_values": {0: batch, 2: 8 * rows, 3: 8 * columns}}
 
@@ -38,6 +47,12 @@ class TestSegmentationModel(TaskModelTests):
     def inputs(self, batch: int, length: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(batch)
         return {"pixel_values": torch.randn(batch, 3, 8 * length, 8 * (length + 2), generator=generator)}
+
+    def heads(self) -> Any:
+        head = SegmentationHead((16, 32, 64), num_classes=4)
+        maps = [torch.randn(2, c, s, s + 1) for c, s in ((16, 12), (32, 6), (64, 3))]
+        refused("expected 3 maps, found 2", head, maps[:2])
+        return [(head, (maps,), [(2, 4, 12, 13), (2, 4, 6, 7)])]
 
     def test_scores_have_the_size_of_the_picture(self, model: nn.Module) -> None:
         for size in ((37, 50), (64, 41)):
@@ -82,8 +97,7 @@ def test_where_it_looked(keywords: dict[str, Any]) -> None:
     if keywords:  # what all queries spend on the keys is one
         torch.testing.assert_close(seen[0].sum((1, 2)), torch.ones(2))
     else:
-        with pytest.raises(ValueError, match="nothing to look with"):
-            SegmentationModel(**SMALL, gates=False).looked_at({}, (8, 8))
+        refused("nothing to look with", SegmentationModel(**SMALL, gates=False).looked_at, {}, (8, 8))
 
 
 def test_a_closed_gate_hides_the_skip() -> None:
@@ -98,17 +112,6 @@ def test_a_closed_gate_hides_the_skip() -> None:
         torch.testing.assert_close(shut, decoder([torch.randn_like(fine), coarse])[0])
         gate.psi.bias.fill_(0.0)
         assert not torch.allclose(shut, decoder([fine, coarse])[0])
-
-
-def test_the_head_alone_over_features_of_your_own() -> None:
-    head = SegmentationHead((16, 32, 64), num_classes=4)
-    maps = [torch.randn(2, c, s, s + 1) for c, s in ((16, 12), (32, 6), (64, 3))]
-    scores = head(maps)
-    assert [tuple(s.shape) for s in scores] == [(2, 4, 12, 13), (2, 4, 6, 7)]
-    sum(s.sum() for s in scores).backward()
-    assert all(p.grad is not None for p in head.parameters())
-    with pytest.raises(ValueError, match="expected 3 maps, found 2"):
-        head(maps[:2])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
@@ -128,22 +131,6 @@ def test_sizes_and_units() -> None:
     model = SegmentationModel(3, backbone="timm/resnet18").eval()
     assert model(torch.randn(1, 3, 70, 50)).logits.shape == (1, 3, 70, 50)
     assert model.unit == 32
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"network": "fcn"}, "unknown network 'fcn'"),
-        ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
-        ({"attention": {"kind": "linear"}}, "attention: of segformer alone"),
-        ({"network": "segformer"}, "num_heads: expected one for each of the 3 stages"),
-        ({"decoder_channels": (4,)}, "channels for 2 decoder maps, found 1"),
-        ({"stem_stride": 3}, "stem_stride: expected 1, 2 or 4"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SegmentationModel(**SMALL, **keywords)
 
 
 def test_stochastic_depth_drops_whole_branches() -> None:

@@ -14,15 +14,13 @@ from mmattn.data.image.masks import ClassList
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.segmentation.demo import NAMES, make
 from mmattn.tasks.segmentation.predict import load
+from tests.conftest import refused
 from tests.pictures import write_pairs
-from tests.tasks.runs import ask, read, run
+from tests.tasks.runs import BRIEF, STILL, ask, assert_kept, edited, read, run
 
 Image = pytest.importorskip("PIL.Image")
 
-BASE = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --trainer.enable_progress_bar false "
-BASE += "--data.demo_size 8 --data.batch_size 4"
-STILL = "--trainer.max_steps 1 --optim.lr 1e-9 --optim.weight_decay 0"
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+BASE = f"{BRIEF} --data.demo_size 8 --data.batch_size 4"
 SIZE = {"height": 48, "width": 64}
 PREPARED: dict[str, dict[str, Any]] = {
     "default": {},
@@ -109,9 +107,7 @@ def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys:
     first, second = load(tmp_path / "public", device="cpu"), load(model, device="cpu")
     before, after = first.model.state_dict(), second.model.state_dict()
     assert after["head.decoder.classifier.weight"].shape[0] == len(NAMES)
-    kept = [name for name in before if ".classifier." not in name and not name.endswith(BUFFERS)]
-    assert len(kept) == len(before) - 2 - 3
-    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in kept)
+    assert assert_kept(before, after, ".classifier.") == len(before) - 2 - 3
     assert second.processor.size == (48, 64)
     assert second.processor.image.mean == (0.485, 0.456, 0.406)
     assert second.processor.classes.names == NAMES
@@ -122,46 +118,38 @@ def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys:
 @pytest.mark.parity
 def test_an_encoder_alone_is_something_to_go_on_from(tmp_path: Path) -> None:
     write_segformer(tmp_path / "public", head="ImageClassification")
-    with pytest.raises(CheckpointError, match=r"expected a finished model, found a backbone .*fit --init_from"):
-        mmattn.load(tmp_path / "public")
+    unfinished = r"expected a finished model, found a backbone .*fit --init_from"
+    refused(unfinished, mmattn.load, tmp_path / "public", error=CheckpointError)
     options = f"--init_from {tmp_path}/public --model.decoder_channels [6] --data.image_size 32"
     predictor = load(fit(tmp_path / "run", f"{STILL} {options}"), device="cpu")
     assert predictor.processor.size == 32
     assert predictor.model.head.decoder.fuse.weight.shape[0] == 6
     assert predictor.predict(make("test", 2))[1].labels.shape == (64, 64)
-    with pytest.raises(CheckpointError, match=r"model\.reductions: .* has \(2, 1\), the configuration says"):
-        fit(tmp_path / "other", f"--init_from {tmp_path}/public --model.reductions [4,2]")
-
-
-def write_timm(folder: Path, name: str = "resnet10t") -> Any:
-    timm = pytest.importorskip("timm")
-    from timm.models import save_for_hf
-
-    torch.manual_seed(0)
-    model = timm.create_model(name)
-    save_for_hf(model, folder, safe_serialization=True)
-    config = read(folder / "config.json")
-    config["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
-    (folder / "config.json").write_text(json.dumps(config))
-    return model
+    wrong = f"--init_from {tmp_path}/public --model.reductions [4,2]"
+    message = r"model\.reductions: .* has \(2, 1\), the configuration says"
+    refused(message, fit, tmp_path / "other", wrong, error=CheckpointError)
 
 
 def test_a_timm_backbone_below_a_unet(tmp_path: Path) -> None:
-    theirs = write_timm(tmp_path / "timm").state_dict()
-    options = f"--init_from {tmp_path}/timm --model.decoder_channels [8,8,8,8] --model.gates false"
-    predictor = load(fit(tmp_path / "run", f"{STILL} {options}"), device="cpu")
+    model = pytest.importorskip("timm").create_model("resnet10t")
+    pytest.importorskip("timm.models").save_for_hf(model, tmp_path / "timm", safe_serialization=True)
+    with edited(tmp_path / "timm" / "config.json") as config:
+        config["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    theirs = model.state_dict()
+    start = f"--init_from {tmp_path}/timm"
+    options = f"{STILL} {start} --model.decoder_channels [8,8,8,8] --model.gates false"
+    predictor = load(fit(tmp_path / "run", options), device="cpu")
     ours = {n.removeprefix("encoder.body."): v for n, v in predictor.model.state_dict().items() if "encoder." in n}
     assert ours.keys() <= theirs.keys()
     assert len(ours) > 50
-    same = [name for name in ours if not name.endswith(BUFFERS)]
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in same)
+    assert_kept(ours, theirs)
     assert predictor.processor.image.mean == (0.1, 0.2, 0.3)
     assert predictor.model.head.decoder.channels == (8, 8, 8, 8)
-    with pytest.raises(CheckpointError, match=r"model\.channels: .* has no such keyword"):
-        fit(tmp_path / "other", f"--init_from {tmp_path}/timm --model.channels [8,8]")
+    unknown = r"model\.channels: .* has no such keyword"
+    refused(unknown, fit, tmp_path / "other", f"{start} --model.channels [8,8]", error=CheckpointError)
     (tmp_path / "timm" / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"timm: expected weights, one of model\.safetensors"):
-        fit(tmp_path / "third", f"--init_from {tmp_path}/timm")
+    nothing = r"timm: expected weights, one of model\.safetensors"
+    refused(nothing, fit, tmp_path / "third", start, error=CheckpointError)
 
 
 SEGFORMER = "--model.network segformer --model.channels [8,16] --model.num_heads [1,2] --model.reductions [2,1]"
@@ -175,16 +163,13 @@ def test_a_model_of_ours_for_other_classes(options: str, tmp_path: Path, capsys:
     (data / "classes.txt").write_text("0 calm\n1 other\n")
     before, again = load(first, device="cpu").model.state_dict(), load(fit(tmp_path / "again", start), device="cpu")
     assert "begins anew" not in capsys.readouterr().err
-    state = again.model.state_dict()
-    assert all(torch.allclose(state[name], v, atol=1e-6) for name, v in before.items() if not name.endswith(BUFFERS))
+    assert_kept(before, again.model.state_dict())
     assert again.processor.size == 48
     other = load(fit(tmp_path / "other", f"{start} --data.train {data} --data.val {data}"), device="cpu")
     assert "knows 8 other classes" in capsys.readouterr().err
     after = other.model.state_dict()
-    scored = [name for name in after if "classifier" in name]
-    assert all(after[name].shape[0] == 2 for name in scored)
-    kept = [name for name in after if name not in scored and not name.endswith(BUFFERS)]
-    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in kept)
+    assert all(value.shape[0] == 2 for name, value in after.items() if "classifier" in name)
+    assert_kept(after, before, "classifier")
     assert other.labels == ["calm", "other"]
 
 
@@ -192,19 +177,16 @@ def test_a_model_of_ours_for_other_classes(options: str, tmp_path: Path, capsys:
 def test_what_is_no_such_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(CheckpointError, match="expected a model for segmentation, found one of vit, for classif"):
-        load(tmp_path / "vit")
+    other = "expected a model for segmentation, found one of vit, for classif"
+    refused(other, load, tmp_path / "vit", error=CheckpointError)
     write_segformer(tmp_path / "public", resample=3)
-    with pytest.raises(CheckpointError, match="expected resample 2, bilinear; found 3"):
-        load(tmp_path / "public")
+    refused("expected resample 2, bilinear; found 3", load, tmp_path / "public", error=CheckpointError)
     config = tmp_path / "public" / "preprocessor_config.json"
     config.write_text(json.dumps({"size": {"longest_edge": 9}}))
-    with pytest.raises(CheckpointError, match=r"expected size with height and width, found \{'longest_edge': 9\}"):
-        load(tmp_path / "public")
+    unlike = r"expected size with height and width, found \{'longest_edge': 9\}"
+    refused(unlike, load, tmp_path / "public", error=CheckpointError)
     config.unlink()  # without it pictures stay as they are
     assert load(tmp_path / "public", device="cpu").processor.size is None
-    labels = read(tmp_path / "public" / "config.json")
-    labels["id2label"]["3"] = "thing 2"
-    (tmp_path / "public" / "config.json").write_text(json.dumps(labels))
-    with pytest.raises(CheckpointError, match="id2label: expected at most 255 names"):
-        load(tmp_path / "public")
+    with edited(tmp_path / "public" / "config.json") as labels:
+        labels["id2label"]["3"] = "thing 2"
+    refused("id2label: expected at most 255 names", load, tmp_path / "public", error=CheckpointError)

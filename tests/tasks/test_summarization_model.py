@@ -30,6 +30,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class TestSummarizationModel(TextModelTests):
     task, model_class, small, variants = "summarization", SummarizationModel, SMALL, VARIANTS
     dynamic: ClassVar[dict[str, dict[int, Any]]] = TextModelTests.dynamic | STARTS
+    wrong: ClassVar = [
+        ({"global_tokens": "last"}, "global_tokens: expected none, first or sentences, found 'last'"),
+        ({"global_tokens": "first"}, "'dense' does not support global tokens"),
+        ({"memory": "mean"}, "leaves no tokens to copy"),
+        ({"hierarchical": True, "global_tokens": "first"}, "words attend within sentences"),
+    ]
 
     @pytest.mark.slow
     def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
@@ -110,17 +116,3 @@ def test_global_tokens_reach_far() -> None:
     assert not moved()
     assert moved(global_tokens="first")
     assert moved(global_tokens="sentences")
-
-
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"global_tokens": "last"}, "global_tokens: expected none, first or sentences, found 'last'"),
-        ({"global_tokens": "first"}, "'dense' does not support global tokens"),
-        ({"memory": "mean"}, "leaves no tokens to copy"),
-        ({"hierarchical": True, "global_tokens": "first"}, "words attend within sentences"),
-    ],
-)
-def test_options_that_do_not_go_together(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SummarizationModel(**{**SMALL, **keywords})

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmattn.data.errors import DataError
 from mmattn.tasks.summarization import metrics
 from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.localisation import localisation
@@ -82,21 +81,6 @@ def test_what_is_cut_is_said(summarizer: Summarizer, tmp_path: Path, capsys: pyt
     limit = summarizer.processor.max_source_len
     assert lines(tmp_path / "o")[0]["tokens_cut"] == summarizer.processor.source.length(text) - (limit - 1)
     assert f"1 of the documents are longer than {limit} tokens" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        (" ", "item 0: expected a document, found an empty one"),
-        ({"txt": "x", "id": "a"}, "item a: expected the key document, a text, found id, txt"),
-        ({"document": 3}, "item 0: expected the key document, a text"),
-    ],
-)
-def test_a_bad_item_is_named(summarizer: Summarizer, item: object, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        summarizer.predict([item])
-    with pytest.raises(DataError, match="write predict"):
-        summarizer.predict("a document")
 
 
 # Explaining -----------------------------------------------------------------------------------------------------------

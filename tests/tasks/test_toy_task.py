@@ -4,13 +4,10 @@ import json
 import os
 import re
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tasks.runs import ROOT, python
 
 
 def write_task(folder: Path, package: str, name: str) -> None:
@@ -25,11 +22,7 @@ def write_task(folder: Path, package: str, name: str) -> None:
 
 
 def call(cwd: Path, words: str, *more: str, **environment: str) -> str:
-    given = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, *words.split(), *more]
-    done = subprocess.run(command, cwd=cwd, env=given, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return python(*words.split(), *more, cwd=cwd, **environment).stdout
 
 
 def checkout() -> str:
@@ -74,5 +67,5 @@ def test_an_installed_package_brings_a_task(tmp_path: Path) -> None:
 def test_a_folder_without_a_task_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "__init__.py").touch()
-    with pytest.raises(AssertionError, match=r"module 'mmattn\.tasks\.empty' has no attribute 'TASK'"):
-        call(tmp_path, "-m mmattn", MMATTN_TASKS=str(tmp_path))
+    said = python("-m", "mmattn", cwd=tmp_path, code=1, MMATTN_TASKS=str(tmp_path)).stderr
+    assert "module 'mmattn.tasks.empty' has no attribute 'TASK'" in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,15 +14,13 @@ import pytest
 import torch
 
 from mmattn.data.errors import DataError
-from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.translation.demo import make
 from mmattn.tasks.translation.localisation import localisation
 from mmattn.tasks.translation.metrics import score, signatures
 from mmattn.tasks.translation.predict import Translation, Translator, load
 from scripts.results import read_results
-from tests.tasks.runs import ask, lines
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import refused
+from tests.tasks.runs import ROOT, ask, lines, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +81,6 @@ def test_items_of_every_kind(translator: Translator) -> None:
     assert [t.id for t in found] == ["0", "x", "2", "test-0", "4"]
     assert found[4].translation == ""
     assert translator(text).translation == found[0].translation
-    for bad, message in (
-        ([{"de": "x"}], "item 0: expected a text of en, found the keys de"),
-        (["\udcff"], "item 0: expected a text"),
-        ([{"en": 3}], "item 0: expected a text of en, found 3"),
-        (text, "a list of items"),
-    ):
-        with pytest.raises(DataError, match=message):
-            translator.predict(bad)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"beams: translation has no such option \(did you mean 'num_beams'\?\)"):
-        translator.predict([text], beams=3)
 
 
 def test_lines_in_lines_out(predict: Callable[..., Any], tmp_path: Path) -> None:
@@ -114,29 +101,15 @@ def test_a_very_long_line_is_cut_and_said(predict: Callable[..., Any], tmp_path:
     assert "1 of the texts are longer than 64 tokens" in found.err
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("in.txt", b"the dog\nthe \xff dog\n", r"in.txt, line 2: expected UTF-8 text, found the byte 0xff"),
-        ("none.txt", None, r"none.txt: expected a text file, found no such file"),
-        ("bad.jsonl", b'{"en": "a"}\n{"fr": "b"}\n', r"bad\.jsonl, line 2: expected the key en or source"),
-        (None, None, "--text, or --input PATH"),
-    ],
-)
-def test_bad_input_is_one_error_naming_the_line(
-    name: str | None, content: bytes | None, message: str, predict: Callable[..., Any], tmp_path: Path
-) -> None:
-    if name is not None and content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        predict(*([] if name is None else ["--input", tmp_path / name]))
-    assert predict("--text", "the dog").out.count("\n") == 1, "nothing was written before"
+def test_a_bad_line_is_named_before_anything_is_written(predict: Callable[..., Any], tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "bad.jsonl", [{"en": "a"}, {"fr": "b"}])
+    refused(r"bad\.jsonl, line 2: expected the key en or source", predict, "--input", path, error=DataError)
+    assert predict("--text", "the dog").out.count("\n") == 1
 
 
 def test_json_lines(predict: Callable[..., Any], tmp_path: Path) -> None:
     rows = [{"en": "the lion paints the door", "id": 7}, {"source": ""}, {"fr": "b"}]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    predict("--input", tmp_path / "in.jsonl", "--on_error", "skip", "--output", tmp_path / "out")
+    predict("--input", write_lines(tmp_path / "in.jsonl", rows), "--on_error", "skip", "--output", tmp_path / "out")
     assert [(row["id"], bool(row["translation"])) for row in lines(tmp_path / "out")] == [("7", True), ("2", False)]
 
 

@@ -11,18 +11,11 @@ from mmattn.explain import capture
 from mmattn.tasks.common.pointing import peaks_in_regions
 from mmattn.tasks.vqa.losses import cell_coverage, guidance_loss, object_loss
 from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
+from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 30,
-    "num_answers": 7,
-    "image_size": 32,
-    "channels": (8, 8),
-    "embed_dim": 16,
-    "num_heads": 2,
-    "ffn_dim": 24,
-    "fusion_layers": 2,
-}
+SMALL: dict[str, Any] = {"vocab_size": 30, "num_answers": 7, "image_size": 32, "channels": (8, 8)}
+SMALL |= {"embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "fusion_layers": 2}
 FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive", "mean")
 
 
@@ -38,6 +31,12 @@ class TestVQAModel(TaskModelTests):
         "window": {"attention": {"kind": "sliding_window", "window": 3}},
         "linear": {"attention": {"kind": "linear"}},
     }
+    wrong: ClassVar = [
+        ({"fusion": "bilinear"}, "unknown fusion 'bilinear'"),
+        ({"image_encoder": "resnet"}, "unknown image backbone 'resnet'"),
+        ({"attention": {"kind": "monotonic"}}, "'monotonic' does not support"),
+        ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
+    ]
     batch, length = Dim("batch", max=64), Dim("length", max=32)
     dynamic: ClassVar[dict[str, dict[int, Any]]] = {
         "pixel_values": {0: batch},
@@ -59,6 +58,10 @@ class TestVQAModel(TaskModelTests):
         width = (0, extra)
         padded = {name: nn.functional.pad(inputs[name], width) for name in ("input_ids", "key_mask")}
         return {**inputs, **padded}
+
+    def heads(self) -> Any:
+        given = (torch.randn(3, 9, 12), torch.randn(3, 4, 20))
+        return [(VQAHead(16, 5, image_dim=12, text_dim=20, num_heads=2), given, [(3, 5)])]
 
     def test_questions_that_share_a_picture(self, model: nn.Module) -> None:
         model = model.double().eval()
@@ -91,8 +94,7 @@ def test_maps_of_the_picture_and_the_words(fusion: str, index: list[int] | None)
     torch.testing.assert_close(words.sum(-1), torch.ones(4))
     assert (words[~mask] == 0).all()
     if fusion == "mean":
-        with pytest.raises(ValueError, match="does not attend to the picture"):
-            model.grid_attention(maps, which, mask)
+        refused("does not attend to the picture", model.grid_attention, maps, which, mask)
         return
     found = model.grid_attention(maps, which, mask)
     assert found.shape == (4, *model.grid_size) == (4, 8, 8)
@@ -101,28 +103,6 @@ def test_maps_of_the_picture_and_the_words(fusion: str, index: list[int] | None)
     with capture(model) as alone:
         model(pixels[2:3] if index else pixels[1:2], ids[1:2, :2], mask[1:2, :2])
     torch.testing.assert_close(model.grid_attention(alone, None, mask[1:2, :2])[0], found[1], atol=1e-5, rtol=0)
-
-
-def test_the_head_alone_over_features_of_other_sizes() -> None:
-    head = VQAHead(16, 5, image_dim=12, text_dim=20, num_heads=2)
-    logits = head(torch.randn(3, 9, 12), torch.randn(3, 4, 20))
-    assert logits.shape == (3, 5)
-    logits.sum().backward()
-    assert all(p.grad is not None for p in head.parameters())
-
-
-@pytest.mark.parametrize("place", ["attention", "cross_attention"])
-def test_a_kernel_that_cannot_serve_refuses_by_name(place: str) -> None:
-    kind = {"attention": "monotonic", "cross_attention": "sliding_window"}[place]
-    with pytest.raises(ValueError, match=f"'{kind}' does not support"):
-        VQAModel(**SMALL, **{place: {"kind": kind}})
-
-
-def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown fusion 'bilinear'"):
-        VQAModel(**SMALL, fusion="bilinear")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown image backbone 'resnet'"):
-        VQAModel(**SMALL, image_encoder="resnet")
 
 
 def test_timm_backbone() -> None:

@@ -1,6 +1,5 @@
 """Asking the shipped VQA model: from Python and from the command line, one item, a folder, a file, and bad items."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from mmattn.tasks.common.sources import named_models
 from mmattn.tasks.vqa.demo import FAMILIES, make
 from mmattn.tasks.vqa.localisation import localisation
 from mmattn.tasks.vqa.predict import VQAPredictor
-from tests.tasks.runs import ask, lines
+from tests.conftest import refused
+from tests.tasks.runs import ask, lines, write_lines
 
 ASKED = ("--question", "how many things are there?")
 
@@ -52,20 +52,6 @@ def test_words_it_never_saw_are_named(predictor: VQAPredictor) -> None:
     assert predictor(item).unknown_words == ["zeppelin"]
 
 
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        ({"image": "a.png"}, "item 0: expected the keys image and question, found image"),
-        ({"image": "none.png", "question": "why?"}, r"none\.png"),
-        ({"image": "none.png", "question": "  ", "id": "x7"}, "item x7: expected a question, found an empty one"),
-        ("none.png", "item 0: expected a mapping with the keys image and question, found str"),
-    ],
-)
-def test_bad_items_are_named(predictor: VQAPredictor, item: dict | str, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        predictor(item)  # type: ignore[arg-type]
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder of three."""
@@ -92,10 +78,8 @@ def test_a_bad_item_ends_the_run_or_is_left_out(
 ) -> None:
     (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:60])
     rows = [{"image": f"{n}.png", "question": ASKED[1], "id": str(n)} for n in range(3)]
-    (pictures / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("--input", pictures / "q.jsonl", "--output", pictures / "o", "--batch_size", batch_size)
-    with pytest.raises(DataError, match=r"1\.png"):
-        ask("predict", *words)
+    words = ("--input", write_lines(pictures / "q.jsonl", rows), "--output", pictures / "o", "--batch_size", batch_size)
+    refused(r"1\.png", ask, "predict", *words, error=DataError)
     assert not (pictures / "o").exists(), "nothing half-written stays behind"
     ask("predict", *words, "--on_error", "skip")
     assert [row["id"] for row in lines(pictures / "o")] == ["0", "2"]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import torch
@@ -21,23 +19,14 @@ from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.asr.processor import ASRProcessor
 from mmattn.tasks.common.checkpoint import save_directory
 from mmattn.tasks.common.seq2seq.model import token_loss
+from tests.tasks.runs import python
 
-ROOT = Path(__file__).resolve().parents[2]
 RATE = 8000
 TONES = {letter: 400.0 * 1.35**n for n, letter in enumerate("abcdef")}  # Hz
 TONE, GAP, PAUSE = 0.08, 0.03, 0.16  # seconds: of a letter, within a word, between words
 SECONDS = 4.0  # of a window
-KEYWORDS = {
-    "encoder": "conformer",
-    "embed_dim": 32,
-    "num_heads": 2,
-    "ffn_dim": 48,
-    "encoder_layers": 1,
-    "kernel_size": 7,
-    "subsampling": 2,
-    "attention": {"kind": "sliding_window", "window": 4},
-    "dropout": 0.0,
-}
+KEYWORDS: dict[str, Any] = {"encoder": "conformer", "embed_dim": 32, "num_heads": 2, "ffn_dim": 48, "encoder_layers": 1}
+KEYWORDS |= {"kernel_size": 7, "subsampling": 2, "attention": {"kind": "sliding_window", "window": 4}, "dropout": 0.0}
 
 
 def speak(words: list[str], seed: int, lead: float = 0.1) -> tuple[Tensor, list[tuple[str, float, float]]]:
@@ -126,11 +115,8 @@ def hear_long(model: Path, folder: Path, sentence: Tensor, rate: int, short: Siz
         with soundfile.SoundFile(path, "w", rate, channels, subtype="PCM_16") as file:
             for _ in range(round(minutes * 60 * rate / len(sentence))):
                 file.write(sentence[:, None].expand(-1, channels).numpy())
-    words = [sys.executable, "-c", MEASURE, str(model), *map(str, paths)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # beside the other tests
-    done = subprocess.run(words, cwd=ROOT, env=one_thread, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    before, after, duration, count, remark = json.loads(done.stdout.splitlines()[-1])
+    said = python("-c", MEASURE, model, *paths).stdout
+    before, after, duration, count, remark = json.loads(said.splitlines()[-1])
     assert after - before < 0.05, "GB"
     assert remark == f"at most {after:.2f} GB of memory in use."
     return duration, count
