@@ -58,7 +58,7 @@ TASK = Task(
     },
     baselines={
         "sound hidden": "--data.ablate sound",
-        "mean pooling for attention": "--model.memory mean",
+        "mean pooling for attention": "--model.pooling mean",
     },
     variants={
         "CTC alone": "--model.decoder none",

@@ -56,7 +56,7 @@ class CTCAdapter(Adapter):
         return PublicCTC(**keywords)
 
     def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        fixed = {"encoder": "transformer", "decoder": "none", "memory": "frames"}
+        fixed = {"encoder": "transformer", "decoder": "none", "pooling": "attention"}
         return fixed | {{"num_layers": "encoder_layers"}.get(key, key): value for key, value in keywords.items()}
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
@@ -100,7 +100,7 @@ class WhisperAdapter(Adapter):
         return PublicWhisper(**keywords)
 
     def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        fixed = {"encoder": "transformer", "decoder": "transformer", "memory": "frames"}
+        fixed = {"encoder": "transformer", "decoder": "transformer", "pooling": "attention"}
         names = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
         return fixed | {names.get(key, key): value for key, value in keywords.items()}
 

@@ -190,7 +190,7 @@ class ASRModel(nn.Module):
         attention: the encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
         decoder_attention: the decoder's self-attention.
         cross_attention: the decoder's attention to the frames.
-        memory: what is written from: the "frames"; or their "mean", a baseline that cannot attend.
+        pooling: How the decoder reads the frames: by "attention"; or their "mean", a baseline that cannot attend.
         dropout: everywhere but in attention weights.
     """
 
@@ -213,13 +213,13 @@ class ASRModel(nn.Module):
         attention: dict[str, Any] | None = None,
         decoder_attention: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
-        memory: Literal["frames", "mean"] = "frames",
+        pooling: Literal["attention", "mean"] = "attention",
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if memory not in ("frames", "mean"):
-            raise ValueError(f"unknown memory {memory!r}: frames or mean")
-        self.memory, self.subsampling, self.num_mels = memory, subsampling, num_mels
+        if pooling not in ("attention", "mean"):
+            raise ValueError(f"unknown pooling {pooling!r}: attention or mean")
+        self.pooling, self.subsampling, self.num_mels = pooling, subsampling, num_mels
         shared: dict[str, Any] = {"num_heads": num_heads, "ffn_dim": ffn_dim, "dropout": dropout}
         listening: dict[str, Any] = {
             "kind": encoder,
@@ -239,7 +239,7 @@ class ASRModel(nn.Module):
     def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Frames (B, T, M) and their mask (B, T) to the memory (B, S, E) and its mask (B, S)."""
         states, mask = self.encoder(features, feature_mask)
-        if self.memory == "mean":
+        if self.pooling == "mean":
             weights = (mask / mask.sum(1, keepdim=True).clamp_min(1)).to(states.dtype)[:, :, None]  # (B, S, 1)
             states = (states * weights).sum(1, keepdim=True).expand_as(states)
         return states, mask

@@ -55,7 +55,7 @@ TASK = Task(
         "adapters:ViTAdapter",
     ),
     baselines={
-        "mean pooling for attention": "--model.pool mean",
+        "mean pooling for attention": "--model.pooling mean",
         "patches shuffled": "--data.ablate arrangement",
     },
     variants={

@@ -15,7 +15,7 @@ from mmattn.explain.maps import capture
 from mmattn.explain.relevance import Step, relevance
 from mmattn.spatial import MapPooling
 
-Pool = Literal["attention", "mean"]
+Pooling = Literal["attention", "mean"]
 BACKBONES = ("residual", "cct", "vit", "timm/NAME")
 
 
@@ -34,7 +34,7 @@ class ClassificationHead(nn.Module):
     Args:
         in_dim: channels of the features.
         num_classes: K.
-        pool: how a map becomes a vector, "attention" or "mean"; vectors are taken as they are.
+        pooling: how a map becomes a vector, "attention" or "mean"; vectors are taken as they are.
         embed_dim: of each query's answer, in_dim where None.
         num_heads: h.
         num_queries: that read the map.
@@ -52,7 +52,7 @@ class ClassificationHead(nn.Module):
         in_dim: int,
         num_classes: int,
         *,
-        pool: Pool = "attention",
+        pooling: Pooling = "attention",
         embed_dim: int | None = None,
         num_heads: int = 4,
         num_queries: int = 1,
@@ -61,11 +61,11 @@ class ClassificationHead(nn.Module):
         features: Literal["map", "vector"] = "map",
     ) -> None:
         super().__init__()
-        if pool not in ("attention", "mean"):
-            raise ValueError(f"unknown pool {pool!r}; there are: attention, mean")
+        if pooling not in ("attention", "mean"):
+            raise ValueError(f"unknown pooling {pooling!r}; there are: attention, mean")
         self.pool: MapPooling | None = None
         size = in_dim
-        if features == "map" and pool == "attention":
+        if features == "map" and pooling == "attention":
             embed_dim = in_dim if embed_dim is None else embed_dim
             self.pool = MapPooling(
                 embed_dim, num_heads, num_queries=num_queries, in_channels=in_dim, positions="coordinates"
@@ -109,7 +109,7 @@ class ClassificationModel(nn.Module):
         stem_stride: of "residual".
         patch_size: of "vit", in pixels.
         tokenizer_layers: of "cct": convolutions before the tokens, each halving the map.
-        pool: "attention": queries over a convolutional map, sequence pooling (cct), a class token (vit); "mean".
+        pooling: "attention": queries over a convolutional map, sequence pooling (cct), a class token (vit); "mean".
         embed_dim: E of the transformer, or of each query's answer.
         num_heads: h.
         num_layers: of the transformer.
@@ -133,7 +133,7 @@ class ClassificationModel(nn.Module):
         stem_stride: int = 2,
         patch_size: int = 8,
         tokenizer_layers: int = 1,
-        pool: Pool = "attention",
+        pooling: Pooling = "attention",
         embed_dim: int = 64,
         num_heads: int = 4,
         num_layers: int = 4,
@@ -158,13 +158,12 @@ class ClassificationModel(nn.Module):
             own: dict[str, Any] = {"blocks": blocks, "gate": channel_attention, "stem_stride": stem_stride}
             self.backbone = ResidualNet(channels, **own, **more)
         elif backbone == "cct":
-            pooling: str = "sequence" if pool == "attention" else pool
-            transformer |= {"attention": attention, "tokenizer_layers": tokenizer_layers, "pooling": pooling} | more
+            transformer |= {"attention": attention, "tokenizer_layers": tokenizer_layers}
+            transformer |= {"pooling": "sequence" if pooling == "attention" else pooling} | more
             self.backbone = CompactTransformer(embed_dim, num_layers, num_heads, **transformer)
         elif backbone == "vit":
-            pooling = "token" if pool == "attention" else pool
-            transformer |= {"attention": attention, "patch_size": patch_size, "pooling": pooling}
-            transformer |= {"resize_positions": "bicubic"} | more
+            transformer |= {"attention": attention, "patch_size": patch_size, "resize_positions": "bicubic"}
+            transformer |= {"pooling": "token" if pooling == "attention" else pooling} | more
             self.backbone = VisionTransformer(embed_dim, num_layers, num_heads, **transformer)
             in_dim = transformer.get("pooler_dim") or embed_dim
         elif backbone.startswith("timm/"):
@@ -176,7 +175,7 @@ class ClassificationModel(nn.Module):
         self.head = ClassificationHead(
             in_dim,
             num_classes,
-            pool=pool,
+            pooling=pooling,
             embed_dim=embed_dim,
             num_heads=num_heads,
             num_queries=num_queries,

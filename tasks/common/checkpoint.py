@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, WEIGHTS, PROCESSOR, CARD = "config.json", "model.safetensors", "processor", "README.md"
 
 
@@ -69,7 +69,8 @@ def read_config(directory: str | Path) -> dict[str, Any]:
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """What an earlier format says, as the present one has it.
 
-    Format 1 put a public network's keywords under "public", its name among them.
+    Format 1 put a public network's keywords under "public", its name among them. Up to format 2, mean pooling in the
+    place of attention had another name in each task.
 
     Raises:
         CheckpointError: it holds what this version has no more.
@@ -85,7 +86,18 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         task = tasks()[config["task"]]
         if task.upgrade is not None and network is None:
             config["model"] = task.resolve("upgrade")(model)
+    if config["format"] == 2:
+        config |= {"format": 3, "model": _with_pooling(config["model"])}
     return config
+
+
+def _with_pooling(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of format 2, with `pooling` for `memory`, `pool` and the fusion `mean`."""
+    kept = {key: value for key, value in model.items() if key not in ("memory", "pool")}
+    told = [model[key] for key in ("memory", "pool", "fusion") if key in model]
+    if model.get("fusion") == "mean":
+        kept["fusion"] = "fusion_block"
+    return kept | ({"pooling": "mean" if told[0] == "mean" else "attention"} if told else {})
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:

@@ -26,7 +26,9 @@ OPTIONS = {
     "model.guidance": "loss.attention_supervision",
     "model.init_from": "init_from",
     "model.loss": "loss.objective",
+    "model.memory": "model.pooling",
     "model.monitor_rate": "trainer.monitor",
+    "model.pool": "model.pooling",
     "model.search_ctc_weight": "decode.ctc_weight",
 }
 

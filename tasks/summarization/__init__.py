@@ -51,7 +51,7 @@ TASK = Task(
     families=dict.fromkeys(("bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),
     baselines={
         "source hidden": "--data.ablate source",
-        "mean pooling for attention": "--model.memory mean --model.copy false --loss.salience 0",
+        "mean pooling for attention": "--model.pooling mean --model.copy false --loss.salience 0",
     },
     variants={
         "without copying": "--model.copy false --loss.salience 0",

@@ -50,7 +50,7 @@ class SummarizationModel(Seq2Seq):
         frequencies: each token of the document also says how often it stands there, and how rare it is altogether: the
             features TF and IDF of Nallapati et al. 2016 (section 2.2), the latter by the token's number, for tokenizers
             number what is frequent first.
-        memory: what the decoder reads: the document's "tokens"; or their "mean", a baseline that cannot attend.
+        pooling: How the decoder reads the document: by "attention"; or its "mean", a baseline that cannot attend.
         dropout: everywhere but in attention weights.
 
     Raises:
@@ -82,13 +82,13 @@ class SummarizationModel(Seq2Seq):
         document_layers: int = 2,
         copy: bool = True,
         frequencies: bool = False,
-        memory: Literal["tokens", "mean"] = "tokens",
+        pooling: Literal["attention", "mean"] = "attention",
         dropout: float = 0.1,
     ) -> None:
         if global_tokens not in ("none", "first", "sentences"):
             raise ValueError(f"global_tokens: expected none, first or sentences, found {global_tokens!r}")
-        if memory == "mean" and copy:
-            raise ValueError("memory 'mean' leaves no tokens to copy; set copy to false")
+        if pooling == "mean" and copy:
+            raise ValueError("pooling 'mean' leaves no tokens to copy; set copy to false")
         if hierarchical and global_tokens != "none":
             raise ValueError("hierarchical: words attend within sentences; set global_tokens to none")
         super().__init__(
@@ -104,7 +104,7 @@ class SummarizationModel(Seq2Seq):
             cross_attention=cross_attention,
             output_bias=True,
         )
-        self.global_tokens, self.memory = global_tokens, memory
+        self.global_tokens, self.pooling = global_tokens, pooling
         if global_tokens != "none":
             KERNELS[split_attention(attention)[0]].require({"global"})
         self.hierarchy = None
@@ -147,7 +147,7 @@ class SummarizationModel(Seq2Seq):
             x = self.hierarchy(x, key_mask, sentence_starts)
         else:
             x = self.encoder(x, Mask(key_mask, global_mask=self._global_mask(key_mask, sentence_starts)))
-        if self.memory == "mean":
+        if self.pooling == "mean":
             x = mean_memory(x, key_mask)
         return x
 

@@ -41,7 +41,7 @@ class TranslationModel(TextModel):
         attention: the encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
         decoder_attention: the decoder's self-attention.
         cross_attention: the decoder's attention to the source.
-        memory: what the decoder reads: the source's "tokens"; or their "mean", a baseline that cannot attend.
+        pooling: How the decoder reads the source: by "attention"; or its "mean", a baseline that cannot attend.
         dropout: everywhere but in attention weights.
         max_len: of learned positions.
     """
@@ -63,7 +63,7 @@ class TranslationModel(TextModel):
         attention: dict[str, Any] | None = None,
         decoder_attention: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
-        memory: Literal["tokens", "mean"] = "tokens",
+        pooling: Literal["attention", "mean"] = "attention",
         dropout: float = 0.1,
         max_len: int = 256,
     ) -> None:
@@ -75,17 +75,17 @@ class TranslationModel(TextModel):
             "dropout": dropout,
         }
         if decoder == "lstm":
-            if attention or decoder_attention or memory != "tokens":
-                others = "no attention, decoder_attention or memory"
+            if attention or decoder_attention or pooling != "attention":
+                others = "no attention, decoder_attention or pooling"
                 raise ValueError(f"decoder 'lstm' has a cross_attention alone: {others}")
             common |= {"num_heads": num_heads, "cross_attention": cross_attention or "additive"}
             net: Any = RecurrentSeq2Seq(source_size, embed_dim, embed_dim, num_layers=encoder_layers, **common)
-        elif decoder == "transformer" and memory in ("tokens", "mean"):
+        elif decoder == "transformer" and pooling in ("attention", "mean"):
             common |= {"attention": attention, "decoder_attention": decoder_attention}
             common |= {"cross_attention": cross_attention, "shared_embeddings": source_vocab_size is None}
             common |= {"positions": positions, "max_len": max_len, "norm_first": norm_first, "ffn_dim": ffn_dim}
-            kind = Seq2Seq if memory == "tokens" else PooledSource
+            kind = Seq2Seq if pooling == "attention" else PooledSource
             net = kind(source_size, embed_dim, encoder_layers, num_heads, **common)
         else:
-            raise ValueError(f"unknown decoder {decoder!r} or memory {memory!r}: transformer or lstm, tokens or mean")
+            raise ValueError(f"unknown decoder {decoder!r} or pooling {pooling!r}: transformer or lstm, attention or mean")
         super().__init__(net)

@@ -42,7 +42,7 @@ TASK = Task(
     baselines={
         "image hidden": "--data.ablate image",
         "question hidden": "--data.ablate question",
-        "mean pooling for attention": "--model.fusion mean --loss.attention_supervision 0",
+        "mean pooling for attention": "--model.pooling mean --loss.attention_supervision 0",
     },
     variants={"without guidance": "--loss.attention_supervision 0 --loss.object_supervision 0"},
     metric="accuracy",

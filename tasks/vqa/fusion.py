@@ -192,7 +192,7 @@ class AdditiveFusion(nn.Module):
         return []
 
 
-FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive", "mean")
+FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive")
 
 
 def build_fusion(
@@ -202,6 +202,7 @@ def build_fusion(
     num_heads: int,
     *,
     num_latents: int,
+    pooled: bool = False,
     ffn_dim: int,
     dropout: float,
     attention: Mapping[str, Any] | None,
@@ -214,8 +215,8 @@ def build_fusion(
     """
     sizes = (embed_dim, num_layers, num_heads)
     common: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout}
-    if name in ("fusion_block", "mean"):
-        return LatentFusion(*sizes, num_latents, pooled=name == "mean", cross_attention=cross_attention, **common)
+    if name == "fusion_block":
+        return LatentFusion(*sizes, num_latents, pooled=pooled, cross_attention=cross_attention, **common)
     if name == "co_attention":
         return CoAttentionFusion(*sizes, attention=attention, cross_attention=cross_attention, **common)
     if name == "single_stream":

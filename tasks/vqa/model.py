@@ -16,7 +16,7 @@ from mmattn.positions import GridPositions
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.vqa.fusion import Maps, build_fusion, mean_words
 
-Fusion = Literal["fusion_block", "co_attention", "single_stream", "additive", "mean"]
+Fusion = Literal["fusion_block", "co_attention", "single_stream", "additive"]
 # Heads that score each cell on its own can count; the others compare cells.
 COUNTING = {"kind": "sigmoid", "num_sigmoid_heads": 2}
 SELF_ATTENDING = ("co_attention", "single_stream")  # fusions whose own self-attention has a kernel to choose
@@ -78,10 +78,10 @@ class VQAHead(nn.Module):
         num_heads: h.
         ffn_dim: 4 E where None.
         fusion: "fusion_block" (latents that look at the picture in turns), "co_attention" (two streams, ViLBERT),
-            "single_stream" (one encoder over both, ViLT), "additive" (the classic, over a recurrent question's states),
-            "mean" (a baseline: the picture's mean in place of attention).
+            "single_stream" (one encoder over both, ViLT), "additive" (the classic, over a recurrent question's states).
+        pooling: How "fusion_block" reads the image: by "attention"; or its "mean", a baseline that cannot attend.
         fusion_layers: of the first three.
-        num_latents: of "fusion_block" and "mean".
+        num_latents: of "fusion_block".
         attention: the self-attention of "co_attention" and "single_stream", {"kind": name, and the kernel's options}.
         cross_attention: the attention to the picture of "fusion_block" and "co_attention".
         dropout: in the fusion's layers and before the last linear map.
@@ -101,6 +101,7 @@ class VQAHead(nn.Module):
         num_heads: int = 4,
         ffn_dim: int | None = None,
         fusion: Fusion = "fusion_block",
+        pooling: Literal["attention", "mean"] = "attention",
         fusion_layers: int = 3,
         num_latents: int = 4,
         attention: Mapping[str, Any] | None = None,
@@ -114,12 +115,15 @@ class VQAHead(nn.Module):
             raise ValueError(f"cross_attention: fusion {fusion!r} has no cross-attention kernel to choose")
         self.image_proj = nn.Linear(image_dim, embed_dim) if image_dim not in (None, embed_dim) else nn.Identity()
         self.text_proj = nn.Linear(text_dim, embed_dim) if text_dim not in (None, embed_dim) else nn.Identity()
+        if pooling not in ("attention", "mean") or (pooling == "mean" and fusion != "fusion_block"):
+            raise ValueError(f"pooling: expected attention, or mean with fusion fusion_block, found {pooling!r}")
         self.fusion = build_fusion(
             fusion,
             embed_dim,
             fusion_layers,
             num_heads,
             num_latents=num_latents,
+            pooled=pooling == "mean",
             ffn_dim=ffn_dim or 4 * embed_dim,
             dropout=dropout,
             attention=attention,
@@ -167,6 +171,7 @@ class VQAModel(nn.Module):
         image_layers: transformer layers above the grid.
         text_layers: transformer layers above the words.
         fusion: see VQAHead; "additive" reads the question with an LSTM.
+        pooling: see VQAHead.
         fusion_layers: of the fusion.
         num_latents: that read the question.
         attention: the encoders' self-attention, {"kind": name, and the kernel's options}; none: dense.
@@ -191,6 +196,7 @@ class VQAModel(nn.Module):
         image_layers: int = 1,
         text_layers: int = 1,
         fusion: Fusion = "fusion_block",
+        pooling: Literal["attention", "mean"] = "attention",
         fusion_layers: int = 3,
         num_latents: int = 4,
         attention: dict[str, Any] | None = None,
@@ -230,6 +236,7 @@ class VQAModel(nn.Module):
             num_heads=num_heads,
             ffn_dim=ffn_dim,
             fusion=fusion,
+            pooling=pooling,
             fusion_layers=fusion_layers,
             num_latents=num_latents,
             attention=attention if fusion in SELF_ATTENDING else None,
@@ -277,11 +284,11 @@ class VQAModel(nn.Module):
         """Where each question looked as one map (B, gh, gw), summing to one: the mean of `judged(grid_maps)`.
 
         Raises:
-            ValueError: this fusion does not attend to the picture ("mean").
+            ValueError: Mean pooling does not attend to the image.
         """
         layers = self.grid_maps(maps, image_index, key_mask)
         if not layers:
-            raise ValueError("fusion 'mean' does not attend to the picture: there is nothing to explain")
+            raise ValueError("pooling 'mean' does not attend to the image: there is nothing to explain")
         return judged(layers).mean(1).unflatten(1, self.grid_size)
 
     def word_attention(self, maps: Maps, key_mask: Tensor) -> Tensor:

@@ -42,11 +42,11 @@ class TestASRModel(TaskModelTests):
         "monotonic": MONOTONIC,
         "monotonic chunks": {"cross_attention": {"kind": "monotonic", "noise": 0.0, "chunk": 3}},
         "window": {"attention": {"kind": "sliding_window", "window": 3}},
-        "mean": {"memory": "mean"},
+        "mean": {"pooling": "mean"},
     }
     wrong: ClassVar = [
         ({"decoder": "gru"}, "unknown decoder 'gru'"),
-        ({"memory": "max"}, "memory 'max'"),
+        ({"pooling": "max"}, "pooling 'max'"),
         ({"encoder": "lstm"}, "unknown audio encoder 'lstm'"),
         ({"subsampling": 3}, "subsampling=3"),
         ({"decoder": "lstm", "decoder_attention": {"kind": "linear"}}, "a cross_attention alone"),

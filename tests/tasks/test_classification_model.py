@@ -21,12 +21,12 @@ class TestClassificationModel(TaskModelTests):
         "default": {},
         "eca": {"channel_attention": "eca"},
         "cbam": {"channel_attention": "cbam", "hidden_dim": 0},
-        "mean": {"pool": "mean", "channel_attention": "none"},
+        "mean": {"pooling": "mean", "channel_attention": "none"},
         "cct": {"backbone": "cct", "tokenizer_layers": 2},
-        "cct mean": {"backbone": "cct", "tokenizer_layers": 2, "pool": "mean"},
+        "cct mean": {"backbone": "cct", "tokenizer_layers": 2, "pooling": "mean"},
         "vit": {"backbone": "vit"},
         "deit": {"backbone": "vit", "backbone_options": {"num_prefix": 2, "pooling": "prefix"}},
-        "vit mean, window": {"backbone": "vit", "pool": "mean", "attention": {"kind": "sliding_window", "window": 3}},
+        "vit mean, window": {"backbone": "vit", "pooling": "mean", "attention": {"kind": "sliding_window", "window": 3}},
         "cct linear": {"backbone": "cct", "tokenizer_layers": 2, "attention": {"kind": "linear"}},
     }
     wrong: ClassVar = [
@@ -34,7 +34,7 @@ class TestClassificationModel(TaskModelTests):
         ({"attention": {"kind": "linear"}}, "backbone 'residual' has no self-attention kernel to choose"),
         ({"backbone": "vit", "attention": {"kind": "monotonic"}}, "'monotonic' does not support"),
         ({"channel_attention": "sse"}, "unknown channel attention 'sse'"),
-        ({"pool": "max"}, "unknown pool 'max'"),
+        ({"pooling": "max"}, "unknown pooling 'max'"),
     ]
     dynamic: ClassVar[dict[str, dict[int, Any]]] = {"pixel_values": {0: Dim("batch", max=64)}}
 
@@ -125,4 +125,4 @@ def test_timm_backbone() -> None:
     assert model(pixels).logits.shape == (2, 7)
     assert model.relevance(pixels, classes).shape == (2, 4, 4)
     assert model.depth_of().keys() == set(model.parameters())
-    refused("attends to nothing", ClassificationModel(**keywords, pool="mean").relevance, pixels, classes)
+    refused("attends to nothing", ClassificationModel(**keywords, pooling="mean").relevance, pixels, classes)

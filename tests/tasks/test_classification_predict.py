@@ -102,7 +102,7 @@ def test_explanations(checkpoint: Path, album: Path, predictor: ClassificationPr
 
 def test_a_model_that_attends_to_nothing_says_so(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    options = "--model.pool mean --model.backbone timm/test_resnet --trainer.max_steps 1"
+    options = "--model.pooling mean --model.backbone timm/test_resnet --trainer.max_steps 1"
     mean = train("fit", tmp_path / "run", options, task="classification")
     with pytest.raises(DataError, match="expected a model that attends to the picture"):
         load(mean / "model", device="cpu").explain(make("test", 1)[0])

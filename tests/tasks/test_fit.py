@@ -156,7 +156,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
     ],
     "summarization": [
         ("--loss.salience 0.5 --model.copy false", "salience: expected 0, or above where the model"),
-        ("--model.memory mean", "leaves no tokens to copy"),
+        ("--model.pooling mean", "leaves no tokens to copy"),
         ("--model.global_tokens first", "global_tokens to none"),
         ("--data.shared_vocab false", "one language"),
     ],
@@ -165,7 +165,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--data.vocab_size 100", "vocab_size: byte-level BPE needs at least 260"),
         ("--loss.word_dropout 1.5", "word_dropout: expected a value from 0"),
         ("--decode.num_beams 0", "expected 1 or more"),
-        ("--model.decoder lstm --model.memory mean", "a cross_attention alone"),
+        ("--model.decoder lstm --model.pooling mean", "a cross_attention alone"),
         ("--model.attention.kind slidingwindow", "sliding_window"),
     ],
 }

@@ -17,7 +17,13 @@ from mmattn.tasks.common.task import tasks
 from tests.conftest import refused
 from tests.tasks.runs import edited
 
-GONE = {"vqa": {"memory": 0.0, "memory_picture": 6.0, "memory_ridge": 4.0, "memory_size": [0, 0, 0]}}
+OLD: dict[str, dict[str, Any]] = {  # keywords of version 0.1
+    "vqa": {"memory": 0.0, "memory_picture": 6.0, "memory_ridge": 4.0, "memory_size": [0, 0, 0]},
+    "asr": {"memory": "frames"},
+    "classification": {"pool": "attention"},
+    "summarization": {"memory": "tokens"},
+    "translation": {"memory": "tokens"},
+}
 SHIPPED = [task for task in tasks() if "demo" in named_models(task)]
 
 
@@ -26,7 +32,8 @@ def as_format_1(task: str, folder: Path, **keywords: Any) -> Path:
     shutil.copytree(named_models(task)["demo"], folder)
     with edited(folder / CONFIG) as config:
         del config["network"]
-        config["model"] |= GONE.get(task, {}) | keywords
+        config["model"].pop("pooling", None)
+        config["model"] |= OLD.get(task, {}) | keywords
         config["format"] = 1
     return folder
 
@@ -48,6 +55,19 @@ def test_public_networks_of_format_1_are_named() -> None:
         task = "translation" if name is None else "asr"
         config = upgrade({"format": 1, "task": task, "model": {"public": public}})
         assert (config["format"], config["network"], config["model"]) == (FORMAT, wanted, {"embed_dim": 8})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"memory": "mean"}, {"pooling": "mean"}),
+        ({"pool": "mean"}, {"pooling": "mean"}),
+        ({"fusion": "mean"}, {"fusion": "fusion_block", "pooling": "mean"}),
+        ({"fusion": "additive"}, {"fusion": "additive", "pooling": "attention"}),
+    ],
+)
+def test_mean_pooling_of_format_2(old: dict[str, Any], new: dict[str, Any]) -> None:
+    assert upgrade({"format": 2, "task": "vqa", "network": None, "model": old})["model"] == new
 
 
 def test_a_memory_of_training_questions_is_no_more(tmp_path: Path) -> None:

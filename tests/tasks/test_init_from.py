@@ -104,7 +104,7 @@ def test_what_a_public_folder_refuses(tmp_path: Path, own_data: Path) -> None:
     for start, options, message in (
         ("bart", "--loss.salience 0.5", r"loss\.salience: expected 0, since a public model copies nothing"),
         ("bart", "--model.embed_dim 64", r"model\.embed_dim: .* has 32, the configuration says 64"),
-        ("bart", "--model.memory mean --model.copy false", r"model\.memory: .* has 'tokens'"),
+        ("bart", "--model.pooling mean --model.copy false", r"model\.pooling: .* has 'attention'"),
         (
             "bart",
             "--data.max_source_len 200",

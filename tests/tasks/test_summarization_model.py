@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "window": {"attention": {"kind": "sliding_window", "window": 2}},
     "window, first": {"attention": {"kind": "sliding_window", "window": 2}, "global_tokens": "first"},
     "window, sentences": {"attention": {"kind": "sliding_window", "window": 2}, "global_tokens": "sentences"},
-    "mean": {"copy": False, "memory": "mean"},
+    "mean": {"copy": False, "pooling": "mean"},
 }
 
 
@@ -33,7 +33,7 @@ class TestSummarizationModel(TextModelTests):
     wrong: ClassVar = [
         ({"global_tokens": "last"}, "global_tokens: expected none, first or sentences, found 'last'"),
         ({"global_tokens": "first"}, "'dense' does not support global tokens"),
-        ({"memory": "mean"}, "leaves no tokens to copy"),
+        ({"pooling": "mean"}, "leaves no tokens to copy"),
         ({"hierarchical": True, "global_tokens": "first"}, "words attend within sentences"),
     ]
 

@@ -80,12 +80,12 @@ def test_own_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
 def test_the_model_searches_as_it_was_measured(tmp_path: Path) -> None:
     folder = summarize(tmp_path / "run", "--decode.num_beams 3 --decode.mbr true --decode.length_penalty 0.0")
     summarizer = load(folder / "model", device="cpu")
-    wanted = {"num_beams": 3, "length_penalty": 0.0, "consensus": True}
+    wanted = {"num_beams": 3, "length_penalty": 0.0, "mbr": True}
     assert summarizer.processor.options["search"] == wanted
     samples = make_documents("test", size=4)
     written = [one.summary for one in summarizer.predict(samples)]
     assert written == [one.summary for one in summarizer.predict(samples, **wanted)]
-    plain = summarizer.predict(samples, consensus=False)
+    plain = summarizer.predict(samples, mbr=False)
     assert all(one.score >= other.score for one, other in zip(plain, summarizer.predict(samples), strict=True))
 
 

@@ -29,15 +29,15 @@ class TestTranslationModel(TextModelTests):
         "default": {},
         "two vocabularies": {"source_vocab_size": 40},
         "untied, learned, post-norm": {"tied_output": False, "positions": "learned", "norm_first": False},
-        "mean": {"memory": "mean"},
+        "mean": {"pooling": "mean"},
         "lstm": {"decoder": "lstm"},
         "lstm, local": {"decoder": "lstm", "cross_attention": {"kind": "local", "window": 4}, "source_vocab_size": 40},
         "window": {"attention": {"kind": "sliding_window", "window": 3}},
     }
     wrong: ClassVar = [
         ({"decoder": "gru"}, "unknown decoder 'gru'"),
-        ({"memory": "max"}, "memory 'max'"),
-        ({"decoder": "lstm", "memory": "mean"}, "a cross_attention alone"),
+        ({"pooling": "max"}, "pooling 'max'"),
+        ({"decoder": "lstm", "pooling": "mean"}, "a cross_attention alone"),
         ({"decoder": "lstm", "attention": {"kind": "linear"}}, "a cross_attention alone"),
         ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
     ]

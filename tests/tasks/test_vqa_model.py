@@ -26,7 +26,7 @@ class TestVQAModel(TaskModelTests):
         "co_attention": {"fusion": "co_attention"},
         "single_stream": {"fusion": "single_stream"},
         "additive": {"fusion": "additive"},
-        "mean": {"fusion": "mean"},
+        "mean": {"pooling": "mean"},
         "vit": {"image_encoder": "vit", "patch_size": 8},
         "window": {"attention": {"kind": "sliding_window", "window": 3}},
         "linear": {"attention": {"kind": "linear"}},

@@ -23,7 +23,7 @@ from mmattn.tasks.common.sources import Source
 UNTOLD = 512  # tokens at a time, where neither the network nor its tokenizer says
 # A public network's keywords, as the models of the tasks call them, and those of theirs that it has not.
 NAMES = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
-OWN = {"decoder": "transformer", "memory": "tokens", "copy": False, "hierarchical": False, "global_tokens": "none"}
+OWN = {"decoder": "transformer", "pooling": "attention", "copy": False, "hierarchical": False, "global_tokens": "none"}
 
 
 class PairAdapter(Adapter):

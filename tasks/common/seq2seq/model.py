@@ -138,7 +138,7 @@ def search_config(processor: PairProcessor, source_len: int, **options: Any) -> 
             "num_beams": BEAMS,
             "suppress_tokens": [t for t in (target.pad_id, target.unk_id, target.start_id) if t != target.eos_id],
         }
-    known = {**known, **{k: v for k, v in processor.options.get("search", {}).items() if k != "consensus"}}
+    known = {**known, **{k: v for k, v in processor.options.get("search", {}).items() if k != "mbr"}}
     if not LIMITS.isdisjoint(given):
         known = {name: value for name, value in known.items() if name not in LIMITS}
     elif LIMITS.isdisjoint(known):
@@ -150,7 +150,7 @@ def search_config(processor: PairProcessor, source_len: int, **options: Any) -> 
 
 
 def search(
-    model: Any, batch: PairBatch, processor: PairProcessor, consensus: bool | None = None, **options: Any
+    model: Any, batch: PairBatch, processor: PairProcessor, mbr: bool | None = None, **options: Any
 ) -> list[tuple[str, float]]:
     """The text that a model writes for each row of a batch, and its log p / length^length_penalty.
 
@@ -158,25 +158,25 @@ def search(
         model: has `generate(source_ids, source_mask, config)`, and says what it takes `beside`.
         batch: of its processor.
         processor: see `search_config`, as options.
-        consensus: of the texts that the beams find, the one that agrees most with all (`agreed`), not the likeliest;
+        mbr: of the texts that the beams find, the one that agrees most with all (`mbr_select`), not the likeliest;
             None: as the model was measured.
     """
-    if consensus is None:
-        consensus = processor.options.get("search", {}).get("consensus", False)
+    if mbr is None:
+        mbr = processor.options.get("search", {}).get("mbr", False)
     config = search_config(processor, batch.source_ids.shape[1], **options)
-    if consensus:
+    if mbr:
         config = replace(config, num_return_sequences=config.num_beams)
     found = model.generate(batch.source_ids, batch.source_mask, config, **beside(model, batch))
     log_p = (found.scores * found.lengths**config.length_penalty).tolist()  # [B][K]
     rows = []
     for candidates, scores, likely in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):
-        texts = [processor.decode(ids) for ids in (candidates if consensus else candidates[:1])]
-        best = agreed(texts, likely) if consensus else 0
+        texts = [processor.decode(ids) for ids in (candidates if mbr else candidates[:1])]
+        best = mbr_select(texts, likely) if mbr else 0
         rows.append((texts[best], scores[best]))
     return rows
 
 
-def agreed(texts: Sequence[str], log_p: Sequence[float], temperature: float = 4.0) -> int:
+def mbr_select(texts: Sequence[str], log_p: Sequence[float], temperature: float = 4.0) -> int:
     """Which of some texts shares most words with all of them: minimum Bayes risk (Kumar and Byrne 2004).
 
     ``argmax_i sum_j softmax(log p / temperature)_j F1(words_i, words_j)``, words lower-cased and counted. Where many
@@ -187,7 +187,7 @@ def agreed(texts: Sequence[str], log_p: Sequence[float], temperature: float = 4.
         log_p: of each.
         temperature: of the weights; what a search leaves out is mostly unlikely, and flatter weights stand in for it.
 
-    >>> agreed(["fish", "old ship sails", "old ship sailed"], [-1.0, -1.5, -1.6])
+    >>> mbr_select(["fish", "old ship sails", "old ship sailed"], [-1.0, -1.5, -1.6])
     1
     """
     bags = [Counter(re.findall(r"\w+", text.lower())) for text in texts]

@@ -20,7 +20,7 @@ from mmattn.tasks.common.seq2seq.data import PairBatch, PairSample
 from mmattn.tasks.common.seq2seq.model import beside, search
 
 Item = str | Mapping[str, Any] | PairSample
-OPTIONS = ("consensus", *(field.name for field in dataclasses.fields(GenerationConfig)))
+OPTIONS = ("mbr", *(field.name for field in dataclasses.fields(GenerationConfig)))
 Written = TypeVar("Written")  # a prediction
 
 
@@ -62,7 +62,7 @@ class PairPredictor(Predictor[Item, Written]):
             samples: of the batch.
             batch: of `collate`.
             options: fields of `mmattn.generate.GenerationConfig`, in place of the model's own, such as num_beams=1 or
-                length_penalty=2.0; and `consensus`: whether to take the beam that agrees most with all beams, not the
+                length_penalty=2.0; and `mbr`: whether to take the beam that agrees most with all beams, not the
                 likeliest.
         """
         full = [sample for sample in samples if sample.source.strip()]

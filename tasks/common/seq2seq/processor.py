@@ -202,6 +202,9 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         shared = config["target"] is None
         source = load_tokenizer(folder if shared else folder / "source", config["source"])
         target = source if shared else load_tokenizer(folder / "target", config["target"])
+        search = config["options"].get("search", {})
+        if "consensus" in search:  # of version 0.1
+            search["mbr"] = search.pop("consensus")
         return cls(source, target, config["max_source_len"], config["max_target_len"], config["options"])
 
     def save_parts(self, folder: Path) -> None:

@@ -2,16 +2,16 @@
 
 import math
 
-from mmattn.tasks.common.seq2seq.model import agreed
+from mmattn.tasks.common.seq2seq.model import mbr_select
 
 
 def test_the_one_that_agrees_with_most_wins_over_the_likeliest() -> None:
     texts = ["pump", "old ship sailed", "ship sailed", "the ship sailed"]
-    assert agreed(texts, [-0.5, -1.0, -1.0, -1.0]) == 2
-    assert agreed(["a b", "a c", "d e"], [-1.0, -1.0, -1.0]) in (0, 1)
-    assert agreed(["a b", "a c", "d e"], [-50.0, -50.0, 0.0], temperature=1.0) == 2, "weights are a softmax"
-    assert agreed(["Ship Sailed", "ship sailed", "pump"], [-1.0, -1.0, -0.9]) == 0, "case counts for nothing"
-    assert agreed(["only"], [-9.0]) == 0
+    assert mbr_select(texts, [-0.5, -1.0, -1.0, -1.0]) == 2
+    assert mbr_select(["a b", "a c", "d e"], [-1.0, -1.0, -1.0]) in (0, 1)
+    assert mbr_select(["a b", "a c", "d e"], [-50.0, -50.0, 0.0], temperature=1.0) == 2, "weights are a softmax"
+    assert mbr_select(["Ship Sailed", "ship sailed", "pump"], [-1.0, -1.0, -0.9]) == 0, "case counts for nothing"
+    assert mbr_select(["only"], [-9.0]) == 0
 
 
 def test_it_is_the_definition() -> None:
@@ -22,4 +22,4 @@ def test_it_is_the_definition() -> None:
         return 2 * common / ((len(a.split()) + len(b.split())) or 1)
 
     gains = [sum(math.exp(p / 4) * f1(a, b) for b, p in zip(texts, log_p, strict=True)) for a in texts]
-    assert agreed(texts, log_p) == gains.index(max(gains))
+    assert mbr_select(texts, log_p) == gains.index(max(gains))
