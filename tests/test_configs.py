@@ -13,7 +13,7 @@ from tests.tasks.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs").glob("*.yaml"))}
-REAL = {name for name, config in CONFIGS.items() if config.get("data", {}).get("train")}
+REAL = {name for name, config in CONFIGS.items() if config["data"]["train"] != "demo"}
 QUICK = {"vqa_daquar.yaml", "asr_fsdd.yaml"}  # of those on real data, the ones whose first step comes within seconds
 SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name in REAL - QUICK else []) for name in CONFIGS]
 
@@ -27,7 +27,8 @@ def test_constructor_defaults_equal_the_config(task: str) -> None:
             default = known[key].default
             default = list(default) if isinstance(default, tuple) else default  # as YAML has it
             assert default == value, f"model.{key}: the constructor says {default!r}, the config {value!r}"
-    assert set(config) <= {"model", "data", "trainer", "seed_everything"}
+    assert set(config) <= {"model", "optim", "loss", "decode", "data", "trainer", "seed_everything"}
+    assert config["data"]["train"] == "demo"
 
 
 def fit(name: str, folder: Path, options: str) -> Any:

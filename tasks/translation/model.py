@@ -87,5 +87,7 @@ class TranslationModel(TextModel):
             kind = Seq2Seq if pooling == "attention" else PooledSource
             net = kind(source_size, embed_dim, encoder_layers, num_heads, **common)
         else:
-            raise ValueError(f"unknown decoder {decoder!r} or pooling {pooling!r}: transformer or lstm, attention or mean")
+            raise ValueError(
+                f"unknown decoder {decoder!r} or pooling {pooling!r}: transformer or lstm, attention or mean"
+            )
         super().__init__(net)

@@ -44,7 +44,7 @@ TASK = Task(
         "question hidden": "--data.ablate question",
         "mean pooling for attention": "--model.pooling mean --loss.attention_supervision 0",
     },
-    variants={"without guidance": "--loss.attention_supervision 0 --loss.object_supervision 0"},
+    variants={"without attention supervision": "--loss.attention_supervision 0 --loss.object_supervision 0"},
     metric="accuracy",
     localisation="localisation:localisation",
     tiny="--data.demo_size 12 --data.batch_size 36 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 "

@@ -26,7 +26,7 @@ def cell_coverage(boxes: Tensor, grid_size: tuple[int, int]) -> Tensor:
     return (y[..., :, None] * x[..., None, :]).flatten(-2)
 
 
-def guidance_loss(
+def attention_supervision_loss(
     attention: Tensor, regions: Tensor, region_mask: Tensor, phrases: Tensor, grid_size: tuple[int, int]
 ) -> Tensor:
     """Minus the logarithm of the share of attention that lies on the regions an answer rests on.

@@ -1,4 +1,4 @@
-"""Training and measuring VQA: soft scores over an answer vocabulary (VQA v2), and guidance where regions are known."""
+"""Training and measuring VQA: soft scores over an answer vocabulary (VQA v2), and attention supervision where regions are known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmattn.tasks.common.metrics import GroupedMean
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import LossOptions, check_range
 from mmattn.tasks.vqa.data import VQABatch, VQADataset
-from mmattn.tasks.vqa.losses import guidance_loss, object_loss
+from mmattn.tasks.vqa.losses import attention_supervision_loss, object_loss
 from mmattn.tasks.vqa.metrics import vqa_accuracy
 from mmattn.tasks.vqa.model import judged
 from mmattn.tasks.vqa.processor import UNK_ID, VQAProcessor
@@ -157,7 +157,7 @@ class VQAModule(TaskModule[VQADataModule]):
                 output = self._forward(batch)
             layers = fusion.grid_maps(maps, batch.image_index, batch.key_mask)
             where = (batch.regions, batch.region_mask, batch.region_phrases)
-            parts = {"attention": guidance_loss(judged(layers), *where, self.model.grid_size)}
+            parts = {"attention": attention_supervision_loss(judged(layers), *where, self.model.grid_size)}
         else:
             output, parts = self._forward(batch), {}
         loss = answer = soft_cross_entropy(output.logits, batch.targets, self.loss.label_smoothing)

@@ -40,8 +40,10 @@ def run(command: str, folder: Path, options: str = "", base: str | None = None, 
 
     words = (f"{COMMON} {tasks()[task].tiny}" if base is None else base).split()
     given = options.split()
+    words += ["--data.train", "demo"] if command == "fit" and "--config" not in given else []
     pairs = [pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0] not in given]
-    kept = [word for pair in pairs if command == "fit" or not pair[0].startswith("--model") for word in pair]
+    measured = ("--data", "--trainer")  # what a finished model is asked with
+    kept = [word for pair in pairs if command == "fit" or pair[0].startswith(measured) for word in pair]
     cli.run(tasks()[task], command, [*kept, *given, "--trainer.default_root_dir", str(folder)])
     return folder
 

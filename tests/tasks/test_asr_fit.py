@@ -49,8 +49,7 @@ def fit(data: Path, options: str = "") -> Path:
     [
         "--model.decoder none --data.tokenizer bpe --data.vocab_size 60 --trainer.monitor cer --loss.consistency 1",
         "--model.decoder lstm --model.encoder transformer --model.subsampling 2 --data.num_mels 24",
-        "--model.cross_attention.kind monotonic --model.chunk_frames 8 --model.left_chunks 2 "
-        "--decode.ctc_weight 0",
+        "--model.cross_attention.kind monotonic --model.chunk_frames 8 --model.left_chunks 2 --decode.ctc_weight 0",
     ],
     ids=["ctc", "lstm", "monotonic"],
 )
@@ -71,11 +70,11 @@ def test_recordings_of_ones_own(options: str, data: Path) -> None:
 
 
 def test_without_sound_there_is_nothing_to_tell_clips_apart_by() -> None:
-    module, clips = ASRDataModule(hide="sound", clips=4), make("val", 3)
+    module, clips = ASRDataModule(ablate="sound", demo_size=4), make("val", 3)
     module.processor = module.make_processor(module.dataset("train"))
     batch = module.collate_fn("val")(clips)
     assert not batch.features.any()
-    module.hide = None
+    module.ablate = None
     plain = module.collate_fn("val")(clips)
     assert plain.features.any()
     assert torch.equal(batch.feature_mask, plain.feature_mask)

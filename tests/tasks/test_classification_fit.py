@@ -83,7 +83,7 @@ def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
 
 def test_layers_learn_at_rates_of_their_own() -> None:
     model = {"backbone": "vit", "embed_dim": 16, "num_heads": 2, "num_layers": 3}
-    module = ClassificationModule(model, layer_decay=0.5)
+    module = ClassificationModule(model, optim={"layer_decay": 0.5})
     module.build({"num_classes": 3, "image_size": 32})
     groups, head, backbone = module.parameter_groups(), module.model.head.out, module.model.backbone
     rate_of = {id(p): group["lr"] for group in groups for p in group["params"]}

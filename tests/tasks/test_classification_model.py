@@ -26,7 +26,11 @@ class TestClassificationModel(TaskModelTests):
         "cct mean": {"backbone": "cct", "tokenizer_layers": 2, "pooling": "mean"},
         "vit": {"backbone": "vit"},
         "deit": {"backbone": "vit", "backbone_options": {"num_prefix": 2, "pooling": "prefix"}},
-        "vit mean, window": {"backbone": "vit", "pooling": "mean", "attention": {"kind": "sliding_window", "window": 3}},
+        "vit mean, window": {
+            "backbone": "vit",
+            "pooling": "mean",
+            "attention": {"kind": "sliding_window", "window": 3},
+        },
         "cct linear": {"backbone": "cct", "tokenizer_layers": 2, "attention": {"kind": "linear"}},
     }
     wrong: ClassVar = [

@@ -108,6 +108,4 @@ def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, 
 def test_keywords_that_decide_weights_are_refused(tmp_path: Path) -> None:
     first = fit(tmp_path / "first", "--trainer.max_steps 1")
     message = r"model\.num_queries: .* has 2, the configuration says 3"
-    refused(
-        message, fit, tmp_path / "second", f"--init_from {first} --model.num_queries 3", error=CheckpointError
-    )
+    refused(message, fit, tmp_path / "second", f"--init_from {first} --model.num_queries 3", error=CheckpointError)

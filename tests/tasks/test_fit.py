@@ -224,7 +224,7 @@ def test_training_features_run_together(tmp_path: Path) -> None:
         "--data.num_workers 1 --loss.word_dropout 0.2 --loss.attention_supervision 0.1 --loss.object_supervision 0.1"
     )
     folder = run("fit", tmp_path / "run", options)
-    assert read(folder / "metrics.json")["fit"]["guidance"] > 0
+    assert read(folder / "metrics.json")["fit"]["attention"] > 0
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(
 
 
 def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
-    module, samples = SegmentationDataModule(hide="context"), make("test", 2)
+    module, samples = SegmentationDataModule(ablate="context"), make("test", 2)
     module.processor = SegmentationProcessor.fit(module.dataset("test"))
     shuffled, plain = module.collate_fn("val")(samples), module.processor.collate(samples)
 

@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from mmattn.explain import capture
 from mmattn.tasks.common.pointing import peaks_in_regions
-from mmattn.tasks.vqa.losses import cell_coverage, guidance_loss, object_loss
+from mmattn.tasks.vqa.losses import cell_coverage, attention_supervision_loss, object_loss
 from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
 from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn
@@ -118,19 +118,19 @@ def test_coverage_of_cells() -> None:
     torch.testing.assert_close(covered, torch.tensor([0.5, 1.0, 0.0, 0.0]))
 
 
-def test_guidance_by_hand() -> None:
+def test_attention_supervision_by_hand() -> None:
     attention = torch.tensor([[[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.2, 0.6]]])  # two latents over 2x2 cells
     regions = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]])
     mask, together, apart = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 0]]), torch.tensor([[0, 1]])
-    both = guidance_loss(attention, regions, mask, together, (2, 2))
+    both = attention_supervision_loss(attention, regions, mask, together, (2, 2))
     torch.testing.assert_close(both, -torch.tensor(0.5 * (0.7 + 0.1) + 0.5 * (0.1 + 0.6)).log())
-    each = guidance_loss(attention, regions, mask, apart, (2, 2))
+    each = attention_supervision_loss(attention, regions, mask, apart, (2, 2))
     torch.testing.assert_close(each, -(torch.tensor(0.7).log() + torch.tensor(0.6).log()) / 2)
-    none = guidance_loss(attention, regions, ~mask, apart, (2, 2))
+    none = attention_supervision_loss(attention, regions, ~mask, apart, (2, 2))
     assert none == 0
 
 
-def test_guidance_moves_attention() -> None:
+def test_supervision_moves_attention() -> None:
     model = VQAModel(**SMALL)
     inputs = TestVQAModel().inputs(4, 5)
     regions = torch.tensor([[0.0, 0.0, 0.25, 0.25]]).expand(4, 1, 4)
@@ -139,7 +139,9 @@ def test_guidance_moves_attention() -> None:
         with capture(model) as maps:
             model(**inputs)
         layers = judged(model.grid_maps(maps, None, inputs["key_mask"]))
-        return guidance_loss(layers, regions, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1).long(), (8, 8))
+        return attention_supervision_loss(
+            layers, regions, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1).long(), (8, 8)
+        )
 
     losses = learn(model, loss, steps=30)
     assert losses[-1] < 0.5 * losses[0]
