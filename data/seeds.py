@@ -23,7 +23,7 @@ def pick(rng: Random, items: Sequence[Any]) -> Any:
     return items[int(rng.random() * len(items))]
 
 
-class Draws:
+class SeededRandom:
     """Uniform numbers by name, one a seed: splitmix64 of the seed and a counter (Steele et al. 2014, figure 17)."""
 
     def __init__(self, seeds: Sequence[int]) -> None:

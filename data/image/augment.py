@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmattn.data.seeds import Draws
+from mmattn.data.seeds import SeededRandom
 
 # Of BatchAugment's options.
 LIMITS = {"pad": 512, "zoom": 0.9, "rand_augment": 16, "magnitude": 30, "erase": 1, "mixup": 100, "cutmix": 100}
@@ -93,7 +93,7 @@ class BatchAugment:
         Returns:
             Pictures (B, 3, H, W), uint8 or, where they were mixed or zoomed, float in 0..1; targets (B, K).
         """
-        draws = Draws(seeds)
+        draws = SeededRandom(seeds)
         if self.pad or self.flip:
             images = self._shift(images, draws(3))
         for _ in range(self.rand_augment):

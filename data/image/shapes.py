@@ -106,7 +106,7 @@ LIGHT = Shading(light, turned=True, draws=7)
 def paint(
     scenes: Sequence[Sequence[Drawn]], seed: list[int], shading: Shading = LIGHT, most: int = 5, patch: int = _PATCH
 ) -> np.ndarray:
-    """Draws scenes: textured grounds, tilted shapes with smooth edges, noise.
+    """SeededRandom scenes: textured grounds, tilted shapes with smooth edges, noise.
 
     Args:
         scenes: What to draw.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..functional import add_bias, allowed_keys, attend, dot_scores, masked_softmax
 from ..masks import Mask, key_offsets, same_size
+from .banded import LOG2E, BlocksOfKeys
 from .base import Kernel
-from .blocks_of_keys import LOG2E, BlocksOfKeys
 from .sliding_window import BLOCK, WindowCache, _in_place
 
 

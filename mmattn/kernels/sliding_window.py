@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..functional import allowed_keys, attend, dot_scores, masked_softmax, repeat_heads
 from ..masks import Bias, Mask, key_offsets
+from .banded import LOG2E, BlocksOfKeys
 from .base import Kernel, KVCache, count_blocks
-from .blocks_of_keys import LOG2E, BlocksOfKeys
 
 BLOCK = 64  # queries a block: fewer make the products slow, more compute scores beyond the window
 

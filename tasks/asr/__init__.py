@@ -15,11 +15,11 @@ from mmattn.tasks.common.task import Option, Task
 if TYPE_CHECKING:
     from mmattn.tasks.asr.model import ASRHead as ASRHead, ASRModel as ASRModel
     from mmattn.tasks.asr.module import ASRModule as ASRModule
-    from mmattn.tasks.asr.predict import Recogniser as Recogniser, Transcript as Transcript, load as load
+    from mmattn.tasks.asr.predict import ASRPrediction as ASRPrediction, ASRPredictor as ASRPredictor, load as load
 
 _NAMES = {
     "model": ("ASRModel", "ASRHead"),
-    "predict": ("Recogniser", "Transcript", "load"),
+    "predict": ("ASRPredictor", "ASRPrediction", "load"),
     "module": ("ASRModule",),
 }
 __all__, __getattr__ = lazy("mmattn.tasks.asr", _NAMES)
@@ -34,7 +34,7 @@ TASK = Task(
     processor="processor:SpeechProcessor",
     module="module:ASRModule",
     datamodule="module:ASRDataModule",
-    predictor="predict:Recogniser",
+    predictor="predict:ASRPredictor",
     demo="demo:make",
     options=(
         Option(

@@ -17,10 +17,10 @@ from mmattn.data.audio.mel import PREPROCESSOR, PROCESSOR, WaveFeatures, Whisper
 from mmattn.pretrained.generation import load_generation_config
 from mmattn.tasks.asr.model import PublicCTC
 from mmattn.tasks.asr.public_processors import CTCProcessor, CTCText, SpeechText, WhisperProcessor, WhisperText
-from mmattn.tasks.asr.whisper import PublicWhisper, WhisperRecogniser
+from mmattn.tasks.asr.whisper import PublicWhisper, WhisperPredictor
 from mmattn.tasks.common.adapter import Adapter, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.finetune import completed, read_network
+from mmattn.tasks.common.finetune import init_missing, read_network
 from mmattn.tasks.common.seq2seq.adapters import as_json
 from mmattn.tasks.common.sources import Source
 
@@ -88,13 +88,13 @@ class CTCAdapter(Adapter):
                 text = f"of {size} tokens it knows {known}; the others begin anew: {' '.join(missing)}"
                 sys.stderr.write(f"{parts.where}: {text}\n")
         parts = dataclasses.replace(parts, processor=processor)
-        return completed(parts, {}, seed, ("head.",)) if parts.headless else parts
+        return init_missing(parts, {}, seed, ("head.",)) if parts.headless else parts
 
 
 class WhisperAdapter(Adapter):
     """Reads Whisper; for other data it stays as it is, but for the language and the task."""
 
-    network, predictor = "whisper", WhisperRecogniser
+    network, predictor = "whisper", WhisperPredictor
 
     def build(self, keywords: Mapping[str, Any]) -> nn.Module:
         return PublicWhisper(**keywords)
@@ -113,7 +113,7 @@ class WhisperAdapter(Adapter):
             generation = load_generation_config(**source.place)
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from None
-        processor = WhisperProcessor(front, tokenizer, as_json(generation)).told()
+        processor = WhisperProcessor(front, tokenizer, as_json(generation)).with_language()
         bands, frames = (keywords["num_mels"], front.n_mels), (keywords["max_frames"], front.window_frames)
         for name, (ours, theirs) in {"bands": bands, "frames in a window": frames}.items():
             if ours != theirs:

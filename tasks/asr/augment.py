@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmattn.data.seeds import Draws, pick
+from mmattn.data.seeds import SeededRandom, pick
 from mmattn.tasks.asr.data import ASRSample
 
 MOST: dict[str, float] = {
@@ -126,7 +126,7 @@ class SpeechAugment:
                 pauses = [stream.random() * self.pause for _ in others]
                 changed[n], _ = join_waves([waves[n], *(s.read(sample_rate) for s in others)], pauses, sample_rate)
                 said[n] = " ".join(text for text in (texts[n], *(s.text for s in others)) if text)
-        draws = Draws(seeds)(9).T.tolist()  # 9 a wave
+        draws = SeededRandom(seeds)(9).T.tolist()  # 9 a wave
         changed = [self._change(wave, draw, sample_rate) for wave, draw in zip(changed, draws, strict=True)]
         return changed, said
 
@@ -149,7 +149,7 @@ class SpeechAugment:
         """SpecAugment of normalised features (B, T, M) with their mask (B, T): what is hidden becomes 0, the mean."""
         if not self.masks:
             return features
-        draws, kept = Draws([seed ^ FEATURES for seed in seeds]), torch.ones_like(features, dtype=torch.bool)
+        draws, kept = SeededRandom([seed ^ FEATURES for seed in seeds]), torch.ones_like(features, dtype=torch.bool)
         bands, lengths = features.shape[2], feature_mask.sum(1)
         for count, width, size, dim in (
             (self.time_masks, (lengths * TIME_SHARE).clamp(max=self.time_width), lengths, 1),

@@ -56,7 +56,7 @@ def write(model: Any, features: Tensor, mask: Tensor, processor: SpeechProcessor
     special = {"start_id": ids.start_id, "eos_id": ids.eos_id, "suppress": (ids.unk_id,)}
     written = model.head.transcribe(memory, log_p, mask, **special, **chosen)
     rows = zip(written, log_p.cpu(), mask.sum(1).tolist(), strict=True)
-    return [Heard(processor.said(ids), score, row[:length]) for (ids, score), row, length in rows]
+    return [Heard(processor.detokenize(ids), score, row[:length]) for (ids, score), row, length in rows]
 
 
 def check_ranges(prefix: str, **options: Any) -> None:

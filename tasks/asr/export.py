@@ -71,7 +71,7 @@ class WhisperEncoder(Program):
         return Memory(*project(self.net, self.net.encode(features)))
 
 
-def export_recogniser(model: ASRModel, folder: Path, formats: Sequence[str]) -> list[str]:
+def export_asr(model: ASRModel, folder: Path, formats: Sequence[str]) -> list[str]:
     """Write `encoder` and, where there is a decoder, `step` programs; see `export_decoder`."""
     sources = [_example(batch, length, 3, model.num_mels) for batch, length in CLIPS]
     step = None if model.head.decoder is None else step_of(model.head.decoder)

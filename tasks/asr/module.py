@@ -130,18 +130,18 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         return LateAugment(**vars(super().collate_fn(split)), begin=self.augment_from)
 
     def make_processor(self, train: ASRDataset) -> SpeechProcessor:
-        return self._counted(super().make_processor(train).told(**self.spoken), train)
+        return self._counted(super().make_processor(train).with_language(**self.spoken), train)
 
     def use_processor(self, processor: SpeechProcessor) -> None:
-        super().use_processor(processor.told(**self.spoken))
+        super().use_processor(processor.with_language(**self.spoken))
 
-    def adopt_processor(self, start: CheckpointParts) -> None:
+    def adapt_processor(self, start: CheckpointParts) -> None:
         train, given = self.dataset("train"), dict(self.processor_options)
         if start.network is not None:
             self._check_public(start)
             given["size"] = start.keywords["vocab_size"]
         try:
-            processor = start.processor.told(**self.spoken).retarget(train, given)
+            processor = start.processor.with_language(**self.spoken).retarget(train, given)
         except ValueError as error:
             raise error if isinstance(error, UserError) else ConfigError(f"data: {error}") from None
         self.processor = self._counted(processor, train)  # of the ids that the model writes

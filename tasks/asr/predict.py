@@ -33,7 +33,7 @@ Item = AudioSource | Mapping[str, Any] | ASRSample
 
 
 @dataclass
-class Transcript:
+class ASRPrediction:
     """What is said in one recording."""
 
     id: str
@@ -47,7 +47,7 @@ class Transcript:
 class ASRExplanation:
     """When each word was said, and which frames each character was read off."""
 
-    transcript: Transcript
+    transcript: ASRPrediction
     features: Tensor  # (T, M), the log-mel frames heard
     frame_seconds: float  # of one of them
     tokens: list[str]  # what was written
@@ -97,7 +97,7 @@ def _shown(token: str) -> str:
     return "\N{MIDDLE DOT}" if token == " " else token.replace("$", r"\$")
 
 
-class Recogniser(Predictor[Item, Transcript]):
+class ASRPredictor(Predictor[Item, ASRPrediction]):
     """A speech recogniser with its processor, ready to listen: an `ASRModel`, or a public one with CTC.
 
     Items are recordings (a path, a file's bytes, an open file, or samples and their rate), or mappings with `audio`,
@@ -157,14 +157,14 @@ class Recogniser(Predictor[Item, Transcript]):
 
     def stream(
         self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **options: Any
-    ) -> Iterator[Transcript | Exception]:
+    ) -> Iterator[ASRPrediction | Exception]:
         """As `predict`, each transcript as soon as it is known; batch_size counts windows."""
         options = self.check_options(self._known(self.predict_batch, options))
         items = listed(items)
-        pending: list[Transcript | Exception] = []
-        waiting: list[tuple[Transcript, Window]] = []
+        pending: list[ASRPrediction | Exception] = []
+        waiting: list[tuple[ASRPrediction, Window]] = []
         for number, item in enumerate(items):
-            entry = Transcript(str(number), "")
+            entry = ASRPrediction(str(number), "")
             pending.append(entry)
             try:
                 sample = self.to_sample(item, number)
@@ -205,7 +205,7 @@ class Recogniser(Predictor[Item, Transcript]):
             return audio_seconds(sample.audio, name), lambda: stream_audio(sample.audio, rate, name, window)
         return sample.duration, lambda: iter(sample.read(rate).split(round(window * rate)))
 
-    def _listen(self, waiting: Sequence[tuple[Transcript, Window]], options: Mapping[str, Any]) -> None:
+    def _listen(self, waiting: Sequence[tuple[ASRPrediction, Window]], options: Mapping[str, Any]) -> None:
         """Adds what windows say to the transcripts of the recordings they are of."""
         pieces = [window for _, window in waiting if window.said is None]
         if pieces:
@@ -234,7 +234,7 @@ class Recogniser(Predictor[Item, Transcript]):
         language: str | None = None,
         task: str | None = None,
         window: float | None = None,
-    ) -> list[Transcript]:
+    ) -> list[ASRPrediction]:
         """What each window says of its own, the words that are its neighbours' left out.
 
         Args:
@@ -259,7 +259,7 @@ class Recogniser(Predictor[Item, Transcript]):
             times = map(statistics.median, sure)
             own = [word for word, time in zip(words, times, strict=True) if piece.low <= time < piece.high]
             text = said.text if piece.whole else " ".join(word.word for word in own)
-            found.append(Transcript("", text, own, score=said.score))
+            found.append(ASRPrediction("", text, own, score=said.score))
         return found
 
     @torch.inference_mode()
@@ -269,7 +269,10 @@ class Recogniser(Predictor[Item, Transcript]):
         for sample in samples:
             wave = sample.read(self.processor.sample_rate)
             memory, mask = self.model.encode(*(x.to(self.device) for x in self.processor.features_batch([wave])))
-            log_p, text = self.model.head.log_probs(memory)[0, mask[0]].cpu(), self.processor.learnt(sample.text)
+            log_p, text = (
+                self.model.head.log_probs(memory)[0, mask[0]].cpu(),
+                self.processor.normalize_target(sample.text),
+            )
             found.append(place_words(text, log_p, wave, self.processor, self.frame_seconds)[0])
         return found
 
@@ -307,11 +310,11 @@ class Recogniser(Predictor[Item, Transcript]):
         features, seconds = self.processor.picture(wave)
         return ASRExplanation(transcript, features, seconds, tokens, attention, alignment, list(sample.words))
 
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder with CTC, and the decoder's step, where there is one, with its cache as flat tensors."""
-        from mmattn.tasks.asr.export import export_ctc, export_recogniser
+        from mmattn.tasks.asr.export import export_asr, export_ctc
 
-        export = export_ctc if isinstance(self.model, PublicCTC) else export_recogniser
+        export = export_ctc if isinstance(self.model, PublicCTC) else export_asr
         return export(self.model, folder, formats)
 
     # The command line -------------------------------------------------------------------------------------------------
@@ -354,7 +357,7 @@ def audible(wave: Tensor) -> bool:
     return float(wave.amax() - wave.amin()) > SILENCE
 
 
-def check_explainable(transcript: Transcript, window: float) -> None:
+def check_explainable(transcript: ASRPrediction, window: float) -> None:
     """Raises a DataError where there is more to explain than a window of so many seconds, or nothing."""
     if transcript.duration > window:
         found = f"{transcript.duration:.1f} s: cut out what is to be looked at"
@@ -363,4 +366,4 @@ def check_explainable(transcript: Transcript, window: float) -> None:
         raise DataError(f"item {transcript.id}", "speech to explain", "none was heard")
 
 
-load = Recogniser.load
+load = ASRPredictor.load

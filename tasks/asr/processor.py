@@ -80,7 +80,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
     def lengths(self, samples: Sequence[ASRSample]) -> list[tuple[int, int]]:
         """Frames, and tokens with their end, of each sample: for batches of like lengths."""
         frames = [self.front.num_frames(round(sample.seconds() * self.sample_rate)) for sample in samples]
-        tokens = [self.tokenizer.length(self.learnt(sample.text)) + 1 for sample in samples]
+        tokens = [self.tokenizer.length(self.normalize_target(sample.text)) + 1 for sample in samples]
         return list(zip(frames, tokens, strict=True))
 
     def features(self, wave: Tensor) -> Tensor:
@@ -95,19 +95,19 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         """Samples (n,) to a spectrogram (T, M) for people, and the seconds of one of its frames."""
         return self.features(wave), self.frame_seconds
 
-    def learnt(self, text: str) -> str:
+    def normalize_target(self, text: str) -> str:
         """A text of the data as the model learns it."""
         return normalise(text)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; neither start nor end among them."""
-        return self.tokenizer.encode(self.learnt(text))
+        return self.tokenizer.encode(self.normalize_target(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text from ids, what is special left out."""
         return self.tokenizer.decode(ids)
 
-    def said(self, ids: Sequence[int]) -> str:
+    def detokenize(self, ids: Sequence[int]) -> str:
         """What ids of the model say, as a user sees it."""
         return self.decode(ids)
 
@@ -119,7 +119,9 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
             labels: (B, L) long, what it should say at each place, the end last.
             label_mask: (B, L) bool, True = counts.
         """
-        labels, label_mask = self.tokenizer.encode_batch([self.learnt(text) for text in texts], NO_LIMIT, eos=True)
+        labels, label_mask = self.tokenizer.encode_batch(
+            [self.normalize_target(text) for text in texts], NO_LIMIT, eos=True
+        )
         start = torch.full_like(labels[:, :1], self.tokenizer.start_id)
         return torch.cat([start, labels[:, :-1]], dim=1), labels, label_mask
 
@@ -158,7 +160,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         batch.features = torch.zeros_like(batch.features)
         return batch
 
-    def told(self, language: str | None, task: str | None) -> Self:
+    def with_language(self, language: str | None, task: str | None) -> Self:
         """The processor for data in a language, to be transcribed or translated; None: as the model's folder says.
 
         Raises:
@@ -202,7 +204,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         if len({ids.pad_id, ids.start_id, ids.eos_id}) < 3:
             raise ValueError("expected a tokenizer with ids for where a text begins and ends, found none")
         for given in (texts, further):
-            rows = [ids.encode(self.learnt(text)) for text in given]
+            rows = [ids.encode(self.normalize_target(text)) for text in given]
             spelt.append([row for row in rows if row and ids.unk_id not in row])
             left_out.append(len(rows) - len(spelt[-1]))
         own, others = spelt
@@ -329,7 +331,7 @@ class ASRProcessor(SpeechProcessor):
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode([int(i) for i in ids if int(i) >= len(SPECIAL_TOKENS)])
 
-    def said(self, ids: Sequence[int]) -> str:
+    def detokenize(self, ids: Sequence[int]) -> str:
         return normalise(self.decode(ids))
 
     def settings(self) -> dict[str, Any]:

@@ -189,7 +189,7 @@ class CTCProcessor(PublicProcessor):
     >>> letters = {token: index for index, token in enumerate(["<pad>", "|", *"ABC"])}
     >>> tokenizer = CTCText({"vocab.json": json.dumps(letters).encode()})
     >>> processor = CTCProcessor(WaveFeatures(), tokenizer)
-    >>> processor.said(processor.encode("a cab"))
+    >>> processor.detokenize(processor.encode("a cab"))
     'A CAB'
     """
 
@@ -210,7 +210,7 @@ class CTCProcessor(PublicProcessor):
         mel = LogMel(self.sample_rate, PICTURE_BANDS)
         return mel(level(wave)), mel.frame_seconds
 
-    def learnt(self, text: str) -> str:
+    def normalize_target(self, text: str) -> str:
         spelt = self._spelt(normalise(text))
         if self.tokenizer.unk_id != self.tokenizer.pad_id:
             return spelt
@@ -273,7 +273,7 @@ class WhisperProcessor(PublicProcessor):
         """``<|en|>`` and the like, and their ids; none of an English model."""
         return self.generation.get("lang_to_id") or {}
 
-    def told(self, language: str | None = None, task: str | None = None) -> Self:
+    def with_language(self, language: str | None = None, task: str | None = None) -> Self:
         """With the prompt behind which texts are learnt, where the language is known."""
         given = {name: value for name, value in (("language", language), ("task", task)) if value is not None}
         if self.prompt and not given:
@@ -305,7 +305,7 @@ class WhisperProcessor(PublicProcessor):
     def picture(self, wave: Tensor) -> tuple[Tensor, float]:
         return self.features(wave)[: self.front.real_frames(len(wave))], self.frame_seconds
 
-    def learnt(self, text: str) -> str:
+    def normalize_target(self, text: str) -> str:
         return f" {text.strip()}" if text.strip() else ""
 
     def targets(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,7 +313,9 @@ class WhisperProcessor(PublicProcessor):
             codes = ", ".join(name.strip("<|>") for name in self.languages)
             raise DataError("data.language", f"the language of the recordings, one of {codes}", "none")
         room = self.tokenizer.max_len - len(self.prompt)
-        ids, mask = self.tokenizer.encode_batch([self.learnt(text) for text in texts], room)  # padded by the end
+        ids, mask = self.tokenizer.encode_batch(
+            [self.normalize_target(text) for text in texts], room
+        )  # padded by the end
         prompt = torch.tensor(self.prompt).expand(len(ids), -1)  # (B, P)
         labels = torch.cat([prompt[:, 1:], pad(ids, (0, 1), value=self.tokenizer.eos_id)], dim=1)  # (B, P + L)
         label_mask = pad(pad(mask, (1, 0), value=True), (len(self.prompt) - 1, 0), value=False)

@@ -14,13 +14,13 @@ from mmattn.backbones.whisper import FRAME_SECONDS, HeardWindow, Whisper
 from mmattn.data.audio.mel import WhisperFeatures
 from mmattn.data.errors import DataError
 from mmattn.explain import capture
+from mmattn.generate.dtw import spoken_from
 from mmattn.generate.speech import STAMP_FRAMES, SpeechConfig
-from mmattn.generate.warping import spoken_from
 from mmattn.tasks.asr.alignment import Window, Word
 from mmattn.tasks.asr.data import ASRSample
 from mmattn.tasks.asr.decoding import Heard, check_lm
 from mmattn.tasks.asr.model import ASROutput
-from mmattn.tasks.asr.predict import SILENCE, ASRExplanation, Recogniser, Transcript, audible, check_explainable
+from mmattn.tasks.asr.predict import SILENCE, ASRExplanation, ASRPrediction, ASRPredictor, audible, check_explainable
 from mmattn.tasks.asr.public_processors import WhisperProcessor
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.progress import progress
@@ -77,7 +77,7 @@ class PublicWhisper(nn.Module):
     def write(self, features: Tensor, processor: WhisperProcessor, **search: Any) -> list[Heard]:
         """What each clip of a batch says; search as `WhisperProcessor.speech_config` takes it."""
         heard = self.hear(features, processor.speech_config(**search))
-        return [Heard(processor.said(spoken.ids), spoken.score, None) for spoken in heard]
+        return [Heard(processor.detokenize(spoken.ids), spoken.score, None) for spoken in heard]
 
     @torch.inference_mode()
     def attention(
@@ -202,7 +202,7 @@ class WhisperStream:
         return max(0, min(self.window, frames - frame))
 
 
-class WhisperRecogniser(Recogniser):
+class WhisperPredictor(ASRPredictor):
     """Whisper with its processor, ready to listen; what it says is as transformers writes it.
 
     What fits a window is heard whole, without timestamps where its folder says so. What is longer is heard window by
@@ -242,10 +242,12 @@ class WhisperRecogniser(Recogniser):
             ids += own
             spoken = Spoken(own, window.prompt[0].tolist(), window.memory, window.score)
             words = self.model.words(spoken, self._stretches(window, known), self.processor, start)
-            said = Transcript(sample.id, "", words, score=window.score)
+            said = ASRPrediction(sample.id, "", words, score=window.score)
             yield Window(torch.empty(0), start, start, start, start + window.frames * FRAME_SECONDS, said)
         seconds = stream.total / self.processor.sample_rate  # silence may have been passed over
-        whole = Transcript(sample.id, self.processor.said(ids))  # words may begin in one window and end in the next
+        whole = ASRPrediction(
+            sample.id, self.processor.detokenize(ids)
+        )  # words may begin in one window and end in the next
         yield Window(torch.empty(0), seconds, seconds, seconds, seconds, whole)
 
     def _stretches(self, window: HeardWindow, known: int) -> list[Stretch]:
@@ -265,8 +267,10 @@ class WhisperRecogniser(Recogniser):
         states = -(-self.processor.front.real_frames(len(wave)) // STAMP_FRAMES)
         return Stretch(self._text(ids), 0, states, closed=False)
 
-    def predict_batch(self, samples: Sequence[Window], batch: tuple[Tensor, Tensor], **search: Any) -> list[Transcript]:  # type: ignore[override]
-        """What recordings of at most a window say; see `Recogniser.predict_batch`.
+    def predict_batch(
+        self, samples: Sequence[Window], batch: tuple[Tensor, Tensor], **search: Any
+    ) -> list[ASRPrediction]:  # type: ignore[override]
+        """What recordings of at most a window say; see `ASRPredictor.predict_batch`.
 
         Options are num_beams, language ("de", "German"; None: it is heard), task ("transcribe", "translate") and the
         other fields of `SpeechConfig`.
@@ -274,11 +278,11 @@ class WhisperRecogniser(Recogniser):
         spoken = self.model.hear(batch[0], self.processor.speech_config(**search))
         return [self._told(window.wave, found) for window, found in zip(samples, spoken, strict=True)]
 
-    def _told(self, wave: Tensor, spoken: Spoken, name: str = "") -> Transcript:
+    def _told(self, wave: Tensor, spoken: Spoken, name: str = "") -> ASRPrediction:
         """What one recording (n,) of at most a window says."""
         words = self.model.words(spoken, [self._whole(wave, spoken.ids)], self.processor)
         seconds = round(len(wave) / self.processor.sample_rate, 3)
-        return Transcript(name, self.processor.said(spoken.ids), words, seconds, spoken.score)
+        return ASRPrediction(name, self.processor.detokenize(spoken.ids), words, seconds, spoken.score)
 
     @torch.inference_mode()
     def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
@@ -302,7 +306,7 @@ class WhisperRecogniser(Recogniser):
 
     def _explain(self, sample: ASRSample, options: Mapping[str, Any]) -> ASRExplanation:
         """When each word was said, and where the heads that follow the sound looked."""
-        transcript = Transcript(sample.id, "", duration=self.open(sample, self.window)[0])
+        transcript = ASRPrediction(sample.id, "", duration=self.open(sample, self.window)[0])
         if transcript.duration <= self.window and audible(wave := sample.read(self.processor.sample_rate)):
             features, config = self.processor.features(wave)[None], self.processor.speech_config(**options)
             (spoken,) = self.model.hear(features.to(self.device), config)
@@ -316,7 +320,7 @@ class WhisperRecogniser(Recogniser):
         features, seconds = self.processor.picture(wave)
         return ASRExplanation(transcript, features, seconds, tokens, weights, None, list(sample.words))
 
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write what listens and a step of what writes, with its cache as flat tensors."""
         from mmattn.tasks.asr.export import export_whisper
 

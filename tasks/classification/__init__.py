@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     )
     from mmattn.tasks.classification.module import ClassificationModule as ClassificationModule
     from mmattn.tasks.classification.predict import (
-        ClassificationAnswer as ClassificationAnswer,
+        ClassificationPrediction as ClassificationPrediction,
         ClassificationPredictor as ClassificationPredictor,
         load as load,
     )
 
 _NAMES = {
     "model": ("ClassificationModel", "ClassificationHead", "ClassificationOutput"),
-    "predict": ("ClassificationPredictor", "ClassificationAnswer", "load"),
+    "predict": ("ClassificationPredictor", "ClassificationPrediction", "load"),
     "module": ("ClassificationModule",),
 }
 __all__, __getattr__ = lazy("mmattn.tasks.classification", _NAMES)

@@ -19,14 +19,14 @@ from mmattn.tasks.common.labels.processor import LabelPrediction
 from mmattn.tasks.common.predictor import Predictor
 
 Item = Any  # see `image_sample`
-ClassificationAnswer = LabelPrediction
+ClassificationPrediction = LabelPrediction
 
 
 @dataclass
 class ClassificationExplanation:
     """Where the model read a class off its picture."""
 
-    answer: ClassificationAnswer
+    answer: ClassificationPrediction
     image: Any  # a PIL image
     relevance: Tensor  # (gh, gw) over the model's grid, sums to one
     attention: Tensor | None  # likewise, where the pooling looks, over its own grid; none where none attends
@@ -43,7 +43,7 @@ class ClassificationExplanation:
         overlay(self.image, list(maps.values()), path, title, boxes, titles=list(maps), window=self.window)
 
 
-class ClassificationPredictor(Predictor[Item, ClassificationAnswer]):
+class ClassificationPredictor(Predictor[Item, ClassificationPrediction]):
     """A classification model with its processor, ready to answer.
 
     Items are images (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)), or mappings with `image` and,
@@ -57,7 +57,7 @@ class ClassificationPredictor(Predictor[Item, ClassificationAnswer]):
 
     def predict_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1
-    ) -> list[ClassificationAnswer]:
+    ) -> list[ClassificationPrediction]:
         """The class of each picture, with `top_k - 1` alternatives."""
         logits = self.model(batch.pixel_values).logits
         return self.processor.named(samples, logits, top_k)  # type: ignore[no-any-return]
@@ -94,7 +94,7 @@ class ClassificationPredictor(Predictor[Item, ClassificationAnswer]):
 
         return make("test", 2 * len(CLASSES))
 
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, the batch free, checked against it."""
         from torch.export import Dim
 

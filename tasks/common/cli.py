@@ -233,7 +233,7 @@ class TaskCLI(LightningCLI):
             except CheckpointError as error:
                 raise CheckpointError(f"init_from: {error}") from None
             start = start.changed({key: value for key, value, _ in self._differing(model, start)})
-            self.datamodule.adopt_processor(start)
+            self.datamodule.adapt_processor(start)
         model = self.module_type.check_model(model if start is None else start.keywords)
         sections = {{"trainer": "training"}.get(name, name): given for name, given in options.items()}
         self.model = self.module_type(model, **sections, **others, init_from=init_from)

@@ -169,7 +169,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         self.processor = processor
         self._processor_is_shipped = True
 
-    def adopt_processor(self, start: CheckpointParts) -> None:
+    def adapt_processor(self, start: CheckpointParts) -> None:
         """Take the processor of a model that training begins with, for these data, instead of making one.
 
         Raises:

@@ -45,7 +45,7 @@ def without(start: CheckpointParts, prefixes: tuple[str, ...], reason: str) -> C
     return dataclasses.replace(start, state=kept)
 
 
-def completed(
+def init_missing(
     start: CheckpointParts,
     sizes: Mapping[str, Any],
     seed: int,

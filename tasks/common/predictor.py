@@ -101,7 +101,7 @@ class Predictor(Generic[Item, Prediction]):
         """An explanation with `save(path)` for each sample of a batch that `collate` made."""
 
     @abstractmethod
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as programs, check them against it, say what was written."""
 
     @abstractmethod
@@ -286,7 +286,7 @@ class Predictor(Generic[Item, Prediction]):
         Returns:
             A line for each file.
         """
-        lines = self.programs(Path(folder), formats)
+        lines = self.export_graphs(Path(folder), formats)
         self.processor.save(Path(folder) / PROCESSOR)
         return [*lines, f"{Path(folder) / PROCESSOR} written: the preprocessing that the programs need."]
 

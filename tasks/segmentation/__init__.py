@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     )
     from mmattn.tasks.segmentation.module import SegmentationModule as SegmentationModule
     from mmattn.tasks.segmentation.predict import (
-        SegmentationAnswer as SegmentationAnswer,
+        SegmentationPrediction as SegmentationPrediction,
         SegmentationPredictor as SegmentationPredictor,
         load as load,
     )
 
 _NAMES = {
     "model": ("SegmentationModel", "SegmentationHead", "SegmentationOutput"),
-    "predict": ("SegmentationPredictor", "SegmentationAnswer", "load"),
+    "predict": ("SegmentationPredictor", "SegmentationPrediction", "load"),
     "module": ("SegmentationModule",),
 }
 __all__, __getattr__ = lazy("mmattn.tasks.segmentation", _NAMES)

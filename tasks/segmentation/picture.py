@@ -13,7 +13,7 @@ from mmattn.data.image.masks import VOID, ClassList, palette
 
 
 @dataclass
-class SegmentationAnswer:
+class SegmentationPrediction:
     """The classes of a picture's pixels."""
 
     id: str
@@ -28,7 +28,7 @@ class SegmentationAnswer:
 class SegmentationExplanation:
     """Where the model looked."""
 
-    answer: SegmentationAnswer
+    answer: SegmentationPrediction
     image: Any  # a PIL image
     class_name: str  # what `relevance` is about
     gates: list[Tensor]  # (h, w) each: how far each gate was open, the finest first; or how much keys were looked at

@@ -20,7 +20,7 @@ from mmattn.tasks.common.images import image_sample
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
-from mmattn.tasks.segmentation.picture import SegmentationAnswer, SegmentationExplanation, coloured, mask_image
+from mmattn.tasks.segmentation.picture import SegmentationExplanation, SegmentationPrediction, coloured, mask_image
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
 
@@ -28,7 +28,7 @@ Item = Any  # see `image_sample`
 TILE = 1024  # pictures larger than this are cut into tiles, unless told otherwise
 
 
-class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
+class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
     """A segmentation model with its processor, ready to answer.
 
     Items are images (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)), or mappings with `image` and,
@@ -63,7 +63,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
         flip: bool = False,
         masks: str | Path | None = None,
         overlays: str | Path | None = None,
-    ) -> list[SegmentationAnswer]:
+    ) -> list[SegmentationPrediction]:
         """The class of each pixel of each picture; pictures of one size go through the model together.
 
         Args:
@@ -86,11 +86,11 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
 
     def _answer(
         self, sample: SegmentationSample, labels: np.ndarray, masks: Any = None, overlays: Any = None
-    ) -> SegmentationAnswer:
+    ) -> SegmentationPrediction:
         names = self.processor.classes.names
         counts = np.bincount(labels.reshape(-1), minlength=len(names)) / labels.size
         shares = {names[k]: round(float(counts[k]), 4) for k in np.argsort(-counts, kind="stable") if counts[k] > 0}
-        answer = SegmentationAnswer(sample.id, (labels.shape[1], labels.shape[0]), shares, labels)
+        answer = SegmentationPrediction(sample.id, (labels.shape[1], labels.shape[0]), shares, labels)
         if masks is not None:
             answer.mask = self._write(Path(masks), sample, mask_image(labels, self.processor.classes))
         if overlays is not None:
@@ -190,7 +190,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationAnswer]):
 
         return make("test", 8)
 
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, batch and picture size free, checked against it."""
         from torch.export import Dim
 

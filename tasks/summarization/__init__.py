@@ -21,13 +21,17 @@ if TYPE_CHECKING:
         SummaryOutput as SummaryOutput,
     )
     from mmattn.tasks.summarization.module import SummarizationModule as SummarizationModule
-    from mmattn.tasks.summarization.predict import Summarizer as Summarizer, Summary as Summary, load as load
+    from mmattn.tasks.summarization.predict import (
+        SummarizationPrediction as SummarizationPrediction,
+        SummarizationPredictor as SummarizationPredictor,
+        load as load,
+    )
 
 _NAMES = {
     "model": ("SummarizationModel", "SummaryOutput"),
     "copying": ("CopyHead",),
     "hierarchy": ("HierarchicalEncoder",),
-    "predict": ("Summarizer", "Summary", "load"),
+    "predict": ("SummarizationPredictor", "SummarizationPrediction", "load"),
     "module": ("SummarizationModule",),
 }
 __all__, __getattr__ = lazy("mmattn.tasks.summarization", _NAMES)
@@ -40,7 +44,7 @@ TASK = Task(
     processor="processor:SummaryProcessor",
     module="module:SummarizationModule",
     datamodule="module:SummarizationDataModule",
-    predictor="predict:Summarizer",
+    predictor="predict:SummarizationPredictor",
     demo="demo:make",
     options=(
         Option("text", "a document to summarize", kind="item"),

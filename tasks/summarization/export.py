@@ -66,7 +66,7 @@ class CopyingStepProgram(StepProgram):
         return super().forward(ids, keys, values, memory_keys, memory_values, source_mask, memory, extra)
 
 
-def export_summarizer(model: SummarizationModel, folder: Path, formats: Sequence[str]) -> list[str]:
+def export_summarization(model: SummarizationModel, folder: Path, formats: Sequence[str]) -> list[str]:
     """Write `encoder` and `step` programs; see `export_decoder`."""
     sources = [_example(model, *size) for size in ((3, 7), (1, 2), (4, 12))]
     text = dict.fromkeys(("source_ids", "source_mask"), Dim("length", max=longest(model)))

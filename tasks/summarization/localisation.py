@@ -6,14 +6,14 @@ from typing import Any
 
 from mmattn.tasks.common.pointing import PointingGame, in_parts
 from mmattn.tasks.summarization.demo import make
-from mmattn.tasks.summarization.predict import Summary
+from mmattn.tasks.summarization.predict import SummarizationPrediction
 
 
 def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
     """Per kind of word of the built-in test part, by the map that is drawn, tokens of a word joined."""
     game = PointingGame("or eight signs off")
     for part in in_parts(make("test")[:limit], 50):
-        forced = [Summary(sample.id, sample.target, 0.0) for sample in part]
+        forced = [SummarizationPrediction(sample.id, sample.target, 0.0) for sample in part]
         for sample, found in zip(part, predictor.explain_written(part, forced), strict=True):
             for word, places in sample.origins:
                 peak, text = found.peak(word)[0], sample.target[slice(*word)]

@@ -19,7 +19,7 @@ from mmattn.tasks.summarization.model import SummarizationModel
 
 
 @dataclass
-class Summary:
+class SummarizationPrediction:
     """What the model makes of one document."""
 
     id: str
@@ -32,7 +32,7 @@ class Summary:
 class SummaryExplanation:
     """Where in the document a summary stands out."""
 
-    summary: Summary
+    summary: SummarizationPrediction
     document: str
     spans: list[tuple[int, int]]  # characters of each token of the document that was read
     words: list[str]  # the summary's tokens, the end last
@@ -51,7 +51,7 @@ class SummaryExplanation:
         draw(self.document, self.spans, self.words, self.weights, self.summary.summary, path)
 
 
-class Summarizer(PairPredictor[Summary]):
+class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
     """A summarization model with its processor, ready to write.
 
     Items are texts, or mappings with `document` (or `text`) and, if wanted, `id`. `load` takes `prefix`, too: what T5
@@ -72,10 +72,12 @@ class Summarizer(PairPredictor[Summary]):
             raise DataError(f"item {item.id}", "a document", "an empty one")
         return item
 
-    def written(self, sample: PairSample, text: str, score: float, cut: int) -> Summary:
-        return Summary(sample.id, text, round(score, 4), cut)
+    def written(self, sample: PairSample, text: str, score: float, cut: int) -> SummarizationPrediction:
+        return SummarizationPrediction(sample.id, text, round(score, 4), cut)
 
-    def explain_written(self, samples: Sequence[PairSample], written: Sequence[Summary]) -> list[SummaryExplanation]:
+    def explain_written(
+        self, samples: Sequence[PairSample], written: Sequence[SummarizationPrediction]
+    ) -> list[SummaryExplanation]:
         """Where the words of given summaries come from, by one pass under teacher forcing."""
         forced = [SummarySample(s.id, s.source, w.summary or " ") for s, w in zip(samples, written, strict=True)]
         found = []
@@ -89,12 +91,12 @@ class Summarizer(PairPredictor[Summary]):
             found.append(SummaryExplanation(summary, sample.source, spans, words, word_spans, rows))
         return found
 
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder and the decoder's step, with its cache as flat tensors."""
-        from mmattn.tasks.summarization.export import export_summarizer
+        from mmattn.tasks.summarization.export import export_summarization
 
         own = isinstance(self.model, SummarizationModel)  # or a public network
-        return export_summarizer(self.model, folder, formats) if own else super().programs(folder, formats)
+        return export_summarization(self.model, folder, formats) if own else super().export_graphs(folder, formats)
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
         """The documents of a table in a format for training, summaries may be missing; a folder's .txt files; or any
@@ -114,4 +116,4 @@ class Summarizer(PairPredictor[Summary]):
         return make("test", size=6)
 
 
-load = Summarizer.load
+load = SummarizationPredictor.load

@@ -16,11 +16,15 @@ from mmattn.tasks.common.task import Option, Task
 if TYPE_CHECKING:
     from mmattn.tasks.translation.model import TranslationHead as TranslationHead, TranslationModel as TranslationModel
     from mmattn.tasks.translation.module import TranslationModule as TranslationModule
-    from mmattn.tasks.translation.predict import Translation as Translation, Translator as Translator, load as load
+    from mmattn.tasks.translation.predict import (
+        TranslationPrediction as TranslationPrediction,
+        TranslationPredictor as TranslationPredictor,
+        load as load,
+    )
 
 _NAMES = {
     "model": ("TranslationModel", "TranslationHead"),
-    "predict": ("Translator", "Translation", "load"),
+    "predict": ("TranslationPredictor", "TranslationPrediction", "load"),
     "module": ("TranslationModule",),
 }
 __all__, __getattr__ = lazy("mmattn.tasks.translation", _NAMES)
@@ -33,7 +37,7 @@ TASK = Task(
     processor="mmattn.tasks.common.seq2seq.processor:PairProcessor",
     module="module:TranslationModule",
     datamodule="module:TranslationDataModule",
-    predictor="predict:Translator",
+    predictor="predict:TranslationPredictor",
     demo="demo:make",
     options=(
         Option("text", "a sentence to translate", kind="item"),

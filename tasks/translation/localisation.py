@@ -6,14 +6,14 @@ from typing import Any
 
 from mmattn.tasks.common.pointing import PointingGame, in_parts
 from mmattn.tasks.translation.demo import make, word_kind
-from mmattn.tasks.translation.predict import Translation
+from mmattn.tasks.translation.predict import TranslationPrediction
 
 
 def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
     """Per kind of word of the built-in test part, by the map that is drawn, words of several tokens joined."""
     game = PointingGame("or a word beside it")
     for part in in_parts(make("test", limit), 100):
-        forced = [Translation(sample.id, sample.source, sample.target, 0.0) for sample in part]
+        forced = [TranslationPrediction(sample.id, sample.source, sample.target, 0.0) for sample in part]
         for sample, found in zip(part, predictor.explain_written(part, forced), strict=True):
             peaks, words = found.weights.argmax(1).tolist(), sample.source.split()
             for target, source in sample.alignment:

@@ -20,7 +20,7 @@ from mmattn.tasks.translation.formats import fields_of
 
 
 @dataclass
-class Translation:
+class TranslationPrediction:
     """What the model makes of one sentence."""
 
     id: str
@@ -34,7 +34,7 @@ class Translation:
 class Alignment:
     """Which source words each word of a translation was read off."""
 
-    translation: Translation
+    translation: TranslationPrediction
     words: list[str]  # of the translation
     source_words: list[str]
     weights: Tensor  # (words, source words), rows sum to one
@@ -49,7 +49,7 @@ class Alignment:
         heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names)
 
 
-class Translator(PairPredictor[Translation]):
+class TranslationPredictor(PairPredictor[TranslationPrediction]):
     """A translation model with its processor, ready to translate.
 
     Items are sentences, or mappings with `source` (or the language's name, or `text`) and, if wanted, `id`. `load`
@@ -76,10 +76,12 @@ class Translator(PairPredictor[Translation]):
         options = self.processor.options
         return options.get("source_lang", "source"), options.get("target_lang", "target")
 
-    def written(self, sample: PairSample, text: str, score: float, cut: int) -> Translation:
-        return Translation(sample.id, sample.source, " ".join(text.split()), score, cut)
+    def written(self, sample: PairSample, text: str, score: float, cut: int) -> TranslationPrediction:
+        return TranslationPrediction(sample.id, sample.source, " ".join(text.split()), score, cut)
 
-    def explain_written(self, samples: Sequence[PairSample], written: Sequence[Translation]) -> list[Alignment]:
+    def explain_written(
+        self, samples: Sequence[PairSample], written: Sequence[TranslationPrediction]
+    ) -> list[Alignment]:
         """What the words of given translations are read off, by one pass under teacher forcing."""
         forced = [TranslationSample(s.id, s.source, w.translation) for s, w in zip(samples, written, strict=True)]
         found = []
@@ -108,4 +110,4 @@ class Translator(PairPredictor[Translation]):
         return make("test", 6)
 
 
-load = Translator.load
+load = TranslationPredictor.load

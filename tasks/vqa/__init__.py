@@ -15,11 +15,11 @@ from mmattn.tasks.common.task import Option, Task
 if TYPE_CHECKING:
     from mmattn.tasks.vqa.model import VQAHead as VQAHead, VQAModel as VQAModel, VQAOutput as VQAOutput
     from mmattn.tasks.vqa.module import VQAModule as VQAModule
-    from mmattn.tasks.vqa.predict import VQAAnswer as VQAAnswer, VQAPredictor as VQAPredictor, load as load
+    from mmattn.tasks.vqa.predict import VQAPrediction as VQAPrediction, VQAPredictor as VQAPredictor, load as load
 
 _NAMES = {
     "model": ("VQAModel", "VQAHead", "VQAOutput"),
-    "predict": ("VQAPredictor", "VQAAnswer", "load"),
+    "predict": ("VQAPredictor", "VQAPrediction", "load"),
     "module": ("VQAModule",),
 }
 __all__, __getattr__ = lazy("mmattn.tasks.vqa", _NAMES)

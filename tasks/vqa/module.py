@@ -1,4 +1,4 @@
-"""Training and measuring VQA: soft scores over an answer vocabulary (VQA v2), and attention supervision where regions are known."""
+"""Training and measuring VQA: soft scores over an answer vocabulary (VQA v2), and supervision of attention."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Item = Mapping[str, Any] | VQASample
 
 
 @dataclass
-class VQAAnswer:
+class VQAPrediction:
     """What the model says to one question."""
 
     id: str
@@ -36,7 +36,7 @@ class VQAAnswer:
 class VQAExplanation:
     """Where the model looked for its answer."""
 
-    answer: VQAAnswer
+    answer: VQAPrediction
     image: Any  # a PIL image
     attention: Tensor  # (gh, gw) over the model's grid, sums to one
     window: tuple[float, float, float, float]  # the part of the picture that the grid covers, xyxy in 0..1
@@ -56,7 +56,7 @@ class VQAExplanation:
         overlay(self.image, self.attention, path, title, self.regions or None, titles=below, window=self.window)
 
 
-class VQAPredictor(Predictor[Item, VQAAnswer]):
+class VQAPredictor(Predictor[Item, VQAPrediction]):
     """A VQA model with its processor, ready to answer.
 
     Items are mappings with `image` (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)), `question` and,
@@ -75,7 +75,7 @@ class VQAPredictor(Predictor[Item, VQAAnswer]):
             raise DataError(f"item {name}", "a question", "an empty one")
         return VQASample(id=name, image=item["image"], question=str(item["question"]))
 
-    def predict_batch(self, samples: Sequence[VQASample], batch: VQABatch, *, top_k: int = 1) -> list[VQAAnswer]:
+    def predict_batch(self, samples: Sequence[VQASample], batch: VQABatch, *, top_k: int = 1) -> list[VQAPrediction]:
         """An answer for each question, with `top_k - 1` alternatives."""
         logits = self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index).logits
         scores, order = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
@@ -83,7 +83,7 @@ class VQAPredictor(Predictor[Item, VQAAnswer]):
         for sample, row, ids in zip(samples, scores.tolist(), order.tolist(), strict=True):
             named = [(self.processor.answers[i], round(score, 4)) for i, score in zip(ids, row, strict=True)]
             unknown = self.processor.tokenizer.unknown_words(sample.question)
-            answers.append(VQAAnswer(sample.id, sample.question, *named[0], named[1:], unknown))
+            answers.append(VQAPrediction(sample.id, sample.question, *named[0], named[1:], unknown))
         return answers
 
     def explain_batch(self, samples: Sequence[VQASample], batch: VQABatch) -> list[VQAExplanation]:
@@ -125,7 +125,7 @@ class VQAPredictor(Predictor[Item, VQAAnswer]):
             chosen.append(next(s for s in samples if s.question_type == family and s.image_key() not in seen))
         return chosen
 
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the model as torch.export and ONNX programs, batch and question length free, checked against it."""
         from torch.export import Dim
 

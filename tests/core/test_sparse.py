@@ -9,12 +9,12 @@ from cases import close, draw, equals_its_map, make
 from checks import TOLERANCE, apart, with_gradients
 
 from mmattn import ALiBi, Encoder, Mask, T5Bias
-from mmattn.kernels import picked
+from mmattn.kernels import gather_attention
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(picked, "SCORES", 300)
+    monkeypatch.setattr(gather_attention, "SCORES", 300)
 
 
 @pytest.mark.parametrize("kind", ["sparse", "lsh"])

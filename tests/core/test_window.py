@@ -6,8 +6,8 @@ from cases import close, draw, equals_its_map, growth, make
 from torch import nn
 
 from mmattn import ALiBi, Mask, T5Bias, build_kernel
-from mmattn.kernels import blocks_of_keys, sliding_window
-from mmattn.kernels.blocks_of_keys import stretches
+from mmattn.kernels import banded, sliding_window
+from mmattn.kernels.banded import stretches
 from tests.conftest import assert_onnx_equals_eager
 
 
@@ -74,7 +74,7 @@ def test_as_many_blocks_at_once_as_fit(monkeypatch):
     kernel, tensors = window(), draw(1, 4, 60, 60)
     mask = Mask(bias=ALiBi(4).double())
     whole = kernel(*tensors, mask)
-    monkeypatch.setattr(blocks_of_keys, "SCORES", 2 * 4 * 10)
+    monkeypatch.setattr(banded, "SCORES", 2 * 4 * 10)
     assert [piece.blocks for piece in stretches(60, 4, 3, 3)] == [1, 2, 2, 2, 2, 2, 2, 1, 1]
     close(kernel(*tensors, mask), whole, 1e-14)
     equals_its_map(kernel, *tensors, mask)

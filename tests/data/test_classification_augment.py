@@ -8,7 +8,7 @@ import torch
 from mmattn.data.errors import ConfigError
 from mmattn.data.image.augment import OPERATIONS, BatchAugment, operate
 from mmattn.data.options import from_options
-from mmattn.data.seeds import Draws
+from mmattn.data.seeds import SeededRandom
 from tests.conftest import refused
 
 SEEDS = list(range(100, 108))
@@ -20,13 +20,13 @@ def images() -> torch.Tensor:
 
 
 def test_draws_are_uniform_and_a_function_of_the_seed() -> None:
-    u = Draws(range(20_000))(4)
+    u = SeededRandom(range(20_000))(4)
     assert u.shape == (4, 20_000)
     assert 0 <= u.min() < u.max() < 1
     assert (u.mean(1) - 0.5).abs().max() < 0.01
     assert torch.corrcoef(u)[0, 1:].abs().max() < 0.03
-    torch.testing.assert_close(Draws([7, 9])(3)[:, 1], Draws([9])(3)[:, 0])
-    assert Draws([2**63 - 1])(1).isfinite().all()
+    torch.testing.assert_close(SeededRandom([7, 9])(3)[:, 1], SeededRandom([9])(3)[:, 0])
+    assert SeededRandom([2**63 - 1])(1).isfinite().all()
 
 
 @pytest.mark.parametrize(

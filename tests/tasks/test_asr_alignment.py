@@ -17,7 +17,7 @@ from mmattn.tasks.asr.alignment import Word, fit_to_sound, measure_delay, place_
 from mmattn.tasks.asr.data import ASRDataset, ASRSample
 from mmattn.tasks.asr.demo import make
 from mmattn.tasks.asr.model import ASRModel
-from mmattn.tasks.asr.predict import OVERLAP, Recogniser, load
+from mmattn.tasks.asr.predict import OVERLAP, ASRPredictor, load
 from mmattn.tasks.asr.processor import ASRProcessor
 from mmattn.tasks.common.sources import named_models
 from tests.conftest import refused
@@ -26,7 +26,7 @@ from tests.tasks.runs import edited
 
 
 @pytest.fixture(scope="module")
-def recogniser() -> Recogniser:
+def recogniser() -> ASRPredictor:
     return tones.recogniser()
 
 
@@ -67,7 +67,7 @@ def test_a_recording_of_one_window_is_whole() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_the_same_words_at_the_same_times_as_of_short_recordings(recogniser: Recogniser, batch_size: int) -> None:
+def test_the_same_words_at_the_same_times_as_of_short_recordings(recogniser: ASRPredictor, batch_size: int) -> None:
     clips = [tones.clip(3000 + n) for n in range(14)]
     joined = ASRSample("joined", (torch.cat([clip.audio[0] for clip in clips]), tones.RATE))  # type: ignore[index]
     short = recogniser.predict(clips)
@@ -87,13 +87,13 @@ def test_the_same_words_at_the_same_times_as_of_short_recordings(recogniser: Rec
 
 def test_windows_of_another_length() -> None:
     shared = tones.recogniser()
-    recogniser, clip = Recogniser(shared.model, shared.processor), tones.clip(4000, 12)
+    recogniser, clip = ASRPredictor(shared.model, shared.processor), tones.clip(4000, 12)
     for window in (2.0, 3.0, 60.0):
         assert recogniser(clip, window=window).text == clip.text
     assert recogniser.long
 
 
-def test_what_is_bad_far_inside_is_one_error(recogniser: Recogniser) -> None:
+def test_what_is_bad_far_inside_is_one_error(recogniser: ASRPredictor) -> None:
     wave = torch.as_tensor(tones.clip(1, 40).audio[0]).clone()  # type: ignore[index]
     wave[-100] = torch.nan
     good = tones.clip(1000)
@@ -104,11 +104,11 @@ def test_what_is_bad_far_inside_is_one_error(recogniser: Recogniser) -> None:
     assert [first.text, last.text] == [good.text, tones.clip(1001).text]  # type: ignore[union-attr]
 
 
-def test_answers_come_as_they_are_known(recogniser: Recogniser) -> None:
+def test_answers_come_as_they_are_known(recogniser: ASRPredictor) -> None:
     """A recording is opened only when those a batch before it are answered."""
     opened = []
 
-    class Watched(Recogniser):
+    class Watched(ASRPredictor):
         def windows(self, sample: ASRSample, shown: bool = True, **options: Any) -> Any:
             opened.append(sample.id)
             return super().windows(sample, shown, **options)
@@ -128,7 +128,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     assert count > 1000
 
 
-def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> None:
+def test_words_without_an_alignment_share_the_clip(recogniser: ASRPredictor) -> None:
     """Two frames cannot hold five characters."""
     log_p = torch.zeros(2, recogniser.processor.sizes()["vocab_size"]).log_softmax(-1)
     assert words_in_frames("ab cd", log_p, recogniser.processor) == [("ab", 0, 1, [0.5]), ("cd", 1, 2, [1.5])]
@@ -137,7 +137,7 @@ def test_words_without_an_alignment_share_the_clip(recogniser: Recogniser) -> No
     assert sure == [[1.01], [1.03]]
 
 
-def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: Recogniser) -> None:
+def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: ASRPredictor) -> None:
     ids = recogniser.processor.encode("abc d")
     log_p = torch.full((30, recogniser.processor.sizes()["vocab_size"]), -9.0)
     log_p[:, 0] = 0.0
@@ -231,7 +231,7 @@ def test_folders_that_do_not_say_it_have_none(tmp_path: Path) -> None:
         settings.pop("delay", None)
     older = load(folder, device="cpu")
     assert older.processor.delay == 0.0
-    assert isinstance(older, Recogniser)
+    assert isinstance(older, ASRPredictor)
     assert older.predict([ASRSample("1", make("test", 1)[0].audio)])[0].text
 
 

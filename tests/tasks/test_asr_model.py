@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mmattn.explain import capture
 from mmattn.generate.ctc import ctc_greedy, ctc_prefix_beam
-from mmattn.tasks.asr.export import export_recogniser
+from mmattn.tasks.asr.export import export_asr
 from mmattn.tasks.asr.model import ASRHead, ASRModel, PublicCTC, consistency_loss, ctc_loss
 from mmattn.tasks.asr.whisper import PublicWhisper
 from mmattn.tasks.common.export import ExportError
@@ -180,7 +180,7 @@ def learn_by_heart(model: Any, batch: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("decoder", slow_but_first(["transformer", "lstm", "none"]))
 def test_encoder_and_step_are_exported(decoder: Any, tmp_path: Path) -> None:
     model = ASRModel(**SMALL, decoder=decoder, chunk_frames=4).eval()
-    lines = export_recogniser(model, tmp_path, ("torch",))
+    lines = export_asr(model, tmp_path, ("torch",))
     assert len(lines) == (1 if decoder == "none" else 2)
     encoder = torch.export.load(tmp_path / "encoder.pt2").module()
     features, mask = torch.randn(2, 33, 10), torch.arange(33) < torch.tensor([[33], [20]])
@@ -204,7 +204,7 @@ def test_encoder_and_step_are_exported(decoder: Any, tmp_path: Path) -> None:
 def test_a_step_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     linear = {"decoder_attention": {"kind": "linear"}}
     for options, message in ((MONOTONIC, "'monotonic' keeps a state of its own"), (linear, "attention kind 'linear'")):
-        refused(message, export_recogniser, ASRModel(**SMALL, **options), tmp_path, ("torch",), error=ExportError)
+        refused(message, export_asr, ASRModel(**SMALL, **options), tmp_path, ("torch",), error=ExportError)
     assert not list(tmp_path.iterdir())
 
 

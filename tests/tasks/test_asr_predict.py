@@ -11,7 +11,7 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.tasks import load
-from mmattn.tasks.asr.predict import Recogniser
+from mmattn.tasks.asr.predict import ASRPredictor
 from mmattn.tasks.common.errors import UserError
 from tests.conftest import refused
 from tests.tasks import tones
@@ -21,7 +21,7 @@ soundfile = pytest.importorskip("soundfile")
 
 
 @pytest.fixture(scope="module")
-def recogniser() -> Recogniser:
+def recogniser() -> ASRPredictor:
     return tones.recogniser()
 
 
@@ -50,7 +50,7 @@ def write(path: Path, number: int = 1000, rate: int = tones.RATE, channels: int 
     return sample.text
 
 
-def test_it_says_what_was_said_and_when(recogniser: Recogniser) -> None:
+def test_it_says_what_was_said_and_when(recogniser: ASRPredictor) -> None:
     samples = [tones.clip(1000 + n) for n in range(12)]
     found = recogniser.predict(samples, batch_size=5)
     assert [answer.text for answer in found] == [sample.text for sample in samples]
@@ -61,7 +61,7 @@ def test_it_says_what_was_said_and_when(recogniser: Recogniser) -> None:
             assert max(abs(word.start - start), abs(word.end - end)) < 0.06
 
 
-def test_a_batch_equals_one_by_one(recogniser: Recogniser) -> None:
+def test_a_batch_equals_one_by_one(recogniser: ASRPredictor) -> None:
     samples = [tones.clip(1100 + n) for n in range(5)]
     for search in ({}, {"num_beams": 3}, {"ctc_weight": 0.5}, {"ctc_weight": 0.0}):
         together = recogniser.predict(samples, batch_size=4, **search)
@@ -71,7 +71,7 @@ def test_a_batch_equals_one_by_one(recogniser: Recogniser) -> None:
             assert alone.score == pytest.approx(answer.score, abs=1e-3)
 
 
-def test_what_may_be_given(tmp_path: Path, recogniser: Recogniser) -> None:
+def test_what_may_be_given(tmp_path: Path, recogniser: ASRPredictor) -> None:
     text = write(tmp_path / "a.wav")
     wave, rate = soundfile.read(tmp_path / "a.wav")
     items = [
@@ -148,7 +148,7 @@ def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
         assert heard(model, *words, tmp_path / "2.flac") == [("2.flac", texts[2])]
 
 
-def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: Recogniser) -> None:
+def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: ASRPredictor) -> None:
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
     write(tmp_path / "a.wav")

@@ -12,8 +12,8 @@ import torch
 from mmattn.data.errors import DataError
 from mmattn.tasks import load
 from mmattn.tasks.asr.data import ASRSample
-from mmattn.tasks.asr.predict import Recogniser
-from mmattn.tasks.asr.whisper import Spoken, Stretch, WhisperRecogniser
+from mmattn.tasks.asr.predict import ASRPredictor
+from mmattn.tasks.asr.whisper import Spoken, Stretch, WhisperPredictor
 from mmattn.tasks.common.errors import ConfigError
 from tests.conftest import refused, slow_but_first
 from tests.tasks.public_speech import (
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.parity
 def test_letters_as_transformers_hears_them(name: str, speech: dict[str, Any]) -> None:
     folder, theirs = speech[name]
     recogniser = load(folder, device="cpu")
-    assert type(recogniser) is Recogniser
+    assert type(recogniser) is ASRPredictor
     expected = said_by_transformers(theirs, clips())
     assert len(set(expected)) == len(expected)
     assert min(map(len, expected)) > 5, "a model that says nothing shows nothing"
@@ -62,7 +62,7 @@ def test_a_batch_of_a_large_model_is_transformers_batch(speech: dict[str, Any]) 
 def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any], tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed, whole=seed == 3, **generation)
     recogniser = load(tmp_path, device="cpu")
-    assert isinstance(recogniser, WhisperRecogniser)
+    assert isinstance(recogniser, WhisperPredictor)
     expected = said_by_transformers(theirs, clips())
     assert len(set(expected)) > 1
     assert texts(recogniser, clips()) == expected

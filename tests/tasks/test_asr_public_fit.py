@@ -15,7 +15,7 @@ from mmattn.tasks import load
 from mmattn.tasks.asr.data import ASRSample
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
 from mmattn.tasks.asr.public_processors import CTCProcessor, CTCText
-from mmattn.tasks.asr.whisper import WhisperRecogniser
+from mmattn.tasks.asr.whisper import WhisperPredictor
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.sources import named_models
@@ -129,7 +129,7 @@ def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsy
     assert "of 23 tokens it knows 20; the others begin anew: 4 F \u00dc" in capsys.readouterr().err
     old, new = (load(place, device="cpu") for place in (tmp_path / "public", folder))
     assert new.processor.tokenizer.letters - old.processor.tokenizer.letters == {"4", "F", "\u00dc"}
-    assert new.processor.said(new.processor.encode("f\u00fcnf hats 4")) == "F\u00dcNF HATS 4"
+    assert new.processor.detokenize(new.processor.encode("f\u00fcnf hats 4")) == "F\u00dcNF HATS 4"
     before, after = old.model.head.ctc, new.model.head.ctc
     torch.testing.assert_close(after.weight[:20], before.weight)
     torch.testing.assert_close(after.weight[20:], before.weight.mean(0).expand(3, -1))
@@ -173,11 +173,11 @@ LETTER_CASES = {
 def test_texts_are_learnt_in_the_models_case(case: str) -> None:
     text, letters, expected = LETTER_CASES[case]
     processor = CTCProcessor(WaveFeatures(), CTCText({"vocab.json": json.dumps(letters).encode()}))
-    ids = processor.encode(processor.learnt(text))
+    ids = processor.encode(processor.normalize_target(text))
     if expected is None:
         assert ids.count(letters["<unk>"]) == 2
     else:
-        assert processor.said(ids) == expected
+        assert processor.detokenize(ids) == expected
         assert processor.tokenizer.pad_id not in ids
     _, labels, mask = processor.targets([text, ""])
     assert labels[0, : int(mask[0].sum()) - 1].tolist() == ids
@@ -189,7 +189,7 @@ def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
     untold = read_parts("asr", tmp_path).processor
     with pytest.raises(DataError, match=r"data\.language: expected the language of the recordings, one of en, de, ja"):
         untold.collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0])])
-    processor: Any = untold.told("German", "translate")
+    processor: Any = untold.with_language("German", "translate")
     end = processor.tokenizer.eos_id
     batch = processor.collate([ASRSample(str(n), (wave(1.0), RATE), text) for n, text in enumerate([TEXTS[1], ""])])
     named = [processor.tokenizer._pieces.id_to_token(i) for i in batch.target_ids[0].tolist()]
@@ -197,7 +197,7 @@ def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
     assert batch.features.shape == (2, 200, 10)
     assert batch.feature_mask.sum(1).tolist() == [100, 100]
     counted = [row[kept].tolist() for row, kept in zip(batch.labels, batch.label_mask, strict=True)]
-    assert processor.said(counted[0]) == TEXTS[1], "capitals and commas, too"
+    assert processor.detokenize(counted[0]) == TEXTS[1], "capitals and commas, too"
     assert processor.tokenizer._pieces.decode(counted[0][:-1]) == f" {TEXTS[1]}"
     assert (counted[0][-1], counted[1]) == (end, [end])
     assert batch.label_mask.int().argmax(1).tolist() == [3, 3], "what is said begins behind the prompt"
@@ -243,7 +243,7 @@ def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
     write_whisper(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --data.language de --data.task transcribe")
     recogniser = load(folder, device="cpu")
-    assert isinstance(recogniser, WhisperRecogniser)
+    assert isinstance(recogniser, WhisperPredictor)
     assert recogniser.processor.generation["language"] == "de"
     public, one = load(tmp_path / "public", device="cpu"), recording(wave(1.3, 7))
     assert recogniser(one) == public(one, language="de", task="transcribe")

@@ -13,8 +13,8 @@ import mmattn
 from mmattn import linears
 from mmattn.tasks.common.errors import CheckpointError, UserError
 from mmattn.tasks.common.sources import find_model, named_models
-from mmattn.tasks.summarization.predict import Summarizer, load as load_summarizer
-from mmattn.tasks.translation.predict import Translator, load as load_translator
+from mmattn.tasks.summarization.predict import SummarizationPredictor, load as load_summarizer
+from mmattn.tasks.translation.predict import TranslationPredictor, load as load_translator
 from tests.conftest import refused
 from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
 from tests.tasks.runs import ask, damage, edited, lines, write_lines
@@ -37,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, A
 
 
 def written(predictor: Any, **search: Any) -> list[str]:
-    name = "translation" if isinstance(predictor, Translator) else "summary"
+    name = "translation" if isinstance(predictor, TranslationPredictor) else "summary"
     return [" ".join(getattr(answer, name).split()) for answer in predictor.predict(TEXTS, **search)]
 
 
@@ -57,7 +57,7 @@ def test_text_as_transformers_writes_it(family: str, way: str, tmp_path: Path) -
 
 def test_which_task_has_it(folders: dict[str, Any]) -> None:
     kinds = {family: type(mmattn.load(str(folder))) for family, (folder, _) in folders.items()}
-    assert kinds == {"marian": Translator, "bart": Summarizer, "t5": Summarizer}
+    assert kinds == {"marian": TranslationPredictor, "bart": SummarizationPredictor, "t5": SummarizationPredictor}
     assert mmattn.load(folders["marian"][0]).processor.options["source_lang"] == "en"
     with pytest.raises(CheckpointError, match=r"expected a model for summarization, found one of marian"):
         load_summarizer(folders["marian"][0])
@@ -199,4 +199,4 @@ def test_bad_folders(name: str, content: Any, message: str, folders: dict[str, A
 def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
     shutil.copytree(named_models("translation")["demo"], tmp_path / "run" / "model")
     assert find_model(tmp_path / "run").folder == tmp_path / "run" / "model"
-    assert isinstance(mmattn.load(tmp_path / "run", device="cpu"), Translator)
+    assert isinstance(mmattn.load(tmp_path / "run", device="cpu"), TranslationPredictor)

@@ -13,12 +13,12 @@ from mmattn.tasks.summarization import metrics
 from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.localisation import localisation
 from mmattn.tasks.summarization.picture import wrap
-from mmattn.tasks.summarization.predict import Summarizer, Summary, load
+from mmattn.tasks.summarization.predict import SummarizationPrediction, SummarizationPredictor, load
 from tests.tasks.runs import ask, lines
 
 
 @pytest.fixture(scope="module")
-def summarizer() -> Summarizer:
+def summarizer() -> SummarizationPredictor:
     return load(device="cpu")
 
 
@@ -52,7 +52,7 @@ def test_lsum_takes_each_sentence_on_its_own() -> None:
 # Summarizing ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_shipped_model_knows_the_built_in_data(summarizer: Summarizer) -> None:
+def test_the_shipped_model_knows_the_built_in_data(summarizer: SummarizationPredictor) -> None:
     samples = make("test")
     written = summarizer.predict(samples)
     assert [one.id for one in written] == [sample.id for sample in samples]
@@ -61,7 +61,7 @@ def test_the_shipped_model_knows_the_built_in_data(summarizer: Summarizer) -> No
     assert [summarizer(sample).summary for sample in samples[:5]] == [one.summary for one in written[:5]]
 
 
-def test_items(summarizer: Summarizer, tmp_path: Path) -> None:
+def test_items(summarizer: SummarizationPredictor, tmp_path: Path) -> None:
     text = make("test", size=1)[0].source
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text(text)
@@ -75,7 +75,9 @@ def test_items(summarizer: Summarizer, tmp_path: Path) -> None:
     assert lines(tmp_path / "o")[0]["id"] == "text"
 
 
-def test_what_is_cut_is_said(summarizer: Summarizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_cut_is_said(
+    summarizer: SummarizationPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = " ".join(sample.source for sample in make("test", size=4))
     run("predict", "--text", text, "--output", tmp_path / "o")
     limit = summarizer.processor.max_source_len
@@ -86,10 +88,10 @@ def test_what_is_cut_is_said(summarizer: Summarizer, tmp_path: Path, capsys: pyt
 # Explaining -----------------------------------------------------------------------------------------------------------
 
 
-def test_words_come_from_where_they_stand(summarizer: Summarizer) -> None:
+def test_words_come_from_where_they_stand(summarizer: SummarizationPredictor) -> None:
     """The peak of the drawn map lies on the true source of nine content words in ten."""
     samples = make("test", size=20)
-    written = [Summary(sample.id, sample.target, 0.0) for sample in samples[:3]]
+    written = [SummarizationPrediction(sample.id, sample.target, 0.0) for sample in samples[:3]]
     for found in summarizer.explain_written(samples[:3], written):
         torch.testing.assert_close(found.weights.sum(-1), torch.ones(len(found.words)))
         assert len(found.words) == len(found.word_spans)

@@ -17,14 +17,14 @@ from mmattn.data.errors import DataError
 from mmattn.tasks.translation.demo import make
 from mmattn.tasks.translation.localisation import localisation
 from mmattn.tasks.translation.metrics import score, signatures
-from mmattn.tasks.translation.predict import Translation, Translator, load
+from mmattn.tasks.translation.predict import TranslationPrediction, TranslationPredictor, load
 from scripts.results import read_results
 from tests.conftest import refused
 from tests.tasks.runs import ROOT, ask, lines, write_lines
 
 
 @pytest.fixture(scope="module")
-def translator() -> Translator:
+def translator() -> TranslationPredictor:
     return load(device="cpu")
 
 
@@ -39,16 +39,16 @@ def predict(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return call
 
 
-def test_the_shipped_model_translates_the_built_in_pair(translator: Translator) -> None:
+def test_the_shipped_model_translates_the_built_in_pair(translator: TranslationPredictor) -> None:
     samples = make("test", 40)
     found = translator.predict([sample.source for sample in samples])
     assert score([t.translation for t in found], [[s.target] for s in samples])["bleu"] >= 90
     assert [t.source for t in found] == [s.source for s in samples]
 
 
-def test_the_drawn_map_agrees_with_the_true_alignment(translator: Translator) -> None:
+def test_the_drawn_map_agrees_with_the_true_alignment(translator: TranslationPredictor) -> None:
     samples = make("test", 3)
-    forced = [Translation(s.id, s.source, s.target, 0.0) for s in samples]
+    forced = [TranslationPrediction(s.id, s.source, s.target, 0.0) for s in samples]
     for sample, found in zip(samples, translator.explain_written(samples, forced), strict=True):
         assert found.source_words == sample.source.split()
         assert found.words == sample.target.split()
@@ -58,7 +58,7 @@ def test_the_drawn_map_agrees_with_the_true_alignment(translator: Translator) ->
     assert near >= hits >= 0.9 * count
 
 
-def test_a_picture(translator: Translator, tmp_path: Path) -> None:
+def test_a_picture(translator: TranslationPredictor, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     translator.explain("the old dog carries a basket").save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
@@ -66,14 +66,14 @@ def test_a_picture(translator: Translator, tmp_path: Path) -> None:
         translator.explain("").save(tmp_path / "b.png")
 
 
-def test_order_and_batches_change_nothing(translator: Translator) -> None:
+def test_order_and_batches_change_nothing(translator: TranslationPredictor) -> None:
     items = [sample.source for sample in make("val", 12)]
     one_by_one = [translator.predict([item])[0].translation for item in items]
     assert [t.translation for t in translator.predict(items, batch_size=5)] == one_by_one
     assert [t.translation for t in translator.predict(items[::-1], batch_size=3)][::-1] == one_by_one
 
 
-def test_items_of_every_kind(translator: Translator) -> None:
+def test_items_of_every_kind(translator: TranslationPredictor) -> None:
     text = "the lion paints the door"
     given = [text, {"source": text, "id": "x"}, {"en": text}, make("test", 1)[0], ""]
     found = translator.predict(given)

@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from mmattn.explain import capture
 from mmattn.tasks.common.pointing import peaks_in_regions
-from mmattn.tasks.vqa.losses import cell_coverage, attention_supervision_loss, object_loss
+from mmattn.tasks.vqa.losses import attention_supervision_loss, cell_coverage, object_loss
 from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
 from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn

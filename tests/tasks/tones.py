@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmattn.tasks.asr.data import ASRDataset, ASRSample
 from mmattn.tasks.asr.model import ASRModel, ctc_loss
-from mmattn.tasks.asr.predict import Recogniser
+from mmattn.tasks.asr.predict import ASRPredictor
 from mmattn.tasks.asr.processor import ASRProcessor
 from mmattn.tasks.common.checkpoint import save_directory
 from mmattn.tasks.common.seq2seq.model import token_loss
@@ -56,7 +56,7 @@ def clip(number: int, count: int | None = None) -> ASRSample:
 
 
 @cache
-def recogniser() -> Recogniser:
+def recogniser() -> ASRPredictor:
     """One that has learnt the language; the same for all tests of a process."""
     state = torch.random.get_rng_state()
     torch.manual_seed(1)  # seed 0 does not tell words apart within so few steps
@@ -77,7 +77,7 @@ def recogniser() -> Recogniser:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     torch.random.set_rng_state(state)
-    return Recogniser(model, processor)
+    return ASRPredictor(model, processor)
 
 
 def save(folder: Path) -> Path:

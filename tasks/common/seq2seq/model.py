@@ -115,7 +115,7 @@ def mean_memory(states: Tensor, key_mask: Tensor) -> Tensor:
     return (states * weights).sum(1, keepdim=True).expand_as(states)
 
 
-def search_config(processor: PairProcessor, source_len: int, **options: Any) -> GenerationConfig:
+def decode_options(processor: PairProcessor, source_len: int, **options: Any) -> GenerationConfig:
     """How to write, as a model wants it; with the special tokens of its processor, and at most twice the source's
     tokens and ten, where it says nothing.
 
@@ -157,13 +157,13 @@ def search(
     Args:
         model: has `generate(source_ids, source_mask, config)`, and says what it takes `beside`.
         batch: of its processor.
-        processor: see `search_config`, as options.
+        processor: see `decode_options`, as options.
         mbr: of the texts that the beams find, the one that agrees most with all (`mbr_select`), not the likeliest;
             None: as the model was measured.
     """
     if mbr is None:
         mbr = processor.options.get("search", {}).get("mbr", False)
-    config = search_config(processor, batch.source_ids.shape[1], **options)
+    config = decode_options(processor, batch.source_ids.shape[1], **options)
     if mbr:
         config = replace(config, num_return_sequences=config.num_beams)
     found = model.generate(batch.source_ids, batch.source_mask, config, **beside(model, batch))

@@ -82,7 +82,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
         kept = self.processor_options.get("options", {})
         return read_parts(self.task, name, languages=(kept["source_lang"], kept["target_lang"]) if kept else None)
 
-    def adopt_processor(self, start: CheckpointParts) -> None:
+    def adapt_processor(self, start: CheckpointParts) -> None:
         defaults = inspect.signature(PairDataModule.__init__).parameters
         given = {k: v for k, v in self.processor_options.items() if k not in defaults or v != defaults[k].default}
         self.processor = start.processor.retarget(self.dataset("train"), given)

@@ -93,7 +93,7 @@ class PairPredictor(Predictor[Item, Written]):
         lengths = batch.label_mask.sum(1).tolist()
         return (one[rows:length, columns:] for one, length in zip(weights, lengths, strict=True))
 
-    def programs(self, folder: Path, formats: Sequence[str]) -> list[str]:
+    def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Write the encoder and the decoder's step, with its cache as flat tensors."""
         from mmattn.tasks.common.seq2seq.export import export_net
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from mmattn.generate.warping import median, spoken_from, warp
+from mmattn.generate.dtw import median, spoken_from, warp
 
 
 def cheapest(cost):
