@@ -55,7 +55,7 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from .attention import MultiHeadAttention as MultiHeadAttention, split_attention as split_attention
-    from .auxiliary import auxiliary_losses as auxiliary_losses
+    from .aux_loss import auxiliary_losses as auxiliary_losses
     from .blocks import (
         Decoder as Decoder,
         DecoderLayer as DecoderLayer,

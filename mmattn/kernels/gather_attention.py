@@ -16,7 +16,7 @@ SCORES = 1 << 20  # at once: what is picked for them stays in a core's own cache
 Attend = Callable[..., Tensor]
 
 
-def attend_picked(attend: Attend, index: Tensor, k: Tensor, v: Tensor, *rows: Tensor, scores: int) -> Tensor:
+def attend_gathered(attend: Attend, index: Tensor, k: Tensor, v: Tensor, *rows: Tensor, scores: int) -> Tensor:
     """``attend(k[index], v[index], *rows)``, group by group.
 
     Copies of keys and values for all groups at once are many times as large as the inputs, and fresh memory of that

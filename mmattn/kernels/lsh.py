@@ -12,7 +12,7 @@ from torch import Tensor
 from ..functional import dot_scores, masked_softmax, repeat_heads
 from ..masks import Mask
 from .base import Kernel, count_blocks
-from .picked import attend_picked, bias_by_head
+from .gather_attention import attend_gathered, bias_by_head
 
 ROTATIONS = 64  # where the number of buckets follows the length: enough for 16,384 buckets
 EPSILON = 1e-6  # under the length of a key, as in the authors' code
@@ -103,7 +103,7 @@ class LSH(Kernel):
         groups = [x.flatten(0, 3) for x in groups]  # (B h R n, ..)
         attend = partial(_attend_chunks, order.reach)
         picks = (order.keys + first).flatten(0, 3)  # (B h R n, w)
-        out = attend_picked(attend, picks, k, v, *groups, scores=c * w * order.key_places.shape[-2])
+        out = attend_gathered(attend, picks, k, v, *groups, scores=c * w * order.key_places.shape[-2])
         # (B h R n, c, d_v + 1), back into the order of the text:
         stands = torch.arange(B * h * R, device=q.device).view(B, h, R, 1) * (n * c) + order.rank
         out = out.flatten(0, 1).index_select(0, stands.flatten()).unflatten(0, stands.shape)  # (B, h, R, N, d_v + 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..functional import allowed_keys, attend, dot_scores, masked_softmax, repeat_heads
 from ..masks import Mask, same_size
 from .base import Kernel, KVCache, count_blocks
-from .picked import attend_picked, bias_by_head
+from .gather_attention import attend_gathered, bias_by_head
 
 PRIME = 2**31 - 1  # x -> x^5 is a bijection modulo it, and no product on the way leaves 64 bits
 START = 1_234_567_891  # away from 0 and 1, which the fifth power leaves where they are
@@ -160,7 +160,7 @@ class Sparse(Kernel):
             groups.append(bias_by_head(mask.bias, offsets, n * b))
         groups = [x.expand(B, h, *x.shape[2:]).flatten(0, 2) for x in groups]  # (B h n, ..)
         picks = (index + first).flatten(0, 2)  # (B h n, w)
-        out = attend_picked(_attend_blocks, picks, keys, values, queries, *groups, scores=b * b * picks.shape[1])
+        out = attend_gathered(_attend_blocks, picks, keys, values, queries, *groups, scores=b * b * picks.shape[1])
         out = out.unflatten(0, (B, h, n))  # (B, h, n, b, d_v)
         if not mask.is_causal and self.num_global:
             out = self._with_global(out, q, k[:, :, :S], v[:, :, :S], mask, count)
