@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "attention": ("MultiHeadAttention", "split_attention"),
-    "auxiliary": ("auxiliary_losses",),
+    "aux_loss": ("aux_losses",),
     "blocks": ("Decoder", "DecoderLayer", "Encoder", "EncoderLayer", "FeedForward"),
     "channel": ("CBAM", "ChannelAttention", "EfficientChannelAttention", "SqueezeExcitation"),
     "deformable": ("DeformableAttention", "flatten_maps"),
@@ -45,7 +45,7 @@ _PUBLIC = {
     "positions": ("ALiBi", "LearnedPositions", "PositionBias", "Rotary", "SinusoidalPositions", "T5Bias"),
     "pretrained": ("load_generation_config", "load_pretrained"),
     "spatial": ("AttentionGate", "Gate", "MapPooling", "PositionAttention", "SpatialAttention"),
-    "tap": ("Tap",),
+    "probe": ("Probe",),
     "tasks": ("load",),  # by name alone: the core knows no tasks
     "temporal": ("DividedSpaceTimeLayer", "TemporalPooling"),
 }
@@ -55,7 +55,7 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from .attention import MultiHeadAttention as MultiHeadAttention, split_attention as split_attention
-    from .aux_loss import auxiliary_losses as auxiliary_losses
+    from .aux_loss import aux_losses as aux_losses
     from .blocks import (
         Decoder as Decoder,
         DecoderLayer as DecoderLayer,
@@ -107,6 +107,7 @@ if TYPE_CHECKING:
         T5Bias as T5Bias,
     )
     from .pretrained import load_generation_config as load_generation_config, load_pretrained as load_pretrained
+    from .probe import Probe as Probe
     from .spatial import (
         AttentionGate as AttentionGate,
         Gate as Gate,
@@ -114,7 +115,6 @@ if TYPE_CHECKING:
         PositionAttention as PositionAttention,
         SpatialAttention as SpatialAttention,
     )
-    from .tap import Tap as Tap
     from .tasks import load as load
     from .temporal import DividedSpaceTimeLayer as DividedSpaceTimeLayer, TemporalPooling as TemporalPooling
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-def auxiliary_losses(model: nn.Module) -> Tensor | None:
+def aux_losses(model: nn.Module) -> Tensor | None:
     """The sum of ``aux_loss()`` over all modules that have one, or None where there is none.
 
     >>> from mmattn import Encoder
-    >>> auxiliary_losses(Encoder(32, 1, 4)) is None
+    >>> aux_losses(Encoder(32, 1, 4)) is None
     True
     """
     total = None

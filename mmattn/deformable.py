@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tap import Tap
+from .probe import Probe
 
 
 class DeformableAttention(nn.Module):
@@ -49,7 +49,7 @@ class DeformableAttention(nn.Module):
         self.weight_proj = nn.Linear(embed_dim, samples)
         self.v_proj = nn.Linear(embed_dim if kv_dim is None else kv_dim, embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
-        self.weights, self.locations = Tap(), Tap()
+        self.weights, self.locations = Probe(), Probe()
         self._reset()
 
     def _reset(self) -> None:

@@ -19,7 +19,7 @@ from .blocks import (
 )
 from .functional import masked_softmax
 from .masks import Mask
-from .tap import Tap
+from .probe import Probe
 
 
 class CrossModalAttention(nn.Module):
@@ -223,7 +223,7 @@ class BiDAF(nn.Module):
         self.score_b = nn.Linear(embed_dim, 1, bias=False)
         self.score_both = nn.Parameter(torch.empty(embed_dim))
         nn.init.uniform_(self.score_both, -(embed_dim**-0.5), embed_dim**-0.5)
-        self.a_to_b, self.b_to_a = Tap(), Tap()
+        self.a_to_b, self.b_to_a = Probe(), Probe()
 
     def forward(
         self, a: Tensor, b: Tensor, *, a_key_mask: Tensor | None = None, b_key_mask: Tensor | None = None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .backbones.recurrent import read_both_ways, recurrent_layers
 from .functional import masked_softmax
 from .masks import Mask
-from .tap import Tap
+from .probe import Probe
 
 
 class ContextPooling(nn.Module):
@@ -29,7 +29,7 @@ class ContextPooling(nn.Module):
         hidden_dim = embed_dim if hidden_dim is None else hidden_dim
         self.proj = nn.Linear(embed_dim, hidden_dim)
         self.context = nn.Parameter(torch.randn(hidden_dim) * hidden_dim**-0.5)  # u
-        self.weights = Tap()
+        self.weights = Probe()
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """x: (B, S, E); key_mask: (B, S) bool, True = a real token. Returns (B, E), zeros where there is none."""

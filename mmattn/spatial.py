@@ -10,7 +10,7 @@ from .blocks import AttentionConfig, make_attention
 from .fusion import AttentionPooling
 from .masks import Mask
 from .positions import GridPositions
-from .tap import Tap
+from .probe import Probe
 
 
 class Gate(nn.Module):
@@ -21,7 +21,7 @@ class Gate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate = Tap()
+        self.gate = Probe()
 
     def forward(self, x: Tensor, cell_mask: Tensor | None = None) -> Tensor:
         """Weighs.
@@ -88,7 +88,7 @@ class AttentionGate(nn.Module):
         self.x_proj = nn.Conv2d(channels, hidden_dim, 1, bias=False)  # W_x
         self.g_proj = nn.Conv2d(gate_channels, hidden_dim, 1)  # W_g, b
         self.psi = nn.Conv2d(hidden_dim, 1, 1)
-        self.gate = Tap()
+        self.gate = Probe()
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
         """x: (B, channels, H, W), from the skip; g: (B, gate_channels, h, w), from below. Returns x's shape."""

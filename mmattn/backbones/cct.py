@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..blocks import AttentionConfig, Encoder
 from ..positions import GridPositions
-from ..tap import Tap
+from ..probe import Probe
 from .pooling import Encoded
 
 
@@ -65,7 +65,7 @@ class SequencePooling(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.score = nn.Linear(embed_dim, 1)
-        self.read = Tap()
+        self.read = Probe()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, L, E). Returns (B, E)."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..functional import repeat_heads
 from ..kernels.base import Kernel
-from ..tap import Tap
+from ..probe import Probe
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[
 
     Yields:
         The maps (B, h, L, S) by module path of the attention that owns the kernel, one a call, in order of call; what
-        passes a `mmattn.tap.Tap` (gates, weights that no kernel makes), of its own shape, by the tap's path.
+        passes a `mmattn.probe.Probe` (gates, weights that no kernel makes), of its own shape, by the probe's path.
 
     Raises:
         ValueError: a cached decoding step runs inside; explain generation by one teacher-forced pass.
@@ -49,7 +49,7 @@ def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[
                 handles.append(
                     module.register_forward_hook(_hook(maps, owner_path(name), differentiable), with_kwargs=True)
                 )
-            elif isinstance(module, Tap):
+            elif isinstance(module, Probe):
                 handles.append(module.register_forward_hook(_listen(maps, plain_path(name), differentiable)))
         for stack in checkpointing:  # a recomputed layer would record its map twice
             stack.gradient_checkpointing = False  # type: ignore[assignment]
@@ -80,7 +80,7 @@ def _hook(maps: dict[str, list[Tensor]], owner: str, differentiable: bool) -> Ca
 
 
 def _listen(maps: dict[str, list[Tensor]], path: str, differentiable: bool) -> Callable[..., None]:
-    def hook(tap: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def hook(probe: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if differentiable and not output.requires_grad:
             output.requires_grad_()
         maps.setdefault(path, []).append(output)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import MultiHeadAttention
-from ..tap import Tap
+from ..probe import Probe
 from .maps import capture, plain_path
 
 START = -1  # a sequence as it came, before any step
@@ -76,9 +76,9 @@ def relevance(
     with torch.enable_grad(), capture(model, differentiable=True) as maps, _following(model, maps) as trail:
         score = run().sum()
     if plan is None:
-        taps = {plain_path(name) for name, module in model.named_modules() if isinstance(module, Tap)}
+        probes = {plain_path(name) for name, module in model.named_modules() if isinstance(module, Probe)}
         for path, calls in maps.items():
-            if path not in taps and len(calls) != sum(step.path == path for step in trail.steps):
+            if path not in probes and len(calls) != sum(step.path == path for step in trail.steps):
                 raise ValueError(f"{path!r} is no MultiHeadAttention, so who asks whom is not known: give a plan")
         plan = trail.steps
     weights = _in_order(plan, maps)

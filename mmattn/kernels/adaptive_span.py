@@ -60,7 +60,7 @@ class AdaptiveSpan(Kernel):
         return _Clamp.apply(self.fraction) * self.max_span
 
     def aux_loss(self) -> Tensor | None:
-        """The penalty on long spans, or None where it weighs nothing; `auxiliary_losses` collects it."""
+        """The penalty on long spans, or None where it weighs nothing; `aux_losses` collects it."""
         return self.penalty * self.spans.mean() if self.penalty else None
 
     def forward(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmattn.functional import masked_softmax
-from mmattn.tap import Tap
+from mmattn.probe import Probe
 
 
 class CopyHead(nn.Module):
@@ -33,7 +33,7 @@ class CopyHead(nn.Module):
         self.q_proj, self.k_proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
         self.salience_proj = nn.Linear(embed_dim, 1)
         self.gate_proj = nn.Linear(2 * embed_dim, 1)
-        self.weights = Tap()
+        self.weights = Probe()
 
     def keys(self, memory: Tensor) -> Tensor:
         """What is computed once for a memory (B, S, E): (B, S, E)."""

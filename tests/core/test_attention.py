@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmattn import ALiBi, Mask, MultiHeadAttention, T5Bias, auxiliary_losses, split_attention
+from mmattn import ALiBi, Mask, MultiHeadAttention, T5Bias, aux_losses, split_attention
 from tests.conftest import refused, slow_but_first
 
 CAUSAL = Mask(is_causal=True)
@@ -86,8 +86,8 @@ def test_auxiliary_losses():
         def aux_loss(self):
             return self.loss
 
-    assert auxiliary_losses(MultiHeadAttention(8, 2)) is None
-    assert auxiliary_losses(nn.Sequential(Asks(torch.tensor(1.0)), Asks(None), Asks(torch.tensor(2.5)))) == 3.5
+    assert aux_losses(MultiHeadAttention(8, 2)) is None
+    assert aux_losses(nn.Sequential(Asks(torch.tensor(1.0)), Asks(None), Asks(torch.tensor(2.5)))) == 3.5
 
 
 @pytest.mark.parametrize(

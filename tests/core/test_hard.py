@@ -7,7 +7,7 @@ import torch
 from cases import Operations, close, draw, equals_its_map, learn, make
 from torch.export import export
 
-from mmattn import Encoder, Mask, MultiHeadAttention, T5Bias, auxiliary_losses, capture
+from mmattn import Encoder, Mask, MultiHeadAttention, T5Bias, aux_losses, capture
 from mmattn.kernels import local
 
 make = partial(make, noise=0.05)
@@ -162,7 +162,7 @@ class TestAdaptiveSpan:
         kernel.aux_loss().backward()
         torch.testing.assert_close(kernel.fraction.grad, torch.full((2,), 0.1 * 50 / 2).double())
         options = {"kind": "adaptive_span", "initial_span": 20, "penalty": 0.1}
-        assert auxiliary_losses(Encoder(8, 3, 2, attention=options)).item() == pytest.approx(6.0)
+        assert aux_losses(Encoder(8, 3, 2, attention=options)).item() == pytest.approx(6.0)
         assert make("adaptive_span", penalty=0.0).aux_loss() is None
 
     def test_the_penalty_shrinks_spans_and_no_further(self):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class Tap(nn.Module):
+class Probe(nn.Module):
     """Passes a map on as it is: a gate, or the weights of a module that attends without a kernel.
 
-    ``mmattn.explain.capture`` records what goes through, of whatever shape, under the tap's own path; gradients flow
+    ``mmattn.explain.capture`` records what goes through, of whatever shape, under the probe's own path; gradients flow
     through what it records, and nothing is computed twice. It has no parameters.
 
-    >>> Tap()(torch.ones(2, 3)).shape
+    >>> Probe()(torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
 
