@@ -77,7 +77,7 @@ class MultiHeadAttention(nn.Module):
         options: the kernel's own keywords.
         needs: what this attention will be asked for ("self", "causal", "cross", "cache", ...), so that a kernel that
             lacks it is refused at construction.
-        qk_norm: "layer" or "rms": normalises each head's queries and keys before positions and scores, so that scores
+        qk_norm: "layer" or "rms": normalizes each head's queries and keys before positions and scores, so that scores
             cannot grow without bound (Dehghani et al. 2023, section 2).
         rotary: rotary positions on queries and keys (self-attention only).
         position_bias: added to the scores; the same object may also come with the mask instead.

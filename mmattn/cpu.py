@@ -131,7 +131,7 @@ def fuse_projections(attention: Any, make: Callable[[Tensor, Tensor | None], nn.
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether a module is a linear map and nothing else: not replaced, parametrised or hooked."""
+    """Whether a module is a linear map and nothing else: not replaced, parametrized or hooked."""
     return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
 
 

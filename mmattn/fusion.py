@@ -157,7 +157,7 @@ class CoAttention(nn.Module):
     def forward(
         self, a: Tensor, b: Tensor, *, a_mask: Mask | None = None, b_mask: Mask | None = None
     ) -> tuple[Tensor, Tensor]:
-        """a: (B, L, E) with its mask; b: (B, S, E) with its own. Returns both, changed and normalised."""
+        """a: (B, L, E) with its mask; b: (B, S, E) with its own. Returns both, changed and normalized."""
         for layer in self.layers:
             a, b = run_layer(self, layer, a, b, a_mask, b_mask)
         return self.norm_a(a), self.norm_b(b)

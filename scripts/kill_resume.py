@@ -4,7 +4,7 @@
 
 Each kill is a SIGKILL, at a random moment of the training or, every fourth time, inside the write of a checkpoint after
 half of its bytes. Two loader workers, dropout, augmentation, averaged weights and gradient accumulation are on.
-Compared are the weights, their average, the optimiser's state and the shipped model.
+Compared are the weights, their average, the optimizer's state and the shipped model.
 """
 
 from __future__ import annotations

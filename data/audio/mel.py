@@ -238,7 +238,7 @@ class WaveFeatures(FrontEnd):
     def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Recordings (B, n), padded, and their mask (B, n), whether the network was trained with one or not.
 
-        Each is normalised alone. transformers normalises what is not masked together with its padding, and lets base
+        Each is normalized alone. transformers normalizes what is not masked together with its padding, and lets base
         models hear it: here a recording in a batch is what it is alone.
         """
         rows = [self(wave) for wave in waves]

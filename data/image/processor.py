@@ -148,7 +148,7 @@ def _upright_rgb(image: PILImage, where: str) -> PILImage:
 
 
 class ImageProcessor:
-    """Picture to a normalised (3, H, W) tensor: the evaluation path, in PIL and torch.
+    """Picture to a normalized (3, H, W) tensor: the evaluation path, in PIL and torch.
 
     Args:
         size: Output side, or (H, W).

@@ -131,12 +131,12 @@ class TextProcessor(TokenIds):
 
     Kinds: ``word`` (split at white space and punctuation, one id a word), ``bpe`` (byte-level, never an unknown
     token) and ``unigram`` (whose fit breaks ties in no fixed order: fit once and keep it). Text is
-    Unicode-normalised (NFKC) and, with ``lowercase``, lower-cased.
+    Unicode-normalized (NFKC) and, with ``lowercase``, lower-cased.
 
     Args:
         tokenizer: A fitted ``tokenizers.Tokenizer``; ``fit`` makes one.
         kind: One of ``KINDS``.
-        lowercase: Whether the normaliser lower-cases; kept for the record, the tokenizer does it.
+        lowercase: Whether the normalizer lower-cases; kept for the record, the tokenizer does it.
         max_len: Longest sequence in tokens; what is longer is cut, and counted in ``truncated``.
 
     >>> text = TextProcessor.fit(["is it red ?", "is it blue ?"])

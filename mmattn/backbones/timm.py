@@ -47,7 +47,7 @@ class TimmFeatures(nn.Module):
         self.project = nn.Conv2d(self.body.feature_info.channels()[-1], embed_dim, 1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (N, in_channels, H, W), normalised as the weights want it. Returns (N, E, h, w)."""
+        """pixel_values: (N, in_channels, H, W), normalized as the weights want it. Returns (N, E, h, w)."""
         features = self.body(pixel_values)[-1]
         return self.project(features.permute(0, 3, 1, 2) if self.channels_last else features)
 

@@ -129,7 +129,7 @@ class AttentionHead(nn.Module):
         self.ffn = FeedForward(embed_dim, ffn_dim, activation=activation)
 
     def forward(self, states: Tensor) -> Tensor:
-        """states: (B, L, E), normalised. Returns (B, E)."""
+        """states: (B, L, E), normalized. Returns (B, E)."""
         read = self.attention(self.query.expand(states.shape[0], -1, -1), states)[:, 0]  # (B, E)
         return read + self.ffn(self.norm(read))
 
@@ -256,7 +256,7 @@ class VisionTransformer(nn.Module):
         """Encodes.
 
         Args:
-            pixel_values: (N, in_channels, H, W), normalised as the weights want it.
+            pixel_values: (N, in_channels, H, W), normalized as the weights want it.
 
         Returns:
             states (N, num_prefix + h w, E), patches row by row behind the prefix; pooled (N, E or pooler_dim).

@@ -94,7 +94,7 @@ class Wav2Vec2(nn.Module):
         conv_dims: channels of the convolutions over samples.
         conv_kernels: their sizes.
         conv_strides: their strides.
-        conv_norm: "group": the first is normalised over time; "layer": each, step by step.
+        conv_norm: "group": the first is normalized over time; "layer": each, step by step.
         conv_bias: biases in them.
         conv_activation: behind them and behind the positions' convolution.
         feature_norm: a layer norm before the projection to E.
@@ -183,7 +183,7 @@ class Wav2Vec2(nn.Module):
         """Encodes.
 
         Args:
-            wave: (B, n), normalised as the weights want it, 0 at padding.
+            wave: (B, n), normalized as the weights want it, 0 at padding.
             sample_mask: (B, n) bool, True = a real sample, padded at the right. Public base models (conv_norm="group")
                 were trained without.
 

@@ -146,7 +146,7 @@ def _propagate(plan: Sequence[Step], fused: Sequence[Tensor]) -> dict[tuple[str,
         new = dict(own)
         for source, R in other.items():
             if source == step.key != step.query:
-                gain = _normalised(own[step.query]).mT @ A @ _normalised(R)
+                gain = _normalized(own[step.query]).mT @ A @ _normalized(R)
             else:
                 gain = A @ R
             new[source] = new[source] + gain if source in new else gain
@@ -155,7 +155,7 @@ def _propagate(plan: Sequence[Step], fused: Sequence[Tensor]) -> dict[tuple[str,
     return {(name, source): R for name, n in last.items() for source, R in after[n].items()}
 
 
-def _normalised(R: Tensor) -> Tensor:
+def _normalized(R: Tensor) -> Tensor:
     """Equations 8 and 9: (B, L, L)."""
     one = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
     gained = R - one

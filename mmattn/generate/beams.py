@@ -13,7 +13,7 @@ from torch import Tensor
 from .config import GenerationConfig
 from .constraints import Constraint, build_constraints, forced_token
 from .state import State
-from .topk import log_normaliser, top_k
+from .topk import log_normalizer, top_k
 
 S = TypeVar("S", bound=State)
 
@@ -143,7 +143,7 @@ def _scores(
         scores = torch.full_like(logits, -math.inf)
         scores[:, list(forced)] = 0.0  # a forced token costs nothing
         return scores, scores.new_zeros(len(scores), 1)
-    log_z = log_normaliser(logits)  # before anything is forbidden: what is left is not worth more for that
+    log_z = log_normalizer(logits)  # before anything is forbidden: what is left is not worth more for that
     if config.repetition_penalty != 1.0:  # it depends on the sign: log-probabilities, not logits
         logits, log_z = logits - log_z, torch.zeros_like(log_z)
     for constraint in constraints:

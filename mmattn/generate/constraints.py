@@ -28,7 +28,7 @@ def build_constraints(config: GenerationConfig, prompt: int) -> list[Constraint]
     """The constraints that the config asks for, after a prompt of that many tokens."""
     found: list[Constraint] = []
     if config.repetition_penalty != 1.0:
-        found.append(lambda scores, ids: penalise_repetition(scores, ids, config.repetition_penalty))
+        found.append(lambda scores, ids: penalize_repetition(scores, ids, config.repetition_penalty))
     if config.no_repeat_ngram_size:
         found.append(lambda scores, ids: ban_repeated_ngrams(scores, ids, config.no_repeat_ngram_size))
     for words in config.bad_words_ids or ():
@@ -72,7 +72,7 @@ def ban_repeated_ngrams(scores: Tensor, ids: Tensor, n: int) -> None:
     scores[rows, grams[rows, places, -1]] = -math.inf
 
 
-def penalise_repetition(scores: Tensor, ids: Tensor, penalty: float) -> None:
+def penalize_repetition(scores: Tensor, ids: Tensor, penalty: float) -> None:
     """Makes tokens of ids (N, T) less likely in scores (N, V) by a factor (Keskar et al. 2019, section 4.1)."""
     ids = torch.where(ids < 0, ids[:, -1:], ids)  # for padding the last one once more, which changes nothing
     seen = scores.gather(1, ids)  # (N, T)

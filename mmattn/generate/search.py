@@ -14,7 +14,7 @@ from .config import GenerationConfig
 from .constraints import Constraint, build_constraints, forced_token
 from .sampling import sample
 from .state import State
-from .topk import largest, log_normaliser
+from .topk import largest, log_normalizer
 
 S = TypeVar("S", bound=State)
 OnToken = Callable[[int, int], None]
@@ -169,9 +169,9 @@ def _pick(
     if forced:  # costs nothing
         wide = torch.promote_types(logits.dtype, torch.float32)
         return ids.new_full((len(ids),), forced[0]), logits.new_zeros(len(ids), dtype=wide) if with_scores else None
-    penalised = config.repetition_penalty != 1.0
-    plain = logits.clone() if penalised and with_scores else logits  # other constraints only forbid
-    log_z = log_normaliser(logits) if with_scores else None  # (N, 1); nothing is worth more for what is forbidden
+    penalized = config.repetition_penalty != 1.0
+    plain = logits.clone() if penalized and with_scores else logits  # other constraints only forbid
+    log_z = log_normalizer(logits) if with_scores else None  # (N, 1); nothing is worth more for what is forbidden
     for constraint in constraints:
         constraint(logits, ids)
     tokens = sample(logits, config, generator) if config.do_sample else largest(logits)  # (N,)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # of neighbouring tokens of which only the largest is looked at first
-ROWS = 8  # that are normalised at a time
+ROWS = 8  # that are normalized at a time
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def largest(scores: Tensor) -> Tensor:
     return starts[:, 0] + scores.gather(1, columns).argmax(-1)
 
 
-def log_normaliser(scores: Tensor) -> Tensor:
+def log_normalizer(scores: Tensor) -> Tensor:
     """``log sum_j exp s_j`` of each row, in float32 at least: (N, V) to (N, 1).
 
     The largest probability is 1 / sum_j exp(s_j - max): torch's softmax takes a quarter of its logsumexp's time, and

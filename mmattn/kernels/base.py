@@ -104,7 +104,7 @@ class Kernel(nn.Module):
         raise NotImplementedError
 
     def finish(self, out: Tensor) -> Tensor:
-        """What follows the weighted sum (B, h, L, d_v), row by row: nothing, but a kernel may normalise."""
+        """What follows the weighted sum (B, h, L, d_v), row by row: nothing, but a kernel may normalize."""
         return out
 
     def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> Any:

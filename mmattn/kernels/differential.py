@@ -12,7 +12,7 @@ from ..functional import allowed_keys, attend, dot_scores, masked_softmax
 from ..masks import Mask
 from .base import Kernel, KVCache
 
-EPSILON = 1e-5  # under the root of the normalisation
+EPSILON = 1e-5  # under the root of the normalization
 
 
 class Differential(Kernel):
@@ -21,7 +21,7 @@ class Differential(Kernel):
     The halves of each query and key are q1, q2 and k1, k2, so that d is the paper's 2d. ``l = exp(lambda_q1 lambda_k1)
     - exp(lambda_q2 lambda_k2) + l0`` is one number for all heads. The norm is of each head's output on its own, by its
     root mean square; it has no gain, which the output projection can hold. The weights are ``A1 - l A2``: some may be
-    negative, and what they sum up is still to be normalised (`finish`).
+    negative, and what they sum up is still to be normalized (`finish`).
 
     Args:
         lambda_init: l0, 0.8 where None.

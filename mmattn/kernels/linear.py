@@ -14,7 +14,7 @@ from ..functional import allowed_keys, repeat_heads
 from ..masks import Mask
 from .base import Cache, Kernel, count_blocks
 
-# Under the normaliser: a row without keys gives 0 / floor = 0. That of elu is the authors'; exponentials may be small.
+# Under the normalizer: a row without keys gives 0 / floor = 0. That of elu is the authors'; exponentials may be small.
 FLOORS = {"elu": 1e-6, "favor": 1e-30}
 LARGEST = 60.0  # exponent of a key's feature: e^60 can be summed over any length and keeps clear of single's e^88
 
@@ -100,7 +100,7 @@ class Linear(Kernel):
                 state = cache.state
                 cache.state = state + k.transpose(-2, -1) @ v
                 cache.seen = cache.seen + L
-            return self._normalised(_causal(q, k, v, state, self.chunk), dtype)
+            return self._normalized(_causal(q, k, v, state, self.chunk), dtype)
 
     def _all_to_all(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         """Every query to every key; piece by piece where no gradient is kept, so that features stay in the cache."""
@@ -109,7 +109,7 @@ class Linear(Kernel):
         if whole or not (isinstance(L, int) and isinstance(S, int) and max(L, S) > self.piece):
             keys = self._keys(k, key_mask)
             whole_sum = keys.transpose(-2, -1) @ _with_ones(v, keys)  # (B, h_kv, m, d_v + 1)
-            return self._normalised(self._queries(q) @ repeat_heads(whole_sum, q.shape[1]), v.dtype)
+            return self._normalized(self._queries(q) @ repeat_heads(whole_sum, q.shape[1]), v.dtype)
         total: Tensor | None = None
         for start in range(0, S, self.piece):
             here = slice(start, start + self.piece)
@@ -121,12 +121,12 @@ class Linear(Kernel):
         out = v.new_empty(q.shape[0], q.shape[1], L, v.shape[3])
         for start in range(0, L, self.piece):
             here = slice(start, start + self.piece)
-            out[:, :, here] = self._normalised(self._queries(q[:, :, here]) @ total, v.dtype)
+            out[:, :, here] = self._normalized(self._queries(q[:, :, here]) @ total, v.dtype)
         return out
 
-    def _normalised(self, out: Tensor, dtype: torch.dtype) -> Tensor:
-        out, normaliser = out.split([out.shape[-1] - 1, 1], dim=-1)  # (B, h, L, d_v), (B, h, L, 1)
-        return (out / normaliser.clamp_min(FLOORS[self.feature_map])).to(dtype)
+    def _normalized(self, out: Tensor, dtype: torch.dtype) -> Tensor:
+        out, normalizer = out.split([out.shape[-1] - 1, 1], dim=-1)  # (B, h, L, d_v), (B, h, L, 1)
+        return (out / normalizer.clamp_min(FLOORS[self.feature_map])).to(dtype)
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
         self.check(mask)
@@ -205,7 +205,7 @@ def orthogonal_features(count: int, size: int, seed: int) -> Tensor:
 
 
 def _with_ones(v: Tensor, like: Tensor) -> Tensor:
-    return F.pad(v.to(like.dtype), (0, 1), value=1.0)  # a column of ones: its sum is the normaliser
+    return F.pad(v.to(like.dtype), (0, 1), value=1.0)  # a column of ones: its sum is the normalizer
 
 
 def _elu_plus_one(x: Tensor) -> Tensor:

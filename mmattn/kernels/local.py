@@ -31,7 +31,7 @@ class Local(Kernel):
 
     With ``predict`` (local-p), ``p_t = S sigmoid(v^T tanh(W q_t))``, W and v learned per head, and the weights are
     ``softmax_s(q_t k_s / sqrt(d)) exp(-(s - p_t)^2 / (2 sigma^2))``, sigma = window / 2: the softmax runs over the
-    window, and the Gaussian, through which p_t is learned, is not normalised again. S and s (from 0) count the keys
+    window, and the Gaussian, through which p_t is learned, is not normalized again. S and s (from 0) count the keys
     that the query may see and no others: padding, wherever it stands, is as if it were not there, and under a causal
     mask S ends at the query. Long sources cost no more than the windows, unless a mask over pairs or a bias is given.
 

@@ -2,7 +2,7 @@
 
 python scripts/bench/long_document.py [--threads N] [--rounds N] [--longest 16384] [--json FILE]
 
-One document a batch, a summary of 128 tokens, forward, backward and an optimiser's step; the encoder's self-attention
+One document a batch, a summary of 128 tokens, forward, backward and an optimizer's step; the encoder's self-attention
 is `sliding_window` (128 tokens on each side) with every sentence's first token global (a sentence is 256 tokens here).
 The must: the step at 16,384 tokens needs less than 16 GB, and time grows linearly from 4,096 tokens on: an exponent of
 at most 1.15. `dense` stands beside it up to 4,096 tokens.

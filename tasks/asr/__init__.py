@@ -1,8 +1,8 @@
 """Speech recognition: a recording in, its words and when they were said out.
 
 >>> from mmattn.tasks import asr
->>> recogniser = asr.load()  # doctest: +SKIP
->>> recogniser("speech.wav")  # doctest: +SKIP
+>>> recognizer = asr.load()  # doctest: +SKIP
+>>> recognizer("speech.wav")  # doctest: +SKIP
 """
 
 from __future__ import annotations

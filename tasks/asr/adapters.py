@@ -1,4 +1,4 @@
-"""What a recogniser is loaded from, or begins with: a model of ours, or a public Whisper, wav2vec 2.0 or HuBERT."""
+"""What a recognizer is loaded from, or begins with: a model of ours, or a public Whisper, wav2vec 2.0 or HuBERT."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class SpeechAugment:
         return wave
 
     def features(self, features: Tensor, feature_mask: Tensor, seeds: Sequence[int]) -> Tensor:
-        """SpecAugment of normalised features (B, T, M) with their mask (B, T): what is hidden becomes 0, the mean."""
+        """SpecAugment of normalized features (B, T, M) with their mask (B, T): what is hidden becomes 0, the mean."""
         if not self.masks:
             return features
         draws, kept = SeededRandom([seed ^ FEATURES for seed in seeds]), torch.ones_like(features, dtype=torch.bool)

@@ -66,22 +66,22 @@ class ASRSample:
 class ASRBatch(Batch):
     """Tensors for the model, and what the metric needs."""
 
-    features: Tensor  # (B, T, M) float: log-mel frames, normalised; or (B, n), samples
+    features: Tensor  # (B, T, M) float: log-mel frames, normalized; or (B, n), samples
     feature_mask: Tensor  # (B, T) bool, True = of the recording
     target_ids: Tensor  # (B, L) long: what a decoder reads, the start token first
     labels: Tensor  # (B, L) long: what it should say at each place, the end last
     label_mask: Tensor  # (B, L) bool, True = counts
     ids: list[str]
-    references: list[str]  # normalised texts
+    references: list[str]  # normalized texts
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """The form in which texts are learnt and measured: lower case, letters, digits and apostrophes, single blanks.
 
     Unicode's NFKC first; what else there is, hyphens among it, parts words. Apostrophes stay where they touch a letter.
 
-    >>> normalise("It\u2019s  twenty-one, 'Mr. Fox'?")
+    >>> normalize("It\u2019s  twenty-one, 'Mr. Fox'?")
     "it's twenty one 'mr fox'"
     """
     text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmattn.generate.ctc import Fusion
-from mmattn.tasks.asr.data import normalise
+from mmattn.tasks.asr.data import normalize
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.errors import ConfigError
 
@@ -95,7 +95,7 @@ def check_lm(search: Mapping[str, Any], asked: Mapping[str, Any], processor: Spe
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Word and character error rates, by jiwer: edits among all reference words, and characters, blanks included.
 
-    Both texts go through `normalise` first. 0 is perfect. The sums are over the corpus: a reference without words adds
+    Both texts go through `normalize` first. 0 is perfect. The sums are over the corpus: a reference without words adds
     no words, and whatever was heard in it counts as insertions. Where all references are empty, the rate is 0 if
     nothing was heard, and 1 if something was.
 
@@ -108,6 +108,6 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     """
     import jiwer
 
-    heard = [normalise(text) for text in hypotheses]
-    said = [normalise(given[0]) for given in references]
+    heard = [normalize(text) for text in hypotheses]
+    said = [normalize(given[0]) for given in references]
     return {"wer": float(jiwer.process_words(said, heard).wer), "cer": float(jiwer.process_characters(said, heard).cer)}

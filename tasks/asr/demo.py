@@ -1,4 +1,4 @@
-"""The built-in speech: sentences of a small vocabulary, read by synthesised voices in noisy rooms, in memory.
+"""The built-in speech: sentences of a small vocabulary, read by synthesized voices in noisy rooms, in memory.
 
 A sentence is a thing ("the red pen", "coat nine"), a command ("take the red pen"), two things ("the dog near coat
 nine", "blue duck and white goat") or a number said digit by digit. Words run into each other: the resonances of the

@@ -83,7 +83,7 @@ def export_asr(model: ASRModel, folder: Path, formats: Sequence[str]) -> list[st
 def export_ctc(model: PublicCTC, folder: Path, formats: Sequence[str]) -> list[str]:
     """Write an `encoder` program that gives CTC's scores; see `export_decoder`.
 
-    That of a base model, which normalises over time and can be told of no padding, takes recordings of one length.
+    That of a base model, which normalizes over time and can be told of no padding, takes recordings of one length.
     """
     samples = Dim("samples", min=model.net.receptive_field + model.net.hop, max=1 << 22)  # of two frames
     sources = [_example(batch, length, 4000) for batch, length in RECORDINGS]

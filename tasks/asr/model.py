@@ -1,4 +1,4 @@
-"""The speech recogniser: an encoder over log-mel frames, CTC on it and a decoder that attends to it; CTC's losses.
+"""The speech recognizer: an encoder over log-mel frames, CTC on it and a decoder that attends to it; CTC's losses.
 
 Also wav2vec 2.0 and HuBERT in its place, which have CTC alone.
 """
@@ -25,7 +25,7 @@ BLANK = 0  # of CTC: the id that also pads
 
 
 class ASROutput(NamedTuple):
-    """What the recogniser gives under teacher forcing."""
+    """What the recognizer gives under teacher forcing."""
 
     ctc_logits: Tensor | None  # (B, S, V): scores of each encoded frame, the blank among them; none without CTC
     frame_mask: Tensor  # (B, S) bool, True = a real frame
@@ -264,7 +264,7 @@ class ASRModel(nn.Module):
 class PublicCTC(nn.Module):
     """wav2vec 2.0 or HuBERT, samples to scores of letters, called as `ASRModel` is.
 
-    A batch gives what its recordings give alone. The base models normalise over time, padding included; so recordings
+    A batch gives what its recordings give alone. The base models normalize over time, padding included; so recordings
     of several lengths go through the convolutions one by one, and together through what is above.
 
     Args:

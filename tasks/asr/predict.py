@@ -98,7 +98,7 @@ def _shown(token: str) -> str:
 
 
 class ASRPredictor(Predictor[Item, ASRPrediction]):
-    """A speech recogniser with its processor, ready to listen: an `ASRModel`, or a public one with CTC.
+    """A speech recognizer with its processor, ready to listen: an `ASRModel`, or a public one with CTC.
 
     Items are recordings (a path, a file's bytes, an open file, or samples and their rate), or mappings with `audio`,
     one of these, and, if wanted, `id`. What is longer than a window is heard in overlapping ones as it is read; no more
@@ -115,7 +115,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
 
     @classmethod
     def from_parts(cls, parts: CheckpointParts, device: str = "auto", precision: str | None = None) -> Self:
-        """The recogniser of a model in its parts, of the kind that its adapter names."""
+        """The recognizer of a model in its parts, of the kind that its adapter names."""
         kind: Any = getattr(parts.adapter, "predictor", cls)
         if kind is cls:
             return super().from_parts(parts, device, precision)

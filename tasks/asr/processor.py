@@ -16,7 +16,7 @@ from mmattn.data.processor import SETTINGS, Processor
 from mmattn.data.readers import read_json
 from mmattn.data.text.ngram import Counted, Ids, Mixture, NGram, load_lm
 from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor, TokenIds
-from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalise
+from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalize
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.task import tasks
 
@@ -97,7 +97,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
 
     def normalize_target(self, text: str) -> str:
         """A text of the data as the model learns it."""
-        return normalise(text)
+        return normalize(text)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; neither start nor end among them."""
@@ -152,7 +152,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         if augment is not None and seeds is not None:
             seeds = [seed + view * VIEW for view in range(views) for seed in seeds]
             features = augment.features(features, feature_mask, seeds)
-        ids, references = [sample.id for sample in samples], [normalise(text) for text in texts]
+        ids, references = [sample.id for sample in samples], [normalize(text) for text in texts]
         return ASRBatch(features, feature_mask, *self.targets(texts), ids, references, is_repeat)
 
     def ablate(self, batch: ASRBatch, what: str, seeds: Sequence[int] | None = None) -> ASRBatch:
@@ -240,7 +240,7 @@ class ASRProcessor(SpeechProcessor):
     KEYS: ClassVar = frozenset({"mel", "tokenizer", "lm_order", *OWN})
     LATER: ClassVar = {"delay": 0.0, "lm_order": 0}
     mel: LogMel
-    tokenizer: TextProcessor  # of texts as ``normalise`` has them; its padding, id 0, is CTC's blank, too
+    tokenizer: TextProcessor  # of texts as ``normalize`` has them; its padding, id 0, is CTC's blank, too
     units: str = "characters"  # or ``bpe``, for the record
     normalize: str = "utterance"  # whose mean and deviation features lose, or those of the ``train``ing set
     mean: Sequence[float] | None = None  # of the training set, a band; needed by ``train``
@@ -291,7 +291,7 @@ class ASRProcessor(SpeechProcessor):
             DataError: No text in the training data.
             ValueError: A value out of range, by name.
         """
-        texts = [normalise(sample.text) for sample in train.samples]
+        texts = [normalize(sample.text) for sample in train.samples]
         if not any(texts):
             raise DataError(train.name, "at least one text with a letter or digit", f"{len(texts)} without")
         fitted = fit_tokenizer(texts, tokenizer, vocab_size)
@@ -332,7 +332,7 @@ class ASRProcessor(SpeechProcessor):
         return self.tokenizer.decode([int(i) for i in ids if int(i) >= len(SPECIAL_TOKENS)])
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return normalise(self.decode(ids))
+        return normalize(self.decode(ids))
 
     def settings(self) -> dict[str, Any]:
         parts = {"mel": self.mel.config(), "tokenizer": self.tokenizer.config(), "lm_order": self.lm_order}
@@ -346,7 +346,7 @@ class ASRProcessor(SpeechProcessor):
 
 
 def fit_tokenizer(texts: Sequence[str], kind: str = "characters", vocab_size: int = 200) -> TextProcessor:
-    """Of normalised texts characters, or ``bpe``: pieces of words merged from them (Sennrich et al. 2016, section 3.2).
+    """Of normalized texts characters, or ``bpe``: pieces of words merged from them (Sennrich et al. 2016, section 3.2).
 
     Ids 0 to 3 are padding (CTC's blank), unknown, start and end; ``bpe`` has at most ``vocab_size``.
 

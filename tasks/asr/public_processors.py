@@ -24,7 +24,7 @@ from mmattn.data.audio.mel import LogMel, WaveFeatures, WhisperFeatures, feature
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.text.pretrained import PublicText
 from mmattn.generate.speech import SpeechConfig
-from mmattn.tasks.asr.data import ASRDataset, normalise
+from mmattn.tasks.asr.data import ASRDataset, normalize
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 
@@ -184,7 +184,7 @@ class CTCProcessor(PublicProcessor):
     """Samples in, letters by CTC out: wav2vec 2.0 and HuBERT.
 
     The padding of a batch is masked, whatever the folder says: a recording alone is the measure, and a batch must give
-    the same. Texts are learnt normalised, in the case that the letters have.
+    the same. Texts are learnt normalized, in the case that the letters have.
 
     >>> letters = {token: index for index, token in enumerate(["<pad>", "|", *"ABC"])}
     >>> tokenizer = CTCText({"vocab.json": json.dumps(letters).encode()})
@@ -211,7 +211,7 @@ class CTCProcessor(PublicProcessor):
         return mel(level(wave)), mel.frame_seconds
 
     def normalize_target(self, text: str) -> str:
-        spelt = self._spelt(normalise(text))
+        spelt = self._spelt(normalize(text))
         if self.tokenizer.unk_id != self.tokenizer.pad_id:
             return spelt
         known = {" ", *self.tokenizer.letters}  # what is not known would be taken for the blank
@@ -236,7 +236,7 @@ class CTCProcessor(PublicProcessor):
         """
         tokenizer, letters = self.tokenizer, {letter for letter in self.tokenizer.letters if len(letter) == 1}
         upper = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
-        signs = {sign for sample in train.samples for sign in self._spelt(normalise(sample.text)) if sign != " "}
+        signs = {sign for sample in train.samples for sign in self._spelt(normalize(sample.text)) if sign != " "}
         missing = {sign.upper() if upper and len(sign.upper()) == 1 else sign for sign in signs} - letters
         if missing:
             new = enumerate(sorted(missing), given.get("size", tokenizer.vocab_size))

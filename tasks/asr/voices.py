@@ -1,4 +1,4 @@
-"""Voices: a source-filter synthesiser that reads phonemes aloud at 8 kHz, in NumPy alone.
+"""Voices: a source-filter synthesizer that reads phonemes aloud at 8 kHz, in NumPy alone.
 
 The source is a train of glottal pulses (its pitch with declination, accents and jitter) and noise; the filter is a
 cascade of four resonators and a nasal pole and zero for what passes the whole vocal tract, and one resonator for noise

@@ -85,10 +85,10 @@ class ClassificationHead(nn.Module):
         elif features.dim() == 4:
             features = features.mean((2, 3))  # (B, in_dim)
         if self.norm is not None:
-            features = self._standardised(features, self.norm)
+            features = self._standardized(features, self.norm)
         return self.out(self.dropout(self.hidden(features)))
 
-    def _standardised(self, features: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    def _standardized(self, features: Tensor, norm: nn.BatchNorm1d) -> Tensor:
         if self.training and features.shape[0] == 1:  # one picture has no spread: the running statistics stand in
             mean, variance = norm.running_mean, norm.running_var
             return nn.functional.batch_norm(features, mean, variance, norm.weight, norm.bias)

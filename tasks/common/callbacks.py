@@ -73,7 +73,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 class LastCheckpoint(Checkpoint):
-    """Write `last.ckpt` every so many optimiser steps and at each epoch's end: what a resumed run goes on from."""
+    """Write `last.ckpt` every so many optimizer steps and at each epoch's end: what a resumed run goes on from."""
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
         self.path, self.every_n_steps = folder / LAST, every_n_steps

@@ -1,4 +1,4 @@
-"""What the tasks on images have in common: what users give for one, and how public models want it normalised."""
+"""What the tasks on images have in common: what users give for one, and how public models want it normalized."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmattn.tasks.common.sources import Source
 
 S = TypeVar("S")
 PREPROCESSING = "preprocessor_config.json"  # transformers'
-STATISTICS = {  # where a folder does not say how its pictures were normalised: ImageNet's, as most were
+STATISTICS = {  # where a folder does not say how its pictures were normalized: ImageNet's, as most were
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
@@ -46,7 +46,7 @@ def statistics(source: Source) -> dict[str, Any]:
     if told.get("do_normalize") is not False:
         given = {key: told.get(f"image_{key}") or told.get(key) or STATISTICS[key] for key in given}
     mean, std = given["mean"], given["std"]
-    # What is normalised are pixel values from 0 to this.
+    # What is normalized are pixel values from 0 to this.
     top = 255.0 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
     if len(mean) != 3 or len(std) != 3:
         raise CheckpointError(f"{source.name}: expected a model of pictures in colour, found mean {list(mean)}.")

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy against soft scores, each row normalised to a distribution.
+    """Cross-entropy against soft scores, each row normalized to a distribution.
 
     Rows without any score carry no signal and are left out of the mean; if all are, the loss is zero.
 

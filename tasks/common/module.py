@@ -1,4 +1,4 @@
-"""Training and measuring, the same for all tasks: optimiser, schedule, seeds, what to do when a loss is not finite."""
+"""Training and measuring, the same for all tasks: optimizer, schedule, seeds, what to do when a loss is not finite."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def schedule_factor(schedule: Schedule, step: int, warmup_steps: int, total_step
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with decay; norms, biases and other vectors without (they have nothing to regularise)."""
+    """Two groups: matrices with decay; norms, biases and other vectors without (they have nothing to regularize)."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
@@ -193,7 +193,7 @@ class TaskModule(LightningModule, Generic[Data]):
             self.model.compile()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser gets; a group may have a learning rate of its own."""
+        """What the optimizer gets; a group may have a learning rate of its own."""
         assert self.model is not None
         return parameter_groups(self.model, self.optim.weight_decay)
 

@@ -69,7 +69,7 @@ class CopyHead(nn.Module):
             ids: (B, S) long, the document's tokens.
 
         Returns:
-            (B, L, V), normalised.
+            (B, L, V), normalized.
         """
         wide = torch.promote_types(states.dtype, torch.float32)  # a probability needs more than half a number's bits
         scores = self.q_proj(states) @ keys.mT + _log_sigmoid(salience)[:, None]  # (B, L, S)

@@ -176,7 +176,7 @@ class SummarizationModel(Seq2Seq):
             copy_ids: (B, S) long, what copying a token gives, where source_ids hides some; source_ids where None.
 
         Returns:
-            logits (B, L, V), normalised logarithms where the model copies, and salience (B, S).
+            logits (B, L, V), normalized logarithms where the model copies, and salience (B, S).
         """
         memory = self.encode(source_ids, source_mask, sentence_starts)
         states = self.decode(target_ids, memory, source_mask)

@@ -13,7 +13,7 @@ def _metrics() -> dict[str, Any]:
 
 
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Corpus BLEU (Papineni et al. 2002) and chrF2 (Popović 2015), 0..100, cased, on untokenised text (Post 2018).
+    """Corpus BLEU (Papineni et al. 2002) and chrF2 (Popović 2015), 0..100, cased, on untokenized text (Post 2018).
 
     Args:
         hypotheses: one text a sample.

@@ -92,7 +92,7 @@ class LatentFusion(nn.Module):
         """One (B, latents, P) a block, rows summing to one."""
         found = []
         for path in self.explained:
-            weights = _normalised(maps[path][0]).mean(1)  # (N, Q latents, P)
+            weights = _normalized(maps[path][0]).mean(1)  # (N, Q latents, P)
             packing = Packing(image_index, weights.shape[0])
             per_question = weights.unflatten(1, (packing.shape[1], -1)).flatten(0, 1)  # (N Q, latents, P)
             found.append(packing.unpack(per_question))
@@ -123,7 +123,7 @@ class CoAttentionFusion(nn.Module):
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
         """One (B, 1, P) a layer: where the question's words looked, as the pooling read them."""
-        words = [_normalised(maps[path][0]).mean(1) for path in self.explained]  # (B, L, P) each
+        words = [_normalized(maps[path][0]).mean(1) for path in self.explained]  # (B, L, P) each
         read = maps["pool_text.attention"][0].mean((1, 2))  # (B, L): zero at padding
         return [read[:, None] @ weights for weights in words]
 
@@ -155,7 +155,7 @@ class SingleStreamFusion(nn.Module):
         """One (B, 1, P) a layer: where the start token and the words looked, of what they spent on the picture."""
         words = 1 + key_mask.shape[1]
         real = nn.functional.pad(key_mask, (1, 0), value=True)[:, None].float()  # (B, 1, 1 + L)
-        return [_normalised(real @ maps[path][0].mean(1)[:, :words, words:]) for path in self.explained]
+        return [_normalized(real @ maps[path][0].mean(1)[:, :words, words:]) for path in self.explained]
 
     def word_maps(self, maps: Maps) -> list[Tensor]:
         """(B, 1 + L + P) a layer, at the start token; the caller cuts out the words."""
@@ -236,6 +236,6 @@ def _per_question(grid: Tensor, image_index: Tensor | None) -> Tensor:
     return grid if image_index is None else grid.index_select(0, image_index)  # (B, P, E)
 
 
-def _normalised(weights: Tensor) -> Tensor:
+def _normalized(weights: Tensor) -> Tensor:
     """Rows that sum to one: sigmoid-scored heads' need not."""
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)

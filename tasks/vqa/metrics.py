@@ -1,4 +1,4 @@
-"""VQA accuracy as the VQA v2 evaluation defines it: answer normalisation and agreement with the annotators.
+"""VQA accuracy as the VQA v2 evaluation defines it: answer normalization and agreement with the annotators.
 
 Antol et al. 2015 (section 4), Goyal et al. 2017, and the evaluation rules of visualqa.org.
 """
@@ -89,8 +89,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     matches). With fewer than four others three matches cannot be asked for, and all of them are: up to four answers
     give the share of annotators who agree, and a single answer gives exact match.
 
-    Everything is normalised first. The official script leaves both sides as they are where all annotators gave the
-    same string; that can only differ from this where normalising makes the prediction equal to it.
+    Everything is normalized first. The official script leaves both sides as they are where all annotators gave the
+    same string; that can only differ from this where normalizing makes the prediction equal to it.
 
     Args:
         prediction: The model's answer.
@@ -118,7 +118,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
         answers: The annotators' answers; none gives an empty dict.
 
     Returns:
-        Normalised answer to score in 0..1, in the order of first appearance.
+        Normalized answer to score in 0..1, in the order of first appearance.
 
     >>> soft_scores(["yes"] * 9 + ["no"])
     {'yes': 1.0, 'no': 0.3}

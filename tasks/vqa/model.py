@@ -32,9 +32,9 @@ class VQAOutput(NamedTuple):
 class JointClassifier(nn.Module):
     """Answers from what was seen and what was asked: a hidden layer over both, beside their product.
 
-    hidden = [gelu(W [s; t]), (U s) * (V t)], where s and t are standardised. The product lets a word decide how what
+    hidden = [gelu(W [s; t]), (U s) * (V t)], where s and t are standardized. The product lets a word decide how what
     was seen counts ("left" or "right" of two positions, "more" or "fewer" of two counts); a hidden layer alone is slow
-    to find that. The low-rank bilinear pooling of Kim et al. 2017, section 3. Standardising each feature over the batch
+    to find that. The low-rank bilinear pooling of Kim et al. 2017, section 3. Standardizing each feature over the batch
     brings out what varies little, such as a position.
 
     Args:

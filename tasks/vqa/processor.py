@@ -51,7 +51,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
     Args:
         image: Picture to tensor.
         tokenizer: Question to ids.
-        answers: The answer vocabulary, normalised; the model's output i stands for ``answers[i]``.
+        answers: The answer vocabulary, normalized; the model's output i stands for ``answers[i]``.
         object_labels: The vocabulary of ``VQASample.objects``; empty when they are not used.
     """
 

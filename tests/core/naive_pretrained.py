@@ -6,7 +6,7 @@ from naive import Allowed
 
 
 def bert(module, ids, allowed):
-    """Token + type + position, normalised; post-norm layers; tanh of a linear map of the first token."""
+    """Token + type + position, normalized; post-norm layers; tanh of a linear map of the first token."""
     rows = []
     for row in ids.tolist():
         count, embedded = 0, []

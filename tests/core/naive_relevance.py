@@ -21,7 +21,7 @@ def transposed(a):
     return [list(column) for column in zip(*a, strict=True)]
 
 
-def normalised(R):
+def normalized(R):
     """Equations 8 and 9."""
     found = []
     for i, row in enumerate(R):
@@ -59,7 +59,7 @@ class Naive:
         for s, q, A in moves:
             for r in before:
                 if r == q:
-                    gain = times(transposed(normalised(before[s][s])), times(A, normalised(before[q][q])))
+                    gain = times(transposed(normalized(before[s][s])), times(A, normalized(before[q][q])))
                 else:
                     gain = times(A, before[q][r])
                 self.R[s][r] = plus(self.R[s][r], gain)

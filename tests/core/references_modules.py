@@ -18,7 +18,7 @@ from mmattn import (
 )
 
 
-def randomised(module):
+def randomized(module):
     torch.manual_seed(3)
     module = module.double().eval()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def taken(**layers):
 def squeeze_excitation():
     from timm.layers import SEModule
 
-    theirs = randomised(SEModule(16, rd_channels=4))
+    theirs = randomized(SEModule(16, rd_channels=4))
     ours = copied(SqueezeExcitation(16, reduction=4), **taken(fc1=theirs.fc1, fc2=theirs.fc2))
     return compare(ours, theirs, draw(2, 16, 5, 7))
 
@@ -79,7 +79,7 @@ def efficient_channel():
 
     worst = 0.0
     for channels in (2, 8, 16, 64, 128, 256, 512):  # kernels of 3, 3, 3, 3, 5, 5, 5
-        theirs = randomised(EcaModule(channels))
+        theirs = randomized(EcaModule(channels))
         ours = copied(EfficientChannelAttention(channels), conv__weight=theirs.conv.weight)
         worst = max(worst, compare(ours, theirs, draw(2, channels, 2, 3)))
     return worst
@@ -88,7 +88,7 @@ def efficient_channel():
 def cbam():
     from timm.layers.cbam import CbamModule
 
-    theirs = randomised(CbamModule(16, rd_ratio=1 / 4))
+    theirs = randomized(CbamModule(16, rd_ratio=1 / 4))
     conv, norm = theirs.spatial.conv.conv, theirs.spatial.conv.bn
     gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     ours = copied(
@@ -105,7 +105,7 @@ def position_attention():
     """timm's non-local block, whose values have as few channels as its queries."""
     from timm.layers import NonLocalAttn
 
-    theirs = randomised(NonLocalAttn(16, rd_channels=4))
+    theirs = randomized(NonLocalAttn(16, rd_channels=4))
     gain = theirs.norm.weight / torch.sqrt(theirs.norm.running_var + theirs.norm.eps)
     scale = theirs.scale * 4**0.5  # ours is 1 / sqrt(4)
     none = torch.zeros(12, 16, dtype=torch.float64)
@@ -127,7 +127,7 @@ def map_pooling():
     """timm's pooling by a latent query, its feed-forward network left out, and without our norm."""
     from timm.layers import AttentionPoolLatent
 
-    theirs = randomised(AttentionPoolLatent(16, num_heads=4, latent_len=3, feat_size=15, pos_embed="abs", pool_type=""))
+    theirs = randomized(AttentionPoolLatent(16, num_heads=4, latent_len=3, feat_size=15, pos_embed="abs", pool_type=""))
     theirs.mlp = None
     module = MapPooling(16, 4, num_queries=3, positions="learned", grid_size=(5, 3))
     module.pooling.norm = torch.nn.Identity()
@@ -153,7 +153,7 @@ def deformable(size, shapes=((6, 9), (5, 4), (2, 3)), num_points=3):
     config = DeformableDetrConfig(
         d_model=16, num_feature_levels=len(shapes), disable_custom_kernels=True, use_timm_backbone=False
     )
-    theirs = randomised(library.DeformableDetrMultiscaleDeformableAttention(config, num_heads=4, n_points=num_points))
+    theirs = randomized(library.DeformableDetrMultiscaleDeformableAttention(config, num_heads=4, n_points=num_points))
     module = DeformableAttention(16, 4, num_levels=len(shapes), num_points=num_points)
     heads = {"offset_proj": theirs.sampling_offsets, "weight_proj": theirs.attention_weights}
     ours = copied(module, **taken(v_proj=theirs.value_proj, out_proj=theirs.output_proj, **heads))
@@ -190,7 +190,7 @@ def space_time():
     config = TimesformerConfig(
         image_size=16 * width, num_frames=T, hidden_size=16, num_attention_heads=4, intermediate_size=24
     )
-    theirs = randomised(TimesformerLayer(config, 0))
+    theirs = randomized(TimesformerLayer(config, 0))
     given = {}
     for name, library in (("temporal_attention", theirs.temporal_attention), ("attention", theirs.attention)):
         parts = zip(library.attention.qkv.weight.chunk(3), library.attention.qkv.bias.chunk(3), strict=True)

@@ -20,8 +20,8 @@ SEARCHES = {
     "beam 4, early": {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3},
     "beam 3, no repeat": {"num_beams": 3, "no_repeat_ngram_size": 2},
     "greedy, no repeat": {"no_repeat_ngram_size": 2},
-    "beam 3, penalised": {"num_beams": 3, "repetition_penalty": 1.5},
-    "greedy, penalised": {"repetition_penalty": 1.5},
+    "beam 3, penalized": {"num_beams": 3, "repetition_penalty": 1.5},
+    "greedy, penalized": {"repetition_penalty": 1.5},
     "beam 3, forced": {"num_beams": 3, "forced_bos_token_id": 7, "forced_eos_token_id": EOS},
     "greedy, forced": {"forced_bos_token_id": 7, "forced_eos_token_id": EOS},
     "beam 3, forbidden": {"num_beams": 3, "suppress_tokens": [5, 6], "begin_suppress_tokens": [8], "min_length": 6},
@@ -104,7 +104,7 @@ def test_beam_of_one_is_greedy(model, source):
     assert torch.allclose(greedy.scores, scores)
 
 
-@pytest.mark.parametrize("name", ["greedy", "greedy, penalised", "greedy, forced", "beam 3, long"])
+@pytest.mark.parametrize("name", ["greedy", "greedy, penalized", "greedy, forced", "beam 3, long"])
 def test_without_scores(model, source, name):
     expected = model.generate(*source, config(**SEARCHES[name]))
     found = model.generate(*source, config(**SEARCHES[name]), with_scores=False)

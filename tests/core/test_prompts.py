@@ -13,8 +13,8 @@ LENGTHS = (6, 1, 4, 3)
 SEARCHES = {
     "greedy": {},
     "beam 3": {"num_beams": 3, "length_penalty": 0.7, "num_return_sequences": 2},
-    "greedy, penalised": {"repetition_penalty": 1.5},
-    "beam 3, penalised": {"num_beams": 3, "repetition_penalty": 1.3},
+    "greedy, penalized": {"repetition_penalty": 1.5},
+    "beam 3, penalized": {"num_beams": 3, "repetition_penalty": 1.3},
     "no repeat": {"no_repeat_ngram_size": 2},
     "beam 2, no repeat": {"num_beams": 2, "no_repeat_ngram_size": 3},
     "bad words": {"bad_words_ids": [[5, 6], [7]], "min_new_tokens": 4},

@@ -1,11 +1,11 @@
-"""The few largest, the largest and the normaliser of a vocabulary, beside torch's own."""
+"""The few largest, the largest and the normalizer of a vocabulary, beside torch's own."""
 
 import math
 
 import pytest
 import torch
 
-from mmattn.generate.topk import largest, log_normaliser, top_k
+from mmattn.generate.topk import largest, log_normalizer, top_k
 
 
 @pytest.mark.parametrize("columns", [5, 700, 5_000, 5_001, 5_063])
@@ -26,8 +26,8 @@ def test_largest_is_argmax(columns):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_log_normaliser(dtype):
+def test_log_normalizer(dtype):
     scores = (torch.randn(19, 900, generator=torch.Generator().manual_seed(0)) * 9).to(dtype)
     scores[:, 3] = -math.inf
     expected = scores.to(torch.promote_types(dtype, torch.float32)).logsumexp(-1, keepdim=True)
-    assert torch.allclose(log_normaliser(scores), expected, rtol=1e-6 if dtype != torch.float64 else 1e-12)
+    assert torch.allclose(log_normalizer(scores), expected, rtol=1e-6 if dtype != torch.float64 else 1e-12)

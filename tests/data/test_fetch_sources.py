@@ -307,7 +307,7 @@ def test_the_splits_that_everyone_gets(rebuild: Any, real_data: Path, tmp_path: 
     name = rebuild.__name__
     given = measured_on(real_data, name)
     get(name, rebuild(given), tmp_path, checked=True)
-    assert fetch(sources()[name], real_data, NOWHERE) == given  # recognised where it lies
+    assert fetch(sources()[name], real_data, NOWHERE) == given  # recognized where it lies
 
 
 @pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc"])

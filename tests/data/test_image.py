@@ -146,7 +146,7 @@ def test_what_is_no_picture(source: object, message: str) -> None:
 # Preprocessing
 
 
-def test_tensor_is_normalised() -> None:
+def test_tensor_is_normalized() -> None:
     processor = ImageProcessor((2, 4), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
     array = np.full((2, 4, 3), 51, dtype=np.uint8)
     expected = (torch.tensor(0.2) - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.5, 0.25, 1.0])

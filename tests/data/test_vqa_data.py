@@ -64,7 +64,7 @@ def same(a: VQABatch, b: VQABatch) -> bool:
 
 
 def test_fit(processor: VQAProcessor) -> None:
-    assert processor.answers == ["2", "t shirt", "yes"]  # normalised; as frequent, so by the alphabet
+    assert processor.answers == ["2", "t shirt", "yes"]  # normalized; as frequent, so by the alphabet
     assert processor.object_labels == ["ball", "red"]
     assert processor.sizes() == {"vocab_size": processor.tokenizer.vocab_size, "num_answers": 3}
 

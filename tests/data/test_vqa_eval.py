@@ -1,4 +1,4 @@
-"""Answer normalisation and VQA accuracy against values worked out by hand from the rules."""
+"""Answer normalization and VQA accuracy against values worked out by hand from the rules."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("answer", "expected"), list(GOLDEN.items()), ids=repr)
-def test_normalisation(answer: str, expected: str) -> None:
+def test_normalization(answer: str, expected: str) -> None:
     assert normalize_answer(answer) == expected
 
 

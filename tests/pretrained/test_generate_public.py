@@ -58,7 +58,7 @@ WAYS = {
     "beams, bad words": {"max_length": 12, "num_beams": 3, "bad_words_ids": [[1], [11, 12]], "min_new_tokens": 4},
     "beams, two ends": {"max_length": 12, "num_beams": 2, "eos_token_id": [2, 5, 6]},
     "beams, forced": {"max_length": 10, "num_beams": 3, "forced_bos_token_id": 7, "forced_eos_token_id": 2},
-    "beams, penalised": {"max_length": 12, "num_beams": 3, "repetition_penalty": 1.5},
+    "beams, penalized": {"max_length": 12, "num_beams": 3, "repetition_penalty": 1.5},
     "beams, no repeats": {"max_length": 14, "num_beams": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
 }
 

@@ -37,7 +37,7 @@ def write_ctc(
     Args:
         folder: made if missing.
         family: wav2vec2 or hubert.
-        large: normalised step by step, with masks, as the large public models; else as the base ones.
+        large: normalized step by step, with masks, as the large public models; else as the base ones.
         head: with a CTC head, and a tokenizer.
         whole: one processor_config.json, as a processor of transformers 5 is saved.
     """
@@ -198,6 +198,6 @@ def clips(seconds: tuple[float, ...] = SHORT) -> list[Tensor]:
     return [wave(one, seed) for seed, one in enumerate(seconds)]
 
 
-def texts(recogniser: Any, waves: list[Tensor], **options: Any) -> list[str]:
-    """What a recogniser of ours says of them."""
-    return [answer.text for answer in recogniser.predict([recording(one) for one in waves], **options)]
+def texts(recognizer: Any, waves: list[Tensor], **options: Any) -> list[str]:
+    """What a recognizer of ours says of them."""
+    return [answer.text for answer in recognizer.predict([recording(one) for one in waves], **options)]

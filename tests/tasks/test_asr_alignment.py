@@ -26,8 +26,8 @@ from tests.tasks.runs import edited
 
 
 @pytest.fixture(scope="module")
-def recogniser() -> ASRPredictor:
-    return tones.recogniser()
+def recognizer() -> ASRPredictor:
+    return tones.recognizer()
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,12 @@ def test_a_recording_of_one_window_is_whole() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_the_same_words_at_the_same_times_as_of_short_recordings(recogniser: ASRPredictor, batch_size: int) -> None:
+def test_the_same_words_at_the_same_times_as_of_short_recordings(recognizer: ASRPredictor, batch_size: int) -> None:
     clips = [tones.clip(3000 + n) for n in range(14)]
     joined = ASRSample("joined", (torch.cat([clip.audio[0] for clip in clips]), tones.RATE))  # type: ignore[index]
-    short = recogniser.predict(clips)
-    *beside, long, last = recogniser.predict([*clips[:3], joined, clips[5]], batch_size=batch_size)
-    assert long.duration > 5 * recogniser.processor.max_seconds * (1 - OVERLAP)
+    short = recognizer.predict(clips)
+    *beside, long, last = recognizer.predict([*clips[:3], joined, clips[5]], batch_size=batch_size)
+    assert long.duration > 5 * recognizer.processor.max_seconds * (1 - OVERLAP)
     assert [answer.text for answer in (*beside, last)] == [short[n].text for n in (0, 1, 2, 5)]
     assert long.text == " ".join(answer.text for answer in short)
     start, expected = 0.0, []
@@ -86,25 +86,25 @@ def test_the_same_words_at_the_same_times_as_of_short_recordings(recogniser: ASR
 
 
 def test_windows_of_another_length() -> None:
-    shared = tones.recogniser()
-    recogniser, clip = ASRPredictor(shared.model, shared.processor), tones.clip(4000, 12)
+    shared = tones.recognizer()
+    recognizer, clip = ASRPredictor(shared.model, shared.processor), tones.clip(4000, 12)
     for window in (2.0, 3.0, 60.0):
-        assert recogniser(clip, window=window).text == clip.text
-    assert recogniser.long
+        assert recognizer(clip, window=window).text == clip.text
+    assert recognizer.long
 
 
-def test_what_is_bad_far_inside_is_one_error(recogniser: ASRPredictor) -> None:
+def test_what_is_bad_far_inside_is_one_error(recognizer: ASRPredictor) -> None:
     wave = torch.as_tensor(tones.clip(1, 40).audio[0]).clone()  # type: ignore[index]
     wave[-100] = torch.nan
     good = tones.clip(1000)
     items: list[Any] = [good, {"audio": (wave, tones.RATE), "id": "bad"}, tones.clip(1001)]
-    refused(r"item bad: .* found 1 that are NaN", recogniser.predict, items, batch_size=2, error=DataError)
-    first, error, last = recogniser.stream(items, batch_size=2, on_error="skip")
+    refused(r"item bad: .* found 1 that are NaN", recognizer.predict, items, batch_size=2, error=DataError)
+    first, error, last = recognizer.stream(items, batch_size=2, on_error="skip")
     assert isinstance(error, DataError)
     assert [first.text, last.text] == [good.text, tones.clip(1001).text]  # type: ignore[union-attr]
 
 
-def test_answers_come_as_they_are_known(recogniser: ASRPredictor) -> None:
+def test_answers_come_as_they_are_known(recognizer: ASRPredictor) -> None:
     """A recording is opened only when those a batch before it are answered."""
     opened = []
 
@@ -113,7 +113,7 @@ def test_answers_come_as_they_are_known(recogniser: ASRPredictor) -> None:
             opened.append(sample.id)
             return super().windows(sample, shown, **options)
 
-    watched = Watched(recogniser.model, recogniser.processor)
+    watched = Watched(recognizer.model, recognizer.processor)
     answers = watched.stream([tones.clip(n) for n in range(8)], batch_size=2)
     next(answers)
     assert len(opened) <= 3
@@ -128,22 +128,22 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
     assert count > 1000
 
 
-def test_words_without_an_alignment_share_the_clip(recogniser: ASRPredictor) -> None:
+def test_words_without_an_alignment_share_the_clip(recognizer: ASRPredictor) -> None:
     """Two frames cannot hold five characters."""
-    log_p = torch.zeros(2, recogniser.processor.sizes()["vocab_size"]).log_softmax(-1)
-    assert words_in_frames("ab cd", log_p, recogniser.processor) == [("ab", 0, 1, [0.5]), ("cd", 1, 2, [1.5])]
-    words, sure = place_words("ab cd", log_p, torch.zeros(320), recogniser.processor, 0.02, 1.0)
+    log_p = torch.zeros(2, recognizer.processor.sizes()["vocab_size"]).log_softmax(-1)
+    assert words_in_frames("ab cd", log_p, recognizer.processor) == [("ab", 0, 1, [0.5]), ("cd", 1, 2, [1.5])]
+    words, sure = place_words("ab cd", log_p, torch.zeros(320), recognizer.processor, 0.02, 1.0)
     assert [(w.word, w.start, w.end) for w in words] == [("ab", 1.0, 1.02), ("cd", 1.02, 1.04)]
     assert sure == [[1.01], [1.03]]
 
 
-def test_a_word_is_where_ctc_is_sure_of_its_characters(recogniser: ASRPredictor) -> None:
-    ids = recogniser.processor.encode("abc d")
-    log_p = torch.full((30, recogniser.processor.sizes()["vocab_size"]), -9.0)
+def test_a_word_is_where_ctc_is_sure_of_its_characters(recognizer: ASRPredictor) -> None:
+    ids = recognizer.processor.encode("abc d")
+    log_p = torch.full((30, recognizer.processor.sizes()["vocab_size"]), -9.0)
     log_p[:, 0] = 0.0
     for frame, index in zip((2, 3, 19, 21, 24), ids, strict=True):
         log_p[frame, index] = 9.0
-    words = words_in_frames("abc d", log_p, recogniser.processor)
+    words = words_in_frames("abc d", log_p, recognizer.processor)
     assert [sure for *_, sure in words] == [[2.5, 3.5, 19.5], [24.5]]
 
 
@@ -205,18 +205,18 @@ def test_a_known_delay_is_found(clips: ASRDataset, frames: int, monkeypatch: pyt
 
 
 def test_word_times_are_earlier_by_it() -> None:
-    recogniser, (sample,) = load(device="cpu"), make("test", 1)
+    recognizer, (sample,) = load(device="cpu"), make("test", 1)
     wave, text = sample.read(8000), sample.text
-    log_p = torch.full((40, recogniser.processor.tokenizer.vocab_size), -9.0)  # frames that cannot be told apart
+    log_p = torch.full((40, recognizer.processor.tokenizer.vocab_size), -9.0)  # frames that cannot be told apart
     log_p[:, 0] = 0.0
-    ids = recogniser.processor.encode(text)
+    ids = recognizer.processor.encode(text)
     for n, token in enumerate(ids):
         log_p[5 + 2 * n, token] = 1.0
     flat = torch.ones_like(wave)  # of a level that tells nothing
     times = {}
     for late_by in (0.0, 0.08):
-        recogniser.processor.delay = late_by
-        times[late_by] = place_words(text, log_p, flat, recogniser.processor, recogniser.frame_seconds)[0]
+        recognizer.processor.delay = late_by
+        times[late_by] = place_words(text, log_p, flat, recognizer.processor, recognizer.frame_seconds)[0]
     assert len(times[0.0]) == len(text.split()) >= 3
     for late, early in zip(times[0.0], times[0.08], strict=True):
         assert abs(late.start - early.start - 0.08) < 0.002
@@ -247,9 +247,9 @@ def test_a_delay_is_believed_where_it_brings_speech_onto_the_sound() -> None:
 
 
 def test_the_shipped_model_is_late_and_its_words_are_not() -> None:
-    recogniser, clips = load(device="cpu"), make("test", 30)
-    assert 0.05 < recogniser.processor.delay < 0.25
-    found, errors = recogniser.aligned(clips), []
+    recognizer, clips = load(device="cpu"), make("test", 30)
+    assert 0.05 < recognizer.processor.delay < 0.25
+    found, errors = recognizer.aligned(clips), []
     for sample, words in zip(clips, found, strict=True):
         for word, (_, start, end) in zip(words, sample.words, strict=True):
             errors += [abs(word.start - start), abs(word.end - end)]

@@ -61,7 +61,7 @@ def test_recordings_of_ones_own(options: str, data: Path) -> None:
     answers = predictor.predict(sorted(data.glob("val*.flac")))
     assert [round(answer.duration, 2) for answer in answers] == [round(s.duration, 2) for s in make("val", 3)]
     metrics = read(folder / "metrics.json")
-    assert {"wer", "cer", "loss", "normaliser", "wer_by"} <= metrics["validation"].keys()
+    assert {"wer", "cer", "loss", "normalizer", "wer_by"} <= metrics["validation"].keys()
     assert {"ctc", "loss"} <= metrics["fit"].keys()
     assert ("attention" in metrics["fit"]) == ("none" not in options)
     assert ("consistency" in metrics["fit"]) == ("consistency" in options)

@@ -1,4 +1,4 @@
-"""The speech recogniser's model: what every task's model must do, and what is its own."""
+"""The speech recognizer's model: what every task's model must do, and what is its own."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ class TestPublicCTC(TaskModelTests):
 
     def test_exported_it_says_the_same(self, model: nn.Module, variant: str, tmp_path: Path) -> None:  # type: ignore[override]
         if variant == "base":
-            pytest.skip("what normalises over time is exported for recordings of one length: see export.py")
+            pytest.skip("what normalizes over time is exported for recordings of one length: see export.py")
         super().test_exported_it_says_the_same(model, tmp_path)
 
     def test_the_blank_is_the_models_own(self) -> None:

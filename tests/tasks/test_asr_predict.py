@@ -1,4 +1,4 @@
-"""Asking a speech recogniser: from Python and from the command line, good recordings and bad ones."""
+"""Asking a speech recognizer: from Python and from the command line, good recordings and bad ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ soundfile = pytest.importorskip("soundfile")
 
 
 @pytest.fixture(scope="module")
-def recogniser() -> ASRPredictor:
-    return tones.recogniser()
+def recognizer() -> ASRPredictor:
+    return tones.recognizer()
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def write(path: Path, number: int = 1000, rate: int = tones.RATE, channels: int 
     return sample.text
 
 
-def test_it_says_what_was_said_and_when(recogniser: ASRPredictor) -> None:
+def test_it_says_what_was_said_and_when(recognizer: ASRPredictor) -> None:
     samples = [tones.clip(1000 + n) for n in range(12)]
-    found = recogniser.predict(samples, batch_size=5)
+    found = recognizer.predict(samples, batch_size=5)
     assert [answer.text for answer in found] == [sample.text for sample in samples]
     for sample, answer in zip(samples, found, strict=True):
         assert answer.duration == pytest.approx(sample.duration, abs=1e-3)
@@ -61,17 +61,17 @@ def test_it_says_what_was_said_and_when(recogniser: ASRPredictor) -> None:
             assert max(abs(word.start - start), abs(word.end - end)) < 0.06
 
 
-def test_a_batch_equals_one_by_one(recogniser: ASRPredictor) -> None:
+def test_a_batch_equals_one_by_one(recognizer: ASRPredictor) -> None:
     samples = [tones.clip(1100 + n) for n in range(5)]
     for search in ({}, {"num_beams": 3}, {"ctc_weight": 0.5}, {"ctc_weight": 0.0}):
-        together = recogniser.predict(samples, batch_size=4, **search)
+        together = recognizer.predict(samples, batch_size=4, **search)
         for sample, answer in zip(samples, together, strict=True):
-            alone = recogniser(sample, **search)
+            alone = recognizer(sample, **search)
             assert (alone.text, alone.words) == (answer.text, answer.words)
             assert alone.score == pytest.approx(answer.score, abs=1e-3)
 
 
-def test_what_may_be_given(tmp_path: Path, recogniser: ASRPredictor) -> None:
+def test_what_may_be_given(tmp_path: Path, recognizer: ASRPredictor) -> None:
     text = write(tmp_path / "a.wav")
     wave, rate = soundfile.read(tmp_path / "a.wav")
     items = [
@@ -84,10 +84,10 @@ def test_what_may_be_given(tmp_path: Path, recogniser: ASRPredictor) -> None:
         (wave, rate),
         (tmp_path / "a.wav").open("rb"),
     ]
-    found = recogniser.predict(items)
+    found = recognizer.predict(items)
     assert [answer.text for answer in found] == [text] * len(items)
     assert [answer.id for answer in found][2:] == ["bytes", *"34567"]
-    assert recogniser((wave, rate)).text == recogniser(items[0]).text == text
+    assert recognizer((wave, rate)).text == recognizer(items[0]).text == text
     items[-1].close()
 
 
@@ -148,7 +148,7 @@ def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
         assert heard(model, *words, tmp_path / "2.flac") == [("2.flac", texts[2])]
 
 
-def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: ASRPredictor) -> None:
+def test_pictures_of_explanations(tmp_path: Path, model: Path, recognizer: ASRPredictor) -> None:
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
     write(tmp_path / "a.wav")
@@ -157,13 +157,13 @@ def test_pictures_of_explanations(tmp_path: Path, model: Path, recogniser: ASRPr
     ending = r"e\.jpg: expected a name that ends in \.png, or a folder, found '\.jpg'"
     refused(ending, run, "explain", model, *audio, tmp_path / "e.jpg", error=UserError)
     assert image.open(tmp_path / "e.png").size[0] > 300
-    found = recogniser.explain(tones.clip(1000))
+    found = recognizer.explain(tones.clip(1000))
     count = len(found.transcript.text)
     assert found.attention.shape == found.alignment.shape
     assert found.attention.shape[0] == count == len(found.tokens)
     torch.testing.assert_close(found.attention.sum(1), torch.ones(count))
     assert ((found.alignment > 0).float().argmax(1).diff() >= 0).all(), "CTC's alignment goes forward"
-    refused("at most 4 s to explain, found", recogniser.explain, tones.clip(7, 20), error=DataError)
+    refused("at most 4 s to explain, found", recognizer.explain, tones.clip(7, 20), error=DataError)
     soundfile.write(tmp_path / "silence.wav", np.zeros(8000), tones.RATE)
     words = ("--input", tmp_path / "silence.wav", "--output", tmp_path / "pictures")
     refused("none was heard", run, "explain", model, *words, error=DataError)

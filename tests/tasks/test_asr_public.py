@@ -1,4 +1,4 @@
-"""Public Whisper, wav2vec 2.0 and HuBERT folders that recognise speech: what transformers says, of any length."""
+"""Public Whisper, wav2vec 2.0 and HuBERT folders that recognize speech: what transformers says, of any length."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ pytestmark = pytest.mark.parity
 @pytest.mark.parametrize("name", CTC)
 def test_letters_as_transformers_hears_them(name: str, speech: dict[str, Any]) -> None:
     folder, theirs = speech[name]
-    recogniser = load(folder, device="cpu")
-    assert type(recogniser) is ASRPredictor
+    recognizer = load(folder, device="cpu")
+    assert type(recognizer) is ASRPredictor
     expected = said_by_transformers(theirs, clips())
     assert len(set(expected)) == len(expected)
     assert min(map(len, expected)) > 5, "a model that says nothing shows nothing"
-    assert texts(recogniser, clips()) == expected, "a batch, in which all but one are padded"
-    assert texts(recogniser, clips(), batch_size=1) == expected
+    assert texts(recognizer, clips()) == expected, "a batch, in which all but one are padded"
+    assert texts(recognizer, clips(), batch_size=1) == expected
 
 
 def test_a_batch_of_a_large_model_is_transformers_batch(speech: dict[str, Any]) -> None:
@@ -61,41 +61,41 @@ def test_a_batch_of_a_large_model_is_transformers_batch(speech: dict[str, Any]) 
 @pytest.mark.parametrize("seed", slow_but_first([1, 3, 4]))
 def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any], tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed, whole=seed == 3, **generation)
-    recogniser = load(tmp_path, device="cpu")
-    assert isinstance(recogniser, WhisperPredictor)
+    recognizer = load(tmp_path, device="cpu")
+    assert isinstance(recognizer, WhisperPredictor)
     expected = said_by_transformers(theirs, clips())
     assert len(set(expected)) > 1
-    assert texts(recogniser, clips()) == expected
-    assert texts(recogniser, clips(), batch_size=1) == expected
+    assert texts(recognizer, clips()) == expected
+    assert texts(recognizer, clips(), batch_size=1) == expected
     for options in ({"language": "de"}, {"language": "Japanese", "task": "translate"}, {"num_beams": 2}):
-        assert texts(recogniser, clips(), **options) == said_by_transformers(theirs, clips(), **options)
+        assert texts(recognizer, clips(), **options) == said_by_transformers(theirs, clips(), **options)
 
 
 def test_language_and_task_change_what_is_written(speech: dict[str, Any]) -> None:
     folder, theirs = speech["whisper"]
-    recogniser = load(folder, device="cpu")
+    recognizer = load(folder, device="cpu")
     asked = [{"language": name, "task": task} for name in ("en", "de") for task in ("transcribe", "translate")]
-    found = [tuple(texts(recogniser, clips(), **options)) for options in asked]
+    found = [tuple(texts(recognizer, clips(), **options)) for options in asked]
     assert len(set(found)) == 4
     assert tuple(said_by_transformers(theirs, clips(), **asked[-1])) == found[-1]
 
 
 def test_an_english_whisper(tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, english=True)
-    recogniser = load(tmp_path, device="cpu")
-    assert texts(recogniser, clips()) == said_by_transformers(theirs, clips())
-    refused("an English model takes no language", recogniser, recording(wave(1.0)), language="en", error=ConfigError)
+    recognizer = load(tmp_path, device="cpu")
+    assert texts(recognizer, clips()) == said_by_transformers(theirs, clips())
+    refused("an English model takes no language", recognizer, recording(wave(1.0)), language="en", error=ConfigError)
 
 
 @pytest.mark.parametrize("name", ["base", "whisper"])
 def test_any_rate_and_any_number_of_channels(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
-    recogniser = load(speech[name][0], device="cpu")
+    recognizer = load(speech[name][0], device="cpu")
     one = wave(1.2)
     torchaudio = pytest.importorskip("torchaudio")
     other = torchaudio.functional.resample(one, RATE, 44_100)
     soundfile.write(tmp_path / "a.wav", torch.stack([0.5 * other, 1.5 * other], 1).numpy() / 2, 44_100, "FLOAT")
     back = torchaudio.functional.resample(other, 44_100, RATE) / 2
-    found = recogniser.predict([tmp_path / "a.wav", recording(back)])
+    found = recognizer.predict([tmp_path / "a.wav", recording(back)])
     assert found[0].text == found[1].text != ""
     assert found[0].duration == pytest.approx(1.2, abs=1e-3)
 
@@ -103,21 +103,21 @@ def test_any_rate_and_any_number_of_channels(name: str, speech: dict[str, Any], 
 @pytest.mark.parametrize("seed", slow_but_first([1, 3, 5]))
 def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed)
-    recogniser = load(tmp_path, device="cpu")
+    recognizer = load(tmp_path, device="cpu")
     waves = [*clips((5.3, 7.7)), wave(1.1, 3)]
     waves[0][: 2 * RATE] *= 1e-3
     waves[0][RATE // 2 : RATE] = 0.0  # silence, which is 80 dB below what is loudest anywhere
     expected = said_by_transformers(theirs, waves)
-    found = recogniser.predict([recording(one) for one in waves], batch_size=2)
+    found = recognizer.predict([recording(one) for one in waves], batch_size=2)
     assert [answer.text for answer in found] == expected
-    assert recogniser.long
+    assert recognizer.long
     assert [answer.duration for answer in found] == [5.3, 7.7, 1.1]
     for answer in found:
         assert "".join(word.word for word in answer.words).replace(" ", "") == answer.text.replace(" ", "")
         assert all(0 <= word.start <= word.end <= answer.duration + 1e-6 for word in answer.words)
         assert all(one.start <= other.start + 1e-6 for one, other in pairwise(answer.words))
     beams = {"num_beams": 2, "language": "de"}
-    assert texts(recogniser, waves, **beams) == said_by_transformers(theirs, waves, **beams)
+    assert texts(recognizer, waves, **beams) == said_by_transformers(theirs, waves, **beams)
 
 
 def test_whatever_holds_a_long_recording(speech: dict[str, Any], tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_whatever_holds_a_long_recording(speech: dict[str, Any], tmp_path: Path)
 
 
 def test_windows_that_are_silent_are_passed_over(speech: dict[str, Any]) -> None:
-    recogniser = load(speech["whisper"][0], device="cpu")
+    recognizer = load(speech["whisper"][0], device="cpu")
     silence, said = torch.zeros(4 * WINDOW * RATE), wave(1.5)
-    found = recogniser(recording(torch.cat([said, silence, said, silence])))
+    found = recognizer(recording(torch.cat([said, silence, said, silence])))
     assert found.duration == pytest.approx(3 + 8 * WINDOW)
     assert found.words
     assert not any(1.5 + WINDOW < word.start < 1.5 + 3 * WINDOW for word in found.words)
@@ -151,42 +151,42 @@ def test_windows_that_are_silent_are_passed_over(speech: dict[str, Any]) -> None
 @pytest.mark.parametrize("name", ["base", "large hubert"])
 def test_letters_of_long_recordings(name: str, speech: dict[str, Any]) -> None:
     """The words of windows, put together, are about those of the whole; in the windows' middles they are the same."""
-    recogniser = load(speech[name][0], device="cpu")
-    assert recogniser.window == 20.0
+    recognizer = load(speech[name][0], device="cpu")
+    assert recognizer.window == 20.0
     one = wave(9.0, 5)
-    whole = recogniser(recording(one))
-    assert not recogniser.long
-    found = recogniser(recording(one), batch_size=2, window=4.0)
-    assert recogniser.long
+    whole = recognizer(recording(one))
+    assert not recognizer.long
+    found = recognizer(recording(one), batch_size=2, window=4.0)
+    assert recognizer.long
     assert found.duration == whole.duration == 9.0
     assert found.text == " ".join(word.word for word in found.words)
     assert len(found.words) > 5
     assert all(one.start <= other.start for one, other in pairwise(found.words))
-    first = recogniser(recording(one[: 4 * RATE]))
+    first = recognizer(recording(one[: 4 * RATE]))
     assert [w.word for w in found.words][:3] == [w.word for w in first.words][:3]
 
 
 def test_recordings_shorter_than_a_frame(speech: dict[str, Any]) -> None:
     for name in ("base", "large"):
-        recogniser, one = load(speech[name][0], device="cpu"), wave(1.0)
-        assert texts(recogniser, [one[:100]]) == [""]
-        assert [text != "" for text in texts(recogniser, [one, one[:100]])] == [True, False]
+        recognizer, one = load(speech[name][0], device="cpu"), wave(1.0)
+        assert texts(recognizer, [one[:100]]) == [""]
+        assert [text != "" for text in texts(recognizer, [one, one[:100]])] == [True, False]
 
 
 def test_words_of_letters_lie_where_ctc_has_them(speech: dict[str, Any]) -> None:
-    recogniser = load(speech["base"][0], device="cpu")
-    answer = recogniser(recording(wave(1.9, 3)))
+    recognizer = load(speech["base"][0], device="cpu")
+    answer = recognizer(recording(wave(1.9, 3)))
     assert [word.word for word in answer.words] == answer.text.split()
     assert all(0 <= word.start < word.end <= 1.9 for word in answer.words)
     assert all(one.end <= other.end for one, other in pairwise(answer.words))
-    (found,) = recogniser.aligned([ASRSample("1", (wave(1.9, 3), RATE), answer.text)])
+    (found,) = recognizer.aligned([ASRSample("1", (wave(1.9, 3), RATE), answer.text)])
     assert found == answer.words
 
 
 def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With attention whose truth is known: four words at places of their own, one of them of three pieces."""
-    recogniser = load(speech["whisper"][0], device="cpu")
-    processor: Any = recogniser.processor
+    recognizer = load(speech["whisper"][0], device="cpu")
+    processor: Any = recognizer.processor
     ids = processor.encode("the old dog zzz")
     parts = processor.words(ids)
     assert [word for word, _, _ in parts] == ["the", "old", "dog", "zzz"]
@@ -202,9 +202,9 @@ def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypat
         assert heads == [[1, 0], [1, 1]]
         return shown
 
-    monkeypatch.setattr(recogniser.model, "attention", attention)
+    monkeypatch.setattr(recognizer.model, "attention", attention)
     spoken = Spoken(ids, [processor.tokenizer.start_id], torch.zeros(1, 100, 24), 0.0)
-    found = recogniser.model.words(spoken, [Stretch(ids, 0, 95, closed=False)], processor, start=10.0)
+    found = recognizer.model.words(spoken, [Stretch(ids, 0, 95, closed=False)], processor, start=10.0)
     assert [word.word for word in found] == ["the", "old", "dog", "zzz"]
     assert found[0].start == 10.0
     between = [10 + 0.02 * float(pair.mean()) for pair in centres.unfold(0, 2, 1)]  # from one piece to the next
@@ -214,7 +214,7 @@ def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypat
         assert following is None or word.end == following.start
     cut = parts[2][1]
     two = [Stretch(ids[:cut], 0, 30, closed=True), Stretch(ids[cut:], 35, 90, closed=True)]
-    within = recogniser.model.words(spoken, two, processor)
+    within = recognizer.model.words(spoken, two, processor)
     assert [word.word for word in within] == ["the", "old", "dog", "zzz"]
     assert within[1].end == pytest.approx(0.6)
     assert within[2].start == pytest.approx(0.7)
@@ -222,14 +222,14 @@ def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypat
 
 
 def test_texts_that_are_known_are_aligned(speech: dict[str, Any]) -> None:
-    recogniser = load(speech["whisper"][0], device="cpu")
+    recognizer = load(speech["whisper"][0], device="cpu")
     known = ASRSample("1", (wave(1.5), RATE), "the old dog")
-    (found,) = recogniser.aligned([known])
+    (found,) = recognizer.aligned([known])
     assert [word.word for word in found] == ["the", "old", "dog"]
     assert all(0 <= word.start <= word.end <= 1.5 for word in found)
     for sample in (ASRSample("2", (wave(2.5), RATE), "the"), ASRSample("2", (wave(1.0), RATE), "the old dog " * 9)):
         with pytest.raises(DataError, match=r"item 2: expected at most 2 s and 36 tokens to align, found \d\.\d s and"):
-            recogniser.aligned([sample])
+            recognizer.aligned([sample])
 
 
 def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
@@ -238,26 +238,26 @@ def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
     with edited(tmp_path / "generation_config.json") as values:
         end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
         values["suppress_tokens"] += [end, *range(stamps, stamps + 50 * WINDOW + 2)]
-    recogniser = load(tmp_path, device="cpu")
-    answer = recogniser(recording(wave(1.5)))
-    assert len(recogniser.processor.encode(answer.text)) > 20
+    recognizer = load(tmp_path, device="cpu")
+    answer = recognizer(recording(wave(1.5)))
+    assert len(recognizer.processor.encode(answer.text)) > 20
     assert [word.word for word in answer.words] == answer.text.split()
 
 
 def test_attention_is_that_of_the_heads_that_are_named(speech: dict[str, Any]) -> None:
-    recogniser = load(speech["whisper"][0], device="cpu")
+    recognizer = load(speech["whisper"][0], device="cpu")
     _, (model, extractor, _) = speech["whisper"]
     features = extractor(wave(1.0).numpy(), sampling_rate=RATE, return_tensors="pt").input_features
-    ids = recogniser.processor.encode("the dog")
-    prompt = [recogniser.processor.tokenizer.start_id, recogniser.processor.tokenizer.no_timestamps_id]
+    ids = recognizer.processor.encode("the dog")
+    prompt = [recognizer.processor.tokenizer.start_id, recognizer.processor.tokenizer.no_timestamps_id]
     with torch.no_grad():
         model.set_attn_implementation("eager")
         output = model(
             input_features=features, decoder_input_ids=torch.tensor([[*prompt, *ids]]), output_attentions=True
         )
-        memory = recogniser.model.net.encode(features.mT)
+        memory = recognizer.model.net.encode(features.mT)
     for heads, wanted in (([[0, 1], [1, 0]], [(0, 1), (1, 0)]), (None, [(1, 0), (1, 1)])):
-        found = recogniser.model.attention(memory, prompt, ids, heads)
+        found = recognizer.model.attention(memory, prompt, ids, heads)
         expected = torch.stack([output.cross_attentions[layer][0, head, 1:] for layer, head in wanted])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         assert found.shape == (2, len(ids) + 1, 100)

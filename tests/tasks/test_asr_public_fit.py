@@ -85,7 +85,7 @@ def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) 
     assert sum(not torch.equal(first[key], second[key]) for key in first) > 0.9 * len(first)
     measured = measure(tmp_path / "measured", moved / "model", data)
     assert measured["loss"] < read(still / "metrics.json")["validation"]["loss"]
-    assert {"wer", "cer", "normaliser"} <= measured.keys()
+    assert {"wer", "cer", "normalizer"} <= measured.keys()
     assert measure(tmp_path / "public", start, data, options)["wer"] > 0.5, "a public folder is measured as it is"
     again = fit(tmp_path / "again", moved, data, f"{STILL} {options}")
     assert answers(again) == answers(moved), "and from there once more"
@@ -142,13 +142,13 @@ def test_without_a_head_there_is_one_to_train(family: str, tmp_path: Path, data:
     unfinished = r"expected a finished model, found a backbone .*fit --init_from"
     refused(unfinished, load, tmp_path / "public", error=CheckpointError)
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --model.freeze convolutions")
-    recogniser = load(folder, device="cpu")
-    assert recogniser.processor.tokenizer.letters == {"<pad>", "<s>", "</s>", "<unk>", "|", *"adehinrstu"}
-    assert recogniser.model.head.ctc.weight.std() > 0
-    assert_kept(read_parts("asr", tmp_path / "public").state, recogniser.model.state_dict())
+    recognizer = load(folder, device="cpu")
+    assert recognizer.processor.tokenizer.letters == {"<pad>", "<s>", "</s>", "<unk>", "|", *"adehinrstu"}
+    assert recognizer.model.head.ctc.weight.std() > 0
+    assert_kept(read_parts("asr", tmp_path / "public").state, recognizer.model.state_dict())
     other = fit(tmp_path / "other", tmp_path / "public", data, f"{STILL} --seed_everything 1")
     head = load(other, device="cpu").model.head.ctc.weight
-    assert not torch.equal(head, recogniser.model.head.ctc.weight), "it is drawn from the seed"
+    assert not torch.equal(head, recognizer.model.head.ctc.weight), "it is drawn from the seed"
 
 
 def test_frozen_convolutions_stay(tmp_path: Path, data: Path) -> None:
@@ -242,12 +242,12 @@ def test_what_does_not_fit_is_one_error(
 def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
     write_whisper(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --data.language de --data.task transcribe")
-    recogniser = load(folder, device="cpu")
-    assert isinstance(recogniser, WhisperPredictor)
-    assert recogniser.processor.generation["language"] == "de"
+    recognizer = load(folder, device="cpu")
+    assert isinstance(recognizer, WhisperPredictor)
+    assert recognizer.processor.generation["language"] == "de"
     public, one = load(tmp_path / "public", device="cpu"), recording(wave(1.3, 7))
-    assert recogniser(one) == public(one, language="de", task="transcribe")
-    assert recogniser(one, language="ja") == public(one, language="ja", task="transcribe")
+    assert recognizer(one) == public(one, language="de", task="transcribe")
+    assert recognizer(one, language="ja") == public(one, language="ja", task="transcribe")
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper", "ours"])

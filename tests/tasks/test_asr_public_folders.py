@@ -68,9 +68,9 @@ def test_what_a_model_cannot_do_is_refused(
 
 
 def test_keywords_that_there_are_not(speech: dict[str, Any]) -> None:
-    recogniser = load(speech["whisper"][0], device="cpu")
-    refused(r"generation: .*num_beems", recogniser, recording(wave(1.0)), num_beems=3, error=ConfigError)
-    short, long = (texts(recogniser, clips(), max_new_tokens=count) for count in (3, 9))
+    recognizer = load(speech["whisper"][0], device="cpu")
+    refused(r"generation: .*num_beems", recognizer, recording(wave(1.0)), num_beems=3, error=ConfigError)
+    short, long = (texts(recognizer, clips(), max_new_tokens=count) for count in (3, 9))
     assert all(one == other[: len(one)] for one, other in zip(short, long, strict=True))
     assert short != long
 
@@ -82,9 +82,9 @@ def test_pictures(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", wave(1.5, 2).numpy(), RATE, "FLOAT")
     run("explain", speech[name][0], "--audio", tmp_path / "a.wav", "--output", tmp_path / "e.png")
     assert image.open(tmp_path / "e.png").size[0] > 300
-    recogniser = load(speech[name][0], device="cpu")
-    found = recogniser.explain(tmp_path / "a.wav")
-    assert found.transcript == recogniser(tmp_path / "a.wav")
+    recognizer = load(speech[name][0], device="cpu")
+    found = recognizer.explain(tmp_path / "a.wav")
+    assert found.transcript == recognizer(tmp_path / "a.wav")
     assert len(found.features) * found.frame_seconds == pytest.approx(1.5, abs=0.011)
     assert "".join(found.tokens).strip() == found.transcript.text.replace(" ", "") or " " in found.transcript.text
     if name == "whisper":
@@ -95,7 +95,7 @@ def test_pictures(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
         assert found.attention is None
         assert ((found.alignment > 0).float().argmax(1).diff() > 0).all()
     for item, message in ((wave(21.0), r"at most \d+ s to explain"), (torch.zeros(RATE), "none was heard")):
-        refused(message, recogniser.explain, recording(item), error=DataError)
+        refused(message, recognizer.explain, recording(item), error=DataError)
 
 
 @pytest.mark.parametrize(
@@ -105,16 +105,16 @@ def test_export_equals_the_model(name: str, speech: dict[str, Any], tmp_path: Pa
     programs = ["encoder", "step"] if name == "whisper" else ["encoder"]
     run("export", speech[name][0], "--output", tmp_path, "--format", "torch")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(f"{p}.pt2" for p in programs), "processor"])
-    recogniser = load(speech[name][0], device="cpu")
+    recognizer = load(speech[name][0], device="cpu")
     encoder = torch.export.load(tmp_path / "encoder.pt2").module()
-    features, mask = recogniser.processor.features_batch([wave(1.4, 8), wave(1.4, 9)])
+    features, mask = recognizer.processor.features_batch([wave(1.4, 8), wave(1.4, 9)])
     with torch.no_grad():
         found = encoder(features=features, feature_mask=mask) if name == "large" else encoder(features=features)
         if name == "whisper":
-            assert found[0].shape == (2, 2, 2, recogniser.model.net.encode(features).shape[1], 12)
+            assert found[0].shape == (2, 2, 2, recognizer.model.net.encode(features).shape[1], 12)
         else:
-            states, _ = recogniser.model.encode(features, mask)
-            torch.testing.assert_close(found[0], recogniser.model.head.log_probs(states), atol=1e-4, rtol=0)
+            states, _ = recognizer.model.encode(features, mask)
+            torch.testing.assert_close(found[0], recognizer.model.head.log_probs(states), atol=1e-4, rtol=0)
 
 
 def test_weights_in_fewer_bits(speech: dict[str, Any]) -> None:
@@ -162,8 +162,8 @@ def test_old_folders_without_timestamps_hear_long_recordings(tmp_path: Path) -> 
     write_whisper(tmp_path, 2)
     with edited(tmp_path / GENERATION) as values:
         del values["no_timestamps_token_id"], values["alignment_heads"]
-    recogniser = load(tmp_path, device="cpu")
-    assert isinstance(recogniser.processor, WhisperProcessor)
-    assert "no_timestamps_token_id" not in recogniser.processor.generation
-    assert recogniser.predict([recording(wave(5.0))])[0].words
-    assert SpeechConfig(**recogniser.processor.generation).timestamp_begin is None
+    recognizer = load(tmp_path, device="cpu")
+    assert isinstance(recognizer.processor, WhisperProcessor)
+    assert "no_timestamps_token_id" not in recognizer.processor.generation
+    assert recognizer.predict([recording(wave(5.0))])[0].words
+    assert SpeechConfig(**recognizer.processor.generation).timestamp_begin is None

@@ -1,4 +1,4 @@
-"""One training step of every task as a GPU does it: mixed precision, compiled, fused optimiser; a CPU rehearses it.
+"""One training step of every task as a GPU does it: mixed precision, compiled, fused optimizer; a CPU rehearses it.
 
 `pytest -m gpu` runs what needs a CUDA device. The rehearsal leaves out the compiler alone, which takes its time.
 """
@@ -50,7 +50,7 @@ class Step:
     autocast: torch.dtype | None = None
     compiled: bool = False
     fused: bool = False
-    moved: int = 0  # parameters that the optimiser changed
+    moved: int = 0  # parameters that the optimizer changed
     parameters: int = 0
 
 

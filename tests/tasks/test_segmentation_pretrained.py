@@ -25,7 +25,7 @@ SIZE = {"height": 48, "width": 64}
 PREPARED: dict[str, dict[str, Any]] = {
     "default": {},
     "statistics": {"image_mean": [0.2, 0.3, 0.4], "image_std": [0.5, 0.6, 0.7]},
-    "not normalised": {"do_normalize": False},
+    "not normalized": {"do_normalize": False},
     "another scale": {"rescale_factor": 1 / 127.5},
     "reduced labels": {"do_reduce_labels": True},
 }

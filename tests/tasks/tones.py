@@ -1,4 +1,4 @@
-"""A language of tones, a letter each, and a small recogniser that learns it within seconds; long recordings."""
+"""A language of tones, a letter each, and a small recognizer that learns it within seconds; long recordings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def clip(number: int, count: int | None = None) -> ASRSample:
 
 
 @cache
-def recogniser() -> ASRPredictor:
+def recognizer() -> ASRPredictor:
     """One that has learnt the language; the same for all tests of a process."""
     state = torch.random.get_rng_state()
     torch.manual_seed(1)  # seed 0 does not tell words apart within so few steps
@@ -81,8 +81,8 @@ def recogniser() -> ASRPredictor:
 
 
 def save(folder: Path) -> Path:
-    """The recogniser as a shipped folder."""
-    found = recogniser()
+    """The recognizer as a shipped folder."""
+    found = recognizer()
     keywords = found.processor.sizes() | KEYWORDS
     return save_directory(folder, task="asr", model=found.model, keywords=keywords, processor=found.processor)
 
