@@ -102,7 +102,7 @@ class BatchPlan(Sampler[list[Item]]):
 
 
 class GroupBatchSampler(BatchPlan):
-    """Training batches: groups (pictures) in random order, each group's samples (questions) together.
+    """Training batches: groups (images) in random order, each group's samples (questions) together.
 
     The number of batches is the same in every epoch and on every rank, and no sample is left out or repeated: the
     shuffled groups are laid end to end and cut, between groups, nearest to equal parts. A batch therefore has about

@@ -13,7 +13,7 @@ from mmattn.data.errors import nearest
 from scripts.fetch.archive import BASE_URL, FetchError, fetch, sources
 
 CHECKED = """What is fetched is checked after conversion, and --list says what of each set: a file by its SHA-256; a
-folder of pictures by its files' names; a tar by its files' names and contents, in any order; masks by their names,
+folder of images by its files' names; a tar by its files' names and contents, in any order; masks by their names,
 sizes and numbers, however they are compressed. Test parts are not."""
 
 

@@ -1,4 +1,4 @@
-"""Pictures for tests: one in every guise, and files that cannot be read."""
+"""Images for tests: one in every guise, and files that cannot be read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ERRORS = {  # what is said of the album's files that cannot be read
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """A picture as a file's bytes."""
+    """An image as a file's bytes."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()

@@ -59,4 +59,4 @@ def test_the_wheel_holds_what_it_should(installed: Path) -> None:
     wanted |= {f"mmattn/{path.relative_to(ROOT)}" for p in patterns for path in ROOT.glob(f"tasks/*/{p}")}
     assert wanted <= held
     rest = {name for name in held - wanted if ".dist-info/" not in name}
-    assert rest <= {"mmattn/README.md"}, "neither scripts nor tests nor pictures"
+    assert rest <= {"mmattn/README.md"}, "neither scripts nor tests nor images"

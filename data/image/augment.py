@@ -1,6 +1,6 @@
-"""Random change of whole batches in training: a pure function of the pictures and of one integer seed a picture.
+"""Random change of whole batches in training: a pure function of the images and of one integer seed an image.
 
-Everything is done for all pictures at once, so that a loader in the training process costs next to nothing. What is
+Everything is done for all images at once, so that a loader in the training process costs next to nothing. What is
 drawn for a picture depends on its own seed alone; only the partner it is mixed with depends on the batch.
 """
 
@@ -28,10 +28,10 @@ def check_limits(given: Mapping[str, float], limits: Mapping[str, float], limit:
 
 
 def recolour(image: Any, most: Mapping[str, float], draws: Sequence[float]) -> Any:
-    """Changes brightness, contrast, saturation and hue of a picture that torchvision takes.
+    """Changes brightness, contrast, saturation and hue of an image that torchvision takes.
 
     Args:
-        image: The picture.
+        image: The image.
         most: By name, the largest change: a factor is drawn from 1 - x .. 1 + x, of hue a shift from -x .. x.
         draws: Numbers in 0..1, one a name.
     """
@@ -48,9 +48,9 @@ class BatchAugment:
     """Crops, flips, RandAugment, random erasing, mixup and cutmix, in this order; each is off where its value is 0.
 
     Args:
-        pad: Pixels by which a picture may be shifted, the edge mirrored (He et al. 2016, section 4.2 has zeros).
-        zoom: Share of the side by which a picture may be enlarged around a random place, 0..0.9.
-        flip: Mirror half of the pictures, left and right.
+        pad: Pixels by which an image may be shifted, the edge mirrored (He et al. 2016, section 4.2 has zeros).
+        zoom: Share of the side by which an image may be enlarged around a random place, 0..0.9.
+        flip: Mirror half of the images, left and right.
         rand_augment: Operations drawn for each picture (Cubuk et al. 2020, section 3).
         magnitude: Of these, 0..30.
         erase: Probability of a random rectangle of noise (Zhong et al. 2020, section 3).
@@ -91,7 +91,7 @@ class BatchAugment:
             seeds: B integers, which decide everything that is random.
 
         Returns:
-            Pictures (B, 3, H, W), uint8 or, where they were mixed or zoomed, float in 0..1; targets (B, K).
+            Images (B, 3, H, W), uint8 or, where they were mixed or zoomed, float in 0..1; targets (B, K).
         """
         draws = SeededRandom(seeds)
         if self.pad or self.flip:
@@ -146,12 +146,12 @@ class BatchAugment:
 
 
 def shuffle_patches(images: Tensor, size: int, orders: Sequence[Tensor]) -> Tensor:
-    """Pictures cut into squares that are laid out anew; what no square covers at the lower and right edge is cut off.
+    """Images cut into squares that are laid out anew; what no square covers at the lower and right edge is cut off.
 
     Args:
         images: (B, C, H, W) float.
         size: Side of the squares.
-        orders: (cells,) a picture: for each place, row by row, which square comes there.
+        orders: (cells,) an image: for each place, row by row, which square comes there.
     """
     patches = F.unfold(images, size, stride=size)  # (B, C size size, cells)
     order = torch.stack(list(orders))[:, None].expand(-1, patches.shape[1], -1)
@@ -171,7 +171,7 @@ def _mirrored(index: Tensor, size: int) -> Tensor:
 
 
 def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
-    """A rectangle of 2 to 33 % of the area and a side ratio of 0.3 to 3.3, filled with noise of one seed a picture."""
+    """A rectangle of 2 to 33 % of the area and a side ratio of 0.3 to 3.3, filled with noise of one seed an image."""
     H, W = images.shape[2:]
     area, ratio = 0.02 + 0.31 * u[0], (0.3 ** (1 - 2 * u[1]))
     high, wide = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
@@ -180,7 +180,7 @@ def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
     inside_rows = (rows >= (top * H)[:, None]) & (rows < ((top + high) * H)[:, None])  # (B, H)
     inside_cols = (cols >= (left * W)[:, None]) & (cols < ((left + wide) * W)[:, None])  # (B, W)
     hit = (inside_rows[:, None, :, None] & inside_cols[:, None, None, :]) & (u[4] < probability)[:, None, None, None]
-    # Noise from the place and the picture's own number: a hash of a sine, cheap, and the same in every process.
+    # Noise from the place and the image's own number: a hash of a sine, cheap, and the same in every process.
     place = torch.arange(3 * H * W).view(1, 3, H, W).float() + (u[5] * 1e4)[:, None, None, None]
     noise = (place.sin() * 43758.547).remainder(1)
     return torch.where(hit, (noise * 255).to(torch.uint8) if images.dtype == torch.uint8 else noise, images)
@@ -192,7 +192,7 @@ OPERATIONS += ("contrast", "brightness", "sharpness", "shear_x", "shear_y", "tra
 
 
 def _rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:
-    """One operation a picture: those that drew the same one, of the same sign, are changed together."""
+    """One operation an image: those that drew the same one, of the same sign, are changed together."""
     chosen = (u[0] * len(OPERATIONS)).long()
     signs = u[1] < 0.5
     out = images.contiguous(memory_format=torch.channels_last).clone()
@@ -205,7 +205,7 @@ def _rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:
 
 
 def operate(images: Tensor, name: str, strength: float) -> Tensor:
-    """An operation of RandAugment on uint8 pictures (B, 3, H, W), strength in -1..1; some look at its size alone."""
+    """An operation of RandAugment on uint8 images (B, 3, H, W), strength in -1..1; some look at its size alone."""
     from torchvision.transforms.v2 import functional as V
 
     size, side = abs(strength), images.shape[3]

@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: a tree of class folders, a tar of one, a CSV, a torchvision data set by name."""
+"""Where labelled images come from: a tree of class folders, a tar of one, a CSV, a torchvision data set by name."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mmattn.data.readers import read_rows, report_missing
 
 TORCHVISION = "torchvision/"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-Row = tuple[str, str, ImageSource, str | None]  # where a picture was found, for messages; its id; itself; its label
+Row = tuple[str, str, ImageSource, str | None]  # where an image was found, for messages; its id; itself; its label
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "image"), ("label", "labels")
 
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
-    """A picture within an uncompressed tar, read when it is needed."""
+    """An image within an uncompressed tar, read when it is needed."""
 
     path: Path
     offset: int
@@ -39,10 +39,10 @@ class TarImage:
         return f"{self.path.name} {self.offset} {self.size}"
 
 
-def read_pictures(source: str | Path, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
-    """The labelled pictures of a path.
+def read_images(source: str | Path, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
+    """The labelled images of a path.
 
-    - a folder: one sub-folder a class, pictures at any depth below it (torchvision's ``ImageFolder``);
+    - a folder: one sub-folder a class, images at any depth below it (torchvision's ``ImageFolder``);
     - a ``.tar``, uncompressed or not: such a tree, alone or in one outer folder;
     - a ``.csv``, ``.tsv`` or ``.jsonl``: the columns ``path`` (or ``image``) and ``label``, paths relative to the file;
     - ``torchvision/NAME``: a data set of torchvision whose files are below ``root`` already.
@@ -74,47 +74,47 @@ def read_pictures(source: str | Path, split: str, root: str | Path | None, probl
         raise DataError(str(path), expected, f"a file that ends in {path.suffix!r}")
 
 
-def is_picture(name: str, endings: Collection[str] = IMAGE_EXTENSIONS) -> bool:
-    """Whether a file's name says that it is a picture, and no hidden file."""
+def is_image(name: str, endings: Collection[str] = IMAGE_EXTENSIONS) -> bool:
+    """Whether a file's name says that it is an image, and no hidden file."""
     pure = PurePosixPath(name)
     return pure.suffix.lower() in endings and not any(part.startswith(".") for part in pure.parts)
 
 
-def pictures_below(folder: Path, endings: Collection[str] = IMAGE_EXTENSIONS) -> list[tuple[str, Path]]:
-    """The pictures in a folder and below it, each with its path within, in the order of their paths."""
+def images_below(folder: Path, endings: Collection[str] = IMAGE_EXTENSIONS) -> list[tuple[str, Path]]:
+    """The images in a folder and below it, each with its path within, in the order of their paths."""
     found = [(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*"))]
-    return [(name, path) for name, path in found if is_picture(name, endings) and path.is_file()]
+    return [(name, path) for name, path in found if is_image(name, endings) and path.is_file()]
 
 
-def named_pictures(folder: Path) -> list[tuple[str, Path]]:
-    """As ``pictures_below``.
+def named_images(folder: Path) -> list[tuple[str, Path]]:
+    """As ``images_below``.
 
     Raises:
         DataError: There is none.
     """
-    pictures = pictures_below(folder)
-    if not pictures:
-        raise DataError(str(folder), "a folder with pictures", "none in it")
-    return pictures
+    images = images_below(folder)
+    if not images:
+        raise DataError(str(folder), "a folder with images", "none in it")
+    return images
 
 
 def read_folder(folder: Path) -> Iterator[Row]:
     """A tree of class folders."""
-    files = pictures_below(folder)
+    files = images_below(folder)
     loose = next((name for name, _ in files if "/" not in name), None)
     if loose is not None or not files:
         inside = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "an empty folder"
         found = inside if loose is None else f"{loose} in no class folder"
-        raise DataError(str(folder), "one sub-folder a class with its pictures", found)
+        raise DataError(str(folder), "one sub-folder a class with its images", found)
     for name, path in files:
         yield str(path), name, path, name.split("/")[0]
 
 
 def read_tar(path: Path) -> Iterator[Row]:
-    """A tar of a tree of class folders; uncompressed, its pictures are read when they are needed."""
+    """A tar of a tree of class folders; uncompressed, its images are read when they are needed."""
     try:
         with tarfile.open(path) as archive:
-            members = [m for m in archive if m.isfile() and is_picture(m.name.removeprefix("./"))]
+            members = [m for m in archive if m.isfile() and is_image(m.name.removeprefix("./"))]
             plain = archive.fileobj is not None and type(archive.fileobj).__name__ == "BufferedReader"
             compressed = {} if plain else {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -125,7 +125,7 @@ def read_tar(path: Path) -> Iterator[Row]:
     for member, place in zip(members, parts, strict=True):
         where = f"{path}, member {member.name}"
         if len(place) < outer + 2:
-            raise DataError(where, "CLASS/NAME", "a picture in no class folder")
+            raise DataError(where, "CLASS/NAME", "an image in no class folder")
         if plain and member.offset_data + member.size > size:
             raise DataError(where, "a whole tar", "one that ends within this member")
         image = TarImage(path, member.offset_data, member.size) if plain else compressed[member.name]
@@ -133,7 +133,7 @@ def read_tar(path: Path) -> Iterator[Row]:
 
 
 def read_table(path: Path, root: str | Path | None, problems: Problems) -> Iterator[Row]:
-    """A CSV, TSV or JSONL with a picture's path and its label."""
+    """A CSV, TSV or JSONL with an image's path and its label."""
     folder = path.parent if root is None else Path(root)
     for number, (where, _, row) in enumerate(read_rows(path, problems)):
         column = next((name for name in PATH_COLUMNS if name in row), None)
@@ -142,7 +142,7 @@ def read_table(path: Path, root: str | Path | None, problems: Problems) -> Itera
             missing = ["path"] if label is not None else ["path", "label"]
             report_missing(path, where, row, missing, (*PATH_COLUMNS, *LABEL_COLUMNS, "id"), problems)
         elif not isinstance(row[column], str) or not row[column].strip():
-            problems.add(where, "the path of a picture", shorten(row[column]))
+            problems.add(where, "the path of an image", shorten(row[column]))
         else:
             if isinstance(label, list):
                 label = "|".join(map(str, label))
@@ -181,6 +181,6 @@ def read_torchvision(name: str, split: str, root: str | Path | None) -> Iterator
     for number in range(len(dataset)):
         image, label = dataset[number]
         if not isinstance(label, int):
-            raise DataError(f"{TORCHVISION}{name}", "a data set with one class a picture", shorten(label))
+            raise DataError(f"{TORCHVISION}{name}", "a data set with one class an image", shorten(label))
         text = str(classes[label]) if classes else str(label)
         yield f"{TORCHVISION}{name}, item {number}", f"{split}-{number}", image, text

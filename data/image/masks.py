@@ -1,4 +1,4 @@
-"""Masks: which class each pixel of a picture is, and the list that says what the numbers mean."""
+"""Masks: which class each pixel of an image is, and the list that says what the numbers mean."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Images to tensors: reading with clear errors, and the preprocessing that training and serving share.
 
 Reading and evaluation need PIL and torch only; torchvision is imported by ``ImageAugment.__call__``, in training.
-A *window* is the rectangle of the original picture, as fractions ``(x0, y0, x1, y1)`` of its width and height, that
+A *window* is the rectangle of the original image, as fractions ``(x0, y0, x1, y1)`` of its width and height, that
 the model's input shows: ``(0, 0, 1, 1)`` is all of it, a crop is smaller, padding reaches beyond. It is how boxes
-follow the picture into the model, and how a map over the model's input is laid back on the picture.
+follow the image into the model, and how a map over the model's input is laid back on the image.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 ImageSource = Any  # str | Path | bytes | what has read() | np.ndarray (uint8, HxWx3) | PIL.Image.Image
 Box = tuple[float, float, float, float]
 
-MAX_PIXELS = 89_478_485  # PIL's own limit for a picture that may be an attack: 256 MB of RGB
+MAX_PIXELS = 89_478_485  # PIL's own limit for an image that may be an attack: 256 MB of RGB
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
 RESIZE = ("squash", "crop", "pad")
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def load_image(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> PILImage:
-    """Reads a picture as RGB: upright by its EXIF tag, transparency on white, 16 bits scaled to 8.
+    """Reads an image as RGB: upright by its EXIF tag, transparency on white, 16 bits scaled to 8.
 
     Args:
         source: A path, the file's bytes, a uint8 array HxWx3 or HxW, or a PIL image.
@@ -55,7 +55,7 @@ def load_image(source: ImageSource, name: str | None = None, max_pixels: int = M
 
 
 def image_size(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of a picture as ``load_image`` would return it, from the header alone."""
+    """Width and height of an image as ``load_image`` would return it, from the header alone."""
     if isinstance(source, np.ndarray):
         array = _check_array(source, name)
         return array.shape[1], array.shape[0]
@@ -148,13 +148,13 @@ def _upright_rgb(image: PILImage, where: str) -> PILImage:
 
 
 class ImageProcessor:
-    """Picture to a normalized (3, H, W) tensor: the evaluation path, in PIL and torch.
+    """Image to a normalized (3, H, W) tensor: the evaluation path, in PIL and torch.
 
     Args:
         size: Output side, or (H, W).
         mean: Per channel, of pixel values in 0..1.
         std: Likewise.
-        resize: ``squash`` (all of the picture, its aspect ratio not kept), ``crop`` (shorter side to fit, centre
+        resize: ``squash`` (all of the image, its aspect ratio not kept), ``crop`` (shorter side to fit, centre
             kept) or ``pad`` (longer side to fit, the rest filled with the mean colour).
 
     >>> ImageProcessor(32)(np.zeros((20, 40, 3), dtype=np.uint8)).shape
@@ -179,11 +179,11 @@ class ImageProcessor:
             raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
 
     def __call__(self, source: ImageSource, name: str | None = None) -> Tensor:
-        """One picture as (3, H, W) float."""
+        """One image as (3, H, W) float."""
         return self.normalize([self.pixels(source, name)[0]])[0]
 
     def pixels(self, source: ImageSource, name: str | None = None) -> tuple[np.ndarray, Box]:
-        """The picture at the model's size, uint8 (H, W, 3), and the window of the original that it shows.
+        """The image at the model's size, uint8 (H, W, 3), and the window of the original that it shows.
 
         An array of that size already is returned as it is, without PIL.
         """
@@ -201,7 +201,7 @@ class ImageProcessor:
         return pixels.contiguous()
 
     def window(self, size: tuple[int, int]) -> Box:
-        """The part of a picture of this (width, height) that the model's input shows."""
+        """The part of an image of this (width, height) that the model's input shows."""
         if self.resize == "squash":
             return FULL
         width, height = size
@@ -254,7 +254,7 @@ def compose(outer: Box, inner: Box) -> Box:
 
 
 class ImageAugment:
-    """Random change of a training picture: a pure function of the picture and an integer seed.
+    """Random change of a training image: a pure function of the image and an integer seed.
 
     It draws from a generator of its own, so that the global random state is neither read nor moved, and it works on
     8-bit pixels, so that the result does not depend on the number of threads.
@@ -266,7 +266,7 @@ class ImageAugment:
         hue: Shift drawn from -x .. x, at most 0.5; 0 where the colour is the answer.
         shift: Largest shift, as a fraction of the side.
         scale: Zoom factor drawn from 1 - x .. 1 + x.
-        flip: Mirror half of the pictures. Off: it would make "left of" wrong.
+        flip: Mirror half of the images. Off: it would make "left of" wrong.
     """
 
     def __init__(
@@ -286,14 +286,14 @@ class ImageAugment:
         check_limits({**self.colour, "shift": shift, "scale": scale}, {"hue": 0.5, "shift": 0.5})
 
     def __call__(self, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, Box]:
-        """Augments one picture.
+        """Augments one image.
 
         Args:
             pixels: uint8 (H, W, 3).
             seed: Decides everything that is random.
 
         Returns:
-            The picture, uint8 (H, W, 3), and the window of the given one that it shows (x1 < x0 when mirrored).
+            The image, uint8 (H, W, 3), and the window of the given one that it shows (x1 < x0 when mirrored).
         """
         from PIL import Image
         from torchvision.transforms.v2 import functional as F

@@ -1,4 +1,4 @@
-"""Small textured scenes of plain shapes, from which the built-in data of the picture tasks are made.
+"""Small textured scenes of plain shapes, from which the built-in data of the image tasks are made.
 
 `place` and `dress` decide what is where, `paint` draws many scenes at once. All are frozen together with the data built
 on them: random numbers come from the two streams that Python and NumPy promise never to change
@@ -29,7 +29,7 @@ Drawn = Any  # what can be drawn: shape and colour, places in SHAPES and COLOURS
 
 
 def box_around(x: float, y: float, reach: float) -> tuple[float, float, float, float]:
-    """A square's boxes_xyxy in 0..1 of the picture from its centre and half its side, in pixels."""
+    """A square's boxes_xyxy in 0..1 of the image from its centre and half its side, in pixels."""
     x0, x1, y0, y1 = (round((place + side) / IMAGE_SIZE, 4) for place in (x, y) for side in (-reach, reach))
     return x0, y0, x1, y1
 
@@ -53,7 +53,7 @@ class Thing(NamedTuple):
     radius: float
 
     def box(self) -> tuple[float, float, float, float]:
-        """The box around it, boxes_xyxy in 0..1 of the picture."""
+        """The box around it, boxes_xyxy in 0..1 of the image."""
         return box_around(self.x, self.y, self.radius * _REACH[self.shape])
 
     def word(self, k: int) -> str:
@@ -110,23 +110,23 @@ def paint(
 
     Args:
         scenes: What to draw.
-        seed: Decides the grounds, tilts, tints and noise. The first pictures do not depend on how many follow.
+        seed: Decides the grounds, tilts, tints and noise. The first images do not depend on how many follow.
         shading: How the things' colours change over them.
         most: Things in a scene.
         patch: Side of a square that holds the largest thing, in pixels.
 
     Returns:
-        Pictures (N, 64, 64, 3), uint8.
+        Images (N, 64, 64, 3), uint8.
     """
-    pictures = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    images = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     streams = [np.random.RandomState([*seed, i]) for i in range(3)]
     for start in range(0, len(scenes), 256):  # in pieces that fit the cache
         some = scenes[start : start + 256]
         canvas = grounds(len(some), streams[0])
         _draw(canvas, some, streams[1], shading, most, patch)
         canvas += streams[2].randint(0, 256, canvas.shape, np.uint8).astype(np.float32) * (20 / 255) - 10
-        pictures[start : start + 256] = np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
-    return pictures
+        images[start : start + 256] = np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
+    return images
 
 
 def grounds(number: int, rs: np.random.RandomState) -> np.ndarray:

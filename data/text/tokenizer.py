@@ -230,7 +230,7 @@ class TextProcessor(TokenIds):
         return list(dict.fromkeys(text[start:end].strip() for start, end in spans if text[start:end].strip()))
 
     def tokens(self, text: str) -> list[str]:
-        """The text's tokens as a person reads them, cut at ``max_len``: the labels of a picture's axis."""
+        """The text's tokens as a person reads them, cut at ``max_len``: the labels of an image's axis."""
         encoding = self._encode(text)
         placed = zip(encoding.tokens, encoding.offsets, strict=True)
         return [text[start:end].strip() or token for token, (start, end) in placed][: self.max_len]

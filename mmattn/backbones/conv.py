@@ -84,14 +84,14 @@ class GatedResidual(nn.Module):
 class ResidualNet(nn.Module):
     """A small residual net: a 3x3 stem, then stages that halve the map and hold residual blocks.
 
-    A stage begins with a 3x3 convolution and max pooling, which wastes less of a small picture than a stride does. The
+    A stage begins with a 3x3 convolution and max pooling, which wastes less of a small image than a stride does. The
     stride of the whole is ``stem_stride * 2 ** (len(channels) - 1)``.
 
     Args:
         channels: of the stem, and of each stage.
         blocks: residual blocks of each stage; a number holds for all.
         gate: channel attention of the residual branches: "none", "se", "eca" or "cbam".
-        stem_stride: 1 keeps the resolution of the picture, 2 halves it at once.
+        stem_stride: 1 keeps the resolution of the image, 2 halves it at once.
         in_channels: of the image.
 
     Raises:

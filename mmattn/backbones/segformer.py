@@ -41,7 +41,7 @@ class OverlapPatches(nn.Module):
 
 class MixFFN(nn.Module):
     """``W2 f(depthwise 3x3 (W1 x))``: the convolution's zero padding says where a token is, so that positions need no
-    embedding and pictures any size (Xie et al. 2021, equation 3).
+    embedding and images any size (Xie et al. 2021, equation 3).
 
     Args:
         embed_dim: E.
@@ -211,7 +211,7 @@ class SegFormer(nn.Module):
         """pixel_values: (B, in_channels, H, W). Returns (B, E_n, h_n, w_n) a stage, the finest first.
 
         Raises:
-            ValueError: a picture so small that nothing is left of a stage's keys.
+            ValueError: an image so small that nothing is left of a stage's keys.
         """
         x, found = pixel_values, []
         for module, reduction in zip(self.stages, self.reductions, strict=True):
@@ -219,7 +219,7 @@ class SegFormer(nn.Module):
             tokens, grid = stage.patches(x)
             if isinstance(grid[0], int) and min(grid) < reduction:
                 raise ValueError(
-                    f"a picture of {pixel_values.shape[3]} x {pixel_values.shape[2]} pixels is too small: a map of "
+                    f"an image of {pixel_values.shape[3]} x {pixel_values.shape[2]} pixels is too small: a map of "
                     f"{grid[1]} x {grid[0]} cells cannot be reduced by {reduction}"
                 )
             for layer in stage.layers:
@@ -235,7 +235,7 @@ class SegFormer(nn.Module):
         return self.decoder(self.maps(pixel_values))
 
     def key_grids(self, height: int, width: int) -> list[tuple[int, int]]:
-        """For a picture of this size the grid (h, w) of the keys of each layer in turn."""
+        """For an image of this size the grid (h, w) of the keys of each layer in turn."""
         found, size = [], (height, width)
         for module, stride, reduction in zip(self.stages, self.strides, self.reductions, strict=True):
             stage: Any = module

@@ -1,4 +1,4 @@
-"""The public picture sets of ``scripts/fetch_data.py``: CIFAR-10 as tars of class folders, CamVid with its masks."""
+"""The public image sets of ``scripts/fetch_data.py``: CIFAR-10 as tars of class folders, CamVid with its masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def convert_cifar10(archive: Archive, folder: Path) -> None:
         parts[part][f"{name}/{number}.jpg"] = content
     for part, files in parts.items():
         if not files:
-            raise FetchError(f"cifar10: the archive has no pictures of {part}")
+            raise FetchError(f"cifar10: the archive has no images of {part}")
         with tarfile.open(folder / f"{part}.tar", "w") as tar:
             for name in sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest()):
                 member = tarfile.TarInfo(name)
@@ -55,7 +55,7 @@ _CAMVID_SIZE = (480, 360)
 
 
 def convert_camvid(archive: Archive, folder: Path) -> None:
-    """Pictures as JPEG, a tenth of the bytes; masks keep their numbers."""
+    """Images as JPEG, a tenth of the bytes; masks keep their numbers."""
     found: dict[str, set[str]] = {}
     for path, content in archive.files(r"CamVid/(?:train|val|test)(?:annot)?/\w+\.png"):
         place = Path(path)

@@ -21,8 +21,8 @@ def write_vqa(folder: Path, split: str, rows: list[tuple[str, str, int]], name: 
     Args:
         folder: Where to.
         split: The split's name.
-        rows: Question, answer, picture number; in the order of the question ids.
-        name: The pictures' file names, with ``{}`` for the number.
+        rows: Question, answer, image number; in the order of the question ids.
+        name: The images' file names, with ``{}`` for the number.
     """
     questions, annotations = [], []
     for question_id, (question, answer, image_id) in enumerate(rows, start=1):
@@ -56,7 +56,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _split_by_image(folder: Path, rows: list[tuple[str, str, int]], val: set[int], name: str) -> None:
-    """Writes train and val, which the pictures' numbers decide."""
+    """Writes train and val, which the images' numbers decide."""
     for split in ("train", "val"):
         mine = [row for row in rows if (row[2] in val) == (split == "val")]
         write_vqa(folder, split, mine, name)
@@ -83,7 +83,7 @@ def convert_easy_vqa(archive: Archive, folder: Path) -> None:
             write_vqa(folder, "test", rows, name)
 
 
-# "what is on the desk in the image3 ?" names its picture, as almost every question does: that part is cut.
+# "what is on the desk in the image3 ?" names its image, as almost every question does: that part is cut.
 _DAQUAR_TAIL = re.compile(r"\s*(?:\b(?:in|of|on) the )?image(\d+)\s*\?\s*$")
 
 

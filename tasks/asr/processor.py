@@ -91,7 +91,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         """Samples (n,) each -> features (B, T, ...) and mask (B, T), True = of the recording."""
         return self.front.batch(waves)
 
-    def picture(self, wave: Tensor) -> tuple[Tensor, float]:
+    def image(self, wave: Tensor) -> tuple[Tensor, float]:
         """Samples (n,) to a spectrogram (T, M) for people, and the seconds of one of its frames."""
         return self.features(wave), self.frame_seconds
 

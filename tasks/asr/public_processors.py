@@ -206,7 +206,7 @@ class CTCProcessor(PublicProcessor):
         if self.max_seconds <= 0:
             raise ValueError(f"max_seconds: expected more than 0, found {self.max_seconds}")
 
-    def picture(self, wave: Tensor) -> tuple[Tensor, float]:
+    def image(self, wave: Tensor) -> tuple[Tensor, float]:
         mel = LogMel(self.sample_rate, PICTURE_BANDS)
         return mel(level(wave)), mel.frame_seconds
 
@@ -302,7 +302,7 @@ class WhisperProcessor(PublicProcessor):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"generation: {error}.") from None
 
-    def picture(self, wave: Tensor) -> tuple[Tensor, float]:
+    def image(self, wave: Tensor) -> tuple[Tensor, float]:
         return self.features(wave)[: self.front.real_frames(len(wave))], self.frame_seconds
 
     def normalize_target(self, text: str) -> str:

@@ -317,7 +317,7 @@ class WhisperPredictor(ASRPredictor):
         weights = weights[: len(stretch.ids), : stretch.last]
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
         tokens = [self.processor.decode([token]) or " " for token in stretch.ids]
-        features, seconds = self.processor.picture(wave)
+        features, seconds = self.processor.image(wave)
         return ASRExplanation(transcript, features, seconds, tokens, weights, None, list(sample.words))
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:

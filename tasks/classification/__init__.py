@@ -38,7 +38,7 @@ _CCT = "--model.backbone cct --model.tokenizer_layers 3 --optim.lr 0.001"
 TASK = Task(
     name="classification",
     package="mmattn.tasks.classification",
-    title="Image classification: train, measure, ask a model what a picture shows, see where it looked.",
+    title="Image classification: train, measure, ask a model what an image shows, see where it looked.",
     model="model:ClassificationModel",
     processor="processor:ClassificationProcessor",
     module="module:ClassificationModule",
@@ -46,7 +46,7 @@ TASK = Task(
     predictor="predict:ClassificationPredictor",
     demo="demo:make",
     options=(
-        Option("image", "a picture; or a folder's pictures by --input DIR", kind="item"),
+        Option("image", "an image; or a folder's images by --input DIR", kind="item"),
         Option("top_k", "how many classes to give, best first (default: 1)", int, only="predict"),
     ),
     adapter="adapters:ClassificationAdapter",

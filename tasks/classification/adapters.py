@@ -17,13 +17,13 @@ OWN = ("embed_dim", "num_layers", "num_heads", "ffn_dim", "patch_size", "dropout
 
 
 class BackboneProcessor(ClassificationProcessor):
-    """Of a public backbone, which knows how it wants its pictures, and no classes of ours."""
+    """Of a public backbone, which knows how it wants its images, and no classes of ours."""
 
     least = 0
 
 
 class ClassificationAdapter(LabelAdapter):
-    """Reads models of ours; learned positions are resized for pictures of another size."""
+    """Reads models of ours; learned positions are resized for images of another size."""
 
     resized = ("backbone.positions", "backbone.positions.weight")
 
@@ -38,7 +38,7 @@ class ViTAdapter(ClassificationAdapter):
         keywords = dict(converted.keywords)
         size = tuple(keywords["image_size"])
         own = {key: keywords.pop(key) for key in OWN if key in keywords}
-        # Positions stay those of the public pictures' size, and are resized for others.
+        # Positions stay those of the public images' size, and are resized for others.
         told = {key: value for key, value in keywords.items() if value is not None}
         options = {"pooling": "token", "resize_positions": "bicubic"} | told
         model = {"backbone": "vit", "hidden_dim": 0, "backbone_options": options, **own}

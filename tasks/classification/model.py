@@ -28,7 +28,7 @@ class ClassificationOutput(NamedTuple):
 class ClassificationHead(nn.Module):
     """Scores for the classes from the features of any backbone: a map that learned queries read, or a finished vector.
 
-    Attention pooling over convolutional features: each query looks for its own part of the picture and knows where it
+    Attention pooling over convolutional features: each query looks for its own part of the image and knows where it
     found it, so that a hidden layer can compare parts. "mean" forgets where anything was: the baseline.
 
     Args:
@@ -89,20 +89,20 @@ class ClassificationHead(nn.Module):
         return self.out(self.dropout(self.hidden(features)))
 
     def _standardized(self, features: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-        if self.training and features.shape[0] == 1:  # one picture has no spread: the running statistics stand in
+        if self.training and features.shape[0] == 1:  # one image has no spread: the running statistics stand in
             mean, variance = norm.running_mean, norm.running_var
             return nn.functional.batch_norm(features, mean, variance, norm.weight, norm.bias)
         return norm(features)
 
 
 class ClassificationModel(nn.Module):
-    """Pictures to scores for classes.
+    """Images to scores for classes.
 
     Args:
         num_classes: K.
         backbone: "residual" (a small residual net of ours), "cct" (compact convolutional transformer), "vit", or
             "timm/NAME".
-        image_size: side of the square picture, in pixels.
+        image_size: side of the square image, in pixels.
         channels: of "residual": the stem, and each stage, which halves the map.
         blocks: of "residual": residual blocks a stage; one number for all, or one each.
         channel_attention: of "residual": none, se, eca or cbam.
@@ -190,7 +190,7 @@ class ClassificationModel(nn.Module):
         return ClassificationOutput(self.head(features.pooled if self.kind in ("cct", "vit") else features))
 
     def plan(self) -> list[Step]:
-        """Who looks at whom on the way from the picture's cells to the scores; nothing where nobody does."""
+        """Who looks at whom on the way from the image's cells to the scores; nothing where nobody does."""
         if self.kind not in ("cct", "vit"):
             return [] if self.head.pool is None else [Step("head.pool.pooling.attention", "read", "cells")]
         layers = range(len(self.backbone.encoder.layers))  # type: ignore[union-attr, arg-type]
@@ -200,7 +200,7 @@ class ClassificationModel(nn.Module):
         return steps
 
     def relevance(self, pixel_values: Tensor, classes: Tensor) -> Tensor:
-        """Where each class was read off its picture.
+        """Where each class was read off its image.
 
         Where cells are tokens, attention weighted by its gradient and followed through the layers (Chefer et al. 2021).
         Cells of a convolutional map see much of what is around them, and say little about where it was: for "residual"

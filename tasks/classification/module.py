@@ -1,4 +1,4 @@
-"""Training and measuring classification: soft targets, mixed pictures, accuracy and how far to trust it."""
+"""Training and measuring classification: soft targets, mixed images, accuracy and how far to trust it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mmattn.tasks.common.options import OptimOptions, check_range
 
 
 class ClassificationDataModule(TaskDataModule[ClassificationDataset, ClassificationProcessor]):
-    """Labelled pictures.
+    """Labelled images.
 
     Args:
-        root: folder of a torchvision data set's files, or of a CSV's pictures where they are not beside it.
+        root: folder of a torchvision data set's files, or of a CSV's images where they are not beside it.
         image_size: side of the square that the model sees, in pixels; none: 64, or that of `init_from`.
-        resize: how a picture gets that shape: squash, crop or pad; none: squash, or as in `init_from`.
+        resize: how an image gets that shape: squash, crop or pad; none: squash, or as in `init_from`.
         mean: subtracted from pixel values in 0..1, per channel; none: 0.5, or as in `init_from`.
         std: that they are then divided by; likewise.
         multi_label: classes do not exclude each other; labels in a CSV are separated by |.
-        augment: BatchAugment's keywords (data/image/augment.py), for training pictures; none: no augmentation.
-        preload: decode each picture once into memory, as long as that takes at most 2 GB.
-        ablate: Train and measure with the patches of each picture shuffled ("arrangement"): a baseline to be beaten.
+        augment: BatchAugment's keywords (data/image/augment.py), for training images; none: no augmentation.
+        preload: decode each image once into memory, as long as that takes at most 2 GB.
+        ablate: Train and measure with the patches of each image shuffled ("arrangement"): a baseline to be beaten.
     """
 
     task = "classification"

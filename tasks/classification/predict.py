@@ -1,4 +1,4 @@
-"""From a picture to its class, with the processor that training used."""
+"""From an image to its class, with the processor that training used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.image.files import named_pictures
+from mmattn.data.image.files import named_images
 from mmattn.data.image.processor import Box, load_image
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset, ClassificationSample
 from mmattn.tasks.common.images import image_sample
@@ -24,13 +24,13 @@ ClassificationPrediction = LabelPrediction
 
 @dataclass
 class ClassificationExplanation:
-    """Where the model read a class off its picture."""
+    """Where the model read a class off its image."""
 
     answer: ClassificationPrediction
     image: Any  # a PIL image
     relevance: Tensor  # (gh, gw) over the model's grid, sums to one
     attention: Tensor | None  # likewise, where the pooling looks, over its own grid; none where none attends
-    window: Box  # the part of the picture that the grid covers, xyxy in 0..1
+    window: Box  # the part of the image that the grid covers, xyxy in 0..1
     regions: list[Box] = field(default_factory=list)  # where the class does rest, if known
 
     def save(self, path: str | Path) -> None:
@@ -58,14 +58,14 @@ class ClassificationPredictor(Predictor[Item, ClassificationPrediction]):
     def predict_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1
     ) -> list[ClassificationPrediction]:
-        """The class of each picture, with `top_k - 1` alternatives."""
+        """The class of each image, with `top_k - 1` alternatives."""
         logits = self.model(batch.pixel_values).logits
         return self.processor.named(samples, logits, top_k)  # type: ignore[no-any-return]
 
     def explain_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch
     ) -> list[ClassificationExplanation]:
-        """The class of each picture, and where it was read off."""
+        """The class of each image, and where it was read off."""
         with torch.no_grad():
             logits = self.model(batch.pixel_values).logits
         try:
@@ -75,21 +75,21 @@ class ClassificationPredictor(Predictor[Item, ClassificationPrediction]):
         attention = self.model.attention_map(batch.pixel_values)
         explanations = []
         for n, answer in enumerate(self.processor.named(samples, logits)):
-            picture = load_image(samples[n].image, name=f"item {answer.id}")
+            image = load_image(samples[n].image, name=f"item {answer.id}")
             looked = None if attention is None else attention[n].cpu()
-            shown = (relevance[n], looked, self.processor.image.window(picture.size), list(samples[n].regions))
-            explanations.append(ClassificationExplanation(answer, picture, *shown))
+            shown = (relevance[n], looked, self.processor.image.window(image.size), list(samples[n].regions))
+            explanations.append(ClassificationExplanation(answer, image, *shown))
         return explanations
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[ClassificationSample]:
-        """A folder's pictures, at any depth; or a tar or a table as for training, where labels may be missing."""
+        """A folder's images, at any depth; or a tar or a table as for training, where labels may be missing."""
         if Path(path).is_dir():
-            return [ClassificationSample(*picture) for picture in named_pictures(Path(path))]
+            return [ClassificationSample(*image) for image in named_images(Path(path))]
         multi_label = self.processor.multi_label
         return ClassificationDataset(path, multi_label=multi_label, on_error=on_error, require_labels=False).samples
 
     def demo_samples(self) -> list[ClassificationSample]:
-        """Two pictures of each class of the built-in test part."""
+        """Two images of each class of the built-in test part."""
         from mmattn.tasks.classification.demo import CLASSES, make
 
         return make("test", 2 * len(CLASSES))

@@ -1,4 +1,4 @@
-"""What turns pictures into tensors and scores into class names; it is shipped with the model."""
+"""What turns images into tensors and scores into class names; it is shipped with the model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ HIDDEN_PATCH = 8  # pixels
 
 
 class ClassificationProcessor(LabelProcessor[ClassificationSample, ClassificationBatch]):
-    """What turns pictures into tensors and scores into class names; shipped with the model.
+    """What turns images into tensors and scores into class names; shipped with the model.
 
     Args:
-        image: Picture to tensor.
+        image: Image to tensor.
         labels: See ``LabelProcessor``.
         multi_label: Likewise.
     """
@@ -45,14 +45,14 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
 
         Args:
             dataset: The training data.
-            image_size: Side of the pictures, or (H, W).
+            image_size: Side of the images, or (H, W).
             multi_label: See the class.
             image: What else ``ImageProcessor`` takes: mean, std, resize.
         """
         return cls(ImageProcessor(image_size, **image), labels_in(dataset), multi_label)
 
     def retarget(self, train: ClassificationDataset, given: Mapping[str, Any]) -> ClassificationProcessor:
-        """Pictures as the model knows them, classes as the data have them; see `Processor.retarget`."""
+        """Images as the model knows them, classes as the data have them; see `Processor.retarget`."""
         known = {"image_size" if key == "size" else key: value for key, value in self.image.config().items()}
         return ClassificationProcessor.fit(train, **(known | {k: v for k, v in given.items() if v is not None}))
 
@@ -64,7 +64,7 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
         seeds: Sequence[int] | None = None,
         is_repeat: bool = False,
     ) -> ClassificationBatch:
-        """Makes a batch; ``augment`` changes pictures and targets."""
+        """Makes a batch; ``augment`` changes images and targets."""
         pixels = [self.image.pixels(sample.image, name=f"item {sample.id}")[0] for sample in samples]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # (B, 3, H, W) uint8
         targets = self.targets(samples)
@@ -78,7 +78,7 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
         return ClassificationBatch(values, targets, [sample.id for sample in samples], is_repeat)
 
     def ablate(self, batch: ClassificationBatch, what: str, seeds: Sequence[int] | None = None) -> ClassificationBatch:
-        """Without the "arrangement": pictures are cut into patches and laid out anew, each by its own seed."""
+        """Without the "arrangement": images are cut into patches and laid out anew, each by its own seed."""
         H, W = (side // HIDDEN_PATCH for side in batch.pixel_values.shape[2:])
         streams = [torch.Generator().manual_seed(seed_of(seed, 0, 1)) for seed in seeds or range(len(batch))]
         orders = [torch.randperm(H * W, generator=stream) for stream in streams]

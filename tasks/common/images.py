@@ -12,7 +12,7 @@ from mmattn.tasks.common.sources import Source
 
 S = TypeVar("S")
 PREPROCESSING = "preprocessor_config.json"  # transformers'
-STATISTICS = {  # where a folder does not say how its pictures were normalized: ImageNet's, as most were
+STATISTICS = {  # where a folder does not say how its images were normalized: ImageNet's, as most were
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
@@ -37,7 +37,7 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
 
 
 def statistics(source: Source) -> dict[str, Any]:
-    """Mean and standard deviation of the pictures, of pixel values in 0..1, from transformers' or timm's file."""
+    """Mean and standard deviation of the images, of pixel values in 0..1, from transformers' or timm's file."""
     told: Mapping[str, Any] = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
     path = source.fetch(PREPROCESSING)
     if path is not None:
@@ -49,7 +49,7 @@ def statistics(source: Source) -> dict[str, Any]:
     # What is normalized are pixel values from 0 to this.
     top = 255.0 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
     if len(mean) != 3 or len(std) != 3:
-        raise CheckpointError(f"{source.name}: expected a model of pictures in colour, found mean {list(mean)}.")
+        raise CheckpointError(f"{source.name}: expected a model of images in colour, found mean {list(mean)}.")
     if abs(top - 1) < 1e-6:
         return {"mean": tuple(mean), "std": tuple(std)}
     return {"mean": tuple(m / top for m in mean), "std": tuple(s / top for s in std)}

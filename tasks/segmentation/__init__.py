@@ -37,7 +37,7 @@ _SEGFORMER = "--model.network segformer --model.channels [32,64,96,128] --model.
 TASK = Task(
     name="segmentation",
     package="mmattn.tasks.segmentation",
-    title="Segmentation: train, measure, paint the classes of a picture's pixels, see where the model looked.",
+    title="Segmentation: train, measure, paint the classes of an image's pixels, see where the model looked.",
     model="model:SegmentationModel",
     processor="processor:SegmentationProcessor",
     module="module:SegmentationModule",
@@ -45,11 +45,11 @@ TASK = Task(
     predictor="predict:SegmentationPredictor",
     demo="demo:make",
     options=(
-        Option("image", "a picture; or a folder's pictures by --input DIR", kind="item"),
+        Option("image", "an image; or a folder's images by --input DIR", kind="item"),
         Option("masks", "folder for PNGs of class ids, one a picture", only="predict", metavar="DIR"),
         Option("overlays", "folder for pictures with the classes laid over them", only="predict", metavar="DIR"),
-        Option("tile", "side of the tiles that a large picture is cut into", int, metavar="PIXELS"),
-        Option("flip", "mean of the picture and its mirror image", bool),
+        Option("tile", "side of the tiles that a large image is cut into", int, metavar="PIXELS"),
+        Option("flip", "mean of the image and its mirror image", bool),
         Option("class_name", "the class to explain (default: the rarest in the picture)", only="explain"),
     ),
     adapter="adapters:SegmentationAdapter",

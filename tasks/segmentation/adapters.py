@@ -39,7 +39,7 @@ class SegFormerAdapter(SegmentationAdapter):
         more = {key: value for key, value in converted.keywords.items() if value is not None}
         headless = more.pop("num_classes", None) is None
         if more.pop("in_channels") != 3:
-            raise CheckpointError(f"{source.name}: expected a model of pictures in colour, found other channels.")
+            raise CheckpointError(f"{source.name}: expected a model of images in colour, found other channels.")
         keywords = {ours: more.pop(name) for name, ours in NAMES.items() if name in more} | {"network": "segformer"}
         keywords |= {"decoder_channels": (more.pop("decoder_dim"),), "backbone_options": more}
         classes, size = ClassList((), ()), None
@@ -87,7 +87,7 @@ def _preprocessing(source: Source) -> Mapping[str, Any]:
 
 
 def _size(source: Source, told: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width to which every picture is brought; SegFormer's own where the file does not say."""
+    """Height and width to which every image is brought; SegFormer's own where the file does not say."""
     size = told.get("size", 512)
     sides: Any = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
     if not all(isinstance(side, int) and side > 0 for side in sides):

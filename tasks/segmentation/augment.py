@@ -1,4 +1,4 @@
-"""Random change of a picture and its mask together, by torchvision's transforms; in training only."""
+"""Random change of an image and its mask together, by torchvision's transforms; in training only."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mmattn.data.image.masks import VOID
 
 
 class SegmentationAugment:
-    """Scale, crop, mirror, colour: a pure function of the picture, its labels and an integer seed.
+    """Scale, crop, mirror, colour: a pure function of the image, its labels and an integer seed.
 
     A window of the picture is drawn, the crop's size divided by the scale, and brought to the crop's size: pixels
-    bilinearly, labels by their nearest. What of it lies beyond the picture has the mean colour and counts as void.
+    bilinearly, labels by their nearest. What of it lies beyond the image has the mean colour and counts as void.
 
     Args:
-        crop: (height, width) of what comes out; None: the picture's own.
+        crop: (height, width) of what comes out; None: the image's own.
         scale: Smallest and largest zoom; drawn evenly in its logarithm.
-        flip: Share of the pictures that are mirrored.
+        flip: Share of the images that are mirrored.
         brightness: Factor drawn from 1 - x .. 1 + x.
         contrast: Likewise.
         saturation: Likewise.
@@ -76,7 +76,7 @@ class SegmentationAugment:
         low, high = self.scale
         zoom = low * (high / low) ** draws[0]
         window = [max(1, round(side / zoom)) for side in crop]
-        # Where the window is larger than the picture, what lies beyond it is shared out at random.
+        # Where the window is larger than the image, what lies beyond it is shared out at random.
         top, left = (
             round(draw * (side - w)) for draw, side, w in zip(draws[1:3], (height, width), window, strict=True)
         )

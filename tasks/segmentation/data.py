@@ -1,4 +1,4 @@
-"""Segmentation: samples, data set and batches. A picture, and for each of its pixels the class."""
+"""Segmentation: samples, data set and batches. An image, and for each of its pixels the class."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems
-from mmattn.data.image.files import pictures_below
+from mmattn.data.image.files import images_below
 from mmattn.data.image.masks import CLASS_FILE, MASK_EXTENSIONS, ClassList, MaskSource, load_mask, read_classes
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, image_size, load_image
 
 
 @dataclass
 class SegmentationSample:
-    """One picture with its mask, as a person would describe it."""
+    """One image with its mask, as a person would describe it."""
 
     id: str
     image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, or a PIL image
@@ -30,22 +30,22 @@ class SegmentationSample:
 @dataclass
 class Prepared(SegmentationSample):
     """A sample that is decoded: pixels (h, w, 3) uint8 at the working size, and in the place of its mask labels uint8,
-    (h, w) in training, at the picture's own size (H, W) in measuring."""
+    (h, w) in training, at the image's own size (H, W) in measuring."""
 
 
 @dataclass
 class SegmentationBatch(Batch):
     """Tensors for the model, and what the metric and the reports need."""
 
-    pixel_values: Tensor  # (B, 3, H, W) float, of the largest picture; others are filled up right and below
-    labels: Tensor  # (B, H', W') uint8, at the pictures' own sizes in measuring; 255 where nothing counts
-    sizes: list[tuple[int, int]]  # (h, w) of each picture within pixel_values
+    pixel_values: Tensor  # (B, 3, H, W) float, of the largest image; others are filled up right and below
+    labels: Tensor  # (B, H', W') uint8, at the images' own sizes in measuring; 255 where nothing counts
+    sizes: list[tuple[int, int]]  # (h, w) of each image within pixel_values
     label_sizes: list[tuple[int, int]]  # (h', w') of each within labels
     ids: list[str]
     is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
 
     def alike(self) -> list[list[int]]:
-        """Rows whose pictures have one size and whose labels have one size: what can go through a model together."""
+        """Rows whose images have one size and whose labels have one size: what can go through a model together."""
         rows: dict[tuple[tuple[int, int], tuple[int, int]], list[int]] = {}
         for row, key in enumerate(zip(self.sizes, self.label_sizes, strict=True)):
             rows.setdefault(key, []).append(row)
@@ -53,9 +53,9 @@ class SegmentationBatch(Batch):
 
 
 class SegmentationDataset(SampleDataset[SegmentationSample]):
-    """Pictures with masks, from a folder or from samples in memory, checked.
+    """Images with masks, from a folder or from samples in memory, checked.
 
-    A folder has ``images/`` and ``masks/``; a picture and its mask have the same name but for the ending. Sizes are
+    A folder has ``images/`` and ``masks/``; an image and its mask have the same name but for the ending. Sizes are
     read from the headers at once, the numbers in the masks when they are first decoded.
 
     Args:
@@ -64,7 +64,7 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
         options: What ``SampleDataset`` takes.
     """
 
-    item: ClassVar[str] = "picture"
+    item: ClassVar[str] = "image"
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
         if not images.is_dir() or (self.require_labels and not masks.is_dir()):
             inside = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else ["no such folder"]
             raise DataError(str(folder), "a folder with images/ and masks/", ", ".join(inside) or "nothing")
-        pictures, labelled = _by_name(images, IMAGE_EXTENSIONS, problems), _by_name(masks, MASK_EXTENSIONS, problems)
-        for name, file in pictures.items():
+        images, labelled = _by_name(images, IMAGE_EXTENSIONS, problems), _by_name(masks, MASK_EXTENSIONS, problems)
+        for name, file in images.items():
             if name in labelled:
                 yield f"mask {labelled[name]}", SegmentationSample(name, file, labelled[name])
             elif self.require_labels:
@@ -93,18 +93,18 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
             else:
                 yield str(file), SegmentationSample(name, file)
         for name, file in labelled.items():
-            if name not in pictures:
-                problems.add(str(file), f"a picture {name} in {images}", "none")
+            if name not in images:
+                problems.add(str(file), f"an image {name} in {images}", "none")
 
     def check(self, sample: SegmentationSample) -> tuple[str, str] | None:
         if sample.mask is None:
             return ("a mask", "none") if self.require_labels else None
-        picture, name = image_size(sample.image, f"sample {sample.id}"), f"mask of sample {sample.id}"
+        image, name = image_size(sample.image, f"sample {sample.id}"), f"mask of sample {sample.id}"
         array = isinstance(sample.mask, np.ndarray)
         size = load_mask(sample.mask, name).shape[::-1] if array else image_size(sample.mask, name)
-        if size == picture:
+        if size == image:
             return None
-        return f"the size of its picture, {picture[0]} x {picture[1]}", f"{size[0]} x {size[1]}"
+        return f"the size of its image, {image[0]} x {image[1]}", f"{size[0]} x {size[1]}"
 
     def decode(self, sample: SegmentationSample, where: str) -> None:
         load_image(sample.image, f"sample {sample.id}")
@@ -120,7 +120,7 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
 def _by_name(folder: Path, endings: Sequence[str], problems: Problems) -> dict[str, Path]:
     """Files of a folder and those below it, by their path without the ending."""
     found: dict[str, Path] = {}
-    for full, path in pictures_below(folder, endings):
+    for full, path in images_below(folder, endings):
         name = full.removesuffix(path.suffix)
         if found.setdefault(name, path) != path:
             problems.add(str(path), "one file of that name", f"{found[name].name} beside it")

@@ -48,7 +48,7 @@ def scores(matrix: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
 class SegmentationMetric(Metric):
     """mIoU over the data set: one confusion matrix, summed over all pictures and processes.
 
-    Not the mean of each picture's IoU, which torchmetrics' `MeanIoU` is.
+    Not the mean of each image's IoU, which torchmetrics' `MeanIoU` is.
 
     Args:
         names: of the classes.

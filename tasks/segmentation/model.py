@@ -1,4 +1,4 @@
-"""The segmentation model: a picture to scores of classes for each of its pixels."""
+"""The segmentation model: an image to scores of classes for each of its pixels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NETWORKS = ("unet", "segformer")
 class SegmentationOutput(NamedTuple):
     """What `SegmentationModel` returns."""
 
-    logits: Tensor  # (B, K, H, W), at the picture's size
+    logits: Tensor  # (B, K, H, W), at the image's size
     auxiliary: list[Tensor]  # (B, K, h, w) of coarser maps in training, for deep supervision
 
 
@@ -41,7 +41,7 @@ class SegmentationHead(UNetHead):
 
 
 class SegmentationModel(nn.Module):
-    """Pictures of any size to scores of classes for each pixel.
+    """Images of any size to scores of classes for each pixel.
 
     Args:
         num_classes: K.
@@ -150,7 +150,7 @@ class SegmentationModel(nn.Module):
 
         Args:
             maps: what `mmattn.explain.capture(model)` gave for one forward pass.
-            size: (H, W) of the pictures in that pass.
+            size: (H, W) of the images in that pass.
             gradients: after the backward pass of a score, the maps having kept their gradients.
 
         Raises:
@@ -181,7 +181,7 @@ def enlarge(logits: Tensor, size: Sequence[int]) -> Tensor:
 def best_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
     """The best class of each pixel at another size: (B, K, h, w) to (B, *size) uint8.
 
-    Scores are enlarged and compared one class at a time, so that a large picture needs two maps and not K.
+    Scores are enlarged and compared one class at a time, so that a large image needs two maps and not K.
     """
     best = logits.new_full((logits.shape[0], *size), -torch.inf, dtype=torch.float32)
     classes = torch.zeros(best.shape, dtype=torch.uint8, device=logits.device)

@@ -1,4 +1,4 @@
-"""From a picture to the classes of its pixels, with the processor that training used."""
+"""From an image to the classes of its pixels, with the processor that training used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.image.files import named_pictures
+from mmattn.data.image.files import named_images
 from mmattn.data.image.processor import load_image
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.files import atomic_write
@@ -25,7 +25,7 @@ from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
 
 Item = Any  # see `image_sample`
-TILE = 1024  # pictures larger than this are cut into tiles, unless told otherwise
+TILE = 1024  # images larger than this are cut into tiles, unless told otherwise
 
 
 class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
@@ -64,20 +64,20 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         masks: str | Path | None = None,
         overlays: str | Path | None = None,
     ) -> list[SegmentationPrediction]:
-        """The class of each pixel of each picture; pictures of one size go through the model together.
+        """The class of each pixel of each image; images of one size go through the model together.
 
         Args:
             samples: as of `Predictor.predict_batch`.
             batch: likewise.
-            tile: side of the tiles of larger pictures, in pixels.
-            flip: the mean of a picture and its mirror image.
+            tile: side of the tiles of larger images, in pixels.
+            flip: the mean of an image and its mirror image.
             masks: folder for PNGs of class ids, one a picture.
             overlays: folder for pictures with the classes laid over them.
         """
         found: dict[int, np.ndarray] = {}
         for rows in batch.alike():
             (height, width), own = batch.sizes[rows[0]], batch.label_sizes[rows[0]]
-            step = max(1, (TILE * TILE) // (height * width))  # large pictures one by one
+            step = max(1, (TILE * TILE) // (height * width))  # large images one by one
             for part in (rows[i : i + step] for i in range(0, len(rows), step)):
                 pixels = batch.pixel_values[part, :, :height, :width]
                 logits = segment(lambda x: self.model.scores(x)[0], pixels, tile, flip=flip)
@@ -98,7 +98,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             answer.overlay = self._write(Path(overlays), sample, pixels)
         return answer
 
-    def _write(self, folder: Path, sample: SegmentationSample, picture: Any) -> str:
+    def _write(self, folder: Path, sample: SegmentationSample, image: Any) -> str:
         """Writes a PNG under the item's name within the folder; one that another item has gets more after it."""
         from PIL import Image
 
@@ -111,7 +111,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             t for t in map(folder.joinpath, names) if self._written.setdefault(str(t), sample.id) == sample.id
         )
         with atomic_write(target) as file:
-            (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, "PNG")
+            (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, "PNG")
         return str(target)
 
     def explain_batch(
@@ -123,8 +123,8 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         flip: bool = False,
         class_name: str | None = None,
     ) -> list[SegmentationExplanation]:
-        """The classes of each picture's pixels, where the model looked, and what spoke for the class of that name, or
-        for the rarest in the picture; tile and flip as of `predict_batch`."""
+        """The classes of each image's pixels, where the model looked, and what spoke for the class of that name, or
+        for the rarest in the image; tile and flip as of `predict_batch`."""
         with torch.inference_mode():
             answers = self.predict_batch(samples, batch, tile=tile, flip=flip)
         explanations = []
@@ -146,7 +146,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
 
         Args:
             pixel_values: (B, 3, H, W).
-            classes: one a picture.
+            classes: one an image.
 
         Returns:
             The maps (B, h, w), the finest first, and the relevance (B, H, W).
@@ -176,13 +176,13 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         return gates, torch.stack([enlarge(level[:, None], size)[:, 0] for level in spoke]).sum(0)
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[SegmentationSample]:
-        """A folder of pictures, found at any depth; or one with `images/` as for training."""
+        """A folder of images, found at any depth; or one with `images/` as for training."""
         folder = Path(path)
         if not folder.is_dir():
-            raise DataError(path, "a folder of pictures", "a file" if folder.exists() else "no such folder")
+            raise DataError(path, "a folder of images", "a file" if folder.exists() else "no such folder")
         if (folder / "images").is_dir():
             return SegmentationDataset(path, on_error=on_error, require_labels=False).samples
-        return [SegmentationSample(*picture) for picture in named_pictures(folder)]
+        return [SegmentationSample(*image) for image in named_images(folder)]
 
     def demo_samples(self) -> list[SegmentationSample]:
         """Eight scenes of the built-in test part."""
@@ -191,7 +191,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         return make("test", 8)
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the model as torch.export and ONNX programs, batch and picture size free, checked against it."""
+        """Write the model as torch.export and ONNX programs, batch and image size free, checked against it."""
         from torch.export import Dim
 
         from mmattn.tasks.common.export import export_model
@@ -201,7 +201,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         dynamic = {"pixel_values": {0: Dim("batch", max=4096), **sizes}}
         examples = [self._example(*shape) for shape in ((2, 3, 4), (1, 5, 2), (3, 2, 7))]
         lines = export_model(self.model, examples, dynamic, folder, "segmentation", formats)
-        return [*lines, f"The programs take pictures whose sides are multiples of {unit} pixels."]
+        return [*lines, f"The programs take images whose sides are multiples of {unit} pixels."]
 
     def _example(self, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(batch)

@@ -1,4 +1,4 @@
-"""What turns pictures into tensors and masks into labels, and labels back into masks; it is shipped with the model."""
+"""What turns images into tensors and masks into labels, and labels back into masks; it is shipped with the model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PATCH = 8  # side of the patches of the built-in baseline, in pixels
 
 
 class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
-    """Pictures, masks and classes.
+    """Images, masks and classes.
 
     Args:
         classes: What is learnt.
-        size: Length of a picture's shorter side as the model sees it, its shape kept; or (H, W), to which every
-            picture is squashed; None: as it is.
+        size: Length of an image's shorter side as the model sees it, its shape kept; or (H, W), to which every
+            image is squashed; None: as it is.
         mean: Per channel, of pixel values in 0..1.
         std: Likewise.
         counts: Labelled pixels of each class in the training part, from which class weights are made.
@@ -78,7 +78,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         return cls(classes, size, counts=counts, **options)
 
     def retarget(self, train: SegmentationDataset, given: Mapping[str, Any]) -> SegmentationProcessor:
-        """Pictures as the model knows them, classes and their shares as the data have them; see `Processor`."""
+        """Images as the model knows them, classes and their shares as the data have them; see `Processor`."""
         size = self.size if given["size"] is None else given["size"]
         return type(self).fit(train, size, mean=self.image.mean, std=self.image.std)
 
@@ -91,7 +91,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         return {"num_classes": len(self.classes.names)}
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height at which the model sees a picture of this width and height."""
+        """Width and height at which the model sees an image of this width and height."""
         if self.size is None:
             return width, height
         if not isinstance(self.size, int):
@@ -100,7 +100,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def pixels(self, source: ImageSource, name: str | None = None) -> tuple[np.ndarray, tuple[int, int]]:
-        """The picture at its working size, uint8 (h, w, 3), and its own (H, W)."""
+        """The image at its working size, uint8 (h, w, 3), and its own (H, W)."""
         from PIL import Image
 
         image = load_image(source, name)
@@ -109,10 +109,10 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)), own
 
     def prepare(self, sample: SegmentationSample, training: bool = False) -> Prepared:
-        """Decodes a sample: the picture at its working size, the labels too in training, else at the picture's own.
+        """Decodes a sample: the image at its working size, the labels too in training, else at the image's own.
 
         Raises:
-            DataError: Picture or mask cannot be read, or do not fit; by name.
+            DataError: Image or mask cannot be read, or do not fit; by name.
         """
         if isinstance(sample, Prepared):
             return sample
@@ -123,7 +123,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         labels = self.classes.labels(load_mask(sample.mask, where), where)
         if labels.shape != own:
             expected, found = (f"{shape[1]} x {shape[0]}" for shape in (own, labels.shape))
-            raise DataError(where, f"the size of its picture, {expected}", found)
+            raise DataError(where, f"the size of its image, {expected}", found)
         return Prepared(sample.id, pixels, _nearest(labels, pixels.shape[:2]) if training else labels)
 
     def preload(self, dataset: SegmentationDataset, training: bool, max_bytes: int = 2 << 30) -> bool:
@@ -148,7 +148,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         seeds: Sequence[int] | None = None,
         is_repeat: bool = False,
     ) -> SegmentationBatch:
-        """Makes a batch; in training labels are at the pictures' working size, else at their own: what is measured."""
+        """Makes a batch; in training labels are at the images' working size, else at their own: what is measured."""
         ready = [self.prepare(sample, training) for sample in samples]
         pairs = [(sample.image, sample.mask) for sample in ready]
         if augment is not None:
@@ -167,15 +167,15 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         )
 
     def ablate(self, batch: SegmentationBatch, what: str, seeds: Sequence[int] | None = None) -> SegmentationBatch:
-        """Without "context": pictures are patches, with their labels, in an order that depends on the sample alone.
+        """Without "context": images are patches, with their labels, in an order that depends on the sample alone.
 
         Raises:
-            ConfigError: Pictures or masks are not made of whole patches, or not of one size.
+            ConfigError: Images or masks are not made of whole patches, or not of one size.
         """
         if batch.labels.shape[1:] != batch.pixel_values.shape[2:] or any(n % PATCH for n in batch.labels.shape[1:]):
             found = f"{tuple(batch.pixel_values.shape[2:])} and {tuple(batch.labels.shape[1:])}"
             raise ConfigError(
-                f"data.ablate: expected pictures and masks of one size, whole patches of {PATCH}; found {found}."
+                f"data.ablate: expected images and masks of one size, whole patches of {PATCH}; found {found}."
             )
         cells = batch.labels[0].numel() // PATCH**2
         streams = [np.random.RandomState(list(name.encode())) for name in batch.ids]

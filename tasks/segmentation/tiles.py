@@ -1,4 +1,4 @@
-"""Scores of a picture that is too large for one pass: overlapping tiles, blended; and its mirror image beside it."""
+"""Scores of an image that is too large for one pass: overlapping tiles, blended; and its mirror image beside it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def segment(
     overlap: float = 0.25,
     flip: bool = False,
 ) -> Tensor:
-    """Logits of pictures, by tiles where they are larger than one.
+    """Logits of images, by tiles where they are larger than one.
 
     Args:
         run: pixel values (B, 3, h, w) to logits (B, K, h', w') of that size, or coarser.

@@ -27,7 +27,7 @@ __all__, __getattr__ = lazy("mmattn.tasks.vqa", _NAMES)
 TASK = Task(
     name="vqa",
     package="mmattn.tasks.vqa",
-    title="Visual question answering: train, measure, ask a model about a picture, see where it looked.",
+    title="Visual question answering: train, measure, ask a model about an image, see where it looked.",
     model="model:VQAModel",
     processor="processor:VQAProcessor",
     module="module:VQAModule",
@@ -35,7 +35,7 @@ TASK = Task(
     predictor="predict:VQAPredictor",
     demo="demo:make",
     options=(
-        Option("image", "a picture; or a folder's pictures by --input DIR", kind="item"),
+        Option("image", "an image; or a folder's images by --input DIR", kind="item"),
         Option("question", "the question about it", kind="item"),
         Option("top_k", "how many answers to give, best first (default: 1)", int, only="predict"),
     ),

@@ -20,22 +20,22 @@ from mmattn.tasks.vqa.formats import read_vqa
 
 @dataclass
 class VQASample:
-    """One question about a picture, as a person would describe it."""
+    """One question about an image, as a person would describe it."""
 
     id: str
     image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, or a PIL image
     question: str
     answers: list[str] = field(default_factory=list)  # one to ten people's answers; empty when unlabelled
-    image_id: str = ""  # questions that share it share the picture: it is loaded and encoded once a batch
+    image_id: str = ""  # questions that share it share the image: it is loaded and encoded once a batch
     question_type: str = ""
     answer_type: str = ""
-    regions: list[Box] = field(default_factory=list)  # boxes_xyxy in 0..1 of the picture, on which the answer rests
+    regions: list[Box] = field(default_factory=list)  # boxes_xyxy in 0..1 of the image, on which the answer rests
     # Of each region: 0 where the question's first phrase names it, ...
     phrases: list[int] = field(default_factory=list)
     objects: list[tuple[Box, tuple[str, ...]]] = field(default_factory=list)  # what is where, with its labels
 
     def image_key(self) -> str:
-        """What tells whether two questions ask about the same picture."""
+        """What tells whether two questions ask about the same image."""
         if self.image_id:
             return self.image_id
         return str(self.image) if isinstance(self.image, (str, Path)) else f"object {id(self.image)}"
@@ -43,10 +43,10 @@ class VQASample:
 
 @dataclass
 class VQABatch(Batch):
-    """Tensors for the model, and what the metric and the reports need. B questions about N distinct pictures."""
+    """Tensors for the model, and what the metric and the reports need. B questions about N distinct images."""
 
     pixel_values: Tensor  # (N, 3, H, W) float
-    image_index: Tensor  # (B,) long: which picture each question asks about
+    image_index: Tensor  # (B,) long: which image each question asks about
     input_ids: Tensor  # (B, L) long
     key_mask: Tensor  # (B, L) bool, True = a real token
     targets: Tensor  # (B, V) float: soft scores in 0..1 over the answer vocabulary
@@ -67,11 +67,11 @@ class VQADataset(SampleDataset[VQASample]):
     """Questions from a file or from samples in memory, checked.
 
     Formats (`formats.py` has the details): a VQA v2 questions JSON with its annotations beside it; CSV, TSV or JSONL
-    with the columns image, question, answer (or answers). Each picture is checked once, however many ask about it.
+    with the columns image, question, answer (or answers). Each image is checked once, however many ask about it.
 
     Args:
         source: A path, or samples.
-        image_root: Where the pictures are; by default they are searched for beside the file.
+        image_root: Where the images are; by default they are searched for beside the file.
         options: What ``SampleDataset`` takes.
     """
 
@@ -81,12 +81,12 @@ class VQADataset(SampleDataset[VQASample]):
         self, source: str | Path | Iterable[VQASample], image_root: str | Path | None = None, **options: Any
     ) -> None:
         self.image_root = image_root
-        self._verdicts: dict[str, DataError | None] = {}  # by picture
+        self._verdicts: dict[str, DataError | None] = {}  # by image
         super().__init__(source, **options)
 
     @property
     def groups(self) -> list[int]:
-        """The picture of each question, by number."""
+        """The image of each question, by number."""
         numbers: dict[str, int] = {}
         return [numbers.setdefault(sample.image_key(), len(numbers)) for sample in self.samples]
 
@@ -109,7 +109,7 @@ class VQADataset(SampleDataset[VQASample]):
         for box in [*sample.regions, *(box for box, _ in sample.objects)]:
             # A little beyond the edge is rounding in someone's conversion; more is another unit.
             if len(box) != 4 or not (-0.01 <= box[0] < box[2] <= 1.01 and -0.01 <= box[1] < box[3] <= 1.01):
-                return "boxes (x1, y1, x2, y2) in 0..1 of the picture, x1 < x2 and y1 < y2", shorten(box)
+                return "boxes (x1, y1, x2, y2) in 0..1 of the image, x1 < x2 and y1 < y2", shorten(box)
         if sample.phrases and (len(sample.phrases) != len(sample.regions) or min(sample.phrases) < 0):
             return f"a phrase number from 0 for each of the {len(sample.regions)} regions", shorten(sample.phrases)
         return None
@@ -123,14 +123,14 @@ class VQADataset(SampleDataset[VQASample]):
             except DataError as error:
                 self._verdicts[key] = error
         if (verdict := self._verdicts[key]) is not None:
-            raise DataError(where, "a readable picture", str(verdict))
+            raise DataError(where, "a readable image", str(verdict))
 
     def identity(self, sample: VQASample) -> tuple[list[Any], list[Any]]:
         row = [sample.id, sample.image_id, sample.question, sample.answers, sample.question_type, sample.answer_type]
         return [*row, sample.regions, sample.objects], [sample.image]
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
-        """Decodes every picture once, at the model's size; regions and objects are moved with the pictures.
+        """Decodes every image once, at the model's size; regions and objects are moved with the images.
 
         Args:
             image: The processor's image part.
@@ -158,7 +158,7 @@ class VQADataset(SampleDataset[VQASample]):
 
 
 def move_regions(sample: VQASample, window: Box) -> tuple[list[Box], list[int]]:
-    """The regions within a window of the picture, and the phrase of each; those outside are left out."""
+    """The regions within a window of the image, and the phrase of each; those outside are left out."""
     phrases = sample.phrases or [0] * len(sample.regions)
     kept = [(moved, n) for box, n in zip(sample.regions, phrases, strict=True) if (moved := move_box(box, window))]
     return [box for box, _ in kept], [n for _, n in kept]

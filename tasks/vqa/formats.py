@@ -3,7 +3,7 @@
 **VQA v2**: ``questions_NAME.json`` with ``{"questions": [{"question_id", "image_id", "question"}]}``, and
 ``annotations_NAME.json`` beside it with ``{"annotations": [{"question_id", "answers": [{"answer"}]}]}`` (answers may be
 strings; ``multiple_choice_answer`` stands in for a missing list; ``question_type`` and ``answer_type`` are optional).
-The official names are known too. Pictures are searched for in ``images/``, in the folder of the official name
+The official names are known too. Images are searched for in ``images/``, in the folder of the official name
 (``train2014/``), beside the file and one folder up, by ``file_name`` of an optional
 ``"images": [{"id", "file_name"}]``, else as ``<image_id>.<ending>`` or ``COCO_train2014_<image_id>.jpg``.
 
@@ -12,7 +12,7 @@ JSONL; in CSV a JSON list or several separated by ``|``. Optional: ``id``, ``ima
 ``answer_type``, ``regions``, ``objects``.
 
 **Regions** on which an answer rests, in a row or an annotation: ``regions``, a list of ``[x1, y1, x2, y2]`` as
-fractions 0..1 of the picture's width and height, or ``regions_pixels``, the same in pixels (of the upright picture). A
+fractions 0..1 of the image's width and height, or ``regions_pixels``, the same in pixels (of the upright image). A
 list of such lists names the regions of each phrase of the question: ``[[[...]], [[...], [...]]]``.
 **Objects** likewise: ``objects`` or ``objects_pixels``, a list of ``{"box": [...], "labels": [...]}``, in a row or in
 an entry of ``images``.
@@ -50,7 +50,7 @@ def read_vqa(path: str | Path, image_root: str | Path | None, require_answers: b
 
     Args:
         path: The questions JSON, or a CSV, TSV or JSONL file.
-        image_root: Where the pictures are, if not beside the file.
+        image_root: Where the images are, if not beside the file.
         require_answers: Whether missing labels are an error.
         problems: Takes the bad items.
 
@@ -219,7 +219,7 @@ def _image_folders(folder: Path, subset: str) -> list[Path]:
 
 
 class _ImageFinder:
-    """Finds pictures in some folders; the folder and the naming that fitted last are tried first."""
+    """Finds images in some folders; the folder and the naming that fitted last are tried first."""
 
     def __init__(self, folders: list[Path], subset: str) -> None:
         self.folders = [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
@@ -229,13 +229,13 @@ class _ImageFinder:
         self.known: dict[str, str] = {}
 
     def named(self, name: str) -> str:
-        """The path of a picture whose file is named."""
+        """The path of an image whose file is named."""
         if name not in self.known:
             self.known[name] = self._search([name]) or self._missing(name)
         return self.known[name]
 
     def numbered(self, image_id: str) -> str:
-        """The path of a picture of which only the number is known."""
+        """The path of an image of which only the number is known."""
         key = f"#{image_id}"
         if key not in self.known:
             found = None
@@ -296,7 +296,7 @@ def _from_cell(value: Any, key: str) -> Any:
 
 
 def _set_boxes(sample: Fields, boxes: Mapping[str, Any]) -> None:
-    """Sets regions and objects, in fractions of the picture."""
+    """Sets regions and objects, in fractions of the image."""
     size = (1.0, 1.0)
     if any(key.endswith("_pixels") and boxes[key] for key in boxes):
         try:

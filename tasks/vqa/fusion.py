@@ -1,7 +1,7 @@
-"""How question and picture meet, by name. Each takes the picture's grid and the question's tokens and gives features.
+"""How question and image meet, by name. Each takes the image's grid and the question's tokens and gives features.
 
-Questions of one picture share its grid: `image_index` (B,) says which of the N grids each question asks about, so that
-keys and values are projected once a picture, not once a question.
+Questions of one image share its grid: `image_index` (B,) says which of the N grids each question asks about, so that
+keys and values are projected once an image, not once a question.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Maps = Mapping[str, list[Tensor]]
 
 
 class Packing:
-    """Puts the questions of a picture side by side: (B, ...) to (N, Q, ...) and back, Q the most questions of one."""
+    """Puts the questions of an image side by side: (B, ...) to (N, Q, ...) and back, Q the most questions of one."""
 
     def __init__(self, image_index: Tensor | None, num_images: int) -> None:
         self.slots: Tensor | None = None
@@ -47,8 +47,8 @@ class Packing:
 
 
 class LatentFusion(nn.Module):
-    """A few latents read the question, then look at the picture in turns (fusion blocks); with `pooled`, a failing
-    baseline, they get the mean of the picture instead of attending to it."""
+    """A few latents read the question, then look at the image in turns (fusion blocks); with `pooled`, a failing
+    baseline, they get the mean of the image instead of attending to it."""
 
     def __init__(
         self, embed_dim: int, num_layers: int, num_heads: int, num_latents: int, pooled: bool = False, **options: Any
@@ -133,11 +133,11 @@ class CoAttentionFusion(nn.Module):
 
 
 class SingleStreamFusion(nn.Module):
-    """One encoder over question and picture together, read at a token of its own (ViLT, Kim et al. 2021)."""
+    """One encoder over question and image together, read at a token of its own (ViLT, Kim et al. 2021)."""
 
     def __init__(self, embed_dim: int, num_layers: int, num_heads: int, **options: Any) -> None:
         super().__init__()
-        self.kinds = nn.Parameter(torch.randn(2, embed_dim) * 0.02)  # says text from picture
+        self.kinds = nn.Parameter(torch.randn(2, embed_dim) * 0.02)  # says text from image
         self.start = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
         self.encoder = Encoder(embed_dim, num_layers, num_heads, **options)
         self.out_dim = embed_dim
@@ -152,7 +152,7 @@ class SingleStreamFusion(nn.Module):
         return self.encoder(x, Mask(torch.cat(real, dim=1)))[:, 0]
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
-        """One (B, 1, P) a layer: where the start token and the words looked, of what they spent on the picture."""
+        """One (B, 1, P) a layer: where the start token and the words looked, of what they spent on the image."""
         words = 1 + key_mask.shape[1]
         real = nn.functional.pad(key_mask, (1, 0), value=True)[:, None].float()  # (B, 1, 1 + L)
         return [_normalized(real @ maps[path][0].mean(1)[:, :words, words:]) for path in self.explained]
@@ -170,7 +170,7 @@ class AdditiveFusion(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(embed_dim, num_heads, kind="additive", needs=("cross",))
         self.question = nn.Linear(embed_dim, 2 * embed_dim)
-        self.picture = nn.Linear(embed_dim, 2 * embed_dim)
+        self.image = nn.Linear(embed_dim, 2 * embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.out_dim = 2 * embed_dim
         self.explained = ("attention",)
@@ -180,7 +180,7 @@ class AdditiveFusion(nn.Module):
         last = (key_mask.sum(1) - 1).clamp_min(0)[:, None, None].expand(-1, 1, text.shape[2])
         question = text.gather(1, last)  # (B, 1, E)
         seen = self.attention(question, _per_question(grid, image_index))  # (B, 1, E)
-        joined = self.question(question).tanh() * self.picture(seen).tanh()  # (B, 1, 2E)
+        joined = self.question(question).tanh() * self.image(seen).tanh()  # (B, 1, 2E)
         return self.dropout(joined).squeeze(1)
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:

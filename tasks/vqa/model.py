@@ -68,22 +68,22 @@ class JointClassifier(nn.Module):
 
 
 class VQAHead(nn.Module):
-    """A question meets a picture, over features of any encoders: scores for the answers.
+    """A question meets an image, over features of any encoders: scores for the answers.
 
     Args:
         embed_dim: E of the head.
         num_answers: V.
-        image_dim: of the picture's features, E where None.
+        image_dim: of the image's features, E where None.
         text_dim: of the question's, E where None.
         num_heads: h.
         ffn_dim: 4 E where None.
-        fusion: "fusion_block" (latents that look at the picture in turns), "co_attention" (two streams, ViLBERT),
+        fusion: "fusion_block" (latents that look at the image in turns), "co_attention" (two streams, ViLBERT),
             "single_stream" (one encoder over both, ViLT), "additive" (the classic, over a recurrent question's states).
         pooling: How "fusion_block" reads the image: by "attention"; or its "mean", a baseline that cannot attend.
         fusion_layers: of the first three.
         num_latents: of "fusion_block".
         attention: the self-attention of "co_attention" and "single_stream", {"kind": name, and the kernel's options}.
-        cross_attention: the attention to the picture of "fusion_block" and "co_attention".
+        cross_attention: the attention to the image of "fusion_block" and "co_attention".
         dropout: in the fusion's layers and before the last linear map.
 
     >>> head = VQAHead(32, 10, image_dim=768, text_dim=384, num_heads=4)
@@ -141,10 +141,10 @@ class VQAHead(nn.Module):
         """Scores the answers.
 
         Args:
-            image_features: (N, P, image_dim): the cells or patches of N pictures.
+            image_features: (N, P, image_dim): the cells or patches of N images.
             text_features: (B, L, text_dim): the words of B questions.
             key_mask: (B, L) bool, True = a real word; all are where None.
-            image_index: (B,) long, which picture each question asks about; where None, B = N and each has its own.
+            image_index: (B,) long, which image each question asks about; where None, B = N and each has its own.
 
         Returns:
             (B, V).
@@ -156,13 +156,13 @@ class VQAHead(nn.Module):
 
 
 class VQAModel(nn.Module):
-    """Pictures and questions to scores for answers.
+    """Images and questions to scores for answers.
 
     Args:
         vocab_size: of the question's tokens.
         num_answers: V, of the answer vocabulary.
         image_encoder: what turns pixels into a grid: "conv" (a convolutional stem), "vit" (patches) or "timm/NAME".
-        image_size: side of the square picture, in pixels.
+        image_size: side of the square image, in pixels.
         patch_size: of "vit", in pixels.
         channels: of "conv", each halving the map.
         embed_dim: E.
@@ -175,7 +175,7 @@ class VQAModel(nn.Module):
         fusion_layers: of the fusion.
         num_latents: that read the question.
         attention: the encoders' self-attention, {"kind": name, and the kernel's options}; none: dense.
-        cross_attention: the attention to the picture.
+        cross_attention: the attention to the image.
         dropout: everywhere but in attention weights.
         max_text_len: most tokens of a question.
         num_object_labels: K of the scores for what lies in each cell; 0: none.
@@ -254,7 +254,7 @@ class VQAModel(nn.Module):
             pixel_values: (N, 3, H, W).
             input_ids: (B, L) long.
             key_mask: (B, L) bool, True = a real token.
-            image_index: (B,) long, which picture each question asks about; where None, B = N and each has its own.
+            image_index: (B,) long, which image each question asks about; where None, B = N and each has its own.
 
         Returns:
             logits (B, V) and object_logits (N, P, K).

@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 
 class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
-    """Questions about pictures.
+    """Questions about images.
 
     Args:
-        image_root: folder of the pictures, where it is not beside the questions.
+        image_root: folder of the images, where it is not beside the questions.
         image_size: side of the square that the model sees, in pixels.
-        resize: how a picture gets that shape: squash, crop or pad.
+        resize: how an image gets that shape: squash, crop or pad.
         tokenizer: of questions: word, bpe or unigram.
         vocab_size: most token ids.
         min_count: least occurrences of a word in the training questions.
         max_len: most tokens of a question.
         max_answers: most answers in the vocabulary.
         min_answer_count: least number of questions with an answer.
-        augment: ImageAugment's keywords, for training pictures; none: no augmentation.
-        preload: decode each picture once into memory, as long as that takes at most 2 GB.
+        augment: ImageAugment's keywords, for training images; none: no augmentation.
+        preload: decode each image once into memory, as long as that takes at most 2 GB.
         ablate: Train and measure without one of the inputs, the question or the image: a baseline to be beaten.
     """
 

@@ -1,4 +1,4 @@
-"""From a picture and a question to an answer, with the processor that training used."""
+"""From an image and a question to an answer, with the processor that training used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.image.files import named_pictures
+from mmattn.data.image.files import named_images
 from mmattn.data.image.processor import load_image
 from mmattn.explain import capture
 from mmattn.tasks.common.predictor import Predictor, name_of
@@ -39,7 +39,7 @@ class VQAExplanation:
     answer: VQAPrediction
     image: Any  # a PIL image
     attention: Tensor  # (gh, gw) over the model's grid, sums to one
-    window: tuple[float, float, float, float]  # the part of the picture that the grid covers, xyxy in 0..1
+    window: tuple[float, float, float, float]  # the part of the image that the grid covers, xyxy in 0..1
     words: Tensor  # (L,) how much the question's words were read, sums to one
     tokens: list[str]
     # Where the answer does rest, if known.
@@ -96,23 +96,23 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
             answers = self.predict_batch(samples, batch)
         explanations = []
         for n, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
-            picture = load_image(sample.image, name=f"item {sample.id}")
-            window = self.processor.image.window(picture.size)
+            image = load_image(sample.image, name=f"item {sample.id}")
+            window = self.processor.image.window(image.size)
             tokens = self.processor.tokenizer.tokens(sample.question)
             shown = (attention[n], window, words[n, : len(tokens)], tokens, list(sample.regions))
-            explanations.append(VQAExplanation(answer, picture, *shown))
+            explanations.append(VQAExplanation(answer, image, *shown))
         return explanations
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
-        """The questions of a file in any of the formats for training; or a folder's pictures, with `question`."""
+        """The questions of a file in any of the formats for training; or a folder's images, with `question`."""
         if not Path(path).exists():
-            raise DataError(path, "a JSON, JSONL or CSV file, or a folder of pictures", "no such file")
+            raise DataError(path, "a JSON, JSONL or CSV file, or a folder of images", "no such file")
         if Path(path).is_file():
             return VQADataset(path, on_error=on_error, require_labels=False).samples
-        pictures = named_pictures(Path(path))
+        images = named_images(Path(path))
         if "question" not in given:
-            raise DataError(path, "a folder with pictures, and --question", f"{len(pictures)} pictures and no question")
-        return [{"image": file, "id": name, **given} for name, file in pictures]
+            raise DataError(path, "a folder with images, and --question", f"{len(images)} images and no question")
+        return [{"image": file, "id": name, **given} for name, file in images]
 
     def demo_samples(self) -> list[VQASample]:
         """A question of each family of the built-in test part, each about another scene."""

@@ -1,4 +1,4 @@
-"""What turns questions and pictures into tensors, and scores into answers; it is shipped with the model."""
+"""What turns questions and images into tensors, and scores into answers; it is shipped with the model."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class AnswerCoverage:
 
 
 class VQAProcessor(Processor[VQASample, VQABatch]):
-    """What turns questions and pictures into tensors and scores into answers; shipped with the model.
+    """What turns questions and images into tensors and scores into answers; shipped with the model.
 
     Args:
-        image: Picture to tensor.
+        image: Image to tensor.
         tokenizer: Question to ids.
         answers: The answer vocabulary, normalized; the model's output i stands for ``answers[i]``.
         object_labels: The vocabulary of ``VQASample.objects``; empty when they are not used.
@@ -139,12 +139,12 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         seeds: Sequence[int] | None = None,
         is_repeat: bool = False,
     ) -> VQABatch:
-        """Makes a batch; each distinct picture is loaded once, and augmented by its first question's seed."""
+        """Makes a batch; each distinct image is loaded once, and augmented by its first question's seed."""
         if augment is not None and seeds is None:
             raise ValueError("collate: augment needs seeds")
         slots: dict[str, int] = {}
         image_index = [slots.setdefault(sample.image_key(), len(slots)) for sample in samples]
-        firsts = [image_index.index(slot) for slot in range(len(slots))]  # the first question about each picture
+        firsts = [image_index.index(slot) for slot in range(len(slots))]  # the first question about each image
         pixels: list[np.ndarray] = []
         windows: list[Box] = []
         for first in firsts:
@@ -180,7 +180,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         )
 
     def ablate(self, batch: VQABatch, what: str, seeds: Sequence[int] | None = None) -> VQABatch:
-        """Without the "image", a grey picture in its place; or the "question", one unknown word."""
+        """Without the "image", a grey image in its place; or the "question", one unknown word."""
         if what == "image":
             batch.pixel_values.zero_()
             return batch
@@ -212,7 +212,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         return AnswerCoverage(len(labelled), covered, best / len(labelled) if labelled else 1.0)
 
     def objects(self, samples: Sequence[VQASample], windows: Sequence[Box]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (N, O, 4), mask (N, O) and labels (N, O, K) of the first question about each picture."""
+        """Boxes (N, O, 4), mask (N, O) and labels (N, O, K) of the first question about each image."""
         rows = (
             [
                 [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]

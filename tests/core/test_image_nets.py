@@ -84,7 +84,7 @@ class TestCompactTransformer:
     @pytest.mark.parametrize("pooling", CompactTransformer.POOLINGS)
     @pytest.mark.parametrize("size", [(32, 24), (30, 23), (48, 40)])
     def test_shapes_sizes_and_gradients(self, pooling, size):
-        """Positions of another size than the picture's are resized; every parameter learns."""
+        """Positions of another size than the image's are resized; every parameter learns."""
         model = CompactTransformer(16, 1, 2, image_size=(32, 24), tokenizer_layers=2, pooling=pooling)
         encoded = model(torch.randn(2, 3, *size))
         assert encoded.states.shape == (2, -(-size[0] // 4) * -(-size[1] // 4), 16)

@@ -36,7 +36,7 @@ class Seq2Seq(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Latents that look at a picture which no attention made."""
+    """Latents that look at an image which no attention made."""
 
     def __init__(self):
         super().__init__()
@@ -49,18 +49,18 @@ class Blocks(nn.Module):
 
 
 class Three(nn.Module):
-    """A text and a picture, each encoded; latents read the one and look at the other."""
+    """A text and an image, each encoded; latents read the one and look at the other."""
 
     def __init__(self):
         super().__init__()
-        self.text, self.picture = Encoder(E, 1, HEADS, ffn_dim=12), Encoder(E, 1, HEADS, ffn_dim=12)
+        self.text, self.image = Encoder(E, 1, HEADS, ffn_dim=12), Encoder(E, 1, HEADS, ffn_dim=12)
         self.read = AttentionPooling(E, HEADS, num_queries=3)
         self.look = MultimodalFusionBlock(E, HEADS, ffn_dim=12)
 
     def forward(self, x, y):
         text = self.text(x)
         z = self.read(text) + text.mean(1, keepdim=True)  # a way beside attention
-        return self.look(z, self.picture(y))
+        return self.look(z, self.image(y))
 
 
 def naive_encoder(A, L, S):
@@ -105,10 +105,10 @@ def naive_three(A, L, S):
     naive = Naive(x=L, y=S, z=3)
     naive.within("x", A("text.layers.0.attention"))
     naive.across(("z", "x", A("read.attention")))
-    naive.within("y", A("picture.layers.0.attention"))
+    naive.within("y", A("image.layers.0.attention"))
     naive.within("z", A("look.self_attention"))
     naive.across(("z", "y", A("look.cross_attention")))
-    names = {"x": "text.layers.0.attention", "y": "picture.layers.0.attention", "z": "read.attention"}
+    names = {"x": "text.layers.0.attention", "y": "image.layers.0.attention", "z": "read.attention"}
     return {(names[s], names[q]): naive.R[s][q] for s, q in ("xx", "yy", "zz", "zx", "zy")}
 
 
@@ -180,16 +180,16 @@ def test_a_plan_names_the_sequences():
     for i in range(2):
         at, n = f"layers.{i}.", len(plan)
         reads = (n - 2, n - 1) if n else (-1, -1)  # both look at what the other was before
-        plan += [Step(at + "exchange.a_to_b", "text", "picture", reads)]
-        plan += [Step(at + "exchange.b_to_a", "picture", "text", reads[::-1])]
-        plan += [Step(at + "layer_a.attention", "text", "text"), Step(at + "layer_b.attention", "picture", "picture")]
+        plan += [Step(at + "exchange.a_to_b", "text", "image", reads)]
+        plan += [Step(at + "exchange.b_to_a", "image", "text", reads[::-1])]
+        plan += [Step(at + "layer_a.attention", "text", "text"), Step(at + "layer_b.attention", "image", "image")]
     named = relevance(model, run, plan)
-    renamed = {"text": "layers.0.exchange.a_to_b", "picture": "layers.0.exchange.a_to_b.key"}
+    renamed = {"text": "layers.0.exchange.a_to_b", "image": "layers.0.exchange.a_to_b.key"}
     assert set(named) == {(s, q) for s in renamed for q in renamed}
     for (s, q), R in named.items():
         torch.testing.assert_close(R, derived[renamed[s], renamed[q]])
     in_turn = relevance(model, run, [step._replace(reads=None) for step in plan])
-    assert not torch.allclose(in_turn["picture", "text"], named["picture", "text"])
+    assert not torch.allclose(in_turn["image", "text"], named["image", "text"])
 
 
 def test_a_sample_alone_equals_itself_in_a_padded_batch():

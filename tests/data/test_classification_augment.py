@@ -33,7 +33,7 @@ def test_draws_are_uniform_and_a_function_of_the_seed() -> None:
     "options",
     [{"pad": 3}, {"flip": True}, {"zoom": 0.4}, {"erase": 1.0}, {"rand_augment": 2}, {"pad": 2, "flip": True}],
 )
-def test_a_picture_alone_is_changed_as_in_a_batch(images: torch.Tensor, options: dict) -> None:
+def test_a_image_alone_is_changed_as_in_a_batch(images: torch.Tensor, options: dict) -> None:
     augment, targets = BatchAugment(**options), torch.eye(8)
     state = torch.random.get_rng_state()
     together, same = augment(images, targets, SEEDS)
@@ -47,7 +47,7 @@ def test_a_picture_alone_is_changed_as_in_a_batch(images: torch.Tensor, options:
 
 
 def test_shifts_and_zoom_by_hand(images: torch.Tensor) -> None:
-    """A shifted picture is the mirrored-out one, cropped; a flipped one is the picture or its mirror."""
+    """A shifted image is the mirrored-out one, cropped; a flipped one is the image or its mirror."""
     shifted, _ = BatchAugment(pad=3)(images, torch.eye(8), SEEDS)
     padded = torch.nn.functional.pad(images.float(), (3, 3, 3, 3), mode="reflect").byte()
     for n in range(8):
@@ -64,9 +64,9 @@ def test_shifts_and_zoom_by_hand(images: torch.Tensor) -> None:
 def test_erasing_leaves_the_rest(images: torch.Tensor) -> None:
     erased, _ = BatchAugment(erase=1.0)(images, torch.eye(8), SEEDS)
     changed = (erased != images).any(1)  # (8, 16, 12)
-    for picture in changed:
-        rows, cols = picture.any(1).nonzero()[:, 0], picture.any(0).nonzero()[:, 0]
-        box = picture[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    for image in changed:
+        rows, cols = image.any(1).nonzero()[:, 0], image.any(0).nonzero()[:, 0]
+        box = image[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
         assert box.float().mean() > 0.9, "a rectangle"
     assert 0.01 < changed.float().mean() < 0.35
     none, _ = BatchAugment(erase=1e-6)(images, torch.eye(8), SEEDS)

@@ -1,4 +1,4 @@
-"""Labelled pictures from every format, the errors of bad ones, the processor, and batches."""
+"""Labelled images from every format, the errors of bad ones, the processor, and batches."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tests.conftest import refused
 from tests.data.files import bad_data, write
 
 
-def picture(value: int) -> Image.Image:
+def image(value: int) -> Image.Image:
     return Image.fromarray(np.full((12, 10, 3), value, np.uint8))
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two classes of three pictures, one of them deeper down."""
+    """Two classes of three images, one of them deeper down."""
     for number, name in enumerate(["cat/a.png", "cat/b.jpg", "cat/deep/c.png", "dog/a.png", "dog/b.bmp", "dog/e.PNG"]):
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(10 * number).save(path)
-    (tmp_path / "tree" / "cat" / "notes.txt").write_text("not a picture")
+        image(10 * number).save(path)
+    (tmp_path / "tree" / "cat" / "notes.txt").write_text("not an image")
     return tmp_path / "tree"
 
 
@@ -100,7 +100,7 @@ def test_a_torchvision_set_with_splits(tmp_path: Path, monkeypatch: pytest.Monke
         def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
             if download or split == "val" or not Path(root).is_dir():
                 raise ValueError(f"no {split} in {root}")
-            super().__init__([(picture(1), 1)] * {"train": 3, "test": 2}[split])
+            super().__init__([(image(1), 1)] * {"train": 3, "test": 2}[split])
 
     monkeypatch.setattr(datasets, "Flowers102", Flowers102)
     found = {split: read("torchvision/Flowers102", split=split, root=tmp_path) for split in ("train", "val", "test")}
@@ -115,7 +115,7 @@ def test_a_torchvision_set_with_splits(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("all.csv", "file,class\na.png,cat\n", r"csv, header: .* column names path and label, found file, class"),
         ("all.csv", "path,label\ncat/a.png,\n", r"all\.csv, line 2: expected one label"),
-        ("all.csv", "path,label\n,cat\n", r"line 2: expected the path of a picture"),
+        ("all.csv", "path,label\n,cat\n", r"line 2: expected the path of an image"),
         ("all.csv", "path,label,id\ncat/a.png,cat,1\ndog/a.png,dog,1\n", r"line 3: expected an id of its own"),
         ("all.txt", "cat", r"all\.txt: expected a folder of class folders.*found a file that ends in '\.txt'"),
         ("none.csv", None, r"none\.csv: .*found no such file"),
@@ -131,13 +131,13 @@ def test_bad_sets_are_named(tree: Path, name: str, content: str | None, message:
     bad_data(message, ClassificationDataset, tree if name.startswith("tree") else path)
 
 
-def test_bad_pictures_are_left_out_and_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_images_are_left_out_and_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tree / "cat" / "a.png").write_bytes(b"")
     (tree / "dog" / "a.png").write_bytes((tree / "dog" / "a.png").read_bytes()[:40])
     dataset = ClassificationDataset(tree, on_error="skip")
     assert len(dataset) == 4
     assert "left out 2 bad items, kept 4" in caplog.text
-    assert "expected a readable picture, found image" in caplog.text
+    assert "expected a readable image, found image" in caplog.text
     bad_data(r"cat/a\.png.*an empty file", ClassificationDataset(tree).preload, ImageProcessor(8))
 
 

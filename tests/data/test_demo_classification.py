@@ -1,4 +1,4 @@
-"""The built-in pictures: frozen, balanced, and what the class says is so."""
+"""The built-in images: frozen, balanced, and what the class says is so."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class TestFrozen(DemoTests):
         return sample.image.tobytes() + repr((sample.id, sample.labels, sample.regions)).encode()
 
 
-def test_classes_are_balanced_and_pictures_differ(parts):
-    pictures = [sample.image.tobytes() for samples in parts.values() for sample in samples]
-    assert len(set(pictures)) == len(pictures)
+def test_classes_are_balanced_and_images_differ(parts):
+    images = [sample.image.tobytes() for samples in parts.values() for sample in samples]
+    assert len(set(images)) == len(images)
     for samples in parts.values():
         assert Counter(label for sample in samples for label in sample.labels) == dict.fromkeys(demo.CLASSES, 20)
         assert all(sample.image.shape == (64, 64, 3) and sample.image.dtype == np.uint8 for sample in samples)
@@ -42,7 +42,7 @@ def test_classes_are_balanced_and_pictures_differ(parts):
 
 
 def test_the_class_follows_from_the_regions():
-    """Each picture has one circle and one square, and their boxes stand to each other as the class says."""
+    """Each image has one circle and one square, and their boxes stand to each other as the class says."""
     rng = Random("test")
     for n in range(300):
         label = demo.CLASSES[n % 6]

@@ -30,8 +30,8 @@ class TestFrozen(DemoTests):
 
 def test_no_scene_stands_in_two_parts(parts: dict[str, list]) -> None:
     assert {split: len(samples) for split, samples in parts.items()} == NUM_SCENES
-    pictures = [sample.image.tobytes() for samples in parts.values() for sample in samples]
-    assert len(set(pictures)) == len(pictures)
+    images = [sample.image.tobytes() for samples in parts.values() for sample in samples]
+    assert len(set(images)) == len(images)
 
 
 def test_each_class_is_there_often_enough(parts: dict[str, list]) -> None:

@@ -36,7 +36,7 @@ class TestFrozen(DemoTests):
         return s.image.tobytes() + repr(record).encode()
 
 
-def test_pictures_and_boxes(parts):
+def test_images_and_boxes(parts):
     for samples in parts.values():
         for sample in samples[::18]:
             assert sample.image.shape == (64, 64, 3)
@@ -54,7 +54,7 @@ def test_pictures_and_boxes(parts):
 
 
 def test_the_colour_is_in_the_box(parts):
-    """Pictures and labels belong together: a large box holds its colour, and red differs from blue."""
+    """Images and labels belong together: a large box holds its colour, and red differs from blue."""
     means = defaultdict(list)
     for sample in parts["train"][::18]:
         for box, (shape, colour, size) in sample.objects:
@@ -85,9 +85,9 @@ def test_families_and_answers_are_balanced(parts):
 
 
 def test_new_scenes_and_new_wordings(parts):
-    pictures = {split: {s.image.tobytes() for s in samples} for split, samples in parts.items()}
-    assert not pictures["train"] & pictures["test"]
-    assert not pictures["train"] & pictures["val"]
+    images = {split: {s.image.tobytes() for s in samples} for split, samples in parts.items()}
+    assert not images["train"] & images["test"]
+    assert not images["train"] & images["val"]
     for known, others, unseen in vqa.TEMPLATES.values():
         assert len(known) >= 6
         assert len(unseen) >= 4

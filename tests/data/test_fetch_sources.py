@@ -27,7 +27,7 @@ from scripts.fetch.images import masks_digest
 from tests.data.fetching import NOWHERE, easy_vqa_files, get, measured_on, not_fetched, not_got, png
 from tests.pictures import encoded
 
-# Questions about pictures
+# Questions about images
 
 
 def test_easy_vqa_is_converted(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_daquar_is_converted(tmp_path: Path) -> None:
         assert image.size == (280, 212)
 
 
-# Pictures
+# Images
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -215,7 +215,7 @@ def without(part: str, files: dict[str, bytes]) -> dict[str, bytes]:
     ("name", "files", "message"),
     [
         ("cifar10", {"train/fish/1.jpg": b"-"}, r"expected one of the classes airplane.*, found train/fish/1\.jpg"),
-        ("cifar10", {f"train/cat/{n:04}.jpg": b"-" for n in range(50)}, "cifar10: the archive has no pictures of test"),
+        ("cifar10", {f"train/cat/{n:04}.jpg": b"-" for n in range(50)}, "cifar10: the archive has no images of test"),
         ("camvid", CAMVID | {"CamVid/valannot/1_x.png": mask(12)}, r"1_x\.png: mask: .* numbers up to 11, found 12"),
         ("camvid", CAMVID | {"CamVid/valannot/1_x.png": mask(1, (48, 36))}, r"480 x 360 pixels, found \(48, 36\)"),
         ("camvid", CAMVID | {"CamVid/val/1_x.png": mask(1)[:200]}, r"val/1_x\.png: image .*truncated or damaged"),
@@ -248,7 +248,7 @@ def test_a_damaged_tar_in_the_place_is_an_error(tmp_path: Path) -> None:
 
 
 def questions_of(given: Path) -> tuple[list[tuple[str, str, int]], list[str]]:
-    """Question, answer and picture of train and val; the pictures' numbers."""
+    """Question, answer and image of train and val; the images' numbers."""
     rows = []
     for split in ("train", "val"):
         content = json.loads((given / f"questions_{split}.json").read_text())

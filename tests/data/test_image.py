@@ -1,4 +1,4 @@
-"""Reading pictures, good and bad; preprocessing; augmentation."""
+"""Reading images, good and bad; preprocessing; augmentation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gradient(width: int = 40, height: int = 20) -> np.ndarray:
 
 
 def seen(image: Image.Image, kind: str = "PNG", **options: object) -> np.ndarray:
-    """What is read of a picture that was saved so."""
+    """What is read of an image that was saved so."""
     return np.asarray(load_image(encoded(image, kind, **options)))
 
 
@@ -42,7 +42,7 @@ def test_path_bytes_array_and_pil_are_the_same(tmp_path: Path) -> None:
         assert image_size(source) == (40, 20)
 
 
-# EXIF: what the stored picture's first row and first column are in the upright one.
+# EXIF: what the stored image's first row and first column are in the upright one.
 UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -139,7 +139,7 @@ def test_bad_file(name: str, tmp_path: Path) -> None:
         *((np.zeros(*kind), "uint8 array") for kind in (((4, 4, 3),), ((4, 4, 4), np.uint8), ((0, 4, 3), np.uint8))),
     ],
 )
-def test_what_is_no_picture(source: object, message: str) -> None:
+def test_what_is_no_image(source: object, message: str) -> None:
     bad_data(message, load_image, source, "question 17", max_pixels=100)
 
 
@@ -174,19 +174,19 @@ def off_by(pixels: np.ndarray, box: tuple[float, ...] | None) -> float:
 @pytest.mark.parametrize("size", [(48, 24), (24, 48), (32, 32)])
 def test_window_says_what_the_input_shows(resize: str, size: tuple[int, int]) -> None:
     """A white box painted at known fractions is found where its moved box says."""
-    picture = np.zeros((120, 200, 3), dtype=np.uint8)
-    picture[48:72, 90:120] = 255  # a box near the middle, so that a crop keeps it
+    image = np.zeros((120, 200, 3), dtype=np.uint8)
+    image[48:72, 90:120] = 255  # a box near the middle, so that a crop keeps it
     processor = ImageProcessor(size, mean=(0, 0, 0), std=(1, 1, 1), resize=resize)
-    pixels, window = processor.pixels(picture)
+    pixels, window = processor.pixels(image)
     assert pixels.shape == (*size, 3)
     moved = move_box((90 / 200, 48 / 120, 120 / 200, 72 / 120), window)
     assert off_by(pixels, moved) <= 1.01
 
 
 def test_pad_keeps_all_and_crop_fills() -> None:
-    picture = np.full((10, 40, 3), 255, dtype=np.uint8)
-    assert (ImageProcessor(20, resize="pad").pixels(picture)[0] == 255).mean() == pytest.approx(0.25)
-    assert (ImageProcessor(20, resize="crop").pixels(picture)[0] == 255).all()
+    image = np.full((10, 40, 3), 255, dtype=np.uint8)
+    assert (ImageProcessor(20, resize="pad").pixels(image)[0] == 255).mean() == pytest.approx(0.25)
+    assert (ImageProcessor(20, resize="crop").pixels(image)[0] == 255).all()
     assert ImageProcessor(20, resize="pad").window((40, 10)) == (0.0, -1.5, 1.0, 2.5)
     assert ImageProcessor(20, resize="crop").window((40, 10)) == (0.375, 0.0, 0.625, 1.0)
     assert ImageProcessor(20).pixels(np.zeros((1, 1, 3), np.uint8))[0].shape == (20, 20, 3)
@@ -207,30 +207,30 @@ def test_boxes_move() -> None:
 
 
 def test_augmentation_is_a_function_of_the_seed_alone() -> None:
-    augment, picture = ImageAugment(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, flip=True), gradient(32, 32)
+    augment, image = ImageAugment(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, flip=True), gradient(32, 32)
     before, drawn = torch.get_rng_state(), random.getstate()
-    first = [(a.tobytes(), window) for a, window in (augment(picture, seed) for seed in range(6))]
+    first = [(a.tobytes(), window) for a, window in (augment(image, seed) for seed in range(6))]
     assert torch.equal(before, torch.get_rng_state())
     assert drawn == random.getstate()
     torch.manual_seed(99)
-    assert first == [(a.tobytes(), window) for a, window in (augment(picture, seed) for seed in range(6))]
+    assert first == [(a.tobytes(), window) for a, window in (augment(image, seed) for seed in range(6))]
     assert len({pixels for pixels, _ in first}) == 6
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_boxes_follow_the_augmented_picture(seed: int) -> None:
-    picture = np.zeros((64, 64, 3), dtype=np.uint8)
-    picture[20:30, 40:50] = 255
-    pixels, window = ImageAugment(0, 0, 0, 0, shift=0.1, scale=0.2, flip=True)(picture, seed)
+def test_boxes_follow_the_augmented_image(seed: int) -> None:
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    image[20:30, 40:50] = 255
+    pixels, window = ImageAugment(0, 0, 0, 0, shift=0.1, scale=0.2, flip=True)(image, seed)
     assert off_by(pixels, move_box((40 / 64, 20 / 64, 50 / 64, 30 / 64), window)) <= 1.5
 
 
 def test_no_flip_by_default_and_nothing_at_zero() -> None:
-    picture = gradient(16, 16)
+    image = gradient(16, 16)
     for seed in range(20):
-        assert ImageAugment()(picture, seed)[1][0] < 0.5
-        pixels, window = ImageAugment(0, 0, 0, 0, 0, 0)(picture, seed)
-        assert np.array_equal(pixels, picture)
+        assert ImageAugment()(image, seed)[1][0] < 0.5
+        pixels, window = ImageAugment(0, 0, 0, 0, 0, 0)(image, seed)
+        assert np.array_equal(pixels, image)
         assert window == FULL
 
 

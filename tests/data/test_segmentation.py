@@ -1,4 +1,4 @@
-"""Pictures and masks from folders: right, or one clear error each; augmentation keeps both together."""
+"""Images and masks from folders: right, or one clear error each; augmentation keeps both together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def folder(root: Path, number: int = 3, size: tuple[int, int] = (12, 8)) -> Path:
-    """Pictures (width, height) with masks of the classes 0, 4 and void 9, and their list above."""
+    """Images (width, height) with masks of the classes 0, 4 and void 9, and their list above."""
     (root / "classes.txt").write_text("0 road\n4 sky above\n9 Void\n")
     for part in ("images", "masks"):
         (root / "train" / part).mkdir(parents=True)
@@ -166,7 +166,7 @@ def test_the_shorter_side_decides_and_labels_keep_the_own_size_in_measuring(
     assert dataset.fingerprint() == fingerprint == SegmentationDataset(tmp_path / "train").fingerprint()
 
 
-def test_pictures_of_several_sizes_in_a_batch() -> None:
+def test_images_of_several_sizes_in_a_batch() -> None:
     masks = [np.full(shape, n, np.uint8) for n, shape in enumerate(((6, 9), (7, 5), (6, 9)))]
     samples = [SegmentationSample(str(n), np.stack([40 * mask] * 3, 2), mask) for n, mask in enumerate(masks)]
     classes = ClassList(("a", "b", "c"), (0, 1, 2))
@@ -181,14 +181,14 @@ PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 
 
 def marked(size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:
-    """A picture whose colour is its label: 0 or 1 in blocks."""
+    """An image whose colour is its label: 0 or 1 in blocks."""
     draw = np.random.RandomState(0)
     labels = draw.randint(0, 2, (size[0] // 8, size[1] // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
     return np.repeat(labels[..., None] * 200, 3, 2), labels
 
 
 @pytest.mark.parametrize("crop", [None, (24, 32), (80, 90)])
-def test_picture_and_mask_move_together(crop: tuple[int, int] | None) -> None:
+def test_image_and_mask_move_together(crop: tuple[int, int] | None) -> None:
     pixels, labels = marked()
     augment = SegmentationAugment(crop=crop, scale=(0.6, 2.0), **PLAIN)
     agree: list[float] = []
@@ -209,7 +209,7 @@ def test_augmentation_is_a_function_of_the_seed() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
     assert torch.equal(state, torch.get_rng_state())
-    assert pair[0].max() == 200, "the given picture is not written to"
+    assert pair[0].max() == 200, "the given image is not written to"
 
 
 def test_what_lies_beyond_is_void_and_half_are_mirrored() -> None:

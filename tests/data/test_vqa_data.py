@@ -40,7 +40,7 @@ def samples(num_images: int = 4, questions: int = 3, size: tuple[int, int] = (16
             image=pixels(image, size),
             question=words[q % 3],
             answers=answers[q % 3],
-            image_id=f"picture {image}",
+            image_id=f"image {image}",
             question_type=f"type {q}",
             regions=[(0.25 * r, 0.25, 0.25 * r + 0.25, 0.5) for r in range(q)],
             objects=list(RED) * (image % 3),
@@ -144,13 +144,13 @@ def test_no_settings(tmp_path: Path) -> None:
 
 def test_batch(processor: VQAProcessor) -> None:
     rows = samples()
-    mixed = [rows[i] for i in (3, 0, 4, 1, 5, 8)]  # pictures 1, 0, 1, 0, 1, 2
+    mixed = [rows[i] for i in (3, 0, 4, 1, 5, 8)]  # images 1, 0, 1, 0, 1, 2
     batch = processor.collate(mixed)
     assert len(batch) == 6
     assert batch.image_index.tolist() == [0, 1, 0, 1, 0, 2]
     assert batch.pixel_values.shape == (3, 3, 16, 16)
-    for n, picture in enumerate((1, 0, 2)):
-        expected = torch.from_numpy(pixels(picture)).permute(2, 0, 1) / 255
+    for n, image in enumerate((1, 0, 2)):
+        expected = torch.from_numpy(pixels(image)).permute(2, 0, 1) / 255
         assert torch.allclose(batch.pixel_values[n], (expected - 0.5) / 0.5, atol=1e-6)
     assert batch.input_ids.shape == batch.key_mask.shape == (6, 7)
     assert batch.targets.shape == (6, 3)
@@ -188,7 +188,7 @@ def test_without_regions_or_objects_there_are_none() -> None:
     assert batch.image_index.tolist() == [0, 1]
 
 
-def test_each_picture_is_read_once(processor: VQAProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_read_once(processor: VQAProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(pixels(3, (20, 30))).save(path)
     rows = [VQASample(str(i), path, "what?", ["b"]) for i in range(5)]  # no image_id: the path tells
@@ -226,9 +226,9 @@ def test_to_and_pin(processor: VQAProcessor) -> None:
     assert same(batch.to("cpu", non_blocking=True), batch)
 
 
-def test_a_bad_picture_is_named_also_from_a_worker(processor: VQAProcessor, tmp_path: Path) -> None:
+def test_a_bad_image_is_named_also_from_a_worker(processor: VQAProcessor, tmp_path: Path) -> None:
     path = tmp_path / "bad.png"
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     data = VQADataset([VQASample("q 9", path, "what?", ["yes"])])
     for workers in (0, 1):
         loader = make_loader(data, EvalBatchSampler(data.groups, 1), processor.collate, workers)

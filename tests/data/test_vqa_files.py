@@ -17,7 +17,7 @@ from tests.conftest import refused
 from tests.data.files import bad_data, write
 
 
-def picture(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
+def image(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(len(path.name)).integers(0, 255, (size[1], size[0], 3), np.uint8)).save(path)
     return path
@@ -34,7 +34,7 @@ def annotation(number: int, *answers: str, **more: Any) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for name in ("7.png", "8.jpg"):
-        picture(tmp_path / "images" / name)
+        image(tmp_path / "images" / name)
     return tmp_path
 
 
@@ -63,9 +63,9 @@ def test_pair(folder: Path) -> None:
     assert VQADataset(path).groups == [0, 1, 0]
 
 
-def test_official_names_and_naming_of_pictures(tmp_path: Path) -> None:
-    picture(tmp_path / "train2014" / "COCO_train2014_000000000009.jpg")
-    picture(tmp_path / "train2014" / "COCO_train2014_000000000025.jpg")
+def test_official_names_and_naming_of_images(tmp_path: Path) -> None:
+    image(tmp_path / "train2014" / "COCO_train2014_000000000009.jpg")
+    image(tmp_path / "train2014" / "COCO_train2014_000000000025.jpg")
     questions = {"data_subtype": "train2014", "questions": [question(1, 9), question(2, 25), question(3, 9)]}
     path = write(tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json", json.dumps(questions))
     notes = {"annotations": [annotation(n, *["yes"] * 10) for n in (1, 2, 3)]}
@@ -75,8 +75,8 @@ def test_official_names_and_naming_of_pictures(tmp_path: Path) -> None:
     assert len(dataset[0].answers) == 10
 
 
-def test_pictures_by_file_name_root_and_parent(tmp_path: Path) -> None:
-    picture(tmp_path / "elsewhere" / "sub" / "a.png")
+def test_images_by_file_name_root_and_parent(tmp_path: Path) -> None:
+    image(tmp_path / "elsewhere" / "sub" / "a.png")
     questions, notes = [question(1)], [annotation(1, "yes")]
     path = write_pair(tmp_path, questions, notes, images=[{"id": 7, "file_name": "sub/a.png"}])
     assert VQADataset(path, image_root=tmp_path / "elsewhere")[0].image.endswith("sub/a.png")
@@ -84,7 +84,7 @@ def test_pictures_by_file_name_root_and_parent(tmp_path: Path) -> None:
     bad_data(
         r"image_root .*nowhere: expected a folder, found nothing", VQADataset, path, image_root=tmp_path / "nowhere"
     )
-    picture(tmp_path / "images" / "000000000007.jpg")
+    image(tmp_path / "images" / "000000000007.jpg")
     (tmp_path / "json").mkdir()
     assert VQADataset(write_pair(tmp_path / "json", questions, notes))[0].image.endswith("000000000007.jpg")
 
@@ -99,7 +99,7 @@ def test_unlabelled_is_an_error_only_where_labels_are_needed(folder: Path) -> No
 
 
 def test_regions_and_objects(folder: Path) -> None:
-    picture(folder / "images" / "9.png", (200, 100))
+    image(folder / "images" / "9.png", (200, 100))
     objects = [{"box": [0, 0, 100, 100], "labels": ["dog", "brown"]}]
     images = [{"id": 7, "file_name": "7.png"}, {"id": 9, "file_name": "9.png", "objects_pixels": objects}]
     notes = [annotation(1, "cat", regions=[[0.1, 0.2, 0.3, 0.4]])]
@@ -135,7 +135,7 @@ BAD_PAIRS: dict[str, tuple[Any, Any, str]] = {
     "no annotations": (GOOD, [], "annotations_train.json: expected at least one entry in 'annotations'"),
     "questions an object": ({"a": 1}, NOTES, r"a list 'questions', found 'questions' with \{'a': 1\}"),
     "region of three": (Q1, [annotation(1, "a", regions=[[0, 0, 1]])], r"\[x1, y1, x2, y2\] in 'regions'"),
-    "region in pixels": (Q1, [annotation(1, "a", regions=[[0, 0, 40, 30]])], r"in 0\.\.1 of the picture"),
+    "region in pixels": (Q1, [annotation(1, "a", regions=[[0, 0, 40, 30]])], r"in 0\.\.1 of the image"),
     "region inside out": (Q1, [annotation(1, "a", regions=[[0.5, 0, 0.2, 1]])], "x1 < x2"),
     "region a number": (Q1, [annotation(1, "a", regions=3)], "a list for 'regions', found 3"),
 }
@@ -239,8 +239,8 @@ def test_unused_columns_are_said(folder: Path, caplog: pytest.LogCaptureFixture)
 HEAD, LINE = b"image,question,answer\n", b"images/7.png,a?,b\n"
 BAD_CSV: dict[str, tuple[bytes, str]] = {
     "wrong columns": (
-        b"picture,question,answer\n" + LINE,
-        "header: expected the column image, found picture",
+        b"image,question,answer\n" + LINE,
+        "header: expected the column image, found image",
     ),
     "near column": (
         b"image,questions,answer\n" + LINE,

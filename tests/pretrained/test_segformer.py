@@ -1,4 +1,4 @@
-"""Random SegFormers: ours equal transformers' in every stage and in the scores, pictures of any size and shape."""
+"""Random SegFormers: ours equal transformers' in every stage and in the scores, images of any size and shape."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parity
 
 
 def configuration(seed):
-    """Two to four stages, each with its own sizes; a picture that is seldom square or a multiple of a stride."""
+    """Two to four stages, each with its own sizes; an image that is seldom square or a multiple of a stride."""
     draw, _ = shape(seed)
     stages = draw.choice([2, 3, 4])
     heads = [draw.choice([1, 2, 3]) for _ in range(stages)]
@@ -81,6 +81,6 @@ def test_left_over_and_missing_keys_are_named(tmp_path):
     )
 
 
-def test_a_picture_that_is_too_small_is_named():
+def test_a_image_that_is_too_small_is_named():
     model = SegFormer(3, embed_dims=(8, 8, 8, 8), num_heads=(1, 1, 1, 1))
-    refused("a picture of 20 x 24 pixels is too small: a map of 5 x 6 cells", model, torch.randn(1, 3, 24, 20))
+    refused("an image of 20 x 24 pixels is too small: a map of 5 x 6 cells", model, torch.randn(1, 3, 24, 20))

@@ -1,4 +1,4 @@
-"""Public speech folders on the command line: languages, pictures, programs; and what is refused."""
+"""Public speech folders on the command line: languages, images, programs; and what is refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_keywords_that_there_are_not(speech: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "whisper"])
-def test_pictures(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
+def test_images(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
     soundfile.write(tmp_path / "a.wav", wave(1.5, 2).numpy(), RATE, "FLOAT")

@@ -73,7 +73,7 @@ def test_training_options(options: str, tmp_path: Path) -> None:
 
 
 def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
-    """The batches are the same in this process, and in another from pictures that are decoded anew."""
+    """The batches are the same in this process, and in another from images that are decoded anew."""
     weights = []
     for options in ("--data.preload true", "--data.preload false --data.num_workers 1"):
         folder = fit(tmp_path / options[-1], f"{options} --data.augment.pad 4 --data.augment.mixup 0.3")
@@ -95,7 +95,7 @@ def test_layers_learn_at_rates_of_their_own() -> None:
     assert {id(p): group["weight_decay"] for group in groups for p in group["params"]}[id(head.bias)] == 0
 
 
-def test_shuffled_pictures_have_the_same_patches() -> None:
+def test_shuffled_images_have_the_same_patches() -> None:
     processor = ClassificationProcessor(ImageProcessor(64), CLASSES)
     plain, mixed, again = (processor.collate(make("val", 3)) for _ in range(3))
     for batch in (mixed, again):

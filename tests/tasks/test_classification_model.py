@@ -56,12 +56,12 @@ class TestClassificationModel(TaskModelTests):
         yield ClassificationHead(12, 5, features="vector"), (torch.randn(3, 12),), [(3, 5)]
 
     def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module) -> None:
-        # Each of a tint of its own: the means of pictures that are noise alone are hard to tell apart.
+        # Each of a tint of its own: the means of images that are noise alone are hard to tell apart.
         inputs = {"pixel_values": self.inputs(8, 0)["pixel_values"] + 2 * torch.randn(8, 3, 1, 1)}
         targets = torch.randint(7, (8,))
         assert learn(model, lambda: nn.functional.cross_entropy(model(**inputs).logits, targets))[-1] < 0.1
 
-    def test_relevance_is_a_map_for_each_picture(self, model: ClassificationModel) -> None:
+    def test_relevance_is_a_map_for_each_image(self, model: ClassificationModel) -> None:
         model = model.eval()
         pixels, classes = self.inputs(3, 0)["pixel_values"], torch.tensor([1, 0, 4])
         found = model.relevance(pixels, classes)
@@ -93,7 +93,7 @@ def test_the_queries_look_where_the_object_is() -> None:
     """Learning the colour of a small square on a ground of noise, the map points at it."""
     model = ClassificationModel(2, **{k: v for k, v in SMALL.items() if k != "num_classes"})
 
-    def pictures(number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def images(number: int) -> tuple[Tensor, Tensor, Tensor]:
         x, labels = 0.5 * torch.randn(number, 3, 32, 32), torch.arange(number) % 2
         rows, cols = torch.randint(4, (2, number))
         for n in range(number):
@@ -101,11 +101,11 @@ def test_the_queries_look_where_the_object_is() -> None:
         return x, rows * 4 + cols, labels
 
     def loss() -> Tensor:
-        x, _, labels = pictures(32)
+        x, _, labels = images(32)
         return nn.functional.cross_entropy(model(x).logits, labels)
 
     learn(model, loss, steps=80)
-    x, cells, labels = pictures(40)
+    x, cells, labels = images(40)
     model.eval()
     assert (model(x).logits.argmax(1) == labels).float().mean() > 0.9
     found = nn.functional.avg_pool2d(model.relevance(x, labels)[:, None], 4).flatten(1).argmax(1)
@@ -115,7 +115,7 @@ def test_the_queries_look_where_the_object_is() -> None:
 
 @pytest.mark.parametrize("options", [{"backbone": "vit"}, {"backbone": "cct", "tokenizer_layers": 2}, {}])
 def test_other_resolutions(options: dict[str, Any]) -> None:
-    """Positions are resized for pictures of another size, and of another shape."""
+    """Positions are resized for images of another size, and of another shape."""
     model = ClassificationModel(**{**SMALL, **options}).eval()
     for size in ((32, 32), (48, 48), (32, 64)):
         assert isinstance(output := model(torch.randn(2, 3, *size)), ClassificationOutput)

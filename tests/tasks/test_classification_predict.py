@@ -1,4 +1,4 @@
-"""Asking a classification model: one picture, a folder with every kind of bad file, a table, and pictures of why."""
+"""Asking a classification model: one image, a folder with every kind of bad file, a table, and images of why."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_predictions_do_not_depend_on_the_batch(predictor: ClassificationPredict
 
 def test_every_kind_of_item(predictor: ClassificationPredictor, album: Path) -> None:
     path = album / "plain.png"
-    picture = load_image(path)
-    bare = [path, str(path), encoded(picture), picture, np.asarray(picture)]
+    image = load_image(path)
+    bare = [path, str(path), encoded(image), image, np.asarray(image)]
     found = predictor.predict([*bare, {"image": path, "id": "x"}], top_k=2)
     assert [answer.id for answer in found] == [str(path), str(path), "2", "3", "4", "x"]
     assert {(answer.label, answer.score, *answer.alternatives) for answer in found} == {
@@ -79,7 +79,7 @@ def test_a_folder_of_everything(
     assert rows["cmyk.jpg"]["score"] == pytest.approx(rows["plain.png"]["score"], abs=0.1)
 
 
-def test_a_table_a_tar_and_one_picture(
+def test_a_table_a_tar_and_one_image(
     checkpoint: Path, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.csv").write_text(f"path,id\n{album}/plain.png,x7\n")
@@ -104,5 +104,5 @@ def test_a_model_that_attends_to_nothing_says_so(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     options = "--model.pooling mean --model.backbone timm/test_resnet --trainer.max_steps 1"
     mean = train("fit", tmp_path / "run", options, task="classification")
-    with pytest.raises(DataError, match="expected a model that attends to the picture"):
+    with pytest.raises(DataError, match="expected a model that attends to the image"):
         load(mean / "model", device="cpu").explain(make("test", 1)[0])

@@ -1,4 +1,4 @@
-"""Beginning with weights that were trained before: public backbones, models of ours with other classes or pictures."""
+"""Beginning with weights that were trained before: public backbones, models of ours with other classes or images."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_a_public_backbone_under_a_new_head(public: dict[str, Path], name: str, 
 
 
 @pytest.mark.parity
-def test_a_public_backbone_for_larger_pictures(public: dict[str, Path], tmp_path: Path) -> None:
+def test_a_public_backbone_for_larger_images(public: dict[str, Path], tmp_path: Path) -> None:
     options = f"{STILL} --init_from {public['ViT']} --data.image_size 48 --model.dropout 0.1"
     predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
     assert predictor.processor.image.size == (48, 48)
@@ -67,14 +67,14 @@ def test_a_public_backbone_for_larger_pictures(public: dict[str, Path], tmp_path
     ("name", "message"),
     [("bert", r"a public one of .*vit, deit, dinov2.*; found one of 'bert'"), ("resnet", "resnet"), ("none", "none")],
 )
-def test_what_is_no_picture_model_is_refused(public: dict[str, Path], name: str, message: str, tmp_path: Path) -> None:
+def test_what_is_no_image_model_is_refused(public: dict[str, Path], name: str, message: str, tmp_path: Path) -> None:
     start = f"--init_from {public['ViT'].parent / name}"
     refused(rf"init_from: .*{message}", fit, tmp_path / "run", start, error=CheckpointError)
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built-in pictures under two other names."""
+    """Built-in images under two other names."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("table")

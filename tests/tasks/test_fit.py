@@ -32,7 +32,7 @@ def test_a_finished_model_is_measured_as_it_is(finished: Path, tmp_path: Path) -
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file of the same question about a red picture, with these answers."""
+    """Writes a file of the same question about a red image, with these answers."""
 
     def write(*answers: str) -> Path:
         Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")

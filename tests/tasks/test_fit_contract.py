@@ -81,7 +81,7 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # asked in an empty folder
         ("--image none.png", r"item none\.png: image none\.png: expected an image file, found no such file"),
     ],
     "segmentation": [
-        ("--input nowhere", "nowhere: expected a folder of pictures, found no such folder"),
+        ("--input nowhere", "nowhere: expected a folder of images, found no such folder"),
         ("--input demo --tile 8", "--tile: expected 32 pixels or more, found 8"),
     ],
     "translation": [
@@ -213,11 +213,11 @@ class TestContract:
         answers = lines(tmp_path / "answers.jsonl")
         assert len({answer["id"] for answer in answers}) == len(answers) > 1
         ask("explain", *words, tmp_path / "pictures", task=task)
-        pictures = sorted((tmp_path / "pictures").iterdir())
-        assert len(pictures) == len(answers)
-        with Image.open(pictures[0]) as picture:
-            assert picture.format == "PNG"
-            assert min(picture.size) > 50
+        images = sorted((tmp_path / "pictures").iterdir())
+        assert len(images) == len(answers)
+        with Image.open(images[0]) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 50
 
     @each_slowly
     def test_export(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:

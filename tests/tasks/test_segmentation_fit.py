@@ -42,7 +42,7 @@ def test_fit_test_and_load(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:
-    """Pictures of several sizes; seen smaller than they are, measured at their own size."""
+    """Images of several sizes; seen smaller than they are, measured at their own size."""
     data = own_data(tmp_path / "data")
     options = f"--data.train {data / 'train'} --data.val {data / 'val'} --data.image_size 32 --data.batch_size 4"
     augment = "--data.augment.crop [24,40] --data.augment.scale [0.8,1.2]"

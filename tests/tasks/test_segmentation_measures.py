@@ -60,8 +60,8 @@ def test_miou_equals_a_confusion_matrix_by_hand_on_1000_random_cases() -> None:
     assert min(seen.values()) > 50
 
 
-def test_miou_is_no_mean_over_pictures_but_torchmetrics_jaccard() -> None:
-    # A picture with a class and one without: the mean of their IoUs would be 0.75.
+def test_miou_is_no_mean_over_images_but_torchmetrics_jaccard() -> None:
+    # An image with a class and one without: the mean of their IoUs would be 0.75.
     metric = SegmentationMetric(["a", "b"])
     metric.update(torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
     metric.update(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 1, 1, 1]]))

@@ -54,7 +54,7 @@ class TestSegmentationModel(TaskModelTests):
         refused("expected 3 maps, found 2", head, maps[:2])
         return [(head, (maps,), [(2, 4, 12, 13), (2, 4, 6, 7)])]
 
-    def test_scores_have_the_size_of_the_picture(self, model: nn.Module) -> None:
+    def test_scores_have_the_size_of_the_image(self, model: nn.Module) -> None:
         for size in ((37, 50), (64, 41)):
             output = model.eval()(torch.randn(2, 3, *size))
             assert output.logits.shape == (2, 5, *size)

@@ -103,7 +103,7 @@ def test_masks_and_overlays_are_written(tmp_path: Path, predictor: SegmentationP
     assert [sample.id for sample in predictor.open_input(str(folder))] == [row["id"] for row in rows]
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path, predictor: SegmentationPredictor) -> None:
+def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path, predictor: SegmentationPredictor) -> None:
     paths = [tmp_path / name for name in ("in/a.png", "in/a.bmp", "in/b/a.png", "in/b/a.bmp")]
     paths[2].parent.mkdir(parents=True)
     for path in paths:
@@ -119,7 +119,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path, predic
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_a_folder_of_odd_and_bad_pictures(
+def test_a_folder_of_odd_and_bad_images(
     tmp_path: Path, predictor: SegmentationPredictor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = Image.fromarray(make("test", 1)[0].image)
@@ -134,8 +134,8 @@ def test_a_folder_of_odd_and_bad_pictures(
     assert clear.any()
     white[clear] = 255
     same = {"plain": (scene, 0.995), "sixteen": (scene.convert("L"), 0.995), "turned": (upright, 0.995)}
-    for name, (picture, share) in {**same, "cmyk": (scene, 0.8), "palette": (white, 0.9)}.items():
-        assert (np.asarray(Image.open(out / f"{name}.png")) == predictor(picture).labels).mean() > share, name
+    for name, (image, share) in {**same, "cmyk": (scene, 0.8), "palette": (white, 0.9)}.items():
+        assert (np.asarray(Image.open(out / f"{name}.png")) == predictor(image).labels).mean() > share, name
 
 
 def test_pictures_of_explanations(tmp_path: Path) -> None:

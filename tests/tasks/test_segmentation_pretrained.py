@@ -61,19 +61,19 @@ def write_segformer(folder: Path, labels: int = 9, head: str = "SemanticSegmenta
     return model, prepare
 
 
-def masks_of_transformers(theirs: Any, pictures: list[Any]) -> list[np.ndarray]:
+def masks_of_transformers(theirs: Any, images: list[Any]) -> list[np.ndarray]:
     model, prepare = theirs
-    sizes = [(picture.height, picture.width) for picture in pictures]
+    sizes = [(image.height, image.width) for image in images]
     with torch.no_grad():
-        outputs = model(**prepare(pictures, return_tensors="pt"))
+        outputs = model(**prepare(images, return_tensors="pt"))
     return [mask.numpy() for mask in prepare.post_process_semantic_segmentation(outputs, sizes)]
 
 
-def pictures() -> list[Any]:
+def images() -> list[Any]:
     """Scenes of several sizes, one of them the model's own."""
     found = [Image.fromarray(sample.image) for sample in make("test", 4)]
     sizes = [(64, 64), (64, 48), (131, 90), (33, 70)]
-    return [picture.resize(size) for picture, size in zip(found, sizes, strict=True)]
+    return [image.resize(size) for image, size in zip(found, sizes, strict=True)]
 
 
 @pytest.mark.parity
@@ -81,8 +81,8 @@ def pictures() -> list[Any]:
 def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path: Path) -> None:
     theirs = write_segformer(tmp_path / "public", **processor)
     predictor = mmattn.load(tmp_path / "public", device="cpu")
-    expected = masks_of_transformers(theirs, pictures())
-    answers = predictor.predict(pictures())
+    expected = masks_of_transformers(theirs, images())
+    answers = predictor.predict(images())
     seen = {int(k) for mask in expected for k in np.unique(mask)}
     assert len(seen) > 2, "a model that says one thing everywhere shows nothing"
     for answer, mask in zip(answers, expected, strict=True):
@@ -91,8 +91,8 @@ def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path
     classes = ClassList(tuple(f"thing {n}" for n in range(9)), tuple(range(first, 9 + first)), (0,) * first)
     assert predictor.processor.classes == classes
     (tmp_path / "in").mkdir()  # and from the command line, as the numbers of the classes
-    for n, picture in enumerate(pictures()):
-        picture.save(tmp_path / "in" / f"{n}.png")
+    for n, image in enumerate(images()):
+        image.save(tmp_path / "in" / f"{n}.png")
     words = f"--checkpoint {tmp_path}/public --input {tmp_path}/in --masks {tmp_path}/m --output {tmp_path}/o"
     ask("predict", *words.split(), task="segmentation")
     for n, mask in enumerate(expected):
@@ -185,7 +185,7 @@ def test_what_is_no_such_model_is_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps({"size": {"longest_edge": 9}}))
     unlike = r"expected size with height and width, found \{'longest_edge': 9\}"
     refused(unlike, load, tmp_path / "public", error=CheckpointError)
-    config.unlink()  # without it pictures stay as they are
+    config.unlink()  # without it images stay as they are
     assert load(tmp_path / "public", device="cpu").processor.size is None
     with edited(tmp_path / "public" / "config.json") as labels:
         labels["id2label"]["3"] = "thing 2"

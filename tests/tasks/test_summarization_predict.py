@@ -102,7 +102,7 @@ def test_words_come_from_where_they_stand(summarizer: SummarizationPredictor) ->
     assert near >= hits >= 0.9 * count
 
 
-def test_a_picture(tmp_path: Path) -> None:
+def test_a_image(tmp_path: Path) -> None:
     from PIL import Image
 
     text = "Costs: $5 and $6.\n" + "a\tb " * 400  # dollars, tabs, a line without end

@@ -1,4 +1,4 @@
-"""Translating: files of lines, what is odd in them, pictures of alignments, with the model that ships."""
+"""Translating: files of lines, what is odd in them, images of alignments, with the model that ships."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_drawn_map_agrees_with_the_true_alignment(translator: TranslationPre
     assert near >= hits >= 0.9 * count
 
 
-def test_a_picture(translator: TranslationPredictor, tmp_path: Path) -> None:
+def test_a_image(translator: TranslationPredictor, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     translator.explain("the old dog carries a basket").save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000

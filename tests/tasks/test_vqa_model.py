@@ -63,7 +63,7 @@ class TestVQAModel(TaskModelTests):
         given = (torch.randn(3, 9, 12), torch.randn(3, 4, 20))
         return [(VQAHead(16, 5, image_dim=12, text_dim=20, num_heads=2), given, [(3, 5)])]
 
-    def test_questions_that_share_a_picture(self, model: nn.Module) -> None:
+    def test_questions_that_share_a_image(self, model: nn.Module) -> None:
         model = model.double().eval()
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(5, 6).items()}
         index = torch.tensor([2, 0, 2, 1, 2])
@@ -80,7 +80,7 @@ class TestVQAModel(TaskModelTests):
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("index", [None, [0, 2, 2, 1]])
-def test_maps_of_the_picture_and_the_words(fusion: str, index: list[int] | None) -> None:
+def test_maps_of_the_image_and_the_words(fusion: str, index: list[int] | None) -> None:
     model = VQAModel(**SMALL, fusion=fusion).eval()
     pixels, ids = torch.randn(4 if index is None else 3, 3, 32, 32), torch.randint(1, 30, (4, 5))
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
@@ -94,7 +94,7 @@ def test_maps_of_the_picture_and_the_words(fusion: str, index: list[int] | None)
     torch.testing.assert_close(words.sum(-1), torch.ones(4))
     assert (words[~mask] == 0).all()
     if fusion == "mean":
-        refused("does not attend to the picture", model.grid_attention, maps, which, mask)
+        refused("does not attend to the image", model.grid_attention, maps, which, mask)
         return
     found = model.grid_attention(maps, which, mask)
     assert found.shape == (4, *model.grid_size) == (4, 8, 8)

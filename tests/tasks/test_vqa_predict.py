@@ -53,20 +53,20 @@ def test_words_it_never_saw_are_named(predictor: VQAPredictor) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A folder of three."""
     for n, sample in enumerate(make("test", size=3)[::18]):
         Image.fromarray(sample.image).save(tmp_path / f"{n}.png")
     return tmp_path
 
 
-def test_a_folder_of_pictures(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--input", pictures, *ASKED, "--output", pictures / "o")
+def test_a_folder_of_images(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--input", images, *ASKED, "--output", images / "o")
     ask("predict", *words)
-    assert [row["id"] for row in lines(pictures / "o")] == ["0.png", "1.png", "2.png"]
-    (pictures / "1.png").write_text("no picture")
+    assert [row["id"] for row in lines(images / "o")] == ["0.png", "1.png", "2.png"]
+    (images / "1.png").write_text("no picture")
     ask("predict", *words, "--on_error", "skip")
-    rows = lines(pictures / "o")
+    rows = lines(images / "o")
     assert [row["id"] for row in rows] == ["0.png", "1.png", "2.png"]
     assert "1.png" in rows[1]["error"]
     assert "1 of 3 items left out" in capsys.readouterr().err
@@ -74,18 +74,18 @@ def test_a_folder_of_pictures(pictures: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_a_bad_item_ends_the_run_or_is_left_out(
-    pictures: Path, caplog: pytest.LogCaptureFixture, batch_size: int
+    images: Path, caplog: pytest.LogCaptureFixture, batch_size: int
 ) -> None:
-    (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:60])
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:60])
     rows = [{"image": f"{n}.png", "question": ASKED[1], "id": str(n)} for n in range(3)]
-    words = ("--input", write_lines(pictures / "q.jsonl", rows), "--output", pictures / "o", "--batch_size", batch_size)
+    words = ("--input", write_lines(images / "q.jsonl", rows), "--output", images / "o", "--batch_size", batch_size)
     refused(r"1\.png", ask, "predict", *words, error=DataError)
-    assert not (pictures / "o").exists(), "nothing half-written stays behind"
+    assert not (images / "o").exists(), "nothing half-written stays behind"
     ask("predict", *words, "--on_error", "skip")
-    assert [row["id"] for row in lines(pictures / "o")] == ["0", "2"]
+    assert [row["id"] for row in lines(images / "o")] == ["0", "2"]
     assert "1.png" in caplog.text
 
 
-def test_a_picture_of_the_explanation(pictures: Path) -> None:
-    ask("explain", "--image", pictures / "0.png", *ASKED, "--output", pictures / "one.png")
-    assert Image.open(pictures / "one.png").size[0] > 300
+def test_a_picture_of_the_explanation(images: Path) -> None:
+    ask("explain", "--image", images / "0.png", *ASKED, "--output", images / "one.png")
+    assert Image.open(images / "one.png").size[0] > 300
