@@ -16,7 +16,7 @@ from typing import Any
 from mmattn.data.errors import DataError, is_broken, shorten
 from mmattn.data.text.tokenizer import KINDS, TextProcessor, TokenIds, _tokenizers, without_lead
 
-SPACE = "\u2581"  # sentencepiece's sign for a space
+SPACE = "\u2581"  # sentencepiece's character for a space
 LAYOUTS = {
     "tokenizer.json": ("tokenizer.json",),
     "marian": ("source.spm", "target.spm", "vocab.json"),
@@ -116,13 +116,20 @@ class PublicText(TokenIds):
             offsets = self._pieces.encode(text, add_special_tokens=False).offsets
             return [without_lead(text, start, end) for start, end in offsets]
         language, rest = _language(text) if self.kind == "marian" else ([], text)
-        # Pieces are of the text in its normal form, without white space: each of their signs, back to where it stood.
-        signs = [n for n, sign in enumerate(text) for _ in "".join(unicodedata.normalize("NFKC", sign).split())]
+        # Pieces are of the normalized text, without white space: each of their characters, back to where it stood.
+        characters = [
+            n for n, character in enumerate(text) for _ in "".join(unicodedata.normalize("NFKC", character).split())
+        ]
         spans, done = [], 0
         for piece in [*language, *self._pieces.encode(rest, out_type=str)]:
             size = len("".join(piece.replace(SPACE, " ").split()))
-            start = signs[done] if done < len(signs) else len(text)
-            spans.append((start, signs[min(done + size, len(signs)) - 1] + 1 if size and done < len(signs) else start))
+            start = characters[done] if done < len(characters) else len(text)
+            spans.append(
+                (
+                    start,
+                    characters[min(done + size, len(characters)) - 1] + 1 if size and done < len(characters) else start,
+                )
+            )
             done += size
         return spans
 
@@ -157,7 +164,7 @@ def _sentencepiece(model: bytes) -> Any:
 
 
 def _language(text: str) -> tuple[list[str], str]:
-    """Marian's sign for the language wanted, ``>>fra<<``, is one token of its own before the text."""
+    """Marian's character for the language wanted, ``>>fra<<``, is one token of its own before the text."""
     if text.startswith(">>") and "<<" in text:
         code, _, rest = text.partition("<<")
         return [f"{code}<<"], rest

@@ -14,7 +14,7 @@ Span = tuple[int, int]  # characters, from and up to
 # A sentence ends at . ! ? and blanks, where no small letter follows; or at the end of a line.
 _BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?![a-z])|\n\s*")
 _ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|no|Mr|Mrs|Ms|Dr|St|vs)\.$")
-_LOOK_BACK = 5  # signs: the longest of them, and the one before it
+_LOOK_BACK = 5  # characters: the longest of them, and the one before it
 # Of JSONL, CSV and TSV: speech and texts, summarization, captions. Of JSON at any depth: SQuAD's paragraphs, captions.
 ROW_KEYS: tuple[str, ...] = ("text", "document", "caption")
 JSON_KEYS: tuple[str, ...] = ("context", "caption")

@@ -282,7 +282,7 @@ def without_lead(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _as_plain_text(tokenizer: Tokenizer) -> None:
-    # A user who writes "[PAD]" has written five ordinary signs. The library forgets this setting in its JSON and in a
+    # A user who writes "[PAD]" has written five plain characters. The library forgets this setting in its JSON and in a
     # pickle, and loader workers may get a pickle.
     tokenizer.encode_special_tokens = True
 

@@ -35,14 +35,16 @@ class ASRAdapter(Adapter):
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
         """Sound as the model knows it; of a new alphabet, what it knows of a token goes to the token's new place.
 
-        Tokens that it does not know begin anew, as the mean of all.
+        Tokens that it does not know are reinitialized, as the mean of all.
         """
         state, keywords = parts.state, {**parts.keywords, **sizes}
         wanted, had = (p.tokenizer.tokenizer.get_vocab() for p in (processor, parts.processor))
         if wanted != had:
             state = moved(state, [had.get(token) for token in sorted(wanted, key=wanted.__getitem__)])
             shared = len(wanted.keys() & had.keys())
-            sys.stderr.write(f"{parts.where}: of {len(wanted)} tokens it knows {shared}; the others begin anew.\n")
+            sys.stderr.write(
+                f"{parts.where}: of {len(wanted)} tokens it knows {shared}; the others are reinitialized.\n"
+            )
         say_lm_stays(parts)
         return dataclasses.replace(parts, keywords=keywords, state=state, processor=processor)
 
@@ -85,7 +87,7 @@ class CTCAdapter(Adapter):
             state = moved(parts.state, [*range(known), *[None] * len(missing)])
             parts = dataclasses.replace(parts, keywords=parts.keywords | {"vocab_size": size}, state=state)
             if not parts.headless:
-                text = f"of {size} tokens it knows {known}; the others begin anew: {' '.join(missing)}"
+                text = f"of {size} tokens it knows {known}; the others are reinitialized: {' '.join(missing)}"
                 sys.stderr.write(f"{parts.where}: {text}\n")
         parts = dataclasses.replace(parts, processor=processor)
         return init_missing(parts, {}, seed, ("head.",)) if parts.headless else parts

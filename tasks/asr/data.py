@@ -85,7 +85,9 @@ def normalize(text: str) -> str:
     "it's twenty one 'mr fox'"
     """
     text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()
-    kept = "".join(sign if sign == "'" or unicodedata.category(sign)[0] in "LMN" else " " for sign in text)
+    kept = "".join(
+        character if character == "'" or unicodedata.category(character)[0] in "LMN" else " " for character in text
+    )
     return " ".join(word for word in kept.split() if word.strip("'"))
 
 

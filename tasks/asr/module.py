@@ -176,7 +176,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
             if left_out:
                 total = len(texts) + len(further)
                 sys.stderr.write(
-                    f"{left_out:,} of {total:,} texts are left out of the language model: signs without an id.\n"
+                    f"{left_out:,} of {total:,} texts are left out of the language model: characters without an id.\n"
                 )
         return processor
 

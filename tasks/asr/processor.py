@@ -190,7 +190,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         return {name: value for name, value in self.search.items() if not name.startswith("lm_")}
 
     def count(self, texts: Iterable[str], order: int, further: Iterable[str] = ()) -> int:
-        """Makes the language model; texts with signs that have no id are left out. Returns how many these are.
+        """Makes the language model; texts with characters that have no id are left out. Returns how many these are.
 
         Args:
             texts: The task's own, as people write them.
@@ -209,7 +209,9 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
             left_out.append(len(rows) - len(spelt[-1]))
         own, others = spelt
         if not own or (left_out[1] and not others):
-            raise ValueError(f"expected texts of signs that have an id, found none among {left_out[1 if own else 0]}")
+            raise ValueError(
+                f"expected texts of characters that have an id, found none among {left_out[1 if own else 0]}"
+            )
         self.lm = Mixture.fit(own, others, order, self._ids()) if others else NGram.fit(own, order, self._ids())
         return sum(left_out)
 

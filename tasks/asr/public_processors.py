@@ -95,7 +95,7 @@ class WhisperText(SpeechText):
 
 
 class CTCText(SpeechText):
-    """Letters of a model with CTC, one id each, a sign of its own between words."""
+    """Letters of a model with CTC, one id each, a character of its own between words."""
 
     KIND, FILES = "ctc", ("vocab.json", "tokenizer_config.json", "special_tokens_map.json")
     SPECIAL: ClassVar = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # where files do not say
@@ -126,7 +126,7 @@ class CTCText(SpeechText):
 
     def encode(self, text: str) -> list[int]:
         text = text.upper() if self.lowered else text
-        return [self._ids.get(self.between if sign == " " else sign, self.unk_id) for sign in text]
+        return [self._ids.get(self.between if character == " " else character, self.unk_id) for character in text]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return [(place, place + 1) for place in range(len(text))]
@@ -215,16 +215,19 @@ class CTCProcessor(PublicProcessor):
         if self.tokenizer.unk_id != self.tokenizer.pad_id:
             return spelt
         known = {" ", *self.tokenizer.letters}  # what is not known would be taken for the blank
-        return "".join(sign for sign in spelt if sign in known or sign.upper() in known)
+        return "".join(character for character in spelt if character in known or character.upper() in known)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(self._spelt(text))  # as it stands: the model's own texts come back, too
 
     def _spelt(self, text: str) -> str:
-        """In the case that the model's letters have, sign by sign."""
+        """In the case that the model's letters have, character by character."""
         if self.tokenizer.lowered:
             return text  # the tokenizer does it
-        known, forms = {" ", *self.tokenizer.letters}, ((sign, sign.upper(), sign.lower()) for sign in text)
+        known, forms = (
+            {" ", *self.tokenizer.letters},
+            ((character, character.upper(), character.lower()) for character in text),
+        )
         return "".join(next((form for form in three if form in known), three[0]) for three in forms)
 
     def retarget(self, train: ASRDataset, given: Mapping[str, Any]) -> Self:
@@ -236,11 +239,18 @@ class CTCProcessor(PublicProcessor):
         """
         tokenizer, letters = self.tokenizer, {letter for letter in self.tokenizer.letters if len(letter) == 1}
         upper = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
-        signs = {sign for sample in train.samples for sign in self._spelt(normalize(sample.text)) if sign != " "}
-        missing = {sign.upper() if upper and len(sign.upper()) == 1 else sign for sign in signs} - letters
+        characters = {
+            character
+            for sample in train.samples
+            for character in self._spelt(normalize(sample.text))
+            if character != " "
+        }
+        missing = {
+            character.upper() if upper and len(character.upper()) == 1 else character for character in characters
+        } - letters
         if missing:
             new = enumerate(sorted(missing), given.get("size", tokenizer.vocab_size))
-            vocabulary = json.loads(tokenizer.files["vocab.json"]) | {sign: index for index, sign in new}
+            vocabulary = json.loads(tokenizer.files["vocab.json"]) | {character: index for index, character in new}
             content = json.dumps(vocabulary, ensure_ascii=False, sort_keys=True).encode()
             tokenizer = CTCText(tokenizer.files | {"vocab.json": content}, tokenizer.max_len)
         return type(self)(self.front, tokenizer, given.get("max_seconds") or HEARD, self.search_without_lm())

@@ -41,7 +41,7 @@ def without(start: CheckpointParts, prefixes: tuple[str, ...], reason: str) -> C
     """The parts without the layers of such names, where they have some; says so."""
     kept = {name: value for name, value in start.state.items() if not name.startswith(prefixes)}
     if len(kept) != len(start.state):
-        sys.stderr.write(f"{start.where}: {reason}: its last layer begins anew.\n")
+        sys.stderr.write(f"{start.where}: {reason}: its last layer is reinitialized.\n")
     return dataclasses.replace(start, state=kept)
 
 

@@ -11,7 +11,7 @@ from mmattn.tasks.summarization.predict import SummarizationPrediction
 
 def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
     """Per kind of word of the built-in test part, by the map that is drawn, tokens of a word joined."""
-    game = PointingGame("or eight signs off")
+    game = PointingGame("or eight characters off")
     for part in in_parts(make("test")[:limit], 50):
         forced = [SummarizationPrediction(sample.id, sample.target, 0.0) for sample in part]
         for sample, found in zip(part, predictor.explain_written(part, forced), strict=True):

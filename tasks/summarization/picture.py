@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 Span = tuple[int, int]  # characters, from and up to
-WIDTH = 110  # signs a line
+WIDTH = 110  # characters a line
 MOST_LINES = 60
-SIGN, LINE = 0.602 * 8 / 72, 14 / 72  # inches: of a sign of DejaVu Sans Mono at 8 points, of a line
+CHARACTER, LINE = 0.602 * 8 / 72, 14 / 72  # inches: of a character of DejaVu Sans Mono at 8 points, of a line
 MOST_COLUMNS = 48  # of the map
 DPI = 130
 FONT: dict[str, Any] = {"family": "monospace", "fontsize": 8}
@@ -42,12 +42,12 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     shown = lines[:MOST_LINES]
     columns = shade.topk(min(MOST_COLUMNS, len(shade))).indices.sort().values
     heights = [LINE * (len(shown) + 1), 0.2 * len(words) + 1.2]
-    width = SIGN * WIDTH + 0.4
+    width = CHARACTER * WIDTH + 0.4
     figure = Figure(figsize=(width, sum(heights) + 0.9), dpi=DPI, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=heights)
     upper, lower = halves
     # In its own place, which no layout moves, so that the shading lies on the words.
-    page, chart = upper.add_axes((0.2 / width, 0, SIGN * WIDTH / width, 1)), lower.subplots()
+    page, chart = upper.add_axes((0.2 / width, 0, CHARACTER * WIDTH / width, 1)), lower.subplots()
     page.set(xlim=(0, _signs_across(page)), ylim=(len(shown) + 1, 0))
     page.set_axis_off()
     _shade(page, shown, spans, shade)
@@ -89,14 +89,14 @@ def wrap(text: str, width: int = WIDTH) -> list[Span]:
 
 
 def _signs_across(page: Any) -> float:
-    """How many signs fit side by side: fonts are drawn on whole pixels, so that only drawing tells."""
+    """How many characters fit side by side: fonts are drawn on whole pixels, so that only drawing tells."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     renderer = FigureCanvasAgg(page.figure.figure).get_renderer()  # of the figure, not of its part
     probe = page.text(0, 0, "x" * WIDTH, **FONT)
-    signs: float = WIDTH * page.get_window_extent(renderer).width / probe.get_window_extent(renderer).width
+    characters: float = WIDTH * page.get_window_extent(renderer).width / probe.get_window_extent(renderer).width
     probe.remove()
-    return signs
+    return characters
 
 
 def _shade(page: Any, lines: Sequence[Span], spans: Sequence[Span], shade: Tensor) -> None:

@@ -36,7 +36,7 @@ there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
 def _contraction_table() -> dict[str, str]:
     table = {word.replace("'", ""): word for word in _ONE_APOSTROPHE.split()}
     for word in _TWO_APOSTROPHES.split():
-        first, second = (place for place, sign in enumerate(word) if sign == "'")
+        first, second = (place for place, character in enumerate(word) if character == "'")
         table[word[:first] + word[first + 1 :]] = word
         table[word[:second] + word[second + 1 :]] = word
     table |= {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
@@ -52,7 +52,7 @@ def normalize_answer(answer: str) -> str:
     """An answer in the form in which VQA v2 compares answers.
 
     Lower case; numbers up to ten as digits; no articles; missing apostrophes restored; punctuation taken out by the
-    official rules, quirks included: a sign is deleted where somewhere in the answer it touches a space (or where any
+    official rules, quirks included: a character is deleted where it touches a space somewhere in the answer (or where any
     comma stands between two digits), and becomes a space otherwise. ``"book, lamp"`` is thus ``"book lamp"``,
     ``"t-shirt"`` is ``"t shirt"``, and ``"1,000-piece"`` is ``"1000piece"``.
 
@@ -62,10 +62,10 @@ def normalize_answer(answer: str) -> str:
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     stripped = text
     digit_comma = _DIGIT_COMMA.search(text) is not None
-    for sign in _PUNCTUATION:
-        if sign in text:
-            delete = digit_comma or sign + " " in text or " " + sign in text
-            stripped = stripped.replace(sign, "" if delete else " ")
+    for character in _PUNCTUATION:
+        if character in text:
+            delete = digit_comma or character + " " in text or " " + character in text
+            stripped = stripped.replace(character, "" if delete else " ")
     stripped = _PERIOD.sub("", stripped, count=32)  # the official script passes a flag where the count belongs
     words = [_NUMBER_WORDS.get(word, word) for word in stripped.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

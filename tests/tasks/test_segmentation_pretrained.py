@@ -103,7 +103,7 @@ def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path
 def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_segformer(tmp_path / "public")
     model = fit(tmp_path / "run", f"{STILL} --init_from {tmp_path}/public --model.dropout 0.2")
-    assert "knows 9 other classes: its last layer begins anew" in capsys.readouterr().err
+    assert "knows 9 other classes: its last layer is reinitialized" in capsys.readouterr().err
     first, second = load(tmp_path / "public", device="cpu"), load(model, device="cpu")
     before, after = first.model.state_dict(), second.model.state_dict()
     assert after["head.decoder.classifier.weight"].shape[0] == len(NAMES)
@@ -162,7 +162,7 @@ def test_a_model_of_ours_for_other_classes(options: str, tmp_path: Path, capsys:
     start, data = f"{STILL} --init_from {first}", write_pairs(tmp_path / "data", scenes)
     (data / "classes.txt").write_text("0 calm\n1 other\n")
     before, again = load(first, device="cpu").model.state_dict(), load(fit(tmp_path / "again", start), device="cpu")
-    assert "begins anew" not in capsys.readouterr().err
+    assert "is reinitialized" not in capsys.readouterr().err
     assert_kept(before, again.model.state_dict())
     assert again.processor.size == 48
     other = load(fit(tmp_path / "other", f"{start} --data.train {data} --data.val {data}"), device="cpu")

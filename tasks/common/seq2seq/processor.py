@@ -123,7 +123,7 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         return {"source_ids": ids, "source_mask": mask}
 
     def ablate(self, batch: PairBatch, what: str, seeds: Sequence[int] | None = None) -> PairBatch:
-        """Without the "source": as if each were one sign that says nothing."""
+        """Without the "source": as if each were one character that says nothing."""
         return dataclasses.replace(batch, **self.encode_sources(["."] * len(batch)))
 
     def lengths(self, samples: Sequence[PairSample]) -> list[tuple[int, int]]:
