@@ -10,6 +10,11 @@ def main() -> None:
     from mmattn.tasks import tasks
     from mmattn.tasks.common.dispatch import main as run
 
+    if sys.argv[1:] == ["--version"]:
+        from mmattn import __version__
+
+        print(f"mmattn {__version__}")
+        return
     known = tasks()
     if len(sys.argv) < 2 or sys.argv[1] not in known:
         wrong = len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help")

@@ -61,7 +61,7 @@ TRAINER_HELP = """usage: {program} {command} [--config FILE] [options]
 Every key of configs/{task}.yaml is an option, e.g. --optim.lr 0.001, --trainer.max_epochs 3. The usual ones:
 
   --config FILE                     a YAML file; later options override it
-  --data.train|val|test PATH        your own data, one path a split (formats: tasks/{task}/README.md)
+  --data.train|val|test PATH        your own data, one path a split (formats: tasks/{task}/README.md), or demo
   --data.batch_size N  --data.num_workers N  --data.on_error raise|skip
   --model.attention.kind KIND       the encoders' attention kernel: dense, sliding_window, linear, ...
   --trainer.max_epochs N  --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
@@ -75,7 +75,7 @@ EXTRA_HELP = {
     "fit": "  --ckpt_path last                  resume the run in --trainer.default_root_dir\n"
     "  --overwrite true                  empty a run directory that is in use\n"
     "  --find_lr true                    search a learning rate first\n"
-    "  --init_from DIR             begin with the model of this folder, ours or public, or of hf:owner/name\n",
+    "  --init_from DIR                   begin with the model of this folder, ours or public, or of hf:owner/name\n",
     "validate": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
     "test": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
 }
@@ -157,10 +157,13 @@ def _run(task: Task, arguments: list[str], program: str) -> None:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         fail(f"unknown command {command!r}{hint} The commands are: {', '.join(COMMANDS)}.")
-    if command in TRAINER_COMMANDS and any(word in ("-h", "--help") for word in rest):
+    bare = command == "fit" and not rest  # nothing says what to train on
+    if bare or (command in TRAINER_COMMANDS and any(word in ("-h", "--help") for word in rest)):
         root = f"runs/{task.name}" if command == "fit" else f"the checkpoint's run, or runs/{task.name}"
         about = {"text": COMMANDS[command], "extra": EXTRA_HELP[command], "root": root, "program": program}
-        print(TRAINER_HELP.format(task=task.name, command=command, **about))
+        print(TRAINER_HELP.format(task=task.name, command=command, **about), file=sys.stderr if bare else sys.stdout)
+        if bare:
+            raise SystemExit(2)
         return
     if command in MODEL_COMMANDS:
         options = model_parser(task, command, program).parse_args(rest)
