@@ -1,4 +1,4 @@
-"""The README's table of tasks, from what each task says of itself and from its results.json.
+"""The README's table of tasks and docs/results.md, from each task's description and its results.json.
 
 python scripts/task_table.py [--write]
 """
@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from mmattn.tasks.common.task import Task, tasks  # noqa: E402
 from scripts.results import read_results  # noqa: E402
 
+RESULTS = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- task_table.py -->\n", "<!-- /task_table.py -->"
 HEAD = ("task", "built-in data, test part", "failing baselines", "real data, validation part", "command")
 
@@ -52,16 +53,38 @@ def table() -> str:
     return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
 
 
+def page() -> str:
+    """docs/results.md: every entry of every task's results.json."""
+    text = (
+        "# Results\n\n"
+        "Every measured figure, made from the `results.json` of each task by `python scripts/task_table.py --write`. The\n"
+        "files also name the machine, the versions and the further metrics of an entry.\n"
+    )
+    for task in tasks().values():
+        results = read_results(task.name)
+        if not results:
+            continue
+        text += f"\n## {task.title.split(':')[0]}\n\n| entry | {task.metric} | seconds | commit | command |\n"
+        text += "| --- | --- | --- | --- | --- |\n"
+        for name, entry in results.items():
+            command = entry["command"].removeprefix(f"python -m tasks.{task.name} ")
+            cells = (name, f"{entry['metrics'][task.metric]:.4g}", f"{entry['seconds']:.0f}", entry["commit"])
+            text += f"| {' | '.join(cells)} | `{command}` |\n"
+    return text
+
+
 def main() -> None:
-    """Print the table, or put it in its place."""
+    """Print the table, or put table and page in their places."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put it into README.md")
+    parser.add_argument("--write", action="store_true", help="put it into README.md, and write docs/results.md")
     if not parser.parse_args().write:
         print(table(), end="")
         return
     before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     (ROOT / "README.md").write_text(before + BEGIN + table() + END + after, encoding="utf-8")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from mmattn.tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, model_parser
 from mmattn.tasks.common.task import tasks
 from scripts.results import read_results
-from scripts.task_table import BEGIN, END, table
+from scripts.task_table import BEGIN, END, RESULTS, page, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("tasks/*/README.md"))]
@@ -35,6 +35,7 @@ def test_commands_exist(page: Path) -> None:
 def test_the_table_of_tasks_is_what_they_say() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.split(BEGIN)[1].split(END)[0] == table(), "python scripts/task_table.py --write"
+    assert RESULTS.read_text(encoding="utf-8") == page(), "python scripts/task_table.py --write"
 
 
 def test_linked_files_exist() -> None:
@@ -49,7 +50,7 @@ def test_code_of_the_head_and_the_kernel_runs() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"(?:^    .*\n|^\n)+", text, flags=re.MULTILINE)
     code = [b for b in blocks if "import VQAHead" in b or "import MultiHeadAttention" in b]
-    assert len(code) == 2
+    assert code
     names: dict = {}
     for block in code:
         exec("\n".join(line[4:] for line in block.splitlines()), names)
@@ -61,7 +62,7 @@ def test_code_of_the_head_and_the_kernel_runs() -> None:
 def test_figures_are_the_measured_ones(task: str) -> None:
     """A row begins with the entry of results.json that it comes from, and its figure."""
     text = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| ([^|]+) \| (0\.\d+) \|", text.split("## Measured")[1], flags=re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+) \| (0\.\d+) \|", text.split("## Results")[1], flags=re.MULTILINE)
     assert rows
     results = read_results(task)
     for name, figure in rows:
