@@ -156,7 +156,7 @@ def test_texts_that_cannot_be_counted_are() -> None:
 def test_settings_that_do_not_fit_touch_no_run(tmp_path: Path) -> None:
     folder = run("fit", tmp_path / "run", "--model.decoder none", task="asr")
     before = sorted(path.name for path in folder.iterdir())
-    with pytest.raises(ConfigError, match="goes with CTC alone"):
+    with pytest.raises(ConfigError, match="needs CTC alone"):
         run("fit", folder, "--data.lm_order 4 --overwrite true", task="asr")
     assert sorted(path.name for path in folder.iterdir()) == before
     assert (folder / "model" / "config.json").exists()

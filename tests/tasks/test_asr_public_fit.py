@@ -221,11 +221,11 @@ def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
         ),
         ("whisper", "--data.language en --data.num_mels 80", r"data\.num_mels: .* hears and spells as it was trained"),
         ("wav2vec2", "--data.tokenizer bpe", r"data\.tokenizer: .* the configuration says 'bpe'"),
-        ("wav2vec2", "--data.language en", r"data\.language: expected none, since the model knows no languages"),
+        ("wav2vec2", "--data.language en", r"data\.language: expected none, since the model has no languages"),
         ("wav2vec2", "--data.augment.time_masks 1", r"data\.augment: expected no masks of frames"),
         ("wav2vec2", "--model.cross_attention.kind linear", r"model\.cross_attention: .* has no such keyword"),
         ("wav2vec2", "--model.decoder lstm", r"model\.decoder: .* has 'none', the configuration says 'lstm'"),
-        (None, "--data.task translate", r"data\.task: expected none, since the model knows no languages"),
+        (None, "--data.task translate", r"data\.task: expected none, since the model has no languages"),
     ],
 )
 def test_what_does_not_fit_is_one_error(
