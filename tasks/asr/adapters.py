@@ -43,7 +43,8 @@ class ASRAdapter(Adapter):
             state = moved(state, [had.get(token) for token in sorted(wanted, key=wanted.__getitem__)])
             shared = len(wanted.keys() & had.keys())
             sys.stderr.write(
-                f"{parts.where}: {shared} of {len(wanted)} tokens are in its vocabulary; the others are reinitialized.\n"
+                f"{parts.where}: {shared} of {len(wanted)} tokens are in its vocabulary; "
+                "the others are reinitialized.\n"
             )
         warn_lm_dropped(parts)
         return dataclasses.replace(parts, keywords=keywords, state=state, processor=processor)
@@ -87,10 +88,8 @@ class CTCAdapter(Adapter):
             state = moved(parts.state, [*range(known), *[None] * len(missing)])
             parts = dataclasses.replace(parts, keywords=parts.keywords | {"vocab_size": size}, state=state)
             if not parts.headless:
-                text = (
-                    f"{known} of {size} tokens are in its vocabulary; the others are reinitialized: {' '.join(missing)}"
-                )
-                sys.stderr.write(f"{parts.where}: {text}\n")
+                text = f"{known} of {size} tokens are in its vocabulary; the others are reinitialized"
+                sys.stderr.write(f"{parts.where}: {text}: {' '.join(missing)}\n")
         parts = dataclasses.replace(parts, processor=processor)
         return init_missing(parts, {}, seed, ("head.",)) if parts.headless else parts
 

@@ -126,7 +126,7 @@ def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsy
     assert "are reinitialized" not in capsys.readouterr().err
     own_data(tmp_path / "data", ["the f\u00fcnf", "4 hats"])
     folder = fit(tmp_path / "run", tmp_path / "public", data, STILL)
-    assert "of 23 tokens it knows 20; the others are reinitialized: 4 F \u00dc" in capsys.readouterr().err
+    assert "20 of 23 tokens are in its vocabulary; the others are reinitialized: 4 F \u00dc" in capsys.readouterr().err
     old, new = (load(place, device="cpu") for place in (tmp_path / "public", folder))
     assert new.processor.tokenizer.letters - old.processor.tokenizer.letters == {"4", "F", "\u00dc"}
     assert new.processor.detokenize(new.processor.encode("f\u00fcnf hats 4")) == "F\u00dcNF HATS 4"
