@@ -79,8 +79,8 @@ def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
     assert written(found) == by_transformers(theirs, "to fr: ", max_length=7), "before generation_config.json"
     for load, source, prefix, message in (
         (load_translator, tmp_path / "t5", None, r"choose one by its prefix, of 'to de: ', 'to fr: '"),
-        (load_summarizer, folders["bart"][0], "a: ", "bart models read texts as they are"),
-        (load_summarizer, "summarization/demo", "a: ", "says itself what stands before a text; leave it out"),
+        (load_summarizer, folders["bart"][0], "a: ", "bart models take no prefix"),
+        (load_summarizer, "summarization/demo", "a: ", "has its own; found 'a: '"),
     ):
         refused(message, load, source, prefix=prefix, error=CheckpointError)
 
