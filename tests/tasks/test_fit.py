@@ -155,7 +155,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--model.network fcn", "network"),
     ],
     "summarization": [
-        ("--loss.salience 0.5 --model.copy false", "salience: expected 0, or above where the model"),
+        ("--loss.salience 0.5 --model.copy false", "salience: expected 0 for a model without a copy mechanism"),
         ("--model.pooling mean", "leaves no tokens to copy"),
         ("--model.global_tokens first", "global_tokens to none"),
         ("--data.shared_vocab false", "one language"),

@@ -102,7 +102,7 @@ def test_what_conflicts_is_one_error(options: str, message: str, tmp_path: Path)
 def test_what_a_public_folder_refuses(tmp_path: Path, own_data: Path) -> None:
     write("bart", tmp_path / "bart")
     for start, options, message in (
-        ("bart", "--loss.salience 0.5", r"loss\.salience: expected 0, since a public model copies nothing"),
+        ("bart", "--loss.salience 0.5", r"loss\.salience: expected 0, since public models have no copy mechanism"),
         ("bart", "--model.embed_dim 64", r"model\.embed_dim: .* has 32, the configuration says 64"),
         ("bart", "--model.pooling mean --model.copy false", r"model\.pooling: .* has 'attention'"),
         (
