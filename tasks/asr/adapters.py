@@ -46,7 +46,7 @@ class ASRAdapter(Adapter):
                 f"{parts.where}: {shared} of {len(wanted)} tokens are in its vocabulary; "
                 "the others are reinitialized.\n"
             )
-        warn_lm_dropped(parts)
+        say_lm_stays(parts)
         return dataclasses.replace(parts, keywords=keywords, state=state, processor=processor)
 
 
@@ -82,7 +82,7 @@ class CTCAdapter(Adapter):
         """Keep the known letters, append new ones as the mean of all rows, and initialize a missing head at random."""
         known, letters = parts.keywords["vocab_size"], processor.tokenizer.letters
         missing = sorted(letters - parts.processor.tokenizer.letters)
-        warn_lm_dropped(parts)
+        say_lm_stays(parts)
         if missing:
             size = processor.tokenizer.vocab_size
             state = moved(parts.state, [*range(known), *[None] * len(missing)])
@@ -160,7 +160,7 @@ def read_texts(source: Source, size: int, kind: type[SpeechText], **options: Any
     return found
 
 
-def warn_lm_dropped(parts: CheckpointParts) -> None:
+def say_lm_stays(parts: CheckpointParts) -> None:
     """Report that fine-tuning drops the n-gram language model, which was made from other texts."""
     if parts.processor.lm is not None:
         sys.stderr.write(f"{parts.where}: its language model is dropped; data.lm_order makes one from the new texts.\n")

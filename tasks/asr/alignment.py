@@ -129,7 +129,7 @@ def widened(log_p: Tensor, ids: list[int], spans: Sequence[Span], blank: int = B
     return [(first + begin, first + end) for begin, end in ctc_align(log_p, ids, blank=blank)]
 
 
-def peak_frames(scores: Tensor, ids: Sequence[int], spans: Sequence[Span]) -> list[int]:
+def surest(scores: Tensor, ids: Sequence[int], spans: Sequence[Span]) -> list[int]:
     """The frame of each span in which its id has its highest score of scores (S, V); empty without spans."""
     return [first + int(scores[first : last + 1, i].argmax()) for i, (first, last) in zip(ids, spans, strict=False)]
 
@@ -145,7 +145,7 @@ def words_in_frames(text: str, log_p: Tensor, processor: SpeechProcessor) -> lis
     """
     ids, blank, S = processor.encode(text), processor.tokenizer.pad_id, len(log_p)
     spans, places = align(log_p, ids, blank), processor.tokenizer.spans(text)
-    wide, peaks = widened(log_p, ids, spans, blank), peak_frames(log_p, ids, spans)
+    wide, peaks = widened(log_p, ids, spans, blank), surest(log_p, ids, spans)
     words, found = list(re.finditer(r"\S+", text)), []
     for n, word in enumerate(words):
         own = [k for k, (low, high) in enumerate(places) if max(low, word.start()) < min(high, word.end())]
@@ -289,7 +289,7 @@ def measure_delay(model: ASRModel, processor: SpeechProcessor, samples: Sequence
             places = (spans[0][0] * seconds, (spans[-1][1] + 1) * seconds)
             spoken.append((*places, sounding(wave, processor.sample_rate)))
         times = torch.arange(features.shape[1], device=device) * processor.frame_seconds
-        frames = peak_frames(scores, ids, spans)
+        frames = surest(scores, ids, spans)
         for token, frame in list(zip(ids, frames, strict=False))[:: max(1, -(-len(frames) // TOKENS))]:
             (slope,) = torch.autograd.grad(scores[frame, token] - scores[frame, BLANK], features, retain_graph=True)
             weights = slope[0].double().square().sum(-1)  # (T,)

@@ -27,7 +27,7 @@ class Scored(NamedTuple):
     frame_mask: Tensor  # (B, S) bool, True = a real frame
 
 
-class Encoded(NamedTuple):
+class Listened(NamedTuple):
     """Output of an encoder with a transformer decoder, whose steps read the keys and values."""
 
     ctc_log_probs: Tensor  # (B, S, V)
@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
     memory_values: Tensor  # (n, B, h, S, d_v)
 
 
-class RecurrentEncoded(NamedTuple):
+class RecurrentListened(NamedTuple):
     """Output of an encoder with an LSTM decoder: its keys and values, and its initial state."""
 
     ctc_log_probs: Tensor  # (B, S, V)
@@ -50,7 +50,7 @@ class RecurrentEncoded(NamedTuple):
 class EncoderProgram(Program):
     """Log-mel frames, or samples, to CTC's log-probabilities and the decoder's inputs."""
 
-    def forward(self, features: Tensor, feature_mask: Tensor | None = None) -> Scored | Encoded | RecurrentEncoded:
+    def forward(self, features: Tensor, feature_mask: Tensor | None = None) -> Scored | Listened | RecurrentListened:
         """Encode features (B, T, M) or (B, n) with feature_mask (B, T) or (B, n) bool; None: all of the same length."""
         states, mask = self.net.encode(features, feature_mask)
         log_p = self.net.head.log_probs(states)
@@ -59,8 +59,8 @@ class EncoderProgram(Program):
             return Scored(log_p, mask)
         if isinstance(decoder, RecurrentDecoder):
             state = decoder.start(states, mask)
-            return RecurrentEncoded(log_p, mask, *project(decoder, states), state.hidden.clone(), state.cell.clone())
-        return Encoded(log_p, mask, *project(decoder, decoder.encode(states, mask)))
+            return RecurrentListened(log_p, mask, *project(decoder, states), state.hidden.clone(), state.cell.clone())
+        return Listened(log_p, mask, *project(decoder, decoder.encode(states, mask)))
 
 
 class WhisperEncoder(Program):
