@@ -263,8 +263,8 @@ def measure_delay(model: ASRModel, processor: SpeechProcessor, samples: Sequence
 
     CTC's loss does not depend on when a token is emitted. Frames with context learn to emit it some frames late or
     early, by about the same amount everywhere, which would shift word timings; a negative delay is early. The evidence
-    for a token is where its score depends on the input: the mean time of the input frames t, weighted by ``|d score / d
-    x_t|^2``.
+    for a token is where its score depends on the input: the mean time of the input frames t, with weights
+    ``|d score / d x_t|^2``.
 
     This estimate is accepted if transcripts that are shifted by it overlap better with the sound of the clips. Clips
     without silence cannot show that, and the delay is 0.

@@ -139,7 +139,7 @@ class WhisperStream:
     Args:
         front: The feature extractor.
         blocks: The recording, in pieces (n,), together longer than half a frame.
-        loudest: Log10 of the greatest energy of a band; None: not known yet.
+        loudest: log10 of the greatest energy of a band; None: not known yet.
         silence: Windows with a peak-to-peak amplitude of at most this are skipped.
 
     >>> front, wave = WhisperFeatures(), torch.randn(40 * 16_000)

@@ -58,7 +58,7 @@ class Seq2SeqAdapter(PairAdapter):
             source: Location of the network.
             prefix: Prefix of each source for T5; None: the one in config.json for the task.
             languages: Source and target language; selects among several prefixes.
-            options: None.
+            options: Ignored.
 
         Raises:
             CheckpointError: The folder is damaged or incomplete, or an option does not fit; names it.
