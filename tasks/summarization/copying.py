@@ -15,9 +15,9 @@ from mmattn.probe import Probe
 class CopyHead(nn.Module):
     """Pointer-generator (See et al. 2017, section 2.2): each token is generated from the vocabulary or copied.
 
-    ``p(w) = g softmax(logits)_w + (1 - g) sum_{s: id_s = w} a_s`` with ``g = sigmoid(u^T [y; a memory])`` and ``a =
-    softmax_s(q^T k_s + log sigmoid(r_s))``. The vocabulary is not extended by the document's words, since its pieces
-    spell any word. The paper's third term of g, the last word, is omitted, since the decoder's state y carries it by
+    ``p(w) = g softmax(logits)_w + (1 - g) sum_{s: id_s = w} a_s`` with ``g = sigmoid(u^T [y; a memory])`` and
+    ``a = softmax_s(q^T k_s + log sigmoid(r_s))``. The vocabulary is not extended by the document's words, since its
+    pieces spell any word. The paper's third term of g, the last word, is omitted, since the decoder's state y carries it by
     its residual path. The salience r_s scores whether a token is copied at all, at any step: a soft form of the content
     selection of Gehrmann et al. 2018 (section 4), with one training target for each source token.
 
