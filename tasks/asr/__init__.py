@@ -1,4 +1,4 @@
-"""Speech recognition: a recording in, its words and when they were said out.
+"""Speech recognition: transcripts and word timings from recordings.
 
 >>> from mmattn.tasks import asr
 >>> recognizer = asr.load()  # doctest: +SKIP
@@ -29,7 +29,7 @@ _ALONE = "--decode.ctc_weight 0 --decode.num_beams 1"
 TASK = Task(
     name="asr",
     package="mmattn.tasks.asr",
-    title="Speech recognition: train on recordings and their texts, measure, transcribe, see when each word was said.",
+    title="Speech recognition: train on recordings and their texts, evaluate, transcribe, compute word timings.",
     model="model:ASRModel",
     processor="processor:SpeechProcessor",
     module="module:ASRModule",
@@ -39,16 +39,26 @@ TASK = Task(
     options=(
         Option(
             "audio",
-            "a recording to transcribe, of any length (WAV, FLAC, OGG, MP3, AIFF; others with torchcodec); for a "
-            "folder of them there is --input",
+            "recording to transcribe, of any length (WAV, FLAC, OGG, MP3, AIFF; others with torchcodec); for a "
+            "folder, use --input",
             kind="item",
         ),
-        Option("num_beams", "beams of the search; 1: greedy (default: as the model was measured)", int),
-        Option("ctc_weight", "0: attention alone, 1: CTC alone (default: as the model was measured)", float),
-        Option("lm_weight", "of the model's language model, where it has one (default: as it was measured)", float),
-        Option("language", "of Whisper: the language that is spoken, such as de or German (default: it is heard)"),
-        Option("task", "of Whisper: transcribe, or translate into English (default: as its folder says)"),
-        Option("window", "seconds that are heard at once (default: the longest clip of the training)", float),
+        Option("num_beams", "number of beams; 1: greedy (default: as the model was measured)", int),
+        Option(
+            "ctc_weight",
+            "CTC weight in joint decoding; 0: attention alone, 1: CTC alone (default: as the model was measured)",
+            float,
+        ),
+        Option(
+            "lm_weight",
+            "weight of the model's n-gram language model, if it has one (default: as the model was measured)",
+            float,
+        ),
+        Option("language", "Whisper only: spoken language, such as de or German (default: detected)"),
+        Option(
+            "task", "Whisper only: transcribe, or translate into English (default: as in its generation_config.json)"
+        ),
+        Option("window", "length of a window in seconds (default: the longest training clip)", float),
     ),
     adapter="adapters:ASRAdapter",
     families={
@@ -64,7 +74,7 @@ TASK = Task(
         "CTC alone": "--model.decoder none",
         "LSTM, additive attention": "--model.decoder lstm",
         "transformer encoder": "--model.encoder transformer",
-        "soft attention alone": _ALONE,  # greedy, without CTC: what the next three stand beside
+        "soft attention alone": _ALONE,  # greedy, without CTC: the baseline of the next three
         "LSTM, additive attention alone": f"--model.decoder lstm {_ALONE}",
         "monotonic attention alone": f"--model.cross_attention.kind monotonic {_ALONE}",
         "monotonic chunks alone": f"--model.cross_attention.kind monotonic --model.cross_attention.chunk 4 {_ALONE}",

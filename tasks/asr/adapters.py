@@ -1,4 +1,4 @@
-"""What a recognizer is loaded from, or begins with: a model of ours, or a public Whisper, wav2vec 2.0 or HuBERT."""
+"""Adapters: recognizers from our own checkpoints, or from a public Whisper, wav2vec 2.0 or HuBERT."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from mmattn.tasks.common.seq2seq.adapters import as_json
 from mmattn.tasks.common.sources import Source
 
 TOKEN_ROWS = ("ctc.weight", "ctc.bias", "embedding.weight", "output.weight")
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "|")  # the vocabulary of a model without letters
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "|")  # vocabulary of a model without a CTC head
 FILES = (PREPROCESSOR, PROCESSOR, "generation_config.json", "tokenizer.json", *CTCText.FILES)
 
 
 class ASRAdapter(Adapter):
-    """Reads our own models, and brings them to other data."""
+    """Reads our own checkpoints and adapts them to other data."""
 
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
-        """Sound as the model knows it; of a new alphabet, what it knows of a token goes to the token's new place.
+        """Keep the front end; for a new alphabet, move the rows of shared tokens to their new ids.
 
-        Tokens that it does not know are reinitialized, as the mean of all.
+        Rows of other tokens are reinitialized to the mean of all rows.
         """
         state, keywords = parts.state, {**parts.keywords, **sizes}
         wanted, had = (p.tokenizer.tokenizer.get_vocab() for p in (processor, parts.processor))
@@ -43,14 +43,15 @@ class ASRAdapter(Adapter):
             state = moved(state, [had.get(token) for token in sorted(wanted, key=wanted.__getitem__)])
             shared = len(wanted.keys() & had.keys())
             sys.stderr.write(
-                f"{parts.where}: of {len(wanted)} tokens it knows {shared}; the others are reinitialized.\n"
+                f"{parts.where}: {shared} of {len(wanted)} tokens are in its vocabulary; "
+                "the others are reinitialized.\n"
             )
         say_lm_stays(parts)
         return dataclasses.replace(parts, keywords=keywords, state=state, processor=processor)
 
 
 class CTCAdapter(Adapter):
-    """Reads wav2vec 2.0 and HuBERT, with or without a head of CTC."""
+    """Reads wav2vec 2.0 and HuBERT, with or without a CTC head."""
 
     network = "wav2vec2"
 
@@ -78,7 +79,7 @@ class CTCAdapter(Adapter):
         return CheckpointParts(self, source.where, keywords, state, processor, headless=size is None)
 
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
-        """The letters that it knows stay, new ones join them as the mean of all; a missing head is drawn."""
+        """Keep the known letters, append new ones as the mean of all rows, and initialize a missing head at random."""
         known, letters = parts.keywords["vocab_size"], processor.tokenizer.letters
         missing = sorted(letters - parts.processor.tokenizer.letters)
         say_lm_stays(parts)
@@ -87,14 +88,14 @@ class CTCAdapter(Adapter):
             state = moved(parts.state, [*range(known), *[None] * len(missing)])
             parts = dataclasses.replace(parts, keywords=parts.keywords | {"vocab_size": size}, state=state)
             if not parts.headless:
-                text = f"of {size} tokens it knows {known}; the others are reinitialized: {' '.join(missing)}"
-                sys.stderr.write(f"{parts.where}: {text}\n")
+                text = f"{known} of {size} tokens are in its vocabulary; the others are reinitialized"
+                sys.stderr.write(f"{parts.where}: {text}: {' '.join(missing)}\n")
         parts = dataclasses.replace(parts, processor=processor)
         return init_missing(parts, {}, seed, ("head.",)) if parts.headless else parts
 
 
 class WhisperAdapter(Adapter):
-    """Reads Whisper; for other data it stays as it is, but for the language and the task."""
+    """Reads Whisper; other data change only its language and task."""
 
     network, predictor = "whisper", WhisperPredictor
 
@@ -130,14 +131,14 @@ class WhisperAdapter(Adapter):
 
 
 def read_front(source: Source, wanted: Any) -> Any:
-    """What a public network hears; fetches the files that lie beside it.
+    """Read the feature extractor of a public network, and fetch the files beside it.
 
     Raises:
-        CheckpointError: another network's.
-        DataError: the file is missing, damaged, or asks for what is not known; named.
+        CheckpointError: It belongs to another network.
+        DataError: The file is missing or damaged, or requires an unknown option; names the file.
     """
     for name in FILES:
-        source.fetch(name)  # of the hub
+        source.fetch(name)  # from the hub
     found = read_features(source.folder)
     if not isinstance(found, wanted):
         raise CheckpointError(f"{source.name}: expected a {wanted.KIND}, found a {found.KIND}.")
@@ -145,11 +146,11 @@ def read_front(source: Source, wanted: Any) -> Any:
 
 
 def read_texts(source: Source, size: int, kind: type[SpeechText], **options: Any) -> Any:
-    """The tokenizer of a network that writes so many tokens.
+    """Read the tokenizer of a network whose vocabulary has `size` tokens.
 
     Raises:
-        CheckpointError: there are more.
-        DataError: a file is missing or damaged; named.
+        CheckpointError: The tokenizer has more tokens.
+        DataError: A file is missing or damaged; names the file.
     """
     found = kind.read(source.folder, **options)
     if found.vocab_size > size:
@@ -160,13 +161,13 @@ def read_texts(source: Source, size: int, kind: type[SpeechText], **options: Any
 
 
 def say_lm_stays(parts: CheckpointParts) -> None:
-    """Says of a language model, which is of other texts, that training does not go on from it."""
+    """Report that fine-tuning drops the n-gram language model, which was made from other texts."""
     if parts.processor.lm is not None:
-        sys.stderr.write(f"{parts.where}: its language model stays behind; data.lm_order makes one of the new texts.\n")
+        sys.stderr.write(f"{parts.where}: its language model is dropped; data.lm_order makes one from the new texts.\n")
 
 
 def moved(state: Mapping[str, Tensor], order: Sequence[int | None]) -> dict[str, Tensor]:
-    """Weights with a row a token, in another order; a new token gets the mean of all."""
+    """Reorder the weights with one row per token; a new token (None) gets the mean of all rows."""
     found = dict(state)
     for name, value in state.items():
         if name.endswith(TOKEN_ROWS):

@@ -1,4 +1,4 @@
-"""Random change of speech in training: a pure function of the recordings and of one integer seed each."""
+"""Speech augmentation: a pure function of the recordings and one integer seed for each."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ MOST: dict[str, float] = {
     "time_width": 10_000,
     "freq_masks": 50,
     "freq_width": 1_000,
-}  # of options
+}  # maxima of the options
 MOST |= {"pause": 10.0, "shift": 10.0, "gain": 60.0}
-TIME_SHARE = 0.2  # of a clip, at most, a time mask hides: p of SpecAugment
-NOISE = 1 << 20  # samples of the tables of noise
-# Lengths without a prime factor above 7, whose Fourier transform is quick.
+TIME_SHARE = 0.2  # maximum fraction of a clip in a time mask: p of SpecAugment
+NOISE = 1 << 20  # samples in each noise table
+# Lengths without a prime factor above 7, whose Fourier transform is fast.
 QUICK = sorted(
     2**a * 3**b * 5**c * 7**d
     for a, b, c, d in itertools.product(range(31), range(20), range(14), range(12))
     if a + b * math.log2(3) + c * math.log2(5) + d * math.log2(7) < 31
 )
-FEATURES = 0x9E3779B97F4A7C15  # sets the features' draws apart from the waves'
+FEATURES = 0x9E3779B97F4A7C15  # separates the random draws of features from those of waves
 
 
 @dataclass
 class SpeechAugment:
-    """Strings, speed, silence, loudness, noise, SpecAugment, in this order; each is off where its value is 0 or none.
+    """Concatenation, speed, silence, gain, noise and SpecAugment, in this order; each is off if its value is 0 or None.
 
-    What is drawn for a recording depends on its own seed alone; only how many recordings a string has is drawn once a
-    batch, from its first seed, so that a batch holds strings of like lengths.
+    The draws of a recording depend on its own seed alone, except the number of concatenated recordings, which is drawn
+    once per batch from its first seed, so that the lengths in a batch are similar.
 
     Raises:
-        ValueError: A value out of range, by name.
+        ValueError: A value is out of range; names it.
 
     >>> augment = SpeechAugment(speed=[0.9, 0.9], shift=0.1)
     >>> waves, texts = augment.waves([torch.randn(8000)], ["yes"], [""], [7], sample_rate=8000)
@@ -52,17 +52,17 @@ class SpeechAugment:
     (True, ['yes'])
     """
 
-    # Each recording becomes the first of a string of 1 to so many, the others from ``attach``ed ones of its speaker.
+    # Each recording is followed by up to join - 1 others of its speaker, from the ``attach``ed ones.
     join: int = 0
-    pause: float = 0.3  # seconds of silence between them, drawn from 0 to this
-    speed: Sequence[float] | None = None  # slowest and fastest factor; pitch changes, too (Ko et al. 2015, section 2)
-    shift: float = 0.0  # seconds of silence before and after, each drawn from 0 to this
-    gain: float = 0.0  # dB; loudness runs evenly from one value of -x .. x to another
-    noise: Sequence[float] | None = None  # least and greatest signal-to-noise ratio in dB, of white to pink noise
-    time_masks: int = 0  # stretches of time that are hidden (Park et al. 2019, section 2), each at most a fifth of it
-    time_width: int = 20  # most frames of one
-    freq_masks: int = 0  # runs of bands that are hidden
-    freq_width: int = 8  # most bands of one
+    pause: float = 0.3  # seconds: maximum silence between them
+    speed: Sequence[float] | None = None  # minimum and maximum factor, pitch included (Ko et al. 2015, section 2)
+    shift: float = 0.0  # seconds: maximum silence before and after, drawn separately
+    gain: float = 0.0  # dB: the gain ramps linearly between two values drawn from -gain to gain
+    noise: Sequence[float] | None = None  # minimum and maximum signal-to-noise ratio in dB, of white to pink noise
+    time_masks: int = 0  # number of time masks (Park et al. 2019, section 2), each at most a fifth of the clip
+    time_width: int = 20  # maximum number of frames in a mask
+    freq_masks: int = 0  # number of frequency masks
+    freq_width: int = 8  # maximum number of bands in a mask
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
@@ -74,25 +74,25 @@ class SpeechAugment:
             given: Any = getattr(self, name)
             two = isinstance(given, Sequence) and len(given) == 2 and all(isinstance(x, (int, float)) for x in given)
             if given is not None and not (two and low <= given[0] <= given[1] <= high):
-                expected = f"a least and a greatest value within {low} to {high}"
+                expected = f"a minimum and a maximum within {low} to {high}"
                 raise ValueError(f"{name}: expected {expected}, found {given!r}")
         self._pool: dict[str, list[ASRSample]] = {}
 
     @property
     def masks(self) -> int:
-        """How many masks hide features."""
+        """Number of masks per clip."""
         return self.time_masks + self.freq_masks
 
     def attach(self, samples: Sequence[ASRSample]) -> SpeechAugment:
-        """Gives it the recordings that ``join`` draws from: the training data, best preloaded."""
+        """Set the recordings that ``join`` draws from: the training data, preferably preloaded."""
         self._pool = {}
         for sample in samples:
             self._pool.setdefault(sample.speaker, []).append(sample)
         return self
 
     def lengths(self, lengths: Sequence[tuple[int, int]], frame_seconds: float = 0.01) -> list[tuple[int, int]]:
-        """What becomes of ``SpeechProcessor.lengths`` on average, for a token budget, frames being so many seconds."""
-        others = max(self.join - 1, 0) / 2  # on average
+        """Expected ``SpeechProcessor.lengths`` after augmentation, for a token budget; a frame lasts frame_seconds."""
+        others = max(self.join - 1, 0) / 2  # expected number
         frames, tokens = (sum(pair[n] for pair in lengths) / max(len(lengths), 1) for n in (0, 1))
         frames += self.pause / 2 / frame_seconds
         extra, slow = self.shift / frame_seconds, 1.0 if self.speed is None else sum(1 / s for s in self.speed) / 2
@@ -106,29 +106,32 @@ class SpeechAugment:
         seeds: Sequence[int],
         sample_rate: int,
     ) -> tuple[list[Tensor], list[str]]:
-        """Changes recordings, before features are made of them.
+        """Augment recordings before feature extraction.
 
         Args:
-            waves: (n,) each, B of them, as those that come out.
-            texts: What they say, B.
-            speakers: Who says it, B.
+            waves: (n,) each, B of them, as in the result.
+            texts: Their B texts.
+            speakers: Their B speakers.
             seeds: B integers.
             sample_rate: In Hz.
+
+        Returns:
+            The B waves and their texts.
         """
-        changed, said = list(waves), list(texts)
+        changed, joined = list(waves), list(texts)
         if self.join > 1:
             if not self._pool:
-                raise ValueError("join: needs recordings to join with; attach() gives them")
-            count = random.Random(seeds[0]).randrange(self.join)  # others in each string
+                raise ValueError("join: expected recordings to join with, found none; call attach() first")
+            count = random.Random(seeds[0]).randrange(self.join)  # recordings to append
             for n, seed in enumerate(seeds):
                 stream, pool = random.Random(seed), self._pool.get(speakers[n]) or next(iter(self._pool.values()))
                 others = [pick(stream, pool) for _ in range(count)]
                 pauses = [stream.random() * self.pause for _ in others]
                 changed[n], _ = join_waves([waves[n], *(s.read(sample_rate) for s in others)], pauses, sample_rate)
-                said[n] = " ".join(text for text in (texts[n], *(s.text for s in others)) if text)
+                joined[n] = " ".join(text for text in (texts[n], *(s.text for s in others)) if text)
         draws = SeededRandom(seeds)(9).T.tolist()  # 9 a wave
         changed = [self._change(wave, draw, sample_rate) for wave, draw in zip(changed, draws, strict=True)]
-        return changed, said
+        return changed, joined
 
     def _change(self, wave: Tensor, draws: Sequence[float], rate: int) -> Tensor:
         if self.speed is not None:
@@ -146,7 +149,7 @@ class SpeechAugment:
         return wave
 
     def features(self, features: Tensor, feature_mask: Tensor, seeds: Sequence[int]) -> Tensor:
-        """SpecAugment of normalized features (B, T, M) with their mask (B, T): what is hidden becomes 0, the mean."""
+        """SpecAugment on normalized features (B, T, M) with their mask (B, T): masked values become 0, the mean."""
         if not self.masks:
             return features
         draws, kept = SeededRandom([seed ^ FEATURES for seed in seeds]), torch.ones_like(features, dtype=torch.bool)
@@ -158,18 +161,18 @@ class SpeechAugment:
             places = torch.arange(features.shape[dim])
             for _ in range(count):
                 draw = draws(2)
-                wide = (draw[0] * (width + 1)).floor().minimum(width.floor())  # (B,): 0 to width, evenly
+                wide = (draw[0] * (width + 1)).floor().minimum(width.floor())  # (B,): uniform in 0 to width
                 first = (draw[1] * (size - wide + 1)).floor()
-                hidden = (places >= first[:, None]) & (places < (first + wide)[:, None])  # (B, T) or (B, M)
-                kept &= ~hidden.unsqueeze(3 - dim)
+                masked = (places >= first[:, None]) & (places < (first + wide)[:, None])  # (B, T) or (B, M)
+                kept &= ~masked.unsqueeze(3 - dim)
         return features * kept
 
 
 def join_waves(waves: Sequence[Tensor], pauses: Sequence[float], rate: int) -> tuple[Tensor, list[tuple[float, float]]]:
-    """Recordings (n,) one after the other, with so many seconds of silence between, one fewer.
+    """Concatenate recordings (n,) with silences in between, one fewer, in seconds.
 
     Returns:
-        The whole (n,), and where each begins and ends, in seconds.
+        The whole (n,), and the start and end of each recording in seconds.
     """
     parts, borders, place = [], [], 0
     for wave, pause in zip(waves, [*pauses, 0.0], strict=True):
@@ -180,13 +183,13 @@ def join_waves(waves: Sequence[Tensor], pauses: Sequence[float], rate: int) -> t
 
 
 def change_speed(wave: Tensor, factor: float) -> Tensor:
-    """A wave (n,) as played faster or slower, by cutting its Fourier transform or filling it up.
+    """Play a wave (n,) faster or slower by truncating or zero-padding its Fourier transform.
 
-    The factor is rounded, by less than a hundredth in clips of a second, to one whose transforms are quick.
+    The factor is rounded, by less than 1 % for clips of a second, to one with fast transforms.
     """
     if factor == 1.0:
         return wave
-    size = QUICK[bisect.bisect_left(QUICK, len(wave))]  # the zeros beyond the end keep it from its beginning
+    size = QUICK[bisect.bisect_left(QUICK, len(wave))]  # the zero padding separates its end from its start
     place = bisect.bisect_left(QUICK, size / factor)
     changed = min(QUICK[max(place - 1, 0) : place + 1], key=lambda near: abs(math.log(near * factor / size)))
     whole = torch.fft.irfft(torch.fft.rfft(wave, n=size), n=changed) * (changed / size)
@@ -195,7 +198,7 @@ def change_speed(wave: Tensor, factor: float) -> Tensor:
 
 @functools.cache
 def _noise_table() -> tuple[Tensor, Tensor]:
-    """White noise, and noise whose power falls as 1 / f, of power 1: long enough that a random place in it is new."""
+    """White noise and pink noise (power 1 / f), each of power 1, so long that a random position gives new noise."""
     stream = torch.Generator().manual_seed(0)
     white = torch.randn(NOISE, generator=stream)
     spectrum = torch.fft.rfft(torch.randn(NOISE, generator=stream))
@@ -205,9 +208,9 @@ def _noise_table() -> tuple[Tensor, Tensor]:
 
 
 def add_noise(wave: Tensor, ratio: float, draws: Sequence[float]) -> Tensor:
-    """A wave (n,) with noise so many dB below its own power.
+    """Add noise to a wave (n,) at a signal-to-noise ratio in dB.
 
-    Three numbers in 0..1 say where in the tables of white and of pink noise it is taken, and their shares.
+    Three draws in 0..1 select the position in the tables of white and pink noise, and the share of pink noise.
     """
     power = wave.square().mean()
     repeats = -(-len(wave) // (NOISE // 2))

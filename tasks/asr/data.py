@@ -1,12 +1,13 @@
-"""Speech recognition: samples, the formats they are read from, and batches.
+"""Speech recognition data: samples, file formats and batches.
 
-Formats, by the path; audio paths are relative to the file that names them:
+Formats, by path; audio paths are relative to the file that contains them:
 
-- ``.jsonl``: ``{"audio_filepath": ..., "duration": ..., "text": ...}`` a line, as NeMo has it; ``audio`` means the same
-  as ``audio_filepath``; ``offset`` (with ``duration``) names a part of the file; also ``speaker``, ``id``, and
+- ``.jsonl``: one ``{"audio_filepath": ..., "duration": ..., "text": ...}`` per line, as in NeMo; ``audio`` is a synonym
+of
+  ``audio_filepath``; ``offset`` (with ``duration``) selects a part of the file; optional are ``speaker``, ``id``, and
   ``words``: ``[[word, start, end], ...]``;
 - ``.csv``, ``.tsv``: a header with ``audio`` (or ``audio_filepath``) and ``text``, and any of the others;
-- a folder: LibriSpeech's tree, ``*.trans.txt`` with an id and a text a line, the recordings beside it.
+- a folder: LibriSpeech's tree, ``*.trans.txt`` with an id and a text per line, the recordings beside it.
 """
 
 from __future__ import annotations
@@ -40,46 +41,47 @@ TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 @dataclass
 class ASRSample:
-    """A recording and what is said in it, as a person would describe it."""
+    """A recording and its text."""
 
     id: str
     audio: AudioSource  # a path, the file's bytes, an open file, or samples (n,) or (channels, n) and their rate
-    text: str = ""  # empty where nothing is said
-    duration: float = 0.0  # seconds; 0: not known yet
+    text: str = ""  # empty for a recording without speech
+    duration: float = 0.0  # seconds; 0: unknown
     speaker: str = ""
-    words: list[tuple[str, float, float]] = field(default_factory=list)  # true borders in seconds, where known
-    segment: tuple[float, float] | None = None  # seconds of the recording, from and up to; None: all of it
+    words: list[tuple[str, float, float]] = field(default_factory=list)  # reference borders in seconds, if known
+    segment: tuple[float, float] | None = None  # start and end in seconds; None: the whole recording
 
     def read(self, sample_rate: int, name: str | None = None) -> Tensor:
-        """The samples (n,) at this rate in Hz; an error calls it by the name, or by its id. See ``read_audio``."""
+        """Read the samples (n,) at a rate in Hz; errors name the sample by `name`, or by its id. See ``read_audio``."""
         begin, end = (0.0, None) if self.segment is None else self.segment
         return read_audio(
             self.audio, sample_rate, name or f"item {self.id}", begin, None if end is None else end - begin
         )
 
     def seconds(self, name: str | None = None) -> float:
-        """Its duration, looked up where it is not known."""
+        """Its duration, read from the file if unknown."""
         return self.duration or audio_seconds(self.audio, name or f"item {self.id}")
 
 
 @dataclass
 class ASRBatch(Batch):
-    """Tensors for the model, and what the metric needs."""
+    """Tensors for the model, and references for the metric."""
 
     features: Tensor  # (B, T, M) float: log-mel frames, normalized; or (B, n), samples
     feature_mask: Tensor  # (B, T) bool, True = of the recording
-    target_ids: Tensor  # (B, L) long: what a decoder reads, the start token first
-    labels: Tensor  # (B, L) long: what it should say at each place, the end last
+    target_ids: Tensor  # (B, L) long: the decoder's input, the start token first
+    labels: Tensor  # (B, L) long: the target at each position, the end token last
     label_mask: Tensor  # (B, L) bool, True = counts
     ids: list[str]
     references: list[str]  # normalized texts
-    is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
+    is_repeat: bool = False  # repeated to give every rank the same number of batches; excluded from metrics
 
 
 def normalize(text: str) -> str:
-    """The form in which texts are learnt and measured: lower case, letters, digits and apostrophes, single blanks.
+    """Text normalization for training and scoring: lower case, letters, digits and apostrophes, single spaces.
 
-    Unicode's NFKC first; what else there is, hyphens among it, parts words. Apostrophes stay where they touch a letter.
+    Applies Unicode's NFKC first; all other characters, such as hyphens, separate words. Apostrophes remain next to
+    letters.
 
     >>> normalize("It\u2019s  twenty-one, 'Mr. Fox'?")
     "it's twenty one 'mr fox'"
@@ -95,7 +97,7 @@ _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00
 
 
 class ASRDataset(SampleDataset[ASRSample]):
-    """Recordings with their texts from a path in one of the formats, or from samples in memory, checked.
+    """Recordings with their texts, from a path in one of the formats or from samples in memory, checked.
 
     >>> import torch
     >>> len(ASRDataset([ASRSample("1", (torch.zeros(8000), 8000), "yes")]))
@@ -120,7 +122,7 @@ class ASRDataset(SampleDataset[ASRSample]):
         sample.read(8_000, where)
 
     def _checked(self, found: Iterable[Row[ASRSample]]) -> Iterator[Row[ASRSample]]:
-        """With durations, looked up where they are not known."""
+        """The samples with their durations, read from the files if unknown."""
         for where, sample in super()._checked(found):
             try:
                 duration = sample.seconds(where)
@@ -134,26 +136,27 @@ class ASRDataset(SampleDataset[ASRSample]):
         return [sample.id, sample.text, sample.segment], [audio]
 
     def leave_out_longer(self, seconds: float) -> Self:
-        """The data set without what is longer than that; how much it is is logged.
+        """The data set without samples longer than that; logs how many were excluded.
 
         Raises:
-            DataError: Nothing is left.
+            DataError: No sample remains.
         """
         kept = self.filter(lambda sample: sample.duration <= seconds)
         longer = [sample.duration for sample in self.samples if sample.duration > seconds]
         if longer:
             count = (len(longer), sum(longer) / 3600)
-            logger.warning("%s: left out %d clips (%.2f hours) longer than %s s", self.name, *count, seconds)
+            logger.warning("%s: excluded %d clips (%.2f hours) longer than %s s", self.name, *count, seconds)
         if not len(kept):
             shortest = min(sample.duration for sample in self.samples)
             raise DataError(self.name, f"clips of at most {seconds} s", f"none; the shortest has {shortest:.1f} s")
         return kept
 
     def preload(self, sample_rate: int, max_bytes: int = 1 << 30) -> bool:
-        """Decodes every recording once into memory, at the model's rate in Hz, so that no batch waits for a file.
+        """Decode all recordings into memory at a sample rate in Hz, so that batches read no files.
 
         Returns:
-            Whether it was done: not where four bytes a sample are more than these (by default, 9 hours at 8 kHz fit).
+            Whether they were preloaded: False if they need more than max_bytes at four bytes a sample (by default, 9
+            hours at 8 kHz fit).
 
         Raises:
             DataError: A recording cannot be read; names its line.
@@ -171,10 +174,11 @@ class ASRDataset(SampleDataset[ASRSample]):
 
 
 def read_recordings(path: str | Path, problems: Problems, require_text: bool = True) -> Iterator[Row[ASRSample]]:
-    """The samples of a path in any of the formats, each with the place it stands at.
+    """Read the samples of a path in any of the formats, each with its location in the file.
 
     Raises:
-        DataError: The path as a whole cannot be read; problems takes the bad lines, those without text where required.
+        DataError: The path as a whole cannot be read. `problems` collects invalid lines, such as those without a
+            required text.
     """
     path = Path(path)
     if path.is_dir():
@@ -198,7 +202,7 @@ def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row[A
             problems.take(where, error)
             continue
         if row.get("id") in (None, "") and sample.id in taken:
-            sample.id = f"{sample.id} line {line}"  # the same file again; only an id that is given must be its own
+            sample.id = f"{sample.id} line {line}"  # the same file again; only explicit ids must be unique
         taken.add(sample.id)
         yield where, sample
 

@@ -1,4 +1,4 @@
-"""Export of speech models: what listens, with CTC's scores, and one step of what writes, where there is a decoder."""
+"""Export of speech models: the encoder with CTC's log-probabilities and, if there is a decoder, one decoder step."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from mmattn.tasks.asr.model import ASRModel, PublicCTC
 from mmattn.tasks.common.seq2seq.export import Memory, Program, export_decoder, project, step_of
 
 FRAMES, LENGTH = Dim("frames", min=8, max=1 << 16), Dim("length", max=1 << 16)
-CLIPS = ((3, 40), (1, 24), (4, 61))  # of the examples: how many, and frames
-RECORDINGS = ((3, 20_800), (1, 11_200), (2, 33_600))  # likewise, and samples
+CLIPS = ((3, 40), (1, 24), (4, 61))  # example inputs: batch size and frames
+RECORDINGS = ((3, 20_800), (1, 11_200), (2, 33_600))  # likewise, batch size and samples
 
 
 class Scored(NamedTuple):
-    """CTC's scores, which are an answer already."""
+    """Output of an encoder with CTC alone."""
 
     ctc_log_probs: Tensor  # (B, S, V)
     frame_mask: Tensor  # (B, S) bool, True = a real frame
 
 
 class Listened(NamedTuple):
-    """And what every step of a transformer reads."""
+    """Output of an encoder with a transformer decoder, whose steps read the keys and values."""
 
     ctc_log_probs: Tensor  # (B, S, V)
     frame_mask: Tensor  # (B, S) bool
-    memory_keys: Tensor  # (n, B, h, S, d), a layer each
+    memory_keys: Tensor  # (n, B, h, S, d), one per layer
     memory_values: Tensor  # (n, B, h, S, d_v)
 
 
 class RecurrentListened(NamedTuple):
-    """And what an LSTM begins with and every step of it reads."""
+    """Output of an encoder with an LSTM decoder: its keys and values, and its initial state."""
 
     ctc_log_probs: Tensor  # (B, S, V)
     frame_mask: Tensor  # (B, S) bool
     memory_keys: Tensor  # (B, h, S, d)
     memory_values: Tensor  # (B, h, S, d_v)
-    hidden: Tensor  # (n, B, H), the first states
+    hidden: Tensor  # (n, B, H), the initial state
     cell: Tensor  # (n, B, H)
 
 
 class EncoderProgram(Program):
-    """Log-mel frames, or samples, to CTC's scores and what the decoder reads."""
+    """Log-mel frames, or samples, to CTC's log-probabilities and the decoder's inputs."""
 
     def forward(self, features: Tensor, feature_mask: Tensor | None = None) -> Scored | Listened | RecurrentListened:
-        """features (B, T, M) or (B, n), feature_mask (B, T) or (B, n) bool; None: all are of one length."""
+        """Encode features (B, T, M) or (B, n) with feature_mask (B, T) or (B, n) bool; None: all of the same length."""
         states, mask = self.net.encode(features, feature_mask)
         log_p = self.net.head.log_probs(states)
         decoder: Any = self.net.head.decoder
@@ -64,15 +64,15 @@ class EncoderProgram(Program):
 
 
 class WhisperEncoder(Program):
-    """A window's log-mel frames to the keys and values that every step reads."""
+    """The log-mel frames of a window to the keys and values of the decoder steps."""
 
     def forward(self, features: Tensor) -> Memory:
-        """features (B, T, M), T of a window."""
+        """Encode features (B, T, M), T the frames of a window."""
         return Memory(*project(self.net, self.net.encode(features)))
 
 
 def export_asr(model: ASRModel, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Write `encoder` and, where there is a decoder, `step` programs; see `export_decoder`."""
+    """Export an `encoder` program and, if there is a decoder, a `step` program; see `export_decoder`."""
     sources = [_example(batch, length, 3, model.num_mels) for batch, length in CLIPS]
     step = None if model.head.decoder is None else step_of(model.head.decoder)
     places: tuple[Any, ...] = (sources, dict.fromkeys(sources[0], FRAMES), folder, formats)
@@ -81,9 +81,9 @@ def export_asr(model: ASRModel, folder: Path, formats: Sequence[str]) -> list[st
 
 
 def export_ctc(model: PublicCTC, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Write an `encoder` program that gives CTC's scores; see `export_decoder`.
+    """Export an `encoder` program that returns CTC's log-probabilities; see `export_decoder`.
 
-    That of a base model, which normalizes over time and can be told of no padding, takes recordings of one length.
+    The program of a base model takes recordings of one length, since it normalizes over time and supports no mask.
     """
     samples = Dim("samples", min=model.net.receptive_field + model.net.hop, max=1 << 22)  # of two frames
     sources = [_example(batch, length, 4000) for batch, length in RECORDINGS]
@@ -93,13 +93,13 @@ def export_ctc(model: PublicCTC, folder: Path, formats: Sequence[str]) -> list[s
 
 
 def export_whisper(net: Whisper, frames: int, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Write `encoder` and `step` programs, for windows of so many frames; see `export_decoder`."""
+    """Export `encoder` and `step` programs for windows of `frames` frames; see `export_decoder`."""
     sources = [{"features": _example(n, frames, 0, net.conv1.in_channels)["features"]} for n in (3, 1, 2)]
     return export_decoder(WhisperEncoder(net), step_of(net), sources, {}, folder, formats)
 
 
 def _example(batch: int, length: int, shorter: int, *sizes: int) -> dict[str, Tensor]:
-    """Features (B, length, *sizes) and their mask, each row so much shorter than the one before it."""
+    """Random features (B, length, *sizes) and their mask, each row `shorter` frames shorter than the previous one."""
     features = torch.randn(batch, length, *sizes, generator=torch.Generator().manual_seed(length))
     mask = torch.arange(length) < torch.tensor([[max(8, length - shorter * n)] for n in range(batch)])
     return {"features": features, "feature_mask": mask}

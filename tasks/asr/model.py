@@ -1,6 +1,6 @@
-"""The speech recognizer: an encoder over log-mel frames, CTC on it and a decoder that attends to it; CTC's losses.
+"""The speech recognizer: an encoder of log-mel frames with CTC and an attention decoder, and the losses of CTC.
 
-Also wav2vec 2.0 and HuBERT in its place, which have CTC alone.
+Also wav2vec 2.0 and HuBERT with CTC alone, by the same interface.
 """
 
 from __future__ import annotations
@@ -21,36 +21,37 @@ from mmattn.generate.ctc_joint import JointState, joint_step
 from mmattn.masks import Mask
 from mmattn.tasks.common.seq2seq.model import TextHead, read_off
 
-BLANK = 0  # of CTC: the id that also pads
+BLANK = 0  # the id of the CTC blank and of padding
 
 
 class ASROutput(NamedTuple):
-    """What the recognizer gives under teacher forcing."""
+    """Output of the recognizer under teacher forcing."""
 
-    ctc_logits: Tensor | None  # (B, S, V): scores of each encoded frame, the blank among them; none without CTC
+    ctc_logits: Tensor | None  # (B, S, V), for each encoded frame, the blank included; None without CTC
     frame_mask: Tensor  # (B, S) bool, True = a real frame
-    logits: Tensor | None  # (B, L, V): scores of each next token; none without a decoder
+    logits: Tensor | None  # (B, L, V), for each next token; None without a decoder
 
 
 class ASRHead(nn.Module):
-    """Writes what is said from the features of any audio encoder: CTC (Graves et al. 2006) and an attending decoder,
-    which are trained and searched together (Watanabe et al. 2017).
+    """CTC (Graves et al. 2006) and an attention decoder on the features of any audio encoder.
+
+    Both are trained and decoded jointly (Watanabe et al. 2017).
 
     Args:
-        vocab_size: V; the blank is the padding, too.
+        vocab_size: V; the blank is also the padding.
         embed_dim: E of the decoder.
-        memory_dim: size of the features, E where None.
-        decoder: as of `ASRModel`, like those that follow.
-        num_heads: h of the decoder.
-        ffn_dim: of a transformer.
-        decoder_layers: how many.
-        decoder_attention: {"kind": name, and the kernel's options}; none: dense.
-        cross_attention: likewise; none: of an LSTM additive.
-        dropout: everywhere but in attention weights.
-        blank: of CTC: an id.
+        memory_dim: Size of the features; None: E.
+        decoder: As of `ASRModel`, also the next seven.
+        num_heads: Number of attention heads of the decoder, h.
+        ffn_dim: Hidden size of a transformer's feed-forward networks.
+        decoder_layers: Number of decoder layers.
+        decoder_attention: {"kind": name, and the kernel's options}; None: dense.
+        cross_attention: Likewise; None: dense, additive for an LSTM.
+        dropout: Dropout rate everywhere but in attention weights.
+        blank: Id of the CTC blank.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: Options contradict each other.
 
     >>> head = ASRHead(30, 32, memory_dim=768)
     >>> ctc, logits = head(torch.randn(2, 50, 768), None, torch.randint(30, (2, 7)))
@@ -93,7 +94,7 @@ class ASRHead(nn.Module):
             raise ValueError("decoder 'none' attends to nothing: no decoder_attention, no cross_attention")
 
     def forward(self, memory: Tensor, mask: Tensor | None, target_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Teacher forcing: CTC's logits (B, S, V), and the decoder's (B, L, V) or None.
+        """Teacher forcing: logits of CTC (B, S, V) and of the decoder (B, L, V), or None without a decoder.
 
         Args:
             memory: (B, S, memory_dim).
@@ -104,7 +105,7 @@ class ASRHead(nn.Module):
         return self.ctc(memory), logits
 
     def log_probs(self, memory: Tensor) -> Tensor:
-        """CTC's log-probabilities (B, S, V) for features (B, S, memory_dim), in float32."""
+        """CTC's log-probabilities (B, S, V) of features (B, S, memory_dim), in float32."""
         return self.ctc(memory).float().log_softmax(-1)
 
     def transcribe(
@@ -122,23 +123,24 @@ class ASRHead(nn.Module):
         max_new_tokens: int | None = None,
         fusion: Fusion | None = None,
     ) -> list[tuple[list[int], float]]:
-        """Writes what each row says: ids without start and end, and their score.
+        """Decode each row: the ids of the best hypothesis, without start and end tokens, and its score.
 
         Args:
             memory: (B, S, memory_dim).
             log_p: (B, S, V), of `log_probs`.
             mask: (B, S) bool, True = a real frame.
-            start_id: what the decoder begins with.
-            eos_id: what it ends with.
-            suppress: other ids that are never written.
-            num_beams: 1 = greedy.
-            ctc_weight: w in ``(1 - w) log p_attention + w log p_ctc``; 1, or no decoder: CTC alone, by prefix beams.
-            length_penalty: a finished beam scores log p / length^this.
-            max_new_tokens: at most so many ids; none: as many as there are frames, and the end.
-            fusion: a language model that CTC's prefix beams ask, too.
+            start_id: Start token of the decoder.
+            eos_id: End token of the decoder.
+            suppress: Other ids that are never predicted.
+            num_beams: Number of beams, 1 = greedy.
+            ctc_weight: w in ``(1 - w) log p_attention + w log p_ctc``; 1, or no decoder: CTC alone, by prefix beam
+                search.
+            length_penalty: The score of a finished beam is log p / length^length_penalty.
+            max_new_tokens: Maximum number of ids; None: the number of frames, plus the end token.
+            fusion: A language model for shallow fusion in CTC's prefix beam search.
 
         Raises:
-            ValueError: a language model beside a decoder, which is one itself.
+            ValueError: A language model is given together with a decoder, which is one itself.
         """
         if self.decoder is None or ctc_weight >= 1.0:
             if num_beams > 1:
@@ -146,7 +148,7 @@ class ASRHead(nn.Module):
             best = log_p.amax(-1).masked_fill(~mask, 0.0).sum(-1).tolist()
             return list(zip(ctc_greedy(log_p, mask, blank=self.blank), best, strict=True))
         if fusion is not None:
-            raise ValueError("lm_weight: a language model goes with CTC alone; a decoder is one itself")
+            raise ValueError("lm_weight: a language model needs CTC alone, since a decoder is one itself")
         room = memory.shape[1] + 1 if max_new_tokens is None else max_new_tokens
         config = GenerationConfig(
             num_beams=num_beams,
@@ -171,27 +173,28 @@ class ASRHead(nn.Module):
 
 
 class ASRModel(nn.Module):
-    """Log-mel frames to scores of characters or word pieces.
+    """Log-mel frames to logits of characters or word pieces.
 
     Args:
         vocab_size: V; id 0 is the blank and the padding.
-        num_mels: M, bands of the front end.
+        num_mels: Bands of the front end, M.
         encoder: "conformer" (Gulati et al. 2020) or "transformer".
         embed_dim: E.
-        num_heads: h.
-        ffn_dim: of all feed-forward networks.
-        encoder_layers: that listen.
-        kernel_size: frames that the conformer's convolutions see.
-        subsampling: 1, 2 or 4 frames become one: short clips need small ones, as CTC writes at most a token a frame.
-        chunk_frames: frames, after subsampling, that are heard at once, so that the encoder can stream; none: all.
-        left_chunks: chunks before its own that each chunk attends to; none: all.
+        num_heads: Number of attention heads, h.
+        ffn_dim: Hidden size of all feed-forward networks.
+        encoder_layers: Number of encoder layers.
+        kernel_size: Kernel size of the conformer's convolutions in frames.
+        subsampling: Reduction of the frame rate by 1, 2 or 4. Short clips need small values, as CTC emits at most one
+            token a frame.
+        chunk_frames: Chunk size in frames after subsampling, for an encoder that can stream; None: no chunks.
+        left_chunks: Number of previous chunks that each chunk attends to; None: all.
         decoder: "transformer"; "lstm" with additive attention; or "none": CTC alone.
-        decoder_layers: that write.
-        attention: the encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
-        decoder_attention: the decoder's self-attention.
-        cross_attention: the decoder's attention to the frames.
-        pooling: How the decoder reads the frames: by "attention"; or their "mean", a baseline that cannot attend.
-        dropout: everywhere but in attention weights.
+        decoder_layers: Number of decoder layers.
+        attention: The encoder's self-attention, {"kind": name, and the kernel's options}; None: dense.
+        decoder_attention: The decoder's self-attention.
+        cross_attention: The decoder's attention to the frames.
+        pooling: How the decoder reads the frames: by "attention", or their "mean", a baseline without attention.
+        dropout: Dropout rate everywhere but in attention weights.
     """
 
     def __init__(
@@ -221,23 +224,23 @@ class ASRModel(nn.Module):
             raise ValueError(f"unknown pooling {pooling!r}: attention or mean")
         self.pooling, self.subsampling, self.num_mels = pooling, subsampling, num_mels
         shared: dict[str, Any] = {"num_heads": num_heads, "ffn_dim": ffn_dim, "dropout": dropout}
-        listening: dict[str, Any] = {
+        encoder_options: dict[str, Any] = {
             "kind": encoder,
             "subsampling": subsampling,
             "kernel_size": kernel_size,
             "attention": attention,
         }
-        listening |= {"chunk_frames": chunk_frames, "left_chunks": left_chunks, **shared}
-        self.encoder = AudioEncoder(num_mels, embed_dim, encoder_layers, **listening)
-        writing: dict[str, Any] = {
+        encoder_options |= {"chunk_frames": chunk_frames, "left_chunks": left_chunks, **shared}
+        self.encoder = AudioEncoder(num_mels, embed_dim, encoder_layers, **encoder_options)
+        decoder_options: dict[str, Any] = {
             "decoder": decoder,
             "decoder_layers": decoder_layers,
             "decoder_attention": decoder_attention,
         }
-        self.head = ASRHead(vocab_size, embed_dim, **writing, cross_attention=cross_attention, **shared)
+        self.head = ASRHead(vocab_size, embed_dim, **decoder_options, cross_attention=cross_attention, **shared)
 
     def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Frames (B, T, M) and their mask (B, T) to the memory (B, S, E) and its mask (B, S)."""
+        """Encode frames (B, T, M) with their mask (B, T) to the memory (B, S, E) and its mask (B, S)."""
         states, mask = self.encoder(features, feature_mask)
         if self.pooling == "mean":
             weights = (mask / mask.sum(1, keepdim=True).clamp_min(1)).to(states.dtype)[:, :, None]  # (B, S, 1)
@@ -257,20 +260,20 @@ class ASRModel(nn.Module):
         return ASROutput(ctc_logits, mask, logits)
 
     def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
-        """Which encoded frames each token was read off, (B, L, S), by what `capture` gave; see `read_off`."""
+        """Attention of each token to the encoded frames, (B, L, S), from the maps of `capture`; see `read_off`."""
         return read_off(maps)
 
 
 class PublicCTC(nn.Module):
-    """wav2vec 2.0 or HuBERT, samples to scores of letters, called as `ASRModel` is.
+    """wav2vec 2.0 or HuBERT, samples to logits of letters, with the interface of `ASRModel`.
 
-    A batch gives what its recordings give alone. The base models normalize over time, padding included; so recordings
-    of several lengths go through the convolutions one by one, and together through what is above.
+    A batch gives the same result as each of its recordings alone. Base models normalize over time, padding included, so
+    their convolutions process recordings of different lengths one by one; all later layers are batched.
 
     Args:
         vocab_size: V.
-        blank: CTC's, an id.
-        keywords: of `mmattn.backbones.wav2vec2.Wav2Vec2`, without a head.
+        blank: Id of the CTC blank.
+        keywords: Of `mmattn.backbones.wav2vec2.Wav2Vec2`, without a head.
 
     >>> sizes = {"conv_dims": (16, 16), "conv_kernels": (10, 3), "conv_strides": (5, 2), "position_groups": 4}
     >>> model = PublicCTC(9, embed_dim=32, num_layers=1, num_heads=4, **sizes)
@@ -286,9 +289,9 @@ class PublicCTC(nn.Module):
         self.by_clip = keywords.get("conv_norm", "group") == "group"
 
     def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Samples (B, n) and their mask (B, n) to the states (B, S, E) and their mask (B, S).
+        """Encode samples (B, n) with their mask (B, n) to states (B, S, E) and their mask (B, S).
 
-        Recordings that are too short for a single frame have none.
+        Recordings shorter than a frame have no states.
         """
         net, short = self.net, self.net.receptive_field - features.shape[1]
         mask = torch.ones_like(features, dtype=torch.bool) if feature_mask is None else feature_mask
@@ -300,7 +303,7 @@ class PublicCTC(nn.Module):
         return net.dropout(net.encoder(x, Mask(real))), real
 
     def _one_by_one(self, features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Wav2Vec2.embed`, for so many samples (B,) of each row."""
+        """`Wav2Vec2.embed` for each row alone, with sample counts (B,)."""
         net, least = self.net, self.net.receptive_field
         clips = [row[None, None, : max(count, least)] for row, count in zip(features, counts.tolist(), strict=True)]
         rows, length = (
@@ -312,22 +315,22 @@ class PublicCTC(nn.Module):
         return net.place(x, real), real
 
     def forward(self, features: Tensor, feature_mask: Tensor | None, target_ids: Tensor | None) -> ASROutput:
-        """Scores of the letters of each frame, for samples (B, n) and their mask (B, n); CTC reads no target_ids."""
+        """Logits of each frame for samples (B, n) with their mask (B, n); target_ids are ignored."""
         states, mask = self.encode(features, feature_mask)
         return ASROutput(self.head.ctc(states), mask, None)
 
 
 def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Tensor, blank: int = BLANK) -> Tensor:
-    """CTC's negative log-likelihood (Graves et al. 2006), a label, a scalar: comparable with cross-entropy.
+    """CTC's negative log-likelihood (Graves et al. 2006) per label, a scalar comparable with cross-entropy.
 
-    A clip with fewer frames than its labels need has no alignment, and no part in it.
+    A clip with too few frames for its labels has no alignment and contributes no loss.
 
     Args:
         logits: (B, S, V).
         frame_mask: (B, S) bool, True = a real frame.
-        labels: (B, L) long, the end last.
+        labels: (B, L) long, the end token last.
         label_mask: (B, L) bool, True = counts.
-        blank: its id.
+        blank: Id of the blank.
     """
     log_p = logits.float().log_softmax(-1).transpose(0, 1)  # (S, B, V)
     frames, lengths = frame_mask.sum(1), label_mask.sum(1) - 1  # without the end
@@ -336,12 +339,12 @@ def ctc_loss(logits: Tensor, frame_mask: Tensor, labels: Tensor, label_mask: Ten
 
 
 def consistency_loss(logits: Tensor, frame_mask: Tensor, label_mask: Tensor) -> Tensor:
-    """How far CTC's two views of each clip are apart, frame by frame (CR-CTC: Yao et al. 2024, section 3).
+    """Divergence of CTC's outputs on two views of each clip (CR-CTC: Yao et al. 2024, section 3).
 
-    Half the sum of both Kullback-Leibler divergences; each view learns from the other as it stands, without a gradient
-    through it. Arguments and result as of `ctc_loss`, of 2 B rows: all first views before all second ones.
+    Half the sum of both Kullback-Leibler divergences of each frame; the target view has no gradient. Arguments and
+    result as of `ctc_loss`, for 2 B rows: all first views before all second ones.
     """
     first, second = logits.float().log_softmax(-1).chunk(2)  # (B, S, V)
     both = ((first, second), (second, first))
-    apart = torch.stack([F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in both]).sum(0)
-    return apart.masked_fill(~frame_mask[: len(first)], 0.0).sum() / (label_mask.sum() - len(label_mask)).clamp_min(1)
+    kl = torch.stack([F.kl_div(a, b.detach(), reduction="none", log_target=True).sum(-1) for a, b in both]).sum(0)
+    return kl.masked_fill(~frame_mask[: len(first)], 0.0).sum() / (label_mask.sum() - len(label_mask)).clamp_min(1)

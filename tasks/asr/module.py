@@ -1,4 +1,4 @@
-"""Training and measuring speech recognition: CTC and cross-entropy together, word and character error rates."""
+"""Training and evaluation of speech recognition: CTC and cross-entropy, word and character error rates."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import DecodeOptions, LossOptions, TrainingOptions, check_range
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, token_loss
 
-BEAMS, CTC_WEIGHT = 5, 0.3  # of a search, where nothing else is said
-LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # and with a language model
+BEAMS, CTC_WEIGHT = 5, 0.3  # search defaults
+LM_SEARCH = {"lm_weight": 0.5, "lm_bonus": 1.0}  # additional search defaults with a language model
 Losses = tuple[Tensor, dict[str, Tensor]]
-TOLD = ("sample_rate", "n_mels", "normalize", "tokenizer", "vocab_size")  # of data.*: what a public model knows itself
+FIXED = ("sample_rate", "n_mels", "normalize", "tokenizer", "vocab_size")  # data.* that a public model determines
 
 
 @dataclass
 class LateAugment(Collate):
-    """`Collate` that augments from an epoch on."""
+    """A `Collate` that augments from epoch `begin` on."""
 
     begin: int = 0
 
@@ -48,32 +48,33 @@ class LateAugment(Collate):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called before each batch."""
+        """Enable or disable augmentation; called before each batch."""
         self.augment = self.later if epoch >= self.begin else None
 
 
 class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
-    """Recordings and what is said in them.
+    """Recordings and their texts.
 
     Args:
-        sample_rate: Hz; recordings of any other rate are resampled.
-        num_mels: bands of the log-mel front end.
-        normalize: features lose the mean and deviation of their "utterance", and with it a microphone's; or those of
-            the "train"ing set, which keeps what an utterance of one word differs by.
-        tokenizer: characters, or bpe pieces.
-        vocab_size: most token ids, of bpe.
-        max_frames: a training batch holds at most so many frames, padding included; batch_size bounds measuring alone.
-        max_seconds: longer training clips are left out, counted and reported; the finished model hears longer
-            recordings in windows of so many seconds.
-        augment: SpeechAugment's keywords (tasks/asr/augment.py), for training; none: no augmentation.
-        lm_order: ids of the longest n-grams of a language model of the training texts, which beams over CTC ask; 0:
-            there is none.
-        lm_text: files of further texts, a text a line or other tasks' data (data/text/sentences.py), for a second one
-            that is mixed in, with the weight that fits the training texts.
-        augment_from: the epoch from which on training is augmented: CTC finds its first alignments sooner without.
-        ablate: Train and measure with silence in the place of each recording: a baseline to be beaten.
-        language: of Whisper: the one that is spoken, such as de; none: as its folder says.
-        task: of Whisper: what the texts are of what is said; none: as its folder says.
+        sample_rate: Sample rate in Hz; recordings at other rates are resampled.
+        num_mels: Bands of the log-mel front end.
+        normalize: Features are standardized by the mean and deviation of their "utterance", which removes those of the
+            microphone, or by those of the "train"ing set, which keep what distinguishes utterances of one word.
+        tokenizer: Characters, or bpe pieces.
+        vocab_size: Maximum number of token ids of bpe.
+        max_frames: Maximum number of frames in a training batch, padding included; batch_size applies to evaluation
+            only.
+        max_seconds: Longer training clips are excluded, with a warning; the finished model transcribes longer
+            recordings in windows of this length.
+        augment: Keywords of SpeechAugment (tasks/asr/augment.py), for training; none: no augmentation.
+        lm_order: Length of the longest n-grams, in ids, of a language model of the training texts for shallow fusion
+            with CTC beams; 0: no language model.
+        lm_text: Files of additional texts, one text per line or other tasks' data (data/text/sentences.py), for a
+            second language model, mixed in with the weight that fits the training texts.
+        augment_from: First epoch with augmentation: CTC finds its first alignments sooner without.
+        ablate: Train and evaluate with silence in place of each recording: a baseline.
+        language: Whisper only: spoken language, such as de; none: as in the model's folder.
+        task: Whisper only: whether the texts are a transcript or a translation; none: as in the model's folder.
     """
 
     task = "asr"
@@ -101,7 +102,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         super().__init__(**common)
         self.max_frames, self.augment_from, self.ablate = max_frames, augment_from, ablate
         self.max_seconds, self.spoken = max_seconds, {"language": language, "task": task}
-        self.views = 1  # of each clip in training; the module says so where it compares two
+        self.views = 1  # of each clip in training; the module sets 2 for its consistency loss
         sound = {"sample_rate": sample_rate, "n_mels": num_mels, "normalize": normalize, "max_seconds": max_seconds}
         self.processor_options = sound | {"tokenizer": tokenizer, "vocab_size": vocab_size}
         paths = [lm_text] if isinstance(lm_text, str) else lm_text or []
@@ -109,7 +110,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         if not 0 <= lm_order <= 20:
             raise ConfigError(f"data.lm_order: expected 0 to 20, found {lm_order}.")
         if paths and not lm_order:
-            raise ConfigError("data.lm_text: a language model that counts it needs data.lm_order, 6 for characters.")
+            raise ConfigError("data.lm_text: the language model of these texts needs data.lm_order, 6 for characters.")
         self.augment = from_options(SpeechAugment, augment, "data.augment")
 
     def make_dataset(self, source: Any, split: Split) -> ASRDataset:
@@ -130,7 +131,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         return LateAugment(**vars(super().collate_fn(split)), begin=self.augment_from)
 
     def make_processor(self, train: ASRDataset) -> SpeechProcessor:
-        return self._counted(super().make_processor(train).with_language(**self.spoken), train)
+        return self._with_lm(super().make_processor(train).with_language(**self.spoken), train)
 
     def use_processor(self, processor: SpeechProcessor) -> None:
         super().use_processor(processor.with_language(**self.spoken))
@@ -144,45 +145,49 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
             processor = start.processor.with_language(**self.spoken).retarget(train, given)
         except ValueError as error:
             raise error if isinstance(error, UserError) else ConfigError(f"data: {error}") from None
-        self.processor = self._counted(processor, train)  # of the ids that the model writes
+        self.processor = self._with_lm(processor, train)  # over the model's ids
 
     def _check_public(self, start: CheckpointParts) -> None:
-        """Raises a ConfigError where the configuration says what a public model knows itself."""
+        """Check that the configuration sets no option that a public model determines.
+
+        Raises:
+            ConfigError: It does.
+        """
         defaults = inspect.signature(ASRDataModule.__init__).parameters
-        for name in TOLD:
+        for name in FIXED:
             key, value = {"n_mels": "num_mels"}.get(name, name), self.processor_options[name]
             if value != defaults[key].default:
                 raise ConfigError(
-                    f"data.{key}: {start.where} hears and spells as it was trained, the configuration says {value!r}; "
+                    f"data.{key}: expected none, since {start.where} determines it; found {value!r}; "
                     "leave the keyword out."
                 )
         if self.augment is not None and self.augment.masks and start.network == "wav2vec2":
-            raise ConfigError(f"data.augment: expected no masks of frames, since {start.where} hears samples.")
+            raise ConfigError(f"data.augment: expected no masks of frames, since {start.where} takes samples.")
 
     @functools.cached_property
-    def _further(self) -> dict[str, list[str]]:
+    def _lm_sentences(self) -> dict[str, list[str]]:
         """The sentences of each file of `lm_text`."""
         return {path: read_sentences(path) for path in self.lm_text}
 
-    def _counted(self, processor: SpeechProcessor, train: ASRDataset) -> SpeechProcessor:
-        """With a language model, where one is asked for."""
+    def _with_lm(self, processor: SpeechProcessor, train: ASRDataset) -> SpeechProcessor:
+        """The processor with a language model, if `lm_order` requests one."""
         if self.lm_order:
-            further = [text for texts in self._further.values() for text in texts]
+            additional = [text for texts in self._lm_sentences.values() for text in texts]
             texts = [sample.text for sample in train.samples if sample.text.strip()]
             try:
-                left_out = processor.count(texts, self.lm_order, further)
+                excluded = processor.count(texts, self.lm_order, additional)
             except ValueError as error:
                 raise ConfigError(f"data.lm_order: {error}.") from None
-            if left_out:
-                total = len(texts) + len(further)
+            if excluded:
+                total = len(texts) + len(additional)
                 sys.stderr.write(
-                    f"{left_out:,} of {total:,} texts are left out of the language model: characters without an id.\n"
+                    f"{excluded:,} of {total:,} texts are excluded from the language model: characters without an id.\n"
                 )
         return processor
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         found = super().fingerprint()
-        for n, (path, texts) in enumerate(self._further.items()):
+        for n, (path, texts) in enumerate(self._lm_sentences.items()):
             digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
             found[f"lm_text {n + 1}" if n else "lm_text"] = {"path": path, "samples": len(texts), "sha256": digest}
         return found
@@ -213,9 +218,9 @@ class ASRLossOptions(LossOptions):
 
     Args:
         label_smoothing: Probability mass that the targets spread over all tokens.
-        ctc_weight: w of the loss; 1 for models without a decoder, 0 for models without CTC.
-        consistency: Weight, beside CTC, of its agreement on two views of each recording, which differ in masks and
-            dropout (`consistency_loss`); an epoch then takes twice as long. 0: one view.
+        ctc_weight: Weight w of CTC; 1 for models without a decoder, 0 for models without CTC.
+        consistency: Weight, relative to CTC, of the agreement of CTC on two views of each recording, which differ in
+            masks and dropout (`consistency_loss`); an epoch then takes twice as long. 0: one view.
     """
 
     ctc_weight: float = 0.3
@@ -229,16 +234,17 @@ class ASRLossOptions(LossOptions):
 
 @dataclass
 class ASRDecodeOptions(DecodeOptions):
-    """The search for transcripts. All but `val_beams` is kept with the finished model.
+    """The search for transcripts. All but `val_beams` are saved with the finished model.
 
     Args:
-        num_beams: Beams of `validate` and `test`; none: 5, or as the model that is measured, or a public one, has it.
-        ctc_weight: w of joint decoding, for models that have CTC and a decoder: 0 is attention alone, 1 is CTC alone;
-            none: 0.3, or likewise.
-        lm_weight: Weight of the language model (`data.lm_order`) in shallow fusion, against CTC's one; 0: no language
+        num_beams: Number of beams of `validate` and `test`; none: 5, or the value saved with the evaluated or public
+            model.
+        ctc_weight: w of joint decoding, for models with CTC and a decoder: 0 is attention alone, 1 is CTC alone; none:
+            0.3, or likewise.
+        lm_weight: Weight of the language model (`data.lm_order`) in shallow fusion, relative to CTC; 0: no language
             model; none: 0.5, or likewise.
         lm_bonus: Score added for each token, since every token makes a text less probable; none: 1, or likewise.
-        val_beams: Beams of the search that validates within fit; 1: greedy.
+        val_beams: Number of beams of the validation within fit; 1: greedy.
     """
 
     num_beams: int | None = None
@@ -253,14 +259,14 @@ class ASRDecodeOptions(DecodeOptions):
 
 @dataclass
 class ASRTrainingOptions(TrainingOptions):
-    """What Lightning's Trainer has no argument for.
+    """Training options that Lightning's Trainer does not have.
 
     Args:
-        early_stopping: Stop after so many validations without a better metric; none: never.
+        early_stopping: Stop after this number of validations without a better metric; none: never.
         compile: Run the model through `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        save_every_n_steps: Write `last.ckpt` every so many optimizer steps, beside the end of each epoch.
-        monitor: The error rate by which the best checkpoint is chosen, of words (wer) or characters (cer).
+        save_every_n_steps: Write `last.ckpt` after every n optimizer steps, in addition to the end of each epoch.
+        monitor: The error rate that selects the best checkpoint, of words (wer) or characters (cer).
     """
 
     monitor: Literal["wer", "cer"] = "wer"
@@ -270,10 +276,10 @@ class ASRModule(TaskModule[ASRDataModule]):
     """``(1 - w) cross-entropy + w CTC`` (Watanabe et al. 2017, eq. 10); error rates by greedy, beam or joint search.
 
     Args:
-        model: The keywords of the model.
+        model: Keywords of the model.
         options: The sections that TaskModule takes.
-        freeze: What is not trained, in fine-tuning of wav2vec 2.0 or HuBERT: the "convolutions" over samples.
-        named: What TaskModule takes by name.
+        freeze: Part to freeze in fine-tuning of wav2vec 2.0 or HuBERT: the "convolutions" over samples.
+        named: Keyword arguments of TaskModule.
     """
 
     task = "asr"
@@ -300,7 +306,7 @@ class ASRModule(TaskModule[ASRDataModule]):
 
     @property
     def measured_by(self) -> str:  # type: ignore[override]
-        """The search that validates within fit, where it is not that of the finished model."""
+        """The search that validates within fit, if it differs from that of the finished model."""
         search = "greedy" if self.decode.val_beams == 1 else f"{self.decode.val_beams} beams"
         return "" if self.decode.val_beams == self._search(self.data.processor).get("num_beams", 1) else f", {search}"
 
@@ -309,7 +315,7 @@ class ASRModule(TaskModule[ASRDataModule]):
         if self.frozen is not None:
             still = getattr(getattr(self.model, "net", None), self.frozen, None)
             if still is None:
-                raise ConfigError(f"model.freeze: expected a model with {self.frozen} over samples to go on from.")
+                raise ConfigError(f"model.freeze: expected a model with {self.frozen} over samples to fine-tune.")
             still.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
@@ -326,11 +332,11 @@ class ASRModule(TaskModule[ASRDataModule]):
     def check_processor(self, processor: SpeechProcessor) -> None:
         own, search = self.network is None, self._search(processor)
         if self.loss.consistency and (self.ctc_weight == 0.0 if own else self.network == "whisper"):
-            raise ConfigError("loss.consistency: expected 0, since it is CTC's, and this model does not learn by CTC.")
+            raise ConfigError("loss.consistency: expected 0, since this model is not trained with CTC.")
         if not own and "ctc_weight" in self.search:
             raise ConfigError("decode.ctc_weight: expected none, since a public model has CTC or a decoder alone.")
         attends = self.keywords.get("decoder") != "none" if own else self.network == "whisper"
-        fresh = not processor.search  # and a language model that it has was asked for
+        fresh = not processor.search  # a language model in it was then explicitly requested
         check_lm(search, search if fresh else self.search, processor, attends)
 
     def complete_processor(self, processor: SpeechProcessor) -> SpeechProcessor:
@@ -340,15 +346,15 @@ class ASRModule(TaskModule[ASRDataModule]):
         return processor
 
     def _search(self, processor: SpeechProcessor) -> dict[str, Any]:
-        """How texts are searched for: as is said, else as the model that is measured has it, else by the defaults."""
+        """Search options: the given ones, else those saved with the evaluated model, else the defaults."""
         has = processor.lm is not None
         defaults: dict[str, Any] = {"num_beams": BEAMS} if has else {}
-        if self.network is None:  # a public model is left to say itself how it writes
+        if self.network is None:  # a public model has its own defaults
             defaults = {"num_beams": BEAMS, "ctc_weight": CTC_WEIGHT}
         return defaults | (LM_SEARCH if has else {}) | processor.search | self.search
 
     def losses(self, batch: ASRBatch, smoothing: float = 0.0, consistency: float = 0.0) -> Losses:
-        """The weighted loss and its parts."""
+        """The weighted loss, and its parts by name."""
         output = self.model(batch.features, batch.feature_mask, batch.target_ids)
         ctc = 1.0 if output.logits is None else 0.0 if output.ctc_logits is None else self.ctc_weight
         weights, parts = {"ctc": ctc, "consistency": ctc * consistency, "attention": 1 - ctc}, {}
@@ -367,7 +373,7 @@ class ASRModule(TaskModule[ASRDataModule]):
     def make_metric(self) -> CorpusMetric:
         return CorpusMetric(score)
 
-    def notes(self) -> dict[str, str]:  # what texts are reduced to first, and who counted
+    def notes(self) -> dict[str, str]:  # text normalization and the package that counts edits
         return {"normalizer": (normalize.__doc__ or "").split("\n")[0], "wer_by": f"jiwer {version('jiwer')}"}
 
     def update_metric(self, metric: Any, batch: ASRBatch) -> None:
@@ -377,5 +383,5 @@ class ASRModule(TaskModule[ASRDataModule]):
         search = self._search(self.data.processor)
         if self.trainer.state.fn == "fit":
             search["num_beams"] = self.decode.val_beams
-        heard = write(self.model, batch.features, batch.feature_mask, self.data.processor, **search)
-        metric.update(batch.ids, [clip.text for clip in heard], [[reference] for reference in batch.references])
+        hypotheses = write(self.model, batch.features, batch.feature_mask, self.data.processor, **search)
+        metric.update(batch.ids, [clip.text for clip in hypotheses], [[reference] for reference in batch.references])

@@ -1,4 +1,4 @@
-"""From a recording of any length to its words and when they were said, with the processor that training used."""
+"""Predictor for speech recognition: transcripts and word timings of recordings of any length."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from mmattn.tasks.common.predictor import Predictor, listed, mapping_of
 from mmattn.tasks.common.progress import progress
 
 logger = logging.getLogger(__name__)
-OVERLAP = 0.2  # of a window, shared with the next one
-SILENCE = 1e-4  # from the lowest to the highest sample: three steps of 16 bits; nothing is said in less
+OVERLAP = 0.2  # fraction of a window that the next one repeats
+SILENCE = 1e-4  # peak to peak, 3 LSB of 16 bits: quieter windows return an empty transcript
 Item = AudioSource | Mapping[str, Any] | ASRSample
 
 
 @dataclass
 class ASRPrediction:
-    """What is said in one recording."""
+    """The transcript of one recording."""
 
     id: str
     text: str
-    words: list[Word] = field(default_factory=list)  # with seconds from the recording's beginning
-    duration: float = 0.0  # seconds heard
+    words: list[Word] = field(default_factory=list)  # timings in seconds from the start of the recording
+    duration: float = 0.0  # seconds
     score: float = 0.0  # log p / length^length_penalty, summed over windows
 
 
 @dataclass
 class ASRExplanation:
-    """When each word was said, and which frames each character was read off."""
+    """Word timings of one recording, with the attention and the CTC alignment of each token."""
 
     transcript: ASRPrediction
-    features: Tensor  # (T, M), the log-mel frames heard
-    frame_seconds: float  # of one of them
-    tokens: list[str]  # what was written
-    attention: Tensor | None  # (tokens, S) over the encoded frames, rows sum to one; none without a decoder
-    alignment: Tensor | None  # (tokens, S), CTC's: where each token is said, less the model's delay; none without CTC
-    words: list[tuple[str, float, float]] = field(default_factory=list)  # the true borders, where known
+    features: Tensor  # (T, M), log-mel frames
+    frame_seconds: float  # duration of one log-mel frame
+    tokens: list[str]  # of the hypothesis
+    attention: Tensor | None  # (tokens, S), attention over encoded frames, rows sum to one; None without a decoder
+    alignment: Tensor | None  # (tokens, S), CTC's forced alignment less the emission delay; None without CTC
+    words: list[tuple[str, float, float]] = field(default_factory=list)  # reference borders, if known
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG: log-mel frames with the words at their times; below, on the same axis, a row a token.
+        """Write a PNG: the log-mel frames with the word timings above one heatmap (tokens by time) for each map.
 
-        Where the true borders are known, they are dashed lines.
+        Reference borders, if known, are dashed lines.
         """
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
@@ -77,32 +77,32 @@ class ASRExplanation:
         for word in self.transcript.words:
             for axis in axes:
                 axis.axvspan(word.start, word.end, facecolor="none", edgecolor="tab:cyan", linewidth=1.0)
-            top.annotate(_shown(word.word), ((word.start + word.end) / 2, 1.02), **above)
+            top.annotate(_axis_label(word.word), ((word.start + word.end) / 2, 1.02), **above)
         for border in (time for _, *borders in self.words for time in borders):
             top.axvline(border, color="white", linestyle="--", linewidth=0.9)
         for axis, (name, weights) in zip(axes[1:], maps, strict=True):
             shades = PowerNorm(0.5, vmin=0.0)
             axis.imshow(weights.numpy(), cmap="Blues", norm=shades, extent=(0, total, count, 0), **shown)
-            axis.set_yticks([n + 0.5 for n in range(count)], [_shown(token) for token in self.tokens], fontsize=7)
+            axis.set_yticks([n + 0.5 for n in range(count)], [_axis_label(token) for token in self.tokens], fontsize=7)
             axis.set_ylabel(name)
-        figure.suptitle(_shown(self.transcript.id), fontsize=9)
-        dashed = "; dashed: their true borders" if self.words else ""
-        lines = f"lines: where words start and end{dashed}; \N{MIDDLE DOT}: the blank between words"
+        figure.suptitle(_axis_label(self.transcript.id), fontsize=9)
+        dashed = "; dashed: reference borders" if self.words else ""
+        lines = f"lines: word borders{dashed}; \N{MIDDLE DOT}: space between words"
         axes[-1].set_xlabel(f"seconds ({lines})")
         figure.savefig(path, dpi=110)
 
 
-def _shown(token: str) -> str:
-    """A token as an axis shows it: the blank between words is a dot."""
+def _axis_label(token: str) -> str:
+    """A token as an axis label: a dot stands for the space between words."""
     return "\N{MIDDLE DOT}" if token == " " else token.replace("$", r"\$")
 
 
 class ASRPredictor(Predictor[Item, ASRPrediction]):
-    """A speech recognizer with its processor, ready to listen: an `ASRModel`, or a public one with CTC.
+    """Predictor of a speech recognizer: an `ASRModel`, or a public one with CTC.
 
-    Items are recordings (a path, a file's bytes, an open file, or samples and their rate), or mappings with `audio`,
-    one of these, and, if wanted, `id`. What is longer than a window is heard in overlapping ones as it is read; no more
-    than a batch of windows, of one recording or of several, is in memory.
+    Items are recordings (a path, the bytes of a file, an open file, or samples and their rate), or mappings with the
+    key `audio`, one of these, and optionally `id`. A recording longer than a window is transcribed in overlapping
+    windows while it is read; at most one batch of windows, of one or of several recordings, is in memory.
     """
 
     task = "asr"
@@ -110,12 +110,12 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
 
     def __init__(self, model: Any, processor: SpeechProcessor, parts: CheckpointParts | None = None) -> None:
         super().__init__(model, processor, parts)
-        self.window = processor.max_seconds  # what is longer is heard in windows of so many seconds
-        self.long = False  # whether a recording was longer than a window
+        self.window = processor.max_seconds  # seconds; longer recordings are split into windows of this length
+        self.long = False  # whether any recording was longer than a window
 
     @classmethod
     def from_parts(cls, parts: CheckpointParts, device: str = "auto", precision: str | None = None) -> Self:
-        """The recognizer of a model in its parts, of the kind that its adapter names."""
+        """Return the predictor of a model from its checkpoint parts, of the class that its adapter names."""
         kind: Any = getattr(parts.adapter, "predictor", cls)
         if kind is cls:
             return super().from_parts(parts, device, precision)
@@ -123,7 +123,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
 
     @property
     def frame_seconds(self) -> float:
-        """Of one encoded frame."""
+        """Seconds of one encoded frame."""
         return self.processor.frame_seconds * self.model.subsampling
 
     def to_sample(self, item: Item, number: int) -> ASRSample:
@@ -144,21 +144,25 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
         return given
 
     def check_search(self, given: dict[str, Any]) -> None:
-        """Raises a ConfigError where something is asked for that this model cannot do."""
+        """Check that this model supports the given search options.
+
+        Raises:
+            ConfigError: The model does not support an option.
+        """
         for name in [name for name in ("language", "task") if name in given]:
-            found = f"found {given[name]!r}. Whisper does."
-            raise ConfigError(f"{name}: expected none, since this model knows no languages; {found}")
+            found = f"found {given[name]!r}; Whisper has this option."
+            raise ConfigError(f"{name}: expected none, since this model has no languages; {found}")
         weight, attends = given.get("ctc_weight", 1.0), self.model.head.decoder is not None
         if weight < 1.0 and not attends:
             raise ConfigError(f"ctc_weight: expected 1, since this model has CTC and no decoder; found {weight}.")
         check_lm({**self.processor.search, **given}, given, self.processor, attends)
 
-    # Listening --------------------------------------------------------------------------------------------------------
+    # Transcription ----------------------------------------------------------------------------------------------------
 
     def stream(
         self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **options: Any
     ) -> Iterator[ASRPrediction | Exception]:
-        """As `predict`, each transcript as soon as it is known; batch_size counts windows."""
+        """Yield each transcript as soon as it is finished; batch_size counts windows. Otherwise as `predict`."""
         options = self.check_options(self._known(self.predict_batch, options))
         items = listed(items)
         pending: list[ASRPrediction | Exception] = []
@@ -172,10 +176,10 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
                 for window in self.windows(sample, len(items) < 64, **options):
                     entry.duration = round(window.end, 3)
                     self.long |= not window.whole
-                    if window.said is not None or audible(window.wave):
+                    if window.prediction is not None or audible(window.wave):
                         waiting.append((entry, window))
                     if len(waiting) == batch_size:
-                        self._listen(waiting, options)
+                        self._transcribe(waiting, options)
                         waiting = []
                         yield from pending[:-1]
                         pending = [entry]
@@ -183,43 +187,43 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
                 if on_error != "skip" or not is_user_error(error):
                     raise
                 pending[-1], waiting = error, [pair for pair in waiting if pair[0] is not entry]
-        self._listen(waiting, options)
+        self._transcribe(waiting, options)
         yield from pending
 
     def windows(
         self, sample: ASRSample, shown: bool = True, *, window: float | None = None, **search: Any
     ) -> Iterator[Window]:
-        """A recording as it is heard: whole, or in overlapping windows, read as they are asked for.
+        """Yield the windows of a recording, read on demand: one that covers all of it, or several that overlap.
 
-        There may be a bar of progress where that is to be `shown`; the other options are those of `predict`.
+        `shown` enables a progress bar; the other options are those of `predict`.
         """
         seconds = window or self.window
         total, read = self.open(sample, seconds)
         cut = windows(read(), self.processor.sample_rate, seconds, OVERLAP * seconds)
-        return progress(cut, int(total / (seconds * (1 - OVERLAP))), f"listening to {sample.id}", shown)
+        return progress(cut, int(total / (seconds * (1 - OVERLAP))), f"transcribing {sample.id}", shown)
 
     def open(self, sample: ASRSample, window: float) -> tuple[float, Callable[[], Iterator[Tensor]]]:
-        """A recording's seconds, and what reads it from its beginning, in blocks of a window; read when asked for."""
+        """The duration of a recording in seconds, and a function that reads it from its start in blocks of a window."""
         name, rate = f"item {sample.id}", self.processor.sample_rate
         if sample.segment is None:
             return audio_seconds(sample.audio, name), lambda: stream_audio(sample.audio, rate, name, window)
         return sample.duration, lambda: iter(sample.read(rate).split(round(window * rate)))
 
-    def _listen(self, waiting: Sequence[tuple[ASRPrediction, Window]], options: Mapping[str, Any]) -> None:
-        """Adds what windows say to the transcripts of the recordings they are of."""
-        pieces = [window for _, window in waiting if window.said is None]
+    def _transcribe(self, waiting: Sequence[tuple[ASRPrediction, Window]], options: Mapping[str, Any]) -> None:
+        """Append the predictions of windows to the transcripts of their recordings."""
+        pieces = [window for _, window in waiting if window.prediction is None]
         if pieces:
             features, mask = self.processor.features_batch([window.wave for window in pieces])
-            for window, said in zip(
+            for window, prediction in zip(
                 pieces,
                 self.predict_batch(pieces, (features.to(self.device), mask.to(self.device)), **options),
                 strict=True,
             ):
-                window.said = said
+                window.prediction = prediction
         for entry, window in waiting:
-            entry.text = f"{entry.text} {window.said.text}".strip()
-            entry.words += window.said.words
-            entry.score += window.said.score
+            entry.text = f"{entry.text} {window.prediction.text}".strip()
+            entry.words += window.prediction.words
+            entry.score += window.prediction.score
 
     @torch.inference_mode()
     def predict_batch(
@@ -235,36 +239,36 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
         task: str | None = None,
         window: float | None = None,
     ) -> list[ASRPrediction]:
-        """What each window says of its own, the words that are its neighbours' left out.
+        """Predict the text of each window, without the words that belong to neighbouring windows.
 
         Args:
             samples: B windows.
-            batch: features (B, T, ...) and their mask (B, T).
-            num_beams: 1 = greedy; here and below None leaves it to the model.
-            ctc_weight: 0 = attention alone, 1 = CTC alone.
-            lm_weight: of the language model, where there is one.
-            lm_bonus: for each id written, where a language model is asked.
-            language: that is spoken, such as "de" or "German"; of Whisper.
-            task: "transcribe" or "translate"; of Whisper.
-            window: seconds that are heard at once; not of Whisper.
+            batch: Features (B, T, ...) and their mask (B, T).
+            num_beams: Number of beams, 1 = greedy; here and below None: as the model was measured.
+            ctc_weight: Weight of CTC in joint decoding, 0 = attention alone, 1 = CTC alone.
+            lm_weight: Weight of the language model in shallow fusion, if the model has one.
+            lm_bonus: Score added for each token in shallow fusion.
+            language: Language of the recordings, such as "de" or "German"; Whisper only.
+            task: "transcribe" or "translate"; Whisper only.
+            window: Length of a window in seconds; not for Whisper.
         """
         search: dict[str, Any] = {"num_beams": num_beams, "ctc_weight": ctc_weight}
         search |= {"lm_weight": lm_weight, "lm_bonus": lm_bonus}
         found = []
-        for piece, said in zip(samples, write(self.model, *batch, self.processor, **search), strict=True):
-            assert said.log_p is not None
-            words, sure = place_words(
-                said.text, said.log_p, piece.wave, self.processor, self.frame_seconds, piece.start
+        for piece, best in zip(samples, write(self.model, *batch, self.processor, **search), strict=True):
+            assert best.log_p is not None
+            words, peaks = place_words(
+                best.text, best.log_p, piece.wave, self.processor, self.frame_seconds, piece.start
             )
-            times = map(statistics.median, sure)
+            times = map(statistics.median, peaks)
             own = [word for word, time in zip(words, times, strict=True) if piece.low <= time < piece.high]
-            text = said.text if piece.whole else " ".join(word.word for word in own)
-            found.append(ASRPrediction("", text, own, score=said.score))
+            text = best.text if piece.whole else " ".join(word.word for word in own)
+            found.append(ASRPrediction("", text, own, score=best.score))
         return found
 
     @torch.inference_mode()
     def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
-        """When each word of the samples' own texts was said, whatever the model would hear."""
+        """Word timings of the samples' own texts, by forced alignment."""
         found = []
         for sample in samples:
             wave = sample.read(self.processor.sample_rate)
@@ -276,17 +280,17 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
             found.append(place_words(text, log_p, wave, self.processor, self.frame_seconds)[0])
         return found
 
-    # Explaining -------------------------------------------------------------------------------------------------------
+    # Explanations -----------------------------------------------------------------------------------------------------
 
     def explain_all(self, items: Sequence[Item], **options: Any) -> list[ASRExplanation]:
-        """When each word was said and what each character was read off; options as of `predict`.
+        """Explain the word timings and the source frames of each token; options as for `predict`.
 
         Raises:
-            DataError: an item cannot be read, is longer than a window, or nothing is heard in it.
+            DataError: An item cannot be read, is longer than a window, or has an empty transcript.
         """
         options = self.check_options(self._known(self.predict_batch, options))
         samples = [self.to_sample(item, number) for number, item in enumerate(listed(items))]
-        return self.explain_batch(samples, None, **options)  # what is too long to be a batch is not read
+        return self.explain_batch(samples, None, **options)  # reads no recording that is too long
 
     def explain_batch(self, samples: Sequence[ASRSample], batch: None, **options: Any) -> list[ASRExplanation]:
         return [self._explain(sample, options) for sample in samples]
@@ -311,7 +315,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
         return ASRExplanation(transcript, features, seconds, tokens, attention, alignment, list(sample.words))
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the encoder with CTC, and the decoder's step, where there is one, with its cache as flat tensors."""
+        """Export the encoder with CTC and, if there is a decoder, its step with a cache of flat tensors."""
         from mmattn.tasks.asr.export import export_asr, export_ctc
 
         export = export_ctc if isinstance(self.model, PublicCTC) else export_asr
@@ -320,7 +324,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
     # The command line -------------------------------------------------------------------------------------------------
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
-        """A recording; those of a folder at any depth; those of a manifest, CSV or LibriSpeech tree, texts or none."""
+        """List recordings: one file, all files of a folder at any depth, or a manifest, CSV or LibriSpeech tree."""
         place = Path(path)
         if place.suffix.lower() in AUDIO_EXTENSIONS:
             return [ASRSample(place.name, path)]
@@ -345,7 +349,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
 
     @staticmethod
     def peak() -> float:
-        """The most memory that this process has had, in GB of 2^30 bytes."""
+        """The peak memory of this process in GB of 2^30 bytes."""
         import resource
 
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB, on macOS in bytes
@@ -353,17 +357,21 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
 
 
 def audible(wave: Tensor) -> bool:
-    """Whether something may be said in a wave (n,)."""
+    """Whether the peak-to-peak amplitude of a wave (n,) exceeds `SILENCE`."""
     return float(wave.amax() - wave.amin()) > SILENCE
 
 
 def check_explainable(transcript: ASRPrediction, window: float) -> None:
-    """Raises a DataError where there is more to explain than a window of so many seconds, or nothing."""
+    """Check that a transcript can be explained.
+
+    Raises:
+        DataError: The recording is longer than a window, in seconds, or its transcript is empty.
+    """
     if transcript.duration > window:
-        found = f"{transcript.duration:.1f} s: cut out what is to be looked at"
+        found = f"{transcript.duration:.1f} s: cut out the part to explain"
         raise DataError(f"item {transcript.id}", f"at most {window:g} s to explain", found)
     if not transcript.text:
-        raise DataError(f"item {transcript.id}", "speech to explain", "none was heard")
+        raise DataError(f"item {transcript.id}", "speech to explain", "an empty transcript")
 
 
 load = ASRPredictor.load

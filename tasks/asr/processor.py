@@ -1,4 +1,4 @@
-"""What turns sound into features, texts into ids and ids into text: the interface, and what our own models have."""
+"""Processors of speech models: waves to features, texts to ids and back. The interface, and that of our own models."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from mmattn.tasks.common.task import tasks
 if TYPE_CHECKING:
     from mmattn.tasks.asr.augment import SpeechAugment
 
-KINDS = {  # of processor.json, where it has one: of a public model
+KINDS = {  # the field "kind" of processor.json, which public models have
     "ctc": "mmattn.tasks.asr.public_processors:CTCProcessor",
     "whisper": "mmattn.tasks.asr.public_processors:WhisperProcessor",
 }
-LM = "ngrams.safetensors"  # the language model's file, where there is one
-NO_LIMIT = 1 << 30  # of tokens: a text is never cut, as the sound is not
-VIEW = 0xD1342543DE82EF95  # sets the draws of a clip's views apart
+LM = "ngrams.safetensors"  # file of the language model, if there is one
+NO_LIMIT = 1 << 30  # tokens: texts are not truncated, since recordings are not
+VIEW = 0xD1342543DE82EF95  # separates the random draws of a clip's views
 TOKENIZERS = ("characters", "bpe")
 NORMALIZE = ("utterance", "train")
-FLOOR = 1e-2  # added to a variance of log energies: a band that does not change stays at zero
-OWN = ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")  # of the settings, as they are
-FIT_CLIPS = 500  # whose mean and deviation stand for the training set's
+FLOOR = 1e-2  # added to a variance of log energies, so that a constant band remains zero
+OWN = ("units", "normalize", "mean", "std", "max_seconds", "search", "delay")  # settings that are saved unchanged
+FIT_CLIPS = 500  # from which the mean and standard deviation of the training set are estimated
 
 
 class SpeechProcessor(Processor[ASRSample, ASRBatch]):
-    """The interface; ``ASRProcessor`` of our own models, ``CTCProcessor`` and ``WhisperProcessor`` of public ones.
+    """Interface of speech processors: ``ASRProcessor`` for our own models, ``CTCProcessor`` and ``WhisperProcessor``.
 
-    ``SpeechProcessor.load`` reads any of them, ``SpeechProcessor.fit`` makes one of our own.
+    ``SpeechProcessor.load`` reads any of them, ``SpeechProcessor.fit`` makes one for our own models.
     """
 
     front: FrontEnd
-    tokenizer: TokenIds  # its padding is CTC's blank
-    search: dict[str, Any]  # how the model was measured, for whoever loads it (beams and the like)
-    max_seconds: float  # the longest clip it is meant for; what is longer is heard in windows
-    lm: Counted | None = None  # how likely texts are to be written, for beams over CTC
-    delay: float = 0.0  # seconds by which CTC says things later than they are heard; word times are earlier by it
+    tokenizer: TokenIds  # its padding is the CTC blank
+    search: dict[str, Any]  # search options that the model was measured with (beams and others)
+    max_seconds: float  # longest clip; longer recordings are split into windows
+    lm: Counted | None = None  # n-gram language model for shallow fusion with CTC beams
+    delay: float = 0.0  # emission delay of CTC in seconds, which word timings subtract
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -66,57 +66,57 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
 
     @property
     def sample_rate(self) -> int:
-        """In Hz."""
+        """Sample rate in Hz."""
         return self.front.sample_rate
 
     @property
     def frame_seconds(self) -> float:
-        """From one step of the features to the next one."""
+        """Seconds from one feature frame to the next."""
         return self.front.frame_seconds
 
     def sizes(self) -> dict[str, Any]:
         return {"vocab_size": self.tokenizer.vocab_size}
 
     def lengths(self, samples: Sequence[ASRSample]) -> list[tuple[int, int]]:
-        """Frames, and tokens with their end, of each sample: for batches of like lengths."""
+        """Frames, and tokens with the end token, of each sample: for batches of similar lengths."""
         frames = [self.front.num_frames(round(sample.seconds() * self.sample_rate)) for sample in samples]
         tokens = [self.tokenizer.length(self.normalize_target(sample.text)) + 1 for sample in samples]
         return list(zip(frames, tokens, strict=True))
 
     def features(self, wave: Tensor) -> Tensor:
-        """Samples (n,) at ``sample_rate``, n at least 1 -> (T, ...)."""
+        """Compute the features (T, ...) of samples (n,) at ``sample_rate``, n >= 1."""
         return self.features_batch([wave])[0][0]
 
     def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Samples (n,) each -> features (B, T, ...) and mask (B, T), True = of the recording."""
+        """Compute features (B, T, ...) and their mask (B, T), True = of the recording, from samples (n,) each."""
         return self.front.batch(waves)
 
     def image(self, wave: Tensor) -> tuple[Tensor, float]:
-        """Samples (n,) to a spectrogram (T, M) for people, and the seconds of one of its frames."""
+        """Compute a spectrogram (T, M) for plots from samples (n,), and the seconds of one of its frames."""
         return self.features(wave), self.frame_seconds
 
     def normalize_target(self, text: str) -> str:
-        """A text of the data as the model learns it."""
+        """Normalize a text of the data to the form that the model is trained on."""
         return normalize(text)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; neither start nor end among them."""
+        """The ids of a text, without start and end tokens."""
         return self.tokenizer.encode(self.normalize_target(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text from ids, what is special left out."""
+        """The text of ids; special tokens are ignored."""
         return self.tokenizer.decode(ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """What ids of the model say, as a user sees it."""
+        """The transcript of ids that the model predicted, as users see it."""
         return self.decode(ids)
 
     def targets(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """What training compares with.
+        """Encode texts as training targets.
 
         Returns:
-            target_ids: (B, L) long, what a decoder reads, the start token first.
-            labels: (B, L) long, what it should say at each place, the end last.
+            target_ids: (B, L) long, the decoder's input, the start token first.
+            labels: (B, L) long, the target at each position, the end token last.
             label_mask: (B, L) bool, True = counts.
         """
         labels, label_mask = self.tokenizer.encode_batch(
@@ -134,10 +134,10 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         is_repeat: bool = False,
         views: int = 1,
     ) -> ASRBatch:
-        """Makes a batch; see ``Processor.collate``.
+        """Make a batch; see ``Processor.collate``.
 
-        With several ``views`` each sample is in it so often, all first ones before all second ones: the same wave,
-        hidden behind masks of its own each time.
+        With several ``views`` the batch holds each sample that many times, all first views before all second ones: the
+        same wave with different masks.
         """
         waves = [sample.read(self.sample_rate) for sample in samples]
         texts = [sample.text for sample in samples]
@@ -156,28 +156,28 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         return ASRBatch(features, feature_mask, *self.targets(texts), ids, references, is_repeat)
 
     def ablate(self, batch: ASRBatch, what: str, seeds: Sequence[int] | None = None) -> ASRBatch:
-        """Without the "sound": silence in its place."""
+        """Ablate the "sound": replace it by silence."""
         batch.features = torch.zeros_like(batch.features)
         return batch
 
     def with_language(self, language: str | None, task: str | None) -> Self:
-        """The processor for data in a language, to be transcribed or translated; None: as the model's folder says.
+        """The processor for data in a language, to be transcribed or translated; None: as in the model's folder.
 
         Raises:
-            ConfigError: The model knows no languages, or not this one.
+            ConfigError: The model has no languages, or not this one.
         """
         for name, value in (("language", language), ("task", task)):
             if value is not None:
-                raise ConfigError(f"data.{name}: expected none, since the model knows no languages; found {value!r}.")
+                raise ConfigError(f"data.{name}: expected none, since the model has no languages; found {value!r}.")
         return self
 
     @property
     def lm_order(self) -> int:
-        """Of the language model; 0: there is none."""
+        """Order of the language model; 0: there is none."""
         return 0 if self.lm is None else self.lm.order
 
     def with_lm(self, folder: Path, order: int) -> Self:
-        """Itself with the language model that lies in a folder; as it is where the order is 0."""
+        """Load the language model from a folder, unless the order is 0, and return self."""
         if order:
             self.lm = load_lm(folder / LM, self._ids())
         return self
@@ -186,39 +186,39 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         return Ids(self.tokenizer.vocab_size, self.tokenizer.start_id, self.tokenizer.eos_id)
 
     def search_without_lm(self) -> dict[str, Any]:
-        """How the model searched, without its language model, which is of other texts."""
+        """The search options without those of the language model, which was made from other texts."""
         return {name: value for name, value in self.search.items() if not name.startswith("lm_")}
 
     def count(self, texts: Iterable[str], order: int, further: Iterable[str] = ()) -> int:
-        """Makes the language model; texts with characters that have no id are left out. Returns how many these are.
+        """Make the n-gram language model; returns the number of excluded texts, with characters that have no id.
 
         Args:
-            texts: The task's own, as people write them.
-            order: Ids of the longest n-grams.
-            further: Texts from elsewhere, which a model of their own counts; how much each weighs is found.
+            texts: The task's own texts, not normalized.
+            order: Length of the longest n-grams in ids.
+            further: Additional texts, for a second model; the mixture weights are estimated.
 
         Raises:
-            ValueError: No text is left, or no ids stand for a text's beginning and end.
+            ValueError: No text remains, or the tokenizer has no start and end tokens.
         """
-        ids, spelt, left_out = self.tokenizer, [], []
+        ids, encoded, excluded = self.tokenizer, [], []
         if len({ids.pad_id, ids.start_id, ids.eos_id}) < 3:
-            raise ValueError("expected a tokenizer with ids for where a text begins and ends, found none")
+            raise ValueError("expected a tokenizer with start and end tokens, found none")
         for given in (texts, further):
             rows = [ids.encode(self.normalize_target(text)) for text in given]
-            spelt.append([row for row in rows if row and ids.unk_id not in row])
-            left_out.append(len(rows) - len(spelt[-1]))
-        own, others = spelt
-        if not own or (left_out[1] and not others):
+            encoded.append([row for row in rows if row and ids.unk_id not in row])
+            excluded.append(len(rows) - len(encoded[-1]))
+        own, others = encoded
+        if not own or (excluded[1] and not others):
             raise ValueError(
-                f"expected texts of characters that have an id, found none among {left_out[1 if own else 0]}"
+                f"expected texts of characters that have an id, found none among {excluded[1 if own else 0]}"
             )
         self.lm = Mixture.fit(own, others, order, self._ids()) if others else NGram.fit(own, order, self._ids())
-        return sum(left_out)
+        return sum(excluded)
 
     def save_parts(self, folder: Path) -> None:
         self.tokenizer.save(folder)
         if self.lm is None:
-            (folder / LM).unlink(missing_ok=True)  # another's, that was written here before
+            (folder / LM).unlink(missing_ok=True)  # of an earlier save
         else:
             self.lm.save(folder / LM)
 
@@ -228,10 +228,10 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
 
 @dataclass(eq=False)
 class ASRProcessor(SpeechProcessor):
-    """What turns sound into features, texts into ids and ids into text; shipped with the model.
+    """Waves to features, texts to ids and back; saved with the model.
 
-    A wave loses its mean and is scaled to a peak of one, since loudness varies greatly and says nothing; its log-mel
-    frames then lose their mean, a band at a time, and are divided by their deviation.
+    A wave is centred and scaled to a peak of one, since loudness varies greatly and carries no information; its log-mel
+    frames are then standardized, each band by its mean and standard deviation.
 
     >>> clips = ASRDataset([ASRSample("1", (torch.randn(8000), 8000), "yes no")])
     >>> processor = ASRProcessor.fit(clips)
@@ -242,12 +242,12 @@ class ASRProcessor(SpeechProcessor):
     KEYS: ClassVar = frozenset({"mel", "tokenizer", "lm_order", *OWN})
     LATER: ClassVar = {"delay": 0.0, "lm_order": 0}
     mel: LogMel
-    tokenizer: TextProcessor  # of texts as ``normalize`` has them; its padding, id 0, is CTC's blank, too
-    units: str = "characters"  # or ``bpe``, for the record
-    normalize: str = "utterance"  # whose mean and deviation features lose, or those of the ``train``ing set
-    mean: Sequence[float] | None = None  # of the training set, a band; needed by ``train``
+    tokenizer: TextProcessor  # of normalized texts; its padding, id 0, is also the CTC blank
+    units: str = "characters"  # or ``bpe``; informative
+    normalize: str = "utterance"  # whose mean and deviation standardize features; or ``train``, the training set's
+    mean: Sequence[float] | None = None  # per band, of the training set; required by ``train``
     std: Sequence[float] | None = None  # likewise
-    max_seconds: float = 20.0  # see ``SpeechProcessor``, as the next
+    max_seconds: float = 20.0  # this and the next two: see ``SpeechProcessor``
     search: dict[str, Any] = field(default_factory=dict)
     delay: float = 0.0
 
@@ -276,22 +276,22 @@ class ASRProcessor(SpeechProcessor):
         f_min: float = 0.0,
         f_max: float | None = None,
     ) -> Self:
-        """Makes a processor from the training data, and only from them.
+        """Make a processor from the training data, and only from them.
 
         Args:
             train: The training data.
-            sample_rate: In Hz, see ``LogMel``, as n_mels, f_min and f_max; what comes at another rate is resampled.
-            n_mels: Bands.
+            sample_rate: In Hz; other rates are resampled. See ``LogMel``, also for n_mels, f_min and f_max.
+            n_mels: Number of mel bands.
             tokenizer: ``characters``, or ``bpe``: pieces of words, merged from characters.
-            vocab_size: Most ids, special ones included, of ``bpe``.
-            max_seconds: See the class, as the next.
-            normalize: ``utterance`` or ``train``.
-            f_min: In Hz.
-            f_max: In Hz.
+            vocab_size: Maximum number of ids of ``bpe``, including special ones.
+            max_seconds: See the class.
+            normalize: ``utterance`` or ``train``, see the class.
+            f_min: Lowest frequency in Hz.
+            f_max: Highest frequency in Hz.
 
         Raises:
-            DataError: No text in the training data.
-            ValueError: A value out of range, by name.
+            DataError: The training data have no text.
+            ValueError: A value is out of range; names it.
         """
         texts = [normalize(sample.text) for sample in train.samples]
         if not any(texts):
@@ -306,7 +306,7 @@ class ASRProcessor(SpeechProcessor):
         return cls(mel, fitted, tokenizer, normalize, mean, std, max_seconds)
 
     def retarget(self, train: ASRDataset, given: Mapping[str, Any]) -> Self:
-        """Sound as the model knows it, texts as the data have them: by its own alphabet, if that has all they need."""
+        """A processor with the same front end; it keeps its tokenizer if that covers the alphabet of the data."""
         fresh = type(self).fit(train, **{name: value for name, value in given.items() if value is not None})
         wanted, had = (p.tokenizer.tokenizer.get_vocab() for p in (fresh, self))
         texts = self if self.units == fresh.units and wanted.keys() <= had.keys() else fresh
@@ -318,7 +318,7 @@ class ASRProcessor(SpeechProcessor):
         return super().sizes() | {"num_mels": self.mel.n_mels}
 
     def features_batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Samples (n,) each -> features (B, T, M), zero beyond a clip's end, and mask (B, T), True = a real frame."""
+        """Samples (n,) each -> features (B, T, M), zero in the padding, and mask (B, T), True = a real frame."""
         frames, mask = self.mel.batch([level(wave) for wave in waves])
         real, counts = mask[:, :, None], mask.sum(1)[:, None, None]
         if self.normalize == "train":
@@ -348,16 +348,16 @@ class ASRProcessor(SpeechProcessor):
 
 
 def fit_tokenizer(texts: Sequence[str], kind: str = "characters", vocab_size: int = 200) -> TextProcessor:
-    """Of normalized texts characters, or ``bpe``: pieces of words merged from them (Sennrich et al. 2016, section 3.2).
+    """Fit a tokenizer to normalized texts: characters, or ``bpe`` (Sennrich et al. 2016, section 3.2).
 
-    Ids 0 to 3 are padding (CTC's blank), unknown, start and end; ``bpe`` has at most ``vocab_size``.
+    Ids 0 to 3 are padding (the CTC blank), unknown, start and end; ``bpe`` has at most ``vocab_size`` ids.
 
     Raises:
-        ValueError: An unknown kind, or a vocabulary smaller than the alphabet.
+        ValueError: The kind is unknown, or the vocabulary is smaller than the alphabet.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    alphabet = sorted(set("".join(texts)) | {" "})  # single words may be joined, or said one after the other
+    alphabet = sorted(set("".join(texts)) | {" "})  # augmentation and recordings may join single words
     if kind == "characters":
         vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
@@ -368,7 +368,7 @@ def fit_tokenizer(texts: Sequence[str], kind: str = "characters", vocab_size: in
         raise ValueError(
             f"tokenizer: expected one of {', '.join(TOKENIZERS)}, found {kind!r}{nearest(kind, TOKENIZERS)}"
         )
-    least = len(SPECIAL_TOKENS) + len(alphabet)  # the mark of a word's beginning stands for the blank
+    least = len(SPECIAL_TOKENS) + len(alphabet)  # the word-start marker replaces the space
     if vocab_size < least:
         raise ValueError(f"vocab_size: expected at least {least}, the alphabet's, found {vocab_size}")
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))

@@ -1,7 +1,6 @@
-"""The processors of public speech models, with the tokenizers that lie in their folders.
+"""Processors of public speech models, with the tokenizers of their folders.
 
-wav2vec 2.0 and HuBERT hear samples and write letters by CTC; Whisper hears windows of log-mel frames and writes behind
-a prompt.
+wav2vec 2.0 and HuBERT map samples to letters by CTC; Whisper maps windows of log-mel frames to text after a prompt.
 """
 
 from __future__ import annotations
@@ -28,44 +27,44 @@ from mmattn.tasks.asr.data import ASRDataset, normalize
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 
-HEARD = 20.0  # seconds that a model with CTC hears at once, where nobody says
-PICTURE_BANDS = 64  # of the spectrogram in a picture
-BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a part of a letter is decoded to
-UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # written without blanks between words
+WINDOW_SECONDS = 20.0  # default window of a CTC model
+PLOT_BANDS = 64  # mel bands of the plotted spectrogram
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # decoded from an incomplete character
+UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})  # languages written without spaces between words
 
 
 class SpeechText(PublicText):
-    """A tokenizer of one of these families.
+    """Base class of the tokenizers of public speech models.
 
     Args:
-        files: By name.
-        max_len: Most tokens where nothing else is asked for.
+        files: File contents by name.
+        max_len: Default maximum number of tokens.
 
     Raises:
-        DataError: A file is damaged, or lacks what the model needs.
+        DataError: A file is damaged, or lacks what the model requires.
     """
 
     KIND: ClassVar[str]
-    FILES: ClassVar[tuple[str, ...]]  # the first must be there
+    FILES: ClassVar[tuple[str, ...]]  # the first is required
 
     def __init__(self, files: Mapping[str, bytes], max_len: int = 512) -> None:
         super().__init__(self.FILES[0], files, max_len=max_len)
 
     @classmethod
     def read(cls, directory: str | Path, kind: str = "", **options: Any) -> Self:
-        """The tokenizer of a public folder, or that ``save`` wrote, with what ``config()`` gave.
+        """Read the tokenizer of a public folder, or one that ``save`` wrote, with the options of its ``config()``.
 
         Raises:
-            DataError: A file is missing or damaged, or it is of another kind.
+            DataError: A file is missing or damaged, or the tokenizer is of another kind.
         """
         if kind not in ("", cls.KIND):
             raise DataError(str(directory), f"a tokenizer of kind {cls.KIND}", shorten(kind))
         paths = [Path(directory, name) for name in cls.FILES]
         if not paths[0].is_file():
-            raise DataError(str(paths[0]), "the tokenizer's file", "none")
+            raise DataError(str(paths[0]), "a tokenizer file", "none")
         return cls({path.name: path.read_bytes() for path in paths if path.is_file()}, **options)
 
-    def __reduce__(self) -> Any:  # the libraries' objects are opened anew
+    def __reduce__(self) -> Any:  # the libraries' objects are reopened
         return type(self), (self.files, self.max_len), {"truncated": self.truncated}
 
     def config(self) -> dict[str, Any]:
@@ -73,12 +72,12 @@ class SpeechText(PublicText):
 
 
 class WhisperText(SpeechText):
-    """Whisper's tokenizer: byte-level pieces below the end's id, everything special and all timestamps from it on."""
+    """Whisper's tokenizer: byte-level pieces below the id of the end token, special tokens and timestamps above."""
 
     KIND, FILES = "whisper", ("tokenizer.json",)
 
     def _open(self) -> None:
-        self.special = dict.fromkeys(("pad_id", "unk_id", "start_id", "eos_id"), 0)  # told below
+        self.special = dict.fromkeys(("pad_id", "unk_id", "start_id", "eos_id"), 0)  # set below
         super()._open()
         names = ("<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>")
         self.eos_id, self.start_id, self.no_timestamps_id = map(self._id, names)
@@ -95,10 +94,10 @@ class WhisperText(SpeechText):
 
 
 class CTCText(SpeechText):
-    """Letters of a model with CTC, one id each, a character of its own between words."""
+    """Tokenizer of a CTC model: one id for each letter, and a delimiter between words."""
 
     KIND, FILES = "ctc", ("vocab.json", "tokenizer_config.json", "special_tokens_map.json")
-    SPECIAL: ClassVar = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # where files do not say
+    SPECIAL: ClassVar = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # defaults
 
     def _open(self) -> None:
         vocabulary, about, special = (
@@ -132,7 +131,7 @@ class CTCText(SpeechText):
         return [(place, place + 1) for place in range(len(text))]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text from ids, repeats and blanks already taken out."""
+        """The text of ids, after repeats and blanks are removed."""
         letters = [self._letters.get(int(i), "") for i in ids if int(i) not in self._special]
         text = "".join(" " if letter == self.between else letter for letter in letters).strip()
         return text.lower() if self.lowered else text
@@ -152,16 +151,16 @@ def _object(name: str, content: bytes) -> dict[str, Any]:
 
 
 def _content(token: Any) -> str:
-    """A token, which newer files write as an object."""
+    """The text of a token, which newer files store as an object."""
     return str(token["content"] if isinstance(token, Mapping) else token)
 
 
 class PublicProcessor(SpeechProcessor):
-    """A front end and a tokenizer as a public folder has them, and settings beside them."""
+    """Base class of public processors: a front end and a tokenizer from a public folder, and settings."""
 
     KIND: ClassVar[str]
-    PARTS: ClassVar[tuple[type, type[SpeechText]]]  # front end and tokenizer
-    OWN: ClassVar[tuple[str, ...]]  # the constructor's other keywords, kept as they are
+    PARTS: ClassVar[tuple[type, type[SpeechText]]]  # types of front end and tokenizer
+    OWN: ClassVar[tuple[str, ...]]  # other constructor keywords, saved unchanged
     LATER: ClassVar = {"lm_order": 0}
     front: Any
 
@@ -181,10 +180,10 @@ class PublicProcessor(SpeechProcessor):
 
 @dataclass(eq=False)
 class CTCProcessor(PublicProcessor):
-    """Samples in, letters by CTC out: wav2vec 2.0 and HuBERT.
+    """Processor of wav2vec 2.0 and HuBERT: samples in, letters by CTC out.
 
-    The padding of a batch is masked, whatever the folder says: a recording alone is the measure, and a batch must give
-    the same. Texts are learnt normalized, in the case that the letters have.
+    Batches are always masked, whatever the folder specifies, so that a batch gives the same result as each recording
+    alone. Training texts are normalized and take the case of the model's letters.
 
     >>> letters = {token: index for index, token in enumerate(["<pad>", "|", *"ABC"])}
     >>> tokenizer = CTCText({"vocab.json": json.dumps(letters).encode()})
@@ -199,7 +198,7 @@ class CTCProcessor(PublicProcessor):
     KEYS: ClassVar = frozenset({"kind", "features", "tokenizer", "lm_order", *OWN})
     front: WaveFeatures
     tokenizer: CTCText
-    max_seconds: float = HEARD
+    max_seconds: float = WINDOW_SECONDS
     search: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -207,23 +206,23 @@ class CTCProcessor(PublicProcessor):
             raise ValueError(f"max_seconds: expected more than 0, found {self.max_seconds}")
 
     def image(self, wave: Tensor) -> tuple[Tensor, float]:
-        mel = LogMel(self.sample_rate, PICTURE_BANDS)
+        mel = LogMel(self.sample_rate, PLOT_BANDS)
         return mel(level(wave)), mel.frame_seconds
 
     def normalize_target(self, text: str) -> str:
-        spelt = self._spelt(normalize(text))
+        spelled = self._match_case(normalize(text))
         if self.tokenizer.unk_id != self.tokenizer.pad_id:
-            return spelt
-        known = {" ", *self.tokenizer.letters}  # what is not known would be taken for the blank
-        return "".join(character for character in spelt if character in known or character.upper() in known)
+            return spelled
+        known = {" ", *self.tokenizer.letters}  # unknown characters would be encoded as the blank
+        return "".join(character for character in spelled if character in known or character.upper() in known)
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(self._spelt(text))  # as it stands: the model's own texts come back, too
+        return self.tokenizer.encode(self._match_case(text))  # not normalized: also encodes the model's own transcripts
 
-    def _spelt(self, text: str) -> str:
-        """In the case that the model's letters have, character by character."""
+    def _match_case(self, text: str) -> str:
+        """The text in the case of the model's letters, character by character."""
         if self.tokenizer.lowered:
-            return text  # the tokenizer does it
+            return text  # the tokenizer changes the case
         known, forms = (
             {" ", *self.tokenizer.letters},
             ((character, character.upper(), character.lower()) for character in text),
@@ -231,18 +230,18 @@ class CTCProcessor(PublicProcessor):
         return "".join(next((form for form in three if form in known), three[0]) for three in forms)
 
     def retarget(self, train: ASRDataset, given: Mapping[str, Any]) -> Self:
-        """The letters that the model knows stay, new ones join them, in the case that its letters have.
+        """A processor whose vocabulary has the data's missing letters appended, in the case of the model's letters.
 
         Args:
             train: The training data.
-            given: ``max_seconds``; and ``size``, of the model's vocabulary, which new ids follow.
+            given: ``max_seconds``, and ``size``, the vocabulary size of the model, after which new ids follow.
         """
         tokenizer, letters = self.tokenizer, {letter for letter in self.tokenizer.letters if len(letter) == 1}
         upper = any(map(str.isupper, letters)) and not any(map(str.islower, letters))
         characters = {
             character
             for sample in train.samples
-            for character in self._spelt(normalize(sample.text))
+            for character in self._match_case(normalize(sample.text))
             if character != " "
         }
         missing = {
@@ -253,14 +252,14 @@ class CTCProcessor(PublicProcessor):
             vocabulary = json.loads(tokenizer.files["vocab.json"]) | {character: index for index, character in new}
             content = json.dumps(vocabulary, ensure_ascii=False, sort_keys=True).encode()
             tokenizer = CTCText(tokenizer.files | {"vocab.json": content}, tokenizer.max_len)
-        return type(self)(self.front, tokenizer, given.get("max_seconds") or HEARD, self.search_without_lm())
+        return type(self)(self.front, tokenizer, given.get("max_seconds") or WINDOW_SECONDS, self.search_without_lm())
 
 
 @dataclass(eq=False)
 class WhisperProcessor(PublicProcessor):
-    """Windows of log-mel frames in, text behind a prompt out: Whisper.
+    """Processor of Whisper: windows of log-mel frames in, text after a prompt out.
 
-    Texts are learnt as the data have them, with the blank before the first word that Whisper writes.
+    Training texts are not normalized; a space precedes the first word, as in Whisper's output.
     """
 
     KIND: ClassVar = "whisper"
@@ -269,9 +268,8 @@ class WhisperProcessor(PublicProcessor):
     KEYS: ClassVar = frozenset({"kind", "features", "tokenizer", "lm_order", *OWN})
     front: WhisperFeatures
     tokenizer: WhisperText
-    generation: dict[str, Any]  # as generation_config.json has it: languages, tasks, what is suppressed, beams
-    # The ids behind which texts are learnt: start, language, task, and that there are no timestamps; none where the
-    # language is not told.
+    generation: dict[str, Any]  # generation_config.json: languages, tasks, suppressed tokens, beams
+    # Prompt ids of training: start, language, task, and no timestamps; empty if the language is not given.
     prompt: Sequence[int] = ()
     search: dict[str, Any] = field(default_factory=dict)
 
@@ -280,29 +278,29 @@ class WhisperProcessor(PublicProcessor):
 
     @property
     def languages(self) -> Mapping[str, int]:
-        """``<|en|>`` and the like, and their ids; none of an English model."""
+        """Ids of ``<|en|>`` and the like; empty for an English-only model."""
         return self.generation.get("lang_to_id") or {}
 
     def with_language(self, language: str | None = None, task: str | None = None) -> Self:
-        """With the prompt behind which texts are learnt, where the language is known."""
+        """The processor with the prompt of a language and a task, if the language is known."""
         given = {name: value for name, value in (("language", language), ("task", task)) if value is not None}
         if self.prompt and not given:
             return self
-        told = dataclasses.replace(self, generation=self.generation | given)
-        config = dataclasses.replace(told.speech_config(), return_timestamps=False)
+        changed = dataclasses.replace(self, generation=self.generation | given)
+        config = dataclasses.replace(changed.speech_config(), return_timestamps=False)
         try:
-            told.prompt = [] if config.detects else config.prompts(1)[0]
+            changed.prompt = [] if config.detects else config.prompts(1)[0]
         except ValueError as error:
             raise CheckpointError(f"generation_config.json: {error}.") from None
-        return told
+        return changed
 
     def speech_config(self, *, ctc_weight: float | None = None, **search: Any) -> SpeechConfig:
-        """How to write: as the model's folder says, then as it was measured, then as is asked for, where not by None.
+        """Generation options: of the model's folder, overridden by the measured ones and by arguments.
 
-        Options are num_beams, language, task and whatever else ``SpeechConfig`` has.
+        Arguments are num_beams, language, task and all others of ``SpeechConfig``; None is ignored.
 
         Raises:
-            ConfigError: A language or task that the model has not, values that do not go together.
+            ConfigError: The model lacks a language or task, or values contradict each other.
         """
         if ctc_weight is not None:
             raise ConfigError(f"ctc_weight: expected none, since Whisper has no CTC; found {ctc_weight}.")
@@ -332,11 +330,11 @@ class WhisperProcessor(PublicProcessor):
         return torch.cat([prompt, ids], dim=1), labels, label_mask
 
     def words(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> list[tuple[str, int, int]]:
-        """The words that ids of text say, each with its first id and the one behind its last, by place.
+        """Words of text ids, each with the index of its first id and of the id after its last.
 
-        Where the language of the prompt has no blanks between words, what its pieces spell stands for them.
+        If the prompt's language has no spaces between words, the pieces themselves are the words.
         """
-        text, ends = self.decode(ids), [0]  # where the pieces end
+        text, ends = self.decode(ids), [0]  # character offsets at which pieces end
         for count in range(1, len(ids) + 1):
             part = self.decode(ids[:count])
             ends.append(ends[-1] if part.endswith(BROKEN) and count < len(ids) else max(ends[-1], len(part)))
@@ -350,6 +348,6 @@ class WhisperProcessor(PublicProcessor):
         for start, end in spans:
             first = bisect.bisect_right(ends, start) - 1  # the piece that holds the first letter
             while first and ends[first - 1] == ends[first]:
-                first -= 1  # one that holds a part of it only
+                first -= 1  # a piece that holds only some bytes of it
             found.append((text[start:end].strip(), first, bisect.bisect_left(ends, end)))
         return found

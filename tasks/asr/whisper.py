@@ -1,4 +1,4 @@
-"""Whisper in the place of the task's own model: how it writes, windows of its own, and when it says each word."""
+"""Whisper as the model of the task: generation, long recordings and word timings."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from mmattn.tasks.common.seq2seq.model import below
 
 @dataclass
 class Spoken:
-    """What Whisper has written of one window."""
+    """Whisper's hypothesis for one window."""
 
-    ids: list[int]  # without the prompt and the end; timestamps where they were asked for
+    ids: list[int]  # without prompt and end token; with timestamps if these were requested
     prompt: list[int]
     memory: Tensor  # (1, S, E)
     score: float
@@ -39,19 +39,19 @@ class Spoken:
 
 @dataclass
 class Stretch:
-    """Ids that are said between two states of the encoder."""
+    """Ids that lie between two encoder states."""
 
-    ids: list[int]  # of text alone
+    ids: list[int]  # text tokens only
     first: int
     last: int
-    closed: bool  # whether its end is told, by a timestamp
+    closed: bool  # whether a timestamp gives its end
 
 
 class PublicWhisper(nn.Module):
-    """Windows of log-mel frames to text, called as `ASRModel` is. There is no CTC.
+    """Whisper, windows of log-mel frames to text, with the interface of `ASRModel`. It has no CTC.
 
     Args:
-        keywords: of `mmattn.backbones.whisper.Whisper`.
+        keywords: Of `mmattn.backbones.whisper.Whisper`.
     """
 
     subsampling = STAMP_FRAMES
@@ -61,13 +61,13 @@ class PublicWhisper(nn.Module):
         self.net = Whisper(**keywords)
 
     def forward(self, features: Tensor, feature_mask: Tensor, target_ids: Tensor) -> ASROutput:
-        """Teacher forcing, see `ASRModel.forward`, for whole windows; the network hears the silence in them, too."""
+        """Teacher forcing on whole windows, including their silence; see `ASRModel.forward`."""
         mask: Any = self.net.halved(feature_mask)
         return ASROutput(None, mask, self.net(features, None, target_ids))
 
     @torch.inference_mode()
     def hear(self, features: Tensor, config: SpeechConfig) -> list[Spoken]:
-        """What each window (B, T, M) says."""
+        """Decode each window of features (B, T, M)."""
         memory = self.net.encode(features)
         prompt = self.net.prompt(memory, None, config)
         found = self.net.write(memory, None, prompt, config)
@@ -75,18 +75,21 @@ class PublicWhisper(nn.Module):
         return [Spoken(ids[0], given, states, float(score)) for ids, given, states, score in rows]
 
     def write(self, features: Tensor, processor: WhisperProcessor, **search: Any) -> list[Heard]:
-        """What each clip of a batch says; search as `WhisperProcessor.speech_config` takes it."""
-        heard = self.hear(features, processor.speech_config(**search))
-        return [Heard(processor.detokenize(spoken.ids), spoken.score, None) for spoken in heard]
+        """Transcribe each clip of a batch; search options as for `WhisperProcessor.speech_config`."""
+        found = self.hear(features, processor.speech_config(**search))
+        return [Heard(processor.detokenize(spoken.ids), spoken.score, None) for spoken in found]
 
     @torch.inference_mode()
     def attention(
         self, memory: Tensor, prompt: Sequence[int], ids: Sequence[int], heads: Sequence[Sequence[int]] | None
     ) -> Tensor:
-        """What each place of a text looks at in the sound, by heads that follow it: (h, L + 1, S), the end the last.
+        """Cross-attention of the alignment heads for each text token and the end token, (h, L + 1, S).
 
-        For the memory (1, S, E) of a window and L ids behind a prompt; heads are the layer and the head of each, none:
-        all in the upper half of the layers.
+        Args:
+            memory: (1, S, E), the encoded window.
+            prompt: Ids before the text.
+            ids: L ids of the text.
+            heads: Layer and head of each alignment head; None or empty: all heads of the upper half of the layers.
         """
         with capture(self.net.decoder) as maps:
             self.net.decode(torch.tensor([[*prompt, *ids]], device=memory.device), memory)
@@ -98,9 +101,13 @@ class PublicWhisper(nn.Module):
     def words(
         self, spoken: Spoken, stretches: Sequence[Stretch], processor: WhisperProcessor, start: float = 0.0
     ) -> list[Word]:
-        """When each word of a window was said, so many seconds behind its start, by the heads that follow the sound.
+        """Word timings of a window, by dynamic time warping of the alignment heads' attention.
 
-        Its text comes in stretches, in order.
+        Args:
+            spoken: The hypothesis of the window.
+            stretches: Its text in parts, in order.
+            processor: Of the model.
+            start: Start of the window in seconds.
         """
         seconds, found, done = processor.frame_seconds * self.subsampling, [], 0
         whole = [token for stretch in stretches for token in stretch.ids]
@@ -124,16 +131,16 @@ class PublicWhisper(nn.Module):
 
 
 class WhisperStream:
-    """Windows of a recording's log-mel frames, those of the whole; a window and a block are in memory.
+    """Windows of a recording's log-mel frames, equal to those of the whole; one window and one block are in memory.
 
-    What counts as silence depends on the loudest frame of all: a recording is read once for that (``loudest``), and
-    once to be heard.
+    Frames are scaled by the loudest frame of the recording. A recording is therefore read twice: once for that frame
+    (``loudest``), and once to be transcribed.
 
     Args:
-        front: What frames are.
-        blocks: The recording, in pieces (n,); longer than half a frame together.
-        loudest: log10 of the greatest energy of a band; none: not known yet.
-        silence: From the lowest to the highest sample: windows without more are passed over.
+        front: The feature extractor.
+        blocks: The recording, in pieces (n,), together longer than half a frame.
+        loudest: log10 of the greatest energy of a band; None: not known yet.
+        silence: Windows with a peak-to-peak amplitude of at most this are skipped.
 
     >>> front, wave = WhisperFeatures(), torch.randn(40 * 16_000)
     >>> top = WhisperStream(front, wave.split(50_000)).loudest()
@@ -148,18 +155,18 @@ class WhisperStream:
         self.front, self.top, self.silence = front, loudest, silence
         self.blocks = iter(blocks)
         self.half, self.window = front.n_fft // 2, front.window_frames
-        self.wave = torch.empty(0)  # what may still be needed, from the sample `begin` of the recording on
-        self.begin, self.total = 0, 0  # how many samples were read
-        self.mirrored, self.ended = False, False  # whether what lies before the first sample stands in `wave`; all read
+        self.wave = torch.empty(0)  # buffered samples, from sample `begin` of the recording on
+        self.begin, self.total = 0, 0  # total: number of samples read
+        self.mirrored, self.ended = False, False  # whether `wave` has the reflection padding; whether all is read
 
     def read(self, frame: int) -> tuple[int, Tensor]:
-        """The window that begins at a frame, or at the next that something can be heard in; see ``Whisper.hear``.
+        """Read the window at a frame, or the next one that is not silent; see ``Whisper.hear``.
 
         Returns:
-            Where it begins, and its frames (T, M); none at the end.
+            Its first frame, and its frames (T, M); T = 0 at the end.
         """
         if self.top is None:
-            raise ValueError("the loudest frame is not known: see loudest()")
+            raise ValueError("the loudest frame is not known: call loudest() first")
         while count := self._fill(frame):
             wave = self.wave[max(0, frame * self.front.hop - self.begin) :][: count * self.front.hop]
             if float(wave.amax() - wave.amin()) > self.silence:
@@ -168,7 +175,7 @@ class WhisperStream:
         return frame, torch.empty(0, self.front.n_mels)
 
     def loudest(self) -> float:
-        """log10 of the greatest energy of a band; reads all of it."""
+        """log10 of the greatest energy of a band; reads the whole recording."""
         frame, top = 0, -torch.inf
         while count := self._fill(frame):
             top = max(top, float(self._log(frame, count).amax()))
@@ -180,14 +187,15 @@ class WhisperStream:
         return self.front.log_mel(self.wave[first : first + (count - 1) * self.front.hop + self.front.n_fft])
 
     def _fill(self, frame: int) -> int:
-        """Reads what the window at a frame needs, forgets what is before; how many frames there are."""
+        """Read what the window at a frame needs, drop earlier samples, and return the number of frames available."""
         hop = self.front.hop
         low, high = frame * hop - self.half, (frame + self.window) * hop + self.half
         while not self.ended and self.begin + len(self.wave) < high:
             block = next(self.blocks, None)
             if block is None:
                 self.ended = True
-                self.wave = torch.cat([self.wave, self.wave[-self.half - 1 : -1].flip(0)])  # mirrored, as at the start
+                # Reflection padding, as at the start.
+                self.wave = torch.cat([self.wave, self.wave[-self.half - 1 : -1].flip(0)])
             else:
                 self.wave = torch.cat([self.wave, block])
                 self.total += len(block)
@@ -203,21 +211,22 @@ class WhisperStream:
 
 
 class WhisperPredictor(ASRPredictor):
-    """Whisper with its processor, ready to listen; what it says is as transformers writes it.
+    """Predictor of Whisper; its transcripts equal those of transformers.
 
-    What fits a window is heard whole, without timestamps where its folder says so. What is longer is heard window by
-    window, each beginning at the last timestamp of the one before (`Whisper.hear`), as it is read.
+    A recording that fits in a window is transcribed at once, without timestamps if the model's folder says so. A longer
+    one is transcribed while it is read, each window starting at the last timestamp of the previous one
+    (`Whisper.hear`).
     """
 
     def check_search(self, given: dict[str, Any]) -> None:
         window = given.pop("window", self.window)
         if window != self.window:
-            raise ConfigError(f"--window: expected {self.window:g} s, which this model always hears; found {window:g}.")
+            raise ConfigError(f"--window: expected {self.window:g} s, this model's only window; found {window:g}.")
         check_lm(given, given, self.processor, attends=True)
         self.processor.speech_config(**given)
 
     def windows(self, sample: ASRSample, shown: bool = True, **options: Any) -> Iterator[Window]:
-        """A recording as it is heard: whole and still to be listened to, or what was heard in each of its windows."""
+        """Yield the windows of a recording: one to be transcribed, or several with their predictions."""
         total, read = self.open(sample, self.window)
         blocks = read()
         first, second = next(blocks), next(blocks, None)
@@ -226,7 +235,7 @@ class WhisperPredictor(ASRPredictor):
             return
         config = self.processor.speech_config(**options)
         known = config.no_timestamps_token_id
-        known = self.processor.tokenizer.no_timestamps_id if known is None else known  # old folders do not say it
+        known = self.processor.tokenizer.no_timestamps_id if known is None else known  # old folders lack it
         config = replace(config, return_timestamps=True, no_timestamps_token_id=known)
         top = WhisperStream(self.processor.front, read()).loudest()
         stream = WhisperStream(self.processor.front, read(), top, SILENCE)
@@ -236,22 +245,22 @@ class WhisperPredictor(ASRPredictor):
             return begin, found.to(self.device)
 
         ids: list[int] = []
-        heard = self.model.net.hear(frames, config)
-        for window in progress(heard, int(total / self.window), f"listening to {sample.id}", shown):
+        segmented = self.model.net.hear(frames, config)
+        for window in progress(segmented, int(total / self.window), f"transcribing {sample.id}", shown):
             start, own = window.first * FRAME_SECONDS, [token for segment in window.segments for token in segment.ids]
             ids += own
             spoken = Spoken(own, window.prompt[0].tolist(), window.memory, window.score)
             words = self.model.words(spoken, self._stretches(window, known), self.processor, start)
-            said = ASRPrediction(sample.id, "", words, score=window.score)
-            yield Window(torch.empty(0), start, start, start, start + window.frames * FRAME_SECONDS, said)
-        seconds = stream.total / self.processor.sample_rate  # silence may have been passed over
+            prediction = ASRPrediction(sample.id, "", words, score=window.score)
+            yield Window(torch.empty(0), start, start, start, start + window.frames * FRAME_SECONDS, prediction)
+        seconds = stream.total / self.processor.sample_rate  # the stream may have skipped silence
         whole = ASRPrediction(
             sample.id, self.processor.detokenize(ids)
-        )  # words may begin in one window and end in the next
+        )  # detokenized at once, since words may span windows
         yield Window(torch.empty(0), seconds, seconds, seconds, seconds, whole)
 
     def _stretches(self, window: HeardWindow, known: int) -> list[Stretch]:
-        """The segments of a window, whose timestamps may lie beyond the recording's end."""
+        """The segments of a window as stretches, with timestamps clipped to the end of the recording."""
         start, states, found = window.first * FRAME_SECONDS, -(-window.frames // STAMP_FRAMES), []
         for segment in window.segments:
             times = (segment.start, segment.end)
@@ -263,33 +272,33 @@ class WhisperPredictor(ASRPredictor):
         return [token for token in ids if token < self.processor.tokenizer.eos_id]
 
     def _whole(self, wave: Tensor, ids: Sequence[int]) -> Stretch:
-        """All of a recording (n,), and what is said in it."""
+        """The hypothesis of a whole recording (n,) as one stretch."""
         states = -(-self.processor.front.real_frames(len(wave)) // STAMP_FRAMES)
         return Stretch(self._text(ids), 0, states, closed=False)
 
     def predict_batch(
         self, samples: Sequence[Window], batch: tuple[Tensor, Tensor], **search: Any
     ) -> list[ASRPrediction]:  # type: ignore[override]
-        """What recordings of at most a window say; see `ASRPredictor.predict_batch`.
+        """Transcribe recordings of at most a window each; see `ASRPredictor.predict_batch`.
 
-        Options are num_beams, language ("de", "German"; None: it is heard), task ("transcribe", "translate") and the
-        other fields of `SpeechConfig`.
+        Options are num_beams, language ("de", "German"; None: detected), task ("transcribe", "translate") and the other
+        fields of `SpeechConfig`.
         """
         spoken = self.model.hear(batch[0], self.processor.speech_config(**search))
-        return [self._told(window.wave, found) for window, found in zip(samples, spoken, strict=True)]
+        return [self._prediction(window.wave, found) for window, found in zip(samples, spoken, strict=True)]
 
-    def _told(self, wave: Tensor, spoken: Spoken, name: str = "") -> ASRPrediction:
-        """What one recording (n,) of at most a window says."""
+    def _prediction(self, wave: Tensor, spoken: Spoken, name: str = "") -> ASRPrediction:
+        """The prediction for one recording (n,) of at most a window."""
         words = self.model.words(spoken, [self._whole(wave, spoken.ids)], self.processor)
         seconds = round(len(wave) / self.processor.sample_rate, 3)
         return ASRPrediction(name, self.processor.detokenize(spoken.ids), words, seconds, spoken.score)
 
     @torch.inference_mode()
     def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
-        """When each word of the samples' own texts was said, whatever the model would hear.
+        """Word timings of the samples' own texts, by dynamic time warping.
 
         Raises:
-            DataError: a recording or a text is longer than a window holds; names the item.
+            DataError: A recording or a text is longer than a window allows; names the item.
         """
         config, found, net = self.processor.speech_config(), [], self.model.net
         for sample in samples:
@@ -305,12 +314,12 @@ class WhisperPredictor(ASRPredictor):
         return found
 
     def _explain(self, sample: ASRSample, options: Mapping[str, Any]) -> ASRExplanation:
-        """When each word was said, and where the heads that follow the sound looked."""
+        """Explain the word timings of a recording by the attention of the alignment heads."""
         transcript = ASRPrediction(sample.id, "", duration=self.open(sample, self.window)[0])
         if transcript.duration <= self.window and audible(wave := sample.read(self.processor.sample_rate)):
             features, config = self.processor.features(wave)[None], self.processor.speech_config(**options)
             (spoken,) = self.model.hear(features.to(self.device), config)
-            transcript = self._told(wave, spoken, sample.id)
+            transcript = self._prediction(wave, spoken, sample.id)
         check_explainable(transcript, self.window)
         stretch, heads = self._whole(wave, spoken.ids), self.processor.generation.get("alignment_heads")
         weights = self.model.attention(spoken.memory, spoken.prompt, stretch.ids, heads).mean(0)  # (L + 1, S)
@@ -321,7 +330,7 @@ class WhisperPredictor(ASRPredictor):
         return ASRExplanation(transcript, features, seconds, tokens, weights, None, list(sample.words))
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write what listens and a step of what writes, with its cache as flat tensors."""
+        """Export the encoder and a step of the decoder, with its cache as flat tensors."""
         from mmattn.tasks.asr.export import export_whisper
 
         return export_whisper(self.model.net, self.processor.front.window_frames, folder, formats)

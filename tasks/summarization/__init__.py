@@ -1,4 +1,4 @@
-"""Summarization: a document in, its summary and where each word came from out.
+"""Summarization: summaries of documents, with the source tokens of each word.
 
 >>> from mmattn.tasks import summarization
 >>> summarizer = summarization.load()  # doctest: +SKIP
@@ -39,7 +39,7 @@ __all__, __getattr__ = lazy("mmattn.tasks.summarization", _NAMES)
 TASK = Task(
     name="summarization",
     package="mmattn.tasks.summarization",
-    title="Summarization: train on documents with summaries, measure, summarize, see where each word came from.",
+    title="Summarization: train on documents with summaries, evaluate, summarize, plot the source of each word.",
     model="model:SummarizationModel",
     processor="processor:SummaryProcessor",
     module="module:SummarizationModule",
@@ -47,9 +47,9 @@ TASK = Task(
     predictor="predict:SummarizationPredictor",
     demo="demo:make",
     options=(
-        Option("text", "a document to summarize", kind="item"),
+        Option("text", "document to summarize", kind="item"),
         *SEARCH,
-        Option("prefix", "what T5 reads before each document (default: the one in its config.json)", kind="load"),
+        Option("prefix", "T5 only: prefix of each document (default: the one in its config.json)", kind="load"),
     ),
     adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
     families=dict.fromkeys(("bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),

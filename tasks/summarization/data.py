@@ -1,4 +1,4 @@
-"""Summarization: samples, data set and batches."""
+"""Samples, data set and batches of summarization."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mmattn.tasks.summarization.formats import read_summaries
 
 @dataclass
 class SummarySample(PairSample):
-    """A document and its summary, as a person would describe them."""
+    """A document and its summary."""
 
-    # Words of the summary whose place in the document is known: where each stands, and where it comes from.
+    # Words of the summary with a known source: the span of each, and its spans in the document.
     origins: list[tuple[Span, list[Span]]] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
 class SummaryBatch(PairBatch):
-    """Tensors for the model, and what the metric needs."""
+    """Tensors for the model, and references for the metric."""
 
-    sentence_starts: Tensor  # (B, n) long: each sentence's first token, then -1
-    copy_ids: Tensor  # (B, S) long: source_ids as they were before training hides some
-    cut: Tensor  # (B,) long: tokens of each document that are not read
+    sentence_starts: Tensor  # (B, n) long: first token of each sentence, padded with -1
+    copy_ids: Tensor  # (B, S) long: source_ids before word dropout
+    cut: Tensor  # (B,) long: number of truncated tokens of each document
 
 
 class SummaryDataset(PairDataset):
-    """Documents with their summaries, from a file (``formats.py`` has the formats) or from memory, checked."""
+    """Documents with their summaries, from a file (formats: ``formats.py``) or from memory, checked."""
 
     def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, PairSample]]:
         for where, fields in read_summaries(path, self.require_labels, problems):
@@ -44,7 +44,7 @@ class SummaryDataset(PairDataset):
         return super().check(sample)
 
     def without_repeats(self) -> SummaryDataset:
-        """Leaves out what stands there once more, document and summary alike."""
+        """The data set without duplicates: documents that occur again with the same summary."""
         first = {(sample.source, sample.target): sample for sample in reversed(self.samples)}
         kept = {id(sample) for sample in first.values()}
         return self.filter(lambda sample: id(sample) in kept)

@@ -1,4 +1,4 @@
-"""Export of the summarizer: what reads the document, and one step of what writes and copies."""
+"""Export of the summarizer: the encoder, and one decoder step with its copy mechanism."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from mmattn.tasks.summarization.model import SummarizationModel
 
 
 class SummaryMemory(NamedTuple):
-    """What the encoder hands to every step."""
+    """Output of the encoder for every step."""
 
-    memory_keys: Tensor  # (n, B, h, S, d), a layer each
+    memory_keys: Tensor  # (n, B, h, S, d), one per layer
     memory_values: Tensor  # (n, B, h, S, d_v)
     memory: Tensor  # (B, S, E)
-    copy_keys: Tensor  # (B, S, E); (B, S, 0) where nothing is copied
-    salience: Tensor  # (B, S); (B, 0) where nothing is copied
+    copy_keys: Tensor  # (B, S, E); (B, S, 0) without a copy mechanism
+    salience: Tensor  # (B, S); (B, 0) without a copy mechanism
 
 
 class EncoderProgram(Program):
-    """Documents to what every step reads."""
+    """Documents to the inputs of every decoder step."""
 
     def forward(self, source_ids: Tensor, source_mask: Tensor, sentence_starts: Tensor) -> SummaryMemory:
-        """source_ids (B, S) long, source_mask (B, S) bool, sentence_starts (B, n) long."""
+        """Encode source_ids (B, S) long with source_mask (B, S) bool and sentence_starts (B, n) long."""
         memory = self.net.encode(source_ids, source_mask, sentence_starts)
         pair = project(self.net, memory)
         if self.net.copy_head is None:
@@ -46,7 +46,7 @@ class EncoderProgram(Program):
 
 
 class CopyingStepProgram(StepProgram):
-    """The newest token and the cache to the scores of the next token and the cache with it."""
+    """The last token and the cache to the log-probabilities of the next token and the extended cache."""
 
     def forward(  # type: ignore[override]
         self,
@@ -61,13 +61,13 @@ class CopyingStepProgram(StepProgram):
         source_ids: Tensor,
         source_mask: Tensor,
     ) -> StepOutput:
-        """ids (B, 1) long; keys, values (n, B, h, T, d); the encoder's output and input."""
+        """Decode ids (B, 1) long with keys, values (n, B, h, T, d), and the encoder's output and input."""
         extra = {"ids": source_ids, "key_mask": source_mask, "keys": copy_keys, "salience": salience}
         return super().forward(ids, keys, values, memory_keys, memory_values, source_mask, memory, extra)
 
 
 def export_summarization(model: SummarizationModel, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Write `encoder` and `step` programs; see `export_decoder`."""
+    """Export `encoder` and `step` programs; see `export_decoder`."""
     sources = [_example(model, *size) for size in ((3, 7), (1, 2), (4, 12))]
     text = dict.fromkeys(("source_ids", "source_mask"), Dim("length", max=longest(model)))
     lengths = text | {"sentence_starts": Dim("sentences", max=4096)}

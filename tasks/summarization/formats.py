@@ -1,7 +1,7 @@
-"""The file formats of summarization, to the fields of samples.
+"""File formats of summarization.
 
-**JSONL, CSV, TSV**: ``document``, ``summary``, and if wanted ``id`` and ``references``, several right summaries: a list
-in JSONL; in CSV a JSON list. Where ``summary`` is missing, the first of them stands in for it.
+**JSONL, CSV, TSV**: ``document``, ``summary``, and optionally ``id`` and ``references``, several reference summaries: a
+list in JSONL, a JSON list in CSV. If ``summary`` is missing, the first of the references replaces it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 def read_summaries(path: str | Path, require_summary: bool, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads one split.
+    """Read one split.
 
     Args:
         path: The file.
         require_summary: Whether a missing summary is an error.
-        problems: Takes the bad lines.
+        problems: Collects invalid lines.
 
     Yields:
-        Where the line stands, and the sample's fields.
+        The file and line, and the fields of the sample.
 
     Raises:
         DataError: The file as a whole cannot be read.
@@ -55,11 +55,11 @@ def read_summaries(path: str | Path, require_summary: bool, problems: Problems) 
         fields["target"] = [*references, ""][0] if summary in (None, "") else summary
         yield where, fields | {"references": references}
     if unused:
-        logger.warning("%s: not used: %s", path, ", ".join(unused))
+        logger.warning("%s: ignored keys: %s", path, ", ".join(unused))
 
 
 def _references(value: Any) -> list[str] | None:
-    """A list of texts from what stands in a row; None where it is none."""
+    """Parse the references of a row; None if they are no list of texts."""
     if value is None or value == "":
         return []
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Words, then sentences: each word of the memory also knows what its sentence is among the others."""
+"""Hierarchical encoder of words and sentences."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmattn.positions import SinusoidalPositions
 
 
 def sentence_of(starts: Tensor, length: int) -> Tensor:
-    """Which sentence each of so many tokens belongs to: (B, length) long.
+    """Index of the sentence of each token: (B, length) long.
 
     Args:
-        starts: (B, n) long, each sentence's first token, ascending, filled up with -1.
+        starts: (B, n) long, first token of each sentence, ascending, padded with -1.
         length: S.
     """
     begun = (starts[:, :, None] <= torch.arange(length, device=starts.device)) & (starts >= 0)[:, :, None]  # (B, n, S)
@@ -26,29 +26,29 @@ def sentence_of(starts: Tensor, length: int) -> Tensor:
 
 
 class SentencePooling(ContextPooling):
-    """ContextPooling of many groups of the same vectors."""
+    """ContextPooling of several groups of the same vectors."""
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """x: (B, S, E); key_mask: (B, n, S) bool, who is in which group. Returns (B, n, E)."""
+        """Pool x (B, S, E) by key_mask (B, n, S) bool, True = member of the group, to (B, n, E)."""
         groups = 1 if key_mask is None else key_mask.shape[1]
         scores = (self.proj(x).tanh() @ self.context)[:, None].expand(-1, groups, -1)  # (B, n, S)
         return self.weights(masked_softmax(scores, key_mask)) @ x
 
 
 class HierarchicalEncoder(nn.Module):
-    """Words attend within their sentence; sentences, pooled by attention, to each other; words get back the result.
+    """Words attend within their sentences, sentences, pooled by attention, to each other, and words receive the result.
 
-    ``word_s + W sentence_{j(s)}``: the two levels of Yang et al. 2016 (section 2.2), and the way back to the words of
-    Liu and Lapata 2019 (section 3.4). Words that know their sentence then attend to the whole document, where there are
-    layers for it. ``capture`` records the words' weights (B, n, S) in their sentences under `pool.weights`.
+    ``word_s + W sentence_{j(s)}``: the two levels of Yang et al. 2016 (section 2.2) with the connection back to words
+    of Liu and Lapata 2019 (section 3.4). The document layers, if any, then attend over all words. ``capture`` records
+    the weights (B, n, S) of words in their sentences under `pool.weights`.
 
     Args:
         embed_dim: E.
-        num_layers: over the words of a sentence.
-        num_heads: h.
-        sentence_layers: over sentences.
-        document_layers: over the words of the document.
-        layers: what else `mmattn.Encoder` takes.
+        num_layers: Number of layers over the words of a sentence.
+        num_heads: Number of attention heads, h.
+        sentence_layers: Number of layers over sentences.
+        document_layers: Number of layers over the words of the document.
+        layers: Other arguments of `mmattn.Encoder`.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class HierarchicalEncoder(nn.Module):
         self.document = Encoder(embed_dim, document_layers, num_heads, **layers) if document_layers else None
 
     def forward(self, x: Tensor, key_mask: Tensor, starts: Tensor) -> Tensor:
-        """Encodes.
+        """Encode words with the context of their sentence and document.
 
         Args:
             x: (B, S, E).
             key_mask: (B, S) bool, True = a real token.
-            starts: (B, n) long, each sentence's first token, filled up with -1.
+            starts: (B, n) long, first token of each sentence, padded with -1.
 
         Returns:
             (B, S, E).

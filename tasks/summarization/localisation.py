@@ -1,4 +1,4 @@
-"""The pointing game of summarization: whether each word of the true summary peaks on where it comes from."""
+"""Pointing game of summarization: whether each word of the reference summary peaks on its source."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmattn.tasks.summarization.predict import SummarizationPrediction
 
 
 def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
-    """Per kind of word of the built-in test part, by the map that is drawn, tokens of a word joined."""
+    """Pointing game for each kind of word in the built-in test split, on the plotted maps, joined by words."""
     game = PointingGame("or eight characters off")
     for part in in_parts(make("test")[:limit], 50):
         forced = [SummarizationPrediction(sample.id, sample.target, 0.0) for sample in part]

@@ -1,4 +1,4 @@
-"""ROUGE by rouge-score, best of several references, and against the first alone."""
+"""ROUGE by rouge-score, against the best of several references and against the first alone."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def sentences_on_lines(text: str) -> str:
-    """The text with each sentence on a line of its own, which is what ROUGE-Lsum takes for a sentence."""
+    """The text with one sentence per line, as ROUGE-Lsum requires."""
     return "\n".join(text[start:end].replace("\n", " ") for start, end in split_sentences(text))
 
 
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean F1 of ROUGE-1, -2, -L and -Lsum (Lin 2004), 0..1, words stemmed (Porter), best of the references by each.
+    """Mean F1 of ROUGE-1, -2, -L and -Lsum (Lin 2004), 0..1, Porter-stemmed, for each the best of the references.
 
-    The names ending in ``_first`` are the same against the first reference alone: in AESLC the original subject.
+    Names ending in ``_first`` are scores against the first reference alone: in AESLC the original subject.
 
     Args:
-        hypotheses: one text a sample.
-        references: one or more right texts a sample.
+        hypotheses: One text per sample.
+        references: One or more references per sample.
 
     >>> found = score(["ships sailed"], [["a ship sails", "nothing"]])
     >>> round(found["rouge1"], 3), round(found["rouge1_first"], 3)
@@ -44,7 +44,7 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
 
 @lru_cache(maxsize=1)
 def _tokenizer() -> Any:
-    """rouge-score's own, each text taken apart once: four scores ask for the same."""
+    """The tokenizer of rouge-score with a cache, since four scores tokenize the same texts."""
     from rouge_score.tokenizers import DefaultTokenizer
 
     tokenizer = DefaultTokenizer(use_stemmer=True)
@@ -53,7 +53,7 @@ def _tokenizer() -> Any:
 
 
 def signature() -> dict[str, str]:
-    """What a reader must know to compare."""
+    """The scorer's version and options, for comparison."""
     from importlib.metadata import version
 
     what = "F1, Porter stemming, lower-cased, best reference by each measure; _first: the first reference alone"

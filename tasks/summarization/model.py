@@ -1,4 +1,4 @@
-"""The summarization model: an encoder that reads long documents, a decoder that writes and copies."""
+"""The summarization model: an encoder for long documents and a decoder with a copy mechanism."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder
 
 
 class SummaryOutput(NamedTuple):
-    """What the model gives under teacher forcing."""
+    """Output of the model under teacher forcing."""
 
-    logits: Tensor  # (B, L, V): scores of each next token
-    salience: Tensor  # (B, S): scores of each token of the document for being worth copying; (B, 0) without copying
+    logits: Tensor  # (B, L, V), for each next token
+    salience: Tensor  # (B, S), salience logits of the document's tokens; (B, 0) without a copy mechanism
 
 
 class SummarizationModel(Seq2Seq):
     """Documents to summaries.
 
     Args:
-        vocab_size: V, of document and summary.
+        vocab_size: V, shared by document and summary.
         embed_dim: E.
-        num_heads: h.
-        ffn_dim: of the feed-forward networks.
-        encoder_layers: that read.
-        decoder_layers: that write.
-        attention: the encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
-            {"kind": "sliding_window", "window": 128} reads long documents in linear time.
-        decoder_attention: the decoder's self-attention.
-        cross_attention: the decoder's attention to the document.
-        global_tokens: which tokens of the document see all and are seen by all, where the kernel windows: "none", the
-            "first" one, or the first one of each of the "sentences".
-        hierarchical: words attend within their sentences, sentences to each other, then words to the whole document
-            (`HierarchicalEncoder`); off: words to the whole document.
-        sentence_layers: over sentences, where hierarchical.
-        document_layers: over all words once their sentences are known, where hierarchical.
-        copy: words of the document can be copied (`CopyHead`).
-        frequencies: each token of the document also says how often it stands there, and how rare it is altogether: the
-            features TF and IDF of Nallapati et al. 2016 (section 2.2), the latter by the token's number, for tokenizers
-            number what is frequent first.
-        pooling: How the decoder reads the document: by "attention"; or its "mean", a baseline that cannot attend.
-        dropout: everywhere but in attention weights.
+        num_heads: Number of attention heads, h.
+        ffn_dim: Hidden size of the feed-forward networks.
+        encoder_layers: Number of encoder layers.
+        decoder_layers: Number of decoder layers.
+        attention: The encoder's self-attention, {"kind": name, and the kernel's options}; none: dense. {"kind":
+            "sliding_window", "window": 128} encodes long documents in linear time.
+        decoder_attention: The decoder's self-attention.
+        cross_attention: The decoder's attention to the document.
+        global_tokens: Tokens with global attention in a windowed kernel: "none", the "first" one, or the first one of
+            each of the "sentences".
+        hierarchical: Words attend within their sentences, sentences to each other, then words to the whole document
+            (`HierarchicalEncoder`); false: words to the whole document.
+        sentence_layers: Number of layers over sentences, if hierarchical.
+        document_layers: Number of layers over all words after the sentence layers, if hierarchical.
+        copy: Use a pointer-generator to copy words of the document (`CopyHead`).
+        frequencies: Add embeddings of a token's frequency in the document and of its rarity: the TF and IDF features of
+            Nallapati et al. 2016 (section 2.2). IDF is approximated by the token's id, since tokenizers order ids by
+            frequency.
+        pooling: How the decoder reads the document: by "attention", or its "mean", a baseline without attention.
+        dropout: Dropout rate everywhere but in attention weights.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: Options contradict each other.
 
     >>> model = SummarizationModel(50, embed_dim=16, num_heads=2, ffn_dim=32).eval()
     >>> ids = torch.randint(4, 50, (2, 9))
@@ -110,7 +110,7 @@ class SummarizationModel(Seq2Seq):
         self.hierarchy = None
         if hierarchical:
             layers: Mapping[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
-            self.encoder = Encoder(embed_dim, 0, num_heads, norm_first=False)  # nothing: the hierarchy is in its place
+            self.encoder = Encoder(embed_dim, 0, num_heads, norm_first=False)  # empty: the hierarchy replaces it
             self.hierarchy = HierarchicalEncoder(
                 embed_dim,
                 encoder_layers,
@@ -125,15 +125,15 @@ class SummarizationModel(Seq2Seq):
     def encode(
         self, input_ids: Tensor, key_mask: Tensor | None = None, sentence_starts: Tensor | None = None
     ) -> Tensor:
-        """Reads documents.
+        """Encode documents.
 
         Args:
             input_ids: (B, S) long.
             key_mask: (B, S) bool, True = a real token.
-            sentence_starts: (B, n) long, each sentence's first token, filled up with -1; None: it is all one sentence.
+            sentence_starts: (B, n) long, first token of each sentence, padded with -1; None: one sentence.
 
         Returns:
-            The memory (B, S, E); what stands at padding means nothing.
+            The memory (B, S, E), undefined in the padding.
         """
         if key_mask is None:
             key_mask = torch.ones_like(input_ids, dtype=torch.bool)
@@ -171,12 +171,12 @@ class SummarizationModel(Seq2Seq):
         Args:
             source_ids: (B, S) long.
             source_mask: (B, S) bool, True = a real token.
-            target_ids: (B, L) long, the start token first; padded at the right, where the loss is masked.
-            sentence_starts: (B, n) long, as `encode` has it.
-            copy_ids: (B, S) long, what copying a token gives, where source_ids hides some; source_ids where None.
+            target_ids: (B, L) long, the start token first; right-padded, where the loss is masked.
+            sentence_starts: (B, n) long, as in `encode`.
+            copy_ids: (B, S) long, ids that copying emits, if word dropout changed source_ids; None: source_ids.
 
         Returns:
-            logits (B, L, V), normalized logarithms where the model copies, and salience (B, S).
+            Logits (B, L, V), log-probabilities if the model copies, and salience (B, S).
         """
         memory = self.encode(source_ids, source_mask, sentence_starts)
         states = self.decode(target_ids, memory, source_mask)
@@ -186,7 +186,7 @@ class SummarizationModel(Seq2Seq):
         kept = self.copy_head.kept(memory, source_ids if copy_ids is None else copy_ids, source_mask)
         return SummaryOutput(self.copy_head(states, logits, memory, **kept), kept["salience"])
 
-    # Writing ----------------------------------------------------------------------------------------------------------
+    # Generation -------------------------------------------------------------------------------------------------------
 
     def start(
         self,
@@ -195,7 +195,7 @@ class SummarizationModel(Seq2Seq):
         sentence_starts: Tensor | None = None,
         copy_ids: Tensor | None = None,
     ) -> CachedState:
-        """Reads documents and makes the state that `step` continues from; arguments as of `encode` and `forward`."""
+        """Encode documents and make the initial state of `step`; arguments as of `encode` and `forward`."""
         memory = self.encode(input_ids, key_mask, sentence_starts)
         if self.copy_head is None:
             return self.start_from(memory, key_mask)
@@ -204,7 +204,7 @@ class SummarizationModel(Seq2Seq):
         return self.start_from(memory, key_mask, extra=self.copy_head.kept(memory, ids, key_mask))
 
     def step(self, ids: Tensor, state: CachedState) -> Tensor:
-        """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
+        """Append target ids (N, L) and return the logits (N, V) of the next token."""
         states = self.advance(ids, state)  # (N, E)
         logits = self.output(states)
         if self.copy_head is None:
@@ -223,19 +223,19 @@ class SummarizationModel(Seq2Seq):
         copy_ids: Tensor | None = None,
         **keywords: Any,
     ) -> Generated:
-        """Writes summaries; config, keywords and errors as of Seq2Seq, the others as of `start`."""
+        """Generate summaries; config, keywords and errors as of Seq2Seq, other arguments as of `start`."""
         prompt = config.start_prompt(len(input_ids), input_ids.device)
         with torch.inference_mode():
             state = self.start(input_ids, key_mask, sentence_starts, copy_ids)
             return generate(self.step, state, prompt, config, **keywords)
 
-    # Looking at it ----------------------------------------------------------------------------------------------------
+    # Explanations -----------------------------------------------------------------------------------------------------
 
     def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
-        """Where each token of the summary comes from, (B, L, S): the copy head's map, or the last cross-attention's.
+        """Source weights of each summary token, (B, L, S): of the copy head, or else of the last cross-attention.
 
         Args:
-            maps: what `mmattn.explain.capture(model)` gave for one forward pass.
+            maps: Attention maps of `mmattn.explain.capture(model)` for one forward pass.
         """
         if self.copy_head is not None:
             return maps["copy_head.weights"][0]

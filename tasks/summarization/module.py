@@ -1,4 +1,4 @@
-"""Training and measuring summarization: cross-entropy over what is made up and copied; ROUGE by beam search."""
+"""Training and evaluation of summarization: cross-entropy with a copy mechanism, ROUGE by beam search."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class SummarizationDataModule(PairDataModule):
     """Documents with their summaries.
 
     Args:
-        drop_repeats: leave out of training what stands there once more, document and summary alike.
-        options: what PairDataModule takes.
+        drop_repeats: Exclude duplicates, documents that occur again with the same summary, from training.
+        options: Arguments of PairDataModule.
     """
 
     task = "summarization"
@@ -36,14 +36,14 @@ class SummarizationDataModule(PairDataModule):
     def __init__(self, drop_repeats: bool = False, **options: Any) -> None:
         super().__init__(**options)
         if not self.processor_options["shared_vocab"]:
-            raise ConfigError("data.shared_vocab: document and summary are one language; expected true, found false.")
+            raise ConfigError("data.shared_vocab: expected true, since both texts are in one language; found false.")
         self.drop_repeats = drop_repeats
 
     def make_dataset(self, source: Any, split: Split) -> SummaryDataset:
         dataset = SummaryDataset(source, on_error=self.on_error)
         if split == "train" and self.drop_repeats and isinstance(source, str):
             whole, dataset = len(dataset), dataset.without_repeats()
-            logger.warning("%s: left out of training: %d repeated documents", source, whole - len(dataset))
+            logger.warning("%s: %d duplicate documents excluded from training", source, whole - len(dataset))
         return dataset
 
 
@@ -66,7 +66,7 @@ class SummarizationLossOptions(PairLossOptions):
 
 
 class SummarizationModule(PairModule):
-    """Cross-entropy, and a loss that predicts which source words the summary has; ROUGE by beam search."""
+    """Cross-entropy, and a loss that predicts which source words occur in the summary; ROUGE by beam search."""
 
     task = "summarization"
     Loss = SummarizationLossOptions
@@ -75,14 +75,14 @@ class SummarizationModule(PairModule):
         super().__init__(model, *options, **named)
         if self.loss.salience and not model.get("copy", True):
             raise ConfigError(
-                f"loss.salience: expected 0, or above where the model copies, found {self.loss.salience}."
+                f"loss.salience: expected 0 for a model without a copy mechanism, found {self.loss.salience}."
             )
 
     def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
         super().build(sizes, processor)
         if self.network is not None and self.loss.salience:
             raise ConfigError(
-                f"loss.salience: expected 0, since a public model copies nothing; found {self.loss.salience}."
+                f"loss.salience: expected 0, since public models have no copy mechanism; found {self.loss.salience}."
             )
 
     def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -98,7 +98,7 @@ class SummarizationModule(PairModule):
 
     def update_metric(self, metric: Any, batch: SummaryBatch) -> None:
         super().update_metric(metric, batch)
-        metric.add("truncated", float((batch.cut > 0).sum()), len(batch))  # share of documents not read to their end
+        metric.add("truncated", float((batch.cut > 0).sum()), len(batch))  # share of truncated documents
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
         return score(hypotheses, references)

@@ -1,4 +1,4 @@
-"""A picture of where a summary comes from. matplotlib is imported inside."""
+"""Plot of the source tokens of a summary. Imports matplotlib inside functions."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 from torch import Tensor
 
-Span = tuple[int, int]  # characters, from and up to
-WIDTH = 110  # characters a line
+Span = tuple[int, int]  # start and end in characters
+WIDTH = 110  # characters per line
 MOST_LINES = 60
-CHARACTER, LINE = 0.602 * 8 / 72, 14 / 72  # inches: of a character of DejaVu Sans Mono at 8 points, of a line
-MOST_COLUMNS = 48  # of the map
+CHARACTER, LINE = 0.602 * 8 / 72, 14 / 72  # inches: width of a character (DejaVu Sans Mono, 8 points), height of a line
+MOST_COLUMNS = 48  # of the heatmap
 DPI = 130
 FONT: dict[str, Any] = {"family": "monospace", "fontsize": 8}
 
 
 def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Tensor, title: str, path: Any) -> Any:
-    """The document with the summary's sources shaded, and below it a map: a row a token of the summary.
+    """Plot the document with the summary's sources shaded, and a heatmap (summary tokens by document tokens) below.
 
-    The map shows the document's tokens that any of the summary's comes from most, in their order.
+    The heatmap has the document tokens with the largest weights, in document order.
 
     Args:
-        document: what was read.
-        spans: characters of each of its S tokens.
-        words: the L tokens of the summary.
-        weights: (L, S), where each of them comes from.
-        title: above all.
-        path: where to write the picture.
+        document: The document.
+        spans: Character spans of its S tokens.
+        words: The L tokens of the summary.
+        weights: (L, S), source weights of each summary token.
+        title: Title of the figure.
+        path: Output path.
 
     Returns:
         The matplotlib Figure.
@@ -46,9 +46,9 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     figure = Figure(figsize=(width, sum(heights) + 0.9), dpi=DPI, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=heights)
     upper, lower = halves
-    # In its own place, which no layout moves, so that the shading lies on the words.
+    # Fixed axes, outside the layout engine, so that the shading aligns with the words.
     page, chart = upper.add_axes((0.2 / width, 0, CHARACTER * WIDTH / width, 1)), lower.subplots()
-    page.set(xlim=(0, _signs_across(page)), ylim=(len(shown) + 1, 0))
+    page.set(xlim=(0, _characters_across(page)), ylim=(len(shown) + 1, 0))
     page.set_axis_off()
     _shade(page, shown, spans, shade)
     for row, (start, end) in enumerate(shown):
@@ -69,7 +69,7 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
 
 
 def wrap(text: str, width: int = WIDTH) -> list[Span]:
-    """Where the lines of a text begin and end, broken at blanks to that width.
+    """Start and end of the lines of a text, broken at spaces to a width in characters.
 
     >>> [text[a:b] for text in ["one two three"] for a, b in wrap(text, 8)]
     ['one two', 'three']
@@ -78,8 +78,8 @@ def wrap(text: str, width: int = WIDTH) -> list[Span]:
     for paragraph in text.split("\n"):
         end = start + len(paragraph)
         while end - start > width:
-            blank = text.rfind(" ", start, start + width + 1)
-            cut = blank if blank > start else start + width
+            space = text.rfind(" ", start, start + width + 1)
+            cut = space if space > start else start + width
             lines.append((start, cut))
             start = cut + (text[cut] == " ")
         if end > start:
@@ -88,11 +88,11 @@ def wrap(text: str, width: int = WIDTH) -> list[Span]:
     return lines
 
 
-def _signs_across(page: Any) -> float:
-    """How many characters fit side by side: fonts are drawn on whole pixels, so that only drawing tells."""
+def _characters_across(page: Any) -> float:
+    """Number of characters per line; measured, since fonts are rendered on whole pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    renderer = FigureCanvasAgg(page.figure.figure).get_renderer()  # of the figure, not of its part
+    renderer = FigureCanvasAgg(page.figure.figure).get_renderer()  # of the figure, not of the subfigure
     probe = page.text(0, 0, "x" * WIDTH, **FONT)
     characters: float = WIDTH * page.get_window_extent(renderer).width / probe.get_window_extent(renderer).width
     probe.remove()

@@ -1,4 +1,4 @@
-"""From a document to its summary, with the processor that training used."""
+"""Predictor for summarization."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from mmattn.tasks.summarization.model import SummarizationModel
 
 @dataclass
 class SummarizationPrediction:
-    """What the model makes of one document."""
+    """The summary of one document."""
 
     id: str
     summary: str
     score: float  # log p / length^length_penalty
-    tokens_cut: int = 0  # of the document, at its end, that the model did not read
+    tokens_cut: int = 0  # number of truncated document tokens
 
 
 @dataclass
 class SummaryExplanation:
-    """Where in the document a summary stands out."""
+    """Source tokens of a summary."""
 
     summary: SummarizationPrediction
     document: str
-    spans: list[tuple[int, int]]  # characters of each token of the document that was read
-    words: list[str]  # the summary's tokens, the end last
-    word_spans: list[tuple[int, int]]  # characters of each of them in the summary
-    weights: Tensor  # (L, S): of each of them, where it comes from; rows sum to one, the document's end left out
+    spans: list[tuple[int, int]]  # character spans of the document's tokens, after truncation
+    words: list[str]  # tokens of the summary, the end token last
+    word_spans: list[tuple[int, int]]  # their character spans in the summary
+    weights: Tensor  # (L, S), source weights of each; rows sum to one, without the document's end token
 
     def peak(self, span: tuple[int, int]) -> tuple[int, int]:
-        """Where in the document the characters of the summary from and up to span come from: the likeliest token's."""
+        """Document span of the token with the largest weight for a character span of the summary."""
         rows = [n for n, (start, end) in enumerate(self.word_spans) if start < span[1] and end > span[0]]
         return self.spans[int(self.weights[rows].sum(0).argmax())]
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG: the document with its sources shaded, and a map of which word comes from where."""
+        """Write a PNG: the document with the sources shaded, and a heatmap of summary tokens by document tokens."""
         from mmattn.tasks.summarization.picture import draw
 
         draw(self.document, self.spans, self.words, self.weights, self.summary.summary, path)
 
 
 class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
-    """A summarization model with its processor, ready to write.
+    """Predictor of a summarization model.
 
-    Items are texts, or mappings with `document` (or `text`) and, if wanted, `id`. `load` takes `prefix`, too: what T5
-    reads before each document, in place of the one that its config.json has for summarization.
+    Items are texts, or mappings with `document` (or `text`) and optionally `id`. `load` also takes `prefix`: T5's
+    prefix of each document, which overrides the one in its config.json.
     """
 
     task = "summarization"
-    cut_remark = "{} of the documents are longer than {} tokens; the rest was not read."
+    cut_remark = "{} of the documents are longer than {} tokens and were truncated."
 
     def to_sample(self, item: Item, number: int) -> PairSample:
         if not isinstance(item, PairSample):
@@ -78,7 +78,7 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
     def explain_written(
         self, samples: Sequence[PairSample], written: Sequence[SummarizationPrediction]
     ) -> list[SummaryExplanation]:
-        """Where the words of given summaries come from, by one pass under teacher forcing."""
+        """Explain given summaries by one pass under teacher forcing."""
         forced = [SummarySample(s.id, s.source, w.summary or " ") for s, w in zip(samples, written, strict=True)]
         found = []
         for sample, summary, weights in zip(forced, written, self.alignments(forced), strict=True):
@@ -92,15 +92,14 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
         return found
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the encoder and the decoder's step, with its cache as flat tensors."""
+        """Export the encoder and the decoder's step, with its cache as flat tensors."""
         from mmattn.tasks.summarization.export import export_summarization
 
         own = isinstance(self.model, SummarizationModel)  # or a public network
         return export_summarization(self.model, folder, formats) if own else super().export_graphs(folder, formats)
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
-        """The documents of a table in a format for training, summaries may be missing; a folder's .txt files; or any
-        other file as one document."""
+        """List documents: rows of a JSONL, CSV or TSV file, .txt files of a folder, or any other file as one."""
         place = Path(path)
         if place.is_file() and place.suffix.lower() in TABLES:
             return SummaryDataset(path, on_error=on_error, require_labels=False).samples
@@ -110,7 +109,7 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
         return [SummarySample(file.name, read_text(file)) for file in files]
 
     def demo_samples(self) -> Sequence[PairSample]:
-        """The first of the built-in test part."""
+        """The first samples of the built-in test split."""
         from mmattn.tasks.summarization.demo import make
 
         return make("test", size=6)

@@ -1,4 +1,4 @@
-"""What turns documents into ids with their sentences, and ids into summaries; it is shipped with the model."""
+"""Processor of summarization; saved with the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmattn.tasks.summarization.data import SummaryBatch
 
 
 class SummaryProcessor(PairProcessor):
-    """What turns documents into ids with their sentences, and ids into summaries; shipped with the model."""
+    """Documents to ids with sentence starts, and ids to summaries; saved with the model."""
 
     batch_class = SummaryBatch
 
@@ -21,7 +21,7 @@ class SummaryProcessor(PairProcessor):
         return {"vocab_size": self.target.vocab_size}
 
     def encode_sources(self, texts: Sequence[str]) -> dict[str, Any]:
-        """What a batch holds of its documents: as of pairs, where sentences begin, and what is cut."""
+        """Encode documents as fields of a batch: those of pairs, sentence starts, and truncated token counts."""
         found = super().encode_sources(texts)
         rows = [self._starts(text) for text in texts]
         most = max(map(len, rows))
@@ -32,11 +32,11 @@ class SummaryProcessor(PairProcessor):
         }
 
     def document_tokens(self, text: str) -> list[Span]:
-        """The characters of each token that the model reads, blanks before it and the end left out."""
+        """Character spans of the document's tokens after truncation, without leading spaces and the end token."""
         return self.source.spans(text)[: self.max_source_len - 1 - len(self.source.prefix_ids)]
 
     def _starts(self, text: str) -> list[int]:
-        """Which token is the first of each sentence."""
+        """Index of the first token of each sentence."""
         tokens = self.document_tokens(text)
         found, place = [0], 0
         for start, _ in split_sentences(text)[1:]:

@@ -1,4 +1,4 @@
-"""Translation: a sentence in, its translation and what each word was read off out.
+"""Translation: translations of sentences, with their attention to the source words.
 
 >>> from mmattn.tasks import translation
 >>> translator = translation.load()  # doctest: +SKIP
@@ -32,7 +32,7 @@ __all__, __getattr__ = lazy("mmattn.tasks.translation", _NAMES)
 TASK = Task(
     name="translation",
     package="mmattn.tasks.translation",
-    title="Translation: train on parallel text, measure, translate, see what each word was read off.",
+    title="Translation: train on parallel text, evaluate, translate, plot the alignment of words.",
     model="model:TranslationModel",
     processor="mmattn.tasks.common.seq2seq.processor:PairProcessor",
     module="module:TranslationModule",
@@ -40,9 +40,9 @@ TASK = Task(
     predictor="predict:TranslationPredictor",
     demo="demo:make",
     options=(
-        Option("text", "a sentence to translate", kind="item"),
+        Option("text", "sentence to translate", kind="item"),
         *SEARCH,
-        Option("prefix", "what T5 reads before each sentence (default: the one in its config.json)", kind="load"),
+        Option("prefix", "T5 only: prefix of each sentence (default: the one in its config.json)", kind="load"),
     ),
     adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
     families=dict.fromkeys(("marian/*", "bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),

@@ -1,4 +1,4 @@
-"""Translation: samples and the data set of parallel text."""
+"""Samples and data set of parallel text."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from mmattn.tasks.translation.formats import read_parallel
 class TranslationSample(PairSample):
     """A sentence and its translation."""
 
-    alignment: list[tuple[int, int]] = field(default_factory=list)  # words of target and source that mean the same
+    alignment: list[tuple[int, int]] = field(default_factory=list)  # aligned words of target and source
 
 
 class TranslationDataset(PairDataset):
-    """Parallel text from files (``formats.py`` has the formats) or from samples in memory, checked.
+    """Parallel text from files (formats: ``formats.py``) or from samples in memory, checked.
 
     Args:
         source: A path, or samples.
-        source_lang: The language read: the ending of its file, its column or its key.
-        target_lang: The language written.
-        options: What ``SampleDataset`` takes.
+        source_lang: Source language: the file extension, column or key.
+        target_lang: Target language, likewise.
+        options: Arguments of ``SampleDataset``.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""The file formats of parallel text, to the fields of samples, by the path's ending.
+"""File formats of parallel text, selected by the file extension.
 
-- a prefix: ``train`` stands for ``train.en`` and ``train.de``, whose lines i translate each other;
-- ``.tsv``: source, tab, target; a first line of names (``en``, ``de``, or ``source``, ``target``) may choose;
+- a prefix: ``train`` means ``train.en`` and ``train.de``, whose lines are translations of each other;
+- ``.tsv``: source, tab, target; a header (``en``, ``de``, or ``source``, ``target``) may select the columns;
 - ``.jsonl``: ``{"en": ..., "de": ...}``, or ``source`` and ``target``, or either under ``translation``; and
-  ``references``, a list, where a sentence has several.
+  ``references``, a list, if a sentence has several.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 from mmattn.data.errors import DataError, Problems
 from mmattn.data.readers import read_lines, read_rows
 
-Fields = dict[str, Any]  # of a sample, by its attributes' names
+Fields = dict[str, Any]  # fields of a sample, by name
 _Found = Iterator[tuple[str, Fields]]
 
 
 def read_parallel(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
-    """Reads one split.
+    """Read one split.
 
     Args:
-        path: In any of the formats.
-        languages: Read and written.
+        path: A path in any of the formats.
+        languages: Source and target language.
         require_target: Whether a missing translation is an error.
-        problems: Takes the bad lines.
+        problems: Collects invalid lines.
 
     Yields:
-        Where the line stands in which file, and the sample's fields.
+        The file and line, and the fields of the sample.
     """
     read = {".tsv": _tsv, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(Path(path).suffix.lower(), _two_files)
     return read(path, languages, require_target, problems)
@@ -56,7 +56,7 @@ def _two_files(path: str | Path, languages: tuple[str, str], _: bool, problems: 
 
 
 def _tsv(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
-    """No quoting: a quotation mark is one, as everywhere in parallel text."""
+    """Without quoting: quotation marks are literal, as usual in parallel text."""
     columns = (0, 1)
     width = None
     for line, text in enumerate(read_lines(path), start=1):
@@ -99,7 +99,7 @@ def _jsonl(path: str | Path, languages: tuple[str, str], require_target: bool, p
 
 
 def fields_of(row: Mapping[str, Any], default_id: str, languages: tuple[str, str]) -> Fields | None:
-    """A sample's fields from a mapping, or None where it has no source."""
+    """The fields of a sample from a mapping; None if it has no source."""
     inner: Any = row.get("translation")
     inner = inner if isinstance(inner, dict) else row
     for source, target in (languages, ("source", "target"), ("text", "translation")):

@@ -1,4 +1,4 @@
-"""The pointing game of translation: whether each word of the true translation peaks on the word that it stems from."""
+"""Pointing game of translation: whether each word of the reference peaks on its aligned source word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmattn.tasks.translation.predict import TranslationPrediction
 
 
 def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
-    """Per kind of word of the built-in test part, by the map that is drawn, words of several tokens joined."""
+    """Pointing game for each kind of word in the built-in test split, on the plotted maps, joined by words."""
     game = PointingGame("or a word beside it")
     for part in in_parts(make("test", limit), 100):
         forced = [TranslationPrediction(sample.id, sample.source, sample.target, 0.0) for sample in part]

@@ -16,22 +16,22 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     """Corpus BLEU (Papineni et al. 2002) and chrF2 (Popović 2015), 0..100, cased, on untokenized text (Post 2018).
 
     Args:
-        hypotheses: one text a sample.
-        references: one or more right texts a sample.
+        hypotheses: One text per sample.
+        references: One or more references per sample.
 
     >>> score(["the cat sat on the mat"], [["the cat sat on the mat"]])
     {'bleu': 100.00000000000004, 'chrf': 100.0}
     """
     most = max((len(given) for given in references), default=1)
-    # One stream for each reference; a sample with fewer has none (sacreBLEU leaves it out) in the later ones.
+    # One stream for each reference; samples with fewer have None, which sacreBLEU ignores, in the later ones.
     streams = [[given[n] if n < len(given) else None for given in references] for n in range(most)]
     return {name: metric.corpus_score(list(hypotheses), streams).score for name, metric in _metrics().items()}
 
 
 def signatures() -> dict[str, str]:
-    """What a reader must know to compare: tokenizer, case, smoothing, version."""
+    """sacreBLEU signatures for comparison: tokenizer, case, smoothing, version."""
     found = {}
     for name, metric in _metrics().items():
-        metric.corpus_score(["a"], [["a"]])  # the number of references is part of it
+        metric.corpus_score(["a"], [["a"]])  # the signature includes the number of references
         found[f"{name}_signature"] = str(metric.get_signature())
     return found

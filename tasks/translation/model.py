@@ -1,4 +1,4 @@
-"""The translation model: an encoder-decoder over token ids. Tensors in, tensors out."""
+"""The translation model: an encoder-decoder over token ids."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ __all__ = ["TranslationHead", "TranslationModel"]
 
 
 class PooledSource(Seq2Seq):
-    """A baseline that must fail: the decoder gets the mean of the source's states instead of attending to them."""
+    """Pooling baseline: the decoder receives the mean of the source's states instead of attending to them."""
 
     def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """The memory (B, S, E), everywhere the same."""
+        """The memory (B, S, E), the same at all positions."""
         real = torch.ones_like(input_ids, dtype=torch.bool) if key_mask is None else key_mask
         return mean_memory(super().encode(input_ids, key_mask), real)
 
 
 class TranslationModel(TextModel):
-    """Source ids to scores of target ids.
+    """Source ids to logits of target ids.
 
     Args:
         vocab_size: V of the target.
-        source_vocab_size: of the source; none: the sides share one vocabulary and its embeddings.
-        decoder: "transformer"; or "lstm", the classic: LSTMs with `cross_attention`, additive by default, between them.
-        embed_dim: E; also the LSTMs' size.
-        num_heads: h.
-        ffn_dim: of the transformer's feed-forward networks.
-        encoder_layers: that read.
-        decoder_layers: that write.
-        tied_output: logits are products with the target's embeddings.
-        positions: of the transformer: sinusoidal, learned or none.
-        norm_first: pre-norm transformer layers; off: post-norm, as the original.
-        attention: the encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
-        decoder_attention: the decoder's self-attention.
-        cross_attention: the decoder's attention to the source.
-        pooling: How the decoder reads the source: by "attention"; or its "mean", a baseline that cannot attend.
-        dropout: everywhere but in attention weights.
-        max_len: of learned positions.
+        source_vocab_size: V of the source; none: both sides share one vocabulary and its embeddings.
+        decoder: "transformer", or "lstm": LSTM encoder and decoder with `cross_attention`, additive by default.
+        embed_dim: E; also the hidden size of the LSTMs.
+        num_heads: Number of attention heads, h.
+        ffn_dim: Hidden size of the transformer's feed-forward networks.
+        encoder_layers: Number of encoder layers.
+        decoder_layers: Number of decoder layers.
+        tied_output: Tie the output projection to the target embeddings.
+        positions: Position embeddings of the transformer: sinusoidal, learned or none.
+        norm_first: Pre-norm transformer layers; false: post-norm, as in the original.
+        attention: The encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
+        decoder_attention: The decoder's self-attention.
+        cross_attention: The decoder's attention to the source.
+        pooling: How the decoder reads the source: by "attention", or its "mean", a baseline without attention.
+        dropout: Dropout rate everywhere but in attention weights.
+        max_len: Maximum length for learned positions.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Training and measuring translation: sacreBLEU and chrF on plain text, cased, with their signatures."""
+"""Training and evaluation of translation: BLEU and chrF by sacreBLEU on plain, cased text, with signatures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class TranslationDataModule(PairDataModule):
     """Parallel text.
 
     Args:
-        source_lang: the language read: the ending of its file, its column or its key.
-        target_lang: the language written.
-        options: what PairDataModule takes.
+        source_lang: Source language: the file extension, column or key.
+        target_lang: Target language, likewise.
+        options: Arguments of PairDataModule.
     """
 
     task = "translation"
@@ -31,7 +31,7 @@ class TranslationDataModule(PairDataModule):
 
 
 class TranslationModule(PairModule):
-    """Cross-entropy; BLEU and chrF by beam search."""
+    """Cross-entropy training; BLEU and chrF by beam search."""
 
     task = "translation"
 

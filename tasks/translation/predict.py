@@ -1,4 +1,4 @@
-"""From a sentence to its translation, with the processor that training used."""
+"""Predictor for translation."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mmattn.tasks.translation.formats import fields_of
 
 @dataclass
 class TranslationPrediction:
-    """What the model makes of one sentence."""
+    """The translation of one sentence."""
 
     id: str
     source: str
     translation: str
     score: float  # log p / length^length_penalty
-    tokens_cut: int = 0  # of the source, at its end, that the model did not read
+    tokens_cut: int = 0  # number of truncated source tokens
 
 
 @dataclass
 class Alignment:
-    """Which source words each word of a translation was read off."""
+    """Attention of each word of a translation to the source words."""
 
     translation: TranslationPrediction
     words: list[str]  # of the translation
@@ -40,25 +40,25 @@ class Alignment:
     weights: Tensor  # (words, source words), rows sum to one
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG: a row a word of the translation, a column a word of the source."""
+        """Write a PNG heatmap: translation words by source words."""
         from mmattn.plot import heat_map
 
         if not self.words:
             raise DataError(f"item {self.translation.id}", "a translation to explain", "an empty one")
-        shown, names = slice(0, 60), {"row_name": "translation", "col_name": "source"}  # more could not be read
+        shown, names = slice(0, 60), {"row_name": "translation", "col_name": "source"}  # more would be illegible
         heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names)
 
 
 class TranslationPredictor(PairPredictor[TranslationPrediction]):
-    """A translation model with its processor, ready to translate.
+    """Predictor of a translation model.
 
-    Items are sentences, or mappings with `source` (or the language's name, or `text`) and, if wanted, `id`. `load`
-    takes `prefix`, too: what T5 reads before each sentence, where its config.json has not one alone for translation.
+    Items are sentences, or mappings with `source` (or the language's name, or `text`) and optionally `id`. `load` also
+    takes `prefix`: T5's prefix of each sentence, if its config.json does not have exactly one for translation.
     """
 
     task = "translation"
     plain = "translation"
-    cut_remark = "{} of the texts are longer than {} tokens; the rest of each was not read."
+    cut_remark = "{} of the texts are longer than {} tokens and were truncated."
 
     def to_sample(self, item: Item, number: int) -> PairSample:
         if isinstance(item, PairSample):
@@ -72,7 +72,7 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
 
     @property
     def languages(self) -> tuple[str, str]:
-        """Read and written."""
+        """Source and target language."""
         options = self.processor.options
         return options.get("source_lang", "source"), options.get("target_lang", "target")
 
@@ -82,7 +82,7 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
     def explain_written(
         self, samples: Sequence[PairSample], written: Sequence[TranslationPrediction]
     ) -> list[Alignment]:
-        """What the words of given translations are read off, by one pass under teacher forcing."""
+        """Align given translations with their sources by one pass under teacher forcing."""
         forced = [TranslationSample(s.id, s.source, w.translation) for s, w in zip(samples, written, strict=True)]
         found = []
         for sample, translation, weights in zip(forced, written, self.alignments(forced), strict=True):
@@ -97,14 +97,14 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
         return found
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
-        """The sentences of a JSONL file; or the lines of any other one, or of standard input."""
+        """List sentences: those of a JSONL file, or the lines of any other file or of standard input."""
         if Path(path).suffix.lower() in (".jsonl", ".ndjson"):
             return TranslationDataset(path, *self.languages, on_error=on_error, require_labels=False).samples
         lines = decode_lines(sys.stdin.buffer.read(), "standard input") if path == "-" else read_lines(path)
         return [TranslationSample(str(n), line) for n, line in enumerate(lines, start=1)]
 
     def demo_samples(self) -> Sequence[PairSample]:
-        """The first of the built-in test part."""
+        """The first samples of the built-in test split."""
         from mmattn.tasks.translation.demo import make
 
         return make("test", 6)

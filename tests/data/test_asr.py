@@ -195,7 +195,7 @@ def test_longer_ones_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     assert len(found.leave_out_longer(0.7)) == 3
     kept = found.leave_out_longer(0.5)
     assert [sample.id for sample in kept.samples] == ["0", "1"]
-    assert "left out 1 clips" in caplog.text
+    assert "excluded 1 clips" in caplog.text
     bad_data(r"clips of at most 0\.1 s, found none; the shortest has 0\.3 s", kept.leave_out_longer, 0.1)
 
 

@@ -89,7 +89,7 @@ def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
     ("options", "message"),
     [
         ({"sped": [1, 1]}, "sped: no such option .*did you mean 'speed'.*there are: join, pause, speed"),
-        ({"speed": 0.9}, "speed: expected a least and a greatest value within 0.25 to 4.0, found 0.9"),
+        ({"speed": 0.9}, "speed: expected a minimum and a maximum within 0.25 to 4.0, found 0.9"),
         ({"speed": [1.1, 0.9]}, "speed: expected a least"),
         ({"speed": "ab"}, "speed: expected a least"),
         ({"noise": [5, "a"]}, "noise: expected a least"),
@@ -123,7 +123,7 @@ def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
         counts.add(len(texts[0].split()))
     assert counts == {1, 2, 3, 4}
     alone = SpeechAugment(join=4)
-    refused("join: needs recordings to join with", alone.waves, [sound()], ["one"], ["a"], [3], 8000)
+    refused("join: expected recordings to join with", alone.waves, [sound()], ["one"], ["a"], [3], 8000)
 
 
 def test_expected_lengths(processor: ASRProcessor) -> None:

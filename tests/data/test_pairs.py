@@ -93,7 +93,7 @@ def test_for_other_data_texts_stay_and_lengths_are_those_asked_for() -> None:
     assert (other.source, other.max_source_len, other.max_target_len) == (processor.source, 256, 7)
     assert other.options == {"source_lang": "de", "generation": {"num_beams": 2}}
     assert processor.options["source_lang"] == "en"
-    message = r"data\.shared_vocab: .*goes on from has True, the configuration says False"
+    message = r"data\.shared_vocab: expected True, .* found False"
     refused(message, processor.retarget, None, {"shared_vocab": False}, error=ConfigError)
 
 

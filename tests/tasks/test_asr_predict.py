@@ -166,7 +166,7 @@ def test_pictures_of_explanations(tmp_path: Path, model: Path, recognizer: ASRPr
     refused("at most 4 s to explain, found", recognizer.explain, tones.clip(7, 20), error=DataError)
     soundfile.write(tmp_path / "silence.wav", np.zeros(8000), tones.RATE)
     words = ("--input", tmp_path / "silence.wav", "--output", tmp_path / "pictures")
-    refused("none was heard", run, "explain", model, *words, error=DataError)
+    refused("an empty transcript", run, "explain", model, *words, error=DataError)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "e.png", "silence.wav"]
 
 

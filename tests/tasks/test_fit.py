@@ -131,7 +131,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--data.max_frames 20", "data.max_frames"),
         ("--data.tokenizer bpe --data.vocab_size 5", "vocab_size: expected at least"),
         ("--data.num_mels 400", "n_mels"),
-        ("--data.lm_order 4", "goes with CTC alone"),
+        ("--data.lm_order 4", "needs CTC alone"),
         ("--model.decoder none --decode.lm_weight 0.5", "there is no language model"),
         ("--model.decoder none --data.lm_order 3 --decode.num_beams 1", "expected num_beams above 1, found 1"),
         ("--model.decoder none --data.lm_order 21", "expected 0 to 20, found 21"),
@@ -155,7 +155,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--model.network fcn", "network"),
     ],
     "summarization": [
-        ("--loss.salience 0.5 --model.copy false", "salience: expected 0, or above where the model"),
+        ("--loss.salience 0.5 --model.copy false", "salience: expected 0 for a model without a copy mechanism"),
         ("--model.pooling mean", "leaves no tokens to copy"),
         ("--model.global_tokens first", "global_tokens to none"),
         ("--data.shared_vocab false", "one language"),

@@ -87,8 +87,8 @@ def test_from_a_shipped_folder(tmp_path: Path) -> None:
     [
         ("--model.embed_dim 64", r"model\.embed_dim: .*demo has 128, the configuration says 64; .*leave the key"),
         ("--model.decoder lstm", r"model\.decoder: .* has 'transformer', the configuration says 'lstm'"),
-        ("--data.vocab_size 300", r"data\.vocab_size: .* has \d+, the configuration says 300"),
-        ("--data.tokenizer word", r"data\.tokenizer: .* has 'bpe', the configuration says 'word'"),
+        ("--data.vocab_size 300", r"data\.vocab_size: expected \d+, .* found 300"),
+        ("--data.tokenizer word", r"data\.tokenizer: expected 'bpe', .* found 'word'"),
         ("--data.lowercase true", r"data\.lowercase: .* has False"),
         ("--model.attention.kind nonesuch", r"model\.attention\.kind: expected one of"),
     ],
@@ -102,7 +102,7 @@ def test_what_conflicts_is_one_error(options: str, message: str, tmp_path: Path)
 def test_what_a_public_folder_refuses(tmp_path: Path, own_data: Path) -> None:
     write("bart", tmp_path / "bart")
     for start, options, message in (
-        ("bart", "--loss.salience 0.5", r"loss\.salience: expected 0, since a public model copies nothing"),
+        ("bart", "--loss.salience 0.5", r"loss\.salience: expected 0, since public models have no copy mechanism"),
         ("bart", "--model.embed_dim 64", r"model\.embed_dim: .* has 32, the configuration says 64"),
         ("bart", "--model.pooling mean --model.copy false", r"model\.pooling: .* has 'attention'"),
         (

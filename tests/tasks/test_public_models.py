@@ -78,9 +78,9 @@ def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
     found = load_translator(tmp_path / "t5", device="cpu", prefix="to fr:")
     assert written(found) == by_transformers(theirs, "to fr: ", max_length=7), "before generation_config.json"
     for load, source, prefix, message in (
-        (load_translator, tmp_path / "t5", None, r"choose one by its prefix, of 'to de: ', 'to fr: '"),
-        (load_summarizer, folders["bart"][0], "a: ", "bart models read texts as they are"),
-        (load_summarizer, "summarization/demo", "a: ", "says itself what stands before a text; leave it out"),
+        (load_translator, tmp_path / "t5", None, r"expected a prefix to select a pair, of 'to de: ', 'to fr: '"),
+        (load_summarizer, folders["bart"][0], "a: ", "bart models take no prefix"),
+        (load_summarizer, "summarization/demo", "a: ", "has its own; found 'a: '"),
     ):
         refused(message, load, source, prefix=prefix, error=CheckpointError)
 

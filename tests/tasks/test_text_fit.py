@@ -70,7 +70,7 @@ def test_own_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
         write_lines(tmp_path / f"{name}.jsonl", rows)
     own = f"--data.train {tmp_path}/train.jsonl --data.val {tmp_path}/val.jsonl --data.drop_repeats true"
     folder = summarize(tmp_path / "run", f"{own} --loss.salience 0.5 --model.frequencies true")
-    assert "5 repeated documents" in caplog.text
+    assert "5 duplicate documents" in caplog.text
     metrics = read(folder / "metrics.json")
     assert {"words", "salience", "padding_waste"} <= set(metrics["fit"])
     assert metrics["validation"]["rouge1"] >= metrics["validation"]["rouge1_first"]

@@ -1,13 +1,13 @@
-"""What tasks that read one text and write another share."""
+"""Shared parts of text-to-text tasks."""
 
 from mmattn.tasks.common.task import Option
 
-SEARCH = (  # what their `predict` and `explain` take
-    Option("num_beams", "beams of the search; 1: greedy (default: the model's own, or 5)", int),
-    Option("length_penalty", "above 1 favours long ones (default: the model's own, or 1.0)", float),
+SEARCH = (  # options of their `predict` and `explain`
+    Option("num_beams", "number of beams; 1: greedy (default: the model's own, or 5)", int),
+    Option("length_penalty", "values above 1 favour long texts (default: the model's own, or 1.0)", float),
     Option(
         "mbr",
-        "take the beam that agrees most with all beams, not the likeliest (default: as the model was measured)",
+        "return the beam of minimum Bayes risk, not the most probable one (default: as the model was measured)",
         bool,
     ),
 )

@@ -1,4 +1,4 @@
-"""Marian, BART and T5 in the place of a task's own model, with their tokenizers and their way of writing."""
+"""Adapters for Marian, BART and T5 with their tokenizers and generation options."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from mmattn.tasks.common.seq2seq.model import TextModel
 from mmattn.tasks.common.seq2seq.processor import LIMITS
 from mmattn.tasks.common.sources import Source
 
-UNTOLD = 512  # tokens at a time, where neither the network nor its tokenizer says
-# A public network's keywords, as the models of the tasks call them, and those of theirs that it has not.
+MAX_LEN = 512  # maximum number of tokens if neither the network nor its tokenizer has one
+# The tasks' names of a public network's keywords, and fixed values of those that it lacks.
 NAMES = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
 OWN = {"decoder": "transformer", "pooling": "attention", "copy": False, "hierarchical": False, "global_tokens": "none"}
 
 
 class PairAdapter(Adapter):
-    """Reads models of ours that turn one text into another."""
+    """Reads our own text-to-text checkpoints."""
 
     def read_own(self, source: Source, *, prefix: str | None = None, **options: Any) -> CheckpointParts:
         if prefix is not None:
-            raise CheckpointError(f"prefix: {source.folder} says itself what stands before a text; leave it out.")
+            raise CheckpointError(f"prefix: expected none, since {source.folder} has its own; found {prefix!r}.")
         return super().read_own(source)
 
 
 class Seq2SeqAdapter(PairAdapter):
-    """Reads Marian, BART and T5, which neither copy nor know sentences, whatever the task."""
+    """Reads Marian, BART and T5 for any task; they have no copy mechanism and no sentence level."""
 
     network = "seq2seq"
 
@@ -49,22 +49,22 @@ class Seq2SeqAdapter(PairAdapter):
     def read_public(
         self, source: Source, *, prefix: str | None = None, languages: tuple[str, str] | None = None, **options: Any
     ) -> CheckpointParts:
-        """A public network, its tokenizers and its generation_config.json.
+        """Read a public network, its tokenizers and its generation_config.json.
 
-        What config.json has under `task_specific_params` for the task goes before generation_config.json, as in the
-        pipelines of transformers; T5's prefix is one of these.
+        `task_specific_params` of config.json for the task override generation_config.json, as in the pipelines of
+        transformers; T5's prefix is one of them.
 
         Args:
-            source: where.
-            prefix: of T5, before each source; None: the one that config.json has for the task.
-            languages: read and written; chooses among several prefixes.
-            options: none.
+            source: Location of the network.
+            prefix: Prefix of each source for T5; None: the one in config.json for the task.
+            languages: Source and target language; selects among several prefixes.
+            options: Ignored.
 
         Raises:
-            CheckpointError: damaged, incomplete, or what is asked for does not fit; named.
+            CheckpointError: The folder is damaged or incomplete, or an option does not fit; names it.
         """
         tokenizer_config = source.fetch("tokenizer_config.json")
-        for kind in ORDER:  # of the hub, the files of the first whole layout
+        for kind in ORDER:  # from the hub: the files of the first complete layout
             if all(source.fetch(name) for name in LAYOUTS[kind]):
                 break
         try:
@@ -90,7 +90,7 @@ class Seq2SeqAdapter(PairAdapter):
         )
         sizes = [converted.keywords["vocab_size"], converted.keywords.get("target_vocab_size")]
         for text, size in zip(texts, (sizes[0], sizes[1] or sizes[0]), strict=True):
-            needed = text.vocab_size - (100 if text.kind == "t5" else 0)  # T5's sentinels stand in no text
+            needed = text.vocab_size - (100 if text.kind == "t5" else 0)  # without T5's sentinels
             if needed > size:
                 raise CheckpointError(f"{source.name}: expected a tokenizer of at most {size} tokens, found {needed}.")
         pair = languages or (about.get("source_lang"), about.get("target_lang"))
@@ -103,10 +103,10 @@ class Seq2SeqAdapter(PairAdapter):
 
 
 def _task_params(source: Source, task: str, prefix: str | None, languages: tuple[str, str] | None) -> dict[str, Any]:
-    """What config.json says of writing for a task: generation options, and T5's prefix."""
+    """Generation options of config.json for a task, and T5's prefix."""
     if prefix is not None and source.family != "t5":
-        reason = f"{source.family} models read texts as they are"
-        raise CheckpointError(f"prefix: expected none, {reason}; found {prefix!r}.")
+        reason = f"{source.family} models take no prefix"
+        raise CheckpointError(f"prefix: expected none, since {reason}; found {prefix!r}.")
     wanted = task if task == "summarization" else f"{task}_{languages[0]}_to_{languages[1]}" if languages else None
     known = source.config.get("task_specific_params") or {}
     found = [dict(value) for key, value in known.items() if key == wanted or (wanted is None and key.startswith(task))]
@@ -115,21 +115,21 @@ def _task_params(source: Source, task: str, prefix: str | None, languages: tuple
         return (same[0] if same else {}) | {"prefix": prefix}
     if len(found) > 1:
         prefixes = ", ".join(repr(params.get("prefix")) for params in found)
-        raise CheckpointError(f"{source.name}: translates several pairs; choose one by its prefix, of {prefixes}.")
+        raise CheckpointError(f"{source.name}: expected a prefix to select a pair, of {prefixes}; found none.")
     return found[0] if found else {}
 
 
 def _longest(config: Mapping[str, Any], about: Mapping[str, Any], keywords: Mapping[str, Any]) -> int:
-    """Most tokens that the network reads: of its positions, or what it was trained with."""
-    told = [about.get("model_max_length"), config.get("max_position_embeddings"), config.get("n_positions")]
+    """Maximum number of tokens, by the positions of the network or the length it was trained with."""
+    limits = [about.get("model_max_length"), config.get("max_position_embeddings"), config.get("n_positions")]
     if keywords.get("positions") == "learned":
-        told.append(keywords["max_len"])
-    sane = [int(n) for n in told if isinstance(n, (int, float)) and 2 <= n < 10**6]  # 10^30: the tokenizer has no limit
-    return min(sane, default=UNTOLD)
+        limits.append(keywords["max_len"])
+    sane = [int(n) for n in limits if isinstance(n, (int, float)) and 2 <= n < 10**6]  # 10^30: no limit
+    return min(sane, default=MAX_LEN)
 
 
 def as_json(generation: GenerationConfig) -> dict[str, Any]:
-    """Its fields that say something; of several texts the best is asked for."""
-    told = dataclasses.replace(generation, num_return_sequences=1)
-    fields = [(field.name, getattr(told, field.name), field.default) for field in dataclasses.fields(told)]
+    """The fields that differ from their defaults; num_return_sequences is 1."""
+    single = dataclasses.replace(generation, num_return_sequences=1)
+    fields = [(field.name, getattr(single, field.name), field.default) for field in dataclasses.fields(single)]
     return {name: value for name, value, default in fields if value != default}

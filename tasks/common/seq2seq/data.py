@@ -1,4 +1,4 @@
-"""Text to text: samples, data set and batches of every task that reads one text and writes another."""
+"""Samples, data set and batches of text-to-text tasks."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from mmattn.data.errors import is_broken, shorten
 
 @dataclass
 class PairSample:
-    """A text and the text that it becomes, as a person would describe it."""
+    """A source text and its target."""
 
     id: str
     source: str
     target: str = ""  # empty when unlabelled
-    references: list[str] = field(default_factory=list)  # all right targets, for measuring; where empty, the target
+    references: list[str] = field(default_factory=list)  # all correct targets, for evaluation; if empty, the target
 
     def right_targets(self) -> list[str]:
-        """What an answer is measured against."""
+        """The references for evaluation."""
         return self.references or [self.target]
 
 
 @dataclass
 class PairBatch(Batch):
-    """Tensors for an encoder-decoder, and what the metric needs."""
+    """Tensors for an encoder-decoder, and references for the metric."""
 
     source_ids: Tensor  # (B, S) long
     source_mask: Tensor  # (B, S) bool, True = a real token
-    target_ids: Tensor  # (B, L) long: what the decoder reads, the start token first
-    labels: Tensor  # (B, L) long: what it should say at each place, the end last
+    target_ids: Tensor  # (B, L) long: the decoder's input, the start token first
+    labels: Tensor  # (B, L) long: the target at each position, the end token last
     label_mask: Tensor  # (B, L) bool, True = counts
     ids: list[str]
     references: list[list[str]]
-    is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
+    is_repeat: bool = False  # repeated to give every rank the same number of batches; excluded from metrics
 
 
 class PairDataset(SampleDataset[PairSample]):
-    """Checked pairs; see ``SampleDataset``. A task's own reads its file formats.
+    """Checked pairs; see ``SampleDataset``. Tasks subclass it to read their file formats.
 
     >>> len(PairDataset([PairSample("1", "a dog", "ein Hund")]))
     1
@@ -67,7 +67,7 @@ class PairDataset(SampleDataset[PairSample]):
         return [sample.id, sample.source, sample.target, sample.references], []
 
     def with_more(self, other: PairDataset) -> Self:
-        """The data set with the samples of another one behind its own, whose ids may be the same."""
+        """The data set with the samples of another one appended; ids may repeat."""
         both = self.filter(lambda sample: True)
         both.places, both.samples = [*both.places, *other.places], [*both.samples, *other.samples]
         both.name = f"{self.name} and {other.name}"

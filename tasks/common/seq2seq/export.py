@@ -1,8 +1,8 @@
-"""Export of what writes text: one program reads the source, one is a step of the decoder, its cache flat tensors.
+"""Export of text models as two programs, an encoder and one decoder step, whose cache is flat tensors.
 
-Whoever runs them calls the encoder once, then the step again and again: its own keys and values go in as they came out,
-none at first (a past of length 0), and the search is the caller's. A task says what its encoder hands on, as a named
-tuple of tensors; a step takes of these, and of what the encoder was given, whatever its `forward` names.
+The caller runs the encoder once and the step repeatedly: the keys and values of the step are passed on from call to
+call, with a past of length 0 at first; the search is the caller's. Tasks define the output of their encoder as a named
+tuple of tensors; a step takes those of them, and of the encoder's inputs, that its `forward` names.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from mmattn.positions import LearnedPositions
 from mmattn.tasks.common.export import ExportError, export_model
 
 BATCH = Dim("batch", max=4096)
-PASTS = (3, 0, 5)  # tokens written before the step, in the examples
+PASTS = (3, 0, 5)  # numbers of previous tokens in the examples
 
 
 class Memory(NamedTuple):
-    """What the encoder hands to every step: the source's keys and values, a layer each."""
+    """Output of the encoder for every step: the source's keys and values, one tensor row per layer."""
 
     memory_keys: Tensor  # (n, B, h, S, d)
     memory_values: Tensor  # (n, B, h, S, d_v)
 
 
 class StepOutput(NamedTuple):
-    """What a step gives."""
+    """Output of a step."""
 
     logits: Tensor  # (B, V)
-    keys: Tensor  # (n, B, h, T + 1, d): the past's and the new token's
+    keys: Tensor  # (n, B, h, T + 1, d), the new token last
     values: Tensor  # (n, B, h, T + 1, d_v)
 
 
 class RecurrentMemory(NamedTuple):
-    """What an LSTM's encoder hands on."""
+    """Output of the encoder of an LSTM."""
 
     memory_keys: Tensor  # (B, h, S, d)
     memory_values: Tensor  # (B, h, S, d_v)
-    hidden: Tensor  # (n, B, H), the first states
+    hidden: Tensor  # (n, B, H), the initial state
     cell: Tensor  # (n, B, H)
 
 
 class RecurrentOutput(NamedTuple):
-    """What a step of an LSTM gives."""
+    """Output of a step of an LSTM."""
 
     logits: Tensor  # (B, V)
     hidden: Tensor  # (n, B, H)
@@ -61,7 +61,7 @@ class RecurrentOutput(NamedTuple):
 
 
 class _Appending(KVCache):
-    """A cache that does not ask whether it is empty: a program must not depend on that."""
+    """A cache without a branch for the empty state, on which a program must not depend."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         self.keys, self.values = torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
@@ -69,7 +69,7 @@ class _Appending(KVCache):
 
 
 class Program(nn.Module):
-    """A part of a network, or of a task's model, as a program: `forward` says what goes in and what comes out."""
+    """A part of a network, or of a task's model, to export; `forward` defines its inputs and outputs."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -77,10 +77,10 @@ class Program(nn.Module):
 
 
 class EncoderProgram(Program):
-    """Source ids to what every step of the decoder reads, and what an LSTM starts from."""
+    """Source ids to the inputs of every decoder step, and the initial state of an LSTM."""
 
     def forward(self, source_ids: Tensor, source_mask: Tensor) -> Memory | RecurrentMemory:
-        """source_ids (B, S) long, source_mask (B, S) bool."""
+        """Encode source_ids (B, S) long with source_mask (B, S) bool."""
         if isinstance(self.net, RecurrentSeq2Seq):
             memory, hidden = self.net.encode(source_ids, source_mask)
             return RecurrentMemory(*project(self.net, memory), hidden.clone(), torch.zeros_like(hidden))
@@ -88,7 +88,7 @@ class EncoderProgram(Program):
 
 
 class StepProgram(Program):
-    """The newest token and the cache to the scores of the next token and the cache with it."""
+    """The last token and the cache to the logits of the next token and the extended cache."""
 
     def forward(
         self,
@@ -101,11 +101,11 @@ class StepProgram(Program):
         memory: Tensor | None = None,
         extra: Mapping[str, Tensor] | None = None,
     ) -> StepOutput:
-        """ids (B, 1) long; keys, values (n, B, h, T, d); the encoder's output; source_mask (B, S) bool, None: all.
+        """Decode ids (B, 1) long with keys, values (n, B, h, T, d); source_mask (B, S) bool, None: all are real.
 
-        A model that reads more than keys and values gives memory and extra as `CachedState` has them.
+        Models that read more than keys and values also pass memory and extra, as in `CachedState`.
         """
-        if memory is None:  # the keys and values are there already: only that there is one counts
+        if memory is None:  # a placeholder, since its keys and values are given
             memory = memory_values[0].flatten(2)
         caches = [
             DecoderLayerCache(_Appending(k, v), CrossCache(mk, mv))
@@ -119,28 +119,29 @@ class StepProgram(Program):
 
 
 class RecurrentStepProgram(Program):
-    """The newest token and the LSTM's state to the scores of the next token and its new state."""
+    """The last token and the LSTM's state to the logits of the next token and the new state."""
 
     def forward(
         self, ids: Tensor, hidden: Tensor, cell: Tensor, memory_keys: Tensor, memory_values: Tensor, source_mask: Tensor
     ) -> RecurrentOutput:
-        """ids (B, 1) long; hidden, cell (n, B, H); the encoder's output; source_mask (B, S) bool."""
+        """Decode ids (B, 1) long; hidden, cell (n, B, H); the encoder's output; source_mask (B, S) bool."""
         cache = CrossCache(memory_keys, memory_values)
         state = RecurrentState(hidden, cell, memory_values.transpose(1, 2).flatten(2), source_mask, cache)
         return RecurrentOutput(self.net.step(ids, state), state.hidden, state.cell)
 
 
 def step_of(net: Any) -> Program:
-    """The step of a decoder."""
+    """The step program of a decoder."""
     return RecurrentStepProgram(net) if isinstance(net, RecurrentDecoder) else StepProgram(net)
 
 
 def project(net: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """The keys and values that a decoder's attention makes of a memory (B, S, E), those of a transformer's layers in
-    one: see `Memory`.
+    """Keys and values of a memory (B, S, E) in a decoder's cross-attention, stacked over layers for a transformer.
+
+    See `Memory`.
 
     Raises:
-        ExportError: a kernel keeps something else.
+        ExportError: A kernel has another cache.
     """
     if isinstance(net, RecurrentDecoder):
         return _keys_and_values(net.cross_attention, memory)
@@ -151,13 +152,13 @@ def project(net: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
 def _keys_and_values(attention: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
     cache = attention.make_cache(memory.shape[0], cross=True)
     if cache.state is not None:
-        raise ExportError(f"attention kind {attention.kernel.kind!r} keeps a state of its own: its step has no export.")
+        raise ExportError(f"attention kind {attention.kernel.kind!r} keeps a state of its own: no export of its step.")
     attention(memory[:, :1], memory, cache=cache)
     return cache.keys, cache.values
 
 
 def export_net(net: Any, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Write `encoder` and `step` programs of a Seq2Seq or a RecurrentSeq2Seq; see `export_decoder`."""
+    """Export `encoder` and `step` programs of a Seq2Seq or a RecurrentSeq2Seq; see `export_decoder`."""
     vocab_size = (net.encoder if isinstance(net, RecurrentSeq2Seq) else net).embedding.num_embeddings
     sources = [text_example(vocab_size, *size) for size in ((3, 7), (1, 1), (4, 12))]
     lengths = dict.fromkeys(sources[0], Dim("length", max=longest(net)))
@@ -165,14 +166,14 @@ def export_net(net: Any, folder: Path, formats: Sequence[str]) -> list[str]:
 
 
 def text_example(vocab_size: int, batch: int, length: int) -> dict[str, Tensor]:
-    """Ids and mask of texts, each a token shorter than the one before it."""
+    """Ids and mask of example texts, each a token shorter than the previous one."""
     ids = torch.arange(batch * length).view(batch, length) % vocab_size
     mask = torch.arange(length) < torch.tensor([[max(1, length - n)] for n in range(batch)])
     return {"source_ids": ids, "source_mask": mask}
 
 
 def longest(net: nn.Module) -> int:
-    """Most tokens, as learned positions allow."""
+    """Maximum number of tokens that learned positions allow."""
     return min([4096, *(m.max_len for m in net.modules() if isinstance(m, LearnedPositions))])
 
 
@@ -187,21 +188,21 @@ def export_decoder(
     memory_length: Any = None,
     renamed: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Write `encoder` and `step` programs, each checked against the model; see `export_model`.
+    """Export `encoder` and `step` programs, each checked against the model; see `export_model`.
 
     Args:
-        encoder: sources by name to a named tuple of tensors.
-        step: of the decoder, `.net`; its inputs are called as the encoder's outputs and sources are, and `ids`, `keys`
+        encoder: Maps sources by name to a named tuple of tensors.
+        step: Step of the decoder `.net`; its inputs are named as the encoder's outputs and sources, and `ids`, `keys`
             and `values`. None: there is no decoder.
-        sources: examples (B, length, ...), each of another batch size and, where it is free, another length.
-        lengths: the dimension of each source's length; a source without one has the example's.
-        folder: made if missing.
-        formats: of "torch", "onnx".
-        memory_length: the dimension of what the encoder hands on; by default of at most `longest` tokens.
-        renamed: what the step calls some of the encoder's outputs.
+        sources: Examples (B, length, ...), each of another batch size and, if it is dynamic, another length.
+        lengths: Dimension of each source's length; a source without one has the fixed length of the example.
+        folder: Created if missing.
+        formats: Of "torch", "onnx".
+        memory_length: Dimension of the encoder's output; by default of at most `longest` tokens.
+        renamed: Names in the step of some outputs of the encoder.
 
     Raises:
-        ExportError: a program differs from the model, or a kernel cannot be exported so.
+        ExportError: A program differs from the model, or a kernel cannot be exported.
     """
     encoder = encoder.eval().cpu()
     shapes = {name: {0: BATCH} | ({1: lengths[name]} if name in lengths else {}) for name in sources[0]}
@@ -225,14 +226,14 @@ def export_decoder(
 
 
 def _cache(net: Any, batch: int, past: int) -> dict[str, Tensor]:
-    """Keys and values of so many tokens, (n, B, h, past, d) each; nothing of an LSTM, whose state the encoder gives."""
+    """Keys and values of `past` tokens, (n, B, h, past, d) each; empty for an LSTM, whose state the encoder returns."""
     if isinstance(net, RecurrentDecoder):
         return {}
     caches: list[Any] = [layer.self_attention.make_cache(batch) for layer in net.decoder.layers]
     for cache, layer in zip(caches, net.decoder.layers, strict=True):
         if type(cache) is not KVCache:
             kind = layer.self_attention.kernel.kind
-            raise ExportError(f"attention kind {kind!r} keeps no keys and values: its step has no export.")
+            raise ExportError(f"attention kind {kind!r} keeps no keys and values: no export of its step.")
     seeded, found = torch.Generator().manual_seed(past), {}
     for name in ("keys", "values"):
         _, h, _, d = getattr(caches[0], name).shape
@@ -241,12 +242,12 @@ def _cache(net: Any, batch: int, past: int) -> dict[str, Tensor]:
 
 
 def _free(examples: Sequence[Tensor], dimensions: Mapping[tuple[int, ...], Any], length: Any) -> dict[int, Any]:
-    """The dimensions of an input that may have any size: those in which its examples differ.
+    """The dynamic dimensions of an input: those in which its examples differ.
 
     Args:
-        examples: of the input.
-        dimensions: by their sizes in the examples; all others are of the source's length.
-        length: that dimension.
+        examples: Examples of the input.
+        dimensions: Dimensions by their sizes in the examples; all others have the source's length.
+        length: Dimension of the source's length.
     """
     sizes = enumerate(zip(*(example.shape for example in examples), strict=True))
     return {place: dimensions.get(size, length) for place, size in sizes if len(set(size)) > 1}

@@ -1,4 +1,4 @@
-"""What tasks that write text share, without Lightning: the head, the search, the metric over whole texts."""
+"""Models, search and corpus metric of tasks that generate text, without Lightning."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.data import PairBatch
 from mmattn.tasks.common.seq2seq.processor import LIMITS, PairProcessor
 
-BEAMS = 5  # where neither the user nor the model says
+BEAMS = 5  # default number of beams
 
 
 class TextOutput(NamedTuple):
-    """What a model that writes text gives under teacher forcing."""
+    """Output of a text model under teacher forcing."""
 
-    logits: Tensor  # (B, L, V): scores of each next token
+    logits: Tensor  # (B, L, V), for each next token
 
 
 class TextModel(nn.Module):
-    """An encoder-decoder in the shape in which the tasks know their models.
+    """An encoder-decoder with the interface of the tasks' models.
 
     Args:
-        net: a Seq2Seq or a RecurrentSeq2Seq.
+        net: A Seq2Seq or a RecurrentSeq2Seq.
     """
 
-    beside: ClassVar[tuple[str, ...]] = ()  # what of a batch the model takes beside source and target, by name
+    beside: ClassVar[tuple[str, ...]] = ()  # names of batch fields that the model takes besides source and target
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -50,36 +50,36 @@ class TextModel(nn.Module):
             target_ids: (B, L) long, the start token first.
 
         Returns:
-            logits (B, L, V) of each next token.
+            Logits (B, L, V) of each next token.
         """
         return TextOutput(self.net(source_ids, source_mask, target_ids))
 
     def generate(
         self, source_ids: Tensor, source_mask: Tensor | None, config: GenerationConfig, **keywords: Any
     ) -> Generated:
-        """Writes a text for each source; see `Seq2Seq.generate`."""
+        """Generate a text for each source; see `Seq2Seq.generate`."""
         found: Generated = self.net.generate(source_ids, source_mask, config, **keywords)
         return found
 
     def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
-        """Which source tokens each target token was read off: (B, L, S), rows summing to one.
+        """Attention of each target token to the source tokens: (B, L, S), rows summing to one.
 
         Args:
-            maps: what `mmattn.explain.capture(model)` gave for one pass under teacher forcing.
+            maps: Attention maps of `mmattn.explain.capture(model)` for one pass under teacher forcing.
         """
         return read_off(maps)
 
 
 class TextHead(Seq2Seq):
-    """Writes text from the features of any encoder: a transformer decoder over a memory that it is given.
+    """A transformer decoder that generates text from the features of any encoder.
 
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: of the decoder.
-        num_heads: h.
-        memory_dim: size of the features, E where None.
-        options: Seq2Seq's other keywords.
+        num_layers: Number of decoder layers.
+        num_heads: Number of attention heads, h.
+        memory_dim: Size of the features; None: E.
+        options: Other keywords of Seq2Seq.
 
     >>> head = TextHead(100, 32, 1, 4, memory_dim=768)
     >>> head(torch.randn(2, 49, 768), None, torch.randint(100, (2, 5))).shape
@@ -100,32 +100,33 @@ class TextHead(Seq2Seq):
         self.memory_proj = nn.Linear(embed_dim if memory_dim is None else memory_dim, embed_dim)
 
     def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Features (B, S, memory_dim), in the place of ids, to the memory (B, S, E)."""
+        """Project features (B, S, memory_dim), which replace ids, to the memory (B, S, E)."""
         return self.encoder(self.memory_proj(input_ids), None if key_mask is None else Mask(key_mask))
 
 
 def beside(model: Any, batch: PairBatch) -> dict[str, Tensor]:
-    """What of a batch a model takes beside source and target, by name."""
+    """Additional inputs of a model from a batch, by name."""
     return {name: getattr(batch, name) for name in model.beside}
 
 
 def mean_memory(states: Tensor, key_mask: Tensor) -> Tensor:
-    """The mean of the real tokens' states at every place, (B, S, E): attending to that can choose nothing."""
+    """Mean state of the real tokens at every position, (B, S, E): a baseline on which attention selects nothing."""
     weights = (key_mask / key_mask.sum(1, keepdim=True).clamp_min(1)).to(states.dtype)[:, :, None]  # (B, S, 1)
     return (states * weights).sum(1, keepdim=True).expand_as(states)
 
 
 def decode_options(processor: PairProcessor, source_len: int, **options: Any) -> GenerationConfig:
-    """How to write, as a model wants it; with the special tokens of its processor, and at most twice the source's
-    tokens and ten, where it says nothing.
+    """Generation options: those of the model, overridden by the given ones, with the special tokens of its processor.
+
+    If the model has no length limit, it is twice the source's tokens plus ten, or max_target_len if that is less.
 
     Args:
-        processor: names the tokens, the longest target, and what a public model's generation_config.json says.
-        source_len: tokens of the longest source in the batch.
-        options: GenerationConfig's fields; None leaves one to the model.
+        processor: Provides the special tokens, the maximum target length, and a public model's generation_config.json.
+        source_len: Tokens of the longest source in the batch.
+        options: Fields of GenerationConfig; None: the model's own.
 
     Raises:
-        ConfigError: values that do not go together.
+        ConfigError: Values contradict each other.
     """
     target = processor.target
     given = {name: value for name, value in options.items() if value is not None}
@@ -152,14 +153,15 @@ def decode_options(processor: PairProcessor, source_len: int, **options: Any) ->
 def search(
     model: Any, batch: PairBatch, processor: PairProcessor, mbr: bool | None = None, **options: Any
 ) -> list[tuple[str, float]]:
-    """The text that a model writes for each row of a batch, and its log p / length^length_penalty.
+    """Generate a text for each row of a batch; returns texts with their log p / length^length_penalty.
 
     Args:
-        model: has `generate(source_ids, source_mask, config)`, and says what it takes `beside`.
-        batch: of its processor.
-        processor: see `decode_options`, as options.
-        mbr: of the texts that the beams find, the one that agrees most with all (`mbr_select`), not the likeliest;
-            None: as the model was measured.
+        model: Has `generate(source_ids, source_mask, config)` and `beside`.
+        batch: A batch of its processor.
+        processor: See `decode_options`.
+        mbr: Whether to return the beam of minimum Bayes risk (`mbr_select`) instead of the most probable one; None: as
+            the model was measured.
+        options: See `decode_options`.
     """
     if mbr is None:
         mbr = processor.options.get("search", {}).get("mbr", False)
@@ -169,23 +171,24 @@ def search(
     found = model.generate(batch.source_ids, batch.source_mask, config, **beside(model, batch))
     log_p = (found.scores * found.lengths**config.length_penalty).tolist()  # [B][K]
     rows = []
-    for candidates, scores, likely in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):
+    for candidates, scores, row_log_p in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):
         texts = [processor.decode(ids) for ids in (candidates if mbr else candidates[:1])]
-        best = mbr_select(texts, likely) if mbr else 0
+        best = mbr_select(texts, row_log_p) if mbr else 0
         rows.append((texts[best], scores[best]))
     return rows
 
 
 def mbr_select(texts: Sequence[str], log_p: Sequence[float], temperature: float = 4.0) -> int:
-    """Which of some texts shares most words with all of them: minimum Bayes risk (Kumar and Byrne 2004).
+    """Index of the minimum Bayes risk candidate (Kumar and Byrne 2004), with word overlap as the gain.
 
-    ``argmax_i sum_j softmax(log p / temperature)_j F1(words_i, words_j)``, words lower-cased and counted. Where many
-    texts are about as likely, as many short summaries of one document are, the likeliest is often an odd one.
+    ``argmax_i sum_j softmax(log p / temperature)_j F1(words_i, words_j)``, words lower-cased and counted. If many texts
+    have similar probabilities, such as short summaries of one document, the most probable one is often atypical.
 
     Args:
-        texts: candidates.
-        log_p: of each.
-        temperature: of the weights; what a search leaves out is mostly unlikely, and flatter weights stand in for it.
+        texts: Candidates.
+        log_p: Log-probability of each candidate.
+        temperature: Temperature of the weights; flatter weights compensate for improbable candidates that the search
+            omits.
 
     >>> mbr_select(["fish", "old ship sails", "old ship sailed"], [-1.0, -1.5, -1.6])
     1
@@ -208,28 +211,28 @@ def token_loss(logits: Tensor, labels: Tensor, label_mask: Tensor, label_smoothi
         logits: (B, L, V).
         labels: (B, L) long.
         label_mask: (B, L) bool, True = counts.
-        label_smoothing: mass spread evenly over the V tokens.
+        label_smoothing: Probability mass spread evenly over the V tokens.
 
     Returns:
         A scalar.
     """
-    labels = labels.masked_fill(~label_mask, -100)  # torch's own sign for "leave out"
+    labels = labels.masked_fill(~label_mask, -100)  # ignore_index of cross_entropy
     return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=label_smoothing)
 
 
 def drop_words(ids: Tensor, mask: Tensor, share: float, unk_id: int, special: Sequence[int] = ()) -> Tensor:
-    """Hides a share of the real tokens of ids (B, L) behind the unknown one (Gal and Ghahramani 2016, section 4.2)."""
-    hidden = (torch.rand(ids.shape, device=ids.device) < share) & mask
+    """Replace a share of the real tokens of ids (B, L) by the unknown one (Gal and Ghahramani 2016, section 4.2)."""
+    dropped = (torch.rand(ids.shape, device=ids.device) < share) & mask
     for index in special:
-        hidden &= ids != index
-    return ids.masked_fill(hidden, unk_id)
+        dropped &= ids != index
+    return ids.masked_fill(dropped, unk_id)
 
 
 class CorpusMetric(nn.Module):
-    """Collects whole texts and scores them together, those of all processes, each sample once.
+    """Collects texts and scores them as a corpus, over all processes, each sample once.
 
     Args:
-        score: hypotheses and the references of each -> figures by name.
+        score: Maps hypotheses and the references of each to metrics by name.
     """
 
     def __init__(self, score: Callable[[list[str], list[list[str]]], dict[str, float]]) -> None:
@@ -238,21 +241,21 @@ class CorpusMetric(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Remove all texts and sums."""
         self.rows: dict[str, tuple[str, list[str]]] = {}
         self.sums: dict[str, tuple[float, float]] = {}
 
     def update(self, ids: Sequence[str], hypotheses: Sequence[str], references: Sequence[list[str]]) -> None:
-        """Adds texts by the ids of their samples."""
+        """Add texts by the ids of their samples."""
         self.rows |= {i: (h, r) for i, h, r in zip(ids, hypotheses, references, strict=True)}
 
     def add(self, name: str, total: float, count: float) -> None:
-        """Adds to a mean beside the score, such as the loss."""
+        """Add to a mean that is reported with the score, such as the loss."""
         before = self.sums.get(name, (0.0, 0.0))
         self.sums[name] = (before[0] + total, before[1] + count)
 
     def compute(self) -> dict[str, float]:
-        """The figures over all processes."""
+        """The metrics over all processes."""
         parts: list[Any] = [(self.rows, self.sums)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts = [None] * torch.distributed.get_world_size()
@@ -267,17 +270,17 @@ class CorpusMetric(nn.Module):
 
 
 def below(maps: Mapping[str, list[Tensor]], suffix: str) -> list[Tensor]:
-    """Of what `mmattn.explain.capture` gave, the first map of each module whose path ends so, in the model's order."""
+    """The first map of each module whose path ends with a suffix, in the model's order, from the maps of `capture`."""
     return [found[0] for path, found in maps.items() if path.endswith(suffix) and found]
 
 
 def read_off(maps: Mapping[str, list[Tensor]]) -> Tensor:
-    """Which source tokens each written token was read off: (B, L, S), rows summing to one.
+    """Attention of each target token to the source tokens: (B, L, S), rows summing to one.
 
-    The mean over all layers and heads of the attention to the source.
+    The mean over all layers and heads of the cross-attention.
 
     Args:
-        maps: what `mmattn.explain.capture` gave for one pass under teacher forcing.
+        maps: Attention maps of `mmattn.explain.capture` for one pass under teacher forcing.
     """
     weights = torch.stack([layer.mean(1) for layer in below(maps, "cross_attention")]).mean(0)  # (B, L, S)
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)

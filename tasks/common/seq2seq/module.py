@@ -1,4 +1,4 @@
-"""The Lightning half of tasks that read one text and write another: batches of like lengths, loss, search."""
+"""Lightning modules of text-to-text tasks: batches of similar lengths, loss, search."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
     """Pairs of texts.
 
     Args:
-        extra: path of more training pairs, such as back-translated ones; none: no more.
-        tokenizer: of both sides: bpe (byte-level), unigram or word.
-        vocab_size: most token ids, of each vocabulary.
-        shared_vocab: one vocabulary for both sides, or one each.
-        lowercase: lower-case all texts.
-        max_source_len: most tokens read; what is longer is cut, counted and reported.
-        max_target_len: most tokens written.
-        max_tokens: a training batch holds at most so many places on its longer side; batch_size then bounds measuring
-            alone. None: training batches have batch_size samples.
-        ablate: Train and measure without the source: a baseline to be beaten.
+        extra: Path of additional training pairs, such as back-translated ones; none: no additional pairs.
+        tokenizer: Tokenizer of both sides: bpe (byte-level), unigram or word.
+        vocab_size: Maximum number of token ids in each vocabulary.
+        shared_vocab: One vocabulary for both sides, or one each.
+        lowercase: Lower-case all texts.
+        max_source_len: Maximum number of source tokens; longer sources are truncated and counted.
+        max_target_len: Maximum number of target tokens.
+        max_tokens: Maximum number of positions on the longer side of a training batch; batch_size then applies to
+            evaluation only. None: training batches have batch_size samples.
+        ablate: Train and evaluate without the source: a baseline.
     """
 
     sizes: tuple[str, ...] = ("vocab_size", "source_vocab_size")
@@ -68,13 +68,13 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
             "max_source_len": max_source_len,
             "max_target_len": max_target_len,
         }
-        self.report: dict[str, float] = {}  # of the training batches, for the log
+        self.report: dict[str, float] = {}  # statistics of the training batches, for the log
 
     def open_split(self, split: Split, path: str | None) -> PairDataset:
         dataset = super().open_split(split, path)
         if split == "train" and self.extra is not None:
             more = self.make_dataset(self.extra, split)
-            logger.info("%s: %d more pairs", self.extra, len(more))
+            logger.info("%s: %d additional pairs", self.extra, len(more))
             dataset = dataset.with_more(more)
         return dataset
 
@@ -105,7 +105,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
         if self.trainer is not None and self.trainer.is_global_zero:
             print(
                 f"{len(dataset):,} pairs in {plan.total} batches of at most {self.max_tokens} tokens a side, padding "
-                f"{waste.share:.1%}; too long and cut: {cut[0]} sources, {cut[1]} targets."
+                f"{waste.share:.1%}; truncated: {cut[0]} sources, {cut[1]} targets."
             )
         return plan
 
@@ -132,13 +132,13 @@ class PairLossOptions(LossOptions):
 
 @dataclass
 class PairDecodeOptions(DecodeOptions):
-    """The search for texts. All but `val_beams` is kept with the finished model, whose `predict` decodes likewise.
+    """The search for texts. All but `val_beams` are saved with the finished model, whose `predict` uses them.
 
     Args:
-        num_beams: Beams of `validate` and `test`; none: as a public model that training began with says, or 5.
-        length_penalty: A finished hypothesis scores log p / length^length_penalty; none: as that model says, or 1.
+        num_beams: Number of beams of `validate` and `test`; none: the value of the fine-tuned public model, or 5.
+        length_penalty: The score of a finished hypothesis is log p / length^length_penalty; none: likewise, or 1.
         mbr: Return the hypothesis of minimum Bayes risk among the beams instead of the most probable one.
-        val_beams: Beams of the search that validates within fit; 1: greedy.
+        val_beams: Number of beams of the validation within fit; 1: greedy.
     """
 
     num_beams: int | None = None
@@ -152,23 +152,23 @@ class PairDecodeOptions(DecodeOptions):
 
 
 class PairModule(TaskModule[PairDataModule]):
-    """Cross-entropy under teacher forcing, measured by greedy or beam search. A task gives the score (`score`)."""
+    """Cross-entropy under teacher forcing, evaluated by greedy or beam search. Subclasses implement `score`."""
 
     Loss, Decode = PairLossOptions, PairDecodeOptions
     model: Any
 
-    # What a task provides ---------------------------------------------------------------------------------------------
+    # Methods that a task implements -----------------------------------------------------------------------------------
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
-        """The field's figures for whole texts."""
+        """Corpus metrics of hypotheses, by name."""
         raise NotImplementedError
 
     def run_model(self, batch: PairBatch) -> Any:
-        """The model under teacher forcing."""
+        """Run the model under teacher forcing."""
         return self.model(batch.source_ids, batch.source_mask, batch.target_ids, **beside(self.model, batch))
 
     def write(self, batch: PairBatch) -> list[str]:
-        """The texts that the model writes."""
+        """Generate the texts of a batch."""
         options = (
             {"num_beams": self.decode.val_beams, "mbr": False} if self.trainer.state.fn == "fit" else self.wanted()
         )
@@ -176,7 +176,7 @@ class PairModule(TaskModule[PairDataModule]):
         return [text for text, _ in search(self.model, batch, self.data.processor, **options)]
 
     def wanted(self) -> dict[str, Any]:
-        """What the options say of searching."""
+        """The search options of the configuration."""
         return {name: getattr(self.decode, name) for name in ("num_beams", "length_penalty", "mbr")}
 
     def complete_processor(self, processor: PairProcessor) -> PairProcessor:

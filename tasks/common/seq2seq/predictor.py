@@ -1,4 +1,4 @@
-"""From a text to the one that it becomes, and where its words come from: what translating and summarizing share."""
+"""Predictor for text-to-text tasks."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from mmattn.tasks.common.seq2seq.model import beside, search
 
 Item = str | Mapping[str, Any] | PairSample
 OPTIONS = ("mbr", *(field.name for field in dataclasses.fields(GenerationConfig)))
-Written = TypeVar("Written")  # a prediction
+Written = TypeVar("Written")  # type of a prediction
 
 
 class PairPredictor(Predictor[Item, Written]):
-    """Writes a text for each source by greedy or beam search. A task says what it makes of one (`written`)."""
+    """Generates a text for each source by greedy or beam search. Subclasses make predictions of texts (`written`)."""
 
-    lookahead = 8  # batches at a time, so that texts of like lengths meet
-    cut_remark: ClassVar[str]  # the remark on so many sources that are longer than so many tokens
-    cut = 0  # sources of which the end was not read
+    lookahead = 8  # batches at a time, sorted by length
+    cut_remark: ClassVar[str]  # format string for the number of truncated sources and the limit in tokens
+    cut = 0  # number of truncated sources
 
-    # What a task provides ---------------------------------------------------------------------------------------------
+    # Methods that a task implements -----------------------------------------------------------------------------------
 
     @abstractmethod
     def written(self, sample: PairSample, text: str, score: float, cut: int) -> Written:
-        """The prediction: a text, its log p / length^length_penalty, and how many tokens of the source were not read"""
+        """Make a prediction of a text, its log p / length^length_penalty, and the number of truncated source tokens."""
 
     @abstractmethod
     def explain_written(self, samples: Sequence[Any], written: Sequence[Any]) -> list[Any]:
-        """Where the words of given predictions come from, by one pass under teacher forcing."""
+        """Explain given predictions by one pass under teacher forcing."""
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -56,14 +56,14 @@ class PairPredictor(Predictor[Item, Written]):
         return self.processor.source.length(sample.source) if sample.source.strip() else -1
 
     def predict_batch(self, samples: Sequence[PairSample], batch: PairBatch, **options: Any) -> list[Written]:
-        """A text for each source; an empty one for an empty source.
+        """Predict a text for each source; empty sources give empty texts.
 
         Args:
-            samples: of the batch.
-            batch: of `collate`.
-            options: fields of `mmattn.generate.GenerationConfig`, in place of the model's own, such as num_beams=1 or
-                length_penalty=2.0; and `mbr`: whether to take the beam that agrees most with all beams, not the
-                likeliest.
+            samples: The samples of the batch.
+            batch: The batch, as of `collate`.
+            options: Fields of `mmattn.generate.GenerationConfig` that override the model's own, such as num_beams=1 or
+                length_penalty=2.0; and `mbr`: whether to return the beam of minimum Bayes risk instead of the most
+                probable one.
         """
         full = [sample for sample in samples if sample.source.strip()]
         if full and len(full) < len(samples):
@@ -78,13 +78,13 @@ class PairPredictor(Predictor[Item, Written]):
         return written
 
     def explain_batch(self, samples: Sequence[PairSample], batch: PairBatch, **options: Any) -> list[Any]:
-        """Where the words of each text come from; options as of `predict_batch`."""
+        """Explain the text of each source; options as for `predict_batch`."""
         with torch.inference_mode():
             written = self.predict_batch(samples, batch, **options)
         return self.explain_written(samples, written)
 
     def alignments(self, samples: Sequence[PairSample]) -> Iterator[Tensor]:
-        """Which tokens of the source each token of the target was read off, its end the last: (L, S) a sample."""
+        """Attention of each target token, the end token last, to the source tokens: (L, S) per sample."""
         batch = self.processor.collate(samples).to(self.device)
         with torch.no_grad(), capture(self.model) as maps:
             self.model(batch.source_ids, batch.source_mask, batch.target_ids, **beside(self.model, batch))
@@ -94,7 +94,7 @@ class PairPredictor(Predictor[Item, Written]):
         return (one[rows:length, columns:] for one, length in zip(weights, lengths, strict=True))
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the encoder and the decoder's step, with its cache as flat tensors."""
+        """Export the encoder and the decoder's step, with its cache as flat tensors."""
         from mmattn.tasks.common.seq2seq.export import export_net
 
         return export_net(self.model.net, folder, formats)

@@ -1,4 +1,4 @@
-"""What turns pairs of texts into ids and ids into text; it is shipped with the model."""
+"""Processor of text-to-text tasks; saved with the model."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from mmattn.data.text.tokenizer import TextProcessor, TokenIds
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, PairSample
 
-LIMITS = frozenset({"max_new_tokens", "max_length"})  # of what is written, in a generation_config.json
-UNTOLD = 20  # max_new_tokens that transformers takes where a public model says nothing
+LIMITS = frozenset({"max_new_tokens", "max_length"})  # target length limits in a generation_config.json
+NEW_TOKENS = 20  # default max_new_tokens of transformers
 
 
 class PairProcessor(Processor[PairSample, PairBatch]):
-    """What turns pairs of texts into ids and ids into text; shipped with the model.
+    """Pairs of texts to ids and ids to text; saved with the model.
 
     Args:
-        source: Tokenizer of what is read.
-        target: Tokenizer of what is written, the same object where the vocabulary is shared.
-        max_source_len: Most tokens read, the end included; what is longer is cut, and counted.
-        max_target_len: Most tokens written, the end included.
-        options: What else a task keeps, as JSON takes it (languages).
+        source: Tokenizer of sources.
+        target: Tokenizer of targets; the same object if the vocabulary is shared.
+        max_source_len: Maximum number of source tokens, including the end token; longer sources are truncated and
+            counted.
+        max_target_len: Maximum number of target tokens, including the end token.
+        options: Additional JSON values of a task (languages).
     """
 
     KEYS = frozenset({"source", "target", "max_source_len", "max_target_len", "options"})
@@ -62,17 +63,17 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         max_target_len: int = 256,
         options: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Makes a processor from the training pairs, and only from them.
+        """Make a processor from the training pairs, and only from them.
 
         Args:
             dataset: The training data.
             tokenizer: ``bpe`` (byte-level), ``unigram`` or ``word``.
-            vocab_size: Most ids, of each vocabulary.
+            vocab_size: Maximum number of ids in each vocabulary.
             shared_vocab: One vocabulary for both sides, which then share their embeddings; or one each.
-            lowercase: Lower-case everything.
-            max_source_len: See the class, as the next two.
-            max_target_len: Likewise.
-            options: Likewise.
+            lowercase: Lower-case all texts.
+            max_source_len: See the class.
+            max_target_len: See the class.
+            options: See the class.
         """
         sources = [sample.source for sample in dataset.samples]
         targets = [sample.target for sample in dataset.samples]
@@ -84,11 +85,11 @@ class PairProcessor(Processor[PairSample, PairBatch]):
 
     @property
     def shared(self) -> bool:
-        """Whether both sides have one vocabulary."""
+        """Whether both sides share one vocabulary."""
         return self.source is self.target
 
     def sizes(self) -> dict[str, Any]:
-        """The model's keywords that the data decide; without a source vocabulary of its own, the sides share one."""
+        """Keywords of the model that depend on the data; source_vocab_size is None for a shared vocabulary."""
         return {
             "vocab_size": self.target.vocab_size,
             "source_vocab_size": None if self.shared else self.source.vocab_size,
@@ -118,21 +119,21 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         )
 
     def encode_sources(self, texts: Sequence[str]) -> dict[str, Any]:
-        """What a batch holds of its sources: ids (B, S), the end last, and mask (B, S), True = a real token."""
+        """Encode sources as fields of a batch: ids (B, S), the end token last, and mask (B, S), True = a real token."""
         ids, mask = self.source.encode_batch(texts, self.max_source_len, eos=True)
         return {"source_ids": ids, "source_mask": mask}
 
     def ablate(self, batch: PairBatch, what: str, seeds: Sequence[int] | None = None) -> PairBatch:
-        """Without the "source": as if each were one character that says nothing."""
+        """Ablate the "source": replace each by a single period."""
         return dataclasses.replace(batch, **self.encode_sources(["."] * len(batch)))
 
     def lengths(self, samples: Sequence[PairSample]) -> list[tuple[int, int]]:
-        """Tokens of source and target as the model gets them, for batches of like lengths."""
+        """Tokens of source and target after truncation, for batches of similar lengths."""
         limits = self.max_source_len, self.max_target_len
         return [(min(a, limits[0]), min(b, limits[1])) for a, b in map(self._whole_lengths, samples)]
 
     def count_truncated(self, samples: Sequence[PairSample]) -> tuple[int, int]:
-        """How many sources and targets are longer than the model reads and writes: for a report before training."""
+        """Numbers of sources and targets that exceed the length limits, for a report before training."""
         lengths = [self._whole_lengths(sample) for sample in samples]
         return sum(a > self.max_source_len for a, _ in lengths), sum(b > self.max_target_len for _, b in lengths)
 
@@ -140,29 +141,29 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         return self.whole_length(self.source, sample.source), self.whole_length(self.target, sample.target)
 
     def tokens_cut(self, source: str) -> int:
-        """Tokens at the end of a source that the model does not read."""
+        """Number of truncated tokens at the end of a source."""
         return max(0, self.whole_length(self.source, source) - self.max_source_len)
 
     @staticmethod
     def whole_length(tokenizer: TokenIds, text: str) -> int:
-        """Tokens of a text with its first and its end, not cut."""
+        """Tokens of a text with prefix and end token, not truncated."""
         return len(tokenizer.prefix_ids) + tokenizer.length(text) + 1
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Plain text, as a person would write it, from target ids."""
+        """Plain, detokenized text of target ids."""
         return self.target.decode(ids)
 
     # Fine-tuning ------------------------------------------------------------------------------------------------------
 
     def retarget(self, train: Any, given: Mapping[str, Any]) -> Self:
-        """A processor for other data: texts stay as the model knows them, lengths and options are those given.
+        """A processor for other data: the same tokenizers, with the given lengths and options.
 
         Args:
             train: The training data.
             given: Keywords of ``fit``.
 
         Raises:
-            ConfigError: A keyword that would change the texts.
+            ConfigError: A keyword would change the tokenizers.
         """
         known = {
             "tokenizer": self.source.kind,
@@ -174,15 +175,15 @@ class PairProcessor(Processor[PairSample, PairBatch]):
             fits = value >= known[name] if name == "vocab_size" else name not in known or value == known[name]
             if not fits:
                 raise ConfigError(
-                    f"data.{name}: the model that training goes on from has {known[name]!r}, the configuration says "
-                    f"{value!r}; its texts stay as they were: leave the keyword out."
+                    f"data.{name}: expected {known[name]!r}, as in the model to fine-tune, found "
+                    f"{value!r}; its tokenizers do not change: leave the keyword out."
                 )
         other = copy.copy(self)
         other.options = self.options | given.get("options", {})
         other.max_source_len = given.get("max_source_len", self.max_source_len)
         other.max_target_len = given.get("max_target_len", self.max_target_len)
         generation = other.options.get("generation")
-        if generation is not None and ("max_target_len" in given or generation.get("max_new_tokens") == UNTOLD):
+        if generation is not None and ("max_target_len" in given or generation.get("max_new_tokens") == NEW_TOKENS):
             other.options["generation"] = {k: v for k, v in generation.items() if k not in LIMITS}
         return other
 
@@ -208,7 +209,7 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         return cls(source, target, config["max_source_len"], config["max_target_len"], config["options"])
 
     def save_parts(self, folder: Path) -> None:
-        """Writes the tokenizers, into ``source/`` and ``target/`` where there are two."""
+        """Write the tokenizers, into ``source/`` and ``target/`` if there are two."""
         for name, tokenizer in self._tokenizers():
             (folder / name).mkdir(exist_ok=True)
             tokenizer.save(folder / name)
