@@ -69,21 +69,21 @@ class MultiHeadAttention(nn.Module):
         num_heads: h.
         head_dim: d of queries and keys, E / h where None.
         v_head_dim: d_v of values, head_dim where None.
-        kv_dim: size of what keys and values are projected from, E where None.
+        kv_dim: Size of what keys and values are projected from, E where None.
         num_kv_heads: h_kv, fewer key and value heads than query heads (grouped-query, Ainslie et al. 2023).
-        bias: biases in the projections: all, none, or those named, of "q", "k", "v", "out" (Whisper has none on keys).
-        dropout: of attention weights; costs the fused path. Kernels without it refuse it.
-        kind: the kernel, a name in ``mmattn.kernels.KERNELS``.
-        options: the kernel's own keywords.
-        needs: what this attention will be asked for ("self", "causal", "cross", "cache", ...), so that a kernel that
+        bias: Biases in the projections: all, none, or those named, of "q", "k", "v", "out" (Whisper has none on keys).
+        dropout: Of attention weights; costs the fused path. Kernels without it refuse it.
+        kind: The kernel, a name in ``mmattn.kernels.KERNELS``.
+        options: The kernel's own keywords.
+        needs: What this attention will be asked for ("self", "causal", "cross", "cache", ...), so that a kernel that
             lacks it is refused at construction.
         qk_norm: "layer" or "rms": normalizes each head's queries and keys before positions and scores, so that scores
             cannot grow without bound (Dehghani et al. 2023, section 2).
-        rotary: rotary positions on queries and keys (self-attention only).
-        position_bias: added to the scores; the same object may also come with the mask instead.
+        rotary: Rotary positions on queries and keys (self-attention only).
+        position_bias: Added to the scores; the same object may also come with the mask instead.
 
     Raises:
-        ValueError: sizes that do not divide; a kernel, option or need that do not fit, by name.
+        ValueError: Sizes that do not divide; a kernel, option or need that do not fit, by name.
 
     >>> attention = MultiHeadAttention(32, 4, num_kv_heads=2)
     >>> attention(torch.randn(2, 5, 32), mask=Mask(is_causal=True)).shape
@@ -168,8 +168,8 @@ class MultiHeadAttention(nn.Module):
             query: (B, L, E).
             key: (B, S, kv_dim); None means self-attention and nothing else.
             value: (B, S, kv_dim), key where None.
-            mask: over all keys, those in the cache included. Nothing is causal by default.
-            cache: from `make_cache`, updated in place. In self-attention query holds the new tokens only; in
+            mask: Over all keys, those in the cache included. Nothing is causal by default.
+            cache: From `make_cache`, updated in place. In self-attention query holds the new tokens only; in
                 cross-attention keys and values are projected at the first call; later the query may have K times as
                 many rows, for K beams a source.
             query_pos: (B|1, L, E), positions added to what queries are projected from, and in self-attention keys,
@@ -180,7 +180,7 @@ class MultiHeadAttention(nn.Module):
             (B, L, E).
 
         Raises:
-            ValueError: something is asked for that the kernel cannot honour.
+            ValueError: Something is asked for that the kernel cannot honour.
         """
         if key is None and value is not None:
             raise ValueError("a value needs a key: key=None means self-attention and nothing else")
@@ -204,10 +204,10 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             batch_size: B.
-            cross: for cross-attention: keys and values are projected once; for self-attention they are appended.
+            cross: For cross-attention: keys and values are projected once; for self-attention they are appended.
 
         Raises:
-            ValueError: the kernel cannot decode with a cache.
+            ValueError: The kernel cannot decode with a cache.
         """
         like = getattr(self.out_proj, "weight", torch.empty(0))  # what is packed works in float32 on the CPU
         keys, values = (

@@ -77,18 +77,18 @@ class EncoderLayer(nn.Module):
         embed_dim: E.
         num_heads: h.
         ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward network; not of attention weights.
+        dropout: After each sublayer and inside the feed-forward network; not of attention weights.
         attention: {"kind": name, and the kernel's options}, dense where None.
-        norm_first: pre-norm, which trains without warm-up tricks; off = post-norm, as the original and BERT.
+        norm_first: Pre-norm, which trains without warm-up tricks; off = post-norm, as the original and BERT.
         norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
-        rotary: rotary positions.
+        norm_eps: Added to the variance in the norms.
+        rotary: Rotary positions.
         head_dim: d, E / h where None.
-        num_kv_heads: grouped-query.
-        bias: biases in all maps, in none, or in the attention's only in those of the names "q", "k", "v", "out".
-        activation: of the feed-forward network, a name in ACTIVATIONS.
-        gated: a gated feed-forward network.
-        needs: what the attention will be asked for.
+        num_kv_heads: Grouped-query.
+        bias: Biases in all maps, in none, or in the attention's only in those of the names "q", "k", "v", "out".
+        activation: Of the feed-forward network, a name in ACTIVATIONS.
+        gated: A gated feed-forward network.
+        needs: What the attention will be asked for.
     """
 
     def __init__(
@@ -130,14 +130,14 @@ class Encoder(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: of them.
+        num_layers: Of them.
         num_heads: h.
-        norm_first: pre-norm, with one more norm at the end.
+        norm_first: Pre-norm, with one more norm at the end.
         norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
-        position_bias: added to the scores of every layer (shared, as T5 has it).
-        needs: what the attention will be asked for: "self", or "causal" and "cache".
-        layer: other keywords of `EncoderLayer`.
+        norm_eps: Added to the variance in the norms.
+        position_bias: Added to the scores of every layer (shared, as T5 has it).
+        needs: What the attention will be asked for: "self", or "causal" and "cache".
+        layer: Other keywords of `EncoderLayer`.
 
     >>> Encoder(32, 2, 4, ffn_dim=64)(torch.randn(2, 5, 32)).shape
     torch.Size([2, 5, 32])
@@ -172,8 +172,8 @@ class Encoder(nn.Module):
 
         Args:
             x: (B, L, E), with absolute positions already added where they are used.
-            mask: for every layer.
-            cache: from `make_cache`, one state a layer.
+            mask: For every layer.
+            cache: From `make_cache`, one state a layer.
 
         Returns:
             (B, L, E).
@@ -240,10 +240,10 @@ class DecoderLayer(nn.Module):
     Args:
         embed_dim: E.
         num_heads: h.
-        kv_dim: size of the memory, E where None.
-        attention: the self-attention's {"kind": name, and the kernel's options}; rotary positions are its alone.
-        cross_attention: the cross-attention's.
-        needs: what the self-attention will be asked for.
+        kv_dim: Size of the memory, E where None.
+        attention: The self-attention's {"kind": name, and the kernel's options}; rotary positions are its alone.
+        cross_attention: The cross-attention's.
+        needs: What the self-attention will be asked for.
 
     The other arguments are those of `EncoderLayer`; what they say of an attention holds for both.
     """
@@ -307,16 +307,16 @@ class Decoder(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: of them.
+        num_layers: Of them.
         num_heads: h.
-        kv_dim: size of the memory, E where None.
+        kv_dim: Size of the memory, E where None.
         cross_attention: {"kind": name, and the kernel's options}; ``attention`` is the self-attention's.
-        norm_first: pre-norm, with one more norm at the end.
+        norm_first: Pre-norm, with one more norm at the end.
         norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
-        position_bias: added to the scores of every self-attention.
-        needs: what the self-attention will be asked for.
-        layer: other keywords of `DecoderLayer`.
+        norm_eps: Added to the variance in the norms.
+        position_bias: Added to the scores of every self-attention.
+        needs: What the self-attention will be asked for.
+        layer: Other keywords of `DecoderLayer`.
 
     >>> decoder = Decoder(32, 2, 4, dropout=0.1)
     >>> decoder(torch.randn(2, 5, 32), torch.randn(2, 7, 32), Mask(is_causal=True)).shape
@@ -362,9 +362,9 @@ class Decoder(nn.Module):
         Args:
             x: (B, L, E), with absolute positions already added where they are used.
             memory: (B, S, kv_dim).
-            mask: of the self-attentions; causal only where it says so.
-            memory_mask: of the cross-attentions.
-            cache: from `make_cache`; x then holds the new tokens only.
+            mask: Of the self-attentions; causal only where it says so.
+            memory_mask: Of the cross-attentions.
+            cache: From `make_cache`; x then holds the new tokens only.
 
         Returns:
             (B, L, E).

@@ -36,11 +36,11 @@ class EfficientChannelAttention(Gate):
 
     Args:
         channels: C, which decides the kernel size.
-        kernel_size: how many neighbouring channels decide about one; where None, the odd number nearest to
+        kernel_size: How many neighbouring channels decide about one; where None, the odd number nearest to
             ``(log2(C) + 1) / 2`` (section 3.2.3), at least 3.
 
     Raises:
-        ValueError: an even kernel_size.
+        ValueError: An even kernel_size.
 
     >>> gate = EfficientChannelAttention(256)
     >>> gate.conv.kernel_size, gate(torch.randn(2, 256, 8, 6)).shape
@@ -88,8 +88,8 @@ class CBAM(nn.Module):
 
     Args:
         channels: C.
-        reduction: of the channels' mlp.
-        kernel_size: of the cells' convolution, odd.
+        reduction: Of the channels' mlp.
+        kernel_size: Of the cells' convolution, odd.
 
     >>> CBAM(64)(torch.randn(2, 64, 8, 6)).shape
     torch.Size([2, 64, 8, 6])

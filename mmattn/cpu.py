@@ -28,9 +28,9 @@ def attend_step(
         q: (B, h, L, d).
         k: (B, h, S, d), laid out head by head, as a memory's keys are, or token by token, as a cache's are.
         v: (B, h, S, d_v), likewise.
-        mask: who may attend to whom.
-        scale: of the scores, 1 / sqrt(d) where None.
-        dropout_p: of attention weights.
+        mask: Who may attend to whom.
+        scale: Of the scores, 1 / sqrt(d) where None.
+        dropout_p: Of attention weights.
 
     Returns:
         (B, h, L, d_v), or None where this is not the faster way, or cannot be.
@@ -82,17 +82,17 @@ def project_together(
     """The projections of a self-attention as one product.
 
     Args:
-        attention: a `mmattn.MultiHeadAttention`, and what its `forward` was given:
+        attention: A `mmattn.MultiHeadAttention`, and what its `forward` was given:
         query: (B, L, E).
-        key: of cross-attention.
+        key: Of cross-attention.
         query_pos: (B|1, L, E).
-        cache: the decoding state.
+        cache: The decoding state.
 
     Returns:
         (B, L, h d), (B, L, h_kv d) and (B, L, h_kv d_v), or None where three products are as good.
 
     Raises:
-        ValueError: the projections are one map for good, which does not fit what is asked for.
+        ValueError: The projections are one map for good, which does not fit what is asked for.
     """
     alone = key is None and query_pos is None
     maps = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -120,7 +120,7 @@ def fuse_projections(attention: Any, make: Callable[[Tensor, Tensor | None], nn.
     """Makes one map of the queries', keys' and values', where an attention is known to be within one sequence.
 
     Args:
-        attention: a `mmattn.MultiHeadAttention`.
+        attention: A `mmattn.MultiHeadAttention`.
         make: weight (out, in) and bias (out,) or None to the map that takes their place.
     """
     if not attention.only_self or attention.k_proj is None or attention.qkv_proj is not None:

@@ -23,9 +23,9 @@ class DeformableAttention(nn.Module):
     Args:
         embed_dim: E.
         num_heads: h.
-        num_levels: maps.
-        num_points: sampled per head and map.
-        kv_dim: of the maps, E where None.
+        num_levels: Maps.
+        num_points: Sampled per head and map.
+        kv_dim: Of the maps, E where None.
 
     Raises:
         ValueError: embed_dim that does not divide.
@@ -90,7 +90,7 @@ class DeformableAttention(nn.Module):
             (B, L, E).
 
         Raises:
-            ValueError: another number of maps than num_levels, cells that do not fit the shapes, or references that are
+            ValueError: Another number of maps than num_levels, cells that do not fit the shapes, or references that are
                 neither points nor boxes.
         """
         self._check(value, shapes, reference)

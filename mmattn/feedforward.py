@@ -30,14 +30,14 @@ class FeedForward(nn.Module):
 
     Args:
         embed_dim: E.
-        ffn_dim: between the two maps, 4 E where None.
-        dropout: between them.
+        ffn_dim: Between the two maps, 4 E where None.
+        dropout: Between them.
         activation: f, a name in ACTIVATIONS.
         gated: ``W2 dropout(f(W1 x) * V x)`` (Shazeer 2020, section 2).
-        bias: biases in all maps.
+        bias: Biases in all maps.
 
     Raises:
-        ValueError: no such activation.
+        ValueError: No such activation.
 
     >>> FeedForward(8, 32, activation="gelu_tanh")(torch.randn(2, 5, 8)).shape
     torch.Size([2, 5, 8])

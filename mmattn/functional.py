@@ -19,9 +19,9 @@ def attend(
         q: (B, h, L, d).
         k: (B, h_kv, S, d); h must be a multiple of h_kv (grouped-query: query head i reads head i // (h / h_kv)).
         v: (B, h_kv, S, d_v).
-        mask: who may attend to whom, None = all to all.
-        scale: of the scores, 1 / sqrt(d) where None.
-        dropout_p: drops attention weights; anything above 0 leaves the fused path (about half the speed).
+        mask: Who may attend to whom, None = all to all.
+        scale: Of the scores, 1 / sqrt(d) where None.
+        dropout_p: Drops attention weights; anything above 0 leaves the fused path (about half the speed).
 
     Returns:
         (B, h, L, d_v); zeros for a query that may attend to nothing.

@@ -26,12 +26,12 @@ class CrossModalAttention(nn.Module):
     """Each modality attends to the other at once, with residuals (cross-attention of Tan & Bansal 2019, section 2.2).
 
     Args:
-        embed_dim: of the first modality.
+        embed_dim: Of the first modality.
         num_heads: h.
-        other_dim: of the second modality, embed_dim where None.
-        dropout: after each attention.
+        other_dim: Of the second modality, embed_dim where None.
+        dropout: After each attention.
         cross_attention: {"kind": name, and the kernel's options}, for both ways.
-        norm_first: pre-norm.
+        norm_first: Pre-norm.
 
     >>> a, b = CrossModalAttention(32, 4)(torch.randn(2, 5, 32), torch.randn(2, 7, 32))
     >>> a.shape, b.shape
@@ -64,8 +64,8 @@ class CrossModalAttention(nn.Module):
         Args:
             a: (B, L, embed_dim).
             b: (B, S, other_dim).
-            a_mask: whose key_mask says which tokens of a are real.
-            b_mask: the same of b.
+            a_mask: Whose key_mask says which tokens of a are real.
+            b_mask: The same of b.
 
         Returns:
             a, having looked at b: (B, L, embed_dim); and b, having looked at a: (B, S, other_dim).
@@ -101,9 +101,9 @@ class CoAttentionLayer(nn.Module):
         embed_dim: E, of both streams.
         num_heads: h.
         ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward networks.
-        attention: the self-attentions' {"kind": name, and the kernel's options}.
-        cross_attention: the co-attentions'.
+        dropout: After each sublayer and inside the feed-forward networks.
+        attention: The self-attentions' {"kind": name, and the kernel's options}.
+        cross_attention: The co-attentions'.
     """
 
     def __init__(
@@ -139,9 +139,9 @@ class CoAttention(nn.Module):
 
     Args:
         embed_dim: E, of both streams.
-        num_layers: of co-attentional layers.
+        num_layers: Of co-attentional layers.
         num_heads: h.
-        layer: other keywords of `CoAttentionLayer`.
+        layer: Other keywords of `CoAttentionLayer`.
 
     >>> a, b = CoAttention(32, 2, 4)(torch.randn(2, 5, 32), torch.randn(2, 64, 32))
     >>> a.shape, b.shape
@@ -171,8 +171,8 @@ class AttentionPooling(nn.Module):
     Args:
         embed_dim: E, of the queries and the result.
         num_heads: h.
-        num_queries: how many vectors to read out.
-        kv_dim: of the sequence, E where None.
+        num_queries: How many vectors to read out.
+        kv_dim: Of the sequence, E where None.
         attention: {"kind": name, and the kernel's options}.
 
     >>> AttentionPooling(32, 4)(torch.randn(2, 64, 32)).shape

@@ -18,7 +18,7 @@ class ContextPooling(nn.Module):
 
     Args:
         embed_dim: E.
-        hidden_dim: of the scores' network, E where None.
+        hidden_dim: Of the scores' network, E where None.
 
     >>> ContextPooling(32)(torch.randn(2, 7, 32)).shape
     torch.Size([2, 32])
@@ -42,14 +42,14 @@ class Recurrent(nn.Module):
     """An LSTM or GRU over vectors, one net a layer and direction; called as `mmattn.Encoder` is.
 
     Args:
-        input_dim: of the vectors.
-        hidden_dim: of the result, both directions together.
+        input_dim: Of the vectors.
+        hidden_dim: Of the result, both directions together.
         kind: "lstm" or "gru".
-        num_layers: of them.
-        dropout: between layers.
+        num_layers: Of them.
+        dropout: Between layers.
 
     Raises:
-        ValueError: unknown kind, or a hidden_dim that does not halve.
+        ValueError: Unknown kind, or a hidden_dim that does not halve.
 
     >>> Recurrent(16, 32)(torch.randn(2, 7, 16)).shape
     torch.Size([2, 7, 32])
@@ -67,13 +67,13 @@ class Recurrent(nn.Module):
 
         Args:
             x: (B, L, input_dim).
-            mask: with a key mask alone.
+            mask: With a key mask alone.
 
         Returns:
             (B, L, hidden_dim), zeros at padding.
 
         Raises:
-            ValueError: a mask that says more.
+            ValueError: A mask that says more.
         """
         if mask is not None and (mask.features or mask.attn_mask is not None):
             raise ValueError("a recurrent encoder reads in both directions and honours a key mask alone")
@@ -97,11 +97,11 @@ class HierarchicalAttention(nn.Module):
     words' weights (B n, w) under `pool_words.weights`, the sentences' (B, n) under `pool_sentences.weights`.
 
     Args:
-        embed_dim: of the words' vectors.
-        hidden_dim: of sentences and document, embed_dim where None.
-        word_encoder: any module called as ``encoder(x, mask)`` with x (B, L, embed_dim) and a Mask, which gives
+        embed_dim: Of the words' vectors.
+        hidden_dim: Of sentences and document, embed_dim where None.
+        word_encoder: Any module called as ``encoder(x, mask)`` with x (B, L, embed_dim) and a Mask, which gives
             (B, L, hidden_dim), such as `mmattn.Encoder`; a bidirectional GRU, as in the paper, where None.
-        sentence_encoder: likewise over sentences, from hidden_dim to hidden_dim.
+        sentence_encoder: Likewise over sentences, from hidden_dim to hidden_dim.
 
     >>> HierarchicalAttention(16, 32)(torch.randn(2, 5, 7, 16)).shape
     torch.Size([2, 32])

@@ -87,10 +87,10 @@ def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> nn.Modul
     Args:
         weight: (out, in).
         bias: (out,) or None.
-        precision: of PRECISIONS.
+        precision: Of PRECISIONS.
 
     Raises:
-        ValueError: no such precision.
+        ValueError: No such precision.
     """
     if precision == "int8":
         return Int8Linear(weight, bias)
@@ -120,14 +120,14 @@ def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
     and the linears stay as they are.
 
     Args:
-        model: in float32.
+        model: In float32.
         precision: "float32", "bfloat16" or "int8": of the products. What is between them stays float32.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: no such precision.
+        ValueError: No such precision.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU())
     >>> prepare(model)[0]

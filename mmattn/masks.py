@@ -93,7 +93,7 @@ class Mask:
         """The same mask with a position bias added to the scores.
 
         Raises:
-            ValueError: it already has one.
+            ValueError: It already has one.
         """
         if self.bias is not None and self.bias is not bias:
             raise ValueError("the mask already carries a position bias; one attention can add only one")
@@ -103,9 +103,9 @@ class Mask:
         """The boolean masks combined, without the bias.
 
         Args:
-            L: number of queries.
-            S: number of keys.
-            device: where to build the causal part when no other mask says where.
+            L: Number of queries.
+            S: Number of keys.
+            device: Where to build the causal part when no other mask says where.
 
         Returns:
             bool, broadcastable to (B, h, L, S), as small as it can be (a key mask alone is (B, 1, 1, S), which costs

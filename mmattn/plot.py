@@ -24,20 +24,20 @@ def heat_map(
     """Attention between tokens: a row a query, a column a key, darker = more.
 
     Args:
-        weights: one map (L, S), or several, (n, L, S) or a list, drawn side by side (heads, layers).
-        row_labels: the L query tokens.
-        col_labels: the S key tokens.
-        path: where to write the picture (the suffix names the format), None = do not.
-        titles: one a map.
-        row_name: what the rows are.
-        col_name: what the columns are.
-        value_name: what the values are.
+        weights: One map (L, S), or several, (n, L, S) or a list, drawn side by side (heads, layers).
+        row_labels: The L query tokens.
+        col_labels: The S key tokens.
+        path: Where to write the picture (the suffix names the format), None = do not.
+        titles: One a map.
+        row_name: What the rows are.
+        col_name: What the columns are.
+        value_name: What the values are.
 
     Returns:
         The matplotlib Figure.
 
     Raises:
-        ValueError: labels that do not match the map.
+        ValueError: Labels that do not match the map.
     """
     maps = _panels(weights)
     _check_titles(titles, len(maps))
@@ -74,13 +74,13 @@ def overlay(
 
     Args:
         image: (H, W, 3) or (H, W) array of 0..255 or 0..1, a tensor (3, H, W), or a PIL image.
-        weights: one map (h, w), or several, (n, h, w) or a list; each is upsampled bilinearly to the image and scaled
+        weights: One map (h, w), or several, (n, h, w) or a list; each is upsampled bilinearly to the image and scaled
             to its own largest value.
-        path: where to write the picture, None = do not.
-        title: over the whole picture.
+        path: Where to write the picture, None = do not.
+        title: Over the whole picture.
         boxes: boxes_xyxy in 0..1 of the image to outline, such as the regions that an answer rests on.
-        titles: one a map.
-        window: the part of the image that the maps cover, xyxy in 0..1, where a model saw a crop or a padded square.
+        titles: One a map.
+        window: The part of the image that the maps cover, xyxy in 0..1, where a model saw a crop or a padded square.
 
     Returns:
         The matplotlib Figure.
@@ -113,9 +113,9 @@ def heat(axis: Any, weight: Tensor, extent: Sequence[float]) -> None:
     """Lays a map over what an axis shows, scaled to its own largest value; what is low lets most of it through.
 
     Args:
-        axis: of matplotlib.
+        axis: Of matplotlib.
         weight: (h, w), upsampled bilinearly to whole units of the extent.
-        extent: left, right, bottom and top of the place, rows running down.
+        extent: Left, right, bottom and top of the place, rows running down.
     """
     left, right, bottom, top = extent
     size = (max(1, round(bottom - top)), max(1, round(right - left)))
@@ -134,16 +134,16 @@ def head_chart(
     """What the heads of a stack do, a panel a number: a row a layer, a column a head; empty where there is no number.
 
     Args:
-        statistics: from `mmattn.explain.head_statistics`, or any mapping of names to tensors (layers, h).
-        path: where to write the picture, None = do not.
-        layer_names: one a layer; they are counted from 0 where None.
-        title: over the whole picture.
+        statistics: From `mmattn.explain.head_statistics`, or any mapping of names to tensors (layers, h).
+        path: Where to write the picture, None = do not.
+        layer_names: One a layer; they are counted from 0 where None.
+        title: Over the whole picture.
 
     Returns:
         The matplotlib Figure.
 
     Raises:
-        ValueError: values that are no (layers, h), or names that do not match.
+        ValueError: Values that are no (layers, h), or names that do not match.
     """
     values = dict(statistics._asdict() if hasattr(statistics, "_asdict") else statistics)
     panels = _panels(list(values.values()))

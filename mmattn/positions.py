@@ -87,7 +87,7 @@ class LearnedPositions(nn.Module):
         """x: (B, L, E); offset: tokens already decoded before x. Returns (B, L, E).
 
         Raises:
-            ValueError: the sequence is longer than max_len.
+            ValueError: The sequence is longer than max_len.
         """
         end = x.shape[1] + (offset if isinstance(offset, int) else 0)
         if end > self.max_len:
@@ -162,7 +162,7 @@ class Rotary(nn.Module):
         Args:
             q: (B, h, L, d).
             k: (B, h_kv, L, d).
-            offset: tokens in the cache before these.
+            offset: Tokens in the cache before these.
 
         Returns:
             q and k, rotated.

@@ -44,10 +44,10 @@ class SpatialAttention(Gate):
     """Where to look: ``x * sigmoid(conv([mean_c x; max_c x]))`` (Woo et al. 2018, section 3, "spatial attention").
 
     Args:
-        kernel_size: of the convolution, odd.
+        kernel_size: Of the convolution, odd.
 
     Raises:
-        ValueError: an even kernel_size.
+        ValueError: An even kernel_size.
 
     >>> SpatialAttention()(torch.randn(2, 16, 8, 6)).shape
     torch.Size([2, 16, 8, 6])
@@ -74,9 +74,9 @@ class AttentionGate(nn.Module):
     computed at g's resolution; resampling is bilinear. ``capture`` records the (B, 1, H, W) under the path of `gate`.
 
     Args:
-        channels: of x, the fine map.
-        gate_channels: of g, the coarse map.
-        hidden_dim: where the two are added, half of channels where None.
+        channels: Of x, the fine map.
+        gate_channels: Of g, the coarse map.
+        hidden_dim: Where the two are added, half of channels where None.
 
     >>> AttentionGate(16, 32)(torch.randn(2, 16, 8, 6), torch.randn(2, 32, 4, 3)).shape
     torch.Size([2, 16, 8, 6])
@@ -109,9 +109,9 @@ class MapPooling(nn.Module):
     Args:
         embed_dim: E, of the queries and the result.
         num_heads: h.
-        num_queries: how many vectors to read out.
-        in_channels: of the map, E where None.
-        positions: see `mmattn.positions.GridPositions`.
+        num_queries: How many vectors to read out.
+        in_channels: Of the map, E where None.
+        positions: See `mmattn.positions.GridPositions`.
         grid_size: (h, w) of learned positions.
         attention: {"kind": name, and the kernel's options}.
 
@@ -162,7 +162,7 @@ class PositionAttention(nn.Module):
     Args:
         channels: C.
         num_heads: 1 in the papers.
-        reduction: queries and keys have C / reduction channels, over all heads.
+        reduction: Queries and keys have C / reduction channels, over all heads.
         attention: {"kind": name, and the kernel's options}; the cells run row by row.
 
     >>> PositionAttention(16)(torch.randn(2, 16, 8, 6)).shape

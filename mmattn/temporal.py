@@ -19,7 +19,7 @@ class TemporalPooling(nn.Module):
     Args:
         embed_dim: E.
         num_heads: h.
-        num_queries: how many vectors to read out.
+        num_queries: How many vectors to read out.
         attention: {"kind": name, and the kernel's options}.
 
     >>> TemporalPooling(32, 4)(torch.randn(2, 16, 32)).shape
@@ -50,10 +50,10 @@ class DividedSpaceTimeLayer(nn.Module):
         embed_dim: E.
         num_heads: h.
         ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward network.
-        attention: the attention's within a frame, {"kind": name, and the kernel's options}.
-        temporal_attention: the attention's over time.
-        norm_eps: added to the variance in the layer norms.
+        dropout: After each sublayer and inside the feed-forward network.
+        attention: The attention's within a frame, {"kind": name, and the kernel's options}.
+        temporal_attention: The attention's over time.
+        norm_eps: Added to the variance in the layer norms.
 
     >>> x, cls = DividedSpaceTimeLayer(32, 4)(torch.randn(2, 8, 49, 32), torch.randn(2, 1, 32))
     >>> x.shape, cls.shape

@@ -41,7 +41,7 @@ class ClassList:
         """The numbers of a mask (H, W) as labels, uint8, `VOID` where nothing is said.
 
         Raises:
-            DataError: a number that is in no list; says which, how often and where first.
+            DataError: A number that is in no list; says which, how often and where first.
         """
         table = np.full(MAX_CLASSES + 2, -1, np.int16)  # by number; -1: in no list
         table[[*self.void, VOID]] = VOID
@@ -71,7 +71,7 @@ def read_classes(path: str | Path) -> ClassList:
     teaches nor counts.
 
     Raises:
-        DataError: names the file and the line.
+        DataError: Names the file and the line.
     """
     rows: list[tuple[int, str]] = []
     lines = [(n, line.strip()) for n, line in enumerate(read_text(path).split("\n"), start=1)]

@@ -14,10 +14,10 @@ def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
     Args:
         name: "conv" (ConvStem), "vit" (PatchEmbed) or "timm/NAME" (TimmFeatures).
         embed_dim: E of the map.
-        options: the stem's own keywords.
+        options: The stem's own keywords.
 
     Raises:
-        ValueError: no such stem.
+        ValueError: No such stem.
 
     >>> build_stem("vit", 32, patch_size=16).stride
     16

@@ -25,11 +25,11 @@ class ConvSubsampling(nn.Module):
         num_mels: M, bands of the spectrogram.
         embed_dim: E of the result.
         subsampling: s, frames that become one: 1, 2 or 4.
-        channels: of the convolutions.
-        is_causal: an output frame sees no input behind its own.
+        channels: Of the convolutions.
+        is_causal: An output frame sees no input behind its own.
 
     Raises:
-        ValueError: another subsampling.
+        ValueError: Another subsampling.
 
     >>> x, mask = ConvSubsampling(40, 32, subsampling=4)(torch.randn(2, 50, 40), None)
     >>> x.shape
@@ -89,22 +89,22 @@ class AudioEncoder(nn.Module):
     Args:
         num_mels: M, bands of the spectrogram.
         embed_dim: E.
-        num_layers: of them.
+        num_layers: Of them.
         num_heads: h.
         kind: "transformer" (Vaswani et al. 2017) or "conformer" (Gulati et al. 2020).
-        subsampling: frames that become one: 1, 2 or 4.
-        channels: of the subsampling's convolutions.
-        ffn_dim: of the feed-forward networks, 4 E where None.
-        kernel_size: frames, after subsampling, that a conformer's convolution sees; it is odd.
-        dropout: of the first states, after each sublayer and inside the feed-forward networks.
+        subsampling: Frames that become one: 1, 2 or 4.
+        channels: Of the subsampling's convolutions.
+        ffn_dim: Of the feed-forward networks, 4 E where None.
+        kernel_size: Frames, after subsampling, that a conformer's convolution sees; it is odd.
+        dropout: Of the first states, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}, dense where None.
-        rotary: rotary positions in the attention; off = sinusoidal ones are added.
-        chunk_frames: frames of a chunk, after subsampling; each attends within its chunk and to those before.
+        rotary: Rotary positions in the attention; off = sinusoidal ones are added.
+        chunk_frames: Frames of a chunk, after subsampling; each attends within its chunk and to those before.
             Convolutions then see no future. None: all attend to all.
-        left_chunks: how many chunks before its own each attends to; None: all.
+        left_chunks: How many chunks before its own each attends to; None: all.
 
     Raises:
-        ValueError: no such kind, or options that do not go together.
+        ValueError: No such kind, or options that do not go together.
 
     >>> encoder = AudioEncoder(40, 32, 2, 4, kind="conformer", subsampling=2)
     >>> states, mask = encoder(torch.randn(2, 50, 40))

@@ -19,17 +19,17 @@ class BertEncoder(nn.Module):
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: of transformer layers.
+        num_layers: Of transformer layers.
         num_heads: h.
-        max_len: rows of the table of positions; longer texts raise.
-        num_types: of tokens (first and second sentence); 0 for none.
+        max_len: Rows of the table of positions; longer texts raise.
+        num_types: Of tokens (first and second sentence); 0 for none.
         pad_id: None: token i stands at position i. An id: padding is not counted, and the first token stands at
             pad_id + 1, so that max_len - pad_id - 1 tokens fit (RoBERTa).
-        pooler: a linear map and tanh over the first token; without it, pooled is the first token itself.
+        pooler: A linear map and tanh over the first token; without it, pooled is the first token itself.
         ffn_dim: 4 E where None.
-        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm_eps: added to the variance in the layer norms.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        activation: Of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm_eps: Added to the variance in the layer norms.
+        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     >>> ids = torch.randint(100, (2, 7))
@@ -81,7 +81,7 @@ class BertEncoder(nn.Module):
             states (B, L, E) of the last layer; pooled (B, E).
 
         Raises:
-            ValueError: the text is too long; token types where the model has none.
+            ValueError: The text is too long; token types where the model has none.
         """
         states = self.encoder(self.embed(input_ids, token_types), None if key_mask is None else Mask(key_mask))
         return Encoded(states, self.pooler(states[:, 0]))

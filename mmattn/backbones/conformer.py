@@ -17,11 +17,11 @@ class DepthwiseConv(nn.Module):
 
     Args:
         channels: E.
-        kernel_size: frames that it sees.
-        is_causal: it sees its own frame and those before; off = as many on both sides.
+        kernel_size: Frames that it sees.
+        is_causal: It sees its own frame and those before; off = as many on both sides.
 
     Raises:
-        ValueError: an even kernel that is to look to both sides.
+        ValueError: An even kernel that is to look to both sides.
 
     >>> import torch
     >>> DepthwiseConv(32, 15)(torch.randn(2, 50, 32)).shape
@@ -50,9 +50,9 @@ class ConvolutionModule(nn.Module):
 
     Args:
         embed_dim: E.
-        kernel_size: frames that the convolution sees.
-        is_causal: its own frame and those before alone.
-        norm_eps: added to the variance in the norm.
+        kernel_size: Frames that the convolution sees.
+        is_causal: Its own frame and those before alone.
+        norm_eps: Added to the variance in the norm.
 
     >>> import torch
     >>> ConvolutionModule(32, 15)(torch.randn(2, 50, 32)).shape
@@ -85,14 +85,14 @@ class ConformerLayer(nn.Module):
     Args:
         embed_dim: E.
         num_heads: h.
-        ffn_dim: of both feed-forward networks, 4 E where None.
-        kernel_size: frames that the convolution sees.
-        is_causal: the convolution sees its own frame and those before alone; attention is as causal as its mask.
-        dropout: after each sublayer and inside the feed-forward networks; not of attention weights.
+        ffn_dim: Of both feed-forward networks, 4 E where None.
+        kernel_size: Frames that the convolution sees.
+        is_causal: The convolution sees its own frame and those before alone; attention is as causal as its mask.
+        dropout: After each sublayer and inside the feed-forward networks; not of attention weights.
         attention: {"kind": name, and the kernel's options}, dense where None.
-        rotary: rotary positions.
-        norm_eps: added to the variance in the norms.
-        needs: what the attention will be asked for.
+        rotary: Rotary positions.
+        norm_eps: Added to the variance in the norms.
+        needs: What the attention will be asked for.
 
     >>> import torch
     >>> ConformerLayer(32, 4)(torch.randn(2, 50, 32)).shape
@@ -145,9 +145,9 @@ class Conformer(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: of them.
+        num_layers: Of them.
         num_heads: h.
-        layer: other keywords of `ConformerLayer`.
+        layer: Other keywords of `ConformerLayer`.
 
     >>> import torch
     >>> Conformer(32, 2, 4, kernel_size=7)(torch.randn(2, 50, 32)).shape

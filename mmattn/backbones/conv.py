@@ -23,8 +23,8 @@ class ConvStem(nn.Module):
 
     Args:
         embed_dim: E of the map.
-        channels: of the halving convolutions: three make a stride of 8.
-        in_channels: of the image.
+        channels: Of the halving convolutions: three make a stride of 8.
+        in_channels: Of the image.
         norm: "batch", "group" or "none", after each halving convolution.
 
     >>> import torch
@@ -66,7 +66,7 @@ class GatedResidual(nn.Module):
 
     Args:
         channels: C.
-        gate: a name in GATES.
+        gate: A name in GATES.
     """
 
     def __init__(self, channels: int, gate: str = "none") -> None:
@@ -88,14 +88,14 @@ class ResidualNet(nn.Module):
     stride of the whole is ``stem_stride * 2 ** (len(channels) - 1)``.
 
     Args:
-        channels: of the stem, and of each stage.
-        blocks: residual blocks of each stage; a number holds for all.
-        gate: channel attention of the residual branches: "none", "se", "eca" or "cbam".
+        channels: Of the stem, and of each stage.
+        blocks: Residual blocks of each stage; a number holds for all.
+        gate: Channel attention of the residual branches: "none", "se", "eca" or "cbam".
         stem_stride: 1 keeps the resolution of the image, 2 halves it at once.
-        in_channels: of the image.
+        in_channels: Of the image.
 
     Raises:
-        ValueError: no such gate, or numbers that do not match the stages.
+        ValueError: No such gate, or numbers that do not match the stages.
 
     >>> import torch
     >>> ResidualNet((16, 32, 48), gate="se")(torch.randn(2, 3, 64, 48)).shape

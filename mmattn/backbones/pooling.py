@@ -21,11 +21,11 @@ class Pooler(nn.Module):
 
     Args:
         embed_dim: E.
-        out_dim: of the result, E where None.
+        out_dim: Of the result, E where None.
         activation: f, a name in ``mmattn.feedforward.ACTIVATIONS``.
 
     Raises:
-        ValueError: no such activation.
+        ValueError: No such activation.
     """
 
     def __init__(self, embed_dim: int, out_dim: int | None = None, *, activation: str = "tanh") -> None:

@@ -20,15 +20,15 @@ class RecurrentEncoder(nn.Module):
 
     Args:
         vocab_size: V.
-        embed_dim: of the embeddings.
+        embed_dim: Of the embeddings.
         hidden_dim: E of the result, both directions together.
         kind: "lstm" or "gru".
-        num_layers: of them.
-        bidirectional: half of hidden_dim reads from right to left.
-        dropout: of embeddings and between layers.
+        num_layers: Of them.
+        bidirectional: Half of hidden_dim reads from right to left.
+        dropout: Of embeddings and between layers.
 
     Raises:
-        ValueError: unknown kind, or a hidden_dim that does not halve.
+        ValueError: Unknown kind, or a hidden_dim that does not halve.
 
     >>> states, summary = RecurrentEncoder(100, 16, 32)(torch.randint(100, (2, 7)))
     >>> states.shape, summary.shape
@@ -73,7 +73,7 @@ def recurrent_layers(
     """One net a layer and direction: torch's own bidirectional one would start the way back in the padding.
 
     Raises:
-        ValueError: unknown kind, or a hidden_dim that does not halve.
+        ValueError: Unknown kind, or a hidden_dim that does not halve.
     """
     cells: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}
     if kind not in cells:
@@ -165,7 +165,7 @@ class RecurrentState:
         cell: (n, N, H).
         memory: (N, S, memory_dim), what it attends to.
         key_mask: (N, S) bool, True = a real token.
-        cache: the memory's keys and values.
+        cache: The memory's keys and values.
     """
 
     def __init__(
@@ -195,16 +195,16 @@ class RecurrentDecoder(nn.Module):
         vocab_size: V.
         embed_dim: E, of the embeddings and before the logits.
         hidden_dim: H of the LSTMs.
-        memory_dim: size of the memory's vectors, H where None.
-        num_layers: of them.
-        num_heads: of the attention.
-        tied_output: logits are products with the embeddings; off = a map of their own.
+        memory_dim: Size of the memory's vectors, H where None.
+        num_layers: Of them.
+        num_heads: Of the attention.
+        tied_output: Logits are products with the embeddings; off = a map of their own.
         cross_attention: {"kind": name, and the kernel's options}: "additive" (Bahdanau), "local" (Luong), ...
-        dropout: of embeddings, between layers, before the logits.
-        embedding: of V and E, of someone else's that is shared; its own where None.
+        dropout: Of embeddings, between layers, before the logits.
+        embedding: Of V and E, of someone else's that is shared; its own where None.
 
     Raises:
-        ValueError: sizes or options that do not go together.
+        ValueError: Sizes or options that do not go together.
 
     >>> decoder = RecurrentDecoder(100, 16, 32, memory_dim=24)
     >>> decoder(torch.randn(2, 7, 24), None, torch.randint(100, (2, 5))).shape
@@ -307,7 +307,7 @@ class RecurrentDecoder(nn.Module):
         """Writes a target for each row of what `forward` takes; as `Seq2Seq.generate`.
 
         Raises:
-            ValueError: the config has no decoder_start_token_id.
+            ValueError: The config has no decoder_start_token_id.
         """
         prompt = config.start_prompt(len(memory), memory.device)
         with torch.inference_mode():
@@ -321,14 +321,14 @@ class RecurrentSeq2Seq(RecurrentDecoder):
         vocab_size: V of the source, and of the target where target_vocab_size is None.
         embed_dim: E, of the embeddings and before the logits.
         hidden_dim: H of the LSTMs, both directions of the encoder together.
-        num_layers: of the encoder.
+        num_layers: Of the encoder.
         num_decoder_layers: num_layers where None.
         target_vocab_size: V of the target, which then has embeddings of its own.
-        dropout: of embeddings, between layers, before the logits.
-        decoder: other keywords of `RecurrentDecoder`.
+        dropout: Of embeddings, between layers, before the logits.
+        decoder: Other keywords of `RecurrentDecoder`.
 
     Raises:
-        ValueError: sizes or options that do not go together.
+        ValueError: Sizes or options that do not go together.
 
     >>> model = RecurrentSeq2Seq(100, 16, 32)
     >>> model(torch.randint(100, (2, 7)), None, torch.randint(100, (2, 5))).shape

@@ -18,10 +18,10 @@ class OverlapPatches(nn.Module):
     """A convolution whose patches overlap, then a norm: a map to a coarser one, as tokens (Xie et al. 2021, 3.1).
 
     Args:
-        in_channels: of the map.
+        in_channels: Of the map.
         embed_dim: E of the tokens.
-        patch_size: of the convolution, odd.
-        stride: of the convolution.
+        patch_size: Of the convolution, odd.
+        stride: Of the convolution.
 
     >>> tokens, grid = OverlapPatches(3, 8, patch_size=7, stride=4)(torch.randn(1, 3, 30, 20))
     >>> tokens.shape, grid
@@ -45,8 +45,8 @@ class MixFFN(nn.Module):
 
     Args:
         embed_dim: E.
-        ffn_dim: between the two maps.
-        dropout: after each map.
+        ffn_dim: Between the two maps.
+        dropout: After each map.
         activation: f, a name in ACTIVATIONS.
     """
 
@@ -72,11 +72,11 @@ class ReducedAttentionLayer(nn.Module):
         embed_dim: E.
         num_heads: h.
         reduction: R, side of the squares of tokens that become one key; 1: none.
-        ffn_dim: of the Mix-FFN.
+        ffn_dim: Of the Mix-FFN.
         attention: {"kind": name, and the kernel's options}; what reduces is cross-attention to a kernel.
-        dropout: after each sublayer and inside the Mix-FFN.
-        drop_path: probability that a sample skips a sublayer in training (Huang et al. 2016).
-        activation: of the Mix-FFN.
+        dropout: After each sublayer and inside the Mix-FFN.
+        drop_path: Probability that a sample skips a sublayer in training (Huang et al. 2016).
+        activation: Of the Mix-FFN.
     """
 
     def __init__(
@@ -125,22 +125,22 @@ class SegFormer(nn.Module):
     Args:
         num_classes: K; None: no decoder, `maps` alone.
         embed_dims: E of each stage; the first is the finest.
-        num_layers: of each stage.
-        num_heads: of each stage.
+        num_layers: Of each stage.
+        num_heads: Of each stage.
         reductions: R of each stage.
-        patch_sizes: of each stage's patches.
-        strides: of each stage's patches.
+        patch_sizes: Of each stage's patches.
+        strides: Of each stage's patches.
         ffn_ratios: ffn_dim / E of each stage.
-        decoder_dim: what all maps are brought to in the decoder.
+        decoder_dim: What all maps are brought to in the decoder.
         attention: {"kind": name, and the kernel's options}, in all stages.
-        dropout: in the layers.
-        drop_path: of the last layer; rises evenly from zero at the first.
-        classifier_dropout: before the scores.
-        activation: of the Mix-FFNs.
-        in_channels: of the image.
+        dropout: In the layers.
+        drop_path: Of the last layer; rises evenly from zero at the first.
+        classifier_dropout: Before the scores.
+        activation: Of the Mix-FFNs.
+        in_channels: Of the image.
 
     Raises:
-        ValueError: stages that do not match in number.
+        ValueError: Stages that do not match in number.
 
     >>> SegFormer(5, embed_dims=(8, 16), num_layers=(1, 1), num_heads=(1, 2), reductions=(4, 1))(
     ...     torch.randn(1, 3, 32, 48)).shape
@@ -211,7 +211,7 @@ class SegFormer(nn.Module):
         """pixel_values: (B, in_channels, H, W). Returns (B, E_n, h_n, w_n) a stage, the finest first.
 
         Raises:
-            ValueError: an image so small that nothing is left of a stage's keys.
+            ValueError: An image so small that nothing is left of a stage's keys.
         """
         x, found = pixel_values, []
         for module, reduction in zip(self.stages, self.reductions, strict=True):
@@ -248,10 +248,10 @@ class LinearDecoder(nn.Module):
     """Every map by a linear map to one size, enlarged to the finest, joined, mixed, scored (Xie et al. 2021, eq. 4).
 
     Args:
-        in_channels: of the maps, the finest first.
+        in_channels: Of the maps, the finest first.
         num_classes: K.
-        decoder_dim: of what all maps become.
-        dropout: before the scores.
+        decoder_dim: Of what all maps become.
+        dropout: Before the scores.
     """
 
     def __init__(

@@ -20,36 +20,36 @@ class Seq2Seq(nn.Module):
     Args:
         vocab_size: V of the source, and of the target where target_vocab_size is None.
         embed_dim: E.
-        num_layers: of the encoder.
+        num_layers: Of the encoder.
         num_heads: h.
         target_vocab_size: V of the target, which then has embeddings of its own.
         num_decoder_layers: num_layers where None.
         ffn_dim: 4 E where None.
         shared_embeddings: source and target read the same table.
-        tied_output: logits are products with the target's embeddings; off = a map of their own.
-        output_bias: added to the logits.
+        tied_output: Logits are products with the target's embeddings; off = a map of their own.
+        output_bias: Added to the logits.
         positions: "sinusoidal", "learned", "rotary", "relative" (biases of the scores, shared by the layers of a stack;
             see `T5Bias`) or "none".
-        max_len: of learned positions; longer texts raise.
-        num_buckets: of relative positions.
-        max_distance: of relative positions: all beyond are alike.
-        scale_embeddings: embeddings are multiplied by sqrt(E) before positions are added (ibid., section 3.4).
-        norm_embeddings: a norm behind embeddings and positions.
-        norm_first: pre-norm.
+        max_len: Of learned positions; longer texts raise.
+        num_buckets: Of relative positions.
+        max_distance: Of relative positions: all beyond are alike.
+        scale_embeddings: Embeddings are multiplied by sqrt(E) before positions are added (ibid., section 3.4).
+        norm_embeddings: A norm behind embeddings and positions.
+        norm_first: Pre-norm.
         norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
+        norm_eps: Added to the variance in the norms.
         head_dim: d, E / h where None.
-        bias: biases in the attentions and feed-forward networks, or in the attentions' maps of these names alone, see
+        bias: Biases in the attentions and feed-forward networks, or in the attentions' maps of these names alone, see
             `MultiHeadAttention`.
-        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        gated: gated feed-forward networks.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        activation: Of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        gated: Gated feed-forward networks.
+        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}, of the encoder.
-        decoder_attention: of the decoder's self-attention.
-        cross_attention: of the decoder's attention to the source.
+        decoder_attention: Of the decoder's self-attention.
+        cross_attention: Of the decoder's attention to the source.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: Options that do not go together.
 
     >>> model = Seq2Seq(100, 32, 1, 4).eval()
     >>> source, target = torch.randint(100, (2, 7)), torch.randint(100, (2, 5))
@@ -206,10 +206,10 @@ class Seq2Seq(nn.Module):
         Args:
             input_ids: (B, S) long.
             key_mask: (B, S) bool, True = a real token.
-            config: how; it must have a decoder_start_token_id.
+            config: How; it must have a decoder_start_token_id.
 
         Raises:
-            ValueError: it has none.
+            ValueError: It has none.
         """
         prompt = config.start_prompt(len(input_ids), input_ids.device)
         with torch.inference_mode():
@@ -229,7 +229,7 @@ def encode_by_length(
         encode: (b, s, ...) and a mask (b, s) to a memory (b, s, E).
         inputs: (B, S, ...).
         key_mask: (B, S) bool, True = a real token.
-        rows: in a group.
+        rows: In a group.
 
     Returns:
         (B, S, E), zeros where a group was shorter.

@@ -15,12 +15,12 @@ class TextEncoder(nn.Module):
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: of transformer layers; 0 leaves embeddings and positions.
+        num_layers: Of transformer layers; 0 leaves embeddings and positions.
         num_heads: h.
-        max_len: of learned positions; longer texts raise.
+        max_len: Of learned positions; longer texts raise.
         positions: "learned", "sinusoidal", "rotary" or "none".
         ffn_dim: 4 E where None.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     >>> import torch

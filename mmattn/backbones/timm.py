@@ -13,15 +13,15 @@ class TimmFeatures(nn.Module):
     """The feature map of a timm model, brought to embed_dim by a 1x1 convolution. Starts from random weights.
 
     Args:
-        name: in timm's list of models.
+        name: In timm's list of models.
         embed_dim: E of the map.
-        max_stride: the deepest map with at most this stride is taken, and what lies above it is left out.
+        max_stride: The deepest map with at most this stride is taken, and what lies above it is left out.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
-        in_channels: of the image.
+        in_channels: Of the image.
 
     Raises:
-        ModuleNotFoundError: timm is not installed.
-        ValueError: no such model, or no map at that stride.
+        ModuleNotFoundError: Timm is not installed.
+        ValueError: No such model, or no map at that stride.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TimmFeatures(nn.Module):
         """Loads the public weights of this model from a local file: safetensors, or a pickle of tensors only.
 
         Raises:
-            ValueError: the file does not hold this model.
+            ValueError: The file does not hold this model.
         """
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -101,13 +101,13 @@ class TimmPyramid(TimmFeatures):
     """All feature maps of a timm model, the finest first. Starts from random weights.
 
     Args:
-        name: in timm's list of models.
+        name: In timm's list of models.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
-        in_channels: of the image.
+        in_channels: Of the image.
 
     Raises:
-        ModuleNotFoundError: timm is not installed.
-        ValueError: no such model.
+        ModuleNotFoundError: Timm is not installed.
+        ValueError: No such model.
     """
 
     def __init__(self, name: str, *, image_size: tuple[int, int] | None = None, in_channels: int = 3) -> None:

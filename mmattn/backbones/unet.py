@@ -16,9 +16,9 @@ class ResidualBlock(nn.Module):
     """``relu(P x + bn(conv(relu(bn(conv(x))))))``, P the identity or a 1x1 convolution (He et al. 2016, section 3.3).
 
     Args:
-        in_channels: of the map.
-        channels: of the result.
-        stride: of the first convolution and of P.
+        in_channels: Of the map.
+        channels: Of the result.
+        stride: Of the first convolution and of P.
 
     >>> ResidualBlock(8, 16, stride=2)(torch.randn(2, 8, 6, 4)).shape
     torch.Size([2, 16, 3, 2])
@@ -48,10 +48,10 @@ class ResidualPyramid(nn.Module):
     """Residual blocks on ever coarser maps: the encoding half of a U-Net.
 
     Args:
-        channels: of the maps, the finest first; each is half as high and wide as the one before.
-        num_blocks: residual blocks on each map; a first one brings it to size.
-        stem_stride: stride of the finest map: 1 keeps what is thin, 2 or 4 saves most of the work.
-        in_channels: of the image.
+        channels: Of the maps, the finest first; each is half as high and wide as the one before.
+        num_blocks: Residual blocks on each map; a first one brings it to size.
+        stem_stride: Stride of the finest map: 1 keeps what is thin, 2 or 4 saves most of the work.
+        in_channels: Of the image.
 
     >>> [tuple(m.shape) for m in ResidualPyramid((8, 16))(torch.randn(1, 3, 10, 7))]
     [(1, 8, 10, 7), (1, 16, 5, 4)]
@@ -93,9 +93,9 @@ class GatedDecoder(nn.Module):
     one, and mixed, until it is as fine as the finest (Oktay et al. 2018, section 2; Ronneberger et al. 2015).
 
     Args:
-        in_channels: of the encoder's maps, the finest first.
-        channels: of the decoder's maps, the finest first, one fewer; those of the encoder's where None.
-        gates: filter each skip by an `mmattn.spatial.AttentionGate`, steered by the coarser map; off: pass all.
+        in_channels: Of the encoder's maps, the finest first.
+        channels: Of the decoder's maps, the finest first, one fewer; those of the encoder's where None.
+        gates: Filter each skip by an `mmattn.spatial.AttentionGate`, steered by the coarser map; off: pass all.
 
     >>> decoder = GatedDecoder((8, 16, 32))
     >>> maps = [torch.randn(1, c, s, s) for c, s in ((8, 12), (16, 6), (32, 3))]
@@ -123,7 +123,7 @@ class GatedDecoder(nn.Module):
         """maps: (B, in_channels[n], h_n, w_n), the finest first. Returns (B, channels[n], h_n, w_n), the finest first.
 
         Raises:
-            ValueError: another number of maps.
+            ValueError: Another number of maps.
         """
         if len(maps) != len(self.channels) + 1:
             raise ValueError(f"expected {len(self.channels) + 1} maps, found {len(maps)}")
@@ -141,12 +141,12 @@ class UNetHead(nn.Module):
     coarser map too, so that every gate is taught directly (Oktay et al. 2018, section 2.2; Lee et al. 2015).
 
     Args:
-        in_channels: of the encoder's maps, the finest first.
+        in_channels: Of the encoder's maps, the finest first.
         num_classes: K.
-        channels: of the decoder's maps; see `GatedDecoder`.
-        gates: see `GatedDecoder`.
-        deep_supervision: score the coarser maps of the decoder too, in training.
-        dropout: of whole channels before the scores.
+        channels: Of the decoder's maps; see `GatedDecoder`.
+        gates: See `GatedDecoder`.
+        deep_supervision: Score the coarser maps of the decoder too, in training.
+        dropout: Of whole channels before the scores.
     """
 
     def __init__(
@@ -177,10 +177,10 @@ def build_pyramid(name: str, **options: Any) -> Any:
 
     Args:
         name: "residual" (ResidualPyramid) or "timm/NAME" (all feature maps of a timm model).
-        options: the pyramid's own keywords.
+        options: The pyramid's own keywords.
 
     Raises:
-        ValueError: no such pyramid.
+        ValueError: No such pyramid.
     """
     if name.startswith("timm/"):
         from .timm import TimmPyramid

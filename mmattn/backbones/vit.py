@@ -20,7 +20,7 @@ class PatchEmbed(nn.Module):
     Args:
         embed_dim: E.
         patch_size: P, side of a patch in pixels.
-        in_channels: of the image.
+        in_channels: Of the image.
 
     >>> import torch
     >>> PatchEmbed(32, patch_size=16)(torch.randn(2, 3, 64, 48)).shape
@@ -41,14 +41,14 @@ class GridEncoder(nn.Module):
     """A stem's map, with positions, through transformer layers; over PatchEmbed it is a ViT without a class token.
 
     Args:
-        stem: pixel values (N, 3, H, W) to a map (N, E, h, w), see `mmattn.backbones.build_stem`.
+        stem: Pixel values (N, 3, H, W) to a map (N, E, h, w), see `mmattn.backbones.build_stem`.
         embed_dim: E.
-        num_layers: of transformer layers; 0 leaves stem and positions.
+        num_layers: Of transformer layers; 0 leaves stem and positions.
         num_heads: h.
         ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward networks.
+        dropout: After each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}; the tokens run row by row.
-        positions: see `mmattn.positions.GridPositions`.
+        positions: See `mmattn.positions.GridPositions`.
         grid_size: (h, w) of learned positions.
 
     >>> import torch
@@ -87,7 +87,7 @@ class LayerScale(nn.Module):
 
     Args:
         embed_dim: E.
-        value: of gamma at first; small, so that each layer begins near the identity.
+        value: Of gamma at first; small, so that each layer begins near the identity.
     """
 
     def __init__(self, embed_dim: int, value: float) -> None:
@@ -106,8 +106,8 @@ class AttentionHead(nn.Module):
         embed_dim: E.
         num_heads: h.
         ffn_dim: 4 E where None.
-        activation: of the feed-forward network.
-        norm_eps: added to the variance in the norm.
+        activation: Of the feed-forward network.
+        norm_eps: Added to the variance in the norm.
 
     >>> AttentionHead(32, 4)(torch.randn(2, 12, 32)).shape
     torch.Size([2, 32])
@@ -163,30 +163,30 @@ class VisionTransformer(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: of transformer layers.
+        num_layers: Of transformer layers.
         num_heads: h.
         image_size: (H, W) in pixels that the positions are for.
-        patch_size: side of a patch in pixels; a rest at the edge is left out.
-        in_channels: of the image.
-        num_prefix: tokens before the patches: 1 = class, 2 = class and distillation; class and registers.
+        patch_size: Side of a patch in pixels; a rest at the edge is left out.
+        in_channels: Of the image.
+        num_prefix: Tokens before the patches: 1 = class, 2 = class and distillation; class and registers.
         resize_positions: "bicubic" (as transformers) or "bicubic_antialias" (as timm) resizes the positions to the grid
             of other images; None refuses those.
         pooling: "token" (the first), "prefix" (the mean of class and distillation token), "mean" (of the patches) or
             "map" (`AttentionHead` over all tokens).
-        norm_pooled: the last norm comes after pooling instead of before (timm's ``fc_norm``).
-        pooler_dim: a linear map to this size, and an activation, over the pooled vector; None for none.
-        pooler_activation: a name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm_pooled: The last norm comes after pooling instead of before (timm's ``fc_norm``).
+        pooler_dim: A linear map to this size, and an activation, over the pooled vector; None for none.
+        pooler_activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
         ffn_dim: 4 E where None.
-        activation: of the feed-forward networks, likewise.
-        gated: gated feed-forward networks; with "silu" SwiGLU, as DINOv2's giant has them.
-        layer_scale: what each sublayer adds is scaled by a learned factor a channel, this at first; None for none.
-        qkv_bias: biases in the projections of queries, keys and values.
-        norm_eps: added to the variance in the layer norms.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        activation: Of the feed-forward networks, likewise.
+        gated: Gated feed-forward networks; with "silu" SwiGLU, as DINOv2's giant has them.
+        layer_scale: What each sublayer adds is scaled by a learned factor a channel, this at first; None for none.
+        qkv_bias: Biases in the projections of queries, keys and values.
+        norm_eps: Added to the variance in the layer norms.
+        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     Raises:
-        ValueError: an option that is none of these, or a first token asked for where there is none.
+        ValueError: An option that is none of these, or a first token asked for where there is none.
 
     >>> model = VisionTransformer(32, 1, 4, image_size=(64, 48))
     >>> encoded = model(torch.randn(2, 3, 64, 48))
@@ -262,7 +262,7 @@ class VisionTransformer(nn.Module):
             states (N, num_prefix + h w, E), patches row by row behind the prefix; pooled (N, E or pooler_dim).
 
         Raises:
-            ValueError: another image size, where positions are not resized.
+            ValueError: Another image size, where positions are not resized.
         """
         states = self.encoder(self.embed(pixel_values))
         return Encoded(states, self.pooler(self.norm(self._pool(states))))

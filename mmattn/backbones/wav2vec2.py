@@ -25,13 +25,13 @@ class WaveLayer(nn.Module):
     """A convolution over time, a norm and an activation (Baevski et al. 2020, section 2).
 
     Args:
-        in_dim: channels.
-        out_dim: channels.
-        kernel_size: in steps.
-        stride: in steps.
+        in_dim: Channels.
+        out_dim: Channels.
+        kernel_size: In steps.
+        stride: In steps.
         norm: "layer" (over channels, step by step), "group" (over time, channel by channel) or "none".
-        bias: of the convolution.
-        activation: a name in ``mmattn.feedforward.ACTIVATIONS``.
+        bias: Of the convolution.
+        activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class ConvPositions(nn.Module):
 
     Args:
         embed_dim: E.
-        kernel_size: in frames.
-        groups: of channels.
-        activation: a name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm: batch statistics before the convolution, as some HuBERTs have them.
+        kernel_size: In frames.
+        groups: Of channels.
+        activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm: Batch statistics before the convolution, as some HuBERTs have them.
     """
 
     def __init__(self, embed_dim: int, *, kernel_size: int, groups: int, activation: str, norm: bool = False) -> None:
@@ -87,28 +87,28 @@ class Wav2Vec2(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: of transformer layers.
+        num_layers: Of transformer layers.
         num_heads: h.
         vocab_size: V of a CTC head over the states; None for none.
         ffn_dim: 4 E where None.
-        conv_dims: channels of the convolutions over samples.
-        conv_kernels: their sizes.
-        conv_strides: their strides.
+        conv_dims: Channels of the convolutions over samples.
+        conv_kernels: Their sizes.
+        conv_strides: Their strides.
         conv_norm: "group": the first is normalized over time; "layer": each, step by step.
-        conv_bias: biases in them.
-        conv_activation: behind them and behind the positions' convolution.
-        feature_norm: a layer norm before the projection to E.
-        position_kernel: frames that the positions' convolution spans.
-        position_groups: of its channels.
-        position_norm: batch statistics before it.
-        norm_first: pre-norm (the large models); off: post-norm, and a norm before the first layer.
-        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm_eps: added to the variance in the layer norms.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        conv_bias: Biases in them.
+        conv_activation: Behind them and behind the positions' convolution.
+        feature_norm: A layer norm before the projection to E.
+        position_kernel: Frames that the positions' convolution spans.
+        position_groups: Of its channels.
+        position_norm: Batch statistics before it.
+        norm_first: Pre-norm (the large models); off: post-norm, and a norm before the first layer.
+        activation: Of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm_eps: Added to the variance in the layer norms.
+        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: Options that do not go together.
 
     >>> model = Wav2Vec2(32, 1, 4, vocab_size=9, conv_dims=(16, 16), conv_kernels=(10, 3), conv_strides=(5, 2))
     >>> wave = torch.randn(2, 400)
@@ -191,7 +191,7 @@ class Wav2Vec2(nn.Module):
             states (B, S, E) of the last layer, and their mask.
 
         Raises:
-            ValueError: too short for a single frame.
+            ValueError: Too short for a single frame.
         """
         x, mask = self.embed(wave, sample_mask)
         return Heard(self.encoder(x, None if mask is None else Mask(mask)), mask)
@@ -200,7 +200,7 @@ class Wav2Vec2(nn.Module):
         """Scores of letters (B, S, V), id 0 being CTC's blank in public models, and the mask (B, S); see `forward`.
 
         Raises:
-            ValueError: the model has no CTC head.
+            ValueError: The model has no CTC head.
         """
         if self.head is None:
             raise ValueError("this model has no CTC head (vocab_size=None)")

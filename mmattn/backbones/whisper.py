@@ -37,19 +37,19 @@ class Whisper(Seq2Seq):
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: of the encoder.
+        num_layers: Of the encoder.
         num_heads: h, of both sides.
         num_mels: M.
         num_decoder_layers: num_layers where None.
         ffn_dim: 4 E where None.
-        max_frames: of a window, 30 seconds; longer ones raise.
-        max_len: tokens that the decoder has positions for.
-        tied_output: logits are products with the embeddings.
-        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        max_frames: Of a window, 30 seconds; longer ones raise.
+        max_len: Tokens that the decoder has positions for.
+        tied_output: Logits are products with the embeddings.
+        activation: Of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}, of the encoder.
-        decoder_attention: of the decoder's self-attention.
-        cross_attention: of the decoder's attention to the sound.
+        decoder_attention: Of the decoder's self-attention.
+        cross_attention: Of the decoder's attention to the sound.
 
     >>> model = Whisper(100, 32, 1, 4, num_mels=8, max_frames=40).eval()
     >>> features, target = torch.randn(2, 40, 8), torch.randint(100, (2, 5))
@@ -117,7 +117,7 @@ class Whisper(Seq2Seq):
             The memory (B, ceil(T / 2), E); what stands at padding means nothing.
 
         Raises:
-            ValueError: more than max_frames.
+            ValueError: More than max_frames.
         """
         x = self._without_padding(features.mT, feature_mask)  # (B, M, T)
         x = self._without_padding(F.gelu(self.conv1(x)), feature_mask)  # (B, E, T): alone, there would be zeros
@@ -151,14 +151,14 @@ class Whisper(Seq2Seq):
         Args:
             features: (B, T, M).
             feature_mask: (B, T) bool, True = a real frame.
-            config: how; a `SpeechConfig` where there are languages, tasks or timestamps. Its language is detected where
+            config: How; a `SpeechConfig` where there are languages, tasks or timestamps. Its language is detected where
                 it gives none.
 
         Returns:
             The new tokens, without the prompt (see `prompt`); timestamps are among them where they were asked for.
 
         Raises:
-            ValueError: it has no decoder_start_token_id.
+            ValueError: It has no decoder_start_token_id.
         """
         with torch.inference_mode():
             memory, mask = self.encode(features, feature_mask), self.halved(feature_mask)
@@ -173,7 +173,7 @@ class Whisper(Seq2Seq):
             memory: (B, S, E) of `encode`.
             memory_mask: (B, S) bool.
             prompt: (B, P) long, of `prompt`.
-            config: how.
+            config: How.
         """
         room = self.max_len - prompt.shape[1]
         wanted = config.max_new_tokens or config.max_length or room  # here max_length does not count the prompt
@@ -191,7 +191,7 @@ class Whisper(Seq2Seq):
         Args:
             memory: (B, S, E) of `encode`.
             memory_mask: (B, S) bool.
-            config: how.
+            config: How.
         """
         if not isinstance(config, SpeechConfig):
             config = SpeechConfig(max_new_tokens=1, decoder_start_token_id=config.decoder_start_token_id)
@@ -210,10 +210,10 @@ class Whisper(Seq2Seq):
         Args:
             features: (B, T, M).
             feature_mask: (B, T) bool, True = a real frame.
-            config: its lang_to_id says which there are.
+            config: Its lang_to_id says which there are.
 
         Raises:
-            ValueError: there are none.
+            ValueError: There are none.
         """
         if not config.lang_to_id:
             raise ValueError("the model knows no languages: the config has no lang_to_id")
@@ -228,14 +228,14 @@ class Whisper(Seq2Seq):
 
         Args:
             features: (T, M), of the whole recording.
-            config: how; timestamps are written whether it says so or not. The language is detected in the first window.
-            keywords: of `mmattn.generate.generate`.
+            config: How; timestamps are written whether it says so or not. The language is detected in the first window.
+            keywords: Of `mmattn.generate.generate`.
 
         Yields:
             Segments in order, as soon as their window is done.
 
         Raises:
-            ValueError: the config has no timestamps.
+            ValueError: The config has no timestamps.
         """
         for window in self.hear(lambda frame: (frame, features[frame : frame + self.max_frames]), config, **keywords):
             yield from window.segments
@@ -248,9 +248,9 @@ class Whisper(Seq2Seq):
         Radford et al. 2022, section 3.8, at one temperature and without the text before as a prompt.
 
         Args:
-            read: a frame to the frames (T, M) from there on, as many as a window has or as there are, and where they
+            read: A frame to the frames (T, M) from there on, as many as a window has or as there are, and where they
                 begin, later where there is nothing to be heard before; no frames end it. Never asked to go back.
-            config: as of `transcribe`, like keywords.
+            config: As of `transcribe`, like keywords.
 
         Yields:
             What each window says, as soon as it is known.

@@ -40,16 +40,16 @@ def head_statistics(
     and queries that look at nothing, are left out.
 
     Args:
-        maps: of layers with equally many heads: what `capture` gave, or a list of (B, h, L, S).
+        maps: Of layers with equally many heads: what `capture` gave, or a list of (B, h, L, S).
         key_mask: (B, S) bool, True = a real token.
         query_mask: (B, L) likewise; key_mask where None and L = S.
-        is_causal: whether the layers were, which says among how many keys a query could choose.
+        is_causal: Whether the layers were, which says among how many keys a query could choose.
         grid: (height, width) of a map whose cells are the last tokens; tokens before them (a class token) are left out
             of the distance.
-        within: the path of a stack, where maps are those of a larger model.
+        within: The path of a stack, where maps are those of a larger model.
 
     Raises:
-        ValueError: layers that differ in their number of heads, or masks or a grid that do not fit.
+        ValueError: Layers that differ in their number of heads, or masks or a grid that do not fit.
 
     >>> head_statistics([torch.rand(2, 4, 5, 5).softmax(-1) for _ in range(3)]).entropy.shape
     torch.Size([3, 4])

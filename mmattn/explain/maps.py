@@ -24,15 +24,15 @@ def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[
     training as well as looked at. Compiled models are run eagerly, and stacks do not checkpoint gradients meanwhile.
 
     Args:
-        model: any module that holds attentions of this package.
-        differentiable: maps have gradients even where nothing before them has: in a frozen model, from a hard choice.
+        model: Any module that holds attentions of this package.
+        differentiable: Maps have gradients even where nothing before them has: in a frozen model, from a hard choice.
 
     Yields:
         The maps (B, h, L, S) by module path of the attention that owns the kernel, one a call, in order of call; what
         passes a `mmattn.probe.Probe` (gates, weights that no kernel makes), of its own shape, by the probe's path.
 
     Raises:
-        ValueError: a cached decoding step runs inside; explain generation by one teacher-forced pass.
+        ValueError: A cached decoding step runs inside; explain generation by one teacher-forced pass.
 
     >>> from mmattn import Encoder
     >>> with capture(Encoder(32, 2, 4)) as maps:

@@ -55,16 +55,16 @@ def relevance(
     the attention that first met it, and ".key" where it was looked at. Samples must keep their places in the batch.
 
     Args:
-        model: holds the attentions; better in evaluation mode.
-        run: runs the model once and returns the score, or one a sample, (B,): samples are independent.
-        plan: the steps in order, where they cannot be found or names are wanted.
+        model: Holds the attentions; better in evaluation mode.
+        run: Runs the model once and returns the score, or one a sample, (B,): samples are independent.
+        plan: The steps in order, where they cannot be found or names are wanted.
 
     Returns:
         ``R[s, q]``: (B, tokens of s, tokens of q) for each sequence s that asked and each q it learned from. Read the
         row that the score was read from.
 
     Raises:
-        ValueError: nothing was captured, or the score does not depend on it; an attention outside MultiHeadAttention
+        ValueError: Nothing was captured, or the score does not depend on it; an attention outside MultiHeadAttention
             without a plan; a plan that does not fit; a batch that is folded on the way.
 
     >>> from mmattn import Encoder

@@ -16,11 +16,11 @@ def layers_of(maps: Maps, within: str = "") -> list[Tensor]:
     """The maps (B, h, L, S) of a stack in order, from what `capture` gave or from a plain sequence.
 
     Args:
-        maps: by path, one call each; or a sequence.
-        within: the path of the stack, where the model has more.
+        maps: By path, one call each; or a sequence.
+        within: The path of the stack, where the model has more.
 
     Raises:
-        ValueError: there is none; a path was called more than once; an entry is no map.
+        ValueError: There is none; a path was called more than once; an entry is no map.
     """
     if isinstance(maps, Mapping):
         prefix = f"{within}." if within else ""
@@ -47,17 +47,17 @@ def rollout(
     passes its token on.
 
     Args:
-        maps: of a stack of self-attentions: what `capture` gave, or a list of (B, h, L, L), first layer first.
+        maps: Of a stack of self-attentions: what `capture` gave, or a list of (B, h, L, L), first layer first.
         key_mask: (B, L) bool, True = a real token; padding then has zeros in its rows as in its columns.
         heads: "mean", "min" or "max".
-        discard: the share, 0..1, of each sample's nonzero weights that is set to zero, the smallest first.
-        within: the path of the stack, where maps are those of a larger model.
+        discard: The share, 0..1, of each sample's nonzero weights that is set to zero, the smallest first.
+        within: The path of the stack, where maps are those of a larger model.
 
     Returns:
         (B, L, L): how much of each first-layer token (columns) is in each last-layer token (rows).
 
     Raises:
-        ValueError: a map is not square, or as large as the others; unknown heads; a share that is none.
+        ValueError: A map is not square, or as large as the others; unknown heads; a share that is none.
 
     >>> rollout([torch.rand(2, 4, 5, 5).softmax(-1) for _ in range(3)]).shape
     torch.Size([2, 5, 5])

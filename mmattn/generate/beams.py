@@ -23,8 +23,8 @@ class Finished:
 
     Args:
         prompt: (B, P).
-        room: new tokens at most.
-        config: how many groups of how many beams, the length penalty and when to stop.
+        room: New tokens at most.
+        config: How many groups of how many beams, the length penalty and when to stop.
     """
 
     def __init__(self, prompt: Tensor, room: int, config: GenerationConfig) -> None:
@@ -87,10 +87,10 @@ def beam_search(
     first step has one beam a sentence; a sentence that is done leaves the batch.
 
     Args:
-        step: see `generate`.
-        state: of B rows.
+        step: See `generate`.
+        state: Of B rows.
         prompt: (B, P) long.
-        config: how.
+        config: How.
         prompt_mask: (B, P) bool, False = padding.
 
     Returns:
@@ -166,9 +166,9 @@ def _choose(
         logits: (b r, V), of r rows a sentence: G k, or 1 in the first step.
         ids: (b, r, T) so far.
         running: (b, r), their log p.
-        config: groups and their penalty.
-        constraints: what may follow what.
-        forced: the only ids that may follow, where not empty.
+        config: Groups and their penalty.
+        constraints: What may follow what.
+        forced: The only ids that may follow, where not empty.
         keep: c, continuations wanted of each group.
 
     Returns:

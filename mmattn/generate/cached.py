@@ -20,10 +20,10 @@ class CachedState:
     cross-attention keeps a state of its own has each beam its own row of them.
 
     Args:
-        caches: one a layer, from `make_cache`, empty.
+        caches: One a layer, from `make_cache`, empty.
         memory: (B, S, kv_dim), what cross-attention reads; None for a decoder alone.
         memory_mask: (B, S) bool, True = a real token.
-        extra: what else a model keeps beside the memory, (B, ...) by name.
+        extra: What else a model keeps beside the memory, (B, ...) by name.
         prompt_mask: (B, P) bool, True = a real token, of prompts of several lengths, padded at the left.
 
     A step embeds its tokens at `offset`, attends under `mask`, and adds to `length` how many they were.

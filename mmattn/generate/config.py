@@ -44,7 +44,7 @@ class GenerationConfig:
     decoder's start token, not the source).
 
     Raises:
-        ValueError: values that cannot be, or that contradict each other.
+        ValueError: Values that cannot be, or that contradict each other.
 
     >>> GenerationConfig(num_beams=4, length_penalty=0.6, max_new_tokens=50, eos_token_id=2).eos
     (2,)
@@ -109,7 +109,7 @@ class GenerationConfig:
         """What a decoder begins with, its start token: (rows, 1) long.
 
         Raises:
-            ValueError: there is none.
+            ValueError: There is none.
         """
         if self.decoder_start_token_id is None:
             raise ValueError("generation begins with decoder_start_token_id, and the config has none")
@@ -133,7 +133,7 @@ class GenerationConfig:
         """How many tokens may be generated after a prompt of that many.
 
         Raises:
-            ValueError: no limit is given, or the prompt leaves no room.
+            ValueError: No limit is given, or the prompt leaves no room.
         """
         if self.max_new_tokens is not None:
             return self.max_new_tokens
@@ -148,11 +148,11 @@ class GenerationConfig:
         """From the keys of a public ``generation_config.json``; what it leaves out is what transformers takes then.
 
         Args:
-            values: what the file holds.
-            source: named in errors.
+            values: What the file holds.
+            source: Named in errors.
 
         Raises:
-            ValueError: a key that would change the ids and that nothing here honours.
+            ValueError: A key that would change the ids and that nothing here honours.
         """
         known = {field.name for field in fields(cls)}
         given = {key: value for key, value in values.items() if value is not None}
@@ -175,7 +175,7 @@ class GenerationConfig:
         """From a ``generation_config.json``.
 
         Raises:
-            ValueError: not JSON, or see `from_public`.
+            ValueError: Not JSON, or see `from_public`.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))

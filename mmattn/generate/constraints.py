@@ -15,9 +15,9 @@ def forced_token(config: GenerationConfig, length: int, limit: int) -> tuple[int
     """The ids of which the next one must be, where that is forced; none otherwise.
 
     Args:
-        config: which.
-        length: tokens so far, the prompt included.
-        limit: tokens at most, the prompt included.
+        config: Which.
+        length: Tokens so far, the prompt included.
+        limit: Tokens at most, the prompt included.
     """
     if length + 1 == limit and config.forced_eos_token_id is not None:
         return as_ids(config.forced_eos_token_id)

@@ -18,7 +18,7 @@ def ctc_greedy(log_p: Tensor, mask: Tensor | None = None, blank: int = 0) -> lis
     Args:
         log_p: (B, S, V), log-probabilities or logits.
         mask: (B, S) bool, True = a real frame.
-        blank: the id that says nothing.
+        blank: The id that says nothing.
 
     Returns:
         The ids of each row.
@@ -51,9 +51,9 @@ class Fusion:
     """What a search adds to CTC's ``log p`` of a text: ``weight log p_lm(text) + bonus |text|`` (Hannun et al. 2014).
 
     Args:
-        model: tells how likely a text is to be written at all.
-        weight: of its log p.
-        bonus: for each id, since every id makes a text less likely to the model.
+        model: Tells how likely a text is to be written at all.
+        weight: Of its log p.
+        bonus: For each id, since every id makes a text less likely to the model.
     """
 
     model: LanguageModel
@@ -91,14 +91,14 @@ def ctc_prefix_beams(
         log_p: (B, S, V), log-probabilities.
         mask: (B, S) bool, True = a real frame.
         beams: K, prefixes kept at each frame.
-        blank: the id that says nothing.
-        fusion: a language model that has a say in what is kept, and at last in which is best.
+        blank: The id that says nothing.
+        fusion: A language model that has a say in what is kept, and at last in which is best.
 
     Returns:
         Of each row, up to K of (ids, log p), best first; with a language model, log p and what it adds.
 
     Raises:
-        ValueError: fewer beams than one.
+        ValueError: Fewer beams than one.
     """
     if beams < 1:
         raise ValueError(f"beams={beams}: a search keeps at least 1")
@@ -222,14 +222,14 @@ def ctc_align(log_p: Tensor, ids: list[int], blank: int = 0) -> list[tuple[int, 
 
     Args:
         log_p: (S, V), log-probabilities.
-        ids: what is said, without blanks.
-        blank: the id that says nothing.
+        ids: What is said, without blanks.
+        blank: The id that says nothing.
 
     Returns:
         The first and the last frame of each id, both counted in.
 
     Raises:
-        ValueError: more ids than the frames have room for (a repeated id needs a blank between), or a blank among them.
+        ValueError: More ids than the frames have room for (a repeated id needs a blank between), or a blank among them.
 
     >>> ctc_align(torch.eye(4)[torch.tensor([0, 2, 2, 0, 2, 3])].mul(9).log_softmax(-1), [2, 2, 3])
     [(1, 2), (4, 4), (5, 5)]

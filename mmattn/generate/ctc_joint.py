@@ -34,7 +34,7 @@ class CTCPrefixScorer:
     Args:
         log_p: (B, S, V), log-probabilities of the frames.
         mask: (B, S) bool, True = a real frame.
-        blank: the id that says nothing.
+        blank: The id that says nothing.
     """
 
     def __init__(self, log_p: Tensor, mask: Tensor | None = None, blank: int = 0) -> None:
@@ -122,10 +122,10 @@ class JointState:
     """What a decoder continues from, and what CTC has of the same prefixes; see `joint_step`.
 
     Args:
-        state: the decoder's, of B rows.
+        state: The decoder's, of B rows.
         log_p: (B, S, V), CTC's log-probabilities of the frames.
         mask: (B, S) bool, True = a real frame.
-        blank: the id that says nothing.
+        blank: The id that says nothing.
     """
 
     def __init__(self, state: State, log_p: Tensor, mask: Tensor | None = None, blank: int = 0) -> None:
@@ -148,12 +148,12 @@ def joint_step(
     is missing: so nothing is subtracted, and the score of a text is the sum above and no other.
 
     Args:
-        step: the decoder's: new ids (N, L) and its state to logits (N, V).
-        eos_id: the end, for CTC the probability that exactly this is said.
+        step: The decoder's: new ids (N, L) and its state to logits (N, V).
+        eos_id: The end, for CTC the probability that exactly this is said.
         ctc_weight: w, of 0..1.
 
     Raises:
-        ValueError: another weight.
+        ValueError: Another weight.
 
     >>> from mmattn.generate import GenerationConfig, generate
     >>> class Nothing:

@@ -17,7 +17,7 @@ def spoken_from(weights: Tensor, width: int = WIDTH) -> list[int]:
 
     Args:
         weights: (h, L, S), attention of the places from which each token is written.
-        width: frames of the median filter, odd.
+        width: Frames of the median filter, odd.
 
     Returns:
         L frames, in order.

@@ -15,7 +15,7 @@ def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
 
     Args:
         scores: (N, V), sorted, largest first.
-        top_p: above 0.
+        top_p: Above 0.
     """
     probabilities = scores.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # the mass of what is likelier
@@ -34,8 +34,8 @@ def sample(scores: Tensor, config: GenerationConfig, generator: torch.Generator 
 
     Args:
         scores: (N, V) logits.
-        config: temperature, top_k, top_p, min_p, applied in this order.
-        generator: of random numbers, torch's own where None.
+        config: Temperature, top_k, top_p, min_p, applied in this order.
+        generator: Of random numbers, torch's own where None.
 
     Returns:
         (N,) long.

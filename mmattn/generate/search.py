@@ -50,15 +50,15 @@ def generate(
     """Continues each prompt until it ends or the room is used.
 
     Args:
-        step: new ids (N, L) and the state to the logits (N, V) of what follows the last of them. Each id is given once;
+        step: New ids (N, L) and the state to the logits (N, V) of what follows the last of them. Each id is given once;
             the logits are changed in place.
-        state: of B rows, before the prompt's first token. It is changed, and is no use afterwards.
+        state: Of B rows, before the prompt's first token. It is changed, and is no use afterwards.
         prompt: (B, P) long, at least the start token.
-        config: how.
-        generator: of random numbers, for sampling.
-        on_token: called with (row, token) as tokens are settled, the row being sentence * num_return_sequences + n.
+        config: How.
+        generator: Of random numbers, for sampling.
+        on_token: Called with (row, token) as tokens are settled, the row being sentence * num_return_sequences + n.
             Beams settle nothing before the end, and refuse it.
-        with_scores: off = greedy search and sampling do not sum over the vocabulary for them; beams always have them.
+        with_scores: Off = greedy search and sampling do not sum over the vocabulary for them; beams always have them.
         prompt_mask: (B, P) bool, True = a real token, where prompts of several lengths are padded at the left; the
             state must know of it too (see `CachedState`). max_length and min_length count padding, so give
             max_new_tokens.
@@ -67,7 +67,7 @@ def generate(
         ids, lengths and scores.
 
     Raises:
-        ValueError: a prompt of another shape, a mask that is none of left padding, or see `GenerationConfig.room`.
+        ValueError: A prompt of another shape, a mask that is none of left padding, or see `GenerationConfig.room`.
 
     >>> def step(ids, state):  # after i comes i + 1
     ...     return torch.nn.functional.one_hot(ids[:, -1] + 1, 10).float()

@@ -21,7 +21,7 @@ class SpeechConfig(GenerationConfig):
     """How a speech model writes; fields as in ``generation_config.json`` of Whisper (Radford et al. 2022, section 2.3).
 
     Raises:
-        ValueError: timestamps without their ids, a language or task that the model has not.
+        ValueError: Timestamps without their ids, a language or task that the model has not.
 
     >>> config = SpeechConfig(decoder_start_token_id=5, lang_to_id={"<|en|>": 6}, language="en", max_new_tokens=9)
     >>> config.prompts(2)
@@ -73,7 +73,7 @@ class SpeechConfig(GenerationConfig):
         """The id of "en", "<|en|>" or "English".
 
         Raises:
-            ValueError: the model does not know it.
+            ValueError: The model does not know it.
         """
         known = self.lang_to_id or {}
         small = language.lower()
@@ -88,10 +88,10 @@ class SpeechConfig(GenerationConfig):
 
         Args:
             rows: B.
-            heard: ids of languages, where they were detected.
+            heard: Ids of languages, where they were detected.
 
         Raises:
-            ValueError: no start token, a number of languages that is not the rows', or none where one is needed.
+            ValueError: No start token, a number of languages that is not the rows', or none where one is needed.
         """
         if self.decoder_start_token_id is None:
             raise ValueError("generation begins with decoder_start_token_id, and the config has none")
@@ -147,8 +147,8 @@ def pair_timestamps(scores: Tensor, ids: Tensor, config: SpeechConfig, prompt: i
     Args:
         scores: (N, V), changed in place.
         ids: (N, T) so far.
-        config: which ids they are; it has return_timestamps.
-        prompt: how many of ids were given.
+        config: Which ids they are; it has return_timestamps.
+        prompt: How many of ids were given.
     """
     begin = config.timestamp_begin
     assert begin is not None
@@ -186,13 +186,13 @@ def split_segments(ids: Sequence[int], begin: int, frames: int) -> tuple[list[tu
     """What one window says, cut where one timestamp follows another (Radford et al. 2022, section 3.8).
 
     Args:
-        ids: of the window, without prompt and end.
-        begin: the id of 0.00 seconds.
-        frames: of the window.
+        ids: Of the window, without prompt and end.
+        begin: The id of 0.00 seconds.
+        frames: Of the window.
 
     Returns:
         (first, last, ids) of each segment, in timestamps from the window's beginning; and by how many frames the window
-        moves on: to the last timestamp where speech was cut off there, else by all.
+        moves on: To the last timestamp where speech was cut off there, else by all.
 
     >>> split_segments([10, 1, 2, 12, 12, 3], 10, 100)
     ([(0, 2, [10, 1, 2, 12, 12])], 4)

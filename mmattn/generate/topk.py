@@ -17,7 +17,7 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Args:
         scores: (N, V).
-        k: at most V.
+        k: At most V.
 
     Returns:
         values (N, k), largest first, and their columns (N, k).

@@ -45,7 +45,7 @@ def kernel_class(kind: str) -> type[Kernel]:
     """The kernel of that name.
 
     Raises:
-        ValueError: there is none; names the nearest.
+        ValueError: There is none; names the nearest.
     """
     if kind not in KERNELS:
         raise ValueError(
@@ -80,14 +80,14 @@ def build_kernel(
     """A kernel by name, its options checked against its signature.
 
     Args:
-        kind: a name in KERNELS.
-        options: the kernel's own keywords.
+        kind: A name in KERNELS.
+        options: The kernel's own keywords.
         num_heads: h.
         head_dim: d.
-        needs: what it will be asked for, of FEATURES, so that a wrong choice is refused here and not in training.
+        needs: What it will be asked for, of FEATURES, so that a wrong choice is refused here and not in training.
 
     Raises:
-        ValueError: unknown kind or option (the nearest is named), or a need that the kernel lacks.
+        ValueError: Unknown kind or option (the nearest is named), or a need that the kernel lacks.
     """
     kernel = kernel_class(kind)
     needs = frozenset(needs)

@@ -25,11 +25,11 @@ class AdaptiveSpan(Kernel):
     Where it can be done in blocks (see `sliding_window`), time and memory grow with L times the longest span.
 
     Args:
-        max_span: the furthest that a head can see, in tokens on each side.
-        ramp: tokens over which the mask falls to zero.
-        initial_span: where z starts, in tokens; the ramp comes on top.
-        penalty: lambda, for each token of mean span; the paper's models use 2e-6 and less.
-        dropout: of attention weights while training.
+        max_span: The furthest that a head can see, in tokens on each side.
+        ramp: Tokens over which the mask falls to zero.
+        initial_span: Where z starts, in tokens; the ramp comes on top.
+        penalty: Lambda, for each token of mean span; the paper's models use 2e-6 and less.
+        dropout: Of attention weights while training.
     """
 
     kind = "adaptive_span"

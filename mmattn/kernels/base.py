@@ -91,8 +91,8 @@ class Kernel(nn.Module):
             q: (B, h, L, d).
             k: (B, h_kv, S, d), new keys only where there is a cache.
             v: (B, h_kv, S, d_v).
-            mask: over all keys, those in the cache included.
-            cache: this kernel's own decoding state, updated in place.
+            mask: Over all keys, those in the cache included.
+            cache: This kernel's own decoding state, updated in place.
 
         Returns:
             (B, h, L, d_v).
@@ -113,10 +113,10 @@ class Kernel(nn.Module):
         Args:
             keys: (B, h_kv, 0, d), none yet: it says sizes, type and device.
             values: (B, h_kv, 0, d_v), likewise.
-            cross: for cross-attention, where all keys are given at every call.
+            cross: For cross-attention, where all keys are given at every call.
 
         Raises:
-            ValueError: the kernel cannot decode with a cache.
+            ValueError: The kernel cannot decode with a cache.
         """
         self.require({"cache"})
         return None if cross else KVCache(keys, values)

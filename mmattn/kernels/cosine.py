@@ -19,10 +19,10 @@ class Cosine(Kernel):
     Args:
         initial_scale: s at the start; the second paper's 10.
         max_scale: s never passes it; the second paper's 100.
-        dropout: of attention weights while training; above 0 it leaves the fused path, at about half the speed.
+        dropout: Of attention weights while training; above 0 it leaves the fused path, at about half the speed.
 
     Raises:
-        ValueError: the scales are not 0 < initial_scale <= max_scale.
+        ValueError: The scales are not 0 < initial_scale <= max_scale.
     """
 
     kind = "cosine"

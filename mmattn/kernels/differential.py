@@ -25,7 +25,7 @@ class Differential(Kernel):
 
     Args:
         lambda_init: l0, 0.8 where None.
-        layer: instead of it, the depth l of the layer, from 0, with ``l0 = 0.8 - 0.6 exp(-0.3 l)``.
+        layer: Instead of it, the depth l of the layer, from 0, with ``l0 = 0.8 - 0.6 exp(-0.3 l)``.
 
     Raises:
         ValueError: head_dim is odd, both options are given, or lambda_init is not within 0..1.

@@ -23,12 +23,12 @@ def attend_gathered(attend: Attend, index: Tensor, k: Tensor, v: Tensor, *rows: 
     size costs more than the arithmetic. Backward picks and attends again (as in Chen et al. 2016, section 4).
 
     Args:
-        attend: gets the picked keys (m, w, .., d) and values (m, w, .., d_v) of m groups, and m of each of rows.
+        attend: Gets the picked keys (m, w, .., d) and values (m, w, .., d_v) of m groups, and m of each of rows.
         index: (N, w) long, what group i picks of k and v.
         k: (M, .., d).
         v: (M, .., d_v).
         rows: (N, ..) each, what else belongs to a group; gradients reach those of floating point.
-        scores: how many scores a group has, which decides how many are attended to at once.
+        scores: How many scores a group has, which decides how many are attended to at once.
 
     Returns:
         (N, ..), of attend.

@@ -20,8 +20,8 @@ class Hard(ExplicitKernel):
     2021, section 2): enough to rank them, so nothing is lent. Of equal scores the earlier key is taken.
 
     Args:
-        top_k: keys a query reads; all of them where there are fewer.
-        dropout: of attention weights while training.
+        top_k: Keys a query reads; all of them where there are fewer.
+        dropout: Of attention weights while training.
     """
 
     kind = "hard"

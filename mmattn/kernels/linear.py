@@ -48,10 +48,10 @@ class Linear(Kernel):
     Args:
         feature_map: "elu" or "favor".
         num_features: m of favor, d ln d where None (ibid., theorem 4).
-        seed: of favor's random features, which are a pure function of it and of the sizes.
+        seed: Of favor's random features, which are a pure function of it and of the sizes.
 
     Raises:
-        ValueError: another feature_map, or an option of favor without it.
+        ValueError: Another feature_map, or an option of favor without it.
     """
 
     kind = "linear"

@@ -41,8 +41,8 @@ class Local(Kernel):
 
     Args:
         window: D, keys on each side of the aligned position.
-        predict: whether each query predicts its position; otherwise it is the query's own.
-        dropout: of attention weights while training.
+        predict: Whether each query predicts its position; otherwise it is the query's own.
+        dropout: Of attention weights while training.
     """
 
     kind = "local"

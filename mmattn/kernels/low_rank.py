@@ -25,14 +25,14 @@ class LowRank(Kernel):
     scores is an option of its own (Bhojanapalli et al. 2020, section 3). With ``projected_length=None`` that is all.
 
     Args:
-        projected_length: number of summaries, None = the keys themselves.
+        projected_length: Number of summaries, None = the keys themselves.
         rank: r, None = d.
-        share: what has the same E and F: "none"; "heads", all heads of this attention; "keys_values", all heads, and F
+        share: What has the same E and F: "none"; "heads", all heads of this attention; "keys_values", all heads, and F
             is E.
-        max_len: the longest S, columns of E and F.
+        max_len: The longest S, columns of E and F.
 
     Raises:
-        ValueError: sizes below 1, an unknown share, or neither projected_length nor rank.
+        ValueError: Sizes below 1, an unknown share, or neither projected_length nor rank.
     """
 
     kind = "low_rank"

@@ -45,14 +45,14 @@ class LSH(Kernel):
     Hidden tokens stand in no bucket: nothing sees them, and they see nothing.
 
     Args:
-        num_hashes: rounds.
-        num_buckets: even; None = about two for each chunk of a sample's real tokens, by a pair of hashes.
-        chunk: places that a token sees on each side, and the size of a chunk.
-        across_buckets: see above.
-        seed: of the random rotations.
+        num_hashes: Rounds.
+        num_buckets: Even; None = about two for each chunk of a sample's real tokens, by a pair of hashes.
+        chunk: Places that a token sees on each side, and the size of a chunk.
+        across_buckets: See above.
+        seed: Of the random rotations.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: A number is out of range.
     """
 
     kind = "lsh"
@@ -240,7 +240,7 @@ def _attend_chunks(
     """Attends in each of m chunks by itself.
 
     Args:
-        reach: see _Order, and for the places.
+        reach: See _Order, and for the places.
         k: (m, w, d).
         v: (m, w, d_v).
         q: (m, c, d), scaled.

@@ -43,8 +43,8 @@ class Monotonic(Kernel):
 
     Args:
         chunk: w, keys that a query reads, 1 = the one at which it stops.
-        noise: standard deviation of the noise on the scores in training, which drives p towards 0 and 1 (section 2.5).
-        initial_offset: where r starts; the lower, the further an untrained head scans.
+        noise: Standard deviation of the noise on the scores in training, which drives p towards 0 and 1 (section 2.5).
+        initial_offset: Where r starts; the lower, the further an untrained head scans.
     """
 
     kind = "monotonic"

@@ -14,10 +14,10 @@ class Sigmoid(ExplicitKernel):
     """``sigmoid(q k^T / sqrt(d) + b)`` in some heads, softmax in the others (Ramapuram et al. 2024, section 3).
 
     Args:
-        num_sigmoid_heads: how many heads, the first ones, are sigmoid-scored; None = all.
-        initial_bias: where the learned b of each sigmoid head starts; minus the logarithm of the usual number of keys
+        num_sigmoid_heads: How many heads, the first ones, are sigmoid-scored; None = all.
+        initial_bias: Where the learned b of each sigmoid head starts; minus the logarithm of the usual number of keys
             makes a fresh head's weights add up to about one.
-        dropout: of attention weights while training.
+        dropout: Of attention weights while training.
 
     Raises:
         ValueError: num_sigmoid_heads is not within 1..num_heads.

@@ -46,7 +46,7 @@ class SlidingWindow(Kernel):
     time and memory grow with L (2 window + block), and with L G where a sample has at most G global tokens.
 
     Args:
-        window: tokens on each side; a causal mask leaves the left side and the token itself.
+        window: Tokens on each side; a causal mask leaves the left side and the token itself.
     """
 
     kind = "sliding_window"

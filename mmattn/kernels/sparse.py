@@ -29,13 +29,13 @@ class Sparse(Kernel):
     drawn from those before i - 1.
 
     Args:
-        block: tokens a block.
-        num_global: blocks at each end that see all and are seen by all.
-        num_random: random blocks of keys for each block of queries.
-        seed: of the random blocks; the same in every process, for the same number of blocks.
+        block: Tokens a block.
+        num_global: Blocks at each end that see all and are seen by all.
+        num_random: Random blocks of keys for each block of queries.
+        seed: Of the random blocks; the same in every process, for the same number of blocks.
 
     Raises:
-        ValueError: block is below 1, or a number of blocks below 0.
+        ValueError: Block is below 1, or a number of blocks below 0.
     """
 
     kind = "sparse"
@@ -84,7 +84,7 @@ class Sparse(Kernel):
         Args:
             rows: (m,) long, blocks of queries.
             count: (B, 1, 1, 1) long, how many blocks each sample has; B may be 1.
-            is_causal: see the class.
+            is_causal: See the class.
 
         Returns:
             (B, h, m, 3 + 2 num_global + num_random), blocks of keys, and bool, whether it is one: none is seen twice.

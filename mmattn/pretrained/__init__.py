@@ -69,20 +69,20 @@ def load_pretrained(
     `load_generation_config`.
 
     Args:
-        source: a folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
+        source: A folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
             it, or a name on the Hugging Face hub.
         download: source may be a name on the hub; without it the network is not used.
-        revision: of the hub's repository: a branch, tag or commit.
-        dtype: of the parameters.
-        keywords: of our model's constructor, in place of what the checkpoint says: ``attention="sliding_window"``,
+        revision: Of the hub's repository: a branch, tag or commit.
+        dtype: Of the parameters.
+        keywords: Of our model's constructor, in place of what the checkpoint says: ``attention="sliding_window"``,
             ``resize_positions="bicubic"``, ``dropout=0.0``.
 
     Returns:
         A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Seq2Seq`, `Whisper` or `Wav2Vec2`.
 
     Raises:
-        FileNotFoundError: a folder or file is missing; named.
-        ValueError: a family that is not known, a file that is cut short, keys or shapes that do not fit; named.
+        FileNotFoundError: A folder or file is missing; named.
+        ValueError: A family that is not known, a file that is cut short, keys or shapes that do not fit; named.
 
     >>> load_pretrained("owner/name")
     Traceback (most recent call last):
@@ -103,14 +103,14 @@ def read_pretrained(
     """A public model as our class with its keywords and its weights, not yet built.
 
     Args:
-        source: as of `load_pretrained`, like the others.
+        source: As of `load_pretrained`, like the others.
         download: source may be a name on the hub.
-        revision: of the hub's repository.
-        dtype: of the weights.
+        revision: Of the hub's repository.
+        dtype: Of the weights.
 
     Raises:
-        FileNotFoundError: a folder or file is missing; named.
-        ValueError: a family that is not known, a file that is cut short, keys that do not fit; named.
+        FileNotFoundError: A folder or file is missing; named.
+        ValueError: A family that is not known, a file that is cut short, keys that do not fit; named.
     """
     find = open_source(source, download=download, revision=revision)
     config = read_config(find, source)
@@ -131,7 +131,7 @@ def family(config: Mapping[str, Any]) -> tuple[type[nn.Module], Converter]:
     """Our class and the converter for a config.json.
 
     Raises:
-        ValueError: none is known for it.
+        ValueError: None is known for it.
     """
     if "architecture" in config:  # timm's; transformers lists "architectures"
         return VisionTransformer, convert_timm

@@ -107,16 +107,16 @@ def tie(
     other than config.json, they decide, as they do in transformers.
 
     Args:
-        ours: a renamed state dict; "shared" is taken out, what is missing put in.
-        names: where each key came from.
-        tied: whether config.json ties the output to the target.
-        one_table: whether it has one table for source and target.
+        ours: A renamed state dict; "shared" is taken out, what is missing put in.
+        names: Where each key came from.
+        tied: Whether config.json ties the output to the target.
+        one_table: Whether it has one table for source and target.
 
     Returns:
         Keywords of our constructor.
 
     Raises:
-        ValueError: a table is missing, and so is what it would be tied to.
+        ValueError: A table is missing, and so is what it would be tied to.
     """
     shared, source, target, output = EMBEDDINGS.values()
     joint = tied and one_table

@@ -50,7 +50,7 @@ def convert_dinov2(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Co
     """DINOv2 (Oquab et al. 2024), also with registers (Darcet et al. 2024, section 2); takes images of any size.
 
     Raises:
-        ValueError: positions and image size that do not fit each other.
+        ValueError: Positions and image size that do not fit each other.
     """
     kind = read(config, "model_type")
     ours, names = rename(state, DINOV2, prefix=f"{kind}.", ignore=OTHERS)

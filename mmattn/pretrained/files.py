@@ -20,13 +20,13 @@ def open_source(source: str | Path, *, download: bool = False, revision: str | N
     """Finds files by name in a folder, or in a repository of the hub.
 
     Args:
-        source: a folder, a file in it (its config.json or weights), or "owner/name" on the hub.
+        source: A folder, a file in it (its config.json or weights), or "owner/name" on the hub.
         download: source may be a repository of the hub. Only the files that are read are fetched.
-        revision: of the repository: a branch, tag or commit.
+        revision: Of the repository: a branch, tag or commit.
 
     Raises:
-        ValueError: a web address.
-        FileNotFoundError: no such folder, and no leave to download.
+        ValueError: A web address.
+        FileNotFoundError: No such folder, and no leave to download.
     """
     if "://" in str(source):
         raise ValueError(f"{source}: weights are not read from a web address; give a folder or a name on the hub")
@@ -64,8 +64,8 @@ def read_config(find: Find, source: str | Path) -> dict[str, Any]:
     """config.json as a dictionary.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not a JSON object.
+        FileNotFoundError: There is none.
+        ValueError: It is not a JSON object.
     """
     path = find("config.json")
     if path is None:
@@ -79,8 +79,8 @@ def read_state(find: Find, source: str | Path) -> dict[str, Tensor]:
     A .bin file is read as tensors only: a pickle that holds anything else is refused.
 
     Raises:
-        FileNotFoundError: no weights, or a shard is missing.
-        ValueError: a file is not what its name says, or is cut short.
+        FileNotFoundError: No weights, or a shard is missing.
+        ValueError: A file is not what its name says, or is cut short.
     """
     for name in WEIGHTS:
         if (path := find(name)) is not None:

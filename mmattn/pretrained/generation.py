@@ -39,13 +39,13 @@ def load_generation_config(
     """The generation_config.json of a public model; of older ones without, what their config.json says of it.
 
     Args:
-        source: as for `load_pretrained`.
+        source: As for `load_pretrained`.
         download: source may be a name on the hub.
-        revision: of the hub's repository.
+        revision: Of the hub's repository.
 
     Raises:
-        FileNotFoundError: a folder or file is missing; named.
-        ValueError: a key that would change what is generated and that is not supported; named.
+        FileNotFoundError: A folder or file is missing; named.
+        ValueError: A key that would change what is generated and that is not supported; named.
     """
     find = open_source(source, download=download, revision=revision)
     path = find("generation_config.json")

@@ -29,16 +29,16 @@ def rename(
     names on the right take equal parts of the tensor's first dimension: packed projections come apart.
 
     Args:
-        state: foreign keys and tensors.
-        table: pattern to our name or names.
-        prefix: left out where a key begins with it (a model inside a task's model).
-        ignore: modules and tensors that are not wanted (heads, buffers), by the name before any pattern.
+        state: Foreign keys and tensors.
+        table: Pattern to our name or names.
+        prefix: Left out where a key begins with it (a model inside a task's model).
+        ignore: Modules and tensors that are not wanted (heads, buffers), by the name before any pattern.
 
     Returns:
         Our state dict, and for each of its keys the foreign one.
 
     Raises:
-        ValueError: keys that neither the table nor ignore knows, two that mean the same, a packed tensor that does not
+        ValueError: Keys that neither the table nor ignore knows, two that mean the same, a packed tensor that does not
             split; named.
 
     >>> found, _ = rename({"net.h.3.qkv.weight": torch.zeros(6, 2)}, {"h.#.qkv.*": ("#.q.*", "#.k.*")}, prefix="net.")
@@ -75,7 +75,7 @@ def load_into(model: nn.Module, converted: Converted) -> None:
     """Loads a converted state dict, strictly.
 
     Raises:
-        ValueError: tensors that the model has not, that are missing, or whose shapes differ; by their foreign names.
+        ValueError: Tensors that the model has not, that are missing, or whose shapes differ; by their foreign names.
     """
     own = model.state_dict()
     state, names = converted.state, converted.names
@@ -100,7 +100,7 @@ def read(config: Mapping[str, Any], key: str, default: T | None = None) -> T | A
     """A value of config.json, or the default of the library that wrote it.
 
     Raises:
-        ValueError: no such key, and no default.
+        ValueError: No such key, and no default.
     """
     value = config.get(key)
     if value is not None:
@@ -138,7 +138,7 @@ def activation(name: str) -> str:
     """Our name of a foreign activation.
 
     Raises:
-        ValueError: it is not converted.
+        ValueError: It is not converted.
     """
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not supported; there are: {', '.join(_ACTIVATIONS)}")

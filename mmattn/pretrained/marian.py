@@ -17,7 +17,7 @@ def convert_marian(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Co
     """Marian (Junczys-Dowmunt et al. 2018): an encoder-decoder as in Vaswani et al. 2017, post-norm.
 
     Raises:
-        ValueError: positions that are not the sinusoids.
+        ValueError: Positions that are not the sinusoids.
     """
     require(config, {"normalize_embedding": False, "static_position_embeddings": True})
     ours, names = rename(state, STACKS, prefix="model.", ignore=OTHERS)

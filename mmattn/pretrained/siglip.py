@@ -37,7 +37,7 @@ def convert_siglip(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Co
     """SigLIP's image tower (Zhai et al. 2023), which the second version's of one resolution share; no class token.
 
     Raises:
-        ValueError: positions and image size that do not fit each other.
+        ValueError: Positions and image size that do not fit each other.
     """
     if read(config, "model_type") == "siglip":
         config = read(config, "vision_config")

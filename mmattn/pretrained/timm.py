@@ -125,7 +125,7 @@ def convert_timm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
     """timm's vision transformers. Depth and widths are read from the tensors, the rest from config.json.
 
     Raises:
-        ValueError: another architecture, or an argument that changes what is computed and is not converted.
+        ValueError: Another architecture, or an argument that changes what is computed and is not converted.
     """
     name = read(config, "architecture")
     kind, size = _architecture(name)

@@ -81,7 +81,7 @@ def fold_prefix(ours: MutableMapping[str, Tensor], grid: tuple[int, int]) -> int
         How many tokens there are in front.
 
     Raises:
-        ValueError: no positions, or too many or few.
+        ValueError: No positions, or too many or few.
     """
     tokens = [ours.pop(name) for name in ("class_token", "distillation_token") if name in ours]  # (1, 1, E) each
     if "positions" not in ours:
@@ -112,7 +112,7 @@ def square(size: Any) -> int:
     """The side of a square patch.
 
     Raises:
-        ValueError: it is none.
+        ValueError: It is none.
     """
     height, width = pair(size)
     if height != width:

@@ -83,10 +83,10 @@ def unfold_weight_norm(ours: MutableMapping[str, Tensor], names: MutableMapping[
 
     Args:
         ours: "magnitude" (1, 1, K) and "direction" (E, E / groups, K), where there are; replaced by the weight.
-        names: where each key came from.
+        names: Where each key came from.
 
     Raises:
-        ValueError: one without the other.
+        ValueError: One without the other.
     """
     parts = [name for name in ("magnitude", "direction") if name in ours]
     if len(parts) == 1:
