@@ -1,4 +1,4 @@
-"""Which channels of a map (B, C, H, W) matter: gates over channels."""
+"""Channel attention: gates over the channels of a map (B, C, H, W)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .spatial import Gate, SpatialAttention
 
 
 class SqueezeExcitation(Gate):
-    """``x * sigmoid(W2 relu(W1 mean(x)))``, one number a channel (Hu et al. 2018, section 3).
+    """``x * sigmoid(W2 relu(W1 mean(x)))``, one weight per channel (Hu et al. 2018, section 3).
 
     Args:
         channels: C.
@@ -36,7 +36,7 @@ class EfficientChannelAttention(Gate):
 
     Args:
         channels: C, which decides the kernel size.
-        kernel_size: How many neighbouring channels decide about one; where None, the odd number nearest to
+        kernel_size: Number of neighbouring channels that determine a weight; None = the odd number nearest to
             ``(log2(C) + 1) / 2`` (section 3.2.3), at least 3.
 
     Raises:
@@ -84,12 +84,12 @@ class ChannelAttention(Gate):
 
 
 class CBAM(nn.Module):
-    """Which channels, then which cells: ChannelAttention, then SpatialAttention (Woo et al. 2018, section 3).
+    """ChannelAttention, then SpatialAttention (Woo et al. 2018, section 3).
 
     Args:
         channels: C.
-        reduction: Of the channels' mlp.
-        kernel_size: Of the cells' convolution, odd.
+        reduction: Reduction of the channel attention.
+        kernel_size: Kernel size of the spatial attention, odd.
 
     >>> CBAM(64)(torch.randn(2, 64, 8, 6)).shape
     torch.Size([2, 64, 8, 6])

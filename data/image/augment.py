@@ -205,7 +205,7 @@ def _rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:
 
 
 def operate(images: Tensor, name: str, strength: float) -> Tensor:
-    """Applies an operation of RandAugment to uint8 images (B, 3, H, W); some use the absolute value of the strength, -1..1."""
+    """Applies a RandAugment operation to uint8 images (B, 3, H, W); strength in -1..1, for some its absolute value."""
     from torchvision.transforms.v2 import functional as V
 
     size, side = abs(strength), images.shape[3]

@@ -270,7 +270,7 @@ def load_lm(path: str | Path, ids: Ids) -> Counted:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """Returns the discounts of counts 0, 1, 2 and 3 or more: ``D_i = i - (i + 1) Y n_(i + 1) / n_i`` (ibid., eq. 17)."""
+    """Returns the discounts of counts 0, 1, 2 and 3+: ``D_i = i - (i + 1) Y n_(i + 1) / n_i`` (ibid., eq. 17)."""
     n = [int((counts == i).sum()) for i in range(5)]
     if not all(n[1:]):
         return np.array([0.0, 0.5, 0.75, 0.75])  # too few n-grams for an estimate, e.g. unigrams of characters
