@@ -84,7 +84,7 @@ def test_prefix_beams_of_a_clip_alone_and_beside_others():
         assert all(abs(a - b) < 1e-9 for (_, a), (_, b) in zip(found, alone, strict=True))
     assert ctc_prefix_beam(torch.zeros(1, 0, 3), None, 2) == [([], 0.0)]
     assert ctc_prefix_beam(frames(1, 4, 3), torch.zeros(1, 4, dtype=torch.bool), 2) == [([], 0.0)]
-    refused("beams=0", ctc_prefix_beam, frames(1, 4, 3), None, 0)
+    refused("beams: expected at least 1, found 0", ctc_prefix_beam, frames(1, 4, 3), None, 0)
 
 
 def test_prefix_beams_take_what_cannot_be():
