@@ -17,7 +17,7 @@ def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
         options: The stem's own keywords.
 
     Raises:
-        ValueError: No such stem.
+        ValueError: An unknown stem.
 
     >>> build_stem("vit", 32, patch_size=16).stride
     16

@@ -89,22 +89,22 @@ class AudioEncoder(nn.Module):
     Args:
         num_mels: M, bands of the spectrogram.
         embed_dim: E.
-        num_layers: Of them.
+        num_layers: Number of layers.
         num_heads: h.
         kind: "transformer" (Vaswani et al. 2017) or "conformer" (Gulati et al. 2020).
         subsampling: Frames that become one: 1, 2 or 4.
         channels: Of the subsampling's convolutions.
-        ffn_dim: Of the feed-forward networks, 4 E where None.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
         kernel_size: Frames, after subsampling, that a conformer's convolution sees; it is odd.
         dropout: Of the first states, after each sublayer and inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}, dense where None.
+        attention: {"kind": name, and the kernel's options}; None = dense.
         rotary: Rotary positions in the attention; off = sinusoidal ones are added.
         chunk_frames: Frames of a chunk, after subsampling; each attends within its chunk and to those before.
             Convolutions then see no future. None: all attend to all.
         left_chunks: How many chunks before its own each attends to; None: all.
 
     Raises:
-        ValueError: No such kind, or options that do not go together.
+        ValueError: An unknown kind, or inconsistent options.
 
     >>> encoder = AudioEncoder(40, 32, 2, 4, kind="conformer", subsampling=2)
     >>> states, mask = encoder(torch.randn(2, 50, 40))
@@ -162,7 +162,7 @@ class AudioEncoder(nn.Module):
             feature_mask: (B, T) bool, True = a real frame.
 
         Returns:
-            The states (B, S, E) with S = ceil(T / subsampling); what stands at padding means nothing. And their mask
+            The states (B, S, E) with S = ceil(T / subsampling); values at padding are undefined. And their mask
             (B, S) bool, True = real.
         """
         x, key_mask = self.stem(features, feature_mask)  # (B, S, E)

@@ -19,17 +19,17 @@ class BertEncoder(nn.Module):
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: Of transformer layers.
+        num_layers: Number of transformer layers.
         num_heads: h.
         max_len: Rows of the table of positions; longer texts raise.
         num_types: Of tokens (first and second sentence); 0 for none.
         pad_id: None: token i stands at position i. An id: padding is not counted, and the first token stands at
             pad_id + 1, so that max_len - pad_id - 1 tokens fit (RoBERTa).
         pooler: A linear map and tanh over the first token; without it, pooled is the first token itself.
-        ffn_dim: 4 E where None.
-        activation: Of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm_eps: Added to the variance in the layer norms.
-        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm_eps: Epsilon added to the variance in the layer norms.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     >>> ids = torch.randint(100, (2, 7))
@@ -89,12 +89,12 @@ class BertEncoder(nn.Module):
     def hidden_states(
         self, input_ids: Tensor, key_mask: Tensor | None = None, token_types: Tensor | None = None
     ) -> list[Tensor]:
-        """What goes into the first layer and what comes out of each: num_layers + 1 tensors (B, L, E)."""
+        """Returns the input of the first layer and the output of each: num_layers + 1 tensors (B, L, E)."""
         mask = None if key_mask is None else Mask(key_mask)
         return self.encoder.hidden_states(self.embed(input_ids, token_types), mask)
 
     def embed(self, input_ids: Tensor, token_types: Tensor | None = None) -> Tensor:
-        """What goes into the first layer: (B, L, E)."""
+        """Returns the input of the first layer: (B, L, E)."""
         x = self.embedding(input_ids)  # (B, L, E)
         if self.token_types is not None:
             x = x + (self.token_types.weight[0] if token_types is None else self.token_types(token_types))

@@ -20,7 +20,7 @@ class ConvTokenizer(nn.Module):
         num_layers: Of convolution and pooling; each halves the map.
         kernel_size: Of the convolutions, odd.
         hidden_dim: Channels of the layers before the last.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
 
     >>> import torch
     >>> ConvTokenizer(32, num_layers=2)(torch.randn(2, 3, 32, 24)).shape
@@ -80,20 +80,20 @@ class CompactTransformer(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: Of transformer layers.
+        num_layers: Number of transformer layers.
         num_heads: h.
         image_size: (H, W) in pixels that the positions are for; those of other sizes are resized.
         tokenizer_layers: Convolutions of the tokenizer, each of which halves the map.
         kernel_size: Of these.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
         positions: See `mmattn.positions.GridPositions`.
         pooling: "sequence", or "mean" of the tokens.
         ffn_dim: 4 E where None; the paper has 2 E.
-        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}; the tokens run row by row.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}; the tokens are flattened row by row.
 
     Raises:
-        ValueError: No such pooling.
+        ValueError: An unknown pooling.
 
     >>> import torch
     >>> encoded = CompactTransformer(32, 2, 4, image_size=(32, 24))(torch.randn(2, 3, 32, 24))

@@ -52,7 +52,7 @@ class ConvolutionModule(nn.Module):
         embed_dim: E.
         kernel_size: Frames that the convolution sees.
         is_causal: Its own frame and those before alone.
-        norm_eps: Added to the variance in the norm.
+        norm_eps: Epsilon added to the variance in the norm.
 
     >>> import torch
     >>> ConvolutionModule(32, 15)(torch.randn(2, 50, 32)).shape
@@ -85,14 +85,14 @@ class ConformerLayer(nn.Module):
     Args:
         embed_dim: E.
         num_heads: h.
-        ffn_dim: Of both feed-forward networks, 4 E where None.
+        ffn_dim: Hidden size of both feed-forward networks; None = 4 E.
         kernel_size: Frames that the convolution sees.
         is_causal: The convolution sees its own frame and those before alone; attention is as causal as its mask.
-        dropout: After each sublayer and inside the feed-forward networks; not of attention weights.
-        attention: {"kind": name, and the kernel's options}, dense where None.
+        dropout: Dropout after each sublayer and inside the feed-forward networks; not of attention weights.
+        attention: {"kind": name, and the kernel's options}; None = dense.
         rotary: Rotary positions.
-        norm_eps: Added to the variance in the norms.
-        needs: What the attention will be asked for.
+        norm_eps: Epsilon added to the variance in the norms.
+        needs: Features of the attention that will be used.
 
     >>> import torch
     >>> ConformerLayer(32, 4)(torch.randn(2, 50, 32)).shape
@@ -145,7 +145,7 @@ class Conformer(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: Of them.
+        num_layers: Number of layers.
         num_heads: h.
         layer: Other keywords of `ConformerLayer`.
 

@@ -24,7 +24,7 @@ class ConvStem(nn.Module):
     Args:
         embed_dim: E of the map.
         channels: Of the halving convolutions: three make a stride of 8.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
         norm: "batch", "group" or "none", after each halving convolution.
 
     >>> import torch
@@ -92,10 +92,10 @@ class ResidualNet(nn.Module):
         blocks: Residual blocks of each stage; a number holds for all.
         gate: Channel attention of the residual branches: "none", "se", "eca" or "cbam".
         stem_stride: 1 keeps the resolution of the image, 2 halves it at once.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
 
     Raises:
-        ValueError: No such gate, or numbers that do not match the stages.
+        ValueError: An unknown gate, or numbers that do not match the stages.
 
     >>> import torch
     >>> ResidualNet((16, 32, 48), gate="se")(torch.randn(2, 3, 64, 48)).shape

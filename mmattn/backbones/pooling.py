@@ -12,7 +12,7 @@ from ..feedforward import ACTIVATIONS
 class Encoded(NamedTuple):
     """What an encoder returns."""
 
-    states: Tensor  # (B, L, E), of the last layer, after the last norm; what stands at padding means nothing
+    states: Tensor  # (B, L, E), of the last layer, after the last norm; values at padding are undefined
     pooled: Tensor  # (B, E), one vector for the whole
 
 
@@ -25,7 +25,7 @@ class Pooler(nn.Module):
         activation: f, a name in ``mmattn.feedforward.ACTIVATIONS``.
 
     Raises:
-        ValueError: No such activation.
+        ValueError: An unknown activation.
     """
 
     def __init__(self, embed_dim: int, out_dim: int | None = None, *, activation: str = "tanh") -> None:

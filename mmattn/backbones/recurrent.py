@@ -23,12 +23,12 @@ class RecurrentEncoder(nn.Module):
         embed_dim: Of the embeddings.
         hidden_dim: E of the result, both directions together.
         kind: "lstm" or "gru".
-        num_layers: Of them.
+        num_layers: Number of layers.
         bidirectional: Half of hidden_dim reads from right to left.
-        dropout: Of embeddings and between layers.
+        dropout: Dropout of embeddings and between layers.
 
     Raises:
-        ValueError: Unknown kind, or a hidden_dim that does not halve.
+        ValueError: An unknown kind, or an odd hidden_dim.
 
     >>> states, summary = RecurrentEncoder(100, 16, 32)(torch.randint(100, (2, 7)))
     >>> states.shape, summary.shape
@@ -73,7 +73,7 @@ def recurrent_layers(
     """One net a layer and direction: torch's own bidirectional one would start the way back in the padding.
 
     Raises:
-        ValueError: Unknown kind, or a hidden_dim that does not halve.
+        ValueError: An unknown kind, or an odd hidden_dim.
     """
     cells: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}
     if kind not in cells:
@@ -172,7 +172,7 @@ class RecurrentState:
         self, hidden: Tensor, cell: Tensor, memory: Tensor, key_mask: Tensor | None, cache: CrossCache
     ) -> None:
         self.hidden, self.cell, self.memory, self.key_mask, self.cache = hidden, cell, memory, key_mask, cache
-        self.beams = 1  # rows a sentence
+        self.beams = 1  # rows per sentence
 
     def select(self, rows: Tensor) -> None:
         """Goes on from the rows named (B, K); see `mmattn.generate.State`."""
@@ -196,15 +196,15 @@ class RecurrentDecoder(nn.Module):
         embed_dim: E, of the embeddings and before the logits.
         hidden_dim: H of the LSTMs.
         memory_dim: Size of the memory's vectors, H where None.
-        num_layers: Of them.
-        num_heads: Of the attention.
+        num_layers: Number of layers.
+        num_heads: Heads of the attention.
         tied_output: Logits are products with the embeddings; off = a map of their own.
         cross_attention: {"kind": name, and the kernel's options}: "additive" (Bahdanau), "local" (Luong), ...
-        dropout: Of embeddings, between layers, before the logits.
+        dropout: Dropout of embeddings, between layers, before the logits.
         embedding: Of V and E, of someone else's that is shared; its own where None.
 
     Raises:
-        ValueError: Sizes or options that do not go together.
+        ValueError: Sizes or inconsistent options.
 
     >>> decoder = RecurrentDecoder(100, 16, 32, memory_dim=24)
     >>> decoder(torch.randn(2, 7, 24), None, torch.randint(100, (2, 5))).shape
@@ -321,14 +321,14 @@ class RecurrentSeq2Seq(RecurrentDecoder):
         vocab_size: V of the source, and of the target where target_vocab_size is None.
         embed_dim: E, of the embeddings and before the logits.
         hidden_dim: H of the LSTMs, both directions of the encoder together.
-        num_layers: Of the encoder.
-        num_decoder_layers: num_layers where None.
+        num_layers: Number of encoder layers.
+        num_decoder_layers: None = num_layers.
         target_vocab_size: V of the target, which then has embeddings of its own.
-        dropout: Of embeddings, between layers, before the logits.
+        dropout: Dropout of embeddings, between layers, before the logits.
         decoder: Other keywords of `RecurrentDecoder`.
 
     Raises:
-        ValueError: Sizes or options that do not go together.
+        ValueError: Sizes or inconsistent options.
 
     >>> model = RecurrentSeq2Seq(100, 16, 32)
     >>> model(torch.randint(100, (2, 7)), None, torch.randint(100, (2, 5))).shape

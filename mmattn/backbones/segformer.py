@@ -18,7 +18,7 @@ class OverlapPatches(nn.Module):
     """A convolution whose patches overlap, then a norm: a map to a coarser one, as tokens (Xie et al. 2021, 3.1).
 
     Args:
-        in_channels: Of the map.
+        in_channels: Channels of the map.
         embed_dim: E of the tokens.
         patch_size: Of the convolution, odd.
         stride: Of the convolution.
@@ -74,9 +74,9 @@ class ReducedAttentionLayer(nn.Module):
         reduction: R, side of the squares of tokens that become one key; 1: none.
         ffn_dim: Of the Mix-FFN.
         attention: {"kind": name, and the kernel's options}; what reduces is cross-attention to a kernel.
-        dropout: After each sublayer and inside the Mix-FFN.
+        dropout: Dropout after each sublayer and inside the Mix-FFN.
         drop_path: Probability that a sample skips a sublayer in training (Huang et al. 2016).
-        activation: Of the Mix-FFN.
+        activation: Activation of the Mix-FFN.
     """
 
     def __init__(
@@ -125,8 +125,8 @@ class SegFormer(nn.Module):
     Args:
         num_classes: K; None: no decoder, `maps` alone.
         embed_dims: E of each stage; the first is the finest.
-        num_layers: Of each stage.
-        num_heads: Of each stage.
+        num_layers: Layers of each stage.
+        num_heads: Heads of each stage.
         reductions: R of each stage.
         patch_sizes: Of each stage's patches.
         strides: Of each stage's patches.
@@ -135,9 +135,9 @@ class SegFormer(nn.Module):
         attention: {"kind": name, and the kernel's options}, in all stages.
         dropout: In the layers.
         drop_path: Of the last layer; rises evenly from zero at the first.
-        classifier_dropout: Before the scores.
-        activation: Of the Mix-FFNs.
-        in_channels: Of the image.
+        classifier_dropout: Dropout before the scores.
+        activation: Activation of the Mix-FFNs.
+        in_channels: Channels of the image.
 
     Raises:
         ValueError: Stages that do not match in number.
@@ -248,10 +248,10 @@ class LinearDecoder(nn.Module):
     """Every map by a linear map to one size, enlarged to the finest, joined, mixed, scored (Xie et al. 2021, eq. 4).
 
     Args:
-        in_channels: Of the maps, the finest first.
+        in_channels: Channels of the maps, the finest first.
         num_classes: K.
         decoder_dim: Of what all maps become.
-        dropout: Before the scores.
+        dropout: Dropout before the scores.
     """
 
     def __init__(

@@ -20,11 +20,11 @@ class Seq2Seq(nn.Module):
     Args:
         vocab_size: V of the source, and of the target where target_vocab_size is None.
         embed_dim: E.
-        num_layers: Of the encoder.
+        num_layers: Number of encoder layers.
         num_heads: h.
         target_vocab_size: V of the target, which then has embeddings of its own.
-        num_decoder_layers: num_layers where None.
-        ffn_dim: 4 E where None.
+        num_decoder_layers: None = num_layers.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
         shared_embeddings: source and target read the same table.
         tied_output: Logits are products with the target's embeddings; off = a map of their own.
         output_bias: Added to the logits.
@@ -37,19 +37,19 @@ class Seq2Seq(nn.Module):
         norm_embeddings: A norm behind embeddings and positions.
         norm_first: Pre-norm.
         norm: "layer" or "rms".
-        norm_eps: Added to the variance in the norms.
-        head_dim: d, E / h where None.
+        norm_eps: Epsilon added to the variance in the norms.
+        head_dim: d; None = E / h.
         bias: Biases in the attentions and feed-forward networks, or in the attentions' maps of these names alone, see
             `MultiHeadAttention`.
-        activation: Of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
         gated: Gated feed-forward networks.
-        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}, of the encoder.
-        decoder_attention: Of the decoder's self-attention.
-        cross_attention: Of the decoder's attention to the source.
+        decoder_attention: Kind and options of the decoder's self-attention.
+        cross_attention: Kind and options of the decoder's attention to the source.
 
     Raises:
-        ValueError: Options that do not go together.
+        ValueError: Inconsistent options.
 
     >>> model = Seq2Seq(100, 32, 1, 4).eval()
     >>> source, target = torch.randint(100, (2, 7)), torch.randint(100, (2, 5))
@@ -147,7 +147,7 @@ class Seq2Seq(nn.Module):
             key_mask: (B, S) bool, True = a real token.
 
         Returns:
-            The memory (B, S, E); what stands at padding means nothing.
+            The memory (B, S, E); values at padding are undefined.
         """
         x = self.positions(self.embedding(input_ids) * self.scale)  # (B, S, E)
         return self.encoder(self.dropout(self.embedding_norm(x)), None if key_mask is None else Mask(key_mask))
@@ -206,7 +206,7 @@ class Seq2Seq(nn.Module):
         Args:
             input_ids: (B, S) long.
             key_mask: (B, S) bool, True = a real token.
-            config: How; it must have a decoder_start_token_id.
+            config: Generation options; it must have a decoder_start_token_id.
 
         Raises:
             ValueError: It has none.

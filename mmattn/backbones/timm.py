@@ -17,11 +17,11 @@ class TimmFeatures(nn.Module):
         embed_dim: E of the map.
         max_stride: The deepest map with at most this stride is taken, and what lies above it is left out.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
 
     Raises:
-        ModuleNotFoundError: Timm is not installed.
-        ValueError: No such model, or no map at that stride.
+        ModuleNotFoundError: timm is not installed.
+        ValueError: An unknown model, or no map at that stride.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TimmFeatures(nn.Module):
         self.project = nn.Conv2d(self.body.feature_info.channels()[-1], embed_dim, 1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (N, in_channels, H, W), normalized as the weights want it. Returns (N, E, h, w)."""
+        """pixel_values: (N, in_channels, H, W), normalized as the weights require. Returns (N, E, h, w)."""
         features = self.body(pixel_values)[-1]
         return self.project(features.permute(0, 3, 1, 2) if self.channels_last else features)
 
@@ -103,11 +103,11 @@ class TimmPyramid(TimmFeatures):
     Args:
         name: In timm's list of models.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
 
     Raises:
-        ModuleNotFoundError: Timm is not installed.
-        ValueError: No such model.
+        ModuleNotFoundError: timm is not installed.
+        ValueError: An unknown model.
     """
 
     def __init__(self, name: str, *, image_size: tuple[int, int] | None = None, in_channels: int = 3) -> None:

@@ -16,7 +16,7 @@ class ResidualBlock(nn.Module):
     """``relu(P x + bn(conv(relu(bn(conv(x))))))``, P the identity or a 1x1 convolution (He et al. 2016, section 3.3).
 
     Args:
-        in_channels: Of the map.
+        in_channels: Channels of the map.
         channels: Of the result.
         stride: Of the first convolution and of P.
 
@@ -51,7 +51,7 @@ class ResidualPyramid(nn.Module):
         channels: Of the maps, the finest first; each is half as high and wide as the one before.
         num_blocks: Residual blocks on each map; a first one brings it to size.
         stem_stride: Stride of the finest map: 1 keeps what is thin, 2 or 4 saves most of the work.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
 
     >>> [tuple(m.shape) for m in ResidualPyramid((8, 16))(torch.randn(1, 3, 10, 7))]
     [(1, 8, 10, 7), (1, 16, 5, 4)]
@@ -93,7 +93,7 @@ class GatedDecoder(nn.Module):
     one, and mixed, until it is as fine as the finest (Oktay et al. 2018, section 2; Ronneberger et al. 2015).
 
     Args:
-        in_channels: Of the encoder's maps, the finest first.
+        in_channels: Channels of the encoder's maps, the finest first.
         channels: Of the decoder's maps, the finest first, one fewer; those of the encoder's where None.
         gates: Filter each skip by an `mmattn.spatial.AttentionGate`, steered by the coarser map; off: pass all.
 
@@ -141,7 +141,7 @@ class UNetHead(nn.Module):
     coarser map too, so that every gate is taught directly (Oktay et al. 2018, section 2.2; Lee et al. 2015).
 
     Args:
-        in_channels: Of the encoder's maps, the finest first.
+        in_channels: Channels of the encoder's maps, the finest first.
         num_classes: K.
         channels: Of the decoder's maps; see `GatedDecoder`.
         gates: See `GatedDecoder`.
@@ -180,7 +180,7 @@ def build_pyramid(name: str, **options: Any) -> Any:
         options: The pyramid's own keywords.
 
     Raises:
-        ValueError: No such pyramid.
+        ValueError: An unknown pyramid.
     """
     if name.startswith("timm/"):
         from .timm import TimmPyramid

@@ -20,7 +20,7 @@ class PatchEmbed(nn.Module):
     Args:
         embed_dim: E.
         patch_size: P, side of a patch in pixels.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
 
     >>> import torch
     >>> PatchEmbed(32, patch_size=16)(torch.randn(2, 3, 64, 48)).shape
@@ -43,11 +43,11 @@ class GridEncoder(nn.Module):
     Args:
         stem: Pixel values (N, 3, H, W) to a map (N, E, h, w), see `mmattn.backbones.build_stem`.
         embed_dim: E.
-        num_layers: Of transformer layers; 0 leaves stem and positions.
+        num_layers: Number of transformer layers; 0 leaves stem and positions.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        dropout: After each sublayer and inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}; the tokens run row by row.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        dropout: Dropout after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}; the tokens are flattened row by row.
         positions: See `mmattn.positions.GridPositions`.
         grid_size: (h, w) of learned positions.
 
@@ -105,9 +105,9 @@ class AttentionHead(nn.Module):
     Args:
         embed_dim: E.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        activation: Of the feed-forward network.
-        norm_eps: Added to the variance in the norm.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        activation: Activation of the feed-forward network.
+        norm_eps: Epsilon added to the variance in the norm.
 
     >>> AttentionHead(32, 4)(torch.randn(2, 12, 32)).shape
     torch.Size([2, 32])
@@ -163,11 +163,11 @@ class VisionTransformer(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: Of transformer layers.
+        num_layers: Number of transformer layers.
         num_heads: h.
         image_size: (H, W) in pixels that the positions are for.
         patch_size: Side of a patch in pixels; a rest at the edge is left out.
-        in_channels: Of the image.
+        in_channels: Channels of the image.
         num_prefix: Tokens before the patches: 1 = class, 2 = class and distillation; class and registers.
         resize_positions: "bicubic" (as transformers) or "bicubic_antialias" (as timm) resizes the positions to the grid
             of other images; None refuses those.
@@ -176,13 +176,13 @@ class VisionTransformer(nn.Module):
         norm_pooled: The last norm comes after pooling instead of before (timm's ``fc_norm``).
         pooler_dim: A linear map to this size, and an activation, over the pooled vector; None for none.
         pooler_activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
-        ffn_dim: 4 E where None.
-        activation: Of the feed-forward networks, likewise.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        activation: Activation of the feed-forward networks, likewise.
         gated: Gated feed-forward networks; with "silu" SwiGLU, as DINOv2's giant has them.
         layer_scale: What each sublayer adds is scaled by a learned factor a channel, this at first; None for none.
         qkv_bias: Biases in the projections of queries, keys and values.
-        norm_eps: Added to the variance in the layer norms.
-        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
+        norm_eps: Epsilon added to the variance in the layer norms.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     Raises:
@@ -256,7 +256,7 @@ class VisionTransformer(nn.Module):
         """Encodes.
 
         Args:
-            pixel_values: (N, in_channels, H, W), normalized as the weights want it.
+            pixel_values: (N, in_channels, H, W), normalized as the weights require.
 
         Returns:
             states (N, num_prefix + h w, E), patches row by row behind the prefix; pooled (N, E or pooler_dim).
@@ -268,11 +268,11 @@ class VisionTransformer(nn.Module):
         return Encoded(states, self.pooler(self.norm(self._pool(states))))
 
     def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:
-        """What goes into the first layer and comes out of each: num_layers + 1 tensors (N, num_prefix + h w, E)."""
+        """Returns the input of the first layer and the output of each: num_layers + 1 tensors (N, num_prefix + h w, E)."""
         return self.encoder.hidden_states(self.embed(pixel_values))
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """What goes into the first layer: (N, num_prefix + h w, E)."""
+        """Returns the input of the first layer: (N, num_prefix + h w, E)."""
         grid = self.patches(pixel_values)  # (N, E, h, w)
         x = (grid + self._positions_for(grid.shape[2], grid.shape[3])).flatten(2).mT  # (N, h w, E)
         if self.prefix is not None:

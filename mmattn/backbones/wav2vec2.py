@@ -17,7 +17,7 @@ from ..masks import Mask
 class Heard(NamedTuple):
     """What an encoder of sound returns."""
 
-    states: Tensor  # (B, S, E); what stands at padding means nothing
+    states: Tensor  # (B, S, E); values at padding are undefined
     mask: Tensor | None  # (B, S) bool, True = a real frame; None where all are
 
 
@@ -87,10 +87,10 @@ class Wav2Vec2(nn.Module):
 
     Args:
         embed_dim: E.
-        num_layers: Of transformer layers.
+        num_layers: Number of transformer layers.
         num_heads: h.
         vocab_size: V of a CTC head over the states; None for none.
-        ffn_dim: 4 E where None.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
         conv_dims: Channels of the convolutions over samples.
         conv_kernels: Their sizes.
         conv_strides: Their strides.
@@ -102,13 +102,13 @@ class Wav2Vec2(nn.Module):
         position_groups: Of its channels.
         position_norm: Batch statistics before it.
         norm_first: Pre-norm (the large models); off: post-norm, and a norm before the first layer.
-        activation: Of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm_eps: Added to the variance in the layer norms.
-        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
+        activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm_eps: Epsilon added to the variance in the layer norms.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     Raises:
-        ValueError: Options that do not go together.
+        ValueError: Inconsistent options.
 
     >>> model = Wav2Vec2(32, 1, 4, vocab_size=9, conv_dims=(16, 16), conv_kernels=(10, 3), conv_strides=(5, 2))
     >>> wave = torch.randn(2, 400)
@@ -183,7 +183,7 @@ class Wav2Vec2(nn.Module):
         """Encodes.
 
         Args:
-            wave: (B, n), normalized as the weights want it, 0 at padding.
+            wave: (B, n), normalized as the weights require, 0 at padding.
             sample_mask: (B, n) bool, True = a real sample, padded at the right. Public base models (conv_norm="group")
                 were trained without.
 
@@ -208,12 +208,12 @@ class Wav2Vec2(nn.Module):
         return self.head(self.dropout(states)), mask
 
     def hidden_states(self, wave: Tensor, sample_mask: Tensor | None = None) -> list[Tensor]:
-        """What goes into the first layer and what comes out of each: num_layers + 1 tensors (B, S, E)."""
+        """Returns the input of the first layer and the output of each: num_layers + 1 tensors (B, S, E)."""
         x, mask = self.embed(wave, sample_mask)
         return self.encoder.hidden_states(x, None if mask is None else Mask(mask))
 
     def embed(self, wave: Tensor, sample_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What goes into the first layer, (B, S, E), and which of it is real, (B, S)."""
+        """Returns the input of the first layer, (B, S, E), and which of it is real, (B, S)."""
         if wave.shape[1] < (least := self.receptive_field):
             raise ValueError(f"{wave.shape[1]} samples are too short: one frame takes {least}")
         features, mask = self.convolutions(wave[:, None]).mT, None  # (B, S, C)

@@ -37,19 +37,19 @@ class Whisper(Seq2Seq):
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: Of the encoder.
+        num_layers: Number of encoder layers.
         num_heads: h, of both sides.
         num_mels: M.
-        num_decoder_layers: num_layers where None.
-        ffn_dim: 4 E where None.
+        num_decoder_layers: None = num_layers.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
         max_frames: Of a window, 30 seconds; longer ones raise.
         max_len: Tokens that the decoder has positions for.
         tied_output: Logits are products with the embeddings.
-        activation: Of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        dropout: Of embeddings, after each sublayer, inside the feed-forward networks.
+        activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}, of the encoder.
-        decoder_attention: Of the decoder's self-attention.
-        cross_attention: Of the decoder's attention to the sound.
+        decoder_attention: Kind and options of the decoder's self-attention.
+        cross_attention: Kind and options of the decoder's attention to the sound.
 
     >>> model = Whisper(100, 32, 1, 4, num_mels=8, max_frames=40).eval()
     >>> features, target = torch.randn(2, 40, 8), torch.randint(100, (2, 5))
@@ -114,7 +114,7 @@ class Whisper(Seq2Seq):
             feature_mask: (B, T) bool, True = a real frame, padded at the right; silence is real.
 
         Returns:
-            The memory (B, ceil(T / 2), E); what stands at padding means nothing.
+            The memory (B, ceil(T / 2), E); values at padding are undefined.
 
         Raises:
             ValueError: More than max_frames.
@@ -151,7 +151,7 @@ class Whisper(Seq2Seq):
         Args:
             features: (B, T, M).
             feature_mask: (B, T) bool, True = a real frame.
-            config: How; a `SpeechConfig` where there are languages, tasks or timestamps. Its language is detected where
+            config: Generation options; a `SpeechConfig` where there are languages, tasks or timestamps. Its language is detected where
                 it gives none.
 
         Returns:
@@ -173,7 +173,7 @@ class Whisper(Seq2Seq):
             memory: (B, S, E) of `encode`.
             memory_mask: (B, S) bool.
             prompt: (B, P) long, of `prompt`.
-            config: How.
+            config: Generation options.
         """
         room = self.max_len - prompt.shape[1]
         wanted = config.max_new_tokens or config.max_length or room  # here max_length does not count the prompt
@@ -191,7 +191,7 @@ class Whisper(Seq2Seq):
         Args:
             memory: (B, S, E) of `encode`.
             memory_mask: (B, S) bool.
-            config: How.
+            config: Generation options.
         """
         if not isinstance(config, SpeechConfig):
             config = SpeechConfig(max_new_tokens=1, decoder_start_token_id=config.decoder_start_token_id)
@@ -228,7 +228,7 @@ class Whisper(Seq2Seq):
 
         Args:
             features: (T, M), of the whole recording.
-            config: How; timestamps are written whether it says so or not. The language is detected in the first window.
+            config: Generation options; timestamps are written whether it says so or not. The language is detected in the first window.
             keywords: Of `mmattn.generate.generate`.
 
         Yields:

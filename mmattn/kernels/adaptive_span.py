@@ -29,7 +29,7 @@ class AdaptiveSpan(Kernel):
         ramp: Tokens over which the mask falls to zero.
         initial_span: Where z starts, in tokens; the ramp comes on top.
         penalty: Lambda, for each token of mean span; the paper's models use 2e-6 and less.
-        dropout: Of attention weights while training.
+        dropout: Dropout of attention weights in training.
     """
 
     kind = "adaptive_span"

@@ -20,7 +20,7 @@ class Additive(ExplicitKernel):
     layer of more than `PIECE` numbers is cut along the queries.
 
     Args:
-        dropout: Of attention weights while training.
+        dropout: Dropout of attention weights in training.
     """
 
     kind = "additive"

@@ -19,7 +19,7 @@ class Cosine(Kernel):
     Args:
         initial_scale: s at the start; the second paper's 10.
         max_scale: s never passes it; the second paper's 100.
-        dropout: Of attention weights while training; above 0 it leaves the fused path, at about half the speed.
+        dropout: Dropout of attention weights in training; above 0 disables the fused path, at about half the speed.
 
     Raises:
         ValueError: The scales are not 0 < initial_scale <= max_scale.

@@ -21,7 +21,7 @@ class Hard(ExplicitKernel):
 
     Args:
         top_k: Keys a query reads; all of them where there are fewer.
-        dropout: Of attention weights while training.
+        dropout: Dropout of attention weights in training.
     """
 
     kind = "hard"

@@ -42,7 +42,7 @@ class Local(Kernel):
     Args:
         window: D, keys on each side of the aligned position.
         predict: Whether each query predicts its position; otherwise it is the query's own.
-        dropout: Of attention weights while training.
+        dropout: Dropout of attention weights in training.
     """
 
     kind = "local"

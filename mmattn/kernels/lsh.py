@@ -49,7 +49,7 @@ class LSH(Kernel):
         num_buckets: Even; None = about two for each chunk of a sample's real tokens, by a pair of hashes.
         chunk: Places that a token sees on each side, and the size of a chunk.
         across_buckets: See above.
-        seed: Of the random rotations.
+        seed: Seed of the random rotations.
 
     Raises:
         ValueError: A number is out of range.

@@ -17,7 +17,7 @@ class Sigmoid(ExplicitKernel):
         num_sigmoid_heads: How many heads, the first ones, are sigmoid-scored; None = all.
         initial_bias: Where the learned b of each sigmoid head starts; minus the logarithm of the usual number of keys
             makes a fresh head's weights add up to about one.
-        dropout: Of attention weights while training.
+        dropout: Dropout of attention weights in training.
 
     Raises:
         ValueError: num_sigmoid_heads is not within 1..num_heads.

@@ -32,7 +32,7 @@ class Sparse(Kernel):
         block: Tokens a block.
         num_global: Blocks at each end that see all and are seen by all.
         num_random: Random blocks of keys for each block of queries.
-        seed: Of the random blocks; the same in every process, for the same number of blocks.
+        seed: Seed of the random blocks; the same in every process, for the same number of blocks.
 
     Raises:
         ValueError: Block is below 1, or a number of blocks below 0.

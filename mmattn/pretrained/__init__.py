@@ -72,7 +72,7 @@ def load_pretrained(
         source: A folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
             it, or a name on the Hugging Face hub.
         download: source may be a name on the hub; without it the network is not used.
-        revision: Of the hub's repository: a branch, tag or commit.
+        revision: Revision of the hub's repository: a branch, tag or commit.
         dtype: Of the parameters.
         keywords: Of our model's constructor, in place of what the checkpoint says: ``attention="sliding_window"``,
             ``resize_positions="bicubic"``, ``dropout=0.0``.
@@ -81,7 +81,7 @@ def load_pretrained(
         A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Seq2Seq`, `Whisper` or `Wav2Vec2`.
 
     Raises:
-        FileNotFoundError: A folder or file is missing; named.
+        FileNotFoundError: A folder or file is missing.
         ValueError: A family that is not known, a file that is cut short, keys or shapes that do not fit; named.
 
     >>> load_pretrained("owner/name")
@@ -105,11 +105,11 @@ def read_pretrained(
     Args:
         source: As of `load_pretrained`, like the others.
         download: source may be a name on the hub.
-        revision: Of the hub's repository.
+        revision: Revision of the hub's repository.
         dtype: Of the weights.
 
     Raises:
-        FileNotFoundError: A folder or file is missing; named.
+        FileNotFoundError: A folder or file is missing.
         ValueError: A family that is not known, a file that is cut short, keys that do not fit; named.
     """
     find = open_source(source, download=download, revision=revision)

@@ -41,10 +41,10 @@ def load_generation_config(
     Args:
         source: As for `load_pretrained`.
         download: source may be a name on the hub.
-        revision: Of the hub's repository.
+        revision: Revision of the hub's repository.
 
     Raises:
-        FileNotFoundError: A folder or file is missing; named.
+        FileNotFoundError: A folder or file is missing.
         ValueError: A key that would change what is generated and that is not supported; named.
     """
     find = open_source(source, download=download, revision=revision)

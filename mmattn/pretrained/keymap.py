@@ -100,7 +100,7 @@ def read(config: Mapping[str, Any], key: str, default: T | None = None) -> T | A
     """A value of config.json, or the default of the library that wrote it.
 
     Raises:
-        ValueError: No such key, and no default.
+        ValueError: An unknown key, and no default.
     """
     value = config.get(key)
     if value is not None:
