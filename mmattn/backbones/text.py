@@ -1,4 +1,4 @@
-"""Token ids to contextual vectors."""
+"""A text encoder over token ids."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..positions import LearnedPositions, SinusoidalPositions
 
 
 class TextEncoder(nn.Module):
-    """Embeddings with positions through transformer layers.
+    """Embeddings with positions, then transformer layers.
 
     Args:
         vocab_size: V.
         embed_dim: E.
         num_layers: Number of transformer layers; 0 leaves embeddings and positions.
         num_heads: h.
-        max_len: Of learned positions; longer texts raise.
+        max_len: Number of learned positions; longer texts raise.
         positions: "learned", "sinusoidal", "rotary" or "none".
         ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
         dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.

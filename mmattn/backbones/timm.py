@@ -1,4 +1,4 @@
-"""Any timm backbone as a stem."""
+"""timm backbones as stems and feature pyramids."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class TimmFeatures(nn.Module):
-    """The feature map of a timm model, brought to embed_dim by a 1x1 convolution. Starts from random weights.
+    """A feature map of a timm model, projected to embed_dim by a 1x1 convolution. Weights are random.
 
     Args:
-        name: In timm's list of models.
+        name: Name of the timm model.
         embed_dim: E of the map.
-        max_stride: The deepest map with at most this stride is taken, and what lies above it is left out.
+        max_stride: The deepest map with at most this stride is used; later layers are removed.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
         in_channels: Channels of the image.
 
@@ -55,7 +55,7 @@ class TimmFeatures(nn.Module):
         """Loads the public weights of this model from a local file: safetensors, or a pickle of tensors only.
 
         Raises:
-            ValueError: The file does not hold this model.
+            ValueError: The file does not contain this model.
         """
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -71,7 +71,7 @@ class TimmFeatures(nn.Module):
             )
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path}: not the weights of timm model {self.name!r}: {error}") from None
-        # For feature maps timm loads without complaint what there is; what was not there is random, and so differs.
+        # For feature maps timm ignores missing tensors; they remain random, and so differ between two models.
         missing = [name for name, tensor in source.items() if not torch.equal(tensor, twin[name])]
         if missing:
             raise ValueError(f"{path}: not the weights of timm model {self.name!r}: no {missing[0]}")
@@ -93,15 +93,15 @@ class TimmFeatures(nn.Module):
         except TypeError:
             if not self._size:
                 raise
-            self._size = {}  # a convolutional net: any size will do
+            self._size = {}  # a convolutional network: any size
             return timm.create_model(self.name, **keywords)
 
 
 class TimmPyramid(TimmFeatures):
-    """All feature maps of a timm model, the finest first. Starts from random weights.
+    """All feature maps of a timm model, the finest first. Weights are random.
 
     Args:
-        name: In timm's list of models.
+        name: Name of the timm model.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
         in_channels: Channels of the image.
 
@@ -126,5 +126,5 @@ class TimmPyramid(TimmFeatures):
 
 
 def _keeps_channels_last(body: Any) -> bool:
-    """Whether its maps are (N, h, w, C), as those of Swin."""
+    """Whether the maps of a model are (N, h, w, C), as those of Swin."""
     return str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")

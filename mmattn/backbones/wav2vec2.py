@@ -1,4 +1,4 @@
-"""wav2vec 2.0 and HuBERT: samples to states, and to letters by CTC."""
+"""wav2vec 2.0 and HuBERT: encoders of waveforms with an optional CTC head."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ..masks import Mask
 
 
 class Heard(NamedTuple):
-    """What an encoder of sound returns."""
+    """The output of an audio encoder."""
 
     states: Tensor  # (B, S, E); values at padding are undefined
-    mask: Tensor | None  # (B, S) bool, True = a real frame; None where all are
+    mask: Tensor | None  # (B, S) bool, True = a real frame; None = all are real
 
 
 class WaveLayer(nn.Module):
     """A convolution over time, a norm and an activation (Baevski et al. 2020, section 2).
 
     Args:
-        in_dim: Channels.
-        out_dim: Channels.
-        kernel_size: In steps.
-        stride: In steps.
+        in_dim: Channels of the input.
+        out_dim: Channels of the output.
+        kernel_size: Kernel size, in steps.
+        stride: Stride, in steps.
         norm: "layer" (over channels, step by step), "group" (over time, channel by channel) or "none".
-        bias: Of the convolution.
+        bias: Whether the convolution has a bias.
         activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
     """
 
@@ -47,21 +47,21 @@ class WaveLayer(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, n) to (B, out_dim, n')."""
+        """Maps (B, in_dim, n) to (B, out_dim, n')."""
         x = self.conv(x)
         x = self.norm(x.mT).mT if self.by_step else self.norm(x)
         return ACTIVATIONS[self.activation](x)
 
 
 class ConvPositions(nn.Module):
-    """Adds to (B, S, E) what a wide grouped convolution over it gives: positions relative to neighbours (ibid.).
+    """Convolutional relative positions: adds a wide grouped convolution of (B, S, E) to it (ibid.).
 
     Args:
         embed_dim: E.
-        kernel_size: In frames.
-        groups: Of channels.
+        kernel_size: Kernel size, in frames.
+        groups: Groups of channels.
         activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm: Batch statistics before the convolution, as some HuBERTs have them.
+        norm: Whether a batch norm precedes the convolution, as in some HuBERT models.
     """
 
     def __init__(self, embed_dim: int, *, kernel_size: int, groups: int, activation: str, norm: bool = False) -> None:
@@ -74,16 +74,16 @@ class ConvPositions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, E) to (B, S, E)."""
-        placed = self.conv(self.norm(x.mT))[:, :, : x.shape[1]]  # (B, E, S): an even kernel gives one too many
+        placed = self.conv(self.norm(x.mT))[:, :, : x.shape[1]]  # (B, E, S): an even kernel gives one extra frame
         return x + ACTIVATIONS[self.activation](placed).mT
 
 
 class Wav2Vec2(nn.Module):
     """``Encoder(positions(project(convolutions(wave))))`` (Baevski et al. 2020, section 2); HuBERT is the same network.
 
-    Hsu et al. 2021 train it otherwise. With conv_norm="group" (the base models) a clip's statistics are taken over its
-    padding too, as those models were published: recordings of one length together, or one by one, give what the
-    clip alone gives. With "layer" (the large ones) padding changes nothing.
+    HuBERT (Hsu et al. 2021) differs in training. With conv_norm="group" (the base models) a clip's statistics include
+    its padding, as in the published models: only batches of equal lengths give the same states as single clips. With
+    "layer" (the large models) padding has no effect.
 
     Args:
         embed_dim: E.
@@ -92,15 +92,15 @@ class Wav2Vec2(nn.Module):
         vocab_size: V of a CTC head over the states; None for none.
         ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
         conv_dims: Channels of the convolutions over samples.
-        conv_kernels: Their sizes.
-        conv_strides: Their strides.
-        conv_norm: "group": the first is normalized over time; "layer": each, step by step.
-        conv_bias: Biases in them.
-        conv_activation: Behind them and behind the positions' convolution.
-        feature_norm: A layer norm before the projection to E.
-        position_kernel: Frames that the positions' convolution spans.
-        position_groups: Of its channels.
-        position_norm: Batch statistics before it.
+        conv_kernels: Kernel sizes of these convolutions.
+        conv_strides: Strides of these convolutions.
+        conv_norm: "group" = the first is normalized over time; "layer" = each is normalized at every step.
+        conv_bias: Whether these convolutions have biases.
+        conv_activation: Activation of these convolutions and of the positions' convolution.
+        feature_norm: Whether a layer norm precedes the projection to E.
+        position_kernel: Kernel size of the positions' convolution, in frames.
+        position_groups: Groups of the positions' convolution.
+        position_norm: Whether a batch norm precedes the positions' convolution.
         norm_first: Pre-norm (the large models); off: post-norm, and a norm before the first layer.
         activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
         norm_eps: Epsilon added to the variance in the layer norms.
@@ -176,7 +176,7 @@ class Wav2Vec2(nn.Module):
 
     @property
     def hop(self) -> int:
-        """Samples from one state to the next: 320 in public models, 20 ms at 16 kHz."""
+        """Samples between states: 320 in public models, 20 ms at 16 kHz."""
         return math.prod(self.strides)
 
     def forward(self, wave: Tensor, sample_mask: Tensor | None = None) -> Heard:
@@ -185,19 +185,19 @@ class Wav2Vec2(nn.Module):
         Args:
             wave: (B, n), normalized as the weights require, 0 at padding.
             sample_mask: (B, n) bool, True = a real sample, padded at the right. Public base models (conv_norm="group")
-                were trained without.
+                were trained without a mask.
 
         Returns:
             states (B, S, E) of the last layer, and their mask.
 
         Raises:
-            ValueError: Too short for a single frame.
+            ValueError: The wave is too short for a single frame.
         """
         x, mask = self.embed(wave, sample_mask)
         return Heard(self.encoder(x, None if mask is None else Mask(mask)), mask)
 
     def logits(self, wave: Tensor, sample_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Scores of letters (B, S, V), id 0 being CTC's blank in public models, and the mask (B, S); see `forward`.
+        """Returns CTC logits (B, S, V), id 0 the blank in public models, and the mask (B, S); see `forward`.
 
         Raises:
             ValueError: The model has no CTC head.
@@ -213,7 +213,7 @@ class Wav2Vec2(nn.Module):
         return self.encoder.hidden_states(x, None if mask is None else Mask(mask))
 
     def embed(self, wave: Tensor, sample_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Returns the input of the first layer, (B, S, E), and which of it is real, (B, S)."""
+        """Returns the input of the first layer, (B, S, E), and its mask, (B, S)."""
         if wave.shape[1] < (least := self.receptive_field):
             raise ValueError(f"{wave.shape[1]} samples are too short: one frame takes {least}")
         features, mask = self.convolutions(wave[:, None]).mT, None  # (B, S, C)
@@ -223,22 +223,22 @@ class Wav2Vec2(nn.Module):
         return self.place(features, mask), mask
 
     def place(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the convolutions give, (B, S, C), and which of it is real, (B, S), to what goes into the first layer."""
+        """Maps the convolutions' output (B, S, C) and its mask (B, S) to the input of the first layer."""
         x = self.project(self.feature_norm(features))  # (B, S, E)
         if mask is not None:
-            x = x.masked_fill(~mask[:, :, None], 0.0)  # what the positions' convolution would find beyond the end
+            x = x.masked_fill(~mask[:, :, None], 0.0)  # within the positions' convolution's receptive field
         return self.dropout(self.norm(self.positions(self.dropout(x))))
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: 400 in public models."""
+        """Receptive field of one frame, in samples: 400 in public models."""
         seen = 1
         for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
             seen = (seen - 1) * stride + kernel
         return seen
 
     def frames(self, samples: Tensor) -> Tensor:
-        """How many frames come of that many samples, (...) long."""
+        """Returns the number of frames for numbers of samples, (...) long."""
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             samples = (samples - kernel).div(stride, rounding_mode="floor") + 1
         return samples.clamp_min(0)

@@ -128,7 +128,7 @@ class TestFiles:
         not_found(r"no weights; looked for model\.safetensors, pytorch_model\.bin", folder)
         for content, message in (
             ("{", r"config\.json: not JSON"),
-            ("[]", r"config\.json: an object was expected, found list"),
+            ("[]", r"config\.json: expected a JSON object, found list"),
             ("{}", f"config.json has no model_type; known are {', '.join(FAMILIES)}"),
         ):
             (folder / "config.json").write_text(content)
