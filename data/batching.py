@@ -128,7 +128,7 @@ class GroupBatchSampler(BatchPlan):
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         self.num_samples = len(groups)
         if self.num_samples < world_size:
-            raise ValueError(f"expected at least one sample a rank, found {self.num_samples} for {world_size} ranks")
+            raise ValueError(f"expected at least one sample per rank, found {self.num_samples} for {world_size} ranks")
         members: dict[int, list[int]] = {}
         for index, group in enumerate(groups):
             members.setdefault(group, []).append(index)

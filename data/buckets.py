@@ -74,7 +74,7 @@ class TokenBatchSampler(BatchPlan):
         self.lengths, self.max_tokens, self.seed = lengths, max_tokens, seed
         self.max_samples = len(lengths) if max_samples is None else max_samples
         if len(lengths) < world_size:
-            raise ValueError(f"expected at least one sample a rank, found {len(lengths)} for {world_size} ranks")
+            raise ValueError(f"expected at least one sample per rank, found {len(lengths)} for {world_size} ranks")
         longest = max(max(pair) for pair in lengths)
         if longest > max_tokens:
             raise ValueError(f"max_tokens: expected at least {longest}, the longest text's, found {max_tokens}")

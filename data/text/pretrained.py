@@ -133,8 +133,8 @@ class PublicText(TokenIds):
         return spans
 
     def decode(self, ids: Sequence[int]) -> str:
-        hidden = {self.pad_id, self.eos_id, self.start_id, self.unk_id}
-        kept = [int(i) for i in ids if int(i) not in hidden]
+        special = {self.pad_id, self.eos_id, self.start_id, self.unk_id}
+        kept = [int(i) for i in ids if int(i) not in special]
         if self.kind == "tokenizer.json":
             return self._pieces.decode(kept, skip_special_tokens=True).strip()
         if self.kind == "t5":

@@ -170,7 +170,7 @@ class VisionTransformer(nn.Module):
         in_channels: Channels of the image.
         num_prefix: Tokens before the patches: 1 = class, 2 = class and distillation; class and registers.
         resize_positions: "bicubic" (as transformers) or "bicubic_antialias" (as timm) resizes the positions to the grid
-            of other images; None refuses those.
+            of other images; with None those raise.
         pooling: "token" (the first), "prefix" (the mean of class and distillation token), "mean" (of the patches) or
             "map" (`AttentionHead` over all tokens).
         norm_pooled: The last norm comes after pooling instead of before (timm's ``fc_norm``).

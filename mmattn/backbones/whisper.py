@@ -264,13 +264,13 @@ class Whisper(Seq2Seq):
             with torch.inference_mode():
                 memory = self.encode(F.pad(window, (0, 0, 0, self.max_frames - frames))[None])
                 prompt = self.prompt(memory, None, config) if prompt is None else prompt
-                written = self.write(memory, None, prompt, config, **keywords)
-            parts, moved = split_segments(written.tokens(without=config.eos)[0][0], begin, frames)
+                generated = self.write(memory, None, prompt, config, **keywords)
+            parts, moved = split_segments(generated.tokens(without=config.eos)[0][0], begin, frames)
             segments = []
             for low, high, ids in parts:
                 start, end = (seek + STAMP_FRAMES * place for place in (low, high))
                 segments.append(Segment(start * FRAME_SECONDS, end * FRAME_SECONDS, ids))
-            yield HeardWindow(seek, frames, segments, memory, prompt, float(written.scores[0, 0]))
+            yield HeardWindow(seek, frames, segments, memory, prompt, float(generated.scores[0, 0]))
             seek += moved
 
     @staticmethod

@@ -91,11 +91,11 @@ def generate(
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
     with torch.inference_mode():
         if config.num_beams > 1:
-            written = Generated(*beam_search(step, state, prompt, config, prompt_mask))
+            generated = Generated(*beam_search(step, state, prompt, config, prompt_mask))
         else:
-            written = _one_by_one(step, state, prompt, config, generator, on_token, with_scores, prompt_mask)
+            generated = _one_by_one(step, state, prompt, config, generator, on_token, with_scores, prompt_mask)
     with torch.inference_mode(False):  # results are ordinary tensors even within inference mode
-        return Generated(*(tensor.clone() for tensor in written))
+        return Generated(*(tensor.clone() for tensor in generated))
 
 
 def _one_by_one(

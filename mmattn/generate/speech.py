@@ -152,16 +152,18 @@ def pair_timestamps(scores: Tensor, ids: Tensor, config: SpeechConfig, prompt: i
     assert begin is not None
     scores[:, begin - 1] = -math.inf
     text, stamps = scores[:, :begin], scores[:, begin:]  # views
-    written = ids[:, prompt:]  # (N, t)
-    if written.shape[1]:
-        is_stamp = written >= begin
+    generated = ids[:, prompt:]  # (N, t)
+    if generated.shape[1]:
+        is_stamp = generated >= begin
         last = is_stamp[:, -1]
-        before = is_stamp[:, -2] if written.shape[1] > 1 else torch.ones_like(last)
+        before = is_stamp[:, -2] if generated.shape[1] > 1 else torch.ones_like(last)
         ending = last & ~before  # a segment has ended: the next one begins there or later
         stamps.masked_fill_((last & before)[:, None], -math.inf)
         if config.eos:
             scores[:, : min(config.eos)].masked_fill_(ending[:, None], -math.inf)
-        earliest = written.masked_fill(~is_stamp, begin - 1).amax(1) + (~ending).long()  # (N,), one later than the last
+        earliest = (
+            generated.masked_fill(~is_stamp, begin - 1).amax(1) + (~ending).long()
+        )  # (N,), one later than the last
         places = torch.arange(begin, scores.shape[1], device=scores.device)
         stamps.masked_fill_(places < earliest[:, None], -math.inf)
     else:

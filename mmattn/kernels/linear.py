@@ -164,16 +164,16 @@ class Linear(Kernel):
     def _keys(self, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Returns phi(k), up to one factor for all keys, zero at padding: (B, h_kv, S, d) to (B, h_kv, S, m)."""
         k = k.to(_at_least_single(k))
-        hidden = None if key_mask is None else ~key_mask[:, None, :, None]  # (B, 1, S, 1)
+        padding = None if key_mask is None else ~key_mask[:, None, :, None]  # (B, 1, S, 1)
         if self.features is None:
             k = _elu_plus_one(k)
-            return k if hidden is None else k.masked_fill_(hidden, 0.0)
+            return k if padding is None else k.masked_fill_(padding, 0.0)
         directions = self._directions(k)
         half_norms = k.square().sum(-1, keepdim=True) * (0.5 * self.head_dim**-0.5)  # (B, h_kv, S, 1)
         bound = 0.5 * self.head_dim**0.5 * directions.square().sum(-1).amax(0)  # half of the largest |w|^2
         taken_off = half_norms + (bound - LARGEST).clamp_min(0.0)
-        if hidden is not None:
-            taken_off = taken_off.masked_fill(hidden, float("inf"))
+        if padding is not None:
+            taken_off = taken_off.masked_fill(padding, float("inf"))
         return (k @ directions.T).sub_(taken_off).exp_()
 
     def _directions(self, like: Tensor) -> Tensor:

@@ -201,8 +201,8 @@ class LSH(Kernel):
             places = token.where(real, -n * c - 1 - token)[:, None, None, None].expand(B, h, R, 1, -1)
             reach = (0 if mask.is_causal else -n * c, n * c)
         else:  # buckets are separated by more than a chunk, so one difference decides visibility
-            hidden = -(chunk + 1) * (token + 1)
-            places = (rank + bucket * (chunk + 1)).where(real[:, None, None], hidden)  # (B, h, R, N)
+            padding = -(chunk + 1) * (token + 1)
+            places = (rank + bucket * (chunk + 1)).where(real[:, None, None], padding)  # (B, h, R, N)
             turn = (torch.arange(R, device=q.device)[:, None] + torch.arange(R, device=q.device)) % R
             places, reach = places[:, :, turn], (0 if mask.is_causal else -chunk, chunk)  # (B, h, R, r, N)
         places = places.int()  # half as wide as an index

@@ -129,7 +129,7 @@ def tie(
         found = next((place for place in places if place in ours), None)
         if found is None:
             foreign = next(key for key, value in EMBEDDINGS.items() if value == name)
-            raise ValueError(f"nothing for {foreign}, nor for what config.json ties it to")
+            raise ValueError(f"missing {foreign}, and the tables that config.json ties it to")
         ours[name], names[name] = ours[found], names[found]
     for mapping in (ours, names):
         mapping.pop(shared, None)

@@ -64,7 +64,7 @@ def rename(
         for target, part in zip(targets, parts, strict=True):
             name = _fill(target, match.groups())
             if name in found:
-                raise ValueError(f"keys {names[name]!r} and {key!r} mean the same")
+                raise ValueError(f"keys {names[name]!r} and {key!r} have the same name here")
             found[name], names[name] = part, key
     if unknown:
         raise ValueError(f"unknown {_some(unknown)}")
@@ -84,9 +84,9 @@ def load_into(model: nn.Module, converted: Converted) -> None:
         return names.get(name, name)
 
     if extra := [foreign(name) for name in state if name not in own]:
-        raise ValueError(f"beyond what the configuration says, there are {_some(sorted(set(extra)))}")
+        raise ValueError(f"unexpected {_some(sorted(set(extra)))}, which the configuration does not have")
     if missing := [name for name in own if name not in state]:
-        raise ValueError(f"nothing for {_some(missing)} of {type(model).__name__}")
+        raise ValueError(f"missing {_some(missing)} of {type(model).__name__}")
     if wrong := [
         f"{foreign(name)!r} ({name}) is {tuple(state[name].shape)}, should be {tuple(own[name].shape)}"
         for name in own

@@ -59,7 +59,7 @@ class Architecture(NamedTuple):
     """An architecture: names whose models have the same blocks."""
 
     names: re.Pattern[str]  # (1) is the size
-    written: str  # for messages
+    label: str  # for messages
     table: Table
     poolings: Mapping[str, str]  # timm's names to those of this package
     sizes: Mapping[str, tuple[int, int]] = SIZES
@@ -140,7 +140,7 @@ def convert_timm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
     ours, names = rename(state, kind.table, ignore=HEADS)
     for key in ("patches.proj.weight", "encoder.layers.0.ffn.fc1.weight", "positions"):
         if key not in ours:
-            raise ValueError(f"nothing for {key}: not the weights of {name}")
+            raise ValueError(f"missing {key}: not the weights of {name}")
     embed_dim, in_channels, patch_size, _ = ours["patches.proj.weight"].shape
     usual_dim, num_heads = kind.sizes[size]
     if "num_heads" not in arguments and embed_dim != usual_dim:
@@ -177,6 +177,6 @@ def _architecture(name: str) -> tuple[Architecture, str]:
         if match := kind.names.fullmatch(name):
             return kind, next(size for size in match.groups() if size)
     raise ValueError(
-        f"timm architecture {name!r} is not converted; there are {', '.join(kind.written for kind in ARCHITECTURES)}, "
+        f"timm architecture {name!r} is not converted; there are {', '.join(kind.label for kind in ARCHITECTURES)}, "
         f"with SIZE one of {', '.join(SIZES)}"
     )
