@@ -92,7 +92,8 @@ def project_together(
         (B, L, h d), (B, L, h_kv d) and (B, L, h_kv d_v), or None if three products are as fast.
 
     Raises:
-        ValueError: The projections are fused, and the call is not plain self-attention."""
+        ValueError: The projections are fused, and the call is not plain self-attention.
+    """
     alone = key is None and query_pos is None
     maps = (attention.q_proj, attention.k_proj, attention.v_proj)
     if attention.qkv_proj is not None:
@@ -104,8 +105,7 @@ def project_together(
         or query.device.type != "cpu"
         or torch.compiler.is_compiling()
         or not all(map(_is_plain, maps))
-        or cache is not None
-        # it would store all three to use two
+        or cache is not None  # it would store all three to use two
         or query.numel() < attention.embed_dim**2  # too few tokens to amortize stacking the weights
     ):
         return None

@@ -26,7 +26,7 @@ from mmattn.data.image.augment import check_limits, recolour
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-ImageSource = Any  # str | Path | bytes | what has read() | np.ndarray (uint8, HxWx3) | PIL.Image.Image
+ImageSource = Any  # str | Path | bytes | file object | np.ndarray (uint8, HxWx3) | PIL.Image.Image
 Box = tuple[float, float, float, float]
 
 MAX_PIXELS = 89_478_485  # PIL's limit against decompression bombs: 256 MB of RGB
