@@ -106,7 +106,7 @@ class CBAM(nn.Module):
 
 
 def _mean(x: Tensor, cell_mask: Tensor | None) -> Tensor:
-    """(B, C, H, W) to (B, C), over the real cells; zero where there are none."""
+    """Returns the mean of (B, C, H, W) over the real cells, (B, C); zero if there are none."""
     if cell_mask is None:
         return x.mean((2, 3))
     total = x.masked_fill(~cell_mask[:, None], 0.0).sum((2, 3))
@@ -114,7 +114,7 @@ def _mean(x: Tensor, cell_mask: Tensor | None) -> Tensor:
 
 
 def _max(x: Tensor, cell_mask: Tensor | None) -> Tensor:
-    """(B, C, H, W) to (B, C), over the real cells; zero where there are none."""
+    """Returns the maximum of (B, C, H, W) over the real cells, (B, C); zero if there are none."""
     if cell_mask is None:
         return x.amax((2, 3))
     highest = x.masked_fill(~cell_mask[:, None], torch.finfo(x.dtype).min).amax((2, 3))

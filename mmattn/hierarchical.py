@@ -82,8 +82,8 @@ class Recurrent(nn.Module):
             return read_both_ways(self.forwards, self.backwards, x, x.new_ones(x.shape[:2]).bool(), self.dropout)[0]
         count = key_mask.cumsum(1)  # (B, L)
         length = count[:, -1:]  # (B, 1)
-        hidden = torch.arange(x.shape[1], device=x.device) - count + length  # padding is moved behind the real vectors
-        place = torch.where(key_mask, count - 1, hidden)[:, :, None]  # (B, L, 1), a permutation
+        behind = torch.arange(x.shape[1], device=x.device) - count + length  # padding is moved behind the real vectors
+        place = torch.where(key_mask, count - 1, behind)[:, :, None]  # (B, L, 1), a permutation
         closed = torch.zeros_like(x).scatter(1, place.expand_as(x), x)  # (B, L, input_dim), without gaps
         in_front = torch.arange(x.shape[1], device=x.device) < length  # (B, L)
         states, _ = read_both_ways(self.forwards, self.backwards, closed, in_front, self.dropout)

@@ -74,26 +74,26 @@ def _statistics(
     weights = weights.clamp_min(0.0)
     if key_mask is not None:
         weights = weights * key_mask[:, None, None, :]
-    p, asks = _distributions(weights, query_mask)
+    p, valid = _distributions(weights, query_mask)
     allowed = Mask(key_mask, is_causal=is_causal).dense(L, S, weights.device)
     choices = p.new_full((B, 1, L), S) if allowed is None else allowed.expand(B, 1, L, S).sum(-1)  # (B, 1, L)
     entropy = _entropy(p)  # (B, h, L)
     relative = entropy / choices.clamp_min(2).log()
     return (
-        _mean(entropy, asks),
-        _mean(relative, asks & (choices > 1)),
+        _mean(entropy, valid),
+        _mean(relative, valid & (choices > 1)),
         _distance(weights, query_mask, grid),
-        _disagreement(p, entropy, asks),
+        _disagreement(p, entropy, valid),
     )
 
 
 def _distributions(weights: Tensor, query_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns rows that sum to one, (B, h, L, S), and which of them are valid, (B, h, L)."""
     total = weights.sum(-1, keepdim=True)
-    asks = total.squeeze(-1) > 0
+    valid = total.squeeze(-1) > 0
     if query_mask is not None:
-        asks = asks & query_mask[:, None, :]
-    return weights / total.clamp_min(torch.finfo(weights.dtype).tiny), asks
+        valid = valid & query_mask[:, None, :]
+    return weights / total.clamp_min(torch.finfo(weights.dtype).tiny), valid
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -124,16 +124,16 @@ def _distance(weights: Tensor, query_mask: Tensor | None, grid: tuple[int, int] 
         rows, columns = torch.arange(height, device=weights.device), torch.arange(width, device=weights.device)
         cells = torch.cartesian_prod(rows, columns).to(weights.dtype).view(-1, 2)  # (height width, 2)
         apart = (cells[:, None] - cells).norm(dim=-1)  # (S, S) of cells
-    p, asks = _distributions(weights, query_mask)
-    return _mean((p * apart).sum(-1), asks)
+    p, valid = _distributions(weights, query_mask)
+    return _mean((p * apart).sum(-1), valid)
 
 
-def _disagreement(p: Tensor, entropy: Tensor, asks: Tensor) -> Tensor:
+def _disagreement(p: Tensor, entropy: Tensor, valid: Tensor) -> Tensor:
     h = p.shape[1]
     total = p.new_zeros(h)
     for a in range(h):  # pair by pair: all at once would need h times the maps' memory
         for b in range(a + 1, h):
             divergence = _entropy((p[:, a] + p[:, b]) / 2) - (entropy[:, a] + entropy[:, b]) / 2  # (B, L)
-            apart = _mean(divergence.clamp_min(0.0).sqrt()[:, None], (asks[:, a] & asks[:, b])[:, None])  # (1,)
+            apart = _mean(divergence.clamp_min(0.0).sqrt()[:, None], (valid[:, a] & valid[:, b])[:, None])  # (1,)
             total[[a, b]] += apart
     return total / (h - 1)  # NaN for a single head

@@ -101,11 +101,11 @@ class BlocksOfKeys(torch.autograd.Function):
         grad_table = torch.zeros_like(table) if ctx.needs_input_grad[3] else None
         shift = (grad_out * out).sum(-1).sub_(grad_sums)  # (B, h, S)
         for piece, weights, other, queries, keys in _pieces(q, k, table, key_bias, pairs, ctx.left):
-            asked = _rows(q, piece, *queries)  # (n, b, d)
-            wanted = _rows(grad_out, piece, *queries)  # (n, b, d_v)
+            q_rows = _rows(q, piece, *queries)  # (n, b, d)
+            grad_rows = _rows(grad_out, piece, *queries)  # (n, b, d_v)
             weights.sub_(_rows(sums.unsqueeze(-1), piece, *queries)).exp2_()  # (n, b, w)
-            _add_windows(grad_v, torch.bmm(weights.transpose(1, 2), wanted), piece, *keys)
-            torch.bmm(wanted, _windows(v, piece, *keys), out=other)
+            _add_windows(grad_v, torch.bmm(weights.transpose(1, 2), grad_rows), piece, *keys)
+            torch.bmm(grad_rows, _windows(v, piece, *keys), out=other)
             other.sub_(_rows(shift.unsqueeze(-1), piece, *queries)).mul_(weights)  # of the scores
             if grad_table is not None:
                 head = queries[1] if table.shape[0] > 1 else 0
@@ -115,7 +115,7 @@ class BlocksOfKeys(torch.autograd.Function):
             torch.mul(
                 torch.bmm(other, _windows(k, piece, *keys).transpose(1, 2)), scale, out=_rows(grad_q, piece, *queries)
             )
-            _add_windows(grad_k, torch.bmm(other.transpose(1, 2), asked).mul_(scale), piece, *keys)
+            _add_windows(grad_k, torch.bmm(other.transpose(1, 2), q_rows).mul_(scale), piece, *keys)
         return grad_q, grad_k, grad_v, grad_table, None, None, None
 
 

@@ -116,7 +116,7 @@ class LSH(Kernel):
         S = q.shape[2]
         order = self._sort(q, k, mask)
         N = order.rank.shape[-1]
-        met = _meet(order.query_places, order.key_places, order.reach)[0]  # (B, h, R, n, c, w)
+        met = _compare(order.query_places, order.key_places, order.reach)[0]  # (B, h, R, n, c, w)
         pairs = (order.queries[..., :, None] * N + order.keys[..., None, :]).flatten(2)  # (B, h, R n c w)
         counts = q.new_zeros(*q.shape[:2], N * N).scatter_add(-1, pairs, met.flatten(2).to(q.dtype))
         counts = counts.unflatten(-1, (N, N))[..., :S, :S] * order.real[:, None, :S, None]  # (B, h, S, S)
@@ -206,18 +206,18 @@ class LSH(Kernel):
             turn = (torch.arange(R, device=q.device)[:, None] + torch.arange(R, device=q.device)) % R
             places, reach = places[:, :, turn], (0 if mask.is_causal else -chunk, chunk)  # (B, h, R, r, N)
         places = places.int()  # half as wide as an index
-        query_places, key_places = (_look(places, x) for x in (queries, keys))
+        query_places, key_places = (_lookup(places, x) for x in (queries, keys))
         key_places = key_places.masked_fill(~inside, -(chunk + 1) * (n * c + 2))
         return _Order(queries, keys, rank, query_places, key_places, reach, real)
 
 
-def _look(places: Tensor, tokens: Tensor) -> Tensor:
+def _lookup(places: Tensor, tokens: Tensor) -> Tensor:
     """Returns the places (B, h, R, r, N) of tokens (B, h, R, n, m): (B, h, R, n, r, m)."""
     index = tokens.flatten(3)[:, :, :, None].expand(-1, -1, -1, places.shape[3], -1)
     return places.gather(-1, index).unflatten(-1, tokens.shape[3:]).transpose(3, 4)
 
 
-def _meet(query_places: Tensor, key_places: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _compare(query_places: Tensor, key_places: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Compares places (.., r, c) and (.., r, w) in this round and the others.
 
     Returns:
@@ -251,7 +251,7 @@ def _attend_chunks(
     Returns:
         (m, c, d_v + 1): the weighted sums, and the log-sum-exp over the keys, by which rounds are combined.
     """
-    met, itself, often = _meet(query_places, key_places, reach)  # (m, c, w)
+    met, itself, often = _compare(query_places, key_places, reach)  # (m, c, w)
     scores = q @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)

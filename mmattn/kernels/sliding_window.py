@@ -131,10 +131,10 @@ class SlidingWindow(Kernel):
         out = torch.addcmul(weights[..., 1:] @ values, weights[..., :1], out.to(v.dtype))  # (B, h, S, d_v)
 
         index = rows.expand(-1, h, -1, out.shape[3])
-        found = self._look_everywhere(q, k, v, mask, places)  # (B, h, G, d_v)
+        found = self._attend_everywhere(q, k, v, mask, places)  # (B, h, G, d_v)
         return out.scatter(2, index, torch.where(real[:, None, :, None], found, out.gather(2, index)))
 
-    def _look_everywhere(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, places: Tensor) -> Tensor:
+    def _attend_everywhere(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, places: Tensor) -> Tensor:
         """Returns the outputs of the queries at places (B, G) without a window: (B, h, G, d_v)."""
         S, h = q.shape[2], q.shape[1]
         tokens = torch.arange(S, device=q.device)
@@ -144,8 +144,8 @@ class SlidingWindow(Kernel):
             allowed = allowed & mask.key_mask[:, None, None, :]
         if mask.attn_mask is not None:
             allowed = allowed & _take(mask.attn_mask, rows, S)  # (B, 1|h, G, 1|S)
-        asked = q.gather(2, rows.expand(-1, h, -1, q.shape[3]))  # (B, h, G, d)
-        scores = _scores(asked, repeat_heads(k, h), mask.bias, tokens - places[..., None])  # (B, h, G, S)
+        picked = q.gather(2, rows.expand(-1, h, -1, q.shape[3]))  # (B, h, G, d)
+        scores = _scores(picked, repeat_heads(k, h), mask.bias, tokens - places[..., None])  # (B, h, G, S)
         return masked_softmax(scores, allowed) @ repeat_heads(v, h)
 
     def _windows(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, with_sums: bool = False) -> tuple[Tensor, Tensor]:
