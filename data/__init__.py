@@ -1,5 +1,5 @@
-"""Readers, processors and batches. Imports torch and numpy; knows neither ``mmattn`` nor ``tasks``.
+"""Readers, processors and batches of the modalities. Imports torch and numpy, but neither the core nor ``tasks``.
 
-Import what you need from its module, e.g. ``from data.vqa import VQADataset``: this file imports nothing, so that a
-predictor pays only for what it uses.
+Names are imported from their modules, e.g. ``from mmattn.data.batching import make_loader``: this file imports
+nothing, so that a predictor loads only the modules it uses.
 """

@@ -1,7 +1,7 @@
-"""Which samples make which batch: pure functions of (seed, epoch), dealt to ranks, resumable.
+"""Batch samplers that are pure functions of (seed, epoch), are divided among ranks and can be resumed.
 
-A *plan* is a ``batch_sampler`` whose elements are lists of ``Item``. Nothing here reads or moves global random state,
-and nothing depends on the number of loader workers, so that exact resume and any number of workers come free.
+A *plan* is a ``batch_sampler`` whose elements are lists of ``Item``. It neither reads nor changes the global random
+state and does not depend on the number of loader workers, so runs resume exactly with any number of workers.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mmattn.data.seeds import seed_of
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One place in a batch."""
+    """One sample of a batch."""
 
-    index: int  # into the data set
+    index: int  # of the sample in the data set
     epoch: int
-    repeat: bool = False  # only there to give every rank the same number of batches; not to be counted
+    repeat: bool = False  # a duplicate that gives every rank the same number of batches; metrics ignore it
 
 
 class Batch:
-    """What the batches of all tasks can do; a task's is a dataclass of tensors and of what belongs to them."""
+    """Base class of the batches of all tasks; a task's batch is a dataclass of tensors and their metadata."""
 
-    ids: list[str]  # of its samples
+    ids: list[str]  # of the samples
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -42,22 +42,22 @@ class Batch:
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The batch with its tensors on the device."""
+        """Returns the batch with its tensors on the device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The batch in page-locked memory, for faster copies to a GPU."""
+        """Returns the batch in page-locked memory, for faster copies to a GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
 
 class BatchPlan(Sampler[list[Item]]):
-    """The batches of an epoch, dealt to ranks in turn: batch k goes to rank k mod world_size.
+    """The batches of an epoch, divided among ranks: batch k goes to rank k mod world_size.
 
-    Subclasses say what the batches are. ``len()`` is always the whole epoch's number for this rank, so that a
-    schedule or a progress bar does not depend on where a run was resumed.
+    Subclasses implement ``batches``. ``len()`` is always the number of batches of a whole epoch on this rank, so a
+    learning-rate schedule or a progress bar does not depend on the point at which a run was resumed.
 
     Args:
-        rank: This process's number.
+        rank: Rank of this process.
         world_size: Number of processes.
     """
 
@@ -67,16 +67,16 @@ class BatchPlan(Sampler[list[Item]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self._resumed = (0, 0)  # epoch, batches of it that this rank has already consumed
+        self._resumed = (0, 0)  # epoch, batches of that epoch that this rank has already consumed
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch (Lightning calls it at the start of each)."""
+        """Sets the epoch (Lightning calls it at the start of each)."""
         self.epoch = epoch
 
     def resume(self, epoch: int, start: int) -> None:
-        """Goes on in the middle of an epoch: iterating that epoch then begins after ``start`` batches of this rank.
+        """Resumes in the middle of an epoch: its iteration begins after the first ``start`` batches of this rank.
 
-        Other epochs are whole. ``len()`` stays the whole epoch's number, as Lightning counts batches from ``start``.
+        Other epochs are complete. ``len()`` stays that of a whole epoch, as Lightning counts batches from ``start``.
         """
         total = len(self)
         if not 0 <= start <= total:
@@ -85,7 +85,7 @@ class BatchPlan(Sampler[list[Item]]):
         self._resumed = (epoch, start)
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """All batches of the epoch, of all ranks, in order."""
+        """Returns all batches of the epoch, of all ranks, in order."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -96,23 +96,23 @@ class BatchPlan(Sampler[list[Item]]):
         epoch, start = self._resumed
         for turn in range(start if epoch == self.epoch else 0, len(self)):
             k = turn * self.world_size + self.rank
-            # Only an evaluation plan can run out; then the last batch fills the place.
+            # Only an evaluation plan can have too few batches; then the last batch is repeated.
             batch, repeat = (batches[k], False) if k < len(batches) else (batches[-1], True)
             yield [Item(index, self.epoch, repeat) for index in batch]
 
 
 class GroupBatchSampler(BatchPlan):
-    """Training batches: groups (images) in random order, each group's samples (questions) together.
+    """Training batches: groups (images) in random order, each group's samples (questions) in one batch.
 
-    The number of batches is the same in every epoch and on every rank, and no sample is left out or repeated: the
-    shuffled groups are laid end to end and cut, between groups, nearest to equal parts. A batch therefore has about
-    ``batch_size`` samples, at most one group more. A group of more than a batch is cut into several.
+    The number of batches is the same in every epoch and on every rank, and no sample is dropped or repeated: the
+    shuffled groups are concatenated and split, between groups, into nearly equal parts. A batch therefore has about
+    ``batch_size`` samples, at most one group more. A group larger than a batch is split into several.
 
     Args:
-        groups: The group of each sample, e.g. ``VQADataset.groups``; ``range(n)`` when each stands alone.
-        batch_size: Samples a batch, on one rank.
-        seed: Of the order.
-        rank: This process's number.
+        groups: The group of each sample, e.g. ``VQADataset.groups``; ``range(n)`` for ungrouped samples.
+        batch_size: Samples per batch, on one rank.
+        seed: Seed of the order.
+        rank: Rank of this process.
         world_size: Number of processes.
 
     >>> plan = GroupBatchSampler([0, 0, 0, 1, 1, 2, 2, 2], batch_size=4)
@@ -128,13 +128,13 @@ class GroupBatchSampler(BatchPlan):
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         self.num_samples = len(groups)
         if self.num_samples < world_size:
-            raise ValueError(f"expected at least one sample a rank, found {self.num_samples} for {world_size} ranks")
+            raise ValueError(f"expected at least one sample per rank, found {self.num_samples} for {world_size} ranks")
         members: dict[int, list[int]] = {}
         for index, group in enumerate(groups):
             members.setdefault(group, []).append(index)
         per_rank = -(-self.num_samples // (batch_size * world_size))
         self.total = min(per_rank, self.num_samples // world_size) * world_size  # batches of all ranks
-        # With no piece longer than the mean batch, no batch can come out empty.
+        # As no piece is longer than the mean batch, no batch can be empty.
         longest = self.num_samples // self.total
         self.pieces = [m[i : i + longest] for m in members.values() for i in range(0, len(m), longest)]
         self.seed = seed
@@ -143,7 +143,7 @@ class GroupBatchSampler(BatchPlan):
         return self.total // self.world_size
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """See the base class: the pieces in the epoch's order, each in the part in which its middle falls."""
+        """Returns the pieces in the epoch's order, each in the batch that contains its middle. See the base class."""
         draw = random.Random(seed_of(self.seed, epoch, 0)).random  # the one stream that Python promises not to change
         keys = [draw() for _ in self.pieces]
         batches: list[list[int]] = [[] for _ in range(self.total)]
@@ -156,18 +156,17 @@ class GroupBatchSampler(BatchPlan):
 
 
 class EvalBatchSampler(BatchPlan):
-    """Evaluation batches: the same whatever the number of ranks, groups kept together.
+    """Evaluation batches, which do not depend on the number of ranks and keep groups together.
 
-    They are in the data's order, or, where ``lengths`` are given, the longest first, so that little is padded.
-
-    A rank that is short of a batch gets the last batch again, marked ``repeat``.
+    They follow the order of the data or, if ``lengths`` are given, descending length, which reduces padding.
+    A rank that lacks a batch gets the last batch again, marked ``repeat``.
 
     Args:
         groups: As in ``GroupBatchSampler``.
-        batch_size: Samples a batch.
-        rank: This process's number.
+        batch_size: Samples per batch.
+        rank: Rank of this process.
         world_size: Number of processes.
-        lengths: Anything to sort by, one a sample.
+        lengths: Sort key of each sample.
     """
 
     def __init__(
@@ -200,7 +199,7 @@ class EvalBatchSampler(BatchPlan):
 
 
 class _Items(Dataset[Any]):
-    """Item to (sample, item)."""
+    """Maps an ``Item`` to (sample, item)."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -213,7 +212,7 @@ class _Items(Dataset[Any]):
 
 
 class _Collate:
-    """Calls ``collate_fn(samples, seeds=..., is_repeat=...)``, and before it its ``set_epoch``, where it has one."""
+    """Calls ``collate_fn.set_epoch`` if it exists, then ``collate_fn(samples, seeds=..., is_repeat=...)``."""
 
     def __init__(self, collate_fn: Callable[..., Any], groups: Sequence[int] | None, seed: int) -> None:
         self.collate_fn = collate_fn
@@ -223,7 +222,7 @@ class _Collate:
     def __call__(self, pairs: list[tuple[Any, Item]]) -> Any:
         items = [item for _, item in pairs]
         keys = [item.index if self.groups is None else self.groups[item.index] for item in items]
-        # + 1: index 0 is the order's own seed.
+        # + 1: index 0 is the seed of the order.
         seeds = [seed_of(self.seed, item.epoch, key + 1) for item, key in zip(items, keys, strict=True)]
         is_repeat = any(item.repeat for item in items)
         if hasattr(self.collate_fn, "set_epoch"):
@@ -241,18 +240,18 @@ def make_loader(
     persistent_workers: bool = True,
     prefetch_factor: int | None = None,
 ) -> DataLoader[Any]:
-    """A loader whose batches depend on (seed, epoch, index) alone, whatever the number of workers.
+    """Makes a loader whose batches depend on (seed, epoch, index) alone, whatever the number of workers.
 
     Args:
-        dataset: Indexed by sample; its ``groups``, where it has them, decide which samples share a seed.
-        plan: Gives the batches.
-        collate_fn: Called as ``collate_fn(samples, seeds=[one integer a sample], is_repeat=bool)``; bind the rest
-            with ``functools.partial``.
-        num_workers: Processes that load; 0 loads in this one.
-        seed: Of the per-sample seeds.
-        pin_memory: Page-locked batches, for a GPU.
-        persistent_workers: Keep the workers from epoch to epoch.
-        prefetch_factor: Batches in flight a worker.
+        dataset: Map-style data set; samples of the same group in its ``groups`` attribute, if any, share a seed.
+        plan: Batch sampler.
+        collate_fn: Called as ``collate_fn(samples, seeds=[one integer per sample], is_repeat=bool)``; other
+            arguments are bound with ``functools.partial``.
+        num_workers: Loader processes; 0 loads in the calling process.
+        seed: Seed of the per-sample seeds.
+        pin_memory: Whether batches are in page-locked memory, for a GPU.
+        persistent_workers: Whether workers are kept from epoch to epoch.
+        prefetch_factor: Batches prefetched per worker.
     """
     return DataLoader(
         _Items(dataset),
@@ -262,6 +261,6 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=persistent_workers and num_workers > 0,
         prefetch_factor=prefetch_factor if num_workers else None,
-        # Without a generator of its own the loader draws a seed from the global state once an epoch.
+        # Without its own generator the loader draws a seed from the global random state once per epoch.
         generator=torch.Generator().manual_seed(seed),
     )

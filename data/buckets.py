@@ -1,4 +1,4 @@
-"""Batches of texts of like lengths under a token budget: a plan as ``data.batching`` has them."""
+"""Length-bucketed batches of text pairs under a token budget, as a plan of ``mmattn.data.batching``."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from mmattn.data.batching import BatchPlan
 from mmattn.data.seeds import seed_of
 
-Lengths = Sequence[tuple[int, int]]  # tokens of source and target, a pair a sample
+Lengths = Sequence[tuple[int, int]]  # numbers of source and target tokens, one pair per sample
 
 
 @dataclass(frozen=True)
 class Waste:
-    """How much of the batches is padding."""
+    """The amount of padding in batches."""
 
-    real: int  # tokens, sources and targets together
-    padded: int  # places in the tensors
+    real: int  # tokens of sources and targets together
+    padded: int  # positions of the tensors, padding included
 
     @property
     def share(self) -> float:
-        """Padding among all places, 0..1."""
+        """Fraction of padding among all positions, 0..1."""
         return 1 - self.real / self.padded if self.padded else 0.0
 
 
 def waste_of(batches: Sequence[Sequence[int]], lengths: Lengths) -> Waste:
-    """The padding of batches of these samples, each padded to its longest source and its longest target."""
+    """Returns the padding of batches, each padded to its longest source and its longest target."""
     real = padded = 0
     for batch in batches:
         for side in (0, 1):
@@ -37,23 +37,24 @@ def waste_of(batches: Sequence[Sequence[int]], lengths: Lengths) -> Waste:
 
 
 class TokenBatchSampler(BatchPlan):
-    """Training batches of like lengths, none with more than so many places for tokens on its longer side.
+    """Training batches of similar lengths, each of at most ``max_tokens`` positions on its longer side.
 
-    An epoch sorts by one side's length, then by the other's, up and down in turn, so that neighbours differ little;
-    what has the same lengths is shuffled, the list is cut where the budget is reached, and the batches are shuffled.
-    The side that comes first alternates from epoch to epoch, so that a batch meets other company. Every epoch has the
-    same number of batches, whatever its cuts: where they give fewer, the largest are halved.
+    An epoch sorts by the length of one side, then by that of the other, ascending and descending in turn, so that
+    neighbours differ little; samples of equal lengths are shuffled, the list is split wherever the budget is reached,
+    and the batches are shuffled. The primary sort key alternates between the sides from epoch to epoch, which varies
+    the composition of the batches. Every epoch has the same number of batches: an epoch with fewer splits halves its
+    largest batches.
 
     Args:
-        lengths: Tokens of source and target, a pair a sample.
-        max_tokens: Most places of a batch on one rank: its samples times its longest text.
-        max_samples: Most samples of a batch, None = as many as fit.
-        seed: Of the order.
-        rank: This process's number.
+        lengths: Numbers of source and target tokens, one pair per sample.
+        max_tokens: Maximum of a batch's samples times its longest text, on one rank.
+        max_samples: Maximum number of samples of a batch; None = no limit.
+        seed: Seed of the order.
+        rank: Rank of this process.
         world_size: Number of processes.
 
     Raises:
-        ValueError: A sample alone is more than the budget.
+        ValueError: A single sample exceeds the budget, or there are too few samples for the ranks.
 
     >>> plan = TokenBatchSampler([(3, 2), (3, 3), (9, 8), (2, 2), (8, 9)], max_tokens=18)
     >>> sorted(sorted(item.index for item in batch) for batch in plan)
@@ -73,11 +74,11 @@ class TokenBatchSampler(BatchPlan):
         self.lengths, self.max_tokens, self.seed = lengths, max_tokens, seed
         self.max_samples = len(lengths) if max_samples is None else max_samples
         if len(lengths) < world_size:
-            raise ValueError(f"expected at least one sample a rank, found {len(lengths)} for {world_size} ranks")
+            raise ValueError(f"expected at least one sample per rank, found {len(lengths)} for {world_size} ranks")
         longest = max(max(pair) for pair in lengths)
         if longest > max_tokens:
             raise ValueError(f"max_tokens: expected at least {longest}, the longest text's, found {max_tokens}")
-        # The cuts depend on the sorted lengths alone, which no shuffling among equals changes.
+        # The splits depend on the sorted lengths alone, which shuffling samples of equal lengths does not change.
         most = max(len(self._cut(self._order(side, None))) for side in (0, 1))
         self.total = -(-most // world_size) * world_size
         if self.total > len(lengths):
@@ -99,11 +100,11 @@ class TokenBatchSampler(BatchPlan):
         return [batches[k] for k in sorted(range(len(batches)), key=keys.__getitem__)]
 
     def waste(self, epoch: int = 0) -> Waste:
-        """The padding of an epoch's batches, of all ranks."""
+        """Returns the padding of an epoch's batches, of all ranks."""
         return waste_of(self.batches(epoch), self.lengths)
 
     def _order(self, side: int, stream: random.Random | None) -> list[int]:
-        """All samples sorted; random() is the one stream that Python promises not to change."""
+        """Sorts all samples; random() is the one stream that Python promises not to change."""
         ties = [0.0 if stream is None else stream.random() for _ in self.lengths]
 
         def key(index: int) -> tuple[int, int, float]:

@@ -1,4 +1,4 @@
-"""Samples from a path or from memory, checked: what the data sets of all tasks have in common."""
+"""Base class of the data sets of all tasks: validated samples from a path or from memory."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from mmattn.data.errors import DataError, Problems
 
 logger = logging.getLogger(__name__)
 S = TypeVar("S")  # a sample: a dataclass with an `id`
-Row = tuple[str, S]  # where it stands ("train.csv, line 7"), and what stands there
+Row = tuple[str, S]  # location ("train.csv, line 7") and sample
 
 
 class SampleDataset(Dataset[S]):
-    """Samples, checked; the bad ones end the reading, or are left out, counted and reported.
+    """A data set of validated samples; an invalid sample is an error, or is excluded, counted and reported.
 
-    A task says how a path is read (`read`), what is wrong with a sample (`check`), what cannot be decoded (`decode`),
-    and what a sample's fingerprint is made of (`identity`).
+    A task implements reading a path (`read`), validating a sample (`check`), decoding its media (`decode`), and the
+    content of its fingerprint (`identity`).
 
     Args:
         source: A path in one of the task's formats, or samples.
-        on_error: ``raise`` ends at the first bad item. ``skip`` decodes every item once, leaves the bad ones out and
-            reports them in ``skipped`` and in the log; it never puts something else in their place.
+        on_error: ``raise`` raises at the first invalid item. ``skip`` decodes every item once, excludes the invalid
+            ones and reports them in ``skipped`` and in the log; it never substitutes another sample.
         require_labels: Whether an unlabelled item is an error, as in training and evaluation.
 
     Raises:
         DataError: Names the file and the line or item, what was expected and what was found.
     """
 
-    item: ClassVar[str] = "sample"  # what messages call one
+    item: ClassVar[str] = "sample"  # name of a sample in messages
     unique_ids: ClassVar[bool] = True  # two samples of one id are an error
 
     def __init__(
@@ -53,33 +53,33 @@ class SampleDataset(Dataset[S]):
             found = ((f"sample {n} (id {sample.id!r})", sample) for n, sample in enumerate(source))  # type: ignore[attr-defined]
         self.keep(list(self._checked(found)))
 
-    # What a task provides ---------------------------------------------------------------------------------------------
+    # Methods that a task implements -----------------------------------------------------------------------------------
 
     @abstractmethod
     def read(self, path: str | Path, problems: Problems) -> Iterator[Row]:
-        """The samples of a path, each with the place it stands at; problems takes the bad ones.
+        """Yields the samples of a path, each with its location; invalid items are added to ``problems``.
 
         Raises:
             DataError: The path as a whole cannot be read.
         """
 
     def check(self, sample: S) -> tuple[str, str] | None:
-        """What was expected of a sample and what was found, where something is wrong with it.
+        """Validates a sample: returns (expected, found) for an invalid one, otherwise None.
 
         Raises:
-            DataError: What of its files has to be read for that, such as their sizes, cannot be.
+            DataError: A file that validation needs, e.g. for an image's size, cannot be read.
         """
         return None
 
     def decode(self, sample: S, where: str) -> None:
-        """Reads a sample's media once, where bad ones are to be left out.
+        """Reads a sample's media once, to find invalid ones under ``on_error="skip"``.
 
         Raises:
-            DataError: They cannot be read.
+            DataError: The media cannot be read.
         """
 
     def identity(self, sample: S) -> tuple[list[Any], Sequence[Any]]:
-        """What makes a sample what it is: values, as JSON takes them, and media (`content_of`)."""
+        """Returns the content of a sample's fingerprint: JSON values, and media (see `content_of`)."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -103,22 +103,22 @@ class SampleDataset(Dataset[S]):
             yield where, sample
 
     def keep(self, checked: Sequence[Row]) -> None:
-        """Takes these samples, each with the place it stands at, as the data set's own.
+        """Sets the samples of the data set, each with its location.
 
         Raises:
-            DataError: There are none.
+            DataError: There are no samples.
         """
         self.places, self.samples = [where for where, _ in checked], [sample for _, sample in checked]
         self._digest = None
         if self.problems.items:
             logger.warning("%s", self.problems.summary(self.name, len(checked)))
         if not checked:
-            left = f"none ({len(self.skipped)} left out as bad)" if self.skipped else "none"
-            raise DataError(self.name, f"at least one {self.item}", left)
+            found = f"none ({len(self.skipped)} invalid ones excluded)" if self.skipped else "none"
+            raise DataError(self.name, f"at least one {self.item}", found)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """What was left out: item and reason."""
+        """The excluded items, each with the reason."""
         return self.problems.items
 
     def __len__(self) -> int:
@@ -128,22 +128,22 @@ class SampleDataset(Dataset[S]):
         return self.samples[index]
 
     def filter(self, keep: Callable[[S], bool]) -> Self:
-        """The data set with only those samples; it may be empty."""
+        """Returns the data set restricted to samples for which ``keep`` is true; it may be empty."""
         other = copy.copy(self)
         kept = [pair for pair in zip(self.places, self.samples, strict=True) if keep(pair[1])]
         other.places, other.samples, other._digest = [where for where, _ in kept], [sample for _, sample in kept], None
         return other
 
     def preloaded(self, load: Callable[[S, str], S]) -> None:
-        """Replaces each sample by what ``load(sample, where)`` makes of it: decoded, so that no batch waits for a file.
+        """Replaces each sample by ``load(sample, where)``, which decodes it, so that no batch waits for a file.
 
-        The fingerprint stays that of the files. Workers that are forked afterwards share the memory.
+        The fingerprint remains that of the files. Workers forked afterwards share the memory.
         """
         self.fingerprint()
         self.samples = [load(sample, where) for sample, where in zip(self.samples, self.places, strict=True)]
 
     def fingerprint(self) -> str:
-        """SHA-256 over every sample (a file counts by name and size)."""
+        """Returns the SHA-256 over all samples (files enter by name and size)."""
         if self._digest is None:
             digest, seen = hashlib.sha256(), set()
             for sample in self.samples:
@@ -159,7 +159,7 @@ class SampleDataset(Dataset[S]):
 
 
 def content_of(medium: Any) -> bytes:
-    """The bytes by which a medium counts: a file's name and size, an array's values, bytes as they are."""
+    """Returns the bytes by which a medium enters a fingerprint: a file's name and size, an array's values, or bytes."""
     if isinstance(medium, (str, Path)):
         path = Path(medium)
         return f"{path.name} {path.stat().st_size if path.exists() else -1}".encode()
@@ -167,7 +167,7 @@ def content_of(medium: Any) -> bytes:
         return medium or b""
     if hasattr(medium, "fingerprint"):  # a part of a file
         return str(medium.fingerprint()).encode()
-    if isinstance(medium, tuple):  # samples of sound and their rate
+    if isinstance(medium, tuple):  # audio samples and their sample rate
         return repr(medium[1:]).encode() + content_of(medium[0])
     array = np.ascontiguousarray(medium)
     return f"{array.dtype} {array.shape}".encode() + array.tobytes()

@@ -1,4 +1,4 @@
-"""Errors that are meant for the person at the keyboard: one message, and no traceback. Standard library alone."""
+"""Errors whose message is shown to the user without a traceback. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message names it, what was expected and what was found."""
+    """Invalid input of the user; the message names it, the expected value and the value found."""
 
 
 class ConfigError(UserError):
-    """A key or a value of the configuration is wrong."""
+    """An invalid key or value of the configuration."""
 
 
 class DataError(UserError):
-    """Bad data: one message that names the place, what was expected there and what was found.
+    """Invalid data; the message names the location, the expected content and the content found.
 
     Args:
-        where: The file with its line or item, e.g. ``"train.csv, line 7"``; or a whole sentence when given alone.
-        expected: What the format asks for.
-        found: What stands there.
+        where: The file with its line or item, e.g. ``"train.csv, line 7"``; or, alone, the complete message.
+        expected: Content that the format requires.
+        found: Content of the data.
 
     >>> print(DataError("train.csv, line 7", "a non-empty question", "''"))
     train.csv, line 7: expected a non-empty question, found ''
@@ -29,8 +29,8 @@ class DataError(UserError):
     def __init__(self, where: str, expected: str | None = None, found: str | None = None) -> None:
         where = str(where)
         if where.startswith("Caught DataError in "):
-            # A DataLoader worker's error is raised again as type(error)(text of its traceback). A person wants the
-            # message, which is the last part of that text.
+            # A DataLoader worker's error is raised again as type(error)(text of its traceback). The message is the
+            # last part of that text.
             where = where.rsplit(f"{__name__}.DataError: ", 1)[-1].strip()
         message = where
         if expected is not None:
@@ -41,18 +41,18 @@ class DataError(UserError):
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether the message of an error is meant for the user, so that a traceback would only bury it."""
+    """Whether an error is shown to the user by its message alone, without a traceback."""
     return isinstance(error, (UserError, OSError))
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """``repr`` of a value, cut so that an error stays one readable line."""
+    """Returns ``repr`` of a value, truncated so that an error fits on one line."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def is_broken(text: str) -> bool:
-    """Whether a string holds lone surrogates: bytes that were no UTF-8, or an escape that stands for no character."""
+    """Whether a string contains lone surrogates, from bytes that are not UTF-8 or from invalid escapes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -61,13 +61,13 @@ def is_broken(text: str) -> bool:
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'kind'?)`` for a misspelt name, or nothing when no known name is close."""
+    """Returns `` (did you mean 'kind'?)`` for a misspelt name, or an empty string if no known name is close."""
     close = difflib.get_close_matches(wrong, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 class Problems:
-    """Where a reader takes what is wrong: raises it, or counts it.
+    """Collects the invalid items that a reader finds: raises each as an error, or records it.
 
     Args:
         on_error: ``raise`` or ``skip``.
@@ -80,18 +80,18 @@ class Problems:
         self.items: list[tuple[str, str]] = []  # (item, reason)
 
     def add(self, where: str, expected: str, found: str) -> None:
-        """Raises the ``DataError``, or notes it and lets the reader go on without the item."""
+        """Raises a ``DataError``, or records it, so that the reader continues without the item."""
         self.take(where, DataError(where, expected, found))
 
     def take(self, where: str, error: DataError) -> None:
-        """Raises an error about an item, or notes it."""
+        """Raises an item's error, or records it."""
         if self.on_error == "raise":
             raise error
         self.items.append((where, str(error).removeprefix(f"{where}: ")))
 
     def summary(self, name: str, kept: int) -> str:
-        """How many were left out, and the first few reasons."""
-        lines = [f"{name}: left out {len(self.items):,} bad item{'s' if len(self.items) > 1 else ''}, kept {kept:,}"]
+        """Returns the number of excluded items and the first few reasons."""
+        lines = [f"{name}: excluded {len(self.items):,} bad item{'s' if len(self.items) > 1 else ''}, kept {kept:,}"]
         lines += [f"  {item}: {reason}" for item, reason in self.items[:5]]
         if len(self.items) > 5:
             lines.append(f"  ... and {len(self.items) - 5:,} more")

@@ -1,4 +1,4 @@
-"""Objects that a configuration describes by their keywords, such as an augmentation."""
+"""Construction of objects, such as augmentations, from the keywords in a configuration."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 def from_options(kind: Callable[..., T], options: Mapping[str, Any] | None, key: str) -> T | None:
-    """What a configuration's mapping describes; None where it says nothing.
+    """Constructs an object from a mapping of keywords; returns None for an empty mapping or None.
 
     Args:
-        kind: What is made, by its keywords.
-        options: Of these, those that are given.
-        key: Where the mapping stands, for messages.
+        kind: The class, or a callable that takes keywords.
+        options: Keywords and their values.
+        key: Configuration key of the mapping, for messages.
 
     Raises:
-        ConfigError: An unknown option, with the nearest right one; or a value that cannot be.
+        ConfigError: An unknown option, reported with the nearest known one; or an invalid value.
 
     >>> from_options(complex, {"imga": 1}, "model.factor")
     Traceback (most recent call last):

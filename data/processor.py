@@ -1,4 +1,4 @@
-"""What turns raw data into tensors and back: the same object in training and in serving, shipped with the model."""
+"""Base class of processors, which convert raw data to tensors and back, in training and in serving alike."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ B = TypeVar("B")  # a batch
 
 
 class Processor(ABC, Generic[S, B]):
-    """A processor that a folder holds whole: `processor.json`, and the files of the tokenizers that it has.
+    """A processor that is saved in a folder as `processor.json` and the files of its tokenizers.
 
-    A task says what it consists of (`KEYS`, `settings`, `from_config`), how it is made (`fit`), and how samples become
-    a batch (`collate`).
+    A task implements its settings (`KEYS`, `settings`, `from_config`), its construction from data (`fit`), and
+    batching (`collate`).
     """
 
     FORMAT: ClassVar[int] = 1
     KEYS: ClassVar[frozenset[str]]  # of `settings`
-    LATER: ClassVar[Mapping[str, Any]] = {}  # of them, those that older files have not, and what these stand for
+    LATER: ClassVar[Mapping[str, Any]] = {}  # keys that older files lack, with their defaults
 
-    # What a task provides ---------------------------------------------------------------------------------------------
+    # Methods that a task implements -----------------------------------------------------------------------------------
 
     @abstractmethod
     def collate(
@@ -42,65 +42,65 @@ class Processor(ABC, Generic[S, B]):
         """Makes a batch.
 
         Args:
-            samples: What goes into it.
-            augment: Random change, in training.
-            seeds: One integer a sample, needed by ``augment``.
-            is_repeat: The batch is only there to give every rank the same number; it is not to be counted.
+            samples: Samples of the batch.
+            augment: Augmentation, in training.
+            seeds: One integer per sample; required by ``augment``.
+            is_repeat: The batch duplicates another so that all ranks have equally many; metrics ignore it.
 
         Raises:
-            DataError: A sample cannot be read; names it.
+            DataError: A sample, which the message names, cannot be read.
         """
 
     def ablate(self, batch: B, what: str, seeds: Sequence[int] | None = None) -> B:
-        """The batch without what a baseline must do without, such as the question: in place, where it can be.
+        """Returns the batch without an input that a baseline must not use, such as the question; may work in place.
 
         Args:
-            batch: From ``collate``.
+            batch: Result of ``collate``.
             what: One of the task's ablations.
-            seeds: As of ``collate``.
+            seeds: As in ``collate``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no ablation {what!r}")
 
     def retarget(self, train: Any, given: Mapping[str, Any]) -> Self:
-        """A processor for other data: inputs as the model knows them, labels or texts as the data have them.
+        """Returns a processor for fine-tuning on other data: the model's inputs, with the data's labels or vocabulary.
 
         Args:
             train: The training data.
-            given: What the configuration says of the processor; what is None is left to the model.
+            given: The configuration's processor options; options that are None are taken from the model.
         """
         return self
 
     @abstractmethod
     def sizes(self) -> dict[str, Any]:
-        """The model's keywords that the data decide."""
+        """Returns the model's keywords that depend on the data."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What ``from_config`` takes, as JSON has it."""
+        """Returns the argument of ``from_config`` as JSON values."""
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
-        """The processor of such settings, whose tokenizers lie in the folder.
+        """Makes the processor from its settings and the tokenizers' files in the folder.
 
         Raises:
-            TypeError: Settings that are none, as for ValueError.
-            ValueError: Settings that do not go together.
+            TypeError: Settings of a wrong type.
+            ValueError: Invalid or inconsistent settings.
         """
 
     def save_parts(self, folder: Path) -> None:
-        """Writes the tokenizers' files, where there are any."""
+        """Writes the tokenizers' files, if any."""
 
     def parts_text(self) -> str:
-        """What those files say."""
+        """Returns the content of these files, for the fingerprint."""
         return ""
 
     # ------------------------------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        """Everything but the tokenizers' own files, as JSON takes it.
+        """Returns the content of `processor.json`, i.e. all settings except the tokenizers' files.
 
-        What older versions had not is there only where it says more: what they wrote keeps its fingerprint.
+        Keys of ``LATER`` are omitted at their defaults, so that processors of older versions keep their fingerprint.
         """
         settings = {k: v for k, v in self.settings().items() if k not in self.LATER or v != self.LATER[k]}
         return {"format_version": self.FORMAT, **settings}
@@ -115,10 +115,10 @@ class Processor(ABC, Generic[S, B]):
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """Reads what ``save`` wrote, and nothing else.
+        """Reads the files that ``save`` wrote.
 
         Raises:
-            DataError: Missing, damaged, or of a format this version does not know.
+            DataError: The files are missing, damaged, or of an unsupported format version.
         """
         folder = Path(directory)
         path = folder / SETTINGS
@@ -139,6 +139,6 @@ class Processor(ABC, Generic[S, B]):
             raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that is saved."""
+        """Returns the SHA-256 over everything that is saved."""
         text = json.dumps(self.config(), sort_keys=True) + self.parts_text()
         return hashlib.sha256(text.encode()).hexdigest()

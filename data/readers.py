@@ -1,4 +1,4 @@
-"""File formats, each with errors that name file and line."""
+"""Readers of text, JSON, CSV, TSV and JSONL files, with errors that name file and line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
 
 MARK = b"\xef\xbb\xbf"  # a byte order mark
-SIGNS = {";": "semicolons", "\t": "tabs", ",": "commas"}
+DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 
 def _read_bytes(path: str | Path, kind: str = "file") -> bytes:
@@ -45,25 +45,25 @@ def _decoded(raw: bytes, name: str) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text, UTF-8 with or without a byte order mark.
+    """Reads a text file, UTF-8 with or without a byte order mark.
 
     Raises:
-        DataError: Missing, a folder, unreadable, empty, or not UTF-8 (with the line).
+        DataError: The file is missing, a folder, unreadable, empty, or not UTF-8 (with the line).
     """
     return _decoded(_content(path), str(path))
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """A text file's lines, UTF-8 with or without a byte order mark; what splits them is the line feed alone.
+    """Reads a text file's lines, UTF-8 with or without a byte order mark, separated by line feeds alone.
 
     Raises:
-        DataError: Missing, a folder, unreadable, or not UTF-8 (with the line).
+        DataError: The file is missing, a folder, unreadable, or not UTF-8 (with the line).
     """
     return decode_lines(_read_bytes(path, "text file"), str(path))
 
 
 def decode_lines(raw: bytes, name: str) -> list[str]:
-    """As ``read_lines``, from bytes.
+    """Decodes bytes as ``read_lines`` does.
 
     >>> decode_lines(b"a\\r\\nb\\x85c\\n".replace(b"\\x85", "\\x85".encode()), "x")
     ['a', 'b\\x85c']
@@ -73,10 +73,10 @@ def decode_lines(raw: bytes, name: str) -> list[str]:
 
 
 def read_json(path: str | Path) -> Any:
-    """A JSON file's content.
+    """Reads a JSON file.
 
     Raises:
-        DataError: As ``read_text``, or broken JSON (with line and column).
+        DataError: As ``read_text``, or invalid JSON (with line and column).
     """
     text = read_text(path)
     try:
@@ -89,19 +89,19 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """The rows of a CSV, TSV or JSONL file.
+    """Yields the rows of a CSV, TSV or JSONL file.
 
-    CSV and TSV need a header; a quoted cell may hold line breaks. Empty lines are passed over.
+    CSV and TSV need a header; a quoted cell may contain line breaks. Empty lines are ignored.
 
     Args:
-        path: The file; its ending says which format it is.
-        problems: Takes the bad lines.
+        path: The file; its extension decides the format.
+        problems: Collects the invalid lines.
 
     Yields:
-        Where the row stands (``"train.csv, line 7"``), the line's number, and the row by column or key.
+        The row's location (``"train.csv, line 7"``), its line number, and its cells by column or key.
 
     Raises:
-        DataError: The file as a whole cannot be read, or has no usable header.
+        DataError: The file as a whole cannot be read, or has no valid header.
     """
     text = _content(path).decode("utf-8", errors="surrogateescape")
     rows = _jsonl(path, text, problems) if _is_jsonl(path) else _csv(path, text, problems)
@@ -121,18 +121,18 @@ def report_missing(
     known: Collection[str],
     problems: Problems,
 ) -> None:
-    """Reports the keys that a row lacks; of a CSV or TSV its header lacks the columns, which ends the reading.
+    """Reports the keys that a row of a JSONL lacks, or raises for columns that the header of a CSV or TSV lacks.
 
     Args:
         path: The file.
-        where: Where the row stands.
-        row: By key or column.
-        missing: What it lacks.
-        known: All that the format has.
-        problems: Takes the row of a JSONL.
+        where: Location of the row.
+        row: Cells by key or column.
+        missing: Keys that the row lacks.
+        known: All keys of the format.
+        problems: Collects an invalid row of a JSONL.
 
     Raises:
-        DataError: The header lacks them, or ``problems`` raises.
+        DataError: The header lacks columns, or ``problems`` raises.
     """
     names = " and ".join(missing)
     unknown = [given for given in row if given not in known]
@@ -193,9 +193,9 @@ def _csv(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str,
             continue
         if header is None:
             header = [cell.strip().lower() for cell in cells]
-            if len(header) == 1 and (other := next((s for s in SIGNS if s != delimiter and s in header[0]), None)):
+            if len(header) == 1 and (other := next((s for s in DELIMITERS if s != delimiter and s in header[0]), None)):
                 expected = "cells between tabs" if delimiter == "\t" else "cells between commas (or tabs, in a .tsv)"
-                raise DataError(where, expected, f"{shorten(cells[0])}, cells between {SIGNS[other]}")
+                raise DataError(where, expected, f"{shorten(cells[0])}, cells between {DELIMITERS[other]}")
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
                 raise DataError(where, "different column names", f"{', '.join(twice)} more than once")

@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of integers, the same on every machine and in every version."""
+"""Random numbers that are pure functions of integers, identical on every machine and in every version."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 
 
 def seed_of(seed: int, epoch: int, index: int) -> int:
-    """A well-mixed 63-bit seed, a pure function of its arguments and the same on every machine."""
+    """Returns a 63-bit hash of the arguments, identical on every machine."""
     digest = hashlib.blake2b(f"{seed} {epoch} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def pick(rng: Random, items: Sequence[Any]) -> Any:
-    """One of the items. (`Random.choice` is not promised to stay the same between versions of Python.)"""
+    """Draws one of the items. (Python does not promise that `Random.choice` is stable between versions.)"""
     return items[int(rng.random() * len(items))]
 
 
 class SeededRandom:
-    """Uniform numbers by name, one a seed: splitmix64 of the seed and a counter (Steele et al. 2014, figure 17)."""
+    """Uniform numbers, one stream per seed: splitmix64 of the seed and a counter (Steele et al. 2014, figure 17)."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.state = np.array([seed & (2**64 - 1) for seed in seeds], np.uint64)
 
     def __call__(self, number: int = 1) -> Tensor:
-        """(number, B) float32 in 0..1, one excluded."""
+        """Draws (number, B) float32 in [0, 1)."""
         rows = []
         with np.errstate(over="ignore"):
             for _ in range(number):

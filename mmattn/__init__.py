@@ -1,6 +1,6 @@
-"""The attention core: one mask convention, one multi-head attention, kernels by name, blocks, fusion, maps on demand.
+"""The attention core: one mask convention, one multi-head attention, kernels by name, blocks, fusion, attention maps.
 
-Shapes, everywhere, batch first:
+Letters of shapes, batch first everywhere:
 
 ====  =====================================
 B     batch
@@ -16,10 +16,10 @@ T     frames
 N     distinct images, or tokens of a flattened map (H W)
 ====  =====================================
 
-Masks are boolean and True = takes part: ``key_mask`` (B, S) says which tokens are real, ``attn_mask`` (..., L, S) who
-may attend to whom. Nothing is causal by default.
+Masks are boolean and True = takes part: ``key_mask`` (B, S) is True for real tokens, ``attn_mask`` (..., L, S) where a
+query may attend to a key. Nothing is causal by default.
 
-Public names load on first use, so that ``import mmattn`` costs nothing.
+Public names are imported on first use, so ``import mmattn`` is fast.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PUBLIC = {
     "pretrained": ("load_generation_config", "load_pretrained"),
     "spatial": ("AttentionGate", "Gate", "MapPooling", "PositionAttention", "SpatialAttention"),
     "probe": ("Probe",),
-    "tasks": ("load",),  # by name alone: the core knows no tasks
+    "tasks": ("load",),  # forwarded lazily: the core does not import tasks
     "temporal": ("DividedSpaceTimeLayer", "TemporalPooling"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -1,4 +1,4 @@
-"""`python -m mmattn TASK COMMAND ...`, also installed as `mmattn`: the tasks' command line. Standard library only."""
+"""The tasks' command line: `python -m mmattn TASK COMMAND ...`, also installed as `mmattn`. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run a task with the rest of the arguments."""
+    """Runs a task with the remaining arguments."""
     from mmattn.tasks import tasks
     from mmattn.tasks.common.dispatch import main as run
 

@@ -1,4 +1,4 @@
-"""Multi-head attention: projections, heads, positions, decoding state; what happens between the heads is a kernel."""
+"""Multi-head attention: projections, heads, positions and decoding state around a kernel, which computes each head."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ QK_NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm
 
 @dataclass
 class CrossCache:
-    """What cross-attention keeps while decoding: the source's keys and values, projected once; the kernel's state."""
+    """Decoding state of cross-attention: the source's keys and values, projected once, and the kernel's state."""
 
     keys: Tensor | None = None  # (B, h_kv, S, d), None until the first call
     values: Tensor | None = None  # (B, h_kv, S, d_v)
-    state: Any = None  # the kernel's own Cache, where it has one
+    state: Any = None  # the kernel's own Cache, if any
 
     @property
     def rows(self) -> int:
@@ -32,13 +32,13 @@ class CrossCache:
         return 0 if self.keys is None else self.keys.shape[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by name; a kernel's own under "state."."""
+        """Returns the tensors by name; those of the kernel's cache begin with "state."."""
         found = {name: t for name, t in (("keys", self.keys), ("values", self.values)) if t is not None}
         inner = {} if self.state is None else self.state.tensors()
         return found | {f"state.{name}": tensor for name, tensor in inner.items()}
 
     def select(self, index: Tensor) -> None:
-        """Keeps the rows of the batch that index (N,) names, in that order."""
+        """Selects the rows of the batch given by index (N,), in that order."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = select_rows(self.keys, index), select_rows(self.values, index)
         if self.state is not None:
@@ -46,7 +46,7 @@ class CrossCache:
 
 
 def split_attention(attention: Mapping[str, Any] | str | None) -> tuple[str, dict[str, Any]]:
-    """Takes the ``attention`` argument of blocks apart: a name, or a dict of "kind" and the kernel's options.
+    """Splits the ``attention`` argument of blocks, a name or a dict of "kind" and options, into name and options.
 
     >>> split_attention({"kind": "sliding_window", "window": 64})
     ('sliding_window', {'window': 64})
@@ -62,28 +62,30 @@ def split_attention(attention: Mapping[str, Any] | str | None) -> tuple[str, dic
 
 
 class MultiHeadAttention(nn.Module):
-    """``out_proj(concat_h kernel(q_h, k_h, v_h))`` (Vaswani et al. 2017, section 3.2.2), self or cross.
+    """Multi-head self- or cross-attention (Vaswani et al. 2017, section 3.2.2).
+
+    ``out_proj(concat_h kernel(q_h, k_h, v_h))``.
 
     Args:
         embed_dim: E, of queries and of the output.
         num_heads: h.
-        head_dim: d of queries and keys, E / h where None.
-        v_head_dim: d_v of values, head_dim where None.
-        kv_dim: size of what keys and values are projected from, E where None.
+        head_dim: d of queries and keys; None = E / h.
+        v_head_dim: d_v of values; None = head_dim.
+        kv_dim: Input size of the key and value projections; None = E.
         num_kv_heads: h_kv, fewer key and value heads than query heads (grouped-query, Ainslie et al. 2023).
-        bias: biases in the projections: all, none, or those named, of "q", "k", "v", "out" (Whisper has none on keys).
-        dropout: of attention weights; costs the fused path. Kernels without it refuse it.
-        kind: the kernel, a name in ``mmattn.kernels.KERNELS``.
-        options: the kernel's own keywords.
-        needs: what this attention will be asked for ("self", "causal", "cross", "cache", ...), so that a kernel that
-            lacks it is refused at construction.
+        bias: Biases of the projections: all, none, or those named, of "q", "k", "v", "out" (Whisper has none on keys).
+        dropout: Dropout probability of attention weights; disables the fused path. Kernels without it raise.
+        kind: The kernel, a name in ``mmattn.kernels.KERNELS``.
+        options: The kernel's keywords.
+        needs: Features that will be used ("self", "causal", "cross", "cache", ...); a kernel without them raises at
+            construction.
         qk_norm: "layer" or "rms": normalizes each head's queries and keys before positions and scores, so that scores
             cannot grow without bound (Dehghani et al. 2023, section 2).
-        rotary: rotary positions on queries and keys (self-attention only).
-        position_bias: added to the scores; the same object may also come with the mask instead.
+        rotary: Rotary positions on queries and keys (self-attention only).
+        position_bias: Bias added to the scores; it can be given by the mask instead.
 
     Raises:
-        ValueError: sizes that do not divide; a kernel, option or need that do not fit, by name.
+        ValueError: Indivisible sizes, an unknown kernel or option, or a need that the kernel does not support.
 
     >>> attention = MultiHeadAttention(32, 4, num_kv_heads=2)
     >>> attention(torch.randn(2, 5, 32), mask=Mask(is_causal=True)).shape
@@ -162,17 +164,17 @@ class MultiHeadAttention(nn.Module):
         query_pos: Tensor | None = None,
         key_pos: Tensor | None = None,
     ) -> Tensor:
-        """Attends from query to key, or within query where key is None.
+        """Attends from query to key, or within query if key is None.
 
         Args:
             query: (B, L, E).
             key: (B, S, kv_dim); None means self-attention and nothing else.
-            value: (B, S, kv_dim), key where None.
-            mask: over all keys, those in the cache included. Nothing is causal by default.
-            cache: from `make_cache`, updated in place. In self-attention query holds the new tokens only; in
+            value: (B, S, kv_dim); None = key.
+            mask: Mask over all keys, including those in the cache. Nothing is causal by default.
+            cache: Result of `make_cache`, updated in place. In self-attention query contains the new tokens only; in
                 cross-attention keys and values are projected at the first call; later the query may have K times as
-                many rows, for K beams a source.
-            query_pos: (B|1, L, E), positions added to what queries are projected from, and in self-attention keys,
+                many rows, for K beams per source.
+            query_pos: (B|1, L, E), positions added to the input of the query (and, in self-attention, key) projections,
                 but not values (Carion et al. 2020, section 3.2).
             key_pos: (B|1, S, kv_dim), the same for the keys of cross-attention.
 
@@ -180,7 +182,7 @@ class MultiHeadAttention(nn.Module):
             (B, L, E).
 
         Raises:
-            ValueError: something is asked for that the kernel cannot honour.
+            ValueError: The kernel does not support an argument.
         """
         if key is None and value is not None:
             raise ValueError("a value needs a key: key=None means self-attention and nothing else")
@@ -200,16 +202,17 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, L, E)
 
     def make_cache(self, batch_size: int, *, cross: bool = False) -> Any:
-        """An empty decoding state: a CrossCache, or the kernel's own Cache.
+        """Makes an empty decoding state: a CrossCache, or the kernel's own Cache.
 
         Args:
             batch_size: B.
-            cross: for cross-attention: keys and values are projected once; for self-attention they are appended.
+            cross: Whether it is for cross-attention, which projects keys and values once, or for self-attention, which
+                appends them.
 
         Raises:
-            ValueError: the kernel cannot decode with a cache.
+            ValueError: The kernel does not support cached decoding.
         """
-        like = getattr(self.out_proj, "weight", torch.empty(0))  # what is packed works in float32 on the CPU
+        like = getattr(self.out_proj, "weight", torch.empty(0))  # packed maps compute in float32 on the CPU
         keys, values = (
             like.new_zeros(batch_size, self.num_kv_heads, 0, size) for size in (self.head_dim, self.v_head_dim)
         )
@@ -225,7 +228,7 @@ class MultiHeadAttention(nn.Module):
         key_pos: Tensor | None,
         cache: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, h, L, d), keys (B, h_kv, S, d) and values (B, h_kv, S, d_v); see `forward`."""
+        """Projects queries (B, h, L, d), keys (B, h_kv, S, d) and values (B, h_kv, S, d_v); see `forward`."""
         if (together := project_together(self, query, key, query_pos, cache)) is not None:
             q, k, v = together
             q, k = self._heads(q, self.num_heads, self.q_norm), self._heads(k, self.num_kv_heads, self.k_norm)
@@ -241,7 +244,7 @@ class MultiHeadAttention(nn.Module):
         k = q if self.k_proj is None else self._heads(self.k_proj(key_source), self.num_kv_heads, self.k_norm)
         v = self._heads(self.v_proj(source if value is None else value), self.num_kv_heads)
         if key is not None and cache is not None:
-            k, v = cache.keys, cache.values = k.contiguous(), v.contiguous()  # every step reads them: laid out once
+            k, v = cache.keys, cache.values = k.contiguous(), v.contiguous()  # read at every step
         return q, k, v
 
     def _heads(self, x: Tensor, num_heads: int, norm: nn.Module | None = None) -> Tensor:

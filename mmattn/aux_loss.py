@@ -1,4 +1,4 @@
-"""Losses that modules ask for beside the task's own."""
+"""Auxiliary losses of modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def aux_losses(model: nn.Module) -> Tensor | None:
-    """The sum of ``aux_loss()`` over all modules that have one, or None where there is none.
+    """Returns the sum of ``aux_loss()`` over all modules that define it, or None if there are none.
 
     >>> from mmattn import Encoder
     >>> aux_losses(Encoder(32, 1, 4)) is None

@@ -22,7 +22,7 @@ AttentionConfig = Mapping[str, Any] | str | None
 def make_attention(
     embed_dim: int, num_heads: int, attention: AttentionConfig, needs: Iterable[str], **keywords: Any
 ) -> MultiHeadAttention:
-    """A MultiHeadAttention from the ``attention`` argument of blocks: {"kind": name, and the kernel's options}."""
+    """Makes a MultiHeadAttention from a block's ``attention`` argument: {"kind": name, and the kernel's options}."""
     kind, options = split_attention(attention)
     return MultiHeadAttention(embed_dim, num_heads, kind=kind, options=options, needs=needs, **keywords)
 
@@ -31,20 +31,20 @@ NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.R
 
 
 def make_norm(embed_dim: int, norm: str = "layer", norm_eps: float = 1e-5) -> nn.Module:
-    """A norm over the last dimension: "layer", or "rms", which neither centres nor shifts (Zhang & Sennrich 2019)."""
+    """Makes a norm over the last dimension: "layer", or "rms", without centring and shift (Zhang & Sennrich 2019)."""
     if norm not in NORMS:
         raise ValueError(f"unknown norm {norm!r}; there are: {', '.join(NORMS)}")
     return NORMS[norm](embed_dim, eps=norm_eps)
 
 
 class LayerOptions(TypedDict, total=False):
-    """What encoder and decoder layers have in common beside norms: the keywords that a stack hands to each layer."""
+    """Keywords of encoder and decoder layers, except those of norms, which a stack passes to each layer."""
 
-    ffn_dim: int | None  # 4 E where None
+    ffn_dim: int | None  # size of the feed-forward network's hidden layer; None = 4 E
     dropout: float  # after each sublayer and inside the feed-forward network; not of attention weights
-    attention: AttentionConfig  # the self-attention's {"kind": name, and the kernel's options}, dense where None
+    attention: AttentionConfig  # the self-attention's {"kind": name, and the kernel's options}; None = dense
     rotary: bool  # rotary positions in the self-attention
-    head_dim: int | None  # d, E / h where None
+    head_dim: int | None  # d; None = E / h
     num_kv_heads: int | None  # grouped-query
     bias: bool | Collection[str]  # in all maps, in none, or in all but those of the attention not among q, k, v, out
     activation: str  # of the feed-forward network, a name in ACTIVATIONS
@@ -52,43 +52,43 @@ class LayerOptions(TypedDict, total=False):
 
 
 class Residual(nn.Module):
-    """A norm and dropout around a sublayer: ``x + f(norm(x))``, or ``norm(x + f(x))`` where norm_first is off."""
+    """Residual connection with norm and dropout: ``x + f(norm(x))``, or ``norm(x + f(x))`` with norm_first off."""
 
     def __init__(
         self, embed_dim: int, dropout: float, norm_first: bool, norm_eps: float = 1e-5, norm: str = "layer"
     ) -> None:
         super().__init__()
         self.norm = make_norm(embed_dim, norm, norm_eps)
-        self.scale: nn.Module = nn.Identity()  # where a backbone scales what is added, see `LayerScale`
+        self.scale: nn.Module = nn.Identity()  # some backbones scale the residual, see `LayerScale`
         self.dropout = nn.Dropout(dropout)
         self.norm_first = norm_first
 
     def forward(self, x: Tensor, sublayer: Any, *args: Any, **keywords: Any) -> Tensor:
-        """x (B, L, E) is the sublayer's first argument; the others follow. Returns (B, L, E)."""
+        """x: (B, L, E), the sublayer's first argument, before the others. Returns (B, L, E)."""
         if self.norm_first:
             return x + self.dropout(self.scale(sublayer(self.norm(x), *args, **keywords)))
         return self.norm(x + self.dropout(self.scale(sublayer(x, *args, **keywords))))
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then a feed-forward network, each with its residual.
+    """Self-attention, then a feed-forward network, each with a residual connection.
 
     Args:
         embed_dim: E.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward network; not of attention weights.
-        attention: {"kind": name, and the kernel's options}, dense where None.
-        norm_first: pre-norm, which trains without warm-up tricks; off = post-norm, as the original and BERT.
+        ffn_dim: Size of the feed-forward network's hidden layer; None = 4 E.
+        dropout: Dropout after each sublayer and inside the feed-forward network; not of attention weights.
+        attention: {"kind": name, and the kernel's options}; None = dense.
+        norm_first: Pre-norm, which is less sensitive to warm-up; off = post-norm, as in the original and BERT.
         norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
-        rotary: rotary positions.
-        head_dim: d, E / h where None.
-        num_kv_heads: grouped-query.
-        bias: biases in all maps, in none, or in the attention's only in those of the names "q", "k", "v", "out".
-        activation: of the feed-forward network, a name in ACTIVATIONS.
-        gated: a gated feed-forward network.
-        needs: what the attention will be asked for.
+        norm_eps: Epsilon added to the variance in the norms.
+        rotary: Whether the attention has rotary positions.
+        head_dim: d; None = E / h.
+        num_kv_heads: h_kv of grouped-query attention.
+        bias: Biases in all maps, in none, or in the attention's only in those of the names "q", "k", "v", "out".
+        activation: Activation of the feed-forward network, a name in ACTIVATIONS.
+        gated: Whether the feed-forward network is gated.
+        needs: Features of the attention that will be used.
     """
 
     def __init__(
@@ -126,18 +126,18 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers; with a causal mask, a decoder-only language model's body.
+    """A stack of encoder layers; with a causal mask, the body of a decoder-only language model.
 
     Args:
         embed_dim: E.
-        num_layers: of them.
+        num_layers: Number of layers.
         num_heads: h.
-        norm_first: pre-norm, with one more norm at the end.
+        norm_first: Pre-norm, with one more norm at the end.
         norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
-        position_bias: added to the scores of every layer (shared, as T5 has it).
-        needs: what the attention will be asked for: "self", or "causal" and "cache".
-        layer: other keywords of `EncoderLayer`.
+        norm_eps: Epsilon added to the variance in the norms.
+        position_bias: Bias added to the scores of every layer (shared, as in T5).
+        needs: Features of the attention that will be used: "self", or "causal" and "cache".
+        layer: Other keywords of `EncoderLayer`.
 
     >>> Encoder(32, 2, 4, ffn_dim=64)(torch.randn(2, 5, 32)).shape
     torch.Size([2, 5, 32])
@@ -168,12 +168,12 @@ class Encoder(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(self, x: Tensor, mask: Mask | None = None, cache: list[Cache] | None = None) -> Tensor:
-        """Encodes.
+        """Encodes a sequence.
 
         Args:
-            x: (B, L, E), with absolute positions already added where they are used.
-            mask: for every layer.
-            cache: from `make_cache`, one state a layer.
+            x: (B, L, E), with absolute positions, if any, already added.
+            mask: Mask of every layer.
+            cache: Result of `make_cache`, one state per layer.
 
         Returns:
             (B, L, E).
@@ -186,7 +186,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def hidden_states(self, x: Tensor, mask: Mask | None = None) -> list[Tensor]:
-        """What goes into the first layer and what comes out of each, before the last norm: num_layers + 1 (B, L, E)."""
+        """Returns the first layer's input and each layer's output, before the last norm: num_layers + 1 (B, L, E)."""
         if self.position_bias is not None:
             mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
         states = [x]
@@ -195,12 +195,12 @@ class Encoder(nn.Module):
         return states
 
     def make_cache(self, batch_size: int) -> list[Cache]:
-        """Empty decoding states, one a layer."""
+        """Makes empty decoding states, one per layer."""
         return [cast(EncoderLayer, layer).attention.make_cache(batch_size) for layer in self.layers]
 
 
 def run_layer(stack: Any, layer: nn.Module, *args: Any) -> Any:
-    """One layer of a stack; where the stack checkpoints gradients, its activations are computed again in backward."""
+    """Runs one layer of a stack; with gradient checkpointing, backward recomputes its activations."""
     if stack.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(layer, *args, use_reentrant=False)
     return layer(*args)
@@ -214,20 +214,20 @@ class DecoderLayerCache:
     cross_attention: CrossCache
 
     def tensors(self) -> dict[str, Tensor]:
-        """Both states by dotted name."""
+        """Returns the tensors of both states by dotted name."""
         own = {f"self_attention.{name}": tensor for name, tensor in self.self_attention.tensors().items()}
         return own | {f"cross_attention.{name}": tensor for name, tensor in self.cross_attention.tensors().items()}
 
     def select(self, index: Tensor) -> None:
-        """Keeps the rows of the batch that index (N,) names, in that order."""
+        """Selects the rows of the batch given by index (N,), in that order."""
         self.self_attention.select(index)
         self.cross_attention.select(index)
 
 
 class DecoderLayerOptions(LayerOptions, total=False):
-    """The keywords of `DecoderLayer`, but for what it will be asked for."""
+    """The keywords of `DecoderLayer` except ``needs``."""
 
-    kv_dim: int | None  # size of the memory, E where None
+    kv_dim: int | None  # size of the memory's vectors; None = E
     cross_attention: AttentionConfig
     norm_first: bool
     norm: str
@@ -235,17 +235,17 @@ class DecoderLayerOptions(LayerOptions, total=False):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention to a memory, a feed-forward network, each with its residual.
+    """Self-attention, cross-attention to a memory and a feed-forward network, each with a residual connection.
 
     Args:
         embed_dim: E.
         num_heads: h.
-        kv_dim: size of the memory, E where None.
-        attention: the self-attention's {"kind": name, and the kernel's options}; rotary positions are its alone.
-        cross_attention: the cross-attention's.
-        needs: what the self-attention will be asked for.
+        kv_dim: Size of the memory's vectors; None = E.
+        attention: The self-attention's {"kind": name, and the kernel's options}; only it has rotary positions.
+        cross_attention: The cross-attention's kind and options.
+        needs: Features of the self-attention that will be used.
 
-    The other arguments are those of `EncoderLayer`; what they say of an attention holds for both.
+    The other arguments are those of `EncoderLayer`; those of the attention hold for both attentions.
     """
 
     def __init__(
@@ -296,27 +296,27 @@ class DecoderLayer(nn.Module):
         return self.ffn_residual(x, self.ffn)
 
     def make_cache(self, batch_size: int) -> DecoderLayerCache:
-        """An empty decoding state."""
+        """Makes an empty decoding state."""
         return DecoderLayerCache(
             self.self_attention.make_cache(batch_size), self.cross_attention.make_cache(batch_size, cross=True)
         )
 
 
 class Decoder(nn.Module):
-    """A stack of decoder layers. Its self-attention is as causal as the mask that is passed: ``Mask(is_causal=True)``.
+    """A stack of decoder layers. Its self-attention is causal only with a causal mask: ``Mask(is_causal=True)``.
 
     Args:
         embed_dim: E.
-        num_layers: of them.
+        num_layers: Number of layers.
         num_heads: h.
-        kv_dim: size of the memory, E where None.
+        kv_dim: Size of the memory's vectors; None = E.
         cross_attention: {"kind": name, and the kernel's options}; ``attention`` is the self-attention's.
-        norm_first: pre-norm, with one more norm at the end.
+        norm_first: Pre-norm, with one more norm at the end.
         norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
-        position_bias: added to the scores of every self-attention.
-        needs: what the self-attention will be asked for.
-        layer: other keywords of `DecoderLayer`.
+        norm_eps: Epsilon added to the variance in the norms.
+        position_bias: Bias added to the scores of every self-attention.
+        needs: Features of the self-attention that will be used.
+        layer: Other keywords of `DecoderLayer`.
 
     >>> decoder = Decoder(32, 2, 4, dropout=0.1)
     >>> decoder(torch.randn(2, 5, 32), torch.randn(2, 7, 32), Mask(is_causal=True)).shape
@@ -357,14 +357,14 @@ class Decoder(nn.Module):
         memory_mask: Mask | None = None,
         cache: list[DecoderLayerCache] | None = None,
     ) -> Tensor:
-        """Decodes.
+        """Decodes a sequence.
 
         Args:
-            x: (B, L, E), with absolute positions already added where they are used.
+            x: (B, L, E), with absolute positions, if any, already added.
             memory: (B, S, kv_dim).
-            mask: of the self-attentions; causal only where it says so.
-            memory_mask: of the cross-attentions.
-            cache: from `make_cache`; x then holds the new tokens only.
+            mask: Mask of the self-attentions; not causal by default.
+            memory_mask: Mask of the cross-attentions.
+            cache: Result of `make_cache`; x then contains the new tokens only.
 
         Returns:
             (B, L, E).
@@ -377,5 +377,5 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def make_cache(self, batch_size: int) -> list[DecoderLayerCache]:
-        """Empty decoding states, one a layer."""
+        """Makes empty decoding states, one per layer."""
         return [cast(DecoderLayer, layer).make_cache(batch_size) for layer in self.layers]

@@ -1,4 +1,4 @@
-"""Which channels of a map (B, C, H, W) matter: gates over channels."""
+"""Channel attention: gates over the channels of a map (B, C, H, W)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .spatial import Gate, SpatialAttention
 
 
 class SqueezeExcitation(Gate):
-    """``x * sigmoid(W2 relu(W1 mean(x)))``, one number a channel (Hu et al. 2018, section 3).
+    """``x * sigmoid(W2 relu(W1 mean(x)))``, one weight per channel (Hu et al. 2018, section 3).
 
     Args:
         channels: C.
@@ -36,11 +36,11 @@ class EfficientChannelAttention(Gate):
 
     Args:
         channels: C, which decides the kernel size.
-        kernel_size: how many neighbouring channels decide about one; where None, the odd number nearest to
+        kernel_size: Number of neighbouring channels that determine a weight; None = the odd number nearest to
             ``(log2(C) + 1) / 2`` (section 3.2.3), at least 3.
 
     Raises:
-        ValueError: an even kernel_size.
+        ValueError: An even kernel_size.
 
     >>> gate = EfficientChannelAttention(256)
     >>> gate.conv.kernel_size, gate(torch.randn(2, 256, 8, 6)).shape
@@ -84,12 +84,12 @@ class ChannelAttention(Gate):
 
 
 class CBAM(nn.Module):
-    """Which channels, then which cells: ChannelAttention, then SpatialAttention (Woo et al. 2018, section 3).
+    """ChannelAttention, then SpatialAttention (Woo et al. 2018, section 3).
 
     Args:
         channels: C.
-        reduction: of the channels' mlp.
-        kernel_size: of the cells' convolution, odd.
+        reduction: Reduction of the channel attention.
+        kernel_size: Kernel size of the spatial attention, odd.
 
     >>> CBAM(64)(torch.randn(2, 64, 8, 6)).shape
     torch.Size([2, 64, 8, 6])
@@ -106,7 +106,7 @@ class CBAM(nn.Module):
 
 
 def _mean(x: Tensor, cell_mask: Tensor | None) -> Tensor:
-    """(B, C, H, W) to (B, C), over the real cells; zero where there are none."""
+    """Returns the mean of (B, C, H, W) over the real cells, (B, C); zero if there are none."""
     if cell_mask is None:
         return x.mean((2, 3))
     total = x.masked_fill(~cell_mask[:, None], 0.0).sum((2, 3))
@@ -114,7 +114,7 @@ def _mean(x: Tensor, cell_mask: Tensor | None) -> Tensor:
 
 
 def _max(x: Tensor, cell_mask: Tensor | None) -> Tensor:
-    """(B, C, H, W) to (B, C), over the real cells; zero where there are none."""
+    """Returns the maximum of (B, C, H, W) over the real cells, (B, C); zero if there are none."""
     if cell_mask is None:
         return x.amax((2, 3))
     highest = x.masked_fill(~cell_mask[:, None], torch.finfo(x.dtype).min).amax((2, 3))

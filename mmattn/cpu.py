@@ -1,6 +1,6 @@
-"""What makes the core fast on a CPU and nobody needs to read: each name here answers as the plain code beside its call.
+"""CPU optimizations of the core. Each function returns the same result as the plain code next to its call.
 
-Decoding steps that read keys and values in order, one product for queries, keys and values, buffers that grow in place.
+Decoding steps that read keys and values sequentially, one product for queries, keys and values, and growable buffers.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from torch import Tensor, nn
 from .masks import Mask
 
 FEW = 8  # queries
-CHUNK = 2**19  # numbers: what is between the products stays in the processor's cache
+CHUNK = 2**19  # numbers: intermediate results stay in the CPU's cache
 
 
 def attend_step(
     q: Tensor, k: Tensor, v: Tensor, mask: Mask | None, scale: float | None = None, dropout_p: float = 0.0
 ) -> Tensor | None:
-    """`mmattn.functional.attend` in a step of decoding: few queries, whose time goes into reading keys and values.
+    """`mmattn.functional.attend` for a decoding step: few queries, whose time is that of reading keys and values.
 
-    The fused path jumps from head to head and from row to row; going through memory in order takes a third less.
+    The fused path reads memory head by head and row by row; sequential reads take a third less time.
 
     Args:
         q: (B, h, L, d).
-        k: (B, h, S, d), laid out head by head, as a memory's keys are, or token by token, as a cache's are.
+        k: (B, h, S, d), contiguous by head, as a memory's keys, or by token, as a cache's.
         v: (B, h, S, d_v), likewise.
-        mask: who may attend to whom.
-        scale: of the scores, 1 / sqrt(d) where None.
-        dropout_p: of attention weights.
+        mask: Attention mask.
+        scale: Scale of the scores; None = 1 / sqrt(d).
+        dropout_p: Dropout probability of attention weights.
 
     Returns:
-        (B, h, L, d_v), or None where this is not the faster way, or cannot be.
+        (B, h, L, d_v), or None if this path is not faster or not applicable.
     """
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or dropout_p:
         return None
@@ -47,7 +47,7 @@ def attend_step(
     if not by_head and (L > 1 or (mask is not None and mask.attn_mask is not None)):
         return None
     added, empty = (None, False) if mask is None else mask.added(L, S, q.dtype, q.device)
-    if empty:  # a query that may attend to nothing gets zeros, and no number to add says so
+    if empty:  # a query that may attend to nothing gets zeros, which an additive mask cannot express
         return None
     if by_head:
         start = q.new_zeros(1) if added is None else added
@@ -79,20 +79,20 @@ def _by_token(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None) -> Tensor:
 def project_together(
     attention: Any, query: Tensor, key: Tensor | None, query_pos: Tensor | None, cache: Any
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The projections of a self-attention as one product.
+    """Computes the projections of a self-attention as one product.
 
     Args:
-        attention: a `mmattn.MultiHeadAttention`, and what its `forward` was given:
+        attention: A `mmattn.MultiHeadAttention`; the other arguments are those of its `forward`.
         query: (B, L, E).
-        key: of cross-attention.
+        key: The key of cross-attention.
         query_pos: (B|1, L, E).
-        cache: the decoding state.
+        cache: The decoding state.
 
     Returns:
-        (B, L, h d), (B, L, h_kv d) and (B, L, h_kv d_v), or None where three products are as good.
+        (B, L, h d), (B, L, h_kv d) and (B, L, h_kv d_v), or None if three products are as fast.
 
     Raises:
-        ValueError: the projections are one map for good, which does not fit what is asked for.
+        ValueError: The projections are fused, and the call is not plain self-attention.
     """
     alone = key is None and query_pos is None
     maps = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -105,8 +105,8 @@ def project_together(
         or query.device.type != "cpu"
         or torch.compiler.is_compiling()
         or not all(map(_is_plain, maps))
-        or cache is not None  # it would keep all three for the sake of two
-        or query.numel() < attention.embed_dim**2  # fewer tokens than it takes to pay for stacking the weights
+        or cache is not None  # it would store all three to use two
+        or query.numel() < attention.embed_dim**2  # too few tokens to amortize stacking the weights
     ):
         return None
     else:
@@ -117,11 +117,11 @@ def project_together(
 
 
 def fuse_projections(attention: Any, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
-    """Makes one map of the queries', keys' and values', where an attention is known to be within one sequence.
+    """Fuses the query, key and value projections of an attention that is used as self-attention only.
 
     Args:
-        attention: a `mmattn.MultiHeadAttention`.
-        make: weight (out, in) and bias (out,) or None to the map that takes their place.
+        attention: A `mmattn.MultiHeadAttention`.
+        make: Maps weight (out, in) and bias (out,) or None to the fused map.
     """
     if not attention.only_self or attention.k_proj is None or attention.qkv_proj is not None:
         return
@@ -131,12 +131,12 @@ def fuse_projections(attention: Any, make: Callable[[Tensor, Tensor | None], nn.
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether a module is a linear map and nothing else: not replaced, parametrized or hooked."""
+    """Whether a module is a plain linear map, i.e. not replaced, parametrized or hooked."""
     return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _stack(maps: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the linear maps as one."""
+    """Concatenates the weights and biases of linear maps."""
     maps = list(maps)
     weight = torch.cat([m.weight for m in maps])
     if all(m.bias is None for m in maps):
@@ -145,18 +145,18 @@ def _stack(maps: Iterable[Any]) -> tuple[Tensor, Tensor | None]:
 
 
 class GrowableBuffer:
-    """Memory with room to grow for a tensor (B, h, S, d) that is appended to in place and reordered into a second one.
+    """A buffer for a tensor (B, h, S, d) that grows in place and is reordered into a second buffer.
 
-    A fresh tensor at each step would cost more than what is done with it: the system clears its pages first. Where a
-    gradient may need what was there before, tensors are made afresh.
+    Allocating a tensor at each step would cost more than the computation, as the system clears its pages. If gradients
+    may need earlier values, new tensors are allocated nevertheless.
     """
 
     def __init__(self) -> None:
-        self.part: Tensor | None = None  # what was handed out: the first S of here
+        self.part: Tensor | None = None  # the tensor last returned: the first S of here
         self.here = self.spare = torch.empty(0, 0, 0, 0)  # (B, room, h, d), B at least
 
     def append(self, part: Tensor, new: Tensor) -> Tensor:
-        """part (B, h, S, d) and new (B, h, L, d) in one: (B, h, S + L, d)."""
+        """Concatenates part (B, h, S, d) and new (B, h, L, d) to (B, h, S + L, d)."""
         S = part.shape[2]
         if not torch.is_inference_mode_enabled():
             return torch.cat([part, new], dim=2) if S else new
@@ -169,7 +169,7 @@ class GrowableBuffer:
         return self.part
 
     def select(self, part: Tensor, index: Tensor) -> Tensor:
-        """Rows of part (B, h, S, d) that index (N,) names: (N, h, S, d)."""
+        """Selects the rows of part (B, h, S, d) given by index (N,): (N, h, S, d)."""
         if part is not self.part or not torch.is_inference_mode_enabled():
             return select_rows(part, index)
         if is_in_order(index, len(part)):
@@ -185,10 +185,10 @@ class GrowableBuffer:
 
 
 def select_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x (B, ...) that index (N,) names: x itself where these are all of them, in order."""
+    """Selects the rows of x (B, ...) given by index (N,); returns x itself if these are all rows, in order."""
     return x if is_in_order(index, len(x)) else x.index_select(0, index)
 
 
 def is_in_order(index: Tensor, rows: int) -> bool:
-    """Whether index (N,) names all rows, in order."""
+    """Whether index (N,) lists all rows, in order."""
     return len(index) == rows and torch.equal(index, torch.arange(rows, device=index.device))

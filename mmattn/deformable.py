@@ -1,4 +1,4 @@
-"""Attention to a few sampled points of several maps: linear in their cells."""
+"""Attention to a few sampled points of several maps, linear in the number of cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .probe import Probe
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at a few points around its reference point, in maps of several scales.
+    """Multi-scale deformable attention: each query samples a few points around its reference point in several maps.
 
     ``sum_h W_h sum_{l,k} A_{hlk} W'_h x_l(p_l + offset_{hlk})``, bilinear between cells, zero outside; weights A (a
     softmax over levels and points) and offsets are linear in the query (Zhu et al. 2021, section 4.1, equation 3).
@@ -23,12 +23,12 @@ class DeformableAttention(nn.Module):
     Args:
         embed_dim: E.
         num_heads: h.
-        num_levels: maps.
-        num_points: sampled per head and map.
-        kv_dim: of the maps, E where None.
+        num_levels: Number of maps.
+        num_points: Points per head and map.
+        kv_dim: Channels of the maps; None = E.
 
     Raises:
-        ValueError: embed_dim that does not divide.
+        ValueError: embed_dim is not divisible by num_heads.
 
     >>> maps = [torch.randn(2, 32, 8, 6), torch.randn(2, 32, 4, 3)]
     >>> value, shapes = flatten_maps(maps)
@@ -53,7 +53,7 @@ class DeformableAttention(nn.Module):
         self._reset()
 
     def _reset(self) -> None:
-        """Head i starts looking 1, 2, .. cells away in direction i, all alike (appendix A.4)."""
+        """Initializes the points of head i to 1, 2, .. cells in direction i, with equal weights (appendix A.4)."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         ways = torch.stack([angles.cos(), angles.sin()], dim=-1)  # (h, 2)
         ways = ways / ways.abs().amax(-1, keepdim=True)  # onto a square, where rings of cells lie
@@ -76,25 +76,25 @@ class DeformableAttention(nn.Module):
         reference: Tensor,
         key_mask: Tensor | None = None,
     ) -> Tensor:
-        """Samples.
+        """Samples the maps.
 
         Args:
             query: (B, L, E).
-            value: (B, S, kv_dim), the cells of all maps, one map after the other: see `flatten_maps`.
+            value: (B, S, kv_dim), the cells of all maps, map by map: see `flatten_maps`.
             shapes: (H, W) of each map.
-            reference: (B, L, num_levels or 1, 2), points xy in 0..1 of each map, from which offsets count in cells; or
-                (.., 4), boxes cxcywh, from whose centres they count in halves of the box over num_points.
+            reference: (B, L, num_levels or 1, 2), points xy in 0..1 of each map, with offsets in cells; or (.., 4),
+                boxes cxcywh, with offsets from their centres in halves of the box over num_points.
             key_mask: (B, S) bool, True = a real cell; the others are zeros, as outside the map.
 
         Returns:
             (B, L, E).
 
         Raises:
-            ValueError: another number of maps than num_levels, cells that do not fit the shapes, or references that are
+            ValueError: The number of maps is not num_levels, the cells do not fit the shapes, or the references are
                 neither points nor boxes.
         """
         self._check(value, shapes, reference)
-        wide = torch.promote_types(value.dtype, torch.float32)  # half precision cannot tell the cells of a large map
+        wide = torch.promote_types(value.dtype, torch.float32)  # half precision cannot resolve the cells of a large map
         offsets = self.offset_proj(query).to(wide)
         offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2))  # (B, L, h, l, k, 2)
         weights = self.weight_proj(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)  # (B, L, h, l k)
@@ -120,7 +120,7 @@ class DeformableAttention(nn.Module):
         return self.out_proj(out.to(query.dtype))
 
     def _locate(self, offsets: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """Where to sample: (B, L, h, levels, points, 2), xy in 0..1 of each map."""
+        """Returns the sampling locations (B, L, h, levels, points, 2), xy in 0..1 of each map."""
         reference = reference[:, :, None, :, None]  # (B, L, 1, l|1, 1, 2|4)
         if reference.shape[-1] == 4:
             return reference[..., :2] + offsets * reference[..., 2:] * (0.5 / self.num_points)
@@ -142,7 +142,7 @@ class DeformableAttention(nn.Module):
 
 
 def flatten_maps(maps: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Maps (B, C, H, W) as one row of cells, map after map, row by row.
+    """Concatenates the cells of maps (B, C, H, W), map by map and row by row.
 
     Returns:
         (B, S, C), and (H, W) of each map.

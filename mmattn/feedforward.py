@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """``x sigmoid(1.702 x)``, the cheap GELU that CLIP has (Hendrycks & Gimpel 2016, section 2)."""
+    """``x sigmoid(1.702 x)``, the approximate GELU of CLIP (Hendrycks & Gimpel 2016, section 2)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -26,18 +26,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """``W2 dropout(f(W1 x))``, position by position (Vaswani et al. 2017, section 3.3; GELU as BERT).
+    """``W2 dropout(f(W1 x))``, position-wise (Vaswani et al. 2017, section 3.3; GELU as in BERT).
 
     Args:
         embed_dim: E.
-        ffn_dim: between the two maps, 4 E where None.
-        dropout: between them.
+        ffn_dim: Size of the hidden layer; None = 4 E.
+        dropout: Dropout probability of the hidden layer.
         activation: f, a name in ACTIVATIONS.
         gated: ``W2 dropout(f(W1 x) * V x)`` (Shazeer 2020, section 2).
-        bias: biases in all maps.
+        bias: Whether the maps have biases.
 
     Raises:
-        ValueError: no such activation.
+        ValueError: An unknown activation.
 
     >>> FeedForward(8, 32, activation="gelu_tanh")(torch.randn(2, 5, 8)).shape
     torch.Size([2, 5, 8])

@@ -1,4 +1,4 @@
-"""Attention as functions: the fused path, and the explicit pieces that kernels share."""
+"""Functional attention: the fused path, and the explicit operations that kernels share."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def attend(
         q: (B, h, L, d).
         k: (B, h_kv, S, d); h must be a multiple of h_kv (grouped-query: query head i reads head i // (h / h_kv)).
         v: (B, h_kv, S, d_v).
-        mask: who may attend to whom, None = all to all.
-        scale: of the scores, 1 / sqrt(d) where None.
-        dropout_p: drops attention weights; anything above 0 leaves the fused path (about half the speed).
+        mask: Attention mask; None = all to all.
+        scale: Scale of the scores; None = 1 / sqrt(d).
+        dropout_p: Dropout probability of attention weights; above 0 disables the fused path (about half the speed).
 
     Returns:
         (B, h, L, d_v); zeros for a query that may attend to nothing.
@@ -52,7 +52,7 @@ def attend(
         attn_mask = bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))
     grouped = not same_size(q.shape[1], k.shape[1])
     d, d_v = q.shape[-1], v.shape[-1]
-    if d != d_v and q.device.type == "cpu":  # fused CPU kernels want one size: zeros cost less than the slow path
+    if d != d_v and q.device.type == "cpu":  # fused CPU kernels need equal sizes; padding is cheap
         scale = d**-0.5 if scale is None else scale
         q, k, v = (F.pad(x, (0, max(d, d_v) - x.shape[-1])) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=grouped)
@@ -61,19 +61,19 @@ def attend(
 
 
 def _sdpa_zeroes_empty_rows(q: Tensor) -> bool:
-    """Torch's CPU kernels do, with a boolean mask (tests hold them to it); other devices, exports promise nothing."""
+    """Whether SDPA returns zeros for empty rows: CPU kernels with a boolean mask do (tested); others may not."""
     return q.device.type == "cpu" and not torch.compiler.is_exporting()
 
 
 def masked_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
-    """Softmax over the allowed keys; a row without any is zero, and so is its gradient.
+    """Softmax over the allowed keys; a row without allowed keys is zero, and so is its gradient.
 
-    The lowest finite number stands in for minus infinity: a row of minus infinities would be NaN, backwards even where
-    forward is repaired.
+    The lowest finite number replaces minus infinity: a row of minus infinities would give NaN, in backward even if
+    forward replaced it.
 
     Args:
         scores: (B, h, L, S).
-        allowed: bool, broadcastable to scores, or None.
+        allowed: Bool, broadcastable to scores, or None.
 
     Returns:
         (B, h, L, S).
@@ -84,28 +84,28 @@ def masked_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
 
 
 def dot_scores(q: Tensor, k: Tensor, mask: Mask | None = None, scale: float | None = None) -> Tensor:
-    """Scaled dot products with the mask's position bias, before any masking: (B, h, L, S)."""
+    """Returns scaled dot products with the mask's position bias, before masking: (B, h, L, S)."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return add_bias((q * scale) @ repeat_heads(k, q.shape[1]).transpose(-2, -1), mask)
 
 
 def add_bias(scores: Tensor, mask: Mask | None) -> Tensor:
-    """Adds the mask's position bias, if it has one, to scores (B, h, L, S)."""
+    """Adds the mask's position bias, if any, to scores (B, h, L, S)."""
     if mask is None or mask.bias is None:
         return scores
     return scores + mask.bias.dense(scores.shape[-2], scores.shape[-1]).to(scores.dtype)
 
 
 def allowed_keys(q: Tensor, k: Tensor, mask: Mask | None) -> Tensor | None:
-    """The dense boolean mask for these queries and keys, or None."""
+    """Returns the dense boolean mask for these queries and keys, or None."""
     return None if mask is None else mask.dense(q.shape[-2], k.shape[-2], q.device)
 
 
 def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Grouped-query: (B, h_kv, S, d) to (B, num_heads, S, d), each head repeated in place, as SDPA does.
+    """Repeats the heads of grouped-query attention, (B, h_kv, S, d) to (B, num_heads, S, d), in SDPA's order.
 
     Raises:
-        ValueError: num_heads is no multiple of h_kv.
+        ValueError: num_heads is not a multiple of h_kv.
     """
     if x.shape[1] == num_heads:
         return x

@@ -1,4 +1,4 @@
-"""Where two modalities meet."""
+"""Fusion of two modalities by attention."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from .probe import Probe
 
 
 class CrossModalAttention(nn.Module):
-    """Each modality attends to the other at once, with residuals (cross-attention of Tan & Bansal 2019, section 2.2).
+    """Simultaneous cross-attention of two modalities, with residuals (Tan & Bansal 2019, section 2.2).
 
     Args:
-        embed_dim: of the first modality.
+        embed_dim: Size of the first modality's vectors.
         num_heads: h.
-        other_dim: of the second modality, embed_dim where None.
-        dropout: after each attention.
-        cross_attention: {"kind": name, and the kernel's options}, for both ways.
-        norm_first: pre-norm.
+        other_dim: Size of the second modality's vectors; None = embed_dim.
+        dropout: Dropout after each attention.
+        cross_attention: {"kind": name, and the kernel's options}, of both attentions.
+        norm_first: Pre-norm.
 
     >>> a, b = CrossModalAttention(32, 4)(torch.randn(2, 5, 32), torch.randn(2, 7, 32))
     >>> a.shape, b.shape
@@ -59,16 +59,16 @@ class CrossModalAttention(nn.Module):
     def forward(
         self, a: Tensor, b: Tensor, *, a_mask: Mask | None = None, b_mask: Mask | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Exchanges.
+        """Attends from a to b and from b to a.
 
         Args:
             a: (B, L, embed_dim).
             b: (B, S, other_dim).
-            a_mask: whose key_mask says which tokens of a are real.
-            b_mask: the same of b.
+            a_mask: Mask whose key_mask is True for real tokens of a.
+            b_mask: The mask of b, likewise.
 
         Returns:
-            a, having looked at b: (B, L, embed_dim); and b, having looked at a: (B, S, other_dim).
+            The updated a (B, L, embed_dim) and b (B, S, other_dim).
         """
         if self.norm_first:
             from_a, from_b = self.norm_a(a), self.norm_b(b)
@@ -80,11 +80,11 @@ class CrossModalAttention(nn.Module):
 
 
 class MultimodalFusionBlock(DecoderLayer):
-    """Queries (latents, or a text) attend to themselves, then to the other modality, then a feed-forward network.
+    """Self-attention of queries (latents or a text), cross-attention to the other modality, a feed-forward network.
 
-    A decoder's layer whose queries see each other both ways: the order of Perceiver IO's and Q-Former's blocks (Li et
-    al. 2023, section 3.1). Arguments as `DecoderLayer`, whose memory is the other modality; a cross_attention of
-    {"kind": "sigmoid", "num_sigmoid_heads": 2} has heads that count.
+    A decoder layer with bidirectional self-attention: the order of Perceiver IO's and Q-Former's blocks (Li et al.
+    2023, section 3.1). Arguments are those of `DecoderLayer`, whose memory is the other modality; a cross_attention of
+    {"kind": "sigmoid", "num_sigmoid_heads": 2} has heads that can count.
 
     >>> MultimodalFusionBlock(32, 4, kv_dim=16)(torch.randn(2, 5, 32), torch.randn(2, 64, 16)).shape
     torch.Size([2, 5, 32])
@@ -95,15 +95,15 @@ class MultimodalFusionBlock(DecoderLayer):
 
 
 class CoAttentionLayer(nn.Module):
-    """Both streams attend to each other and pass a feed-forward network; then a transformer layer in each.
+    """Co-attention of two streams with feed-forward networks, then a transformer layer in each stream.
 
     Args:
         embed_dim: E, of both streams.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward networks.
-        attention: the self-attentions' {"kind": name, and the kernel's options}.
-        cross_attention: the co-attentions'.
+        ffn_dim: Size of the feed-forward networks' hidden layers; None = 4 E.
+        dropout: Dropout after each sublayer and inside the feed-forward networks.
+        attention: The self-attentions' {"kind": name, and the kernel's options}.
+        cross_attention: The co-attentions' kind and options.
     """
 
     def __init__(
@@ -128,20 +128,20 @@ class CoAttentionLayer(nn.Module):
     def forward(
         self, a: Tensor, b: Tensor, a_mask: Mask | None = None, b_mask: Mask | None = None
     ) -> tuple[Tensor, Tensor]:
-        """a: (B, L, E); b: (B, S, E). Returns both, changed."""
+        """a: (B, L, E); b: (B, S, E). Returns both, updated."""
         a, b = self.exchange(a, b, a_mask=a_mask, b_mask=b_mask)
         a, b = self.ffn_residual_a(a, self.ffn_a), self.ffn_residual_b(b, self.ffn_b)
         return self.layer_a(a, a_mask), self.layer_b(b, b_mask)
 
 
 class CoAttention(nn.Module):
-    """Two streams that exchange in every layer (Lu et al. 2019, ViLBERT, section 2.2).
+    """A stack of co-attention layers over two streams (Lu et al. 2019, ViLBERT, section 2.2).
 
     Args:
         embed_dim: E, of both streams.
-        num_layers: of co-attentional layers.
+        num_layers: Number of co-attention layers.
         num_heads: h.
-        layer: other keywords of `CoAttentionLayer`.
+        layer: Other keywords of `CoAttentionLayer`.
 
     >>> a, b = CoAttention(32, 2, 4)(torch.randn(2, 5, 32), torch.randn(2, 64, 32))
     >>> a.shape, b.shape
@@ -157,22 +157,22 @@ class CoAttention(nn.Module):
     def forward(
         self, a: Tensor, b: Tensor, *, a_mask: Mask | None = None, b_mask: Mask | None = None
     ) -> tuple[Tensor, Tensor]:
-        """a: (B, L, E) with its mask; b: (B, S, E) with its own. Returns both, changed and normalized."""
+        """a: (B, L, E) with its mask; b: (B, S, E) with its mask. Returns both, updated and normalized."""
         for layer in self.layers:
             a, b = run_layer(self, layer, a, b, a_mask, b_mask)
         return self.norm_a(a), self.norm_b(b)
 
 
 class AttentionPooling(nn.Module):
-    """Learned queries read a sequence or a flattened map: the summary is weighted, not averaged.
+    """Pooling of a sequence or a flattened map by attention from learned queries.
 
     Pooling by multi-head attention (Lee et al. 2019, section 3.2), without its feed-forward network.
 
     Args:
         embed_dim: E, of the queries and the result.
         num_heads: h.
-        num_queries: how many vectors to read out.
-        kv_dim: of the sequence, E where None.
+        num_queries: Number of queries, i.e. of resulting vectors.
+        kv_dim: Size of the sequence's vectors; None = E.
         attention: {"kind": name, and the kernel's options}.
 
     >>> AttentionPooling(32, 4)(torch.randn(2, 64, 32)).shape
@@ -202,12 +202,12 @@ class AttentionPooling(nn.Module):
 
 
 class BiDAF(nn.Module):
-    """A context and a question read each other; the context comes back with what it found (Seo et al. 2017, section 2).
+    """Bidirectional attention flow between a context a and a question b (Seo et al. 2017, section 2).
 
-    With ``s_ij = w^T [a_i; b_j; a_i * b_j]``: each token of a attends to b, ``b~_i = sum_j softmax_j(s_ij) b_j``; a as
-    a whole is read by its tokens' best match, ``a~ = sum_i softmax_i(max_j s_ij) a_i``; out comes
-    ``[a_i; b~_i; a_i * b~_i; a_i * a~]``. ``capture`` records the two, (B, L, S) under the path of `a_to_b` and (B, L)
-    under that of `b_to_a`.
+    With ``s_ij = w^T [a_i; b_j; a_i * b_j]``, each token of a attends to b, ``b~_i = sum_j softmax_j(s_ij) b_j``, and a
+    is pooled by its tokens' best match, ``a~ = sum_i softmax_i(max_j s_ij) a_i``; the result is
+    ``[a_i; b~_i; a_i * b~_i; a_i * a~]``. ``capture`` records the weights, (B, L, S) under the path of `a_to_b` and
+    (B, L) under that of `b_to_a`.
 
     Args:
         embed_dim: E, of both.
@@ -218,7 +218,7 @@ class BiDAF(nn.Module):
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        # The three thirds of w: so the (B, L, S, 3 E) of the definition is never made.
+        # The three thirds of w, which avoid the (B, L, S, 3 E) of the definition.
         self.score_a = nn.Linear(embed_dim, 1, bias=False)
         self.score_b = nn.Linear(embed_dim, 1, bias=False)
         self.score_both = nn.Parameter(torch.empty(embed_dim))
@@ -228,13 +228,13 @@ class BiDAF(nn.Module):
     def forward(
         self, a: Tensor, b: Tensor, *, a_key_mask: Tensor | None = None, b_key_mask: Tensor | None = None
     ) -> Tensor:
-        """Reads both ways.
+        """Attends in both directions.
 
         Args:
             a: (B, L, E), the context.
             b: (B, S, E), the question.
             a_key_mask: (B, L) bool, True = a real token.
-            b_key_mask: (B, S) likewise. Where it has no real token, b~ and a~ are zero.
+            b_key_mask: (B, S) likewise. Without a real token, b~ and a~ are zero.
 
         Returns:
             (B, L, 4 E).

@@ -1,4 +1,4 @@
-"""Words, then sentences: a document read at two levels."""
+"""Hierarchical attention over the words of sentences and the sentences of documents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ContextPooling(nn.Module):
 
     Args:
         embed_dim: E.
-        hidden_dim: of the scores' network, E where None.
+        hidden_dim: Size of the hidden layer of the scores; None = E.
 
     >>> ContextPooling(32)(torch.randn(2, 7, 32)).shape
     torch.Size([2, 32])
@@ -32,24 +32,24 @@ class ContextPooling(nn.Module):
         self.weights = Probe()
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """x: (B, S, E); key_mask: (B, S) bool, True = a real token. Returns (B, E), zeros where there is none."""
+        """x: (B, S, E); key_mask: (B, S) bool, True = a real token. Returns (B, E), zeros for an empty row."""
         scores = self.proj(x).tanh() @ self.context  # (B, S)
         weights = self.weights(masked_softmax(scores, key_mask))  # (B, S)
         return (weights[:, None] @ x).squeeze(1)  # (B, E)
 
 
 class Recurrent(nn.Module):
-    """An LSTM or GRU over vectors, one net a layer and direction; called as `mmattn.Encoder` is.
+    """A bidirectional LSTM or GRU over vectors, with the call signature of `mmattn.Encoder`.
 
     Args:
-        input_dim: of the vectors.
-        hidden_dim: of the result, both directions together.
+        input_dim: Size of the vectors.
+        hidden_dim: Size of the result, both directions together.
         kind: "lstm" or "gru".
-        num_layers: of them.
-        dropout: between layers.
+        num_layers: Number of layers.
+        dropout: Dropout between layers.
 
     Raises:
-        ValueError: unknown kind, or a hidden_dim that does not halve.
+        ValueError: An unknown kind, or an odd hidden_dim.
 
     >>> Recurrent(16, 32)(torch.randn(2, 7, 16)).shape
     torch.Size([2, 7, 32])
@@ -63,45 +63,45 @@ class Recurrent(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
-        """Reads the real vectors, one after the other, wherever the padding lies.
+        """Encodes the real vectors in order; padding may be at any position.
 
         Args:
             x: (B, L, input_dim).
-            mask: with a key mask alone.
+            mask: A mask with nothing but a key mask.
 
         Returns:
             (B, L, hidden_dim), zeros at padding.
 
         Raises:
-            ValueError: a mask that says more.
+            ValueError: The mask has other parts than a key mask.
         """
         if mask is not None and (mask.features or mask.attn_mask is not None):
-            raise ValueError("a recurrent encoder reads in both directions and honours a key mask alone")
+            raise ValueError("a recurrent encoder is bidirectional and supports a key mask alone")
         key_mask = None if mask is None else mask.key_mask
         if key_mask is None:
             return read_both_ways(self.forwards, self.backwards, x, x.new_ones(x.shape[:2]).bool(), self.dropout)[0]
         count = key_mask.cumsum(1)  # (B, L)
         length = count[:, -1:]  # (B, 1)
-        hidden = torch.arange(x.shape[1], device=x.device) - count + length  # where padding goes: behind the real ones
-        place = torch.where(key_mask, count - 1, hidden)[:, :, None]  # (B, L, 1), a permutation
-        closed = torch.zeros_like(x).scatter(1, place.expand_as(x), x)  # (B, L, input_dim), without holes
+        behind = torch.arange(x.shape[1], device=x.device) - count + length  # padding is moved behind the real vectors
+        place = torch.where(key_mask, count - 1, behind)[:, :, None]  # (B, L, 1), a permutation
+        closed = torch.zeros_like(x).scatter(1, place.expand_as(x), x)  # (B, L, input_dim), without gaps
         in_front = torch.arange(x.shape[1], device=x.device) < length  # (B, L)
         states, _ = read_both_ways(self.forwards, self.backwards, closed, in_front, self.dropout)
         return states.gather(1, place.expand(-1, -1, states.shape[2]))  # (B, L, hidden_dim)
 
 
 class HierarchicalAttention(nn.Module):
-    """Words make sentences, sentences make the document (Yang et al. 2016, section 2.2).
+    """Hierarchical attention network over words and sentences (Yang et al. 2016, section 2.2).
 
-    In each sentence its words are encoded and pooled by attention; the sentences likewise. ``capture`` records the
+    The words of each sentence are encoded and pooled by attention; then the sentences likewise. ``capture`` records the
     words' weights (B n, w) under `pool_words.weights`, the sentences' (B, n) under `pool_sentences.weights`.
 
     Args:
-        embed_dim: of the words' vectors.
-        hidden_dim: of sentences and document, embed_dim where None.
-        word_encoder: any module called as ``encoder(x, mask)`` with x (B, L, embed_dim) and a Mask, which gives
-            (B, L, hidden_dim), such as `mmattn.Encoder`; a bidirectional GRU, as in the paper, where None.
-        sentence_encoder: likewise over sentences, from hidden_dim to hidden_dim.
+        embed_dim: Size of the words' vectors.
+        hidden_dim: Size of the vectors of sentences and document; None = embed_dim.
+        word_encoder: A module called as ``encoder(x, mask)`` with x (B, L, embed_dim) and a Mask, which returns
+            (B, L, hidden_dim), such as `mmattn.Encoder`; None = a bidirectional GRU, as in the paper.
+        sentence_encoder: Likewise over sentences, from hidden_dim to hidden_dim.
 
     >>> HierarchicalAttention(16, 32)(torch.randn(2, 5, 7, 16)).shape
     torch.Size([2, 32])
@@ -122,14 +122,14 @@ class HierarchicalAttention(nn.Module):
         self.pool_words, self.pool_sentences = ContextPooling(hidden_dim), ContextPooling(hidden_dim)
 
     def forward(self, x: Tensor, word_mask: Tensor | None = None) -> Tensor:
-        """Reads documents.
+        """Encodes documents.
 
         Args:
             x: (B, n, w, embed_dim), n sentences of w words.
-            word_mask: (B, n, w) bool, True = a real word. A sentence without any is none, wherever it stands.
+            word_mask: (B, n, w) bool, True = a real word. A sentence without real words is padding, at any position.
 
         Returns:
-            (B, hidden_dim), zeros for a document without any word.
+            (B, hidden_dim), zeros for a document without real words.
         """
         B, n = x.shape[:2]
         words = x.flatten(0, 1)  # (B n, w, embed_dim)

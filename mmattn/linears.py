@@ -1,7 +1,7 @@
-"""Linear maps for inference: their weights packed once, in float32, bfloat16 or int8.
+"""Linear maps for inference with packed weights in float32, bfloat16 or int8.
 
-What packing buys, on one core with AVX-512 and 160 rows of 512: float32 runs at twice the speed of a plain
-``nn.Linear``, bfloat16 at four times, int8 at six.
+On one core with AVX-512 and 160 rows of 512, packed float32 runs at twice the speed of a plain ``nn.Linear``, bfloat16
+at four times, int8 at six.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .cpu import fuse_projections
 
 
 class PackedLinear(nn.Module):
-    """``x W^T + b`` with W laid out once as oneDNN's matrix products want it.
+    """``x W^T + b`` with W packed once in the layout of oneDNN's matrix products.
 
     Args:
-        weight: (out, in), on the CPU, float32 or bfloat16; what comes in is rounded to its type, what goes out is not.
+        weight: (out, in), on the CPU, float32 or bfloat16; inputs are rounded to its type, outputs are not.
         bias: (out,) or None.
     """
 
@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out), of x's type."""
+        """Maps (..., in) to (..., out), of x's type."""
         out = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
         return out.to(x.dtype)
 
@@ -42,10 +42,10 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """``x W^T + b`` in eight bits: a scale a row of W, found once; a scale of x, found at every call.
+    """``x W^T + b`` in int8, with one static scale per row of W and one dynamic scale for x.
 
-    Symmetric weights, asymmetric activations, sums in 32 bits (Jacob et al. 2018, section 2). With one scale for all of
-    x a row's rounding depends on the rows beside it; a scale a row made greedy search 1.09 and five beams 1.38 times as
+    Symmetric weights, asymmetric activations, sums in 32 bits (Jacob et al. 2018, section 2). With one scale for x the
+    rounding of a row depends on the other rows; one scale per row made greedy search 1.09 and five beams 1.38 times as
     slow.
 
     Args:
@@ -61,7 +61,7 @@ class Int8Linear(nn.Module):
         engine = torch.backends.quantized.engine
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions.*")
-            torch.backends.quantized.engine = "onednn"  # decides what prepack makes; its products are the fastest
+            torch.backends.quantized.engine = "onednn"  # determines the packed layout; its products are the fastest
             try:
                 rounded = torch.quantize_per_channel(weight, scales, torch.zeros_like(scales).long(), 0, torch.qint8)
                 bias = None if bias is None else bias.detach().float().contiguous()
@@ -70,7 +70,7 @@ class Int8Linear(nn.Module):
                 torch.backends.quantized.engine = engine
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
+        """Maps (..., in) to (..., out)."""
         found = torch.ops.quantized.linear_dynamic(x if x.dim() > 1 else x[None], self.packed)
         return found if x.dim() > 1 else found[0]
 
@@ -82,15 +82,15 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> nn.Module:
-    """A packed linear map.
+    """Makes a packed linear map.
 
     Args:
         weight: (out, in).
         bias: (out,) or None.
-        precision: of PRECISIONS.
+        precision: One of PRECISIONS.
 
     Raises:
-        ValueError: no such precision.
+        ValueError: An unknown precision.
     """
     if precision == "int8":
         return Int8Linear(weight, bias)
@@ -101,33 +101,33 @@ def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> nn.Modul
 
 @functools.cache
 def why_not(precision: str) -> str | None:
-    """Why this machine or this torch cannot have the packed linears of a precision; None where it can. Tried once."""
+    """Returns why a precision is not available on this machine with this torch, or None if it is. Tested once."""
     weight = torch.linspace(-1.0, 1.0, 48 * 64).view(48, 64).sin()
     x = torch.linspace(0.0, 9.0, 3 * 64).view(3, 64).cos()
     try:
         with torch.inference_mode():
             error = (make_linear(weight, weight[:, 0], precision)(x) - F.linear(x, weight, weight[:, 0])).abs().max()
     except (RuntimeError, AttributeError, NotImplementedError) as problem:  # operators come and go with torch
-        return f"torch {torch.__version__} refuses it here: {str(problem).splitlines()[0]}"
+        return f"not supported by torch {torch.__version__} on this machine: {str(problem).splitlines()[0]}"
     allowed = {"float32": 1e-4, "bfloat16": 0.2, "int8": 0.2}[precision]
-    return None if error < allowed else f"its products are wrong here, by {error:.3g}"
+    return None if error < allowed else f"its products are wrong on this machine, by {error:.3g}"
 
 
 def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
-    """Packs the weights of all linear maps in a model, in place; queries, keys and values become one map.
+    """Packs the weights of all linear maps in a model, in place, and fuses query, key and value projections.
 
-    For inference on a CPU only: what is packed cannot be trained or saved. Where it cannot be had, a warning says why
-    and the linears stay as they are.
+    For inference on a CPU only: packed maps can be neither trained nor saved. If the precision is not available, the
+    linear maps are unchanged and a warning states the reason.
 
     Args:
-        model: in float32.
-        precision: "float32", "bfloat16" or "int8": of the products. What is between them stays float32.
+        model: A model in float32.
+        precision: Precision of the products: "float32", "bfloat16" or "int8". Activations stay float32.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: no such precision.
+        ValueError: An unknown precision.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU())
     >>> prepare(model)[0]
@@ -143,7 +143,7 @@ def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
     if foreign is not None:
         reason = f"its weights are {foreign.dtype} on {foreign.device}, packing is for float32 on the CPU"
     if reason is not None:
-        warnings.warn(f"precision {precision!r} is not available, linear maps stay plain: {reason}", stacklevel=2)
+        warnings.warn(f"precision {precision!r} is not available, linear maps are not packed: {reason}", stacklevel=2)
         return model
     model.eval().requires_grad_(False)
     for module in list(model.modules()):

@@ -1,4 +1,4 @@
-"""THE mask convention: boolean, True = takes part, as in ``torch.nn.functional.scaled_dot_product_attention``."""
+"""The mask convention: boolean, True = takes part, as in ``torch.nn.functional.scaled_dot_product_attention``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def same_size(a: int, b: int) -> bool:
-    """Whether two sizes are equal, without pinning a symbolic size to what it happened to be while exporting."""
+    """Whether two sizes are equal, without specializing a symbolic size to its value during export."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -19,7 +19,7 @@ def same_size(a: int, b: int) -> bool:
 
 
 def key_offsets(L: int, S: int, device: torch.device | None = None) -> Tensor:
-    """Key position minus query position, bottom-right aligned: the last query stands at the last key.
+    """Returns key position minus query position, bottom-right aligned: the last query is at the last key.
 
     Returns:
         (L, S) long.
@@ -29,20 +29,20 @@ def key_offsets(L: int, S: int, device: torch.device | None = None) -> Tensor:
 
 
 class Bias(Protocol):
-    """What a mask can carry as a bias: a PositionBias, or something that answers like one."""
+    """Protocol of a mask's bias: a PositionBias, or an object with its methods."""
 
     def dense(self, L: int, S: int) -> Tensor:
-        """(h, L, S), bottom-right aligned."""
+        """Returns (h, L, S), bottom-right aligned."""
         ...
 
     def offsets(self, offsets: Tensor) -> Tensor:
-        """(h, ...) for offsets (...), key position minus query position."""
+        """Returns (h, ...) for offsets (...), key position minus query position."""
         ...
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Who may attend to whom. Built once per forward pass and handed to every layer.
+    """Which queries may attend to which keys. Built once per forward pass and passed to every layer.
 
     Causal is bottom-right aligned (query i sees keys 0 .. i + S - L), which is what cached decoding needs; SDPA's own
     flag is top-left aligned. A query that may attend to nothing gets zeros from every kernel, never NaN.
@@ -58,7 +58,7 @@ class Mask:
     attn_mask: Tensor | None = None  # (L, S) or (B|1, h|1, L|1, S|1) bool, True = may attend
     is_causal: bool = False  # bottom-right aligned
     bias: Bias | None = None  # additive, per head; set through with_bias
-    global_mask: Tensor | None = None  # (B, S) bool, tokens that see all and are seen by all
+    global_mask: Tensor | None = None  # (B, S) bool, tokens that attend to all tokens and are attended to by all
     _combined: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     _added: dict[Any, tuple[Tensor | None, bool]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -73,13 +73,13 @@ class Mask:
                     "an additive bias goes through a PositionBias"
                 )
             if tensor.dim() not in dims:
-                # Three dimensions could mean (B, L, S) or (h, L, S): broadcasting would pick the second in silence.
+                # Three dimensions could mean (B, L, S) or (h, L, S): broadcasting would silently choose the second.
                 expected = {"key_mask": "(B, S)", "attn_mask": "(L, S) or (B, h, L, S), 1 where it does not matter"}
                 raise ValueError(f"{name} must be {expected.get(name, '(B, S)')}, found shape {tuple(tensor.shape)}")
 
     @property
     def features(self) -> frozenset[str]:
-        """What a kernel must support to honour this mask: of "causal", "bias", "global"."""
+        """The features that a kernel must support for this mask: of "causal", "bias", "global"."""
         found = []
         if self.is_causal:
             found.append("causal")
@@ -90,44 +90,44 @@ class Mask:
         return frozenset(found)
 
     def with_bias(self, bias: Bias) -> Mask:
-        """The same mask with a position bias added to the scores.
+        """Returns the same mask with a position bias added to the scores.
 
         Raises:
-            ValueError: it already has one.
+            ValueError: The mask already has a bias.
         """
         if self.bias is not None and self.bias is not bias:
             raise ValueError("the mask already carries a position bias; one attention can add only one")
         return replace(self, bias=bias)
 
     def dense(self, L: int, S: int, device: torch.device | None = None) -> Tensor | None:
-        """The boolean masks combined, without the bias.
+        """Returns the combination of the boolean masks, without the bias.
 
         Args:
-            L: number of queries.
-            S: number of keys.
-            device: where to build the causal part when no other mask says where.
+            L: Number of queries.
+            S: Number of keys.
+            device: Device of the causal part if no other mask determines it.
 
         Returns:
-            bool, broadcastable to (B, h, L, S), as small as it can be (a key mask alone is (B, 1, 1, S), which costs
-            nothing in the fused path), or None where everything is allowed.
+            Bool, broadcastable to (B, h, L, S), as small as possible (a key mask alone is (B, 1, 1, S), which is free
+            in the fused path), or None if everything is allowed.
         """
         if self.attn_mask is None and not self.is_causal:
             return None if self.key_mask is None else self.key_mask[:, None, None, :]  # (B, 1, 1, S)
         if torch.compiler.is_compiling() or not (isinstance(L, int) and isinstance(S, int)):
             return self._combine(L, S, device)
-        place = (L, S, device, torch.is_inference_mode_enabled())  # an inference tensor is no use to autograd
-        if place not in self._combined:  # the layers of a stack ask for the same
+        place = (L, S, device, torch.is_inference_mode_enabled())  # autograd cannot use inference tensors
+        if place not in self._combined:  # shared by the layers of a stack
             self._combined[place] = self._combine(L, S, device)
         return self._combined[place]
 
     def added(
         self, L: int, S: int, dtype: torch.dtype, device: torch.device | None = None
     ) -> tuple[Tensor | None, bool]:
-        """What to add to scores for the same as `dense`: 0 where it allows, the lowest number elsewhere.
+        """Returns the additive form of `dense`: 0 where it is True, the lowest finite number elsewhere.
 
         Returns:
-            The numbers, of the dtype, or None where everything is allowed; and whether some query may attend to
-            nothing, which no number says.
+            The additive mask, of the dtype, or None if everything is allowed; and whether some query may attend to
+            nothing, which an additive mask cannot express.
         """
         place = (L, S, dtype, device)
         if place not in self._added:
@@ -143,7 +143,7 @@ class Mask:
         allowed = None if self.key_mask is None else self.key_mask[:, None, None, :]  # (B, 1, 1, S)
         if self.attn_mask is not None:
             allowed = self.attn_mask if allowed is None else allowed & self.attn_mask
-        if self.is_causal and not (isinstance(L, int) and L == 1):  # the last query sees all keys
+        if self.is_causal and not (isinstance(L, int) and L == 1):  # the last query attends to all keys
             causal = key_offsets(L, S, device if allowed is None else allowed.device) <= 0  # (L, S)
             allowed = causal if allowed is None else allowed & causal
         return allowed

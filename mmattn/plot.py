@@ -1,4 +1,4 @@
-"""Pictures of attention. matplotlib is imported inside, and no global state of it is touched."""
+"""Plots of attention. matplotlib is imported inside the functions, and its global state is not changed."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def heat_map(
     col_name: str = "attended to",
     value_name: str = "attention weight",
 ) -> Any:
-    """Attention between tokens: a row a query, a column a key, darker = more.
+    """Plots attention between tokens: one row per query, one column per key, darker = more.
 
     Args:
-        weights: one map (L, S), or several, (n, L, S) or a list, drawn side by side (heads, layers).
-        row_labels: the L query tokens.
-        col_labels: the S key tokens.
-        path: where to write the picture (the suffix names the format), None = do not.
-        titles: one a map.
-        row_name: what the rows are.
-        col_name: what the columns are.
-        value_name: what the values are.
+        weights: One map (L, S), or several, (n, L, S) or a list, drawn side by side (heads, layers).
+        row_labels: The L query tokens.
+        col_labels: The S key tokens.
+        path: File to write (the suffix determines the format); None = no file.
+        titles: One title per map.
+        row_name: Label of the rows' axis.
+        col_name: Label of the columns' axis.
+        value_name: Label of the values.
 
     Returns:
         The matplotlib Figure.
 
     Raises:
-        ValueError: labels that do not match the map.
+        ValueError: The number of labels does not match the map.
     """
     maps = _panels(weights)
     _check_titles(titles, len(maps))
@@ -70,17 +70,17 @@ def overlay(
     titles: Sequence[str] | None = None,
     window: Sequence[float] = (0.0, 0.0, 1.0, 1.0),
 ) -> Any:
-    """Where a model looked: a map laid over the image; the image itself comes first.
+    """Plots an image, then maps of attention overlaid on it.
 
     Args:
         image: (H, W, 3) or (H, W) array of 0..255 or 0..1, a tensor (3, H, W), or a PIL image.
-        weights: one map (h, w), or several, (n, h, w) or a list; each is upsampled bilinearly to the image and scaled
+        weights: One map (h, w), or several, (n, h, w) or a list; each is upsampled bilinearly to the image and scaled
             to its own largest value.
-        path: where to write the picture, None = do not.
-        title: over the whole picture.
-        boxes: boxes_xyxy in 0..1 of the image to outline, such as the regions that an answer rests on.
-        titles: one a map.
-        window: the part of the image that the maps cover, xyxy in 0..1, where a model saw a crop or a padded square.
+        path: File to write; None = no file.
+        title: Title of the figure.
+        boxes: Boxes xyxy in 0..1 of the image to outline, e.g. the reference regions of an answer.
+        titles: One title per map.
+        window: The part of the image that the maps cover, xyxy in 0..1, if the model's input is a crop or padded.
 
     Returns:
         The matplotlib Figure.
@@ -94,7 +94,7 @@ def overlay(
     figure, axes = _grid(len(maps) + 1, 4, 3.0, 3.0 * min(max(H / W, 0.3), 3.0) + 0.35, 0.5 if title else 0.1)
     for i, axis in enumerate(axes):
         axis.set_axis_off()
-        # Under a map the image is gray, so that colour means attention alone.
+        # Under a map the image is gray, so that colours represent attention alone.
         shown = pixels if i == 0 else pixels.mean(-1, keepdim=True).expand(-1, -1, 3)
         axis.imshow(shown.numpy(), extent=(0, W, H, 0), interpolation="nearest")
         if i > 0:
@@ -110,12 +110,12 @@ def overlay(
 
 
 def heat(axis: Any, weight: Tensor, extent: Sequence[float]) -> None:
-    """Lays a map over what an axis shows, scaled to its own largest value; what is low lets most of it through.
+    """Overlays a map on an axis, scaled to its own largest value; low values are nearly transparent.
 
     Args:
-        axis: of matplotlib.
+        axis: A matplotlib Axes.
         weight: (h, w), upsampled bilinearly to whole units of the extent.
-        extent: left, right, bottom and top of the place, rows running down.
+        extent: Left, right, bottom and top of the map, rows running down.
     """
     left, right, bottom, top = extent
     size = (max(1, round(bottom - top)), max(1, round(right - left)))
@@ -131,19 +131,19 @@ def head_chart(
     layer_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Any:
-    """What the heads of a stack do, a panel a number: a row a layer, a column a head; empty where there is no number.
+    """Plots statistics of heads, one panel per statistic, one row per layer, one column per head; NaN is empty.
 
     Args:
-        statistics: from `mmattn.explain.head_statistics`, or any mapping of names to tensors (layers, h).
-        path: where to write the picture, None = do not.
-        layer_names: one a layer; they are counted from 0 where None.
-        title: over the whole picture.
+        statistics: Result of `mmattn.explain.head_statistics`, or any mapping of names to tensors (layers, h).
+        path: File to write; None = no file.
+        layer_names: One name per layer; None = numbers from 0.
+        title: Title of the figure.
 
     Returns:
         The matplotlib Figure.
 
     Raises:
-        ValueError: values that are no (layers, h), or names that do not match.
+        ValueError: Values that are not (layers, h), or names that do not match.
     """
     values = dict(statistics._asdict() if hasattr(statistics, "_asdict") else statistics)
     panels = _panels(list(values.values()))
@@ -167,7 +167,7 @@ def head_chart(
 
 
 def _grid(count: int, most: int, width: float, height: float, above: float = 0.0) -> tuple[Any, list[Any]]:
-    """A figure, and its axes for so many panels, at the most so many side by side; sizes in inches."""
+    """Makes a figure with axes for count panels, at most ``most`` side by side; sizes in inches."""
     from matplotlib.figure import Figure
 
     columns = min(most, count)
@@ -196,7 +196,7 @@ def _check_titles(titles: Sequence[str] | None, count: int) -> None:
 def _ticks(axis: Any, side: str, labels: Sequence[str] | None, size: int) -> None:
     if labels is None:
         return
-    step = -(-size // 60)  # more would be a smear
+    step = -(-size // 60)  # more would be illegible
     getattr(axis, f"set_{side}ticks")(
         range(0, size, step), [_plain(labels[i]) for i in range(0, size, step)], fontsize=8
     )
@@ -205,11 +205,11 @@ def _ticks(axis: Any, side: str, labels: Sequence[str] | None, size: int) -> Non
 
 
 def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib would read a pair of dollars as mathematics
+    return text.replace("$", r"\$")  # matplotlib renders a pair of dollars as mathematics
 
 
 def _pixels(image: Any) -> Tensor:
-    """An image of any kind to (H, W, 3) float in 0..1, on the CPU."""
+    """Converts an image of any kind to (H, W, 3) float in 0..1, on the CPU."""
     if isinstance(image, Tensor):
         pixels = image.detach().cpu()
         if pixels.dim() == 3 and pixels.shape[0] in (1, 3):

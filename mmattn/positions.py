@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoidal (1D, 2D), learned, rotary, and biases on the scores (T5, ALiBi)."""
+"""Positions: sinusoidal (1D, 2D), learned, rotary, and biases on the scores (T5, ALiBi)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sinusoidal_1d(positions: Tensor, embed_dim: int, base: float = 10000.0) -> T
         embed_dim: E, even.
 
     Returns:
-        (..., E) float32, float64 where positions are: sines first, then cosines.
+        (..., E) float32, or float64 for float64 positions: sines first, then cosines.
 
     >>> sinusoidal_1d(torch.arange(5), 8).shape
     torch.Size([5, 8])
@@ -41,7 +41,7 @@ def sinusoidal_2d(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Half of the channels encode the row, half the column (Carion et al. 2020, section A.4).
+    """2D sinusoidal positions: half of the channels encode the row, half the column (Carion et al. 2020, section A.4).
 
     Returns:
         (H, W, E), of the dtype, float32 or float64.
@@ -87,7 +87,7 @@ class LearnedPositions(nn.Module):
         """x: (B, L, E); offset: tokens already decoded before x. Returns (B, L, E).
 
         Raises:
-            ValueError: the sequence is longer than max_len.
+            ValueError: The sequence is longer than max_len.
         """
         end = x.shape[1] + (offset if isinstance(offset, int) else 0)
         if end > self.max_len:
@@ -103,7 +103,7 @@ class GridPositions(nn.Module):
     Args:
         embed_dim: E.
         kind: "sinusoidal" (fixed), "coordinates" (a learned linear map of row and column in -1..1), "learned" (one
-            vector a cell of grid_size, resized bilinearly to other maps) or "none".
+            vector per cell of grid_size, resized bilinearly to other maps) or "none".
         grid_size: (h, w) of the learned table.
 
     >>> GridPositions(8, "coordinates")(torch.zeros(2, 8, 3, 4)).shape
@@ -145,9 +145,9 @@ class GridPositions(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotates pairs of q and k channels by an angle that grows with the position, so that scores depend on offsets.
+    """Rotates pairs of q and k channels by an angle proportional to the position, so that scores depend on offsets.
 
-    Su et al. 2021, section 3.2. Channel i is paired with i + d/2, as GPT-NeoX and Llama lay it out.
+    Su et al. 2021, section 3.2. Channel i is paired with i + d/2, as in GPT-NeoX and Llama.
     """
 
     def __init__(self, head_dim: int, *, base: float = 10000.0) -> None:
@@ -162,10 +162,10 @@ class Rotary(nn.Module):
         Args:
             q: (B, h, L, d).
             k: (B, h_kv, L, d).
-            offset: tokens in the cache before these.
+            offset: Number of tokens in the cache before these.
 
         Returns:
-            q and k, rotated.
+            The rotated q and k.
         """
         half = self.head_dim // 2
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32  # half precision cannot count past 256
@@ -182,12 +182,12 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class PositionBias(nn.Module):
-    """A number added to the score of each (query, key) pair, per head, that depends on their offset alone."""
+    """A bias added to the score of each (query, key) pair, per head, that depends on their offset alone."""
 
     num_heads: int
 
     def offsets(self, offsets: Tensor) -> Tensor:
-        """The bias at given offsets.
+        """Returns the bias at given offsets.
 
         Args:
             offsets: (...) long, key position minus query position.
@@ -198,13 +198,13 @@ class PositionBias(nn.Module):
         raise NotImplementedError
 
     def dense(self, L: int, S: int) -> Tensor:
-        """The bias for every pair, bottom-right aligned (the last query stands at the last key): (h, L, S)."""
+        """Returns the bias for every pair, bottom-right aligned (the last query is at the last key): (h, L, S)."""
         tensor = next(chain(self.parameters(), self.buffers()))
         return self.offsets(key_offsets(L, S, tensor.device))
 
 
 class T5Bias(PositionBias):
-    """One learned number per head and bucket of distance: exact when near, logarithmic when far.
+    """One learned number per head and bucket of offsets: exact for small distances, logarithmic for large ones.
 
     Raffel et al. 2020, section 2.1.
     """
@@ -219,7 +219,7 @@ class T5Bias(PositionBias):
         nn.init.normal_(self.weight, std=0.02)
 
     def buckets(self, offsets: Tensor) -> Tensor:
-        """The bucket of each offset: long, same shape. If bidirectional, half of them are for keys to the right."""
+        """Returns the bucket of each offset: long, same shape. If bidirectional, half are for keys to the right."""
         count, first = self.num_buckets, torch.zeros_like(offsets)
         if self.bidirectional:
             count //= 2
@@ -239,7 +239,7 @@ class T5Bias(PositionBias):
 class ALiBi(PositionBias):
     """A fixed penalty per token of distance, with a geometric slope per head (Press et al. 2022, section 3).
 
-    ``bias = -slope |offset|``, the symmetric form, which under a causal mask is the paper's.
+    ``bias = -slope |offset|``, the symmetric form, which equals the paper's under a causal mask.
     """
 
     slopes: Tensor
@@ -249,7 +249,7 @@ class ALiBi(PositionBias):
         self.num_heads = num_heads
         power = 2 ** math.floor(math.log2(num_heads))
         slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-        # As the paper's code: what is missing to the next power of two is taken from its odd places.
+        # As in the paper's code: if h is not a power of two, the rest are the odd slopes of the next power of two.
         slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (num_heads - power), 2)]
         self.register_buffer("slopes", torch.tensor(slopes), persistent=False)  # (h,)
 

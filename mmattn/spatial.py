@@ -1,4 +1,4 @@
-"""Attention over a map (B, C, H, W): gates, pooling, and every cell looking at every other."""
+"""Attention over a map (B, C, H, W): gates, pooling, and self-attention between cells."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .probe import Probe
 
 
 class Gate(nn.Module):
-    """Weighs a map by numbers in 0..1 that it reads off it, ``x * weights(x)``; a subclass gives `weights`.
+    """Gates a map, ``x * weights(x)`` with weights in 0..1; a subclass implements `weights`.
 
-    ``capture`` records them under the path of `gate`.
+    ``capture`` records the weights under the path of `gate`.
     """
 
     def __init__(self) -> None:
@@ -24,11 +24,11 @@ class Gate(nn.Module):
         self.gate = Probe()
 
     def forward(self, x: Tensor, cell_mask: Tensor | None = None) -> Tensor:
-        """Weighs.
+        """Gates a map.
 
         Args:
             x: (B, C, H, W).
-            cell_mask: (B, H, W) bool, True = a real cell. What is read off the map leaves the others out.
+            cell_mask: (B, H, W) bool, True = a real cell. The weights do not depend on the other cells.
 
         Returns:
             (B, C, H, W).
@@ -36,18 +36,18 @@ class Gate(nn.Module):
         return x * self.gate(self.weights(x, cell_mask))
 
     def weights(self, x: Tensor, cell_mask: Tensor | None = None) -> Tensor:
-        """The gate alone: (B, C, 1, 1), one number a channel, or (B, 1, H, W), one a cell."""
+        """Returns the gate: (B, C, 1, 1), one weight per channel, or (B, 1, H, W), one per cell."""
         raise NotImplementedError
 
 
 class SpatialAttention(Gate):
-    """Where to look: ``x * sigmoid(conv([mean_c x; max_c x]))`` (Woo et al. 2018, section 3, "spatial attention").
+    """``x * sigmoid(conv([mean_c x; max_c x]))``, one weight per cell (Woo et al. 2018, section 3).
 
     Args:
-        kernel_size: of the convolution, odd.
+        kernel_size: Kernel size of the convolution, odd.
 
     Raises:
-        ValueError: an even kernel_size.
+        ValueError: An even kernel_size.
 
     >>> SpatialAttention()(torch.randn(2, 16, 8, 6)).shape
     torch.Size([2, 16, 8, 6])
@@ -57,26 +57,27 @@ class SpatialAttention(Gate):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, to leave the map its size; found {kernel_size}")
-        # The batch norm that the authors' code puts behind it is part of this weight and bias once it is trained.
+        # The batch norm that follows in the authors' code can be folded into this weight and bias after training.
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2)
 
     def weights(self, x: Tensor, cell_mask: Tensor | None = None) -> Tensor:
         pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)  # (B, 2, H, W)
-        if cell_mask is not None:  # as the zeros around a map that ends there
+        if cell_mask is not None:  # zeros, as the padding around a map
             pooled = pooled.masked_fill(~cell_mask[:, None], 0.0)
         return self.conv(pooled).sigmoid()  # (B, 1, H, W)
 
 
 class AttentionGate(nn.Module):
-    """A coarse map says which cells of a fine one pass: the skip connection of a U-Net, filtered.
+    """Attention gate on the skip connection of a U-Net: a coarse map g weighs the cells of a fine map x.
 
-    ``x * resample(sigmoid(psi relu(W_x resample(x) + W_g g + b)))`` (Oktay et al. 2018, section 2). All maps are
-    computed at g's resolution; resampling is bilinear. ``capture`` records the (B, 1, H, W) under the path of `gate`.
+    ``x * resample(sigmoid(psi relu(W_x resample(x) + W_g g + b)))`` (Oktay et al. 2018, section 2). Weights are
+    computed at g's resolution; resampling is bilinear. ``capture`` records them, (B, 1, H, W), under the path of
+    `gate`.
 
     Args:
-        channels: of x, the fine map.
-        gate_channels: of g, the coarse map.
-        hidden_dim: where the two are added, half of channels where None.
+        channels: Channels of x, the fine map.
+        gate_channels: Channels of g, the coarse map.
+        hidden_dim: Channels of the sum; None = half of channels.
 
     >>> AttentionGate(16, 32)(torch.randn(2, 16, 8, 6), torch.randn(2, 32, 4, 3)).shape
     torch.Size([2, 16, 8, 6])
@@ -102,16 +103,16 @@ def _resample(x: Tensor, like: Tensor) -> Tensor:
 
 
 class MapPooling(nn.Module):
-    """Learned queries, class tokens so to speak, read a map, and know where each cell lies.
+    """Pooling of a map by attention from learned queries, the analogue of class tokens.
 
     `mmattn.fusion.AttentionPooling` over the flattened map with 2D positions.
 
     Args:
         embed_dim: E, of the queries and the result.
         num_heads: h.
-        num_queries: how many vectors to read out.
-        in_channels: of the map, E where None.
-        positions: see `mmattn.positions.GridPositions`.
+        num_queries: Number of queries, i.e. of resulting vectors.
+        in_channels: Channels of the map; None = E.
+        positions: See `mmattn.positions.GridPositions`.
         grid_size: (h, w) of learned positions.
         attention: {"kind": name, and the kernel's options}.
 
@@ -138,12 +139,12 @@ class MapPooling(nn.Module):
         )
 
     def forward(self, x: Tensor, cell_mask: Tensor | None = None, steer: Tensor | None = None) -> Tensor:
-        """Reads.
+        """Pools a map.
 
         Args:
             x: (B, in_channels, H, W).
             cell_mask: (B, H, W) bool, True = a real cell.
-            steer: (B, num_queries or 1, E), added to the queries: a question asked of the map.
+            steer: (B, num_queries or 1, E), added to the queries, e.g. a question's vector.
 
         Returns:
             (B, num_queries, E).
@@ -153,17 +154,17 @@ class MapPooling(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """Every cell looks at every other; the answer is added through a gate that starts closed.
+    """Self-attention between the cells of a map, added through a gate that is zero at initialization.
 
-    ``x + gamma * attention(x)``, gamma zero at first (Fu et al. 2019, section 3.2; without gamma the non-local block of
-    Wang et al. 2018, section 3.3). Scores are scaled by 1 / sqrt(d), which the papers leave to the weights, and the
-    output projection is the non-local block's.
+    ``x + gamma * attention(x)``, gamma initialized to zero (Fu et al. 2019, section 3.2; without gamma the non-local
+    block of Wang et al. 2018, section 3.3). Scores are scaled by 1 / sqrt(d), which the papers leave to the weights,
+    and the output projection is that of the non-local block.
 
     Args:
         channels: C.
         num_heads: 1 in the papers.
-        reduction: queries and keys have C / reduction channels, over all heads.
-        attention: {"kind": name, and the kernel's options}; the cells run row by row.
+        reduction: Queries and keys have C / reduction channels, over all heads.
+        attention: {"kind": name, and the kernel's options}; the cells are flattened row by row.
 
     >>> PositionAttention(16)(torch.randn(2, 16, 8, 6)).shape
     torch.Size([2, 16, 8, 6])

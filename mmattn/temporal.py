@@ -12,14 +12,14 @@ from .positions import SinusoidalPositions
 
 
 class TemporalPooling(nn.Module):
-    """Learned queries read the frames of a video, and know when each was: the frames that matter weigh more.
+    """Pooling of the frames of a video by attention from learned queries.
 
     `mmattn.fusion.AttentionPooling` with sinusoidal positions.
 
     Args:
         embed_dim: E.
         num_heads: h.
-        num_queries: how many vectors to read out.
+        num_queries: Number of queries, i.e. of resulting vectors.
         attention: {"kind": name, and the kernel's options}.
 
     >>> TemporalPooling(32, 4)(torch.randn(2, 16, 32)).shape
@@ -34,26 +34,26 @@ class TemporalPooling(nn.Module):
         self.pooling = AttentionPooling(embed_dim, num_heads, num_queries=num_queries, attention=attention)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """x: (B, T, E), a vector a frame; key_mask: (B, T) bool, True = a real frame. Returns (B, num_queries, E)."""
+        """x: (B, T, E), a vector per frame; key_mask: (B, T) bool, True = a real frame. Returns (B, num_queries, E)."""
         return self.pooling(self.positions(x), None if key_mask is None else Mask(key_mask))
 
 
 class DividedSpaceTimeLayer(nn.Module):
-    """Each patch looks at the same place in all frames, then at its own frame; then a feed-forward network.
+    """Attention to the same position in all frames, then within the frame, then a feed-forward network.
 
-    Bertasius et al. 2021 (TimeSformer), section 3, "divided space-time attention", pre-norm. T + N comparisons a
-    token instead of T N. Class tokens are as in the authors' code: they take no part over time; over space each frame
-    has a copy, and the copies are averaged. The linear map that the authors put behind the temporal attention is part
-    of its out_proj here.
+    Bertasius et al. 2021 (TimeSformer), section 3, "divided space-time attention", pre-norm. T + N comparisons per
+    token instead of T N. As in the authors' code, class tokens are excluded from temporal attention; in spatial
+    attention each frame has a copy, and the copies are averaged. The linear map after the authors' temporal attention
+    is part of its out_proj here.
 
     Args:
         embed_dim: E.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward network.
-        attention: the attention's within a frame, {"kind": name, and the kernel's options}.
-        temporal_attention: the attention's over time.
-        norm_eps: added to the variance in the layer norms.
+        ffn_dim: Size of the feed-forward network's hidden layer; None = 4 E.
+        dropout: Dropout after each sublayer and inside the feed-forward network.
+        attention: The spatial attention's {"kind": name, and the kernel's options}.
+        temporal_attention: The temporal attention's kind and options.
+        norm_eps: Epsilon added to the variance in the layer norms.
 
     >>> x, cls = DividedSpaceTimeLayer(32, 4)(torch.randn(2, 8, 49, 32), torch.randn(2, 1, 32))
     >>> x.shape, cls.shape
@@ -85,12 +85,12 @@ class DividedSpaceTimeLayer(nn.Module):
         """Attends over time, then over space.
 
         Args:
-            x: (B, T, N, E), N patches a frame, with positions in time and space already added.
+            x: (B, T, N, E), N patches per frame, with positions in time and space already added.
             cls: (B, K, E), class tokens.
             patch_mask: (B, T) bool, True = a real frame; or (B, T, N), True = a real patch.
 
         Returns:
-            x and cls, changed.
+            The updated x and cls.
         """
         B, T, N, _ = x.shape
         K = 0 if cls is None else cls.shape[1]

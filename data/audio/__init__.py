@@ -1,1 +1,1 @@
-"""Sound: reading, resampling, log-mel frames."""
+"""Audio: reading, resampling, log-mel features."""

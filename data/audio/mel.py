@@ -1,7 +1,7 @@
-"""Front ends, samples to what a network hears: log-mel frames, Whisper's, samples as wav2vec 2.0 has them.
+"""Acoustic front ends: log-mel features, those of Whisper, and the normalized waveforms of wav2vec 2.0.
 
-One recording when they are called, several by ``batch``, which also tells by a mask (True = of the recording) what is
-padding. Plain torch; what public models want is read from their ``preprocessor_config.json``.
+A front end takes one recording when it is called, and several by ``batch``, which also returns a mask (True = real,
+False = padding). Plain torch; the settings of public models are read from their ``preprocessor_config.json``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.readers import read_json
 
-MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: a header that says anything else is damaged
-UNIT = 0.01  # seconds in which lengths are counted, where the features are samples
+MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: a header with any other rate is damaged
+UNIT = 0.01  # seconds: the unit of lengths of front ends whose features are samples
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-# Keys of them that say nothing that is computed here, or that follow from the others.
+# Keys of these files that have no effect here, or that follow from others.
 REMARKS = frozenset(
     {"feature_extractor_type", "processor_class", "auto_map", "mel_filters", "n_samples", "nb_max_frames"}
 )
@@ -33,45 +33,45 @@ STEP = 27 / math.log(6.4)  # mels a factor e above it
 
 
 class FrontEnd(ABC):
-    """Samples to what a network hears; a subclass is a dataclass of its settings."""
+    """Computes a network's input features from samples; a subclass is a dataclass of its settings."""
 
-    KEYS: ClassVar[Mapping[str, str]] = {}  # what preprocessor_config.json calls the settings; none: as they are called
-    KIND: ClassVar[str | None] = None  # its feature_extractor_type
+    KEYS: ClassVar[Mapping[str, str]] = {}  # key in preprocessor_config.json to field; empty: the same names
+    KIND: ClassVar[str | None] = None  # feature_extractor_type in preprocessor_config.json
     sample_rate: int  # in Hz
-    hop: Any  # int: samples from one step of the features to the next one
+    hop: Any  # int: samples between feature steps
 
     def config(self) -> dict[str, Any]:
-        """The settings, as JSON has them."""
+        """Returns the settings as JSON values."""
         kind = {} if self.KIND is None else {"feature_extractor_type": self.KIND}
         keys = self.KEYS or {field.name: field.name for field in fields(self)}  # type: ignore[arg-type]
         return kind | {key: getattr(self, name) for key, name in keys.items()}
 
     @property
     def frame_seconds(self) -> float:
-        """From one step of the features to the next one."""
+        """Seconds between feature steps."""
         return float(self.hop / self.sample_rate)
 
     @property
     def length_seconds(self) -> float:
-        """Of one of what ``num_frames`` counts."""
+        """Seconds of one unit of ``num_frames``."""
         return self.frame_seconds
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
-        """How much of a batch's room so many samples take, padding that is always there included."""
+        """Returns the length of a recording in a batch, constant padding included, in units of ``length_seconds``."""
 
     @abstractmethod
     def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Samples (n,) each, n at least 1 -> features (B, T, ...) and mask (B, T)."""
+        """Maps recordings (n,), n at least 1, to features (B, T, ...) and mask (B, T)."""
 
 
 @dataclass(eq=False)
 class LogMel(FrontEnd):
-    """The logarithm of a mel spectrogram, in frames that are centred on every ``hop``-th sample.
+    """Log-mel spectrogram in frames centred on every ``hop``-th sample.
 
-    log(eps + M |STFT(x)|^2), M triangles evenly spaced on the mel scale 2595 log10(1 + f / 700) (Davis and Mermelstein
-    1980). What lies beyond the clip counts as silence, so that a clip in a padded batch equals itself. Equal to the
-    logarithm of ``torchaudio.transforms.MelSpectrogram(pad_mode="constant")``.
+    ``log(eps + M |STFT(x)|^2)``, M triangles evenly spaced on the mel scale 2595 log10(1 + f / 700) (Davis and
+    Mermelstein 1980). A clip is padded with zeros, so its features do not depend on the batch. Equal to the logarithm
+    of ``torchaudio.transforms.MelSpectrogram(pad_mode="constant")``.
 
     >>> LogMel()(torch.zeros(8_000)).shape
     torch.Size([101, 40])
@@ -79,11 +79,11 @@ class LogMel(FrontEnd):
 
     sample_rate: int = 8_000  # in Hz
     n_mels: int = 40  # bands, M
-    n_fft: Any = None  # samples a frame; None: 32 ms
-    hop: Any = None  # samples from frame to frame; None: 10 ms
+    n_fft: Any = None  # samples per frame; None: 32 ms
+    hop: Any = None  # samples between frames; None: 10 ms
     f_min: float = 0.0  # lowest frequency in Hz
-    f_max: Any = None  # highest; None: half the sample rate
-    eps: float = 1e-6  # added before the logarithm: of samples within -1..1, what counts as silence
+    f_max: Any = None  # highest frequency in Hz; None: half the sample rate
+    eps: float = 1e-6  # added before the logarithm: the energy floor, for samples within -1..1
 
     def __post_init__(self) -> None:
         rate = self.sample_rate = int(self.sample_rate)
@@ -100,13 +100,13 @@ class LogMel(FrontEnd):
         self.bands = mel_bands(rate, self.n_fft, self.n_mels, self.f_min, self.f_max).float()
         empty = int((self.bands.amax(0) <= 0).sum())
         if empty:
-            raise ValueError(f"n_mels: {empty} of {self.n_mels} bands hold no frequency of an n_fft of {self.n_fft}")
+            raise ValueError(f"n_mels: {empty} of {self.n_mels} bands contain no frequency of an n_fft of {self.n_fft}")
 
     def num_frames(self, num_samples: int) -> int:
         return num_samples // self.hop + 1
 
     def __call__(self, wave: Tensor) -> Tensor:
-        """Samples (..., n), n at least 1 -> (..., T, M)."""
+        """Maps samples (..., n), n at least 1, to features (..., T, M)."""
         return torch.log(energies(wave, self, center=True, pad_mode="constant") + self.eps)
 
     def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -116,9 +116,9 @@ class LogMel(FrontEnd):
 
 @dataclass(eq=False)
 class WhisperFeatures(FrontEnd):
-    """Log-mel frames as Whisper hears them (Radford et al. 2022, section 2.2).
+    """Log-mel features of Whisper (Radford et al. 2022, section 2.2).
 
-    ``x = log10(max(M |STFT|^2, 1e-10))``, then ``(max(x, max(x) - 8) + 4) / 4``: 80 dB below the loudest, near -1 .. 1.
+    ``x = log10(max(M |STFT|^2, 1e-10))``, then ``(max(x, max(x) - 8) + 4) / 4``: a range of 80 dB, about -1 .. 1.
 
     >>> WhisperFeatures()(torch.zeros(16_000)).shape
     torch.Size([3000, 80])
@@ -133,7 +133,7 @@ class WhisperFeatures(FrontEnd):
         "chunk_length": "seconds",
         "padding_value": "padding",
     }
-    # What must be so, or not be said; Whisper's encoder reads no mask, whoever made one.
+    # Keys that must be absent or have one of these values. Whisper's encoder takes no mask, so that key has no effect.
     NEUTRAL: ClassVar = {
         "dither": (0.0,),
         "do_normalize": (False,),
@@ -142,10 +142,10 @@ class WhisperFeatures(FrontEnd):
     }
     sample_rate: int = 16_000  # in Hz
     n_mels: int = 80  # bands, M
-    n_fft: int = 400  # samples a frame
-    hop: int = 160  # samples from frame to frame
-    seconds: int = 30  # of a window: recordings are cut, or padded with silence, to it
-    padding: float = 0.0  # what silence is
+    n_fft: int = 400  # samples per frame
+    hop: int = 160  # samples between frames
+    seconds: int = 30  # length of a window; recordings are truncated or padded to it
+    padding: float = 0.0  # value of padding
 
     def __post_init__(self) -> None:
         self.window = torch.hann_window(self.n_fft)
@@ -153,21 +153,21 @@ class WhisperFeatures(FrontEnd):
 
     @property
     def window_frames(self) -> int:
-        """Of a window."""
+        """Frames of a window."""
         return self.seconds * self.sample_rate // self.hop
 
     def num_frames(self, num_samples: int) -> int:
-        return self.window_frames  # whatever is in it
+        return self.window_frames  # regardless of its content
 
     def real_frames(self, num_samples: int) -> int:
-        """Of a window, those that hold some of so many samples."""
+        """Returns the number of frames of a window that contain samples of a recording of num_samples."""
         return min(self.window_frames, -(-num_samples // self.hop))
 
     def __call__(self, wave: Tensor, whole: bool = False) -> Tensor:
-        """Samples (n,) float to frames (T, M) of a window; or, whole, to n // hop of what is longer.
+        """Maps samples (n,) to the features (T, M) of one window; with whole, to n // hop frames if n is longer.
 
         Raises:
-            DataError: Not one row of finite samples.
+            DataError: The samples are not (n,) floating point, or not finite.
         """
         wave = _checked(wave)
         room = self.seconds * self.sample_rate
@@ -180,23 +180,23 @@ class WhisperFeatures(FrontEnd):
         return self.scaled(log, float(log.max()))
 
     def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Windows (B, T, M) of recordings, and mask (B, T): the network hears the silence behind them, too."""
+        """Maps recordings to windows (B, T, M) and their mask (B, T); the network's input includes the padding."""
         counts = [self.real_frames(len(wave)) for wave in waves]
         return torch.stack([self(wave) for wave in waves]), up_to(counts, self.window_frames)
 
     def log_mel(self, wave: Tensor) -> Tensor:
-        """log10 of the bands' energies (T, M) in frames that lie within samples (n,), the first at their beginning."""
+        """Returns log10 of the mel energies (T, M) of the frames within samples (n,), the first one at sample 0."""
         return energies(wave, self, center=False).clamp_min_(1e-10).log10_()
 
     @staticmethod
-    def scaled(log: Tensor, loudest: float) -> Tensor:
-        """What ``log_mel`` gave, changed in place to what the network hears: 80 dB below the loudest."""
-        return log.clamp_min_(loudest - 8.0).add_(4.0).div_(4.0)
+    def scaled(log: Tensor, peak: float) -> Tensor:
+        """Scales the result of ``log_mel`` in place to the network's input range: 80 dB below the peak."""
+        return log.clamp_min_(peak - 8.0).add_(4.0).div_(4.0)
 
 
 @dataclass(eq=False)
 class WaveFeatures(FrontEnd):
-    """Samples as wav2vec 2.0 and HuBERT hear them: of mean 0 and variance 1, recording by recording.
+    """Waveforms for wav2vec 2.0 and HuBERT, each recording normalized to mean 0 and variance 1.
 
     >>> features, mask = WaveFeatures().batch([torch.randn(500), torch.randn(400)])
     >>> features.shape, mask.sum(1).tolist()
@@ -212,9 +212,9 @@ class WaveFeatures(FrontEnd):
     }
     NEUTRAL: ClassVar = {"feature_size": (1,), "padding_side": ("right",)}
     sample_rate: int = 16_000  # in Hz
-    normalize: bool = True  # off: as they are
+    normalize: bool = True  # off: samples are unchanged
     masked: bool = False  # the network was trained with masks (the large models); off: without (the base models)
-    padding: float = 0.0  # what stands behind the end
+    padding: float = 0.0  # value of padding
     hop: int = field(default=1, init=False)
 
     @property
@@ -225,10 +225,10 @@ class WaveFeatures(FrontEnd):
         return -(-num_samples // round(UNIT * self.sample_rate))
 
     def __call__(self, wave: Tensor) -> Tensor:
-        """(n,) to (n,).
+        """Maps samples (n,) to (n,).
 
         Raises:
-            DataError: Not one row of finite samples.
+            DataError: The samples are not (n,) floating point, or not finite.
         """
         wave = _checked(wave)
         if not self.normalize:
@@ -236,10 +236,10 @@ class WaveFeatures(FrontEnd):
         return (wave - wave.mean()) / (wave.var(correction=0) + 1e-7).sqrt()
 
     def batch(self, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Recordings (B, n), padded, and their mask (B, n), whether the network was trained with one or not.
+        """Pads recordings to (B, n) and returns their mask (B, n), also for networks trained without one.
 
-        Each is normalized alone. transformers normalizes what is not masked together with its padding, and lets base
-        models hear it: here a recording in a batch is what it is alone.
+        Each recording is normalized alone, so its features do not depend on the batch. Without masks, transformers
+        includes the padding in the normalization and in the input of base models.
         """
         rows = [self(wave) for wave in waves]
         out = pad_sequence(rows, batch_first=True, padding_value=self.padding)
@@ -251,23 +251,23 @@ EXTRACTORS: dict[str, type[Features]] = {kind.KIND: kind for kind in (WhisperFea
 
 
 def read_features(directory: str | Path) -> Features:
-    """What a public model's folder wants to hear.
+    """Reads the feature extractor of a public model's folder.
 
     Raises:
-        DataError: No such file, an extractor that is not known, or a setting that is not supported; named.
+        DataError: A missing file, or an unsupported extractor or setting, which the message names.
     """
     path, whole = Path(directory, PREPROCESSOR), Path(directory, PROCESSOR)
     if path.is_file() or not whole.is_file():
         return features_from_config(read_json(path), str(path))
-    values = read_json(whole)  # as transformers 5 writes it
+    values = read_json(whole)  # format of transformers 5
     return features_from_config(values.get("feature_extractor") if isinstance(values, Mapping) else None, str(whole))
 
 
 def features_from_config(values: Mapping[str, Any] | None, where: str = PREPROCESSOR) -> Features:
-    """The extractor that ``config()`` or a ``preprocessor_config.json`` describes.
+    """Makes a feature extractor from ``config()`` or the content of a ``preprocessor_config.json``.
 
     Raises:
-        DataError: An extractor that is not known, or a setting that is not supported; named.
+        DataError: An unsupported extractor or setting, which the message names.
     """
     name = values.get("feature_extractor_type") if isinstance(values, Mapping) else None
     if name not in EXTRACTORS or not isinstance(values, Mapping):
@@ -289,38 +289,38 @@ def _checked(wave: Tensor) -> Tensor:
     if wave.dim() != 1 or not len(wave) or not wave.is_floating_point():
         raise DataError("wave", "samples (n,), floating point, at least one", f"{tuple(wave.shape)} {wave.dtype}")
     if not wave.isfinite().all():
-        raise DataError("wave", "finite samples", f"sample {int((~wave.isfinite()).nonzero()[0])} is none")
+        raise DataError("wave", "finite samples", f"sample {int((~wave.isfinite()).nonzero()[0])} is NaN or infinite")
     return wave.float()
 
 
 def up_to(counts: Sequence[int], size: int) -> Tensor:
-    """A mask (B, size) bool, True for the first so many of each row."""
+    """Returns a mask (B, size) bool that is True for the first counts[b] positions of row b."""
     return torch.arange(size) < torch.tensor(counts)[:, None]
 
 
 def level(wave: Tensor) -> Tensor:
-    """A wave (n,) without its mean, its peak at one; silence stays silence."""
+    """Removes the mean of a wave (n,) and scales its peak to one; a silent wave becomes zeros."""
     wave = wave - wave.mean()
     peak = wave.abs().amax()
     return wave / peak if float(peak) > 1e-7 else torch.zeros_like(wave)
 
 
 def energies(wave: Tensor, front: LogMel | WhisperFeatures, **options: Any) -> Tensor:
-    """What a front end's bands hold of samples (..., n), frame by frame: (..., T, M); options as of ``torch.stft``."""
+    """Returns the mel energies (..., T, M) of samples (..., n); options are those of ``torch.stft``."""
     spectrum = torch.stft(wave, front.n_fft, front.hop, window=front.window, return_complex=True, **options)
-    spectrum = spectrum.transpose(-1, -2)  # (..., T, n_fft / 2 + 1), which is how it lies in memory
+    spectrum = spectrum.transpose(-1, -2)  # (..., T, n_fft / 2 + 1), the order in memory
     return spectrum.real.square().add_(spectrum.imag.square()) @ front.bands
 
 
 def mel_bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> Tensor:
-    """Triangles (n_fft / 2 + 1, M) that are evenly spaced on the mel scale."""
+    """Returns triangular filters (n_fft / 2 + 1, M) that are evenly spaced on the mel scale."""
     low, high = (2595 * math.log10(1 + f / 700) for f in (f_min, f_max))
     edges = 700 * (10 ** (torch.linspace(low, high, n_mels + 2, dtype=torch.float64) / 2595) - 1)
     return triangles(edges, sample_rate, n_fft)
 
 
 def slaney_bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> Tensor:
-    """Triangles (n_fft / 2 + 1, M) of equal area, evenly spaced on Slaney's mel scale (Auditory Toolbox, 1998).
+    """Returns triangular filters (n_fft / 2 + 1, M) of equal area on Slaney's mel scale (Auditory Toolbox, 1998).
 
     The scale is 3 f / 200 up to 1000 Hz, and 15 + 27 log(f / 1000) / log(6.4) above.
     """
@@ -331,7 +331,7 @@ def slaney_bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max:
 
 
 def triangles(edges: Tensor, sample_rate: int, n_fft: int) -> Tensor:
-    """Of edges (M + 2,) in Hz, (n_fft / 2 + 1, M): 1 at their middle, 0 at their neighbours' middles."""
+    """Returns triangular filters (n_fft / 2 + 1, M) from edges (M + 2,) in Hz: 1 at an edge, 0 at its neighbours."""
     frequencies = torch.linspace(0, sample_rate // 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
     rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])

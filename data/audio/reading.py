@@ -1,8 +1,8 @@
-"""Sound to samples: reading with clear errors, and another sample rate; front ends are in ``mel.py``.
+"""Audio reading and resampling; front ends are in ``mel.py``.
 
-Reading needs soundfile and torch alone; torchcodec is asked, where it is installed, for what soundfile cannot read.
-Everything is read in pieces, mixed to one channel and resampled as it comes, so that half an hour of eight channels
-at 192 kHz takes no more memory than the mono samples that come out.
+Reading needs soundfile and torch alone; formats that soundfile cannot read are read by torchcodec if it is installed.
+Audio is read, mixed to one channel and resampled in blocks, so half an hour of eight channels at 192 kHz takes no more
+memory than the resulting mono samples.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ from torch.nn import functional as F
 from mmattn.data.audio.mel import MAX_RATE, MIN_RATE
 from mmattn.data.errors import DataError, shorten
 
-AudioSource = str | Path | bytes | BinaryIO | tuple[Any, int]  # the last: samples (n,) or (channels, n), and their rate
+AudioSource = str | Path | bytes | BinaryIO | tuple[Any, int]  # tuple: samples (n,) or (channels, n), and their rate
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".mp4", ".aac", ".webm")
 
-BLOCK = 1 << 20  # samples read at once, of all channels together
-UNKNOWN = 1 << 62  # soundfile's number of frames where a streamed file does not say
-WIDTH, ROLLOFF = 6, 0.99  # of the resampling filter: zero crossings on a side, and its edge as a share of Nyquist
+BLOCK = 1 << 20  # samples per read, over all channels
+UNKNOWN = 1 << 62  # soundfile's number of frames of a streamed file without a length
+WIDTH, ROLLOFF = 6, 0.99  # resampling filter: zero crossings per side, and cutoff as a fraction of Nyquist
 
 
 def resample(pieces: Iterable[Tensor], source_rate: int, target_rate: int) -> Iterator[Tensor]:
-    """Another sample rate, by a Hann-windowed sinc; pieces of any length in, the same samples out as of the whole.
+    """Resamples a stream by a Hann-windowed sinc filter; the result does not depend on the lengths of the pieces.
 
-    y(t) = sum_i x(i) g(t - i), g(t) = sinc(2 f t) cos^2(pi f t / w) within w zero crossings, f the lower of both
-    Nyquist frequencies times a roll-off. Equal to ``torchaudio.functional.resample``.
+    ``y(t) = sum_i x(i) g(t - i)``, ``g(t) = sinc(2 f t) cos^2(pi f t / w)`` within w zero crossings, f the lower of
+    both Nyquist frequencies times a roll-off. Equal to ``torchaudio.functional.resample``.
 
-    Pieces are samples (n,); rates are in Hz. Where both share no factor, the ratio is rounded (by less than a
-    millionth).
+    Pieces are samples (n,); rates are in Hz. The ratio of rates without a common factor is rounded, by less than 1e-6.
 
     >>> sum(map(len, resample([torch.zeros(300), torch.zeros(20)], 16_000, 8_000)))
     160
@@ -76,21 +75,21 @@ def read_audio(
     start: float = 0.0,
     seconds: float | None = None,
 ) -> Tensor:
-    """Reads sound as one channel (the mean of all) at a given rate.
+    """Reads audio as one channel (the mean of all) at a given sample rate.
 
     Args:
         source: A path, the file's bytes, an open binary file, or (samples, rate): samples (n,) or (channels, n), float
             or integers of 8 to 32 bits.
-        sample_rate: Of what comes out, in Hz.
-        name: What the error calls it besides the file, e.g. ``"train.jsonl, line 7"``.
-        start: Where to begin, in seconds.
-        seconds: How much to read; None: to the end.
+        sample_rate: Sample rate of the result, in Hz.
+        name: Location of the item, which errors name besides the file, e.g. ``"train.jsonl, line 7"``.
+        start: Beginning of the segment, in seconds.
+        seconds: Length of the segment, in seconds; None: to the end.
 
     Returns:
-        (n,) float32, within -1..1 where the file's samples are.
+        Samples (n,) float32, within -1..1 if the file's samples are.
 
     Raises:
-        DataError: Missing, empty, truncated, no sound, NaN or infinite samples, each by name.
+        DataError: The source is missing, empty, truncated or not audio, or has NaN or infinite samples.
 
     >>> read_audio((torch.zeros(2, 48_000), 48_000), 8_000).shape
     torch.Size([8000])
@@ -101,13 +100,13 @@ def read_audio(
 def stream_audio(
     source: AudioSource, sample_rate: int, name: str | None = None, block_seconds: float = 10.0
 ) -> Iterator[Tensor]:
-    """The samples of ``read_audio``, bit for bit or to rounding, in pieces of ``block_seconds`` and bounded memory.
+    """Yields the samples of ``read_audio``, equal up to rounding, in blocks of ``block_seconds`` and bounded memory.
 
     Yields:
         (n,) float32; all but the last have ``round(block_seconds * sample_rate)`` samples.
 
     Raises:
-        DataError: As ``read_audio``, when the place is reached.
+        DataError: As ``read_audio``, when the defect is reached.
     """
     size = round(block_seconds * sample_rate)
     if size < 1:
@@ -125,7 +124,7 @@ def stream_audio(
 
 
 def audio_seconds(source: AudioSource, name: str | None = None) -> float:
-    """How long it is, from the header where that is enough.
+    """Returns the duration in seconds, from the header if possible.
 
     Raises:
         DataError: As ``read_audio``.
@@ -156,7 +155,7 @@ def _where(source: AudioSource, name: str | None) -> str:
 def _resampled(
     source: AudioSource, sample_rate: int, name: str | None, start: float = 0.0, seconds: float | None = None
 ) -> Iterator[Tensor]:
-    """Pieces of mono float32 at the wanted rate, checked."""
+    """Yields validated pieces of mono float32 at the requested rate."""
     where = _where(source, name)
     with _pieces(source, where, start, seconds) as (rate, pieces):
         count = 0
@@ -171,7 +170,7 @@ def _resampled(
 def _pieces(
     source: AudioSource, where: str, start: float, seconds: float | None
 ) -> Iterator[tuple[int, Iterator[Tensor]]]:
-    """The rate, and pieces of mono float32 at it."""
+    """Returns the source's rate, and pieces of mono float32 at that rate."""
 
     def span(rate: int) -> tuple[int, int | None]:
         return round(start * rate), None if seconds is None else round((start + seconds) * rate)
@@ -192,7 +191,7 @@ def _pieces(
 
 @contextmanager
 def _open(source: AudioSource, where: str) -> Iterator[Any]:
-    """A binary file from its beginning; one that a caller has opened stays open."""
+    """Opens a source as a binary file, at its beginning; a file that the caller opened is not closed."""
     if isinstance(source, bytes):
         stream: Any = io.BytesIO(source)
     elif isinstance(source, (str, Path)):
@@ -208,9 +207,9 @@ def _open(source: AudioSource, where: str) -> Iterator[Any]:
     else:
         raise DataError(where, "a path, bytes, an open binary file, or (samples, rate)", shorten(source))
     try:
-        stream.seek(0)  # whoever had an open file before may have read to its end
+        stream.seek(0)  # an earlier reader may have reached its end
         if not stream.read(1):
-            raise DataError(where, "sound", "an empty file")
+            raise DataError(where, "audio", "an empty file")
         stream.seek(0)
         yield stream
     finally:
@@ -219,7 +218,7 @@ def _open(source: AudioSource, where: str) -> Iterator[Any]:
 
 
 def _soundfile(stream: Any) -> Any:
-    """An open ``SoundFile``, or a text that says why soundfile cannot read it."""
+    """Returns an open ``SoundFile``, or the reason why soundfile cannot read the file."""
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the wheel without its library
@@ -248,10 +247,10 @@ def _by_soundfile(file: Any, where: str, start: int, end: int | None) -> Iterato
             done += len(block)
             yield _mono(torch.from_numpy(block).T, where)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise DataError(where, "sound", f"a damaged file ({shorten(str(error))})") from None
+        raise DataError(where, "audio", f"a damaged file ({shorten(str(error))})") from None
     wanted = None if total is None else total - start if left is None else min(left, total - start)
     if wanted is not None and done < wanted:
-        raise DataError(where, f"{wanted:,} samples, as its header says", f"{done:,} (a truncated file?)")
+        raise DataError(where, f"{wanted:,} samples, as in its header", f"{done:,} (a truncated file?)")
 
 
 def _by_torchcodec(
@@ -261,8 +260,8 @@ def _by_torchcodec(
     head = shorten(stream.read(16))
     try:
         from torchcodec.decoders import AudioDecoder
-    except (ImportError, OSError, RuntimeError):  # it needs FFmpeg's libraries, and says so by a RuntimeError
-        expected = "sound (WAV, FLAC, OGG, MP3 or AIFF; other formats need torchcodec)"
+    except (ImportError, OSError, RuntimeError):  # RuntimeError: FFmpeg's libraries are missing
+        expected = "audio (WAV, FLAC, OGG, MP3 or AIFF; other formats need torchcodec)"
         raise DataError(where, expected, f"a file that begins with {head} ({reason})") from None
     stream.seek(0)
     damaged = f"a file that begins with {head} (%s)"
@@ -275,12 +274,12 @@ def _by_torchcodec(
         raise DataError(where, "sound", damaged % shorten(str(error))) from None
 
     def pieces() -> Iterator[Tensor]:
-        # Half a minute at a time: in containers that count milliseconds, a border is up to half of one off.
+        # Blocks of half a minute: in containers with millisecond timestamps, a boundary is off by up to half of one.
         begin, step, end = start, 30.0, math.inf if seconds is None else start + seconds
         while begin < end:
             try:
                 found = decoder.get_samples_played_in_range(begin, min(begin + step, end))
-            except (RuntimeError, ValueError) as error:  # as it says that there are none
+            except (RuntimeError, ValueError) as error:  # raised at the end of the stream
                 if begin == start == 0:
                     raise DataError(where, "sound", damaged % shorten(str(error))) from None
                 return

@@ -1,7 +1,7 @@
-"""Random change of whole batches in training: a pure function of the images and of one integer seed an image.
+"""Augmentation of whole batches in training, a pure function of the images and of one integer seed per image.
 
-Everything is done for all images at once, so that a loader in the training process costs next to nothing. What is
-drawn for a picture depends on its own seed alone; only the partner it is mixed with depends on the batch.
+All images are augmented at once, so the cost is low even in the training process. The random draws of an image depend
+on its own seed alone; only the image that it is mixed with depends on the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LIMITS = {"pad": 512, "zoom": 0.9, "rand_augment": 16, "magnitude": 30, "erase":
 
 
 def check_limits(given: Mapping[str, float], limits: Mapping[str, float], limit: float = 0.99) -> None:
-    """Raises a ValueError that names a value which is not between 0 and its limit, or that of all others."""
+    """Raises a ValueError that names a value outside 0 .. its own limit in ``limits``, by default ``limit``."""
     for name, value in given.items():
         if not 0 <= value <= limits.get(name, limit):
             raise ValueError(f"{name}: expected 0 to {limits.get(name, limit)}, found {value}")
@@ -32,8 +32,8 @@ def recolour(image: Any, most: Mapping[str, float], draws: Sequence[float]) -> A
 
     Args:
         image: The image.
-        most: By name, the largest change: a factor is drawn from 1 - x .. 1 + x, of hue a shift from -x .. x.
-        draws: Numbers in 0..1, one a name.
+        most: Maximum change x by name: factors are 1 - x .. 1 + x, the hue shift is -x .. x.
+        draws: Numbers in 0..1, one per name.
     """
     from torchvision.transforms.v2 import functional as V
 
@@ -45,17 +45,17 @@ def recolour(image: Any, most: Mapping[str, float], draws: Sequence[float]) -> A
 
 
 class BatchAugment:
-    """Crops, flips, RandAugment, random erasing, mixup and cutmix, in this order; each is off where its value is 0.
+    """Crops, flips, RandAugment, random erasing, mixup and cutmix, in this order; a value of 0 disables each.
 
     Args:
-        pad: Pixels by which an image may be shifted, the edge mirrored (He et al. 2016, section 4.2 has zeros).
-        zoom: Share of the side by which an image may be enlarged around a random place, 0..0.9.
-        flip: Mirror half of the images, left and right.
-        rand_augment: Operations drawn for each picture (Cubuk et al. 2020, section 3).
-        magnitude: Of these, 0..30.
-        erase: Probability of a random rectangle of noise (Zhong et al. 2020, section 3).
-        mixup: alpha of the beta distribution of the share (Zhang et al. 2018, section 2).
-        cutmix: Likewise, for a pasted rectangle (Yun et al. 2019, section 3.1). With both, one is drawn a batch.
+        pad: Maximum translation in pixels, with reflected edges (He et al. 2016, section 4.2 pads with zeros).
+        zoom: Maximum fraction of the side that a random crop removes, 0..0.9.
+        flip: Whether half of the images are flipped horizontally.
+        rand_augment: Operations per image (Cubuk et al. 2020, section 3).
+        magnitude: Magnitude of these operations, 0..30.
+        erase: Probability that a random rectangle is replaced by noise (Zhong et al. 2020, section 3).
+        mixup: Parameter alpha of the mixing ratio's beta distribution (Zhang et al. 2018, section 2).
+        cutmix: Likewise, for a pasted rectangle (Yun et al. 2019, section 3.1). With both, one is drawn per batch.
 
     >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
     >>> mixed, targets = BatchAugment(mixup=0.2)(images, torch.eye(4), [1, 2, 3, 4])
@@ -80,7 +80,7 @@ class BatchAugment:
         self.rand_augment, self.magnitude, self.erase = rand_augment, magnitude, erase
         self.mixup, self.cutmix = mixup, cutmix
         if rand_augment:
-            import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
+            import torchvision.transforms.v2.functional  # noqa: F401  imported here so that forked workers share it
 
     def __call__(self, images: Tensor, targets: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Augments a batch.
@@ -88,10 +88,10 @@ class BatchAugment:
         Args:
             images: (B, 3, H, W) uint8.
             targets: (B, K) float.
-            seeds: B integers, which decide everything that is random.
+            seeds: B integers, the seeds of all random draws.
 
         Returns:
-            Images (B, 3, H, W), uint8 or, where they were mixed or zoomed, float in 0..1; targets (B, K).
+            Images (B, 3, H, W), uint8 or, if mixed or zoomed, float in 0..1; targets (B, K).
         """
         draws = SeededRandom(seeds)
         if self.pad or self.flip:
@@ -107,7 +107,7 @@ class BatchAugment:
         return images, targets
 
     def _shift(self, images: Tensor, u: Tensor) -> Tensor:
-        """Shifts and mirrors, by one gather of whole pixels."""
+        """Translates and flips, by one gather of whole pixels."""
         B, _, H, W = images.shape
         down, right = ((u[n] * (2 * self.pad + 1)).long() - self.pad for n in (0, 1))
         rows = _mirrored(torch.arange(H) + down[:, None], H)  # (B, H)
@@ -118,7 +118,7 @@ class BatchAugment:
         return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
     def _zoom(self, images: Tensor, u: Tensor) -> Tensor:
-        """A random window of at least 1 - zoom of the side, enlarged to the whole."""
+        """Resizes a random crop of at least 1 - zoom of the side to the full size."""
         side = 1 - self.zoom * u[0]  # (B,)
         theta = torch.zeros(len(images), 2, 3)
         theta[:, 0, 0] = theta[:, 1, 1] = side
@@ -127,7 +127,7 @@ class BatchAugment:
         return F.grid_sample(_as_float(images), grid, padding_mode="reflection", align_corners=False)
 
     def _mix(self, images: Tensor, targets: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Each picture with the one before it, in shares drawn once a batch."""
+        """Mixes each image with the one before it, by a ratio drawn once per batch."""
         rng = np.random.RandomState(np.array([seeds[0] & 0xFFFFFFFF, seeds[0] >> 32 & 0xFFFFFFFF], np.uint32))
         cut = bool(self.cutmix) and (not self.mixup or rng.random_sample() < 0.5)
         spread = self.cutmix if cut else self.mixup
@@ -146,12 +146,12 @@ class BatchAugment:
 
 
 def shuffle_patches(images: Tensor, size: int, orders: Sequence[Tensor]) -> Tensor:
-    """Images cut into squares that are laid out anew; what no square covers at the lower and right edge is cut off.
+    """Permutes the square patches of images; incomplete patches at the lower and right edge are cut off.
 
     Args:
         images: (B, C, H, W) float.
-        size: Side of the squares.
-        orders: (cells,) an image: for each place, row by row, which square comes there.
+        size: Side of the patches, in pixels.
+        orders: Per image (cells,): the index of the patch at each position, row by row.
     """
     patches = F.unfold(images, size, stride=size)  # (B, C size size, cells)
     order = torch.stack(list(orders))[:, None].expand(-1, patches.shape[1], -1)
@@ -164,14 +164,14 @@ def _as_float(images: Tensor) -> Tensor:
 
 
 def _mirrored(index: Tensor, size: int) -> Tensor:
-    """Places beyond the edge, reflected into 0..size - 1."""
+    """Reflects indices beyond the edge into 0..size - 1."""
     period = max(2 * size - 2, 1)
     index = index.remainder(period)
     return torch.where(index >= size, period - index, index)
 
 
 def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
-    """A rectangle of 2 to 33 % of the area and a side ratio of 0.3 to 3.3, filled with noise of one seed an image."""
+    """Fills a rectangle of 2 to 33 % of the area and an aspect ratio of 0.3 to 3.3 with noise of one seed per image."""
     H, W = images.shape[2:]
     area, ratio = 0.02 + 0.31 * u[0], (0.3 ** (1 - 2 * u[1]))
     high, wide = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
@@ -180,13 +180,13 @@ def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
     inside_rows = (rows >= (top * H)[:, None]) & (rows < ((top + high) * H)[:, None])  # (B, H)
     inside_cols = (cols >= (left * W)[:, None]) & (cols < ((left + wide) * W)[:, None])  # (B, W)
     hit = (inside_rows[:, None, :, None] & inside_cols[:, None, None, :]) & (u[4] < probability)[:, None, None, None]
-    # Noise from the place and the image's own number: a hash of a sine, cheap, and the same in every process.
+    # Noise from the position and the image's draw: a hash of a sine, cheap and identical in every process.
     place = torch.arange(3 * H * W).view(1, 3, H, W).float() + (u[5] * 1e4)[:, None, None, None]
     noise = (place.sin() * 43758.547).remainder(1)
     return torch.where(hit, (noise * 255).to(torch.uint8) if images.dtype == torch.uint8 else noise, images)
 
 
-# What RandAugment draws from (Cubuk et al. 2020, section 3), and how strong each is at magnitude 30.
+# The operations of RandAugment (Cubuk et al. 2020, section 3), and the strength of each at magnitude 30.
 OPERATIONS: tuple[str, ...] = ("identity", "auto_contrast", "equalize", "rotate", "solarize", "colour", "posterize")
 OPERATIONS += ("contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
 
@@ -205,7 +205,7 @@ def _rand_augment(images: Tensor, u: Tensor, magnitude: int) -> Tensor:
 
 
 def operate(images: Tensor, name: str, strength: float) -> Tensor:
-    """An operation of RandAugment on uint8 images (B, 3, H, W), strength in -1..1; some look at its size alone."""
+    """Applies a RandAugment operation to uint8 images (B, 3, H, W); strength in -1..1, for some its absolute value."""
     from torchvision.transforms.v2 import functional as V
 
     size, side = abs(strength), images.shape[3]

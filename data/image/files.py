@@ -1,4 +1,4 @@
-"""Where labelled images come from: a tree of class folders, a tar of one, a CSV, a torchvision data set by name."""
+"""Sources of labelled images: a tree of class folders, a tar of one, a CSV, or a torchvision data set by name."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from mmattn.data.readers import read_rows, report_missing
 
 TORCHVISION = "torchvision/"
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
-Row = tuple[str, str, ImageSource, str | None]  # where an image was found, for messages; its id; itself; its label
+Row = tuple[str, str, ImageSource, str | None]  # location of an image, for messages; id; image; label
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "image"), ("label", "labels")
 
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
-    """An image within an uncompressed tar, read when it is needed."""
+    """An image within an uncompressed tar, read on demand."""
 
     path: Path
     offset: int
     size: int
 
     def read(self) -> bytes:
-        """The file's bytes."""
+        """Returns the file's bytes."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
 
     def fingerprint(self) -> str:
-        """What it counts by, as a file does by its name and size."""
+        """Returns the member's identity for fingerprints, the analogue of a file's name and size."""
         return f"{self.path.name} {self.offset} {self.size}"
 
 
 def read_images(source: str | Path, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
-    """The labelled images of a path.
+    """Yields the labelled images of a path.
 
-    - a folder: one sub-folder a class, images at any depth below it (torchvision's ``ImageFolder``);
-    - a ``.tar``, uncompressed or not: such a tree, alone or in one outer folder;
+    - a folder: one sub-folder per class, images at any depth below it (torchvision's ``ImageFolder``);
+    - a ``.tar``, compressed or not: such a tree, alone or in one outer folder;
     - a ``.csv``, ``.tsv`` or ``.jsonl``: the columns ``path`` (or ``image``) and ``label``, paths relative to the file;
-    - ``torchvision/NAME``: a data set of torchvision whose files are below ``root`` already.
+    - ``torchvision/NAME``: a data set of torchvision whose files exist below ``root``.
 
     Args:
         source: The path.
         split: train, val or test, for torchvision.
         root: See ``ClassificationDataset``.
-        problems: Takes the bad items.
+        problems: Collects the invalid items.
 
     Raises:
         DataError: The path as a whole is none of these.
@@ -75,22 +75,22 @@ def read_images(source: str | Path, split: str, root: str | Path | None, problem
 
 
 def is_image(name: str, endings: Collection[str] = IMAGE_EXTENSIONS) -> bool:
-    """Whether a file's name says that it is an image, and no hidden file."""
+    """Whether a file name has an image's extension and is not hidden."""
     pure = PurePosixPath(name)
     return pure.suffix.lower() in endings and not any(part.startswith(".") for part in pure.parts)
 
 
 def images_below(folder: Path, endings: Collection[str] = IMAGE_EXTENSIONS) -> list[tuple[str, Path]]:
-    """The images in a folder and below it, each with its path within, in the order of their paths."""
+    """Returns the images in a folder and below it, each with its relative path, sorted by path."""
     found = [(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*"))]
     return [(name, path) for name, path in found if is_image(name, endings) and path.is_file()]
 
 
 def named_images(folder: Path) -> list[tuple[str, Path]]:
-    """As ``images_below``.
+    """Returns ``images_below``.
 
     Raises:
-        DataError: There is none.
+        DataError: There are no images.
     """
     images = images_below(folder)
     if not images:
@@ -99,7 +99,7 @@ def named_images(folder: Path) -> list[tuple[str, Path]]:
 
 
 def read_folder(folder: Path) -> Iterator[Row]:
-    """A tree of class folders."""
+    """Yields the images of a tree of class folders."""
     files = images_below(folder)
     loose = next((name for name, _ in files if "/" not in name), None)
     if loose is not None or not files:
@@ -111,7 +111,7 @@ def read_folder(folder: Path) -> Iterator[Row]:
 
 
 def read_tar(path: Path) -> Iterator[Row]:
-    """A tar of a tree of class folders; uncompressed, its images are read when they are needed."""
+    """Yields the images of a tar of class folders; those of an uncompressed tar are read on demand."""
     try:
         with tarfile.open(path) as archive:
             members = [m for m in archive if m.isfile() and is_image(m.name.removeprefix("./"))]
@@ -133,7 +133,7 @@ def read_tar(path: Path) -> Iterator[Row]:
 
 
 def read_table(path: Path, root: str | Path | None, problems: Problems) -> Iterator[Row]:
-    """A CSV, TSV or JSONL with an image's path and its label."""
+    """Yields the images of a CSV, TSV or JSONL with their paths and labels."""
     folder = path.parent if root is None else Path(root)
     for number, (where, _, row) in enumerate(read_rows(path, problems)):
         column = next((name for name in PATH_COLUMNS if name in row), None)
@@ -152,7 +152,7 @@ def read_table(path: Path, root: str | Path | None, problems: Problems) -> Itera
 
 
 def read_torchvision(name: str, split: str, root: str | Path | None) -> Iterator[Row]:
-    """A data set of torchvision, whose files are there already: nothing is downloaded."""
+    """Yields the images of a torchvision data set from existing files, without a download."""
     from torchvision import datasets
 
     kind: Any = getattr(datasets, name, None)

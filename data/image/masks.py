@@ -1,4 +1,4 @@
-"""Masks: which class each pixel of an image is, and the list that says what the numbers mean."""
+"""Segmentation masks, and the list of the classes that their values denote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmattn.data.errors import DataError, shorten
 from mmattn.data.image.processor import MAX_PIXELS, read_image
 from mmattn.data.readers import read_text
 
-VOID = 255  # in labels: a pixel that neither teaches nor counts; in masks too, unless a class has that number
+VOID = 255  # ignored pixels in labels, excluded from loss and metrics; in masks too, unless 255 is a class id
 VOID_NAMES = frozenset({"void", "ignore", "ignored", "unlabelled", "unlabeled"})
 MASK_EXTENSIONS = (".png", ".bmp", ".gif", ".tif", ".tiff")
 CLASS_FILE = "classes.txt"
@@ -24,9 +24,9 @@ MaskSource = Any  # str | Path | bytes | np.ndarray (unsigned integers, HxW)
 
 @dataclass(frozen=True)
 class ClassList:
-    """The classes of a data set: what is learnt, and which numbers of the masks are void.
+    """The classes of a data set, and the mask values that are void, i.e. ignored.
 
-    Labels are the places in `names`; a mask holds the numbers in `ids`, which need not be 0, 1, 2, ...
+    Labels are indices into `names`; masks contain the values in `ids`, which need not be 0, 1, 2, ...
 
     >>> classes = ClassList(("sky", "road"), (3, 7), void=(0,))
     >>> classes.labels(np.array([[3, 7], [0, 255]], dtype=np.uint8)).tolist()
@@ -34,16 +34,16 @@ class ClassList:
     """
 
     names: tuple[str, ...]
-    ids: tuple[int, ...]  # one a name, 0..255
-    void: tuple[int, ...] = ()  # numbers that are left out; 255 is one of them anyway unless it is in ids
+    ids: tuple[int, ...]  # one per name, 0..255
+    void: tuple[int, ...] = ()  # ignored values; 255 is always one of them unless it is in ids
 
     def labels(self, mask: np.ndarray, where: str = "mask") -> np.ndarray:
-        """The numbers of a mask (H, W) as labels, uint8, `VOID` where nothing is said.
+        """Converts the values of a mask (H, W) to labels (H, W), uint8, `VOID` for ignored pixels.
 
         Raises:
-            DataError: a number that is in no list; says which, how often and where first.
+            DataError: An unknown value; the message gives it, its count and its first position.
         """
-        table = np.full(MAX_CLASSES + 2, -1, np.int16)  # by number; -1: in no list
+        table = np.full(MAX_CLASSES + 2, -1, np.int16)  # by value; -1: unknown
         table[[*self.void, VOID]] = VOID
         table[list(self.ids)] = np.arange(len(self.ids))
         labels = table[mask if mask.dtype == np.uint8 else np.minimum(mask, MAX_CLASSES + 1)]
@@ -58,20 +58,20 @@ class ClassList:
         return labels.astype(np.uint8)
 
     def mask(self, labels: np.ndarray) -> np.ndarray:
-        """Labels as the numbers of a mask, the way back; void stays 255."""
+        """Converts labels to the values of a mask, the inverse of `labels`; void remains 255."""
         table = np.full(256, VOID, np.uint8)
         table[: len(self.ids)] = self.ids
         return table[labels]
 
 
 def read_classes(path: str | Path) -> ClassList:
-    """A class list: one class a line, ``NUMBER NAME``, or names alone, which are then numbered from 0.
+    """Reads a class list: one class per line, ``NUMBER NAME``, or names alone, which are numbered from 0.
 
-    Empty lines and what begins with # are passed over. A class called void, ignore or unlabelled is one that neither
-    teaches nor counts.
+    Empty lines and lines that begin with # are ignored. Pixels of a class called void, ignore or unlabelled are
+    excluded from loss and metrics.
 
     Raises:
-        DataError: names the file and the line.
+        DataError: Names the file and the line.
     """
     rows: list[tuple[int, str]] = []
     lines = [(n, line.strip()) for n, line in enumerate(read_text(path).split("\n"), start=1)]
@@ -98,18 +98,18 @@ def read_classes(path: str | Path) -> ClassList:
 
 
 def load_mask(source: MaskSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads a mask as its numbers: a file of one channel, or with a palette, whose places are the numbers.
+    """Reads the values of a mask from a file of one channel or with a palette, whose indices are the values.
 
     Args:
         source: A path, the file's bytes, or an array of unsigned integers (H, W).
-        name: What the error calls it besides the file.
+        name: Location of the item, which errors name besides the file.
         max_pixels: See ``load_image``.
 
     Returns:
-        (H, W), uint8 or uint16.
+        Values (H, W), uint8 or uint16.
 
     Raises:
-        DataError: Missing, damaged, in colour, or compressed with loss; by name.
+        DataError: The mask is missing, damaged, in colour, or compressed with loss.
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 2 or source.dtype not in (np.uint8, np.uint16):
@@ -135,7 +135,7 @@ def _numbers(image: Any, where: str) -> np.ndarray:
 
 
 def palette(number: int) -> np.ndarray:
-    """Colours that are told apart, (number, 3) uint8: bits of the place dealt to the channels (Everingham et al. 2010).
+    """Returns distinct colours (number, 3), uint8: the index's bits spread over channels (Everingham et al. 2010).
 
     >>> palette(3).tolist()
     [[128, 0, 0], [0, 128, 0], [128, 128, 0]]
@@ -149,7 +149,7 @@ def palette(number: int) -> np.ndarray:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """``0 to 4, 7``."""
+    """Formats numbers as ranges, e.g. ``0 to 4, 7``."""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and number == parts[-1][1] + 1:

@@ -1,9 +1,10 @@
-"""Images to tensors: reading with clear errors, and the preprocessing that training and serving share.
+"""Image reading, and the preprocessing that training and serving share.
 
-Reading and evaluation need PIL and torch only; torchvision is imported by ``ImageAugment.__call__``, in training.
-A *window* is the rectangle of the original image, as fractions ``(x0, y0, x1, y1)`` of its width and height, that
-the model's input shows: ``(0, 0, 1, 1)`` is all of it, a crop is smaller, padding reaches beyond. It is how boxes
-follow the image into the model, and how a map over the model's input is laid back on the image.
+Reading and evaluation need PIL and torch only; torchvision is imported by ``ImageAugment``, for training.
+
+A *window* is the rectangle of the original image that the model's input covers, as fractions ``(x0, y0, x1, y1)`` of
+the original's width and height: ``(0, 0, 1, 1)`` is the whole image, a crop is smaller, padding extends beyond it.
+Windows map boxes from the image to the model's input, and maps over the model's input back to the image.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ from mmattn.data.image.augment import check_limits, recolour
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-ImageSource = Any  # str | Path | bytes | what has read() | np.ndarray (uint8, HxWx3) | PIL.Image.Image
+ImageSource = Any  # str | Path | bytes | file object | np.ndarray (uint8, HxWx3) | PIL.Image.Image
 Box = tuple[float, float, float, float]
 
-MAX_PIXELS = 89_478_485  # PIL's own limit for an image that may be an attack: 256 MB of RGB
+MAX_PIXELS = 89_478_485  # PIL's limit against decompression bombs: 256 MB of RGB
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
 RESIZE = ("squash", "crop", "pad")
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def load_image(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> PILImage:
-    """Reads an image as RGB: upright by its EXIF tag, transparency on white, 16 bits scaled to 8.
+    """Reads an image as RGB: rotated by its EXIF orientation, transparency on white, 16 bits scaled to 8.
 
     Args:
         source: A path, the file's bytes, a uint8 array HxWx3 or HxW, or a PIL image.
-        name: What the error calls it besides the file, e.g. ``"question 17"``.
-        max_pixels: The largest width times height accepted, read from the header before anything is decoded.
+        name: Location of the item, which errors name besides the file, e.g. ``"question 17"``.
+        max_pixels: Maximum of width times height, checked in the header before decoding.
 
     Raises:
-        DataError: Missing, empty, truncated, not an image or too large, each by name.
+        DataError: The image is missing, empty, truncated, too large, or not an image.
     """
     from PIL import Image
 
@@ -55,7 +56,7 @@ def load_image(source: ImageSource, name: str | None = None, max_pixels: int = M
 
 
 def image_size(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height of an image as ``load_image`` would return it, from the header alone."""
+    """Returns width and height of the image that ``load_image`` would return, from the header alone."""
     if isinstance(source, np.ndarray):
         array = _check_array(source, name)
         return array.shape[1], array.shape[0]
@@ -66,7 +67,9 @@ def image_size(source: ImageSource, name: str | None = None, max_pixels: int = M
 
 def _upright_size(image: PILImage, where: str) -> tuple[int, int]:
     width, height = image.size
-    return (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)  # EXIF 5..8 lie on their side
+    return (
+        (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
+    )  # EXIF orientations 5..8 swap the sides
 
 
 def _where(source: ImageSource, name: str | None) -> str:
@@ -79,7 +82,7 @@ def _where(source: ImageSource, name: str | None) -> str:
 def read_image(
     source: ImageSource, use: Callable[[PILImage, str], Any], name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> Any:
-    """What ``use(image, where)`` makes of an opened file, with the errors of ``load_image``."""
+    """Returns ``use(image, where)`` of an opened file, with the errors of ``load_image``."""
     from PIL import Image, UnidentifiedImageError
 
     where = _where(source, name)
@@ -99,7 +102,7 @@ def read_image(
         raise DataError(where, "an image", "an empty file")
     too_large = f"at most {max_pixels:,} pixels (the guard against decompression bombs)"
     with stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's own warning about bombs and damaged metadata: ours is the error below
+        warnings.simplefilter("ignore")  # PIL warns about bombs and damaged metadata; the error below replaces it
         try:
             with Image.open(stream) as image:
                 width, height = image.size
@@ -112,7 +115,7 @@ def read_image(
             raise DataError(where, too_large, shorten(str(error))) from None
         except UnidentifiedImageError:
             raise DataError(where, "an image (PNG, JPEG, ...)", f"a file that starts with {start!r}") from None
-        except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, EOFError, struct.error ...
+        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error ...
             raise DataError(where, "a whole image", f"a truncated or damaged one ({shorten(str(error))})") from None
 
 
@@ -135,7 +138,7 @@ def _upright_rgb(image: PILImage, where: str) -> PILImage:
         if not np.isfinite(values).all():
             raise DataError(where, "finite pixel values", "NaN or infinity")
         top = float(values.max()) if values.size else 0.0
-        # 16-bit files come as "I;16" or as "I"; floats are either in 0..1 or in the units of one of the others.
+        # 16-bit files have mode "I;16" or "I"; floats are in 0..1, 0..255 or 0..65535.
         scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or top > 255 else (255.0 if top <= 1 else 1.0)
         if image.mode == "I" and top <= 255:
             scale = 1.0
@@ -148,14 +151,14 @@ def _upright_rgb(image: PILImage, where: str) -> PILImage:
 
 
 class ImageProcessor:
-    """Image to a normalized (3, H, W) tensor: the evaluation path, in PIL and torch.
+    """Converts an image to a normalized (3, H, W) tensor, in PIL and torch, for evaluation and serving.
 
     Args:
         size: Output side, or (H, W).
-        mean: Per channel, of pixel values in 0..1.
-        std: Likewise.
-        resize: ``squash`` (all of the image, its aspect ratio not kept), ``crop`` (shorter side to fit, centre
-            kept) or ``pad`` (longer side to fit, the rest filled with the mean colour).
+        mean: Mean per channel, of pixel values in 0..1.
+        std: Standard deviation per channel, of pixel values in 0..1.
+        resize: ``squash`` (whole image, aspect ratio not kept), ``crop`` (shorter side fits, centre crop) or ``pad``
+            (longer side fits, the rest is filled with the mean colour).
 
     >>> ImageProcessor(32)(np.zeros((20, 40, 3), dtype=np.uint8)).shape
     torch.Size([3, 32, 32])
@@ -179,13 +182,13 @@ class ImageProcessor:
             raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
 
     def __call__(self, source: ImageSource, name: str | None = None) -> Tensor:
-        """One image as (3, H, W) float."""
+        """Returns an image as (3, H, W) float."""
         return self.normalize([self.pixels(source, name)[0]])[0]
 
     def pixels(self, source: ImageSource, name: str | None = None) -> tuple[np.ndarray, Box]:
-        """The image at the model's size, uint8 (H, W, 3), and the window of the original that it shows.
+        """Returns the image at the model's size, uint8 (H, W, 3), and its window of the original.
 
-        An array of that size already is returned as it is, without PIL.
+        An array that already has this size is returned unchanged, without PIL.
         """
         if isinstance(source, np.ndarray) and source.shape == (*self.size, 3) and source.dtype == np.uint8:
             return source, FULL
@@ -194,14 +197,14 @@ class ImageProcessor:
         return np.asarray(self._resized(image)), window
 
     def normalize(self, images: Sequence[np.ndarray]) -> Tensor:
-        """uint8 (H, W, 3) arrays of one size to (N, 3, H, W) float."""
+        """Normalizes uint8 (H, W, 3) arrays of one size to (N, 3, H, W) float."""
         stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (N, H, W, 3)
         pixels = stacked.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, H, W)
         pixels.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
         return pixels.contiguous()
 
     def window(self, size: tuple[int, int]) -> Box:
-        """The part of an image of this (width, height) that the model's input shows."""
+        """Returns the window that the model's input covers of an image of this (width, height)."""
         if self.resize == "squash":
             return FULL
         width, height = size
@@ -228,17 +231,17 @@ class ImageProcessor:
         return ground
 
     def config(self) -> dict[str, Any]:
-        """The keywords that rebuild it, as JSON takes them."""
+        """Returns the constructor's keywords as JSON values."""
         return {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "resize": self.resize}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ImageProcessor:
-        """What ``config`` gave, back."""
+        """Makes the processor from the result of ``config``."""
         return cls(**config)
 
 
 def move_box(box: Box, window: Box) -> Box | None:
-    """A box in fractions of the original, as fractions of what the window shows; None when nothing of it is left."""
+    """Converts a box from fractions of the original to fractions of a window; None if it lies outside."""
     x0, y0, x1, y1 = window
     left, right = sorted(((box[0] - x0) / (x1 - x0), (box[2] - x0) / (x1 - x0)))
     top, bottom = sorted(((box[1] - y0) / (y1 - y0), (box[3] - y0) / (y1 - y0)))
@@ -247,26 +250,26 @@ def move_box(box: Box, window: Box) -> Box | None:
 
 
 def compose(outer: Box, inner: Box) -> Box:
-    """The window ``inner`` of the window ``outer``, in fractions of the original."""
+    """Returns the window ``inner`` of the window ``outer``, in fractions of the original."""
     x0, y0, x1, y1 = outer
     wide, high = x1 - x0, y1 - y0
     return x0 + inner[0] * wide, y0 + inner[1] * high, x0 + inner[2] * wide, y0 + inner[3] * high
 
 
 class ImageAugment:
-    """Random change of a training image: a pure function of the image and an integer seed.
+    """Augmentation of a training image, a pure function of the image and an integer seed.
 
-    It draws from a generator of its own, so that the global random state is neither read nor moved, and it works on
-    8-bit pixels, so that the result does not depend on the number of threads.
+    It has its own random generator, so the global random state is neither read nor changed, and it works on 8-bit
+    pixels, so the result does not depend on the number of threads.
 
     Args:
-        brightness: Factor drawn from 1 - x .. 1 + x.
-        contrast: Likewise.
-        saturation: Likewise.
-        hue: Shift drawn from -x .. x, at most 0.5; 0 where the colour is the answer.
-        shift: Largest shift, as a fraction of the side.
-        scale: Zoom factor drawn from 1 - x .. 1 + x.
-        flip: Mirror half of the images. Off: it would make "left of" wrong.
+        brightness: Maximum change x of brightness; the factor is drawn from 1 - x .. 1 + x.
+        contrast: Maximum change of contrast, likewise.
+        saturation: Maximum change of saturation, likewise.
+        hue: Maximum hue shift, at most 0.5, drawn from -x .. x; 0 for tasks that predict colours.
+        shift: Maximum translation, as a fraction of the side.
+        scale: Maximum change x of the zoom factor, drawn from 1 - x .. 1 + x.
+        flip: Whether half of the images are mirrored, which invalidates answers such as "left of".
     """
 
     def __init__(
@@ -279,7 +282,7 @@ class ImageAugment:
         scale: float = 0.05,
         flip: bool = False,
     ) -> None:
-        import torchvision.transforms.v2.functional  # noqa: F401  here already, so that forked workers share it
+        import torchvision.transforms.v2.functional  # noqa: F401  imported here so that forked workers share it
 
         self.colour = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         self.shift, self.scale, self.flip = shift, scale, flip
@@ -290,17 +293,17 @@ class ImageAugment:
 
         Args:
             pixels: uint8 (H, W, 3).
-            seed: Decides everything that is random.
+            seed: Seed of all random draws.
 
         Returns:
-            The image, uint8 (H, W, 3), and the window of the given one that it shows (x1 < x0 when mirrored).
+            The image, uint8 (H, W, 3), and its window of the input image (x1 < x0 when mirrored).
         """
         from PIL import Image
         from torchvision.transforms.v2 import functional as F
 
         rng = random.Random(seed)
         draws = [rng.random() for _ in range(8)]
-        # On PIL images torchvision works through PIL: 8-bit, one thread, the same on every machine.
+        # torchvision processes PIL images with PIL: 8-bit, one thread, identical on every machine.
         image = recolour(Image.fromarray(pixels), self.colour, draws)
         window = FULL
         height, width = pixels.shape[:2]

@@ -1,9 +1,9 @@
-"""Small textured scenes of plain shapes, from which the built-in data of the image tasks are made.
+"""Procedural scenes of textured shapes, from which the built-in data of the image tasks are made.
 
-`place` and `dress` decide what is where, `paint` draws many scenes at once. All are frozen together with the data built
-on them: random numbers come from the two streams that Python and NumPy promise never to change
-(`random.Random.random`, `numpy.random.RandomState`), and painting uses only arithmetic that every machine rounds the
-same way, so the bytes are the same everywhere.
+`place` and `dress` sample a scene, `paint` renders many scenes at once. All are frozen together with the data built on
+them: random numbers come from the two streams that Python and NumPy promise never to change (`random.Random.random`,
+`numpy.random.RandomState`), and rendering uses only arithmetic that every machine rounds the same way, so the bytes
+are identical everywhere.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ SIZES = ("small", "large")
 RGB = ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246))
 _RADIUS = ((4.8, 5.8), (8.2, 9.4))  # pixels, by size
 _REACH = (1.0, 0.96, 1.12, 1.3, 1.06, 1.0)  # half the side of a shape's box, in radii
-_PATCH = 28  # pixels; holds the largest thing
-Drawn = Any  # what can be drawn: shape and colour, places in SHAPES and COLOURS; x, y and radius, in pixels
+_PATCH = 28  # pixels; contains the largest object
+Drawn = Any  # an object with shape and colour, indices into SHAPES and COLOURS; x, y and radius, in pixels
 
 
 def box_around(x: float, y: float, reach: float) -> tuple[float, float, float, float]:
-    """A square's boxes_xyxy in 0..1 of the image from its centre and half its side, in pixels."""
+    """Returns a square's box xyxy, in 0..1 of the image, from its centre and half its side, in pixels."""
     x0, x1, y0, y1 = (round((place + side) / IMAGE_SIZE, 4) for place in (x, y) for side in (-reach, reach))
     return x0, y0, x1, y1
 
 
 class Shading(NamedTuple):
-    """How a colour changes over a thing."""
+    """Shading of an object's colour."""
 
-    at: Callable[..., np.ndarray]  # (things, across, down (n, patch, patch), draws (n, draws)): a factor a pixel
-    turned: bool  # across and down are tilted as the thing is
-    draws: int  # random numbers a thing; the first five are tint and tilt
+    at: Callable[..., np.ndarray]  # (things, across, down (n, patch, patch), draws (n, draws)): a factor per pixel
+    turned: bool  # whether across and down are tilted with the object
+    draws: int  # random numbers per object; the first five are tint and tilt
 
 
 class Thing(NamedTuple):
-    """One object of a scene: places in SIZES, COLOURS and SHAPES; centre and radius in pixels."""
+    """One object of a scene: indices into SIZES, COLOURS and SHAPES; centre and radius in pixels."""
 
     size: int
     colour: int
@@ -53,20 +53,20 @@ class Thing(NamedTuple):
     radius: float
 
     def box(self) -> tuple[float, float, float, float]:
-        """The box around it, boxes_xyxy in 0..1 of the image."""
+        """The bounding box xyxy, in 0..1 of the image."""
         return box_around(self.x, self.y, self.radius * _REACH[self.shape])
 
     def word(self, k: int) -> str:
-        """Its size (0), colour (1) or shape (2) in a word."""
+        """Returns the word for the size (0), colour (1) or shape (2)."""
         return (SIZES[self.size], COLOURS[self.colour], SHAPES[self.shape])[k]
 
     def labels(self) -> tuple[str, ...]:
-        """What it is, in words: shape, colour, size."""
+        """Returns the words for shape, colour and size."""
         return SHAPES[self.shape], COLOURS[self.colour], SIZES[self.size]
 
 
 def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:
-    """Size, x, y and radius of so many things that do not touch."""
+    """Samples size, x, y and radius of several objects that do not touch."""
     while True:
         places: list[tuple[int, float, float, float]] = []
         sizes = sorted((int(rng.random() * 2) for _ in range(number)), reverse=True)  # large ones first: easier to fit
@@ -88,14 +88,14 @@ def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:
 
 
 def dress(rng: Random, places: list[tuple[int, float, float, float]]) -> list[Thing]:
-    """Things at these places, of two to four colours and shapes so that there is something to count."""
+    """Samples objects at these positions, of only two to four colours and shapes, for questions about counts."""
     colours = [int(rng.random() * len(COLOURS)) for _ in range(2 + int(rng.random() * 3))]
     shapes = [int(rng.random() * len(SHAPES)) for _ in range(2 + int(rng.random() * 3))]
     return [Thing(size, pick(rng, colours), pick(rng, shapes), x, y, radius) for size, x, y, radius in places]
 
 
 def light(things: Sequence[Drawn], across: np.ndarray, down: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """What the colour is multiplied by at each pixel: light that falls off to one side."""
+    """Returns the factor of the colour at each pixel: light that falls off to one side."""
     r = np.array([thing.radius for thing in things], np.float32)[:, None, None]
     return 1 + (across * (u[:, 5] - 0.5)[:, None, None] + down * (u[:, 6] - 0.5)[:, None, None]) * 0.2 / r
 
@@ -106,21 +106,21 @@ LIGHT = Shading(light, turned=True, draws=7)
 def paint(
     scenes: Sequence[Sequence[Drawn]], seed: list[int], shading: Shading = LIGHT, most: int = 5, patch: int = _PATCH
 ) -> np.ndarray:
-    """SeededRandom scenes: textured grounds, tilted shapes with smooth edges, noise.
+    """Renders scenes: textured backgrounds, tilted shapes with smooth edges, noise.
 
     Args:
-        scenes: What to draw.
-        seed: Decides the grounds, tilts, tints and noise. The first images do not depend on how many follow.
-        shading: How the things' colours change over them.
-        most: Things in a scene.
-        patch: Side of a square that holds the largest thing, in pixels.
+        scenes: The objects of each scene.
+        seed: Seed of backgrounds, tilts, tints and noise. The first images do not depend on the number of scenes.
+        shading: Shading of the objects' colours.
+        most: Maximum number of objects in a scene.
+        patch: Side of a square that contains the largest object, in pixels.
 
     Returns:
         Images (N, 64, 64, 3), uint8.
     """
     images = np.empty((len(scenes), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     streams = [np.random.RandomState([*seed, i]) for i in range(3)]
-    for start in range(0, len(scenes), 256):  # in pieces that fit the cache
+    for start in range(0, len(scenes), 256):  # in chunks that fit the CPU cache
         some = scenes[start : start + 256]
         canvas = grounds(len(some), streams[0])
         _draw(canvas, some, streams[1], shading, most, patch)
@@ -130,7 +130,7 @@ def paint(
 
 
 def grounds(number: int, rs: np.random.RandomState) -> np.ndarray:
-    """Muted grounds of bands and soft blotches, (N, 64, 64, 3) float32."""
+    """Returns muted backgrounds of bands and soft blotches, (N, 64, 64, 3) float32."""
     u = rs.random_sample((number, 8 + 49 + 49 * 3)).astype(np.float32)
     grid = np.arange(IMAGE_SIZE, dtype=np.float32)
     level = 45 + 60 * u[:, :1]
@@ -146,7 +146,7 @@ def grounds(number: int, rs: np.random.RandomState) -> np.ndarray:
 
 
 def smooth(coarse: np.ndarray) -> np.ndarray:
-    """Bilinear interpolation of (N, 7, 7, C) to (N, 64, 64, C)."""
+    """Interpolates (N, 7, 7, C) bilinearly to (N, 64, 64, C)."""
     place = np.arange(IMAGE_SIZE, dtype=np.float32) * np.float32(6 / IMAGE_SIZE)
     low = place.astype(np.int64)
     part = (place - low)[None, :, None, None]
@@ -163,7 +163,7 @@ def _draw(
     most: int,
     patch: int,
 ) -> None:
-    """Blends the things into the canvas, the n-th thing of every scene at once."""
+    """Blends the objects into the canvas, the n-th object of every scene at once."""
     size = patch // 2
     padded = np.pad(canvas, ((0, 0), (size, size), (size, size), (0, 0)))
     draws = rs.random_sample((len(scenes), most, shading.draws)).astype(np.float32)
@@ -197,7 +197,7 @@ _STAR = ((0.0, 1.0), (0.951057, 0.309017), (0.587785, -0.809017), (-0.587785, -0
 
 
 def distance(shape: int, u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Signed distance in pixels, negative inside, of points (u, v), v down, from a shape of radius r at the origin."""
+    """Returns the signed distance in pixels, negative inside, of points (u, v) from a shape of radius r at (0, 0)."""
     across, down = np.abs(u), np.abs(v)
     if SHAPES[shape] == "circle":
         return np.sqrt(u * u + v * v) - r
@@ -205,7 +205,7 @@ def distance(shape: int, u: np.ndarray, v: np.ndarray, r: np.ndarray) -> np.ndar
         return np.maximum(across, down) - 0.88 * r
     if SHAPES[shape] == "triangle":
         return np.maximum(v - 0.62 * r, 0.875 * across - 0.485 * v - 0.56 * r)
-    if SHAPES[shape] == "star":  # what lies inside at least four of five half-planes
+    if SHAPES[shape] == "star":  # the intersection of at least four of five half-planes
         planes = np.sort(np.stack([a * u + b * v for a, b in _STAR]), axis=0)
         return planes[3] - 0.41 * r
     if SHAPES[shape] == "cross":

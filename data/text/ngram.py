@@ -1,4 +1,4 @@
-"""Language models that count: interpolated Kneser-Ney over ids, to weigh what CTC hears by what is ever written."""
+"""N-gram language models over ids with interpolated Kneser-Ney smoothing, e.g. for shallow fusion with CTC."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor
 
 from mmattn.data.errors import DataError, shorten
 
-KEPT = 1 << 22  # numbers in the answers that are remembered: 16 MB
-HELD_OUT = 10  # every so many-th text tells how much two models weigh
-ROUNDS = 50  # of EM
+KEPT = 1 << 22  # numbers in the cache of log-probabilities: 16 MB
+HELD_OUT = 10  # every tenth text is held out to estimate a mixture's weight
+ROUNDS = 50  # iterations of EM
 
 
 class Ids(NamedTuple):
-    """What a model counts."""
+    """The vocabulary of a language model."""
 
     vocab_size: int  # V
-    bos: int  # what stands before a text, and is never said
-    eos: int  # what ends it
+    bos: int  # before a text; never predicted
+    eos: int  # after a text
 
 
 class Counted(ABC):
-    """A language model that beams over CTC can ask (`mmattn.generate.ctc.LanguageModel`), whatever it has counted.
+    """Base class of n-gram models, usable in CTC beam search (`mmattn.generate.ctc.LanguageModel`).
 
     Args:
-        ids: What it counts.
-        order: Ids of the longest n-gram, n.
+        ids: The vocabulary.
+        order: Length n of the longest n-gram, in ids.
     """
 
     def __init__(self, ids: Ids, order: int) -> None:
@@ -41,10 +41,10 @@ class Counted(ABC):
         self._known: dict[tuple[int, ...], Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_known": {}}  # to loaders' processes
+        return self.__dict__ | {"_known": {}}  # without the cache, for loader processes
 
     def log_probs(self, context: Sequence[int]) -> Tensor:
-        """log p of each next id, (V,) float32; of what stood before, bos first, the last n - 1 ids count."""
+        """Returns log p of each next id, (V,) float32, given the last n - 1 ids of a context that begins with bos."""
         key = tuple(context[max(0, len(context) - self.order + 1) :])
         found = self._known.get(key)
         if found is None:
@@ -55,30 +55,30 @@ class Counted(ABC):
 
     @abstractmethod
     def _log_probs(self, context: tuple[int, ...]) -> Tensor:
-        """`log_probs` of at most n - 1 ids, (V,)."""
+        """Returns `log_probs` for a context of at most n - 1 ids, (V,)."""
 
     def scores(self, ids: Sequence[int]) -> list[float]:
-        """log p of each id of a text, and of its end."""
+        """Returns log p of each id of a text, and of eos."""
         text = [self.bos, *ids, self.eos]
         return [float(self.log_probs(text[:n])[text[n]]) for n in range(1, len(text))]
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
-        """Its numbers, by name."""
+        """Returns the model's arrays by name."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, state: Mapping[str, np.ndarray], ids: Ids) -> Self:
-        """The model of such numbers."""
+        """Makes the model from the arrays of `state`."""
 
     def save(self, path: str | Path) -> None:
-        """Writes what `load_lm` reads."""
+        """Writes a file that `load_lm` reads."""
         from safetensors.numpy import save_file
 
         save_file(self.state(), path)
 
     def fingerprint(self) -> str:
-        """SHA-256 over its numbers."""
+        """Returns the SHA-256 over the model's arrays."""
         digest = hashlib.sha256()
         for value in self.state().values():
             digest.update(value.tobytes())
@@ -86,18 +86,19 @@ class Counted(ABC):
 
 
 class NGram(Counted):
-    """``p(w | c) = max(a(c w) - D, 0) / a(c .) + g(c) p(w | c')``, c' being c less its first id, g what is left over.
+    """An n-gram model with modified Kneser-Ney smoothing (Chen and Goodman 1999, section 3).
 
-    Modified Kneser-Ney smoothing (Chen and Goodman 1999, section 3): of the longest n-grams a counts occurrences, of
-    shorter ones how many ids stand before them, and D depends on a being 1, 2 or more. At last all ids are alike.
+    ``p(w | c) = max(a(c w) - D, 0) / a(c .) + g(c) p(w | c')``, where c' is c without its first id and g the remaining
+    mass. For the longest n-grams a is the number of occurrences, for shorter ones the number of distinct ids that
+    precede them; D depends on whether a is 1, 2 or more. The recursion ends in the uniform distribution.
 
     Args:
-        ids: What is counted.
-        keys: Of each order 1 .. n, sorted: (the place of the n-gram's first n - 1 ids) V + its last id.
-        counts: The a of each of them.
+        ids: The vocabulary.
+        keys: Sorted keys of each order 1 .. n: (index of the n-gram's first n - 1 ids) V + its last id.
+        counts: Their counts a.
 
     Raises:
-        ValueError: Keys and counts that are none.
+        ValueError: Inconsistent keys and counts.
 
     >>> model = NGram.fit([[4, 5], [4, 5, 4, 6]], 3, Ids(vocab_size=7, bos=2, eos=3))
     >>> p = model.log_probs([2, 4]).exp()
@@ -117,7 +118,7 @@ class NGram(Counted):
             inside = not len(level) or (level[0] >= 0 and level[-1] < sizes[n] * self.vocab_size)
             if not inside or (np.diff(level) <= 0).any():
                 raise ValueError(f"the {n + 1}-grams are not sorted, or do not fit those before them")
-        # What follows a node of one order are neighbours in the next.
+        # The continuations of an n-gram are adjacent in the next order.
         self.starts = [
             np.searchsorted(level, np.arange(size + 1) * self.vocab_size)
             for level, size in zip(self.keys, sizes, strict=False)
@@ -126,7 +127,7 @@ class NGram(Counted):
 
     @classmethod
     def fit(cls, texts: Iterable[Sequence[int]], order: int, ids: Ids) -> NGram:
-        """Counts texts, the ids of each, neither bos nor eos among them; of the longest n-gram there are `order`.
+        """Counts the n-grams, up to length `order`, of texts given by their ids without bos and eos.
 
         Raises:
             ValueError: An order below 1, or no text.
@@ -135,15 +136,15 @@ class NGram(Counted):
         if order < 1 or not lines:
             raise ValueError(f"order={order}, {len(lines)} texts: expected at least 1 of both")
         all_ids = np.concatenate(lines)
-        left = np.concatenate([np.arange(len(line), 0, -1) for line in lines])  # ids up to the text's end
+        left = np.concatenate([np.arange(len(line), 0, -1) for line in lines])  # ids to the end of the text
         begins = np.concatenate([np.arange(len(line)) == 0 for line in lines])
         keys, counts, opens = list[np.ndarray](), list[np.ndarray](), begins
-        place = np.zeros(len(all_ids), dtype=np.int64)  # of the n-gram that begins at each id
+        place = np.zeros(len(all_ids), dtype=np.int64)  # index of the n-gram that begins at each id
         for n in range(1, order + 1):
-            at = np.flatnonzero(left >= n)  # where an n-gram begins
+            at = np.flatnonzero(left >= n)  # positions at which an n-gram begins
             grams = place[at] * ids.vocab_size + all_ids[at + n - 1]
             found, first, which, count = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
-            if n > 1:  # what is counted of the order below is how many ids stand before, of a text's beginning none do
+            if n > 1:  # counts of the order below: distinct preceding ids; a text's beginning has none
                 behind = np.bincount(place[at[first] + 1], minlength=len(counts[-1]))
                 counts[-1] = np.where(opens, counts[-1], behind)
             place = np.full(len(all_ids), -1, dtype=np.int64)
@@ -165,14 +166,14 @@ class NGram(Counted):
             counts = self.counts[n][low:high]
             total = counts.sum()
             if not total:
-                break  # nothing ever followed it
+                break  # it has no continuation
             taken = self.discounts[n][np.minimum(counts, 3)]
             p *= taken.sum() / total
             p[self.keys[n][low:high] - node * self.vocab_size] += (counts - taken) / total
         return torch.from_numpy(np.log(p)).float()
 
     def _find(self, ids: Sequence[int]) -> int | None:
-        """The place of an n-gram among those of its order."""
+        """Returns the index of an n-gram among those of its order."""
         node = 0
         for n, token in enumerate(ids):
             key = node * self.vocab_size + token
@@ -193,17 +194,18 @@ class NGram(Counted):
 
 
 class Mixture(Counted):
-    """``p(w | c) = weight p_own(w | c) + (1 - weight) p_further(w | c)`` (Jelinek and Mercer 1980).
+    """Linear interpolation of two n-gram models (Jelinek and Mercer 1980).
 
-    Few texts of the task's own would drown among many others, were all counted together.
+    ``p(w | c) = weight p_own(w | c) + (1 - weight) p_further(w | c)``. Joint counts would be dominated by the
+    additional texts, which are often far more numerous than the task's.
 
     Args:
-        own: Of the task's own texts.
-        further: Of others, in the same ids.
-        weight: Of the first, 0 to 1.
+        own: Model of the task's texts.
+        further: Model of additional texts, over the same ids.
+        weight: Weight of the first model, 0 to 1.
 
     Raises:
-        ValueError: Another weight, or models of different ids.
+        ValueError: A weight outside 0 to 1, or models of different ids.
     """
 
     def __init__(self, own: NGram, further: NGram, weight: float) -> None:
@@ -216,12 +218,12 @@ class Mixture(Counted):
 
     @classmethod
     def fit(cls, texts: Sequence[Sequence[int]], further: Iterable[Sequence[int]], order: int, ids: Ids) -> Mixture:
-        """Counts own texts and others, see `NGram.fit`.
+        """Counts the task's texts and additional ones, see `NGram.fit`.
 
-        The weight is the likeliest for every tenth own text, which is not counted to find it (by EM).
+        The weight maximizes the likelihood (by EM) of every tenth of the task's texts, held out for this estimate.
 
         Raises:
-            ValueError: As of `NGram.fit`.
+            ValueError: As in `NGram.fit`.
         """
         other, weight = NGram.fit(further, order, ids), 0.5
         rest = [text for n, text in enumerate(texts) if n % HELD_OUT]
@@ -251,10 +253,10 @@ class Mixture(Counted):
 
 
 def load_lm(path: str | Path, ids: Ids) -> Counted:
-    """Reads what a model of these ids wrote by `save`.
+    """Reads a model of these ids that `save` wrote.
 
     Raises:
-        DataError: Missing, damaged, or of another vocabulary.
+        DataError: The file is missing, damaged, or of another vocabulary.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -268,10 +270,10 @@ def load_lm(path: str | Path, ids: Ids) -> Counted:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken off counts of 0, 1, 2, 3 and more: ``D_i = i - (i + 1) Y n_(i + 1) / n_i`` (ibid., eq. 17)."""
+    """Returns the discounts of counts 0, 1, 2 and 3+: ``D_i = i - (i + 1) Y n_(i + 1) / n_i`` (ibid., eq. 17)."""
     n = [int((counts == i).sum()) for i in range(5)]
     if not all(n[1:]):
-        return np.array([0.0, 0.5, 0.75, 0.75])  # too few n-grams for an estimate, as of single characters
+        return np.array([0.0, 0.5, 0.75, 0.75])  # too few n-grams for an estimate, e.g. unigrams of characters
     y = n[1] / (n[1] + 2 * n[2])
     found = [i - (i + 1) * y * n[i + 1] / n[i] for i in (1, 2, 3)]
     return np.array([0.0, *(min(max(d, 0.05), i - 0.05) for i, d in enumerate(found, 1))])

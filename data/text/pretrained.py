@@ -1,4 +1,4 @@
-"""Tokenizers of public models, as they lie in their folders, with the interface of ours.
+"""Tokenizers of public models, read from their folders, with the interface of `TokenIds`.
 
 Three layouts are read: ``tokenizer.json`` of the tokenizers library; Marian's ``source.spm``, ``target.spm`` and
 ``vocab.json``; T5's ``spiece.model``. The last two need the package sentencepiece.
@@ -23,20 +23,19 @@ LAYOUTS = {
     "t5": ("spiece.model",),
 }
 IDS = ("eos_id", "pad_id", "start_id", "unk_id")
-ORDER = ("marian", "t5", "tokenizer.json")  # where several lie: Marian's and T5's own files are what was trained with
+ORDER = ("marian", "t5", "tokenizer.json")  # precedence: Marian's and T5's own files are those of training
 
 
 class PublicText(TokenIds):
     """A public model's tokenizer for one side of a pair.
 
     Args:
-        kind: A layout, of ``LAYOUTS``.
+        kind: A layout of ``LAYOUTS``.
         files: The layout's files by name.
         side: ``source`` or ``target``: Marian has a model for each.
-        max_len: Most tokens where nothing else is asked for.
-        special: The ids ``pad_id``, ``unk_id``, ``start_id`` and ``eos_id``, where the layout does not decide them.
-        prefix: What stands before every text that is read, as T5 was trained: ``summarize:``; its tokens count as the
-            text's own.
+        max_len: Default maximum number of tokens.
+        special: The ids ``pad_id``, ``unk_id``, ``start_id`` and ``eos_id``, if the layout does not define them.
+        prefix: Text before every source, as in T5's training, e.g. ``summarize:``; its tokens count as the text's.
 
     Raises:
         DataError: A file is damaged, or lacks what the model needs.
@@ -59,7 +58,7 @@ class PublicText(TokenIds):
             self._open()
         except DataError:
             raise
-        except Exception as error:  # the libraries raise what they like
+        except Exception as error:  # the libraries raise various types
             expected = "its files as public models have them"
             raise DataError(f"tokenizer ({kind})", expected, shorten(str(error))) from error
 
@@ -69,7 +68,7 @@ class PublicText(TokenIds):
             self._pieces.no_truncation()
             self._pieces.no_padding()
             self.vocab_size = int(self._pieces.get_vocab_size())
-            template = self._pieces.encode("").ids  # what the model's own processor puts around a text
+            template = self._pieces.encode("").ids  # special tokens that the model's processor adds to a text
             known = {"eos_id": template[-1], "start_id": template[-1]} if template else {}
             self.prefix_ids = tuple(template[:-1])
             named = {"pad_id": ("<pad>", "[PAD]"), "unk_id": ("<unk>", "[UNK]"), "eos_id": ("</s>", "[SEP]")}
@@ -92,11 +91,11 @@ class PublicText(TokenIds):
         known |= self.special
         missing = [name for name in IDS if name not in known]
         if missing:
-            raise DataError("tokenizer.json", "the special tokens of a model that writes", f"no {', '.join(missing)}")
+            raise DataError("tokenizer.json", "the special tokens of a generating model", f"no {', '.join(missing)}")
         self.eos_id, self.pad_id, self.start_id, self.unk_id = (known[name] for name in IDS)
         self.prefix_ids += tuple(self.encode(self.prefix)) if self.prefix else ()
 
-    def __reduce__(self) -> Any:  # the libraries' objects are opened anew
+    def __reduce__(self) -> Any:  # the libraries' objects are opened again
         settings = (self.kind, self.files, self.side, self.max_len, self.special, self.prefix)
         return PublicText, settings, {"truncated": self.truncated}
 
@@ -116,7 +115,7 @@ class PublicText(TokenIds):
             offsets = self._pieces.encode(text, add_special_tokens=False).offsets
             return [without_lead(text, start, end) for start, end in offsets]
         language, rest = _language(text) if self.kind == "marian" else ([], text)
-        # Pieces are of the normalized text, without white space: each of their characters, back to where it stood.
+        # Pieces cover the normalized text without white space: each of their characters is mapped to its position.
         characters = [
             n for n, character in enumerate(text) for _ in "".join(unicodedata.normalize("NFKC", character).split())
         ]
@@ -134,8 +133,8 @@ class PublicText(TokenIds):
         return spans
 
     def decode(self, ids: Sequence[int]) -> str:
-        hidden = {self.pad_id, self.eos_id, self.start_id, self.unk_id}
-        kept = [int(i) for i in ids if int(i) not in hidden]
+        special = {self.pad_id, self.eos_id, self.start_id, self.unk_id}
+        kept = [int(i) for i in ids if int(i) not in special]
         if self.kind == "tokenizer.json":
             return self._pieces.decode(kept, skip_special_tokens=True).strip()
         if self.kind == "t5":
@@ -164,7 +163,7 @@ def _sentencepiece(model: bytes) -> Any:
 
 
 def _language(text: str) -> tuple[list[str], str]:
-    """Marian's character for the language wanted, ``>>fra<<``, is one token of its own before the text."""
+    """Splits off Marian's token for the target language, ``>>fra<<``, before the text."""
     if text.startswith(">>") and "<<" in text:
         code, _, rest = text.partition("<<")
         return [f"{code}<<"], rest
@@ -172,11 +171,11 @@ def _language(text: str) -> tuple[list[str], str]:
 
 
 def load_tokenizer(directory: str | Path, config: Mapping[str, Any]) -> TokenIds:
-    """The tokenizer of a shipped folder, whichever it is: one of ours, or a public one.
+    """Reads the tokenizer of a shipped folder, fitted or public.
 
     Args:
-        directory: Where its files lie.
-        config: What its ``config()`` gave.
+        directory: Folder of its files.
+        config: Result of its ``config()``.
 
     Raises:
         DataError: A file is missing or damaged.
@@ -190,11 +189,11 @@ def load_tokenizer(directory: str | Path, config: Mapping[str, Any]) -> TokenIds
 
 
 def read_public(directory: str | Path, prefix: str = "", **options: Any) -> tuple[PublicText, PublicText]:
-    """The tokenizers of source and target of a public model's folder, the same object where they do not differ.
+    """Reads source and target tokenizers of a public model's folder; they are the same object if they do not differ.
 
     Args:
         directory: The folder, in one of the layouts.
-        prefix: Of what is read; see ``PublicText``.
+        prefix: Text before every source; see ``PublicText``.
         options: ``max_len`` and ``special`` of ``PublicText``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Sentences: of a text, and of the files that tasks are trained on, for a language model of another task to count."""
+"""Sentences of a text, and of the files of other tasks, from which n-gram language models are estimated."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from mmattn.data.errors import DataError, Problems
 from mmattn.data.readers import read_json, read_rows, read_text
 
-Span = tuple[int, int]  # characters, from and up to
-# A sentence ends at . ! ? and blanks, where no small letter follows; or at the end of a line.
+Span = tuple[int, int]  # start and end character
+# A sentence ends at . ! ? and spaces before anything but a lower-case letter, or at the end of a line.
 _BREAK = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?![a-z])|\n\s*")
 _ABBREVIATION = re.compile(r"\b(?:[A-Za-z]|no|Mr|Mrs|Ms|Dr|St|vs)\.$")
-_LOOK_BACK = 5  # characters: the longest of them, and the one before it
-# Of JSONL, CSV and TSV: speech and texts, summarization, captions. Of JSON at any depth: SQuAD's paragraphs, captions.
+_LOOK_BACK = 5  # characters: the longest abbreviation, and the character before it
+# JSONL, CSV and TSV: speech and texts, summarization, captions. JSON at any depth: SQuAD's paragraphs, captions.
 ROW_KEYS: tuple[str, ...] = ("text", "document", "caption")
 JSON_KEYS: tuple[str, ...] = ("context", "caption")
 
 
 def split_sentences(text: str) -> list[Span]:
-    """Where the sentences of a text stand, white space between them left out.
+    """Returns the spans of a text's sentences, without the white space between them.
 
     >>> text = "It rained. We stayed at no. 5 all day!  So what?"
     >>> [text[start:end] for start, end in split_sentences(text)]
@@ -29,7 +29,7 @@ def split_sentences(text: str) -> list[Span]:
     """
     spans, start = [], 0
     for match in _BREAK.finditer(text):
-        before = text[max(start, match.start() - _LOOK_BACK) : match.start()]  # all of it would be quadratic
+        before = text[max(start, match.start() - _LOOK_BACK) : match.start()]  # the whole prefix would be quadratic
         if match.group().startswith("\n") or not _ABBREVIATION.search(before):
             spans.append((start, match.end()))
             start = match.end()
@@ -43,13 +43,13 @@ def split_sentences(text: str) -> list[Span]:
 
 
 def read_sentences(path: str | Path) -> list[str]:
-    """The sentences of a file, in its order.
+    """Reads the sentences of a file, in its order.
 
-    JSONL, CSV and TSV give what stands under the first of ``ROW_KEYS`` that a line has, JSON what stands under
-    ``JSON_KEYS`` at any depth, each text once; any other file holds a text a line.
+    Texts are the values of the first of ``ROW_KEYS`` in each row of JSONL, CSV and TSV, the values of ``JSON_KEYS`` at
+    any depth of JSON, each text once, and the lines of any other file.
 
     Raises:
-        DataError: It cannot be read, or there is no text in it.
+        DataError: The file cannot be read, or contains no text.
     """
     kind = Path(path).suffix.lower()
     keys: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Text to token ids: the tokenizer that is fitted on the training texts and travels in the shipped directory."""
+"""Tokenizers that are fitted on the training texts and saved in the shipped directory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CACHE_SIZE = 100_000  # texts
 
 
 def _tokenizers() -> Any:
-    # Questions are short, so the library's thread pool gains nothing, and its warning at every fork of a DataLoader
-    # worker is noise. A user's own setting stands.
+    # Texts are short, so the library's thread pool gains nothing, and it warns at every fork of a DataLoader worker.
+    # A setting of the user has precedence.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import tokenizers
 
@@ -38,50 +38,50 @@ def _tokenizers() -> Any:
 
 
 class TokenIds:
-    """What every tokenizer here can do once it can encode one text; a subclass gives the rest."""
+    """Base class of tokenizers: batching and caching on top of ``encode``, which a subclass implements."""
 
     kind: str
-    max_len: int  # most tokens of a text where nothing else is asked for
+    max_len: int  # default maximum number of tokens of a text
     vocab_size: int
     pad_id: int
     unk_id: int
-    start_id: int  # before the first token that is written
+    start_id: int  # before the first generated token
     eos_id: int
-    prefix_ids: tuple[int, ...] = ()  # what stands before a text that is closed with the end token
+    prefix_ids: tuple[int, ...] = ()  # before a text that is closed with the end token
 
     def __init__(self) -> None:
-        self._cache: dict[str, list[int]] = {}  # training asks for the same texts every epoch
-        self.truncated = 0  # texts cut since this object was made; in this process only
+        self._cache: dict[str, list[int]] = {}  # training encodes the same texts every epoch
+        self.truncated = 0  # texts truncated since construction, in this process only
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text, not cut."""
+        """Returns the ids of one text, without truncation."""
         raise NotImplementedError
 
     def words(self, text: str) -> tuple[list[str], list[int]]:
-        """The text's words, as white space parts them, and of each token the word that it belongs to, not cut."""
+        """Returns a text's words, split at white space, and the index of each token's word, without truncation."""
         words = list(re.finditer(r"\S+", text))
         ends = [word.end() for word in words]
         owners = [min(bisect.bisect_right(ends, start), len(words) - 1) for start, _ in self.spans(text)]
         return [word.group() for word in words], owners
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """The characters of each of the text's tokens, from and up to, white space before it left out; not cut."""
+        """Returns the start and end character of each token, without leading white space and without truncation."""
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text from ids, what is special left out."""
+        """Converts ids to text, without special tokens."""
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """What the files of `save` do not hold."""
+        """Returns the settings that the files of `save` do not contain."""
         raise NotImplementedError
 
     def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer's files; the caller keeps ``config()``."""
+        """Writes the tokenizer's files; the caller saves ``config()``."""
         raise NotImplementedError
 
     def to_json(self) -> str:
-        """Everything that is saved, as text, for a fingerprint."""
+        """Returns everything that is saved, as text, for a fingerprint."""
         raise NotImplementedError
 
     def _cached(self, text: str) -> list[int]:
@@ -93,18 +93,18 @@ class TokenIds:
         return ids
 
     def length(self, text: str) -> int:
-        """Tokens of a text, not cut."""
+        """Returns the number of tokens of a text, without truncation."""
         return len(self._cached(text))
 
     def encode_batch(
         self, texts: Sequence[str], max_len: int | None = None, eos: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Encodes texts, padded to the longest.
+        """Encodes texts and pads them to the longest.
 
         Args:
-            texts: B of them.
-            max_len: Most tokens, those of ``self.max_len`` where None.
-            eos: Close each with the end token, which is never cut (and open it with ``prefix_ids``).
+            texts: B texts.
+            max_len: Maximum number of tokens; None = ``self.max_len``.
+            eos: Append the end token, which is never truncated, and prepend ``prefix_ids``.
 
         Returns:
             ids: (B, L) long, L at least 1.
@@ -117,7 +117,7 @@ class TokenIds:
         rows = [[*first, *row[:room], *end] for row in whole]
         cut = [text for text, row in zip(texts, whole, strict=True) if len(row) > room]
         if cut and not self.truncated:
-            logger.warning("cut at %d tokens, as others that follow may be: %s", limit, shorten(cut[0]))
+            logger.warning("truncated to %d tokens (reported once): %s", limit, shorten(cut[0]))
         self.truncated += len(cut)
         length = max(1, max(map(len, rows), default=1))
         padded = [[*row, *[self.pad_id] * (length - len(row))] for row in rows]
@@ -127,17 +127,17 @@ class TokenIds:
 
 
 class TextProcessor(TokenIds):
-    """Token ids with their mask from strings, by a tokenizer of the ``tokenizers`` library.
+    """Converts strings to token ids and masks, by a tokenizer of the ``tokenizers`` library.
 
-    Kinds: ``word`` (split at white space and punctuation, one id a word), ``bpe`` (byte-level, never an unknown
-    token) and ``unigram`` (whose fit breaks ties in no fixed order: fit once and keep it). Text is
+    Kinds: ``word`` (split at white space and punctuation, one id per word), ``bpe`` (byte-level, without unknown
+    tokens) and ``unigram`` (whose fit breaks ties in no fixed order and is therefore not reproducible). Text is
     Unicode-normalized (NFKC) and, with ``lowercase``, lower-cased.
 
     Args:
         tokenizer: A fitted ``tokenizers.Tokenizer``; ``fit`` makes one.
         kind: One of ``KINDS``.
-        lowercase: Whether the normalizer lower-cases; kept for the record, the tokenizer does it.
-        max_len: Longest sequence in tokens; what is longer is cut, and counted in ``truncated``.
+        lowercase: Whether the tokenizer's normalizer lower-cases; saved in the configuration.
+        max_len: Maximum length in tokens; longer texts are truncated, and counted in ``truncated``.
 
     >>> text = TextProcessor.fit(["is it red ?", "is it blue ?"])
     >>> ids, key_mask = text.encode_batch(["is it red ?", "red"])
@@ -154,7 +154,7 @@ class TextProcessor(TokenIds):
         tokenizer.no_padding()
         _as_plain_text(tokenizer)
         self.pad_id, self.unk_id = self._special(PAD), self._special(UNK)
-        self.start_id, self.eos_id = self._special(BOS), self._special(EOS)  # a written text's first and last
+        self.start_id, self.eos_id = self._special(BOS), self._special(EOS)  # first and last of a generated text
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "tokenizer": self.to_json(), "_cache": {}}
@@ -185,14 +185,14 @@ class TextProcessor(TokenIds):
         Args:
             texts: The training texts, and only those.
             kind: One of ``KINDS``.
-            vocab_size: The most ids there may be, special tokens included.
-            min_count: How often a word (``word``) or a pair (``bpe``) must occur to get an id.
+            vocab_size: Maximum number of ids, special tokens included.
+            min_count: Minimum number of occurrences of a word (``word``) or a pair (``bpe``).
             lowercase: Lower-case the text, in training and serving alike.
             max_len: See the class.
 
         Raises:
-            ValueError: An unknown kind, or no room for the special tokens.
-            DataError: No text at all.
+            ValueError: An unknown kind, or a vocab_size that does not exceed the special tokens.
+            DataError: No text that is not empty.
         """
         if kind not in KINDS:
             found = f"{kind!r}{nearest(kind, KINDS)}"
@@ -203,7 +203,7 @@ class TextProcessor(TokenIds):
         if not any(text.strip() for text in texts):
             raise DataError("tokenizer", "at least one training text that is not empty", f"{len(texts)} texts")
         fitted = _fitted(texts, kind, vocab_size, min_count, lowercase)
-        # Once through its JSON, which rounds unigram's scores: what is saved and read is then exactly this.
+        # A round trip through JSON, which rounds unigram's scores, makes the saved tokenizer exactly this one.
         return cls(_tokenizers().Tokenizer.from_str(fitted.to_str()), kind, lowercase, max_len)
 
     @property
@@ -221,16 +221,16 @@ class TextProcessor(TokenIds):
             raise DataError("text", "a string of valid Unicode", shorten(text)) from error
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of a text that the tokenizer has never seen, as they stand in it, in order, each once.
+        """Returns the out-of-vocabulary words of a text as written, in order, without duplicates.
 
-        Empty for byte-level BPE, which can spell everything.
+        Empty for byte-level BPE, which covers every text.
         """
         encoding = self._encode(text)
         spans = [span for index, span in zip(encoding.ids, encoding.offsets, strict=True) if index == self.unk_id]
         return list(dict.fromkeys(text[start:end].strip() for start, end in spans if text[start:end].strip()))
 
     def tokens(self, text: str) -> list[str]:
-        """The text's tokens as a person reads them, cut at ``max_len``: the labels of an image's axis."""
+        """Returns the text's tokens as substrings, truncated to ``max_len``, e.g. as labels of a plot's axis."""
         encoding = self._encode(text)
         placed = zip(encoding.tokens, encoding.offsets, strict=True)
         return [text[start:end].strip() or token for token, (start, end) in placed][: self.max_len]
@@ -239,9 +239,9 @@ class TextProcessor(TokenIds):
         return [without_lead(text, start, end) for start, end in self._encode(text).offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text from ids, special tokens but ``[UNK]`` left out."""
-        hidden = {self.tokenizer.token_to_id(token) for token in (PAD, BOS, EOS)}
-        return self.tokenizer.decode([int(i) for i in ids if int(i) not in hidden], skip_special_tokens=False).strip()
+        """Converts ids to text, without special tokens other than ``[UNK]``."""
+        special = {self.tokenizer.token_to_id(token) for token in (PAD, BOS, EOS)}
+        return self.tokenizer.decode([int(i) for i in ids if int(i) not in special], skip_special_tokens=False).strip()
 
     def config(self) -> dict[str, Any]:
         return {"kind": self.kind, "lowercase": self.lowercase, "max_len": self.max_len}
@@ -254,14 +254,14 @@ class TextProcessor(TokenIds):
 
     @classmethod
     def load(cls, directory: str | Path, config: Mapping[str, Any] | None = None) -> TextProcessor:
-        """Reads ``tokenizer.json`` as ``save`` wrote it.
+        """Reads the ``tokenizer.json`` that ``save`` wrote.
 
         Args:
-            directory: Where it lies.
-            config: What ``config()`` gave.
+            directory: Folder of the file.
+            config: Result of ``config()``.
 
         Raises:
-            DataError: Missing or not a tokenizer.
+            DataError: The file is missing or not a tokenizer.
         """
         path = Path(directory, "tokenizer.json")
         try:
@@ -276,19 +276,19 @@ class TextProcessor(TokenIds):
 
 
 def without_lead(text: str, start: int, end: int) -> tuple[int, int]:
-    """The characters of text from start up to end, white space at their beginning left out."""
+    """Returns the span (start, end) of a text without its leading white space."""
     inner = text[start:end]
     return start + len(inner) - len(inner.lstrip()), end
 
 
 def _as_plain_text(tokenizer: Tokenizer) -> None:
-    # A user who writes "[PAD]" has written five plain characters. The library forgets this setting in its JSON and in a
-    # pickle, and loader workers may get a pickle.
+    # "[PAD]" in a user's text is five plain characters. The library saves this setting neither in its JSON nor in a
+    # pickle, which loader workers may receive.
     tokenizer.encode_special_tokens = True
 
 
 def _fitted(texts: list[str], kind: str, vocab_size: int, min_count: int, lowercase: bool) -> Tokenizer:
-    """A tokenizer of the library. In a unigram one the model's own loss decides what is kept, not ``min_count``."""
+    """Fits a tokenizer of the library. ``min_count`` has no effect on unigram, which prunes by its own loss."""
     library = _tokenizers()
     splitters, decoders, trainers = library.pre_tokenizers, library.decoders, library.trainers
     common = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}

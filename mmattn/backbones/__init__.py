@@ -1,4 +1,4 @@
-"""Encoders of one modality. What turns an image into a map is a stem, by name."""
+"""Encoders of one modality, and image stems by name."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 
 def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
-    """What turns pixel values (N, 3, H, W) into a map (N, embed_dim, h, w).
+    """Makes a stem, which maps pixel values (N, 3, H, W) to a map (N, embed_dim, h, w).
 
     Args:
         name: "conv" (ConvStem), "vit" (PatchEmbed) or "timm/NAME" (TimmFeatures).
         embed_dim: E of the map.
-        options: the stem's own keywords.
+        options: The stem's own keywords.
 
     Raises:
-        ValueError: no such stem.
+        ValueError: An unknown stem.
 
     >>> build_stem("vit", 32, patch_size=16).stride
     16

@@ -1,4 +1,4 @@
-"""Encoders of sound: convolutions shorten the frames of a spectrogram, a transformer or a conformer reads them."""
+"""Audio encoders: convolutional subsampling of a spectrogram, then a transformer or a conformer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ STRIDES = {1: (1, 1), 2: (2, 1), 4: (2, 2)}  # over time, of the two convolution
 
 
 class ConvSubsampling(nn.Module):
-    """Two 3x3 convolutions over time and frequency, each halving the frequencies, and time where wanted; then a map.
+    """Two 3x3 convolutions over time and frequency that halve the frequencies and optionally time, then a linear map.
 
-    Output frame j stands for the frames ``s j .. s j + s - 1``; it is real where the first of them is.
+    Output frame j covers the frames ``s j .. s j + s - 1``; it is real if the first of them is.
 
     Args:
         num_mels: M, bands of the spectrogram.
         embed_dim: E of the result.
-        subsampling: s, frames that become one: 1, 2 or 4.
-        channels: of the convolutions.
-        is_causal: an output frame sees no input behind its own.
+        subsampling: s, the reduction of the number of frames: 1, 2 or 4.
+        channels: Channels of the convolutions.
+        is_causal: Whether an output frame depends on no input after its own.
 
     Raises:
-        ValueError: another subsampling.
+        ValueError: An unknown subsampling.
 
     >>> x, mask = ConvSubsampling(40, 32, subsampling=4)(torch.randn(2, 50, 40), None)
     >>> x.shape
@@ -49,8 +49,8 @@ class ConvSubsampling(nn.Module):
         )
         bands = ((num_mels + 1) // 2 + 1) // 2
         self.proj = nn.Linear(channels * bands, embed_dim)
-        # He et al. 2015, section 2.2. By torch's own initial weights the frames come out a ninth as large as what went
-        # in, what untrained layers add to them drowns them, and CTC takes many epochs to find that frames differ.
+        # He et al. 2015, section 2.2. With torch's default initialization the output is a ninth as large as the input,
+        # is dominated by the residuals of untrained layers, and CTC takes many epochs to converge.
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -58,11 +58,11 @@ class ConvSubsampling(nn.Module):
                 nn.init.kaiming_normal_(parameter, nonlinearity="linear" if name.startswith("proj") else "relu")
 
     def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Shortens.
+        """Subsamples frames.
 
         Args:
             features: (B, T, M).
-            mask: (B, T) bool, True = a real frame; what stands elsewhere is not looked at.
+            mask: (B, T) bool, True = a real frame; other frames are ignored.
 
         Returns:
             (B, S, E) with S = ceil(T / s), and the mask (B, S) or None.
@@ -71,40 +71,40 @@ class ConvSubsampling(nn.Module):
         for conv, stride in zip(self.convs, self.strides, strict=True):
             if mask is not None:
                 x = x.masked_fill(~mask[:, None, :, None], 0.0)
-            # With a stride of 2 an output sees one frame before its two; with one of 1, as asked.
+            # With a stride of 2 an output also depends on the frame before its two.
             before = 2 if stride == 1 and self.is_causal else 1
             x = F.relu(conv(F.pad(x, (0, 0, before, 2 - before))))  # (B, channels, T / stride, bands)
-            if mask is not None:  # by index: to export, a slice's length would be another number than the convolution's
+            if mask is not None:  # by index: for export, a slice's length would not equal the convolution's
                 mask = mask[:, torch.arange(x.shape[2], device=x.device) * stride]
         return self.proj(x.transpose(1, 2).flatten(2)), mask  # (B, S, E)
 
 
 class AudioEncoder(nn.Module):
-    """Log-mel frames to states: convolutional subsampling, then transformer or conformer layers.
+    """Encodes log-mel frames by convolutional subsampling, then transformer or conformer layers.
 
-    A clip gives what it gives alone, whatever is beside it: no norm looks across frames, and convolutions see no
-    padding. With chunk_frames it can run on a stream: the states of a chunk depend on it and on what was before it, so
-    they can be put out when the chunk is full (chunked attention: Chen et al. 2021, section 2.2).
+    The states of a clip do not depend on the batch: no norm is over frames, and padding is zero in convolutions. With
+    chunk_frames it supports streaming: the states of a chunk depend on the chunk and preceding frames only, so they are
+    final when the chunk is complete (chunked attention: Chen et al. 2021, section 2.2).
 
     Args:
         num_mels: M, bands of the spectrogram.
         embed_dim: E.
-        num_layers: of them.
+        num_layers: Number of layers.
         num_heads: h.
         kind: "transformer" (Vaswani et al. 2017) or "conformer" (Gulati et al. 2020).
-        subsampling: frames that become one: 1, 2 or 4.
-        channels: of the subsampling's convolutions.
-        ffn_dim: of the feed-forward networks, 4 E where None.
-        kernel_size: frames, after subsampling, that a conformer's convolution sees; it is odd.
-        dropout: of the first states, after each sublayer and inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}, dense where None.
-        rotary: rotary positions in the attention; off = sinusoidal ones are added.
-        chunk_frames: frames of a chunk, after subsampling; each attends within its chunk and to those before.
-            Convolutions then see no future. None: all attend to all.
-        left_chunks: how many chunks before its own each attends to; None: all.
+        subsampling: Reduction of the number of frames: 1, 2 or 4.
+        channels: Channels of the subsampling's convolutions.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        kernel_size: Kernel size of a conformer's convolution, in frames after subsampling; odd.
+        dropout: Dropout of the first states, after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}; None = dense.
+        rotary: Rotary positions in the attention; off = sinusoidal positions are added.
+        chunk_frames: Frames of a chunk, after subsampling; a frame attends to its own and preceding chunks, and
+            convolutions are causal. None = all attend to all.
+        left_chunks: Number of preceding chunks that a frame attends to; None = all.
 
     Raises:
-        ValueError: no such kind, or options that do not go together.
+        ValueError: An unknown kind, or inconsistent options.
 
     >>> encoder = AudioEncoder(40, 32, 2, 4, kind="conformer", subsampling=2)
     >>> states, mask = encoder(torch.randn(2, 50, 40))
@@ -155,15 +155,15 @@ class AudioEncoder(nn.Module):
             self.encoder = Encoder(embed_dim, num_layers, num_heads, **layer)
 
     def forward(self, features: Tensor, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encodes.
+        """Encodes log-mel frames.
 
         Args:
             features: (B, T, M).
             feature_mask: (B, T) bool, True = a real frame.
 
         Returns:
-            The states (B, S, E) with S = ceil(T / subsampling); what stands at padding means nothing. And their mask
-            (B, S) bool, True = real.
+            The states (B, S, E) with S = ceil(T / subsampling), undefined at padding, and their mask (B, S) bool,
+            True = real.
         """
         x, key_mask = self.stem(features, feature_mask)  # (B, S, E)
         chunks = None
@@ -175,7 +175,7 @@ class AudioEncoder(nn.Module):
 
 
 def chunk_mask(S: int, chunk_frames: int, left_chunks: int | None = None, device: torch.device | None = None) -> Tensor:
-    """Each frame may attend to its own chunk, and to so many before it: all where None.
+    """Returns the mask by which each frame attends to its own chunk and to left_chunks before it (None = all).
 
     Returns:
         (S, S) bool.
@@ -184,5 +184,5 @@ def chunk_mask(S: int, chunk_frames: int, left_chunks: int | None = None, device
     [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
     """
     chunk = torch.arange(S, device=device) // chunk_frames  # (S,)
-    behind = chunk[:, None] - chunk[None, :]  # (S, S): how many chunks the key is before the query
+    behind = chunk[:, None] - chunk[None, :]  # (S, S): chunks from key to query
     return behind >= 0 if left_chunks is None else (behind >= 0) & (behind <= left_chunks)

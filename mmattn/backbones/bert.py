@@ -1,4 +1,4 @@
-"""BERT's encoder, and what differs in RoBERTa and DistilBERT."""
+"""The encoder of BERT, RoBERTa and DistilBERT."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from .pooling import Encoded, Pooler
 class BertEncoder(nn.Module):
     """``Encoder(norm(token + type + position))``, each layer post-norm (Devlin et al. 2019, section 3).
 
-    RoBERTa (Liu et al. 2019) counts positions from the padding token's id on; DistilBERT (Sanh et al. 2019) has neither
+    RoBERTa (Liu et al. 2019) counts positions from the padding id; DistilBERT (Sanh et al. 2019) has neither
     token types nor a pooler.
 
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: of transformer layers.
+        num_layers: Number of transformer layers.
         num_heads: h.
-        max_len: rows of the table of positions; longer texts raise.
-        num_types: of tokens (first and second sentence); 0 for none.
-        pad_id: None: token i stands at position i. An id: padding is not counted, and the first token stands at
-            pad_id + 1, so that max_len - pad_id - 1 tokens fit (RoBERTa).
-        pooler: a linear map and tanh over the first token; without it, pooled is the first token itself.
-        ffn_dim: 4 E where None.
-        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm_eps: added to the variance in the layer norms.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        max_len: Number of learned positions; longer texts raise.
+        num_types: Number of token types (first and second sentence); 0 for none.
+        pad_id: None = token i has position i. An id = padding is not counted, and the first token has position
+            pad_id + 1, so that the maximum is max_len - pad_id - 1 tokens (RoBERTa).
+        pooler: A linear map and tanh over the first token; without it, pooled is the first token itself.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm_eps: Epsilon added to the variance in the layer norms.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     >>> ids = torch.randint(100, (2, 7))
@@ -75,13 +75,13 @@ class BertEncoder(nn.Module):
         Args:
             input_ids: (B, L) long.
             key_mask: (B, L) bool, True = a real token.
-            token_types: (B, L) long, 0 everywhere where None.
+            token_types: (B, L) long; None = zeros.
 
         Returns:
             states (B, L, E) of the last layer; pooled (B, E).
 
         Raises:
-            ValueError: the text is too long; token types where the model has none.
+            ValueError: The text is too long, or token types are given to a model without them.
         """
         states = self.encoder(self.embed(input_ids, token_types), None if key_mask is None else Mask(key_mask))
         return Encoded(states, self.pooler(states[:, 0]))
@@ -89,12 +89,12 @@ class BertEncoder(nn.Module):
     def hidden_states(
         self, input_ids: Tensor, key_mask: Tensor | None = None, token_types: Tensor | None = None
     ) -> list[Tensor]:
-        """What goes into the first layer and what comes out of each: num_layers + 1 tensors (B, L, E)."""
+        """Returns the input of the first layer and the output of each: num_layers + 1 tensors (B, L, E)."""
         mask = None if key_mask is None else Mask(key_mask)
         return self.encoder.hidden_states(self.embed(input_ids, token_types), mask)
 
     def embed(self, input_ids: Tensor, token_types: Tensor | None = None) -> Tensor:
-        """What goes into the first layer: (B, L, E)."""
+        """Returns the input of the first layer: (B, L, E)."""
         x = self.embedding(input_ids)  # (B, L, E)
         if self.token_types is not None:
             x = x + (self.token_types.weight[0] if token_types is None else self.token_types(token_types))
@@ -109,4 +109,4 @@ class BertEncoder(nn.Module):
         if length > room:
             raise ValueError(f"a text of {length} tokens is too long: max_len={self.positions.max_len} leaves {room}")
         real = (input_ids != self.pad_id).long()
-        return real.cumsum(1) * real + self.pad_id  # (B, L): padding itself stands at pad_id
+        return real.cumsum(1) * real + self.pad_id  # (B, L): padding has position pad_id

@@ -1,4 +1,4 @@
-"""The compact convolutional transformer: convolutions make the tokens, attention over the sequence reads them."""
+"""The compact convolutional transformer: a convolutional tokenizer, a transformer and sequence pooling."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .pooling import Encoded
 
 
 class ConvTokenizer(nn.Module):
-    """``maxpool(relu(conv(x)))``, once or more: overlapping patches (Hassani et al. 2021, section 3.2, equation 1).
+    """``maxpool(relu(conv(x)))``, one or more times: overlapping patches (Hassani et al. 2021, section 3.2, eq. 1).
 
     Args:
         embed_dim: E, channels of the last layer.
-        num_layers: of convolution and pooling; each halves the map.
-        kernel_size: of the convolutions, odd.
-        hidden_dim: channels of the layers before the last.
-        in_channels: of the image.
+        num_layers: Number of layers of convolution and pooling; each halves the map.
+        kernel_size: Kernel size of the convolutions, odd.
+        hidden_dim: Channels of the layers before the last.
+        in_channels: Channels of the image.
 
     >>> import torch
     >>> ConvTokenizer(32, num_layers=2)(torch.randn(2, 3, 32, 24)).shape
@@ -34,7 +34,7 @@ class ConvTokenizer(nn.Module):
         layers: list[nn.Module] = []
         for n in range(num_layers):
             out = embed_dim if n == num_layers - 1 else hidden_dim
-            # Without a bias, as the authors' code.
+            # Without a bias, as in the authors' code.
             layers += [nn.Conv2d(in_channels, out, kernel_size, padding=kernel_size // 2, bias=False), nn.ReLU()]
             layers += [nn.MaxPool2d(3, stride=2, padding=1)]
             in_channels = out
@@ -50,9 +50,9 @@ class ConvTokenizer(nn.Module):
 
 
 class SequencePooling(nn.Module):
-    """``softmax(x w)^T x``: each token says itself how much it counts (Hassani et al. 2021, section 3.3).
+    """``softmax(x w)^T x``, pooling by a learned score of each token (Hassani et al. 2021, section 3.3).
 
-    ``capture`` records the (B, 1, 1, L) under the path of `read`.
+    ``capture`` records the weights, (B, 1, 1, L), under the path of `read`.
 
     Args:
         embed_dim: E.
@@ -74,26 +74,26 @@ class SequencePooling(nn.Module):
 
 
 class CompactTransformer(nn.Module):
-    """A transformer over a tokenizer's map, read by sequence pooling (Hassani et al. 2021, section 3, "CCT").
+    """A transformer over a tokenizer's map, with sequence pooling (Hassani et al. 2021, section 3, "CCT").
 
     CCT-7/3x1 is ``CompactTransformer(256, 7, 4, ffn_dim=512, image_size=(32, 32))``.
 
     Args:
         embed_dim: E.
-        num_layers: of transformer layers.
+        num_layers: Number of transformer layers.
         num_heads: h.
-        image_size: (H, W) in pixels that the positions are for; those of other sizes are resized.
-        tokenizer_layers: convolutions of the tokenizer, each of which halves the map.
-        kernel_size: of these.
-        in_channels: of the image.
-        positions: see `mmattn.positions.GridPositions`.
+        image_size: (H, W) in pixels of the positions, which are resized for other images.
+        tokenizer_layers: Convolutions of the tokenizer, each of which halves the map.
+        kernel_size: Kernel size of these convolutions.
+        in_channels: Channels of the image.
+        positions: See `mmattn.positions.GridPositions`.
         pooling: "sequence", or "mean" of the tokens.
-        ffn_dim: 4 E where None; the paper has 2 E.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}; the tokens run row by row.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E. The paper has 2 E.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}; the tokens are flattened row by row.
 
     Raises:
-        ValueError: no such pooling.
+        ValueError: An unknown pooling.
 
     >>> import torch
     >>> encoded = CompactTransformer(32, 2, 4, image_size=(32, 24))(torch.randn(2, 3, 32, 24))

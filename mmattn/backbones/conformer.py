@@ -1,4 +1,4 @@
-"""The conformer: transformer layers with a convolution over neighbouring frames inside."""
+"""The conformer: transformer layers with a convolution over frames."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..masks import Mask
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution over time of each channel alone, of vectors that lie frame by frame.
+    """A depthwise convolution over time.
 
     Args:
         channels: E.
-        kernel_size: frames that it sees.
-        is_causal: it sees its own frame and those before; off = as many on both sides.
+        kernel_size: Kernel size, in frames.
+        is_causal: Whether an output depends on its own and preceding frames only; off = a centred kernel.
 
     Raises:
-        ValueError: an even kernel that is to look to both sides.
+        ValueError: An even kernel_size of a centred kernel.
 
     >>> import torch
     >>> DepthwiseConv(32, 15)(torch.randn(2, 50, 32)).shape
@@ -31,14 +31,14 @@ class DepthwiseConv(nn.Module):
     def __init__(self, channels: int, kernel_size: int, *, is_causal: bool = False) -> None:
         super().__init__()
         if kernel_size < 1 or not (is_causal or kernel_size % 2):
-            raise ValueError(f"kernel_size={kernel_size}: a convolution to both sides needs an odd number of frames")
+            raise ValueError(f"kernel_size={kernel_size}: a centred convolution needs an odd number of frames")
         self.conv = nn.Conv2d(channels, channels, (kernel_size, 1), groups=channels)
         behind = kernel_size - 1 if is_causal else kernel_size // 2
         self.padding = (0, 0, behind, kernel_size - 1 - behind)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, L, E), zeros at padding. Returns (B, L, E)."""
-        # As a map one column wide, channels last: torch's conv1d would turn it around, and takes twice the time.
+        # As a map one column wide, channels last: torch's conv1d would transpose it, and takes twice the time.
         x = F.pad(x, self.padding).mT.unsqueeze(-1)  # (B, E, L + kernel_size - 1, 1)
         return self.conv(x).squeeze(-1).mT  # (B, L, E)
 
@@ -46,13 +46,13 @@ class DepthwiseConv(nn.Module):
 class ConvolutionModule(nn.Module):
     """``W2 silu(norm(depthwise(glu(W1 x))))`` (Gulati et al. 2020, section 2.2), with a layer norm.
 
-    The paper's batch norm would let a clip depend on what is beside it in the batch, padding included.
+    With the paper's batch norm a clip would depend on the batch, padding included.
 
     Args:
         embed_dim: E.
-        kernel_size: frames that the convolution sees.
-        is_causal: its own frame and those before alone.
-        norm_eps: added to the variance in the norm.
+        kernel_size: Kernel size of the convolution, in frames.
+        is_causal: Whether the convolution is causal.
+        norm_eps: Epsilon added to the variance in the norm.
 
     >>> import torch
     >>> ConvolutionModule(32, 15)(torch.randn(2, 50, 32)).shape
@@ -72,7 +72,7 @@ class ConvolutionModule(nn.Module):
         """x: (B, L, E); key_mask: (B, L) bool, True = a real frame. Returns (B, L, E)."""
         x = F.glu(self.pointwise_in(x), dim=-1)  # (B, L, E)
         if key_mask is not None:
-            x = x.masked_fill(~key_mask[:, :, None], 0.0)  # the convolution reaches into the padding
+            x = x.masked_fill(~key_mask[:, :, None], 0.0)  # the convolution's receptive field includes padding
         return self.pointwise_out(F.silu(self.norm(self.depthwise(x))))
 
 
@@ -85,14 +85,14 @@ class ConformerLayer(nn.Module):
     Args:
         embed_dim: E.
         num_heads: h.
-        ffn_dim: of both feed-forward networks, 4 E where None.
-        kernel_size: frames that the convolution sees.
-        is_causal: the convolution sees its own frame and those before alone; attention is as causal as its mask.
-        dropout: after each sublayer and inside the feed-forward networks; not of attention weights.
-        attention: {"kind": name, and the kernel's options}, dense where None.
-        rotary: rotary positions.
-        norm_eps: added to the variance in the norms.
-        needs: what the attention will be asked for.
+        ffn_dim: Hidden size of both feed-forward networks; None = 4 E.
+        kernel_size: Kernel size of the convolution, in frames.
+        is_causal: Whether the convolution is causal; attention is causal only by its mask.
+        dropout: Dropout after each sublayer and inside the feed-forward networks; not of attention weights.
+        attention: {"kind": name, and the kernel's options}; None = dense.
+        rotary: Whether the attention has rotary positions.
+        norm_eps: Epsilon added to the variance in the norms.
+        needs: Features of the attention that will be used.
 
     >>> import torch
     >>> ConformerLayer(32, 4)(torch.randn(2, 50, 32)).shape
@@ -126,7 +126,7 @@ class ConformerLayer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
-        """x: (B, L, E); what is padding for the attention is for the convolution too. Returns (B, L, E)."""
+        """x: (B, L, E); the mask's padding is also that of the convolution. Returns (B, L, E)."""
         x = self.ffn_in_residual(x, self.ffn_in)
         x = self.attention_residual(x, self.attention, mask=mask)
         x = self.conv_residual(x, self.conv, None if mask is None else mask.key_mask)
@@ -134,20 +134,20 @@ class ConformerLayer(nn.Module):
 
 
 class Half(nn.Module):
-    """``x / 2``: what a feed-forward network adds where there are two (Lu et al. 2019, "macaron")."""
+    """``x / 2``, the scale of the residuals of two feed-forward networks (Lu et al. 2019, "macaron")."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * x
 
 
 class Conformer(nn.Module):
-    """A stack of conformer layers, called as `mmattn.Encoder` is.
+    """A stack of conformer layers, with the call signature of `mmattn.Encoder`.
 
     Args:
         embed_dim: E.
-        num_layers: of them.
+        num_layers: Number of layers.
         num_heads: h.
-        layer: other keywords of `ConformerLayer`.
+        layer: Other keywords of `ConformerLayer`.
 
     >>> import torch
     >>> Conformer(32, 2, 4, kernel_size=7)(torch.randn(2, 50, 32)).shape

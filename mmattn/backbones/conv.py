@@ -1,4 +1,4 @@
-"""Convolutional maps of small images: a plain stem, and a residual net with channel attention by name."""
+"""Convolutional networks for small images: a plain stem, and a residual network with channel attention by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..channel import CBAM, EfficientChannelAttention, SqueezeExcitation
 
-# What weighs the channels of a residual branch; their reduction is 8, since the nets are narrow.
+# Gates of residual branches; their reduction is 8, as the networks are narrow.
 GATES: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda channels: nn.Identity(),
     "se": partial(SqueezeExcitation, reduction=8),
@@ -19,12 +19,12 @@ GATES: dict[str, Callable[[int], nn.Module]] = {
 
 
 class ConvStem(nn.Module):
-    """3x3 convolutions that halve the map one by one, then one that keeps it (Xiao et al. 2021, section 4).
+    """3x3 convolutions that each halve the map, then a 1x1 or 3x3 one that keeps it (Xiao et al. 2021, section 4).
 
     Args:
         embed_dim: E of the map.
-        channels: of the halving convolutions: three make a stride of 8.
-        in_channels: of the image.
+        channels: Channels of the halving convolutions: three make a stride of 8.
+        in_channels: Channels of the image.
         norm: "batch", "group" or "none", after each halving convolution.
 
     >>> import torch
@@ -61,12 +61,13 @@ def _norm(name: str, channels: int) -> nn.Module:
 
 
 class GatedResidual(nn.Module):
-    """``relu(x + gate(f(x)))``, f two 3x3 convolutions: a basic block (He et al. 2016, section 3.3) whose branch is
-    weighed before the sum (Hu et al. 2018, figure 3).
+    """``relu(x + gate(f(x)))``, f two 3x3 convolutions: a basic block with a gated residual branch.
+
+    He et al. 2016, section 3.3; Hu et al. 2018, figure 3.
 
     Args:
         channels: C.
-        gate: a name in GATES.
+        gate: A name in GATES.
     """
 
     def __init__(self, channels: int, gate: str = "none") -> None:
@@ -82,20 +83,20 @@ class GatedResidual(nn.Module):
 
 
 class ResidualNet(nn.Module):
-    """A small residual net: a 3x3 stem, then stages that halve the map and hold residual blocks.
+    """A small residual network: a 3x3 stem, then stages that halve the map and contain residual blocks.
 
-    A stage begins with a 3x3 convolution and max pooling, which wastes less of a small image than a stride does. The
-    stride of the whole is ``stem_stride * 2 ** (len(channels) - 1)``.
+    A stage begins with a 3x3 convolution and max pooling, which preserves more of a small image than a stride. The
+    total stride is ``stem_stride * 2 ** (len(channels) - 1)``.
 
     Args:
-        channels: of the stem, and of each stage.
-        blocks: residual blocks of each stage; a number holds for all.
-        gate: channel attention of the residual branches: "none", "se", "eca" or "cbam".
-        stem_stride: 1 keeps the resolution of the image, 2 halves it at once.
-        in_channels: of the image.
+        channels: Channels of the stem, and of each stage.
+        blocks: Residual blocks of each stage, or one number for all.
+        gate: Channel attention of the residual branches: "none", "se", "eca" or "cbam".
+        stem_stride: 1 keeps the resolution of the image, 2 halves it.
+        in_channels: Channels of the image.
 
     Raises:
-        ValueError: no such gate, or numbers that do not match the stages.
+        ValueError: An unknown gate, or numbers that do not match the stages.
 
     >>> import torch
     >>> ResidualNet((16, 32, 48), gate="se")(torch.randn(2, 3, 64, 48)).shape
@@ -134,7 +135,7 @@ class ResidualNet(nn.Module):
 
 
 def _conv(in_channels: int, out_channels: int, *, stride: int = 1, pool: bool = False) -> nn.Sequential:
-    """Convolution, pooling where wanted, norm and ReLU."""
+    """Makes a convolution, optional pooling, norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
         nn.MaxPool2d(2) if pool else nn.Identity(),

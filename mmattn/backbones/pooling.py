@@ -1,4 +1,4 @@
-"""What an encoder returns, and one vector for a whole sequence."""
+"""The output of encoders, and pooling of a sequence to one vector."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from ..feedforward import ACTIVATIONS
 
 
 class Encoded(NamedTuple):
-    """What an encoder returns."""
+    """The output of an encoder."""
 
-    states: Tensor  # (B, L, E), of the last layer, after the last norm; what stands at padding means nothing
-    pooled: Tensor  # (B, E), one vector for the whole
+    states: Tensor  # (B, L, E), of the last layer, after the last norm; values at padding are undefined
+    pooled: Tensor  # (B, E), one vector per sequence
 
 
 class Pooler(nn.Module):
-    """``f(W x)`` of one vector a sample, as BERT has it over its first token (Devlin et al. 2019, section 3.1).
+    """``f(W x)`` of one vector per sample, as in BERT for the first token (Devlin et al. 2019, section 3.1).
 
     Args:
         embed_dim: E.
-        out_dim: of the result, E where None.
+        out_dim: Size of the result; None = E.
         activation: f, a name in ``mmattn.feedforward.ACTIVATIONS``.
 
     Raises:
-        ValueError: no such activation.
+        ValueError: An unknown activation.
     """
 
     def __init__(self, embed_dim: int, out_dim: int | None = None, *, activation: str = "tanh") -> None:
@@ -41,7 +41,7 @@ class Pooler(nn.Module):
 
 
 def mean_pooling(states: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """The mean over real tokens; zeros where there are none.
+    """Returns the mean over real tokens, zeros if there are none.
 
     Args:
         states: (B, L, E).
@@ -61,9 +61,9 @@ def mean_pooling(states: Tensor, key_mask: Tensor | None = None) -> Tensor:
 
 
 def sentence_embedding(states: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """The mean over real tokens, scaled to length 1, so that a dot product is the cosine.
+    """Returns the mean over real tokens, normalized to length 1, so that dot products are cosine similarities.
 
-    Reimers & Gurevych 2019, section 3 (mean pooling); what sentence-transformers' MiniLM expects.
+    Reimers & Gurevych 2019, section 3 (mean pooling), as in sentence-transformers' MiniLM.
 
     Args:
         states: (B, L, E).

@@ -1,4 +1,4 @@
-"""The classic: a recurrent net over the tokens; and an encoder-decoder of two with attention between them."""
+"""Recurrent text encoders, and recurrent encoder-decoders with attention."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..masks import Mask
 
 
 class RecurrentEncoder(nn.Module):
-    """Embeddings through LSTM or GRU layers, in both directions; a padded text gives what it gives alone.
+    """Embeddings, then bidirectional LSTM or GRU layers; the result does not depend on padding.
 
     Args:
         vocab_size: V.
-        embed_dim: of the embeddings.
+        embed_dim: Size of the embeddings.
         hidden_dim: E of the result, both directions together.
         kind: "lstm" or "gru".
-        num_layers: of them.
-        bidirectional: half of hidden_dim reads from right to left.
-        dropout: of embeddings and between layers.
+        num_layers: Number of layers.
+        bidirectional: Whether half of hidden_dim is for the direction from right to left.
+        dropout: Dropout of embeddings and between layers.
 
     Raises:
-        ValueError: unknown kind, or a hidden_dim that does not halve.
+        ValueError: An unknown kind, or an odd hidden_dim.
 
     >>> states, summary = RecurrentEncoder(100, 16, 32)(torch.randint(100, (2, 7)))
     >>> states.shape, summary.shape
@@ -52,14 +52,14 @@ class RecurrentEncoder(nn.Module):
         self.forwards, self.backwards = recurrent_layers(kind, embed_dim, hidden_dim, num_layers, bidirectional)
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Reads.
+        """Encodes a text.
 
         Args:
             input_ids: (B, L) long, padded at the right.
             key_mask: (B, L) bool, True = a real token.
 
         Returns:
-            The states (B, L, hidden_dim), zeros at padding; the summary (B, hidden_dim), where each direction ended.
+            The states (B, L, hidden_dim), zeros at padding; the summary (B, hidden_dim), each direction's last state.
         """
         if key_mask is None:
             key_mask = torch.ones_like(input_ids, dtype=torch.bool)
@@ -70,10 +70,10 @@ class RecurrentEncoder(nn.Module):
 def recurrent_layers(
     kind: str, input_dim: int, hidden_dim: int, num_layers: int, bidirectional: bool = True
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """One net a layer and direction: torch's own bidirectional one would start the way back in the padding.
+    """Makes one network per layer and direction: torch's bidirectional one would begin the reverse pass in padding.
 
     Raises:
-        ValueError: unknown kind, or a hidden_dim that does not halve.
+        ValueError: An unknown kind, or an odd hidden_dim.
     """
     cells: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}
     if kind not in cells:
@@ -89,10 +89,10 @@ def recurrent_layers(
 def read_both_ways(
     forwards: nn.ModuleList, backwards: nn.ModuleList, x: Tensor, key_mask: Tensor, dropout: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """One net a layer and direction over x (B, L, .), padded at the right; none in backwards: from left to right only.
+    """Runs one network per layer and direction over x (B, L, .), padded at the right; no backwards = left to right.
 
     Returns:
-        The states (B, L, hidden), zeros at padding; the summary (B, hidden), where each direction ended. Dropout is
+        The states (B, L, hidden), zeros at padding; the summary (B, hidden), each direction's last state. Dropout is
         between layers.
     """
     length = key_mask.sum(1, keepdim=True)  # (B, 1)
@@ -118,10 +118,10 @@ def _reorder(x: Tensor, index: Tensor) -> Tensor:
 
 
 def run_recurrent(net: Any, x: Tensor, start: Tensor | None = None) -> Tensor:
-    """The states (B, L, size) of a one-layer nn.LSTM or nn.GRU over x (B, L, .), from the hidden state start (B, size).
+    """Returns the states (B, L, size) of a one-layer LSTM or GRU over x (B, L, .), from hidden state start (B, size).
 
-    Where start is None, it is zeros, as an LSTM's cell always is. While exporting, the same equations as a scan:
-    torch's own would be unrolled to the length of the example.
+    None = zeros, as for an LSTM's cell always. For export, the equations are run as a scan: torch's own layer would be
+    unrolled to the length of the example.
     """
     if not torch.compiler.is_exporting():
         if start is None:
@@ -156,26 +156,26 @@ def run_recurrent(net: Any, x: Tensor, start: Tensor | None = None) -> Tensor:
 
 
 class RecurrentState:
-    """What an LSTM decoder continues from.
+    """The decoding state of an LSTM decoder.
 
-    The beams of a sentence share the memory, as those of `mmattn.generate.CachedState` do.
+    The beams of a sentence share the memory, as in `mmattn.generate.CachedState`.
 
     Args:
         hidden: (n, N, H), of n layers.
         cell: (n, N, H).
-        memory: (N, S, memory_dim), what it attends to.
+        memory: (N, S, memory_dim), the memory of the attention.
         key_mask: (N, S) bool, True = a real token.
-        cache: the memory's keys and values.
+        cache: The memory's keys and values.
     """
 
     def __init__(
         self, hidden: Tensor, cell: Tensor, memory: Tensor, key_mask: Tensor | None, cache: CrossCache
     ) -> None:
         self.hidden, self.cell, self.memory, self.key_mask, self.cache = hidden, cell, memory, key_mask, cache
-        self.beams = 1  # rows a sentence
+        self.beams = 1  # rows per sentence
 
     def select(self, rows: Tensor) -> None:
-        """Goes on from the rows named (B, K); see `mmattn.generate.State`."""
+        """Selects rows (B, K); see `mmattn.generate.State`."""
         index = rows.flatten()
         sources = rows[:, 0] // self.beams if self.cache.state is None else index
         self.hidden, self.cell = self.hidden.index_select(1, index), self.cell.index_select(1, index)
@@ -186,25 +186,25 @@ class RecurrentState:
 
 
 class RecurrentDecoder(nn.Module):
-    """A memory and target ids to logits by LSTMs with attention (Bahdanau et al. 2015; Luong et al. 2015).
+    """An LSTM decoder with attention to a memory (Bahdanau et al. 2015; Luong et al. 2015).
 
-    The memory is any encoder's. Each state h_t attends to it: ``out_t = tanh(W [h_t; attention(h_t, memory)])`` (Luong
-    et al., section 3, without input feeding, so that training runs over all places at once).
+    The memory is that of any encoder. Each state h_t attends to it, ``out_t = tanh(W [h_t; attention(h_t, memory)])``
+    (Luong et al., section 3, without input feeding, so that training is parallel over positions).
 
     Args:
         vocab_size: V.
         embed_dim: E, of the embeddings and before the logits.
         hidden_dim: H of the LSTMs.
-        memory_dim: size of the memory's vectors, H where None.
-        num_layers: of them.
-        num_heads: of the attention.
-        tied_output: logits are products with the embeddings; off = a map of their own.
+        memory_dim: Size of the memory's vectors; None = H.
+        num_layers: Number of layers.
+        num_heads: Heads of the attention.
+        tied_output: Whether the output projection is the embedding table.
         cross_attention: {"kind": name, and the kernel's options}: "additive" (Bahdanau), "local" (Luong), ...
-        dropout: of embeddings, between layers, before the logits.
-        embedding: of V and E, of someone else's that is shared; its own where None.
+        dropout: Dropout of embeddings, between layers, before the logits.
+        embedding: A shared embedding of V and E; None = a new one.
 
     Raises:
-        ValueError: sizes or options that do not go together.
+        ValueError: Sizes or inconsistent options.
 
     >>> decoder = RecurrentDecoder(100, 16, 32, memory_dim=24)
     >>> decoder(torch.randn(2, 7, 24), None, torch.randint(100, (2, 5))).shape
@@ -230,7 +230,7 @@ class RecurrentDecoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, embed_dim) if embedding is None else embedding
         nn.init.normal_(self.embedding.weight, std=embed_dim**-0.5)
         sizes = [embed_dim] + [hidden_dim] * (num_layers - 1)
-        self.bridge = nn.Linear(memory_dim, num_layers * hidden_dim)  # from a summary to where it starts
+        self.bridge = nn.Linear(memory_dim, num_layers * hidden_dim)  # from a summary to the initial hidden states
         self.decoder = nn.ModuleList(nn.LSTM(size, hidden_dim, batch_first=True) for size in sizes)
         self.cross_attention = make_attention(hidden_dim, num_heads, cross_attention, {"cross"}, kv_dim=memory_dim)
         self.combine = nn.Linear(2 * hidden_dim, embed_dim)
@@ -240,7 +240,7 @@ class RecurrentDecoder(nn.Module):
             self.output.weight = self.embedding.weight
 
     def forward(self, memory: Tensor, key_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
-        """Teacher forcing: the logits of each next token.
+        """Returns the logits of each next token under teacher forcing.
 
         Args:
             memory: (B, S, memory_dim).
@@ -255,7 +255,7 @@ class RecurrentDecoder(nn.Module):
     def decode(
         self, decoder_input_ids: Tensor, memory: Tensor, key_mask: Tensor | None = None, summary: Tensor | None = None
     ) -> Tensor:
-        """What the logits (B, L, V) are maps of, (B, L, E), for decoder_input_ids (B, L); see `start_from`."""
+        """Returns the inputs (B, L, E) of the output projection, for decoder_input_ids (B, L); see `start_from`."""
         start = self._begin(memory, key_mask, summary)
         x = self.dropout(self.embedding(decoder_input_ids))  # (B, L, E)
         for n, net in enumerate(self.decoder):
@@ -263,7 +263,7 @@ class RecurrentDecoder(nn.Module):
         return self._read(x, memory, key_mask, None)
 
     def _begin(self, memory: Tensor, key_mask: Tensor | None, summary: Tensor | None) -> Tensor:
-        """The first hidden states (n, B, H), from a summary (B, memory_dim), or the memory's mean."""
+        """Returns the initial hidden states (n, B, H), from a summary (B, memory_dim), or the memory's mean."""
         if summary is None and key_mask is not None:
             count = key_mask.sum(1, keepdim=True).clamp_min(1)  # (B, 1)
             summary = memory.masked_fill(~key_mask[:, :, None], 0.0).sum(1) / count  # (B, memory_dim)
@@ -276,25 +276,25 @@ class RecurrentDecoder(nn.Module):
         return self.dropout(self.combine(torch.cat([x, seen], dim=-1)).tanh())  # (B, L, E)
 
     def start(self, memory: Tensor, key_mask: Tensor | None = None) -> RecurrentState:
-        """The state that `step` continues from, over what `forward` takes."""
+        """Makes the state that `step` continues from; arguments are those of `forward`."""
         return self.start_from(memory, key_mask)
 
     def start_from(
         self, memory: Tensor, key_mask: Tensor | None = None, summary: Tensor | None = None
     ) -> RecurrentState:
-        """The state that `step` continues from.
+        """Makes the state that `step` continues from.
 
         Args:
             memory: (B, S, memory_dim).
             key_mask: (B, S) bool, True = a real vector.
-            summary: (B, memory_dim) of the memory, from which it starts; its mean where None.
+            summary: (B, memory_dim), from which the decoder is initialized; None = the memory's mean.
         """
         hidden = self._begin(memory, key_mask, summary)
         cache = self.cross_attention.make_cache(memory.shape[0], cross=True)
         return RecurrentState(hidden, torch.zeros_like(hidden), memory, key_mask, cache)
 
     def step(self, ids: Tensor, state: RecurrentState) -> Tensor:
-        """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
+        """Maps new target ids (N, L) to the logits (N, V) of the next one."""
         x, hidden, cell = self.embedding(ids), [], []  # (N, L, E)
         for n, net in enumerate(self.decoder):
             x, (h, c) = net(x, (state.hidden[n : n + 1].contiguous(), state.cell[n : n + 1].contiguous()))
@@ -304,10 +304,10 @@ class RecurrentDecoder(nn.Module):
         return self.output(self._read(x, state.memory, state.key_mask, state.cache)[:, -1])
 
     def generate(self, memory: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any) -> Generated:
-        """Writes a target for each row of what `forward` takes; as `Seq2Seq.generate`.
+        """Generates a target for each row; arguments as of `forward` and `Seq2Seq.generate`.
 
         Raises:
-            ValueError: the config has no decoder_start_token_id.
+            ValueError: The config has no decoder_start_token_id.
         """
         prompt = config.start_prompt(len(memory), memory.device)
         with torch.inference_mode():
@@ -315,20 +315,20 @@ class RecurrentDecoder(nn.Module):
 
 
 class RecurrentSeq2Seq(RecurrentDecoder):
-    """Source ids to logits of target ids: a `RecurrentDecoder` that starts where an LSTM in both directions ended.
+    """An encoder-decoder: a bidirectional LSTM encoder, whose last states initialize a `RecurrentDecoder`.
 
     Args:
-        vocab_size: V of the source, and of the target where target_vocab_size is None.
+        vocab_size: V of the source, and of the target if target_vocab_size is None.
         embed_dim: E, of the embeddings and before the logits.
         hidden_dim: H of the LSTMs, both directions of the encoder together.
-        num_layers: of the encoder.
-        num_decoder_layers: num_layers where None.
-        target_vocab_size: V of the target, which then has embeddings of its own.
-        dropout: of embeddings, between layers, before the logits.
-        decoder: other keywords of `RecurrentDecoder`.
+        num_layers: Number of encoder layers.
+        num_decoder_layers: None = num_layers.
+        target_vocab_size: V of the target, which then has separate embeddings.
+        dropout: Dropout of embeddings, between layers, before the logits.
+        decoder: Other keywords of `RecurrentDecoder`.
 
     Raises:
-        ValueError: sizes or options that do not go together.
+        ValueError: Sizes or inconsistent options.
 
     >>> model = RecurrentSeq2Seq(100, 16, 32)
     >>> model(torch.randint(100, (2, 7)), None, torch.randint(100, (2, 5))).shape
@@ -357,12 +357,12 @@ class RecurrentSeq2Seq(RecurrentDecoder):
         self.encoder = encoder
 
     def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Reads ids (B, S) with key_mask (B, S): the memory (B, S, H) and the decoder's first states (n, B, H)."""
+        """Encodes ids (B, S) with key_mask (B, S) to the memory (B, S, H) and the decoder's first states (n, B, H)."""
         memory, summary = self.encoder(input_ids, key_mask)
         return memory, self._begin(memory, key_mask, summary)
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
-        """Teacher forcing: the logits of each next token.
+        """Returns the logits of each next token under teacher forcing.
 
         Args:
             input_ids: (B, S) long, padded at the right.
@@ -376,6 +376,6 @@ class RecurrentSeq2Seq(RecurrentDecoder):
         return self.output(self.decode(decoder_input_ids, memory, key_mask, summary))
 
     def start(self, input_ids: Tensor, key_mask: Tensor | None = None) -> RecurrentState:
-        """Reads the source (B, S) and makes the state that `step` continues from."""
+        """Encodes the source (B, S) and makes the state that `step` continues from."""
         memory, summary = self.encoder(input_ids, key_mask)
         return self.start_from(memory, key_mask, summary)

@@ -1,4 +1,4 @@
-"""SegFormer: a pyramid of transformers whose keys are spatially reduced, and a decoder of linear maps."""
+"""SegFormer: a pyramid of transformers with spatially reduced keys, and a decoder of linear maps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..masks import same_size
 
 
 class OverlapPatches(nn.Module):
-    """A convolution whose patches overlap, then a norm: a map to a coarser one, as tokens (Xie et al. 2021, 3.1).
+    """Overlapping patch embedding by a strided convolution and a norm (Xie et al. 2021, section 3.1).
 
     Args:
-        in_channels: of the map.
+        in_channels: Channels of the map.
         embed_dim: E of the tokens.
-        patch_size: of the convolution, odd.
-        stride: of the convolution.
+        patch_size: Kernel size of the convolution, odd.
+        stride: Stride of the convolution.
 
     >>> tokens, grid = OverlapPatches(3, 8, patch_size=7, stride=4)(torch.randn(1, 3, 30, 20))
     >>> tokens.shape, grid
@@ -40,13 +40,14 @@ class OverlapPatches(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """``W2 f(depthwise 3x3 (W1 x))``: the convolution's zero padding says where a token is, so that positions need no
-    embedding and images any size (Xie et al. 2021, equation 3).
+    """``W2 f(depthwise 3x3 (W1 x))`` (Xie et al. 2021, equation 3).
+
+    The convolution's zero padding encodes positions, so no position embeddings are needed and images have any size.
 
     Args:
         embed_dim: E.
-        ffn_dim: between the two maps.
-        dropout: after each map.
+        ffn_dim: Hidden size.
+        dropout: Dropout after each map.
         activation: f, a name in ACTIVATIONS.
     """
 
@@ -65,18 +66,19 @@ class MixFFN(nn.Module):
 
 
 class ReducedAttentionLayer(nn.Module):
-    """Self-attention whose keys and values come from a map reduced by a strided convolution, then a Mix-FFN, each with
-    its residual, pre-norm (Xie et al. 2021, equation 2, the reduction by convolution as in Wang et al. 2021).
+    """Self-attention with keys and values of a map reduced by a strided convolution, then a Mix-FFN, pre-norm.
+
+    Xie et al. 2021, equation 2; the reduction by convolution as in Wang et al. 2021.
 
     Args:
         embed_dim: E.
         num_heads: h.
-        reduction: R, side of the squares of tokens that become one key; 1: none.
-        ffn_dim: of the Mix-FFN.
-        attention: {"kind": name, and the kernel's options}; what reduces is cross-attention to a kernel.
-        dropout: after each sublayer and inside the Mix-FFN.
-        drop_path: probability that a sample skips a sublayer in training (Huang et al. 2016).
-        activation: of the Mix-FFN.
+        reduction: R, side of the squares of tokens that are reduced to one key; 1 = none.
+        ffn_dim: Hidden size of the Mix-FFN.
+        attention: {"kind": name, and the kernel's options}; with a reduction the kernel must support cross-attention.
+        dropout: Dropout after each sublayer and inside the Mix-FFN.
+        drop_path: Probability that a sample skips a sublayer in training (Huang et al. 2016).
+        activation: Activation of the Mix-FFN.
     """
 
     def __init__(
@@ -123,24 +125,24 @@ class SegFormer(nn.Module):
     """A hierarchy of `ReducedAttentionLayer`s, and a decoder of linear maps above it (Xie et al. 2021, section 3).
 
     Args:
-        num_classes: K; None: no decoder, `maps` alone.
+        num_classes: K; None = no decoder, `maps` alone.
         embed_dims: E of each stage; the first is the finest.
-        num_layers: of each stage.
-        num_heads: of each stage.
+        num_layers: Layers of each stage.
+        num_heads: Heads of each stage.
         reductions: R of each stage.
-        patch_sizes: of each stage's patches.
-        strides: of each stage's patches.
+        patch_sizes: Patch size of each stage.
+        strides: Stride of each stage's patches.
         ffn_ratios: ffn_dim / E of each stage.
-        decoder_dim: what all maps are brought to in the decoder.
+        decoder_dim: Channels of all maps in the decoder.
         attention: {"kind": name, and the kernel's options}, in all stages.
-        dropout: in the layers.
-        drop_path: of the last layer; rises evenly from zero at the first.
-        classifier_dropout: before the scores.
-        activation: of the Mix-FFNs.
-        in_channels: of the image.
+        dropout: Dropout in the layers.
+        drop_path: Drop-path probability of the last layer; it increases linearly from zero at the first.
+        classifier_dropout: Dropout before the scores.
+        activation: Activation of the Mix-FFNs.
+        in_channels: Channels of the image.
 
     Raises:
-        ValueError: stages that do not match in number.
+        ValueError: The numbers of stages do not match.
 
     >>> SegFormer(5, embed_dims=(8, 16), num_layers=(1, 1), num_heads=(1, 2), reductions=(4, 1))(
     ...     torch.randn(1, 3, 32, 48)).shape
@@ -208,10 +210,10 @@ class SegFormer(nn.Module):
             self.decoder = LinearDecoder(embed_dims, num_classes, decoder_dim=decoder_dim, dropout=classifier_dropout)
 
     def maps(self, pixel_values: Tensor) -> list[Tensor]:
-        """pixel_values: (B, in_channels, H, W). Returns (B, E_n, h_n, w_n) a stage, the finest first.
+        """pixel_values: (B, in_channels, H, W). Returns (B, E_n, h_n, w_n) per stage, the finest first.
 
         Raises:
-            ValueError: an image so small that nothing is left of a stage's keys.
+            ValueError: The image is too small for a stage's reduction.
         """
         x, found = pixel_values, []
         for module, reduction in zip(self.stages, self.reductions, strict=True):
@@ -235,7 +237,7 @@ class SegFormer(nn.Module):
         return self.decoder(self.maps(pixel_values))
 
     def key_grids(self, height: int, width: int) -> list[tuple[int, int]]:
-        """For an image of this size the grid (h, w) of the keys of each layer in turn."""
+        """Returns the grid (h, w) of each layer's keys, for an image of this size."""
         found, size = [], (height, width)
         for module, stride, reduction in zip(self.stages, self.strides, self.reductions, strict=True):
             stage: Any = module
@@ -245,13 +247,13 @@ class SegFormer(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """Every map by a linear map to one size, enlarged to the finest, joined, mixed, scored (Xie et al. 2021, eq. 4).
+    """Projects all maps linearly, upsamples and concatenates them, and classifies (Xie et al. 2021, eq. 4).
 
     Args:
-        in_channels: of the maps, the finest first.
+        in_channels: Channels of the maps, the finest first.
         num_classes: K.
-        decoder_dim: of what all maps become.
-        dropout: before the scores.
+        decoder_dim: Channels of the projected maps.
+        dropout: Dropout before the scores.
     """
 
     def __init__(

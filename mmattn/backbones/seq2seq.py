@@ -1,4 +1,4 @@
-"""An encoder-decoder transformer: what translates, summarizes, and what Marian, BART and T5 load into."""
+"""The encoder-decoder transformer of translation and summarization, including Marian, BART and T5."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from ..positions import LearnedPositions, SinusoidalPositions, T5Bias
 
 
 class Seq2Seq(nn.Module):
-    """Source ids to logits of target ids (Vaswani et al. 2017, section 3).
+    """An encoder-decoder transformer over token ids (Vaswani et al. 2017, section 3).
 
     Args:
-        vocab_size: V of the source, and of the target where target_vocab_size is None.
+        vocab_size: V of the source, and of the target if target_vocab_size is None.
         embed_dim: E.
-        num_layers: of the encoder.
+        num_layers: Number of encoder layers.
         num_heads: h.
-        target_vocab_size: V of the target, which then has embeddings of its own.
-        num_decoder_layers: num_layers where None.
-        ffn_dim: 4 E where None.
-        shared_embeddings: source and target read the same table.
-        tied_output: logits are products with the target's embeddings; off = a map of their own.
-        output_bias: added to the logits.
+        target_vocab_size: V of the target, which then has separate embeddings.
+        num_decoder_layers: None = num_layers.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        shared_embeddings: Whether source and target share an embedding table.
+        tied_output: Whether the output projection is the target's embedding table.
+        output_bias: Whether logits have a bias.
         positions: "sinusoidal", "learned", "rotary", "relative" (biases of the scores, shared by the layers of a stack;
             see `T5Bias`) or "none".
-        max_len: of learned positions; longer texts raise.
-        num_buckets: of relative positions.
-        max_distance: of relative positions: all beyond are alike.
-        scale_embeddings: embeddings are multiplied by sqrt(E) before positions are added (ibid., section 3.4).
-        norm_embeddings: a norm behind embeddings and positions.
-        norm_first: pre-norm.
+        max_len: Number of learned positions; longer texts raise.
+        num_buckets: Buckets of relative positions.
+        max_distance: Distance of relative positions beyond which all share a bucket.
+        scale_embeddings: Whether embeddings are multiplied by sqrt(E) before positions are added (ibid., section 3.4).
+        norm_embeddings: Whether a norm follows embeddings and positions.
+        norm_first: Pre-norm.
         norm: "layer" or "rms".
-        norm_eps: added to the variance in the norms.
-        head_dim: d, E / h where None.
-        bias: biases in the attentions and feed-forward networks, or in the attentions' maps of these names alone, see
+        norm_eps: Epsilon added to the variance in the norms.
+        head_dim: d; None = E / h.
+        bias: Biases in the attentions and feed-forward networks, or in the attentions' maps of these names alone, see
             `MultiHeadAttention`.
-        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        gated: gated feed-forward networks.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}, of the encoder.
-        decoder_attention: of the decoder's self-attention.
-        cross_attention: of the decoder's attention to the source.
+        activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        gated: Whether the feed-forward networks are gated.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options} of the encoder's self-attention.
+        decoder_attention: Kind and options of the decoder's self-attention.
+        cross_attention: Kind and options of the decoder's attention to the source.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: Inconsistent options.
 
     >>> model = Seq2Seq(100, 32, 1, 4).eval()
     >>> source, target = torch.randint(100, (2, 7)), torch.randint(100, (2, 5))
@@ -140,20 +140,20 @@ class Seq2Seq(nn.Module):
             self.output.weight = self.target_embedding.weight
 
     def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Reads the source.
+        """Encodes the source.
 
         Args:
             input_ids: (B, S) long.
             key_mask: (B, S) bool, True = a real token.
 
         Returns:
-            The memory (B, S, E); what stands at padding means nothing.
+            The memory (B, S, E); values at padding are undefined.
         """
         x = self.positions(self.embedding(input_ids) * self.scale)  # (B, S, E)
         return self.encoder(self.dropout(self.embedding_norm(x)), None if key_mask is None else Mask(key_mask))
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
-        """Teacher forcing: the logits of each next token.
+        """Returns the logits of each next token under teacher forcing.
 
         Args:
             input_ids: (B, S) long.
@@ -166,12 +166,12 @@ class Seq2Seq(nn.Module):
         return self.output(self.decode(decoder_input_ids, self.encode(input_ids, key_mask), key_mask))
 
     def decode(self, decoder_input_ids: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """The decoder's states (B, L, E), causal, for decoder_input_ids (B, L) and a memory (B, S, E)."""
+        """Returns the decoder's causal states (B, L, E) for decoder_input_ids (B, L) and a memory (B, S, E)."""
         memory_mask = None if key_mask is None else Mask(key_mask)
         return self.decoder(self._embed_target(decoder_input_ids), memory, Mask(is_causal=True), memory_mask)
 
     def start(self, input_ids: Tensor, key_mask: Tensor | None = None) -> CachedState:
-        """Reads the source and makes the state that `step` continues from.
+        """Encodes the source and makes the state that `step` continues from.
 
         Args:
             input_ids: (B, S) long.
@@ -182,15 +182,15 @@ class Seq2Seq(nn.Module):
     def start_from(
         self, memory: Tensor, key_mask: Tensor | None = None, extra: Mapping[str, Tensor] | None = None
     ) -> CachedState:
-        """The state that `step` continues from, over a memory (B, S, E) and what else a model keeps, (B, ...)."""
+        """Makes the state that `step` continues from, of a memory (B, S, E) and other tensors of a model, (B, ...)."""
         return CachedState(self.decoder.make_cache(len(memory)), memory, key_mask, extra)
 
     def step(self, ids: Tensor, state: CachedState) -> Tensor:
-        """New target ids (N, L) to the logits (N, V) of what follows the last of them."""
+        """Maps new target ids (N, L) to the logits (N, V) of the next one."""
         return self.output(self.advance(ids, state))
 
     def advance(self, ids: Tensor, state: CachedState) -> Tensor:
-        """New target ids (N, L) to the decoder's state (N, E) at the last of them."""
+        """Maps new target ids (N, L) to the decoder's state (N, E) at the last of them."""
         assert state.memory is not None
         memory_mask = None if state.memory_mask is None else Mask(state.memory_mask)
         x = self._embed_target(ids, state.offset)  # (N, L, E)
@@ -201,15 +201,15 @@ class Seq2Seq(nn.Module):
     def generate(
         self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
     ) -> Generated:
-        """Writes a target for each source; keywords as those of `mmattn.generate.generate`.
+        """Generates a target for each source; other keywords are those of `mmattn.generate.generate`.
 
         Args:
             input_ids: (B, S) long.
             key_mask: (B, S) bool, True = a real token.
-            config: how; it must have a decoder_start_token_id.
+            config: Generation options; decoder_start_token_id is required.
 
         Raises:
-            ValueError: it has none.
+            ValueError: The config has no decoder_start_token_id.
         """
         prompt = config.start_prompt(len(input_ids), input_ids.device)
         with torch.inference_mode():
@@ -223,16 +223,16 @@ class Seq2Seq(nn.Module):
 def encode_by_length(
     encode: Callable[[Tensor, Tensor | None], Tensor], inputs: Tensor, key_mask: Tensor | None, rows: int = 8
 ) -> Tensor:
-    """What encode gives, without most of the padding: sources of similar length together, on a CPU.
+    """Encodes sources in groups of similar length on a CPU, which avoids most of the padding.
 
     Args:
-        encode: (b, s, ...) and a mask (b, s) to a memory (b, s, E).
+        encode: Maps (b, s, ...) and a mask (b, s) to a memory (b, s, E).
         inputs: (B, S, ...).
         key_mask: (B, S) bool, True = a real token.
-        rows: in a group.
+        rows: Size of a group.
 
     Returns:
-        (B, S, E), zeros where a group was shorter.
+        (B, S, E), zeros beyond the length of a group.
     """
     if key_mask is None or inputs.device.type != "cpu" or len(inputs) <= rows or torch.is_grad_enabled():
         return encode(inputs, key_mask)
@@ -255,7 +255,7 @@ def _positions(kind: str, max_len: int, embed_dim: int) -> nn.Module:
 
 
 class _NoPositions(nn.Module):
-    """None are added to the embeddings."""
+    """Identity, for models without position embeddings."""
 
     def forward(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
         return x

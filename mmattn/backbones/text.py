@@ -1,4 +1,4 @@
-"""Token ids to contextual vectors."""
+"""A text encoder over token ids."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..positions import LearnedPositions, SinusoidalPositions
 
 
 class TextEncoder(nn.Module):
-    """Embeddings with positions through transformer layers.
+    """Embeddings with positions, then transformer layers.
 
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: of transformer layers; 0 leaves embeddings and positions.
+        num_layers: Number of transformer layers; 0 leaves embeddings and positions.
         num_heads: h.
-        max_len: of learned positions; longer texts raise.
+        max_len: Number of learned positions; longer texts raise.
         positions: "learned", "sinusoidal", "rotary" or "none".
-        ffn_dim: 4 E where None.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     >>> import torch
@@ -67,7 +67,7 @@ class TextEncoder(nn.Module):
             key_mask: (B, L) bool, True = a real token.
 
         Returns:
-            (B, L, E); what stands at padding means nothing.
+            (B, L, E); values at padding are undefined.
         """
         x = self.dropout(self.positions(self.embedding(input_ids) * self.scale))  # (B, L, E)
         return self.encoder(x, None if key_mask is None else Mask(key_mask))

@@ -1,4 +1,4 @@
-"""Any timm backbone as a stem."""
+"""timm backbones as stems and feature pyramids."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 
 class TimmFeatures(nn.Module):
-    """The feature map of a timm model, brought to embed_dim by a 1x1 convolution. Starts from random weights.
+    """A feature map of a timm model, projected to embed_dim by a 1x1 convolution. Weights are random.
 
     Args:
-        name: in timm's list of models.
+        name: Name of the timm model.
         embed_dim: E of the map.
-        max_stride: the deepest map with at most this stride is taken, and what lies above it is left out.
+        max_stride: The deepest map with at most this stride is used; later layers are removed.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
-        in_channels: of the image.
+        in_channels: Channels of the image.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        ValueError: no such model, or no map at that stride.
+        ValueError: An unknown model, or no map at that stride.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TimmFeatures(nn.Module):
         self.project = nn.Conv2d(self.body.feature_info.channels()[-1], embed_dim, 1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (N, in_channels, H, W), normalized as the weights want it. Returns (N, E, h, w)."""
+        """pixel_values: (N, in_channels, H, W), normalized as the weights require. Returns (N, E, h, w)."""
         features = self.body(pixel_values)[-1]
         return self.project(features.permute(0, 3, 1, 2) if self.channels_last else features)
 
@@ -55,7 +55,7 @@ class TimmFeatures(nn.Module):
         """Loads the public weights of this model from a local file: safetensors, or a pickle of tensors only.
 
         Raises:
-            ValueError: the file does not hold this model.
+            ValueError: The file does not contain this model.
         """
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -71,7 +71,7 @@ class TimmFeatures(nn.Module):
             )
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path}: not the weights of timm model {self.name!r}: {error}") from None
-        # For feature maps timm loads without complaint what there is; what was not there is random, and so differs.
+        # For feature maps timm ignores missing tensors; they remain random, and so differ between two models.
         missing = [name for name, tensor in source.items() if not torch.equal(tensor, twin[name])]
         if missing:
             raise ValueError(f"{path}: not the weights of timm model {self.name!r}: no {missing[0]}")
@@ -93,21 +93,21 @@ class TimmFeatures(nn.Module):
         except TypeError:
             if not self._size:
                 raise
-            self._size = {}  # a convolutional net: any size will do
+            self._size = {}  # a convolutional network: any size
             return timm.create_model(self.name, **keywords)
 
 
 class TimmPyramid(TimmFeatures):
-    """All feature maps of a timm model, the finest first. Starts from random weights.
+    """All feature maps of a timm model, the finest first. Weights are random.
 
     Args:
-        name: in timm's list of models.
+        name: Name of the timm model.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
-        in_channels: of the image.
+        in_channels: Channels of the image.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        ValueError: no such model.
+        ValueError: An unknown model.
     """
 
     def __init__(self, name: str, *, image_size: tuple[int, int] | None = None, in_channels: int = 3) -> None:
@@ -126,5 +126,5 @@ class TimmPyramid(TimmFeatures):
 
 
 def _keeps_channels_last(body: Any) -> bool:
-    """Whether its maps are (N, h, w, C), as those of Swin."""
+    """Whether the maps of a model are (N, h, w, C), as those of Swin."""
     return str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")

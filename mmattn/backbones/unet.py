@@ -1,4 +1,4 @@
-"""U-Nets whose skip connections pass through attention gates, over our own small net or any feature pyramid."""
+"""U-Nets with attention gates in the skip connections, over a small residual network or any feature pyramid."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ResidualBlock(nn.Module):
     """``relu(P x + bn(conv(relu(bn(conv(x))))))``, P the identity or a 1x1 convolution (He et al. 2016, section 3.3).
 
     Args:
-        in_channels: of the map.
-        channels: of the result.
-        stride: of the first convolution and of P.
+        in_channels: Channels of the map.
+        channels: Channels of the result.
+        stride: Stride of the first convolution and of P.
 
     >>> ResidualBlock(8, 16, stride=2)(torch.randn(2, 8, 6, 4)).shape
     torch.Size([2, 16, 3, 2])
@@ -38,20 +38,20 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, in_channels, H, W). Returns (B, channels, ceil(H / stride), ceil(W / stride))."""
         hidden = self.norm1(self.conv1(x)).relu()
-        # The same as a 1x1 convolution with a stride, whose backward pass in channels-last order on CPUs writes
+        # Equivalent to a 1x1 convolution with a stride, whose backward pass in channels-last order on CPUs writes
         # beyond its memory (torch 2.14; 8 channels or fewer).
         kept = x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride]
         return (self.shortcut(kept) + self.norm2(self.conv2(hidden))).relu()
 
 
 class ResidualPyramid(nn.Module):
-    """Residual blocks on ever coarser maps: the encoding half of a U-Net.
+    """Residual blocks on successively coarser maps: the encoder of a U-Net.
 
     Args:
-        channels: of the maps, the finest first; each is half as high and wide as the one before.
-        num_blocks: residual blocks on each map; a first one brings it to size.
-        stem_stride: stride of the finest map: 1 keeps what is thin, 2 or 4 saves most of the work.
-        in_channels: of the image.
+        channels: Channels of the maps, the finest first; each is half as high and wide as the one before.
+        num_blocks: Residual blocks on each map, the first of which resizes it.
+        stem_stride: Stride of the finest map: 1 preserves thin structures, 2 or 4 saves most of the computation.
+        in_channels: Channels of the image.
 
     >>> [tuple(m.shape) for m in ResidualPyramid((8, 16))(torch.randn(1, 3, 10, 7))]
     [(1, 8, 10, 7), (1, 16, 5, 4)]
@@ -80,7 +80,7 @@ class ResidualPyramid(nn.Module):
         self.stride = stem_stride * 2 ** (len(channels) - 1)  # of the coarsest map
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
-        """pixel_values: (B, in_channels, H, W). Returns a map (B, channels[n], h_n, w_n) a level, the finest first."""
+        """pixel_values: (B, in_channels, H, W). Returns maps (B, channels[n], h_n, w_n), the finest first."""
         x, maps = self.stem(pixel_values), []
         for level in self.levels:
             x = level(x)
@@ -89,13 +89,14 @@ class ResidualPyramid(nn.Module):
 
 
 class GatedDecoder(nn.Module):
-    """The decoding half of an attention U-Net: a coarse map is enlarged, joined to what a gate lets pass of a finer
-    one, and mixed, until it is as fine as the finest (Oktay et al. 2018, section 2; Ronneberger et al. 2015).
+    """The decoder of an attention U-Net (Oktay et al. 2018, section 2; Ronneberger et al. 2015).
+
+    Level by level, the coarse map is upsampled, concatenated with the gated finer map, and convolved.
 
     Args:
-        in_channels: of the encoder's maps, the finest first.
-        channels: of the decoder's maps, the finest first, one fewer; those of the encoder's where None.
-        gates: filter each skip by an `mmattn.spatial.AttentionGate`, steered by the coarser map; off: pass all.
+        in_channels: Channels of the encoder's maps, the finest first.
+        channels: Channels of the decoder's maps, the finest first, one fewer; None = those of the encoder's.
+        gates: Whether each skip connection has an `mmattn.spatial.AttentionGate`, controlled by the coarser map.
 
     >>> decoder = GatedDecoder((8, 16, 32))
     >>> maps = [torch.randn(1, c, s, s) for c, s in ((8, 12), (16, 6), (32, 3))]
@@ -112,7 +113,7 @@ class GatedDecoder(nn.Module):
         channels = tuple(in_channels[:-1]) if channels is None else tuple(channels)
         if len(channels) != len(in_channels) - 1:
             raise ValueError(f"expected channels for {len(in_channels) - 1} decoder maps, found {len(channels)}")
-        coarser = (*channels[1:], in_channels[-1])  # what comes from below each level
+        coarser = (*channels[1:], in_channels[-1])  # channels of the coarser map at each level
         self.channels = channels
         self.gates = nn.ModuleList(AttentionGate(c, g) for c, g in zip(in_channels, coarser, strict=False) if gates)
         self.mixers = nn.ModuleList(
@@ -123,7 +124,7 @@ class GatedDecoder(nn.Module):
         """maps: (B, in_channels[n], h_n, w_n), the finest first. Returns (B, channels[n], h_n, w_n), the finest first.
 
         Raises:
-            ValueError: another number of maps.
+            ValueError: The number of maps does not match.
         """
         if len(maps) != len(self.channels) + 1:
             raise ValueError(f"expected {len(self.channels) + 1} maps, found {len(maps)}")
@@ -137,16 +138,18 @@ class GatedDecoder(nn.Module):
 
 
 class UNetHead(nn.Module):
-    """Feature maps to scores of classes: a `GatedDecoder`, a 1x1 convolution, and with deep supervision one on each
-    coarser map too, so that every gate is taught directly (Oktay et al. 2018, section 2.2; Lee et al. 2015).
+    """Segmentation head over feature maps: a `GatedDecoder` and a 1x1 convolution.
+
+    With deep supervision each coarser map has a classifier too, so that every gate receives direct gradients (Oktay et
+    al. 2018, section 2.2; Lee et al. 2015).
 
     Args:
-        in_channels: of the encoder's maps, the finest first.
+        in_channels: Channels of the encoder's maps, the finest first.
         num_classes: K.
-        channels: of the decoder's maps; see `GatedDecoder`.
-        gates: see `GatedDecoder`.
-        deep_supervision: score the coarser maps of the decoder too, in training.
-        dropout: of whole channels before the scores.
+        channels: Channels of the decoder's maps; see `GatedDecoder`.
+        gates: See `GatedDecoder`.
+        deep_supervision: Whether the coarser maps of the decoder are classified too, in training.
+        dropout: Dropout of whole channels before the classifier.
     """
 
     def __init__(
@@ -166,21 +169,21 @@ class UNetHead(nn.Module):
         self.classifiers = nn.ModuleList(nn.Conv2d(size, num_classes, 1) for size in scored)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """maps: see `GatedDecoder`. Returns logits (B, K, h_n, w_n), the finest first; in evaluation it alone."""
+        """maps: see `GatedDecoder`. Returns logits (B, K, h_n, w_n), finest first; in evaluation only the finest."""
         decoded = self.decoder(maps)
         scored = len(self.classifiers) if self.training else 1
         return [self.classifiers[n](self.dropout(decoded[n])) for n in range(scored)]
 
 
 def build_pyramid(name: str, **options: Any) -> Any:
-    """What turns pixel values (B, 3, H, W) into a list of maps, with their `channels`, the finest first.
+    """Makes a module that maps pixel values (B, 3, H, W) to a list of maps with `channels`, the finest first.
 
     Args:
         name: "residual" (ResidualPyramid) or "timm/NAME" (all feature maps of a timm model).
-        options: the pyramid's own keywords.
+        options: The pyramid's keywords.
 
     Raises:
-        ValueError: no such pyramid.
+        ValueError: An unknown pyramid.
     """
     if name.startswith("timm/"):
         from .timm import TimmPyramid

@@ -1,4 +1,4 @@
-"""Patches as tokens, and attention over a map."""
+"""Vision transformers over patches or maps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .pooling import Encoded, Pooler
 
 
 class PatchEmbed(nn.Module):
-    """Each patch, flattened, through one linear map (Dosovitskiy et al. 2021, section 3.1).
+    """A linear map of each flattened patch (Dosovitskiy et al. 2021, section 3.1).
 
     Args:
         embed_dim: E.
         patch_size: P, side of a patch in pixels.
-        in_channels: of the image.
+        in_channels: Channels of the image.
 
     >>> import torch
     >>> PatchEmbed(32, patch_size=16)(torch.randn(2, 3, 64, 48)).shape
@@ -33,22 +33,22 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: (N, in_channels, H, W). Returns (N, E, H // P, W // P); a rest at the edge is left out."""
+        """pixel_values: (N, in_channels, H, W). Returns (N, E, H // P, W // P); incomplete patches are ignored."""
         return self.proj(pixel_values)
 
 
 class GridEncoder(nn.Module):
-    """A stem's map, with positions, through transformer layers; over PatchEmbed it is a ViT without a class token.
+    """Transformer layers over a stem's map with positions; with PatchEmbed a ViT without a class token.
 
     Args:
-        stem: pixel values (N, 3, H, W) to a map (N, E, h, w), see `mmattn.backbones.build_stem`.
+        stem: Maps pixel values (N, 3, H, W) to a map (N, E, h, w), see `mmattn.backbones.build_stem`.
         embed_dim: E.
-        num_layers: of transformer layers; 0 leaves stem and positions.
+        num_layers: Number of transformer layers; 0 leaves stem and positions.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        dropout: after each sublayer and inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}; the tokens run row by row.
-        positions: see `mmattn.positions.GridPositions`.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        dropout: Dropout after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options}; the tokens are flattened row by row.
+        positions: See `mmattn.positions.GridPositions`.
         grid_size: (h, w) of learned positions.
 
     >>> import torch
@@ -83,11 +83,11 @@ class GridEncoder(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """``gamma * x``, a learned factor a channel on what a sublayer adds (Touvron et al. 2021b, section 2).
+    """``gamma * x``, a learned factor per channel of a residual (Touvron et al. 2021b, section 2).
 
     Args:
         embed_dim: E.
-        value: of gamma at first; small, so that each layer begins near the identity.
+        value: Initial value of gamma; small, so that each layer is near the identity at initialization.
     """
 
     def __init__(self, embed_dim: int, value: float) -> None:
@@ -100,14 +100,14 @@ class LayerScale(nn.Module):
 
 
 class AttentionHead(nn.Module):
-    """``a + ffn(norm(a))``, where a is what one learned query reads from all tokens (Zhai et al. 2022, section 3.2).
+    """``a + ffn(norm(a))``, a being the attention of one learned query to all tokens (Zhai et al. 2022, section 3.2).
 
     Args:
         embed_dim: E.
         num_heads: h.
-        ffn_dim: 4 E where None.
-        activation: of the feed-forward network.
-        norm_eps: added to the variance in the norm.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        activation: Activation of the feed-forward network.
+        norm_eps: Epsilon added to the variance in the norm.
 
     >>> AttentionHead(32, 4)(torch.randn(2, 12, 32)).shape
     torch.Size([2, 32])
@@ -135,12 +135,12 @@ class AttentionHead(nn.Module):
 
 
 def resize_positions(positions: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
-    """Positions learned for one grid, interpolated for another.
+    """Interpolates positions learned for one grid for another.
 
     Args:
         positions: (1, E, h, w).
-        size: (h', w') wanted.
-        mode: "bicubic" or "bicubic_antialias", which differ where the grid gets smaller.
+        size: The target size (h', w').
+        mode: "bicubic" or "bicubic_antialias", which differ if the grid becomes smaller.
 
     Returns:
         (1, E, h', w').
@@ -149,44 +149,44 @@ def resize_positions(positions: Tensor, size: Sequence[int], mode: str = "bicubi
     torch.Size([1, 32, 20, 12])
     """
     wide = positions.to(torch.promote_types(positions.dtype, torch.float32))  # half precision would shift them
-    wide = wide.contiguous()  # channels last, torch's antialias goes wrong where the result is one cell wide
+    wide = wide.contiguous()  # torch's antialias is wrong for channels-last tensors if the result is one cell wide
     resized = nn.functional.interpolate(wide, tuple(size), mode="bicubic", antialias=mode == "bicubic_antialias")
     return resized.to(positions.dtype)
 
 
 class VisionTransformer(nn.Module):
-    """Patches behind a class token, through pre-norm layers (Dosovitskiy et al. 2021, section 3.1).
+    """Pre-norm transformer layers over a class token and patches (Dosovitskiy et al. 2021, section 3.1).
 
-    DeiT adds a distillation token behind the class token (Touvron et al. 2021, section 4), DINOv2 registers (Darcet et
-    al. 2024, section 2). Positions that public checkpoints have for these tokens are part of ``prefix``: the sum is all
-    that ever enters.
+    DeiT adds a distillation token after the class token (Touvron et al. 2021, section 4), DINOv2 registers (Darcet et
+    al. 2024, section 2). Positions of these tokens in public checkpoints are added to ``prefix``, as only the sum is
+    used.
 
     Args:
         embed_dim: E.
-        num_layers: of transformer layers.
+        num_layers: Number of transformer layers.
         num_heads: h.
-        image_size: (H, W) in pixels that the positions are for.
-        patch_size: side of a patch in pixels; a rest at the edge is left out.
-        in_channels: of the image.
-        num_prefix: tokens before the patches: 1 = class, 2 = class and distillation; class and registers.
+        image_size: (H, W) in pixels of the positions.
+        patch_size: Side of a patch in pixels; incomplete patches are ignored.
+        in_channels: Channels of the image.
+        num_prefix: Tokens before the patches: 1 = class, 2 = class and distillation; class and registers.
         resize_positions: "bicubic" (as transformers) or "bicubic_antialias" (as timm) resizes the positions to the grid
-            of other images; None refuses those.
+            of other images; with None those raise.
         pooling: "token" (the first), "prefix" (the mean of class and distillation token), "mean" (of the patches) or
             "map" (`AttentionHead` over all tokens).
-        norm_pooled: the last norm comes after pooling instead of before (timm's ``fc_norm``).
-        pooler_dim: a linear map to this size, and an activation, over the pooled vector; None for none.
-        pooler_activation: a name in ``mmattn.feedforward.ACTIVATIONS``.
-        ffn_dim: 4 E where None.
-        activation: of the feed-forward networks, likewise.
-        gated: gated feed-forward networks; with "silu" SwiGLU, as DINOv2's giant has them.
-        layer_scale: what each sublayer adds is scaled by a learned factor a channel, this at first; None for none.
-        qkv_bias: biases in the projections of queries, keys and values.
-        norm_eps: added to the variance in the layer norms.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        norm_pooled: The last norm comes after pooling instead of before (timm's ``fc_norm``).
+        pooler_dim: A linear map to this size, and an activation, over the pooled vector; None for none.
+        pooler_activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        activation: Activation of the feed-forward networks, likewise.
+        gated: Whether the feed-forward networks are gated; with "silu" SwiGLU, as in DINOv2's giant model.
+        layer_scale: Initial value of the learned factor per channel of each residual; None for none.
+        qkv_bias: Biases in the projections of queries, keys and values.
+        norm_eps: Epsilon added to the variance in the layer norms.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     Raises:
-        ValueError: an option that is none of these, or a first token asked for where there is none.
+        ValueError: An unknown option, or a pooling that needs a class token without one.
 
     >>> model = VisionTransformer(32, 1, 4, image_size=(64, 48))
     >>> encoded = model(torch.randn(2, 3, 64, 48))
@@ -256,23 +256,23 @@ class VisionTransformer(nn.Module):
         """Encodes.
 
         Args:
-            pixel_values: (N, in_channels, H, W), normalized as the weights want it.
+            pixel_values: (N, in_channels, H, W), normalized as the weights require.
 
         Returns:
-            states (N, num_prefix + h w, E), patches row by row behind the prefix; pooled (N, E or pooler_dim).
+            states (N, num_prefix + h w, E), the prefix and then patches row by row; pooled (N, E or pooler_dim).
 
         Raises:
-            ValueError: another image size, where positions are not resized.
+            ValueError: Another image size, if positions are not resized.
         """
         states = self.encoder(self.embed(pixel_values))
         return Encoded(states, self.pooler(self.norm(self._pool(states))))
 
     def hidden_states(self, pixel_values: Tensor) -> list[Tensor]:
-        """What goes into the first layer and comes out of each: num_layers + 1 tensors (N, num_prefix + h w, E)."""
+        """Returns the first layer's input and each layer's output: num_layers + 1 tensors (N, num_prefix + h w, E)."""
         return self.encoder.hidden_states(self.embed(pixel_values))
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """What goes into the first layer: (N, num_prefix + h w, E)."""
+        """Returns the input of the first layer: (N, num_prefix + h w, E)."""
         grid = self.patches(pixel_values)  # (N, E, h, w)
         x = (grid + self._positions_for(grid.shape[2], grid.shape[3])).flatten(2).mT  # (N, h w, E)
         if self.prefix is not None:

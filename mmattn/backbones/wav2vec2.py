@@ -1,4 +1,4 @@
-"""wav2vec 2.0 and HuBERT: samples to states, and to letters by CTC."""
+"""wav2vec 2.0 and HuBERT: encoders of waveforms with an optional CTC head."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ..masks import Mask
 
 
 class Heard(NamedTuple):
-    """What an encoder of sound returns."""
+    """The output of an audio encoder."""
 
-    states: Tensor  # (B, S, E); what stands at padding means nothing
-    mask: Tensor | None  # (B, S) bool, True = a real frame; None where all are
+    states: Tensor  # (B, S, E); values at padding are undefined
+    mask: Tensor | None  # (B, S) bool, True = a real frame; None = all are real
 
 
 class WaveLayer(nn.Module):
     """A convolution over time, a norm and an activation (Baevski et al. 2020, section 2).
 
     Args:
-        in_dim: channels.
-        out_dim: channels.
-        kernel_size: in steps.
-        stride: in steps.
+        in_dim: Channels of the input.
+        out_dim: Channels of the output.
+        kernel_size: Kernel size, in steps.
+        stride: Stride, in steps.
         norm: "layer" (over channels, step by step), "group" (over time, channel by channel) or "none".
-        bias: of the convolution.
-        activation: a name in ``mmattn.feedforward.ACTIVATIONS``.
+        bias: Whether the convolution has a bias.
+        activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class WaveLayer(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_dim, n) to (B, out_dim, n')."""
+        """Maps (B, in_dim, n) to (B, out_dim, n')."""
         x = self.conv(x)
         x = self.norm(x.mT).mT if self.by_step else self.norm(x)
         return ACTIVATIONS[self.activation](x)
 
 
 class ConvPositions(nn.Module):
-    """Adds to (B, S, E) what a wide grouped convolution over it gives: positions relative to neighbours (ibid.).
+    """Convolutional relative positions: adds a wide grouped convolution of (B, S, E) to it (ibid.).
 
     Args:
         embed_dim: E.
-        kernel_size: in frames.
-        groups: of channels.
-        activation: a name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm: batch statistics before the convolution, as some HuBERTs have them.
+        kernel_size: Kernel size, in frames.
+        groups: Groups of channels.
+        activation: A name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm: Whether a batch norm precedes the convolution, as in some HuBERT models.
     """
 
     def __init__(self, embed_dim: int, *, kernel_size: int, groups: int, activation: str, norm: bool = False) -> None:
@@ -74,41 +74,41 @@ class ConvPositions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, E) to (B, S, E)."""
-        placed = self.conv(self.norm(x.mT))[:, :, : x.shape[1]]  # (B, E, S): an even kernel gives one too many
+        placed = self.conv(self.norm(x.mT))[:, :, : x.shape[1]]  # (B, E, S): an even kernel gives one extra frame
         return x + ACTIVATIONS[self.activation](placed).mT
 
 
 class Wav2Vec2(nn.Module):
     """``Encoder(positions(project(convolutions(wave))))`` (Baevski et al. 2020, section 2); HuBERT is the same network.
 
-    Hsu et al. 2021 train it otherwise. With conv_norm="group" (the base models) a clip's statistics are taken over its
-    padding too, as those models were published: recordings of one length together, or one by one, give what the
-    clip alone gives. With "layer" (the large ones) padding changes nothing.
+    HuBERT (Hsu et al. 2021) differs in training. With conv_norm="group" (the base models) a clip's statistics include
+    its padding, as in the published models: only batches of equal lengths give the same states as single clips. With
+    "layer" (the large models) padding has no effect.
 
     Args:
         embed_dim: E.
-        num_layers: of transformer layers.
+        num_layers: Number of transformer layers.
         num_heads: h.
         vocab_size: V of a CTC head over the states; None for none.
-        ffn_dim: 4 E where None.
-        conv_dims: channels of the convolutions over samples.
-        conv_kernels: their sizes.
-        conv_strides: their strides.
-        conv_norm: "group": the first is normalized over time; "layer": each, step by step.
-        conv_bias: biases in them.
-        conv_activation: behind them and behind the positions' convolution.
-        feature_norm: a layer norm before the projection to E.
-        position_kernel: frames that the positions' convolution spans.
-        position_groups: of its channels.
-        position_norm: batch statistics before it.
-        norm_first: pre-norm (the large models); off: post-norm, and a norm before the first layer.
-        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        norm_eps: added to the variance in the layer norms.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        conv_dims: Channels of the convolutions over samples.
+        conv_kernels: Kernel sizes of these convolutions.
+        conv_strides: Strides of these convolutions.
+        conv_norm: "group" = the first is normalized over time; "layer" = each is normalized at every step.
+        conv_bias: Whether these convolutions have biases.
+        conv_activation: Activation of these convolutions and of the positions' convolution.
+        feature_norm: Whether a layer norm precedes the projection to E.
+        position_kernel: Kernel size of the positions' convolution, in frames.
+        position_groups: Groups of the positions' convolution.
+        position_norm: Whether a batch norm precedes the positions' convolution.
+        norm_first: Pre-norm (the large models); off: post-norm, and a norm before the first layer.
+        activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        norm_eps: Epsilon added to the variance in the layer norms.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
         attention: {"kind": name, and the kernel's options}.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: Inconsistent options.
 
     >>> model = Wav2Vec2(32, 1, 4, vocab_size=9, conv_dims=(16, 16), conv_kernels=(10, 3), conv_strides=(5, 2))
     >>> wave = torch.randn(2, 400)
@@ -176,31 +176,31 @@ class Wav2Vec2(nn.Module):
 
     @property
     def hop(self) -> int:
-        """Samples from one state to the next: 320 in public models, 20 ms at 16 kHz."""
+        """Samples between states: 320 in public models, 20 ms at 16 kHz."""
         return math.prod(self.strides)
 
     def forward(self, wave: Tensor, sample_mask: Tensor | None = None) -> Heard:
         """Encodes.
 
         Args:
-            wave: (B, n), normalized as the weights want it, 0 at padding.
+            wave: (B, n), normalized as the weights require, 0 at padding.
             sample_mask: (B, n) bool, True = a real sample, padded at the right. Public base models (conv_norm="group")
-                were trained without.
+                were trained without a mask.
 
         Returns:
             states (B, S, E) of the last layer, and their mask.
 
         Raises:
-            ValueError: too short for a single frame.
+            ValueError: The wave is too short for a single frame.
         """
         x, mask = self.embed(wave, sample_mask)
         return Heard(self.encoder(x, None if mask is None else Mask(mask)), mask)
 
     def logits(self, wave: Tensor, sample_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Scores of letters (B, S, V), id 0 being CTC's blank in public models, and the mask (B, S); see `forward`.
+        """Returns CTC logits (B, S, V), id 0 the blank in public models, and the mask (B, S); see `forward`.
 
         Raises:
-            ValueError: the model has no CTC head.
+            ValueError: The model has no CTC head.
         """
         if self.head is None:
             raise ValueError("this model has no CTC head (vocab_size=None)")
@@ -208,12 +208,12 @@ class Wav2Vec2(nn.Module):
         return self.head(self.dropout(states)), mask
 
     def hidden_states(self, wave: Tensor, sample_mask: Tensor | None = None) -> list[Tensor]:
-        """What goes into the first layer and what comes out of each: num_layers + 1 tensors (B, S, E)."""
+        """Returns the input of the first layer and the output of each: num_layers + 1 tensors (B, S, E)."""
         x, mask = self.embed(wave, sample_mask)
         return self.encoder.hidden_states(x, None if mask is None else Mask(mask))
 
     def embed(self, wave: Tensor, sample_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What goes into the first layer, (B, S, E), and which of it is real, (B, S)."""
+        """Returns the input of the first layer, (B, S, E), and its mask, (B, S)."""
         if wave.shape[1] < (least := self.receptive_field):
             raise ValueError(f"{wave.shape[1]} samples are too short: one frame takes {least}")
         features, mask = self.convolutions(wave[:, None]).mT, None  # (B, S, C)
@@ -223,22 +223,22 @@ class Wav2Vec2(nn.Module):
         return self.place(features, mask), mask
 
     def place(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the convolutions give, (B, S, C), and which of it is real, (B, S), to what goes into the first layer."""
+        """Maps the convolutions' output (B, S, C) and its mask (B, S) to the input of the first layer."""
         x = self.project(self.feature_norm(features))  # (B, S, E)
         if mask is not None:
-            x = x.masked_fill(~mask[:, :, None], 0.0)  # what the positions' convolution would find beyond the end
+            x = x.masked_fill(~mask[:, :, None], 0.0)  # within the positions' convolution's receptive field
         return self.dropout(self.norm(self.positions(self.dropout(x))))
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: 400 in public models."""
+        """Receptive field of one frame, in samples: 400 in public models."""
         seen = 1
         for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
             seen = (seen - 1) * stride + kernel
         return seen
 
     def frames(self, samples: Tensor) -> Tensor:
-        """How many frames come of that many samples, (...) long."""
+        """Returns the number of frames for numbers of samples, (...) long."""
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             samples = (samples - kernel).div(stride, rounding_mode="floor") + 1
         return samples.clamp_min(0)

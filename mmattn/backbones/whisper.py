@@ -1,4 +1,4 @@
-"""Whisper: log-mel frames to text, with its languages, tasks and timestamps."""
+"""Whisper: speech recognition and translation from log-mel frames, with languages, tasks and timestamps."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ FRAME_SECONDS = 0.01
 
 
 class HeardWindow(NamedTuple):
-    """What one window of a long recording says."""
+    """The prediction for one window of a long recording."""
 
-    first: int  # frame of the recording
+    first: int  # first frame in the recording
     frames: int
     segments: list[Segment]
     memory: Tensor  # (1, S, E)
@@ -32,24 +32,24 @@ class HeardWindow(NamedTuple):
 
 
 class Whisper(Seq2Seq):
-    """Log-mel frames, halved by convolutions, through a pre-norm encoder; a decoder writes (Radford et al. 2022, 2.2).
+    """An encoder-decoder transformer over log-mel frames, which convolutions halve (Radford et al. 2022, section 2.2).
 
     Args:
         vocab_size: V.
         embed_dim: E.
-        num_layers: of the encoder.
+        num_layers: Number of encoder layers.
         num_heads: h, of both sides.
         num_mels: M.
-        num_decoder_layers: num_layers where None.
-        ffn_dim: 4 E where None.
-        max_frames: of a window, 30 seconds; longer ones raise.
-        max_len: tokens that the decoder has positions for.
-        tied_output: logits are products with the embeddings.
-        activation: of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
-        dropout: of embeddings, after each sublayer, inside the feed-forward networks.
-        attention: {"kind": name, and the kernel's options}, of the encoder.
-        decoder_attention: of the decoder's self-attention.
-        cross_attention: of the decoder's attention to the sound.
+        num_decoder_layers: None = num_layers.
+        ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
+        max_frames: Frames of a window of 30 seconds; longer ones raise.
+        max_len: Number of the decoder's positions.
+        tied_output: Whether the output projection is the embedding table.
+        activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        dropout: Dropout of embeddings, after each sublayer and inside the feed-forward networks.
+        attention: {"kind": name, and the kernel's options} of the encoder's self-attention.
+        decoder_attention: Kind and options of the decoder's self-attention.
+        cross_attention: Kind and options of the decoder's attention to the audio.
 
     >>> model = Whisper(100, 32, 1, 4, num_mels=8, max_frames=40).eval()
     >>> features, target = torch.randn(2, 40, 8), torch.randint(100, (2, 5))
@@ -100,33 +100,33 @@ class Whisper(Seq2Seq):
         self.max_frames, self.max_len = max_frames, max_len
         self.conv1 = nn.Conv1d(num_mels, embed_dim, 3, padding=1)
         self.conv2 = nn.Conv1d(embed_dim, embed_dim, 3, stride=2, padding=1)
-        self.positions = LearnedPositions(-(-max_frames // 2), embed_dim)  # fixed sinusoids, but kept in checkpoints
+        self.positions = LearnedPositions(-(-max_frames // 2), embed_dim)  # fixed sinusoids, but saved in checkpoints
         half = embed_dim // 2
-        base = 10000.0 ** (half / max(half - 1, 1))  # the slowest of them is 10000 times as slow as the fastest
+        base = 10000.0 ** (half / max(half - 1, 1))  # the ratio of the highest to the lowest frequency is 10000
         places = torch.arange(self.positions.max_len)
         self.positions.weight.requires_grad_(False).copy_(sinusoidal_1d(places, embed_dim, base))
 
     def encode(self, features: Tensor, feature_mask: Tensor | None = None) -> Tensor:
-        """Hears.
+        """Encodes log-mel frames.
 
         Args:
-            features: (B, T, M). Public checkpoints know windows of 30 seconds alone, padded with silence.
+            features: (B, T, M). Public checkpoints were trained on windows of 30 seconds, padded with silence.
             feature_mask: (B, T) bool, True = a real frame, padded at the right; silence is real.
 
         Returns:
-            The memory (B, ceil(T / 2), E); what stands at padding means nothing.
+            The memory (B, ceil(T / 2), E); values at padding are undefined.
 
         Raises:
-            ValueError: more than max_frames.
+            ValueError: T exceeds max_frames.
         """
         x = self._without_padding(features.mT, feature_mask)  # (B, M, T)
-        x = self._without_padding(F.gelu(self.conv1(x)), feature_mask)  # (B, E, T): alone, there would be zeros
+        x = self._without_padding(F.gelu(self.conv1(x)), feature_mask)  # (B, E, T): zeros, as for a clip alone
         x = self.positions(F.gelu(self.conv2(x)).mT)  # (B, T / 2, E)
         halved = self.halved(feature_mask)
         return self.encoder(self.dropout(x), None if halved is None else Mask(halved))
 
     def forward(self, features: Tensor, feature_mask: Tensor | None, decoder_input_ids: Tensor) -> Tensor:
-        """Teacher forcing: the logits of each next token.
+        """Returns the logits of each next token under teacher forcing.
 
         Args:
             features: (B, T, M).
@@ -140,25 +140,25 @@ class Whisper(Seq2Seq):
         return self.output(self.decode(decoder_input_ids, memory, self.halved(feature_mask)))
 
     def start(self, features: Tensor, feature_mask: Tensor | None = None) -> CachedState:
-        """Hears, and makes the state that `step` continues from."""
+        """Encodes log-mel frames and makes the state that `step` continues from."""
         return self.start_from(self.encode(features, feature_mask), self.halved(feature_mask))
 
-    def generate(  # type: ignore[override]  # what it hears is no ids, and not named so
+    def generate(  # type: ignore[override]  # the inputs are features
         self, features: Tensor, feature_mask: Tensor | None, config: GenerationConfig, **keywords: Any
     ) -> Generated:
-        """Writes what each window says; keywords as those of `mmattn.generate.generate`.
+        """Transcribes windows; other keywords are those of `mmattn.generate.generate`.
 
         Args:
             features: (B, T, M).
             feature_mask: (B, T) bool, True = a real frame.
-            config: how; a `SpeechConfig` where there are languages, tasks or timestamps. Its language is detected where
-                it gives none.
+            config: Generation options; a `SpeechConfig` for models with languages, tasks or timestamps. The language is
+                detected if none is given.
 
         Returns:
-            The new tokens, without the prompt (see `prompt`); timestamps are among them where they were asked for.
+            The new tokens, without the prompt (see `prompt`), with timestamps if requested.
 
         Raises:
-            ValueError: it has no decoder_start_token_id.
+            ValueError: The config has no decoder_start_token_id.
         """
         with torch.inference_mode():
             memory, mask = self.encode(features, feature_mask), self.halved(feature_mask)
@@ -167,16 +167,16 @@ class Whisper(Seq2Seq):
     def write(
         self, memory: Tensor, memory_mask: Tensor | None, prompt: Tensor, config: GenerationConfig, **keywords: Any
     ) -> Generated:
-        """Writes behind a prompt, see `generate`.
+        """Continues a prompt, see `generate`.
 
         Args:
-            memory: (B, S, E) of `encode`.
+            memory: (B, S, E), the result of `encode`.
             memory_mask: (B, S) bool.
-            prompt: (B, P) long, of `prompt`.
-            config: how.
+            prompt: (B, P) long, the result of `prompt`.
+            config: Generation options.
         """
         room = self.max_len - prompt.shape[1]
-        wanted = config.max_new_tokens or config.max_length or room  # here max_length does not count the prompt
+        wanted = config.max_new_tokens or config.max_length or room  # here max_length excludes the prompt
         return generate(
             self.step,
             self.start_from(memory, memory_mask),
@@ -186,37 +186,37 @@ class Whisper(Seq2Seq):
         )
 
     def prompt(self, memory: Tensor, memory_mask: Tensor | None, config: GenerationConfig) -> Tensor:
-        """What the decoder begins with, (B, P) long: start, language, task; detects the language where none is given.
+        """Returns the prompt (B, P) long: start, language, task; detects the language if none is given.
 
         Args:
-            memory: (B, S, E) of `encode`.
+            memory: (B, S, E), the result of `encode`.
             memory_mask: (B, S) bool.
-            config: how.
+            config: Generation options.
         """
         if not isinstance(config, SpeechConfig):
             config = SpeechConfig(max_new_tokens=1, decoder_start_token_id=config.decoder_start_token_id)
-        heard = None
+        detected = None
         if config.detects:
-            heard = self._language_logits(memory, memory_mask, config).argmax(1).tolist()
+            detected = self._language_logits(memory, memory_mask, config).argmax(1).tolist()
             ids = list((config.lang_to_id or {}).values())
-            heard = [ids[place] for place in heard]
-        return torch.tensor(config.prompts(len(memory), heard), device=memory.device)
+            detected = [ids[place] for place in detected]
+        return torch.tensor(config.prompts(len(memory), detected), device=memory.device)
 
     def detect_language(
         self, features: Tensor, feature_mask: Tensor | None, config: SpeechConfig
     ) -> list[dict[str, float]]:
-        """How likely each language is, for each window: probabilities by code, the likeliest first.
+        """Returns the probabilities of languages by code for each window, the most probable first.
 
         Args:
             features: (B, T, M).
             feature_mask: (B, T) bool, True = a real frame.
-            config: its lang_to_id says which there are.
+            config: Generation options; lang_to_id gives the languages.
 
         Raises:
-            ValueError: there are none.
+            ValueError: The model has no languages.
         """
         if not config.lang_to_id:
-            raise ValueError("the model knows no languages: the config has no lang_to_id")
+            raise ValueError("the model has no languages: expected lang_to_id in the config, found none")
         with torch.inference_mode():
             memory, mask = self.encode(features, feature_mask), self.halved(feature_mask)
             shares = self._language_logits(memory, mask, config).softmax(1).tolist()
@@ -224,18 +224,18 @@ class Whisper(Seq2Seq):
         return [dict(sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])) for row in shares]
 
     def transcribe(self, features: Tensor, config: SpeechConfig, **keywords: Any) -> Iterator[Segment]:
-        """Writes a recording of any length, window by window; see `hear`.
+        """Transcribes a recording of any length, window by window; see `hear`.
 
         Args:
             features: (T, M), of the whole recording.
-            config: how; timestamps are written whether it says so or not. The language is detected in the first window.
-            keywords: of `mmattn.generate.generate`.
+            config: Generation options; timestamps are always predicted. The language is detected in the first window.
+            keywords: Keywords of `mmattn.generate.generate`.
 
         Yields:
-            Segments in order, as soon as their window is done.
+            Segments in order, as soon as their window is finished.
 
         Raises:
-            ValueError: the config has no timestamps.
+            ValueError: The config has no timestamps.
         """
         for window in self.hear(lambda frame: (frame, features[frame : frame + self.max_frames]), config, **keywords):
             yield from window.segments
@@ -243,17 +243,17 @@ class Whisper(Seq2Seq):
     def hear(
         self, read: Callable[[int], tuple[int, Tensor]], config: SpeechConfig, **keywords: Any
     ) -> Iterator[HeardWindow]:
-        """Writes a recording that is read as it is heard; each window begins at the last timestamp of the one before.
+        """Transcribes a stream; each window begins at the last timestamp of the preceding one.
 
-        Radford et al. 2022, section 3.8, at one temperature and without the text before as a prompt.
+        Radford et al. 2022, section 3.8, at one temperature and without the preceding text as a prompt.
 
         Args:
-            read: a frame to the frames (T, M) from there on, as many as a window has or as there are, and where they
-                begin, later where there is nothing to be heard before; no frames end it. Never asked to go back.
-            config: as of `transcribe`, like keywords.
+            read: Maps a frame to the frames (T, M) from there on, at most a window, and their first frame, which is
+                later if silence is skipped; no frames end the stream. Its arguments never decrease.
+            config: As in `transcribe`, like keywords.
 
         Yields:
-            What each window says, as soon as it is known.
+            The prediction of each window, as soon as it is available.
         """
         config = replace(config, return_timestamps=True)
         begin, prompt, seek = config.timestamp_begin, None, 0
@@ -264,18 +264,18 @@ class Whisper(Seq2Seq):
             with torch.inference_mode():
                 memory = self.encode(F.pad(window, (0, 0, 0, self.max_frames - frames))[None])
                 prompt = self.prompt(memory, None, config) if prompt is None else prompt
-                written = self.write(memory, None, prompt, config, **keywords)
-            parts, moved = split_segments(written.tokens(without=config.eos)[0][0], begin, frames)
+                generated = self.write(memory, None, prompt, config, **keywords)
+            parts, moved = split_segments(generated.tokens(without=config.eos)[0][0], begin, frames)
             segments = []
             for low, high, ids in parts:
                 start, end = (seek + STAMP_FRAMES * place for place in (low, high))
                 segments.append(Segment(start * FRAME_SECONDS, end * FRAME_SECONDS, ids))
-            yield HeardWindow(seek, frames, segments, memory, prompt, float(written.scores[0, 0]))
+            yield HeardWindow(seek, frames, segments, memory, prompt, float(generated.scores[0, 0]))
             seek += moved
 
     @staticmethod
     def halved(feature_mask: Tensor | None) -> Tensor | None:
-        """The mask (B, ceil(T / 2)) of the memory."""
+        """Returns the mask (B, ceil(T / 2)) of the memory."""
         return None if feature_mask is None else feature_mask[:, ::2]
 
     @staticmethod
@@ -283,7 +283,7 @@ class Whisper(Seq2Seq):
         return x if feature_mask is None else x.masked_fill(~feature_mask[:, None], 0.0)
 
     def _language_logits(self, memory: Tensor, memory_mask: Tensor | None, config: SpeechConfig) -> Tensor:
-        """(B, number of languages), in the order of lang_to_id."""
+        """Returns the languages' logits (B, number of languages), in the order of lang_to_id."""
         start = config.start_prompt(len(memory), memory.device)
         logits = self.output(self.decode(start, memory, memory_mask)[:, -1])  # (B, V)
         return logits[:, list((config.lang_to_id or {}).values())]

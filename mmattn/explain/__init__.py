@@ -1,4 +1,4 @@
-"""What did it look at: attention maps on demand, and what can be made of them."""
+"""Explanations: attention maps on demand, rollout, relevance and statistics of heads."""
 
 from __future__ import annotations
 

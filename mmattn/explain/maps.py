@@ -18,21 +18,21 @@ from ..probe import Probe
 
 @contextmanager
 def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[str, list[Tensor]]]:
-    """Attention maps of everything that runs inside.
+    """Captures the attention maps of all calls of the model inside the context.
 
-    Each kernel's output is replaced by ``weights() @ v``, so gradients flow through the maps: they can be guided in
-    training as well as looked at. Compiled models are run eagerly, and stacks do not checkpoint gradients meanwhile.
+    Each kernel's output is replaced by ``weights() @ v``, so gradients flow through the maps, which can be supervised
+    in training as well as inspected. Compiled models are run eagerly, and gradient checkpointing is disabled meanwhile.
 
     Args:
-        model: any module that holds attentions of this package.
-        differentiable: maps have gradients even where nothing before them has: in a frozen model, from a hard choice.
+        model: A module that contains attentions of this package.
+        differentiable: Whether maps always have gradients, also in a frozen model or after a hard choice.
 
     Yields:
-        The maps (B, h, L, S) by module path of the attention that owns the kernel, one a call, in order of call; what
-        passes a `mmattn.probe.Probe` (gates, weights that no kernel makes), of its own shape, by the probe's path.
+        The maps (B, h, L, S) by module path of the attention that owns the kernel, one per call, in order of call; the
+        inputs of a `mmattn.probe.Probe` (gates, weights not made by a kernel), of any shape, by the probe's path.
 
     Raises:
-        ValueError: a cached decoding step runs inside; explain generation by one teacher-forced pass.
+        ValueError: A cached decoding step runs inside; generation is explained by one teacher-forced pass.
 
     >>> from mmattn import Encoder
     >>> with capture(Encoder(32, 2, 4)) as maps:
@@ -50,8 +50,8 @@ def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[
                     module.register_forward_hook(_hook(maps, owner_path(name), differentiable), with_kwargs=True)
                 )
             elif isinstance(module, Probe):
-                handles.append(module.register_forward_hook(_listen(maps, plain_path(name), differentiable)))
-        for stack in checkpointing:  # a recomputed layer would record its map twice
+                handles.append(module.register_forward_hook(_probe_hook(maps, plain_path(name), differentiable)))
+        for stack in checkpointing:  # recomputation would record maps twice
             stack.gradient_checkpointing = False  # type: ignore[assignment]
         with _eagerly():
             yield maps
@@ -66,7 +66,7 @@ def _hook(maps: dict[str, list[Tensor]], owner: str, differentiable: bool) -> Ca
     def hook(kernel: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor:
         given = dict(zip(("q", "k", "v", "mask", "cache"), args, strict=False)) | keywords
         if given.get("cache") is not None:
-            raise ValueError("capture cannot see cached decoding: explain it by one pass over the finished sequence")
+            raise ValueError("capture does not support cached decoding: explain it by one pass over the whole sequence")
         q, v = given["q"], given["v"]
         weights = kernel.weights(q, given["k"], given.get("mask"))  # (B, h, L, S)
         if differentiable and not weights.requires_grad:
@@ -79,7 +79,7 @@ def _hook(maps: dict[str, list[Tensor]], owner: str, differentiable: bool) -> Ca
     return hook
 
 
-def _listen(maps: dict[str, list[Tensor]], path: str, differentiable: bool) -> Callable[..., None]:
+def _probe_hook(maps: dict[str, list[Tensor]], path: str, differentiable: bool) -> Callable[..., None]:
     def hook(probe: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if differentiable and not output.requires_grad:
             output.requires_grad_()
@@ -89,15 +89,15 @@ def _listen(maps: dict[str, list[Tensor]], path: str, differentiable: bool) -> C
 
 
 def plain_path(name: str) -> str:
-    """A module's path without torch.compile's wrapper."""
+    """Returns a module's path without torch.compile's wrapper."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def owner_path(name: str) -> str:
-    """The path of the module that holds the one of that name."""
+    """Returns the path of the parent of a module."""
     return plain_path(name).rpartition(".")[0]
 
 
 def _eagerly() -> Any:
-    # Nothing can be compiled where dynamo was never imported, and importing it takes seconds.
+    # Without dynamo imported, nothing is compiled; importing it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -1,4 +1,4 @@
-"""Which tokens a score rests on: attention weighted by its gradient, followed through self- and cross-attentions."""
+"""Relevance of tokens for a score: gradient-weighted attention, propagated through self- and cross-attentions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..attention import MultiHeadAttention
 from ..probe import Probe
 from .maps import capture, plain_path
 
-START = -1  # a sequence as it came, before any step
+START = -1  # a sequence before any step
 
 
 class Step(NamedTuple):
     """One call of one attention, in a plan.
 
     Attributes:
-        path: of the attention; its second mention is its second call.
-        query: the name of the sequence that asks.
-        key: of the one it looks at; the same in self-attention.
-        reads: after which steps of the plan it sees the two, START (-1) = as they came. None: after the last before it
-            that changed them. Needed where two sequences look at each other at once.
+        path: Path of the attention; its second occurrence is its second call.
+        query: Name of the query sequence.
+        key: Name of the key sequence; the same in self-attention.
+        reads: The steps of the plan after which it reads the two sequences, START (-1) = before any step. None: after
+            the last preceding steps that changed them. Needed if two sequences attend to each other simultaneously.
     """
 
     path: str
@@ -39,33 +39,33 @@ def relevance(
 ) -> dict[tuple[str, str], Tensor]:
     """Relevancy maps of a score, for any mixture of self-, co- and encoder-decoder attention (Chefer et al. 2021).
 
-    Each map begins as ``R_ss = I``, ``R_sq = 0``, and each attention, with
-    ``A = mean over heads of (d score / d W * W)^+`` (equation 5), adds to it:
+    Maps are initialized to ``R_ss = I``, ``R_sq = 0``, and each attention, with
+    ``A = mean over heads of (d score / d W * W)^+`` (equation 5), adds to them:
 
     - within a sequence s (6, 7): ``R_ss += A R_ss``, ``R_sq += A R_sq``;
-    - s looking at q (10, 11): ``R_sq += N(R_ss)^T A N(R_qq)``, ``R_ss += A R_qs``;
+    - s attending to q (10, 11): ``R_sq += N(R_ss)^T A N(R_qq)``, ``R_ss += A R_qs``;
 
-    where N divides the rows of R - I by their sums and adds I again (8, 9); rows of zeros stay. What q has from a third
-    sequence r comes along as in (11): ``R_sr += A R_qr``. An encoder never looks back, so that an encoder-decoder is
-    the case without (11) (section 3.2). A row whose gradients are all negative adds nothing. What is no
-    MultiHeadAttention's map, such as a gate's, takes part where a plan names it.
+    where N divides the rows of R - I by their sums and adds I again (8, 9); rows of zeros are unchanged. Relevance of a
+    third sequence r for q is propagated as in (11): ``R_sr += A R_qr``. An encoder does not attend to the decoder, so
+    an encoder-decoder is the case without (11) (section 3.2). A row whose gradients are all negative adds nothing. Maps
+    not made by a MultiHeadAttention, such as gates, are included only by a plan.
 
-    Without a plan, sequences are found by following each attention's input back to the attention it came from; an
-    input with another number of tokens (joined, pooled) is a sequence of its own. A sequence is named by the path of
-    the attention that first met it, and ".key" where it was looked at. Samples must keep their places in the batch.
+    Without a plan, sequences are inferred by tracing each attention's input back to the attention that produced it; an
+    input with another number of tokens (concatenated, pooled) is a new sequence. A sequence is named by the path of the
+    first attention that reads it, with ".key" for a key sequence. Samples must keep their positions in the batch.
 
     Args:
-        model: holds the attentions; better in evaluation mode.
-        run: runs the model once and returns the score, or one a sample, (B,): samples are independent.
-        plan: the steps in order, where they cannot be found or names are wanted.
+        model: The model with the attentions, preferably in evaluation mode.
+        run: Runs the model once and returns the score, or one per sample, (B,): samples are independent.
+        plan: The steps in order, if they cannot be inferred or names are needed.
 
     Returns:
-        ``R[s, q]``: (B, tokens of s, tokens of q) for each sequence s that asked and each q it learned from. Read the
-        row that the score was read from.
+        ``R[s, q]``: (B, tokens of s, tokens of q) for each query sequence s and each q that influences it. The relevant
+        row is that from which the score is computed.
 
     Raises:
-        ValueError: nothing was captured, or the score does not depend on it; an attention outside MultiHeadAttention
-            without a plan; a plan that does not fit; a batch that is folded on the way.
+        ValueError: Nothing was captured, or the score does not depend on it; an attention outside MultiHeadAttention
+            without a plan; a plan that does not fit; a batch that is reshaped in the model.
 
     >>> from mmattn import Encoder
     >>> model, x = Encoder(32, 2, 4), torch.randn(3, 5, 32)
@@ -79,11 +79,11 @@ def relevance(
         probes = {plain_path(name) for name, module in model.named_modules() if isinstance(module, Probe)}
         for path, calls in maps.items():
             if path not in probes and len(calls) != sum(step.path == path for step in trail.steps):
-                raise ValueError(f"{path!r} is no MultiHeadAttention, so who asks whom is not known: give a plan")
+                raise ValueError(f"{path!r} is no MultiHeadAttention, so its sequences cannot be inferred: give a plan")
         plan = trail.steps
     weights = _in_order(plan, maps)
     if not weights:
-        raise ValueError("no attention ran: there is nothing to follow")
+        raise ValueError("no attention ran: expected at least one call inside run")
     if not score.requires_grad:
         raise ValueError("the score has no gradient: compute it from the model's output, outside inference mode")
     gradients = torch.autograd.grad(score, weights, allow_unused=True)
@@ -94,14 +94,14 @@ def relevance(
 
 
 def _fuse(weights: Tensor, gradient: Tensor | None) -> Tensor:
-    """Equation 5: (B, h, L, S) to (B, L, S)."""
+    """Computes A by equation 5: (B, h, L, S) to (B, L, S)."""
     if gradient is None:
         return torch.zeros_like(weights[:, 0])
     return (gradient * weights).clamp_min(0.0).mean(1)
 
 
 def _in_order(plan: Sequence[Step], maps: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
-    """The map of each step."""
+    """Returns the map of each step."""
     calls: dict[str, int] = {}
     found = []
     for step in plan:
@@ -119,9 +119,9 @@ def _in_order(plan: Sequence[Step], maps: Mapping[str, Sequence[Tensor]]) -> lis
 
 
 def _propagate(plan: Sequence[Step], fused: Sequence[Tensor]) -> dict[tuple[str, str], Tensor]:
-    """The rules, step by step; what a sequence has learned after each step is kept, for steps that run at once."""
-    after: list[dict[str, Tensor]] = []  # after each step, what its query sequence has from each sequence
-    last: dict[str, int] = {}  # the step that changed a sequence last
+    """Applies the rules step by step; the state after each step is kept, for simultaneous steps."""
+    after: list[dict[str, Tensor]] = []  # after each step, the relevance of each sequence for its query sequence
+    last: dict[str, int] = {}  # the last step that changed each sequence
     batch = fused[0].shape[0]
     for n, (step, A) in enumerate(zip(plan, fused, strict=True)):
         if A.shape[0] != batch:
@@ -156,37 +156,37 @@ def _propagate(plan: Sequence[Step], fused: Sequence[Tensor]) -> dict[tuple[str,
 
 
 def _normalized(R: Tensor) -> Tensor:
-    """Equations 8 and 9: (B, L, L)."""
+    """Normalizes by equations 8 and 9: (B, L, L)."""
     one = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
     gained = R - one
     total = gained.sum(-1, keepdim=True)
     return gained / total.where(total > 0, 1.0) + one
 
 
-# Who asks whom --------------------------------------------------------------------------------------------------------
+# Inference of the plan ------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Sequence:
-    """A sequence on its first sight: what later inputs are compared with."""
+    """A sequence at its first occurrence, with which later inputs are compared."""
 
     name: str
     first_met: str
-    tensor: Tensor  # kept, so that no other takes its identity
+    tensor: Tensor  # kept alive, so that no other tensor gets its id
     nodes: set[Any]  # of the autograd graph behind it
 
 
 @dataclass
 class _Trail:
-    """Makes the plan while the model runs."""
+    """Infers the plan while the model runs."""
 
     steps: list[Step] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)  # L of each step
-    made: dict[Any, int] = field(default_factory=dict)  # the graph's node of an attention's output: its step
+    made: dict[Any, int] = field(default_factory=dict)  # autograd node of an attention's output: its step
     sequences: list[_Sequence] = field(default_factory=list)
 
     def add(self, path: str, query: Tensor, key: Tensor | None, output: Tensor) -> None:
-        """Notes one call."""
+        """Records one call."""
         asks, asks_after = self._origin(query, path)
         seen, seen_after = (asks, asks_after) if key is None else self._origin(key, f"{path}.key".lstrip("."))
         self.made[output.grad_fn] = len(self.steps)
@@ -194,20 +194,20 @@ class _Trail:
         self.steps.append(Step(path, asks, seen, (asks_after, seen_after)))
 
     def _origin(self, x: Tensor, name: str) -> tuple[str, int]:
-        """The sequence that x (B, L, .) belongs to, and the step it comes from."""
+        """Returns the sequence of x (B, L, .), and the step that produced it."""
         steps, nodes = self._behind(x)
         steps = [n for n in steps if self.lengths[n] == x.shape[1]]
-        if steps:  # residual connections lead to earlier steps, too
+        if steps:  # residual connections also lead to earlier steps
             return self.steps[max(steps)].query, max(steps)
         for known in self.sequences:
             if known.tensor is x or (known.tensor.shape[1] == x.shape[1] and known.nodes & nodes):
                 return known.name, START
-        again = sum(known.first_met == name for known in self.sequences)  # shared weights meet several
+        again = sum(known.first_met == name for known in self.sequences)  # shared weights read several sequences
         self.sequences.append(_Sequence(f"{name} ({again + 1})" if again else name, name, x, nodes))
         return self.sequences[-1].name, START
 
     def _behind(self, x: Tensor) -> tuple[list[int], set[Any]]:
-        """The steps next behind x in the autograd graph, and the nodes on the way, without parameters."""
+        """Returns the nearest steps before x in the autograd graph, and the nodes in between, without parameters."""
         steps, nodes, stack = [], set(), [x.grad_fn]
         while stack:
             node = stack.pop()

@@ -1,4 +1,4 @@
-"""Attention followed through the layers of one stack."""
+"""Attention rollout through the layers of one stack."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ HEADS: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "min": torch.amin
 
 
 def layers_of(maps: Maps, within: str = "") -> list[Tensor]:
-    """The maps (B, h, L, S) of a stack in order, from what `capture` gave or from a plain sequence.
+    """Returns the maps (B, h, L, S) of a stack in order, from the result of `capture` or a sequence.
 
     Args:
-        maps: by path, one call each; or a sequence.
-        within: the path of the stack, where the model has more.
+        maps: Maps by path, one call each; or a sequence.
+        within: The path of the stack, if the model has several.
 
     Raises:
-        ValueError: there is none; a path was called more than once; an entry is no map.
+        ValueError: There are no maps; a path was called more than once; an entry is not a map.
     """
     if isinstance(maps, Mapping):
         prefix = f"{within}." if within else ""
@@ -42,22 +42,22 @@ def rollout(
 ) -> Tensor:
     """Attention rollout: ``A_n .. A_2 A_1``, each ``A = (W + I) / 2`` with rows that sum to one.
 
-    Abnar and Zuidema 2020, section 3: I stands for the residual connection, W for the heads' mean. Fusing heads
-    otherwise and discarding small weights are common since. Negative weights count as none; a row without weights
-    passes its token on.
+    Abnar and Zuidema 2020, section 3: I represents the residual connection, W the mean of the heads. Other fusions of
+    heads and discarding small weights are common variants. Negative weights are set to zero; a row without weights is
+    the identity.
 
     Args:
-        maps: of a stack of self-attentions: what `capture` gave, or a list of (B, h, L, L), first layer first.
-        key_mask: (B, L) bool, True = a real token; padding then has zeros in its rows as in its columns.
+        maps: Maps of a stack of self-attentions: the result of `capture`, or a list of (B, h, L, L), first layer first.
+        key_mask: (B, L) bool, True = a real token; rows and columns of padding are zeros.
         heads: "mean", "min" or "max".
-        discard: the share, 0..1, of each sample's nonzero weights that is set to zero, the smallest first.
-        within: the path of the stack, where maps are those of a larger model.
+        discard: The fraction, 0..1, of each sample's nonzero weights that is set to zero, the smallest first.
+        within: The path of the stack, if maps are those of a larger model.
 
     Returns:
-        (B, L, L): how much of each first-layer token (columns) is in each last-layer token (rows).
+        (B, L, L): the contribution of each first-layer token (columns) to each last-layer token (rows).
 
     Raises:
-        ValueError: a map is not square, or as large as the others; unknown heads; a share that is none.
+        ValueError: A map is not square or differs in size from the others; unknown heads; an invalid discard.
 
     >>> rollout([torch.rand(2, 4, 5, 5).softmax(-1) for _ in range(3)]).shape
     torch.Size([2, 5, 5])
@@ -65,7 +65,7 @@ def rollout(
     if heads not in HEADS:
         raise ValueError(f"unknown heads {heads!r}; there are: {', '.join(HEADS)}")
     if not 0.0 <= discard < 1.0:
-        raise ValueError(f"discard must be a share from 0 to below 1, found {discard}")
+        raise ValueError(f"discard must be from 0 to below 1, found {discard}")
     layers = layers_of(maps, within)
     B, _, L, _ = layers[0].shape
     one = torch.eye(L, dtype=layers[0].dtype, device=layers[0].device).expand(B, L, L)
@@ -81,13 +81,13 @@ def rollout(
         fused = HEADS[heads](weights, 1).clamp_min(0.0)  # (B, L, L)
         if key_mask is not None:
             fused = fused * (key_mask[:, :, None] & key_mask[:, None, :])
-        mixed = _without_smallest(fused, discard) + one  # the half falls out with the sum of the row
+        mixed = _without_smallest(fused, discard) + one  # normalizing the row cancels the factor 1/2
         total = mixed / mixed.sum(-1, keepdim=True).clamp_min(torch.finfo(mixed.dtype).tiny) @ total
     return total
 
 
 def _without_smallest(weights: Tensor, share: float) -> Tensor:
-    """Weights (B, L, L) without the smallest share of each sample's nonzero ones: padding then changes nothing."""
+    """Sets the smallest share of each sample's nonzero weights (B, L, L) to zero, so padding has no effect."""
     if not share:
         return weights
     flat = weights.flatten(1)  # (B, L L)

@@ -1,4 +1,4 @@
-"""Text from a step function: greedy, sampling, beam search; what a model keeps between the steps is its own affair."""
+"""Greedy search, sampling and beam search over a step function with an opaque decoding state."""
 
 from __future__ import annotations
 

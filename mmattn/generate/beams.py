@@ -1,4 +1,4 @@
-"""Beam search, with groups that keep apart (Vijayakumar et al. 2018) where asked."""
+"""Beam search and diverse beam search (Vijayakumar et al. 2018)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ S = TypeVar("S", bound=State)
 
 
 class Finished:
-    """The best finished texts of each sentence, and whether it can still find a better one.
+    """The best finished hypotheses of each sentence, and the test whether a better one is possible.
 
     Args:
         prompt: (B, P).
-        room: new tokens at most.
-        config: how many groups of how many beams, the length penalty and when to stop.
+        room: Maximum number of new tokens.
+        config: Numbers of groups and beams, length penalty and stopping criterion.
     """
 
     def __init__(self, prompt: Tensor, room: int, config: GenerationConfig) -> None:
@@ -33,16 +33,16 @@ class Finished:
         self.config, self.room = config, room
         self.ids = prompt.new_full((*shape, room), config.pad)
         self.lengths = prompt.new_zeros(shape)
-        self.scores = torch.full(shape, -math.inf, device=prompt.device)  # minus infinity = a free place
+        self.scores = torch.full(shape, -math.inf, device=prompt.device)  # minus infinity = a free slot
         self.done = torch.zeros(shape[:2], dtype=torch.bool, device=prompt.device)
 
     def add(self, live: Tensor, log_p: Tensor, ids: Tensor, ended: Tensor) -> None:
-        """Takes in what has ended just now, where it is better than what is there.
+        """Adds the hypotheses that ended at this step if they are better than those kept.
 
         Args:
             live: (b,) sentences.
-            log_p: (b, G, c) of candidates.
-            ids: (b, G, c, t) their new tokens.
+            log_p: (b, G, c), log-probabilities of the candidates.
+            ids: (b, G, c, t), their new tokens.
             ended: (b, G, c) bool.
         """
         k, length = self.scores.shape[2], ids.shape[3]
@@ -59,14 +59,14 @@ class Finished:
         self.scores[live] = best
 
     def settle(self, live: Tensor, best_running: Tensor, length: int) -> Tensor:
-        """Which sentences are done, given the best log p (b, G) of what still runs, of that many tokens: (b,) bool.
+        """Returns which sentences are done, (b,) bool, given the best log p (b, G) of running beams of this length.
 
-        As transformers has it: done when the worst of a full set is better than the best running beam would be if it
-        ended now ("never": at the length that suits it best), or, with early stopping, as soon as the set is full.
+        As in transformers: a sentence is done if the worst of a full set is better than the best running beam would be
+        if it ended now ("never": at its most favourable length), or, with early stopping, as soon as the set is full.
         """
         penalty = self.config.length_penalty
         ideal = self.room if self.config.early_stopping == "never" and penalty > 0 else length
-        worst = self.scores[live].amin(2)  # (b, G), minus infinity while a place is free
+        worst = self.scores[live].amin(2)  # (b, G), minus infinity while a slot is free
         done = best_running / ideal**penalty <= worst
         if self.config.early_stopping is True:
             done |= worst > -math.inf
@@ -81,16 +81,16 @@ def beam_search(
     config: GenerationConfig,
     prompt_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Beam search, the same ids as transformers' own.
+    """Beam search that returns the same ids as transformers.
 
-    Each step looks at twice as many candidates as there are beams, so that enough are left where many of them end. The
-    first step has one beam a sentence; a sentence that is done leaves the batch.
+    Each step considers twice as many candidates as beams, so that enough remain if many of them end. The first step
+    has one beam per sentence; finished sentences are removed from the batch.
 
     Args:
-        step: see `generate`.
-        state: of B rows.
+        step: See `generate`.
+        state: State of B rows.
         prompt: (B, P) long.
-        config: how.
+        config: Generation options.
         prompt_mask: (B, P) bool, False = padding.
 
     Returns:
@@ -108,13 +108,13 @@ def beam_search(
     new = prompt
     for t in range(room):
         forced = forced_token(config, P + t, P + room)
-        # (b, G, c) each. The logits are gone when it returns: the next ones can take their memory.
+        # (b, G, c) each. The logits are freed when it returns, so the next ones can reuse their memory.
         log_p, beams, tokens = _choose(step(new, state), ids, running, config, constraints, forced, keep)
         histories = ids[torch.arange(len(live), device=device)[:, None, None], beams]  # (b, G, c, T)
         histories = torch.cat([histories, tokens[..., None]], dim=3)
         ends = torch.isin(tokens, end) if t + 1 < room else torch.ones_like(tokens, dtype=torch.bool)
         if ends.any():
-            first = torch.arange(tokens.shape[2], device=device) < k  # the others only fill up what runs on
+            first = torch.arange(tokens.shape[2], device=device) < k  # the others only replace beams that end
             finished.add(live, log_p, histories[..., P:], ends & first)
         log_p, places = log_p.masked_fill(ends, -math.inf).topk(k, dim=2)  # (b, G, k)
         staying = ~finished.settle(live, log_p[:, :, 0], t + 1)
@@ -138,13 +138,13 @@ def beam_search(
 def _scores(
     logits: Tensor, ids: Tensor, config: GenerationConfig, constraints: list[Constraint], forced: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Scores (N, V) and what to subtract from them (N, 1) for log-probabilities, after all constraints."""
+    """Returns scores (N, V) after all constraints, and their normalizer (N, 1), to subtract for log-probabilities."""
     if forced:
         scores = torch.full_like(logits, -math.inf)
-        scores[:, list(forced)] = 0.0  # a forced token costs nothing
+        scores[:, list(forced)] = 0.0  # a forced token has log-probability 0
         return scores, scores.new_zeros(len(scores), 1)
-    log_z = log_normalizer(logits)  # before anything is forbidden: what is left is not worth more for that
-    if config.repetition_penalty != 1.0:  # it depends on the sign: log-probabilities, not logits
+    log_z = log_normalizer(logits)  # before tokens are forbidden: the others are not renormalized
+    if config.repetition_penalty != 1.0:  # the penalty depends on the sign: log-probabilities, not logits
         logits, log_z = logits - log_z, torch.zeros_like(log_z)
     for constraint in constraints:
         constraint(logits, ids)
@@ -160,16 +160,16 @@ def _choose(
     forced: tuple[int, ...],
     keep: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations of each group.
+    """Returns the best continuations of each group.
 
     Args:
-        logits: (b r, V), of r rows a sentence: G k, or 1 in the first step.
-        ids: (b, r, T) so far.
+        logits: (b r, V), of r rows per sentence: G k, or 1 in the first step.
+        ids: (b, r, T), all ids so far.
         running: (b, r), their log p.
-        config: groups and their penalty.
-        constraints: what may follow what.
-        forced: the only ids that may follow, where not empty.
-        keep: c, continuations wanted of each group.
+        config: Groups and their diversity penalty.
+        constraints: Constraints on the next token.
+        forced: The only ids that may follow, if not empty.
+        keep: c, the number of continuations per group.
 
     Returns:
         log p, beams (among the sentence's r rows) and tokens: (b, G, c) each.
@@ -180,30 +180,30 @@ def _choose(
     if G == 1:
         return tuple(part[:, None] for part in _best(scores, running, keep))  # type: ignore[return-value]
     grouped, beams = scores.view(b, r, -1), config.num_beams // G
-    taken = torch.zeros_like(grouped[:, 0])  # (b, V): how often earlier groups go on with a token
+    taken = torch.zeros_like(grouped[:, 0])  # (b, V): how often earlier groups chose a token
     found = []
     for g in range(G):
         rows = slice(0, 1) if r == 1 else slice(g * beams, (g + 1) * beams)
         apart = grouped[:, rows] - config.diversity_penalty * taken[:, None]
         log_p, beam, token = _best(apart.flatten(0, 1), running[:, rows], keep)
-        # The penalty decides; the score stays the model's.
+        # The penalty affects the selection; the scores remain the model's.
         log_p = log_p + config.diversity_penalty * taken.gather(1, token)
         found.append((log_p, beam + (rows.start or 0), token))
-        going_on = token[:, :beams]
-        taken.scatter_add_(1, going_on, torch.ones_like(going_on, dtype=taken.dtype))
+        chosen = token[:, :beams]
+        taken.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=taken.dtype))
     log_p, beam, token = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
     return log_p, beam, token
 
 
 def _best(scores: Tensor, running: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of scores (b r, V) with running (b, r) added, the best keep of each sentence: log p, rows, tokens, (b, keep)."""
+    """Returns each sentence's best of scores (b r, V) plus running (b, r): log p, rows and tokens, (b, keep) each."""
     b, r = running.shape
     values, tokens = top_k(scores, min(keep, scores.shape[1]))  # (b r, c): no row can have more among the best
     totals = (values.view(b, r, -1) + running[:, :, None]).flatten(1)  # (b, r c)
     log_p, places = totals.topk(min(keep, totals.shape[1]), dim=1)
     beams, tokens = places // values.shape[1], tokens.view(b, -1).gather(1, places)
     missing = keep - log_p.shape[1]
-    if missing > 0:  # a vocabulary smaller than that: what cannot be fills up
+    if missing > 0:  # a smaller vocabulary is padded with impossible candidates
         log_p = F.pad(log_p, (0, missing), value=-math.inf)
         beams, tokens = F.pad(beams, (0, missing)), F.pad(tokens, (0, missing))
     return log_p, beams, tokens

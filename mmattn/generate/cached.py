@@ -1,4 +1,4 @@
-"""The decoding state of transformers: a cache a layer, and what they attend to."""
+"""The decoding state of transformers: one cache per layer, and the memory of cross-attention."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..masks import Mask
 class CachedState:
     """Caches of a stack of layers, and the memory that they attend to.
 
-    The beams of a sentence share the memory, its keys and its values, and are so many queries to it; only where a
-    cross-attention keeps a state of its own has each beam its own row of them.
+    The beams of a sentence share the memory, its keys and its values, and are separate queries to it; only if the
+    cross-attention kernel has a state does each beam have a row of its own.
 
     Args:
-        caches: one a layer, from `make_cache`, empty.
-        memory: (B, S, kv_dim), what cross-attention reads; None for a decoder alone.
+        caches: One empty cache per layer, from `make_cache`.
+        memory: (B, S, kv_dim), the memory of cross-attention; None for a decoder-only model.
         memory_mask: (B, S) bool, True = a real token.
-        extra: what else a model keeps beside the memory, (B, ...) by name.
+        extra: Other tensors of a model's state, (B, ...) by name.
         prompt_mask: (B, P) bool, True = a real token, of prompts of several lengths, padded at the left.
 
-    A step embeds its tokens at `offset`, attends under `mask`, and adds to `length` how many they were.
+    A step embeds its tokens at `offset`, attends under `mask`, and adds the number of its tokens to `length`.
     """
 
     def __init__(
@@ -39,18 +39,18 @@ class CachedState:
     ) -> None:
         self.caches, self.memory, self.memory_mask = caches, memory, memory_mask
         self.extra = dict(extra or {})
-        self.beams = 1  # rows a sentence
-        self.length = 0  # tokens gone in, a row, padding included
+        self.beams = 1  # rows per sentence
+        self.length = 0  # tokens per row so far, padding included
         self.prompt_mask = prompt_mask
         self.shared = all(isinstance(c, DecoderLayerCache) and c.cross_attention.state is None for c in caches)
 
     @property
     def offset(self) -> int | Tensor:
-        """Where the next token stands: how many real ones have gone in; (N, 1) where rows differ."""
+        """Position of the next token, i.e. the number of real tokens so far; (N, 1) if rows differ."""
         return self.length if self.prompt_mask is None else self.length - (~self.prompt_mask).sum(1, keepdim=True)
 
     def mask(self, new: int) -> Mask:
-        """What the self-attention of that many new tokens may attend to: all before them but padding."""
+        """Returns the self-attention mask of that many new tokens: causal, without padding."""
         if self.prompt_mask is None:
             return Mask(is_causal=True)
         behind = self.length + new - self.prompt_mask.shape[1]

@@ -1,4 +1,4 @@
-"""How to generate: one dataclass, with the names that public ``generation_config.json`` files use."""
+"""Options of generation: one dataclass with the field names of public ``generation_config.json`` files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Scores (N, V), changed in place; all ids so far (N, T), -1 where a shorter prompt is padded.
+# Scores (N, V), changed in place; all ids so far (N, T), -1 at padding of shorter prompts.
 Constraint = Callable[[Tensor, Tensor], None]
 
-# Keys of public files that change no id: how to run, what to return beside the ids, remarks.
+# Keys of public files that do not affect ids: execution, additional outputs, metadata.
 HARMLESS = {"cache_config", "cache_implementation", "max_cache_len", "use_cache", "prefill_chunk_size", "low_memory"}
 HARMLESS |= {"compile_config", "disable_compile", "remove_invalid_values", "trust_remote_code", "transformers_version"}
 HARMLESS |= {"assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind", "is_assistant"}
@@ -22,7 +22,7 @@ HARMLESS |= {"num_assistant_tokens", "num_assistant_tokens_schedule", "target_lo
 HARMLESS |= {"max_matching_ngram_size", "output_attentions", "output_hidden_states", "output_logits", "output_scores"}
 HARMLESS |= {"return_dict_in_generate", "return_legacy_cache", "chat_format", "alignment_heads", "prev_sot_token_id"}
 HARMLESS |= {"_from_model_config"}
-# Keys that would change ids, at the value at which they do not.
+# Keys that affect ids, with the value at which they have no effect.
 NEUTRAL: dict[str, Any] = {
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
@@ -38,47 +38,47 @@ NEUTRAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """What a search does; every field means what the same name means in public ``generation_config.json`` files.
+    """Options of a search; fields have the meaning of the same names in public ``generation_config.json`` files.
 
-    Lengths with "new" count what is generated; the others count the prompt too (for an encoder-decoder model the
+    Lengths with "new" count generated tokens; the others include the prompt (for an encoder-decoder model the
     decoder's start token, not the source).
 
     Raises:
-        ValueError: values that cannot be, or that contradict each other.
+        ValueError: Invalid or contradictory values.
 
     >>> GenerationConfig(num_beams=4, length_penalty=0.6, max_new_tokens=50, eos_token_id=2).eos
     (2,)
     """
 
-    max_new_tokens: int | None = None  # goes before max_length where both are given
+    max_new_tokens: int | None = None  # has precedence over max_length
     max_length: int | None = None
-    min_new_tokens: int = 0  # the end is forbidden before
+    min_new_tokens: int = 0  # the end is forbidden before this length$
     min_length: int = 0
     eos_token_id: int | Sequence[int] | None = None
-    pad_token_id: int | None = None  # fills what is behind the end; the first eos, or 0, where None
+    pad_token_id: int | None = None  # padding behind the end; None = the first eos, or 0
     bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
     forced_bos_token_id: int | None = None  # the first token after a start token alone
-    forced_eos_token_id: int | Sequence[int] | None = None  # the last one that max_length leaves room for
+    forced_eos_token_id: int | Sequence[int] | None = None  # the last token that max_length allows
     num_return_sequences: int = 1
     # Sampling
     do_sample: bool = False
     temperature: float = 1.0
-    top_k: int = 0  # keeps the k likeliest; 0 = all
-    top_p: float = 1.0  # keeps the fewest that have this mass together
-    min_p: float = 0.0  # keeps what has at least this share of the likeliest one's probability
+    top_k: int = 0  # keeps the k most probable tokens; 0 = all
+    top_p: float = 1.0  # keeps the smallest set of tokens with at least this total probability
+    min_p: float = 0.0  # keeps tokens with at least this fraction of the most probable token's probability
     # Beams
     num_beams: int = 1
     length_penalty: float = 1.0  # a finished beam scores log p / length^this
     early_stopping: bool | str = False  # True: at num_beams finished; False: a heuristic; "never": none can improve
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
-    # What may follow what
+    # Constraints on the next token
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     bad_words_ids: Sequence[Sequence[int]] | None = None
     suppress_tokens: Sequence[int] | None = None
-    begin_suppress_tokens: Sequence[int] | None = None  # not as the first
+    begin_suppress_tokens: Sequence[int] | None = None  # forbidden as the first token
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length", "num_return_sequences", "num_beams", "num_beam_groups"):
@@ -106,17 +106,17 @@ class GenerationConfig:
             )
 
     def start_prompt(self, rows: int, device: torch.device) -> Tensor:
-        """What a decoder begins with, its start token: (rows, 1) long.
+        """Returns the decoder's start token for each row: (rows, 1) long.
 
         Raises:
-            ValueError: there is none.
+            ValueError: The config has no start token.
         """
         if self.decoder_start_token_id is None:
-            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
+            raise ValueError("decoder_start_token_id: expected an id, found none in the generation config")
         return torch.full((rows, 1), self.decoder_start_token_id, device=device)
 
     def constraints(self, prompt: int) -> list[Constraint]:
-        """What a family asks for beyond these fields, after a prompt of that many tokens; applied last."""
+        """Returns additional constraints of a model family, after a prompt of that many tokens; applied last."""
         return []
 
     @property
@@ -126,14 +126,14 @@ class GenerationConfig:
 
     @property
     def pad(self) -> int:
-        """What fills a row behind its end."""
+        """The padding id behind the end of a row."""
         return self.pad_token_id if self.pad_token_id is not None else self.eos[0] if self.eos else 0
 
     def room(self, prompt: int) -> int:
-        """How many tokens may be generated after a prompt of that many.
+        """Returns the maximum number of new tokens after a prompt of that many.
 
         Raises:
-            ValueError: no limit is given, or the prompt leaves no room.
+            ValueError: Neither limit is given, or the prompt reaches it.
         """
         if self.max_new_tokens is not None:
             return self.max_new_tokens
@@ -145,14 +145,14 @@ class GenerationConfig:
 
     @classmethod
     def from_public(cls, values: Mapping[str, Any], source: str = "generation config") -> GenerationConfig:
-        """From the keys of a public ``generation_config.json``; what it leaves out is what transformers takes then.
+        """Makes a config from the keys of a public ``generation_config.json``, with transformers' defaults.
 
         Args:
-            values: what the file holds.
-            source: named in errors.
+            values: Content of the file.
+            source: Name of the file in errors.
 
         Raises:
-            ValueError: a key that would change the ids and that nothing here honours.
+            ValueError: An unsupported key that would affect the ids.
         """
         known = {field.name for field in fields(cls)}
         given = {key: value for key, value in values.items() if value is not None}
@@ -172,10 +172,10 @@ class GenerationConfig:
 
     @classmethod
     def read(cls, path: str | Path) -> GenerationConfig:
-        """From a ``generation_config.json``.
+        """Reads a ``generation_config.json``.
 
         Raises:
-            ValueError: not JSON, or see `from_public`.
+            ValueError: Not JSON, or see `from_public`.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -187,5 +187,5 @@ class GenerationConfig:
 
 
 def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
-    """One id, several, or none, as a tuple."""
+    """Converts one id, several, or None to a tuple."""
     return () if value is None else (value,) if isinstance(value, int) else tuple(value)

@@ -1,4 +1,4 @@
-"""What may follow what: each constraint changes scores in place, in the order that transformers has."""
+"""Constraints on the next token: each changes scores in place, in the order of transformers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .config import Constraint, GenerationConfig, as_ids
 
 
 def forced_token(config: GenerationConfig, length: int, limit: int) -> tuple[int, ...]:
-    """The ids of which the next one must be, where that is forced; none otherwise.
+    """Returns the ids of which the next token must be one, empty if it is not forced.
 
     Args:
-        config: which.
-        length: tokens so far, the prompt included.
-        limit: tokens at most, the prompt included.
+        config: Generation options.
+        length: Number of tokens so far, the prompt included.
+        limit: Maximum number of tokens, the prompt included.
     """
     if length + 1 == limit and config.forced_eos_token_id is not None:
         return as_ids(config.forced_eos_token_id)
@@ -25,7 +25,7 @@ def forced_token(config: GenerationConfig, length: int, limit: int) -> tuple[int
 
 
 def build_constraints(config: GenerationConfig, prompt: int) -> list[Constraint]:
-    """The constraints that the config asks for, after a prompt of that many tokens."""
+    """Returns the constraints of a config, after a prompt of that many tokens."""
     found: list[Constraint] = []
     if config.repetition_penalty != 1.0:
         found.append(lambda scores, ids: penalize_repetition(scores, ids, config.repetition_penalty))
@@ -48,12 +48,12 @@ def build_constraints(config: GenerationConfig, prompt: int) -> list[Constraint]
 
 def ban(scores: Tensor, tokens: Sequence[int]) -> None:
     """Forbids tokens in every row of scores (N, V)."""
-    for token in tokens:  # filling a column is a fraction of indexing by a list
+    for token in tokens:  # filling a column is much faster than indexing by a list
         scores[:, token] = -math.inf
 
 
 def ban_sequence(scores: Tensor, ids: Tensor, words: Sequence[int]) -> None:
-    """Forbids the last of words in rows of scores (N, V) whose ids (N, T) end in the others."""
+    """Forbids the last of words in the rows of scores (N, V) whose ids (N, T) end in the preceding ones."""
     *before, last = words
     if ids.shape[1] < len(before):
         return
@@ -62,7 +62,7 @@ def ban_sequence(scores: Tensor, ids: Tensor, words: Sequence[int]) -> None:
 
 
 def ban_repeated_ngrams(scores: Tensor, ids: Tensor, n: int) -> None:
-    """Forbids in scores (N, V) what would repeat n tokens of ids (N, T) (Paulus et al. 2018, section 2.5)."""
+    """Forbids in scores (N, V) tokens that would repeat an n-gram of ids (N, T) (Paulus et al. 2018, section 2.5)."""
     T = ids.shape[1]
     if n > T:
         return
@@ -73,7 +73,7 @@ def ban_repeated_ngrams(scores: Tensor, ids: Tensor, n: int) -> None:
 
 
 def penalize_repetition(scores: Tensor, ids: Tensor, penalty: float) -> None:
-    """Makes tokens of ids (N, T) less likely in scores (N, V) by a factor (Keskar et al. 2019, section 4.1)."""
-    ids = torch.where(ids < 0, ids[:, -1:], ids)  # for padding the last one once more, which changes nothing
+    """Penalizes tokens of ids (N, T) in scores (N, V) by a factor (Keskar et al. 2019, section 4.1)."""
+    ids = torch.where(ids < 0, ids[:, -1:], ids)  # padding is replaced by the last id, which has no effect
     seen = scores.gather(1, ids)  # (N, T)
     scores.scatter_(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))

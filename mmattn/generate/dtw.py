@@ -1,4 +1,4 @@
-"""When each token was said, from attention to the sound: dynamic time warping."""
+"""Token timings from cross-attention to audio frames, by dynamic time warping."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ WIDTH = 7  # frames of the median filter
 
 
 def spoken_from(weights: Tensor, width: int = WIDTH) -> list[int]:
-    """The frame from which on each token is said (Radford et al. 2022, the published code's word timestamps).
+    """Returns the start frame of each token (Radford et al. 2022, the published code's word timestamps).
 
-    Attention is brought to mean 0 and variance 1 over the tokens, frame by frame, smoothed in time by a median, and
-    averaged over the heads; the tokens are laid along the path of most attention that never goes back.
+    Attention is normalized to mean 0 and variance 1 over the tokens, frame by frame, smoothed in time by a median
+    filter, and averaged over the heads; tokens are aligned along the monotonic path of maximum attention.
 
     Args:
-        weights: (h, L, S), attention of the places from which each token is written.
-        width: frames of the median filter, odd.
+        weights: (h, L, S), attention of the positions that predict each token.
+        width: Frames of the median filter, odd.
 
     Returns:
         L frames, in order.
@@ -31,7 +31,7 @@ def spoken_from(weights: Tensor, width: int = WIDTH) -> list[int]:
 
 
 def median(x: Tensor, width: int) -> Tensor:
-    """The median of width neighbours in the last dimension, mirrored at its ends; of no more than half so many, x."""
+    """Median filter over the last dimension, reflected at its ends; x itself if it has at most width / 2 elements."""
     half = width // 2
     if x.shape[-1] <= half:
         return x
@@ -39,27 +39,27 @@ def median(x: Tensor, width: int) -> Tensor:
 
 
 def warp(cost: Tensor) -> list[int]:
-    """Where each row begins on the cheapest path from the first corner to the last, by steps right, down or both.
+    """Dynamic time warping: the column at which the minimum-cost path enters each row, by steps right, down or both.
 
-    Row by row: ``D[i, j] = cost[i, j] + min(D[i - 1, j - 1], D[i - 1, j], D[i, j - 1])``, and what comes from the left
-    adds up, ``D[i, j] = C[j] + min over k <= j of (from above[k] - C[k - 1])``, C being the row's running sum.
+    ``D[i, j] = cost[i, j] + min(D[i - 1, j - 1], D[i - 1, j], D[i, j - 1])``, computed row by row as
+    ``D[i, j] = C[j] + min over k <= j of (from above[k] - C[k - 1])``, C the cumulative sum of the row.
 
     Args:
         cost: (L, S).
 
     Returns:
-        The first column of each row's stretch.
+        The first column of each row's segment.
 
     >>> warp(torch.tensor([[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]))
     [0, 2]
     """
     cost = cost.detach().double().cpu()
     sums = cost.cumsum(1)
-    before = F.pad(sums[:, :-1], (1, 0))  # (L, S), the running sum up to each column
+    before = F.pad(sums[:, :-1], (1, 0))  # (L, S), the cumulative sum before each column
     total, entries, aslant = sums[0], [], []
     for row in range(1, len(cost)):
         beside = F.pad(total[:-1], (1, 0), value=torch.inf)
-        aslant.append(beside < total)  # came from above and from the left at once
+        aslant.append(beside < total)  # diagonal steps
         least, entry = (torch.minimum(beside, total) - before[row]).cummin(0)
         entries.append(entry)
         total = sums[row] + least

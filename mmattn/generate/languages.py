@@ -1,4 +1,4 @@
-"""What Whisper calls the languages that it was trained on, in English, and their codes."""
+"""English names and codes of Whisper's languages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drawing a token: temperature, then what is left out, then the draw."""
+"""Sampling of tokens: temperature, truncation, draw."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from .config import GenerationConfig
 
 
 def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
-    """Minus infinity for all but the fewest tokens that have mass top_p together (Holtzman et al. 2020, section 3.1).
+    """Sets all but the smallest set of tokens with total probability top_p to minus infinity.
+
+    Nucleus sampling (Holtzman et al. 2020, section 3.1).
 
     Args:
         scores: (N, V), sorted, largest first.
-        top_p: above 0.
+        top_p: Above 0.
     """
     probabilities = scores.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # the mass of what is likelier
+    before = probabilities.cumsum(-1) - probabilities  # total probability of more probable tokens
     outside = before >= top_p
     outside[:, 0] = False
     return scores.masked_fill(outside, -math.inf)
 
 
 def keep_min_p(scores: Tensor, min_p: float) -> Tensor:
-    """Minus infinity for what has less than the min_p-th of the likeliest token's probability (Nguyen et al. 2024)."""
+    """Sets tokens below min_p times the largest probability to minus infinity (Nguyen et al. 2024)."""
     return scores.masked_fill(scores < scores.amax(-1, keepdim=True) + math.log(min_p), -math.inf)
 
 
 def sample(scores: Tensor, config: GenerationConfig, generator: torch.Generator | None = None) -> Tensor:
-    """One token a row.
+    """Samples one token per row.
 
     Args:
         scores: (N, V) logits.
-        config: temperature, top_k, top_p, min_p, applied in this order.
-        generator: of random numbers, torch's own where None.
+        config: Temperature, top_k, top_p, min_p, applied in this order.
+        generator: Random generator; None = torch's default.
 
     Returns:
         (N,) long.
@@ -44,7 +46,7 @@ def sample(scores: Tensor, config: GenerationConfig, generator: torch.Generator 
     places = None
     if config.top_p < 1.0 or 0 < config.top_k < scores.shape[-1]:
         k = min(config.top_k or scores.shape[-1], scores.shape[-1])
-        scores, places = scores.topk(k, dim=-1)  # sorted: what follows looks at k tokens, not V
+        scores, places = scores.topk(k, dim=-1)  # sorted: the following steps process k tokens, not V
     if config.top_p < 1.0:
         scores = keep_top_p(scores, config.top_p)
     if config.min_p:

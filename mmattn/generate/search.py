@@ -1,4 +1,4 @@
-"""Greedy, sampling and beam search over a step function; the search sees logits only."""
+"""Greedy search, sampling and beam search over a step function that returns logits."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OnToken = Callable[[int, int], None]
 
 
 class Generated(NamedTuple):
-    """What was generated, best first where there are several a sentence."""
+    """Generated hypotheses, best first if there are several per sentence."""
 
-    ids: Tensor  # (B, n, L) long: new tokens, the end included, padding behind it
-    lengths: Tensor  # (B, n) long: how many of them count
-    scores: Tensor  # (B, n): log p / length^length_penalty; NaN where they were not asked for
+    ids: Tensor  # (B, n, L) long: new tokens, the end included, then padding
+    lengths: Tensor  # (B, n) long: numbers of new tokens
+    scores: Tensor  # (B, n): log p / length^length_penalty; NaN if not requested
 
     def tokens(self, *, without: tuple[int, ...] = ()) -> list[list[list[int]]]:
-        """The ids as lists [sentence][n-best], without padding and without the ids named, such as the end's."""
+        """Returns the ids as lists [sentence][n-best], without padding and the given ids, such as that of the end."""
         rows = zip(self.ids.tolist(), self.lengths.tolist(), strict=True)
         return [
             [[token for token in ids[:length] if token not in without] for ids, length in zip(*row, strict=True)]
@@ -47,29 +47,30 @@ def generate(
     with_scores: bool = True,
     prompt_mask: Tensor | None = None,
 ) -> Generated:
-    """Continues each prompt until it ends or the room is used.
+    """Continues each prompt until it ends or reaches the maximum length.
 
     Args:
-        step: new ids (N, L) and the state to the logits (N, V) of what follows the last of them. Each id is given once;
-            the logits are changed in place.
-        state: of B rows, before the prompt's first token. It is changed, and is no use afterwards.
+        step: Maps new ids (N, L) and the state to the logits (N, V) of the next id. Each id is passed once; the logits
+            are changed in place.
+        state: State of B rows, before the prompt's first token. It is changed, and cannot be reused.
         prompt: (B, P) long, at least the start token.
-        config: how.
-        generator: of random numbers, for sampling.
-        on_token: called with (row, token) as tokens are settled, the row being sentence * num_return_sequences + n.
-            Beams settle nothing before the end, and refuse it.
-        with_scores: off = greedy search and sampling do not sum over the vocabulary for them; beams always have them.
-        prompt_mask: (B, P) bool, True = a real token, where prompts of several lengths are padded at the left; the
-            state must know of it too (see `CachedState`). max_length and min_length count padding, so give
-            max_new_tokens.
+        config: Generation options.
+        generator: Random generator, for sampling.
+        on_token: Called with (row, token) for each final token; row is sentence * num_return_sequences + n. Not
+            available with beams, whose tokens are final only at the end.
+        with_scores: Off = greedy search and sampling skip the normalization over the vocabulary; beams always have
+            scores.
+        prompt_mask: (B, P) bool, True = a real token, if prompts of several lengths are padded at the left; the state
+            must be made with it too (see `CachedState`). max_length and min_length include padding, so max_new_tokens
+            is preferable.
 
     Returns:
         ids, lengths and scores.
 
     Raises:
-        ValueError: a prompt of another shape, a mask that is none of left padding, or see `GenerationConfig.room`.
+        ValueError: A prompt of another shape, a mask that is not left padding, or see `GenerationConfig.room`.
 
-    >>> def step(ids, state):  # after i comes i + 1
+    >>> def step(ids, state):  # i is followed by i + 1
     ...     return torch.nn.functional.one_hot(ids[:, -1] + 1, 10).float()
     >>> class Nothing:
     ...     def select(self, rows): ...
@@ -90,11 +91,11 @@ def generate(
         raise ValueError(f"num_beams={config.num_beams}: beams settle no token before the end, nothing to stream")
     with torch.inference_mode():
         if config.num_beams > 1:
-            written = Generated(*beam_search(step, state, prompt, config, prompt_mask))
+            generated = Generated(*beam_search(step, state, prompt, config, prompt_mask))
         else:
-            written = _one_by_one(step, state, prompt, config, generator, on_token, with_scores, prompt_mask)
-    with torch.inference_mode(False):  # whoever called: what comes out can be used as any tensor
-        return Generated(*(tensor.clone() for tensor in written))
+            generated = _one_by_one(step, state, prompt, config, generator, on_token, with_scores, prompt_mask)
+    with torch.inference_mode(False):  # results are ordinary tensors even within inference mode
+        return Generated(*(tensor.clone() for tensor in generated))
 
 
 def _one_by_one(
@@ -107,7 +108,7 @@ def _one_by_one(
     with_scores: bool,
     prompt_mask: Tensor | None,
 ) -> Generated:
-    """Greedy search or sampling; a sentence leaves the batch when all its rows have ended."""
+    """Greedy search or sampling; a sentence is removed from the batch when all its rows have ended."""
     (B, P), n = prompt.shape, config.num_return_sequences
     room, constraints = config.room(P), build_constraints(config, P)
     end = torch.tensor(config.eos, dtype=prompt.dtype, device=prompt.device)
@@ -158,20 +159,20 @@ def _pick(
     generator: torch.Generator | None,
     with_scores: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The next token of each row of ids (N, T) and its log p, where wanted, from logits (N, V) of one or several rows.
+    """Returns the next token of each row of ids (N, T) and, if requested, its log p, from logits (N, V).
 
-    The logits end here: the next ones can take their memory.
+    The logits are freed here, so the next ones can reuse their memory.
 
     Returns:
         (N,) both.
     """
     logits = logits.repeat_interleave(len(ids) // len(logits), 0) if len(logits) < len(ids) else logits
-    if forced:  # costs nothing
+    if forced:  # log-probability 0
         wide = torch.promote_types(logits.dtype, torch.float32)
         return ids.new_full((len(ids),), forced[0]), logits.new_zeros(len(ids), dtype=wide) if with_scores else None
     penalized = config.repetition_penalty != 1.0
     plain = logits.clone() if penalized and with_scores else logits  # other constraints only forbid
-    log_z = log_normalizer(logits) if with_scores else None  # (N, 1); nothing is worth more for what is forbidden
+    log_z = log_normalizer(logits) if with_scores else None  # (N, 1), without renormalization
     for constraint in constraints:
         constraint(logits, ids)
     tokens = sample(logits, config, generator) if config.do_sample else largest(logits)  # (N,)

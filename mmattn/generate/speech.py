@@ -1,4 +1,4 @@
-"""What Whisper's decoder is told and forbidden: language, task, and timestamps that come in pairs and never go back."""
+"""Prompts and constraints of Whisper's decoder: language, task, and monotonic, paired timestamps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from .config import Constraint, GenerationConfig
 from .languages import CODES
 
-STAMP_FRAMES = 2  # a timestamp is two frames of 10 ms, one state of the encoder
+STAMP_FRAMES = 2  # a timestamp's unit is two frames of 10 ms, one state of the encoder
 
 
 @dataclass(frozen=True)
 class SpeechConfig(GenerationConfig):
-    """How a speech model writes; fields as in ``generation_config.json`` of Whisper (Radford et al. 2022, section 2.3).
+    """Generation options of Whisper, as in its ``generation_config.json`` (Radford et al. 2022, section 2.3).
 
     Raises:
-        ValueError: timestamps without their ids, a language or task that the model has not.
+        ValueError: Timestamps without their ids, or an unknown language or task.
 
     >>> config = SpeechConfig(decoder_start_token_id=5, lang_to_id={"<|en|>": 6}, language="en", max_new_tokens=9)
     >>> config.prompts(2)
@@ -29,22 +29,20 @@ class SpeechConfig(GenerationConfig):
     """
 
     is_multilingual: bool | None = None
-    lang_to_id: Mapping[str, int] | None = None  # "<|en|>" and its id
-    task_to_id: Mapping[str, int] | None = None  # "transcribe" and "translate"
-    language: str | Sequence[str] | None = (
-        None  # "en" or "<|en|>", one for all or one a recording; None: it is detected
-    )
+    lang_to_id: Mapping[str, int] | None = None  # ids of "<|en|>", ...
+    task_to_id: Mapping[str, int] | None = None  # ids of "transcribe" and "translate"
+    language: str | Sequence[str] | None = None  # "en" or "<|en|>", for all or per recording; None: detected
     task: str | None = None
-    forced_decoder_ids: Sequence[Sequence[int | None]] | None = None  # (place, id), where no language or task is given
-    no_timestamps_token_id: int | None = None  # the timestamps follow it: 0.00, 0.02, ...
-    max_initial_timestamp_index: int | None = None  # the first segment begins no later
-    alignment_heads: Sequence[Sequence[int]] | None = None  # (layer, head) whose attention follows the sound
+    forced_decoder_ids: Sequence[Sequence[int | None]] | None = None  # (position, id), if no language or task is given
+    no_timestamps_token_id: int | None = None  # ids of the timestamps 0.00, 0.02, ... follow it
+    max_initial_timestamp_index: int | None = None  # latest beginning of the first segment
+    alignment_heads: Sequence[Sequence[int]] | None = None  # (layer, head) whose attention is used for word timings
     return_timestamps: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.return_timestamps and self.no_timestamps_token_id is None:
-            raise ValueError("return_timestamps=True needs no_timestamps_token_id: the timestamps begin behind it")
+            raise ValueError("return_timestamps=True needs no_timestamps_token_id, which the ids of timestamps follow")
         if self.is_multilingual is False and (self.language is not None or self.task is not None):
             raise ValueError(f"an English model takes no language ({self.language!r}) and no task ({self.task!r})")
         for language in self.languages:
@@ -54,7 +52,7 @@ class SpeechConfig(GenerationConfig):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Those given."""
+        """The languages given."""
         return (
             () if self.language is None else (self.language,) if isinstance(self.language, str) else (*self.language,)
         )
@@ -66,14 +64,14 @@ class SpeechConfig(GenerationConfig):
 
     @property
     def detects(self) -> bool:
-        """Whether the language has to be heard: none is given, and the model knows several."""
+        """Whether the language must be detected: none is given, and the model has several."""
         return self.language is None and bool(self.lang_to_id) and self._forced()[:1] in ([], [None])
 
     def language_id(self, language: str) -> int:
-        """The id of "en", "<|en|>" or "English".
+        """Returns the id of "en", "<|en|>" or "English".
 
         Raises:
-            ValueError: the model does not know it.
+            ValueError: The model does not have this language.
         """
         known = self.lang_to_id or {}
         small = language.lower()
@@ -83,19 +81,19 @@ class SpeechConfig(GenerationConfig):
         codes = ", ".join(name.strip("<|>") for name in known)
         raise ValueError(f"unknown language {language!r}; there are: {codes or 'none'}")
 
-    def prompts(self, rows: int, heard: Sequence[int] | None = None) -> list[list[int]]:
-        """The ids that the decoder begins with: start, language, task, and that there are no timestamps.
+    def prompts(self, rows: int, detected: Sequence[int] | None = None) -> list[list[int]]:
+        """Returns the decoder's prompt for each row: start, language, task and, without timestamps, their absence.
 
         Args:
             rows: B.
-            heard: ids of languages, where they were detected.
+            detected: Ids of the detected languages.
 
         Raises:
-            ValueError: no start token, a number of languages that is not the rows', or none where one is needed.
+            ValueError: No start token, a number of languages that differs from that of rows, or no language.
         """
         if self.decoder_start_token_id is None:
-            raise ValueError("generation begins with decoder_start_token_id, and the config has none")
-        languages = list(heard) if heard is not None else [self.language_id(name) for name in self.languages]
+            raise ValueError("decoder_start_token_id: expected an id, found none in the generation config")
+        languages = list(detected) if detected is not None else [self.language_id(name) for name in self.languages]
         if isinstance(self.language, str):
             languages *= rows
         if languages and len(languages) != rows:
@@ -110,7 +108,7 @@ class SpeechConfig(GenerationConfig):
         return [lambda scores, ids: pair_timestamps(scores, ids, self, prompt)]
 
     def _forced(self) -> list[int | None]:
-        """What older files force behind the start token; None stands for the language."""
+        """The ids that older files force after the start token; None represents the language."""
         if self.task is not None or self.language is not None or not self.forced_decoder_ids:
             return []
         places, ids = zip(*self.forced_decoder_ids, strict=True)
@@ -138,32 +136,34 @@ class SpeechConfig(GenerationConfig):
 
 
 def pair_timestamps(scores: Tensor, ids: Tensor, config: SpeechConfig, prompt: int) -> None:
-    """Makes timestamps stand at both ends of every segment, in order, beginning with one.
+    """Constrains timestamps to begin and end every segment, in order, starting with one.
 
-    Behind text and a timestamp comes another timestamp or the end; behind two comes text; none is earlier than one
-    before it; where all timestamps together are likelier than any text token, text is forbidden (Radford et al. 2022,
+    Text and a timestamp are followed by another timestamp or the end, two timestamps by text; timestamps never
+    decrease; if all timestamps together are more probable than any text token, text is forbidden (Radford et al. 2022,
     section 4.5, and the published code).
 
     Args:
         scores: (N, V), changed in place.
-        ids: (N, T) so far.
-        config: which ids they are; it has return_timestamps.
-        prompt: how many of ids were given.
+        ids: (N, T), all ids so far.
+        config: Options with return_timestamps, and the ids of timestamps.
+        prompt: Number of ids of the prompt.
     """
     begin = config.timestamp_begin
     assert begin is not None
     scores[:, begin - 1] = -math.inf
     text, stamps = scores[:, :begin], scores[:, begin:]  # views
-    written = ids[:, prompt:]  # (N, t)
-    if written.shape[1]:
-        is_stamp = written >= begin
+    generated = ids[:, prompt:]  # (N, t)
+    if generated.shape[1]:
+        is_stamp = generated >= begin
         last = is_stamp[:, -1]
-        before = is_stamp[:, -2] if written.shape[1] > 1 else torch.ones_like(last)
-        ending = last & ~before  # a segment has ended: the next begins there or later
+        before = is_stamp[:, -2] if generated.shape[1] > 1 else torch.ones_like(last)
+        ending = last & ~before  # a segment has ended: the next one begins there or later
         stamps.masked_fill_((last & before)[:, None], -math.inf)
         if config.eos:
             scores[:, : min(config.eos)].masked_fill_(ending[:, None], -math.inf)
-        earliest = written.masked_fill(~is_stamp, begin - 1).amax(1) + (~ending).long()  # (N,), one later than the last
+        earliest = (
+            generated.masked_fill(~is_stamp, begin - 1).amax(1) + (~ending).long()
+        )  # (N,), one later than the last
         places = torch.arange(begin, scores.shape[1], device=scores.device)
         stamps.masked_fill_(places < earliest[:, None], -math.inf)
     else:
@@ -175,7 +175,7 @@ def pair_timestamps(scores: Tensor, ids: Tensor, config: SpeechConfig, prompt: i
 
 
 class Segment(NamedTuple):
-    """A stretch of speech between two timestamps."""
+    """A segment of speech between two timestamps."""
 
     start: float  # seconds
     end: float
@@ -183,16 +183,16 @@ class Segment(NamedTuple):
 
 
 def split_segments(ids: Sequence[int], begin: int, frames: int) -> tuple[list[tuple[int, int, list[int]]], int]:
-    """What one window says, cut where one timestamp follows another (Radford et al. 2022, section 3.8).
+    """Splits the prediction of one window between consecutive timestamps (Radford et al. 2022, section 3.8).
 
     Args:
-        ids: of the window, without prompt and end.
-        begin: the id of 0.00 seconds.
-        frames: of the window.
+        ids: Ids of the window, without prompt and end.
+        begin: The id of 0.00 seconds.
+        frames: Number of frames of the window.
 
     Returns:
-        (first, last, ids) of each segment, in timestamps from the window's beginning; and by how many frames the window
-        moves on: to the last timestamp where speech was cut off there, else by all.
+        (first, last, ids) of each segment, in timestamps from the window's beginning; and the number of frames by which
+        the window advances: to the last timestamp if speech was cut off there, otherwise all.
 
     >>> split_segments([10, 1, 2, 12, 12, 3], 10, 100)
     ([(0, 2, [10, 1, 2, 12, 12])], 4)
@@ -202,7 +202,7 @@ def split_segments(ids: Sequence[int], begin: int, frames: int) -> tuple[list[tu
     if not cuts:
         last = max((token - begin for token in ids if token > begin), default=frames // STAMP_FRAMES)
         return [(0, last, list(ids))], frames
-    whole = is_stamp[-2:] == [False, True]  # nothing is said behind the last timestamp
+    whole = is_stamp[-2:] == [False, True]  # no text after the last timestamp
     if whole:
         cuts.append(len(ids))
     else:

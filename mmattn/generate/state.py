@@ -1,4 +1,4 @@
-"""What a model keeps between two steps: anything that can keep some rows of the batch."""
+"""Protocol of decoding states, which can select rows of the batch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 class State(Protocol):
-    """What a step function continues from: key-value caches, an LSTM's cell, a list of tokens.
+    """The decoding state of a step function: key-value caches, an LSTM's cell, a list of tokens.
 
-    A batch of B sentences with K beams each is B K rows, beam by beam.
+    A batch of B sentences with K beams each has B K rows, beam by beam.
     """
 
     def select(self, rows: Tensor) -> None:
-        """From now on there are B sentences of K beams: beam k of sentence b goes on from what was row rows[b, k].
+        """Reorders the state to B sentences of K beams: beam k of sentence b continues row rows[b, k].
 
         Args:
-            rows: (B, K) long. All rows of one sentence come from one sentence; sentences that have ended are left out.
+            rows: (B, K) long. All rows of a sentence come from one sentence; finished sentences are absent.
         """
         ...
 
 
-Step = Callable[[Tensor, "State"], Tensor]  # new ids (B K, L), state -> logits of what comes next (B K, V)
+Step = Callable[[Tensor, "State"], Tensor]  # new ids (B K, L), state -> logits of the next id (B K, V)

@@ -1,23 +1,23 @@
-"""The few largest of many: over a vocabulary, sorting is what a search would spend its time on."""
+"""Fast top-k, argmax and log-sum-exp over a vocabulary, which would dominate the time of a search."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-BLOCK = 64  # of neighbouring tokens of which only the largest is looked at first
-ROWS = 8  # that are normalized at a time
+BLOCK = 64  # neighbouring tokens that are first reduced to their maximum
+ROWS = 8  # rows normalized at a time
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, as torch.topk, several times as fast for thousands of columns.
+    """Returns the k largest of each row, as torch.topk, several times as fast for thousands of columns.
 
-    The k largest lie in the k blocks with the largest maxima: one pass over all scores finds these, and sorting is left
-    for k blocks.
+    The k largest lie in the k blocks with the largest maxima: one pass over all scores finds these, and only k blocks
+    are sorted.
 
     Args:
         scores: (N, V).
-        k: at most V.
+        k: At most V.
 
     Returns:
         values (N, k), largest first, and their columns (N, k).
@@ -41,9 +41,9 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def largest(scores: Tensor) -> Tensor:
-    """The column of the largest of each row, as torch.argmax, in a quarter of its time: (N, V) to (N,) long.
+    """Returns the column of each row's maximum, as torch.argmax, in a quarter of its time: (N, V) to (N,) long.
 
-    Finding a maximum is one pass at the memory's speed, finding where it is is not: that is left for one block.
+    A maximum is found in one pass at memory speed, its index is not: only one block is searched for it.
 
     >>> largest(torch.arange(10_000.0)[None].fmod(7_000)).tolist()
     [6999]
@@ -55,16 +55,16 @@ def largest(scores: Tensor) -> Tensor:
     maxima = scores[:, : whole * BLOCK].unflatten(1, (whole, BLOCK)).amax(-1)  # (N, V / BLOCK)
     if V % BLOCK:
         maxima = torch.cat([maxima, scores[:, whole * BLOCK :].amax(-1, keepdim=True)], dim=1)
-    starts = (maxima.argmax(-1, keepdim=True) * BLOCK).clamp_max(V - BLOCK)  # (N, 1); argmax takes the first of equals
+    starts = (maxima.argmax(-1, keepdim=True) * BLOCK).clamp_max(V - BLOCK)  # (N, 1); argmax returns the first maximum
     columns = starts + torch.arange(BLOCK, device=scores.device)  # (N, BLOCK)
     return starts[:, 0] + scores.gather(1, columns).argmax(-1)
 
 
 def log_normalizer(scores: Tensor) -> Tensor:
-    """``log sum_j exp s_j`` of each row, in float32 at least: (N, V) to (N, 1).
+    """Returns ``log sum_j exp s_j`` of each row, in float32 at least: (N, V) to (N, 1).
 
-    The largest probability is 1 / sum_j exp(s_j - max): torch's softmax takes a quarter of its logsumexp's time, and
-    a few rows at a time stay in the processor's cache.
+    The largest probability is 1 / sum_j exp(s_j - max), and torch's softmax takes a quarter of the time of its
+    logsumexp; a few rows at a time stay in the CPU's cache.
     """
     wide = torch.promote_types(scores.dtype, torch.float32)
     rows = ROWS if scores.device.type == "cpu" else len(scores)

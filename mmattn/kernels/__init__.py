@@ -1,4 +1,4 @@
-"""Kernels by name: a small explicit table, and the one function that builds from it."""
+"""Attention kernels by name: an explicit table, and the function that builds from it."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ KERNELS: dict[str, type[Kernel]] = {
 
 
 def kernel_class(kind: str) -> type[Kernel]:
-    """The kernel of that name.
+    """Returns the kernel class of a name.
 
     Raises:
-        ValueError: there is none; names the nearest.
+        ValueError: An unknown name; the message has the nearest one.
     """
     if kind not in KERNELS:
         raise ValueError(
@@ -55,7 +55,7 @@ def kernel_class(kind: str) -> type[Kernel]:
 
 
 def kernel_options(kind: str) -> dict[str, Any]:
-    """The option names of a kernel with their defaults (``inspect.Parameter.empty`` where one must be given).
+    """Returns the options of a kernel with their defaults (``inspect.Parameter.empty`` for required ones).
 
     >>> kernel_options("dense")
     {'dropout': 0.0}
@@ -65,7 +65,7 @@ def kernel_options(kind: str) -> dict[str, Any]:
 
 
 def kinds_supporting(needs: Iterable[str]) -> list[str]:
-    """The names of the kernels that support all of needs.
+    """Returns the names of the kernels that support all of needs.
 
     >>> "monotonic" in kinds_supporting({"self"})
     False
@@ -77,17 +77,17 @@ def kinds_supporting(needs: Iterable[str]) -> list[str]:
 def build_kernel(
     kind: str, options: Mapping[str, Any] | None = None, *, num_heads: int, head_dim: int, needs: Iterable[str] = ()
 ) -> Kernel:
-    """A kernel by name, its options checked against its signature.
+    """Builds a kernel by name; its options are checked against its signature.
 
     Args:
-        kind: a name in KERNELS.
-        options: the kernel's own keywords.
+        kind: A name in KERNELS.
+        options: The kernel's own keywords.
         num_heads: h.
         head_dim: d.
-        needs: what it will be asked for, of FEATURES, so that a wrong choice is refused here and not in training.
+        needs: Features, of FEATURES, that will be used; a kernel without them raises here and not in training.
 
     Raises:
-        ValueError: unknown kind or option (the nearest is named), or a need that the kernel lacks.
+        ValueError: An unknown kind or option (the message has the nearest one), or a need that the kernel lacks.
     """
     kernel = kernel_class(kind)
     needs = frozenset(needs)

@@ -1,4 +1,4 @@
-"""Softmax over a span that each head learns, and pays for."""
+"""Softmax over a span that each head learns, with a penalty on its length."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .sliding_window import BLOCK, WindowCache, _in_place
 class AdaptiveSpan(Kernel):
     """``m_z(x) exp(s) / sum of m_z(x) exp(s)`` at distance x, z learned per head (Sukhbaatar et al. 2019, section 2.2).
 
-    ``m_z(x) = min(max((ramp + z - x) / ramp, 0), 1)`` falls from 1 at z to 0 at z + ramp, and z from 0 to max_span is
-    what a head can adjust. Beside the task's loss, `aux_loss` asks for short spans: ``penalty * mean over heads of z``.
-    The paper is causal; without a causal mask x is the distance to either side. A query always reaches its own token.
-    Where it can be done in blocks (see `sliding_window`), time and memory grow with L times the longest span.
+    ``m_z(x) = min(max((ramp + z - x) / ramp, 0), 1)`` decreases from 1 at z to 0 at z + ramp, and each head
+    learns z in 0..max_span. `aux_loss` penalizes long spans: ``penalty * mean over heads of z``. The paper is causal;
+    without a causal mask x is the distance to either side. A query always attends to its own token.
+    Computed in blocks (see `sliding_window`), time and memory grow with L times the longest span.
 
     Args:
-        max_span: the furthest that a head can see, in tokens on each side.
-        ramp: tokens over which the mask falls to zero.
-        initial_span: where z starts, in tokens; the ramp comes on top.
-        penalty: lambda, for each token of mean span; the paper's models use 2e-6 and less.
-        dropout: of attention weights while training.
+        max_span: Maximum span of a head, in tokens on each side.
+        ramp: Tokens over which the mask decreases to zero.
+        initial_span: Initial value of z, in tokens, without the ramp.
+        penalty: Lambda, per token of mean span; the paper's models use 2e-6 and less.
+        dropout: Dropout of attention weights in training.
     """
 
     kind = "adaptive_span"
@@ -56,11 +56,11 @@ class AdaptiveSpan(Kernel):
 
     @property
     def spans(self) -> Tensor:
-        """z of each head, in tokens: (h,)."""
+        """Returns z of each head, in tokens: (h,)."""
         return _Clamp.apply(self.fraction) * self.max_span
 
     def aux_loss(self) -> Tensor | None:
-        """The penalty on long spans, or None where it weighs nothing; `aux_losses` collects it."""
+        """Returns the penalty on long spans, or None if its weight is zero; `aux_losses` collects it."""
         return self.penalty * self.spans.mean() if self.penalty else None
 
     def forward(
@@ -90,20 +90,20 @@ class AdaptiveSpan(Kernel):
         return WindowCache(keys, values, keys.new_zeros(keys.shape[0], dtype=torch.long))
 
     def _span(self, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """log m at offsets (...), and where m > 0, for ``m exp(s) = exp(s + log m)``: (h, ...) both."""
+        """Returns log m at offsets (...), for ``m exp(s) = exp(s + log m)``, and whether m > 0: (h, ...) both."""
         distance = offsets.abs()
         spans = self.spans.view(-1, *[1] * offsets.dim())
         soft = ((self.ramp + spans - distance) / self.ramp).clamp(0, 1)  # (h, ...): m
         return soft.clamp_min(torch.finfo(soft.dtype).tiny).log(), (soft > 0) & (distance <= self.max_span)
 
     def _spanned(self, q: Tensor, k: Tensor, mask: Mask) -> Mask:
-        """The mask with the span in it."""
+        """Combines the mask with the span."""
         bias, inside = self._span(key_offsets(q.shape[2], k.shape[2], q.device))  # (h, L, S)
         pairs = inside[None] if mask.attn_mask is None else inside[None] & mask.attn_mask
         return Mask(mask.key_mask, pairs, mask.is_causal, _SpanBias(add_bias(bias[None], mask)[0]))
 
     def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, reach: int) -> Tensor:
-        """Blocks of queries over the keys within reach; what no head reaches costs nothing."""
+        """Attends in blocks of queries over the keys within reach; keys beyond every span are not computed."""
         S, right = k.shape[2], 0 if mask.is_causal else reach
         places = torch.arange(-reach, BLOCK + right, device=q.device)  # of the keys, from a block's first query
         offsets = places - torch.arange(BLOCK, device=q.device)[:, None]  # (BLOCK, reach + BLOCK + right)
@@ -121,7 +121,7 @@ class AdaptiveSpan(Kernel):
 
 @dataclass(frozen=True)
 class _SpanBias:
-    """The logarithm of the span's mask, with the position bias: a bias for these lengths alone."""
+    """The logarithm of the span's mask plus the position bias, as a bias for fixed lengths."""
 
     values: Tensor  # (h, L, S)
 
@@ -133,9 +133,9 @@ class _SpanBias:
 
 
 class _Clamp(torch.autograd.Function):
-    """To 0..1, with the gradient of a projected step: at a bound only what leads back inside is passed on.
+    """Clamps to 0..1 with the gradient of a projected step: at a bound only gradients that lead inside are passed.
 
-    The parameter itself may step over a bound; clamp's own gradient, zero there, would never let it return.
+    The parameter may exceed a bound by a step; with clamp's gradient, zero there, it could never return.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Scores by a small network instead of a product."""
+"""Additive attention: scores by a small network instead of a product."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..functional import add_bias, allowed_keys, masked_softmax, repeat_heads
 from ..masks import Mask
 from .base import ExplicitKernel
 
-PIECE = 2**26  # numbers: hidden layers beyond that are made a piece at a time, and again for the gradient
+PIECE = 2**26  # numbers: larger hidden layers are computed in pieces, and recomputed for the gradient
 
 
 class Additive(ExplicitKernel):
     """``softmax_j(u^T tanh(q_i + k_j + b))`` per head (Bahdanau et al. 2015, section A.1.2).
 
     The projections before the heads are the paper's two matrices. Time grows with L S d, memory with L S: a hidden
-    layer of more than `PIECE` numbers is cut along the queries.
+    layer of more than `PIECE` numbers is split along the queries.
 
     Args:
-        dropout: of attention weights while training.
+        dropout: Dropout of attention weights in training.
     """
 
     kind = "additive"
@@ -38,7 +38,7 @@ class Additive(ExplicitKernel):
         return masked_softmax(add_bias(scores, mask), allowed_keys(q, k, mask))
 
     def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        L, width = queries.shape[2], keys.numel()  # width: what one query of each head and sample makes
+        L, width = queries.shape[2], keys.numel()  # width: numbers per query, over heads and samples
         if torch.compiler.is_exporting() or L * width <= PIECE:
             return self._piece(queries, keys)
         pieces = queries.split(max(1, PIECE // width), dim=2)

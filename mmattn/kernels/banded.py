@@ -1,4 +1,4 @@
-"""Softmax attention of blocks of queries, each over the stretch of keys around it, without a copy of any key."""
+"""Softmax attention of blocks of queries, each over the range of keys around it, without copies of keys."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOG2E = math.log2(math.e)
-SCORES = 1 << 18  # at once: a megabyte of single precision, which stays in a core's own cache
+SCORES = 1 << 18  # scores at once: a megabyte of float32, which stays in a core's cache
 
 
 class Stretch(NamedTuple):
-    """Consecutive blocks of queries; each sees `width` keys, and these begin `block` later for each next block."""
+    """Consecutive blocks of queries; each attends to `width` keys, which begin `block` later for each next block."""
 
     start: int  # the first query
     rows: int  # queries in a block
-    blocks: int  # how many
+    blocks: int  # number of blocks
     low: int  # the first key of the first block
-    width: int  # keys that a block sees
-    column: int  # where in the table of scores the first of them stands
+    width: int  # keys per block
+    column: int  # column of the first of them in the table of scores
 
 
 def stretches(length: int, block: int, left: int, right: int) -> Iterator[Stretch]:
-    """Cuts a sequence into blocks: those near an end, which lack keys, alone; the others many at a time."""
+    """Splits a sequence into blocks: single ones near an end, which have fewer keys, many at a time elsewhere."""
     width, start = left + block + right, 0
     many = max(1, SCORES // (block * width))
     while start < length:
@@ -43,26 +43,26 @@ def stretches(length: int, block: int, left: int, right: int) -> Iterator[Stretc
 
 
 class BlocksOfKeys(torch.autograd.Function):
-    """``softmax(scale q k^T + table) v`` where query i sees the keys i - left .. i + right.
+    """``softmax(scale q k^T + table) v`` where query i attends to the keys i - left .. i + right.
 
-    Scores live only for as many blocks as a cache holds; backward makes them again from their logarithmic sums (Dao et
-    al. 2022, section 3.1), so that memory is that of inputs and outputs. Overlapping keys are read in place through
-    `unfold`; their gradients are added up block by block. Powers are of two: on the CPU torch's `exp2` takes a quarter
-    of the time of its `exp`.
+    Scores are computed for as many blocks as fit the CPU's cache; backward recomputes them from their log-sum-exp (Dao
+    et al. 2022, section 3.1), so that memory is that of inputs and outputs. Overlapping keys are read in place through
+    `unfold`; their gradients are accumulated block by block. Exponentials have base 2: on the CPU torch's `exp2` takes
+    a quarter of the time of its `exp`.
 
     Args of apply:
         q: (B, h, S, d).
         k: (B, h_kv, S, d).
         v: (B, h_kv, S, d_v).
         table: (h|1, block, left + block + right), added to the scores of each block, in base 2: a bias times log2(e),
-            minus infinity for what is out of the window.
+            minus infinity outside the window.
         key_bias: (B, S), zero or minus infinity, or None.
         pairs: (B|1, h|1, S, S) bool, or None.
-        left: keys seen before a query.
+        left: keys before a query.
 
     Returns:
-        (B, h, S, d_v), zero where nothing is seen; (B, h, S), the logarithm of the sum of exponentiated scores, a very
-        negative number there.
+        (B, h, S, d_v), zero for a query without keys; (B, h, S), the log-sum-exp of the scores, a very negative number
+        for such a query.
     """
 
     @staticmethod
@@ -77,7 +77,7 @@ class BlocksOfKeys(torch.autograd.Function):
         left: int,
     ) -> tuple[Tensor, Tensor]:
         B, h, S, _ = q.shape
-        out = q.new_empty(B, S, h, v.shape[-1]).transpose(1, 2)  # (B, h, S, d_v), laid out for the output projection
+        out = q.new_empty(B, S, h, v.shape[-1]).transpose(1, 2)  # (B, h, S, d_v), ordered for the output projection
         sums = q.new_empty(B, h, S)  # base 2
         lowest = torch.finfo(q.dtype).min
         for piece, scores, _, queries, keys in _pieces(q, k, table, key_bias, pairs, left):
@@ -101,11 +101,11 @@ class BlocksOfKeys(torch.autograd.Function):
         grad_table = torch.zeros_like(table) if ctx.needs_input_grad[3] else None
         shift = (grad_out * out).sum(-1).sub_(grad_sums)  # (B, h, S)
         for piece, weights, other, queries, keys in _pieces(q, k, table, key_bias, pairs, ctx.left):
-            asked = _rows(q, piece, *queries)  # (n, b, d)
-            wanted = _rows(grad_out, piece, *queries)  # (n, b, d_v)
+            q_rows = _rows(q, piece, *queries)  # (n, b, d)
+            grad_rows = _rows(grad_out, piece, *queries)  # (n, b, d_v)
             weights.sub_(_rows(sums.unsqueeze(-1), piece, *queries)).exp2_()  # (n, b, w)
-            _add_windows(grad_v, torch.bmm(weights.transpose(1, 2), wanted), piece, *keys)
-            torch.bmm(wanted, _windows(v, piece, *keys), out=other)
+            _add_windows(grad_v, torch.bmm(weights.transpose(1, 2), grad_rows), piece, *keys)
+            torch.bmm(grad_rows, _windows(v, piece, *keys), out=other)
             other.sub_(_rows(shift.unsqueeze(-1), piece, *queries)).mul_(weights)  # of the scores
             if grad_table is not None:
                 head = queries[1] if table.shape[0] > 1 else 0
@@ -115,7 +115,7 @@ class BlocksOfKeys(torch.autograd.Function):
             torch.mul(
                 torch.bmm(other, _windows(k, piece, *keys).transpose(1, 2)), scale, out=_rows(grad_q, piece, *queries)
             )
-            _add_windows(grad_k, torch.bmm(other.transpose(1, 2), asked).mul_(scale), piece, *keys)
+            _add_windows(grad_k, torch.bmm(other.transpose(1, 2), q_rows).mul_(scale), piece, *keys)
         return grad_q, grad_k, grad_v, grad_table, None, None, None
 
 
@@ -125,7 +125,7 @@ Head = tuple[int, int]  # sample and head
 def _pieces(
     q: Tensor, k: Tensor, table: Tensor, key_bias: Tensor | None, pairs: Tensor | None, left: int
 ) -> Iterator[tuple[Stretch, Tensor, Tensor, Head, Head]]:
-    """The masked scores (n, b, w) in base 2 of each stretch, sample and head, and another tensor of their shape."""
+    """Yields the masked scores (n, b, w) in base 2 of each stretch, sample and head, and a buffer of their shape."""
     B, h, S, d = q.shape
     block = table.shape[1]
     right = table.shape[2] - block - left
@@ -148,18 +148,18 @@ def _pieces(
 
 
 def _rows(x: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
-    """The queries of a stretch out of (B, h, S, d): (n, b, d), in place."""
+    """Returns a view (n, b, d) of a stretch's queries in (B, h, S, d)."""
     return x[sample, head, piece.start : piece.start + piece.blocks * piece.rows].unflatten(0, (piece.blocks, -1))
 
 
 def _windows(x: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
-    """The keys that each block of a stretch sees out of (B, h, S, d): (n, d, w), in place."""
+    """Returns a view (n, d, w) of the keys of each block of a stretch in (B, h, S, d)."""
     end = piece.low + (piece.blocks - 1) * piece.rows + piece.width
     return x[sample, head, piece.low : end].unfold(0, piece.width, piece.rows)
 
 
 def _add_windows(x: Tensor, windows: Tensor, piece: Stretch, sample: int, head: int) -> None:
-    """Adds (n, w, d) to where its keys stand in (B, h, S, d): the parts of one round do not overlap."""
+    """Adds (n, w, d) to the positions of its keys in (B, h, S, d): the parts of one round do not overlap."""
     for first in range(0, piece.width, piece.rows):
         part = windows[:, first : first + piece.rows]  # (n, b, d)
         low = piece.low + first
@@ -168,7 +168,7 @@ def _add_windows(x: Tensor, windows: Tensor, piece: Stretch, sample: int, head: 
 
 
 def _diagonal(pairs: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
-    """Who may attend to whom in the blocks of a stretch: (n, b, w), in place."""
+    """Returns a view (n, b, w) of the pair mask in the blocks of a stretch."""
     B, h = pairs.shape[:2]
     square = pairs[sample if B > 1 else 0, head if h > 1 else 0]  # (S, S)
     down, across = square.stride()

@@ -1,4 +1,4 @@
-"""The protocol of what happens between the heads, and the decoding states that kernels share."""
+"""The base class of attention kernels, and the decoding states that they share."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ class Cache:
 
     @property
     def length(self) -> int | Tensor:
-        """How many tokens have gone in: where the next one stands."""
+        """Number of tokens so far, i.e. the position of the next one."""
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by name; the same class called with them as keywords is the same state."""
+        """Returns the tensors by name; calling the class with them as keywords restores the state."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def select(self, index: Tensor) -> None:
-        """Keeps the rows of the batch that index (N,) names, in that order: beams reordered, finished ones left out."""
+        """Selects the rows of the batch given by index (N,), in that order, e.g. to reorder or remove beams."""
         for name, tensor in self.tensors().items():
             setattr(self, name, select_rows(tensor, index))
 
 
 @dataclass
 class KVCache(Cache):
-    """All keys and values so far."""
+    """A cache of all keys and values so far."""
 
     keys: Tensor  # (B, h_kv, S, d)
     values: Tensor  # (B, h_kv, S, d_v)
@@ -56,7 +56,7 @@ class KVCache(Cache):
         self._keys, self._values = GrowableBuffer(), GrowableBuffer()
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds new keys and values and returns all of them."""
+        """Appends new keys and values and returns all of them."""
         self.keys, self.values = self._keys.append(self.keys, k), self._values.append(self.values, v)
         return self.keys, self.values
 
@@ -65,10 +65,10 @@ class KVCache(Cache):
 
 
 class Kernel(nn.Module):
-    """What happens between the heads: queries, keys and values in, a weighted sum of values out.
+    """Base class of kernels, which map queries, keys and values of all heads to weighted sums of values.
 
-    A subclass names what it supports; its keyword-only constructor arguments are its options. It never ignores what it
-    cannot honour: `check` raises.
+    A subclass declares the features that it supports; its keyword-only constructor arguments are its options. An
+    unsupported mask or cache is never ignored: `check` raises.
 
     Args:
         num_heads: h, query heads.
@@ -77,22 +77,22 @@ class Kernel(nn.Module):
 
     kind: ClassVar[str]
     supports: ClassVar[frozenset[str]]  # of FEATURES
-    shares_qk: ClassVar[bool] = False  # keys are the queries: forward gets k = q, and no k_proj is made
-    dropout: float = 0.0  # of attention weights, where the kernel has it
+    shares_qk: ClassVar[bool] = False  # keys are the queries: forward gets k = q, and there is no k_proj
+    dropout: float = 0.0  # of attention weights, if the kernel supports it
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_dim
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, cache: Any = None) -> Tensor:
-        """Attends.
+        """Computes attention.
 
         Args:
             q: (B, h, L, d).
-            k: (B, h_kv, S, d), new keys only where there is a cache.
+            k: (B, h_kv, S, d), with a cache the new keys only.
             v: (B, h_kv, S, d_v).
-            mask: over all keys, those in the cache included.
-            cache: this kernel's own decoding state, updated in place.
+            mask: Mask over all keys, including those in the cache.
+            cache: This kernel's decoding state, updated in place.
 
         Returns:
             (B, h, L, d_v).
@@ -100,30 +100,30 @@ class Kernel(nn.Module):
         raise NotImplementedError
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
-        """The explicit map W with forward(q, k, v) = finish(W v): (B, h, L, S)."""
+        """Returns the explicit map W with forward(q, k, v) = finish(W v): (B, h, L, S)."""
         raise NotImplementedError
 
     def finish(self, out: Tensor) -> Tensor:
-        """What follows the weighted sum (B, h, L, d_v), row by row: nothing, but a kernel may normalize."""
+        """Transforms the weighted sum (B, h, L, d_v) row by row: identity by default, a norm in some kernels."""
         return out
 
     def make_cache(self, keys: Tensor, values: Tensor, *, cross: bool = False) -> Any:
-        """An empty decoding state, or None where a cross-attention needs none beside its keys and values.
+        """Makes an empty decoding state, or None if a cross-attention needs none beside its keys and values.
 
         Args:
-            keys: (B, h_kv, 0, d), none yet: it says sizes, type and device.
+            keys: (B, h_kv, 0, d), empty, which determines sizes, type and device.
             values: (B, h_kv, 0, d_v), likewise.
-            cross: for cross-attention, where all keys are given at every call.
+            cross: Whether it is for cross-attention, which gets all keys at every call.
 
         Raises:
-            ValueError: the kernel cannot decode with a cache.
+            ValueError: The kernel does not support cached decoding.
         """
         self.require({"cache"})
         return None if cross else KVCache(keys, values)
 
     @classmethod
     def require(cls, needs: Iterable[str]) -> None:
-        """Raises a ValueError that names what of needs the kernel lacks."""
+        """Raises a ValueError that names the needs that the kernel lacks."""
         missing = [FEATURES.get(name, name) for name in sorted(frozenset(needs) - cls.supports)]
         if missing:
             raise ValueError(
@@ -132,30 +132,30 @@ class Kernel(nn.Module):
             )
 
     def check(self, mask: Mask | None, cache: Any = None) -> None:
-        """Raises where the kernel cannot honour the mask or the cache."""
+        """Raises a ValueError if the kernel does not support the mask or the cache."""
         if mask is not None:
             self.require(mask.features)
         if cache is not None:
             self.require({"cache"})
 
     def check_causal(self, is_causal: bool, L: int) -> None:
-        """Raises where some of L queries beside a cache would have to see keys that come after them."""
+        """Raises a ValueError if, with a cache, some of L queries would attend to later keys."""
         if not is_causal and not (isinstance(L, int) and L == 1):
             raise ValueError(f"attention kind {self.kind!r} decodes with a cache causally; set is_causal in the mask")
 
     def check_square(self, L: int, S: int) -> None:
-        """Raises where there are not as many keys as queries."""
+        """Raises a ValueError unless there are as many keys as queries."""
         if not same_size(L, S):
             raise ValueError(f"attention kind {self.kind!r} needs as many keys as queries, found {S} and {L}")
 
 
 def count_blocks(length: int, block: int) -> int:
-    """How many blocks hold a sequence; one more while exporting: a graph made for several refuses to run on one."""
+    """Returns the number of blocks of a sequence; one more for export, as a graph of several does not run on one."""
     return (length + block - 1) // block + (0 if isinstance(length, int) else 1)
 
 
 class ExplicitKernel(Kernel):
-    """A kernel that computes its weights in full: a subclass gives `weights`."""
+    """A kernel that computes its weights explicitly: a subclass implements `weights`."""
 
     supports = frozenset({"self", "causal", "cross", "bias", "cache"})
 

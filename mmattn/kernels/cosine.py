@@ -1,4 +1,4 @@
-"""Softmax over angles instead of products: no score grows with the length of a vector."""
+"""Softmax over cosine similarities: scores do not grow with the norms of vectors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Cosine(Kernel):
     """``softmax(s cos(q, k) + bias) v``, s learned for each head (Liu et al. 2022, section 3.3; Henry et al. 2020).
 
     Args:
-        initial_scale: s at the start; the second paper's 10.
-        max_scale: s never passes it; the second paper's 100.
-        dropout: of attention weights while training; above 0 it leaves the fused path, at about half the speed.
+        initial_scale: Initial value of s; 10 in the second paper.
+        max_scale: Upper bound of s; 100 in the second paper.
+        dropout: Dropout of attention weights in training; above 0 disables the fused path, at about half the speed.
 
     Raises:
-        ValueError: the scales are not 0 < initial_scale <= max_scale.
+        ValueError: The scales are not 0 < initial_scale <= max_scale.
     """
 
     kind = "cosine"
@@ -52,7 +52,7 @@ class Cosine(Kernel):
         self.check(mask, cache)
         q, k = self._scaled(q), _unit(k)
         if cache is not None:
-            k, v = cache.append(k, v)  # kept at length 1: not once more at every step
+            k, v = cache.append(k, v)  # cached with norm 1, so that no step normalizes them again
         return attend(q, k, v, mask, scale=1.0, dropout_p=self.dropout if self.training else 0.0)
 
     def weights(self, q: Tensor, k: Tensor, mask: Mask | None = None) -> Tensor:
@@ -66,5 +66,5 @@ class Cosine(Kernel):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x over its length; the floor must not vanish in x's type, nor its reciprocal overflow: there are zero vectors."""
+    """Normalizes x; for zero vectors the floor must not underflow in x's type, nor its reciprocal overflow."""
     return F.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny ** 0.5)).to(x.dtype)

@@ -13,7 +13,7 @@ class Dense(Kernel):
     """``softmax(q k^T / sqrt(d) + bias) v`` (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        dropout: of attention weights while training; above 0 it leaves the fused path, at about half the speed.
+        dropout: Dropout of attention weights in training; above 0 disables the fused path, at about half the speed.
     """
 
     kind = "dense"

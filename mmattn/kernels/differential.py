@@ -1,4 +1,4 @@
-"""The difference of two softmax maps: what both attend to cancels."""
+"""The difference of two softmax maps, which cancels common attention."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Differential(Kernel):
     """``(1 - l0) norm((A1 - l A2) v)``, ``A1 = softmax(q1 k1^T / sqrt(d/2))``, A2 alike (Ye et al. 2024, section 2.1).
 
     The halves of each query and key are q1, q2 and k1, k2, so that d is the paper's 2d. ``l = exp(lambda_q1 lambda_k1)
-    - exp(lambda_q2 lambda_k2) + l0`` is one number for all heads. The norm is of each head's output on its own, by its
-    root mean square; it has no gain, which the output projection can hold. The weights are ``A1 - l A2``: some may be
-    negative, and what they sum up is still to be normalized (`finish`).
+    - exp(lambda_q2 lambda_k2) + l0`` is one number for all heads. The norm is the root mean square norm
+    of each head's output, without a gain, which the output projection can absorb. The weights are ``A1 - l A2``: some
+    may be negative, and `finish` normalizes their weighted sum.
 
     Args:
-        lambda_init: l0, 0.8 where None.
-        layer: instead of it, the depth l of the layer, from 0, with ``l0 = 0.8 - 0.6 exp(-0.3 l)``.
+        lambda_init: l0; None = 0.8.
+        layer: Alternatively, the depth l of the layer, from 0, with ``l0 = 0.8 - 0.6 exp(-0.3 l)``.
 
     Raises:
         ValueError: head_dim is odd, both options are given, or lambda_init is not within 0..1.
@@ -46,7 +46,7 @@ class Differential(Kernel):
             lambda_init = 0.8 - 0.6 * math.exp(-0.3 * layer)
         self.lambda_init = 0.8 if lambda_init is None else lambda_init
         if not 0 <= self.lambda_init < 1:
-            raise ValueError(f"lambda_init must be within 0..1, 1 left out, found {self.lambda_init}")
+            raise ValueError(f"lambda_init must be within 0..1, 1 excluded, found {self.lambda_init}")
         half = head_dim // 2
         self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
             nn.Parameter(0.1 * torch.randn(half)) for _ in range(4)
@@ -72,9 +72,9 @@ class Differential(Kernel):
         return F.rms_norm(out, out.shape[-1:], eps=EPSILON) * (1 - self.lambda_init)
 
     def _halves(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """q1 and q2, each with zeros for the other: products with the whole of k are those with its half.
+        """Returns q1 and q2, each with zeros for the other: products with k are then those with its half.
 
-        Halves of keys would be as good, but not beside values of twice their size: the fused path wants one size.
+        Halves of keys are equivalent, but half the size of values, and the fused path needs equal sizes.
         """
         half = self.head_dim // 2
         return F.pad(q[..., :half], (0, half)), F.pad(q[..., half:], (half, 0))  # (B, h, L, d) each

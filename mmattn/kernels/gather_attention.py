@@ -1,4 +1,4 @@
-"""Groups of queries, each over the keys picked for it: a few groups at a time, so that memory is that of the inputs."""
+"""Attention of groups of queries over gathered keys, a few groups at a time, with the memory of the inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..masks import Bias
 
-SCORES = 1 << 20  # at once: what is picked for them stays in a core's own cache
+SCORES = 1 << 20  # scores at once: the keys gathered for them stay in a core's cache
 
 Attend = Callable[..., Tensor]
 
@@ -19,19 +19,19 @@ Attend = Callable[..., Tensor]
 def attend_gathered(attend: Attend, index: Tensor, k: Tensor, v: Tensor, *rows: Tensor, scores: int) -> Tensor:
     """``attend(k[index], v[index], *rows)``, group by group.
 
-    Copies of keys and values for all groups at once are many times as large as the inputs, and fresh memory of that
-    size costs more than the arithmetic. Backward picks and attends again (as in Chen et al. 2016, section 4).
+    Copies of keys and values for all groups at once are many times as large as the inputs, and allocating that memory
+    costs more than the arithmetic. Backward gathers and attends again (as in Chen et al. 2016, section 4).
 
     Args:
-        attend: gets the picked keys (m, w, .., d) and values (m, w, .., d_v) of m groups, and m of each of rows.
-        index: (N, w) long, what group i picks of k and v.
+        attend: Takes the gathered keys (m, w, .., d) and values (m, w, .., d_v) of m groups, and m of each of rows.
+        index: (N, w) long, the indices into k and v of each group.
         k: (M, .., d).
         v: (M, .., d_v).
-        rows: (N, ..) each, what else belongs to a group; gradients reach those of floating point.
-        scores: how many scores a group has, which decides how many are attended to at once.
+        rows: (N, ..) each, other tensors of the groups; those of floating point get gradients.
+        scores: Number of scores per group, which determines the number of groups at once.
 
     Returns:
-        (N, ..), of attend.
+        (N, ..), the results of attend.
     """
     if k.device.type != "cpu" or torch.compiler.is_compiling():  # launches cost more than memory; one graph for all
         return attend(_pick(k, index), _pick(v, index), *rows)
@@ -39,9 +39,9 @@ def attend_gathered(attend: Attend, index: Tensor, k: Tensor, v: Tensor, *rows: 
 
 
 def bias_by_head(bias: Bias, offsets: Tensor, limit: int) -> Tensor:
-    """A position bias where heads are at offsets of their own, (B, h|1, ..) long: (B, h, ..).
+    """Returns a position bias at offsets that differ between heads, (B, h|1, ..) long: (B, h, ..).
 
-    Looked up in a table of all offsets, which lie within limit on both sides: that is linear in length.
+    Looked up in a table of all offsets within limit on both sides, which is linear in length.
     """
     table = bias.offsets(torch.arange(1 - limit, limit, device=offsets.device))  # (h, 2 limit - 1)
     head = torch.arange(table.shape[0], device=offsets.device).view(1, -1, *[1] * (offsets.dim() - 2))

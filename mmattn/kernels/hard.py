@@ -1,4 +1,4 @@
-"""Attention to the best key alone, or to the k best."""
+"""Hard attention to the best key, or to the k best."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .base import ExplicitKernel
 
 
 class Hard(ExplicitKernel):
-    """Each query reads the `top_k` keys with the highest scores ``q k^T / sqrt(d) + bias`` and no others.
+    """Each query attends to the `top_k` keys with the highest scores ``q k^T / sqrt(d) + bias`` alone.
 
-    With ``top_k = 1`` the best key has weight 1. A choice has no gradient, so the softmax over all keys lends its own:
-    forward ``one_hot(argmax)``, backward ``d softmax`` (the straight-through estimator, Bengio et al. 2013, section 4).
-    With ``top_k > 1`` the weights are the softmax over the k best, whose exact gradient reaches those k (Gupta et al.
-    2021, section 2): enough to rank them, so nothing is lent. Of equal scores the earlier key is taken.
+    With ``top_k = 1`` the best key has weight 1 and the gradient is that of the softmax over all keys: forward
+    ``one_hot(argmax)``, backward ``d softmax`` (the straight-through estimator, Bengio et al. 2013, section 4). With
+    ``top_k > 1`` the weights are the softmax over the k best, with its exact gradient (Gupta et al. 2021, section 2),
+    which suffices to rank them. Ties are resolved in favour of the earlier key.
 
     Args:
-        top_k: keys a query reads; all of them where there are fewer.
-        dropout: of attention weights while training.
+        top_k: Number of keys per query; all keys if there are fewer.
+        dropout: Dropout of attention weights in training.
     """
 
     kind = "hard"
@@ -41,15 +41,15 @@ class Hard(ExplicitKernel):
         if not scores.requires_grad:
             return best.to(scores.dtype)
         soft = masked_softmax(scores, allowed)
-        return best.to(soft.dtype) + (soft - soft.detach())  # in this order what is added is exactly zero
+        return best.to(soft.dtype) + (soft - soft.detach())  # in this order the added term is exactly zero
 
     def _best(self, scores: Tensor, allowed: Tensor | None) -> Tensor:
-        """Which keys are taken: bool, like scores (B, h, L, S), at most top_k a row."""
+        """Returns the selected keys: bool, like scores (B, h, L, S), at most top_k per row."""
         lowest = torch.finfo(scores.dtype).min
         scores = scores.detach()
         if allowed is not None:
             scores = scores.masked_fill(~allowed, lowest)
-        # topk leaves open which of equal scores it returns, but not the k-th score. Filled up to have k, whatever S is.
+        # topk does not define which of equal scores it returns, but the k-th score. Padded to k keys for any S.
         last = F.pad(scores, (0, self.top_k - 1), value=lowest).topk(self.top_k, dim=-1).values[..., -1:]
         above, equal = scores > last, scores == last
         best = above | (equal & (equal.cumsum(-1) <= self.top_k - above.sum(-1, keepdim=True)))

@@ -1,4 +1,4 @@
-"""Attention by a product of feature maps: linear in length, with a recurrent decoding state."""
+"""Linear attention by a product of feature maps, with a recurrent decoding state."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..functional import allowed_keys, repeat_heads
 from ..masks import Mask
 from .base import Cache, Kernel, count_blocks
 
-# Under the normalizer: a row without keys gives 0 / floor = 0. That of elu is the authors'; exponentials may be small.
+# Floor of the normalizer: a row without keys gives 0 / floor = 0. elu's is the authors'; exponentials may be small.
 FLOORS = {"elu": 1e-6, "favor": 1e-30}
-LARGEST = 60.0  # exponent of a key's feature: e^60 can be summed over any length and keeps clear of single's e^88
+LARGEST = 60.0  # largest exponent of a key's feature: e^60 can be summed over any length, float32 overflows at e^88
 
 
 @dataclass
 class LinearCache(Cache):
-    """The sum over all past tokens: it does not grow."""
+    """The sum over all past tokens, of constant size."""
 
     state: Tensor  # (B, h, m, d_v + 1), at least single precision: sum of phi(k) [v, 1]^T
     seen: Tensor  # (B,) long: tokens so far
@@ -36,28 +36,28 @@ class Linear(Kernel):
 
     ``elu``: ``phi(x) = elu(x) + 1``, d features. ``favor``: softmax attention in expectation, by positive orthogonal
     random features ``phi(x) = exp(w_i x - |x|^2 / 2) / sqrt(m)`` of ``x / d^(1/4)`` (Choromanski et al. 2021, sections
-    2.3 and 2.4). What only scales a row cancels: of queries the largest exponent is taken off. Of keys nothing that
-    depends on other keys may be, or the future would show in the past; nor need it be: their exponent is at most
-    ``|w_i|^2 / 2``, and their features are 1 in the mean. In single precision a row fades to zero where all of its
-    keys' scores with themselves pass about 150.
+    2.3 and 2.4). Factors of a row cancel: the largest exponent is subtracted from those of a query. For keys nothing
+    that depends on other keys is subtracted, as the past would depend on the future; nor is it needed: their exponents
+    are at most ``|w_i|^2 / 2``, and their features are 1 on average. In float32 a row underflows to zero if the scores
+    of all of its keys with themselves exceed about 150.
 
     The causal form runs over chunks: inside a chunk as a small masked product, across chunks by a cumulative sum.
-    Sums over many tokens lose their newest terms in half precision: everything here is computed in single at least.
-    A mask over pairs (attn_mask) cannot be honoured and raises.
+    Half precision loses the newest terms of long sums: everything is computed in float32 at least. A mask over pairs
+    (attn_mask) is not supported and raises.
 
     Args:
         feature_map: "elu" or "favor".
-        num_features: m of favor, d ln d where None (ibid., theorem 4).
-        seed: of favor's random features, which are a pure function of it and of the sizes.
+        num_features: m of favor; None = d ln d (ibid., theorem 4).
+        seed: Of favor's random features, which are a pure function of it and of the sizes.
 
     Raises:
-        ValueError: another feature_map, or an option of favor without it.
+        ValueError: An unknown feature_map, or an option of favor without it.
     """
 
     kind = "linear"
     supports = frozenset({"self", "causal", "cross", "cache"})
-    chunk = 64  # queries that see each other directly in the causal form; earlier keys come through the running state
-    piece = 1024  # keys or queries at a time where all attend to all and no gradient is kept
+    chunk = 64  # size of a chunk in the causal form; earlier keys are in the running state
+    piece = 1024  # keys or queries at a time if all attend to all without gradients
     features: Tensor | None  # (m, d)
 
     def __init__(
@@ -89,7 +89,7 @@ class Linear(Kernel):
         if cache is not None:
             self.check_causal(is_causal, L)
         with _no_autocast(q):
-            # Beside a cache the mask is over all keys, of which only the newest are here.
+            # With a cache the mask is over all keys, of which only the newest are given.
             key_mask = None if mask is None or mask.key_mask is None else mask.key_mask[:, -k.shape[2] :]
             if cache is None and not is_causal:
                 return self._all_to_all(q, k, v, key_mask)
@@ -103,7 +103,7 @@ class Linear(Kernel):
             return self._normalized(_causal(q, k, v, state, self.chunk), dtype)
 
     def _all_to_all(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        """Every query to every key; piece by piece where no gradient is kept, so that features stay in the cache."""
+        """Attends from all to all, without gradients piece by piece, so that features stay in the CPU's cache."""
         L, S = q.shape[2], k.shape[2]
         whole = torch.compiler.is_compiling() or (any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled())
         if whole or not (isinstance(L, int) and isinstance(S, int) and max(L, S) > self.piece):
@@ -151,10 +151,10 @@ class Linear(Kernel):
         state = values.new_zeros(B, self.num_heads, self.num_features, d_v + 1, dtype=_at_least_single(values))
         return LinearCache(state, values.new_zeros(B, dtype=torch.long))
 
-    # Below, what an operation just made is changed in place: features are large, and cost what they take in memory.
+    # Below, temporaries are changed in place: features are large, and memory traffic dominates their cost.
 
     def _queries(self, q: Tensor) -> Tensor:
-        """phi(q), up to a factor a query: (B, h, L, d) to (B, h, L, m)."""
+        """Returns phi(q), up to a factor per query: (B, h, L, d) to (B, h, L, m)."""
         q = q.to(_at_least_single(q))
         if self.features is None:
             return _elu_plus_one(q)
@@ -162,18 +162,18 @@ class Linear(Kernel):
         return exponents.sub_(exponents.detach().amax(-1, keepdim=True)).exp_()
 
     def _keys(self, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """phi(k), up to one factor for all keys, zero where hidden: (B, h_kv, S, d) to (B, h_kv, S, m)."""
+        """Returns phi(k), up to one factor for all keys, zero at padding: (B, h_kv, S, d) to (B, h_kv, S, m)."""
         k = k.to(_at_least_single(k))
-        hidden = None if key_mask is None else ~key_mask[:, None, :, None]  # (B, 1, S, 1)
+        padding = None if key_mask is None else ~key_mask[:, None, :, None]  # (B, 1, S, 1)
         if self.features is None:
             k = _elu_plus_one(k)
-            return k if hidden is None else k.masked_fill_(hidden, 0.0)
+            return k if padding is None else k.masked_fill_(padding, 0.0)
         directions = self._directions(k)
         half_norms = k.square().sum(-1, keepdim=True) * (0.5 * self.head_dim**-0.5)  # (B, h_kv, S, 1)
         bound = 0.5 * self.head_dim**0.5 * directions.square().sum(-1).amax(0)  # half of the largest |w|^2
         taken_off = half_norms + (bound - LARGEST).clamp_min(0.0)
-        if hidden is not None:
-            taken_off = taken_off.masked_fill(hidden, float("inf"))
+        if padding is not None:
+            taken_off = taken_off.masked_fill(padding, float("inf"))
         return (k @ directions.T).sub_(taken_off).exp_()
 
     def _directions(self, like: Tensor) -> Tensor:
@@ -182,10 +182,10 @@ class Linear(Kernel):
 
 
 def orthogonal_features(count: int, size: int, seed: int) -> Tensor:
-    """Random directions, orthogonal within each block of size of them, as long as normal vectors are.
+    """Returns random directions, orthogonal within each block of ``size`` directions, with norms of normal vectors.
 
-    Each is normally distributed on its own, which keeps estimates unbiased; together they cover the sphere evenly,
-    which lowers the variance (Choromanski et al. 2021, section 2.4).
+    Each has a normal marginal distribution, which keeps estimates unbiased; orthogonality lowers the variance
+    (Choromanski et al. 2021, section 2.4).
 
     Returns:
         (count, size), a pure function of the arguments.
@@ -199,7 +199,7 @@ def orthogonal_features(count: int, size: int, seed: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
     turn, upper = torch.linalg.qr(normal(-(-count // size), size, size))
-    signs = upper.diagonal(dim1=-2, dim2=-1).sign()  # with these the rotation is uniform, and the same everywhere
+    signs = upper.diagonal(dim1=-2, dim2=-1).sign()  # these make the rotation uniform and identical on every machine
     directions = (turn * signs[:, None, :]).transpose(1, 2).flatten(0, 1)[:count]  # (count, size)
     return (directions * normal(count, size).norm(dim=-1, keepdim=True)).to(torch.get_default_dtype())
 
@@ -227,9 +227,9 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, chunk: int) -
     if isinstance(L, int) and L == 1:
         total = k.transpose(-2, -1) @ v
         return q @ (total if state is None else total + state)
-    if S > L:  # keys before the first query: queries for them are made up and dropped
+    if S > L:  # keys before the first query get dummy queries
         q = F.pad(q, (0, 0, S - L, 0))
-    elif L > S:  # queries before the first key see nothing
+    elif L > S:  # queries before the first key attend to nothing
         k, v = F.pad(k, (0, 0, L - S, 0)), F.pad(v, (0, 0, L - S, 0))
     length = q.shape[2]
     n = count_blocks(length, chunk)
@@ -239,7 +239,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, chunk: int) -
     q, k, v = (x.unflatten(2, (n, chunk)) for x in (q, k, v))  # (B, h, n, c, .)
     inside = (q @ k.transpose(-2, -1)).tril_() @ v  # (B, h, n, c, d_v)
     sums = k.transpose(-2, -1) @ v  # (B, h, n, d, d_v)
-    # Shifted, not subtracted: a large sum taken off again would leave its rounding error in the past.
+    # Shifted, not subtracted: subtracting a large sum would leave its rounding error.
     before = F.pad(sums, (0, 0, 0, 0, 1, 0))[:, :, :-1].cumsum(2)
     if state is not None:
         before = before + state[:, :, None]

@@ -12,12 +12,12 @@ from ..masks import Mask
 from .base import Cache, Kernel, KVCache
 from .monotonic import take_rows
 
-WORTH = 32  # gathering keys for each query pays where the source is this many windows long
+WORTH = 32  # gathering keys per query is faster for sources of at least this many windows
 
 
 @dataclass
 class LocalCache(Cache):
-    """How many queries have come, which is where the next one is aligned."""
+    """The number of queries so far, i.e. the aligned position of the next one."""
 
     seen: Tensor  # (B,) long
 
@@ -31,18 +31,18 @@ class Local(Kernel):
 
     With ``predict`` (local-p), ``p_t = S sigmoid(v^T tanh(W q_t))``, W and v learned per head, and the weights are
     ``softmax_s(q_t k_s / sqrt(d)) exp(-(s - p_t)^2 / (2 sigma^2))``, sigma = window / 2: the softmax runs over the
-    window, and the Gaussian, through which p_t is learned, is not normalized again. S and s (from 0) count the keys
-    that the query may see and no others: padding, wherever it stands, is as if it were not there, and under a causal
-    mask S ends at the query. Long sources cost no more than the windows, unless a mask over pairs or a bias is given.
+    window, and the Gaussian, through which p_t is learned, is not normalized again. S and s (from 0) count only the
+    keys that the query may attend to: padding at any position has no effect, and under a causal mask S ends at the
+    query. The cost is that of the windows, unless a mask over pairs or a bias is given.
 
-    Without (local-m), ``p_t = t`` and the weights are the softmax alone. Queries and keys are then taken to advance at
-    one pace: in cross-attention keys past L + window are never read, and a query past S + window gets zeros. Under a
-    causal mask the last query stands at the last key.
+    Without (local-m), ``p_t = t`` and the weights are the softmax alone. Queries and keys are assumed to advance at the
+    same rate: in cross-attention keys past L + window are never attended to, and a query past S + window gets zeros.
+    Under a causal mask the last query is at the last key.
 
     Args:
         window: D, keys on each side of the aligned position.
-        predict: whether each query predicts its position; otherwise it is the query's own.
-        dropout: of attention weights while training.
+        predict: Whether each query predicts its position; otherwise it is the query's own.
+        dropout: Dropout of attention weights in training.
     """
 
     kind = "local"
@@ -94,7 +94,7 @@ class Local(Kernel):
         return super().make_cache(keys, values, cross=cross)
 
     def _aligned(self, q: Tensor, k: Tensor, mask: Mask | None, start: int | Tensor | None = None) -> Mask:
-        """The mask with local-m's window; start is the first query's position, (B, 1, 1, 1) where a tensor."""
+        """Returns the mask with local-m's window; start is the first query's position, (B, 1, 1, 1) if a tensor."""
         mask = Mask() if mask is None else mask
         L, S = q.shape[2], k.shape[2]
         if start is None:
@@ -112,7 +112,7 @@ class Local(Kernel):
         return self._weigh(dot_scores(q, k, mask), allowed, distance)
 
     def _gathered(self, q: Tensor, k: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-        """The weights of the keys in reach alone, and which keys these are: (B, h, L, w) both."""
+        """Returns the weights of the keys in the window, and their indices: (B, h, L, w) both."""
         L, S, width = q.shape[2], k.shape[2], 2 * self.window + 1
         real = k.new_ones(1, S, dtype=torch.bool) if mask.key_mask is None else mask.key_mask
         ends = torch.arange(S - L, S, device=q.device) if mask.is_causal else torch.full((1,), S - 1, device=q.device)
@@ -126,11 +126,11 @@ class Local(Kernel):
         return self._weigh(scores, (places >= 0) & (places < total), places - position), index
 
     def _position(self, q: Tensor, total: Tensor) -> Tensor:
-        """p_t, (B, h, L, 1), for S = total; in single precision at least: a half cannot count past 256."""
+        """Returns p_t, (B, h, L, 1), for S = total, in float32 at least: half precision cannot count past 256."""
         logit = (q @ self.project).tanh() @ self.place[:, :, None]  # (B, h, L, 1)
         return total * logit.to(torch.promote_types(q.dtype, torch.float32)).sigmoid()
 
     def _weigh(self, scores: Tensor, allowed: Tensor, distance: Tensor) -> Tensor:
-        """The softmax within the window times the Gaussian; distance is s - p_t."""
+        """Returns the softmax within the window times the Gaussian; distance is s - p_t."""
         weights = masked_softmax(scores, allowed & (distance.abs() <= self.window))
         return weights * (-2 * (distance / self.window).square()).exp().to(weights.dtype)  # sigma = window / 2

@@ -1,4 +1,4 @@
-"""Softmax over a fixed number of summaries of the keys: linear in length."""
+"""Softmax over a fixed number of summaries of the keys, linear in length."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class LowRank(Kernel):
     """``softmax(q (E k)^T / sqrt(d)) F v`` with learned E and F (Wang et al. 2020, section 4).
 
     E and F (projected_length, S) make few summaries of the keys and values. A key's column is its position: shorter
-    inputs use the first columns; hidden keys are zero before they are summed. As each summary mixes all positions,
-    this is never causal and takes neither a bias nor a mask over pairs.
+    inputs use the first columns; padding is zeroed before the sums. As each summary mixes all positions, this kernel is
+    never causal and supports neither a bias nor a mask over pairs.
 
-    With ``rank`` r, the queries and keys of each head are also projected from d to r numbers, so that the rank of its
-    scores is an option of its own (Bhojanapalli et al. 2020, section 3). With ``projected_length=None`` that is all.
+    With ``rank`` r, the queries and keys of each head are also projected from d to r dimensions, which makes the rank
+    of scores a separate option (Bhojanapalli et al. 2020, section 3), alone with ``projected_length=None``.
 
     Args:
-        projected_length: number of summaries, None = the keys themselves.
-        rank: r, None = d.
-        share: what has the same E and F: "none"; "heads", all heads of this attention; "keys_values", all heads, and F
+        projected_length: Number of summaries; None = the keys themselves.
+        rank: r; None = d.
+        share: Sharing of E and F: "none"; "heads" = by all heads of this attention; "keys_values" = by all heads, and F
             is E.
-        max_len: the longest S, columns of E and F.
+        max_len: Maximum of S, the number of columns of E and F.
 
     Raises:
-        ValueError: sizes below 1, an unknown share, or neither projected_length nor rank.
+        ValueError: Sizes below 1, an unknown share, or neither projected_length nor rank.
     """
 
     kind = "low_rank"
@@ -101,7 +101,7 @@ class LowRank(Kernel):
             raise ValueError("attention kind 'low_rank' decodes cross-attention only: its summaries mix all positions")
 
     def _compared(self, q: Tensor, k: Tensor, mask: Mask | None) -> tuple[Tensor, Tensor]:
-        """What the scores are products of: (B, h, L, r) and (B, h_kv|h, projected_length|S, r)."""
+        """Returns the factors of the scores: (B, h, L, r) and (B, h_kv|h, projected_length|S, r)."""
         if self.key_length is not None:
             k = self._shorten(k, self.key_length, mask)
         if self.query_rank is None or self.key_rank is None:
@@ -109,7 +109,7 @@ class LowRank(Kernel):
         return q @ self.query_rank, repeat_heads(k, self.num_heads) @ self.key_rank
 
     def _shorten(self, x: Tensor, matrix: Tensor, mask: Mask | None) -> Tensor:
-        """(B, h_kv, S, d) to summaries (B, h_kv|h, projected_length, d); zeros where every key is hidden."""
+        """Maps (B, h_kv, S, d) to summaries (B, h_kv|h, projected_length, d); zeros if every key is padding."""
         S = x.shape[2]
         if self.max_len < S:
             raise ValueError(f"attention kind 'low_rank' was made for max_len={self.max_len} keys, found {S}")
@@ -118,5 +118,5 @@ class LowRank(Kernel):
         matrix = matrix[:, :, :S]
         if matrix.shape[0] > 1:
             return matrix @ repeat_heads(x, self.num_heads)
-        x = x.transpose(1, 2)  # (B, S, h_kv, d): as projections leave it, one product does all heads
+        x = x.transpose(1, 2)  # (B, S, h_kv, d): the memory order of projections, so one product computes all heads
         return (matrix @ x.flatten(2)).unflatten(-1, x.shape[2:]).transpose(1, 2)

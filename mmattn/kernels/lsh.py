@@ -1,4 +1,4 @@
-"""Attention among tokens that hash alike: sorted by bucket, cut into chunks."""
+"""Locality-sensitive hashing attention among tokens of the same bucket, sorted by bucket and split into chunks."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from ..masks import Mask
 from .base import Kernel, count_blocks
 from .gather_attention import attend_gathered, bias_by_head
 
-ROTATIONS = 64  # where the number of buckets follows the length: enough for 16,384 buckets
-EPSILON = 1e-6  # under the length of a key, as in the authors' code
+ROTATIONS = 64  # for a number of buckets that depends on the length: enough for 16,384 buckets
+EPSILON = 1e-6  # floor of the norm of a key, as in the authors' code
 
 
 class _Order(NamedTuple):
-    """Tokens sorted by bucket, in each of R rounds, and cut into n chunks of c; N = n c tokens with those made up."""
+    """Tokens sorted by bucket, in each of R rounds, and split into n chunks of c; N = n c tokens including padding."""
 
-    queries: Tensor  # (B, h, R, n, c) long: which token stands where
-    keys: Tensor  # (B, h, R, n, w) long: the tokens of the chunk and of those beside it
-    rank: Tensor  # (B, h, R, N) long: where each token stands
+    queries: Tensor  # (B, h, R, n, c) long: the token at each place
+    keys: Tensor  # (B, h, R, n, w) long: the tokens of the chunk and of adjacent chunks
+    rank: Tensor  # (B, h, R, N) long: the place of each token
     query_places: Tensor  # (B, h, R, n, r, c): comparable with key_places; of r rounds, its own first
     key_places: Tensor  # (B, h, R, n, r, w)
-    reach: tuple[int, int]  # query place minus key place of what is seen, lowest and highest
+    reach: tuple[int, int]  # lowest and highest query place minus key place of visible keys
     real: Tensor  # (B, N) bool
 
 
 class LSH(Kernel):
     """``softmax(q_i q_j / |q_j|)`` over the tokens j of the same bucket (Kitaev et al. 2020, section 2).
 
-    ``bucket(q) = argmax [q R; -q R]``, R random, so that what points the same way shares a bucket. In each of
-    `num_hashes` rounds the tokens are sorted by bucket and position, and a token sees those of its bucket that stand at
-    most `chunk` places before it or, bidirectional, after it. The rounds join in one softmax, in which a key seen in N
-    of them counts once, by ``- log N`` on its score (appendix A). A token sees itself only where it sees nothing else.
+    ``bucket(q) = argmax [q R; -q R]``, R random, so that vectors of similar directions share a bucket. In each of
+    `num_hashes` rounds the tokens are sorted by bucket and position, and a token attends to those of its bucket at most
+    `chunk` places before it or, bidirectional, after it. The rounds are combined in one softmax, in which a key of N
+    rounds counts once, by ``- log N`` on its score (appendix A). A token attends to itself only if there are no others.
 
-    In place of each bucket's own tokens, `across_buckets` takes all in the same chunk of the sorted order and the chunk
-    beside it, as often as they are met: what the authors' released models do. There later tokens decide which earlier
-    ones share a chunk, so that a causal mask hides what the future holds but not that it is there.
+    With `across_buckets`, a token attends to all tokens in the same and the adjacent chunk of the sorted order instead,
+    counted once per round, as in the authors' released models. Later tokens then affect which earlier ones share a
+    chunk, so a causal mask hides the content of the future but not its existence.
 
-    Hidden tokens stand in no bucket: nothing sees them, and they see nothing.
+    Padding is in no bucket: it is neither attended to nor attends.
 
     Args:
-        num_hashes: rounds.
-        num_buckets: even; None = about two for each chunk of a sample's real tokens, by a pair of hashes.
-        chunk: places that a token sees on each side, and the size of a chunk.
-        across_buckets: see above.
-        seed: of the random rotations.
+        num_hashes: Number of rounds.
+        num_buckets: Even; None = about two per chunk of a sample's real tokens, by a pair of hashes.
+        chunk: Window in places on each side, and the size of a chunk.
+        across_buckets: See above.
+        seed: Seed of the random rotations.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: A number is out of range.
     """
 
     kind = "lsh"
@@ -104,7 +104,7 @@ class LSH(Kernel):
         attend = partial(_attend_chunks, order.reach)
         picks = (order.keys + first).flatten(0, 3)  # (B h R n, w)
         out = attend_gathered(attend, picks, k, v, *groups, scores=c * w * order.key_places.shape[-2])
-        # (B h R n, c, d_v + 1), back into the order of the text:
+        # (B h R n, c, d_v + 1), back to the order of the sequence:
         stands = torch.arange(B * h * R, device=q.device).view(B, h, R, 1) * (n * c) + order.rank
         out = out.flatten(0, 1).index_select(0, stands.flatten()).unflatten(0, stands.shape)  # (B, h, R, N, d_v + 1)
         out = (out[..., -1:].softmax(2) * out[..., :-1]).sum(2)  # (B, h, N, d_v)
@@ -116,7 +116,7 @@ class LSH(Kernel):
         S = q.shape[2]
         order = self._sort(q, k, mask)
         N = order.rank.shape[-1]
-        met = _meet(order.query_places, order.key_places, order.reach)[0]  # (B, h, R, n, c, w)
+        met = _compare(order.query_places, order.key_places, order.reach)[0]  # (B, h, R, n, c, w)
         pairs = (order.queries[..., :, None] * N + order.keys[..., None, :]).flatten(2)  # (B, h, R n c w)
         counts = q.new_zeros(*q.shape[:2], N * N).scatter_add(-1, pairs, met.flatten(2).to(q.dtype))
         counts = counts.unflatten(-1, (N, N))[..., :S, :S] * order.real[:, None, :S, None]  # (B, h, S, S)
@@ -133,21 +133,21 @@ class LSH(Kernel):
             raise ValueError("attention kind 'lsh' meets only pairs that hash alike: it takes a key_mask, no attn_mask")
 
     def buckets(self, q: Tensor, count: Tensor) -> Tensor:
-        """The bucket of each token in each round.
+        """Returns the bucket of each token in each round.
 
         Args:
             q: (B, h, S, d).
-            count: (B,) long, how many tokens of each sample are real, which may decide how many buckets it has.
+            count: (B,) long, the number of real tokens of each sample, on which the number of buckets may depend.
 
         Returns:
             (B, h, R, S) long.
         """
         rotations, size = self.rotations.to(q.dtype), self.rotations.shape[-1]
         used = None
-        if self.num_buckets is None:  # a pair of hashes on u rotations each makes (2 u)^2 buckets, 2 a chunk
+        if self.num_buckets is None:  # a pair of hashes with u rotations each has (2 u)^2 buckets, 2 per chunk
             steps = 2 * self.chunk * torch.arange(1, size + 1, device=q.device) ** 2
             used = (count[:, None] >= steps).sum(-1)[:, None, None, None, None]  # (B, 1, 1, 1, 1)
-            if isinstance(q.shape[2], int):  # those that this length cannot use are not computed
+            if isinstance(q.shape[2], int):  # rotations that this length cannot use are skipped
                 size = max(1, sum(2 * self.chunk * u * u <= q.shape[2] for u in range(1, size + 1)))
         turned = torch.einsum("bhsd,xhrdf->xbhrsf", q.detach(), rotations[..., :size])
         length = turned.abs()
@@ -176,18 +176,18 @@ class LSH(Kernel):
         bucket = self.buckets(F.pad(q, (0, 0, 0, n * c - S)), count)  # (B, h, R, N)
         last = (2 * self.rotations.shape[-1]) ** self.rotations.shape[0]
         seat = bucket.masked_fill(~real[:, None, None], last) * (n * c) + token
-        order = seat.argsort(-1)  # (B, h, R, N), what is hidden last
+        order = seat.argsort(-1)  # (B, h, R, N), padding last
         rank = torch.zeros_like(order).scatter(-1, order, token.expand_as(order))
         queries = order.unflatten(-1, (n, c))
 
         sides = torch.arange(-1, 1 if mask.is_causal else 2, device=q.device)
         if isinstance(n, int) and n == 1:
-            sides = sides[1:2]  # a lone chunk has nothing beside it
+            sides = sides[1:2]  # a single chunk has no neighbours
         chunks = torch.arange(n, device=q.device)[:, None] + sides  # (n, 1..3)
         rounds = torch.arange(R, device=q.device)[:, None, None]
-        filled = ((count + c - 1) // c)[:, None, None, None]  # (B, 1, 1, 1): chunks with something real
+        filled = ((count + c - 1) // c)[:, None, None, None]  # (B, 1, 1, 1): chunks with real tokens
         inside = (chunks >= 0) & (chunks < n)
-        if self.across_buckets:  # before the first chunk of a round comes the last of the round before
+        if self.across_buckets:  # the first chunk of a round follows the last of the preceding round
             under, over = chunks < 0, (chunks == filled) & (sides == 1)
             rounds = (rounds + over.long() - under.long()) % R
             chunks = torch.where(under, filled - 1, torch.where(over, 0, chunks))
@@ -197,31 +197,31 @@ class LSH(Kernel):
         keys = queries.flatten(2, 3).gather(2, beside).view(B, h, R, n, -1)  # (B, h, R, n, w)
         inside = inside.repeat_interleave(c, dim=-1)[:, None]  # (n, 1, w)
 
-        if self.across_buckets:  # positions, and what is hidden further off than any
+        if self.across_buckets:  # positions, with padding out of reach
             places = token.where(real, -n * c - 1 - token)[:, None, None, None].expand(B, h, R, 1, -1)
             reach = (0 if mask.is_causal else -n * c, n * c)
-        else:  # apart by more than the chunk where buckets differ: one number says whether two tokens see each other
-            hidden = -(chunk + 1) * (token + 1)
-            places = (rank + bucket * (chunk + 1)).where(real[:, None, None], hidden)  # (B, h, R, N)
+        else:  # buckets are separated by more than a chunk, so one difference decides visibility
+            padding = -(chunk + 1) * (token + 1)
+            places = (rank + bucket * (chunk + 1)).where(real[:, None, None], padding)  # (B, h, R, N)
             turn = (torch.arange(R, device=q.device)[:, None] + torch.arange(R, device=q.device)) % R
             places, reach = places[:, :, turn], (0 if mask.is_causal else -chunk, chunk)  # (B, h, R, r, N)
         places = places.int()  # half as wide as an index
-        query_places, key_places = (_look(places, x) for x in (queries, keys))
+        query_places, key_places = (_lookup(places, x) for x in (queries, keys))
         key_places = key_places.masked_fill(~inside, -(chunk + 1) * (n * c + 2))
         return _Order(queries, keys, rank, query_places, key_places, reach, real)
 
 
-def _look(places: Tensor, tokens: Tensor) -> Tensor:
-    """The places (B, h, R, r, N) of tokens (B, h, R, n, m): (B, h, R, n, r, m)."""
+def _lookup(places: Tensor, tokens: Tensor) -> Tensor:
+    """Returns the places (B, h, R, r, N) of tokens (B, h, R, n, m): (B, h, R, n, r, m)."""
     index = tokens.flatten(3)[:, :, :, None].expand(-1, -1, -1, places.shape[3], -1)
     return places.gather(-1, index).unflatten(-1, tokens.shape[3:]).transpose(3, 4)
 
 
-def _meet(query_places: Tensor, key_places: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Who sees whom, from places (.., r, c) and (.., r, w) in this round and the others.
+def _compare(query_places: Tensor, key_places: Tensor, reach: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Compares places (.., r, c) and (.., r, w) in this round and the others.
 
     Returns:
-        (.., c, w) bool: whether they meet in this round; whether they are the same token; in how many rounds they meet.
+        (.., c, w) each: whether a pair is visible in this round; whether it is one token; its number of rounds.
     """
     gap = query_places[..., :, None] - key_places[..., None, :]  # (.., r, c, w)
     near = (gap >= reach[0]) & (gap <= reach[1])
@@ -237,10 +237,10 @@ def _attend_chunks(
     key_places: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Attends in each of m chunks by itself.
+    """Attends within each of m chunks.
 
     Args:
-        reach: see _Order, and for the places.
+        reach: See _Order, as for the places.
         k: (m, w, d).
         v: (m, w, d_v).
         q: (m, c, d), scaled.
@@ -249,9 +249,9 @@ def _attend_chunks(
         bias: (m, c, w) or None.
 
     Returns:
-        (m, c, d_v + 1): what it saw, and the logarithm of the sum over the keys, by which rounds are joined.
+        (m, c, d_v + 1): the weighted sums, and the log-sum-exp over the keys, by which rounds are combined.
     """
-    met, itself, often = _meet(query_places, key_places, reach)  # (m, c, w)
+    met, itself, often = _compare(query_places, key_places, reach)  # (m, c, w)
     scores = q @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
@@ -259,11 +259,11 @@ def _attend_chunks(
         scores = scores - often.clamp_min(1).to(scores.dtype).log()
     lowest = torch.finfo(scores.dtype).min
     scores = scores.masked_fill(itself, lowest / 4).masked_fill(~met, lowest)
-    # Not exp(scores - total): beside the lowest numbers the logarithm of a sum is the largest of its terms.
+    # Not exp(scores - total): among the lowest numbers a log-sum-exp equals its largest term.
     total = scores.logsumexp(-1, keepdim=True)  # (m, c, 1)
     return torch.cat([scores.softmax(-1).masked_fill(~met, 0.0) @ v, total], dim=-1)
 
 
 def _keys(q: Tensor) -> Tensor:
-    """The keys of queries (B, h, S, d): the same, at length sqrt(d), which the scale of the scores takes off again."""
+    """Returns the keys of queries (B, h, S, d), normalized to sqrt(d), which the scale of the scores cancels."""
     return q * ((q * q).mean(-1, keepdim=True) + EPSILON).rsqrt()

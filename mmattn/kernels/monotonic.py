@@ -1,4 +1,4 @@
-"""Attention that only moves forward over its source: soft in training, a key or a chunk at a time in decoding."""
+"""Monotonic attention: soft in training, one key or chunk per query in decoding."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..functional import allowed_keys, dot_scores, masked_softmax, repeat_heads
 from ..masks import Mask, same_size
 from .base import Cache, Kernel
 
-EXPORT_ROUNDS = 16  # doublings while exporting, where the length is unknown: enough for 65,536 positions
-SCAN = 64  # keys that decoding looks at in one go
+EXPORT_ROUNDS = 16  # doublings for export, where the length is unknown: enough for 65,536 positions
+SCAN = 64  # keys that decoding scans at a time
 
 
 @dataclass
 class MonotonicCache(Cache):
-    """Where each head has arrived; S, past the last key, once a query found nothing and the head has run out."""
+    """The position of each head; S, past the last key, once a query has stopped nowhere."""
 
     position: Tensor  # (B, h) long
     seen: Tensor  # (B,) long: queries so far
@@ -29,22 +29,22 @@ class MonotonicCache(Cache):
 
 
 class Monotonic(Kernel):
-    """From where the last query stopped, move right and stop at each key with probability p_ij (Raffel et al. 2017).
+    """Each query scans right from the last stop and stops at key j with probability p_ij (Raffel et al. 2017).
 
     ``p_ij = sigmoid(g q_i k_j / sqrt(d) + r)``, g and r learned per head. Training uses the expected alignment of
     section 2.3, ``a_ij = p_ij sum over k <= j of a_(i-1)k (1 - p_ik) .. (1 - p_i(j-1))``, evaluation the first key with
-    p_ij > 1/2. A query whose scan runs off the end gets zeros, and so do all after it.
+    p_ij > 1/2. A query that scans past the end gets zeros, and so do all later ones.
 
-    With a chunk of w keys (Chiu and Raffel 2018, section 2.3) a query that stops at key j reads keys j - w + 1 .. j by
-    a softmax over energies of their own, ``u_ij = (W q_i) k_j / sqrt(d)``, and training the expectation of that.
-    A gain like g would not do for u: where the scan stops, p is highest, and what it has passed could never weigh more.
+    With a chunk of w keys (Chiu and Raffel 2018, section 2.3) a query that stops at key j attends to keys j - w + 1 ..
+    j by a softmax over separate energies, ``u_ij = (W q_i) k_j / sqrt(d)``; training uses the expectation. A mere gain
+    like g would not suffice for u: p is highest at the stop, so preceding keys could never have larger weights.
 
-    With a cache a step reads on from where the head stands, `SCAN` keys at a time: decoding is linear in L + S.
+    With a cache a step scans from the head's position, `SCAN` keys at a time: decoding is linear in L + S.
 
     Args:
-        chunk: w, keys that a query reads, 1 = the one at which it stops.
-        noise: standard deviation of the noise on the scores in training, which drives p towards 0 and 1 (section 2.5).
-        initial_offset: where r starts; the lower, the further an untrained head scans.
+        chunk: w, the number of keys per query; 1 = the key at which it stops.
+        noise: Standard deviation of the noise on the scores in training, which drives p towards 0 and 1 (section 2.5).
+        initial_offset: Initial value of r; the lower, the further an untrained head scans.
     """
 
     kind = "monotonic"
@@ -71,7 +71,7 @@ class Monotonic(Kernel):
         if self.training:
             raise ValueError("attention kind 'monotonic' decodes with a cache only in evaluation: call model.eval()")
         allowed = allowed_keys(q, k, mask)
-        if torch.compiler.is_compiling():  # a graph cannot stop looking when it has found
+        if torch.compiler.is_compiling():  # a graph has no early exit
             stops = _stops(self._energy(q, k, allowed) > 0, cache.position)  # (B, h, L)
         else:
             stops = self._scan(q, k, allowed, cache.position)
@@ -101,10 +101,10 @@ class Monotonic(Kernel):
 
     def _energy(self, q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
         scores = dot_scores(q, k) * self.gain[:, None, None] + self.offset[:, None, None]  # (B, h, L, S)
-        return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))  # p = 0: passed over
+        return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))  # p = 0
 
     def _scan(self, q: Tensor, k: Tensor, allowed: Tensor | None, position: Tensor) -> Tensor:
-        """Where each query stops, (B, h, L), looking at no key before position (B, h) and few after the stop."""
+        """Returns the stop of each query, (B, h, L), scanning no key before position (B, h) and few after the stop."""
         S = k.shape[2]
         stops = []
         for i in range(q.shape[2]):
@@ -115,14 +115,14 @@ class Monotonic(Kernel):
                 energy = self._energy(q[:, :, i : i + 1], take_rows(k, index), None)[:, :, 0]  # (B, h, SCAN)
                 stop = (energy > 0) & inside & _pairs(allowed, index[:, :, None], i)[:, :, 0]
                 found = stop.any(-1)
-                step = torch.where(found, stop.long().argmax(-1), SCAN)  # to the first that stops
+                step = torch.where(found, stop.long().argmax(-1), SCAN)  # to the first stop
                 position = torch.where(searching, position + step, position).clamp(max=S)
                 searching = searching & ~found & (position < S)
             stops.append(position)
         return torch.stack(stops, dim=2)
 
     def _read(self, stops: Tensor, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        """What the queries that stop there see: (B, h, L, d_v)."""
+        """Returns the outputs of queries with these stops: (B, h, L, d_v)."""
         S, w = k.shape[2], self.chunk
         index = stops[..., None] + torch.arange(1 - w, 1, device=k.device)  # (B, h, L, w)
         real = (index >= 0) & (stops < S)[..., None]
@@ -137,11 +137,11 @@ class Monotonic(Kernel):
 
 
 def expected_alignment(p: Tensor) -> Tensor:
-    """The probability that query i stops at key j, for stopping probabilities p.
+    """Returns the probability that query i stops at key j, for stopping probabilities p.
 
     The published closed form divides by a product of (1 - p), which underflows. Here the sum over k is a first-order
-    recurrence in j, ``r_j = (1 - p_(j-1)) r_(j-1) + a_(i-1)j``, run by doubling: only products of probabilities and
-    sums of positive numbers, so nothing can blow up. One step a query, log S inside.
+    recurrence in j, ``r_j = (1 - p_(j-1)) r_(j-1) + a_(i-1)j``, computed by doubling: only products of probabilities
+    and sums of positive numbers, which is numerically stable. One step per query, with log S doublings.
 
     Args:
         p: (B, h, L, S).
@@ -169,16 +169,16 @@ def expected_alignment(p: Tensor) -> Tensor:
 
 
 def over_chunks(alignment: Tensor, energy: Tensor, allowed: Tensor | None, chunk: int) -> Tensor:
-    """What each key gets where a query that stops at key j reads the `chunk` keys up to j by a softmax.
+    """Returns the weights of keys if a query that stops at key j attends to the `chunk` keys up to j by a softmax.
 
     ``b_ij = sum over k = j .. j + w - 1 of a_ik exp(u_ij) / sum over l = k - w + 1 .. k of exp(u_il)`` (Chiu and Raffel
-    2018, section 2.4). The published moving sums exponentiate against the row's largest energy, so that a chunk far
-    below it divides zero by zero; here each chunk has a softmax of its own.
+    2018, section 2.4). The published moving sums subtract the row's largest energy, so that a chunk far below it
+    divides zero by zero; here each chunk has a separate softmax.
 
     Args:
         alignment: (B, h, L, S), the probability that query i stops at key j.
         energy: (B, h, L, S), u.
-        allowed: bool, broadcastable to energy, or None.
+        allowed: Bool, broadcastable to energy, or None.
         chunk: w.
 
     Returns:
@@ -193,23 +193,23 @@ def over_chunks(alignment: Tensor, energy: Tensor, allowed: Tensor | None, chunk
 
 
 def _stops(stop: Tensor, start: Tensor | None = None) -> Tensor:
-    """Where each query stops: the first True at or after the stop of the query before it.
+    """Returns the stop of each query: the first True at or after the stop of the preceding query.
 
-    Each query is a function "from here, stop there"; functions compose, so a running composition by doubling replaces
-    the loop over queries.
+    Each query is a function from a position to its stop; a cumulative composition by doubling replaces the loop over
+    queries.
 
     Args:
         stop: (B, h, L, S) bool.
-        start: (B, h) where the scan begins, 0 where None.
+        start: (B, h), the beginning of the scan; None = 0.
 
     Returns:
-        (B, h, L) long, S where nothing was found.
+        (B, h, L) long, S without a stop.
     """
     L, S = stop.shape[-2:]
-    stop = F.pad(stop, (0, 1), value=True)  # (B, h, L, S + 1): past the last key all stop
+    stop = F.pad(stop, (0, 1), value=True)  # (B, h, L, S + 1): all stop past the last key
     places = torch.where(stop, torch.arange(S + 1, device=stop.device), S).sort(-1).values  # the stops, then S
     passed = stop.long().cumsum(-1) - stop.long()  # stops before each place: the index of the next one
-    jump = places.gather(-1, passed)  # (B, h, L, S + 1): from each place the next stop
+    jump = places.gather(-1, passed)  # (B, h, L, S + 1): the next stop from each position
     query = torch.arange(L, device=stop.device)
     for step in _doublings(L):
         before = jump.index_select(2, (query - step).clamp_min(0))  # the composition up to query i - step
@@ -229,7 +229,7 @@ def _one_hot(stops: Tensor, S: int, dtype: torch.dtype) -> Tensor:
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x (B, h_kv, S, d) at index (B, h, ...), nothing else touched: (B, h, ..., d)."""
+    """Gathers rows of x (B, h_kv, S, d) at index (B, h, ...): (B, h, ..., d)."""
     B, h = index.shape[:2]
     ones = [1] * (index.dim() - 2)
     heads = torch.arange(h, device=x.device) // (h // x.shape[1])  # grouped-query: each head's keys
@@ -237,7 +237,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _pairs(allowed: Tensor | None, index: Tensor, first: int = 0) -> Tensor:
-    """Whether the queries from first on may see the keys at index (B, h, L, n): bool, broadcastable to it."""
+    """Whether the queries from first on may attend to the keys at index (B, h, L, n): bool, broadcastable to it."""
     if allowed is None:
         return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=index.device)
     L, S = index.shape[2], allowed.shape[-1]

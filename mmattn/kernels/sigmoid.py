@@ -1,4 +1,4 @@
-"""Each key judged on its own, so that weights add up to how many match: heads that can count."""
+"""Sigmoid attention: independent weights per key, whose sum can count matching keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Sigmoid(ExplicitKernel):
     """``sigmoid(q k^T / sqrt(d) + b)`` in some heads, softmax in the others (Ramapuram et al. 2024, section 3).
 
     Args:
-        num_sigmoid_heads: how many heads, the first ones, are sigmoid-scored; None = all.
-        initial_bias: where the learned b of each sigmoid head starts; minus the logarithm of the usual number of keys
-            makes a fresh head's weights add up to about one.
-        dropout: of attention weights while training.
+        num_sigmoid_heads: Number of sigmoid heads, the first ones; None = all.
+        initial_bias: Initial value of the learned b of each sigmoid head; with minus the logarithm of the usual number
+            of keys, weights sum to about one at initialization.
+        dropout: Dropout of attention weights in training.
 
     Raises:
         ValueError: num_sigmoid_heads is not within 1..num_heads.

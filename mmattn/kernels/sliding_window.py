@@ -1,4 +1,4 @@
-"""Softmax over the neighbours and a few global tokens: linear in length, forward and backward."""
+"""Softmax over a sliding window and a few global tokens, linear in length, forward and backward."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..masks import Bias, Mask, key_offsets
 from .banded import LOG2E, BlocksOfKeys
 from .base import Kernel, KVCache, count_blocks
 
-BLOCK = 64  # queries a block: fewer make the products slow, more compute scores beyond the window
+BLOCK = 64  # queries per block: fewer make products slow, more compute scores beyond the window
 
 
 @dataclass
 class WindowCache(KVCache):
-    """The last `window` keys and values: it stops growing."""
+    """A cache of the last `window` keys and values, of bounded size."""
 
     seen: Tensor  # (B,) long: tokens so far
 
@@ -28,11 +28,11 @@ class WindowCache(KVCache):
         return self.seen[0]
 
     def slide(self, k: Tensor, v: Tensor, window: int, mask: Mask) -> tuple[Tensor, Tensor, Mask]:
-        """Adds new keys and values; all that these may see, with the mask over it. The last `window` are kept."""
+        """Appends keys and values; returns those that the new queries may attend to with their mask; keeps `window`."""
         self.seen = self.seen + k.shape[2]
         k, v = self.append(k, v)
         S = k.shape[2]
-        kept = S - min(S, window)  # the first key that a later query can still see
+        kept = S - min(S, window)  # the first key in a later query's window
         self.keys, self.values = k[:, :, kept:], v[:, :, kept:]
         key_mask = None if mask.key_mask is None else mask.key_mask[:, mask.key_mask.shape[1] - S :]
         return k, v, Mask(key_mask, None, mask.is_causal, mask.bias)
@@ -41,12 +41,12 @@ class WindowCache(KVCache):
 class SlidingWindow(Kernel):
     """Each query attends to the keys at most `window` to its left and right (Beltagy et al. 2020, section 3.1).
 
-    The tokens of the mask's ``global_mask``, other ones in each sample, attend to all and are attended to by all; with
-    a causal mask, to and by what is past. Queries are cut into blocks, each over the stretch of keys around it, so that
-    time and memory grow with L (2 window + block), and with L G where a sample has at most G global tokens.
+    The tokens of the mask's ``global_mask``, which may differ between samples, attend to all and are attended to by
+    all, within a causal mask if there is one. Queries are split into blocks, each over the range of keys around it, so
+    that time and memory grow with L (2 window + block), and with L G for at most G global tokens per sample.
 
     Args:
-        window: tokens on each side; a causal mask leaves the left side and the token itself.
+        window: Tokens on each side; under a causal mask the left side and the token itself remain.
     """
 
     kind = "sliding_window"
@@ -71,12 +71,12 @@ class SlidingWindow(Kernel):
                 if getattr(mask, name) is not None:
                     raise ValueError(f"attention kind 'sliding_window' takes no {name} beside a cache")
             k, v, mask = cache.slide(k, v, self.window, mask)
-            if isinstance(L, int) and L == 1:  # all that is cached is in the window
+            if isinstance(L, int) and L == 1:  # all cached keys are in the window
                 return attend(q, k, v, mask)
-            q = F.pad(q, (0, 0, k.shape[2] - L, 0))  # at most `window` made-up queries for the cached keys
+            q = F.pad(q, (0, 0, k.shape[2] - L, 0))  # at most `window` dummy queries for the cached keys
         S = k.shape[2]
         self.check_square(q.shape[2], S)
-        short = max(2 * self.window + self.block, 4 * self.block)  # up to here, all scores at once are cheaper
+        short = max(2 * self.window + self.block, 4 * self.block)  # up to this length, all scores at once are faster
         if isinstance(S, int) and short >= S:
             return attend(q, k, v, self._dense_mask(S, mask, q.device))[:, :, S - L :]
         if mask.global_mask is None:
@@ -105,9 +105,9 @@ class SlidingWindow(Kernel):
         return Mask(mask.key_mask, allowed if mask.attn_mask is None else allowed & mask.attn_mask, False, mask.bias)
 
     def _with_globals(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, global_mask: Tensor) -> Tensor:
-        """Windows without the global keys, joined with these in one softmax; then the global queries, over all keys.
+        """Attends in windows without the global keys, merged with these in one softmax; then from global queries.
 
-        For that softmax a window is one more key: its score is the logarithm of its sum, its value its output.
+        In that softmax a window is one more key, whose score is its log-sum-exp and whose value is its output.
         """
         S, h = q.shape[2], q.shape[1]
         near = ~global_mask if mask.key_mask is None else mask.key_mask & ~global_mask
@@ -131,11 +131,11 @@ class SlidingWindow(Kernel):
         out = torch.addcmul(weights[..., 1:] @ values, weights[..., :1], out.to(v.dtype))  # (B, h, S, d_v)
 
         index = rows.expand(-1, h, -1, out.shape[3])
-        found = self._look_everywhere(q, k, v, mask, places)  # (B, h, G, d_v)
+        found = self._attend_everywhere(q, k, v, mask, places)  # (B, h, G, d_v)
         return out.scatter(2, index, torch.where(real[:, None, :, None], found, out.gather(2, index)))
 
-    def _look_everywhere(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, places: Tensor) -> Tensor:
-        """What the queries at places (B, G) see when no window limits them: (B, h, G, d_v)."""
+    def _attend_everywhere(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, places: Tensor) -> Tensor:
+        """Returns the outputs of the queries at places (B, G) without a window: (B, h, G, d_v)."""
         S, h = q.shape[2], q.shape[1]
         tokens = torch.arange(S, device=q.device)
         rows = places[:, None, :, None]  # (B, 1, G, 1)
@@ -144,12 +144,12 @@ class SlidingWindow(Kernel):
             allowed = allowed & mask.key_mask[:, None, None, :]
         if mask.attn_mask is not None:
             allowed = allowed & _take(mask.attn_mask, rows, S)  # (B, 1|h, G, 1|S)
-        asked = q.gather(2, rows.expand(-1, h, -1, q.shape[3]))  # (B, h, G, d)
-        scores = _scores(asked, repeat_heads(k, h), mask.bias, tokens - places[..., None])  # (B, h, G, S)
+        picked = q.gather(2, rows.expand(-1, h, -1, q.shape[3]))  # (B, h, G, d)
+        scores = _scores(picked, repeat_heads(k, h), mask.bias, tokens - places[..., None])  # (B, h, G, S)
         return masked_softmax(scores, allowed) @ repeat_heads(v, h)
 
     def _windows(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, with_sums: bool = False) -> tuple[Tensor, Tensor]:
-        """(B, h, S, d_v), and the logarithms of the sums of exponentiated scores (B, h, S) where they are wanted."""
+        """Returns outputs (B, h, S, d_v), and the log-sum-exp of the scores (B, h, S) if requested."""
         if not _in_place(q):
             return self._side_by_side(q, k, v, mask, with_sums)
         table = self._table(self.block, self.window, 0 if mask.is_causal else self.window, mask, q)
@@ -162,14 +162,14 @@ class SlidingWindow(Kernel):
         return BlocksOfKeys.apply(q, k, v, table, key_bias, pairs, self.window)
 
     def _table(self, block: int, left: int, right: int, mask: Mask, like: Tensor) -> Tensor:
-        """What is added to the scores (base 2) of a block's queries over the keys around it: (h|1, block, width)."""
+        """Returns the additive mask (base 2) of a block's queries over the keys around it: (h|1, block, width)."""
         inner = torch.arange(block, device=like.device)
         offsets = torch.arange(-left, block + right, device=like.device) - inner[:, None]  # (block, width)
         bias = torch.zeros_like(offsets)[None] if mask.bias is None else mask.bias.offsets(offsets) * LOG2E
         return bias.to(like.dtype).masked_fill(~self._band(offsets, mask.is_causal), float("-inf"))
 
     def _side_by_side(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, with_sums: bool) -> tuple[Tensor, Tensor]:
-        """The same in a few large operations, each block beside a copy of its keys: what exports, and suits a GPU."""
+        """Computes `_windows` in a few large operations on copies of each block's keys, for export and GPUs."""
         B, h, S, _ = q.shape
         b = max(self.window, self.block)
         n = count_blocks(S, b)
@@ -198,7 +198,7 @@ class SlidingWindow(Kernel):
         if not with_sums:
             out = attend(q, k, v, Mask(None, allowed, False, bias))  # (B n, h, b, d_v)
             return _joined(out, B)[:, :, :S], out.new_empty(0)
-        wide = torch.promote_types(q.dtype, torch.float32)  # half a number's bits are too few for a sum's logarithm
+        wide = torch.promote_types(q.dtype, torch.float32)  # half precision is too coarse for a log-sum-exp
         scores = dot_scores(q, k, Mask(bias=bias)).to(wide).masked_fill(~allowed, torch.finfo(wide).min)
         sums = _joined(scores.logsumexp(-1, keepdim=True), B)[:, :, :S, 0]  # (B, h, S)
         out = masked_softmax(scores, allowed).to(v.dtype) @ repeat_heads(v, h)
@@ -207,7 +207,7 @@ class SlidingWindow(Kernel):
 
 @dataclass(frozen=True)
 class _BlockBias:
-    """A position bias at the offsets of one block, which are the same for all blocks."""
+    """A position bias at the offsets of one block, which are equal for all blocks."""
 
     values: Tensor  # (h, b, 3 b)
 
@@ -219,7 +219,7 @@ class _BlockBias:
 
 
 def _in_place(q: Tensor) -> bool:
-    """Whether blocks of keys can be read where they are: on the CPU, in full precision, and not in a graph."""
+    """Whether blocks of keys can be read in place: on the CPU, in full precision, and not in a graph."""
     return (
         q.device.type == "cpu"
         and q.dtype in (torch.float32, torch.float64)
@@ -229,24 +229,24 @@ def _in_place(q: Tensor) -> bool:
 
 
 def _blocks(x: Tensor, block: int) -> Tensor:
-    """(B, h, n b, d) to (B, n, h, b, d); a view where x comes from a projection (B, n b, h d)."""
+    """Splits (B, h, n b, d) into (B, n, h, b, d); a view if x comes from a projection (B, n b, h d)."""
     return x.transpose(1, 2).unflatten(1, (-1, block)).transpose(2, 3)
 
 
 def _joined(x: Tensor, batch: int) -> Tensor:
-    """Blocks (B n, h, b, d) to (B, h, n b, d)."""
+    """Joins blocks (B n, h, b, d) to (B, h, n b, d)."""
     return x.unflatten(0, (batch, -1)).transpose(2, 3).flatten(1, 2).transpose(1, 2)
 
 
 def _beside(x: Tensor) -> Tensor:
-    """Blocks (B, n + 2, h, b, d) to each block between its two neighbours: (B, n, h, 3 b, d)."""
+    """Concatenates each of the inner blocks of (B, n + 2, h, b, d) with its neighbours: (B, n, h, 3 b, d)."""
     return torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=3)
 
 
 def _first_true(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where (B, S) is true: (B, G) whether there is a g-th one, (B, G) long where, G the most that a sample has."""
+    """Returns whether each sample of (B, S) has a g-th True, (B, G), and its index, (B, G) long, G the maximum."""
     S = mask.shape[1]
-    most = cast(int, mask.sum(1).max().clamp(min=1).item())  # int() would want the number while exporting
+    most = cast(int, mask.sum(1).max().clamp(min=1).item())  # int() would need a concrete number during export
     torch._check(most <= S)
     order = torch.arange(S, 0, -1, device=mask.device)
     order, places = torch.where(mask, order, -order).topk(most, dim=1)  # no two are equal
@@ -254,7 +254,7 @@ def _first_true(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _take(pairs: Tensor, index: Tensor, size: int) -> Tensor:
-    """Out of an attn_mask, columns by an index (B, 1, 1, G): (B, 1|h, S, G); rows by (B, 1, G, 1): (B, 1|h, G, S)."""
+    """Gathers columns of an attn_mask by (B, 1, 1, G) to (B, 1|h, S, G), or rows by (B, 1, G, 1) to (B, 1|h, G, S)."""
     heads = 1 if pairs.dim() == 2 else pairs.shape[1]
     pairs = pairs.expand(index.shape[0], heads, size, size)
     dim = 3 if index.shape[2] == 1 else 2
@@ -262,6 +262,6 @@ def _take(pairs: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, bias: Bias | None, offsets: Tensor) -> Tensor:
-    """Scaled dot products, a bias added whose offsets (B, L, S) differ from sample to sample: (B, h, L, S)."""
+    """Returns scaled dot products plus a bias at offsets (B, L, S) that differ between samples: (B, h, L, S)."""
     scores = dot_scores(q, k)
     return scores if bias is None else scores + bias.offsets(offsets).transpose(0, 1).to(scores.dtype)

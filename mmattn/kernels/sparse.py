@@ -1,4 +1,4 @@
-"""A block of queries sees its neighbours, the ends of the text and a few random blocks: linear in length."""
+"""Block-sparse attention to window, global and random blocks, linear in length."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ..masks import Mask, same_size
 from .base import Kernel, KVCache, count_blocks
 from .gather_attention import attend_gathered, bias_by_head
 
-PRIME = 2**31 - 1  # x -> x^5 is a bijection modulo it, and no product on the way leaves 64 bits
-START = 1_234_567_891  # away from 0 and 1, which the fifth power leaves where they are
+PRIME = 2**31 - 1  # x -> x^5 is a bijection modulo it, and no intermediate product exceeds 64 bits
+START = 1_234_567_891  # not 0 or 1, the fixed points of the fifth power
 
 
 class Sparse(Kernel):
     """Softmax over window, global and random blocks of keys (Zaheer et al. 2020, section 2 and appendix D).
 
-    Block i of the queries sees the blocks i - 1, i and i + 1, the first and the last `num_global`, and `num_random`
-    others; the blocks at the ends see everything. The last block is the one with a sample's last real token, so that
-    padding changes nothing. The random ones are hashed from (seed, head, i): one out of each of `num_random` equal
-    parts of the blocks that are neither near nor global.
+    Block i of the queries attends to the blocks i - 1, i and i + 1, the first and the last `num_global`, and
+    `num_random` others; the blocks at the ends attend to all. The last block is that of a sample's last real token, so
+    padding has no effect. The random ones are hashed from (seed, head, i): one from each of `num_random` equal parts of
+    the blocks that are neither near nor global.
 
-    Causal, what a block sees must not depend on the length: nothing global stands at the end, and the random blocks are
-    drawn from those before i - 1.
+    Under a causal mask, attention must not depend on the length: there are no global blocks at the end, and the random
+    blocks are drawn from those before i - 1.
 
     Args:
-        block: tokens a block.
-        num_global: blocks at each end that see all and are seen by all.
-        num_random: random blocks of keys for each block of queries.
-        seed: of the random blocks; the same in every process, for the same number of blocks.
+        block: Tokens per block.
+        num_global: Blocks at each end that attend to all and are attended to by all.
+        num_random: Random blocks of keys for each block of queries.
+        seed: Seed of the random blocks, which are equal in every process for the same number of blocks.
 
     Raises:
         ValueError: block is below 1, or a number of blocks below 0.
@@ -66,7 +66,7 @@ class Sparse(Kernel):
         else:
             self.check_square(L, k.shape[2])
         S = k.shape[2]
-        width = (3 + 2 * self.num_global + self.num_random) * self.block  # keys that a query sees
+        width = (3 + 2 * self.num_global + self.num_random) * self.block  # keys per query
         short = isinstance(S, int) and 2 * width >= S  # gathering blocks would cost more than it saves
         if short or mask.attn_mask is not None or not same_size(L, S):
             return attend(q, k, v, self._pattern(L, S, mask, q.device))
@@ -79,15 +79,15 @@ class Sparse(Kernel):
         return masked_softmax(dot_scores(q, k, mask), allowed_keys(q, k, pattern))
 
     def plan(self, rows: Tensor, count: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
-        """Which blocks of keys a block of queries sees, where it is not itself global.
+        """Returns the blocks of keys that each non-global block of queries attends to.
 
         Args:
             rows: (m,) long, blocks of queries.
-            count: (B, 1, 1, 1) long, how many blocks each sample has; B may be 1.
-            is_causal: see the class.
+            count: (B, 1, 1, 1) long, the number of blocks of each sample; B may be 1.
+            is_causal: See the class.
 
         Returns:
-            (B, h, m, 3 + 2 num_global + num_random), blocks of keys, and bool, whether it is one: none is seen twice.
+            (B, h, m, 3 + 2 num_global + num_random), blocks of keys, and bool, whether each is valid: none is repeated.
         """
         g, r = self.num_global, self.num_random
         i = rows[:, None]  # (m, 1)
@@ -96,7 +96,7 @@ class Sparse(Kernel):
 
         near = i + torch.arange(-1, 2, device=rows.device)  # (m, 3)
         last = count - g + ends  # (B, 1, 1, g)
-        before = (torch.minimum(i - 1, count - g) - g).clamp_min(0)  # (B, 1, m, 1): how many may be drawn
+        before = (torch.minimum(i - 1, count - g) - g).clamp_min(0)  # (B, 1, m, 1): number of candidates
         resume = (i + 2).clamp_min(g)
         after = (count - g - resume).clamp_min(0)
         near_seen, last_seen = (near >= 0) & (near < count), (last >= g) & ((last - i).abs() > 1)
@@ -115,13 +115,13 @@ class Sparse(Kernel):
         return index.masked_fill(~seen, 0), seen
 
     def _count(self, S: int, mask: Mask, device: torch.device) -> Tensor:
-        """How many blocks hold a sample, up to its last real token: (B|1, 1, 1, 1) long."""
+        """Returns the number of blocks of a sample, up to its last real token: (B|1, 1, 1, 1) long."""
         end = torch.arange(1, S + 1, device=device)
         ends = end[None, -1:] if mask.key_mask is None else end.masked_fill(~mask.key_mask, 0).amax(-1, keepdim=True)
         return ((ends + self.block - 1) // self.block)[:, :, None, None]
 
     def _pattern(self, L: int, S: int, mask: Mask, device: torch.device) -> Mask:
-        """The same as a mask over pairs of tokens, which short texts and single queries are cheaper with."""
+        """Returns the pattern as a mask over pairs of tokens, which is faster for short texts and single queries."""
         count = self._count(S, mask, device)
         rows = (torch.arange(L, device=device) + (S - L)) // self.block  # (L,)
         index, seen = self.plan(rows, count, mask.is_causal)
@@ -149,7 +149,7 @@ class Sparse(Kernel):
         if mask.key_mask is not None:
             sample = torch.arange(B, device=q.device)[:, None, None, None, None]
             seen = seen & mask.key_mask[sample, columns.clamp(max=S - 1)]
-        columns = columns.masked_fill(~seen, n * b).flatten(-2)  # (B|1, h, n, w b), past the end what is not seen
+        columns = columns.masked_fill(~seen, n * b).flatten(-2)  # (B|1, h, n, w b), invalid blocks past the end
         until = rows if mask.is_causal else torch.full_like(rows[..., :1], n * b - 1)  # (1, 1, n, b|1)
 
         head = torch.arange(h, device=q.device) // (h // h_kv)  # query head i reads key head i // (h / h_kv)
@@ -167,7 +167,7 @@ class Sparse(Kernel):
         return out.flatten(2, 3)[:, :, :S]
 
     def _with_global(self, out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Mask, count: Tensor) -> Tensor:
-        """Replaces what the global blocks of queries saw, of out (B, h, n, b, d_v), by all there is to see."""
+        """Replaces the outputs of the global blocks of queries, in out (B, h, n, b, d_v), by attention to all keys."""
         B, n, b, g, S = *out.shape[:1], *out.shape[2:4], self.num_global, k.shape[2]
         ends = torch.arange(g, device=q.device).expand(count.shape[0], g)
         rows = torch.cat([ends, (count[:, :, 0, 0] - g + ends).clamp_min(0)], dim=-1)  # (B|1, 2 g)
@@ -182,7 +182,7 @@ class Sparse(Kernel):
         seen = _attend(queries, k, v, key_mask, bias)  # (B, h, 2 g b, d_v)
         both = torch.cat([out, seen.unflatten(2, (2 * g, b))], dim=2)  # (B, h, n + 2 g, b, d_v)
         i = torch.arange(n, device=q.device)
-        place = torch.where(i < g, i, 2 * g - count + i)  # among the global ones
+        place = torch.where(i < g, i, 2 * g - count + i)  # index among the global blocks
         source = torch.where(self._is_global(i, count), n + place, i)[:, 0, 0]  # (B|1, n)
         return both.transpose(1, 2)[sample, source].transpose(1, 2)  # (B, h, n, b, d_v)
 
@@ -190,14 +190,14 @@ class Sparse(Kernel):
 def _attend_blocks(
     k: Tensor, v: Tensor, q: Tensor, columns: Tensor, until: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Attends in each of m groups by itself.
+    """Attends within each of m groups.
 
     Args:
         k: (m, w, b, d).
         v: (m, w, b, d_v).
         q: (m, b, d).
         columns: (m, w b) long, the positions of the keys.
-        until: (m, b|1) long, the last position that a query sees.
+        until: (m, b|1) long, the last position that a query attends to.
         bias: (m, b, w b) or None.
 
     Returns:
@@ -209,7 +209,7 @@ def _attend_blocks(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None) -> Tensor:
-    """A bias (B|1, h, L, S) that is not the same for all samples takes attention off the fused path."""
+    """Computes attention; a bias (B|1, h, L, S) that differs between samples disables the fused path."""
     if bias is None:
         return attend(q, k, v, None if allowed is None else Mask(None, allowed))
     scores = (q * q.shape[-1] ** -0.5) @ repeat_heads(k, q.shape[1]).transpose(-2, -1) + bias.to(q.dtype)
@@ -217,7 +217,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tenso
 
 
 def _hash(seed: int, *values: Tensor) -> Tensor:
-    """A number below PRIME from integers, ``x -> (x + value)^5`` in turn: arithmetic alone, so that it exports."""
+    """Hashes integers to a number below PRIME, ``x -> (x + value)^5`` in turn, by exportable arithmetic alone."""
     x = torch.full_like(values[0], pow(START + seed, 5, PRIME))
     for value in values:
         x = (x + value) % PRIME

@@ -1,4 +1,4 @@
-"""Public pretrained weights in our modules: a folder in, a model out."""
+"""Loading of public pretrained weights into models of this package."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .whisper import convert_whisper
 
 Converter = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Converted]
 
-# model_type of transformers' config.json: what it becomes, and how.
+# model_type of transformers' config.json: class and converter.
 FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "bert": (BertEncoder, convert_bert),
     "roberta": (BertEncoder, convert_roberta),
@@ -63,26 +63,26 @@ def load_pretrained(
     dtype: torch.dtype = torch.float32,
     **keywords: Any,
 ) -> nn.Module:
-    """A public model of transformers or timm, as ours, in evaluation mode.
+    """Loads a public model of transformers or timm, in evaluation mode.
 
-    Heads of a classifier and SigLIP's text tower are left out. A `Seq2Seq` and a `Whisper` write text, see
+    Classification heads and SigLIP's text tower are ignored. For generation with `Seq2Seq` and `Whisper` see
     `load_generation_config`.
 
     Args:
-        source: a folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
+        source: A folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
             it, or a name on the Hugging Face hub.
         download: source may be a name on the hub; without it the network is not used.
-        revision: of the hub's repository: a branch, tag or commit.
-        dtype: of the parameters.
-        keywords: of our model's constructor, in place of what the checkpoint says: ``attention="sliding_window"``,
+        revision: Revision of the hub's repository: a branch, tag or commit.
+        dtype: Type of the parameters.
+        keywords: Keywords of the model's constructor that override the checkpoint: ``attention="sliding_window"``,
             ``resize_positions="bicubic"``, ``dropout=0.0``.
 
     Returns:
         A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Seq2Seq`, `Whisper` or `Wav2Vec2`.
 
     Raises:
-        FileNotFoundError: a folder or file is missing; named.
-        ValueError: a family that is not known, a file that is cut short, keys or shapes that do not fit; named.
+        FileNotFoundError: A folder or file is missing.
+        ValueError: An unknown family, a truncated file, or keys or shapes that do not fit.
 
     >>> load_pretrained("owner/name")
     Traceback (most recent call last):
@@ -100,17 +100,17 @@ def load_pretrained(
 def read_pretrained(
     source: str | Path, *, download: bool = False, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[type[nn.Module], Converted]:
-    """A public model as our class with its keywords and its weights, not yet built.
+    """Reads a public model as a class with its keywords and weights, without constructing it.
 
     Args:
-        source: as of `load_pretrained`, like the others.
+        source: As in `load_pretrained`, like the other arguments.
         download: source may be a name on the hub.
-        revision: of the hub's repository.
-        dtype: of the weights.
+        revision: Revision of the hub's repository.
+        dtype: Type of the weights.
 
     Raises:
-        FileNotFoundError: a folder or file is missing; named.
-        ValueError: a family that is not known, a file that is cut short, keys that do not fit; named.
+        FileNotFoundError: A folder or file is missing.
+        ValueError: An unknown family, a truncated file, or keys that do not fit.
     """
     find = open_source(source, download=download, revision=revision)
     config = read_config(find, source)
@@ -119,7 +119,7 @@ def read_pretrained(
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     state = read_state(find, source)
-    # Before conversion, so that sums of tensors are not rounded to half precision.
+    # Cast before conversion, so that sums of tensors are not rounded to half precision.
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
         return kind, converter(config, state)
@@ -128,10 +128,10 @@ def read_pretrained(
 
 
 def family(config: Mapping[str, Any]) -> tuple[type[nn.Module], Converter]:
-    """Our class and the converter for a config.json.
+    """Returns the class and the converter for a config.json.
 
     Raises:
-        ValueError: none is known for it.
+        ValueError: An unknown family.
     """
     if "architecture" in config:  # timm's; transformers lists "architectures"
         return VisionTransformer, convert_timm

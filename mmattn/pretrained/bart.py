@@ -1,4 +1,4 @@
-"""BART as transformers writes it; Marian differs in little."""
+"""BART in the format of transformers, with functions shared with Marian."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAYER = {
     "fc2.*": "ffn.fc2.*",
     "final_layer_norm.*": "ffn_residual.norm.*",
 } | {f"self_attn.{part}_proj.*": f"{{attention}}.{part}_proj.*" for part in ("q", "k", "v", "out")}
-OWN = {  # what a decoder layer tells from its cross-attention by name
+OWN = {  # names of a decoder layer's self-attention
     "encoder": {"self": "attention", "attention": "attention"},
     "decoder": {"self": "self", "attention": "self_attention"},
 }
@@ -46,7 +46,7 @@ BART = STACKS | {
     "encoder.layernorm_embedding.*": "embedding_norm.*",
     "decoder.layernorm_embedding.*": "target_embedding_norm.*",
 }
-# What fairseq's checkpoints had, and the heads of the tasks that a checkpoint may come from.
+# Tensors of fairseq's checkpoints, and task heads.
 OTHERS = ("encoder.version", "decoder.version", "classification_head", "qa_outputs")
 
 
@@ -56,7 +56,7 @@ def convert_bart(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
     ours, names = rename(state, BART, prefix="model.", ignore=OTHERS)
     for name in ("positions.weight", "target_positions.weight"):
         if name in ours:
-            ours[name] = ours[name][2:]  # the first two are never read: positions were counted from padding's id on
+            ours[name] = ours[name][2:]  # the first two are unused: positions were counted from the padding id
     keywords = stack_keywords(config, ours, names) | {
         "positions": "learned",
         "max_len": read(config, "max_position_embeddings", 1024),
@@ -68,7 +68,7 @@ def convert_bart(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
 def stack_keywords(
     config: Mapping[str, Any], ours: MutableMapping[str, Tensor], names: MutableMapping[str, str]
 ) -> dict[str, Any]:
-    """What BART and Marian have in common; makes ours whole where tensors are tied."""
+    """Returns the keywords that BART and Marian share, and adds tied tensors to ours."""
     require(config, {"normalize_before": False, "add_final_layer_norm": False, "add_bias_logits": False})
     for size in ("attention_heads", "ffn_dim"):
         require(config, {f"decoder_{size}": read(config, f"encoder_{size}")})
@@ -85,7 +85,7 @@ def stack_keywords(
             "num_decoder_layers": read(config, "decoder_layers"),
             "num_heads": read(config, "encoder_attention_heads"),
             "ffn_dim": read(config, "encoder_ffn_dim"),
-            "output_bias": "output.bias" in ours,  # a model without its head is saved without
+            "output_bias": "output.bias" in ours,  # absent in a model without its head
             "scale_embeddings": read(config, "scale_embedding", False),
             "norm_first": False,
             "activation": activation(read(config, "activation_function", "gelu")),
@@ -101,26 +101,26 @@ def stack_keywords(
 def tie(
     ours: MutableMapping[str, Tensor], names: MutableMapping[str, str], *, tied: bool = True, one_table: bool = True
 ) -> dict[str, bool]:
-    """Gives tables of source, target and output to a model whose checkpoint need not hold all three.
+    """Adds missing tied tables of source, target and output to a state dict.
 
-    Tied tables are saved once, under any of their names, or, by older versions, under each of them. Where tensors say
-    other than config.json, they decide, as they do in transformers.
+    Tied tables are saved once, under any of their names, or, by older versions, under each of them. If tensors
+    contradict config.json, the tensors have precedence, as in transformers.
 
     Args:
-        ours: a renamed state dict; "shared" is taken out, what is missing put in.
-        names: where each key came from.
-        tied: whether config.json ties the output to the target.
-        one_table: whether it has one table for source and target.
+        ours: A renamed state dict; "shared" is removed, missing tables are added.
+        names: Foreign name of each key.
+        tied: Whether config.json ties the output to the target.
+        one_table: Whether it has one table for source and target.
 
     Returns:
-        Keywords of our constructor.
+        Keywords of the constructor.
 
     Raises:
-        ValueError: a table is missing, and so is what it would be tied to.
+        ValueError: A table and those that it could be tied to are missing.
     """
     shared, source, target, output = EMBEDDINGS.values()
     joint = tied and one_table
-    wanted = {  # where each is looked for, in this order
+    wanted = {  # the candidates for each, in this order
         source: (source, shared, *((target, output) if joint else ())),
         target: (target, shared, *((output,) if tied else ()), *((source,) if joint else ())),
         output: (output, *((target,) if tied else ())),
@@ -129,7 +129,7 @@ def tie(
         found = next((place for place in places if place in ours), None)
         if found is None:
             foreign = next(key for key, value in EMBEDDINGS.items() if value == name)
-            raise ValueError(f"nothing for {foreign}, nor for what config.json ties it to")
+            raise ValueError(f"missing {foreign}, and the tables that config.json ties it to")
         ours[name], names[name] = ours[found], names[found]
     for mapping in (ours, names):
         mapping.pop(shared, None)

@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT as transformers writes them; MiniLM is a BERT."""
+"""BERT, including MiniLM, RoBERTa and DistilBERT in the format of transformers."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ DISTILBERT = EMBEDDINGS | {
     "transformer.layer.#.ffn.lin2.*": "encoder.layers.#.ffn.fc2.*",
     "transformer.layer.#.output_layer_norm.*": "encoder.layers.#.ffn_residual.norm.*",
 }
-# Checkpoints that were converted from TensorFlow call a norm's weight and bias gamma and beta.
+# Checkpoints converted from TensorFlow name a norm's weight and bias gamma and beta.
 for old, new in (("gamma", "weight"), ("beta", "bias")):
     BERT |= {name.replace("*", old): ours.replace("*", new) for name, ours in BERT.items() if "LayerNorm.*" in name}
 
-# Counters that older versions saved, and the heads of the tasks that a checkpoint may come from.
+# Buffers saved by older versions, and task heads.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 BERT_HEADS = ("cls", "classifier", "qa_outputs")
 ROBERTA_HEADS = ("lm_head", "classifier", "qa_outputs")
@@ -95,7 +95,7 @@ def _keywords(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[str
         "ffn_dim": read(config, "intermediate_size"),
         "max_len": read(config, "max_position_embeddings", 512),
         "num_types": read(config, "type_vocab_size", 2),
-        "pooler": any(name.startswith("pooler.") for name in ours),  # task models are often saved without
+        "pooler": any(name.startswith("pooler.") for name in ours),  # often absent in task models
         "activation": activation(read(config, "hidden_act", "gelu")),
         "norm_eps": read(config, "layer_norm_eps", 1e-12),
         "dropout": read(config, "hidden_dropout_prob", 0.1),

@@ -1,4 +1,4 @@
-"""DINOv2, with and without registers, as transformers writes it."""
+"""DINOv2, with and without registers, in the format of transformers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LAYER: dict[str, str | tuple[str, ...]] = {
     "layer_scale2.lambda1": "ffn_residual.scale.gamma",
     "mlp.fc1.*": "ffn.fc1.*",
     "mlp.fc2.*": "ffn.fc2.*",
-    # transformers up to 4, and what transformers 5 still saves
+    # files of transformers 4 and 5
     "attention.attention.query.*": "attention.q_proj.*",
     "attention.attention.key.*": "attention.k_proj.*",
     "attention.attention.value.*": "attention.v_proj.*",
     "attention.output.dense.*": "attention.out_proj.*",
-    "mlp.weights_in.*": ("ffn.fc1.*", "ffn.gate.*"),  # the first half goes through the activation
+    "mlp.weights_in.*": ("ffn.fc1.*", "ffn.gate.*"),  # the activation applies to the first half
     "mlp.weights_out.*": "ffn.fc2.*",
-    # transformers 5 in memory
+    # state dicts of transformers 5
     "attention.q_proj.*": "attention.q_proj.*",
     "attention.k_proj.*": "attention.k_proj.*",
     "attention.v_proj.*": "attention.v_proj.*",
@@ -50,7 +50,7 @@ def convert_dinov2(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Co
     """DINOv2 (Oquab et al. 2024), also with registers (Darcet et al. 2024, section 2); takes images of any size.
 
     Raises:
-        ValueError: positions and image size that do not fit each other.
+        ValueError: Positions and image size do not match.
     """
     kind = read(config, "model_type")
     ours, names = rename(state, DINOV2, prefix=f"{kind}.", ignore=OTHERS)
@@ -67,7 +67,7 @@ def convert_dinov2(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Co
         "in_channels": read(config, "num_channels", 3),
         "num_prefix": fold_prefix(ours, (image_size[0] // patch_size, image_size[1] // patch_size)),
         "resize_positions": "bicubic_antialias" if kind == "dinov2_with_registers" else "bicubic",
-        # As many weights as without the gate, in whole multiples of 8.
+        # As many weights as without the gate, rounded to a multiple of 8.
         "ffn_dim": (int(ffn_dim * 2 / 3) + 7) // 8 * 8 if gated else ffn_dim,
         "activation": "silu" if gated else activation(read(config, "hidden_act", "gelu")),
         "gated": gated,

@@ -1,4 +1,4 @@
-"""Where public weights lie: a local folder, or, only when asked for, a repository of the Hugging Face hub."""
+"""Files of public weights in a local folder or, on request, in a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Find = Callable[[str], Path | None]  # a file of the folder by name, None where there is none
+Find = Callable[[str], Path | None]  # maps a file name to its path, or to None if it does not exist
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -20,13 +20,13 @@ def open_source(source: str | Path, *, download: bool = False, revision: str | N
     """Finds files by name in a folder, or in a repository of the hub.
 
     Args:
-        source: a folder, a file in it (its config.json or weights), or "owner/name" on the hub.
-        download: source may be a repository of the hub. Only the files that are read are fetched.
-        revision: of the repository: a branch, tag or commit.
+        source: A folder, a file in it (its config.json or weights), or "owner/name" on the hub.
+        download: source may be a repository of the hub. Only files that are read are downloaded.
+        revision: Revision of the repository: a branch, tag or commit.
 
     Raises:
-        ValueError: a web address.
-        FileNotFoundError: no such folder, and no leave to download.
+        ValueError: source is a web address.
+        FileNotFoundError: The folder does not exist, and download is off.
     """
     if "://" in str(source):
         raise ValueError(f"{source}: weights are not read from a web address; give a folder or a name on the hub")
@@ -50,7 +50,7 @@ def _hub(name: str, revision: str | None) -> Find:
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
             raise FileNotFoundError(f"{name}: no such folder, and the hub does not give it: {error}") from None
         except errors.LocalEntryNotFoundError as error:
-            # The hub cannot be reached. What is in its cache may still be enough: not every file must exist.
+            # The hub is unreachable. Its cache may suffice: not every file must exist.
             if filename == "config.json":
                 raise FileNotFoundError(f"{name}: no such folder, nor in the hub's cache: {error}") from None
             return None
@@ -61,11 +61,11 @@ def _hub(name: str, revision: str | None) -> Find:
 
 
 def read_config(find: Find, source: str | Path) -> dict[str, Any]:
-    """config.json as a dictionary.
+    """Reads config.json as a dictionary.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not a JSON object.
+        FileNotFoundError: The file is missing.
+        ValueError: The file is not a JSON object.
     """
     path = find("config.json")
     if path is None:
@@ -74,13 +74,13 @@ def read_config(find: Find, source: str | Path) -> dict[str, Any]:
 
 
 def read_state(find: Find, source: str | Path) -> dict[str, Tensor]:
-    """All tensors: of model.safetensors, or pytorch_model.bin, or either in shards by its index.
+    """Reads all tensors of model.safetensors or pytorch_model.bin, or of the shards of their index.
 
-    A .bin file is read as tensors only: a pickle that holds anything else is refused.
+    A .bin file is read as tensors only: a pickle with any other object is an error.
 
     Raises:
-        FileNotFoundError: no weights, or a shard is missing.
-        ValueError: a file is not what its name says, or is cut short.
+        FileNotFoundError: No weights, or a shard is missing.
+        ValueError: A file is of another format, or truncated.
     """
     for name in WEIGHTS:
         if (path := find(name)) is not None:
@@ -132,5 +132,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: an object was expected, found {type(value).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""How a public checkpoint wants its text to be generated."""
+"""Generation options of public checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..generate.config import NEUTRAL, GenerationConfig
 from ..generate.speech import SpeechConfig
 from .files import open_source, read_config
 
-# What transformers takes where a config.json without generation_config.json leaves it out.
+# Defaults of transformers for keys that a config.json without generation_config.json omits.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "marian": {"pad_token_id": 58100, "eos_token_id": 0, "decoder_start_token_id": 58100, "forced_eos_token_id": 0},
     "bart": {
@@ -36,16 +36,16 @@ CONFIGS: dict[str, type[GenerationConfig]] = {"whisper": SpeechConfig}
 def load_generation_config(
     source: str | Path, *, download: bool = False, revision: str | None = None
 ) -> GenerationConfig:
-    """The generation_config.json of a public model; of older ones without, what their config.json says of it.
+    """Reads the generation_config.json of a public model or, for older models without it, their config.json.
 
     Args:
-        source: as for `load_pretrained`.
+        source: As in `load_pretrained`.
         download: source may be a name on the hub.
-        revision: of the hub's repository.
+        revision: Revision of the hub's repository.
 
     Raises:
-        FileNotFoundError: a folder or file is missing; named.
-        ValueError: a key that would change what is generated and that is not supported; named.
+        FileNotFoundError: A folder or file is missing.
+        ValueError: An unsupported key that would affect the generated ids.
     """
     find = open_source(source, download=download, revision=revision)
     path = find("generation_config.json")
@@ -54,13 +54,13 @@ def load_generation_config(
     if path is not None:
         found = kind.read(path)
         if isinstance(found, SpeechConfig) and found.forced_decoder_ids is None:
-            return replace(found, forced_decoder_ids=config.get("forced_decoder_ids"))  # as transformers does
+            return replace(found, forced_decoder_ids=config.get("forced_decoder_ids"))  # as in transformers
         return found
     return kind.from_public(_of_model(config, kind), f"{source}: config.json")
 
 
 def _of_model(config: Mapping[str, Any], kind: type[GenerationConfig]) -> dict[str, Any]:
-    """What a model's configuration says of generation, as versions before 4.25 of transformers kept it."""
+    """Returns the generation options in a model's configuration, where transformers before 4.25 kept them."""
     wanted = {field.name for field in fields(kind)} | set(NEUTRAL)
     given = {key: value for key, value in config.items() if key in wanted and value is not None}
     return DEFAULTS.get(config.get("model_type", ""), {}) | given

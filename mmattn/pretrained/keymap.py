@@ -1,4 +1,4 @@
-"""Conversion is data to data: foreign names and tensors in, ours out, by a table; what is left over is an error."""
+"""Conversion of foreign state dicts by a table of names; keys that no pattern matches are errors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Table = Mapping[str, str | tuple[str, ...]]
 
 
 class Converted(NamedTuple):
-    """A public checkpoint as ours."""
+    """A converted public checkpoint."""
 
     keywords: dict[str, Any]  # of the model's constructor
-    state: dict[str, Tensor]  # its state dict
-    names: dict[str, str]  # where each of its keys came from, for messages
+    state: dict[str, Tensor]  # the model's state dict
+    names: dict[str, str]  # foreign name of each key, for messages
 
 
 def rename(
@@ -25,21 +25,21 @@ def rename(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Renames every key by a table of patterns.
 
-    In a pattern, # stands for a number and * for "weight" or "bias"; both are filled in on the right. Several
-    names on the right take equal parts of the tensor's first dimension: packed projections come apart.
+    In a pattern, # matches a number and * "weight" or "bias"; both are substituted on the right. Several names on the
+    right get equal parts of the tensor's first dimension, which splits packed projections.
 
     Args:
-        state: foreign keys and tensors.
-        table: pattern to our name or names.
-        prefix: left out where a key begins with it (a model inside a task's model).
-        ignore: modules and tensors that are not wanted (heads, buffers), by the name before any pattern.
+        state: Foreign keys and tensors.
+        table: Pattern to name or names of this package.
+        prefix: Prefix that is removed from keys (of a model inside a task's model).
+        ignore: Modules and tensors to ignore (heads, buffers), by their foreign names.
 
     Returns:
-        Our state dict, and for each of its keys the foreign one.
+        The renamed state dict, and the foreign name of each of its keys.
 
     Raises:
-        ValueError: keys that neither the table nor ignore knows, two that mean the same, a packed tensor that does not
-            split; named.
+        ValueError: Keys that match neither the table nor ignore, two keys with the same name, or a packed tensor that
+            does not split.
 
     >>> found, _ = rename({"net.h.3.qkv.weight": torch.zeros(6, 2)}, {"h.#.qkv.*": ("#.q.*", "#.k.*")}, prefix="net.")
     >>> {name: tuple(tensor.shape) for name, tensor in found.items()}
@@ -64,7 +64,7 @@ def rename(
         for target, part in zip(targets, parts, strict=True):
             name = _fill(target, match.groups())
             if name in found:
-                raise ValueError(f"keys {names[name]!r} and {key!r} mean the same")
+                raise ValueError(f"keys {names[name]!r} and {key!r} have the same name here")
             found[name], names[name] = part, key
     if unknown:
         raise ValueError(f"unknown {_some(unknown)}")
@@ -75,7 +75,7 @@ def load_into(model: nn.Module, converted: Converted) -> None:
     """Loads a converted state dict, strictly.
 
     Raises:
-        ValueError: tensors that the model has not, that are missing, or whose shapes differ; by their foreign names.
+        ValueError: Unexpected or missing tensors, or other shapes; the message has their foreign names.
     """
     own = model.state_dict()
     state, names = converted.state, converted.names
@@ -84,9 +84,9 @@ def load_into(model: nn.Module, converted: Converted) -> None:
         return names.get(name, name)
 
     if extra := [foreign(name) for name in state if name not in own]:
-        raise ValueError(f"beyond what the configuration says, there are {_some(sorted(set(extra)))}")
+        raise ValueError(f"unexpected {_some(sorted(set(extra)))}, which the configuration does not have")
     if missing := [name for name in own if name not in state]:
-        raise ValueError(f"nothing for {_some(missing)} of {type(model).__name__}")
+        raise ValueError(f"missing {_some(missing)} of {type(model).__name__}")
     if wrong := [
         f"{foreign(name)!r} ({name}) is {tuple(state[name].shape)}, should be {tuple(own[name].shape)}"
         for name in own
@@ -97,10 +97,10 @@ def load_into(model: nn.Module, converted: Converted) -> None:
 
 
 def read(config: Mapping[str, Any], key: str, default: T | None = None) -> T | Any:
-    """A value of config.json, or the default of the library that wrote it.
+    """Returns a value of config.json, or the default of the library that wrote it.
 
     Raises:
-        ValueError: no such key, and no default.
+        ValueError: The key is missing, and there is no default.
     """
     value = config.get(key)
     if value is not None:
@@ -111,13 +111,13 @@ def read(config: Mapping[str, Any], key: str, default: T | None = None) -> T | A
 
 
 def require(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises where config.json asks for something that changes what is computed and that is not converted."""
+    """Raises a ValueError for options of config.json that affect the computation and are not supported."""
     for key, value in expected.items():
         if config.get(key) not in (None, value):
             raise ValueError(f"config.json has {key}={config[key]!r}; only {value!r} is supported")
 
 
-# What transformers and timm call them. "gelu_fast" is the tanh form with its constant to ten digits.
+# Names in transformers and timm. "gelu_fast" is the tanh form with its constant to ten digits.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -135,10 +135,10 @@ _ACTIVATIONS = {
 
 
 def activation(name: str) -> str:
-    """Our name of a foreign activation.
+    """Returns this package's name of a foreign activation.
 
     Raises:
-        ValueError: it is not converted.
+        ValueError: The activation is not supported.
     """
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation {name!r} is not supported; there are: {', '.join(_ACTIVATIONS)}")
@@ -146,7 +146,7 @@ def activation(name: str) -> str:
 
 
 def attention_dropout(probability: float) -> dict[str, Any] | None:
-    """The ``attention`` keyword of a model that was trained with dropout of attention weights."""
+    """Returns the ``attention`` keyword of a model that was trained with dropout of attention weights."""
     return {"kind": "dense", "dropout": probability} if probability else None
 
 
@@ -159,7 +159,7 @@ def _listed(ours: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _fill(target: str, groups: Iterable[str]) -> str:
-    """Numbers for #, in order; weight or bias for *."""
+    """Substitutes numbers for #, in order, and weight or bias for *."""
     for group in groups:
         target = target.replace("#" if group.isdigit() else "*", group, 1)
     return target

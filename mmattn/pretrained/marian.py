@@ -1,4 +1,4 @@
-"""Marian as transformers writes it: the Opus-MT translators."""
+"""Marian in the format of transformers, e.g. the Opus-MT models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def convert_marian(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Co
     """Marian (Junczys-Dowmunt et al. 2018): an encoder-decoder as in Vaswani et al. 2017, post-norm.
 
     Raises:
-        ValueError: positions that are not the sinusoids.
+        ValueError: Positions that are not sinusoidal.
     """
     require(config, {"normalize_embedding": False, "static_position_embeddings": True})
     ours, names = rename(state, STACKS, prefix="model.", ignore=OTHERS)
@@ -33,6 +33,6 @@ def convert_marian(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Co
 def _check_sinusoidal(table: Tensor, name: str) -> None:
     length, embed_dim = table.shape
     expected = sinusoidal_1d(torch.arange(length, dtype=torch.float64), embed_dim)  # (length, E)
-    allowed = 1e-4 if table.dtype in (torch.float32, torch.float64) else 1e-2  # of numbers up to 1, as rounded
+    allowed = 1e-4 if table.dtype in (torch.float32, torch.float64) else 1e-2  # rounding of numbers up to 1
     if not torch.allclose(table.double(), expected, rtol=0.0, atol=allowed):
         raise ValueError(f"{name!r} is not the table of sinusoids that Marian has")

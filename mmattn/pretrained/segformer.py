@@ -1,4 +1,4 @@
-"""SegFormer as transformers writes it."""
+"""SegFormer in the format of transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .keymap import Converted, activation, attention_dropout, read, rename
 
-# transformers up to 4, and what transformers 5 still saves
+# files of transformers 4 and 5
 SAVED = {
     "segformer.encoder.patch_embeddings.#.proj.*": "stages.#.patches.proj.*",
     "segformer.encoder.patch_embeddings.#.layer_norm.*": "stages.#.patches.norm.*",
@@ -27,7 +27,7 @@ SAVED = {
     "segformer.encoder.layer_norm.#.*": "stages.#.norm.*",
     "decode_head.linear_c.#.proj.*": "decoder.projections.#.*",
 }
-# transformers 5 in memory
+# state dicts of transformers 5
 IN_MEMORY = {
     "segformer.stages.#.patch_embeddings.proj.*": "stages.#.patches.proj.*",
     "segformer.stages.#.patch_embeddings.layer_norm.*": "stages.#.patches.norm.*",
@@ -54,13 +54,13 @@ HEAD = {
     "decode_head.classifier.*": "decoder.classifier.*",
 }
 TABLE = {**SAVED, **IN_MEMORY, **HEAD}
-# The encoder alone is saved without its name in front.
+# The encoder alone is saved without its prefix.
 TABLE |= {name.removeprefix("segformer."): ours for name, ours in (SAVED | IN_MEMORY).items()}
 
 
 def convert_segformer(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
-    """SegFormer of transformers (Xie et al. 2021): with its decoder where the weights have it, else maps alone."""
-    ours, names = rename(state, TABLE, ignore=("classifier",))  # of a pretraining on image classes
+    """SegFormer of transformers (Xie et al. 2021), with a decoder if the weights contain it."""
+    ours, names = rename(state, TABLE, ignore=("classifier",))  # head of the pretraining on image classes
     classes = ours["decoder.classifier.bias"].shape[0] if "decoder.classifier.bias" in ours else None
     keywords = {
         "num_classes": classes,

@@ -1,4 +1,4 @@
-"""SigLIP's image tower as transformers writes it, alone or out of the whole model."""
+"""SigLIP's image tower in the format of transformers, alone or from the complete model."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ OTHERS = ("text_model", "logit_scale", "logit_bias", "classifier", "embeddings.p
 
 
 def convert_siglip(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
-    """SigLIP's image tower (Zhai et al. 2023), which the second version's of one resolution share; no class token.
+    """SigLIP's image tower (Zhai et al. 2023), also that of SigLIP 2 of fixed resolution; no class token.
 
     Raises:
-        ValueError: positions and image size that do not fit each other.
+        ValueError: Positions and image size do not match.
     """
     if read(config, "model_type") == "siglip":
         config = read(config, "vision_config")

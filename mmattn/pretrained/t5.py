@@ -1,4 +1,4 @@
-"""T5 and its version 1.1 (FLAN-T5, mT5's layout) as transformers writes them."""
+"""T5 and T5 1.1 (FLAN-T5, mT5's layout) in the format of transformers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .bart import EMBEDDINGS, tie
 from .keymap import Converted, activation, attention_dropout, read, rename, require
 
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
-NETWORK = {"wi": "fc1", "wi_0": "fc1", "wi_1": "gate", "wo": "fc2"}  # wi_0 goes through the activation, wi_1 does not
+NETWORK = {"wi": "fc1", "wi_0": "fc1", "wi_1": "gate", "wo": "fc2"}  # the activation applies to wi_0 only
 
 
 def _block(side: str, sublayers: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """Names of a stack's blocks, whose sublayers are numbered; what each is called here and there."""
+    """Returns the patterns of a stack's blocks, whose sublayers are numbered, and their names here."""
     table = {f"{side}.final_layer_norm.weight": f"{side}.norm.weight"}
     for i, (theirs, ours) in enumerate(sublayers.items()):
         block, layer = f"{side}.block.#.layer.{i}", f"{side}.layers.#"
         names = NETWORK if theirs == "DenseReluDense" else PROJECTIONS
         table |= {f"{block}.{theirs}.{a}.weight": f"{layer}.{ours[0]}.{b}.weight" for a, b in names.items()}
         table[f"{block}.layer_norm.weight"] = f"{layer}.{ours[1]}_residual.norm.weight"
-    bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"  # all blocks read the first one's
+    bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"  # shared by all blocks
     return table | {bias: f"{side}.position_bias.weight"}
 
 
@@ -38,7 +38,7 @@ T5 = (
         },
     )
 )
-# The first checkpoints have a bias for cross-attention that is not read; the heads of other tasks.
+# An unused bias for cross-attention of the first checkpoints; heads of other tasks.
 OTHERS = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias", "classification_head", "qa_outputs")
 
 
@@ -50,7 +50,7 @@ def convert_t5(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conver
     for name in ours:
         if name.endswith(".q_proj.weight"):  # T5 does not divide scores by sqrt(d)
             ours[name] = ours[name] * head_dim**0.5
-    # transformers 5 says itself whether logits are divided by sqrt(E); before, tied tables had it.
+    # transformers 5 has a key for the division of logits by sqrt(E); before, tied tables implied it.
     scaled = read(config, "scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     tables = tie(ours, names)
     # h W^T / sqrt(E) with embeddings W is h U^T with embeddings sqrt(E) U, as ours are scaled, where U = W / sqrt(E).

@@ -1,4 +1,4 @@
-"""ViT, DeiT, DINOv2 and SigLIP's image tower as timm writes them: one class there, told apart by the name."""
+"""ViT, DeiT, DINOv2 and SigLIP's image tower in the format of timm, where one class has them all by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DINOV2 = PLAIN | {
     "blocks.#.ls1.gamma": "encoder.layers.#.attention_residual.scale.gamma",
     "blocks.#.ls2.gamma": "encoder.layers.#.ffn_residual.scale.gamma",
 }
-# The first half goes through the activation.
+# The activation applies to the first half.
 SWIGLU = DINOV2 | {"blocks.#.mlp.fc1.*": ("encoder.layers.#.ffn.fc1.*", "encoder.layers.#.ffn.gate.*")}
 SIGLIP = PLAIN | {
     "attn_pool.latent": "head.query",
@@ -42,7 +42,7 @@ SIGLIP = PLAIN | {
     "attn_pool.mlp.fc2.*": "head.ffn.fc2.*",
 }
 HEADS = ("head", "head_dist")
-SIZES = {  # (E, h); the number of heads is not in the file, and does not follow from the size
+SIZES = {  # (E, h); the number of heads is not in the file
     "tiny": (192, 3),
     "small": (384, 6),
     "base": (768, 12),
@@ -56,15 +56,15 @@ SIZES = {  # (E, h); the number of heads is not in the file, and does not follow
 
 
 class Architecture(NamedTuple):
-    """Names that mean the same blocks."""
+    """An architecture: names whose models have the same blocks."""
 
     names: re.Pattern[str]  # (1) is the size
-    written: str  # for messages
+    label: str  # for messages
     table: Table
-    poolings: Mapping[str, str]  # timm's and ours
+    poolings: Mapping[str, str]  # timm's names to those of this package
     sizes: Mapping[str, tuple[int, int]] = SIZES
-    act_layer: str = "gelu"  # where model_args says nothing
-    arguments: Collection[str] = ()  # of timm's constructor, beyond ARGUMENTS, that show in the tensors
+    act_layer: str = "gelu"  # default of model_args
+    arguments: Collection[str] = ()  # of timm's constructor, beyond ARGUMENTS, that determine tensors
     gated: bool = False
 
 
@@ -73,7 +73,7 @@ MAPS = {"map": "map", "avg": "mean"}
 OWN = ("init_values", "reg_tokens")
 GIANT = {"giant": (1536, 24)}
 ARCHITECTURES = (
-    # Nothing between size and patch: others have other blocks, norms or activations under the same keys.
+    # Size and patch are adjacent: other names have other blocks, norms or activations under the same keys.
     Architecture(
         re.compile(r"(?:vit|deit)_(tiny|small|base|large|huge|giant|gigantic)(?:_distilled)?_patch\d+_\d+(?:_miil)?"),
         "vit_SIZE_patchP_PIXELS, deit_SIZE_patchP_PIXELS, deit_SIZE_distilled_patchP_PIXELS",
@@ -97,7 +97,7 @@ ARCHITECTURES = (
         arguments=OWN,
         gated=True,
     ),
-    # Which form of GELU, timm says by the name alone.
+    # timm defines the form of GELU by the name alone.
     Architecture(
         re.compile(
             r"vit_(?:(base)_patch32_siglip(?:_gap)?_\d+|(large)_patch16_siglip(?:_gap)?_512|"
@@ -115,7 +115,7 @@ ARCHITECTURES = (
         MAPS,
     ),
 )
-# Arguments of timm's constructor that are read, show in the tensors, or matter in training alone.
+# Arguments of timm's constructor that are read, that determine tensors, or that affect training only.
 ARGUMENTS = {"img_size", "num_heads", "global_pool", "act_layer", "dynamic_img_size", "proj_drop_rate"}
 ARGUMENTS |= {"embed_dim", "patch_size", "in_chans", "depth", "mlp_ratio", "qkv_bias", "class_token", "fc_norm"}
 ARGUMENTS |= {"no_embed_class", "num_classes", "drop_rate", "drop_path_rate", "weight_init", "fix_init"}
@@ -125,14 +125,14 @@ def convert_timm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
     """timm's vision transformers. Depth and widths are read from the tensors, the rest from config.json.
 
     Raises:
-        ValueError: another architecture, or an argument that changes what is computed and is not converted.
+        ValueError: An unsupported architecture, or an unsupported argument that affects the computation.
     """
     name = read(config, "architecture")
     kind, size = _architecture(name)
-    # Older files keep at the top what newer ones keep under pretrained_cfg.
+    # Older files have the keys of pretrained_cfg at the top level.
     about = dict(config) | dict(config.get("pretrained_cfg", {}))
     arguments = {key: value for key, value in config.get("model_args", {}).items() if value is not None}
-    # What is switched off is either timm's default or shows in the tensors.
+    # Arguments that are off are timm's defaults or determine tensors.
     known = {*ARGUMENTS, *kind.arguments}
     if unknown := sorted(key for key, value in arguments.items() if value and key not in known):
         raise ValueError(f"model_args of config.json has {', '.join(unknown)}, which is not converted")
@@ -140,7 +140,7 @@ def convert_timm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
     ours, names = rename(state, kind.table, ignore=HEADS)
     for key in ("patches.proj.weight", "encoder.layers.0.ffn.fc1.weight", "positions"):
         if key not in ours:
-            raise ValueError(f"nothing for {key}: not the weights of {name}")
+            raise ValueError(f"missing {key}: not the weights of {name}")
     embed_dim, in_channels, patch_size, _ = ours["patches.proj.weight"].shape
     usual_dim, num_heads = kind.sizes[size]
     if "num_heads" not in arguments and embed_dim != usual_dim:
@@ -172,11 +172,11 @@ def convert_timm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
 
 
 def _architecture(name: str) -> tuple[Architecture, str]:
-    """What a name means, and its size."""
+    """Returns the architecture and the size of a name."""
     for kind in ARCHITECTURES:
         if match := kind.names.fullmatch(name):
             return kind, next(size for size in match.groups() if size)
     raise ValueError(
-        f"timm architecture {name!r} is not converted; there are {', '.join(kind.written for kind in ARCHITECTURES)}, "
+        f"timm architecture {name!r} is not converted; there are {', '.join(kind.label for kind in ARCHITECTURES)}, "
         f"with SIZE one of {', '.join(SIZES)}"
     )

@@ -1,4 +1,4 @@
-"""ViT and DeiT as transformers writes them."""
+"""ViT and DeiT in the format of transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from .keymap import Converted, activation, attention_dropout, read, rename
 
 LAYER = {
-    # transformers up to 4, and what transformers 5 still saves
+    # files of transformers 4 and 5
     "encoder.layer.#.attention.attention.query.*": "attention.q_proj.*",
     "encoder.layer.#.attention.attention.key.*": "attention.k_proj.*",
     "encoder.layer.#.attention.attention.value.*": "attention.v_proj.*",
@@ -20,7 +20,7 @@ LAYER = {
     "encoder.layer.#.output.dense.*": "ffn.fc2.*",
     "encoder.layer.#.layernorm_before.*": "attention_residual.norm.*",
     "encoder.layer.#.layernorm_after.*": "ffn_residual.norm.*",
-    # transformers 5 in memory
+    # state dicts of transformers 5
     "layers.#.attention.q_proj.*": "attention.q_proj.*",
     "layers.#.attention.k_proj.*": "attention.k_proj.*",
     "layers.#.attention.v_proj.*": "attention.v_proj.*",
@@ -48,7 +48,7 @@ def convert_vit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conve
     image_size = pair(read(config, "image_size", 224))
     patch_size = square(read(config, "patch_size", 16))
     num_prefix = fold_prefix(ours, (image_size[0] // patch_size, image_size[1] // patch_size))
-    pooled = "pooler.dense.weight" in ours  # a classifier is saved without
+    pooled = "pooler.dense.weight" in ours  # absent in classifiers
     keywords = {
         "embed_dim": read(config, "hidden_size"),
         "num_layers": read(config, "num_hidden_layers"),
@@ -70,18 +70,18 @@ def convert_vit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conve
 
 
 def fold_prefix(ours: MutableMapping[str, Tensor], grid: tuple[int, int]) -> int:
-    """Class, distillation and register tokens become one tensor with their positions added; the others a map.
+    """Joins class, distillation and register tokens, with their positions added, and reshapes the other positions.
 
     Args:
-        ours: "class_token", "distillation_token", "register_tokens" (1, ., E), where there are any, and "positions"
+        ours: "class_token", "distillation_token", "register_tokens" (1, ., E), if any, and "positions"
             (1, P + h w, E), P of them for the first two or none; replaced by "prefix" and "positions" (1, E, h, w).
         grid: h and w.
 
     Returns:
-        How many tokens there are in front.
+        The number of prefix tokens.
 
     Raises:
-        ValueError: no positions, or too many or few.
+        ValueError: Positions are missing, or their number does not match.
     """
     tokens = [ours.pop(name) for name in ("class_token", "distillation_token") if name in ours]  # (1, 1, E) each
     if "positions" not in ours:
@@ -94,7 +94,7 @@ def fold_prefix(ours: MutableMapping[str, Tensor], grid: tuple[int, int]) -> int
         )
     if tokens and extra:
         tokens = [torch.cat(tokens, dim=1) + positions[:extra]]  # (1, P, E)
-    if "register_tokens" in ours:  # they have no place
+    if "register_tokens" in ours:  # they have no positions
         tokens.append(ours.pop("register_tokens"))
     if tokens:
         ours["prefix"] = torch.cat(tokens, dim=1)[0]
@@ -103,16 +103,16 @@ def fold_prefix(ours: MutableMapping[str, Tensor], grid: tuple[int, int]) -> int
 
 
 def pair(size: Any) -> tuple[int, int]:
-    """Height and width, of one number for both or of two."""
+    """Converts one number for both sides, or two, to height and width."""
     height, width = (size, size) if isinstance(size, int) else size
     return int(height), int(width)
 
 
 def square(size: Any) -> int:
-    """The side of a square patch.
+    """Returns the side of a square patch.
 
     Raises:
-        ValueError: it is none.
+        ValueError: The patch is not square.
     """
     height, width = pair(size)
     if height != width:

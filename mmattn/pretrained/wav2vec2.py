@@ -1,4 +1,4 @@
-"""wav2vec 2.0 and HuBERT as transformers writes them."""
+"""wav2vec 2.0 and HuBERT in the format of transformers."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ WAV2VEC2 = {f"encoder.layers.#.{name}": f"encoder.layers.#.{ours}" for name, our
     "encoder.layer_norm.*": "encoder.layer_norm.*",
     "lm_head.*": "head.*",
 }
-# What was only for pretraining, and the heads of other tasks.
+# Modules of pretraining, and heads of other tasks.
 OTHERS = ("masked_spec_embed", "quantizer", "project_hid", "project_q", "projector", "classifier", "layer_weights")
-# What transformers takes where config.json leaves it out.
+# Defaults of transformers for keys that config.json omits.
 CONVOLUTIONS = {"conv_dim": [512] * 7, "conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
 
 
 def convert_wav2vec2(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
-    """wav2vec 2.0 (Baevski et al. 2020) and HuBERT (Hsu et al. 2021), with their CTC head where there is one."""
+    """wav2vec 2.0 (Baevski et al. 2020) and HuBERT (Hsu et al. 2021), with their CTC head if present."""
     require(config, {"add_adapter": False, "adapter_attn_dim": None})
     prefix = {"wav2vec2": "wav2vec2.", "hubert": "hubert."}[read(config, "model_type")]
     ours, names = rename(state, WAV2VEC2, prefix=prefix, ignore=OTHERS)
     norm_first = read(config, "do_stable_layer_norm", False)
-    for part in ("weight", "bias"):  # behind all layers, or before them
+    for part in ("weight", "bias"):  # after all layers, or before them
         if (foreign := f"encoder.layer_norm.{part}") in ours:
             where = f"encoder.norm.{part}" if norm_first else f"norm.{part}"
             ours[where], names[where] = ours.pop(foreign), names.pop(foreign)
@@ -82,11 +82,11 @@ def unfold_weight_norm(ours: MutableMapping[str, Tensor], names: MutableMapping[
     """``w = g v / |v|`` for each step of the positions' kernel (Salimans & Kingma 2016, section 2).
 
     Args:
-        ours: "magnitude" (1, 1, K) and "direction" (E, E / groups, K), where there are; replaced by the weight.
-        names: where each key came from.
+        ours: "magnitude" (1, 1, K) and "direction" (E, E / groups, K), if present; replaced by the weight.
+        names: Foreign name of each key.
 
     Raises:
-        ValueError: one without the other.
+        ValueError: One is present without the other.
     """
     parts = [name for name in ("magnitude", "direction") if name in ours]
     if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""Whisper as transformers writes it."""
+"""Whisper in the format of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .bart import STACKS, tie
 from .keymap import Converted, activation, attention_dropout, read, rename, require
 
-# The names of BART's stacks, but for tables that Whisper has not.
+# The names of BART's stacks, except tables that Whisper lacks.
 WHISPER = {name: ours for name, ours in STACKS.items() if name not in ("shared.weight", "encoder.embed_tokens.weight")}
 WHISPER |= {
     "encoder.conv1.*": "conv1.*",
@@ -28,7 +28,7 @@ def convert_whisper(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> C
     for size in ("attention_heads", "ffn_dim"):
         require(config, {f"decoder_{size}": read(config, f"encoder_{size}")})
     ours, names = rename(state, WHISPER | {f"{OUTPUT}.weight": "output.weight"}, prefix="model.", ignore=HEADS)
-    if (target := "target_embedding.weight") in ours:  # what is read is sound: the one table of text is the target's
+    if (target := "target_embedding.weight") in ours:  # the source is audio: the only table of tokens is the target's
         ours["embedding.weight"], names["embedding.weight"] = ours[target], names[target]
     tied = tie(ours, names, tied=read(config, "tie_word_embeddings", True))
     dropped = attention_dropout(read(config, "attention_dropout", 0.0))

@@ -84,7 +84,7 @@ def test_prefix_beams_of_a_clip_alone_and_beside_others():
         assert all(abs(a - b) < 1e-9 for (_, a), (_, b) in zip(found, alone, strict=True))
     assert ctc_prefix_beam(torch.zeros(1, 0, 3), None, 2) == [([], 0.0)]
     assert ctc_prefix_beam(frames(1, 4, 3), torch.zeros(1, 4, dtype=torch.bool), 2) == [([], 0.0)]
-    refused("beams=0", ctc_prefix_beam, frames(1, 4, 3), None, 0)
+    refused("beams: expected at least 1, found 0", ctc_prefix_beam, frames(1, 4, 3), None, 0)
 
 
 def test_prefix_beams_take_what_cannot_be():
@@ -201,7 +201,7 @@ def test_joint_scores_beside_what_cannot_be_said_are_numbers():
         found = written(table, log_p, mask, 0.1, num_beams=beams, max_new_tokens=9)
         assert found.scores.isfinite().all()
         assert found.lengths[1] == 1  # nothing is heard, and nothing said
-    refused(r"ctc_weight=1\.5", written, table, log_p, mask, 1.5, max_new_tokens=9)
+    refused(r"ctc_weight: expected 0..1, found 1\.5", written, table, log_p, mask, 1.5, max_new_tokens=9)
 
 
 @pytest.mark.parametrize("ids", [[1], [2, 2], [1, 2, 1], [1, 1, 2], [2, 1, 2, 1]])
@@ -223,7 +223,7 @@ def test_alignment_of_little():
     assert ctc_align(frames(1, 4), [2]) == [(0, 0)]
     assert ctc_align(frames(3, 4), [2, 2]) == [(0, 0), (2, 2)]
     refused("2 frames have no room for 2 ids with 1 repetitions", ctc_align, frames(2, 4), [2, 2])
-    refused("hold the blank, 0, at place 1", ctc_align, frames(5, 4), [2, 0])
+    refused("without the blank, 0, found it at position 1", ctc_align, frames(5, 4), [2, 0])
 
 
 class Chain:

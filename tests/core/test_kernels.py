@@ -76,7 +76,7 @@ def test_what_is_needed_is_named_where_it_lacks(kind, needs, message):
         ("cosine", {"initial_scale": 200.0}, "scales must be 0 < initial_scale <= max_scale, found initial_scale="),
         ("differential", {"dim": 3}, "head_dim must be even, found 3"),
         ("differential", {"lambda_init": 0.5, "layer": 2}, r"give lambda_init or layer, not both: found 0\.5 and 2"),
-        ("differential", {"lambda_init": 1.0}, r"lambda_init must be within 0\.\.1, 1 left out, found 1\.0"),
+        ("differential", {"lambda_init": 1.0}, r"lambda_init must be within 0\.\.1, 1 excluded, found 1\.0"),
         ("sparse", {"block": 0}, "block must be at least 1 token, found 0"),
         ("sparse", {"num_global": -1}, "must be at least 0 blocks, found -1 and 3"),
         ("lsh", {"num_buckets": 3}, r"num_buckets must be even, .*, found 3"),

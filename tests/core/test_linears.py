@@ -108,7 +108,7 @@ def asked_anew():
 
 def test_broken_operators_are_noticed(monkeypatch, asked_anew):
     monkeypatch.setattr(Int8Linear, "forward", lambda self, x: x.new_zeros(*x.shape[:-1], self.out_features))
-    with pytest.warns(UserWarning, match="its products are wrong here"):
+    with pytest.warns(UserWarning, match="its products are wrong on this machine"):
         model = prepare(nn.Sequential(nn.Linear(8, 8)), "int8")
     assert type(model[0]) is nn.Linear
 
@@ -118,7 +118,7 @@ def test_a_refusing_torch_is_named(monkeypatch, asked_anew):
         raise NotImplementedError("no such operator\nbacktrace")
 
     monkeypatch.setattr(Int8Linear, "__init__", refuse)
-    assert linears.why_not("int8").endswith("refuses it here: no such operator")
+    assert linears.why_not("int8").endswith("on this machine: no such operator")
 
 
 def test_engine_is_given_back():

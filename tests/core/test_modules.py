@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused_by_name():
     refused("unknown recurrent kind 'rnn'; there are: lstm, gru", Recurrent, 4, 6, kind="rnn")
     refused("did you mean 'monotonic'", MapPooling, 8, 2, attention="monotonc")
     refused("bidirectional self-attention", DividedSpaceTimeLayer, 8, 2, temporal_attention="monotonic")
-    refused("honours a key mask alone", Recurrent(4, 6), torch.randn(1, 3, 4), Mask(is_causal=True))
+    refused("supports a key mask alone", Recurrent(4, 6), torch.randn(1, 3, 4), Mask(is_causal=True))
 
 
 def test_position_attention_starts_as_identity_and_then_learns():

@@ -148,14 +148,14 @@ FLAC = packed(noise(20_000), form="FLAC")
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (b"", "expected sound, found an empty file"),
-        (b"hello, this is a text\n", r"expected sound \(WAV.*found a file that begins with b'hello, this is a'"),
+        (b"", "expected audio, found an empty file"),
+        (b"hello, this is a text\n", r"expected audio \(WAV.*found a file that begins with b'hello, this is a'"),
         (b"\x89PNG\r\n\x1a\n" + bytes(90), "begins with b'.x89PNG"),
         (packed(np.zeros(0)), "expected at least one sample, found none"),
         (packed(np.zeros(10), 500), "expected a sample rate from 1,000 to 1,000,000 Hz, found 500"),
         (packed(np.array([0, np.nan, np.inf]), subtype="FLOAT"), "finite samples, found 2 that are NaN or infinite"),
-        (FLAC[: len(FLAC) // 2], "expected sound, found a damaged file"),
-        (packed(np.zeros(10))[:30], "expected sound .*begins with b'RIFF"),
+        (FLAC[: len(FLAC) // 2], "expected audio, found a damaged file"),
+        (packed(np.zeros(10))[:30], "expected audio .*begins with b'RIFF"),
         ((torch.zeros(0), 8000), "expected at least one sample, found none"),
         ((torch.full((4,), torch.nan), 8000), "finite samples, found 4"),
         ((torch.zeros(9000, 2), 8000), r"samples \(n,\) or \(channels, n\), found an array of shape \(9000, 2\)"),
@@ -186,7 +186,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 def test_a_file_shorter_than_its_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soundfile.SoundFile, "frames", property(lambda self: 900))
-    bad_data("expected 900 samples, as its header says, found 800", read_audio, packed(noise(800)), 8000)
+    bad_data("expected 900 samples, as in its header, found 800", read_audio, packed(noise(800)), 8000)
 
 
 def fake_torchcodec(monkeypatch: pytest.MonkeyPatch, samples: torch.Tensor, rate: int) -> None:
@@ -219,9 +219,9 @@ def test_other_formats_by_torchcodec(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(read_audio(b"odd format", 8000), left / 4)  # in three pieces
     assert torch.allclose(read_audio(b"odd format", 8000, start=29.5, seconds=2), left[236_000:252_000] / 4)
     assert audio_seconds(b"odd format") == 70
-    bad_data(r"expected sound, found a file that begins with b'a text' \('no streams'\)", read_audio, b"a text", 8000)
+    bad_data(r"expected audio, found a file that begins with b'a text' \('no streams'\)", read_audio, b"a text", 8000)
     fake_torchcodec(monkeypatch, torch.zeros(1, 0), 8000)
-    bad_data(r"expected sound, found .*no frames were decoded", read_audio, b"odd format", 8000)
+    bad_data(r"expected audio, found .*no frames were decoded", read_audio, b"odd format", 8000)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_bad_waves(features: WhisperFeatures | WaveFeatures) -> None:
         bad_data("wave: expected samples", features, wave)
     broken = torch.zeros(100)
     broken[7] = float("nan")
-    bad_data("expected finite samples, found sample 7 is none", features, broken)
+    bad_data("expected finite samples, found sample 7 is NaN or infinite", features, broken)
 
 
 @pytest.fixture(scope="module")

@@ -137,11 +137,11 @@ def test_evaluation_keeps_the_order_and_the_groups() -> None:
     [
         (lambda: GroupBatchSampler([0], 0), "batch_size"),
         (lambda: GroupBatchSampler([0], 4, 0, 2, 2), "rank: expected 0 to 1, found 2"),
-        (lambda: GroupBatchSampler([0], 4, 0, 0, 2), "at least one sample a rank"),
+        (lambda: GroupBatchSampler([0], 4, 0, 0, 2), "at least one sample per rank"),
         (lambda: EvalBatchSampler([], 4), "at least one sample"),
         (lambda: EvalBatchSampler([0], 0), "batch_size"),
         (lambda: TokenBatchSampler([(5, 30)] * 5, 20), "max_tokens: expected at least"),
-        (lambda: TokenBatchSampler([(5, 30)] * 2, 100, world_size=3), "at least one sample a rank"),
+        (lambda: TokenBatchSampler([(5, 30)] * 2, 100, world_size=3), "at least one sample per rank"),
     ],
 )
 def test_wrong_plans(make: Any, message: str) -> None:

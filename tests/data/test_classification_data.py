@@ -136,7 +136,7 @@ def test_bad_images_are_left_out_and_counted(tree: Path, caplog: pytest.LogCaptu
     (tree / "dog" / "a.png").write_bytes((tree / "dog" / "a.png").read_bytes()[:40])
     dataset = ClassificationDataset(tree, on_error="skip")
     assert len(dataset) == 4
-    assert "left out 2 bad items, kept 4" in caplog.text
+    assert "excluded 2 bad items, kept 4" in caplog.text
     assert "expected a readable image, found image" in caplog.text
     bad_data(r"cat/a\.png.*an empty file", ClassificationDataset(tree).preload, ImageProcessor(8))
 

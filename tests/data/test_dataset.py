@@ -78,9 +78,9 @@ def test_bad_items_are_left_out_counted_and_reported(folder: Path, caplog: pytes
     reasons = [reason.split(",")[0] for _, reason in found.skipped]
     expected = ["a name", "a name of letters", "a number", "an id of its own"]
     assert [reason.removeprefix("expected ") for reason in reasons] == expected
-    assert "left out 4 bad items, kept 2" in caplog.text
+    assert "excluded 4 bad items, kept 2" in caplog.text
     alone = listing(folder, "b")
-    bad_data(r"expected at least one number, found none \(1 left out as bad\)", Numbers, alone, on_error="skip")
+    bad_data(r"expected at least one number, found none \(1 invalid ones excluded\)", Numbers, alone, on_error="skip")
 
 
 def test_samples_in_memory_are_checked_too() -> None:

@@ -100,7 +100,7 @@ def test_bad_items_are_named_or_left_out(
     dataset = SegmentationDataset(root, on_error="skip")
     assert [s.id for s in dataset.samples] in (["0", "2"], ["0", "1", "2"])
     assert len(dataset.skipped) == 1
-    assert "left out 1 bad item" in caplog.text
+    assert "excluded 1 bad item" in caplog.text
     read_all(dataset)
 
 

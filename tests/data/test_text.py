@@ -95,7 +95,7 @@ def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> Non
         ids, _ = text.encode_batch(["is it red?", "red", "how many dogs?"])
     assert ids.shape == (3, 3)
     assert text.truncated == 2
-    assert "cut at 3 tokens" in caplog.text
+    assert "truncated to 3 tokens" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -293,5 +293,5 @@ def test_skip_leaves_out_counts_and_reports(folder: Path, caplog: pytest.LogCapt
     assert dataset.groups == [0, 1]
     assert [int(item.rsplit(" ", 1)[1]) for item, _ in dataset.skipped] == [2, 3, 4, 5, 6, 7]
     assert "truncated or damaged" in dataset.skipped[3][1]
-    assert "left out 6 bad items, kept 2" in caplog.text
+    assert "excluded 6 bad items, kept 2" in caplog.text
     assert "and 1 more" in caplog.text

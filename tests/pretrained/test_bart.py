@@ -92,11 +92,11 @@ def test_without_a_head(bart):
         ({"static_position_embeddings": True}, "static_position_embeddings=True; only False is supported"),
         ({"decoder_ffn_dim": 99}, "decoder_ffn_dim=99; only .* is supported"),
         ({"activation_function": "gelu_10"}, "activation 'gelu_10' is not supported"),
-        ({"encoder_layers": 9}, r"nothing for keys: encoder\.layers\."),
-        ({"decoder_layers": 0}, r"beyond what the configuration says, there are keys: model\.decoder\.layers\.0"),
+        ({"encoder_layers": 9}, r"missing keys: encoder\.layers\."),
+        ({"decoder_layers": 0}, r"unexpected keys: model\.decoder\.layers\.0"),
         ({"vocab_size": 12}, r"'model\.shared\.weight' \(embedding\.weight\) is .*, should be \(12, "),
         ({"max_position_embeddings": 77}, r"'model\.encoder\.embed_positions\.weight' \(positions\.weight\) is"),
-        ({"tie_word_embeddings": False}, r"nothing for lm_head\.weight, nor for what config\.json"),
+        ({"tie_word_embeddings": False}, r"missing lm_head\.weight, and the tables that config\.json"),
     ],
 )
 def test_what_does_not_fit_is_named(bart, config, message):
@@ -109,9 +109,9 @@ def test_unknown_and_missing_keys_are_named(bart):
     more = state | {"model.decoder.adapter.weight": torch.zeros(2)}
     assert_refused(folder, r"unknown key: model\.decoder\.adapter\.weight", more)
     bare = {k: v for k, v in state.items() if "decoder.layernorm_embedding" not in k}
-    assert_refused(folder, r"nothing for keys: target_embedding_norm\.bias, target_embedding_norm\.wei", bare)
+    assert_refused(folder, r"missing keys: target_embedding_norm\.bias, target_embedding_norm\.wei", bare)
     bare = {k: v for k, v in state.items() if "shared" not in k}
-    assert_refused(folder, r"nothing for encoder\.embed_tokens\.weight, nor for what", bare)
+    assert_refused(folder, r"missing encoder\.embed_tokens\.weight, and the tables that", bare)
 
 
 def test_longer_than_its_positions(bart):

@@ -128,7 +128,7 @@ class TestFiles:
         not_found(r"no weights; looked for model\.safetensors, pytorch_model\.bin", folder)
         for content, message in (
             ("{", r"config\.json: not JSON"),
-            ("[]", r"config\.json: an object was expected, found list"),
+            ("[]", r"config\.json: expected a JSON object, found list"),
             ("{}", f"config.json has no model_type; known are {', '.join(FAMILIES)}"),
         ):
             (folder / "config.json").write_text(content)
@@ -194,7 +194,7 @@ class TestTables:
             (["b"], "unknown key: b$"),
             (["z", "b", "a.1.scale", "aweight"], r"unknown keys: a\.1\.scale, aweight, b, z$"),
             ([f"b{i}" for i in range(9)], "b0, b1, b2, b3, b4, b5 and 3 more"),
-            (["a.weight", "old.weight"], "keys 'a.weight' and 'old.weight' mean the same"),
+            (["a.weight", "old.weight"], "keys 'a.weight' and 'old.weight' have the same name here"),
             (["packed.weight"], r"'packed.weight' of shape \(3,\) does not split into 2 equal parts"),
         ],
     )

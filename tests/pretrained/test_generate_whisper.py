@@ -147,7 +147,7 @@ def test_the_language_is_the_likeliest(tmp_path):
         assert all(abs(sum(row.values()) - 1) < 1e-9 for row in heard)
         assert ours.prompt(ours.encode(features), None, config)[:, 1].tolist() == expected
     config = SpeechConfig(max_new_tokens=3, decoder_start_token_id=START)
-    refused("knows no languages", ours.detect_language, features, None, config)
+    refused("has no languages", ours.detect_language, features, None, config)
 
 
 def test_languages_have_the_names_that_transformers_knows():

@@ -221,7 +221,7 @@ def test_a_tower_without_its_head_pools_by_the_mean(tmp_path):
     bare = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     rewrite(tmp_path, bare)
     assert load(tmp_path).pooling == "mean"
-    assert_refused(tmp_path, "nothing for keys: head", bare | {"head.probe": state["head.probe"]})
+    assert_refused(tmp_path, "missing keys: head", bare | {"head.probe": state["head.probe"]})
 
 
 # All, of timm

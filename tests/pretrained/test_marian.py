@@ -91,7 +91,7 @@ def test_two_tables_are_not_taken_for_one(tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
         bare = {k: v for k, v in state.items() if name not in k}
-        assert_refused(tmp_path, f"nothing for {name}, nor for what config.json ties it to", bare)
+        assert_refused(tmp_path, f"missing {name}, and the tables that config.json ties it to", bare)
 
 
 def test_other_positions_are_refused(marian):

@@ -77,7 +77,7 @@ def test_left_over_and_missing_keys_are_named(tmp_path):
     name = "decode_head.aux.weight"
     assert_refused(tmp_path, f"unknown key: {name}", state | {name: torch.zeros(2)})
     assert_refused(
-        tmp_path, r"nothing for key: decoder\.fuse\.weight", {k: v for k, v in state.items() if "linear_fuse" not in k}
+        tmp_path, r"missing key: decoder\.fuse\.weight", {k: v for k, v in state.items() if "linear_fuse" not in k}
     )
 
 

@@ -142,7 +142,7 @@ def test_an_output_of_its_own_that_is_scaled(t5):
     [
         ({"is_encoder_decoder": False}, "is_encoder_decoder=False; only True is supported"),
         ({"feed_forward_proj": "gated-gelu_10"}, "activation 'gelu_10' is not supported"),
-        ({"num_layers": 9}, r"nothing for keys: encoder\.layers\."),
+        ({"num_layers": 9}, r"missing keys: encoder\.layers\."),
         ({"relative_attention_num_buckets": 12}, r"relative_attention_bias\.weight' \(.*\) is .*, should be \(12, "),
         ({"d_kv": 5}, r"SelfAttention\.k\.weight' \(.*\) is .*, should be "),
     ],

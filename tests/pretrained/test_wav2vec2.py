@@ -160,7 +160,7 @@ def test_padding_changes_nothing_with_layer_norms():
         ({"conv_kernel": [3] * 4}, "must be as many, at least one; found"),  # the model has at most 3
         ({"add_adapter": True}, "add_adapter=True; only False is supported"),
         ({"adapter_attn_dim": 16}, "adapter_attn_dim=16; only None is supported"),
-        ({"num_hidden_layers": 9}, r"nothing for keys: encoder\.layers\."),
+        ({"num_hidden_layers": 9}, r"missing keys: encoder\.layers\."),
         ({"vocab_size": 77}, r"'lm_head\.weight' \(head\.weight\) is .*, should be \(77, "),
     ],
 )

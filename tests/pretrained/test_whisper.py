@@ -98,7 +98,7 @@ def test_without_a_head(whisper):
         ({"scale_embedding": True}, "scale_embedding=True; only False is supported"),
         ({"decoder_ffn_dim": 99}, "decoder_ffn_dim=99; only .* is supported"),
         ({"activation_function": "gelu_10"}, "activation 'gelu_10' is not supported"),
-        ({"encoder_layers": 9}, r"nothing for keys: encoder\.layers\."),
+        ({"encoder_layers": 9}, r"missing keys: encoder\.layers\."),
         ({"num_mel_bins": 9}, r"'model\.encoder\.conv1\.weight' \(conv1\.weight\) is .*, should be \(.*, 9, 3\)"),
         ({"max_source_positions": 77}, r"'model\.encoder\.embed_positions\.weight' \(positions\.weight\) is"),
     ],
@@ -113,7 +113,7 @@ def test_unknown_and_missing_keys_are_named(whisper):
     name = "model.decoder.adapter.weight"
     assert_refused(folder, f"unknown key: {name}", state | {name: torch.zeros(2)})
     bare = {k: v for k, v in state.items() if "conv2" not in k}
-    assert_refused(folder, r"nothing for keys: conv2\.bias, conv2\.weight", bare)
+    assert_refused(folder, r"missing keys: conv2\.bias, conv2\.weight", bare)
 
 
 def test_longer_than_its_window(whisper):

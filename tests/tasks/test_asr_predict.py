@@ -119,7 +119,7 @@ def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys:
     errors = {
         "nan.wav": "expected finite samples, found 1 that are NaN or infinite",
         "header.wav": "expected at least one sample, found none",
-        "empty.wav": "expected sound, found an empty file",
+        "empty.wav": "expected audio, found an empty file",
         "text.wav": "found a file that begins with b'this is a text",
         "cut.flac": "found",
     }

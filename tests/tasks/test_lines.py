@@ -84,7 +84,7 @@ def test_an_empty_document_is_named(
     assert capsys.readouterr().out == ""
     predict("--input", path, "--on_error", "skip")
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == ["0", "2"]
-    assert "left out 1 bad item, kept 2" in caplog.text
+    assert "excluded 1 bad item, kept 2" in caplog.text
 
 
 @pytest.mark.parametrize(

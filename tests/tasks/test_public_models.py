@@ -145,7 +145,7 @@ def test_precision(precision: str, folders: dict[str, Any]) -> None:
 
 def test_a_precision_that_cannot_be_had(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linears, "why_not", lambda precision: "no such operator")
-    with pytest.warns(UserWarning, match=r"'int8' is not available, linear maps stay plain: no such operator"):
+    with pytest.warns(UserWarning, match=r"'int8' is not available, linear maps are not packed: no such operator"):
         found = mmattn.load(folders["marian"][0], device="cpu", precision="int8")
     assert written(found) == written(mmattn.load(folders["marian"][0], device="cpu"))
 
