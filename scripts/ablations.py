@@ -35,8 +35,8 @@ def kernel_options(kind: str, length: int) -> dict[str, int]:
     """Options that fit the built-in data, where a kernel's defaults are for long sequences.
 
     Args:
-        kind: the kernel's name.
-        length: tokens that it sees.
+        kind: The kernel's name.
+        length: Tokens that it sees.
     """
     return {
         "adaptive_span": {"max_span": min(length, 256), "ramp": 8},

@@ -35,13 +35,13 @@ def record_result(
     """Add or replace one entry.
 
     Args:
-        task: the task.
-        name: the entry's name; an entry of that name is replaced.
-        command: what reruns it.
-        metrics: the figures.
-        seconds: how long it took.
-        config: the YAML file, if one was used.
-        note: what a reader must know.
+        task: The task.
+        name: The entry's name; an entry of that name is replaced.
+        command: What reruns it.
+        metrics: The figures.
+        seconds: How long it took.
+        config: The YAML file, if one was used.
+        note: What a reader must know.
     """
     entry = {
         "command": command,

@@ -31,9 +31,9 @@ def measure(config: Path, steps: int, workers: int) -> dict[str, float]:
     """Milliseconds of a step, and the share of it spent waiting.
 
     Args:
-        config: of the task that its name begins with.
-        steps: to count, after the first few.
-        workers: processes that load.
+        config: Of the task that its name begins with.
+        steps: To count, after the first few.
+        workers: Processes that load.
     """
     from mmattn.tasks import tasks
     from mmattn.tasks.common.cli import TaskCLI

@@ -55,7 +55,7 @@ def make(split: str, size: int | None = None, seed: int = 0) -> list[Classificat
     Another seed gives other pictures of the same kind.
 
     Raises:
-        ValueError: no such split.
+        ValueError: No such split.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")

@@ -32,14 +32,14 @@ class ClassificationHead(nn.Module):
     found it, so that a hidden layer can compare parts. "mean" forgets where anything was: the baseline.
 
     Args:
-        in_dim: channels of the features.
+        in_dim: Channels of the features.
         num_classes: K.
-        pooling: how a map becomes a vector, "attention" or "mean"; vectors are taken as they are.
-        embed_dim: of each query's answer, in_dim where None.
-        num_heads: h.
-        num_queries: that read the map.
-        hidden_dim: of the layer before the last; 0: none.
-        dropout: before the last layer.
+        pooling: How a map becomes a vector, "attention" or "mean"; vectors are taken as they are.
+        embed_dim: Of each query's answer, in_dim where None.
+        num_heads: H.
+        num_queries: That read the map.
+        hidden_dim: Of the layer before the last; 0: none.
+        dropout: Before the last layer.
         features: "map" (B, in_dim, h, w) or "vector" (B, in_dim).
 
     >>> head = ClassificationHead(512, 10, embed_dim=64, num_queries=2)
@@ -102,23 +102,23 @@ class ClassificationModel(nn.Module):
         num_classes: K.
         backbone: "residual" (a small residual net of ours), "cct" (compact convolutional transformer), "vit", or
             "timm/NAME".
-        image_size: side of the square image, in pixels.
-        channels: of "residual": the stem, and each stage, which halves the map.
-        blocks: of "residual": residual blocks a stage; one number for all, or one each.
-        channel_attention: of "residual": none, se, eca or cbam.
-        stem_stride: of "residual".
-        patch_size: of "vit", in pixels.
-        tokenizer_layers: of "cct": convolutions before the tokens, each halving the map.
+        image_size: Side of the square image, in pixels.
+        channels: Of "residual": the stem, and each stage, which halves the map.
+        blocks: Of "residual": residual blocks a stage; one number for all, or one each.
+        channel_attention: Of "residual": none, se, eca or cbam.
+        stem_stride: Of "residual".
+        patch_size: Of "vit", in pixels.
+        tokenizer_layers: Of "cct": convolutions before the tokens, each halving the map.
         pooling: "attention": queries over a convolutional map, sequence pooling (cct), a class token (vit); "mean".
         embed_dim: E of the transformer, or of each query's answer.
-        num_heads: h.
-        num_layers: of the transformer.
-        ffn_dim: of its feed-forward networks; 2 E where None.
-        num_queries: that read a convolutional map.
-        hidden_dim: of the head's hidden layer; 0: none.
-        attention: the transformer's self-attention, {"kind": name, and the kernel's options}; none: dense.
-        dropout: in the transformer and before the last layer.
-        backbone_options: further keywords of the backbone's own constructor, such as those of public weights.
+        num_heads: H.
+        num_layers: Of the transformer.
+        ffn_dim: Of its feed-forward networks; 2 E where None.
+        num_queries: That read a convolutional map.
+        hidden_dim: Of the head's hidden layer; 0: none.
+        attention: The transformer's self-attention, {"kind": name, and the kernel's options}; none: dense.
+        dropout: In the transformer and before the last layer.
+        backbone_options: Further keywords of the backbone's own constructor, such as those of public weights.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class ClassificationModel(nn.Module):
             (B, gh, gw), not negative, each summing to one (or zero, where nothing speaks for the class).
 
         Raises:
-            ValueError: nothing to follow: mean pooling over the map of a timm backbone.
+            ValueError: Nothing to follow: mean pooling over the map of a timm backbone.
         """
 
         def score() -> Tensor:

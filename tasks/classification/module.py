@@ -24,14 +24,14 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
     """Labelled images.
 
     Args:
-        root: folder of a torchvision data set's files, or of a CSV's images where they are not beside it.
-        image_size: side of the square that the model sees, in pixels; none: 64, or that of `init_from`.
-        resize: how an image gets that shape: squash, crop or pad; none: squash, or as in `init_from`.
-        mean: subtracted from pixel values in 0..1, per channel; none: 0.5, or as in `init_from`.
-        std: that they are then divided by; likewise.
-        multi_label: classes do not exclude each other; labels in a CSV are separated by |.
+        root: Folder of a torchvision data set's files, or of a CSV's images where they are not beside it.
+        image_size: Side of the square that the model sees, in pixels; none: 64, or that of `init_from`.
+        resize: How an image gets that shape: squash, crop or pad; none: squash, or as in `init_from`.
+        mean: Subtracted from pixel values in 0..1, per channel; none: 0.5, or as in `init_from`.
+        std: That they are then divided by; likewise.
+        multi_label: Classes do not exclude each other; labels in a CSV are separated by |.
         augment: BatchAugment's keywords (data/image/augment.py), for training images; none: no augmentation.
-        preload: decode each image once into memory, as long as that takes at most 2 GB.
+        preload: Decode each image once into memory, as long as that takes at most 2 GB.
         ablate: Train and measure with the patches of each image shuffled ("arrangement"): a baseline to be beaten.
     """
 

@@ -26,7 +26,7 @@ class Adapter:
     as the task's model is (`network`).
 
     Args:
-        task: that the models are for.
+        task: That the models are for.
     """
 
     network: ClassVar[str | None] = None  # what config.json calls a public network; None: it is the task's own model
@@ -38,11 +38,11 @@ class Adapter:
         """A model in its parts, from a folder of ours or a public one.
 
         Args:
-            source: where it was found.
-            options: what a task's `load` takes beside, None where it is not given.
+            source: Where it was found.
+            options: What a task's `load` takes beside, None where it is not given.
 
         Raises:
-            CheckpointError: damaged, incomplete, or parts that do not fit each other; named.
+            CheckpointError: Damaged, incomplete, or parts that do not fit each other; named.
         """
         return (self.read_own if source.family is None else self.read_public)(source, **options)
 
@@ -62,8 +62,8 @@ class Adapter:
         """The model, its weights not yet loaded.
 
         Raises:
-            TypeError: a keyword that it has not.
-            ValueError: keywords that do not go together.
+            TypeError: A keyword that it has not.
+            ValueError: Keywords that do not go together.
         """
         return self.task.resolve("model")(**keywords)  # type: ignore[no-any-return]
 
@@ -75,10 +75,10 @@ class Adapter:
         """What training begins with, for other data than the model's own.
 
         Args:
-            parts: what was read; its processor is the one that the weights were trained with.
-            processor: for these data.
-            sizes: the keywords that the data decide.
-            seed: of layers that are initialized anew.
+            parts: What was read; its processor is the one that the weights were trained with.
+            processor: For these data.
+            sizes: The keywords that the data decide.
+            seed: Of layers that are initialized anew.
         """
         return replace(parts, processor=processor)
 
@@ -110,8 +110,8 @@ class CheckpointParts:
         """The same weights with other keywords, of those that are free.
 
         Raises:
-            CheckpointError: one that decides the weights; named.
-            ConfigError: a kind of attention that is not known.
+            CheckpointError: One that decides the weights; named.
+            ConfigError: A kind of attention that is not known.
         """
         for key, value in keywords.items():
             if key not in self.free or (self.network is not None and key not in self.keywords):
@@ -127,7 +127,7 @@ class CheckpointParts:
         """Itself, where it can be asked or measured.
 
         Raises:
-            CheckpointError: it is headless.
+            CheckpointError: It is headless.
         """
         if self.headless:
             raise CheckpointError(
@@ -146,7 +146,7 @@ def adapter_of(task: Task, source: Source) -> Adapter:
     """The adapter that reads a source for a task.
 
     Raises:
-        CheckpointError: the source is of another task, or of none that this version has.
+        CheckpointError: The source is of another task, or of none that this version has.
     """
     if source.family is not None:
         routes = source.routes()
@@ -171,12 +171,12 @@ def read_parts(task: str, name: str | Path, **options: Any) -> CheckpointParts:
     """A task's model and processor from a source.
 
     Args:
-        task: that the model must be of, or fit.
-        name: the source.
-        options: what the task's adapters take beside, such as the prefix that T5 reads.
+        task: That the model must be of, or fit.
+        name: The source.
+        options: What the task's adapters take beside, such as the prefix that T5 reads.
 
     Raises:
-        CheckpointError: missing, damaged, foreign, or of another task.
+        CheckpointError: Missing, damaged, foreign, or of another task.
     """
     source = find_model(name)
     return adapter_of(tasks()[task], source).read(source, **options)

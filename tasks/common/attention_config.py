@@ -19,11 +19,11 @@ def check_attention(config: Mapping[str, Any] | None, key: str) -> dict[str, Any
     the first then goes.
 
     Args:
-        config: the mapping, or none for dense.
-        key: where it stands, for messages.
+        config: The mapping, or none for dense.
+        key: Where it stands, for messages.
 
     Raises:
-        ConfigError: no such kernel, or an option that no kernel has.
+        ConfigError: No such kernel, or an option that no kernel has.
     """
     if config is None:
         return None

@@ -31,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save so that a kill or a full disk leaves the earlier file as it was.
 
         Raises:
-            CheckpointError: the file cannot be written; names it and the cause.
+            CheckpointError: The file cannot be written; names it and the cause.
         """
         try:
             with atomic_write(path) as file:
@@ -45,7 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Load a training checkpoint, never running code from it.
 
         Raises:
-            CheckpointError: missing, truncated, foreign, or not a local file.
+            CheckpointError: Missing, truncated, foreign, or not a local file.
         """
         return read_checkpoint(path, map_location or "cpu")
 
@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """Read a `.ckpt` with `weights_only=True`.
 
     Raises:
-        CheckpointError: missing, truncated, foreign, or not a local file.
+        CheckpointError: Missing, truncated, foreign, or not a local file.
     """
     if "://" in str(path) or str(path).startswith(("http:", "https:")):
         raise CheckpointError(f"{path}: checkpoints are read from local files only; download it first.")

@@ -33,7 +33,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """Read and check `config.json` of a shipped folder, of this format or an earlier one.
 
     Raises:
-        CheckpointError: no such folder, not one of ours, or made by a newer version.
+        CheckpointError: No such folder, not one of ours, or made by a newer version.
     """
     folder = Path(directory)
     if str(directory).startswith(("http://", "https:/")):
@@ -73,7 +73,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     place of attention had another name in each task.
 
     Raises:
-        CheckpointError: it holds what this version has no more.
+        CheckpointError: It holds what this version has no more.
     """
     config = dict(config)
     if config["format"] == 1:
@@ -104,7 +104,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file, half precision widened to float32.
 
     Raises:
-        CheckpointError: missing, truncated, or not safetensors (a pickle under that name is refused, never opened).
+        CheckpointError: Missing, truncated, or not safetensors (a pickle under that name is refused, never opened).
     """
     import torch
     from safetensors import SafetensorError
@@ -141,7 +141,7 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: st
     """Load strictly: every name and shape must fit; of tied weights the first name counts.
 
     Raises:
-        CheckpointError: names what is missing, left over or of another shape.
+        CheckpointError: Names what is missing, left over or of another shape.
     """
     tied = tied_names(model)
     own = {name: value for name, value in model.state_dict().items() if name not in tied}
@@ -175,16 +175,16 @@ def save_directory(
     """Write a shipped folder, whole or not at all.
 
     Args:
-        directory: the folder to make or replace.
-        task: the task package's name.
-        model: the module whose weights are written.
+        directory: The folder to make or replace.
+        task: The task package's name.
+        model: The module whose weights are written.
         keywords: `type(model)(**keywords)` rebuilds it.
-        processor: has `save(folder)`.
-        network: the public network that the model is; None: the task's own.
-        metrics: measured figures for the card, `{"test": {"accuracy": 0.97}}`.
-        command: the command that made it, for the card.
-        own_data: whether it was trained on the user's data, so that the built-in data are no measure of it.
-        half: write floating point weights in float16 (half the size; about three decimal digits).
+        processor: Has `save(folder)`.
+        network: The public network that the model is; None: the task's own.
+        metrics: Measured figures for the card, `{"test": {"accuracy": 0.97}}`.
+        command: The command that made it, for the card.
+        own_data: Whether it was trained on the user's data, so that the built-in data are no measure of it.
+        half: Write floating point weights in float16 (half the size; about three decimal digits).
     """
     from safetensors.torch import save_file
 

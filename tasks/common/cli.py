@@ -414,7 +414,7 @@ def run(task: Task, command: str, argv: Sequence[str], program: str = "") -> Non
     """Run fit, validate or test of a task; program is how it was called.
 
     Raises:
-        UserError: the configuration, the data or a checkpoint is wrong.
+        UserError: The configuration, the data or a checkpoint is wrong.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -45,7 +45,7 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
     """What the command line is about: one item, a folder's, or a file's.
 
     Raises:
-        DataError: neither the item's own options nor `--input` are given, or both; or it cannot be read.
+        DataError: Neither the item's own options nor `--input` are given, or both; or it cannot be read.
     """
     names = [option.name for option in task.options if option.kind == "item"]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -52,10 +52,10 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         val: Path of the validation split; none: the built-in one, where `train` is `demo`.
         test: Path of the test split; none: likewise.
         demo_size: Training samples of the built-in data; none: all.
-        batch_size: samples in a batch and process.
-        num_workers: processes that prepare batches; the batches do not depend on it.
-        on_error: a bad item ends the run ("raise"), or is left out, counted and reported ("skip").
-        seed: of batch order and augmentation.
+        batch_size: Samples in a batch and process.
+        num_workers: Processes that prepare batches; the batches do not depend on it.
+        on_error: A bad item ends the run ("raise"), or is left out, counted and reported ("skip").
+        seed: Of batch order and augmentation.
     """
 
     task: str
@@ -124,7 +124,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         """Make the processor (vocabulary, labels, preprocessing) from the training split.
 
         Raises:
-            ConfigError: an option that cannot be; named.
+            ConfigError: An option that cannot be; named.
         """
         options = {name: value for name, value in self.processor_options.items() if value is not None}
         try:
@@ -173,7 +173,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         """Take the processor of a model that training begins with, for these data, instead of making one.
 
         Raises:
-            ConfigError: the configuration asks for another one.
+            ConfigError: The configuration asks for another one.
         """
         self.processor = start.processor.retarget(self.dataset("train"), self.processor_options)
 
@@ -259,7 +259,7 @@ def expand(path: str | None, key: str) -> str | None:
     """A path with `~` and environment variables filled in.
 
     Raises:
-        ConfigError: it names a variable that is not set.
+        ConfigError: It names a variable that is not set.
     """
     if path is None:
         return None

@@ -129,9 +129,9 @@ def main(task: Task, argv: Sequence[str] | None = None, program: str = "") -> No
     """Run one command of a task.
 
     Args:
-        task: which.
-        argv: the arguments after the program's name; default: the process's own.
-        program: how it was called, for help; default: by `python -m`.
+        task: Which.
+        argv: The arguments after the program's name; default: the process's own.
+        program: How it was called, for help; default: by `python -m`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

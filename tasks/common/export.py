@@ -58,9 +58,9 @@ def export_program(
     """torch.export by keyword, with dynamic dimensions.
 
     Args:
-        model: in evaluation mode.
-        inputs: example tensors by argument name; dynamic sizes should be at least two.
-        dynamic: for each argument, its dynamic dimensions.
+        model: In evaluation mode.
+        inputs: Example tensors by argument name; dynamic sizes should be at least two.
+        dynamic: For each argument, its dynamic dimensions.
     """
     shapes = {name: dict(dynamic.get(name, {})) or None for name in inputs}
     options: dict[str, Any] = {"kwargs": dict(inputs), "dynamic_shapes": shapes, "strict": False}
@@ -83,19 +83,19 @@ def export_model(
     """Write `NAME.pt2` and `NAME.onnx`, each compared with the eager model on every example.
 
     Args:
-        model: its forward takes the examples' tensors by keyword.
-        examples: at least two, of different batch sizes and lengths; the first is traced.
-        dynamic: for each argument, its dynamic dimensions.
-        folder: made if missing.
-        name: of the files.
-        formats: of "torch", "onnx".
-        tolerance: the largest absolute difference that counts as equal.
+        model: Its forward takes the examples' tensors by keyword.
+        examples: At least two, of different batch sizes and lengths; the first is traced.
+        dynamic: For each argument, its dynamic dimensions.
+        folder: Made if missing.
+        name: Of the files.
+        formats: Of "torch", "onnx".
+        tolerance: The largest absolute difference that counts as equal.
 
     Returns:
         A line for each file, with the largest difference seen.
 
     Raises:
-        ExportError: a program differs from the model; it is then not written.
+        ExportError: A program differs from the model; it is then not written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval().cpu()

@@ -49,11 +49,11 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     The temporary file lies in the target's own folder, since a rename is atomic only within one file system.
 
     Args:
-        path: the target; its folder is made if missing.
+        path: The target; its folder is made if missing.
         mode: "wb" or "w" (UTF-8).
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full; the old file is unharmed.
+        OSError: The folder cannot be written, or the disk is full; the old file is unharmed.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,8 +91,8 @@ def atomic_folder(path: str | Path, fill: Callable[[Path], None]) -> Path:
     """Let `fill` write a new folder beside `path`, then put it in the place of `path`.
 
     Args:
-        path: the folder to make or replace.
-        fill: called with an empty folder.
+        path: The folder to make or replace.
+        fill: Called with an empty folder.
 
     Raises:
         Whatever `fill` raises; the old folder is then as it was.

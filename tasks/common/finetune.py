@@ -19,12 +19,12 @@ def read_network(source: Source, wanted: type[nn.Module], names: str) -> Any:
     """A public network as keywords and weights of ours.
 
     Args:
-        source: where.
-        wanted: our class for it.
-        names: what that stands for, for messages.
+        source: Where.
+        wanted: Our class for it.
+        names: What that stands for, for messages.
 
     Raises:
-        CheckpointError: damaged, incomplete, or another kind of network.
+        CheckpointError: Damaged, incomplete, or another kind of network.
     """
     from mmattn.pretrained import read_pretrained
 
@@ -57,15 +57,15 @@ def init_missing(
     Everything else must fit.
 
     Args:
-        start: what was found.
-        sizes: the keywords that the data decide.
-        seed: of the new layers.
-        prefixes: names by which layers begin that may be missing, all that begin so.
-        resized: names of position maps (1, E, h, w), brought to the size that the data ask for (Dosovitskiy et al.
+        start: What was found.
+        sizes: The keywords that the data decide.
+        seed: Of the new layers.
+        prefixes: Names by which layers begin that may be missing, all that begin so.
+        resized: Names of position maps (1, E, h, w), brought to the size that the data ask for (Dosovitskiy et al.
             2021, section 3.2).
 
     Raises:
-        ValueError: keywords that do not go together.
+        ValueError: Keywords that do not go together.
     """
     keywords = {**start.keywords, **sizes}
     with torch.random.fork_rng(devices=[]):

@@ -22,13 +22,13 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
     """A sample from what a user gives, the number-th item.
 
     Args:
-        item: an image: a path, the file's bytes, a uint8 array (H, W, 3) or a PIL image; a mapping with `image` and, if
+        item: An image: a path, the file's bytes, a uint8 array (H, W, 3) or a PIL image; a mapping with `image` and, if
             wanted, `id`; or a sample.
-        number: its place.
-        kind: the sample's class, whose first fields are `id` and `image`.
+        number: Its place.
+        kind: The sample's class, whose first fields are `id` and `image`.
 
     Raises:
-        DataError: there is no image; names the item.
+        DataError: There is no image; names the item.
     """
     if isinstance(item, kind):
         return item

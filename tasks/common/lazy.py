@@ -11,8 +11,8 @@ def lazy(package: str, names: Mapping[str, Sequence[str]]) -> tuple[list[str], C
     """`__all__` and `__getattr__` of a package.
 
     Args:
-        package: its full name.
-        names: of each module below it.
+        package: Its full name.
+        names: Of each module below it.
 
     >>> names, get = lazy("mmattn.data", {"errors": ("DataError",)})
     >>> names, get("DataError").__module__

@@ -14,7 +14,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float =
     Args:
         logits: (B, V).
         targets: (B, V), non-negative scores, e.g. VQA's soft scores in 0..1.
-        label_smoothing: mass spread evenly over the V classes.
+        label_smoothing: Mass spread evenly over the V classes.
 
     Returns:
         A scalar.

@@ -16,8 +16,8 @@ class GroupedMean(Metric):
     `compute()` returns `{"accuracy": ..., "accuracy/colour": ...}`; groups without a sample are left out.
 
     Args:
-        name: the metric's name.
-        groups: the group names; samples of other groups count in the overall mean alone.
+        name: The metric's name.
+        groups: The group names; samples of other groups count in the overall mean alone.
     """
 
     full_state_update = False

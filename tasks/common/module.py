@@ -149,11 +149,11 @@ class TaskModule(LightningModule, Generic[Data]):
         """Build the model; its weights depend on the seed alone, or are those that it starts from.
 
         Args:
-            sizes: the keywords that the data decide.
-            processor: for these data, where training begins with a finished model.
+            sizes: The keywords that the data decide.
+            processor: For these data, where training begins with a finished model.
 
         Raises:
-            ConfigError: the keywords do not go together.
+            ConfigError: The keywords do not go together.
         """
         try:
             if self.start is not None and self.init_from is not None:

@@ -49,7 +49,7 @@ def peaks_in_regions(
     Args:
         attention: (gh, gw).
         regions: boxes_xyxy in 0..1.
-        tolerance: how far beside a region still counts, across and down, in 0..1 of the image.
+        tolerance: How far beside a region still counts, across and down, in 0..1 of the image.
     """
     gh, gw = attention.shape
     place = int(attention.argmax())

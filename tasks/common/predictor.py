@@ -30,9 +30,9 @@ class Predictor(Generic[Item, Prediction]):
     explained (`explain_batch`); the keyword-only parameters of these are the options that `predict` and `explain` take.
 
     Args:
-        model: on its device; it is put in evaluation mode.
-        processor: the one it was trained with.
-        parts: what the two were made from, which `save` needs; None: they were made by hand.
+        model: On its device; it is put in evaluation mode.
+        processor: The one it was trained with.
+        parts: What the two were made from, which `save` needs; None: they were made by hand.
     """
 
     task: ClassVar[str]
@@ -51,14 +51,14 @@ class Predictor(Generic[Item, Prediction]):
         """Load a model of this task.
 
         Args:
-            source: see `mmattn.load`; None: the model that ships with the task.
+            source: See `mmattn.load`; None: the model that ships with the task.
             device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: as of `mmattn.load`.
-            options: what the task's adapters take beside, such as the prefix that T5 reads.
+            precision: As of `mmattn.load`.
+            options: What the task's adapters take beside, such as the prefix that T5 reads.
 
         Raises:
-            CheckpointError: missing, damaged, foreign, or of another task.
-            UserError: no such device or precision.
+            CheckpointError: Missing, damaged, foreign, or of another task.
+            UserError: No such device or precision.
         """
         default = f"{cls.task}/{tasks()[cls.task].default_checkpoint}"
         return cls.from_parts(read_parts(cls.task, default if source is None else source, **options), device, precision)
@@ -89,7 +89,7 @@ class Predictor(Generic[Item, Prediction]):
         """A sample from what a user gives, the number-th item.
 
         Raises:
-            DataError: something is missing; names the item.
+            DataError: Something is missing; names the item.
         """
 
     @abstractmethod
@@ -109,12 +109,12 @@ class Predictor(Generic[Item, Prediction]):
         """The items of a file or folder that the command line's `--input` names.
 
         Args:
-            path: as it was given; standard input is "-", where a task takes it.
+            path: As it was given; standard input is "-", where a task takes it.
             on_error: "skip" leaves bad lines out, counts and reports them.
-            given: the item's other parts, such as the question about each image of a folder.
+            given: The item's other parts, such as the question about each image of a folder.
 
         Raises:
-            DataError: it cannot be read; names the line.
+            DataError: It cannot be read; names the line.
         """
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Predictor(Generic[Item, Prediction]):
         """The options of `predict` or `explain`, checked before anything is read.
 
         Raises:
-            ConfigError: a value that cannot be; named.
+            ConfigError: A value that cannot be; named.
         """
         return dict(options)
 
@@ -149,7 +149,7 @@ class Predictor(Generic[Item, Prediction]):
         """Moves the model.
 
         Raises:
-            UserError: no such device here.
+            UserError: No such device here.
         """
         self.model = self.model.to(device_of(str(device)))
         return self
@@ -180,14 +180,14 @@ class Predictor(Generic[Item, Prediction]):
         """A prediction for each item, in order.
 
         Args:
-            items: bare ones (a path, an image, a text), mappings with what belongs to one, or samples.
-            batch_size: items at a time; none: the task's own number.
+            items: Bare ones (a path, an image, a text), mappings with what belongs to one, or samples.
+            batch_size: Items at a time; none: the task's own number.
             on_error: "skip" puts None in the place of a bad item.
-            options: the task's own; see `predict_batch`.
+            options: The task's own; see `predict_batch`.
 
         Raises:
-            DataError: an item cannot be read; names it.
-            ConfigError: an option that the task has not, or a value that cannot be.
+            DataError: An item cannot be read; names it.
+            ConfigError: An option that the task has not, or a value that cannot be.
         """
         found = self.stream(items, batch_size or self.batch_size, on_error, **options)
         return [None if isinstance(one, Exception) else one for one in found]
@@ -236,11 +236,11 @@ class Predictor(Generic[Item, Prediction]):
         """The explanation of one item's prediction, with `save(path)`.
 
         Args:
-            item: as of `predict`.
-            options: the task's own; see `explain_batch`.
+            item: As of `predict`.
+            options: The task's own; see `explain_batch`.
 
         Raises:
-            DataError: it cannot be read, or the model attends to nothing.
+            DataError: It cannot be read, or the model attends to nothing.
         """
         return self.explain_all([single(item, "explain_all(items)")], **options)[0]
 
@@ -265,7 +265,7 @@ class Predictor(Generic[Item, Prediction]):
         """Write the model as a folder that `load` reads, whole or not at all.
 
         Raises:
-            UserError: it was made by hand, or its weights are packed.
+            UserError: It was made by hand, or its weights are packed.
         """
         if self.parts is None or self.packed:
             reason = "packed for speed" if self.packed else "not loaded, so that its keywords are not known"
@@ -299,7 +299,7 @@ def load(source: str | Path, device: str = "auto", precision: str | None = None)
     wav2vec 2.0 and HuBERT recognize speech.
 
     Args:
-        source: the `model/` folder of a run, or the run's; a named model, "asr/demo"; a folder with a public model's
+        source: The `model/` folder of a run, or the run's; a named model, "asr/demo"; a folder with a public model's
             `config.json`, weights and tokenizer; or "hf:owner/name", "hf:owner/name@revision", a repository of the hub.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
         precision: "float32", "bfloat16" or "int8": weights are packed for speed on a CPU, after which the model can
@@ -309,7 +309,7 @@ def load(source: str | Path, device: str = "auto", precision: str | None = None)
         The task's predictor, e.g. `mmattn.tasks.vqa.VQAPredictor`.
 
     Raises:
-        CheckpointError: there is no model, it is incomplete, or of a task or family that this version has not.
+        CheckpointError: There is no model, it is incomplete, or of a task or family that this version has not.
     """
     predictor = tasks()[task_of(source)].resolve("predictor")
     return predictor.load(source, device=device, precision=precision)  # type: ignore[no-any-return]
@@ -326,7 +326,7 @@ def listed(items: Any) -> Sequence[Any]:
     """The items that `predict` is given.
 
     Raises:
-        DataError: one item stands for a list.
+        DataError: One item stands for a list.
     """
     if isinstance(items, (str, bytes, Path, Mapping)) or not hasattr(items, "__getitem__") or hasattr(items, "shape"):
         raise DataError("predict", "a list of items", "one item: write predict([item]), or call the predictor with it")
@@ -338,7 +338,7 @@ def single(item: Any, instead: str) -> Any:
     """The item that a prediction or an explanation is asked for.
 
     Raises:
-        DataError: a list stands for one.
+        DataError: A list stands for one.
     """
     if isinstance(item, list):
         raise DataError("predictor", f"one item; for a list write {instead}", f"a list of {len(item)}")
@@ -356,7 +356,7 @@ def name_of(item: Mapping[str, Any], number: int, wanted: Sequence[str]) -> str:
     """The id of an item that has these keys, its number where it has none.
 
     Raises:
-        DataError: a key is missing; names the item.
+        DataError: A key is missing; names the item.
     """
     name = str(item.get("id", number))
     if any(item.get(key) is None for key in wanted):
@@ -369,7 +369,7 @@ def device_of(name: str) -> Any:
     """The torch device for "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UserError: no such device here.
+        UserError: No such device here.
     """
     import torch
 

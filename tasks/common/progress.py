@@ -11,10 +11,10 @@ def progress(items: Any, total: int, title: str, shown: bool = True) -> Iterator
     """Rich's bar on stderr for long work on a terminal; nothing where nobody watches or there is little to do.
 
     Args:
-        items: what is worked through.
-        total: how many.
-        title: stands before the bar.
-        shown: off where results are written to the same terminal, and are progress enough.
+        items: What is worked through.
+        total: How many.
+        title: Stands before the bar.
+        shown: Off where results are written to the same terminal, and are progress enough.
     """
     if total < 64 or not shown or not sys.stderr.isatty():
         yield from items

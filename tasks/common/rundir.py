@@ -28,7 +28,7 @@ def writable(folder: Path) -> None:
     """Make the folder if need be.
 
     Raises:
-        RunDirectoryError: it cannot be made or written.
+        RunDirectoryError: It cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     """Make the run directory ready.
 
     Raises:
-        RunDirectoryError: not writable; in use and neither resumed nor to be overwritten; nothing to resume; or asked
+        RunDirectoryError: Not writable; in use and neither resumed nor to be overwritten; nothing to resume; or asked
             to overwrite a folder that is no run's.
     """
     writable(folder)

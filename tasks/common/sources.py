@@ -80,10 +80,10 @@ def find_model(name: str | Path) -> Source:
     """Where a model lies, and its config.json.
 
     Args:
-        name: a source, see above.
+        name: A source, see above.
 
     Raises:
-        CheckpointError: there is none, or of a kind that nothing here reads.
+        CheckpointError: There is none, or of a kind that nothing here reads.
     """
     source = _on_hub(str(name)) if str(name).startswith("hf:") else _in_folder(name)
     if source.family is not None and not source.routes():
@@ -110,7 +110,7 @@ def _named(name: str | Path) -> Path | None:
     """The folder of a named model; None where it is no such name.
 
     Raises:
-        CheckpointError: a folder has that name, too; or the task has no model of that name.
+        CheckpointError: A folder has that name, too; or the task has no model of that name.
     """
     found = re.fullmatch(r"([a-z]\w*)/([\w.-]+)", name) if isinstance(name, str) else None
     if found is None or found[1] not in tasks():

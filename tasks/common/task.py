@@ -21,13 +21,13 @@ class Option:
 
     Args:
         name: `image` stands for `--image`.
-        help: one line.
-        type: of the value; bool: a switch.
-        default: where it is not given; None: what `predict` itself takes.
+        help: One line.
+        type: Of the value; bool: a switch.
+        default: Where it is not given; None: what `predict` itself takes.
         kind: "item": a part of the one item that the command is about, by its key; "predict": a keyword of the
             predictor's `predict` and `explain`; "load": a keyword of its `load`.
-        only: the one command that has it; None: both.
-        metavar: what help calls the value.
+        only: The one command that has it; None: both.
+        metavar: What help calls the value.
     """
 
     name: str
@@ -44,27 +44,27 @@ class Task:
     """A task, by the import strings of what it consists of: "module:Name", a module of its package or a full name.
 
     Args:
-        name: the command's.
-        package: its full name, "mmattn.tasks.NAME".
-        title: one sentence for help and for the README's table.
-        model: the `nn.Module`.
-        processor: raw data to tensors and back (`mmattn.data.processor.Processor`).
-        module: the LightningModule (`TaskModule`).
-        datamodule: its data (`TaskDataModule`).
-        predictor: raw input to predictions (`Predictor`).
+        name: The command's.
+        package: Its full name, "mmattn.tasks.NAME".
+        title: One sentence for help and for the README's table.
+        model: The `nn.Module`.
+        processor: Raw data to tensors and back (`mmattn.data.processor.Processor`).
+        module: The LightningModule (`TaskModule`).
+        datamodule: Its data (`TaskDataModule`).
+        predictor: Raw input to predictions (`Predictor`).
         demo: `make(split, limit)`, the built-in data.
-        options: what `predict` and `explain` take beside the options of all tasks.
-        adapter: reads models of ours (`mmattn.tasks.common.adapter.Adapter`); None: that one itself.
-        families: public models that it reads: "model_type/Architecture" or "model_type/*" to an adapter.
-        baselines: trainings that must fail, by name: command-line words. Those of `--data.*` also hold in measuring.
-        variants: other trainings that the ablations compare with the full one, likewise.
-        metric: the main one, as the module's monitor names it.
-        kernel_words: what a training needs so that the encoder's attention has a kernel to choose.
-        kernel_length: tokens that this attention sees in the built-in data, for kernels that have to know.
-        default_checkpoint: the named model that `predict` takes without `--checkpoint`.
-        localisation: measures explanations against the built-in truth, `(predictor, limit) -> PointingGame`.
-        tiny: command-line words of a training that takes seconds, for the tests.
-        upgrade: changes the model's keywords of an earlier format (`mmattn.tasks.common.checkpoint.upgrade`).
+        options: What `predict` and `explain` take beside the options of all tasks.
+        adapter: Reads models of ours (`mmattn.tasks.common.adapter.Adapter`); None: that one itself.
+        families: Public models that it reads: "model_type/Architecture" or "model_type/*" to an adapter.
+        baselines: Trainings that must fail, by name: command-line words. Those of `--data.*` also hold in measuring.
+        variants: Other trainings that the ablations compare with the full one, likewise.
+        metric: The main one, as the module's monitor names it.
+        kernel_words: What a training needs so that the encoder's attention has a kernel to choose.
+        kernel_length: Tokens that this attention sees in the built-in data, for kernels that have to know.
+        default_checkpoint: The named model that `predict` takes without `--checkpoint`.
+        localisation: Measures explanations against the built-in truth, `(predictor, limit) -> PointingGame`.
+        tiny: Command-line words of a training that takes seconds, for the tests.
+        upgrade: Changes the model's keywords of an earlier format (`mmattn.tasks.common.checkpoint.upgrade`).
     """
 
     name: str
@@ -93,8 +93,8 @@ class Task:
         """The object behind one of the import strings, by the field's name; or by the string itself.
 
         Raises:
-            AttributeError: the module has no such name.
-            ImportError: there is no such module.
+            AttributeError: The module has no such name.
+            ImportError: There is no such module.
         """
         module, _, name = getattr(self, part, part).partition(":")
         return getattr(importlib.import_module(module if "." in module else f"{self.package}.{module}"), name)
@@ -110,7 +110,7 @@ def tasks() -> dict[str, Task]:
     """All tasks by name: packages in `tasks` and in the folders of MMATTN_TASKS, entry points of group mmattn.tasks.
 
     Raises:
-        AttributeError: a package has no TASK.
+        AttributeError: A package has no TASK.
     """
     from importlib import metadata
 

@@ -72,11 +72,11 @@ def segmentation_loss(
     """The losses by name, each times its weight.
 
     Args:
-        parts: a name in LOSSES to its weight.
+        parts: A name in LOSSES to its weight.
         logits: (B, K, H, W).
         labels: (B, h, w) integers; where they are finer than the logits, those under the logits' centres are taken.
         weights: (K,), of the classes.
-        label_smoothing: mass spread evenly over the classes.
+        label_smoothing: Mass spread evenly over the classes.
     """
     if labels.shape[1:] != logits.shape[2:]:
         labels = F.interpolate(labels[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
@@ -92,7 +92,7 @@ def class_weights(kind: str, counts: Sequence[int]) -> Tensor | None:
     without any has the largest weight of the others.
 
     Raises:
-        ValueError: no such kind.
+        ValueError: No such kind.
 
     >>> class_weights("sqrt", [80, 20])
     tensor([0.6667, 1.3333])

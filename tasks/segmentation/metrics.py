@@ -17,7 +17,7 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
     Args:
         predicted: (...) integers in 0..K-1.
-        labels: the same shape, in 0..K-1 or 255.
+        labels: The same shape, in 0..K-1 or 255.
         num_classes: K.
     """
     real = labels != VOID
@@ -51,7 +51,7 @@ class SegmentationMetric(Metric):
     Not the mean of each image's IoU, which torchmetrics' `MeanIoU` is.
 
     Args:
-        names: of the classes.
+        names: Of the classes.
     """
 
     full_state_update = False

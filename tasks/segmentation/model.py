@@ -30,7 +30,7 @@ class SegmentationHead(UNetHead):
     """Scores of classes from the feature maps of an encoder of your own, through gated skip connections.
 
     Args:
-        in_channels: of the maps, the finest first.
+        in_channels: Of the maps, the finest first.
         num_classes: K.
         options: `mmattn.backbones.unet.UNetHead`'s other keywords.
 
@@ -46,23 +46,23 @@ class SegmentationModel(nn.Module):
     Args:
         num_classes: K.
         network: "unet" (an attention U-Net) or "segformer".
-        backbone: of "unet": "residual", our own small net, or "timm/NAME".
-        channels: of the maps, the finest first: of "residual", or embed_dims of "segformer".
-        num_blocks: residual blocks on each map, or transformer layers; a number, or one a map.
-        stem_stride: of "residual": stride of the finest map, 1, 2 or 4.
-        decoder_channels: of the U-Net's decoder maps, one fewer than maps; those of the encoder where none; of
+        backbone: Of "unet": "residual", our own small net, or "timm/NAME".
+        channels: Of the maps, the finest first: of "residual", or embed_dims of "segformer".
+        num_blocks: Residual blocks on each map, or transformer layers; a number, or one a map.
+        stem_stride: Of "residual": stride of the finest map, 1, 2 or 4.
+        decoder_channels: Of the U-Net's decoder maps, one fewer than maps; those of the encoder where none; of
             "segformer" one number, 256 where none.
-        gates: of "unet": attention gates on every skip; off: plain skips.
-        deep_supervision: of "unet": score the coarser maps too, in training.
-        num_heads: of "segformer", one a map.
-        reductions: of "segformer": by which keys and values are reduced on each map.
-        attention: of "segformer": {"kind": name, and the kernel's options}; none: dense.
-        dropout: of whole channels before the scores.
-        backbone_options: further keywords of SegFormer's, or the backbone's, own constructor, such as those of public
+        gates: Of "unet": attention gates on every skip; off: plain skips.
+        deep_supervision: Of "unet": score the coarser maps too, in training.
+        num_heads: Of "segformer", one a map.
+        reductions: Of "segformer": by which keys and values are reduced on each map.
+        attention: Of "segformer": {"kind": name, and the kernel's options}; none: dense.
+        dropout: Of whole channels before the scores.
+        backbone_options: Further keywords of SegFormer's, or the backbone's, own constructor, such as those of public
             weights.
 
     Raises:
-        ValueError: keywords that do not go together, by name.
+        ValueError: Keywords that do not go together, by name.
 
     >>> output = SegmentationModel(5, channels=(8, 16))(torch.randn(1, 3, 30, 21))
     >>> output.logits.shape
@@ -149,12 +149,12 @@ class SegmentationModel(nn.Module):
         gradients each weight is multiplied by its gradient, where that is positive: what speaks for the score.
 
         Args:
-            maps: what `mmattn.explain.capture(model)` gave for one forward pass.
+            maps: What `mmattn.explain.capture(model)` gave for one forward pass.
             size: (H, W) of the images in that pass.
-            gradients: after the backward pass of a score, the maps having kept their gradients.
+            gradients: After the backward pass of a score, the maps having kept their gradients.
 
         Raises:
-            ValueError: the model has neither gates nor attention.
+            ValueError: The model has neither gates nor attention.
         """
         if not maps:
             raise ValueError("a model without gates has nothing to look with: there is nothing to explain")

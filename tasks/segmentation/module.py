@@ -27,11 +27,11 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
     """Images with masks.
 
     Args:
-        classes: path of the class list, where it is not `classes.txt` in the data's folder or the one above.
-        image_size: the shorter side at which the model sees an image, in pixels; none: as it is, or as in
+        classes: Path of the class list, where it is not `classes.txt` in the data's folder or the one above.
+        image_size: The shorter side at which the model sees an image, in pixels; none: as it is, or as in
             `init_from`. What is measured is the masks' own size always.
         augment: SegmentationAugment's keywords, for training; none: no augmentation.
-        preload: decode everything once into memory, as long as that takes at most 2 GB.
+        preload: Decode everything once into memory, as long as that takes at most 2 GB.
         ablate: Train and measure without context: images are cut into patches, with their labels, and the patches
             shuffled. A baseline to be beaten.
     """

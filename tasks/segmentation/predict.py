@@ -67,12 +67,12 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         """The class of each pixel of each image; images of one size go through the model together.
 
         Args:
-            samples: as of `Predictor.predict_batch`.
-            batch: likewise.
-            tile: side of the tiles of larger images, in pixels.
-            flip: the mean of an image and its mirror image.
-            masks: folder for PNGs of class ids, one a picture.
-            overlays: folder for pictures with the classes laid over them.
+            samples: As of `Predictor.predict_batch`.
+            batch: Likewise.
+            tile: Side of the tiles of larger images, in pixels.
+            flip: The mean of an image and its mirror image.
+            masks: Folder for PNGs of class ids, one a picture.
+            overlays: Folder for pictures with the classes laid over them.
         """
         found: dict[int, np.ndarray] = {}
         for rows in batch.alike():
@@ -146,13 +146,13 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
 
         Args:
             pixel_values: (B, 3, H, W).
-            classes: one an image.
+            classes: One an image.
 
         Returns:
             The maps (B, h, w), the finest first, and the relevance (B, H, W).
 
         Raises:
-            DataError: the model has nothing to look with.
+            DataError: The model has nothing to look with.
         """
         from mmattn.explain import capture
 

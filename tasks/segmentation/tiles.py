@@ -20,11 +20,11 @@ def segment(
     """Logits of images, by tiles where they are larger than one.
 
     Args:
-        run: pixel values (B, 3, h, w) to logits (B, K, h', w') of that size, or coarser.
+        run: Pixel values (B, 3, h, w) to logits (B, K, h', w') of that size, or coarser.
         pixel_values: (B, 3, H, W).
-        tile: side of the tiles in pixels; None: the whole at once.
-        overlap: share of a tile that the next one covers too, 0 to below 1.
-        flip: mean with the mirror image, mirrored back.
+        tile: Side of the tiles in pixels; None: the whole at once.
+        overlap: Share of a tile that the next one covers too, 0 to below 1.
+        flip: Mean with the mirror image, mirrored back.
 
     Returns:
         (B, K, H, W), or, where one pass is enough, as `run` gives them.

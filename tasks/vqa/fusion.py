@@ -211,7 +211,7 @@ def build_fusion(
     """A fusion by name.
 
     Raises:
-        ValueError: no such fusion.
+        ValueError: No such fusion.
     """
     sizes = (embed_dim, num_layers, num_heads)
     common: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout}

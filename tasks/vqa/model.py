@@ -38,11 +38,11 @@ class JointClassifier(nn.Module):
     brings out what varies little, such as a position.
 
     Args:
-        seen_dim: size of s.
-        asked_dim: size of t.
-        hidden_dim: of each of the two parts.
+        seen_dim: Size of s.
+        asked_dim: Size of t.
+        hidden_dim: Of each of the two parts.
         num_answers: V.
-        dropout: on the hidden layer.
+        dropout: On the hidden layer.
     """
 
     def __init__(self, seen_dim: int, asked_dim: int, hidden_dim: int, num_answers: int, dropout: float) -> None:
@@ -73,18 +73,18 @@ class VQAHead(nn.Module):
     Args:
         embed_dim: E of the head.
         num_answers: V.
-        image_dim: of the image's features, E where None.
-        text_dim: of the question's, E where None.
-        num_heads: h.
+        image_dim: Of the image's features, E where None.
+        text_dim: Of the question's, E where None.
+        num_heads: H.
         ffn_dim: 4 E where None.
         fusion: "fusion_block" (latents that look at the image in turns), "co_attention" (two streams, ViLBERT),
             "single_stream" (one encoder over both, ViLT), "additive" (the classic, over a recurrent question's states).
         pooling: How "fusion_block" reads the image: by "attention"; or its "mean", a baseline that cannot attend.
-        fusion_layers: of the first three.
-        num_latents: of "fusion_block".
-        attention: the self-attention of "co_attention" and "single_stream", {"kind": name, and the kernel's options}.
-        cross_attention: the attention to the image of "fusion_block" and "co_attention".
-        dropout: in the fusion's layers and before the last linear map.
+        fusion_layers: Of the first three.
+        num_latents: Of "fusion_block".
+        attention: The self-attention of "co_attention" and "single_stream", {"kind": name, and the kernel's options}.
+        cross_attention: The attention to the image of "fusion_block" and "co_attention".
+        dropout: In the fusion's layers and before the last linear map.
 
     >>> head = VQAHead(32, 10, image_dim=768, text_dim=384, num_heads=4)
     >>> head(torch.randn(2, 49, 768), torch.randn(2, 7, 384)).shape
@@ -159,25 +159,25 @@ class VQAModel(nn.Module):
     """Images and questions to scores for answers.
 
     Args:
-        vocab_size: of the question's tokens.
+        vocab_size: Of the question's tokens.
         num_answers: V, of the answer vocabulary.
-        image_encoder: what turns pixels into a grid: "conv" (a convolutional stem), "vit" (patches) or "timm/NAME".
-        image_size: side of the square image, in pixels.
-        patch_size: of "vit", in pixels.
-        channels: of "conv", each halving the map.
+        image_encoder: What turns pixels into a grid: "conv" (a convolutional stem), "vit" (patches) or "timm/NAME".
+        image_size: Side of the square image, in pixels.
+        patch_size: Of "vit", in pixels.
+        channels: Of "conv", each halving the map.
         embed_dim: E.
-        num_heads: h.
-        ffn_dim: of the feed-forward networks.
-        image_layers: transformer layers above the grid.
-        text_layers: transformer layers above the words.
-        fusion: see VQAHead; "additive" reads the question with an LSTM.
-        pooling: see VQAHead.
-        fusion_layers: of the fusion.
-        num_latents: that read the question.
-        attention: the encoders' self-attention, {"kind": name, and the kernel's options}; none: dense.
-        cross_attention: the attention to the image.
-        dropout: everywhere but in attention weights.
-        max_text_len: most tokens of a question.
+        num_heads: H.
+        ffn_dim: Of the feed-forward networks.
+        image_layers: Transformer layers above the grid.
+        text_layers: Transformer layers above the words.
+        fusion: See VQAHead; "additive" reads the question with an LSTM.
+        pooling: See VQAHead.
+        fusion_layers: Of the fusion.
+        num_latents: That read the question.
+        attention: The encoders' self-attention, {"kind": name, and the kernel's options}; none: dense.
+        cross_attention: The attention to the image.
+        dropout: Everywhere but in attention weights.
+        max_text_len: Most tokens of a question.
         num_object_labels: K of the scores for what lies in each cell; 0: none.
     """
 
@@ -257,7 +257,7 @@ class VQAModel(nn.Module):
             image_index: (B,) long, which image each question asks about; where None, B = N and each has its own.
 
         Returns:
-            logits (B, V) and object_logits (N, P, K).
+            `logits` (B, V) and `object_logits` (N, P, K).
         """
         grid = self.grid_positions(self.image_encoder(pixel_values)).flatten(2).mT  # (N, P, E)
         if isinstance(self.text_encoder, RecurrentEncoder):
@@ -274,9 +274,9 @@ class VQAModel(nn.Module):
         K is the number of latents, or one where the fusion has none.
 
         Args:
-            maps: what `mmattn.explain.capture(model)` gave for one forward pass.
-            image_index: as in that pass.
-            key_mask: as in that pass.
+            maps: What `mmattn.explain.capture(model)` gave for one forward pass.
+            image_index: As in that pass.
+            key_mask: As in that pass.
         """
         return self.head.fusion.grid_maps(_below(maps, "head.fusion."), image_index, key_mask)
 
@@ -314,7 +314,7 @@ def upgrade(keywords: dict[str, Any]) -> dict[str, Any]:
     """The keywords of format 1, which had a memory of training questions.
 
     Raises:
-        CheckpointError: it was on.
+        CheckpointError: It was on.
     """
     if keywords.get("memory"):
         raise CheckpointError(

@@ -31,17 +31,17 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
     """Questions about images.
 
     Args:
-        image_root: folder of the images, where it is not beside the questions.
-        image_size: side of the square that the model sees, in pixels.
-        resize: how an image gets that shape: squash, crop or pad.
-        tokenizer: of questions: word, bpe or unigram.
-        vocab_size: most token ids.
-        min_count: least occurrences of a word in the training questions.
-        max_len: most tokens of a question.
-        max_answers: most answers in the vocabulary.
-        min_answer_count: least number of questions with an answer.
+        image_root: Folder of the images, where it is not beside the questions.
+        image_size: Side of the square that the model sees, in pixels.
+        resize: How an image gets that shape: squash, crop or pad.
+        tokenizer: Of questions: word, bpe or unigram.
+        vocab_size: Most token ids.
+        min_count: Least occurrences of a word in the training questions.
+        max_len: Most tokens of a question.
+        max_answers: Most answers in the vocabulary.
+        min_answer_count: Least number of questions with an answer.
         augment: ImageAugment's keywords, for training images; none: no augmentation.
-        preload: decode each image once into memory, as long as that takes at most 2 GB.
+        preload: Decode each image once into memory, as long as that takes at most 2 GB.
         ablate: Train and measure without one of the inputs, the question or the image: a baseline to be beaten.
     """
 

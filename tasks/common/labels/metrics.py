@@ -43,7 +43,7 @@ class ClassificationMetric(nn.Module):
 
     Args:
         num_classes: K.
-        multi_label: classes do not exclude each other.
+        multi_label: Classes do not exclude each other.
     """
 
     def __init__(self, num_classes: int, multi_label: bool = False) -> None:
