@@ -52,9 +52,9 @@ def normalize_answer(answer: str) -> str:
     """An answer in the form in which VQA v2 compares answers.
 
     Lower case; numbers up to ten as digits; no articles; missing apostrophes restored; punctuation taken out by the
-    official rules, quirks included: a character is deleted where it touches a space somewhere in the answer (or where any
-    comma stands between two digits), and becomes a space otherwise. ``"book, lamp"`` is thus ``"book lamp"``,
-    ``"t-shirt"`` is ``"t shirt"``, and ``"1,000-piece"`` is ``"1000piece"``.
+    official rules, quirks included: a character is deleted if it is adjacent to a space anywhere in the answer (or if
+    the answer has a comma between two digits), and replaced by a space otherwise. ``"book, lamp"`` is thus
+    ``"book lamp"``, ``"t-shirt"`` is ``"t shirt"``, and ``"1,000-piece"`` is ``"1000piece"``.
 
     >>> normalize_answer("The two red T-shirts.")
     '2 red t shirts'
