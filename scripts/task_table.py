@@ -57,7 +57,8 @@ def page() -> str:
     """docs/results.md: every entry of every task's results.json."""
     text = (
         "# Results\n\n"
-        "Every measured figure, made from the `results.json` of each task by `python scripts/task_table.py --write`. The\n"
+        "Every measured figure, made from the `results.json` of each task by `python scripts/task_table.py --write`. "
+        "The\n"
         "files also name the machine, the versions and the further metrics of an entry.\n"
     )
     for task in tasks().values():

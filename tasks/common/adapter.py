@@ -1,4 +1,4 @@
-"""Adapters read a source into checkpoint parts: keywords, weights, processor. One adapter per public family and task."""
+"""Adapters convert a source to checkpoint parts: keywords, weights, processor. One per public family and task."""
 
 from __future__ import annotations
 

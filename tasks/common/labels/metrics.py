@@ -19,7 +19,7 @@ BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):
-    """Average precision, averaged over the classes that occur in the samples; torchmetrics counts the others as zero."""
+    """Average precision, averaged over the classes that occur; torchmetrics counts the others as zero."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
         values: Any = super().compute()  # (K,)
