@@ -9,8 +9,8 @@ inputs and no mask; self-attention, or cross-attention to as many keys for kerne
 All lengths of all kernels run in every round; short calls are repeated for 0.3 seconds. The exponent p of
 time ~ length^p is the least-squares slope through the logarithms, computed in each round from 2,048 tokens on, where
 the fixed cost of a call is negligible. Reported are the median over the rounds with its quartiles, and the median over
-all lengths. A kernel whose extrapolated time or memory at the next length exceeds --seconds or --memory is stopped, which
-its row states; dense always runs. --clock cpu measures the time of this process, summed over threads, for shared
+all lengths. A kernel whose extrapolated time or memory at the next length exceeds --seconds or --memory is stopped,
+which its row states; dense always runs. --clock cpu measures the time of this process, summed over threads, for shared
 machines, where long calls are interrupted more often than short ones, which would bias the slopes.
 
 Required: forward, and forward with backward, have an exponent of at most 1.2 for each kernel of LINEAR. Exit 1 if not.

@@ -204,12 +204,12 @@ def _download(url: str, path: Path, megabytes: int, report: Callable[[str], None
     with answer, path.open("wb") as file:
         length = answer.headers.get("Content-Length")
         total = int(length) if length else None
-        done, told = 0, time.monotonic()
+        done, reported = 0, time.monotonic()
         while block := _receive(answer, url, done):
             file.write(block)
             done += len(block)
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
+            if time.monotonic() - reported > 5:
+                reported = time.monotonic()
                 report(f"  {done / 1e6:.0f} MB of {total / 1e6 if total else megabytes:.0f} MB")
     if total is not None and done != total:
         raise FetchError(f"{url}: the connection ended after {done:,} of {total:,} bytes; try again")

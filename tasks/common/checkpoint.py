@@ -94,10 +94,10 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
 def _with_pooling(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of format 2, with `pooling` for `memory`, `pool` and the fusion `mean`."""
     kept = {key: value for key, value in model.items() if key not in ("memory", "pool")}
-    told = [model[key] for key in ("memory", "pool", "fusion") if key in model]
+    pooling = [model[key] for key in ("memory", "pool", "fusion") if key in model]
     if model.get("fusion") == "mean":
         kept["fusion"] = "fusion_block"
-    return kept | ({"pooling": "mean" if told[0] == "mean" else "attention"} if told else {})
+    return kept | ({"pooling": "mean" if pooling[0] == "mean" else "attention"} if pooling else {})
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:

@@ -34,8 +34,8 @@ def scores(matrix: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     pixels all three are zero.
     """
     matrix = matrix.double()
-    hits, true, said = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    union = true + said - hits
+    hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    union = true + predicted - hits
     occurs, is_true = union > 0, true > 0
     iou = hits / union.clamp_min(1)
     found = {
