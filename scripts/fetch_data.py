@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.names:
         parser.error(f"which data set? There are: {', '.join(table)}")
     if not options.out:
-        parser.error("where to? Give --out DIR or set MMATTN_DATA")
+        parser.error("no output folder: give --out DIR or set MMATTN_DATA")
     try:
         for name in options.names:
             fetch(table[name], options.out, options.base_url, options.accept_changed, report=print)

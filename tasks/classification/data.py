@@ -23,7 +23,7 @@ class ClassificationSample:
     """A labelled image, with its annotations."""
 
     id: str
-    image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, a PIL image, or what has read()
+    image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, a PIL image, or a file object
     labels: list[str] = field(default_factory=list)  # its class; any number of classes for multi-label
     regions: list[Box] = field(default_factory=list)  # regions that determine the class, boxes_xyxy in 0..1
 

@@ -78,7 +78,7 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
         return ClassificationBatch(values, targets, [sample.id for sample in samples], is_repeat)
 
     def ablate(self, batch: ClassificationBatch, what: str, seeds: Sequence[int] | None = None) -> ClassificationBatch:
-        """Ablate the "arrangement": the patches of each image are permuted, with a seed of its own."""
+        """Ablate the "arrangement": the patches of each image are permuted, each with its own seed."""
         H, W = (side // PATCH for side in batch.pixel_values.shape[2:])
         streams = [torch.Generator().manual_seed(seed_of(seed, 0, 1)) for seed in seeds or range(len(batch))]
         orders = [torch.randperm(H * W, generator=stream) for stream in streams]

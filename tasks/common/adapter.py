@@ -22,7 +22,7 @@ FREE = ("dropout", "attention", "decoder_attention", "cross_attention")  # keywo
 class Adapter:
     """Reads checkpoints for a task: this class those of this toolkit, a subclass those of a public family.
 
-    A public model is either converted to the task's own model, or kept as a network of its own that is called like
+    A public model is either converted to the task's own model, or kept as a separate network that is called like
     the task's model (`network`).
 
     Args:

@@ -74,7 +74,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
             classes = ClassList(tuple(f"class {number}" for number in found), tuple(found))
         counts = [int(totals[number]) for number in classes.ids]
         if not sum(counts):
-            raise DataError(dataset.name, "masks with labelled pixels", "void alone")
+            raise DataError(dataset.name, "masks with labelled pixels", "void pixels only")
         return cls(classes, size, counts=counts, **options)
 
     def retarget(self, train: SegmentationDataset, given: Mapping[str, Any]) -> SegmentationProcessor:

@@ -179,7 +179,7 @@ def _images(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if not isinstance(entry.get("file_name", ""), str):
             raise DataError(where, "a 'file_name' that is a string", shorten(entry["file_name"]))
         if str(entry["id"]) in images:
-            raise DataError(where, "an 'id' of its own", f"{entry['id']} once more")
+            raise DataError(where, "a unique 'id'", f"{entry['id']} once more")
         images[str(entry["id"])] = entry
     return images
 
@@ -207,7 +207,7 @@ def _read_annotations(path: Path, problems: Problems) -> dict[str, tuple[str, di
         question_id = str(entry["question_id"])
         where += f" (question_id {question_id})"
         if question_id in annotations:
-            problems.add(where, "one annotation a question", f"another at {annotations[question_id][0]}")
+            problems.add(where, "one annotation per question", f"another at {annotations[question_id][0]}")
         else:
             annotations[question_id] = (where, entry)
     return annotations
