@@ -1,12 +1,12 @@
-"""Train a task's full model, its failing baselines and variants or other kernels for the same time; print a table.
+"""Train a task's full model, its baselines and variants, or other attention kernels, for the same time; print a table.
 
     python scripts/ablations.py vqa [--jobs 2] [--write]
     python scripts/ablations.py vqa --kernels --jobs 2 --epochs 4 --write
 
---kernels trains the full model with each kernel that supports bidirectional self-attention instead, by
-`--model.attention.kind`, beside the first baseline that lacks a part of the data.
-How long an epoch of a variant takes is measured on a few steps first; a cheaper one gets as many more epochs as fit in
-the full model's time; with --same-epochs, and of kernels, all have the same number.
+With --kernels the full model is trained with each kernel that supports bidirectional self-attention, by
+`--model.attention.kind`, and compared with the first baseline that ablates a part of the data. The time of an epoch is
+estimated from a few steps; cheaper variants are trained for as many more epochs as fit in the full model's time. With
+--same-epochs or --kernels all are trained for the same number of epochs.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ PROBE_STEPS = 60
 
 
 def kernel_options(kind: str, length: int) -> dict[str, int]:
-    """Options that fit the built-in data, where a kernel's defaults are for long sequences.
+    """Options for the built-in data of kernels whose defaults are for long sequences.
 
     Args:
-        kind: the kernel's name.
-        length: tokens that it sees.
+        kind: Name of the kernel.
+        length: Sequence length.
     """
     return {
         "adaptive_span": {"max_span": min(length, 256), "ramp": 8},
@@ -48,7 +48,7 @@ def kernel_options(kind: str, length: int) -> dict[str, int]:
 
 
 def kernel_variants(task: Task) -> dict[str, str]:
-    """The full model with each kernel that it can have, and the baseline that each has to beat."""
+    """Command-line words of the full model with each kernel, and of the baseline that each has to beat."""
     from mmattn import kinds_supporting
 
     beaten = next(name for name, words in task.baselines.items() if words.startswith("--data."))
@@ -61,13 +61,13 @@ def kernel_variants(task: Task) -> dict[str, str]:
 
 
 def measuring(words: str) -> str:
-    """Of a training's words those that hold in measuring, too: what the data lack."""
+    """The words of a training command that also apply to evaluation: those of the ablated data."""
     pairs = zip(words.split()[::2], words.split()[1::2], strict=True)
     return " ".join(f"{name} {value}" for name, value in pairs if name.startswith("--data."))
 
 
 def run(task: str, arguments: str, threads: int) -> None:
-    """One command of a task, its output shown only if it fails."""
+    """Run one command of a task; its output is printed only if it fails."""
     command = [sys.executable, "-m", f"tasks.{task}", *arguments.split()]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -81,7 +81,7 @@ def fit_command(task: str, changes: str) -> str:
 
 
 def step_seconds(task: str, changes: str, scratch: Path, threads: int) -> float:
-    """Seconds a training step of a variant takes."""
+    """Seconds per training step of a variant."""
     probe = f"--trainer.max_steps {PROBE_STEPS} --trainer.limit_val_batches 1 --overwrite true"
     run(task, f"{fit_command(task, changes)} {probe} --trainer.default_root_dir {scratch}/probe", threads)
     return json.loads((scratch / "probe" / "metrics.json").read_text())["fit"]["seconds"] / PROBE_STEPS
@@ -90,9 +90,10 @@ def step_seconds(task: str, changes: str, scratch: Path, threads: int) -> float:
 def train(
     task: str, name: str, words: str, scratch: Path, epochs: int, budget: float | None, threads: int
 ) -> tuple[str, dict[str, Any]]:
-    """Fit and test a variant; its command and metrics.json.
+    """Fit and test a variant; returns its command and metrics.json.
 
-    The budget, in seconds a step of the full model, gives a cheaper one more epochs; None: all have the same number.
+    A variant that is cheaper than the budget, in seconds per step of the full model, is trained for more epochs; None:
+    all variants are trained for the same number of epochs.
     """
     folder = scratch / name.replace(" ", "_")
     folder.mkdir()
@@ -114,11 +115,11 @@ def main() -> None:
     """Train all variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=tasks())
-    parser.add_argument("--kernels", action="store_true", help="each kernel by name instead of the variants")
-    parser.add_argument("--only", nargs="*", help="some of the variants, by name")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, the cores shared out among them")
-    parser.add_argument("--same-epochs", action="store_true", help="as many epochs for all, and not as much time")
-    parser.add_argument("--epochs", type=int, help="of the full model (default: its configuration's)")
+    parser.add_argument("--kernels", action="store_true", help="compare kernels instead of variants")
+    parser.add_argument("--only", nargs="*", help="names of the variants to train")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs, which share the cores")
+    parser.add_argument("--same-epochs", action="store_true", help="same number of epochs instead of same time")
+    parser.add_argument("--epochs", type=int, help="epochs of the full model (default: as configured)")
     parser.add_argument("--write", action="store_true", help="record the figures in the task's results.json")
     options = parser.parse_args()
     from scripts.results import record_result
@@ -140,7 +141,7 @@ def main() -> None:
         results = {}
         for name, future in done.items():
             command, metrics = results[name] = future.result()
-            if options.write:  # as they come: a long table that is broken off keeps its beginning
+            if options.write:  # immediately, so that an interrupted table keeps its first rows
                 record_result(
                     task,
                     f"{'kernels' if options.kernels else 'built-in'}: {name}",

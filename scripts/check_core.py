@@ -1,4 +1,4 @@
-"""Prints, for each kernel and module of the core, how far it is from each promise; fails when one is broken.
+"""Print the largest error of each check for each kernel and module of the core; fail if one exceeds the tolerance.
 
 python scripts/check_core.py [part of a row's name]
 """
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "core")]  # the checks live beside the tests that assert them
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "core")]  # the checks are in the folder of the tests that assert them
 
 
 def main() -> int:

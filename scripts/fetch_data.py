@@ -1,4 +1,4 @@
-"""Fetch public data sets: python scripts/fetch_data.py NAME ... [--out DIR]; --list shows what there is."""
+"""Fetch public data sets: python scripts/fetch_data.py NAME ... [--out DIR]; --list shows the available sets."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmattn.data.errors import nearest
 from scripts.fetch.archive import BASE_URL, FetchError, fetch, sources
 
-CHECKED = """What is fetched is checked after conversion, and --list says what of each set: a file by its SHA-256; a
-folder of images by its files' names; a tar by its files' names and contents, in any order; masks by their names,
-sizes and numbers, however they are compressed. Test parts are not."""
+CHECKED = """Data sets are verified after conversion; --list shows what is verified of each set: files by their SHA-256;
+folders of images by file names; tars by file names and contents, in any order; masks by names, sizes and numbers,
+independent of compression. Test splits are not verified."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     table = sources()
     parser = argparse.ArgumentParser(description=__doc__, epilog=CHECKED)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of: {', '.join(table)}")
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.names:
         parser.error(f"which data set? There are: {', '.join(table)}")
     if not options.out:
-        parser.error("where to? Give --out DIR or set MMATTN_DATA")
+        parser.error("no output folder: give --out DIR or set MMATTN_DATA")
     try:
         for name in options.names:
             fetch(table[name], options.out, options.base_url, options.accept_changed, report=print)
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
+        print("interrupted; temporary files were removed", file=sys.stderr)
         return 130
     return 0
 

@@ -1,11 +1,11 @@
-"""Strings of recordings: clips of one speaker one after the other, with the true borders of each word.
+"""Concatenate recordings of a speaker to longer ones, with the true word boundaries.
 
     python scripts/join_clips.py $MMATTN_DATA/fsdd/val.jsonl runs/strings --count 300 --words 3 7 --seed 0
     python scripts/join_clips.py $MMATTN_DATA/fsdd/val.jsonl runs/long --count 1 --words 2500 2500
 
-Writes `OUT/audio/*.flac` and `OUT/manifest.jsonl`, whose `words` are [[word, start, end], ...] in seconds: for clips of
-one word, its clip's whole; where a clip has `words` of its own, those. Pauses between clips are silent, 0 to --pause
-seconds long. The same arguments give the same samples.
+Writes `OUT/audio/*.flac` and `OUT/manifest.jsonl`, whose `words` are [[word, start, end], ...] in seconds: the `words`
+of a clip, or, without them, its text from start to end. Pauses between clips are silent, 0 to --pause seconds long. The
+same arguments give the same samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmattn.tasks.asr.data import ASRDataset, ASRSample  # noqa: E402
 
 
 def choose(samples: list[ASRSample], words: tuple[int, int], seed: int, number: int) -> list[ASRSample]:
-    """The clips of string ``number``: a speaker, then clips of hers, each at most once while there are others."""
+    """The clips of string ``number``: a random speaker and random clips of it, without repetition while possible."""
     stream = random.Random(f"{seed} {number}")
     speakers = sorted({sample.speaker for sample in samples})
     speaker = speakers[int(stream.random() * len(speakers))]
@@ -40,12 +40,12 @@ def choose(samples: list[ASRSample], words: tuple[int, int], seed: int, number: 
 
 
 def words_of(sample: ASRSample, seconds: float) -> list[tuple[str, float, float]]:
-    """A clip's words with their borders; its whole text from end to end where it has none."""
+    """A clip's words with their boundaries; without them, its text from start to end."""
     return sample.words or ([(sample.text, 0.0, seconds)] if sample.text.strip() else [])
 
 
 def write(dataset: ASRDataset, folder: Path, options: argparse.Namespace) -> None:
-    """Writes the strings and their manifest into an empty folder."""
+    """Write the strings and their manifest into an empty folder."""
     import soundfile
 
     (folder / "audio").mkdir()
@@ -69,13 +69,15 @@ def write(dataset: ASRDataset, folder: Path, options: argparse.Namespace) -> Non
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("manifest", help="a manifest, CSV or LibriSpeech folder")
     parser.add_argument("out", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--count", type=int, default=300, help="strings")
-    parser.add_argument("--words", type=int, nargs=2, default=[3, 7], metavar=("LEAST", "MOST"), help="clips in each")
-    parser.add_argument("--pause", type=float, default=0.3, help="most seconds of silence between two clips")
+    parser.add_argument(
+        "--words", type=int, nargs=2, default=[3, 7], metavar=("LEAST", "MOST"), help="clips per string"
+    )
+    parser.add_argument("--pause", type=float, default=0.3, help="maximum seconds of silence between clips")
     parser.add_argument("--rate", type=int, default=8000, help="sample rate in Hz")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             folder = Path(temporary) / "new"
             folder.mkdir()
             write(dataset, folder, options)
-            folder.rename(options.out)  # whole, or not at all
+            folder.rename(options.out)  # atomic
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,10 +1,10 @@
-"""Kill a training again and again, resume it, and compare its end with that of an undisturbed run, bit by bit.
+"""Kill a training run repeatedly, resume it, and compare its result bitwise with that of an uninterrupted run.
 
     python scripts/kill_resume.py --kills 20
 
-Each kill is a SIGKILL, at a random moment of the training or, every fourth time, inside the write of a checkpoint after
-half of its bytes. Two loader workers, dropout, augmentation, averaged weights and gradient accumulation are on.
-Compared are the weights, their average, the optimizer's state and the shipped model.
+Each kill is a SIGKILL at a random moment of training or, every fourth time, during the write of a checkpoint, after
+half of its bytes. Two loader workers, dropout, augmentation, averaged weights and gradient accumulation are enabled.
+The weights, their average, the optimizer's state and the shipped model are compared.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIT = (
 
 
 def child(arguments: list[str], delay: float | None, write: int | None) -> None:
-    """Run `tasks.vqa` and die on the way: `delay` seconds into training, or in the middle of checkpoint `write`."""
+    """Run `tasks.vqa` and kill it `delay` seconds after training starts, or in the middle of checkpoint `write`."""
     import torch
     from lightning.pytorch import LightningModule
 
@@ -71,7 +71,7 @@ def child(arguments: list[str], delay: float | None, write: int | None) -> None:
 
 
 def launch(arguments: str, delay: float | None = None, write: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run this script as `child` in a process of its own."""
+    """Run this script as `child` in a separate process."""
     command = [sys.executable, __file__, "--child", arguments]
     command += ["--delay", str(delay)] if delay is not None else []
     command += ["--write", str(write)] if write is not None else []
@@ -93,7 +93,7 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
 
 
 def compare(calm: Path, killed: Path) -> list[str]:
-    """What differs between the ends of two runs."""
+    """The differences between the results of two runs."""
     from mmattn.tasks.common.callbacks import read_checkpoint
     from mmattn.tasks.common.checkpoint import read_weights
 
@@ -109,11 +109,11 @@ def compare(calm: Path, killed: Path) -> list[str]:
 
 
 def main() -> None:
-    """Run the calm training and the killed one, and compare."""
+    """Run the uninterrupted and the killed training, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of death")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--delay", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
@@ -128,13 +128,13 @@ def main() -> None:
         done = launch(FIT.format(epochs=options.epochs, folder=calm))
         if done.returncode:
             raise SystemExit(done.stderr)
-        print(f"undisturbed run: {time.monotonic() - began:.0f} s", flush=True)
+        print(f"uninterrupted run: {time.monotonic() - began:.0f} s", flush=True)
         fit = FIT.format(epochs=options.epochs, folder=killed)
         kills = 0
         while kills < options.kills:
             inside = kills % 4 == 3
             resume = " --ckpt_path last" if (killed / "run.json").exists() else ""
-            # The moments reach from the first batch to a little beyond the next few checkpoints.
+            # Moments range from the first batch to slightly after the next few checkpoints.
             dead = launch(
                 fit + resume, None if inside else rng.uniform(0.0, 1.5), rng.randint(1, 4) if inside else None
             )
@@ -144,7 +144,7 @@ def main() -> None:
                 where = "inside a checkpoint's write" if inside else "at a random moment"
                 print(f"kill {kills:2d}: {where}; last.ckpt has {size:,} bytes", flush=True)
             elif dead.returncode == 0:
-                print("the run ended before its kill; a new one begins", flush=True)
+                print("the run ended before its kill; a new run starts", flush=True)
                 finished = compare(calm, killed)
                 if finished:
                     raise SystemExit(f"DIFFERENT after {kills} kills: {', '.join(finished[:5])}")

@@ -1,11 +1,11 @@
-"""The pointing game: how often the peak of an explanation lies on what the answer rests on.
+"""The pointing game: how often the peak of an explanation lies in the region that determines the prediction.
 
     python scripts/pointing_game.py [vqa] [translation] [summarization] ... [--checkpoint DIR]
-    python scripts/pointing_game.py asr --checkpoint DIR --input MANIFEST  # recordings with true borders
+    python scripts/pointing_game.py asr --checkpoint DIR --input MANIFEST  # recordings with true word boundaries
 
-Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.2: the map's maximum is a hit when it
-lies in one of the true regions, give or take a tolerance (there 15 pixels; here half a cell of the model's grid, the
-resolution that its attention has). Both figures are printed. The truth is that of the built-in test part.
+Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.2: the maximum of the map is a hit if
+it lies in one of the true regions, up to a tolerance (15 pixels in the paper; here half a cell of the model's grid, the
+resolution of its attention). Both figures are printed. The regions are those of the built-in test split.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mmattn.tasks.common.task import tasks
 
 
 def main() -> None:
-    """Print a row a kind of item and the whole."""
+    """Print a row for each kind of item and for all."""
     games = {name: task for name, task in tasks().items() if task.localisation is not None}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", default=list(games), help=f"of {', '.join(games)} (default: all)")
+    parser.add_argument("tasks", nargs="*", default=list(games), help=f"tasks, of {', '.join(games)} (default: all)")
     parser.add_argument("--checkpoint", help="a shipped folder (default: the one in the package)")
-    parser.add_argument("--limit", type=int, help="only the first so many items")
-    parser.add_argument("--input", help="asr: a manifest with `words`, in place of the built-in test part")
+    parser.add_argument("--limit", type=int, help="maximum number of items")
+    parser.add_argument("--input", help="asr: a manifest with `words`, instead of the built-in test split")
     options = parser.parse_args()
     unknown = [name for name in options.tasks if name not in games]
     if unknown or (options.input is not None and options.tasks != ["asr"]):

@@ -1,4 +1,4 @@
-"""results.json of a task: every measured figure with what it takes to measure it again."""
+"""results.json of a task: every measured figure with the command, commit and machine that reproduce it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def results_path(task: str) -> Path:
-    """Where a task keeps its figures."""
+    """Path of a task's results.json."""
     return tasks()[task].folder / "results.json"
 
 
 def read_results(task: str) -> dict[str, Any]:
-    """All entries of a task by name."""
+    """All entries of a task, by name."""
     path = results_path(task)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -35,13 +35,13 @@ def record_result(
     """Add or replace one entry.
 
     Args:
-        task: the task.
-        name: the entry's name; an entry of that name is replaced.
-        command: what reruns it.
-        metrics: the figures.
-        seconds: how long it took.
-        config: the YAML file, if one was used.
-        note: what a reader must know.
+        task: Name of the task.
+        name: Name of the entry; an entry of that name is replaced.
+        command: Command that reproduces the figures.
+        metrics: The figures.
+        seconds: Duration in seconds.
+        config: The YAML file, if one was used.
+        note: Additional information.
     """
     entry = {
         "command": command,
@@ -57,7 +57,7 @@ def record_result(
 
 
 def commit() -> str:
-    """The commit of the checkout, marked where files differ from it, other than those that results are written to."""
+    """The checkout's commit, marked if files differ from it, other than those to which results are written."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     changes = ["git", "diff", "--quiet", "HEAD", "--", ".", ":!tasks/*/results.json"]
     changed = subprocess.run(changes, cwd=ROOT, capture_output=True).returncode
@@ -65,7 +65,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """The hardware in a few words, no host name."""
+    """A short description of the hardware, without the host name."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Make a run's model one that ships with its task: half precision, measured on the built-in test part.
+"""Ship the model of a run with its task: in half precision, evaluated on the built-in test split.
 
 python scripts/ship_checkpoint.py vqa runs/vqa/model [--name demo]
 """
@@ -20,17 +20,17 @@ PLACES = ("--trainer.default_root_dir", "--trainer.enable_progress_bar", "--over
 
 
 def without_places(command: str) -> str:
-    """A command without the options that say where it wrote and what it showed, which change no weight."""
+    """A command without the options of output folders and progress, which do not affect the weights."""
     words = command.split()
     return " ".join(w for before, w in zip(["", *words], words, strict=False) if not {w, before} & set(PLACES))
 
 
 def main() -> None:
-    """Write the folder, measure it, and write it again with its figures on the card."""
+    """Write the folder, evaluate the model, and write the folder again with its figures on the model card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task")
     parser.add_argument("model", help="the model/ folder of a run")
-    parser.add_argument("--name", default="demo", help="what it is called: TASK/NAME (default: demo)")
+    parser.add_argument("--name", default="demo", help="name of the model in TASK/NAME (default: demo)")
     options = parser.parse_args()
     from mmattn.tasks import load, tasks
     from mmattn.tasks.common.checkpoint import save_directory

@@ -23,7 +23,7 @@ HEAD = ("task", "built-in data, test part", "failing baselines", "real data, val
 
 
 def row(task: Task) -> list[str]:
-    """A task's cells; empty where nothing was measured."""
+    """The cells of a task's row; empty for figures that were not measured."""
     results = read_results(task.name)
     command = f"{task.name} fit --config configs/{task.name}.yaml"
     full = next((entry for entry in results.values() if entry["command"].endswith(command)), None)
@@ -42,7 +42,7 @@ def row(task: Task) -> list[str]:
 
 
 def figure(task: Task, entry: Mapping[str, Any]) -> str:
-    """The main metric, in three digits."""
+    """The main metric, with three digits."""
     value = entry["metrics"][task.metric]
     return f"{value:.1f}" if value > 1 else f"{value:.3f}"
 
@@ -57,8 +57,9 @@ def page() -> str:
     """docs/results.md: every entry of every task's results.json."""
     text = (
         "# Results\n\n"
-        "Every measured figure, made from the `results.json` of each task by `python scripts/task_table.py --write`. The\n"
-        "files also name the machine, the versions and the further metrics of an entry.\n"
+        "Every measured figure, made from the `results.json` of each task by `python scripts/task_table.py --write`. "
+        "The\n"
+        "files also name the machine, the versions and additional metrics of an entry.\n"
     )
     for task in tasks().values():
         results = read_results(task.name)
@@ -74,9 +75,9 @@ def page() -> str:
 
 
 def main() -> None:
-    """Print the table, or put table and page in their places."""
+    """Print the table, or write the table and the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put it into README.md, and write docs/results.md")
+    parser.add_argument("--write", action="store_true", help="write the table into README.md, and docs/results.md")
     if not parser.parse_args().write:
         print(table(), end="")
         return

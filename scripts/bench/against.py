@@ -1,10 +1,10 @@
-"""A benchmark here beside the same one in another checkout, run in turns: what a change of structure costs.
+"""Run a benchmark of this checkout and of another one alternately, to measure the cost of a refactoring.
 
     python scripts/bench/against.py CHECKOUT attention.py [--times 4] [--rounds 9 ...]
 
-Each process measures this project against its yardstick; what is compared are these ratios, of which a slower machine
-changes neither. Printed is, for each row and ratio, the median here over the median there, and its smallest and largest
-value over pairs of neighbouring runs: below 1 is faster where the row is a time, above 1 where it is a speed.
+Each process measures the project against its yardstick. The ratios to the yardstick are compared, since they do not
+depend on the machine's speed. For each row and ratio it prints the median here over the median there, and its smallest
+and largest value over pairs of consecutive runs: below 1 is faster for times, above 1 for speeds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(checkout: Path, bench: str, words: list[str]) -> list[dict[str, Any]]:
-    """The rows of a benchmark of a checkout."""
+    """Run a benchmark of a checkout and return its rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.json")
         command = [sys.executable, f"scripts/bench/{bench}", *words, "--json", str(path)]
@@ -32,7 +32,7 @@ def run(checkout: Path, bench: str, words: list[str]) -> list[dict[str, Any]]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Each ratio by its row's words and its own name."""
+    """The ratios by the row's words and the ratio's name."""
     found = {}
     for row in rows:
         name = " ".join(str(value) for value in row.values() if isinstance(value, (str, int)) and value is not True)
@@ -41,11 +41,11 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a row a ratio."""
+    """Print a row for each ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", type=Path)
     parser.add_argument("bench")
-    parser.add_argument("--times", type=int, default=4, help="runs of each")
+    parser.add_argument("--times", type=int, default=4, help="runs of each checkout")
     options, words = parser.parse_known_args()
     here, there = [], []
     for turn in range(options.times):

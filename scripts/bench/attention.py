@@ -1,9 +1,9 @@
-"""Our attention layer beside a bare one: fused qkv projection, torch's fused attention, output projection.
+"""Compare the attention layer with a minimal one: fused qkv projection, torch's fused attention, output projection.
 
 python scripts/bench/attention.py [--threads N] [--rounds N] [--peers 1]
 
-The must: in all 18 cases (128, 512, 2,048 tokens; plain, padded, causal; forward, forward and backward) the median of
-same-round ratios lies within the quartiles of the A/A row + 0.03. --peers 1 adds the layers of other libraries.
+Required: in all 18 cases (128, 512, 2,048 tokens; plain, padded, causal; forward, forward and backward) the median of
+same-round ratios is at most the upper quartile of the A/A row + 0.03. --peers 1 adds the layers of other libraries.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SLACK = 0.03
 
 
 class Bare(nn.Module):
-    """The least that an attention layer can do."""
+    """A minimal attention layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class XTransformers(nn.Module):
 
 
 class Bert(nn.Module):
-    """transformers' BERT: its self-attention and output projection (with the norm that cannot be left out)."""
+    """transformers' BERT: its self-attention and output projection, including its norm, which cannot be removed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ def main() -> int:
     layers = {"bare": Bare(), "bare again": Bare(), "ours": Ours()}
     layers |= {name: build() for name, build in PEERS.items()} if given.peers else {}
     for layer in layers.values():
-        layer.eval()  # no dropout anywhere; nn.MultiheadAttention may take its fast path
+        layer.eval()  # no dropout; nn.MultiheadAttention may use its fast path
     print(f"time over the bare layer's, median of {given.rounds} same-round ratios [quartiles]; {machine()}")
     rows, broken = [], 0
     for length, batch in BATCH.items():

@@ -1,8 +1,8 @@
-"""How all benchmarks measure: candidates run interleaved in one process, and are compared round by round.
+"""The measurement of all benchmarks: candidates run interleaved in one process, and are compared round by round.
 
-A machine's clock drifts and its neighbours wake up; two candidates that ran within the same round met the same
-conditions, so the median of same-round ratios is what is stated, with its quartiles. The yardstick also runs against
-itself (the A/A row): a difference within that row's spread is no difference.
+A machine's clock and load vary; candidates in the same round run under the same conditions. Reported are the median of
+same-round ratios and its quartiles. The yardstick is also compared with itself (the A/A row): a difference within the
+spread of that row is not significant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 Run = Callable[[], Any]
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of this process alone, over its threads
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of this process, summed over threads
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Seconds of each candidate in each round.
 
-    The order within a round turns by one each time, so that no candidate always follows the same other.
+    The order is rotated by one in each round.
     """
     names = list(runs)
     for _ in range(warmup):
@@ -75,11 +75,11 @@ def growth(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def peak_memory(run: Run) -> int:
-    """Bytes of resident memory that run needs at its height beyond what was there before (Linux)."""
+    """Peak resident memory of a run in bytes, in addition to the memory before it (Linux)."""
     gc.collect()
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # give back what the allocator kept, or it would hide what run takes
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        ctypes.CDLL(None).malloc_trim(0)  # return freed blocks, which would be reused by the run unnoticed
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = _status("VmRSS")
     run()
     return max(_status("VmHWM") - before, 0)
@@ -91,20 +91,20 @@ def _status(key: str) -> int:
 
 
 def arguments(description: str | None, **defaults: int | str) -> argparse.Namespace:
-    """The flags that benchmarks share: --threads, --rounds, --json FILE, --keep-memory, and one for each default."""
+    """Parse the common flags --threads, --rounds, --json FILE and --keep-memory, and one flag for each default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument(
-        "--keep-memory", action="store_true", help="the allocator keeps what was freed, instead of its default"
+        "--keep-memory", action="store_true", help="let the allocator keep freed blocks, which is not its default"
     )
     for name, value in ({"rounds": 15} | defaults).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     if found.keep_memory:
-        # By default glibc gives each block above 32 MB back and fetches zeroed pages for the next: up to half of the
-        # time of what needs large temporaries. Users meet the default; with the flag, the arithmetic alone is measured.
+        # By default glibc returns each block above 32 MB and fetches zeroed pages for the next, which takes up to half
+        # of the time with large temporaries. Users have the default; the flag measures the arithmetic alone.
         from mmattn.tasks.common.allocator import keep_freed_memory
 
         keep_freed_memory()
@@ -112,12 +112,12 @@ def arguments(description: str | None, **defaults: int | str) -> argparse.Namesp
 
 
 def machine() -> str:
-    """What ran it, in one line."""
+    """A description of the machine in one line."""
     return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The printed rows as JSON, where a path was given."""
+    """Write the printed rows as JSON, if a path is given."""
     if path is not None:
         plain = [{k: asdict(v) if isinstance(v, Ratio) else v for k, v in row.items()} for row in rows]
         path.write_text(json.dumps({"machine": machine(), "rows": plain}, indent=1) + "\n")

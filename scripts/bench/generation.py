@@ -1,11 +1,11 @@
-"""Generation beside transformers and CTranslate2: the same weights, the same ids, interleaved.
+"""Compare generation with transformers and CTranslate2, with the same weights and the same ids, interleaved.
 
 python scripts/bench/generation.py [--threads N] [--rounds N] [--clock wall|cpu] [--json FILE]
 
 32 sources of 20 to 30 tokens, exactly 30 new tokens each; an encoder-decoder of d_model 512, 6 + 6 layers, 8 heads, ffn
-2048 and a vocabulary of 32,000, with random weights. The yardstick is transformers in float32. The must: float32
-greedy 1.5 and beam 5 1.7 times its speed, bfloat16 beam 5 2.8, int8 greedy 3.2 and beam 5 3.5; in float32 the same ids.
-"Share" is the time of our matrix products alone, run as often and on as many rows, over the time of the whole search.
+2048 and a vocabulary of 32,000, with random weights. The yardstick is transformers in float32. Required: float32 greedy
+1.5 and beam 5 1.7 times its speed, bfloat16 beam 5 2.8, int8 greedy 3.2 and beam 5 3.5; in float32 the same ids.
+"Share" is the time of the search's matrix products alone over the time of the whole search.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Search = Callable[[int], list[list[int]]]  # beams -> the ids of each sentence
 
 
 def random_marian() -> Any:
-    """transformers' Marian with random weights, large enough that arg-max is no tie."""
+    """transformers' Marian with random weights that are large enough to avoid ties of arg-max."""
     from transformers import MarianConfig, MarianMTModel
 
     shape = {"layers": 6, "attention_heads": 8, "ffn_dim": 2048}
@@ -128,7 +128,7 @@ def ctranslate2_search(model: Any, compute: str, source: Tensor, key_mask: Tenso
 
 
 def products_alone(model: Seq2Seq, tokens: int, padded: int) -> Callable[[int], None]:
-    """As many matrix products as a search has, on as many rows: the encoder's, then each step's."""
+    """The matrix products of a search, with equal numbers of rows: the encoder's, then each step's."""
 
     def maps(part: nn.Module) -> list[Any]:
         return [module for module in part.modules() if isinstance(module, (PackedLinear, Int8Linear, nn.Linear))]

@@ -1,19 +1,19 @@
-"""Time and peak memory of every kernel from 512 to 16,384 tokens, beside dense, with growth exponents.
+"""Time and peak memory of every kernel from 512 to 16,384 tokens, compared with dense, with growth exponents.
 
 python scripts/bench/kernels.py [--threads N] [--rounds N] [--kinds NAME,NAME] [--seconds N] [--memory GB]
                                 [--clock wall|cpu] [--json FILE]
 
-Kernels alone, without projections: forward in evaluation without gradients, and forward and backward in training,
-random inputs, no mask; self-attention, or cross-attention to as many keys where a kernel has no other.
+Kernels without projections: forward in evaluation without gradients, and forward and backward in training, with random
+inputs and no mask; self-attention, or cross-attention to as many keys for kernels that have no self-attention.
 
-All lengths of all kernels run in every round, short calls as often as makes three tenths of a second. The exponent p of
-time ~ length^p is the least-squares slope through the logarithms, taken in each round from 2,048 tokens on, where the
-fixed cost of a call is paid off; stated is the median over the rounds with its quartiles, and beside it that of all
-lengths. A kernel that, going on as it grew, would take more than --seconds or --memory at the next length is left out
-from there, and its row says so; dense always runs. --clock cpu counts the time of this process alone, over its threads,
-for a machine that computes for others too: there short calls find gaps that long ones do not, which bends the slopes.
+All lengths of all kernels run in every round; short calls are repeated for 0.3 seconds. The exponent p of
+time ~ length^p is the least-squares slope through the logarithms, computed in each round from 2,048 tokens on, where
+the fixed cost of a call is negligible. Reported are the median over the rounds with its quartiles, and the median over
+all lengths. A kernel whose extrapolated time or memory at the next length exceeds --seconds or --memory is stopped,
+which its row states; dense always runs. --clock cpu measures the time of this process, summed over threads, for shared
+machines, where long calls are interrupted more often than short ones, which would bias the slopes.
 
-Must: forward, and forward with backward, grow with an exponent of at most 1.2 in each kernel of LINEAR. Exit 1 if not.
+Required: forward, and forward with backward, have an exponent of at most 1.2 for each kernel of LINEAR. Exit 1 if not.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from mmattn import KERNELS, build_kernel
 
 LINEAR = ("sliding_window", "sparse", "linear", "low_rank", "lsh")
 BAR = 1.2
-AMORTISED = 2048  # tokens from which on an exponent is taken
-SAMPLE = 0.3  # seconds: shorter calls are repeated, or they would slip between what disturbs the longer ones
-# Where a default would not fit: windows of a size that people use, projections as long as the input.
+AMORTISED = 2048  # minimum length for exponents, in tokens
+SAMPLE = 0.3  # seconds for which shorter calls are repeated, so that they are interrupted as often as longer ones
+# Options whose defaults do not suit: windows of a usual size, projections as long as the input.
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "sliding_window": lambda length: {"window": 128},
     "low_rank": lambda length: {"max_len": length},
 }
-DENSE, AGAIN = "dense", "dense again"  # the yardstick, and itself once more: the A/A row
+DENSE, AGAIN = "dense", "dense again"  # the yardstick, twice: the A/A row
 MODES = ("forward", "forward+backward")
 
 
 @dataclass
 class Curve:
-    """One kernel in one mode over the lengths that it could be run at."""
+    """Measurements of one kernel in one mode, by length."""
 
     runs: dict[int, Run] = field(default_factory=dict)
-    once: dict[int, float] = field(default_factory=dict)  # seconds of one run, roughly
-    memory: dict[int, int] = field(default_factory=dict)  # bytes at the height of one run
-    seconds: dict[int, list[float]] = field(default_factory=dict)  # by length, one a round
-    stopped: str = ""  # why there is no more
+    once: dict[int, float] = field(default_factory=dict)  # approximate seconds of one run
+    memory: dict[int, int] = field(default_factory=dict)  # peak bytes of one run
+    seconds: dict[int, list[float]] = field(default_factory=dict)  # by length, one for each round
+    stopped: str = ""  # reason for the missing lengths
 
     def exponent(self, lengths: Sequence[int]) -> Ratio | None:
-        """Median and quartiles over the rounds of the slope through these lengths."""
+        """Median and quartiles over rounds of the slope through the given lengths."""
         lengths = [length for length in lengths if length in self.seconds]
         if len(lengths) < 2:
             return None
@@ -64,12 +64,12 @@ class Curve:
 
 
 def make_run(kind: str, length: int, mode: str, heads: int, head_dim: int) -> Run:
-    """One call of a kernel of this package on (1, heads, length, head_dim)."""
+    """One call of a kernel on (1, heads, length, head_dim)."""
     torch.manual_seed(0)
     options = OPTIONS.get(kind, lambda length: {})(length)
     needs = {"self"} if "self" in KERNELS[kind].supports else {"cross"}
     kernel = build_kernel(kind, options, num_heads=heads, head_dim=head_dim, needs=needs)
-    # As projections give them: (1, length, heads, head_dim) in memory.
+    # The memory layout of projections: (1, length, heads, head_dim).
     q, k, v, gradient = (torch.randn(1, length, heads, head_dim).transpose(1, 2) for _ in range(4))
     if kernel.shares_qk:
         k = q
@@ -91,23 +91,23 @@ def make_run(kind: str, length: int, mode: str, heads: int, head_dim: int) -> Ru
 
 
 def survey(kinds: Sequence[str], lengths: Sequence[int], mode: str, options: Any) -> dict[str, Curve]:
-    """Every kernel once at every length, for its memory and to see how far it can go."""
+    """Run every kernel once at every length, to measure its memory and to determine its maximum length."""
     curves = {}
     for kind in kinds:
         curve = curves[kind] = Curve()
         taken: list[tuple[float, float]] = []  # seconds and bytes, by length
         for length in lengths:
-            if len(taken) > 1 and kind != DENSE:  # all are compared with it
+            if len(taken) > 1 and kind != DENSE:  # dense always runs
                 growing = zip(*taken[-2:], strict=True)
                 seconds, size = (now * max(1.0, now / max(before, 1e-9)) for before, now in growing)
                 if seconds > options.seconds or size > options.memory * 1e9:
                     curve.stopped = f"{length}: about {seconds:.0f} s and {size / 1e9:.0f} GB a run"
                     break
             run = make_run(kind, length, mode, options.heads, options.head_dim)
-            run()  # so that what is made only once is not counted
+            run()  # warm-up, so that one-time allocations are not counted
             start = time.perf_counter(), time.process_time()
             memory = peak_memory(run)
-            # The less of both: on a busy machine the clock runs on while others compute.
+            # The smaller of both clocks: on a shared machine wall time includes that of other processes.
             seconds = min(time.perf_counter() - start[0], time.process_time() - start[1])
             taken.append((seconds, max(memory, 2**20)))
             curve.runs[length], curve.once[length], curve.memory[length] = run, seconds, memory
@@ -127,7 +127,7 @@ def measure(kinds: Sequence[str], lengths: Sequence[int], mode: str, options: An
 
 
 def repeat(run: Run, count: int) -> Run:
-    """The run so many times over."""
+    """Repeat a run `count` times."""
 
     def repeated() -> None:
         for _ in range(count):
@@ -137,7 +137,7 @@ def repeat(run: Run, count: int) -> Run:
 
 
 def show(mode: str, curves: dict[str, Curve], lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Prints the tables of one mode; returns their rows."""
+    """Print the tables of one mode and return their rows."""
     late = [length for length in lengths if length >= AMORTISED]
     width = max(len(kind) for kind in curves)
     head = "".join(f"{length:>10,}" for length in lengths)
@@ -200,17 +200,17 @@ def main() -> int:
         lengths.append(min(2 * lengths[-1], options.longest))
     print(f"{machine()}; batch 1, {options.heads} heads of {options.head_dim}, {options.rounds} rounds, ", end="")
     print(f"{options.clock} clock")
-    judged = [kind for kind in LINEAR if kind in chosen or not options.kinds]  # all: one that is missing fails
+    required = [kind for kind in LINEAR if kind in chosen or not options.kinds]  # a missing kernel fails
     rows, broken = [], []
     for mode in MODES:
         curves = measure(kinds, lengths, mode, options)
         rows += show(mode, curves, lengths)
-        for kind in judged:
+        for kind in required:
             found = curves[kind].exponent([n for n in lengths if n >= AMORTISED]) if kind in curves else None
             if found is None or not found.median <= BAR or lengths[-1] not in curves[kind].seconds:
                 broken.append(f"{kind}, {mode}: {found.median if found else 'not measured'}")
     write_rows(options.json, rows)
-    print(f"\nexponent at most {BAR} in {', '.join(judged) or 'none of these'}: " + ("; ".join(broken) or "holds"))
+    print(f"\nexponent at most {BAR} in {', '.join(required) or 'none of these'}: " + ("; ".join(broken) or "holds"))
     return 1 if broken else 0
 
 

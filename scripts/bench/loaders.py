@@ -1,10 +1,10 @@
-"""How much of a training step is spent waiting for data: at most a tenth.
+"""Measure the share of a training step that is spent waiting for data; required is at most a tenth.
 
     python scripts/bench/loaders.py [CONFIG ...] [--steps N] [--workers N] [--json FILE]
 
-Trains each configuration (default: those of the two real image sets) for some steps in a folder that is thrown away,
-with Lightning's profiler on, and leaves out the first steps. What counts as waiting is drawing a batch from the loader
-and moving it to the device; with workers only what is left of it for the training process.
+Each configuration (default: those of the two real image sets) is trained for some steps in a temporary folder, with
+Lightning's profiler; the first steps are excluded. Waiting is the time of drawing a batch from the loader and moving it
+to the device; with workers, only the part in the training process.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ LIMIT = 0.10
 
 
 def measure(config: Path, steps: int, workers: int) -> dict[str, float]:
-    """Milliseconds of a step, and the share of it spent waiting.
+    """Milliseconds of a step, and the share that is spent waiting.
 
     Args:
-        config: of the task that its name begins with.
-        steps: to count, after the first few.
-        workers: processes that load.
+        config: Path of a configuration; its name begins with the task's.
+        steps: Number of measured steps, after the warm-up.
+        workers: Number of loader processes.
     """
     from mmattn.tasks import tasks
     from mmattn.tasks.common.cli import TaskCLI
@@ -51,12 +51,12 @@ def measure(config: Path, steps: int, workers: int) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print a row a configuration; 1 where one waits too long."""
+    """Print a row for each configuration; returns 1 if one of them waits too long."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configs", nargs="*", type=Path, help=f"default: {' '.join(CONFIGS)}")
-    parser.add_argument("--steps", type=int, default=40, help="to count, after the first few (default: 40)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load (default: 0)")
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--steps", type=int, default=40, help="measured steps, after the warm-up (default: 40)")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes (default: 0)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     rows = {}
     for config in options.configs or [ROOT / name for name in CONFIGS]:

@@ -1,11 +1,11 @@
-"""A training step of the summarizer on long documents: seconds and memory by length, and how they grow.
+"""A training step of the summarizer on long documents: seconds and memory by length, and their growth.
 
 python scripts/bench/long_document.py [--threads N] [--rounds N] [--longest 16384] [--json FILE]
 
-One document a batch, a summary of 128 tokens, forward, backward and an optimizer's step; the encoder's self-attention
-is `sliding_window` (128 tokens on each side) with every sentence's first token global (a sentence is 256 tokens here).
-The must: the step at 16,384 tokens needs less than 16 GB, and time grows linearly from 4,096 tokens on: an exponent of
-at most 1.15. `dense` stands beside it up to 4,096 tokens.
+Batches of one document with a summary of 128 tokens; forward, backward and an optimizer step. The encoder's
+self-attention is `sliding_window` (128 tokens on each side) with the first token of every sentence global (sentences of
+256 tokens). Required: the step at 16,384 tokens needs less than 16 GB, and time grows linearly from 4,096 tokens on,
+with an exponent of at most 1.15. `dense` is measured up to 4,096 tokens for comparison.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DENSE_UP_TO = 4096
 
 
 def step(kind: str, length: int) -> Callable[[], None]:
-    """One training step on a document of so many tokens."""
+    """One training step on a document of `length` tokens."""
     torch.manual_seed(0)
     options: dict[str, Any] = {}
     if kind == "sliding_window":

@@ -1,11 +1,11 @@
-"""What each precision costs in BLEU: a trained translation model with its linear maps packed in each of them.
+"""The loss of BLEU by each precision: a trained translation model with its linear maps packed in each of them.
 
 python scripts/bench/precision.py CHECKPOINT DATA [--batch_size N] [--alone N] [--num_beams N] [--threads N]
                                   [--json FILE]
 
-CHECKPOINT is the `model/` folder of a run, DATA what `--data.val` takes, such as the prefix of val.en and val.de.
-Stated are sacreBLEU and its difference to the plain model's, and how many of the first --alone sentences are translated
-in their batch as they are alone. Must: at most 0.3 BLEU lost in each precision. Exit 1 if not.
+CHECKPOINT is the `model/` folder of a run, DATA a path as of `--data.val`, such as the prefix of val.en and val.de.
+Reported are sacreBLEU, its difference from that of the plain model, and how many of the first --alone sentences have
+the same translation alone and in their batch. Required: a loss of at most 0.3 BLEU in each precision. Exit 1 if not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--alone", type=int, default=100, help="how many sentences are also translated one by one")
+    parser.add_argument(
+        "--alone", type=int, default=100, help="number of sentences that are also translated one by one"
+    )
     parser.add_argument("--num_beams", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="also write the rows to this file")

@@ -1,8 +1,8 @@
-"""How long a command takes before it does anything: fresh processes, this checkout against another, interleaved.
+"""The startup time of commands: fresh processes of this checkout and of another one, interleaved.
 
     python scripts/bench/startup.py [--against CHECKOUT] [--rounds 15]
 
-Without --against the checkout is compared with itself, which says how large a difference is none.
+Without --against the checkout is compared with itself, which shows the size of insignificant differences.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CASES = {
 
 
 def command(words: list[str], checkout: Path) -> Run:
-    """A fresh process of a checkout that runs these words of Python's command line."""
+    """A fresh Python process of a checkout with the given command-line words."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
 
     def run() -> None:
@@ -39,7 +39,7 @@ def command(words: list[str], checkout: Path) -> Run:
 
 
 def main() -> None:
-    """Print a row a case: seconds here, and the ratio to the other checkout."""
+    """Print a row for each case: seconds here, and the ratio to the other checkout."""
     options = arguments(__doc__, against="")
     other = Path(options.against).resolve() if options.against else ROOT
     print(f"{machine()}; seconds of the whole process, and the ratio to {'the other' if options.against else 'itself'}")

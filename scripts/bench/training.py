@@ -1,11 +1,11 @@
-"""One training step of an encoder-decoder beside transformers' Marian: the same weights, batch, loss and optimizer.
+"""Compare a training step of an encoder-decoder with transformers' Marian: same weights, batch, loss and optimizer.
 
 python scripts/bench/training.py [--threads N] [--rounds N] [--sentences N] [--clock wall|cpu] [--json FILE]
 
 Forward, backward and AdamW of d_model 512, 6 + 6 layers, 8 heads, ffn 2048, a vocabulary of 32,000, dropout 0.1, on a
-batch of sentences of 10 to 40 tokens, padded, as they come out of a length bucket that is none too narrow. Without
-dropout both must give the same loss and gradient. Must: in float32 at most 1.02 times transformers' time. Beside
-it, bfloat16 by autocast with the fused AdamW, and real target tokens per second. Exit 1 if not.
+batch of padded sentences of 10 to 40 tokens, as of a wide length bucket. Without dropout both models must give the same
+loss and gradient. Required: in float32 at most 1.02 times transformers' time; exit 1 if not. Also reported are bfloat16
+by autocast with the fused AdamW, and real target tokens per second.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ DROPOUT = 0.1
 
 
 class Batch(NamedTuple):
-    """Padded at the right."""
+    """A batch of sentence pairs, padded at the right."""
 
     source: Tensor  # (B, S) long
     source_mask: Tensor  # (B, S) bool
-    target: Tensor  # (B, L) long, what the decoder reads, the start token first
+    target: Tensor  # (B, L) long, the decoder's input, beginning with the start token
     labels: Tensor  # (B, L) long
     label_mask: Tensor  # (B, L) bool
 
 
 def make_batch(sentences: int) -> Batch:
-    """Random tokens; lengths spread as those of sentences are, the target's about the source's."""
+    """Random tokens with lengths distributed as those of sentences; target lengths are close to source lengths."""
     generator = torch.Generator().manual_seed(1)
     lengths = (torch.randn(sentences, generator=generator) * 7 + 24).round().long().clamp(10, 40)
     target_lengths = (lengths + torch.randint(-3, 4, (sentences,), generator=generator)).clamp_min(5)
@@ -69,7 +69,7 @@ def their_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def set_dropout(model: nn.Module, share: float) -> None:
-    """In all places of either model: embeddings, behind sublayers, inside the feed-forward networks."""
+    """Set all dropouts of either model: of embeddings, of sublayer outputs, and in the feed-forward networks."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = share

@@ -1,13 +1,13 @@
-"""A ViT-S/16's forward pass and training step beside timm's, with the same weights.
+"""Compare a ViT-S/16's forward pass and training step with timm's, with the same weights.
 
 python scripts/bench/vision.py [--threads N] [--rounds N] [--batch N] [--clock wall|cpu] [--json FILE]
 
-timm's `vit_small_patch16_224` (224 x 224 pixels, 1,000 classes, float32, random weights) and our VisionTransformer with
-a linear head, converted from it; outputs and gradients must agree before anything is timed. A training step is forward,
-cross-entropy, backward and AdamW; the forward pass alone runs in evaluation without gradients. --clock cpu counts the
-time of this process alone, over its threads, for a machine that computes for others too.
+timm's `vit_small_patch16_224` (224 x 224 pixels, 1,000 classes, float32, random weights), and VisionTransformer with a
+linear head, converted from it; outputs and gradients must agree before timing. A training step is forward,
+cross-entropy, backward and AdamW; the forward pass alone runs in evaluation without gradients. --clock cpu measures the
+time of this process, summed over threads, for shared machines.
 
-Must: each at most 1.02 of timm's, median of same rounds. Exit 1 if not.
+Required: each at most 1.02 of timm's time, median of same-round ratios. Exit 1 if not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CLOSE = 1e-4  # in float32
 
 
 class Classifier(nn.Module):
-    """Our backbone and a linear head."""
+    """VisionTransformer and a linear head."""
 
     def __init__(self, backbone: VisionTransformer, head: nn.Linear) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Classifier(nn.Module):
 
 
 def make_models() -> tuple[nn.Module, nn.Module]:
-    """timm's and ours, equal."""
+    """timm's model and the one converted from it."""
     torch.manual_seed(0)
     theirs = timm.create_model(NAME, num_classes=CLASSES)
     converted = convert_timm({"architecture": NAME, "input_size": [3, 224, 224]}, theirs.state_dict())
@@ -57,7 +57,7 @@ def make_models() -> tuple[nn.Module, nn.Module]:
 
 
 def make_forward(model: nn.Module, pixels: Tensor) -> Run:
-    """One pass in evaluation."""
+    """One forward pass in evaluation."""
     model.eval()
 
     @torch.no_grad()
@@ -68,7 +68,7 @@ def make_forward(model: nn.Module, pixels: Tensor) -> Run:
 
 
 def make_step(model: nn.Module, pixels: Tensor, labels: Tensor) -> Run:
-    """One step of training."""
+    """One training step."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
@@ -83,7 +83,7 @@ def make_step(model: nn.Module, pixels: Tensor, labels: Tensor) -> Run:
 
 
 def measure(mode: str, options: Any) -> tuple[Ratio, list[dict[str, Any]]]:
-    """Prints the rows of one mode; returns ours over timm's, and the rows."""
+    """Print the rows of one mode; returns the ratio to timm's time, and the rows."""
     theirs, ours = make_models()
     pixels = torch.randn(options.batch, 3, 224, 224)
     labels = torch.randint(CLASSES, (options.batch,))
@@ -92,7 +92,7 @@ def measure(mode: str, options: Any) -> tuple[Ratio, list[dict[str, Any]]]:
     else:
         runs = {TIMM: make_step(theirs, pixels, labels), OURS: make_step(ours, pixels, labels)}
     gap = float((runs[OURS]() - runs[TIMM]()).abs().max())
-    if mode != "forward":  # AdamW makes whole steps of rounding errors, so that the second loss says little
+    if mode != "forward":  # AdamW amplifies rounding errors to whole steps, so only the first loss is compared
         first = [ours.backbone.patches.proj.weight.grad, theirs.patch_embed.proj.weight.grad]
         gap = max(gap, float((first[0] - first[1]).abs().max() / first[1].abs().max()))
     if not gap <= CLOSE:

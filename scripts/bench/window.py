@@ -1,24 +1,25 @@
-"""Sliding windows, 128 tokens a side, against what people use for them: time, growth and peak memory.
+"""Compare sliding-window attention, 128 tokens per side, with other implementations: time, growth and peak memory.
 
-All candidates get the same queries, keys and values, laid out as projections give them, (B, L, h d); nobody's
-projections are timed. All attend to the same band, 128 tokens to each side and the token itself, and their outputs
-are compared before they are timed:
+All candidates get the same queries, keys and values in the memory layout of projections, (B, L, h d); projections are
+not timed. All attend to the same band, 128 tokens to each side and the token itself, and their outputs are compared
+before they are timed:
 
 ours        mmattn's kernel `sliding_window`
 longformer  transformers' LongformerSelfAttention, attention_window 256, its projections replaced by the given tensors;
-            it divides queries in place, so that they come as a copy, as its own projection's output would be
-local       local-attention's LocalAttention, window_size 128 looking one window back and forward, without rotary
-            positions; exact_windowsize=True, or it would attend to all of three windows
+            it divides queries in place, so that they are copied, as its own projection's output would be
+local       local-attention's LocalAttention, window_size 128 with one window back and forward, without rotary
+            positions; exact_windowsize=True, without which it attends to all of three windows
 dense       scaled_dot_product_attention with the band as a boolean mask, which is built beforehand
 
-With --globals N, that many tokens of each sample attend to all and are attended to by all; local-attention has no such
-thing and is left out. A ratio is another's time over ours in the same round, the median and [quartiles] of them; A/A is
-ours over ours. Memory is what a run needs at its height beyond its inputs, its output and gradients included.
+With --globals N, N tokens of each sample attend to all and are attended to by all; local-attention does not support
+them and is excluded. A ratio is another candidate's time over ours in the same round; printed are the median and
+[quartiles]; A/A is ours over ours. Memory is the peak of a run in addition to its inputs, including output and
+gradients.
 
 python scripts/bench/window.py [--longest 16384] [--rounds 11] [--threads N] [--json FILE]
 
-Exits with 1 where a bar does not hold. Those against Longformer and local-attention are judged where their lengths are
-measured, with 128 a side and no global tokens.
+Exits with 1 if a requirement is not met. Requirements against Longformer and local-attention are checked if their
+lengths are measured, with 128 tokens per side and no global tokens.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ from mmattn import Mask, build_kernel
 
 SHORTEST = 512
 YARDSTICK = "ours"
-BARS = (  # direction, length, against, must, aim: at least so many times
+BARS = (  # direction, length, candidate, required ratio, desired ratio
     ("forward", 16384, "longformer", 4.5, 6.0),
     ("forward", 16384, "local", 2.7, 3.5),
     ("forward+backward", 8192, "longformer", 4.5, 6.0),
     ("forward+backward", 8192, "local", 1.3, 1.6),
 )
-MEMORY_BAR = 5.0  # times less than longformer, at the same two places
-DENSE_FROM = 1024  # faster than dense from here
+MEMORY_BAR = 5.0  # times less memory than longformer, at the same two lengths
+DENSE_FROM = 1024  # length from which on it must be faster than dense
 GROWTH_BAR = 1.2
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # (B, L, h d) three times to (B, L, h d)
 
 
 class Given(nn.Module):
-    """Stands in for one of Longformer's projections: returns what it was given, sequence first."""
+    """Replaces a projection of Longformer: returns the given tensor, sequence first."""
 
     def __init__(self, copy: bool = False) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class Given(nn.Module):
 def candidates(
     batch: int, length: int, heads: int, head_dim: int, window: int, num_globals: int
 ) -> dict[str, Attention]:
-    """What is compared, by name."""
+    """The candidates, by name."""
     from local_attention import LocalAttention
     from transformers import LongformerConfig
     from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
@@ -96,12 +97,12 @@ def candidates(
     query, key, value = Given(copy=True), Given(), Given()
     theirs.query, theirs.key, theirs.value = query, key, value
     theirs.query_global, theirs.key_global, theirs.value_global = nn.Identity(), key, value
-    signs = global_mask.float()  # Longformer's own mask: 0 local, above 0 global, below 0 hidden
-    hidden = torch.zeros_like(global_mask)
+    signs = global_mask.float()  # Longformer's mask: 0 local, positive global, negative masked
+    masked = torch.zeros_like(global_mask)
 
     def longformer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         query.tensor, key.tensor, value.tensor = q, k, v
-        return theirs(q, signs, hidden, global_mask, num_globals > 0)[0]
+        return theirs(q, signs, masked, global_mask, num_globals > 0)[0]
 
     found: dict[str, Attention] = {
         "ours": lambda q, k, v: join(kernel(split(q), split(k), split(v), mask)),
@@ -119,7 +120,7 @@ def candidates(
 
 
 def make_run(attention: Attention, inputs: list[Tensor], grad: Tensor | None) -> common.Run:
-    """One forward, or one forward and backward where there is a gradient of the output."""
+    """One forward pass, or one forward and backward pass if a gradient of the output is given."""
 
     def forward() -> Any:
         with torch.no_grad():
@@ -140,7 +141,7 @@ def main() -> int:
     while lengths[-1] * 2 <= flags.longest:
         lengths.append(lengths[-1] * 2)
     for direction in ("forward", "forward+backward"):
-        print(f"\n{direction}: others' time over ours; MB at the height")
+        print(f"\n{direction}: others' time over ours; peak memory in MB")
         for length in lengths:
             rows.append(measure(direction, length, flags))
             print(line(rows[-1]), flush=True)
@@ -177,14 +178,14 @@ def measure(direction: str, length: int, flags: Any) -> dict[str, Any]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as it is printed."""
+    """A row as text."""
     ratios = "  ".join(f"{name} {value}" for name, value in row.items() if isinstance(value, Ratio))
     memory = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in row["memory"].items())
     return f"{row['length']:6d}  {1e3 * row['seconds'][YARDSTICK]:8.1f} ms  {ratios}  MB: {memory}"
 
 
 def judge(rows: list[dict[str, Any]], bars: tuple[tuple[str, int, str, float, float], ...]) -> list[tuple[str, bool]]:
-    """What must hold, and whether it does."""
+    """The requirements, and whether they are met."""
     verdicts = []
     for direction, length, name, must, aim in bars:
         for row in rows:

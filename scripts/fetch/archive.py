@@ -1,8 +1,8 @@
-"""Fetching public data sets: download, check, convert, and only then put in place. Standard library alone.
+"""Download, conversion and verification of public data sets. It imports the standard library alone.
 
-A source is a public GitHub repository at a fixed commit. Its archive is downloaded and converted into a folder beside
-the target, the result is compared with known checksums, and the folder is renamed: there is the whole data set or
-nothing. ``sources.json`` says where each set comes from and under which licence; none of it is part of this project.
+A source is a public GitHub repository at a fixed commit. Its archive is downloaded and converted in a temporary folder
+beside the target, the result is compared with known checksums, and the folder is renamed, so that a data set is never
+incomplete. ``sources.json`` lists origin and licence of each set; none of them is part of this project.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from mmattn.data.errors import UserError
 
 FOLDER = Path(__file__).parent
 BASE_URL = "https://codeload.github.com"
-STALE_SECONDS = 3600  # what an interrupted run left behind is removed when it is older than this
+STALE_SECONDS = 3600  # leftovers of interrupted runs are removed if they are older
 
 
 class FetchError(UserError):
-    """Why a data set could not be fetched, in one line."""
+    """A data set could not be fetched; the message is one line."""
 
 
 class Archive:
@@ -58,7 +58,7 @@ class Archive:
             raise FetchError(f"the downloaded archive is damaged ({error}); try again") from None
 
     def text(self, pattern: str) -> str:
-        """The one text file that matches."""
+        """The only text file that matches."""
         found = list(self.files(pattern))
         if len(found) != 1:
             raise FetchError(f"the archive has {len(found)} files that match {pattern}, expected one")
@@ -67,19 +67,19 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, and how to know that it has arrived."""
+    """The origin of a data set, its conversion, and the checksums of the result."""
 
     name: str
     repository: str  # owner/name on GitHub
     commit: str
     licence: str
-    megabytes: int  # about, downloaded
+    megabytes: int  # approximate download size
     convert: Callable[[Archive, Path], None]  # writes the data set's folder
-    sha256: dict[str, str] = field(default_factory=dict)  # of converted files; "images/" stands for its listing
-    digests: dict[str, Callable[[Path], str]] = field(default_factory=dict)  # where it is not taken by `digest`
+    sha256: dict[str, str] = field(default_factory=dict)  # of converted files; of a folder, "images/", the listing
+    digests: dict[str, Callable[[Path], str]] = field(default_factory=dict)  # functions used instead of `digest`
 
     def url(self, base_url: str) -> str:
-        """The archive's address."""
+        """URL of the archive."""
         return f"{base_url.rstrip('/')}/{self.repository}/tar.gz/{self.commit}"
 
 
@@ -109,7 +109,7 @@ def sources() -> dict[str, Source]:
 
 
 def validation(name: str) -> Any:
-    """The numbers of the validation samples of a set that has no validation part of its own, drawn once."""
+    """The numbers of the validation samples of a set without an official validation split; they were drawn once."""
     return json.loads((FOLDER / "validation" / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -120,21 +120,21 @@ def fetch(
     accept_changed: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Downloads a data set into ``out/NAME``.
+    """Download a data set into ``out/NAME``.
 
     Args:
-        source: Which one.
-        out: The folder of data sets; made if missing.
-        base_url: The server, another one for a mirror.
-        accept_changed: Keep the result although a checksum differs (it is reported).
-        report: Takes lines that tell what happens.
+        source: The data set.
+        out: Folder of data sets; created if missing.
+        base_url: URL of the server, or of a mirror.
+        accept_changed: Keep the result even if a checksum differs; differences are reported.
+        report: Function that is called with progress lines.
 
     Returns:
-        The folder ``out/NAME``; one that was fetched before is checked and left as it is.
+        The folder ``out/NAME``; if it was fetched before, it is verified and left unchanged.
 
     Raises:
-        FetchError: Offline, not found, interrupted, damaged, changed, disk full, or a foreign folder in the place.
-            Nothing is left behind, and nothing that was there is touched.
+        FetchError: The machine is offline; the archive is missing, interrupted, damaged or changed; the disk is full;
+            or the target is a foreign folder. Temporary files are removed, existing files are unchanged.
     """
     target = Path(out) / source.name
     if target.exists() or target.is_symlink():
@@ -204,12 +204,12 @@ def _download(url: str, path: Path, megabytes: int, report: Callable[[str], None
     with answer, path.open("wb") as file:
         length = answer.headers.get("Content-Length")
         total = int(length) if length else None
-        done, told = 0, time.monotonic()
+        done, reported = 0, time.monotonic()
         while block := _receive(answer, url, done):
             file.write(block)
             done += len(block)
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
+            if time.monotonic() - reported > 5:
+                reported = time.monotonic()
                 report(f"  {done / 1e6:.0f} MB of {total / 1e6 if total else megabytes:.0f} MB")
     if total is not None and done != total:
         raise FetchError(f"{url}: the connection ended after {done:,} of {total:,} bytes; try again")
@@ -218,7 +218,7 @@ def _download(url: str, path: Path, megabytes: int, report: Callable[[str], None
 def _receive(answer: http.client.HTTPResponse, url: str, done: int) -> bytes:
     try:
         return answer.read(1 << 20)
-    except (OSError, http.client.HTTPException) as error:  # kept apart from errors of writing, such as a full disk
+    except (OSError, http.client.HTTPException) as error:  # separate from write errors, such as a full disk
         raise FetchError(f"{url}: the connection ended after {done:,} bytes ({error}); try again") from None
 
 

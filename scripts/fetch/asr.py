@@ -10,11 +10,11 @@ from pathlib import Path
 from scripts.fetch.archive import Archive, FetchError
 
 _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TAKES = {"test": range(5), "val": range(5, 10), "train": range(10, 50)}  # the test's are the set's own
+_TAKES = {"test": range(5), "val": range(5, 10), "train": range(10, 50)}  # the test split is the official one
 
 
 def convert_fsdd(archive: Archive, folder: Path) -> None:
-    """WAV to FLAC, samples unchanged; the digits as words; the split by the takes' numbers."""
+    """Convert WAV to FLAC without changing samples, write digits as words, and split by the numbers of the takes."""
     import soundfile
 
     (folder / "audio").mkdir()
@@ -40,7 +40,7 @@ def convert_fsdd(archive: Archive, folder: Path) -> None:
 
 
 def samples_digest(folder: Path) -> str:
-    """SHA-256 over the names and samples of what is no test: the same whatever version packed them."""
+    """SHA-256 over the names and samples of train and val, independent of the version of the FLAC encoder."""
     import soundfile
 
     found = hashlib.sha256()

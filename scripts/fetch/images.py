@@ -14,7 +14,7 @@ from scripts.fetch.archive import Archive, FetchError, validation
 
 
 def convert_cifar10(archive: Archive, folder: Path) -> None:
-    """The files as they are, ``CLASS/NUMBER.jpg`` in three tars, the classes mixed."""
+    """Write the unchanged files as ``CLASS/NUMBER.jpg`` into three tars, in mixed order of classes."""
     val = {name: set(numbers) for name, numbers in validation("cifar10").items()}
     parts: dict[str, dict[str, bytes]] = {"train": {}, "val": {}, "test": {}}
     for path, content in archive.files(r"(?:train|test)/\w+/\d+\.jpg"):
@@ -36,7 +36,7 @@ def convert_cifar10(archive: Archive, folder: Path) -> None:
 
 
 def tar_digest(path: Path) -> str:
-    """SHA-256 over the names and contents of a tar's files, whatever their order."""
+    """SHA-256 over the names and contents of a tar's files, independent of their order."""
     rows = []
     try:
         with tarfile.open(path) as tar:
@@ -55,7 +55,7 @@ _CAMVID_SIZE = (480, 360)
 
 
 def convert_camvid(archive: Archive, folder: Path) -> None:
-    """Images as JPEG, a tenth of the bytes; masks keep their numbers."""
+    """Convert images to JPEG, a tenth of the size; masks keep their numbers."""
     found: dict[str, set[str]] = {}
     for path, content in archive.files(r"CamVid/(?:train|val|test)(?:annot)?/\w+\.png"):
         place = Path(path)
@@ -98,7 +98,7 @@ def _write_jpeg(content: bytes, path: Path) -> tuple[int, int]:
 
 
 def masks_digest(folder: Path) -> str:
-    """SHA-256 over the names, sizes and numbers of a folder's masks, however they are compressed."""
+    """SHA-256 over the names, sizes and numbers of a folder's masks, independent of compression."""
     from mmattn.data.image.masks import load_mask
 
     digest = hashlib.sha256()

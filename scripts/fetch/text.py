@@ -14,7 +14,7 @@ _MULTI30K_PARTS = {"train": "train", "val": "val", "test_2016_flickr": "test"}
 
 
 def convert_multi30k(archive: Archive, folder: Path) -> None:
-    """English and German, a sentence a line; runs of blanks, of whatever kind, become one."""
+    """Write English and German, one sentence per line; runs of white space are replaced by one space."""
     found: dict[str, int] = {}
     for path, content in archive.files(r"data/task1/raw/(?:train|val|test_2016_flickr)\.(?:en|de)\.gz"):
         part, language, _ = Path(path).name.split(".")
@@ -37,17 +37,17 @@ _AESLC_MARK = re.compile(r"\n@(subject|ann[0-9])\n")
 
 
 def convert_aeslc(archive: Archive, folder: Path) -> None:
-    """A mail's body with its subject line, as JSON lines; dev and test also have what three annotators wrote."""
+    """Write each mail's body with its subject line as JSON lines; dev and test also have three annotators' subjects."""
     rows: dict[str, list[dict[str, object]]] = {part: [] for part in _AESLC_PARTS.values()}
     for path, content in archive.files(r"enron_subject_line/(?:train|dev|test)/.+\.subject"):
         pieces = _AESLC_MARK.split("\n" + content.decode("utf-8", errors="replace").replace("\r\n", "\n"))
-        said = {mark: " ".join(text.split()) for mark, text in zip(pieces[1::2], pieces[2::2], strict=True)}
+        marked = {mark: " ".join(text.split()) for mark, text in zip(pieces[1::2], pieces[2::2], strict=True)}
         document, part = pieces[0].strip(), _AESLC_PARTS[Path(path).parent.name]
-        if not document or not said.get("subject"):
-            continue  # a mail without a body has nothing to sum up
-        row: dict[str, object] = {"id": Path(path).stem, "document": document, "summary": said["subject"]}
+        if not document or not marked.get("subject"):
+            continue  # mails without a body or a subject are excluded
+        row: dict[str, object] = {"id": Path(path).stem, "document": document, "summary": marked["subject"]}
         if part != "train":
-            row["references"] = [text for text in said.values() if text]
+            row["references"] = [text for text in marked.values() if text]
         rows[part].append(row)
     for part, found in rows.items():
         if not found:

@@ -1,7 +1,7 @@
 """The public VQA sets of ``scripts/fetch_data.py``: conversion to the VQA v2 layout, and the split into train and val.
 
-Both sets have an official test part and no validation part. Ours was drawn once, by picture; the pictures' numbers
-in ``validation/`` are that draw, so that everyone's split is the same. Test pictures are named ``test_*``.
+Both sets have an official test split and no validation split. Validation images were drawn once; their numbers are in
+``validation/``, so that the split is reproducible. Test images are named ``test_*``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from scripts.fetch.archive import Archive, FetchError, validation
 
 
 def write_vqa(folder: Path, split: str, rows: list[tuple[str, str, int]], name: str) -> None:
-    """Writes ``questions_SPLIT.json`` and ``annotations_SPLIT.json`` in the layout of VQA v2.
+    """Write ``questions_SPLIT.json`` and ``annotations_SPLIT.json`` in the layout of VQA v2.
 
     Args:
-        folder: Where to.
-        split: The split's name.
+        folder: Output folder.
+        split: Name of the split.
         rows: Question, answer, image number; in the order of the question ids.
-        name: The images' file names, with ``{}`` for the number.
+        name: Format of the images' file names, with ``{}`` for the number.
     """
     questions, annotations = [], []
     for question_id, (question, answer, image_id) in enumerate(rows, start=1):
@@ -56,7 +56,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _split_by_image(folder: Path, rows: list[tuple[str, str, int]], val: set[int], name: str) -> None:
-    """Writes train and val, which the images' numbers decide."""
+    """Write train and val, which are split by the images' numbers."""
     for split in ("train", "val"):
         mine = [row for row in rows if (row[2] in val) == (split == "val")]
         write_vqa(folder, split, mine, name)
@@ -83,7 +83,7 @@ def convert_easy_vqa(archive: Archive, folder: Path) -> None:
             write_vqa(folder, "test", rows, name)
 
 
-# "what is on the desk in the image3 ?" names its image, as almost every question does: that part is cut.
+# Almost every question names its image, "what is on the desk in the image3 ?"; the name is removed.
 _DAQUAR_TAIL = re.compile(r"\s*(?:\b(?:in|of|on) the )?image(\d+)\s*\?\s*$")
 
 
@@ -114,7 +114,7 @@ def convert_daquar(archive: Archive, folder: Path) -> None:
 
 
 def _shrink(png: bytes, path: Path) -> None:
-    """To 280x212 and JPEG: half the side is plenty for the models here, and a thirtieth of the bytes."""
+    """Resize to 280x212 and convert to JPEG: half the side suffices for the models here, a thirtieth of the size."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image:

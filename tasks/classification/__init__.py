@@ -1,4 +1,4 @@
-"""Image classification: an image in, its class and what it was read off out.
+"""Image classification: predicts the class of an image, and explains it by a relevance map.
 
 >>> from mmattn.tasks import classification
 >>> predictor = classification.load()  # doctest: +SKIP
@@ -32,13 +32,13 @@ _NAMES = {
 }
 __all__, __getattr__ = lazy("mmattn.tasks.classification", _NAMES)
 
-# Over an 8x8 map, as the convolutional net.
+# The transformer has an 8x8 map, as the convolutional network.
 _CCT = "--model.backbone cct --model.tokenizer_layers 3 --optim.lr 0.001"
 
 TASK = Task(
     name="classification",
     package="mmattn.tasks.classification",
-    title="Image classification: train, measure, ask a model what an image shows, see where it looked.",
+    title="Image classification: train, evaluate, classify images, plot the relevance of their regions.",
     model="model:ClassificationModel",
     processor="processor:ClassificationProcessor",
     module="module:ClassificationModule",
@@ -46,8 +46,8 @@ TASK = Task(
     predictor="predict:ClassificationPredictor",
     demo="demo:make",
     options=(
-        Option("image", "an image; or a folder's images by --input DIR", kind="item"),
-        Option("top_k", "how many classes to give, best first (default: 1)", int, only="predict"),
+        Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
+        Option("top_k", "number of classes, most probable first (default: 1)", int, only="predict"),
     ),
     adapter="adapters:ClassificationAdapter",
     families=dict.fromkeys(

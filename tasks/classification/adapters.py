@@ -1,4 +1,4 @@
-"""What a classifier can begin with: a model of ours, whatever its classes, or a public ViT, DeiT, DINOv2 or SigLIP."""
+"""Adapters of classification: models of this toolkit with any classes, and public ViT, DeiT, DINOv2 and SigLIP."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from mmattn.tasks.common.images import statistics
 from mmattn.tasks.common.labels.adapter import LabelAdapter
 from mmattn.tasks.common.sources import Source
 
-# Keywords of VisionTransformer that the task's model has itself.
+# Keywords of VisionTransformer that the task's model has under the same name.
 OWN = ("embed_dim", "num_layers", "num_heads", "ffn_dim", "patch_size", "dropout", "attention")
 
 
 class BackboneProcessor(ClassificationProcessor):
-    """Of a public backbone, which knows how it wants its images, and no classes of ours."""
+    """The processor of a public backbone: image preprocessing without classes."""
 
     least = 0
 
 
 class ClassificationAdapter(LabelAdapter):
-    """Reads models of ours; learned positions are resized for images of another size."""
+    """Reads models of this toolkit; learned positions are interpolated for images of another size."""
 
     resized = ("backbone.positions", "backbone.positions.weight")
 
 
 class ViTAdapter(ClassificationAdapter):
-    """Reads public image backbones as the beginning of a classifier, without a head."""
+    """Reads public image backbones, without a head, for fine-tuning."""
 
     def read_public(self, source: Source, **_: Any) -> CheckpointParts:
         from mmattn.backbones.vit import VisionTransformer
@@ -38,9 +38,9 @@ class ViTAdapter(ClassificationAdapter):
         keywords = dict(converted.keywords)
         size = tuple(keywords["image_size"])
         own = {key: keywords.pop(key) for key in OWN if key in keywords}
-        # Positions stay those of the public images' size, and are resized for others.
-        told = {key: value for key, value in keywords.items() if value is not None}
-        options = {"pooling": "token", "resize_positions": "bicubic"} | told
+        # Positions keep the size of the public model's images, and are interpolated for others.
+        given = {key: value for key, value in keywords.items() if value is not None}
+        options = {"pooling": "token", "resize_positions": "bicubic"} | given
         model = {"backbone": "vit", "hidden_dim": 0, "backbone_options": options, **own}
         state = {f"backbone.{key}": value for key, value in converted.state.items()}
         processor = BackboneProcessor(ImageProcessor(size, **statistics(source)), [])

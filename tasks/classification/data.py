@@ -20,34 +20,34 @@ from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_i
 
 @dataclass
 class ClassificationSample:
-    """One labelled image, as a person would describe it."""
+    """A labelled image, with its annotations."""
 
     id: str
-    image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, a PIL image, or what has read()
-    labels: list[str] = field(default_factory=list)  # its class; several, or none, where classes do not exclude others
-    regions: list[Box] = field(default_factory=list)  # boxes_xyxy in 0..1 of the image on which the class rests
+    image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, a PIL image, or a file object
+    labels: list[str] = field(default_factory=list)  # its class; any number of classes for multi-label
+    regions: list[Box] = field(default_factory=list)  # regions that determine the class, boxes_xyxy in 0..1
 
 
 @dataclass
 class ClassificationBatch(Batch):
-    """Tensors for the model, and what the metric and the reports need."""
+    """A batch of images: the model's inputs and the data of the metric."""
 
-    pixel_values: Tensor  # (B, 3, H, W) float, in memory channels last: as convolutions want it, and as it was read
-    targets: Tensor  # (B, K) float: the share of each class, mixed where images are; 0 or 1 a class if multi-label
+    pixel_values: Tensor  # (B, 3, H, W) float, in channels-last memory format, as decoded
+    targets: Tensor  # (B, K) float: the share of each class, mixed with the images; for multi-label 0 or 1
     ids: list[str]
-    is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
+    is_repeat: bool = False  # repeated to give all ranks the same number of batches; excluded from metrics
 
 
 class ClassificationDataset(SampleDataset[ClassificationSample]):
-    """Labelled images from a path or from samples in memory, checked.
+    """Labelled images from a path or from samples in memory, validated.
 
     Args:
         source: A path in one of the formats of ``data/image/files.py`` (a tree of class folders, a tar of one, a CSV,
             ``torchvision/NAME``), or samples.
-        split: Which part of a torchvision data set.
-        root: The folder of a torchvision data set's files, or of a CSV's images where they are not beside it.
-        multi_label: Labels in one cell of a CSV are separated by ``|``, and may be none.
-        options: What ``SampleDataset`` takes.
+        split: Split of a torchvision data set.
+        root: Folder of a torchvision data set's files, or of a CSV's images if they are not in its folder.
+        multi_label: Whether samples have any number of labels, separated by ``|`` in a CSV.
+        options: Keywords of ``SampleDataset``.
     """
 
     item: ClassVar[str] = "labelled image"
@@ -88,14 +88,14 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
         return [sample.id, sample.labels, sample.regions], [sample.image]
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
-        """Decodes every image once, at the model's size, into one uint8 array.
+        """Decode every image once, at the model's input size, into one uint8 array.
 
         Args:
             image: The processor's image part.
-            max_bytes: The most memory to take.
+            max_bytes: Upper bound of the memory.
 
         Returns:
-            Whether it was done; False when ``max_bytes`` is too little (nothing is changed then).
+            Whether the images were decoded; False if they exceed ``max_bytes``, and the data set is unchanged.
         """
         if len(self) * image.size[0] * image.size[1] * 3 > max_bytes:
             return False

@@ -1,11 +1,11 @@
-"""Built-in pictures for classification: what counts is how a circle and a square lie to each other.
+"""Built-in images for classification: the class is the spatial relation of a circle and a square.
 
-Each picture has one circle and one square among three to five other things. Its class is the relation of the two: the
+Each image has one circle and one square among three to five other objects. Its class is the relation of the two: the
 circle left of, right of, above or below the square, inside it, or around it. Colours, textures, sizes, tilts and the
-clutter are drawn independently of the class, so that none of them tells it, and neither does any single place.
+clutter are drawn independently of the class, so that neither they nor any single position predict it.
 
-Frozen: random numbers come from the two streams that Python and NumPy promise never to change, and painting uses only
-arithmetic that every machine rounds the same way. A change of the pictures is a new `GENERATOR_VERSION`.
+Frozen: random numbers are from the two generators whose streams Python and NumPy guarantee not to change, and rendering
+uses only arithmetic that is rounded equally on all machines. A change of the images is a new `GENERATOR_VERSION`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SPLITS = {"train": 8000, "val": 600, "test": 1200}
 CLUTTER = tuple(SHAPES.index(name) for name in ("triangle", "star", "cross", "ring"))
 CIRCLE, SQUARE = SHAPES.index("circle"), SHAPES.index("square")
 TEXTURES = ("plain", "stripes", "checks", "dots")
-_PATCH = 40  # pixels; holds the largest thing
-_MARGIN = 6.0  # pixels by which the larger of the two distances wins: no picture is on the edge of two classes
-# Mean pooling over a convolutional map must not tell where a part lies: between parts that lie beside each other there
-# is more than a small window shows, and their centres keep away from the edge, which padding would give away.
+_PATCH = 40  # pixels; contains the largest object
+_MARGIN = 6.0  # minimum difference of the two distances in pixels, so that classes are unambiguous
+# Mean pooling over a convolutional map must not encode positions: the gap between adjacent parts exceeds a small
+# receptive field, and their centres are not near the edge, which is detectable by padding.
 _GAP = 13.0
 _EDGE = 16.0
 
 
 class Part(NamedTuple):
-    """One thing of a picture: a place in SHAPES, centre and radius in pixels, places in the colours and TEXTURES."""
+    """An object of an image: index of SHAPES, centre and radius in pixels, indices of the colours and TEXTURES."""
 
     shape: int
     x: float
@@ -45,17 +45,15 @@ class Part(NamedTuple):
     texture: int
 
     def box(self) -> tuple[float, float, float, float]:
-        """The box around it, boxes_xyxy in 0..1 of the picture."""
+        """The bounding box, boxes_xyxy in 0..1 of the image."""
         return box_around(self.x, self.y, self.radius)
 
 
 def make(split: str, size: int | None = None, seed: int = 0) -> list[ClassificationSample]:
-    """The pictures of a split, all or so many; the first ones do not depend on how many follow.
-
-    Another seed gives other pictures of the same kind.
+    """Make the images of a split, all or the first `size`; smaller sizes are prefixes of larger ones.
 
     Raises:
-        ValueError: no such split.
+        ValueError: The split is unknown.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
@@ -76,7 +74,7 @@ def make(split: str, size: int | None = None, seed: int = 0) -> list[Classificat
 
 
 def compose(rng: Random, label: str) -> list[Part]:
-    """What is where in a picture of this class, in the order of painting."""
+    """The objects of an image of a class, in the order of rendering."""
     relation = label.split()[1]
     while True:
         circle, square = _pair(rng, relation)
@@ -95,7 +93,7 @@ def _look(rng: Random) -> tuple[int, int]:
 
 
 def _part(rng: Random, shape: int, low: float, high: float, edge: float = 0.0) -> Part:
-    """A thing somewhere in the picture, its centre at least so far from the edge."""
+    """An object at a random position, its centre at least `edge` pixels from the edge."""
     radius = low + rng.random() * (high - low)
     edge = max(edge, radius + 1)
     x, y = (edge + rng.random() * (IMAGE_SIZE - 2 * edge) for _ in range(2))
@@ -103,14 +101,14 @@ def _part(rng: Random, shape: int, low: float, high: float, edge: float = 0.0) -
 
 
 def _pair(rng: Random, relation: str) -> tuple[Part, Part]:
-    """Circle and square in this relation."""
+    """Circle and square in a given relation."""
     if relation in ("inside", "around"):
         outer = _part(rng, SQUARE if relation == "inside" else CIRCLE, 9.5, 12.5, _EDGE)
         radius = 0.4 * outer.radius + rng.random() * 0.1 * outer.radius
         play = outer.radius * 0.15
         x, y = (place + (2 * rng.random() - 1) * play for place in (outer.x, outer.y))
         colour, texture = _look(rng)
-        # The inner one must stand out.
+        # The colours of the inner and the outer one must differ.
         while sum(abs(a - b) for a, b in zip(RGB[colour], RGB[outer.colour], strict=True)) < 200:
             colour, texture = _look(rng)
         inner = Part(CIRCLE if relation == "inside" else SQUARE, x, y, radius, colour, texture)
@@ -131,7 +129,7 @@ def _touch(a: Part, b: Part) -> bool:
 
 
 def _free(rng: Random, parts: list[Part]) -> Part | None:
-    """One more thing that touches none of these; None where none was found."""
+    """An additional object that touches none of the others; None if none was found."""
     for _ in range(20):
         part = _part(rng, CLUTTER[int(rng.random() * len(CLUTTER))], 4.5, 8.5)
         if not any(_touch(part, other) for other in parts):
@@ -140,7 +138,7 @@ def _free(rng: Random, parts: list[Part]) -> Part | None:
 
 
 def _texture(parts: Sequence[Part], dx: np.ndarray, dy: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """What the colour is multiplied by at each pixel, (n, patch, patch): waves of triangles of 4 to 6 pixels."""
+    """Factors of the colour at each pixel, (n, patch, patch): triangle waves of 4 to 6 pixels."""
     kind, u = np.array([part.texture for part in parts]), u[:, 5:]
     pace = (1 / (4 + 2 * u[:, 0]))[:, None, None]
     slant = (2 * u[:, 1] - 1)[:, None, None]

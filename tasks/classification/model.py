@@ -1,4 +1,4 @@
-"""The classification model: a backbone, and a head that reads its map or tokens. Tensors in, tensors out."""
+"""The classification model: a backbone, and a head that pools its map or tokens. Tensors in, tensors out."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ BACKBONES = ("residual", "cct", "vit", "timm/NAME")
 
 
 class ClassificationOutput(NamedTuple):
-    """What the model gives."""
+    """Output of `ClassificationModel`."""
 
-    logits: Tensor  # (B, K): a score for each class
+    logits: Tensor  # (B, K)
 
 
 class ClassificationHead(nn.Module):
-    """Scores for the classes from the features of any backbone: a map that learned queries read, or a finished vector.
+    """Logits of the classes from the features of any backbone: a map that is pooled by learned queries, or a vector.
 
-    Attention pooling over convolutional features: each query looks for its own part of the image and knows where it
-    found it, so that a hidden layer can compare parts. "mean" forgets where anything was: the baseline.
+    Attention pooling over convolutional features: each query attends to a part of the image, and its output contains
+    the position, so that a hidden layer can compare parts. "mean" discards positions: the pooling baseline.
 
     Args:
-        in_dim: channels of the features.
-        num_classes: K.
-        pooling: how a map becomes a vector, "attention" or "mean"; vectors are taken as they are.
-        embed_dim: of each query's answer, in_dim where None.
-        num_heads: h.
-        num_queries: that read the map.
-        hidden_dim: of the layer before the last; 0: none.
-        dropout: before the last layer.
-        features: "map" (B, in_dim, h, w) or "vector" (B, in_dim).
+        in_dim: Channels of the features.
+        num_classes: Number of classes K.
+        pooling: Pooling of a map to a vector, "attention" or "mean"; vectors are not pooled.
+        embed_dim: Embedding size E of each query's output; None: in_dim.
+        num_heads: Number of attention heads H.
+        num_queries: Number of queries.
+        hidden_dim: Size of the layer before the last; 0: none.
+        dropout: Dropout before the last layer.
+        features: Kind of features, "map" (B, in_dim, h, w) or "vector" (B, in_dim).
 
     >>> head = ClassificationHead(512, 10, embed_dim=64, num_queries=2)
     >>> head(torch.randn(2, 512, 7, 7)).shape
@@ -71,8 +71,8 @@ class ClassificationHead(nn.Module):
                 embed_dim, num_heads, num_queries=num_queries, in_channels=in_dim, positions="coordinates"
             )
             size = num_queries * embed_dim
-        # Over the batch, not over the features: it brings out what varies little, such as a position, and leaves the
-        # gradient along the answer itself, which relevance is made of.
+        # Batch norm, not layer norm: it amplifies features of small variance, such as positions, and keeps the gradient
+        # along the query's output itself, from which relevance is computed.
         self.norm = nn.BatchNorm1d(size) if features == "map" else None
         self.hidden = nn.Sequential(nn.Linear(size, hidden_dim), nn.GELU()) if hidden_dim else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -89,36 +89,36 @@ class ClassificationHead(nn.Module):
         return self.out(self.dropout(self.hidden(features)))
 
     def _standardized(self, features: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-        if self.training and features.shape[0] == 1:  # one image has no spread: the running statistics stand in
+        if self.training and features.shape[0] == 1:  # the variance of one image is zero: use running statistics
             mean, variance = norm.running_mean, norm.running_var
             return nn.functional.batch_norm(features, mean, variance, norm.weight, norm.bias)
         return norm(features)
 
 
 class ClassificationModel(nn.Module):
-    """Images to scores for classes.
+    """Image classification: a backbone and a `ClassificationHead`.
 
     Args:
-        num_classes: K.
-        backbone: "residual" (a small residual net of ours), "cct" (compact convolutional transformer), "vit", or
+        num_classes: Number of classes K.
+        backbone: "residual" (a small residual network), "cct" (compact convolutional transformer), "vit", or
             "timm/NAME".
-        image_size: side of the square image, in pixels.
-        channels: of "residual": the stem, and each stage, which halves the map.
-        blocks: of "residual": residual blocks a stage; one number for all, or one each.
-        channel_attention: of "residual": none, se, eca or cbam.
-        stem_stride: of "residual".
-        patch_size: of "vit", in pixels.
-        tokenizer_layers: of "cct": convolutions before the tokens, each halving the map.
+        image_size: Side of the square image, in pixels.
+        channels: Channels of "residual": of the stem, and of each stage, which halves the map.
+        blocks: Residual blocks per stage of "residual"; one number for all, or one for each.
+        channel_attention: Channel attention of "residual": none, se, eca or cbam.
+        stem_stride: Stride of the stem of "residual".
+        patch_size: Patch size of "vit", in pixels.
+        tokenizer_layers: Number of convolutions before the tokens of "cct", each of which halves the map.
         pooling: "attention": queries over a convolutional map, sequence pooling (cct), a class token (vit); "mean".
-        embed_dim: E of the transformer, or of each query's answer.
-        num_heads: h.
-        num_layers: of the transformer.
-        ffn_dim: of its feed-forward networks; 2 E where None.
-        num_queries: that read a convolutional map.
-        hidden_dim: of the head's hidden layer; 0: none.
-        attention: the transformer's self-attention, {"kind": name, and the kernel's options}; none: dense.
-        dropout: in the transformer and before the last layer.
-        backbone_options: further keywords of the backbone's own constructor, such as those of public weights.
+        embed_dim: Embedding size E of the transformer, or of each query's output.
+        num_heads: Number of attention heads H.
+        num_layers: Number of layers of the transformer.
+        ffn_dim: Hidden size of its feed-forward networks; None: 2 E.
+        num_queries: Number of queries over a convolutional map.
+        hidden_dim: Size of the head's hidden layer; 0: none.
+        attention: The transformer's self-attention, {"kind": name, and the kernel's options}; none: dense.
+        dropout: Dropout in the transformer and before the last layer.
+        backbone_options: Additional keywords of the backbone's constructor, such as those of public weights.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class ClassificationModel(nn.Module):
         return ClassificationOutput(self.head(features.pooled if self.kind in ("cct", "vit") else features))
 
     def plan(self) -> list[Step]:
-        """Who looks at whom on the way from the image's cells to the scores; nothing where nobody does."""
+        """The attention steps from the image's cells to the logits; empty for a model without attention."""
         if self.kind not in ("cct", "vit"):
             return [] if self.head.pool is None else [Step("head.pool.pooling.attention", "read", "cells")]
         layers = range(len(self.backbone.encoder.layers))  # type: ignore[union-attr, arg-type]
@@ -200,22 +200,21 @@ class ClassificationModel(nn.Module):
         return steps
 
     def relevance(self, pixel_values: Tensor, classes: Tensor) -> Tensor:
-        """Where each class was read off its image.
+        """Relevance of each image region for a class.
 
-        Where cells are tokens, attention weighted by its gradient and followed through the layers (Chefer et al. 2021).
-        Cells of a convolutional map see much of what is around them, and say little about where it was: for "residual"
-        the score is followed on to the stem, ``relu(d score / d F) F`` over its channels (LayerCAM; Jiang et al. 2021,
-        section 3), smoothed.
+        For transformers: attention weighted by its gradient, propagated through the layers (Chefer et al. 2021). The
+        receptive field of a cell of a convolutional map is too large to localize: for "residual" the relevance is that
+        of the stem, ``relu(d score / d F) F`` over its channels (LayerCAM; Jiang et al. 2021, section 3), smoothed.
 
         Args:
             pixel_values: (B, 3, H, W).
             classes: (B,) long, the class to explain.
 
         Returns:
-            (B, gh, gw), not negative, each summing to one (or zero, where nothing speaks for the class).
+            (B, gh, gw), non-negative, each map summing to one (or to zero, if no region is evidence for the class).
 
         Raises:
-            ValueError: nothing to follow: mean pooling over the map of a timm backbone.
+            ValueError: The model is a timm backbone with mean pooling, which has no attention.
         """
 
         def score() -> Tensor:
@@ -228,12 +227,15 @@ class ClassificationModel(nn.Module):
             cells = found["read", "cells"].sum(1) if ("read", "cells") in found else self._read(found["cells", "cells"])
             maps = cells.unflatten(1, self._grid(pixel_values))
         else:
-            raise ValueError("mean pooling over the map of a timm backbone attends to nothing")
+            raise ValueError("mean pooling over the map of a timm backbone has no attention")
         return maps / maps.sum((1, 2), keepdim=True).clamp_min(1e-12)
 
     def attention_map(self, pixel_values: Tensor) -> Tensor | None:
-        """Where the queries over a convolutional map, or sequence pooling, look: (B, gh, gw), the mean over heads and
-        queries, summing to one; none where nothing pools by attention."""
+        """Attention of the queries over a convolutional map, or of sequence pooling.
+
+        Returns:
+            (B, gh, gw), the mean over heads and queries, summing to one; None for models without attention pooling.
+        """
         path = next((step.path for step in self.plan() if step.query == "read"), None)
         if path is None:
             return None
@@ -242,7 +244,7 @@ class ClassificationModel(nn.Module):
         return maps[path][0].mean((1, 2)).unflatten(1, self._grid(pixel_values))
 
     def _read(self, R: Tensor) -> Tensor:
-        """The cells (B, P) behind what a transformer hands over: its first tokens', or the mean of all."""
+        """Relevance of the cells (B, P) for a transformer's output: its first tokens, or the mean of all."""
         skipped = getattr(self.backbone, "num_prefix", 0)
         if getattr(self.backbone, "pooling", "mean") == "mean":
             return (R - torch.eye(R.shape[1], device=R.device))[:, skipped:, skipped:].mean(1)
@@ -250,7 +252,7 @@ class ClassificationModel(nn.Module):
         return R[:, :rows, skipped:].mean(1)
 
     def _grid(self, pixel_values: Tensor) -> tuple[int, int]:
-        """(gh, gw) of the map that is looked at."""
+        """Size (gh, gw) of the map that is attended to."""
         H, W = pixel_values.shape[2:]
         if self.kind == "vit":
             patch = self.backbone.patches.stride
@@ -262,11 +264,11 @@ class ClassificationModel(nn.Module):
             return tuple(self.backbone(pixel_values[:1]).shape[2:])
 
     def depth_of(self) -> dict[nn.Parameter, int]:
-        """How many layers lie before each parameter: 0 for embeddings and stem, the most for the head."""
+        """Depth of each parameter, counted in layers: 0 for embeddings and stem, the maximum for the head."""
         body: Any = self.backbone
         layers = body.stages if self.kind == "residual" else getattr(getattr(body, "encoder", None), "layers", [])
         top = len(layers) + 1
-        last = ("encoder.norm.", "norm.", "pool.", "pooler.", "project.")  # what stands behind a backbone's layers
+        last = ("encoder.norm.", "norm.", "pool.", "pooler.", "project.")  # modules after a backbone's layers
         depths = {p: top if name.startswith(last) else 0 for name, p in body.named_parameters()}
         for depth, layer in enumerate(layers, start=1):
             depths |= dict.fromkeys(layer.parameters(), depth)
@@ -274,24 +276,24 @@ class ClassificationModel(nn.Module):
 
 
 def _layer_cam(layer: nn.Module, score: Callable[[], Tensor]) -> Tensor:
-    """``sum_c relu(d score / d F_c) F_c`` of a layer's output F, with gradients even where they are off: (B, h, w)."""
-    seen: list[Tensor] = []
+    """LayerCAM: ``sum_c relu(d score / d F_c) F_c`` of a layer's output F, (B, h, w); works under `no_grad`, too."""
+    outputs: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        seen.append(output.detach().requires_grad_())
-        return seen[-1]
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1]
 
     handle = layer.register_forward_hook(keep)
     try:
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(score().sum(), seen[:1])
+            (gradient,) = torch.autograd.grad(score().sum(), outputs[:1])
     finally:
         handle.remove()
-    return (gradient.clamp_min(0.0) * seen[0].detach()).sum(1)
+    return (gradient.clamp_min(0.0) * outputs[0].detach()).sum(1)
 
 
 def _smoothed(maps: Tensor, steps: int = 6) -> Tensor:
-    """Each cell with its neighbours, by a binomial (B, h, w): edges of a thing, which weigh most, meet within it."""
+    """Smooth maps (B, h, w) with a binomial filter: relevance is largest at edges, and is merged within an object."""
     line = maps.new_tensor([0.25, 0.5, 0.25])
     kernel = (line[:, None] * line)[None, None]
     for _ in range(steps):

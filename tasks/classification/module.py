@@ -1,4 +1,4 @@
-"""Training and measuring classification: soft targets, mixed images, accuracy and how far to trust it."""
+"""Training and evaluation of classification: soft targets, mixed images, accuracy and calibration."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from mmattn.tasks.common.options import OptimOptions, check_range
 
 
 class ClassificationDataModule(TaskDataModule[ClassificationDataset, ClassificationProcessor]):
-    """Labelled images.
+    """Data module of labelled images.
 
     Args:
-        root: folder of a torchvision data set's files, or of a CSV's images where they are not beside it.
-        image_size: side of the square that the model sees, in pixels; none: 64, or that of `init_from`.
-        resize: how an image gets that shape: squash, crop or pad; none: squash, or as in `init_from`.
-        mean: subtracted from pixel values in 0..1, per channel; none: 0.5, or as in `init_from`.
-        std: that they are then divided by; likewise.
-        multi_label: classes do not exclude each other; labels in a CSV are separated by |.
-        augment: BatchAugment's keywords (data/image/augment.py), for training images; none: no augmentation.
-        preload: decode each image once into memory, as long as that takes at most 2 GB.
-        ablate: Train and measure with the patches of each image shuffled ("arrangement"): a baseline to be beaten.
+        root: Folder of a torchvision data set's files, or of a CSV's images if they are not in its folder.
+        image_size: Side of the square input image, in pixels; none: 64, or that of `init_from`.
+        resize: Method of resizing to a square: squash, crop or pad; none: squash, or that of `init_from`.
+        mean: Mean of pixel values in 0..1, per channel; none: 0.5, or that of `init_from`.
+        std: Standard deviation of pixel values in 0..1, per channel; none: 0.5, or that of `init_from`.
+        multi_label: Whether classes are not mutually exclusive; labels in a CSV are separated by |.
+        augment: Keywords of BatchAugment (data/image/augment.py), for training images; none: no augmentation.
+        preload: Decode each image once into memory, if that takes at most 2 GB.
+        ablate: Train and evaluate with the patches of each image shuffled ("arrangement"): a baseline.
     """
 
     task = "classification"
@@ -82,9 +82,10 @@ class LayerwiseOptimOptions(OptimOptions):
         betas: Averaging coefficients of the gradient and of its square.
         schedule: How the learning rate falls after the warm-up: cosine, linear, inverse_sqrt or constant.
         warmup_steps: Optimizer steps of linear warm-up.
-        ema_decay: Validate and ship an exponential moving average of the weights with this decay; none: the weights.
-        layer_decay: Factor from the learning rate of each layer to that of the layer below it (Bao et al. 2022), for
-            pretrained weights; 1: all layers have one rate.
+        ema_decay: Decay of an exponential moving average of the weights, which is validated and shipped in place of
+            the weights; none: no average.
+        layer_decay: Ratio of the learning rates of each layer and the layer above it (Bao et al. 2022), for pretrained
+            weights; 1: all layers have the same rate.
     """
 
     layer_decay: float = 1.0
@@ -95,7 +96,7 @@ class LayerwiseOptimOptions(OptimOptions):
 
 
 class ClassificationModule(TaskModule[ClassificationDataModule]):
-    """Cross-entropy against soft targets, or a binary one for each class."""
+    """LightningModule of classification: cross-entropy with soft targets, or binary cross-entropy for multi-label."""
 
     task = "classification"
     Optim = LayerwiseOptimOptions
@@ -103,12 +104,12 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
 
     @property
     def monitor(self) -> str:
-        """The metric that the best checkpoint has."""
+        """The metric that selects the best checkpoint."""
         return "val/map" if self.multi_label else super().monitor
 
     @property
     def multi_label(self) -> bool:
-        """Whether classes do not exclude each other: the processor knows, before there is one the settings."""
+        """Whether classes are not mutually exclusive, from the processor, or from the settings before it exists."""
         if self._trainer is not None and self.data.processor is not None:
             return self.data.processor.multi_label
         return bool(self.settings.get("data.multi_label"))
@@ -140,7 +141,7 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
         metric.update(self.model(batch.pixel_values).logits.float(), batch.targets)
 
     def _log_metrics(self, split: str) -> None:
-        """Logs them; a picture of which class was taken for which goes beside the figures."""
+        """Log the metrics, and plot the confusion matrix into the run directory."""
         super()._log_metrics(split)
         confusion: Any = self.metrics[split].confusion
         if self.trainer.is_global_zero and confusion is not None and self.trainer.state.fn != "fit":

@@ -1,4 +1,4 @@
-"""From an image to its class, with the processor that training used."""
+"""Predictions and explanations of classification from images."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ ClassificationPrediction = LabelPrediction
 
 @dataclass
 class ClassificationExplanation:
-    """Where the model read a class off its image."""
+    """The relevance of image regions for the predicted class."""
 
     answer: ClassificationPrediction
     image: Any  # a PIL image
     relevance: Tensor  # (gh, gw) over the model's grid, sums to one
-    attention: Tensor | None  # likewise, where the pooling looks, over its own grid; none where none attends
+    attention: Tensor | None  # attention of the pooling over its grid, sums to one; None without attention pooling
     window: Box  # the part of the image that the grid covers, xyxy in 0..1
-    regions: list[Box] = field(default_factory=list)  # where the class does rest, if known
+    regions: list[Box] = field(default_factory=list)  # the regions that determine the class, if annotated
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG: the picture, and the relevance laid over it."""
+        """Write a PNG of the image and of the relevance overlaid on it."""
         from mmattn.plot import overlay
 
         title = f"{self.answer.label} ({self.answer.score:.2f})"
@@ -44,58 +44,58 @@ class ClassificationExplanation:
 
 
 class ClassificationPredictor(Predictor[Item, ClassificationPrediction]):
-    """A classification model with its processor, ready to answer.
+    """Predictor of image classification.
 
     Items are images (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)), or mappings with `image` and,
-    if wanted, `id`.
+    optionally, `id`.
     """
 
     task = "classification"
 
     def to_sample(self, item: Item, number: int) -> ClassificationSample:
-        return replace(image_sample(item, number, ClassificationSample), labels=[])  # which the model may not know
+        return replace(image_sample(item, number, ClassificationSample), labels=[])  # they may be unknown classes
 
     def predict_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1
     ) -> list[ClassificationPrediction]:
-        """The class of each image, with `top_k - 1` alternatives."""
+        """Predict the class of each image, with `top_k - 1` alternatives."""
         logits = self.model(batch.pixel_values).logits
         return self.processor.named(samples, logits, top_k)  # type: ignore[no-any-return]
 
     def explain_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch
     ) -> list[ClassificationExplanation]:
-        """The class of each image, and where it was read off."""
+        """Compute the relevance of each image's regions for its predicted class."""
         with torch.no_grad():
             logits = self.model(batch.pixel_values).logits
         try:
             relevance = self.model.relevance(batch.pixel_values, logits.argmax(-1)).detach().cpu()  # (B, gh, gw)
         except ValueError as error:
-            raise DataError("explain", "a model that attends to the picture", str(error)) from None
+            raise DataError("explain", "a model that attends to the image", str(error)) from None
         attention = self.model.attention_map(batch.pixel_values)
         explanations = []
         for n, answer in enumerate(self.processor.named(samples, logits)):
             image = load_image(samples[n].image, name=f"item {answer.id}")
-            looked = None if attention is None else attention[n].cpu()
-            shown = (relevance[n], looked, self.processor.image.window(image.size), list(samples[n].regions))
-            explanations.append(ClassificationExplanation(answer, image, *shown))
+            attention_map = None if attention is None else attention[n].cpu()
+            window, regions = self.processor.image.window(image.size), list(samples[n].regions)
+            explanations.append(ClassificationExplanation(answer, image, relevance[n], attention_map, window, regions))
         return explanations
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[ClassificationSample]:
-        """A folder's images, at any depth; or a tar or a table as for training, where labels may be missing."""
+        """Read a folder's images, at any depth; or a tar or a table as for training, in which labels are optional."""
         if Path(path).is_dir():
             return [ClassificationSample(*image) for image in named_images(Path(path))]
         multi_label = self.processor.multi_label
         return ClassificationDataset(path, multi_label=multi_label, on_error=on_error, require_labels=False).samples
 
     def demo_samples(self) -> list[ClassificationSample]:
-        """Two images of each class of the built-in test part."""
+        """Two images of each class of the built-in test split."""
         from mmattn.tasks.classification.demo import CLASSES, make
 
         return make("test", 2 * len(CLASSES))
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the model as torch.export and ONNX programs, the batch free, checked against it."""
+        """Export torch.export and ONNX programs with dynamic batch size, compared with the model."""
         from torch.export import Dim
 
         from mmattn.tasks.common.export import export_model

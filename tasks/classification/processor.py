@@ -1,4 +1,4 @@
-"""What turns images into tensors and scores into class names; it is shipped with the model."""
+"""The processor of classification: images to tensors, logits to class names; shipped with the model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mmattn.data.seeds import seed_of
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset, ClassificationSample
 from mmattn.tasks.common.labels.processor import LabelProcessor, labels_in
 
-HIDDEN_PATCH = 8  # pixels
+PATCH = 8  # pixels
 
 
 class ClassificationProcessor(LabelProcessor[ClassificationSample, ClassificationBatch]):
-    """What turns images into tensors and scores into class names; shipped with the model.
+    """Converts images to tensors and logits to class names; shipped with the model.
 
     Args:
-        image: Image to tensor.
+        image: Image processor.
         labels: See ``LabelProcessor``.
-        multi_label: Likewise.
+        multi_label: See ``LabelProcessor``.
     """
 
     KEYS = frozenset({"image", "labels", "multi_label"})
@@ -41,18 +41,18 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
         multi_label: bool = False,
         **image: Any,
     ) -> ClassificationProcessor:
-        """Makes a processor whose classes are the training data's, in alphabetical order.
+        """Fit a processor, whose classes are those of the training data in alphabetical order.
 
         Args:
             dataset: The training data.
-            image_size: Side of the images, or (H, W).
-            multi_label: See the class.
-            image: What else ``ImageProcessor`` takes: mean, std, resize.
+            image_size: Side of the input images, or (H, W).
+            multi_label: See ``LabelProcessor``.
+            image: Keywords of ``ImageProcessor``: mean, std, resize.
         """
         return cls(ImageProcessor(image_size, **image), labels_in(dataset), multi_label)
 
     def retarget(self, train: ClassificationDataset, given: Mapping[str, Any]) -> ClassificationProcessor:
-        """Images as the model knows them, classes as the data have them; see `Processor.retarget`."""
+        """A processor with the model's image preprocessing and the data's classes; see `Processor.retarget`."""
         known = {"image_size" if key == "size" else key: value for key, value in self.image.config().items()}
         return ClassificationProcessor.fit(train, **(known | {k: v for k, v in given.items() if v is not None}))
 
@@ -64,7 +64,7 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
         seeds: Sequence[int] | None = None,
         is_repeat: bool = False,
     ) -> ClassificationBatch:
-        """Makes a batch; ``augment`` changes images and targets."""
+        """Collate a batch; ``augment`` transforms images and targets."""
         pixels = [self.image.pixels(sample.image, name=f"item {sample.id}")[0] for sample in samples]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # (B, 3, H, W) uint8
         targets = self.targets(samples)
@@ -78,11 +78,11 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
         return ClassificationBatch(values, targets, [sample.id for sample in samples], is_repeat)
 
     def ablate(self, batch: ClassificationBatch, what: str, seeds: Sequence[int] | None = None) -> ClassificationBatch:
-        """Without the "arrangement": images are cut into patches and laid out anew, each by its own seed."""
-        H, W = (side // HIDDEN_PATCH for side in batch.pixel_values.shape[2:])
+        """Ablate the "arrangement": the patches of each image are permuted, each with its own seed."""
+        H, W = (side // PATCH for side in batch.pixel_values.shape[2:])
         streams = [torch.Generator().manual_seed(seed_of(seed, 0, 1)) for seed in seeds or range(len(batch))]
         orders = [torch.randperm(H * W, generator=stream) for stream in streams]
-        batch.pixel_values = shuffle_patches(batch.pixel_values, HIDDEN_PATCH, orders)
+        batch.pixel_values = shuffle_patches(batch.pixel_values, PATCH, orders)
         return batch
 
     def settings(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What all tasks share. Only `module`, `datamodule`, `callbacks` and `cli` import Lightning."""
+"""Code that is shared by all tasks. Only `module`, `datamodule`, `callbacks` and `cli` import Lightning."""

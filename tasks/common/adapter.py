@@ -1,4 +1,4 @@
-"""From a source to a model in its parts: keywords, weights, processor. One adapter a public family and task."""
+"""Adapters convert a source to checkpoint parts: keywords, weights, processor. One per public family and task."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from mmattn.tasks.common.task import Task, tasks
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FREE = ("dropout", "attention", "decoder_attention", "cross_attention")  # keywords that change no weight
+FREE = ("dropout", "attention", "decoder_attention", "cross_attention")  # keywords that do not affect the weights
 
 
 class Adapter:
-    """Reads models for a task; this one those of ours, a subclass those of a public family.
+    """Reads checkpoints for a task: this class those of this toolkit, a subclass those of a public family.
 
-    A public family either becomes the task's own model, by its keywords, or stays a network of its own that is called
-    as the task's model is (`network`).
+    A public model is either converted to the task's own model, or kept as a separate network that is called like
+    the task's model (`network`).
 
     Args:
-        task: that the models are for.
+        task: The task that the models are for.
     """
 
-    network: ClassVar[str | None] = None  # what config.json calls a public network; None: it is the task's own model
+    network: ClassVar[str | None] = None  # name of the public network in config.json; None: the task's own model
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
     def read(self, source: Source, **options: Any) -> CheckpointParts:
-        """A model in its parts, from a folder of ours or a public one.
+        """Read the parts of a checkpoint, of this toolkit or a public one.
 
         Args:
-            source: where it was found.
-            options: what a task's `load` takes beside, None where it is not given.
+            source: The location of the checkpoint.
+            options: Additional options of the task's `load`; None if not given.
 
         Raises:
-            CheckpointError: damaged, incomplete, or parts that do not fit each other; named.
+            CheckpointError: A part is damaged or missing, or parts do not match; names it.
         """
         return (self.read_own if source.family is None else self.read_public)(source, **options)
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
-        """A public model in its parts; see `read`."""
+        """Read the parts of a public checkpoint; see `read`."""
         raise NotImplementedError
 
     def read_own(self, source: Source, **options: Any) -> CheckpointParts:
-        """A model of ours in its parts; see `read`."""
+        """Read the parts of a checkpoint of this toolkit; see `read`."""
         config = source.config
         processor = self.task.resolve("processor").load(source.folder / PROCESSOR)
         state = read_weights(source.folder / WEIGHTS)
@@ -59,79 +59,79 @@ class Adapter:
         return CheckpointParts(self, source.where, dict(config["model"]), state, processor, own_data)
 
     def build(self, keywords: Mapping[str, Any]) -> nn.Module:
-        """The model, its weights not yet loaded.
+        """Build the model without loading its weights.
 
         Raises:
-            TypeError: a keyword that it has not.
-            ValueError: keywords that do not go together.
+            TypeError: A keyword is unknown.
+            ValueError: The keywords are inconsistent.
         """
         return self.task.resolve("model")(**keywords)  # type: ignore[no-any-return]
 
     def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """The keywords, as the task's own model calls them."""
+        """The keywords under the names of the task's own model."""
         return dict(keywords)
 
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
-        """What training begins with, for other data than the model's own.
+        """Adapt checkpoint parts to new data, for fine-tuning.
 
         Args:
-            parts: what was read; its processor is the one that the weights were trained with.
-            processor: for these data.
-            sizes: the keywords that the data decide.
-            seed: of layers that are initialized anew.
+            parts: The parts as read; their processor is the one that the weights were trained with.
+            processor: Processor of the new data.
+            sizes: Keywords that are determined by the new data.
+            seed: Seed of reinitialized layers.
         """
         return replace(parts, processor=processor)
 
 
 @dataclass(frozen=True)
 class CheckpointParts:
-    """A model in its parts, not yet built."""
+    """The parts from which a model is built: keywords, weights and processor."""
 
     adapter: Adapter
-    where: str | Path  # for messages and records
-    keywords: dict[str, Any]  # of the task's model, or of the public network in its place
+    where: str | Path  # the source's name in messages and records
+    keywords: dict[str, Any]  # of the task's model, or of the public network that replaces it
     state: Mapping[str, Tensor]
     processor: Any
-    own_data: bool = True  # trained on data that the built-in ones are no measure of
-    headless: bool = False  # without the task's own last layers: something to begin with, and no finished model
+    own_data: bool = True  # whether it was trained on other data than the built-in data
+    headless: bool = False  # whether the task's last layers are missing: it must be fine-tuned before use
     free: tuple[str, ...] = FREE  # keywords that a configuration may change
 
     @property
     def network(self) -> str | None:
-        """The public network that it is; None: the task's own model."""
+        """Name of the public network; None: the task's own model."""
         return self.adapter.network
 
     @property
     def known(self) -> dict[str, Any]:
-        """The keywords as the task's own model would have them."""
+        """The keywords under the names of the task's own model."""
         return self.adapter.own_names(self.keywords)
 
     def changed(self, keywords: Mapping[str, Any]) -> CheckpointParts:
-        """The same weights with other keywords, of those that are free.
+        """The parts with changed keywords, which must be among the free ones.
 
         Raises:
-            CheckpointError: one that decides the weights; named.
-            ConfigError: a kind of attention that is not known.
+            CheckpointError: A keyword affects the weights; names it.
+            ConfigError: The kind of attention is unknown.
         """
         for key, value in keywords.items():
             if key not in self.free or (self.network is not None and key not in self.keywords):
                 found = repr(self.known[key]) if key in self.known else "no such keyword"
                 raise CheckpointError(
-                    f"model.{key}: {self.where} has {found}, the configuration says {value!r}; the model goes on as "
-                    "it was trained: leave the keyword out."
+                    f"model.{key}: {self.where} has {found}, the configuration says {value!r}; the trained model's "
+                    "value is kept: leave the keyword out."
                 )
         checked = {k: check_attention(v, f"model.{k}") if k.endswith("attention") else v for k, v in keywords.items()}
         return replace(self, keywords=self.keywords | checked)
 
     def finished(self) -> CheckpointParts:
-        """Itself, where it can be asked or measured.
+        """Return the parts if they form a complete model.
 
         Raises:
-            CheckpointError: it is headless.
+            CheckpointError: The task's last layers are missing.
         """
         if self.headless:
             raise CheckpointError(
-                f"{self.where}: expected a finished model, found a backbone without the last layers of the task; "
+                f"{self.where}: expected a finished model, found a backbone without the task's last layers; "
                 f"train them: fit --init_from {self.where}."
             )
         return self
@@ -146,7 +146,7 @@ def adapter_of(task: Task, source: Source) -> Adapter:
     """The adapter that reads a source for a task.
 
     Raises:
-        CheckpointError: the source is of another task, or of none that this version has.
+        CheckpointError: The source is of another task, or of a network that this version does not have.
     """
     if source.family is not None:
         routes = source.routes()
@@ -168,15 +168,15 @@ def adapter_of(task: Task, source: Source) -> Adapter:
 
 
 def read_parts(task: str, name: str | Path, **options: Any) -> CheckpointParts:
-    """A task's model and processor from a source.
+    """Read the parts of a task's model from a source.
 
     Args:
-        task: that the model must be of, or fit.
-        name: the source.
-        options: what the task's adapters take beside, such as the prefix that T5 reads.
+        task: The task that the model must belong to.
+        name: The source; see `mmattn.tasks.common.sources`.
+        options: Additional options of the task's adapters, such as T5's prefix.
 
     Raises:
-        CheckpointError: missing, damaged, foreign, or of another task.
+        CheckpointError: The checkpoint is missing, damaged, foreign, or of another task.
     """
     source = find_model(name)
     return adapter_of(tasks()[task], source).read(source, **options)

@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what was freed: a training step asks for the same blocks again and again."""
+"""Settings of the C library's allocator: freed blocks are kept, since every training step allocates the same ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Keeps freed blocks in the process instead of giving them back to the system (glibc; elsewhere nothing happens).
+    """Keep freed blocks in the process instead of returning them to the system (glibc only; otherwise a no-op).
 
-    By default glibc maps each block above a threshold of its own, and the system hands over zeroed pages every time:
-    of a small model's training step on the CPU that was 15 %. The process stays as large as its largest step.
+    By default glibc maps each block above a threshold separately, and the system provides zeroed pages every time,
+    which took 15 % of a small model's training step on the CPU. The process stays as large as its largest step.
     """
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""What a configuration may say about attention: `{kind: sliding_window, window: 64}`."""
+"""Validation of attention configurations such as `{kind: sliding_window, window: 64}`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ATTENTIONS = ("attention", "decoder_attention", "cross_attention")  # the keywor
 
 
 def check_attention(config: Mapping[str, Any] | None, key: str) -> dict[str, Any] | None:
-    """Check a kernel's name and options; options that only another kernel has are dropped, and said.
+    """Validate a kernel's name and options; options of other kernels are dropped with a message on stderr.
 
-    A YAML file may choose one kernel with its options and the command line another by `--KEY.kind`: what belonged to
-    the first then goes.
+    If a YAML file selects one kernel with its options and the command line another by `--KEY.kind`, the options of the
+    first are dropped.
 
     Args:
-        config: the mapping, or none for dense.
-        key: where it stands, for messages.
+        config: The mapping; None for dense attention.
+        key: Key of the mapping in the configuration, for messages.
 
     Raises:
-        ConfigError: no such kernel, or an option that no kernel has.
+        ConfigError: The kernel is unknown, or no kernel has the option.
     """
     if config is None:
         return None

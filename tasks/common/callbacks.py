@@ -1,4 +1,4 @@
-"""What happens around training: checkpoints that survive a kill, the averaged weights, progress for people."""
+"""Callbacks of training: crash-safe checkpoints, averaged weights, early stopping, progress lines."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, fsync, rename. Read tensors and plain values only, from local files only."""
+    """Writes checkpoints atomically; reads tensors and plain values only, from local files only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save so that a kill or a full disk leaves the earlier file as it was.
+        """Save a checkpoint; a killed process or a full disk leaves the earlier file unchanged.
 
         Raises:
-            CheckpointError: the file cannot be written; names it and the cause.
+            CheckpointError: The file cannot be written; names it and the cause.
         """
         try:
             with atomic_write(path) as file:
@@ -39,13 +39,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch's writer reports a failed write as a RuntimeError
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             cause = "the disk is full" if full else str(error).splitlines()[0]
-            raise CheckpointError(f"{path}: cannot be written: {cause}. What was saved before is unharmed.") from error
+            raise CheckpointError(f"{path}: cannot be written: {cause}. Earlier checkpoints are unchanged.") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a training checkpoint, never running code from it.
+        """Load a training checkpoint without executing code from it.
 
         Raises:
-            CheckpointError: missing, truncated, foreign, or not a local file.
+            CheckpointError: The file is missing, truncated, foreign, or not local.
         """
         return read_checkpoint(path, map_location or "cpu")
 
@@ -54,7 +54,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """Read a `.ckpt` with `weights_only=True`.
 
     Raises:
-        CheckpointError: missing, truncated, foreign, or not a local file.
+        CheckpointError: The file is missing, truncated, foreign, or not local.
     """
     if "://" in str(path) or str(path).startswith(("http:", "https:")):
         raise CheckpointError(f"{path}: checkpoints are read from local files only; download it first.")
@@ -73,7 +73,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 class LastCheckpoint(Checkpoint):
-    """Write `last.ckpt` every so many optimizer steps and at each epoch's end: what a resumed run goes on from."""
+    """Writes `last.ckpt`, from which a run is resumed, every `every_n_steps` optimizer steps and after each epoch."""
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
         self.path, self.every_n_steps = folder / LAST, every_n_steps
@@ -82,7 +82,7 @@ class LastCheckpoint(Checkpoint):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training up to now, those before a resume counted in."""
+        """Seconds of training so far, including those before a resume."""
         return self._seconds + time.monotonic() - self._since
 
     def on_train_batch_end(
@@ -90,7 +90,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate() or loop.batch_progress.is_last_batch:
-            return  # half-summed gradients are in no checkpoint; the epoch's end saves after its validation
+            return  # accumulated gradients are not saved; the last batch is saved after validation
         if trainer.global_step - self._saved_step >= self.every_n_steps:
             self._save(trainer)
 
@@ -109,9 +109,9 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(Checkpoint):
-    """Write `best.ckpt` whenever the monitored metric is as good as ever; remember all metrics of that moment.
+    """Writes `best.ckpt` whenever the monitored metric is at least as good as before, and stores all its metrics.
 
-    Of equals the last: a metric that stays at zero says nothing, and what was trained longer is seldom worse.
+    Of equal scores the last is kept: while a metric stays at zero, a model that was trained longer is seldom worse.
     """
 
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
@@ -144,8 +144,8 @@ class BestCheckpoint(Checkpoint):
 class EMA(Callback):
     """An exponential moving average of the weights, used to validate and to ship (Polyak and Juditsky 1992).
 
-    average <- d * average + (1 - d) * weight, with d = min(decay, (1 + n) / (10 + n)) at update n, so that the random
-    start is soon forgotten. Buffers are not averaged. The training checkpoint keeps both.
+    average <- d * average + (1 - d) * weight, with d = min(decay, (1 + n) / (10 + n)) at update n, so that the initial
+    weights soon have little influence. Buffers are not averaged. The training checkpoint contains weights and average.
     """
 
     def __init__(self, decay: float) -> None:
@@ -161,7 +161,7 @@ class EMA(Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self._step:
-            return  # gradients are still being accumulated
+            return  # no optimizer step: gradients are being accumulated
         self._step = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
@@ -172,15 +172,15 @@ class EMA(Callback):
         self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self._swap(pl_module)  # back before checkpoints are written
+        self._swap(pl_module)  # restored before checkpoints are written
 
     @torch.no_grad()
     def _swap(self, pl_module: Any) -> None:
         for name, parameter in pl_module.model.named_parameters():
             if name in self.average:
-                kept = parameter.detach().clone()
+                weight = parameter.detach().clone()
                 parameter.copy_(self.average[name])
-                self.average[name].copy_(kept)
+                self.average[name].copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average, "updates": self.updates, "step": self._step}
@@ -190,13 +190,13 @@ class EMA(Callback):
 
 
 def shipped_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights to ship from a training checkpoint: the model's, with the average where one was kept."""
+    """The weights to ship from a training checkpoint: the average if there is one, otherwise the model's weights."""
     state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     return state | checkpoint.get("callbacks", {}).get(EMA.__name__, {}).get("average", {})
 
 
 class Patience(EarlyStopping):
-    """Early stopping that a resumed run honours: one that had stopped does not train another epoch."""
+    """Early stopping that survives a resume: a run that has stopped does not train another epoch."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.wait_count >= self.patience:
@@ -204,14 +204,14 @@ class Patience(EarlyStopping):
 
 
 class LineProgress(ProgressBar):
-    """A line every validation and at most every ten seconds, where nobody watches a terminal (logs, CI)."""
+    """Prints a line after each validation and at most every ten seconds, for logs and CI."""
 
     def __init__(self, seconds: float = 10.0) -> None:
         super().__init__()
         self.seconds, self._shown, self._began, self._first_step = seconds, 0.0, 0.0, 0
         self._enabled = True
 
-    def disable(self) -> None:  # Lightning calls it on all processes but the first
+    def disable(self) -> None:  # called by Lightning on all processes but the first
         self._enabled = False
 
     def enable(self) -> None:
@@ -252,7 +252,7 @@ class LineProgress(ProgressBar):
 
 
 def progress_bar() -> ProgressBar:
-    """Rich's live bar on a terminal, lines elsewhere."""
+    """Rich's progress bar on a terminal, lines otherwise."""
     import sys
 
     return RichProgressBar(leave=True) if sys.stdout.isatty() and not os.environ.get("CI") else LineProgress()

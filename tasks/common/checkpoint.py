@@ -1,12 +1,12 @@
-"""The shipped checkpoint: a folder that outlives releases. No Lightning, no pickle, no module path in it.
+"""The shipped checkpoint: a folder that outlives releases. It contains no pickle, no module path, nothing of Lightning.
 
 model/
   config.json        {"format": 2, "task": "vqa", "network": null, "model": {keyword arguments}, "metrics": {...}}
   model.safetensors  the weights
-  processor/         preprocessing, labels, tokenizer: what the task's processor saves
-  README.md          a card: what it is, the measured metrics, the command that made it
+  processor/         preprocessing, labels and tokenizer, saved by the task's processor
+  README.md          the model card: task, measured metrics, training command
 
-`network` names a public network in the place of the task's own model (`mmattn.tasks.common.adapter`); null: its own.
+`network` names a public network that replaces the task's own model (`mmattn.tasks.common.adapter`); null: none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """Read and check `config.json` of a shipped folder, of this format or an earlier one.
 
     Raises:
-        CheckpointError: no such folder, not one of ours, or made by a newer version.
+        CheckpointError: The folder is missing, not of this toolkit, or of a newer version.
     """
     folder = Path(directory)
     if str(directory).startswith(("http://", "https:/")):
@@ -67,13 +67,13 @@ def read_config(directory: str | Path) -> dict[str, Any]:
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier format says, as the present one has it.
+    """Convert a config.json of an earlier format to the current one.
 
-    Format 1 put a public network's keywords under "public", its name among them. Up to format 2, mean pooling in the
-    place of attention had another name in each task.
+    Format 1 has a public network's keywords under "public", its name among them. Up to format 2, mean pooling instead
+    of attention has a different name in each task.
 
     Raises:
-        CheckpointError: it holds what this version has no more.
+        CheckpointError: The model uses a feature that this version does not have.
     """
     config = dict(config)
     if config["format"] == 1:
@@ -94,17 +94,17 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
 def _with_pooling(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of format 2, with `pooling` for `memory`, `pool` and the fusion `mean`."""
     kept = {key: value for key, value in model.items() if key not in ("memory", "pool")}
-    told = [model[key] for key in ("memory", "pool", "fusion") if key in model]
+    pooling = [model[key] for key in ("memory", "pool", "fusion") if key in model]
     if model.get("fusion") == "mean":
         kept["fusion"] = "fusion_block"
-    return kept | ({"pooling": "mean" if told[0] == "mean" else "attention"} if told else {})
+    return kept | ({"pooling": "mean" if pooling[0] == "mean" else "attention"} if pooling else {})
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file, half precision widened to float32.
 
     Raises:
-        CheckpointError: missing, truncated, or not safetensors (a pickle under that name is refused, never opened).
+        CheckpointError: The file is missing, truncated, or not safetensors (a pickle is refused without opening it).
     """
     import torch
     from safetensors import SafetensorError
@@ -127,7 +127,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def tied_names(model: nn.Module) -> set[str]:
-    """Names under which a parameter appears once more (a tied output): it is saved and loaded under its first alone."""
+    """Additional names of tied parameters, which are saved and loaded under their first name only."""
     seen: set[int] = set()
     tied = set()
     for name, value in model.state_dict(keep_vars=True).items():
@@ -138,10 +138,10 @@ def tied_names(model: nn.Module) -> set[str]:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Load strictly: every name and shape must fit; of tied weights the first name counts.
+    """Load weights strictly: all names and shapes must match; tied weights are loaded by their first name.
 
     Raises:
-        CheckpointError: names what is missing, left over or of another shape.
+        CheckpointError: Names the weights that are missing, left over or of another shape.
     """
     tied = tied_names(model)
     own = {name: value for name, value in model.state_dict().items() if name not in tied}
@@ -172,19 +172,19 @@ def save_directory(
     half: bool = False,
     own_data: bool = False,
 ) -> Path:
-    """Write a shipped folder, whole or not at all.
+    """Write a shipped folder atomically.
 
     Args:
-        directory: the folder to make or replace.
-        task: the task package's name.
-        model: the module whose weights are written.
-        keywords: `type(model)(**keywords)` rebuilds it.
-        processor: has `save(folder)`.
-        network: the public network that the model is; None: the task's own.
-        metrics: measured figures for the card, `{"test": {"accuracy": 0.97}}`.
-        command: the command that made it, for the card.
-        own_data: whether it was trained on the user's data, so that the built-in data are no measure of it.
-        half: write floating point weights in float16 (half the size; about three decimal digits).
+        directory: The folder to create or replace.
+        task: Name of the task.
+        model: The module whose weights are written.
+        keywords: Keywords of `type(model)` that rebuild the model.
+        processor: The processor; it is written by its `save(folder)`.
+        network: Name of the public network; None: the task's own model.
+        metrics: Measured figures for the model card, `{"test": {"accuracy": 0.97}}`.
+        command: The training command, for the model card.
+        own_data: Whether the model was trained on the user's data, so that it cannot be evaluated on the built-in data.
+        half: Write floating-point weights in float16 (half the size; about three decimal digits).
     """
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""fit, validate and test: LightningCLI with one parser, flat model keywords, a run directory, and errors that help."""
+"""fit, validate and test: LightningCLI with one parser, flat model keywords and a run directory."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.renamed import renamed
 from mmattn.tasks.common.task import Task
 
-# Where a configuration may name classes (callbacks, loggers, strategies, plugins): nowhere else is code imported from.
+# The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
 KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
-KINDS |= {"dict": "a mapping", "list": "a list"}  # of values, in words
-# Settings that a resumed run may change: they do not alter what is computed.
-SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # what a module takes beside its own keywords
+KINDS |= {"dict": "a mapping", "list": "a list"}  # names of types in error messages
+SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # parameters that all modules have
+# Settings that a resumed run may change: they do not alter the results.
 FREE_SETTINGS = {"data.num_workers", "data.on_error", "trainer.save_every_n_steps", "trainer.compile"}
-# Lightning's warnings about what is meant here: resuming in mid-epoch is exact, and both loggers share a folder.
+# Lightning's warnings about intended behaviour: mid-epoch resumption is exact, and both loggers share a folder.
 KNOWN_WARNINGS = (
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",
@@ -60,11 +60,11 @@ KNOWN_WARNINGS = (
 
 
 class Parser(LightningArgumentParser):
-    """Errors in one line, with the nearest right key."""
+    """A parser with one-line errors that suggest the nearest valid key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.allow_abbrev = False  # a mistyped key must not silently be another one
+        self.allow_abbrev = False  # a mistyped key must not be taken for another one
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigError(message)
@@ -73,7 +73,7 @@ class Parser(LightningArgumentParser):
         return sorted({a.dest for a in self._actions if a.dest and a.dest not in ("help", "==SUPPRESS==")})
 
     def explain(self, message: str) -> str:
-        """Say the nearest right key where the message is about a wrong one."""
+        """Rewrite a message of jsonargparse; messages about an unknown key suggest the nearest valid one."""
         refused = re.search(r"Importing '([^']+)' is not allowed", message)
         if refused:
             key = re.search(r'key "([\w.]+)"', message)
@@ -85,7 +85,7 @@ class Parser(LightningArgumentParser):
             return plain
         wrong = re.findall(r"(?:[Oo]ption |[Kk]ey |nrecognized arguments: (?:--)?)['\"]?([\w.]+)", message)
         known, hint = self.known_keys(), ""
-        if wrong and wrong[0] not in known:  # else its value is what is wrong
+        if wrong and wrong[0] not in known:  # otherwise its value is invalid
             key = wrong[0]
             if (new := renamed(key)) is not None:
                 return f"{key}: this option is called {new} since version 0.2."
@@ -97,7 +97,7 @@ class Parser(LightningArgumentParser):
 
 
 def in_words(message: str) -> str | None:
-    """jsonargparse's complaint of a value's type as a person would put it; None where it is about something else."""
+    """A readable form of jsonargparse's message about a value's type; None for other messages."""
     key, found = re.match(r'Parser key "([\w.]+)":\s', message), re.search(r"(?:Got|Given) value: (.*)\s*\Z", message)
     kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]+)\])", message)
     if key is None or found is None or not kinds or len(kinds) != message.count("Expected a "):
@@ -141,7 +141,7 @@ class TaskCLI(LightningCLI):
     # Parsing ----------------------------------------------------------------------------------------------------------
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the asked-for one: building the others' parsers would cost a second each."""
+        """Only the requested subcommand; building each of the other parsers would take a second."""
         skip = {"model", "dataloaders", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"}
         return {self.command: skip if self.command == "fit" else skip | {"ckpt_path", "verbose"}}
 
@@ -157,19 +157,19 @@ class TaskCLI(LightningCLI):
         parser.add_class_arguments(self.data_type, "data", skip={"seed"}, instantiate=False, fail_untyped=False)
 
     def _sections(self) -> dict[str, type[Any]]:
-        """The options beside the network's, by section."""
+        """Classes of the option sections."""
         module = self.module_type
         return {"optim": module.Optim, "loss": module.Loss, "decode": module.Decode}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if self.command == "fit":
             parser.add_argument(
-                "--init_from", type=str | None, default=None, help="Begin with this model: DIR or hf:owner/name."
+                "--init_from", type=str | None, default=None, help="Fine-tune this model: DIR or hf:owner/name."
             )
             parser.add_argument("--overwrite", type=bool, default=False, help="Empty a run directory that is in use.")
-            parser.add_argument("--find_lr", type=bool, default=False, help="Search a learning rate before training.")
+            parser.add_argument("--find_lr", type=bool, default=False, help="Search for a learning rate first.")
         else:
-            parser.add_argument("--checkpoint", type=str | None, default=None, help="A shipped model's folder.")
+            parser.add_argument("--checkpoint", type=str | None, default=None, help="Folder of a shipped model.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
@@ -179,17 +179,17 @@ class TaskCLI(LightningCLI):
             raise ConfigError(self._blame(own.explain(str(error)))) from None
 
     def _blame(self, message: str) -> str:
-        """Name the configuration file that is no YAML: the parser's own message does not."""
+        """Name the configuration file that is not valid YAML, which the parser's message does not."""
         for word, value in zip(self.argv, self.argv[1:], strict=False):
             if word in ("--config", "-c") and Path(value).is_file():
                 try:
                     yaml.safe_load(Path(value).read_text(encoding="utf-8"))
                 except (yaml.YAMLError, UnicodeDecodeError) as error:
-                    return f"{value}: expected YAML, found something else: {error}"
+                    return f"{value}: expected YAML, found invalid syntax: {error}"
         return message
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would let the checkpoint's hyper-parameters override flags silently; ours are compared instead."""
+        """Disabled: the checkpoint's hyper-parameters would override flags silently; settings are compared instead."""
 
     # Building ---------------------------------------------------------------------------------------------------------
 
@@ -201,8 +201,8 @@ class TaskCLI(LightningCLI):
         self.root = Path(config.trainer.default_root_dir)
         if self.command == "fit" and data["train"] is None:
             raise ConfigError(
-                f"data.train: expected the path of your training data, or demo, the built-in ones; found none. "
-                f"`{self.program} fit --config configs/{self.task}.yaml` trains on the latter."
+                f"data.train: expected the path of your training data, or demo for the built-in data; found none. "
+                f"`{self.program} fit --config configs/{self.task}.yaml` trains on the built-in data."
             )
         self.datamodule = self.data_type(**data, seed=self.seed)
         keywords = config.model.as_dict()
@@ -219,12 +219,12 @@ class TaskCLI(LightningCLI):
             self.checkpoint = start.where
             folder = Path(start.where).parent
             if str(self.root) == self.trainer_defaults["default_root_dir"] and rundir.is_run(folder):
-                self.root = folder  # the figures belong to the run that made the model
+                self.root = folder  # metrics are written into the run that produced the model
             self._check_split(start)
             for key, value, found in self._differing(model, start):
                 raise ConfigError(
                     f"model.{key}: the checkpoint {start.where} has {found!r}, found {value!r}; "
-                    f"a finished model is measured as it is."
+                    f"a trained model is evaluated with its own keywords: leave the option out."
                 )
             self.datamodule.use_processor(start.processor)
         elif init_from is not None:
@@ -252,12 +252,12 @@ class TaskCLI(LightningCLI):
             run = rundir.read_json(Path(self.checkpoint).parent / "run.json")
             path = run.get("data", {}).get(split, {}).get("path")
             raise ConfigError(
-                f"{self.checkpoint} was trained on data of your own, which the built-in data cannot measure; "
+                f"{self.checkpoint} was trained on your own data and cannot be evaluated on the built-in data; "
                 f"give --data.{split} {path or 'PATH'}."
             )
 
     def _differing(self, given: dict[str, Any], start: CheckpointParts) -> list[tuple[str, Any, Any]]:
-        """The model's keywords that are neither the defaults nor those of a finished model, and what that has."""
+        """Given keywords that are neither the defaults nor the trained model's, with the trained model's values."""
         defaults, known = inspect.signature(self.model_type).parameters, start.known
         return [
             (key, value, known.get(key))
@@ -294,12 +294,12 @@ class TaskCLI(LightningCLI):
     # Running ----------------------------------------------------------------------------------------------------------
 
     def fit(self, ckpt_path: str | None = None, **_: Any) -> None:
-        """Train, then export the best model to `model/` and write what was measured."""
+        """Train, then write the best model to `model/` and the metrics to `metrics.json`."""
         config = self.config["fit"]
         for split in ("train", "val"):
-            self.datamodule.dataset(split)  # bad data end the run before anything is touched
+            self.datamodule.dataset(split)  # bad data end the run before anything is written
         resume = self._resume_path(ckpt_path)
-        if resume is None and self.trainer.is_global_zero:  # so does a model that cannot be built
+        if resume is None and self.trainer.is_global_zero:  # as does a model that cannot be built
             if self.model.start is None:
                 self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
             self.model.build(self.datamodule.model_sizes(), self.datamodule.processor)
@@ -314,7 +314,7 @@ class TaskCLI(LightningCLI):
             self._find_lr()
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume, weights_only=True)
         if self.trainer.state.status != "finished":
-            raise SystemExit(130)  # Lightning has caught a Ctrl-C: last.ckpt is what there is to go on from
+            raise SystemExit(130)  # Lightning has caught a Ctrl-C; the run can be resumed from last.ckpt
         if self.trainer.is_global_zero:
             self._finish()
 
@@ -328,16 +328,16 @@ class TaskCLI(LightningCLI):
         if ckpt_path not in ("last", "best"):
             path = Path(ckpt_path)
         if ckpt_path == "last" and not path.exists() and rundir.is_run(self.root):
-            print(f"{path} was not yet written when the run ended: starting from the beginning.")
+            print(f"{path} was not written before the run ended; training starts from the beginning.")
             return None
-        read_checkpoint(path)  # a damaged one ends here, before anything is touched
+        read_checkpoint(path)  # a damaged checkpoint is refused before anything is written
         return path
 
     def _find_lr(self) -> None:
         finder = Tuner(self.trainer).lr_find(self.model, datamodule=self.datamodule)
         suggestion = finder.suggestion() if finder else None
         if suggestion is None:
-            raise ConfigError("--find_lr: the loss gave no usable slope; set --optim.lr by hand.")
+            raise ConfigError("--find_lr: expected a falling loss, found none; set --optim.lr by hand.")
         self.model.lr = suggestion
         print(f"learning rate found: {suggestion:.2e}")
 
@@ -373,10 +373,10 @@ class TaskCLI(LightningCLI):
         rundir.record_data(self.root, self.datamodule.fingerprint())
         main = self.model.monitor.split("/")[1]
         score = f" (val/{main} {validation[main]:.4f}{self.model.measured_by})" if main in validation else ""
-        which = "best model" if validation else "last model, since none was validated,"
+        which = "best model" if validation else "last model (none was validated)"
         own = " --data.test PATH" if self.datamodule.paths["train"] is not None else ""
         print(
-            f"Done: everything is in {self.root}; the {which} in {self.root / 'model'}{score}.\n"
+            f"Done. The run directory is {self.root}; the {which} is in {self.root / 'model'}{score}.\n"
             f"Next: `{self.program} test --checkpoint {self.root / 'model'}{own}`; "
             f"`predict`, `explain` and `export` take the same folder."
         )
@@ -402,7 +402,7 @@ class TaskCLI(LightningCLI):
 
 
 def _plain(values: Any) -> Any:
-    """Values as JSON would give them back, so that a checkpoint's and a parser's compare equal."""
+    """Values after a round trip through JSON, so that a checkpoint's and a parser's compare equal."""
     if isinstance(values, (dict, Namespace)):
         return {str(key): _plain(value) for key, value in dict(values).items()}
     if isinstance(values, (list, tuple)):
@@ -411,10 +411,10 @@ def _plain(values: Any) -> Any:
 
 
 def run(task: Task, command: str, argv: Sequence[str], program: str = "") -> None:
-    """Run fit, validate or test of a task; program is how it was called.
+    """Run fit, validate or test of a task; `program` is the name under which it was called.
 
     Raises:
-        UserError: the configuration, the data or a checkpoint is wrong.
+        UserError: The configuration, the data or a checkpoint is invalid.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

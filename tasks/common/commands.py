@@ -1,4 +1,4 @@
-"""predict, explain and export on the command line: raw input to predictions, with a shipped model. No Lightning."""
+"""The commands predict, explain and export, which load a trained model and do not import Lightning."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.task import Task
 
-NO_PICTURE = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # of `explain`, which writes PNG
+NO_PICTURE = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
 JSON_LINES = (".jsonl", ".ndjson")
 
 
 def run(task: Task, command: str, options: argparse.Namespace) -> None:
-    """Run one of the three commands."""
+    """Run predict, explain or export."""
     given = {option.name: getattr(options, option.name, None) for option in task.options if option.kind == "load"}
     given = {name: value for name, value in given.items() if value is not None}
     precision = getattr(options, "precision", None)
@@ -42,10 +42,10 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
 
 
 def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Namespace) -> Sequence[Any]:
-    """What the command line is about: one item, a folder's, or a file's.
+    """The items of the command line: the single item given by options, or those of `--input`.
 
     Raises:
-        DataError: neither the item's own options nor `--input` are given, or both; or it cannot be read.
+        DataError: Neither the item's options nor `--input` are given, or both are; or the input cannot be read.
     """
     names = [option.name for option in task.options if option.kind == "item"]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -89,7 +89,7 @@ def _predict(
             for line in lines():
                 file.write(line)
         written = len(items) - len(skipped)
-        print(f"{written} answer{'' if written == 1 else 's'} written to {options.output}.")
+        print(f"{written} prediction{'' if written == 1 else 's'} written to {options.output}.")
     report_skipped(skipped, len(items))
     remark = predictor.remark()
     if remark:
@@ -97,7 +97,7 @@ def _predict(
 
 
 def record_of(item: Any, found: Any) -> dict[str, Any]:
-    """What is written of a prediction, without its arrays; or of the error in its place."""
+    """The JSON record of a prediction, without its arrays, or of an item's error."""
     if isinstance(found, Exception):
         name = item.get("id", "") if isinstance(item, Mapping) else getattr(item, "id", item)
         return {"id": str(name), "error": str(found)}
@@ -108,7 +108,7 @@ def _explain(
     predictor: Predictor[Any, Any], items: Sequence[Any], options: argparse.Namespace, keywords: Mapping[str, Any]
 ) -> None:
     if not items:
-        raise UserError("explain: expected something to explain, found no items.")
+        raise UserError("explain: expected at least one item, found none.")
     target = Path(options.output or "explanation.png")
     many = len(items) > 1 or target.suffix.lower() != ".png"
     if many and target.suffix.lower() == ".png":
@@ -119,7 +119,7 @@ def _explain(
     for number, item in enumerate(progress(items, len(items), "explaining")):
         path = target / f"{number:05d}.png" if many else target
         try:
-            found = predictor.explain(item, **keywords)  # before there is a folder for it
+            found = predictor.explain(item, **keywords)  # before its folder is made
             with atomic_path(path) as temporary:
                 found.save(temporary)
         except Exception as error:
@@ -133,7 +133,7 @@ def _explain(
 
 
 def report_skipped(skipped: Sequence[str], total: int) -> None:
-    """Say on stderr how many items were left out, and why the first ones."""
+    """Report on stderr how many items were skipped, with the reasons of the first five."""
     if skipped:
         shown = "".join(f"\n  {reason}" for reason in skipped[:5])
         sys.stderr.write(f"{len(skipped)} of {total} items left out:{shown}\n")

@@ -1,4 +1,4 @@
-"""Data for training and measuring: three splits by path, one processor, batches that can be resumed exactly."""
+"""The data of a run: three splits given by paths, one processor, and batches that allow exact resumption."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ from mmattn.tasks.common.files import atomic_folder
 from mmattn.tasks.common.task import tasks
 
 Split = Literal["train", "val", "test"]
-DEMO = "demo"  # the built-in data, in the place of a path
+DEMO = "demo"  # names the built-in data in place of a path
 D = TypeVar("D", bound=SampleDataset[Any])
 P = TypeVar("P", bound=Processor[Any, Any])
 
 
 @dataclass
 class Collate:
-    """`Processor.collate` as a loader calls it, with what a split adds; workers get it by pickling."""
+    """The `collate_fn` of a split's loader: `Processor.collate` with the split's options; picklable for workers."""
 
     processor: Processor[Any, Any]
     augment: Any = None
-    ablation: str | None = None  # a baseline's: what the batch must do without
-    options: dict[str, Any] = field(default_factory=dict)  # the task's own keywords of `collate`
+    ablation: str | None = None  # part of the input that is ablated, for baselines
+    options: dict[str, Any] = field(default_factory=dict)  # additional keywords of the task's `collate`
 
     def __call__(self, samples: Sequence[Any], seeds: Sequence[int] | None = None, is_repeat: bool = False) -> Any:
-        """A batch of these samples."""
+        """Collate samples into a batch."""
         options = {"augment": self.augment, "seeds": seeds, "is_repeat": is_repeat, **self.options}
         batch = self.processor.collate(samples, **options)
         return batch if self.ablation is None else self.processor.ablate(batch, self.ablation, seeds)
 
 
 class TaskDataModule(LightningDataModule, Generic[D, P]):
-    """What the data of all tasks have in common. A task says how a split is opened and what its processor is made with.
+    """Base class of all data modules. A task implements the opening of a split and the options of its processor.
 
     Args:
-        train: Path of the training split, or `demo`, the built-in data. There is no default: configurations name it.
-        val: Path of the validation split; none: the built-in one, where `train` is `demo`.
-        test: Path of the test split; none: likewise.
-        demo_size: Training samples of the built-in data; none: all.
-        batch_size: samples in a batch and process.
-        num_workers: processes that prepare batches; the batches do not depend on it.
-        on_error: a bad item ends the run ("raise"), or is left out, counted and reported ("skip").
-        seed: of batch order and augmentation.
+        train: Path of the training split, or `demo` for the built-in data. There is no default: configurations set it.
+        val: Path of the validation split; none: the built-in one if `train` is `demo`.
+        test: Path of the test split; none: the built-in one if `train` is `demo`.
+        demo_size: Number of training samples of the built-in data; none: all.
+        batch_size: Number of samples in a batch, per process.
+        num_workers: Number of loader processes; the batches do not depend on it.
+        on_error: Whether a bad item ends the run ("raise") or is excluded, counted and reported ("skip").
+        seed: Seed of batch order and augmentation.
     """
 
     task: str
     processor: P
-    sizes: tuple[str, ...] = ()  # the model's keywords that the data decide, and the user does not
-    train_size = "batch_size"  # the option that says how large a training batch is
+    sizes: tuple[str, ...] = ()  # model keywords that are determined by the data, not by the user
+    train_size = "batch_size"  # the option that determines the size of a training batch
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         super().__init__()
         if train not in (None, DEMO) and val is None:
             raise ConfigError(
-                "data.train without data.val: the built-in data cannot judge a model of yours; give both."
+                "data.train without data.val: a model of your data cannot be validated on the built-in data; give both."
             )
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(
@@ -88,43 +88,43 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         self.paths = {name: None if path == DEMO else expand(path, f"data.{name}") for name, path in given.items()}
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
         self.processor_options: dict[str, Any] = {}  # keywords of the processor's `fit`; None: its default
-        self.augment: Any = None  # of training
-        self.ablate: str | None = None  # what a baseline trains and is measured without
+        self.augment: Any = None  # augmentation of training batches
+        self.ablate: str | None = None  # part of the input that a baseline is trained and evaluated without
         self.demo_size = demo_size
-        self.processor = None  # type: ignore[assignment]  # until it is made or loaded
+        self.processor = None  # type: ignore[assignment]  # until it is created or loaded
         self._processor_is_shipped = False
         self._datasets: dict[str, D] = {}
         self._train_plan: BatchPlan | None = None
         self._resume = {"epoch": 0, "batches": 0}
 
-    # What a task provides ---------------------------------------------------------------------------------------------
+    # Methods that a task implements -----------------------------------------------------------------------------------
 
     @abstractmethod
     def make_dataset(self, source: Any, split: Split) -> D:
-        """The data set of a path, or of samples in memory."""
+        """Create the data set of a path, or of samples in memory."""
 
     def prepare_dataset(self, dataset: D, split: Split) -> D:
-        """Last touches that need the processor, e.g. leaving out what cannot be learnt."""
+        """Steps that need the processor, e.g. excluding samples that cannot be encoded."""
         return dataset
 
     def collate_options(self, split: Split) -> dict[str, Any]:
-        """The task's own keywords of `Processor.collate`."""
+        """Additional keywords of the task's `Processor.collate`."""
         return {}
 
     # ------------------------------------------------------------------------------------------------------------------
 
     def open_split(self, split: Split, path: str | None) -> D:
-        """The split's data set of samples: from `path`, or the built-in one."""
+        """Open a split's data set from `path`, or the built-in one if it is None."""
         if path is not None:
             return self.make_dataset(path, split)
         make = tasks()[self.task].resolve("demo")
         return self.make_dataset(make(split, self.demo_size if split == "train" else None), split)
 
     def make_processor(self, train: D) -> P:
-        """Make the processor (vocabulary, labels, preprocessing) from the training split.
+        """Fit the processor (vocabulary, labels, preprocessing) to the training split.
 
         Raises:
-            ConfigError: an option that cannot be; named.
+            ConfigError: An option is invalid; names it.
         """
         options = {name: value for name, value in self.processor_options.items() if value is not None}
         try:
@@ -133,12 +133,12 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
             raise error if isinstance(error, UserError) else ConfigError(f"data: {error}") from None
 
     def collate_fn(self, split: Split) -> Callable[..., Any]:
-        """A picklable function, called as `f(samples, seeds=[...], is_repeat=bool)`, that makes a batch."""
+        """The picklable collate function of a split, called as `f(samples, seeds=[...], is_repeat=bool)`."""
         augment = self.augment if split == "train" else None
         return Collate(self.processor, augment, self.ablate, self.collate_options(split))
 
     def dataset(self, split: Split) -> D:
-        """Open a split once."""
+        """The data set of a split, opened on first use."""
         if split not in self._datasets:
             self._datasets[split] = self.open_split(split, self.paths[split])
         return self._datasets[split]
@@ -148,7 +148,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         return [sample for dataset in self._datasets.values() for sample in dataset.samples]
 
     def prepare_data(self) -> None:
-        """Write the processor once, into the run directory; a resumed run finds it there and never remakes it."""
+        """Write the processor into the run directory once; a resumed run loads it and never refits it."""
         folder = self._processor_folder()
         if not self._processor_is_shipped and not folder.exists():
             processor = self.processor or self.make_processor(self.dataset("train"))
@@ -161,24 +161,24 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
             self._datasets[split] = self.prepare_dataset(self.dataset(split), split)  # type: ignore[arg-type]
 
     def read_model(self, name: str | Path) -> CheckpointParts:
-        """A finished model, to be measured or to begin with; see `read_parts`."""
+        """Read a trained model, for evaluation or fine-tuning; see `read_parts`."""
         return read_parts(self.task, name)
 
     def use_processor(self, processor: P) -> None:
-        """Take the processor of a finished model, which is measured, instead of making one."""
+        """Use the processor of a trained model that is evaluated, instead of fitting one."""
         self.processor = processor
         self._processor_is_shipped = True
 
     def adapt_processor(self, start: CheckpointParts) -> None:
-        """Take the processor of a model that training begins with, for these data, instead of making one.
+        """Use the processor of the model that is fine-tuned, adapted to these data, instead of fitting one.
 
         Raises:
-            ConfigError: the configuration asks for another one.
+            ConfigError: The configuration requests a different processor.
         """
         self.processor = start.processor.retarget(self.dataset("train"), self.processor_options)
 
     def model_sizes(self) -> dict[str, Any]:
-        """The values of `sizes`."""
+        """Values of the model keywords named by `sizes`."""
         return self.processor.sizes()
 
     def _processor_folder(self) -> Path:
@@ -194,7 +194,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         return self._loader(dataset, self._train_plan, "train")
 
     def train_plan(self, dataset: D) -> BatchPlan:
-        """Which samples make which training batch; a task with other needs (lengths, tokens) gives its own plan."""
+        """Assignment of samples to training batches. Tasks that batch by lengths or tokens override it."""
         return GroupBatchSampler(_groups(dataset), self.batch_size, seed=self.seed, **self._ranks())
 
     def val_dataloader(self) -> DataLoader:
@@ -208,7 +208,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         return self._loader(dataset, self.eval_plan(dataset), split)
 
     def eval_plan(self, dataset: D) -> BatchPlan:
-        """Which samples make which batch in measuring."""
+        """Assignment of samples to evaluation batches."""
         return EvalBatchSampler(_groups(dataset), self.batch_size, **self._ranks())
 
     def _loader(self, dataset: D, plan: BatchPlan, split: Split) -> DataLoader:
@@ -224,12 +224,12 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     # Exact resume -----------------------------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Called at each epoch's start, before its batches are drawn."""
+        """Set the epoch; called at its start, before its batches are drawn."""
         if self._train_plan is not None:
             self._train_plan.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Where training is, counted in batches consumed: what a worker has prefetched does not count."""
+        """Position of training, counted in consumed batches; prefetched batches are not counted."""
         assert self.trainer is not None
         loop: Any = self.trainer.fit_loop
         progress = loop.epoch_loop.batch_progress
@@ -244,7 +244,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         self._resume = dict(state_dict)
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
-        """What the data were: for each opened split its path, its number of samples and a hash of its content."""
+        """Path, number of samples and hash of the content of each opened split."""
         return {
             split: {
                 "path": self.paths[split] or "built-in",
@@ -256,10 +256,10 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
 
 
 def expand(path: str | None, key: str) -> str | None:
-    """A path with `~` and environment variables filled in.
+    """Expand `~` and environment variables in a path.
 
     Raises:
-        ConfigError: it names a variable that is not set.
+        ConfigError: The path names a variable that is not set.
     """
     if path is None:
         return None
@@ -273,5 +273,5 @@ def expand(path: str | None, key: str) -> str | None:
 
 
 def _groups(dataset: Any) -> Sequence[int]:
-    """The group of each sample, which stays together in training; each alone where the data set knows none."""
+    """The group of each sample; a group stays together in training. Without `groups`, each sample is its own."""
     return getattr(dataset, "groups", range(len(dataset)))

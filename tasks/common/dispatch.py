@@ -1,4 +1,4 @@
-"""What `python -m tasks.<task>` meets first. Standard library only, so that help and mistakes answer at once."""
+"""Entry point of `python -m tasks.<task>`. It imports the standard library alone, so that help is immediate."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mmattn.data.errors import is_user_error
 from mmattn.tasks.common.task import Task
 
 TRAINER_COMMANDS = {
-    "fit": "train, validating as it goes; fills a run directory and exports the best model to its model/",
-    "validate": "measure a model on the validation split, or on any file by --data.val",
-    "test": "measure a model on the test split, or on any file by --data.test",
+    "fit": "train and validate; writes a run directory with the best model in its model/",
+    "validate": "evaluate a model on the validation split, or on any file by --data.val",
+    "test": "evaluate a model on the test split, or on any file by --data.test",
 }
 MODEL_COMMANDS = {
-    "predict": "answer for one item or a file of them (formats: the task's README)",
-    "explain": "draw what the model looked at, one PNG an item",
-    "export": "write ONNX and torch.export programs, checked against the model",
+    "predict": "predict one item or a file of items (formats: the task's README)",
+    "explain": "plot the model's attention, one PNG per item",
+    "export": "write ONNX and torch.export programs, compared with the model",
 }
 COMMANDS = TRAINER_COMMANDS | MODEL_COMMANDS
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that names the nearest right option instead of only refusing the wrong one."""
+    """An ArgumentParser that suggests the nearest valid option."""
 
     def error(self, message: str) -> NoReturn:
         fail(f"{self.prog}: {message}{self.nearest(message)}\n`{self.prog} --help` lists the options.")
@@ -39,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
-    """End with one clear message on stderr."""
+    """Exit with a message on stderr."""
     sys.stderr.write(f"error: {message}\n")
     raise SystemExit(code)
 
@@ -74,15 +74,15 @@ Every key of configs/{task}.yaml is an option, e.g. --optim.lr 0.001, --trainer.
 EXTRA_HELP = {
     "fit": "  --ckpt_path last                  resume the run in --trainer.default_root_dir\n"
     "  --overwrite true                  empty a run directory that is in use\n"
-    "  --find_lr true                    search a learning rate first\n"
-    "  --init_from DIR                   begin with the model of this folder, ours or public, or of hf:owner/name\n",
+    "  --find_lr true                    search for a learning rate first\n"
+    "  --init_from DIR                   fine-tune the model of this folder, or a public one by hf:owner/name\n",
     "validate": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
     "test": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
 }
 
 
 def model_parser(task: Task, command: str, program: str = "") -> argparse.ArgumentParser:
-    """The parser of predict, explain and export: the same options in every task, and the task's own."""
+    """The parser of predict, explain and export: options common to all tasks, and the task's own."""
     program = program or f"mmattn {task.name}"
     parser = _Parser(prog=f"{program} {command}", description=COMMANDS[command], allow_abbrev=False)
     place = "a run's model, a named one, a public model's folder or hf:owner/name"
@@ -105,7 +105,7 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
         parser.add_argument(
             "--precision",
             choices=("float32", "bfloat16", "int8"),
-            help="pack the weights for speed on a CPU, in float32 or fewer bits (default: they stay as they are)",
+            help="pack the weights for speed on a CPU, in float32 or fewer bits (default: not packed)",
         )
     output = "file to write (default: standard output)" if command == "predict" else "PNG file, or folder for them"
     parser.add_argument("--output", metavar="PATH", help=output)
@@ -114,7 +114,7 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
         "--on_error",
         choices=("raise", "skip"),
         default="raise",
-        help="a bad item ends the run, or is left out and counted",
+        help="whether a bad item ends the run, or is skipped and counted",
     )
     return parser
 
@@ -129,9 +129,9 @@ def main(task: Task, argv: Sequence[str] | None = None, program: str = "") -> No
     """Run one command of a task.
 
     Args:
-        task: which.
-        argv: the arguments after the program's name; default: the process's own.
-        program: how it was called, for help; default: by `python -m`.
+        task: The task.
+        argv: Arguments after the program's name; default: those of the process.
+        program: Name of the program in help texts; default: `python -m tasks.NAME`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -139,7 +139,7 @@ def main(task: Task, argv: Sequence[str] | None = None, program: str = "") -> No
         sys.stdout.flush()
     except KeyboardInterrupt:
         fail("interrupted", code=130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`: that is no error
+    except BrokenPipeError:  # the reader of the output has closed it, as in `... | head`: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
@@ -157,7 +157,7 @@ def _run(task: Task, arguments: list[str], program: str) -> None:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         fail(f"unknown command {command!r}{hint} The commands are: {', '.join(COMMANDS)}.")
-    bare = command == "fit" and not rest  # nothing says what to train on
+    bare = command == "fit" and not rest  # no training data are named
     if bare or (command in TRAINER_COMMANDS and any(word in ("-h", "--help") for word in rest)):
         root = f"runs/{task.name}" if command == "fit" else f"the checkpoint's run, or runs/{task.name}"
         about = {"text": COMMANDS[command], "extra": EXTRA_HELP[command], "root": root, "program": program}

@@ -1,4 +1,4 @@
-"""What else can be wrong than data: configurations, checkpoints, run directories."""
+"""Errors of configurations, checkpoints and run directories; those of data are in `mmattn.data.errors`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mmattn.data.errors import ConfigError as ConfigError, UserError
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, foreign, or does not fit the model."""
+    """A checkpoint is missing, damaged, foreign, or does not match the model."""
 
 
 class RunDirectoryError(UserError):
@@ -14,4 +14,4 @@ class RunDirectoryError(UserError):
 
 
 class NonFiniteLossError(UserError):
-    """Training stopped because the loss is not a finite number."""
+    """Training stopped because the loss is not finite."""

@@ -1,4 +1,4 @@
-"""torch.export and ONNX with dynamic sizes, each checked against the eager model before it counts as written."""
+"""Export to torch.export and ONNX with dynamic sizes; each program is compared with the eager model."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mmattn.tasks.common.errors import UserError
 
 
 class ExportError(UserError):
-    """An exported program does not do what the model does, or a package for it is missing."""
+    """An exported program differs from the model, or a required package is missing."""
 
 
 _registered: set[type] = set()
 
 
 def _register_output(value: Any) -> None:
-    """Let an exported program that returns this kind of named tuple be saved."""
+    """Register the type of a named tuple, so that exported programs that return it can be saved."""
     kind = type(value)
     if isinstance(value, tuple) and kind is not tuple and kind not in _registered:
         name = f"{kind.__module__}.{kind.__qualname__}"
@@ -39,7 +39,7 @@ def outputs_of(value: Any) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters tell much that is not for users; errors still raise."""
+    """Suppress the exporters' messages and warnings; errors are raised."""
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -55,19 +55,19 @@ def _quiet() -> Iterator[None]:
 def export_program(
     model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, Any]]
 ) -> torch.export.ExportedProgram:
-    """torch.export by keyword, with dynamic dimensions.
+    """Export a model that is called by keywords, with dynamic dimensions.
 
     Args:
-        model: in evaluation mode.
-        inputs: example tensors by argument name; dynamic sizes should be at least two.
-        dynamic: for each argument, its dynamic dimensions.
+        model: The model, in evaluation mode.
+        inputs: Example tensors by argument name; dynamic sizes should be at least two.
+        dynamic: Dynamic dimensions of each argument.
     """
     shapes = {name: dict(dynamic.get(name, {})) or None for name in inputs}
     options: dict[str, Any] = {"kwargs": dict(inputs), "dynamic_shapes": shapes, "strict": False}
     with _quiet(), torch.no_grad():
         try:
             return torch.export.export(model, (), **options)
-        except torch._dynamo.exc.UserError:  # what cannot be proved of all sizes is checked when the program runs
+        except torch._dynamo.exc.UserError:  # guards that cannot be proved become runtime checks
             return torch.export.export(model, (), prefer_deferred_runtime_asserts_over_guards=True, **options)
 
 
@@ -83,19 +83,19 @@ def export_model(
     """Write `NAME.pt2` and `NAME.onnx`, each compared with the eager model on every example.
 
     Args:
-        model: its forward takes the examples' tensors by keyword.
-        examples: at least two, of different batch sizes and lengths; the first is traced.
-        dynamic: for each argument, its dynamic dimensions.
-        folder: made if missing.
-        name: of the files.
-        formats: of "torch", "onnx".
-        tolerance: the largest absolute difference that counts as equal.
+        model: The model; its forward takes the examples' tensors as keywords.
+        examples: At least two examples of different batch sizes and lengths; the first is traced.
+        dynamic: Dynamic dimensions of each argument.
+        folder: Output folder; created if missing.
+        name: Name of the files without suffix.
+        formats: Formats to write, of "torch" and "onnx".
+        tolerance: Largest absolute difference that is accepted.
 
     Returns:
-        A line for each file, with the largest difference seen.
+        A line for each file, with the largest difference.
 
     Raises:
-        ExportError: a program differs from the model; it is then not written.
+        ExportError: A program differs from the model; it is not written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval().cpu()

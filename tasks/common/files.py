@@ -1,4 +1,4 @@
-"""Files that are either written whole or not at all."""
+"""Atomic writes of files and folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _mode() -> int:
-    """What the user's umask leaves to a new file; temporary ones begin as 0600, which would hide results."""
+    """The mode of a new file by the user's umask; temporary files have 0600, which others cannot read."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask
@@ -31,7 +31,7 @@ def _mode() -> int:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A name beside the target, with its suffix, for a writer that takes names; renamed unless something fails."""
+    """A temporary name beside the target, with its suffix, for writers that take names; renamed unless they fail."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
@@ -44,16 +44,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Write beside the target, fsync, rename; on any error the target is as it was and nothing is left beside it.
+    """Write a temporary file, fsync, rename; on any error the target is unchanged and the temporary file removed.
 
-    The temporary file lies in the target's own folder, since a rename is atomic only within one file system.
+    The temporary file is in the target's folder, since a rename is atomic only within one file system.
 
     Args:
-        path: the target; its folder is made if missing.
+        path: The target; its folder is created if missing.
         mode: "wb" or "w" (UTF-8).
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full; the old file is unharmed.
+        OSError: The folder cannot be written, or the disk is full; the old file is unchanged.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,13 +72,13 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, readable by people."""
+    """Write indented JSON atomically."""
     with atomic_write(path, "w") as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def clean_leftovers(folder: Path) -> None:
-    """Put right what a kill inside `atomic_write` or `atomic_folder` left in `folder`: nothing saved before is lost."""
+    """Clean up after an `atomic_write` or `atomic_folder` in `folder` that was killed; saved data are not lost."""
     for old in folder.glob(".*.old.tmp"):
         target = folder / old.name[1:].rsplit(".", 3)[0]
         if not target.exists():
@@ -88,19 +88,19 @@ def clean_leftovers(folder: Path) -> None:
 
 
 def atomic_folder(path: str | Path, fill: Callable[[Path], None]) -> Path:
-    """Let `fill` write a new folder beside `path`, then put it in the place of `path`.
+    """Fill a temporary folder beside `path`, then replace `path` by it.
 
     Args:
-        path: the folder to make or replace.
-        fill: called with an empty folder.
+        path: The folder to create or replace.
+        fill: Function that is called with the empty temporary folder.
 
     Raises:
-        Whatever `fill` raises; the old folder is then as it was.
+        Exception: Any error raised by `fill`; the old folder is then unchanged.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    old = temporary.with_suffix(".old.tmp")  # .NAME.RANDOM.old.tmp, which clean_leftovers takes apart again
+    old = temporary.with_suffix(".old.tmp")  # .NAME.RANDOM.old.tmp, parsed by clean_leftovers
     try:
         temporary.chmod(0o755)
         fill(temporary)

@@ -1,4 +1,4 @@
-"""What fine-tuning has in common: public networks, other labels than the model's own, layers that are missing."""
+"""Helpers for fine-tuning: reading public networks, replacing layers for other labels, initializing missing layers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mmattn.tasks.common.sources import Source
 
 
 def read_network(source: Source, wanted: type[nn.Module], names: str) -> Any:
-    """A public network as keywords and weights of ours.
+    """Convert a public network to keywords and weights of this toolkit's class.
 
     Args:
-        source: where.
-        wanted: our class for it.
-        names: what that stands for, for messages.
+        source: The location of the checkpoint.
+        wanted: The expected class.
+        names: Names of the public networks in messages.
 
     Raises:
-        CheckpointError: damaged, incomplete, or another kind of network.
+        CheckpointError: The checkpoint is damaged, incomplete, or of another network.
     """
     from mmattn.pretrained import read_pretrained
 
@@ -38,7 +38,7 @@ def read_network(source: Source, wanted: type[nn.Module], names: str) -> Any:
 
 
 def without(start: CheckpointParts, prefixes: tuple[str, ...], reason: str) -> CheckpointParts:
-    """The parts without the layers of such names, where they have some; says so."""
+    """The parts without the layers whose names begin with `prefixes`; their removal is reported on stderr."""
     kept = {name: value for name, value in start.state.items() if not name.startswith(prefixes)}
     if len(kept) != len(start.state):
         sys.stderr.write(f"{start.where}: {reason}: its last layer is reinitialized.\n")
@@ -52,20 +52,20 @@ def init_missing(
     prefixes: tuple[str, ...],
     resized: Collection[str] = (),
 ) -> CheckpointParts:
-    """What training begins with, for data of these sizes: new layers are drawn, position maps resized.
+    """Adapt checkpoint parts to the sizes of new data: missing layers are initialized, position maps resized.
 
-    Everything else must fit.
+    All other weights must match.
 
     Args:
-        start: what was found.
-        sizes: the keywords that the data decide.
-        seed: of the new layers.
-        prefixes: names by which layers begin that may be missing, all that begin so.
-        resized: names of position maps (1, E, h, w), brought to the size that the data ask for (Dosovitskiy et al.
+        start: The parts to adapt.
+        sizes: Keywords that are determined by the data.
+        seed: Seed of the new layers.
+        prefixes: Name prefixes of layers that may be missing; if one weight of a prefix is missing, all must be.
+        resized: Names of position maps (1, E, h, w) that are interpolated to the size of the data (Dosovitskiy et al.
             2021, section 3.2).
 
     Raises:
-        ValueError: keywords that do not go together.
+        ValueError: The keywords are inconsistent.
     """
     keywords = {**start.keywords, **sizes}
     with torch.random.fork_rng(devices=[]):
@@ -80,5 +80,5 @@ def init_missing(
 
 
 def _resized(positions: Tensor, like: Tensor) -> Tensor:
-    """(1, E, h, w) to the other's height and width."""
+    """Interpolate positions (1, E, h, w) to the height and width of `like`."""
     return torch.nn.functional.interpolate(positions, size=like.shape[2:], mode="bicubic", antialias=True)

@@ -1,4 +1,4 @@
-"""What the tasks on images have in common: what users give for one, and how public models want it normalized."""
+"""Helpers of the image tasks: samples from users' inputs, and the normalization of public models."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from mmattn.tasks.common.predictor import mapping_of, name_of
 from mmattn.tasks.common.sources import Source
 
 S = TypeVar("S")
-PREPROCESSING = "preprocessor_config.json"  # transformers'
-STATISTICS = {  # where a folder does not say how its images were normalized: ImageNet's, as most were
+PREPROCESSING = "preprocessor_config.json"  # of transformers
+STATISTICS = {  # ImageNet's, for folders that do not state the normalization of their images
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
 
 
 def image_sample(item: Any, number: int, kind: type[S]) -> S:
-    """A sample from what a user gives, the number-th item.
+    """Convert a user's item to a sample.
 
     Args:
-        item: an image: a path, the file's bytes, a uint8 array (H, W, 3) or a PIL image; a mapping with `image` and, if
-            wanted, `id`; or a sample.
-        number: its place.
-        kind: the sample's class, whose first fields are `id` and `image`.
+        item: An image (a path, the file's bytes, a uint8 array (H, W, 3) or a PIL image); a mapping with `image` and,
+            optionally, `id`; or a sample.
+        number: Position of the item in its list.
+        kind: Class of the sample, whose first fields are `id` and `image`.
 
     Raises:
-        DataError: there is no image; names the item.
+        DataError: The item has no image; names the item.
     """
     if isinstance(item, kind):
         return item
@@ -37,17 +37,17 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
 
 
 def statistics(source: Source) -> dict[str, Any]:
-    """Mean and standard deviation of the images, of pixel values in 0..1, from transformers' or timm's file."""
-    told: Mapping[str, Any] = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
+    """Mean and standard deviation of pixel values in 0..1, from transformers' or timm's configuration file."""
+    config: Mapping[str, Any] = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
     path = source.fetch(PREPROCESSING)
     if path is not None:
-        told = read_json(path)
+        config = read_json(path)
     given: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    if told.get("do_normalize") is not False:
-        given = {key: told.get(f"image_{key}") or told.get(key) or STATISTICS[key] for key in given}
+    if config.get("do_normalize") is not False:
+        given = {key: config.get(f"image_{key}") or config.get(key) or STATISTICS[key] for key in given}
     mean, std = given["mean"], given["std"]
-    # What is normalized are pixel values from 0 to this.
-    top = 255.0 * told.get("rescale_factor", 1 / 255) if told.get("do_rescale", True) else 255.0
+    # Pixel values are normalized in the range from 0 to `top`.
+    top = 255.0 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
     if len(mean) != 3 or len(std) != 3:
         raise CheckpointError(f"{source.name}: expected a model of images in colour, found mean {list(mean)}.")
     if abs(top - 1) < 1e-6:

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used (PEP 562). Standard library alone."""
+"""Lazy imports of a package's names (PEP 562). It imports the standard library alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def lazy(package: str, names: Mapping[str, Sequence[str]]) -> tuple[list[str], C
     """`__all__` and `__getattr__` of a package.
 
     Args:
-        package: its full name.
-        names: of each module below it.
+        package: Full name of the package.
+        names: Public names of each of its modules.
 
     >>> names, get = lazy("mmattn.data", {"errors": ("DataError",)})
     >>> names, get("DataError").__module__

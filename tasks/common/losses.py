@@ -1,4 +1,4 @@
-"""Losses that more than one task uses."""
+"""Losses that are shared by tasks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy against soft scores, each row normalized to a distribution.
 
-    Rows without any score carry no signal and are left out of the mean; if all are, the loss is zero.
+    Rows whose scores are all zero are excluded from the mean; if all rows are, the loss is zero.
 
     Args:
         logits: (B, V).
         targets: (B, V), non-negative scores, e.g. VQA's soft scores in 0..1.
-        label_smoothing: mass spread evenly over the V classes.
+        label_smoothing: Probability mass that is distributed evenly over the V classes.
 
     Returns:
         A scalar.

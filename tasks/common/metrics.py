@@ -1,4 +1,4 @@
-"""Metrics that more than one task uses, as torchmetrics: gathered over processes, exact in float64."""
+"""Metrics that are shared by tasks, as torchmetrics: gathered over processes, exact in float64."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torchmetrics import Metric
 
 
 class GroupedMean(Metric):
-    """Means of per-sample scores: over all, and over each of the groups named at the start.
+    """Means of per-sample scores, over all samples and over each group.
 
-    `compute()` returns `{"accuracy": ..., "accuracy/colour": ...}`; groups without a sample are left out.
+    `compute()` returns `{"accuracy": ..., "accuracy/colour": ...}`; groups without a sample are omitted.
 
     Args:
-        name: the metric's name.
-        groups: the group names; samples of other groups count in the overall mean alone.
+        name: Name of the metric.
+        groups: Names of the groups; samples of other groups are counted in the overall mean only.
     """
 
     full_state_update = False
@@ -33,11 +33,11 @@ class GroupedMean(Metric):
         self.count: Tensor
 
     def set_dtype(self, dst_type: Any) -> GroupedMean:
-        """Keep float64 whatever precision the model has: sums over processes then equal those of one."""
+        """Keep float64 for any precision of the model, so that sums over processes equal those of one process."""
         return self
 
     def update(self, scores: Tensor, groups: Sequence[str]) -> None:
-        """Add the scores (B,) of samples with these group names."""
+        """Add scores (B,) of samples with their group names."""
         scores = scores.to(self.total)
         self.total[0] += scores.sum()
         self.count[0] += len(groups)

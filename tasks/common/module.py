@@ -1,4 +1,4 @@
-"""Training and measuring, the same for all tasks: optimizer, schedule, seeds, what to do when a loss is not finite."""
+"""The base class of all LightningModules: optimizer, schedule, seeds, evaluation, checks for non-finite losses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def schedule_factor(schedule: Schedule, step: int, warmup_steps: int, total_step
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with decay; norms, biases and other vectors without (they have nothing to regularize)."""
+    """Two parameter groups: matrices with weight decay; norms, biases and other vectors without."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
@@ -57,16 +57,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 class TaskModule(LightningModule, Generic[Data]):
-    """batch -> model -> loss -> metric. A task says what its model, its loss and its metric are.
+    """batch -> model -> loss -> metric. A task implements loss and metric, and names its model and options.
 
     Args:
-        model: The keywords of the task's model, without the sizes that the data decide.
+        model: Keywords of the task's model, without the sizes that are determined by the data.
         optim: `OptimOptions`, or a mapping of them.
-        loss: Likewise the task's `LossOptions`.
-        decode: Likewise its `DecodeOptions`.
-        training: Likewise its `TrainingOptions`.
-        init_from: Begin with the sizes, weights and processor of this model: a folder of ours (a run's, or its model/),
-            one as the Hugging Face hub lays them out, or hf:owner/name; none: random weights.
+        loss: The task's `LossOptions`, or a mapping of them.
+        decode: The task's `DecodeOptions`, or a mapping of them.
+        training: The task's `TrainingOptions`, or a mapping of them.
+        init_from: Model whose sizes, weights and processor are fine-tuned: a run's folder or its model/, a folder in
+            the layout of the Hugging Face hub, or hf:owner/name; none: random weights.
     """
 
     task: str
@@ -75,7 +75,7 @@ class TaskModule(LightningModule, Generic[Data]):
     Loss: type[Any] = LossOptions
     Decode: type[Any] = DecodeOptions
     Training: type[Any] = TrainingOptions
-    measured_by = ""  # what is said beside the best figure of fit, where the finished model is measured otherwise
+    measured_by = ""  # remark printed with the best validation figure if `test` decodes differently from `fit`
 
     def __init__(
         self,
@@ -91,69 +91,69 @@ class TaskModule(LightningModule, Generic[Data]):
         self.keywords = dict(model)
         self.optim, self.loss = as_options(self.Optim, optim), as_options(self.Loss, loss)
         self.decode, self.training_options = as_options(self.Decode, decode), as_options(self.Training, training)
-        self.lr = self.optim.lr  # an attribute of its own: the learning-rate finder sets it
+        self.lr = self.optim.lr  # a separate attribute, which the learning-rate finder sets
         self.model: nn.Module | None = None
         self.init_from = init_from
-        # The model that is measured, or that training began with; `model` then has all its keywords.
+        # The checkpoint parts that are evaluated or fine-tuned; `model` then has all their keywords.
         self.start: CheckpointParts | None = None
         self.seed = 0
-        self.settings: dict[str, Any] = {}  # what a resumed run must agree with; the command line fills it
+        self.settings: dict[str, Any] = {}  # settings that a resumed run must share; set by the command line
         self.metrics = nn.ModuleDict()
 
     @property
     def monitor(self) -> str:
-        """The metric that the best checkpoint has."""
+        """The metric that selects the best checkpoint."""
         return f"val/{tasks()[self.task].metric}"
 
-    # What a task provides ---------------------------------------------------------------------------------------------
+    # Methods that a task implements -----------------------------------------------------------------------------------
 
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (a scalar) and its named parts, for the log."""
+        """The loss (a scalar) and its named terms, for logging."""
         raise NotImplementedError
 
     def make_metric(self) -> nn.Module:
-        """A torchmetrics.Metric whose `compute()` is a dictionary of names and values."""
+        """A torchmetrics.Metric whose `compute()` returns a dictionary of names and values."""
         raise NotImplementedError
 
     def update_metric(self, metric: Any, batch: Any) -> None:
-        """Run the model on a batch and feed the metric."""
+        """Run the model on a batch and update the metric."""
         raise NotImplementedError
 
     def notes(self) -> dict[str, str]:
-        """What belongs beside the figures in metrics.json, such as the signature of a metric."""
+        """Additional entries of metrics.json, such as a metric's signature."""
         return {}
 
     @classmethod
     def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
-        """Check the model's keywords before anything is built, and return what to build from."""
+        """Validate the model's keywords before anything is built, and return those to build from."""
         return keywords | {k: check_attention(keywords[k], f"model.{k}") for k in ATTENTIONS if k in keywords}
 
     # Building ---------------------------------------------------------------------------------------------------------
 
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        """The complete keywords that rebuild the model: the user's and the data's (`TaskDataModule.model_sizes`)."""
+        """All keywords that rebuild the model: the user's, and those of the data (`TaskDataModule.model_sizes`)."""
         return {**self.keywords, **sizes}
 
     def final_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        """`complete_keywords`, or those of the model that is measured or gone on from."""
+        """`complete_keywords`, or the keywords of the model that is evaluated or fine-tuned."""
         return self.complete_keywords(sizes) if self.start is None else dict(self.keywords)
 
     def check_processor(self, processor: Any) -> None:
-        """Raises a ConfigError where the options do not go with the processor; before anything is touched."""
+        """Raise a ConfigError if the options are incompatible with the processor, before anything is written."""
 
     def complete_processor(self, processor: Any) -> Any:
-        """The processor as it ships, with what a task's options add to it."""
+        """The processor to ship, with the decoding options that a task stores in it."""
         return processor
 
     def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
-        """Build the model; its weights depend on the seed alone, or are those that it starts from.
+        """Build the model. Its weights depend on the seed alone, or are those of the checkpoint that is fine-tuned.
 
         Args:
-            sizes: the keywords that the data decide.
-            processor: for these data, where training begins with a finished model.
+            sizes: Keywords that are determined by the data.
+            processor: Processor of these data, if a trained model is fine-tuned.
 
         Raises:
-            ConfigError: the keywords do not go together.
+            ConfigError: The keywords are inconsistent.
         """
         try:
             if self.start is not None and self.init_from is not None:
@@ -170,16 +170,16 @@ class TaskModule(LightningModule, Generic[Data]):
 
     @property
     def network(self) -> str | None:
-        """The public network in the place of the task's own model; None: there is none."""
+        """Name of the public network that replaces the task's own model; None: the task's own model is used."""
         return None if self.start is None else self.start.network
 
     @property
     def data(self) -> Data:
-        """The data module that the trainer was given."""
+        """The trainer's data module."""
         return cast(Data, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
-        """Build the model, unless it is, and what goes with it."""
+        """Build the model, if it is not built yet, and its metrics."""
         if self.model is None:
             self.build(self.data.model_sizes(), self.data.processor)
         assert self.model is not None
@@ -193,7 +193,7 @@ class TaskModule(LightningModule, Generic[Data]):
             self.model.compile()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimizer gets; a group may have a learning rate of its own."""
+        """The optimizer's parameter groups; a group may have its own learning rate."""
         assert self.model is not None
         return parameter_groups(self.model, self.optim.weight_decay)
 
@@ -205,8 +205,8 @@ class TaskModule(LightningModule, Generic[Data]):
         warmup = self.optim.warmup_steps
         if 2 * warmup > total and self.trainer.is_global_zero:
             sys.stderr.write(
-                f"the warm-up takes {warmup} of {total} steps, so that little is learnt: give a smaller "
-                f"--data.{self.data.train_size}, more --trainer.max_epochs or fewer --optim.warmup_steps.\n"
+                f"the warm-up takes {warmup} of {total} steps, which leaves few at the peak learning rate: give a "
+                f"smaller --data.{self.data.train_size}, more --trainer.max_epochs or fewer --optim.warmup_steps.\n"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: schedule_factor(self.optim.schedule, step, warmup, total)
@@ -219,7 +219,7 @@ class TaskModule(LightningModule, Generic[Data]):
         self.data.set_epoch(self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout is a function of where training is, not of what happened before: a resumed run draws the same.
+        # Dropout depends on the position of training, not on its history: a resumed run draws the same masks.
         place = batch_idx * self.trainer.world_size + self.global_rank
         torch.manual_seed(seed_of(self.seed, self.current_epoch, place))
 
@@ -229,7 +229,7 @@ class TaskModule(LightningModule, Generic[Data]):
             shown = ", ".join(batch.ids[:20]) + (", ..." if len(batch.ids) > 20 else "")
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_idx}), samples: {shown}. No weights were changed by it; the last good checkpoint is kept. "
+                f"{batch_idx}), samples: {shown}. The weights were not updated; the last good checkpoint is kept. "
                 f"Try a lower --optim.lr, --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
             )
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
@@ -237,7 +237,7 @@ class TaskModule(LightningModule, Generic[Data]):
             self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, batch_size=len(batch.ids))
         return loss
 
-    # Measuring --------------------------------------------------------------------------------------------------------
+    # Evaluation -------------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self._same_buffers()
@@ -246,7 +246,7 @@ class TaskModule(LightningModule, Generic[Data]):
         self._same_buffers()
 
     def _same_buffers(self) -> None:
-        """Give every process the first one's running statistics, which are the ones that a checkpoint holds."""
+        """Broadcast the running statistics of process 0, which are those of the checkpoint."""
         if self.trainer.world_size > 1:
             assert self.model is not None
             for buffer in self.model.buffers():
@@ -259,7 +259,7 @@ class TaskModule(LightningModule, Generic[Data]):
         self._measure("test", batch)
 
     def _measure(self, split: str, batch: Any) -> None:
-        # A repeated batch only keeps the processes in step: it is no sample of the split.
+        # A repeated batch only keeps the processes synchronized; its samples are counted elsewhere.
         if not batch.is_repeat:
             self.update_metric(self.metrics[split], batch)
 
@@ -288,11 +288,11 @@ class TaskModule(LightningModule, Generic[Data]):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("mmattn")
         if not isinstance(saved, dict) or saved.get("task") != self.task:
-            raise CheckpointError(f"the checkpoint is not one of a {self.task} run of mmattn; nothing to resume from.")
+            raise CheckpointError(f"expected a checkpoint of a {self.task} run of mmattn, found another kind of file.")
         if saved["processor"] != self.data.processor.fingerprint():
             raise CheckpointError(
                 "the run directory's processor/ is not the one that the checkpoint was trained with; "
-                "vocabulary or labels would not fit. Restore it, or start a new run."
+                "vocabulary or labels would not match. Restore it, or start a new run."
             )
         changed = [
             f"{key}: checkpoint {saved['settings'].get(key)!r}, now {self.settings.get(key)!r}"
@@ -301,6 +301,6 @@ class TaskModule(LightningModule, Generic[Data]):
         ]
         if changed:
             raise ConfigError(
-                "a resumed run goes on exactly as it began; these settings differ: " + "; ".join(changed) + ". "
-                "Give the same ones (the run's own config.yaml has them), or start a new run."
+                "a resumed run keeps its settings; these differ: " + "; ".join(changed) + ". "
+                "Give the same ones (see the run's config.yaml), or start a new run."
             )

@@ -1,7 +1,7 @@
-"""The options of a run beside the network's and the data's: optimization, loss, decoding, and training itself.
+"""Options of a run that belong neither to the network nor to the data: optimizer, loss, decoding and trainer.
 
-Each class is a section of the command line: ``--optim.*``, ``--loss.*``, ``--decode.*`` and, beside Lightning's own,
-``--trainer.*``. A task subclasses those to which it adds, and names them in its module.
+Each class is a section of the command line: ``--optim.*``, ``--loss.*``, ``--decode.*``, and ``--trainer.*`` in
+addition to Lightning's own. A task subclasses the sections that it extends and names them in its module.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
 
 
 def check_range(name: str, value: float | None, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
-    """Check an option that was given; None is left alone.
+    """Check that an option lies in its range; None is accepted.
 
     Args:
-        name: With its section.
-        value: What was given.
-        low: The least value.
-        high: The greatest value.
-        open_low: The value lies above `low`.
+        name: Name of the option with its section.
+        value: The option's value.
+        low: Lower bound.
+        high: Upper bound, inclusive.
+        open_low: Whether `low` itself is excluded.
 
     Raises:
-        ConfigError: The value lies outside.
+        ConfigError: The value is out of range.
     """
     if value is None or ((low < value if open_low else low <= value) and value <= high):
         return
@@ -46,7 +46,8 @@ class OptimOptions:
         betas: Averaging coefficients of the gradient and of its square.
         schedule: How the learning rate falls after the warm-up: cosine, linear, inverse_sqrt or constant.
         warmup_steps: Optimizer steps of linear warm-up.
-        ema_decay: Validate and ship an exponential moving average of the weights with this decay; none: the weights.
+        ema_decay: Decay of an exponential moving average of the weights, which is validated and shipped in place of
+            the weights; none: no average.
     """
 
     lr: float = 1e-3
@@ -79,18 +80,18 @@ class LossOptions:
 
 @dataclass
 class DecodeOptions:
-    """How predictions are read off the network's outputs; tasks that search for texts have options here."""
+    """Decoding of the network's outputs. Tasks that generate text or post-process add their options."""
 
 
 @dataclass
 class TrainingOptions:
-    """What Lightning's Trainer has no argument for.
+    """Trainer options that Lightning's `Trainer` does not have.
 
     Args:
-        early_stopping: Stop after so many validations without a better metric; none: never.
-        compile: Run the model through `torch.compile`.
+        early_stopping: Number of validations without improvement after which training stops; none: never.
+        compile: Compile the model with `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        save_every_n_steps: Write `last.ckpt` every so many optimizer steps, beside the end of each epoch.
+        save_every_n_steps: Optimizer steps between two writes of `last.ckpt`, which each epoch's end writes too.
     """
 
     early_stopping: int | None = None
@@ -104,10 +105,10 @@ class TrainingOptions:
 
 
 def as_options(kind: type[Any], given: Any) -> Any:
-    """An options object: as given, of a mapping, or with its defaults.
+    """Convert a mapping to an options object; None gives the defaults, and an options object is returned unchanged.
 
     Raises:
-        ConfigError: A key is unknown, or a value lies outside its range.
+        ConfigError: A key is unknown, or a value is out of range.
     """
     if isinstance(given, kind):
         return given

@@ -1,7 +1,7 @@
-"""The pointing game: how often the peak of an explanation lies on what the prediction rests on.
+"""The pointing game: how often the peak of an explanation lies in the region that determines the prediction.
 
-Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.2: the map's maximum is a hit when it
-lies in one of the true regions, give or take a tolerance.
+Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.2: the maximum of the map is a hit if
+it lies in one of the true regions, up to a tolerance.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ Box = tuple[float, float, float, float]
 
 @dataclass
 class PointingGame:
-    """Counts hits by kind of item."""
+    """Counts of items, hits and near hits by kind of item."""
 
-    tolerance: str  # how near counts as near, in words
-    rows: dict[str, list[int]] = field(default_factory=dict)  # by kind: how many, hits, near ones
-    notes: list[str] = field(default_factory=list)  # what else was measured
+    tolerance: str  # the tolerance of a near hit, in words
+    rows: dict[str, list[int]] = field(default_factory=dict)  # by kind: number of items, hits, near hits
+    notes: list[str] = field(default_factory=list)  # other measurements
 
     def add(self, kind: str, hit: Any, near: Any, count: int = 1) -> None:
-        """Adds one item, or the hits and near ones among several."""
+        """Add one item, or the numbers of hits and near hits among several."""
         row = self.rows.setdefault(kind, [0, 0, 0])
         for place, value in enumerate((count, hit, near)):
             row[place] += int(value)
 
     def add_peak(self, kind: str, attention: Tensor, regions: Sequence[Box]) -> None:
-        """Adds a map (gh, gw) over an image; near is within half a cell of the map."""
+        """Add a map (gh, gw) over an image; a near hit is within half a cell of a region."""
         half = (0.5 / attention.shape[1], 0.5 / attention.shape[0])
         near = peaks_in_regions(attention, regions, half)
         self.add(kind, peaks_in_regions(attention, regions, (0.0, 0.0)), near)
 
 
 def in_parts(samples: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    """The samples, so many at a time."""
+    """Split samples into parts of at most `size`."""
     return (samples[start : start + size] for start in range(0, len(samples), size))
 
 
 def peaks_in_regions(
     attention: Tensor, regions: Sequence[Sequence[float]], tolerance: tuple[float, float] = (0.0, 0.0)
 ) -> bool:
-    """The pointing game's question: does the centre of the map's highest cell lie in one of the regions?
+    """Whether the centre of the map's maximum lies in one of the regions.
 
     Args:
-        attention: (gh, gw).
+        attention: Map (gh, gw) over the image.
         regions: boxes_xyxy in 0..1.
-        tolerance: how far beside a region still counts, across and down, in 0..1 of the image.
+        tolerance: Horizontal and vertical distance from a region that still counts, in 0..1 of the image.
     """
     gh, gw = attention.shape
     place = int(attention.argmax())

@@ -1,4 +1,4 @@
-"""From raw input to predictions and explanations, with a shipped model: what the predictors of all tasks share."""
+"""The base class of all predictors: predictions and explanations from raw input, with a trained model."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ from mmattn.tasks.common.task import tasks
 if TYPE_CHECKING:
     import torch
 
-Item = TypeVar("Item")  # what a user gives: a path, a mapping, a sample
+Item = TypeVar("Item")  # a user's input: a path, a mapping, a sample
 Prediction = TypeVar("Prediction")  # a dataclass with an `id`
 
 
 class Predictor(Generic[Item, Prediction]):
-    """What `load()` returns in every task: a model with its processor, ready to predict.
+    """A trained model with its processor, as returned by `load()` in every task.
 
-    A task says what a sample is made of (`to_sample`), what a batch of them gives (`predict_batch`), and how it is
-    explained (`explain_batch`); the keyword-only parameters of these are the options that `predict` and `explain` take.
+    A task implements the conversion of an item to a sample (`to_sample`), the prediction of a batch (`predict_batch`)
+    and its explanation (`explain_batch`). Keyword-only parameters of the latter two are the options of `predict` and
+    `explain`.
 
     Args:
-        model: on its device; it is put in evaluation mode.
-        processor: the one it was trained with.
-        parts: what the two were made from, which `save` needs; None: they were made by hand.
+        model: The model, on its device. It is set to evaluation mode.
+        processor: The processor that the model was trained with.
+        parts: Checkpoint parts from which model and processor were built; `save` needs them. None: they were built by
+            hand.
     """
 
     task: ClassVar[str]
-    batch_size: ClassVar[int] = 32  # of `predict`, where none is given
-    lookahead: ClassVar[int] = 1  # batches that are sorted together by `length`, so that like meets like
-    plain: ClassVar[str | None] = None  # the field that the command line writes alone, where lines of text came in
+    batch_size: ClassVar[int] = 32  # default of `predict`
+    lookahead: ClassVar[int] = 1  # number of batches that are sorted together by `length`, to reduce padding
+    plain: ClassVar[str | None] = None  # the only field that the command line prints if the input is lines of text
 
     def __init__(self, model: Any, processor: Any, parts: CheckpointParts | None = None) -> None:
         self.model, self.processor, self.parts = model.eval(), processor, parts
-        self.packed = False  # for speed on a CPU, see `load`
+        self.packed = False  # whether weights are packed for speed on a CPU, see `load`
 
     @classmethod
     def load(
@@ -51,21 +53,21 @@ class Predictor(Generic[Item, Prediction]):
         """Load a model of this task.
 
         Args:
-            source: see `mmattn.load`; None: the model that ships with the task.
+            source: See `mmattn.load`; None: the model that ships with the task.
             device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: as of `mmattn.load`.
-            options: what the task's adapters take beside, such as the prefix that T5 reads.
+            precision: See `mmattn.load`.
+            options: Additional options of the task's adapters, such as T5's prefix.
 
         Raises:
-            CheckpointError: missing, damaged, foreign, or of another task.
-            UserError: no such device or precision.
+            CheckpointError: The checkpoint is missing, damaged, foreign, or of another task.
+            UserError: The device or the precision does not exist.
         """
         default = f"{cls.task}/{tasks()[cls.task].default_checkpoint}"
         return cls.from_parts(read_parts(cls.task, default if source is None else source, **options), device, precision)
 
     @classmethod
     def from_parts(cls, parts: CheckpointParts, device: str = "auto", precision: str | None = None) -> Self:
-        """The predictor of a model in its parts; see `load`."""
+        """Build the predictor from checkpoint parts; see `load`."""
         parts = parts.finished()
         try:
             model = parts.adapter.build(parts.keywords)
@@ -82,86 +84,86 @@ class Predictor(Generic[Item, Prediction]):
             predictor.packed = True
         return predictor
 
-    # What a task provides ---------------------------------------------------------------------------------------------
+    # Methods that a task implements -----------------------------------------------------------------------------------
 
     @abstractmethod
     def to_sample(self, item: Item, number: int) -> Any:
-        """A sample from what a user gives, the number-th item.
+        """Convert a user's item, the number-th of its list, to a sample.
 
         Raises:
-            DataError: something is missing; names the item.
+            DataError: A field is missing; names the item.
         """
 
     @abstractmethod
     def predict_batch(self, samples: Sequence[Any], batch: Any) -> list[Prediction]:
-        """A prediction for each sample of a batch that `collate` made."""
+        """Compute a prediction for each sample of a batch made by `collate`."""
 
     @abstractmethod
     def explain_batch(self, samples: Sequence[Any], batch: Any) -> list[Any]:
-        """An explanation with `save(path)` for each sample of a batch that `collate` made."""
+        """Compute an explanation with `save(path)` for each sample of a batch made by `collate`."""
 
     @abstractmethod
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the model as programs, check them against it, say what was written."""
+        """Export the model as programs, compare them with it, and return a line for each file written."""
 
     @abstractmethod
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Any]:
-        """The items of a file or folder that the command line's `--input` names.
+        """Read the items of the file or folder given by `--input`.
 
         Args:
-            path: as it was given; standard input is "-", where a task takes it.
-            on_error: "skip" leaves bad lines out, counts and reports them.
-            given: the item's other parts, such as the question about each image of a folder.
+            path: The path as given; "-" is standard input if the task supports it.
+            on_error: With "skip" bad lines are excluded, counted and reported.
+            given: Fields that all items share, such as the question about each image of a folder.
 
         Raises:
-            DataError: it cannot be read; names the line.
+            DataError: The input cannot be read; names the line.
         """
 
     @abstractmethod
     def demo_samples(self) -> Sequence[Any]:
-        """A few samples of the built-in test part, for `--input demo`."""
+        """A few samples of the built-in test split, for `--input demo`."""
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of `predict` or `explain`, checked before anything is read.
+        """Validate the options of `predict` or `explain` before any input is read.
 
         Raises:
-            ConfigError: a value that cannot be; named.
+            ConfigError: A value is invalid; names the option.
         """
         return dict(options)
 
     def length(self, sample: Any) -> int:
-        """How much of a batch a sample takes, where `lookahead` is more than one."""
+        """Length by which samples are sorted if `lookahead` is greater than one."""
         return 0
 
     def remark(self) -> str:
-        """What the command line says on standard error at the end."""
+        """Text that the command line writes to standard error at the end."""
         return ""
 
     # ------------------------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        found: torch.device = next(self.model.parameters()).device
-        return found
+        """The model's device."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def to(self, device: str | torch.device) -> Self:
-        """Moves the model.
+        """Move the model to a device.
 
         Raises:
-            UserError: no such device here.
+            UserError: This machine has no such device.
         """
         self.model = self.model.to(device_of(str(device)))
         return self
 
     @property
     def labels(self) -> list[str] | None:
-        """The names of what the model chooses among; None where it writes text."""
+        """The names of the model's classes; None for models that generate text."""
         found = getattr(self.processor, "labels", None)
         return None if found is None else list(found)
 
     def __call__(self, item: Item, **options: Any) -> Prediction:
-        """The prediction of one item; see `predict`."""
+        """Predict one item; see `predict`."""
         return self.predict([single(item, "predict(items)")], **options)[0]
 
     @overload
@@ -177,17 +179,17 @@ class Predictor(Generic[Item, Prediction]):
     def predict(
         self, items: Sequence[Item], batch_size: int | None = None, on_error: str = "raise", **options: Any
     ) -> Sequence[Prediction | None]:
-        """A prediction for each item, in order.
+        """Predict each item, in order.
 
         Args:
-            items: bare ones (a path, an image, a text), mappings with what belongs to one, or samples.
-            batch_size: items at a time; none: the task's own number.
-            on_error: "skip" puts None in the place of a bad item.
-            options: the task's own; see `predict_batch`.
+            items: Bare inputs (a path, an image, a text), mappings with the fields of an item, or samples.
+            batch_size: Number of items in a batch; None: the task's default.
+            on_error: With "skip" the prediction of a bad item is None.
+            options: Options of the task; see `predict_batch`.
 
         Raises:
-            DataError: an item cannot be read; names it.
-            ConfigError: an option that the task has not, or a value that cannot be.
+            DataError: An item cannot be read; names it.
+            ConfigError: The task has no such option, or a value is invalid.
         """
         found = self.stream(items, batch_size or self.batch_size, on_error, **options)
         return [None if isinstance(one, Exception) else one for one in found]
@@ -195,7 +197,7 @@ class Predictor(Generic[Item, Prediction]):
     def stream(
         self, items: Sequence[Item], batch_size: int = 32, on_error: str = "raise", **options: Any
     ) -> Iterator[Prediction | Exception]:
-        """As `predict`, each as soon as it is known; with on_error "skip" the error in the place of a bad item."""
+        """Yield the predictions of `predict` one by one; with on_error "skip", the exception of each bad item."""
         options = self.check_options(self._known(self.predict_batch, options))
         items = listed(items)
         size = batch_size * self.lookahead
@@ -217,7 +219,7 @@ class Predictor(Generic[Item, Prediction]):
     def _group(
         self, samples: Mapping[int, Any], on_error: str, options: Mapping[str, Any]
     ) -> dict[int, Prediction | Exception]:
-        """The predictions of one batch; where something in it is bad, of each sample alone."""
+        """The predictions of one batch; if a sample in it is bad, each sample is predicted alone."""
         import torch
 
         rows = list(samples.values())
@@ -233,25 +235,25 @@ class Predictor(Generic[Item, Prediction]):
         return dict(zip(samples, found, strict=True))
 
     def explain(self, item: Item, **options: Any) -> Any:
-        """The explanation of one item's prediction, with `save(path)`.
+        """Explain the prediction of one item. The explanation has a method `save(path)`.
 
         Args:
-            item: as of `predict`.
-            options: the task's own; see `explain_batch`.
+            item: See `predict`.
+            options: Options of the task; see `explain_batch`.
 
         Raises:
-            DataError: it cannot be read, or the model attends to nothing.
+            DataError: The item cannot be read, or the model has no attention.
         """
         return self.explain_all([single(item, "explain_all(items)")], **options)[0]
 
     def explain_all(self, items: Sequence[Item], **options: Any) -> list[Any]:
-        """The explanations of several items in one pass; see `explain`."""
+        """Explain the predictions of several items in one pass; see `explain`."""
         options = self.check_options(self._known(self.explain_batch, options))
         samples = [self.to_sample(item, number) for number, item in enumerate(listed(items))]
         return self.explain_batch(samples, self.processor.collate(samples).to(self.device), **options)
 
     def _known(self, method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that are given, of those that a method takes."""
+        """Check that a method accepts the given options; those that are None are dropped."""
         parameters = inspect.signature(method).parameters.values()
         known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -262,10 +264,10 @@ class Predictor(Generic[Item, Prediction]):
         return {name: value for name, value in options.items() if value is not None}
 
     def save(self, directory: str | Path) -> Path:
-        """Write the model as a folder that `load` reads, whole or not at all.
+        """Write the model as a folder that `load` reads; the write is atomic.
 
         Raises:
-            UserError: it was made by hand, or its weights are packed.
+            UserError: The predictor was built by hand, or its weights are packed.
         """
         if self.parts is None or self.packed:
             reason = "packed for speed" if self.packed else "not loaded, so that its keywords are not known"
@@ -281,7 +283,7 @@ class Predictor(Generic[Item, Prediction]):
         )
 
     def export(self, folder: str | Path, formats: Sequence[str] = ("onnx", "torch")) -> list[str]:
-        """Write the model as torch.export and ONNX programs, checked against it, and the processor.
+        """Export the model as torch.export and ONNX programs, compared with it, and write the processor.
 
         Returns:
             A line for each file.
@@ -292,41 +294,42 @@ class Predictor(Generic[Item, Prediction]):
 
 
 def load(source: str | Path, device: str = "auto", precision: str | None = None) -> Predictor[Any, Any]:
-    """Load the predictor of a model, whichever task it is of.
+    """Load the predictor of a model of any task.
 
-    Public models are read as the Hugging Face hub lays them out: Marian translates, BART and T5 summarize
-    (`mmattn.tasks.translation.load` lets these translate), SegFormer segments, Whisper and, where they have a CTC head,
-    wav2vec 2.0 and HuBERT recognize speech.
+    Public models are read in the layout of the Hugging Face hub: Marian is loaded for translation, BART and T5 for
+    summarization (`mmattn.tasks.translation.load` loads these for translation), SegFormer for segmentation; Whisper
+    and, with a CTC head, wav2vec 2.0 and HuBERT for speech recognition.
 
     Args:
-        source: the `model/` folder of a run, or the run's; a named model, "asr/demo"; a folder with a public model's
-            `config.json`, weights and tokenizer; or "hf:owner/name", "hf:owner/name@revision", a repository of the hub.
+        source: A run's folder, or its `model/`; a named model, "asr/demo"; a folder with a public model's
+            `config.json`, weights and tokenizer; or a repository of the hub, "hf:owner/name" or
+            "hf:owner/name@revision".
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
         precision: "float32", "bfloat16" or "int8": weights are packed for speed on a CPU, after which the model can
-            neither be trained nor exported; None: they stay as they are.
+            neither be trained nor exported; None: weights are unchanged.
 
     Returns:
         The task's predictor, e.g. `mmattn.tasks.vqa.VQAPredictor`.
 
     Raises:
-        CheckpointError: there is no model, it is incomplete, or of a task or family that this version has not.
+        CheckpointError: The model is missing or incomplete, or its task or family is not supported.
     """
     predictor = tasks()[task_of(source)].resolve("predictor")
     return predictor.load(source, device=device, precision=precision)  # type: ignore[no-any-return]
 
 
 def _skipped(error: Exception, on_error: str) -> Exception:
-    """The error of a bad item, where such are left out; raised where not, or where it is none of the item's."""
+    """Return the error of a bad item with on_error "skip"; raise it otherwise, or if the item is not its cause."""
     if on_error != "skip" or not is_user_error(error):
         raise error
     return error
 
 
 def listed(items: Any) -> Sequence[Any]:
-    """The items that `predict` is given.
+    """The items passed to `predict`.
 
     Raises:
-        DataError: one item stands for a list.
+        DataError: A single item was passed instead of a list.
     """
     if isinstance(items, (str, bytes, Path, Mapping)) or not hasattr(items, "__getitem__") or hasattr(items, "shape"):
         raise DataError("predict", "a list of items", "one item: write predict([item]), or call the predictor with it")
@@ -335,10 +338,10 @@ def listed(items: Any) -> Sequence[Any]:
 
 
 def single(item: Any, instead: str) -> Any:
-    """The item that a prediction or an explanation is asked for.
+    """The single item passed to a predictor.
 
     Raises:
-        DataError: a list stands for one.
+        DataError: A list was passed instead of one item.
     """
     if isinstance(item, list):
         raise DataError("predictor", f"one item; for a list write {instead}", f"a list of {len(item)}")
@@ -346,17 +349,17 @@ def single(item: Any, instead: str) -> Any:
 
 
 def mapping_of(item: Any, key: str) -> Mapping[str, Any]:
-    """An item as a mapping: itself, or a bare one under its key, by its path where it has one."""
+    """An item as a mapping. A bare input is put under `key`; the id of a path is the path itself."""
     if isinstance(item, Mapping):
         return item
     return {key: item} | ({"id": str(item)} if isinstance(item, (str, Path)) else {})
 
 
 def name_of(item: Mapping[str, Any], number: int, wanted: Sequence[str]) -> str:
-    """The id of an item that has these keys, its number where it has none.
+    """The id of an item, or its number if it has none.
 
     Raises:
-        DataError: a key is missing; names the item.
+        DataError: One of the `wanted` keys is missing; names the item.
     """
     name = str(item.get("id", number))
     if any(item.get(key) is None for key in wanted):
@@ -369,7 +372,7 @@ def device_of(name: str) -> Any:
     """The torch device for "auto", "cpu", "cuda" or "cuda:N".
 
     Raises:
-        UserError: no such device here.
+        UserError: This machine has no such device.
     """
     import torch
 

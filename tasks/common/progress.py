@@ -1,4 +1,4 @@
-"""A bar for long work, where somebody watches."""
+"""A progress bar for interactive terminals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def progress(items: Any, total: int, title: str, shown: bool = True) -> Iterator[Any]:
-    """Rich's bar on stderr for long work on a terminal; nothing where nobody watches or there is little to do.
+    """Iterate with Rich's progress bar on stderr, if that is a terminal and there are at least 64 items.
 
     Args:
-        items: what is worked through.
-        total: how many.
-        title: stands before the bar.
-        shown: off where results are written to the same terminal, and are progress enough.
+        items: The items to iterate over.
+        total: Number of items.
+        title: Title of the bar.
+        shown: Whether to show the bar; False if results are printed to the same terminal.
     """
     if total < 64 or not shown or not sys.stderr.isatty():
         yield from items
@@ -22,9 +22,9 @@ def progress(items: Any, total: int, title: str, shown: bool = True) -> Iterator
     try:
         from rich.console import Console
         from rich.progress import Progress
-    except ModuleNotFoundError:  # it comes with what training needs
+    except ModuleNotFoundError:  # a dependency of training
         yield from items
         return
-    # By itself rich takes over stdout too, and what is written to a file would land on the terminal.
+    # By default rich redirects stdout, too, and results written to a file would appear on the terminal.
     with Progress(console=Console(stderr=True), redirect_stdout=False) as bar:
         yield from bar.track(items, total=total, description=title)

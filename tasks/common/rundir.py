@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind, and that no run destroys another."""
+"""The run directory: the files that a run writes, and the checks that no run overwrites another."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PACKAGES = ("mmattn", "torch", "lightning", "torchmetrics", "torchvision", "timm
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run of ours has begun in this folder."""
+    """Whether the folder is the run directory of a run."""
     return (folder / RUN).is_file()
 
 
 def writable(folder: Path) -> None:
-    """Make the folder if need be.
+    """Create the folder if necessary and check that it is writable.
 
     Raises:
-        RunDirectoryError: it cannot be made or written.
+        RunDirectoryError: The folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,19 +43,19 @@ def writable(folder: Path) -> None:
 
 
 def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Make the run directory ready.
+    """Prepare the run directory.
 
     Raises:
-        RunDirectoryError: not writable; in use and neither resumed nor to be overwritten; nothing to resume; or asked
-            to overwrite a folder that is no run's.
+        RunDirectoryError: The folder is not writable; it is not empty, with neither `resume` nor `overwrite`; it has no
+            run to resume; or it is to be overwritten and is not a run directory.
     """
     writable(folder)
     clean_leftovers(folder)
     if resume:
         if not is_run(folder):
-            raise RunDirectoryError(f"{folder}: nothing to resume: no run has begun there.")
+            raise RunDirectoryError(f"{folder}: nothing to resume: expected a run directory, found no {RUN}.")
         return
-    if {entry.name for entry in folder.iterdir()} <= {METRICS}:  # empty, or only measured into
+    if {entry.name for entry in folder.iterdir()} <= {METRICS}:  # empty, or with metrics of an evaluation only
         return
     if not overwrite and is_run(folder) and not list(folder.glob("*.ckpt")):
         raise RunDirectoryError(
@@ -67,15 +67,13 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
             f"--overwrite true, or choose another by --trainer.default_root_dir."
         )
     if not is_run(folder):
-        raise RunDirectoryError(
-            f"{folder}: --overwrite empties only directories of earlier runs, and this one has no {RUN}."
-        )
+        raise RunDirectoryError(f"{folder}: --overwrite empties only directories of earlier runs; found no {RUN}.")
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def versions() -> dict[str, str]:
-    """What the figures were measured with."""
+    """Versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -86,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def record_start(folder: Path, task: str, seed: int, command: str, config: str, resumed: bool) -> None:
-    """Write config.yaml (the resolved configuration) and run.json (seed, versions, command, data's fingerprint)."""
+    """Write config.yaml (the resolved configuration) and run.json (seed, versions, command, data fingerprint)."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if resumed:
         record = read_json(folder / RUN)
@@ -99,7 +97,7 @@ def record_start(folder: Path, task: str, seed: int, command: str, config: str, 
 
 
 def record_data(folder: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Add what the data were to run.json."""
+    """Add the data fingerprint to run.json."""
     write_json(folder / RUN, {**read_json(folder / RUN), "data": dict(fingerprint)})
 
 
@@ -110,12 +108,12 @@ def record_metrics(folder: Path, part: str, figures: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of ours, or an empty dictionary where there is none."""
+    """Read a JSON file; an empty dictionary if it does not exist."""
     return dict(readers.read_json(path)) if path.exists() else {}
 
 
 def print_metrics(title: str, figures: Mapping[str, float]) -> None:
-    """A table on the terminal."""
+    """Print a table of metrics on the terminal."""
     from rich.console import Console
     from rich.table import Table
 
@@ -125,5 +123,7 @@ def print_metrics(title: str, figures: Mapping[str, float]) -> None:
     for name, value in figures.items():
         table.add_row(name, f"{value:.4f}")
     console = Console()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)  # a title of the table is as narrow as it
+    console.print(
+        title, markup=False, highlight=False, soft_wrap=True
+    )  # rich would wrap a table title to the table's width
     console.print(table)

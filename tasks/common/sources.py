@@ -1,8 +1,8 @@
-"""Where models are found: a run's, a named one in a task's package, a public folder, a repository of the hub.
+"""Sources of models: runs, named models of a task, folders of public models, repositories of the hub.
 
-A source is the `model/` folder of a run (or the run's); "TASK/NAME", a model that ships with a task; a folder with a
-public model's files, as the Hugging Face hub lays them out; or "hf:owner/name", if wanted with "@revision", a
-repository of the hub, of which the files that are read are fetched once and kept.
+A source is the folder of a run, or its `model/`; "TASK/NAME", a model that ships with a task; a folder with a public
+model's files in the layout of the Hugging Face hub; or "hf:owner/name", optionally with "@revision", a repository of
+the hub, whose files are downloaded when they are first read and cached.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from mmattn.tasks.common.checkpoint import CONFIG, read_config
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.task import tasks
 
-TIMM = "timm"  # in the place of a model_type: timm's config.json has an architecture
-CHECKPOINTS = "checkpoints"  # in a task's package
+TIMM = "timm"  # family of timm's models, whose config.json has an architecture instead of a model_type
+CHECKPOINTS = "checkpoints"  # folder of a task's package
 
 
 @dataclass(frozen=True)
 class Source:
-    """A place where a model was found."""
+    """The location of a model."""
 
-    name: str  # as it was given
-    folder: Path  # where its files lie; of a repository of the hub, those that have been fetched
+    name: str  # as given by the user
+    folder: Path  # folder of the files; for a repository of the hub, of those that were downloaded
     config: Mapping[str, Any]  # config.json
     hub: str | None = None  # the repository's name
     revision: str | None = None
 
     @property
     def family(self) -> str | None:
-        """A public model's family; None: one of ours."""
+        """Family of a public model; None: a model of this toolkit."""
         return None if "format" in self.config else self.config.get("model_type", TIMM)
 
     @property
     def place(self) -> dict[str, Any]:
-        """Where it is, as `mmattn.pretrained` wants to be told."""
+        """The location as keywords of the loaders in `mmattn.pretrained`."""
         return {"source": self.hub or self.folder, "download": self.hub is not None, "revision": self.revision}
 
     @property
     def where(self) -> str | Path:
-        """What messages and records call it."""
+        """Name of the source in messages and records."""
         return self.name if self.hub else self.folder
 
     def fetch(self, name: str) -> Path | None:
-        """A file by name; None where there is none."""
+        """The path of a file by name; None if it does not exist."""
         from mmattn.pretrained.files import open_source
 
         return open_source(**self.place)(name)
 
     def routes(self) -> dict[str, str]:
-        """The tasks that take a public model and their adapters, first the one that `load` gives it to.
+        """The tasks that support a public model, with their adapters; `load` uses the first.
 
-        An adapter for its very architecture goes before one for all of its family.
+        Adapters of the exact architecture precede those of the whole family.
         """
         architectures = self.config.get("architectures")
         names = [f"{self.family}/{name}" for name in architectures] if isinstance(architectures, list) else []
@@ -72,18 +72,18 @@ class Source:
 
 
 def known_families() -> list[str]:
-    """The families of public models that some task takes."""
+    """The families of public models that are supported by any task."""
     return list(dict.fromkeys(key.split("/")[0] for task in tasks().values() for key in task.families))
 
 
 def find_model(name: str | Path) -> Source:
-    """Where a model lies, and its config.json.
+    """Find a model and read its config.json.
 
     Args:
-        name: a source, see above.
+        name: A source, see the module's documentation.
 
     Raises:
-        CheckpointError: there is none, or of a kind that nothing here reads.
+        CheckpointError: There is no model, or its family is not supported.
     """
     source = _on_hub(str(name)) if str(name).startswith("hf:") else _in_folder(name)
     if source.family is not None and not source.routes():
@@ -95,7 +95,7 @@ def find_model(name: str | Path) -> Source:
 
 
 def task_of(name: str | Path) -> str:
-    """The task that `load` gives a source to."""
+    """The task for which `load` loads a source."""
     source = find_model(name)
     return source.config["task"] if source.family is None else next(iter(source.routes()))
 
@@ -107,10 +107,10 @@ def named_models(task: str) -> dict[str, Path]:
 
 
 def _named(name: str | Path) -> Path | None:
-    """The folder of a named model; None where it is no such name.
+    """The folder of a named model; None if `name` does not have the form of one.
 
     Raises:
-        CheckpointError: a folder has that name, too; or the task has no model of that name.
+        CheckpointError: A folder of that name exists, too; or the task has no model of that name.
     """
     found = re.fullmatch(r"([a-z]\w*)/([\w.-]+)", name) if isinstance(name, str) else None
     if found is None or found[1] not in tasks():
@@ -130,12 +130,12 @@ def _named(name: str | Path) -> Path | None:
 
 def _in_folder(name: str | Path) -> Source:
     folder = _named(name) or Path(name)
-    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():  # a run's
+    if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():  # a run directory
         folder = folder / "model"
     try:
         config = read_json(folder / CONFIG)
     except DataError:
-        config = None  # read_config says what is wrong
+        config = None  # read_config raises the error
     if not _is_public(config):
         config = read_config(name if str(name).startswith("http") else folder)
     return Source(str(name), folder, config)
@@ -164,7 +164,7 @@ def _on_hub(name: str) -> Source:
 
 
 def _is_public(config: Any) -> bool:
-    """Whether a config.json is one of transformers' or timm's."""
+    """Whether a config.json is of transformers or timm."""
     if not isinstance(config, dict) or "format" in config:
         return False
     return isinstance(config.get("model_type", config.get("architecture")), str)

@@ -1,7 +1,7 @@
-"""What a task is: the one place where it is described. Standard library alone, so that help answers at once.
+"""The description of a task. It imports the standard library alone, so that `--help` is immediate.
 
-Whatever works for all tasks reads this: the command line, `load`, the ablations, the pointing game, the tests, and the
-table in the README.
+All code that works for every task reads this description: the command line, `load`, the ablations, the pointing game,
+the tests, and the table in the README.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class Option:
     """A command-line option of a task's `predict` and `explain`.
 
     Args:
-        name: `image` stands for `--image`.
-        help: one line.
-        type: of the value; bool: a switch.
-        default: where it is not given; None: what `predict` itself takes.
-        kind: "item": a part of the one item that the command is about, by its key; "predict": a keyword of the
-            predictor's `predict` and `explain`; "load": a keyword of its `load`.
-        only: the one command that has it; None: both.
-        metavar: what help calls the value.
+        name: Name of the option without dashes: `image` for `--image`.
+        help: Help text, one line.
+        type: Type of the value; `bool` makes a switch.
+        default: Value if the option is not given; None: the default of `predict` itself.
+        kind: "item": a field of the command's single item; "predict": a keyword of the predictor's `predict` and
+            `explain`; "load": a keyword of its `load`.
+        only: The only command that has the option; None: both have it.
+        metavar: Name of the value in the help text.
     """
 
     name: str
@@ -41,30 +41,31 @@ class Option:
 
 @dataclass(frozen=True)
 class Task:
-    """A task, by the import strings of what it consists of: "module:Name", a module of its package or a full name.
+    """A task, described by the import strings of its parts: "module:Name" within its package, or a full name.
 
     Args:
-        name: the command's.
-        package: its full name, "mmattn.tasks.NAME".
-        title: one sentence for help and for the README's table.
-        model: the `nn.Module`.
-        processor: raw data to tensors and back (`mmattn.data.processor.Processor`).
-        module: the LightningModule (`TaskModule`).
-        datamodule: its data (`TaskDataModule`).
-        predictor: raw input to predictions (`Predictor`).
-        demo: `make(split, limit)`, the built-in data.
-        options: what `predict` and `explain` take beside the options of all tasks.
-        adapter: reads models of ours (`mmattn.tasks.common.adapter.Adapter`); None: that one itself.
-        families: public models that it reads: "model_type/Architecture" or "model_type/*" to an adapter.
-        baselines: trainings that must fail, by name: command-line words. Those of `--data.*` also hold in measuring.
-        variants: other trainings that the ablations compare with the full one, likewise.
-        metric: the main one, as the module's monitor names it.
-        kernel_words: what a training needs so that the encoder's attention has a kernel to choose.
-        kernel_length: tokens that this attention sees in the built-in data, for kernels that have to know.
-        default_checkpoint: the named model that `predict` takes without `--checkpoint`.
-        localisation: measures explanations against the built-in truth, `(predictor, limit) -> PointingGame`.
-        tiny: command-line words of a training that takes seconds, for the tests.
-        upgrade: changes the model's keywords of an earlier format (`mmattn.tasks.common.checkpoint.upgrade`).
+        name: Name of the command.
+        package: Full name of the package, "mmattn.tasks.NAME".
+        title: One sentence for the help text and the README's table.
+        model: The `nn.Module`.
+        processor: Converts raw data to tensors and back (`mmattn.data.processor.Processor`).
+        module: The LightningModule (`TaskModule`).
+        datamodule: The LightningDataModule (`TaskDataModule`).
+        predictor: Computes predictions from raw input (`Predictor`).
+        demo: The built-in data, `make(split, limit)`.
+        options: Options of `predict` and `explain` in addition to those of all tasks.
+        adapter: Reads checkpoints of this toolkit (`mmattn.tasks.common.adapter.Adapter`); None: `Adapter` itself.
+        families: Adapters of public models, by "model_type/Architecture" or "model_type/*".
+        baselines: Command-line words of baselines that are expected to fail, by name. Their `--data.*` options also
+            apply to evaluation.
+        variants: Command-line words of other training runs that the ablations compare with the full model, by name.
+        metric: The main metric, as named by the module's `monitor`.
+        kernel_words: Command-line words of a model whose encoder's self-attention has a kernel to choose.
+        kernel_length: Sequence length of this attention on the built-in data, for kernels with a maximum length.
+        default_checkpoint: Named model that `predict` loads without `--checkpoint`.
+        localisation: Measures explanations against the built-in regions, `(predictor, limit) -> PointingGame`.
+        tiny: Command-line words of a training run of a few seconds, for the tests.
+        upgrade: Converts the model keywords of an earlier format (`mmattn.tasks.common.checkpoint.upgrade`).
     """
 
     name: str
@@ -90,11 +91,11 @@ class Task:
     upgrade: str | None = None
 
     def resolve(self, part: str) -> Any:
-        """The object behind one of the import strings, by the field's name; or by the string itself.
+        """Import the object of a field, given the field's name, or of an import string.
 
         Raises:
-            AttributeError: the module has no such name.
-            ImportError: there is no such module.
+            AttributeError: The module does not define the name.
+            ImportError: The module does not exist.
         """
         module, _, name = getattr(self, part, part).partition(":")
         return getattr(importlib.import_module(module if "." in module else f"{self.package}.{module}"), name)
@@ -107,10 +108,10 @@ class Task:
 
 @functools.cache
 def tasks() -> dict[str, Task]:
-    """All tasks by name: packages in `tasks` and in the folders of MMATTN_TASKS, entry points of group mmattn.tasks.
+    """All tasks by name: packages in `tasks` and the folders of MMATTN_TASKS, entry points of the group mmattn.tasks.
 
     Raises:
-        AttributeError: a package has no TASK.
+        AttributeError: A package has no TASK.
     """
     from importlib import metadata
 

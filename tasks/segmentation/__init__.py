@@ -1,4 +1,4 @@
-"""Segmentation: an image in, the class of each of its pixels and where the model looked out.
+"""Semantic segmentation: predicts the class of each pixel of an image, and explains it by attention.
 
 >>> from mmattn.tasks import segmentation
 >>> predictor = segmentation.load()  # doctest: +SKIP
@@ -37,7 +37,7 @@ _SEGFORMER = "--model.network segformer --model.channels [32,64,96,128] --model.
 TASK = Task(
     name="segmentation",
     package="mmattn.tasks.segmentation",
-    title="Segmentation: train, measure, paint the classes of an image's pixels, see where the model looked.",
+    title="Segmentation: train, evaluate, segment images, plot the attention.",
     model="model:SegmentationModel",
     processor="processor:SegmentationProcessor",
     module="module:SegmentationModule",
@@ -45,12 +45,12 @@ TASK = Task(
     predictor="predict:SegmentationPredictor",
     demo="demo:make",
     options=(
-        Option("image", "an image; or a folder's images by --input DIR", kind="item"),
-        Option("masks", "folder for PNGs of class ids, one a picture", only="predict", metavar="DIR"),
-        Option("overlays", "folder for pictures with the classes laid over them", only="predict", metavar="DIR"),
-        Option("tile", "side of the tiles that a large image is cut into", int, metavar="PIXELS"),
-        Option("flip", "mean of the image and its mirror image", bool),
-        Option("class_name", "the class to explain (default: the rarest in the picture)", only="explain"),
+        Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
+        Option("masks", "folder for PNGs of class ids, one per image", only="predict", metavar="DIR"),
+        Option("overlays", "folder for images overlaid with the predicted classes", only="predict", metavar="DIR"),
+        Option("tile", "side of the tiles into which large images are split", int, metavar="PIXELS"),
+        Option("flip", "average the predictions of the image and its mirror image", bool),
+        Option("class_name", "the class to explain (default: the rarest in the image)", only="explain"),
     ),
     adapter="adapters:SegmentationAdapter",
     families={
@@ -64,7 +64,7 @@ TASK = Task(
         "SegFormer": _SEGFORMER,
     },
     metric="miou",
-    kernel_words=_SEGFORMER,  # attention between maps and their reduced keys: dense, or what needs no order
+    kernel_words=_SEGFORMER,  # attention to spatially reduced keys: dense, or kernels that need no order
     localisation="localisation:localisation",
     tiny="--data.demo_size 16 --data.batch_size 8 --model.channels [6,8]",
 )

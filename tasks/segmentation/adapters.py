@@ -1,4 +1,4 @@
-"""What segmentation can begin with: a model of ours, whatever its classes, a public SegFormer, or a timm backbone."""
+"""Adapters of segmentation: models of this toolkit with any classes, public SegFormers, and timm backbones."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mmattn.tasks.common.labels.adapter import LabelAdapter
 from mmattn.tasks.common.sources import Source
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 
-# Keywords of SegFormer, as the task's model calls them.
+# Keywords of SegFormer, by their names in the task's model.
 NAMES = {"embed_dims": "channels", "num_layers": "num_blocks", "classifier_dropout": "dropout"}
 NAMES |= {name: name for name in ("num_heads", "reductions", "attention")}
-BILINEAR = 2  # as preprocessor_config.json and PIL number it
-UNET = ("decoder_channels", "gates", "deep_supervision")  # keywords that decide nothing of an encoder
+BILINEAR = 2  # in preprocessor_config.json and PIL
+UNET = ("decoder_channels", "gates", "deep_supervision")  # keywords that do not affect the encoder
 
 
 class SegmentationAdapter(LabelAdapter):
-    """Reads models of ours."""
+    """Reads models of this toolkit."""
 
     scores = ("head.classifiers.", "head.decoder.classifier.")  # of the U-Net and of SegFormer
     head = ("head.decoder.", *scores)
 
 
 class SegFormerAdapter(SegmentationAdapter):
-    """Reads public SegFormers, with their classes where they have a decoder."""
+    """Reads public SegFormers, with their classes if they have a decoder."""
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         from mmattn.backbones.segformer import SegFormer
@@ -43,12 +43,12 @@ class SegFormerAdapter(SegmentationAdapter):
         keywords = {ours: more.pop(name) for name, ours in NAMES.items() if name in more} | {"network": "segformer"}
         keywords |= {"decoder_channels": (more.pop("decoder_dim"),), "backbone_options": more}
         classes, size = ClassList((), ()), None
-        told = _preprocessing(source)
+        config = _preprocessing(source)
         if not headless:
-            classes = _classes(source, bool(told.get("do_reduce_labels", told.get("reduce_labels"))))
+            classes = _classes(source, bool(config.get("do_reduce_labels", config.get("reduce_labels"))))
             keywords["num_classes"] = len(classes.names)
-        if told.get("do_resize", bool(told)):
-            size = _size(source, told)
+        if config.get("do_resize", bool(config)):
+            size = _size(source, config)
         processor = SegmentationProcessor(classes, size, **statistics(source))
         state = {f"head.{name}": value for name, value in converted.state.items()}
         free = (*FREE, "decoder_channels") if headless else FREE
@@ -56,7 +56,7 @@ class SegFormerAdapter(SegmentationAdapter):
 
 
 class TimmAdapter(SegmentationAdapter):
-    """Reads timm backbones, to stand below a U-Net."""
+    """Reads timm backbones, as encoders of a U-Net."""
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         from mmattn.backbones.timm import TimmPyramid
@@ -80,15 +80,15 @@ class TimmAdapter(SegmentationAdapter):
 
 def _preprocessing(source: Source) -> Mapping[str, Any]:
     path = source.fetch(PREPROCESSING)
-    told: Mapping[str, Any] = {} if path is None else read_json(path)
-    if told.get("resample", BILINEAR) != BILINEAR:
-        raise CheckpointError(f"{path}: expected resample {BILINEAR}, bilinear; found {told['resample']!r}.")
-    return told
+    config: Mapping[str, Any] = {} if path is None else read_json(path)
+    if config.get("resample", BILINEAR) != BILINEAR:
+        raise CheckpointError(f"{path}: expected resample {BILINEAR}, bilinear; found {config['resample']!r}.")
+    return config
 
 
-def _size(source: Source, told: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width to which every image is brought; SegFormer's own where the file does not say."""
-    size = told.get("size", 512)
+def _size(source: Source, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width to which every image is resized; SegFormer's default if the file does not state them."""
+    size = config.get("size", 512)
     sides: Any = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
     if not all(isinstance(side, int) and side > 0 for side in sides):
         raise CheckpointError(f"{source.name}: {PREPROCESSING}: expected size with height and width, found {size!r}.")
@@ -96,7 +96,7 @@ def _size(source: Source, told: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _classes(source: Source, reduced: bool) -> ClassList:
-    """The classes by id2label. Of reduced labels masks hold numbers one higher, and 0 is void."""
+    """The classes of id2label. With reduced labels, numbers in masks are higher by one, and 0 is void."""
     number = source.config.get("num_labels", len(source.config.get("id2label") or ()) or 2)
     labels = source.config.get("id2label") or {n: f"LABEL_{n}" for n in range(number)}
     names = [str(labels.get(str(n), labels.get(n, ""))) for n in range(len(labels))]

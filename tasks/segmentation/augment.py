@@ -1,4 +1,4 @@
-"""Random change of an image and its mask together, by torchvision's transforms; in training only."""
+"""Random augmentation of an image together with its mask, by torchvision's transforms; for training only."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from mmattn.data.image.masks import VOID
 
 
 class SegmentationAugment:
-    """Scale, crop, mirror, colour: a pure function of the image, its labels and an integer seed.
+    """Random scale, crop, flip and colour: a pure function of the image, its labels and an integer seed.
 
-    A window of the picture is drawn, the crop's size divided by the scale, and brought to the crop's size: pixels
-    bilinearly, labels by their nearest. What of it lies beyond the image has the mean colour and counts as void.
+    A random window, whose size is that of the crop divided by the scale, is resized to the crop's size: pixels
+    bilinearly, labels by nearest neighbour. Pixels beyond the image have the mean colour and are void.
 
     Args:
-        crop: (height, width) of what comes out; None: the image's own.
-        scale: Smallest and largest zoom; drawn evenly in its logarithm.
-        flip: Share of the images that are mirrored.
-        brightness: Factor drawn from 1 - x .. 1 + x.
-        contrast: Likewise.
-        saturation: Likewise.
-        hue: Shift drawn from -x .. x, at most 0.5.
+        crop: (height, width) of the result; None: those of the image.
+        scale: Smallest and largest zoom; its logarithm is drawn uniformly.
+        flip: Probability of a horizontal flip.
+        brightness: Range x of the factor, drawn from 1 - x .. 1 + x.
+        contrast: Range x of the factor, drawn from 1 - x .. 1 + x.
+        saturation: Range x of the factor, drawn from 1 - x .. 1 + x.
+        hue: Range x of the shift, drawn from -x .. x, at most 0.5.
 
     Raises:
-        ValueError: A value out of range, by name.
+        ValueError: A value is out of range; names it.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class SegmentationAugment:
         self.scale, self.flip = (float(scale[0]), float(scale[1])), flip
 
     def __call__(self, pixels: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Changes one sample.
+        """Augment one sample.
 
         Args:
             pixels: uint8 (H, W, 3).
             labels: uint8 (H, W).
-            seed: Decides everything that is random.
+            seed: Seed of all random numbers.
 
         Returns:
             Pixels (h, w, 3) and labels (h, w), uint8, of the crop's size.
@@ -76,7 +76,7 @@ class SegmentationAugment:
         low, high = self.scale
         zoom = low * (high / low) ** draws[0]
         window = [max(1, round(side / zoom)) for side in crop]
-        # Where the window is larger than the image, what lies beyond it is shared out at random.
+        # If the window is larger than the image, the image's position in it is random.
         top, left = (
             round(draw * (side - w)) for draw, side, w in zip(draws[1:3], (height, width), window, strict=True)
         )
@@ -85,7 +85,7 @@ class SegmentationAugment:
         image, mask = (self._cut(part, inside, beyond) for part in (image, mask))
         if window != list(crop):
             image = F.resize(image, list(crop), antialias=zoom < 1)
-            # Masks as such are resized by torchvision's older "nearest", which is half a pixel off.
+            # torchvision resizes masks by its older "nearest", which is shifted by half a pixel.
             exact = F.InterpolationMode.NEAREST_EXACT
             mask = Mask(F.resize(mask.as_subclass(torch.Tensor)[None], list(crop), interpolation=exact)[0])
         if draws[3] < self.flip:

@@ -1,4 +1,4 @@
-"""Segmentation: samples, data set and batches. An image, and for each of its pixels the class."""
+"""Segmentation: samples, data set and batches of images with the class of each pixel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, image_siz
 
 @dataclass
 class SegmentationSample:
-    """One image with its mask, as a person would describe it."""
+    """An image with its mask."""
 
     id: str
     image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, or a PIL image
@@ -29,23 +29,26 @@ class SegmentationSample:
 
 @dataclass
 class Prepared(SegmentationSample):
-    """A sample that is decoded: pixels (h, w, 3) uint8 at the working size, and in the place of its mask labels uint8,
-    (h, w) in training, at the image's own size (H, W) in measuring."""
+    """A decoded sample.
+
+    The image is uint8 (h, w, 3) at the working size; the mask is labels, uint8, (h, w) in training and at the image's
+    own size (H, W) in evaluation.
+    """
 
 
 @dataclass
 class SegmentationBatch(Batch):
-    """Tensors for the model, and what the metric and the reports need."""
+    """A batch of images with masks: the model's inputs and the data of the metric."""
 
-    pixel_values: Tensor  # (B, 3, H, W) float, of the largest image; others are filled up right and below
-    labels: Tensor  # (B, H', W') uint8, at the images' own sizes in measuring; 255 where nothing counts
+    pixel_values: Tensor  # (B, 3, H, W) float, at the size of the largest image; others are padded right and below
+    labels: Tensor  # (B, H', W') uint8, at the images' own sizes in evaluation; 255 is void
     sizes: list[tuple[int, int]]  # (h, w) of each image within pixel_values
     label_sizes: list[tuple[int, int]]  # (h', w') of each within labels
     ids: list[str]
-    is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
+    is_repeat: bool = False  # repeated to give all ranks the same number of batches; excluded from metrics
 
     def alike(self) -> list[list[int]]:
-        """Rows whose images have one size and whose labels have one size: what can go through a model together."""
+        """Groups of rows with equal sizes of images and of labels, which can be run through a model together."""
         rows: dict[tuple[tuple[int, int], tuple[int, int]], list[int]] = {}
         for row, key in enumerate(zip(self.sizes, self.label_sizes, strict=True)):
             rows.setdefault(key, []).append(row)
@@ -53,15 +56,15 @@ class SegmentationBatch(Batch):
 
 
 class SegmentationDataset(SampleDataset[SegmentationSample]):
-    """Images with masks, from a folder or from samples in memory, checked.
+    """Images with masks, from a folder or from samples in memory, validated.
 
-    A folder has ``images/`` and ``masks/``; an image and its mask have the same name but for the ending. Sizes are
-    read from the headers at once, the numbers in the masks when they are first decoded.
+    A folder has ``images/`` and ``masks/``; an image and its mask have the same name apart from the suffix. Sizes are
+    validated immediately from the file headers, the numbers in masks when they are first decoded.
 
     Args:
         source: A folder, or samples.
-        classes: A class list or its file; by default ``classes.txt`` in the folder or the one above it.
-        options: What ``SampleDataset`` takes.
+        classes: A class list or its file; by default ``classes.txt`` in the folder or its parent.
+        options: Keywords of ``SampleDataset``.
     """
 
     item: ClassVar[str] = "image"
@@ -118,7 +121,7 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
 
 
 def _by_name(folder: Path, endings: Sequence[str], problems: Problems) -> dict[str, Path]:
-    """Files of a folder and those below it, by their path without the ending."""
+    """Files of a folder, at any depth, by their path without the suffix."""
     found: dict[str, Path] = {}
     for full, path in images_below(folder, endings):
         name = full.removesuffix(path.suffix)

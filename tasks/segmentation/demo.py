@@ -1,13 +1,13 @@
-"""The built-in segmentation data: textured scenes with thin and small things, drawn from a seed, in memory.
+"""The built-in segmentation data: textured scenes with thin and small objects, drawn from a seed, in memory.
 
-A scene is a 64x64 picture of eight classes. `rows` and `waves` are wide regions told apart by the direction of their
-stripes alone. A `ring` is closed and a `hook` is the same line with a gap, so that what one pixel of it is depends on
-places up to twenty pixels away. A `buoy` and a `stone` are the same small disc; a buoy lies in waves, a stone does not.
-A `pole` is a thin straight line. Colours are drawn alike for all classes and tell nothing.
+A scene is a 64x64 image of eight classes. `rows` and `waves` are wide regions that differ only in the direction of
+their stripes. A `ring` is closed and a `hook` is the same line with a gap, so that the class of a pixel depends on
+others up to twenty pixels away. A `buoy` and a `stone` are the same small disc; a buoy lies in waves, a stone does not.
+A `pole` is a thin straight line. Colours have the same distribution for all classes.
 
-The generator is frozen: `GENERATOR_VERSION` and the digests in `tests/data/test_demo_segmentation.py` hold it. Random
-numbers come from `numpy.random.RandomState`, which NumPy promises never to change, and drawing uses only arithmetic
-that every machine rounds the same way.
+The generator is frozen by `GENERATOR_VERSION` and the digests in `tests/data/test_demo_segmentation.py`. Random numbers
+are from `numpy.random.RandomState`, whose stream NumPy guarantees not to change, and rendering uses only arithmetic
+that is rounded equally on all machines.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ NUM_SCENES = {"train": 2400, "val": 200, "test": 400}
 _GROUND, _ROWS, _WAVES, _RING, _HOOK, _BUOY, _STONE, _POLE = range(len(NAMES))
 _COLOURS = np.array(RGB)
 _GAP = 0.64  # cosine of half the angle of a hook's gap: 100 degrees
-_APART = 2.5  # pixels between two things
+_APART = 2.5  # minimum distance of two objects in pixels
 _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5  # pixel centres
 
 
 def make(split: str, size: int | None = None) -> list[SegmentationSample]:
-    """The scenes of a part; the first ones do not depend on how many follow.
+    """Make the scenes of a split; smaller sizes are prefixes of larger ones.
 
     Raises:
-        ValueError: No such part.
+        ValueError: The split is unknown.
     """
     if split not in NUM_SCENES:
         raise ValueError(f"expected one of {', '.join(NUM_SCENES)}, found {split!r}")
@@ -46,7 +46,7 @@ def make(split: str, size: int | None = None) -> list[SegmentationSample]:
 
 
 def _scene(rs: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (64, 64, 3) and its mask (64, 64), uint8."""
+    """An image (64, 64, 3) and its mask (64, 64), uint8."""
     mask = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     level = 60 + 90 * rs.random_sample()
     canvas = level + 30 * rs.random_sample(3) - 15 + _blotches(rs, 50, 1) + _blotches(rs, 30, 3)  # (64, 64, 3)
@@ -75,7 +75,7 @@ def _blotches(rs: np.random.RandomState, strength: float, channels: int) -> np.n
 
 
 def _region(rs: np.random.RandomState, plain: np.ndarray, canvas: np.ndarray, mask: np.ndarray) -> None:
-    """A wide striped region over what was there: rows lie across, waves stand."""
+    """Paint a wide striped region: stripes of rows are horizontal, those of waves vertical."""
     kind = _ROWS if rs.random_sample() < 0.5 else _WAVES
     x, y, wide, high = rs.random_sample(4) * (IMAGE_SIZE, IMAGE_SIZE, 14, 14) + (0, 0, 16, 16)
     across, down = (_X - x) / wide, (_Y - y) / high
@@ -90,7 +90,7 @@ def _region(rs: np.random.RandomState, plain: np.ndarray, canvas: np.ndarray, ma
 
 
 def _thing(rs: np.random.RandomState, kind: int) -> np.ndarray:
-    """Somewhere a thing: the distance of every pixel from its edge, negative inside."""
+    """An object at a random position, as the distance of every pixel from its edge, negative inside."""
     u = rs.random_sample(6)
     direction = u[:2] - 0.5
     direction = direction / np.sqrt(direction[0] * direction[0] + direction[1] * direction[1] + 1e-9)
@@ -108,13 +108,13 @@ def _thing(rs: np.random.RandomState, kind: int) -> np.ndarray:
     if kind in (_BUOY, _STONE):
         return far - radius
     ring = np.abs(far - radius) - (1.0 + 0.25 * u[3])
-    if kind == _HOOK:  # what lies in the gap's direction is cut out
+    if kind == _HOOK:  # pixels in the gap's direction are removed
         ring = np.maximum(ring, dx * direction[0] + dy * direction[1] - _GAP * far)
     return ring
 
 
 def _fits(kind: int, distance: np.ndarray, grounds: np.ndarray) -> bool:
-    """Whether a disc lies where its class says; others may lie anywhere."""
+    """Whether a disc lies on the ground of its class; other objects may lie anywhere."""
     if kind not in (_BUOY, _STONE):
         return True
     waves = grounds[distance < 4] == _WAVES
@@ -122,7 +122,7 @@ def _fits(kind: int, distance: np.ndarray, grounds: np.ndarray) -> bool:
 
 
 def _paint(rs: np.random.RandomState, canvas: np.ndarray, distance: np.ndarray) -> None:
-    """A thing in one of the colours, whichever class it is, with smooth edges."""
+    """Paint an object in a random colour, independent of its class, with smooth edges."""
     u = rs.random_sample(5)
     colour = _COLOURS[int(len(_COLOURS) * u[0])] * (0.85 + 0.15 * u[1]) + 20 * u[2:] - 10
     alpha = np.clip(0.5 - distance, 0, 1)[..., None]

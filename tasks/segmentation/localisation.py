@@ -1,4 +1,4 @@
-"""The pointing game of segmentation: whether what spoke for a thing peaks on it."""
+"""The pointing game of segmentation: whether the relevance for a class peaks on its objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmattn.tasks.segmentation.demo import NAMES, THINGS, make
 
 
 def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
-    """Per class of things in the built-in test part; near is a pixel beside one."""
+    """Play the pointing game for each object class of the built-in test split; near is one pixel beside an object."""
     game = PointingGame("or a pixel beside it")
     for part in in_parts(make("test", limit), 50):
         batch = predictor.processor.collate(part)

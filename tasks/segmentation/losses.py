@@ -1,7 +1,7 @@
-"""Losses of segmentation. Pixels that are void (255) take no part in any.
+"""Losses of segmentation. Void pixels (255) are ignored.
 
-Each takes logits (B, K, H, W), labels (B, H, W) long, weights of the classes (K,) or none, and label_smoothing, the
-mass that is spread evenly over the classes.
+Each loss takes logits (B, K, H, W), labels (B, H, W) long, weights of the classes (K,) or None, and label_smoothing,
+the probability mass that is distributed evenly over the classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _pixelwise = functools.partial(F.cross_entropy, ignore_index=VOID)
 def cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """``-sum w_y log p_y / sum w_y`` over the labelled pixels; zero where there are none."""
+    """Cross-entropy, ``-sum w_y log p_y / sum w_y`` over the labelled pixels; zero if there are none."""
     total = _pixelwise(logits, labels, weights, label_smoothing=label_smoothing, reduction="sum")
     return total / _mass(labels, weights).clamp_min(1e-9)
 
@@ -29,9 +29,10 @@ def cross_entropy(
 def focal(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, gamma: float = 2.0
 ) -> Tensor:
-    """``-sum w_y (1 - p_y)^gamma log p_y / sum w_y``: what is right already counts little (Lin et al. 2017, section 3).
+    """Focal loss, ``-sum w_y (1 - p_y)^gamma log p_y / sum w_y`` (Lin et al. 2017, section 3).
 
-    The weights are the paper's alpha; gamma is how fast the factor falls; labels are smoothed in the logarithm's.
+    Well-classified pixels have a small weight; gamma determines how fast it falls. The class weights are the paper's
+    alpha. Label smoothing applies to the logarithm.
     """
     plain = _pixelwise(logits, labels, reduction="none")  # (B, H, W), zero where void
     loss = _pixelwise(logits, labels, weights, label_smoothing=label_smoothing, reduction="none")
@@ -42,19 +43,20 @@ def focal(
 def dice(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, eps: float = 1.0
 ) -> Tensor:
-    """``1 - mean_k (2 sum p_k y_k + eps) / (sum p_k + sum y_k + eps)`` over the batch's labelled pixels (Milletari et
-    al. 2016, section 3, without the squares), the weighted mean over the classes that are in the batch; eps, in pixels,
-    keeps a class of few pixels calm.
+    """Dice loss, ``1 - mean_k (2 sum p_k y_k + eps) / (sum p_k + sum y_k + eps)`` over the batch's labelled pixels.
+
+    Milletari et al. 2016, section 3, without the squares. The mean is weighted, over the classes that occur in the
+    batch; eps, in pixels, stabilizes classes of few pixels.
     """
     K, real = logits.shape[1], labels != VOID  # (B, H, W)
     p = logits.float().softmax(1) * real[:, None]  # (B, K, H, W), zero where void
-    said, safe = p.sum((0, 2, 3)), labels.clamp(max=K - 1)  # (K,), (B, H, W)
+    predicted, safe = p.sum((0, 2, 3)), labels.clamp(max=K - 1)  # (K,), (B, H, W)
     true = torch.bincount(labels[real], minlength=K).to(p)  # (K,)
-    hits = torch.zeros_like(said).index_add(0, safe.flatten(), p.gather(1, safe[:, None]).flatten())  # (K,)
+    hits = torch.zeros_like(predicted).index_add(0, safe.flatten(), p.gather(1, safe[:, None]).flatten())  # (K,)
     keep, spread = 1 - label_smoothing, label_smoothing / K
     there = (true > 0).to(p)
-    hits, true = keep * hits + spread * said, keep * true + spread * true.sum()
-    score = (2 * hits + eps) / (said + true + eps)  # (K,)
+    hits, true = keep * hits + spread * predicted, keep * true + spread * true.sum()
+    score = (2 * hits + eps) / (predicted + true + eps)  # (K,)
     share = there if weights is None else there * weights
     return ((1 - score) * share).sum() / share.sum().clamp_min(1e-9)
 
@@ -69,14 +71,14 @@ def segmentation_loss(
     weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> dict[str, Tensor]:
-    """The losses by name, each times its weight.
+    """The losses by name, multiplied by their weights.
 
     Args:
-        parts: a name in LOSSES to its weight.
+        parts: Weights of the losses, by name in LOSSES.
         logits: (B, K, H, W).
-        labels: (B, h, w) integers; where they are finer than the logits, those under the logits' centres are taken.
-        weights: (K,), of the classes.
-        label_smoothing: mass spread evenly over the classes.
+        labels: (B, h, w) integers; labels of higher resolution are sampled at the centres of the logits.
+        weights: Weights of the classes (K,).
+        label_smoothing: Probability mass that is distributed evenly over the classes.
     """
     if labels.shape[1:] != logits.shape[2:]:
         labels = F.interpolate(labels[:, None].float(), size=logits.shape[2:], mode="nearest-exact")[:, 0]
@@ -85,14 +87,14 @@ def segmentation_loss(
 
 
 def class_weights(kind: str, counts: Sequence[int]) -> Tensor | None:
-    """Weights of classes from how many pixels each has, mean one.
+    """Weights of the classes from their numbers of pixels; their mean is one.
 
     "median": ``median(f) / f`` (Eigen and Fergus 2015, section 4, over all pixels); "sqrt": its square root, milder;
     "log": ``1 / ln(1.02 + f)`` (Paszke et al. 2016, section 4); "none". f is the share of the labelled pixels; a class
-    without any has the largest weight of the others.
+    without pixels has the largest weight of the others.
 
     Raises:
-        ValueError: no such kind.
+        ValueError: The kind is unknown.
 
     >>> class_weights("sqrt", [80, 20])
     tensor([0.6667, 1.3333])

@@ -13,12 +13,12 @@ from mmattn.data.image.masks import VOID
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """How often each class was taken for each: (K, K) long, a row a true class, void pixels left out.
+    """Confusion matrix (K, K) long, with rows of true and columns of predicted classes; void pixels are ignored.
 
     Args:
         predicted: (...) integers in 0..K-1.
-        labels: the same shape, in 0..K-1 or 255.
-        num_classes: K.
+        labels: Integers of the same shape, in 0..K-1 or 255.
+        num_classes: Number of classes K.
     """
     real = labels != VOID
     pairs = labels[real].long() * num_classes + predicted[real].long()
@@ -26,15 +26,16 @@ def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def scores(matrix: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """What a summed confusion matrix (K, K) says: `miou`, `pixel_accuracy`, `mean_accuracy` and `iou/NAME`.
+    """`miou`, `pixel_accuracy`, `mean_accuracy` and `iou/NAME` from a confusion matrix (K, K).
 
-    IoU of a class is hits / (its pixels + its predictions - hits); the mean is over the classes that occur, as truth or
-    as prediction: one that does neither is left out, one that is only predicted counts as zero. mean_accuracy is the
-    share of hits of each class that truly occurs. Without any pixel all three are zero.
+    IoU of a class is hits / (its pixels + its predictions - hits). The mean is over the classes that occur in labels or
+    predictions: a class that occurs in neither is excluded, one that occurs in predictions only counts as zero.
+    mean_accuracy is the accuracy of each class, averaged over the classes that occur in the labels. Without labelled
+    pixels all three are zero.
     """
     matrix = matrix.double()
-    hits, true, said = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    union = true + said - hits
+    hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    union = true + predicted - hits
     occurs, is_true = union > 0, true > 0
     iou = hits / union.clamp_min(1)
     found = {
@@ -46,12 +47,12 @@ def scores(matrix: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 class SegmentationMetric(Metric):
-    """mIoU over the data set: one confusion matrix, summed over all pictures and processes.
+    """mIoU over the data set, from one confusion matrix summed over all images and processes.
 
-    Not the mean of each image's IoU, which torchmetrics' `MeanIoU` is.
+    torchmetrics' `MeanIoU`, in contrast, is the mean of each image's IoU.
 
     Args:
-        names: of the classes.
+        names: Names of the classes.
     """
 
     full_state_update = False
@@ -64,7 +65,7 @@ class SegmentationMetric(Metric):
         self.matrix: Tensor
 
     def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Add pixels: predicted classes and labels of one shape."""
+        """Add predicted classes and labels of the same shape."""
         self.matrix += confusion(predicted, labels, len(self.names))
 
     def compute(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The segmentation model: an image to scores of classes for each of its pixels."""
+"""The segmentation model: an image to logits of the classes of each pixel. Tensors in, tensors out."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ NETWORKS = ("unet", "segformer")
 
 
 class SegmentationOutput(NamedTuple):
-    """What `SegmentationModel` returns."""
+    """Output of `SegmentationModel`."""
 
     logits: Tensor  # (B, K, H, W), at the image's size
-    auxiliary: list[Tensor]  # (B, K, h, w) of coarser maps in training, for deep supervision
+    auxiliary: list[Tensor]  # logits (B, K, h, w) of coarser maps in training, for deep supervision
 
 
 class SegmentationHead(UNetHead):
-    """Scores of classes from the feature maps of an encoder of your own, through gated skip connections.
+    """Logits of the classes from the feature maps of any encoder, by a decoder with gated skip connections.
 
     Args:
-        in_channels: of the maps, the finest first.
-        num_classes: K.
-        options: `mmattn.backbones.unet.UNetHead`'s other keywords.
+        in_channels: Channels of the maps, the finest first.
+        num_classes: Number of classes K.
+        options: Other keywords of `mmattn.backbones.unet.UNetHead`.
 
     >>> head = SegmentationHead((16, 32), num_classes=5).eval()
     >>> head([torch.randn(1, 16, 12, 8), torch.randn(1, 32, 6, 4)])[0].shape
@@ -41,28 +41,28 @@ class SegmentationHead(UNetHead):
 
 
 class SegmentationModel(nn.Module):
-    """Images of any size to scores of classes for each pixel.
+    """Semantic segmentation: images of any size to logits of the classes of each pixel.
 
     Args:
-        num_classes: K.
+        num_classes: Number of classes K.
         network: "unet" (an attention U-Net) or "segformer".
-        backbone: of "unet": "residual", our own small net, or "timm/NAME".
-        channels: of the maps, the finest first: of "residual", or embed_dims of "segformer".
-        num_blocks: residual blocks on each map, or transformer layers; a number, or one a map.
-        stem_stride: of "residual": stride of the finest map, 1, 2 or 4.
-        decoder_channels: of the U-Net's decoder maps, one fewer than maps; those of the encoder where none; of
-            "segformer" one number, 256 where none.
-        gates: of "unet": attention gates on every skip; off: plain skips.
-        deep_supervision: of "unet": score the coarser maps too, in training.
-        num_heads: of "segformer", one a map.
-        reductions: of "segformer": by which keys and values are reduced on each map.
-        attention: of "segformer": {"kind": name, and the kernel's options}; none: dense.
-        dropout: of whole channels before the scores.
-        backbone_options: further keywords of SegFormer's, or the backbone's, own constructor, such as those of public
-            weights.
+        backbone: Encoder of "unet": "residual", a small residual network, or "timm/NAME".
+        channels: Channels of the maps, the finest first: of "residual", or embed_dims of "segformer".
+        num_blocks: Residual blocks or transformer layers of each map; one number for all, or one for each.
+        stem_stride: Stride of the finest map of "residual", 1, 2 or 4.
+        decoder_channels: Channels of the U-Net's decoder maps, one fewer than maps, or one number for "segformer";
+            none: those of the encoder, or 256.
+        gates: Whether the skip connections of "unet" have attention gates.
+        deep_supervision: Whether "unet" predicts coarser maps, too, in training.
+        num_heads: Number of attention heads of "segformer", one for each map.
+        reductions: Factors by which "segformer" reduces keys and values of each map.
+        attention: Self-attention of "segformer", {"kind": name, and the kernel's options}; none: dense.
+        dropout: Dropout of whole channels before the logits.
+        backbone_options: Additional keywords of the constructor of SegFormer or of the backbone, such as those of
+            public weights.
 
     Raises:
-        ValueError: keywords that do not go together, by name.
+        ValueError: The keywords are inconsistent; names them.
 
     >>> output = SegmentationModel(5, channels=(8, 16))(torch.randn(1, 3, 30, 21))
     >>> output.logits.shape
@@ -110,7 +110,7 @@ class SegmentationModel(nn.Module):
             )
             return
         if attention is not None:
-            raise ValueError("attention: of segformer alone; a U-Net's attention are its gates")
+            raise ValueError("attention: of segformer alone; a U-Net has attention gates")
         own: dict[str, Any] = {"channels": channels, "num_blocks": num_blocks, "stem_stride": stem_stride}
         self.encoder = build_pyramid(backbone, **(own if backbone == "residual" else {}) | more)
         self.head = SegmentationHead(
@@ -128,60 +128,60 @@ class SegmentationModel(nn.Module):
         return SegmentationOutput(enlarge(scores[0], pixel_values.shape[2:]), scores[1:])
 
     def scores(self, pixel_values: Tensor) -> list[Tensor]:
-        """pixel_values: (B, 3, H, W). Returns logits (B, K, h, w) of the decoder's maps, as they come."""
+        """pixel_values: (B, 3, H, W). Returns logits (B, K, h, w) of the decoder's maps, at their resolution."""
         if self.encoder is None:
             return [self.head(pixel_values)]
         return list(self.head(self.encoder(pixel_values)))
 
     @property
     def unit(self) -> int:
-        """Sides that are multiples of this many pixels are halved without a rest all the way down."""
+        """The number of pixels of which image sides must be multiples to be downsampled without remainder."""
         if self.encoder is None:
             strides, reductions = self.head.strides, self.head.reductions  # type: ignore[union-attr]
             stride = list(itertools.accumulate(strides, operator.mul))  # type: ignore[arg-type]
             return math.lcm(*(a * b for a, b in zip(stride, reductions, strict=True)))  # type: ignore[arg-type]
         return self.encoder.stride  # type: ignore[return-value]
 
-    def looked_at(self, maps: Maps, size: Sequence[int], gradients: bool = False) -> list[Tensor]:
-        """Where the model looked, one map (B, h, w) a gate or attention, the finest first.
+    def attention_maps(self, maps: Maps, size: Sequence[int], gradients: bool = False) -> list[Tensor]:
+        """One map (B, h, w) for each gate or self-attention, the finest first.
 
-        Of a gate its openness; of self-attention how much each key was looked at, the mean over heads and queries. With
-        gradients each weight is multiplied by its gradient, where that is positive: what speaks for the score.
+        The map of a gate is its coefficients; that of self-attention the weight of each key, the mean over heads and
+        queries. With gradients, weights are multiplied by the positive part of their gradients.
 
         Args:
-            maps: what `mmattn.explain.capture(model)` gave for one forward pass.
+            maps: Maps captured by `mmattn.explain.capture(model)` in one forward pass.
             size: (H, W) of the images in that pass.
-            gradients: after the backward pass of a score, the maps having kept their gradients.
+            gradients: Whether to multiply by gradients, which the maps retain after the backward pass of a score.
 
         Raises:
-            ValueError: the model has neither gates nor attention.
+            ValueError: The model has neither gates nor attention.
         """
         if not maps:
-            raise ValueError("a model without gates has nothing to look with: there is nothing to explain")
+            raise ValueError("the model has neither gates nor self-attention, and no attention map")
         found = []
         for weights in (calls[0] for calls in maps.values()):
-            seen = weights.detach()
+            attention = weights.detach()
             if gradients:
                 assert weights.grad is not None
-                seen = (seen * weights.grad).clamp_min(0)
-            found.append(seen)
-        if self.encoder is not None:  # a decoder begins with the coarsest
+                attention = (attention * weights.grad).clamp_min(0)
+            found.append(attention)
+        if self.encoder is not None:  # the decoder starts at the coarsest map
             return [gate[:, 0] for gate in found[::-1]]
         grids = self.head.key_grids(*size)  # type: ignore[operator]
-        return [seen.mean((1, 2)).unflatten(1, grid) for seen, grid in zip(found, grids, strict=True)]
+        return [attention.mean((1, 2)).unflatten(1, grid) for attention, grid in zip(found, grids, strict=True)]
 
 
 def enlarge(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, K, h, w) to (B, K, *size), bilinearly."""
+    """Bilinear interpolation of logits (B, K, h, w) to (B, K, *size)."""
     if tuple(logits.shape[2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def best_classes(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """The best class of each pixel at another size: (B, K, h, w) to (B, *size) uint8.
+    """The most probable class of each pixel at another size: logits (B, K, h, w) to (B, *size) uint8.
 
-    Scores are enlarged and compared one class at a time, so that a large image needs two maps and not K.
+    Logits are interpolated and compared one class at a time, so that a large image needs memory for two maps, not K.
     """
     best = logits.new_full((logits.shape[0], *size), -torch.inf, dtype=torch.float32)
     classes = torch.zeros(best.shape, dtype=torch.uint8, device=logits.device)

@@ -1,4 +1,4 @@
-"""Training and measuring segmentation: a sum of losses, deep supervision, one confusion matrix."""
+"""Training and evaluation of segmentation: a sum of losses, deep supervision, one confusion matrix."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from mmattn.tasks.segmentation.tiles import segment
 
 
 class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationProcessor]):
-    """Images with masks.
+    """Data module of images with masks.
 
     Args:
-        classes: path of the class list, where it is not `classes.txt` in the data's folder or the one above.
-        image_size: the shorter side at which the model sees an image, in pixels; none: as it is, or as in
-            `init_from`. What is measured is the masks' own size always.
-        augment: SegmentationAugment's keywords, for training; none: no augmentation.
-        preload: decode everything once into memory, as long as that takes at most 2 GB.
-        ablate: Train and measure without context: images are cut into patches, with their labels, and the patches
-            shuffled. A baseline to be beaten.
+        classes: Path of the class list, if it is not `classes.txt` in the data's folder or its parent.
+        image_size: Shorter side to which input images are resized, in pixels; none: not resized, or as in `init_from`.
+            Metrics are always computed at the masks' own size.
+        augment: Keywords of SegmentationAugment, for training images; none: no augmentation.
+        preload: Decode images and masks once into memory, if that takes at most 2 GB.
+        ablate: Train and evaluate without context: images are cut into patches, with their labels, and the patches
+            are shuffled. A baseline.
     """
 
     task = "segmentation"
@@ -74,7 +74,7 @@ class SegmentationLossOptions(LossOptions):
     Args:
         objective: Losses and their weights: cross_entropy, dice, focal.
         class_weights: Weights of the classes, from the training pixels: none, log, sqrt, median (the strongest).
-        aux_weight: Weight of the losses of coarser maps, where the model has deep supervision.
+        aux_weight: Weight of the losses of coarser maps, for models with deep supervision.
     """
 
     objective: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0, "dice": 0.5})
@@ -91,11 +91,11 @@ class SegmentationLossOptions(LossOptions):
 
 @dataclass
 class SegmentationDecodeOptions(DecodeOptions):
-    """How images are measured.
+    """Prediction of images in evaluation.
 
     Args:
-        tile: Side of the tiles in which larger images are measured; none: whole.
-        flip: Measure the mean of an image's scores and those of its mirror image.
+        tile: Side of the tiles into which larger images are split, in pixels; none: not split.
+        flip: Whether to average the logits of an image and of its mirror image.
     """
 
     tile: int | None = None
@@ -103,7 +103,7 @@ class SegmentationDecodeOptions(DecodeOptions):
 
 
 class SegmentationModule(TaskModule[SegmentationDataModule]):
-    """Segmentation's losses and mIoU."""
+    """LightningModule of segmentation: losses and mIoU."""
 
     task = "segmentation"
     Loss, Decode = SegmentationLossOptions, SegmentationDecodeOptions

@@ -1,4 +1,4 @@
-"""What was found in a picture, and pictures of it: classes laid over the photograph, gates beside it."""
+"""Predictions and explanations of segmentation, and their plots: overlays of classes and attention maps."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ from mmattn.data.image.masks import VOID, ClassList, palette
 
 @dataclass
 class SegmentationPrediction:
-    """The classes of a picture's pixels."""
+    """The predicted classes of an image's pixels."""
 
     id: str
-    size: tuple[int, int]  # width and height of the picture
-    shares: dict[str, float]  # the share of the pixels of each class that was found, the largest first
-    labels: np.ndarray  # (H, W) uint8, places in the processor's class list
-    mask: str | None = None  # the PNG that was written, if one was wanted
-    overlay: str | None = None  # likewise
+    size: tuple[int, int]  # width and height of the image
+    shares: dict[str, float]  # the share of pixels of each predicted class, the largest first
+    labels: np.ndarray  # (H, W) uint8, indices of the processor's class list
+    mask: str | None = None  # path of the mask's PNG, if it was written
+    overlay: str | None = None  # path of the overlay's PNG, if it was written
 
 
 @dataclass
 class SegmentationExplanation:
-    """Where the model looked."""
+    """The attention of a prediction, and the relevance of image regions for one class."""
 
     answer: SegmentationPrediction
     image: Any  # a PIL image
-    class_name: str  # what `relevance` is about
-    gates: list[Tensor]  # (h, w) each: how far each gate was open, the finest first; or how much keys were looked at
-    relevance: Tensor  # (h, w) at the model's size: what of it spoke for the class
+    class_name: str  # the class that `relevance` explains
+    gates: list[Tensor]  # (h, w) each, the finest first: coefficients of gates, or attention weights of keys
+    relevance: Tensor  # (h, w) at the model's input size: relevance for the class
     classes: ClassList
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG: the picture, its classes with a legend, and each gate's map and the relevance over the picture
-        in grey, each scaled to its own largest value."""
+        """Write a PNG of the image, its classes with a legend, each attention map, and the relevance.
+
+        Maps are overlaid on the image in grey, each scaled to its maximum.
+        """
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
         from mmattn.plot import heat
 
-        # Gates are seldom far from open or shut: what differs is drawn, and how much it differs said.
+        # Coefficients of a gate vary little: their difference from the minimum is plotted, the range is in the title.
         maps = [*(gate - gate.min() for gate in self.gates), self.relevance]
         titles = [f"{g.shape[1]} x {g.shape[0]}, {float(g.min()):.2g} to {float(g.max()):.2g}" for g in self.gates]
-        titles = [f"looked at: {title}" for title in titles] + [f"speaks for {self.class_name}"]
+        titles = [f"attention: {title}" for title in titles] + [f"relevance for {self.class_name}"]
         image, names, number = self.image, self.classes.names, len(self.classes.names)
         grey = np.asarray(image.convert("L"))
         panels = [image, coloured(image, self.answer.labels, number), *[grey] * len(maps)]
@@ -72,9 +74,9 @@ class SegmentationExplanation:
 
 
 def coloured(image: Any, labels: np.ndarray, number: int, opacity: float = 0.55) -> np.ndarray:
-    """Classes (H, W) uint8 laid over a picture, PIL's or uint8 (H, W, 3): uint8 (H, W, 3).
+    """Overlay classes (H, W) uint8 on an image (PIL or uint8 (H, W, 3)); returns uint8 (H, W, 3).
 
-    Their number decides the colours; void pixels show the picture alone.
+    The colours depend on the number of classes; void pixels are not coloured.
     """
     pixels = np.asarray(image).astype(np.float32)
     table = np.zeros((VOID + 1, 3), np.float32)
@@ -84,7 +86,7 @@ def coloured(image: Any, labels: np.ndarray, number: int, opacity: float = 0.55)
 
 
 def mask_image(labels: np.ndarray, classes: ClassList) -> Any:
-    """A PIL image with a palette whose pixels are the numbers of the classes, as masks for training are."""
+    """A PIL image with a palette, whose pixels are the numbers of the classes, as in masks for training."""
     from PIL import Image
 
     image = Image.fromarray(classes.mask(labels))

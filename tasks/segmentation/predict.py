@@ -1,4 +1,4 @@
-"""From an image to the classes of its pixels, with the processor that training used."""
+"""Predictions and explanations of segmentation from images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
 
 Item = Any  # see `image_sample`
-TILE = 1024  # images larger than this are cut into tiles, unless told otherwise
+TILE = 1024  # default side of the tiles into which larger images are split, in pixels
 
 
 class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
-    """A segmentation model with its processor, ready to answer.
+    """Predictor of segmentation.
 
     Items are images (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)), or mappings with `image` and,
-    if wanted, `id`.
+    optionally, `id`.
     """
 
     task = "segmentation"
@@ -64,20 +64,20 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         masks: str | Path | None = None,
         overlays: str | Path | None = None,
     ) -> list[SegmentationPrediction]:
-        """The class of each pixel of each image; images of one size go through the model together.
+        """Predict the class of each pixel; images of the same size are run through the model together.
 
         Args:
-            samples: as of `Predictor.predict_batch`.
-            batch: likewise.
-            tile: side of the tiles of larger images, in pixels.
-            flip: the mean of an image and its mirror image.
-            masks: folder for PNGs of class ids, one a picture.
-            overlays: folder for pictures with the classes laid over them.
+            samples: See `Predictor.predict_batch`.
+            batch: See `Predictor.predict_batch`.
+            tile: Side of the tiles into which larger images are split, in pixels.
+            flip: Whether to average the logits of an image and of its mirror image.
+            masks: Folder for PNGs of class ids, one per image.
+            overlays: Folder for images overlaid with the predicted classes.
         """
         found: dict[int, np.ndarray] = {}
         for rows in batch.alike():
             (height, width), own = batch.sizes[rows[0]], batch.label_sizes[rows[0]]
-            step = max(1, (TILE * TILE) // (height * width))  # large images one by one
+            step = max(1, (TILE * TILE) // (height * width))  # large images are processed one by one
             for part in (rows[i : i + step] for i in range(0, len(rows), step)):
                 pixels = batch.pixel_values[part, :, :height, :width]
                 logits = segment(lambda x: self.model.scores(x)[0], pixels, tile, flip=flip)
@@ -99,7 +99,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         return answer
 
     def _write(self, folder: Path, sample: SegmentationSample, image: Any) -> str:
-        """Writes a PNG under the item's name within the folder; one that another item has gets more after it."""
+        """Write a PNG named after the item; a suffix is appended if another item has the name."""
         from PIL import Image
 
         path = Path(sample.id)
@@ -123,8 +123,10 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         flip: bool = False,
         class_name: str | None = None,
     ) -> list[SegmentationExplanation]:
-        """The classes of each image's pixels, where the model looked, and what spoke for the class of that name, or
-        for the rarest in the image; tile and flip as of `predict_batch`."""
+        """Compute the attention of each image and its relevance for one class.
+
+        The class is `class_name`, by default the rarest in the image; see `predict_batch` for `tile` and `flip`.
+        """
         with torch.inference_mode():
             answers = self.predict_batch(samples, batch, tile=tile, flip=flip)
         explanations = []
@@ -139,20 +141,20 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         return explanations
 
     def relevance(self, pixel_values: Tensor, classes: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """Where the model looked, and what of it spoke for a class.
+        """Attention maps, and their relevance for a class.
 
-        The score of a class is the sum of its logits where it is the best; each gate's map times its gradient, where
-        positive, says which cells let pass what raised it; the levels are enlarged and added.
+        The score of a class is the sum of its logits over the pixels for which it is predicted. The relevance is the
+        positive part of each map times its gradient, interpolated to the image and summed over the maps.
 
         Args:
             pixel_values: (B, 3, H, W).
-            classes: one an image.
+            classes: The class to explain, one for each image.
 
         Returns:
             The maps (B, h, w), the finest first, and the relevance (B, H, W).
 
         Raises:
-            DataError: the model has nothing to look with.
+            DataError: The model has neither gates nor attention.
         """
         from mmattn.explain import capture
 
@@ -163,20 +165,20 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             chosen = torch.as_tensor(classes, device=logits.device)[:, None, None]
             own = logits.take_along_dim(chosen[:, None], 1)[:, 0]  # (B, H, W)
             there = logits.argmax(1) == chosen  # (B, H, W)
-            # Where the class is nowhere the best, all its scores count: what would have spoken for it.
+            # If the class is predicted for no pixel, its logits are summed over all pixels.
             there = there | ~there.flatten(1).any(1)[:, None, None]
             (own * there).sum().backward()
         size = pixel_values.shape[2:]
         try:
-            gates = self.model.looked_at(maps, size)
+            gates = self.model.attention_maps(maps, size)
         except ValueError as error:
-            raise DataError("explain", "a model that looks somewhere", str(error)) from None
-        spoke = self.model.looked_at(maps, size, gradients=True)
+            raise DataError("explain", "a model with gates or attention", str(error)) from None
+        evidence = self.model.attention_maps(maps, size, gradients=True)
         self.model.zero_grad(set_to_none=True)
-        return gates, torch.stack([enlarge(level[:, None], size)[:, 0] for level in spoke]).sum(0)
+        return gates, torch.stack([enlarge(level[:, None], size)[:, 0] for level in evidence]).sum(0)
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[SegmentationSample]:
-        """A folder of images, found at any depth; or one with `images/` as for training."""
+        """Read a folder of images, at any depth, or one with `images/` as for training."""
         folder = Path(path)
         if not folder.is_dir():
             raise DataError(path, "a folder of images", "a file" if folder.exists() else "no such folder")
@@ -185,13 +187,13 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         return [SegmentationSample(*image) for image in named_images(folder)]
 
     def demo_samples(self) -> list[SegmentationSample]:
-        """Eight scenes of the built-in test part."""
+        """Eight scenes of the built-in test split."""
         from mmattn.tasks.segmentation.demo import make
 
         return make("test", 8)
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the model as torch.export and ONNX programs, batch and image size free, checked against it."""
+        """Export torch.export and ONNX programs with dynamic batch and image sizes, compared with the model."""
         from torch.export import Dim
 
         from mmattn.tasks.common.export import export_model
@@ -201,7 +203,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         dynamic = {"pixel_values": {0: Dim("batch", max=4096), **sizes}}
         examples = [self._example(*shape) for shape in ((2, 3, 4), (1, 5, 2), (3, 2, 7))]
         lines = export_model(self.model, examples, dynamic, folder, "segmentation", formats)
-        return [*lines, f"The programs take images whose sides are multiples of {unit} pixels."]
+        return [*lines, f"The programs accept images whose sides are multiples of {unit} pixels."]
 
     def _example(self, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(batch)

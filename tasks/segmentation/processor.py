@@ -1,4 +1,4 @@
-"""What turns images into tensors and masks into labels, and labels back into masks; it is shipped with the model."""
+"""The processor of segmentation: images to tensors, masks to labels and back; shipped with the model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PATCH = 8  # side of the patches of the built-in baseline, in pixels
 
 
 class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
-    """Images, masks and classes.
+    """Converts images to tensors and masks to labels.
 
     Args:
-        classes: What is learnt.
-        size: Length of an image's shorter side as the model sees it, its shape kept; or (H, W), to which every
-            image is squashed; None: as it is.
-        mean: Per channel, of pixel values in 0..1.
-        std: Likewise.
-        counts: Labelled pixels of each class in the training part, from which class weights are made.
+        classes: The class list.
+        size: Shorter side of input images in pixels, with the aspect ratio kept; or (H, W), to which all images are
+            resized; None: images are not resized.
+        mean: Mean of pixel values in 0..1, per channel.
+        std: Standard deviation of pixel values in 0..1, per channel.
+        counts: Number of labelled training pixels of each class, from which class weights are computed.
     """
 
     KEYS = frozenset({"image", "classes", "counts"})
@@ -55,10 +55,10 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
     def fit(
         cls, dataset: SegmentationDataset, size: int | Sequence[int] | None = None, **options: Any
     ) -> SegmentationProcessor:
-        """Classes from the data set's list, or, where it has none, from what its masks hold; pixels are counted.
+        """Fit a processor: classes are those of the data set's list, or, without a list, the numbers in its masks.
 
         Raises:
-            DataError: A mask with a number that is in no list; or no labelled pixel at all.
+            DataError: A mask has a number that is not in the list, or no pixel is labelled.
         """
         totals = np.zeros(65536, np.int64)
         for where, sample in zip(dataset.places, dataset.samples, strict=True):
@@ -74,11 +74,11 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
             classes = ClassList(tuple(f"class {number}" for number in found), tuple(found))
         counts = [int(totals[number]) for number in classes.ids]
         if not sum(counts):
-            raise DataError(dataset.name, "masks with labelled pixels", "void alone")
+            raise DataError(dataset.name, "masks with labelled pixels", "void pixels only")
         return cls(classes, size, counts=counts, **options)
 
     def retarget(self, train: SegmentationDataset, given: Mapping[str, Any]) -> SegmentationProcessor:
-        """Images as the model knows them, classes and their shares as the data have them; see `Processor`."""
+        """A processor with the model's image preprocessing and the data's classes and counts; see `Processor`."""
         size = self.size if given["size"] is None else given["size"]
         return type(self).fit(train, size, mean=self.image.mean, std=self.image.std)
 
@@ -91,7 +91,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         return {"num_classes": len(self.classes.names)}
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height at which the model sees an image of this width and height."""
+        """Width and height to which an image of the given width and height is resized."""
         if self.size is None:
             return width, height
         if not isinstance(self.size, int):
@@ -100,7 +100,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         return max(1, round(width * scale)), max(1, round(height * scale))
 
     def pixels(self, source: ImageSource, name: str | None = None) -> tuple[np.ndarray, tuple[int, int]]:
-        """The image at its working size, uint8 (h, w, 3), and its own (H, W)."""
+        """The image at its working size, uint8 (h, w, 3), and its original size (H, W)."""
         from PIL import Image
 
         image = load_image(source, name)
@@ -109,10 +109,10 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)), own
 
     def prepare(self, sample: SegmentationSample, training: bool = False) -> Prepared:
-        """Decodes a sample: the image at its working size, the labels too in training, else at the image's own.
+        """Decode a sample: the image at its working size; labels at that size in training, else at the original size.
 
         Raises:
-            DataError: Image or mask cannot be read, or do not fit; by name.
+            DataError: Image or mask cannot be read, or their sizes differ; names the file.
         """
         if isinstance(sample, Prepared):
             return sample
@@ -127,10 +127,10 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         return Prepared(sample.id, pixels, _nearest(labels, pixels.shape[:2]) if training else labels)
 
     def preload(self, dataset: SegmentationDataset, training: bool, max_bytes: int = 2 << 30) -> bool:
-        """Decodes a data set into memory, so that no batch waits for a file.
+        """Decode a data set into memory.
 
         Returns:
-            Whether it was done; False when it would take more than ``max_bytes`` (nothing is changed then).
+            Whether it was decoded; False if it exceeds ``max_bytes``, and the data set is unchanged.
         """
         sizes = [image_size(sample.image, f"sample {sample.id}") for sample in dataset.samples]
         pixels = sum(3 * w * h for w, h in (self.working_size(*size) for size in sizes))
@@ -148,7 +148,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         seeds: Sequence[int] | None = None,
         is_repeat: bool = False,
     ) -> SegmentationBatch:
-        """Makes a batch; in training labels are at the images' working size, else at their own: what is measured."""
+        """Collate a batch; labels are at the images' working size in training, else at their original size."""
         ready = [self.prepare(sample, training) for sample in samples]
         pairs = [(sample.image, sample.mask) for sample in ready]
         if augment is not None:
@@ -167,10 +167,10 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         )
 
     def ablate(self, batch: SegmentationBatch, what: str, seeds: Sequence[int] | None = None) -> SegmentationBatch:
-        """Without "context": images are patches, with their labels, in an order that depends on the sample alone.
+        """Ablate the "context": permute the patches of each image, with their labels, as a function of its id.
 
         Raises:
-            ConfigError: Images or masks are not made of whole patches, or not of one size.
+            ConfigError: Images and masks differ in size, or their sides are not multiples of the patch size.
         """
         if batch.labels.shape[1:] != batch.pixel_values.shape[2:] or any(n % PATCH for n in batch.labels.shape[1:]):
             found = f"{tuple(batch.pixel_values.shape[2:])} and {tuple(batch.labels.shape[1:])}"
@@ -197,7 +197,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
 
 
 def _filled(arrays: Sequence[np.ndarray], value: Any) -> list[np.ndarray]:
-    """uint8 arrays (h, w, ...) at the largest height and width among them, filled up right and below."""
+    """Pad uint8 arrays (h, w, ...) right and below to the largest height and width among them."""
     height, width = (max(array.shape[n] for array in arrays) for n in (0, 1))
     filled = []
     for array in arrays:
@@ -211,7 +211,7 @@ def _filled(arrays: Sequence[np.ndarray], value: Any) -> list[np.ndarray]:
 
 
 def _nearest(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Labels (H, W) at another size: each pixel that of the place under its centre."""
+    """Resize labels (H, W) by nearest neighbour, sampled at pixel centres."""
     if labels.shape == shape:
         return labels
     rows, columns = (

@@ -1,4 +1,4 @@
-"""Scores of an image that is too large for one pass: overlapping tiles, blended; and its mirror image beside it."""
+"""Logits of images that are too large for one pass, by blending overlapping tiles; and flip averaging."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def segment(
     overlap: float = 0.25,
     flip: bool = False,
 ) -> Tensor:
-    """Logits of images, by tiles where they are larger than one.
+    """Compute the logits of images, by tiles if they are larger than one.
 
     Args:
-        run: pixel values (B, 3, h, w) to logits (B, K, h', w') of that size, or coarser.
+        run: Function of pixel values (B, 3, h, w) to logits (B, K, h', w') of the same or lower resolution.
         pixel_values: (B, 3, H, W).
-        tile: side of the tiles in pixels; None: the whole at once.
-        overlap: share of a tile that the next one covers too, 0 to below 1.
-        flip: mean with the mirror image, mirrored back.
+        tile: Side of the tiles in pixels; None: no tiles.
+        overlap: Share of a tile that overlaps with the next one, in [0, 1).
+        flip: Whether to average with the logits of the mirror image.
 
     Returns:
-        (B, K, H, W), or, where one pass is enough, as `run` gives them.
+        (B, K, H, W), or the output of `run` if one pass suffices.
     """
 
     def both(x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def segment(
 
 
 def starts(size: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles begin that cover a side evenly, each sharing at least `overlap` of itself with the next.
+    """Start positions of tiles that cover a side evenly and overlap by at least the share `overlap`.
 
     >>> starts(100, 40, 0.25)
     [0, 30, 60]
@@ -66,6 +66,6 @@ def starts(size: int, tile: int, overlap: float) -> list[int]:
 
 
 def _ramp(size: int, like: Tensor) -> Tensor:
-    """Weights (size,) that fall linearly to the tile's edges, where its scores know least of what lies around."""
+    """Weights (size,) that fall linearly to the tile's edges, where logits have the least context."""
     place = torch.arange(size, device=like.device, dtype=like.dtype)
     return torch.minimum(place + 1, size - place) / size

@@ -1,4 +1,4 @@
-"""Visual question answering: an image and a question in, an answer and where the model looked out.
+"""Visual question answering: predicts the answer to a question about an image, and explains it by attention.
 
 >>> from mmattn.tasks import vqa
 >>> predictor = vqa.load()  # doctest: +SKIP
@@ -27,7 +27,7 @@ __all__, __getattr__ = lazy("mmattn.tasks.vqa", _NAMES)
 TASK = Task(
     name="vqa",
     package="mmattn.tasks.vqa",
-    title="Visual question answering: train, measure, ask a model about an image, see where it looked.",
+    title="Visual question answering: train, evaluate, answer questions about images, plot the attention.",
     model="model:VQAModel",
     processor="processor:VQAProcessor",
     module="module:VQAModule",
@@ -35,9 +35,9 @@ TASK = Task(
     predictor="predict:VQAPredictor",
     demo="demo:make",
     options=(
-        Option("image", "an image; or a folder's images by --input DIR", kind="item"),
-        Option("question", "the question about it", kind="item"),
-        Option("top_k", "how many answers to give, best first (default: 1)", int, only="predict"),
+        Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
+        Option("question", "the question about the image", kind="item"),
+        Option("top_k", "number of answers, most probable first (default: 1)", int, only="predict"),
     ),
     baselines={
         "image hidden": "--data.ablate image",

@@ -20,22 +20,22 @@ from mmattn.tasks.vqa.formats import read_vqa
 
 @dataclass
 class VQASample:
-    """One question about an image, as a person would describe it."""
+    """A question about an image, with its answers and annotations."""
 
     id: str
     image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, or a PIL image
     question: str
-    answers: list[str] = field(default_factory=list)  # one to ten people's answers; empty when unlabelled
-    image_id: str = ""  # questions that share it share the image: it is loaded and encoded once a batch
+    answers: list[str] = field(default_factory=list)  # answers of one to ten annotators; empty when unlabelled
+    image_id: str = ""  # identifies the image: questions that share it are encoded with one copy per batch
     question_type: str = ""
     answer_type: str = ""
-    regions: list[Box] = field(default_factory=list)  # boxes_xyxy in 0..1 of the image, on which the answer rests
-    # Of each region: 0 where the question's first phrase names it, ...
+    regions: list[Box] = field(default_factory=list)  # regions that determine the answer, boxes_xyxy in 0..1
+    # The phrase of the question that names each region, from 0.
     phrases: list[int] = field(default_factory=list)
-    objects: list[tuple[Box, tuple[str, ...]]] = field(default_factory=list)  # what is where, with its labels
+    objects: list[tuple[Box, tuple[str, ...]]] = field(default_factory=list)  # boxes of objects and their labels
 
     def image_key(self) -> str:
-        """What tells whether two questions ask about the same image."""
+        """A key that is equal for questions about the same image."""
         if self.image_id:
             return self.image_id
         return str(self.image) if isinstance(self.image, (str, Path)) else f"object {id(self.image)}"
@@ -43,7 +43,7 @@ class VQASample:
 
 @dataclass
 class VQABatch(Batch):
-    """Tensors for the model, and what the metric and the reports need. B questions about N distinct images."""
+    """A batch of B questions about N distinct images: the model's inputs and the data of the metric."""
 
     pixel_values: Tensor  # (N, 3, H, W) float
     image_index: Tensor  # (B,) long: which image each question asks about
@@ -55,24 +55,24 @@ class VQABatch(Batch):
     region_phrases: Tensor  # (B, R) long: which of the question's phrases names it, from 0
     object_boxes: Tensor  # (N, O, 4) float: boxes_xyxy in 0..1 of the model's input
     object_mask: Tensor  # (N, O) bool, True = an object
-    object_labels: Tensor  # (N, O, K) float: 1 for each of its labels, of the processor's object_labels
+    object_labels: Tensor  # (N, O, K) float: 1 for each label of an object, in the order of the processor's
     ids: list[str]
     answers: list[list[str]]
     question_types: list[str]
     answer_types: list[str]
-    is_repeat: bool = False  # repeated only to give every rank the same number of batches: not to be counted
+    is_repeat: bool = False  # repeated to give all ranks the same number of batches; excluded from metrics
 
 
 class VQADataset(SampleDataset[VQASample]):
-    """Questions from a file or from samples in memory, checked.
+    """Questions from a file or from samples in memory, validated.
 
-    Formats (`formats.py` has the details): a VQA v2 questions JSON with its annotations beside it; CSV, TSV or JSONL
-    with the columns image, question, answer (or answers). Each image is checked once, however many ask about it.
+    Formats (`formats.py` has the details): a VQA v2 questions JSON with its annotations in the same folder; CSV, TSV
+    or JSONL with the columns image, question, answer (or answers). Each image is validated once.
 
     Args:
         source: A path, or samples.
-        image_root: Where the images are; by default they are searched for beside the file.
-        options: What ``SampleDataset`` takes.
+        image_root: Folder of the images; by default they are searched for near the file.
+        options: Keywords of ``SampleDataset``.
     """
 
     item: ClassVar[str] = "question"
@@ -86,7 +86,7 @@ class VQADataset(SampleDataset[VQASample]):
 
     @property
     def groups(self) -> list[int]:
-        """The image of each question, by number."""
+        """The index of each question's image."""
         numbers: dict[str, int] = {}
         return [numbers.setdefault(sample.image_key(), len(numbers)) for sample in self.samples]
 
@@ -107,7 +107,7 @@ class VQADataset(SampleDataset[VQASample]):
         if self.require_labels and not any(answer.strip() for answer in sample.answers):
             return "at least one answer that is not empty", shorten(sample.answers)
         for box in [*sample.regions, *(box for box, _ in sample.objects)]:
-            # A little beyond the edge is rounding in someone's conversion; more is another unit.
+            # Boxes slightly beyond the edge result from rounding; larger values from another unit.
             if len(box) != 4 or not (-0.01 <= box[0] < box[2] <= 1.01 and -0.01 <= box[1] < box[3] <= 1.01):
                 return "boxes (x1, y1, x2, y2) in 0..1 of the image, x1 < x2 and y1 < y2", shorten(box)
         if sample.phrases and (len(sample.phrases) != len(sample.regions) or min(sample.phrases) < 0):
@@ -130,14 +130,14 @@ class VQADataset(SampleDataset[VQASample]):
         return [*row, sample.regions, sample.objects], [sample.image]
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
-        """Decodes every image once, at the model's size; regions and objects are moved with the images.
+        """Decode every image once, at the model's input size; regions and objects are transformed with the images.
 
         Args:
             image: The processor's image part.
-            max_bytes: The most memory to take.
+            max_bytes: Upper bound of the memory.
 
         Returns:
-            Whether it was done; False when ``max_bytes`` is too little (nothing is changed then).
+            Whether the images were decoded; False if they exceed ``max_bytes``, and the data set is unchanged.
         """
         if len(set(self.groups)) * image.size[0] * image.size[1] * 3 > max_bytes:
             return False
@@ -158,7 +158,7 @@ class VQADataset(SampleDataset[VQASample]):
 
 
 def move_regions(sample: VQASample, window: Box) -> tuple[list[Box], list[int]]:
-    """The regions within a window of the image, and the phrase of each; those outside are left out."""
+    """The regions relative to a window of the image, and the phrase of each; regions outside are excluded."""
     phrases = sample.phrases or [0] * len(sample.regions)
     kept = [(moved, n) for box, n in zip(sample.regions, phrases, strict=True) if (moved := move_box(box, window))]
     return [box for box, _ in kept], [n for _, n in kept]

@@ -1,14 +1,14 @@
 """The built-in VQA data: small textured scenes and nine families of questions, drawn from a seed, in memory.
 
-A scene is a 64x64 picture of three to five things that do not touch, each with a shape, a colour and a size. Every
-scene is asked 18 questions, two of each family, with answers balanced so that words alone say little. The splits differ
-in their scenes *and* in their wordings: `val` mixes the wordings of training with wordings of its own, `test` uses only
-templates that neither of them has, built of words that training uses.
+A scene is a 64x64 image of three to five objects that do not touch, each with a shape, a colour and a size. A scene has
+18 questions, two of each family, with answers balanced so that the words alone are a weak predictor. The splits differ
+in their scenes *and* in their wordings: `val` mixes the wordings of training with additional ones, `test` uses only
+templates that neither of them has, composed of words of the training questions.
 
-The generator is frozen: `GENERATOR_VERSION` and the digests in `tests/data/test_demo_vqa.py` hold it.
+The generator is frozen by `GENERATOR_VERSION` and the digests in `tests/data/test_demo_vqa.py`.
 
-Margins keep the questions fair: "left of" needs a clear distance sideways that is not lost in a far larger one up or
-down, and a thing near the middle line is not asked for its half.
+Margins exclude ambiguous questions: "left of" requires a horizontal distance that is not small compared with the
+vertical one, and there are no questions about the half of an object near the middle line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GENERATOR_VERSION = 1
 ANSWERS = (*COLOURS, *SHAPES, *SIZES, "yes", "no", *"012345", "left", "right", "top", "bottom")
 NUM_SCENES = {"train": 3000, "val": 200, "test": 400}
 
-# Templates by family: (training and half of val, the other half of val, test). {d}, {a}, {b}: one thing ("large red
+# Templates by family: (training and half of val, the other half of val, test). {d}, {a}, {b}: one object ("large red
 # star"); {p}, {q}: several ("red things"); {r}: "left of"; {x}, {y}: two halves. Words in capitals have synonyms.
 _ATTRIBUTE = (
     "what {w} is the {d}? | which {w} does the {d} have? | tell me the {w} of the {d}. | the {d} is of what {w}? | "
@@ -123,36 +123,36 @@ _COMPARISONS = {  # by the sign of the difference of the two counts
 
 _RELATIONS = (("left", 0, -1), ("right", 0, 1), ("above", 1, -1), ("below", 1, 1))  # axis and sign
 _HALVES = (("left", "right"), ("top", "bottom"))
-_APART = 9.0  # pixels between two centres before one thing is "left of" the other
-_OFF_MIDDLE = 4.0  # pixels from the middle line before a thing is in one half
-_COUNT_WEIGHT = (3.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # large counts are rare, and asked for where there are any
-_KINDS = ((2,), (1,), (1, 2), (0, 2), (0, 1), (0, 1, 2), (0,))  # what may be said: size 0, colour 1, shape 2
+_APART = 9.0  # minimum distance of two centres in pixels for one object to be "left of" the other
+_OFF_MIDDLE = 4.0  # minimum distance from the middle line in pixels for an object to be in one half
+_COUNT_WEIGHT = (3.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # sampling weights of counts; large counts are rare
+_KINDS = ((2,), (1,), (1, 2), (0, 2), (0, 1), (0, 1, 2), (0,))  # attributes of a description: size 0, colour 1, shape 2
 
-What = tuple[int | None, int | None, int | None]  # what is said of a thing: size, colour, shape; None: left unsaid
+What = tuple[int | None, int | None, int | None]  # a description: size, colour, shape; None: not mentioned
 
 
 class Question(NamedTuple):
-    """What is asked."""
+    """A question before its wording is chosen."""
 
-    slots: dict[str, str]  # what fills the template
+    slots: dict[str, str]  # values of the template's slots
     answer: str
-    about: tuple[int, ...]  # the things it rests on
-    second: tuple[int, ...] = ()  # those of them that its second phrase names: "is the {a} left of the {b}?"
+    about: tuple[int, ...]  # indices of the objects that determine the answer
+    second: tuple[int, ...] = ()  # those that are named by the second phrase: "is the {a} left of the {b}?"
 
 
 def _keep(values: tuple, kind: tuple[int, ...]) -> What:
-    """The attributes at the places in `kind`, the others unsaid."""
+    """The attributes at the indices in `kind`; the others are None."""
     return (values[0] if 0 in kind else None, values[1] if 1 in kind else None, values[2] if 2 in kind else None)
 
 
 def _find(things: list[Thing], what: What) -> tuple[int, ...]:
-    """The places of the things that a description fits."""
+    """The indices of the objects that match a description."""
     kind = [k for k in range(3) if what[k] is not None]
     return tuple(i for i, thing in enumerate(things) if all(thing[k] == what[k] for k in kind))
 
 
 def _names(things: list[Thing]) -> list[list[What]]:
-    """For each thing the descriptions that fit no other."""
+    """For each object the descriptions that match no other."""
     names: list[list[What]] = [[] for _ in things]
     for kind in _KINDS:
         whats = [_keep(thing, kind) for thing in things]
@@ -173,7 +173,7 @@ def _say(rng: Random, what: What, many: bool = False) -> str:
 
 
 def _two(rng: Random, choices: list[Question]) -> list[Question]:
-    """Two of the choices, with different answers where that can be; nothing where there are no two."""
+    """Two of the choices, with different answers if possible; empty if there are fewer than two."""
     if len(choices) < 2:
         return []
     first = pick(rng, choices)
@@ -194,7 +194,7 @@ def _attribute(rng: Random, things: list[Thing], names: list[list[What]], k: int
 
 
 def _absent(rng: Random, things: list[Thing], kind: tuple[int, ...]) -> What:
-    """A description of nothing here; often a near miss: a colour and a shape that are there, but apart."""
+    """A description that matches no object; often a near miss, with the colour and the shape of different objects."""
     while True:
         values = [int(rng.random() * len(table)) for table in (SIZES, COLOURS, SHAPES)]
         mixed = tuple(pick(rng, things)[k] if rng.random() < 0.6 else values[k] for k in range(3))
@@ -231,7 +231,7 @@ def _count(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Qu
 
 
 def _comparison(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Question]:
-    """Two colours, two shapes or the two sizes: are there more, fewer or as many of one? Once yes, once no."""
+    """Comparisons of the counts of two colours, shapes or sizes; one with the answer yes, one with no."""
     questions: list[Question] = []
     for answer in ("yes", "no"):
         sign = pick(rng, (1, -1, 0))
@@ -254,13 +254,13 @@ def _comparison(rng: Random, things: list[Thing], names: list[list[What]]) -> li
 
 
 def _apart(dx: float, dy: float, axis: int) -> float:
-    """How far a distance goes along an axis; 0 where that is too little, also beside the other axis, to be asked."""
+    """The distance along an axis; 0 if it is too small, absolutely or relative to the other axis, for a question."""
     along, across = (dx, dy) if axis == 0 else (dy, dx)
     return along if abs(along) >= _APART and 2 * abs(along) >= abs(across) else 0.0
 
 
 def _outermost(centres: list[tuple[float, float]], axis: int, sign: int) -> tuple[int, int] | None:
-    """The last two on a side: the outermost, and the only one that has just that one beyond it. None if too close."""
+    """The second outermost and the outermost object on a side; None if objects are too close to be unambiguous."""
     *_, second, first = sorted(range(len(centres)), key=lambda i: sign * centres[i][axis])
     (x, y), (beyond_x, beyond_y) = centres[second], centres[first]
     third_is_apart = all(
@@ -272,17 +272,17 @@ def _outermost(centres: list[tuple[float, float]], axis: int, sign: int) -> tupl
 
 
 def _relation_query(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Question]:
-    """The one thing on a side of another, where all the rest are clearly not on that side."""
+    """Questions about the only object on a side of another one."""
     choices: list[Question] = []
     for word, axis, sign in _RELATIONS:
         pair = _outermost([(thing.x, thing.y) for thing in things], axis, sign)
         if pair is None or not names[pair[0]]:
             continue
         target, k, what = things[pair[1]], pick(rng, (1, 2)), pick(rng, names[pair[0]])
-        if what[k] == target[k] and rng.random() < 0.3:  # else the answer would too often be in the question
+        if what[k] == target[k] and rng.random() < 0.3:  # otherwise the answer would be in the question too often
             continue
         slots = {"w": ("", "COLOUR", "shape")[k], "d": _say(rng, what), "r": pick(rng, _SYNONYMS[word])}
-        # "what colour is the thing left of the star?" names the answer's thing first
+        # "what colour is the thing left of the star?" names the object of the answer first
         choices.append(Question(slots, target.word(k), pair, (pair[0],)))
     return _two(rng, choices)
 
@@ -324,7 +324,7 @@ _ASK: dict[str, Callable[[Random, list[Thing], list[list[What]]], list[Question]
 
 
 def _scene(rng: Random) -> tuple[list[Thing], dict[str, list[Question]]]:
-    """A scene of which every family can be asked twice, and what is asked."""
+    """A scene that admits two questions of every family, and its questions."""
     number = 3 + int(rng.random() * 3)
     while True:
         places = place(rng, number)
@@ -334,7 +334,7 @@ def _scene(rng: Random) -> tuple[list[Thing], dict[str, list[Question]]]:
             things = dress(rng, places)
             names = _names(things)
             asked: dict[str, list[Question]] = {}
-            for family in ("relation_query", *_ASK):  # first the one that fails most
+            for family in ("relation_query", *_ASK):  # the family that fails most often first
                 if family not in asked:
                     asked[family] = _ASK[family](rng, things, names)
                     if len(asked[family]) < 2:
@@ -354,19 +354,18 @@ def _word(rng: Random, family: str, slots: dict[str, str], split: str) -> str:
 
 
 def make(split: str, size: int | None = None, seed: int = 0) -> list[VQASample]:
-    """Makes one split of the built-in data.
+    """Make one split of the built-in data.
 
     Args:
         split: "train", "val" or "test".
-        seed: Another seed makes other scenes and questions; 0 is the data that every stated figure is about.
-        size: How many scenes; None: the split's own number in `NUM_SCENES`. A smaller number is the beginning of
-            a larger one.
+        size: Number of scenes; None: that of `NUM_SCENES`. Smaller sizes are prefixes of larger ones.
+        seed: Seed of scenes and questions; all reported figures are for 0.
 
     Returns:
-        Eighteen samples a scene, those of one scene following each other and sharing its picture and `image_id`.
+        Eighteen consecutive samples per scene, which share its image and `image_id`.
 
     Raises:
-        ValueError: If there is no such split.
+        ValueError: The split is unknown.
     """
     if split not in NUM_SCENES:
         raise ValueError(f"split must be one of {', '.join(NUM_SCENES)}; got {split!r}")

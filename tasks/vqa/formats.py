@@ -1,21 +1,21 @@
-"""The file formats of visual question answering, to the fields of samples.
+"""Readers of the file formats of visual question answering.
 
 **VQA v2**: ``questions_NAME.json`` with ``{"questions": [{"question_id", "image_id", "question"}]}``, and
-``annotations_NAME.json`` beside it with ``{"annotations": [{"question_id", "answers": [{"answer"}]}]}`` (answers may be
-strings; ``multiple_choice_answer`` stands in for a missing list; ``question_type`` and ``answer_type`` are optional).
-The official names are known too. Images are searched for in ``images/``, in the folder of the official name
-(``train2014/``), beside the file and one folder up, by ``file_name`` of an optional
-``"images": [{"id", "file_name"}]``, else as ``<image_id>.<ending>`` or ``COCO_train2014_<image_id>.jpg``.
+``annotations_NAME.json`` in the same folder with ``{"annotations": [{"question_id", "answers": [{"answer"}]}]}``
+(answers may be strings; ``multiple_choice_answer`` replaces a missing list; ``question_type`` and ``answer_type`` are
+optional). The official file names are supported, too. Images are searched for in ``images/``, in the folder of the
+official name (``train2014/``), in the file's folder and its parent, by ``file_name`` of an optional
+``"images": [{"id", "file_name"}]``, otherwise as ``<image_id>.<ending>`` or ``COCO_train2014_<image_id>.jpg``.
 
 **CSV, TSV, JSONL**: ``image`` (a path relative to the file), ``question``, and ``answer`` or ``answers``: a list in
 JSONL; in CSV a JSON list or several separated by ``|``. Optional: ``id``, ``image_id``, ``question_type``,
 ``answer_type``, ``regions``, ``objects``.
 
-**Regions** on which an answer rests, in a row or an annotation: ``regions``, a list of ``[x1, y1, x2, y2]`` as
+**Regions** that determine an answer, in a row or an annotation: ``regions``, a list of ``[x1, y1, x2, y2]`` as
 fractions 0..1 of the image's width and height, or ``regions_pixels``, the same in pixels (of the upright image). A
-list of such lists names the regions of each phrase of the question: ``[[[...]], [[...], [...]]]``.
-**Objects** likewise: ``objects`` or ``objects_pixels``, a list of ``{"box": [...], "labels": [...]}``, in a row or in
-an entry of ``images``.
+list of such lists gives the regions of each phrase of the question: ``[[[...]], [[...], [...]]]``.
+**Objects**, in a row or in an entry of ``images``: ``objects`` or ``objects_pixels``, a list of
+``{"box": [...], "labels": [...]}``.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ _ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 class _BadItem(Exception):
-    """What is wrong with one item: expected, found."""
+    """An item is invalid; the arguments are the expected and the found value."""
 
 
 def read_vqa(path: str | Path, image_root: str | Path | None, require_answers: bool, problems: Problems) -> _Found:
-    """Reads one split.
+    """Read the file of one split.
 
     Args:
         path: The questions JSON, or a CSV, TSV or JSONL file.
-        image_root: Where the images are, if not beside the file.
+        image_root: Folder of the images, if they are not near the file.
         require_answers: Whether missing labels are an error.
-        problems: Takes the bad items.
+        problems: Collects the bad items.
 
     Yields:
-        Where the item stands in which file, and the sample's fields.
+        The location of the item (file and line or entry), and the sample's fields.
     """
     path = Path(path)
     if image_root is not None and not Path(image_root).is_dir():
@@ -179,13 +179,13 @@ def _images(path: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if not isinstance(entry.get("file_name", ""), str):
             raise DataError(where, "a 'file_name' that is a string", shorten(entry["file_name"]))
         if str(entry["id"]) in images:
-            raise DataError(where, "an 'id' of its own", f"{entry['id']} once more")
+            raise DataError(where, "a unique 'id'", f"{entry['id']} once more")
         images[str(entry["id"])] = entry
     return images
 
 
 def _annotation_names(path: Path) -> list[Path]:
-    """Where the annotations of a questions file may be: ours, then the official names of VQA v1 and v2."""
+    """Candidate annotation files of a questions file: this toolkit's name, then the official ones of VQA v1 and v2."""
     if "questions" not in path.name:
         return []
     plain = re.sub("questions(?!.*questions)", "annotations", path.name)
@@ -207,7 +207,7 @@ def _read_annotations(path: Path, problems: Problems) -> dict[str, tuple[str, di
         question_id = str(entry["question_id"])
         where += f" (question_id {question_id})"
         if question_id in annotations:
-            problems.add(where, "one annotation a question", f"another at {annotations[question_id][0]}")
+            problems.add(where, "one annotation per question", f"another at {annotations[question_id][0]}")
         else:
             annotations[question_id] = (where, entry)
     return annotations
@@ -219,7 +219,7 @@ def _image_folders(folder: Path, subset: str) -> list[Path]:
 
 
 class _ImageFinder:
-    """Finds images in some folders; the folder and the naming that fitted last are tried first."""
+    """Finds images in some folders; the folder and the naming scheme of the last hit are tried first."""
 
     def __init__(self, folders: list[Path], subset: str) -> None:
         self.folders = [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
@@ -229,13 +229,13 @@ class _ImageFinder:
         self.known: dict[str, str] = {}
 
     def named(self, name: str) -> str:
-        """The path of an image whose file is named."""
+        """The path of an image with a given file name."""
         if name not in self.known:
             self.known[name] = self._search([name]) or self._missing(name)
         return self.known[name]
 
     def numbered(self, image_id: str) -> str:
-        """The path of an image of which only the number is known."""
+        """The path of an image with a given id."""
         key = f"#{image_id}"
         if key not in self.known:
             found = None
@@ -283,7 +283,7 @@ def _answers(several: Any, one: Any, split: bool) -> list[str]:
         if isinstance(answer, bool) or not isinstance(answer, (str, int)):
             raise _BadItem("answers that are strings", shorten(answer))
         answers.append(str(answer).strip())
-    return answers if any(answers) else []  # one blank among ten is an annotator's, and counts
+    return answers if any(answers) else []  # an empty answer among ten is an annotator's answer and counts
 
 
 def _from_cell(value: Any, key: str) -> Any:
@@ -296,7 +296,7 @@ def _from_cell(value: Any, key: str) -> Any:
 
 
 def _set_boxes(sample: Fields, boxes: Mapping[str, Any]) -> None:
-    """Sets regions and objects, in fractions of the image."""
+    """Set regions and objects, in fractions of the image."""
     size = (1.0, 1.0)
     if any(key.endswith("_pixels") and boxes[key] for key in boxes):
         try:

@@ -1,7 +1,7 @@
-"""How question and image meet, by name. Each takes the image's grid and the question's tokens and gives features.
+"""Fusions of image and question, by name. Each maps the image's grid and the question's tokens to features.
 
-Questions of one image share its grid: `image_index` (B,) says which of the N grids each question asks about, so that
-keys and values are projected once an image, not once a question.
+Questions about one image share its grid: `image_index` (B,) is the index of each question's grid among N, so that keys
+and values are projected once per image, not once per question.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Maps = Mapping[str, list[Tensor]]
 
 
 class Packing:
-    """Puts the questions of an image side by side: (B, ...) to (N, Q, ...) and back, Q the most questions of one."""
+    """Groups questions by image: (B, ...) to (N, Q, ...) and back; Q is the largest number of questions of an image."""
 
     def __init__(self, image_index: Tensor | None, num_images: int) -> None:
         self.slots: Tensor | None = None
@@ -36,7 +36,7 @@ class Packing:
         self.slots = torch.empty_like(image_index).index_copy_(0, order, image_index[order] * self.shape[1] + rank)
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, ...) to (N * Q, ...); what stands in the unused places is zero."""
+        """(B, ...) to (N * Q, ...); unused places are zero."""
         if self.slots is None:
             return x
         return x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:]).index_copy(0, self.slots, x)
@@ -47,8 +47,10 @@ class Packing:
 
 
 class LatentFusion(nn.Module):
-    """A few latents read the question, then look at the image in turns (fusion blocks); with `pooled`, a failing
-    baseline, they get the mean of the image instead of attending to it."""
+    """Latents pool the question by attention, then alternate cross-attention to the image and self-attention.
+
+    With `pooled`, a baseline, cross-attention is replaced by the mean of the image.
+    """
 
     def __init__(
         self, embed_dim: int, num_layers: int, num_heads: int, num_latents: int, pooled: bool = False, **options: Any
@@ -59,7 +61,7 @@ class LatentFusion(nn.Module):
         self.gist = nn.Linear(embed_dim, embed_dim)
         self.grid_norm = nn.LayerNorm(embed_dim)
         self.blocks = nn.ModuleList(MultimodalFusionBlock(embed_dim, num_heads, **options) for _ in range(num_layers))
-        if pooled:  # queries, keys and what a kernel has of its own are not used
+        if pooled:  # queries, keys and the kernel's own parameters are not used
             for layer in self.blocks:
                 block: Any = layer
                 attention = block.cross_attention
@@ -69,7 +71,7 @@ class LatentFusion(nn.Module):
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
         """grid: (N, P, E); text: (B, L, E) with key_mask (B, L). Returns (B, out_dim)."""
-        # Each latent reads a part; the mean of the words keeps the rest ("left", "more") within its reach.
+        # Each latent pools a part of the question; the mean of the words gives access to the rest ("left", "more").
         z = self.read(text, Mask(key_mask)) + self.read.queries + self.gist(mean_words(text, key_mask))[:, None]
         latents = z.shape[1]
         packing = Packing(image_index, grid.shape[0])
@@ -89,7 +91,7 @@ class LatentFusion(nn.Module):
         return packing.unpack(z).flatten(1)
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
-        """One (B, latents, P) a block, rows summing to one."""
+        """Attention to the grid, (B, latents, P) for each block, rows summing to one."""
         found = []
         for path in self.explained:
             weights = _normalized(maps[path][0]).mean(1)  # (N, Q latents, P)
@@ -99,7 +101,7 @@ class LatentFusion(nn.Module):
         return found
 
     def word_maps(self, maps: Maps) -> list[Tensor]:
-        """(B, L): how the latents read the question."""
+        """Attention of the latents to the words, (B, L)."""
         return [maps["read.attention"][0].mean((1, 2))]
 
 
@@ -115,36 +117,36 @@ class CoAttentionFusion(nn.Module):
         self.explained = tuple(f"streams.layers.{n}.exchange.a_to_b" for n in range(num_layers))
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
-        """As LatentFusion's."""
+        """See LatentFusion."""
         mask = Mask(key_mask)
         text, grid = self.streams(text, _per_question(grid, image_index), a_mask=mask)
         pooled = torch.cat([self.pool_text(text, mask), self.pool_grid(grid)], dim=-1)  # (B, 1, 2E)
         return pooled.squeeze(1)
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
-        """One (B, 1, P) a layer: where the question's words looked, as the pooling read them."""
+        """Attention of the words to the grid, weighted by the pooling of the words: (B, 1, P) for each layer."""
         words = [_normalized(maps[path][0]).mean(1) for path in self.explained]  # (B, L, P) each
-        read = maps["pool_text.attention"][0].mean((1, 2))  # (B, L): zero at padding
-        return [read[:, None] @ weights for weights in words]
+        pooling = maps["pool_text.attention"][0].mean((1, 2))  # (B, L): zero at padding
+        return [pooling[:, None] @ weights for weights in words]
 
     def word_maps(self, maps: Maps) -> list[Tensor]:
-        """(B, L)."""
+        """Attention of the pooling to the words, (B, L)."""
         return [maps["pool_text.attention"][0].mean((1, 2))]
 
 
 class SingleStreamFusion(nn.Module):
-    """One encoder over question and image together, read at a token of its own (ViLT, Kim et al. 2021)."""
+    """One encoder over the concatenated question and image, read at a start token (ViLT, Kim et al. 2021)."""
 
     def __init__(self, embed_dim: int, num_layers: int, num_heads: int, **options: Any) -> None:
         super().__init__()
-        self.kinds = nn.Parameter(torch.randn(2, embed_dim) * 0.02)  # says text from image
+        self.kinds = nn.Parameter(torch.randn(2, embed_dim) * 0.02)  # type embeddings of text and image
         self.start = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
         self.encoder = Encoder(embed_dim, num_layers, num_heads, **options)
         self.out_dim = embed_dim
         self.explained = tuple(f"encoder.layers.{n}.attention" for n in range(num_layers))
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
-        """As LatentFusion's."""
+        """See LatentFusion."""
         grid = _per_question(grid, image_index)
         start = self.start.expand(text.shape[0], -1, -1)
         x = torch.cat([start, text + self.kinds[0], grid + self.kinds[1]], dim=1)  # (B, 1 + L + P, E)
@@ -152,19 +154,21 @@ class SingleStreamFusion(nn.Module):
         return self.encoder(x, Mask(torch.cat(real, dim=1)))[:, 0]
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
-        """One (B, 1, P) a layer: where the start token and the words looked, of what they spent on the image."""
+        """Attention of start token and words to the grid: (B, 1, P) for each layer, normalized over the grid."""
         words = 1 + key_mask.shape[1]
         real = nn.functional.pad(key_mask, (1, 0), value=True)[:, None].float()  # (B, 1, 1 + L)
         return [_normalized(real @ maps[path][0].mean(1)[:, :words, words:]) for path in self.explained]
 
     def word_maps(self, maps: Maps) -> list[Tensor]:
-        """(B, 1 + L + P) a layer, at the start token; the caller cuts out the words."""
+        """Attention of the start token, (B, 1 + L + P) for each layer; the caller selects the words."""
         return [maps[path][0].mean(1)[:, 0, 1:] for path in self.explained]
 
 
 class AdditiveFusion(nn.Module):
-    """The classic: the question's last state attends additively to the grid; both are joined by a product
-    (Kazemi and Elqursh 2017; the attention of Bahdanau et al. 2015)."""
+    """Additive attention of the question's last state to the grid; both are combined by a product.
+
+    Kazemi and Elqursh 2017; the attention is that of Bahdanau et al. 2015.
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, *, dropout: float) -> None:
         super().__init__()
@@ -176,19 +180,19 @@ class AdditiveFusion(nn.Module):
         self.explained = ("attention",)
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
-        """As LatentFusion's; text are the states of a recurrent encoder."""
+        """See LatentFusion; `text` are the states of a recurrent encoder."""
         last = (key_mask.sum(1) - 1).clamp_min(0)[:, None, None].expand(-1, 1, text.shape[2])
         question = text.gather(1, last)  # (B, 1, E)
-        seen = self.attention(question, _per_question(grid, image_index))  # (B, 1, E)
-        joined = self.question(question).tanh() * self.image(seen).tanh()  # (B, 1, 2E)
+        context = self.attention(question, _per_question(grid, image_index))  # (B, 1, E)
+        joined = self.question(question).tanh() * self.image(context).tanh()  # (B, 1, 2E)
         return self.dropout(joined).squeeze(1)
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
-        """One (B, 1, P)."""
+        """Attention to the grid, one (B, 1, P)."""
         return [maps["attention"][0].mean(1)]
 
     def word_maps(self, maps: Maps) -> list[Tensor]:
-        """None: a recurrent question has no map of its words."""
+        """Empty: a recurrent encoder has no attention to the words."""
         return []
 
 
@@ -208,10 +212,10 @@ def build_fusion(
     attention: Mapping[str, Any] | None,
     cross_attention: Mapping[str, Any] | None,
 ) -> Any:
-    """A fusion by name.
+    """Build a fusion by name.
 
     Raises:
-        ValueError: no such fusion.
+        ValueError: The name is unknown.
     """
     sizes = (embed_dim, num_layers, num_heads)
     common: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout}
@@ -227,7 +231,7 @@ def build_fusion(
 
 
 def mean_words(text: Tensor, key_mask: Tensor) -> Tensor:
-    """The mean of the real words: (B, L, E) with key_mask (B, L) to (B, E)."""
+    """Mean over the real words: (B, L, E) with key_mask (B, L) to (B, E)."""
     real = key_mask[..., None].to(text.dtype)
     return (text * real).sum(1) / real.sum(1).clamp_min(1.0)
 
@@ -237,5 +241,5 @@ def _per_question(grid: Tensor, image_index: Tensor | None) -> Tensor:
 
 
 def _normalized(weights: Tensor) -> Tensor:
-    """Rows that sum to one: sigmoid-scored heads' need not."""
+    """Normalize rows to sum to one; those of sigmoid attention do not."""
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)

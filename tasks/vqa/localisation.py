@@ -1,4 +1,4 @@
-"""The pointing game of VQA: whether a question's attention peaks on what its answer rests on."""
+"""The pointing game of VQA: whether a question's attention peaks in the region that determines its answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmattn.tasks.vqa.demo import make
 
 
 def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
-    """Per family of questions of the built-in test part."""
+    """Play the pointing game for each question family of the built-in test split."""
     game = PointingGame("within half a cell")
     for part in in_parts([sample for sample in make("test") if sample.regions][:limit], 360):
         for sample, found in zip(part, predictor.explain_all(part), strict=True):

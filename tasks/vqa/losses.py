@@ -1,4 +1,4 @@
-"""Regions and objects on the model's grid: what guides attention, supervises cells, and judges an explanation."""
+"""Losses of regions and objects on the model's grid: attention supervision and object supervision."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 
 def cell_coverage(boxes: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """How much of each cell of a grid a box covers.
+    """The fraction of each grid cell that a box covers.
 
     Args:
         boxes: boxes_xyxy (..., 4) in 0..1.
-        grid_size: (gh, gw).
+        grid_size: Height and width of the grid (gh, gw).
 
     Returns:
         (..., gh * gw) in 0..1, row by row.
@@ -29,16 +29,16 @@ def cell_coverage(boxes: Tensor, grid_size: tuple[int, int]) -> Tensor:
 def attention_supervision_loss(
     attention: Tensor, regions: Tensor, region_mask: Tensor, phrases: Tensor, grid_size: tuple[int, int]
 ) -> Tensor:
-    """Minus the logarithm of the share of attention that lies on the regions an answer rests on.
+    """Negative logarithm of the share of attention on the regions that determine the answer.
 
-    Where the question's phrases name different regions ("is the *star* left of the *square*?"), the latents share them
-    out: the first part of the latents goes with the first phrase, and so on. Questions without regions are left out.
+    If the question's phrases name different regions ("is the *star* left of the *square*?"), the latents are divided
+    among the phrases in order. Questions without regions are excluded.
 
     Args:
-        attention: (B, K, P), rows summing to one: of K latents, or of the question as a whole (K = 1).
+        attention: (B, K, P), rows summing to one, of K latents or of the whole question (K = 1).
         regions: boxes_xyxy (B, R, 4) in 0..1.
         region_mask: (B, R) bool, True = a region.
-        phrases: (B, R) long, which phrase names each region, from 0.
+        phrases: (B, R) long, the phrase that names each region, from 0.
         grid_size: (gh, gw), P = gh * gw.
 
     Returns:
@@ -46,11 +46,11 @@ def attention_supervision_loss(
     """
     slots = attention.shape[1]
     coverage = cell_coverage(regions, grid_size) * region_mask[..., None]  # (B, R, P)
-    # A cell belongs to a region that covers a quarter of it, or, for tiny regions, to the one that covers it most.
+    # A cell belongs to a region that covers more than a quarter of it; a tiny region has the cell that it covers most.
     inside = (coverage > 0.25) | ((coverage > 0) & (coverage == coverage.amax(-1, keepdim=True)))  # (B, R, P)
     phrases = phrases * region_mask
     count = phrases.amax(1, keepdim=True) + 1  # (B, 1): phrases of each question
-    count = torch.where(count > slots, 1, count)  # more phrases than latents: all look at all
+    count = torch.where(count > slots, 1, count)  # more phrases than latents: all latents attend to all regions
     phrases = torch.minimum(phrases, count - 1)
     slot_phrase = torch.arange(slots, device=attention.device) * count // slots  # (B, K)
     named = (slot_phrase[:, :, None] == phrases[:, None, :]).to(attention.dtype)  # (B, K, R)
@@ -64,7 +64,7 @@ def attention_supervision_loss(
 def object_loss(
     object_logits: Tensor, boxes: Tensor, mask: Tensor, labels: Tensor, grid_size: tuple[int, int]
 ) -> Tensor:
-    """Binary cross-entropy of each label in each cell, summed over labels: which objects reach into it.
+    """Binary cross-entropy of each object label in each cell, summed over labels.
 
     Args:
         object_logits: (N, P, K).

@@ -16,9 +16,9 @@ _ARTICLES = {"a", "an", "the"}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {"none": "0"} | {word: str(value) for value, word in enumerate(_NUMBERS)}
 
-# Contractions with one apostrophe that are restored when it is missing. Those that would be another word without it
-# (we're, she'll, he'll, it's, we'd, we'll, ...) are not in the rules; nor are "I'm", "I've", "I'd've": the official
-# table spells them with a capital and looks them up in lower-cased text.
+# Contractions whose single apostrophe is restored if missing. Contractions that are another word without it (we're,
+# she'll, he'll, it's, we'd, we'll, ...) are not in the rules; nor are "I'm", "I've", "I'd've", which the official table
+# spells with a capital and looks up in lower-cased text.
 _ONE_APOSTROPHE = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't it'd
 it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't somebody'll
@@ -26,7 +26,7 @@ somebody's someone'd someone'll someone's something'd something'll that's there'
 they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd who'll
 who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
-# Contractions with two, restored when one of the two is missing.
+# Contractions with two apostrophes, restored if one of them is missing.
 _TWO_APOSTROPHES = """
 couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've
 there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
@@ -39,7 +39,7 @@ def _contraction_table() -> dict[str, str]:
         first, second = (place for place, character in enumerate(word) if character == "'")
         table[word[:first] + word[first + 1 :]] = word
         table[word[:second] + word[second + 1 :]] = word
-    table |= {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
+    table |= {"somebody'd": "somebodyd"}  # reversed in the official table
     table |= dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
     table |= dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
     return table
@@ -49,12 +49,12 @@ _CONTRACTIONS = _contraction_table()
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer in the form in which VQA v2 compares answers.
+    """Normalize an answer as the VQA v2 evaluation does.
 
-    Lower case; numbers up to ten as digits; no articles; missing apostrophes restored; punctuation taken out by the
-    official rules, quirks included: a character is deleted where it touches a space somewhere in the answer (or where any
-    comma stands between two digits), and becomes a space otherwise. ``"book, lamp"`` is thus ``"book lamp"``,
-    ``"t-shirt"`` is ``"t shirt"``, and ``"1,000-piece"`` is ``"1000piece"``.
+    Lower case; numbers up to ten as digits; no articles; missing apostrophes restored; punctuation removed by the
+    official rules, quirks included: a character is deleted if it is adjacent to a space anywhere in the answer (or if
+    the answer has a comma between two digits), and replaced by a space otherwise. ``"book, lamp"`` is thus
+    ``"book lamp"``, ``"t-shirt"`` is ``"t shirt"``, and ``"1,000-piece"`` is ``"1000piece"``.
 
     >>> normalize_answer("The two red T-shirts.")
     '2 red t shirts'
@@ -72,7 +72,7 @@ def normalize_answer(answer: str) -> str:
 
 
 def _agreement(matches: int, total: int) -> float:
-    """Accuracy of an answer that ``matches`` of ``total`` annotators gave: mean over the subsets that leave one out."""
+    """Accuracy of an answer given by ``matches`` of ``total`` annotators: mean over the leave-one-out subsets."""
     if total == 1:
         return float(matches)
     needed = min(3, total - 1)
@@ -86,11 +86,11 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
     \(\frac1n \sum_i \min(1, m_{-i} / 3)\), with \(m_{-i}\) the number of the other \(n - 1\) annotators who gave the
     predicted answer. With ten answers this is the official figure (0, 0.3, 0.6, 0.9, 1 for 0, 1, 2, 3, 4 and more
-    matches). With fewer than four others three matches cannot be asked for, and all of them are: up to four answers
-    give the share of annotators who agree, and a single answer gives exact match.
+    matches). With fewer than three others, all of them must match instead of three: up to four answers give the share
+    of annotators who agree, and a single answer gives exact match.
 
-    Everything is normalized first. The official script leaves both sides as they are where all annotators gave the
-    same string; that can only differ from this where normalizing makes the prediction equal to it.
+    Prediction and answers are normalized first. The official script does not normalize them if all annotators gave the
+    same string; the result differs only if normalization makes the prediction equal to it.
 
     Args:
         prediction: The model's answer.
@@ -100,7 +100,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         Accuracy in 0..1.
 
     Raises:
-        ValueError: No answers.
+        ValueError: There are no answers.
 
     >>> vqa_accuracy("Two", ["2"] * 2 + ["3"] * 8)
     0.6
@@ -112,10 +112,10 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """The accuracy that each of the annotators' answers would get: the soft targets of VQA v2 training.
+    """The accuracy of each of the annotators' answers: the soft targets of VQA v2 training.
 
     Args:
-        answers: The annotators' answers; none gives an empty dict.
+        answers: The annotators' answers; an empty list gives an empty dict.
 
     Returns:
         Normalized answer to score in 0..1, in the order of first appearance.

@@ -1,4 +1,4 @@
-"""The VQA model: an image encoder, a question encoder, and a head in which they meet. Tensors in, tensors out."""
+"""The VQA model: an image encoder, a question encoder, and a head that fuses them. Tensors in, tensors out."""
 
 from __future__ import annotations
 
@@ -17,74 +17,74 @@ from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.vqa.fusion import Maps, build_fusion, mean_words
 
 Fusion = Literal["fusion_block", "co_attention", "single_stream", "additive"]
-# Heads that score each cell on its own can count; the others compare cells.
+# Sigmoid heads score each cell independently and can count; softmax heads compare cells.
 COUNTING = {"kind": "sigmoid", "num_sigmoid_heads": 2}
 SELF_ATTENDING = ("co_attention", "single_stream")  # fusions whose own self-attention has a kernel to choose
 
 
 class VQAOutput(NamedTuple):
-    """What the model gives."""
+    """Output of `VQAModel`."""
 
     logits: Tensor  # (B, V): a score for each answer of the vocabulary
     object_logits: Tensor  # (N, P, K): a score for each object label in each cell of the grid; K may be 0
 
 
 class JointClassifier(nn.Module):
-    """Answers from what was seen and what was asked: a hidden layer over both, beside their product.
+    """Logits of the answers from fused features and question features: a hidden layer over both, and their product.
 
-    hidden = [gelu(W [s; t]), (U s) * (V t)], where s and t are standardized. The product lets a word decide how what
-    was seen counts ("left" or "right" of two positions, "more" or "fewer" of two counts); a hidden layer alone is slow
-    to find that. The low-rank bilinear pooling of Kim et al. 2017, section 3. Standardizing each feature over the batch
-    brings out what varies little, such as a position.
+    hidden = [gelu(W [s; t]), (U s) * (V t)], where s are the fused and t the question features, standardized. The
+    product lets a word change the effect of a feature ("left" or "right" of two positions, "more" or "fewer" of two
+    counts), which a hidden layer alone learns slowly: the low-rank bilinear pooling of Kim et al. 2017, section 3.
+    Standardizing each feature over the batch amplifies features of small variance, such as positions.
 
     Args:
-        seen_dim: size of s.
-        asked_dim: size of t.
-        hidden_dim: of each of the two parts.
-        num_answers: V.
-        dropout: on the hidden layer.
+        fused_dim: Size of s.
+        question_dim: Size of t.
+        hidden_dim: Size of each of the two parts.
+        num_answers: Number of answers V.
+        dropout: Dropout of the hidden layer.
     """
 
-    def __init__(self, seen_dim: int, asked_dim: int, hidden_dim: int, num_answers: int, dropout: float) -> None:
+    def __init__(self, fused_dim: int, question_dim: int, hidden_dim: int, num_answers: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(seen_dim + asked_dim)
-        self.both = nn.Linear(seen_dim + asked_dim, hidden_dim)
-        self.seen = nn.Linear(seen_dim, hidden_dim)
-        self.asked = nn.Linear(asked_dim, hidden_dim)
+        self.norm = nn.BatchNorm1d(fused_dim + question_dim)
+        self.both = nn.Linear(fused_dim + question_dim, hidden_dim)
+        self.seen = nn.Linear(fused_dim, hidden_dim)  # U; the names are those of checkpoints
+        self.asked = nn.Linear(question_dim, hidden_dim)  # V
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(2 * hidden_dim, num_answers)
 
-    def forward(self, seen: Tensor, asked: Tensor) -> Tensor:
-        """seen: (B, seen_dim); asked: (B, asked_dim). Returns (B, V)."""
-        features = torch.cat([seen, asked], dim=-1)
-        if self.training and features.shape[0] == 1:  # one question has no spread: the running statistics stand in
+    def forward(self, fused: Tensor, question: Tensor) -> Tensor:
+        """fused: (B, fused_dim); question: (B, question_dim). Returns (B, V)."""
+        features = torch.cat([fused, question], dim=-1)
+        if self.training and features.shape[0] == 1:  # the variance of one question is zero: use running statistics
             mean, variance = self.norm.running_mean, self.norm.running_var
             features = nn.functional.batch_norm(features, mean, variance, self.norm.weight, self.norm.bias)
         else:
             features = self.norm(features)
-        seen, asked = features.split([seen.shape[-1], asked.shape[-1]], dim=-1)
-        hidden = torch.cat([nn.functional.gelu(self.both(features)), self.seen(seen) * self.asked(asked)], dim=-1)
+        fused, question = features.split([fused.shape[-1], question.shape[-1]], dim=-1)
+        hidden = torch.cat([nn.functional.gelu(self.both(features)), self.seen(fused) * self.asked(question)], dim=-1)
         return self.out(self.dropout(hidden))
 
 
 class VQAHead(nn.Module):
-    """A question meets an image, over features of any encoders: scores for the answers.
+    """Fuses image and question features of any encoders and returns logits of the answers.
 
     Args:
-        embed_dim: E of the head.
-        num_answers: V.
-        image_dim: of the image's features, E where None.
-        text_dim: of the question's, E where None.
-        num_heads: h.
-        ffn_dim: 4 E where None.
-        fusion: "fusion_block" (latents that look at the image in turns), "co_attention" (two streams, ViLBERT),
-            "single_stream" (one encoder over both, ViLT), "additive" (the classic, over a recurrent question's states).
-        pooling: How "fusion_block" reads the image: by "attention"; or its "mean", a baseline that cannot attend.
-        fusion_layers: of the first three.
-        num_latents: of "fusion_block".
-        attention: the self-attention of "co_attention" and "single_stream", {"kind": name, and the kernel's options}.
-        cross_attention: the attention to the image of "fusion_block" and "co_attention".
-        dropout: in the fusion's layers and before the last linear map.
+        embed_dim: Embedding size E of the head.
+        num_answers: Number of answers V.
+        image_dim: Size of the image features; None: E.
+        text_dim: Size of the question features; None: E.
+        num_heads: Number of attention heads H.
+        ffn_dim: Hidden size of the feed-forward networks; None: 4 E.
+        fusion: "fusion_block" (latents that attend to the image), "co_attention" (two streams, ViLBERT),
+            "single_stream" (one encoder over both, ViLT), "additive" (additive attention of a recurrent state).
+        pooling: Pooling of the image by "fusion_block": "attention", or "mean", a baseline without attention.
+        fusion_layers: Number of layers of the first three fusions.
+        num_latents: Number of latents of "fusion_block".
+        attention: Self-attention of "co_attention" and "single_stream", {"kind": name, and the kernel's options}.
+        cross_attention: Attention to the image of "fusion_block" and "co_attention".
+        dropout: Dropout in the fusion's layers and before the last linear map.
 
     >>> head = VQAHead(32, 10, image_dim=768, text_dim=384, num_heads=4)
     >>> head(torch.randn(2, 49, 768), torch.randn(2, 7, 384)).shape
@@ -138,13 +138,13 @@ class VQAHead(nn.Module):
         key_mask: Tensor | None = None,
         image_index: Tensor | None = None,
     ) -> Tensor:
-        """Scores the answers.
+        """Compute the logits of the answers.
 
         Args:
             image_features: (N, P, image_dim): the cells or patches of N images.
             text_features: (B, L, text_dim): the words of B questions.
-            key_mask: (B, L) bool, True = a real word; all are where None.
-            image_index: (B,) long, which image each question asks about; where None, B = N and each has its own.
+            key_mask: (B, L) bool, True = a real word; None: all are.
+            image_index: (B,) long, the image of each question; None: B = N, and question i is about image i.
 
         Returns:
             (B, V).
@@ -156,29 +156,29 @@ class VQAHead(nn.Module):
 
 
 class VQAModel(nn.Module):
-    """Images and questions to scores for answers.
+    """Visual question answering as classification: images and questions to logits over an answer vocabulary.
 
     Args:
-        vocab_size: of the question's tokens.
-        num_answers: V, of the answer vocabulary.
-        image_encoder: what turns pixels into a grid: "conv" (a convolutional stem), "vit" (patches) or "timm/NAME".
-        image_size: side of the square image, in pixels.
-        patch_size: of "vit", in pixels.
-        channels: of "conv", each halving the map.
-        embed_dim: E.
-        num_heads: h.
-        ffn_dim: of the feed-forward networks.
-        image_layers: transformer layers above the grid.
-        text_layers: transformer layers above the words.
-        fusion: see VQAHead; "additive" reads the question with an LSTM.
-        pooling: see VQAHead.
-        fusion_layers: of the fusion.
-        num_latents: that read the question.
-        attention: the encoders' self-attention, {"kind": name, and the kernel's options}; none: dense.
-        cross_attention: the attention to the image.
-        dropout: everywhere but in attention weights.
-        max_text_len: most tokens of a question.
-        num_object_labels: K of the scores for what lies in each cell; 0: none.
+        vocab_size: Size of the token vocabulary.
+        num_answers: Size of the answer vocabulary V.
+        image_encoder: Encoder of the image's grid: "conv" (a convolutional stem), "vit" (patches) or "timm/NAME".
+        image_size: Side of the square image, in pixels.
+        patch_size: Patch size of "vit", in pixels.
+        channels: Channels of the layers of "conv", each of which halves the map.
+        embed_dim: Embedding size E.
+        num_heads: Number of attention heads H.
+        ffn_dim: Hidden size of the feed-forward networks.
+        image_layers: Number of transformer layers of the image encoder.
+        text_layers: Number of transformer layers of the question encoder.
+        fusion: See VQAHead; with "additive" the question encoder is an LSTM.
+        pooling: See VQAHead.
+        fusion_layers: Number of layers of the fusion.
+        num_latents: Number of latents of "fusion_block".
+        attention: The encoders' self-attention, {"kind": name, and the kernel's options}; none: dense.
+        cross_attention: The attention to the image.
+        dropout: Dropout everywhere but in attention weights.
+        max_text_len: Maximum number of tokens of a question.
+        num_object_labels: Number K of object labels that are predicted for each cell; 0: none.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class VQAModel(nn.Module):
             positions="coordinates",
             **layers,
         )
-        self.grid_positions = GridPositions(embed_dim, "coordinates")  # once more: the layers blur where a cell is
+        self.grid_positions = GridPositions(embed_dim, "coordinates")  # added again: the layers blur positions
         with torch.no_grad():
             cells = self.image_encoder.stem.eval()(torch.zeros(1, 3, image_size, image_size)).shape
         self.image_encoder.stem.train()
@@ -248,16 +248,16 @@ class VQAModel(nn.Module):
     def forward(
         self, pixel_values: Tensor, input_ids: Tensor, key_mask: Tensor, image_index: Tensor | None = None
     ) -> VQAOutput:
-        """Scores the answers.
+        """Compute the logits of the answers and of the object labels.
 
         Args:
             pixel_values: (N, 3, H, W).
             input_ids: (B, L) long.
             key_mask: (B, L) bool, True = a real token.
-            image_index: (B,) long, which image each question asks about; where None, B = N and each has its own.
+            image_index: (B,) long, the image of each question; None: B = N, and question i is about image i.
 
         Returns:
-            logits (B, V) and object_logits (N, P, K).
+            `logits` (B, V) and `object_logits` (N, P, K).
         """
         grid = self.grid_positions(self.image_encoder(pixel_values)).flatten(2).mT  # (N, P, E)
         if isinstance(self.text_encoder, RecurrentEncoder):
@@ -269,40 +269,42 @@ class VQAModel(nn.Module):
         return VQAOutput(logits, objects)
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
-        """Where each question looked, one (B, K, P) a layer of the fusion, rows summing to one; with gradients.
+        """Attention of each question to the grid: (B, K, P) for each layer of the fusion, rows summing to one.
 
-        K is the number of latents, or one where the fusion has none.
+        K is the number of latents, or one for fusions without latents. The maps have gradients.
 
         Args:
-            maps: what `mmattn.explain.capture(model)` gave for one forward pass.
-            image_index: as in that pass.
-            key_mask: as in that pass.
+            maps: Maps captured by `mmattn.explain.capture(model)` in one forward pass.
+            image_index: The argument of that pass.
+            key_mask: The argument of that pass.
         """
         return self.head.fusion.grid_maps(_below(maps, "head.fusion."), image_index, key_mask)
 
     def grid_attention(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> Tensor:
-        """Where each question looked as one map (B, gh, gw), summing to one: the mean of `judged(grid_maps)`.
+        """Attention of each question to the grid as one map (B, gh, gw), summing to one.
+
+        It is the mean over latents of `mean_over_layers(grid_maps)`.
 
         Raises:
-            ValueError: Mean pooling does not attend to the image.
+            ValueError: The model uses mean pooling and does not attend to the image.
         """
         layers = self.grid_maps(maps, image_index, key_mask)
         if not layers:
-            raise ValueError("pooling 'mean' does not attend to the image: there is nothing to explain")
-        return judged(layers).mean(1).unflatten(1, self.grid_size)
+            raise ValueError("pooling 'mean' does not attend to the image and has no attention map")
+        return mean_over_layers(layers).mean(1).unflatten(1, self.grid_size)
 
     def word_attention(self, maps: Maps, key_mask: Tensor) -> Tensor:
-        """How much each word was read, (B, L), rows summing to one; even where the fusion has no such map."""
+        """Attention to the words, (B, L), rows summing to one; uniform for fusions without such a map."""
         layers = [
             weights[:, : key_mask.shape[1]] for weights in self.head.fusion.word_maps(_below(maps, "head.fusion."))
         ]
-        read = torch.stack(layers).mean(0) if layers else key_mask.float()
-        read = read.masked_fill(~key_mask, 0.0)
-        return read / read.sum(-1, keepdim=True).clamp_min(1e-6)
+        words = torch.stack(layers).mean(0) if layers else key_mask.float()
+        words = words.masked_fill(~key_mask, 0.0)
+        return words / words.sum(-1, keepdim=True).clamp_min(1e-6)
 
 
-def judged(layers: list[Tensor]) -> Tensor:
-    """The mean over layers, without the first where there are more: it looks for what a question starts from."""
+def mean_over_layers(layers: list[Tensor]) -> Tensor:
+    """Mean of the layers' maps, without the first of several layers, which attends to a question's starting point."""
     return torch.stack(layers[1:] if len(layers) > 1 else layers).mean(0)
 
 
@@ -311,14 +313,14 @@ def _below(maps: Maps, prefix: str) -> dict[str, list[Tensor]]:
 
 
 def upgrade(keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of format 1, which had a memory of training questions.
+    """Convert keywords of format 1, whose models may have a memory of training questions.
 
     Raises:
-        CheckpointError: it was on.
+        CheckpointError: The model has a memory.
     """
     if keywords.get("memory"):
         raise CheckpointError(
-            "expected a model without a memory of training questions, which version 0.1 of mmattn alone has; use that "
-            "version, or train anew."
+            "expected a model without a memory of training questions, found one with it: only version 0.1 of mmattn "
+            "has it; use that version, or retrain."
         )
     return {key: value for key, value in keywords.items() if not key.startswith("memory")}

@@ -1,4 +1,4 @@
-"""Training and measuring VQA: soft scores over an answer vocabulary (VQA v2), and supervision of attention."""
+"""Training and evaluation of VQA: soft scores over an answer vocabulary (VQA v2), and attention supervision."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from mmattn.tasks.common.options import LossOptions, check_range
 from mmattn.tasks.vqa.data import VQABatch, VQADataset
 from mmattn.tasks.vqa.losses import attention_supervision_loss, object_loss
 from mmattn.tasks.vqa.metrics import vqa_accuracy
-from mmattn.tasks.vqa.model import judged
+from mmattn.tasks.vqa.model import mean_over_layers
 from mmattn.tasks.vqa.processor import UNK_ID, VQAProcessor
 
 logger = logging.getLogger(__name__)
 
 
 class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
-    """Questions about images.
+    """Data module of questions about images.
 
     Args:
-        image_root: folder of the images, where it is not beside the questions.
-        image_size: side of the square that the model sees, in pixels.
-        resize: how an image gets that shape: squash, crop or pad.
-        tokenizer: of questions: word, bpe or unigram.
-        vocab_size: most token ids.
-        min_count: least occurrences of a word in the training questions.
-        max_len: most tokens of a question.
-        max_answers: most answers in the vocabulary.
-        min_answer_count: least number of questions with an answer.
-        augment: ImageAugment's keywords, for training images; none: no augmentation.
-        preload: decode each image once into memory, as long as that takes at most 2 GB.
-        ablate: Train and measure without one of the inputs, the question or the image: a baseline to be beaten.
+        image_root: Folder of the images, if they are not near the questions.
+        image_size: Side of the square input image, in pixels.
+        resize: Method of resizing to a square: squash, crop or pad.
+        tokenizer: Tokenizer of the questions: word, bpe or unigram.
+        vocab_size: Maximum size of the token vocabulary.
+        min_count: Minimum number of occurrences of a word in the training questions.
+        max_len: Maximum number of tokens of a question.
+        max_answers: Maximum size of the answer vocabulary.
+        min_answer_count: Minimum number of training questions with an answer.
+        augment: Keywords of ImageAugment, for training images; none: no augmentation.
+        preload: Decode each image once into memory, if that takes at most 2 GB.
+        ablate: Input that is removed in training and evaluation, question or image: a baseline.
     """
 
     task = "vqa"
@@ -96,14 +96,14 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
 
 
 def drop_uncovered(dataset: VQADataset, processor: VQAProcessor) -> VQADataset:
-    """The training data without the questions that the vocabulary cannot answer; how many is logged.
+    """Exclude training questions without an answer in the vocabulary, which have no target; their number is logged.
 
-    For training only: such a question has no target. Evaluation keeps it, as wrong.
+    Evaluation keeps such questions, and counts them as wrong.
     """
     coverage = processor.coverage(dataset)
     if coverage.covered == coverage.total:
         return dataset
-    logger.warning("%s: left out of training: %s", dataset.name, coverage)
+    logger.warning("%s: excluded from training: %s", dataset.name, coverage)
     kept = dataset.filter(processor.covers)
     if not kept.samples:
         raise DataError(dataset.name, "at least one question with an answer in the vocabulary", "none")
@@ -115,11 +115,11 @@ class VQALossOptions(LossOptions):
     """The loss of VQA.
 
     Args:
-        attention_supervision: Weight of the loss that pulls attention to the regions an answer rests on, where the data
-            name them.
-        object_supervision: Weight of the loss that names the objects in each cell of the image's grid, where the data
-            have them.
-        word_dropout: Share of question words that training replaces by the unknown token.
+        attention_supervision: Weight of the loss of attention outside the regions that determine an answer, for data
+            with regions.
+        object_supervision: Weight of the loss of predicting the object labels in each cell of the image's grid, for
+            data with objects.
+        word_dropout: Probability that a question word is replaced by the unknown token in training.
     """
 
     attention_supervision: float = 0.0
@@ -134,14 +134,14 @@ class VQALossOptions(LossOptions):
 
 
 class VQAModule(TaskModule[VQADataModule]):
-    """VQA's losses and accuracy."""
+    """LightningModule of VQA: losses and VQA accuracy."""
 
     task = "vqa"
     Loss = VQALossOptions
     model: Any
 
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        # Without its loss the head that names objects would be dead weight.
+        # Without its loss the object head would remain untrained.
         return super().complete_keywords(sizes) | ({} if self.loss.object_supervision else {"num_object_labels": 0})
 
     def _forward(self, batch: VQABatch) -> Any:
@@ -149,15 +149,15 @@ class VQAModule(TaskModule[VQADataModule]):
 
     def training_loss(self, batch: VQABatch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.loss.word_dropout:
-            hidden = torch.rand(batch.input_ids.shape, device=self.device) < self.loss.word_dropout
-            batch.input_ids = batch.input_ids.masked_fill(hidden & batch.key_mask, UNK_ID)
+            dropped = torch.rand(batch.input_ids.shape, device=self.device) < self.loss.word_dropout
+            batch.input_ids = batch.input_ids.masked_fill(dropped & batch.key_mask, UNK_ID)
         if self.loss.attention_supervision and batch.region_mask.any():
             fusion = self.model.head.fusion
-            with capture(fusion) as maps:  # the encoders stay fused
+            with capture(fusion) as maps:  # the encoders keep their fused kernels
                 output = self._forward(batch)
             layers = fusion.grid_maps(maps, batch.image_index, batch.key_mask)
             where = (batch.regions, batch.region_mask, batch.region_phrases)
-            parts = {"attention": attention_supervision_loss(judged(layers), *where, self.model.grid_size)}
+            parts = {"attention": attention_supervision_loss(mean_over_layers(layers), *where, self.model.grid_size)}
         else:
             output, parts = self._forward(batch), {}
         loss = answer = soft_cross_entropy(output.logits, batch.targets, self.loss.label_smoothing)

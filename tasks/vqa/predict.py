@@ -1,4 +1,4 @@
-"""From an image and a question to an answer, with the processor that training used."""
+"""Predictions and explanations of VQA from images and questions."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ Item = Mapping[str, Any] | VQASample
 
 @dataclass
 class VQAPrediction:
-    """What the model says to one question."""
+    """The predicted answer to a question."""
 
     id: str
     question: str
     answer: str
-    score: float  # its probability among the vocabulary's answers, 0..1
-    alternatives: list[tuple[str, float]] = field(default_factory=list)  # the next best, with theirs
-    unknown_words: list[str] = field(default_factory=list)  # words that training never saw
+    score: float  # its probability over the answer vocabulary, 0..1
+    alternatives: list[tuple[str, float]] = field(default_factory=list)  # the next most probable, with probabilities
+    unknown_words: list[str] = field(default_factory=list)  # words that are not in the training vocabulary
 
 
 @dataclass
 class VQAExplanation:
-    """Where the model looked for its answer."""
+    """The attention of a prediction to the image and to the question's words."""
 
     answer: VQAPrediction
     image: Any  # a PIL image
     attention: Tensor  # (gh, gw) over the model's grid, sums to one
     window: tuple[float, float, float, float]  # the part of the image that the grid covers, xyxy in 0..1
-    words: Tensor  # (L,) how much the question's words were read, sums to one
+    words: Tensor  # (L,) attention to the question's words, sums to one
     tokens: list[str]
-    # Where the answer does rest, if known.
+    # The regions that determine the answer, if annotated.
     regions: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG: the picture, and the attention laid over it."""
+        """Write a PNG of the image and of the attention overlaid on it."""
         from mmattn.plot import overlay
 
         title = f"{self.answer.question}\n{self.answer.answer} ({self.answer.score:.2f})"
         read = self.words.topk(min(3, len(self.tokens)))
         words = ", ".join(f"{self.tokens[i]} {share:.2f}" for share, i in zip(*map(Tensor.tolist, read), strict=True))
-        below = [f"most read: {words}"]
+        below = [f"attention to words: {words}"]
         overlay(self.image, self.attention, path, title, self.regions or None, titles=below, window=self.window)
 
 
 class VQAPredictor(Predictor[Item, VQAPrediction]):
-    """A VQA model with its processor, ready to answer.
+    """Predictor of visual question answering.
 
     Items are mappings with `image` (a path, the file's bytes, a PIL image or a uint8 array (H, W, 3)), `question` and,
-    if wanted, `id`.
+    optionally, `id`.
     """
 
     task = "vqa"
@@ -76,7 +76,7 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         return VQASample(id=name, image=item["image"], question=str(item["question"]))
 
     def predict_batch(self, samples: Sequence[VQASample], batch: VQABatch, *, top_k: int = 1) -> list[VQAPrediction]:
-        """An answer for each question, with `top_k - 1` alternatives."""
+        """Predict the answer to each question, with `top_k - 1` alternatives."""
         logits = self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index).logits
         scores, order = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
         answers = []
@@ -87,7 +87,7 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         return answers
 
     def explain_batch(self, samples: Sequence[VQASample], batch: VQABatch) -> list[VQAExplanation]:
-        """Where the model looked for each answer."""
+        """Compute the attention of each question to its image and words."""
         with torch.no_grad(), capture(self.model) as maps:
             self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)
         attention = self.model.grid_attention(maps, batch.image_index, batch.key_mask).cpu()  # (B, gh, gw)
@@ -104,7 +104,7 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         return explanations
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
-        """The questions of a file in any of the formats for training; or a folder's images, with `question`."""
+        """Read the questions of a file in any of the training formats, or a folder's images with one `question`."""
         if not Path(path).exists():
             raise DataError(path, "a JSON, JSONL or CSV file, or a folder of images", "no such file")
         if Path(path).is_file():
@@ -115,7 +115,7 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         return [{"image": file, "id": name, **given} for name, file in images]
 
     def demo_samples(self) -> list[VQASample]:
-        """A question of each family of the built-in test part, each about another scene."""
+        """A question of each family of the built-in test split, each about a different scene."""
         from mmattn.tasks.vqa.demo import FAMILIES, make
 
         samples = make("test", size=3 * len(FAMILIES))
@@ -126,7 +126,7 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         return chosen
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Write the model as torch.export and ONNX programs, batch and question length free, checked against it."""
+        """Export torch.export and ONNX programs with dynamic batch size and question length, checked by the model."""
         from torch.export import Dim
 
         from mmattn.tasks.common.export import export_model

@@ -1,4 +1,4 @@
-"""What turns questions and images into tensors, and scores into answers; it is shipped with the model."""
+"""The processor of VQA: questions and images to tensors, logits to answers; shipped with the model."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample, move_regions
 from mmattn.tasks.vqa.metrics import soft_scores
 
-UNK_ID = SPECIAL_TOKENS.index(UNK)  # the same in every kind of tokenizer
-scores_of = lru_cache(maxsize=200_000)(soft_scores)  # by tuple of answers: the same few come back every epoch
+UNK_ID = SPECIAL_TOKENS.index(UNK)  # the same for all kinds of tokenizer
+scores_of = lru_cache(maxsize=200_000)(soft_scores)  # cached by tuple of answers, which repeat in every epoch
 
 
 @dataclass
 class AnswerCoverage:
-    """How far an answer vocabulary reaches on a data set."""
+    """Coverage of a data set by an answer vocabulary."""
 
     total: int  # questions
     covered: int  # questions with at least one answer in the vocabulary
-    ceiling: float  # mean accuracy of always choosing the best answer of the vocabulary
+    ceiling: float  # upper bound of the accuracy: the mean accuracy of the vocabulary's best answer
 
     @property
     def share(self) -> float:
-        """Covered share of the questions."""
+        """Share of the questions that are covered."""
         return self.covered / self.total if self.total else 1.0
 
     def __str__(self) -> str:
@@ -46,13 +46,13 @@ class AnswerCoverage:
 
 
 class VQAProcessor(Processor[VQASample, VQABatch]):
-    """What turns questions and images into tensors and scores into answers; shipped with the model.
+    """Converts questions and images to tensors and logits to answers; shipped with the model.
 
     Args:
-        image: Image to tensor.
-        tokenizer: Question to ids.
-        answers: The answer vocabulary, normalized; the model's output i stands for ``answers[i]``.
-        object_labels: The vocabulary of ``VQASample.objects``; empty when they are not used.
+        image: Image processor.
+        tokenizer: Tokenizer of the questions.
+        answers: The answer vocabulary, normalized; the model's output i is the logit of ``answers[i]``.
+        object_labels: The vocabulary of ``VQASample.objects``; empty if they are not used.
     """
 
     KEYS = frozenset({"image", "text", "answers", "object_labels"})
@@ -88,23 +88,23 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         max_answers: int = 3129,
         min_answer_count: int = 1,
     ) -> VQAProcessor:
-        """Makes a processor from the training data, and only from it.
+        """Fit a processor to the training data.
 
         Args:
             dataset: The training data.
-            image_size: See ``ImageProcessor``, as mean, std and resize.
-            mean: Per channel.
-            std: Per channel.
-            resize: The mode.
+            image_size: Input size of images, see ``ImageProcessor``.
+            mean: Mean of pixel values per channel.
+            std: Standard deviation of pixel values per channel.
+            resize: Resizing mode, see ``ImageProcessor``.
             tokenizer: ``word``, ``bpe`` or ``unigram``.
-            vocab_size: Most token ids.
-            min_count: Least occurrences of a word.
-            max_len: Most tokens a question.
-            max_answers: Most answers in the vocabulary (3,129 is the field's usual number for VQA v2).
-            min_answer_count: Least number of questions whose most given answer it is (9 for VQA v2).
+            vocab_size: Maximum size of the token vocabulary.
+            min_count: Minimum number of occurrences of a word.
+            max_len: Maximum number of tokens of a question.
+            max_answers: Maximum size of the answer vocabulary (usually 3,129 for VQA v2).
+            min_answer_count: Minimum number of questions whose most frequent answer it is (9 for VQA v2).
 
         Raises:
-            DataError: No answer is left.
+            DataError: The answer vocabulary is empty.
         """
         counts: Counter[str] = Counter()
         for sample in dataset.samples:
@@ -125,7 +125,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
 
     @property
     def labels(self) -> list[str]:
-        """The answers."""
+        """The answer vocabulary."""
         return self.answers
 
     def sizes(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         seeds: Sequence[int] | None = None,
         is_repeat: bool = False,
     ) -> VQABatch:
-        """Makes a batch; each distinct image is loaded once, and augmented by its first question's seed."""
+        """Collate a batch; each distinct image is loaded once, and augmented with its first question's seed."""
         if augment is not None and seeds is None:
             raise ValueError("collate: augment needs seeds")
         slots: dict[str, int] = {}
@@ -180,7 +180,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         )
 
     def ablate(self, batch: VQABatch, what: str, seeds: Sequence[int] | None = None) -> VQABatch:
-        """Without the "image", a grey image in its place; or the "question", one unknown word."""
+        """Replace the "image" by a grey image, or the "question" by one unknown word."""
         if what == "image":
             batch.pixel_values.zero_()
             return batch
@@ -189,7 +189,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         return batch
 
     def targets(self, samples: Sequence[VQASample]) -> Tensor:
-        """Soft scores (B, V); a row of zeros where no answer is in the vocabulary."""
+        """Soft scores (B, V); zeros for samples without an answer in the vocabulary."""
         targets = torch.zeros(len(samples), len(self.answers))
         for b, sample in enumerate(samples):
             for answer, score in scores_of(tuple(sample.answers)).items():
@@ -202,7 +202,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         return any(answer in self._answer_id for answer in scores_of(tuple(sample.answers)))
 
     def coverage(self, dataset: VQADataset) -> AnswerCoverage:
-        """How many of the labelled questions the vocabulary can answer; the rest stays in evaluation, as wrong."""
+        """Coverage of the labelled questions by the vocabulary; evaluation counts the others as wrong."""
         labelled = [sample for sample in dataset.samples if sample.answers]
         best = 0.0
         for sample in labelled:

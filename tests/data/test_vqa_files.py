@@ -124,7 +124,7 @@ BAD_PAIRS: dict[str, tuple[Any, Any, str]] = {
     "question without annotation": (GOOD, A1, r"questions\[1\] \(question_id 2\): expected an annotation with"),
     "annotation without question": (Q1, NOTES, r"annotations_train.json, annotations\[1\] \(question_id 2\).*none"),
     "duplicate question": (Q1 * 2, A1, r"questions\[1\].*id of its own, found '1', which .*\[0"),
-    "duplicate annotation": (Q1, A1 * 2, r"annotations\[1\].*one annotation a question, found another"),
+    "duplicate annotation": (Q1, A1 * 2, r"annotations\[1\].*one annotation per question, found another"),
     "image ids differ": (Q1, [annotation(1, "a", image_id=8)], "found 7, not 8"),
     "no answers": (Q1, [annotation(1)], r"at least one answer that is not empty, found \[\]"),
     "blank answers": (Q1, [annotation(1, " ", "")], "at least one answer"),
@@ -157,7 +157,7 @@ BAD_JSON: dict[str, tuple[bytes, str]] = {
     "a list": (b"[1]", "an object with a list 'questions', found list"),
     "nested": (b"[" * 100_000, "line 1|nested too deeply"),
     "annotations": (b'{"annotations": []}', "list 'questions', found the keys annotations"),
-    "images": (b'{"questions": [1], "images": [{"id": 1}, {"id": 1}]}', r"images\[1\]: expected an 'id' of its own"),
+    "images": (b'{"questions": [1], "images": [{"id": 1}, {"id": 1}]}', r"images\[1\]: expected a unique 'id'"),
 }
 
 

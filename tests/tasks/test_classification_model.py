@@ -129,4 +129,4 @@ def test_timm_backbone() -> None:
     assert model(pixels).logits.shape == (2, 7)
     assert model.relevance(pixels, classes).shape == (2, 4, 4)
     assert model.depth_of().keys() == set(model.parameters())
-    refused("attends to nothing", ClassificationModel(**keywords, pooling="mean").relevance, pixels, classes)
+    refused("has no attention", ClassificationModel(**keywords, pooling="mean").relevance, pixels, classes)

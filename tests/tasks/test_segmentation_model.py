@@ -79,7 +79,7 @@ def test_deep_supervision_scores_each_map_of_the_decoder() -> None:
 
 
 @pytest.mark.parametrize("keywords", [{}, SEGFORMER], ids=["unet", "segformer"])
-def test_where_it_looked(keywords: dict[str, Any]) -> None:
+def test_attention_maps(keywords: dict[str, Any]) -> None:
     model = SegmentationModel(**{**SMALL, **keywords}).eval()
     pixels = torch.randn(2, 3, 32, 48)
     plain = model(pixels).logits
@@ -89,15 +89,15 @@ def test_where_it_looked(keywords: dict[str, Any]) -> None:
             calls[0].retain_grad()
         logits[:, 1].sum().backward()
     torch.testing.assert_close(plain, logits, atol=1e-5, rtol=0)
-    seen = model.looked_at(maps, (32, 48))
-    spoke = model.looked_at(maps, (32, 48), gradients=True)
+    seen = model.attention_maps(maps, (32, 48))
+    spoke = model.attention_maps(maps, (32, 48), gradients=True)
     shapes = [(2, 32, 48), (2, 16, 24)] if not keywords else [(2, 4, 6), (2, 4, 6)]
     assert [tuple(x.shape) for x in seen] == [tuple(x.shape) for x in spoke] == shapes
     assert all((x >= 0).all() for x in (*seen, *spoke))
     if keywords:  # what all queries spend on the keys is one
         torch.testing.assert_close(seen[0].sum((1, 2)), torch.ones(2))
     else:
-        refused("nothing to look with", SegmentationModel(**SMALL, gates=False).looked_at, {}, (8, 8))
+        refused("neither gates nor self-attention", SegmentationModel(**SMALL, gates=False).attention_maps, {}, (8, 8))
 
 
 def test_a_closed_gate_hides_the_skip() -> None:

@@ -103,7 +103,7 @@ def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path
 def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_segformer(tmp_path / "public")
     model = fit(tmp_path / "run", f"{STILL} --init_from {tmp_path}/public --model.dropout 0.2")
-    assert "knows 9 other classes: its last layer is reinitialized" in capsys.readouterr().err
+    assert "was trained on 9 other classes: its last layer is reinitialized" in capsys.readouterr().err
     first, second = load(tmp_path / "public", device="cpu"), load(model, device="cpu")
     before, after = first.model.state_dict(), second.model.state_dict()
     assert after["head.decoder.classifier.weight"].shape[0] == len(NAMES)
@@ -166,7 +166,7 @@ def test_a_model_of_ours_for_other_classes(options: str, tmp_path: Path, capsys:
     assert_kept(before, again.model.state_dict())
     assert again.processor.size == 48
     other = load(fit(tmp_path / "other", f"{start} --data.train {data} --data.val {data}"), device="cpu")
-    assert "knows 8 other classes" in capsys.readouterr().err
+    assert "was trained on 8 other classes" in capsys.readouterr().err
     after = other.model.state_dict()
     assert all(value.shape[0] == 2 for name, value in after.items() if "classifier" in name)
     assert_kept(after, before, "classifier")

@@ -10,7 +10,7 @@ from torch.export import Dim
 from mmattn.explain import capture
 from mmattn.tasks.common.pointing import peaks_in_regions
 from mmattn.tasks.vqa.losses import attention_supervision_loss, cell_coverage, object_loss
-from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, judged
+from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, mean_over_layers
 from tests.conftest import refused
 from tests.tasks.base import TaskModelTests, learn
 
@@ -138,7 +138,7 @@ def test_supervision_moves_attention() -> None:
     def loss() -> Tensor:
         with capture(model) as maps:
             model(**inputs)
-        layers = judged(model.grid_maps(maps, None, inputs["key_mask"]))
+        layers = mean_over_layers(model.grid_maps(maps, None, inputs["key_mask"]))
         return attention_supervision_loss(
             layers, regions, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1).long(), (8, 8)
         )

@@ -1,1 +1,1 @@
-"""What the tasks that predict labels have in common: a class a sample, or several that do not exclude each other."""
+"""Shared code of the tasks that predict labels: one class per sample, or several that are not mutually exclusive."""

@@ -1,4 +1,4 @@
-"""From a model's classes to those of other data."""
+"""Fine-tuning of a classifier on data with other classes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from mmattn.tasks.common.finetune import init_missing, without
 
 
 class LabelAdapter(Adapter):
-    """Reads models whose last layer has a row a class, as the processor's `labels` name them."""
+    """Reads models whose last layer has a row for each of the processor's `labels`."""
 
-    scores: ClassVar[tuple[str, ...]] = ("head.",)  # names by which layers begin that know the classes
-    head: ClassVar[tuple[str, ...]] = ("head.",)  # and all that may be missing
-    resized: ClassVar[tuple[str, ...]] = ()  # position maps, as `init_missing` takes them
+    scores: ClassVar[tuple[str, ...]] = ("head.",)  # name prefixes of the layers that depend on the classes
+    head: ClassVar[tuple[str, ...]] = ("head.",)  # name prefixes of the layers that may be missing
+    resized: ClassVar[tuple[str, ...]] = ()  # names of position maps, see `init_missing`
 
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
-        """What training begins with: without the layers that know other classes, and with new ones for what is not
-        there; see `Adapter.adapt`."""
-        known = parts.processor
-        if any(getattr(known, name, None) != getattr(processor, name, None) for name in ("labels", "multi_label")):
-            parts = without(parts, self.scores, f"knows {len(known.labels)} other classes")
+        """Replace the layers that depend on the classes if these differ, and initialize missing layers.
+
+        See `Adapter.adapt`.
+        """
+        trained = parts.processor
+        if any(getattr(trained, name, None) != getattr(processor, name, None) for name in ("labels", "multi_label")):
+            parts = without(parts, self.scores, f"was trained on {len(trained.labels)} other classes")
         return super().adapt(init_missing(parts, sizes, seed, self.head, self.resized), processor, sizes, seed)

@@ -1,4 +1,4 @@
-"""What label prediction is measured by: torchmetrics' figures under names that say which variant they are."""
+"""Metrics of label prediction: those of torchmetrics, under names that state the variant."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torchmetrics.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-BINS = 15  # of the calibration error, as Guo et al. 2017
+BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):
-    """The mean of average precision over the classes that some sample has; torchmetrics' counts the others as zero."""
+    """Average precision, averaged over the classes that occur; torchmetrics counts the others as zero."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
         values: Any = super().compute()  # (K,)
@@ -28,22 +28,24 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
 
 
 class ClassificationMetric(nn.Module):
-    """`compute()` gives, over all samples,
+    """Accuracy and calibration of classification, or average precision and F1 of multi-label classification.
 
-    - `top1`, and `top5` where there are more than five classes: the share whose class is among the best (micro);
+    `compute()` returns, over all samples,
+
+    - `top1`, and `top5` for more than five classes: the share of samples whose class is among the k best (micro);
     - `ece`, the expected calibration error: the mean difference between confidence and accuracy in fifteen bins of
-      equal width, each weighed by its samples (Guo et al. 2017, section 2);
+      equal width, weighted by their samples (Guo et al. 2017, section 2);
 
-    or, where classes do not exclude each other,
+    or, for multi-label classification,
 
-    - `map`: the mean, over the classes that some sample has, of average precision;
-    - `f1_macro`: the mean over classes of F1 at a probability of one half.
+    - `map`: average precision, averaged over the classes that occur in the samples;
+    - `f1_macro`: F1 at a probability of 0.5, averaged over the classes.
 
-    After `compute()`, `confusion` (K, K) counts true (rows) and predicted classes (columns); none for multi-label.
+    After `compute()`, `confusion` (K, K) counts true (rows) and predicted classes (columns); None for multi-label.
 
     Args:
-        num_classes: K.
-        multi_label: classes do not exclude each other.
+        num_classes: Number of classes K.
+        multi_label: Whether classes are not mutually exclusive.
     """
 
     def __init__(self, num_classes: int, multi_label: bool = False) -> None:
@@ -62,7 +64,7 @@ class ClassificationMetric(nn.Module):
         self.confusion: Tensor | None = None
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """logits (B, K); targets (B, K), 1 for each label of a sample."""
+        """Add logits (B, K) and targets (B, K), which are 1 for each label of a sample."""
         given = targets.long() if self.multi_label else targets.argmax(1)
         scores = logits.sigmoid() if self.multi_label else logits.softmax(1)
         for part in self.parts.values():
@@ -74,6 +76,6 @@ class ClassificationMetric(nn.Module):
         return {name: value.to(torch.float64) for name, value in values.items()}
 
     def reset(self) -> None:
-        """Forget all samples; the last confusion matrix stays."""
+        """Reset the state; the last confusion matrix is kept."""
         for part in self.parts.values():
             part.reset()

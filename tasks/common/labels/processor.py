@@ -1,4 +1,4 @@
-"""Classes by name: targets from labels, labels from scores, and whether the data know the same ones."""
+"""Conversion of labels to targets and of logits to labels, and the check that data have the model's classes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from mmattn.data.processor import B, Processor, S
 
 @dataclass
 class LabelPrediction:
-    """What the model says of one item."""
+    """The prediction of one item."""
 
     id: str
-    label: str  # the likeliest class
+    label: str  # the most probable class
     score: float  # its probability, 0..1
-    alternatives: list[tuple[str, float]] = field(default_factory=list)  # the next best, with theirs
-    labels: list[str] | None = None  # where classes do not exclude each other: all of at least one half
+    alternatives: list[tuple[str, float]] = field(default_factory=list)  # the next most probable, with probabilities
+    labels: list[str] | None = None  # multi-label: all classes with a probability of at least 0.5
 
 
 class LabelProcessor(Processor[S, B]):
     """A processor of samples with `labels`, a list of names.
 
     Args:
-        labels: The classes; the model's output i stands for ``labels[i]``.
-        multi_label: Each class is there or not, whatever the others.
+        labels: The classes; the model's output i is the logit of ``labels[i]``.
+        multi_label: Whether classes are not mutually exclusive.
 
     Raises:
-        DataError: Too few classes, or two of one name.
+        DataError: There are too few classes, or two with the same name.
     """
 
-    least: ClassVar[int] = 2  # classes; one fewer where they do not exclude each other
+    least: ClassVar[int] = 2  # minimum number of classes; one fewer for multi-label
 
     def __init__(self, labels: Sequence[str], multi_label: bool = False) -> None:
         self.labels, self.multi_label = list(labels), bool(multi_label)
@@ -49,7 +49,7 @@ class LabelProcessor(Processor[S, B]):
         return {"num_classes": len(self.labels)}
 
     def targets(self, samples: Sequence[Any]) -> Tensor:
-        """(B, K): 1 for each label of a sample."""
+        """Targets (B, K): 1 for each label of a sample, 0 otherwise."""
         targets = torch.zeros(len(samples), len(self.labels))
         for row, sample in enumerate(samples):
             for label in sample.labels:
@@ -57,7 +57,7 @@ class LabelProcessor(Processor[S, B]):
         return targets
 
     def check(self, dataset: SampleDataset[Any]) -> None:
-        """Raises a ``DataError``, or leaves the sample out, where a label is none of the training data's classes."""
+        """Raise a ``DataError``, or skip the sample, if a label is not a class of the training data."""
         kept = []
         for where, sample in zip(dataset.places, dataset.samples, strict=True):
             strange = next((label for label in sample.labels if label not in self.index), None)
@@ -70,7 +70,7 @@ class LabelProcessor(Processor[S, B]):
             dataset.keep(kept)
 
     def named(self, samples: Sequence[Any], logits: Tensor, top_k: int = 1) -> list[LabelPrediction]:
-        """The predictions of samples by their logits (B, K), each with `top_k - 1` alternatives."""
+        """Predictions of samples from logits (B, K), each with `top_k - 1` alternatives."""
         scores = logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
         best, order = scores.topk(min(top_k, scores.shape[1]))
         found = []
