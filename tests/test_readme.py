@@ -39,9 +39,9 @@ def test_the_table_of_tasks_is_what_they_say() -> None:
 
 
 def test_linked_files_exist() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            assert target.startswith("http") or (page.parent / target).exists(), target
+    for path in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (path.parent / target).exists(), target
 
 
 def test_code_of_the_head_and_the_kernel_runs() -> None:

@@ -17,8 +17,8 @@ class CopyHead(nn.Module):
 
     ``p(w) = g softmax(logits)_w + (1 - g) sum_{s: id_s = w} a_s`` with ``g = sigmoid(u^T [y; a memory])`` and
     ``a = softmax_s(q^T k_s + log sigmoid(r_s))``. The vocabulary is not extended by the document's words, since its
-    pieces spell any word. The paper's third term of g, the last word, is omitted, since the decoder's state y carries it by
-    its residual path. The salience r_s scores whether a token is copied at all, at any step: a soft form of the content
+    pieces spell any word. The paper's third term of g, the last word, is omitted, since the state y carries it by its
+    residual path. The salience r_s scores whether a token is copied at all, at any step: a soft form of the content
     selection of Gehrmann et al. 2018 (section 4), with one training target for each source token.
 
     ``capture`` records a, (B, L, S), under the path of `weights`.
