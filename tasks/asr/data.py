@@ -77,13 +77,13 @@ class ASRBatch(Batch):
     is_repeat: bool = False  # repeated to give every rank the same number of batches; excluded from metrics
 
 
-def normalize(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Text normalization for training and scoring: lower case, letters, digits and apostrophes, single spaces.
 
     Applies Unicode's NFKC first; all other characters, such as hyphens, separate words. Apostrophes remain next to
     letters.
 
-    >>> normalize("It\u2019s  twenty-one, 'Mr. Fox'?")
+    >>> normalize_text("It\u2019s  twenty-one, 'Mr. Fox'?")
     "it's twenty one 'mr fox'"
     """
     text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmattn.generate.ctc import Fusion
-from mmattn.tasks.asr.data import normalize
+from mmattn.tasks.asr.data import normalize_text
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.errors import ConfigError
 
@@ -99,7 +99,7 @@ def check_lm(search: Mapping[str, Any], asked: Mapping[str, Any], processor: Spe
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Word and character error rates by jiwer: edits divided by reference words, or characters, spaces included.
 
-    Both texts are normalized first (`normalize`). 0 is perfect. Sums are over the corpus: a reference without words
+    Both texts are normalized first (`normalize_text`). 0 is perfect. Sums are over the corpus: a reference without words
     adds no words, and its hypothesis counts as insertions. If all references are empty, the rate is 0 for empty
     hypotheses and 1 otherwise.
 
@@ -112,7 +112,7 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     """
     import jiwer
 
-    predicted = [normalize(text) for text in hypotheses]
-    expected = [normalize(given[0]) for given in references]
+    predicted = [normalize_text(text) for text in hypotheses]
+    expected = [normalize_text(given[0]) for given in references]
     words, characters = jiwer.process_words(expected, predicted), jiwer.process_characters(expected, predicted)
     return {"wer": float(words.wer), "cer": float(characters.cer)}

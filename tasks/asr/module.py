@@ -20,7 +20,7 @@ from mmattn.data.options import from_options
 from mmattn.data.text.sentences import read_sentences
 from mmattn.tasks.asr.alignment import measure_delay
 from mmattn.tasks.asr.augment import SpeechAugment
-from mmattn.tasks.asr.data import ASRBatch, ASRDataset, normalize
+from mmattn.tasks.asr.data import ASRBatch, ASRDataset, normalize_text
 from mmattn.tasks.asr.decoding import check_lm, check_ranges, score, write
 from mmattn.tasks.asr.model import consistency_loss, ctc_loss
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
@@ -374,7 +374,7 @@ class ASRModule(TaskModule[ASRDataModule]):
         return CorpusMetric(score)
 
     def notes(self) -> dict[str, str]:  # text normalization and the package that counts edits
-        return {"normalizer": (normalize.__doc__ or "").split("\n")[0], "wer_by": f"jiwer {version('jiwer')}"}
+        return {"normalizer": (normalize_text.__doc__ or "").split("\n")[0], "wer_by": f"jiwer {version('jiwer')}"}
 
     def update_metric(self, metric: Any, batch: ASRBatch) -> None:
         loss, _ = self.losses(batch)

@@ -16,7 +16,7 @@ from mmattn.data.processor import SETTINGS, Processor
 from mmattn.data.readers import read_json
 from mmattn.data.text.ngram import Counted, Ids, Mixture, NGram, load_lm
 from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor, TokenIds
-from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalize
+from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalize_text
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.task import tasks
 
@@ -97,7 +97,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
 
     def normalize_target(self, text: str) -> str:
         """Normalize a text of the data to the form that the model is trained on."""
-        return normalize(text)
+        return normalize_text(text)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end tokens."""
@@ -152,7 +152,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         if augment is not None and seeds is not None:
             seeds = [seed + view * VIEW for view in range(views) for seed in seeds]
             features = augment.features(features, feature_mask, seeds)
-        ids, references = [sample.id for sample in samples], [normalize(text) for text in texts]
+        ids, references = [sample.id for sample in samples], [normalize_text(text) for text in texts]
         return ASRBatch(features, feature_mask, *self.targets(texts), ids, references, is_repeat)
 
     def ablate(self, batch: ASRBatch, what: str, seeds: Sequence[int] | None = None) -> ASRBatch:
@@ -293,7 +293,7 @@ class ASRProcessor(SpeechProcessor):
             DataError: The training data have no text.
             ValueError: A value is out of range; names it.
         """
-        texts = [normalize(sample.text) for sample in train.samples]
+        texts = [normalize_text(sample.text) for sample in train.samples]
         if not any(texts):
             raise DataError(train.name, "at least one text with a letter or digit", f"{len(texts)} without")
         fitted = fit_tokenizer(texts, tokenizer, vocab_size)
@@ -334,7 +334,7 @@ class ASRProcessor(SpeechProcessor):
         return self.tokenizer.decode([int(i) for i in ids if int(i) >= len(SPECIAL_TOKENS)])
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return normalize(self.decode(ids))
+        return normalize_text(self.decode(ids))
 
     def settings(self) -> dict[str, Any]:
         parts = {"mel": self.mel.config(), "tokenizer": self.tokenizer.config(), "lm_order": self.lm_order}

@@ -23,7 +23,7 @@ from mmattn.data.audio.mel import LogMel, WaveFeatures, WhisperFeatures, feature
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.text.pretrained import PublicText
 from mmattn.generate.speech import SpeechConfig
-from mmattn.tasks.asr.data import ASRDataset, normalize
+from mmattn.tasks.asr.data import ASRDataset, normalize_text
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 
@@ -210,7 +210,7 @@ class CTCProcessor(PublicProcessor):
         return mel(level(wave)), mel.frame_seconds
 
     def normalize_target(self, text: str) -> str:
-        spelled = self._match_case(normalize(text))
+        spelled = self._match_case(normalize_text(text))
         if self.tokenizer.unk_id != self.tokenizer.pad_id:
             return spelled
         known = {" ", *self.tokenizer.letters}  # unknown characters would be encoded as the blank
@@ -241,7 +241,7 @@ class CTCProcessor(PublicProcessor):
         characters = {
             character
             for sample in train.samples
-            for character in self._match_case(normalize(sample.text))
+            for character in self._match_case(normalize_text(sample.text))
             if character != " "
         }
         missing = {

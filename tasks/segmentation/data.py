@@ -87,8 +87,8 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
         if not images.is_dir() or (self.require_labels and not masks.is_dir()):
             inside = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else ["no such folder"]
             raise DataError(str(folder), "a folder with images/ and masks/", ", ".join(inside) or "nothing")
-        images, labelled = _by_name(images, IMAGE_EXTENSIONS, problems), _by_name(masks, MASK_EXTENSIONS, problems)
-        for name, file in images.items():
+        files, labelled = _by_name(images, IMAGE_EXTENSIONS, problems), _by_name(masks, MASK_EXTENSIONS, problems)
+        for name, file in files.items():
             if name in labelled:
                 yield f"mask {labelled[name]}", SegmentationSample(name, file, labelled[name])
             elif self.require_labels:
@@ -96,7 +96,7 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
             else:
                 yield str(file), SegmentationSample(name, file)
         for name, file in labelled.items():
-            if name not in images:
+            if name not in files:
                 problems.add(str(file), f"an image {name} in {images}", "none")
 
     def check(self, sample: SegmentationSample) -> tuple[str, str] | None:

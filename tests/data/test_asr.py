@@ -12,7 +12,7 @@ import torch
 
 from mmattn.data.audio.mel import level
 from mmattn.data.audio.reading import resample
-from mmattn.tasks.asr.data import ASRDataset, ASRSample, normalize
+from mmattn.tasks.asr.data import ASRDataset, ASRSample, normalize_text
 from mmattn.tasks.asr.processor import FLOOR, ASRProcessor
 from tests.conftest import refused
 from tests.data.fetching import measured_on
@@ -211,8 +211,8 @@ def test_longer_ones_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_normalize(text: str, expected: str) -> None:
-    assert normalize(text) == expected
-    assert normalize(expected) == expected
+    assert normalize_text(text) == expected
+    assert normalize_text(expected) == expected
 
 
 def test_characters(processor: ASRProcessor) -> None:
@@ -328,7 +328,7 @@ def test_the_processor_refuses_what_cannot_be(options: dict[str, Any], message: 
 def test_real_data(name: str, sizes: tuple[int, int], real_data: Path) -> None:
     found = [ASRDataset(measured_on(real_data, name) / f"{split}.jsonl") for split in ("train", "val")]
     assert tuple(map(len, found)) == sizes
-    assert all(normalize(sample.text) == sample.text for sample in found[0].samples)
+    assert all(normalize_text(sample.text) == sample.text for sample in found[0].samples)
     fitted = ASRProcessor.fit(found[0])
     assert all(fitted.tokenizer.unk_id not in fitted.encode(sample.text) for sample in found[1].samples)
     assert found[1].preload(8000)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmattn.tasks.asr import demo
-from mmattn.tasks.asr.data import ASRSample, normalize
+from mmattn.tasks.asr.data import ASRSample, normalize_text
 from mmattn.tasks.asr.demo import DIGITS, NUM_CLIPS, UNSEEN, VOICES, WORDS, make, sentences
 from mmattn.tasks.asr.voices import PHONES, RATE, speak
 from tests.data.demos import DemoTests
@@ -98,7 +98,7 @@ def test_clips_are_short_and_of_all_levels(parts: dict[str, list[ASRSample]]) ->
 
 def test_words_are_where_they_are_said(parts: dict[str, list[ASRSample]]) -> None:
     for sample in parts["val"]:
-        assert " ".join(word for word, _, _ in sample.words) == sample.text == normalize(sample.text)
+        assert " ".join(word for word, _, _ in sample.words) == sample.text == normalize_text(sample.text)
         times = [time for _, *border in sample.words for time in border]
         assert [0.05, *times, sample.duration - 0.1] == sorted([0.05, *times, sample.duration - 0.1])
         power = sample.audio[0].double().numpy() ** 2
