@@ -99,7 +99,7 @@ def check_lm(search: Mapping[str, Any], asked: Mapping[str, Any], processor: Spe
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Word and character error rates by jiwer: edits divided by reference words, or characters, spaces included.
 
-    Both texts are normalized first (`normalize_text`). 0 is perfect. Sums are over the corpus: a reference without words
+    Both are normalized first (`normalize_text`). 0 is perfect. Sums are over the corpus: a reference without words
     adds no words, and its hypothesis counts as insertions. If all references are empty, the rate is 0 for empty
     hypotheses and 1 otherwise.
 
