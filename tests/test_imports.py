@@ -117,7 +117,7 @@ def below(module: str, *packages: str) -> bool:
 def allowed(module: str, other: str) -> bool:
     """Whether a module of ours may import another of ours."""
     if module == "mmattn.__main__":
-        return below(other, "mmattn.tasks")
+        return other == "mmattn" or below(other, "mmattn.tasks")
     if below(module, "mmattn.data"):
         return below(other, "mmattn.data")
     if not below(module, "mmattn.tasks"):

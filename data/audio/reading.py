@@ -271,7 +271,7 @@ def _by_torchcodec(
     except (RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(where, "sound", damaged % shorten(str(error))) from None
+        raise DataError(where, "audio", damaged % shorten(str(error))) from None
 
     def pieces() -> Iterator[Tensor]:
         # Blocks of half a minute: in containers with millisecond timestamps, a boundary is off by up to half of one.
@@ -281,7 +281,7 @@ def _by_torchcodec(
                 found = decoder.get_samples_played_in_range(begin, min(begin + step, end))
             except (RuntimeError, ValueError) as error:  # raised at the end of the stream
                 if begin == start == 0:
-                    raise DataError(where, "sound", damaged % shorten(str(error))) from None
+                    raise DataError(where, "audio", damaged % shorten(str(error))) from None
                 return
             if not found.data.shape[1]:
                 return

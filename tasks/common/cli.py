@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,13 +35,11 @@ from mmattn.tasks.common.callbacks import (
 )
 from mmattn.tasks.common.checkpoint import load_weights, save_directory
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
-from mmattn.tasks.common.renamed import renamed
+from mmattn.tasks.common.parse_errors import readable
 from mmattn.tasks.common.task import Task
 
 # The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
-KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
-KINDS |= {"dict": "a mapping", "list": "a list"}  # names of types in error messages
 SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # parameters that all modules have
 # Settings that a resumed run may change: they do not alter the results.
 FREE_SETTINGS = {"data.num_workers", "data.on_error", "trainer.save_every_n_steps", "trainer.compile"}
@@ -69,43 +65,10 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ConfigError(message)
 
-    def known_keys(self) -> list[str]:
-        return sorted({a.dest for a in self._actions if a.dest and a.dest not in ("help", "==SUPPRESS==")})
-
     def explain(self, message: str) -> str:
-        """Rewrite a message of jsonargparse; messages about an unknown key suggest the nearest valid one."""
-        refused = re.search(r"Importing '([^']+)' is not allowed", message)
-        if refused:
-            key = re.search(r'key "([\w.]+)"', message)
-            where = f"{key[1]}: " if key else ""
-            allowed = " and ".join(ALLOWED_IMPORTS)
-            return f"{where}{refused[1]!r} may not be imported: a configuration names classes of {allowed} only."
-        plain = in_words(message)
-        if plain is not None:
-            return plain
-        wrong = re.findall(r"(?:[Oo]ption |[Kk]ey |nrecognized arguments: (?:--)?)['\"]?([\w.]+)", message)
-        known, hint = self.known_keys(), ""
-        if wrong and wrong[0] not in known:  # otherwise its value is invalid
-            key = wrong[0]
-            if (new := renamed(key)) is not None:
-                return f"{key}: this option is called {new} since version 0.2."
-            prefixes = [key.rsplit(".", n)[0] if n else key for n in range(key.count(".") + 1)]
-            close = [k for k in known if re.search(rf"[._]{re.escape(key)}$", k)]  # epochs: trainer.max_epochs
-            close += [m for k in prefixes for m in difflib.get_close_matches(k, known, n=1, cutoff=0.75)]
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-        return f"{message.strip()}{hint}"
-
-
-def in_words(message: str) -> str | None:
-    """A readable form of jsonargparse's message about a value's type; None for other messages."""
-    key, found = re.match(r'Parser key "([\w.]+)":\s', message), re.search(r"(?:Got|Given) value: (.*)\s*\Z", message)
-    kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]+)\])", message)
-    if key is None or found is None or not kinds or len(kinds) != message.count("Expected a "):
-        return None
-    choices = [[KINDS.get(kind, kind)] if kind else re.findall(r"[^', ]+", names) for kind, names in kinds]
-    words = list(dict.fromkeys(word for some in choices for word in some))  # 16 and '16' are one
-    listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-    return f"{key[1]}: expected {listed}, found {found[1]!r}."
+        """The message of jsonargparse in one readable line."""
+        known = {a.dest for a in self._actions if a.dest and a.dest not in ("help", "==SUPPRESS==")}
+        return readable(message, sorted(known), ALLOWED_IMPORTS)
 
 
 class TaskCLI(LightningCLI):
@@ -196,6 +159,9 @@ class TaskCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         self.config_init = self.config
         config = self.config[self.command]
+        for name in ("model", "data", *self._sections()):
+            if name in config and config[name] is None:
+                raise ConfigError(f"{name}: expected options, found an empty section; remove it.")
         self.seed = config.seed_everything if isinstance(config.seed_everything, int) else 0
         data = config.data.as_dict()
         self.root = Path(config.trainer.default_root_dir)

@@ -84,7 +84,7 @@ def test_attention_dropout_stays_on_in_training():
 def test_cached_decoding_is_refused():
     attention = MultiHeadAttention(8, 2)
     cache = attention.make_cache(1)
-    with capture(attention), pytest.raises(ValueError, match="one pass over the finished sequence"):
+    with capture(attention), pytest.raises(ValueError, match="one pass over the whole sequence"):
         attention(torch.randn(1, 1, 8), mask=Mask(is_causal=True), cache=cache)
 
 

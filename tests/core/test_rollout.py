@@ -221,4 +221,4 @@ def test_refusals():
     refused(r"expected maps \(B, h, L, S\)", rollout, [maps[0][0]])
     refused("there are no maps", rollout, {})
     refused("unknown heads 'sum'", rollout, maps, heads="sum")
-    refused("discard must be a share", rollout, maps, discard=1.0)
+    refused("discard must be from 0 to below 1", rollout, maps, discard=1.0)

@@ -90,9 +90,9 @@ def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
     [
         ({"sped": [1, 1]}, "sped: no such option .*did you mean 'speed'.*there are: join, pause, speed"),
         ({"speed": 0.9}, "speed: expected a minimum and a maximum within 0.25 to 4.0, found 0.9"),
-        ({"speed": [1.1, 0.9]}, "speed: expected a least"),
-        ({"speed": "ab"}, "speed: expected a least"),
-        ({"noise": [5, "a"]}, "noise: expected a least"),
+        ({"speed": [1.1, 0.9]}, "speed: expected a minimum"),
+        ({"speed": "ab"}, "speed: expected a minimum"),
+        ({"noise": [5, "a"]}, "noise: expected a minimum"),
         ({"gain": -1}, "gain: expected 0 to 60, found -1"),
         ({"time_masks": True}, "time_masks: expected 0 to 50"),
         ({"join": 1000}, "join: expected 0 to 100"),

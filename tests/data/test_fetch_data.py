@@ -157,7 +157,7 @@ def test_command_line(tmp_path: Path) -> None:
     assert "easy_vqa: vzhou842/easy-VQA" in listed.stdout
     assert "checked: classes.txt, train.tar, val.tar" in listed.stdout
     assert "checked: classes.txt, train/images/, train/masks/, val/images/, val/masks/" in listed.stdout
-    assert "masks by their names, sizes and numbers" in " ".join(run("--help").stdout.split())
+    assert "masks by names, sizes and numbers" in " ".join(run("--help").stdout.split())
     wrong = run("easy_vpa", "--out", str(tmp_path))
     assert wrong.returncode == 2
     assert "did you mean 'easy_vqa'" in wrong.stderr

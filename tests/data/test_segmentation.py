@@ -75,9 +75,9 @@ def test_without_a_list_the_masks_say_what_there_is(tmp_path: Path) -> None:
 
 MASK, PICTURE, ONES = "masks/1.png", "images/1.jpg", np.ones((8, 12), np.uint8)
 BAD: dict[str, tuple[str, Any, str]] = {  # a file, its pixels or bytes or that it is missing, and the error
-    "size": (MASK, ONES[:5, :7], r"mask .*1\.png: expected the size of its picture, 12 x 8, found 7 x 5"),
+    "size": (MASK, ONES[:5, :7], r"mask .*1\.png: expected the size of its image, 12 x 8, found 7 x 5"),
     "no mask": (MASK, None, r"images.1\.jpg: expected a mask 1\.png in .*masks, found none"),
-    "no picture": (PICTURE, None, r"masks.1\.png: expected a picture 1 in .*images, found none"),
+    "no picture": (PICTURE, None, r"masks.1\.png: expected an image 1 in .*images, found none"),
     "number": (MASK, 7 * ONES, r"mask .*1\.png: .* the 2 classes \(0, 4\) or void \(9, 255\), found 7 \(96 pixels, "),
     "colour": (MASK, np.zeros((8, 12, 3), np.uint8), r"mask .*1\.png: .* palette, pixels being .*, found mode RGB"),
     "empty": (MASK, b"", r"1\.png: expected an image, found an empty file"),

@@ -239,8 +239,8 @@ def test_unused_columns_are_said(folder: Path, caplog: pytest.LogCaptureFixture)
 HEAD, LINE = b"image,question,answer\n", b"images/7.png,a?,b\n"
 BAD_CSV: dict[str, tuple[bytes, str]] = {
     "wrong columns": (
-        b"image,question,answer\n" + LINE,
-        "header: expected the column image, found image",
+        b"photo,question,answer\n" + LINE,
+        "header: expected the column image, found photo",
     ),
     "near column": (
         b"image,questions,answer\n" + LINE,

@@ -214,7 +214,7 @@ def test_what_is_not_supported_is_named(tmp_path):
         ({"task": "sing"}, "unknown task 'sing'; there are: translate, transcribe"),
         ({"language": ["en", "de"]}, "2 languages for 3 recordings"),
         ({"no_timestamps_token_id": None, "return_timestamps": True}, "needs no_timestamps_token_id"),
-        ({"decoder_start_token_id": None}, "the config has none"),
+        ({"decoder_start_token_id": None}, "expected an id, found none in the generation config"),
         ({"forced_decoder_ids": [[2, 5]]}, r"one by one, found places \[2\]"),
         ({"lang_to_id": None, "language": "en"}, "unknown language 'en'; there are: none"),
     ],

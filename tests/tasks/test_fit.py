@@ -11,9 +11,9 @@ from PIL import Image
 from mmattn.data.errors import DataError
 from mmattn.tasks import load
 from mmattn.tasks.common.callbacks import read_checkpoint
-from mmattn.tasks.common.cli import in_words
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError, UserError
 from mmattn.tasks.common.module import schedule_factor
+from mmattn.tasks.common.parse_errors import in_words
 from mmattn.tasks.vqa.module import VQAModule
 from tests.conftest import refused
 from tests.tasks.runs import read, run, write_lines

@@ -57,7 +57,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "size", "number", "message"),
     [
-        ("val/masks/val-0001", 9, 0, r"val-0001\.png: expected the size of its picture, 64 x 48, found 9 x 9"),
+        ("val/masks/val-0001", 9, 0, r"val-0001\.png: expected the size of its image, 64 x 48, found 9 x 9"),
         (
             "train/masks/train-0000", 64, 9,
             r"train-0000\.png: expected class ids of the 8 classes \(0 to 7\) or void \(20, 255\), found 9 \(4096 ",
