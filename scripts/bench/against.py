@@ -35,7 +35,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The ratios by the row's words and the ratio's name."""
     found = {}
     for row in rows:
-        name = " ".join(str(value) for value in row.values() if isinstance(value, (str, int)) and value is not True)
+        name = " ".join(str(value) for value in row.values() if type(value) in (str, int))  # no verdicts
         found |= {f"{name}: {key}": value["median"] for key, value in row.items() if isinstance(value, dict)}
     return found
 
