@@ -91,7 +91,7 @@ def test_a_pickle_that_runs_code_is_never_opened(tmp_path: Path) -> None:
     [
         ("{", "expected JSON"),
         ('{"architectures": ["Bert"]}', "missing: format, task, model"),
-        ('{"format": 9, "task": "vqa", "model": {}}', "expected format 1 to 2, found 9"),
+        ('{"format": 9, "task": "vqa", "model": {}}', "expected format 1 to 3, found 9"),
         ('{"format": 1, "task": "golf", "model": {}}', "found 'golf'"),
     ],
 )

@@ -108,7 +108,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--trainer.max_epochs two", r"^trainer\.max_epochs: expected a whole number or null, found 'two'\.$"),
         ("--optim.schedule cosin", r"^optim\.schedule: expected cosine, linear, .* or constant, found 'cosin'\.$"),
         ("--data.batch_size 0", r"data\.batch_size must be at least 1"),
-        ("--optim.lr -1", r"optim\.lr: expected a value between 0"),
+        ("--optim.lr -1", r"optim\.lr: expected a value above 0, found -1"),
         ("--model.attention.kind sliding_windo", "did you mean 'sliding_window'"),
         ("--model.attention.kind sliding_window --model.attention.windo 3", "did you mean 'window'"),
         ("--model.attention.kind monotonic", "'monotonic' does not support"),
@@ -119,9 +119,12 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--config none.yaml", r"none\.yaml"),
     ],
     "asr": [
-        ("--loss.ctc_weight 1.5", "loss.ctc_weight: expected a value from 0 to 1, found 1.5"),
-        ("--loss.consistency -1", "loss.consistency: expected 0 or more, found -1"),
-        ("--loss.consistency 0.2 --loss.ctc_weight 0", "loss.consistency: expected 0, since it is CTC's"),
+        ("--loss.ctc_weight 1.5", "loss.ctc_weight: expected a value of at least 0 and at most 1, found 1.5"),
+        ("--loss.consistency -1", "loss.consistency: expected a value of at least 0, found -1"),
+        (
+            "--loss.consistency 0.2 --loss.ctc_weight 0",
+            "loss.consistency: expected 0, since this model is not trained with CTC",
+        ),
         ("--loss.consistency 0.2 --model.dropout 0", "loss.consistency: expected views that differ"),
         ("--decode.num_beams 0", "expected 1 or more"),
         ("--model.decoder gru", "decoder"),
@@ -163,8 +166,8 @@ WRONG = {  # those of LATE are seen when the run has its folder
     "translation": [
         ("--data.max_tokens 5", "max_tokens: expected at least"),
         ("--data.vocab_size 100", "vocab_size: byte-level BPE needs at least 260"),
-        ("--loss.word_dropout 1.5", "word_dropout: expected a value from 0"),
-        ("--decode.num_beams 0", "expected 1 or more"),
+        ("--loss.word_dropout 1.5", "word_dropout: expected a value of at least 0 and at most 1"),
+        ("--decode.num_beams 0", "num_beams: expected a value of at least 1"),
         ("--model.decoder lstm --model.pooling mean", "a cross_attention alone"),
         ("--model.attention.kind slidingwindow", "sliding_window"),
     ],
@@ -195,7 +198,11 @@ def test_options_of_the_kernel_that_was_replaced_are_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.yaml").write_text("model:\n  attention: {kind: sliding_window, window: 4}\n")
-    run("fit", tmp_path / "run", f"--config {tmp_path / 'a.yaml'} --model.attention.kind linear --trainer.max_steps 1")
+    run(
+        "fit",
+        tmp_path / "run",
+        f"--config {tmp_path / 'a.yaml'} --model.attention.kind linear --trainer.max_steps 1 --data.train demo",
+    )
     assert "model.attention.window dropped: linear attention has no such option" in capsys.readouterr().err
     assert read(tmp_path / "run" / "model" / "config.json")["model"]["attention"] == {"kind": "linear"}
 
