@@ -156,9 +156,10 @@ class Recogniser(Predictor[Item, Transcript]):
     # Listening --------------------------------------------------------------------------------------------------------
 
     def stream(
-        self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **options: Any
+        self, items: Sequence[Item], batch_size: int | None = None, on_error: str = "raise", **options: Any
     ) -> Iterator[Transcript | Exception]:
         """As `predict`, each transcript as soon as it is known; batch_size counts windows."""
+        batch_size = batch_size or self.batch_size
         options = self.check_options(self._known(self.predict_batch, options))
         items = listed(items)
         pending: list[Transcript | Exception] = []

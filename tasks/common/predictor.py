@@ -36,7 +36,7 @@ class Predictor(Generic[Item, Prediction]):
     """
 
     task: ClassVar[str]
-    batch_size: ClassVar[int] = 32  # of `predict`, where none is given
+    batch_size: ClassVar[int] = 32  # of `predict` and `stream`, where none is given
     lookahead: ClassVar[int] = 1  # batches that are sorted together by `length`, so that like meets like
     plain: ClassVar[str | None] = None  # the field that the command line writes alone, where lines of text came in
 
@@ -189,13 +189,14 @@ class Predictor(Generic[Item, Prediction]):
             DataError: an item cannot be read; names it.
             ConfigError: an option that the task has not, or a value that cannot be.
         """
-        found = self.stream(items, batch_size or self.batch_size, on_error, **options)
+        found = self.stream(items, batch_size, on_error, **options)
         return [None if isinstance(one, Exception) else one for one in found]
 
     def stream(
-        self, items: Sequence[Item], batch_size: int = 32, on_error: str = "raise", **options: Any
+        self, items: Sequence[Item], batch_size: int | None = None, on_error: str = "raise", **options: Any
     ) -> Iterator[Prediction | Exception]:
         """As `predict`, each as soon as it is known; with on_error "skip" the error in the place of a bad item."""
+        batch_size = batch_size or self.batch_size
         options = self.check_options(self._known(self.predict_batch, options))
         items = listed(items)
         size = batch_size * self.lookahead
