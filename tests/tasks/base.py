@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,19 +20,6 @@ class NoProcessor:
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
-
-
-def learn(model: nn.Module, loss: Callable[[], Tensor], steps: int = 60, lr: float = 0.01) -> list[float]:
-    """Train a model by what is asked of it at each step; the losses."""
-    optimizer, losses = torch.optim.Adam(model.parameters(), lr=lr), []
-    for _ in range(steps):
-        value = loss()
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(value.item())
-    return losses
 
 
 def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], layers: int, never: Any = ()) -> Tensor:
