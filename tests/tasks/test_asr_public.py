@@ -16,7 +16,7 @@ from mmattn.tasks.asr.predict import Recogniser
 from mmattn.tasks.asr.whisper import Spoken, Stretch, WhisperRecogniser
 from mmattn.tasks.common.errors import ConfigError
 from tests.conftest import refused, slow_but_first
-from tests.tasks.public_speech import (
+from tests.public_speech import (
     CTC,
     RATE,
     WINDOW,
