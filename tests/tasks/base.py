@@ -23,7 +23,7 @@ class NoProcessor:
 
 
 def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], layers: int, never: Any = ()) -> Tensor:
-    """Five tokens for two samples by the exported step, run as a caller would: the likeliest ones, but for `never`."""
+    """Five tokens for two samples by the exported step, run as a caller would: the most probable ones, but for `never`."""
     step = torch.export.load(folder / "step.pt2").module()
     if "hidden" not in given:  # of an LSTM; else nothing is past
         empty = torch.zeros(layers, 2, 2, 0, 8)  # layers, batch, heads, past, head size
@@ -42,7 +42,7 @@ def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], l
 class TaskModelTests:
     """The tests that every task's model inherits.
 
-    A subclass gives `task`, `variants` (keywords by name), `wrong` (keywords, and what is said of them),
+    A subclass gives `task`, `variants` (keywords by name), `wrong` (keywords, and the error message),
     `build(**keywords)`, `inputs(batch, length)` (tensors by argument name, floating ones in float32), `dynamic` (for
     export), `pad(inputs, extra)` and `heads()`.
     """
