@@ -23,7 +23,7 @@ class NoProcessor:
 
 
 def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], layers: int, never: Any = ()) -> Tensor:
-    """Five tokens for two samples by the exported step, run as a caller would: the most probable ones, but for `never`."""
+    """Five tokens for two samples, (2, 5), by the exported step: each the most probable one that is not in `never`."""
     step = torch.export.load(folder / "step.pt2").module()
     if "hidden" not in given:  # of an LSTM; else nothing is past
         empty = torch.zeros(layers, 2, 2, 0, 8)  # layers, batch, heads, past, head size
