@@ -29,6 +29,18 @@ def refused(message: str, call: Callable[..., Any], /, *given: Any, error: Any =
     return str(caught.value)
 
 
+def learn(optimizer: Any, steps: int, loss: Callable[[], Any]) -> list[float]:
+    """Takes steps of an optimizer down what loss() gives, a scalar tensor; returns the losses."""
+    losses = []
+    for _ in range(steps):
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
 def assert_onnx_equals_eager(model: Any, example: Any, others: Iterable[Any], sizes: Any, path: Path) -> None:
     """Exports the model with an example, dynamic as `sizes` says, and compares it on other inputs."""
     pytest.importorskip("onnxscript")

@@ -160,9 +160,10 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
     # Transcription ----------------------------------------------------------------------------------------------------
 
     def stream(
-        self, items: Sequence[Item], batch_size: int = 16, on_error: str = "raise", **options: Any
+        self, items: Sequence[Item], batch_size: int | None = None, on_error: str = "raise", **options: Any
     ) -> Iterator[ASRPrediction | Exception]:
         """Yield each transcript as soon as it is finished; batch_size counts windows. Otherwise as `predict`."""
+        batch_size = batch_size or self.batch_size
         options = self.check_options(self._known(self.predict_batch, options))
         items = listed(items)
         pending: list[ASRPrediction | Exception] = []

@@ -56,7 +56,7 @@ def make(split: str, size: int | None = None, seed: int = 0) -> list[Classificat
         ValueError: The split is unknown.
     """
     if split not in SPLITS:
-        raise ValueError(f"split: expected one of {', '.join(SPLITS)}; got {split!r}")
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
     size = SPLITS[split] if size is None else size
     source = [7919 * seed + 31 * list(SPLITS).index(split) + 5, GENERATOR_VERSION]
     rng = Random(f"classification {source}")

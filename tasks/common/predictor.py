@@ -38,7 +38,7 @@ class Predictor(Generic[Item, Prediction]):
     """
 
     task: ClassVar[str]
-    batch_size: ClassVar[int] = 32  # default of `predict`
+    batch_size: ClassVar[int] = 32  # default of `predict` and `stream`
     lookahead: ClassVar[int] = 1  # number of batches that are sorted together by `length`, to reduce padding
     plain: ClassVar[str | None] = None  # the only field that the command line prints if the input is lines of text
 
@@ -191,13 +191,14 @@ class Predictor(Generic[Item, Prediction]):
             DataError: An item cannot be read; names it.
             ConfigError: The task has no such option, or a value is invalid.
         """
-        found = self.stream(items, batch_size or self.batch_size, on_error, **options)
+        found = self.stream(items, batch_size, on_error, **options)
         return [None if isinstance(one, Exception) else one for one in found]
 
     def stream(
-        self, items: Sequence[Item], batch_size: int = 32, on_error: str = "raise", **options: Any
+        self, items: Sequence[Item], batch_size: int | None = None, on_error: str = "raise", **options: Any
     ) -> Iterator[Prediction | Exception]:
         """Yield the predictions of `predict` one by one; with on_error "skip", the exception of each bad item."""
+        batch_size = batch_size or self.batch_size
         options = self.check_options(self._known(self.predict_batch, options))
         items = listed(items)
         size = batch_size * self.lookahead

@@ -38,7 +38,7 @@ def make(split: str, size: int | None = None) -> list[SegmentationSample]:
         ValueError: The split is unknown.
     """
     if split not in NUM_SCENES:
-        raise ValueError(f"expected one of {', '.join(NUM_SCENES)}, found {split!r}")
+        raise ValueError(f"split: expected one of {', '.join(NUM_SCENES)}, found {split!r}")
     part = list(NUM_SCENES).index(split)
     number = NUM_SCENES[split] if size is None else size
     streams = (np.random.RandomState([GENERATOR_VERSION, part, n]) for n in range(number))

@@ -368,7 +368,7 @@ def make(split: str, size: int | None = None, seed: int = 0) -> list[VQASample]:
         ValueError: The split is unknown.
     """
     if split not in NUM_SCENES:
-        raise ValueError(f"split must be one of {', '.join(NUM_SCENES)}; got {split!r}")
+        raise ValueError(f"split: expected one of {', '.join(NUM_SCENES)}, found {split!r}")
     number = NUM_SCENES[split] if size is None else size
     scenes = []
     for i in range(number):

@@ -120,14 +120,6 @@ def equals_its_map(kernel, q, k, v, mask, atol=1e-11):
     return weights
 
 
-def learn(optimizer, steps, loss):
-    """Steps of an optimizer down what loss() gives."""
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-
 def growth(kernel, lengths, mask):
     """The operations of forward and backward at each length, under the mask(L)."""
     found = []

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import learn
 from torch import nn
 from torch.export import Dim, export
 
@@ -12,7 +11,7 @@ from mmattn.backbones.audio import AudioEncoder, ConvSubsampling, chunk_mask
 from mmattn.backbones.conformer import Conformer, ConformerLayer, ConvolutionModule, DepthwiseConv
 from mmattn.backbones.recurrent import RecurrentDecoder
 from mmattn.generate import GenerationConfig
-from tests.conftest import refused
+from tests.conftest import learn, refused
 
 KINDS = AudioEncoder.KINDS
 NEEDED = {"sliding_window": {"window": 3}, "local": {"window": 3}, "low_rank": {}}

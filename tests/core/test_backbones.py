@@ -83,10 +83,8 @@ class TestTimm:
     def test_foreign_weights_are_named(self, tmp_path):
         pytest.importorskip("timm")
         save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-        stem, message = (
-            build_stem("timm/test_resnet", 8),
-            r"other\.safetensors: not the weights of timm model 'test_resnet'",
-        )
+        stem = build_stem("timm/test_resnet", 8)
+        message = r"other\.safetensors: not the weights of timm model 'test_resnet'"
         refused(message, stem.load_weights, tmp_path / "other.safetensors")
 
     def test_refusals(self, monkeypatch):

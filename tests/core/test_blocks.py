@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from cases import close, learn
+from cases import close
 from torch import nn
 from torch.export import Dim, export
 
@@ -10,7 +10,7 @@ from mmattn import AttentionPooling, CoAttention, Decoder, Encoder, FeedForward,
 from mmattn.backbones.conformer import Conformer
 from mmattn.feedforward import ACTIVATIONS
 from mmattn.positions import T5Bias
-from tests.conftest import refused, slow_but_first
+from tests.conftest import learn, refused, slow_but_first
 
 STACKS = {
     "encoder": (lambda: Encoder(8, 2, 2, dropout=0.1), lambda m, x, y: m(x)),

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from cases import learn
 from torch import nn
 
 from mmattn import CoAttention, Encoder, Mask, MultiHeadAttention, MultimodalFusionBlock, capture
+from tests.conftest import learn
 
 
 def hooks(model):

@@ -24,7 +24,12 @@ SEARCHES = {
     "greedy, penalized": {"repetition_penalty": 1.5},
     "beam 3, forced": {"num_beams": 3, "forced_bos_token_id": 7, "forced_eos_token_id": EOS},
     "greedy, forced": {"forced_bos_token_id": 7, "forced_eos_token_id": EOS},
-    "beam 3, forbidden": {"num_beams": 3, "suppress_tokens": [5, 6], "begin_suppress_tokens": [8], "min_length": 6},
+    "beam 3, forbidden": {
+        "num_beams": 3,
+        "suppress_tokens": [5, 6, 7],
+        "begin_suppress_tokens": [8, 9],
+        "min_length": 6,
+    },
     "beam 3, bad words": {"num_beams": 3, "bad_words_ids": [[PAD], [11, 12], [13]], "min_new_tokens": 4},
     "beam 2, two ends": {"num_beams": 2, "eos_token_id": [EOS, 5, 6]},
 }

@@ -4,11 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from cases import Operations, close, draw, equals_its_map, learn, make
+from cases import Operations, close, draw, equals_its_map, make
 from torch.export import export
 
 from mmattn import Encoder, Mask, MultiHeadAttention, T5Bias, aux_losses, capture
 from mmattn.kernels import local
+from tests.conftest import learn
 
 make = partial(make, noise=0.05)
 

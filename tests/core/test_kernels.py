@@ -289,10 +289,11 @@ class TestEvery:
         if is_causal and "causal" not in kernel.supports:
             return
         bias = None if plain or "bias" not in kernel.supports else ALiBi(2)
-        padding = None if plain else torch.ones(1, 1024, dtype=torch.bool)
-        sizes = growth(kernel, (512, 1024), lambda L: Mask(None if plain else padding[:, :L], None, is_causal, bias))
+        lengths = (1024, 2048) if kind in ("sparse", "lsh") else (512, 1024)
+        padding = None if plain else torch.ones(1, 2048, dtype=torch.bool)
+        sizes = growth(kernel, lengths, lambda L: Mask(None if plain else padding[:, :L], None, is_causal, bias))
         assert sizes[1].largest <= 2 * sizes[0].largest
-        assert sizes[1].largest < 1024**2
+        assert sizes[1].largest < lengths[1] ** 2
         assert sizes[1].count == sizes[0].count or kind in ("sparse", "lsh")
 
     def test_masked_softmax_is_zero_where_nothing_is_allowed(self):

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from cases import learn
 from naive_relevance import Naive, fused
 from torch import nn
 
 from mmattn import CoAttention, Decoder, Encoder, Mask, MultiHeadAttention, MultimodalFusionBlock, capture, relevance
 from mmattn.explain import Step, rollout
 from mmattn.fusion import AttentionPooling
-from tests.conftest import refused
+from tests.conftest import learn, refused
 
 E, HEADS = 8, 2
 

@@ -20,6 +20,7 @@ class DemoTests:
     digests: tuple[str, str, str]  # SHA-256, of train, val and test
 
     def content(self, sample: Any) -> bytes:
+        """All that a sample holds; a subclass writes it."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -39,4 +40,4 @@ class DemoTests:
             assert few != [self.content(sample) for sample in self.demo.make("val", 3, seed=1)]
 
     def test_an_unknown_part(self) -> None:
-        refused("one of train, val, test.* 'dev'", self.demo.make, "dev")
+        refused("split: expected one of train, val, test, found 'dev'", self.demo.make, "dev")

@@ -18,7 +18,7 @@ from mmattn.tasks.asr.public_processors import CTCText, WhisperText
 from mmattn.tasks.asr.whisper import WhisperStream
 from tests.conftest import refused
 from tests.data.files import bad_data, write
-from tests.tasks.public_speech import LETTERS, write_whisper
+from tests.public_speech import LETTERS, write_whisper
 
 TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!", "  spaces   here ", "日本 x", ""]
 

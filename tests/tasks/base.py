@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,21 +22,8 @@ class NoProcessor:
         folder.mkdir()
 
 
-def learn(model: nn.Module, loss: Callable[[], Tensor], steps: int = 60, lr: float = 0.01) -> list[float]:
-    """Train a model by what is asked of it at each step; the losses."""
-    optimizer, losses = torch.optim.Adam(model.parameters(), lr=lr), []
-    for _ in range(steps):
-        value = loss()
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(value.item())
-    return losses
-
-
 def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], layers: int, never: Any = ()) -> Tensor:
-    """Five tokens for two samples by the exported step, run as a caller would: the likeliest ones, but for `never`."""
+    """Five tokens for two samples, (2, 5), by the exported step: each the most probable one that is not in `never`."""
     step = torch.export.load(folder / "step.pt2").module()
     if "hidden" not in given:  # of an LSTM; else nothing is past
         empty = torch.zeros(layers, 2, 2, 0, 8)  # layers, batch, heads, past, head size
@@ -55,7 +42,7 @@ def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], l
 class TaskModelTests:
     """The tests that every task's model inherits.
 
-    A subclass gives `task`, `variants` (keywords by name), `wrong` (keywords, and what is said of them),
+    A subclass gives `task`, `variants` (keywords by name), `wrong` (keywords, and the error message),
     `build(**keywords)`, `inputs(batch, length)` (tensors by argument name, floating ones in float32), `dynamic` (for
     export), `pad(inputs, extra)` and `heads()`.
     """

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.tasks.public_speech import CTC, write_ctc, write_whisper
+from tests.public_speech import CTC, write_ctc, write_whisper
 
 
 @pytest.fixture(scope="session")

@@ -201,7 +201,7 @@ def test_a_known_delay_is_found(clips: ASRDataset, frames: int, monkeypatch: pyt
     assert abs(found - (frames + 0.5) * processor.frame_seconds) < 1e-3  # a frame is said in its middle
     monkeypatch.undo()
     nn.init.zeros_(model.head.ctc.weight)
-    assert measure_delay(model, processor, clips.samples) == 0.0, "what hears nothing has none"
+    assert measure_delay(model, processor, clips.samples) == 0.0, "constant scores have no emission delay"
 
 
 def test_word_times_are_earlier_by_it() -> None:

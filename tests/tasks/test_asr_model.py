@@ -19,8 +19,8 @@ from mmattn.tasks.asr.model import ASRHead, ASRModel, PublicCTC, consistency_los
 from mmattn.tasks.asr.whisper import PublicWhisper
 from mmattn.tasks.common.export import ExportError
 from mmattn.tasks.common.seq2seq.model import token_loss
-from tests.conftest import refused, slow_but_first
-from tests.tasks.base import TaskModelTests, learn, written_step_by_step
+from tests.conftest import learn, refused, slow_but_first
+from tests.tasks.base import TaskModelTests, written_step_by_step
 
 SMALL: dict[str, Any] = {"vocab_size": 12, "num_mels": 10, "embed_dim": 16, "num_heads": 2, "ffn_dim": 24}
 SMALL |= {"encoder_layers": 1, "kernel_size": 5, "subsampling": 2, "dropout": 0.0}
@@ -173,7 +173,7 @@ def learn_by_heart(model: Any, batch: dict[str, Tensor]) -> None:
         found = ctc_loss(output.ctc_logits, output.frame_mask, labels, real)
         return found if output.logits is None else found + token_loss(output.logits, labels, real)
 
-    learn(model, loss, steps=150, lr=0.02)
+    learn(torch.optim.Adam(model.parameters(), lr=0.02), 150, loss)
     model.eval()
 
 

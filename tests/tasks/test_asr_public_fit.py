@@ -20,7 +20,7 @@ from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.sources import named_models
 from tests.conftest import refused, slow_but_first
-from tests.tasks.public_speech import LETTERS, RATE, TEXTS, recording, wave, write_ctc, write_whisper
+from tests.public_speech import LETTERS, RATE, TEXTS, recording, wave, write_ctc, write_whisper
 from tests.tasks.runs import BRIEF, STILL, assert_kept, edited, read, run, weights, write_lines
 
 pytest.importorskip("transformers")

@@ -17,7 +17,7 @@ from mmattn.tasks import load
 from mmattn.tasks.asr.public_processors import WhisperProcessor
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from tests.conftest import refused
-from tests.tasks.public_speech import LETTERS, RATE, clips, recording, said_by_transformers, texts, wave, write_whisper
+from tests.public_speech import LETTERS, RATE, clips, recording, said_by_transformers, texts, wave, write_whisper
 from tests.tasks.runs import ask, damage, edited, lines
 
 pytest.importorskip("transformers")

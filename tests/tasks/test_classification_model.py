@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.tasks.classification.model import ClassificationHead, ClassificationModel, ClassificationOutput
-from tests.conftest import refused
-from tests.tasks.base import TaskModelTests, learn
+from tests.conftest import learn, refused
+from tests.tasks.base import TaskModelTests
 
 SMALL: dict[str, Any] = {"num_classes": 7, "image_size": 32, "channels": (8, 12), "embed_dim": 16, "num_heads": 2}
 SMALL |= {"num_layers": 2, "num_queries": 2, "hidden_dim": 16}
@@ -59,7 +59,8 @@ class TestClassificationModel(TaskModelTests):
         # Each of a tint of its own: the means of images that are noise alone are hard to tell apart.
         inputs = {"pixel_values": self.inputs(8, 0)["pixel_values"] + 2 * torch.randn(8, 3, 1, 1)}
         targets = torch.randint(7, (8,))
-        assert learn(model, lambda: nn.functional.cross_entropy(model(**inputs).logits, targets))[-1] < 0.1
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        assert learn(optimizer, 60, lambda: nn.functional.cross_entropy(model(**inputs).logits, targets))[-1] < 0.1
 
     def test_relevance_is_a_map_for_each_image(self, model: ClassificationModel) -> None:
         model = model.eval()
@@ -104,7 +105,7 @@ def test_the_queries_look_where_the_object_is() -> None:
         x, _, labels = images(32)
         return nn.functional.cross_entropy(model(x).logits, labels)
 
-    learn(model, loss, steps=80)
+    learn(torch.optim.Adam(model.parameters(), lr=0.01), 80, loss)
     x, cells, labels = images(40)
     model.eval()
     assert (model(x).logits.argmax(1) == labels).float().mean() > 0.9

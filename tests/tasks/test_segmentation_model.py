@@ -12,8 +12,8 @@ from mmattn.backbones.unet import GatedDecoder, UNetHead, build_pyramid
 from mmattn.explain import capture
 from mmattn.tasks.segmentation.losses import segmentation_loss
 from mmattn.tasks.segmentation.model import SegmentationHead, SegmentationModel, best_classes
-from tests.conftest import refused
-from tests.tasks.base import TaskModelTests, learn
+from tests.conftest import learn, refused
+from tests.tasks.base import TaskModelTests
 
 SMALL: dict[str, Any] = {"num_classes": 5, "channels": (6, 8, 12)}
 SEGFORMER: dict[str, Any] = {"network": "segformer", "channels": (8, 16), "num_heads": (1, 2)}
@@ -70,7 +70,7 @@ class TestSegmentationModel(TaskModelTests):
             parts = [segmentation_loss({"cross_entropy": 1.0}, x, labels) for x in (output.logits, *output.auxiliary)]
             return torch.stack([part["cross_entropy"] for part in parts]).mean()
 
-        assert learn(model, loss, lr=0.02)[-1] < 0.6
+        assert learn(torch.optim.Adam(model.parameters(), lr=0.02), 60, loss)[-1] < 0.6
 
 
 def test_deep_supervision_scores_each_map_of_the_decoder() -> None:

@@ -11,8 +11,8 @@ from mmattn.explain import capture
 from mmattn.tasks.common.pointing import peaks_in_regions
 from mmattn.tasks.vqa.losses import attention_supervision_loss, cell_coverage, object_loss
 from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, mean_over_layers
-from tests.conftest import refused
-from tests.tasks.base import TaskModelTests, learn
+from tests.conftest import learn, refused
+from tests.tasks.base import TaskModelTests
 
 SMALL: dict[str, Any] = {"vocab_size": 30, "num_answers": 7, "image_size": 32, "channels": (8, 8)}
 SMALL |= {"embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "fusion_layers": 2}
@@ -75,7 +75,8 @@ class TestVQAModel(TaskModelTests):
         if variant == "mean":
             pytest.skip("a failing baseline")
         inputs, targets = self.inputs(8, 6), torch.randint(7, (8,))
-        assert learn(model, lambda: nn.functional.cross_entropy(model(**inputs).logits, targets))[-1] < 0.1
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        assert learn(optimizer, 60, lambda: nn.functional.cross_entropy(model(**inputs).logits, targets))[-1] < 0.1
 
 
 @pytest.mark.parametrize("options", [*({"fusion": fusion} for fusion in FUSIONS), {"pooling": "mean"}], ids=str)
@@ -143,7 +144,7 @@ def test_supervision_moves_attention() -> None:
             layers, regions, torch.ones(4, 1, dtype=torch.bool), torch.zeros(4, 1).long(), (8, 8)
         )
 
-    losses = learn(model, loss, steps=30)
+    losses = learn(torch.optim.Adam(model.parameters(), lr=0.01), 30, loss)
     assert losses[-1] < 0.5 * losses[0]
 
 

@@ -12,7 +12,8 @@ from torch.export import Dim
 from mmattn.explain import capture
 from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.seq2seq.model import token_loss
-from tests.tasks.base import TaskModelTests, learn
+from tests.conftest import learn
+from tests.tasks.base import TaskModelTests
 
 SEARCH: dict[str, Any] = {"decoder_start_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "max_new_tokens": 8}
 BATCH, LENGTH = Dim("batch", max=64), Dim("length", max=128)
@@ -58,7 +59,8 @@ class TextModelTests(TaskModelTests):
         inputs, labels = self.inputs(6, 5), torch.randint(4, 30, (6, 7))
         inputs["target_ids"] = torch.cat([torch.full((6, 1), 2), labels[:, :-1]], dim=1)
         real = torch.ones_like(labels, dtype=torch.bool)
-        assert learn(model, lambda: token_loss(model(**inputs).logits, labels, real), steps=240, lr=0.02)[-1] < 0.1
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        assert learn(optimizer, 240, lambda: token_loss(model(**inputs).logits, labels, real))[-1] < 0.1
 
     @pytest.mark.parametrize("beams", [1, 3])
     def test_step_by_step_equals_teacher_forcing(self, model: Any, beams: int) -> None:
