@@ -13,7 +13,7 @@ Lengths = Sequence[tuple[int, int]]  # numbers of source and target tokens, one 
 
 
 @dataclass(frozen=True)
-class Waste:
+class PaddingStats:
     """The amount of padding in batches."""
 
     real: int  # tokens of sources and targets together
@@ -25,7 +25,7 @@ class Waste:
         return 1 - self.real / self.padded if self.padded else 0.0
 
 
-def waste_of(batches: Sequence[Sequence[int]], lengths: Lengths) -> Waste:
+def padding_stats(batches: Sequence[Sequence[int]], lengths: Lengths) -> PaddingStats:
     """Returns the padding of batches, each padded to its longest source and its longest target."""
     real = padded = 0
     for batch in batches:
@@ -33,7 +33,7 @@ def waste_of(batches: Sequence[Sequence[int]], lengths: Lengths) -> Waste:
             sizes = [lengths[index][side] for index in batch]
             real += sum(sizes)
             padded += max(sizes) * len(sizes)
-    return Waste(real, padded)
+    return PaddingStats(real, padded)
 
 
 class TokenBatchSampler(BatchPlan):
@@ -99,9 +99,9 @@ class TokenBatchSampler(BatchPlan):
         keys = [stream.random() for _ in batches]
         return [batches[k] for k in sorted(range(len(batches)), key=keys.__getitem__)]
 
-    def waste(self, epoch: int = 0) -> Waste:
+    def padding_stats(self, epoch: int = 0) -> PaddingStats:
         """Returns the padding of an epoch's batches, of all ranks."""
-        return waste_of(self.batches(epoch), self.lengths)
+        return padding_stats(self.batches(epoch), self.lengths)
 
     def _order(self, side: int, stream: random.Random | None) -> list[int]:
         """Sorts all samples; random() is the one stream that Python promises not to change."""

@@ -42,7 +42,7 @@ class Shading(NamedTuple):
     draws: int  # random numbers per object; the first five are tint and tilt
 
 
-class Thing(NamedTuple):
+class SceneObject(NamedTuple):
     """One object of a scene: indices into SIZES, COLOURS and SHAPES; centre and radius in pixels."""
 
     size: int
@@ -87,11 +87,11 @@ def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:
             return places
 
 
-def dress(rng: Random, places: list[tuple[int, float, float, float]]) -> list[Thing]:
+def dress(rng: Random, places: list[tuple[int, float, float, float]]) -> list[SceneObject]:
     """Samples objects at these positions, of only two to four colours and shapes, for questions about counts."""
     colours = [int(rng.random() * len(COLOURS)) for _ in range(2 + int(rng.random() * 3))]
     shapes = [int(rng.random() * len(SHAPES)) for _ in range(2 + int(rng.random() * 3))]
-    return [Thing(size, pick(rng, colours), pick(rng, shapes), x, y, radius) for size, x, y, radius in places]
+    return [SceneObject(size, pick(rng, colours), pick(rng, shapes), x, y, radius) for size, x, y, radius in places]
 
 
 def light(things: Sequence[Drawn], across: np.ndarray, down: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ class Ids(NamedTuple):
     eos: int  # after a text
 
 
-class Counted(ABC):
+class NGramModel(ABC):
     """Base class of n-gram models, usable in CTC beam search (`mmattn.generate.ctc.LanguageModel`).
 
     Args:
@@ -85,7 +85,7 @@ class Counted(ABC):
         return digest.hexdigest()
 
 
-class NGram(Counted):
+class NGram(NGramModel):
     """An n-gram model with modified Kneser-Ney smoothing (Chen and Goodman 1999, section 3).
 
     ``p(w | c) = max(a(c w) - D, 0) / a(c .) + g(c) p(w | c')``, where c' is c without its first id and g the remaining
@@ -193,31 +193,33 @@ class NGram(Counted):
         return cls(ids, *([state[f"{name}.{n}"] for n in orders] for name in ("keys", "counts")))
 
 
-class Mixture(Counted):
+class InterpolatedNGram(NGramModel):
     """Linear interpolation of two n-gram models (Jelinek and Mercer 1980).
 
-    ``p(w | c) = weight p_own(w | c) + (1 - weight) p_further(w | c)``. Joint counts would be dominated by the
+    ``p(w | c) = weight p_own(w | c) + (1 - weight) p_additional(w | c)``. Joint counts would be dominated by the
     additional texts, which are often far more numerous than the task's.
 
     Args:
         own: Model of the task's texts.
-        further: Model of additional texts, over the same ids.
+        additional: Model of additional texts, over the same ids.
         weight: Weight of the first model, 0 to 1.
 
     Raises:
         ValueError: A weight outside 0 to 1, or models of different ids.
     """
 
-    def __init__(self, own: NGram, further: NGram, weight: float) -> None:
+    def __init__(self, own: NGram, additional: NGram, weight: float) -> None:
         if not 0.0 <= weight <= 1.0:
             raise ValueError(f"weight={weight}: expected 0 to 1")
-        if own.ids != further.ids:
-            raise ValueError(f"expected models of the same ids, found {own.ids} and {further.ids}")
-        super().__init__(own.ids, max(own.order, further.order))
-        self.own, self.further, self.weight = own, further, weight
+        if own.ids != additional.ids:
+            raise ValueError(f"expected models of the same ids, found {own.ids} and {additional.ids}")
+        super().__init__(own.ids, max(own.order, additional.order))
+        self.own, self.additional, self.weight = own, additional, weight
 
     @classmethod
-    def fit(cls, texts: Sequence[Sequence[int]], further: Iterable[Sequence[int]], order: int, ids: Ids) -> Mixture:
+    def fit(
+        cls, texts: Sequence[Sequence[int]], additional: Iterable[Sequence[int]], order: int, ids: Ids
+    ) -> InterpolatedNGram:
         """Counts the task's texts and additional ones, see `NGram.fit`.
 
         The weight maximizes the likelihood (by EM) of every tenth of the task's texts, held out for this estimate.
@@ -225,7 +227,7 @@ class Mixture(Counted):
         Raises:
             ValueError: As in `NGram.fit`.
         """
-        other, weight = NGram.fit(further, order, ids), 0.5
+        other, weight = NGram.fit(additional, order, ids), 0.5
         rest = [text for n, text in enumerate(texts) if n % HELD_OUT]
         if rest:
             models = (NGram.fit(rest, order, ids), other)
@@ -235,11 +237,11 @@ class Mixture(Counted):
         return cls(NGram.fit(texts, order, ids), other, weight)
 
     def _log_probs(self, context: tuple[int, ...]) -> Tensor:
-        own, further = (model.log_probs(context).exp() for model in (self.own, self.further))
-        return (self.weight * own + (1.0 - self.weight) * further).log()
+        own, additional = (model.log_probs(context).exp() for model in (self.own, self.additional))
+        return (self.weight * own + (1.0 - self.weight) * additional).log()
 
     def state(self) -> dict[str, np.ndarray]:
-        parts = {"own": self.own, "further": self.further}
+        parts = {"own": self.own, "further": self.additional}
         found = {f"{part}.{name}": value for part, model in parts.items() for name, value in model.state().items()}
         return found | {"weight": np.array([self.weight])}
 
@@ -252,7 +254,7 @@ class Mixture(Counted):
         return cls(models[0], models[1], float(state["weight"][0]))
 
 
-def load_lm(path: str | Path, ids: Ids) -> Counted:
+def load_lm(path: str | Path, ids: Ids) -> NGramModel:
     """Reads a model of these ids that `save` wrote.
 
     Raises:
@@ -263,7 +265,7 @@ def load_lm(path: str | Path, ids: Ids) -> Counted:
 
     try:
         state = load_file(path)
-        kind: type[Counted] = Mixture if "weight" in state else NGram
+        kind: type[NGramModel] = InterpolatedNGram if "weight" in state else NGram
         return kind.from_state(state, ids)
     except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
         raise DataError(str(path), "keys and counts of n-grams", shorten(str(error), 200)) from None

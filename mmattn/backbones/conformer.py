@@ -122,7 +122,7 @@ class ConformerLayer(nn.Module):
         self.ffn_in_residual, self.attention_residual, self.conv_residual, self.ffn_out_residual = (
             Residual(embed_dim, dropout, True, norm_eps) for _ in range(4)
         )
-        self.ffn_in_residual.scale, self.ffn_out_residual.scale = Half(), Half()
+        self.ffn_in_residual.scale, self.ffn_out_residual.scale = HalfStep(), HalfStep()
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
 
     def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
@@ -133,7 +133,7 @@ class ConformerLayer(nn.Module):
         return self.norm(self.ffn_out_residual(x, self.ffn_out))
 
 
-class Half(nn.Module):
+class HalfStep(nn.Module):
     """``x / 2``, the scale of the residuals of two feed-forward networks (Lu et al. 2019, "macaron")."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..feedforward import ACTIVATIONS
 from ..masks import Mask
 
 
-class Heard(NamedTuple):
+class AudioStates(NamedTuple):
     """The output of an audio encoder."""
 
     states: Tensor  # (B, S, E); values at padding are undefined
@@ -179,7 +179,7 @@ class Wav2Vec2(nn.Module):
         """Samples between states: 320 in public models, 20 ms at 16 kHz."""
         return math.prod(self.strides)
 
-    def forward(self, wave: Tensor, sample_mask: Tensor | None = None) -> Heard:
+    def forward(self, wave: Tensor, sample_mask: Tensor | None = None) -> AudioStates:
         """Encodes.
 
         Args:
@@ -194,7 +194,7 @@ class Wav2Vec2(nn.Module):
             ValueError: The wave is too short for a single frame.
         """
         x, mask = self.embed(wave, sample_mask)
-        return Heard(self.encoder(x, None if mask is None else Mask(mask)), mask)
+        return AudioStates(self.encoder(x, None if mask is None else Mask(mask)), mask)
 
     def logits(self, wave: Tensor, sample_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns CTC logits (B, S, V), id 0 the blank in public models, and the mask (B, S); see `forward`.

@@ -20,7 +20,7 @@ from .seq2seq import Seq2Seq
 FRAME_SECONDS = 0.01
 
 
-class HeardWindow(NamedTuple):
+class WindowPrediction(NamedTuple):
     """The prediction for one window of a long recording."""
 
     first: int  # first frame in the recording
@@ -224,7 +224,7 @@ class Whisper(Seq2Seq):
         return [dict(sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])) for row in shares]
 
     def transcribe(self, features: Tensor, config: SpeechConfig, **keywords: Any) -> Iterator[Segment]:
-        """Transcribes a recording of any length, window by window; see `hear`.
+        """Transcribes a recording of any length, window by window; see `transcribe_windows`.
 
         Args:
             features: (T, M), of the whole recording.
@@ -237,12 +237,14 @@ class Whisper(Seq2Seq):
         Raises:
             ValueError: The config has no timestamps.
         """
-        for window in self.hear(lambda frame: (frame, features[frame : frame + self.max_frames]), config, **keywords):
+        for window in self.transcribe_windows(
+            lambda frame: (frame, features[frame : frame + self.max_frames]), config, **keywords
+        ):
             yield from window.segments
 
-    def hear(
+    def transcribe_windows(
         self, read: Callable[[int], tuple[int, Tensor]], config: SpeechConfig, **keywords: Any
-    ) -> Iterator[HeardWindow]:
+    ) -> Iterator[WindowPrediction]:
         """Transcribes a stream; each window begins at the last timestamp of the preceding one.
 
         Radford et al. 2022, section 3.8, at one temperature and without the preceding text as a prompt.
@@ -270,7 +272,7 @@ class Whisper(Seq2Seq):
             for low, high, ids in parts:
                 start, end = (seek + STAMP_FRAMES * place for place in (low, high))
                 segments.append(Segment(start * FRAME_SECONDS, end * FRAME_SECONDS, ids))
-            yield HeardWindow(seek, frames, segments, memory, prompt, float(generated.scores[0, 0]))
+            yield WindowPrediction(seek, frames, segments, memory, prompt, float(generated.scores[0, 0]))
             seek += moved
 
     @staticmethod

@@ -156,12 +156,12 @@ def joint_step(
         ValueError: ctc_weight is not within 0..1.
 
     >>> from mmattn.generate import GenerationConfig, generate
-    >>> class Nothing:
+    >>> class NoState:
     ...     def select(self, rows): ...
     >>> frames = torch.eye(4)[torch.tensor([[0, 2, 2, 0, 3, 0]])].mul(9).log_softmax(-1)
     >>> step = joint_step(lambda ids, state: torch.zeros(len(ids), 4), eos_id=1, ctc_weight=0.5)
     >>> config = GenerationConfig(num_beams=2, max_new_tokens=6, eos_token_id=1, suppress_tokens=[0])
-    >>> generate(step, JointState(Nothing(), frames), torch.zeros(1, 1).long(), config).tokens()
+    >>> generate(step, JointState(NoState(), frames), torch.zeros(1, 1).long(), config).tokens()
     [[[2, 3, 1]]]
     """
     if not 0.0 <= ctc_weight <= 1.0:

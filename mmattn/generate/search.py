@@ -72,10 +72,10 @@ def generate(
 
     >>> def step(ids, state):  # i is followed by i + 1
     ...     return torch.nn.functional.one_hot(ids[:, -1] + 1, 10).float()
-    >>> class Nothing:
+    >>> class NoState:
     ...     def select(self, rows): ...
     >>> config = GenerationConfig(eos_token_id=9, max_new_tokens=4)
-    >>> generate(step, Nothing(), torch.tensor([[2], [7]]), config).tokens()
+    >>> generate(step, NoState(), torch.tensor([[2], [7]]), config).tokens()
     [[[3, 4, 5, 6]], [[8, 9]]]
     """
     if prompt.dim() != 2 or not prompt.shape[1]:

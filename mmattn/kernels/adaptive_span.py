@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..functional import add_bias, allowed_keys, attend, dot_scores, masked_softmax
 from ..masks import Mask, key_offsets, same_size
-from .banded import LOG2E, BlocksOfKeys
+from .banded import LOG2E, BandedAttention
 from .base import Kernel
 from .sliding_window import BLOCK, WindowCache, _in_place
 
@@ -116,7 +116,7 @@ class AdaptiveSpan(Kernel):
             key_bias = torch.zeros_like(mask.key_mask, dtype=q.dtype).masked_fill_(~mask.key_mask, float("-inf"))
         if mask.attn_mask is not None:
             pairs = mask.attn_mask.expand(*([1, 1] if mask.attn_mask.dim() == 2 else mask.attn_mask.shape[:2]), S, S)
-        return BlocksOfKeys.apply(q, k, v, table, key_bias, pairs, reach)[0]
+        return BandedAttention.apply(q, k, v, table, key_bias, pairs, reach)[0]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ LOG2E = math.log2(math.e)
 SCORES = 1 << 18  # scores at once: a megabyte of float32, which stays in a core's cache
 
 
-class Stretch(NamedTuple):
+class Band(NamedTuple):
     """Consecutive blocks of queries; each attends to `width` keys, which begin `block` later for each next block."""
 
     start: int  # the first query
@@ -25,7 +25,7 @@ class Stretch(NamedTuple):
     column: int  # column of the first of them in the table of scores
 
 
-def stretches(length: int, block: int, left: int, right: int) -> Iterator[Stretch]:
+def bands(length: int, block: int, left: int, right: int) -> Iterator[Band]:
     """Splits a sequence into blocks: single ones near an end, which have fewer keys, many at a time elsewhere."""
     width, start = left + block + right, 0
     many = max(1, SCORES // (block * width))
@@ -34,15 +34,15 @@ def stretches(length: int, block: int, left: int, right: int) -> Iterator[Stretc
         if low < 0 or high > length:
             rows = min(block, length - start)
             first, last = max(low, 0), min(start + rows + right, length)
-            yield Stretch(start, rows, 1, first, last - first, first - low)
+            yield Band(start, rows, 1, first, last - first, first - low)
             start += rows
         else:
             count = min(many, (length - high) // block + 1)
-            yield Stretch(start, block, count, low, width, 0)
+            yield Band(start, block, count, low, width, 0)
             start += count * block
 
 
-class BlocksOfKeys(torch.autograd.Function):
+class BandedAttention(torch.autograd.Function):
     """``softmax(scale q k^T + table) v`` where query i attends to the keys i - left .. i + right.
 
     Scores are computed for as many blocks as fit the CPU's cache; backward recomputes them from their log-sum-exp (Dao
@@ -124,7 +124,7 @@ Head = tuple[int, int]  # sample and head
 
 def _pieces(
     q: Tensor, k: Tensor, table: Tensor, key_bias: Tensor | None, pairs: Tensor | None, left: int
-) -> Iterator[tuple[Stretch, Tensor, Tensor, Head, Head]]:
+) -> Iterator[tuple[Band, Tensor, Tensor, Head, Head]]:
     """Yields the masked scores (n, b, w) in base 2 of each stretch, sample and head, and a buffer of their shape."""
     B, h, S, d = q.shape
     block = table.shape[1]
@@ -133,7 +133,7 @@ def _pieces(
     for sample in range(B):
         for head in range(h):
             queries, keys = (sample, head), (sample, head // (h // k.shape[1]))
-            for piece in stretches(S, block, left, right):
+            for piece in bands(S, block, left, right):
                 size = (piece.blocks, piece.rows, piece.width)
                 scores, other = (part[: math.prod(size)].view(size) for part in space)
                 added = table[head if table.shape[0] > 1 else 0, : piece.rows, piece.column :][:, : piece.width]
@@ -147,18 +147,18 @@ def _pieces(
                 yield piece, scores, other, queries, keys
 
 
-def _rows(x: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
+def _rows(x: Tensor, piece: Band, sample: int, head: int) -> Tensor:
     """Returns a view (n, b, d) of a stretch's queries in (B, h, S, d)."""
     return x[sample, head, piece.start : piece.start + piece.blocks * piece.rows].unflatten(0, (piece.blocks, -1))
 
 
-def _windows(x: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
+def _windows(x: Tensor, piece: Band, sample: int, head: int) -> Tensor:
     """Returns a view (n, d, w) of the keys of each block of a stretch in (B, h, S, d)."""
     end = piece.low + (piece.blocks - 1) * piece.rows + piece.width
     return x[sample, head, piece.low : end].unfold(0, piece.width, piece.rows)
 
 
-def _add_windows(x: Tensor, windows: Tensor, piece: Stretch, sample: int, head: int) -> None:
+def _add_windows(x: Tensor, windows: Tensor, piece: Band, sample: int, head: int) -> None:
     """Adds (n, w, d) to the positions of its keys in (B, h, S, d): the parts of one round do not overlap."""
     for first in range(0, piece.width, piece.rows):
         part = windows[:, first : first + piece.rows]  # (n, b, d)
@@ -167,7 +167,7 @@ def _add_windows(x: Tensor, windows: Tensor, piece: Stretch, sample: int, head: 
         there.unfold(0, part.shape[1], piece.rows).transpose(1, 2).add_(part)
 
 
-def _diagonal(pairs: Tensor, piece: Stretch, sample: int, head: int) -> Tensor:
+def _diagonal(pairs: Tensor, piece: Band, sample: int, head: int) -> Tensor:
     """Returns a view (n, b, w) of the pair mask in the blocks of a stretch."""
     B, h = pairs.shape[:2]
     square = pairs[sample if B > 1 else 0, head if h > 1 else 0]  # (S, S)

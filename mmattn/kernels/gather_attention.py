@@ -35,7 +35,7 @@ def attend_gathered(attend: Attend, index: Tensor, k: Tensor, v: Tensor, *rows: 
     """
     if k.device.type != "cpu" or torch.compiler.is_compiling():  # launches cost more than memory; one graph for all
         return attend(_pick(k, index), _pick(v, index), *rows)
-    return _Picked.apply(attend, max(1, SCORES // scores), index, k, v, *rows)
+    return _GatherAttention.apply(attend, max(1, SCORES // scores), index, k, v, *rows)
 
 
 def bias_by_head(bias: Bias, offsets: Tensor, limit: int) -> Tensor:
@@ -49,7 +49,7 @@ def bias_by_head(bias: Bias, offsets: Tensor, limit: int) -> Tensor:
     return table.flatten().index_select(0, places.flatten()).view(places.shape)
 
 
-class _Picked(torch.autograd.Function):
+class _GatherAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, attend: Attend, size: int, index: Tensor, k: Tensor, v: Tensor, *rows: Tensor) -> Tensor:
         device = k.device.type

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..functional import allowed_keys, attend, dot_scores, masked_softmax, repeat_heads
 from ..masks import Bias, Mask, key_offsets
-from .banded import LOG2E, BlocksOfKeys
+from .banded import LOG2E, BandedAttention
 from .base import Kernel, KVCache, count_blocks
 
 BLOCK = 64  # queries per block: fewer make products slow, more compute scores beyond the window
@@ -159,7 +159,7 @@ class SlidingWindow(Kernel):
         pairs = mask.attn_mask
         if pairs is not None:
             pairs = pairs.expand(*([1, 1] if pairs.dim() == 2 else pairs.shape[:2]), q.shape[2], q.shape[2])
-        return BlocksOfKeys.apply(q, k, v, table, key_bias, pairs, self.window)
+        return BandedAttention.apply(q, k, v, table, key_bias, pairs, self.window)
 
     def _table(self, block: int, left: int, right: int, mask: Mask, like: Tensor) -> Tensor:
         """Returns the additive mask (base 2) of a block's queries over the keys around it: (h|1, block, width)."""

@@ -23,7 +23,7 @@ RANGES |= {"window": (0.5, 600.0, "seconds from 0.5 to 600")}
 
 
 @dataclass
-class Heard:
+class Hypothesis:
     """The hypothesis for one clip of a batch."""
 
     text: str  # as of the processor's `detokenize`
@@ -32,7 +32,7 @@ class Heard:
 
 
 @torch.inference_mode()
-def write(model: Any, features: Tensor, mask: Tensor, processor: SpeechProcessor, **search: Any) -> list[Heard]:
+def write(model: Any, features: Tensor, mask: Tensor, processor: SpeechProcessor, **search: Any) -> list[Hypothesis]:
     """Decode each clip of a batch.
 
     Args:
@@ -46,7 +46,7 @@ def write(model: Any, features: Tensor, mask: Tensor, processor: SpeechProcessor
     """
     chosen = {**processor.search, **{name: value for name, value in search.items() if value is not None}}
     if hasattr(model, "write"):
-        found: list[Heard] = model.write(features, processor, **chosen)
+        found: list[Hypothesis] = model.write(features, processor, **chosen)
         return found
     weight, bonus = (chosen.pop(name, 0.0) for name in ("lm_weight", "lm_bonus"))
     if weight and chosen.get("num_beams", 1) > 1 and processor.lm is not None:
@@ -56,7 +56,7 @@ def write(model: Any, features: Tensor, mask: Tensor, processor: SpeechProcessor
     special = {"start_id": ids.start_id, "eos_id": ids.eos_id, "suppress": (ids.unk_id,)}
     hypotheses = model.head.transcribe(memory, log_p, mask, **special, **chosen)
     rows = zip(hypotheses, log_p.cpu(), mask.sum(1).tolist(), strict=True)
-    return [Heard(processor.detokenize(ids), score, row[:length]) for (ids, score), row, length in rows]
+    return [Hypothesis(processor.detokenize(ids), score, row[:length]) for (ids, score), row, length in rows]
 
 
 def check_ranges(prefix: str, **options: Any) -> None:

@@ -20,14 +20,14 @@ CLIPS = ((3, 40), (1, 24), (4, 61))  # example inputs: batch size and frames
 RECORDINGS = ((3, 20_800), (1, 11_200), (2, 33_600))  # likewise, batch size and samples
 
 
-class Scored(NamedTuple):
+class CTCScores(NamedTuple):
     """Output of an encoder with CTC alone."""
 
     ctc_log_probs: Tensor  # (B, S, V)
     frame_mask: Tensor  # (B, S) bool, True = a real frame
 
 
-class Listened(NamedTuple):
+class AudioMemory(NamedTuple):
     """Output of an encoder with a transformer decoder, whose steps read the keys and values."""
 
     ctc_log_probs: Tensor  # (B, S, V)
@@ -36,7 +36,7 @@ class Listened(NamedTuple):
     memory_values: Tensor  # (n, B, h, S, d_v)
 
 
-class RecurrentListened(NamedTuple):
+class RecurrentAudioMemory(NamedTuple):
     """Output of an encoder with an LSTM decoder: its keys and values, and its initial state."""
 
     ctc_log_probs: Tensor  # (B, S, V)
@@ -50,17 +50,21 @@ class RecurrentListened(NamedTuple):
 class EncoderProgram(Program):
     """Log-mel frames, or samples, to CTC's log-probabilities and the decoder's inputs."""
 
-    def forward(self, features: Tensor, feature_mask: Tensor | None = None) -> Scored | Listened | RecurrentListened:
+    def forward(
+        self, features: Tensor, feature_mask: Tensor | None = None
+    ) -> CTCScores | AudioMemory | RecurrentAudioMemory:
         """Encode features (B, T, M) or (B, n) with feature_mask (B, T) or (B, n) bool; None: all of the same length."""
         states, mask = self.net.encode(features, feature_mask)
         log_p = self.net.head.log_probs(states)
         decoder: Any = self.net.head.decoder
         if decoder is None:
-            return Scored(log_p, mask)
+            return CTCScores(log_p, mask)
         if isinstance(decoder, RecurrentDecoder):
             state = decoder.start(states, mask)
-            return RecurrentListened(log_p, mask, *project(decoder, states), state.hidden.clone(), state.cell.clone())
-        return Listened(log_p, mask, *project(decoder, decoder.encode(states, mask)))
+            return RecurrentAudioMemory(
+                log_p, mask, *project(decoder, states), state.hidden.clone(), state.cell.clone()
+            )
+        return AudioMemory(log_p, mask, *project(decoder, decoder.encode(states, mask)))
 
 
 class WhisperEncoder(Program):

@@ -203,7 +203,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         if self.trainer is not None and self.trainer.is_global_zero:
             print(
                 f"{len(dataset):,} clips in {plan.total} batches of at most {self.max_frames} frames, padding "
-                f"{plan.waste().share:.1%} before augmentation."
+                f"{plan.padding_stats().share:.1%} before augmentation."
             )
         return plan
 

@@ -14,7 +14,7 @@ from mmattn.data.audio.mel import FrontEnd, LogMel, level
 from mmattn.data.errors import DataError, nearest
 from mmattn.data.processor import SETTINGS, Processor
 from mmattn.data.readers import read_json
-from mmattn.data.text.ngram import Counted, Ids, Mixture, NGram, load_lm
+from mmattn.data.text.ngram import Ids, InterpolatedNGram, NGram, NGramModel, load_lm
 from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor, TokenIds
 from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalize_text
 from mmattn.tasks.common.errors import ConfigError
@@ -47,7 +47,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
     tokenizer: TokenIds  # its padding is the CTC blank
     search: dict[str, Any]  # search options that the model was measured with (beams and others)
     max_seconds: float  # longest clip; longer recordings are split into windows
-    lm: Counted | None = None  # n-gram language model for shallow fusion with CTC beams
+    lm: NGramModel | None = None  # n-gram language model for shallow fusion with CTC beams
     delay: float = 0.0  # emission delay of CTC in seconds, which word timings subtract
 
     @classmethod
@@ -189,13 +189,13 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         """The search options without those of the language model, which was made from other texts."""
         return {name: value for name, value in self.search.items() if not name.startswith("lm_")}
 
-    def count(self, texts: Iterable[str], order: int, further: Iterable[str] = ()) -> int:
+    def count(self, texts: Iterable[str], order: int, additional: Iterable[str] = ()) -> int:
         """Make the n-gram language model; returns the number of excluded texts, with characters that have no id.
 
         Args:
             texts: The task's own texts, not normalized.
             order: Length of the longest n-grams in ids.
-            further: Additional texts, for a second model; the mixture weights are estimated.
+            additional: Additional texts, for a second model; the mixture weights are estimated.
 
         Raises:
             ValueError: No text remains, or the tokenizer has no start and end tokens.
@@ -203,7 +203,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         ids, encoded, excluded = self.tokenizer, [], []
         if len({ids.pad_id, ids.start_id, ids.eos_id}) < 3:
             raise ValueError("expected a tokenizer with start and end tokens, found none")
-        for given in (texts, further):
+        for given in (texts, additional):
             rows = [ids.encode(self.normalize_target(text)) for text in given]
             encoded.append([row for row in rows if row and ids.unk_id not in row])
             excluded.append(len(rows) - len(encoded[-1]))
@@ -212,7 +212,9 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
             raise ValueError(
                 f"expected texts of characters that have an id, found none among {excluded[1 if own else 0]}"
             )
-        self.lm = Mixture.fit(own, others, order, self._ids()) if others else NGram.fit(own, order, self._ids())
+        self.lm = (
+            InterpolatedNGram.fit(own, others, order, self._ids()) if others else NGram.fit(own, order, self._ids())
+        )
         return sum(excluded)
 
     def save_parts(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmattn.backbones.whisper import FRAME_SECONDS, HeardWindow, Whisper
+from mmattn.backbones.whisper import FRAME_SECONDS, Whisper, WindowPrediction
 from mmattn.data.audio.mel import WhisperFeatures
 from mmattn.data.errors import DataError
 from mmattn.explain import capture
@@ -18,7 +18,7 @@ from mmattn.generate.dtw import spoken_from
 from mmattn.generate.speech import STAMP_FRAMES, SpeechConfig
 from mmattn.tasks.asr.alignment import Window, Word
 from mmattn.tasks.asr.data import ASRSample
-from mmattn.tasks.asr.decoding import Heard, check_lm
+from mmattn.tasks.asr.decoding import Hypothesis, check_lm
 from mmattn.tasks.asr.model import ASROutput
 from mmattn.tasks.asr.predict import SILENCE, ASRExplanation, ASRPrediction, ASRPredictor, audible, check_explainable
 from mmattn.tasks.asr.public_processors import WhisperProcessor
@@ -28,7 +28,7 @@ from mmattn.tasks.common.seq2seq.model import below
 
 
 @dataclass
-class Spoken:
+class WindowHypothesis:
     """Whisper's hypothesis for one window."""
 
     ids: list[int]  # without prompt and end token; with timestamps if these were requested
@@ -38,7 +38,7 @@ class Spoken:
 
 
 @dataclass
-class Stretch:
+class TextSegment:
     """Ids that lie between two encoder states."""
 
     ids: list[int]  # text tokens only
@@ -66,18 +66,18 @@ class PublicWhisper(nn.Module):
         return ASROutput(None, mask, self.net(features, None, target_ids))
 
     @torch.inference_mode()
-    def hear(self, features: Tensor, config: SpeechConfig) -> list[Spoken]:
+    def decode(self, features: Tensor, config: SpeechConfig) -> list[WindowHypothesis]:
         """Decode each window of features (B, T, M)."""
         memory = self.net.encode(features)
         prompt = self.net.prompt(memory, None, config)
         found = self.net.write(memory, None, prompt, config)
         rows = zip(found.tokens(without=config.eos), prompt.tolist(), memory.split(1), found.scores[:, 0], strict=True)
-        return [Spoken(ids[0], given, states, float(score)) for ids, given, states, score in rows]
+        return [WindowHypothesis(ids[0], given, states, float(score)) for ids, given, states, score in rows]
 
-    def write(self, features: Tensor, processor: WhisperProcessor, **search: Any) -> list[Heard]:
+    def write(self, features: Tensor, processor: WhisperProcessor, **search: Any) -> list[Hypothesis]:
         """Transcribe each clip of a batch; search options as for `WhisperProcessor.speech_config`."""
-        found = self.hear(features, processor.speech_config(**search))
-        return [Heard(processor.detokenize(spoken.ids), spoken.score, None) for spoken in found]
+        found = self.decode(features, processor.speech_config(**search))
+        return [Hypothesis(processor.detokenize(hypothesis.ids), hypothesis.score, None) for hypothesis in found]
 
     @torch.inference_mode()
     def attention(
@@ -99,33 +99,37 @@ class PublicWhisper(nn.Module):
         return weights[:, len(prompt) - 1 :].float().cpu()
 
     def words(
-        self, spoken: Spoken, stretches: Sequence[Stretch], processor: WhisperProcessor, start: float = 0.0
+        self,
+        hypothesis: WindowHypothesis,
+        segments: Sequence[TextSegment],
+        processor: WhisperProcessor,
+        start: float = 0.0,
     ) -> list[Word]:
         """Word timings of a window, by dynamic time warping of the alignment heads' attention.
 
         Args:
-            spoken: The hypothesis of the window.
-            stretches: Its text in parts, in order.
+            hypothesis: The hypothesis of the window.
+            segments: Its text in parts, in order.
             processor: Of the model.
             start: Start of the window in seconds.
         """
         seconds, found, done = processor.frame_seconds * self.subsampling, [], 0
-        whole = [token for stretch in stretches for token in stretch.ids]
+        whole = [token for segment in segments for token in segment.ids]
         if not whole:
             return []
-        prompt, without = spoken.prompt, processor.tokenizer.no_timestamps_id
+        prompt, without = hypothesis.prompt, processor.tokenizer.no_timestamps_id
         if prompt[-1] != without and len(prompt) + len(whole) < self.net.max_len:
             prompt = [*prompt, without]
-        weights = self.attention(spoken.memory, prompt, whole, processor.generation.get("alignment_heads"))
-        for stretch in stretches:
-            rows = len(stretch.ids) + (not stretch.closed)
-            part = weights[:, done : done + rows, stretch.first : max(stretch.last, stretch.first + 1)]
-            done += len(stretch.ids)
-            if not stretch.ids:
+        weights = self.attention(hypothesis.memory, prompt, whole, processor.generation.get("alignment_heads"))
+        for segment in segments:
+            rows = len(segment.ids) + (not segment.closed)
+            part = weights[:, done : done + rows, segment.first : max(segment.last, segment.first + 1)]
+            done += len(segment.ids)
+            if not segment.ids:
                 continue
-            places = [stretch.first + n for n in spoken_from(part / part.sum(-1, keepdim=True).clamp_min(1e-9))]
-            places += [stretch.last] * stretch.closed
-            for word, first, end in processor.words(stretch.ids, spoken.prompt):
+            places = [segment.first + n for n in spoken_from(part / part.sum(-1, keepdim=True).clamp_min(1e-9))]
+            places += [segment.last] * segment.closed
+            for word, first, end in processor.words(segment.ids, hypothesis.prompt):
                 found.append(Word(word, *(round(start + places[n] * seconds, 3) for n in (first, end))))
         return found
 
@@ -160,7 +164,7 @@ class WhisperStream:
         self.mirrored, self.ended = False, False  # whether `wave` has the reflection padding; whether all is read
 
     def read(self, frame: int) -> tuple[int, Tensor]:
-        """Read the window at a frame, or the next one that is not silent; see ``Whisper.hear``.
+        """Read the window at a frame, or the next one that is not silent; see ``Whisper.transcribe_windows``.
 
         Returns:
             Its first frame, and its frames (T, M); T = 0 at the end.
@@ -215,7 +219,7 @@ class WhisperPredictor(ASRPredictor):
 
     A recording that fits in a window is transcribed at once, without timestamps if the model's folder says so. A longer
     one is transcribed while it is read, each window starting at the last timestamp of the previous one
-    (`Whisper.hear`).
+    (`Whisper.transcribe_windows`).
     """
 
     def check_search(self, given: dict[str, Any]) -> None:
@@ -245,36 +249,35 @@ class WhisperPredictor(ASRPredictor):
             return begin, found.to(self.device)
 
         ids: list[int] = []
-        segmented = self.model.net.hear(frames, config)
+        segmented = self.model.net.transcribe_windows(frames, config)
         for window in progress(segmented, int(total / self.window), f"transcribing {sample.id}", shown):
             start, own = window.first * FRAME_SECONDS, [token for segment in window.segments for token in segment.ids]
             ids += own
-            spoken = Spoken(own, window.prompt[0].tolist(), window.memory, window.score)
-            words = self.model.words(spoken, self._stretches(window, known), self.processor, start)
+            hypothesis = WindowHypothesis(own, window.prompt[0].tolist(), window.memory, window.score)
+            words = self.model.words(hypothesis, self._segments(window, known), self.processor, start)
             prediction = ASRPrediction(sample.id, "", words, score=window.score)
             yield Window(torch.empty(0), start, start, start, start + window.frames * FRAME_SECONDS, prediction)
         seconds = stream.total / self.processor.sample_rate  # the stream may have skipped silence
-        whole = ASRPrediction(
-            sample.id, self.processor.detokenize(ids)
-        )  # detokenized at once, since words may span windows
+        # The text is detokenized at once, since words may span windows.
+        whole = ASRPrediction(sample.id, self.processor.detokenize(ids))
         yield Window(torch.empty(0), seconds, seconds, seconds, seconds, whole)
 
-    def _stretches(self, window: HeardWindow, known: int) -> list[Stretch]:
-        """The segments of a window as stretches, with timestamps clipped to the end of the recording."""
+    def _segments(self, window: WindowPrediction, known: int) -> list[TextSegment]:
+        """Returns the segments of a window, with timestamps clipped to the end of the recording."""
         start, states, found = window.first * FRAME_SECONDS, -(-window.frames // STAMP_FRAMES), []
         for segment in window.segments:
             times = (segment.start, segment.end)
             low, high = (min(round((time - start) / self.frame_seconds), states) for time in times)
-            found.append(Stretch(self._text(segment.ids), low, high, segment.ids[-1:] > [known]))
+            found.append(TextSegment(self._text(segment.ids), low, high, segment.ids[-1:] > [known]))
         return found
 
     def _text(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token < self.processor.tokenizer.eos_id]
 
-    def _whole(self, wave: Tensor, ids: Sequence[int]) -> Stretch:
-        """The hypothesis of a whole recording (n,) as one stretch."""
+    def _whole(self, wave: Tensor, ids: Sequence[int]) -> TextSegment:
+        """The hypothesis of a whole recording (n,) as one segment."""
         states = -(-self.processor.front.real_frames(len(wave)) // STAMP_FRAMES)
-        return Stretch(self._text(ids), 0, states, closed=False)
+        return TextSegment(self._text(ids), 0, states, closed=False)
 
     def predict_batch(
         self, samples: Sequence[Window], batch: tuple[Tensor, Tensor], **search: Any
@@ -284,14 +287,14 @@ class WhisperPredictor(ASRPredictor):
         Options are num_beams, language ("de", "German"; None: detected), task ("transcribe", "translate") and the other
         fields of `SpeechConfig`.
         """
-        spoken = self.model.hear(batch[0], self.processor.speech_config(**search))
-        return [self._prediction(window.wave, found) for window, found in zip(samples, spoken, strict=True)]
+        hypothesis = self.model.decode(batch[0], self.processor.speech_config(**search))
+        return [self._prediction(window.wave, found) for window, found in zip(samples, hypothesis, strict=True)]
 
-    def _prediction(self, wave: Tensor, spoken: Spoken, name: str = "") -> ASRPrediction:
+    def _prediction(self, wave: Tensor, hypothesis: WindowHypothesis, name: str = "") -> ASRPrediction:
         """The prediction for one recording (n,) of at most a window."""
-        words = self.model.words(spoken, [self._whole(wave, spoken.ids)], self.processor)
+        words = self.model.words(hypothesis, [self._whole(wave, hypothesis.ids)], self.processor)
         seconds = round(len(wave) / self.processor.sample_rate, 3)
-        return ASRPrediction(name, self.processor.detokenize(spoken.ids), words, seconds, spoken.score)
+        return ASRPrediction(name, self.processor.detokenize(hypothesis.ids), words, seconds, hypothesis.score)
 
     @torch.inference_mode()
     def aligned(self, samples: Sequence[ASRSample]) -> list[list[Word]]:
@@ -309,8 +312,8 @@ class WhisperPredictor(ASRPredictor):
             if seconds > self.window or len(ids) > room:
                 limits = f"at most {self.window:g} s and {room} tokens to align"
                 raise DataError(f"item {sample.id}", limits, f"{seconds:.1f} s and {len(ids)}")
-            spoken = Spoken(ids, prompt, memory, 0.0)
-            found.append(self.model.words(spoken, [self._whole(wave, ids)], self.processor))
+            hypothesis = WindowHypothesis(ids, prompt, memory, 0.0)
+            found.append(self.model.words(hypothesis, [self._whole(wave, ids)], self.processor))
         return found
 
     def _explain(self, sample: ASRSample, options: Mapping[str, Any]) -> ASRExplanation:
@@ -318,14 +321,14 @@ class WhisperPredictor(ASRPredictor):
         transcript = ASRPrediction(sample.id, "", duration=self.open(sample, self.window)[0])
         if transcript.duration <= self.window and audible(wave := sample.read(self.processor.sample_rate)):
             features, config = self.processor.features(wave)[None], self.processor.speech_config(**options)
-            (spoken,) = self.model.hear(features.to(self.device), config)
-            transcript = self._prediction(wave, spoken, sample.id)
+            (hypothesis,) = self.model.decode(features.to(self.device), config)
+            transcript = self._prediction(wave, hypothesis, sample.id)
         check_explainable(transcript, self.window)
-        stretch, heads = self._whole(wave, spoken.ids), self.processor.generation.get("alignment_heads")
-        weights = self.model.attention(spoken.memory, spoken.prompt, stretch.ids, heads).mean(0)  # (L + 1, S)
-        weights = weights[: len(stretch.ids), : stretch.last]
+        segment, heads = self._whole(wave, hypothesis.ids), self.processor.generation.get("alignment_heads")
+        weights = self.model.attention(hypothesis.memory, hypothesis.prompt, segment.ids, heads).mean(0)  # (L + 1, S)
+        weights = weights[: len(segment.ids), : segment.last]
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
-        tokens = [self.processor.decode([token]) or " " for token in stretch.ids]
+        tokens = [self.processor.decode([token]) or " " for token in segment.ids]
         features, seconds = self.processor.image(wave)
         return ASRExplanation(transcript, features, seconds, tokens, weights, None, list(sample.words))
 

@@ -112,7 +112,7 @@ def _explain(
     target = Path(options.output or "explanation.png")
     many = len(items) > 1 or target.suffix.lower() != ".png"
     if many and target.suffix.lower() == ".png":
-        raise UserError(f"--output {target}: expected a folder for {len(items)} pictures, found the name of one PNG.")
+        raise UserError(f"--output {target}: expected a folder for {len(items)} images, found the name of one PNG.")
     if target.suffix.lower() in NO_PICTURE and not target.is_dir():
         raise UserError(f"--output {target}: expected a name that ends in .png, or a folder, found {target.suffix!r}.")
     skipped: list[str] = []

@@ -19,7 +19,7 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from mmattn.data.image.shapes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, Thing, dress, paint, place
+from mmattn.data.image.shapes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, SceneObject, dress, paint, place
 from mmattn.data.seeds import pick
 from mmattn.tasks.vqa.data import VQASample
 
@@ -145,13 +145,13 @@ def _keep(values: tuple, kind: tuple[int, ...]) -> What:
     return (values[0] if 0 in kind else None, values[1] if 1 in kind else None, values[2] if 2 in kind else None)
 
 
-def _find(things: list[Thing], what: What) -> tuple[int, ...]:
+def _find(things: list[SceneObject], what: What) -> tuple[int, ...]:
     """The indices of the objects that match a description."""
     kind = [k for k in range(3) if what[k] is not None]
     return tuple(i for i, thing in enumerate(things) if all(thing[k] == what[k] for k in kind))
 
 
-def _names(things: list[Thing]) -> list[list[What]]:
+def _names(things: list[SceneObject]) -> list[list[What]]:
     """For each object the descriptions that match no other."""
     names: list[list[What]] = [[] for _ in things]
     for kind in _KINDS:
@@ -183,7 +183,7 @@ def _two(rng: Random, choices: list[Question]) -> list[Question]:
     return [first, pick(rng, others)]
 
 
-def _attribute(rng: Random, things: list[Thing], names: list[list[What]], k: int) -> list[Question]:
+def _attribute(rng: Random, things: list[SceneObject], names: list[list[What]], k: int) -> list[Question]:
     choices: list[Question] = []
     for i, thing in enumerate(things):
         whats = [what for what in names[i] if what[k] is None]
@@ -193,7 +193,7 @@ def _attribute(rng: Random, things: list[Thing], names: list[list[What]], k: int
     return _two(rng, choices)
 
 
-def _absent(rng: Random, things: list[Thing], kind: tuple[int, ...]) -> What:
+def _absent(rng: Random, things: list[SceneObject], kind: tuple[int, ...]) -> What:
     """A description that matches no object; often a near miss, with the colour and the shape of different objects."""
     while True:
         values = [int(rng.random() * len(table)) for table in (SIZES, COLOURS, SHAPES)]
@@ -202,7 +202,7 @@ def _absent(rng: Random, things: list[Thing], kind: tuple[int, ...]) -> What:
             return what
 
 
-def _existence(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Question]:
+def _existence(rng: Random, things: list[SceneObject], names: list[list[What]]) -> list[Question]:
     questions: list[Question] = []
     for answer in ("yes", "no"):
         kind = pick(rng, _KINDS[:6])
@@ -213,7 +213,7 @@ def _existence(rng: Random, things: list[Thing], names: list[list[What]]) -> lis
     return questions
 
 
-def _count(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Question]:
+def _count(rng: Random, things: list[SceneObject], names: list[list[What]]) -> list[Question]:
     by_count: dict[int, list[What]] = {0: [_absent(rng, things, pick(rng, _KINDS[:5]))]}
     for kind in ((), *_KINDS[:5], (0,)):
         for what in dict.fromkeys(_keep(thing, kind) for thing in things):
@@ -230,7 +230,7 @@ def _count(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Qu
     return questions
 
 
-def _comparison(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Question]:
+def _comparison(rng: Random, things: list[SceneObject], names: list[list[What]]) -> list[Question]:
     """Comparisons of the counts of two colours, shapes or sizes; one with the answer yes, one with no."""
     questions: list[Question] = []
     for answer in ("yes", "no"):
@@ -271,7 +271,7 @@ def _outermost(centres: list[tuple[float, float]], axis: int, sign: int) -> tupl
     return (second, first) if third_is_apart and _apart(beyond_x - x, beyond_y - y, axis) else None
 
 
-def _relation_query(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Question]:
+def _relation_query(rng: Random, things: list[SceneObject], names: list[list[What]]) -> list[Question]:
     """Questions about the only object on a side of another one."""
     choices: list[Question] = []
     for word, axis, sign in _RELATIONS:
@@ -287,7 +287,7 @@ def _relation_query(rng: Random, things: list[Thing], names: list[list[What]]) -
     return _two(rng, choices)
 
 
-def _relation_yes_no(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Question]:
+def _relation_yes_no(rng: Random, things: list[SceneObject], names: list[list[What]]) -> list[Question]:
     choices: list[Question] = []
     for i, j in itertools.permutations(range(len(things)), 2):
         for word, axis, sign in _RELATIONS:
@@ -299,7 +299,7 @@ def _relation_yes_no(rng: Random, things: list[Thing], names: list[list[What]]) 
     return _two(rng, choices)
 
 
-def _half(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Question]:
+def _half(rng: Random, things: list[SceneObject], names: list[list[What]]) -> list[Question]:
     choices: list[Question] = []
     for i, axis in itertools.product(range(len(things)), (0, 1)):
         off = things[i][3 + axis] - IMAGE_SIZE / 2
@@ -310,7 +310,7 @@ def _half(rng: Random, things: list[Thing], names: list[list[What]]) -> list[Que
     return _two(rng, choices)
 
 
-_ASK: dict[str, Callable[[Random, list[Thing], list[list[What]]], list[Question]]] = {
+_ASK: dict[str, Callable[[Random, list[SceneObject], list[list[What]]], list[Question]]] = {
     "colour": partial(_attribute, k=1),
     "shape": partial(_attribute, k=2),
     "size": partial(_attribute, k=0),
@@ -323,7 +323,7 @@ _ASK: dict[str, Callable[[Random, list[Thing], list[list[What]]], list[Question]
 }
 
 
-def _scene(rng: Random) -> tuple[list[Thing], dict[str, list[Question]]]:
+def _scene(rng: Random) -> tuple[list[SceneObject], dict[str, list[Question]]]:
     """A scene that admits two questions of every family, and its questions."""
     number = 3 + int(rng.random() * 3)
     while True:

@@ -146,7 +146,7 @@ def test_beams_of_other_kernels(source, kind):
 # Toys: a table of log-probabilities per last token ------------------------------------------------------------------
 
 
-class Nothing:
+class NoState:
     def __init__(self):
         self.moves = []
 
@@ -159,7 +159,7 @@ def toy(size, seed=0):
 
 
 def written(table, prompt, on_token=None, generator=None, **options):
-    given = (Nothing(), torch.tensor(prompt), GenerationConfig(**options))
+    given = (NoState(), torch.tensor(prompt), GenerationConfig(**options))
     return generate(lambda ids, state: table[ids[:, -1]].clone(), *given, generator=generator, on_token=on_token)
 
 
@@ -197,7 +197,7 @@ def test_finished_sentences_leave():
         rows.append(len(ids))
         return torch.nn.functional.one_hot((ids[:, -1] - 1).clamp_min(0), 10).float()
 
-    state = Nothing()
+    state = NoState()
     found = generate(step, state, torch.tensor([[1], [5], [3]]), GenerationConfig(eos_token_id=0, max_new_tokens=9))
     assert rows == [3, 2, 2, 1, 1]
     assert [move.flatten().tolist() for move in state.moves] == [[1, 2], [0]]

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmattn import ALiBi, Mask, T5Bias, build_kernel
 from mmattn.kernels import banded, sliding_window
-from mmattn.kernels.banded import stretches
+from mmattn.kernels.banded import bands
 from tests.conftest import assert_onnx_equals_eager
 
 
@@ -75,7 +75,7 @@ def test_as_many_blocks_at_once_as_fit(monkeypatch):
     mask = Mask(bias=ALiBi(4).double())
     whole = kernel(*tensors, mask)
     monkeypatch.setattr(banded, "SCORES", 2 * 4 * 10)
-    assert [piece.blocks for piece in stretches(60, 4, 3, 3)] == [1, 2, 2, 2, 2, 2, 2, 1, 1]
+    assert [piece.blocks for piece in bands(60, 4, 3, 3)] == [1, 2, 2, 2, 2, 2, 2, 1, 1]
     close(kernel(*tensors, mask), whole, 1e-14)
     equals_its_map(kernel, *tensors, mask)
 
@@ -84,7 +84,7 @@ def test_as_many_blocks_at_once_as_fit(monkeypatch):
 @pytest.mark.parametrize("length", [1, 4, 5, 37])
 def test_stretches_cover_all_queries_and_their_keys(length, left, right):
     queries = []
-    for piece in stretches(length, 4, left, right):
+    for piece in bands(length, 4, left, right):
         for i in range(piece.blocks):
             start = piece.start + i * piece.rows
             first = piece.low + i * piece.rows

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mmattn.data.batching import EvalBatchSampler, GroupBatchSampler, Item, make_loader
-from mmattn.data.buckets import TokenBatchSampler, waste_of
+from mmattn.data.buckets import TokenBatchSampler, padding_stats
 from mmattn.data.seeds import seed_of
 from tests.conftest import refused
 
@@ -194,12 +194,12 @@ def test_epochs_have_as_many_batches_of_other_company() -> None:
 def test_little_is_padded() -> None:
     given = lengths(20_000)
     plan = TokenBatchSampler(given, 4096)
-    assert plan.waste(0).share < 0.05
+    assert plan.padding_stats(0).share < 0.05
     shuffled = list(range(len(given)))
     random.Random(0).shuffle(shuffled)
     naive = [shuffled[n : n + 120] for n in range(0, len(shuffled), 120)]
-    assert waste_of(naive, given).share > 0.35
-    waste = waste_of([[0, 1], [2]], [(2, 3), (4, 1), (5, 5)])  # by hand
+    assert padding_stats(naive, given).share > 0.35
+    waste = padding_stats([[0, 1], [2]], [(2, 3), (4, 1), (5, 5)])  # by hand
     assert (waste.real, waste.padded) == (20, 2 * 4 + 2 * 3 + 10)
     assert waste.share == pytest.approx(1 - 20 / 24)
 
@@ -213,7 +213,7 @@ def test_multi30k_wastes_little(real_data: Path) -> None:
     given = processor.lengths(dataset.samples)
     for max_tokens in (2048, 4096):
         plan = TokenBatchSampler(given, max_tokens)
-        assert max(plan.waste(epoch).share for epoch in (0, 1)) <= 0.05
+        assert max(plan.padding_stats(epoch).share for epoch in (0, 1)) <= 0.05
 
 
 # Loaders

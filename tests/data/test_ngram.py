@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from mmattn.data.text.ngram import Ids, Mixture, NGram, load_lm
+from mmattn.data.text.ngram import Ids, InterpolatedNGram, NGram, load_lm
 from tests.conftest import refused
 from tests.data.files import bad_data
 
@@ -34,7 +34,7 @@ def texts(count: int, seed: int = 0) -> list[list[int]]:
     return made
 
 
-def score(model: Mixture | NGram, given: Sequence[Sequence[int]]) -> float:
+def score(model: InterpolatedNGram | NGram, given: Sequence[Sequence[int]]) -> float:
     """log p of all of them."""
     return sum(sum(model.scores(text)) for text in given)
 
@@ -113,7 +113,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_a_mixture_knows_more_than_either(tmp_path: Path) -> None:
     own, other = texts(60), [[4, 5, 6, 7, 8] * 3] * 40 + texts(400, seed=3)
-    mixed = Mixture.fit(own, other, 3, IDS)
+    mixed = InterpolatedNGram.fit(own, other, 3, IDS)
     assert 0.05 < mixed.weight < 0.95
     context = (BOS, 4)
     by_hand = mixed.weight * NGram.fit(own, 3, IDS).log_probs(context).exp()
@@ -123,18 +123,18 @@ def test_a_mixture_knows_more_than_either(tmp_path: Path) -> None:
     assert score(mixed, unseen) > max(score(model, unseen) for model in (mixed.own, mixed.further))
     mixed.save(tmp_path / "n.safetensors")
     again = load_lm(tmp_path / "n.safetensors", IDS)
-    assert again.fingerprint() == mixed.fingerprint() != Mixture(mixed.own, mixed.further, 0.5).fingerprint()
+    assert again.fingerprint() == mixed.fingerprint() != InterpolatedNGram(mixed.own, mixed.further, 0.5).fingerprint()
     assert list(map(again.scores, unseen[:9])) == list(map(mixed.scores, unseen[:9]))
 
 
 def test_the_weight_is_the_likeliest_for_texts_that_were_not_counted() -> None:
     own = texts(100)
-    mixed = Mixture.fit(own, texts(400, seed=3), 3, IDS)
+    mixed = InterpolatedNGram.fit(own, texts(400, seed=3), 3, IDS)
     rest = NGram.fit([text for n, text in enumerate(own) if n % 10], 3, IDS)
-    found = {w: score(Mixture(rest, mixed.further, w), own[::10]) for w in np.linspace(0, 1, 101)}
+    found = {w: score(InterpolatedNGram(rest, mixed.further, w), own[::10]) for w in np.linspace(0, 1, 101)}
     assert abs(max(found, key=lambda w: found[w]) - mixed.weight) <= 0.02
-    assert Mixture.fit([[4]], [[5]], 2, IDS).weight == 0.5  # nothing to find it by
-    refused("weight=2", Mixture, rest, rest, 2.0)
+    assert InterpolatedNGram.fit([[4]], [[5]], 2, IDS).weight == 0.5  # nothing to find it by
+    refused("weight=2", InterpolatedNGram, rest, rest, 2.0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no counts", "unsorted", "another vocabulary"])

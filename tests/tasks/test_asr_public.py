@@ -14,7 +14,7 @@ from mmattn.tasks import load
 from mmattn.tasks.asr.data import ASRSample
 from mmattn.tasks.asr.predict import ASRPredictor
 from mmattn.tasks.asr.public_processors import CTCProcessor
-from mmattn.tasks.asr.whisper import Spoken, Stretch, WhisperPredictor
+from mmattn.tasks.asr.whisper import TextSegment, WhisperPredictor, WindowHypothesis
 from mmattn.tasks.common.errors import ConfigError
 from tests.conftest import refused, slow_but_first
 from tests.public_speech import (
@@ -204,8 +204,8 @@ def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypat
         return shown
 
     monkeypatch.setattr(recognizer.model, "attention", attention)
-    spoken = Spoken(ids, [processor.tokenizer.start_id], torch.zeros(1, 100, 24), 0.0)
-    found = recognizer.model.words(spoken, [Stretch(ids, 0, 95, closed=False)], processor, start=10.0)
+    hypothesis = WindowHypothesis(ids, [processor.tokenizer.start_id], torch.zeros(1, 100, 24), 0.0)
+    found = recognizer.model.words(hypothesis, [TextSegment(ids, 0, 95, closed=False)], processor, start=10.0)
     assert [word.word for word in found] == ["the", "old", "dog", "zzz"]
     assert found[0].start == 10.0
     between = [10 + 0.02 * float(pair.mean()) for pair in centres.unfold(0, 2, 1)]  # from one piece to the next
@@ -214,8 +214,8 @@ def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypat
         assert word.end == pytest.approx(between[end - 1], abs=0.07)
         assert following is None or word.end == following.start
     cut = parts[2][1]
-    two = [Stretch(ids[:cut], 0, 30, closed=True), Stretch(ids[cut:], 35, 90, closed=True)]
-    within = recognizer.model.words(spoken, two, processor)
+    two = [TextSegment(ids[:cut], 0, 30, closed=True), TextSegment(ids[cut:], 35, 90, closed=True)]
+    within = recognizer.model.words(hypothesis, two, processor)
     assert [word.word for word in within] == ["the", "old", "dog", "zzz"]
     assert within[1].end == pytest.approx(0.6)
     assert within[2].start == pytest.approx(0.7)

@@ -100,7 +100,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
             plan = TokenBatchSampler(lengths, self.max_tokens, seed=self.seed, **self._ranks())
         except ValueError as error:
             raise ConfigError(f"data.{error}") from None
-        waste, cut = plan.waste(), self.processor.count_truncated(dataset.samples)
+        waste, cut = plan.padding_stats(), self.processor.count_truncated(dataset.samples)
         self.report = {"padding_waste": waste.share, "truncated_sources": cut[0], "truncated_targets": cut[1]}
         if self.trainer is not None and self.trainer.is_global_zero:
             print(
