@@ -312,7 +312,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
             first, last = (min(max(frame - late, 0), len(log_p) - 1) for frame in span)
             alignment[row, first : last + 1] = 1.0
         tokens = [decode([i]) or " " for i in ids]
-        features, seconds = self.processor.image(wave)
+        features, seconds = self.processor.spectrogram(wave)
         return ASRExplanation(transcript, features, seconds, tokens, attention, alignment, list(sample.words))
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:

@@ -91,7 +91,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         """Compute features (B, T, ...) and their mask (B, T), True = of the recording, from samples (n,) each."""
         return self.front.batch(waves)
 
-    def image(self, wave: Tensor) -> tuple[Tensor, float]:
+    def spectrogram(self, wave: Tensor) -> tuple[Tensor, float]:
         """Compute a spectrogram (T, M) for plots from samples (n,), and the seconds of one of its frames."""
         return self.features(wave), self.frame_seconds
 

@@ -205,7 +205,7 @@ class CTCProcessor(PublicProcessor):
         if self.max_seconds <= 0:
             raise ValueError(f"max_seconds: expected more than 0, found {self.max_seconds}")
 
-    def image(self, wave: Tensor) -> tuple[Tensor, float]:
+    def spectrogram(self, wave: Tensor) -> tuple[Tensor, float]:
         mel = LogMel(self.sample_rate, PLOT_BANDS)
         return mel(level(wave)), mel.frame_seconds
 
@@ -310,7 +310,7 @@ class WhisperProcessor(PublicProcessor):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"generation: {error}.") from None
 
-    def image(self, wave: Tensor) -> tuple[Tensor, float]:
+    def spectrogram(self, wave: Tensor) -> tuple[Tensor, float]:
         return self.features(wave)[: self.front.real_frames(len(wave))], self.frame_seconds
 
     def normalize_target(self, text: str) -> str:

@@ -329,7 +329,7 @@ class WhisperPredictor(ASRPredictor):
         weights = weights[: len(segment.ids), : segment.last]
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-9)
         tokens = [self.processor.decode([token]) or " " for token in segment.ids]
-        features, seconds = self.processor.image(wave)
+        features, seconds = self.processor.spectrogram(wave)
         return ASRExplanation(transcript, features, seconds, tokens, weights, None, list(sample.words))
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:

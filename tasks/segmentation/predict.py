@@ -20,7 +20,7 @@ from mmattn.tasks.common.images import image_sample
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
-from mmattn.tasks.segmentation.picture import SegmentationExplanation, SegmentationPrediction, coloured, mask_image
+from mmattn.tasks.segmentation.plot import SegmentationExplanation, SegmentationPrediction, coloured, mask_image
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
 

@@ -46,7 +46,7 @@ class SummaryExplanation:
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the document with the sources shaded, and a heatmap of summary tokens by document tokens."""
-        from mmattn.tasks.summarization.picture import draw
+        from mmattn.tasks.summarization.plot import draw
 
         draw(self.document, self.spans, self.words, self.weights, self.summary.summary, path)
 

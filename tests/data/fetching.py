@@ -22,7 +22,7 @@ from PIL import Image
 
 from scripts.fetch.archive import FetchError, Source, fetch, sources
 from tests.conftest import refused
-from tests.pictures import encoded
+from tests.image_files import encoded
 
 ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "http://127.0.0.1:9"  # where no server is

@@ -25,7 +25,7 @@ from mmattn.tasks.vqa.data import VQADataset
 from scripts.fetch.archive import digest, fetch, sources, validation
 from scripts.fetch.images import masks_digest
 from tests.data.fetching import NOWHERE, easy_vqa_files, get, measured_on, not_fetched, not_got, png
-from tests.pictures import encoded
+from tests.image_files import encoded
 
 # Questions about images
 

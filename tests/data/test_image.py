@@ -14,7 +14,7 @@ from PIL import Image
 from mmattn.data.image.processor import FULL, ImageAugment, ImageProcessor, compose, image_size, load_image, move_box
 from tests.conftest import refused
 from tests.data.files import bad_data, write
-from tests.pictures import bomb, encoded
+from tests.image_files import bomb, encoded
 
 
 def gradient(width: int = 40, height: int = 20) -> np.ndarray:

@@ -15,7 +15,7 @@ from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationSamp
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from tests.conftest import refused
 from tests.data.files import bad_data, write
-from tests.pictures import encoded
+from tests.image_files import encoded
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -15,7 +15,7 @@ from mmattn.data.image.processor import load_image
 from mmattn.tasks.classification.demo import CLASSES, make
 from mmattn.tasks.classification.localisation import localisation
 from mmattn.tasks.classification.predict import ClassificationPredictor, load
-from tests.pictures import ERRORS, encoded, write_album
+from tests.image_files import ERRORS, encoded, write_album
 from tests.tasks.runs import ask, ask_folder, lines, run as train
 
 

@@ -14,7 +14,7 @@ from mmattn.tasks.segmentation.demo import NAMES, make
 from mmattn.tasks.segmentation.module import SegmentationDataModule
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from tests.conftest import refused
-from tests.pictures import write_pairs
+from tests.image_files import write_pairs
 from tests.tasks.runs import read, run
 
 Image = pytest.importorskip("PIL.Image")

@@ -20,7 +20,7 @@ from mmattn.tasks.segmentation.localisation import localisation
 from mmattn.tasks.segmentation.metrics import SegmentationMetric
 from mmattn.tasks.segmentation.predict import SegmentationPredictor, load
 from tests.conftest import refused
-from tests.pictures import ERRORS, write_album, write_pairs
+from tests.image_files import ERRORS, write_album, write_pairs
 from tests.tasks.runs import ask, ask_folder, lines
 
 Image = pytest.importorskip("PIL.Image")

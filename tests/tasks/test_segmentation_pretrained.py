@@ -15,7 +15,7 @@ from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.segmentation.demo import NAMES, make
 from mmattn.tasks.segmentation.predict import load
 from tests.conftest import refused
-from tests.pictures import write_pairs
+from tests.image_files import write_pairs
 from tests.tasks.runs import BRIEF, STILL, ask, assert_kept, edited, read, run
 
 Image = pytest.importorskip("PIL.Image")

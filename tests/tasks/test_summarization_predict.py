@@ -12,7 +12,7 @@ import torch
 from mmattn.tasks.summarization import metrics
 from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.localisation import localisation
-from mmattn.tasks.summarization.picture import wrap
+from mmattn.tasks.summarization.plot import wrap
 from mmattn.tasks.summarization.predict import SummarizationPrediction, SummarizationPredictor, load
 from tests.tasks.runs import ask, lines
 
