@@ -67,7 +67,7 @@ TASK = Task(
         "hubert/*": "adapters:CTCAdapter",
     },
     baselines={
-        "sound hidden": "--data.ablate sound",
+        "audio ablated": "--data.ablate audio",
         "mean pooling for attention": "--model.pooling mean",
     },
     variants={

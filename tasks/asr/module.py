@@ -94,7 +94,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
         lm_text: str | list[str] | None = None,
         augment: dict[str, Any] | None = None,
         augment_from: int = 0,
-        ablate: Literal["sound"] | None = None,
+        ablate: Literal["audio"] | None = None,
         language: str | None = None,
         task: Literal["transcribe", "translate"] | None = None,
         **common: Any,

@@ -156,7 +156,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
         return ASRBatch(features, feature_mask, *self.targets(texts), ids, references, is_repeat)
 
     def ablate(self, batch: ASRBatch, what: str, seeds: Sequence[int] | None = None) -> ASRBatch:
-        """Ablate the "sound": replace it by silence."""
+        """Ablate the "audio": replace it by silence."""
         batch.features = torch.zeros_like(batch.features)
         return batch
 

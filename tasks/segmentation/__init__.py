@@ -57,7 +57,7 @@ TASK = Task(
         "segformer/*": "adapters:SegFormerAdapter",
         "timm/*": "adapters:TimmAdapter",
     },
-    baselines={"context hidden": "--data.ablate context"},
+    baselines={"context ablated": "--data.ablate context"},
     variants={
         "gates removed": "--model.gates false",
         "without deep supervision": "--model.deep_supervision false",

@@ -54,7 +54,7 @@ TASK = Task(
     adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
     families=dict.fromkeys(("bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),
     baselines={
-        "source hidden": "--data.ablate source",
+        "source ablated": "--data.ablate source",
         "mean pooling for attention": "--model.pooling mean --model.copy false --loss.salience 0",
     },
     variants={

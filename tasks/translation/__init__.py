@@ -46,7 +46,7 @@ TASK = Task(
     ),
     adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
     families=dict.fromkeys(("marian/*", "bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),
-    baselines={"source hidden": "--data.ablate source", "mean pooling for attention": "--model.pooling mean"},
+    baselines={"source ablated": "--data.ablate source", "mean pooling for attention": "--model.pooling mean"},
     variants={
         "LSTM, additive attention": "--model.decoder lstm",
         "LSTM, local attention": "--model.decoder lstm --model.cross_attention.kind local",

@@ -40,8 +40,8 @@ TASK = Task(
         Option("top_k", "number of answers, most probable first (default: 1)", int, only="predict"),
     ),
     baselines={
-        "image hidden": "--data.ablate image",
-        "question hidden": "--data.ablate question",
+        "image ablated": "--data.ablate image",
+        "question ablated": "--data.ablate question",
         "mean pooling for attention": "--model.pooling mean --loss.attention_supervision 0",
     },
     variants={"without attention supervision": "--loss.attention_supervision 0 --loss.object_supervision 0"},

@@ -70,7 +70,7 @@ def test_recordings_of_ones_own(options: str, data: Path) -> None:
 
 
 def test_without_sound_there_is_nothing_to_tell_clips_apart_by() -> None:
-    module, clips = ASRDataModule(ablate="sound", demo_size=4), make("val", 3)
+    module, clips = ASRDataModule(ablate="audio", demo_size=4), make("val", 3)
     module.processor = module.make_processor(module.dataset("train"))
     batch = module.collate_fn("val")(clips)
     assert not batch.features.any()
