@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-_OPTIM = ("lr", "weight_decay", "betas", "schedule", "warmup_steps", "ema_decay", "layer_decay")
-_LOSS = (
-    "label_smoothing",
-    "word_dropout",
-    "object_supervision",
-    "class_weights",
-    "ctc_weight",
-    "consistency",
-    "salience",
-)
-_DECODE = ("num_beams", "val_beams", "length_penalty", "lm_weight", "lm_bonus", "tile", "flip")
-_TRAINER = ("early_stopping", "compile", "gradient_checkpointing", "save_every_n_steps")
+_MOVED = {  # from model.* to other sections, under the same name
+    "optim": "lr weight_decay betas schedule warmup_steps ema_decay layer_decay",
+    "loss": "label_smoothing word_dropout object_supervision class_weights ctc_weight consistency salience",
+    "decode": "num_beams val_beams length_penalty lm_weight lm_bonus tile flip",
+    "trainer": "early_stopping compile gradient_checkpointing save_every_n_steps",
+}
 OPTIONS = {
-    **{f"model.{name}": f"optim.{name}" for name in _OPTIM},
-    **{f"model.{name}": f"loss.{name}" for name in _LOSS},
-    **{f"model.{name}": f"decode.{name}" for name in _DECODE},
-    **{f"model.{name}": f"trainer.{name}" for name in _TRAINER},
+    **{f"model.{name}": f"{section}.{name}" for section, names in _MOVED.items() for name in names.split()},
     **{f"data.{name}": "data.demo_size" for name in ("scenes", "pictures", "pairs", "documents", "clips")},
     "data.hide": "data.ablate",
     "model.auxiliary_weight": "loss.aux_weight",
