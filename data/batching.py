@@ -144,7 +144,9 @@ class GroupBatchSampler(BatchPlan):
 
     def batches(self, epoch: int) -> list[list[int]]:
         """Returns the pieces in the epoch's order, each in the batch that contains its middle. See the base class."""
-        draw = random.Random(seed_of(self.seed, epoch, 0)).random  # the one stream that Python promises not to change
+        draw = random.Random(
+            seed_of(self.seed, epoch, 0)
+        ).random  # the only generator whose stream Python keeps across versions
         keys = [draw() for _ in self.pieces]
         batches: list[list[int]] = [[] for _ in range(self.total)]
         done = 0
@@ -159,7 +161,7 @@ class EvalBatchSampler(BatchPlan):
     """Evaluation batches, which do not depend on the number of ranks and keep groups together.
 
     They follow the order of the data or, if ``lengths`` are given, descending length, which reduces padding.
-    A rank that lacks a batch gets the last batch again, marked ``repeat``.
+    A rank without a batch of its own receives the last batch again, marked ``repeat``.
 
     Args:
         groups: As in ``GroupBatchSampler``.

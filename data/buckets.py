@@ -77,7 +77,9 @@ class TokenBatchSampler(BatchPlan):
             raise ValueError(f"expected at least one sample per rank, found {len(lengths)} for {world_size} ranks")
         longest = max(max(pair) for pair in lengths)
         if longest > max_tokens:
-            raise ValueError(f"max_tokens: expected at least {longest}, the longest text's, found {max_tokens}")
+            raise ValueError(
+                f"max_tokens: expected at least {longest}, the length of the longest text, found {max_tokens}"
+            )
         # The splits depend on the sorted lengths alone, which shuffling samples of equal lengths does not change.
         most = max(len(self._cut(self._order(side, None))) for side in (0, 1))
         self.total = -(-most // world_size) * world_size

@@ -22,16 +22,16 @@ def from_options(kind: Callable[..., T], options: Mapping[str, Any] | None, key:
     Raises:
         ConfigError: An unknown option, reported with the nearest known one; or an invalid value.
 
-    >>> from_options(complex, {"imga": 1}, "model.factor")
+    >>> from_options(complex, {"imga": 1}, "factor")
     Traceback (most recent call last):
-    mmattn.data.errors.ConfigError: model.factor.imga: no such option (did you mean 'imag'?); there are: real, imag
+    mmattn.data.errors.ConfigError: factor.imga: unknown option (did you mean 'imag'?); expected one of: real, imag
     """
     if not options:
         return None
     known = list(inspect.signature(kind).parameters)
     wrong = next((name for name in options if name not in known), None)
     if wrong is not None:
-        raise ConfigError(f"{key}.{wrong}: no such option{nearest(wrong, known)}; there are: {', '.join(known)}")
+        raise ConfigError(f"{key}.{wrong}: unknown option{nearest(wrong, known)}; expected one of: {', '.join(known)}")
     try:
         return kind(**options)
     except (TypeError, ValueError) as error:

@@ -121,7 +121,7 @@ def report_missing(
     known: Collection[str],
     problems: Problems,
 ) -> None:
-    """Reports the keys that a row of a JSONL lacks, or raises for columns that the header of a CSV or TSV lacks.
+    """Reports keys missing from a JSONL row, or raises for columns missing from the header of a CSV or TSV.
 
     Args:
         path: The file.
@@ -129,7 +129,7 @@ def report_missing(
         row: Cells by key or column.
         missing: Keys that the row lacks.
         known: All keys of the format.
-        problems: Collects an invalid row of a JSONL.
+        problems: Collects an invalid JSONL row.
 
     Raises:
         DataError: The header lacks columns, or ``problems`` raises.
@@ -137,7 +137,7 @@ def report_missing(
     names = " and ".join(missing)
     unknown = [given for given in row if given not in known]
     near = {name: difflib.get_close_matches(name, unknown, n=1) for name in missing}
-    hint = next((f" (did you mean {name!r} by {close[0]!r}?)" for name, close in near.items() if close), "")
+    hint = next((f" (did you mean {name!r} instead of {close[0]!r}?)" for name, close in near.items() if close), "")
     found = f"{', '.join(map(str, row)) or 'none'}{hint}"
     plural = "s" if len(missing) > 1 else ""
     if _is_jsonl(path):
@@ -194,11 +194,15 @@ def _csv(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str,
         if header is None:
             header = [cell.strip().lower() for cell in cells]
             if len(header) == 1 and (other := next((s for s in DELIMITERS if s != delimiter and s in header[0]), None)):
-                expected = "cells between tabs" if delimiter == "\t" else "cells between commas (or tabs, in a .tsv)"
-                raise DataError(where, expected, f"{shorten(cells[0])}, cells between {DELIMITERS[other]}")
+                expected = (
+                    "tab-separated cells"
+                    if delimiter == "\t"
+                    else "comma-separated cells (or tab-separated, in a .tsv)"
+                )
+                raise DataError(where, expected, f"{shorten(cells[0])}, cells separated by {DELIMITERS[other]}")
             twice = sorted({name for name in header if header.count(name) > 1})
             if twice:
-                raise DataError(where, "different column names", f"{', '.join(twice)} more than once")
+                raise DataError(where, "unique column names", f"{', '.join(twice)} more than once")
         elif len(cells) != len(header):
             problems.add(where, f"{len(header)} cells ({', '.join(header)})", f"{len(cells)}")
         else:

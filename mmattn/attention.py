@@ -76,7 +76,7 @@ class MultiHeadAttention(nn.Module):
         bias: Biases of the projections: all, none, or those named, of "q", "k", "v", "out" (Whisper has none on keys).
         dropout: Dropout probability of attention weights; disables the fused path. Kernels without it raise.
         kind: The kernel, a name in ``mmattn.kernels.KERNELS``.
-        options: The kernel's keywords.
+        options: Keyword arguments of the kernel.
         needs: Features that will be used ("self", "causal", "cross", "cache", ...); a kernel without them raises at
             construction.
         qk_norm: "layer" or "rms": normalizes each head's queries and keys before positions and scores, so that scores
@@ -113,10 +113,10 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         biased = _biased(bias)
         if qk_norm is not None and qk_norm not in QK_NORMS:
-            raise ValueError(f"unknown qk_norm {qk_norm!r}; there are: {', '.join(QK_NORMS)}")
+            raise ValueError(f"unknown qk_norm {qk_norm!r}; expected one of: {', '.join(QK_NORMS)}")
         if head_dim is None:
             if embed_dim % num_heads:
-                raise ValueError(f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}; or give head_dim")
+                raise ValueError(f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}; set head_dim")
             head_dim = embed_dim // num_heads
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
         self.v_head_dim = head_dim if v_head_dim is None else v_head_dim
@@ -194,7 +194,7 @@ class MultiHeadAttention(nn.Module):
             mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
         self._check(cross, mask, cache)
         if key_pos is not None and not cross:
-            raise ValueError("in self-attention query_pos is added to queries and keys: give no key_pos")
+            raise ValueError("in self-attention query_pos is added to queries and keys: omit key_pos")
         q, k, v = self._project(query, key, value, query_pos, key_pos, cache)
         if self.rotary is not None:
             q, k = self.rotary(q, k, 0 if cache is None else cache.length)
@@ -212,7 +212,7 @@ class MultiHeadAttention(nn.Module):
         Raises:
             ValueError: The kernel does not support cached decoding.
         """
-        like = getattr(self.out_proj, "weight", torch.empty(0))  # packed maps compute in float32 on the CPU
+        like = getattr(self.out_proj, "weight", torch.empty(0))  # packed linear layers compute in float32 on the CPU
         keys, values = (
             like.new_zeros(batch_size, self.num_kv_heads, 0, size) for size in (self.head_dim, self.v_head_dim)
         )
@@ -253,7 +253,7 @@ class MultiHeadAttention(nn.Module):
 
     def _check(self, cross: bool, mask: Mask | None, cache: Any) -> None:
         if cross and self.rotary is not None:
-            raise ValueError("rotary positions relate tokens of one sequence: not for cross-attention")
+            raise ValueError("rotary positions are supported in self-attention only, not for cross-attention")
         if cache is not None and cross != isinstance(cache, CrossCache):
             raise ValueError(
                 f"this cache is not for {'cross' if cross else 'self'}-attention: make_cache(cross={cross})"

@@ -33,7 +33,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.R
 def make_norm(embed_dim: int, norm: str = "layer", norm_eps: float = 1e-5) -> nn.Module:
     """Makes a norm over the last dimension: "layer", or "rms", without centring and shift (Zhang & Sennrich 2019)."""
     if norm not in NORMS:
-        raise ValueError(f"unknown norm {norm!r}; there are: {', '.join(NORMS)}")
+        raise ValueError(f"unknown norm {norm!r}; expected one of: {', '.join(NORMS)}")
     return NORMS[norm](embed_dim, eps=norm_eps)
 
 

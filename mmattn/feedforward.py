@@ -55,7 +55,7 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"unknown activation {activation!r}; expected one of: {', '.join(ACTIVATIONS)}")
         ffn_dim = 4 * embed_dim if ffn_dim is None else ffn_dim
         self.fc1 = nn.Linear(embed_dim, ffn_dim, bias=bias)
         self.gate = nn.Linear(embed_dim, ffn_dim, bias=bias) if gated else None

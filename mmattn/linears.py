@@ -95,7 +95,7 @@ def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> nn.Modul
     if precision == "int8":
         return Int8Linear(weight, bias)
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; there are: {', '.join(PRECISIONS)}")
+        raise ValueError(f"unknown precision {precision!r}; expected one of: {', '.join(PRECISIONS)}")
     return PackedLinear(weight.to(getattr(torch, precision)), bias)
 
 
@@ -134,7 +134,7 @@ def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
     PackedLinear(64, 32, torch.float32)
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; there are: {', '.join(PRECISIONS)}")
+        raise ValueError(f"unknown precision {precision!r}; expected one of: {', '.join(PRECISIONS)}")
     linears = [module for module in model.modules() if type(module) is nn.Linear]
     foreign = next(
         (m.weight for m in linears if m.weight.device.type != "cpu" or m.weight.dtype != torch.float32), None

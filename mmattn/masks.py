@@ -74,7 +74,10 @@ class Mask:
                 )
             if tensor.dim() not in dims:
                 # Three dimensions could mean (B, L, S) or (h, L, S): broadcasting would silently choose the second.
-                expected = {"key_mask": "(B, S)", "attn_mask": "(L, S) or (B, h, L, S), 1 where it does not matter"}
+                expected = {
+                    "key_mask": "(B, S)",
+                    "attn_mask": "(L, S) or (B, h, L, S), with size 1 in broadcast dimensions",
+                }
                 raise ValueError(f"{name} must be {expected.get(name, '(B, S)')}, found shape {tuple(tensor.shape)}")
 
     @property
@@ -96,7 +99,7 @@ class Mask:
             ValueError: The mask already has a bias.
         """
         if self.bias is not None and self.bias is not bias:
-            raise ValueError("the mask already carries a position bias; one attention can add only one")
+            raise ValueError("the mask already has a position bias; only one is supported")
         return replace(self, bias=bias)
 
     def dense(self, L: int, S: int, device: torch.device | None = None) -> Tensor | None:

@@ -115,7 +115,7 @@ class GridPositions(nn.Module):
     def __init__(self, embed_dim: int, kind: str = "sinusoidal", *, grid_size: tuple[int, int] | None = None) -> None:
         super().__init__()
         if kind not in self.KINDS:
-            raise ValueError(f"unknown grid positions {kind!r}; there are: {', '.join(self.KINDS)}")
+            raise ValueError(f"unknown grid positions {kind!r}; expected one of: {', '.join(self.KINDS)}")
         if kind == "sinusoidal" and embed_dim % 4:
             raise ValueError(f"2D sinusoidal positions need embed_dim divisible by 4, found {embed_dim}")
         self.kind = kind

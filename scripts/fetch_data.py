@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     for name in options.names:
         if name not in table:
-            parser.error(f"no data set {name!r}{nearest(name, list(table))}; there are: {', '.join(table)}")
+            parser.error(f"no data set {name!r}{nearest(name, list(table))}; expected one of: {', '.join(table)}")
     if not options.names:
         parser.error(f"which data set? There are: {', '.join(table)}")
     if not options.out:

@@ -6,6 +6,7 @@ python scripts/task_table.py [--write]
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from scripts.results import read_results  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- task_table.py -->\n", "<!-- /task_table.py -->"
-HEAD = ("task", "built-in data, test part", "failing baselines", "real data, validation part", "command")
+HEAD = ("task", "built-in data, test split", "ablation baselines", "real data, validation split", "command")
 
 
 def row(task: Task) -> list[str]:
@@ -31,7 +32,8 @@ def row(task: Task) -> list[str]:
     real: dict[str, str] = {}  # by configuration, the first entry of each
     for name, entry in results.items():
         if Path(entry["config"]).stem != task.name:
-            real.setdefault(entry["config"], f"{name} {figure(task, entry)}")
+            title = re.sub(r"(, validation|: val\b).*", "", name)  # the column names the split
+            real.setdefault(entry["config"], f"{title} {figure(task, entry)}")
     return [
         f"[{task.title.split(':')[0].lower()}](tasks/{task.name}/README.md)",
         f"{task.metric} {figure(task, full)}" if full else "",
@@ -57,9 +59,8 @@ def page() -> str:
     """docs/results.md: every entry of every task's results.json."""
     text = (
         "# Results\n\n"
-        "Every measured figure, made from the `results.json` of each task by `python scripts/task_table.py --write`. "
-        "The\n"
-        "files also name the machine, the versions and additional metrics of an entry.\n"
+        "This page lists every measured figure; `python scripts/task_table.py --write` makes it from each task's\n"
+        "`results.json`, which also records the machine, the package versions and the other metrics.\n"
     )
     for task in tasks().values():
         results = read_results(task.name)

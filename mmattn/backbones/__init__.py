@@ -36,4 +36,4 @@ def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
         return PatchEmbed(embed_dim, **options)
     close = difflib.get_close_matches(name, ["conv", "vit", "timm/"], n=1)
     hint = f", did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown image backbone {name!r}{hint}; there are: conv, vit, timm/NAME")
+    raise ValueError(f"unknown image backbone {name!r}{hint}; expected one of: conv, vit, timm/NAME")

@@ -134,7 +134,7 @@ class AudioEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if kind not in self.KINDS:
-            raise ValueError(f"unknown audio encoder {kind!r}; there are: {', '.join(self.KINDS)}")
+            raise ValueError(f"unknown audio encoder {kind!r}; expected one of: {', '.join(self.KINDS)}")
         if chunk_frames is not None and chunk_frames < 1:
             raise ValueError(f"chunk_frames={chunk_frames}: a chunk has at least 1 frame")
         if left_chunks is not None and (chunk_frames is None or left_chunks < 0):

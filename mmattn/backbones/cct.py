@@ -121,7 +121,7 @@ class CompactTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in self.POOLINGS:
-            raise ValueError(f"unknown pooling {pooling!r}; there are: {', '.join(self.POOLINGS)}")
+            raise ValueError(f"unknown pooling {pooling!r}; expected one of: {', '.join(self.POOLINGS)}")
         self.tokenizer = ConvTokenizer(
             embed_dim, num_layers=tokenizer_layers, kernel_size=kernel_size, in_channels=in_channels
         )

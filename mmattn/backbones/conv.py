@@ -57,7 +57,7 @@ def _norm(name: str, channels: int) -> nn.Module:
         return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)
     if name == "none":
         return nn.Identity()
-    raise ValueError(f"unknown norm {name!r}; there are: batch, group, none")
+    raise ValueError(f"unknown norm {name!r}; expected one of: batch, group, none")
 
 
 class GatedResidual(nn.Module):
@@ -114,7 +114,7 @@ class ResidualNet(nn.Module):
     ) -> None:
         super().__init__()
         if gate not in GATES:
-            raise ValueError(f"unknown channel attention {gate!r}; there are: {', '.join(GATES)}")
+            raise ValueError(f"unknown channel attention {gate!r}; expected one of: {', '.join(GATES)}")
         numbers = [blocks] * (len(channels) - 1) if isinstance(blocks, int) else list(blocks)
         if len(numbers) != len(channels) - 1:
             raise ValueError(f"blocks has {len(numbers)} numbers for the {len(channels) - 1} stages of channels")

@@ -31,7 +31,7 @@ class Pooler(nn.Module):
     def __init__(self, embed_dim: int, out_dim: int | None = None, *, activation: str = "tanh") -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; there are: {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"unknown activation {activation!r}; expected one of: {', '.join(ACTIVATIONS)}")
         self.dense = nn.Linear(embed_dim, embed_dim if out_dim is None else out_dim)
         self.activation = activation
 

@@ -77,7 +77,7 @@ def recurrent_layers(
     """
     cells: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU}
     if kind not in cells:
-        raise ValueError(f"unknown recurrent kind {kind!r}; there are: {', '.join(cells)}")
+        raise ValueError(f"unknown recurrent kind {kind!r}; expected one of: {', '.join(cells)}")
     if bidirectional and hidden_dim % 2:
         raise ValueError(f"hidden_dim={hidden_dim} does not divide over two directions")
     size = hidden_dim // 2 if bidirectional else hidden_dim

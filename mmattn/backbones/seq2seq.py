@@ -95,7 +95,7 @@ class Seq2Seq(nn.Module):
     ) -> None:
         super().__init__()
         if positions not in self.POSITIONS:
-            raise ValueError(f"unknown positions {positions!r}; there are: {', '.join(self.POSITIONS)}")
+            raise ValueError(f"unknown positions {positions!r}; expected one of: {', '.join(self.POSITIONS)}")
         if shared_embeddings and target_vocab_size not in (None, vocab_size):
             raise ValueError(
                 f"shared_embeddings: one table cannot have {vocab_size} and {target_vocab_size} rows; turn it off"

@@ -45,7 +45,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if positions not in self.POSITIONS:
-            raise ValueError(f"unknown positions {positions!r}; there are: {', '.join(self.POSITIONS)}")
+            raise ValueError(f"unknown positions {positions!r}; expected one of: {', '.join(self.POSITIONS)}")
         self.embedding = nn.Embedding(vocab_size, embed_dim)
         nn.init.normal_(self.embedding.weight, std=embed_dim**-0.5)
         self.positions: nn.Module = nn.Identity()

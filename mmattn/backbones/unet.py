@@ -191,4 +191,4 @@ def build_pyramid(name: str, **options: Any) -> Any:
         return TimmPyramid(name.removeprefix("timm/"), **options)
     if name == "residual":
         return ResidualPyramid(**options)
-    raise ValueError(f"unknown backbone {name!r}; there are: residual, timm/NAME")
+    raise ValueError(f"unknown backbone {name!r}; expected one of: residual, timm/NAME")

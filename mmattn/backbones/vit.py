@@ -223,11 +223,13 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in self.POOLINGS:
-            raise ValueError(f"unknown pooling {pooling!r}; there are: {', '.join(self.POOLINGS)}")
+            raise ValueError(f"unknown pooling {pooling!r}; expected one of: {', '.join(self.POOLINGS)}")
         if pooling in ("token", "prefix") and not num_prefix:
             raise ValueError(f"pooling={pooling!r} needs a class token, and num_prefix=0")
         if resize_positions not in (None, *self.RESIZES):
-            raise ValueError(f"unknown resize_positions {resize_positions!r}; there are: {', '.join(self.RESIZES)}")
+            raise ValueError(
+                f"unknown resize_positions {resize_positions!r}; expected one of: {', '.join(self.RESIZES)}"
+            )
         self.pooling, self.resize_positions, self.num_prefix = pooling, resize_positions, num_prefix
         self.grid_size = (image_size[0] // patch_size, image_size[1] // patch_size)  # (h, w)
         self.patches = PatchEmbed(embed_dim, patch_size=patch_size, in_channels=in_channels)

@@ -142,7 +142,7 @@ class Wav2Vec2(nn.Module):
     ) -> None:
         super().__init__()
         if conv_norm not in ("group", "layer"):
-            raise ValueError(f"unknown conv_norm {conv_norm!r}; there are: group, layer")
+            raise ValueError(f"unknown conv_norm {conv_norm!r}; expected one of: group, layer")
         if not len(conv_dims) == len(conv_kernels) == len(conv_strides) > 0:
             found = f"{len(conv_dims)}, {len(conv_kernels)} and {len(conv_strides)}"
             raise ValueError(f"conv_dims, conv_kernels and conv_strides must be as many, at least one; found {found}")

@@ -63,7 +63,7 @@ def rollout(
     torch.Size([2, 5, 5])
     """
     if heads not in HEADS:
-        raise ValueError(f"unknown heads {heads!r}; there are: {', '.join(HEADS)}")
+        raise ValueError(f"unknown heads {heads!r}; expected one of: {', '.join(HEADS)}")
     if not 0.0 <= discard < 1.0:
         raise ValueError(f"discard must be from 0 to below 1, found {discard}")
     layers = layers_of(maps, within)

@@ -48,7 +48,9 @@ class SpeechConfig(GenerationConfig):
         for language in self.languages:
             self.language_id(language)
         if self.task is not None and self.task not in (self.task_to_id or {}):
-            raise ValueError(f"unknown task {self.task!r}; there are: {', '.join(self.task_to_id or {}) or 'none'}")
+            raise ValueError(
+                f"unknown task {self.task!r}; expected one of: {', '.join(self.task_to_id or {}) or 'none'}"
+            )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ class SpeechConfig(GenerationConfig):
             if name in known:
                 return known[name]
         codes = ", ".join(name.strip("<|>") for name in known)
-        raise ValueError(f"unknown language {language!r}; there are: {codes or 'none'}")
+        raise ValueError(f"unknown language {language!r}; expected one of: {codes or 'none'}")
 
     def prompts(self, rows: int, detected: Sequence[int] | None = None) -> list[list[int]]:
         """Returns the decoder's prompt for each row: start, language, task and, without timestamps, their absence.

@@ -40,13 +40,13 @@ class LSH(Kernel):
 
     With `across_buckets`, a token attends to all tokens in the same and the adjacent chunk of the sorted order instead,
     counted once per round, as in the authors' released models. Later tokens then affect which earlier ones share a
-    chunk, so a causal mask hides the content of the future but not its existence.
+    chunk, so under a causal mask the content of future tokens is hidden, but their presence can affect the output.
 
-    Padding is in no bucket: it is neither attended to nor attends.
+    Padding belongs to no bucket: padding tokens neither attend nor are attended to.
 
     Args:
         num_hashes: Number of rounds.
-        num_buckets: Even; None = about two per chunk of a sample's real tokens, by a pair of hashes.
+        num_buckets: Number of buckets, even; None = about two per chunk of real tokens, from a pair of hashes.
         chunk: Window in places on each side, and the size of a chunk.
         across_buckets: See above.
         seed: Seed of the random rotations.
@@ -75,7 +75,9 @@ class LSH(Kernel):
         if num_hashes < 1 or chunk < 1:
             raise ValueError(f"num_hashes and chunk must be at least 1, found {num_hashes} and {chunk}")
         if num_buckets is not None and (num_buckets < 2 or num_buckets % 2):
-            raise ValueError(f"num_buckets must be even, one for each direction of a rotation, found {num_buckets}")
+            raise ValueError(
+                f"num_buckets must be even: each random direction defines two buckets, found {num_buckets}"
+            )
         self.num_hashes, self.num_buckets, self.chunk = num_hashes, num_buckets, chunk
         self.across_buckets = across_buckets
         hashes, size = (2, ROTATIONS) if num_buckets is None else (1, num_buckets // 2)
@@ -130,7 +132,9 @@ class LSH(Kernel):
     def check(self, mask: Mask | None, cache: object = None) -> None:
         super().check(mask, cache)
         if mask is not None and mask.attn_mask is not None:
-            raise ValueError("attention kind 'lsh' meets only pairs that hash alike: it takes a key_mask, no attn_mask")
+            raise ValueError(
+                "attention kind 'lsh' compares only tokens of one bucket: it supports key_mask, but not attn_mask"
+            )
 
     def buckets(self, q: Tensor, count: Tensor) -> Tensor:
         """Returns the bucket of each token in each round.
@@ -163,7 +167,7 @@ class LSH(Kernel):
     def _sort(self, q: Tensor, k: Tensor, mask: Mask) -> _Order:
         if q.shape != k.shape:
             raise ValueError(
-                f"attention kind 'lsh' has the queries for keys: k must be q, found shapes {tuple(k.shape)} and "
+                f"attention kind 'lsh' shares queries and keys: k must be q, found shapes {tuple(k.shape)} and "
                 f"{tuple(q.shape)}"
             )
         B, h, S, _ = q.shape

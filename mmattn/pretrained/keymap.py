@@ -141,7 +141,7 @@ def activation(name: str) -> str:
         ValueError: The activation is not supported.
     """
     if name not in _ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is not supported; there are: {', '.join(_ACTIVATIONS)}")
+        raise ValueError(f"activation {name!r} is not supported; expected one of: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 

@@ -148,7 +148,7 @@ def convert_timm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
     image_size = pair(arguments.get("img_size") or read(about, "input_size")[1:])
     pooling = arguments.get("global_pool", config.get("global_pool", next(iter(kind.poolings))))
     if pooling not in kind.poolings:
-        raise ValueError(f"global_pool={pooling!r} is not converted; there are: {', '.join(kind.poolings)}")
+        raise ValueError(f"global_pool={pooling!r} is not converted; expected one of: {', '.join(kind.poolings)}")
     keywords = {
         "embed_dim": embed_dim,
         "num_layers": 1 + max(int(key.split(".")[2]) for key in ours if key.startswith("encoder.layers.")),

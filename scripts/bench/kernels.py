@@ -192,7 +192,7 @@ def main() -> int:
         print(f"unknown kind {unknown[0]!r}; the kinds are: {', '.join(sorted(KERNELS))}", file=sys.stderr)
         return 2
     if options.clock not in CLOCKS:
-        print(f"unknown clock {options.clock!r}; there are: {', '.join(CLOCKS)}", file=sys.stderr)
+        print(f"unknown clock {options.clock!r}; expected one of: {', '.join(CLOCKS)}", file=sys.stderr)
         return 2
     kinds = [DENSE, *(kind for kind in chosen if kind != DENSE)]
     lengths = [options.shortest]

@@ -111,7 +111,7 @@ def measure(mode: str, options: Any) -> tuple[Ratio, list[dict[str, Any]]]:
 def main() -> int:
     options = arguments(__doc__, batch=8, clock="wall")
     if options.clock not in CLOCKS:
-        print(f"unknown clock {options.clock!r}; there are: {', '.join(CLOCKS)}", file=sys.stderr)
+        print(f"unknown clock {options.clock!r}; expected one of: {', '.join(CLOCKS)}", file=sys.stderr)
         return 2
     print(
         f"{machine()}; batch {options.batch}, {options.rounds} rounds, {options.clock} clock, timm {timm.__version__}"

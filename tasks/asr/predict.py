@@ -28,7 +28,7 @@ from mmattn.tasks.common.progress import progress
 
 logger = logging.getLogger(__name__)
 OVERLAP = 0.2  # fraction of a window that the next one repeats
-SILENCE = 1e-4  # peak to peak, 3 LSB of 16 bits: quieter windows return an empty transcript
+SILENCE = 1e-4  # peak to peak, about 3/32768: quieter windows return an empty transcript
 Item = AudioSource | Mapping[str, Any] | ASRSample
 
 

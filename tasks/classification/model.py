@@ -62,7 +62,7 @@ class ClassificationHead(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in ("attention", "mean"):
-            raise ValueError(f"unknown pooling {pooling!r}; there are: attention, mean")
+            raise ValueError(f"unknown pooling {pooling!r}; expected one of: attention, mean")
         self.pool: MapPooling | None = None
         size = in_dim
         if features == "map" and pooling == "attention":
@@ -171,7 +171,7 @@ class ClassificationModel(nn.Module):
 
             self.backbone = TimmFeatures(backbone.removeprefix("timm/"), embed_dim, image_size=side, **more)
         else:
-            raise ValueError(f"unknown backbone {backbone!r}; there are: {', '.join(BACKBONES)}")
+            raise ValueError(f"unknown backbone {backbone!r}; expected one of: {', '.join(BACKBONES)}")
         self.head = ClassificationHead(
             in_dim,
             num_classes,

@@ -1,7 +1,7 @@
-"""The shipped checkpoint: a folder that outlives releases. It contains no pickle, no module path, nothing of Lightning.
+"""The shipped checkpoint: a folder that outlives releases. It contains no pickle and no module path.
 
 model/
-  config.json        {"format": 2, "task": "vqa", "network": null, "model": {keyword arguments}, "metrics": {...}}
+  config.json        {"format": 3, "task": "vqa", "network": null, "model": {keyword arguments}, "metrics": {...}}
   model.safetensors  the weights
   processor/         preprocessing, labels and tokenizer, saved by the task's processor
   README.md          the model card: task, measured metrics, training command
@@ -33,7 +33,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     """Read and check `config.json` of a shipped folder, of this format or an earlier one.
 
     Raises:
-        CheckpointError: The folder is missing, not of this toolkit, or of a newer version.
+        CheckpointError: The folder is missing, not a checkpoint of this toolkit, or written by a newer version.
     """
     folder = Path(directory)
     if str(directory).startswith(("http://", "https:/")):
@@ -53,10 +53,10 @@ def read_config(directory: str | Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(
             f"{path}: expected the keys format, task, model of an mmattn checkpoint; missing: {', '.join(missing)}. "
-            "Of other libraries' models, public ones with a model_type of transformers are read."
+            "Other libraries' models need a config.json with a supported model_type of transformers."
         )
     if config["format"] not in range(1, FORMAT + 1):
-        found = f"expected format 1 to {FORMAT}, found {config['format']!r}; a newer mmattn made it?"
+        found = f"expected format 1 to {FORMAT}, found {config['format']!r}; it may be of a newer version of mmattn."
         raise CheckpointError(f"{path}: {found}")
     if config["task"] not in tasks():
         raise CheckpointError(f"{path}: expected one of the tasks {', '.join(tasks())}, found {config['task']!r}.")
@@ -82,7 +82,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         if public is not None:
             model = dict(public)
         network = None if public is None else model.pop("network", "seq2seq")
-        config |= {"format": 2, "network": network, "model": model}
+        config |= {"format": 3, "network": network, "model": model}
         task = tasks()[config["task"]]
         if task.upgrade is not None and network is None:
             config["model"] = task.resolve("upgrade")(model)
@@ -118,7 +118,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, ValueError) as error:
         head = path.read_bytes()[:8]
         if head[:2] == b"PK" or head[:1] == b"\x80":
-            found = "a pickle under that name; pickles can run code and are not opened"
+            found = "a pickle; pickles can run code and are not opened"
         else:
             found = f"a damaged or truncated one of {path.stat().st_size} bytes ({error})"
         raise CheckpointError(f"{path}: expected a safetensors file, found {found}.") from None
@@ -141,7 +141,7 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: st
     """Load weights strictly: all names and shapes must match; tied weights are loaded by their first name.
 
     Raises:
-        CheckpointError: Names the weights that are missing, left over or of another shape.
+        CheckpointError: Weights are missing, unexpected or of a different shape; the message names them.
     """
     tied = tied_names(model)
     own = {name: value for name, value in model.state_dict().items() if name not in tied}

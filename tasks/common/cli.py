@@ -90,7 +90,7 @@ class TaskCLI(LightningCLI):
                 "max_epochs": 20,
                 "gradient_clip_val": 1.0,
                 "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,  # the batch samplers deal to the processes themselves
+                "use_distributed_sampler": False,  # the batch samplers distribute batches among processes
                 "enable_model_summary": False,
                 "log_every_n_steps": 20,
             },
@@ -129,10 +129,15 @@ class TaskCLI(LightningCLI):
             parser.add_argument(
                 "--init_from", type=str | None, default=None, help="Fine-tune this model: DIR or hf:owner/name."
             )
-            parser.add_argument("--overwrite", type=bool, default=False, help="Empty a run directory that is in use.")
+            parser.add_argument("--overwrite", type=bool, default=False, help="Empty an existing run directory.")
             parser.add_argument("--find_lr", type=bool, default=False, help="Search for a learning rate first.")
         else:
-            parser.add_argument("--checkpoint", type=str | None, default=None, help="Folder of a shipped model.")
+            parser.add_argument(
+                "--checkpoint",
+                type=str | None,
+                default=None,
+                help="Model folder or hf:owner/name; default: model/ of the run.",
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:

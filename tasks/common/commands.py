@@ -16,7 +16,7 @@ from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.task import Task
 
-NO_PICTURE = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
+NOT_PNG = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
 JSON_LINES = (".jsonl", ".ndjson")
 
 
@@ -52,7 +52,9 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
     wanted = f"{' and '.join(f'--{name}' for name in names)}, or --input PATH"
     if options.input is None:
         if len(given) < len(names):
-            raise DataError("arguments", wanted, "neither")
+            raise DataError(
+                "arguments", wanted, f"only {', '.join(f'--{name}' for name in given)}" if given else "neither"
+            )
         first = names[0]
         return [{"id": first if first == "text" else Path(given[first]).name, **given}]
     if names[0] in given:
@@ -113,7 +115,7 @@ def _explain(
     many = len(items) > 1 or target.suffix.lower() != ".png"
     if many and target.suffix.lower() == ".png":
         raise UserError(f"--output {target}: expected a folder for {len(items)} images, found the name of one PNG.")
-    if target.suffix.lower() in NO_PICTURE and not target.is_dir():
+    if target.suffix.lower() in NOT_PNG and not target.is_dir():
         raise UserError(f"--output {target}: expected a name that ends in .png, or a folder, found {target.suffix!r}.")
     skipped: list[str] = []
     for number, item in enumerate(progress(items, len(items), "explaining")):
@@ -136,4 +138,4 @@ def report_skipped(skipped: Sequence[str], total: int) -> None:
     """Report on stderr how many items were skipped, with the reasons of the first five."""
     if skipped:
         shown = "".join(f"\n  {reason}" for reason in skipped[:5])
-        sys.stderr.write(f"{len(skipped)} of {total} items left out:{shown}\n")
+        sys.stderr.write(f"{len(skipped)} of {total} items skipped:{shown}\n")

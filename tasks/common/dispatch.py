@@ -14,8 +14,8 @@ from mmattn.tasks.common.task import Task
 
 TRAINER_COMMANDS = {
     "fit": "train and validate; writes a run directory with the best model in its model/",
-    "validate": "evaluate a model on the validation split, or on any file by --data.val",
-    "test": "evaluate a model on the test split, or on any file by --data.test",
+    "validate": "evaluate a model on the validation split, or on the file given by --data.val",
+    "test": "evaluate a model on the test split, or on the file given by --data.test",
 }
 MODEL_COMMANDS = {
     "predict": "predict one item or a file of items (formats: the task's README)",
@@ -61,19 +61,19 @@ TRAINER_HELP = """usage: {program} {command} [--config FILE] [options]
 Every key of configs/{task}.yaml is an option, e.g. --optim.lr 0.001, --trainer.max_epochs 3. The usual ones:
 
   --config FILE                     a YAML file; later options override it
-  --data.train|val|test PATH        your own data, one path a split (formats: tasks/{task}/README.md), or demo
+  --data.train|val|test PATH        your own data, one path per split (formats: tasks/{task}/README.md), or demo
   --data.batch_size N  --data.num_workers N  --data.on_error raise|skip
   --model.attention.kind KIND       the encoders' attention kernel: dense, sliding_window, linear, ...
   --trainer.max_epochs N  --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
   --trainer.default_root_dir DIR    where everything is written (default: {root})
   --seed_everything N
 {extra}
-  --help-all                        every option with its type and default (takes some seconds)
+  --help-all                        every option with its type and default (takes a few seconds)
   --print_config                    the complete configuration as YAML
 """
 EXTRA_HELP = {
     "fit": "  --ckpt_path last                  resume the run in --trainer.default_root_dir\n"
-    "  --overwrite true                  empty a run directory that is in use\n"
+    "  --overwrite true                  empty an existing run directory\n"
     "  --find_lr true                    search for a learning rate first\n"
     "  --init_from DIR                   fine-tune the model of this folder, or a public one by hf:owner/name\n",
     "validate": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
@@ -85,7 +85,7 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
     """The parser of predict, explain and export: options common to all tasks, and the task's own."""
     program = program or f"mmattn {task.name}"
     parser = _Parser(prog=f"{program} {command}", description=COMMANDS[command], allow_abbrev=False)
-    place = "a run's model, a named one, a public model's folder or hf:owner/name"
+    place = "a run or its model, a shipped model by name, a public model's folder, or hf:owner/name"
     ships = (task.folder / "checkpoints" / task.default_checkpoint).is_dir()
     default = f" (default: {task.name}/{task.default_checkpoint})" if ships else ""
     parser.add_argument("--checkpoint", metavar="DIR", help=place + default)
@@ -114,14 +114,14 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
         "--on_error",
         choices=("raise", "skip"),
         default="raise",
-        help="whether a bad item ends the run, or is skipped and counted",
+        help="stop at the first bad item, or skip and count bad items (default: raise)",
     )
     return parser
 
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, found {text!r}")
     return int(text)
 
 

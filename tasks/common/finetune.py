@@ -21,7 +21,7 @@ def read_network(source: Source, wanted: type[nn.Module], names: str) -> Any:
     Args:
         source: The location of the checkpoint.
         wanted: The expected class.
-        names: Names of the public networks in messages.
+        names: Names of the expected public models, for error messages.
 
     Raises:
         CheckpointError: The checkpoint is damaged, incomplete, or of another network.

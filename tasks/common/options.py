@@ -1,4 +1,4 @@
-"""Options of a run that belong neither to the network nor to the data: optimizer, loss, decoding and trainer.
+"""Options of the optimizer, the loss, decoding and the trainer.
 
 Each class is a section of the command line: ``--optim.*``, ``--loss.*``, ``--decode.*``, and ``--trainer.*`` in
 addition to Lightning's own. A task subclasses the sections that it extends and names them in its module.
@@ -43,11 +43,11 @@ class OptimOptions:
     Args:
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay, applied to matrices only.
-        betas: Averaging coefficients of the gradient and of its square.
-        schedule: How the learning rate falls after the warm-up: cosine, linear, inverse_sqrt or constant.
+        betas: Coefficients of the running averages of the gradient and its square.
+        schedule: Learning rate after the warm-up: cosine, linear, inverse_sqrt or constant.
         warmup_steps: Optimizer steps of linear warm-up.
-        ema_decay: Decay of an exponential moving average of the weights, which is validated and shipped in place of
-            the weights; none: no average.
+        ema_decay: Decay of an exponential moving average of the weights, which is validated and saved in place of
+            the raw weights; None: no average.
     """
 
     lr: float = 1e-3
@@ -69,7 +69,7 @@ class LossOptions:
     """The training loss.
 
     Args:
-        label_smoothing: Probability mass that the targets spread over all classes.
+        label_smoothing: Label smoothing, as in `torch.nn.CrossEntropyLoss`.
     """
 
     label_smoothing: float = 0.0
@@ -88,10 +88,10 @@ class TrainingOptions:
     """Trainer options that Lightning's `Trainer` does not have.
 
     Args:
-        early_stopping: Number of validations without improvement after which training stops; none: never.
+        early_stopping: Number of validations without improvement after which training stops; None: never.
         compile: Compile the model with `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        save_every_n_steps: Optimizer steps between two writes of `last.ckpt`, which each epoch's end writes too.
+        save_every_n_steps: Save `last.ckpt` every n optimizer steps, and at the end of each epoch.
     """
 
     early_stopping: int | None = None

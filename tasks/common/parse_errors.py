@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mmattn.tasks.common.renamed import renamed
 
-KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+KINDS = {"float": "a number", "int": "an integer", "bool": "true or false", "str": "a string", "NoneType": "null"}
 KINDS |= {"dict": "a mapping", "list": "a list"}
 
 
@@ -16,7 +16,7 @@ def readable(message: str, known: Sequence[str], allowed_imports: Sequence[str])
     """Rewrite a message of jsonargparse.
 
     Args:
-        message: Of jsonargparse.
+        message: The message of jsonargparse.
         known: All valid keys.
         allowed_imports: The packages whose classes a configuration may name.
     """
@@ -34,7 +34,7 @@ def readable(message: str, known: Sequence[str], allowed_imports: Sequence[str])
     if wrong and wrong[0] not in known:  # otherwise its value is invalid
         key = wrong[0]
         if (new := renamed(key)) is not None:
-            return f"{key}: this option is called {new} since version 0.2."
+            return f"{key}: this option was renamed to {new} in version 0.2."
         prefixes = [key.rsplit(".", n)[0] if n else key for n in range(key.count(".") + 1)]
         close = [k for k in known if re.search(rf"[._]{re.escape(key)}$", k)]  # epochs: trainer.max_epochs
         close += [m for k in prefixes for m in difflib.get_close_matches(k, known, n=1, cutoff=0.75)]
@@ -49,6 +49,6 @@ def in_words(message: str) -> str | None:
     if key is None or found is None or not kinds or len(kinds) != message.count("Expected a "):
         return None
     choices = [[KINDS.get(kind, kind)] if kind else re.findall(r"[^', ]+", names) for kind, names in kinds]
-    words = list(dict.fromkeys(word for some in choices for word in some))  # 16 and '16' are one
+    words = list(dict.fromkeys(word for some in choices for word in some))  # 16 and '16' are the same choice
     listed = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     return f"{key[1]}: expected {listed}, found {found[1]!r}."

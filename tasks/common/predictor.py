@@ -59,8 +59,8 @@ class Predictor(Generic[Item, Prediction]):
             options: Additional options of the task's adapters, such as T5's prefix.
 
         Raises:
-            CheckpointError: The checkpoint is missing, damaged, foreign, or of another task.
-            UserError: The device or the precision does not exist.
+            CheckpointError: The checkpoint is missing, damaged, of an unknown format, or of another task.
+            UserError: The device is not available, or the precision is not supported.
         """
         default = f"{cls.task}/{tasks()[cls.task].default_checkpoint}"
         return cls.from_parts(read_parts(cls.task, default if source is None else source, **options), device, precision)
@@ -88,10 +88,10 @@ class Predictor(Generic[Item, Prediction]):
 
     @abstractmethod
     def to_sample(self, item: Item, number: int) -> Any:
-        """Convert a user's item, the number-th of its list, to a sample.
+        """Convert a user's item, at index `number` of its list, to a sample.
 
         Raises:
-            DataError: A field is missing; names the item.
+            DataError: A field is missing; the message names the item.
         """
 
     @abstractmethod
@@ -116,7 +116,7 @@ class Predictor(Generic[Item, Prediction]):
             given: Fields that all items share, such as the question about each image of a folder.
 
         Raises:
-            DataError: The input cannot be read; names the line.
+            DataError: The input cannot be read; the message names the line.
         """
 
     @abstractmethod
@@ -127,7 +127,7 @@ class Predictor(Generic[Item, Prediction]):
         """Validate the options of `predict` or `explain` before any input is read.
 
         Raises:
-            ConfigError: A value is invalid; names the option.
+            ConfigError: A value is invalid; the message names the option.
         """
         return dict(options)
 
@@ -188,7 +188,7 @@ class Predictor(Generic[Item, Prediction]):
             options: Options of the task; see `predict_batch`.
 
         Raises:
-            DataError: An item cannot be read; names it.
+            DataError: An item cannot be read; the message names it.
             ConfigError: The task has no such option, or a value is invalid.
         """
         found = self.stream(items, batch_size, on_error, **options)
@@ -260,7 +260,7 @@ class Predictor(Generic[Item, Prediction]):
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             wrong = next((name for name in options if name not in known), None)
             if wrong is not None:
-                there = f"there are: {', '.join(known)}" if known else "there are none"
+                there = f"its options are: {', '.join(known)}" if known else "it has no options"
                 raise ConfigError(f"{wrong}: {self.task} has no such option{nearest(wrong, known)}; {there}.")
         return {name: value for name, value in options.items() if value is not None}
 
@@ -271,8 +271,10 @@ class Predictor(Generic[Item, Prediction]):
             UserError: The predictor was built by hand, or its weights are packed.
         """
         if self.parts is None or self.packed:
-            reason = "packed for speed" if self.packed else "not loaded, so that its keywords are not known"
-            raise UserError(f"save: expected a model as it was loaded, found one that is {reason}.")
+            reason = (
+                "its weights are packed" if self.packed else "its keywords are unknown, since `load` did not make it"
+            )
+            raise UserError(f"save: this predictor cannot be saved: {reason}.")
         return save_directory(
             directory,
             task=self.task,
@@ -360,7 +362,7 @@ def name_of(item: Mapping[str, Any], number: int, wanted: Sequence[str]) -> str:
     """The id of an item, or its number if it has none.
 
     Raises:
-        DataError: One of the `wanted` keys is missing; names the item.
+        DataError: One of the `wanted` keys is missing; the message names the item.
     """
     name = str(item.get("id", number))
     if any(item.get(key) is None for key in wanted):

@@ -1,4 +1,4 @@
-"""What options were called in version 0.1, so that an old key is answered with its new name."""
+"""Option names of version 0.1, so that the error for an old key gives its new name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPTIONS = {
 
 
 def renamed(key: str) -> str | None:
-    """The present name of a key of version 0.1, or of one inside it; None: it is no such key."""
+    """The current name of a key of version 0.1, or of a key nested in one; None for any other key."""
     for old, new in OPTIONS.items():
         if key == old or key.startswith(f"{old}."):
             return new + key.removeprefix(old)

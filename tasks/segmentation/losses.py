@@ -110,7 +110,7 @@ def class_weights(kind: str, counts: Sequence[int]) -> Tensor | None:
     elif kind == "log":
         weights = 1 / (1.02 + share).log()
     else:
-        raise ValueError(f"unknown class_weights {kind!r}; there are: none, median, sqrt, log")
+        raise ValueError(f"unknown class_weights {kind!r}; expected one of: none, median, sqrt, log")
     weights = weights.masked_fill(~there, 0)
     weights = torch.where(there, weights, weights.max())
     return (weights / weights.mean()).float()

@@ -90,7 +90,7 @@ class SegmentationModel(nn.Module):
         super().__init__()
         more: dict[str, Any] = dict(backbone_options or {})
         if network not in NETWORKS:
-            raise ValueError(f"unknown network {network!r}; there are: {', '.join(NETWORKS)}")
+            raise ValueError(f"unknown network {network!r}; expected one of: {', '.join(NETWORKS)}")
         self.num_classes = num_classes
         self.encoder: nn.Module | None = None
         if network == "segformer":

@@ -86,7 +86,7 @@ class SummarizationModule(PairModule):
             )
 
     def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        self.hide_words(batch)
+        self.apply_word_dropout(batch)
         output = self.run_model(batch)
         loss = words = token_loss(output.logits, batch.labels, batch.label_mask, self.loss.label_smoothing)
         if not self.loss.salience:

@@ -1,8 +1,8 @@
-"""Translation: translations of sentences, with their attention to the source words.
+"""Translation of sentences, with attention maps over the source words.
 
 >>> from mmattn.tasks import translation
 >>> translator = translation.load()  # doctest: +SKIP
->>> translator("a dog runs").translation  # doctest: +SKIP
+>>> translator("the king paints a door").translation  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__, __getattr__ = lazy("mmattn.tasks.translation", _NAMES)
 TASK = Task(
     name="translation",
     package="mmattn.tasks.translation",
-    title="Translation: train on parallel text, evaluate, translate, plot the alignment of words.",
+    title="Translation: train on parallel text, evaluate, translate, plot the attention between words.",
     model="model:TranslationModel",
     processor="mmattn.tasks.common.seq2seq.processor:PairProcessor",
     module="module:TranslationModule",

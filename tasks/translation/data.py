@@ -16,7 +16,7 @@ from mmattn.tasks.translation.formats import read_parallel
 class TranslationSample(PairSample):
     """A sentence and its translation."""
 
-    alignment: list[tuple[int, int]] = field(default_factory=list)  # aligned words of target and source
+    alignment: list[tuple[int, int]] = field(default_factory=list)  # (target word, source word) indices
 
 
 class TranslationDataset(PairDataset):
@@ -24,8 +24,8 @@ class TranslationDataset(PairDataset):
 
     Args:
         source: A path, or samples.
-        source_lang: Source language: the file extension, column or key.
-        target_lang: Target language, likewise.
+        source_lang: Source language code; also the file extension, column or key of the source.
+        target_lang: The same of the target.
         options: Arguments of ``SampleDataset``.
     """
 

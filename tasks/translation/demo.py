@@ -1,4 +1,4 @@
-"""A built-in pair of languages: plain English, and an invented one with its own word order and agreement.
+"""Built-in parallel data: English and an invented language with its own word order and agreement.
 
 The invented language differs from English as far as real ones do, so that copying word by word fails:
 
@@ -36,7 +36,7 @@ NOUNS = _words(
     lamp stone river basket bottle hammer ladder mirror pillow ribbon bucket candle carpet door flower garden letter
     map pencil picture table window wagon coin"""
 )
-ANIMATE = 16  # so many of them, the first, can be subjects
+ANIMATE = 16  # the first 16 nouns can be subjects
 ADJECTIVES = _words(
     "old young red green small large quiet proud clever tired heavy soft round dark bright wet strange brave"
 )
@@ -46,21 +46,21 @@ VERBS = _words(
 )
 ADVERBS = _words("often slowly gladly quickly secretly calmly again today")
 PREPOSITIONS = _words("near behind under beside above with")
-DETERMINERS = ("the", "a", "this", "every")  # of one; of several: the, some, these, two
+DETERMINERS = ("the", "a", "this", "every")  # singular; plural: the, some, these, two
 
 # The invented language. Its words are drawn once from syllables; these tables are its grammar.
 GENDERS, CASES = 3, ("nominative", "accusative", "dative")
-NOUN_ENDINGS = (  # by gender: one, several; by case
+NOUN_ENDINGS = (  # by gender, number and case
     (("o", "om", "os"), ("ori", "orim", "oris")),
     (("a", "an", "al"), ("eti", "etin", "etil")),
     (("u", "uk", "ut"), ("uva", "uvak", "uvat")),
 )
-ADJECTIVE_ENDINGS = (  # by gender: one, several; the subject's case and the others
+ADJECTIVE_ENDINGS = (  # by gender and number; nominative, other cases
     (("en", "emo"), ("eni", "enimo")),
     (("is", "isa"), ("ira", "irasa")),
     (("ul", "ulke"), ("ulo", "uloke")),
 )
-VERB_ENDINGS = (("ta", "tis"), ("sha", "shis"), ("ka", "kis"))  # by gender: one, several
+VERB_ENDINGS = (("ta", "tis"), ("sha", "shis"), ("ka", "kis"))  # by gender and number
 PAST = "av"  # between a verb's stem and its ending
 NEGATION = "ne"
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kr", "st", "tr")
@@ -81,7 +81,7 @@ class Language:
 
 
 def language() -> Language:
-    """The invented language: the same every time."""
+    """The invented language, deterministic."""
     dice, taken = random.Random(SEED), {NEGATION}
 
     def word(syllables: int) -> str:
@@ -110,12 +110,12 @@ def language() -> Language:
 LANGUAGE = language()
 
 
-Words = list[tuple[str, int | None]]  # of the invented language, each with the place of the source word it translates
+Words = list[tuple[str, int | None]]  # of the invented language, each with the index of its aligned source word
 
 
 @dataclass
 class Noun:
-    """A noun phrase: what is said of a noun."""
+    """A noun phrase."""
 
     name: str
     plural: bool
@@ -123,8 +123,8 @@ class Noun:
     adjectives: list[str]
 
 
-def _say(source: list[str], word: str) -> int:
-    """Adds a source word and returns its place."""
+def _append(source: list[str], word: str) -> int:
+    """Append a source word and return its index."""
     source.append(word)
     return len(source) - 1
 
@@ -141,12 +141,12 @@ def _noun(dice: random.Random, names: tuple[str, ...]) -> Noun:
     return Noun(pick(dice, names), plural, determiner, adjectives)
 
 
-def _say_noun(source: list[str], noun: Noun, case: int) -> Words:
-    """Says a noun phrase in English; returns it in the other language."""
+def _noun_phrase(source: list[str], noun: Noun, case: int) -> Words:
+    """Append a noun phrase to the English source; return its translation."""
     first = (noun.adjectives or [noun.name])[0]
-    _say(source, "an" if noun.determiner == "a" and first[0] in "aeiou" else noun.determiner)
-    places = [(_say(source, adjective), adjective) for adjective in noun.adjectives]
-    place = _say(source, noun.name + ("s" if noun.plural else ""))
+    _append(source, "an" if noun.determiner == "a" and first[0] in "aeiou" else noun.determiner)
+    places = [(_append(source, adjective), adjective) for adjective in noun.adjectives]
+    place = _append(source, noun.name + ("s" if noun.plural else ""))
     stem, gender = LANGUAGE.nouns[noun.name]
     ending = ADJECTIVE_ENDINGS[gender][noun.plural][min(case, 1)]
     words: Words = [(stem + NOUN_ENDINGS[gender][noun.plural][case], place)]
@@ -155,16 +155,16 @@ def _say_noun(source: list[str], noun: Noun, case: int) -> Words:
     return words + ([(LANGUAGE.determiners[name] + ending, None)] if name else [])
 
 
-def _say_verb(source: list[str], verb: str, subject: Noun, past: bool, negated: bool) -> Words:
-    """Says a verb in English; returns particle (or nothing), negation (or nothing) and verb in the other language."""
+def _verb_phrase(source: list[str], verb: str, subject: Noun, past: bool, negated: bool) -> Words:
+    """Append a verb to the English source; return its translation: particle, negation ("" without one) and verb."""
     if negated:
-        _say(source, "did" if past else "do" if subject.plural else "does")
-        _say(source, "not")
-        place = _say(source, verb)
+        _append(source, "did" if past else "do" if subject.plural else "does")
+        _append(source, "not")
+        place = _append(source, verb)
     elif past:
-        place = _say(source, verb + ("d" if verb.endswith("e") else "ed"))
+        place = _append(source, verb + ("d" if verb.endswith("e") else "ed"))
     else:
-        place = _say(source, verb if subject.plural else verb + "s")
+        place = _append(source, verb if subject.plural else verb + "s")
     stem, particle = LANGUAGE.verbs[verb]
     _, gender = LANGUAGE.nouns[subject.name]
     word = stem + (PAST if past else "") + VERB_ENDINGS[gender][subject.plural]
@@ -172,43 +172,43 @@ def _say_verb(source: list[str], verb: str, subject: Noun, past: bool, negated: 
 
 
 def _sentence(dice: random.Random) -> tuple[list[str], Words, set[tuple[str, str]]]:
-    """A sentence in both languages, and the combinations in it that may be kept out of training."""
+    """A sentence in both languages, and its word combinations, which may be held out of training."""
     source: list[str] = []
     subject, thing, verb = _noun(dice, NOUNS[:ANIMATE]), _noun(dice, NOUNS), pick(dice, VERBS)
     past, negated = dice.random() < 0.4, dice.random() < 0.2
     pairs = {(adjective, noun.name) for noun in (subject, thing) for adjective in noun.adjectives}
     pairs.add((verb, thing.name))
-    words = _say_noun(source, subject, 0)
+    words = _noun_phrase(source, subject, 0)
     if dice.random() < 0.2:  # a relative clause about the subject
         other, inner = _noun(dice, NOUNS), pick(dice, VERBS)
         pairs |= {(adjective, other.name) for adjective in other.adjectives} | {(inner, other.name)}
-        _say(source, "that")
-        particle, _, last = _say_verb(source, inner, subject, dice.random() < 0.4, False)
+        _append(source, "that")
+        particle, _, last = _verb_phrase(source, inner, subject, dice.random() < 0.4, False)
         gender = LANGUAGE.nouns[subject.name][1]
         pronoun = LANGUAGE.relative + ADJECTIVE_ENDINGS[gender][subject.plural][0]
-        words += [(pronoun, None), particle, *_say_noun(source, other, 1), last]
-    particle, negation, last = _say_verb(source, verb, subject, past, negated)
-    words += [particle, *_say_noun(source, thing, 1)]
+        words += [(pronoun, None), particle, *_noun_phrase(source, other, 1), last]
+    particle, negation, last = _verb_phrase(source, verb, subject, past, negated)
+    words += [particle, *_noun_phrase(source, thing, 1)]
     if dice.random() < 0.3:
         preposition, place_noun = pick(dice, PREPOSITIONS), _noun(dice, NOUNS)
         pairs |= {(adjective, place_noun.name) for adjective in place_noun.adjectives}
-        place = _say(source, preposition)
-        words += [*_say_noun(source, place_noun, 2), (LANGUAGE.prepositions[preposition], place)]
+        place = _append(source, preposition)
+        words += [*_noun_phrase(source, place_noun, 2), (LANGUAGE.prepositions[preposition], place)]
     words += [negation, last]
     if dice.random() < 0.35:
         adverb = pick(dice, ADVERBS)
-        words.insert(0, (LANGUAGE.adverbs[adverb], _say(source, adverb)))
+        words.insert(0, (LANGUAGE.adverbs[adverb], _append(source, adverb)))
     return source, [(word, place) for word, place in words if word], pairs
 
 
 def part_of(pair: tuple[str, str]) -> str:
-    """Which part of the data alone may have this combination of adjective or verb with a noun."""
-    drawn = seed_of(SEED, 0, sum(ord(sign) * 31**n for n, sign in enumerate(" ".join(pair)))) % 100
+    """The only split with this combination of adjective or verb and noun; "train": all splits may have it."""
+    drawn = seed_of(SEED, 0, sum(ord(char) * 31**n for n, char in enumerate(" ".join(pair)))) % 100
     return "test" if drawn < 12 else "val" if drawn < 20 else "train"
 
 
 def word_kind(word: str) -> str:
-    """What kind of content word an English one is: noun, adjective, verb, adverb, preposition.
+    """Part of speech of an English content word: noun, adjective, verb, adverb, preposition.
 
     >>> [word_kind(word) for word in ("kings", "old", "moved", "paints", "near")]
     ['noun', 'adjective', 'verb', 'verb', 'preposition']
@@ -218,11 +218,11 @@ def word_kind(word: str) -> str:
 
 
 def make(split: str, size: int | None = None) -> list[TranslationSample]:
-    """The pairs of a part, or its first so many.
+    """The sentence pairs of a split.
 
     Args:
         split: ``train``, ``val`` or ``test``.
-        size: How many; the part's own number where None.
+        size: Number of pairs; None: the full size of the split.
 
     >>> make("test", 1)[0].source.split()[0] in ("the", "a", "an", "this", "every", "some", "these", "two")
     True

@@ -2,8 +2,8 @@
 
 - a prefix: ``train`` means ``train.en`` and ``train.de``, whose lines are translations of each other;
 - ``.tsv``: source, tab, target; a header (``en``, ``de``, or ``source``, ``target``) may select the columns;
-- ``.jsonl``: ``{"en": ..., "de": ...}``, or ``source`` and ``target``, or either under ``translation``; and
-  ``references``, a list, if a sentence has several.
+- ``.jsonl``: ``{"en": ..., "de": ...}``, or ``source`` and ``target``, or ``text`` and ``translation``; the
+  first two may be nested under ``translation``; and ``references``, a list, if a sentence has several.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def _two_files(path: str | Path, languages: tuple[str, str], _: bool, problems: 
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
         beside = sorted(p.name for p in Path(path).parent.glob(f"{Path(path).name}*")) if Path(path).name else []
-        found = f"no {missing[0]}" + (f" (there are: {', '.join(beside[:5])})" if beside else "")
+        found = f"no {missing[0]}" + (f" (similar names: {', '.join(beside[:5])})" if beside else "")
         expected = f"the prefix of two files ending in .{languages[0]} and .{languages[1]}, or a .tsv or .jsonl file"
         raise DataError(str(path), expected, found)
     sides = [read_lines(file) for file in files]
     if len(sides[0]) != len(sides[1]):
         found = f"{len(sides[0]):,} and {len(sides[1]):,}"
-        raise DataError(f"{files[0]} and {files[1]}", "as many lines in both", found)
+        raise DataError(f"{files[0]} and {files[1]}", "the same number of lines in both", found)
     for line, texts in enumerate(zip(*sides, strict=True), start=1):
         side = next((file for file, text in zip(files, texts, strict=True) if not text.strip()), None)
         if side is None:
@@ -70,7 +70,7 @@ def _tsv(path: str | Path, languages: tuple[str, str], require_target: bool, pro
                 columns = named
                 continue
             if width > 2 or (require_target and width < 2):
-                expected = f"two columns, or a first line that names {' and '.join(languages)}, or source and target"
+                expected = f"two columns, or a header with {' and '.join(languages)}, or source and target"
                 raise DataError(where, expected, f"{width} columns")
         if len(cells) == width:
             source, target = (cells[n].strip() if n < width else "" for n in columns)
@@ -89,7 +89,7 @@ def _columns(names: Sequence[str], languages: tuple[str, str]) -> tuple[int, int
 def _jsonl(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
     expected = f"the keys {' and '.join(languages)}, or source and target"
     if not require_target:
-        expected = f"the key {languages[0]} or source, a text"
+        expected = f"the key {languages[0]} or source, with a string"
     for where, line, row in read_rows(path, problems):
         fields = fields_of(row, str(line), languages)
         if fields is None or (require_target and not (fields["target"] or fields["references"])):

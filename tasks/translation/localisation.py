@@ -1,4 +1,4 @@
-"""Pointing game of translation: whether each word of the reference peaks on its aligned source word."""
+"""Pointing game of translation: whether the attention of each reference word peaks on its aligned source word."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mmattn.tasks.translation.predict import TranslationPrediction
 
 
 def localisation(predictor: Any, limit: int | None = None) -> PointingGame:
-    """Pointing game for each kind of word in the built-in test split, on the plotted maps, joined by words."""
-    game = PointingGame("or a word beside it")
+    """Pointing game for each kind of word in the built-in test split, on the word-level maps that `explain` plots."""
+    game = PointingGame("or an adjacent word")
     for part in in_parts(make("test", limit), 100):
         forced = [TranslationPrediction(sample.id, sample.source, sample.target, 0.0) for sample in part]
         for sample, found in zip(part, predictor.explain_written(part, forced), strict=True):

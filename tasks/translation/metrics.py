@@ -23,7 +23,7 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     {'bleu': 100.00000000000004, 'chrf': 100.0}
     """
     most = max((len(given) for given in references), default=1)
-    # One stream for each reference; samples with fewer have None, which sacreBLEU ignores, in the later ones.
+    # One stream per reference; samples with fewer references have None, which sacreBLEU ignores.
     streams = [[given[n] if n < len(given) else None for given in references] for n in range(most)]
     return {name: metric.corpus_score(list(hypotheses), streams).score for name, metric in _metrics().items()}
 

@@ -15,7 +15,7 @@ __all__ = ["TranslationHead", "TranslationModel"]
 
 
 class PooledSource(Seq2Seq):
-    """Pooling baseline: the decoder receives the mean of the source's states instead of attending to them."""
+    """Pooling baseline: all encoder states are replaced by their mean, so that attention cannot select positions."""
 
     def encode(self, input_ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The memory (B, S, E), the same at all positions."""
@@ -27,8 +27,8 @@ class TranslationModel(TextModel):
     """Source ids to logits of target ids.
 
     Args:
-        vocab_size: V of the target.
-        source_vocab_size: V of the source; none: both sides share one vocabulary and its embeddings.
+        vocab_size: Size of the target vocabulary, V.
+        source_vocab_size: Size of the source vocabulary; None: both sides share one vocabulary and its embeddings.
         decoder: "transformer", or "lstm": LSTM encoder and decoder with `cross_attention`, additive by default.
         embed_dim: E; also the hidden size of the LSTMs.
         num_heads: Number of attention heads, h.
@@ -37,11 +37,11 @@ class TranslationModel(TextModel):
         decoder_layers: Number of decoder layers.
         tied_output: Tie the output projection to the target embeddings.
         positions: Position embeddings of the transformer: sinusoidal, learned or none.
-        norm_first: Pre-norm transformer layers; false: post-norm, as in the original.
-        attention: The encoder's self-attention, {"kind": name, and the kernel's options}; none: dense.
+        norm_first: Pre-norm transformer layers; false: post-norm, as in Vaswani et al. 2017.
+        attention: The encoder's self-attention, {"kind": name, and the kernel's options}; None: dense.
         decoder_attention: The decoder's self-attention.
         cross_attention: The decoder's attention to the source.
-        pooling: How the decoder reads the source: by "attention", or its "mean", a baseline without attention.
+        pooling: What the decoder attends to: all encoder states ("attention"), or their "mean" alone, a baseline.
         dropout: Dropout rate everywhere but in attention weights.
         max_len: Maximum length for learned positions.
     """
@@ -76,8 +76,8 @@ class TranslationModel(TextModel):
         }
         if decoder == "lstm":
             if attention or decoder_attention or pooling != "attention":
-                others = "no attention, decoder_attention or pooling"
-                raise ValueError(f"decoder 'lstm' has a cross_attention alone: {others}")
+                others = "not attention, decoder_attention or pooling"
+                raise ValueError(f"decoder 'lstm' supports only cross_attention, {others}")
             common |= {"num_heads": num_heads, "cross_attention": cross_attention or "additive"}
             net: Any = RecurrentSeq2Seq(source_size, embed_dim, embed_dim, num_layers=encoder_layers, **common)
         elif decoder == "transformer" and pooling in ("attention", "mean"):
@@ -88,6 +88,6 @@ class TranslationModel(TextModel):
             net = kind(source_size, embed_dim, encoder_layers, num_heads, **common)
         else:
             raise ValueError(
-                f"unknown decoder {decoder!r} or pooling {pooling!r}: transformer or lstm, attention or mean"
+                f"unknown decoder {decoder!r} or pooling {pooling!r}; expected transformer|lstm and attention|mean"
             )
         super().__init__(net)

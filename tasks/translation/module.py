@@ -14,8 +14,8 @@ class TranslationDataModule(PairDataModule):
     """Parallel text.
 
     Args:
-        source_lang: Source language: the file extension, column or key.
-        target_lang: Target language, likewise.
+        source_lang: Source language code; also the file extension, column or key of the source.
+        target_lang: The same of the target.
         options: Arguments of PairDataModule.
     """
 

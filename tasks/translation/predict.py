@@ -44,7 +44,7 @@ class Alignment:
         from mmattn.plot import heat_map
 
         if not self.words:
-            raise DataError(f"item {self.translation.id}", "a translation to explain", "an empty one")
+            raise DataError(f"item {self.translation.id}", "a non-empty translation to explain", "an empty string")
         shown, names = slice(0, 60), {"row_name": "translation", "col_name": "source"}  # more would be illegible
         heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names)
 
@@ -53,7 +53,8 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
     """Predictor of a translation model.
 
     Items are sentences, or mappings with `source` (or the language's name, or `text`) and optionally `id`. `load` also
-    takes `prefix`: T5's prefix of each sentence, if its config.json does not have exactly one for translation.
+    takes `prefix`: T5's prefix of each sentence, required unless its config.json defines exactly one
+    for translation.
     """
 
     task = "translation"
@@ -67,7 +68,7 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
         fields = fields_of(given, str(number), self.languages)
         if fields is None or not isinstance(fields["source"], str) or is_broken(fields["source"]):
             found = f"the keys {', '.join(given)}" if fields is None else shorten(fields["source"])
-            raise DataError(f"item {number}", f"a text of {self.languages[0]}", found)
+            raise DataError(f"item {number}", f"a source sentence ({self.languages[0]})", found)
         return TranslationSample(fields["id"], fields["source"])
 
     @property
@@ -82,7 +83,7 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
     def explain_written(
         self, samples: Sequence[PairSample], written: Sequence[TranslationPrediction]
     ) -> list[Alignment]:
-        """Align given translations with their sources by one pass under teacher forcing."""
+        """Align given translations with their sources in one forward pass with teacher forcing."""
         forced = [TranslationSample(s.id, s.source, w.translation) for s, w in zip(samples, written, strict=True)]
         found = []
         for sample, translation, weights in zip(forced, written, self.alignments(forced), strict=True):
@@ -97,7 +98,7 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
         return found
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
-        """List sentences: those of a JSONL file, or the lines of any other file or of standard input."""
+        """Read the sentences of a JSONL file, or one sentence a line from any other file or standard input."""
         if Path(path).suffix.lower() in (".jsonl", ".ndjson"):
             return TranslationDataset(path, *self.languages, on_error=on_error, require_labels=False).samples
         lines = decode_lines(sys.stdin.buffer.read(), "standard input") if path == "-" else read_lines(path)

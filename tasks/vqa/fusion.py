@@ -227,7 +227,7 @@ def build_fusion(
         return SingleStreamFusion(*sizes, attention=attention, **common)
     if name == "additive":
         return AdditiveFusion(embed_dim, num_heads, dropout=dropout)
-    raise ValueError(f"unknown fusion {name!r}; there are: {', '.join(FUSIONS)}")
+    raise ValueError(f"unknown fusion {name!r}; expected one of: {', '.join(FUSIONS)}")
 
 
 def mean_words(text: Tensor, key_mask: Tensor) -> Tensor:

@@ -3,11 +3,15 @@
 from mmattn.tasks.common.task import Option
 
 SEARCH = (  # options of their `predict` and `explain`
-    Option("num_beams", "number of beams; 1: greedy (default: the model's own, or 5)", int),
-    Option("length_penalty", "values above 1 favour long texts (default: the model's own, or 1.0)", float),
+    Option("num_beams", "number of beams; 1: greedy search (default: the value saved with the model, or 5)", int),
+    Option(
+        "length_penalty",
+        "exponent of the length normalization; larger values favor longer texts (default: as saved, or 1.0)",
+        float,
+    ),
     Option(
         "mbr",
-        "return the beam of minimum Bayes risk, not the most probable one (default: as the model was measured)",
+        "minimum Bayes risk decoding over the beams (default: as saved with the model)",
         bool,
     ),
 )

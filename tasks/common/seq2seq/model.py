@@ -110,7 +110,7 @@ def beside(model: Any, batch: PairBatch) -> dict[str, Tensor]:
 
 
 def mean_memory(states: Tensor, key_mask: Tensor) -> Tensor:
-    """Mean state of the real tokens at every position, (B, S, E): a baseline on which attention selects nothing."""
+    """Mean state of the real tokens at every position, (B, S, E): attention then has no effect."""
     weights = (key_mask / key_mask.sum(1, keepdim=True).clamp_min(1)).to(states.dtype)[:, :, None]  # (B, S, 1)
     return (states * weights).sum(1, keepdim=True).expand_as(states)
 
@@ -118,7 +118,7 @@ def mean_memory(states: Tensor, key_mask: Tensor) -> Tensor:
 def decode_options(processor: PairProcessor, source_len: int, **options: Any) -> GenerationConfig:
     """Generation options: those of the model, overridden by the given ones, with the special tokens of its processor.
 
-    If the model has no length limit, it is twice the source's tokens plus ten, or max_target_len if that is less.
+    Without a length limit, max_new_tokens is 2 * source_len + 10, at most max_target_len.
 
     Args:
         processor: Provides the special tokens, the maximum target length, and a public model's generation_config.json.

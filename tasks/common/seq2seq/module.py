@@ -29,14 +29,14 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
     """Pairs of texts.
 
     Args:
-        extra: Path of additional training pairs, such as back-translated ones; none: no additional pairs.
+        extra: Path of additional training pairs, such as back-translated ones; None: no additional pairs.
         tokenizer: Tokenizer of both sides: bpe (byte-level), unigram or word.
         vocab_size: Maximum number of token ids in each vocabulary.
         shared_vocab: One vocabulary for both sides, or one each.
         lowercase: Lower-case all texts.
         max_source_len: Maximum number of source tokens; longer sources are truncated and counted.
         max_target_len: Maximum number of target tokens.
-        max_tokens: Maximum number of positions on the longer side of a training batch; batch_size then applies to
+        max_tokens: Maximum number of tokens per side of a training batch, padding included; batch_size then applies to
             evaluation only. None: training batches have batch_size samples.
         ablate: Train and evaluate without the source: a baseline.
     """
@@ -88,9 +88,9 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
         self.processor = start.processor.retarget(self.dataset("train"), given)
         limit = start.known["max_len"] if start.known.get("positions") == "learned" else math.inf
         for name in ("max_source_len", "max_target_len"):
-            found, reason = getattr(self.processor, name), f"for which {start.where} has positions"
+            found, reason = getattr(self.processor, name), f"the number of learned positions of {start.where}"
             if found > limit:
-                raise ConfigError(f"data.{name}: expected at most {limit}, {reason}; found {found}.")
+                raise ConfigError(f"data.{name}: expected at most {limit}, {reason}, found {found}.")
 
     def train_plan(self, dataset: PairDataset) -> BatchPlan:
         lengths = self.processor.lengths(dataset.samples)
@@ -119,8 +119,8 @@ class PairLossOptions(LossOptions):
     """The loss of sequence-to-sequence models.
 
     Args:
-        label_smoothing: Probability mass that the targets spread over all tokens.
-        word_dropout: Share of the source and target tokens that training replaces by the unknown token.
+        label_smoothing: Label smoothing, as in `torch.nn.CrossEntropyLoss`.
+        word_dropout: Probability that training replaces a source or decoder-input token by the unknown token.
     """
 
     word_dropout: float = 0.0
@@ -132,11 +132,11 @@ class PairLossOptions(LossOptions):
 
 @dataclass
 class PairDecodeOptions(DecodeOptions):
-    """The search for texts. All but `val_beams` are saved with the finished model, whose `predict` uses them.
+    """Decoding options. All but `val_beams` are saved with the model and are the defaults of `predict`.
 
     Args:
-        num_beams: Number of beams of `validate` and `test`; none: the value of the fine-tuned public model, or 5.
-        length_penalty: The score of a finished hypothesis is log p / length^length_penalty; none: likewise, or 1.
+        num_beams: Number of beams of `validate` and `test`; None: the value of the fine-tuned public model, or 5.
+        length_penalty: Hypotheses are ranked by log p / length^length_penalty; None: as the public model, or 1.
         mbr: Return the hypothesis of minimum Bayes risk among the beams instead of the most probable one.
         val_beams: Number of beams of the validation within fit; 1: greedy.
     """
@@ -160,7 +160,7 @@ class PairModule(TaskModule[PairDataModule]):
     # Methods that a task implements -----------------------------------------------------------------------------------
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
-        """Corpus metrics of hypotheses, by name."""
+        """Compute corpus metrics of hypotheses, by name."""
         raise NotImplementedError
 
     def run_model(self, batch: PairBatch) -> Any:
@@ -192,11 +192,11 @@ class PairModule(TaskModule[PairDataModule]):
         self.log_dict({f"train/{name}": float(value) for name, value in self.data.report.items()})
 
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        self.hide_words(batch)
+        self.apply_word_dropout(batch)
         logits = self.run_model(batch).logits
         return token_loss(logits, batch.labels, batch.label_mask, self.loss.label_smoothing), {}
 
-    def hide_words(self, batch: PairBatch) -> None:
+    def apply_word_dropout(self, batch: PairBatch) -> None:
         """Word dropout, in place."""
         share, source, target = self.loss.word_dropout, self.data.processor.source, self.data.processor.target
         if share:

@@ -46,7 +46,7 @@ class PairPredictor(Predictor[Item, Written]):
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         wrong = next((name for name in options if name not in OPTIONS), None)
         if wrong is not None:
-            there = f"there are: {', '.join(OPTIONS)}"
+            there = f"its options are: {', '.join(OPTIONS)}"
             raise ConfigError(f"{wrong}: {self.task} has no such option{nearest(wrong, OPTIONS)}; {there}.")
         if options.get("num_beams", 1) < 1:
             raise ConfigError(f"--num_beams: expected 1 or more, found {options['num_beams']}.")

@@ -30,7 +30,7 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         max_source_len: Maximum number of source tokens, including the end token; longer sources are truncated and
             counted.
         max_target_len: Maximum number of target tokens, including the end token.
-        options: Additional JSON values of a task (languages).
+        options: Additional JSON values: languages, a public model's generation config, decoding defaults.
     """
 
     KEYS = frozenset({"source", "target", "max_source_len", "max_target_len", "options"})
