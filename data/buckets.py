@@ -40,7 +40,7 @@ class TokenBatchSampler(BatchPlan):
     """Training batches of similar lengths, each of at most ``max_tokens`` positions on its longer side.
 
     An epoch sorts by the length of one side, then by that of the other, ascending and descending in turn, so that
-    neighbours differ little; samples of equal lengths are shuffled, the list is split wherever the budget is reached,
+    neighbors differ little; samples of equal lengths are shuffled, the list is split wherever the budget is reached,
     and the batches are shuffled. The primary sort key alternates between the sides from epoch to epoch, which varies
     the composition of the batches. Every epoch has the same number of batches: an epoch with fewer splits halves its
     largest batches.

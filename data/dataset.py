@@ -31,7 +31,7 @@ class SampleDataset(Dataset[S]):
         source: A path in one of the task's formats, or samples.
         on_error: ``raise`` raises at the first invalid item. ``skip`` decodes every item once, excludes the invalid
             ones and reports them in ``skipped`` and in the log; it never substitutes another sample.
-        require_labels: Whether an unlabelled item is an error, as in training and evaluation.
+        require_labels: Whether an unlabeled item is an error, as in training and evaluation.
 
     Raises:
         DataError: Names the file and the line or item, what was expected and what was found.

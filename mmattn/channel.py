@@ -36,7 +36,7 @@ class EfficientChannelAttention(Gate):
 
     Args:
         channels: C, which decides the kernel size.
-        kernel_size: Number of neighbouring channels that determine a weight; None = the odd number nearest to
+        kernel_size: Number of neighboring channels that determine a weight; None = the odd number nearest to
             ``(log2(C) + 1) / 2`` (section 3.2.3), at least 3.
 
     Raises:

@@ -83,7 +83,7 @@ class DeformableAttention(nn.Module):
             value: (B, S, kv_dim), the cells of all maps, map by map: see `flatten_maps`.
             shapes: (H, W) of each map.
             reference: (B, L, num_levels or 1, 2), points xy in 0..1 of each map, with offsets in cells; or (.., 4),
-                boxes cxcywh, with offsets from their centres in halves of the box over num_points.
+                boxes cxcywh, with offsets from their centers in halves of the box over num_points.
             key_mask: (B, S) bool, True = a real cell; the others are zeros, as outside the map.
 
         Returns:

@@ -94,7 +94,7 @@ def overlay(
     figure, axes = _grid(len(maps) + 1, 4, 3.0, 3.0 * min(max(H / W, 0.3), 3.0) + 0.35, 0.5 if title else 0.1)
     for i, axis in enumerate(axes):
         axis.set_axis_off()
-        # Under a map the image is gray, so that colours represent attention alone.
+        # Under a map the image is gray, so that colors represent attention alone.
         shown = pixels if i == 0 else pixels.mean(-1, keepdim=True).expand(-1, -1, 3)
         axis.imshow(shown.numpy(), extent=(0, W, H, 0), interpolation="nearest")
         if i > 0:

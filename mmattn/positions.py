@@ -136,7 +136,7 @@ class GridPositions(nn.Module):
             return x + sinusoidal_2d(h, w, E, device=x.device, dtype=wide).permute(2, 0, 1).to(x.dtype)
         if self.kind == "coordinates":
             rows, columns = (torch.arange(n, device=x.device, dtype=x.dtype) * 2 + 1 for n in (h, w))
-            rows, columns = rows / h - 1, columns / w - 1  # the cells' centres, in -1..1
+            rows, columns = rows / h - 1, columns / w - 1  # the cells' centers, in -1..1
             grid = torch.stack([rows[:, None].expand(h, w), columns[None, :].expand(h, w)], dim=-1)  # (h, w, 2)
             return x + self.project(grid).permute(2, 0, 1)
         if same_size(h, self.weight.shape[2]) and same_size(w, self.weight.shape[3]):

@@ -67,7 +67,7 @@ class FrontEnd(ABC):
 
 @dataclass(eq=False)
 class LogMel(FrontEnd):
-    """Log-mel spectrogram in frames centred on every ``hop``-th sample.
+    """Log-mel spectrogram in frames centerd on every ``hop``-th sample.
 
     ``log(eps + M |STFT(x)|^2)``, M triangles evenly spaced on the mel scale 2595 log10(1 + f / 700) (Davis and
     Mermelstein 1980). A clip is padded with zeros, so its features do not depend on the batch. Equal to the logarithm
@@ -331,7 +331,7 @@ def slaney_bands(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max:
 
 
 def triangles(edges: Tensor, sample_rate: int, n_fft: int) -> Tensor:
-    """Returns triangular filters (n_fft / 2 + 1, M) from edges (M + 2,) in Hz: 1 at an edge, 0 at its neighbours."""
+    """Returns triangular filters (n_fft / 2 + 1, M) from edges (M + 2,) in Hz: 1 at an edge, 0 at its neighbors."""
     frequencies = torch.linspace(0, sample_rate // 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
     rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])

@@ -1,1 +1,1 @@
-"""Images: reading, normalizing, augmentation, where labelled ones come from."""
+"""Images: reading, normalizing, augmentation, where labeled ones come from."""

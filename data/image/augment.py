@@ -27,7 +27,7 @@ def check_limits(given: Mapping[str, float], limits: Mapping[str, float], limit:
             raise ValueError(f"{name}: expected 0 to {limits.get(name, limit)}, found {value}")
 
 
-def recolour(image: Any, most: Mapping[str, float], draws: Sequence[float]) -> Any:
+def recolor(image: Any, most: Mapping[str, float], draws: Sequence[float]) -> Any:
     """Changes brightness, contrast, saturation and hue of an image that torchvision takes.
 
     Args:
@@ -187,7 +187,7 @@ def _erase(images: Tensor, u: Tensor, probability: float) -> Tensor:
 
 
 # The operations of RandAugment (Cubuk et al. 2020, section 3), and the strength of each at magnitude 30.
-OPERATIONS: tuple[str, ...] = ("identity", "auto_contrast", "equalize", "rotate", "solarize", "colour", "posterize")
+OPERATIONS: tuple[str, ...] = ("identity", "auto_contrast", "equalize", "rotate", "solarize", "color", "posterize")
 OPERATIONS += ("contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
@@ -217,8 +217,8 @@ def operate(images: Tensor, name: str, strength: float) -> Tensor:
         return V.solarize(images, 255.0 * (1 - size))
     if name == "posterize":
         return V.posterize(images, 8 - round(4 * size))
-    if name in ("colour", "contrast", "brightness", "sharpness"):
-        adjust = {"colour": V.adjust_saturation, "contrast": V.adjust_contrast, "brightness": V.adjust_brightness}
+    if name in ("color", "contrast", "brightness", "sharpness"):
+        adjust = {"color": V.adjust_saturation, "contrast": V.adjust_contrast, "brightness": V.adjust_brightness}
         return adjust.get(name, V.adjust_sharpness)(images, 1 + 0.9 * strength)
     angle = 30.0 * strength if name == "rotate" else 0.0
     shift = [round(150 / 331 * side * strength) if name == f"translate_{axis}" else 0 for axis in "xy"]

@@ -1,4 +1,4 @@
-"""Sources of labelled images: a tree of class folders, a tar of one, a CSV, or a torchvision data set by name."""
+"""Sources of labeled images: a tree of class folders, a tar of one, a CSV, or a torchvision data set by name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TarImage:
 
 
 def read_images(source: str | Path, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
-    """Yields the labelled images of a path.
+    """Yields the labeled images of a path.
 
     - a folder: one sub-folder per class, images at any depth below it (torchvision's ``ImageFolder``);
     - a ``.tar``, compressed or not: such a tree, alone or in one outer folder;

@@ -109,7 +109,7 @@ def load_mask(source: MaskSource, name: str | None = None, max_pixels: int = MAX
         Values (H, W), uint8 or uint16.
 
     Raises:
-        DataError: The mask is missing, damaged, in colour, or compressed with loss.
+        DataError: The mask is missing, damaged, in color, or compressed with loss.
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 2 or source.dtype not in (np.uint8, np.uint16):
@@ -135,17 +135,17 @@ def _numbers(image: Any, where: str) -> np.ndarray:
 
 
 def palette(number: int) -> np.ndarray:
-    """Returns distinct colours (number, 3), uint8: the index's bits spread over channels (Everingham et al. 2010).
+    """Returns distinct colors (number, 3), uint8: the index's bits spread over channels (Everingham et al. 2010).
 
     >>> palette(3).tolist()
     [[128, 0, 0], [0, 128, 0], [128, 128, 0]]
     """
     places = np.arange(1, number + 1)  # 0 would be black
-    colours = np.zeros((number, 3), np.uint8)
+    colors = np.zeros((number, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (((places >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
+            colors[:, channel] |= (((places >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colors
 
 
 def _ranges(numbers: Sequence[int]) -> str:

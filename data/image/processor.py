@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, nearest, shorten
-from mmattn.data.image.augment import check_limits, recolour
+from mmattn.data.image.augment import check_limits, recolor
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -157,8 +157,8 @@ class ImageProcessor:
         size: Output side, or (H, W).
         mean: Mean per channel, of pixel values in 0..1.
         std: Standard deviation per channel, of pixel values in 0..1.
-        resize: ``squash`` (whole image, aspect ratio not kept), ``crop`` (shorter side fits, centre crop) or ``pad``
-            (longer side fits, the rest is filled with the mean colour).
+        resize: ``squash`` (whole image, aspect ratio not kept), ``crop`` (shorter side fits, center crop) or ``pad``
+            (longer side fits, the rest is filled with the mean color).
 
     >>> ImageProcessor(32)(np.zeros((20, 40, 3), dtype=np.uint8)).shape
     torch.Size([3, 32, 32])
@@ -266,7 +266,7 @@ class ImageAugment:
         brightness: Maximum change x of brightness; the factor is drawn from 1 - x .. 1 + x.
         contrast: Maximum change of contrast, likewise.
         saturation: Maximum change of saturation, likewise.
-        hue: Maximum hue shift, at most 0.5, drawn from -x .. x; 0 for tasks that predict colours.
+        hue: Maximum hue shift, at most 0.5, drawn from -x .. x; 0 for tasks that predict colors.
         shift: Maximum translation, as a fraction of the side.
         scale: Maximum change x of the zoom factor, drawn from 1 - x .. 1 + x.
         flip: Whether half of the images are mirrored, which invalidates answers such as "left of".
@@ -284,9 +284,9 @@ class ImageAugment:
     ) -> None:
         import torchvision.transforms.v2.functional  # noqa: F401  imported here so that forked workers share it
 
-        self.colour = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.color = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         self.shift, self.scale, self.flip = shift, scale, flip
-        check_limits({**self.colour, "shift": shift, "scale": scale}, {"hue": 0.5, "shift": 0.5})
+        check_limits({**self.color, "shift": shift, "scale": scale}, {"hue": 0.5, "shift": 0.5})
 
     def __call__(self, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, Box]:
         """Augments one image.
@@ -304,7 +304,7 @@ class ImageAugment:
         rng = random.Random(seed)
         draws = [rng.random() for _ in range(8)]
         # torchvision processes PIL images with PIL: 8-bit, one thread, identical on every machine.
-        image = recolour(Image.fromarray(pixels), self.colour, draws)
+        image = recolor(Image.fromarray(pixels), self.color, draws)
         window = FULL
         height, width = pixels.shape[:2]
         if self.shift or self.scale:

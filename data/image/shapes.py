@@ -18,24 +18,24 @@ from mmattn.data.seeds import pick
 
 IMAGE_SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
 SIZES = ("small", "large")
 
 RGB = ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246))
 _RADIUS = ((4.8, 5.8), (8.2, 9.4))  # pixels, by size
 _REACH = (1.0, 0.96, 1.12, 1.3, 1.06, 1.0)  # half the side of a shape's box, in radii
 _PATCH = 28  # pixels; contains the largest object
-Drawn = Any  # an object with shape and colour, indices into SHAPES and COLOURS; x, y and radius, in pixels
+Drawn = Any  # an object with shape and color, indices into SHAPES and COLORS; x, y and radius, in pixels
 
 
 def box_around(x: float, y: float, reach: float) -> tuple[float, float, float, float]:
-    """Returns a square's box xyxy, in 0..1 of the image, from its centre and half its side, in pixels."""
+    """Returns a square's box xyxy, in 0..1 of the image, from its center and half its side, in pixels."""
     x0, x1, y0, y1 = (round((place + side) / IMAGE_SIZE, 4) for place in (x, y) for side in (-reach, reach))
     return x0, y0, x1, y1
 
 
 class Shading(NamedTuple):
-    """Shading of an object's colour."""
+    """Shading of an object's color."""
 
     at: Callable[..., np.ndarray]  # (things, across, down (n, patch, patch), draws (n, draws)): a factor per pixel
     turned: bool  # whether across and down are tilted with the object
@@ -43,10 +43,10 @@ class Shading(NamedTuple):
 
 
 class SceneObject(NamedTuple):
-    """One object of a scene: indices into SIZES, COLOURS and SHAPES; centre and radius in pixels."""
+    """One object of a scene: indices into SIZES, COLORS and SHAPES; center and radius in pixels."""
 
     size: int
-    colour: int
+    color: int
     shape: int
     x: float
     y: float
@@ -57,12 +57,12 @@ class SceneObject(NamedTuple):
         return box_around(self.x, self.y, self.radius * _REACH[self.shape])
 
     def word(self, k: int) -> str:
-        """Returns the word for the size (0), colour (1) or shape (2)."""
-        return (SIZES[self.size], COLOURS[self.colour], SHAPES[self.shape])[k]
+        """Returns the word for the size (0), color (1) or shape (2)."""
+        return (SIZES[self.size], COLORS[self.color], SHAPES[self.shape])[k]
 
     def labels(self) -> tuple[str, ...]:
-        """Returns the words for shape, colour and size."""
-        return SHAPES[self.shape], COLOURS[self.colour], SIZES[self.size]
+        """Returns the words for shape, color and size."""
+        return SHAPES[self.shape], COLORS[self.color], SIZES[self.size]
 
 
 def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:
@@ -88,14 +88,14 @@ def place(rng: Random, number: int) -> list[tuple[int, float, float, float]]:
 
 
 def dress(rng: Random, places: list[tuple[int, float, float, float]]) -> list[SceneObject]:
-    """Samples objects at these positions, of only two to four colours and shapes, for questions about counts."""
-    colours = [int(rng.random() * len(COLOURS)) for _ in range(2 + int(rng.random() * 3))]
+    """Samples objects at these positions, of only two to four colors and shapes, for questions about counts."""
+    colors = [int(rng.random() * len(COLORS)) for _ in range(2 + int(rng.random() * 3))]
     shapes = [int(rng.random() * len(SHAPES)) for _ in range(2 + int(rng.random() * 3))]
-    return [SceneObject(size, pick(rng, colours), pick(rng, shapes), x, y, radius) for size, x, y, radius in places]
+    return [SceneObject(size, pick(rng, colors), pick(rng, shapes), x, y, radius) for size, x, y, radius in places]
 
 
 def light(things: Sequence[Drawn], across: np.ndarray, down: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Returns the factor of the colour at each pixel: light that falls off to one side."""
+    """Returns the factor of the color at each pixel: light that falls off to one side."""
     r = np.array([thing.radius for thing in things], np.float32)[:, None, None]
     return 1 + (across * (u[:, 5] - 0.5)[:, None, None] + down * (u[:, 6] - 0.5)[:, None, None]) * 0.2 / r
 
@@ -111,7 +111,7 @@ def paint(
     Args:
         scenes: The objects of each scene.
         seed: Seed of backgrounds, tilts, tints and noise. The first images do not depend on the number of scenes.
-        shading: Shading of the objects' colours.
+        shading: Shading of the objects' colors.
         most: Maximum number of objects in a scene.
         patch: Side of a square that contains the largest object, in pixels.
 
@@ -177,7 +177,7 @@ def _draw(
             x, y, r = (
                 np.array([getattr(t, k) for t in things], np.float32)[:, None, None] for k in ("x", "y", "radius")
             )
-            rgb = np.array([RGB[t.colour] for t in things], np.float32)
+            rgb = np.array([RGB[t.color] for t in things], np.float32)
             u = draws[where, n]
             rgb = rgb * (0.9 + 0.14 * u[:, 3:4]) + (16 * u[:, :3] - 8)
             rows = np.floor(y).astype(np.int64) + span[None, :, None]  # the patch, in the padded canvas

@@ -18,10 +18,10 @@ class DepthwiseConv(nn.Module):
     Args:
         channels: E.
         kernel_size: Kernel size, in frames.
-        is_causal: Whether an output depends on its own and preceding frames only; off = a centred kernel.
+        is_causal: Whether an output depends on its own and preceding frames only; off = a centerd kernel.
 
     Raises:
-        ValueError: An even kernel_size of a centred kernel.
+        ValueError: An even kernel_size of a centerd kernel.
 
     >>> import torch
     >>> DepthwiseConv(32, 15)(torch.randn(2, 50, 32)).shape
@@ -31,7 +31,7 @@ class DepthwiseConv(nn.Module):
     def __init__(self, channels: int, kernel_size: int, *, is_causal: bool = False) -> None:
         super().__init__()
         if kernel_size < 1 or not (is_causal or kernel_size % 2):
-            raise ValueError(f"kernel_size={kernel_size}: a centred convolution needs an odd number of frames")
+            raise ValueError(f"kernel_size={kernel_size}: a centerd convolution needs an odd number of frames")
         self.conv = nn.Conv2d(channels, channels, (kernel_size, 1), groups=channels)
         behind = kernel_size - 1 if is_causal else kernel_size // 2
         self.padding = (0, 0, behind, kernel_size - 1 - behind)

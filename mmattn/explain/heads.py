@@ -32,7 +32,7 @@ def head_statistics(
     """Returns entropy, attended distance and disagreement of the heads of some layers, as means over the queries.
 
     Entropy: ``-sum_j w_ij ln w_ij`` (Clark et al. 2019, section 3.3). Distance: ``sum_j w_ij |i - j|``, on a map
-    between the centres of cells (Dosovitskiy et al. 2021, figure 7). Disagreement of two heads with weights p and q:
+    between the centers of cells (Dosovitskiy et al. 2021, figure 7). Disagreement of two heads with weights p and q:
     ``sqrt(H((p + q) / 2) - (H(p) + H(q)) / 2)``, averaged over the other heads; Clark et al. compare heads by the
     divergence under the root (section 6).
 

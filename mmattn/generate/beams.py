@@ -62,7 +62,7 @@ class Finished:
         """Returns which sentences are done, (b,) bool, given the best log p (b, G) of running beams of this length.
 
         As in transformers: a sentence is done if the worst of a full set is better than the best running beam would be
-        if it ended now ("never": at its most favourable length), or, with early stopping, as soon as the set is full.
+        if it ended now ("never": at its most favorable length), or, with early stopping, as soon as the set is full.
         """
         penalty = self.config.length_penalty
         ideal = self.room if self.config.early_stopping == "never" and penalty > 0 else length

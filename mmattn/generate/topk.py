@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 64  # neighbouring tokens that are first reduced to their maximum
+BLOCK = 64  # neighboring tokens that are first reduced to their maximum
 ROWS = 8  # rows normalized at a time
 
 

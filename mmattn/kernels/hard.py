@@ -17,7 +17,7 @@ class Hard(ExplicitKernel):
     With ``top_k = 1`` the best key has weight 1 and the gradient is that of the softmax over all keys: forward
     ``one_hot(argmax)``, backward ``d softmax`` (the straight-through estimator, Bengio et al. 2013, section 4). With
     ``top_k > 1`` the weights are the softmax over the k best, with its exact gradient (Gupta et al. 2021, section 2),
-    which suffices to rank them. Ties are resolved in favour of the earlier key.
+    which suffices to rank them. Ties are resolved in favor of the earlier key.
 
     Args:
         top_k: Number of keys per query; all keys if there are fewer.

@@ -186,7 +186,7 @@ class LSH(Kernel):
 
         sides = torch.arange(-1, 1 if mask.is_causal else 2, device=q.device)
         if isinstance(n, int) and n == 1:
-            sides = sides[1:2]  # a single chunk has no neighbours
+            sides = sides[1:2]  # a single chunk has no neighbors
         chunks = torch.arange(n, device=q.device)[:, None] + sides  # (n, 1..3)
         rounds = torch.arange(R, device=q.device)[:, None, None]
         filled = ((count + c - 1) // c)[:, None, None, None]  # (B, 1, 1, 1): chunks with real tokens

@@ -239,7 +239,7 @@ def _joined(x: Tensor, batch: int) -> Tensor:
 
 
 def _beside(x: Tensor) -> Tensor:
-    """Concatenates each of the inner blocks of (B, n + 2, h, b, d) with its neighbours: (B, n, h, 3 b, d)."""
+    """Concatenates each of the inner blocks of (B, n + 2, h, b, d) with its neighbors: (B, n, h, 3 b, d)."""
     return torch.cat([x[:, :-2], x[:, 1:-1], x[:, 2:]], dim=3)
 
 

@@ -48,7 +48,7 @@ class Word:
 
 @dataclass
 class Window:
-    """A segment of a recording. Words from `low` to `high` belong to it, the others to its neighbours."""
+    """A segment of a recording. Words from `low` to `high` belong to it, the others to its neighbors."""
 
     wave: Tensor  # (n,)
     start: float  # seconds from the start of the recording
@@ -73,7 +73,7 @@ def windows(blocks: Iterable[Tensor], rate: int, seconds: float, overlap: float)
         blocks: The recording, in pieces (n,) of any length.
         rate: Sample rate in Hz.
         seconds: Length of a window.
-        overlap: Seconds that neighbours share.
+        overlap: Seconds that neighbors share.
 
     Raises:
         ValueError: The overlap is more than half a window.

@@ -240,7 +240,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
         task: str | None = None,
         window: float | None = None,
     ) -> list[ASRPrediction]:
-        """Predict the text of each window, without the words that belong to neighbouring windows.
+        """Predict the text of each window, without the words that belong to neighboring windows.
 
         Args:
             samples: B windows.

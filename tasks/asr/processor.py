@@ -232,7 +232,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
 class ASRProcessor(SpeechProcessor):
     """Waves to features, texts to ids and back; saved with the model.
 
-    A wave is centred and scaled to a peak of one, since loudness varies greatly and carries no information; its log-mel
+    A wave is centerd and scaled to a peak of one, since loudness varies greatly and carries no information; its log-mel
     frames are then standardized, each band by its mean and standard deviation.
 
     >>> clips = ASRDataset([ASRSample("1", (torch.randn(8000), 8000), "yes no")])

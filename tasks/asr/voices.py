@@ -41,7 +41,7 @@ class Phone:
     formants: tuple[tuple[float, ...], ...]  # Hz, of a man; two where it glides
     voiced: float = 1.0  # loudness of the voice
     noise: float = 0.0  # loudness of the noise made in the mouth
-    centre: float = 2000.0  # Hz, of that noise
+    center: float = 2000.0  # Hz, of that noise
     width: float = 2000.0  # Hz
     pull: float = 0.3  # 0 to 1: how far the second resonance follows the vowel's beside it
 
@@ -73,7 +73,7 @@ for _name, *_numbers in map(str.split, _VOWELS.split(",")):
 for _name, _kind, *_numbers in map(str.split, _CONSONANTS.split(",")):
     _length, *_hertz = map(float, _numbers)
     PHONES[_name] = Phone(_kind, _length, (tuple(_hertz[:3]),), *_hertz[3:])
-_COLUMNS = ("f1", "f2", "f3", "nasal", "centre", "width", "voice", "breath", "noise", "pitch")  # of a piece's row
+_COLUMNS = ("f1", "f2", "f3", "nasal", "center", "width", "voice", "breath", "noise", "pitch")  # of a piece's row
 
 
 def _smooth(values: np.ndarray, width: float) -> np.ndarray:
@@ -139,8 +139,8 @@ def _pieces(voice: Voice, phones: list[str], at: int, last: bool, rs: np.random.
             f2 += phone.pull * (vowel.formants[0][1] - f2)
             f1, f3 = (vowel.formants[0][0], vowel.formants[0][2]) if phone.kind == "aspirate" else (f1, f3)
         targets.append([f1 * voice.scale, f2 * voice.scale, f3 * voice.scale])
-    centre = phone.centre if phones[at] not in ("K", "G") else 1.05 * targets[0][1] / voice.scale
-    mouth, loud = [min(centre * (0.5 + 0.5 * voice.scale), 3850.0), phone.width], 0.8 + 0.4 * u[4]
+    center = phone.center if phones[at] not in ("K", "G") else 1.05 * targets[0][1] / voice.scale
+    mouth, loud = [min(center * (0.5 + 0.5 * voice.scale), 3850.0), phone.width], 0.8 + 0.4 * u[4]
     nasal, accent = float(phone.kind == "nasal"), 0.02 + 0.12 * u[5] if phone.kind == "vowel" else 0.0
     pieces: list[list[float]] = []
 
@@ -253,7 +253,7 @@ def _sources(
 
 def _filter(voice: Voice, moving: np.ndarray, tract: np.ndarray, mouth: np.ndarray) -> np.ndarray:
     """Each frame of both sources by its own response; overlapped and added: (n,)."""
-    f1, f2, f3, nasal, centre, width = moving.T
+    f1, f2, f3, nasal, center, width = moving.T
     still = np.ones(1)
     poles = [  # those that do not move first: one row each
         np.array([[1.0, -0.8 * voice.tilt, 0.0]]),
@@ -265,7 +265,7 @@ def _filter(voice: Voice, moving: np.ndarray, tract: np.ndarray, mouth: np.ndarr
     ]
     response = _response(_poles(270 + 230 * nasal, 100.0))  # (T, F)
     response /= reduce(np.multiply, map(_response, poles))
-    hiss = (1 - 0.9 * _turns()[0]) / _response(_poles(centre, width))  # (T, F)
+    hiss = (1 - 0.9 * _turns()[0]) / _response(_poles(center, width))  # (T, F)
     hiss /= np.sqrt((hiss.real**2 + hiss.imag**2).mean(1, keepdims=True))
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)
     sound = np.zeros((len(moving) + 4) * _HOP)

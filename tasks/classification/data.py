@@ -20,7 +20,7 @@ from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_i
 
 @dataclass
 class ClassificationSample:
-    """A labelled image, with its annotations."""
+    """A labeled image, with its annotations."""
 
     id: str
     image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, a PIL image, or a file object
@@ -50,7 +50,7 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
         options: Keywords of ``SampleDataset``.
     """
 
-    item: ClassVar[str] = "labelled image"
+    item: ClassVar[str] = "labeled image"
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Built-in images for classification: the class is the spatial relation of a circle and a square.
 
 Each image has one circle and one square among three to five other objects. Its class is the relation of the two: the
-circle left of, right of, above or below the square, inside it, or around it. Colours, textures, sizes, tilts and the
+circle left of, right of, above or below the square, inside it, or around it. Colors, textures, sizes, tilts and the
 clutter are drawn independently of the class, so that neither they nor any single position predict it.
 
 Frozen: random numbers are from the two generators whose streams Python and NumPy guarantee not to change, and rendering
@@ -29,19 +29,19 @@ TEXTURES = ("plain", "stripes", "checks", "dots")
 _PATCH = 40  # pixels; contains the largest object
 _MARGIN = 6.0  # minimum difference of the two distances in pixels, so that classes are unambiguous
 # Mean pooling over a convolutional map must not encode positions: the gap between adjacent parts exceeds a small
-# receptive field, and their centres are not near the edge, which is detectable by padding.
+# receptive field, and their centers are not near the edge, which is detectable by padding.
 _GAP = 13.0
 _EDGE = 16.0
 
 
 class Part(NamedTuple):
-    """An object of an image: index of SHAPES, centre and radius in pixels, indices of the colours and TEXTURES."""
+    """An object of an image: index of SHAPES, center and radius in pixels, indices of the colors and TEXTURES."""
 
     shape: int
     x: float
     y: float
     radius: float
-    colour: int
+    color: int
     texture: int
 
     def box(self) -> tuple[float, float, float, float]:
@@ -93,7 +93,7 @@ def _look(rng: Random) -> tuple[int, int]:
 
 
 def _part(rng: Random, shape: int, low: float, high: float, edge: float = 0.0) -> Part:
-    """An object at a random position, its centre at least `edge` pixels from the edge."""
+    """An object at a random position, its center at least `edge` pixels from the edge."""
     radius = low + rng.random() * (high - low)
     edge = max(edge, radius + 1)
     x, y = (edge + rng.random() * (IMAGE_SIZE - 2 * edge) for _ in range(2))
@@ -107,11 +107,11 @@ def _pair(rng: Random, relation: str) -> tuple[Part, Part]:
         radius = 0.4 * outer.radius + rng.random() * 0.1 * outer.radius
         play = outer.radius * 0.15
         x, y = (place + (2 * rng.random() - 1) * play for place in (outer.x, outer.y))
-        colour, texture = _look(rng)
-        # The colours of the inner and the outer one must differ.
-        while sum(abs(a - b) for a, b in zip(RGB[colour], RGB[outer.colour], strict=True)) < 200:
-            colour, texture = _look(rng)
-        inner = Part(CIRCLE if relation == "inside" else SQUARE, x, y, radius, colour, texture)
+        color, texture = _look(rng)
+        # The colors of the inner and the outer one must differ.
+        while sum(abs(a - b) for a, b in zip(RGB[color], RGB[outer.color], strict=True)) < 200:
+            color, texture = _look(rng)
+        inner = Part(CIRCLE if relation == "inside" else SQUARE, x, y, radius, color, texture)
         return (inner, outer) if relation == "inside" else (outer, inner)
     while True:
         circle, square = (_part(rng, shape, 4.5, 7.5, _EDGE) for shape in (CIRCLE, SQUARE))
@@ -138,7 +138,7 @@ def _free(rng: Random, parts: list[Part]) -> Part | None:
 
 
 def _texture(parts: Sequence[Part], dx: np.ndarray, dy: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Factors of the colour at each pixel, (n, patch, patch): triangle waves of 4 to 6 pixels."""
+    """Factors of the color at each pixel, (n, patch, patch): triangle waves of 4 to 6 pixels."""
     kind, u = np.array([part.texture for part in parts]), u[:, 5:]
     pace = (1 / (4 + 2 * u[:, 0]))[:, None, None]
     slant = (2 * u[:, 1] - 1)[:, None, None]

@@ -21,7 +21,7 @@ from mmattn.tasks.common.options import OptimOptions, check_range
 
 
 class ClassificationDataModule(TaskDataModule[ClassificationDataset, ClassificationProcessor]):
-    """Data module of labelled images.
+    """Data module of labeled images.
 
     Args:
         root: Folder of a torchvision data set's files, or of a CSV's images if they are not in its folder.

@@ -43,7 +43,7 @@ ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
 SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # parameters that all modules have
 # Settings that a resumed run may change: they do not alter the results.
 FREE_SETTINGS = {"data.num_workers", "data.on_error", "trainer.save_every_n_steps", "trainer.compile"}
-# Lightning's warnings about intended behaviour: mid-epoch resumption is exact, and both loggers share a folder.
+# Lightning's warnings about intended behavior: mid-epoch resumption is exact, and both loggers share a folder.
 KNOWN_WARNINGS = (
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",

@@ -49,7 +49,7 @@ def statistics(source: Source) -> dict[str, Any]:
     # Pixel values are normalized in the range from 0 to `top`.
     top = 255.0 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
     if len(mean) != 3 or len(std) != 3:
-        raise CheckpointError(f"{source.name}: expected a model of images in colour, found mean {list(mean)}.")
+        raise CheckpointError(f"{source.name}: expected a model of images in color, found mean {list(mean)}.")
     if abs(top - 1) < 1e-6:
         return {"mean": tuple(mean), "std": tuple(std)}
     return {"mean": tuple(m / top for m in mean), "std": tuple(s / top for s in std)}

@@ -44,7 +44,7 @@ def in_parts(samples: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
 def peaks_in_regions(
     attention: Tensor, regions: Sequence[Sequence[float]], tolerance: tuple[float, float] = (0.0, 0.0)
 ) -> bool:
-    """Whether the centre of the map's maximum lies in one of the regions.
+    """Whether the center of the map's maximum lies in one of the regions.
 
     Args:
         attention: Map (gh, gw) over the image.

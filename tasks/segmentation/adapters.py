@@ -39,7 +39,7 @@ class SegFormerAdapter(SegmentationAdapter):
         more = {key: value for key, value in converted.keywords.items() if value is not None}
         headless = more.pop("num_classes", None) is None
         if more.pop("in_channels") != 3:
-            raise CheckpointError(f"{source.name}: expected a model of images in colour, found other channels.")
+            raise CheckpointError(f"{source.name}: expected a model of images in color, found other channels.")
         keywords = {ours: more.pop(name) for name, ours in NAMES.items() if name in more} | {"network": "segformer"}
         keywords |= {"decoder_channels": (more.pop("decoder_dim"),), "backbone_options": more}
         classes, size = ClassList((), ()), None

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmattn.data.image.augment import check_limits, recolour
+from mmattn.data.image.augment import check_limits, recolor
 from mmattn.data.image.masks import VOID
 
 
 class SegmentationAugment:
-    """Random scale, crop, flip and colour: a pure function of the image, its labels and an integer seed.
+    """Random scale, crop, flip and color: a pure function of the image, its labels and an integer seed.
 
     A random window, whose size is that of the crop divided by the scale, is resized to the crop's size: pixels
-    bilinearly, labels by nearest neighbour. Pixels beyond the image have the mean colour and are void.
+    bilinearly, labels by nearest neighbor. Pixels beyond the image have the mean color and are void.
 
     Args:
         crop: (height, width) of the result; None: those of the image.
@@ -48,8 +48,8 @@ class SegmentationAugment:
             raise ValueError(f"crop: expected a height and a width from 1, found {crop}")
         if len(scale) != 2 or not 0.05 <= scale[0] <= scale[1] <= 20:
             raise ValueError(f"scale: expected a smallest and a largest zoom within 0.05 to 20, found {scale}")
-        self.colour = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-        check_limits({"flip": flip, **self.colour}, {"flip": 1.0, "hue": 0.5})
+        self.color = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        check_limits({"flip": flip, **self.color}, {"flip": 1.0, "hue": 0.5})
         self.crop = None if crop is None else (int(crop[0]), int(crop[1]))
         self.scale, self.flip = (float(scale[0]), float(scale[1])), flip
 
@@ -90,7 +90,7 @@ class SegmentationAugment:
             mask = Mask(F.resize(mask.as_subclass(torch.Tensor)[None], list(crop), interpolation=exact)[0])
         if draws[3] < self.flip:
             image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
-        image = recolour(image, self.colour, draws[4:])
+        image = recolor(image, self.color, draws[4:])
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy()), mask.numpy()
 
     def _cut(self, part: Any, inside: Sequence[int], beyond: Sequence[int]) -> Any:

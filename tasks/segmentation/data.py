@@ -24,7 +24,7 @@ class SegmentationSample:
 
     id: str
     image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, or a PIL image
-    mask: MaskSource = None  # a path, the file's bytes, or an array HxW of class numbers; none when unlabelled
+    mask: MaskSource = None  # a path, the file's bytes, or an array HxW of class numbers; none when unlabeled
 
 
 @dataclass
@@ -87,15 +87,15 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
         if not images.is_dir() or (self.require_labels and not masks.is_dir()):
             inside = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else ["no such folder"]
             raise DataError(str(folder), "a folder with images/ and masks/", ", ".join(inside) or "nothing")
-        files, labelled = _by_name(images, IMAGE_EXTENSIONS, problems), _by_name(masks, MASK_EXTENSIONS, problems)
+        files, labeled = _by_name(images, IMAGE_EXTENSIONS, problems), _by_name(masks, MASK_EXTENSIONS, problems)
         for name, file in files.items():
-            if name in labelled:
-                yield f"mask {labelled[name]}", SegmentationSample(name, file, labelled[name])
+            if name in labeled:
+                yield f"mask {labeled[name]}", SegmentationSample(name, file, labeled[name])
             elif self.require_labels:
                 problems.add(str(file), f"a mask {name}.png in {masks}", "none")
             else:
                 yield str(file), SegmentationSample(name, file)
-        for name, file in labelled.items():
+        for name, file in labeled.items():
             if name not in files:
                 problems.add(str(file), f"an image {name} in {images}", "none")
 

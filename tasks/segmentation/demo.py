@@ -3,7 +3,7 @@
 A scene is a 64x64 image of eight classes. `rows` and `waves` are wide regions that differ only in the direction of
 their stripes. A `ring` is closed and a `hook` is the same line with a gap, so that the class of a pixel depends on
 others up to twenty pixels away. A `buoy` and a `stone` are the same small disc; a buoy lies in waves, a stone does not.
-A `pole` is a thin straight line. Colours have the same distribution for all classes.
+A `pole` is a thin straight line. Colors have the same distribution for all classes.
 
 The generator is frozen by `GENERATOR_VERSION` and the digests in `tests/data/test_demo_segmentation.py`. Random numbers
 are from `numpy.random.RandomState`, whose stream NumPy guarantees not to change, and rendering uses only arithmetic
@@ -25,10 +25,10 @@ CLASSES = ClassList(NAMES, tuple(range(len(NAMES))))
 NUM_SCENES = {"train": 2400, "val": 200, "test": 400}
 
 _GROUND, _ROWS, _WAVES, _RING, _HOOK, _BUOY, _STONE, _POLE = range(len(NAMES))
-_COLOURS = np.array(RGB)
+_COLORS = np.array(RGB)
 _GAP = 0.64  # cosine of half the angle of a hook's gap: 100 degrees
 _APART = 2.5  # minimum distance of two objects in pixels
-_Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5  # pixel centres
+_Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE] + 0.5  # pixel centers
 
 
 def make(split: str, size: int | None = None) -> list[SegmentationSample]:
@@ -122,8 +122,8 @@ def _fits(kind: int, distance: np.ndarray, grounds: np.ndarray) -> bool:
 
 
 def _paint(rs: np.random.RandomState, canvas: np.ndarray, distance: np.ndarray) -> None:
-    """Paint an object in a random colour, independent of its class, with smooth edges."""
+    """Paint an object in a random color, independent of its class, with smooth edges."""
     u = rs.random_sample(5)
-    colour = _COLOURS[int(len(_COLOURS) * u[0])] * (0.85 + 0.15 * u[1]) + 20 * u[2:] - 10
+    color = _COLORS[int(len(_COLORS) * u[0])] * (0.85 + 0.15 * u[1]) + 20 * u[2:] - 10
     alpha = np.clip(0.5 - distance, 0, 1)[..., None]
-    canvas[:] = canvas * (1 - alpha) + colour * alpha
+    canvas[:] = canvas * (1 - alpha) + color * alpha

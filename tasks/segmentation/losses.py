@@ -21,7 +21,7 @@ _pixelwise = functools.partial(F.cross_entropy, ignore_index=VOID)
 def cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross-entropy, ``-sum w_y log p_y / sum w_y`` over the labelled pixels; zero if there are none."""
+    """Cross-entropy, ``-sum w_y log p_y / sum w_y`` over the labeled pixels; zero if there are none."""
     total = _pixelwise(logits, labels, weights, label_smoothing=label_smoothing, reduction="sum")
     return total / _mass(labels, weights).clamp_min(1e-9)
 
@@ -43,7 +43,7 @@ def focal(
 def dice(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, label_smoothing: float = 0.0, eps: float = 1.0
 ) -> Tensor:
-    """Dice loss, ``1 - mean_k (2 sum p_k y_k + eps) / (sum p_k + sum y_k + eps)`` over the batch's labelled pixels.
+    """Dice loss, ``1 - mean_k (2 sum p_k y_k + eps) / (sum p_k + sum y_k + eps)`` over the batch's labeled pixels.
 
     Milletari et al. 2016, section 3, without the squares. The mean is weighted, over the classes that occur in the
     batch; eps, in pixels, stabilizes classes of few pixels.
@@ -76,7 +76,7 @@ def segmentation_loss(
     Args:
         parts: Weights of the losses, by name in LOSSES.
         logits: (B, K, H, W).
-        labels: (B, h, w) integers; labels of higher resolution are sampled at the centres of the logits.
+        labels: (B, h, w) integers; labels of higher resolution are sampled at the centers of the logits.
         weights: Weights of the classes (K,).
         label_smoothing: Probability mass that is distributed evenly over the classes.
     """
@@ -90,7 +90,7 @@ def class_weights(kind: str, counts: Sequence[int]) -> Tensor | None:
     """Weights of the classes from their numbers of pixels; their mean is one.
 
     "median": ``median(f) / f`` (Eigen and Fergus 2015, section 4, over all pixels); "sqrt": its square root, milder;
-    "log": ``1 / ln(1.02 + f)`` (Paszke et al. 2016, section 4); "none". f is the share of the labelled pixels; a class
+    "log": ``1 / ln(1.02 + f)`` (Paszke et al. 2016, section 4); "none". f is the share of the labeled pixels; a class
     without pixels has the largest weight of the others.
 
     Raises:
@@ -117,6 +117,6 @@ def class_weights(kind: str, counts: Sequence[int]) -> Tensor | None:
 
 
 def _mass(labels: Tensor, weights: Tensor | None) -> Tensor:
-    """The sum of the weights of the labelled pixels."""
+    """The sum of the weights of the labeled pixels."""
     real = labels != VOID
     return real.sum() if weights is None else weights[labels[real]].sum()

@@ -30,7 +30,7 @@ def scores(matrix: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
 
     IoU of a class is hits / (its pixels + its predictions - hits). The mean is over the classes that occur in labels or
     predictions: a class that occurs in neither is excluded, one that occurs in predictions only counts as zero.
-    mean_accuracy is the accuracy of each class, averaged over the classes that occur in the labels. Without labelled
+    mean_accuracy is the accuracy of each class, averaged over the classes that occur in the labels. Without labeled
     pixels all three are zero.
     """
     matrix = matrix.double()

@@ -51,7 +51,7 @@ class SegmentationExplanation:
         titles = [f"attention: {title}" for title in titles] + [f"relevance for {self.class_name}"]
         image, names, number = self.image, self.classes.names, len(self.classes.names)
         grey = np.asarray(image.convert("L"))
-        panels = [image, coloured(image, self.answer.labels, number), *[grey] * len(maps)]
+        panels = [image, colored(image, self.answer.labels, number), *[grey] * len(maps)]
         columns = min(4, len(panels))
         rows = -(-len(panels) // columns)
         high = 3.0 * min(max(image.height / image.width, 0.3), 3.0)
@@ -73,10 +73,10 @@ class SegmentationExplanation:
         figure.savefig(path, dpi=130)
 
 
-def coloured(image: Any, labels: np.ndarray, number: int, opacity: float = 0.55) -> np.ndarray:
+def colored(image: Any, labels: np.ndarray, number: int, opacity: float = 0.55) -> np.ndarray:
     """Overlay classes (H, W) uint8 on an image (PIL or uint8 (H, W, 3)); returns uint8 (H, W, 3).
 
-    The colours depend on the number of classes; void pixels are not coloured.
+    The colors depend on the number of classes; void pixels are not colored.
     """
     pixels = np.asarray(image).astype(np.float32)
     table = np.zeros((VOID + 1, 3), np.float32)
@@ -90,8 +90,8 @@ def mask_image(labels: np.ndarray, classes: ClassList) -> Any:
     from PIL import Image
 
     image = Image.fromarray(classes.mask(labels))
-    colours = np.zeros((256, 3), np.uint8)
-    colours[VOID] = 255
-    colours[list(classes.ids)] = palette(len(classes.ids))
-    image.putpalette(colours.reshape(-1).tolist())
+    colors = np.zeros((256, 3), np.uint8)
+    colors[VOID] = 255
+    colors[list(classes.ids)] = palette(len(classes.ids))
+    image.putpalette(colors.reshape(-1).tolist())
     return image

@@ -20,7 +20,7 @@ from mmattn.tasks.common.images import image_sample
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
-from mmattn.tasks.segmentation.plot import SegmentationExplanation, SegmentationPrediction, coloured, mask_image
+from mmattn.tasks.segmentation.plot import SegmentationExplanation, SegmentationPrediction, colored, mask_image
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
 
@@ -94,7 +94,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         if masks is not None:
             answer.mask = self._write(Path(masks), sample, mask_image(labels, self.processor.classes))
         if overlays is not None:
-            pixels = coloured(load_image(sample.image, f"item {sample.id}"), labels, len(names))
+            pixels = colored(load_image(sample.image, f"item {sample.id}"), labels, len(names))
             answer.overlay = self._write(Path(overlays), sample, pixels)
         return answer
 

@@ -30,7 +30,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
             resized; None: images are not resized.
         mean: Mean of pixel values in 0..1, per channel.
         std: Standard deviation of pixel values in 0..1, per channel.
-        counts: Number of labelled training pixels of each class, from which class weights are computed.
+        counts: Number of labeled training pixels of each class, from which class weights are computed.
     """
 
     KEYS = frozenset({"image", "classes", "counts"})
@@ -58,7 +58,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         """Fit a processor: classes are those of the data set's list, or, without a list, the numbers in its masks.
 
         Raises:
-            DataError: A mask has a number that is not in the list, or no pixel is labelled.
+            DataError: A mask has a number that is not in the list, or no pixel is labeled.
         """
         totals = np.zeros(65536, np.int64)
         for where, sample in zip(dataset.places, dataset.samples, strict=True):
@@ -74,7 +74,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
             classes = ClassList(tuple(f"class {number}" for number in found), tuple(found))
         counts = [int(totals[number]) for number in classes.ids]
         if not sum(counts):
-            raise DataError(dataset.name, "masks with labelled pixels", "void pixels only")
+            raise DataError(dataset.name, "masks with labeled pixels", "void pixels only")
         return cls(classes, size, counts=counts, **options)
 
     def retarget(self, train: SegmentationDataset, given: Mapping[str, Any]) -> SegmentationProcessor:
@@ -211,7 +211,7 @@ def _filled(arrays: Sequence[np.ndarray], value: Any) -> list[np.ndarray]:
 
 
 def _nearest(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Resize labels (H, W) by nearest neighbour, sampled at pixel centres."""
+    """Resize labels (H, W) by nearest neighbor, sampled at pixel centers."""
     if labels.shape == shape:
         return labels
     rows, columns = (

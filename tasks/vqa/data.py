@@ -25,7 +25,7 @@ class VQASample:
     id: str
     image: ImageSource  # a path, the file's bytes, a uint8 array HxWx3, or a PIL image
     question: str
-    answers: list[str] = field(default_factory=list)  # answers of one to ten annotators; empty when unlabelled
+    answers: list[str] = field(default_factory=list)  # answers of one to ten annotators; empty when unlabeled
     image_id: str = ""  # identifies the image: questions that share it are encoded with one copy per batch
     question_type: str = ""
     answer_type: str = ""

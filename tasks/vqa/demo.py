@@ -19,12 +19,12 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from mmattn.data.image.shapes import COLOURS, IMAGE_SIZE, SHAPES, SIZES, SceneObject, dress, paint, place
+from mmattn.data.image.shapes import COLORS, IMAGE_SIZE, SHAPES, SIZES, SceneObject, dress, paint, place
 from mmattn.data.seeds import pick
 from mmattn.tasks.vqa.data import VQASample
 
 GENERATOR_VERSION = 1
-ANSWERS = (*COLOURS, *SHAPES, *SIZES, "yes", "no", *"012345", "left", "right", "top", "bottom")
+ANSWERS = (*COLORS, *SHAPES, *SIZES, "yes", "no", *"012345", "left", "right", "top", "bottom")
 NUM_SCENES = {"train": 3000, "val": 200, "test": 400}
 
 # Templates by family: (training and half of val, the other half of val, test). {d}, {a}, {b}: one object ("large red
@@ -123,7 +123,7 @@ _COMPARISONS = {  # by the sign of the difference of the two counts
 
 _RELATIONS = (("left", 0, -1), ("right", 0, 1), ("above", 1, -1), ("below", 1, 1))  # axis and sign
 _HALVES = (("left", "right"), ("top", "bottom"))
-_APART = 9.0  # minimum distance of two centres in pixels for one object to be "left of" the other
+_APART = 9.0  # minimum distance of two centers in pixels for one object to be "left of" the other
 _OFF_MIDDLE = 4.0  # minimum distance from the middle line in pixels for an object to be in one half
 _COUNT_WEIGHT = (3.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # sampling weights of counts; large counts are rare
 _KINDS = ((2,), (1,), (1, 2), (0, 2), (0, 1), (0, 1, 2), (0,))  # attributes of a description: size 0, colour 1, shape 2
@@ -166,7 +166,7 @@ def _say(rng: Random, what: What, many: bool = False) -> str:
     """A description in words: "large red star", "little THINGs"."""
     size, colour, shape = what
     words = [] if size is None else [pick(rng, _SYNONYMS[SIZES[size]])]
-    words += [] if colour is None else [COLOURS[colour]]
+    words += [] if colour is None else [COLORS[colour]]
     noun = "THING" if shape is None else SHAPES[shape]
     ending = ("es" if noun == "cross" else "s") if many else ""
     return " ".join((*words, noun + ending))
@@ -196,7 +196,7 @@ def _attribute(rng: Random, things: list[SceneObject], names: list[list[What]], 
 def _absent(rng: Random, things: list[SceneObject], kind: tuple[int, ...]) -> What:
     """A description that matches no object; often a near miss, with the colour and the shape of different objects."""
     while True:
-        values = [int(rng.random() * len(table)) for table in (SIZES, COLOURS, SHAPES)]
+        values = [int(rng.random() * len(table)) for table in (SIZES, COLORS, SHAPES)]
         mixed = tuple(pick(rng, things)[k] if rng.random() < 0.6 else values[k] for k in range(3))
         if not _find(things, what := _keep(mixed, kind)):
             return what
@@ -238,7 +238,7 @@ def _comparison(rng: Random, things: list[SceneObject], names: list[list[What]])
         for _ in range(8):
             k = pick(rng, (0, 1, 1, 2, 2))
             here = [thing[k] for thing in things]
-            values = range(len((SIZES, COLOURS, SHAPES)[k])) if rng.random() < 0.3 else sorted(set(here))
+            values = range(len((SIZES, COLORS, SHAPES)[k])) if rng.random() < 0.3 else sorted(set(here))
             pairs = []
             for a, b in itertools.permutations(values, 2):
                 na, nb = here.count(a), here.count(b)
@@ -259,13 +259,13 @@ def _apart(dx: float, dy: float, axis: int) -> float:
     return along if abs(along) >= _APART and 2 * abs(along) >= abs(across) else 0.0
 
 
-def _outermost(centres: list[tuple[float, float]], axis: int, sign: int) -> tuple[int, int] | None:
+def _outermost(centers: list[tuple[float, float]], axis: int, sign: int) -> tuple[int, int] | None:
     """The second outermost and the outermost object on a side; None if objects are too close to be unambiguous."""
-    *_, second, first = sorted(range(len(centres)), key=lambda i: sign * centres[i][axis])
-    (x, y), (beyond_x, beyond_y) = centres[second], centres[first]
+    *_, second, first = sorted(range(len(centers)), key=lambda i: sign * centers[i][axis])
+    (x, y), (beyond_x, beyond_y) = centers[second], centers[first]
     third_is_apart = all(
-        sign * (centres[second][axis] - centres[i][axis]) >= 1.0
-        for i in range(len(centres))
+        sign * (centers[second][axis] - centers[i][axis]) >= 1.0
+        for i in range(len(centers))
         if i not in (first, second)
     )
     return (second, first) if third_is_apart and _apart(beyond_x - x, beyond_y - y, axis) else None

@@ -113,7 +113,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
                 counts[max(scores, key=lambda answer: scores[answer])] += 1
         ranked = sorted((a for a in counts if a and counts[a] >= min_answer_count), key=lambda a: (-counts[a], a))
         if not ranked:
-            found = f"none among {sum(counts.values())} labelled questions"
+            found = f"none among {sum(counts.values())} labeled questions"
             raise DataError(dataset.name, f"an answer given to {min_answer_count} or more questions", found)
         labels = sorted({label for sample in dataset.samples for _, names in sample.objects for label in names})
         return cls(
@@ -202,14 +202,14 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         return any(answer in self._answer_id for answer in scores_of(tuple(sample.answers)))
 
     def coverage(self, dataset: VQADataset) -> AnswerCoverage:
-        """Coverage of the labelled questions by the vocabulary; evaluation counts the others as wrong."""
-        labelled = [sample for sample in dataset.samples if sample.answers]
+        """Coverage of the labeled questions by the vocabulary; evaluation counts the others as wrong."""
+        labeled = [sample for sample in dataset.samples if sample.answers]
         best = 0.0
-        for sample in labelled:
+        for sample in labeled:
             scores = scores_of(tuple(sample.answers))
             best += max((score for answer, score in scores.items() if answer in self._answer_id), default=0.0)
-        covered = sum(self.covers(sample) for sample in labelled)
-        return AnswerCoverage(len(labelled), covered, best / len(labelled) if labelled else 1.0)
+        covered = sum(self.covers(sample) for sample in labeled)
+        return AnswerCoverage(len(labeled), covered, best / len(labeled) if labeled else 1.0)
 
     def objects(self, samples: Sequence[VQASample], windows: Sequence[Box]) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (N, O, 4), mask (N, O) and labels (N, O, K) of the first question about each image."""

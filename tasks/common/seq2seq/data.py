@@ -19,7 +19,7 @@ class PairSample:
 
     id: str
     source: str
-    target: str = ""  # empty when unlabelled
+    target: str = ""  # empty when unlabeled
     references: list[str] = field(default_factory=list)  # all correct targets, for evaluation; if empty, the target
 
     def right_targets(self) -> list[str]:
