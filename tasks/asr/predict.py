@@ -47,7 +47,7 @@ class ASRPrediction:
 class ASRExplanation:
     """Word timings of one recording, with the attention and the CTC alignment of each token."""
 
-    transcript: ASRPrediction
+    prediction: ASRPrediction
     features: Tensor  # (T, M), log-mel frames
     frame_seconds: float  # duration of one log-mel frame
     tokens: list[str]  # of the hypothesis
@@ -74,7 +74,7 @@ class ASRExplanation:
         top.set_yticks([])
         top.set_ylabel("log-mel bands, low to high")
         above = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 9, "annotation_clip": False}
-        for word in self.transcript.words:
+        for word in self.prediction.words:
             for axis in axes:
                 axis.axvspan(word.start, word.end, facecolor="none", edgecolor="tab:cyan", linewidth=1.0)
             top.annotate(_axis_label(word.word), ((word.start + word.end) / 2, 1.02), **above)
@@ -85,7 +85,7 @@ class ASRExplanation:
             axis.imshow(weights.numpy(), cmap="Blues", norm=shades, extent=(0, total, count, 0), **shown)
             axis.set_yticks([n + 0.5 for n in range(count)], [_axis_label(token) for token in self.tokens], fontsize=7)
             axis.set_ylabel(name)
-        figure.suptitle(_axis_label(self.transcript.id), fontsize=9)
+        figure.suptitle(_axis_label(self.prediction.id), fontsize=9)
         dashed = "; dashed: reference borders" if self.words else ""
         lines = f"lines: word borders{dashed}; \N{MIDDLE DOT}: space between words"
         axes[-1].set_xlabel(f"seconds ({lines})")

@@ -26,7 +26,7 @@ ClassificationPrediction = LabelPrediction
 class ClassificationExplanation:
     """The relevance of image regions for the predicted class."""
 
-    answer: ClassificationPrediction
+    prediction: ClassificationPrediction
     image: Any  # a PIL image
     relevance: Tensor  # (gh, gw) over the model's grid, sums to one
     attention: Tensor | None  # attention of the pooling over its grid, sums to one; None without attention pooling
@@ -37,7 +37,7 @@ class ClassificationExplanation:
         """Write a PNG of the image and of the relevance overlaid on it."""
         from mmattn.plot import overlay
 
-        title = f"{self.answer.label} ({self.answer.score:.2f})"
+        title = f"{self.prediction.label} ({self.prediction.score:.2f})"
         maps = {"relevance": self.relevance} | ({} if self.attention is None else {"attention": self.attention})
         boxes = self.regions or None
         overlay(self.image, list(maps.values()), path, title, boxes, titles=list(maps), window=self.window)

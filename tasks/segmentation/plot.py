@@ -28,7 +28,7 @@ class SegmentationPrediction:
 class SegmentationExplanation:
     """The attention of a prediction, and the relevance of image regions for one class."""
 
-    answer: SegmentationPrediction
+    prediction: SegmentationPrediction
     image: Any  # a PIL image
     class_name: str  # the class that `relevance` explains
     gates: list[Tensor]  # (h, w) each, the finest first: coefficients of gates, or attention weights of keys
@@ -51,7 +51,7 @@ class SegmentationExplanation:
         titles = [f"attention: {title}" for title in titles] + [f"relevance for {self.class_name}"]
         image, names, number = self.image, self.classes.names, len(self.classes.names)
         grey = np.asarray(image.convert("L"))
-        panels = [image, colored(image, self.answer.labels, number), *[grey] * len(maps)]
+        panels = [image, colored(image, self.prediction.labels, number), *[grey] * len(maps)]
         columns = min(4, len(panels))
         rows = -(-len(panels) // columns)
         high = 3.0 * min(max(image.height / image.width, 0.3), 3.0)
@@ -64,10 +64,10 @@ class SegmentationExplanation:
             if 2 <= n < len(panels):
                 heat(axis, maps[n - 2], extent)
                 axis.set_title(titles[n - 2].replace("$", r"\$"), fontsize=9)
-        there = [k for k in range(number) if (self.answer.labels == k).any()]
+        there = [k for k in range(number) if (self.prediction.labels == k).any()]
         patches = [Patch(color=palette(number)[k] / 255, label=names[k].replace("$", r"\$")) for k in there]
         figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-        shares = ", ".join(f"{name} {share:.2f}" for name, share in list(self.answer.shares.items())[:4])
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in list(self.prediction.shares.items())[:4])
         figure.suptitle(shares.replace("$", r"\$"), fontsize=10)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)

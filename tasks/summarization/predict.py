@@ -29,10 +29,10 @@ class SummarizationPrediction:
 
 
 @dataclass
-class SummaryExplanation:
+class SummarizationExplanation:
     """Source tokens of a summary."""
 
-    summary: SummarizationPrediction
+    prediction: SummarizationPrediction
     document: str
     spans: list[tuple[int, int]]  # character spans of the document's tokens, after truncation
     words: list[str]  # tokens of the summary, the end token last
@@ -48,7 +48,7 @@ class SummaryExplanation:
         """Write a PNG: the document with the sources shaded, and a heatmap of summary tokens by document tokens."""
         from mmattn.tasks.summarization.plot import draw
 
-        draw(self.document, self.spans, self.words, self.weights, self.summary.summary, path)
+        draw(self.document, self.spans, self.words, self.weights, self.prediction.summary, path)
 
 
 class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
@@ -77,7 +77,7 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
 
     def explain_written(
         self, samples: Sequence[PairSample], written: Sequence[SummarizationPrediction]
-    ) -> list[SummaryExplanation]:
+    ) -> list[SummarizationExplanation]:
         """Explain given summaries by one pass under teacher forcing."""
         forced = [SummarySample(s.id, s.source, w.summary or " ") for s, w in zip(samples, written, strict=True)]
         found = []
@@ -88,7 +88,7 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
             placed, end = self.processor.target.spans(sample.target), len(sample.target)
             words = [*(sample.target[first:last] for first, last in placed), "(end)"][: len(rows)]
             word_spans = [*placed, (end, end)][: len(rows)]
-            found.append(SummaryExplanation(summary, sample.source, spans, words, word_spans, rows))
+            found.append(SummarizationExplanation(summary, sample.source, spans, words, word_spans, rows))
         return found
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:

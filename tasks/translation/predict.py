@@ -31,10 +31,10 @@ class TranslationPrediction:
 
 
 @dataclass
-class Alignment:
+class TranslationExplanation:
     """Attention of each word of a translation to the source words."""
 
-    translation: TranslationPrediction
+    prediction: TranslationPrediction
     words: list[str]  # of the translation
     source_words: list[str]
     weights: Tensor  # (words, source words), rows sum to one
@@ -44,7 +44,7 @@ class Alignment:
         from mmattn.plot import heat_map
 
         if not self.words:
-            raise DataError(f"item {self.translation.id}", "a non-empty translation to explain", "an empty string")
+            raise DataError(f"item {self.prediction.id}", "a non-empty translation to explain", "an empty string")
         shown, names = slice(0, 60), {"row_name": "translation", "col_name": "source"}  # more would be illegible
         heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names)
 
@@ -82,7 +82,7 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
 
     def explain_written(
         self, samples: Sequence[PairSample], written: Sequence[TranslationPrediction]
-    ) -> list[Alignment]:
+    ) -> list[TranslationExplanation]:
         """Align given translations with their sources in one forward pass with teacher forcing."""
         forced = [TranslationSample(s.id, s.source, w.translation) for s, w in zip(samples, written, strict=True)]
         found = []
@@ -94,7 +94,7 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
             joined = torch.zeros(len(rows), len(source_words)).index_add_(1, torch.tensor(columns).long(), shown)
             merged = torch.zeros(len(words), len(source_words)).index_add_(0, torch.tensor(rows).long(), joined)
             merged = merged / merged.sum(-1, keepdim=True).clamp_min(1e-9)
-            found.append(Alignment(translation, words, source_words, merged))
+            found.append(TranslationExplanation(translation, words, source_words, merged))
         return found
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:

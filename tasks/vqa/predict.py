@@ -36,7 +36,7 @@ class VQAPrediction:
 class VQAExplanation:
     """The attention of a prediction to the image and to the question's words."""
 
-    answer: VQAPrediction
+    prediction: VQAPrediction
     image: Any  # a PIL image
     attention: Tensor  # (gh, gw) over the model's grid, sums to one
     window: tuple[float, float, float, float]  # the part of the image that the grid covers, xyxy in 0..1
@@ -49,7 +49,7 @@ class VQAExplanation:
         """Write a PNG of the image and of the attention overlaid on it."""
         from mmattn.plot import overlay
 
-        title = f"{self.answer.question}\n{self.answer.answer} ({self.answer.score:.2f})"
+        title = f"{self.prediction.question}\n{self.prediction.answer} ({self.prediction.score:.2f})"
         read = self.words.topk(min(3, len(self.tokens)))
         words = ", ".join(f"{self.tokens[i]} {share:.2f}" for share, i in zip(*map(Tensor.tolist, read), strict=True))
         below = [f"attention to words: {words}"]
