@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and helpers shared by all tests."""
 
 import inspect
 import os
@@ -13,7 +13,7 @@ LONGEST = ("test_configs.py", "tasks", "test_onnx.py", "pretrained")  # files an
 
 
 def slow_but_first(values: Iterable[Any], kind: Callable[[Any], Any] = lambda value: None) -> list[Any]:
-    """Values to parametrize with, of which `make test` takes the first of each kind and `make test-all` all."""
+    """Parameter values: `make test` runs the first of each kind, `make test-all` runs all."""
     kinds: set[Any] = set()
     found = []
     for value in values:
@@ -23,14 +23,14 @@ def slow_but_first(values: Iterable[Any], kind: Callable[[Any], Any] = lambda va
 
 
 def refused(message: str, call: Callable[..., Any], /, *given: Any, error: Any = ValueError, **keywords: Any) -> str:
-    """Asserts that a call raises in these words, a pattern; returns all that it says."""
+    """Asserts that a call raises an error whose message matches a pattern; returns the whole message."""
     with pytest.raises(error, match=message) as caught:
         call(*given, **keywords)
     return str(caught.value)
 
 
 def learn(optimizer: Any, steps: int, loss: Callable[[], Any]) -> list[float]:
-    """Takes steps of an optimizer down what loss() gives, a scalar tensor; returns the losses."""
+    """Takes optimizer steps that minimize loss(), a scalar tensor; returns the losses."""
     losses = []
     for _ in range(steps):
         value = loss()
@@ -42,7 +42,7 @@ def learn(optimizer: Any, steps: int, loss: Callable[[], Any]) -> list[float]:
 
 
 def assert_onnx_equals_eager(model: Any, example: Any, others: Iterable[Any], sizes: Any, path: Path) -> None:
-    """Exports the model with an example, dynamic as `sizes` says, and compares it on other inputs."""
+    """Exports the model with an example and the dynamic shapes `sizes`, and compares it on other inputs."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     program = torch.onnx.export(model.eval(), example, dynamo=True, verbose=False, dynamic_shapes=sizes)
@@ -64,7 +64,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets; tests that need it are skipped where there is none."""
+    """The folder of real data sets; tests that need it are skipped if it does not exist."""
     folder = os.environ.get("MMATTN_DATA")
     if not folder or not Path(folder).is_dir():
         pytest.skip("real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")
@@ -72,10 +72,10 @@ def real_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: workers take a file at a time, and none should wait for another's last one."""
+    """Runs the longest files first: workers take one file at a time, and none should wait for the last one."""
     items.sort(key=lambda item: next((n for n, name in enumerate(LONGEST) if name in item.path.parts), len(LONGEST)))
 
 
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
-        torch.set_num_threads(1)  # two workers with two threads each would fight over two cores
+        torch.set_num_threads(1)  # two workers with two threads each would compete for two cores

@@ -1,4 +1,4 @@
-"""Images for tests: one in every guise, and files that cannot be read."""
+"""Images for tests: one image in every format, and unreadable files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ERRORS = {  # what is said of the album's files that cannot be read
+ERRORS = {  # error messages of the album's unreadable files
     "cut.jpg": "expected a whole image, found a truncated or damaged one",
     "empty.png": "expected an image, found an empty file",
     "text.jpg": "found a file that starts with b'a text'",
@@ -28,14 +28,14 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def bomb(width: int = 20_000, height: int = 10_000) -> bytes:
-    """A PNG whose header claims a size, with next to nothing in it."""
+    """A PNG whose header declares a size, with almost no data."""
     chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(bytes(1000))}
     parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks.items()]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def write_album(folder: Path, scene: Image.Image, upright: Image.Image | None = None) -> Path:
-    """A scene as plain.png and in other guises, turned.png with `upright` by its EXIF tag; and the files of ERRORS."""
+    """A scene as plain.png and in other formats, turned.png with `upright` by its EXIF tag; and the files of ERRORS."""
     (folder / "deep").mkdir(parents=True)
     scene.save(folder / "plain.png")
     scene.save(folder / "deep" / "below.bmp")
@@ -43,7 +43,7 @@ def write_album(folder: Path, scene: Image.Image, upright: Image.Image | None = 
     Image.fromarray(np.asarray(scene.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen.png")
     scene.quantize(256).save(folder / "palette.png", transparency=0)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     (upright or scene).transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
     whole = encoded(scene, "JPEG")
     bad = {"cut.jpg": whole[: len(whole) // 2], "empty.png": b"", "text.jpg": b"a text", "bomb.png": bomb()}

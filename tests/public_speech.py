@@ -1,4 +1,4 @@
-"""Tiny random Whisper, wav2vec 2.0 and HuBERT folders, written by transformers itself, and what it says with them."""
+"""Tiny random Whisper, wav2vec 2.0 and HuBERT folders, saved by transformers, and its transcripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-RATE, WINDOW = 16_000, 2  # Hz; seconds that the tiny Whisper hears at once
+RATE, WINDOW = 16_000, 2  # Hz; seconds of the tiny Whisper's window
 LETTERS = {token: n for n, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLU'CW"])}
 TEXTS = ["the old dog carries a basket", "Nine, two; 3 words!", "she had it in the house", "where is he now"]
 LANGUAGES, TASKS = ("en", "de", "ja"), ("translate", "transcribe")
@@ -21,7 +21,7 @@ SHORT = (1.0, 1.7, 0.6, 1.9)  # seconds
 
 
 def wave(seconds: float, seed: int = 0) -> Tensor:
-    """Tones that come and go, and noise."""
+    """Tones of varying level, and noise."""
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(round(seconds * RATE)) / RATE
     pitch = 200 * 2 ** (4 * torch.rand(int(seconds * 8) + 1, generator=generator))
@@ -32,14 +32,14 @@ def wave(seconds: float, seed: int = 0) -> Tensor:
 def write_ctc(
     folder: Path, family: str = "wav2vec2", large: bool = False, head: bool = True, whole: bool = False
 ) -> Any:
-    """A model with CTC; transformers' model, feature extractor and tokenizer.
+    """Saves a CTC model; returns transformers' model, feature extractor and tokenizer.
 
     Args:
-        folder: made if missing.
+        folder: Created if missing.
         family: wav2vec2 or hubert.
-        large: normalized step by step, with masks, as the large public models; else as the base ones.
-        head: with a CTC head, and a tokenizer.
-        whole: one processor_config.json, as a processor of transformers 5 is saved.
+        large: Layer norms and masks, as in the large public models; else as in the base ones.
+        head: With a CTC head and a tokenizer.
+        whole: With one processor_config.json, as transformers 5 saves a processor.
     """
     transformers = pytest.importorskip("transformers")
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write_ctc(
         sizes |= {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
     torch.manual_seed(3)
     model = (with_head if head else without)(config(pad_token_id=LETTERS["<pad>"], **sizes)).eval()
-    with torch.no_grad():  # letters that change, none of them special, and blanks between
+    with torch.no_grad():  # varied characters, no special tokens, and spaces between words
         for name, parameter in model.named_parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
             if "conv_layers" in name and name.endswith("conv.weight"):
@@ -99,14 +99,14 @@ def _whisper_tokenizer(folder: Path) -> Any:
 
 
 def write_whisper(folder: Path, seed: int = 1, english: bool = False, whole: bool = False, **generation: Any) -> Any:
-    """A Whisper of two-second windows; transformers' model, feature extractor and tokenizer.
+    """Saves a Whisper with two-second windows; returns transformers' model, feature extractor and tokenizer.
 
     Args:
-        folder: made if missing.
-        seed: of the weights.
-        english: without languages and tasks.
-        whole: one processor_config.json.
-        generation: for generation_config.json.
+        folder: Created if missing.
+        seed: Seed of the weights.
+        english: Without languages and tasks.
+        whole: With one processor_config.json.
+        generation: Options of generation_config.json.
     """
     transformers = pytest.importorskip("transformers")
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def write_whisper(folder: Path, seed: int = 1, english: bool = False, whole: boo
     config = transformers.WhisperConfig(**sizes, **special, suppress_tokens=[], begin_suppress_tokens=[])
     torch.manual_seed(seed)
     model = transformers.WhisperForConditionalGeneration(config).eval()
-    with torch.no_grad():  # logits far apart that depend on sound and place; an end now and then
+    with torch.no_grad():  # logits far apart that depend on audio and position; occasional end tokens
         for name, parameter in model.named_parameters():
             if "encoder.embed_positions" not in name:
                 gain = 1.4 * parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.3
@@ -142,7 +142,7 @@ def write_whisper(folder: Path, seed: int = 1, english: bool = False, whole: boo
         "no_timestamps_token_id": without,
         "max_initial_timestamp_index": 20,
         "suppress_tokens": [
-            *(n for n in range(end) if not tokenizer.decode([n]).strip().isalnum()),  # pieces that a person can read
+            *(n for n in range(end) if not tokenizer.decode([n]).strip().isalnum()),  # readable tokens
             *range(start, without),
         ],
         "begin_suppress_tokens": [end],
@@ -167,8 +167,8 @@ def write_whisper(folder: Path, seed: int = 1, english: bool = False, whole: boo
     return model, extractor, tokenizer
 
 
-def said_by_transformers(theirs: Any, waves: list[Tensor], **options: Any) -> list[str]:
-    """What transformers says of each recording, one by one."""
+def transcribed_by_transformers(theirs: Any, waves: list[Tensor], **options: Any) -> list[str]:
+    """The transcripts of transformers, one recording at a time."""
     model, extractor, tokenizer = theirs
     found = []
     for one in waves:
@@ -183,7 +183,7 @@ def said_by_transformers(theirs: Any, waves: list[Tensor], **options: Any) -> li
         given = {"return_timestamps": True} if long else {"force_unique_generate_call": True}
         with torch.no_grad():
             ids = model.generate(features, **given, **options)
-        text_ids = [[i for i in row if i < model.config.eos_token_id] for row in ids.tolist()]  # as its own tokenizer
+        text_ids = [[i for i in row if i < model.config.eos_token_id] for row in ids.tolist()]  # as Whisper's tokenizer
         found += tokenizer.batch_decode(text_ids)
     return [text.strip() for text in found]
 
@@ -194,10 +194,10 @@ def recording(samples: Tensor, rate: int = RATE) -> dict[str, Any]:
 
 
 def clips(seconds: tuple[float, ...] = SHORT) -> list[Tensor]:
-    """Recordings of so many seconds."""
+    """Recordings with these durations in seconds."""
     return [wave(one, seed) for seed, one in enumerate(seconds)]
 
 
 def texts(recognizer: Any, waves: list[Tensor], **options: Any) -> list[str]:
-    """What a recognizer of ours says of them."""
+    """The transcripts of our recognizer."""
     return [answer.text for answer in recognizer.predict([recording(one) for one in waves], **options)]

@@ -1,4 +1,4 @@
-"""Every YAML goes through the command line, and the demo's says what the constructors say."""
+"""Every YAML config runs from the command line, and the demo's values equal the constructors' defaults."""
 
 import inspect
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.tasks.runs import run
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs").glob("*.yaml"))}
 REAL = {name for name, config in CONFIGS.items() if config["data"]["train"] != "demo"}
-QUICK = {"vqa_daquar.yaml", "asr_fsdd.yaml"}  # of those on real data, the ones whose first step comes within seconds
+QUICK = {"vqa_daquar.yaml", "asr_fsdd.yaml"}  # configs on real data whose first step takes only seconds
 SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name in REAL - QUICK else []) for name in CONFIGS]
 
 
@@ -25,8 +25,8 @@ def test_constructor_defaults_equal_the_config(task: str) -> None:
     for key, value in config["model"].items():
         if key in known:
             default = known[key].default
-            default = list(default) if isinstance(default, tuple) else default  # as YAML has it
-            assert default == value, f"model.{key}: the constructor says {default!r}, the config {value!r}"
+            default = list(default) if isinstance(default, tuple) else default  # as in YAML
+            assert default == value, f"model.{key}: the constructor has {default!r}, the config {value!r}"
     assert set(config) <= {"model", "optim", "loss", "decode", "data", "trainer", "seed_everything"}
     assert config["data"]["train"] == "demo"
 
@@ -37,8 +37,8 @@ def fit(name: str, folder: Path, options: str) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(REAL))
-def test_every_config_on_real_data_is_understood(name: str, tmp_path: Path) -> None:
-    """All but the data are there."""
+def test_every_real_data_config_parses(name: str, tmp_path: Path) -> None:
+    """Everything except the data is available."""
     with pytest.raises(DataError, match=r"nowhere.*found no such"):
         fit(name, tmp_path / "run", "--data.train nowhere.jsonl")
 
@@ -48,10 +48,10 @@ def test_every_config_trains(name: str, tmp_path: Path, request: pytest.FixtureR
     header = (ROOT / "configs" / name).read_text().splitlines()[:6]
     task = name.removesuffix(".yaml").split("_")[0]
     command = f"{task} fit --config configs/{name}"
-    assert any(command in line for line in header), "the header gives the command, the time and the expected figure"
+    assert any(command in line for line in header), "the header states the command, the time and the expected result"
     options = "--trainer.limit_val_batches 1 --data.batch_size 8"
     if name in REAL:
         request.getfixturevalue("real_data")
-    else:  # one step needs no more of the built-in data than a tiny training, whose first words say how much that is
+    else:  # one step needs as little built-in data as a tiny run, whose first option is the size
         options += " " + " ".join(tasks()[task].tiny.split()[:2])
     fit(name, tmp_path / "run", options)

@@ -1,6 +1,6 @@
-"""Which way the arrows point, read from the source; and what importing loads.
+"""Direction of the imports, read from the source; and the modules loaded by importing.
 
-Every import counts, absolute or relative, in functions and for types alone. Aside are the lazy forwards of
+Every import counts, absolute or relative, in functions and for types only. Exceptions are the lazy forwards of
 `mmattn/__init__.py`, and in other `__init__.py` the names for types that their lazy tables load.
 """
 
@@ -30,9 +30,9 @@ HEAVY = (
     "PIL",
     "pandas",
 )
-OPTIONAL = {"lightning", "torchmetrics", "transformers"}  # what core and data never import, not even in a function
+OPTIONAL = {"lightning", "torchmetrics", "transformers"}  # never imported by core and data, not even in a function
 
-LOWER = ("mmattn.data", "mmattn.tasks")  # what stands on the core
+LOWER = ("mmattn.data", "mmattn.tasks")  # packages on top of the core
 
 
 def module_name(path: Path) -> str:
@@ -52,7 +52,7 @@ def for_types(node: ast.AST) -> bool:
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """What a module imports: of ours a module, a package only for a name of its `__init__`; of others the full name."""
+    """The imports of a module: our modules, our packages only for names of their `__init__`; others by full name."""
     path, found = MODULES[module], set()
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def imported(module: str) -> frozenset[str]:
 
 
 def circles(graph: Mapping[str, set[str]]) -> Iterator[str]:
-    """Circles of imports, each once its last arrow is taken out; none where there are none."""
+    """Cycles of imports, each reported once."""
     graph = {module: set(others) for module, others in graph.items()}
     while True:
         try:
@@ -82,32 +82,32 @@ def circles(graph: Mapping[str, set[str]]) -> Iterator[str]:
 
 
 def part(module: str) -> str:
-    """The package that a module is in, below mmattn, mmattn.data or mmattn.tasks; the module itself where in none."""
+    """The package of a module below mmattn, mmattn.data or mmattn.tasks; the module itself if in none."""
     parts = module.split(".")
     depth = 3 if parts[1:2] in (["data"], ["tasks"]) else 2
     return ".".join(parts[:depth])
 
 
-def test_what_counts_as_an_import() -> None:
-    assert "mmattn.masks" in imported("mmattn.cpu"), "a relative one"
-    assert "mmattn.tasks.common.commands" in imported("mmattn.tasks.common.dispatch"), "one in a function"
-    assert "torch" in imported("mmattn.tasks.common.predictor"), "one for types"
-    assert imported("mmattn") & MODULES.keys() == set(), "but not the lazy forwards"
+def test_all_import_forms_are_found() -> None:
+    assert "mmattn.masks" in imported("mmattn.cpu"), "a relative import"
+    assert "mmattn.tasks.common.commands" in imported("mmattn.tasks.common.dispatch"), "an import in a function"
+    assert "torch" in imported("mmattn.tasks.common.predictor"), "an import for types"
+    assert imported("mmattn") & MODULES.keys() == set(), "not the lazy forwards"
     assert list(circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()})) == ["a imports b imports c imports a"]
 
 
-def test_no_module_is_in_a_circle() -> None:
+def test_no_circular_module_imports() -> None:
     found = list(circles({module: imported(module) & MODULES.keys() - {module} for module in MODULES}))
-    assert not found, "circles of imports:\n" + "\n".join(found)
+    assert not found, "import cycles of modules:\n" + "\n".join(found)
 
 
-def test_no_package_is_in_a_circle() -> None:
+def test_no_circular_package_imports() -> None:
     graph: dict[str, set[str]] = {}
     for module in MODULES:
         others = {part(other) for other in imported(module) & MODULES.keys()}
         graph.setdefault(part(module), set()).update(others - {part(module)})
     found = list(circles(graph))
-    assert not found, "circles of packages:\n" + "\n".join(found)
+    assert not found, "import cycles of packages:\n" + "\n".join(found)
 
 
 def below(module: str, *packages: str) -> bool:
@@ -115,7 +115,7 @@ def below(module: str, *packages: str) -> bool:
 
 
 def allowed(module: str, other: str) -> bool:
-    """Whether a module of ours may import another of ours."""
+    """Whether one of our modules may import another."""
     if module == "mmattn.__main__":
         return other == "mmattn" or below(other, "mmattn.tasks")
     if below(module, "mmattn.data"):
@@ -126,8 +126,8 @@ def allowed(module: str, other: str) -> bool:
 
 
 @pytest.mark.parametrize("top", ["core", "data", "tasks"])
-def test_arrows_point_one_way(top: str) -> None:
-    """The core knows neither data nor tasks, data knows neither, no task another, and what tasks share knows none."""
+def test_imports_respect_the_layers(top: str) -> None:
+    """The core imports neither data nor tasks, data no tasks, no task another, and shared task modules no task."""
     own = [m for m in MODULES if (below(m, f"mmattn.{top}") if top != "core" else not below(m, *LOWER))]
     wrong = [
         f"{module} imports {other}"
@@ -139,8 +139,8 @@ def test_arrows_point_one_way(top: str) -> None:
     assert not wrong, "\n".join(sorted(wrong))
 
 
-def test_lightning_stays_in_its_half() -> None:
-    """In module.py and what is common to them; from elsewhere only dispatch reaches it, for fit, validate and test."""
+def test_lightning_is_imported_only_for_training() -> None:
+    """In module.py and common modules; elsewhere only dispatch imports it, for fit, validate and test."""
     half = LIGHTNING_HALF | {module for module in MODULES if module.endswith(".module")}
     wrong = [
         f"{module} imports {other}"
@@ -152,29 +152,29 @@ def test_lightning_stays_in_its_half() -> None:
 
 
 def loaded(code: str, names: tuple[str, ...], *options: str) -> str:
-    """Which of the modules named are there after the code, in a process of its own."""
+    """The given modules that are loaded after the code, in a separate process."""
     code += f"\nimport sys; print(*[name for name in {names!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, *options, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return done.stdout.strip()
 
 
-def test_dispatch_and_the_descriptions_need_the_standard_library_alone() -> None:
+def test_dispatch_needs_only_the_standard_library() -> None:
     """-S leaves site-packages out: an import of anything but the standard library would fail."""
     names = ["mmattn.__main__", "mmattn.tasks.common.dispatch", "tasks", *(f"tasks.{name}" for name in TASKS)]
     names += [module for module in MODULES if module.endswith(".__main__")]
     assert not loaded("import " + ", ".join(names), ("torch", "numpy"), "-S")
 
 
-def test_models_and_predictors_load_nothing_heavy() -> None:
+def test_models_and_predictors_import_nothing_heavy() -> None:
     parts = [(tasks()[name], part) for name in TASKS for part in ("model", "predictor")]
     names = {f"{task.package}.{getattr(task, part).partition(':')[0]}" for task, part in parts}
     assert not loaded("import " + ", ".join(sorted(names)), HEAVY)
 
 
 @pytest.mark.parametrize("package", ["mmattn", "mmattn.tasks", *(f"mmattn.tasks.{name}" for name in TASKS)])
-def test_lazy_names_are_those_for_types(package: str) -> None:
-    """What a type checker and an IDE resolve is what `__getattr__` loads, from the same module."""
+def test_lazy_names_match_the_type_imports(package: str) -> None:
+    """Type checkers and IDEs resolve the same names from the same modules as `__getattr__`."""
     tree = ast.parse(MODULES[package].read_text(encoding="utf-8"))
     found = {}
     for node in (node for block in tree.body if for_types(block) for node in block.body):
@@ -189,7 +189,7 @@ def test_lazy_names_are_those_for_types(package: str) -> None:
         assert getattr(module, name) is getattr(importlib.import_module(home), name), name
 
 
-def test_no_file_is_long() -> None:
+def test_no_file_is_too_long() -> None:
     tops = ("mmattn", "data", "tasks", "scripts", "tests")
     lengths = {path: len(path.read_text().splitlines()) for top in tops for path in (ROOT / top).rglob("*.py")}
     assert not {str(path.relative_to(ROOT)): count for path, count in lengths.items() if count > 400}

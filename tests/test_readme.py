@@ -1,4 +1,4 @@
-"""The README says what is so: its commands exist, its code runs, its figures are those of results.json."""
+"""The README is correct: its commands exist, its code runs, its figures equal those of results.json."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ def test_commands_exist(page: Path) -> None:
     for task, *words in map(shlex.split, found):
         assert task in tasks()
         if not words:
-            continue  # named in passing
+            continue  # mentioned without arguments
         assert words[0] in COMMANDS
         if words[0] in MODEL_COMMANDS:
             model_parser(tasks()[task], words[0]).parse_args(words[1:])
@@ -32,7 +32,7 @@ def test_commands_exist(page: Path) -> None:
             assert not option.endswith(".yaml") or (ROOT / option).exists(), option
 
 
-def test_the_table_of_tasks_is_what_they_say() -> None:
+def test_task_table_is_up_to_date() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.split(BEGIN)[1].split(END)[0] == table(), "python scripts/task_table.py --write"
     assert RESULTS.read_text(encoding="utf-8") == page(), "python scripts/task_table.py --write"
@@ -44,7 +44,7 @@ def test_linked_files_exist() -> None:
             assert target.startswith("http") or (path.parent / target).exists(), target
 
 
-def test_code_of_the_head_and_the_kernel_runs() -> None:
+def test_head_and_kernel_examples_run() -> None:
     import torch
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,8 +59,8 @@ def test_code_of_the_head_and_the_kernel_runs() -> None:
 
 
 @pytest.mark.parametrize("task", ["asr", "vqa", "classification", "segmentation"])
-def test_figures_are_the_measured_ones(task: str) -> None:
-    """A row begins with the entry of results.json that it comes from, and its figure."""
+def test_figures_match_results(task: str) -> None:
+    """A row begins with its entry of results.json, and its value."""
     text = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+) \| (0\.\d+) \|", text.split("## Results")[1], flags=re.MULTILINE)
     assert rows
@@ -71,11 +71,11 @@ def test_figures_are_the_measured_ones(task: str) -> None:
         assert round(measured, digits) == pytest.approx(float(figure)), name
 
 
-def test_the_table_of_kernels_is_what_they_support() -> None:
+def test_kernel_table_matches_supported_features() -> None:
     from mmattn import KERNELS
 
     text = (ROOT / "mmattn" / "README.md").read_text(encoding="utf-8")
     features = ("self", "causal", "cross", "bias", "cache", "global")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
-    said = {row[0].strip("`"): {name for name, cell in zip(features, row[2:8], strict=True) if cell} for row in rows}
-    assert said == {kind: set(kernel.supports) for kind, kernel in KERNELS.items()}
+    found = {row[0].strip("`"): {name for name, cell in zip(features, row[2:8], strict=True) if cell} for row in rows}
+    assert found == {kind: set(kernel.supports) for kind, kernel in KERNELS.items()}

@@ -1,4 +1,4 @@
-"""mypy sees through the links: an error across packages is found, wherever it stands."""
+"""mypy follows the symbolic links: a type error across packages is found in any package."""
 
 import shutil
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / ".mypy_cache"  # of `make lint`; without it mypy reads all of torch, which takes minutes
+CACHE = ROOT / ".mypy_cache"  # as in `make lint`; without it mypy reads all of torch, which takes minutes
 pytestmark = [] if CACHE.is_dir() else pytest.mark.slow
 PLANTED = {
     "tasks/vqa/planted.py": ("mmattn.attention", "MultiHeadAttention", '"256", 8', "int"),
@@ -18,7 +18,7 @@ PLANTED = {
 }
 
 
-def test_an_error_across_packages_is_found(tmp_path: Path) -> None:
+def test_type_errors_across_packages_are_found(tmp_path: Path) -> None:
     for name in ("mmattn", "tasks", "data"):
         shutil.copytree(ROOT / name, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

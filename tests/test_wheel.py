@@ -1,4 +1,4 @@
-"""A wheel, unpacked far from the repository, answers offline, whatever the folder that it is run from holds."""
+"""A wheel, unpacked outside the repository, predicts offline from any working directory."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content in a folder, as pip lays it out."""
+    """The content of the wheel in a folder, as installed by pip."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy, since building writes beside the sources
+    source = folder / "source"  # a copy, since building writes into the source folder
     for name in ("mmattn", "tasks", "data", "scripts"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -29,7 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_it_works_beside_foreign_modules_of_common_names(installed: Path, tmp_path: Path) -> None:
+def test_wheel_works_with_foreign_modules_of_common_names(installed: Path, tmp_path: Path) -> None:
     for name in ("tasks.py", "data.py", "data/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('a product of its own')\n")
@@ -47,16 +47,16 @@ def test_it_works_beside_foreign_modules_of_common_names(installed: Path, tmp_pa
         assert done.stdout.strip()
 
 
-def test_the_wheel_holds_what_it_should(installed: Path) -> None:
+def test_wheel_contents(installed: Path) -> None:
     assert [path.name for path in installed.iterdir() if path.suffix != ".dist-info"] == ["mmattn"]
     held = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     wanted = {"mmattn/py.typed"}
     for source, target in (("mmattn", "mmattn"), ("tasks", "mmattn/tasks"), ("data", "mmattn/data")):
         wanted |= {f"{target}/{path.relative_to(ROOT / source)}" for path in (ROOT / source).rglob("*.py")}
     for path in ROOT.glob("tasks/*/checkpoints/**/*"):
-        assert path.stat().st_size <= 8_000_000, "the most that a shipped file may have"
+        assert path.stat().st_size <= 8_000_000, "the maximum size of a shipped file"
     patterns = ("checkpoints/*/*.*", "checkpoints/*/processor/*", "results.json", "README.md")
     wanted |= {f"mmattn/{path.relative_to(ROOT)}" for p in patterns for path in ROOT.glob(f"tasks/*/{p}")}
     assert wanted <= held
     rest = {name for name in held - wanted if ".dist-info/" not in name}
-    assert rest <= {"mmattn/README.md"}, "neither scripts nor tests nor images"
+    assert rest <= {"mmattn/README.md"}, "no scripts, tests or images"

@@ -1,6 +1,6 @@
-"""How a row of the core's checks is made: a kernel or module, how to call it, its naive form, how it decodes.
+"""Rows of the core's checks: a kernel or module, how to call it, its naive implementation, how it decodes.
 
-The rows themselves stand in rows_*.py; rows.py puts them together.
+The rows are defined in rows_*.py; rows.py collects them.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmattn import Mask, MultiHeadAttention, build_kernel
 
 E, HEADS, HEAD_DIM, V_HEAD_DIM = 8, 2, 4, 3
-SQUARE: dict[str, Any] = {"same_length": True, "lengths": (11, 11)}  # as many keys as queries, and more than a window
+SQUARE: dict[str, Any] = {"same_length": True, "lengths": (11, 11)}  # as many keys as queries, and more than one window
 Length = int | tuple[int, ...]
 
 
@@ -26,7 +26,7 @@ class Row:
     """A kernel or module, called on x (B, L, .) and y (B, S, .), each with a key mask, None or True = a real token.
 
     call and naive take (module, x, y, x_mask, y_mask, is_causal); decode takes (module, x, y, mask, steps) and feeds x
-    in pieces of those sizes. What a module does not use it ignores: an encoder never looks at y. Where one of lengths
+    in chunks of those sizes. A module ignores inputs that it does not need: an encoder ignores y. If one of lengths
     is a tuple, x or y is a grid, (B, H, W, .) with a mask (B, H, W): a map, frames of patches, sentences of words.
     """
 
@@ -35,18 +35,18 @@ class Row:
     call: Callable[..., Any]
     naive: Callable[..., Any]
     decode: Callable[..., torch.Tensor] | None = None
-    causal: tuple[bool, ...] = (False,)  # the values that is_causal may take
-    attended: str = "y"  # which of x and y are attended to, and so can be padded; "" = neither
-    outputs: tuple[str, ...] = ("x",)  # whose rows each output follows; "" = neither
-    together: bool = False  # y goes with x, token by token: the keys and values of a self-attention
+    causal: tuple[bool, ...] = (False,)  # the possible values of is_causal
+    attended: str = "y"  # which of x and y are attended to and can be padded; "" = neither
+    outputs: tuple[str, ...] = ("x",)  # the input whose rows each output has; "" = neither
+    together: bool = False  # y has one token per token of x: the keys and values of a self-attention
     same_length: bool = False
-    lengths: tuple[Length, Length] = (5, 7)  # L and S, all different: export takes equal ones for the same
+    lengths: tuple[Length, Length] = (5, 7)  # L and S, all different: export treats equal ones as the same dimension
     widths: tuple[int, int] = (E, E)
     training: bool = False
-    reference: Callable[[], float] | None = None  # the largest difference to an outside library, float64
+    reference: Callable[[], float] | None = None  # the largest difference from an external library, float64
 
     def module(self) -> nn.Module:
-        """Seeded, random, float64; biases and norms too, or what adds nothing could be left out unseen."""
+        """Seeded random float64 parameters; biases and norms too, since zeros would hide missing terms."""
         torch.manual_seed(0)
         module = self.build().double().train(self.training)
         with torch.no_grad():
@@ -55,7 +55,7 @@ class Row:
         return module
 
     def inputs(self, batch: int = 2, lengths: tuple[Length, Length] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Seeded random x and y; a plain number n makes a grid of n rows, n + 1 columns."""
+        """Seeded random x and y; an integer n gives a grid of n rows and n + 1 columns."""
         L, S = lengths or self.lengths
         generator = torch.Generator().manual_seed(1)
 
@@ -70,7 +70,7 @@ class Row:
 
 
 def decoded(steps, mask, call):
-    """What call(slice of the new tokens, mask over all so far) gives for pieces of these sizes, joined."""
+    """The concatenated outputs of call(slice of the new tokens, mask over all so far) for chunks of these sizes."""
     outs, start = [], 0
     for step in steps:
         new, start = slice(start, start + step), start + step
@@ -82,7 +82,7 @@ def decoded(steps, mask, call):
 
 
 def make(kind, heads=2, dim=4, noise=0.0, **options):
-    """In float64 and evaluation, seeded; with noise on what it learns."""
+    """A seeded kernel in float64 and evaluation mode; noise is added to its parameters."""
     torch.manual_seed(0)
     module = build_kernel(kind, options, num_heads=heads, head_dim=dim).double().eval()
     with torch.no_grad():
@@ -98,17 +98,17 @@ def draw(B, h, L, S, d=4, h_kv=None, d_v=3):
 
 
 def empty(B, h_kv=2, d=4, d_v=3, dtype=torch.float64):
-    """No keys and no values yet, as a cache starts."""
+    """Empty keys and values, the initial state of a cache."""
     return tuple(torch.zeros(B, h_kv, 0, size, dtype=dtype) for size in (d, d_v))
 
 
 def close(found, expected, atol=1e-12):
-    """Asserts that two tensors, or sequences of them, are equal but for rounding."""
+    """Asserts that two tensors, or sequences of them, are equal up to rounding."""
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 def equals_its_map(kernel, q, k, v, mask, atol=1e-11):
-    """Asserts that the output is that of the explicit map, and so are all gradients, to atol; returns the map."""
+    """Asserts that output and gradients equal those of the explicit map up to atol; returns the map."""
     learned = [*kernel.parameters(), *(mask.bias.parameters() if mask.bias else [])]
     inputs = [x.requires_grad_() for x in (q, k, v, *learned)]
     weights = kernel.weights(q, k, mask)
@@ -121,7 +121,7 @@ def equals_its_map(kernel, q, k, v, mask, atol=1e-11):
 
 
 def growth(kernel, lengths, mask):
-    """The operations of forward and backward at each length, under the mask(L)."""
+    """The operations of forward and backward at each length, with mask(L)."""
     found = []
     for L in lengths:
         q, k, v = (torch.randn(1, 2, L, 8, requires_grad=True) for _ in range(3))
@@ -132,7 +132,7 @@ def growth(kernel, lengths, mask):
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations and the rows that are gathered, and notes the largest result, and the largest that is new."""
+    """Counts operations and gathered rows, and records the largest result and the largest newly allocated one."""
 
     def __init__(self):
         super().__init__()
@@ -149,7 +149,7 @@ class Operations(TorchDispatchMode):
         return out
 
 
-# Kernels alone: x holds the queries, y one head of keys and values that the query heads share.
+# Bare kernels: x holds the queries, y one head of keys and values that the query heads share.
 
 
 def split(x, y):
@@ -181,8 +181,8 @@ def decode_kernel(module, x, y, mask, steps):
 
 
 def kernel(name: str, kind: str, options: dict[str, Any] | None = None, *, weights: Any = None, **keywords: Any) -> Row:
-    """A kernel's row; weights is its naive form where naive.py has none: see `naive.kernel`."""
-    sizes = {name: keywords.pop(name) for name in ("block", "chunk") if name in keywords}  # small, to have several
+    """The row of a kernel; weights is its naive implementation if naive.py has none: see `naive.kernel`."""
+    sizes = {name: keywords.pop(name) for name in ("block", "chunk") if name in keywords}  # small, for several chunks
 
     def build():
         module = build_kernel(kind, options, num_heads=HEADS, head_dim=HEAD_DIM)
@@ -195,7 +195,7 @@ def kernel(name: str, kind: str, options: dict[str, Any] | None = None, *, weigh
     return Row(name, build, call_kernel, partial(naive_kernel, weights), widths=widths, **keywords)
 
 
-# Modules on x alone.
+# Modules on x only.
 
 
 def call_self(module, x, y, x_mask, y_mask, is_causal):

@@ -1,6 +1,6 @@
-"""The promises of the core, one function each: the tests assert them, scripts/check_core.py prints them.
+"""The properties of the core, one function each: the tests assert them, scripts/check_core.py prints them.
 
-Each takes a Row and returns the largest difference that it found, or None where it does not apply.
+Each takes a Row and returns the largest difference found, or None if the property does not apply.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def outputs_of(result: Any) -> tuple[torch.Tensor, ...]:
 
 
 def difference(left: Any, right: Any) -> float:
-    """The largest absolute difference; another shape, or anything not finite, counts as infinite."""
+    """The largest absolute difference; a different shape or a non-finite value counts as infinite."""
     worst = 0.0
     for a, b in zip(outputs_of(left), outputs_of(right), strict=True):
         if a.shape != b.shape or not bool((a - b).isfinite().all()):
@@ -43,7 +43,7 @@ def with_gradients(function: Callable[..., Any], module: nn.Module, x: torch.Ten
 
 
 def masks_of(row: Row, x: torch.Tensor, y: torch.Tensor, x_hidden: Any, y_hidden: Any) -> tuple[Any, Any]:
-    """A mask for each side that can be padded, hidden where the index says."""
+    """A mask for each side that can be padded, False at the given index."""
     masks = []
     for name, tensor, hidden in (("x", x, x_hidden), ("y", y, y_hidden)):
         mask = torch.ones(tensor.shape[:-1], dtype=torch.bool)
@@ -53,7 +53,7 @@ def masks_of(row: Row, x: torch.Tensor, y: torch.Tensor, x_hidden: Any, y_hidden
 
 
 def variants(row: Row, x: torch.Tensor, y: torch.Tensor) -> list[tuple[Any, Any, bool]]:
-    """(x_mask, y_mask, is_causal): open; padded at the right and with a hole, grids ragged; each causal too."""
+    """(x_mask, y_mask, is_causal): unmasked; padded on the right and with a hole, grids ragged; each also causal."""
     padded = masks_of(row, x, y, (1, slice(3, None)), (1, slice(2, 4)))
     for mask in padded:
         if mask is not None and mask.dim() > 2:
@@ -72,7 +72,7 @@ def forward_vs_naive(row: Row) -> float:
 
 
 def gradient_vs_naive(row: Row) -> float:
-    """Of the inputs and of every parameter."""
+    """Gradients of the inputs and of every parameter."""
     module, (x, y) = row.module(), row.inputs()
     return max(
         difference(with_gradients(row.call, module, x, y, *m)[1], with_gradients(row.naive, module, x, y, *m)[1])
@@ -95,7 +95,7 @@ def fused_vs_captured(row: Row) -> float:
 
 
 def padding_invariance(row: Row) -> float | None:
-    """A sample alone equals itself in a padded batch, whose padding holds large numbers."""
+    """A single sample equals itself in a padded batch, whose padding holds large numbers."""
     if not row.attended:
         return None
     module, (x, y) = row.module(), row.inputs()
@@ -110,7 +110,7 @@ def padding_invariance(row: Row) -> float | None:
     worst = 0.0
     for is_causal in row.causal:
         if is_causal and row.together and not row.same_length:
-            continue  # bottom-right alignment moves when keys go without their queries
+            continue  # bottom-right alignment shifts when keys are removed without their queries
         batch = row.call(module, x, y, *masks, is_causal)
         alone = row.call(module, x[1:][short["x"]], y[1:][short["y"]], None, None, is_causal)
         for name, a, b in zip(row.outputs, outputs_of(batch), outputs_of(alone), strict=True):
@@ -119,7 +119,7 @@ def padding_invariance(row: Row) -> float | None:
 
 
 def empty_rows(row: Row) -> float | None:
-    """A sample without any key: forward and gradient are the naive loop's, where such a query sums over nothing."""
+    """A sample without any key: output and gradient equal the naive loop's, where such a query sums over nothing."""
     if not row.attended:
         return None
     module, (x, y) = row.module(), row.inputs()
@@ -131,7 +131,7 @@ def empty_rows(row: Row) -> float | None:
 
 
 def causal_leak(row: Row) -> float | None:
-    """How far the past moves when the future is replaced."""
+    """How much past outputs change when future inputs are replaced."""
     if True not in row.causal:
         return None
     L = row.lengths[0]
@@ -149,12 +149,12 @@ def causal_leak(row: Row) -> float | None:
 
 
 def cached_vs_full(row: Row) -> float | None:
-    """Token by token and in larger pieces, with and without hidden keys."""
+    """Token by token and in larger chunks, with and without masked keys."""
     if row.decode is None:
         return None
     module, (x, y) = row.module(), row.inputs(lengths=(9, 9))
     hidden = torch.ones(x.shape[:2], dtype=torch.bool)
-    hidden[1, :2] = False  # at the left: the first queries have nothing to attend to
+    hidden[1, :2] = False  # on the left: the first queries have no keys
     worst = 0.0
     for mask in (None, hidden):
         masks = (mask if name in row.attended else None for name in "xy")
@@ -165,7 +165,7 @@ def cached_vs_full(row: Row) -> float | None:
 
 
 class OfTensors(nn.Module):
-    """A row as a module that takes tensors alone."""
+    """A row as a module that takes only tensors."""
 
     def __init__(self, row: Row, is_causal: bool) -> None:
         super().__init__()
@@ -173,13 +173,13 @@ class OfTensors(nn.Module):
         self.module = row.module()
 
     def forward(self, x, y, x_mask, y_mask):
-        if self.row.same_length:  # one tensor, so that the graph knows it
+        if self.row.same_length:  # one tensor, so that the graph shares the length
             x, y = x.split(self.row.widths, dim=-1)
         return self.row.call(self.module, x, y, x_mask, y_mask, self.is_causal)
 
 
 def exported_vs_eager(row: Row) -> float | None:
-    """torch.export with dynamic batch and lengths, run at other sizes, one sample without any key."""
+    """torch.export with dynamic batch and lengths, run at other sizes, with one sample without any key."""
     if row.training:
         return None
 
@@ -189,8 +189,8 @@ def exported_vs_eager(row: Row) -> float | None:
         return (torch.cat([x, y], dim=-1), None, *masks) if row.same_length else (x, y, *masks)
 
     worst = 0.0
-    for is_causal in row.causal if row.together else row.causal[-1:]:  # modules one way: their kernels go both
-        module = OfTensors(row, is_causal).eval().requires_grad_(False)  # as tasks export; a scan is traced faster
+    for is_causal in row.causal if row.together else row.causal[-1:]:  # modules in one setting: kernels in both
+        module = OfTensors(row, is_causal).eval().requires_grad_(False)  # as in tasks; tracing a scan is faster
         example = arguments(2, *row.lengths)
         shapes = tuple(
             None if given is None else dict.fromkeys(range(given.dim() - given.is_floating_point()), Dim.AUTO)
@@ -204,7 +204,7 @@ def exported_vs_eager(row: Row) -> float | None:
 
 
 def outside_reference(row: Row) -> float | None:
-    """Against a public library's own implementation, where there is one."""
+    """Against a public library's implementation, if there is one."""
     return None if row.reference is None else row.reference()
 
 

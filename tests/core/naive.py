@@ -1,6 +1,6 @@
-"""What the core must equal: plain loops over samples, heads, queries and keys, straight from the definitions.
+"""Naive implementations of the core: plain loops over samples, heads, queries and keys, from the definitions.
 
-Nothing here calls the code under test; it only reads its parameters.
+Nothing here calls the code under test; only its parameters are read.
 """
 
 import math
@@ -11,13 +11,13 @@ import torch
 
 @dataclass(frozen=True)
 class Allowed:
-    """Who may attend to whom, from the definitions."""
+    """Which query may attend to which key, from the definitions."""
 
     key_mask: torch.Tensor | None = None
     attn_mask: torch.Tensor | None = None
     is_causal: bool = False
     window: int | None = None
-    bias: object = None  # a T5Bias or ALiBi, read for its parameters
+    bias: object = None  # a T5Bias or ALiBi, of which only the parameters are used
     global_mask: torch.Tensor | None = None
 
     def __call__(self, b, h, i, j, L, S):
@@ -60,8 +60,8 @@ def bias_at(bias, h, offset):
 def kernel(module, q, k, v, allowed, weights_of=None):
     """Any kernel: q (B, h, L, d), k (B, h_kv, S, d), v (B, h_kv, S, d_v) to (B, h, L, d_v).
 
-    weights_of(module, q (L, d), keys (S, d), b, head, allowed) gives one {key: weight} a query; the kinds of this file
-    need none.
+    weights_of(module, q (L, d), keys (S, d), b, head, allowed) returns one {key: weight} per query; the kinds in this
+    file do not need it.
     """
     B, h, L, _ = q.shape
     group = h // k.shape[1]
@@ -84,24 +84,24 @@ def kernel(module, q, k, v, allowed, weights_of=None):
 
 
 def softmax(scores):
-    """Of {key: score}."""
+    """The softmax of {key: score}."""
     total = sum(torch.exp(score) for score in scores.values())
     return {j: torch.exp(score) / total for j, score in scores.items()}
 
 
 def shares(products):
-    """Of {key: product}: what each is of their sum."""
+    """{key: product} divided by their sum."""
     total = sum(products.values())
     return {j: product / total for j, product in products.items()}
 
 
 def seen_by(keys, b, head, i, L, allowed):
-    """The keys that query i of L may see."""
+    """The keys that query i of L may attend to."""
     return [j for j in range(len(keys)) if allowed(b, head, i, j, L, len(keys))]
 
 
 def visible(q, keys, b, head, i, L, allowed):
-    """The scaled scores, {key: score}, of what query i of q (L, d) may see, position bias included."""
+    """The scaled scores, {key: score}, of the keys allowed for query i of q (L, d), including the position bias."""
     S, d = keys.shape
     return {
         j: (q[i] * keys[j]).sum() / math.sqrt(d) + bias_at(allowed.bias, head, j - (i + S - L))
@@ -128,7 +128,7 @@ def phi(x):
 
 
 def monotonic(module, q, keys, b, head, allowed):
-    """Raffel et al. 2017: algorithm 1 in evaluation, its expectation in training; Chiu and Raffel 2018's chunks."""
+    """Raffel et al. 2017: algorithm 1 in evaluation, its expectation in training; chunks of Chiu and Raffel 2018."""
     (L, d), S = q.shape, keys.shape[0]
     last = [1.0] + [0.0] * (S - 1)
     position, weights = 0, []
@@ -158,7 +158,7 @@ def monotonic(module, q, keys, b, head, allowed):
 
 
 def chunks(module, q, keys, b, head, i, L, allowed, stops):
-    """The softmax over the keys up to each stop, weighted by how likely the stop is."""
+    """The softmax over the keys up to each stop, weighted by the probability of the stop."""
     S, d = keys.shape
     turned = sum(q[c] * module.chunk_query[head, c] for c in range(d))
     weights = {}
@@ -175,7 +175,7 @@ def linear(layer, x):
 
 
 def layer_norm(norm, x):
-    if not hasattr(norm, "weight"):  # an identity
+    if not hasattr(norm, "weight"):  # identity
         return x
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)

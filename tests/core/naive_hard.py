@@ -1,4 +1,4 @@
-"""Naive loops of the kernels local, hard and adaptive_span: the weights of every query, straight from the papers."""
+"""Naive loops of the kernels local, hard and adaptive_span: the weights of every query, as in the papers."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ def local(module, q, keys, b, head, allowed):
             continue
         hidden = torch.tanh(sum(q[i, c] * module.project[head, c] for c in range(q.shape[1])))
         aligned = len(scores) / (1 + torch.exp(-(module.place[head] * hidden).sum()))
-        place = {j: s for s, j in enumerate(scores)}  # the hidden keys are not counted
+        place = {j: s for s, j in enumerate(scores)}  # masked keys are not counted
         weights = softmax({j: score for j, score in scores.items() if abs(place[j] - aligned) <= D})
         sigma = D / 2
         rows.append({j: w * torch.exp(-((place[j] - aligned) ** 2) / (2 * sigma**2)) for j, w in weights.items()})
@@ -28,7 +28,7 @@ def local(module, q, keys, b, head, allowed):
 
 
 class StraightThrough(torch.autograd.Function):
-    """One-hot of the best score; backward as if it had been the softmax, by hand."""
+    """One-hot of the best score, with the gradient of the softmax."""
 
     @staticmethod
     def forward(ctx, scores):

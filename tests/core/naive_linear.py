@@ -23,7 +23,7 @@ def favor(module, q, keys, b, head, allowed):
 
 
 def low_rank(module, q, keys, b, head, allowed):
-    """Wang et al. 2020, equation 7, queries and keys also made smaller; a key's weight is through its summaries."""
+    """Wang et al. 2020, equation 7, also with low-rank queries and keys; a key's weight sums over its projections."""
     L = q.shape[0]
     seen = seen_by(keys, b, head, 0, L, allowed)
     summaries = {j: keys[j] for j in seen}
@@ -74,5 +74,5 @@ def differential(module, q, keys, b, head, allowed):
 
 
 def differential_norm(module, out):
-    """Equation 3: each head's output (..., d_v) by its root mean square."""
+    """Equation 3: each head's output (..., d_v) divided by its root mean square."""
     return (1 - module.lambda_init) * out / torch.sqrt((out * out).mean(-1, keepdim=True) + 1e-5)

@@ -15,13 +15,13 @@ def real(mask, *place):
 
 
 def each_sample(x, mask, weigh):
-    """weigh(the vectors of the real cells, one vector) is what all cells of a sample are multiplied by."""
+    """All cells of a sample are multiplied by weigh(the vectors of the real cells, one vector)."""
     gates = [weigh(cells_of(x, mask, b), x[b, 0, 0]) for b in range(x.shape[0])]
     return each_cell(x, lambda b, r, c: gates[b])
 
 
 def each_cell(x, weigh):
-    """weigh(b, r, c) is the number (or vector) that cell is multiplied by."""
+    """Each cell is multiplied by weigh(b, r, c), a number or vector."""
     B, H, W, _ = x.shape
     rows = [x[b, r, c] * weigh(b, r, c) for b in range(B) for r in range(H) for c in range(W)]
     return torch.stack(rows).view(x.shape)
@@ -104,7 +104,7 @@ def cbam(module, x, mask):
 
 
 def resample(x, H, W):
-    """Bilinear between the centres of cells; beyond the outermost centres the value is theirs."""
+    """Bilinear between the centers of cells; beyond the outermost centers the value is constant."""
     B, h, w, _ = x.shape
 
     def along(i, size, new):
@@ -164,7 +164,7 @@ def pooling(module, x, mask, steer=None):
 
 
 def deformable(module, query, levels, reference, masks):
-    """levels: maps (B, H, W, C); reference (B, L, levels or 1, 2 or 4); masks (B, H, W) or None, one a level."""
+    """levels: maps (B, H, W, C); reference (B, L, levels or 1, 2 or 4); masks (B, H, W) or None, one per level."""
     (B, L, E), h, points = query.shape, module.num_heads, module.num_points
     d = E // h
     outs = []
@@ -180,7 +180,7 @@ def deformable(module, query, levels, reference, masks):
                     at = reference[b, i, n if reference.shape[2] > 1 else 0]
                     for k in range(points):
                         x, y = offsets[head, n, k]
-                        if len(at) == 2:  # in cells, of which (0.5, 0.5) is the first one's centre
+                        if len(at) == 2:  # in cells; (0.5, 0.5) is the center of the first one
                             column, row = at[0] * W + x - 0.5, at[1] * H + y - 0.5
                         else:
                             column = (at[0] + x * at[2] / (2 * points)) * W - 0.5
@@ -240,18 +240,18 @@ def divided_space_time(module, x, cls, mask):
 
 
 def read(vectors, scores, like):
-    """The mean of vectors, weighted by the softmax of {place: score}; zeros where there is none."""
+    """The mean of vectors, weighted by the softmax of {position: score}; zeros if there is none."""
     return sum((weight * vectors[j] for j, weight in naive.softmax(scores).items()), torch.zeros_like(like))
 
 
 def context_pooling(module, vectors, like):
-    """Of a list of vectors."""
+    """Attention pooling of a list of vectors."""
     scores = {j: (torch.tanh(linear(module.proj, x)) * module.context).sum() for j, x in enumerate(vectors)}
     return read(vectors, scores, like)
 
 
 def gru(net, vectors):
-    """Cho et al. 2014, with the reset gate behind the product, as torch has it."""
+    """Cho et al. 2014, with the reset gate after the product, as in torch."""
     state, states = torch.zeros(net.hidden_size, dtype=torch.float64), []
     for vector in vectors:
         new_r, new_z, new_n = (net.weight_ih_l0 @ vector + net.bias_ih_l0).chunk(3)

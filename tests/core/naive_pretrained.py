@@ -1,4 +1,4 @@
-"""BERT and ViT as plain loops, straight from the papers; nothing here calls the code under test."""
+"""BERT and ViT as plain loops, as in the papers; nothing here calls the code under test."""
 
 import naive
 import torch
@@ -12,7 +12,7 @@ def bert(module, ids, allowed):
         count, embedded = 0, []
         for i, token in enumerate(row):
             place = i
-            if module.pad_id is not None:  # RoBERTa: padding is not counted, and counting begins behind its id
+            if module.pad_id is not None:  # RoBERTa: padding is not counted, and positions start after its id
                 count += token != module.pad_id
                 place = module.pad_id + (count if token != module.pad_id else 0)
             embedded.append(
@@ -24,7 +24,7 @@ def bert(module, ids, allowed):
 
 
 def vit(module, patches):
-    """patches: (B, h, w, C P P). A prefix before linear maps of the patches, pre-norm layers, the last norm, a pool."""
+    """patches: (B, h, w, C P P). Prefix tokens, linear maps of the patches, pre-norm layers, final norm, pooling."""
     B, h, w, _ = patches.shape
     weight, bias = module.patches.proj.weight.flatten(1), module.patches.proj.bias
     samples = []

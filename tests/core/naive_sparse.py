@@ -1,4 +1,4 @@
-"""BigBird's and Reformer's attention as plain loops: see naive.kernel for what these functions take and give."""
+"""BigBird's and Reformer's attention as plain loops: see naive.kernel for arguments and return values."""
 
 import torch
 from naive import bias_at, softmax, visible
@@ -14,14 +14,14 @@ def hashed(seed, *values):
 
 
 def random_blocks(module, head, i, others):
-    """One of each of num_random equal parts of the other blocks, which may be empty."""
+    """One block from each of num_random equal parts of the other blocks, which may be empty."""
     r = module.num_random
     parts = [others[len(others) * t // r : len(others) * (t + 1) // r] for t in range(r)]
     return {part[hashed(module.seed, head, i, t) % len(part)] for t, part in enumerate(parts) if part}
 
 
 def blocks_of(module, head, i, count, is_causal):
-    """The blocks that block i sees, of count."""
+    """The blocks, of count, that block i attends to."""
     g, last = module.num_global, count - module.num_global
     if is_causal:
         near, ends, others = {i - 1, i}, set(range(min(g, i))), list(range(g, i - 1))
@@ -49,7 +49,7 @@ def sparse(module, q, keys, b, head, allowed):
 
 
 def bucket(module, vector, head, turn, count):
-    """The bucket of a query in one round: for each hash, which way it points most."""
+    """The bucket of a query in one round: for each hash, the direction of the largest component."""
     used = [module.rotations.shape[-1]]
     if module.num_buckets is None:
         used = [sum(2 * u * u * module.chunk <= count for u in range(1, 65))] * 2
@@ -62,7 +62,7 @@ def bucket(module, vector, head, turn, count):
 
 
 def met(module, tokens, buckets, turn, is_causal):
-    """{query: [keys]}: whom the real tokens meet in one round; buckets is {(token, turn): bucket}."""
+    """{query: [keys]}: the keys of each real token in one round; buckets is {(token, turn): bucket}."""
     if not module.across_buckets:
         together = {}
         for i in tokens:
@@ -91,7 +91,7 @@ def met(module, tokens, buckets, turn, is_causal):
 
 
 def lsh(module, q, keys, b, head, allowed):
-    """keys are the queries, at length 1."""
+    """The keys are the queries, normalized to length 1."""
     L = q.shape[0]
     tokens = [i for i in range(L) if allowed.key_mask is None or allowed.key_mask[b, i]]
     buckets = {

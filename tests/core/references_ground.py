@@ -1,4 +1,4 @@
-"""How far the ground floor is from the libraries that people trust, in float64."""
+"""Differences between the basic kernels and established libraries, in float64."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from mmattn import Mask, MultiHeadAttention, T5Bias
 
 
 def masks(B, h, L, S):
-    """Every kind of mask with every other: (Mask, the same as one dense boolean)."""
+    """Every combination of mask kinds: (Mask, the equivalent dense boolean mask)."""
     key_mask = torch.rand(B, S) > 0.3
     key_mask[:, -1] = True
     pairs = {
@@ -33,7 +33,7 @@ def masks(B, h, L, S):
 
 @torch.no_grad()
 def torch_attention() -> float:
-    """torch's nn.MultiheadAttention: self and cross, output and weights, every kind of mask with every other."""
+    """torch's nn.MultiheadAttention: self and cross, output and weights, every combination of mask kinds."""
     torch.manual_seed(0)
     ours, theirs = MultiHeadAttention(16, 4).double(), nn.MultiheadAttention(16, 4, batch_first=True).double().eval()
     for parameter in ours.parameters():
@@ -58,7 +58,7 @@ def torch_attention() -> float:
 
 @torch.no_grad()
 def t5_bias() -> float:
-    """transformers' T5: an attention with its relative bias, and the bias alone at many sizes, one way and both."""
+    """transformers' T5: attention with relative bias, and the bias alone at many sizes, causal and bidirectional."""
     from transformers import T5Config
     from transformers.models.t5.modeling_t5 import T5Attention
 

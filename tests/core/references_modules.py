@@ -31,7 +31,7 @@ def randomized(module):
 
 
 def copied(module, **parameters):
-    """The module in float64 with each parameter of it set, by its name with __ for the dots."""
+    """The module in float64 with its parameters set by name, with __ for dots."""
     module = module.double().eval()
     given = {name.replace("__", "."): tensor.detach() for name, tensor in parameters.items()}
     missing, unexpected = module.load_state_dict(given, strict=False)
@@ -41,7 +41,7 @@ def copied(module, **parameters):
 
 
 def compare(ours, theirs, *inputs):
-    """Outputs, and gradients of the inputs."""
+    """Compares outputs and gradients of the inputs."""
     found = []
     for function in (ours, theirs):
         given = [tensor.clone().requires_grad_() for tensor in inputs]
@@ -61,7 +61,7 @@ def square(layer):
 
 
 def taken(**layers):
-    """Weight and bias of each layer, under our name for it."""
+    """Weight and bias of each layer, under our names."""
     weights = {f"{name}__weight": square(layer) for name, layer in layers.items()}
     return weights | {f"{name}__bias": layer.bias for name, layer in layers.items()}
 
@@ -102,7 +102,7 @@ def cbam():
 
 
 def position_attention():
-    """timm's non-local block, whose values have as few channels as its queries."""
+    """timm's non-local block, whose values have as many channels as its queries."""
     from timm.layers import NonLocalAttn
 
     theirs = randomized(NonLocalAttn(16, rd_channels=4))
@@ -124,7 +124,7 @@ def position_attention():
 
 
 def map_pooling():
-    """timm's pooling by a latent query, its feed-forward network left out, and without our norm."""
+    """timm's attention pooling with a latent query, without its feed-forward network and our norm."""
     from timm.layers import AttentionPoolLatent
 
     theirs = randomized(AttentionPoolLatent(16, num_heads=4, latent_len=3, feat_size=15, pos_embed="abs", pool_type=""))
@@ -146,7 +146,7 @@ def map_pooling():
 
 
 def deformable(size, shapes=((6, 9), (5, 4), (2, 3)), num_points=3):
-    """transformers' Deformable DETR: points or boxes, some outside of the maps, and hidden cells."""
+    """transformers' Deformable DETR: points or boxes, some outside the maps, and masked cells."""
     from transformers import DeformableDetrConfig
     from transformers.models.deformable_detr import modeling_deformable_detr as library
 
@@ -182,7 +182,7 @@ def deformable(size, shapes=((6, 9), (5, 4), (2, 3)), num_points=3):
 
 
 def space_time():
-    """transformers' TimeSformer layer; its tokens run patch by patch, the frames of each together."""
+    """transformers' TimeSformer layer; its tokens are ordered by patch, then by frame."""
     from transformers import TimesformerConfig
     from transformers.models.timesformer.modeling_timesformer import TimesformerLayer
 
@@ -197,7 +197,7 @@ def space_time():
         for part, (weight, bias) in zip("qkv", parts, strict=True):
             given[f"{name}__{part}_proj__weight"], given[f"{name}__{part}_proj__bias"] = weight, bias
         weight, bias = library.output.dense.weight, library.output.dense.bias
-        if name == "temporal_attention":  # two linear maps in a row are one
+        if name == "temporal_attention":  # two consecutive linear maps are one
             after = theirs.temporal_dense
             weight, bias = after.weight @ weight, after.weight @ bias + after.bias
         given[f"{name}__out_proj__weight"], given[f"{name}__out_proj__bias"] = weight, bias

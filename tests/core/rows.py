@@ -1,4 +1,4 @@
-"""All rows: what test_promises.py asserts and scripts/check_core.py prints."""
+"""All rows, asserted by test_promises.py and printed by scripts/check_core.py."""
 
 import rows_ground
 import rows_hard

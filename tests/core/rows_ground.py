@@ -1,4 +1,4 @@
-"""The rows of the ground floor: dense, sliding_window, linear, monotonic, additive, sigmoid; blocks; fusion."""
+"""The rows of the basic kernels (dense, sliding_window, linear, monotonic, additive, sigmoid), blocks and fusion."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The rows of kernels that choose where to look: local, hard, adaptive_span."""
+"""The rows of kernels that select keys: local, hard, adaptive_span."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from mmattn import Mask, build_kernel
 
 
 def decode_cross(module, x, y, mask, steps):
-    """Cross-attention step by step, for kernels that also do self-attention."""
+    """Stepwise cross-attention, for kernels that also support self-attention."""
     cache = module.make_cache(*split(x[:, :0], y[:, :0])[1:], cross=True)
     pieces = [module(*split(piece, y), Mask(mask), cache) for piece in x.split(list(steps), dim=1)]
     return torch.cat(pieces, dim=2).transpose(1, 2).flatten(2)

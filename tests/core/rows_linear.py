@@ -27,7 +27,7 @@ def cosine_against_timm() -> float:
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(torch.randn_like(parameter))
-        theirs.logit_scale.copy_(torch.tensor([1.0, 3.0, 6.0]).view(3, 1, 1))  # the last beyond the largest, log(100)
+        theirs.logit_scale.copy_(torch.tensor([1.0, 3.0, 6.0]).view(3, 1, 1))  # the last above the maximum, log(100)
         theirs.cpb_mlp[-1].weight.zero_()
         ours.kernel.log_scale.copy_(theirs.logit_scale.flatten())
         for projection, weight in zip((ours.q_proj, ours.k_proj, ours.v_proj), theirs.qkv.weight.chunk(3), strict=True):
@@ -44,7 +44,7 @@ def cosine_against_timm() -> float:
 
 
 def differential_against_transformers() -> float:
-    """DiffLlama's attention, causal and grouped, its rotary angles zero: our head i is its heads i and i + h."""
+    """DiffLlama's attention, causal and grouped, with zero rotary angles: our head i is its heads i and i + h."""
     from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaConfig
 
     torch.manual_seed(3)
@@ -63,7 +63,7 @@ def differential_against_transformers() -> float:
                 for kind in ("weight", "bias"):
                     heads = getattr(getattr(theirs, name), kind).unflatten(0, (2, -1, 4))  # half, head, channel
                     getattr(getattr(ours, name), kind).copy_(heads.transpose(0, 1).flatten(0, 2))
-            for i in "12":  # theirs takes the exponential in single precision: ours aims at what came out
+            for i in "12":  # theirs computes the exponential in single precision: ours is set to the result
                 left, right = (getattr(theirs, f"lambda_{side}{i}") for side in "qk")
                 rounded = (left * right).sum(dtype=torch.float32).exp().double().log()
                 getattr(ours.kernel, f"lambda_q{i}").copy_(left * rounded / (left @ right))

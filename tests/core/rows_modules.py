@@ -1,6 +1,6 @@
 """The rows of the attention modules that are not kernels: channel, spatial, deformable, temporal, hierarchical, BiDAF.
 
-Maps are drawn channels last, and handed over channels first.
+Maps are drawn channels last and passed channels first.
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ from mmattn import (
 
 
 def on_map(build, loop, reference=None):
-    """A module from a map to a map: a partial of its class, which names the row."""
+    """A module from a map to a map: a partial of its class, which gives the row its name."""
 
     def call(module, x, y, x_mask, y_mask, is_causal):
         return module(x.movedim(-1, 1), x_mask).movedim(1, -1)
@@ -43,7 +43,7 @@ def on_map(build, loop, reference=None):
 
 
 def reads(name, build, loop, **keywords):
-    """A module that makes something of y alone, which has y's rows or, with outputs ("",), none."""
+    """A module of y only, whose output has y's rows or, with outputs ("",), none."""
     return Row(
         name,
         build,
@@ -54,7 +54,7 @@ def reads(name, build, loop, **keywords):
 
 
 def levels_of(y):
-    """Two maps of different sizes from one, and what a step of the first is in the second."""
+    """Two maps of different sizes from one, and the size of a step of the first in the second."""
     return [y, y[:, ::2, ::3]], ((1, 1), (2, 3))
 
 

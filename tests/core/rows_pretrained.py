@@ -37,7 +37,7 @@ def bert_row(name, reference, **keywords):
 
 
 def vit_row(name, like, **keywords):
-    """like: the name of a model of timm."""
+    """like: the name of a timm model."""
     sizes = {"image_size": (GRID[0] * P, GRID[1] * P), "patch_size": P, "in_channels": C, "ffn_dim": 12}
     return Row(
         name,
@@ -53,7 +53,7 @@ def vit_row(name, like, **keywords):
 
 
 def random(model):
-    """In float64, every parameter random."""
+    """The model in float64 with random parameters."""
     torch.manual_seed(0)
     model = model.double().eval()
     with torch.no_grad():
@@ -76,7 +76,7 @@ def loaded(converted, kind):
 
 @torch.no_grad()
 def transformers_bert(family):
-    """Last states and pooled output of a random model of transformers, with padding in the batch."""
+    """Last states and pooled output of a random transformers model, with padding in the batch."""
     import transformers
 
     from mmattn.pretrained import bert
@@ -95,7 +95,7 @@ def transformers_bert(family):
 
 @torch.no_grad()
 def timm_reference(name):
-    """Last states and pooled output of a random model of timm."""
+    """Last states and pooled output of a random timm model."""
     import timm
 
     from mmattn.pretrained.timm import convert_timm

@@ -1,4 +1,4 @@
-"""The rows of sparse and lsh, and what transformers' BigBird and Reformer make of the same weights."""
+"""The rows of sparse and lsh, and transformers' BigBird and Reformer with the same weights."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from mmattn.kernels.lsh import LSH
 
 
 def bigbird():
-    """Each sample beside transformers' block-sparse layer with our random blocks: full, with a hole, padded."""
+    """Each sample against transformers' block-sparse layer with our random blocks: full, with a hole, padded."""
     from transformers import BigBirdConfig
     from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
 
@@ -27,7 +27,7 @@ def bigbird():
     real = torch.ones(3, length, dtype=torch.bool)
     real[0, 20:31] = False
     real[1, -3:] = False  # within the last block
-    real[2, 48:] = False  # four blocks fewer: alone, it is a text of 48
+    real[2, 48:] = False  # four blocks fewer: as a single sample its length is 48
     worst = 0.0
 
     q, k, v = (f(x).unflatten(-1, (heads, d)).transpose(1, 2) for f in (theirs.query, theirs.key, theirs.value))
@@ -47,7 +47,7 @@ def bigbird():
 
 
 def reformer():
-    """Beside transformers' LSH layer with our rotations: plain, with a hole and padding in the last chunk, causal."""
+    """Against transformers' LSH layer with our rotations: plain, with a hole and padding in the last chunk, causal."""
     from transformers import ReformerConfig
     from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 
@@ -106,11 +106,11 @@ ACROSS = {"num_hashes": 2, "chunk": 3, "across_buckets": True}
 ROWS = [
     kernel("kernel sparse", "sparse", SEEDED, block=2, lengths=(27, 27), reference=bigbird, **SPARSE),
     lsh("kernel lsh", {"num_hashes": 3, "chunk": 2}),
-    # Causal, chunks depend on what comes later: the naive loop does so too, in test_sparse.py.
+    # Causal chunks depend on later tokens: so does the naive loop in test_sparse.py.
     lsh("kernel lsh, across buckets", ACROSS, causal=(False,), reference=reformer),
 ]
 
-# What test_promises.py asserts too, without the export, which takes seconds.
+# Rows that test_promises.py also asserts, without the export, which takes seconds.
 MORE = [
     kernel("sparse, wide ends", "sparse", {"num_global": 2, "num_random": 2}, block=1, lengths=(19, 19), **SPARSE),
     kernel("sparse, window alone", "sparse", {"num_global": 0, "num_random": 0}, block=2, lengths=(14, 14), **SPARSE),

@@ -14,7 +14,7 @@ from mmattn import ALiBi, Mask, MultiHeadAttention, T5Bias
 
 
 def global_tokens(x):
-    """Which tokens of x (B, L, .) are global, by what they hold: other ones in each sample, the same ones if alone."""
+    """The global tokens of x (B, L, .), determined by their values: different in each sample, batch-independent."""
     return x[..., 0].detach() > 0.8  # (B, L)
 
 
@@ -51,7 +51,7 @@ def with_globals(name: str, **keywords) -> Row:
 
 
 def longformer_difference() -> float:
-    """Windows with padding, then with global tokens too, whose projections are set to those of the others."""
+    """Windows with padding, then also with global tokens, whose projections equal those of the others."""
     from transformers import LongformerConfig
     from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
@@ -75,11 +75,11 @@ def longformer_difference() -> float:
     some[0, [0, 7, 30]] = some[1, 11] = some[2, [0, 19]] = True
 
     def theirs_on(global_mask):
-        signs = global_mask.double() - (~key_mask).double()  # 0 local, above 0 global, below 0 hidden
-        return theirs(x, signs, ~key_mask, global_mask, bool(global_mask.any()))[0]
+        attention_mask = global_mask.double() - (~key_mask).double()  # 0 local, positive global, negative masked
+        return theirs(x, attention_mask, ~key_mask, global_mask, bool(global_mask.any()))[0]
 
     worst = 0.0
-    # Theirs computes its softmax in single precision whatever it is given, which would hide what 1e-8 can show.
+    # Theirs always computes the softmax in single precision, which would exceed a tolerance of 1e-8.
     with torch.no_grad(), patch.object(F, "softmax", lambda scores, dim, dtype=None: scores.softmax(dim)):
         for global_mask in (torch.zeros_like(some), some):
             found = ours(x, mask=Mask(key_mask, global_mask=global_mask if global_mask.any() else None))

@@ -18,7 +18,7 @@ def test_value_may_differ_from_key():
     torch.testing.assert_close(attention(x, key, key), attention(x, key))
 
 
-def test_nothing_is_causal_by_default():
+def test_not_causal_by_default():
     attention, x = MultiHeadAttention(8, 2), torch.randn(1, 4, 8)
     changed = torch.cat([x[:, :3], torch.randn(1, 1, 8)], dim=1)
     assert not torch.allclose(attention(x)[:, 0], attention(changed)[:, 0])
@@ -38,7 +38,7 @@ def test_cross_cache_projects_once():
     torch.testing.assert_close(attention(x[1:], memory[1:], cache=cache), attention(x, memory)[1:])
 
 
-def test_monotonic_cache_keeps_its_place():
+def test_monotonic_cache_keeps_position():
     attention = MultiHeadAttention(8, 2, kind="monotonic", options={"initial_offset": 0.5}, needs={"cross"}).eval()
     x, memory = torch.randn(2, 6, 8), torch.randn(2, 9, 8)
     cache = attention.make_cache(2, cross=True)
@@ -78,7 +78,7 @@ def test_split_attention():
 
 
 def test_auxiliary_losses():
-    class Asks(nn.Module):
+    class WithLoss(nn.Module):
         def __init__(self, loss):
             super().__init__()
             self.loss = loss
@@ -87,7 +87,7 @@ def test_auxiliary_losses():
             return self.loss
 
     assert aux_losses(MultiHeadAttention(8, 2)) is None
-    assert aux_losses(nn.Sequential(Asks(torch.tensor(1.0)), Asks(None), Asks(torch.tensor(2.5)))) == 3.5
+    assert aux_losses(nn.Sequential(WithLoss(torch.tensor(1.0)), WithLoss(None), WithLoss(torch.tensor(2.5)))) == 3.5
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,11 @@ def test_auxiliary_losses():
         ({"rotary": True, "head_dim": 3}, "even head_dim"),
         ({"bias": "qv"}, "bias must be true, false, or a list of q, k, v, out; found"),
         ({"bias": ["q", "value"]}, "bias must be true, false, or a list of q, k, v, out; found"),
-        ({"qk_norm": "batch"}, "unknown qk_norm 'batch'; there are: layer, rms"),
+        ({"qk_norm": "batch"}, "unknown qk_norm 'batch'; expected one of: layer, rms"),
         ({"num_kv_heads": 1, "kind": "lsh"}, "num_kv_heads=1 must be 2"),
     ],
 )
-def test_refusals_at_construction(keywords, message):
+def test_invalid_construction_raises(keywords, message):
     refused(message, MultiHeadAttention, **{"embed_dim": 8, "num_heads": 2} | keywords)
 
 
@@ -117,23 +117,23 @@ X, Y = torch.zeros(1, 3, 8), torch.zeros(1, 4, 8)
     ("make", "call", "message"),
     [
         ({}, lambda a: a(X, None, X), "a value needs a key"),
-        ({}, lambda a: a(X, key_pos=X), "give no key_pos"),
+        ({}, lambda a: a(X, key_pos=X), "omit key_pos"),
         ({"kv_dim": 6}, lambda a: a(X), "self-attention needs kv_dim == embed_dim, found 6 and 8"),
         ({"rotary": True}, lambda a: a(X, Y), "not for cross-attention"),
         ({"kind": "monotonic"}, lambda a: a(X), "does not support bidirectional self-attention"),
         ({"kind": "monotonic"}, lambda a: a(X, mask=CAUSAL), "does not support causal attention"),
         ({"kind": "sliding_window"}, lambda a: a(X, Y), "does not support cross-attention"),
-        ({"position_bias": ALiBi(2)}, lambda a: a(X, mask=Mask(bias=ALiBi(2))), "already carries a position bias"),
+        ({"position_bias": ALiBi(2)}, lambda a: a(X, mask=Mask(bias=ALiBi(2))), "already has a position bias"),
         ({}, lambda a: a(X, cache=a.make_cache(1, cross=True)), r"not for self-attention: make_cache\(cross=False\)"),
         ({}, lambda a: a(X, Y, cache=a.make_cache(1)), r"not for cross-attention: make_cache\(cross=True\)"),
     ],
 )
-def test_refusals_when_called(make, call, message):
+def test_invalid_calls_raise(make, call, message):
     refused(message, call, MultiHeadAttention(8, 2, **make).eval())
 
 
 @pytest.mark.parametrize("kind", slow_but_first(["dense", "sliding_window", "linear"]))
-def test_it_compiles_whole_at_changing_lengths(kind):
+def test_compiles_full_graph_at_changing_lengths(kind):
     attention = MultiHeadAttention(8, 2, kind=kind, rotary=True)
 
     def run(x, key_mask):
@@ -146,13 +146,13 @@ def test_it_compiles_whole_at_changing_lengths(kind):
     torch._dynamo.reset()
 
 
-def test_named_biases():
+def test_selected_biases():
     attention = MultiHeadAttention(8, 2, bias=["q", "v", "out"])  # as Whisper
     found = {name for name, _ in attention.named_parameters() if name.endswith("bias")}
     assert found == {"q_proj.bias", "v_proj.bias", "out_proj.bias"}
 
 
-def test_a_mask_combines_once_for_all_layers():
+def test_dense_mask_is_cached():
     mask = Mask(torch.ones(2, 5, dtype=torch.bool), is_causal=True)
     assert mask.dense(5, 5) is mask.dense(5, 5)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The encoders of sound, transformer and conformer, whole and in chunks; the LSTM that writes from a memory."""
+"""The audio encoders, transformer and conformer, full and chunked; the LSTM decoder."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def make(kind="conformer", **keywords):
 
 
 def clips(*lengths, seed=1, bands=10):
-    """Clips as one batch, with loud noise for padding, and its mask."""
+    """Clips as one batch, padded with loud noise, and its mask."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     features = torch.randn(*mask.shape, bands, generator=generator, dtype=torch.float64)
@@ -32,21 +32,21 @@ def clips(*lengths, seed=1, bands=10):
 
 
 @pytest.mark.parametrize("subsampling", [1, 2, 4])
-def test_untrained_frames_are_as_large_as_what_they_are_made_of(subsampling):
-    """By torch's own initial weights their deviation is 0.11, and CTC takes many epochs to begin to learn."""
+def test_initial_frames_have_unit_scale(subsampling):
+    """With torch's default initialization the deviation is 0.11, and CTC needs many epochs before it learns."""
     torch.manual_seed(0)
     net = ConvSubsampling(40, 96, subsampling=subsampling)
     frames, _ = net(torch.randn(4, 200, 40), None)  # (B, S, E)
     assert 0.7 < frames.std() < 1.4
     share = frames.std((0, 1)).square().sum() / frames.square().mean((0, 1)).sum()
-    assert share > 0.5, "of that, what differs from frame to frame"
+    assert share > 0.5, "the share that differs between frames"
 
 
 class TestPadding:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("subsampling", [1, 2, 4])
     @pytest.mark.parametrize("keywords", [{}, {"rotary": False}, {"chunk_frames": 3, "left_chunks": 1}], ids=str)
-    def test_a_clip_alone_equals_itself_in_a_batch(self, kind, subsampling, keywords):
+    def test_single_clip_equals_batched(self, kind, subsampling, keywords):
         net, lengths = make(kind, subsampling=subsampling, **keywords), (31, 17, 6, 1)
         features, mask = clips(*lengths)
         states, state_mask = net(features, mask)
@@ -58,7 +58,7 @@ class TestPadding:
             torch.testing.assert_close(states[n : n + 1, :short], alone, atol=1e-8, rtol=0)
 
     @pytest.mark.parametrize("attention", sorted(set(kinds_supporting({"self"}))))
-    def test_with_every_kernel_by_name(self, attention):
+    def test_every_kernel_by_name(self, attention):
         net = make(attention={"kind": attention} | NEEDED.get(attention, {}))
         features, mask = clips(20, 11)
         states, _ = net(features, mask)
@@ -69,7 +69,7 @@ class TestPadding:
         assert list(maps) == [f"encoder.layers.{n}.attention" for n in range(2)]
         torch.testing.assert_close(captured[1:, :6], alone, atol=1e-8, rtol=0)
 
-    def test_a_clip_of_padding_alone_is_numbers(self):
+    def test_all_padding_clip_is_finite(self):
         features, mask = clips(9, 9)
         mask[1] = False
         states, state_mask = make()(features, mask)
@@ -81,7 +81,7 @@ class TestChunks:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("subsampling", [1, 2, 4])
     @pytest.mark.parametrize("left_chunks", [None, 0, 2])
-    def test_the_future_changes_nothing_that_was_put_out(self, kind, subsampling, left_chunks):
+    def test_output_does_not_depend_on_later_chunks(self, kind, subsampling, left_chunks):
         net = make(kind, subsampling=subsampling, chunk_frames=3, left_chunks=left_chunks)
         features, _ = clips(40)
         states, _ = net(features)
@@ -91,11 +91,11 @@ class TestChunks:
             found, _ = net(later)
             assert torch.equal(found[:, : 3 * chunk], states[:, : 3 * chunk])
             assert not torch.allclose(found[:, 3 * chunk :], states[:, 3 * chunk :])
-            cut, _ = net(features[:, : 3 * chunk * subsampling])  # as if the stream had ended there
+            cut, _ = net(features[:, : 3 * chunk * subsampling])  # as if the stream ended there
             torch.testing.assert_close(cut, states[:, : 3 * chunk], atol=1e-8, rtol=0)
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_within_a_chunk_attention_looks_ahead(self, kind):
+    def test_attention_is_bidirectional_within_a_chunk(self, kind):
         net, (features, _) = make(kind, chunk_frames=4, subsampling=2), clips(24)
         features.requires_grad_()
         (gradient,) = torch.autograd.grad(net(features)[0][0, 4, 0], features)
@@ -103,25 +103,25 @@ class TestChunks:
         assert seen[:16].all()
         assert not seen[16:].any()
 
-    def test_the_mask(self):
+    def test_chunk_mask(self):
         assert chunk_mask(4, 3).int().tolist() == [[1, 1, 1, 0]] * 3 + [[1, 1, 1, 1]]
         assert chunk_mask(4, 1, 0).equal(torch.eye(4, dtype=torch.bool))
 
     @pytest.mark.parametrize("attention", ["additive", "sliding_window", "differential"])
-    def test_with_other_kernels(self, attention):
+    def test_other_kernels(self, attention):
         net = make(chunk_frames=3, attention={"kind": attention} | NEEDED.get(attention, {}))
         features, _ = clips(20)
         later = features.clone()
         later[:, 12:] = 5
         torch.testing.assert_close(net(later)[0][:, :6], net(features)[0][:, :6], atol=1e-8, rtol=0)
 
-    def test_a_kernel_that_cannot_says_so(self):
+    def test_kernel_without_attn_mask_raises(self):
         refused(r"'linear' .* not an attn_mask", make(chunk_frames=3, attention="linear"), *clips(20))
 
 
-class TestByHand:
+class TestDefinitions:
     @pytest.mark.parametrize("is_causal", [False, True])
-    def test_the_depthwise_convolution(self, is_causal):
+    def test_depthwise_convolution(self, is_causal):
         conv = DepthwiseConv(6, 5, is_causal=is_causal).double()
         x = clips(9, 9, bands=6)[0]
         expected = conv.conv.bias.expand(2, 9, 6).clone()
@@ -132,7 +132,7 @@ class TestByHand:
                     expected[:, t] = expected[:, t] + conv.conv.weight[:, 0, k, 0] * x[:, source]
         torch.testing.assert_close(conv(x), expected, atol=1e-8, rtol=0)
 
-    def test_the_convolution_module(self):
+    def test_convolution_module(self):
         module = ConvolutionModule(6, 5).double()
         x, mask = clips(9, 4, bands=6)
         values, gates = module.pointwise_in(x).chunk(2, -1)
@@ -143,7 +143,7 @@ class TestByHand:
         inner = inner * module.norm.weight + module.norm.bias
         torch.testing.assert_close(module(x, mask), module.pointwise_out(inner * inner.sigmoid()), atol=1e-8, rtol=0)
 
-    def test_a_conformer_layer_is_a_macaron(self):
+    def test_conformer_layer_is_a_macaron(self):
         layer = ConformerLayer(8, 2, ffn_dim=12, kernel_size=3).double().eval()
         x, key_mask = clips(9, 4, bands=8)
         mask = Mask(key_mask)
@@ -180,20 +180,20 @@ class TestAudioEncoder:
     def test_export_at_other_sizes(self, kind, keywords):
         net, dims = make(kind, **keywords), {0: Dim.AUTO, 1: Dim.AUTO}
         program = export(net, clips(20, 13), dynamic_shapes={"features": dims, "feature_mask": dims}).module()
-        for lengths in ((31, 7, 4), (5,), (3, 1)):  # two encoded frames at least: torch holds one to be another case
+        for lengths in ((31, 7, 4), (5,), (3, 1)):  # at least two encoded frames: torch specializes size one
             given = clips(*lengths)
             for found, expected in zip(program(*given), net(*given), strict=True):
                 torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("kind", KINDS)
-    def test_compiled(self, kind):
+    def test_compiled_equals_eager(self, kind):
         net, given = make(kind), clips(20, 13)
         compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(*given)[0], net(*given)[0], atol=1e-8, rtol=0)
 
-    def test_learns_where_a_sound_is(self):
-        """A click among noise, and the state below it says so: a conformer overfits a batch."""
+    def test_learns_to_locate_a_click(self):
+        """A conformer overfits one batch: each state classifies whether its frame holds a click."""
         torch.manual_seed(0)
         net = nn.ModuleList([AudioEncoder(10, 16, 1, 2, kind="conformer", kernel_size=3), nn.Linear(16, 1)])
         features = torch.randn(8, 24, 10)
@@ -206,9 +206,9 @@ class TestAudioEncoder:
         learn(torch.optim.Adam(net.parameters(), 1e-2), 30, loss)
         assert loss() < 0.05
 
-    def test_refusals(self):
+    def test_invalid_arguments(self):
         for keywords, message in (
-            ({"kind": "rnn"}, "unknown audio encoder 'rnn'; there are: transformer, conformer"),
+            ({"kind": "rnn"}, "unknown audio encoder 'rnn'; expected one of: transformer, conformer"),
             ({"subsampling": 3}, "subsampling=3: there are 1, 2, 4"),
             ({"kernel_size": 4}, "kernel_size=4: .* odd"),
             ({"chunk_frames": 0}, "chunk_frames=0"),
@@ -226,7 +226,7 @@ class TestRecurrentDecoder:
         options = {"memory_dim": 10, "num_layers": 2, "num_heads": 2} | keywords
         return RecurrentDecoder(9, 6, 8, **options).double().eval()
 
-    def test_padding_of_the_memory_changes_nothing(self):
+    def test_memory_padding_invariance(self):
         decoder, (memory, mask) = self.make(), clips(12, 5)
         ids = torch.randint(9, (2, 4))
         alone = decoder(memory[1:, :5], None, ids[1:])
@@ -235,17 +235,17 @@ class TestRecurrentDecoder:
     @pytest.mark.parametrize(
         "cross", ["additive", "dense", {"kind": "monotonic"}, {"kind": "local", "window": 4}], ids=str
     )
-    def test_steps_equal_one_pass(self, cross):
+    def test_stepwise_equals_single_pass(self, cross):
         decoder, (memory, mask) = self.make(cross_attention=cross), clips(12, 5)
         ids, state = torch.randint(9, (2, 4)), decoder.start_from(memory, mask)
         steps = torch.stack([decoder.step(new, state) for new in ids.split(1, dim=1)], dim=1)
-        if cross == {"kind": "monotonic"}:  # trained on expectations, decoded hard
+        if cross == {"kind": "monotonic"}:  # trained on the expectation, decoded with hard attention
             assert steps.isfinite().all()
         else:
             torch.testing.assert_close(steps, decoder(memory, mask, ids), atol=1e-8, rtol=0)
 
     @pytest.mark.parametrize("cross", ["additive", {"kind": "monotonic"}], ids=str)
-    def test_beams_of_a_sentence_share_its_memory(self, cross):
+    def test_beams_share_the_memory(self, cross):
         decoder, (memory, mask) = self.make(cross_attention=cross), clips(12, 5, 9)
         config = GenerationConfig(num_beams=3, decoder_start_token_id=1, eos_token_id=2, max_new_tokens=6)
         together = decoder.generate(memory, mask, config)

@@ -28,7 +28,7 @@ def text(length=7):
 class TestStems:
     @pytest.mark.parametrize(("name", "options"), [("conv", {}), ("vit", {}), ("timm/test_resnet", {"max_stride": 8})])
     @pytest.mark.parametrize("size", [(64, 64), (40, 72)])
-    def test_maps(self, name, options, size):
+    def test_feature_maps(self, name, options, size):
         if name.startswith("timm"):
             pytest.importorskip("timm")
         stem = build_stem(name, 16, **options)
@@ -43,14 +43,14 @@ class TestStems:
         kinds = {type(module) for module in ConvStem(16, channels=(12, 16), norm=norm).modules()}
         assert (nn.BatchNorm2d in kinds, nn.GroupNorm in kinds) == (norm == "batch", norm == "group")
 
-    def test_patches_are_a_linear_map(self):
+    def test_patch_embedding_is_linear(self):
         stem = PatchEmbed(16, patch_size=4)
         image = torch.randn(1, 3, 8, 12)
         patch = image[0, :, 4:8, 8:12].flatten()
         expected = stem.proj.weight.flatten(1) @ patch + stem.proj.bias
         torch.testing.assert_close(stem(image)[0, :, 1, 2], expected)
 
-    def test_refusals(self):
+    def test_invalid_arguments(self):
         refused(r"unknown image backbone 'con', did you mean 'conv'\?", build_stem, "con", 8)
         refused("there are: conv, vit, timm/NAME", build_stem, "zzz", 8)
         refused("unknown norm 'layer'", ConvStem, 8, norm="layer")
@@ -65,7 +65,7 @@ class TestTimm:
         assert swin.channels_last
         assert swin(torch.randn(1, 3, 56, 56)).shape == (1, 8, 14, 14)
 
-    def test_weights_come_from_a_local_file_alone(self, tmp_path, monkeypatch):
+    def test_loads_weights_from_local_files(self, tmp_path, monkeypatch):
         timm = pytest.importorskip("timm")
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         source = timm.create_model("test_resnet", pretrained=False)
@@ -80,14 +80,14 @@ class TestTimm:
             found = stem.eval().body(x)[-1]
             assert any(found.shape == one.shape and torch.equal(found, one) for one in expected)
 
-    def test_foreign_weights_are_named(self, tmp_path):
+    def test_foreign_weights_raise(self, tmp_path):
         pytest.importorskip("timm")
         save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
         stem = build_stem("timm/test_resnet", 8)
         message = r"other\.safetensors: not the weights of timm model 'test_resnet'"
         refused(message, stem.load_weights, tmp_path / "other.safetensors")
 
-    def test_refusals(self, monkeypatch):
+    def test_invalid_arguments(self, monkeypatch):
         pytest.importorskip("timm")
         refused("timm has no model 'resnet19'; near: ", build_stem, "timm/resnet19", 8)
         refused(r"none within max_stride=1", build_stem, "timm/test_resnet", 8, max_stride=1)
@@ -106,7 +106,7 @@ class TestGridEncoder:
         assert torch.allclose(there, here, atol=1e-5) == (positions == "none")
 
     def test_layout(self):
-        """Tokens run row by row, and come back to their places."""
+        """Tokens are ordered row by row and return to their positions."""
         model = GridEncoder(PatchEmbed(8), 8, 0, 2, positions="none")
         image = torch.randn(2, 3, 24, 40)
         torch.testing.assert_close(model(image), model.encoder.norm(model.stem(image).movedim(1, -1)).movedim(-1, 1))
@@ -122,7 +122,7 @@ class TestGridEncoder:
 
 class TestText:
     @pytest.mark.parametrize("positions", TextEncoder.POSITIONS)
-    def test_padding_changes_nothing(self, positions):
+    def test_padding_invariance(self, positions):
         model, (ids, key_mask) = TextEncoder(20, 8, 2, 2, positions=positions).eval(), text()
         together = model(ids, key_mask)
         torch.testing.assert_close(together[1:2, :4], model(ids[1:2, :4]))
@@ -134,15 +134,15 @@ class TestText:
         same = torch.allclose(model(ids)[0, 0], model(ids.flip(1))[0, 2], atol=1e-5)
         assert same == (positions == "none")
 
-    def test_refusals(self):
+    def test_invalid_arguments(self):
         refused("unknown positions 'learnt'", TextEncoder, 20, 8, 1, 2, positions="learnt")
         refused("a sequence of 7 tokens is longer than max_len=5", TextEncoder(20, 8, 1, 2, max_len=5), text()[0])
         refused("'monotonic' does not support bidirectional", TextEncoder, 20, 8, 1, 2, attention={"kind": "monotonic"})
 
 
 class TestBert:
-    def test_padding_at_the_left_is_not_counted(self):
-        """RoBERTa's positions: a text means the same wherever padding stands."""
+    def test_left_padding_does_not_shift_positions(self):
+        """RoBERTa's positions: the states of a text do not depend on the position of the padding."""
         model, ids = BertEncoder(20, 8, 2, 2, max_len=12, pad_id=1).eval(), torch.randint(2, 20, (1, 5))
         padded = torch.cat([torch.ones(1, 3, dtype=torch.long), ids], dim=1)
         torch.testing.assert_close(model(padded, padded != 1).states[:, 3:], model(ids).states)
@@ -153,7 +153,7 @@ class TestBert:
         torch.testing.assert_close(model(ids, None, zeros).states, model(ids).states)
         assert not torch.allclose(model(ids, None, zeros + 1).states, model(ids).states)
 
-    def test_layers_and_pooled(self):
+    def test_hidden_states_and_pooled_output(self):
         model, (ids, key_mask) = BertEncoder(20, 8, 3, 2, pooler=False).eval(), text()
         layers, found = model.hidden_states(ids, key_mask), model(ids, key_mask)
         assert len(layers) == 4
@@ -176,7 +176,7 @@ class TestViT:
     def make(self, **keywords):
         return VisionTransformer(8, 2, 2, image_size=(16, 24), patch_size=8, **keywords).eval()
 
-    def test_the_mean_of_what_is_no_prefix(self):
+    def test_mean_pooling_excludes_prefix_tokens(self):
         model, image = self.make(pooling="mean"), torch.randn(2, 3, 16, 24)
         states, pooled = model(image)
         torch.testing.assert_close(model.encoder.norm(model.hidden_states(image)[-1]), states)
@@ -190,8 +190,8 @@ class TestViT:
         torch.testing.assert_close(pooled, model.pooler(model.norm(states.mean(1))))
 
     @pytest.mark.parametrize("resize", slow_but_first(VisionTransformer.RESIZES))
-    def test_resizing_to_its_own_size_changes_nothing(self, resize):
-        """An exported model resizes always: at its own size that must be nothing."""
+    def test_resizing_to_the_same_size_is_identity(self, resize):
+        """An exported model always resizes: at the original size this must be the identity."""
         model, image = self.make(resize_positions=resize).double(), torch.randn(2, 3, 16, 24, dtype=torch.float64)
         shapes = {"pixel_values": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}}
         program = export(model, (torch.randn(2, 3, 40, 32).double(),), dynamic_shapes=shapes).module()
@@ -238,6 +238,6 @@ class TestRecurrent:
         states.square().sum().backward()
         assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
-    def test_refusals(self):
-        refused("unknown recurrent kind 'rnn'; there are: lstm, gru", RecurrentEncoder, 20, 6, 8, kind="rnn")
+    def test_invalid_arguments(self):
+        refused("unknown recurrent kind 'rnn'; expected one of: lstm, gru", RecurrentEncoder, 20, 6, 8, kind="rnn")
         refused("hidden_dim=7 does not divide", RecurrentEncoder, 20, 6, 7)

@@ -22,7 +22,7 @@ LOCAL, LOW_RANK = {"kind": "local", "window": 2}, {"kind": "low_rank", "projecte
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_gradient_checkpointing_changes_nothing(name):
+def test_gradient_checkpointing_equals_plain(name):
     make, call = STACKS[name]
     model, x, y = make().train(), torch.randn(2, 4, 8), torch.randn(2, 5, 8)
     found = []
@@ -36,7 +36,7 @@ def test_gradient_checkpointing_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_capture_beside_gradient_checkpointing(name):
+def test_capture_with_gradient_checkpointing(name):
     make, call = STACKS[name]
     model, x, y = make().train(), torch.randn(2, 4, 8), torch.randn(2, 5, 8)
     model.gradient_checkpointing = True
@@ -47,7 +47,7 @@ def test_capture_beside_gradient_checkpointing(name):
 
 
 def test_checkpointing_saves_memory():
-    """Only each layer's input is kept, not what is inside it."""
+    """Only each layer's input is kept, not its intermediate tensors."""
     model, x = Encoder(8, 3, 2), torch.randn(2, 16, 8)
 
     def kept():
@@ -72,7 +72,7 @@ def test_post_norm_has_no_last_norm():
     torch.testing.assert_close(out.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
 
 
-def test_activations_are_what_their_names_say():
+def test_activations_match_their_formulas():
     formulas = {
         "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
         "gelu_tanh": lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
@@ -98,8 +98,8 @@ def test_norm_eps_and_biases_reach_every_layer():
     assert {layer.ffn.activation for layer in encoder.layers} == {"relu"}
 
 
-def test_what_stacks_hand_to_their_layers():
-    """RMS norms, no bias anywhere, heads of a size of their own: as T5 has it."""
+def test_stack_options_reach_layers():
+    """RMS norms, no biases, a separate head size: as in T5."""
     options = {"norm": "rms", "norm_eps": 1e-3, "bias": False, "gated": True, "head_dim": 3, "activation": "relu"}
     for stack, given in ((Encoder(8, 2, 2, **options), ()), (Decoder(8, 2, 2, **options), (torch.randn(2, 4, 8),))):
         assert not any(name.endswith("bias") for name, _ in stack.named_parameters())
@@ -110,11 +110,11 @@ def test_what_stacks_hand_to_their_layers():
         x = torch.randn(2, 5, 8)
         out = stack(x, *given)
         torch.testing.assert_close(out.pow(2).mean(-1), torch.ones(2, 5), atol=5e-3, rtol=0)
-    refused("unknown norm 'batch'; there are: layer, rms", Encoder, 8, 1, 2, norm="batch")
+    refused("unknown norm 'batch'; expected one of: layer, rms", Encoder, 8, 1, 2, norm="batch")
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_hidden_states_are_what_forward_goes_through(norm_first):
+def test_hidden_states_equal_layer_outputs(norm_first):
     encoder = Encoder(8, 3, 2, norm_first=norm_first, position_bias=T5Bias(2))
     x, mask = torch.randn(2, 5, 8), Mask(torch.rand(2, 5) > 0.3)
     states = encoder.hidden_states(x, mask)
@@ -128,8 +128,8 @@ def test_hidden_states_are_what_forward_goes_through(norm_first):
     torch.testing.assert_close(states[1:], seen)
 
 
-def test_a_kernel_that_does_not_fit_is_refused_by_name():
-    refused("unknown activation 'glue'; there are: gelu, gelu_tanh", Encoder, 8, 1, 2, activation="glue")
+def test_unsupported_kernels_raise():
+    refused("unknown activation 'glue'; expected one of: gelu, gelu_tanh", Encoder, 8, 1, 2, activation="glue")
     refused("'monotonic' does not support bidirectional", Encoder, 8, 1, 2, attention={"kind": "monotonic"})
     refused("'monotonic' does not support causal attention", Decoder, 8, 1, 2, attention={"kind": "monotonic"})
     refused("does not support a position bias", Encoder, 8, 1, 2, attention={"kind": "linear"}, position_bias=T5Bias(2))
@@ -140,8 +140,8 @@ def test_a_kernel_that_does_not_fit_is_refused_by_name():
     refused("does not support cross-attention", AttentionPooling, 8, 2, attention="sliding_window")
 
 
-def test_a_fusion_block_is_what_saved_models_know_it_as():
-    """Its names and shapes; what it computes is in its row."""
+def test_fusion_block_state_dict_is_stable():
+    """Names and shapes of its parameters; its output is checked in its row."""
     block = MultimodalFusionBlock(8, 2, kv_dim=6, ffn_dim=12)
     sizes = {"self_attention": (8, 8, 8, 8), "cross_attention": (8, 6, 6, 8)}
     maps = {f"{name}.{p}_proj": (8, n) for name, given in sizes.items() for p, n in zip("qkvo", given, strict=True)}
@@ -154,7 +154,7 @@ def test_a_fusion_block_is_what_saved_models_know_it_as():
 
 
 def test_decoder_learns_to_copy_monotonically():
-    """One batch overfitted by a kernel that is soft in training and hard afterwards: in the end both agree."""
+    """Overfits one batch with a kernel that is soft in training and hard in evaluation: finally both agree."""
     torch.manual_seed(0)
     source = torch.randint(0, 6, (8, 5))
     table, head = nn.Embedding(6, 16), nn.Linear(16, 6)
@@ -181,7 +181,7 @@ def test_decoder_learns_to_copy_monotonically():
     ],
     ids=["local", "local, own position", "low_rank"],
 )
-def test_steps_of_a_decoder_are_one_pass(kinds):
+def test_decoder_steps_equal_single_pass(kinds):
     decoder = Decoder(8, 2, 2, **kinds).double().eval()
     x, memory = torch.randn(2, 6, 8, dtype=torch.float64), torch.randn(2, 7, 8, dtype=torch.float64)
     mask, cache = Mask(is_causal=True), decoder.make_cache(2)
@@ -190,7 +190,7 @@ def test_steps_of_a_decoder_are_one_pass(kinds):
 
 
 class Step(nn.Module):
-    """One decoding step as a module of tensors alone: the cache goes in and comes out flat."""
+    """One decoding step as a module of tensors: the cache is passed and returned as a flat list."""
 
     def __init__(self, decoder):
         super().__init__()

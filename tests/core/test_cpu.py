@@ -1,4 +1,4 @@
-"""Steps of decoding: the same as the fused path, in both layouts; what is left to the fused path."""
+"""Decoding steps: equal to the fused path, in both layouts; the cases left to the fused path."""
 
 import pytest
 import torch
@@ -35,10 +35,10 @@ def key_mask(*lengths):
     "mask", [None, Mask(is_causal=True), Mask(key_mask(7, 2, 5)), Mask(key_mask(7, 2, 5), is_causal=True)]
 )
 @pytest.mark.parametrize(("layout", "L"), [("by head", 1), ("by head", 5), ("by token", 1)])
-def test_as_the_fused_path(monkeypatch, layout, L, mask, value_dim, chunk, dtype):
+def test_equals_fused_path(monkeypatch, layout, L, mask, value_dim, chunk, dtype):
     monkeypatch.setattr(cpu, "CHUNK", chunk)
     q, k, v = parts(layout, L, value_dim, dtype)
-    expected = attend(q, k, v, mask, scale=0.3)  # a gradient could be wanted: the fused path
+    expected = attend(q, k, v, mask, scale=0.3)  # a gradient may be required: the fused path
     found = attend_step(q, k, v, mask, 0.3)
     assert found.shape == expected.shape
     assert torch.allclose(found, expected, atol=1e-12 if dtype == torch.float64 else 1e-5, rtol=0)
@@ -46,7 +46,7 @@ def test_as_the_fused_path(monkeypatch, layout, L, mask, value_dim, chunk, dtype
         assert torch.equal(attend(q, k, v, mask, scale=0.3), found)
 
 
-def test_masks_by_head():
+def test_per_head_masks():
     q, k, v = parts("by head", 2)
     mask = Mask(key_mask(7, 3, 4), torch.rand(B, H, 2, S, generator=torch.Generator().manual_seed(1)) < 0.8)
     mask.attn_mask[..., 0] = True
@@ -54,7 +54,7 @@ def test_masks_by_head():
 
 
 @pytest.mark.parametrize("layout", ["by head", "by token"])
-def test_nothing_to_attend_to_is_zero(layout):
+def test_fully_masked_rows_are_zero(layout):
     q, k, v = parts(layout)
     mask = Mask(key_mask(7, 0, 5))
     assert attend_step(q, k, v, mask, 0.3) is None
@@ -65,7 +65,7 @@ def test_nothing_to_attend_to_is_zero(layout):
     assert torch.allclose(found[2], F.scaled_dot_product_attention(q[2], k[2, :, :5], v[2, :, :5]), atol=1e-12)
 
 
-def test_what_is_left_to_the_fused_path():
+def test_unsupported_cases_use_fused_path():
     by_token, by_head = parts("by token", 2), parts("by head", cpu.FEW + 1)
     assert attend_step(*by_token, None, 0.3) is None
     assert attend_step(*by_head, None, 0.3) is None
@@ -74,4 +74,4 @@ def test_what_is_left_to_the_fused_path():
     assert attend_step(*(x.bfloat16() for x in (q, k, v)), None, 0.3) is None
     assert attend_step(q, k, v, Mask(global_mask=key_mask(1, 1, 1)), 0.3) is None
     assert attend_step(q, k, v, None, 0.3, 0.1) is None  # dropout
-    assert cpu.attend_step(q, k, v, None, 0.3) is None  # a gradient could be wanted
+    assert cpu.attend_step(q, k, v, None, 0.3) is None  # a gradient may be required

@@ -1,4 +1,4 @@
-"""CTC: greedy, prefix beams, scores beside a decoder and alignment, each against all alignments, written out."""
+"""CTC: greedy, prefix beam search, joint decoding and forced alignment, each against all alignments."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ def collapse(path, blank=0):
 
 
 def every_text(log_p, blank=0):
-    """What can be said and its probability: a sum over all paths of (S, V)."""
+    """Every possible text and its probability: a sum over all paths of (S, V)."""
     S, V = log_p.shape
     found = {}
     for path in itertools.product(range(V), repeat=S):
@@ -34,7 +34,7 @@ def every_text(log_p, blank=0):
 
 
 def padded(*clips):
-    """Clips (S, V) as one batch and its mask, padded with what would be believed if it were looked at."""
+    """Clips (S, V) as one batch and its mask, padded with confident scores that must be ignored."""
     longest = max(map(len, clips))
     log_p = torch.full((len(clips), longest, clips[0].shape[1]), -9.0, dtype=clips[0].dtype)
     log_p[:, :, -1] = 0.0
@@ -45,7 +45,7 @@ def padded(*clips):
 
 
 @pytest.mark.parametrize("blank", [0, 2])
-def test_greedy_collapses_the_best_path_of_each_row(blank):
+def test_greedy_collapses_best_path(blank):
     clips = [frames(7, 3, seed=n) for n in range(20)] + [frames(1, 3), frames(4, 3)]
     expected = [list(collapse(clip.argmax(-1).tolist(), blank)) for clip in clips]
     assert ctc_greedy(*padded(*clips), blank) == expected
@@ -54,7 +54,7 @@ def test_greedy_collapses_the_best_path_of_each_row(blank):
 
 
 @pytest.mark.parametrize("blank", [0, 3])
-def test_prefix_beams_are_exact_where_there_are_enough(blank):
+def test_wide_prefix_beam_search_is_exact(blank):
     clips = [frames(5, 4, seed=1), frames(3, 4, seed=2), frames(1, 4, seed=3), frames(5, 4, seed=4, scale=8.0)]
     for clip, found in zip(clips, ctc_prefix_beams(*padded(*clips), 500, blank), strict=True):
         expected = every_text(clip, blank)
@@ -64,7 +64,7 @@ def test_prefix_beams_are_exact_where_there_are_enough(blank):
         assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
 
 
-def test_few_prefix_beams_find_the_best_and_never_a_prefix_twice():
+def test_narrow_prefix_beam_search_finds_best_without_duplicates():
     clips = [frames(6, 3, seed=n) for n in range(12)]
     batch = padded(*clips)
     for clip, best, few in zip(clips, ctc_prefix_beam(*batch, 8), ctc_prefix_beams(*batch, 4), strict=True):
@@ -75,7 +75,7 @@ def test_few_prefix_beams_find_the_best_and_never_a_prefix_twice():
         assert all(score <= math.log(expected[text]) + 1e-9 for text, (_, score) in zip(texts, few, strict=True))
 
 
-def test_prefix_beams_of_a_clip_alone_and_beside_others():
+def test_prefix_beam_search_is_batch_invariant():
     clips = [frames(n, 5, seed=n) for n in (9, 2, 6)]
     together = ctc_prefix_beams(*padded(*clips), 3)
     for clip, found in zip(clips, together, strict=True):
@@ -87,20 +87,20 @@ def test_prefix_beams_of_a_clip_alone_and_beside_others():
     refused("beams: expected at least 1, found 0", ctc_prefix_beam, frames(1, 4, 3), None, 0)
 
 
-def test_prefix_beams_take_what_cannot_be():
+def test_prefix_beam_search_handles_zero_probabilities():
     log_p = torch.full((1, 4, 3), -math.inf)
     log_p[0, [0, 1, 2, 3], [1, 0, 1, 2]] = 0.0
     assert ctc_prefix_beams(log_p, None, 5) == [[([1, 1, 2], 0.0)]]
 
 
 def silent_end(clip):
-    """Frames (S, V) with one more id that is never said: the end."""
+    """Frames (S, V) with one more id of negligible probability: the end token."""
     return torch.cat([clip, torch.full_like(clip[:, :1], -1e3)], dim=1)
 
 
 @pytest.mark.parametrize("prefix", [(), (1,), (2, 2), (1, 2, 1), (2, 1, 1), (1, 1, 1)])
-def test_prefix_scores_equal_all_alignments(prefix):
-    """V = 4 with blank 0 and end 3, which the frames never say."""
+def test_prefix_scores_equal_sum_over_alignments(prefix):
+    """V = 4 with blank 0 and end token 3, which has negligible probability in every frame."""
     clips = [frames(6, 3, seed=5), frames(4, 3, seed=6), frames(6, 3, seed=7, scale=10.0)]
     scorer = CTCPrefixScorer(*padded(*map(silent_end, clips)))
     for token in prefix:
@@ -112,7 +112,7 @@ def test_prefix_scores_equal_all_alignments(prefix):
             return sum(p for text, p in texts.items() if text[: len(start)] == start)
 
         whole = begins(prefix)
-        if not whole:  # more than the frames have room for: all are alike
+        if not whole:  # more than the frames have room for: all scores are equal
             torch.testing.assert_close(row[1:], torch.full_like(row[1:], -math.log(4)))
             continue
         assert row[0] == -math.inf
@@ -121,8 +121,8 @@ def test_prefix_scores_equal_all_alignments(prefix):
         assert abs(float(row.exp().sum()) - 1.0) < 1e-8  # one of them, or the end
 
 
-def test_prefix_scores_equal_ctc_loss_over_many_frames():
-    """Log p of -300 and less, and probabilities that float32 would call zero."""
+def test_prefix_scores_equal_ctc_loss():
+    """Log p of -300 and less, and probabilities that underflow in float32."""
     log_p = frames(2, 150, 20, seed=8, scale=6.0)
     scorer, text = CTCPrefixScorer(log_p), [5, 5, 9, 1, 17, 2, 2, 2, 11, 3]
     total = torch.zeros(2, dtype=torch.float64)
@@ -137,7 +137,7 @@ def test_prefix_scores_equal_ctc_loss_over_many_frames():
 
 
 class Sentences:
-    """The state of a decoder that needs none: to which sentence each row belongs."""
+    """The state of a stateless decoder: the sentence index of each row."""
 
     def __init__(self, rows):
         self.of = torch.arange(rows)
@@ -147,7 +147,7 @@ class Sentences:
 
 
 def written(table, log_p, mask, weight, **options):
-    """From a table (B, V, V) of logits by sentence and last id, beside CTC; the blank is 0, start and end are V - 1."""
+    """Joint decoding with a table (B, V, V) of logits by sentence and last id; blank 0, start and end V - 1."""
 
     def step(ids, state):
         return table[state.of, ids[:, -1]].clone()
@@ -158,8 +158,8 @@ def written(table, log_p, mask, weight, **options):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_joint_beams_find_the_best_of_all_texts(weight):
-    """Texts of 1 and 2, start and end 3: every text of the beams' length is scored by both, written out."""
+def test_joint_beam_search_finds_best_text(weight):
+    """Texts of ids 1 and 2, start and end 3: both scores of every text are computed exhaustively."""
     clips = [frames(S, 3, seed=seed) for S, seed in ((5, 9), (3, 10), (4, 11), (5, 12))]
     table = 2 * torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(13), dtype=torch.float64)
     options = {"num_beams": 60, "num_return_sequences": 3, "max_new_tokens": 7, "length_penalty": 0.0}
@@ -171,14 +171,14 @@ def test_joint_beams_find_the_best_of_all_texts(weight):
             attention = sum(float(table[n].log_softmax(-1)[a, b]) for a, b in itertools.pairwise(path))
             scores[text] = (1 - weight) * attention + weight * math.log(p)
         best = sorted(scores, key=scores.__getitem__, reverse=True)[:3]
-        if weight:  # without CTC longer texts than the frames have room for are as good as others
+        if weight:  # without CTC, texts that are too long for the frames also score well
             assert [tuple(ids) for ids in found.tokens(without=(3,))[n]] == best
         for ids, score in zip(found.tokens(without=(3,))[n], found.scores[n].tolist(), strict=True):
             if tuple(ids) in scores:
                 assert abs(score - scores[tuple(ids)]) < 1e-5
 
 
-def test_a_joint_beam_of_one_is_greedy_and_batches_change_nothing():
+def test_joint_beam_search_is_batch_invariant():
     clips = [frames(n, 9, seed=n) for n in (12, 5, 9, 12, 1)]
     log_p, mask = padded(*clips)
     table = torch.randn(5, 9, 9, generator=torch.Generator().manual_seed(1))
@@ -192,33 +192,33 @@ def test_a_joint_beam_of_one_is_greedy_and_batches_change_nothing():
         assert together.lengths[0, 0] > 1
 
 
-def test_joint_scores_beside_what_cannot_be_said_are_numbers():
-    """A decoder that never ends, over fewer frames than it writes, and over none at all."""
+def test_joint_scores_of_impossible_texts_are_finite():
+    """A decoder that never ends, over fewer frames than output tokens, and over no frames."""
     log_p, mask = frames(2, 3, 5, seed=3).float(), torch.tensor([[True] * 3, [False] * 3])
     table = torch.zeros(2, 5, 5)
     table[:, :, 4] = -80.0
     for beams in (1, 3):
         found = written(table, log_p, mask, 0.1, num_beams=beams, max_new_tokens=9)
         assert found.scores.isfinite().all()
-        assert found.lengths[1] == 1  # nothing is heard, and nothing said
+        assert found.lengths[1] == 1  # no frames, no output
     refused(r"ctc_weight: expected 0..1, found 1\.5", written, table, log_p, mask, 1.5, max_new_tokens=9)
 
 
 @pytest.mark.parametrize("ids", [[1], [2, 2], [1, 2, 1], [1, 1, 2], [2, 1, 2, 1]])
-def test_alignment_is_the_best_of_all(ids):
+def test_forced_alignment_is_optimal(ids):
     for seed in range(8):
         log_p = frames(6, 3, seed=seed)
         paths = [path for path in itertools.product(range(3), repeat=6) if list(collapse(path)) == ids]
         best = max(paths, key=lambda path: sum(float(log_p[t, label]) for t, label in enumerate(path)))
         spans = ctc_align(log_p, ids)
-        said = [0] * 6
+        aligned = [0] * 6
         for token, (first, last) in zip(ids, spans, strict=True):
-            said[first : last + 1] = [token] * (last + 1 - first)
-        assert tuple(said) == best
+            aligned[first : last + 1] = [token] * (last + 1 - first)
+        assert tuple(aligned) == best
         assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
 
 
-def test_alignment_of_little():
+def test_forced_alignment_edge_cases():
     assert ctc_align(frames(3, 4), []) == []
     assert ctc_align(frames(1, 4), [2]) == [(0, 0)]
     assert ctc_align(frames(3, 4), [2, 2]) == [(0, 0), (2, 2)]
@@ -243,21 +243,21 @@ class Chain:
 
 
 @pytest.mark.parametrize(("weight", "bonus"), [(0.7, 0.0), (1.5, 0.4), (0.0, 0.3)])
-def test_beams_with_a_language_model_are_exact_where_there_are_enough(weight, bonus):
+def test_wide_beam_search_with_shallow_fusion_is_exact(weight, bonus):
     model = Chain()
     clips = [frames(5, 3, seed=n) for n in range(4)] + [frames(2, 3, seed=9)]
     found = ctc_prefix_beams(*padded(*map(silent_end, clips)), 400, fusion=Fusion(model, weight, bonus))
     for clip, rows in zip(clips, found, strict=True):
-        heard = every_text(clip)
-        expected = {t: math.log(p) + weight * model.score(t) + bonus * len(t) for t, p in heard.items()}
+        texts = every_text(clip)
+        expected = {t: math.log(p) + weight * model.score(t) + bonus * len(t) for t, p in texts.items()}
         likely = [(tuple(ids), score) for ids, score in rows if score > -500]
         assert {ids for ids, _ in likely} == set(expected)
         assert all(abs(score - expected[ids]) < 1e-6 for ids, score in likely)
         assert likely[0][0] == max(expected, key=expected.__getitem__)
 
 
-def test_a_language_model_changes_what_is_kept():
-    """Three ids sound alike; the model knows which of them follow each other."""
+def test_shallow_fusion_changes_the_best_hypothesis():
+    """Two ids are acoustically ambiguous; the language model determines which of them follow each other."""
     log_p = torch.full((1, 9, 4), -9.0)
     log_p[0, ::2, 0] = 0.0
     log_p[0, 1::2, 1:3] = torch.tensor([0.51, 0.49]).log()
@@ -272,8 +272,8 @@ def test_a_language_model_changes_what_is_kept():
         assert abs(score - other) < 1e-6
 
 
-def test_ids_that_the_language_model_does_not_have_are_not_written():
-    """A public model may have more scores than its tokenizer has letters."""
+def test_ids_outside_the_language_model_are_not_output():
+    """A public model may have more scores than its tokenizer has characters."""
     log_p = torch.cat([frames(1, 6, 3, seed=2), torch.full((1, 6, 3), -20.0, dtype=torch.float64)], -1)
     (wide,) = ctc_prefix_beams(log_p, None, 50, fusion=Fusion(Chain(), 0.7, 0.1))
     narrow = torch.cat([log_p[:, :, :3], torch.full((1, 6, 1), -20.0, dtype=torch.float64)], -1)

@@ -1,4 +1,4 @@
-"""Dynamic time warping against a plain loop, and on attention whose truth is known."""
+"""Dynamic time warping against a plain loop, and on attention with known boundaries."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from mmattn.generate.dtw import median, spoken_from, warp
 
 
 def cheapest(cost):
-    """All paths, one by one: what the cheapest costs, and where its rows begin."""
+    """Enumerates all paths: where the rows of the cheapest one begin."""
     rows, columns = cost.shape
     best = (math.inf, [])
     for moves in range(max(rows, columns) - 1, rows + columns - 1):
@@ -28,14 +28,14 @@ def cheapest(cost):
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 4), (3, 3), (4, 2), (3, 4), (3, 1)])
 @pytest.mark.parametrize("seed", range(4))
-def test_against_all_paths(shape, seed):
+def test_equals_exhaustive_search(shape, seed):
     cost = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     assert warp(cost) == cheapest(cost)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("seed", range(5))
-def test_against_transformers(seed):
+def test_equals_transformers(seed):
     whisper = pytest.importorskip("transformers.models.whisper.generation_whisper")
     weights = torch.randn(3, 17, 120, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).softmax(-1)
     scores = (weights - weights.mean(1, keepdim=True)) / weights.std(1, correction=0, keepdim=True)
@@ -45,13 +45,13 @@ def test_against_transformers(seed):
     assert spoken_from(weights) == [int(columns[list(rows).index(row)]) for row in range(17)]
 
 
-def test_attention_that_follows_the_sound():
+def test_recovers_known_boundaries():
     starts = [0, 9, 31, 40, 77]
-    centres = [(a + b) / 2 for a, b in itertools.pairwise([*starts, 90])]
+    centers = [(a + b) / 2 for a, b in itertools.pairwise([*starts, 90])]
     time = torch.arange(90)
-    weights = torch.stack([-((time - c) / 6).square() for c in centres]).softmax(-1)[None].repeat(2, 1, 1)
+    weights = torch.stack([-((time - c) / 6).square() for c in centers]).softmax(-1)[None].repeat(2, 1, 1)
     found = spoken_from(weights)
     assert found[0] == 0
-    borders = [(a + b) / 2 for a, b in itertools.pairwise(centres)]  # of equal bumps, the middle between two of them
+    borders = [(a + b) / 2 for a, b in itertools.pairwise(centers)]  # for equal peaks, midway between them
     assert max(abs(a - b) for a, b in zip(found[1:], borders, strict=True)) <= 3
     assert median(torch.randn(2, 3), 7).shape == (2, 3)

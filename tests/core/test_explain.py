@@ -10,7 +10,7 @@ def hooks(model):
     return sum(len(module._forward_hooks) for module in model.modules())
 
 
-def test_maps_by_path_one_a_call():
+def test_maps_are_keyed_by_path():
     model = nn.ModuleDict({"encoder": Encoder(8, 2, 2), "fusion": MultimodalFusionBlock(8, 2)})
     x, y = torch.randn(3, 4, 8), torch.randn(3, 6, 8)
     with capture(model) as maps:
@@ -27,7 +27,7 @@ def test_maps_by_path_one_a_call():
     assert hooks(model) == 0
 
 
-def test_guidance_reaches_the_projections_through_the_maps():
+def test_attention_supervision_reaches_projections():
     model, x = Encoder(8, 1, 2).train(), torch.randn(2, 5, 8)
 
     def on_first():
@@ -40,7 +40,7 @@ def test_guidance_reaches_the_projections_through_the_maps():
     assert on_first() > before + 0.2
 
 
-def test_hooks_go_when_an_error_comes():
+def test_hooks_are_removed_after_errors():
     model = Encoder(8, 1, 2)
     model.gradient_checkpointing = True
     with pytest.raises(RuntimeError, match="stop"), capture(model):
@@ -49,7 +49,7 @@ def test_hooks_go_when_an_error_comes():
     assert model.gradient_checkpointing
 
 
-def test_nested():
+def test_nested_capture():
     model, x = Encoder(8, 1, 2), torch.randn(2, 5, 8)
     plain = model(x)
     with capture(model) as outer:
@@ -61,7 +61,7 @@ def test_nested():
     assert hooks(model) == 0
 
 
-def test_a_part_alone():
+def test_capture_of_a_submodule():
     model, x, y = CoAttention(8, 1, 2), torch.randn(1, 3, 8), torch.randn(1, 4, 8)
     with capture(model.layers[0].exchange) as maps:
         model(x, y)
@@ -72,16 +72,16 @@ def test_a_part_alone():
     assert {path: found[0].shape for path, found in maps.items()} == {"": (1, 4, 3, 3)}
 
 
-def test_attention_dropout_stays_on_in_training():
+def test_attention_dropout_is_active_in_training():
     attention = MultiHeadAttention(8, 2, dropout=0.5).train()
     x = torch.randn(2, 5, 8)
     with capture(attention) as maps:
         first, second = attention(x), attention(x)
     assert not torch.equal(first, second)
-    assert torch.equal(*maps[""])  # the map itself is what was meant
+    assert torch.equal(*maps[""])  # the map itself
 
 
-def test_cached_decoding_is_refused():
+def test_cached_decoding_raises():
     attention = MultiHeadAttention(8, 2)
     cache = attention.make_cache(1)
     with capture(attention), pytest.raises(ValueError, match="one pass over the whole sequence"):

@@ -21,7 +21,7 @@ def test_equals_multihead_attention_with_every_mask_pair():
 
 
 def nan_where_empty(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **keywords):
-    """What another device may do with a row of minus infinities, forward and backward."""
+    """What another device may return for a row of minus infinities: NaN, forward and backward."""
     scores = q @ k.mT
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attn_mask, float("-inf"))
@@ -30,7 +30,7 @@ def nan_where_empty(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **k
     return scores.softmax(-1) @ v
 
 
-@pytest.mark.parametrize("trusted", [True, False], ids=["torch zeroes", "we zero"])
+@pytest.mark.parametrize("trusted", [True, False], ids=["zeroed by torch", "zeroed by us"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [None, ALiBi(4), T5Bias(4)], ids=["no bias", "ALiBi", "T5"])
 def test_empty_rows(trusted, dtype, bias, monkeypatch):
@@ -55,8 +55,8 @@ def test_empty_rows(trusted, dtype, bias, monkeypatch):
             assert v.grad[0].abs().max() == 0
 
 
-def test_the_fused_path_is_taken(monkeypatch):
-    """A padding mask stays (B, 1, 1, S), causal alone is a flag, a last query needs no mask at all."""
+def test_fused_path_is_used(monkeypatch):
+    """A padding mask stays (B, 1, 1, S), a causal mask is a flag, the last query needs no mask."""
     seen = []
 
     def spy(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **keywords):
@@ -82,6 +82,6 @@ def test_scale_and_grouped_query():
     refused("4 query heads cannot share 3 key heads", functional.repeat_heads, torch.randn(2, 3, 6, 8), 4)
 
 
-def test_global_tokens_are_refused():
+def test_global_tokens_raise():
     q = torch.randn(1, 1, 3, 8)
     refused("global", attend, q, q, q, Mask(global_mask=torch.ones(1, 3, dtype=torch.bool)))

@@ -31,7 +31,7 @@ SEARCHES = {
         "min_length": 6,
     },
     "beam 3, bad words": {"num_beams": 3, "bad_words_ids": [[PAD], [11, 12], [13]], "min_new_tokens": 4},
-    "beam 2, two ends": {"num_beams": 2, "eos_token_id": [EOS, 5, 6]},
+    "beam 2, two end tokens": {"num_beams": 2, "eos_token_id": [EOS, 5, 6]},
 }
 OPTIONS = {"decoder_start_token_id": START, "eos_token_id": EOS, "pad_token_id": PAD, "max_length": 14}
 
@@ -41,7 +41,7 @@ def config(**keywords):
 
 
 def vary(model):
-    """Random weights of which texts come that do not repeat one token, and that end at different lengths."""
+    """Random weights whose texts do not repeat one token and end at different lengths."""
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.mul_(2.0)
@@ -65,8 +65,8 @@ def source():
     return ids, torch.arange(9) < lengths[:, None]
 
 
-def assert_scores_are_those_of_a_full_pass(model, source, found, length_penalty, *prompt):
-    """Each text's log p in one teacher-forced pass, behind the start and a prompt."""
+def assert_scores_equal_teacher_forcing(model, source, found, length_penalty, *prompt):
+    """Each text's log p in one teacher-forced pass, after the start token and a prompt."""
     ids, key_mask = source
     for b, texts in enumerate(found.tokens()):
         for n, tokens in enumerate(texts):
@@ -76,7 +76,7 @@ def assert_scores_are_those_of_a_full_pass(model, source, found, length_penalty,
 
 
 @pytest.mark.parametrize("name", slow_but_first(SEARCHES, lambda name: "beam" in name))
-def test_a_batch_is_one_by_one(model, source, name):
+def test_batched_equals_single(model, source, name):
     ids, key_mask = source
     together = model.generate(ids, key_mask, config(**SEARCHES[name]))
     for b in range(len(ids)):
@@ -86,17 +86,17 @@ def test_a_batch_is_one_by_one(model, source, name):
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam 4, length penalty", "beam 4, early", "beam 3, no repeat"])
-def test_scores_are_those_of_a_full_pass(model, source, name):
+def test_scores_equal_teacher_forcing(model, source, name):
     found = model.generate(*source, config(**SEARCHES[name]))
-    assert_scores_are_those_of_a_full_pass(model, source, found, SEARCHES[name].get("length_penalty", 1.0))
+    assert_scores_equal_teacher_forcing(model, source, found, SEARCHES[name].get("length_penalty", 1.0))
     if name in ("greedy", "beam 4, early"):
-        assert len(set(found.lengths.flatten().tolist())) > 1  # sentences ended at different steps, and left
+        assert len(set(found.lengths.flatten().tolist())) > 1  # sentences ended at different steps and were dropped
 
 
-def test_samples_score_what_the_model_says(model, source):
+def test_sample_scores_equal_teacher_forcing(model, source):
     options = config(do_sample=True, temperature=0.7, top_k=5, num_return_sequences=3, length_penalty=0.0)
     found = model.generate(*source, options, generator=torch.Generator().manual_seed(0))
-    assert_scores_are_those_of_a_full_pass(model, source, found, 0.0)
+    assert_scores_equal_teacher_forcing(model, source, found, 0.0)
     assert len({tuple(tokens) for several in found.tokens() for tokens in several}) > len(source[0])
 
 
@@ -118,7 +118,7 @@ def test_without_scores(model, source, name):
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_what_comes_out_are_normal_tensors(model, source, beams):
+def test_outputs_are_not_inference_tensors(model, source, beams):
     found = model.generate(*source, config(num_beams=beams))
     with torch.inference_mode():
         inside = model.generate(*source, config(num_beams=beams))
@@ -130,8 +130,8 @@ def test_what_comes_out_are_normal_tensors(model, source, beams):
 
 
 @pytest.mark.parametrize("kind", ["additive", "linear", "monotonic"])
-def test_beams_of_other_kernels(source, kind):
-    """A prompt of two tokens; decoding states that are no keys and values; cross-attention with one of its own."""
+def test_beam_search_with_other_kernels(source, kind):
+    """A prompt of two tokens; decoding states other than keys and values; cross-attention with its own state."""
     torch.manual_seed(5)
     attention = {"cross_attention" if kind == "monotonic" else "decoder_attention": kind}
     model = vary(Seq2Seq(V, 16, 2, 4, tied_output=False, **attention))
@@ -140,10 +140,10 @@ def test_beams_of_other_kernels(source, kind):
         state = model.start(*source)
         assert state.shared is (kind != "monotonic")
         found = generate(model.step, state, prompt, config(num_beams=3, length_penalty=0.0, num_return_sequences=2))
-        assert_scores_are_those_of_a_full_pass(model, source, found, 0.0, 4)
+        assert_scores_equal_teacher_forcing(model, source, found, 0.0, 4)
 
 
-# Toys: a table of log-probabilities per last token ------------------------------------------------------------------
+# Toy models: a table of log-probabilities per last token --------------------------------------------------------------
 
 
 class NoState:
@@ -163,7 +163,7 @@ def written(table, prompt, on_token=None, generator=None, **options):
     return generate(lambda ids, state: table[ids[:, -1]].clone(), *given, generator=generator, on_token=on_token)
 
 
-def test_wide_beams_find_the_best_of_all():
+def test_wide_beam_search_is_exact():
     """Against every text of up to four tokens."""
     table, options = toy(4), {"num_beams": 64, "num_return_sequences": 5, "early_stopping": "never"}
     found = written(table, [[2], [3]], eos_token_id=0, max_new_tokens=4, length_penalty=0.7, **options)
@@ -176,21 +176,21 @@ def test_wide_beams_find_the_best_of_all():
         assert torch.allclose(found.scores[b], torch.tensor([scores[t] for t in best], dtype=torch.float64))
 
 
-def test_groups_keep_apart():
+def test_diverse_beam_groups():
     table, options = toy(9, 3), {"num_beams": 4, "num_return_sequences": 4, "max_new_tokens": 5}
     found = written(table, [[2]], num_beam_groups=4, diversity_penalty=5.0, **options)
-    assert len({tokens[0] for tokens in found.tokens()[0]}) == 4  # greedy each, none begins as another
+    assert len({tokens[0] for tokens in found.tokens()[0]}) == 4  # each greedy, all with different first tokens
     for tokens, score in zip(found.tokens()[0], found.scores[0], strict=True):
         log_p = sum(table[a, b] for a, b in itertools.pairwise((2, *tokens)))
-        assert abs(log_p / 5 - score) < 1e-9  # the penalty decides, the score stays the model's
+        assert abs(log_p / 5 - score) < 1e-9  # the penalty affects the choice, not the score
     together, apart = written(table, [[2]], **options), written(table, [[2]], num_beam_groups=2, **options)
     assert apart.scores.max() <= together.scores.max() + 1e-12
     greedy = written(table, [[2]], max_new_tokens=5)
-    assert greedy.tokens()[0][0] in found.tokens()[0]  # the first group knows of no other
+    assert greedy.tokens()[0][0] in found.tokens()[0]  # the first group is not penalized
 
 
-def test_finished_sentences_leave():
-    """Sentence 0 ends at once: the steps after it have one row less."""
+def test_finished_sentences_are_dropped():
+    """Sentence 0 ends at once: later steps have one row fewer."""
     rows = []
 
     def step(ids, state):
@@ -206,11 +206,11 @@ def test_finished_sentences_leave():
 
 
 def test_streaming():
-    heard, table, generator = [], toy(8), torch.Generator().manual_seed(0)
+    streamed, table, generator = [], toy(8), torch.Generator().manual_seed(0)
     options = {"do_sample": True, "num_return_sequences": 2, "eos_token_id": 0, "max_new_tokens": 6}
-    found = written(table, [[1], [2]], lambda row, token: heard.append((row, token)), generator, **options)
+    found = written(table, [[1], [2]], lambda row, token: streamed.append((row, token)), generator, **options)
     for row in range(4):
-        assert [token for at, token in heard if at == row] == found.tokens()[row // 2][row % 2]
+        assert [token for at, token in streamed if at == row] == found.tokens()[row // 2][row % 2]
     refused("nothing to stream", written, table, [[1]], print, num_beams=2, max_new_tokens=2)
 
 
@@ -238,7 +238,7 @@ def test_sampling_distribution(name):
     assert torch.equal(drawn, again)
 
 
-def test_bans():
+def test_banned_tokens():
     ids = torch.tensor([[1, 2, 3, 1, 2], [4, 4, 4, 4, 4], [5, 6, 7, 8, 9]])
     scores = torch.zeros(3, 10)
     ban_repeated_ngrams(scores, ids, 3)
@@ -252,7 +252,7 @@ def test_bans():
 # The configuration --------------------------------------------------------------------------------------------------
 
 
-def test_public_file(tmp_path):
+def test_reads_public_generation_config(tmp_path):
     path = tmp_path / "generation_config.json"
     values = {"num_beams": 4, "eos_token_id": [1, 2], "max_length": 60, "transformers_version": "4.57.0", "top_k": None}
     path.write_text(json.dumps(values | {"typical_p": 1.0, "use_cache": True, "bad_words_ids": [[3]]}))
@@ -267,7 +267,7 @@ def test_public_file(tmp_path):
     refused(r"generation_config.json: not JSON", GenerationConfig.read, path)
 
 
-def test_what_a_public_file_leaves_out():
+def test_public_defaults():
     assert GenerationConfig.from_public({}).max_new_tokens == 20
     assert GenerationConfig.from_public({"do_sample": True}).top_k == 50
 
@@ -284,15 +284,15 @@ def test_what_a_public_file_leaves_out():
         ({"num_return_sequences": 2}, "needs as many beams, or sampling"),
     ],
 )
-def test_refused_configurations(options, message):
+def test_invalid_configurations(options, message):
     refused(message, GenerationConfig, **options)
 
 
-def test_room():
+def test_length_limits():
     refused("give max_new_tokens or max_length", GenerationConfig().room, 1)
     refused("max_length=3 leaves no room after a prompt of 3 tokens", GenerationConfig(max_length=3).room, 3)
 
 
-def test_prompts_and_starts(model, source):
+def test_missing_prompt_or_start_token_raises(model, source):
     refused("at least one token each", written, toy(4), [[], []], max_new_tokens=1)
     refused("decoder_start_token_id", model.generate, *source, GenerationConfig(max_new_tokens=1))

@@ -1,4 +1,4 @@
-"""Kernels that choose where to look: what their rows in rows_hard.py do not show."""
+"""Kernels that select keys: properties that their rows in rows_hard.py do not cover."""
 
 from functools import partial
 
@@ -23,7 +23,7 @@ make = partial(make, noise=0.05)
         ("adaptive_span", {"max_span": 200, "initial_span": 100}),
     ],
 )
-def test_what_reaches_beyond_the_text_is_dense(kind, options, is_causal):
+def test_reach_beyond_the_sequence_equals_dense(kind, options, is_causal):
     kernel, tensors = make(kind, **options), draw(2, 2, 20, 20, h_kv=1)
     key_mask = torch.rand(2, 20) > 0.3
     key_mask[1] = False
@@ -33,15 +33,15 @@ def test_what_reaches_beyond_the_text_is_dense(kind, options, is_causal):
 
 class TestLocal:
     @pytest.mark.parametrize(("L", "S"), [(1, 1), (4, 3), (5, 5)])
-    def test_a_window_longer_than_the_text(self, L, S):
-        """Only the Gaussian is left."""
+    def test_window_longer_than_the_sequence(self, L, S):
+        """Only the Gaussian remains."""
         kernel, (q, k, _) = make("local", window=50), draw(2, 2, L, S, h_kv=1)
         weights = kernel.weights(q, k)
         expected = make("dense").weights(q, k)
         torch.testing.assert_close(weights / weights.sum(-1, keepdim=True), expected, atol=0.02, rtol=0)
 
-    def test_padding_may_stand_anywhere(self):
-        """Local-p counts real keys only: padding at the left, at the right or between changes nothing."""
+    def test_padding_at_any_position(self):
+        """Local-p counts real keys only: padding on the left, on the right or in between has no effect."""
         kernel, (q, k, v) = make("local", window=2), draw(1, 2, 5, 4)
         alone = kernel(q, k, v)
         for places in ([0, 1, 2, 3], [3, 4, 5, 6], [0, 2, 3, 6]):
@@ -53,34 +53,34 @@ class TestLocal:
 
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize(("L", "S"), [(100, 100), (7, 60), (70, 60), (1, 41)])
-    def test_gathering_the_windows_equals_the_whole(self, is_causal, L, S, monkeypatch):
+    def test_gathered_windows_equal_full(self, is_causal, L, S, monkeypatch):
         monkeypatch.setattr(local, "WORTH", 8)
         key_mask = torch.rand(2, S) > 0.4
         key_mask[0] = False
         for mask in (Mask(None, None, is_causal), Mask(key_mask, None, is_causal)):
             equals_its_map(make("local", window=2), *draw(2, 2, L, S, h_kv=1), mask, atol=1e-10)
 
-    def test_gathering_makes_nothing_as_large_as_all_pairs(self):
+    def test_gathering_memory_is_linear(self):
         kernel, (q, k, v) = make("local", window=2, heads=1), draw(1, 1, 500, 500)
         with Operations() as found:
             kernel(q, k, v)
-        assert found.largest <= 500 * 5 * 4  # queries, keys of a window, numbers of a key
+        assert found.largest <= 500 * 5 * 4  # queries, keys of a window, channels of a key
 
-    def test_the_position_is_learned(self):
-        """Only the Gaussian depends on it: a target far to the right pulls it there."""
+    def test_predicted_position_is_learned(self):
+        """Only the Gaussian depends on it: a target far to the right moves it there."""
         kernel, (q, k, _) = make("local", window=6), draw(1, 2, 3, 12)
         places = torch.arange(12, dtype=torch.float64)
 
-        def centre():
+        def center():
             weights = kernel.weights(q, k)
             return ((weights * places).sum(-1) / weights.sum(-1)).mean()
 
-        before = centre()
-        learn(torch.optim.Adam(kernel.parameters(), lr=0.05), 40, lambda: -centre())
-        assert centre() > before + 2
+        before = center()
+        learn(torch.optim.Adam(kernel.parameters(), lr=0.05), 40, lambda: -center())
+        assert center() > before + 2
 
-    def test_long_texts_in_half_precision(self):
-        """Positions past 256, which bfloat16 cannot tell apart."""
+    def test_long_sequences_in_half_precision(self):
+        """Positions above 256, which bfloat16 cannot distinguish."""
         kernel = make("local", window=4).to(torch.bfloat16)
         q, k, _ = (x.to(torch.bfloat16) for x in draw(1, 2, 2, 3000))
         reached = kernel.weights(q, k) > 0
@@ -90,7 +90,7 @@ class TestLocal:
 
 class TestHard:
     @pytest.mark.parametrize("top_k", [1, 2])
-    def test_of_equal_scores_the_earlier(self, top_k):
+    def test_ties_select_the_earlier_key(self, top_k):
         kernel, (q, k, v) = make("hard", top_k=top_k), draw(1, 2, 3, 6)
         k[:] = k[:, :, :1]
         key_mask = torch.tensor([[False, True, True, False, True, True]])
@@ -100,7 +100,7 @@ class TestHard:
         torch.testing.assert_close(kernel(q, k, v, Mask(key_mask)), v[:, :, places].mean(2, True).expand(1, 2, 3, 3))
 
     def test_weights_are_exactly_one_hot(self):
-        """One key, whole: not 0.9999999 of it, as adding and taking off the softmax would leave."""
+        """Exactly one key: not 0.9999999 of it, as adding and subtracting the softmax would give."""
         kernel = make("hard").float()
         q, k, v = (x.float() for x in draw(2, 2, 30, 40))
         with capture(kernel) as maps:
@@ -111,7 +111,7 @@ class TestHard:
         assert torch.equal(out, v.gather(2, best[..., None].expand(-1, -1, -1, 3)))
 
     @pytest.mark.slow
-    def test_exported_on_fewer_keys_than_top_k(self):
+    def test_export_with_fewer_keys_than_top_k(self):
         attention = MultiHeadAttention(8, 2, kind="hard", options={"top_k": 5}).eval()
         dynamic = torch.export.Dim.AUTO
         program = export(attention, (torch.randn(2, 9, 8),), dynamic_shapes=({0: dynamic, 1: dynamic},)).module()
@@ -119,8 +119,8 @@ class TestHard:
             x = torch.randn(2, length, 8)
             torch.testing.assert_close(program(x), attention(x))
 
-    def test_it_learns_where_to_look(self):
-        """The arg-max moves to the key that is worth reading, which it did not choose at first."""
+    def test_learns_to_select_the_useful_key(self):
+        """The arg-max moves to the useful key, which was not selected initially."""
         kernel, (q, k, v) = make("hard", heads=1), draw(1, 1, 1, 5)
         v[:] = 0
         v[0, 0, 3] = 1
@@ -132,8 +132,8 @@ class TestHard:
 
 
 class TestAdaptiveSpan:
-    def test_reach(self):
-        """Whole up to z, nothing from z + ramp on, and never past max_span."""
+    def test_span_extent(self):
+        """Full weight up to z, none beyond z + ramp, and none beyond max_span."""
         kernel = make("adaptive_span", noise=0.0, max_span=10, ramp=4, initial_span=2.5)
         with torch.no_grad():
             kernel.fraction[1] = 1.0
@@ -147,17 +147,17 @@ class TestAdaptiveSpan:
 
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("bias", [None, T5Bias(2)], ids=["no bias", "T5"])
-    def test_blocks_equal_the_whole(self, is_causal, bias):
-        """Output and gradients, with keys hidden for longer than a span."""
+    def test_blocks_equal_full(self, is_causal, bias):
+        """Output and gradients, with more consecutive masked keys than a span."""
         kernel, (q, k, v) = make("adaptive_span", max_span=30, ramp=10, initial_span=9), draw(2, 2, 300, 300, h_kv=1)
         key_mask = torch.rand(2, 300) > 0.3
         key_mask[0, 50:150] = False
         for pairs in (None, torch.rand(300, 300) > 0.1, torch.rand(2, 1, 300, 300) > 0.1):
             mask = Mask(key_mask, pairs, is_causal, None if bias is None else bias.double())
             weights = equals_its_map(kernel, q, k, v, mask, atol=1e-10)
-            assert (weights[0, :, 100] == 0).all()  # all in reach is hidden
+            assert (weights[0, :, 100] == 0).all()  # all keys in reach are masked
 
-    def test_penalty(self):
+    def test_span_penalty(self):
         kernel = make("adaptive_span", noise=0.0, max_span=50, initial_span=20, penalty=0.1)
         assert kernel.aux_loss().item() == pytest.approx(2.0)
         kernel.aux_loss().backward()
@@ -166,22 +166,22 @@ class TestAdaptiveSpan:
         assert aux_losses(Encoder(8, 3, 2, attention=options)).item() == pytest.approx(6.0)
         assert make("adaptive_span", penalty=0.0).aux_loss() is None
 
-    def test_the_penalty_shrinks_spans_and_no_further(self):
-        """And where the task wants more, a span at its bound grows again."""
+    def test_penalty_shrinks_spans_to_zero(self):
+        """And a span at its bound grows again if the loss requires it."""
         kernel = make("adaptive_span", 1, noise=0.0, max_span=8, ramp=2, initial_span=4, penalty=0.1)
         q, k, v = draw(1, 1, 9, 9)
         v[:] = 0
-        v[:, :, 0] = 1  # worth reading from afar
+        v[:, :, 0] = 1  # useful and far away
         optimizer = torch.optim.SGD(kernel.parameters(), lr=0.1)
         learn(optimizer, 60, kernel.aux_loss)
         assert kernel.spans.item() == 0
         learn(optimizer, 60, lambda: -10 * kernel(q, k, v, Mask(is_causal=True)).sum())
         assert kernel.spans.item() > 2
 
-    def test_a_step_over_the_bound_does_not_run_away(self):
+    def test_spans_beyond_the_bounds_recover(self):
         kernel = make("adaptive_span", noise=0.0, penalty=1.0)
         kernel.aux_loss().backward()
-        assert kernel.fraction.grad.tolist() == [0, 0]  # at 0, and the penalty points out
+        assert kernel.fraction.grad.tolist() == [0, 0]  # at 0, with a penalty that pushes outside
         with torch.no_grad():
             kernel.fraction.fill_(1.5)
         assert kernel.spans.tolist() == [kernel.max_span] * 2

@@ -28,8 +28,8 @@ class TestResidualNet:
         for gate, kind in wanted.items():
             assert type(GatedResidual(16, gate).gate) is kind
 
-    def test_a_block_by_hand(self):
-        """relu(x + gate(norm(conv(relu(norm(conv x)))))), with the gate that squeezes written out."""
+    def test_residual_block_matches_definition(self):
+        """relu(x + gate(norm(conv(relu(norm(conv x)))))), with an explicit squeeze-and-excitation gate."""
         block = GatedResidual(16, "se").double().eval()
         x = torch.randn(2, 16, 5, 4, dtype=torch.float64)
         conv, _, norm, _ = block.first
@@ -45,13 +45,13 @@ class TestResidualNet:
             net(torch.randn(2, 3, 16, 16))
         assert {tuple(found[0].shape) for found in maps.values()} == {(2, 16, 1, 1), (2, 1, 8, 8)}
 
-    def test_refusals(self):
-        refused("unknown channel attention 'sse'; there are: none, se, eca, cbam", ResidualNet, gate="sse")
+    def test_invalid_arguments(self):
+        refused("unknown channel attention 'sse'; expected one of: none, se, eca, cbam", ResidualNet, gate="sse")
         refused("blocks has 3 numbers for the 2 stages", ResidualNet, (8, 16, 24), blocks=(1, 1, 1))
 
 
 class TestCompactTransformer:
-    def test_tokens_by_hand(self):
+    def test_tokens_match_definition(self):
         """Equation 1: convolution, ReLU, 3x3 pooling of stride 2."""
         tokenizer = ConvTokenizer(8, num_layers=1).double()
         x = torch.randn(1, 3, 7, 6, dtype=torch.float64)
@@ -69,7 +69,7 @@ class TestCompactTransformer:
         torch.testing.assert_close(tokenizer(x)[0], expected, atol=1e-8, rtol=0)
         assert ConvTokenizer(8, num_layers=2)(torch.randn(1, 3, 7, 6)).shape == (1, 8, 2, 2)
 
-    def test_sequence_pooling_by_hand(self):
+    def test_sequence_pooling_matches_definition(self):
         pool, x = SequencePooling(6).double(), torch.randn(2, 5, 6, dtype=torch.float64)
         for b in range(2):
             scores = [(pool.score.weight[0] @ x[b, n] + pool.score.bias).item() for n in range(5)]
@@ -84,7 +84,7 @@ class TestCompactTransformer:
     @pytest.mark.parametrize("pooling", CompactTransformer.POOLINGS)
     @pytest.mark.parametrize("size", [(32, 24), (30, 23), (48, 40)])
     def test_shapes_sizes_and_gradients(self, pooling, size):
-        """Positions of another size than the image's are resized; every parameter learns."""
+        """Positions of another size than the image's are resized; every parameter gets a gradient."""
         model = CompactTransformer(16, 1, 2, image_size=(32, 24), tokenizer_layers=2, pooling=pooling)
         encoded = model(torch.randn(2, 3, *size))
         assert encoded.states.shape == (2, -(-size[0] // 4) * -(-size[1] // 4), 16)
@@ -92,7 +92,7 @@ class TestCompactTransformer:
         encoded.pooled.square().sum().backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
-    def test_the_published_size(self):
+    def test_published_parameter_count(self):
         """CCT-7/3x1 with ten classes has 3.76 million parameters in the paper's table 1 (with its classifier)."""
         model = CompactTransformer(256, 7, 4, ffn_dim=512, image_size=(32, 32))
         assert 3.7e6 < sum(p.numel() for p in model.parameters()) + 2570 < 3.8e6
@@ -103,7 +103,7 @@ class TestCompactTransformer:
         assert model(torch.randn(2, 3, 16, 16)).pooled.isfinite().all()
         refused("'monotonic' does not support", CompactTransformer, 16, 1, 2, attention={"kind": "monotonic"})
 
-    def test_relevance_goes_through_the_pooling(self):
+    def test_relevance_propagates_through_pooling(self):
         model = CompactTransformer(16, 2, 2, image_size=(16, 16)).eval()
         plan = [Step(f"encoder.layers.{n}.attention", "cells", "cells") for n in range(2)]
         plan.append(Step("pool.read", "read", "cells"))
@@ -112,5 +112,5 @@ class TestCompactTransformer:
         assert found["read", "cells"].shape == (3, 1, 64)
         assert (found["read", "cells"] >= 0).all()
 
-    def test_refusals(self):
-        refused("unknown pooling 'max'; there are: sequence, mean", CompactTransformer, 16, 1, 2, pooling="max")
+    def test_invalid_arguments(self):
+        refused("unknown pooling 'max'; expected one of: sequence, mean", CompactTransformer, 16, 1, 2, pooling="max")

@@ -41,7 +41,7 @@ class TestTable:
         ("dense", {"casual"}, "unknown attention feature 'casual'; the features are: self, causal"),
     ],
 )
-def test_what_is_needed_is_named_where_it_lacks(kind, needs, message):
+def test_missing_features_raise(kind, needs, message):
     refused(message, build_kernel, kind, num_heads=2, head_dim=4, needs=needs)
 
 
@@ -83,7 +83,7 @@ def test_what_is_needed_is_named_where_it_lacks(kind, needs, message):
         ("lsh", {"num_hashes": 0}, "num_hashes and chunk must be at least 1, found 0 and 64"),
     ],
 )
-def test_wrong_options_are_named(kind, options, message):
+def test_invalid_options_raise(kind, options, message):
     refused(message, make, kind, **options)
 
 
@@ -111,11 +111,11 @@ CAUSAL_GLOBALS = Mask(is_causal=True, global_mask=torch.ones(1, 3, dtype=torch.b
         ("adaptive_span", lambda kernel: kernel.make_cache(*empty(1), cross=True), "does not support cross-attention"),
     ],
 )
-def test_refusals_when_called(kind, call, message):
+def test_invalid_calls_raise(kind, call, message):
     refused(message, call, make(kind))
 
 
-def test_a_soft_alignment_cannot_be_decoded():
+def test_soft_alignment_cannot_be_decoded():
     kernel = make("monotonic")
     refused("only in evaluation", kernel.train(), X, X, X, None, kernel.make_cache(*empty(1), cross=True))
 
@@ -131,14 +131,14 @@ def test_a_soft_alignment_cannot_be_decoded():
         ("adaptive_span", CAUSAL_PAIRS, "takes no attn_mask beside a cache"),
     ],
 )
-def test_refusals_beside_a_cache(kind, mask, message):
+def test_unsupported_calls_with_a_cache_raise(kind, mask, message):
     kernel = make(kind)
     refused(message, kernel, X, X, X, mask, kernel.make_cache(*empty(1, d_v=4)))
 
 
-class TestEvery:
+class TestEveryKernel:
     @pytest.mark.parametrize("kind", EVERY)
-    def test_what_it_lacks_it_refuses(self, kind):
+    def test_unsupported_features_raise(self, kind):
         kernel, (q, k, v) = make(kind), draw(1, 2, 3, 3)
         masks = {"causal": CAUSAL, "bias": Mask(bias=ALiBi(2)), "global": Mask(global_mask=torch.ones(1, 3).bool())}
         for feature, mask in masks.items():
@@ -150,7 +150,7 @@ class TestEvery:
 
     @pytest.mark.parametrize("kind", [k for k in EVERY if "cross" in KERNELS[k].supports])
     @pytest.mark.parametrize(("L", "S"), [(5, 7), (7, 5), (1, 6), (6, 1)])
-    def test_weights_explain_the_output_at_any_lengths(self, kind, L, S):
+    def test_weights_reproduce_the_output_at_any_length(self, kind, L, S):
         kernel = make(kind)
         for is_causal in {False, "causal" in kernel.supports}:
             mask = Mask(torch.rand(2, S) > 0.5, is_causal=is_causal)
@@ -182,13 +182,13 @@ class TestEvery:
         ],
     )
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_half_precision_stays_half_and_finite(self, kind, options, dtype):
-        """Everything in half precision: large inputs, a sample without keys, zero vectors; captured too."""
+    def test_half_precision_is_kept_and_finite(self, kind, options, dtype):
+        """All tensors in half precision: large inputs, a sample without keys, zero vectors; also captured."""
         kernel = make(kind, heads=4, **options).to(dtype)
         inputs = draw(2, 4, 40, 40, h_kv=4 if kernel.shares_qk else 2)
         q, k, v = (x.mul(scale).to(dtype) for x, scale in zip(inputs, (30, 30, 1), strict=True))
         if kernel.shares_qk:
-            k = q  # at 0, where a key's length is divided by, its gradient is beyond a half
+            k = q  # the gradient of normalizing a zero key overflows in half precision
         else:
             q[1, :, 0] = k[1, :, 0] = 0
         for x in (q, k, v):
@@ -211,7 +211,7 @@ class TestEvery:
             ("local", True),  # its cache counts the queries
         ],
     )
-    def test_cache_follows_the_beams(self, kind, cross):
+    def test_cache_is_reordered_with_beams(self, kind, cross):
         kernel, tensors = make(kind, **({"window": 1, "predict": False} if cross else {})), draw(3, 2, 6, 6)
         cache, mask, order = kernel.make_cache(*empty(3), cross=cross), Mask(is_causal=not cross), [2, 0, 0]
 
@@ -237,8 +237,8 @@ class TestEvery:
         ],
     )
     @pytest.mark.parametrize("bias", [ALiBi(4), T5Bias(4)], ids=["ALiBi", "T5"])
-    def test_bias_in_the_cache(self, kind, options, bias):
-        """With hidden keys and grouped heads."""
+    def test_cached_decoding_with_bias(self, kind, options, bias):
+        """With masked keys and grouped heads."""
         kernel, tensors = make(kind, heads=4, **options), draw(2, 4, 40, 40, h_kv=2)
         mask, cache = Mask(torch.rand(2, 40) > 0.3, is_causal=True, bias=bias.double()), kernel.make_cache(*empty(2))
         full, found, seen = kernel(*tensors, mask), [], 0
@@ -253,7 +253,7 @@ class TestEvery:
         ("kind", "options"),
         [("sliding_window", {"window": 4}), ("adaptive_span", {"max_span": 4, "ramp": 2, "initial_span": 2})],
     )
-    def test_cache_stops_growing(self, kind, options):
+    def test_cache_size_is_bounded(self, kind, options):
         kernel, (q, k, v) = make(kind, noise=0.05, **options), draw(1, 2, 30, 30)
         cache = kernel.make_cache(*empty(1))
         outs = [kernel(*(x[:, :, i : i + 1] for x in (q, k, v)), CAUSAL, cache) for i in range(30)]
@@ -283,8 +283,8 @@ class TestEvery:
     )
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("plain", [True, False])
-    def test_growth_is_linear_in_length(self, kind, options, is_causal, plain):
-        """Twice the length: twice the largest tensor and not one operation more, but in pieces; padded and biased."""
+    def test_cost_is_linear_in_length(self, kind, options, is_causal, plain):
+        """Twice the length: twice the largest tensor and no more operations, except in chunks; padded and biased."""
         kernel = build_kernel(kind, options, num_heads=2, head_dim=8)
         if is_causal and "causal" not in kernel.supports:
             return
@@ -296,7 +296,7 @@ class TestEvery:
         assert sizes[1].largest < lengths[1] ** 2
         assert sizes[1].count == sizes[0].count or kind in ("sparse", "lsh")
 
-    def test_masked_softmax_is_zero_where_nothing_is_allowed(self):
+    def test_masked_softmax_of_empty_rows_is_zero(self):
         scores = torch.randn(1, 1, 2, 3, requires_grad=True)
         weights = masked_softmax(scores, torch.tensor([[True, False, True], [False] * 3]))
         weights.square().sum().backward()
@@ -306,8 +306,8 @@ class TestEvery:
 
 
 class TestSigmoid:
-    def test_it_counts(self):
-        """Weights add up to the number of keys that match, which a softmax cannot tell."""
+    def test_sigmoid_weights_count_matches(self):
+        """Weights sum to the number of matching keys, which a softmax cannot represent."""
         kernel = make("sigmoid", heads=1, dim=1, initial_bias=-20.0)
         k = torch.tensor([1.0, -1.0, 1.0, 1.0]).view(1, 1, 4, 1).double()
         q = torch.full((1, 1, 1, 1), 40.0).double()

@@ -1,4 +1,4 @@
-"""The kernels linear, low_rank, cosine and differential: what their rows do not show."""
+"""The kernels linear, low_rank, cosine and differential: properties that their rows do not cover."""
 
 import math
 from itertools import pairwise
@@ -17,12 +17,12 @@ MAPS = [{}, {"feature_map": "favor", "num_features": 5}]
 class TestLinear:
     @pytest.mark.parametrize("options", MAPS)
     @pytest.mark.parametrize("L", [1, 64, 128, 150])
-    def test_chunks_do_not_show(self, options, L):
+    def test_chunks_equal_full(self, options, L):
         kernel, (q, k, v) = make("linear", **options), draw(1, 2, L, L)
         equals_its_map(kernel, q, k, v, Mask(is_causal=True))
 
     @pytest.mark.parametrize("options", MAPS)
-    def test_state_does_not_grow(self, options):
+    def test_state_size_is_constant(self, options):
         kernel, (q, k, v) = make("linear", **options), draw(1, 2, 9, 9)
         cache = kernel.make_cache(*empty(1))
         shapes = set()
@@ -32,7 +32,7 @@ class TestLinear:
         assert shapes == {(1, 2, kernel.num_features, 4)}
 
     @pytest.mark.parametrize("options", MAPS)
-    def test_large_future_leaves_no_trace_in_single_precision(self, options):
+    def test_large_future_does_not_leak_in_single_precision(self, options):
         kernel = make("linear", **options).float()
         kernel.chunk = 4
         q, k, v = (t.float() for t in draw(1, 2, 12, 12))
@@ -41,8 +41,8 @@ class TestLinear:
         k[:, :, 9:] *= 100
         assert torch.equal(kernel(q, k, v, Mask(is_causal=True))[:, :, :9], before[:, :, :9])
 
-    def test_a_long_memory_in_half_precision(self):
-        """In bfloat16 a sum of 256 ones plus one is 256: the state must be kept better than that."""
+    def test_long_sequences_in_half_precision(self):
+        """In bfloat16 a sum of 256 ones plus one is 256: the state must be kept in higher precision."""
         kernel, ones = make("linear").bfloat16(), torch.ones(1, 2, 600, 4, dtype=torch.bfloat16)
         cache = kernel.make_cache(*empty(1, d_v=4, dtype=torch.bfloat16))
         for i in range(300):
@@ -52,8 +52,8 @@ class TestLinear:
 
 
 class TestFavor:
-    def test_features(self):
-        """Orthogonal within a block of d, of the lengths of normal vectors, the same for the same seed."""
+    def test_random_features(self):
+        """Orthogonal within a block of d, with the norms of Gaussian vectors, and deterministic per seed."""
         features = orthogonal_features(300, 16, seed=0).double()
         block = features[:16]
         products = block @ block.T
@@ -71,7 +71,7 @@ class TestFavor:
         other.load_state_dict(kernel.state_dict())
         assert torch.equal(kernel(*inputs), other(*inputs))
 
-    def test_unbiased(self):
+    def test_random_features_are_unbiased(self):
         """The mean of the products of features is exp(q k), within four standard errors of the mean."""
         torch.manual_seed(0)
         q, k = torch.randn(6, 8).double(), torch.randn(6, 8).double()
@@ -85,7 +85,7 @@ class TestFavor:
         error = estimates.mean(0) - (q @ k.T).exp()
         assert (error.abs() < 4 * estimates.std(0) / math.sqrt(len(estimates))).all()
 
-    def test_more_features_come_closer_to_softmax(self):
+    def test_more_features_approximate_softmax_better(self):
         torch.manual_seed(0)
         q, k, v = draw(2, 2, 20, 30, d=8)
         q, k = 0.7 * q, 0.7 * k  # the variance grows exponentially with the scores
@@ -101,7 +101,7 @@ class TestFavor:
             assert errors[3] < 0.03
 
     def test_scaling_keys_cannot_overflow(self):
-        """A key that is a feature itself reaches the largest exponent there is."""
+        """A key that equals a feature reaches the largest possible exponent."""
         kernel = make("linear", dim=256, feature_map="favor", num_features=300).float()
         k = 256**0.25 * kernel.features[:4].view(1, 2, 2, 256).clone().requires_grad_()
         out = kernel(k, k, torch.randn(1, 2, 2, 3))
@@ -118,18 +118,18 @@ class TestLowRank:
         assert torch.equal(kernel(q, k, v), before)
 
     @pytest.mark.parametrize(("share", "count"), [("none", 4), ("heads", 2), ("keys_values", 1)])
-    def test_sharing(self, share, count):
+    def test_parameter_sharing(self, share, count):
         kernel = make("low_rank", heads=2, projected_length=3, max_len=8, share=share)
         assert sum(p.numel() for p in kernel.parameters()) == count * 3 * 8
 
-    def test_refusals(self):
+    def test_invalid_arguments(self):
         kernel, (q, k, v) = make("low_rank", max_len=4), draw(1, 2, 5, 5)
         for call in (lambda: kernel(q, k, v), lambda: kernel.weights(q, k)):
             refused("was made for max_len=4 keys, found 5", call)
 
 
 class TestCosine:
-    def test_scale_has_a_ceiling(self):
+    def test_scale_is_clamped(self):
         kernel, (q, k, v) = make("cosine", max_scale=20.0), draw(1, 2, 4, 5)
         kernel.log_scale.data.fill_(math.log(20.0))
         before = kernel(q, k, v)
@@ -145,8 +145,8 @@ class TestDifferential:
         assert found == pytest.approx([0.2, 0.8 - 0.6 * math.exp(-0.3), 0.8], abs=2e-3)
 
 
-def test_pieces_equal_the_whole():
-    """Without gradients long sequences go piece by piece, of keys and of queries."""
+def test_chunked_inference_equals_full():
+    """Without gradients long sequences are processed in chunks of keys and of queries."""
     kernel = build_kernel("linear", {}, num_heads=4, head_dim=8).double()
     kernel.piece = 3
     q, k, v = (torch.randn(2, h, n, 8, dtype=torch.float64) for h, n in ((4, 8), (2, 11), (2, 11)))

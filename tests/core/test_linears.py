@@ -1,4 +1,4 @@
-"""Packed linear maps: what they give, what they refuse, what a prepared model gives."""
+"""Packed linear maps: their outputs, their errors, and the outputs of a prepared model."""
 
 import warnings
 
@@ -29,7 +29,7 @@ HERE = [available(precision) for precision in PRECISIONS]
 @pytest.mark.parametrize("precision", HERE)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 5, 64), (160, 64)])
-def test_products(precision, bias, shape):
+def test_matrix_products(precision, bias, shape):
     torch.manual_seed(0)
     plain, x = nn.Linear(64, 96, bias=bias), torch.randn(shape)
     with torch.inference_mode():
@@ -71,7 +71,7 @@ def test_prepared_model(precision):
 
 
 def test_fused_projections():
-    """Grouped-query, some biases, value heads of another size; cross-attention stays as it is."""
+    """Grouped-query, some biases, value heads of another size; cross-attention is not fused."""
     for keywords in ({"num_kv_heads": 2, "bias": ("q", "out")}, {"v_head_dim": 12}, {"rotary": True, "qk_norm": "rms"}):
         torch.manual_seed(0)
         attention = MultiHeadAttention(32, 4, needs=("causal",), **keywords).eval()
@@ -87,33 +87,33 @@ def test_fused_projections():
     assert cross.qkv_proj is None
 
 
-def test_shared_queries_and_keys_stay():
+def test_shared_query_key_projection():
     model = prepare(Encoder(32, 1, 4, attention={"kind": "lsh", "num_buckets": 2}))
     assert isinstance(model.layers[0].attention.q_proj, PackedLinear)
 
 
-def test_falls_back_with_a_reason():
+def test_fallback_warns_with_a_reason():
     with pytest.warns(UserWarning, match=r"'int8' is not available.*float64"):
         model = prepare(nn.Sequential(nn.Linear(8, 8)).double(), "int8")
     assert type(model[0]) is nn.Linear
 
 
 @pytest.fixture
-def asked_anew():
-    """What works here is found out again, and forgotten."""
+def fresh_probe():
+    """Clears the cached probe of supported operators before and after the test."""
     linears.why_not.cache_clear()
     yield
     linears.why_not.cache_clear()
 
 
-def test_broken_operators_are_noticed(monkeypatch, asked_anew):
+def test_broken_operators_are_detected(monkeypatch, fresh_probe):
     monkeypatch.setattr(Int8Linear, "forward", lambda self, x: x.new_zeros(*x.shape[:-1], self.out_features))
     with pytest.warns(UserWarning, match="its products are wrong on this machine"):
         model = prepare(nn.Sequential(nn.Linear(8, 8)), "int8")
     assert type(model[0]) is nn.Linear
 
 
-def test_a_refusing_torch_is_named(monkeypatch, asked_anew):
+def test_unsupported_operator_is_reported(monkeypatch, fresh_probe):
     def refuse(self, weight, bias):
         raise NotImplementedError("no such operator\nbacktrace")
 
@@ -121,7 +121,7 @@ def test_a_refusing_torch_is_named(monkeypatch, asked_anew):
     assert linears.why_not("int8").endswith("on this machine: no such operator")
 
 
-def test_engine_is_given_back():
+def test_quantized_engine_is_restored():
     engine = torch.backends.quantized.engine
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -129,5 +129,5 @@ def test_engine_is_given_back():
     assert torch.backends.quantized.engine == engine
 
 
-def test_unknown_precision():
-    refused("unknown precision 'int4'; there are: float32, bfloat16, int8", prepare, nn.Linear(8, 8), "int4")
+def test_unknown_precision_raises():
+    refused("unknown precision 'int4'; expected one of: float32, bfloat16, int8", prepare, nn.Linear(8, 8), "int4")

@@ -11,7 +11,7 @@ from tests.conftest import refused
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("with_keys", [False, True])
 @pytest.mark.parametrize("with_pairs", [False, True])
-def test_dense_equals_the_definition(L, S, is_causal, with_keys, with_pairs):
+def test_dense_mask_equals_definition(L, S, is_causal, with_keys, with_pairs):
     key_mask = torch.rand(2, S) > 0.4 if with_keys else None
     attn_mask = torch.rand(2, 1, L, S) > 0.4 if with_pairs else None
     dense = Mask(key_mask, attn_mask, is_causal).dense(L, S)
@@ -21,10 +21,10 @@ def test_dense_equals_the_definition(L, S, is_causal, with_keys, with_pairs):
     assert found[:, 0].tolist() == expected
 
 
-def test_dense_is_as_small_as_it_can_be():
+def test_dense_mask_is_minimal():
     assert Mask().dense(3, 4) is None
     assert Mask(torch.ones(2, 4, dtype=torch.bool)).dense(3, 4).shape == (2, 1, 1, 4)
-    assert Mask(is_causal=True).dense(1, 4) is None  # the last query sees all
+    assert Mask(is_causal=True).dense(1, 4) is None  # the last query attends to all
     assert Mask(is_causal=True).dense(3, 4).shape == (3, 4)
 
 
@@ -42,7 +42,7 @@ def test_key_offsets_are_bottom_right_aligned():
         ({"global_mask": torch.ones(3, dtype=torch.bool)}, ValueError, "global_mask must be"),
     ],
 )
-def test_wrong_masks_are_named(keywords, error, message):
+def test_invalid_masks_raise(keywords, error, message):
     refused(message, Mask, **keywords, error=error)
 
 
@@ -52,4 +52,4 @@ def test_features_and_bias():
     assert mask.features == {"causal", "bias", "global"}
     assert mask.with_bias(bias).bias is bias
     assert Mask(torch.ones(1, 3, dtype=torch.bool)).features == frozenset()
-    refused("already carries a position bias", mask.with_bias, ALiBi(2))
+    refused("already has a position bias", mask.with_bias, ALiBi(2))

@@ -1,4 +1,4 @@
-"""The modules that are not kernels, beyond their rows: options, messages, sizes of one, ONNX, what capture sees."""
+"""The modules that are not kernels, beyond their rows: options, errors, size-one inputs, ONNX, captured maps."""
 
 import pytest
 import torch
@@ -32,13 +32,13 @@ BY_NAME = {row.name: row for row in ROWS}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_sizes_of_one(row):
+def test_size_one_inputs(row):
     module, (x, y) = row.module(), row.inputs(1, (1, 1))
     assert difference(row.call(module, x, y, None, None, False), row.naive(module, x, y, None, None, False)) < 1e-8
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_bfloat16_is_near(row):
+def test_bfloat16_is_close(row):
     module, (x, y) = row.module(), row.inputs()
     masks = masks_of(row, x, y, 0, 0)
     exact = row.call(module, x, y, *masks, False)
@@ -66,10 +66,10 @@ def test_onnx_equals_eager_at_other_sizes(name, tmp_path):
     assert_onnx_equals_eager(model, given, [arguments(3, (6, 9))], shapes, tmp_path)
 
 
-# What capture sees.
+# Captured maps.
 
 
-def test_gates_are_captured_under_their_own_paths():
+def test_gates_are_captured_by_path():
     model = nn.ModuleDict({"cbam": CBAM(8, reduction=2), "skip": AttentionGate(8, 6), "squeeze": SqueezeExcitation(8)})
     x, g = torch.randn(2, 8, 5, 4), torch.randn(2, 6, 3, 2)
     with capture(model) as maps:
@@ -89,7 +89,7 @@ def test_gates_are_captured_under_their_own_paths():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_frozen_gate_has_gradients_on_demand():
+def test_frozen_gate_has_gradients_on_demand():
     gate = SqueezeExcitation(8).requires_grad_(False)
     with capture(gate, differentiable=True) as maps:
         out = gate(torch.randn(2, 8, 5, 4))
@@ -97,7 +97,7 @@ def test_a_frozen_gate_has_gradients_on_demand():
     assert gradient.abs().min() > 0
 
 
-def test_maps_of_a_document_and_of_a_question():
+def test_captured_maps_of_hierarchical_attention_and_bidaf():
     model = HierarchicalAttention(4, 6)
     mask = torch.ones(2, 3, 5, dtype=torch.bool)
     mask[0, 1], mask[1, 2, 1:] = False, False
@@ -119,19 +119,19 @@ def test_maps_of_a_document_and_of_a_question():
 
 
 def test_eca_kernel_sizes():
-    """The odd number nearest to (log2 C + 1) / 2: 4 for 128 channels, where the authors take the larger neighbour."""
+    """The odd number nearest to (log2 C + 1) / 2: 4 for 128 channels, where the authors round up."""
     sizes = {channels: EfficientChannelAttention(channels).conv.kernel_size[0] for channels in (8, 64, 128, 256, 2048)}
     assert sizes == {8: 3, 64: 3, 128: 5, 256: 5, 2048: 7}
     assert EfficientChannelAttention(8, kernel_size=7).conv.kernel_size == (7,)
 
 
-def test_what_does_not_fit_is_refused_by_name():
+def test_invalid_arguments():
     refused("kernel_size must be odd", EfficientChannelAttention, 8, kernel_size=4)
     refused("kernel_size must be odd", SpatialAttention, 4)
     refused("not divisible by num_heads=4", PositionAttention, 10, num_heads=4)
     refused("not divisible by num_heads=4", DeformableAttention, 10, 4)
     refused("does not divide over two directions", Recurrent, 4, 5)
-    refused("unknown recurrent kind 'rnn'; there are: lstm, gru", Recurrent, 4, 6, kind="rnn")
+    refused("unknown recurrent kind 'rnn'; expected one of: lstm, gru", Recurrent, 4, 6, kind="rnn")
     refused("did you mean 'monotonic'", MapPooling, 8, 2, attention="monotonc")
     refused("bidirectional self-attention", DividedSpaceTimeLayer, 8, 2, temporal_attention="monotonic")
     refused("supports a key mask alone", Recurrent(4, 6), torch.randn(1, 3, 4), Mask(is_causal=True))
@@ -144,7 +144,7 @@ def test_position_attention_starts_as_identity_and_then_learns():
     assert module.gamma.grad.abs() > 0
 
 
-def test_a_question_steers_what_is_read():
+def test_query_changes_map_pooling():
     torch.manual_seed(0)
     module, x = MapPooling(8, 2), torch.randn(1, 8, 5, 4)
     with capture(module) as maps:
@@ -156,8 +156,8 @@ def test_a_question_steers_what_is_read():
 # Deformable.
 
 
-def test_where_a_fresh_deformable_attention_looks():
-    """Eight heads: k cells in each of eight directions, weights alike (Zhu et al. 2021, appendix A.4)."""
+def test_initial_deformable_offsets():
+    """Eight heads: k cells in each of eight directions, equal weights (Zhu et al. 2021, appendix A.4)."""
     module = DeformableAttention(32, 8, num_levels=2, num_points=3)
     offsets = module.offset_proj(torch.randn(32)).view(8, 2, 3, 2)
     ways = {tuple(way) for way in offsets[:, 1, 0].round().int().tolist()}
@@ -171,7 +171,7 @@ def test_where_a_fresh_deformable_attention_looks():
     torch.testing.assert_close(maps["weights"][0], torch.full((2, 8, 5, 2, 3), 1 / 6))
 
 
-def test_deformable_says_what_does_not_fit():
+def test_invalid_deformable_inputs_raise():
     module, query = DeformableAttention(8, 2, num_levels=2), torch.randn(1, 3, 8)
     value, shapes = flatten_maps([torch.randn(1, 8, 4, 6), torch.randn(1, 8, 2, 3)])
     refused(r"expected 2 maps \(num_levels\), found 1 shapes", module, query, value, shapes[:1], torch.rand(1, 3, 1, 2))
@@ -182,7 +182,7 @@ def test_deformable_says_what_does_not_fit():
 # Frames.
 
 
-def test_a_frame_mask_is_a_patch_mask():
+def test_frame_mask_equals_patch_mask():
     layer, x, cls = DividedSpaceTimeLayer(8, 2), torch.randn(2, 4, 3, 8), torch.randn(2, 1, 8)
     frames = torch.tensor([[True, True, True, False], [True, False, False, False]])
     for a, b in zip(layer(x, cls, frames), layer(x, cls, frames[:, :, None].expand(2, 4, 3)), strict=True):
@@ -205,13 +205,13 @@ def test_any_kernel_over_time_and_over_space():
     far = x.clone()
     far[:, 5] = torch.randn(3, 8)
     same = (layer(x)[0] - layer(far)[0]).abs().amax((0, 2, 3)) < 1e-6  # (T,)
-    assert same.tolist() == [True, True, True, True, False, False]  # a window of one frame a side
+    assert same.tolist() == [True, True, True, True, False, False]  # a window of one frame per side
 
 
 # Documents.
 
 
-def test_encoders_of_words_and_sentences_can_be_mixed():
+def test_word_and_sentence_encoders_can_differ():
     model = HierarchicalAttention(E, word_encoder=Encoder(E, 1, HEADS))
     assert isinstance(model.sentence_encoder, Recurrent)
     assert model(torch.randn(2, 3, 4, E)).shape == (2, E)

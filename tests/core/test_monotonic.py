@@ -1,4 +1,4 @@
-"""The attentions of recurrent decoders, monotonic and additive: what their rows in rows_ground.py do not show."""
+"""The attention of recurrent decoders, monotonic and additive: properties not covered by rows_ground.py."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ class TestMonotonic:
         return torch.cat([kernel(step, k, v, mask, cache) for step in q.split(1, dim=2)], dim=2), cache
 
     @pytest.mark.parametrize("chunk", slow_but_first([1, 3]))
-    def test_a_decoding_step_exports_with_a_flat_cache(self, chunk):
+    def test_decoding_step_exports_with_a_flat_cache(self, chunk):
         class Step(torch.nn.Module):
             def __init__(self):
                 super().__init__()
@@ -53,7 +53,7 @@ class TestMonotonic:
 
     @pytest.mark.parametrize("chunk", [1, 4])
     @pytest.mark.parametrize(("L", "S"), [(1, 1), (6, 2), (5, 63), (5, 64), (7, 65), (9, 300)])
-    def test_scanning_equals_looking_at_all(self, chunk, L, S):
+    def test_scan_equals_full_computation(self, chunk, L, S):
         kernel = make("monotonic", chunk=chunk, initial_offset=-1.5)
         q, k, v = draw(3, 2, L, S, h_kv=1)
         key_mask = torch.rand(3, S) > 0.3
@@ -62,13 +62,13 @@ class TestMonotonic:
         for mask in (None, Mask(key_mask), Mask(key_mask, pairs)):
             full = kernel(q, k, v, mask)
             cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
-            close(kernel(q, k, v, mask, cache), full)  # all queries in one go
+            close(kernel(q, k, v, mask, cache), full)  # all queries at once
             if mask is None or mask.attn_mask is None:
                 close(self.decode(kernel, q, k, v, mask)[0], full)
 
     @pytest.mark.parametrize("chunk", [1, 3])
-    def test_it_reads_only_the_past(self, chunk):
-        """Whatever comes after the key at which a query stopped may change: what has been written stands."""
+    def test_output_does_not_depend_on_later_keys(self, chunk):
+        """Keys after the one at which a query stopped may change without affecting its output."""
         kernel, (q, k, v) = make("monotonic", heads=1, chunk=chunk, initial_offset=0.0), draw(1, 1, 12, 60)
         cache = kernel.make_cache(k[:, :, :0], v[:, :, :0], cross=True)
         written, stops = [], []
@@ -86,7 +86,7 @@ class TestMonotonic:
 
     @pytest.mark.parametrize("chunk", slow_but_first([1, 3]))
     def test_decoding_is_linear(self, chunk):
-        """Each key is looked at about once, not once a query; no operation makes a tensor as long as the source."""
+        """Each key is read about once, not once per query; no operation creates a tensor as long as the source."""
         found = []
         for length in (1024, 2048):
             kernel = make("monotonic", heads=1, chunk=chunk, initial_offset=-2.5)
@@ -94,15 +94,15 @@ class TestMonotonic:
             mask = Mask(torch.ones(1, length, dtype=torch.bool))
             with Operations() as reads:
                 _, cache = self.decode(kernel, q, k, v, mask)
-            assert int(cache.position) > length // 3  # it has gone far
+            assert int(cache.position) > length // 3  # it has advanced far
             assert reads.made < length
             found.append(reads.rows)
-            # Every query looks at one stretch at least and reads its chunk's keys and values; every key is passed once.
+            # Every query scans at least one block and reads its chunk's keys and values; every key is passed once.
             assert reads.rows <= (length // 8 + length // SCAN + 1) * SCAN + length // 8 * 2 * chunk
         assert found[1] < 2.2 * found[0]
 
     @pytest.mark.parametrize("chunk", [1, 3, 30])
-    def test_soft_is_hard_where_probabilities_are_certain(self, chunk):
+    def test_soft_equals_hard_for_certain_probabilities(self, chunk):
         kernel = make("monotonic", chunk=chunk, noise=0.0, initial_offset=0.0)
         with torch.no_grad():
             kernel.gain.fill_(1e4)
@@ -110,7 +110,7 @@ class TestMonotonic:
         torch.testing.assert_close(kernel(q, k, v), kernel.train()(q, k, v))
 
     def test_far_apart_energies_stay_finite(self):
-        """A chunk whose energies all lie far below the row's largest still shares out its whole weight."""
+        """The weights of a chunk whose energies are all far below the row's maximum still sum to one."""
         energy = torch.linspace(0, 5000, 50).view(1, 1, 1, 50).flip(-1).requires_grad_()
         alignment = torch.full((1, 1, 1, 50), 0.02)
         weights = over_chunks(alignment, energy, None, 4)
@@ -119,7 +119,7 @@ class TestMonotonic:
         assert energy.grad.isfinite().all()
 
     @pytest.mark.parametrize(("L", "S"), [(1, 1), (1, 5), (5, 1), (13, 30), (30, 13)])
-    def test_stops_equal_a_scan(self, L, S):
+    def test_stops_equal_sequential_scan(self, L, S):
         stop = torch.rand(2, 2, L, S) > 0.7
         start = torch.randint(0, S + 1, (2, 2))
         found = _stops(stop, start)
@@ -143,7 +143,7 @@ class TestMonotonic:
 
 class TestAdditive:
     @pytest.mark.parametrize("piece", [1, 100, 1000])
-    def test_pieces_do_not_show(self, piece, monkeypatch):
+    def test_chunked_equals_full(self, piece, monkeypatch):
         kernel, (q, k, v) = make("additive"), draw(2, 2, 9, 7, h_kv=1)
         inputs = [x.requires_grad_() for x in (q, k, v)]
         found = []
@@ -153,7 +153,7 @@ class TestAdditive:
             found.append([out, *torch.autograd.grad(out.square().sum(), [*inputs, *kernel.parameters()])])
         close(*found)
 
-    def test_pieces_bound_what_is_made_and_kept(self, monkeypatch):
+    def test_chunking_bounds_memory(self, monkeypatch):
         kernel, (q, k, v) = make("additive", dim=32), draw(1, 2, 64, 64, d=32)
         monkeypatch.setattr(additive, "PIECE", 20_000)
         kept = []
@@ -162,5 +162,5 @@ class TestAdditive:
             torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x),
         ):
             kernel(q, k, v)
-        assert reads.made <= 20_000  # of 262,144
+        assert reads.made <= 20_000  # out of 262,144
         assert max(kept) <= 20_000

@@ -1,4 +1,4 @@
-"""What ONNX makes of the core: its softmax knows nothing of empty rows, and its loops nothing of torch's."""
+"""The core exported to ONNX: its softmax does not define empty rows, and its loops differ from torch's."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_onnx_equals_eager_at_other_sizes(make, tmp_path):
 
     def arguments(batch, length):
         key_mask = torch.ones(batch, length, dtype=torch.bool)
-        key_mask[0] = False  # nothing to attend to, nothing to read
+        key_mask[0] = False  # no keys to attend to, an empty sequence
         return draw(batch, length), key_mask
 
     dynamic = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["what", "$is$", "this", "?"]
 
 
-def test_heat_map_writes_a_picture(tmp_path):
+def test_heat_map_is_saved(tmp_path):
     path = tmp_path / "new" / "map.png"
     figure = heat_map(torch.rand(4, 6).requires_grad_(), WORDS, list("abcdef"), path)
     assert Image.open(path).size[0] > 100
@@ -26,7 +26,7 @@ def test_heat_map_writes_a_picture(tmp_path):
     assert [label.get_text() for label in axis.get_yticklabels()] == ["what", r"\$is\$", "this", "?"]
 
 
-def test_no_window_and_no_global_figure():
+def test_pyplot_is_not_imported():
     code = "import sys, torch; from mmattn.plot import heat_map; heat_map(torch.rand(2, 2)); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "matplotlib.pyplot" not in done.stdout.split()
@@ -46,7 +46,7 @@ def test_long_texts_keep_readable_ticks():
 
 
 @pytest.mark.parametrize("kind", ["uint8 array", "float array", "tensor", "gray", "PIL"])
-def test_overlay_takes_any_image(kind, tmp_path):
+def test_overlay_accepts_any_image(kind, tmp_path):
     image = {
         "uint8 array": np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8),
         "float array": np.random.default_rng(0).random((40, 60, 3)),
@@ -61,7 +61,7 @@ def test_overlay_takes_any_image(kind, tmp_path):
     assert panels[0].images[0].get_array().shape == (40, 60, 3)
 
 
-def test_the_map_lies_where_it_should():
+def test_overlay_position():
     weights = torch.zeros(4, 6)
     weights[3, 0] = 1.0  # bottom left
     laid = overlay(np.zeros((40, 60, 3), dtype=np.uint8), weights).axes[1].images[1].get_array()
@@ -91,11 +91,11 @@ def test_heads_by_layers(tmp_path):
         assert axis.images[0].get_array().shape == (3, 4)
         np.testing.assert_allclose(axis.images[0].get_array(), values)
         assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", r"\$c"]
-    odd = head_chart({"entropy": torch.tensor([[0.5, float("nan")]])})  # as a distance across sequences is
+    odd = head_chart({"entropy": torch.tensor([[0.5, float("nan")]])})  # as for a distance across sequences
     assert odd.axes[0].images[0].get_array().mask.tolist() == [[False, True]]
 
 
-def test_refusals():
+def test_invalid_arguments():
     refused("expected values of one shape", head_chart, {"a": torch.rand(2, 3), "b": torch.rand(3, 3)})
     refused("1 layer_names for 2 layers", head_chart, {"a": torch.rand(2, 3)}, layer_names=["x"])
     refused("expected maps of two dimensions", head_chart, {"a": torch.rand(3)})

@@ -25,7 +25,7 @@ def test_sinusoidal_2d():
 
 
 @pytest.mark.parametrize("positions", [SinusoidalPositions(8), LearnedPositions(9, 8)], ids=["sinusoidal", "learned"])
-def test_offset_continues(positions):
+def test_offset_continues_positions(positions):
     x = torch.randn(2, 9, 8)
     whole = positions(x)
     assert not torch.equal(whole, x)
@@ -38,13 +38,13 @@ def test_rotary():
     q, k = torch.randn(1, 1, 12, 8, dtype=torch.float64), torch.randn(1, 1, 12, 8, dtype=torch.float64)
     turned_q, turned_k = rotary(q, k)
     torch.testing.assert_close(turned_q.norm(dim=-1), q.norm(dim=-1))
-    # Scores depend on offsets alone: everything five places later gives the same.
+    # Scores depend only on offsets: shifting all positions by five gives the same.
     later_q, later_k = rotary(q, k, 5)
     torch.testing.assert_close(turned_q @ turned_k.mT, later_q @ later_k.mT)
     torch.testing.assert_close(rotary(q[:, :, 5:], k[:, :, 5:], torch.tensor(5))[0], turned_q[:, :, 5:])
 
 
-def test_rotary_in_half_precision_knows_far_positions():
+def test_rotary_is_accurate_at_far_positions_in_half_precision():
     q = torch.randn(1, 1, 4, 8)
     exact, _ = Rotary(8)(q, q, 5000)
     half, _ = Rotary(8)(q.bfloat16(), q.bfloat16(), 5000)
@@ -64,7 +64,7 @@ def test_alibi_slopes():
     # Twelve heads: those of eight, then every other one of sixteen (the paper's code).
     expected = [2.0**-i for i in range(1, 9)] + [2.0 ** (-0.5 * i) for i in (1, 3, 5, 7)]
     torch.testing.assert_close(ALiBi(12).slopes, torch.tensor(expected))
-    assert not ALiBi(4).state_dict()  # nothing to save
+    assert not ALiBi(4).state_dict()  # no parameters to save
 
 
 @pytest.mark.parametrize("bias", [T5Bias(2), ALiBi(2)], ids=["T5", "ALiBi"])
@@ -90,7 +90,7 @@ def test_grid_positions():
     assert learned(torch.zeros(1, 8, 6, 10)).shape == (1, 8, 6, 10)
 
 
-def test_refusals():
+def test_invalid_arguments():
     refused("even embed_dim", sinusoidal_1d, torch.arange(3), 5)
     refused("even embed_dim", SinusoidalPositions, 5)
     refused("divisible by 4", sinusoidal_2d, 2, 2, 6)

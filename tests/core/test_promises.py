@@ -1,4 +1,4 @@
-"""Every kernel and module keeps every promise: scripts/check_core.py prints the same as a table."""
+"""Every kernel and module has every property: scripts/check_core.py prints the same as a table."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ from tests.conftest import slow_but_first
 
 EXPORT = "exported vs eager"
 EXPORTED = [row for row in ROWS if not row.training]
-LIKE = {  # made of the same parts
+LIKE = {  # composed of the same parts
     "Decoder": ("CrossModalAttention", "MultimodalFusionBlock", "CoAttention"),
     "BERT": ("RoBERTa",),
     "ViT": ("DeiT", "DINOv2", "SigLIP"),
@@ -39,20 +39,20 @@ def kind_of(row):
 
 
 def family_of(row):
-    """Public families count as one, all else as itself."""
+    """A public family counts as one, every other row separately."""
     return kind_of(row) if kind_of(row) in ("BERT", "ViT") else row.name
 
 
 @pytest.mark.parametrize("row", slow_but_first([*ROWS, *MORE], family_of), ids=lambda row: row.name)
 @pytest.mark.parametrize("column", [name for name in COLUMNS if name != EXPORT])
-def test_promise(row, column):
+def test_property(row, column):
     found = COLUMNS[column](row)
     assert found is None or found <= TOLERANCE  # None: does not apply
 
 
 @pytest.mark.parametrize("row", slow_but_first(EXPORTED, kind_of), ids=lambda row: row.name)
-def test_export_one_way(row):
-    """Causal where it can be; `test_export` goes both ways. What takes long is tracing."""
+def test_export_of_one_causal_setting(row):
+    """Causal if supported; `test_export` covers both settings. Tracing is slow."""
     assert COLUMNS[EXPORT](dataclasses.replace(row, causal=row.causal[-1:])) <= TOLERANCE
 
 
@@ -82,7 +82,7 @@ def test_every_parameter_gets_a_gradient(row):
     module, (x, y) = row.module(), row.inputs()
     _, (_, _, *found) = with_gradients(row.call, module, x, y, None, None, row.causal[0])
     names = [name for name, _ in module.named_parameters()]
-    # A bias on keys moves all scores of a softmax alike: its gradient is zero by nature.
+    # A key bias shifts all scores of a softmax equally: its gradient is zero.
     without = [
         n
         for n, g in zip(names, found, strict=True)
@@ -93,7 +93,7 @@ def test_every_parameter_gets_a_gradient(row):
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in ROWS if row.name.startswith("kernel") and row.name != "kernel hard"],  # whose gradient is lent
+    [row for row in ROWS if row.name.startswith("kernel") and row.name != "kernel hard"],  # straight-through gradient
     ids=lambda row: row.name,
 )
 def test_gradcheck(row):
@@ -105,7 +105,7 @@ def test_gradcheck(row):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_half_precision_is_finite(row):
-    """Scores beyond the range of a half, and a sample without keys, under autocast: forward and backward."""
+    """Scores beyond the range of half precision, and a sample without keys, under autocast: forward and backward."""
     module, (x, y) = row.module().float(), row.inputs()
     masks = masks_of(row, x, y, 0, 0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -113,12 +113,12 @@ def test_half_precision_is_finite(row):
     assert all(tensor.isfinite().all() for tensor in (*outputs, *found))
 
 
-def test_every_kernel_has_its_row():
+def test_every_kernel_has_a_row():
     assert {f"kernel {kind}" for kind in KERNELS} <= {row.name for row in ROWS}
 
 
-def test_the_checks_can_fail():
-    """A wrong module is caught by each column: its causal flag lost, its mask lost, its scale changed."""
+def test_checks_detect_broken_modules():
+    """Each check detects a wrong module: causal flag ignored, mask ignored, scale changed."""
 
     def broken(row, change):
         return dataclasses.replace(row, call=lambda module, *arguments: row.call(module, *change(*arguments)))

@@ -1,4 +1,4 @@
-"""Prompts of several lengths, padded at the left, for a decoder alone."""
+"""Prompts of several lengths, padded on the left, for a decoder-only model."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ SEARCHES = {
 
 
 class LanguageModel(nn.Module):
-    """A decoder alone: learned positions, rotary ones, or a bias of the scores."""
+    """A decoder-only model: learned positions, rotary ones, or a position bias."""
 
     def __init__(self, positions="learned", **options):
         super().__init__()
@@ -66,7 +66,7 @@ def prompts():
 
 @pytest.mark.parametrize("name", slow_but_first(SEARCHES, lambda name: "beam" in name))
 @pytest.mark.parametrize("positions", ["learned", "rotary", "bias"])
-def test_a_batch_of_prompts_is_one_by_one(prompts, name, positions):
+def test_batched_prompts_equal_single(prompts, name, positions):
     model = vary(LanguageModel(positions))
     ids, mask = prompts
     together = model.write(ids, mask, **SEARCHES[name])
@@ -80,7 +80,7 @@ def test_a_batch_of_prompts_is_one_by_one(prompts, name, positions):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["greedy", "beam 3", "no repeat", "bad words"])
 def test_same_ids_as_transformers(prompts, name):
-    """A random GPT-2: pre-norm, learned positions, its three projections in one."""
+    """A random GPT-2: pre-norm, learned positions, its three projections fused."""
     pytest.importorskip("transformers")
     from transformers import GenerationConfig as Theirs, GPT2Config, GPT2LMHeadModel
 
@@ -114,7 +114,7 @@ def test_same_ids_as_transformers(prompts, name):
     assert len(set(map(tuple, expected))) >= len(ids)
 
 
-def test_masks_that_are_no_left_padding(prompts):
+def test_masks_must_be_left_padded(prompts):
     ids, mask = prompts
     model = vary(LanguageModel())
     refused("padded at the left, before their first token: row 1 is not", model.write, ids, mask.flip(1))

@@ -1,4 +1,4 @@
-"""Relevancy maps against the paper's equations as plain loops, and where the truth is known."""
+"""Relevancy maps against the paper's equations as plain loops, and on a task with known evidence."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ E, HEADS = 8, 2
 
 
 def gradients(model, run):
-    """Per path the list of calls of (weights, gradient), by autograd."""
+    """For each path the list of (weights, gradient) per call, by autograd."""
     with capture(model) as maps:
         score = run()
     found = {}
@@ -35,7 +35,7 @@ class Seq2Seq(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Latents that look at an image which no attention made."""
+    """Latents that attend to an image that no attention produced."""
 
     def __init__(self):
         super().__init__()
@@ -48,18 +48,18 @@ class Blocks(nn.Module):
 
 
 class Three(nn.Module):
-    """A text and an image, each encoded; latents read the one and look at the other."""
+    """A text and an image, each encoded; latents attend to both."""
 
     def __init__(self):
         super().__init__()
         self.text, self.image = Encoder(E, 1, HEADS, ffn_dim=12), Encoder(E, 1, HEADS, ffn_dim=12)
         self.read = AttentionPooling(E, HEADS, num_queries=3)
-        self.look = MultimodalFusionBlock(E, HEADS, ffn_dim=12)
+        self.fuse = MultimodalFusionBlock(E, HEADS, ffn_dim=12)
 
     def forward(self, x, y):
         text = self.text(x)
-        z = self.read(text) + text.mean(1, keepdim=True)  # a way beside attention
-        return self.look(z, self.image(y))
+        z = self.read(text) + text.mean(1, keepdim=True)  # a path without attention
+        return self.fuse(z, self.image(y))
 
 
 def naive_encoder(A, L, S):
@@ -105,8 +105,8 @@ def naive_three(A, L, S):
     naive.within("x", A("text.layers.0.attention"))
     naive.across(("z", "x", A("read.attention")))
     naive.within("y", A("image.layers.0.attention"))
-    naive.within("z", A("look.self_attention"))
-    naive.across(("z", "y", A("look.cross_attention")))
+    naive.within("z", A("fuse.self_attention"))
+    naive.across(("z", "y", A("fuse.cross_attention")))
     names = {"x": "text.layers.0.attention", "y": "image.layers.0.attention", "z": "read.attention"}
     return {(names[s], names[q]): naive.R[s][q] for s, q in ("xx", "yy", "zz", "zx", "zy")}
 
@@ -148,8 +148,8 @@ def test_equals_the_equations(name, L, S):
             torch.testing.assert_close(ours[names][n], torch.tensor(R, dtype=torch.float64), rtol=1e-8, atol=1e-8)
 
 
-def test_gradients_are_those_of_the_maps():
-    """One cross- and one self-attention; the gradient by moving each weight a little."""
+def test_gradients_equal_finite_differences():
+    """One cross- and one self-attention; the gradient by finite differences of each weight."""
     model, run, _ = made("fusion blocks", 2, 3, batch=1)
     kernels = {"blocks.0.self_attention": 2, "blocks.0.cross_attention": 3}
     found = gradients(model, run)
@@ -173,12 +173,12 @@ def test_gradients_are_those_of_the_maps():
             assert found[path][0][1][(0, *place)] == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
-def test_a_plan_names_the_sequences():
+def test_plan_names_the_sequences():
     model, run, _ = made("co-attention", 4, 4)
     plan, derived = [], relevance(model, run)
     for i in range(2):
         at, n = f"layers.{i}.", len(plan)
-        reads = (n - 2, n - 1) if n else (-1, -1)  # both look at what the other was before
+        reads = (n - 2, n - 1) if n else (-1, -1)  # both attend to the other's previous state
         plan += [Step(at + "exchange.a_to_b", "text", "image", reads)]
         plan += [Step(at + "exchange.b_to_a", "image", "text", reads[::-1])]
         plan += [Step(at + "layer_a.attention", "text", "text"), Step(at + "layer_b.attention", "image", "image")]
@@ -191,7 +191,7 @@ def test_a_plan_names_the_sequences():
     assert not torch.allclose(in_turn["image", "text"], named["image", "text"])
 
 
-def test_a_sample_alone_equals_itself_in_a_padded_batch():
+def test_single_sample_equals_padded_batch():
     torch.manual_seed(0)
     model = Seq2Seq().double().eval()
     x, y = torch.randn(2, 4, E).double(), torch.randn(2, 6, E).double()
@@ -208,13 +208,13 @@ def test_a_sample_alone_equals_itself_in_a_padded_batch():
     assert own[0].triu(1).abs().max() == 0  # causal
 
 
-def test_what_has_no_value_has_no_relevance():
-    """Made by hand: the answer rests on one token alone, whatever the others attract."""
+def test_zero_values_have_zero_relevance():
+    """By construction the output depends on one token only, regardless of the other weights."""
     torch.manual_seed(0)
     attention = MultiHeadAttention(E, HEADS).eval()
     x, query = torch.randn(4, 6, E), torch.randn(4, 1, E)
     with torch.no_grad():
-        attention.v_proj.weight[:, 0], attention.v_proj.weight[:, 1:] = 1.0, 0.0  # values read channel 0 alone
+        attention.v_proj.weight[:, 0], attention.v_proj.weight[:, 1:] = 1.0, 0.0  # values depend on channel 0 only
         attention.out_proj.weight.abs_()
         x[:, :, 0] = 0.0
         x[:, 2, 0] = 3.0
@@ -224,7 +224,7 @@ def test_what_has_no_value_has_no_relevance():
 
 
 class Pointer(nn.Module):
-    """Reads the class of the one marked token."""
+    """Classifies the sequence by its one marked token."""
 
     def __init__(self, classes=4):
         super().__init__()
@@ -244,7 +244,7 @@ class Pointer(nn.Module):
         return ids, mask, marked, ids[torch.arange(batch), marked] - self.classes
 
 
-def test_relevance_and_rollout_peak_where_the_answer_is():
+def test_relevance_and_rollout_peak_at_the_answer():
     torch.manual_seed(0)
     model = Pointer()
 
@@ -253,7 +253,7 @@ def test_relevance_and_rollout_peak_where_the_answer_is():
         return nn.functional.cross_entropy(model(ids, mask), label)
 
     learn(torch.optim.Adam(model.parameters(), lr=5e-3), 150, loss)
-    model.eval().requires_grad_(False)  # as a shipped model may be
+    model.eval().requires_grad_(False)  # as in a shipped model
     ids, mask, marked, label = model.draw(300)
 
     def run():
@@ -272,12 +272,12 @@ def test_relevance_and_rollout_peak_where_the_answer_is():
 
     assert hits(found) > 0.85
     assert hits(rolled) > 0.95
-    assert hits(read[:, 0]) < hits(found) - 0.1  # what was read had looked elsewhere before
+    assert hits(read[:, 0]) < hits(found) - 0.1  # the attended tokens had already mixed with others
     for peaks in (found, rolled):
         assert peaks.masked_fill(mask, 0.0).abs().max() == 0
 
 
-def test_parameters_are_left_alone():
+def test_parameters_are_unchanged():
     model, run, _ = made("encoder", 3, 3)
     free = relevance(model, run)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -290,7 +290,7 @@ def test_parameters_are_left_alone():
     assert sum(len(module._forward_hooks) for module in model.modules()) == 0
 
 
-def test_hard_choices_have_relevance():
+def test_hard_attention_has_relevance():
     torch.manual_seed(0)
     attention = MultiHeadAttention(E, HEADS, kind="monotonic", options={"initial_offset": 0.0}).eval()
     x, y = torch.randn(2, 3, E), torch.randn(2, 5, E)
@@ -299,7 +299,7 @@ def test_hard_choices_have_relevance():
     assert found["", "key"].max() > 0
 
 
-def test_a_compiled_model():
+def test_compiled_model():
     model, run, _ = made("encoder", 3, 3)
     plain = relevance(model, run)
     compiled = torch.compile(model, backend="eager")
@@ -310,7 +310,7 @@ def test_a_compiled_model():
     torch._dynamo.reset()
 
 
-def test_joined_sequences_are_a_sequence_of_their_own():
+def test_concatenated_sequences_form_a_new_sequence():
     torch.manual_seed(0)
     model = nn.ModuleDict({"a": Encoder(E, 1, HEADS), "b": Encoder(E, 1, HEADS), "both": Encoder(E, 2, HEADS)})
     x, y = torch.randn(2, 3, E), torch.randn(2, 4, E)
@@ -319,7 +319,7 @@ def test_joined_sequences_are_a_sequence_of_their_own():
     assert shapes == {f"{name}.layers.0.attention": (2, n, n) for name, n in (("a", 3), ("b", 4), ("both", 7))}
 
 
-def test_shared_weights_meet_two_sequences():
+def test_shared_encoder_over_two_sequences():
     torch.manual_seed(0)
     model = Encoder(E, 1, HEADS)
     x, y = torch.randn(2, 3, E), torch.randn(2, 3, E)
@@ -327,7 +327,7 @@ def test_shared_weights_meet_two_sequences():
     assert {s for s, _ in found} == {"layers.0.attention", "layers.0.attention (2)"}
 
 
-def test_refusals():
+def test_invalid_arguments():
     one, x = Encoder(E, 1, HEADS), torch.randn(4, 3, E)
     two = nn.ModuleList([Encoder(E, 1, HEADS), Encoder(E, 1, HEADS)])
     step = Step("layers.0.attention", "x", "x")
@@ -345,7 +345,7 @@ def test_refusals():
         refused(message, relevance, model, run, *plan)
 
 
-def test_a_kernel_without_an_attention_needs_a_plan():
+def test_bare_kernel_needs_a_plan():
     kernel, x = MultiHeadAttention(E, HEADS).kernel, torch.randn(4, 1, 3, E)
     bare = nn.ModuleDict({"bare": nn.ModuleDict({"kernel": kernel})})
     refused("'bare' is no MultiHeadAttention", relevance, bare, lambda: kernel(x, x, x).sum())

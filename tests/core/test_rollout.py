@@ -39,7 +39,7 @@ def naive_rollout(maps, b, heads="mean", discard=0.0, real=None):
 @pytest.mark.parametrize("key_mask", [None, HIDDEN], ids=["open", "padded"])
 @pytest.mark.parametrize("discard", [0.0, 0.4])
 @pytest.mark.parametrize("heads", ["mean", "min", "max"])
-def test_rollout_equals_the_loops(heads, discard, key_mask):
+def test_rollout_equals_naive(heads, discard, key_mask):
     maps = maps_of(key_mask=key_mask)
     found = rollout(maps, key_mask=key_mask, heads=heads, discard=discard)
     for b in range(2):
@@ -51,7 +51,7 @@ def test_rollout_equals_the_loops(heads, discard, key_mask):
 
 
 @pytest.mark.parametrize("discard", [0.0, 0.5])
-def test_rollout_of_a_sample_alone(discard):
+def test_single_sample_rollout_equals_batched(discard):
     torch.manual_seed(0)
     model, x = Encoder(8, 3, 2).double(), torch.randn(2, 6, 8).double()
     key_mask = torch.arange(6) < torch.tensor([[6], [4]])
@@ -63,23 +63,23 @@ def test_rollout_of_a_sample_alone(discard):
     torch.testing.assert_close(padded[1:, :4, :4], rollout(alone, discard=discard))
     assert padded[1, 4:].abs().max() == 0
     assert padded[1, :, 4:].abs().max() == 0
-    open_rows = rollout(both, discard=0.0)  # without the mask padding keeps rows of its own, and no more
+    open_rows = rollout(both, discard=0.0)  # without the mask padding keeps its own rows and nothing else
     if not discard:
         torch.testing.assert_close(open_rows[1, :4], padded[1, :4])
 
 
-def test_rollout_of_a_sample_without_tokens_and_of_one_token():
+def test_rollout_of_empty_and_single_token_samples():
     key_mask = torch.tensor([[False] * 5, [True] * 5])
     maps = maps_of()
     for weights in maps:
         weights[0] = 0.0
     found = rollout(maps, key_mask=key_mask)
     assert found[0].abs().max() == 0
-    torch.testing.assert_close(rollout(maps)[0], torch.eye(5, dtype=torch.float64))  # nothing mixes
+    torch.testing.assert_close(rollout(maps)[0], torch.eye(5, dtype=torch.float64))  # no mixing
     assert rollout(maps_of(L=1)).flatten().tolist() == [1.0, 1.0]
 
 
-def test_rollout_within_a_model():
+def test_rollout_within_a_submodule():
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({"a": Encoder(8, 2, 2), "ab": Encoder(8, 2, 2)})
     with capture(model) as maps:
@@ -104,11 +104,11 @@ def test_gradients_flow_through_rollout():
 
 
 def naive_statistics(weights, key_mask, query_mask, is_causal, cells=None):
-    """Lists of each number for each head; cells: (row, column) of each token, None = it is not on the map."""
+    """Lists of each statistic per head; cells: (row, column) of each token, None = not on the map."""
     B, h, L, S = weights.shape
 
     def rows(head, keys_of):
-        """(i, {key: share}) of every query that counts."""
+        """(i, {key: share}) of every real query."""
         for b in range(B):
             for i in range(L):
                 if query_mask is not None and not query_mask[b, i]:
@@ -168,7 +168,7 @@ def check(found, maps, *given, **keywords):
 
 
 @pytest.mark.parametrize("key_mask", [None, HIDDEN], ids=["open", "padded"])
-def test_statistics_equal_the_loops(key_mask):
+def test_statistics_equal_naive(key_mask):
     maps = maps_of(key_mask=key_mask)
     check(head_statistics(maps, key_mask=key_mask), maps, key_mask, key_mask, False)
 
@@ -191,11 +191,11 @@ def test_statistics_on_a_grid():
     cells = [None, *((row, column) for row in range(height) for column in range(width))]
     maps = maps_of(L=7)
     check(head_statistics(maps, grid=(height, width)), maps, None, None, False, cells=cells)
-    ahead = [weights[..., 1:, 1:] for weights in maps]  # without a token beside the map
+    ahead = [weights[..., 1:, 1:] for weights in maps]  # without a token outside the map
     check(head_statistics(ahead, grid=(height, width)), ahead, None, None, False, cells=cells[1:])
 
 
-def test_statistics_of_odd_weights():
+def test_statistics_edge_cases():
     """Rows that do not sum to one (sigmoid), empty rows, negative weights (differential), one head, one token."""
     maps = maps_of()
     maps[0][:, :, 1] = 0.0
@@ -208,10 +208,10 @@ def test_statistics_of_odd_weights():
     assert alone.entropy.isfinite().all()
     single = head_statistics(maps_of(L=1))
     assert single.entropy.abs().max() == 0
-    assert single.relative_entropy.isnan().all()  # nothing to choose from
+    assert single.relative_entropy.isnan().all()  # only one key
 
 
-def test_refusals():
+def test_invalid_arguments():
     maps = maps_of()
     refused(r"found \[2, 3\]", head_statistics, [maps[0], maps[1][:, :2]])
     sizes = r"key_mask must be \(2, 5\) for a map \(2, 3, 5, 5\), found \(2, 4\)"

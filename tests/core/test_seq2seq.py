@@ -31,7 +31,7 @@ def batch(rows=3):
     return source, torch.arange(8) < lengths, target
 
 
-def test_padding_changes_nothing(model):
+def test_padding_invariance(model):
     source, key_mask, target = batch()
     together = model(source, key_mask, target)
     for b in range(len(source)):
@@ -39,8 +39,8 @@ def test_padding_changes_nothing(model):
         assert torch.allclose(alone[0], together[b], atol=1e-10)
 
 
-def test_steps_are_a_full_pass(model):
-    """A prefix of two tokens, then one by one; sentences are left out, doubled and reordered, beams cross over."""
+def test_stepwise_equals_full_pass(model):
+    """A prefix of two tokens, then one by one; sentences are dropped, duplicated and reordered, beams swapped."""
     source, key_mask, target = batch()
     sentences, ids = torch.arange(3), target[:, :2]
     moves = [None, [[2, 2], [0, 0]], [[1, 0], [3, 3]], [[3, 2, 2]], None, [[1]]]
@@ -63,18 +63,18 @@ def test_every_parameter_gets_a_gradient(model):
     source, key_mask, target = batch()
     model.train()(source, key_mask, target).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    # A bias of keys adds the same to all scores of a query.
+    # A key bias adds the same value to all scores of a query.
     assert [name for name in without if not name.endswith("k_proj.bias")] == []
 
 
-def test_refusals():
+def test_invalid_arguments():
     refused("one table cannot have 30 and 20 rows", Seq2Seq, V, 16, 1, 4, target_vocab_size=20)
-    refused("unknown positions 'alibi'; there are: sinusoidal, learned", Seq2Seq, V, 16, 1, 4, positions="alibi")
+    refused("unknown positions 'alibi'; expected one of: sinusoidal, learned", Seq2Seq, V, 16, 1, 4, positions="alibi")
     model = Seq2Seq(V, 16, 1, 4, positions="learned", max_len=7)
     refused("8 tokens is longer than max_len=7", model.encode, torch.zeros(1, 8, dtype=torch.long))
 
 
-def test_sources_of_like_length_are_read_together(model):
+def test_sources_are_encoded_in_length_buckets(model):
     source, key_mask, _ = batch(10)
     seen = []
 

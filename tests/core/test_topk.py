@@ -1,4 +1,4 @@
-"""The few largest, the largest and the normalizer of a vocabulary, beside torch's own."""
+"""Top-k, maximum and log-normalizer over a vocabulary, against torch."""
 
 import math
 
@@ -9,7 +9,7 @@ from mmattn.generate.topk import largest, log_normalizer, top_k
 
 
 @pytest.mark.parametrize("columns", [5, 700, 5_000, 5_001, 5_063])
-def test_top_k_is_torchs(columns):
+def test_top_k_equals_torch(columns):
     scores = torch.randn(7, columns, generator=torch.Generator().manual_seed(0))
     for k in (1, 4, 5):
         for found, expected in zip(top_k(scores, k), scores.topk(k, dim=-1), strict=True):
@@ -17,9 +17,9 @@ def test_top_k_is_torchs(columns):
 
 
 @pytest.mark.parametrize("columns", [5, 700, 5_000, 5_001, 5_063])
-def test_largest_is_argmax(columns):
+def test_largest_equals_argmax(columns):
     scores = torch.randn(9, columns, generator=torch.Generator().manual_seed(0))
-    scores[1, 3] = scores[1, -1] = 9.0  # the first of equals
+    scores[1, 3] = scores[1, -1] = 9.0  # the first of equal values
     scores[2] = -math.inf
     scores[3, -1] = 9.0
     assert torch.equal(largest(scores), scores.argmax(-1))

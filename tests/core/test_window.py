@@ -1,4 +1,4 @@
-"""Sliding windows beyond the rows: both paths, global tokens in odd numbers and places, precision, cost, export."""
+"""Sliding windows beyond the rows: both paths, global tokens of any number and position, precision, cost, export."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.conftest import assert_onnx_equals_eager
 
 @pytest.fixture(params=["in place", "side by side"])
 def path(request, monkeypatch):
-    """Both ways that windows are computed."""
+    """Both implementations of windows."""
     if request.param == "side by side":
         monkeypatch.setattr(sliding_window, "_in_place", lambda q: False)
     return request.param
@@ -36,8 +36,8 @@ class TestBothPaths:
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("has_globals", [False, True])
     @pytest.mark.parametrize("pairs", [None, (41, 41), (2, 1, 41, 41), (1, 4, 41, 41), (2, 1, 1, 41)])
-    def test_all_masks_at_once(self, path, is_causal, has_globals, pairs):
-        """Padding at the right and holes, pairs, a learned bias, grouped queries, values of another size."""
+    def test_all_masks_combined(self, path, is_causal, has_globals, pairs):
+        """Padding on the right and holes, pair masks, a learned bias, grouped queries, values of another size."""
         torch.manual_seed(1)
         key_mask = torch.rand(2, 41) > 0.2
         key_mask[0, 30:] = False
@@ -49,28 +49,28 @@ class TestBothPaths:
 
     @pytest.mark.parametrize("block", [1, 3, 64])
     @pytest.mark.parametrize("size", [1, 10, 70])
-    def test_blocks_do_not_show(self, path, block, size):
+    def test_block_size_invariance(self, path, block, size):
         equals_its_map(window(size, block, heads=2), *draw(1, 2, 150, 150), Mask(global_mask=marked(150, (77,))))
 
     @pytest.mark.parametrize("length", [1, 2, 6, 63, 256, 257, 400])
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("has_globals", [False, True])
-    def test_lengths_do_not_show(self, path, length, is_causal, has_globals):
-        """Blocks of 64; more keys in a row hidden than a window is long."""
+    def test_any_length(self, path, length, is_causal, has_globals):
+        """Blocks of 64; more consecutive masked keys than a window is long."""
         key_mask = torch.rand(2, length) > 0.3
         key_mask[0, : length // 2] = False
         global_mask = marked(length, (length - 1,), ()) if has_globals else None
         mask = Mask(key_mask, None, is_causal, ALiBi(2).double(), global_mask)
         equals_its_map(window(20, 64, heads=2), *draw(2, 2, length, length, h_kv=1), mask)
 
-    def test_layouts_do_not_show(self, path):
-        """Heads beside each other, as a projection leaves them, or one after the other."""
+    def test_memory_layout_invariance(self, path):
+        """Heads interleaved, as a projection leaves them, or contiguous."""
         kernel, tensors = window(), draw(2, 4, 30, 30)
         beside = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors)
         close(kernel(*beside), kernel(*tensors), 1e-14)
 
 
-def test_as_many_blocks_at_once_as_fit(monkeypatch):
+def test_block_batching_respects_the_memory_limit(monkeypatch):
     kernel, tensors = window(), draw(1, 4, 60, 60)
     mask = Mask(bias=ALiBi(4).double())
     whole = kernel(*tensors, mask)
@@ -82,7 +82,7 @@ def test_as_many_blocks_at_once_as_fit(monkeypatch):
 
 @pytest.mark.parametrize(("left", "right"), [(1, 1), (5, 0), (4, 4), (9, 9)])
 @pytest.mark.parametrize("length", [1, 4, 5, 37])
-def test_stretches_cover_all_queries_and_their_keys(length, left, right):
+def test_bands_cover_all_queries_and_their_keys(length, left, right):
     queries = []
     for piece in bands(length, 4, left, right):
         for i in range(piece.blocks):
@@ -98,7 +98,7 @@ def test_stretches_cover_all_queries_and_their_keys(length, left, right):
 class TestGlobalTokens:
     @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("places", [((), ()), ((), (5,)), ((29,), (0, 1, 2, 3)), (range(30), (7,))])
-    def test_any_number_anywhere(self, path, places, is_causal):
+    def test_any_number_at_any_position(self, path, places, is_causal):
         weights = equals_its_map(
             window(), *draw(2, 4, 30, 30), Mask(is_causal=is_causal, global_mask=marked(30, *places))
         )
@@ -109,17 +109,17 @@ class TestGlobalTokens:
             seen = seen & (distance <= 0) if is_causal else seen
             assert torch.equal(weights[sample, 0] > 0, seen)
 
-    def test_hidden_ones_are_not_seen(self, path):
+    def test_masked_global_tokens_are_not_attended(self, path):
         key_mask = torch.ones(2, 30, dtype=torch.bool)
         key_mask[0, 20:], key_mask[1] = False, False
         weights = equals_its_map(window(), *draw(2, 4, 30, 30), Mask(key_mask, global_mask=marked(30, (4, 25), (0,))))
         assert weights[0, :, :, 20:].abs().max() == 0
-        assert weights[0, 0, 25, :20].min() > 0  # hidden, it still looks
+        assert weights[0, 0, 25, :20].min() > 0  # masked as a key, it still attends
         assert weights[1].abs().max() == 0
 
     @pytest.mark.parametrize("is_causal", [False, True])
-    def test_growth(self, path, is_causal):
-        """Twice the length: twice the largest tensor and not one operation more, forward and backward."""
+    def test_cost_is_linear_in_length(self, path, is_causal):
+        """Twice the length: twice the largest tensor and no more operations, forward and backward."""
         kernel = build_kernel("sliding_window", {"window": 32}, num_heads=2, head_dim=8)
         sizes = growth(kernel, (512, 1024), lambda L: Mask(is_causal=is_causal, global_mask=marked(L, (0, 300))))
         assert sizes[1].count == sizes[0].count
@@ -128,7 +128,7 @@ class TestGlobalTokens:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    """Scores far beyond one, a sample without keys; sums are kept in single precision, or globals would weigh wrong."""
+    """Scores far above one, a sample without keys; sums are kept in single precision for correct global weights."""
     kernel, (q, k, v) = window(), draw(2, 4, 40, 40, d_v=4)
     key_mask = torch.ones(2, 40, dtype=torch.bool)
     key_mask[0] = False
@@ -143,7 +143,7 @@ def test_half_precision(dtype):
 
 
 @pytest.mark.slow
-def test_onnx_takes_any_number_of_global_tokens(tmp_path):
+def test_onnx_accepts_any_number_of_global_tokens(tmp_path):
     class Window(nn.Module):
         def __init__(self):
             super().__init__()

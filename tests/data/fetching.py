@@ -1,4 +1,4 @@
-"""A server on loopback, archives as GitHub packs them, and the command line: what the tests of fetching share."""
+"""Helpers of the fetching tests: a server on loopback, archives as GitHub packs them, and the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import refused
 from tests.image_files import encoded
 
 ROOT = Path(__file__).resolve().parents[2]
-NOWHERE = "http://127.0.0.1:9"  # where no server is
+NOWHERE = "http://127.0.0.1:9"  # an address without a server
 
 
 def archive(files: dict[str, bytes], top: str = "repo-0123456789") -> bytes:
@@ -56,7 +56,7 @@ def easy_vqa_files(num_train: int = 200) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def serve(answers: dict[str, Any]) -> Iterator[str]:
-    """A server: bytes are sent whole; a function gets the handler."""
+    """A server: bytes are sent as they are; a function is called with the handler."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -85,25 +85,25 @@ def serve(answers: dict[str, Any]) -> Iterator[str]:
 
 
 def get(name: str, files: dict[str, bytes], out: Path, checked: bool = False) -> Path:
-    """A data set of the table, fetched from an archive of these files; its checksums are compared if asked."""
+    """Fetches a data set of the table from an archive of these files; compares its checksums if `checked`."""
     source = sources()[name] if checked else replace(sources()[name], sha256={})
     with serve({f"/{source.repository}/tar.gz/{source.commit}": archive(files)}) as url:
         return fetch(source, out, url)
 
 
 def not_fetched(message: str, source: Source, out: Path, url: str = NOWHERE) -> None:
-    """Asserts that fetching ends in these words."""
+    """Asserts that fetching fails with this message."""
     refused(message, fetch, source, out, url, error=FetchError)
 
 
 def not_got(message: str, name: str, files: dict[str, bytes], out: Path, checked: bool = False) -> None:
-    """Asserts that a data set of the table, from an archive of these files, ends in these words and leaves nothing."""
+    """Asserts that fetching a data set from an archive of these files fails with this message and leaves no files."""
     refused(message, get, name, files, out, checked, error=FetchError)
     assert nothing_left(out)
 
 
 def measured_on(real_data: Path, name: str) -> Path:
-    """A data set's folder, where it lies among those that were measured on."""
+    """A data set's folder among those used for the measurements."""
     if not (real_data / name).exists():
         pytest.skip(f"real data: {real_data} has no {name}")
     return real_data / name

@@ -19,7 +19,7 @@ from tests.data.fetching import measured_on
 from tests.data.files import bad_data, write
 
 TEXTS = ("yes", "no, it's not", "Yes - 42!")
-GOOD = {"audio": "audio/1.flac", "text": "a"}  # a line
+GOOD = {"audio": "audio/1.flac", "text": "a"}  # per line
 
 
 def sound(seconds: float = 0.5, seed: int = 0, rate: int = 8000) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_manifest(folder: Path) -> None:
     assert found[2].read(8000).shape == (5600,)
 
 
-def test_csv_and_the_other_key_are_the_same(folder: Path) -> None:
+def test_csv_and_the_other_key_are_equivalent(folder: Path) -> None:
     manifest = opened(folder, rows())
     other = opened(folder, [{"audio": r["audio_filepath"], "text": r["text"]} for r in rows()])
     table = opened(folder, ["audio,text", *(f'{r["audio_filepath"]},"{r["text"]}"' for r in rows())], "a.csv")
@@ -72,7 +72,7 @@ def test_csv_and_the_other_key_are_the_same(folder: Path) -> None:
     assert opened(folder, lines, "a.csv")[0].words == [("yes", 0.1, 0.2)]
 
 
-def test_offset_is_a_part_of_the_file(folder: Path) -> None:
+def test_offset_selects_a_part_of_the_file(folder: Path) -> None:
     given = [{"audio_filepath": "audio/2.flac", "text": "a", "offset": o, "duration": 0.25} for o in (0, 0.25)]
     found = opened(folder, given)
     whole = soundfile.read(folder / "audio" / "2.flac", dtype="float32")[0]
@@ -96,14 +96,14 @@ def test_librispeech(folder: Path) -> None:
     bad_data(r"expected LibriSpeech's \*\.trans\.txt somewhere in it, found 0\.flac", ASRDataset, folder / "audio")
 
 
-def test_the_same_file_twice_is_two_samples(folder: Path) -> None:
+def test_duplicate_file_gives_two_samples(folder: Path) -> None:
     found = opened(folder, [rows()[0], rows()[0]])
     assert [sample.id for sample in found.samples] == ["audio/0.flac", "audio/0.flac line 2"]
     numbered = opened(folder, [{**row, "id": n} for n, row in enumerate(rows())])
     assert [sample.id for sample in numbered.samples] == ["0", "1", "2"]
 
 
-def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASRProcessor) -> None:
+def test_empty_transcript_is_kept(folder: Path, processor: ASRProcessor) -> None:
     batch = processor.collate(opened(folder, [{"audio": "audio/0.flac", "text": ""}]).samples)
     assert (batch.references, batch.labels.tolist()) == ([""], [[processor.tokenizer.eos_id]])
     assert opened(folder, [{"audio": "audio/0.flac"}], require_labels=False)[0].text == ""
@@ -133,7 +133,7 @@ def test_an_empty_text_is_one_where_nothing_is_said(folder: Path, processor: ASR
         ({**GOOD, "id": "audio/0.flac"}, r"line 2: expected an id of its own"),
     ],
 )
-def test_bad_lines(row: Any, message: str, folder: Path) -> None:
+def test_invalid_lines(row: Any, message: str, folder: Path) -> None:
     (folder / "text.wav").write_text("no sound")
     (folder / "empty.wav").write_bytes(b"")
     path = write(folder / "bad.jsonl", [rows()[0], row, rows()[2]])
@@ -143,7 +143,7 @@ def test_bad_lines(row: Any, message: str, folder: Path) -> None:
     assert [where for where, _ in kept.skipped] == [f"{path}, line 2"]
 
 
-def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProcessor) -> None:
+def test_damaged_recording_raises_when_read(folder: Path, processor: ASRProcessor) -> None:
     soundfile.write(folder / "audio" / "1.flac", np.full(800, np.nan), 8000, format="WAV", subtype="FLOAT")
     found = opened(folder, rows(duration=0.1))
     bad_data(r"a\.jsonl, line 2: audio .*1\.flac: expected finite samples, found 800", found.preload, 8000)
@@ -158,22 +158,26 @@ def test_a_damaged_recording_is_named_when_read(folder: Path, processor: ASRProc
     [
         ("a.csv", "text\nyes\n", r"a\.csv, header: expected the column audio, found text"),
         ("a.csv", "audio/0.flac,yes\n" * 2, "header: expected a first line with the column names audio and text, "),
-        ("a.csv", "audio;text\na;b\n", r"a\.csv, line 1: expected cells between commas .*, cells between semicolons"),
-        ("a.tsv", "audio,text\na,b\n", r"a\.tsv, line 1: expected cells between tabs, .*, cells between commas"),
+        (
+            "a.csv",
+            "audio;text\na;b\n",
+            r"a\.csv, line 1: expected comma-separated cells .*, cells separated by semicolons",
+        ),
+        ("a.tsv", "audio,text\na,b\n", r"a\.tsv, line 1: expected tab-separated cells, .*, cells separated by commas"),
         ("a.csv", "audio,text\n", "expected at least one recording, found none"),
         ("a.json", "{}", r"expected a manifest \.jsonl"),
         ("a.wav", "x", r"expected a manifest \.jsonl, a \.csv or \.tsv, or LibriSpeech's folder, found 'a\.wav'"),
     ],
 )
-def test_bad_files(name: str, content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_files(name: str, content: str, message: str, tmp_path: Path) -> None:
     bad_data(message, ASRDataset, write(tmp_path / name, content))
 
 
-def test_a_duration_that_is_not_known_is_looked_up(processor: ASRProcessor) -> None:
+def test_missing_duration_is_read_from_the_audio(processor: ASRProcessor) -> None:
     assert processor.lengths([ASRSample("1", (sound(0.5), 8000), "yes")]) == [(51, 4)]
 
 
-def test_samples_in_memory_are_checked() -> None:
+def test_in_memory_samples_are_validated() -> None:
     nothing = ASRSample("x", (torch.zeros(0), 8000), "a")
     bad_data(r"sample 0 \(id 'x'\): audio: expected at least one sample", ASRDataset, [nothing])
 
@@ -190,7 +194,7 @@ def test_preload(folder: Path, processor: ASRProcessor) -> None:
     assert torch.equal(processor.collate(found.samples).features, batch.features)
 
 
-def test_longer_ones_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_longer_clips_are_excluded(caplog: pytest.LogCaptureFixture) -> None:
     found = in_memory()  # 0.3, 0.5 and 0.7 seconds
     assert len(found.leave_out_longer(0.7)) == 3
     kept = found.leave_out_longer(0.5)
@@ -215,7 +219,7 @@ def test_normalize(text: str, expected: str) -> None:
     assert normalize_text(expected) == expected
 
 
-def test_characters(processor: ASRProcessor) -> None:
+def test_character_tokenizer(processor: ASRProcessor) -> None:
     special = [getattr(processor.tokenizer, f"{name}_id") for name in ("pad", "unk", "start", "eos")]
     assert (special[0], sorted(special)) == (0, [0, 1, 2, 3])
     ids = processor.encode("No, it's 4!")
@@ -226,17 +230,17 @@ def test_characters(processor: ASRProcessor) -> None:
     text = "yes no"
     assert [text[start:end] for start, end in processor.tokenizer.spans(text)] == ["y", "e", "s", "", "n", "o"]
     single = ASRProcessor.fit(ASRDataset([ASRSample("1", (sound(), 8000), "one")]))
-    assert single.decode(single.encode("one one")) == "one one", "single words can still be joined"
+    assert single.decode(single.encode("one one")) == "one one", "a space can still be encoded"
 
 
-def test_bpe() -> None:
+def test_bpe_tokenizer() -> None:
     fitted = ASRProcessor.fit(in_memory(), tokenizer="bpe", vocab_size=20)
     assert fitted.tokenizer.vocab_size <= 20
-    assert len(fitted.encode("yes")) < 4  # a piece begins a word and may be longer than a letter
+    assert len(fitted.encode("yes")) < 4  # a token may be longer than one character
     assert fitted.decode(fitted.encode("Yes, it's 42")) == "yes it's 42"
 
 
-def test_loudness_and_offset_do_not_matter(processor: ASRProcessor) -> None:
+def test_features_are_invariant_to_gain_and_offset(processor: ASRProcessor) -> None:
     wave = sound()
     expected = processor.features(wave)
     assert expected.shape == (51, 40)
@@ -247,12 +251,12 @@ def test_loudness_and_offset_do_not_matter(processor: ASRProcessor) -> None:
 
 
 @pytest.mark.parametrize("wave", [torch.zeros(4000), torch.full((4000,), 0.5), torch.full((1,), 0.5)])
-def test_silence_is_zero(wave: torch.Tensor, processor: ASRProcessor) -> None:
+def test_silence_gives_zero_features(wave: torch.Tensor, processor: ASRProcessor) -> None:
     assert torch.equal(level(wave), torch.zeros_like(wave))
     assert processor.features(wave).abs().max() < 1e-3
 
 
-def test_mean_and_deviation_of_the_training_set() -> None:
+def test_training_set_normalization() -> None:
     data = in_memory()
     fitted = ASRProcessor.fit(data, normalize="train")
     frames = torch.cat([fitted.features(sample.read(8000)) for sample in data.samples])
@@ -262,7 +266,7 @@ def test_mean_and_deviation_of_the_training_set() -> None:
 
 
 @pytest.mark.parametrize("normalize", ["utterance", "train"])
-def test_a_clip_alone_is_itself_in_a_batch(normalize: str) -> None:
+def test_single_clip_equals_batched(normalize: str) -> None:
     data = in_memory()
     fitted = ASRProcessor.fit(data, normalize=normalize)
     batch = fitted.collate(data.samples)
@@ -319,7 +323,7 @@ def test_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
         ({"train": ("...",)}, "at least one text with a letter or digit, found 1 without"),
     ],
 )
-def test_the_processor_refuses_what_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_options(options: dict[str, Any], message: str) -> None:
     train = in_memory(options.pop("train", TEXTS))
     refused(message, ASRProcessor.fit, train, **options)
 

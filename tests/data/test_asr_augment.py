@@ -1,4 +1,4 @@
-"""Random change of speech: a pure function of the seed, and each change what it says; strings from a script."""
+"""Speech augmentation: deterministic per seed, every operation as documented; joined clips from a script."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def processor() -> ASRProcessor:
 
 
 def waves(augment: SpeechAugment) -> list[torch.Tensor]:
-    """Twelve times the same second of sound."""
+    """Twelve copies of the same second of audio."""
     return augment.waves([sound(1.0, 5)] * 12, ["a"] * 12, [""] * 12, list(range(12)), 8000)[0]
 
 
-def test_a_pure_function_of_the_seeds(processor: ASRProcessor) -> None:
+def test_deterministic_given_the_seeds(processor: ASRProcessor) -> None:
     samples = clips()
     augment = SpeechAugment(**ALL).attach(samples)
     torch.manual_seed(0)
@@ -63,23 +63,23 @@ def test_a_pure_function_of_the_seeds(processor: ASRProcessor) -> None:
     assert all(torch.equal(a.read(8000), b.read(8000)) for a, b in zip(samples, clips(), strict=True))
 
 
-def test_views_of_a_clip_differ_by_their_masks_alone(processor: ASRProcessor) -> None:
+def test_views_of_a_clip_differ_only_by_their_masks(processor: ASRProcessor) -> None:
     samples = clips()
     augment = SpeechAugment(join=2, speed=[0.9, 1.1], time_masks=2, freq_masks=2).attach(samples)
     one, two = (processor.collate(samples, augment=augment, seeds=SEEDS, views=views) for views in (1, 2))
-    assert torch.equal(two.features[:6], one.features), "the first view is what it is alone"
+    assert torch.equal(two.features[:6], one.features), "the first view equals a single view"
     assert (two.references, two.ids) == (one.references * 2, one.ids * 2)
     for name in ("feature_mask", "labels", "label_mask", "target_ids"):
         first, second = getattr(two, name).chunk(2)
         assert torch.equal(first, second)
         assert torch.equal(first, getattr(one, name))
     first, second = two.features.chunk(2)
-    seen = (first != 0) & (second != 0)  # behind no mask of either
+    seen = (first != 0) & (second != 0)  # masked in neither view
     assert torch.equal(first[seen], second[seen])
     assert not any(torch.equal(first[n], second[n]) for n in range(6))
 
 
-def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
+def test_seeds_are_required_and_off_is_identity(processor: ASRProcessor) -> None:
     refused("augment needs seeds", processor.collate, clips(), augment=SpeechAugment(shift=0.1))
     plain, off = (processor.collate(clips(), augment=a, seeds=SEEDS) for a in (None, SpeechAugment()))
     assert torch.equal(off.features, plain.features)
@@ -88,7 +88,7 @@ def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sped": [1, 1]}, "sped: no such option .*did you mean 'speed'.*there are: join, pause, speed"),
+        ({"sped": [1, 1]}, "sped: unknown option .*did you mean 'speed'.*expected one of: join, pause, speed"),
         ({"speed": 0.9}, "speed: expected a minimum and a maximum within 0.25 to 4.0, found 0.9"),
         ({"speed": [1.1, 0.9]}, "speed: expected a minimum"),
         ({"speed": "ab"}, "speed: expected a minimum"),
@@ -96,14 +96,14 @@ def test_seeds_are_needed_and_off_is_off(processor: ASRProcessor) -> None:
         ({"gain": -1}, "gain: expected 0 to 60, found -1"),
         ({"time_masks": True}, "time_masks: expected 0 to 50"),
         ({"join": 1000}, "join: expected 0 to 100"),
-        ({"self": 1}, "self: no such option"),
+        ({"self": 1}, "self: unknown option"),
     ],
 )
-def test_bad_options(options: dict[str, Any], message: str) -> None:
+def test_invalid_options(options: dict[str, Any], message: str) -> None:
     refused(rf"data\.augment\.{message}", from_options, SpeechAugment, options, "data.augment", error=ConfigError)
 
 
-def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
+def test_joined_clips_share_speaker_and_transcript() -> None:
     samples = clips()
     by_text = {sample.text: sample for sample in samples}
     augment = SpeechAugment(join=4, pause=0.25).attach(samples)
@@ -119,7 +119,7 @@ def test_strings_are_of_one_speaker_and_say_what_they_hold() -> None:
             assert least <= len(wave) <= least + (len(words) - 1) * 2001
             assert torch.equal(wave[: len(parts[0])], parts[0])
             assert torch.equal(wave[-len(parts[-1]) :], parts[-1])
-        assert len({len(text.split()) for text in texts}) == 1  # a batch has strings of as many
+        assert len({len(text.split()) for text in texts}) == 1  # the same number of clips for the whole batch
         counts.add(len(texts[0].split()))
     assert counts == {1, 2, 3, 4}
     alone = SpeechAugment(join=4)
@@ -140,7 +140,7 @@ def test_expected_lengths(processor: ASRProcessor) -> None:
     assert SpeechAugment(freq_masks=1).lengths(plain) == plain
 
 
-def test_borders() -> None:
+def test_clip_boundaries() -> None:
     parts = [sound(0.1, 1), sound(0.2, 2), sound(0.3, 3)]
     wave, borders = join_waves(parts, [0.05, 0.0], 8000)
     assert sum(borders, ()) == pytest.approx((0, 0.1, 0.15, 0.35, 0.35, 0.65))
@@ -150,7 +150,7 @@ def test_borders() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.1, 1.9])
-def test_speed(factor: float) -> None:
+def test_speed_perturbation(factor: float) -> None:
     time = torch.arange(8000) / 8000
     wave = torch.sin(2 * math.pi * 400 * time) * torch.hann_window(8000)
     faster = change_speed(wave, factor)
@@ -162,8 +162,8 @@ def test_speed(factor: float) -> None:
     assert change_speed(wave, 1.0) is wave
 
 
-def test_speeds_of_all_lengths() -> None:
-    """Rounded little, and the shortest, too."""
+def test_speed_perturbation_at_any_length() -> None:
+    """Small rounding errors, also for the shortest clips."""
     for size in range(4000, 40_000, 997):
         for factor in (0.85, 0.95, 1.0 + 1e-9, 1.05, 1.15):
             assert abs(size / len(change_speed(torch.zeros(size), factor)) / factor - 1) < 0.01
@@ -175,7 +175,7 @@ def test_speeds_of_all_lengths() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 20.0])
 @pytest.mark.parametrize("tilt", [0.0, 0.5, 1.0])
-def test_noise_has_its_power(ratio: float, tilt: float) -> None:
+def test_noise_matches_the_snr(ratio: float, tilt: float) -> None:
     wave = sound(2.0)
     noise = add_noise(wave, ratio, [0.3, 0.7, tilt]) - wave
     assert 10 * math.log10(float(wave.square().mean() / noise.square().mean())) == pytest.approx(ratio, abs=1.5)
@@ -184,7 +184,7 @@ def test_noise_has_its_power(ratio: float, tilt: float) -> None:
     assert not torch.equal(add_noise(wave, ratio, [0.4, 0.7, 0.5]), add_noise(wave, ratio, [0.3, 0.7, 0.5]))
 
 
-def test_noise_longer_than_the_table_and_none_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_noise_and_silent_input(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not add_noise(torch.zeros(100), 10.0, [0.1, 0.2, 0.3]).any()
     module._noise_table.cache_clear()
     monkeypatch.setattr(module, "NOISE", 1000)
@@ -192,7 +192,7 @@ def test_noise_longer_than_the_table_and_none_in_silence(monkeypatch: pytest.Mon
     module._noise_table.cache_clear()
 
 
-def test_shift_is_silence_at_both_ends() -> None:
+def test_shift_pads_with_silence() -> None:
     places = []
     for wave in waves(SpeechAugment(shift=0.1)):
         start = int(wave.nonzero()[0])
@@ -203,7 +203,7 @@ def test_shift_is_silence_at_both_ends() -> None:
     assert min(places) < 200 < 600 < max(places)
 
 
-def test_gain_runs_from_one_value_to_another() -> None:
+def test_gain_ramp() -> None:
     curves = torch.stack([20 * torch.log10(wave / sound(1.0, 5)) for wave in waves(SpeechAugment(gain=12))])
     assert torch.allclose(curves[:, 4000], (curves[:, 0] + curves[:, -1]) / 2, atol=0.01)
     assert curves.abs().max() < 12.1
@@ -211,7 +211,7 @@ def test_gain_runs_from_one_value_to_another() -> None:
     assert (curves[:, -1] - curves[:, 0]).abs().max() > 6
 
 
-def test_masks() -> None:
+def test_time_and_frequency_masks() -> None:
     features, mask = torch.ones(64, 100, 40), torch.ones(64, 100, dtype=torch.bool)
     mask[:32, 50:] = False
     seeds = list(range(64))
@@ -224,20 +224,20 @@ def test_masks() -> None:
     hidden = SpeechAugment(freq_masks=1, freq_width=6).features(features, mask, seeds) == 0
     assert torch.equal(hidden, hidden[:, :1].expand_as(hidden))
     assert sorted(set(hidden[:, 0].sum(1).tolist())) == list(range(7))
-    assert hidden[:, 0].any(0).float().mean() > 0.9  # all over the bands
+    assert hidden[:, 0].any(0).float().mean() > 0.9  # anywhere in the bands
     both = SpeechAugment(time_masks=2, freq_masks=2).features(features, mask, seeds)
     assert 0.5 < both.mean() < 0.95
 
 
 def joined(*arguments: object) -> int:
-    """The script's status."""
+    """The exit status of the script."""
     try:
         return join_clips.main([str(argument) for argument in arguments])
     except SystemExit as end:
         return int(end.code or 0)
 
 
-def test_join_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_join_clips_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "audio").mkdir()
     lines, stored, speakers = [], {}, {}
     for sample in clips():
@@ -266,4 +266,4 @@ def test_join_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "audio" / "two.flac").write_bytes(b"no sound")
     assert joined(tmp_path / "a.jsonl", tmp_path / "bad", "--count", 20) == 1
     assert re.match("error: .*a.jsonl, line 2: audio", capsys.readouterr().err)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "audio", "new"]  # nothing half-written
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "audio", "new"]  # no partial output

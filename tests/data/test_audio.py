@@ -1,4 +1,4 @@
-"""Sound from files and from memory: every kind of bad input, any rate and channels; the features against torchaudio."""
+"""Audio from files and from memory: invalid input, any rate and channel count; features against torchaudio."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def packed(samples: np.ndarray, rate: int = 8000, form: str = "WAV", **options: 
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC"])
-def test_a_file_is_what_was_written(form: str, tmp_path: Path) -> None:
+def test_reads_the_written_samples(form: str, tmp_path: Path) -> None:
     samples = np.round(noise(3000) * 32767) / 32768
     path = tmp_path / f"a.{form.lower()}"
     path.write_bytes(packed(samples, form=form, subtype="PCM_16"))
@@ -59,10 +59,10 @@ def test_192_khz_and_eight_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rate", "wanted"), [(48000, 8000), (44100, 16000), (11025, 8000), (8000, 16000), (22051, 8000)]
 )
-def test_the_resampler_is_torchaudios(rate: int, wanted: int) -> None:
+def test_resampler_equals_torchaudio(rate: int, wanted: int) -> None:
     torchaudio = pytest.importorskip("torchaudio")
     wave = torch.randn(5000, generator=torch.Generator().manual_seed(0))
-    ratio = 1 / Fraction(wanted, rate).limit_denominator(1000)  # 22051 : 8000 is rounded, the others are exact
+    ratio = 1 / Fraction(wanted, rate).limit_denominator(1000)  # 22051 : 8000 is approximated, the others are exact
     assert abs(ratio / (rate / wanted) - 1) < 1e-6
     expected = torchaudio.functional.resample(wave.double(), ratio.numerator, ratio.denominator)
     whole = torch.cat(list(resample([wave], rate, wanted)))
@@ -72,14 +72,14 @@ def test_the_resampler_is_torchaudios(rate: int, wanted: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 500])
 @pytest.mark.parametrize(("rate", "wanted"), [(48000, 8000), (44100, 16000), (8000, 16000), (8000, 8000)])
-def test_pieces_give_what_the_whole_gives(size: int, rate: int, wanted: int) -> None:
+def test_chunked_resampling_equals_full(size: int, rate: int, wanted: int) -> None:
     wave = torch.randn(1203, generator=torch.Generator().manual_seed(1))
     whole, pieces = (torch.cat(list(resample(given, rate, wanted))) for given in ([wave], wave.split(size)))
     assert whole.shape == pieces.shape
     assert (whole - pieces).abs().max() < 1e-6
 
 
-def test_streaming_is_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_equals_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, np.stack([noise(30_000), noise(30_000, 1)], 1), 24_000)
     whole = read_audio(path, 8000)
@@ -91,7 +91,7 @@ def test_streaming_is_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_streaming_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a long recording no more than a block is read before the first piece comes out."""
+    """Of a long recording no more than one block is read before the first chunk is returned."""
     read: list[int] = []
 
     class Counting(io.BytesIO):
@@ -112,7 +112,7 @@ def test_streaming_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(len(piece) for piece in stream) == 392_000
 
 
-def test_a_part_of_a_file(tmp_path: Path) -> None:
+def test_reads_a_segment(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, noise(8000), 8000)
     whole = read_audio(path, 8000)
@@ -122,7 +122,7 @@ def test_a_part_of_a_file(tmp_path: Path) -> None:
     bad_data(r"expected at least one sample after 1\.5 s, found none", read_audio, path, 8000, start=1.5)
 
 
-def test_samples_in_memory() -> None:
+def test_in_memory_samples() -> None:
     wave = torch.from_numpy(noise(800))
     for given, tolerance in (
         (wave, 0.0),
@@ -135,7 +135,7 @@ def test_samples_in_memory() -> None:
     assert audio_seconds((wave, 8000)) == 0.1
 
 
-def test_silence_and_one_sample_are_right() -> None:
+def test_silence_and_a_single_sample() -> None:
     assert torch.equal(read_audio(packed(np.zeros(100)), 8000), torch.zeros(100))
     one = read_audio(packed(np.full(1, 0.25)), 8000)
     assert (one.tolist(), LogMel()(one).shape) == ([0.25], (1, 40))
@@ -169,14 +169,14 @@ FLAC = packed(noise(20_000), form="FLAC")
         (17, "expected a path, bytes, an open binary file, or"),
         ("a\0b.wav", "expected a readable audio file"),
     ],
-    ids=lambda given: "bytes" if isinstance(given, bytes) else None,  # a file of one second differs from the next
+    ids=lambda given: "bytes" if isinstance(given, bytes) else None,  # encoded files differ between runs
 )
-def test_bad_sound_is_one_clear_error(source: Any, message: str) -> None:
+def test_invalid_audio_raises(source: Any, message: str) -> None:
     for read in (read_audio, lambda *args: list(stream_audio(*args))):
         bad_data(f"(?s)^line 3: audio.*{message}", read, source, 8000, "line 3")
 
 
-def test_bad_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
     text, empty = write(tmp_path / "text.wav", "no sound"), write(tmp_path / "empty.wav", "")
     for path, found in ((text, "begins with b'no sound'"), (empty, "empty file"), (tmp_path / "none.wav", "no such")):
         bad_data(f"audio .*{path.name}: .*{found}", read_audio, path, 8000)
@@ -184,13 +184,13 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     bad_data("expected an audio file, found a folder", read_audio, tmp_path, 8000)
 
 
-def test_a_file_shorter_than_its_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_shorter_than_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soundfile.SoundFile, "frames", property(lambda self: 900))
     bad_data("expected 900 samples, as in its header, found 800", read_audio, packed(noise(800)), 8000)
 
 
 def fake_torchcodec(monkeypatch: pytest.MonkeyPatch, samples: torch.Tensor, rate: int) -> None:
-    """A torchcodec that answers as version 0.17 does: pieces by time, a RuntimeError where there is nothing."""
+    """A fake of torchcodec 0.17: segments by time, a RuntimeError if there are no samples."""
 
     class AudioDecoder:
         def __init__(self, source: Any) -> None:
@@ -216,7 +216,7 @@ def test_other_formats_by_torchcodec(monkeypatch: pytest.MonkeyPatch) -> None:
     bad_data("other formats need torchcodec", read_audio, b"odd format", 8000)
     left = torch.from_numpy(noise(8000 * 70))
     fake_torchcodec(monkeypatch, torch.stack([left, -left / 2]), 8000)
-    assert torch.allclose(read_audio(b"odd format", 8000), left / 4)  # in three pieces
+    assert torch.allclose(read_audio(b"odd format", 8000), left / 4)  # in three chunks
     assert torch.allclose(read_audio(b"odd format", 8000, start=29.5, seconds=2), left[236_000:252_000] / 4)
     assert audio_seconds(b"odd format") == 70
     bad_data(r"expected audio, found a file that begins with b'a text' \('no streams'\)", read_audio, b"a text", 8000)
@@ -228,7 +228,7 @@ def test_other_formats_by_torchcodec(monkeypatch: pytest.MonkeyPatch) -> None:
     ("sizes", "more"),
     [((8000, 40, 256, 80), {}), ((16000, 80, 512, 160), {}), ((16000, 64, 400, 160), {"f_min": 60.0, "f_max": 7600.0})],
 )
-def test_features_are_torchaudios(sizes: tuple[int, int, int, int], more: dict[str, float]) -> None:
+def test_features_equal_torchaudio(sizes: tuple[int, int, int, int], more: dict[str, float]) -> None:
     torchaudio = pytest.importorskip("torchaudio")
     ours, wave = LogMel(*sizes, **more), torch.from_numpy(noise(9000))
     named = dict(zip(("sample_rate", "n_mels", "n_fft", "hop_length"), sizes, strict=True))
@@ -239,13 +239,13 @@ def test_features_are_torchaudios(sizes: tuple[int, int, int, int], more: dict[s
     assert ours.config() == LogMel(**ours.config()).config()
 
 
-def test_frames_are_centred_and_a_tone_is_in_its_band() -> None:
+def test_frames_are_centered_and_a_tone_is_in_its_band() -> None:
     mel = LogMel()
     click = torch.zeros(8000)
     click[4000] = 1.0
     assert mel(click).sum(1).argmax() == 50
     frame = mel(torch.from_numpy(tone(hertz=1000.0)))[50]
-    place = 2595 * np.log10(1 + 1000 / 700) / (2595 * np.log10(1 + 4000 / 700)) * 41 - 1  # of 1000 Hz among the bands
+    place = 2595 * np.log10(1 + 1000 / 700) / (2595 * np.log10(1 + 4000 / 700)) * 41 - 1  # mel band of 1000 Hz
     assert abs(int(frame.argmax()) - place) < 1
 
 
@@ -260,5 +260,5 @@ def test_frames_are_centred_and_a_tone_is_in_its_band() -> None:
         ({"sample_rate": 10}, "sample_rate: expected at least 1000"),
     ],
 )
-def test_features_refuse_what_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_feature_options(options: dict[str, Any], message: str) -> None:
     refused(message, LogMel, **options)

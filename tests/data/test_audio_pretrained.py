@@ -1,4 +1,4 @@
-"""What public speech models hear and write, against transformers' own extractors and tokenizers."""
+"""Features and tokenizers of public speech models against those of transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = ["the old dog carries a basket", "HELLO WORLD", "Nine, two; 3 Wörter!",
 
 
 def sound(seconds: float, seed: int = 0) -> Tensor:
-    """Noise that swells and ends in silence, and a tone."""
+    """Noise of rising level that ends in silence, and a tone."""
     time = torch.arange(round(seconds * 16_000)) / 16_000
     noise = torch.randn(len(time), generator=torch.Generator().manual_seed(seed))
     wave = 0.1 * noise * time.div(seconds).square() + 0.3 * torch.sin(2 * torch.pi * 440 * time)
@@ -34,7 +34,7 @@ def sound(seconds: float, seed: int = 0) -> Tensor:
 @pytest.mark.parity
 @pytest.mark.parametrize("n_mels", [80, 128])
 @pytest.mark.parametrize("seconds", [1, 29.9, 45])
-def test_whispers_features(seconds: float, n_mels: int, tmp_path: Path) -> None:
+def test_whisper_features_equal_transformers(seconds: float, n_mels: int, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.WhisperFeatureExtractor(feature_size=n_mels)
     theirs.save_pretrained(tmp_path)
@@ -52,11 +52,11 @@ def test_whispers_features(seconds: float, n_mels: int, tmp_path: Path) -> None:
     expected = theirs(wave.numpy(), truncation=False, padding="longest", **options).input_features[0]
     assert whole.shape == (4500, n_mels)
     torch.testing.assert_close(whole, expected.T, atol=1e-4, rtol=0)
-    assert not torch.allclose(whole[:3000], found, atol=1e-4)  # the loudest is another
+    assert not torch.allclose(whole[:3000], found, atol=1e-4)  # another loudest frame
 
 
 @pytest.mark.parity
-def test_whispers_batches_and_silence() -> None:
+def test_whisper_batches_and_silence() -> None:
     transformers = pytest.importorskip("transformers")
     theirs, options = transformers.WhisperFeatureExtractor(), {"sampling_rate": 16_000, "return_tensors": "pt"}
     waves = [sound(2), torch.zeros(16_000), sound(31, seed=1), sound(0.0007)]
@@ -64,14 +64,14 @@ def test_whispers_batches_and_silence() -> None:
     found, mask = WhisperFeatures().batch(waves)
     assert mask.sum(1).tolist() == [200, 100, 3000, 1]
     torch.testing.assert_close(found, expected.mT, atol=1e-4, rtol=0)
-    odd = sound(30.0171)  # no whole number of frames
+    odd = sound(30.0171)  # not a whole number of frames
     expected = theirs(odd.numpy(), truncation=False, padding="longest", **options).input_features[0].T
     torch.testing.assert_close(WhisperFeatures()(odd, whole=True), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(("rate", "n_fft", "n_mels"), [(16_000, 400, 80), (16_000, 400, 128), (8_000, 256, 20)])
-def test_slaneys_bands(rate: int, n_fft: int, n_mels: int) -> None:
+def test_slaney_mel_filters(rate: int, n_fft: int, n_mels: int) -> None:
     torchaudio = pytest.importorskip("torchaudio")
     options = {"norm": "slaney", "mel_scale": "slaney"}
     expected = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, rate / 2, n_mels, rate, **options)
@@ -81,7 +81,7 @@ def test_slaneys_bands(rate: int, n_fft: int, n_mels: int) -> None:
 @pytest.mark.parity
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_wav2vecs_features(normalize: bool, masked: bool, tmp_path: Path) -> None:
+def test_wav2vec2_features_equal_transformers(normalize: bool, masked: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=masked)
     theirs.save_pretrained(tmp_path)
@@ -103,7 +103,7 @@ def test_wav2vecs_features(normalize: bool, masked: bool, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("ours", [WhisperFeatures(n_mels=128), WaveFeatures(normalize=False, masked=True)])
-def test_features_travel(ours: WhisperFeatures | WaveFeatures) -> None:
+def test_features_round_trip(ours: WhisperFeatures | WaveFeatures) -> None:
     other = features_from_config(json.loads(json.dumps(ours.config())))
     assert other.config() == ours.config()
     wave = sound(1)
@@ -121,13 +121,13 @@ def test_features_travel(ours: WhisperFeatures | WaveFeatures) -> None:
         ({"n_fft": "many"}, "settings of a feature extractor"),
     ],
 )
-def test_settings_that_are_not_supported(values: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_unsupported_settings(values: dict[str, object], message: str, tmp_path: Path) -> None:
     write(tmp_path / "preprocessor_config.json", json.dumps(WhisperFeatures().config() | values))
     bad_data(message, read_features, tmp_path)
 
 
 @pytest.mark.parametrize("features", [WhisperFeatures(), WaveFeatures()])
-def test_bad_waves(features: WhisperFeatures | WaveFeatures) -> None:
+def test_invalid_waves(features: WhisperFeatures | WaveFeatures) -> None:
     for wave in (torch.zeros(0), torch.zeros(2, 100), torch.zeros(100, dtype=torch.long)):
         bad_data("wave: expected samples", features, wave)
     broken = torch.zeros(100)
@@ -137,7 +137,7 @@ def test_bad_waves(features: WhisperFeatures | WaveFeatures) -> None:
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer laid out as openai's."""
+    """A folder with a tokenizer in OpenAI's layout."""
     folder = tmp_path_factory.mktemp("whisper")
     write_whisper(folder)
     return folder
@@ -145,7 +145,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("text", TEXTS)
-def test_whispers_tokenizer(text: str, whisper: Path) -> None:
+def test_whisper_tokenizer_equals_transformers(text: str, whisper: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(whisper / "tokenizer.json"))
     ours = WhisperText.read(whisper)
@@ -153,15 +153,15 @@ def test_whispers_tokenizer(text: str, whisper: Path) -> None:
     assert [*ours.prefix_ids, *ours.encode(text), ours.eos_id] == theirs(text).input_ids
     first = ours.no_timestamps_id + 1
     assert first == theirs.convert_tokens_to_ids("<|0.00|>")
-    said = [ours.start_id, ours.start_id + 1, first, *ours.encode(" " + text), first + 100, ours.eos_id]
-    assert ours.decode(said) == text.strip()
+    ids = [ours.start_id, ours.start_id + 1, first, *ours.encode(" " + text), first + 100, ours.eos_id]
+    assert ours.decode(ids) == text.strip()
     assert ours.pad_id == ours.unk_id == ours.eos_id
     assert ours.start_id == theirs.convert_tokens_to_ids("<|startoftranscript|>")
 
 
 @pytest.fixture
 def ctc(tmp_path: Path) -> Path:
-    """A folder as facebook's base model has it."""
+    """A folder in the layout of facebook's base model."""
     (tmp_path / "vocab.json").write_text(json.dumps(LETTERS))
     settings = {"do_lower_case": False, "word_delimiter_token": "|", "pad_token": {"content": "<pad>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -171,7 +171,7 @@ def ctc(tmp_path: Path) -> Path:
 @pytest.mark.parity
 @pytest.mark.parametrize("lowered", [False, True])
 @pytest.mark.parametrize("text", ["HELLO WORLD", "SHE'D RUN  TO IT", "", " A ", "XYLO 3", "hello"])
-def test_the_tokenizer_of_ctc(text: str, lowered: bool, ctc: Path) -> None:
+def test_ctc_tokenizer_equals_transformers(text: str, lowered: bool, ctc: Path) -> None:
     transformers = pytest.importorskip("transformers")
     (ctc / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowered}))
     theirs = transformers.Wav2Vec2CTCTokenizer(str(ctc / "vocab.json"), do_lower_case=lowered)
@@ -187,7 +187,7 @@ def test_the_tokenizer_of_ctc(text: str, lowered: bool, ctc: Path) -> None:
     assert ours.decode(collapsed) == re.sub("<unk>|</s>|<s>", "", expected)
 
 
-def test_tokenizers_travel(ctc: Path, whisper: Path, tmp_path: Path) -> None:
+def test_tokenizers_round_trip(ctc: Path, whisper: Path, tmp_path: Path) -> None:
     for kind, folder in ((CTCText, ctc), (WhisperText, whisper)):
         ours = kind.read(folder, max_len=33)
         target = tmp_path / kind.KIND
@@ -203,7 +203,7 @@ def test_tokenizers_travel(ctc: Path, whisper: Path, tmp_path: Path) -> None:
         assert ids[1][mask[1]].tolist() == [*ours.prefix_ids, *ours.encode("IT"), ours.eos_id]
 
 
-def test_bad_tokenizers(tmp_path: Path, whisper: Path) -> None:
+def test_invalid_tokenizers(tmp_path: Path, whisper: Path) -> None:
     bad_data(r"vocab\.json: expected a tokenizer file, found none", CTCText.read, tmp_path / "none")
     for content, message in (
         ("[1]", "vocab.json: expected an object, found list"),
@@ -226,14 +226,14 @@ WINDOW = 200  # frames
 
 def swelling(samples: int) -> Tensor:
     wave = torch.randn(samples, generator=torch.Generator().manual_seed(0))
-    wave *= torch.linspace(0.001, 1, samples)  # what is loudest comes last
-    wave[5_000:9_000] = 0.0  # and what is silence is told by it
+    wave *= torch.linspace(0.001, 1, samples)  # the loudest part is last
+    wave[5_000:9_000] = 0.0  # and defines what counts as silence
     return wave
 
 
 @pytest.mark.parametrize("samples", [32_001, 32_160, 100_000, 111_111, 96_000])
 @pytest.mark.parametrize("block", [160, 7_001, 32_000, 200_000])
-def test_any_window_is_that_of_the_whole(samples: int, block: int) -> None:
+def test_stream_windows_equal_full_features(samples: int, block: int) -> None:
     wave = swelling(samples)
     whole = FRONT(wave, whole=True)
     top = WhisperStream(FRONT, wave.split(block)).loudest()
@@ -247,7 +247,7 @@ def test_any_window_is_that_of_the_whole(samples: int, block: int) -> None:
     assert stream.total == samples
 
 
-def test_little_is_kept() -> None:
+def test_buffer_is_bounded() -> None:
     kept = []
 
     def blocks() -> Iterator[Tensor]:
@@ -263,16 +263,16 @@ def test_little_is_kept() -> None:
     assert max(kept) < 3 * 32_000
 
 
-def test_silence_is_passed_over() -> None:
-    said = swelling(32_000)
+def test_silence_is_skipped() -> None:
+    speech = swelling(32_000)
     quiet = torch.zeros(160_000)
     quiet[::2] = 1e-5
-    wave = torch.cat([said, quiet, said, quiet])
+    wave = torch.cat([speech, quiet, speech, quiet])
     stream = WhisperStream(FRONT, wave.split(32_000), 2.0, silence=1e-4)
     assert stream.read(0)[0] == 0
     begin, frames = stream.read(WINDOW + 50)
-    assert begin == WINDOW + 50 + 4 * WINDOW, "the first window that reaches what is said next"
+    assert begin == WINDOW + 50 + 4 * WINDOW, "the first window that reaches the next speech"
     assert len(frames) == WINDOW
     assert len(stream.read(begin + WINDOW + 150)[1]) == 0
     assert stream.total == len(wave)
-    refused("the loudest frame is not known", WhisperStream(FRONT, [said]).read, 0)
+    refused("the loudest frame is not known", WhisperStream(FRONT, [speech]).read, 0)

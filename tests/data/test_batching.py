@@ -1,4 +1,4 @@
-"""Batch plans: functions of (seed, epoch), fair to ranks, resumable, little padding; workers change nothing."""
+"""Batch plans: functions of (seed, epoch), balanced over ranks, resumable, little padding; any number of workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def indices(plan: Any) -> list[list[int]]:
 
 
 def ragged(num_groups: int = 40, seed: int = 0) -> list[int]:
-    """Groups of 1 to 7 samples, mixed up."""
+    """Groups of 1 to 7 samples, shuffled."""
     draw = random.Random(seed)
     groups = [group for group in range(num_groups) for _ in range(draw.randint(1, 7))]
     draw.shuffle(groups)
@@ -47,14 +47,14 @@ def test_training_plan(batch_size: int, world_size: int) -> None:
             assert len(places) == len(set(groups))  # each group in one batch
 
 
-def test_single_samples_give_even_batches_and_one_large_group_is_cut() -> None:
+def test_single_samples_and_one_oversized_group() -> None:
     assert [len(batch) for batch in GroupBatchSampler(range(100), 32)] == [25, 25, 25, 25]
     sizes = [len(batch) for batch in GroupBatchSampler([0] * 50, 16)]
     assert (len(sizes), sum(sizes)) == (4, 50)
     assert 0 < min(sizes) <= max(sizes) <= 24
 
 
-def test_never_an_empty_batch() -> None:
+def test_no_empty_batches() -> None:
     for seed in range(200):
         draw = random.Random(seed)
         groups = [group for group in range(draw.randint(1, 9)) for _ in range(draw.choice([1, 2, 30]))]
@@ -63,7 +63,7 @@ def test_never_an_empty_batch() -> None:
         assert all(plan.batches(seed))
 
 
-def test_order_is_a_function_of_seed_and_epoch() -> None:
+def test_order_depends_only_on_seed_and_epoch() -> None:
     groups = ragged()
     plan, same, other = (GroupBatchSampler(groups, 8, seed) for seed in (1, 1, 2))
     first = indices(plan)
@@ -79,8 +79,8 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert indices(plan) == first
 
 
-def test_the_order_is_frozen() -> None:
-    """Exact resume across releases needs it."""
+def test_order_is_frozen() -> None:
+    """Exact resumption across releases needs it."""
     plan = GroupBatchSampler([0, 0, 1, 1, 2, 2, 3, 3], 2, seed=1)
     plan.set_epoch(2)
     assert indices(plan) == [[0, 1], [4, 5], [2, 3], [6, 7]]
@@ -125,7 +125,7 @@ def test_evaluation_plan(world_size: int) -> None:
     assert indices(plans[0]) == indices(plans[0])
 
 
-def test_evaluation_keeps_the_order_and_the_groups() -> None:
+def test_evaluation_keeps_order_and_groups() -> None:
     assert indices(EvalBatchSampler([0, 0, 1, 1, 2], 2)) == [[0, 1], [2, 3], [4]]
     assert indices(EvalBatchSampler([5, 3, 5, 3], 2)) == [[0, 2], [1, 3]]
     from_long_to_short = EvalBatchSampler(range(5), 2, lengths=[3, 9, 1, 9, 4])
@@ -144,11 +144,11 @@ def test_evaluation_keeps_the_order_and_the_groups() -> None:
         (lambda: TokenBatchSampler([(5, 30)] * 2, 100, world_size=3), "at least one sample per rank"),
     ],
 )
-def test_wrong_plans(make: Any, message: str) -> None:
+def test_invalid_plans(make: Any, message: str) -> None:
     refused(message, make)
 
 
-# Batches of like lengths
+# Batches of similar lengths
 
 
 def lengths(count: int = 500, seed: int = 0) -> list[tuple[int, int]]:
@@ -159,7 +159,7 @@ def lengths(count: int = 500, seed: int = 0) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_each_sample_once_and_none_over_budget(epoch: int, world_size: int) -> None:
+def test_each_sample_once_within_the_token_budget(epoch: int, world_size: int) -> None:
     given = lengths()
     plans = [TokenBatchSampler(given, 200, seed=3, rank=r, world_size=world_size) for r in range(world_size)]
     for plan in plans:
@@ -172,7 +172,7 @@ def test_each_sample_once_and_none_over_budget(epoch: int, world_size: int) -> N
         assert len(batch) * max(max(given[index]) for index in batch) <= 200
 
 
-def test_batches_of_like_lengths_are_a_function_of_seed_and_epoch() -> None:
+def test_length_buckets_depend_only_on_seed_and_epoch() -> None:
     one, other = (TokenBatchSampler(lengths(), 200, seed=5) for _ in range(2))
     random.seed(99)
     assert indices(one) == indices(other)
@@ -183,7 +183,7 @@ def test_batches_of_like_lengths_are_a_function_of_seed_and_epoch() -> None:
     assert indices(TokenBatchSampler(lengths(), 200, seed=6)) != indices(TokenBatchSampler(lengths(), 200, seed=5))
 
 
-def test_epochs_have_as_many_batches_of_other_company() -> None:
+def test_epochs_regroup_samples_into_as_many_batches() -> None:
     plan = TokenBatchSampler(lengths(), 200)
     assert {len(plan.batches(epoch)) for epoch in range(6)} == {len(plan)}
     first = {frozenset(batch) for batch in plan.batches(0)}
@@ -191,7 +191,7 @@ def test_epochs_have_as_many_batches_of_other_company() -> None:
     assert max(map(len, indices(TokenBatchSampler(lengths(), 400, max_samples=6)))) == 6
 
 
-def test_little_is_padded() -> None:
+def test_padding_waste_is_small() -> None:
     given = lengths(20_000)
     plan = TokenBatchSampler(given, 4096)
     assert plan.padding_stats(0).share < 0.05
@@ -199,12 +199,12 @@ def test_little_is_padded() -> None:
     random.Random(0).shuffle(shuffled)
     naive = [shuffled[n : n + 120] for n in range(0, len(shuffled), 120)]
     assert padding_stats(naive, given).share > 0.35
-    waste = padding_stats([[0, 1], [2]], [(2, 3), (4, 1), (5, 5)])  # by hand
+    waste = padding_stats([[0, 1], [2]], [(2, 3), (4, 1), (5, 5)])  # computed by hand
     assert (waste.real, waste.padded) == (20, 2 * 4 + 2 * 3 + 10)
     assert waste.share == pytest.approx(1 - 20 / 24)
 
 
-def test_multi30k_wastes_little(real_data: Path) -> None:
+def test_multi30k_padding_waste_is_small(real_data: Path) -> None:
     from mmattn.tasks.common.seq2seq.processor import PairProcessor
     from mmattn.tasks.translation.data import TranslationDataset
 
@@ -235,7 +235,7 @@ def gather(samples: list[int], seeds: list[int], is_repeat: bool, tag: str) -> t
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_workers_change_nothing(num_workers: int) -> None:
+def test_results_do_not_depend_on_workers(num_workers: int) -> None:
     data = Numbers(ragged(10))
     collate = functools.partial(gather, tag="x")
     with_workers, alone = (
@@ -248,7 +248,7 @@ def test_workers_change_nothing(num_workers: int) -> None:
     assert len(with_workers) == len(alone) == len(list(alone))
 
 
-def test_seeds_are_by_epoch_and_group() -> None:
+def test_seeds_depend_on_epoch_and_group() -> None:
     data = Numbers([0, 0, 1, 1])
     plan = EvalBatchSampler(data.groups, 4)
     loader = make_loader(data, plan, functools.partial(gather, tag=""), seed=9)
@@ -272,7 +272,7 @@ def test_repeats_are_marked() -> None:
     assert [(samples, is_repeat) for samples, _, is_repeat, _ in loader] == [([10], False), ([20], True)]
 
 
-def test_seeds_are_well_spread() -> None:
+def test_seeds_are_well_distributed() -> None:
     seeds = {seed_of(a, b, c) for a in range(10) for b in range(10) for c in range(10)}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,4 +1,4 @@
-"""Labelled images from every format, the errors of bad ones, the processor, and batches."""
+"""Labeled images from every format, errors for invalid ones, the processor, and batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def image(value: int) -> Image.Image:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two classes of three images, one of them deeper down."""
+    """Two classes with three images, one of them in a subfolder."""
     for number, name in enumerate(["cat/a.png", "cat/b.jpg", "cat/deep/c.png", "dog/a.png", "dog/b.bmp", "dog/e.PNG"]):
         path = tmp_path / "tree" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ EXPECTED += [("dog/a.png", ["dog"]), ("dog/b.bmp", ["dog"]), ("dog/e.PNG", ["dog
 
 @pytest.mark.parametrize("outer", ["", "set/", "./"])
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_a_tar_of_a_tree(tree: Path, tmp_path: Path, outer: str, mode: str) -> None:
+def test_tar_of_class_folders(tree: Path, tmp_path: Path, outer: str, mode: str) -> None:
     with tarfile.open(tmp_path / "set.tar", mode) as archive:
         for path in sorted(tree.rglob("*.*")):
             archive.add(path, f"{outer}{path.relative_to(tree)}")
@@ -55,7 +55,7 @@ def test_a_tar_of_a_tree(tree: Path, tmp_path: Path, outer: str, mode: str) -> N
     assert {sample.id: int(sample.image[5, 5, 0]) for sample in dataset.samples}["dog/a.png"] == 30
 
 
-def test_a_truncated_tar_is_named(tree: Path, tmp_path: Path) -> None:
+def test_truncated_tar_raises(tree: Path, tmp_path: Path) -> None:
     path = tmp_path / "set.tar"
     with tarfile.open(path, "w") as archive:
         archive.add(tree, "tree")
@@ -63,7 +63,7 @@ def test_a_truncated_tar_is_named(tree: Path, tmp_path: Path) -> None:
     bad_data(r"set\.tar.*expected a whole tar", ClassificationDataset, path)
 
 
-def test_a_table(tree: Path) -> None:
+def test_table(tree: Path) -> None:
     rows = "image,labels\ncat/a.png,furry|small\ndog/a.png,\n"
     for name, content, expected in (
         ("a.csv", "path,label\ncat/a.png,cat\ndog/a.png,dog\n", [["cat"], ["dog"]]),
@@ -82,7 +82,7 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
     for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"]:
         (folder / name).write_bytes(b"")
     for name, root, message in (
-        ("CIFAR10", tmp_path, "torchvision/CIFAR10 in .*: expected its files, split train"),  # its checksums are wrong
+        ("CIFAR10", tmp_path, "torchvision/CIFAR10 in .*: expected its files, split train"),  # wrong checksums
         ("CIFAR11", tmp_path, r"no such name \(did you mean 'CIFAR10'\?\)"),
         ("CIFAR10", None, r"data\.root"),
     ):
@@ -90,8 +90,8 @@ def test_torchvision_by_name(tmp_path: Path) -> None:
     assert read("torchvision/FakeData", root=tmp_path)[0][0] == "train-0"
 
 
-def test_a_torchvision_set_with_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no validation part the test part stands in; a set that is not there is named."""
+def test_torchvision_dataset_with_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test split replaces a missing validation split; a missing data set raises an error."""
     from torchvision import datasets
 
     class Flowers102(list):
@@ -123,7 +123,7 @@ def test_a_torchvision_set_with_splits(tmp_path: Path, monkeypatch: pytest.Monke
         ("empty", None, "found an empty folder"),
     ],
 )
-def test_bad_sets_are_named(tree: Path, name: str, content: str | None, message: str) -> None:
+def test_invalid_datasets_raise(tree: Path, name: str, content: str | None, message: str) -> None:
     path = tree.parent / name
     (tree.parent / "empty").mkdir()
     if content is not None:
@@ -131,7 +131,7 @@ def test_bad_sets_are_named(tree: Path, name: str, content: str | None, message:
     bad_data(message, ClassificationDataset, tree if name.startswith("tree") else path)
 
 
-def test_bad_images_are_left_out_and_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_images_are_skipped_and_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tree / "cat" / "a.png").write_bytes(b"")
     (tree / "dog" / "a.png").write_bytes((tree / "dog" / "a.png").read_bytes()[:40])
     dataset = ClassificationDataset(tree, on_error="skip")
@@ -141,7 +141,7 @@ def test_bad_images_are_left_out_and_counted(tree: Path, caplog: pytest.LogCaptu
     bad_data(r"cat/a\.png.*an empty file", ClassificationDataset(tree).preload, ImageProcessor(8))
 
 
-def test_a_class_that_training_never_saw(tree: Path) -> None:
+def test_class_unseen_in_training(tree: Path) -> None:
     processor = ClassificationProcessor(ImageProcessor(8), ["cat", "dogs"])
     message = r"dog/a\.png: expected one of the 2 classes .*'dog' \(did you mean 'dogs'\?\)"
     bad_data(message, processor.check, ClassificationDataset(tree))
@@ -174,14 +174,14 @@ def test_batches(tree: Path) -> None:
     dataset.preload(processor.image)
     assert dataset.fingerprint() == before == ClassificationDataset(tree).fingerprint()
     torch.testing.assert_close(processor.collate(dataset.samples).pixel_values, expected)
-    assert dataset.samples[0].image.base is dataset.samples[1].image.base, "one array holds all"
+    assert dataset.samples[0].image.base is dataset.samples[1].image.base, "one array holds all images"
     assert not dataset.preload(ImageProcessor(8), max_bytes=10)
     refused("augment needs seeds", processor.collate, dataset.samples, augment=BatchAugment(flip=True))
     (tree / "dog" / "a.png").rename(tree / "cat" / "z.png")
     assert ClassificationDataset(tree).fingerprint() != before
 
 
-def test_samples_in_memory_and_multi_label() -> None:
+def test_in_memory_samples_and_multi_label() -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     samples = [ClassificationSample("0", image, ["a", "b"]), ClassificationSample("1", image)]
     dataset = ClassificationDataset(samples, multi_label=True)

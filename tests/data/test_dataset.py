@@ -1,4 +1,4 @@
-"""What the data sets of all tasks have in common, on one of numbers in a text file."""
+"""The base class of all tasks' data sets, tested with numbers in text files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.data.files import bad_data, write
 
 @dataclass
 class Number:
-    """A file that holds a number."""
+    """A file that contains a number."""
 
     id: str
     path: Any
@@ -26,7 +26,7 @@ class Number:
 
 
 class Numbers(SampleDataset[Number]):
-    """A file of names, each of a file beside it."""
+    """A file that lists the names of files in its folder."""
 
     item = "number"
 
@@ -68,11 +68,11 @@ def listing(folder: Path, text: str) -> Path:
         (" ", "list: expected at least one number, found none$"),
     ],
 )
-def test_the_first_bad_item_ends_the_reading(text: str, message: str, folder: Path) -> None:
+def test_first_invalid_item_raises(text: str, message: str, folder: Path) -> None:
     bad_data(message, Numbers, listing(folder, text))
 
 
-def test_bad_items_are_left_out_counted_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_items_are_skipped_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = Numbers(listing(folder, "a #x 7 b c a"), on_error="skip")
     assert [sample.id for sample in found.samples] == ["a", "c"]
     reasons = [reason.split(",")[0] for _, reason in found.skipped]
@@ -83,12 +83,12 @@ def test_bad_items_are_left_out_counted_and_reported(folder: Path, caplog: pytes
     bad_data(r"expected at least one number, found none \(1 invalid ones excluded\)", Numbers, alone, on_error="skip")
 
 
-def test_samples_in_memory_are_checked_too() -> None:
+def test_in_memory_samples_are_validated() -> None:
     assert Numbers([Number("a", b"1")]).name == "samples"
     bad_data(r"^sample 1 \(id '7'\): expected a name of letters", Numbers, [Number("a", b""), Number("7", b"")])
 
 
-def test_filtering_and_preloading_leave_the_first_as_it_was(folder: Path) -> None:
+def test_filter_and_preload_do_not_modify_the_original(folder: Path) -> None:
     whole = Numbers(listing(folder, "a c"))
     part = whole.filter(lambda sample: sample.id == "c")
     assert (len(whole), len(part), part[0].id, part.places[0].split()[-1]) == (2, 1, "c", "2")
@@ -99,7 +99,7 @@ def test_filtering_and_preloading_leave_the_first_as_it_was(folder: Path) -> Non
     assert pickle.loads(pickle.dumps(part)).samples == part.samples
 
 
-def test_fingerprints_tell_files_by_name_and_size_and_arrays_by_content(folder: Path) -> None:
+def test_fingerprints_of_files_and_arrays(folder: Path) -> None:
     first = Numbers(listing(folder, "a c")).fingerprint()
     assert Numbers(listing(folder, "c a")).fingerprint() != first
     (folder / "a").write_text("11")

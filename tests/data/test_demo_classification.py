@@ -1,4 +1,4 @@
-"""The built-in images: frozen, balanced, and what the class says is so."""
+"""The built-in images: frozen, balanced, and consistent with their classes."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_classes_are_balanced_and_images_differ(parts):
         assert all(0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 for x0, y0, x1, y1 in boxes)
 
 
-def test_the_class_follows_from_the_regions():
-    """Each image has one circle and one square, and their boxes stand to each other as the class says."""
+def test_class_follows_from_the_regions():
+    """Each image has one circle and one square, and the relation of their boxes determines the class."""
     rng = Random("test")
     for n in range(300):
         label = demo.CLASSES[n % 6]
@@ -52,7 +52,7 @@ def test_the_class_follows_from_the_regions():
         assert 5 <= len(scene) <= 7
         dx, dy = circle.x - square.x, circle.y - square.y
         gap = (dx * dx + dy * dy) ** 0.5
-        assert all(13 < place < 51 for part in (circle, square) for place in (part.x, part.y)), "away from the edge"
+        assert all(13 < place < 51 for part in (circle, square) for place in (part.x, part.y)), "not at the edge"
         if gap < max(circle.radius, square.radius) / 2:
             assert label.split()[1] == ("inside" if circle.radius < square.radius else "around")
             assert scene[-1].radius < scene[-2].radius, "the inner one is painted last"
@@ -64,22 +64,22 @@ def test_the_class_follows_from_the_regions():
             assert abs(dy) >= max(abs(dx) + 6, circle.radius + square.radius + 13)
 
 
-def test_neither_colour_nor_texture_tells_the_class():
-    """Colours and textures of the two parts are drawn alike in every class."""
+def test_color_and_texture_do_not_reveal_the_class():
+    """Colors and textures of the two shapes have the same distribution in every class."""
     rng = Random("colours")
     counts = {label: Counter() for label in demo.CLASSES}
     for n in range(2400):
         label = demo.CLASSES[n % 6]
         for part in demo.compose(rng, label):
             if part.shape in (demo.CIRCLE, demo.SQUARE):
-                counts[label][part.colour, "colour"] += 1
+                counts[label][part.color, "colour"] += 1
                 counts[label][part.texture, "texture"] += 1
     for found in counts.values():
         assert all(count < 800 * 0.24 for (_, kind), count in found.items() if kind == "colour")
         assert all(count < 800 * 0.33 for (_, kind), count in found.items() if kind == "texture")
 
 
-def test_it_is_fast():
+def test_generation_is_fast():
     start = time.process_time()
     demo.make("val")
     assert time.process_time() - start < 6  # 0.7 s on an idle core

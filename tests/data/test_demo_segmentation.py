@@ -1,4 +1,4 @@
-"""The built-in scenes: frozen, and as their description says."""
+"""The built-in scenes: frozen, and as documented."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ class TestFrozen(DemoTests):
         return sample.id.encode() + sample.image.tobytes() + sample.mask.tobytes()
 
 
-def test_no_scene_stands_in_two_parts(parts: dict[str, list]) -> None:
+def test_splits_share_no_scene(parts: dict[str, list]) -> None:
     assert {split: len(samples) for split, samples in parts.items()} == NUM_SCENES
     images = [sample.image.tobytes() for samples in parts.values() for sample in samples]
     assert len(set(images)) == len(images)
 
 
-def test_each_class_is_there_often_enough(parts: dict[str, list]) -> None:
+def test_every_class_is_frequent_enough(parts: dict[str, list]) -> None:
     masks = np.stack([sample.mask for sample in parts["test"]])
     assert masks.max() < len(NAMES)
     shares = np.bincount(masks.reshape(-1), minlength=len(NAMES)) / masks.size
     scenes = [(masks == k).any((1, 2)).mean() for k in range(len(NAMES))]
     assert min(scenes) > 0.5
-    assert (shares[3:] < 0.03).all(), "thin and small"
+    assert (shares[3:] < 0.03).all(), "thin and small objects"
     assert (shares[3:] > 0.005).all()
 
 
-def test_colours_do_not_tell_the_class(parts: dict[str, list]) -> None:
-    """The nearest of the classes' mean colours, by training scenes, is right about as often as the commonest class."""
+def test_colors_do_not_reveal_the_class(parts: dict[str, list]) -> None:
+    """A lookup table from colors to the most frequent class of the training scenes has a low mIoU."""
 
     def pixels(split: str) -> tuple[np.ndarray, np.ndarray]:
         some = parts[split][:150]
@@ -55,12 +55,12 @@ def test_colours_do_not_tell_the_class(parts: dict[str, list]) -> None:
     table = np.zeros((512, len(NAMES)))
     np.add.at(table, pixels("train"), 1)
     test_colours, test_classes = pixels("test")
-    said = table.argmax(1)[test_colours]
-    pairs = [(said == k, test_classes == k) for k in range(len(NAMES))]
+    predicted = table.argmax(1)[test_colours]
+    pairs = [(predicted == k, test_classes == k) for k in range(len(NAMES))]
     assert np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]) < 0.25
 
 
-def test_a_buoy_lies_in_waves_and_a_stone_does_not(parts: dict[str, list]) -> None:
+def test_buoys_lie_in_waves_and_stones_do_not(parts: dict[str, list]) -> None:
     waves, buoy, stone = (NAMES.index(name) for name in ("waves", "buoy", "stone"))
     for mask in (sample.mask for sample in parts["val"]):
         for y, x in zip(*np.nonzero(np.isin(mask, (buoy, stone))), strict=True):
@@ -68,7 +68,7 @@ def test_a_buoy_lies_in_waves_and_a_stone_does_not(parts: dict[str, list]) -> No
             assert np.isin(around, (waves, buoy)).all() if mask[y, x] == buoy else (around != waves).all()
 
 
-def test_things_do_not_touch(parts: dict[str, list]) -> None:
+def test_objects_do_not_touch(parts: dict[str, list]) -> None:
     things = [NAMES.index(name) for name in THINGS]
     for sample in parts["val"]:
         mask = np.where(np.isin(sample.mask, things), sample.mask, 0)

@@ -1,4 +1,4 @@
-"""The built-in texts: frozen, and as their descriptions say."""
+"""The built-in texts: frozen, and as documented."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ class TestSummarization(DemoTests):
 
 
 def disjoint(parts: dict[str, set[str]]) -> bool:
-    """Whether no two parts have something in common."""
+    """Whether the splits are pairwise disjoint."""
     return sum(map(len, parts.values())) == len(set().union(*parts.values()))
 
 
 # Translation ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_sentence_of_one_part_stands_in_another(parts: dict[str, list]) -> None:
+def test_splits_share_no_sentence(parts: dict[str, list]) -> None:
     sources = {split: {sample.source for sample in samples} for split, samples in parts.items()}
     assert all(len(sources[split]) == size for split, size in translation.SIZES.items())
     assert disjoint(sources)
 
 
 def combinations(sample: object) -> set[tuple[str, str]]:
-    """Adjectives with their noun, read from the English: each adjective's noun is the next one."""
+    """Adjectives with their noun, from the English text: each adjective's noun is the next one."""
     words, found, waiting = sample.source.split(), set(), []  # type: ignore[attr-defined]
     for word in words:
         noun = word if word in NOUNS else word.removesuffix("s")
@@ -82,7 +82,7 @@ def combinations(sample: object) -> set[tuple[str, str]]:
     return found
 
 
-def test_combinations_of_the_test_part_are_new(parts: dict[str, list]) -> None:
+def test_combinations_in_the_test_split_are_new(parts: dict[str, list]) -> None:
     seen = {pair for sample in parts["train"] for pair in combinations(sample)}
     assert all(part_of(pair) == "train" for pair in seen)
     new = {pair for sample in parts["test"] for pair in combinations(sample)} - seen
@@ -90,8 +90,8 @@ def test_combinations_of_the_test_part_are_new(parts: dict[str, list]) -> None:
     assert all(part_of(pair) == "test" for pair in new)
 
 
-def test_words_agree_with_their_noun() -> None:
-    """A sentence by hand, from the tables alone."""
+def test_adjectives_agree_with_their_noun() -> None:
+    """A sentence composed by hand from the tables."""
     for sample in make("val", 200):
         source, target = sample.source.split(), sample.target.split()
         subject = source[1] if source[1].removesuffix("s") in LANGUAGE.nouns else None
@@ -114,11 +114,11 @@ def test_every_content_word_is_aligned(parts: dict[str, list]) -> None:
             n for n, word in enumerate(source) if word_kind(word) in ("noun", "adjective", "adverb", "preposition")
         ]
         assert set(content) <= {s for _, s in sample.alignment}
-        assert len({t for t, _ in sample.alignment}) == len(sample.alignment), "a word has one source"
+        assert len({t for t, _ in sample.alignment}) == len(sample.alignment), "each word has one source"
 
 
-def test_copying_word_by_word_fails(parts: dict[str, list]) -> None:
-    """Even with a perfect dictionary: the English order with the right words is far from right."""
+def test_word_by_word_translation_fails(parts: dict[str, list]) -> None:
+    """Even with a perfect dictionary: correct words in English order score low."""
     sacrebleu = pytest.importorskip("sacrebleu")
     copied = []
     for sample in parts["test"]:
@@ -138,8 +138,8 @@ def ships(samples: list) -> set[str]:
     }
 
 
-def test_origins_are_true(splits: dict[str, list]) -> None:
-    """Each slot of the summary stands, letter for letter, at each of the places that it is said to come from."""
+def test_summary_origins_are_correct(splits: dict[str, list]) -> None:
+    """Each slot of the summary occurs verbatim at each of its recorded origins."""
     for sample in splits["train"]:
         assert len(sample.origins) >= 2
         for (start, end), places in sample.origins:
@@ -154,7 +154,7 @@ def test_origins_are_true(splits: dict[str, list]) -> None:
                 assert len(places) == everywhere[word]
 
 
-def test_names_of_the_parts_have_nothing_in_common(splits: dict[str, list]) -> None:
+def test_splits_share_no_names(splits: dict[str, list]) -> None:
     towns = set(summarization.TOWNS) | {"Log", "Day", "Entry"}
     found = {split: ships(samples) - towns for split, samples in splits.items()}
     assert len(found["train"]) > 500
@@ -166,7 +166,7 @@ def test_one_to_three_events_in_order(splits: dict[str, list]) -> None:
     assert set(counts) == {1, 2, 3}
     assert min(counts.values()) > 60
     for sample in splits["test"]:
-        # A number, a thing, a quay is told once, where its event is; a ship may be named again.
+        # A number, an object and a quay are mentioned once, in their event; a ship may be mentioned again.
         once = [((a, b), places[0][0]) for (a, b), places in sample.origins if not sample.target[a].isupper()]
         events = []
         for first, last in split_sentences(sample.target):
@@ -174,13 +174,13 @@ def test_one_to_three_events_in_order(splits: dict[str, list]) -> None:
         assert events == sorted(events)
 
 
-def test_what_matters_stands_anywhere(splits: dict[str, list]) -> None:
-    """Halves of the documents hold what matters about equally often."""
+def test_important_events_occur_anywhere(splits: dict[str, list]) -> None:
+    """Both halves of the documents contain the important events about equally often."""
     places = [places[0][0] / len(s.source) for s in splits["train"] for _, places in s.origins]
     assert 0.35 < sum(place < 0.5 for place in places) / len(places) < 0.65
 
 
-def test_copying_the_lead_fails(splits: dict[str, list]) -> None:
+def test_lead_baseline_fails(splits: dict[str, list]) -> None:
     pytest.importorskip("rouge_score")
     from mmattn.tasks.summarization.metrics import score
 
@@ -189,14 +189,14 @@ def test_copying_the_lead_fails(splits: dict[str, list]) -> None:
         leads = [s.source[: split_sentences(s.source)[:count][-1][1]] for s in samples]
         assert score(leads, [[s.target] for s in samples])["rougeL"] < 0.2
     mattering = []
-    for sample in samples:  # even who knows the right sentences has to say it in other words
+    for sample in samples:  # even the right sentences, copied, do not match the summary
         wanted = [places[0][0] for _, places in sample.origins]
         spans = [span for span in split_sentences(sample.source) if any(span[0] <= w < span[1] for w in wanted)]
         mattering.append(" ".join(sample.source[a:b] for a, b in spans))
     assert score(mattering, [[s.target] for s in samples])["rougeL"] < 0.6
 
 
-def test_the_signs_of_importance_are_balanced() -> None:
+def test_importance_cues_are_balanced() -> None:
     yes, no = summarization.CUES[True], summarization.CUES[False]
     assert yes.keys() == no.keys()
     assert all(len(yes[place].split(" | ")) == len(no[place].split(" | ")) for place in yes)

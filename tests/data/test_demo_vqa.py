@@ -1,4 +1,4 @@
-"""The built-in VQA data: frozen, balanced, unambiguous, with new scenes and new wordings in the test part."""
+"""The built-in VQA data: frozen, balanced, unambiguous, with new scenes and new wordings in the test split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from mmattn.data.image.shapes import COLOURS, SHAPES, SIZES
+from mmattn.data.image.shapes import COLORS, SHAPES, SIZES
 from mmattn.tasks.vqa import demo as vqa
 from tests.data.demos import DemoTests
 
@@ -46,15 +46,15 @@ def test_images_and_boxes(parts):
                 assert 0 <= box[0] < box[2] <= 1
                 assert 0 <= box[1] < box[3] <= 1
                 assert shape in SHAPES
-                assert colour in COLOURS
+                assert colour in COLORS
                 assert size in SIZES
         for sample in samples:
             boxes = [box for box, _ in sample.objects]
             assert all(region in boxes for region in sample.regions)
 
 
-def test_the_colour_is_in_the_box(parts):
-    """Images and labels belong together: a large box holds its colour, and red differs from blue."""
+def test_boxes_contain_their_color(parts):
+    """Images and labels match: a large box contains its color, and red differs from blue."""
     means = defaultdict(list)
     for sample in parts["train"][::18]:
         for box, (shape, colour, size) in sample.objects:
@@ -100,19 +100,19 @@ def test_new_scenes_and_new_wordings(parts):
 
 
 def _fits(thing: tuple[str, ...], description: str) -> bool:
-    """Whether "large red star" or "little things" is said of an object with these labels."""
-    said = description.replace("little", "small").replace("big", "large").split()
-    noun = said[-1].removesuffix("es") if said[-1] == "crosses" else said[-1].removesuffix("s")
+    """Whether "large red star" or "little things" describes an object with these labels."""
+    terms = description.replace("little", "small").replace("big", "large").split()
+    noun = terms[-1].removesuffix("es") if terms[-1] == "crosses" else terms[-1].removesuffix("s")
     noun = "cross" if noun.startswith("cros") else noun
-    return all(word in thing for word in said[:-1]) and (noun in ("thing", "object") or noun in thing)
+    return all(word in thing for word in terms[:-1]) and (noun in ("thing", "object") or noun in thing)
 
 
 def test_answers_follow_from_the_objects():
-    """Every family answered anew from the objects and the words of one of its templates."""
+    """Recomputes the answers of every family from the objects and the words of one of its templates."""
     seen = Counter()
     for s in vqa.make("train", size=300):
         labels = [set(label) for _, label in s.objects]
-        centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b, _ in s.objects]
+        centers = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b, _ in s.objects]
 
         def matching(text, labels=labels):
             return [i for i, label in enumerate(labels) if _fits(tuple(label), text)]
@@ -142,13 +142,13 @@ def test_answers_follow_from_the_objects():
             question,
         ):
             (a,), (b,) = matching(m[1]), matching(m[3])
-            dx, dy = centres[a][0] - centres[b][0], centres[a][1] - centres[b][1]
+            dx, dy = centers[a][0] - centers[b][0], centers[a][1] - centers[b][1]
             gap = {"left": -dx, "right": dx, "above": -dy, "over": -dy, "higher": -dy}.get(m[2].split()[0], dy)
             assert (gap > 0) == (answer == "yes")
             assert abs(gap) * 64 > 8.9
         elif m := re.fullmatch(r"where is the ([a-z ]+), (\w+) or (\w+)\?", question):
             (a,) = matching(m[1])
-            off = centres[a][0] - 0.5 if "left" in question else centres[a][1] - 0.5
+            off = centers[a][0] - 0.5 if "left" in question else centers[a][1] - 0.5
             assert answer == (("left", "right") if "left" in question else ("top", "bottom"))[off > 0]
             assert abs(off) * 64 > 3.9
         else:
@@ -176,7 +176,7 @@ def test_relation_query_has_one_answer():
     assert checked > 20
 
 
-def test_it_is_fast():
+def test_generation_is_fast():
     start = time.process_time()
     vqa.make("val")
     assert time.process_time() - start < 3  # 0.3 s on an idle core

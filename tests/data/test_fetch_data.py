@@ -1,4 +1,4 @@
-"""Fetching against a server on loopback: the whole data set arrives, or one clear error and nothing is left behind."""
+"""Fetching from a server on loopback: the whole data set is written, or one error is raised and no files remain."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_fetch(tmp_path: Path) -> None:
     assert note["commit"] == "0123456789"
     assert note["as_expected"] is True
     assert any("licence: MIT" in line for line in lines)
-    assert fetch(TOY, out, NOWHERE, report=lines.append) == folder  # needs no server: it is there
+    assert fetch(TOY, out, NOWHERE, report=lines.append) == folder  # needs no server: the data set exists
     assert "already" in lines[-1]
 
 
@@ -59,10 +59,10 @@ def test_offline_and_not_found(tmp_path: Path) -> None:
     assert nothing_left(tmp_path / "out")
 
 
-def short(handler: BaseHTTPRequestHandler, says_how_long: bool = True) -> None:
+def short(handler: BaseHTTPRequestHandler, with_length: bool = True) -> None:
     content = archive(FILES)
     handler.send_response(200)
-    if says_how_long:
+    if with_length:
         handler.send_header("Content-Length", str(len(content)))
     handler.end_headers()
     handler.wfile.write(content[:100])
@@ -72,7 +72,7 @@ def short(handler: BaseHTTPRequestHandler, says_how_long: bool = True) -> None:
     ("answer", "message"),
     [
         (short, "the connection ended after .*try again"),
-        (partial(short, says_how_long=False), "archive is damaged"),
+        (partial(short, with_length=False), "archive is damaged"),
         (b"<html>", "archive is damaged"),
         (b"", "archive is damaged"),
         (archive({"data/words.txt": b"red"}), r"not the expected content: words\.txt has sha256 .*, expected"),
@@ -80,7 +80,7 @@ def short(handler: BaseHTTPRequestHandler, says_how_long: bool = True) -> None:
         (archive({**FILES, "data/images/3.png": b""}), "images/ has sha256"),
     ],
 )
-def test_damaged_or_changed(answer: Any, message: str, tmp_path: Path) -> None:
+def test_damaged_or_changed_archive(answer: Any, message: str, tmp_path: Path) -> None:
     with serve({ADDRESS: answer}) as url:
         not_fetched(message, TOY, tmp_path / "out", url)
     assert nothing_left(tmp_path / "out")
@@ -92,10 +92,10 @@ def test_changed_content_can_be_accepted(tmp_path: Path) -> None:
         folder = fetch(TOY, tmp_path, url, accept_changed=True, report=lines.append)
         assert json.loads((folder / "SOURCE.json").read_text())["as_expected"] is False
         assert sum("accepted although changed" in line for line in lines) == 2
-        fetch(TOY, tmp_path, url)  # accepted once, it stays accepted
+        fetch(TOY, tmp_path, url)  # accepted once, it remains accepted
 
 
-def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+def test_foreign_folder_is_untouched(tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "mine.txt").write_text("precious")
     not_fetched("exists and is not toy as this program makes it", TOY, tmp_path)
@@ -123,7 +123,7 @@ def test_disk_full(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert nothing_left(tmp_path / "out")
 
 
-def test_interruption_leaves_nothing_and_old_leftovers_go(tmp_path: Path) -> None:
+def test_interruption_cleans_up(tmp_path: Path) -> None:
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
@@ -138,7 +138,7 @@ def test_interruption_leaves_nothing_and_old_leftovers_go(tmp_path: Path) -> Non
         fetch(TOY, tmp_path, url)
 
 
-def test_the_table() -> None:
+def test_dataset_table() -> None:
     assert len(validation("easy_vqa")) == len(set(validation("easy_vqa"))) == 500
     assert len(validation("daquar")) == len(set(validation("daquar"))) == 95
     for name, source in sources().items():

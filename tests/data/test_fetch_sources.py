@@ -1,4 +1,4 @@
-"""The public data sets against a server on loopback: converted as documented, or one clear error and nothing left."""
+"""The public data sets from a server on loopback: converted as documented, or one error and no files."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_cifar10(tmp_path: Path) -> None:
         assert {s.id for s in samples} == {f"{c}/{numbers[place]:04d}.jpg" for c, numbers in chosen.items()}
         for sample in samples:
             assert sample.image.read() == files[f"train/{sample.id}"]
-        assert [s.labels[0] for s in samples] != sorted(s.labels[0] for s in samples), "classes are mixed"
+        assert [s.labels[0] for s in samples] != sorted(s.labels[0] for s in samples), "classes are shuffled"
 
 
 def mask(value: int, size: tuple[int, int] = (480, 360), **options: int) -> bytes:
@@ -202,7 +202,7 @@ def test_aeslc(tmp_path: Path) -> None:
     assert val["references"] == ["One", "Two words", "Three", "Four"]
 
 
-# Another content
+# Unexpected content
 
 VAL_DE, DIGITS = "data/task1/raw/val.de.gz", digits([0, 7, 12])
 
@@ -228,23 +228,23 @@ def without(part: str, files: dict[str, bytes]) -> dict[str, bytes]:
         ("aeslc", without("dev", AESLC), "no mails of val"),
     ],
 )
-def test_another_content_than_expected(name: str, files: dict[str, bytes], message: str, tmp_path: Path) -> None:
+def test_unexpected_content(name: str, files: dict[str, bytes], message: str, tmp_path: Path) -> None:
     not_got(message, name, files, tmp_path / "out")
 
 
-def test_changed_content_is_refused(tmp_path: Path) -> None:
+def test_changed_content_raises(tmp_path: Path) -> None:
     not_got(r"train\.jsonl has sha256 .*audio/ has sha256", "fsdd", DIGITS, tmp_path / "out", checked=True)
     message = "train.en has sha256 .*, expected f7cb7c7d411f"
     not_got(message, "multi30k_en_de", MULTI30K, tmp_path / "out", checked=True)
 
 
-def test_a_damaged_tar_in_the_place_is_an_error(tmp_path: Path) -> None:
+def test_damaged_existing_tar_raises(tmp_path: Path) -> None:
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "train.tar").write_bytes(b"no tar")
     not_fetched(r"exists and is not cifar10 .*damaged", sources()["cifar10"], tmp_path)
 
 
-# The data of the measurements: sources are rebuilt from them, and converting those must give them again
+# The data of the measurements: sources are rebuilt from them, and converting these must reproduce the data
 
 
 def questions_of(given: Path) -> tuple[list[tuple[str, str, int]], list[str]]:
@@ -291,7 +291,7 @@ def camvid(given: Path) -> dict[str, bytes]:
 
 
 def fsdd(given: Path) -> dict[str, bytes]:
-    """The test part, kept aside, from the val part."""
+    """The held-out test split is rebuilt from the validation split."""
     files = {}
     for path in sorted((given / "audio").glob("*.flac")):
         content = wav(soundfile.read(path, dtype="int16")[0])
@@ -302,16 +302,16 @@ def fsdd(given: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rebuild", [easy_vqa, daquar, cifar10, camvid, fsdd])
-def test_the_splits_that_everyone_gets(rebuild: Any, real_data: Path, tmp_path: Path) -> None:
-    """Both have the checksums of the table, file by file."""
+def test_splits_are_reproducible(rebuild: Any, real_data: Path, tmp_path: Path) -> None:
+    """All files have the checksums of the table."""
     name = rebuild.__name__
     given = measured_on(real_data, name)
     get(name, rebuild(given), tmp_path, checked=True)
-    assert fetch(sources()[name], real_data, NOWHERE) == given  # recognized where it lies
+    assert fetch(sources()[name], real_data, NOWHERE) == given  # recognized in place
 
 
 @pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc"])
-def test_what_is_there_is_what_the_table_says(name: str, real_data: Path) -> None:
+def test_checksums_match_the_table(name: str, real_data: Path) -> None:
     given = measured_on(real_data, name)
     for file, expected in sources()[name].sha256.items():
         assert digest(given / file) == expected

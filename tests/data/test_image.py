@@ -1,4 +1,4 @@
-"""Reading images, good and bad; preprocessing; augmentation."""
+"""Reading of valid and invalid images; preprocessing; augmentation."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def gradient(width: int = 40, height: int = 20) -> np.ndarray:
 
 
 def seen(image: Image.Image, kind: str = "PNG", **options: object) -> np.ndarray:
-    """What is read of an image that was saved so."""
+    """The array read from an image saved in this format."""
     return np.asarray(load_image(encoded(image, kind, **options)))
 
 
 # Reading
 
 
-def test_path_bytes_array_and_pil_are_the_same(tmp_path: Path) -> None:
+def test_path_bytes_array_and_pil_are_equivalent(tmp_path: Path) -> None:
     array = gradient()
     path = tmp_path / "a.png"
     path.write_bytes(encoded(Image.fromarray(array)))
@@ -42,7 +42,7 @@ def test_path_bytes_array_and_pil_are_the_same(tmp_path: Path) -> None:
         assert image_size(source) == (40, 20)
 
 
-# EXIF: what the stored image's first row and first column are in the upright one.
+# EXIF: the sides of the upright image that are the stored image's first row and first column.
 UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -88,7 +88,7 @@ def test_cmyk_grey_one_bit_palette() -> None:
     assert abs(seen(red.quantize(4)).astype(int) - [200, 30, 30]).max() < 3
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_composited_on_white() -> None:
     half = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     half.putpixel((1, 0), (10, 20, 30, 255))
     expected = [[255, 255, 255], [10, 20, 30]]
@@ -100,7 +100,7 @@ def test_transparency_is_laid_on_white() -> None:
     assert seen(Image.new("LA", (1, 1), (0, 0)))[0, 0].tolist() == [255, 255, 255]
 
 
-# Bad input: each one error that names the item and the file
+# Invalid input: one error each, which names the item and the file
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 PNG, JPEG = encoded(NOISE), encoded(NOISE, "JPEG")
@@ -118,14 +118,14 @@ BAD = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", BAD)
-def test_bad_file(name: str, tmp_path: Path) -> None:
+def test_invalid_file(name: str, tmp_path: Path) -> None:
     content, message = BAD[name]
     path = write(tmp_path / name, content)
     for source in (path, content):
-        said = bad_data(message, load_image, source, "question 17")
-        assert said.startswith("question 17: image")
-        assert "\n" not in said
-        assert source is content or str(path) in said
+        error = bad_data(message, load_image, source, "question 17")
+        assert error.startswith("question 17: image")
+        assert "\n" not in error
+        assert source is content or str(path) in error
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_bad_file(name: str, tmp_path: Path) -> None:
         *((np.zeros(*kind), "uint8 array") for kind in (((4, 4, 3),), ((4, 4, 4), np.uint8), ((0, 4, 3), np.uint8))),
     ],
 )
-def test_what_is_no_image(source: object, message: str) -> None:
+def test_invalid_images(source: object, message: str) -> None:
     bad_data(message, load_image, source, "question 17", max_pixels=100)
 
 
@@ -163,7 +163,7 @@ def test_array_of_the_right_size_needs_no_pil(monkeypatch: pytest.MonkeyPatch) -
 
 
 def off_by(pixels: np.ndarray, box: tuple[float, ...] | None) -> float:
-    """How many pixels the edges of what is white lie from those of a box."""
+    """The distance in pixels between the edges of the white area and those of a box."""
     assert box is not None
     rows, columns = np.where(pixels[..., 0] > 127)
     found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], dtype=float)
@@ -172,10 +172,10 @@ def off_by(pixels: np.ndarray, box: tuple[float, ...] | None) -> float:
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("size", [(48, 24), (24, 48), (32, 32)])
-def test_window_says_what_the_input_shows(resize: str, size: tuple[int, int]) -> None:
-    """A white box painted at known fractions is found where its moved box says."""
+def test_window_matches_the_visible_area(resize: str, size: tuple[int, int]) -> None:
+    """A white box painted at known fractions appears at its transformed position."""
     image = np.zeros((120, 200, 3), dtype=np.uint8)
-    image[48:72, 90:120] = 255  # a box near the middle, so that a crop keeps it
+    image[48:72, 90:120] = 255  # a box near the center, so that a crop keeps it
     processor = ImageProcessor(size, mean=(0, 0, 0), std=(1, 1, 1), resize=resize)
     pixels, window = processor.pixels(image)
     assert pixels.shape == (*size, 3)
@@ -183,7 +183,7 @@ def test_window_says_what_the_input_shows(resize: str, size: tuple[int, int]) ->
     assert off_by(pixels, moved) <= 1.01
 
 
-def test_pad_keeps_all_and_crop_fills() -> None:
+def test_pad_and_crop() -> None:
     image = np.full((10, 40, 3), 255, dtype=np.uint8)
     assert (ImageProcessor(20, resize="pad").pixels(image)[0] == 255).mean() == pytest.approx(0.25)
     assert (ImageProcessor(20, resize="crop").pixels(image)[0] == 255).all()
@@ -192,7 +192,7 @@ def test_pad_keeps_all_and_crop_fills() -> None:
     assert ImageProcessor(20).pixels(np.zeros((1, 1, 3), np.uint8))[0].shape == (20, 20, 3)
 
 
-def test_boxes_move() -> None:
+def test_boxes_are_transformed() -> None:
     assert move_box((0.2, 0.2, 0.4, 0.4), FULL) == (0.2, 0.2, 0.4, 0.4)
     assert move_box((0.2, 0.2, 0.4, 0.4), (0.5, 0.5, 1.0, 1.0)) is None
     assert move_box((0.0, 0.0, 0.5, 1.0), (1.0, 0.0, 0.0, 1.0)) == (0.5, 0.0, 1.0, 1.0)  # mirrored
@@ -206,7 +206,7 @@ def test_boxes_move() -> None:
 # Augmentation
 
 
-def test_augmentation_is_a_function_of_the_seed_alone() -> None:
+def test_augmentation_depends_only_on_the_seed() -> None:
     augment, image = ImageAugment(0.3, 0.3, 0.3, 0.1, 0.1, 0.1, flip=True), gradient(32, 32)
     before, drawn = torch.get_rng_state(), random.getstate()
     first = [(a.tobytes(), window) for a, window in (augment(image, seed) for seed in range(6))]
@@ -225,7 +225,7 @@ def test_boxes_follow_the_augmented_image(seed: int) -> None:
     assert off_by(pixels, move_box((40 / 64, 20 / 64, 50 / 64, 30 / 64), window)) <= 1.5
 
 
-def test_no_flip_by_default_and_nothing_at_zero() -> None:
+def test_no_flip_by_default_and_identity_at_zero() -> None:
     image = gradient(16, 16)
     for seed in range(20):
         assert ImageAugment()(image, seed)[1][0] < 0.5
@@ -245,5 +245,5 @@ def test_no_flip_by_default_and_nothing_at_zero() -> None:
         (ImageAugment, {"scale": 1}, "scale: expected 0 to"),
     ],
 )
-def test_wrong_options(kind: type, options: dict, message: str) -> None:
+def test_invalid_options(kind: type, options: dict, message: str) -> None:
     refused(message, kind, **options)

@@ -1,4 +1,4 @@
-"""The language model that counts, against Kneser-Ney written out with dictionaries."""
+"""The n-gram language model against a naive Kneser-Ney implementation with dictionaries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IDS = Ids(V, BOS, EOS)
 
 
 def texts(count: int, seed: int = 0) -> list[list[int]]:
-    """Of a chain in which what follows depends on the two ids before."""
+    """Texts of a second-order Markov chain."""
     stream = random.Random(seed)
     made = []
     for _ in range(count):
@@ -35,12 +35,12 @@ def texts(count: int, seed: int = 0) -> list[list[int]]:
 
 
 def score(model: InterpolatedNGram | NGram, given: Sequence[Sequence[int]]) -> float:
-    """log p of all of them."""
+    """The total log p of the texts."""
     return sum(sum(model.scores(text)) for text in given)
 
 
 class Naive:
-    """Interpolated Kneser-Ney with three discounts (Chen and Goodman 1999, section 3), a sum at a time."""
+    """Interpolated Kneser-Ney with three discounts (Chen and Goodman 1999, section 3), as plain sums."""
 
     def __init__(self, given: Sequence[Sequence[int]], order: int) -> None:
         self.order = order
@@ -82,7 +82,7 @@ class Naive:
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 @pytest.mark.parametrize("count", [3, 200])
-def test_equals_kneser_ney_written_out(order: int, count: int) -> None:
+def test_equals_naive_kneser_ney(order: int, count: int) -> None:
     given = texts(count)
     model, naive = NGram.fit(given, order, IDS), Naive(given, order)
     contexts = [(BOS,), (BOS, 4), (BOS, 4, 6), (4, 5, 6), (8, 8, 8, 8), (7,), (BOS, 5, 8, 4, 4, 7), (1, 1)]
@@ -92,10 +92,10 @@ def test_equals_kneser_ney_written_out(order: int, count: int) -> None:
         for word in range(V):
             if word != BOS:
                 assert abs(float(found[word]) - naive.p(word, context)) < 1e-6, (context, word)
-    assert model.log_probs((BOS,))[BOS] < -20  # what stands before a text is never said
+    assert model.log_probs((BOS,))[BOS] < -20  # the start token is never predicted
 
 
-def test_longer_contexts_know_more_of_unseen_texts() -> None:
+def test_longer_contexts_lower_perplexity() -> None:
     unseen = texts(300, seed=1)
     tokens = sum(len(text) + 1 for text in unseen)
     losses = [-score(NGram.fit(texts(2000), order, IDS), unseen) / tokens for order in (1, 2, 3)]
@@ -103,7 +103,7 @@ def test_longer_contexts_know_more_of_unseen_texts() -> None:
     assert losses[0] < math.log(V)
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     model = NGram.fit(texts(100), 4, IDS)
     model.save(tmp_path / "n.safetensors")
     again = load_lm(tmp_path / "n.safetensors", IDS)
@@ -111,34 +111,34 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert list(map(again.scores, texts(9, 5))) == list(map(model.scores, texts(9, 5)))
 
 
-def test_a_mixture_knows_more_than_either(tmp_path: Path) -> None:
+def test_interpolation_beats_either_model(tmp_path: Path) -> None:
     own, other = texts(60), [[4, 5, 6, 7, 8] * 3] * 40 + texts(400, seed=3)
-    mixed = InterpolatedNGram.fit(own, other, 3, IDS)
-    assert 0.05 < mixed.weight < 0.95
+    mix = InterpolatedNGram.fit(own, other, 3, IDS)
+    assert 0.05 < mix.weight < 0.95
     context = (BOS, 4)
-    by_hand = mixed.weight * NGram.fit(own, 3, IDS).log_probs(context).exp()
-    by_hand += (1 - mixed.weight) * NGram.fit(other, 3, IDS).log_probs(context).exp()
-    assert torch.allclose(mixed.log_probs(context).exp(), by_hand, atol=1e-6)
+    by_hand = mix.weight * NGram.fit(own, 3, IDS).log_probs(context).exp()
+    by_hand += (1 - mix.weight) * NGram.fit(other, 3, IDS).log_probs(context).exp()
+    assert torch.allclose(mix.log_probs(context).exp(), by_hand, atol=1e-6)
     unseen = texts(300, seed=1)
-    assert score(mixed, unseen) > max(score(model, unseen) for model in (mixed.own, mixed.further))
-    mixed.save(tmp_path / "n.safetensors")
+    assert score(mix, unseen) > max(score(model, unseen) for model in (mix.own, mix.additional))
+    mix.save(tmp_path / "n.safetensors")
     again = load_lm(tmp_path / "n.safetensors", IDS)
-    assert again.fingerprint() == mixed.fingerprint() != InterpolatedNGram(mixed.own, mixed.further, 0.5).fingerprint()
-    assert list(map(again.scores, unseen[:9])) == list(map(mixed.scores, unseen[:9]))
+    assert again.fingerprint() == mix.fingerprint() != InterpolatedNGram(mix.own, mix.additional, 0.5).fingerprint()
+    assert list(map(again.scores, unseen[:9])) == list(map(mix.scores, unseen[:9]))
 
 
-def test_the_weight_is_the_likeliest_for_texts_that_were_not_counted() -> None:
+def test_weight_maximizes_held_out_likelihood() -> None:
     own = texts(100)
-    mixed = InterpolatedNGram.fit(own, texts(400, seed=3), 3, IDS)
+    mix = InterpolatedNGram.fit(own, texts(400, seed=3), 3, IDS)
     rest = NGram.fit([text for n, text in enumerate(own) if n % 10], 3, IDS)
-    found = {w: score(InterpolatedNGram(rest, mixed.further, w), own[::10]) for w in np.linspace(0, 1, 101)}
-    assert abs(max(found, key=lambda w: found[w]) - mixed.weight) <= 0.02
-    assert InterpolatedNGram.fit([[4]], [[5]], 2, IDS).weight == 0.5  # nothing to find it by
+    found = {w: score(InterpolatedNGram(rest, mix.additional, w), own[::10]) for w in np.linspace(0, 1, 101)}
+    assert abs(max(found, key=lambda w: found[w]) - mix.weight) <= 0.02
+    assert InterpolatedNGram.fit([[4]], [[5]], 2, IDS).weight == 0.5  # no held-out texts to estimate it from
     refused("weight=2", InterpolatedNGram, rest, rest, 2.0)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "no counts", "unsorted", "another vocabulary"])
-def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
+def test_damaged_file_raises(tmp_path: Path, damage: str) -> None:
     path, model = tmp_path / "n.safetensors", NGram.fit(texts(100), 3, IDS)
     if damage == "unsorted":
         model.keys[1] = model.keys[1][::-1].copy()
@@ -152,7 +152,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     bad_data(r"n\.safetensors", load_lm, path, ids)
 
 
-def test_nothing_to_count() -> None:
+def test_empty_training_data() -> None:
     for given, order, message in (([], 3, "0 texts"), ([[4]], 0, "order=0")):
         refused(message, NGram.fit, given, order, IDS)
     assert abs(float(NGram.fit([[]], 3, IDS).log_probs([BOS]).exp()[EOS]) - 0.78) < 0.1

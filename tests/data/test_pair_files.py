@@ -1,4 +1,4 @@
-"""Files of parallel text and of summaries: the formats, errors that name file and line; what summaries have beyond."""
+"""Files of parallel text and of summaries: formats, and errors that name file and line; options of summaries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_formats(files: dict[str, object], path: str, tmp_path: Path) -> None:
     assert pairs(TranslationDataset(tmp_path / path)) == EXPECTED
 
 
-def test_languages_choose_the_direction_and_line_feeds_alone_part_lines(tmp_path: Path) -> None:
+def test_language_direction_and_line_separators(tmp_path: Path) -> None:
     write_all(tmp_path, {"t.en": "a\u2028b\x0bc\nd\n", "t.de": "A\nD\n"})
     assert pairs(TranslationDataset(tmp_path / "t", "de", "en")) == [("A", "a\u2028b\x0bc"), ("D", "d")]
     path = write(tmp_path / "t.jsonl", [{"en": "a", "de": "b", "references": ["b", "c"]}])
@@ -60,8 +60,12 @@ def test_languages_choose_the_direction_and_line_feeds_alone_part_lines(tmp_path
     ("files", "path", "message"),
     [
         ({}, "t", r"t: expected the prefix of two files ending in .en and .de, .* found no .*t.en"),
-        ({"t.en": "a\n"}, "t", r"found no .*t.de \(there are: t.en\)"),
-        ({"t.en": "a\nb\n", "t.de": "a\n"}, "t", r"t.en and .*t.de: expected as many lines in both, found 2 and 1"),
+        ({"t.en": "a\n"}, "t", r"found no .*t.de \(similar names: t.en\)"),
+        (
+            {"t.en": "a\nb\n", "t.de": "a\n"},
+            "t",
+            r"t.en and .*t.de: expected the same number of lines in both, found 2 and 1",
+        ),
         ({"t.en": "a\n \n", "t.de": "a\nb\n"}, "t", r"t.en, line 2: expected a sentence, found an empty line"),
         ({"t.en": "a\nb\n", "t.de": "a\n\n"}, "t", r"t.de, line 2: expected a sentence, found an empty line"),
         ({"t.en": b"a\nb\xff\n", "t.de": "a\nb\n"}, "t", r"t.en, line 2: expected UTF-8 text, found the byte 0xff"),
@@ -77,15 +81,15 @@ def test_errors_name_file_and_line(files: dict[str, object], path: str, message:
     bad_data(message, TranslationDataset, tmp_path / path)
 
 
-def test_bad_lines_can_be_left_out(tmp_path: Path) -> None:
+def test_invalid_lines_can_be_skipped(tmp_path: Path) -> None:
     write_all(tmp_path, {"t.en": "a\n\nc\n", "t.de": "A\nB\n\n", "u.en": "a\nb\n", "u.de": "A\n"})
     dataset = TranslationDataset(tmp_path / "t", on_error="skip")
     assert (pairs(dataset), len(dataset.skipped)) == ([("a", "A")], 2)
-    # Which lines belong together cannot be known.
-    bad_data("as many lines", TranslationDataset, tmp_path / "u", on_error="skip")
+    # The pairing of the lines is unknown.
+    bad_data("the same number of lines", TranslationDataset, tmp_path / "u", on_error="skip")
 
 
-def test_lines_of_a_file(tmp_path: Path) -> None:
+def test_read_lines(tmp_path: Path) -> None:
     write_all(tmp_path, {"a": "x\n\ny", "b": "\n", "c": b""})
     assert [read_lines(tmp_path / name) for name in "abc"] == [["x", "", "y"], [""], []]
 
@@ -102,7 +106,7 @@ ROWS = [
 ]
 
 
-def test_jsonl_and_csv_are_the_same(tmp_path: Path) -> None:
+def test_jsonl_and_csv_are_equivalent(tmp_path: Path) -> None:
     dataset = SummaryDataset(write(tmp_path / "a.jsonl", ROWS))
     found = dataset.samples
     assert [(s.id, s.source, s.target) for s in found] == [(r["id"], r["document"], r["summary"]) for r in ROWS]
@@ -114,8 +118,8 @@ def test_jsonl_and_csv_are_the_same(tmp_path: Path) -> None:
     assert SummaryDataset(tmp_path / "a.csv").fingerprint() == dataset.fingerprint()
 
 
-def test_without_a_summary(tmp_path: Path) -> None:
-    """References stand in for it, and none is needed where it is asked for."""
+def test_missing_summary(tmp_path: Path) -> None:
+    """A reference replaces it, and it is not required for prediction."""
     path = write(tmp_path / "a.jsonl", [{"document": "It rained.", "references": ["rain", "wet"]}])
     sample = SummaryDataset(path).samples[0]
     assert (sample.id, sample.target, sample.references) == ("1", "rain", ["rain", "wet"])
@@ -132,7 +136,7 @@ def test_without_a_summary(tmp_path: Path) -> None:
         ({"document": "x", "summary": "y", "references": ["z", 1]}, r"line 2: expected references that are a list"),
     ],
 )
-def test_a_bad_line_is_named_or_left_out(tmp_path: Path, row: dict, message: str) -> None:
+def test_invalid_line_raises_or_is_skipped(tmp_path: Path, row: dict, message: str) -> None:
     path = write(tmp_path / "bad.jsonl", [ROWS[0], row, ROWS[1]])
     bad_data(message, SummaryDataset, path)
     rest = SummaryDataset(path, on_error="skip")
@@ -140,21 +144,21 @@ def test_a_bad_line_is_named_or_left_out(tmp_path: Path, row: dict, message: str
     assert len(rest.skipped) == 1
 
 
-def test_a_bad_file_is_named(tmp_path: Path) -> None:
+def test_invalid_file_raises(tmp_path: Path) -> None:
     bad_data(r"none\.jsonl: expected a file", SummaryDataset, tmp_path / "none.jsonl")
     text, table = write(tmp_path / "a.txt", "x"), write(tmp_path / "a.csv", "text,summary\nx,y\n")
     bad_data(r"a\.txt: expected a \.jsonl, \.csv or \.tsv file", SummaryDataset, text)
     bad_data(r"a\.csv, header: expected the column document, found text, summary", SummaryDataset, table)
 
 
-def test_repeats(tmp_path: Path) -> None:
+def test_duplicates_are_removed(tmp_path: Path) -> None:
     rows = [{"id": n, "document": "d" if n < 3 else "e", "summary": "s" if n != 1 else "t"} for n in range(5)]
     dataset = SummaryDataset(write(tmp_path / "a.jsonl", rows))
     assert [sample.id for sample in dataset.without_repeats().samples] == ["0", "1", "3"]
     assert len(dataset) == 5
 
 
-def test_a_batch_of_summaries(tmp_path: Path) -> None:
+def test_summary_batch(tmp_path: Path) -> None:
     given = SummaryDataset([SummarySample(row["id"], row["document"], row["summary"]) for row in ROWS])
     processor = SummaryProcessor.fit(given, vocab_size=300, max_source_len=8, max_target_len=6)
     samples = [SummarySample("1", "A ship came in. It was calm.", "ship in"), SummarySample("2", "Rain fell.", "rain")]

@@ -1,4 +1,4 @@
-"""Pairs of texts: processor, batches, and what is refused."""
+"""Pairs of texts: processor, batches, and errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def processor(request: pytest.FixtureRequest) -> PairProcessor:
     return fit(kind, shared_vocab=share == "shared", max_target_len=60)
 
 
-def test_a_batch(processor: PairProcessor) -> None:
+def test_batch(processor: PairProcessor) -> None:
     batch = processor.collate(SAMPLES[:3])
     start, end, pad = (getattr(processor.target, name) for name in ("start_id", "eos_id", "pad_id"))
     assert batch.source_ids.shape == batch.source_mask.shape
@@ -55,7 +55,7 @@ def test_a_batch(processor: PairProcessor) -> None:
     assert [pair[1] for pair in processor.lengths(SAMPLES[:3])] == batch.label_mask.sum(1).tolist()
 
 
-def test_without_its_sources(processor: PairProcessor) -> None:
+def test_source_ablation(processor: PairProcessor) -> None:
     batch, dots = processor.collate(SAMPLES[:3]), processor.collate([PairSample("0", ".", "x")] * 3)
     hidden = processor.ablate(batch, "source")
     assert torch.equal(hidden.source_ids, dots.source_ids)
@@ -63,7 +63,7 @@ def test_without_its_sources(processor: PairProcessor) -> None:
     assert torch.equal(hidden.labels, batch.labels)
 
 
-def test_saved_loaded_and_pickled(processor: PairProcessor, tmp_path: Path) -> None:
+def test_save_load_and_pickle(processor: PairProcessor, tmp_path: Path) -> None:
     processor.options["source_lang"] = "en"
     processor.save(tmp_path)
     expected = processor.collate(SAMPLES)
@@ -74,19 +74,19 @@ def test_saved_loaded_and_pickled(processor: PairProcessor, tmp_path: Path) -> N
         assert torch.equal(other.collate(SAMPLES).labels, expected.labels)
 
 
-def test_sizes_and_what_is_too_long_for_them() -> None:
+def test_vocabulary_sizes_and_truncation() -> None:
     assert fit(shared_vocab=False).sizes() == {"vocab_size": 4 + 7, "source_vocab_size": 4 + 7}
     processor = fit(max_source_len=4, max_target_len=5)
     assert processor.sizes() == {"vocab_size": processor.source.vocab_size, "source_vocab_size": None}
     assert processor.count_truncated(SAMPLES[:3]) == (2, 1)
     batch = processor.collate(SAMPLES[:3])
     assert batch.source_mask.sum(1).tolist() == [4, 3, 4]
-    assert batch.source_ids[0, 3] == processor.source.eos_id, "the end is never cut"
+    assert batch.source_ids[0, 3] == processor.source.eos_id, "the end token is never truncated"
     assert processor.source.truncated == 3
     assert processor.lengths(SAMPLES[:3]) == [(4, 5), (3, 3), (4, 5)]
 
 
-def test_for_other_data_texts_stay_and_lengths_are_those_asked_for() -> None:
+def test_retarget_keeps_tokenizers_and_sets_lengths() -> None:
     processor = fit()
     processor.options = {"source_lang": "en", "generation": {"max_length": 9, "num_beams": 2}}
     other = processor.retarget(None, {"max_target_len": 7, "vocab_size": 900, "options": {"source_lang": "de"}})
@@ -109,13 +109,13 @@ def test_for_other_data_texts_stay_and_lengths_are_those_asked_for() -> None:
         (PairSample("7", "a", "b"), r"expected an id of its own, found '7', which sample 7 \(id '7'\) has already"),
     ],
 )
-def test_bad_samples(sample: PairSample, message: str) -> None:
+def test_invalid_samples(sample: PairSample, message: str) -> None:
     bad_data(message, PairDataset, [*SAMPLES, sample])
     rest = PairDataset([*SAMPLES, sample], on_error="skip")
     assert (len(rest), len(rest.skipped)) == (len(SAMPLES), 1)
 
 
-def test_a_data_set() -> None:
+def test_dataset() -> None:
     dataset = PairDataset(SAMPLES)
     assert dataset.fingerprint() == PairDataset(list(SAMPLES)).fingerprint()
     assert dataset.fingerprint() != PairDataset(SAMPLES[:-1]).fingerprint()
@@ -126,7 +126,7 @@ def test_a_data_set() -> None:
     assert PairDataset([PairSample("1", "a")], require_labels=False).samples[0].target == ""
 
 
-def test_lengths_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_lengths(tmp_path: Path) -> None:
     processor = fit()
     processor.save(tmp_path)
     write(tmp_path / "processor.json", json.dumps(processor.config() | {"max_source_len": 1}))

@@ -1,4 +1,4 @@
-"""Images and masks from folders: right, or one clear error each; augmentation keeps both together."""
+"""Images and masks from folders: valid, or one error each; augmentation transforms both together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def folder(root: Path, number: int = 3, size: tuple[int, int] = (12, 8)) -> Path:
-    """Images (width, height) with masks of the classes 0, 4 and void 9, and their list above."""
+    """Images (width, height) with masks of the classes 0, 4 and void 9, and their list in the parent folder."""
     (root / "classes.txt").write_text("0 road\n4 sky above\n9 Void\n")
     for part in ("images", "masks"):
         (root / "train" / part).mkdir(parents=True)
@@ -35,11 +35,11 @@ def folder(root: Path, number: int = 3, size: tuple[int, int] = (12, 8)) -> Path
 
 
 def read_all(dataset: SegmentationDataset) -> None:
-    """What a training does before its first step."""
+    """Reads all samples, as training does before its first step."""
     SegmentationProcessor.fit(dataset).collate(dataset.samples)
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_reads_a_folder(tmp_path: Path) -> None:
     dataset = SegmentationDataset(folder(tmp_path))
     assert [s.id for s in dataset.samples] == ["0", "1", "2"]
     assert dataset.classes == ClassList(("road", "sky above"), (0, 4), (9,))
@@ -52,7 +52,7 @@ def test_a_folder(tmp_path: Path) -> None:
     assert processor.counts == [int((masks == 0).sum()), int((masks == 4).sum())]
 
 
-def test_masks_with_a_palette_and_of_one_bit_are_their_places(tmp_path: Path) -> None:
+def test_palette_and_one_bit_masks(tmp_path: Path) -> None:
     root = folder(tmp_path)
     numbers = np.asarray(Image.open(root / "masks" / "0.png"))
     image = Image.fromarray(numbers, mode="P")
@@ -66,29 +66,29 @@ def test_masks_with_a_palette_and_of_one_bit_are_their_places(tmp_path: Path) ->
     bad_data(r"mask .*m\.jpg: expected a mask without loss, such as PNG", load_mask, tmp_path / "m.jpg")
 
 
-def test_without_a_list_the_masks_say_what_there_is(tmp_path: Path) -> None:
+def test_classes_are_inferred_without_a_list(tmp_path: Path) -> None:
     root = folder(tmp_path)
     (tmp_path / "classes.txt").unlink()
     processor = SegmentationProcessor.fit(SegmentationDataset(root))
     assert processor.classes == ClassList(("class 0", "class 4", "class 9"), (0, 4, 9))
 
 
-MASK, PICTURE, ONES = "masks/1.png", "images/1.jpg", np.ones((8, 12), np.uint8)
-BAD: dict[str, tuple[str, Any, str]] = {  # a file, its pixels or bytes or that it is missing, and the error
+MASK, IMAGE, ONES = "masks/1.png", "images/1.jpg", np.ones((8, 12), np.uint8)
+BAD: dict[str, tuple[str, Any, str]] = {  # a file, its pixels or bytes or None if missing, and the error
     "size": (MASK, ONES[:5, :7], r"mask .*1\.png: expected the size of its image, 12 x 8, found 7 x 5"),
     "no mask": (MASK, None, r"images.1\.jpg: expected a mask 1\.png in .*masks, found none"),
-    "no picture": (PICTURE, None, r"masks.1\.png: expected an image 1 in .*images, found none"),
+    "no image": (IMAGE, None, r"masks.1\.png: expected an image 1 in .*images, found none"),
     "number": (MASK, 7 * ONES, r"mask .*1\.png: .* the 2 classes \(0, 4\) or void \(9, 255\), found 7 \(96 pixels, "),
     "colour": (MASK, np.zeros((8, 12, 3), np.uint8), r"mask .*1\.png: .* palette, pixels being .*, found mode RGB"),
     "empty": (MASK, b"", r"1\.png: expected an image, found an empty file"),
-    "text": (PICTURE, b"no", r"1\.jpg: expected an image .*starts with b'no'"),
+    "text": (IMAGE, b"no", r"1\.jpg: expected an image .*starts with b'no'"),
     "twice": ("images/1.jpeg", ONES, r"images.1\.jpg: expected one file of that name, found 1\.jpeg beside it"),
     "16 bits": (MASK, 300 * ONES.astype(np.uint16), r"1\.png: expected class ids .*, found 300 "),
 }
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD.values(), ids=BAD)
-def test_bad_items_are_named_or_left_out(
+def test_invalid_items_raise_or_are_skipped(
     name: str, content: Any, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = folder(tmp_path)
@@ -112,7 +112,7 @@ def test_samples_without_masks(tmp_path: Path) -> None:
     bad_data(r"sample 1 \(id '1'\): expected a mask, found none", SegmentationDataset, dataset.samples)
 
 
-def test_folders_that_are_none(tmp_path: Path) -> None:
+def test_invalid_folders(tmp_path: Path) -> None:
     (tmp_path / "flat" / "empty").mkdir(parents=True)
     for path, found in (("none", "no such folder"), ("flat/empty", "nothing"), ("flat", "empty")):
         bad_data(f"expected a folder with images/ and masks/, found {found}", SegmentationDataset, tmp_path / path)
@@ -128,20 +128,20 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         ("void\n", "expected 1 to 255 classes beside void, found 0"),
     ],
 )
-def test_bad_class_lists(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_class_lists(text: str, message: str, tmp_path: Path) -> None:
     bad_data(message, read_classes, write(tmp_path / "c.txt", text))
 
 
 def test_class_lists(tmp_path: Path) -> None:
     path = write(tmp_path / "c.txt", "# a comment\nsky\n\nroad side\nIgnore\n")
     assert read_classes(path) == ClassList(("sky", "road side"), (0, 1), (2,))
-    assert len({tuple(colour) for colour in palette(254).tolist()}) == 254, "colours tell classes apart"
+    assert len({tuple(colour) for colour in palette(254).tolist()}) == 254, "every class has its own color"
     classes, labels = ClassList(("a", "b"), (3, 200), (0,)), np.array([[0, 1, VOID]], np.uint8)
     assert classes.mask(labels).tolist() == [[3, 200, 255]]
     assert np.array_equal(classes.labels(classes.mask(labels)), labels)
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     processor = SegmentationProcessor.fit(SegmentationDataset(folder(tmp_path)), 32, mean=(0.4, 0.5, 0.6))
     processor.save(tmp_path / "p")
     other = SegmentationProcessor.load(tmp_path / "p")
@@ -149,9 +149,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("training", "label_size"), [(False, (20, 30)), (True, (10, 15))])
-def test_the_shorter_side_decides_and_labels_keep_the_own_size_in_measuring(
-    training: bool, label_size: tuple[int, int], tmp_path: Path
-) -> None:
+def test_shorter_side_resize_and_label_size(training: bool, label_size: tuple[int, int], tmp_path: Path) -> None:
     dataset = SegmentationDataset(folder(tmp_path, size=(30, 20)))
     processor = SegmentationProcessor.fit(dataset, 10)
     assert (processor.working_size(30, 20), processor.working_size(20, 30)) == ((15, 10), (10, 15))
@@ -166,7 +164,7 @@ def test_the_shorter_side_decides_and_labels_keep_the_own_size_in_measuring(
     assert dataset.fingerprint() == fingerprint == SegmentationDataset(tmp_path / "train").fingerprint()
 
 
-def test_images_of_several_sizes_in_a_batch() -> None:
+def test_mixed_image_sizes_in_a_batch() -> None:
     masks = [np.full(shape, n, np.uint8) for n, shape in enumerate(((6, 9), (7, 5), (6, 9)))]
     samples = [SegmentationSample(str(n), np.stack([40 * mask] * 3, 2), mask) for n, mask in enumerate(masks)]
     classes = ClassList(("a", "b", "c"), (0, 1, 2))
@@ -181,14 +179,14 @@ PLAIN = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 
 
 def marked(size: tuple[int, int] = (40, 56)) -> tuple[np.ndarray, np.ndarray]:
-    """An image whose colour is its label: 0 or 1 in blocks."""
+    """An image whose color is its label: 0 or 1 in blocks."""
     draw = np.random.RandomState(0)
     labels = draw.randint(0, 2, (size[0] // 8, size[1] // 8)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
     return np.repeat(labels[..., None] * 200, 3, 2), labels
 
 
 @pytest.mark.parametrize("crop", [None, (24, 32), (80, 90)])
-def test_image_and_mask_move_together(crop: tuple[int, int] | None) -> None:
+def test_image_and_mask_are_augmented_together(crop: tuple[int, int] | None) -> None:
     pixels, labels = marked()
     augment = SegmentationAugment(crop=crop, scale=(0.6, 2.0), **PLAIN)
     agree: list[float] = []
@@ -202,17 +200,17 @@ def test_image_and_mask_move_together(crop: tuple[int, int] | None) -> None:
     assert min(agree) > 0.9
 
 
-def test_augmentation_is_a_function_of_the_seed() -> None:
+def test_augmentation_depends_only_on_the_seed() -> None:
     augment, pair = SegmentationAugment(crop=(16, 16), hue=0.1), marked()
     state = torch.get_rng_state()
     first, again, other = (augment(*pair, seed) for seed in (5, 5, 6))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
     assert torch.equal(state, torch.get_rng_state())
-    assert pair[0].max() == 200, "the given image is not written to"
+    assert pair[0].max() == 200, "the given image is not modified"
 
 
-def test_what_lies_beyond_is_void_and_half_are_mirrored() -> None:
+def test_padding_is_void_and_half_are_flipped() -> None:
     _, found = SegmentationAugment(crop=(32, 32), scale=(1.0, 1.0), flip=0.0)(*marked((16, 16)), 3)
     assert (found == VOID).sum() == 32 * 32 - 16 * 16
     pixels, labels = marked()
@@ -230,5 +228,5 @@ def test_what_lies_beyond_is_void_and_half_are_mirrored() -> None:
         ({"flip": 2.0}, "flip: expected 0 to 1"),
     ],
 )
-def test_bad_augmentation(option: dict, message: str) -> None:
+def test_invalid_augmentation(option: dict, message: str) -> None:
     refused(message, SegmentationAugment, **option)

@@ -1,4 +1,4 @@
-"""The tokenizer: kinds, padding, what is cut or unknown, and its file; sentences of a text, and out of files."""
+"""The tokenizer: kinds, padding, truncation, unknown words, and its file; sentences of texts and of files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_special_tokens_have_fixed_ids_and_cannot_be_typed(kind: str) -> None:
     assert not {0, 2, 3} & set(ids[0].tolist())
 
 
-def test_no_text_and_all_padding_have_length_one() -> None:
+def test_empty_texts_have_length_one() -> None:
     ids, key_mask = fit().encode_batch(["", " "])
     assert ids.tolist() == [[0], [0]]
     assert not key_mask.any()
@@ -73,12 +73,12 @@ def test_word_vocabulary_is_by_count_then_alphabet() -> None:
     assert TextProcessor.fit(["b a", "b"], min_count=2).vocab_size == 5
 
 
-def test_words_as_they_are_written() -> None:
+def test_tokens_keep_their_case() -> None:
     assert fit().unknown_words("Is it GREEN, or GREEN zébra?") == ["GREEN", ",", "or", "zébra"]
     assert fit().unknown_words("is it red?") == []
     assert fit("bpe").unknown_words("Is it GREEN or zébra?") == []
     assert fit().tokens("Is it GREEN?") == ["Is", "it", "GREEN", "?"]
-    assert fit(lowercase=False).encode("Is") != fit(lowercase=False).encode("is"), "lower case is a choice"
+    assert fit(lowercase=False).encode("Is") != fit(lowercase=False).encode("is"), "lower case is optional"
     bad_data("valid Unicode", fit().encode_batch, ["\udcff"])
 
 
@@ -89,7 +89,7 @@ def test_decode(kind: str) -> None:
     assert text.decode(ids[0].tolist()) == "is it red"
 
 
-def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_truncation_is_counted_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     text = fit(max_len=3)
     with caplog.at_level(logging.WARNING):
         ids, _ = text.encode_batch(["is it red?", "red", "how many dogs?"])
@@ -108,12 +108,12 @@ def test_truncation_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> Non
         ({"texts": ["", " "]}, "at least one training text"),
     ],
 )
-def test_wrong_options(options: dict[str, object], message: str) -> None:
+def test_invalid_options(options: dict[str, object], message: str) -> None:
     refused(message, TextProcessor.fit, **{"texts": TEXTS} | options)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", '{"version": "1.0"}'])
-def test_bad_tokenizer_file(content: str | None, tmp_path: Path) -> None:
+def test_invalid_tokenizer_file(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     bad_data(r"tokenizer\.json", TextProcessor.load, tmp_path)
@@ -148,7 +148,7 @@ def test_sentences_of_each_format(name: str, content: str, found: list[str], tmp
         ("empty", "", "an empty file"),
     ],
 )
-def test_a_file_without_texts_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
+def test_file_without_texts_raises(name: str, content: str, message: str, tmp_path: Path) -> None:
     bad_data(message, read_sentences, write(tmp_path / name, content))
 
 
@@ -163,5 +163,5 @@ def test_a_file_without_texts_is_named(name: str, content: str, message: str, tm
         ("3.5 tons. 4 left.", ["3.5 tons.", "4 left."]),
     ],
 )
-def test_sentences(text: str, sentences: list[str]) -> None:
+def test_sentence_splitting(text: str, sentences: list[str]) -> None:
     assert [text[start:end] for start, end in split_sentences(text)] == sentences

@@ -64,7 +64,7 @@ def test_bart_and_t5(family: str, text: str, folders: dict[str, Path]) -> None:
     assert source.decode(expected) == theirs.decode(expected, skip_special_tokens=True).strip()
 
 
-def test_they_travel_in_the_shipped_folder(folder: Path, tmp_path: Path) -> None:
+def test_tokenizers_are_saved_with_the_processor(folder: Path, tmp_path: Path) -> None:
     source, target = read_public(folder, max_len=40)
     processor = PairProcessor(source, target, max_source_len=12, max_target_len=9)
     processor.save(tmp_path)
@@ -78,10 +78,10 @@ def test_they_travel_in_the_shipped_folder(folder: Path, tmp_path: Path) -> None
     assert mine.source_ids.shape == (2, 12)
     assert processor.source.truncated
     assert (mine.labels.max(1).values >= 0).all()
-    assert mine.labels[mine.label_mask].tolist().count(source.eos_id) == 2, "the end is never cut"
+    assert mine.labels[mine.label_mask].tolist().count(source.eos_id) == 2, "the end token is never truncated"
 
 
-def test_words_own_their_pieces(folder: Path) -> None:
+def test_words_map_to_subword_tokens(folder: Path) -> None:
     source, _ = read_public(folder)
     words, owners = source.words("the old dogs carry")
     assert words == ["the", "old", "dogs", "carry"]
@@ -91,17 +91,17 @@ def test_words_own_their_pieces(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["the old  dog", " a man\tin blue ", ">>deu<< the dog", "ﬁne dog", "日本 x", "", "  "])
-def test_spans_are_where_tokens_stand(folder: Path, text: str) -> None:
+def test_spans_match_token_positions(folder: Path, text: str) -> None:
     source, _ = read_public(folder)
     spans = source.spans(text)
     assert len(spans) == source.length(text)
     assert all(0 <= start <= end <= len(text) for start, end in spans)
     assert [span[0] for span in spans] == sorted(span[0] for span in spans)
-    if "日" not in text and "ﬁ" not in text:  # one sign may be several tokens, or one token several signs
+    if "日" not in text and "ﬁ" not in text:  # one character may be several tokens, or one token several characters
         assert "".join(text[start:end] for start, end in spans) == "".join(text.split())
 
 
-def test_a_prefix_stands_before_what_is_read_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_prefix_applies_to_sources_only(folders: dict[str, Path], tmp_path: Path) -> None:
     source, target = read_public(folders["t5"], prefix="the old dog: ")
     plain, _ = read_public(folders["t5"])
     assert source is not target
@@ -116,7 +116,7 @@ def test_a_prefix_stands_before_what_is_read_alone(folders: dict[str, Path], tmp
     assert PairProcessor.whole_length(source, "a basket") == ids.shape[1]
 
 
-def test_bad_folders(tmp_path: Path, folders: dict[str, Path]) -> None:
+def test_invalid_folders(tmp_path: Path, folders: dict[str, Path]) -> None:
     bad_data(r"expected tokenizer.json; or source.spm and .*, found no such folder", read_public, tmp_path / "none")
     spm = write(tmp_path / "spiece.model", b"nonsense")
     bad_data(r"tokenizer \(t5\): expected its files", read_public, tmp_path)

@@ -64,12 +64,12 @@ def same(a: VQABatch, b: VQABatch) -> bool:
 
 
 def test_fit(processor: VQAProcessor) -> None:
-    assert processor.answers == ["2", "t shirt", "yes"]  # normalized; as frequent, so by the alphabet
+    assert processor.answers == ["2", "t shirt", "yes"]  # normalized; equally frequent, hence in alphabetical order
     assert processor.object_labels == ["ball", "red"]
     assert processor.sizes() == {"vocab_size": processor.tokenizer.vocab_size, "num_answers": 3}
 
 
-def test_answer_vocabulary_is_cut_by_count() -> None:
+def test_answer_vocabulary_keeps_the_most_frequent() -> None:
     rows = [VQASample(str(i), pixels(0), "x?", [answer]) for i, answer in enumerate(["a1"] * 3 + ["b1"] * 2 + ["c1"])]
     data = VQADataset(rows)
     assert VQAProcessor.fit(data).answers == ["a1", "b1", "c1"]
@@ -126,7 +126,7 @@ def test_save_load_and_fingerprint(processor: VQAProcessor, tmp_path: Path) -> N
         (lambda c: c["text"].update(wrong=1), "processor's settings"),
     ],
 )
-def test_bad_settings(processor: VQAProcessor, tmp_path: Path, change: Any, message: str) -> None:
+def test_invalid_settings(processor: VQAProcessor, tmp_path: Path, change: Any, message: str) -> None:
     processor.save(tmp_path)
     config = json.loads((tmp_path / "processor.json").read_text())
     change(config)
@@ -134,7 +134,7 @@ def test_bad_settings(processor: VQAProcessor, tmp_path: Path, change: Any, mess
     bad_data(message, VQAProcessor.load, tmp_path)
 
 
-def test_no_settings(tmp_path: Path) -> None:
+def test_missing_settings(tmp_path: Path) -> None:
     bad_data("no such file", VQAProcessor.load, tmp_path)
     bad_data("JSON", VQAProcessor.load, write(tmp_path / "processor.json", "{").parent)
 
@@ -167,7 +167,7 @@ def test_batch(processor: VQAProcessor) -> None:
     assert processor.collate(mixed, is_repeat=True).is_repeat is True
 
 
-def test_a_question_alone_equals_itself_in_a_batch(processor: VQAProcessor) -> None:
+def test_single_question_equals_batched(processor: VQAProcessor) -> None:
     rows = samples()
     batch = processor.collate(rows)
     for b, sample in enumerate(rows):
@@ -179,7 +179,7 @@ def test_a_question_alone_equals_itself_in_a_batch(processor: VQAProcessor) -> N
         assert torch.equal(alone.targets[0], batch.targets[b])
 
 
-def test_without_regions_or_objects_there_are_none() -> None:
+def test_regions_and_objects_are_optional() -> None:
     rows = [VQASample("a", pixels(0), "what?", ["b"]), VQASample("c", pixels(1), "what?", ["b"])]
     batch = VQAProcessor.fit(VQADataset(rows), image_size=16).collate(rows)
     assert batch.regions.shape == (2, 0, 4)
@@ -191,7 +191,7 @@ def test_without_regions_or_objects_there_are_none() -> None:
 def test_each_image_is_read_once(processor: VQAProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(pixels(3, (20, 30))).save(path)
-    rows = [VQASample(str(i), path, "what?", ["b"]) for i in range(5)]  # no image_id: the path tells
+    rows = [VQASample(str(i), path, "what?", ["b"]) for i in range(5)]  # no image_id: grouped by path
     read = []
     original = processor.image.pixels
     monkeypatch.setattr(processor.image, "pixels", lambda *a, **k: read.append(a) or original(*a, **k))
@@ -226,21 +226,21 @@ def test_to_and_pin(processor: VQAProcessor) -> None:
     assert same(batch.to("cpu", non_blocking=True), batch)
 
 
-def test_a_bad_image_is_named_also_from_a_worker(processor: VQAProcessor, tmp_path: Path) -> None:
+def test_invalid_image_is_reported_from_a_worker(processor: VQAProcessor, tmp_path: Path) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(b"no image")
     data = VQADataset([VQASample("q 9", path, "what?", ["yes"])])
     for workers in (0, 1):
         loader = make_loader(data, EvalBatchSampler(data.groups, 1), processor.collate, workers)
-        said = bad_data(r"expected an image \(PNG, JPEG, \.\.\.\), found", list, loader)
-        assert said.startswith(f"question q 9: image {path}: expected an image")
-        assert "\n" not in said
+        error = bad_data(r"expected an image \(PNG, JPEG, \.\.\.\), found", list, loader)
+        assert error.startswith(f"question q 9: image {path}: expected an image")
+        assert "\n" not in error
 
 
 # Data set
 
 
-def test_samples_in_memory_are_checked() -> None:
+def test_in_memory_samples_are_validated() -> None:
     good = samples(1, 1)[0]
     for change, message in (
         ({"image": None}, r"^sample 1 \(id 'x'\): expected an image, found none"),

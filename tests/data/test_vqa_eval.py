@@ -1,4 +1,4 @@
-"""Answer normalization and VQA accuracy against values worked out by hand from the rules."""
+"""Answer normalization and VQA accuracy against values derived by hand from the rules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOLDEN = {
     "a an the": "",
     "an apple\nand\ta pear": "apple and pear",
     "theatre": "theatre",
-    # numbers up to ten, as words of their own
+    # numbers up to ten, as separate words
     "two": "2",
     "Ten dogs": "10 dogs",
     "none": "0",
@@ -30,13 +30,13 @@ GOLDEN = {
     "couldntve": "couldntve",  # only one apostrophe may be missing
     "couldnt've": "couldn't've",
     "couldn'tve": "couldn't've",
-    "im": "im",  # listed with a capital and looked up in lower case: never found
+    "im": "im",  # listed with a capital and looked up in lower case: never matched
     "well": "well",
     "were": "were",
-    "somebody'd": "somebodyd",  # the table's own slip
+    "somebody'd": "somebodyd",  # an error of the official table
     "yall'd've": "y'all'd've",
     "it's": "it's",
-    # punctuation: a space where it touches none, gone where it touches one
+    # punctuation: replaced by a space unless it touches one, else deleted
     "t-shirt": "t shirt",
     "black/white": "black white",
     "black / white": "black white",
@@ -47,23 +47,23 @@ GOLDEN = {
     "(left)": "left",
     "left) side": "left side",
     '"stop"': "stop",
-    # a comma between digits makes every sign be deleted
+    # a comma between digits causes every punctuation character to be deleted
     "1,000": "1000",
     "1,000-piece": "1000piece",
     "1,000 t-shirts": "1000 tshirts",
-    # a sign that touches a space anywhere is deleted everywhere
+    # a punctuation character next to a space anywhere is deleted everywhere
     "t-shirt - blue": "tshirt blue",
-    # periods go unless a digit follows
+    # periods are deleted unless a digit follows
     "2.5": "2.5",
     "yes.": "yes",
     "5.": "5",
     ".5": ".5",
     "u.s.a.": "usa",
     "a.5": "a.5",
-    # articles and numbers are seen after punctuation is gone
+    # articles and numbers are processed after punctuation
     "the-two": "2",
     "A.": "",
-    # what stays
+    # unchanged
     "10:30": "10:30",
     "50%": "50%",
     "$5": "$5",
@@ -78,11 +78,11 @@ def test_normalization(answer: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(("matches", "expected"), list(enumerate([0.0, 0.3, 0.6, 0.9] + [1.0] * 7)))
-def test_ten_answers_give_the_official_figures(matches: int, expected: float) -> None:
+def test_ten_answers_give_the_official_accuracy(matches: int, expected: float) -> None:
     assert vqa_accuracy("yes", ["Yes."] * matches + ["no"] * (10 - matches)) == expected
 
 
-def test_leave_one_out_by_its_definition() -> None:
+def test_leave_one_out_definition() -> None:
     draw = random.Random(0)
     for _ in range(300):
         answers = [draw.choice(["a1", "b1", "c1"]) for _ in range(draw.randint(4, 12))]
@@ -91,7 +91,7 @@ def test_leave_one_out_by_its_definition() -> None:
         assert vqa_accuracy("a1", answers) == pytest.approx(expected, abs=1e-9)
 
 
-def test_few_answers_give_the_share_who_agree() -> None:
+def test_few_answers_give_the_fraction_that_agrees() -> None:
     for total, matches in itertools.product(range(1, 5), range(5)):
         if matches <= total:
             answers = ["red"] * matches + ["blue"] * (total - matches)
@@ -104,7 +104,7 @@ def test_one_answer_is_exact_match_on_the_whole_string() -> None:
     assert vqa_accuracy("scissor, book", ["book, scissor"]) == 0.0
 
 
-def test_no_answers_is_an_error() -> None:
+def test_no_answers_raises() -> None:
     refused("at least one", vqa_accuracy, "yes", [])
     assert soft_scores([]) == {}
 

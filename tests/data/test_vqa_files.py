@@ -1,4 +1,4 @@
-"""VQA v2 files and tables, right and wrong: each wrong one ends in one error that names file and item or line."""
+"""VQA v2 files and tables, valid and invalid: each invalid one gives one error that names file and item or line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_pair(folder: Path, questions: Any, annotations: Any = None, split: str
 # VQA v2
 
 
-def test_pair(folder: Path) -> None:
+def test_question_and_annotation_pair(folder: Path) -> None:
     kinds = {"question_type": "what is", "answer_type": "other"}
     notes = [annotation(3, "no"), annotation(1, "cat", " cat ", "dog", image_id=7, **kinds)]
     notes += [{"question_id": "b", "multiple_choice_answer": "2"}]
@@ -89,7 +89,7 @@ def test_images_by_file_name_root_and_parent(tmp_path: Path) -> None:
     assert VQADataset(write_pair(tmp_path / "json", questions, notes))[0].image.endswith("000000000007.jpg")
 
 
-def test_unlabelled_is_an_error_only_where_labels_are_needed(folder: Path) -> None:
+def test_unlabeled_raises_only_when_labels_are_required(folder: Path) -> None:
     path = write_pair(folder, [question(1)])
     bad_data(r"annotations beside it \(annotations_train.json\).*training and evaluation", VQADataset, path)
     assert VQADataset(path, require_labels=False)[0].answers == []
@@ -127,7 +127,7 @@ BAD_PAIRS: dict[str, tuple[Any, Any, str]] = {
     "duplicate annotation": (Q1, A1 * 2, r"annotations\[1\].*one annotation per question, found another"),
     "image ids differ": (Q1, [annotation(1, "a", image_id=8)], "found 7, not 8"),
     "no answers": (Q1, [annotation(1)], r"at least one answer that is not empty, found \[\]"),
-    "blank answers": (Q1, [annotation(1, " ", "")], "at least one answer"),
+    "whitespace answers": (Q1, [annotation(1, " ", "")], "at least one answer"),
     "answers a string": (Q1, [{"question_id": 1, "answers": "cat"}], "a list of answers, found 'cat'"),
     "answer true": (Q1, [{"question_id": 1, "answers": [True]}], "answers that are strings, found True"),
     "annotation without id": (Q1, [{"answers": ["a"]}], r"annotations\[0\]: expected an object with a 'question_id'"),
@@ -142,10 +142,10 @@ BAD_PAIRS: dict[str, tuple[Any, Any, str]] = {
 
 
 @pytest.mark.parametrize(("questions", "notes", "message"), BAD_PAIRS.values(), ids=BAD_PAIRS)
-def test_bad_pair(questions: Any, notes: Any, message: str, folder: Path) -> None:
-    said = bad_data(message, VQADataset, write_pair(folder, questions, notes))
-    assert str(folder) in said
-    assert "\n" not in said
+def test_invalid_pair(questions: Any, notes: Any, message: str, folder: Path) -> None:
+    error = bad_data(message, VQADataset, write_pair(folder, questions, notes))
+    assert str(folder) in error
+    assert "\n" not in error
 
 
 BAD_JSON: dict[str, tuple[bytes, str]] = {
@@ -153,7 +153,7 @@ BAD_JSON: dict[str, tuple[bytes, str]] = {
     "cut": (b'{"questions": [{"question_id": 1', "line 1, column 33: expected JSON"),
     "not utf-8": (b'{"questions":\n\n ["caf\xe9"]}', "line 3: expected UTF-8 text, found the byte 0xe9"),
     "empty": (b"", "expected a file with content, found an empty file"),
-    "blank": (b" \n ", "an empty file"),
+    "whitespace": (b" \n ", "an empty file"),
     "a list": (b"[1]", "an object with a list 'questions', found list"),
     "nested": (b"[" * 100_000, "line 1|nested too deeply"),
     "annotations": (b'{"annotations": []}', "list 'questions', found the keys annotations"),
@@ -161,18 +161,18 @@ BAD_JSON: dict[str, tuple[bytes, str]] = {
 }
 
 
-OF_BOTH = list(BAD_JSON)[:-2]  # the last two are of questions alone
+OF_BOTH = list(BAD_JSON)[:-2]  # the last two are for questions only
 
 
 @pytest.mark.parametrize(
     ("kind", "case"), [*(("questions", case) for case in BAD_JSON), *(("annotations", case) for case in OF_BOTH)]
 )
-def test_bad_json(kind: str, case: str, folder: Path) -> None:
+def test_invalid_json(kind: str, case: str, folder: Path) -> None:
     content, message = BAD_JSON[case]
     message = message.replace("'questions'", f"'{kind}'")
     path = write_pair(folder, GOOD, NOTES)
     bad = write(folder / f"{kind}_train.json", content)
-    for on_error in ("raise", "skip"):  # a file that cannot be read at all is never skipped
+    for on_error in ("raise", "skip"):  # an unreadable file is never skipped
         bad_data(re.escape(str(bad)) + ".*(?:" + message + ")", VQADataset, path, on_error=on_error)
 
 
@@ -215,7 +215,7 @@ def test_csv_tsv_and_jsonl(folder: Path) -> None:
     assert VQADataset(folder / "a.csv")[1].regions == [(0, 0, 1, 1)]
 
 
-def test_several_answers_and_unlabelled_rows(folder: Path) -> None:
+def test_several_answers_and_unlabeled_rows(folder: Path) -> None:
     rows = (
         "image,question,answers\nimages/7.png,a?,red|dark red| red\n"
         'images/7.png,b?,"[""a|b"", ""c""]"\nimages/8.jpg,c?,\n'
@@ -230,7 +230,7 @@ def test_several_answers_and_unlabelled_rows(folder: Path) -> None:
     assert len(VQADataset(plain, require_labels=False)) == 1
 
 
-def test_unused_columns_are_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unused_columns_are_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         VQADataset(write(folder / "a.csv", "image,question,answer,region\nimages/7.png,a?,b,x\n"))
     assert "not used: region" in caplog.text
@@ -244,10 +244,10 @@ BAD_CSV: dict[str, tuple[bytes, str]] = {
     ),
     "near column": (
         b"image,questions,answer\n" + LINE,
-        "the column question, .*did you mean 'question' by 'questions'",
+        "the column question, .*did you mean 'question' instead of 'questions'",
     ),
     "no answer column": (b"image,question\na.png,a?\n", "the column answer"),
-    "twice": (b"image,image,question,answer\n", "line 1: expected different column names, found image more than once"),
+    "twice": (b"image,image,question,answer\n", "line 1: expected unique column names, found image more than once"),
     "header only": (HEAD, r"bad\.csv: expected at least one question, found none"),
     "empty": (b"", "an empty file"),
     "short row": (HEAD + LINE + b"images/7.png,a?\n", r"line 3: expected 3 cells \(image, question, answer\), found 2"),
@@ -256,7 +256,7 @@ BAD_CSV: dict[str, tuple[bytes, str]] = {
     "odd quote": (HEAD + b'images/7.png,"a"?,b\n', "line 2: expected 3 cells"),
     "not utf-8": (HEAD + LINE + b"images/7.png,caf\xe9?,b\n", r"line 3: expected UTF-8 text, found .*caf"),
     "no such image": (HEAD + b"images/no.png,a?,b\n", r"line 2: expected its image images/no\.png in .*no such file"),
-    "blank image": (HEAD + b" ,a?,b\n", "line 2: expected an image path, found ' '"),
+    "whitespace image": (HEAD + b" ,a?,b\n", "line 2: expected an image path, found ' '"),
     "regions": (b"regions," + HEAD + b"[1," + LINE, "line 2"),
     "regions json": (b"regions," + HEAD + b'"[1,",' + LINE, "line 2: expected JSON in 'regions', found '.1,'"),
 }
@@ -276,14 +276,14 @@ BAD_TABLES = [(f"bad.{kind}", *row) for kind, rows in (("csv", BAD_CSV), ("jsonl
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD_TABLES, ids=[*BAD_CSV, *BAD_JSONL])
-def test_a_bad_table(name: str, content: Any, message: str, folder: Path) -> None:
+def test_invalid_table(name: str, content: Any, message: str, folder: Path) -> None:
     path = write(folder / name, content)
-    said = bad_data(message, VQADataset, path)
-    assert str(path) in said
-    assert "\n" not in said
+    error = bad_data(message, VQADataset, path)
+    assert str(path) in error
+    assert "\n" not in error
 
 
-def test_skip_leaves_out_counts_and_reports(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skip_counts_and_reports(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "images" / "cut.png").write_bytes((folder / "images" / "7.png").read_bytes()[:60])
     no, cut, last = (ROW | {"image": f"images/{name}"} for name in ("no.png", "cut.png", "8.jpg"))
     lines = [ROW, '{"image": "images/7.png"', no, cut, cut, ROW | {"question": ""}, ROW | {"question": "\udcff?"}, last]

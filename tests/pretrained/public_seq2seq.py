@@ -1,4 +1,4 @@
-"""Random encoder-decoders of transformers with sharp weights, and ours beside them, layer by layer and text by text."""
+"""Random encoder-decoders of transformers with sharp weights, compared with ours by layer and by text."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ from mmattn.pretrained.generation import load_generation_config
 
 
 def sharpened(model: torch.nn.Module, seed: int, gain: float = 2.0, noise: float = 0.3) -> Any:
-    """In float64 and evaluation, every parameter and buffer random, logits far apart: no arg-max is a tie."""
+    """In float64 and evaluation mode, every parameter and buffer random, logits far apart: no arg-max is a tie."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():
@@ -20,18 +20,18 @@ def sharpened(model: torch.nn.Module, seed: int, gain: float = 2.0, noise: float
             if tensor.dim() == 2 and "final_logits_bias" not in name:
                 fans_in = 1.0 if "relative_attention_bias" in name else tensor.shape[-1] ** -0.5
                 tensor.copy_(gain * fans_in * drawn)
-            else:  # norms of one and biases of zero would not show where they are left out
+            else:  # unit norms and zero biases would mask missing terms
                 tensor.copy_(noise * drawn + ("norm" in name and name.endswith("weight")))
     return model
 
 
 class Parity(NamedTuple):
-    """How far ours is from theirs, and how far apart their two likeliest tokens are at least."""
+    """The difference between ours and theirs, and the smallest margin between their two most probable tokens."""
 
-    encoder: float  # what goes into each layer and what comes out of the stack
+    encoder: float  # the input of each layer and the output of the stack
     decoder: float
     logits: float
-    margin: float  # an arg-max that rounding could turn would show nothing
+    margin: float  # an arg-max that rounding could change would prove nothing
 
     @property
     def holds(self) -> bool:
@@ -39,7 +39,7 @@ class Parity(NamedTuple):
 
 
 def parity(theirs: Any, ours: Any, draw: Any, seed: int, vocabularies: tuple[int, int], longest: int) -> Parity:
-    """Compares both stacks layer by layer, and the logits; with padding in the source."""
+    """Compares both stacks by layer, and the logits; with padding in the source."""
     ids, mask = text(draw, seed, vocabularies[0], longest, theirs.config.pad_token_id)
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(vocabularies[1], (len(ids), draw.randint(1, longest)), generator=generator)
@@ -47,7 +47,7 @@ def parity(theirs: Any, ours: Any, draw: Any, seed: int, vocabularies: tuple[int
 
 
 def saved(theirs: Any, folder: Any, draw: Any, seed: int, longest: int) -> tuple[Any, Any, Callable[[], None]]:
-    """The folder of a model with one vocabulary, the model, and how to compare what loads with it."""
+    """The folder of a model with one vocabulary, the model, and a function that compares the loaded model with it."""
     theirs.save_pretrained(folder)
 
     def check() -> None:
@@ -57,7 +57,7 @@ def saved(theirs: Any, folder: Any, draw: Any, seed: int, longest: int) -> tuple
 
 
 def compared(theirs: Any, ours: Any, given: tuple[Any, Any, torch.Tensor], **source: torch.Tensor) -> Parity:
-    """Compares both stacks layer by layer, and the logits: of ours with given, of theirs with source and its target."""
+    """Compares both stacks by layer, and the logits: ours with given, theirs with source and its target."""
     found: dict[str, list[torch.Tensor]] = {"encoder": [], "decoder": []}
     handles = []
     for side, states in found.items():
@@ -80,7 +80,7 @@ def compared(theirs: Any, ours: Any, given: tuple[Any, Any, torch.Tensor], **sou
 
 
 def assert_same_text(theirs: Any, folder: Any, vocab: int, write: Any, **options: Any) -> list[list[int]]:
-    """Writes the folder with generation options, loads it, and compares what both generate. Returns the ids."""
+    """Writes the folder with generation options, loads it, compares the generated ids and returns them."""
     theirs.generation_config.update(**options)
     write(theirs, folder)
     ours, config = load(folder), load_generation_config(folder)
@@ -95,9 +95,9 @@ def assert_same_text(theirs: Any, folder: Any, vocab: int, write: Any, **options
     found = ours.generate(ids, mask, config).ids  # (B, n, L)
     found = torch.cat([ids.new_full((*found.shape[:2], 1), config.decoder_start_token_id), found], dim=2)
     assert found.flatten(0, 1).tolist() == expected.tolist()
-    for row in range(len(ids)):  # a batch equals one by one, without its padding
+    for row in range(len(ids)):  # batched equals single, without padding
         alone = ours.generate(ids[row : row + 1, mask[row]], None, replace(config, num_return_sequences=1)).tokens()
         if not mask[row, 0]:
-            continue  # padded left: alone, its words would stand elsewhere
+            continue  # padded left: positions differ without the padding
         assert alone[0][0] == expected[row * found.shape[1]].tolist()[1 : 1 + len(alone[0][0])]
     return expected.tolist()

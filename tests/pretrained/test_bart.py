@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parity
 
 
 def model(seed, **config):
-    """A random BART of transformers; the generator for more."""
+    """A random BART of transformers, and the generator for more."""
     draw, sizes = shape(seed)
     options = both_sides(sizes) | {
         "d_model": sizes["hidden_size"],
@@ -30,7 +30,7 @@ def model(seed, **config):
 
 
 def compare(seed, folder):
-    """A random model through a folder; how far ours is."""
+    """Loads a random model from its folder; the difference of ours."""
     draw, theirs = model(seed)
     theirs.save_pretrained(folder)
     config, ours = theirs.config, load(folder)
@@ -38,20 +38,20 @@ def compare(seed, folder):
     return parity(theirs, ours, draw, seed, (config.vocab_size,) * 2, config.max_position_embeddings)
 
 
-def test_tied_and_untied_are_both_among_the_shapes():
+def test_shapes_include_tied_and_untied():
     assert {model(seed)[1].config.tie_word_embeddings for seed in SHAPES} == {True, False}
 
 
 @pytest.fixture
 def bart(tmp_path):
-    """A folder with a random tied BART, the model that wrote it, and how to compare what loads with it."""
+    """A folder with a random tied BART, the model, and a function that compares the loaded model with it."""
     seed = next(seed for seed in SHAPES if model(seed)[1].config.tie_word_embeddings)
     draw, theirs = model(seed)
     return saved(theirs, tmp_path, draw, seed, 9)
 
 
-def test_names_of_old_checkpoints(bart):
-    """Every tied table under each of its names, fairseq's version, no logit biases, a pickle."""
+def test_old_checkpoint_names(bart):
+    """Every tied embedding under each of its names, fairseq's version, no logit biases, a pickle."""
     folder, theirs, check = bart
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -66,7 +66,7 @@ def test_names_of_old_checkpoints(bart):
 
 
 @pytest.mark.parametrize("kept", ["model.encoder.embed_tokens.weight", "lm_head.weight"])
-def test_a_tied_table_under_any_name(bart, kept):
+def test_tied_embedding_under_any_name(bart, kept):
     folder, _, check = bart
     state = load_file(folder / "model.safetensors")
     state[kept] = state.pop("model.shared.weight")
@@ -75,7 +75,7 @@ def test_a_tied_table_under_any_name(bart, kept):
 
 
 def test_without_a_head(bart):
-    """BartModel is saved without prefix, head and logit biases: its output is its embeddings'."""
+    """BartModel is saved without prefix, head and logit biases: its output layer is its embedding."""
     folder, theirs, check = bart
     theirs.model.save_pretrained(folder)
     state = load_file(folder / "model.safetensors")
@@ -99,11 +99,11 @@ def test_without_a_head(bart):
         ({"tie_word_embeddings": False}, r"missing lm_head\.weight, and the tables that config\.json"),
     ],
 )
-def test_what_does_not_fit_is_named(bart, config, message):
+def test_mismatched_config_raises(bart, config, message):
     assert_refused(bart[0], message, **config)
 
 
-def test_unknown_and_missing_keys_are_named(bart):
+def test_unknown_and_missing_keys_raise(bart):
     folder, _, _ = bart
     state = load_file(folder / "model.safetensors")
     more = state | {"model.decoder.adapter.weight": torch.zeros(2)}
@@ -114,7 +114,7 @@ def test_unknown_and_missing_keys_are_named(bart):
     assert_refused(folder, r"missing encoder\.embed_tokens\.weight, and the tables that", bare)
 
 
-def test_longer_than_its_positions(bart):
+def test_longer_than_max_positions_raises(bart):
     folder, theirs, _ = bart
     room = theirs.config.max_position_embeddings
     ids = torch.ones(1, room + 1, dtype=torch.long)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.parity
 
 
 def models(family, seed):
-    """(a model of transformers, its config, what its inner model is called), the task's head varied too."""
+    """(a transformers model, its config, the name of its inner model), with varied task heads."""
     draw, sizes = shape(seed)
     common = {"vocab_size": draw.choice([11, 30, 57]), "max_position_embeddings": draw.choice([16, 24, 40])}
     if family == "distilbert":
@@ -67,7 +67,7 @@ def test_parity(family, seed, tmp_path):
 
 @pytest.fixture
 def bert(tmp_path):
-    """A folder with a random BERT, and the model that wrote it."""
+    """A folder with a random BERT, and the model."""
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12}
     model = disturbed(transformers.BertForPreTraining(transformers.BertConfig(**sizes, vocab_size=20)), 0)
     save(model, tmp_path)
@@ -82,8 +82,8 @@ def equal(folder, theirs, **keywords):
     return difference(found, [expected.last_hidden_state, expected.pooler_output]) <= TOLERANCE
 
 
-def test_names_of_old_checkpoints(bert):
-    """gamma and beta, position_ids among the tensors, a pickle: as bert-base-uncased was for years."""
+def test_old_checkpoint_names(bert):
+    """gamma and beta, position_ids among the tensors, a pickle: the old format of bert-base-uncased."""
     folder, theirs = bert
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -99,7 +99,7 @@ def test_names_of_old_checkpoints(bert):
     assert equal(folder, theirs)
 
 
-def test_half_precision_files_load_in_full(bert):
+def test_half_precision_files_load_in_single_precision(bert):
     folder, theirs = bert
     state = load_file(folder / "model.safetensors")
     half = {name: tensor.half() for name, tensor in state.items()}
@@ -108,7 +108,7 @@ def test_half_precision_files_load_in_full(bert):
     assert equal(folder, theirs)
 
 
-def test_keywords_in_place_of_the_checkpoints(bert):
+def test_keywords_override_the_checkpoint(bert):
     folder, theirs = bert
     assert equal(folder, theirs, attention={"kind": "sliding_window", "window": 600})
     model = load(folder, attention=None, dropout=0.0)
@@ -132,11 +132,11 @@ def test_keywords_in_place_of_the_checkpoints(bert):
         ({"num_attention_heads": 3}, "embed_dim=8 is not divisible by num_heads=3"),
     ],
 )
-def test_what_does_not_fit_is_named(bert, config, message):
+def test_mismatched_config_raises(bert, config, message):
     assert_refused(bert[0], message, **config)
 
 
-def test_unknown_keys_are_named(bert):
+def test_unknown_keys_raise(bert):
     state = load_file(bert[0] / "model.safetensors") | {"bert.encoder.adapter.weight": torch.zeros(2)}
     assert_refused(bert[0], r"unknown key: bert\.encoder\.adapter\.weight", state)
 

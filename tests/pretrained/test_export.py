@@ -1,4 +1,4 @@
-"""The public families as ONNX, at other sizes than they were exported with."""
+"""The public families as ONNX, at sizes other than those of the export."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.conftest import assert_onnx_equals_eager, slow_but_first
 
 
 @pytest.mark.parametrize("pad_id", slow_but_first([None, 1]), ids=["BERT", "RoBERTa"])
-def test_text(pad_id, tmp_path):
+def test_text_encoders(pad_id, tmp_path):
     def draw(batch, length):
         key_mask = torch.ones(batch, length, dtype=torch.bool)
         key_mask[0, 1:] = False
@@ -23,7 +23,7 @@ def test_text(pad_id, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resize", [None, "bicubic", "bicubic_antialias"])
-def test_images(resize, tmp_path):
+def test_vision_transformers(resize, tmp_path):
     model = VisionTransformer(8, 1, 2, image_size=(16, 24), patch_size=8, resize_positions=resize)
     dynamic = {0: Dim.DYNAMIC} | ({2: Dim.AUTO, 3: Dim.AUTO} if resize else {})
     others = [(torch.randn(3, 3, 16, 24),)] + ([(torch.randn(1, 3, 40, 32),)] if resize else [])

@@ -1,4 +1,4 @@
-"""Where weights come from, and how tables of names rename them: whatever does not fit is named."""
+"""Sources of weights, and the name tables that rename them: errors name every mismatch."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ CONFIG |= {"intermediate_size": 12, "max_position_embeddings": 10, "hidden_dropo
 
 
 def foreign_state(model):
-    """A state dict of ours under BERT's names, which the converter's own table turns around."""
+    """Our state dict under BERT's names, by the inverse of the converter's table."""
     patterns = {ours: name for name, ours in BERT.items() if "gamma" not in name and "beta" not in name}
     state = {}
     for key, tensor in model.state_dict().items():
@@ -73,11 +73,11 @@ def not_found(message, source, **keywords):
 
 
 class TestFiles:
-    def test_a_folder_or_a_file_in_it(self, folder, model):
+    def test_folder_or_file(self, folder, model):
         for source in (folder, str(folder), folder / "model.safetensors", folder / "config.json"):
             assert same(load_pretrained(source), model)
 
-    def test_a_pickle_of_tensors(self, folder, model):
+    def test_pickle_of_tensors(self, folder, model):
         state = load_file(folder / "model.safetensors")
         (folder / "model.safetensors").unlink()
         torch.save(state, folder / "pytorch_model.bin")
@@ -88,13 +88,13 @@ class TestFiles:
         shards(folder, suffix)
         assert same(load_pretrained(folder), model)
 
-    def test_a_missing_shard(self, folder):
+    def test_missing_shard_raises(self, folder):
         _, places = shards(folder)
         name = sorted(places.values())[0]
         (folder / name).unlink()
         not_found(f"shard {name} is missing", folder)
 
-    def test_an_index_that_lies(self, folder):
+    def test_inconsistent_index_raises(self, folder):
         index, places = shards(folder)
         for wrong, message in (
             (places | {"more.weight": places["embeddings.LayerNorm.bias"]}, r"more\.weight is not in model-1-of-2"),
@@ -105,7 +105,7 @@ class TestFiles:
             refused(message, load_pretrained, folder)
 
     @pytest.mark.parametrize("keep", [0, 5, 900, -1])
-    def test_a_truncated_file_is_named(self, folder, keep):
+    def test_truncated_file_raises(self, folder, keep):
         for name in ("model.safetensors", "pytorch_model.bin"):
             path = folder / name
             if name.endswith("bin"):
@@ -116,14 +116,14 @@ class TestFiles:
             refused(f"{name}: not a whole", load_pretrained, folder)
             path.unlink()
 
-    def test_a_pickle_of_code_is_refused(self, folder):
+    def test_pickle_with_code_raises(self, folder):
         (folder / "model.safetensors").unlink()
         torch.save({"a": torch.zeros(1), "b": nn.Linear(1, 1)}, folder / "pytorch_model.bin")
         refused(r"pytorch_model\.bin: not a whole file of tensors alone", load_pretrained, folder)
         torch.save([torch.zeros(1)], folder / "pytorch_model.bin")
         refused(r"pytorch_model\.bin: not a dictionary of tensors", load_pretrained, folder)
 
-    def test_what_is_missing_is_named(self, folder):
+    def test_missing_files_raise(self, folder):
         (folder / "model.safetensors").unlink()
         not_found(r"no weights; looked for model\.safetensors, pytorch_model\.bin", folder)
         for content, message in (
@@ -144,7 +144,7 @@ class TestFiles:
 class TestHub:
     @pytest.fixture
     def hub(self, folder, monkeypatch):
-        """The folder as a repository; what was asked of it."""
+        """The folder as a repository; the requests that it received."""
         asked = []
 
         def download(repo, name, revision=None):
@@ -161,18 +161,18 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
         return asked
 
-    def test_only_when_asked_for(self, hub):
+    def test_downloads_only_on_request(self, hub):
         not_found("no folder own/er; if it is a name .* pass download=True", "own/er")
         refused("weights are not read from a web address", load_pretrained, "https://hub/own/er", download=True)
         assert hub == []
 
-    def test_fetches_what_is_read_and_no_more(self, hub, model, folder):
+    def test_downloads_only_the_files_read(self, hub, model, folder):
         assert same(load_pretrained("own/er", download=True, revision="v1"), model)
         assert hub == [("own/er", "config.json", "v1"), ("own/er", "model.safetensors", "v1")]
         shards(folder, "bin")
         assert same(load_pretrained("own/er", download=True), model)
 
-    def test_no_such_repository(self, hub):
+    def test_missing_repository_raises(self, hub):
         not_found("no/repo: no such folder, and the hub does not give it", "no/repo", download=True)
         not_found("off/line: no such folder, nor in the hub's cache", "off/line", download=True)
 
@@ -198,19 +198,19 @@ class TestTables:
             (["packed.weight"], r"'packed.weight' of shape \(3,\) does not split into 2 equal parts"),
         ],
     )
-    def test_what_does_not_fit_is_named(self, keys, message):
+    def test_mismatched_keys_raise(self, keys, message):
         table = {"a.*": "x.*", "old.*": "x.*", "packed.*": ("p.*", "q.*")}
         refused(message, rename, {key: torch.zeros(3) for key in keys}, table)
 
-    def test_load_into_names_foreign_keys(self, model):
+    def test_load_into_reports_foreign_keys(self, model):
         converted = convert_bert(CONFIG, foreign_state(model))
         wrong = dict(converted.state, **{"norm.weight": torch.zeros(7)})
         message = r"'embeddings\.LayerNorm\.weight' \(norm\.weight\) is \(7,\), should be"
         refused(message, load_into, model, Converted({}, wrong, converted.names))
 
-    def test_a_converted_model_trains(self, folder):
+    def test_converted_model_trains(self, folder):
         model = load_pretrained(folder).train()
         ids = torch.randint(20, (2, 5))
         model(ids, None, torch.randint(2, (2, 5))).pooled.square().sum().backward()
-        # A bias on keys moves all scores of a softmax alike: its gradient is zero by nature.
+        # A key bias shifts all scores of a softmax equally: its gradient is zero.
         assert [n for n, p in model.named_parameters() if p.grad is None] == []

@@ -1,4 +1,4 @@
-"""Folders that transformers writes generate the ids of its own `generate`, as their generation_config.json says."""
+"""Folders saved by transformers generate the ids of its `generate`, with the options of generation_config.json."""
 
 import json
 
@@ -22,7 +22,7 @@ SEEDS = {"marian": [4, 31, 37], "bart": [5, 22, 23], "t5": [10, 27, 33]}
 MODELS = {"marian": test_marian.model, "bart": test_bart.model, "t5": test_t5.model}
 WAYS = {
     "greedy": {"max_length": 12},
-    "greedy, as long as it is by default": {},
+    "greedy, default length": {},
     "greedy, no repeated pair": {"max_new_tokens": 14, "no_repeat_ngram_size": 2},
     "greedy, forced": {"max_length": 10, "forced_bos_token_id": 5, "forced_eos_token_id": 2},
     "greedy, repetition and length": {"max_length": 12, "repetition_penalty": 1.7, "min_length": 6},
@@ -56,7 +56,7 @@ WAYS = {
         "min_length": 6,
     },
     "beams, bad words": {"max_length": 12, "num_beams": 3, "bad_words_ids": [[1], [11, 12]], "min_new_tokens": 4},
-    "beams, two ends": {"max_length": 12, "num_beams": 2, "eos_token_id": [2, 5, 6]},
+    "beams, two end tokens": {"max_length": 12, "num_beams": 2, "eos_token_id": [2, 5, 6]},
     "beams, forced": {"max_length": 10, "num_beams": 3, "forced_bos_token_id": 7, "forced_eos_token_id": 2},
     "beams, penalized": {"max_length": 12, "num_beams": 3, "repetition_penalty": 1.5},
     "beams, no repeats": {"max_length": 14, "num_beams": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
@@ -64,10 +64,10 @@ WAYS = {
 
 
 def write(family, seed):
-    """A random model that says something: texts that differ and that end, at times, before there is no more room."""
+    """A random model with varied outputs: different texts, some of which end before the maximum length."""
     config = {"vocab_size": 13, "pad_token_id": 1, "eos_token_id": 2, "d_model": 24, "tie_word_embeddings": seed < 20}
     config |= {"decoder_start_token_id": 2 if family == "bart" else 1}
-    # As many layers on both sides: the caches of transformers 5 count the encoder's.
+    # Equal numbers of layers on both sides: the caches of transformers 5 count the encoder's.
     if family == "t5":
         config |= {"num_layers": 2, "num_decoder_layers": 2, "num_heads": 4, "d_kv": 5, "d_ff": 32}
     else:
@@ -88,14 +88,14 @@ def write(family, seed):
 @pytest.mark.parametrize("seed", slow_but_first(SHAPES))
 @pytest.mark.parametrize("family", [test_bart, test_marian, test_t5, test_whisper], ids=lambda family: family.__name__)
 def test_parity(family, seed, tmp_path):
-    """Of every layer and the logits, with padding in the batch."""
+    """Parity of every layer and the logits, with padding in the batch."""
     found = family.compare(seed, tmp_path)
     assert found.holds, found
 
 
 @pytest.mark.parametrize("way", slow_but_first(WAYS, lambda way: way.startswith("beams")))
 @pytest.mark.parametrize("family", MODELS)
-def test_the_same_ids(family, way, tmp_path, exact):  # noqa: F811
+def test_ids_equal_transformers(family, way, tmp_path, exact):  # noqa: F811
     lengths = set()
     for seed in SEEDS[family]:
         rows = assert_same_text(write(family, seed), tmp_path, 13, test_t5.write, **WAYS[way])
@@ -105,8 +105,8 @@ def test_the_same_ids(family, way, tmp_path, exact):  # noqa: F811
     assert len(lengths) > 1  # some end before others
 
 
-def test_options_of_the_models_configuration(tmp_path):
-    """Before there was generation_config.json, config.json held what is in it, and left out what its class says."""
+def test_options_from_the_model_config(tmp_path):
+    """Older folders have these options in config.json, without the defaults of its class."""
     theirs = write("bart", 1)
     theirs.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").unlink()
@@ -125,7 +125,7 @@ def test_options_of_the_models_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_defaults_are_transformers_own(family, tmp_path):
+def test_defaults_equal_transformers(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     found = load_generation_config(tmp_path)
     default = {"marian": transformers.MarianConfig, "bart": transformers.BartConfig, "t5": transformers.T5Config}[
@@ -135,7 +135,7 @@ def test_defaults_are_transformers_own(family, tmp_path):
         assert getattr(found, name) == getattr(default, name, None), name
 
 
-def test_what_is_not_supported_is_named(tmp_path):
+def test_unsupported_options_raise(tmp_path):
     theirs = write("marian", 1)
     theirs.generation_config.update(max_length=9, exponential_decay_length_penalty=[2, 1.5])
     theirs.save_pretrained(tmp_path)
@@ -148,7 +148,7 @@ def test_what_is_not_supported_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_a_converted_model_trains(family, tmp_path):
+def test_converted_model_trains(family, tmp_path):
     test_t5.write(write(family, SEEDS[family][0]), tmp_path)
     model = load(tmp_path).train()
     ids = torch.randint(13, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -157,7 +157,7 @@ def test_a_converted_model_trains(family, tmp_path):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_in_single_precision_too(tmp_path):
+def test_single_precision(tmp_path):
     theirs = write("marian", 2).float()
     theirs.generation_config.update(max_length=12, num_beams=4)
     theirs.save_pretrained(tmp_path)

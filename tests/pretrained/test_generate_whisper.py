@@ -1,4 +1,4 @@
-"""Whisper writes the ids of transformers' own `generate`: languages, tasks, timestamps, beams, long recordings."""
+"""Whisper generates the ids of transformers' `generate`: languages, tasks, timestamps, beams, long recordings."""
 
 import json
 import math
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.parity
 TEXT, END, START, NO_STAMPS = 12, 12, 13, 19  # ids 0 .. 11 are text
 LANGUAGES = {"<|en|>": 14, "<|de|>": 15, "<|fr|>": 16}
 TASKS = {"translate": 17, "transcribe": 18}
-STATES = 12  # of a window; so many timestamps and one follow NO_STAMPS
+STATES = 12  # per window; one more timestamp than this follows NO_STAMPS
 VOCAB = NO_STAMPS + 1 + STATES + 1
-# As openai's folders have it.
+# As in OpenAI's folders.
 PUBLIC = {"decoder_start_token_id": START, "eos_token_id": END, "pad_token_id": END, "bos_token_id": END}
 PUBLIC |= {"lang_to_id": LANGUAGES, "task_to_id": TASKS, "is_multilingual": True, "no_timestamps_token_id": NO_STAMPS}
 PUBLIC |= {"suppress_tokens": [1, 2, START, *LANGUAGES.values(), *TASKS.values()], "begin_suppress_tokens": [3, END]}
@@ -31,12 +31,12 @@ PUBLIC |= {"forced_decoder_ids": [[1, None], [2, TASKS["transcribe"]]], "max_ini
 PUBLIC |= {"return_timestamps": False, "max_length": 40, "alignment_heads": [[0, 0]], "prev_sot_token_id": 0}
 SEEDS = (1, 2, 3)
 WAYS = {
-    "as the folder says": {},
+    "options of the folder": {},
     "a language": {"language": "de"},
-    "a language, and translated": {"language": "<|fr|>", "task": "translate"},
-    "a language by its name": {"language": "German"},
+    "a language, translation": {"language": "<|fr|>", "task": "translate"},
+    "a language by name": {"language": "German"},
     "a task, the language detected": {"task": "translate"},
-    "a language a recording": {"language": ["de", "en", "fr"]},
+    "a language per recording": {"language": ["de", "en", "fr"]},
 }
 SEARCHES = {
     "greedy": {},
@@ -48,7 +48,7 @@ SEARCHES = {
 
 
 def write(seed, **options):
-    """A random Whisper that says something: timestamps and text, ends at times."""
+    """A random Whisper with varied outputs: timestamps, text and occasional end tokens."""
     sizes = {"d_model": 24, "num_mel_bins": 6, "vocab_size": VOCAB, "max_source_positions": STATES}
     sizes |= {"encoder_layers": 2, "decoder_layers": 2, "max_target_positions": 40, "tie_word_embeddings": False}
     for side in ("encoder", "decoder"):
@@ -57,14 +57,14 @@ def write(seed, **options):
     _, theirs = test_whisper.model(seed, **sizes, **ids, activation_function="gelu")
     sharpened(theirs, seed, gain=1.3, noise=0.3)
     bias = theirs.model.decoder.layer_norm.bias.detach()
-    with torch.no_grad():  # the end, likelier everywhere
+    with torch.no_grad():  # the end token, more probable everywhere
         theirs.proj_out.weight[END] += 2.0 * bias / bias.square().sum()
     theirs.generation_config = transformers.GenerationConfig(**PUBLIC | options)
     return theirs
 
 
 def folder_of(theirs, folder):
-    """save_pretrained refuses some of what openai's folders hold: the generation config is written as it is."""
+    """save_pretrained rejects some options of OpenAI's folders: the generation config is written directly."""
     theirs.save_pretrained(folder)
     values = theirs.generation_config.to_diff_dict() | {
         key: value for key, value in PUBLIC.items() if getattr(theirs.generation_config, key, None) == value
@@ -73,7 +73,7 @@ def folder_of(theirs, folder):
 
 
 def written(folder, seed, **options):
-    """The random Whisper, and what loads of its folder: ours and how it generates."""
+    """The random Whisper, and our model and generation config loaded from its folder."""
     theirs = write(seed, **options)
     folder_of(theirs, folder)
     return theirs, load(folder), load_generation_config(folder)
@@ -85,16 +85,16 @@ def sound(frames, rows, seed):
 
 
 def settled(config, way, search):
-    """The loaded config with what transformers takes as arguments."""
+    """The loaded config with the options that transformers takes as arguments."""
     return SpeechConfig(**{**vars(config), **way, **search})
 
 
 @pytest.mark.parametrize("stamps", slow_but_first([True, False]))
 @pytest.mark.parametrize("search", slow_but_first(SEARCHES))
 @pytest.mark.parametrize("way", slow_but_first(WAYS))
-def test_the_same_ids_of_one_window(way, search, stamps, tmp_path):
-    """Prompt and ids, as one call of transformers gives them."""
-    said, lengths = set(), set()
+def test_ids_of_one_window_equal_transformers(way, search, stamps, tmp_path):
+    """Prompt and ids equal those of one call of transformers."""
+    hypotheses, lengths = set(), set()
     for seed in SEEDS:
         theirs, ours, config = written(tmp_path, seed)
         features = sound(2 * STATES, 3, seed)
@@ -105,24 +105,24 @@ def test_the_same_ids_of_one_window(way, search, stamps, tmp_path):
         prompt = ours.prompt(ours.encode(features), None, config)
         found = torch.cat([prompt, ours.generate(features, None, config).ids[:, 0]], dim=1)
         assert found.tolist() == expected.tolist()
-        said |= {tuple(row) for row in found[:, prompt.shape[1] :].tolist()}
+        hypotheses |= {tuple(row) for row in found[:, prompt.shape[1] :].tolist()}
         lengths |= {row.index(END) if END in row else len(row) for row in found.tolist()}
         assert (NO_STAMPS in prompt[0].tolist()) != stamps
         assert not stamps or bool((found[:, prompt.shape[1]] > NO_STAMPS).all())
-    assert len(said) > len(SEEDS)
+    assert len(hypotheses) > len(SEEDS)
     assert len(lengths) > 1 or search == "greedy, short"  # some end before others
 
 
 @pytest.mark.parametrize("search", slow_but_first(["greedy", "beams"]))
 @pytest.mark.parametrize("frames", slow_but_first([5 * STATES, 5, 2 * STATES, 2 * STATES + 1, 11 * STATES]))
-def test_the_same_segments_of_any_length(frames, search, tmp_path):
-    """Window by window, as transformers transcribes with timestamps."""
+def test_segments_of_any_length_equal_transformers(frames, search, tmp_path):
+    """Window by window, as in transformers' transcription with timestamps."""
     kinds = set()
     for seed in (*SEEDS, 7, 8, 9):
         theirs, ours, config = written(tmp_path, seed)
         features = sound(frames, 1, seed)
         padded = torch.nn.functional.pad(features, (0, 0, 0, max(0, 2 * STATES - frames)))
-        # Short recordings reach transformers padded to a window; then all of the window counts.
+        # Short recordings are padded to a window for transformers; then the whole window counts.
         with torch.no_grad():
             expected = theirs.generate(
                 padded.mT, return_timestamps=True, language="de", return_segments=True, **SEARCHES[search]
@@ -132,33 +132,33 @@ def test_the_same_segments_of_any_length(frames, search, tmp_path):
         assert [segment.ids for segment in found] == [segment["tokens"].tolist() for segment in expected]
         for one, other in zip(found, expected, strict=True):
             assert math.isclose(one.start, float(other["start"]), abs_tol=1e-9)
-            assert math.isclose(one.end, float(other["end"]), abs_tol=0.0101)  # an odd frame, cut off or not
+            assert math.isclose(one.end, float(other["end"]), abs_tol=0.0101)  # an odd frame, truncated or not
         kinds |= {tuple(token > NO_STAMPS for token in segment.ids[-2:]) for segment in found}
-    assert len(kinds) > 1  # windows that end whole, and those that were cut off
+    assert len(kinds) > 1  # windows that end with a complete segment, and those cut off
 
 
-def test_the_language_is_the_likeliest(tmp_path):
+def test_detects_the_most_probable_language(tmp_path):
     for seed in SEEDS:
         theirs, ours, config = written(tmp_path, seed)
         features = sound(2 * STATES, 3, seed)
         expected = theirs.detect_language(features.mT).tolist()
-        heard = ours.detect_language(features, None, config)
-        assert [LANGUAGES[f"<|{next(iter(row))}|>"] for row in heard] == expected
-        assert all(abs(sum(row.values()) - 1) < 1e-9 for row in heard)
+        detected = ours.detect_language(features, None, config)
+        assert [LANGUAGES[f"<|{next(iter(row))}|>"] for row in detected] == expected
+        assert all(abs(sum(row.values()) - 1) < 1e-9 for row in detected)
         assert ours.prompt(ours.encode(features), None, config)[:, 1].tolist() == expected
     config = SpeechConfig(max_new_tokens=3, decoder_start_token_id=START)
     refused("has no languages", ours.detect_language, features, None, config)
 
 
-def test_languages_have_the_names_that_transformers_knows():
+def test_language_names_equal_transformers():
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     assert CODES == TO_LANGUAGE_CODE
 
 
 @pytest.mark.parametrize("stamps", [False, True])
-def test_an_english_model(stamps, tmp_path):
-    """openai's .en folders: no languages, <|notimestamps|> forced."""
+def test_english_only_model(stamps, tmp_path):
+    """OpenAI's .en folders: no languages, <|notimestamps|> forced."""
     english = {"lang_to_id": None, "task_to_id": None, "is_multilingual": False, "forced_decoder_ids": [[1, NO_STAMPS]]}
     theirs = write(1, **english)
     for name in ("lang_to_id", "task_to_id"):
@@ -176,8 +176,8 @@ def test_an_english_model(stamps, tmp_path):
     refused("an English model takes no language", settled, config, {"language": "en"}, {})
 
 
-def test_old_folders(tmp_path):
-    """Without generation_config.json, config.json held it; or config.json alone held forced_decoder_ids."""
+def test_old_checkpoint_folders(tmp_path):
+    """Without generation_config.json: options in config.json; or only forced_decoder_ids in config.json."""
     theirs = write(1)
     theirs.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").unlink()
@@ -199,7 +199,7 @@ def test_old_folders(tmp_path):
     assert list(config.begin_suppress_tokens) == list(default.begin_suppress_tokens)
 
 
-def test_what_is_not_supported_is_named(tmp_path):
+def test_unsupported_options_raise(tmp_path):
     folder_of(write(1), tmp_path)
     values = json.loads((tmp_path / "generation_config.json").read_text())
     for key, value in {"no_speech_threshold": 0.6, "condition_on_prev_tokens": True, "logprob_threshold": -1.0}.items():
@@ -210,23 +210,23 @@ def test_what_is_not_supported_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"language": "xx"}, "unknown language 'xx'; there are: en, de, fr"),
-        ({"task": "sing"}, "unknown task 'sing'; there are: translate, transcribe"),
+        ({"language": "xx"}, "unknown language 'xx'; expected one of: en, de, fr"),
+        ({"task": "sing"}, "unknown task 'sing'; expected one of: translate, transcribe"),
         ({"language": ["en", "de"]}, "2 languages for 3 recordings"),
         ({"no_timestamps_token_id": None, "return_timestamps": True}, "needs no_timestamps_token_id"),
         ({"decoder_start_token_id": None}, "expected an id, found none in the generation config"),
         ({"forced_decoder_ids": [[2, 5]]}, r"one by one, found places \[2\]"),
-        ({"lang_to_id": None, "language": "en"}, "unknown language 'en'; there are: none"),
+        ({"lang_to_id": None, "language": "en"}, "unknown language 'en'; expected one of: none"),
     ],
 )
-def test_what_cannot_be_is_named(options, message):
+def test_invalid_options_raise(options, message):
     refused(message, lambda: SpeechConfig(**PUBLIC_FIELDS | options).prompts(3))
 
 
 PUBLIC_FIELDS = {key: value for key, value in PUBLIC.items() if key not in ("alignment_heads", "prev_sot_token_id")}
 
 
-def test_a_plain_config_needs_a_start_alone(tmp_path):
+def test_plain_config_needs_only_a_start_token(tmp_path):
     _, ours, _ = written(tmp_path, 1)
     features = sound(2 * STATES, 2, 1)
     config = GenerationConfig(decoder_start_token_id=START, eos_token_id=END, max_new_tokens=5)
@@ -238,8 +238,8 @@ def test_a_plain_config_needs_a_start_alone(tmp_path):
 
 
 @pytest.mark.parametrize("seed", slow_but_first(range(20)))
-def test_timestamps_against_transformers(seed):
-    """The rule alone, on histories of every kind, none of them longer than what the rule lets through."""
+def test_timestamp_rule_equals_transformers(seed):
+    """The timestamp rule on all kinds of prefixes that it allows."""
     generator = torch.Generator().manual_seed(seed)
     config = SpeechConfig(**PUBLIC_FIELDS | {"return_timestamps": True})
     config_theirs = transformers.GenerationConfig(**PUBLIC)
@@ -257,10 +257,10 @@ def test_timestamps_against_transformers(seed):
 @pytest.mark.parametrize(
     ("ids", "segments", "moved"),
     [
-        ([20, 1, 2, 25], [(0, 5, [20, 1, 2, 25])], 24),  # one segment, whole
-        ([20, 1, 2], [(0, 12, [20, 1, 2])], 24),  # no end: all of the window
+        ([20, 1, 2, 25], [(0, 5, [20, 1, 2, 25])], 24),  # one complete segment
+        ([20, 1, 2], [(0, 12, [20, 1, 2])], 24),  # no end: the whole window
         ([21, 1, 23, 23, 2, 26], [(1, 3, [21, 1, 23]), (3, 6, [23, 2, 26])], 24),
-        ([21, 1, 23, 24, 2], [(1, 3, [21, 1, 23, 24])], 6),  # what was cut off is heard again
+        ([21, 1, 23, 24, 2], [(1, 3, [21, 1, 23, 24])], 6),  # the segment cut off is transcribed again
         ([], [(0, 12, [])], 24),
     ],
 )

@@ -28,7 +28,7 @@ timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.parity
 
 SIGLIPS = sorted(timm.list_models("vit_*_siglip_*"))
-DINOS = timm.list_models("vit_small*dinov2*") + timm.list_models("vit_giant*dinov2*")  # the others differ in size alone
+DINOS = timm.list_models("vit_small*dinov2*") + timm.list_models("vit_giant*dinov2*")  # the others differ only in size
 
 
 def pixels_of(channels, size, rows=2):
@@ -63,7 +63,7 @@ def test_transformers_parity(family, seed, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(12, 12), (20, 12), (8, 28)])
-def test_other_image_sizes_resize_the_positions(size, tmp_path):
+def test_other_image_sizes_interpolate_positions(size, tmp_path):
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 12}
     model = disturbed(transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=4)), 0)
     save(model, tmp_path)
@@ -77,7 +77,7 @@ def test_other_image_sizes_resize_the_positions(size, tmp_path):
 
 
 def dino(family, draw, sizes, seed):
-    """A model of transformers, with a classifier around it or not; positions are numbers that float32 holds."""
+    """A transformers model, with or without a classifier; positions are exact in float32."""
     del sizes["intermediate_size"]
     config = getattr(transformers, family + "Config")(
         **sizes,
@@ -97,9 +97,9 @@ def dino(family, draw, sizes, seed):
 
 @pytest.fixture
 def in_double(monkeypatch):
-    """transformers interpolates DINOv2's positions in float32 whatever the model's type; here in float64.
+    """transformers always interpolates DINOv2's positions in float32; here in float64.
 
-    And channels first: channels last, torch's bicubic with antialias goes wrong where the result is one cell wide.
+    And channels first: with channels last, torch's antialiased bicubic is wrong if the result is one cell wide.
     """
     whole = torch.nn.functional.interpolate
 
@@ -111,7 +111,7 @@ def in_double(monkeypatch):
 
 @pytest.mark.parametrize("seed", slow_but_first(SHAPES))
 @pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters"])
-def test_dinos_parity(family, seed, tmp_path, in_double):
+def test_dino_parity(family, seed, tmp_path, in_double):
     draw, sizes = shape(seed)
     sizes |= {"num_channels": draw.choice([1, 3]), "patch_size": draw.choice([2, 3, 4])}
     whole = dino(family, draw, sizes, seed)
@@ -125,7 +125,7 @@ def test_dinos_parity(family, seed, tmp_path, in_double):
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (7, 4), (12, 9)])
 @pytest.mark.parametrize("family", ["Dinov2", "Dinov2WithRegisters"])
-def test_resized_positions_are_transformers(family, size, in_double):
+def test_resized_positions_equal_transformers(family, size, in_double):
     draw, sizes = shape(5)
     embeddings = dino(family, draw, sizes | {"num_channels": 3, "patch_size": 2}, 5).base_model.embeddings
     side = int((embeddings.position_embeddings.shape[1] - 1) ** 0.5)
@@ -143,15 +143,15 @@ def test_resized_positions_do_not_depend_on_the_layout():
     assert difference([resize_positions(last, (3, 1), "bicubic_antialias")], [torch.cat(alone, dim=1)]) <= TOLERANCE
 
 
-def test_resized_positions_keep_their_type():
+def test_resized_positions_keep_their_dtype():
     table = torch.randn(1, 8, 4, 4)
     half = resize_positions(table.bfloat16(), (6, 5))
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, resize_positions(table.bfloat16().float(), (6, 5)).bfloat16())
 
 
-def test_scale_that_is_off_is_missed(tmp_path):
-    """The check above can fail: gamma left at one is seen."""
+def test_wrong_layer_scale_is_detected(tmp_path):
+    """The parity check detects a layer scale left at one."""
     draw, sizes = shape(1)
     whole = dino("Dinov2", draw, sizes | {"num_channels": 3, "patch_size": 2}, 1)
     save(whole, tmp_path)
@@ -166,7 +166,7 @@ def test_scale_that_is_off_is_missed(tmp_path):
 
 
 def tower(draw, sizes, seed):
-    """The image tower of transformers: alone, with a classifier, or beside a text tower."""
+    """The image tower of transformers: alone, with a classifier, or with a text tower."""
     vision = sizes | {
         "num_channels": draw.choice([1, 3]),
         "patch_size": draw.choice([2, 3, 4]),
@@ -183,7 +183,7 @@ def tower(draw, sizes, seed):
 
 
 @pytest.mark.parametrize("seed", slow_but_first(SHAPES))
-def test_siglips_parity(seed, tmp_path):
+def test_siglip_parity(seed, tmp_path):
     draw, sizes = shape(seed)
     whole = tower(draw, sizes, seed)
     theirs = getattr(whole, "vision_model", whole)
@@ -200,7 +200,7 @@ def test_siglips_parity(seed, tmp_path):
 
 @pytest.mark.slow
 def test_names_and_defaults_of_the_published_folders(tmp_path):
-    """transformers up to 4 wrote the tower's names with a prefix, position ids, and only what is not a default."""
+    """transformers up to version 4 wrote prefixed names, position ids, and only non-default options."""
     vision = {"num_hidden_layers": 1, "patch_size": 112}
     model = disturbed(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**vision)), 0)
     save(model, tmp_path)
@@ -213,7 +213,7 @@ def test_names_and_defaults_of_the_published_folders(tmp_path):
         assert difference([load(tmp_path)(pixels).pooled], [model(pixels).pooler_output]) <= TOLERANCE
 
 
-def test_a_tower_without_its_head_pools_by_the_mean(tmp_path):
+def test_tower_without_head_uses_mean_pooling(tmp_path):
     config = transformers.SiglipVisionConfig(**shape(2)[1], image_size=8, patch_size=4)
     whole = disturbed(transformers.SiglipVisionModel(config), 2)
     save(whole, tmp_path)
@@ -228,7 +228,7 @@ def test_a_tower_without_its_head_pools_by_the_mean(tmp_path):
 
 
 def made(name, folder, seed, **arguments):
-    """A random model of timm, which the folder holds."""
+    """A random timm model, saved in the folder."""
     model = disturbed(timm.create_model(name, **arguments), seed)
     save_timm(model, folder, arguments)
     return model
@@ -255,7 +255,7 @@ def deit(draw, sizes, seed):
     arguments = {k: v for k, v in arguments.items() if k not in ("global_pool", "fc_norm", "class_token")}
     if draw.random() < 0.5:
         return "deit_small_patch16_224", arguments
-    # timm's distilled model cannot do no_embed_class, though it has the argument
+    # timm's distilled model does not support no_embed_class, although it has the argument
     return "deit_tiny_distilled_patch16_224", arguments | {"no_embed_class": False}
 
 
@@ -289,18 +289,18 @@ def test_timm_parity(family, seed, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(16, 12), (20, 12), (8, 28)])
-def test_timms_dynamic_image_size(size, tmp_path):
+def test_timm_dynamic_image_size(size, tmp_path):
     sizes = {"img_size": (16, 12), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
     model = made("vit_tiny_patch16_224", tmp_path, 0, **sizes, dynamic_img_size=True)
     pixels = pixels_of(3, size)
     with torch.no_grad():
         found, expected = load(tmp_path)(pixels), model.forward_features(pixels)
-    # timm resizes in float32 whatever the model's type; at its own size nothing is resized
+    # timm always resizes in float32; at the original size nothing is resized
     assert difference([found.states], [expected]) <= (TOLERANCE if size == (16, 12) else 1e-5)
 
 
-def test_full_size_timm_by_name_alone(tmp_path):
-    """A hub folder without model_args: heads by the architecture's name, sizes by the tensors."""
+def test_full_size_timm_by_name(tmp_path):
+    """A hub folder without model_args: heads from the architecture's name, sizes from the tensors."""
     model = timm.create_model("vit_tiny_patch16_224", depth=1)
     save_timm(disturbed(model, 0), tmp_path, None)
     rewrite(tmp_path, model_args={"qk_norm": False, "init_values": None})
@@ -318,18 +318,18 @@ def test_full_size_timm_by_name_alone(tmp_path):
         ({"architecture": "vit_base_patch16_224"}, "has 768 channels, found 192"),
         ({"model_args": {"qk_norm": True, "init_values": 0.1}}, "has init_values, qk_norm, which is not converted"),
         ({"model_args": {"dynamic_img_pad": True}}, "dynamic_img_pad"),
-        ({"model_args": {"global_pool": "map"}}, "global_pool='map' is not converted; there are: token, avg"),
+        ({"model_args": {"global_pool": "map"}}, "global_pool='map' is not converted; expected one of: token, avg"),
         ({"model_args": {"img_size": 192}}, "197 positions for 12 x 12 patches and 1 tokens"),
     ],
 )
-def test_what_timm_has_beyond_is_refused_by_name(config, message, tmp_path):
+def test_unsupported_timm_options_raise(config, message, tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", depth=1)
     save_timm(model, tmp_path, None)
     assert_refused(tmp_path, message, **{"model_args": {}} | config)
 
 
 @pytest.mark.parametrize("extra", ["blocks.0.ls1.gamma", "blocks.0.attn.q_norm.weight", "norm_pre.weight", "reg_token"])
-def test_tensors_beyond_a_plain_vit_are_named(extra, tmp_path):
+def test_extra_tensors_raise(extra, tmp_path):
     save_timm(timm.create_model("vit_tiny_patch16_224", depth=1), tmp_path, None)
     state = load_file(tmp_path / "model.safetensors") | {extra: torch.ones(1, 1, 192)}
     assert_refused(tmp_path, f"unknown key: {extra}", state, model_args={})
@@ -338,20 +338,20 @@ def test_tensors_beyond_a_plain_vit_are_named(extra, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "max"}, "unknown pooling 'max'; there are: token, prefix, mean"),
+        ({"pooling": "max"}, "unknown pooling 'max'; expected one of: token, prefix, mean"),
         ({"num_prefix": 0}, "pooling='token' needs a class token"),
         ({"resize_positions": "nearest"}, "unknown resize_positions 'nearest'"),
-        ({"activation": "glue"}, "unknown activation 'glue'; there are: gelu"),
+        ({"activation": "glue"}, "unknown activation 'glue'; expected one of: gelu"),
         ({"pooler_dim": 4, "pooler_activation": "glue"}, "unknown activation 'glue'"),
     ],
 )
-def test_refusals(options, message):
+def test_invalid_arguments(options, message):
     refused(message, VisionTransformer, 8, 1, 2, image_size=(16, 16), **options)
 
 
 @pytest.mark.parametrize("name", slow_but_first(SIGLIPS))
-def test_every_name_means_what_timm_builds(name, tmp_path):
-    """Pooling and activation are not in a published folder but in the name."""
+def test_every_name_matches_timm(name, tmp_path):
+    """Pooling and activation are determined by the name, not by the published folder."""
     small = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 4}
     model = made(name, tmp_path, 0, **small)
     pixels = pixels_of(3, (8, 8))
@@ -360,7 +360,7 @@ def test_every_name_means_what_timm_builds(name, tmp_path):
         assert difference([load(tmp_path)(pixels).pooled], [expected]) <= TOLERANCE
 
 
-def test_another_name_is_refused_with_those_there_are(tmp_path):
+def test_unknown_name_raises_with_the_known_names(tmp_path):
     made("vit_base_patch16_siglip_224", tmp_path, 0, embed_dim=16, depth=1, num_heads=4, img_size=32)
     for name in ("vit_base_patch16_siglipx_224", "vit_giant_patch16_siglip_224", "vit_tiny_patch14_dinov2"):
         message = f"'{name}' is not converted; there are .*vit_SIZE_patchP_siglip_PIXELS"

@@ -13,13 +13,13 @@ pytestmark = pytest.mark.parity
 
 
 def sinusoids(length, size):
-    """Straight from the paper, in full precision, sines before cosines."""
+    """As in the paper, in full precision, sines before cosines."""
     rows = [[p / 10000 ** (2 * i / size) for i in range(size // 2)] for p in range(length)]
     return torch.tensor([[*map(math.sin, angles), *map(math.cos, angles)] for angles in rows], dtype=torch.float64)
 
 
 def exact(theirs):
-    """transformers' table of sinusoids is rounded to single precision, which 1e-8 would see."""
+    """transformers' sinusoidal table is rounded to single precision, which exceeds a tolerance of 1e-8."""
     with torch.no_grad():
         for stack in (theirs.model.encoder, theirs.model.decoder):
             stack.embed_positions.weight.copy_(sinusoids(*stack.embed_positions.weight.shape))
@@ -27,7 +27,7 @@ def exact(theirs):
 
 
 def model(seed, **config):
-    """A random Marian of transformers; the generator for more."""
+    """A random Marian of transformers, and the generator for more."""
     draw, sizes = shape(seed)
     shared, vocab = draw.random() < 0.6, draw.choice([11, 30, 57])
     options = both_sides(sizes) | {
@@ -48,7 +48,7 @@ def model(seed, **config):
 
 
 def compare(seed, folder):
-    """A random model through a folder; how far ours is."""
+    """Loads a random model from its folder; the difference of ours."""
     draw, theirs = model(seed)
     theirs.save_pretrained(folder)
     config, ours = theirs.config, load(folder)
@@ -59,7 +59,7 @@ def compare(seed, folder):
     return parity(theirs, ours, draw, seed, vocabularies, config.max_position_embeddings)
 
 
-def test_all_ways_of_tying_are_among_the_shapes():
+def test_shapes_include_all_tying_variants():
     configs = [model(seed)[1].config for seed in SHAPES]
     ways = {(config.tie_word_embeddings, config.share_encoder_decoder_embeddings) for config in configs}
     assert len(ways) == 4
@@ -72,8 +72,8 @@ def marian(tmp_path):
     return saved(theirs, tmp_path, draw, 0, 9)
 
 
-def test_names_of_old_checkpoints(marian):
-    """Positions among the tensors, every tied table under each of its names, a configuration without its later keys."""
+def test_old_checkpoint_names(marian):
+    """Positions among the tensors, every tied embedding under each of its names, a config without newer keys."""
     folder, theirs, check = marian
     state = load_file(folder / "model.safetensors")
     for side in ("encoder", "decoder"):
@@ -85,7 +85,7 @@ def test_names_of_old_checkpoints(marian):
     check()
 
 
-def test_two_tables_are_not_taken_for_one(tmp_path):
+def test_separate_embeddings_are_not_merged(tmp_path):
     _, theirs = model(0, share_encoder_decoder_embeddings=False, tie_word_embeddings=True, decoder_vocab_size=None)
     theirs.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -94,7 +94,7 @@ def test_two_tables_are_not_taken_for_one(tmp_path):
         assert_refused(tmp_path, f"missing {name}, and the tables that config.json ties it to", bare)
 
 
-def test_other_positions_are_refused(marian):
+def test_other_positions_raise(marian):
     folder, theirs, _ = marian
     table = sinusoids(12, theirs.config.d_model)
     table[3, 0] += 0.01
@@ -103,7 +103,7 @@ def test_other_positions_are_refused(marian):
     assert_refused(folder, rf"'{name}' is not the table of sinusoids", state)
 
 
-def test_what_does_not_fit_is_named(marian):
+def test_mismatched_config_raises(marian):
     folder, _, _ = marian
     state = load_file(folder / "model.safetensors")
     name = "model.encoder.layernorm_embedding.weight"

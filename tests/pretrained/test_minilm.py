@@ -1,4 +1,4 @@
-"""MiniLM's real weights, where its package is installed."""
+"""MiniLM's public weights, if the package is installed."""
 
 import minilm
 import pytest
@@ -21,11 +21,11 @@ def test_embeddings_equal_transformers(folder):
     pytest.importorskip("transformers")
     for row in minilm.compare(folder, (8,)):
         assert row.difference <= minilm.TOLERANCE
-        assert row.padded > 0.2  # there was something to hide
+        assert row.padded > 0.2  # the batches contain padding
 
 
-def test_what_it_says_and_looks_at(folder):
-    """Close sentences are close; a sentence alone equals itself in a padded batch; maps are there on demand."""
+def test_similarities_and_attention_maps(folder):
+    """Similar sentences have similar embeddings; single equals padded batch; attention maps can be captured."""
     ours = minilm.Ours(folder)
     texts = ["The cat sleeps on the sofa.", "A kitten is napping on the couch.", "Interest rates rose by one percent."]
     vectors, _ = ours(texts)
@@ -38,7 +38,7 @@ def test_what_it_says_and_looks_at(folder):
     assert len(maps) == 6
 
 
-def test_the_check_can_fail(folder):
+def test_comparison_detects_differences(folder):
     ours, theirs = minilm.Ours(folder), minilm.Theirs(folder)
     with torch.no_grad():
         ours.model.encoder.layers[3].attention.k_proj.weight[0, 0] += 1.0

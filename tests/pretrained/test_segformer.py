@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parity
 
 
 def configuration(seed):
-    """Two to four stages, each with its own sizes; an image that is seldom square or a multiple of a stride."""
+    """Two to four stages, each with its own sizes; an image that is rarely square or a multiple of a stride."""
     draw, _ = shape(seed)
     stages = draw.choice([2, 3, 4])
     heads = [draw.choice([1, 2, 3]) for _ in range(stages)]
@@ -57,7 +57,7 @@ def test_transformers_parity(seed, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["SegformerModel", "SegformerForImageClassification"])
-def test_the_encoder_alone(kind, tmp_path):
+def test_encoder_only(kind, tmp_path):
     config, size = configuration(3)
     whole = disturbed(getattr(transformers, kind)(config), 0)
     save(whole, tmp_path)
@@ -70,7 +70,7 @@ def test_the_encoder_alone(kind, tmp_path):
     refused("no decoder", ours, pixels)
 
 
-def test_left_over_and_missing_keys_are_named(tmp_path):
+def test_unexpected_and_missing_keys_raise(tmp_path):
     config, _ = configuration(1)
     save(transformers.SegformerForSemanticSegmentation(config), tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -81,6 +81,6 @@ def test_left_over_and_missing_keys_are_named(tmp_path):
     )
 
 
-def test_a_image_that_is_too_small_is_named():
+def test_too_small_image_raises():
     model = SegFormer(3, embed_dims=(8, 8, 8, 8), num_heads=(1, 1, 1, 1))
     refused("an image of 20 x 24 pixels is too small: a map of 5 x 6 cells", model, torch.randn(1, 3, 24, 20))

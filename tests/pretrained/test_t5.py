@@ -23,7 +23,7 @@ def norm(self, x):
 
 @contextlib.contextmanager
 def exactly():
-    """transformers' norm takes the mean in single precision, which 1e-8 would see."""
+    """transformers' norm computes the mean in single precision, which exceeds a tolerance of 1e-8."""
     from transformers.models.t5.modeling_t5 import T5LayerNorm
 
     with mock.patch.object(T5LayerNorm, "forward", norm):
@@ -37,7 +37,7 @@ def exact():
 
 
 def model(seed, **config):
-    """A random T5 of transformers; the generator for more."""
+    """A random T5 of transformers, and the generator for more."""
     draw, sizes = shape(seed)
     options = {
         "d_model": sizes["hidden_size"],
@@ -62,7 +62,7 @@ def model(seed, **config):
 
 
 def write(theirs, folder):
-    """save_pretrained leaves an output of its own out, believing it tied."""
+    """save_pretrained omits an untied output layer, since it assumes that it is tied."""
     theirs.save_pretrained(folder)
     if theirs.config.model_type == "t5" and theirs.lm_head.weight is not theirs.shared.weight:
         state = load_file(folder / "model.safetensors")
@@ -70,7 +70,7 @@ def write(theirs, folder):
 
 
 def compare(seed, folder):
-    """A random model through a folder; how far ours is."""
+    """Loads a random model from its folder; the difference of ours."""
     draw, theirs = model(seed)
     write(theirs, folder)
     ours = load(folder)
@@ -80,14 +80,14 @@ def compare(seed, folder):
         return parity(theirs, ours, draw, seed, (theirs.config.vocab_size,) * 2, 40)
 
 
-def test_all_kinds_are_among_the_shapes():
+def test_shapes_include_all_variants():
     models = [model(seed)[1] for seed in SHAPES]
     kinds = {(m.config.scale_decoder_outputs, m.lm_head.weight is m.shared.weight) for m in models}
     assert kinds == {(True, True), (False, True), (False, False)}
     assert {m.config.feed_forward_proj for m in models} == set(NETWORKS)
 
 
-def test_single_precision_is_transformers_own(tmp_path):
+def test_single_precision_equals_transformers(tmp_path):
     _, theirs = model(3)
     write(theirs.float(), tmp_path)
     ids, target = torch.randint(11, (2, 9)), torch.randint(11, (2, 4))
@@ -97,14 +97,14 @@ def test_single_precision_is_transformers_own(tmp_path):
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_buckets_of_every_distance(bidirectional):
+def test_buckets_for_every_distance(bidirectional):
     from transformers.models.t5.modeling_t5 import T5Attention
 
     offsets = torch.arange(-600, 601)
     for count in (4, 6, 8, 16, 20, 32, 64):
         for longest in (10, 20, 64, 128, 256, 500):
             if longest <= count // 2:
-                continue  # nothing lies between exact and far
+                continue  # no logarithmic buckets
             expected = T5Attention._relative_position_bucket(offsets, bidirectional, count, longest)
             ours = T5Bias(1, num_buckets=count, max_distance=longest, bidirectional=bidirectional)
             assert torch.equal(ours.buckets(offsets), expected), (count, longest)
@@ -116,8 +116,8 @@ def t5(tmp_path, exact):
     return saved(theirs, tmp_path, draw, 1, 30)
 
 
-def test_names_of_old_checkpoints(t5):
-    """Every tied table under each of its names, a bias that is never read, a configuration without its later keys."""
+def test_old_checkpoint_names(t5):
+    """Every tied embedding under each of its names, an unused bias, a config without newer keys."""
     folder, theirs, check = t5
     state = load_file(folder / "model.safetensors")
     for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
@@ -129,7 +129,7 @@ def test_names_of_old_checkpoints(t5):
     check()
 
 
-def test_an_output_of_its_own_that_is_scaled(t5):
+def test_untied_scaled_output(t5):
     folder, theirs, check = t5
     theirs.lm_head = torch.nn.Linear(theirs.config.d_model, theirs.config.vocab_size, bias=False).double()
     write(theirs, folder)
@@ -147,11 +147,11 @@ def test_an_output_of_its_own_that_is_scaled(t5):
         ({"d_kv": 5}, r"SelfAttention\.k\.weight' \(.*\) is .*, should be "),
     ],
 )
-def test_what_does_not_fit_is_named(t5, config, message):
+def test_mismatched_config_raises(t5, config, message):
     assert_refused(t5[0], message, **config)
 
 
-def test_unknown_keys_are_named(t5):
-    name = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"  # only the first block has one
+def test_unknown_keys_raise(t5):
+    name = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"  # only the first block has a bias
     state = load_file(t5[0] / "model.safetensors") | {name: torch.zeros(2)}
     assert_refused(t5[0], f"unknown key: {name}", state)

@@ -19,7 +19,7 @@ CLASSES = {
 
 
 def model(seed, family="wav2vec2", **config):
-    """A random model of transformers: of even seeds as the base models, of odd ones as the large; and the generator."""
+    """A random transformers model, like the base models for even seeds, the large for odd ones; and the generator."""
     draw, sizes = shape(seed)
     layers = draw.choice([1, 2, 3])
     large = seed % 2 == 1
@@ -50,7 +50,7 @@ def model(seed, family="wav2vec2", **config):
 
 
 def wave(draw, seed):
-    """Waves (B, n), zero at their padding, and the mask: one full, one cut anywhere, one of a few frames."""
+    """Waves (B, n), zero in the padding, and the mask: one full, one cut anywhere, one of a few frames."""
     n = draw.randint(150, 400)
     mask = torch.ones(3, n, dtype=torch.bool)
     mask[1, draw.randint(100, n) :] = False
@@ -60,7 +60,7 @@ def wave(draw, seed):
 
 
 def distance(theirs, ours, samples, mask):
-    """The largest difference over all layers and logits, where frames are real."""
+    """The largest difference over all layers and logits in real frames."""
     with torch.no_grad():
         expected = theirs(samples, attention_mask=None if mask is None else mask.long(), output_hidden_states=True)
         states = ours.hidden_states(samples, mask)
@@ -84,7 +84,7 @@ def test_parity(family, seed, tmp_path):
     assert int(real[2]) < int(real[0])
 
 
-def test_every_variant_is_among_the_shapes():
+def test_shapes_include_every_variant():
     configs = [model(seed, "hubert")[1].config for seed in SHAPES]
     for name in ("feat_extract_norm", "do_stable_layer_norm", "feat_proj_layer_norm", "conv_pos_batch_norm"):
         assert len({getattr(config, name) for config in configs}) == 2, name
@@ -92,7 +92,7 @@ def test_every_variant_is_among_the_shapes():
 
 
 def names_of(state, old):
-    """The state with one of the two names of weight norm."""
+    """The state with the old or new names of weight norm."""
     for number, name in enumerate(("weight_g", "weight_v")):
         names = (f"conv.parametrizations.weight.original{number}", f"conv.{name}")
         before, after = names if old else reversed(names)
@@ -102,14 +102,14 @@ def names_of(state, old):
 
 @pytest.fixture(params=["wav2vec2", "hubert"])
 def folder(request, tmp_path):
-    """A folder with a random large model, and the model that wrote it."""
+    """A folder with a random large model, and the model."""
     theirs = model(1, request.param)[1]
     theirs.save_pretrained(tmp_path)
     return tmp_path, theirs
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_both_names_of_weight_norm(folder, old):
+def test_both_weight_norm_names(folder, old):
     path, theirs = folder
     state = names_of(load_file(path / "model.safetensors"), old)
     assert any(("weight_g" if old else "original0") in name for name in state)
@@ -131,7 +131,7 @@ def test_without_a_head_and_after_pretraining(folder):
     refused("no CTC head", ours.logits, samples)
 
 
-def test_a_pretrained_model_keeps_no_quantizer(tmp_path):
+def test_quantizer_is_dropped(tmp_path):
     config = model(1)[1].config
     config.codevector_dim = config.proj_codevector_dim = 8
     transformers.Wav2Vec2ForPreTraining(config).save_pretrained(tmp_path)
@@ -139,8 +139,8 @@ def test_a_pretrained_model_keeps_no_quantizer(tmp_path):
     assert load(tmp_path).head is None
 
 
-def test_padding_changes_nothing_with_layer_norms():
-    """A clip alone equals itself padded, where statistics are not taken over time."""
+def test_padding_invariance_with_layer_norms():
+    """A single clip equals itself padded, since statistics are not computed over time."""
     small = {"conv_dims": (6, 8), "conv_kernels": (10, 3), "conv_strides": (5, 2), "position_kernel": 4}
     ours = Wav2Vec2(16, 2, 2, vocab_size=7, conv_norm="layer", position_groups=2, norm_first=True, **small)
     ours = ours.double().eval()
@@ -156,19 +156,19 @@ def test_padding_changes_nothing_with_layer_norms():
     ("config", "message"),
     [
         ({"hidden_act": "gelu_10"}, "activation 'gelu_10' is not supported"),
-        ({"feat_extract_norm": "batch"}, "unknown conv_norm 'batch'; there are: group, layer"),
-        ({"conv_kernel": [3] * 4}, "must be as many, at least one; found"),  # the model has at most 3
+        ({"feat_extract_norm": "batch"}, "unknown conv_norm 'batch'; expected one of: group, layer"),
+        ({"conv_kernel": [3] * 4}, "must be as many, at least one; found"),  # the model's maximum is 3
         ({"add_adapter": True}, "add_adapter=True; only False is supported"),
         ({"adapter_attn_dim": 16}, "adapter_attn_dim=16; only None is supported"),
         ({"num_hidden_layers": 9}, r"missing keys: encoder\.layers\."),
         ({"vocab_size": 77}, r"'lm_head\.weight' \(head\.weight\) is .*, should be \(77, "),
     ],
 )
-def test_what_does_not_fit_is_named(folder, config, message):
+def test_mismatched_config_raises(folder, config, message):
     assert_refused(folder[0], message, **config)
 
 
-def test_unknown_and_half_keys_are_named(folder):
+def test_unknown_and_incomplete_keys_raise(folder):
     path, _ = folder
     state = load_file(path / "model.safetensors")
     assert_refused(path, r"unknown key: lm_head\.extra", state | {"lm_head.extra": torch.zeros(2)})
@@ -176,14 +176,14 @@ def test_unknown_and_half_keys_are_named(folder):
     assert_refused(path, "is half of a weight norm; the other half is missing", half)
 
 
-def test_too_short(folder):
+def test_too_short_input_raises(folder):
     ours = load(folder[0])
     least = ours.receptive_field
     assert ours(torch.randn(1, least).double()).states.shape[1] == 1
     refused(f"{least - 1} samples are too short: one frame takes {least}", ours, torch.randn(1, least - 1).double())
 
 
-def test_frames_of_public_models():
+def test_frame_counts_of_public_models():
     ours = Wav2Vec2(16, 1, 1, conv_dims=(2,) * 7, position_groups=1)
     assert (ours.hop, ours.receptive_field) == (320, 400)
     assert ours.frames(torch.tensor([0, 399, 400, 719, 720, 16000])).tolist() == [0, 0, 1, 1, 2, 49]
@@ -204,12 +204,12 @@ LARGE |= {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm
     ],
 )
 def test_public_sizes(family, millions, options):
-    """Names and shapes of facebook's models, without their weights."""
+    """Names and shapes of facebook's models without their weights."""
     made, kind = CLASSES[family]
     assert_public_size(millions, made(**options), kind, convert_wav2vec2, Wav2Vec2)
 
 
-def test_it_trains(folder):
+def test_trains(folder):
     ours = load(folder[0]).train()
     samples, mask = wave(model(1)[0], 1)
     ours.logits(samples, mask)[0].square().sum().backward()

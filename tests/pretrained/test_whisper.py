@@ -1,4 +1,4 @@
-"""Random Whispers: ours equal transformers' in every layer; what does not fit is named; masked padding is nothing."""
+"""Random Whispers: ours equal transformers' in every layer; mismatches raise; masked padding has no effect."""
 
 import pytest
 import torch
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.parity
 
 
 def model(seed, **config):
-    """A random Whisper of transformers; the generator for more."""
+    """A random Whisper of transformers, and the generator for more."""
     draw, sizes = shape(seed)
-    even = sizes["num_attention_heads"] * 2 * draw.choice([1, 2, 4])  # its sinusoids need it
+    even = sizes["num_attention_heads"] * 2 * draw.choice([1, 2, 4])  # required by its sinusoids
     options = both_sides(sizes) | {
         "d_model": max(even, 4),
         "decoder_layers": draw.choice([1, 2, 3]),
@@ -38,7 +38,7 @@ def model(seed, **config):
 
 
 def sound(config, rows, seed):
-    """Log-mel frames (B, T, M): the second row is padded with silence, as its extractor pads."""
+    """Log-mel frames (B, T, M): the second row is padded with silence, as by the feature extractor."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(rows, 2 * config.max_source_positions, config.num_mel_bins, generator=generator)
     features[1:2, config.max_source_positions :] = -1.5
@@ -46,7 +46,7 @@ def sound(config, rows, seed):
 
 
 def compare(seed, folder):
-    """A random model through a folder; how far ours is."""
+    """Loads a random model from its folder; the difference of ours."""
     draw, theirs = model(seed)
     theirs.save_pretrained(folder)
     config, ours = theirs.config, load(folder)
@@ -61,7 +61,7 @@ def compare(seed, folder):
 
 @pytest.fixture
 def whisper(tmp_path):
-    """A folder with a random tied Whisper, and the model that wrote it."""
+    """A folder with a random tied Whisper, and the model."""
     seed = next(seed for seed in SHAPES if model(seed)[1].config.tie_word_embeddings)
     theirs = model(seed)[1]
     theirs.save_pretrained(tmp_path)
@@ -75,8 +75,8 @@ def check(folder, theirs):
     assert found.holds, found
 
 
-def test_names_of_old_checkpoints(whisper):
-    """The tied table under both names, and a pickle."""
+def test_old_checkpoint_names(whisper):
+    """The tied embedding under both names, and a pickle."""
     folder, theirs = whisper
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -103,11 +103,11 @@ def test_without_a_head(whisper):
         ({"max_source_positions": 77}, r"'model\.encoder\.embed_positions\.weight' \(positions\.weight\) is"),
     ],
 )
-def test_what_does_not_fit_is_named(whisper, config, message):
+def test_mismatched_config_raises(whisper, config, message):
     assert_refused(whisper[0], message, **config)
 
 
-def test_unknown_and_missing_keys_are_named(whisper):
+def test_unknown_and_missing_keys_raise(whisper):
     folder, _ = whisper
     state = load_file(folder / "model.safetensors")
     name = "model.decoder.adapter.weight"
@@ -116,7 +116,7 @@ def test_unknown_and_missing_keys_are_named(whisper):
     assert_refused(folder, r"missing keys: conv2\.bias, conv2\.weight", bare)
 
 
-def test_longer_than_its_window(whisper):
+def test_longer_than_the_window_raises(whisper):
     folder, theirs = whisper
     frames, config = 2 * theirs.config.max_source_positions, theirs.config
     longer = torch.zeros(1, frames + 2, config.num_mel_bins, dtype=torch.float64)
@@ -124,8 +124,8 @@ def test_longer_than_its_window(whisper):
 
 
 @pytest.mark.parametrize("real", [1, 4, 7, 12])
-def test_masked_padding_changes_nothing(real):
-    """What transformers has no mask for: a short recording alone is the same as padded in a batch."""
+def test_masked_padding_invariance(real):
+    """Without a counterpart in transformers: a single short recording equals itself padded in a batch."""
     ours = Whisper(20, 16, 2, 2, num_mels=6, max_frames=12, max_len=9).double().eval()
     features, target = torch.randn(2, 12, 6).double(), torch.randint(20, (2, 5))
     mask = torch.ones(2, 12, dtype=torch.bool)
@@ -138,7 +138,7 @@ def test_masked_padding_changes_nothing(real):
     torch.testing.assert_close(found[:1], whole, atol=1e-10, rtol=0)
 
 
-def test_positions_of_a_new_model_are_whispers():
+def test_initial_positions_equal_whisper():
     ours = Whisper(20, 24, 1, 2, num_mels=6, max_frames=24)
     config = transformers.WhisperConfig(vocab_size=60000, d_model=24, max_source_positions=12)
     theirs = transformers.WhisperModel(config)
@@ -147,7 +147,7 @@ def test_positions_of_a_new_model_are_whispers():
 
 
 @pytest.mark.parametrize(
-    ("millions", "d_model", "layers", "heads", "options"),  # of parameters, as openai's table has them
+    ("millions", "d_model", "layers", "heads", "options"),  # parameters in millions, from OpenAI's table
     [
         (39, 384, 4, 6, {}),  # tiny
         (39, 384, 4, 6, {"vocab_size": 51864}),  # tiny.en
@@ -160,14 +160,14 @@ def test_positions_of_a_new_model_are_whispers():
     ],
 )
 def test_public_sizes(millions, d_model, layers, heads, options):
-    """Names and shapes of openai's models, without their weights."""
+    """Names and shapes of OpenAI's models without their weights."""
     sizes = {"num_attention_heads": heads, "intermediate_size": 4 * d_model, "num_hidden_layers": layers}
     options = both_sides(sizes) | {"decoder_layers": layers, "d_model": d_model} | options
     config, kind = transformers.WhisperConfig(**options), transformers.WhisperForConditionalGeneration
     assert_public_size(millions, config, kind, convert_whisper, Whisper, without="proj_out.weight")  # tied: not saved
 
 
-def test_in_single_precision_too(whisper):
+def test_single_precision(whisper):
     folder, theirs = whisper
     features, target = sound(theirs.config, 2, 0).float(), torch.tensor([[3, 4, 5], [3, 1, 1]])
     ours, theirs = load_pretrained(folder), theirs.float()
@@ -176,7 +176,7 @@ def test_in_single_precision_too(whisper):
         torch.testing.assert_close(ours(features, None, target), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_it_trains(whisper):
+def test_trains(whisper):
     ours = load(whisper[0]).train()
     features = sound(whisper[1].config, 2, 0)
     ours(features, None, torch.tensor([[3, 4, 5], [3, 1, 1]])).square().sum().backward()

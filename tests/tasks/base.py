@@ -1,4 +1,4 @@
-"""What every task's model must do: subclass, and give the model and its inputs."""
+"""Tests of every task's model: subclass, and define the model and its inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import refused
 
 
 class NoProcessor:
-    """Stands in for a processor where only the weights matter."""
+    """A stub processor for tests of the weights."""
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
@@ -25,7 +25,7 @@ class NoProcessor:
 def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], layers: int, never: Any = ()) -> Tensor:
     """Five tokens for two samples, (2, 5), by the exported step: each the most probable one that is not in `never`."""
     step = torch.export.load(folder / "step.pt2").module()
-    if "hidden" not in given:  # of an LSTM; else nothing is past
+    if "hidden" not in given:  # of an LSTM; else the past is empty
         empty = torch.zeros(layers, 2, 2, 0, 8)  # layers, batch, heads, past, head size
         given |= {"keys": empty, "values": empty}
     ids, written = torch.full((2, 1), 2), []
@@ -42,7 +42,7 @@ def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], l
 class TaskModelTests:
     """The tests that every task's model inherits.
 
-    A subclass gives `task`, `variants` (keywords by name), `wrong` (keywords, and the error message),
+    A subclass defines `task`, `variants` (keywords by name), `wrong` (keywords, and the error message),
     `build(**keywords)`, `inputs(batch, length)` (tensors by argument name, floating ones in float32), `dynamic` (for
     export), `pad(inputs, extra)` and `heads()`.
     """
@@ -51,7 +51,7 @@ class TaskModelTests:
     variants: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
     wrong: ClassVar[list[tuple[dict[str, Any], str]]] = []
     dynamic: ClassVar[dict[str, dict[int, Any]]] = {}
-    unused: tuple[str, ...] = ()  # parameters that rightly get no gradient
+    unused: tuple[str, ...] = ()  # parameters without a gradient by design
 
     def build(self, **keywords: Any) -> nn.Module:
         raise NotImplementedError
@@ -60,11 +60,11 @@ class TaskModelTests:
         raise NotImplementedError
 
     def pad(self, inputs: Mapping[str, Tensor], extra: int) -> dict[str, Tensor]:
-        """The same samples with `extra` padding positions; a model without padding leaves this as it is."""
+        """The same samples with `extra` padding positions; models without padding do not override this."""
         pytest.skip("this model's inputs cannot be padded")
 
     def heads(self) -> Iterable[Any]:
-        """Heads alone, what each is given, features of other sizes than its model's, and its outputs' shapes."""
+        """Standalone heads, their inputs with other feature sizes than the model's, and the output shapes."""
         return []
 
     @pytest.fixture
@@ -75,15 +75,15 @@ class TaskModelTests:
     def pytest_generate_tests(self, metafunc: Any) -> None:
         if "variant" in metafunc.fixturenames:
             name = metafunc.function.__name__
-            slow = pytest.mark.slow if "exported" in name or "by_heart" in name else ()
+            slow = pytest.mark.slow if "exported" in name or "overfits" in name else ()
             first, *others = self.variants
             metafunc.parametrize("variant", [first, *(pytest.param(name, marks=slow) for name in others)])
 
-    def test_options_that_do_not_go_together(self) -> None:
+    def test_incompatible_options(self) -> None:
         for keywords, message in self.wrong:
             refused(message, self.build, **keywords)
 
-    def test_the_head_alone_over_features_of_other_sizes(self) -> None:
+    def test_head_with_other_feature_sizes(self) -> None:
         for head, given, shapes in self.heads():
             found = outputs_of(head(*given))
             assert [tuple(output.shape) for output in found] == shapes
@@ -98,7 +98,7 @@ class TaskModelTests:
         assert not without
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
-    def test_padding_changes_nothing(self, model: nn.Module) -> None:
+    def test_padding_invariance(self, model: nn.Module) -> None:
         model = model.double().eval()
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
         padded = self.pad(inputs, 4)
@@ -107,7 +107,7 @@ class TaskModelTests:
                 theirs = theirs[:, : mine.shape[1]]
             torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=0)
 
-    def test_a_sample_alone_equals_itself_in_a_batch(self, model: nn.Module) -> None:
+    def test_single_sample_equals_batched(self, model: nn.Module) -> None:
         model = model.double().eval()
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
         alone = outputs_of(model(**{name: value[1:2] for name, value in inputs.items()}))
@@ -115,7 +115,7 @@ class TaskModelTests:
             if theirs.shape[0] == 3:
                 torch.testing.assert_close(mine[0], theirs[1], atol=1e-8, rtol=0)
 
-    def test_saved_and_loaded_it_says_the_same(self, model: nn.Module, variant: str, tmp_path: Path) -> None:
+    def test_saved_model_gives_equal_outputs(self, model: nn.Module, variant: str, tmp_path: Path) -> None:
         keywords = self.variants[variant]
         folder = save_directory(tmp_path / "m", task=self.task, model=model, keywords=keywords, processor=NoProcessor())
         other = self.build(**keywords)
@@ -124,7 +124,7 @@ class TaskModelTests:
         for mine, theirs in zip(outputs_of(model.eval()(**inputs)), outputs_of(other.eval()(**inputs)), strict=True):
             assert torch.equal(mine, theirs)
 
-    def test_exported_it_says_the_same(self, model: nn.Module, tmp_path: Path) -> None:
+    def test_exported_model_gives_equal_outputs(self, model: nn.Module, tmp_path: Path) -> None:
         examples = [self.inputs(3, 7), self.inputs(1, 2), self.inputs(4, 9)]
         lines = export_model(model, examples, self.dynamic, tmp_path, "model", ("torch",))
         assert (tmp_path / "model.pt2").exists()

@@ -1,4 +1,4 @@
-"""Tiny random Marian, BART and T5 as the Hugging Face hub lays them out, written by transformers itself."""
+"""Tiny random Marian, BART and T5 in the layout of the Hugging Face hub, saved by transformers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES = ("marian", "bart", "t5")
 
 
 def _spm(texts: list[str], size: int, **options: int) -> Any:
-    """A sentencepiece model, as its file and as the library opens it."""
+    """A sentencepiece model, as a file and as loaded by the library."""
     sentencepiece = pytest.importorskip("sentencepiece")
     stream = io.BytesIO()
     options |= {"vocab_size": size, "minloglevel": 2, "hard_vocab_limit": False}
@@ -32,7 +32,7 @@ def _spm(texts: list[str], size: int, **options: int) -> Any:
 
 
 def write_tokenizer(family: str, folder: Path) -> int:
-    """The files of a family's tokenizer, and how many ids the model has."""
+    """Writes the files of a family's tokenizer; returns the model's vocabulary size."""
     if family == "t5":
         content, loaded = _spm([*TEXTS, PREFIX], 90, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
         (folder / "spiece.model").write_bytes(content)
@@ -59,12 +59,12 @@ def write_tokenizer(family: str, folder: Path) -> int:
 
 
 def write(family: str, folder: Path, **generation: Any) -> Any:
-    """A model and its tokenizer into a folder; the model, and its tokenizer, as transformers has them.
+    """Saves a model and its tokenizer in a folder; returns transformers' model and tokenizer.
 
     Args:
-        family: of FAMILIES.
-        folder: made if missing.
-        generation: for generation_config.json.
+        family: One of FAMILIES.
+        folder: Created if missing.
+        generation: Options of generation_config.json.
     """
     transformers = pytest.importorskip("transformers")
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def write(family: str, folder: Path, **generation: Any) -> Any:
         config.task_specific_params = {"summarization": {"prefix": PREFIX}}
         model = transformers.T5ForConditionalGeneration(config)
         tokenizer = transformers.T5Tokenizer.from_pretrained(folder)
-    with torch.no_grad():  # logits far apart, so that no arg-max is a tie; the table of sinusoids stays
+    with torch.no_grad():  # logits far apart, so that no arg-max is a tie; the sinusoidal table is kept
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "embed_positions" not in name:
                 parameter.normal_(std=1.0 if "relative" in name else 1.6 * parameter.shape[-1] ** -0.5)
@@ -99,7 +99,7 @@ def write(family: str, folder: Path, **generation: Any) -> Any:
 
 
 def written_by_transformers(theirs: Any, texts: list[str], **generation: Any) -> list[str]:
-    """Text in, text out, by `write`'s model and tokenizer."""
+    """The output texts of the model and tokenizer returned by `write`."""
     model, tokenizer = theirs
     ids = tokenizer(texts, return_tensors="pt", padding=True)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Tiny trainings for the tests, in this process."""
+"""Tiny training runs for the tests, in this process."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ COMMON = (
     "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1 "
     "--trainer.enable_progress_bar false"
 )
-BRIEF = "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 "  # to go on from a model
+BRIEF = "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 "  # for fine-tuning
 BRIEF += "--trainer.enable_progress_bar false "
-STILL = "--optim.lr 1e-12 --optim.weight_decay 0 --optim.warmup_steps 1"  # steps that move nothing
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # which move whatever the rate
+STILL = "--optim.lr 1e-12 --optim.weight_decay 0 --optim.warmup_steps 1"  # steps that change nothing
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # which change at any learning rate
 
 
 def run(command: str, folder: Path, options: str = "", base: str | None = None, task: str = "vqa") -> Path:
-    """Run fit, validate or test of a task with tiny settings; later options override."""
+    """Runs fit, validate or test of a task with tiny settings; later options override earlier ones."""
     from mmattn.tasks.common import cli
 
     words = (f"{COMMON} {tasks()[task].tiny}" if base is None else base).split()
     given = options.split()
     words += ["--data.train", "demo"] if command == "fit" and "--config" not in given else []
     pairs = [pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0] not in given]
-    measured = ("--data", "--trainer")  # what a finished model is asked with
+    measured = ("--data", "--trainer")  # options of a finished model
     kept = [word for pair in pairs if command == "fit" or pair[0].startswith(measured) for word in pair]
     cli.run(tasks()[task], command, [*kept, *given, "--trainer.default_root_dir", str(folder)])
     return folder
 
 
 def ask(command: str, *words: object, task: str = "vqa") -> None:
-    """Run predict, explain or export of a task, on the CPU."""
+    """Runs predict, explain or export of a task on the CPU."""
     from mmattn.tasks.common import commands
     from mmattn.tasks.common.dispatch import model_parser
 
@@ -60,17 +60,17 @@ def ask(command: str, *words: object, task: str = "vqa") -> None:
 def ask_folder(
     folder: Path, errors: Mapping[str, str], capsys: pytest.CaptureFixture[str], *words: object, task: str
 ) -> dict[str, Any]:
-    """The answers about a folder's files; what cannot be read is one clear error each, and ends a strict run."""
+    """The predictions for a folder's files; each unreadable file gives one error, and stops a strict run."""
     given = ("--input", folder, "--output", folder.parent / "o", *words)
     refused(re.escape(min(errors)), ask, "predict", *given, task=task, error=DataError)
-    assert not (folder.parent / "o").exists(), "nothing half-written stays behind"
+    assert not (folder.parent / "o").exists(), "no partial output remains"
     ask("predict", *given, "--on_error", "skip", task=task)
     rows = {row["id"]: row for row in lines(folder.parent / "o")}
     found = {name: rows.pop(name)["error"] for name in list(rows) if "error" in rows[name]}
     assert found.keys() == errors.keys()
     assert all(message in found[name] and name in found[name] for name, message in errors.items())
-    assert not any("\n" in said for said in found.values())
-    assert f"{len(found)} of {len(found) + len(rows)} items left out" in capsys.readouterr().err
+    assert not any("\n" in message for message in found.values())
+    assert f"{len(found)} of {len(found) + len(rows)} items skipped" in capsys.readouterr().err
     return rows
 
 
@@ -80,12 +80,12 @@ def read(path: Path) -> Any:
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    """Those that a run ships."""
+    """The weights of a run's model folder."""
     return read_weights(run / "model" / "model.safetensors")
 
 
 def assert_kept(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *but: str) -> int:
-    """Weights are what they were, but for statistics and names in which one of these stands; how many they are."""
+    """Asserts unchanged weights, except statistics and names that contain one of these; returns their number."""
     names = [name for name in before if not name.endswith(STATISTICS) and not any(part in name for part in but)]
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in names)
     return len(names)
@@ -100,7 +100,7 @@ def edited(path: Path) -> Iterator[Any]:
 
 
 def damage(path: Path, change: dict[str, Any] | str | None) -> None:
-    """A file is gone (None), another text, or a JSON with other values."""
+    """Deletes a file (None), replaces its text, or updates values of its JSON."""
     if change is None:
         path.unlink()
     elif isinstance(change, str):
@@ -122,7 +122,7 @@ def write_lines(path: Path, rows: Iterable[Any]) -> Path:
 
 
 def python(*words: object, cwd: Path = ROOT, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with these words, with one thread beside the other tests; it ends with this exit code."""
+    """Runs Python with these arguments and one thread; asserts the exit code."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr

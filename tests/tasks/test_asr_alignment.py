@@ -1,4 +1,4 @@
-"""When words are said: in windows of long recordings, by CTC's path and the sound, less how late CTC says them."""
+"""Word timings: windows of long recordings, CTC forced alignment, silence, and correction of the emission delay."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clips() -> ASRDataset:
 
 
 @pytest.mark.parametrize("size", [1, 333, 1000, 5000])
-def test_windows_are_the_recording(size: int) -> None:
+def test_windows_cover_the_recording(size: int) -> None:
     wave = torch.randn(4321)
     found = list(windows(wave.split(size), rate=100, seconds=10.0, overlap=2.5))
     for window in found:
@@ -52,22 +52,22 @@ def test_windows_are_the_recording(size: int) -> None:
         assert after.start <= before.high == after.low <= before.end
 
 
-def test_borders_lie_where_it_is_quiet() -> None:
+def test_window_boundaries_fall_in_silence() -> None:
     wave = torch.ones(2000)
-    wave[820:850] = 0.0  # of what windows 0 and 1 share, samples 750 to 1000
+    wave[820:850] = 0.0  # in the overlap of windows 0 and 1, samples 750 to 1000
     first, second, *_ = windows([wave], rate=100, seconds=10.0, overlap=2.5)
     assert first.high == second.low
     assert 8.2 <= first.high <= 8.5
 
 
-def test_a_recording_of_one_window_is_whole() -> None:
+def test_short_recording_is_one_window() -> None:
     (only,) = windows([torch.randn(1000)], rate=100, seconds=10.0, overlap=2.5)
     assert only.whole
     refused(r"windows of 10.0 s cannot share 6.0 s", next, windows([torch.randn(10)], 100, 10.0, 6.0))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_the_same_words_at_the_same_times_as_of_short_recordings(recognizer: ASRPredictor, batch_size: int) -> None:
+def test_long_recording_equals_its_clips(recognizer: ASRPredictor, batch_size: int) -> None:
     clips = [tones.clip(3000 + n) for n in range(14)]
     joined = ASRSample("joined", (torch.cat([clip.audio[0] for clip in clips]), tones.RATE))  # type: ignore[index]
     short = recognizer.predict(clips)
@@ -85,7 +85,7 @@ def test_the_same_words_at_the_same_times_as_of_short_recordings(recognizer: ASR
         assert abs(mine.end - end) < 0.05
 
 
-def test_windows_of_another_length() -> None:
+def test_other_window_lengths() -> None:
     shared = tones.recognizer()
     recognizer, clip = ASRPredictor(shared.model, shared.processor), tones.clip(4000, 12)
     for window in (2.0, 3.0, 60.0):
@@ -93,7 +93,7 @@ def test_windows_of_another_length() -> None:
     assert recognizer.long
 
 
-def test_what_is_bad_far_inside_is_one_error(recognizer: ASRPredictor) -> None:
+def test_invalid_sample_late_in_a_recording_is_one_error(recognizer: ASRPredictor) -> None:
     wave = torch.as_tensor(tones.clip(1, 40).audio[0]).clone()  # type: ignore[index]
     wave[-100] = torch.nan
     good = tones.clip(1000)
@@ -104,31 +104,31 @@ def test_what_is_bad_far_inside_is_one_error(recognizer: ASRPredictor) -> None:
     assert [first.text, last.text] == [good.text, tones.clip(1001).text]  # type: ignore[union-attr]
 
 
-def test_answers_come_as_they_are_known(recognizer: ASRPredictor) -> None:
-    """A recording is opened only when those a batch before it are answered."""
+def test_predictions_are_streamed(recognizer: ASRPredictor) -> None:
+    """A recording is opened only after the predictions for the previous batch."""
     opened = []
 
-    class Watched(ASRPredictor):
+    class LoggingPredictor(ASRPredictor):
         def windows(self, sample: ASRSample, shown: bool = True, **options: Any) -> Any:
             opened.append(sample.id)
             return super().windows(sample, shown, **options)
 
-    watched = Watched(recognizer.model, recognizer.processor)
+    watched = LoggingPredictor(recognizer.model, recognizer.processor)
     answers = watched.stream([tones.clip(n) for n in range(8)], batch_size=2)
     next(answers)
     assert len(opened) <= 3
     assert len(list(answers)) == 7
 
 
-def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
-    """Twelve minutes of eight channels: 0.17 GB as floats, of which a window at a time is in memory."""
+def test_memory_is_constant_in_recording_length(tmp_path: Path) -> None:
+    """Twelve minutes of eight channels: 0.17 GB as floats, of which one window at a time is in memory."""
     sentence = torch.as_tensor(tones.clip(5, 40).audio[0])  # type: ignore[index]
-    duration, count = tones.hear_long(tones.save(tmp_path / "model"), tmp_path, sentence, 8000, (1, 1), (12, 8))
+    duration, count = tones.measure_long(tones.save(tmp_path / "model"), tmp_path, sentence, 8000, (1, 1), (12, 8))
     assert duration == pytest.approx(720, abs=20)
     assert count > 1000
 
 
-def test_words_without_an_alignment_share_the_clip(recognizer: ASRPredictor) -> None:
+def test_words_without_an_alignment_are_spread_evenly(recognizer: ASRPredictor) -> None:
     """Two frames cannot hold five characters."""
     log_p = torch.zeros(2, recognizer.processor.sizes()["vocab_size"]).log_softmax(-1)
     assert words_in_frames("ab cd", log_p, recognizer.processor) == [("ab", 0, 1, [0.5]), ("cd", 1, 2, [1.5])]
@@ -137,7 +137,7 @@ def test_words_without_an_alignment_share_the_clip(recognizer: ASRPredictor) -> 
     assert sure == [[1.01], [1.03]]
 
 
-def test_a_word_is_where_ctc_is_sure_of_its_characters(recognizer: ASRPredictor) -> None:
+def test_word_peaks_are_ctc_peaks(recognizer: ASRPredictor) -> None:
     ids = recognizer.processor.encode("abc d")
     log_p = torch.full((30, recognizer.processor.sizes()["vocab_size"]), -9.0)
     log_p[:, 0] = 0.0
@@ -147,7 +147,7 @@ def test_a_word_is_where_ctc_is_sure_of_its_characters(recognizer: ASRPredictor)
     assert [sure for *_, sure in words] == [[2.5, 3.5, 19.5], [24.5]]
 
 
-def test_a_pause_parts_two_words_wherever_the_path_goes_over() -> None:
+def test_pause_separates_two_words() -> None:
     wave = torch.randn(8000, generator=torch.Generator().manual_seed(0))
     wave[3200:4800] *= 1e-4  # from 0.4 to 0.6 s
     words = [Word("ab", 0.1, 0.7), Word("cd", 0.7, 0.9)]
@@ -156,14 +156,14 @@ def test_a_pause_parts_two_words_wherever_the_path_goes_over() -> None:
     later = fit_to_sound([Word(w.word, w.start + 5, w.end + 5) for w in words], wave, 8000, 5.0, [[5.2, 5.3], [5.75]])
     assert [(w.start, w.end) for w in later] == [(5.0, 5.4), (5.6, 6.0)]
     assert fit_to_sound(words, wave, 8000)[0].end == pytest.approx(0.7)
-    for near in (0.0, 1.0):  # a pause that reaches the clip's first or last sound
+    for near in (0.0, 1.0):  # a pause that reaches the first or last sound of the clip
         wave[:] = 1e-6
         wave[4000] = 1.0
         fit_to_sound(words, wave, 8000, sure=[[near], [near]])
         fit_to_sound(words, wave, 8000, sure=[[0.0], [1.0]])
 
 
-def test_what_is_said_in_silence_takes_the_nearest_sound_and_no_other_words() -> None:
+def test_words_in_silence_move_to_the_nearest_sound() -> None:
     wave = torch.randn(8000, generator=torch.Generator().manual_seed(0)) * 1e-4
     wave[2400:4000] *= 1e4  # from 0.3 to 0.5 s
     wave[5600:7200] *= 1e4  # from 0.7 to 0.9 s
@@ -174,8 +174,8 @@ def test_what_is_said_in_silence_takes_the_nearest_sound_and_no_other_words() ->
     assert pair[0].start == 0.3
 
 
-class Late(nn.Module):
-    """Scores of each frame from the input so many frames before it, and from nothing else."""
+class Delayed(nn.Module):
+    """Scores of each frame computed only from the input a fixed number of frames earlier."""
 
     subsampling = 1
 
@@ -193,26 +193,26 @@ class Late(nn.Module):
 
 
 @pytest.mark.parametrize("frames", [0, 7, 20])
-def test_a_known_delay_is_found(clips: ASRDataset, frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alignment, "BETTER", -2.0)  # whatever the clips say to it: what is said here is no text
+def test_known_emission_delay_is_measured(clips: ASRDataset, frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "BETTER", -2.0)  # accept any delay: this output is not text
     processor = ASRProcessor.fit(clips)
-    model: Any = Late(frames, processor.mel.n_mels, processor.tokenizer.vocab_size)
+    model: Any = Delayed(frames, processor.mel.n_mels, processor.tokenizer.vocab_size)
     found = measure_delay(model, processor, clips.samples)
-    assert abs(found - (frames + 0.5) * processor.frame_seconds) < 1e-3  # a frame is said in its middle
+    assert abs(found - (frames + 0.5) * processor.frame_seconds) < 1e-3  # the time of a frame is its center
     monkeypatch.undo()
     nn.init.zeros_(model.head.ctc.weight)
     assert measure_delay(model, processor, clips.samples) == 0.0, "constant scores have no emission delay"
 
 
-def test_word_times_are_earlier_by_it() -> None:
+def test_emission_delay_is_subtracted_from_word_timings() -> None:
     recognizer, (sample,) = load(device="cpu"), make("test", 1)
     wave, text = sample.read(8000), sample.text
-    log_p = torch.full((40, recognizer.processor.tokenizer.vocab_size), -9.0)  # frames that cannot be told apart
+    log_p = torch.full((40, recognizer.processor.tokenizer.vocab_size), -9.0)  # indistinguishable frames
     log_p[:, 0] = 0.0
     ids = recognizer.processor.encode(text)
     for n, token in enumerate(ids):
         log_p[5 + 2 * n, token] = 1.0
-    flat = torch.ones_like(wave)  # of a level that tells nothing
+    flat = torch.ones_like(wave)  # a constant level without information
     times = {}
     for late_by in (0.0, 0.08):
         recognizer.processor.delay = late_by
@@ -225,7 +225,7 @@ def test_word_times_are_earlier_by_it() -> None:
     assert Word("a", 0.1, 0.5).moved(0.2, 0.0, 0.6) == Word("a", 0.3, 0.6)
 
 
-def test_folders_that_do_not_say_it_have_none(tmp_path: Path) -> None:
+def test_missing_emission_delay_is_zero(tmp_path: Path) -> None:
     folder = shutil.copytree(named_models("asr")["demo"], tmp_path / "model")
     with edited(folder / "processor" / "processor.json") as settings:
         settings.pop("delay", None)
@@ -235,18 +235,18 @@ def test_folders_that_do_not_say_it_have_none(tmp_path: Path) -> None:
     assert older.predict([ASRSample("1", make("test", 1)[0].audio)])[0].text
 
 
-def test_a_delay_is_believed_where_it_brings_speech_onto_the_sound() -> None:
+def test_emission_delay_must_increase_speech_coverage() -> None:
     loud = torch.zeros(100, dtype=torch.bool)
     loud[20:80] = True
-    late = [(0.35, 0.95, loud)]  # seconds, of 0.2 to 0.8
+    late = [(0.35, 0.95, loud)]  # seconds; the speech is from 0.2 to 0.8
     assert abs(alignment._covered(late, 0.15) - 1.0) < 0.05
     assert alignment._covered(late, 0.0) < 0.65
-    everywhere = torch.ones(100, dtype=torch.bool)  # no silence: nothing is late
+    everywhere = torch.ones(100, dtype=torch.bool)  # no silence: no delay
     assert alignment._covered([(0.0, 1.0, everywhere)], 0.15) < 0.9
     assert alignment._covered([], 0.1) == 0.0
 
 
-def test_the_shipped_model_is_late_and_its_words_are_not() -> None:
+def test_shipped_model_word_timings_correct_its_emission_delay() -> None:
     recognizer, clips = load(device="cpu"), make("test", 30)
     assert 0.05 < recognizer.processor.delay < 0.25
     found, errors = recognizer.aligned(clips), []
@@ -256,7 +256,7 @@ def test_the_shipped_model_is_late_and_its_words_are_not() -> None:
     assert sorted(errors)[len(errors) // 2] < 0.05
 
 
-def test_a_model_in_half_precision_is_measured(clips: ASRDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emission_delay_in_half_precision(clips: ASRDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alignment, "BETTER", -2.0)
     processor = ASRProcessor.fit(clips)
     torch.manual_seed(0)
@@ -269,8 +269,8 @@ def test_a_model_in_half_precision_is_measured(clips: ASRDataset, monkeypatch: p
 @pytest.mark.parametrize(
     ("ids", "peaks"), [([4, 5, 6, 6, 7], [5, 7, 10, 12, 15]), ([4, 5, 5], [5, 10, 12]), ([4, 4], [0, 39]), ([4], [20])]
 )
-def test_tokens_share_the_frames_from_the_first_to_the_last(ids: list[int], peaks: list[int]) -> None:
-    """Doubled ones, too, for which a blank is needed that is not to be looked for in the silence around."""
+def test_token_segments_are_widened(ids: list[int], peaks: list[int]) -> None:
+    """Also repeated tokens, whose separating blank must not be taken from the surrounding silence."""
     log_p = torch.full((40, 9), -9.0)
     log_p[:, 0] = 0.0
     for token, frame in zip(ids, peaks, strict=True):

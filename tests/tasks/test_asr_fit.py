@@ -1,4 +1,4 @@
-"""Training speech recognition by the command line: built-in speech, recordings of one's own, bad settings."""
+"""Training speech recognition from the command line: built-in speech, own recordings, invalid settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALONE = "--model.decoder none"
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Recordings as files of another rate, with a manifest a split."""
+    """Recordings as files with another sample rate, with a manifest per split."""
     folder = tmp_path / "data"
     folder.mkdir()
     for split, count in (("train", 6), ("val", 3)):
@@ -53,7 +53,7 @@ def fit(data: Path, options: str = "") -> Path:
     ],
     ids=["ctc", "lstm", "monotonic"],
 )
-def test_recordings_of_ones_own(options: str, data: Path) -> None:
+def test_own_recordings(options: str, data: Path) -> None:
     augment = "--data.augment.join 2 --data.augment.speed [0.9,1.1] --data.augment.time_masks 1"
     folder = fit(data, f"{augment} {options}")
     predictor = load(folder / "model", device="cpu")
@@ -69,7 +69,7 @@ def test_recordings_of_ones_own(options: str, data: Path) -> None:
         run("validate", folder, f"--checkpoint {folder / 'model'}", task="asr")
 
 
-def test_without_sound_there_is_nothing_to_tell_clips_apart_by() -> None:
+def test_audio_ablation() -> None:
     module, clips = ASRDataModule(ablate="audio", demo_size=4), make("val", 3)
     module.processor = module.make_processor(module.dataset("train"))
     batch = module.collate_fn("val")(clips)
@@ -80,12 +80,12 @@ def test_without_sound_there_is_nothing_to_tell_clips_apart_by() -> None:
     assert torch.equal(batch.feature_mask, plain.feature_mask)
 
 
-def test_clips_that_are_too_long_are_left_out_of_training(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_long_clips_are_excluded_from_training(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(data, f"--data.max_seconds {max(sample.duration for sample in make('train', 6)) - 0.01}")
     assert "excluded 1 clips" in caplog.text
 
 
-def test_a_bad_line_ends_the_run_before_anything_is_written(data: Path) -> None:
+def test_invalid_line_raises_before_the_run_starts(data: Path) -> None:
     with (data / "train.jsonl").open("a") as file:
         file.write('{"audio_filepath": "nowhere.wav", "text": "lost"}\n')
     refused(r"train\.jsonl, line 7: expected an audio file, found no such file", fit, data, error=DataError)
@@ -93,26 +93,26 @@ def test_a_bad_line_ends_the_run_before_anything_is_written(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heard", "said", "wer", "cer"),
+    ("hypotheses", "references", "wer", "cer"),
     [
         (["seven two"], ["Seven, two!"], 0.0, 0.0),
-        (["seven too", ""], ["seven two", "one"], 2 / 3, 4 / 12),  # of the corpus: no mean over clips
-        (["one two", "three"], ["one", ""], 2.0, 9 / 3),  # what is heard where nothing is said is inserted
+        (["seven too", ""], ["seven two", "one"], 2 / 3, 4 / 12),  # over the corpus: not a mean over clips
+        (["one two", "three"], ["one", ""], 2.0, 9 / 3),  # hypotheses for empty references are insertions
         (["", ""], ["", ""], 0.0, 0.0),
         (["a"], [""], 1.0, 1.0),
     ],
 )
-def test_error_rates_by_hand(heard: list[str], said: list[str], wer: float, cer: float) -> None:
-    found: Any = score(heard, [[text] for text in said])
+def test_word_and_character_error_rates(hypotheses: list[str], references: list[str], wer: float, cer: float) -> None:
+    found: Any = score(hypotheses, [[text] for text in references])
     assert found == {"wer": pytest.approx(wer), "cer": pytest.approx(cer)}
 
 
-def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    further = tmp_path / "further.txt"
-    further.write_text("bring the black bird\nfind the ship\n" * 30)
+def test_language_model_is_trained_saved_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    additional = tmp_path / "additional.txt"
+    additional.write_text("bring the black bird\nfind the ship\n" * 30)
     mails = tmp_path / "mails.jsonl"
     mails.write_text('{"document": "The dog saw a bird. A bird saw the dog."}\n')
-    options = f"{ALONE} --data.lm_order 4 --decode.num_beams 4 --data.lm_text [{further},{mails}]"
+    options = f"{ALONE} --data.lm_order 4 --decode.num_beams 4 --data.lm_text [{additional},{mails}]"
     folder = run("fit", tmp_path / "run", f"{options} --decode.lm_bonus 2", task="asr")
     assert "give a smaller --data.max_frames" in capsys.readouterr().err
     data = read(folder / "run.json")["data"]
@@ -122,8 +122,8 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: p
     assert predictor.processor.search == {"num_beams": 4, "ctc_weight": 0.3, "lm_weight": 0.5, "lm_bonus": 2.0}
     lm = predictor.processor.lm
     likely, other = map(predictor.processor.encode, ("bring the black bird", "birb the lack"))
-    assert sum(lm.further.scores(likely)) > sum(lm.further.scores(other)) / 3
-    assert sum(lm.scores(likely)) > max(sum(lm.own.scores(likely)), sum(lm.scores(other)))  # own: of training alone
+    assert sum(lm.additional.scores(likely)) > sum(lm.additional.scores(other)) / 3
+    assert sum(lm.scores(likely)) > max(sum(lm.own.scores(likely)), sum(lm.scores(other)))  # own: training texts only
     plain, led = (predictor.predict(items, lm_weight=weight, lm_bonus=9.0) for weight in (0.0, 9.0))
     assert [answer.text for answer in led] != [answer.text for answer in plain]
     refused("expected num_beams above 1", predictor.predict, items, lm_weight=0.5, num_beams=1, error=ConfigError)
@@ -133,27 +133,27 @@ def test_a_language_model_is_counted_shipped_and_asked(tmp_path: Path, capsys: p
         refused(r"ngrams\.safetensors", load, folder / "model", device="cpu", error=DataError)
     lm.save(path)
     plain_processor = load_asr(device="cpu").processor
-    plain_processor.save(path.parent)  # where a language model lay
+    plain_processor.save(path.parent)  # replaces a language model
     assert not path.exists()
     assert type(plain_processor).load(path.parent).fingerprint() == plain_processor.fingerprint()
     with pytest.raises(ConfigError, match="lm_weight: there is no language model"):
         load_asr(device="cpu").predict(items, lm_weight=0.5)
 
 
-def test_a_processor_without_what_came_later_keeps_its_fingerprint() -> None:
+def test_unset_newer_options_keep_the_fingerprint() -> None:
     settings = load_asr(device="cpu").processor.config()
     assert "lm_order" not in settings
     processor = ASRProcessor.fit(ASRDataset(make("train", 3)))
     assert set(processor.config()) == {"format_version", *ASRProcessor.KEYS} - {"delay", "lm_order"}
 
 
-def test_texts_that_cannot_be_counted_are() -> None:
+def test_texts_outside_the_alphabet_are_counted() -> None:
     processor = ASRProcessor.fit(ASRDataset(make("train", 9)))
     assert processor.count(["the white pig, 5", *(sample.text for sample in make("train", 9))], 3) == 1
     refused("found none among 1", processor.count, ["5"], 3)
 
 
-def test_settings_that_do_not_fit_touch_no_run(tmp_path: Path) -> None:
+def test_invalid_settings_keep_the_existing_run(tmp_path: Path) -> None:
     folder = run("fit", tmp_path / "run", "--model.decoder none", task="asr")
     before = sorted(path.name for path in folder.iterdir())
     with pytest.raises(ConfigError, match="needs CTC alone"):

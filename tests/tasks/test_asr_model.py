@@ -1,4 +1,4 @@
-"""The speech recognizer's model: what every task's model must do, and what is its own."""
+"""The speech recognition model: the tests of every task's model, and its own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TestASRModel(TaskModelTests):
         "a quarter of the frames": {"subsampling": 4, "decoder_layers": 2},
         "lstm": {"decoder": "lstm"},
         "lstm, local": {"decoder": "lstm", "decoder_layers": 2, "cross_attention": {"kind": "local", "window": 4}},
-        "ctc alone": {"decoder": "none"},
+        "ctc only": {"decoder": "none"},
         "chunked": {"chunk_frames": 3, "left_chunks": 1},
         "monotonic": MONOTONIC,
         "monotonic chunks": {"cross_attention": {"kind": "monotonic", "noise": 0.0, "chunk": 3}},
@@ -70,7 +70,7 @@ class TestASRModel(TaskModelTests):
         return {"features": features * mask[:, :, None], "feature_mask": mask, "target_ids": target}
 
     def pad(self, inputs: Any, extra: int) -> dict[str, Tensor]:
-        features = F.pad(inputs["features"], (0, 0, 0, 4 * extra), value=7.0)  # what stands there is not looked at
+        features = F.pad(inputs["features"], (0, 0, 0, 4 * extra), value=7.0)  # masked values are ignored
         return {**inputs, "features": features, "feature_mask": F.pad(inputs["feature_mask"], (0, 4 * extra))}
 
     def heads(self) -> Any:
@@ -84,13 +84,13 @@ class TestASRModel(TaskModelTests):
         """The scores of real frames, and of the decoder."""
         return [output.ctc_logits[output.frame_mask], *([] if output.logits is None else [output.logits])]
 
-    def test_padding_changes_nothing(self, model: nn.Module) -> None:
+    def test_padding_invariance(self, model: nn.Module) -> None:
         model = model.double().eval()
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
         for mine, theirs in zip(*(self.real(model(**x)) for x in (inputs, self.pad(inputs, 4))), strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=0)
 
-    def test_a_sample_alone_equals_itself_in_a_batch(self, model: nn.Module) -> None:
+    def test_single_sample_equals_batched(self, model: nn.Module) -> None:
         model = model.double().eval()
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(3, 5).items()}
         length = int(inputs["feature_mask"][1].sum())
@@ -102,17 +102,17 @@ class TestASRModel(TaskModelTests):
         if alone.logits is not None:
             torch.testing.assert_close(alone.logits[0], together.logits[1], atol=1e-8, rtol=0)
 
-    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
+    def test_overfits_one_batch(self, model: nn.Module, variant: str) -> None:
         if variant == "mean":
             pytest.skip("a failing baseline")
         batch = self.inputs(2, 10)
-        learn_by_heart(model, batch)
+        overfit(model, batch)
         for weight in (0.0, 0.5, 1.0):
             assert [ids for ids, _ in transcribe(model, batch, ctc_weight=weight)] == [[5, 6, 7], [8, 8, 4]]
 
     @pytest.mark.parametrize("beams", [1, 3])
-    def test_a_text_scores_what_teacher_forcing_gives_it(self, model: nn.Module, beams: int) -> None:
-        """(1 - w) log p of the decoder + w log p of CTC, whatever is beside it in the batch."""
+    def test_scores_equal_teacher_forcing(self, model: nn.Module, beams: int) -> None:
+        """(1 - w) log p of the decoder + w log p of CTC, independent of the rest of the batch."""
         model, batch, weight = model.double().eval(), self.inputs(3, 6), 0.3
         found = transcribe(model, batch, ctc_weight=weight, num_beams=beams, max_new_tokens=40)
         for row, (ids, score) in enumerate(found):
@@ -127,13 +127,13 @@ class TestASRModel(TaskModelTests):
             sizes = (torch.tensor([len(frames)]), torch.tensor([len(ids)]))
             ctc = -F.ctc_loss(frames[:, None], torch.tensor([ids]), *sizes, reduction="none")
             if output.logits is None:
-                if beams > 1:  # the best path's own score is no sum over alignments
+                if beams > 1:  # the score of the best path is not a sum over alignments
                     assert score <= float(ctc) + 1e-6
                 continue
             attention = output.logits[0].log_softmax(-1).gather(1, torch.tensor([[*ids, 3]]).T).sum()
             assert score == pytest.approx(float((1 - weight) * attention + weight * ctc), abs=1e-4)
 
-    def test_at_weight_one_it_is_ctc_alone(self, model: nn.Module) -> None:
+    def test_ctc_weight_one_equals_ctc_search(self, model: nn.Module) -> None:
         batch = self.inputs(3, 6)
         with torch.no_grad():
             memory, mask = model.double().eval().encode(batch["features"].double(), batch["feature_mask"])
@@ -142,15 +142,15 @@ class TestASRModel(TaskModelTests):
         assert found == ctc_greedy(log_p, mask)
         assert transcribe(model, batch, ctc_weight=1.0, num_beams=3) == ctc_prefix_beam(log_p, mask, 3)
 
-    def test_what_it_was_read_off(self, model: nn.Module, variant: str) -> None:
-        if variant == "ctc alone":
+    def test_alignment(self, model: nn.Module, variant: str) -> None:
+        if variant == "ctc only":
             return
         inputs = self.inputs(2, 6)
         with torch.no_grad(), capture(model.eval()) as maps:
             output = model(**inputs)
         weights = model.alignment(maps)
         assert weights.shape == (2, 8, output.ctc_logits.shape[1])
-        if "monotonic" not in variant:  # whose heads may find nothing
+        if "monotonic" not in variant:  # whose heads may not attend to any frame
             torch.testing.assert_close(weights.sum(-1), torch.ones(2, 8))
         assert not weights.masked_select(~output.frame_mask[:, None]).any()
 
@@ -162,8 +162,8 @@ def transcribe(model: Any, batch: dict[str, Tensor], special: Any = SPECIAL, **o
         return model.head.transcribe(memory, model.head.log_probs(memory), mask, **special, **options)
 
 
-def learn_by_heart(model: Any, batch: dict[str, Tensor]) -> None:
-    """Two texts."""
+def overfit(model: Any, batch: dict[str, Tensor]) -> None:
+    """Overfits two texts."""
     labels = torch.tensor([[5, 6, 7, 3], [8, 8, 4, 3]])
     real = torch.ones_like(labels, dtype=torch.bool)
     start = F.pad(labels[:, :-1], (1, 0), value=2)
@@ -194,29 +194,29 @@ def test_encoder_and_step_are_exported(decoder: Any, tmp_path: Path) -> None:
         if decoder == "none":
             assert sorted(p.name for p in tmp_path.iterdir()) == ["encoder.pt2"]
             return
-        written = written_step_by_step(tmp_path, source_mask, given, layers=1, never=range(4))  # no end here
-    head = {**SPECIAL, "suppress": (1, 3), "eos_id": 11}  # as above: nothing special is written
+        written = written_step_by_step(tmp_path, source_mask, given, layers=1, never=range(4))  # without an end token
+    head = {**SPECIAL, "suppress": (1, 3), "eos_id": 11}  # as above: no special tokens
     expected = [ids for ids, _ in transcribe(model, batch, ctc_weight=0.0, max_new_tokens=5, special=head)]
     for mine, theirs in zip(written.tolist(), expected, strict=True):
         assert mine[: len(theirs)] == theirs
 
 
-def test_a_step_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+def test_unsupported_step_export_raises(tmp_path: Path) -> None:
     linear = {"decoder_attention": {"kind": "linear"}}
     for options, message in ((MONOTONIC, "'monotonic' keeps a state of its own"), (linear, "attention kind 'linear'")):
         refused(message, export_asr, ASRModel(**SMALL, **options), tmp_path, ("torch",), error=ExportError)
     assert not list(tmp_path.iterdir())
 
 
-def test_ctc_loss_is_a_mean_over_labels() -> None:
-    """By hand: two frames, one label: it is said in either or both."""
+def test_ctc_loss_is_averaged_over_labels() -> None:
+    """Computed by hand: two frames, one label, emitted in either or both."""
     logits = torch.randn(1, 2, 5, dtype=torch.float64)
     p = logits.softmax(-1)[0]
-    said = p[0, 4] * p[1, 0] + p[0, 0] * p[1, 4] + p[0, 4] * p[1, 4]
+    expected = p[0, 4] * p[1, 0] + p[0, 0] * p[1, 4] + p[0, 4] * p[1, 4]
     labels, real = torch.tensor([[4, 3]]), torch.tensor([[True, True]])
     loss = ctc_loss(logits, torch.ones(1, 2, dtype=torch.bool), labels, real)
-    torch.testing.assert_close(loss, -said.log().float(), check_dtype=False)
-    # Beside it a clip that has no room for its text, and one without text: neither adds what is not finite.
+    torch.testing.assert_close(loss, -expected.log().float(), check_dtype=False)
+    # Also a clip that is too short for its text, and one without text: neither adds non-finite values.
     logits, frames = torch.randn(3, 2, 5), torch.tensor([[True, True], [True, False], [True, True]])
     labels = torch.tensor([[4, 3, 0, 0], [4, 4, 4, 3], [3, 0, 0, 0]])
     real = labels > 0
@@ -226,16 +226,16 @@ def test_ctc_loss_is_a_mean_over_labels() -> None:
     assert not logits.grad[1].any()
 
 
-def test_consistency_is_half_of_both_divergences_a_label() -> None:
-    """By hand, and no gradient through the view that the other one learns from."""
+def test_consistency_loss_is_symmetric_kl_per_label() -> None:
+    """Computed by hand, without a gradient through the view that is the target."""
     first, second = torch.randn(2, 2, 3, 5, dtype=torch.float64)  # (B, S, V) each
     real = torch.tensor([[True, True, True], [True, False, False]]).repeat(2, 1)
-    labels = torch.tensor([[True, True, True], [True, True, False]]).repeat(2, 1)  # 3 a view, without the end
+    labels = torch.tensor([[True, True, True], [True, True, False]]).repeat(2, 1)  # 3 per view, without the end token
     total, expected = 0.0, torch.zeros(2, 2, 3, 5, dtype=torch.float64)
     for b, s in ((0, 0), (0, 1), (0, 2), (1, 0)):
         p, q = first[b, s].softmax(-1), second[b, s].softmax(-1)
         total += float((p * (p / q).log()).sum() + (q * (q / p).log()).sum()) / 2
-        expected[0, b, s], expected[1, b, s] = (p - q) / 2, (q - p) / 2  # of cross-entropy: softmax less its target
+        expected[0, b, s], expected[1, b, s] = (p - q) / 2, (q - p) / 2  # of cross-entropy: softmax minus target
     logits = torch.cat([first, second]).requires_grad_()
     loss = consistency_loss(logits, real, labels)
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
@@ -244,7 +244,7 @@ def test_consistency_is_half_of_both_divergences_a_label() -> None:
     assert float(consistency_loss(torch.cat([first, first]), real, labels)) == pytest.approx(0.0, abs=1e-6)
 
 
-HOP, LEAST = 10, 20  # samples from frame to frame, and of one
+HOP, LEAST = 10, 20  # samples between frames, and in one frame
 SIZES = {"embed_dim": 16, "num_layers": 1, "num_heads": 2, "ffn_dim": 24}
 CTC = {"vocab_size": 9, "blank": 3, **SIZES, "conv_dims": [8, 8], "conv_kernels": [10, 3]}
 CTC |= {"conv_strides": [5, 2], "position_kernel": 4, "position_groups": 2}
@@ -269,12 +269,12 @@ class TestPublicCTC(TaskModelTests):
         padded = {name: nn.functional.pad(inputs[name], (0, extra * HOP)) for name in ("features", "feature_mask")}
         return {**inputs, **padded}
 
-    def test_exported_it_says_the_same(self, model: nn.Module, variant: str, tmp_path: Path) -> None:  # type: ignore[override]
+    def test_exported_model_gives_equal_outputs(self, model: nn.Module, variant: str, tmp_path: Path) -> None:  # type: ignore[override]
         if variant == "base":
             pytest.skip("what normalizes over time is exported for recordings of one length: see export.py")
-        super().test_exported_it_says_the_same(model, tmp_path)
+        super().test_exported_model_gives_equal_outputs(model, tmp_path)
 
-    def test_the_blank_is_the_models_own(self) -> None:
+    def test_blank_id_of_the_model_is_used(self) -> None:
         model: Any = self.build(**self.variants["large"])
         log_p = torch.eye(9)[torch.tensor([[3, 0, 0, 3, 0, 5, 3]])].mul(9).log_softmax(-1)
         mask = torch.ones(1, 7, dtype=torch.bool)

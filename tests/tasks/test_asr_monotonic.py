@@ -1,4 +1,4 @@
-"""Hard monotonic decoding: it reads only what is past, in linear time."""
+"""Hard monotonic decoding: depends only on past frames, and takes linear time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from mmattn.kernels.monotonic import SCAN, Monotonic
 from mmattn.tasks.asr.model import ASRModel
 
-CHUNK = 4  # encoded frames that are heard at once
+CHUNK = 4  # encoded frames per chunk
 
 
 def make(chunk: int = 1, **keywords: Any) -> ASRModel:
-    """Weights so large that the heads stop here and there, as those of a trained model do."""
+    """Weights large enough that the heads stop at various frames, as in a trained model."""
     attention = {"kind": "monotonic", "chunk": chunk, "initial_offset": 0.0}
     options: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "ffn_dim": 24, "encoder_layers": 2, "kernel_size": 5}
     options |= {"subsampling": 2, "chunk_frames": CHUNK, "cross_attention": attention} | keywords
@@ -32,7 +32,7 @@ def sound(frames: int, seed: int = 5) -> Tensor:
 
 
 def read_on(model: Any, features: Tensor, tokens: list[int]) -> tuple[Tensor, list[int]]:
-    """Step by step: the scores after each token, and how many encoded frames the heads had passed by then."""
+    """Stepwise decoding: the scores after each token, and the number of encoded frames passed by the heads."""
     passed: list[int] = []
     scores = []
     with torch.inference_mode():
@@ -46,28 +46,28 @@ def read_on(model: Any, features: Tensor, tokens: list[int]) -> tuple[Tensor, li
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-def test_the_future_changes_nothing_that_is_written(chunk: int) -> None:
+def test_output_does_not_depend_on_later_frames(chunk: int) -> None:
     model, features = make(chunk), sound(160)
     tokens = torch.randint(4, 12, (12,), generator=torch.Generator().manual_seed(1)).tolist()
     scores, passed = read_on(model, features, tokens)
     assert passed == sorted(passed)
     places = set()
     for n, frames in enumerate(passed):
-        heard = 2 * CHUNK * -(-frames // CHUNK)  # of the spectrogram: up to the end of the encoder's chunk
-        if heard < features.shape[1]:
-            changed = torch.cat([features[:, :heard], sound(160 - heard, seed=6)], 1)
+        end = 2 * CHUNK * -(-frames // CHUNK)  # spectrogram frames up to the end of the encoder's chunk
+        if end < features.shape[1]:
+            changed = torch.cat([features[:, :end], sound(160 - end, seed=6)], 1)
             torch.testing.assert_close(read_on(model, changed, tokens[: n + 1])[0], scores[: n + 1])
-            ended = read_on(model, features[:, :heard], tokens[: n + 1])[0]  # nothing of the rest was needed
+            ended = read_on(model, features[:, :end], tokens[: n + 1])[0]  # later frames are not needed
             torch.testing.assert_close(ended, scores[: n + 1])
-            places.add(heard)
-    assert len(places) >= 3, "the heads stopped at several places before the end"
-    # Once they have read on, what was changed is heard.
+            places.add(end)
+    assert len(places) >= 3, "the heads stopped at several positions before the end"
+    # Later tokens depend on the changed frames.
     changed = torch.cat([features[:, : min(places)], sound(160 - min(places), seed=6)], 1)
     assert not torch.allclose(read_on(model, changed, tokens)[0], scores)
 
 
-def test_soft_attention_hears_the_future() -> None:
-    """The test above can fail."""
+def test_soft_attention_depends_on_later_frames() -> None:
+    """The counterpart of the test above."""
     model, prompt = make(cross_attention=None), torch.tensor([[2, 5]])
     with torch.inference_mode():
         one, other = (
@@ -77,8 +77,8 @@ def test_soft_attention_hears_the_future() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-def test_the_work_grows_with_frames_plus_tokens(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The energies computed, which with soft attention are frames times tokens."""
+def test_decoding_cost_is_linear(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of computed energies, which for soft attention is frames times tokens."""
     model, counted, heads = make(chunk), [0], 2
     energy = Monotonic._energy
 
@@ -96,8 +96,8 @@ def test_the_work_grows_with_frames_plus_tokens(chunk: int, monkeypatch: pytest.
     assert counted[0] < 0.2 * heads * (frames // 2) * len(tokens)
 
 
-def test_transcribe_is_that_greedy_decoding() -> None:
-    """Without CTC: what its scores, step by step, say is likeliest."""
+def test_transcribe_equals_stepwise_greedy_decoding() -> None:
+    """Without CTC: the most probable token at each step."""
     model, features = make(), sound(60)
     special: dict[str, Any] = {"start_id": 2, "eos_id": 3, "suppress": (1,), "num_beams": 1, "ctc_weight": 0.0}
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Asking a speech recognizer: from Python and from the command line, good recordings and bad ones."""
+"""Speech recognition from Python and from the command line, with valid and invalid recordings."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def run(command: str, model: Path, *words: object) -> None:
     ask(command, "--checkpoint", model, *words, task="asr")
 
 
-def heard(model: Path, *words: object) -> list[tuple[str, str | None]]:
-    """Id and text of each line that `predict` writes."""
+def transcribed(model: Path, *words: object) -> list[tuple[str, str | None]]:
+    """Id and text of each output line of `predict`."""
     run("predict", model, *words, "--output", model.parent / "o")
     return [(row["id"], row.get("text")) for row in lines(model.parent / "o")]
 
 
 def write(path: Path, number: int = 1000, rate: int = tones.RATE, channels: int = 1) -> str:
-    """A recording of a clip at any rate; what it says."""
+    """Writes a clip at any sample rate; returns its transcript."""
     sample = tones.clip(number)
     wave = torch.as_tensor(sample.audio[0]).numpy()  # type: ignore[index]
     if rate != tones.RATE:
@@ -50,7 +50,7 @@ def write(path: Path, number: int = 1000, rate: int = tones.RATE, channels: int 
     return sample.text
 
 
-def test_it_says_what_was_said_and_when(recognizer: ASRPredictor) -> None:
+def test_transcripts_and_word_timings(recognizer: ASRPredictor) -> None:
     samples = [tones.clip(1000 + n) for n in range(12)]
     found = recognizer.predict(samples, batch_size=5)
     assert [answer.text for answer in found] == [sample.text for sample in samples]
@@ -61,7 +61,7 @@ def test_it_says_what_was_said_and_when(recognizer: ASRPredictor) -> None:
             assert max(abs(word.start - start), abs(word.end - end)) < 0.06
 
 
-def test_a_batch_equals_one_by_one(recognizer: ASRPredictor) -> None:
+def test_batched_equals_single(recognizer: ASRPredictor) -> None:
     samples = [tones.clip(1100 + n) for n in range(5)]
     for search in ({}, {"num_beams": 3}, {"ctc_weight": 0.5}, {"ctc_weight": 0.0}):
         together = recognizer.predict(samples, batch_size=4, **search)
@@ -71,7 +71,7 @@ def test_a_batch_equals_one_by_one(recognizer: ASRPredictor) -> None:
             assert alone.score == pytest.approx(answer.score, abs=1e-3)
 
 
-def test_what_may_be_given(tmp_path: Path, recognizer: ASRPredictor) -> None:
+def test_input_types(tmp_path: Path, recognizer: ASRPredictor) -> None:
     text = write(tmp_path / "a.wav")
     wave, rate = soundfile.read(tmp_path / "a.wav")
     items = [
@@ -91,7 +91,7 @@ def test_what_may_be_given(tmp_path: Path, recognizer: ASRPredictor) -> None:
     items[-1].close()
 
 
-def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_with_invalid_recordings(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     (folder / "deeper").mkdir(parents=True)
     right = {
@@ -115,7 +115,7 @@ def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys:
     (folder / "text.wav").write_text("this is a text, not a sound")
     whole = (folder / "deeper" / "plain.flac").read_bytes()
     (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
-    (folder / "notes.txt").write_text("left alone: its ending is no recording's")
+    (folder / "notes.txt").write_text("ignored: not an audio extension")
     errors = {
         "nan.wav": "expected finite samples, found 1 that are NaN or infinite",
         "header.wav": "expected at least one sample, found none",
@@ -127,7 +127,7 @@ def test_a_folder_of_odd_and_bad_recordings(tmp_path: Path, model: Path, capsys:
     assert {name: row["text"] for name, row in rows.items()} == right
 
 
-def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
+def test_recording_lists(tmp_path: Path, model: Path) -> None:
     texts = [write(tmp_path / f"{n}.flac", 1200 + n) for n in range(3)]
     end = soundfile.info(tmp_path / "1.flac").duration
     rows: list[Any] = [
@@ -135,20 +135,20 @@ def test_lists_of_recordings(tmp_path: Path, model: Path) -> None:
         {"audio": "1.flac", "duration": end, "offset": 0.0, "text": "ignored"},
         {"audio": "missing.flac"},
     ]
-    found = heard(model, "--input", write_lines(tmp_path / "list.jsonl", rows), "--on_error", "skip")
+    found = transcribed(model, "--input", write_lines(tmp_path / "list.jsonl", rows), "--on_error", "skip")
     assert found == [("0.flac", texts[0]), ("1.flac@0", texts[1]), ("missing.flac", None)]
     (tmp_path / "list.csv").write_text("audio,id\n2.flac,mine\n")
-    assert heard(model, "--input", tmp_path / "list.csv") == [("mine", texts[2])]
+    assert transcribed(model, "--input", tmp_path / "list.csv") == [("mine", texts[2])]
     tree = tmp_path / "tree" / "19" / "198"
     tree.mkdir(parents=True)
     (tmp_path / "0.flac").rename(tree / "19-198-0000.flac")
     (tree / "19-198.trans.txt").write_text("19-198-0000 WHAT WAS SAID\n")
-    assert heard(model, "--input", tmp_path / "tree") == [("19-198-0000", texts[0])]
+    assert transcribed(model, "--input", tmp_path / "tree") == [("19-198-0000", texts[0])]
     for words in (["--audio"], ["--num_beams", 2, "--input"]):
-        assert heard(model, *words, tmp_path / "2.flac") == [("2.flac", texts[2])]
+        assert transcribed(model, *words, tmp_path / "2.flac") == [("2.flac", texts[2])]
 
 
-def test_pictures_of_explanations(tmp_path: Path, model: Path, recognizer: ASRPredictor) -> None:
+def test_explanation_plots(tmp_path: Path, model: Path, recognizer: ASRPredictor) -> None:
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
     write(tmp_path / "a.wav")
@@ -158,19 +158,19 @@ def test_pictures_of_explanations(tmp_path: Path, model: Path, recognizer: ASRPr
     refused(ending, run, "explain", model, *audio, tmp_path / "e.jpg", error=UserError)
     assert image.open(tmp_path / "e.png").size[0] > 300
     found = recognizer.explain(tones.clip(1000))
-    count = len(found.transcript.text)
+    count = len(found.prediction.text)
     assert found.attention.shape == found.alignment.shape
     assert found.attention.shape[0] == count == len(found.tokens)
     torch.testing.assert_close(found.attention.sum(1), torch.ones(count))
-    assert ((found.alignment > 0).float().argmax(1).diff() >= 0).all(), "CTC's alignment goes forward"
+    assert ((found.alignment > 0).float().argmax(1).diff() >= 0).all(), "CTC's alignment is monotonic"
     refused("at most 4 s to explain, found", recognizer.explain, tones.clip(7, 20), error=DataError)
     soundfile.write(tmp_path / "silence.wav", np.zeros(8000), tones.RATE)
-    words = ("--input", tmp_path / "silence.wav", "--output", tmp_path / "pictures")
+    words = ("--input", tmp_path / "silence.wav", "--output", tmp_path / "plots")
     refused("an empty transcript", run, "explain", model, *words, error=DataError)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "e.png", "silence.wav"]
 
 
-def test_weights_in_fewer_bits(model: Path) -> None:
+def test_reduced_precision_weights(model: Path) -> None:
     samples = [tones.clip(1000 + n) for n in range(4)]
     for precision in ("bfloat16", "int8"):
         packed = load(model, device="cpu", precision=precision)

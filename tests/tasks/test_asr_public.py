@@ -1,4 +1,4 @@
-"""Public Whisper, wav2vec 2.0 and HuBERT folders that recognize speech: what transformers says, of any length."""
+"""Public Whisper, wav2vec 2.0 and HuBERT folders: transcripts of any length equal those of transformers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.public_speech import (
     WINDOW,
     clips,
     recording,
-    said_by_transformers,
     texts,
+    transcribed_by_transformers,
     wave,
     write_whisper,
 )
 from tests.tasks.runs import edited
-from tests.tasks.tones import hear_long
+from tests.tasks.tones import measure_long
 
 pytest.importorskip("transformers")
 soundfile = pytest.importorskip("soundfile")
@@ -37,59 +37,59 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("name", CTC)
-def test_letters_as_transformers_hears_them(name: str, speech: dict[str, Any]) -> None:
+def test_transcripts_equal_transformers(name: str, speech: dict[str, Any]) -> None:
     folder, theirs = speech[name]
     recognizer = load(folder, device="cpu")
     assert (type(recognizer), type(recognizer.processor)) == (ASRPredictor, CTCProcessor)
-    expected = said_by_transformers(theirs, clips())
+    expected = transcribed_by_transformers(theirs, clips())
     assert len(set(expected)) == len(expected)
-    assert min(map(len, expected)) > 5, "a model that says nothing shows nothing"
-    assert texts(recognizer, clips()) == expected, "a batch, in which all but one are padded"
+    assert min(map(len, expected)) > 5, "empty transcripts would prove nothing"
+    assert texts(recognizer, clips()) == expected, "a batch with padding"
     assert texts(recognizer, clips(), batch_size=1) == expected
 
 
-def test_a_batch_of_a_large_model_is_transformers_batch(speech: dict[str, Any]) -> None:
+def test_large_model_batch_equals_transformers(speech: dict[str, Any]) -> None:
     folder, (model, extractor, tokenizer) = speech["large"]
     inputs = extractor([one.numpy() for one in clips()], sampling_rate=RATE, padding=True, return_tensors="pt")
     with torch.no_grad():
         best = model(**inputs).logits.argmax(-1)
     counts = model._get_feat_extract_output_lengths(inputs.attention_mask.sum(1)).tolist()
-    expected = [tokenizer.decode(row[:count]) for row, count in zip(best, counts, strict=True)]  # no letters in padding
+    expected = [tokenizer.decode(row[:count]) for row, count in zip(best, counts, strict=True)]  # without padding
     assert texts(load(folder, device="cpu"), clips()) == expected
 
 
 @pytest.mark.parametrize("generation", [{}, {"num_beams": 3, "length_penalty": 0.4, "no_repeat_ngram_size": 3}])
 @pytest.mark.parametrize("seed", slow_but_first([1, 3, 4]))
-def test_whisper_as_transformers_writes_it(seed: int, generation: dict[str, Any], tmp_path: Path) -> None:
+def test_whisper_transcripts_equal_transformers(seed: int, generation: dict[str, Any], tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed, whole=seed == 3, **generation)
     recognizer = load(tmp_path, device="cpu")
     assert isinstance(recognizer, WhisperPredictor)
-    expected = said_by_transformers(theirs, clips())
+    expected = transcribed_by_transformers(theirs, clips())
     assert len(set(expected)) > 1
     assert texts(recognizer, clips()) == expected
     assert texts(recognizer, clips(), batch_size=1) == expected
     for options in ({"language": "de"}, {"language": "Japanese", "task": "translate"}, {"num_beams": 2}):
-        assert texts(recognizer, clips(), **options) == said_by_transformers(theirs, clips(), **options)
+        assert texts(recognizer, clips(), **options) == transcribed_by_transformers(theirs, clips(), **options)
 
 
-def test_language_and_task_change_what_is_written(speech: dict[str, Any]) -> None:
+def test_language_and_task_change_the_output(speech: dict[str, Any]) -> None:
     folder, theirs = speech["whisper"]
     recognizer = load(folder, device="cpu")
     asked = [{"language": name, "task": task} for name in ("en", "de") for task in ("transcribe", "translate")]
     found = [tuple(texts(recognizer, clips(), **options)) for options in asked]
     assert len(set(found)) == 4
-    assert tuple(said_by_transformers(theirs, clips(), **asked[-1])) == found[-1]
+    assert tuple(transcribed_by_transformers(theirs, clips(), **asked[-1])) == found[-1]
 
 
-def test_an_english_whisper(tmp_path: Path) -> None:
+def test_english_only_whisper(tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, english=True)
     recognizer = load(tmp_path, device="cpu")
-    assert texts(recognizer, clips()) == said_by_transformers(theirs, clips())
+    assert texts(recognizer, clips()) == transcribed_by_transformers(theirs, clips())
     refused("an English model takes no language", recognizer, recording(wave(1.0)), language="en", error=ConfigError)
 
 
 @pytest.mark.parametrize("name", ["base", "whisper"])
-def test_any_rate_and_any_number_of_channels(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
+def test_any_sample_rate_and_channel_count(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
     recognizer = load(speech[name][0], device="cpu")
     one = wave(1.2)
     torchaudio = pytest.importorskip("torchaudio")
@@ -102,13 +102,13 @@ def test_any_rate_and_any_number_of_channels(name: str, speech: dict[str, Any], 
 
 
 @pytest.mark.parametrize("seed", slow_but_first([1, 3, 5]))
-def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path: Path) -> None:
+def test_whisper_long_form_equals_transformers(seed: int, tmp_path: Path) -> None:
     theirs = write_whisper(tmp_path, seed)
     recognizer = load(tmp_path, device="cpu")
     waves = [*clips((5.3, 7.7)), wave(1.1, 3)]
     waves[0][: 2 * RATE] *= 1e-3
-    waves[0][RATE // 2 : RATE] = 0.0  # silence, which is 80 dB below what is loudest anywhere
-    expected = said_by_transformers(theirs, waves)
+    waves[0][RATE // 2 : RATE] = 0.0  # silence, 80 dB below the loudest frame
+    expected = transcribed_by_transformers(theirs, waves)
     found = recognizer.predict([recording(one) for one in waves], batch_size=2)
     assert [answer.text for answer in found] == expected
     assert recognizer.long
@@ -118,11 +118,11 @@ def test_whisper_hears_long_recordings_as_transformers_does(seed: int, tmp_path:
         assert all(0 <= word.start <= word.end <= answer.duration + 1e-6 for word in answer.words)
         assert all(one.start <= other.start + 1e-6 for one, other in pairwise(answer.words))
     beams = {"num_beams": 2, "language": "de"}
-    assert texts(recognizer, waves, **beams) == said_by_transformers(theirs, waves, **beams)
+    assert texts(recognizer, waves, **beams) == transcribed_by_transformers(theirs, waves, **beams)
 
 
-def test_whatever_holds_a_long_recording(speech: dict[str, Any], tmp_path: Path) -> None:
-    """It is read twice: a file's part, an open file and bytes are read from their beginning each time."""
+def test_long_recordings_from_any_source(speech: dict[str, Any], tmp_path: Path) -> None:
+    """It is read twice: a segment of a file, an open file and bytes are read from the start each time."""
     folder, theirs = speech["whisper"]
     one = wave(5.3, 4)
     soundfile.write(tmp_path / "all.wav", torch.cat([torch.zeros(RATE), one]).numpy(), RATE, "FLOAT")
@@ -131,18 +131,18 @@ def test_whatever_holds_a_long_recording(speech: dict[str, Any], tmp_path: Path)
     with (tmp_path / "one.wav").open("rb") as file:
         items: list[Any] = [part, {"audio": file}, {"audio": (tmp_path / "one.wav").read_bytes()}, recording(one)]
         found = load(folder, device="cpu").predict(items)
-    assert [answer.text for answer in found] == said_by_transformers(theirs, [one]) * 4
+    assert [answer.text for answer in found] == transcribed_by_transformers(theirs, [one]) * 4
     assert found[0].words == found[1].words
 
 
-def test_windows_that_are_silent_are_passed_over(speech: dict[str, Any]) -> None:
+def test_silent_windows_are_skipped(speech: dict[str, Any]) -> None:
     recognizer = load(speech["whisper"][0], device="cpu")
-    silence, said = torch.zeros(4 * WINDOW * RATE), wave(1.5)
-    found = recognizer(recording(torch.cat([said, silence, said, silence])))
+    silence, sound = torch.zeros(4 * WINDOW * RATE), wave(1.5)
+    found = recognizer(recording(torch.cat([sound, silence, sound, silence])))
     assert found.duration == pytest.approx(3 + 8 * WINDOW)
     assert found.words
     assert not any(1.5 + WINDOW < word.start < 1.5 + 3 * WINDOW for word in found.words)
-    assert any(word.start > 1.5 + 3 * WINDOW for word in found.words), "what is said behind the silence is heard"
+    assert any(word.start > 1.5 + 3 * WINDOW for word in found.words), "speech after the silence is transcribed"
     for name in ("whisper", "base"):
         quiet_ones = [recording(torch.zeros(RATE)), recording(silence)]
         answers = load(speech[name][0], device="cpu").predict(quiet_ones)
@@ -150,8 +150,8 @@ def test_windows_that_are_silent_are_passed_over(speech: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("name", ["base", "large hubert"])
-def test_letters_of_long_recordings(name: str, speech: dict[str, Any]) -> None:
-    """The words of windows, put together, are about those of the whole; in the windows' middles they are the same."""
+def test_ctc_transcripts_of_long_recordings(name: str, speech: dict[str, Any]) -> None:
+    """The merged words of the windows approximate those of the full recording, and are equal inside the windows."""
     recognizer = load(speech[name][0], device="cpu")
     assert recognizer.window == 20.0
     one = wave(9.0, 5)
@@ -174,7 +174,7 @@ def test_recordings_shorter_than_a_frame(speech: dict[str, Any]) -> None:
         assert [text != "" for text in texts(recognizer, [one, one[:100]])] == [True, False]
 
 
-def test_words_of_letters_lie_where_ctc_has_them(speech: dict[str, Any]) -> None:
+def test_ctc_word_timings(speech: dict[str, Any]) -> None:
     recognizer = load(speech["base"][0], device="cpu")
     answer = recognizer(recording(wave(1.9, 3)))
     assert [word.word for word in answer.words] == answer.text.split()
@@ -184,17 +184,17 @@ def test_words_of_letters_lie_where_ctc_has_them(speech: dict[str, Any]) -> None
     assert found == answer.words
 
 
-def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With attention whose truth is known: four words at places of their own, one of them of three pieces."""
+def test_whisper_word_timings_follow_attention(speech: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With known attention: four words at separate positions, one of them of three tokens."""
     recognizer = load(speech["whisper"][0], device="cpu")
     processor: Any = recognizer.processor
     ids = processor.encode("the old dog zzz")
     parts = processor.words(ids)
     assert [word for word, _, _ in parts] == ["the", "old", "dog", "zzz"]
     assert parts[-1][2] - parts[-1][1] >= 3
-    borders = [*[4, 14, 26, 34, *range(44, 90, 5)][: len(ids)], 88, 95]  # states from which pieces are said
-    centres = torch.tensor([(a + b) / 2 for a, b in pairwise(borders)])
-    bumps = -((torch.arange(100) - centres[:, None]) / 3).square()
+    borders = [*[4, 14, 26, 34, *range(44, 90, 5)][: len(ids)], 88, 95]  # boundaries of the tokens in encoder states
+    centers = torch.tensor([(a + b) / 2 for a, b in pairwise(borders)])
+    bumps = -((torch.arange(100) - centers[:, None]) / 3).square()
     shown = bumps.softmax(-1).expand(2, -1, -1)
 
     def attention(memory: Any, prompt: list[int], text: list[int], heads: Any) -> torch.Tensor:
@@ -208,7 +208,7 @@ def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypat
     found = recognizer.model.words(hypothesis, [TextSegment(ids, 0, 95, closed=False)], processor, start=10.0)
     assert [word.word for word in found] == ["the", "old", "dog", "zzz"]
     assert found[0].start == 10.0
-    between = [10 + 0.02 * float(pair.mean()) for pair in centres.unfold(0, 2, 1)]  # from one piece to the next
+    between = [10 + 0.02 * float(pair.mean()) for pair in centers.unfold(0, 2, 1)]  # token boundaries
     for word, (_, first, end), following in zip(found, parts, [*found[1:], None], strict=True):
         assert first == 0 or word.start == pytest.approx(between[first - 1], abs=0.07)
         assert word.end == pytest.approx(between[end - 1], abs=0.07)
@@ -222,7 +222,7 @@ def test_words_of_whisper_follow_its_attention(speech: dict[str, Any], monkeypat
     assert within[3].end == pytest.approx(1.8)
 
 
-def test_texts_that_are_known_are_aligned(speech: dict[str, Any]) -> None:
+def test_forced_alignment_of_known_texts(speech: dict[str, Any]) -> None:
     recognizer = load(speech["whisper"][0], device="cpu")
     known = ASRSample("1", (wave(1.5), RATE), "the old dog")
     (found,) = recognizer.aligned([known])
@@ -233,8 +233,8 @@ def test_texts_that_are_known_are_aligned(speech: dict[str, Any]) -> None:
             recognizer.aligned([sample])
 
 
-def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
-    """Of an old folder, which knows no token for texts without timestamps."""
+def test_full_length_transcript_has_word_timings(tmp_path: Path) -> None:
+    """With an old folder that has no token for texts without timestamps."""
     write_whisper(tmp_path, 5)
     with edited(tmp_path / "generation_config.json") as values:
         end, stamps = values["eos_token_id"], values.pop("no_timestamps_token_id")
@@ -245,7 +245,7 @@ def test_a_text_that_fills_all_positions_has_times(tmp_path: Path) -> None:
     assert [word.word for word in answer.words] == answer.text.split()
 
 
-def test_attention_is_that_of_the_heads_that_are_named(speech: dict[str, Any]) -> None:
+def test_attention_of_the_selected_heads(speech: dict[str, Any]) -> None:
     recognizer = load(speech["whisper"][0], device="cpu")
     _, (model, extractor, _) = speech["whisper"]
     features = extractor(wave(1.0).numpy(), sampling_rate=RATE, return_tensors="pt").input_features
@@ -264,7 +264,7 @@ def test_attention_is_that_of_the_heads_that_are_named(speech: dict[str, Any]) -
         assert found.shape == (2, len(ids) + 1, 100)
 
 
-def test_words_without_blanks_between(speech: dict[str, Any]) -> None:
+def test_words_without_spaces(speech: dict[str, Any]) -> None:
     processor: Any = load(speech["whisper"][0], device="cpu").processor
     text = "日本 x"
     ids = processor.encode(text)
@@ -278,10 +278,10 @@ def test_words_without_blanks_between(speech: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
-    """Four minutes of eight channels at 48 kHz: 0.37 GB as floats, of which a window at a time is in memory."""
+def test_memory_is_constant_in_recording_length(tmp_path: Path) -> None:
+    """Four minutes of eight channels at 48 kHz: 0.37 GB as floats, of which one window at a time is in memory."""
     write_whisper(tmp_path / "model", 3, max_length=6)
     sentence = wave(3.0).repeat_interleave(3)
-    duration, count = hear_long(tmp_path / "model", tmp_path, sentence, 48_000, (0.5, 8), (4, 8))
+    duration, count = measure_long(tmp_path / "model", tmp_path, sentence, 48_000, (0.5, 8), (4, 8))
     assert duration == pytest.approx(240, abs=0.1)
     assert count > 100

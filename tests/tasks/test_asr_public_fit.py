@@ -1,4 +1,4 @@
-"""Training that goes on from public Whisper, wav2vec 2.0 and HuBERT folders; what comes of it is a folder of ours."""
+"""Fine-tuning of public Whisper, wav2vec 2.0 and HuBERT folders; the result is a folder in our format."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ pytest.importorskip("transformers")
 soundfile = pytest.importorskip("soundfile")
 pytestmark = pytest.mark.parity
 BASE = f"{BRIEF} --data.batch_size 2 --data.max_frames 2000"
-KNOWN = ["the hat is in the sun", "she had it", "he is there"]  # in letters that the public models know
+KNOWN = ["the hat is in the sun", "she had it", "he is there"]  # in characters of the public vocabularies
 
 
 def own_data(folder: Path, texts: list[str]) -> Path:
-    """Recordings that are told apart by their sound, and what is said in them."""
+    """Recordings that differ in pitch, and their transcripts."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for n, text in enumerate(texts):
@@ -68,7 +68,7 @@ def answers(place: Path, **options: Any) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "hubert", "large", "whisper"])
-def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) -> None:
+def test_fine_tuning_a_public_folder(name: str, tmp_path: Path, data: Path) -> None:
     start, options = tmp_path / name, "--data.language en" if name == "whisper" else ""
     if name == "whisper":
         write_whisper(start, num_beams=2)
@@ -76,7 +76,7 @@ def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) 
         write_ctc(start, "hubert" if name == "hubert" else "wav2vec2", large=name == "large")
     still = fit(tmp_path / "still", start, data, f"{STILL} {options} --data.max_seconds 20")
     before = answers(start, **({"language": "en"} if name == "whisper" else {}))
-    assert answers(still) == before, "what was not trained says the same, loaded from our own format"
+    assert answers(still) == before, "the untrained model gives equal outputs from our own format"
     assert len({text for text, _ in before}) > 1
     views = "--loss.consistency 0.2" if name == "hubert" else ""
     moved = fit(tmp_path / "moved", start, data, f"{views} --optim.lr 0.01 --optim.warmup_steps 1 {options}")
@@ -86,15 +86,15 @@ def test_it_goes_on_from_a_public_folder(name: str, tmp_path: Path, data: Path) 
     measured = measure(tmp_path / "measured", moved / "model", data)
     assert measured["loss"] < read(still / "metrics.json")["validation"]["loss"]
     assert {"wer", "cer", "normalizer"} <= measured.keys()
-    assert measure(tmp_path / "public", start, data, options)["wer"] > 0.5, "a public folder is measured as it is"
+    assert measure(tmp_path / "public", start, data, options)["wer"] > 0.5, "a public folder is evaluated unchanged"
     again = fit(tmp_path / "again", moved, data, f"{STILL} {options}")
-    assert answers(again) == answers(moved), "and from there once more"
+    assert answers(again) == answers(moved), "and fine-tuned once more"
     config = read(moved / "model" / "config.json")
     assert (config["task"], config["own_data"]) == ("asr", True)
 
 
 @pytest.mark.parametrize("name", slow_but_first(["wav2vec2", "whisper"]))
-def test_one_batch_can_be_overfitted(name: str, tmp_path: Path, data: Path) -> None:
+def test_overfits_one_batch(name: str, tmp_path: Path, data: Path) -> None:
     texts = KNOWN if name == "wav2vec2" else ["The hat!", "She had it.", "9, he is"]
     data, start = own_data(tmp_path / "own", texts), tmp_path / name
     options = "--trainer.max_steps 120 --trainer.max_epochs 120 --optim.lr 0.01 --optim.schedule constant"
@@ -104,12 +104,12 @@ def test_one_batch_can_be_overfitted(name: str, tmp_path: Path, data: Path) -> N
     folder = fit(tmp_path / "run", start, data, options)
     found = load(folder / "model", device="cpu").predict([data.parent / f"{n}.wav" for n in range(3)])
     expected = [text.upper() for text in texts] if name == "wav2vec2" else texts
-    assert [answer.text for answer in found] == expected, "as the data have it, in the letters that the model has"
+    assert [answer.text for answer in found] == expected, "as in the data, in characters of the model"
 
 
-def test_a_run_is_resumed(tmp_path: Path, data: Path) -> None:
+def test_resumed_run_equals_uninterrupted(tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public")
-    own_data(tmp_path / "data", [*KNOWN, "ü"])  # a letter that the run must remember
+    own_data(tmp_path / "data", [*KNOWN, "ü"])  # a character that the resumed run must keep
     options = "--optim.lr 0.003 --optim.warmup_steps 1 --optim.schedule constant"
     whole = fit(tmp_path / "whole", tmp_path / "public", data, f"{options} --trainer.max_steps 4")
     parts = fit(tmp_path / "parts", tmp_path / "public", data, f"{options} --trainer.max_steps 2")
@@ -120,7 +120,7 @@ def test_a_run_is_resumed(tmp_path: Path, data: Path) -> None:
     assert load(parts, device="cpu").processor.tokenizer.letters >= {"Ü"}
 
 
-def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_characters_extend_the_vocabulary(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_ctc(tmp_path / "public")
     fit(tmp_path / "same", tmp_path / "public", data, STILL)
     assert "are reinitialized" not in capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_new_letters_join_those_that_are_known(tmp_path: Path, data: Path, capsy
 
 
 @pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
-def test_without_a_head_there_is_one_to_train(family: str, tmp_path: Path, data: Path) -> None:
+def test_missing_head_is_initialized(family: str, tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public", family, head=False)
     unfinished = r"expected a finished model, found a backbone .*fit --init_from"
     refused(unfinished, load, tmp_path / "public", error=CheckpointError)
@@ -148,10 +148,10 @@ def test_without_a_head_there_is_one_to_train(family: str, tmp_path: Path, data:
     assert_kept(read_parts("asr", tmp_path / "public").state, recognizer.model.state_dict())
     other = fit(tmp_path / "other", tmp_path / "public", data, f"{STILL} --seed_everything 1")
     head = load(other, device="cpu").model.head.ctc.weight
-    assert not torch.equal(head, recognizer.model.head.ctc.weight), "it is drawn from the seed"
+    assert not torch.equal(head, recognizer.model.head.ctc.weight), "it is initialized from the seed"
 
 
-def test_frozen_convolutions_stay(tmp_path: Path, data: Path) -> None:
+def test_frozen_convolutions_do_not_change(tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public")
     options = "--optim.lr 0.01 --optim.warmup_steps 1 --model.freeze convolutions"
     folder = fit(tmp_path / "run", tmp_path / "public", data, options)
@@ -170,7 +170,7 @@ LETTER_CASES = {
 
 
 @pytest.mark.parametrize("case", LETTER_CASES)
-def test_texts_are_learnt_in_the_models_case(case: str) -> None:
+def test_targets_use_the_models_case(case: str) -> None:
     text, letters, expected = LETTER_CASES[case]
     processor = CTCProcessor(WaveFeatures(), CTCText({"vocab.json": json.dumps(letters).encode()}))
     ids = processor.encode(processor.normalize_target(text))
@@ -184,12 +184,12 @@ def test_texts_are_learnt_in_the_models_case(case: str) -> None:
     assert mask.sum(1).tolist()[1] == 1
 
 
-def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
+def test_whisper_training_targets(tmp_path: Path) -> None:
     write_whisper(tmp_path)
-    untold = read_parts("asr", tmp_path).processor
+    no_language = read_parts("asr", tmp_path).processor
     with pytest.raises(DataError, match=r"data\.language: expected the language of the recordings, one of en, de, ja"):
-        untold.collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0])])
-    processor: Any = untold.with_language("German", "translate")
+        no_language.collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0])])
+    processor: Any = no_language.with_language("German", "translate")
     end = processor.tokenizer.eos_id
     batch = processor.collate([ASRSample(str(n), (wave(1.0), RATE), text) for n, text in enumerate([TEXTS[1], ""])])
     named = [processor.tokenizer._pieces.id_to_token(i) for i in batch.target_ids[0].tolist()]
@@ -197,20 +197,20 @@ def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
     assert batch.features.shape == (2, 200, 10)
     assert batch.feature_mask.sum(1).tolist() == [100, 100]
     counted = [row[kept].tolist() for row, kept in zip(batch.labels, batch.label_mask, strict=True)]
-    assert processor.detokenize(counted[0]) == TEXTS[1], "capitals and commas, too"
+    assert processor.detokenize(counted[0]) == TEXTS[1], "including capitals and commas"
     assert processor.tokenizer._pieces.decode(counted[0][:-1]) == f" {TEXTS[1]}"
     assert (counted[0][-1], counted[1]) == (end, [end])
-    assert batch.label_mask.int().argmax(1).tolist() == [3, 3], "what is said begins behind the prompt"
+    assert batch.label_mask.int().argmax(1).tolist() == [3, 3], "the transcript begins after the prompt"
     assert batch.references[0] == "nine two 3 words"
     long = processor.collate([ASRSample("1", (wave(1.0), RATE), TEXTS[0] * 9)])
-    assert long.target_ids.shape == (1, 40), "as many as there are positions for"
+    assert long.target_ids.shape == (1, 40), "truncated to the maximum number of positions"
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("whisper", "", r"data\.language: expected the language of the recordings, one of en, de, ja"),
-        ("whisper", "--data.language xx", r"unknown language 'xx'; there are: en, de, ja"),
+        ("whisper", "--data.language xx", r"unknown language 'xx'; expected one of: en, de, ja"),
         ("whisper", "--data.language en --data.max_frames 100", r"data\.max_frames"),
         ("whisper", "--data.language en --loss.consistency 0.2", r"loss\.consistency: .* is not trained with CTC"),
         ("whisper", "--data.language en --model.embed_dim 64", r"model\.embed_dim: .* has 24, the config.* says 64"),
@@ -228,9 +228,7 @@ def test_what_whisper_is_trained_on(tmp_path: Path) -> None:
         (None, "--data.task translate", r"data\.task: expected none, since the model has no languages"),
     ],
 )
-def test_what_does_not_fit_is_one_error(
-    name: str | None, options: str, message: str, tmp_path: Path, data: Path
-) -> None:
+def test_incompatible_settings_raise(name: str | None, options: str, message: str, tmp_path: Path, data: Path) -> None:
     if name is not None:
         options += f" --init_from {write_public(name, tmp_path / 'public')}"
     options += f" --data.train {data} --data.val {data}"
@@ -239,7 +237,7 @@ def test_what_does_not_fit_is_one_error(
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
+def test_language_is_saved_with_the_model(tmp_path: Path, data: Path) -> None:
     write_whisper(tmp_path / "public")
     folder = fit(tmp_path / "run", tmp_path / "public", data, f"{STILL} --data.language de --data.task transcribe")
     recognizer = load(folder, device="cpu")
@@ -251,7 +249,7 @@ def test_the_language_ships_with_the_model(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "whisper", "ours"])
-def test_processors_travel(name: str, tmp_path: Path) -> None:
+def test_processors_round_trip(name: str, tmp_path: Path) -> None:
     if name == "ours":
         ours: Any = SpeechProcessor.load(named_models("asr")["demo"] / "processor")
         assert type(ours) is ASRProcessor
@@ -275,7 +273,7 @@ def test_processors_travel(name: str, tmp_path: Path) -> None:
         refused(message, SpeechProcessor.load, tmp_path, error=DataError)
 
 
-def test_a_network_of_a_later_version_is_named(tmp_path: Path, data: Path) -> None:
+def test_network_of_a_later_version_raises(tmp_path: Path, data: Path) -> None:
     folder = fit(tmp_path / "run", write_public("wav2vec2", tmp_path / "public"), data, STILL) / "model"
     with edited(folder / "config.json") as config:
         config["network"] = "later"

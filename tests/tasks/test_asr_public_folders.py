@@ -1,4 +1,4 @@
-"""Public speech folders on the command line: languages, images, programs; and what is refused."""
+"""Public speech folders on the command line: languages, plots, exported programs, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmattn.tasks import load
 from mmattn.tasks.asr.public_processors import WhisperProcessor
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from tests.conftest import refused
-from tests.public_speech import LETTERS, RATE, clips, recording, said_by_transformers, texts, wave, write_whisper
+from tests.public_speech import LETTERS, RATE, clips, recording, texts, transcribed_by_transformers, wave, write_whisper
 from tests.tasks.runs import ask, damage, edited, lines
 
 pytest.importorskip("transformers")
@@ -31,7 +31,7 @@ def run(command: str, folder: object, *words: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "whisper"])
-def test_from_the_command_line(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
+def test_command_line(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
     folder, theirs = speech[name]
     for n, one in enumerate(clips()):
         soundfile.write(tmp_path / f"{n}.wav", one.numpy(), RATE, "FLOAT")
@@ -39,15 +39,15 @@ def test_from_the_command_line(name: str, speech: dict[str, Any], tmp_path: Path
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     run("predict", folder, "--input", tmp_path, "--output", tmp_path / "o", *words)
     rows = lines(tmp_path / "o")
-    assert [row["text"] for row in rows] == said_by_transformers(theirs, clips(), **options)
+    assert [row["text"] for row in rows] == transcribed_by_transformers(theirs, clips(), **options)
     assert rows[0].keys() == {"id", "text", "words", "duration", "score"}
 
 
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
-        ("whisper", "--language xx", r"generation: unknown language 'xx'; there are: en, de, ja\."),
-        ("whisper", "--task sing", r"unknown task 'sing'; there are: translate, transcribe"),
+        ("whisper", "--language xx", r"generation: unknown language 'xx'; expected one of: en, de, ja\."),
+        ("whisper", "--task sing", r"unknown task 'sing'; expected one of: translate, transcribe"),
         ("whisper", "--ctc_weight 0.5", r"ctc_weight: expected none, since Whisper has no CTC; found 0\.5"),
         ("whisper", "--lm_weight 0.5", r"lm_weight: there is no language model"),
         ("base", "--lm_weight 0.5", r"lm_weight: there is no language model"),
@@ -58,7 +58,7 @@ def test_from_the_command_line(name: str, speech: dict[str, Any], tmp_path: Path
         (None, "--language de", r"language: expected none, since this model has no languages"),
     ],
 )
-def test_what_a_model_cannot_do_is_refused(
+def test_unsupported_options_raise(
     name: str | None, words: str, message: str, speech: dict[str, Any], tmp_path: Path
 ) -> None:
     soundfile.write(tmp_path / "a.wav", wave(1.0).numpy(), RATE)
@@ -67,7 +67,7 @@ def test_what_a_model_cannot_do_is_refused(
     assert not (tmp_path / "o").exists()
 
 
-def test_keywords_that_there_are_not(speech: dict[str, Any]) -> None:
+def test_unknown_keywords_raise(speech: dict[str, Any]) -> None:
     recognizer = load(speech["whisper"][0], device="cpu")
     refused(r"generation: .*num_beems", recognizer, recording(wave(1.0)), num_beems=3, error=ConfigError)
     short, long = (texts(recognizer, clips(), max_new_tokens=count) for count in (3, 9))
@@ -76,7 +76,7 @@ def test_keywords_that_there_are_not(speech: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "whisper"])
-def test_images(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
+def test_explanation_plots(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
     soundfile.write(tmp_path / "a.wav", wave(1.5, 2).numpy(), RATE, "FLOAT")
@@ -84,9 +84,9 @@ def test_images(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
     assert image.open(tmp_path / "e.png").size[0] > 300
     recognizer = load(speech[name][0], device="cpu")
     found = recognizer.explain(tmp_path / "a.wav")
-    assert found.transcript == recognizer(tmp_path / "a.wav")
+    assert found.prediction == recognizer(tmp_path / "a.wav")
     assert len(found.features) * found.frame_seconds == pytest.approx(1.5, abs=0.011)
-    assert "".join(found.tokens).strip() == found.transcript.text.replace(" ", "") or " " in found.transcript.text
+    assert "".join(found.tokens).strip() == found.prediction.text.replace(" ", "") or " " in found.prediction.text
     if name == "whisper":
         assert found.alignment is None
         assert found.attention.shape == (len(found.tokens), 75)
@@ -101,7 +101,7 @@ def test_images(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["base", *(pytest.param(name, marks=pytest.mark.slow) for name in ("large", "whisper"))]
 )
-def test_export_equals_the_model(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
+def test_exported_equals_the_model(name: str, speech: dict[str, Any], tmp_path: Path) -> None:
     programs = ["encoder", "step"] if name == "whisper" else ["encoder"]
     run("export", speech[name][0], "--output", tmp_path, "--format", "torch")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*(f"{p}.pt2" for p in programs), "processor"])
@@ -117,7 +117,7 @@ def test_export_equals_the_model(name: str, speech: dict[str, Any], tmp_path: Pa
             torch.testing.assert_close(found[0], recognizer.model.head.log_probs(states), atol=1e-4, rtol=0)
 
 
-def test_weights_in_fewer_bits(speech: dict[str, Any]) -> None:
+def test_reduced_precision_weights(speech: dict[str, Any]) -> None:
     for folder in (speech["large"][0], speech["whisper"][0]):
         plain, packed = (load(folder, device="cpu", precision=precision) for precision in (None, "float32"))
         assert texts(packed, clips()) == texts(plain, clips())
@@ -143,7 +143,7 @@ def test_weights_in_fewer_bits(speech: dict[str, Any]) -> None:
         ("whisper", "config.json", {"model_type": "speecht5"}, r"found one of 'speecht5'"),
     ],
 )
-def test_damaged_folders_are_one_error(
+def test_damaged_folders_raise(
     kind: str, name: str, change: Any, message: str, speech: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(speech[kind][0], tmp_path / "copy")
@@ -151,14 +151,14 @@ def test_damaged_folders_are_one_error(
     assert "\n" not in refused(message, load, folder, error=(CheckpointError, DataError))
 
 
-def test_which_task_has_them(speech: dict[str, Any]) -> None:
+def test_other_tasks_raise(speech: dict[str, Any]) -> None:
     from mmattn.tasks.translation.predict import load as load_translator
 
     with pytest.raises(CheckpointError, match=r"expected a model for translation, found one of whisper, for asr"):
         load_translator(speech["whisper"][0])
 
 
-def test_old_folders_without_timestamps_hear_long_recordings(tmp_path: Path) -> None:
+def test_old_folders_without_timestamps_transcribe_long_recordings(tmp_path: Path) -> None:
     write_whisper(tmp_path, 2)
     with edited(tmp_path / GENERATION) as values:
         del values["no_timestamps_token_id"], values["alignment_heads"]

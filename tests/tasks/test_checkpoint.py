@@ -1,4 +1,4 @@
-"""The shipped directory: written whole or not at all, read strictly, and nothing in it is run."""
+"""The model folder: written atomically, read strictly, and no code in it is run."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ def make(folder: Path, **changes: Any) -> Path:
     return save_directory(folder, **(options | changes))
 
 
-def test_saved_weights_come_back(tmp_path: Path) -> None:
+def test_weights_round_trip(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
     folder = make(tmp_path / "model", model=model, metrics={"test": {"accuracy": 0.5}}, command="fit")
     other = nn.Linear(3, 2)
@@ -43,7 +43,7 @@ def test_saved_weights_come_back(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
-def test_half_precision_is_widened_and_half_the_size(tmp_path: Path) -> None:
+def test_half_precision_weights(tmp_path: Path) -> None:
     model = nn.Linear(300, 20)
     whole, half = make(tmp_path / "a", model=model), make(tmp_path / "b", model=model, half=True)
     state = read_weights(half / WEIGHTS)
@@ -52,14 +52,14 @@ def test_half_precision_is_widened_and_half_the_size(tmp_path: Path) -> None:
     assert (half / WEIGHTS).stat().st_size < 0.55 * (whole / WEIGHTS).stat().st_size
 
 
-def test_mismatched_weights_are_named(tmp_path: Path) -> None:
+def test_mismatched_weights_raise(tmp_path: Path) -> None:
     given = (read_weights(make(tmp_path / "model") / WEIGHTS), "here")
     unlike = r"weight is \(2, 3\), the model's \(2, 4\)"
     refused(unlike, load_weights, nn.Linear(4, 2), *given, error=CheckpointError)
     refused("left over bias", load_weights, nn.Linear(3, 2, bias=False), *given, error=CheckpointError)
 
 
-def test_truncated_weights_are_named(tmp_path: Path) -> None:
+def test_truncated_weights_raise(tmp_path: Path) -> None:
     path = make(tmp_path / "model") / WEIGHTS
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: expected a safetensors file, found a damaged"):
@@ -67,7 +67,7 @@ def test_truncated_weights_are_named(tmp_path: Path) -> None:
 
 
 class Trap:
-    """Runs code when it is unpickled."""
+    """Runs code when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +76,7 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
-def test_a_pickle_that_runs_code_is_never_opened(tmp_path: Path) -> None:
+def test_pickle_with_code_is_never_loaded(tmp_path: Path) -> None:
     path, checkpoint, trap = tmp_path / WEIGHTS, tmp_path / "last.ckpt", Trap(tmp_path / "trap")
     for write in (lambda: path.write_bytes(pickle.dumps(trap)), lambda: torch.save({"a": torch.ones(2)}, path)):
         write()
@@ -95,12 +95,12 @@ def test_a_pickle_that_runs_code_is_never_opened(tmp_path: Path) -> None:
         ('{"format": 1, "task": "golf", "model": {}}', "found 'golf'"),
     ],
 )
-def test_foreign_or_broken_config_is_named(tmp_path: Path, content: str, message: str) -> None:
+def test_invalid_config_raises(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / CONFIG).write_text(content)
     refused(message, load, tmp_path, error=CheckpointError)
 
 
-def test_missing_folders_and_web_addresses_are_refused(tmp_path: Path) -> None:
+def test_missing_folders_and_urls_raise(tmp_path: Path) -> None:
     refused("no such folder", load, tmp_path / "none", error=CheckpointError)
     (tmp_path / "a").touch()
     refused(r"expected a shipped model with config\.json, found: a", load, tmp_path, error=CheckpointError)
@@ -108,7 +108,7 @@ def test_missing_folders_and_web_addresses_are_refused(tmp_path: Path) -> None:
     refused("local files only", read_checkpoint, "https://example.org/last.ckpt", error=CheckpointError)
 
 
-def test_truncated_training_checkpoint_is_named(tmp_path: Path) -> None:
+def test_truncated_training_checkpoint_raises(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.ones(1000)}, "loops": {}}, path)
     path.write_bytes(path.read_bytes()[:800])
@@ -121,7 +121,7 @@ def full_disk(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_full_disk_at_a_checkpoint_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     writer = AtomicCheckpointIO()
     writer.save_checkpoint({"state_dict": {"a": torch.ones(3)}, "loops": {}}, path)
@@ -133,7 +133,7 @@ def test_full_disk_at_a_checkpoint_keeps_the_earlier_one(tmp_path: Path, monkeyp
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_full_disk_at_a_shipped_folder_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_previous_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "model", keywords={"a": 1})
     monkeypatch.setattr(files.os, "fsync", full_disk)
     refused("No space left", make, tmp_path / "model", keywords={"a": 2}, error=OSError)
@@ -142,7 +142,7 @@ def test_full_disk_at_a_shipped_folder_keeps_the_earlier_one(tmp_path: Path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_what_a_kill_left_is_put_right(tmp_path: Path) -> None:
+def test_recovers_after_a_kill(tmp_path: Path) -> None:
     folder = make(tmp_path / "model")
     os.replace(folder, tmp_path / ".model.x1y2.old.tmp")  # killed between the two renames
     (tmp_path / ".model.x1y2.tmp").mkdir()

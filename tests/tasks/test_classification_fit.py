@@ -1,4 +1,4 @@
-"""Training on data of one's own: trees, tables, several labels, augmentation, layer-wise rates, a confusion picture."""
+"""Training on own data: class folders, tables, multi-label, augmentation, layer-wise rates, a confusion plot."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,10 @@ def fit(folder: Path, options: str = "", command: str = "fit") -> Path:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of class folders, and a table of several labels."""
+    """Class folders, and a multi-label table."""
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rows = ["path,labels"]
     for n, sample in enumerate(make("train", 24)):
         label = sample.labels[0]
@@ -37,7 +37,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_own_tree(tree: Path, tmp_path: Path) -> None:
+def test_own_class_folders(tree: Path, tmp_path: Path) -> None:
     options = f"--data.train {tree}/tree --data.val {tree}/tree --loss.label_smoothing 0.1 --optim.ema_decay 0.9"
     folder = fit(tmp_path / "run", options)
     assert set(read(folder / "metrics.json")["validation"]) >= {"top1", "top5", "ece"}
@@ -46,11 +46,11 @@ def test_own_tree(tree: Path, tmp_path: Path) -> None:
     assert load(folder / "model", device="cpu").labels == sorted(CLASSES)
 
 
-def test_several_labels(tree: Path, tmp_path: Path) -> None:
+def test_multi_label(tree: Path, tmp_path: Path) -> None:
     options = f"--data.train {tree}/several.csv --data.val {tree}/several.csv"
     folder = fit(tmp_path / "run", f"{options} --data.multi_label true")
     assert set(read(folder / "metrics.json")["validation"]) >= {"map", "f1_macro"}
-    fit(tmp_path / "out", f"--checkpoint {folder}/model --data.test {tree}/several.csv", "test")  # the model knows
+    fit(tmp_path / "out", f"--checkpoint {folder}/model --data.test {tree}/several.csv", "test")  # no multi_label
     assert read(tmp_path / "out" / "metrics.json")["test"]["map"] > 0
     predictor = load(folder / "model", device="cpu")
     assert predictor(make("val", 1)[0].image).labels is not None
@@ -72,8 +72,8 @@ def test_training_options(options: str, tmp_path: Path) -> None:
     assert read(fit(tmp_path / "run", options) / "metrics.json")["fit"]["steps"] > 0
 
 
-def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
-    """The batches are the same in this process, and in another from images that are decoded anew."""
+def test_workers_and_preloading_do_not_change_results(tmp_path: Path) -> None:
+    """The batches are equal in this process, and in a worker that decodes the images again."""
     weights = []
     for options in ("--data.preload true", "--data.preload false --data.num_workers 1"):
         folder = fit(tmp_path / options[-1], f"{options} --data.augment.pad 4 --data.augment.mixup 0.3")
@@ -81,7 +81,7 @@ def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-def test_layers_learn_at_rates_of_their_own() -> None:
+def test_layer_wise_learning_rates() -> None:
     model = {"backbone": "vit", "embed_dim": 16, "num_heads": 2, "num_layers": 3}
     module = ClassificationModule(model, optim={"layer_decay": 0.5})
     module.build({"num_classes": 3, "image_size": 32})
@@ -95,7 +95,7 @@ def test_layers_learn_at_rates_of_their_own() -> None:
     assert {id(p): group["weight_decay"] for group in groups for p in group["params"]}[id(head.bias)] == 0
 
 
-def test_shuffled_images_have_the_same_patches() -> None:
+def test_shuffled_images_keep_their_patches() -> None:
     processor = ClassificationProcessor(ImageProcessor(64), CLASSES)
     plain, mixed, again = (processor.collate(make("val", 3)) for _ in range(3))
     for batch in (mixed, again):
@@ -109,7 +109,7 @@ def test_shuffled_images_have_the_same_patches() -> None:
     np.testing.assert_allclose(patches(mixed.pixel_values), patches(plain.pixel_values), atol=1e-3)
 
 
-def test_a_class_that_training_never_saw(tree: Path, tmp_path: Path) -> None:
+def test_class_unseen_in_training(tree: Path, tmp_path: Path) -> None:
     row = {"path": f"{tree}/tree/{CLASSES[0]}/0.png", "label": "circle over square"}
     (tmp_path / "val.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match="expected one of the 6 classes of the training data"):

@@ -8,7 +8,7 @@ from mmattn.tasks.common.labels.metrics import BINS, ClassificationMetric
 
 
 def top_k(scores: Tensor, labels: Tensor, k: int) -> float:
-    """The share of samples with fewer than k classes above their own."""
+    """The fraction of samples with fewer than k classes scored above their own."""
     own = scores.gather(1, labels[:, None])
     return float(((scores > own).sum(1) < k).double().mean())
 
@@ -26,7 +26,7 @@ def calibration_error(scores: Tensor, labels: Tensor) -> float:
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float | None:
-    """The mean, over the true ones, of the precision at the rank of each."""
+    """The mean, over the positive samples, of the precision at their rank."""
     if not truth.any():
         return None
     order = scores.argsort(descending=True)
@@ -43,7 +43,7 @@ def f1(scores: Tensor, truth: Tensor) -> float:
 
 
 @pytest.mark.parametrize("part", range(10))
-def test_single_label_figures(part: int) -> None:
+def test_single_label_metrics(part: int) -> None:
     generator = torch.Generator().manual_seed(part)
     for _ in range(100):
         K, number = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((2, 12), (1, 40)))
@@ -67,14 +67,14 @@ def test_single_label_figures(part: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:No positive samples found in target")
 @pytest.mark.parametrize("part", range(10))
-def test_multi_label_figures(part: int) -> None:
-    """Classes that no sample has are among them: they have no average precision."""
+def test_multi_label_metrics(part: int) -> None:
+    """Includes classes without samples, which have no average precision."""
     generator, absent = torch.Generator().manual_seed(part), 0
     for _ in range(100):
         K, number = (int(torch.randint(2, high, (), generator=generator)) for high in (7, 40))
         logits = torch.randn(number, K, generator=generator)
         truth = (torch.rand(number, K, generator=generator) < 0.2).float()
-        truth[0, 0] = 1  # of no sample at all nothing can be said
+        truth[0, 0] = 1  # without any positive sample the metric is undefined
         metric = ClassificationMetric(K, multi_label=True)
         for rows in (slice(number // 2), slice(number // 2, None)):
             metric.update(logits[rows], truth[rows])

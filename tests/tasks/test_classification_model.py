@@ -1,4 +1,4 @@
-"""The classification model: what every task's model must do, and what is its own."""
+"""The classification model: the tests of every task's model, and its own."""
 
 from typing import Any, ClassVar
 
@@ -34,7 +34,7 @@ class TestClassificationModel(TaskModelTests):
         "cct linear": {"backbone": "cct", "tokenizer_layers": 2, "attention": {"kind": "linear"}},
     }
     wrong: ClassVar = [
-        ({"backbone": "resnet"}, "unknown backbone 'resnet'; there are: residual, cct, vit, timm/NAME"),
+        ({"backbone": "resnet"}, "unknown backbone 'resnet'; expected one of: residual, cct, vit, timm/NAME"),
         ({"attention": {"kind": "linear"}}, "backbone 'residual' has no self-attention kernel to choose"),
         ({"backbone": "vit", "attention": {"kind": "monotonic"}}, "'monotonic' does not support"),
         ({"channel_attention": "sse"}, "unknown channel attention 'sse'"),
@@ -51,18 +51,18 @@ class TestClassificationModel(TaskModelTests):
 
     def heads(self) -> Any:
         options = {"embed_dim": 16, "num_heads": 2, "num_queries": 3, "hidden_dim": 8}
-        for batch in (3, 1):  # a batch of one has no spread
+        for batch in (3, 1):  # a batch of one has no variance
             yield ClassificationHead(12, 5, **options), (torch.randn(batch, 12, 7, 5),), [(batch, 5)]
         yield ClassificationHead(12, 5, features="vector"), (torch.randn(3, 12),), [(3, 5)]
 
-    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module) -> None:
-        # Each of a tint of its own: the means of images that are noise alone are hard to tell apart.
+    def test_overfits_one_batch(self, model: nn.Module) -> None:
+        # Each image has its own tint: the means of pure noise are hard to distinguish.
         inputs = {"pixel_values": self.inputs(8, 0)["pixel_values"] + 2 * torch.randn(8, 3, 1, 1)}
         targets = torch.randint(7, (8,))
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         assert learn(optimizer, 60, lambda: nn.functional.cross_entropy(model(**inputs).logits, targets))[-1] < 0.1
 
-    def test_relevance_is_a_map_for_each_image(self, model: ClassificationModel) -> None:
+    def test_relevance_map_per_image(self, model: ClassificationModel) -> None:
         model = model.eval()
         pixels, classes = self.inputs(3, 0)["pixel_values"], torch.tensor([1, 0, 4])
         found = model.relevance(pixels, classes)
@@ -75,7 +75,7 @@ class TestClassificationModel(TaskModelTests):
         torch.testing.assert_close(alone[0], found[1], atol=1e-4, rtol=0)
         assert all(parameter.grad is None for parameter in model.parameters())
 
-    def test_where_the_pooling_looks(self, model: ClassificationModel, variant: str) -> None:
+    def test_pooling_attention_map(self, model: ClassificationModel, variant: str) -> None:
         found = model.eval().attention_map(self.inputs(3, 0)["pixel_values"])
         if "mean" in variant or model.kind == "vit":
             assert found is None
@@ -90,8 +90,8 @@ class TestClassificationModel(TaskModelTests):
         assert min(depths.values()) == 0
 
 
-def test_the_queries_look_where_the_object_is() -> None:
-    """Learning the colour of a small square on a ground of noise, the map points at it."""
+def test_relevance_localizes_the_object() -> None:
+    """After training on the color of a small square on background noise, the map peaks at it."""
     model = ClassificationModel(2, **{k: v for k, v in SMALL.items() if k != "num_classes"})
 
     def images(number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,12 +111,12 @@ def test_the_queries_look_where_the_object_is() -> None:
     assert (model(x).logits.argmax(1) == labels).float().mean() > 0.9
     found = nn.functional.avg_pool2d(model.relevance(x, labels)[:, None], 4).flatten(1).argmax(1)
     hits = [(found == cells)[labels == label].float().mean() for label in (0, 1)]
-    assert max(hits) > 0.9  # of two classes one may be what is left where the other is not seen
+    assert max(hits) > 0.9  # one of two classes may be recognized by the absence of the other
 
 
 @pytest.mark.parametrize("options", [{"backbone": "vit"}, {"backbone": "cct", "tokenizer_layers": 2}, {}])
 def test_other_resolutions(options: dict[str, Any]) -> None:
-    """Positions are resized for images of another size, and of another shape."""
+    """Positions are resized for images of another size and of another shape."""
     model = ClassificationModel(**{**SMALL, **options}).eval()
     for size in ((32, 32), (48, 48), (32, 64)):
         assert isinstance(output := model(torch.randn(2, 3, *size)), ClassificationOutput)

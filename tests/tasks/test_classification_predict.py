@@ -1,4 +1,4 @@
-"""Asking a classification model: one image, a folder with every kind of bad file, a table, and images of why."""
+"""Classification of one image, a folder with every kind of invalid file, and a table; and explanation plots."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def run(command: str, checkpoint: Path, *words: object) -> None:
     ask(command, "--checkpoint", checkpoint, *words, task="classification")
 
 
-def test_predictions_do_not_depend_on_the_batch(predictor: ClassificationPredictor) -> None:
+def test_predictions_are_batch_invariant(predictor: ClassificationPredictor) -> None:
     together, alone = (predictor.predict(make("test", 5), batch_size=size) for size in (5, 1))
     assert [a.id for a in together] == [f"test-{n}" for n in range(5)]
     assert [a.label for a in together] == [a.label for a in alone]
     assert [a.score for a in together] == pytest.approx([a.score for a in alone], abs=1e-3)
 
 
-def test_every_kind_of_item(predictor: ClassificationPredictor, album: Path) -> None:
+def test_input_types(predictor: ClassificationPredictor, album: Path) -> None:
     path = album / "plain.png"
     image = load_image(path)
     bare = [path, str(path), encoded(image), image, np.asarray(image)]
@@ -67,7 +67,7 @@ def test_top_k(checkpoint: Path, tmp_path: Path) -> None:
         assert row["score"] + sum(score for _, score in row["alternatives"]) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_folder_of_everything(
+def test_folder_with_valid_and_invalid_files(
     checkpoint: Path, album: Path, predictor: ClassificationPredictor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ask_folder(album, ERRORS, capsys, "--checkpoint", checkpoint, task="classification")
@@ -79,7 +79,7 @@ def test_a_folder_of_everything(
     assert rows["cmyk.jpg"]["score"] == pytest.approx(rows["plain.png"]["score"], abs=0.1)
 
 
-def test_a_table_a_tar_and_one_image(
+def test_table_tar_and_single_image(
     checkpoint: Path, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.csv").write_text(f"path,id\n{album}/plain.png,x7\n")
@@ -100,7 +100,7 @@ def test_explanations(checkpoint: Path, album: Path, predictor: ClassificationPr
     assert all(0 <= hits <= near <= count for count, hits, near in rows.values())
 
 
-def test_a_model_that_attends_to_nothing_says_so(tmp_path: Path) -> None:
+def test_model_without_attention_raises(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     options = "--model.pooling mean --model.backbone timm/test_resnet --trainer.max_steps 1"
     mean = train("fit", tmp_path / "run", options, task="classification")

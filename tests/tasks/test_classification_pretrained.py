@@ -1,4 +1,4 @@
-"""Beginning with weights that were trained before: public backbones, models of ours with other classes or images."""
+"""Fine-tuning of pretrained weights: public backbones, and our models with other classes or image sizes."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def fit(folder: Path, options: str, base: str | None = None) -> Path:
 
 @pytest.fixture(scope="module")
 def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny random models as transformers saves them."""
+    """Tiny random models saved by transformers."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     sizes |= {"image_size": 32, "patch_size": 8}
@@ -41,7 +41,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["ViT", "DeiT", "Dinov2"])
-def test_a_public_backbone_under_a_new_head(public: dict[str, Path], name: str, tmp_path: Path) -> None:
+def test_public_backbone_with_a_new_head(public: dict[str, Path], name: str, tmp_path: Path) -> None:
     options = f"{STILL} --init_from {public[name]} --optim.layer_decay 0.7 --optim.ema_decay 0.5"
     predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
     theirs, ours = load_pretrained(public[name]).state_dict(), predictor.model.backbone.state_dict()
@@ -55,7 +55,7 @@ def test_a_public_backbone_under_a_new_head(public: dict[str, Path], name: str, 
 
 
 @pytest.mark.parity
-def test_a_public_backbone_for_larger_images(public: dict[str, Path], tmp_path: Path) -> None:
+def test_public_backbone_with_larger_images(public: dict[str, Path], tmp_path: Path) -> None:
     options = f"{STILL} --init_from {public['ViT']} --data.image_size 48 --model.dropout 0.1"
     predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
     assert predictor.processor.image.size == (48, 48)
@@ -67,14 +67,14 @@ def test_a_public_backbone_for_larger_images(public: dict[str, Path], tmp_path: 
     ("name", "message"),
     [("bert", r"a public one of .*vit, deit, dinov2.*; found one of 'bert'"), ("resnet", "resnet"), ("none", "none")],
 )
-def test_what_is_no_image_model_is_refused(public: dict[str, Path], name: str, message: str, tmp_path: Path) -> None:
+def test_other_models_raise(public: dict[str, Path], name: str, message: str, tmp_path: Path) -> None:
     start = f"--init_from {public['ViT'].parent / name}"
     refused(rf"init_from: .*{message}", fit, tmp_path / "run", start, error=CheckpointError)
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built-in images under two other names."""
+    """Built-in images with two other class names."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("table")
@@ -89,7 +89,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "options",
     ["", *(f"--model.backbone {kind} --model.num_layers 1" for kind in ("cct --model.tokenizer_layers 2", "vit"))],
 )
-def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, tmp_path: Path) -> None:
+def test_fine_tuning_with_other_classes_and_sizes(options: str, table: Path, tmp_path: Path) -> None:
     first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1")
     start = f"{STILL} --init_from {first}"
     before = weights(first)
@@ -105,7 +105,7 @@ def test_a_model_of_ours_for_other_classes_and_sizes(options: str, table: Path, 
     assert (config["num_classes"], config["image_size"]) == (2, 96)
 
 
-def test_keywords_that_decide_weights_are_refused(tmp_path: Path) -> None:
+def test_conflicting_keywords_raise(tmp_path: Path) -> None:
     first = fit(tmp_path / "first", "--trainer.max_steps 1")
     message = r"model\.num_queries: .* has 2, the configuration says 3"
     refused(message, fit, tmp_path / "second", f"--init_from {first} --model.num_queries 3", error=CheckpointError)

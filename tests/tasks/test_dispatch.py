@@ -1,4 +1,4 @@
-"""What `python -m tasks.vqa` and `mmattn vqa` meet first: fast help, nearest names, one class of each name."""
+"""Dispatch of `python -m tasks.vqa` and `mmattn vqa`: fast help, suggestions for typos, no duplicate classes."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.tasks.runs import python
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["fit", "--help"], ["predict", "--help"], ["test", "-h"]])
-def test_help_needs_no_library(words: list[str]) -> None:
+def test_help_needs_only_the_standard_library(words: list[str]) -> None:
     # -S leaves site-packages out: an import of anything but the standard library would fail.
     assert "usage: python -m tasks.vqa" in python("-S", "-m", "tasks.vqa", *words).stdout
 
@@ -21,7 +21,7 @@ def test_help_needs_no_library(words: list[str]) -> None:
     [
         (["fitt"], "did you mean 'fit'?"),
         (["predict", "--imag", "x"], "did you mean --image?"),
-        (["predict", "--batch_size", "0"], "expected a whole number from 1"),
+        (["predict", "--batch_size", "0"], "expected a positive integer"),
         (["predict"], "expected --image and --question, or --input PATH"),
         (["predict", "--image", "none.png", "--question", "why?"], "none.png"),
         (["predict", "--input", "none.jsonl"], "none.jsonl"),
@@ -30,21 +30,21 @@ def test_help_needs_no_library(words: list[str]) -> None:
         (["fit", "--model.embd_dim", "3"], "did you mean 'model.embed_dim'?"),
     ],
 )
-def test_mistakes_end_in_one_clear_line(words: list[str], message: str, tmp_path: Path) -> None:
-    said = python("-m", "tasks.vqa", *words, cwd=tmp_path, code=2).stderr
-    assert said.startswith("error: ")
-    assert message in said
-    assert "Traceback" not in said
+def test_mistakes_give_one_line_errors(words: list[str], message: str, tmp_path: Path) -> None:
+    error = python("-m", "tasks.vqa", *words, cwd=tmp_path, code=2).stderr
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
 
 
-def test_the_other_door_leads_to_the_same_room() -> None:
+def test_both_entry_points_are_equivalent() -> None:
     ours, theirs = python("-m", "mmattn", "vqa", "--help").stdout, python("-m", "tasks.vqa", "--help").stdout
     assert ours.replace("mmattn vqa", "python -m tasks.vqa") == theirs
     assert f"tasks: {', '.join(tasks())}" in python("-m", "mmattn").stdout
     python("-m", "mmattn", "golf", code=2)
 
 
-def test_foreign_modules_of_common_names_are_in_nobodys_way(tmp_path: Path) -> None:
+def test_foreign_modules_do_not_interfere(tmp_path: Path) -> None:
     for name in ("tasks.py", "data.py", "data/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('a product of its own')\n")
@@ -52,18 +52,18 @@ def test_foreign_modules_of_common_names_are_in_nobodys_way(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["tasks.vqa.model", "tasks.common"])
-def test_submodules_have_their_full_name_alone(name: str) -> None:
+def test_submodules_need_their_full_name(name: str) -> None:
     assert f"ModuleNotFoundError: {name}: write mmattn.{name}\n" in python("-c", f"import {name}", code=1).stderr
 
 
-def test_a_class_exists_once() -> None:
+def test_classes_are_not_duplicated() -> None:
     code = "import mmattn, tasks, mmattn.tasks.vqa as full, tasks.vqa as short\n"
     code += "assert all(getattr(short, name) is getattr(full, name) for name in ('VQAHead', 'VQAModule', 'load'))\n"
     code += "assert mmattn.load is tasks.load\n"
     python("-c", code)
 
 
-def test_predict_from_the_command_line(tmp_path: Path) -> None:
+def test_predict_command_line(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
     words = ["--image", "a.png", "--question", "what colour is the circle?", "--top_k", "3"]
     answer = json.loads(python("-m", "mmattn", "vqa", "predict", *words, cwd=tmp_path).stdout)

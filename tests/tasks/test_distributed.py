@@ -1,4 +1,4 @@
-"""Two gloo processes on an odd number of ragged batches measure what one process measures."""
+"""Two gloo processes on an odd number of ragged batches compute the same metrics as one process."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ MODEL = "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 --model.fus
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 205 questions: in batches of 50 five batches, the last one short."""
+    """A file of 205 questions: five batches of 50, the last one smaller."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("questions")
@@ -45,19 +45,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path, questions: Path) -> dict[str, float]:
-    """What one process measures of a model that two have trained; what they measured in training is that, too."""
+    """One process's metrics of a model trained by two; they equal the metrics computed during training."""
     options = f"{MODEL} --trainer.max_epochs 2 --data.demo_size 17 --data.val {questions} --optim.lr 0.01"
     fitted = call("fit", folder / "two", options, processes=2)
     shipped = folder / "two" / "model"
     norms = [m for m in load(shipped, device="cpu").model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert norms, "the test is about a model with running statistics"
+    assert norms, "the model must have running statistics"
     alone = call("validate", folder / "one", f"--checkpoint {shipped} --data.val {questions}", processes=1)
-    assert figures(fitted["validation"]) == figures(alone["validation"]), "the validation within fit"
+    assert figures(fitted["validation"]) == figures(alone["validation"]), "the validation during fit"
     return figures(alone["validation"])
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_any_number_of_processes_measures_what_one_does(
+def test_metrics_do_not_depend_on_the_number_of_processes(
     processes: int, folder: Path, questions: Path, alone: dict[str, float]
 ) -> None:
     test = f"--checkpoint {folder / 'two' / 'model'} --data.test {questions}"

@@ -1,4 +1,4 @@
-"""The way everything is run: what fit takes, and what it refuses. What each task must do is in test_fit_contract.py."""
+"""Options and errors of fit. The tests of every task are in test_fit_contract.py."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,18 +21,18 @@ from tests.tasks.runs import read, run, write_lines
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny run, with the average of the weights on."""
+    """A finished tiny run with weight averaging."""
     return run("fit", tmp_path_factory.mktemp("runs") / "vqa", "--optim.ema_decay 0.9 --trainer.max_epochs 2")
 
 
-def test_a_finished_model_is_measured_as_it_is(finished: Path, tmp_path: Path) -> None:
+def test_finished_model_is_evaluated_unchanged(finished: Path, tmp_path: Path) -> None:
     message, options = r"has 'fusion_block', found 'additive'", f"--checkpoint {finished}/model --model.fusion additive"
     refused(rf"model\.fusion: the checkpoint .* {message}", run, "test", tmp_path, options, error=ConfigError)
 
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file of the same question about a red image, with these answers."""
+    """Writes a file of the same question about a red image with these answers."""
 
     def write(*answers: str) -> Path:
         Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
@@ -42,7 +42,7 @@ def questions(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_test_takes_any_file(finished: Path, questions: Callable[..., Path], tmp_path: Path) -> None:
+def test_test_command_accepts_any_file(finished: Path, questions: Callable[..., Path], tmp_path: Path) -> None:
     mine = questions("red", "zebra")
     run("test", tmp_path / "out", f"--checkpoint {finished / 'model'} --data.test {mine}")
     figures = read(tmp_path / "out" / "metrics.json")["test"]
@@ -50,7 +50,7 @@ def test_test_takes_any_file(finished: Path, questions: Callable[..., Path], tmp
     assert figures["data"]["test"]["samples"] == 2
 
 
-def test_own_data_are_not_judged_by_the_built_in_ones(questions: Callable[..., Path], tmp_path: Path) -> None:
+def test_own_data_need_own_validation_and_test_data(questions: Callable[..., Path], tmp_path: Path) -> None:
     mine = questions("red")
     refused(r"data\.train without data\.val", run, "fit", tmp_path / "run", f"--data.train {mine}", error=ConfigError)
     folder = run("fit", tmp_path / "run", f"--data.train {mine} --data.val {mine} --data.batch_size 4")
@@ -58,55 +58,55 @@ def test_own_data_are_not_judged_by_the_built_in_ones(questions: Callable[..., P
     run("test", tmp_path / "out", f"--checkpoint {folder / 'model'} --data.test {mine}")
 
 
-def test_a_used_run_directory_is_refused(finished: Path) -> None:
+def test_used_run_directory_raises(finished: Path) -> None:
     before = (finished / "last.ckpt").read_bytes()
     refused(r"not empty\. Resume its run by --ckpt_path last", run, "fit", finished, error=RunDirectoryError)
     assert (finished / "last.ckpt").read_bytes() == before
 
 
-def test_overwrite_empties_only_runs(tmp_path: Path) -> None:
+def test_overwrite_clears_only_run_directories(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     refused(r"no run\.json", run, "fit", tmp_path, "--overwrite true", error=RunDirectoryError)
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_bad_data_end_the_run_before_an_earlier_one_is_overwritten(finished: Path, tmp_path: Path) -> None:
+def test_invalid_data_keeps_the_earlier_run(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         run("fit", finished, f"--overwrite true --data.train {tmp_path / 'none.jsonl'} --data.val none")
     assert (finished / "last.ckpt").exists()
 
 
-def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+def test_unwritable_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused("cannot be written", run, "fit", tmp_path / "file" / "run", error=RunDirectoryError)
 
 
-def test_nothing_to_resume(tmp_path: Path) -> None:
+def test_missing_checkpoint_to_resume_raises(tmp_path: Path) -> None:
     either = (RunDirectoryError, CheckpointError)
     refused("found no such file|nothing to resume", run, "fit", tmp_path / "new", "--ckpt_path last", error=either)
 
 
-def test_a_truncated_checkpoint_is_named_and_nothing_is_touched(finished: Path, tmp_path: Path) -> None:
+def test_truncated_checkpoint_keeps_the_run(finished: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "last.ckpt"
     damaged.write_bytes((finished / "last.ckpt").read_bytes()[:3000])
     refused("damaged, truncated or foreign", run, "fit", finished, f"--ckpt_path {damaged}", error=CheckpointError)
     assert (finished / "model").exists()
 
 
-def test_a_resumed_run_refuses_other_settings(finished: Path) -> None:
+def test_resuming_with_other_settings_raises(finished: Path) -> None:
     options = "--optim.ema_decay 0.9 --trainer.max_epochs 3 --ckpt_path last --optim.lr 0.5"
     refused(r"optim\.lr: checkpoint 0\.\d+, now 0\.5", run, "fit", finished, options, error=ConfigError)
 
 
 LATE = ("loss.consistency: expected views that differ", "data.max_frames", "max_tokens: expected at least")
-WRONG = {  # those of LATE are seen when the run has its folder
+WRONG = {  # the errors of LATE are raised after the run has created its folder
     "vqa": [
         ("--model.embd_dim 3", r"did you mean 'model\.embed_dim'"),
         ("--trainer.max_epoch 3", r"did you mean 'trainer\.max_epochs'"),
         ("--epochs 3", r"did you mean 'trainer\.max_epochs'"),
         ("--train a.csv", r"did you mean 'data\.train'"),
-        ("--data.batch_size x", r"^data\.batch_size: expected a whole number, found 'x'\.$"),
-        ("--trainer.max_epochs two", r"^trainer\.max_epochs: expected a whole number or null, found 'two'\.$"),
+        ("--data.batch_size x", r"^data\.batch_size: expected an integer, found 'x'\.$"),
+        ("--trainer.max_epochs two", r"^trainer\.max_epochs: expected an integer or null, found 'two'\.$"),
         ("--optim.schedule cosin", r"^optim\.schedule: expected cosine, linear, .* or constant, found 'cosin'\.$"),
         ("--data.batch_size 0", r"data\.batch_size must be at least 1"),
         ("--optim.lr -1", r"optim\.lr: expected a value above 0, found -1"),
@@ -131,7 +131,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--model.decoder gru", "decoder"),
         ("--model.subsampling 3", "subsampling=3"),
         ("--model.cross_attention.kind sliding_window", "does not support"),
-        ("--data.augment.speeed [0.9,1.1]", "data.augment.speeed: no such option.*speed"),
+        ("--data.augment.speeed [0.9,1.1]", "data.augment.speeed: unknown option.*speed"),
         ("--data.max_frames 20", "data.max_frames"),
         ("--data.tokenizer bpe --data.vocab_size 5", "vocab_size: expected at least"),
         ("--data.num_mels 400", "n_mels"),
@@ -144,7 +144,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--model.decoder none --data.lm_order 3 --decode.lm_weight -1", "expected 0 or more, found -1"),
     ],
     "classification": [
-        ("--data.augment.pda 4", r"data\.augment\.pda: no such option \(did you mean 'pad'\?\)"),
+        ("--data.augment.pda 4", r"data\.augment\.pda: unknown option \(did you mean 'pad'\?\)"),
         ("--data.augment.erase 3", r"data\.augment\.erase: expected 0 to 1"),
         ("--model.backbone resnt", "unknown backbone 'resnt'"),
         ("--optim.layer_decay 0", r"optim\.layer_decay: expected a value above 0"),
@@ -155,7 +155,7 @@ WRONG = {  # those of LATE are seen when the run has its folder
         ("--loss.objective.tversky 1.0", "loss.objective: expected cross_entropy, dice, focal"),
         ("--model.attention.kind dense", "attention: of segformer alone"),
         ("--data.augment.flip 3", r"data\.augment\.flip: expected 0 to 1"),
-        ("--data.augment.flipp 1", r"data\.augment\.flipp: no such option \(did you mean 'flip'\?\)"),
+        ("--data.augment.flipp 1", r"data\.augment\.flipp: unknown option \(did you mean 'flip'\?\)"),
         ("--model.network fcn", "network"),
     ],
     "summarization": [
@@ -176,29 +176,27 @@ WRONG = {  # those of LATE are seen when the run has its folder
 
 
 @pytest.mark.parametrize(("task", "options", "message"), [(task, *row) for task, rows in WRONG.items() for row in rows])
-def test_wrong_keys_and_values_are_named(task: str, options: str, message: str, tmp_path: Path) -> None:
+def test_invalid_keys_and_values_raise(task: str, options: str, message: str, tmp_path: Path) -> None:
     error = (ConfigError, DataError) if task == "asr" else ConfigError
     refused(message, run, "fit", tmp_path / "run", options, task=task, error=error)
-    assert message in LATE or not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
+    assert message in LATE or not (tmp_path / "run").exists(), "a rejected run leaves no files"
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
-def test_complaints_of_types_are_told_in_words_and_others_as_they_are() -> None:
+def test_type_errors_are_readable() -> None:
     found = in_words("Parser key \"a.b\":\n  Expected a typing.Literal['16-mixed', 16, '16']. Got value: 7")
     assert found == "a.b: expected 16-mixed or 16, found '7'."
     for kind in ("Not of type PositiveInt", "Expected a typing.Callable[[int], int]"):
         assert in_words(f'Parser key "a.b":\n  {kind}. Got value: 7') is None
 
 
-def test_wrong_keys_in_a_file_are_named(tmp_path: Path) -> None:
+def test_invalid_keys_in_a_file_raise(tmp_path: Path) -> None:
     for text, message in (("model:\n  embd_dim: 3\n", r"did you mean 'model\.embed_dim'"), ("model: [\n", r"a\.yaml")):
         (tmp_path / "a.yaml").write_text(text)
         refused(message, run, "fit", tmp_path / "run", f"--config {tmp_path}/a.yaml", error=ConfigError)
 
 
-def test_options_of_the_kernel_that_was_replaced_are_dropped(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_of_the_replaced_kernel_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.yaml").write_text("model:\n  attention: {kind: sliding_window, window: 4}\n")
     run(
         "fit",
@@ -209,7 +207,7 @@ def test_options_of_the_kernel_that_was_replaced_are_dropped(
     assert read(tmp_path / "run" / "model" / "config.json")["model"]["attention"] == {"kind": "linear"}
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_loss_reports_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = VQAModule.training_loss, [0]
 
     def poisoned(self: Any, batch: Any) -> Any:
@@ -225,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_samples(tmp_path: Path, monkey
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
-def test_training_features_run_together(tmp_path: Path) -> None:
+def test_training_features_combine(tmp_path: Path) -> None:
     options = (
         "--optim.schedule inverse_sqrt --loss.label_smoothing 0.1 --trainer.early_stopping 1 "
         "--trainer.precision bf16-mixed --trainer.gradient_checkpointing true "
@@ -243,7 +241,7 @@ def test_learning_rate_finder_sets_the_rate(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains(tmp_path: Path) -> None:
+def test_compiled_model_trains(tmp_path: Path) -> None:
     run("fit", tmp_path / "run", "--trainer.compile true --trainer.max_steps 2")
     assert load(tmp_path / "run" / "model", device="cpu").model is not None
 

@@ -1,4 +1,4 @@
-"""What every task must do, from the command line and from Python: one class over the tasks that there are."""
+"""Tests of every task from the command line and from Python: one class over all tasks."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from mmattn.tasks.common.task import tasks
 from tests.conftest import refused, slow_but_first
 from tests.tasks.runs import ask, lines, read, run, weights
 
-CHEAP = "vqa"  # whose slow tests are always run
+CHEAP = "vqa"  # whose slow tests always run
 SOME_SLOW = [pytest.param(name, marks=() if name == CHEAP else pytest.mark.slow) for name in tasks()]
 BASELINES = [(task.name, words) for task in tasks().values() for words in task.baselines.values()]
 SOME_BASELINES = slow_but_first(BASELINES, lambda baseline: baseline[0])
-OPTIONS = "--optim.schedule constant --optim.ema_decay 0.9"  # the rate doesn't know when training ends
+OPTIONS = "--optim.schedule constant --optim.ema_decay 0.9"  # the rate does not depend on the length of training
 
-BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # what `predict` is given, and what it says
+BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # items given to `predict`, and its error messages
     "asr": [
         ([{"sound": "a.wav"}], "item 0: expected the key audio, a recording, found sound"),
         ("a.wav", "write predict"),
@@ -50,9 +50,9 @@ BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # what `predict` is given, and 
         ("a document", "write predict"),
     ],
     "translation": [
-        ([{"de": "x"}], "item 0: expected a text of en, found the keys de"),
-        (["\udcff"], "item 0: expected a text"),
-        ([{"en": 3}], "item 0: expected a text of en, found 3"),
+        ([{"de": "x"}], "item 0: expected a source sentence .en., found the keys de"),
+        (["\udcff"], "item 0: expected a source sentence"),
+        ([{"en": 3}], "item 0: expected a source sentence .en., found 3"),
         ("the lion", "a list of items"),
     ],
     "vqa": [
@@ -62,7 +62,7 @@ BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # what `predict` is given, and 
         (["none.png"], "item 0: expected a mapping with the keys image and question, found str"),
     ],
 }
-BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # asked in an empty folder
+BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
     "asr": [
         ("", "expected --audio, or --input PATH, found neither"),
         ("--audio a.wav --input demo", "expected --audio, or --input PATH, found both"),
@@ -96,7 +96,7 @@ each_slowly = pytest.mark.parametrize("task", SOME_SLOW)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The run of a task, two epochs."""
+    """A run of a task with two epochs."""
     folder = tmp_path_factory.mktemp("runs")
     return functools.cache(
         lambda task: run("fit", folder / task, f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 0", task=task)
@@ -105,19 +105,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def predictor(trained: Callable[[str], Path]) -> Callable[[str], Predictor[Any, Any]]:
-    """Its model."""
+    """The model of the run."""
     return functools.cache(lambda task: mmattn.load(trained(task) / "model", device="cpu"))
 
 
 def plain(found: Any) -> Any:
-    """A prediction's values, comparable."""
+    """A prediction's values in comparable form."""
     if isinstance(found, list):
         return [plain(one) for one in found]
     return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in dataclasses.asdict(found).items()}
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two runs end in the same shipped model and the same state of training, bit for bit."""
+    """Whether two runs end with bitwise equal models and training states."""
     pairs = [[weights(run) for run in (one, other)]]
     pairs += [[read_checkpoint(run / "last.ckpt")["state_dict"] for run in (one, other)]]
     return all(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs)
@@ -125,7 +125,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 class TestContract:
     @each
-    def test_what_it_says_of_itself_is_there(self, task: str) -> None:
+    def test_task_description_resolves(self, task: str) -> None:
         described = tasks()[task]
         assert (described.name, described.folder.name) == (task, task)
         assert described.tiny
@@ -134,12 +134,12 @@ class TestContract:
         assert len(named) >= 6
         for name in (*named, *described.families.values()):
             assert described.resolve(name)
-        assert any(words.startswith("--data.") for words in described.baselines.values()), "what kernels must beat"
+        assert any(words.startswith("--data.") for words in described.baselines.values()), "an ablation baseline"
         for words in (described.tiny, *described.baselines.values(), *described.variants.values()):
             assert all(word.startswith(("--data.", "--model.")) for word in words.split()[::2])
 
     @each
-    def test_fit_fills_the_run_directory(self, task: str, trained: Callable[[str], Path]) -> None:
+    def test_fit_writes_the_run_directory(self, task: str, trained: Callable[[str], Path]) -> None:
         folder = trained(task)
         files = {"config.yaml", "run.json", "metrics.json", "last.ckpt", "best.ckpt", "processor", "model", "logs"}
         assert {path.name for path in folder.iterdir()} == files
@@ -160,14 +160,14 @@ class TestContract:
         assert config["seed_everything"] == 0
 
     @each
-    def test_the_log_holds_the_metric(self, task: str, trained: Callable[[str], Path]) -> None:
+    def test_log_contains_the_metric(self, task: str, trained: Callable[[str], Path]) -> None:
         logs = trained(task) / "logs"
         assert any(path.name.startswith("events") for path in logs.rglob("*"))
         with next(logs.rglob("metrics.csv")).open() as file:
             assert sum(bool(row[f"val/{tasks()[task].metric}"]) for row in csv.DictReader(file)) == 2
 
     @each
-    def test_the_shipped_model_is_the_best_with_its_average(self, task: str, trained: Callable[[str], Path]) -> None:
+    def test_shipped_model_is_the_best_average(self, task: str, trained: Callable[[str], Path]) -> None:
         checkpoint = read_checkpoint(trained(task) / "best.ckpt")
         best, shipped = shipped_weights(checkpoint), weights(trained(task))
         assert shipped
@@ -176,7 +176,7 @@ class TestContract:
         assert any(not torch.equal(raw[f"model.{name}"], value) for name, value in shipped.items())
 
     @each
-    def test_validate_and_test_measure_it(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_validate_and_test(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
         for command in ("validate", "test"):
             run(command, tmp_path, f"--checkpoint {trained(task) / 'model'}", task=task)
         mine, theirs = read(tmp_path / "metrics.json"), read(trained(task) / "metrics.json")
@@ -185,9 +185,7 @@ class TestContract:
         assert isinstance(mine["test"][main], float)
 
     @each_slowly
-    def test_a_resumed_run_equals_an_unbroken_one(
-        self, task: str, trained: Callable[[str], Path], tmp_path: Path
-    ) -> None:
+    def test_resumed_run_equals_uninterrupted(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
         folder = run("fit", tmp_path / "run", OPTIONS, task=task)
         steps = read(folder / "metrics.json")["fit"]["steps"]
         run("fit", folder, f"{OPTIONS} --trainer.max_epochs 2 --ckpt_path last", task=task)
@@ -195,7 +193,7 @@ class TestContract:
         assert same_weights(folder, trained(task))
 
     @each_slowly
-    def test_workers_change_nothing(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_results_do_not_depend_on_workers(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
         options = f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 2"
         assert same_weights(run("fit", tmp_path / "run", options, task=task), trained(task))
 
@@ -212,8 +210,8 @@ class TestContract:
         ask("predict", *words, tmp_path / "answers.jsonl", task=task)
         answers = lines(tmp_path / "answers.jsonl")
         assert len({answer["id"] for answer in answers}) == len(answers) > 1
-        ask("explain", *words, tmp_path / "pictures", task=task)
-        images = sorted((tmp_path / "pictures").iterdir())
+        ask("explain", *words, tmp_path / "plots", task=task)
+        images = sorted((tmp_path / "plots").iterdir())
         assert len(images) == len(answers)
         with Image.open(images[0]) as image:
             assert image.format == "PNG"
@@ -221,7 +219,7 @@ class TestContract:
 
     @each_slowly
     def test_export(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
-        """Each program was compared with the model before it was kept."""
+        """Each exported program was compared with the model before it was saved."""
         pytest.importorskip("onnxruntime")
         ask("export", "--checkpoint", trained(task) / "model", "--output", tmp_path, task=task)
         programs = {path.stem for path in tmp_path.glob("*.pt2")}
@@ -230,7 +228,7 @@ class TestContract:
         assert {path.name for path in tmp_path.iterdir()} == names | {"processor"}
 
     @each
-    def test_one_item_and_several(self, task: str, predictor: Callable[[str], Predictor[Any, Any]]) -> None:
+    def test_single_and_multiple_items(self, task: str, predictor: Callable[[str], Predictor[Any, Any]]) -> None:
         model = predictor(task)
         first, second = model.demo_samples()[:2]
         expected = plain(model.predict([first, second], batch_size=1))
@@ -243,22 +241,22 @@ class TestContract:
             refused(rf"^batch_sizes: {task} has no such option", ask_it, [first], batch_sizes=1, error=ConfigError)
 
     @pytest.mark.parametrize("task", BAD_ITEMS)
-    def test_bad_items_are_named(self, task: str, predictor: Callable[[str], Predictor[Any, Any]]) -> None:
+    def test_invalid_items_raise(self, task: str, predictor: Callable[[str], Predictor[Any, Any]]) -> None:
         for items, message in BAD_ITEMS[task]:
             refused(message, predictor(task).predict, items, error=DataError)
 
     @pytest.mark.parametrize("task", BAD_ARGUMENTS)
-    def test_bad_arguments_are_named(
+    def test_invalid_arguments_raise(
         self, task: str, trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
         for words, message in BAD_ARGUMENTS[task]:
             given = ("--checkpoint", trained(task) / "model", *words.split(), "--output", "o")
             refused(message, ask, "predict", *given, task=task, error=(ConfigError, DataError))
-        assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+        assert not list(tmp_path.iterdir()), "a rejected command leaves no files"
 
     @each
-    def test_saved_and_loaded_it_predicts_the_same(
+    def test_saved_model_predicts_the_same(
         self, task: str, predictor: Callable[[str], Predictor[Any, Any]], tmp_path: Path
     ) -> None:
         model = predictor(task).to("cpu")
@@ -270,7 +268,7 @@ class TestContract:
         assert plain(other.predict(samples)) == plain(model.predict(samples))
 
     @each
-    def test_the_named_model(self, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_named_model(self, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if not named_models(task):
             pytest.skip(f"{task} ships no model yet")
         monkeypatch.chdir(tmp_path)

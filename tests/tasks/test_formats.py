@@ -1,4 +1,4 @@
-"""Model directories of earlier formats: they load, and say the same; what is no more ends in one error."""
+"""Model folders of earlier formats: they load and give equal outputs; removed options raise one error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHIPPED = [task for task in tasks() if "demo" in named_models(task)]
 
 
 def as_format_1(task: str, folder: Path, **keywords: Any) -> Path:
-    """The shipped model as version 0.1 wrote it."""
+    """The shipped model in the format of version 0.1."""
     shutil.copytree(named_models(task)["demo"], folder)
     with edited(folder / CONFIG) as config:
         del config["network"]
@@ -39,7 +39,7 @@ def as_format_1(task: str, folder: Path, **keywords: Any) -> Path:
 
 
 @pytest.mark.parametrize("task", SHIPPED)
-def test_format_1_loads_as_it_was(task: str, tmp_path: Path) -> None:
+def test_format_1_loads_unchanged(task: str, tmp_path: Path) -> None:
     before, now = mmattn.load(as_format_1(task, tmp_path / "old"), "cpu"), mmattn.load(f"{task}/demo", "cpu")
     assert read_config(now.parts.where)["format"] == FORMAT
     assert before.parts.keywords == now.parts.keywords
@@ -49,7 +49,7 @@ def test_format_1_loads_as_it_was(task: str, tmp_path: Path) -> None:
     assert repr(before.predict(samples)) == repr(now.predict(samples))
 
 
-def test_public_networks_of_format_1_are_named() -> None:
+def test_public_networks_of_format_1_are_upgraded() -> None:
     for name, wanted in ((None, "seq2seq"), ("whisper", "whisper"), ("wav2vec2", "wav2vec2")):
         public = {"embed_dim": 8} | ({} if name is None else {"network": name})
         task = "translation" if name is None else "asr"
@@ -66,11 +66,11 @@ def test_public_networks_of_format_1_are_named() -> None:
         ({"fusion": "additive"}, {"fusion": "additive", "pooling": "attention"}),
     ],
 )
-def test_mean_pooling_of_format_2(old: dict[str, Any], new: dict[str, Any]) -> None:
+def test_pooling_of_format_2_is_upgraded(old: dict[str, Any], new: dict[str, Any]) -> None:
     assert upgrade({"format": 2, "task": "vqa", "network": None, "model": old})["model"] == new
 
 
-def test_a_memory_of_training_questions_is_no_more(tmp_path: Path) -> None:
+def test_removed_memory_option_raises(tmp_path: Path) -> None:
     folder = as_format_1("vqa", tmp_path / "old", memory=0.9)
-    said = r"config\.json: expected a model without a memory .* version 0\.1 of mmattn"
-    refused(said, mmattn.load, folder, error=CheckpointError)
+    message = r"config\.json: expected a model without a memory .* version 0\.1 of mmattn"
+    refused(message, mmattn.load, folder, error=CheckpointError)

@@ -1,6 +1,6 @@
-"""One training step of every task as a GPU does it: mixed precision, compiled, fused optimizer; a CPU rehearses it.
+"""One training step of every task as on a GPU: mixed precision, compiled, fused optimizer; also run on a CPU.
 
-`pytest -m gpu` runs what needs a CUDA device. The rehearsal leaves out the compiler alone, which takes its time.
+`pytest -m gpu` runs the tests that need a CUDA device. The CPU tests omit only the compiler, which is slow.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tests.tasks.runs import read, run
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
-CLOSE = 0.05  # of the loss: bfloat16 has three digits
+CLOSE = 0.05  # relative difference of the loss: bfloat16 has three digits
 
 
 class Places(TorchDispatchMode):
-    """Counts, by device type, the operations whose results have more than one number."""
+    """Counts, by device type, the operations whose results have more than one element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,20 +43,20 @@ class Places(TorchDispatchMode):
 
 @dataclass
 class Step:
-    """What a training step did."""
+    """The record of one training step."""
 
     loss: float = float("nan")
-    places: dict[str, set[str]] = field(default_factory=dict)  # device types, and what ran there
+    places: dict[str, set[str]] = field(default_factory=dict)  # device types, and the operations run there
     autocast: torch.dtype | None = None
     compiled: bool = False
     fused: bool = False
-    moved: int = 0  # parameters that the optimizer changed
+    moved: int = 0  # parameters changed by the optimizer
     parameters: int = 0
 
 
 @pytest.fixture
 def take_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Step]:
-    """One step of a task from its command line, watched from inside."""
+    """Runs one step of a task from its command line and records it."""
 
     def take(task: str, device: str, options: str, *, watch_places: bool) -> Step:
         step = Step()
@@ -80,7 +80,7 @@ def take_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
         def configure_optimizers(self: Any) -> Any:
             found = optimizers(self)
-            if device == "cpu":  # which has it too, and is not given it by itself
+            if device == "cpu":  # which also supports fused but does not use it by default
                 for group in found["optimizer"].param_groups:
                     group["fused"] = True
             return found
@@ -106,9 +106,7 @@ def take_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("task", slow_but_first(tasks()))
-def test_the_gpu_path_takes_the_step_that_the_plain_path_takes(
-    task: str, device: str, take_step: Callable[..., Step]
-) -> None:
+def test_gpu_step_equals_plain_step(task: str, device: str, take_step: Callable[..., Step]) -> None:
     plain = take_step(task, device, "--trainer.precision 32-true --trainer.compile false", watch_places=True)
     assert set(plain.places) == {device}, f"elsewhere: { {k: v for k, v in plain.places.items() if k != device} }"
     compiled = str(device == "cuda").lower()

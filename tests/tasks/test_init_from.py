@@ -1,4 +1,4 @@
-"""Training that goes on from another model: a public folder, a shipped one; what is kept, and what is refused."""
+"""Fine-tuning of a public or shipped folder: kept options, and errors."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def answers(place: Any) -> list[str]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("family", TASK)
-def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: Path) -> None:
+def test_fine_tuning_a_public_folder(family: str, tmp_path: Path, own_data: Path) -> None:
     task, start = TASK[family], tmp_path / family
     write(family, start, num_beams=3, length_penalty=0.7, no_repeat_ngram_size=2)
     still = "--loss.salience 0" if task == "summarization" else ""
     folder = fit(task, tmp_path / "still", start, own_data, f"{STILL} {still}")
-    assert answers(folder) == answers(start), "what was not trained writes the same, loaded from our own format"
+    assert answers(folder) == answers(start), "the untrained model gives equal outputs from our own format"
     config, processor = read_config(folder / "model"), read(folder / "model" / "processor" / "processor.json")
     assert config["task"] == task
     assert config["own_data"]
@@ -61,11 +61,11 @@ def test_two_steps_from_a_public_folder(family: str, tmp_path: Path, own_data: P
     run("test", moved, measured, base="--trainer.accelerator cpu --trainer.enable_progress_bar false", task=task)
     assert read(moved / "metrics.json")["test"]["loss"] < read(folder / "metrics.json")["validation"]["loss"]
     again = fit(task, tmp_path / "again", moved, own_data, f"{STILL} {still}")
-    assert answers(again) == answers(moved), "and from there once more"
+    assert answers(again) == answers(moved), "and fine-tuned once more"
 
 
 @pytest.mark.parity
-def test_a_public_folder_is_measured(tmp_path: Path, own_data: Path) -> None:
+def test_public_folder_is_evaluated(tmp_path: Path, own_data: Path) -> None:
     write("marian", tmp_path / "marian")
     words, own = f"--checkpoint {tmp_path}/marian", f"--data.test {own_data} --decode.num_beams 1"
     run("test", tmp_path / "run", f"{words} {own}", base="--trainer.accelerator cpu", task="translation")
@@ -73,13 +73,13 @@ def test_a_public_folder_is_measured(tmp_path: Path, own_data: Path) -> None:
     refused(r"give --data\.test PATH", run, "test", tmp_path / "run", words, "", "translation", error=ConfigError)
 
 
-def test_from_a_shipped_folder(tmp_path: Path) -> None:
+def test_fine_tuning_a_shipped_folder(tmp_path: Path) -> None:
     folder = fit("translation", tmp_path / "run", SHIPPED, None, f"{STILL} --model.dropout 0.3")
     assert answers(folder) == answers(SHIPPED)
     assert read_config(folder / "model")["model"] == read_config(SHIPPED)["model"] | {"dropout": 0.3}
     steps = "--trainer.max_steps 3 --ckpt_path last"
     fit("translation", tmp_path / "run", SHIPPED, None, f"{STILL} --model.dropout 0.3 {steps}")
-    assert read(tmp_path / "run" / "metrics.json")["fit"]["steps"] == 3, "a resumed run goes on"
+    assert read(tmp_path / "run" / "metrics.json")["fit"]["steps"] == 3, "a resumed run continues"
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_from_a_shipped_folder(tmp_path: Path) -> None:
         ("--model.attention.kind nonesuch", r"model\.attention\.kind: expected one of"),
     ],
 )
-def test_what_conflicts_is_one_error(options: str, message: str, tmp_path: Path) -> None:
+def test_conflicting_options_raise(options: str, message: str, tmp_path: Path) -> None:
     refused(message, fit, "translation", tmp_path / "run", SHIPPED, None, options, error=(ConfigError, CheckpointError))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parity
-def test_what_a_public_folder_refuses(tmp_path: Path, own_data: Path) -> None:
+def test_incompatible_options_of_a_public_folder_raise(tmp_path: Path, own_data: Path) -> None:
     write("bart", tmp_path / "bart")
     for start, options, message in (
         ("bart", "--loss.salience 0.5", r"loss\.salience: expected 0, since public models have no copy mechanism"),

@@ -1,4 +1,4 @@
-"""What users do with files: many lines in order, empty and endless lines, bytes that are no text."""
+"""Files from users: many lines in order, empty and very long lines, invalid bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tasks.runs import ROOT, ask, lines as answers, write_lines
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A summarizer that has learnt nothing."""
+    """An untrained summarizer."""
     dataset = SummaryDataset(make("train", size=20))
     processor = SummaryProcessor.fit(dataset, vocab_size=300, max_source_len=40, max_target_len=6)
     keywords = {"embed_dim": 16, "num_heads": 2, "ffn_dim": 16, "encoder_layers": 1, "decoder_layers": 1}
@@ -46,7 +46,7 @@ def table(path: Path, documents: list[str]) -> Path:
     return write_lines(path, ({"id": str(n), "document": text} for n, text in enumerate(documents)))
 
 
-def test_a_thousand_in_order(predict: Callable[..., None], tmp_path: Path) -> None:
+def test_a_thousand_lines_in_order(predict: Callable[..., None], tmp_path: Path) -> None:
     documents = [f"{'the old ship sails. ' * (1 + 7 * n % 5)}{n}" for n in range(1000)]
     predict("--input", table(tmp_path / "in.jsonl", documents), "--output", tmp_path / "out")
     found = answers(tmp_path / "out")
@@ -54,10 +54,10 @@ def test_a_thousand_in_order(predict: Callable[..., None], tmp_path: Path) -> No
     predict("--input", table(tmp_path / "some.jsonl", documents[39::-1]), "--output", tmp_path / "some")
     scores = [row["score"] for row in answers(tmp_path / "some")]
     assert [row["score"] for row in found[39::-1]] == pytest.approx(scores, abs=2e-4)
-    assert len(set(scores)) > 5, "each line is the answer to its own document"
+    assert len(set(scores)) > 5, "each line is the summary of its own document"
 
 
-def test_a_line_of_100_000_signs_is_cut_and_harms_no_other(
+def test_line_of_100_000_characters_is_truncated(
     predict: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = ["x" * 100_000, "a b " * 25_000, "a." + " " * 100_000 + "b", "Mr. " * 25_000, "\n" * 100_000 + "a"]
@@ -69,16 +69,16 @@ def test_a_line_of_100_000_signs_is_cut_and_harms_no_other(
     found = answers(tmp_path / "out")
     assert found[0]["summary"] == found[6]["summary"] == answers(tmp_path / "alone")[0]["summary"]
     assert [row["tokens_cut"] > 0 for row in found] == [False, *[True] * 5, False]
-    said = capsys.readouterr().err
-    assert said.count("longer than 40 tokens") == 1
-    assert "5 of the documents" in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("longer than 40 tokens") == 1
+    assert "5 of the documents" in stderr
 
 
-def test_an_empty_document_is_named(
+def test_empty_document_raises(
     predict: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = table(tmp_path / "in.jsonl", ["a ship", " ", "a ship"])
-    path.write_text(path.read_text().replace("}\n", "}\n\n"))  # empty lines between them are passed over
+    path.write_text(path.read_text().replace("}\n", "}\n\n"))  # empty lines between them are skipped
     with pytest.raises(DataError, match=r"in\.jsonl, line 3: expected a document, a text that is not empty, found ' '"):
         predict("--input", path)
     assert capsys.readouterr().out == ""
@@ -103,8 +103,8 @@ def test_invalid_utf8(name: str, content: bytes, message: str, predict: Callable
     assert sorted(p.name for p in tmp_path.iterdir()) == [name, "out"]
 
 
-def test_progress_is_shown_and_answers_go_where_they_should(tiny: Path, tmp_path: Path) -> None:
-    """On a terminal, with stdout in a file: the bar on the one, each answer in the other."""
+def test_progress_bar_and_output_are_separate(tiny: Path, tmp_path: Path) -> None:
+    """On a terminal with stdout redirected to a file: the bar on the terminal, predictions in the file."""
     pytest.importorskip("rich")
     path = table(tmp_path / "in.jsonl", ["a ship sails"] * 100)
     words = f"-m tasks.summarization predict --input {path} --checkpoint {tiny} --num_beams 1 --device cpu".split()

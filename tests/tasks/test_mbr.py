@@ -1,20 +1,20 @@
-"""Choosing among texts by what they have in common."""
+"""Minimum Bayes risk selection of a hypothesis."""
 
 import math
 
 from mmattn.tasks.common.seq2seq.model import mbr_select
 
 
-def test_the_one_that_agrees_with_most_wins_over_the_likeliest() -> None:
+def test_selects_the_minimum_bayes_risk_hypothesis() -> None:
     texts = ["pump", "old ship sailed", "ship sailed", "the ship sailed"]
     assert mbr_select(texts, [-0.5, -1.0, -1.0, -1.0]) == 2
     assert mbr_select(["a b", "a c", "d e"], [-1.0, -1.0, -1.0]) in (0, 1)
     assert mbr_select(["a b", "a c", "d e"], [-50.0, -50.0, 0.0], temperature=1.0) == 2, "weights are a softmax"
-    assert mbr_select(["Ship Sailed", "ship sailed", "pump"], [-1.0, -1.0, -0.9]) == 0, "case counts for nothing"
+    assert mbr_select(["Ship Sailed", "ship sailed", "pump"], [-1.0, -1.0, -0.9]) == 0, "case is ignored"
     assert mbr_select(["only"], [-9.0]) == 0
 
 
-def test_it_is_the_definition() -> None:
+def test_equals_the_definition() -> None:
     texts, log_p = ["x y z", "x y", "y z w", ""], [-1.0, -2.0, -1.5, -3.0]
 
     def f1(a: str, b: str) -> float:

@@ -1,4 +1,4 @@
-"""Public folders in the tasks: text in, text out as transformers writes it; what is said of the rest; fewer bits."""
+"""Public folders in the tasks: outputs equal those of transformers; errors; reduced precision."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def by_transformers(theirs: Any, prefix: str = "", **search: Any) -> list[str]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_as_transformers_writes_it(family: str, way: str, tmp_path: Path) -> None:
+def test_texts_equal_transformers(family: str, way: str, tmp_path: Path) -> None:
     theirs, prefix = write(family, tmp_path, **WAYS[way]), PREFIX * (family == "t5")
     predictor, other = mmattn.load(tmp_path, device="cpu"), {"num_beams": 3, "max_length": 9}
     assert written(predictor) == by_transformers(theirs, prefix)
-    assert len(set(written(predictor))) > 2, "texts that are all alike would show nothing"
+    assert len(set(written(predictor))) > 2, "identical texts would prove nothing"
     assert written(predictor, **other) == by_transformers(theirs, prefix, **other), "before generation_config.json"
 
 
-def test_which_task_has_it(folders: dict[str, Any]) -> None:
+def test_task_is_inferred(folders: dict[str, Any]) -> None:
     kinds = {family: type(mmattn.load(str(folder))) for family, (folder, _) in folders.items()}
     assert kinds == {"marian": TranslationPredictor, "bart": SummarizationPredictor, "t5": SummarizationPredictor}
     assert mmattn.load(folders["marian"][0]).processor.options["source_lang"] == "en"
@@ -65,7 +65,7 @@ def test_which_task_has_it(folders: dict[str, Any]) -> None:
     assert written(load_translator(folder, device="cpu")) == by_transformers(theirs)
 
 
-def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
+def test_t5_prefix(folders: dict[str, Any], tmp_path: Path) -> None:
     folder, theirs = folders["t5"]
     assert written(load_translator(folder, device="cpu")) == by_transformers(theirs)
     asked = load_translator(folder, device="cpu", prefix="the old:")
@@ -86,7 +86,7 @@ def test_the_prefix_of_t5(folders: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_cut_is_said(family: str, folders: dict[str, Any]) -> None:
+def test_truncation_is_reported(family: str, folders: dict[str, Any]) -> None:
     predictor = mmattn.load(folders[family][0], device="cpu")
     limit = {"marian": 100, "bart": 128, "t5": 512}[family]
     assert predictor.processor.max_source_len == limit
@@ -97,11 +97,11 @@ def test_what_is_cut_is_said(family: str, folders: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None:
+def test_explanation(family: str, folders: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     predictor = mmattn.load(folders[family][0], device="cpu")
-    sample, said = predictor.to_sample(TEXTS[1], 0), TEXTS[0]  # a random model may say nothing at all
-    found = predictor.explain_written([sample], [predictor.written(sample, said, 0.0, 0)])[0]
+    sample, text = predictor.to_sample(TEXTS[1], 0), TEXTS[0]  # a random model may output nothing
+    found = predictor.explain_written([sample], [predictor.written(sample, text, 0.0, 0)])[0]
     assert found.weights.shape[0] == len(found.words) > 5
     torch.testing.assert_close(found.weights.sum(1), torch.ones(len(found.words)))
     if family == "marian":
@@ -114,7 +114,7 @@ def test_explained(family: str, folders: dict[str, Any], tmp_path: Path) -> None
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path) -> None:
+def test_command_line(folders: dict[str, Any], tmp_path: Path) -> None:
     folder, theirs = folders["t5"]
     write_lines(tmp_path / "in.jsonl", ({"document": text} for text in TEXTS))
     words = f"--checkpoint {folder} --input {tmp_path}/in.jsonl --output {tmp_path}/o --num_beams 2"
@@ -123,11 +123,11 @@ def test_from_the_command_line(folders: dict[str, Any], tmp_path: Path) -> None:
     assert found == by_transformers(theirs, PREFIX, num_beams=2)
 
 
-# Fewer bits -----------------------------------------------------------------------------------------------------------
+# Reduced precision ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", linears.PRECISIONS)
-def test_precision(precision: str, folders: dict[str, Any]) -> None:
+def test_reduced_precision(precision: str, folders: dict[str, Any]) -> None:
     if linears.why_not(precision) is not None:
         pytest.skip(f"{precision}: {linears.why_not(precision)}")
     plain, packed = (mmattn.load(folders["marian"][0], device="cpu", precision=p) for p in (None, precision))
@@ -135,7 +135,7 @@ def test_precision(precision: str, folders: dict[str, Any]) -> None:
     assert kinds & {linears.PackedLinear, linears.Int8Linear}
     assert torch.nn.Linear not in kinds
     found = written(packed)
-    assert sum(map(bool, found)) > 2, "a random model may have nothing to say to some"
+    assert sum(map(bool, found)) > 2, "a random model may output nothing for some texts"
     if precision == "float32":
         assert found == written(plain)
     assert packed.explain(TEXTS[0]).weights.isfinite().all()
@@ -143,14 +143,14 @@ def test_precision(precision: str, folders: dict[str, Any]) -> None:
         mmattn.load(folders["marian"][0], precision="int4")
 
 
-def test_a_precision_that_cannot_be_had(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_precision_falls_back(folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linears, "why_not", lambda precision: "no such operator")
     with pytest.warns(UserWarning, match=r"'int8' is not available, linear maps are not packed: no such operator"):
         found = mmattn.load(folders["marian"][0], device="cpu", precision="int8")
     assert written(found) == written(mmattn.load(folders["marian"][0], device="cpu"))
 
 
-# Where they come from -------------------------------------------------------------------------------------------------
+# Sources --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_from_the_hubs_cache(folders: dict[str, Any], offline: Path) -> None:
+def test_loads_from_the_hub_cache(folders: dict[str, Any], offline: Path) -> None:
     folder, theirs = folders["marian"]
     place = offline / "models--own--er"
     shutil.copytree(folder, place / "snapshots" / ("a" * 40))
@@ -173,7 +173,7 @@ def test_from_the_hubs_cache(folders: dict[str, Any], offline: Path) -> None:
         assert written(load(name, device="cpu")) == by_transformers(theirs)
 
 
-def test_what_is_not_there_is_one_error(offline: Path) -> None:
+def test_missing_sources_raise(offline: Path) -> None:
     missing = r"^hf:own/other: .*own/other.*no such folder, nor in the hub's cache"
     assert "\n" not in refused(missing, mmattn.load, "hf:own/other", error=CheckpointError)
     for name in ("hf:", "hf:.", "hf:a/b/c", "hf:/etc"):
@@ -190,13 +190,13 @@ def test_what_is_not_there_is_one_error(offline: Path) -> None:
         ("generation_config.json", {"typical_p": 0.5, "max_length": 9}, r"typical_p = 0\.5"),
     ],
 )
-def test_bad_folders(name: str, content: Any, message: str, folders: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_folders(name: str, content: Any, message: str, folders: dict[str, Any], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["marian"][0], tmp_path / "marian")
     damage(folder / name, content)
     refused(message, mmattn.load, folder, error=UserError)
 
 
-def test_a_run_stands_for_its_model(tmp_path: Path) -> None:
+def test_run_directory_resolves_to_its_model(tmp_path: Path) -> None:
     shutil.copytree(named_models("translation")["demo"], tmp_path / "run" / "model")
     assert find_model(tmp_path / "run").folder == tmp_path / "run" / "model"
     assert isinstance(mmattn.load(tmp_path / "run", device="cpu"), TranslationPredictor)

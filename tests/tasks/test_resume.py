@@ -1,4 +1,4 @@
-"""A killed and resumed run ends with the weights of an undisturbed one."""
+"""A killed and resumed run ends with the weights of an uninterrupted one."""
 
 import pytest
 
@@ -6,6 +6,6 @@ from tests.tasks.runs import python
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_an_undisturbed_one() -> None:
-    said = python("scripts/kill_resume.py", "--kills", 2, "--epochs", 2).stdout
-    assert "bitwise equal: True; left-over files: 0" in said
+def test_killed_run_equals_uninterrupted() -> None:
+    output = python("scripts/kill_resume.py", "--kills", 2, "--epochs", 2).stdout
+    assert "bitwise equal: True; left-over files: 0" in output

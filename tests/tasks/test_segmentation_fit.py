@@ -1,4 +1,4 @@
-"""Training segmentation by the command line: built-in scenes, a folder of one's own, the baseline, bad settings."""
+"""Training segmentation from the command line: built-in scenes, own folder, the baseline, invalid settings."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def own_data(root: Path, sizes: tuple[tuple[int, int], ...] = ((64, 64), (48, 64), (64, 64), (40, 40))) -> Path:
-    """Scenes as files, cut to these heights and widths, with a class list and void pixels."""
+    """Scenes as files, cropped to these heights and widths, with a class list and void pixels."""
     for split in ("train", "val"):
         scenes = make(split, len(sizes))
         for scene, (height, width) in zip(scenes, sizes, strict=True):
@@ -41,8 +41,8 @@ def test_fit_test_and_load(tmp_path: Path) -> None:
     assert load(folder / "model", device="cpu").processor.classes.names == NAMES
 
 
-def test_a_folder_of_ones_own(tmp_path: Path) -> None:
-    """Images of several sizes; seen smaller than they are, measured at their own size."""
+def test_own_folder(tmp_path: Path) -> None:
+    """Images of several sizes; resized for the model, evaluated at their original size."""
     data = own_data(tmp_path / "data")
     options = f"--data.train {data / 'train'} --data.val {data / 'val'} --data.image_size 32 --data.batch_size 4"
     augment = "--data.augment.crop [24,40] --data.augment.scale [0.8,1.2]"
@@ -66,7 +66,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     ],
     ids=["size", "number", "no mask"],
 )  # fmt: skip
-def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(
+def test_invalid_mask_raises_before_the_run_starts(
     place: str, size: int, number: int, message: str, tmp_path: Path
 ) -> None:
     data = own_data(tmp_path / "data")
@@ -80,7 +80,7 @@ def test_a_mask_that_does_not_fit_ends_the_run_before_anything_is_written(
     assert (tmp_path / "run" / "model").exists()
 
 
-def test_shuffled_patches_keep_each_patch_with_its_labels() -> None:
+def test_shuffled_patches_keep_their_labels() -> None:
     module, samples = SegmentationDataModule(ablate="context"), make("test", 2)
     module.processor = SegmentationProcessor.fit(module.dataset("test"))
     shuffled, plain = module.collate_fn("val")(samples), module.processor.collate(samples)

@@ -1,4 +1,4 @@
-"""Segmentation's figures and losses against their definitions, and tiles."""
+"""Segmentation metrics and losses against their definitions, and tiles."""
 
 import itertools
 import math
@@ -20,11 +20,11 @@ VOID = 255
 
 
 def by_hand(pairs: list[tuple[int, int]], names: list[str]) -> dict[str, float]:
-    """The figures from (truth, prediction) pixel by pixel: a confusion matrix in plain Python."""
+    """The metrics from (truth, prediction) per pixel: a confusion matrix in plain Python."""
     count, K = Counter(pair for pair in pairs if pair[0] != VOID), range(len(names))
     hits = [count[k, k] for k in K]
-    true, said = [sum(count[k, i] for i in K) for k in K], [sum(count[i, k] for i in K) for k in K]
-    ious = {f"iou/{names[k]}": hits[k] / (true[k] + said[k] - hits[k]) for k in K if true[k] + said[k]}
+    true, predicted = [sum(count[k, i] for i in K) for k in K], [sum(count[i, k] for i in K) for k in K]
+    ious = {f"iou/{names[k]}": hits[k] / (true[k] + predicted[k] - hits[k]) for k in K if true[k] + predicted[k]}
     recalls = [hits[k] / true[k] for k in K if true[k]]
     return ious | {
         "miou": sum(ious.values()) / max(len(ious), 1),
@@ -33,34 +33,34 @@ def by_hand(pairs: list[tuple[int, int]], names: list[str]) -> dict[str, float]:
     }
 
 
-def test_miou_equals_a_confusion_matrix_by_hand_on_1000_random_cases() -> None:
-    """One to nine classes, some absent from truth, prediction or both; void from nowhere to everywhere; batches."""
+def test_miou_equals_naive_confusion_matrix() -> None:
+    """One to nine classes, some absent from truth, prediction or both; no, some or only void pixels; batches."""
     draw = random.Random(0)
-    seen = {"absent": 0, "only said": 0, "all void": 0}
+    seen = {"absent": 0, "only predicted": 0, "all void": 0}
     for _ in range(1000):
         K = draw.randint(1, 9)
         names = [f"c{k}" for k in range(K)]
-        true_classes, said_classes = (draw.sample(range(K), draw.randint(1, K)) for _ in range(2))
+        true_classes, predicted_classes = (draw.sample(range(K), draw.randint(1, K)) for _ in range(2))
         void = draw.choice([0.0, 0.0, 0.2, 0.9, 1.0])
         metric, pairs = SegmentationMetric(names), []
         for _ in range(draw.randint(1, 3)):
             size = (draw.randint(1, 3), draw.randint(1, 5), draw.randint(1, 5))
             pixels = math.prod(size)
             true = [VOID if draw.random() < void else draw.choice(true_classes) for _ in range(pixels)]
-            said = [t if t != VOID and draw.random() < 0.5 else draw.choice(said_classes) for t in true]
-            pairs += list(zip(true, said, strict=True))
-            metric.update(*(torch.tensor(x, dtype=torch.uint8).view(size) for x in (said, true)))
+            predicted = [t if t != VOID and draw.random() < 0.5 else draw.choice(predicted_classes) for t in true]
+            pairs += list(zip(true, predicted, strict=True))
+            metric.update(*(torch.tensor(x, dtype=torch.uint8).view(size) for x in (predicted, true)))
         expected = by_hand(pairs, names)
         found = {name: float(value) for name, value in metric.compute().items()}
         assert found == pytest.approx(expected, abs=1e-12)
         assert found.keys() == expected.keys()
         seen["absent"] += any(f"iou/{name}" not in expected for name in names)
-        seen["only said"] += any(value == 0 for name, value in expected.items() if name.startswith("iou/"))
+        seen["only predicted"] += any(value == 0 for name, value in expected.items() if name.startswith("iou/"))
         seen["all void"] += all(t == VOID for t, _ in pairs)
     assert min(seen.values()) > 50
 
 
-def test_miou_is_no_mean_over_images_but_torchmetrics_jaccard() -> None:
+def test_miou_equals_torchmetrics_jaccard() -> None:
     # An image with a class and one without: the mean of their IoUs would be 0.75.
     metric = SegmentationMetric(["a", "b"])
     metric.update(torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
@@ -72,11 +72,11 @@ def test_miou_is_no_mean_over_images_but_torchmetrics_jaccard() -> None:
     ours = SegmentationMetric([str(k) for k in range(6)])
     for n in range(20):
         generator = torch.Generator().manual_seed(n)
-        true = torch.randint(5, (2, 8, 9), generator=generator)  # class 5 is never true
-        said = torch.randint(6 if n % 2 else 5, (2, 8, 9), generator=generator)
+        true = torch.randint(5, (2, 8, 9), generator=generator)  # class 5 does not occur in the truth
+        predicted = torch.randint(6 if n % 2 else 5, (2, 8, 9), generator=generator)
         true[torch.rand(2, 8, 9, generator=generator) < 0.2] = VOID
-        theirs.update(said, true)
-        ours.update(said, true)
+        theirs.update(predicted, true)
+        ours.update(predicted, true)
     torch.testing.assert_close(ours.compute()["miou"].float(), theirs.compute())
 
 
@@ -92,13 +92,13 @@ def case(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pixels_of(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, int]]:
-    """(log-probabilities (K,), label) of the labelled pixels."""
+    """(log-probabilities (K,), label) of the labeled pixels."""
     log_p = logits.log_softmax(1).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
     return [(row, int(y)) for row, y in zip(log_p, labels.reshape(-1), strict=True) if y != VOID]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_losses_by_hand(weighted: bool) -> None:
+def test_losses_match_definition(weighted: bool) -> None:
     logits, labels, given = case()
     weights = given if weighted else None
     w = given.tolist() if weighted else [1.0] * 4
@@ -117,7 +117,7 @@ def test_losses_by_hand(weighted: bool) -> None:
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, dice, focal])
-def test_void_pixels_do_not_matter_and_what_is_right_costs_nothing(loss: Any) -> None:
+def test_void_and_correct_pixels_have_zero_loss(loss: Any) -> None:
     logits, labels, weights = case()
     changed = logits + torch.randn_like(logits) * (labels == VOID)[:, None]
     assert float(loss(logits, labels, weights)) == pytest.approx(float(loss(changed, labels, weights)), abs=1e-6)
@@ -128,12 +128,12 @@ def test_void_pixels_do_not_matter_and_what_is_right_costs_nothing(loss: Any) ->
         assert scores.grad is not None
         assert scores.grad.isfinite().all()
         assert (scores.grad.permute(0, 2, 3, 1)[given == VOID] == 0).all()
-    assert float(value.detach()) == float(loss(logits, given)) == 0, "without a labelled pixel"
+    assert float(value.detach()) == float(loss(logits, given)) == 0, "without a labeled pixel"
     labels = torch.randint(3, (2, 6, 6), generator=torch.Generator().manual_seed(0))
     assert float(loss(60.0 * F.one_hot(labels, 3).permute(0, 3, 1, 2), labels)) < 1e-6
 
 
-def test_labels_are_brought_to_the_size_of_coarser_scores() -> None:
+def test_labels_are_resized_to_coarse_scores() -> None:
     labels = torch.tensor([[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 0]]], dtype=torch.uint8)
     logits = 60.0 * F.one_hot(torch.tensor([[[0, 1], [2, 0]]]), 3).permute(0, 3, 1, 2)
     parts = segmentation_loss({"cross_entropy": 2.0, "dice": 1.0}, logits, labels)
@@ -144,7 +144,7 @@ def test_labels_are_brought_to_the_size_of_coarser_scores() -> None:
     torch.testing.assert_close(double, 2 * single)
 
 
-def test_class_weights_by_hand() -> None:
+def test_class_weights_match_definition() -> None:
     assert class_weights("none", [1, 2]) is None
     raw = torch.tensor([4.0, 1.0, 0.8])
     torch.testing.assert_close(class_weights("median", [10, 40, 50]), raw / raw.mean())
@@ -158,8 +158,8 @@ def test_class_weights_by_hand() -> None:
 
 @pytest.mark.parametrize("size", [(50, 70), (32, 90), (20, 20), (33, 32)])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_tiles_of_a_local_model_make_the_whole(size: tuple[int, int], overlap: float) -> None:
-    """Where each pixel is scored by itself, tiles blend to what one pass gives."""
+def test_tiles_of_a_local_model_equal_full_image(size: tuple[int, int], overlap: float) -> None:
+    """For a model that scores each pixel independently, blended tiles equal a single pass."""
     pixels, mix = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3, *size), (5, 3)))
     run = lambda x: torch.einsum("kc,bchw->bkhw", mix, x)  # noqa: E731
     torch.testing.assert_close(segment(run, pixels, 32, overlap), run(pixels), atol=1e-10, rtol=0)
@@ -175,7 +175,7 @@ def test_tiles_cover_and_overlap(size: int, tile: int, overlap: float) -> None:
     assert all(0 <= start <= max(0, size - tile) for start in found)
 
 
-def test_flips_are_flipped_back() -> None:
+def test_flips_are_inverted() -> None:
     pixels, right = torch.randn(1, 2, 6, 8), torch.arange(8.0)
     run = lambda x: x * right  # noqa: E731
     torch.testing.assert_close(segment(run, pixels, flip=True), pixels * (right + right.flip(0)) / 2)

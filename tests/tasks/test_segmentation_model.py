@@ -1,4 +1,4 @@
-"""The segmentation model: what every task's model must do, and what is its own."""
+"""The segmentation model: the tests of every task's model, and its own."""
 
 from typing import Any, ClassVar
 
@@ -60,7 +60,7 @@ class TestSegmentationModel(TaskModelTests):
             assert output.logits.shape == (2, 5, *size)
             assert output.auxiliary == []
 
-    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module) -> None:
+    def test_overfits_one_batch(self, model: nn.Module) -> None:
         pixels = self.inputs(2, 3)["pixel_values"]
         labels = torch.randint(5, (2, 3, 5), generator=torch.Generator().manual_seed(1))
         labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -94,14 +94,14 @@ def test_attention_maps(keywords: dict[str, Any]) -> None:
     shapes = [(2, 32, 48), (2, 16, 24)] if not keywords else [(2, 4, 6), (2, 4, 6)]
     assert [tuple(x.shape) for x in seen] == [tuple(x.shape) for x in spoke] == shapes
     assert all((x >= 0).all() for x in (*seen, *spoke))
-    if keywords:  # what all queries spend on the keys is one
+    if keywords:  # each query's weights sum to one
         torch.testing.assert_close(seen[0].sum((1, 2)), torch.ones(2))
     else:
         refused("neither gates nor self-attention", SegmentationModel(**SMALL, gates=False).attention_maps, {}, (8, 8))
 
 
-def test_a_closed_gate_hides_the_skip() -> None:
-    """With every gate shut the finest map cannot matter; opened, it does."""
+def test_closed_gate_blocks_the_skip_connection() -> None:
+    """With all gates closed the finest map has no effect; with open gates it has."""
     decoder = GatedDecoder((6, 8)).eval()
     fine, coarse = torch.randn(1, 6, 12, 8), torch.randn(1, 8, 6, 4)
     gate: Any = decoder.gates[0]
@@ -142,7 +142,7 @@ def test_stochastic_depth_drops_whole_branches() -> None:
     assert not torch.allclose(layer.eval()(x, (2, 3)), x)
 
 
-def test_best_classes_by_hand() -> None:
+def test_best_classes() -> None:
     logits = torch.randn(2, 5, 7, 9)
     enlarged = nn.functional.interpolate(logits, size=(20, 13), mode="bilinear")
     assert torch.equal(best_classes(logits, (20, 13)), enlarged.argmax(1).to(torch.uint8))

@@ -1,4 +1,4 @@
-"""Asking a shipped segmentation model: from Python and from the command line, good items and bad ones."""
+"""The shipped segmentation model from Python and from the command line, with valid and invalid items."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ def miou(predictor: SegmentationPredictor, samples: list, **options: Any) -> flo
     return float(metric.compute()["miou"])
 
 
-def test_the_stated_figure_is_found(predictor: SegmentationPredictor) -> None:
+def test_published_miou_is_reproduced(predictor: SegmentationPredictor) -> None:
     stated = read_config(named_models("segmentation")["demo"])["metrics"]["built-in test"]
     assert stated["miou"] >= 0.85
     assert min(stated[f"iou/{name}"] for name in NAMES) >= 0.75
     assert predictor.labels == list(NAMES)
     samples = make("test", 100)
     assert miou(predictor, samples) == pytest.approx(stated["miou"], abs=0.02)
-    assert miou(predictor, samples[:40], flip=True) > miou(predictor, samples[:40]) - 0.02, "no worse by much"
+    assert miou(predictor, samples[:40], flip=True) > miou(predictor, samples[:40]) - 0.02, "not much worse"
 
 
-def test_what_speaks_for_a_thing_lies_on_it(predictor: SegmentationPredictor) -> None:
+def test_relevance_lies_on_the_object(predictor: SegmentationPredictor) -> None:
     game = localisation(predictor, 40)
     scenes = {name: sum((sample.mask == NAMES.index(name)).any() for sample in make("test", 40)) for name in THINGS}
     assert {name: row[0] for name, row in game.rows.items()} == scenes
@@ -61,7 +61,7 @@ def test_what_speaks_for_a_thing_lies_on_it(predictor: SegmentationPredictor) ->
     assert found.gates[0].shape == found.relevance.shape == (64, 64)
 
 
-def test_a_batch_equals_one_by_one(predictor: SegmentationPredictor) -> None:
+def test_batched_equals_single(predictor: SegmentationPredictor) -> None:
     samples = make("test", 5)
     samples[1].image = samples[1].image[:50]  # another size
     together = predictor.predict(samples, batch_size=4)
@@ -75,8 +75,8 @@ def test_a_batch_equals_one_by_one(predictor: SegmentationPredictor) -> None:
         torch.testing.assert_close(found.relevance, predictor.explain(sample).relevance, atol=1e-4, rtol=1e-3)
 
 
-def test_tiles_find_what_the_whole_does(predictor: SegmentationPredictor) -> None:
-    """Four scenes side by side, cut into overlapping tiles of one scene's size."""
+def test_tiles_equal_full_image(predictor: SegmentationPredictor) -> None:
+    """Four adjacent scenes, split into overlapping tiles of one scene's size."""
     scenes = make("test", 4)
     wide = np.concatenate([np.concatenate([s.image for s in scenes[i : i + 2]], 1) for i in (0, 2)], 0)
     whole, tiled = (predictor(wide, tile=tile).labels for tile in (1024, 80))
@@ -96,7 +96,7 @@ def test_masks_and_overlays_are_written(tmp_path: Path, predictor: SegmentationP
         colours = np.array(written.getpalette(), np.uint8).reshape(-1, 3)
         assert np.array_equal(colours[: len(NAMES)], palette(len(NAMES)))
         assert Image.open(row["overlay"]).size == (64, 64)
-    # What was written is a data set for training, and one to be asked about.
+    # The output is a data set for training and for prediction.
     folder = write_pairs(tmp_path / "set", make("test", 8))
     shutil.copytree(masks, folder / "masks", dirs_exist_ok=True)
     assert len(SegmentationDataset(folder)) == 8
@@ -112,14 +112,14 @@ def test_images_of_one_name_do_not_overwrite_each_other(tmp_path: Path, predicto
     run("predict", "--input", tmp_path / "in", "--masks", tmp_path / "m", "--output", tmp_path / "o")
     written = [Path(row["mask"]).relative_to(tmp_path / "m").as_posix() for row in lines(tmp_path / "o")]
     assert written == ["a.png", "a.png.png", "b/a.png", "b/a.png.png"]
-    for _ in range(2):  # absolute paths are no places to write to
+    for _ in range(2):  # absolute paths are not used as output paths
         found = predictor.predict([*paths, {"image": paths[0], "id": "../a.png"}], masks=tmp_path / "n")
         names = ["a.png", "a.bmp.png", "a.png.png", "a-2.png", "a-3.png"]
         assert [answer.mask for answer in found] == [str(tmp_path / "n" / name) for name in names]
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_a_folder_of_odd_and_bad_images(
+def test_folder_with_invalid_images(
     tmp_path: Path, predictor: SegmentationPredictor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = Image.fromarray(make("test", 1)[0].image)
@@ -138,7 +138,7 @@ def test_a_folder_of_odd_and_bad_images(
         assert (np.asarray(Image.open(out / f"{name}.png")) == predictor(image).labels).mean() > share, name
 
 
-def test_pictures_of_explanations(tmp_path: Path) -> None:
+def test_explanation_plots(tmp_path: Path) -> None:
     Image.fromarray(make("test", 1)[0].image).save(tmp_path / "a.png")
     words = ("--image", tmp_path / "a.png", "--output", tmp_path / "e.png", "--class_name")
     refused("--class_name: expected one of ground, rows", run, "explain", *words, "dog", error=DataError)

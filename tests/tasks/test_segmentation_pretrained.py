@@ -1,4 +1,4 @@
-"""Beginning with, and asking, models that were trained before: public SegFormers, timm backbones, ours."""
+"""Prediction with and fine-tuning of pretrained models: public SegFormers, timm backbones, ours."""
 
 import dataclasses
 import json
@@ -32,12 +32,12 @@ PREPARED: dict[str, dict[str, Any]] = {
 
 
 def fit(folder: Path, options: str) -> Path:
-    """The model of a run."""
+    """The model folder of a run."""
     return run("fit", folder, options, base=BASE, task="segmentation") / "model"
 
 
 def write_segformer(folder: Path, labels: int = 9, head: str = "SemanticSegmentation", **processor: Any) -> Any:
-    """A tiny random SegFormer and its image processor, as transformers saves them; the model and the processor."""
+    """Saves a tiny random SegFormer and its image processor with transformers; returns both."""
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_attention_heads": [1, 2], "sr_ratios": [2, 1]}
     sizes |= {"patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2], "num_encoder_blocks": 2}
@@ -45,7 +45,7 @@ def write_segformer(folder: Path, labels: int = 9, head: str = "SemanticSegmenta
     config = transformers.SegformerConfig(**sizes, decoder_hidden_size=12, id2label=names)
     torch.manual_seed(0)
     model = getattr(transformers, f"SegformerFor{head}")(config).eval()
-    with torch.no_grad():  # scores far apart, statistics that are not 0 and 1
+    with torch.no_grad():  # scores far apart, statistics other than 0 and 1
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(8)
@@ -78,19 +78,19 @@ def images() -> list[Any]:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("processor", PREPARED.values(), ids=PREPARED)
-def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path: Path) -> None:
+def test_masks_equal_transformers(processor: dict[str, Any], tmp_path: Path) -> None:
     theirs = write_segformer(tmp_path / "public", **processor)
     predictor = mmattn.load(tmp_path / "public", device="cpu")
     expected = masks_of_transformers(theirs, images())
     answers = predictor.predict(images())
     seen = {int(k) for mask in expected for k in np.unique(mask)}
-    assert len(seen) > 2, "a model that says one thing everywhere shows nothing"
+    assert len(seen) > 2, "a constant prediction would prove nothing"
     for answer, mask in zip(answers, expected, strict=True):
         assert np.array_equal(answer.labels, mask)
     first = 1 if processor.get("do_reduce_labels") else 0
     classes = ClassList(tuple(f"thing {n}" for n in range(9)), tuple(range(first, 9 + first)), (0,) * first)
     assert predictor.processor.classes == classes
-    (tmp_path / "in").mkdir()  # and from the command line, as the numbers of the classes
+    (tmp_path / "in").mkdir()  # and from the command line, as class indices
     for n, image in enumerate(images()):
         image.save(tmp_path / "in" / f"{n}.png")
     words = f"--checkpoint {tmp_path}/public --input {tmp_path}/in --masks {tmp_path}/m --output {tmp_path}/o"
@@ -100,7 +100,7 @@ def test_its_masks_are_those_of_transformers(processor: dict[str, Any], tmp_path
 
 
 @pytest.mark.parity
-def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fine_tuning_a_public_model_with_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_segformer(tmp_path / "public")
     model = fit(tmp_path / "run", f"{STILL} --init_from {tmp_path}/public --model.dropout 0.2")
     assert "was trained on 9 other classes: its last layer is reinitialized" in capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_going_on_from_a_public_model_with_other_classes(tmp_path: Path, capsys:
 
 
 @pytest.mark.parity
-def test_an_encoder_alone_is_something_to_go_on_from(tmp_path: Path) -> None:
+def test_fine_tuning_an_encoder(tmp_path: Path) -> None:
     write_segformer(tmp_path / "public", head="ImageClassification")
     unfinished = r"expected a finished model, found a backbone .*fit --init_from"
     refused(unfinished, mmattn.load, tmp_path / "public", error=CheckpointError)
@@ -130,7 +130,7 @@ def test_an_encoder_alone_is_something_to_go_on_from(tmp_path: Path) -> None:
     refused(message, fit, tmp_path / "other", wrong, error=CheckpointError)
 
 
-def test_a_timm_backbone_below_a_unet(tmp_path: Path) -> None:
+def test_unet_with_timm_backbone(tmp_path: Path) -> None:
     model = pytest.importorskip("timm").create_model("resnet10t")
     pytest.importorskip("timm.models").save_for_hf(model, tmp_path / "timm", safe_serialization=True)
     with edited(tmp_path / "timm" / "config.json") as config:
@@ -156,7 +156,7 @@ SEGFORMER = "--model.network segformer --model.channels [8,16] --model.num_heads
 
 
 @pytest.mark.parametrize("options", ["--model.channels [6,8,12]", SEGFORMER], ids=["unet", "segformer"])
-def test_a_model_of_ours_for_other_classes(options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fine_tuning_with_other_classes(options: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1 --data.image_size 48")
     scenes = [dataclasses.replace(scene, mask=(scene.mask > 2).astype(np.uint8)) for scene in make("train", 4)]
     start, data = f"{STILL} --init_from {first}", write_pairs(tmp_path / "data", scenes)
@@ -174,7 +174,7 @@ def test_a_model_of_ours_for_other_classes(options: str, tmp_path: Path, capsys:
 
 
 @pytest.mark.parity
-def test_what_is_no_such_model_is_refused(tmp_path: Path) -> None:
+def test_incompatible_models_raise(tmp_path: Path) -> None:
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text(json.dumps({"model_type": "vit"}))
     other = "expected a model for segmentation, found one of vit, for classif"
@@ -185,7 +185,7 @@ def test_what_is_no_such_model_is_refused(tmp_path: Path) -> None:
     config.write_text(json.dumps({"size": {"longest_edge": 9}}))
     unlike = r"expected size with height and width, found \{'longest_edge': 9\}"
     refused(unlike, load, tmp_path / "public", error=CheckpointError)
-    config.unlink()  # without it images stay as they are
+    config.unlink()  # without it images are not resized
     assert load(tmp_path / "public", device="cpu").processor.size is None
     with edited(tmp_path / "public" / "config.json") as labels:
         labels["id2label"]["3"] = "thing 2"

@@ -1,4 +1,4 @@
-"""The summarization model: what every task's model must do, and what is its own."""
+"""The summarization model: the tests of every task's model, and its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {"vocab_size": 30, "embed_dim": 16, "num_heads": 2, "ffn
 SMALL |= {"hierarchical": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "made up alone": {"copy": False},
+    "generated only": {"copy": False},
     "hierarchical": {"hierarchical": True},
     "window": {"attention": {"kind": "sliding_window", "window": 2}},
     "window, first": {"attention": {"kind": "sliding_window", "window": 2}, "global_tokens": "first"},
@@ -38,12 +38,12 @@ class TestSummarizationModel(TextModelTests):
     ]
 
     @pytest.mark.slow
-    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
-        super().test_one_batch_can_be_learnt_by_heart(model, variant)
+    def test_overfits_one_batch(self, model: nn.Module, variant: str) -> None:
+        super().test_overfits_one_batch(model, variant)
 
 
-def test_copying_by_hand() -> None:
-    """Against a loop over batch, place and token."""
+def test_pointer_generator_matches_definition() -> None:
+    """Against a loop over batch, position and token."""
     head, E, V = CopyHead(8).double(), 8, 12
     states, logits, memory = torch.randn(2, 3, E).double(), torch.randn(2, 3, V).double(), torch.randn(2, 5, E).double()
     ids, mask = (
@@ -66,7 +66,7 @@ def test_copying_by_hand() -> None:
     torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 3).double())
 
 
-def test_a_hidden_token_is_copied_as_what_it_is() -> None:
+def test_masked_tokens_are_copied_by_copy_ids() -> None:
     model = SummarizationModel(**SMALL).eval()
     given = batch_of(2, 9)
     hidden = given | {"source_ids": torch.ones_like(given["source_ids"])}
@@ -82,7 +82,7 @@ def test_worth_copying() -> None:
     assert worth_copying(source, mask, labels, label_mask).tolist() == [[False, True, True, False, False]]
 
 
-def test_sentences() -> None:
+def test_sentence_level_attention() -> None:
     assert sentence_of(torch.tensor([[0, 2, 5], [0, 4, -1]]), 6).tolist() == [[0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 1, 1]]
     encoder = HierarchicalEncoder(16, 1, 2, ffn_dim=24, sentence_layers=1).double().eval()
     x, mask, starts = torch.randn(1, 6, 16).double(), torch.ones(1, 6).bool(), torch.tensor([[0, 3]])
@@ -96,11 +96,11 @@ def test_sentences() -> None:
     assert (words[:, :, :3, 3:] == 0).all()
     assert (words[:, :, 3:, :3] == 0).all()
     changed = x.clone()
-    changed[0, 5] += 1.0  # another sentence: reaches the first word through the sentences' level
+    changed[0, 5] += 1.0  # another sentence: affects the first word through the sentence level
     assert not torch.equal(encoder(x, mask, starts)[0, 0], encoder(changed, mask, starts)[0, 0])
 
 
-def test_global_tokens_reach_far() -> None:
+def test_global_tokens_extend_the_receptive_field() -> None:
     given = batch_of(1, 12)
     changed = given | {"source_ids": given["source_ids"].clone()}
     changed["source_ids"][0, 11] = (given["source_ids"][0, 11] - 3) % 26 + 4

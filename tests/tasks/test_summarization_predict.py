@@ -28,7 +28,7 @@ run = partial(ask, task="summarization")
 # ROUGE ----------------------------------------------------------------------------------------------------------------
 
 
-def test_rouge_is_that_of_the_library() -> None:
+def test_rouge_equals_rouge_score() -> None:
     from rouge_score.rouge_scorer import RougeScorer
 
     texts = ["The pump broke. It was old.", "two ships sailed", ""]
@@ -43,7 +43,7 @@ def test_rouge_is_that_of_the_library() -> None:
     assert "Porter stemming" in metrics.signature()["rouge_signature"]
 
 
-def test_lsum_takes_each_sentence_on_its_own() -> None:
+def test_rouge_lsum_compares_sentences() -> None:
     found = metrics.score(["Bees buzz loud. Ants dig deep."], [["Ants dig deep. Bees buzz loud."]])
     assert found["rougeLsum"] == pytest.approx(1.0)
     assert found["rougeL"] == pytest.approx(0.5)
@@ -52,7 +52,7 @@ def test_lsum_takes_each_sentence_on_its_own() -> None:
 # Summarizing ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_shipped_model_knows_the_built_in_data(summarizer: SummarizationPredictor) -> None:
+def test_shipped_model_summarizes_the_demo_data(summarizer: SummarizationPredictor) -> None:
     samples = make("test")
     written = summarizer.predict(samples)
     assert [one.id for one in written] == [sample.id for sample in samples]
@@ -61,7 +61,7 @@ def test_the_shipped_model_knows_the_built_in_data(summarizer: SummarizationPred
     assert [summarizer(sample).summary for sample in samples[:5]] == [one.summary for one in written[:5]]
 
 
-def test_items(summarizer: SummarizationPredictor, tmp_path: Path) -> None:
+def test_input_types(summarizer: SummarizationPredictor, tmp_path: Path) -> None:
     text = make("test", size=1)[0].source
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.txt").write_text(text)
@@ -75,7 +75,7 @@ def test_items(summarizer: SummarizationPredictor, tmp_path: Path) -> None:
     assert lines(tmp_path / "o")[0]["id"] == "text"
 
 
-def test_what_is_cut_is_said(
+def test_truncation_is_reported(
     summarizer: SummarizationPredictor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = " ".join(sample.source for sample in make("test", size=4))
@@ -88,8 +88,8 @@ def test_what_is_cut_is_said(
 # Explaining -----------------------------------------------------------------------------------------------------------
 
 
-def test_words_come_from_where_they_stand(summarizer: SummarizationPredictor) -> None:
-    """The peak of the drawn map lies on the true source of nine content words in ten."""
+def test_attention_peaks_at_the_true_sources(summarizer: SummarizationPredictor) -> None:
+    """The peak of the plotted map lies on the true source of nine in ten content words."""
     samples = make("test", size=20)
     written = [SummarizationPrediction(sample.id, sample.target, 0.0) for sample in samples[:3]]
     for found in summarizer.explain_written(samples[:3], written):
@@ -102,14 +102,14 @@ def test_words_come_from_where_they_stand(summarizer: SummarizationPredictor) ->
     assert near >= hits >= 0.9 * count
 
 
-def test_a_image(tmp_path: Path) -> None:
+def test_explanation_plot(tmp_path: Path) -> None:
     from PIL import Image
 
-    text = "Costs: $5 and $6.\n" + "a\tb " * 400  # dollars, tabs, a line without end
+    text = "Costs: $5 and $6.\n" + "a\tb " * 400  # dollar signs, tabs, a very long line
     run("explain", "--text", text, "--output", tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").size[0] > 300
 
 
-def test_lines_lose_nothing() -> None:
+def test_wrapping_keeps_all_text() -> None:
     text = "one two three\n\n" + "x" * 30 + " four"
     assert [text[a:b] for a, b in wrap(text, 8)] == ["one two", "three", "x" * 8, "x" * 8, "x" * 8, "x" * 6, "four"]

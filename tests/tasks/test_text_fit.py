@@ -1,4 +1,4 @@
-"""Training what writes texts: files in, a model out that searches as it was measured; wrong options."""
+"""Training of text generation: own files, saved search options, invalid options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_metrics_have_signatures(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "padding" in capsys.readouterr().out
     metrics = read(folder / "metrics.json")
     assert 0 <= metrics["fit"]["padding_waste"] < 0.5
-    assert metrics["fit"]["truncated_targets"] > 0, "the report says what is cut"
+    assert metrics["fit"]["truncated_targets"] > 0, "truncation is reported"
     assert set(metrics["validation"]) >= {"bleu", "chrf", "loss", "bleu_signature", "chrf_signature"}
     fit(folder, f"--checkpoint {folder}/model --decode.num_beams 2", "test")
     assert "case:mixed" in read(folder / "metrics.json")["test"]["bleu_signature"]
@@ -49,7 +49,7 @@ def test_own_files_in_both_directions(options: str, parallel: Path, tmp_path: Pa
 
 
 def test_back_translation(parallel: Path, tmp_path: Path) -> None:
-    """A reverse model turns text of the target language into sources; both are mixed into training."""
+    """A reverse model translates target-language text into sources, which are added to the training data."""
     own = f"--data.train {parallel}/train --data.val {parallel}/val"
     reverse = fit(tmp_path / "reverse", f"{own} --data.source_lang de --data.target_lang en")
     (tmp_path / "mono.de").write_text("".join(f"{sample.target}\n" for sample in make("val", 30)))
@@ -57,7 +57,7 @@ def test_back_translation(parallel: Path, tmp_path: Path) -> None:
     ask("predict", "--checkpoint", reverse / "model", *files, "--num_beams", 1, task="translation")
     sources = (tmp_path / "mono.en").read_text().split("\n")
     assert len(sources) == 31
-    # A model that has learnt next to nothing may say nothing.
+    # A barely trained model may output nothing.
     (tmp_path / "mono.en").write_text("".join(f"{text or 'the'}\n" for text in sources[:-1]))
     folder = fit(tmp_path / "run", f"{own} --data.extra {tmp_path}/mono")
     assert read(folder / "run.json")["data"]["train"]["samples"] == 80
@@ -77,7 +77,7 @@ def test_own_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert "Porter" in metrics["validation"]["rouge_signature"]
 
 
-def test_the_model_searches_as_it_was_measured(tmp_path: Path) -> None:
+def test_saved_search_options_are_used(tmp_path: Path) -> None:
     folder = summarize(tmp_path / "run", "--decode.num_beams 3 --decode.mbr true --decode.length_penalty 0.0")
     summarizer = load(folder / "model", device="cpu")
     wanted = {"num_beams": 3, "length_penalty": 0.0, "mbr": True}

@@ -1,4 +1,4 @@
-"""Adding a task is adding a folder: the one that CONTRIBUTING.md spells out works from a folder and from a package."""
+"""A new task is a new folder: the example in CONTRIBUTING.md works from a folder and from a package."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from tests.tasks.runs import ROOT, python
 
 
 def write_task(folder: Path, package: str, name: str) -> None:
-    """Writes the toy task and its configuration: as a package of that full name, the task called so."""
+    """Writes the toy task and its configuration as a package with this full name and task name."""
     _, *parts = re.split(r"^    # (\S+/\S+)\n", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)
     for path, text in zip(parts[::2], parts[1::2], strict=True):
-        code = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[0]  # up to the next line of prose
+        code = re.split(r"^(?=\S)", text, flags=re.MULTILINE)[0]  # up to the next text line
         code = textwrap.dedent(code).replace("mmattn.tasks.toy", package).replace("toy", name)
         target = folder / path.removeprefix("tasks/").replace("toy", name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -26,11 +26,11 @@ def call(cwd: Path, words: str, *more: str, **environment: str) -> str:
 
 
 def checkout() -> str:
-    """What is new or changed in this checkout."""
+    """New or changed files in this checkout."""
     return subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
 
 
-def test_a_folder_is_a_task(tmp_path: Path) -> None:
+def test_folder_defines_a_task(tmp_path: Path) -> None:
     before = checkout()
     write_task(tmp_path / "own", "mmattn.tasks.toy", "toy")
     assert {path.stem for path in (tmp_path / "own" / "toy").iterdir()} == {
@@ -42,16 +42,16 @@ def test_a_folder_is_a_task(tmp_path: Path) -> None:
     model = "--checkpoint runs/toy/model"
     found = json.loads(call(tmp_path, f"-m mmattn toy predict {model} --bits 01101", **where))
     assert (found["id"], found["label"]) == ("01101", "ones")
-    call(tmp_path, f"-m mmattn toy explain {model} --input demo --output pictures", **where)
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
+    call(tmp_path, f"-m mmattn toy explain {model} --input demo --output explanations", **where)
+    assert len(list((tmp_path / "explanations").glob("*.png"))) == 5
     call(tmp_path, "-m pytest -q -p no:cacheprovider own/tests/tasks/test_toy.py", **where)
     code = "import mmattn; toy = mmattn.load('runs/toy/model'); print(toy('00100').label, toy.labels, toy.task)"
     assert call(tmp_path, "-c", code, **where) == "zeros ['ones', 'zeros'] toy\n"
-    assert {path.name for path in tmp_path.iterdir()} == {"own", "runs", "pictures"}
+    assert {path.name for path in tmp_path.iterdir()} == {"own", "runs", "explanations"}
     assert checkout() == before
 
 
-def test_an_installed_package_brings_a_task(tmp_path: Path) -> None:
+def test_installed_package_provides_a_task(tmp_path: Path) -> None:
     site = tmp_path / "site"
     write_task(site, "majority", "majority")
     (site / "majority-1.0.dist-info").mkdir()
@@ -64,8 +64,8 @@ def test_an_installed_package_brings_a_task(tmp_path: Path) -> None:
     assert call(tmp_path, "-c", code, **where) == f"{site / 'majority'} majority\n"
 
 
-def test_a_folder_without_a_task_is_named(tmp_path: Path) -> None:
+def test_folder_without_a_task_raises(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "__init__.py").touch()
-    said = python("-m", "mmattn", cwd=tmp_path, code=1, MMATTN_TASKS=str(tmp_path)).stderr
-    assert "module 'mmattn.tasks.empty' has no attribute 'TASK'" in said
+    error = python("-m", "mmattn", cwd=tmp_path, code=1, MMATTN_TASKS=str(tmp_path)).stderr
+    assert "module 'mmattn.tasks.empty' has no attribute 'TASK'" in error

@@ -1,4 +1,4 @@
-"""The translation model: what every task's model must do, and what is its own."""
+"""The translation model: the tests of every task's model, and its own."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_encoder_and_step_are_exported(keywords: dict[str, Any], tmp_path: Path)
     assert torch.equal(written, model.eval().generate(source, mask, config).ids[:, 0])
 
 
-def test_a_step_that_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+def test_unsupported_step_export_raises(tmp_path: Path) -> None:
     model = TranslationModel(**SMALL, decoder_attention={"kind": "linear"})
     refused("attention kind 'linear'", export_net, model.net, tmp_path, ("torch",), error=ExportError)
 
@@ -78,19 +78,19 @@ def test_tied_weights_are_saved_and_loaded_once() -> None:
     assert other.net.output.weight is other.net.embedding.weight
     assert torch.equal(other.net.output.weight, model.net.output.weight)
     stale = model.state_dict() | {"net.embedding.weight": torch.ones_like(model.net.embedding.weight)}
-    load_weights(other, stale, "here")  # averaged weights come under the first name alone
+    load_weights(other, stale, "here")  # averaged weights have only the first name
     assert (other.net.output.weight == 1).all()
     with pytest.raises(CheckpointError, match=r"missing net\.embedding\.weight"):
         load_weights(other, {n: v for n, v in state.items() if n != "net.embedding.weight"}, "here")
 
 
-def test_the_head_alone_generates() -> None:
+def test_head_generates_standalone() -> None:
     head = TranslationHead(20, 16, 1, 2, memory_dim=12).eval()
     found = head.generate(torch.randn(3, 9, 12), None, GenerationConfig(num_beams=2, **SEARCH))
     assert found.ids.shape[:2] == (3, 1)
 
 
-def test_loss_counts_real_tokens_alone() -> None:
+def test_loss_ignores_padding() -> None:
     logits, labels = torch.randn(2, 3, 5), torch.tensor([[1, 2, 0], [4, 0, 0]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
     expected = -logits.log_softmax(-1)[mask].gather(1, labels[mask][:, None]).mean()

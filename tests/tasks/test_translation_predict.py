@@ -1,4 +1,4 @@
-"""Translating: files of lines, what is odd in them, images of alignments, with the model that ships."""
+"""Translation with the shipped model: files of lines, unusual input, alignment plots."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def translator() -> TranslationPredictor:
 
 @pytest.fixture
 def predict(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """What the command says."""
+    """Runs the command and returns its captured output."""
 
     def call(*words: object) -> Any:
         ask("predict", *words, "--num_beams", 1, task="translation")
@@ -39,14 +39,14 @@ def predict(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     return call
 
 
-def test_the_shipped_model_translates_the_built_in_pair(translator: TranslationPredictor) -> None:
+def test_shipped_model_translates_the_demo_data(translator: TranslationPredictor) -> None:
     samples = make("test", 40)
     found = translator.predict([sample.source for sample in samples])
     assert score([t.translation for t in found], [[s.target] for s in samples])["bleu"] >= 90
     assert [t.source for t in found] == [s.source for s in samples]
 
 
-def test_the_drawn_map_agrees_with_the_true_alignment(translator: TranslationPredictor) -> None:
+def test_attention_matches_the_true_alignment(translator: TranslationPredictor) -> None:
     samples = make("test", 3)
     forced = [TranslationPrediction(s.id, s.source, s.target, 0.0) for s in samples]
     for sample, found in zip(samples, translator.explain_written(samples, forced), strict=True):
@@ -58,7 +58,7 @@ def test_the_drawn_map_agrees_with_the_true_alignment(translator: TranslationPre
     assert near >= hits >= 0.9 * count
 
 
-def test_a_image(translator: TranslationPredictor, tmp_path: Path) -> None:
+def test_explanation_plot(translator: TranslationPredictor, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     translator.explain("the old dog carries a basket").save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
@@ -66,14 +66,14 @@ def test_a_image(translator: TranslationPredictor, tmp_path: Path) -> None:
         translator.explain("").save(tmp_path / "b.png")
 
 
-def test_order_and_batches_change_nothing(translator: TranslationPredictor) -> None:
+def test_predictions_are_order_and_batch_invariant(translator: TranslationPredictor) -> None:
     items = [sample.source for sample in make("val", 12)]
     one_by_one = [translator.predict([item])[0].translation for item in items]
     assert [t.translation for t in translator.predict(items, batch_size=5)] == one_by_one
     assert [t.translation for t in translator.predict(items[::-1], batch_size=3)][::-1] == one_by_one
 
 
-def test_items_of_every_kind(translator: TranslationPredictor) -> None:
+def test_input_types(translator: TranslationPredictor) -> None:
     text = "the lion paints the door"
     given = [text, {"source": text, "id": "x"}, {"en": text}, make("test", 1)[0], ""]
     found = translator.predict(given)
@@ -94,14 +94,14 @@ def test_lines_in_lines_out(predict: Callable[..., Any], tmp_path: Path) -> None
     assert predict("--text", sentences[0]).out == f"{out[0]}\n"
 
 
-def test_a_very_long_line_is_cut_and_said(predict: Callable[..., Any], tmp_path: Path) -> None:
+def test_long_line_is_truncated_and_reported(predict: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("the dog " * 12_500 + "\nthe lion paints the door\n")
     found = predict("--input", tmp_path / "in.txt")
     assert len(found.out.rstrip("\n").split("\n")) == 2
     assert "1 of the texts are longer than 64 tokens" in found.err
 
 
-def test_a_bad_line_is_named_before_anything_is_written(predict: Callable[..., Any], tmp_path: Path) -> None:
+def test_invalid_line_raises_before_output(predict: Callable[..., Any], tmp_path: Path) -> None:
     path = write_lines(tmp_path / "bad.jsonl", [{"en": "a"}, {"fr": "b"}])
     refused(r"bad\.jsonl, line 2: expected the key en or source", predict, "--input", path, error=DataError)
     assert predict("--text", "the dog").out.count("\n") == 1
@@ -122,7 +122,7 @@ def test_standard_input_and_a_closed_pipe(tmp_path: Path) -> None:
     assert len(done.stdout.decode().splitlines()) == 2
 
 
-def test_scores_are_sacrebleus() -> None:
+def test_scores_equal_sacrebleu() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     written, one, two = ["The cat sat.", "A dog ran home."], ["The cat sat down."], ["A dog ran.", "A dog ran home"]
     expected = sacrebleu.corpus_bleu(written, [[one[0], two[0]], [None, two[1]]])
@@ -130,7 +130,7 @@ def test_scores_are_sacrebleus() -> None:
     assert "case:mixed" in signatures()["bleu_signature"]
 
 
-def test_the_readmes_figures_are_the_measured_ones() -> None:
+def test_readme_figures_match_results() -> None:
     text = (ROOT / "tasks" / "translation" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([^|]+) \| ([\d.]+) \| ([\d.]+) \|", text.split("## Results")[1], flags=re.MULTILINE)
     assert rows

@@ -1,4 +1,4 @@
-"""The VQA model: what every task's model must do, and what is its own."""
+"""The VQA model: the tests of every task's model, and its own."""
 
 from typing import Any, ClassVar
 
@@ -63,7 +63,7 @@ class TestVQAModel(TaskModelTests):
         given = (torch.randn(3, 9, 12), torch.randn(3, 4, 20))
         return [(VQAHead(16, 5, image_dim=12, text_dim=20, num_heads=2), given, [(3, 5)])]
 
-    def test_questions_that_share_a_image(self, model: nn.Module) -> None:
+    def test_questions_that_share_an_image(self, model: nn.Module) -> None:
         model = model.double().eval()
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs(5, 6).items()}
         index = torch.tensor([2, 0, 2, 1, 2])
@@ -71,7 +71,7 @@ class TestVQAModel(TaskModelTests):
         single = model(inputs["pixel_values"][index], inputs["input_ids"], inputs["key_mask"])
         torch.testing.assert_close(shared.logits, single.logits, atol=1e-8, rtol=0)
 
-    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
+    def test_overfits_one_batch(self, model: nn.Module, variant: str) -> None:
         if variant == "mean":
             pytest.skip("a failing baseline")
         inputs, targets = self.inputs(8, 6), torch.randint(7, (8,))
@@ -81,7 +81,7 @@ class TestVQAModel(TaskModelTests):
 
 @pytest.mark.parametrize("options", [*({"fusion": fusion} for fusion in FUSIONS), {"pooling": "mean"}], ids=str)
 @pytest.mark.parametrize("index", [None, [0, 2, 2, 1]])
-def test_maps_of_the_image_and_the_words(options: dict[str, Any], index: list[int] | None) -> None:
+def test_image_and_word_attention_maps(options: dict[str, Any], index: list[int] | None) -> None:
     model = VQAModel(**SMALL, **options).eval()
     pixels, ids = torch.randn(4 if index is None else 3, 3, 32, 32), torch.randint(1, 30, (4, 5))
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
@@ -100,7 +100,7 @@ def test_maps_of_the_image_and_the_words(options: dict[str, Any], index: list[in
     found = model.grid_attention(maps, which, mask)
     assert found.shape == (4, *model.grid_size) == (4, 8, 8)
     torch.testing.assert_close(found.sum((1, 2)), torch.ones(4))
-    # The map of a question is its own: asked alone, it is the same.
+    # The map of a question is independent of the batch.
     with capture(model) as alone:
         model(pixels[2:3] if index else pixels[1:2], ids[1:2, :2], mask[1:2, :2])
     torch.testing.assert_close(model.grid_attention(alone, None, mask[1:2, :2])[0], found[1], atol=1e-5, rtol=0)
@@ -114,12 +114,12 @@ def test_timm_backbone() -> None:
     assert output.logits.shape == (2, 7)
 
 
-def test_coverage_of_cells() -> None:
+def test_cell_coverage() -> None:
     covered = cell_coverage(torch.tensor([0.25, 0.0, 1.0, 0.5]), (2, 2))
     torch.testing.assert_close(covered, torch.tensor([0.5, 1.0, 0.0, 0.0]))
 
 
-def test_attention_supervision_by_hand() -> None:
+def test_attention_supervision_matches_definition() -> None:
     attention = torch.tensor([[[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.2, 0.6]]])  # two latents over 2x2 cells
     regions = torch.tensor([[[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]])
     mask, together, apart = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 0]]), torch.tensor([[0, 1]])
@@ -148,7 +148,7 @@ def test_supervision_moves_attention() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_object_loss_by_hand() -> None:
+def test_object_loss_matches_definition() -> None:
     logits = torch.zeros(1, 4, 2)
     boxes, mask = torch.tensor([[[0.0, 0.0, 0.5, 0.5]]]), torch.ones(1, 1, dtype=torch.bool)
     labels = torch.tensor([[[1.0, 0.0]]])
@@ -158,7 +158,7 @@ def test_object_loss_by_hand() -> None:
     assert object_loss(logits, boxes, mask, labels, (2, 2)) < 1e-6
 
 
-def test_pointing() -> None:
+def test_peaks_in_regions() -> None:
     attention = torch.tensor([[0.1, 0.6], [0.1, 0.2]])
     assert peaks_in_regions(attention, [(0.7, 0.2, 0.8, 0.3)])
     assert not peaks_in_regions(attention, [(0.8, 0.3, 0.9, 0.4)])

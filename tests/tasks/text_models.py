@@ -1,4 +1,4 @@
-"""What every model that reads one text and writes another must do, beside what every task's must."""
+"""Tests of every text-to-text model, in addition to those of every task's model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STARTS = {"sentence_starts": {0: BATCH, 1: Dim("sentences", max=128)}}
 
 
 def batch_of(batch: int, length: int) -> dict[str, Tensor]:
-    """Random texts of falling lengths, a sentence every three tokens, and what is made of them, two tokens longer."""
+    """Random texts of decreasing lengths, a sentence every three tokens, and targets that are two tokens longer."""
     generator = torch.Generator().manual_seed(batch)
     ids = torch.randint(4, 30, (batch, length), generator=generator)
     mask = torch.arange(length) < torch.tensor([[max(1, length - n)] for n in range(batch)])
@@ -36,7 +36,7 @@ def batch_of(batch: int, length: int) -> dict[str, Tensor]:
 
 
 class TextModelTests(TaskModelTests):
-    """A subclass gives `model_class` and `small`, its keywords; the variant "mean" is a baseline that must fail."""
+    """A subclass defines `model_class` and its keywords `small`; the variant "mean" is a baseline that must fail."""
 
     model_class: type[nn.Module]
     small: ClassVar[dict[str, Any]]
@@ -53,7 +53,7 @@ class TextModelTests(TaskModelTests):
         padded = {n: nn.functional.pad(inputs[n], (0, extra), value=v) for n, v in wrong.items() if n in inputs}
         return {**inputs, **padded}
 
-    def test_one_batch_can_be_learnt_by_heart(self, model: nn.Module, variant: str) -> None:
+    def test_overfits_one_batch(self, model: nn.Module, variant: str) -> None:
         if variant == "mean":
             pytest.skip("a failing baseline")
         inputs, labels = self.inputs(6, 5), torch.randint(4, 30, (6, 7))
@@ -63,8 +63,8 @@ class TextModelTests(TaskModelTests):
         assert learn(optimizer, 240, lambda: token_loss(model(**inputs).logits, labels, real))[-1] < 0.1
 
     @pytest.mark.parametrize("beams", [1, 3])
-    def test_step_by_step_equals_teacher_forcing(self, model: Any, beams: int) -> None:
-        """Beams that are reordered keep their source."""
+    def test_stepwise_equals_teacher_forcing(self, model: Any, beams: int) -> None:
+        """Reordered beams keep their source."""
         model, inputs = model.double().eval(), self.inputs(3, 6)
         config = GenerationConfig(num_beams=beams, **SEARCH)
         inputs.pop("target_ids")

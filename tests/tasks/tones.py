@@ -1,4 +1,4 @@
-"""A language of tones, a letter each, and a small recognizer that learns it within seconds; long recordings."""
+"""A language with one tone per letter, a small recognizer that learns it within seconds, and long recordings."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.tasks.runs import python
 
 RATE = 8000
 TONES = {letter: 400.0 * 1.35**n for n, letter in enumerate("abcdef")}  # Hz
-TONE, GAP, PAUSE = 0.08, 0.03, 0.16  # seconds: of a letter, within a word, between words
-SECONDS = 4.0  # of a window
+TONE, GAP, PAUSE = 0.08, 0.03, 0.16  # seconds: per letter, within a word, between words
+SECONDS = 4.0  # per window
 KEYWORDS: dict[str, Any] = {"encoder": "conformer", "embed_dim": 32, "num_heads": 2, "ffn_dim": 48, "encoder_layers": 1}
 KEYWORDS |= {"kernel_size": 7, "subsampling": 2, "attention": {"kind": "sliding_window", "window": 4}, "dropout": 0.0}
 
 
 def speak(words: list[str], seed: int, lead: float = 0.1) -> tuple[Tensor, list[tuple[str, float, float]]]:
-    """Samples (n,) and the words' borders in seconds; a little noise is below."""
+    """Samples (n,) with a little noise, and word timings in seconds."""
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     pieces, borders, now = [torch.zeros(round(lead * RATE))], [], round(lead * RATE)
     for word in words:
@@ -57,9 +57,9 @@ def clip(number: int, count: int | None = None) -> ASRSample:
 
 @cache
 def recognizer() -> ASRPredictor:
-    """One that has learnt the language; the same for all tests of a process."""
+    """A recognizer trained on the language, shared by all tests of a process."""
     state = torch.random.get_rng_state()
-    torch.manual_seed(1)  # seed 0 does not tell words apart within so few steps
+    torch.manual_seed(1)  # with seed 0 the model does not learn within so few steps
     clips = [clip(n) for n in range(400)]
     processor = ASRProcessor.fit(ASRDataset(clips), sample_rate=RATE, n_mels=24, max_seconds=SECONDS)
     processor.search = {"num_beams": 1, "ctc_weight": 1.0}
@@ -81,7 +81,7 @@ def recognizer() -> ASRPredictor:
 
 
 def save(folder: Path) -> Path:
-    """The recognizer as a shipped folder."""
+    """Saves the recognizer as a model folder."""
     found = recognizer()
     keywords = found.processor.sizes() | KEYWORDS
     return save_directory(folder, task="asr", model=found.model, keywords=keywords, processor=found.processor)
@@ -99,24 +99,24 @@ print(json.dumps([before, predictor.peak(), answer.duration, len(answer.words), 
 Size = tuple[float, int]  # minutes and channels
 
 
-def hear_long(model: Path, folder: Path, sentence: Tensor, rate: int, short: Size, long: Size) -> tuple[float, int]:
-    """Seconds and words of a long recording, which takes no more memory than the short one before it did.
+def measure_long(model: Path, folder: Path, sentence: Tensor, rate: int, short: Size, long: Size) -> tuple[float, int]:
+    """Seconds and number of words of a long recording; asserts that it needs no more memory than a short one.
 
     Args:
-        model: a folder with one.
-        folder: where the recordings are written.
-        sentence: samples (n,), which are repeated.
-        rate: in Hz.
-        short: of the first recording.
-        long: of the second.
+        model: Model folder.
+        folder: Folder for the recordings.
+        sentence: Samples (n,) that are repeated.
+        rate: Sample rate in Hz.
+        short: Size of the first recording.
+        long: Size of the second recording.
     """
     paths = [folder / "short.wav", folder / "long.wav"]
     for path, (minutes, channels) in zip(paths, (short, long), strict=True):
         with soundfile.SoundFile(path, "w", rate, channels, subtype="PCM_16") as file:
             for _ in range(round(minutes * 60 * rate / len(sentence))):
                 file.write(sentence[:, None].expand(-1, channels).numpy())
-    said = python("-c", MEASURE, model, *paths).stdout
-    before, after, duration, count, remark = json.loads(said.splitlines()[-1])
+    stdout = python("-c", MEASURE, model, *paths).stdout
+    before, after, duration, count, remark = json.loads(stdout.splitlines()[-1])
     assert after - before < 0.05, "GB"
     assert remark == f"at most {after:.2f} GB of memory in use."
     return duration, count
