@@ -129,8 +129,7 @@ class TestContract:
         described = tasks()[task]
         assert (described.name, described.folder.name) == (task, task)
         assert described.tiny
-        names = {field.name: getattr(described, field.name) for field in dataclasses.fields(described)}
-        named = [name for name in names.values() if isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name)]
+        named = [name for name in described if isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name)]
         assert len(named) >= 6
         for name in (*named, *described.families.values()):
             assert described.resolve(name)
