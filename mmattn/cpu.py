@@ -5,6 +5,7 @@ Decoding steps that read keys and values sequentially, one product for queries, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,12 @@ from .masks import Mask
 
 FEW = 8  # queries
 CHUNK = 2**19  # numbers: intermediate results stay in the CPU's cache
+
+
+@functools.cache
+def computes_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16; others convert number by number, many times slower than float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def attend_step(

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Pro
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.errors import CheckpointError, NonFiniteLossError
 from mmattn.tasks.common.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             CheckpointError: The file cannot be written; names it and the cause.
+            NonFiniteLossError: A weight is NaN or infinite.
         """
+        for name, value in checkpoint["state_dict"].items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise NonFiniteLossError(
+                    f"{path}: not written, since {name} has values that are NaN or infinite. Earlier checkpoints are "
+                    f"unchanged. Try a lower --optim.lr or --trainer.gradient_clip_val 1.0."
+                )
         try:
             with atomic_write(path) as file:
                 torch.save(checkpoint, file)
@@ -88,16 +95,23 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate() or loop.batch_progress.is_last_batch:
-            return  # accumulated gradients are not saved; the last batch is saved after validation
-        if trainer.global_step - self._saved_step >= self.every_n_steps:
-            self._save(trainer)
+        if self.can_save(trainer) and trainer.global_step - self._saved_step >= self.every_n_steps:
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
+        self.save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    @staticmethod
+    def can_save(trainer: Trainer) -> bool:
+        """Whether the end of this batch is a state to resume from.
+
+        Accumulated gradients are not saved; the last batch is saved after validation.
+        """
+        loop = trainer.fit_loop.epoch_loop
+        return not (loop._should_accumulate() or loop.batch_progress.is_last_batch)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint."""
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
 

@@ -8,6 +8,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,34 +16,24 @@ import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 
 from mmattn.tasks.common import rundir
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.allocator import keep_freed_memory
-from mmattn.tasks.common.callbacks import (
-    BEST,
-    EMA,
-    LAST,
-    AtomicCheckpointIO,
-    BestCheckpoint,
-    LastCheckpoint,
-    Patience,
-    progress_bar,
-    read_checkpoint,
-    shipped_weights,
-)
+from mmattn.tasks.common.callbacks import BEST, LAST, read_checkpoint, shipped_weights
 from mmattn.tasks.common.checkpoint import load_weights, save_directory
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.interrupts import Interrupts
 from mmattn.tasks.common.parse_errors import readable
 from mmattn.tasks.common.task import Task
+from mmattn.tasks.common.trainer import FREE_OPTIONS, fit_callbacks, make_trainer
 
 # The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
 SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # parameters that all modules have
 # Settings that a resumed run may change: they do not alter the results.
-FREE_SETTINGS = {"data.num_workers", "data.on_error", "trainer.save_every_n_steps", "trainer.compile"}
+FREE_SETTINGS = {"data.num_workers", "data.on_error", *(f"trainer.{name}" for name in FREE_OPTIONS)}
 # Lightning's warnings about intended behavior: mid-epoch resumption is exact, and both loggers share a folder.
 KNOWN_WARNINGS = (
     ".*does not have many workers.*",
@@ -182,7 +173,7 @@ class TaskCLI(LightningCLI):
         others: dict[str, Any] = {key: value for key, value in keywords.items() if key not in accepted}
         options = {name: config[name].as_dict() if name in config else {} for name in self._sections()}
         own = [field.name for field in dataclasses.fields(self.module_type.Training)]
-        options["trainer"] = {name: config.trainer[name] for name in own}
+        options["training"] = {name: config.trainer[name] for name in own}
         init_from = config.init_from if self.command == "fit" else None
         start: CheckpointParts | None = None
         if self.command != "fit":
@@ -206,12 +197,12 @@ class TaskCLI(LightningCLI):
             start = start.changed({key: value for key, value, _ in self._differing(model, start)})
             self.datamodule.adapt_processor(start)
         model = self.module_type.check_model(model if start is None else start.keywords)
-        sections = {{"trainer": "training"}.get(name, name): given for name, given in options.items()}
-        self.model = self.module_type(model, **sections, **others, init_from=init_from)
+        self.model = self.module_type(model, **options, **others, init_from=init_from)
         self.model.seed, self.model.start = self.seed, start
+        groups = {"model": {**model, **others}, "data": data, "trainer": config.trainer.as_dict()}
         self.model.settings = {
             f"{group}.{key}": value
-            for group, values in {**options, "model": {**model, **others}, "data": data}.items()
+            for group, values in {**options, "training": {}, **groups}.items()
             for key, value in _plain(values).items()
             if f"{group}.{key}" not in FREE_SETTINGS
         } | {"seed_everything": self.seed, "init_from": init_from}
@@ -240,33 +231,17 @@ class TaskCLI(LightningCLI):
         config = self.parser.instantiate(self.config)[self.command].trainer.as_dict()
         own = {field.name for field in dataclasses.fields(self.module_type.Training)}
         config = {name: value for name, value in config.items() if name not in own}
-        training = self.model.training_options
-        callbacks = config["callbacks"] or []
-        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
-        if config["enable_progress_bar"] is not False:
-            callbacks.append(progress_bar())
-        if self.command == "fit":
-            self.last = LastCheckpoint(self.root, training.save_every_n_steps)
-            callbacks += [self.last, BestCheckpoint(self.root, self.model.monitor, self.model.mode)]
-            if self.model.optim.ema_decay:
-                callbacks.append(EMA(self.model.optim.ema_decay))
-            if training.early_stopping:
-                callbacks.append(Patience(self.model.monitor, patience=training.early_stopping, mode=self.model.mode))
-            if config["logger"] in (None, True):
-                board = TensorBoardLogger(str(self.root), name="logs")
-                config["logger"] = [board, CSVLogger(str(self.root), name="logs", version=board.version)]
-        else:
-            config["enable_checkpointing"] = False
-            config["logger"] = config["logger"] or False
-        plugins = config["plugins"] or []
-        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
-        return Trainer(**{**config, "callbacks": callbacks, "plugins": [*plugins, AtomicCheckpointIO()]})
+        if self.command != "fit":
+            return make_trainer(config, [], None)
+        self.last, callbacks = fit_callbacks(self.model, self.root)
+        resume = self._command() if "--ckpt_path" in self.argv else f"{self._command()} --ckpt_path last"
+        self.interrupts = Interrupts(self.last, resume)
+        return make_trainer(config, [*callbacks, self.interrupts], self.root)
 
     # Running ----------------------------------------------------------------------------------------------------------
 
     def fit(self, ckpt_path: str | None = None, **_: Any) -> None:
         """Train, then write the best model to `model/` and the metrics to `metrics.json`."""
-        config = self.config["fit"]
         for split in ("train", "val"):
             self.datamodule.dataset(split)  # bad data end the run before anything is written
         resume = self._resume_path(ckpt_path)
@@ -275,17 +250,20 @@ class TaskCLI(LightningCLI):
                 self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
             self.model.build(self.datamodule.model_sizes(), self.datamodule.processor)
             self.model.check_processor(self.datamodule.processor)
+        with rundir.locked(self.root) if self.trainer.is_global_zero else nullcontext(), self.interrupts.installed():
+            self._train(resume, ckpt_path is not None)
+
+    def _train(self, resume: Path | None, resumed: bool) -> None:
+        config = self.config["fit"]
         if self.trainer.is_global_zero:
-            rundir.prepare(self.root, resume=ckpt_path is not None, overwrite=config.overwrite)
+            rundir.prepare(self.root, resume=resumed, overwrite=config.overwrite)
             dump = self._subcommand_parsers["fit"].dump(config, skip_unset=False)
-            rundir.record_start(self.root, self.task, self.seed, self._command(), dump, resumed=ckpt_path is not None)
+            rundir.record_start(self.root, self.task, self.seed, self._command(), dump, resumed=resumed)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         if config.find_lr and resume is None:
             self._find_lr()
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume, weights_only=True)
-        if self.trainer.state.status != "finished":
-            raise SystemExit(130)  # Lightning has caught a Ctrl-C; the run can be resumed from last.ckpt
         if self.trainer.is_global_zero:
             self._finish()
 

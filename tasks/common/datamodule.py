@@ -243,16 +243,13 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resume = dict(state_dict)
 
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Number of samples and hash of the content of each opened split."""
+        return {s: {"samples": len(data), "sha256": data.fingerprint()} for s, data in self._datasets.items()}
+
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Path, number of samples and hash of the content of each opened split."""
-        return {
-            split: {
-                "path": self.paths[split] or "built-in",
-                "samples": len(dataset),
-                "sha256": dataset.fingerprint(),
-            }
-            for split, dataset in self._datasets.items()
-        }
+        return {split: {"path": self.paths[split] or "built-in", **rest} for split, rest in self.contents().items()}
 
 
 def expand(path: str | None, key: str) -> str | None:

@@ -225,17 +225,34 @@ class TaskModule(LightningModule, Generic[Data]):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss, parts = self.training_loss(batch)
-        if not torch.isfinite(loss):
-            shown = ", ".join(batch.ids[:20]) + (", ..." if len(batch.ids) > 20 else "")
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch "
-                f"{batch_idx}), samples: {shown}. The weights were not updated; the last good checkpoint is kept. "
-                f"Try a lower --optim.lr, --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
-            )
+        self._place = (batch_idx, list(batch.ids))
+        self._check_finite("loss", loss.detach())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
         if parts:
             self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, batch_size=len(batch.ids))
         return loss
+
+    def on_after_backward(self) -> None:
+        # After each batch, since the norm that clipping computes can no longer tell accumulated batches apart. A
+        # gradient scaler expects overflows and skips the step.
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            self._check_finite("norm of the gradient", torch.nn.utils.get_total_norm(gradients))
+
+    def _check_finite(self, name: str, value: Tensor) -> None:
+        if torch.isfinite(value):
+            return
+        batch, ids = self._place
+        if name != "loss" and self.trainer.world_size > 1 and not self.trainer.fit_loop._should_accumulate():
+            every: list[Any] = [None] * self.trainer.world_size  # the gradient is the mean over the processes
+            torch.distributed.all_gather_object(every, ids)
+            ids = [one for some in every for one in some]
+        shown = ", ".join(ids[:20]) + (", ..." if len(ids) > 20 else "")
+        raise NonFiniteLossError(
+            f"the {name} is {value.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch}), "
+            f"samples: {shown}. The weights were not updated; the last good checkpoint is kept. "
+            f"Try a lower --optim.lr, --trainer.gradient_clip_val 1.0 or --trainer.precision 32-true."
+        )
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
@@ -284,6 +301,7 @@ class TaskModule(LightningModule, Generic[Data]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         processor = self.data.processor.fingerprint()
         checkpoint["mmattn"] = {"task": self.task, "settings": self.settings, "processor": processor}
+        checkpoint["mmattn"]["data"] = self.data.contents()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("mmattn")
@@ -294,10 +312,18 @@ class TaskModule(LightningModule, Generic[Data]):
                 "the run directory's processor/ is not the one that the checkpoint was trained with; "
                 "vocabulary or labels would not match. Restore it, or start a new run."
             )
+        for split, content in self.data.contents().items():
+            before = saved.get("data", {}).get(split, content)
+            if before != content:
+                raise ConfigError(
+                    f"data.{split}: expected the {before['samples']:,} samples that the run began with, found "
+                    f"{content['samples']:,} that are not the same. Restore them, or start a new run."
+                )
+        was, now = saved["settings"], self.settings
         changed = [
-            f"{key}: checkpoint {saved['settings'].get(key)!r}, now {self.settings.get(key)!r}"
-            for key in sorted(saved["settings"].keys() | self.settings.keys())
-            if saved["settings"].get(key) != self.settings.get(key)
+            f"{key}: checkpoint {was.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(was.keys() | now.keys())
+            if was.get(key, now[key] if key.startswith("trainer.") else None) != now.get(key)  # version 0.1 had none
         ]
         if changed:
             raise ConfigError(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from mmattn.data import readers
 from mmattn.tasks.common.errors import RunDirectoryError
 from mmattn.tasks.common.files import atomic_write, clean_leftovers, write_json
 
-RUN, CONFIG, METRICS = "run.json", "config.yaml", "metrics.json"
+RUN, CONFIG, METRICS, LOCK = "run.json", "config.yaml", "metrics.json", ".lock"
+logger = logging.getLogger(__name__)
 PACKAGES = ("mmattn", "torch", "lightning", "torchmetrics", "torchvision", "timm", "tokenizers", "numpy")
 
 
@@ -42,6 +45,34 @@ def writable(folder: Path) -> None:
         ) from None
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run directory for this process; the lock ends with it, however it ends.
+
+    A POSIX record lock, which forked workers do not inherit. Without them (on Windows) nothing is locked.
+
+    Raises:
+        RunDirectoryError: Another process trains in it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
+    writable(folder)
+    with (folder / LOCK).open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunDirectoryError(
+                f"{folder}: another process is training in this run directory; wait until it ends, stop it, or choose "
+                f"another by --trainer.default_root_dir."
+            ) from None
+        except OSError as error:  # a file system without locks
+            logger.warning("%s: the run directory cannot be locked (%s).", folder, error.strerror)
+        yield
+
+
 def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
     """Prepare the run directory.
 
@@ -55,7 +86,7 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         if not is_run(folder):
             raise RunDirectoryError(f"{folder}: nothing to resume: expected a run directory, found no {RUN}.")
         return
-    if {entry.name for entry in folder.iterdir()} <= {METRICS}:  # empty, or with metrics of an evaluation only
+    if {entry.name for entry in folder.iterdir()} <= {METRICS, LOCK}:  # empty, or with metrics of an evaluation only
         return
     if not overwrite and is_run(folder) and not list(folder.glob("*.ckpt")):
         raise RunDirectoryError(
@@ -68,7 +99,7 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         )
     if not is_run(folder):
         raise RunDirectoryError(f"{folder}: --overwrite empties only directories of earlier runs; found no {RUN}.")
-    for entry in folder.iterdir():
+    for entry in [entry for entry in folder.iterdir() if entry.name != LOCK]:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
