@@ -28,6 +28,8 @@ from mmattn.tasks.common.options import (
 )
 from mmattn.tasks.common.task import tasks
 
+# How long a run lasts may change unless the learning rate depends on it.
+LENGTHS = frozenset({"trainer.max_epochs", "trainer.max_steps", "trainer.min_epochs", "trainer.min_steps"})
 Data = TypeVar("Data", bound=TaskDataModule[Any, Any])
 
 
@@ -320,13 +322,15 @@ class TaskModule(LightningModule, Generic[Data]):
                     f"{content['samples']:,} that are not the same. Restore them, or start a new run."
                 )
         was, now = saved["settings"], self.settings
+        free = LENGTHS if self.optim.schedule in ("constant", "inverse_sqrt") else ()
         changed = [
             f"{key}: checkpoint {was.get(key)!r}, now {now.get(key)!r}"
             for key in sorted(was.keys() | now.keys())
-            if was.get(key, now[key] if key.startswith("trainer.") else None) != now.get(key)  # version 0.1 had none
+            if key not in free
+            and was.get(key, now[key] if key.startswith("trainer.") else None) != now.get(key)  # version 0.1 had none
         ]
         if changed:
             raise ConfigError(
                 "a resumed run keeps its settings; these differ: " + "; ".join(changed) + ". "
-                "Give the same ones (see the run's config.yaml), or start a new run."
+                "Give the same ones (see the run's config.yaml), or start a new run (--init_from takes a run's model/)."
             )

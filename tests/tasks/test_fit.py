@@ -1,22 +1,30 @@
 """Options and errors of fit. The tests of every task are in test_fit_contract.py."""
 
+import math
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from mmattn.data.errors import DataError
 from mmattn.tasks import load
-from mmattn.tasks.common.callbacks import read_checkpoint
+from mmattn.tasks.common import trainer
+from mmattn.tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
 from mmattn.tasks.common.module import schedule_factor
 from mmattn.tasks.common.parse_errors import in_words
 from mmattn.tasks.vqa.module import VQAModule
 from tests.conftest import refused
-from tests.tasks.runs import read, run, write_lines
+from tests.tasks.runs import ROOT, python, read, run, write_lines
+
+PIPES: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"text": True}
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +101,71 @@ def test_truncated_checkpoint_keeps_the_run(finished: Path, tmp_path: Path) -> N
     assert (finished / "model").exists()
 
 
-def test_resuming_with_other_settings_raises(finished: Path) -> None:
-    options = "--optim.ema_decay 0.9 --trainer.max_epochs 3 --ckpt_path last --optim.lr 0.5"
-    refused(r"optim\.lr: checkpoint 0\.\d+, now 0\.5", run, "fit", finished, options, error=ConfigError)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--optim.lr 0.5", r"optim\.lr: checkpoint 0\.\d+, now 0\.5"),
+        ("--trainer.max_epochs 3", r"trainer\.max_epochs: checkpoint 2, now 3"),  # the cosine schedule depends on it
+        ("--trainer.accumulate_grad_batches 2", r"trainer\.accumulate_grad_batches: checkpoint 1, now 2"),
+        ("--trainer.precision bf16-mixed", r"trainer\.precision: checkpoint None, now 'bf16-mixed'"),
+        ("--trainer.gradient_clip_val 1.0", r"trainer\.gradient_clip_val: checkpoint None, now 1\.0"),
+    ],
+)
+def test_resuming_with_other_settings_raises(options: str, message: str, finished: Path) -> None:
+    options = f"--optim.ema_decay 0.9 --trainer.max_epochs 2 --ckpt_path last {options}"
+    refused(message, run, "fit", finished, options, error=ConfigError)
+
+
+def test_resuming_with_other_data_raises(questions: Callable[..., Path], tmp_path: Path) -> None:
+    answers = ["red", "blue"] * 10
+    mine = questions(*answers)
+    options = f"--data.train {mine} --data.val {mine} --data.min_answer_count 1"
+    folder = run("fit", tmp_path / "run", options)
+    questions(*answers[:-1])
+    message = "data.train: expected the 20 samples that the run began with, found 19 that are not the same"
+    refused(message, run, "fit", folder, f"{options} --ckpt_path last", error=ConfigError)
+
+
+def test_run_directory_is_locked(finished: Path, tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from mmattn.tasks.common.rundir import locked\nwith locked(Path({str(finished)!r})):"
+    with subprocess.Popen([sys.executable, "-c", f"{code} print('held', flush=True); input()"], **PIPES) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        for options in ("--overwrite true", "--optim.ema_decay 0.9 --trainer.max_epochs 2 --ckpt_path last"):
+            refused("another process is training", run, "fit", finished, options, error=RunDirectoryError)
+        other.kill()
+    run("fit", finished, "--optim.ema_decay 0.9 --trainer.max_epochs 2 --ckpt_path last")  # the lock died with it
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_resumes(number: signal.Signals, tmp_path: Path) -> None:
+    words = "fit --data.train demo --data.demo_size 6 --data.batch_size 8 --trainer.max_epochs 500 --optim.schedule constant"
+    words += " --model.embed_dim 16 --model.num_heads 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
+    words += f" --trainer.default_root_dir {tmp_path}/run"
+    with subprocess.Popen([sys.executable, "-m", "tasks.vqa", *words.split()], cwd=ROOT, **PIPES) as training:
+        assert training.stdout is not None
+        assert training.stdout.readline().startswith("epoch 0")
+        training.send_signal(number)
+        error = training.communicate()[1]
+    assert training.returncode == 128 + number
+    assert f"resume it by `python -m tasks.vqa {words} --ckpt_path last`" in error
+    assert "Traceback" not in error
+    saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert f"step {saved['global_step']}" in error
+    words += f" --ckpt_path last --trainer.max_epochs {saved['epoch'] + 1}"
+    python("-m", "tasks.vqa", *words.split())
+    assert read(tmp_path / "run" / "metrics.json")["fit"]["epochs"] == saved["epoch"] + 1
+
+
+def test_bfloat16_without_support_is_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trainer, "computes_bfloat16", lambda: False)
+    kinds = []
+    monkeypatch.setattr(VQAModule, "on_train_end", lambda self: kinds.append(self.trainer.precision))
+    run("fit", tmp_path / "run", "--trainer.precision bf16-mixed --trainer.max_steps 1")
+    assert kinds == ["32-true"]
+    assert "this CPU does not compute in bfloat16" in capsys.readouterr().err
 
 
 LATE = ("loss.consistency: expected views that differ", "data.max_frames", "max_tokens: expected at least")
@@ -207,20 +277,34 @@ def test_options_of_the_replaced_kernel_are_dropped(tmp_path: Path, capsys: pyte
     assert read(tmp_path / "run" / "model" / "config.json")["model"]["attention"] == {"kind": "linear"}
 
 
-def test_non_finite_loss_reports_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = VQAModule.training_loss, [0]
+@pytest.mark.parametrize("part", ["loss", "norm of the gradient"])
+def test_non_finite_values_name_their_samples(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, ids = VQAModule.training_loss, []
 
     def poisoned(self: Any, batch: Any) -> Any:
         loss, parts = original(self, batch)
-        calls[0] += 1
-        return (loss * float("nan") if calls[0] == 4 else loss), parts
+        ids.append(batch.ids[0])
+        if len(ids) == 7:  # the first of the two batches of step 3
+            loss = loss * math.nan if part == "loss" else loss + (loss * 0).sqrt()  # whose derivative is 0 * inf
+        return loss, parts
 
     monkeypatch.setattr(VQAModule, "training_loss", poisoned)
-    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 3 .*samples: \w+"):
-        run("fit", tmp_path / "run", "--trainer.save_every_n_steps 2")
+    options = "--trainer.save_every_n_steps 2 --trainer.accumulate_grad_batches 2 --data.batch_size 6"
+    message = rf"the {part} is nan at step 3 .*, batch 6\), samples: "
+    assert ids[-1] in refused(message, run, "fit", tmp_path / "run", options, error=NonFiniteLossError)
     saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
     assert saved["global_step"] == 2
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_non_finite_weights_are_not_saved(tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").write_text("before")
+    weights = {"good": torch.ones(2), "bad": torch.tensor([1.0, math.inf])}
+    save = AtomicCheckpointIO().save_checkpoint
+    refused(
+        "not written, since bad has", save, {"state_dict": weights}, tmp_path / "last.ckpt", error=NonFiniteLossError
+    )
+    assert (tmp_path / "last.ckpt").read_text() == "before"
 
 
 def test_training_features_combine(tmp_path: Path) -> None:
