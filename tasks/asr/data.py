@@ -2,10 +2,9 @@
 
 Formats, by path; audio paths are relative to the file that contains them:
 
-- ``.jsonl``: one ``{"audio_filepath": ..., "duration": ..., "text": ...}`` per line, as in NeMo; ``audio`` is a synonym
-of
-  ``audio_filepath``; ``offset`` (with ``duration``) selects a part of the file; optional are ``speaker``, ``id``, and
-  ``words``: ``[[word, start, end], ...]``;
+- ``.jsonl``, also named ``.json``: one ``{"audio_filepath": ..., "duration": ..., "text": ...}`` per line, as in NeMo;
+  ``audio`` is a synonym of ``audio_filepath``; ``offset`` (with ``duration``) selects a part of the file; optional are
+  ``speaker``, ``id``, and ``words``: ``[[word, start, end], ...]``;
 - ``.csv``, ``.tsv``: a header with ``audio`` (or ``audio_filepath``) and ``text``, and any of the others;
 - a folder: LibriSpeech's tree, ``*.trans.txt`` with an id and a text per line, the recordings beside it.
 """
@@ -13,7 +12,6 @@ of
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -30,13 +28,12 @@ from mmattn.data.audio.reading import AudioSource, audio_seconds, read_audio
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import Row, SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
-from mmattn.data.readers import read_rows, read_text, report_missing
+from mmattn.data.readers import TABLES, parse_json, read_rows, read_text, report_missing
 
 logger = logging.getLogger(__name__)
 AUDIO_KEYS = ("audio", "audio_filepath")
 KEYS = (*AUDIO_KEYS, "text", "duration", "offset", "speaker", "id", "words")
 WORDS = "words: [[word, start, end], ...] in seconds"
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 @dataclass
@@ -240,7 +237,7 @@ def _seconds(row: Mapping[str, Any], key: str, where: str) -> float | None:
 def _words(given: Any, where: str) -> list[tuple[str, float, float]]:
     with suppress(TypeError, ValueError):
         if isinstance(given, str) and given.strip():  # a CSV's cell
-            given = json.loads(given)
+            given = parse_json(given)
         rows = [] if given in (None, "") else given
         words = [(str(word), float(start), float(end)) for word, start, end in rows]
         if all(0 <= start <= end < math.inf for _, start, end in words):

@@ -112,7 +112,10 @@ def test_empty_transcript_is_kept(folder: Path, processor: ASRProcessor) -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"audio_file": "audio/0.flac", "text": "a"}, r"line 2: expected the key audio.* 'audio' by 'audio_file'"),
+        (
+            {"audio_file": "audio/0.flac", "text": "a"},
+            r"line 2: expected the key audio.* 'audio' instead of 'audio_file'",
+        ),
         ({"audio": "", "text": "a"}, r"line 2: expected audio: a path, found nothing"),
         ({"audio": 3, "text": "a"}, r"line 2: expected audio: a path, found 3"),
         ({"audio": "audio/0.flac"}, r"line 2: expected the key text, found audio"),
@@ -165,7 +168,7 @@ def test_damaged_recording_raises_when_read(folder: Path, processor: ASRProcesso
         ),
         ("a.tsv", "audio,text\na,b\n", r"a\.tsv, line 1: expected tab-separated cells, .*, cells separated by commas"),
         ("a.csv", "audio,text\n", "expected at least one recording, found none"),
-        ("a.json", "{}", r"expected a manifest \.jsonl"),
+        ("a.json", "{}", r"a\.json, line 1: expected the keys audio and text, found none"),
         ("a.wav", "x", r"expected a manifest \.jsonl, a \.csv or \.tsv, or LibriSpeech's folder, found 'a\.wav'"),
     ],
 )
