@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.names import find_file
 
 MARK = b"\xef\xbb\xbf"  # a byte order mark
 WIDE = {  # byte order marks and codecs of what is not UTF-8
@@ -27,7 +28,7 @@ DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 
 def _read_bytes(path: str | Path, kind: str = "file") -> bytes:
-    path = Path(path)
+    path = find_file(path)
     try:
         return path.read_bytes()
     except FileNotFoundError:

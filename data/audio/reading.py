@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from mmattn.data.audio.containers import sections
 from mmattn.data.audio.mel import MAX_RATE, MIN_RATE
 from mmattn.data.errors import DataError, shorten
+from mmattn.data.names import find_file
 
 AudioSource = str | Path | bytes | BinaryIO | tuple[Any, int]  # tuple: samples (n,) or (channels, n), and their rate
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".mp4", ".aac", ".webm")
@@ -207,7 +208,7 @@ def _open(source: AudioSource, where: str) -> Iterator[Any]:
         stream: Any = io.BytesIO(source)
     elif isinstance(source, (str, Path)):
         try:
-            stream = Path(source).open("rb")  # noqa: SIM115  closed below
+            stream = find_file(source).open("rb")
         except (FileNotFoundError, IsADirectoryError) as error:
             found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
             raise DataError(where, "an audio file", found) from None

@@ -30,6 +30,7 @@ from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, Box, image_size
+from mmattn.data.names import find_file
 from mmattn.data.readers import TABLES, is_json_lines, parse_json, read_json, read_rows, report_missing
 
 logger = logging.getLogger(__name__)
@@ -249,10 +250,10 @@ class _ImageFinder:
     def _search(self, names: list[str]) -> str | None:
         for place, folder in enumerate(self.folders):
             for name in names:
-                path = os.path.join(folder, name)
-                if os.path.isfile(path):
+                path = find_file(os.path.join(folder, name))
+                if path.is_file():
                     self.folders.insert(0, self.folders.pop(place))
-                    return path
+                    return str(path)
         return None
 
     def _missing(self, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import soundfile
 import torch
 from PIL import Image
 
+from mmattn.data.audio.reading import read_audio
 from mmattn.data.errors import Problems, shorten
+from mmattn.data.image.processor import load_image
+from mmattn.data.names import nfc
 from mmattn.data.readers import parse_json, read_json, read_lines, read_rows, read_text
 from mmattn.data.text.sentences import read_sentences
 from mmattn.data.text.tokenizer import TextProcessor
@@ -22,7 +26,9 @@ from mmattn.generate import GenerationConfig
 from mmattn.pretrained.files import open_source, read_config
 from mmattn.tasks.asr.data import ASRDataset
 from mmattn.tasks.asr.public_processors import CTCText
-from mmattn.tasks.classification.data import ClassificationDataset
+from mmattn.tasks.classification.data import ClassificationDataset, ClassificationSample
+from mmattn.tasks.classification.processor import ClassificationProcessor
+from mmattn.tasks.segmentation.data import SegmentationDataset
 from mmattn.tasks.summarization.data import SummaryDataset
 from mmattn.tasks.translation.data import TranslationDataset
 from mmattn.tasks.vqa.data import VQADataset
@@ -142,3 +148,40 @@ def test_values_nested_just_below_the_limit_are_shortened(tmp_path: Path) -> Non
         found = found.pop()
     deep = '{"a": ' * 800 + '{"caption": "A dog."}' + "}" * 800
     assert read_sentences(write(tmp_path / "a.json", deep)) == ["A dog."]
+
+
+@pytest.mark.parametrize(("stored", "given"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_files_are_found_in_the_other_normalization_form(stored: str, given: str, tmp_path: Path) -> None:
+    """Names that look alike are equal: those of files, class folders, masks and ids."""
+    there, here = (unicodedata.normalize(form, "Müller-é") for form in (stored, given))
+    (tmp_path / there).mkdir()
+    for name in (f"{there}.png", f"{there}/{there}.png", "images/x.png", f"images/{there}.png", f"masks/{here}.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    for name in (f"{there}.wav", f"{there}/{there}.wav"):
+        soundfile.write(tmp_path / name, torch.zeros(800).numpy(), 8000)
+    for name in (here, f"{here}/{here}"):
+        row = {
+            "audio": f"{name}.wav",
+            "text": "a",
+            "image": f"{name}.png",
+            "question": "a?",
+            "answer": "b",
+            "label": "c",
+        }
+        path = write(tmp_path / "a.jsonl", [row])
+        assert ASRDataset(path)[0].read(8000).shape == (800,)
+        assert load_image(VQADataset(path)[0].image).size == (4, 4)
+        assert load_image(ClassificationDataset(path)[0].image).size == (4, 4)
+        assert read_audio(tmp_path / f"{name}.wav", 8000).shape == (800,)
+    (tmp_path / f"{there}.trans.txt").write_text(f"{here} AH\n")
+    assert ASRDataset(tmp_path)[0].text == "AH"
+    assert read_text(tmp_path / f"{here}.trans.txt") == f"{here} AH\n"
+    (tmp_path / "images/x.png").unlink()
+    assert SegmentationDataset(tmp_path)[0].id == nfc(here)
+    samples = [ClassificationSample(str(n), tmp_path / f"{here}.png", [label]) for n, label in enumerate((there, "b"))]
+    processor = ClassificationProcessor.fit(ClassificationDataset(samples))
+    again = ClassificationSample("2", tmp_path / f"{here}.png", [here])
+    assert processor.collate([again]).targets.tolist() == [[1, 0]]
+    processor.check(ClassificationDataset([again]))
+    bad_data("expected an audio file, found no such file", read_audio, tmp_path / f"{here}.flac", 8000)
