@@ -47,7 +47,10 @@ def is_user_error(error: BaseException) -> bool:
 
 def shorten(value: object, limit: int = 80) -> str:
     """Returns ``repr`` of a value, truncated so that an error fits on one line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

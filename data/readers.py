@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import io
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.names import find_file
 
 MARK = b"\xef\xbb\xbf"  # a byte order mark
+WIDE = {  # byte order marks and codecs of what is not UTF-8
+    "UTF-32": ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), ("utf-32-le", "utf-32-be")),
+    "UTF-16": ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), ("utf-16-le", "utf-16-be")),
+}
+JSON_LINES = (".jsonl", ".ndjson", ".json")  # .json: the name of NeMo's and other manifests of one object a line
+TABLES = (*JSON_LINES, ".csv", ".tsv")
+CELL = (1 << 31) - 1  # bytes: the longest cell of a CSV
+DIGITS = 300  # of an integer in JSON: those of a float
 DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 
 def _read_bytes(path: str | Path, kind: str = "file") -> bytes:
-    path = Path(path)
+    path = find_file(path)
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -36,7 +47,30 @@ def _content(path: str | Path) -> bytes:
     return raw.removeprefix(MARK)
 
 
+def _refuse_wide(raw: bytes, name: str) -> None:
+    """Raises an error that names UTF-16 or UTF-32, with or without a byte order mark."""
+    start = raw[:4096]
+    for encoding, (marks, forms) in WIDE.items():
+        if start.startswith(marks) or any(_is_wide(start, form) for form in forms):
+            raise DataError(name, "UTF-8 text", f"{encoding} (iconv -f {encoding} -t UTF-8 converts it)")
+
+
+def _is_wide(start: bytes, form: str) -> bool:
+    zeros = start.count(0)
+    strayed = 5 * zeros < len(start) and _is_text(start.replace(b"\0", b""), "utf-8")  # into UTF-8
+    return zeros > 0 and not strayed and _is_text(start, form)
+
+
+def _is_text(start: bytes, form: str) -> bool:
+    try:
+        text = codecs.getincrementaldecoder(form)().decode(start)  # without a last character that is cut
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in text)
+
+
 def _decoded(raw: bytes, name: str) -> str:
+    _refuse_wide(raw, name)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -72,6 +106,32 @@ def decode_lines(raw: bytes, name: str) -> list[str]:
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON, for all readers.
+
+    Raises:
+        json.JSONDecodeError: Invalid JSON; or brackets nested too deeply, or an integer beyond the range of a float.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8-sig")
+    try:
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise json.JSONDecodeError("brackets nested too deeply", text, 0) from None
+    except OverflowError as error:
+        found = re.search(rf"\d{{{DIGITS + 1}}}", text)
+        raise json.JSONDecodeError(str(error), text, found.start() if found else 0) from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise OverflowError(f"an integer of {len(digits):,} digits")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
+
+
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
@@ -80,18 +140,17 @@ def read_json(path: str | Path) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
         raise DataError(where, "JSON", f"{shorten(text[error.pos : error.pos + 40], 44)} ({error.msg})") from None
-    except RecursionError:
-        raise DataError(str(path), "JSON", "brackets nested too deeply") from None
 
 
 def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Yields the rows of a CSV, TSV or JSONL file.
 
-    CSV and TSV need a header; a quoted cell may contain line breaks. Empty lines are ignored.
+    CSV and TSV need a header. In CSV a quoted cell may contain line breaks; TSV has no quoting: quotation marks are
+    literal. Empty lines are ignored.
 
     Args:
         path: The file; its extension decides the format.
@@ -103,8 +162,10 @@ def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, 
     Raises:
         DataError: The file as a whole cannot be read, or has no valid header.
     """
-    text = _content(path).decode("utf-8", errors="surrogateescape")
-    rows = _jsonl(path, text, problems) if _is_jsonl(path) else _csv(path, text, problems)
+    raw = _content(path)
+    _refuse_wide(raw, str(path))
+    text = raw.decode("utf-8", errors="surrogateescape")
+    rows = _jsonl(path, text, problems) if is_json_lines(path) else _table(path, text, problems)
     for where, line, row in rows:
         bad = next((shorten(value) for value in row.values() if isinstance(value, str) and is_broken(value)), None)
         if bad is None:
@@ -140,7 +201,7 @@ def report_missing(
     hint = next((f" (did you mean {name!r} instead of {close[0]!r}?)" for name, close in near.items() if close), "")
     found = f"{', '.join(map(str, row)) or 'none'}{hint}"
     plural = "s" if len(missing) > 1 else ""
-    if _is_jsonl(path):
+    if is_json_lines(path):
         problems.add(where, f"the key{plural} {names}", found)
         return
     expected = (
@@ -149,8 +210,9 @@ def report_missing(
     raise DataError(f"{path}, header", expected, found)
 
 
-def _is_jsonl(path: str | Path) -> bool:
-    return Path(path).suffix.lower() in (".jsonl", ".ndjson")
+def is_json_lines(path: str | Path) -> bool:
+    """Whether a file's name ends as that of a file with one JSON object a line."""
+    return Path(path).suffix.lower() in JSON_LINES
 
 
 def _jsonl(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -159,12 +221,10 @@ def _jsonl(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[st
             continue
         where = f"{path}, line {line}"
         try:
-            row = json.loads(content)
+            row = parse_json(content)
         except json.JSONDecodeError as error:
             found = f"{shorten(content.strip(), 60)} ({error.msg} at column {error.colno})"
             problems.add(where, "a JSON object", found)
-        except RecursionError:
-            problems.add(where, "a JSON object", "brackets nested too deeply")
         else:
             if isinstance(row, dict):
                 yield where, line, row
@@ -172,26 +232,19 @@ def _jsonl(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[st
                 problems.add(where, "a JSON object", shorten(row))
 
 
-def _csv(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def _table(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
     delimiter = "\t" if Path(path).suffix.lower() == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
+    for line, cells in _tsv(text) if delimiter == "\t" else _csv(text):
         where = f"{path}, line {line}"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
+        if isinstance(cells, csv.Error):
             if header is None:
-                raise DataError(where, "a header of column names", shorten(str(error))) from None
-            found = "a quoted cell that is never closed" if "end of data" in str(error) else str(error)
+                raise DataError(where, "a header of column names", shorten(str(cells)))
+            found = "a quoted cell that is never closed" if "end of data" in str(cells) else str(cells)
             problems.add(where, f"{len(header)} cells", found)
+        elif not any(cell.strip() for cell in cells):
             continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if header is None:
+        elif header is None:
             header = [cell.strip().lower() for cell in cells]
             if len(header) == 1 and (other := next((s for s in DELIMITERS if s != delimiter and s in header[0]), None)):
                 expected = (
@@ -207,3 +260,23 @@ def _csv(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str,
             problems.add(where, f"{len(header)} cells ({', '.join(header)})", f"{len(cells)}")
         else:
             yield where, line, dict(zip(header, cells, strict=True))
+
+
+def _tsv(text: str) -> Iterator[tuple[int, list[str]]]:
+    for line, content in enumerate(text.split("\n"), start=1):
+        yield line, content.removesuffix("\r").split("\t")
+
+
+def _csv(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        line, limit = reader.line_num + 1, csv.field_size_limit(CELL)
+        try:
+            cells: list[str] | csv.Error = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells = error
+        finally:
+            csv.field_size_limit(limit)  # that of the process
+        yield line, cells

@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,14 +21,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmattn.data.audio.containers import sections
 from mmattn.data.audio.mel import MAX_RATE, MIN_RATE
 from mmattn.data.errors import DataError, shorten
+from mmattn.data.names import find_file
 
 AudioSource = str | Path | bytes | BinaryIO | tuple[Any, int]  # tuple: samples (n,) or (channels, n), and their rate
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".m4a", ".mp4", ".aac", ".webm")
 
 BLOCK = 1 << 20  # samples per read, over all channels
 UNKNOWN = 1 << 62  # soundfile's number of frames of a streamed file without a length
+MP3_LEAD = 16 * 1152  # samples decoded before those wanted: a frame may refer to bits of several earlier ones
+UNCHECKED = ("MAT4", "MAT5", "XI")  # formats of soundfile in which a file that was cut short would go unnoticed
 WIDTH, ROLLOFF = 6, 0.99  # resampling filter: zero crossings per side, and cutoff as a fraction of Nyquist
 
 
@@ -136,11 +140,17 @@ def audio_seconds(source: AudioSource, name: str | None = None) -> float:
             raise DataError(where, "at least one sample", "none")
         return samples.shape[1] / rate
     with _open(source, where) as stream:
-        file = _soundfile(stream)
-        if not isinstance(file, str):
+        total = 0.0
+        for section in sections(stream, where):
+            file = _soundfile(section)
+            if isinstance(file, str):
+                break
             with file:
-                if 0 < file.frames < UNKNOWN:
-                    return file.frames / _check_rate(file.samplerate, where)
+                if not 0 < file.frames < UNKNOWN:
+                    break
+                total += file.frames / _check_rate(file.samplerate, where)
+        else:
+            return total
     rate = 8_000
     return sum(map(len, _resampled(source, rate, name))) / rate
 
@@ -180,13 +190,15 @@ def _pieces(
         yield rate, iter([_mono(samples[:, slice(*span(rate))], where)])
         return
     with _open(source, where) as stream:
-        file = _soundfile(stream)
-        if isinstance(file, str):
-            yield _by_torchcodec(stream, file, where, start, seconds)
+        files = map(_soundfile, sections(stream, where))
+        first = next(files)
+        if isinstance(first, str):
+            yield _by_torchcodec(stream, first, where, start, seconds)
             return
-        with file:
-            rate = _check_rate(file.samplerate, where)
-            yield rate, _by_soundfile(file, where, *span(rate))
+        with first:
+            rate = _check_rate(first.samplerate, where)
+            with closing(_by_soundfile(itertools.chain([first], files), rate, where, *span(rate))) as pieces:
+                yield rate, pieces
 
 
 @contextmanager
@@ -196,7 +208,7 @@ def _open(source: AudioSource, where: str) -> Iterator[Any]:
         stream: Any = io.BytesIO(source)
     elif isinstance(source, (str, Path)):
         try:
-            stream = Path(source).open("rb")  # noqa: SIM115  closed below
+            stream = find_file(source).open("rb")
         except (FileNotFoundError, IsADirectoryError) as error:
             found = "a folder" if isinstance(error, IsADirectoryError) else "no such file"
             raise DataError(where, "an audio file", found) from None
@@ -223,34 +235,54 @@ def _soundfile(stream: Any) -> Any:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the wheel without its library
         return f"soundfile is not installed ({error})"
+    stream.seek(0)
     try:
-        return soundfile.SoundFile(stream)
+        file = soundfile.SoundFile(stream)
+        return file if file.format not in UNCHECKED else f"{file.format}: a format without a check for truncation"
     except (soundfile.SoundFileError, TypeError) as error:
         return str(getattr(error, "error_string", error)).rstrip(".")
 
 
-def _by_soundfile(file: Any, where: str, start: int, end: int | None) -> Iterator[Tensor]:
+def _by_soundfile(files: Iterable[Any], rate: int, where: str, start: int, end: int | None) -> Generator[Tensor]:
+    """Yields the samples from start to end of soundfile's files, one after the other."""
+    for file in files:
+        if isinstance(file, str):
+            raise DataError(where, "audio", f"a damaged file ({shorten(file)})")
+        with file:
+            if file.samplerate != rate:
+                raise DataError(where, "one sample rate", f"files joined that have {rate:,} and {file.samplerate:,} Hz")
+            yield from _span(file, where, max(start, 0), end)
+            start, end = start - file.frames, None if end is None else end - file.frames
+        if end is not None and end <= 0:
+            return
+
+
+def _span(file: Any, where: str, start: int, end: int | None) -> Iterator[Tensor]:
     import soundfile
 
-    total = file.frames if file.frames < UNKNOWN else None
-    left = None if end is None else max(0, end - start)
+    known = file.frames < UNKNOWN
+    left = min(file.frames, file.frames if end is None else end) - start
     size, done = max(1, BLOCK // file.channels), 0
+    if left <= 0:
+        return
     try:
+        lead = min(start, MP3_LEAD) if file.format == "MP3" else 0
         if start:
-            if total is not None and start >= total:
-                return
-            file.seek(start)
-        while left is None or done < left:
-            block = file.read(size if left is None else min(size, left - done), dtype="float32", always_2d=True)
+            file.seek(start - lead)
+        # Otherwise soundfile would seek after each read, at which an MP3's decoder loses its state, and which fails at
+        # the end of a FLAC of unknown length.
+        file.seekable = lambda: False
+        file.read(lead)
+        while done < left:
+            block = file.read(min(size, left - done), dtype="float32", always_2d=True)
             if not len(block):
                 break
             done += len(block)
             yield _mono(torch.from_numpy(block).T, where)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise DataError(where, "audio", f"a damaged file ({shorten(str(error))})") from None
-    wanted = None if total is None else total - start if left is None else min(left, total - start)
-    if wanted is not None and done < wanted:
-        raise DataError(where, f"{wanted:,} samples, as in its header", f"{done:,} (a truncated file?)")
+    if known and done < left:
+        raise DataError(where, f"{left:,} samples, as in its header", f"{done:,} (a truncated file?)")
 
 
 def _by_torchcodec(

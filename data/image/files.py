@@ -12,10 +12,9 @@ from typing import Any
 
 from mmattn.data.errors import DataError, Problems, nearest, shorten
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource
-from mmattn.data.readers import read_rows, report_missing
+from mmattn.data.readers import TABLES, read_rows, report_missing
 
 TORCHVISION = "torchvision/"
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 Row = tuple[str, str, ImageSource, str | None]  # location of an image, for messages; id; image; label
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "image"), ("label", "labels")
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mmattn.data.errors import DataError, nearest, shorten
 from mmattn.data.image.augment import check_limits, recolor
+from mmattn.data.names import find_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -88,7 +89,7 @@ def read_image(
     where = _where(source, name)
     try:
         source = source.read() if hasattr(source, "read") else source
-        path = None if isinstance(source, bytes) else Path(source)
+        path = None if isinstance(source, bytes) else find_file(source)
         stream: Any = io.BytesIO(source) if path is None else path.open("rb")
         start = stream.read(12)
         stream.seek(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, is_broken, shorten
+from mmattn.data.readers import parse_json
 from mmattn.data.text.tokenizer import KINDS, TextProcessor, TokenIds, _tokenizers, without_lead
 
 SPACE = "\u2581"  # sentencepiece's character for a space
@@ -79,7 +80,7 @@ class PublicText(TokenIds):
             known.setdefault("start_id", known.get("eos_id", 0))
         elif self.kind == "marian":
             self._pieces = _sentencepiece(self.files[f"{self.side}.spm"])
-            self._vocabulary: dict[str, int] = json.loads(self.files["vocab.json"])
+            self._vocabulary: dict[str, int] = parse_json(self.files["vocab.json"])
             self._tokens = {index: piece for piece, index in self._vocabulary.items()}
             self.vocab_size = max(self._vocabulary.values()) + 1
             known = {f"{name}_id": self._vocabulary[f"<{name}>"] for name in ("pad", "unk")}

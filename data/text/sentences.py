@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems
-from mmattn.data.readers import read_json, read_rows, read_text
+from mmattn.data.readers import TABLES, read_json, read_rows, read_text
 
 Span = tuple[int, int]  # start and end character
 # A sentence ends at . ! ? and spaces before anything but a lower-case letter, or at the end of a line.
@@ -55,7 +55,7 @@ def read_sentences(path: str | Path) -> list[str]:
     keys: tuple[str, ...] = ()
     if kind == ".json":
         texts, keys = list(dict.fromkeys(_under(read_json(path)))), JSON_KEYS
-    elif kind in (".jsonl", ".ndjson", ".csv", ".tsv"):
+    elif kind in TABLES:
         rows, keys = (row for _, _, row in read_rows(path, Problems())), ROW_KEYS
         texts = [next((row[key] for key in ROW_KEYS if isinstance(row.get(key), str)), "") for row in rows]
     else:
@@ -67,12 +67,13 @@ def read_sentences(path: str | Path) -> list[str]:
 
 
 def _under(found: Any) -> Iterator[str]:
-    if isinstance(found, list):
-        for part in found:
-            yield from _under(part)
-    elif isinstance(found, dict):
-        for key, value in found.items():
-            if key in JSON_KEYS and isinstance(value, str):
-                yield value
-            else:
-                yield from _under(value)
+    waiting = [("", found)]
+    while waiting:
+        key, part = waiting.pop()
+        if isinstance(part, str):
+            if key in JSON_KEYS:
+                yield part
+        elif isinstance(part, list):
+            waiting.extend(("", value) for value in reversed(part))
+        elif isinstance(part, dict):
+            waiting.extend(reversed(part.items()))

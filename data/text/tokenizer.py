@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, nearest, shorten
+from mmattn.data.readers import parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -266,7 +266,7 @@ class TextProcessor(TokenIds):
         path = Path(directory, "tokenizer.json")
         try:
             text = path.read_text(encoding="utf-8")
-            json.loads(text)
+            parse_json(text)
             tokenizer = _tokenizers().Tokenizer.from_str(text)
         except FileNotFoundError:
             raise DataError(str(path), "the tokenizer's file", "no such file") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..json_file import read_object
 
 # Scores (N, V), changed in place; all ids so far (N, T), -1 at padding of shorter prompts.
 Constraint = Callable[[Tensor, Tensor], None]
@@ -177,13 +178,7 @@ class GenerationConfig:
         Raises:
             ValueError: Not JSON, or see `from_public`.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: expected an object, found {type(values).__name__}")
-        return cls.from_public(values, str(path))
+        return cls.from_public(read_object(path), str(path))
 
 
 def as_ids(value: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..json_file import read_object
 
 Find = Callable[[str], Path | None]  # maps a file name to its path, or to None if it does not exist
 
@@ -70,7 +71,7 @@ def read_config(find: Find, source: str | Path) -> dict[str, Any]:
     path = find("config.json")
     if path is None:
         raise FileNotFoundError(f"{source}: no config.json")
-    return _read_json(path)
+    return read_object(path)
 
 
 def read_state(find: Find, source: str | Path) -> dict[str, Tensor]:
@@ -91,7 +92,7 @@ def read_state(find: Find, source: str | Path) -> dict[str, Tensor]:
 
 
 def _read_shards(find: Find, index: Path) -> dict[str, Tensor]:
-    places = _read_json(index).get("weight_map")
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index}: no weight_map")
     state: dict[str, Tensor] = {}
@@ -124,13 +125,3 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: not a dictionary of tensors")
     return dict(state)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -2,10 +2,9 @@
 
 Formats, by path; audio paths are relative to the file that contains them:
 
-- ``.jsonl``: one ``{"audio_filepath": ..., "duration": ..., "text": ...}`` per line, as in NeMo; ``audio`` is a synonym
-of
-  ``audio_filepath``; ``offset`` (with ``duration``) selects a part of the file; optional are ``speaker``, ``id``, and
-  ``words``: ``[[word, start, end], ...]``;
+- ``.jsonl``, also named ``.json``: one ``{"audio_filepath": ..., "duration": ..., "text": ...}`` per line, as in NeMo;
+  ``audio`` is a synonym of ``audio_filepath``; ``offset`` (with ``duration``) selects a part of the file; optional are
+  ``speaker``, ``id``, and ``words``: ``[[word, start, end], ...]``;
 - ``.csv``, ``.tsv``: a header with ``audio`` (or ``audio_filepath``) and ``text``, and any of the others;
 - a folder: LibriSpeech's tree, ``*.trans.txt`` with an id and a text per line, the recordings beside it.
 """
@@ -13,10 +12,10 @@ of
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -30,13 +29,13 @@ from mmattn.data.audio.reading import AudioSource, audio_seconds, read_audio
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import Row, SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
-from mmattn.data.readers import read_rows, read_text, report_missing
+from mmattn.data.names import find_file, nfc
+from mmattn.data.readers import TABLES, parse_json, read_rows, read_text, report_missing
 
 logger = logging.getLogger(__name__)
 AUDIO_KEYS = ("audio", "audio_filepath")
 KEYS = (*AUDIO_KEYS, "text", "duration", "offset", "speaker", "id", "words")
 WORDS = "words: [[word, start, end], ...] in seconds"
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 @dataclass
@@ -81,18 +80,22 @@ def normalize_text(text: str) -> str:
     """Text normalization for training and scoring: lower case, letters, digits and apostrophes, single spaces.
 
     Applies Unicode's NFKC first; all other characters, such as hyphens, separate words. Apostrophes remain next to
-    letters.
+    letters. Invisible characters within words, such as soft hyphens and zero-width joiners, are removed.
 
     >>> normalize_text("It\u2019s  twenty-one, 'Mr. Fox'?")
     "it's twenty one 'mr fox'"
     """
-    text = unicodedata.normalize("NFKC", text).translate(_APOSTROPHES).lower()
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_APOSTROPHES).lower()
     kept = "".join(
         character if character == "'" or unicodedata.category(character)[0] in "LMN" else " " for character in text
     )
     return " ".join(word for word in kept.split() if word.strip("'"))
 
 
+# Soft hyphens, zero-width joiners and non-joiners, marks of direction and of variants; the zero-width space is a space.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u180b-\u180f\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]"
+)
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u0060": "'", "\u00b4": "'"})
 
 
@@ -218,7 +221,7 @@ def _row(row: Mapping[str, Any], path: Path, where: str, require_text: bool) -> 
         raise DataError(where, "a duration beside the offset", shorten(row.get("duration")))
     return ASRSample(
         id=(str(audio) if offset is None else f"{audio}@{offset:g}") if row.get("id") in (None, "") else str(row["id"]),
-        audio=str(path.parent / str(audio)),
+        audio=str(find_file(path.parent / str(audio))),
         text=text or "",
         duration=duration or 0.0,
         speaker=str(row.get("speaker") or ""),
@@ -240,7 +243,7 @@ def _seconds(row: Mapping[str, Any], key: str, where: str) -> float | None:
 def _words(given: Any, where: str) -> list[tuple[str, float, float]]:
     with suppress(TypeError, ValueError):
         if isinstance(given, str) and given.strip():  # a CSV's cell
-            given = json.loads(given)
+            given = parse_json(given)
         rows = [] if given in (None, "") else given
         words = [(str(word), float(start), float(end)) for word, start, end in rows]
         if all(0 <= start <= end < math.inf for _, start, end in words):
@@ -254,13 +257,13 @@ def _librispeech(folder: Path, problems: Problems) -> Iterator[Row[ASRSample]]:
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
         raise DataError(str(folder), "LibriSpeech's *.trans.txt somewhere in it", inside or "an empty folder")
     for file in files:
-        beside = {p.stem: p for p in file.parent.iterdir() if p.suffix.lower() in (".flac", ".wav")}
+        beside = {nfc(p.stem): p for p in file.parent.iterdir() if p.suffix.lower() in (".flac", ".wav")}
         for line, content in enumerate(read_text(file).split("\n"), start=1):
             if not content.strip():
                 continue
             where = f"{file}, line {line}"
             name, _, text = content.strip().partition(" ")
-            if name in beside:
-                yield where, ASRSample(name, str(beside[name]), text.strip(), speaker=name.partition("-")[0])
+            if nfc(name) in beside:
+                yield where, ASRSample(name, str(beside[nfc(name)]), text.strip(), speaker=name.partition("-")[0])
             else:
                 problems.add(where, f"{name}.flac or {name}.wav beside it", "no such file")

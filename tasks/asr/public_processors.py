@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from mmattn.data.audio.mel import LogMel, WaveFeatures, WhisperFeatures, features_from_config, level
 from mmattn.data.errors import DataError, shorten
+from mmattn.data.readers import parse_json
 from mmattn.data.text.pretrained import PublicText
 from mmattn.generate.speech import SpeechConfig
 from mmattn.tasks.asr.data import ASRDataset, normalize_text
@@ -142,7 +143,7 @@ class CTCText(SpeechText):
 
 def _object(name: str, content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError as error:
         raise DataError(name, "JSON", shorten(str(error))) from None
     if not isinstance(value, dict):
@@ -249,7 +250,7 @@ class CTCProcessor(PublicProcessor):
         } - letters
         if missing:
             new = enumerate(sorted(missing), given.get("size", tokenizer.vocab_size))
-            vocabulary = json.loads(tokenizer.files["vocab.json"]) | {character: index for index, character in new}
+            vocabulary = parse_json(tokenizer.files["vocab.json"]) | {character: index for index, character in new}
             content = json.dumps(vocabulary, ensure_ascii=False, sort_keys=True).encode()
             tokenizer = CTCText(tokenizer.files | {"vocab.json": content}, tokenizer.max_len)
         return type(self)(self.front, tokenizer, given.get("max_seconds") or WINDOW_SECONDS, self.search_without_lm())

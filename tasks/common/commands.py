@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, UserError, is_user_error
+from mmattn.data.readers import is_json_lines
 from mmattn.tasks.common.files import atomic_path, atomic_write
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.task import Task
 
 NOT_PNG = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
-JSON_LINES = (".jsonl", ".ndjson")
 
 
 def run(task: Task, command: str, options: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def _predict(
     skipped: list[str] = []
     batch_size = min(options.batch_size, max(len(items), 1))
     shown = options.output is not None or not sys.stdout.isatty()
-    json_lines = options.input == "demo" or Path(options.input or "").suffix.lower() in JSON_LINES
+    json_lines = options.input == "demo" or is_json_lines(options.input or "")
     plain = None if json_lines else predictor.plain
 
     def lines() -> Iterator[str]:

@@ -16,6 +16,7 @@ from mmattn.data.errors import DataError, Problems
 from mmattn.data.image.files import images_below
 from mmattn.data.image.masks import CLASS_FILE, MASK_EXTENSIONS, ClassList, MaskSource, load_mask, read_classes
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, image_size, load_image
+from mmattn.data.names import nfc
 
 
 @dataclass
@@ -124,7 +125,7 @@ def _by_name(folder: Path, endings: Sequence[str], problems: Problems) -> dict[s
     """Files of a folder, at any depth, by their path without the suffix."""
     found: dict[str, Path] = {}
     for full, path in images_below(folder, endings):
-        name = full.removesuffix(path.suffix)
+        name = nfc(full.removesuffix(path.suffix))
         if found.setdefault(name, path) != path:
             problems.add(str(path), "one file of that name", f"{found[name].name} beside it")
     return found

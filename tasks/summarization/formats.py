@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
-from mmattn.data.readers import read_rows, report_missing
+from mmattn.data.readers import TABLES, parse_json, read_rows, report_missing
 
 logger = logging.getLogger(__name__)
 KEYS = ("document", "summary", "references", "id")
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 def read_summaries(path: str | Path, require_summary: bool, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -64,7 +63,7 @@ def _references(value: Any) -> list[str] | None:
         return []
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except json.JSONDecodeError:
             return None
     return value if isinstance(value, list) and all(isinstance(text, str) for text in value) else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems
-from mmattn.data.readers import read_lines, read_rows
+from mmattn.data.readers import is_json_lines, read_lines, read_rows
 
 Fields = dict[str, Any]  # fields of a sample, by name
 _Found = Iterator[tuple[str, Fields]]
@@ -31,7 +31,7 @@ def read_parallel(path: str | Path, languages: tuple[str, str], require_target: 
     Yields:
         The file and line, and the fields of the sample.
     """
-    read = {".tsv": _tsv, ".jsonl": _jsonl, ".ndjson": _jsonl}.get(Path(path).suffix.lower(), _two_files)
+    read = _jsonl if is_json_lines(path) else _tsv if Path(path).suffix.lower() == ".tsv" else _two_files
     return read(path, languages, require_target, problems)
 
 

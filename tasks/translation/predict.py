@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, is_broken, shorten
-from mmattn.data.readers import decode_lines, read_lines
+from mmattn.data.readers import decode_lines, is_json_lines, read_lines
 from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
 from mmattn.tasks.translation.data import TranslationDataset, TranslationSample
@@ -99,7 +99,7 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
         """Read the sentences of a JSONL file, or one sentence a line from any other file or standard input."""
-        if Path(path).suffix.lower() in (".jsonl", ".ndjson"):
+        if is_json_lines(path):
             return TranslationDataset(path, *self.languages, on_error=on_error, require_labels=False).samples
         lines = decode_lines(sys.stdin.buffer.read(), "standard input") if path == "-" else read_lines(path)
         return [TranslationSample(str(n), line) for n, line in enumerate(lines, start=1)]

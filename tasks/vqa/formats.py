@@ -30,7 +30,8 @@ from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, Box, image_size
-from mmattn.data.readers import read_json, read_rows, report_missing
+from mmattn.data.names import find_file
+from mmattn.data.readers import TABLES, is_json_lines, parse_json, read_json, read_rows, report_missing
 
 logger = logging.getLogger(__name__)
 Fields = dict[str, Any]  # of a sample, by its attributes' names
@@ -38,7 +39,6 @@ _Found = Iterator[tuple[str, Fields]]
 
 ROW_KEYS = ("id", "image", "question", "answer", "answers", "image_id", "question_type", "answer_type")
 BOX_KEYS = ("regions", "regions_pixels", "objects", "objects_pixels")
-_ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 class _BadItem(Exception):
@@ -60,7 +60,7 @@ def read_vqa(path: str | Path, image_root: str | Path | None, require_answers: b
     path = Path(path)
     if image_root is not None and not Path(image_root).is_dir():
         raise DataError(f"image_root {image_root}", "a folder", "a file" if Path(image_root).exists() else "nothing")
-    if path.exists() and not path.is_dir() and path.suffix.lower() not in _ENDINGS:
+    if path.exists() and not path.is_dir() and path.suffix.lower() not in TABLES:
         raise DataError(str(path), "a questions .json, or a .csv, .tsv or .jsonl file", f"the ending {path.suffix!r}")
     read = _read_pair if path.suffix.lower() == ".json" else _read_table
     yield from read(path, image_root, require_answers, problems)
@@ -68,7 +68,7 @@ def read_vqa(path: str | Path, image_root: str | Path | None, require_answers: b
 
 def _read_table(path: Path, image_root: str | Path | None, require_answers: bool, problems: Problems) -> _Found:
     finder = _ImageFinder([Path(image_root or path.parent)], "")
-    by_json = path.suffix.lower() in (".jsonl", ".ndjson")
+    by_json = is_json_lines(path)
     unused: dict[str, None] = {}
     for where, line, row in read_rows(path, problems):
         missing = [key for key in ("image", "question") if key not in row]
@@ -250,10 +250,10 @@ class _ImageFinder:
     def _search(self, names: list[str]) -> str | None:
         for place, folder in enumerate(self.folders):
             for name in names:
-                path = os.path.join(folder, name)
-                if os.path.isfile(path):
+                path = find_file(os.path.join(folder, name))
+                if path.is_file():
                     self.folders.insert(0, self.folders.pop(place))
-                    return path
+                    return str(path)
         return None
 
     def _missing(self, name: str) -> str:
@@ -290,7 +290,7 @@ def _from_cell(value: Any, key: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except json.JSONDecodeError as error:
         raise _BadItem(f"JSON in {key!r}", f"{shorten(value)} ({error.msg})") from None
 

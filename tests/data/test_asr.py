@@ -168,7 +168,7 @@ def test_damaged_recording_raises_when_read(folder: Path, processor: ASRProcesso
         ),
         ("a.tsv", "audio,text\na,b\n", r"a\.tsv, line 1: expected tab-separated cells, .*, cells separated by commas"),
         ("a.csv", "audio,text\n", "expected at least one recording, found none"),
-        ("a.json", "{}", r"expected a manifest \.jsonl"),
+        ("a.json", "{}", r"a\.json, line 1: expected the keys audio and text, found none"),
         ("a.wav", "x", r"expected a manifest \.jsonl, a \.csv or \.tsv, or LibriSpeech's folder, found 'a\.wav'"),
     ],
 )
@@ -215,6 +215,9 @@ def test_longer_clips_are_excluded(caplog: pytest.LogCaptureFixture) -> None:
         ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u093f\u0928\u094d\u0926\u0940"),
         ("a_b/c & d", "a b c d"),
         ("?!... --", ""),
+        ("co\u00adopera\u200dtion \u200ea\ufeffb\u2060c", "cooperation abc"),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u062e\u0648\u0627\u0647\u0645"),
+        ("ok \u2764\ufe0f \u0e01\u200b\u0e02", "ok \u0e01 \u0e02"),  # a zero-width space separates words
     ],
 )
 def test_normalize(text: str, expected: str) -> None:

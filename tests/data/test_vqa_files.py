@@ -203,10 +203,13 @@ def test_csv_tsv_and_jsonl(folder: Path) -> None:
         'id,Image,question,answer,regions\nq1,images/7.png,"is it red,\nor blue?",red,\n\n'
         '5,images/8.jpg,é?,é,"[[0, 0, 1, 1]]"\n'
     )
-    tabs = 'image\tquestion\tanswer\tid\nimages/7.png\t"is it red,\nor blue?"\tred\tq1\nimages/8.jpg\té?\té\t5'
     one = {"image": "images/7.png", "question": "is it red,\nor blue?", "answer": "red", "id": "q1"}
     other = '{"image": "images/8.jpg", "question": "é?", "answers": ["é"], "id": 5}'
-    for name, content in (("a.csv", "\ufeff" + table), ("b.tsv", tabs), ("c.jsonl", [one, "", other])):
+    tabs = 'id\tImage\tquestion\tanswer\tregions\nq1\timages/7.png\tis it "red?\tred\t\n'
+    tabs += "5\timages/8.jpg\té?\té\t[[0, 0, 1, 1]]"
+    first, second = VQADataset(write(folder / "b.tsv", tabs))
+    assert (first.question, second.id, second.regions) == ('is it "red?', "5", [(0, 0, 1, 1)])
+    for name, content in (("a.csv", "\ufeff" + table), ("c.jsonl", [one, "", other])):
         first, second = VQADataset(write(folder / name, content))
         assert (first.id, first.question, first.answers) == ("q1", "is it red,\nor blue?", ["red"])
         assert first.image == str(folder / "images" / "7.png")

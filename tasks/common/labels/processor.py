@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, nearest, shorten
+from mmattn.data.names import nfc
 from mmattn.data.processor import B, Processor, S
 
 
@@ -40,7 +41,7 @@ class LabelProcessor(Processor[S, B]):
 
     def __init__(self, labels: Sequence[str], multi_label: bool = False) -> None:
         self.labels, self.multi_label = list(labels), bool(multi_label)
-        self.index = {label: number for number, label in enumerate(self.labels)}
+        self.index = {nfc(label): number for number, label in enumerate(self.labels)}
         least = self.least - self.multi_label
         if len(self.index) != len(self.labels) or len(self.labels) < least:
             raise DataError("classes", f"different ones, at least {least}", shorten(self.labels))
@@ -53,14 +54,14 @@ class LabelProcessor(Processor[S, B]):
         targets = torch.zeros(len(samples), len(self.labels))
         for row, sample in enumerate(samples):
             for label in sample.labels:
-                targets[row, self.index[label]] = 1.0
+                targets[row, self.index[nfc(label)]] = 1.0
         return targets
 
     def check(self, dataset: SampleDataset[Any]) -> None:
         """Raise a ``DataError``, or skip the sample, if a label is not a class of the training data."""
         kept = []
         for where, sample in zip(dataset.places, dataset.samples, strict=True):
-            strange = next((label for label in sample.labels if label not in self.index), None)
+            strange = next((label for label in sample.labels if nfc(label) not in self.index), None)
             if strange is None:
                 kept.append((where, sample))
             else:
@@ -83,4 +84,4 @@ class LabelProcessor(Processor[S, B]):
 
 def labels_in(dataset: SampleDataset[Any]) -> list[str]:
     """The labels of a data set, in alphabetical order."""
-    return sorted({label for sample in dataset.samples for label in sample.labels})
+    return sorted({nfc(label) for sample in dataset.samples for label in sample.labels})
