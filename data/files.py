@@ -48,18 +48,19 @@ def files_below(folder: str | Path, endings: Sequence[str]) -> list[tuple[str, P
             continue
         for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
             name = f"{parent}{entry.name}"
+            linked = linked if parent else set()  # of each entry of the folder, which may be a class
             if is_hidden(entry.name):
                 continue
-            linked = linked if parent else set()  # of the folder's entry, which may be a class
-            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                target = _node(entry.path) if entry.is_symlink() else None
-                if target is None or target not in linked:
-                    linked |= {target} if target else set()
+            if os.path.isdir(entry.path):
+                node = _node(entry.path)
+                if not entry.is_symlink() or node not in linked:
+                    linked.update({node} if entry.is_symlink() else ())
                     waiting.append((entry.path, f"{name}/", above | {here}, linked))
-            elif is_listed(name, endings):
-                if entry.is_symlink() and not os.path.exists(entry.path) or os.path.isfile(entry.path):
-                    found.append((name, Path(entry.path)))
-            elif entry.is_symlink() and not os.path.exists(entry.path):
+                continue
+            is_missing = not os.path.exists(entry.path)  # where a link leads
+            if is_listed(name, endings):
+                found += [(name, Path(entry.path))] if is_missing or os.path.isfile(entry.path) else []
+            elif is_missing:
                 logger.warning("%s: a link to a file or folder that does not exist, ignored", entry.path)
     return sorted(found, key=lambda pair: pair[0].split("/"))
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.image.files import named_images
-from mmattn.data.image.processor import load_image
+from mmattn.data.files import some_below
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.files import atomic_write
 from mmattn.tasks.common.images import image_sample
@@ -184,7 +184,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             raise DataError(path, "a folder of images", "a file" if folder.exists() else "no such folder")
         if (folder / "images").is_dir():
             return SegmentationDataset(path, on_error=on_error, require_labels=False).samples
-        return [SegmentationSample(*image) for image in named_images(folder)]
+        return [SegmentationSample(*image) for image in some_below(folder, IMAGE_EXTENSIONS, "images")]
 
     def demo_samples(self) -> list[SegmentationSample]:
         """Eight scenes of the built-in test split."""

@@ -77,8 +77,8 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         there = [name for name, count in zip(classes.names, counts, strict=True) if count]
         if len(there) < 2:
             remedy = REMEDY if totals[VOID] and VOID not in classes.ids else ""
-            found = f"{there[0] if there else 'void pixels'} only{remedy}"
-            raise DataError(dataset.name, "masks of two or more classes", found)
+            only = there[0] if there else "void pixels"
+            raise DataError(dataset.name, "masks of two or more classes", f"{only} only{remedy}")
         return cls(classes, size, counts=counts, **options)
 
     def retarget(self, train: SegmentationDataset, given: Mapping[str, Any]) -> SegmentationProcessor:

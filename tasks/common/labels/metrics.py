@@ -29,7 +29,8 @@ class MacroF1(MultilabelF1Score):
     """F1 at a probability of 0.5, averaged over the classes that occur; torchmetrics counts the others as zero."""
 
     def compute(self) -> Tensor:
-        return _mean(super().compute(), self.tp + self.fn > 0)
+        hits, missed = (dim_zero_cat(state) for state in (self.tp, self.fn))  # (K,)
+        return _mean(super().compute(), hits + missed > 0)
 
 
 def _mean(values: Any, occurs: Any) -> Tensor:
