@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, nearest, shorten
+from mmattn.data.files import files_below, is_listed
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource
 from mmattn.data.readers import TABLES, read_rows, report_missing
 
@@ -73,33 +74,9 @@ def read_images(source: str | Path, split: str, root: str | Path | None, problem
         raise DataError(str(path), expected, f"a file that ends in {path.suffix!r}")
 
 
-def is_image(name: str, endings: Collection[str] = IMAGE_EXTENSIONS) -> bool:
-    """Whether a file name has an image's extension and is not hidden."""
-    pure = PurePosixPath(name)
-    return pure.suffix.lower() in endings and not any(part.startswith(".") for part in pure.parts)
-
-
-def images_below(folder: Path, endings: Collection[str] = IMAGE_EXTENSIONS) -> list[tuple[str, Path]]:
-    """Returns the images in a folder and below it, each with its relative path, sorted by path."""
-    found = [(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*"))]
-    return [(name, path) for name, path in found if is_image(name, endings) and path.is_file()]
-
-
-def named_images(folder: Path) -> list[tuple[str, Path]]:
-    """Returns ``images_below``.
-
-    Raises:
-        DataError: There are no images.
-    """
-    images = images_below(folder)
-    if not images:
-        raise DataError(str(folder), "a folder with images", "none in it")
-    return images
-
-
 def read_folder(folder: Path) -> Iterator[Row]:
     """Yields the images of a tree of class folders."""
-    files = images_below(folder)
+    files = files_below(folder, IMAGE_EXTENSIONS)
     loose = next((name for name, _ in files if "/" not in name), None)
     if loose is not None or not files:
         inside = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "an empty folder"
@@ -113,7 +90,7 @@ def read_tar(path: Path) -> Iterator[Row]:
     """Yields the images of a tar of class folders; those of an uncompressed tar are read on demand."""
     try:
         with tarfile.open(path) as archive:
-            members = [m for m in archive if m.isfile() and is_image(m.name.removeprefix("./"))]
+            members = [m for m in archive if m.isfile() and is_listed(m.name.removeprefix("./"), IMAGE_EXTENSIONS)]
             plain = archive.fileobj is not None and type(archive.fileobj).__name__ == "BufferedReader"
             compressed = {} if plain else {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
     except (tarfile.TarError, EOFError, OSError) as error:

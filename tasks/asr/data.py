@@ -29,6 +29,7 @@ from mmattn.data.audio.reading import AudioSource, audio_seconds, read_audio
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import Row, SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.files import files_below
 from mmattn.data.names import find_file, nfc
 from mmattn.data.readers import TABLES, parse_json, read_rows, read_text, report_missing
 
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 AUDIO_KEYS = ("audio", "audio_filepath")
 KEYS = (*AUDIO_KEYS, "text", "duration", "offset", "speaker", "id", "words")
 WORDS = "words: [[word, start, end], ...] in seconds"
+TRANSCRIPTS = ".trans.txt"
 
 
 @dataclass
@@ -252,10 +254,10 @@ def _words(given: Any, where: str) -> list[tuple[str, float, float]]:
 
 
 def _librispeech(folder: Path, problems: Problems) -> Iterator[Row[ASRSample]]:
-    files = sorted(folder.rglob("*.trans.txt"))
+    files = [file for _, file in files_below(folder, (TRANSCRIPTS,))]
     if not files:
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
-        raise DataError(str(folder), "LibriSpeech's *.trans.txt somewhere in it", inside or "an empty folder")
+        raise DataError(str(folder), f"LibriSpeech's *{TRANSCRIPTS} somewhere in it", inside or "an empty folder")
     for file in files:
         beside = {nfc(p.stem): p for p in file.parent.iterdir() if p.suffix.lower() in (".flac", ".wav")}
         for line, content in enumerate(read_text(file).split("\n"), start=1):

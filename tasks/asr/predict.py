@@ -15,9 +15,10 @@ from torch import Tensor
 
 from mmattn.data.audio.reading import AUDIO_EXTENSIONS, AudioSource, audio_seconds, stream_audio
 from mmattn.data.errors import DataError, Problems, is_user_error
+from mmattn.data.files import files_below, some_below
 from mmattn.explain import capture
 from mmattn.tasks.asr.alignment import Window, Word, align, place_words, windows
-from mmattn.tasks.asr.data import ASRSample, read_recordings
+from mmattn.tasks.asr.data import TRANSCRIPTS, ASRSample, read_recordings
 from mmattn.tasks.asr.decoding import check_lm, check_ranges, write
 from mmattn.tasks.asr.model import PublicCTC
 from mmattn.tasks.asr.processor import SpeechProcessor
@@ -329,11 +330,9 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
         place = Path(path)
         if place.suffix.lower() in AUDIO_EXTENSIONS:
             return [ASRSample(place.name, path)]
-        if place.is_dir() and next(place.rglob("*.trans.txt"), None) is None:
-            files = sorted(file for file in place.rglob("*") if file.suffix.lower() in AUDIO_EXTENSIONS)
-            if not files:
-                raise DataError(path, "recordings (.wav, .flac, ...) or LibriSpeech's *.trans.txt in it", "none")
-            return [ASRSample(str(file.relative_to(place)), str(file)) for file in files]
+        if place.is_dir() and not files_below(place, (TRANSCRIPTS,)):
+            files = some_below(place, AUDIO_EXTENSIONS, f"recordings or LibriSpeech's *{TRANSCRIPTS}")
+            return [ASRSample(name, str(file)) for name, file in files]
         problems = Problems(on_error)
         samples = [sample for _, sample in read_recordings(place, problems, require_text=False)]
         if problems.items:

@@ -185,6 +185,9 @@ def save_directory(
         command: The training command, for the model card.
         own_data: Whether the model was trained on the user's data, so that it cannot be evaluated on the built-in data.
         half: Write floating-point weights in float16 (half the size; about three decimal digits).
+
+    Raises:
+        CheckpointError: The folder exists and has other content than a model of this toolkit.
     """
     from safetensors.torch import save_file
 
@@ -201,7 +204,14 @@ def save_directory(
         write_json(folder / CONFIG, config | {"metrics": dict(metrics or {}), "own_data": own_data})
         (folder / CARD).write_text(_card(task, model, metrics or {}, command, half), encoding="utf-8")
 
-    return atomic_folder(directory, fill)
+    target = Path(directory)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        try:
+            read_config(target)
+        except CheckpointError:
+            found = "other content; choose another folder"
+            raise CheckpointError(f"{target}: expected a model of mmattn to replace, found {found}.") from None
+    return atomic_folder(target, fill)
 
 
 def _card(task: str, model: nn.Module, metrics: Mapping[str, Any], command: str, half: bool) -> str:

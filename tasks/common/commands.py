@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, UserError, is_user_error
+from mmattn.data.files import files_below
 from mmattn.data.readers import is_json_lines
-from mmattn.tasks.common.files import atomic_path, atomic_write
+from mmattn.tasks.common.files import atomic_write, is_special
+from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.task import Task
@@ -38,7 +40,10 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     }
     keywords = predictor.check_options(keywords)
     items = items_of(predictor, task, options)
-    (_predict if command == "predict" else _explain)(predictor, items, options, keywords)
+    place = Path(str(predictor.parts.where)) if predictor.parts is not None else None
+    model = [path for _, path in files_below(place, ("",))] if place is not None and place.is_dir() else []
+    outputs = Outputs([*model, options.input, *items])
+    (_predict if command == "predict" else _explain)(predictor, items, options, keywords, outputs)
 
 
 def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Namespace) -> Sequence[Any]:
@@ -65,7 +70,11 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
 
 
 def _predict(
-    predictor: Predictor[Any, Any], items: Sequence[Any], options: argparse.Namespace, keywords: Mapping[str, Any]
+    predictor: Predictor[Any, Any],
+    items: Sequence[Any],
+    options: argparse.Namespace,
+    keywords: Mapping[str, Any],
+    outputs: Outputs,
 ) -> None:
     skipped: list[str] = []
     batch_size = min(options.batch_size, max(len(items), 1))
@@ -87,11 +96,13 @@ def _predict(
             sys.stdout.write(line)
         sys.stdout.flush()
     else:
+        predictor.reserved = (outputs.claim(options.output, replace=True),)
         with atomic_write(options.output, "w") as file:
             for line in lines():
                 file.write(line)
         written = len(items) - len(skipped)
-        print(f"{written} prediction{'' if written == 1 else 's'} written to {options.output}.")
+        message = f"{written} prediction{'' if written == 1 else 's'} written to {options.output}."
+        print(message, file=sys.stderr if is_special(options.output) else sys.stdout)
     report_skipped(skipped, len(items))
     remark = predictor.remark()
     if remark:
@@ -107,30 +118,36 @@ def record_of(item: Any, found: Any) -> dict[str, Any]:
 
 
 def _explain(
-    predictor: Predictor[Any, Any], items: Sequence[Any], options: argparse.Namespace, keywords: Mapping[str, Any]
+    predictor: Predictor[Any, Any],
+    items: Sequence[Any],
+    options: argparse.Namespace,
+    keywords: Mapping[str, Any],
+    outputs: Outputs,
 ) -> None:
     if not items:
         raise UserError("explain: expected at least one item, found none.")
     target = Path(options.output or "explanation.png")
-    many = len(items) > 1 or target.suffix.lower() != ".png"
-    if many and target.suffix.lower() == ".png":
+    one = is_special(target) or target.suffix.lower() == ".png"
+    many = len(items) > 1 or not one
+    if many and one:
         raise UserError(f"--output {target}: expected a folder for {len(items)} images, found the name of one PNG.")
     if target.suffix.lower() in NOT_PNG and not target.is_dir():
         raise UserError(f"--output {target}: expected a name that ends in .png, or a folder, found {target.suffix!r}.")
     skipped: list[str] = []
-    for number, item in enumerate(progress(items, len(items), "explaining")):
-        path = target / f"{number:05d}.png" if many else target
+    paths = [target / f"{number:05d}.png" for number in range(len(items))] if many else [target]
+    for path in paths:
+        outputs.claim(path, replace=options.output is not None and not many)
+    for item, path in zip(progress(items, len(items), "explaining"), paths, strict=True):
         try:
-            found = predictor.explain(item, **keywords)  # before its folder is made
-            with atomic_path(path) as temporary:
-                found.save(temporary)
+            save_png(path, predictor.explain(item, **keywords).save)
         except Exception as error:
             if options.on_error != "skip" or not is_user_error(error):
                 raise
             skipped.append(str(error))
     written = len(items) - len(skipped)
     plural = "" if written == 1 else "s"
-    print(f"{written} explanation{plural} written to {target}." if many else f"{path} written.")
+    message = f"{written} explanation{plural} written to {target}." if many else f"{path} written."
+    print(message, file=sys.stderr if is_special(target) else sys.stdout)
     report_skipped(skipped, len(items))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.tasks.common.errors import UserError
+from mmattn.tasks.common.files import atomic_path
 
 
 class ExportError(UserError):
@@ -105,8 +106,7 @@ def export_model(
     lines = []
     for kind in formats:
         target = folder / (f"{name}.pt2" if kind == "torch" else f"{name}.onnx")
-        path = target.with_name(f".{target.stem}.unchecked{target.suffix}")
-        try:
+        with atomic_path(target) as path:
             run = _save_torch(program, path) if kind == "torch" else _save_onnx(program, examples[0], path)
             worst = _worst_difference(model, run, examples)
             if not worst <= tolerance:
@@ -114,9 +114,6 @@ def export_model(
                     f"{target}: the program differs from the model by {worst:.2e}, expected at most {tolerance:g}; "
                     f"not written."
                 )
-            path.replace(target)
-        finally:
-            path.unlink(missing_ok=True)
         lines.append(f"{target} written; largest difference from the model {worst:.1e} on {len(examples)} batches.")
     return lines
 

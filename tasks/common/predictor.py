@@ -13,6 +13,7 @@ from mmattn.data.errors import DataError, UserError, is_user_error, nearest
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.checkpoint import PROCESSOR, load_weights, save_directory
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.outputs import check_export
 from mmattn.tasks.common.sources import task_of
 from mmattn.tasks.common.task import tasks
 
@@ -40,6 +41,7 @@ class Predictor(Generic[Item, Prediction]):
     task: ClassVar[str]
     batch_size: ClassVar[int] = 32  # default of `predict` and `stream`
     lookahead: ClassVar[int] = 1  # number of batches that are sorted together by `length`, to reduce padding
+    reserved: Sequence[Path] = ()  # files of the command that no option such as --masks may write
     plain: ClassVar[str | None] = None  # the only field that the command line prints if the input is lines of text
 
     def __init__(self, model: Any, processor: Any, parts: CheckpointParts | None = None) -> None:
@@ -290,10 +292,15 @@ class Predictor(Generic[Item, Prediction]):
 
         Returns:
             A line for each file.
+
+        Raises:
+            UserError: The folder has a model, a run, or programs that were not exported into it.
         """
-        lines = self.export_graphs(Path(folder), formats)
-        self.processor.save(Path(folder) / PROCESSOR)
-        return [*lines, f"{Path(folder) / PROCESSOR} written: the preprocessing that the programs need."]
+        folder = Path(folder)
+        check_export(folder)
+        lines = self.export_graphs(folder, formats)
+        self.processor.save(folder / PROCESSOR)
+        return [*lines, f"{folder / PROCESSOR} written: the preprocessing that the programs need."]
 
 
 def load(source: str | Path, device: str = "auto", precision: str | None = None) -> Predictor[Any, Any]:

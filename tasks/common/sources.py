@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, nearest
+from mmattn.data.files import is_hidden
 from mmattn.data.readers import read_json
 from mmattn.tasks.common.checkpoint import CONFIG, read_config
 from mmattn.tasks.common.errors import CheckpointError
@@ -103,7 +104,8 @@ def task_of(name: str | Path) -> str:
 def named_models(task: str) -> dict[str, Path]:
     """The models that ship with a task, by name."""
     folder = tasks()[task].folder / CHECKPOINTS
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.name: path for path in found if path.is_dir() and not is_hidden(path.name)}
 
 
 def _named(name: str | Path) -> Path | None:

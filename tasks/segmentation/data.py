@@ -13,7 +13,7 @@ from torch import Tensor
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems
-from mmattn.data.image.files import images_below
+from mmattn.data.files import files_below
 from mmattn.data.image.masks import CLASS_FILE, MASK_EXTENSIONS, ClassList, MaskSource, load_mask, read_classes
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, image_size, load_image
 from mmattn.data.names import nfc
@@ -124,7 +124,7 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
 def _by_name(folder: Path, endings: Sequence[str], problems: Problems) -> dict[str, Path]:
     """Files of a folder, at any depth, by their path without the suffix."""
     found: dict[str, Path] = {}
-    for full, path in images_below(folder, endings):
+    for full, path in files_below(folder, endings):
         name = nfc(full.removesuffix(path.suffix))
         if found.setdefault(name, path) != path:
             problems.add(str(path), "one file of that name", f"{found[name].name} beside it")

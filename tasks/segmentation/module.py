@@ -61,6 +61,7 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
     def prepare_dataset(self, dataset: SegmentationDataset, split: Split) -> SegmentationDataset:
         if self.preload:
             self.processor.preload(dataset, training=split == "train")
+        self.processor.check(dataset)
         return dataset
 
     def collate_options(self, split: Split) -> dict[str, Any]:

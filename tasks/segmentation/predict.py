@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmattn.data.errors import DataError
-from mmattn.data.image.files import named_images
-from mmattn.data.image.processor import load_image
+from mmattn.data.errors import ConfigError, DataError
+from mmattn.data.files import some_below
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
-from mmattn.tasks.common.files import atomic_write
 from mmattn.tasks.common.images import image_sample
-from mmattn.tasks.common.predictor import Predictor
+from mmattn.tasks.common.outputs import Outputs, save_png
+from mmattn.tasks.common.predictor import Predictor, listed
 from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
 from mmattn.tasks.segmentation.plot import SegmentationExplanation, SegmentationPrediction, colored, mask_image
@@ -41,7 +43,6 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         self, model: SegmentationModel, processor: SegmentationProcessor, parts: CheckpointParts | None = None
     ) -> None:
         super().__init__(model.to(memory_format=torch.channels_last), processor, parts)
-        self._written: dict[str, str] = {}
 
     def to_sample(self, item: Item, number: int) -> SegmentationSample:
         return replace(image_sample(item, number, SegmentationSample), mask=None)
@@ -61,8 +62,6 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         *,
         tile: int = TILE,
         flip: bool = False,
-        masks: str | Path | None = None,
-        overlays: str | Path | None = None,
     ) -> list[SegmentationPrediction]:
         """Predict the class of each pixel; images of the same size are run through the model together.
 
@@ -71,8 +70,6 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             batch: See `Predictor.predict_batch`.
             tile: Side of the tiles into which larger images are split, in pixels.
             flip: Whether to average the logits of an image and of its mirror image.
-            masks: Folder for PNGs of class ids, one per image.
-            overlays: Folder for images overlaid with the predicted classes.
         """
         found: dict[int, np.ndarray] = {}
         for rows in batch.alike():
@@ -82,37 +79,58 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
                 pixels = batch.pixel_values[part, :, :height, :width]
                 logits = segment(lambda x: self.model.scores(x)[0], pixels, tile, flip=flip)
                 found |= dict(zip(part, best_classes(logits, own).cpu().numpy(), strict=True))
-        return [self._answer(sample, found[n], masks, overlays) for n, sample in enumerate(samples)]
+        return [self._answer(sample, found[n]) for n, sample in enumerate(samples)]
 
-    def _answer(
-        self, sample: SegmentationSample, labels: np.ndarray, masks: Any = None, overlays: Any = None
-    ) -> SegmentationPrediction:
+    def _answer(self, sample: SegmentationSample, labels: np.ndarray) -> SegmentationPrediction:
         names = self.processor.classes.names
         counts = np.bincount(labels.reshape(-1), minlength=len(names)) / labels.size
         shares = {names[k]: round(float(counts[k]), 4) for k in np.argsort(-counts, kind="stable") if counts[k] > 0}
-        answer = SegmentationPrediction(sample.id, (labels.shape[1], labels.shape[0]), shares, labels)
-        if masks is not None:
-            answer.mask = self._write(Path(masks), sample, mask_image(labels, self.processor.classes))
-        if overlays is not None:
-            pixels = colored(load_image(sample.image, f"item {sample.id}"), labels, len(names))
-            answer.overlay = self._write(Path(overlays), sample, pixels)
-        return answer
+        return SegmentationPrediction(sample.id, (labels.shape[1], labels.shape[0]), shares, labels)
 
-    def _write(self, folder: Path, sample: SegmentationSample, image: Any) -> str:
-        """Write a PNG named after the item; a suffix is appended if another item has the name."""
+    def stream(
+        self,
+        items: Sequence[Item],
+        batch_size: int | None = None,
+        on_error: str = "raise",
+        *,
+        masks: str | Path | None = None,
+        overlays: str | Path | None = None,
+        **options: Any,
+    ) -> Iterator[SegmentationPrediction | Exception]:
+        """Yield the predictions one by one, see `Predictor.stream`, and write PNGs named after the items.
+
+        Args:
+            items: See `Predictor.predict`.
+            batch_size: See `Predictor.predict`.
+            on_error: See `Predictor.predict`.
+            masks: Folder for PNGs of class ids, one per image.
+            overlays: Folder for images overlaid with the predicted classes, another one.
+            options: Options of `predict_batch`.
+        """
+        items = listed(items)
+        named = {"mask": masks, "overlay": overlays}
+        folders = {kind: folder for kind, folder in named.items() if folder is not None}
+        if len({os.path.realpath(folder) for folder in folders.values()}) < len(folders):
+            raise ConfigError(f"--overlays {overlays}: expected another folder than that of --masks.")
+        outputs, files = Outputs(items if folders else (), self.reserved), dict[int, dict[str, Path]]()
+        for number, item in enumerate(items if folders else ()):  # a wrong folder is an error before any prediction
+            with suppress(DataError):  # of the item, reported in its turn
+                name = self.to_sample(item, number).id
+                files[number] = {kind: outputs.place(at, name, IMAGE_EXTENSIONS) for kind, at in folders.items()}
+        for number, found in enumerate(super().stream(items, batch_size, on_error, **options)):
+            for kind, path in files.get(number, {}).items():
+                if not isinstance(found, Exception):
+                    save_png(path, self._image(kind, found, self.to_sample(items[number], number)).save)
+                    setattr(found, kind, str(path))
+            yield found
+
+    def _image(self, kind: str, answer: SegmentationPrediction, sample: SegmentationSample) -> Any:
+        if kind == "mask":
+            return mask_image(answer.labels, self.processor.classes)
         from PIL import Image
 
-        path = Path(sample.id)
-        stem = Path(path.name if path.is_absolute() or ".." in path.parts else path).with_suffix("")
-        names = (
-            f"{stem}{more}.png" for more in ("", path.suffix, *map("-{}".format, range(2, len(self._written) + 3)))
-        )
-        target = next(
-            t for t in map(folder.joinpath, names) if self._written.setdefault(str(t), sample.id) == sample.id
-        )
-        with atomic_write(target) as file:
-            (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, "PNG")
-        return str(target)
+        image = load_image(sample.image, f"item {answer.id}")
+        return Image.fromarray(colored(image, answer.labels, len(self.processor.labels)))
 
     def explain_batch(
         self,
@@ -184,7 +202,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             raise DataError(path, "a folder of images", "a file" if folder.exists() else "no such folder")
         if (folder / "images").is_dir():
             return SegmentationDataset(path, on_error=on_error, require_labels=False).samples
-        return [SegmentationSample(*image) for image in named_images(folder)]
+        return [SegmentationSample(*image) for image in some_below(folder, IMAGE_EXTENSIONS, "images")]
 
     def demo_samples(self) -> list[SegmentationSample]:
         """Eight scenes of the built-in test split."""

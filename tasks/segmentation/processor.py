@@ -11,7 +11,7 @@ import torch
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.augment import shuffle_patches
-from mmattn.data.image.masks import VOID, ClassList, load_mask
+from mmattn.data.image.masks import CLASS_FILE, VOID, ClassList, load_mask
 from mmattn.data.image.processor import ImageProcessor, ImageSource, image_size, load_image
 from mmattn.data.processor import Processor
 from mmattn.tasks.common.errors import ConfigError
@@ -19,6 +19,7 @@ from mmattn.tasks.segmentation.augment import SegmentationAugment
 from mmattn.tasks.segmentation.data import Prepared, SegmentationBatch, SegmentationDataset, SegmentationSample
 
 PATCH = 8  # side of the patches of the built-in baseline, in pixels
+REMEDY = f"; {VOID} is void unless {CLASS_FILE} has it, with lines such as '0 background' and '{VOID} object'"
 
 
 class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
@@ -58,7 +59,7 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         """Fit a processor: classes are those of the data set's list, or, without a list, the numbers in its masks.
 
         Raises:
-            DataError: A mask has a number that is not in the list, or no pixel is labeled.
+            DataError: A mask has a number that is not in the list, or fewer than two classes have pixels.
         """
         totals = np.zeros(65536, np.int64)
         for where, sample in zip(dataset.places, dataset.samples, strict=True):
@@ -73,8 +74,11 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
                 raise DataError(dataset.name, "masks of numbers from 0 to 255", f"{found[-1]}")
             classes = ClassList(tuple(f"class {number}" for number in found), tuple(found))
         counts = [int(totals[number]) for number in classes.ids]
-        if not sum(counts):
-            raise DataError(dataset.name, "masks with labeled pixels", "void pixels only")
+        there = [name for name, count in zip(classes.names, counts, strict=True) if count]
+        if len(there) < 2:
+            remedy = REMEDY if totals[VOID] and VOID not in classes.ids else ""
+            only = there[0] if there else "void pixels"
+            raise DataError(dataset.name, "masks of two or more classes", f"{only} only{remedy}")
         return cls(classes, size, counts=counts, **options)
 
     def retarget(self, train: SegmentationDataset, given: Mapping[str, Any]) -> SegmentationProcessor:
@@ -119,12 +123,22 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
         pixels, own = self.pixels(sample.image, f"sample {sample.id}")
         if sample.mask is None:
             return Prepared(sample.id, pixels, np.full(own, VOID, np.uint8))
-        where = f"sample {sample.id}" if not isinstance(sample.mask, (str, Path)) else f"mask {sample.mask}"
-        labels = self.classes.labels(load_mask(sample.mask, where), where)
+        labels = self.labels_of(sample)
         if labels.shape != own:
             expected, found = (f"{shape[1]} x {shape[0]}" for shape in (own, labels.shape))
-            raise DataError(where, f"the size of its image, {expected}", found)
+            raise DataError(_mask_name(sample), f"the size of its image, {expected}", found)
         return Prepared(sample.id, pixels, _nearest(labels, pixels.shape[:2]) if training else labels)
+
+    def check(self, dataset: SegmentationDataset) -> None:
+        """Raise a ``DataError`` if all masks of a data set are void, which every model would be right about."""
+        masks = (sample.mask if isinstance(sample, Prepared) else self.labels_of(sample) for sample in dataset.samples)
+        if all((mask == VOID).all() for mask in masks):
+            raise DataError(dataset.name, "masks with labeled pixels", f"void pixels only{REMEDY}")
+
+    def labels_of(self, sample: SegmentationSample) -> np.ndarray:
+        """The labels (H, W) of a sample's mask."""
+        where = _mask_name(sample)
+        return self.classes.labels(load_mask(sample.mask, where), where)
 
     def preload(self, dataset: SegmentationDataset, training: bool, max_bytes: int = 2 << 30) -> bool:
         """Decode a data set into memory.
@@ -194,6 +208,10 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         classes = ClassList(**{key: tuple(value) for key, value in config["classes"].items()})
         return cls(classes, **config["image"], counts=config["counts"])
+
+
+def _mask_name(sample: SegmentationSample) -> str:
+    return f"mask {sample.mask}" if isinstance(sample.mask, (str, Path)) else f"sample {sample.id}"
 
 
 def _filled(arrays: Sequence[np.ndarray], value: Any) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from mmattn.data.errors import DataError
+from mmattn.data.files import some_below
 from mmattn.data.readers import read_text
 from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
@@ -99,14 +100,12 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
         return export_summarization(self.model, folder, formats) if own else super().export_graphs(folder, formats)
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
-        """List documents: rows of a JSONL, CSV or TSV file, .txt files of a folder, or any other file as one."""
+        """List documents: rows of a JSONL, CSV or TSV file, a folder's .txt files at any depth, or any other file."""
         place = Path(path)
         if place.is_file() and place.suffix.lower() in TABLES:
             return SummaryDataset(path, on_error=on_error, require_labels=False).samples
-        files = sorted(place.glob("*.txt")) if place.is_dir() else [place]
-        if not files:
-            raise DataError(path, "a folder with .txt files", "none")
-        return [SummarySample(file.name, read_text(file)) for file in files]
+        files = some_below(place, (".txt",), ".txt files") if place.is_dir() else [(place.name, place)]
+        return [SummarySample(name, read_text(file)) for name, file in files]
 
     def demo_samples(self) -> Sequence[PairSample]:
         """The first samples of the built-in test split."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def _two_files(path: str | Path, languages: tuple[str, str], _: bool, problems: 
     files = [f"{path}.{language}" for language in languages]
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
-        beside = sorted(p.name for p in Path(path).parent.glob(f"{Path(path).name}*")) if Path(path).name else []
+        place = Path(path)
+        names = os.listdir(place.parent) if place.name and place.parent.is_dir() else []
+        beside = sorted(name for name in names if name.startswith(place.name))
         found = f"no {missing[0]}" + (f" (similar names: {', '.join(beside[:5])})" if beside else "")
         expected = f"the prefix of two files ending in .{languages[0]} and .{languages[1]}, or a .tsv or .jsonl file"
         raise DataError(str(path), expected, found)

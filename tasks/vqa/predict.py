@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.image.files import named_images
-from mmattn.data.image.processor import load_image
+from mmattn.data.files import some_below
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, load_image
 from mmattn.explain import capture
 from mmattn.tasks.common.predictor import Predictor, name_of
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample
@@ -109,7 +109,7 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
             raise DataError(path, "a JSON, JSONL or CSV file, or a folder of images", "no such file")
         if Path(path).is_file():
             return VQADataset(path, on_error=on_error, require_labels=False).samples
-        images = named_images(Path(path))
+        images = some_below(path, IMAGE_EXTENSIONS, "images")
         if "question" not in given:
             raise DataError(path, "a folder with images, and --question", f"{len(images)} images and no question")
         return [{"image": file, "id": name, **given} for name, file in images]

@@ -12,6 +12,7 @@ import torch
 from mmattn.data.image.masks import VOID, ClassList, load_mask, palette, read_classes
 from mmattn.tasks.segmentation.augment import SegmentationAugment
 from mmattn.tasks.segmentation.data import SegmentationDataset, SegmentationSample
+from mmattn.tasks.segmentation.module import SegmentationDataModule
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from tests.conftest import refused
 from tests.data.files import bad_data, write
@@ -71,6 +72,43 @@ def test_classes_are_inferred_without_a_list(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").unlink()
     processor = SegmentationProcessor.fit(SegmentationDataset(root))
     assert processor.classes == ClassList(("class 0", "class 4", "class 9"), (0, 4, 9))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "classes", "message"),
+    [
+        ((0, 255), None, "found class 0 only; 255 is void unless classes.txt has it.*'0 background' and '255 object'"),
+        ((0, 255), "0 background\n1 object\n", "found background only; 255 is void"),
+        ((0,), None, "found class 0 only$"),
+        ((255,), None, "found void pixels only; 255 is void"),
+        ((0, 255), "0 background\n255 object\n", None),
+    ],
+)
+def test_one_class_left_is_an_error(
+    numbers: tuple[int, ...], classes: str | None, message: str | None, tmp_path: Path
+) -> None:
+    root = folder(tmp_path)
+    (tmp_path / "classes.txt").unlink() if classes is None else write(tmp_path / "classes.txt", classes)
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.resize(np.array(numbers, np.uint8), (8, 12))).save(path)
+    if message is None:
+        assert SegmentationProcessor.fit(SegmentationDataset(root)).counts == [144, 144]
+    else:
+        bad_data("expected masks of two or more classes, " + message, read_all, SegmentationDataset(root))
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_masks_that_are_all_void(preload: bool, tmp_path: Path) -> None:
+    dataset = SegmentationDataset(folder(tmp_path))
+    processor = SegmentationProcessor.fit(dataset)
+    for sample in dataset.samples[1:]:
+        Image.fromarray(9 * ONES).save(sample.mask)
+    data = SegmentationDataModule(preload=preload)
+    data.use_processor(processor)
+    assert len(data.prepare_dataset(dataset, "val")) == 3
+    Image.fromarray(VOID * ONES).save(tmp_path / "train" / "masks" / "0.png")
+    message = "expected masks with labeled pixels, found void pixels only; 255 is void"
+    bad_data(message, data.prepare_dataset, SegmentationDataset(tmp_path / "train"), "val")
 
 
 MASK, IMAGE, ONES = "masks/1.png", "images/1.jpg", np.ones((8, 12), np.uint8)

@@ -22,9 +22,20 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
     """Average precision, averaged over the classes that occur; torchmetrics counts the others as zero."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        values: Any = super().compute()  # (K,)
-        occurs = dim_zero_cat(self.target).any(0)  # (K,)
-        return values[occurs].mean() if occurs.any() else values.new_zeros(())
+        return _mean(super().compute(), dim_zero_cat(self.target).any(0))
+
+
+class MacroF1(MultilabelF1Score):
+    """F1 at a probability of 0.5, averaged over the classes that occur; torchmetrics counts the others as zero."""
+
+    def compute(self) -> Tensor:
+        hits, missed = (dim_zero_cat(state) for state in (self.tp, self.fn))  # (K,)
+        return _mean(super().compute(), hits + missed > 0)
+
+
+def _mean(values: Any, occurs: Any) -> Tensor:
+    """The mean of the values (K,) of the classes that occur (K,) bool; zero without any."""
+    return values[occurs].mean() if occurs.any() else values.new_zeros(())
 
 
 class ClassificationMetric(nn.Module):
@@ -39,7 +50,7 @@ class ClassificationMetric(nn.Module):
     or, for multi-label classification,
 
     - `map`: average precision, averaged over the classes that occur in the samples;
-    - `f1_macro`: F1 at a probability of 0.5, averaged over the classes.
+    - `f1_macro`: F1 at a probability of 0.5, averaged over the same classes.
 
     After `compute()`, `confusion` (K, K) counts true (rows) and predicted classes (columns); None for multi-label.
 
@@ -54,7 +65,7 @@ class ClassificationMetric(nn.Module):
         self.parts: Any = nn.ModuleDict()
         if multi_label:
             self.parts["map"] = MeanAveragePrecision(num_classes, average="none")
-            self.parts["f1_macro"] = MultilabelF1Score(num_classes, average="macro")
+            self.parts["f1_macro"] = MacroF1(num_classes, average="none")
         else:
             self.parts["top1"] = MulticlassAccuracy(num_classes, average="micro")
             if num_classes > 5:
