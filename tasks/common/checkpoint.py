@@ -82,7 +82,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
         if public is not None:
             model = dict(public)
         network = None if public is None else model.pop("network", "seq2seq")
-        config |= {"format": 3, "network": network, "model": model}
+        config |= {"format": 2, "network": network, "model": model}
         task = tasks()[config["task"]]
         if task.upgrade is not None and network is None:
             config["model"] = task.resolve("upgrade")(model)

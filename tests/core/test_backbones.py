@@ -52,7 +52,7 @@ class TestStems:
 
     def test_invalid_arguments(self):
         refused(r"unknown image backbone 'con', did you mean 'conv'\?", build_stem, "con", 8)
-        refused("there are: conv, vit, timm/NAME", build_stem, "zzz", 8)
+        refused("expected one of: conv, vit, timm/NAME", build_stem, "zzz", 8)
         refused("unknown norm 'layer'", ConvStem, 8, norm="layer")
 
 

@@ -112,7 +112,10 @@ def test_empty_transcript_is_kept(folder: Path, processor: ASRProcessor) -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"audio_file": "audio/0.flac", "text": "a"}, r"line 2: expected the key audio.* 'audio' by 'audio_file'"),
+        (
+            {"audio_file": "audio/0.flac", "text": "a"},
+            r"line 2: expected the key audio.* 'audio' instead of 'audio_file'",
+        ),
         ({"audio": "", "text": "a"}, r"line 2: expected audio: a path, found nothing"),
         ({"audio": 3, "text": "a"}, r"line 2: expected audio: a path, found 3"),
         ({"audio": "audio/0.flac"}, r"line 2: expected the key text, found audio"),

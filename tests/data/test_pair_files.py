@@ -71,7 +71,7 @@ def test_language_direction_and_line_separators(tmp_path: Path) -> None:
         ({"t.en": b"a\nb\xff\n", "t.de": "a\nb\n"}, "t", r"t.en, line 2: expected UTF-8 text, found the byte 0xff"),
         ({"t.en": "", "t.de": ""}, "t", "expected at least one pair, found none"),
         ({"t.tsv": "a\tb\nc\n"}, "t.tsv", "t.tsv, line 2: expected 2 columns, found 1"),
-        ({"t.tsv": "a\tb\tc\n"}, "t.tsv", "t.tsv, line 1: expected two columns, or a first line .* found 3 columns"),
+        ({"t.tsv": "a\tb\tc\n"}, "t.tsv", "t.tsv, line 1: expected two columns, or a header .* found 3 columns"),
         ({"t.jsonl": [INNER, {"en": "a"}]}, "t.jsonl", "t.jsonl, line 2: expected the keys en and de, .*en"),
         ({}, "t.tsv", r"t.tsv: expected a text file, found no such file"),
     ],
@@ -130,7 +130,10 @@ def test_missing_summary(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"documnt": "x", "summary": "y"}, r"line 2: expected the key document, .*mean 'document' by 'documnt'"),
+        (
+            {"documnt": "x", "summary": "y"},
+            r"line 2: expected the key document, .*mean 'document' instead of 'documnt'",
+        ),
         ({"document": "x"}, r"line 2: expected the key summary, found document"),
         ({"document": "x", "summary": "y", "references": "z"}, r"line 2: expected references that are a list of texts"),
         ({"document": "x", "summary": "y", "references": ["z", 1]}, r"line 2: expected references that are a list"),

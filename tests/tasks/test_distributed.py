@@ -46,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path, questions: Path) -> dict[str, float]:
     """One process's metrics of a model trained by two; they equal the metrics computed during training."""
-    options = f"{MODEL} --trainer.max_epochs 2 --data.demo_size 17 --data.val {questions} --optim.lr 0.01"
+    options = (
+        f"{MODEL} --data.train demo --trainer.max_epochs 2 --data.demo_size 17 --data.val {questions} --optim.lr 0.01"
+    )
     fitted = call("fit", folder / "two", options, processes=2)
     shipped = folder / "two" / "model"
     norms = [m for m in load(shipped, device="cpu").model.modules() if isinstance(m, torch.nn.BatchNorm2d)]

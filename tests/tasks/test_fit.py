@@ -169,7 +169,7 @@ WRONG = {  # the errors of LATE are raised after the run has created its folder
         ("--data.vocab_size 100", "vocab_size: byte-level BPE needs at least 260"),
         ("--loss.word_dropout 1.5", "word_dropout: expected a value of at least 0 and at most 1"),
         ("--decode.num_beams 0", "num_beams: expected a value of at least 1"),
-        ("--model.decoder lstm --model.pooling mean", "a cross_attention alone"),
+        ("--model.decoder lstm --model.pooling mean", "supports only cross_attention"),
         ("--model.attention.kind slidingwindow", "sliding_window"),
     ],
 }

@@ -30,6 +30,7 @@ CHEAP = "vqa"  # whose slow tests always run
 SOME_SLOW = [pytest.param(name, marks=() if name == CHEAP else pytest.mark.slow) for name in tasks()]
 BASELINES = [(task.name, words) for task in tasks().values() for words in task.baselines.values()]
 SOME_BASELINES = slow_but_first(BASELINES, lambda baseline: baseline[0])
+SECTIONS = ("--data.", "--model.", "--optim.", "--loss.", "--decode.")
 OPTIONS = "--optim.schedule constant --optim.ema_decay 0.9"  # the rate does not depend on the length of training
 
 BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # items given to `predict`, and its error messages
@@ -135,7 +136,7 @@ class TestContract:
             assert described.resolve(name)
         assert any(words.startswith("--data.") for words in described.baselines.values()), "an ablation baseline"
         for words in (described.tiny, *described.baselines.values(), *described.variants.values()):
-            assert all(word.startswith(("--data.", "--model.")) for word in words.split()[::2])
+            assert all(word.startswith(SECTIONS) for word in words.split()[::2])
 
     @each
     def test_fit_writes_the_run_directory(self, task: str, trained: Callable[[str], Path]) -> None:

@@ -108,7 +108,7 @@ def test_incompatible_options_of_a_public_folder_raise(tmp_path: Path, own_data:
         (
             "bart",
             "--data.max_source_len 200",
-            "max_source_len: expected at most 128, for which .* positions; found 200",
+            "max_source_len: expected at most 128, the number of learned positions of .*, found 200",
         ),
         ("none", "", r"expected a folder with config\.json"),
         (SHIPPED, "", "expected a model of summarization, found one of translation"),

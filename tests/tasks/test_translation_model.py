@@ -37,8 +37,8 @@ class TestTranslationModel(TextModelTests):
     wrong: ClassVar = [
         ({"decoder": "gru"}, "unknown decoder 'gru'"),
         ({"pooling": "max"}, "pooling 'max'"),
-        ({"decoder": "lstm", "pooling": "mean"}, "a cross_attention alone"),
-        ({"decoder": "lstm", "attention": {"kind": "linear"}}, "a cross_attention alone"),
+        ({"decoder": "lstm", "pooling": "mean"}, "supports only cross_attention"),
+        ({"decoder": "lstm", "attention": {"kind": "linear"}}, "supports only cross_attention"),
         ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
     ]
 

@@ -65,7 +65,7 @@ def test_explanation_plot(translator: TranslationPredictor, tmp_path: Path) -> N
     pytest.importorskip("matplotlib")
     translator.explain("the old dog carries a basket").save(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
-    with pytest.raises(DataError, match="a translation to explain, found an empty one"):
+    with pytest.raises(DataError, match="a non-empty translation to explain, found an empty string"):
         translator.explain("").save(tmp_path / "b.png")
 
 
