@@ -7,7 +7,9 @@ import csv
 import difflib
 import io
 import json
+import os
 import re
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")  # .json: the name of NeMo's and oth
 TABLES = (*JSON_LINES, ".csv", ".tsv")
 CELL = (1 << 31) - 1  # bytes: the longest cell of a CSV
 DIGITS = 300  # of an integer in JSON: those of a float
+SMALL = 128 * 2**20  # bytes; vocabularies have up to 40 MB
 DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 
@@ -38,6 +41,32 @@ def _read_bytes(path: str | Path, kind: str = "file") -> bytes:
         raise DataError(str(path), f"a {kind}", f"a folder with {', '.join(inside) or 'nothing'} in it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(str(path), f"a readable {kind}", shorten(str(error))) from None
+
+
+def check_small(path: str | Path) -> None:
+    """Checks a file of settings or a vocabulary before it is read: a pipe or device may never end.
+
+    Raises:
+        DataError: The path is neither a regular file nor a folder, or the file is too large.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return  # the reader names the reason
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise DataError(str(path), "a regular file", "a pipe, device or socket")
+    if found.st_size > SMALL:
+        raise DataError(str(path), f"a file of at most {SMALL:,} bytes", f"{found.st_size:,} bytes")
+
+
+def read_settings(path: str | Path) -> Any:
+    """Reads a JSON file of settings, which belongs to a model and not to the data.
+
+    Raises:
+        DataError: As ``read_json`` and ``check_small``.
+    """
+    check_small(path)
+    return read_json(path)
 
 
 def _content(path: str | Path) -> bytes:

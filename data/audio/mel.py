@@ -19,14 +19,16 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from mmattn.data.errors import DataError, shorten
-from mmattn.data.readers import read_json
+from mmattn.data.readers import read_settings
 
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: a header with any other rate is damaged
 UNIT = 0.01  # seconds: the unit of lengths of front ends whose features are samples
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-# Keys of these files that have no effect here, or that follow from others.
-REMARKS = frozenset(
-    {"feature_extractor_type", "processor_class", "auto_map", "mel_filters", "n_samples", "nb_max_frames"}
+# Keys by which other extractors of transformers compute: Whisper's and wav2vec 2.0's would ignore them, like all that
+# they don't know, but a file that has them is of another network.
+OF_OTHERS = frozenset(
+    {"pre_emphasis", "preemphasis", "win_length", "win_function", "num_mel_bins", "mel_floor", "fmin", "fmax", "top_db"}
+    | {"do_ceptral_normalize", "normalize_means", "normalize_vars", "frame_signal_scale", "reduction_factor"}
 )
 BREAK = 1000.0  # Hz: Slaney's mel scale is linear below, logarithmic above
 STEP = 27 / math.log(6.4)  # mels a factor e above it
@@ -250,32 +252,44 @@ Features = WhisperFeatures | WaveFeatures
 EXTRACTORS: dict[str, type[Features]] = {kind.KIND: kind for kind in (WhisperFeatures, WaveFeatures)}
 
 
-def read_features(directory: str | Path) -> Features:
+def read_features(directory: str | Path, default: str | None = None) -> Features:
     """Reads the feature extractor of a public model's folder.
+
+    Args:
+        directory: The folder.
+        default: feature_extractor_type of a file that has none, such as those of the first versions.
 
     Raises:
         DataError: A missing file, or an unsupported extractor or setting, which the message names.
     """
     path, whole = Path(directory, PREPROCESSOR), Path(directory, PROCESSOR)
     if path.is_file() or not whole.is_file():
-        return features_from_config(read_json(path), str(path))
-    values = read_json(whole)  # format of transformers 5
-    return features_from_config(values.get("feature_extractor") if isinstance(values, Mapping) else None, str(whole))
+        return features_from_config(read_settings(path), str(path), default)
+    values = read_settings(whole)  # format of transformers 5
+    front = values.get("feature_extractor") if isinstance(values, Mapping) else None
+    return features_from_config(front, str(whole), default)
 
 
-def features_from_config(values: Mapping[str, Any] | None, where: str = PREPROCESSOR) -> Features:
+def features_from_config(
+    values: Mapping[str, Any] | None, where: str = PREPROCESSOR, default: str | None = None
+) -> Features:
     """Makes a feature extractor from ``config()`` or the content of a ``preprocessor_config.json``.
+
+    Args:
+        values: The content.
+        where: The file's name in messages.
+        default: See ``read_features``.
 
     Raises:
         DataError: An unsupported extractor or setting, which the message names.
     """
-    name = values.get("feature_extractor_type") if isinstance(values, Mapping) else None
+    name = values.get("feature_extractor_type", default) if isinstance(values, Mapping) else None
     if name not in EXTRACTORS or not isinstance(values, Mapping):
         raise DataError(where, f"a feature_extractor_type of {', '.join(EXTRACTORS)}", shorten(name))
     kind: Any = EXTRACTORS[name]
     known = kind.KEYS | kind.NEUTRAL
     for key, value in values.items():
-        if key not in known and key not in REMARKS:
+        if key in OF_OTHERS and key not in known:
             raise DataError(where, f"keys of {', '.join(sorted(known))}", repr(key))
         if value not in kind.NEUTRAL.get(key, (value,)):
             raise DataError(where, f"{key} = {' or '.join(map(repr, kind.NEUTRAL[key]))}", repr(value))

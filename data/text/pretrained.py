@@ -1,30 +1,35 @@
 """Tokenizers of public models, read from their folders, with the interface of `TokenIds`.
 
-Three layouts are read: ``tokenizer.json`` of the tokenizers library; Marian's ``source.spm``, ``target.spm`` and
-``vocab.json``; T5's ``spiece.model``. The last two need the package sentencepiece.
+Four layouts are read: ``tokenizer.json`` of the tokenizers library; ``vocab.json`` and ``merges.txt`` of BART; T5's
+``spiece.model``; and Marian's ``source.spm``, ``target.spm`` and ``vocab.json``, which need the package sentencepiece.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, is_broken, shorten
-from mmattn.data.readers import parse_json
-from mmattn.data.text.tokenizer import KINDS, TextProcessor, TokenIds, _tokenizers, without_lead
+from mmattn.data.readers import check_small
+from mmattn.data.text.public_files import ABOUT, OPTIONAL, SPACE, added_tokens, converted, open_files, parse_object
+from mmattn.data.text.tokenizer import KINDS, TextProcessor, TokenIds, library_errors, without_lead
 
-SPACE = "\u2581"  # sentencepiece's character for a space
+TARGET = "target_vocab.json"  # of a Marian whose languages have a vocabulary each
 LAYOUTS = {
     "tokenizer.json": ("tokenizer.json",),
     "marian": ("source.spm", "target.spm", "vocab.json"),
+    "bpe": ("vocab.json", "merges.txt"),
     "t5": ("spiece.model",),
 }
 IDS = ("eos_id", "pad_id", "start_id", "unk_id")
-ORDER = ("marian", "t5", "tokenizer.json")  # precedence: Marian's and T5's own files are those of training
+ORDER = ("marian", "tokenizer.json", "bpe", "t5")  # precedence: tokenizer.json has the tokens that were added later
+FILES = "its files as public models have them"
+SENTINEL = re.compile(r"<extra_id_\d+>")  # T5's, which need no row in the embeddings
 
 
 class PublicText(TokenIds):
@@ -55,46 +60,66 @@ class PublicText(TokenIds):
         self.kind, self.files, self.side, self.max_len = kind, dict(files), side, max_len
         self.prefix = prefix.strip()
         self.special = dict(special or {})
-        try:
+        with library_errors(f"tokenizer ({kind})", FILES):
             self._open()
-        except DataError:
-            raise
-        except Exception as error:  # the libraries raise various types
-            expected = "its files as public models have them"
-            raise DataError(f"tokenizer ({kind})", expected, shorten(str(error))) from error
 
     def _open(self) -> None:
-        if self.kind == "tokenizer.json":
-            self._pieces = _tokenizers().Tokenizer.from_str(self.files["tokenizer.json"].decode("utf-8"))
+        if self.kind == "marian":
+            known = self._open_marian()
+        else:
+            self._pieces = open_files(self.files)
             self._pieces.no_truncation()
             self._pieces.no_padding()
-            self.vocab_size = int(self._pieces.get_vocab_size())
+            vocabulary = self._pieces.get_vocab()
             template = self._pieces.encode("").ids  # special tokens that the model's processor adds to a text
             known = {"eos_id": template[-1], "start_id": template[-1]} if template else {}
             self.prefix_ids = tuple(template[:-1])
             named = {"pad_id": ("<pad>", "[PAD]"), "unk_id": ("<unk>", "[UNK]"), "eos_id": ("</s>", "[SEP]")}
             for name, tokens in named.items():
-                ids = [i for i in map(self._pieces.token_to_id, tokens) if i is not None]
+                ids = [vocabulary[token] for token in tokens if token in vocabulary]
                 known |= {name: ids[0]} if ids and name not in known else {}
             known.setdefault("unk_id", known.get("pad_id", 0))  # a byte-level vocabulary has no unknown token
+            if len(template) == 1:  # T5's, which starts from padding; others start from the end token
+                known |= {"start_id": known["pad_id"]} if "pad_id" in known else {}
             known.setdefault("start_id", known.get("eos_id", 0))
-        elif self.kind == "marian":
-            self._pieces = _sentencepiece(self.files[f"{self.side}.spm"])
-            self._vocabulary: dict[str, int] = parse_json(self.files["vocab.json"])
-            self._tokens = {index: piece for piece, index in self._vocabulary.items()}
-            self.vocab_size = max(self._vocabulary.values()) + 1
-            known = {f"{name}_id": self._vocabulary[f"<{name}>"] for name in ("pad", "unk")}
-            known |= {"eos_id": self._vocabulary["</s>"], "start_id": known["pad_id"]}
-        else:
-            self._pieces = _sentencepiece(self.files["spiece.model"])
-            self.vocab_size = self._pieces.get_piece_size() + 100  # and the sentinels that T5 was pretrained with
-            known = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "start_id": 0}
+            self._measure(vocabulary)
         known |= self.special
         missing = [name for name in IDS if name not in known]
         if missing:
             raise DataError("tokenizer.json", "the special tokens of a generating model", f"no {', '.join(missing)}")
         self.eos_id, self.pad_id, self.start_id, self.unk_id = (known[name] for name in IDS)
         self.prefix_ids += tuple(self.encode(self.prefix)) if self.prefix else ()
+
+    def _open_marian(self) -> dict[str, int]:
+        self._pieces = _sentencepiece(self.files[f"{self.side}.spm"])
+        separate = TARGET in self.files
+        name = TARGET if separate and self.side == "target" else "vocab.json"
+        vocabulary = parse_object(name, self.files[name])
+        bad = next((token for token, index in vocabulary.items() if type(index) is not int or index < 0), None)
+        if bad is not None:
+            raise DataError(f"{name}: {bad!r}", "an id", shorten(vocabulary[bad]))
+        if separate and self.side == "source":
+            self.special = {}  # those are the target's
+        known = {f"{name}_id": vocabulary[f"<{name}>"] for name in ("pad", "unk")}
+        known |= {"eos_id": vocabulary["</s>"], "start_id": known["pad_id"]}
+        added = added_tokens(self.files)
+        self._added: dict[str, Mapping[str, bool]] = {token: {} for token in ("</s>", "<unk>", "<pad>")}
+        self._added |= {token.content: token.flags for token in added if token.content}
+        self._skipped = {token.content for token in added if token.special}
+        self._vocabulary: dict[str, int] = vocabulary | {
+            token.content: token.row
+            for token in added
+            if token.row is not None and (token.content not in vocabulary or not separate)
+        }
+        self._matched = re.compile("|".join(map(re.escape, sorted(self._added, key=len, reverse=True))))
+        self._tokens = {index: piece for piece, index in self._vocabulary.items()}
+        self._measure(self._vocabulary)
+        return known
+
+    def _measure(self, vocabulary: Mapping[str, int]) -> None:
+        """Sets the size of the vocabulary, and the number of embedding rows that it needs."""
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self.rows = max((i for token, i in vocabulary.items() if not SENTINEL.fullmatch(token)), default=-1) + 1
 
     def __reduce__(self) -> Any:  # the libraries' objects are opened again
         settings = (self.kind, self.files, self.side, self.max_len, self.special, self.prefix)
@@ -103,25 +128,49 @@ class PublicText(TokenIds):
     def encode(self, text: str) -> list[int]:
         if not isinstance(text, str) or is_broken(text):
             raise DataError("text", "a string of valid Unicode", shorten(text))
-        if self.kind == "tokenizer.json":
+        with library_errors(f"tokenizer ({self.kind})", "one that splits every text"):
+            if self.kind == "marian":
+                return [self._vocabulary.get(piece, self.unk_id) for piece in self._split(text)]
             return list(self._pieces.encode(text, add_special_tokens=False).ids)
-        if self.kind == "t5":
-            return list(self._pieces.encode(text))
-        language, text = _language(text)
-        pieces = language + self._pieces.encode(text, out_type=str)
-        return [self._vocabulary.get(piece, self.unk_id) for piece in pieces]
+
+    def _split(self, text: str) -> list[str]:
+        """Marian's pieces of a text; added tokens are matched first, as in transformers."""
+        parts, done = [], 0  # texts, with an added token between each two
+        for found in self._matched.finditer(text):
+            parts += [text[done : found.start()], found.group()]
+            done = found.end()
+        parts.append(text[done:])
+        for place in range(1, len(parts), 2):
+            token, flags = parts[place], self._added[parts[place]]
+            if flags.get("rstrip"):
+                parts[place + 1] = parts[place + 1].lstrip()
+            if flags.get("lstrip"):
+                parts[place - 1] = parts[place - 1].rstrip()
+            if flags.get("single_word") and parts[place - 1][-1:].strip(" "):
+                parts[place - 1 : place + 1] = [parts[place - 1] + token, ""]
+            elif flags.get("single_word") and parts[place + 1][:1].strip(" "):
+                parts[place : place + 2] = ["", token + parts[place + 1]]
+        pieces: list[str] = []
+        for place, part in enumerate(parts):
+            if place % 2:
+                pieces += [part] if part else []
+            else:
+                language, rest = _language(part)
+                pieces += [*language, *self._pieces.encode(rest, out_type=str)]
+        return pieces
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        if self.kind == "tokenizer.json":
-            offsets = self._pieces.encode(text, add_special_tokens=False).offsets
-            return [without_lead(text, start, end) for start, end in offsets]
-        language, rest = _language(text) if self.kind == "marian" else ([], text)
+        if self.kind != "marian":
+            found = self._pieces.encode(text, add_special_tokens=False)
+            # T5's space before a word has the offsets of the word's first character.
+            placed = zip(found.tokens, found.offsets, strict=True)
+            return [without_lead(text, start, start if token == SPACE else end) for token, (start, end) in placed]
         # Pieces cover the normalized text without white space: each of their characters is mapped to its position.
         characters = [
             n for n, character in enumerate(text) for _ in "".join(unicodedata.normalize("NFKC", character).split())
         ]
         spans, done = [], 0
-        for piece in [*language, *self._pieces.encode(rest, out_type=str)]:
+        for piece in self._split(text):
             size = len("".join(piece.replace(SPACE, " ").split()))
             start = characters[done] if done < len(characters) else len(text)
             spans.append(
@@ -136,12 +185,11 @@ class PublicText(TokenIds):
     def decode(self, ids: Sequence[int]) -> str:
         special = {self.pad_id, self.eos_id, self.start_id, self.unk_id}
         kept = [int(i) for i in ids if int(i) not in special]
-        if self.kind == "tokenizer.json":
+        if self.kind != "marian":
             return self._pieces.decode(kept, skip_special_tokens=True).strip()
-        if self.kind == "t5":
-            size = self._pieces.get_piece_size()
-            return self._pieces.decode([i for i in kept if i < size]).strip()
-        return self._pieces.decode_pieces([self._tokens[i] for i in kept]).replace(SPACE, " ").strip()
+        pieces = [self._tokens.get(i) for i in kept]  # none of rows that only round the embeddings up
+        shown = [piece for piece in pieces if piece is not None and piece not in self._skipped]
+        return self._pieces.decode_pieces(shown).replace(SPACE, " ").strip()
 
     def config(self) -> dict[str, Any]:
         settings = ("kind", "side", "max_len", "special", "prefix")
@@ -203,20 +251,46 @@ def read_public(directory: str | Path, prefix: str = "", **options: Any) -> tupl
     folder = Path(directory)
     for kind in ORDER:
         if all((folder / name).is_file() for name in LAYOUTS[kind]):
-            files = _read(folder, kind)
-            source = PublicText(kind, files, "source", prefix=prefix, **options)
-            differ = kind == "marian" or prefix
-            return source, PublicText(kind, files, "target", **options) if differ else source
+            if kind == "marian":
+                files = _read(folder, kind)
+                source = PublicText(kind, files, prefix=prefix, **options)
+                return source, PublicText(kind, files, "target", **options)
+            files = convert_folder(folder, kind)
+            source = PublicText("tokenizer.json", files, prefix=prefix, **options)
+            return source, PublicText("tokenizer.json", files, "target", **options) if prefix else source
     expected = "; or ".join(" and ".join(names) for names in LAYOUTS.values())
     found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) if folder.is_dir() else "no such folder"
     raise DataError(str(folder), expected, found)
 
 
+def convert_folder(folder: Path, kind: str) -> dict[str, bytes]:
+    """Returns the ``tokenizer.json`` of a folder in a layout other than Marian's, by name.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    with library_errors(f"tokenizer ({kind})", FILES):
+        return {"tokenizer.json": converted(_read(folder, kind))}
+
+
 def _read(folder: Path, kind: str) -> dict[str, bytes]:
-    files = {}
-    for name in LAYOUTS[kind]:
-        try:
-            files[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise DataError(str(folder / name), "the tokenizer's file", error.strerror or str(error)) from None
+    """The files of a layout, and those of its added tokens, by name."""
+    names = [*LAYOUTS[kind], *(name for name in OPTIONAL if (folder / name).is_file())]
+    files = {name: read_file(folder / name) for name in names}
+    about = parse_object(ABOUT, files.get(ABOUT, b"{}"))
+    if kind == "marian" and about.get("separate_vocabs", (folder / TARGET).is_file()):
+        files[TARGET] = read_file(folder / TARGET)
     return files
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the content of a tokenizer's file.
+
+    Raises:
+        DataError: It cannot be read, or is not a regular file of a vocabulary's size.
+    """
+    try:
+        check_small(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(str(path), "the tokenizer's file", error.strerror or str(error)) from None

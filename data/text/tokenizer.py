@@ -8,7 +8,8 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,19 @@ def _tokenizers() -> Any:
     import tokenizers
 
     return tokenizers
+
+
+@contextmanager
+def library_errors(where: str, expected: str) -> Iterator[None]:
+    """Turns whatever the tokenizers library raises, panics of its Rust code among them, into a ``DataError``."""
+    try:
+        yield
+    except DataError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(where, expected, shorten(str(error))) from error
 
 
 class TokenIds:

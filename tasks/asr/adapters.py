@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from mmattn.backbones.wav2vec2 import Wav2Vec2
 from mmattn.backbones.whisper import Whisper
 from mmattn.data.audio.mel import PREPROCESSOR, PROCESSOR, WaveFeatures, WhisperFeatures, read_features
+from mmattn.data.text.pretrained import LAYOUTS
+from mmattn.data.text.public_files import OPTIONAL
 from mmattn.pretrained.generation import load_generation_config
 from mmattn.tasks.asr.model import PublicCTC
 from mmattn.tasks.asr.public_processors import CTCProcessor, CTCText, SpeechText, WhisperProcessor, WhisperText
@@ -26,7 +28,7 @@ from mmattn.tasks.common.sources import Source
 
 TOKEN_ROWS = ("ctc.weight", "ctc.bias", "embedding.weight", "output.weight")
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "|")  # vocabulary of a model without a CTC head
-FILES = (PREPROCESSOR, PROCESSOR, "generation_config.json", "tokenizer.json", *CTCText.FILES)
+FILES = (PREPROCESSOR, PROCESSOR, "generation_config.json", "tokenizer.json", *LAYOUTS["bpe"], *OPTIONAL)
 
 
 class ASRAdapter(Adapter):
@@ -139,7 +141,7 @@ def read_front(source: Source, wanted: Any) -> Any:
     """
     for name in FILES:
         source.fetch(name)  # from the hub
-    found = read_features(source.folder)
+    found = read_features(source.folder, wanted.KIND)
     if not isinstance(found, wanted):
         raise CheckpointError(f"{source.name}: expected a {wanted.KIND}, found a {found.KIND}.")
     return found

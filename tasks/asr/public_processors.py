@@ -22,7 +22,8 @@ from torch.nn.functional import pad
 from mmattn.data.audio.mel import LogMel, WaveFeatures, WhisperFeatures, features_from_config, level
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.readers import parse_json
-from mmattn.data.text.pretrained import PublicText
+from mmattn.data.text.pretrained import LAYOUTS, PublicText, convert_folder, read_file
+from mmattn.data.text.public_files import parse_object
 from mmattn.generate.speech import SpeechConfig
 from mmattn.tasks.asr.data import ASRDataset, normalize_text
 from mmattn.tasks.asr.processor import SpeechProcessor
@@ -63,7 +64,7 @@ class SpeechText(PublicText):
         paths = [Path(directory, name) for name in cls.FILES]
         if not paths[0].is_file():
             raise DataError(str(paths[0]), "a tokenizer file", "none")
-        return cls({path.name: path.read_bytes() for path in paths if path.is_file()}, **options)
+        return cls({path.name: read_file(path) for path in paths if path.is_file()}, **options)
 
     def __reduce__(self) -> Any:  # the libraries' objects are reopened
         return type(self), (self.files, self.max_len), {"truncated": self.truncated}
@@ -76,6 +77,13 @@ class WhisperText(SpeechText):
     """Whisper's tokenizer: byte-level pieces below the id of the end token, special tokens and timestamps above."""
 
     KIND, FILES = "whisper", ("tokenizer.json",)
+
+    @classmethod
+    def read(cls, directory: str | Path, kind: str = "", **options: Any) -> Self:
+        folder, older = Path(directory), LAYOUTS["bpe"]
+        if all((folder / name).is_file() for name in older) and not (folder / cls.FILES[0]).is_file():
+            return cls(convert_folder(folder, "bpe"), **options)
+        return super().read(directory, kind, **options)
 
     def _open(self) -> None:
         self.special = dict.fromkeys(("pad_id", "unk_id", "start_id", "eos_id"), 0)  # set below
@@ -101,9 +109,7 @@ class CTCText(SpeechText):
     SPECIAL: ClassVar = {"pad": "<pad>", "unk": "<unk>", "bos": "<s>", "eos": "</s>"}  # defaults
 
     def _open(self) -> None:
-        vocabulary, about, special = (
-            _object(name, self.files[name]) if name in self.files else {} for name in self.FILES
-        )
+        vocabulary, about, special = (parse_object(name, self.files.get(name, b"{}")) for name in self.FILES)
         if not vocabulary or not all(isinstance(index, int) for index in vocabulary.values()):
             raise DataError("vocab.json", "letters and their ids, of one language", shorten(vocabulary))
         self._ids, settings = vocabulary, special | about
@@ -139,16 +145,6 @@ class CTCText(SpeechText):
 
     def to_json(self) -> str:
         return json.dumps({name: content.decode("utf-8") for name, content in sorted(self.files.items())})
-
-
-def _object(name: str, content: bytes) -> dict[str, Any]:
-    try:
-        value = parse_json(content)
-    except ValueError as error:
-        raise DataError(name, "JSON", shorten(str(error))) from None
-    if not isinstance(value, dict):
-        raise DataError(name, "an object", type(value).__name__)
-    return value
 
 
 def _content(token: Any) -> str:

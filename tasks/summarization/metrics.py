@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
+from mmattn.data.errors import shorten
+from mmattn.data.text.scripts import is_latin, split_words
 from mmattn.data.text.sentences import split_sentences
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -19,7 +23,9 @@ def sentences_on_lines(text: str) -> str:
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Mean F1 of ROUGE-1, -2, -L and -Lsum (Lin 2004), 0..1, Porter-stemmed, for each the best of the references.
 
-    Names ending in ``_first`` are scores against the first reference alone: in AESLC the original subject.
+    Names ending in ``_first`` are scores against the first reference alone: in AESLC the original subject. Words are
+    those of rouge-score, which knows the letters a to z alone, or, where most words of the references are of another
+    script, those of `split_words`. References without any words score 0, with a warning.
 
     Args:
         hypotheses: One text per sample.
@@ -31,30 +37,36 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(KINDS), tokenizer=_tokenizer())
+    scorers = {latin: RougeScorer(list(KINDS), tokenizer=_tokenizer(latin)) for latin in (True, False)}
+    wordless = []
     sums = dict.fromkeys([*KINDS, *(f"{kind}_first" for kind in KINDS)], 0.0)
     for hypothesis, given in zip(hypotheses, references, strict=True):
-        lines = sentences_on_lines(hypothesis)
-        found = [scorer.score(sentences_on_lines(reference), lines) for reference in given]
+        lines, latin = sentences_on_lines(hypothesis), is_latin(given)
+        wordless += [reference for reference in given if not _tokenizer(latin).tokenize(reference)]
+        found = [scorers[latin].score(sentences_on_lines(reference), lines) for reference in given]
         for kind in KINDS:
             sums[kind] += max(one[kind].fmeasure for one in found)
             sums[f"{kind}_first"] += found[0][kind].fmeasure
+    if wordless:
+        warnings.warn(
+            f"ROUGE sees no words in {len(wordless)} references, such as {shorten(wordless[0])}", stacklevel=2
+        )
     return {name: total / max(len(hypotheses), 1) for name, total in sums.items()}
 
 
-@lru_cache(maxsize=1)
-def _tokenizer() -> Any:
-    """The tokenizer of rouge-score with a cache, since four scores tokenize the same texts."""
+@lru_cache(maxsize=2)
+def _tokenizer(latin: bool) -> Any:
+    """The tokenizer of rouge-score, or of other scripts, with a cache, since four scores tokenize the same texts."""
     from rouge_score.tokenizers import DefaultTokenizer
 
-    tokenizer = DefaultTokenizer(use_stemmer=True)
-    tokenizer.tokenize = lru_cache(maxsize=100_000)(tokenizer.tokenize)
-    return tokenizer
+    split = DefaultTokenizer(use_stemmer=True).tokenize if latin else split_words
+    return SimpleNamespace(tokenize=lru_cache(maxsize=100_000)(split))
 
 
 def signature() -> dict[str, str]:
     """The scorer's version and options, for comparison."""
     from importlib.metadata import version
 
-    what = "F1, Porter stemming, lower-cased, best reference by each measure; _first: the first reference alone"
+    what = "F1, Porter stemming, lower-cased, best reference by each measure; _first: the first reference alone; "
+    what += "where most words are not Latin: Unicode words, each letter of scripts without spaces"
     return {"rouge_signature": f"rouge-score {version('rouge-score')}: {what}"}

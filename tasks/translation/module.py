@@ -7,7 +7,7 @@ from typing import Any
 from mmattn.tasks.common.datamodule import Split
 from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
 from mmattn.tasks.translation.data import TranslationDataset
-from mmattn.tasks.translation.metrics import score, signatures
+from mmattn.tasks.translation.metrics import USUAL, score, signatures, tokenizer_of
 
 
 class TranslationDataModule(PairDataModule):
@@ -34,9 +34,12 @@ class TranslationModule(PairModule):
     """Cross-entropy training; BLEU and chrF by beam search."""
 
     task = "translation"
+    tokenizer = USUAL  # BLEU's, of the last score
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
-        return score(hypotheses, references)
+        texts = [text for given in references for text in given]
+        self.tokenizer = tokenizer_of(self.data.languages[1], texts)
+        return score(hypotheses, references, self.tokenizer)
 
     def notes(self) -> dict[str, str]:
-        return signatures()
+        return signatures(self.tokenizer)

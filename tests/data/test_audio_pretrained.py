@@ -126,6 +126,18 @@ def test_unsupported_settings(values: dict[str, object], message: str, tmp_path:
     bad_data(message, read_features, tmp_path)
 
 
+@pytest.mark.parametrize("ours", [WhisperFeatures(n_mels=128), WaveFeatures(normalize=False)])
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_files_without_type_and_with_keys_of_other_versions(
+    name: str, ours: WhisperFeatures | WaveFeatures, tmp_path: Path
+) -> None:
+    values = ours.config() | {"transformers_version": "4.11.0", "max_length": 480000, "is_fast": False, "notes": None}
+    kind = values.pop("feature_extractor_type")
+    write(tmp_path / name, json.dumps(values if name.startswith("pre") else {"feature_extractor": values}))
+    assert read_features(tmp_path, kind).config() == ours.config()
+    bad_data("feature_extractor_type of Whisper", read_features, tmp_path)
+
+
 @pytest.mark.parametrize("features", [WhisperFeatures(), WaveFeatures()])
 def test_invalid_waves(features: WhisperFeatures | WaveFeatures) -> None:
     for wave in (torch.zeros(0), torch.zeros(2, 100), torch.zeros(100, dtype=torch.long)):
@@ -157,6 +169,21 @@ def test_whisper_tokenizer_equals_transformers(text: str, whisper: Path) -> None
     assert ours.decode(ids) == text.strip()
     assert ours.pad_id == ours.unk_id == ours.eos_id
     assert ours.start_id == theirs.convert_tokens_to_ids("<|startoftranscript|>")
+
+
+@pytest.mark.parity
+def test_whisper_tokenizer_of_older_folders(whisper: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    content = json.loads((whisper / "tokenizer.json").read_text())
+    for name, part in (("vocab.json", content["model"]["vocab"]), ("added_tokens.json", {})):
+        added = {} if name == "vocab.json" else {token["content"]: token["id"] for token in content["added_tokens"]}
+        write(tmp_path / name, json.dumps({token: i for token, i in part.items() if token not in added} | added))
+    write(tmp_path / "merges.txt", "\n".join(map(" ".join, content["model"]["merges"])))
+    theirs = transformers.WhisperTokenizer.from_pretrained(tmp_path)
+    ours, newer = WhisperText.read(tmp_path), WhisperText.read(whisper)
+    assert (ours.eos_id, ours.start_id, ours.vocab_size) == (newer.eos_id, newer.start_id, newer.vocab_size)
+    for text in TEXTS:
+        assert ours.encode(text) == newer.encode(text) == theirs(text, add_special_tokens=False).input_ids
 
 
 @pytest.fixture

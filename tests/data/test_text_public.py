@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +64,102 @@ def test_bart_and_t5(family: str, text: str, folders: dict[str, Path]) -> None:
     ids, mask = source.encode_batch([text, "x"], eos=True)
     assert ids[0][mask[0]].tolist() == expected
     assert source.decode(expected) == theirs.decode(expected, skip_special_tokens=True).strip()
+
+
+ADDED = [
+    "the old<sep> dog newword x",
+    "a <x> b",
+    "<sep><sep>a",
+    "dog </s> <unk>",
+    "[SPEC] a <extra_id_0>",
+    "a newwords",
+    "<y> a<y> <y>b",
+]
+FILES = {  # what is kept of the files that transformers 5 saves for a tokenizer with added tokens, per age of a folder
+    "t5": ["tokenizer.json", "tokenizer_config.json"],
+    "t5 with both": ["tokenizer.json", "tokenizer_config.json", "spiece.model"],
+    "t5 of version 4": ["spiece.model", "tokenizer_config.json"],
+    "t5 of version 3": ["spiece.model", "added_tokens.json", "special_tokens_map.json"],
+    "bart": ["tokenizer.json"],
+    "bart of version 4": ["vocab.json", "merges.txt", "tokenizer_config.json"],
+    "bart of version 3": ["vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"],
+    "marian": ["source.spm", "target.spm", "vocab.json", "tokenizer_config.json", "added_tokens.json"],
+    "marian of version 3": ["source.spm", "target.spm", "vocab.json", "added_tokens.json", "special_tokens_map.json"],
+}
+
+
+def with_added_tokens(place: Path, kept: list[str], family: str) -> Any:
+    """Saves a tokenizer with added tokens; returns transformers' tokenizer of the files that are kept."""
+    transformers = pytest.importorskip("transformers")
+    kinds = {"t5": "T5Tokenizer", "bart": "BartTokenizer", "marian": "MarianTokenizer"}
+    kind = getattr(transformers, kinds[family])
+    if family == "bart":
+        content = json.loads((place / "tokenizer.json").read_text())["model"]
+        write(place / "vocab.json", json.dumps(content["vocab"]))
+        write(place / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, content["merges"]), ""]))
+    theirs = kind.from_pretrained(place)
+    flags = {"<x>": {"lstrip": True, "rstrip": True}, "<y>": {"single_word": True}}
+    theirs.add_tokens(["<sep>", "newword", *(transformers.AddedToken(name, **flag) for name, flag in flags.items())])
+    theirs.add_special_tokens({"extra_special_tokens": ["[SPEC]"]})
+    theirs.save_pretrained(place)
+    about, decoder = json.loads((place / "tokenizer_config.json").read_text()), theirs.added_tokens_decoder
+    if "tokenizer.json" not in kept:
+        names = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
+        about["added_tokens_decoder"] = {
+            str(i): {name: getattr(token, name) for name in names} for i, token in decoder.items()
+        }
+        write(place / "tokenizer_config.json", json.dumps(about))
+    sentinels = [token.content for token in decoder.values() if "extra_id" in token.content]
+    write(place / "special_tokens_map.json", json.dumps({"extra_special_tokens": ["[SPEC]", *sentinels]}))
+    added = {token.content: i for i, token in decoder.items() if token.content not in sentinels}
+    write(place / "added_tokens.json", json.dumps(added))
+    for path in place.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    return kind.from_pretrained(place)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("folder", FILES)
+def test_added_tokens(folder: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    family = folder.split()[0]
+    place = shutil.copytree(folders[family], tmp_path / "public")
+    theirs = with_added_tokens(place, FILES[folder], family)
+    source, _ = read_public(place)
+    PairProcessor(source).save(tmp_path / "saved")
+    for ours in (source, PairProcessor.load(tmp_path / "saved").source, pickle.loads(pickle.dumps(source))):
+        for text in [*ADDED, *HARD]:
+            expected = theirs(text).input_ids
+            assert [*ours.prefix_ids, *ours.encode(text), ours.eos_id] == expected, text
+            assert ours.decode(expected) == theirs.decode(expected, skip_special_tokens=True).strip(), text
+            assert len(ours.spans(text)) == len(expected) - len(ours.prefix_ids) - 1
+    assert source.vocab_size == len(theirs)
+
+
+def test_marian_with_a_vocabulary_for_each_language(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_tokenizer("marian separate", tmp_path)
+    theirs = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    pad = json.loads((tmp_path / "target_vocab.json").read_text())["<pad>"]
+    special = {"pad_id": pad, "start_id": pad, "eos_id": 0}
+    processor = PairProcessor(*read_public(tmp_path, special=special))
+    processor.save(tmp_path / "saved")
+    for ours in (processor, PairProcessor.load(tmp_path / "saved")):
+        assert pad != theirs.pad_token_id
+        assert (ours.source.pad_id, ours.target.pad_id) == (theirs.pad_token_id, pad)
+        for text in HARD:
+            assert [*ours.source.encode(text), ours.source.eos_id] == theirs(text).input_ids
+            expected = theirs(text_target=text).input_ids
+            assert [*ours.target.encode(text), ours.target.eos_id] == expected
+            assert ours.decode(expected) == theirs.decode(expected, skip_special_tokens=True).strip()
+    (tmp_path / "target_vocab.json").unlink()
+    bad_data(r"target_vocab\.json: expected the tokenizer's file", read_public, tmp_path)
+
+
+def test_rows_beyond_the_vocabulary_decode_to_nothing(folder: Path) -> None:
+    _, target = read_public(folder)
+    ids = target.encode("the old dog")
+    assert target.decode([*ids, target.vocab_size, 10**6]) == target.decode(ids) == "the old dog"
 
 
 def test_tokenizers_are_saved_with_the_processor(folder: Path, tmp_path: Path) -> None:

@@ -46,14 +46,17 @@ def write_tokenizer(family: str, folder: Path) -> int:
         trained.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
         trained.save(str(folder / "tokenizer.json"))
         return int(trained.get_vocab_size())
-    pieces: set[str] = set()
+    found = []
     for name, texts in (("source", TEXTS), ("target", TARGETS)):
         content, loaded = _spm(texts, 60)
         (folder / f"{name}.spm").write_bytes(content)
-        pieces |= {loaded.id_to_piece(i) for i in range(loaded.get_piece_size())}
-    names = ["</s>", "<unk>", *sorted(pieces - {"</s>", "<unk>", "<s>"}), ">>deu<<", "<pad>"]
-    (folder / "vocab.json").write_text(json.dumps({name: index for index, name in enumerate(names)}))
-    about = {"source_lang": "en", "target_lang": "de", "model_max_length": 100}
+        found.append({loaded.id_to_piece(i) for i in range(loaded.get_piece_size())})
+    separate = family == "marian separate"
+    kept = {"vocab": found[0], "target_vocab": found[1]} if separate else {"vocab": found[0] | found[1]}
+    for name, pieces in reversed(kept.items()):
+        names = ["</s>", "<unk>", *sorted(pieces - {"</s>", "<unk>", "<s>"}), ">>deu<<", "<pad>"]
+        (folder / f"{name}.json").write_text(json.dumps({piece: index for index, piece in enumerate(names)}))
+    about = {"source_lang": "en", "target_lang": "de", "model_max_length": 100, "separate_vocabs": separate}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
     return len(names)
 
@@ -62,7 +65,7 @@ def write(family: str, folder: Path, **generation: Any) -> Any:
     """Saves a model and its tokenizer in a folder; returns transformers' model and tokenizer.
 
     Args:
-        family: One of FAMILIES.
+        family: One of FAMILIES, or "marian separate" with a vocabulary for each language.
         folder: Created if missing.
         generation: Options of generation_config.json.
     """
@@ -72,9 +75,14 @@ def write(family: str, folder: Path, **generation: Any) -> Any:
     sizes = {"layers": 2, "attention_heads": 4, "ffn_dim": 48}
     stacks = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
     torch.manual_seed(1)
-    if family == "marian":
-        special = {"pad_token_id": vocab - 1, "eos_token_id": 0, "decoder_start_token_id": vocab - 1}
-        special |= {"forced_eos_token_id": 0, "max_position_embeddings": 128, "scale_embedding": True}
+    if family.startswith("marian"):
+        pad = vocab - 1
+        special = {"eos_token_id": 0, "forced_eos_token_id": 0, "max_position_embeddings": 128, "scale_embedding": True}
+        if family == "marian separate":
+            size = len(json.loads((folder / "target_vocab.json").read_text()))
+            special |= {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": size}
+            pad = size - 1
+        special |= {"pad_token_id": pad, "decoder_start_token_id": pad}
         config = transformers.MarianConfig(vocab_size=vocab, d_model=32, **special, **stacks)
         model, tokenizer = transformers.MarianMTModel(config), transformers.MarianTokenizer.from_pretrained(folder)
     elif family == "bart":
@@ -104,4 +112,5 @@ def written_by_transformers(theirs: Any, texts: list[str], **generation: Any) ->
     ids = tokenizer(texts, return_tensors="pt", padding=True)
     with torch.no_grad():
         found = model.generate(input_ids=ids.input_ids, attention_mask=ids.attention_mask, **generation)
-    return [" ".join(text.split()) for text in tokenizer.batch_decode(found, skip_special_tokens=True)]
+    written = tokenizer.batch_decode(found, skip_special_tokens=True)  # it knows the source's padding alone
+    return [" ".join(text.replace("<pad>", "").split()) for text in written]

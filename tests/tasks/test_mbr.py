@@ -12,6 +12,7 @@ def test_selects_the_minimum_bayes_risk_hypothesis() -> None:
     assert mbr_select(["a b", "a c", "d e"], [-50.0, -50.0, 0.0], temperature=1.0) == 2, "weights are a softmax"
     assert mbr_select(["Ship Sailed", "ship sailed", "pump"], [-1.0, -1.0, -0.9]) == 0, "case is ignored"
     assert mbr_select(["only"], [-9.0]) == 0
+    assert mbr_select(["新计划", "政府宣布计划", "政府宣布了计划"], [-1.0, -1.1, -1.1]) != 0, "each letter is a word"
 
 
 def test_equals_the_definition() -> None:

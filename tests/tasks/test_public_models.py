@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,22 @@ def by_transformers(theirs: Any, prefix: str = "", **search: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "marian separate"])
 def test_texts_equal_transformers(family: str, way: str, tmp_path: Path) -> None:
     theirs, prefix = write(family, tmp_path, **WAYS[way]), PREFIX * (family == "t5")
     predictor, other = mmattn.load(tmp_path, device="cpu"), {"num_beams": 3, "max_length": 9}
     assert written(predictor) == by_transformers(theirs, prefix)
     assert len(set(written(predictor))) > 2, "identical texts would prove nothing"
     assert written(predictor, **other) == by_transformers(theirs, prefix, **other), "before generation_config.json"
+
+
+def test_older_bart_folder(folders: dict[str, Any], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["bart"][0], tmp_path / "bart")
+    content = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    damage(folder / "vocab.json", json.dumps(content["vocab"]))
+    damage(folder / "merges.txt", "\n".join(map(" ".join, content["merges"])))
+    assert written(mmattn.load(folder, device="cpu")) == by_transformers(folders["bart"][1])
 
 
 def test_task_is_inferred(folders: dict[str, Any]) -> None:

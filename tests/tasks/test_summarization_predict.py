@@ -49,6 +49,37 @@ def test_rouge_lsum_compares_sentences() -> None:
     assert found["rougeL"] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        ("सरकार ने नई योजना की घोषणा की", "सरकार ने नई"),
+        ("政府宣布了新的计划", "政府宣布"),
+        ("政府は新しい計画を発表した", "政府は新しい"),
+        ("รัฐบาลประกาศแผนใหม่", "รัฐบาล"),
+        ("Правительство объявило новый план", "Правительство объявило"),
+        ("أعلنت الحكومة خطة جديدة", "أعلنت الحكومة"),
+        ("정부가 새 계획을 발표했다", "정부가 새"),
+        ("政府发布 iPhone 15 计划", "政府发布"),
+        ("la café à Köln", "la café"),
+    ],
+)
+def test_rouge_sees_the_words_of_every_script(text: str, half: str) -> None:
+    assert set(metrics.score([text], [[text]]).values()) == {1.0}
+    found = metrics.score([half, "x"], [[text], [text]])
+    assert 0.2 < found["rouge1"] == found["rougeL"] < 0.5
+    assert metrics.score([half], [["the", text]])["rouge1"] == 2 * found["rouge1"]
+
+
+def test_rouge_keeps_the_figures_of_latin_text() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    written, right = "The café in Köln – naïve α", "A cafe in Köln: “naïve” β"
+    expected = RougeScorer(["rouge1"], use_stemmer=True).score(right, written)["rouge1"].fmeasure
+    assert metrics.score([written], [[right]])["rouge1"] == expected
+    with pytest.warns(UserWarning, match=r"ROUGE sees no words in 2 references, such as '🙂'"):
+        assert metrics.score(["🙂", "a"], [["🙂"], ["é", "a"]])["rouge1"] == 0.5
+
+
 # Summarizing ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from mmattn.data.errors import DataError
 from mmattn.tasks.translation.demo import make
 from mmattn.tasks.translation.localisation import localisation
 from mmattn.tasks.translation.metrics import score, signatures
+from mmattn.tasks.translation.module import TranslationModule
 from mmattn.tasks.translation.predict import TranslationPrediction, TranslationPredictor, load
 from scripts.results import read_results
 from tests.conftest import refused
@@ -128,6 +131,36 @@ def test_scores_equal_sacrebleu() -> None:
     expected = sacrebleu.corpus_bleu(written, [[one[0], two[0]], [None, two[1]]])
     assert score(written, [one, two])["bleu"] == expected.score
     assert "case:mixed" in signatures()["bleu_signature"]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "tokenizer"),
+    [
+        ("zh", "猫坐在垫子上。", "zh"),
+        ("zho_Hant", "貓坐在墊子上。", "zh"),
+        ("ja", "猫がマットの上に座った。", "ja-mecab"),
+        ("text", "猫坐在垫子上。", "zh"),
+        ("b", "猫がマットの上に座った。", "ja-mecab"),
+        ("th", "แมวนั่งบนเสื่อ", "char"),
+        ("b", "แมวนั่งบนเสื่อ", "char"),
+        ("de", "Die Katze saß auf der Matte.", "13a"),
+        ("en", "The cat – 猫 – sat on the mat.", "13a"),
+        ("ru", "Кошка сидела на коврике.", "13a"),
+    ],
+)
+def test_bleu_is_tokenized_by_language(
+    language: str, text: str, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    if tokenizer == "ja-mecab" and importlib.util.find_spec("MeCab") is None:
+        tokenizer = "char"
+    module = TranslationModule({})
+    monkeypatch.setattr(TranslationModule, "data", SimpleNamespace(languages=("en", language)))
+    written = [f"{text[:-3]}x{text[-3:]}"]
+    expected = sacrebleu.corpus_bleu(written, [[text]], tokenize=tokenizer).score
+    assert module.score(written, [[text]])["bleu"] == expected
+    assert score(written, [[text]])["bleu"] == pytest.approx(expected)
+    assert f"tok:{tokenizer}|" in module.notes()["bleu_signature"]
 
 
 def test_readme_figures_match_results() -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
 from mmattn.data.readers import read_json
-from mmattn.data.text.pretrained import LAYOUTS, ORDER, read_public as read_tokenizers
+from mmattn.data.text.pretrained import LAYOUTS, ORDER, TARGET, read_public as read_tokenizers
+from mmattn.data.text.public_files import OPTIONAL
 from mmattn.generate import GenerationConfig
 from mmattn.pretrained import read_pretrained
 from mmattn.pretrained.generation import load_generation_config
@@ -64,7 +65,9 @@ class Seq2SeqAdapter(PairAdapter):
             CheckpointError: The folder is damaged or incomplete, or an option does not fit; names it.
         """
         tokenizer_config = source.fetch("tokenizer_config.json")
-        for kind in ORDER:  # from the hub: the files of the first complete layout
+        for name in (*OPTIONAL, TARGET):  # from the hub, as the files of the first complete layout
+            source.fetch(name)
+        for kind in ORDER:
             if all(source.fetch(name) for name in LAYOUTS[kind]):
                 break
         try:
@@ -90,9 +93,9 @@ class Seq2SeqAdapter(PairAdapter):
         )
         sizes = [converted.keywords["vocab_size"], converted.keywords.get("target_vocab_size")]
         for text, size in zip(texts, (sizes[0], sizes[1] or sizes[0]), strict=True):
-            needed = text.vocab_size - (100 if text.kind == "t5" else 0)  # without T5's sentinels
-            if needed > size:
-                raise CheckpointError(f"{source.name}: expected a tokenizer of at most {size} tokens, found {needed}.")
+            if text.rows > size:
+                found = f"expected a tokenizer of at most {size} tokens, found {text.rows}"
+                raise CheckpointError(f"{source.name}: {found}.")
         pair = languages or (about.get("source_lang"), about.get("target_lang"))
         kept: dict[str, Any] = {"generation": as_json(generation)}
         if all(pair):

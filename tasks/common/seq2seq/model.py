@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
+from mmattn.data.text.scripts import is_latin, split_words
 from mmattn.generate import Generated, GenerationConfig
 from mmattn.masks import Mask
 from mmattn.tasks.common.errors import ConfigError
@@ -193,7 +194,8 @@ def mbr_select(texts: Sequence[str], log_p: Sequence[float], temperature: float 
     >>> mbr_select(["fish", "old ship sails", "old ship sailed"], [-1.0, -1.5, -1.6])
     1
     """
-    bags = [Counter(re.findall(r"\w+", text.lower())) for text in texts]
+    split = (lambda text: re.findall(r"\w+", text.lower())) if is_latin(texts) else split_words
+    bags = [Counter(split(text)) for text in texts]
     highest = max(log_p)
     weights = [math.exp((value - highest) / temperature) for value in log_p]
 
