@@ -127,7 +127,8 @@ def test_resuming_with_other_data_raises(questions: Callable[..., Path], tmp_pat
 
 
 def test_run_directory_is_locked(finished: Path, tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from mmattn.tasks.common.rundir import locked\nwith locked(Path({str(finished)!r})):"
+    code = "from pathlib import Path; from mmattn.tasks.common.rundir import locked\n"
+    code += f"with locked(Path({str(finished)!r})):"
     with subprocess.Popen([sys.executable, "-c", f"{code} print('held', flush=True); input()"], **PIPES) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
@@ -139,8 +140,8 @@ def test_run_directory_is_locked(finished: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_resumes(number: signal.Signals, tmp_path: Path) -> None:
-    words = "fit --data.train demo --data.demo_size 6 --data.batch_size 8 --trainer.max_epochs 500 --optim.schedule constant"
-    words += " --model.embed_dim 16 --model.num_heads 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
+    words = "fit --data.train demo --data.demo_size 6 --data.batch_size 8 --trainer.max_epochs 500"
+    words += " --optim.schedule constant --model.embed_dim 16 --model.num_heads 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
     words += f" --trainer.default_root_dir {tmp_path}/run"
     with subprocess.Popen([sys.executable, "-m", "tasks.vqa", *words.split()], cwd=ROOT, **PIPES) as training:
         assert training.stdout is not None
