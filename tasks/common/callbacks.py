@@ -84,7 +84,7 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
         self.path, self.every_n_steps = folder / LAST, every_n_steps
-        self._saved_step = 0
+        self.saved_step = 0
         self._seconds, self._since = 0.0, time.monotonic()
 
     @property
@@ -95,7 +95,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.can_save(trainer) and trainer.global_step - self._saved_step >= self.every_n_steps:
+        if self.can_save(trainer) and trainer.global_step - self.saved_step >= self.every_n_steps:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,14 +112,14 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint."""
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"saved_step": self._saved_step, "seconds": self.seconds}
+        return {"saved_step": self.saved_step, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved_step, self._seconds = state_dict["saved_step"], state_dict["seconds"]
+        self.saved_step, self._seconds = state_dict["saved_step"], state_dict["seconds"]
 
 
 class BestCheckpoint(Checkpoint):

@@ -66,7 +66,8 @@ class Interrupts(Checkpoint):
 
     def _stop(self, number: int) -> None:
         how = f"resume it by `{self.resume}`" if self.last.path.exists() else "nothing was saved yet"
-        sys.stderr.write(f"\nThe run was interrupted; {how}\n")
+        when = f" after step {self.last.saved_step}" if self._training else ""
+        sys.stderr.write(f"\nThe run was interrupted{when}; {how}\n")
         raise SystemExit(128 + number)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
