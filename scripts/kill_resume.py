@@ -1,10 +1,11 @@
 """Kill a training run repeatedly, resume it, and compare its result bitwise with that of an uninterrupted run.
 
-    python scripts/kill_resume.py --kills 20
+    python scripts/kill_resume.py [--task TASK] [--kills N] [--processes N]
 
 Each kill is a SIGKILL at a random moment of training or, every fourth time, during the write of a checkpoint, after
-half of its bytes. Two loader workers, dropout, augmentation, averaged weights and gradient accumulation are enabled.
-The weights, their average, the optimizer's state and the shipped model are compared.
+half of its bytes; it ends all processes of the run. The task's own configuration is trained with a tiny model, and with
+two loader workers, dropout, averaged weights and gradient accumulation. The weights, their average, the optimizer's
+state and the shipped model are compared.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 FIT = (
-    "fit --trainer.accelerator cpu --trainer.max_epochs {epochs} --trainer.accumulate_grad_batches 2 "
-    "--trainer.limit_val_batches 2 --data.num_workers 2 --data.batch_size 24 --data.demo_size 40 "
-    "--data.augment.brightness 0.2 --model.dropout 0.1 --optim.ema_decay 0.99 --model.embed_dim 32 --model.num_heads 2 "
-    "--trainer.save_every_n_steps 2 --trainer.default_root_dir {folder}"
+    "fit --config configs/{task}.yaml {tiny} --trainer.accelerator cpu --trainer.max_epochs {epochs} "
+    "--trainer.accumulate_grad_batches 2 --trainer.limit_val_batches 2 --data.num_workers 2 --model.dropout 0.1 "
+    "--optim.ema_decay 0.99 --trainer.save_every_n_steps 2 --trainer.default_root_dir {folder}"
 )
+DEMO_SIZE = {"vqa": 40}  # of other tasks: that of their tests
 
 
-def child(arguments: list[str], delay: float | None, write: int | None) -> None:
-    """Run `tasks.vqa` and kill it `delay` seconds after training starts, or in the middle of checkpoint `write`."""
+def child(task: str, arguments: list[str], delay: float | None, write: int | None) -> None:
+    """Run a task and kill it `delay` seconds after training starts, or in the middle of checkpoint `write`."""
     import torch
     from lightning.pytorch import LightningModule
 
@@ -41,7 +43,7 @@ def child(arguments: list[str], delay: float | None, write: int | None) -> None:
     from mmattn.tasks.common.task import tasks
 
     def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
     if delay is not None:
         begin = LightningModule.on_train_start
@@ -67,15 +69,17 @@ def child(arguments: list[str], delay: float | None, write: int | None) -> None:
             die()
 
         callbacks.torch.save = dying_save
-    main(tasks()["vqa"], arguments)
+    main(tasks()[task], arguments)
 
 
-def launch(arguments: str, delay: float | None = None, write: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run this script as `child` in a separate process."""
-    command = [sys.executable, __file__, "--child", arguments]
+def launch(
+    task: str, arguments: str, delay: float | None = None, write: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run this script as `child` in a separate process, the leader of a group."""
+    command = [sys.executable, __file__, "--task", task, "--child", arguments]
     command += ["--delay", str(delay)] if delay is not None else []
     command += ["--write", str(write)] if write is not None else []
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, start_new_session=True)
 
 
 def differences(first: Any, second: Any, path: str = "") -> list[str]:
@@ -108,9 +112,23 @@ def compare(calm: Path, killed: Path) -> list[str]:
     return found + differences(read_weights(calm / weights), read_weights(killed / weights), weights)
 
 
+def command(task: str, epochs: int, processes: int) -> Callable[[Path], str]:
+    """Returns a function from the run directory to the command that trains in it."""
+    from mmattn.tasks.common.task import tasks
+
+    tiny = tasks()[task].tiny
+    if task in DEMO_SIZE:
+        tiny += f" --data.demo_size {DEMO_SIZE[task]}"
+    if processes > 1:
+        tiny += f" --trainer.devices {processes} --trainer.strategy ddp"
+    return lambda folder: FIT.format(task=task, tiny=tiny, epochs=epochs, folder=folder)
+
+
 def main() -> None:
     """Run the uninterrupted and the killed training, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="vqa")
+    parser.add_argument("--processes", type=int, default=1, help="processes that train together")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
@@ -119,24 +137,28 @@ def main() -> None:
     parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child.split(), options.delay, options.write)
+        child(options.task, options.child.split(), options.delay, options.write)
         return
+    fit_in = command(options.task, options.epochs, options.processes)
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         calm, killed = Path(folder, "calm"), Path(folder, "killed")
         began = time.monotonic()
-        done = launch(FIT.format(epochs=options.epochs, folder=calm))
+        done = launch(options.task, fit_in(calm))
         if done.returncode:
             raise SystemExit(done.stderr)
         print(f"uninterrupted run: {time.monotonic() - began:.0f} s", flush=True)
-        fit = FIT.format(epochs=options.epochs, folder=killed)
+        fit = fit_in(killed)
         kills = 0
         while kills < options.kills:
             inside = kills % 4 == 3
             resume = " --ckpt_path last" if (killed / "run.json").exists() else ""
             # Moments range from the first batch to slightly after the next few checkpoints.
             dead = launch(
-                fit + resume, None if inside else rng.uniform(0.0, 1.5), rng.randint(1, 4) if inside else None
+                options.task,
+                fit + resume,
+                None if inside else rng.uniform(0.0, 1.5),
+                rng.randint(1, 4) if inside else None,
             )
             if dead.returncode == -signal.SIGKILL:
                 kills += 1
@@ -151,7 +173,7 @@ def main() -> None:
                 subprocess.run(["rm", "-rf", str(killed)], check=True)
             else:
                 raise SystemExit(dead.stderr)
-        done = launch(fit + (" --ckpt_path last" if (killed / "run.json").exists() else ""))
+        done = launch(options.task, fit + (" --ckpt_path last" if (killed / "run.json").exists() else ""))
         if done.returncode:
             raise SystemExit(done.stderr)
         found = compare(calm, killed)

@@ -113,7 +113,8 @@ def arguments(description: str | None, **defaults: int | str) -> argparse.Namesp
 
 def machine() -> str:
     """A description of the machine in one line."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    kind = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"{kind}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
