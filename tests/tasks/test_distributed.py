@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmattn.tasks import load
+from mmattn.tasks.common.task import tasks
 from mmattn.tasks.vqa.demo import make
 from tests.tasks.runs import python, read, write_lines
 
@@ -64,3 +65,23 @@ def test_metrics_do_not_depend_on_the_number_of_processes(
 ) -> None:
     test = f"--checkpoint {folder / 'two' / 'model'} --data.test {questions}"
     assert figures(call("test", folder / f"test{processes}", test, processes)["test"]) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(tasks()))
+def test_two_processes_equal_one_in_every_task(task: str, tmp_path: Path) -> None:
+    def measured(command: str, options: str, processes: int) -> dict[str, float]:
+        folder = tmp_path / f"{command}{processes}"
+        words = f"{command} {options} --trainer.accelerator cpu --trainer.default_root_dir {folder}"
+        if processes > 1:
+            words += f" --trainer.devices {processes} --trainer.strategy ddp"
+        python("-m", f"tasks.{task}", *words.split())
+        found = read(folder / "metrics.json")[{"test": "test"}.get(command, "validation")]
+        return {name: value for name, value in found.items() if isinstance(value, float) and "second" not in name}
+
+    config = f"--config configs/{task}.yaml {tasks()[task].tiny}"
+    trained = measured("fit", f"{config} --trainer.max_epochs 1", processes=2)
+    shipped = f"--checkpoint {tmp_path}/fit2/model"
+    assert trained
+    assert measured("validate", shipped, processes=1) == pytest.approx(trained, rel=1e-5)
+    assert measured("test", shipped, processes=2) == pytest.approx(measured("test", shipped, processes=1), rel=1e-5)
