@@ -197,6 +197,8 @@ def test_each_image_is_read_once(processor: VQAProcessor, tmp_path: Path, monkey
     monkeypatch.setattr(processor.image, "pixels", lambda *a, **k: read.append(a) or original(*a, **k))
     assert processor.collate(rows).pixel_values.shape[0] == 1
     assert len(read) == 1
+    rows = [VQASample(str(i), tmp_path / name, "what?", image_id="1") for i, name in enumerate(("a.png", "b.png"))]
+    bad_data("question 1: expected one image with the image_id '1'", processor.collate, rows)
 
 
 def test_augmented_batch(processor: VQAProcessor) -> None:
