@@ -124,6 +124,8 @@ def test_save_load_and_fingerprint(processor: VQAProcessor, tmp_path: Path) -> N
         (lambda c: c["image"].update(resize="x"), "processor's settings"),
         (lambda c: c["image"].update(wrong=1), "processor's settings"),
         (lambda c: c["text"].update(wrong=1), "processor's settings"),
+        (lambda c: c.update(text=3), "processor's settings"),
+        (lambda c: c.update(image=None), "processor's settings"),
     ],
 )
 def test_invalid_settings(processor: VQAProcessor, tmp_path: Path, change: Any, message: str) -> None:
@@ -131,7 +133,7 @@ def test_invalid_settings(processor: VQAProcessor, tmp_path: Path, change: Any, 
     config = json.loads((tmp_path / "processor.json").read_text())
     change(config)
     write(tmp_path / "processor.json", json.dumps(config))
-    bad_data(message, VQAProcessor.load, tmp_path)
+    assert str(tmp_path) in bad_data(message, VQAProcessor.load, tmp_path)
 
 
 def test_missing_settings(tmp_path: Path) -> None:
