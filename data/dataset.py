@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -162,7 +163,7 @@ def content_of(medium: Any) -> bytes:
     """Returns the bytes by which a medium enters a fingerprint: a file's name and size, an array's values, or bytes."""
     if isinstance(medium, (str, Path)):
         path = Path(medium)
-        return f"{path.name} {path.stat().st_size if path.exists() else -1}".encode()
+        return f"{path.name} {os.path.getsize(path) if os.path.exists(path) else -1}".encode()
     if isinstance(medium, bytes) or medium is None:
         return medium or b""
     if hasattr(medium, "fingerprint"):  # a part of a file

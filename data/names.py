@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -18,10 +19,10 @@ def nfc(name: str) -> str:
 def find_file(path: str | Path) -> Path:
     """Returns a path, with the names of files and folders in the form in which they exist, if they do."""
     path = Path(path)
-    if str(path).isascii() or path.exists():
+    if str(path).isascii() or os.path.exists(path):  # Path.exists raises an error for names that are too long
         return path
     found = Path(path.anchor)
     for name in path.relative_to(path.anchor).parts:
         forms = (name, nfc(name), unicodedata.normalize("NFD", name))
-        found = next((found / form for form in forms if (found / form).exists()), found / name)
-    return found if found.exists() else path
+        found = next((found / form for form in forms if os.path.exists(found / form)), found / name)
+    return found if os.path.exists(found) else path

@@ -94,10 +94,10 @@ class Samples(NamedTuple):
     mpeg: bool = False  # whether they are MPEG frames
 
 
-def sections(stream: Any, where: str) -> list[Any]:
+def sections(stream: Any, where: str) -> list[Section]:
     """Returns the parts of an open file that libsndfile opens one by one, and reads to their end.
 
-    Usually that is the file itself. Several parts are the members of joined MP3 or Ogg files. A size that a streaming
+    Usually that is the whole file. Several parts are the members of joined MP3 or Ogg files. A size that a streaming
     writer left open (0, or near 2 or 4 GiB) is completed, so that it means "to the end".
 
     Raises:
@@ -105,21 +105,24 @@ def sections(stream: Any, where: str) -> list[Any]:
     """
     stream.seek(0, io.SEEK_END)
     whole = file = Section(stream, 0, stream.tell())
-    if tag := _id3(file.piece(0, 10)):
-        file = Section(stream, min(tag, whole.size), whole.size)
-    return [stream if part is whole else part for part in _parts(file, where)] or [stream]
+    while tag := _id3(file.piece(0, 10)):
+        file = Section(stream, whole.size - max(file.size - tag, 0), whole.size)
+    return list(_parts(file, where, file is not whole)) or [whole]
 
 
-def _parts(file: Section, where: str) -> Iterator[Section]:
+def _parts(file: Section, where: str, is_tagged: bool) -> Iterator[Section]:
     head = file.piece(0, 16)
     if head.startswith(b"OggS"):
         yield from _ogg(file, where)
-    elif _frame(head):
-        yield from _mpeg(file, where)
     elif find := next((find for magic, find in CONTAINERS.items() if re.match(magic, head)), None):
         try:
             samples = find(file)
-        except (struct.error, KeyError, ValueError):  # a header cut short: libsndfile's error is the better one
+        except (
+            struct.error,
+            LookupError,
+            ValueError,
+            ZeroDivisionError,
+        ):  # a header cut short: libsndfile's error is the better one
             return
         if samples is None:
             return
@@ -128,6 +131,8 @@ def _parts(file: Section, where: str) -> Iterator[Section]:
             yield from _mpeg(Section(part, samples.begin, part.size), where)
         else:
             yield part
+    elif _frame(head) or (is_tagged and not head.startswith(b"fLaC")):  # tags may be padded beyond their size
+        yield from _mpeg(file, where)
 
 
 def _checked(whole: Section, samples: Samples, where: str) -> Section:
@@ -251,6 +256,11 @@ def _wve(file: Section) -> Samples:
     return Samples(32, size, last=True)
 
 
+def _sds(file: Section) -> Samples:
+    bits, count = file.piece(6, 1)[0], sum(byte << 7 * n for n, byte in enumerate(file.piece(10, 3)))
+    return Samples(21, -(-count // (120 // -(-bits // 7))) * 127)  # in packets with 120 bytes of samples
+
+
 W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 CONTAINERS: dict[bytes, Callable[[Section], Samples | None]] = {
     b"RIFF|RIFX|RF64": _riff,
@@ -262,6 +272,7 @@ CONTAINERS: dict[bytes, Callable[[Section], Samples | None]] = {
     b"NIST_1A\n": _nist,
     b"2BIT": _avr,
     rb"\x01\x04": _mpc,
+    rb"\xf0\x7e.\x01": _sds,
     b"ALawSoundFile": _wve,
 }
 

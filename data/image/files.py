@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,7 @@ from mmattn.data.readers import TABLES, read_rows, report_missing
 
 TORCHVISION = "torchvision/"
 Row = tuple[str, str, ImageSource, str | None]  # location of an image, for messages; id; image; label
+DAMAGED = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)  # of a tar, compressed or not
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "image"), ("label", "labels")
 
 
@@ -67,7 +70,7 @@ def read_images(source: str | Path, split: str, root: str | Path | None, problem
         raise DataError(str(path), expected, "no such file")
     elif path.suffix.lower() in TABLES:
         yield from read_table(path, root, problems)
-    elif tarfile.is_tarfile(path):
+    elif _is_tar(path):
         yield from read_tar(path)
     else:
         expected = f"a folder of class folders, a tar of one, or a table ({', '.join(TABLES)})"
@@ -86,6 +89,13 @@ def read_folder(folder: Path) -> Iterator[Row]:
         yield str(path), name, path, name.split("/")[0]
 
 
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except DAMAGED:
+        return True  # read_tar raises the error
+
+
 def read_tar(path: Path) -> Iterator[Row]:
     """Yields the images of a tar of class folders; those of an uncompressed tar are read on demand."""
     try:
@@ -93,7 +103,7 @@ def read_tar(path: Path) -> Iterator[Row]:
             members = [m for m in archive if m.isfile() and is_listed(m.name.removeprefix("./"), IMAGE_EXTENSIONS)]
             plain = archive.fileobj is not None and type(archive.fileobj).__name__ == "BufferedReader"
             compressed = {} if plain else {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise DataError(str(path), "a whole tar", f"a truncated or damaged one ({shorten(str(error))})") from None
     parts = [PurePosixPath(member.name.removeprefix("./")).parts for member in members]
     outer = 1 if parts and len({p[0] for p in parts}) == 1 and all(len(p) > 2 for p in parts) else 0

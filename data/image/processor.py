@@ -68,9 +68,8 @@ def image_size(source: ImageSource, name: str | None = None, max_pixels: int = M
 
 def _upright_size(image: PILImage, where: str) -> tuple[int, int]:
     width, height = image.size
-    return (
-        (height, width) if image.getexif().get(0x0112, 1) >= 5 else (width, height)
-    )  # EXIF orientations 5..8 swap the sides
+    is_turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF orientations; others are ignored
+    return (height, width) if is_turned else (width, height)
 
 
 def _where(source: ImageSource, name: str | None) -> str:

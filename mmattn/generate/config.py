@@ -53,7 +53,7 @@ class GenerationConfig:
 
     max_new_tokens: int | None = None  # has precedence over max_length
     max_length: int | None = None
-    min_new_tokens: int = 0  # the end is forbidden before this length$
+    min_new_tokens: int | None = None  # the end is forbidden before this length; has precedence over min_length
     min_length: int = 0
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None  # padding behind the end; None = the first eos, or 0
@@ -87,7 +87,7 @@ class GenerationConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
         for name in ("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size", "min_p", "diversity_penalty"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         for name in ("temperature", "top_p", "repetition_penalty"):
             if getattr(self, name) <= 0:

@@ -34,7 +34,7 @@ def build_constraints(config: GenerationConfig, prompt: int) -> list[Constraint]
     for words in config.bad_words_ids or ():
         if tuple(words) not in {(eos,) for eos in config.eos}:
             found.append(lambda scores, ids, words=tuple(words): ban_sequence(scores, ids, words))  # type: ignore[misc]
-    shortest = max(config.min_length, prompt + config.min_new_tokens)
+    shortest = config.min_length if config.min_new_tokens is None else prompt + config.min_new_tokens
     if config.eos and shortest > prompt:
         found.append(lambda scores, ids: ban(scores, config.eos) if ids.shape[1] < shortest else None)
     if config.suppress_tokens:

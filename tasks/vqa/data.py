@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,7 @@ class VQADataset(SampleDataset[VQASample]):
     ) -> None:
         self.image_root = image_root
         self._verdicts: dict[str, DataError | None] = {}  # by image
+        self._images: dict[str, ImageSource] = {}
         super().__init__(source, **options)
 
     @property
@@ -112,7 +114,7 @@ class VQADataset(SampleDataset[VQASample]):
                 return "boxes (x1, y1, x2, y2) in 0..1 of the image, x1 < x2 and y1 < y2", shorten(box)
         if sample.phrases and (len(sample.phrases) != len(sample.regions) or min(sample.phrases) < 0):
             return f"a phrase number from 0 for each of the {len(sample.regions)} regions", shorten(sample.phrases)
-        return None
+        return other_image(self._images.setdefault(sample.image_key(), sample.image), sample)
 
     def decode(self, sample: VQASample, where: str) -> None:
         key = sample.image_key()
@@ -155,6 +157,16 @@ class VQADataset(SampleDataset[VQASample]):
 
         self.preloaded(load)
         return True
+
+
+def other_image(first: ImageSource, sample: VQASample) -> tuple[str, str] | None:
+    """What is expected and found if a sample's file is not the first one with its `image_id`; otherwise None."""
+    if not isinstance(first, (str, Path)) or not isinstance(sample.image, (str, Path)):
+        return None
+    one, other = os.fspath(first), os.fspath(sample.image)
+    if one == other or os.path.realpath(one) == os.path.realpath(other):
+        return None
+    return f"one image with the image_id {sample.image_id!r}, {one} as before", other
 
 
 def move_regions(sample: VQASample, window: Box) -> tuple[list[Box], list[int]]:

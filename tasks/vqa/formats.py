@@ -251,7 +251,7 @@ class _ImageFinder:
         for place, folder in enumerate(self.folders):
             for name in names:
                 path = find_file(os.path.join(folder, name))
-                if path.is_file():
+                if os.path.isfile(path):
                     self.folders.insert(0, self.folders.pop(place))
                     return str(path)
         return None

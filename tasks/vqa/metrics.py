@@ -11,7 +11,9 @@ from collections.abc import Sequence
 # Signs that the rules take out. The apostrophe, colon, dollar, percent and ampersand stay; the period has its own rule.
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")  # every period that no digit follows: "5." and "a.b" lose it, "2.5" and ".5" keep it
+_PLUS = re.compile(r"(?<=[^\W\d_])\++(?!\w)")  # part of a name, as in "C++" and "A+"
 _DIGIT_COMMA = re.compile(r"\d,\d")
+_KEPT = "\0"  # stands for a plus sign that stays
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {"none": "0"} | {word: str(value) for value, word in enumerate(_NUMBERS)}
@@ -56,19 +58,23 @@ def normalize_answer(answer: str) -> str:
     the answer has a comma between two digits), and replaced by a space otherwise. ``"book, lamp"`` is thus
     ``"book lamp"``, ``"t-shirt"`` is ``"t shirt"``, and ``"1,000-piece"`` is ``"1000piece"``.
 
+    Unlike the official script, a step that would leave nothing is left out, so that ``"A"``, ``"the"``, ``"+"`` and
+    ``"-"`` are answers, and a plus sign behind a letter is part of a name, so that ``"C++"`` differs from ``"C"``.
+
     >>> normalize_answer("The two red T-shirts.")
     '2 red t shirts'
     """
     text = answer.replace("\n", " ").replace("\t", " ").strip()
-    stripped = text
+    stripped = text = _PLUS.sub(lambda signs: signs[0].replace("+", _KEPT), text)
     digit_comma = _DIGIT_COMMA.search(text) is not None
     for character in _PUNCTUATION:
         if character in text:
             delete = digit_comma or character + " " in text or " " + character in text
             stripped = stripped.replace(character, "" if delete else " ")
     stripped = _PERIOD.sub("", stripped, count=32)  # the official script passes a flag where the count belongs
-    words = [_NUMBER_WORDS.get(word, word) for word in stripped.lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    stripped = (stripped if stripped.strip() else text).replace(_KEPT, "+").lower()
+    words = [_NUMBER_WORDS.get(word, word) for word in stripped.split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES) or " ".join(words)
 
 
 def _agreement(matches: int, total: int) -> float:

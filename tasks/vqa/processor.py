@@ -17,7 +17,7 @@ from mmattn.data.errors import DataError
 from mmattn.data.image.processor import FULL, Box, ImageAugment, ImageProcessor, compose, move_box
 from mmattn.data.processor import Processor
 from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor
-from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample, move_regions
+from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample, move_regions, other_image
 from mmattn.tasks.vqa.metrics import soft_scores
 
 UNK_ID = SPECIAL_TOKENS.index(UNK)  # the same for all kinds of tokenizer
@@ -145,6 +145,9 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         slots: dict[str, int] = {}
         image_index = [slots.setdefault(sample.image_key(), len(slots)) for sample in samples]
         firsts = [image_index.index(slot) for slot in range(len(slots))]  # the first question about each image
+        for sample, slot in zip(samples, image_index, strict=True):
+            if problem := other_image(samples[firsts[slot]].image, sample):
+                raise DataError(f"question {sample.id}", *problem)
         pixels: list[np.ndarray] = []
         windows: list[Box] = []
         for first in firsts:

@@ -288,6 +288,24 @@ def test_invalid_configurations(options, message):
     refused(message, GenerationConfig, **options)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"num_beams": "4"},
+        {"num_beams": 10**30},
+        {"max_length": True},
+        {"eos_token_id": 1.5},
+        {"eos_token_id": [1, None]},
+        {"bad_words_ids": [1]},
+        {"length_penalty": "x"},
+        {"do_sample": 1},
+    ],
+)
+def test_types_of_public_options(option):
+    (name,) = option
+    refused(f"generation config: {name}: expected .*, found ", GenerationConfig.from_public, option)
+
+
 def test_length_limits():
     refused("give max_new_tokens or max_length", GenerationConfig().room, 1)
     refused("max_length=3 leaves no room after a prompt of 3 tokens", GenerationConfig(max_length=3).room, 3)

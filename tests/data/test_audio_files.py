@@ -69,9 +69,11 @@ SHORT_FRAMES = 141 * 576 - 529
         (LONG + GARBAGE, 288_000),
         (BARE + GARBAGE, FRAMES),
         (BARE + GARBAGE + BARE_SHORT, FRAMES + SHORT_FRAMES),
+        (TAG + TAG + BARE, FRAMES),
+        (TAG + bytes(5000) + BARE, FRAMES),
         (BARE[:-5], FRAMES - 576),  # nothing says that the last frame was meant to be whole
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_mp3_is_read_to_its_end(content: bytes, count: int, tmp_path: Path) -> None:
     assert length(content) == length(write(tmp_path / "a.mp3", content)) == count
@@ -126,6 +128,7 @@ CONTAINERS = [  # with the place of the size, from its chunk's name, and its for
     ("AVR", "PCM_16", None, 0, ""),
     ("MPC2K", "PCM_16", None, 0, ""),
     ("WVE", "ALAW", None, 0, ""),
+    ("SDS", "PCM_16", None, 0, ""),
 ]
 
 

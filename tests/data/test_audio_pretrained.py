@@ -119,6 +119,9 @@ def test_features_round_trip(ours: WhisperFeatures | WaveFeatures) -> None:
         ({"padding_side": "left"}, "expected padding_side = 'right', found 'left'"),
         ({"pre_emphasis": 0.97}, "found 'pre_emphasis'"),
         ({"n_fft": "many"}, "settings of a feature extractor"),
+        ({"n_fft": 10**9}, "settings of a feature extractor, found .*n_fft: expected at least 2 and at most 65536"),
+        ({"chunk_length": [30]}, "settings of a feature extractor"),
+        ({"padding_value": [0]}, "settings of a feature extractor"),
     ],
 )
 def test_unsupported_settings(values: dict[str, object], message: str, tmp_path: Path) -> None:

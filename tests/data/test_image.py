@@ -52,6 +52,7 @@ UPRIGHT = {
     6: lambda a: a.swapaxes(0, 1)[:, ::-1],  # first row is the right side, first column the top
     7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
     8: lambda a: a.swapaxes(0, 1)[::-1],
+    9: lambda a: a,  # no orientation
 }
 
 

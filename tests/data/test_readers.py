@@ -185,3 +185,15 @@ def test_files_are_found_in_the_other_normalization_form(stored: str, given: str
     assert processor.collate([again]).targets.tolist() == [[1, 0]]
     processor.check(ClassificationDataset([again]))
     bad_data("expected an audio file, found no such file", read_audio, tmp_path / f"{here}.flac", 8000)
+
+
+@pytest.mark.parametrize("name", ["a" * 3000, "é" * 200, "a\0"])
+def test_names_that_cannot_exist(name: str, tmp_path: Path) -> None:
+    row = {"audio": f"{name}.wav", "text": "a", "image": f"{name}.png", "question": "a?", "answer": "b", "label": "c"}
+    path = write(tmp_path / "a.jsonl", [row])
+    for dataset in (ASRDataset, VQADataset):
+        bad_data(r"a\.jsonl, line 1: expected ", dataset, path)
+    images = ClassificationDataset(path)
+    assert images.fingerprint()
+    bad_data("expected a.* image", load_image, images[0].image)
+    bad_data("expected a.* audio file", read_audio, tmp_path / f"{name}.wav", 8000)

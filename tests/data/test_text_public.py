@@ -217,7 +217,7 @@ def test_prefix_applies_to_sources_only(folders: dict[str, Path], tmp_path: Path
 def test_invalid_folders(tmp_path: Path, folders: dict[str, Path]) -> None:
     bad_data(r"expected tokenizer.json; or source.spm and .*, found no such folder", read_public, tmp_path / "none")
     spm = write(tmp_path / "spiece.model", b"nonsense")
-    bad_data(r"tokenizer \(t5\): expected its files", read_public, tmp_path)
+    bad_data(rf"{tmp_path}: tokenizer \(t5\): expected its files", read_public, tmp_path)
     write(tmp_path / "tokenizer.json", "{}")
     spm.unlink()
     bad_data(r"tokenizer \(tokenizer.json\)", read_public, tmp_path)

@@ -124,6 +124,8 @@ def test_save_load_and_fingerprint(processor: VQAProcessor, tmp_path: Path) -> N
         (lambda c: c["image"].update(resize="x"), "processor's settings"),
         (lambda c: c["image"].update(wrong=1), "processor's settings"),
         (lambda c: c["text"].update(wrong=1), "processor's settings"),
+        (lambda c: c.update(text=3), "processor's settings"),
+        (lambda c: c.update(image=None), "processor's settings"),
     ],
 )
 def test_invalid_settings(processor: VQAProcessor, tmp_path: Path, change: Any, message: str) -> None:
@@ -131,7 +133,7 @@ def test_invalid_settings(processor: VQAProcessor, tmp_path: Path, change: Any, 
     config = json.loads((tmp_path / "processor.json").read_text())
     change(config)
     write(tmp_path / "processor.json", json.dumps(config))
-    bad_data(message, VQAProcessor.load, tmp_path)
+    assert str(tmp_path) in bad_data(message, VQAProcessor.load, tmp_path)
 
 
 def test_missing_settings(tmp_path: Path) -> None:
@@ -197,6 +199,8 @@ def test_each_image_is_read_once(processor: VQAProcessor, tmp_path: Path, monkey
     monkeypatch.setattr(processor.image, "pixels", lambda *a, **k: read.append(a) or original(*a, **k))
     assert processor.collate(rows).pixel_values.shape[0] == 1
     assert len(read) == 1
+    rows = [VQASample(str(i), tmp_path / name, "what?", image_id="1") for i, name in enumerate(("a.png", "b.png"))]
+    bad_data("question 1: expected one image with the image_id '1'", processor.collate, rows)
 
 
 def test_augmented_batch(processor: VQAProcessor) -> None:

@@ -14,7 +14,7 @@ GOLDEN = {
     # case, articles, white space
     "Yes": "yes",
     "  The  Dog ": "dog",
-    "a an the": "",
+    "a an the": "a an the",
     "an apple\nand\ta pear": "apple and pear",
     "theatre": "theatre",
     # numbers up to ten, as separate words
@@ -62,7 +62,15 @@ GOLDEN = {
     "a.5": "a.5",
     # articles and numbers are processed after punctuation
     "the-two": "2",
-    "A.": "",
+    # what stripping would empty stays
+    "A.": "a",
+    "The": "the",
+    "+": "+",
+    " - ": "-",
+    "...": "...",
+    "C++": "c++",
+    "the A+.": "a+",
+    "c++, c and 20+": "c++ c and 20",
     # unchanged
     "10:30": "10:30",
     "50%": "50%",
@@ -111,6 +119,7 @@ def test_no_answers_raises() -> None:
 
 def test_soft_scores_are_the_accuracy_of_each_answer() -> None:
     answers = ["Two", "2", "two dogs", "3", "3", "3", "three", "dog", "the dog", "cat"]
+    assert soft_scores(["A", "+", "C", "C++"]) == dict.fromkeys(["a", "+", "c", "c++"], 0.25)
     scores = soft_scores(answers)
     assert scores == {"2": 0.6, "2 dogs": 0.3, "3": 1.0, "dog": 0.6, "cat": 0.3}
     assert all(vqa_accuracy(answer, answers) == score for answer, score in scores.items())

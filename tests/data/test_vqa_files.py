@@ -274,6 +274,10 @@ BAD_JSONL: dict[str, tuple[Any, str]] = {
     "answer true": ([ROW | {"answer": True}], "answers that are strings, found True"),
     "answers text": ([{"image": "images/7.png", "question": "a?", "answers": "b"}], "a list of answers, found 'b'"),
     "objects": ([ROW | {"objects": [1]}], "objects with 'box' and"),
+    "two images of one id": (
+        [ROW | {"image_id": 1}, ROW | {"image_id": "1"}, ROW | {"image_id": 1, "image": "images/8.jpg"}],
+        r"line 3: expected one image with the image_id '1', \S+images/7\.png as before, found \S+images/8\.jpg",
+    ),
 }
 BAD_TABLES = [(f"bad.{kind}", *row) for kind, rows in (("csv", BAD_CSV), ("jsonl", BAD_JSONL)) for row in rows.values()]
 

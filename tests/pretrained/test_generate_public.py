@@ -26,6 +26,8 @@ WAYS = {
     "greedy, no repeated pair": {"max_new_tokens": 14, "no_repeat_ngram_size": 2},
     "greedy, forced": {"max_length": 10, "forced_bos_token_id": 5, "forced_eos_token_id": 2},
     "greedy, repetition and length": {"max_length": 12, "repetition_penalty": 1.7, "min_length": 6},
+    "greedy, two minima": {"max_length": 12, "min_length": 11, "min_new_tokens": 3},
+    "greedy, no minimum": {"max_length": 12, "min_length": 11, "min_new_tokens": 0},
     "beams": {"max_length": 12, "num_beams": 4},
     "beams, short": {"max_length": 12, "num_beams": 4, "length_penalty": 0.3},
     "beams, long": {"max_length": 12, "num_beams": 4, "length_penalty": 2.5, "min_length": 4},

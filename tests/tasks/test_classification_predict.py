@@ -82,7 +82,7 @@ def test_folder_with_valid_and_invalid_files(
 def test_table_tar_and_single_image(
     checkpoint: Path, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "a.csv").write_text(f"path,id\n{album}/plain.png,x7\n")
+    (tmp_path / "a.csv").write_text(f"path,id,label\n{album}/plain.png,x7,no class of the model\n")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(album / "plain.png", "class/x.png")
     for name, expected in (("a.csv", "x7"), ("a.tar", "class/x.png")):
