@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 FIT = (
-    "fit --trainer.accelerator cpu --trainer.max_epochs {epochs} --trainer.accumulate_grad_batches 2 "
+    "fit --data.train demo --trainer.accelerator cpu --trainer.max_epochs {epochs} --trainer.accumulate_grad_batches 2 "
     "--trainer.limit_val_batches 2 --data.num_workers 2 --data.batch_size 24 --data.demo_size 40 "
     "--data.augment.brightness 0.2 --model.dropout 0.1 --optim.ema_decay 0.99 --model.embed_dim 32 --model.num_heads 2 "
     "--trainer.save_every_n_steps 2 --trainer.default_root_dir {folder}"

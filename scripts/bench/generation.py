@@ -113,7 +113,7 @@ def ctranslate2_search(model: Any, compute: str, source: Tensor, key_mask: Tenso
     spec.optimize(quantization=compute)
     with tempfile.TemporaryDirectory() as folder:
         spec.save(folder)
-        translator = ctranslate2.TranslationPredictor(
+        translator = ctranslate2.Translator(
             folder, device="cpu", compute_type=compute, inter_threads=1, intra_threads=torch.get_num_threads()
         )
     texts = [[str(i) for i in ids[mask].tolist()] for ids, mask in zip(source, key_mask, strict=True)]
