@@ -13,6 +13,7 @@ from mmattn.data.errors import DataError, UserError, is_user_error, nearest
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.checkpoint import PROCESSOR, load_weights, save_directory
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.files import atomic_folder
 from mmattn.tasks.common.outputs import check_export
 from mmattn.tasks.common.sources import task_of
 from mmattn.tasks.common.task import tasks
@@ -299,7 +300,7 @@ class Predictor(Generic[Item, Prediction]):
         folder = Path(folder)
         check_export(folder)
         lines = self.export_graphs(folder, formats)
-        self.processor.save(folder / PROCESSOR)
+        atomic_folder(folder / PROCESSOR, self.processor.save)
         return [*lines, f"{folder / PROCESSOR} written: the preprocessing that the programs need."]
 
 
