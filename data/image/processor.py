@@ -108,7 +108,7 @@ def read_image(
     if not start:
         stream.close()
         raise DataError(where, "an image", "an empty file")
-    limit = max_pixels or _limit()
+    limit = max_pixels or limit_of(LIMIT, MAX_PIXELS)
     too_large = f"at most {limit:,} pixels (the guard against decompression bombs)"
     if limit > (Image.MAX_IMAGE_PIXELS or limit):
         Image.MAX_IMAGE_PIXELS = limit
@@ -138,10 +138,15 @@ def _check_array(array: np.ndarray, name: str | None) -> np.ndarray:
     return array
 
 
-def _limit() -> int:
-    given = os.environ.get(LIMIT, f"{MAX_PIXELS}")
-    if not given.isdigit() or int(given) < 1:
-        raise DataError(LIMIT, "a number of pixels", repr(given))
+def limit_of(variable: str, default: int) -> int:
+    """Returns the limit that an environment variable sets.
+
+    Raises:
+        DataError: It is no positive integer.
+    """
+    given = os.environ.get(variable, f"{default}")
+    if not given.isdecimal() or int(given) < 1:
+        raise DataError(variable, "a positive integer", repr(given))
     return int(given)
 
 

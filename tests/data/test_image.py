@@ -122,7 +122,7 @@ def test_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     for read in (load_image, image_size, load_mask):
         bad_data("at most 4,095 pixels .*64 x 64; MMATTN_MAX_PIXELS sets another limit", read, PNG)
     monkeypatch.setenv("MMATTN_MAX_PIXELS", "4e9")
-    bad_data("MMATTN_MAX_PIXELS: expected a number of pixels, found '4e9'", load_image, PNG)
+    bad_data("MMATTN_MAX_PIXELS: expected a positive integer, found '4e9'", load_image, PNG)
 
 
 # Invalid input: one error each, which names the item and the file
