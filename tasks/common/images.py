@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mmattn.data.readers import read_json
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.predictor import mapping_of, name_of
+from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.sources import Source
 
 S = TypeVar("S")

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from mmattn.data.errors import ConfigError, DataError
 from mmattn.data.files import some_below
-from mmattn.data.image.processor import IMAGE_EXTENSIONS, load_image
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.images import image_sample
+from mmattn.tasks.common.items import listed
 from mmattn.tasks.common.outputs import Outputs, save_png
-from mmattn.tasks.common.predictor import Predictor, listed
+from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
 from mmattn.tasks.segmentation.plot import SegmentationExplanation, SegmentationPrediction, colored, mask_image
@@ -54,6 +55,12 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             known = ", ".join(self.processor.labels)
             raise DataError("--class_name", f"one of {known}", repr(options["class_name"]))
         return super().check_options(options)
+
+    def extent(self, sample: SegmentationSample) -> tuple[int, int]:
+        with suppress(DataError):  # reported when the image is read
+            width, height = self.processor.working_size(*image_size(sample.image))
+            return height, width
+        return 0, 0
 
     def predict_batch(
         self,
