@@ -95,7 +95,10 @@ def read_image(
 
     where = _where(source, name)
     try:
-        source = source.read() if hasattr(source, "read") else source
+        if hasattr(source, "read"):
+            if getattr(source, "seekable", bool)():
+                source.seek(0)  # read before, for its size
+            source = source.read()
         path = None if isinstance(source, bytes) else find_file(source)
         stream: Any = io.BytesIO(source) if path is None else path.open("rb")
         start = stream.read(12)

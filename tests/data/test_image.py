@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,11 @@ def test_strips_of_large_images_equal_the_whole(mode: str, monkeypatch: pytest.M
     monkeypatch.setattr(processor, "STRIP", 15)
     assert np.array_equal(np.asarray(load_image(image)), whole)
     assert len(np.unique(whole)) > 20
+
+
+def test_file_objects_are_read_again() -> None:
+    file = io.BytesIO(PNG)
+    assert image_size(file) == load_image(file).size == (64, 64)
 
 
 def test_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
