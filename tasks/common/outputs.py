@@ -137,5 +137,6 @@ def _is_ours(path: Path) -> bool:
 def _files_of(item: Any) -> Iterator[str | Path]:
     fields = item if isinstance(item, Mapping) else getattr(item, "__dict__", {})
     for value in (item, *(fields.get(key) for key in MEDIA)):
-        found = (value, *(getattr(value, name, None) for name in ("path", "filename", "name")))  # of tars, PIL, files
-        yield from (path for path in found if isinstance(path, (str, Path)))
+        is_path = isinstance(value, (str, Path))
+        found = [value] if is_path else [getattr(value, name, None) for name in ("path", "filename", "name")]
+        yield from (path for path in found if isinstance(path, (str, Path)))  # of tars, PIL images, file objects

@@ -83,6 +83,16 @@ def test_output_is_not_the_input(command: str, photos: Path, tmp_path: Path) -> 
     assert json.loads(model.read_text())["task"] == "segmentation"
 
 
+def test_outputs_in_the_working_directory_are_replaced(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path / "m")
+    for _ in range(2):
+        run("predict", "--input", photos, "--masks", ".")
+    assert len(content(tmp_path / "m")) == 3, "they have the names of inputs in another folder"
+
+
 def test_what_exists_is_replaced_only_if_it_is_ours(photos: Path, tmp_path: Path) -> None:
     masks, shown = tmp_path / "m", tmp_path / "e"
     for command, words, folder in (("predict", "--masks", masks), ("explain", "--output", shown)):
