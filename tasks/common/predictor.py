@@ -15,7 +15,7 @@ from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.checkpoint import PROCESSOR, load_weights, save_directory
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.files import atomic_folder
-from mmattn.tasks.common.items import listed, single
+from mmattn.tasks.common.items import listed, mapping_of as mapping_of, name_of as name_of, single
 from mmattn.tasks.common.outputs import check_export
 from mmattn.tasks.common.sources import task_of
 from mmattn.tasks.common.task import tasks
