@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import inspect
 import lzma
 import os
+import shutil
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, nearest, shorten
 from mmattn.data.files import files_below, is_listed
-from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, limit_of
 from mmattn.data.readers import TABLES, read_rows, report_missing
 
 TORCHVISION = "torchvision/"
 Row = tuple[str, str, ImageSource, str | None]  # location of an image, for messages; id; image; label
 DAMAGED = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)  # of a tar, compressed or not
+MAX_BYTES = 8 << 30  # of the images in a compressed tar, which need space in a temporary file
+LIMIT = "MMATTN_MAX_BYTES"  # environment variable of another limit
 PATH_COLUMNS, LABEL_COLUMNS = ("path", "image"), ("label", "labels")
 
 
 @dataclass(frozen=True, slots=True)
 class TarImage:
-    """An image within an uncompressed tar, read on demand."""
+    """An image within a tar, read on demand: from the tar, or from a temporary file if the tar is compressed."""
 
     path: Path
     offset: int
     size: int
+    archive: str  # name of the tar
 
     def read(self) -> bytes:
         """Returns the file's bytes."""
@@ -39,7 +47,7 @@ class TarImage:
 
     def fingerprint(self) -> str:
         """Returns the member's identity for fingerprints, the analogue of a file's name and size."""
-        return f"{self.path.name} {self.offset} {self.size}"
+        return f"{self.archive} {self.offset} {self.size}"
 
 
 def read_images(source: str | Path, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
@@ -97,25 +105,61 @@ def _is_tar(path: Path) -> bool:
 
 
 def read_tar(path: Path) -> Iterator[Row]:
-    """Yields the images of a tar of class folders; those of an uncompressed tar are read on demand."""
+    """Yields the images of a tar of class folders, which are read on demand.
+
+    Those of a compressed tar are first written to a temporary file, which is removed when the process ends.
+    """
     try:
         with tarfile.open(path) as archive:
-            members = [m for m in archive if m.isfile() and is_listed(m.name.removeprefix("./"), IMAGE_EXTENSIONS)]
-            plain = archive.fileobj is not None and type(archive.fileobj).__name__ == "BufferedReader"
-            compressed = {} if plain else {m.name: archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
+            plain = type(archive.fileobj).__name__ == "BufferedReader"
+            members = list(_listed(archive)) if plain else []
+            images = [TarImage(path, m.offset_data, m.size, path.name) for m in members]
+            if not plain:
+                members, images = _unpack(archive, path)
     except DAMAGED as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            where = f"space for its images in {tempfile.gettempdir()} (TMPDIR names another folder)"
+            raise DataError(str(path), where, "a full disk") from None
         raise DataError(str(path), "a whole tar", f"a truncated or damaged one ({shorten(str(error))})") from None
     parts = [PurePosixPath(member.name.removeprefix("./")).parts for member in members]
     outer = 1 if parts and len({p[0] for p in parts}) == 1 and all(len(p) > 2 for p in parts) else 0
     size = path.stat().st_size
-    for member, place in zip(members, parts, strict=True):
+    for member, place, image in zip(members, parts, images, strict=True):
         where = f"{path}, member {member.name}"
         if len(place) < outer + 2:
             raise DataError(where, "CLASS/NAME", "an image in no class folder")
         if plain and member.offset_data + member.size > size:
             raise DataError(where, "a whole tar", "one that ends within this member")
-        image = TarImage(path, member.offset_data, member.size) if plain else compressed[member.name]
         yield where, "/".join(place[outer:]), image, place[outer]
+
+
+def _listed(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yields the images of a tar."""
+    for member in archive:
+        if member.isfile() and is_listed(member.name.removeprefix("./"), IMAGE_EXTENSIONS):
+            yield member
+
+
+def _unpack(archive: tarfile.TarFile, path: Path) -> tuple[list[tarfile.TarInfo], list[TarImage]]:
+    """Writes the images of a compressed tar to a temporary file, one after the other.
+
+    Raises:
+        DataError: They exceed the limit.
+    """
+    limit, members, images = limit_of(LIMIT, MAX_BYTES), [], []
+    with ExitStack() as stack:
+        file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="mmattn-", suffix=".images"))
+        for member in _listed(archive):
+            image = TarImage(Path(file.name), file.tell(), member.size, path.name)
+            if image.offset + image.size > limit:
+                expected = f"at most {limit:,} bytes of images in a compressed tar"
+                raise DataError(str(path), expected, f"more; decompress it, or set {LIMIT}")
+            shutil.copyfileobj(archive.extractfile(member), file)  # type: ignore[arg-type]
+            members.append(member)
+            images.append(image)
+        file.flush()
+        atexit.register(stack.pop_all().close)
+    return members, images
 
 
 def read_table(path: Path, root: str | Path | None, problems: Problems) -> Iterator[Row]:

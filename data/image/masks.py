@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmattn.data.errors import DataError, shorten
-from mmattn.data.image.processor import MAX_PIXELS, read_image
+from mmattn.data.image.processor import read_image
 from mmattn.data.readers import read_text
 
 VOID = 255  # ignored pixels in labels, excluded from loss and metrics; in masks too, unless 255 is a class id
@@ -97,7 +97,7 @@ def read_classes(path: str | Path) -> ClassList:
     return ClassList(tuple(name for _, name in kept), tuple(number for number, _ in kept), void)
 
 
-def load_mask(source: MaskSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load_mask(source: MaskSource, name: str | None = None, max_pixels: int | None = None) -> np.ndarray:
     """Reads the values of a mask from a file of one channel or with a palette, whose indices are the values.
 
     Args:

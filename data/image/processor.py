@@ -10,9 +10,10 @@ Windows map boxes from the image to the model's input, and maps over the model's
 from __future__ import annotations
 
 import io
+import os
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +32,24 @@ ImageSource = Any  # str | Path | bytes | file object | np.ndarray (uint8, HxWx3
 Box = tuple[float, float, float, float]
 
 MAX_PIXELS = 89_478_485  # PIL's limit against decompression bombs: 256 MB of RGB
+LIMIT = "MMATTN_MAX_PIXELS"  # environment variable of another limit, which the workers of a loader inherit
+STRIP = 1 << 22  # pixels that are converted at a time
+ORIENTATION = 0x0112  # of EXIF
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
 RESIZE = ("squash", "crop", "pad")
+# PIL recognizes files by content alone, and runs Ghostscript for EPS: only these formats are opened.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def load_image(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> PILImage:
+def load_image(source: ImageSource, name: str | None = None, max_pixels: int | None = None) -> PILImage:
     """Reads an image as RGB: rotated by its EXIF orientation, transparency on white, 16 bits scaled to 8.
 
     Args:
         source: A path, the file's bytes, a uint8 array HxWx3 or HxW, or a PIL image.
         name: Location of the item, which errors name besides the file, e.g. ``"question 17"``.
-        max_pixels: Maximum of width times height, checked in the header before decoding.
+        max_pixels: Maximum of width times height, checked in the header before decoding; None: the environment variable
+            ``MMATTN_MAX_PIXELS``, by default ``MAX_PIXELS``.
 
     Raises:
         DataError: The image is missing, empty, truncated, too large, or not an image.
@@ -56,7 +63,7 @@ def load_image(source: ImageSource, name: str | None = None, max_pixels: int = M
     return read_image(source, _upright_rgb, name, max_pixels)
 
 
-def image_size(source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(source: ImageSource, name: str | None = None, max_pixels: int | None = None) -> tuple[int, int]:
     """Returns width and height of the image that ``load_image`` would return, from the header alone."""
     if isinstance(source, np.ndarray):
         array = _check_array(source, name)
@@ -68,7 +75,7 @@ def image_size(source: ImageSource, name: str | None = None, max_pixels: int = M
 
 def _upright_size(image: PILImage, where: str) -> tuple[int, int]:
     width, height = image.size
-    is_turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF orientations; others are ignored
+    is_turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)  # EXIF orientations; others are ignored
     return (height, width) if is_turned else (width, height)
 
 
@@ -80,14 +87,17 @@ def _where(source: ImageSource, name: str | None) -> str:
 
 
 def read_image(
-    source: ImageSource, use: Callable[[PILImage, str], Any], name: str | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource, use: Callable[[PILImage, str], Any], name: str | None = None, max_pixels: int | None = None
 ) -> Any:
     """Returns ``use(image, where)`` of an opened file, with the errors of ``load_image``."""
     from PIL import Image, UnidentifiedImageError
 
     where = _where(source, name)
     try:
-        source = source.read() if hasattr(source, "read") else source
+        if hasattr(source, "read"):
+            if getattr(source, "seekable", bool)():
+                source.seek(0)  # read before, for its size
+            source = source.read()
         path = None if isinstance(source, bytes) else find_file(source)
         stream: Any = io.BytesIO(source) if path is None else path.open("rb")
         start = stream.read(12)
@@ -100,21 +110,25 @@ def read_image(
     if not start:
         stream.close()
         raise DataError(where, "an image", "an empty file")
-    too_large = f"at most {max_pixels:,} pixels (the guard against decompression bombs)"
+    limit = max_pixels or limit_of(LIMIT, MAX_PIXELS)
+    too_large = f"at most {limit:,} pixels (the guard against decompression bombs)"
+    if limit > (Image.MAX_IMAGE_PIXELS or limit):
+        Image.MAX_IMAGE_PIXELS = limit
     with stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns about bombs and damaged metadata; the error below replaces it
         try:
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=FORMATS) as image:
                 width, height = image.size
-                if width * height > max_pixels:
-                    raise DataError(where, too_large, f"{width} x {height}")
+                if width * height > limit:
+                    raise DataError(where, too_large, f"{width} x {height}; {LIMIT} sets another limit")
                 return use(image, where)
         except DataError:
             raise
         except Image.DecompressionBombError as error:
-            raise DataError(where, too_large, shorten(str(error))) from None
+            raise DataError(where, too_large, f"{shorten(str(error))}; {LIMIT} sets another limit") from None
         except UnidentifiedImageError:
-            raise DataError(where, "an image (PNG, JPEG, ...)", f"a file that starts with {start!r}") from None
+            expected = f"an image ({', '.join(FORMATS)})"
+            raise DataError(where, expected, f"a file that starts with {start!r}") from None
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, EOFError, struct.error ...
             raise DataError(where, "a whole image", f"a truncated or damaged one ({shorten(str(error))})") from None
 
@@ -126,28 +140,72 @@ def _check_array(array: np.ndarray, name: str | None) -> np.ndarray:
     return array
 
 
+def limit_of(variable: str, default: int) -> int:
+    """Returns the limit that an environment variable sets.
+
+    Raises:
+        DataError: It is no positive integer.
+    """
+    given = os.environ.get(variable, f"{default}")
+    if not given.isdecimal() or int(given) < 1:
+        raise DataError(variable, "a positive integer", repr(given))
+    return int(given)
+
+
 def _upright_rgb(image: PILImage, where: str) -> PILImage:
     from PIL import Image, ImageOps
 
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.float32)
+        convert = _scaled(image, where)
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        convert = _on_white
+    else:
+        return image.convert("RGB")
+    result = Image.new("RGB", image.size)
+    for top, strip in _strips(image):  # a large image and its intermediate results would take gigabytes
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _strips(image: PILImage) -> Iterator[tuple[int, PILImage]]:
+    """Yields the image in parts of all columns, each with its first row."""
+    height = max(1, STRIP // image.width)
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
+
+
+def _on_white(image: PILImage) -> PILImage:
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+
+
+def _scaled(image: PILImage, where: str) -> Callable[[PILImage], PILImage]:
+    """Returns the conversion of an image of 16 bits or floats to 8 bits."""
+    from PIL import Image
+
+    top = -np.inf
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
         if not np.isfinite(values).all():
             raise DataError(where, "finite pixel values", "NaN or infinity")
-        top = float(values.max()) if values.size else 0.0
-        # 16-bit files have mode "I;16" or "I"; floats are in 0..1, 0..255 or 0..65535.
-        scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or top > 255 else (255.0 if top <= 1 else 1.0)
-        if image.mode == "I" and top <= 255:
-            scale = 1.0
+        top = max(top, float(values.max()))
+    # 16-bit files have mode "I;16" or "I"; floats are in 0..1, 0..255 or 0..65535.
+    scale = 255.0 / 65535.0 if image.mode.startswith("I;16") or top > 255 else (255.0 if top <= 1 else 1.0)
+    if image.mode == "I" and top <= 255:
+        scale = 1.0
+
+    def convert(strip: PILImage) -> PILImage:
+        values = np.asarray(strip).astype(np.float32)
         return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
+
+    return convert
 
 
 class ImageProcessor:

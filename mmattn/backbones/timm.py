@@ -8,6 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in a gray image (ITU-R BT.601), as in Pillow
+
+
+def color_weights(weight: Tensor) -> Tensor:
+    """Converts the first convolution (E, 1, h, w) of a model of gray images to one of color images.
+
+    Its output for an RGB image equals that of the given one for the gray image, if all channels are normalized alike.
+
+    >>> color_weights(torch.ones(8, 1, 2, 2)).shape
+    torch.Size([8, 3, 2, 2])
+    """
+    return weight * weight.new_tensor(LUMA)[:, None, None]
+
 
 class TimmFeatures(nn.Module):
     """A feature map of a timm model, projected to embed_dim by a 1x1 convolution. Weights are random.
@@ -54,6 +67,8 @@ class TimmFeatures(nn.Module):
     def load_weights(self, path: str | Path) -> None:
         """Loads the public weights of this model from a local file: safetensors, or a pickle of tensors only.
 
+        Weights for gray images are converted if the model has three channels, see ``color_weights``.
+
         Raises:
             ValueError: The file does not contain this model.
         """
@@ -63,6 +78,11 @@ class TimmFeatures(nn.Module):
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+        import timm
+
+        first = f"{getattr(timm.get_pretrained_cfg(self.name), 'first_conv', None)}.weight"
+        if self.in_channels == 3 and first in state and state[first].shape[1] == 1:
+            state[first] = color_weights(state[first])
         overlay = {"state_dict": state}
         try:
             source, twin = (

@@ -24,7 +24,8 @@ from mmattn.tasks.asr.model import PublicCTC
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.predictor import Predictor, listed, mapping_of
+from mmattn.tasks.common.items import listed, mapping_of
+from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
 
 logger = logging.getLogger(__name__)

@@ -7,13 +7,15 @@ from typing import Any
 from mmattn.data.image.processor import ImageProcessor
 from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.adapter import FREE, CheckpointParts
+from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.finetune import read_network
 from mmattn.tasks.common.images import statistics
 from mmattn.tasks.common.labels.adapter import LabelAdapter
-from mmattn.tasks.common.sources import Source
+from mmattn.tasks.common.sources import TIMM, Source
 
 # Keywords of VisionTransformer that the task's model has under the same name.
 OWN = ("embed_dim", "num_layers", "num_heads", "ffn_dim", "patch_size", "dropout", "attention")
+PATCHES = "backbone.patches.proj.weight"
 
 
 class BackboneProcessor(ClassificationProcessor):
@@ -32,17 +34,25 @@ class ViTAdapter(ClassificationAdapter):
     """Reads public image backbones, without a head, for fine-tuning."""
 
     def read_public(self, source: Source, **_: Any) -> CheckpointParts:
+        from mmattn.backbones.timm import color_weights
         from mmattn.backbones.vit import VisionTransformer
 
         converted = read_network(source, VisionTransformer, "ViT, DeiT, DINOv2 or SigLIP")
-        keywords = dict(converted.keywords)
+        keywords, state = dict(converted.keywords), {f"backbone.{key}": value for key, value in converted.state.items()}
+        channels = keywords.pop("in_channels")
+        if channels == 1:
+            state[PATCHES] = color_weights(state[PATCHES])
+        elif channels != 3:
+            raise CheckpointError(
+                f"{source.name}: expected a model of color or gray images, found {channels} channels."
+            )
         size = tuple(keywords["image_size"])
         own = {key: keywords.pop(key) for key in OWN if key in keywords}
-        # Positions keep the size of the public model's images, and are interpolated for others.
+        # Positions keep the size of the public model's images, and are interpolated for others as in its library.
+        resize = "bicubic_antialias" if source.family == TIMM else "bicubic"
         given = {key: value for key, value in keywords.items() if value is not None}
-        options = {"pooling": "token", "resize_positions": "bicubic"} | given
+        options = {"pooling": "token", "resize_positions": resize} | given
         model = {"backbone": "vit", "hidden_dim": 0, "backbone_options": options, **own}
-        state = {f"backbone.{key}": value for key, value in converted.state.items()}
         processor = BackboneProcessor(ImageProcessor(size, **statistics(source)), [])
         free = (*FREE, "hidden_dim")
         return CheckpointParts(self, source.where, model, state, processor, headless=True, free=free)

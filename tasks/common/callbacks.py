@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Pro
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from mmattn.tasks.common.errors import CheckpointError, NonFiniteLossError
+from mmattn.tasks.common.errors import CheckpointError, DiskFullError, NonFiniteLossError
 from mmattn.tasks.common.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -44,8 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_write(path) as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch's writer reports a failed write as a RuntimeError
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            cause = "the disk is full" if full else str(error).splitlines()[0]
+            cause = "the disk is full" if isinstance(error, DiskFullError) else str(error).splitlines()[0]
             raise CheckpointError(f"{path}: cannot be written: {cause}. Earlier checkpoints are unchanged.") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

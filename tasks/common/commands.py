@@ -139,11 +139,13 @@ def _explain(
         outputs.claim(path, replace=options.output is not None and not many)
     for item, path in zip(progress(items, len(items), "explaining"), paths, strict=True):
         try:
-            save_png(path, predictor.explain(item, **keywords).save)
+            found = predictor.explain(item, **keywords)
         except Exception as error:
             if options.on_error != "skip" or not is_user_error(error):
                 raise
             skipped.append(str(error))
+        else:
+            save_png(path, found.save)
     written = len(items) - len(skipped)
     plural = "" if written == 1 else "s"
     message = f"{written} explanation{plural} written to {target}." if many else f"{path} written."

@@ -15,3 +15,7 @@ class RunDirectoryError(UserError):
 
 class NonFiniteLossError(UserError):
     """Training stopped because the loss is not finite."""
+
+
+class DiskFullError(OSError, UserError):
+    """The disk, or the user's share of it, is full."""

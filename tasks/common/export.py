@@ -132,8 +132,10 @@ def _worst_difference(model: nn.Module, run: Any, examples: Sequence[Mapping[str
 
 
 def _save_torch(program: torch.export.ExportedProgram, path: Path) -> Any:
+    saved = io.BytesIO()  # PyTorch's own writer of files aborts the process if the disk is full
     with _quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, saved)
+        path.write_bytes(saved.getbuffer())
         loaded = torch.export.load(path).module()
 
     def run(example: Mapping[str, Tensor]) -> list[Tensor]:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from mmattn.tasks.common.errors import DiskFullError
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
@@ -79,6 +81,28 @@ def _real(path: str | Path) -> Path:
 
 
 @contextmanager
+def _full_disk_named(target: str | Path) -> Iterator[None]:
+    """Raise the errors of a full disk, which Python, PyTorch and safetensors report in different ways, as one.
+
+    Raises:
+        DiskFullError: The disk is full; names the target.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) and TEMPORARY not in str(error.filename):  # of another target
+            raise
+        cause: BaseException | None = error
+        while cause is not None:
+            number = getattr(cause, "errno", None)
+            if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(cause):
+                number = number or errno.ENOSPC
+                raise DiskFullError(number, os.strerror(number), str(target)) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+@contextmanager
 def _locked(path: Path) -> Iterator[bool]:
     """Lock a temporary file or folder while its writer lives; whether that succeeds.
 
@@ -124,7 +148,7 @@ def atomic_path(path: str | Path, ending: str | None = None) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=TEMPORARY, dir=place))
     temporary = folder / (target.name if ending is None else f"{target.stem}{ending}")
     try:
-        with _locked(folder):
+        with _full_disk_named(target), _locked(folder):
             yield temporary
             if special:
                 with temporary.open("rb") as source, _open_special(path, "wb") as file:
@@ -148,10 +172,11 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         mode: "wb" or "w" (UTF-8).
 
     Raises:
-        OSError: The target is a folder, its folder cannot be written, or the disk is full; the old file is unchanged.
+        DiskFullError: The disk is full; the old file is unchanged.
+        OSError: The target is a folder, or its folder cannot be written.
     """
     if is_special(path):
-        with _open_special(path, mode) as file:
+        with _full_disk_named(path), _open_special(path, mode) as file:
             yield file
         return
     target = _real(path)
@@ -160,7 +185,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=TEMPORARY, dir=target.parent)
     temporary = Path(name)
     try:
-        with open(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file, _locked(temporary):
+        encoding = None if "b" in mode else "utf-8"
+        with _full_disk_named(target), open(descriptor, mode, encoding=encoding) as file, _locked(temporary):
             os.fchmod(descriptor, _mode(target))
             yield file
             file.flush()
@@ -196,19 +222,22 @@ def atomic_folder(path: str | Path, fill: Callable[[Path], None]) -> Path:
         fill: Function that is called with the empty temporary folder.
 
     Raises:
-        Exception: Any error raised by `fill`; the old folder is then unchanged.
+        DiskFullError: The disk is full; the old folder is unchanged.
+        Exception: Any error raised by `fill`, likewise.
     """
     target = _real(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    old = temporary.with_suffix(".old.tmp")  # .NAME.RANDOM.old.tmp, parsed by clean_leftovers
+    clean_abandoned(target.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=TEMPORARY, dir=target.parent))
+    old = Path(f"{temporary}".removesuffix(TEMPORARY) + ".old.tmp")  # .NAME.RANDOM.old.tmp, parsed by clean_leftovers
     try:
         temporary.chmod(0o755)
-        fill(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                file.chmod(_mode())
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
+        with _full_disk_named(target), _locked(temporary):
+            fill(temporary)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    file.chmod(_mode())
+                    with file.open("rb+") as handle:
+                        os.fsync(handle.fileno())
         if target.exists():
             os.replace(target, old)
         os.replace(temporary, target)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mmattn.data.readers import read_json
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.predictor import mapping_of, name_of
+from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.sources import Source
 
 S = TypeVar("S")
@@ -37,7 +37,10 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
 
 
 def statistics(source: Source) -> dict[str, Any]:
-    """Mean and standard deviation of pixel values in 0..1, from transformers' or timm's configuration file."""
+    """Mean and standard deviation of pixel values in 0..1, from transformers' or timm's configuration file.
+
+    The single values of models of gray images are those of all three channels.
+    """
     config: Mapping[str, Any] = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
     path = source.fetch(PREPROCESSING)
     if path is not None:
@@ -45,11 +48,11 @@ def statistics(source: Source) -> dict[str, Any]:
     given: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     if config.get("do_normalize") is not False:
         given = {key: config.get(f"image_{key}") or config.get(key) or STATISTICS[key] for key in given}
-    mean, std = given["mean"], given["std"]
+    mean, std = (tuple(values) * (3 if len(values) == 1 else 1) for values in (given["mean"], given["std"]))
     # Pixel values are normalized in the range from 0 to `top`.
     top = 255.0 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
     if len(mean) != 3 or len(std) != 3:
-        raise CheckpointError(f"{source.name}: expected a model of images in color, found mean {list(mean)}.")
+        raise CheckpointError(f"{source.name}: expected a model of color or gray images, found mean {list(mean)}.")
     if abs(top - 1) < 1e-6:
         return {"mean": tuple(mean), "std": tuple(std)}
     return {"mean": tuple(m / top for m in mean), "std": tuple(s / top for s in std)}

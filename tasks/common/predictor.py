@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
 
-from mmattn.data.errors import DataError, UserError, is_user_error, nearest
+from mmattn.data.errors import UserError, is_user_error, nearest
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.checkpoint import PROCESSOR, load_weights, save_directory
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.files import atomic_folder
+from mmattn.tasks.common.items import listed, mapping_of as mapping_of, name_of as name_of, single
 from mmattn.tasks.common.outputs import check_export
 from mmattn.tasks.common.sources import task_of
 from mmattn.tasks.common.task import tasks
@@ -41,6 +44,7 @@ class Predictor(Generic[Item, Prediction]):
     task: ClassVar[str]
     batch_size: ClassVar[int] = 32  # default of `predict` and `stream`
     lookahead: ClassVar[int] = 1  # number of batches that are sorted together by `length`, to reduce padding
+    capacity: ClassVar[int] = 32 * 512 * 512  # pixels of a batch, in which all images have the size of the largest
     reserved: Sequence[Path] = ()  # files of the command that no option such as --masks may write
     plain: ClassVar[str | None] = None  # the only field that the command line prints if the input is lines of text
 
@@ -137,6 +141,10 @@ class Predictor(Generic[Item, Prediction]):
         """Length by which samples are sorted if `lookahead` is greater than one."""
         return 0
 
+    def extent(self, sample: Any) -> tuple[int, int]:
+        """Height and width of a sample in a batch, which holds at most `capacity` pixels; zero: not limited."""
+        return 0, 0
+
     def remark(self) -> str:
         """Text that the command line writes to standard error at the end."""
         return ""
@@ -214,10 +222,26 @@ class Predictor(Generic[Item, Prediction]):
                 except Exception as error:
                     found[place] = _skipped(error, on_error)
             order = sorted(samples, key=lambda place: self.length(samples[place])) if self.lookahead > 1 else [*samples]
-            for first in range(0, len(order), batch_size):
-                group = order[first : first + batch_size]
-                found |= self._group({place: samples[place] for place in group}, on_error, options)
-            yield from (found[place] for place in places)
+            waiting = deque(places)
+            for group in self._groups({place: samples[place] for place in order}, batch_size):
+                found |= self._group(group, on_error, options)
+                while waiting and waiting[0] in found:
+                    yield found.pop(waiting.popleft())
+            yield from (found[place] for place in waiting)
+
+    def _groups(self, samples: Mapping[int, Any], batch_size: int) -> Iterator[dict[int, Any]]:
+        """Split samples, in order, into batches of limited size."""
+        group: dict[int, Any] = {}
+        sides = (0, 0)
+        for place, sample in samples.items():
+            extent = self.extent(sample)
+            sides = max(sides[0], extent[0]), max(sides[1], extent[1])
+            if len(group) == batch_size or (group and (len(group) + 1) * sides[0] * sides[1] > self.capacity):
+                yield group
+                group, sides = {}, extent
+            group[place] = sample
+        if group:
+            yield group
 
     def _group(
         self, samples: Mapping[int, Any], on_error: str, options: Mapping[str, Any]
@@ -299,7 +323,7 @@ class Predictor(Generic[Item, Prediction]):
         folder = Path(folder)
         check_export(folder)
         lines = self.export_graphs(folder, formats)
-        self.processor.save(folder / PROCESSOR)
+        atomic_folder(folder / PROCESSOR, self.processor.save)
         return [*lines, f"{folder / PROCESSOR} written: the preprocessing that the programs need."]
 
 
@@ -333,49 +357,6 @@ def _skipped(error: Exception, on_error: str) -> Exception:
     if on_error != "skip" or not is_user_error(error):
         raise error
     return error
-
-
-def listed(items: Any) -> Sequence[Any]:
-    """The items passed to `predict`.
-
-    Raises:
-        DataError: A single item was passed instead of a list.
-    """
-    if isinstance(items, (str, bytes, Path, Mapping)) or not hasattr(items, "__getitem__") or hasattr(items, "shape"):
-        raise DataError("predict", "a list of items", "one item: write predict([item]), or call the predictor with it")
-    found: Sequence[Any] = items
-    return found
-
-
-def single(item: Any, instead: str) -> Any:
-    """The single item passed to a predictor.
-
-    Raises:
-        DataError: A list was passed instead of one item.
-    """
-    if isinstance(item, list):
-        raise DataError("predictor", f"one item; for a list write {instead}", f"a list of {len(item)}")
-    return item
-
-
-def mapping_of(item: Any, key: str) -> Mapping[str, Any]:
-    """An item as a mapping. A bare input is put under `key`; the id of a path is the path itself."""
-    if isinstance(item, Mapping):
-        return item
-    return {key: item} | ({"id": str(item)} if isinstance(item, (str, Path)) else {})
-
-
-def name_of(item: Mapping[str, Any], number: int, wanted: Sequence[str]) -> str:
-    """The id of an item, or its number if it has none.
-
-    Raises:
-        DataError: One of the `wanted` keys is missing; the message names the item.
-    """
-    name = str(item.get("id", number))
-    if any(item.get(key) is None for key in wanted):
-        keys = f"the key{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}"
-        raise DataError(f"item {name}", keys, ", ".join(sorted(item)) or "none")
-    return name
 
 
 def device_of(name: str) -> Any:

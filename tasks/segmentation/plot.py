@@ -78,11 +78,13 @@ def colored(image: Any, labels: np.ndarray, number: int, opacity: float = 0.55) 
 
     The colors depend on the number of classes; void pixels are not colored.
     """
-    pixels = np.asarray(image).astype(np.float32)
+    result = np.array(image)
     table = np.zeros((VOID + 1, 3), np.float32)
     table[:number] = palette(number)
-    share = np.where(labels == VOID, 0.0, opacity)[..., None].astype(np.float32)
-    return (pixels * (1 - share) + table[labels] * share + 0.5).clip(0, 255).astype(np.uint8)
+    for pixels, row in zip(result, labels, strict=True):  # floats of a whole photograph would take gigabytes
+        share = np.where(row == VOID, 0.0, opacity)[:, None].astype(np.float32)
+        pixels[:] = (pixels.astype(np.float32) * (1 - share) + table[row] * share + 0.5).clip(0, 255)
+    return result
 
 
 def mask_image(labels: np.ndarray, classes: ClassList) -> Any:

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from mmattn.data.errors import ConfigError, DataError
 from mmattn.data.files import some_below
-from mmattn.data.image.processor import IMAGE_EXTENSIONS, load_image
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.images import image_sample
+from mmattn.tasks.common.items import listed
 from mmattn.tasks.common.outputs import Outputs, save_png
-from mmattn.tasks.common.predictor import Predictor, listed
+from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
 from mmattn.tasks.segmentation.plot import SegmentationExplanation, SegmentationPrediction, colored, mask_image
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
-from mmattn.tasks.segmentation.tiles import segment
+from mmattn.tasks.segmentation.tiles import bands
 
 Item = Any  # see `image_sample`
 TILE = 1024  # default side of the tiles into which larger images are split, in pixels
@@ -55,6 +56,12 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             raise DataError("--class_name", f"one of {known}", repr(options["class_name"]))
         return super().check_options(options)
 
+    def extent(self, sample: SegmentationSample) -> tuple[int, int]:
+        with suppress(DataError):  # reported when the image is read
+            width, height = self.processor.working_size(*image_size(sample.image))
+            return height, width
+        return 0, 0
+
     def predict_batch(
         self,
         samples: Sequence[SegmentationSample],
@@ -77,8 +84,12 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             step = max(1, (TILE * TILE) // (height * width))  # large images are processed one by one
             for part in (rows[i : i + step] for i in range(0, len(rows), step)):
                 pixels = batch.pixel_values[part, :, :height, :width]
-                logits = segment(lambda x: self.model.scores(x)[0], pixels, tile, flip=flip)
-                found |= dict(zip(part, best_classes(logits, own).cpu().numpy(), strict=True))
+                logits = bands(lambda x: self.model.scores(x)[0], pixels, tile, flip=flip)
+                if own == (height, width) and max(own) > tile:  # neither resized nor of lower resolution
+                    labels = torch.cat([best_classes(band, band.shape[2:]) for band in logits], 1)
+                else:
+                    labels = best_classes(torch.cat(list(logits), 2), own)
+                found |= dict(zip(part, labels.cpu().numpy(), strict=True))
         return [self._answer(sample, found[n]) for n, sample in enumerate(samples)]
 
     def _answer(self, sample: SegmentationSample, labels: np.ndarray) -> SegmentationPrediction:

@@ -14,7 +14,8 @@ from mmattn.data.errors import DataError
 from mmattn.data.files import some_below
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, load_image
 from mmattn.explain import capture
-from mmattn.tasks.common.predictor import Predictor, name_of
+from mmattn.tasks.common.items import name_of
+from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample
 
 Item = Mapping[str, Any] | VQASample

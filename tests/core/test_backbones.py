@@ -80,6 +80,17 @@ class TestTimm:
             found = stem.eval().body(x)[-1]
             assert any(found.shape == one.shape and torch.equal(found, one) for one in expected)
 
+    def test_weights_of_gray_images(self, tmp_path):
+        timm = pytest.importorskip("timm")
+        source = timm.create_model("test_resnet", in_chans=1).eval()
+        save_file(source.state_dict(), tmp_path / "model.safetensors")
+        stem = build_stem("timm/test_resnet", 8).eval()
+        stem.load_weights(tmp_path / "model.safetensors")
+        x = torch.randn(1, 3, 64, 64)
+        gray = (torch.tensor([0.299, 0.587, 0.114])[:, None, None] * x).sum(1, keepdim=True)
+        found, expected = stem.body(x)[-1], source.forward_intermediates(gray, intermediates_only=True)
+        assert any(found.shape == one.shape and (found - one).abs().max() < 1e-4 for one in expected)
+
     def test_foreign_weights_raise(self, tmp_path):
         pytest.importorskip("timm")
         save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")

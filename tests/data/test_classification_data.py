@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import shutil
 import tarfile
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,9 +55,35 @@ def test_tar_of_class_folders(tree: Path, tmp_path: Path, outer: str, mode: str)
             archive.add(path, f"{outer}{path.relative_to(tree)}")
     dataset = ClassificationDataset(tmp_path / "set.tar")
     assert read(tree) == sorted((s.id, s.labels) for s in dataset.samples) == EXPECTED
-    assert isinstance(dataset.samples[0].image, TarImage if mode == "w" else bytes)
+    image = dataset.samples[0].image
+    assert isinstance(image, TarImage)
+    assert (image.path == tmp_path / "set.tar") == (mode == "w")
     assert dataset.preload(ImageProcessor((12, 10)))
     assert {sample.id: int(sample.image[5, 5, 0]) for sample in dataset.samples}["dog/a.png"] == 30
+
+
+def test_limits_of_compressed_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "set.tar"
+    with tarfile.open(path, "w:xz") as archive:
+        for name, size in (("notes.txt", 2 << 20), ("a/a.png", 600), ("b/b.png", 400)):
+            member = tarfile.TarInfo(name)
+            member.size = size
+            archive.addfile(member, io.BytesIO(bytes(size)))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("MMATTN_MAX_BYTES", "999")
+    bad_data("at most 999 bytes of images in a compressed tar, found more", ClassificationDataset, path)
+    monkeypatch.setenv("MMATTN_MAX_BYTES", "1000")
+    assert [len(sample.image.read()) for sample in ClassificationDataset(path).samples] == [600, 400]
+    monkeypatch.setattr(shutil, "copyfileobj", _raising(OSError(errno.ENOSPC, "No space left on device")))
+    bad_data(r"expected space for its images in .* \(TMPDIR .*\), found a full disk", ClassificationDataset, path)
+    assert len(list(tmp_path.glob("mmattn-*"))) == 1, "that of the data set"
+
+
+def _raising(error: Exception) -> Any:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])

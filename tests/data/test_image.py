@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mmattn.data.image import processor
+from mmattn.data.image.masks import load_mask
 from mmattn.data.image.processor import FULL, ImageAugment, ImageProcessor, compose, image_size, load_image, move_box
 from tests.conftest import refused
 from tests.data.files import bad_data, write
@@ -101,6 +104,34 @@ def test_transparency_is_composited_on_white() -> None:
     assert seen(Image.new("LA", (1, 1), (0, 0)))[0, 0].tolist() == [255, 255, 255]
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "F"])
+def test_strips_of_large_images_equal_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    numbers, kind = {"I;16": (65535, np.uint16), "F": (200, np.float32)}.get(mode, (255, np.uint8))
+    shape = (11, 5, len(mode)) if mode in ("RGBA", "LA") else (11, 5)
+    image = Image.fromarray(draw.integers(0, numbers, shape).astype(kind))
+    whole = np.asarray(load_image(image))
+    monkeypatch.setattr(processor, "STRIP", 15)
+    assert np.array_equal(np.asarray(load_image(image)), whole)
+    assert len(np.unique(whole)) > 20
+
+
+def test_file_objects_are_read_again() -> None:
+    file = io.BytesIO(PNG)
+    assert image_size(file) == load_image(file).size == (64, 64)
+
+
+def test_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setenv("MMATTN_MAX_PIXELS", "4096")
+    assert load_image(PNG).size == image_size(PNG) == (64, 64)
+    monkeypatch.setenv("MMATTN_MAX_PIXELS", "4095")
+    for read in (load_image, image_size, load_mask):
+        bad_data("at most 4,095 pixels .*64 x 64; MMATTN_MAX_PIXELS sets another limit", read, PNG)
+    monkeypatch.setenv("MMATTN_MAX_PIXELS", "4e9")
+    bad_data("MMATTN_MAX_PIXELS: expected a positive integer, found '4e9'", load_image, PNG)
+
+
 # Invalid input: one error each, which names the item and the file
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
@@ -113,6 +144,10 @@ BAD = {
     "head.jpg": (JPEG[:100], "truncated or damaged|starts with"),
     "flipped.png": (PNG[:3000] + b"\xff" * 200 + PNG[3200:], "truncated or damaged"),
     "bomb.png": (bomb(12_000, 10_000), "89,478,485 pixels.*found 12000 x 10000"),
+    "eps.png": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        r"an image \(PNG, JPEG.*starts with b'%!PS-Adobe-3'",
+    ),
     "larger_bomb.png": (bomb(60_000, 60_000), "89,478,485 pixels.*found .*3600000000 pixels"),
 }
 

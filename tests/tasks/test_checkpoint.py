@@ -15,7 +15,7 @@ from mmattn.tasks import load
 from mmattn.tasks.common import files
 from mmattn.tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
 from mmattn.tasks.common.checkpoint import CONFIG, WEIGHTS, load_weights, read_config, read_weights, save_directory
-from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.errors import CheckpointError, DiskFullError
 from tests.conftest import refused
 
 
@@ -136,7 +136,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: py
 def test_full_disk_keeps_the_previous_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "model", keywords={"a": 1})
     monkeypatch.setattr(files.os, "fsync", full_disk)
-    refused("No space left", make, tmp_path / "model", keywords={"a": 2}, error=OSError)
+    refused("No space left on device: '.*model'", make, tmp_path / "model", keywords={"a": 2}, error=DiskFullError)
     monkeypatch.undo()
     assert json.loads((folder / CONFIG).read_text())["model"] == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

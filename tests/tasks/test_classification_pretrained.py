@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmattn import load
 from mmattn.pretrained import load_pretrained
 from mmattn.tasks.classification.demo import CLASSES, make
+from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError
 from tests.conftest import refused
-from tests.tasks.runs import BRIEF, STILL, assert_kept, read, run, weights, write_lines
+from tests.tasks.runs import BRIEF, STILL, assert_kept, edited, read, run, weights, write_lines
 
 BASE = f"{BRIEF} --data.demo_size 12 --data.batch_size 6"
 POSITIONS = ("backbone.positions", "backbone.positions.weight")
@@ -60,6 +62,28 @@ def test_public_backbone_with_larger_images(public: dict[str, Path], tmp_path: P
     predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
     assert predictor.processor.image.size == (48, 48)
     assert predictor.explain_all(make("test", 2))[1].relevance.shape == (6, 6)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("channels", [3, 1])
+def test_timm_backbone_of_gray_images_and_at_another_size(channels: int, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    sizes = {"depth": 2, "patch_size": 8, "in_chans": channels}
+    given = timm.create_model("vit_tiny_patch16_224", img_size=64, **sizes).eval()
+    torch.nn.init.normal_(given.pos_embed)
+    timm.models.save_for_hf(given, tmp_path, model_args={"img_size": 64, **sizes}, safe_serialization=True)
+    with edited(tmp_path / "config.json") as config:
+        config["pretrained_cfg"] |= {"mean": [0.2] * channels, "std": [0.4] * channels}
+    parts = read_parts("classification", tmp_path)
+    assert parts.processor.image.mean == (0.2, 0.2, 0.2)
+    images = torch.randn(2, 3, 32, 32)
+    gray = (torch.tensor([0.299, 0.587, 0.114])[:, None, None] * images).sum(1, keepdim=True)
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, **sizes).eval()
+    theirs.load_state_dict(timm.models.vision_transformer.checkpoint_filter_fn(given.state_dict(), theirs))
+    model = parts.adapter.build({**parts.keywords, "num_classes": 2, "image_size": 32}).eval()
+    model.load_state_dict(parts.state, strict=False)
+    expected = theirs.forward_features(images if channels == 3 else gray)
+    assert (model.backbone(images).states - expected).abs().max() < 1e-4
 
 
 @pytest.mark.parity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from PIL import Image
 from mmattn.data.errors import UserError
 from mmattn.tasks.common import files
 from mmattn.tasks.common.checkpoint import CheckpointError
+from mmattn.tasks.common.errors import DiskFullError
 from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.segmentation.demo import make
 from mmattn.tasks.segmentation.predict import SegmentationPredictor, load
@@ -79,6 +81,16 @@ def test_output_is_not_the_input(command: str, photos: Path, tmp_path: Path) -> 
     model = Path(__file__).parents[2] / "tasks/segmentation/checkpoints/demo/config.json"
     refused(r"config\.json: .* found an input", run, "predict", "--image", image, "--output", model, error=UserError)
     assert json.loads(model.read_text())["task"] == "segmentation"
+
+
+def test_outputs_in_the_working_directory_are_replaced(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path / "m")
+    for _ in range(2):
+        run("predict", "--input", photos, "--masks", ".")
+    assert len(content(tmp_path / "m")) == 3, "they have the names of inputs in another folder"
 
 
 def test_what_exists_is_replaced_only_if_it_is_ours(photos: Path, tmp_path: Path) -> None:
@@ -219,6 +231,50 @@ def test_standard_output_and_devices(photos: Path) -> None:
     shown = found.splitlines()
     assert [bool(line) and line[0] for line in shown] == ["{", False, "b", "{", "{"], "messages are on stderr"
     Image.open(photos / "e.png").load()
+
+
+# Full disks
+
+
+def caused(error: Exception, cause: Exception | None = None) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+REPORTS = {
+    "Python": FULL,
+    "quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    "PyTorch": caused(RuntimeError("unexpected pos 64 vs 0"), FULL),
+    "safetensors": RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+@pytest.mark.parametrize("writer", ["atomic_write", "atomic_path", "atomic_folder"])
+def test_a_full_disk_is_named(writer: str, report: str, tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        def fill(_: object) -> None:
+            raise REPORTS[report]
+
+        if writer == "atomic_folder":
+            files.atomic_folder(path, fill)
+        with getattr(files, writer)(path) as place:
+            fill(place)
+
+    refused(r"(No space left on device|quota exceeded): '.*a\.png'", write, tmp_path / "a.png", error=DiskFullError)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("command", ["export", "explain"])
+def test_a_full_disk_ends_the_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr(Path, "write_bytes", fail)  # PyTorch's own writer would abort the process
+    words = ("--input", "demo", "--on_error", "skip") if command == "explain" else ("--format", "torch")
+    refused("No space left on device: '", run, command, *words, "--output", tmp_path / "o", error=DiskFullError)
+    assert not list(tmp_path.rglob("*.*"))
 
 
 # Killed runs

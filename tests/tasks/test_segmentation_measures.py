@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mmattn.tasks.segmentation.losses import class_weights, cross_entropy, dice, focal, segmentation_loss
 from mmattn.tasks.segmentation.metrics import SegmentationMetric
-from mmattn.tasks.segmentation.tiles import segment, starts
+from mmattn.tasks.segmentation.tiles import bands, segment, starts
 from tests.conftest import refused
 
 VOID = 255
@@ -163,6 +163,7 @@ def test_tiles_of_a_local_model_equal_full_image(size: tuple[int, int], overlap:
     pixels, mix = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 3, *size), (5, 3)))
     run = lambda x: torch.einsum("kc,bchw->bkhw", mix, x)  # noqa: E731
     torch.testing.assert_close(segment(run, pixels, 32, overlap), run(pixels), atol=1e-10, rtol=0)
+    assert all(band.shape[2] <= 32 for band in bands(run, pixels, 32, overlap))
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,27 @@ def test_tiles_equal_full_image(predictor: SegmentationPredictor) -> None:
     assert (whole == tiled).mean() > 0.93
 
 
+def test_large_images_are_predicted_one_by_one(
+    predictor: SegmentationPredictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shapes = [(40, 40), (40, 30), (60, 20), (30, 80), (80, 30), (20, 20)]
+    items: list[Any] = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+    items.insert(1, tmp_path / "none.png")
+    batches: list[int] = []
+    predict = predictor.predict_batch
+    monkeypatch.setattr(predictor, "predict_batch", lambda s, b, **o: batches.append(len(s)) or predict(s, b, **o))
+    monkeypatch.setattr(type(predictor), "capacity", 4800)
+    stream = predictor.stream(items, on_error="skip", tile=32)
+    assert next(stream).labels.shape == shapes[0]  # type: ignore[union-attr]
+    assert batches == [1, 1], "before the others are read"
+    found = list(stream)
+    assert isinstance(found.pop(0), DataError)
+    assert [one.labels.shape for one in found] == shapes[1:]  # type: ignore[union-attr]
+    assert batches == [1, 1, 1, 1, 2], (
+        "the first three are predicted alone as one is missing; 30 x 80 and 80 x 30 do not"
+    )
+
+
 def test_masks_and_overlays_are_written(tmp_path: Path, predictor: SegmentationPredictor) -> None:
     masks, words = tmp_path / "m", ("--input", "demo", "--output", tmp_path / "a")
     run("predict", *words, "--masks", masks, "--overlays", tmp_path / "o")
