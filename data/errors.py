@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -38,6 +39,17 @@ class DataError(UserError):
         if found is not None:
             message += f", found {found}" if expected is not None else f": {found}"
         super().__init__(message)
+
+
+@contextmanager
+def located(where: object) -> Iterator[None]:
+    """Puts a location before the message of a data error that does not name it."""
+    try:
+        yield
+    except DataError as error:
+        if str(where) in str(error):
+            raise
+        raise DataError(f"{where}: {error}") from None
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from mmattn.data.errors import DataError, shorten
+from mmattn.data.errors import DataError, located, shorten
 from mmattn.data.readers import read_json
 
 SETTINGS = "processor.json"
@@ -132,10 +132,11 @@ class Processor(ABC, Generic[S, B]):
         if config["format_version"] != cls.FORMAT:
             raise DataError(str(path), f"format_version {cls.FORMAT}", shorten(config["format_version"]))
         try:
-            return cls.from_config(config, folder)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
+            with located(folder):
+                return cls.from_config(config, folder)
+        except DataError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
             raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
 
     def fingerprint(self) -> str:

@@ -22,6 +22,8 @@ from mmattn.data.errors import DataError, shorten
 from mmattn.data.readers import read_settings
 
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: a header with any other rate is damaged
+RANGES = {"sample_rate": (MIN_RATE, MAX_RATE), "n_mels": (1, 1 << 12), "n_fft": (2, 1 << 16), "hop": (1, 1 << 16)}
+RANGES |= {"seconds": (1, 3600)}  # of a front end's sizes, so that a damaged file asks for no memory
 UNIT = 0.01  # seconds: the unit of lengths of front ends whose features are samples
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 # Keys by which other extractors of transformers compute: Whisper's and wav2vec 2.0's would ignore them, like all that
@@ -93,9 +95,7 @@ class LogMel(FrontEnd):
         self.n_fft = round(0.032 * rate) if self.n_fft is None else int(self.n_fft)
         self.hop = round(0.01 * rate) if self.hop is None else int(self.hop)
         self.f_max = rate / 2 if self.f_max is None else float(self.f_max)
-        for key, value in {"sample_rate": MIN_RATE, "n_mels": 1, "n_fft": 2, "hop": 1}.items():
-            if getattr(self, key) < value:
-                raise ValueError(f"{key}: expected at least {value}, found {getattr(self, key)}")
+        _check_ranges(self)
         if not 0 <= self.f_min < self.f_max <= rate / 2 or self.eps <= 0:
             raise ValueError(f"expected 0 <= f_min < f_max <= {rate / 2} and eps > 0, found {self.config()}")
         self.window = torch.hann_window(self.n_fft)
@@ -150,6 +150,8 @@ class WhisperFeatures(FrontEnd):
     padding: float = 0.0  # value of padding
 
     def __post_init__(self) -> None:
+        _check_ranges(self)
+        self.padding = float(self.padding)
         self.window = torch.hann_window(self.n_fft)
         self.bands = slaney_bands(self.sample_rate, self.n_fft, self.n_mels, 0.0, 8000.0).float()
 
@@ -218,6 +220,10 @@ class WaveFeatures(FrontEnd):
     masked: bool = False  # the network was trained with masks (the large models); off: without (the base models)
     padding: float = 0.0  # value of padding
     hop: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        self.padding = float(self.padding)
 
     @property
     def length_seconds(self) -> float:
@@ -297,6 +303,13 @@ def features_from_config(
         return kind(**{name: values[key] for key, name in kind.KEYS.items() if values.get(key) is not None})
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(where, "settings of a feature extractor", shorten(str(error), 200)) from error
+
+
+def _check_ranges(front: Any) -> None:
+    for name, (low, high) in RANGES.items():
+        value = getattr(front, name, low)
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{name}: expected at least {low} and at most {high}, found {shorten(value)}")
 
 
 def _checked(wave: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmattn.data.errors import DataError, is_broken, shorten
+from mmattn.data.errors import DataError, is_broken, located, shorten
 from mmattn.data.readers import check_small
 from mmattn.data.text.public_files import ABOUT, OPTIONAL, SPACE, added_tokens, converted, open_files, parse_object
 from mmattn.data.text.tokenizer import KINDS, TextProcessor, TokenIds, library_errors, without_lead
@@ -234,7 +234,8 @@ def load_tokenizer(directory: str | Path, config: Mapping[str, Any]) -> TokenIds
         return TextProcessor.load(directory, config)
     if kind not in LAYOUTS:
         raise DataError(str(directory), f"a tokenizer kind of {', '.join(LAYOUTS)}", shorten(kind))
-    return PublicText(files=_read(Path(directory), kind), **config)
+    with located(directory):
+        return PublicText(files=_read(Path(directory), kind), **config)
 
 
 def read_public(directory: str | Path, prefix: str = "", **options: Any) -> tuple[PublicText, PublicText]:
@@ -249,12 +250,13 @@ def read_public(directory: str | Path, prefix: str = "", **options: Any) -> tupl
         DataError: No layout fits, or a file is damaged.
     """
     folder = Path(directory)
-    for kind in ORDER:
-        if all((folder / name).is_file() for name in LAYOUTS[kind]):
-            if kind == "marian":
-                files = _read(folder, kind)
-                source = PublicText(kind, files, prefix=prefix, **options)
-                return source, PublicText(kind, files, "target", **options)
+    kind = next((kind for kind in ORDER if all((folder / name).is_file() for name in LAYOUTS[kind])), None)
+    with located(folder):
+        if kind == "marian":
+            files = _read(folder, kind)
+            source = PublicText(kind, files, prefix=prefix, **options)
+            return source, PublicText(kind, files, "target", **options)
+        if kind is not None:
             files = convert_folder(folder, kind)
             source = PublicText("tokenizer.json", files, prefix=prefix, **options)
             return source, PublicText("tokenizer.json", files, "target", **options) if prefix else source

@@ -37,6 +37,27 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
+def _is_int(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1 << 63
+
+
+def _is_ints(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_int, value))
+
+
+TYPES: dict[str, Callable[[Any], bool]] = {  # of fields, as annotated
+    "int": _is_int,
+    "float": lambda value: type(value) is float or _is_int(value),
+    "bool": lambda value: type(value) is bool,
+    "bool | str": lambda value: isinstance(value, (bool, str)),
+    "int | Sequence[int]": lambda value: _is_int(value) or _is_ints(value),
+    "Sequence[int]": _is_ints,
+    "Sequence[Sequence[int]]": lambda value: isinstance(value, (list, tuple)) and all(map(_is_ints, value)),
+    "Mapping[str, int]": lambda value: isinstance(value, Mapping) and all(map(_is_int, value.values())),
+    "str": lambda value: isinstance(value, str),
+}
+
+
 @dataclass(frozen=True)
 class GenerationConfig:
     """Options of a search; fields have the meaning of the same names in public ``generation_config.json`` files.
@@ -162,6 +183,10 @@ class GenerationConfig:
             found = ", ".join(f"{key} = {given[key]!r}" for key in sorted(unknown))
             raise ValueError(f"{source}: not supported, and it would change what is generated: {found}")
         given = {key: value for key, value in given.items() if key in known}
+        for field in fields(cls):
+            kind, value = str(field.type).removesuffix(" | None"), given.get(field.name)
+            if value is not None and not TYPES.get(kind, lambda value: True)(value):
+                raise ValueError(f"{source}: {field.name}: expected {kind}, found {value!r:.80}")
         if "max_length" not in given and "max_new_tokens" not in given:
             given["max_new_tokens"] = 20
         if given.get("do_sample"):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmattn.data.audio.mel import LogMel, WaveFeatures, WhisperFeatures, features_from_config, level
-from mmattn.data.errors import DataError, shorten
+from mmattn.data.errors import DataError, located, shorten
 from mmattn.data.readers import parse_json
 from mmattn.data.text.pretrained import LAYOUTS, PublicText, convert_folder, read_file
 from mmattn.data.text.public_files import parse_object
@@ -64,7 +64,8 @@ class SpeechText(PublicText):
         paths = [Path(directory, name) for name in cls.FILES]
         if not paths[0].is_file():
             raise DataError(str(paths[0]), "a tokenizer file", "none")
-        return cls({path.name: read_file(path) for path in paths if path.is_file()}, **options)
+        with located(directory):
+            return cls({path.name: read_file(path) for path in paths if path.is_file()}, **options)
 
     def __reduce__(self) -> Any:  # the libraries' objects are reopened
         return type(self), (self.files, self.max_len), {"truncated": self.truncated}
@@ -82,7 +83,8 @@ class WhisperText(SpeechText):
     def read(cls, directory: str | Path, kind: str = "", **options: Any) -> Self:
         folder, older = Path(directory), LAYOUTS["bpe"]
         if all((folder / name).is_file() for name in older) and not (folder / cls.FILES[0]).is_file():
-            return cls(convert_folder(folder, "bpe"), **options)
+            with located(directory):
+                return cls(convert_folder(folder, "bpe"), **options)
         return super().read(directory, kind, **options)
 
     def _open(self) -> None:
