@@ -105,9 +105,10 @@ def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> nn.Modul
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of: {', '.join(PRECISIONS)}")
     if precision == "float32" and len(weight) < MANY and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        plain = nn.Linear(*weight.mT.shape, bias=bias is not None, device="meta")
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
         plain.weight = nn.Parameter(weight.detach(), False)
-        plain.bias = None if bias is None else nn.Parameter(bias.detach(), False)
+        if bias is not None:
+            plain.bias = nn.Parameter(bias.detach(), False)
         return plain
     return PackedLinear(weight.to(getattr(torch, precision)), bias)
 
@@ -115,7 +116,11 @@ def make_linear(weight: Tensor, bias: Tensor | None, precision: str) -> nn.Modul
 @functools.cache
 def _int8_product() -> tuple[str, bool]:
     """The first of INT8 whose products are right on this processor; tested once."""
-    return next((kind for kind in INT8 if _fault(lambda w, b, k=kind: Int8Linear(w, b, *k), 0.2) is None), INT8[0])
+    for engine, reduce_range in INT8:
+        make = functools.partial(Int8Linear, engine=engine, reduce_range=reduce_range)
+        if _fault(make, 0.2) is None:
+            return engine, reduce_range
+    return INT8[0]
 
 
 @functools.cache

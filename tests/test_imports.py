@@ -18,7 +18,9 @@ import pytest
 from mmattn.tasks import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
-LIGHTNING_HALF = {f"mmattn.tasks.common.{name}" for name in ("module", "datamodule", "callbacks", "cli")}
+LIGHTNING_HALF = {
+    f"mmattn.tasks.common.{name}" for name in ("module", "datamodule", "callbacks", "interrupts", "trainer", "cli")
+}
 HEAVY = (
     "lightning",
     "torchmetrics",
