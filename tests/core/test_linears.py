@@ -149,7 +149,7 @@ def test_broken_operators_are_detected(monkeypatch, fresh_probe):
 
 
 def test_unsupported_operator_is_reported(monkeypatch, fresh_probe):
-    def refuse(self, *arguments):
+    def refuse(self, *arguments, **options):
         raise NotImplementedError("no such operator\nbacktrace")
 
     monkeypatch.setattr(Int8Linear, "__init__", refuse)
