@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from mmattn.data.errors import DataError, shorten
-from mmattn.data.readers import read_json
+from mmattn.data.readers import read_settings
 
 SETTINGS = "processor.json"
 S = TypeVar("S")  # a sample
@@ -122,7 +122,7 @@ class Processor(ABC, Generic[S, B]):
         """
         folder = Path(directory)
         path = folder / SETTINGS
-        config = read_json(path)
+        config = read_settings(path)
         if isinstance(config, Mapping):
             config = {**cls.LATER, **config}
         wanted = {"format_version", *cls.KEYS}
@@ -133,9 +133,9 @@ class Processor(ABC, Generic[S, B]):
             raise DataError(str(path), f"format_version {cls.FORMAT}", shorten(config["format_version"]))
         try:
             return cls.from_config(config, folder)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
+        except DataError:
+            raise
+        except Exception as error:  # whatever constructors raise for settings of wrong types or sizes
             raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
 
     def fingerprint(self) -> str:

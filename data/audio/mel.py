@@ -23,6 +23,7 @@ from mmattn.data.readers import read_settings
 
 MIN_RATE, MAX_RATE = 1_000, 1_000_000  # Hz: a header with any other rate is damaged
 UNIT = 0.01  # seconds: the unit of lengths of front ends whose features are samples
+SIZES = {"sample_rate": (MIN_RATE, MAX_RATE), "n_mels": (1, 4096), "n_fft": (2, 1 << 16), "hop": (1, MAX_RATE)}
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 # Keys by which other extractors of transformers compute: Whisper's and wav2vec 2.0's would ignore them, like all that
 # they don't know, but a file that has them is of another network.
@@ -93,9 +94,7 @@ class LogMel(FrontEnd):
         self.n_fft = round(0.032 * rate) if self.n_fft is None else int(self.n_fft)
         self.hop = round(0.01 * rate) if self.hop is None else int(self.hop)
         self.f_max = rate / 2 if self.f_max is None else float(self.f_max)
-        for key, value in {"sample_rate": MIN_RATE, "n_mels": 1, "n_fft": 2, "hop": 1}.items():
-            if getattr(self, key) < value:
-                raise ValueError(f"{key}: expected at least {value}, found {getattr(self, key)}")
+        check_sizes(self)
         if not 0 <= self.f_min < self.f_max <= rate / 2 or self.eps <= 0:
             raise ValueError(f"expected 0 <= f_min < f_max <= {rate / 2} and eps > 0, found {self.config()}")
         self.window = torch.hann_window(self.n_fft)
@@ -150,6 +149,7 @@ class WhisperFeatures(FrontEnd):
     padding: float = 0.0  # value of padding
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         self.window = torch.hann_window(self.n_fft)
         self.bands = slaney_bands(self.sample_rate, self.n_fft, self.n_mels, 0.0, 8000.0).float()
 
@@ -317,6 +317,15 @@ def level(wave: Tensor) -> Tensor:
     wave = wave - wave.mean()
     peak = wave.abs().amax()
     return wave / peak if float(peak) > 1e-7 else torch.zeros_like(wave)
+
+
+def check_sizes(front: LogMel | WhisperFeatures) -> None:
+    """Raises a ValueError for settings of a spectrogram beyond those of any recording."""
+    for key, (least, most) in SIZES.items():
+        value = getattr(front, key)
+        if not isinstance(value, int) or not least <= value <= most:
+            limit = f"at most {most:,}" if isinstance(value, int) and value > most else f"at least {least}"
+            raise ValueError(f"{key}: expected {limit}, found {value!r:.40}")
 
 
 def energies(wave: Tensor, front: LogMel | WhisperFeatures, **options: Any) -> Tensor:
