@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from mmattn.data.errors import DataError, located, shorten
-from mmattn.data.readers import read_json
+from mmattn.data.readers import read_settings
 
 SETTINGS = "processor.json"
 S = TypeVar("S")  # a sample
@@ -122,7 +122,7 @@ class Processor(ABC, Generic[S, B]):
         """
         folder = Path(directory)
         path = folder / SETTINGS
-        config = read_json(path)
+        config = read_settings(path)
         if isinstance(config, Mapping):
             config = {**cls.LATER, **config}
         wanted = {"format_version", *cls.KEYS}
@@ -136,7 +136,7 @@ class Processor(ABC, Generic[S, B]):
                 return cls.from_config(config, folder)
         except DataError:
             raise
-        except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever constructors raise for settings of wrong types or sizes
             raise DataError(str(path), "a processor's settings", shorten(str(error), 200)) from error
 
     def fingerprint(self) -> str:

@@ -232,8 +232,8 @@ class ImageProcessor:
         height, width = (size, size) if isinstance(size, int) else size
         self.size, self.resize = (int(height), int(width)), resize
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        if min(self.size) < 1:
-            raise ValueError(f"image size: expected at least 1, found {size}")
+        if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
+            raise ValueError(f"image size: expected at least 1, and at most {MAX_PIXELS:,} pixels, found {size}")
         if resize not in RESIZE:
             raise ValueError(f"resize: expected one of {', '.join(RESIZE)}, found {resize!r}{nearest(resize, RESIZE)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, nearest, shorten
-from mmattn.data.readers import parse_json
+from mmattn.data.readers import check_small, parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,11 +39,13 @@ def _tokenizers() -> Any:
 
 
 @contextmanager
-def library_errors(where: str, expected: str) -> Iterator[None]:
-    """Turns whatever the tokenizers library raises, panics of its Rust code among them, into a ``DataError``."""
+def library_errors(where: str, expected: str, *others: type[Exception]) -> Iterator[None]:
+    """Turns all but others that the tokenizers library raises, panics of its Rust code among them, into a DataError."""
     try:
         yield
     except DataError:
+        raise
+    except others:
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -162,6 +164,8 @@ class TextProcessor(TokenIds):
     def __init__(self, tokenizer: Tokenizer, kind: str = "word", lowercase: bool = True, max_len: int = 64) -> None:
         super().__init__()
         self.tokenizer, self.kind, self.lowercase, self.max_len = tokenizer, kind, lowercase, int(max_len)
+        if kind not in KINDS:
+            raise ValueError(f"tokenizer kind: expected one of {', '.join(KINDS)}, found {shorten(kind)}")
         if self.max_len < 1:
             raise ValueError(f"max_len: expected at least 1, found {max_len}")
         tokenizer.no_truncation()
@@ -230,7 +234,8 @@ class TextProcessor(TokenIds):
 
     def _encode(self, text: str) -> Any:
         try:
-            return self.tokenizer.encode(text, add_special_tokens=False)
+            with library_errors("tokenizer", "one that splits every text", TypeError):
+                return self.tokenizer.encode(text, add_special_tokens=False)
         except TypeError as error:  # not a string, or one with lone surrogates (invalid UTF-8 from a command line)
             raise DataError("text", "a string of valid Unicode", shorten(text)) from error
 
@@ -278,14 +283,14 @@ class TextProcessor(TokenIds):
             DataError: The file is missing or not a tokenizer.
         """
         path = Path(directory, "tokenizer.json")
-        try:
-            text = path.read_text(encoding="utf-8")
+        check_small(path)
+        with library_errors(str(path), "a tokenizer of the tokenizers library"):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                raise DataError(str(path), "the tokenizer's file", "no such file") from None
             parse_json(text)
             tokenizer = _tokenizers().Tokenizer.from_str(text)
-        except FileNotFoundError:
-            raise DataError(str(path), "the tokenizer's file", "no such file") from None
-        except Exception as error:  # the library raises plain Exception
-            raise DataError(str(path), "a tokenizer of the tokenizers library", shorten(str(error))) from error
         return cls(tokenizer, **dict(config or {}))
 
 

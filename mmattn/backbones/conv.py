@@ -115,6 +115,8 @@ class ResidualNet(nn.Module):
         super().__init__()
         if gate not in GATES:
             raise ValueError(f"unknown channel attention {gate!r}; expected one of: {', '.join(GATES)}")
+        if stem_stride not in (1, 2, 4):
+            raise ValueError(f"stem_stride: expected 1, 2 or 4, found {stem_stride!r:.40}")
         numbers = [blocks] * (len(channels) - 1) if isinstance(blocks, int) else list(blocks)
         if len(numbers) != len(channels) - 1:
             raise ValueError(f"blocks has {len(numbers)} numbers for the {len(channels) - 1} stages of channels")

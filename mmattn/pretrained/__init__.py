@@ -15,12 +15,13 @@ from ..backbones.seq2seq import Seq2Seq
 from ..backbones.vit import VisionTransformer
 from ..backbones.wav2vec2 import Wav2Vec2
 from ..backbones.whisper import Whisper
+from ..building import build_on_meta, check_finite
 from .bart import convert_bart
 from .bert import convert_bert, convert_distilbert, convert_roberta
 from .dinov2 import convert_dinov2
 from .files import open_source, read_config, read_state
 from .generation import load_generation_config
-from .keymap import Converted, load_into
+from .keymap import Converted, check_into, load_into
 from .marian import convert_marian
 from .segformer import convert_segformer
 from .siglip import convert_siglip
@@ -90,7 +91,9 @@ def load_pretrained(
     """
     kind, converted = read_pretrained(source, download=download, revision=revision, dtype=dtype)
     try:
-        model = kind(**converted.keywords | keywords).to(dtype)
+        every = converted.keywords | keywords
+        check_into(build_on_meta(converted.state, lambda given: kind(**given), every), converted)
+        model = kind(**every).to(dtype)
         load_into(model, converted)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
@@ -122,9 +125,12 @@ def read_pretrained(
     # Cast before conversion, so that sums of tensors are not rounded to half precision.
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
+        check_finite(state)
         return kind, converter(config, state)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
+    except Exception as error:  # whatever converters raise for values of wrong types
+        raise ValueError(f"{source}: config.json does not fit the weights: {type(error).__name__}: {error}") from error
 
 
 def family(config: Mapping[str, Any]) -> tuple[type[nn.Module], Converter]:

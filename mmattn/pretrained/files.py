@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import pickle
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,50 +19,77 @@ from ..json_file import read_object
 Find = Callable[[str], Path | None]  # maps a file name to its path, or to None if it does not exist
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HUB = "hf:"  # before a name that is on the hub even if there is a folder of that name
+SECONDS, MINUTE = 1.5, 60  # until the hub is taken to be unreachable, and until that is tried again
 
 
 def open_source(source: str | Path, *, download: bool = False, revision: str | None = None) -> Find:
     """Finds files by name in a folder, or in a repository of the hub.
 
     Args:
-        source: A folder, a file in it (its config.json or weights), or "owner/name" on the hub.
+        source: A folder, a file in it (its config.json or weights), or "owner/name" on the hub; "hf:owner/name" is
+            never a folder.
         download: source may be a repository of the hub. Only files that are read are downloaded.
         revision: Revision of the repository: a branch, tag or commit.
 
     Raises:
-        ValueError: source is a web address.
+        ValueError: source is a web address, or the revision a path with "..".
         FileNotFoundError: The folder does not exist, and download is off.
     """
     if "://" in str(source):
         raise ValueError(f"{source}: weights are not read from a web address; give a folder or a name on the hub")
+    name = str(source).removeprefix(HUB)
     folder = Path(source)
     if folder.is_file():
         folder = folder.parent
-    if folder.is_dir():
+    if folder.is_dir() and name == str(source):
         return lambda name: path if (path := folder / name).is_file() else None
     if not download:
         raise FileNotFoundError(f"no folder {source}; if it is a name on the Hugging Face hub, pass download=True")
-    return _hub(str(source), revision)
+    if ".." in f"{name}/{revision}":
+        raise ValueError(f"expected a repository's name and revision without '..', found {name}@{revision}")
+    return _hub(name, revision)
 
 
 def _hub(name: str, revision: str | None) -> Find:
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
+
+    offline = not _is_reachable(constants.ENDPOINT, int(time.monotonic() // MINUTE))
 
     def find(filename: str) -> Path | None:
         try:
-            return Path(huggingface_hub.hf_hub_download(name, filename, revision=revision))
+            place = huggingface_hub.hf_hub_download(name, filename, revision=revision, local_files_only=offline)
+            return Path(place)
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
             raise FileNotFoundError(f"{name}: no such folder, and the hub does not give it: {error}") from None
         except errors.LocalEntryNotFoundError as error:
             # The hub is unreachable. Its cache may suffice: not every file must exist.
             if filename == "config.json":
-                raise FileNotFoundError(f"{name}: no such folder, nor in the hub's cache: {error}") from None
+                reason = "the hub cannot be reached" if offline else error
+                raise FileNotFoundError(f"{name}: no such folder, nor in the hub's cache: {reason}") from None
             return None
         except errors.EntryNotFoundError:
             return None
 
     return find
+
+
+@functools.lru_cache(maxsize=1)
+def _is_reachable(endpoint: str, minute: int) -> bool:
+    """Whether the hub responds at all; its library would try for half a minute, and name resolution as long."""
+    from huggingface_hub.utils import get_session
+
+    found = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # those of the HTTP library, of which there are several
+            found.append(get_session().head(endpoint, timeout=SECONDS))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return bool(found)
 
 
 def read_config(find: Find, source: str | Path) -> dict[str, Any]:

@@ -75,6 +75,16 @@ def load_into(model: nn.Module, converted: Converted) -> None:
     """Loads a converted state dict, strictly.
 
     Raises:
+        ValueError: See `check_into`.
+    """
+    check_into(model, converted)
+    model.load_state_dict(converted.state)
+
+
+def check_into(model: nn.Module, converted: Converted) -> None:
+    """Compares a converted state dict with a model's.
+
+    Raises:
         ValueError: Unexpected or missing tensors, or other shapes; the message has their foreign names.
     """
     own = model.state_dict()
@@ -93,7 +103,6 @@ def load_into(model: nn.Module, converted: Converted) -> None:
         if state[name].shape != own[name].shape
     ]:
         raise ValueError(f"shapes do not fit the configuration: {'; '.join(wrong[:4])}")
-    model.load_state_dict(state)
 
 
 def read(config: Mapping[str, Any], key: str, default: T | None = None) -> T | Any:

@@ -109,6 +109,14 @@ class WhisperAdapter(Adapter):
         names = {"num_layers": "encoder_layers", "num_decoder_layers": "decoder_layers"}
         return fixed | {names.get(key, key): value for key, value in keywords.items()}
 
+    def check(self, parts: CheckpointParts) -> None:
+        super().check(parts)
+        keywords, front = parts.keywords, parts.processor.front
+        bands, frames = (keywords["num_mels"], front.n_mels), (keywords["max_frames"], front.window_frames)
+        for name, (ours, theirs) in {"bands": bands, "frames in a window": frames}.items():
+            if ours != theirs:
+                raise CheckpointError(f"{parts.where}: expected features of {ours} {name}, found {theirs}.")
+
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         front = read_front(source, WhisperFeatures)
         converted = read_network(source, Whisper, "Whisper")
@@ -119,10 +127,6 @@ class WhisperAdapter(Adapter):
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from None
         processor = WhisperProcessor(front, tokenizer, as_json(generation)).with_language()
-        bands, frames = (keywords["num_mels"], front.n_mels), (keywords["max_frames"], front.window_frames)
-        for name, (ours, theirs) in {"bands": bands, "frames in a window": frames}.items():
-            if ours != theirs:
-                raise CheckpointError(f"{source.name}: expected features of {ours} {name}, found {theirs}.")
         limits = (keywords["num_decoder_layers"], keywords["num_heads"])
         for pair in processor.generation.get("alignment_heads") or ():
             if len(pair) != 2 or not all(0 <= place < limit for place, limit in zip(pair, limits, strict=True)):

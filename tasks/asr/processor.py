@@ -13,7 +13,7 @@ from torch import Tensor
 from mmattn.data.audio.mel import FrontEnd, LogMel, level
 from mmattn.data.errors import DataError, nearest
 from mmattn.data.processor import SETTINGS, Processor
-from mmattn.data.readers import read_json
+from mmattn.data.readers import read_settings
 from mmattn.data.text.ngram import Ids, InterpolatedNGram, NGram, NGramModel, load_lm
 from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor, TokenIds
 from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalize_text
@@ -54,7 +54,7 @@ class SpeechProcessor(Processor[ASRSample, ASRBatch]):
     def load(cls, directory: str | Path) -> Self:
         if cls is not SpeechProcessor:
             return super().load(directory)
-        config = read_json(Path(directory, SETTINGS))
+        config = read_settings(Path(directory, SETTINGS))
         kind = config.get("kind") if isinstance(config, Mapping) else None
         found: Any = tasks()["asr"].resolve(KINDS[kind]) if kind in KINDS else ASRProcessor
         return found.load(directory)  # type: ignore[no-any-return]

@@ -68,9 +68,6 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
             dataset.preload(self.processor.image)
         return dataset
 
-    def model_sizes(self) -> dict[str, Any]:
-        return self.processor.sizes() | {"image_size": self.processor.image.size[0]}
-
 
 @dataclass
 class LayerwiseOptimOptions(OptimOptions):

@@ -51,6 +51,9 @@ class ClassificationProcessor(LabelProcessor[ClassificationSample, Classificatio
         """
         return cls(ImageProcessor(image_size, **image), labels_in(dataset), multi_label)
 
+    def sizes(self) -> dict[str, Any]:
+        return super().sizes() | {"image_size": self.image.size[0]}
+
     def retarget(self, train: ClassificationDataset, given: Mapping[str, Any]) -> ClassificationProcessor:
         """A processor with the model's image preprocessing and the data's classes; see `Processor.retarget`."""
         known = {"image_size" if key == "size" else key: value for key, value in self.image.config().items()}

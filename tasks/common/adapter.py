@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mmattn.data.errors import DataError, UserError, shorten
 from mmattn.tasks.common.attention_config import check_attention
-from mmattn.tasks.common.checkpoint import PROCESSOR, WEIGHTS, read_weights
+from mmattn.tasks.common.checkpoint import PROCESSOR, WEIGHTS, load_weights, read_weights
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import Source, find_model
 from mmattn.tasks.common.task import Task, tasks
@@ -71,6 +72,19 @@ class Adapter:
         """The keywords under the names of the task's own model."""
         return dict(keywords)
 
+    def check(self, parts: CheckpointParts) -> None:
+        """Compare the processor with the model's keywords; a public network may have more tokens than its tokenizer.
+
+        Raises:
+            CheckpointError: The processor has, for example, another number of classes.
+        """
+        for key, size in parts.processor.sizes().items():
+            known = parts.keywords.get(key, size)
+            if known != size if self.network is None else known < size:
+                raise CheckpointError(
+                    f"{parts.where}: expected a processor with the model's {key} {known!r:.40}, found {size!r}."
+                )
+
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
         """Adapt checkpoint parts to new data, for fine-tuning.
 
@@ -122,6 +136,24 @@ class CheckpointParts:
                 )
         checked = {k: check_attention(v, f"model.{k}") if k.endswith("attention") else v for k, v in keywords.items()}
         return replace(self, keywords=self.keywords | checked)
+
+    def build(self, keywords: Mapping[str, Any]) -> nn.Module:
+        """Build the model with its weights.
+
+        Args:
+            keywords: Those of the parts; free ones may be changed.
+
+        Raises:
+            CheckpointError: Keywords are unknown or invalid, or the weights do not fit.
+        """
+        from mmattn.building import build_for
+
+        try:
+            model = build_for(self.state, self.adapter.build, keywords)
+        except ValueError as error:
+            raise CheckpointError(f"{self.where}: {str(error).removesuffix('.')}.") from None
+        load_weights(model, self.state, self.where)
+        return model
 
     def finished(self) -> CheckpointParts:
         """Return the parts if they form a complete model.
@@ -179,4 +211,16 @@ def read_parts(task: str, name: str | Path, **options: Any) -> CheckpointParts:
         CheckpointError: The checkpoint is missing, damaged, foreign, or of another task.
     """
     source = find_model(name)
-    return adapter_of(tasks()[task], source).read(source, **options)
+    try:
+        adapter = adapter_of(tasks()[task], source)
+        parts = adapter.read(source, **options)
+        if not parts.headless:
+            adapter.check(parts)
+    except DataError as error:
+        raise CheckpointError(f"{error}.") from error
+    except (UserError, ImportError, OSError):
+        raise
+    except Exception as error:  # whatever converters and processors raise for settings of wrong types
+        reason = f"{type(error).__name__}: {shorten(str(error))}"
+        raise CheckpointError(f"{source.name}: expected a model's files, found damaged ones ({reason}).") from error
+    return parts

@@ -22,6 +22,12 @@ from mmattn.tasks.common.files import atomic_write
 logger = logging.getLogger(__name__)
 LAST, BEST = "last.ckpt", "best.ckpt"
 
+KEYS = {  # that resuming reads
+    "": ("epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers"),
+    "mmattn.": ("task", "settings", "processor"),
+    "loops.": ("fit_loop",),
+}
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically; reads tensors and plain values only, from local files only."""
@@ -75,6 +81,17 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "loops" not in checkpoint:
         raise CheckpointError(f"{path}: expected a training checkpoint, found another kind of file.")
     return checkpoint
+
+
+def check_resumable(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Raise a CheckpointError for a checkpoint without the keys that resuming reads."""
+    parts = {"": checkpoint, "mmattn.": checkpoint.get("mmattn"), "loops.": checkpoint["loops"]}
+    for prefix, keys in KEYS.items():
+        given = parts[prefix]
+        missing = [f"{prefix}{key}" for key in keys if not isinstance(given, dict) or key not in given]
+        if missing:
+            expected = "expected a training checkpoint of this toolkit"
+            raise CheckpointError(f"{path}: {expected}, found one without {', '.join(missing)}.")
 
 
 class LastCheckpoint(Checkpoint):

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmattn.data.errors import DataError
-from mmattn.data.readers import read_json
+from mmattn.data.errors import DataError, shorten
+from mmattn.data.readers import read_settings
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.files import atomic_folder, write_json
 from mmattn.tasks.common.task import tasks
@@ -46,7 +46,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         present = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "") or "nothing"
         raise CheckpointError(f"{folder}: expected a shipped model with {CONFIG}, found: {present}.")
     try:
-        config = read_json(path)
+        config = read_settings(path)
     except DataError as error:
         raise CheckpointError(f"{error}.") from None
     missing = [key for key in ("format", "task", "model") if not isinstance(config, dict) or key not in config]
@@ -55,15 +55,23 @@ def read_config(directory: str | Path) -> dict[str, Any]:
             f"{path}: expected the keys format, task, model of an mmattn checkpoint; missing: {', '.join(missing)}. "
             "Other libraries' models need a config.json with a supported model_type of transformers."
         )
-    if config["format"] not in range(1, FORMAT + 1):
-        found = f"expected format 1 to {FORMAT}, found {config['format']!r}; it may be of a newer version of mmattn."
+    if type(config["format"]) is not int or config["format"] not in range(1, FORMAT + 1):
+        found = (
+            f"expected format 1 to {FORMAT}, found {shorten(config['format'])}; it may be of a newer version of mmattn."
+        )
         raise CheckpointError(f"{path}: {found}")
-    if config["task"] not in tasks():
-        raise CheckpointError(f"{path}: expected one of the tasks {', '.join(tasks())}, found {config['task']!r}.")
+    if config["task"] not in list(tasks()):
+        found = shorten(config["task"])
+        raise CheckpointError(f"{path}: expected one of the tasks {', '.join(tasks())}, found {found}.")
+    if not isinstance(config["model"], dict) or not isinstance(config.get("network"), (str, type(None))):
+        found = shorten({key: config.get(key) for key in ("network", "model")})
+        raise CheckpointError(f"{path}: expected keywords of the model and a network's name or null, found {found}.")
     try:
         return upgrade(config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # the keywords of earlier formats are not checked one by one
+        raise CheckpointError(f"{path}: expected keywords of the model, found {shorten(config['model'])}.") from error
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +115,6 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         CheckpointError: The file is missing, truncated, or not safetensors (a pickle is refused without opening it).
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
@@ -115,8 +122,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: expected the model's weights, found no such file.")
     try:
         state = load_file(path)
-    except (SafetensorError, ValueError) as error:
-        head = path.read_bytes()[:8]
+    except Exception as error:  # SafetensorError, and others for types and names that torch does not have
+        with path.open("rb") as file:
+            head = file.read(8)
         if head[:2] == b"PK" or head[:1] == b"\x80":
             found = "a pickle; pickles can run code and are not opened"
         else:
@@ -126,36 +134,22 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return {name: value.float() if value.dtype in half else value for name, value in state.items()}
 
 
-def tied_names(model: nn.Module) -> set[str]:
-    """Additional names of tied parameters, which are saved and loaded under their first name only."""
-    seen: set[int] = set()
-    tied = set()
-    for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) in seen:
-            tied.add(name)
-        seen.add(id(value))
-    return tied
-
-
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:
     """Load weights strictly: all names and shapes must match; tied weights are loaded by their first name.
 
     Raises:
-        CheckpointError: Weights are missing, unexpected or of a different shape; the message names them.
+        CheckpointError: Weights are missing, unexpected, of a different shape or type, or not finite; the message names
+            them.
     """
+    from mmattn.building import check_finite, check_fits, tied_names
+
     tied = tied_names(model)
-    own = {name: value for name, value in model.state_dict().items() if name not in tied}
     state = {name: value for name, value in state.items() if name not in tied}
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"left over {name}" for name in state if name not in own]
-    problems += [
-        f"{name} is {tuple(state[name].shape)}, the model's {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{source}: the weights do not fit the model: {'; '.join(problems[:5])}{more}.")
+    try:
+        check_fits(state, model)
+        check_finite(state)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}.") from None
     model.load_state_dict(state, strict=not tied)
 
 
@@ -190,6 +184,8 @@ def save_directory(
         CheckpointError: The folder exists and has other content than a model of this toolkit.
     """
     from safetensors.torch import save_file
+
+    from mmattn.building import tied_names
 
     def stored(value: torch.Tensor) -> torch.Tensor:
         value = value.detach().cpu().contiguous()

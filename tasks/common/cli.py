@@ -17,17 +17,20 @@ from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from mmattn.data.errors import UserError
 from mmattn.tasks.common import rundir
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.allocator import keep_freed_memory
-from mmattn.tasks.common.callbacks import BEST, LAST, read_checkpoint, shipped_weights
+from mmattn.tasks.common.callbacks import BEST, LAST, check_resumable, read_checkpoint, shipped_weights
 from mmattn.tasks.common.checkpoint import load_weights, save_directory
-from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.errors import CheckpointError, ConfigError, missing_package
 from mmattn.tasks.common.interrupts import Interrupts
 from mmattn.tasks.common.parse_errors import readable
 from mmattn.tasks.common.task import Task
 from mmattn.tasks.common.trainer import FREE_OPTIONS, fit_callbacks, make_trainer
+from mmattn.tasks.common.yaml_limits import load_yaml
 
 # The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
@@ -142,7 +145,7 @@ class TaskCLI(LightningCLI):
         for word, value in zip(self.argv, self.argv[1:], strict=False):
             if word in ("--config", "-c") and Path(value).is_file():
                 try:
-                    yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                    load_yaml(Path(value).read_text(encoding="utf-8"))
                 except (yaml.YAMLError, UnicodeDecodeError) as error:
                     return f"{value}: expected YAML, found invalid syntax: {error}"
         return message
@@ -228,6 +231,14 @@ class TaskCLI(LightningCLI):
         ]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return self._make_trainer()
+        except UserError:
+            raise
+        except (ImportError, MisconfigurationException, TypeError, ValueError) as error:
+            raise ConfigError(f"trainer: {missing_package(error)}") from error
+
+    def _make_trainer(self) -> Trainer:
         config = self.parser.instantiate(self.config)[self.command].trainer.as_dict()
         own = {field.name for field in dataclasses.fields(self.module_type.Training)}
         config = {name: value for name, value in config.items() if name not in own}
@@ -279,7 +290,7 @@ class TaskCLI(LightningCLI):
         if ckpt_path == "last" and not path.exists() and rundir.is_run(self.root):
             print(f"{path} was not written before the run ended; training starts from the beginning.")
             return None
-        read_checkpoint(path)  # a damaged checkpoint is refused before anything is written
+        check_resumable(read_checkpoint(path), path)  # a damaged checkpoint is refused before anything is written
         return path
 
     def _find_lr(self) -> None:

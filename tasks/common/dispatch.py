@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mmattn.data.errors import is_user_error
+from mmattn.tasks.common.errors import missing_package
 from mmattn.tasks.common.task import Task
 
 TRAINER_COMMANDS = {
@@ -143,9 +144,10 @@ def main(task: Task, argv: Sequence[str] | None = None, program: str = "") -> No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
-        if os.environ.get("MMATTN_TRACEBACK") or not is_user_error(error):
+        missing = isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("mmattn")
+        if os.environ.get("MMATTN_TRACEBACK") or not (missing or is_user_error(error)):
             raise
-        fail(str(error))
+        fail(missing_package(error) if isinstance(error, ImportError) else str(error))
 
 
 def _run(task: Task, arguments: list[str], program: str) -> None:

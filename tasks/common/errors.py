@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from mmattn.data.errors import ConfigError as ConfigError, UserError
 
 
@@ -19,3 +21,11 @@ class NonFiniteLossError(UserError):
 
 class DiskFullError(OSError, UserError):
     """The disk, or the user's share of it, is full."""
+
+
+def missing_package(error: Exception) -> str:
+    """One line for an error about a package that is not installed; for other errors, their message."""
+    found = re.search(r"Requirement '(\S+)' not met|No module named '?([\w.-]+)", str(error))
+    name = (found[1] or found[2].partition(".")[0]) if found else None
+    name = {"PIL": "pillow", "yaml": "pyyaml"}.get(name, name) if name else None
+    return f"the package {name} is not installed: pip install {name!r}." if name else " ".join(str(error).split())

@@ -67,11 +67,14 @@ def init_missing(
     Raises:
         ValueError: The keywords are inconsistent.
     """
+    from mmattn.building import try_to_build
+
     keywords = {**start.keywords, **sizes}
+    missing = tuple(prefix for prefix in prefixes if not any(name.startswith(prefix) for name in start.state))
+    try_to_build(start.state, start.adapter.build, keywords, (*missing, *resized))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = start.adapter.build(keywords).state_dict()
-    missing = tuple(prefix for prefix in prefixes if not any(name.startswith(prefix) for name in start.state))
     state = {name: value for name, value in fresh.items() if name.startswith(missing)} | dict(start.state)
     for name in resized:
         if name in state and name in fresh and state[name].shape != fresh[name].shape:

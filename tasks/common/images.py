@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from mmattn.data.readers import read_json
+from mmattn.data.readers import read_settings
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.sources import Source
@@ -44,7 +44,7 @@ def statistics(source: Source) -> dict[str, Any]:
     config: Mapping[str, Any] = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
     path = source.fetch(PREPROCESSING)
     if path is not None:
-        config = read_json(path)
+        config = read_settings(path)
     given: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     if config.get("do_normalize") is not False:
         given = {key: config.get(f"image_{key}") or config.get(key) or STATISTICS[key] for key in given}

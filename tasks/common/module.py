@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from mmattn.building import check_fits
 from mmattn.data.errors import UserError
 from mmattn.data.seeds import seed_of
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
-from mmattn.tasks.common.checkpoint import load_weights
 from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 from mmattn.tasks.common.options import (
@@ -161,14 +161,12 @@ class TaskModule(LightningModule, Generic[Data]):
             if self.start is not None and self.init_from is not None:
                 self.start = self.start.adapter.adapt(self.start, processor, sizes, self.seed)
                 self.keywords = self.start.keywords
-            adapter = own_adapter(tasks()[self.task]) if self.start is None else self.start.adapter
+            keywords, start = self.final_keywords(sizes), self.start
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                self.model = adapter.build(self.final_keywords(sizes))
+                self.model = start.build(keywords) if start else own_adapter(tasks()[self.task]).build(keywords)
         except (ValueError, ModuleNotFoundError) as error:
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
-        if self.start is not None:
-            load_weights(self.model, self.start.state, self.start.where)
 
     @property
     def network(self) -> str | None:
@@ -309,6 +307,10 @@ class TaskModule(LightningModule, Generic[Data]):
         saved = checkpoint.get("mmattn")
         if not isinstance(saved, dict) or saved.get("task") != self.task:
             raise CheckpointError(f"expected a checkpoint of a {self.task} run of mmattn, found another kind of file.")
+        try:
+            check_fits(checkpoint["state_dict"], self)
+        except ValueError as error:
+            raise CheckpointError(f"the checkpoint is damaged: {error}.") from None
         if saved["processor"] != self.data.processor.fingerprint():
             raise CheckpointError(
                 "the run directory's processor/ is not the one that the checkpoint was trained with; "

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from mmattn.data.errors import UserError, is_user_error, nearest
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
-from mmattn.tasks.common.checkpoint import PROCESSOR, load_weights, save_directory
-from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.checkpoint import PROCESSOR, save_directory
+from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.files import atomic_folder
 from mmattn.tasks.common.items import listed, mapping_of as mapping_of, name_of as name_of, single
 from mmattn.tasks.common.outputs import check_export
@@ -75,11 +75,7 @@ class Predictor(Generic[Item, Prediction]):
     def from_parts(cls, parts: CheckpointParts, device: str = "auto", precision: str | None = None) -> Self:
         """Build the predictor from checkpoint parts; see `load`."""
         parts = parts.finished()
-        try:
-            model = parts.adapter.build(parts.keywords)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{parts.where}: the model's keywords do not fit this version: {error}.") from None
-        load_weights(model, parts.state, parts.where)
+        model = parts.build(parts.keywords)
         predictor = cls(model.to(device_of(device)), parts.processor, parts)
         if precision is not None:
             from mmattn.linears import PRECISIONS, prepare

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmattn.data.errors import DataError, nearest
 from mmattn.data.files import is_hidden
-from mmattn.data.readers import read_json
+from mmattn.data.readers import read_settings
 from mmattn.tasks.common.checkpoint import CONFIG, read_config
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.task import tasks
@@ -42,7 +42,11 @@ class Source:
     @property
     def place(self) -> dict[str, Any]:
         """The location as keywords of the loaders in `mmattn.pretrained`."""
-        return {"source": self.hub or self.folder, "download": self.hub is not None, "revision": self.revision}
+        return {
+            "source": f"hf:{self.hub}" if self.hub else self.folder,
+            "download": self.hub is not None,
+            "revision": self.revision,
+        }
 
     @property
     def where(self) -> str | Path:
@@ -135,7 +139,7 @@ def _in_folder(name: str | Path) -> Source:
     if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():  # a run directory
         folder = folder / "model"
     try:
-        config = read_json(folder / CONFIG)
+        config = read_settings(folder / CONFIG)
     except DataError:
         config = None  # read_config raises the error
     if not _is_public(config):
@@ -150,7 +154,7 @@ def _on_hub(name: str) -> Source:
     from mmattn.pretrained.files import open_source, read_config
 
     try:
-        find = open_source(found[1], download=True, revision=found[2])
+        find = open_source(f"hf:{found[1]}", download=True, revision=found[2])
         config = read_config(find, name)
         path = find(CONFIG)
     except ModuleNotFoundError as error:

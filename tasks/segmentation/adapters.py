@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmattn.data.image.masks import MAX_CLASSES, ClassList
-from mmattn.data.readers import read_json
+from mmattn.data.readers import read_settings
 from mmattn.tasks.common.adapter import FREE, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.finetune import read_network
@@ -80,7 +80,7 @@ class TimmAdapter(SegmentationAdapter):
 
 def _preprocessing(source: Source) -> Mapping[str, Any]:
     path = source.fetch(PREPROCESSING)
-    config: Mapping[str, Any] = {} if path is None else read_json(path)
+    config: Mapping[str, Any] = {} if path is None else read_settings(path)
     if config.get("resample", BILINEAR) != BILINEAR:
         raise CheckpointError(f"{path}: expected resample {BILINEAR}, bilinear; found {config['resample']!r}.")
     return config

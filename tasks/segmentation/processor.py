@@ -12,7 +12,7 @@ import torch
 from mmattn.data.errors import DataError
 from mmattn.data.image.augment import shuffle_patches
 from mmattn.data.image.masks import CLASS_FILE, VOID, ClassList, load_mask
-from mmattn.data.image.processor import ImageProcessor, ImageSource, image_size, load_image
+from mmattn.data.image.processor import MAX_PIXELS, ImageProcessor, ImageSource, image_size, load_image
 from mmattn.data.processor import Processor
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.segmentation.augment import SegmentationAugment
@@ -46,8 +46,8 @@ class SegmentationProcessor(Processor[SegmentationSample, SegmentationBatch]):
     ) -> None:
         self.size: int | tuple[int, ...] | None = size if isinstance(size, int | None) else tuple(map(int, size))
         sides = (1, 1) if self.size is None else (self.size, self.size) if isinstance(self.size, int) else self.size
-        if len(sides) != 2 or min(sides) < 1:
-            raise ValueError(f"size: expected at least 1 pixel, or (height, width), found {size}")
+        if len(sides) != 2 or min(sides) < 1 or sides[0] * sides[1] > MAX_PIXELS:
+            raise ValueError(f"size: expected 1 to {MAX_PIXELS:,} pixels, or (height, width), found {size}")
         self.classes = classes
         self.image = ImageProcessor(mean=mean, std=std)
         self.counts = [int(count) for count in counts] or [0] * len(classes.names)

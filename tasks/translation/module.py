@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from mmattn.tasks.common.datamodule import Split
 from mmattn.tasks.common.seq2seq.module import PairDataModule, PairModule
@@ -38,7 +38,7 @@ class TranslationModule(PairModule):
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
         texts = [text for given in references for text in given]
-        self.tokenizer = tokenizer_of(self.data.languages[1], texts)
+        self.tokenizer = tokenizer_of(cast(TranslationDataModule, self.data).languages[1], texts)
         return score(hypotheses, references, self.tokenizer)
 
     def notes(self) -> dict[str, str]:

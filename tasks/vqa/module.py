@@ -89,10 +89,7 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
         return dataset
 
     def model_sizes(self) -> dict[str, Any]:
-        return self.processor.sizes() | {
-            "image_size": self.processor.image.size[0],
-            "num_object_labels": len(self.processor.object_labels),
-        }
+        return super().model_sizes() | {"num_object_labels": len(self.processor.object_labels)}
 
 
 def drop_uncovered(dataset: VQADataset, processor: VQAProcessor) -> VQADataset:

@@ -129,7 +129,11 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         return self.answers
 
     def sizes(self) -> dict[str, Any]:
-        return {"vocab_size": self.tokenizer.vocab_size, "num_answers": len(self.answers)}
+        return {
+            "vocab_size": self.tokenizer.vocab_size,
+            "num_answers": len(self.answers),
+            "image_size": self.image.size[0],
+        }
 
     def collate(
         self,

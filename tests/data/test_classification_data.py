@@ -186,7 +186,7 @@ def test_class_unseen_in_training(tree: Path) -> None:
 def test_processor(tree: Path, tmp_path: Path) -> None:
     processor = ClassificationProcessor.fit(ClassificationDataset(tree), image_size=8, mean=(0.1, 0.2, 0.3))
     assert processor.labels == ["cat", "dog"]
-    assert processor.sizes() == {"num_classes": 2}
+    assert processor.sizes() == {"num_classes": 2, "image_size": processor.image.size[0]}
     processor.save(tmp_path / "processor")
     loaded = ClassificationProcessor.load(tmp_path / "processor")
     assert (loaded.config(), loaded.fingerprint()) == (processor.config(), processor.fingerprint())

@@ -66,7 +66,11 @@ def same(a: VQABatch, b: VQABatch) -> bool:
 def test_fit(processor: VQAProcessor) -> None:
     assert processor.answers == ["2", "t shirt", "yes"]  # normalized; equally frequent, hence in alphabetical order
     assert processor.object_labels == ["ball", "red"]
-    assert processor.sizes() == {"vocab_size": processor.tokenizer.vocab_size, "num_answers": 3}
+    assert processor.sizes() == {
+        "vocab_size": processor.tokenizer.vocab_size,
+        "num_answers": 3,
+        "image_size": processor.image.size[0],
+    }
 
 
 def test_answer_vocabulary_keeps_the_most_frequent() -> None:

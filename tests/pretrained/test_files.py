@@ -147,7 +147,7 @@ class TestHub:
         """The folder as a repository; the requests that it received."""
         asked = []
 
-        def download(repo, name, revision=None):
+        def download(repo, name, revision=None, local_files_only=False):
             asked.append((repo, name, revision))
             response = mock.MagicMock(headers={})
             if repo == "no/repo":

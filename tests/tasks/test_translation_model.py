@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from mmattn.building import tied_names
 from mmattn.generate import GenerationConfig
-from mmattn.tasks.common.checkpoint import load_weights, tied_names
+from mmattn.tasks.common.checkpoint import load_weights
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.export import ExportError
 from mmattn.tasks.common.seq2seq.export import export_net

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
-from mmattn.data.readers import read_json
+from mmattn.data.readers import read_settings
 from mmattn.data.text.pretrained import LAYOUTS, ORDER, TARGET, read_public as read_tokenizers
 from mmattn.data.text.public_files import OPTIONAL
 from mmattn.generate import GenerationConfig
@@ -47,6 +47,15 @@ class Seq2SeqAdapter(PairAdapter):
     def own_names(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
         return OWN | {NAMES.get(key, key): value for key, value in keywords.items()}
 
+    def check(self, parts: CheckpointParts) -> None:
+        processor, size = parts.processor, parts.keywords["vocab_size"]
+        sizes = (size, parts.keywords.get("target_vocab_size") or size)
+        for text, most in zip((processor.source, processor.target), sizes, strict=True):
+            if text.rows > most:
+                raise CheckpointError(
+                    f"{parts.where}: expected a tokenizer of at most {most} tokens, found {text.rows}."
+                )
+
     def read_public(
         self, source: Source, *, prefix: str | None = None, languages: tuple[str, str] | None = None, **options: Any
     ) -> CheckpointParts:
@@ -71,7 +80,7 @@ class Seq2SeqAdapter(PairAdapter):
             if all(source.fetch(name) for name in LAYOUTS[kind]):
                 break
         try:
-            about = {} if tokenizer_config is None else read_json(tokenizer_config)
+            about = {} if tokenizer_config is None else read_settings(tokenizer_config)
             base = load_generation_config(**source.place)
             params = _task_params(source, self.task.name, prefix, languages)
             prefix = params.pop("prefix", "") or ""
@@ -91,11 +100,6 @@ class Seq2SeqAdapter(PairAdapter):
             max_len=longest,
             special={name: index for name, index in special.items() if index is not None},
         )
-        sizes = [converted.keywords["vocab_size"], converted.keywords.get("target_vocab_size")]
-        for text, size in zip(texts, (sizes[0], sizes[1] or sizes[0]), strict=True):
-            if text.rows > size:
-                found = f"expected a tokenizer of at most {size} tokens, found {text.rows}"
-                raise CheckpointError(f"{source.name}: {found}.")
         pair = languages or (about.get("source_lang"), about.get("target_lang"))
         kept: dict[str, Any] = {"generation": as_json(generation)}
         if all(pair):

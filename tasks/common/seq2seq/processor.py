@@ -48,8 +48,8 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         self.max_source_len, self.max_target_len = max_source_len, max_target_len
         self.options = dict(options or {})
         for name, value in (("max_source_len", max_source_len), ("max_target_len", max_target_len)):
-            if value < 2:
-                raise ValueError(f"{name}: expected at least 2, found {value}")
+            if not isinstance(value, int) or value < 2:
+                raise ValueError(f"{name}: expected at least 2, found {value!r}")
 
     @classmethod
     def fit(

@@ -1,0 +1,178 @@
+"""Models that are built for weights: hostile or damaged keywords end in an error before they cost time or memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
+
+Model = TypeVar("Model", bound=nn.Module)
+MOST = 1 << 20  # greatest keyword, unless the weights have a greater dimension
+SPARE = 100  # parameters that a constructor may replace, in addition to those of the weights
+BUFFERS = 1 << 26  # elements of buffers that are not saved, in addition to those of the weights
+
+
+def build_for(
+    state: Mapping[str, Tensor], build: Callable[[Mapping[str, Any]], Model], keywords: Mapping[str, Any]
+) -> Model:
+    """Builds a model for weights, if its parameters are theirs; the weights are not loaded.
+
+    The model is first built on the meta device, where tensors have no memory, and no further than there are weights.
+
+    Args:
+        state: The weights, under the model's names.
+        build: Makes the model from its keywords.
+        keywords: Keywords of the model, of any source.
+
+    Raises:
+        ValueError: A keyword is of a wrong type or size, or the weights do not fit; names them.
+    """
+    try_to_build(state, build, keywords)
+    return build(keywords)
+
+
+def try_to_build(
+    state: Mapping[str, Tensor],
+    build: Callable[[Mapping[str, Any]], nn.Module],
+    keywords: Mapping[str, Any],
+    free: tuple[str, ...] = (),
+) -> None:
+    """Builds a model on the meta device, and compares it with weights; see `build_for`.
+
+    Args:
+        state: See `build_for`.
+        build: See `build_for`.
+        keywords: See `build_for`.
+        free: Name prefixes of weights that may be missing or of other shapes.
+    """
+    check_fits(state, build_on_meta(state, build, keywords), free)
+
+
+def build_on_meta(
+    state: Mapping[str, Tensor], build: Callable[[Mapping[str, Any]], Model], keywords: Mapping[str, Any]
+) -> Model:
+    """Builds a model on the meta device, no further than there are weights; see `build_for`."""
+    check_numbers(keywords, max([MOST, *(size for value in state.values() for size in value.shape)]))
+    try:
+        with torch.device("meta"), _Limit(state):
+            model = build(keywords)
+    except (ValueError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # whatever constructors raise for keywords of wrong types or sizes
+        reason = str(error).splitlines()[0] if str(error) else "no message"
+        raise ValueError(f"the keywords describe no model: {type(error).__name__}: {reason}") from error
+    for part in (model, getattr(model, "net", None)):  # of a task's model around a public network
+        check_types(type(part), keywords)
+    return model
+
+
+def check_numbers(keywords: Any, most: int, name: str = "") -> None:
+    """Raises a ValueError for integers below 0 or above `most`, and numbers that are not finite, at any depth."""
+    if isinstance(keywords, (int, float)) and not 0 <= keywords <= most:
+        raise ValueError(f"{name.strip('.')}: expected a number from 0 to {most:,}, found {keywords!r:.40}")
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(keywords, Mapping):
+        parts = keywords.items()
+    elif isinstance(keywords, (list, tuple)):
+        parts = enumerate(keywords)
+    for key, value in parts:
+        check_numbers(value, most, f"{name}.{key}")
+
+
+def check_types(kind: Any, keywords: Mapping[str, Any]) -> None:
+    """Raises a ValueError for keywords that are not of the types that a constructor declares."""
+    for key, hint in get_type_hints(kind.__init__).items():
+        if key in keywords and not _is_a(keywords[key], hint):
+            wanted = str(getattr(hint, "__name__", hint)).replace("typing.", "").replace("collections.abc.", "")
+            raise ValueError(f"{key}: expected {wanted}, found {keywords[key]!r:.40}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value of a JSON file is of a declared type."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_is_a(value, one) for one in inner)
+    if kind is Literal:
+        return value in inner
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if kind in (tuple, list, Sequence):
+        return isinstance(value, (tuple, list)) and (not inner or all(_is_a(one, inner[0]) for one in value))
+    return hint is Any or isinstance(value, kind or hint)
+
+
+def check_fits(state: Mapping[str, Tensor], model: nn.Module, free: tuple[str, ...] = ()) -> None:
+    """Compares the names, shapes and types of weights with a model's; tied weights have their first name alone.
+
+    Raises:
+        ValueError: Weights are missing, unexpected, of another shape, or integers; names them.
+    """
+    tied = tied_names(model)
+    own = {name: value for name, value in model.state_dict().items() if name not in tied}
+    problems = [f"missing {name}" for name in own if name not in state and not name.startswith(free)]
+    problems += [f"left over {name}" for name in state if name not in own and name not in tied]
+    for name, wanted in own.items():
+        given = state.get(name, wanted)
+        if name.startswith(free):
+            continue
+        if given.shape != wanted.shape:
+            problems.append(f"{name} is {tuple(given.shape)}, the model's {tuple(wanted.shape)}")
+        elif given.is_floating_point() != wanted.is_floating_point():
+            problems.append(f"{name} is {given.dtype}, the model's {wanted.dtype}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"the weights do not fit the model: {'; '.join(problems[:5])}{more}")
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError for weights that are NaN or infinite."""
+    for name, value in state.items():
+        if value.is_floating_point() and value.numel() and not torch.stack(value.aminmax()).isfinite().all():
+            raise ValueError(f"{name}: expected finite weights, found NaN or infinite ones")
+
+
+def tied_names(model: nn.Module) -> set[str]:
+    """Additional names of tied parameters, which are saved and loaded under their first name only."""
+    seen: set[int] = set()
+    tied = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in seen:
+            tied.add(name)
+        seen.add(id(value))
+    return tied
+
+
+class _Limit:
+    """While a model is built in this thread, counts its parameters and the elements of its buffers."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self.parameters = 2 * len(state) + SPARE
+        self.elements = sum(value.numel() for value in state.values()) + BUFFERS
+
+    def __enter__(self) -> None:
+        self.thread = threading.get_ident()
+        self.handles = [
+            hooks.register_module_parameter_registration_hook(self._add_parameter),
+            hooks.register_module_buffer_registration_hook(self._add_buffer),
+        ]
+
+    def __exit__(self, *_: Any) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _add_parameter(self, module: nn.Module, name: str, value: Tensor) -> None:
+        if threading.get_ident() == self.thread:
+            self.parameters -= 1
+            if self.parameters < 0:
+                raise ValueError("the keywords describe a model of more layers than there are weights")
+
+    def _add_buffer(self, module: nn.Module, name: str, value: Tensor) -> None:
+        if threading.get_ident() == self.thread:
+            self.elements -= value.numel()
+            if self.elements < 0:
+                raise ValueError(f"the keywords describe a table {name!r} of {tuple(value.shape)} numbers")
