@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import time
@@ -43,7 +44,9 @@ def read(path: Path, folder: Path, on_error: str) -> Any:
     if content == b"exception":
         raise KeyError("x")
     if content == b"memory":
-        bytearray(90_000_000)
+        with mmap.mmap(-1, 90_000_000) as memory:  # which the allocator cannot have free
+            for place in range(0, len(memory), mmap.PAGESIZE):
+                memory[place] = 1
     if content in (b"error", b"unnamed"):
         raise DataError(str(path) if content == b"error" else "somewhere", "something", "nothing")
     if content != b"whole" and folder.parent.parent.name == "workers":
