@@ -208,7 +208,10 @@ def _sentencepiece(model: bytes) -> Any:
         import sentencepiece
     except ModuleNotFoundError:
         raise DataError("tokenizer", "the package sentencepiece: pip install sentencepiece", "none") from None
-    return sentencepiece.SentencePieceProcessor(model_proto=model)
+    found = sentencepiece.SentencePieceProcessor(model_proto=model)
+    if not found.get_piece_size():
+        raise ValueError("a sentencepiece model without pieces")
+    return found
 
 
 def _language(text: str) -> tuple[list[str], str]:

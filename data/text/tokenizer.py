@@ -291,6 +291,9 @@ class TextProcessor(TokenIds):
                 raise DataError(str(path), "the tokenizer's file", "no such file") from None
             parse_json(text)
             tokenizer = _tokenizers().Tokenizer.from_str(text)
+            vocabulary = tokenizer.get_vocab()
+            if any(i >= len(vocabulary) for i in vocabulary.values()):
+                raise ValueError(f"ids beyond the {len(vocabulary):,} tokens of its vocabulary")
         return cls(tokenizer, **dict(config or {}))
 
 

@@ -57,6 +57,8 @@ TYPES: dict[str, Callable[[Any], bool]] = {  # of fields, as annotated
     "str": lambda value: isinstance(value, str),
 }
 
+MOST = 1_000_000  # tokens of a text, beams, and texts of a search: a damaged file asks for no more memory
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
@@ -105,8 +107,9 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length", "num_return_sequences", "num_beams", "num_beam_groups"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}")
+            if value is not None and not 1 <= value <= MOST:
+                limit = f"at most {MOST:,}" if value > MOST else "at least 1"
+                raise ValueError(f"{name} must be {limit}, found {value}")
         for name in ("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size", "min_p", "diversity_penalty"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def load_pretrained(
     kind, converted = read_pretrained(source, download=download, revision=revision, dtype=dtype)
     try:
         every = converted.keywords | keywords
+        inspect.signature(kind).bind(**every)  # a keyword that the model does not have is the caller's TypeError
         check_into(build_on_meta(converted.state, lambda given: kind(**given), every), converted)
         model = kind(**every).to(dtype)
         load_into(model, converted)

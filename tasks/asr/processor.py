@@ -18,6 +18,7 @@ from mmattn.data.text.ngram import Ids, InterpolatedNGram, NGram, NGramModel, lo
 from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor, TokenIds
 from mmattn.tasks.asr.data import ASRBatch, ASRDataset, ASRSample, normalize_text
 from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.options import check_search
 from mmattn.tasks.common.task import tasks
 
 if TYPE_CHECKING:
@@ -259,6 +260,7 @@ class ASRProcessor(SpeechProcessor):
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, found {value!r}{nearest(value, known)}")
         if self.normalize == "train" and [len(given or ()) for given in (self.mean, self.std)] != 2 * [self.mel.n_mels]:
             raise ValueError(f"mean and std: expected {self.mel.n_mels} numbers each, found {self.mean} and {self.std}")
+        check_search(self.search)
         if self.max_seconds <= 0:
             raise ValueError(f"max_seconds: expected more than 0, found {self.max_seconds}")
         if self.tokenizer.pad_id != 0:

@@ -7,6 +7,7 @@ addition to Lightning's own. A task subclasses the sections that it extends and 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,6 +35,36 @@ def check_range(name: str, value: float | None, low: float, high: float = math.i
     raise ConfigError(
         f"{name}: expected a value {least}{'' if high == math.inf else f' and at most {high:g}'}, found {value}."
     )
+
+
+SEARCH: dict[str, tuple[type, float, float]] = {  # type and range of the search options that are saved with a model
+    "num_beams": (int, 1, 1000),
+    "length_penalty": (float, -100, 100),
+    "ctc_weight": (float, 0, 1),
+    "lm_weight": (float, 0, 100),
+    "lm_bonus": (float, -100, 100),
+    "mbr": (bool, 0, 1),
+}
+
+
+def check_search(search: Any) -> None:
+    """Check the search options that were saved with a model.
+
+    Raises:
+        ValueError: An option is unknown, or its value of a wrong type or out of range.
+    """
+    if not isinstance(search, Mapping):
+        raise ValueError(f"search: expected options and their values, found {search!r:.40}")
+    for name, value in search.items():
+        if name not in SEARCH:
+            raise ValueError(f"search: expected {', '.join(SEARCH)}, found {name!r:.40}")
+        kind, low, high = SEARCH[name]
+        if (
+            not isinstance(value, (int, kind))
+            or (isinstance(value, bool) and kind is not bool)
+            or not low <= value <= high
+        ):
+            raise ValueError(f"search: {name}: expected a value from {low} to {high}, found {value!r:.40}")
 
 
 @dataclass

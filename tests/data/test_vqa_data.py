@@ -240,7 +240,7 @@ def test_invalid_image_is_reported_from_a_worker(processor: VQAProcessor, tmp_pa
     data = VQADataset([VQASample("q 9", path, "what?", ["yes"])])
     for workers in (0, 1):
         loader = make_loader(data, EvalBatchSampler(data.groups, 1), processor.collate, workers)
-        error = bad_data(r"expected an image \(PNG, JPEG, \.\.\.\), found", list, loader)
+        error = bad_data(r"expected an image \(PNG, JPEG, .*\), found", list, loader)
         assert error.startswith(f"question q 9: image {path}: expected an image")
         assert "\n" not in error
 

@@ -16,7 +16,7 @@ from mmattn.tasks.asr.demo import make
 from mmattn.tasks.asr.module import ASRDataModule
 from mmattn.tasks.asr.predict import load as load_asr
 from mmattn.tasks.asr.processor import ASRProcessor
-from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from tests.conftest import refused
 from tests.tasks.runs import read, run, write_lines
 
@@ -130,7 +130,7 @@ def test_language_model_is_trained_saved_and_used(tmp_path: Path, capsys: pytest
     path = folder / "model" / "processor" / "ngrams.safetensors"
     for damage in (lambda: path.write_bytes(b""), path.unlink):
         damage()
-        refused(r"ngrams\.safetensors", load, folder / "model", device="cpu", error=DataError)
+        refused(r"ngrams\.safetensors", load, folder / "model", device="cpu", error=CheckpointError)
     lm.save(path)
     plain_processor = load_asr(device="cpu").processor
     plain_processor.save(path.parent)  # replaces a language model

@@ -69,7 +69,7 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
         ("--audio a.wav --input demo", "expected --audio, or --input PATH, found both"),
         ("--input nowhere", "expected a manifest .jsonl, a .csv or .tsv"),
         ("--input nowhere.wav", "no such file"),
-        ("--input .", "expected recordings"),
+        ("--input .", "expected a folder with recordings"),
         ("--audio .", "--audio .: expected a recording, found a folder; --input takes folders"),
         ("--audio a.wav --num_beams 0", "--num_beams: expected 1 or more, found 0"),
         ("--audio a.wav --window 0", "--window: expected seconds from 0.5 to 600, found 0"),
@@ -141,7 +141,17 @@ class TestContract:
     @each
     def test_fit_writes_the_run_directory(self, task: str, trained: Callable[[str], Path]) -> None:
         folder = trained(task)
-        files = {"config.yaml", "run.json", "metrics.json", "last.ckpt", "best.ckpt", "processor", "model", "logs"}
+        files = {
+            ".lock",
+            "config.yaml",
+            "run.json",
+            "metrics.json",
+            "last.ckpt",
+            "best.ckpt",
+            "processor",
+            "model",
+            "logs",
+        }
         assert {path.name for path in folder.iterdir()} == files
         assert {path.name for path in (folder / "model").iterdir()} == {
             "config.json", "model.safetensors", "processor", "README.md"

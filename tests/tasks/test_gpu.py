@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmattn.tasks import load, tasks
+from mmattn.tasks.common import trainer
 from mmattn.tasks.common.module import TaskModule
 from tests.conftest import slow_but_first
 from tests.tasks.runs import read, run
@@ -93,6 +94,7 @@ def take_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             del self.before
 
         with monkeypatch.context() as patch:
+            patch.setattr(trainer, "computes_bfloat16", lambda: True)  # slow, but a single step
             patch.setattr(TaskModule, "training_step", training_step)
             patch.setattr(TaskModule, "configure_optimizers", configure_optimizers)
             patch.setattr(TaskModule, "on_train_batch_end", after, raising=False)

@@ -14,7 +14,9 @@ import torch
 from mmattn.data.processor import Processor
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.tokenizer import TextProcessor, TokenIds
+from mmattn.generate import GenerationConfig
 from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.options import check_search
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, PairSample
 
 LIMITS = frozenset({"max_new_tokens", "max_length"})  # target length limits in a generation_config.json
@@ -206,6 +208,8 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         search = config["options"].get("search", {})
         if "consensus" in search:  # of version 0.1
             search["mbr"] = search.pop("consensus")
+        check_search(search)
+        GenerationConfig(**config["options"].get("generation") or {})  # raises a ValueError for what it cannot use
         return cls(source, target, config["max_source_len"], config["max_target_len"], config["options"])
 
     def save_parts(self, folder: Path) -> None:
