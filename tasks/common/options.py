@@ -37,13 +37,13 @@ def check_range(name: str, value: float | None, low: float, high: float = math.i
     )
 
 
-SEARCH: dict[str, tuple[type, float, float]] = {  # type and range of the search options that are saved with a model
-    "num_beams": (int, 1, 1000),
-    "length_penalty": (float, -100, 100),
-    "ctc_weight": (float, 0, 1),
-    "lm_weight": (float, 0, 100),
-    "lm_bonus": (float, -100, 100),
-    "mbr": (bool, 0, 1),
+SEARCH: dict[str, tuple[tuple[type, ...], float, float]] = {  # types and range of what is saved with a model
+    "num_beams": ((int,), 1, 1000),
+    "length_penalty": ((int, float), -100, 100),
+    "ctc_weight": ((int, float), 0, 1),
+    "lm_weight": ((int, float), 0, 100),
+    "lm_bonus": ((int, float), -100, 100),
+    "mbr": ((bool,), 0, 1),
 }
 
 
@@ -58,12 +58,8 @@ def check_search(search: Any) -> None:
     for name, value in search.items():
         if name not in SEARCH:
             raise ValueError(f"search: expected {', '.join(SEARCH)}, found {name!r:.40}")
-        kind, low, high = SEARCH[name]
-        if (
-            not isinstance(value, (int, kind))
-            or (isinstance(value, bool) and kind is not bool)
-            or not low <= value <= high
-        ):
+        kinds, low, high = SEARCH[name]
+        if type(value) not in kinds or not low <= value <= high:
             raise ValueError(f"search: {name}: expected a value from {low} to {high}, found {value!r:.40}")
 
 
