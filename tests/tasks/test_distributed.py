@@ -76,12 +76,10 @@ def test_two_processes_equal_one_in_every_task(task: str, tmp_path: Path) -> Non
         if processes > 1:
             words += f" --trainer.devices {processes} --trainer.strategy ddp"
         python("-m", f"tasks.{task}", *words.split())
-        found = read(folder / "metrics.json")[{"test": "test"}.get(command, "validation")]
+        found = read(folder / "metrics.json")["test" if command == "test" else "validation"]
         return {name: value for name, value in found.items() if isinstance(value, float) and "second" not in name}
 
-    config = f"--config configs/{task}.yaml {tasks()[task].tiny}"
-    trained = measured("fit", f"{config} --trainer.max_epochs 1", processes=2)
-    shipped = f"--checkpoint {tmp_path}/fit2/model"
-    assert trained
-    assert measured("validate", shipped, processes=1) == pytest.approx(trained, rel=1e-5)
-    assert measured("test", shipped, processes=2) == pytest.approx(measured("test", shipped, processes=1), rel=1e-5)
+    assert measured("fit", f"--config configs/{task}.yaml {tasks()[task].tiny} --trainer.max_epochs 1", 2)
+    shipped = f"--checkpoint {tmp_path}/fit2/model"  # measured as it ships: fit may validate by a faster search
+    for command in ("validate", "test"):
+        assert measured(command, shipped, 2) == pytest.approx(measured(command, shipped, 1), rel=1e-5)
