@@ -136,7 +136,7 @@ class TaskCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             self.config = parser.parse_args(args)
-        except (ArgumentError, ConfigError) as error:
+        except (ArgumentError, ConfigError, UnicodeDecodeError) as error:
             own: Any = self._subcommand_parsers[self.command]
             raise ConfigError(self._blame(own.explain(str(error)))) from None
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -187,6 +188,7 @@ def test_yaml_within_limits() -> None:
     [
         (["--trainer.logger", "WandbLogger"], "trainer: the package wandb>=0.12.10 is not installed"),
         (["--config", "bomb.yaml"], "bomb.yaml: expected YAML, found .* 100,000 values"),
+        (["--config", "latin.yaml"], "latin.yaml: expected YAML, found .*can't decode byte 0xe9"),
     ],
 )
 def test_command_line(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +197,18 @@ def test_command_line(words: list[str], message: str, tmp_path: Path, monkeypatc
 
     monkeypatch.chdir(tmp_path)
     Path("bomb.yaml").write_text(BOMB)
+    Path("latin.yaml").write_bytes("seed_everything: é".encode("latin-1"))
     refused(message, cli.run, tasks()["vqa"], "fit", ["--data.train", "demo", *words], error=ConfigError)
+
+
+def test_checkpoint_of_invalid_instructions(tmp_path: Path) -> None:
+    from mmattn.tasks.common.callbacks import read_checkpoint
+
+    torch.save({}, tmp_path / "good.ckpt")
+    with ZipFile(tmp_path / "good.ckpt") as good, ZipFile(tmp_path / "bad.ckpt", "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, b"\x80\x02e." if name.endswith("data.pkl") else good.read(name))
+    refused("bad.ckpt: expected a checkpoint .* damaged", read_checkpoint, tmp_path / "bad.ckpt", error=CheckpointError)
 
 
 def test_missing_packages_are_named() -> None:
