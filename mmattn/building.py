@@ -100,7 +100,7 @@ def _is_a(value: Any, hint: Any) -> bool:
     if kind is Literal:
         return value in inner
     if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+        return (type(value) is int and abs(value) < 1 << 63) or (hint is float and isinstance(value, float))
     if kind in (tuple, list, Sequence):
         return isinstance(value, (tuple, list)) and (not inner or all(_is_a(one, inner[0]) for one in value))
     return hint is Any or isinstance(value, kind or hint)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..building import check_types
 from ..json_file import read_object
 
 # Scores (N, V), changed in place; all ids so far (N, T), -1 at padding of shorter prompts.
@@ -36,26 +37,6 @@ NEUTRAL: dict[str, Any] = {
     "condition_on_prev_tokens": False,
 }
 
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int and abs(value) < 1 << 63
-
-
-def _is_ints(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(map(_is_int, value))
-
-
-TYPES: dict[str, Callable[[Any], bool]] = {  # of fields, as annotated
-    "int": _is_int,
-    "float": lambda value: type(value) is float or _is_int(value),
-    "bool": lambda value: type(value) is bool,
-    "bool | str": lambda value: isinstance(value, (bool, str)),
-    "int | Sequence[int]": lambda value: _is_int(value) or _is_ints(value),
-    "Sequence[int]": _is_ints,
-    "Sequence[Sequence[int]]": lambda value: isinstance(value, (list, tuple)) and all(map(_is_ints, value)),
-    "Mapping[str, int]": lambda value: isinstance(value, Mapping) and all(map(_is_int, value.values())),
-    "str": lambda value: isinstance(value, str),
-}
 
 MOST = 1_000_000  # tokens of a text, beams, and texts of a search: a damaged file asks for no more memory
 
@@ -186,10 +167,10 @@ class GenerationConfig:
             found = ", ".join(f"{key} = {given[key]!r}" for key in sorted(unknown))
             raise ValueError(f"{source}: not supported, and it would change what is generated: {found}")
         given = {key: value for key, value in given.items() if key in known}
-        for field in fields(cls):
-            kind, value = str(field.type).removesuffix(" | None"), given.get(field.name)
-            if value is not None and not TYPES.get(kind, lambda value: True)(value):
-                raise ValueError(f"{source}: {field.name}: expected {kind}, found {value!r:.80}")
+        try:
+            check_types(cls, {key: value for key, value in given.items() if value is not None})
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
         if "max_length" not in given and "max_new_tokens" not in given:
             given["max_new_tokens"] = 20
         if given.get("do_sample"):
