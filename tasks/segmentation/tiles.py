@@ -30,7 +30,6 @@ def segment(
     Returns:
         (B, K, H, W), or the output of `run` if one pass suffices.
     """
-
     return torch.cat(list(bands(run, pixel_values, tile, overlap, flip)), -2)
 
 
