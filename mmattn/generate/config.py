@@ -38,6 +38,9 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
+# Fields of ids that a search uses, bos_token_id only as the start token.
+ID_FIELDS = ["decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"]
+ID_FIELDS += ["bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "start"]
 MOST = 1_000_000  # tokens of a text, beams, and texts of a search: a damaged file asks for no more memory
 
 
@@ -117,13 +120,32 @@ class GenerationConfig:
         Raises:
             ValueError: The config has no start token.
         """
-        if self.decoder_start_token_id is None:
+        if self.start is None:
             raise ValueError("decoder_start_token_id: expected an id, found none in the generation config")
-        return torch.full((rows, 1), self.decoder_start_token_id, device=device)
+        return torch.full((rows, 1), self.start, device=device)
 
     def constraints(self, prompt: int) -> list[Constraint]:
         """Returns additional constraints of a model family, after a prompt of that many tokens; applied last."""
         return []
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Checks the start token and all other ids against the vocabulary of a decoder.
+
+        Raises:
+            ValueError: There is no start token, or an id is not in [0, vocab_size); names the field.
+        """
+        if self.start is None:
+            raise ValueError("decoder_start_token_id: expected an id, found none")
+        for name in ID_FIELDS:
+            ids = [index for one in as_ids(getattr(self, name)) for index in as_ids(one)]  # bad words are lists
+            bad = next((index for index in ids if not 0 <= index < vocab_size), None)
+            if bad is not None:
+                raise ValueError(f"{name}: expected ids from 0 to {vocab_size - 1}, found {bad}")
+
+    @property
+    def start(self) -> int | None:
+        """The decoder's start token; as in transformers, bos_token_id replaces a missing decoder_start_token_id."""
+        return self.bos_token_id if self.decoder_start_token_id is None else self.decoder_start_token_id
 
     @property
     def eos(self) -> tuple[int, ...]:

@@ -199,6 +199,13 @@ def test_missing_sources_raise(offline: Path) -> None:
         ("vocab.json", None, r"expected tokenizer\.json; or source\.spm and target\.spm and vocab\.json"),
         ("vocab.json", SPECIAL | {f"w{n}": n for n in range(3, 900)}, "expected a tokenizer of at most"),
         ("generation_config.json", {"typical_p": 0.5, "max_length": 9}, r"typical_p = 0\.5"),
+        (
+            "generation_config.json",
+            {"decoder_start_token_id": None, "bos_token_id": None},
+            "decoder_start_token_id: .*none",
+        ),
+        ("generation_config.json", {"decoder_start_token_id": 1, "eos_token_id": -1}, "eos_token_id: .* found -1"),
+        ("generation_config.json", {"decoder_start_token_id": 1, "bad_words_ids": [[900]]}, "bad_words_ids: .*900"),
     ],
 )
 def test_invalid_folders(name: str, content: Any, message: str, folders: dict[str, Any], tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ class Seq2SeqAdapter(PairAdapter):
                 raise CheckpointError(
                     f"{parts.where}: expected a tokenizer of at most {most} tokens, found {text.rows}."
                 )
+        try:
+            GenerationConfig(**processor.options["generation"]).check_ids(sizes[1])
+        except ValueError as error:
+            raise CheckpointError(f"{parts.where}: generation options: {error}.") from None
 
     def read_public(
         self, source: Source, *, prefix: str | None = None, languages: tuple[str, str] | None = None, **options: Any
@@ -91,7 +95,7 @@ class Seq2SeqAdapter(PairAdapter):
             _, converted = read_pretrained(**source.place)
         except (OSError, ValueError) as error:
             raise CheckpointError(str(error)) from None
-        special = {"pad_id": generation.pad, "start_id": generation.decoder_start_token_id}
+        special = {"pad_id": generation.pad, "start_id": generation.start}
         special |= {"eos_id": generation.eos[0] if generation.eos else None}
         longest = _longest(source.config, about, converted.keywords)
         texts = read_tokenizers(
