@@ -15,10 +15,15 @@ def main() -> None:
 
         print(f"mmattn {__version__}")
         return
+    if sys.argv[1:2] == ["weights"]:
+        from mmattn.tasks.common.weights import main as weights
+
+        return weights(sys.argv[2:])
     known = tasks()
     if len(sys.argv) < 2 or sys.argv[1] not in known:
         wrong = len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help")
-        usage = f"usage: mmattn TASK COMMAND [options]\n\ntasks: {', '.join(known)}"
+        usage = f"usage: mmattn TASK COMMAND [options]\n\ntasks: {', '.join(known)}\n\nmmattn weights [NAME]   list "
+        usage += "public weights for --init_from, or fetch them"
         print(usage, file=sys.stderr if wrong else sys.stdout)
         sys.exit(2 if wrong else 0)
     run(known[sys.argv[1]], sys.argv[2:], f"mmattn {sys.argv[1]}")

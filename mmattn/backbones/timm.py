@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +73,7 @@ class TimmFeatures(nn.Module):
         Raises:
             ValueError: The file does not contain this model.
         """
-        if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        import timm
-
-        first = f"{getattr(timm.get_pretrained_cfg(self.name), 'first_conv', None)}.weight"
-        if self.in_channels == 3 and first in state and state[first].shape[1] == 1:
-            state[first] = color_weights(state[first])
-        overlay = {"state_dict": state}
+        overlay = {"state_dict": self._read(path)}
         try:
             source, twin = (
                 self._create(self._indices, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
@@ -96,6 +86,21 @@ class TimmFeatures(nn.Module):
         if missing:
             raise ValueError(f"{path}: not the weights of timm model {self.name!r}: no {missing[0]}")
         self.body.load_state_dict(source)
+
+    def _read(self, path: str | Path) -> dict[str, Tensor]:
+        """Reads a file of weights; those of a first convolution for gray images are converted."""
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        import timm
+
+        first = f"{getattr(timm.get_pretrained_cfg(self.name), 'first_conv', None)}.weight"
+        if self.in_channels == 3 and first in state and state[first].shape[1] == 1:
+            state[first] = color_weights(state[first])
+        return state
 
     def _create(self, indices: tuple[int, ...] | None, **keywords: Any) -> Any:
         try:
@@ -143,6 +148,56 @@ class TimmPyramid(TimmFeatures):
     def forward(self, pixel_values: Tensor) -> list[Tensor]:  # type: ignore[override]
         """pixel_values: (N, in_channels, H, W). Returns (N, channels[n], h_n, w_n) each."""
         return [m.permute(0, 3, 1, 2) if self.channels_last else m for m in self.body(pixel_values)]
+
+
+class TimmTrunk(TimmFeatures):
+    """The whole of a timm model but for its pooling and classifier: the map that they would receive.
+
+    Weights are random.
+
+    Args:
+        name: Name of the timm model.
+        image_size: (H, W) for models with a fixed input size; ignored by the others.
+        in_channels: Channels of the image.
+
+    Raises:
+        ModuleNotFoundError: timm is not installed.
+        ValueError: An unknown model.
+    """
+
+    def __init__(self, name: str, *, image_size: tuple[int, int] | None = None, in_channels: int = 3) -> None:
+        nn.Module.__init__(self)
+        self.name, self.in_channels = name, in_channels
+        self._size = {} if image_size is None else {"img_size": tuple(image_size)}
+        self.body = self._create(None, features_only=False, num_classes=0)
+        self.channels: int = self.body.num_features
+        self.channels_last = _keeps_channels_last(self.body)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (N, in_channels, H, W), normalized as the weights require. Returns (N, channels, h, w)."""
+        features = self.body.forward_features(pixel_values)
+        if features.dim() == 3:  # tokens (N, prefix + h w, channels)
+            grid = self.body.patch_embed.dynamic_feat_size(pixel_values.shape[2:])
+            return features[:, self.body.num_prefix_tokens :].mT.unflatten(2, grid)
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
+
+    def load_weights(self, path: str | Path) -> None:
+        """Loads the public weights of this model; see ``TimmFeatures.load_weights``. Its classifier is left out."""
+        state, own = self._read(path), self.body.state_dict()
+        classifier = tuple(f"{name}." for name in _names(self.body.pretrained_cfg.get("classifier")))
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(classifier)}
+        bad = [
+            name
+            for name in {**own, **state}
+            if getattr(state.get(name), "shape", 0) != getattr(own.get(name), "shape", 0)
+        ]
+        if bad:
+            raise ValueError(f"{path}: not the weights of timm model {self.name!r}: {bad[0]} is missing or different")
+        self.body.load_state_dict(state)
+
+
+def _names(value: str | Sequence[str] | None) -> Sequence[str]:
+    return () if value is None else (value,) if isinstance(value, str) else value
 
 
 def _keeps_channels_last(body: Any) -> bool:

@@ -78,18 +78,32 @@ def _hub(name: str, revision: str | None) -> Find:
 @functools.lru_cache(maxsize=1)
 def _is_reachable(endpoint: str, minute: int) -> bool:
     """Whether the hub responds at all; its library would try for half a minute, and name resolution as long."""
+    return true_within(SECONDS, lambda: hub_responds(endpoint))[0]
+
+
+def hub_responds(endpoint: str) -> bool:
+    """Whether the hub responds; this may take long, or raise an exception of the HTTP library."""
     from huggingface_hub.utils import get_session
 
-    found = []
+    get_session().head(endpoint, timeout=SECONDS)
+    return True
 
-    def ask() -> None:
-        with contextlib.suppress(Exception):  # those of the HTTP library, of which there are several
-            found.append(get_session().head(endpoint, timeout=SECONDS))
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(SECONDS)
-    return bool(found)
+def true_within(seconds: float, *checks: Callable[[], bool]) -> list[bool]:
+    """Runs checks of the network at once; returns for each whether it was true in time. Exceptions are false."""
+    found: dict[int, bool] = {}
+
+    def run(number: int) -> None:
+        with contextlib.suppress(Exception):  # those of the HTTP libraries, of which there are several
+            found[number] = checks[number]()
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(checks))]
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return [found.get(number, False) for number in range(len(checks))]
 
 
 def read_config(find: Find, source: str | Path) -> dict[str, Any]:

@@ -171,6 +171,11 @@ def convert_timm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conv
     return Converted(keywords, ours, names)
 
 
+def is_converted(name: str) -> bool:
+    """Whether the architecture of that name is one that ``convert_timm`` reads."""
+    return any(kind.names.fullmatch(name) for kind in ARCHITECTURES)
+
+
 def _architecture(name: str) -> tuple[Architecture, str]:
     """Returns the architecture and the size of a name."""
     for kind in ARCHITECTURES:

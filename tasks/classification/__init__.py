@@ -51,9 +51,10 @@ TASK = Task(
     ),
     adapter="adapters:ClassificationAdapter",
     families=dict.fromkeys(
-        ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*", "timm/*"),
+        ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*"),
         "adapters:ViTAdapter",
-    ),
+    )
+    | {"timm/*": "adapters:TimmAdapter"},
     baselines={
         "mean pooling for attention": "--model.pooling mean",
         "patches shuffled": "--data.ablate arrangement",

@@ -1,4 +1,4 @@
-"""Adapters of classification: models of this toolkit with any classes, and public ViT, DeiT, DINOv2 and SigLIP."""
+"""Adapters of classification: models of this toolkit with any classes, public ViT, DeiT, DINOv2, SigLIP, and timm's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.adapter import FREE, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.finetune import read_network
-from mmattn.tasks.common.images import statistics
+from mmattn.tasks.common.images import read_timm, statistics, timm_size
 from mmattn.tasks.common.labels.adapter import LabelAdapter
 from mmattn.tasks.common.sources import TIMM, Source
 
@@ -28,6 +28,26 @@ class ClassificationAdapter(LabelAdapter):
     """Reads models of this toolkit; learned positions are interpolated for images of another size."""
 
     resized = ("backbone.positions", "backbone.positions.weight")
+
+
+class TimmAdapter(ClassificationAdapter):
+    """Reads timm's models without their classifier: vision transformers as ours, all others as they are."""
+
+    free = (*FREE, "hidden_dim", "pooling", "embed_dim", "num_heads", "num_queries")
+
+    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
+        from mmattn.backbones.timm import TimmTrunk
+        from mmattn.pretrained.timm import is_converted
+
+        name = str(source.config["architecture"])
+        if is_converted(name):
+            return ViTAdapter(self.task).read_public(source, **options)
+        trunk = read_timm(source, TimmTrunk, name)
+        options = {"whole": True}
+        model = {"backbone": f"timm/{name}", "pooling": "sequence", "hidden_dim": 0, "backbone_options": options}
+        state = {f"backbone.{key}": value for key, value in trunk.state_dict().items()}
+        processor = BackboneProcessor(ImageProcessor(timm_size(source), **statistics(source)), [])
+        return CheckpointParts(self, source.where, model, state, processor, headless=True, free=self.free)
 
 
 class ViTAdapter(ClassificationAdapter):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from mmattn.backbones.cct import CompactTransformer
+from mmattn.backbones.cct import CompactTransformer, SequencePooling
 from mmattn.backbones.conv import ResidualNet
 from mmattn.backbones.vit import VisionTransformer
 from mmattn.explain.maps import capture
 from mmattn.explain.relevance import Step, relevance
 from mmattn.spatial import MapPooling
 
-Pooling = Literal["attention", "mean"]
+Pooling = Literal["attention", "sequence", "mean"]
 BACKBONES = ("residual", "cct", "vit", "timm/NAME")
 
 
@@ -29,12 +29,14 @@ class ClassificationHead(nn.Module):
     """Logits of the classes from the features of any backbone: a map that is pooled by learned queries, or a vector.
 
     Attention pooling over convolutional features: each query attends to a part of the image, and its output contains
-    the position, so that a hidden layer can compare parts. "mean" discards positions: the pooling baseline.
+    the position, so that a hidden layer can compare parts. "sequence" weighs the cells by a learned score of each,
+    which is zero at initialization: it begins as the mean, the pooling of pretrained networks. "mean" discards
+    positions: the pooling baseline.
 
     Args:
         in_dim: Channels of the features.
         num_classes: Number of classes K.
-        pooling: Pooling of a map to a vector, "attention" or "mean"; vectors are not pooled.
+        pooling: Pooling of a map to a vector, "attention", "sequence" or "mean"; vectors are not pooled.
         embed_dim: Embedding size E of each query's output; None: in_dim.
         num_heads: Number of attention heads H.
         num_queries: Number of queries.
@@ -61,9 +63,9 @@ class ClassificationHead(nn.Module):
         features: Literal["map", "vector"] = "map",
     ) -> None:
         super().__init__()
-        if pooling not in ("attention", "mean"):
-            raise ValueError(f"unknown pooling {pooling!r}; expected one of: attention, mean")
-        self.pool: MapPooling | None = None
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"unknown pooling {pooling!r}; expected one of: {', '.join(get_args(Pooling))}")
+        self.pool: MapPooling | SequencePooling | None = None
         size = in_dim
         if features == "map" and pooling == "attention":
             embed_dim = in_dim if embed_dim is None else embed_dim
@@ -71,6 +73,9 @@ class ClassificationHead(nn.Module):
                 embed_dim, num_heads, num_queries=num_queries, in_channels=in_dim, positions="coordinates"
             )
             size = num_queries * embed_dim
+        elif features == "map" and pooling == "sequence":
+            self.pool = SequencePooling(in_dim)
+            nn.init.zeros_(self.pool.score.weight)
         # Batch norm, not layer norm: it amplifies features of small variance, such as positions, and keeps the gradient
         # along the query's output itself, from which relevance is computed.
         self.norm = nn.BatchNorm1d(size) if features == "map" else None
@@ -80,7 +85,9 @@ class ClassificationHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, in_dim, h, w), or (B, in_dim) for vectors. Returns (B, K)."""
-        if self.pool is not None:
+        if isinstance(self.pool, SequencePooling):
+            features = self.pool(features.flatten(2).mT)  # (B, in_dim)
+        elif self.pool is not None:
             features = self.pool(features).flatten(1)  # (B, num_queries E)
         elif features.dim() == 4:
             features = features.mean((2, 3))  # (B, in_dim)
@@ -109,7 +116,8 @@ class ClassificationModel(nn.Module):
         stem_stride: Stride of the stem of "residual".
         patch_size: Patch size of "vit", in pixels.
         tokenizer_layers: Number of convolutions before the tokens of "cct", each of which halves the map.
-        pooling: "attention": queries over a convolutional map, sequence pooling (cct), a class token (vit); "mean".
+        pooling: "attention": queries over a convolutional map, sequence pooling (cct), a class token (vit); "sequence":
+            a learned score of each cell of a convolutional map; "mean".
         embed_dim: Embedding size E of the transformer, or of each query's output.
         num_heads: Number of attention heads H.
         num_layers: Number of layers of the transformer.
@@ -118,7 +126,8 @@ class ClassificationModel(nn.Module):
         hidden_dim: Size of the head's hidden layer; 0: none.
         attention: The transformer's self-attention, {"kind": name, and the kernel's options}; none: dense.
         dropout: Dropout in the transformer and before the last layer.
-        backbone_options: Additional keywords of the backbone's constructor, such as those of public weights.
+        backbone_options: Additional keywords of the backbone's constructor, such as those of public weights. For
+            "timm/NAME", {"whole": true} keeps all its layers, whose map is not projected to embed_dim.
     """
 
     def __init__(
@@ -167,9 +176,14 @@ class ClassificationModel(nn.Module):
             self.backbone = VisionTransformer(embed_dim, num_layers, num_heads, **transformer)
             in_dim = transformer.get("pooler_dim") or embed_dim
         elif backbone.startswith("timm/"):
-            from mmattn.backbones.timm import TimmFeatures
+            from mmattn.backbones.timm import TimmFeatures, TimmTrunk
 
-            self.backbone = TimmFeatures(backbone.removeprefix("timm/"), embed_dim, image_size=side, **more)
+            name = backbone.removeprefix("timm/")
+            if more.pop("whole", False):
+                self.backbone = trunk = TimmTrunk(name, image_size=side, **more)
+                in_dim = trunk.channels
+            else:
+                self.backbone = TimmFeatures(name, embed_dim, image_size=side, **more)
         else:
             raise ValueError(f"unknown backbone {backbone!r}; expected one of: {', '.join(BACKBONES)}")
         self.head = ClassificationHead(
@@ -192,7 +206,10 @@ class ClassificationModel(nn.Module):
     def plan(self) -> list[Step]:
         """The attention steps from the image's cells to the logits; empty for a model without attention."""
         if self.kind not in ("cct", "vit"):
-            return [] if self.head.pool is None else [Step("head.pool.pooling.attention", "read", "cells")]
+            if self.head.pool is None:
+                return []
+            path = "head.pool.read" if isinstance(self.head.pool, SequencePooling) else "head.pool.pooling.attention"
+            return [Step(path, "read", "cells")]
         layers = range(len(self.backbone.encoder.layers))  # type: ignore[union-attr, arg-type]
         steps = [Step(f"backbone.encoder.layers.{n}.attention", "cells", "cells") for n in layers]
         if getattr(self.backbone, "pool", None) is not None:
@@ -262,17 +279,6 @@ class ClassificationModel(nn.Module):
             return -(-H // stride), -(-W // stride)  # type: ignore[operator, return-value]
         with torch.no_grad():
             return tuple(self.backbone(pixel_values[:1]).shape[2:])
-
-    def depth_of(self) -> dict[nn.Parameter, int]:
-        """Depth of each parameter, counted in layers: 0 for embeddings and stem, the maximum for the head."""
-        body: Any = self.backbone
-        layers = body.stages if self.kind == "residual" else getattr(getattr(body, "encoder", None), "layers", [])
-        top = len(layers) + 1
-        last = ("encoder.norm.", "norm.", "pool.", "pooler.", "project.")  # modules after a backbone's layers
-        depths = {p: top if name.startswith(last) else 0 for name, p in body.named_parameters()}
-        for depth, layer in enumerate(layers, start=1):
-            depths |= dict.fromkeys(layer.parameters(), depth)
-        return depths | dict.fromkeys(self.head.parameters(), top)
 
 
 def _layer_cam(layer: nn.Module, score: Callable[[], Tensor]) -> Tensor:

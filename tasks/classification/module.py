@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,7 @@ from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.labels.metrics import ClassificationMetric
 from mmattn.tasks.common.losses import soft_cross_entropy
-from mmattn.tasks.common.module import TaskModule, parameter_groups
-from mmattn.tasks.common.options import OptimOptions, check_range
+from mmattn.tasks.common.module import TaskModule
 
 
 class ClassificationDataModule(TaskDataModule[ClassificationDataset, ClassificationProcessor]):
@@ -69,34 +67,10 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
         return dataset
 
 
-@dataclass
-class LayerwiseOptimOptions(OptimOptions):
-    """AdamW and its schedule.
-
-    Args:
-        lr: Peak learning rate.
-        weight_decay: Decoupled weight decay, applied to matrices only.
-        betas: Averaging coefficients of the gradient and of its square.
-        schedule: How the learning rate falls after the warm-up: cosine, linear, inverse_sqrt or constant.
-        warmup_steps: Optimizer steps of linear warm-up.
-        ema_decay: Decay of an exponential moving average of the weights, which is validated and shipped in place of
-            the weights; none: no average.
-        layer_decay: Ratio of the learning rates of each layer and the layer above it (Bao et al. 2022), for pretrained
-            weights; 1: all layers have the same rate.
-    """
-
-    layer_decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("optim.layer_decay", self.layer_decay, 0, 1, open_low=True)
-
-
 class ClassificationModule(TaskModule[ClassificationDataModule]):
     """LightningModule of classification: cross-entropy with soft targets, or binary cross-entropy for multi-label."""
 
     task = "classification"
-    Optim = LayerwiseOptimOptions
     model: Any
 
     @property
@@ -110,19 +84,6 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
         if self._trainer is not None and self.data.processor is not None:
             return self.data.processor.multi_label
         return bool(self.settings.get("data.multi_label"))
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        groups = parameter_groups(self.model, self.optim.weight_decay)
-        if self.optim.layer_decay == 1.0:
-            return groups
-        depths = self.model.depth_of()
-        top = max(depths.values())
-        return [
-            {**group, "params": [p for p in group["params"] if depths[p] == depth], "lr": self.lr * scale}
-            for depth in range(top + 1)
-            for scale in [self.optim.layer_decay ** (top - depth)]
-            for group in groups
-        ]
 
     def training_loss(self, batch: ClassificationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.model(batch.pixel_values).logits

@@ -109,6 +109,7 @@ class CheckpointParts:
     own_data: bool = True  # whether it was trained on other data than the built-in data
     headless: bool = False  # whether the task's last layers are missing: it must be fine-tuned before use
     free: tuple[str, ...] = FREE  # keywords that a configuration may change
+    fresh: frozenset[str] = frozenset()  # names of the weights that are not the source's, but initialized
 
     @property
     def network(self) -> str | None:

@@ -121,7 +121,10 @@ class TaskCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if self.command == "fit":
             parser.add_argument(
-                "--init_from", type=str | None, default=None, help="Fine-tune this model: DIR or hf:owner/name."
+                "--init_from",
+                type=str | dict[str, str] | None,
+                default=None,
+                help="Fine-tune this model: public weights by name, timm/NAME, hf:owner/name or DIR.",
             )
             parser.add_argument("--overwrite", type=bool, default=False, help="Empty an existing run directory.")
             parser.add_argument("--find_lr", type=bool, default=False, help="Search for a learning rate first.")

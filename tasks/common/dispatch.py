@@ -76,7 +76,8 @@ EXTRA_HELP = {
     "fit": "  --ckpt_path last                  resume the run in --trainer.default_root_dir\n"
     "  --overwrite true                  empty an existing run directory\n"
     "  --find_lr true                    search for a learning rate first\n"
-    "  --init_from DIR                   fine-tune the model of this folder, or a public one by hf:owner/name\n",
+    "  --init_from MODEL                 fine-tune public weights by name (`mmattn weights` lists them), timm/NAME,\n"
+    "                                    hf:owner/name, or the model of a folder\n",
     "validate": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
     "test": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
 }

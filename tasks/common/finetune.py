@@ -75,11 +75,12 @@ def init_missing(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = start.adapter.build(keywords).state_dict()
-    state = {name: value for name, value in fresh.items() if name.startswith(missing)} | dict(start.state)
+    new = {name: value for name, value in fresh.items() if name.startswith(missing)}
+    state = new | dict(start.state)
     for name in resized:
         if name in state and name in fresh and state[name].shape != fresh[name].shape:
             state[name] = _resized(state[name], fresh[name])
-    return dataclasses.replace(start, keywords=keywords, state=state)
+    return dataclasses.replace(start, keywords=keywords, state=state, fresh=frozenset(new))
 
 
 def _resized(positions: Tensor, like: Tensor) -> Tensor:

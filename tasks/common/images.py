@@ -36,6 +36,39 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
     return kind(name_of(given, number, ("image",)), given["image"])  # type: ignore[call-arg]
 
 
+def read_timm(source: Source, kind: Any, name: str) -> Any:
+    """Make a timm model with its public weights.
+
+    Args:
+        source: The location of the weights.
+        kind: A class of `mmattn.backbones.timm`.
+        name: The architecture.
+
+    Raises:
+        CheckpointError: The weights are missing, or those of another model.
+    """
+    from mmattn.pretrained.files import WEIGHTS
+
+    path = next((path for file in WEIGHTS if (path := source.fetch(file)) is not None), None)
+    if path is None:
+        raise CheckpointError(f"{source.name}: expected weights, one of {', '.join(WEIGHTS)}; found neither.")
+    try:
+        model = kind(name)
+        model.load_weights(path)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise CheckpointError(f"{source.name}: {str(error).splitlines()[0]}") from None
+    return model
+
+
+def timm_size(source: Source) -> tuple[int, int]:
+    """Height and width of the images that a timm model was trained with; 224 if its files do not state them."""
+    config = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
+    size = tuple(config.get("input_size") or (3, 224, 224))[1:]
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise CheckpointError(f"{source.name}: input_size: expected [channels, height, width], found {size!r}.")
+    return size
+
+
 def statistics(source: Source) -> dict[str, Any]:
     """Mean and standard deviation of pixel values in 0..1, from transformers' or timm's configuration file.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, Self, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -26,6 +26,7 @@ from mmattn.tasks.common.options import (
     TrainingOptions,
     as_options,
 )
+from mmattn.tasks.common.parameters import freeze, learning_rates, parameter_groups
 from mmattn.tasks.common.task import tasks
 
 # How long a run lasts may change unless the learning rate depends on it.
@@ -49,15 +50,6 @@ def schedule_factor(schedule: Schedule, step: int, warmup_steps: int, total_step
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices with weight decay; norms, biases and other vectors without."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 class TaskModule(LightningModule, Generic[Data]):
     """batch -> model -> loss -> metric. A task implements loss and metric, and names its model and options.
 
@@ -67,8 +59,10 @@ class TaskModule(LightningModule, Generic[Data]):
         loss: The task's `LossOptions`, or a mapping of them.
         decode: The task's `DecodeOptions`, or a mapping of them.
         training: The task's `TrainingOptions`, or a mapping of them.
-        init_from: Model whose sizes, weights and processor are fine-tuned: a run's folder or its model/, a folder in
-            the layout of the Hugging Face hub, or hf:owner/name; none: random weights.
+        init_from: Model whose sizes, weights and processor are fine-tuned, see `mmattn.tasks.common.sources`; none:
+            random weights.
+        freeze: Weights that are not trained: "pretrained", all that init_from gave; or modules of the model by their
+            paths, separated by commas. Their dropout and batch norms are those of evaluation. None: all are trained.
     """
 
     task: str
@@ -87,7 +81,8 @@ class TaskModule(LightningModule, Generic[Data]):
         decode: Any = None,
         training: Any = None,
         *,
-        init_from: str | None = None,
+        init_from: str | Mapping[str, str] | None = None,
+        freeze: str | None = None,
     ) -> None:
         super().__init__()
         self.keywords = dict(model)
@@ -95,7 +90,8 @@ class TaskModule(LightningModule, Generic[Data]):
         self.decode, self.training_options = as_options(self.Decode, decode), as_options(self.Training, training)
         self.lr = self.optim.lr  # a separate attribute, which the learning-rate finder sets
         self.model: nn.Module | None = None
-        self.init_from = init_from
+        self.init_from, self.freeze_option = init_from, freeze
+        self.frozen: list[nn.Module] = []
         # The checkpoint parts that are evaluated or fine-tuned; `model` then has all their keywords.
         self.start: CheckpointParts | None = None
         self.seed = 0
@@ -167,6 +163,21 @@ class TaskModule(LightningModule, Generic[Data]):
                 self.model = start.build(keywords) if start else own_adapter(tasks()[self.task]).build(keywords)
         except (ValueError, ModuleNotFoundError) as error:
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
+        if self.freeze_option is not None:
+            self.frozen = freeze(self.model, self.freeze_option, self.pretrained)
+
+    @property
+    def pretrained(self) -> frozenset[str]:
+        """Names of the weights that were trained before, if others are new; empty if all or none were."""
+        if self.start is None or not self.start.fresh:
+            return frozenset()
+        return frozenset(self.start.state) - self.start.fresh
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     @property
     def network(self) -> str | None:
@@ -195,7 +206,9 @@ class TaskModule(LightningModule, Generic[Data]):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups; a group may have its own learning rate."""
         assert self.model is not None
-        return parameter_groups(self.model, self.optim.weight_decay)
+        names = [name for name, _ in self.model.named_parameters()]
+        scales = learning_rates(names, self.pretrained, self.optim.pretrained_lr, self.optim.layer_decay)
+        return parameter_groups(self.model, self.optim.weight_decay, self.lr, scales)
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None

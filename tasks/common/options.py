@@ -75,6 +75,9 @@ class OptimOptions:
         warmup_steps: Optimizer steps of linear warm-up.
         ema_decay: Decay of an exponential moving average of the weights, which is validated and saved in place of
             the raw weights; None: no average.
+        pretrained_lr: Factor of the learning rate of the weights that `--init_from` gives, where other layers are new.
+        layer_decay: Ratio of the learning rates of each layer and the layer above it (Bao et al. 2022); 1: all layers
+            have the same rate.
     """
 
     lr: float = 1e-3
@@ -83,12 +86,16 @@ class OptimOptions:
     schedule: Schedule = "cosine"
     warmup_steps: int = 100
     ema_decay: float | None = None
+    pretrained_lr: float = 0.1
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         check_range("optim.lr", self.lr, 0, open_low=True)
         check_range("optim.weight_decay", self.weight_decay, 0)
         check_range("optim.warmup_steps", self.warmup_steps, 0)
         check_range("optim.ema_decay", self.ema_decay, 0, 1, open_low=True)
+        check_range("optim.pretrained_lr", self.pretrained_lr, 0, 1, open_low=True)
+        check_range("optim.layer_decay", self.layer_decay, 0, 1, open_low=True)
 
 
 @dataclass

@@ -1,15 +1,16 @@
 """Sources of models: runs, named models of a task, folders of public models, repositories of the hub.
 
 A source is the folder of a run, or its `model/`; "TASK/NAME", a model that ships with a task; a folder with a public
-model's files in the layout of the Hugging Face hub; or "hf:owner/name", optionally with "@revision", a repository of
-the hub, whose files are downloaded when they are first read and cached.
+model's files in the layout of the Hugging Face hub; the name of public weights (`mmattn weights` lists them); or a
+repository of the hub, whose files are downloaded when they are first read and cached: "hf:owner/name", optionally with
+"@revision", or "timm/NAME", the weights that timm itself would download.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,12 @@ def find_model(name: str | Path) -> Source:
     Raises:
         CheckpointError: There is no model, or its family is not supported.
     """
-    source = _on_hub(str(name)) if str(name).startswith("hf:") else _in_folder(name)
+    if str(name).startswith("hf:"):
+        source = _on_hub(str(name))
+    elif str(name).startswith(f"{TIMM}/") and not Path(name).exists():
+        source = replace(_on_hub(f"hf:{_timm_repository(str(name))}"), name=str(name))
+    else:
+        source = _in_folder(name)
     if source.family is not None and not source.routes():
         raise CheckpointError(
             f"{name}: expected a model of mmattn, or a public one of {', '.join(known_families())}; found one of "
@@ -134,8 +140,42 @@ def _named(name: str | Path) -> Path | None:
     return models.get(found[2])
 
 
+def _public(name: str | Path) -> Path | None:
+    """The folder of public weights, fetched if necessary; None if `name` is not one of theirs, or also a folder.
+
+    Raises:
+        CheckpointError: They cannot be fetched, or are not the known ones.
+    """
+    from mmattn.pretrained.named import TABLE, named_folder
+
+    if name not in TABLE or Path(name).exists():
+        return None
+    try:
+        return named_folder(str(name))
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _timm_repository(name: str) -> str:
+    """The repository of the hub with timm's weights of "timm/NAME".
+
+    Raises:
+        CheckpointError: timm is not installed, or has no weights of that name.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise CheckpointError(f"{name}: its weights need timm: pip install timm.") from None
+    model = name.removeprefix(f"{TIMM}/")
+    config = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    if config is None or not config.hf_hub_id:
+        hint = nearest(model, timm.list_models())
+        raise CheckpointError(f"{name}: expected a model that timm has weights of, found none of that name{hint}.")
+    return str(config.hf_hub_id)
+
+
 def _in_folder(name: str | Path) -> Source:
-    folder = _named(name) or Path(name)
+    folder = _named(name) or _public(name) or Path(name)
     if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():  # a run directory
         folder = folder / "model"
     try:

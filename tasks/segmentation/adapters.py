@@ -10,7 +10,7 @@ from mmattn.data.readers import read_settings
 from mmattn.tasks.common.adapter import FREE, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.finetune import read_network
-from mmattn.tasks.common.images import PREPROCESSING, statistics
+from mmattn.tasks.common.images import PREPROCESSING, read_timm, statistics
 from mmattn.tasks.common.labels.adapter import LabelAdapter
 from mmattn.tasks.common.sources import Source
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
@@ -60,17 +60,9 @@ class TimmAdapter(SegmentationAdapter):
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         from mmattn.backbones.timm import TimmPyramid
-        from mmattn.pretrained.files import WEIGHTS
 
         name = str(source.config["architecture"])
-        path = next((path for file in WEIGHTS if (path := source.fetch(file)) is not None), None)
-        if path is None:
-            raise CheckpointError(f"{source.name}: expected weights, one of {', '.join(WEIGHTS)}; found neither.")
-        try:
-            encoder = TimmPyramid(name)
-            encoder.load_weights(path)
-        except (ValueError, OSError, ModuleNotFoundError) as error:
-            raise CheckpointError(f"{source.name}: {str(error).splitlines()[0]}") from None
+        encoder = read_timm(source, TimmPyramid, name)
         keywords = {"network": "unet", "backbone": f"timm/{name}"}
         processor = SegmentationProcessor(ClassList((), ()), **statistics(source))
         state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}

@@ -1,0 +1,133 @@
+"""Which weights are trained, and how fast: weight decay, layer-wise learning rates, and frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from mmattn.data.errors import nearest
+from mmattn.tasks.common.errors import ConfigError
+
+HEAD = "head."  # name prefix of a task's head, which is above all layers
+PRETRAINED = "pretrained"  # as a value of `model.freeze`: all weights that init_from gave
+
+
+def layer_depths(names: Iterable[str]) -> dict[str, int]:
+    """The depth of each parameter: 0 before the first layer, the maximum after the last one and in the head.
+
+    A layer is a module whose path ends with a number: ``backbone.encoder.layers.5``, ``encoder.body.blocks.3.1``.
+
+    Args:
+        names: Names of parameters in the order of their computation.
+
+    >>> layer_depths(["stem.weight", "layers.0.fc1.weight", "layers.1.fc1.weight", "norm.weight", "head.weight"])
+    {'stem.weight': 0, 'layers.0.fc1.weight': 1, 'layers.1.fc1.weight': 2, 'norm.weight': 3, 'head.weight': 3}
+    """
+    layers: dict[str, int] = {}
+    found, after = {}, []  # `after`: names behind the last layer so far
+    for name in names:
+        words = name.split(".")
+        last = next((n for n, word in enumerate(words) if word.isdigit()), None)
+        if name.startswith(HEAD) or last is None:
+            found[name] = len(layers)
+            after.append((name, len(layers)))
+            continue
+        while words[last + 1].isdigit():
+            last += 1
+        found[name] = layers.setdefault(".".join(words[: last + 1]), len(layers) + 1)
+    top = len(layers) + 1
+    return found | {name: top for name, depth in after if depth == len(layers) or name.startswith(HEAD)}
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr: float | None = None, scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups: matrices with weight decay; norms, biases and other vectors without.
+
+    Args:
+        model: The model; frozen parameters are left out.
+        weight_decay: Decoupled weight decay of matrices.
+        lr: Learning rate of parameters with a scale of one.
+        scales: Factor of the learning rate of each parameter by name; None: all have the optimizer's.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if scales is None:
+        groups: list[dict[str, Any]] = [{"params": [parameter for _, parameter in named]}]
+    else:
+        assert lr is not None
+        groups = [
+            {"params": [p for name, p in named if scales[name] == scale], "lr": lr * scale}
+            for scale in sorted({scales[name] for name, _ in named})
+        ]
+    return [
+        {**group, "params": [p for p in group["params"] if (p.ndim >= 2) is matrices], "weight_decay": decay}
+        for group in groups
+        for matrices, decay in ((True, weight_decay), (False, 0.0))
+    ]
+
+
+def learning_rates(
+    names: Iterable[str], pretrained: Collection[str], pretrained_lr: float, layer_decay: float
+) -> dict[str, float] | None:
+    """Factors of the learning rate by name; None if all are one.
+
+    Args:
+        names: Names of all parameters.
+        pretrained: Names of those that were trained before, if others are new.
+        pretrained_lr: Factor of the pretrained ones.
+        layer_decay: Factor of each layer relative to the one above it.
+    """
+    if layer_decay == 1.0 and (pretrained_lr == 1.0 or not pretrained):
+        return None
+    depths = layer_depths(names)
+    top = max(depths.values())
+    return {
+        name: (pretrained_lr if name in pretrained else 1.0) * layer_decay ** (top - depth)
+        for name, depth in depths.items()
+    }
+
+
+def freeze(model: nn.Module, which: str, pretrained: Collection[str]) -> list[nn.Module]:
+    """Freeze weights; returns the frozen modules, which must stay in evaluation mode.
+
+    Args:
+        model: The model.
+        which: ``pretrained``, or paths of modules, separated by commas.
+        pretrained: Names of the weights that were trained before, if others are new.
+
+    Raises:
+        ConfigError: There is no such module, or nothing would be frozen, or nothing be left to train.
+    """
+    parameters = dict(model.named_parameters())
+    if which == PRETRAINED:
+        chosen = set(pretrained) & parameters.keys()
+        if not chosen:
+            raise ConfigError("model.freeze: pretrained needs --init_from and layers that are new; found neither.")
+    else:
+        paths = [path.strip() for path in which.split(",")]
+        known = {name for name, _ in model.named_modules()}
+        for path in paths:
+            if path not in known or not path:
+                top = ", ".join(name for name, _ in model.named_children())
+                raise ConfigError(
+                    f"model.freeze: expected {PRETRAINED}, or a module of the model ({top}, or one within), found "
+                    f"{path!r}{nearest(path, known)}."
+                )
+        chosen = {name for name in parameters if any(name.startswith(f"{path}.") for path in paths)}
+    if chosen == parameters.keys():
+        raise ConfigError("model.freeze: expected weights that are left to train, found that all would be frozen.")
+    for name in chosen:
+        parameters[name].requires_grad_(False)
+    return list(_frozen_modules(model))
+
+
+def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest modules all of whose parameters are frozen."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        yield module
+        return
+    for child in module.children():
+        yield from _frozen_modules(child)
