@@ -84,6 +84,16 @@ class TokenIds:
         """Returns the start and end character of each token, without leading white space and without truncation."""
         raise NotImplementedError
 
+    def tokens(self, text: str) -> list[str]:
+        """Returns the text's tokens as substrings, truncated to ``max_len``, e.g. as labels of a plot's axis."""
+        return [text[start:end] for start, end in self.spans(text)][: self.max_len]
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Returns the out-of-vocabulary words of a text as written, in order, without duplicates."""
+        placed = zip(self.encode(text), self.spans(text), strict=True)
+        words = [text[start:end] for index, (start, end) in placed if index == self.unk_id]
+        return list(dict.fromkeys(filter(None, words)))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Converts ids to text, without special tokens."""
         raise NotImplementedError

@@ -23,9 +23,10 @@ def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
     16
     """
     if name.startswith("timm/"):
-        from .timm import TimmFeatures
+        from .timm import TimmFeatures, TimmTrunk
 
-        return TimmFeatures(name.removeprefix("timm/"), embed_dim, **options)
+        kind = TimmTrunk if options.pop("whole", False) else TimmFeatures
+        return kind(name.removeprefix("timm/"), embed_dim, **options)
     if name == "conv":
         from .conv import ConvStem
 

@@ -157,6 +157,7 @@ class TimmTrunk(TimmFeatures):
 
     Args:
         name: Name of the timm model.
+        embed_dim: E of a 1x1 convolution over the map; None = the map itself.
         image_size: (H, W) for models with a fixed input size; ignored by the others.
         in_channels: Channels of the image.
 
@@ -165,12 +166,20 @@ class TimmTrunk(TimmFeatures):
         ValueError: An unknown model.
     """
 
-    def __init__(self, name: str, *, image_size: tuple[int, int] | None = None, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        name: str,
+        embed_dim: int | None = None,
+        *,
+        image_size: tuple[int, int] | None = None,
+        in_channels: int = 3,
+    ) -> None:
         nn.Module.__init__(self)
         self.name, self.in_channels = name, in_channels
         self._size = {} if image_size is None else {"img_size": tuple(image_size)}
         self.body = self._create(None, features_only=False, num_classes=0)
-        self.channels: int = self.body.num_features
+        self.channels: int = self.body.num_features if embed_dim is None else embed_dim
+        self.project = nn.Identity() if embed_dim is None else nn.Conv2d(self.body.num_features, embed_dim, 1)
         self.channels_last = _keeps_channels_last(self.body)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -178,8 +187,8 @@ class TimmTrunk(TimmFeatures):
         features = self.body.forward_features(pixel_values)
         if features.dim() == 3:  # tokens (N, prefix + h w, channels)
             grid = self.body.patch_embed.dynamic_feat_size(pixel_values.shape[2:])
-            return features[:, self.body.num_prefix_tokens :].mT.unflatten(2, grid)
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
+            return self.project(features[:, self.body.num_prefix_tokens :].mT.unflatten(2, grid))
+        return self.project(features.permute(0, 3, 1, 2) if self.channels_last else features)
 
     def load_weights(self, path: str | Path) -> None:
         """Loads the public weights of this model; see ``TimmFeatures.load_weights``. Its classifier is left out."""

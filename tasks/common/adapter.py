@@ -85,6 +85,17 @@ class Adapter:
                     f"{parts.where}: expected a processor with the model's {key} {known!r:.40}, found {size!r}."
                 )
 
+    def join(self, parts: Mapping[str, CheckpointParts]) -> CheckpointParts:
+        """Join the public models of several parts of the task's model.
+
+        Args:
+            parts: The models by the name of the part.
+
+        Raises:
+            CheckpointError: The task's model is initialized from one model alone, or not from these.
+        """
+        raise CheckpointError(f"expected one model for {self.task.name}, found several: {', '.join(parts)}.")
+
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
         """Adapt checkpoint parts to new data, for fine-tuning.
 
@@ -200,17 +211,20 @@ def adapter_of(task: Task, source: Source) -> Adapter:
     return kinds[network](task)  # type: ignore[no-any-return]
 
 
-def read_parts(task: str, name: str | Path, **options: Any) -> CheckpointParts:
+def read_parts(task: str, name: str | Path | Mapping[str, str], **options: Any) -> CheckpointParts:
     """Read the parts of a task's model from a source.
 
     Args:
         task: The task that the model must belong to.
-        name: The source; see `mmattn.tasks.common.sources`.
+        name: The source, see `mmattn.tasks.common.sources`; or the sources of several parts of the model by name.
         options: Additional options of the task's adapters, such as T5's prefix.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged, foreign, or of another task.
     """
+    if isinstance(name, Mapping):
+        found = {part: read_parts(task, source, **options) for part, source in name.items()}
+        return own_adapter(tasks()[task]).join(found)
     source = find_model(name)
     try:
         adapter = adapter_of(tasks()[task], source)

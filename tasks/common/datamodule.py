@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -160,7 +160,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}[stage]:
             self._datasets[split] = self.prepare_dataset(self.dataset(split), split)  # type: ignore[arg-type]
 
-    def read_model(self, name: str | Path) -> CheckpointParts:
+    def read_model(self, name: str | Path | Mapping[str, str]) -> CheckpointParts:
         """Read a trained model, for evaluation or fine-tuning; see `read_parts`."""
         return read_parts(self.task, name)
 

@@ -39,6 +39,9 @@ TASK = Task(
         Option("question", "the question about the image", kind="item"),
         Option("top_k", "number of answers, most probable first (default: 1)", int, only="predict"),
     ),
+    adapter="adapters:VQAAdapter",
+    families={"timm/*": "adapters:ImageAdapter"}
+    | dict.fromkeys(("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*"), "adapters:TextAdapter"),
     baselines={
         "image ablated": "--data.ablate image",
         "question ablated": "--data.ablate question",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmattn.backbones import build_stem
+from mmattn.backbones.bert import BertEncoder
 from mmattn.backbones.recurrent import RecurrentEncoder
 from mmattn.backbones.text import TextEncoder
 from mmattn.backbones.vit import GridEncoder
@@ -169,7 +171,11 @@ class VQAModel(nn.Module):
         num_heads: Number of attention heads H.
         ffn_dim: Hidden size of the feed-forward networks.
         image_layers: Number of transformer layers of the image encoder.
+        image_options: Additional keywords of the image encoder's constructor; for "timm/NAME", {"whole": true} keeps
+            all its layers.
+        text_encoder: Encoder of the question: "own", a transformer of text_layers, or "bert".
         text_layers: Number of transformer layers of the question encoder.
+        text_options: Keywords of the constructor of "bert" (`mmattn.backbones.bert.BertEncoder`).
         fusion: See VQAHead; with "additive" the question encoder is an LSTM.
         pooling: See VQAHead.
         fusion_layers: Number of layers of the fusion.
@@ -194,7 +200,10 @@ class VQAModel(nn.Module):
         num_heads: int = 4,
         ffn_dim: int = 128,
         image_layers: int = 1,
+        image_options: dict[str, Any] | None = None,
+        text_encoder: Literal["own", "bert"] = "own",
         text_layers: int = 1,
+        text_options: dict[str, Any] | None = None,
         fusion: Fusion = "fusion_block",
         pooling: Literal["attention", "mean"] = "attention",
         fusion_layers: int = 3,
@@ -208,7 +217,7 @@ class VQAModel(nn.Module):
         super().__init__()
         self.max_text_len = max_text_len
         stems: dict[str, dict[str, Any]] = {"conv": {"channels": channels}, "vit": {"patch_size": patch_size}}
-        options = stems.get(image_encoder, {"image_size": (image_size, image_size)})
+        options = stems.get(image_encoder, {"image_size": (image_size, image_size)}) | (image_options or {})
         layers: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
         self.image_encoder = GridEncoder(
             build_stem(image_encoder, embed_dim, **options),
@@ -219,12 +228,15 @@ class VQAModel(nn.Module):
             **layers,
         )
         self.grid_positions = GridPositions(embed_dim, "coordinates")  # added again: the layers blur positions
-        with torch.no_grad():
-            cells = self.image_encoder.stem.eval()(torch.zeros(1, 3, image_size, image_size)).shape
-        self.image_encoder.stem.train()
-        self.grid_size: tuple[int, int] = (cells[2], cells[3])
+        self.image_size = image_size
         self.text_encoder: nn.Module
-        if fusion == "additive":
+        text_dim = embed_dim
+        if text_encoder == "bert":
+            if fusion == "additive":
+                raise ValueError("text_encoder: fusion 'additive' has an LSTM, found 'bert'")
+            encoder = BertEncoder(vocab_size, **{"pooler": False, "dropout": dropout} | (text_options or {}))
+            self.text_encoder, text_dim = encoder, encoder.embedding.embedding_dim
+        elif fusion == "additive":
             self.text_encoder = RecurrentEncoder(vocab_size, embed_dim, embed_dim, bidirectional=False, dropout=dropout)
         else:
             self.text_encoder = TextEncoder(
@@ -233,6 +245,7 @@ class VQAModel(nn.Module):
         self.head = VQAHead(
             embed_dim,
             num_answers,
+            text_dim=text_dim,
             num_heads=num_heads,
             ffn_dim=ffn_dim,
             fusion=fusion,
@@ -262,11 +275,23 @@ class VQAModel(nn.Module):
         grid = self.grid_positions(self.image_encoder(pixel_values)).flatten(2).mT  # (N, P, E)
         if isinstance(self.text_encoder, RecurrentEncoder):
             text, _ = self.text_encoder(input_ids, key_mask)  # (B, L, E)
+        elif isinstance(self.text_encoder, BertEncoder):
+            text = self.text_encoder(input_ids, key_mask).states  # (B, L, text_dim)
         else:
             text = self.text_encoder(input_ids, key_mask)
         logits = self.head(grid, text, key_mask, image_index)
         objects = self.object_head(grid) if self.object_head is not None else grid[..., :0]
         return VQAOutput(logits, objects)
+
+    @cached_property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the grid (gh, gw) for images of the given size."""
+        stem = self.image_encoder.stem
+        was_training, like = stem.training, next(stem.parameters())
+        with torch.no_grad():
+            cells = stem.eval()(like.new_zeros(1, 3, self.image_size, self.image_size)).shape
+        stem.train(was_training)
+        return cells[2], cells[3]
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
         """Attention of each question to the grid: (B, K, P) for each layer of the fusion, rows summing to one.

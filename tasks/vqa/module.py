@@ -22,7 +22,7 @@ from mmattn.tasks.vqa.data import VQABatch, VQADataset
 from mmattn.tasks.vqa.losses import attention_supervision_loss, object_loss
 from mmattn.tasks.vqa.metrics import vqa_accuracy
 from mmattn.tasks.vqa.model import mean_over_layers
-from mmattn.tasks.vqa.processor import UNK_ID, VQAProcessor
+from mmattn.tasks.vqa.processor import VQAProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
 
     Args:
         image_root: Folder of the images, if they are not near the questions.
-        image_size: Side of the square input image, in pixels.
-        resize: Method of resizing to a square: squash, crop or pad.
-        tokenizer: Tokenizer of the questions: word, bpe or unigram.
+        image_size: Side of the square input image, in pixels; none: 64, or that of `init_from`.
+        resize: Method of resizing to a square: squash, crop or pad; none: squash, or that of `init_from`.
+        tokenizer: Tokenizer of the questions: word, bpe or unigram; that of a public text encoder is kept.
         vocab_size: Maximum size of the token vocabulary.
         min_count: Minimum number of occurrences of a word in the training questions.
         max_len: Maximum number of tokens of a question.
@@ -51,8 +51,8 @@ class VQADataModule(TaskDataModule[VQADataset, VQAProcessor]):
     def __init__(
         self,
         image_root: str | None = None,
-        image_size: int = 64,
-        resize: Literal["squash", "crop", "pad"] = "squash",
+        image_size: int | None = None,
+        resize: Literal["squash", "crop", "pad"] | None = None,
         tokenizer: Literal["word", "bpe", "unigram"] = "word",
         vocab_size: int = 10_000,
         min_count: int = 1,
@@ -147,7 +147,9 @@ class VQAModule(TaskModule[VQADataModule]):
     def training_loss(self, batch: VQABatch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.loss.word_dropout:
             dropped = torch.rand(batch.input_ids.shape, device=self.device) < self.loss.word_dropout
-            batch.input_ids = batch.input_ids.masked_fill(dropped & batch.key_mask, UNK_ID)
+            batch.input_ids = batch.input_ids.masked_fill(
+                dropped & batch.key_mask, self.data.processor.tokenizer.unk_id
+            )
         if self.loss.attention_supervision and batch.region_mask.any():
             fusion = self.model.head.fusion
             with capture(fusion) as maps:  # the encoders keep their fused kernels

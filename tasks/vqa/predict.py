@@ -99,7 +99,7 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         for n, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
             image = load_image(sample.image, name=f"item {sample.id}")
             window = self.processor.image.window(image.size)
-            tokens = self.processor.tokenizer.tokens(sample.question)
+            tokens = self.processor.tokens(sample.question)
             shown = (attention[n], window, words[n, : len(tokens)], tokens, list(sample.regions))
             explanations.append(VQAExplanation(answer, image, *shown))
         return explanations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from torch import Tensor
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import FULL, Box, ImageAugment, ImageProcessor, compose, move_box
 from mmattn.data.processor import Processor
-from mmattn.data.text.tokenizer import SPECIAL_TOKENS, UNK, TextProcessor
+from mmattn.data.text.pretrained import load_tokenizer
+from mmattn.data.text.tokenizer import TextProcessor, TokenIds
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample, move_regions, other_image
 from mmattn.tasks.vqa.metrics import soft_scores
 
-UNK_ID = SPECIAL_TOKENS.index(UNK)  # the same for all kinds of tokenizer
 scores_of = lru_cache(maxsize=200_000)(soft_scores)  # cached by tuple of answers, which repeat in every epoch
 
 
@@ -60,7 +61,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
     def __init__(
         self,
         image: ImageProcessor,
-        tokenizer: TextProcessor,
+        tokenizer: TokenIds,
         answers: Sequence[str],
         object_labels: Sequence[str] = (),
     ) -> None:
@@ -161,7 +162,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
                 array, inner = augment(array, seeds[first])
             pixels.append(array)
             windows.append(compose(window, inner))
-        input_ids, key_mask = self.tokenizer.encode_batch([sample.question for sample in samples])
+        input_ids, key_mask = self.encode([sample.question for sample in samples])
         moved = [move_regions(sample, windows[slot]) for sample, slot in zip(samples, image_index, strict=True)]
         regions, region_mask = pad_boxes([boxes for boxes, _ in moved])
         region_phrases = torch.zeros(region_mask.shape, dtype=torch.long)
@@ -186,12 +187,26 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
             is_repeat=is_repeat,
         )
 
+    def encode(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Encode questions as ids (B, L) and mask (B, L), True = a real token.
+
+        Public tokenizers whose model expects a first token, such as [CLS], add it and the end token.
+        """
+        return self.tokenizer.encode_batch(questions, eos=bool(self.tokenizer.prefix_ids))
+
+    def tokens(self, question: str) -> list[str]:
+        """The tokens of a question that `encode` gives, as shown to users."""
+        tokens = self.tokenizer.tokens(question)
+        if self.tokenizer.prefix_ids:
+            tokens = ["", *tokens[: self.tokenizer.max_len - len(self.tokenizer.prefix_ids) - 1], ""]
+        return tokens
+
     def ablate(self, batch: VQABatch, what: str, seeds: Sequence[int] | None = None) -> VQABatch:
         """Replace the "image" by a grey image, or the "question" by one unknown word."""
         if what == "image":
             batch.pixel_values.zero_()
             return batch
-        batch.input_ids = torch.full_like(batch.input_ids[:, :1], UNK_ID)
+        batch.input_ids = torch.full_like(batch.input_ids[:, :1], self.tokenizer.unk_id)
         batch.key_mask = torch.ones_like(batch.key_mask[:, :1])
         return batch
 
@@ -248,7 +263,7 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         image = ImageProcessor.from_config(config["image"])
-        tokenizer = TextProcessor.load(folder, config["text"])
+        tokenizer = load_tokenizer(folder, config["text"])
         return cls(image, tokenizer, config["answers"], config["object_labels"])
 
     def save_parts(self, folder: Path) -> None:
@@ -256,6 +271,34 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
 
     def parts_text(self) -> str:
         return self.tokenizer.to_json()
+
+
+@dataclass(frozen=True)
+class PublicInputs:
+    """What public encoders expect: the image's preprocessing, the question's tokenizer, or both; no answers yet.
+
+    Args:
+        image: Image processor of a public image encoder; None: fitted to the data.
+        tokenizer: Tokenizer of a public text encoder; None: fitted to the data.
+    """
+
+    image: ImageProcessor | None = None
+    tokenizer: TokenIds | None = None
+
+    def retarget(self, train: VQADataset, given: Mapping[str, Any]) -> VQAProcessor:
+        """The processor of the data with these inputs; see `Processor.retarget`."""
+        given = {key: value for key, value in given.items() if value is not None}
+        fitted = VQAProcessor.fit(train, **given)
+        if self.image is not None:
+            changed = {
+                {"image_size": "size"}.get(key, key): given[key] for key in ("image_size", "resize") if key in given
+            }
+            fitted.image = ImageProcessor.from_config(self.image.config() | changed)
+        if self.tokenizer is not None:
+            tokenizer = copy.copy(self.tokenizer)
+            tokenizer.max_len = min(tokenizer.max_len, given.get("max_len", tokenizer.max_len))
+            fitted.tokenizer = tokenizer
+        return fitted
 
 
 def pad_boxes(rows: Sequence[Sequence[Box]]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,96 @@
+"""Adapters of VQA: models of this toolkit, and public encoders of images, of questions, or of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mmattn.building import build_on_meta
+from mmattn.data.image.processor import ImageProcessor
+from mmattn.data.text.pretrained import read_public as read_tokenizers
+from mmattn.tasks.common.adapter import FREE, Adapter, CheckpointParts
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.finetune import init_missing, read_network
+from mmattn.tasks.common.images import read_timm, statistics, timm_size
+from mmattn.tasks.common.sources import Source
+from mmattn.tasks.vqa.processor import PublicInputs
+
+ROLES = ("image", "text")
+EMBEDDING = "text_encoder.embedding.weight"
+# Keywords that do not affect the weights of public encoders.
+HEAD = ("embed_dim", "num_heads", "ffn_dim", "image_layers", "fusion", "pooling", "fusion_layers", "num_latents")
+IMAGE = ("image_encoder", "patch_size", "channels")  # those of the other encoder
+TEXT = ("text_encoder", "text_layers", "max_text_len")
+
+
+class VQAAdapter(Adapter):
+    """Reads models of this toolkit, and joins public encoders."""
+
+    def join(self, parts: Mapping[str, CheckpointParts]) -> CheckpointParts:
+        for role, one in parts.items():
+            if role not in ROLES or not isinstance(one.adapter, EncoderAdapter) or one.adapter.role != role:
+                expected = " and ".join(f"{name}: a public encoder" for name in ROLES)
+                raise CheckpointError(f"expected {expected}; found {role}: {one.where}.")
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        image, text = parts["image"], parts["text"]
+        return replace(
+            text,
+            where=f"{image.where} and {text.where}",
+            keywords=image.keywords | text.keywords,
+            state={**image.state, **text.state},
+            processor=PublicInputs(image.processor.image, text.processor.tokenizer),
+            free=(*FREE, *HEAD, "max_text_len"),
+        )
+
+
+class EncoderAdapter(VQAAdapter):
+    """Reads a public encoder; all other layers are initialized."""
+
+    role: str  # one of ROLES
+
+    def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
+        state = dict(parts.state)
+        if EMBEDDING in state:  # rows beyond the tokenizer's only round their number up
+            state[EMBEDDING] = state[EMBEDDING][: sizes["vocab_size"]].clone()
+        names = build_on_meta(state, self.build, parts.keywords | sizes).state_dict()
+        missing = tuple(name for name in names if name not in state)
+        parts = init_missing(replace(parts, state=state), sizes, seed, missing)
+        return super().adapt(parts, processor, sizes, seed)
+
+
+class ImageAdapter(EncoderAdapter):
+    """Reads timm's models as the image encoder: all of their layers."""
+
+    role = "image"
+
+    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
+        from mmattn.backbones.timm import TimmTrunk
+
+        name = str(source.config["architecture"])
+        trunk = read_timm(source, TimmTrunk, name)
+        keywords = {"image_encoder": f"timm/{name}", "image_options": {"whole": True}}
+        state = {f"image_encoder.stem.{key}": value for key, value in trunk.state_dict().items()}
+        inputs = PublicInputs(image=ImageProcessor(timm_size(source), **statistics(source)))
+        free = (*FREE, *HEAD, *TEXT)
+        return CheckpointParts(self, source.where, keywords, state, inputs, headless=True, free=free)
+
+
+class TextAdapter(EncoderAdapter):
+    """Reads BERT, RoBERTa and DistilBERT as the question encoder, without their poolers."""
+
+    role = "text"
+
+    def read_public(self, source: Source, **options: Any) -> CheckpointParts:
+        from mmattn.backbones.bert import BertEncoder
+
+        converted = read_network(source, BertEncoder, "BERT, RoBERTa or DistilBERT")
+        text = {key: value for key, value in converted.keywords.items() if key != "vocab_size"} | {"pooler": False}
+        longest = text.get("max_len", 512) - (0 if text.get("pad_id") is None else text["pad_id"] + 1)
+        tokenizer, _ = read_tokenizers(source.folder, max_len=longest)
+        state = {f"text_encoder.{k}": v for k, v in converted.state.items() if not k.startswith("pooler.")}
+        keywords = {"text_encoder": "bert", "text_options": text, "max_text_len": longest}
+        free = (*FREE, *HEAD, *IMAGE, "max_text_len")
+        inputs = PublicInputs(tokenizer=tokenizer)
+        return CheckpointParts(self, source.where, keywords, state, inputs, headless=True, free=free)
