@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
 
 Model = TypeVar("Model", bound=nn.Module)
 MOST = 1 << 20  # greatest keyword, unless the weights have a greater dimension
@@ -59,7 +60,7 @@ def build_on_meta(
     """Builds a model on the meta device, no further than there are weights; see `build_for`."""
     check_numbers(keywords, max([MOST, *(size for value in state.values() for size in value.shape)]))
     try:
-        with torch.device("meta"), _Limit(state):
+        with torch.device("meta"), _NoInitialization(), _Limit(state):
             model = build(keywords)
     except (ValueError, ModuleNotFoundError):
         raise
@@ -145,6 +146,23 @@ def tied_names(model: nn.Module) -> set[str]:
             tied.add(name)
         seen.add(id(value))
     return tied
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves tensors as they are: on the meta device, random numbers would import torch's compiler, for seconds."""
+
+    IN_PLACE = (torch.Tensor.normal_, torch.Tensor.uniform_)
+    SCALED = (torch.Tensor.mul, torch.Tensor.__rmul__)  # random numbers by a constant
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.rand, torch.randn):
+            return torch.empty(*args, **kwargs)
+        if func in self.IN_PLACE or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        if func in self.SCALED and isinstance(args[1], (int, float)):
+            return args[0]
+        return func(*args, **kwargs)
 
 
 class _Limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -219,10 +220,7 @@ class VQAModel(nn.Module):
             **layers,
         )
         self.grid_positions = GridPositions(embed_dim, "coordinates")  # added again: the layers blur positions
-        with torch.no_grad():
-            cells = self.image_encoder.stem.eval()(torch.zeros(1, 3, image_size, image_size)).shape
-        self.image_encoder.stem.train()
-        self.grid_size: tuple[int, int] = (cells[2], cells[3])
+        self.image_size = image_size
         self.text_encoder: nn.Module
         if fusion == "additive":
             self.text_encoder = RecurrentEncoder(vocab_size, embed_dim, embed_dim, bidirectional=False, dropout=dropout)
@@ -267,6 +265,16 @@ class VQAModel(nn.Module):
         logits = self.head(grid, text, key_mask, image_index)
         objects = self.object_head(grid) if self.object_head is not None else grid[..., :0]
         return VQAOutput(logits, objects)
+
+    @cached_property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the grid (gh, gw) for images of the given size."""
+        stem = self.image_encoder.stem
+        was_training, like = stem.training, next(stem.parameters())
+        with torch.no_grad():
+            cells = stem.eval()(like.new_zeros(1, 3, self.image_size, self.image_size)).shape
+        stem.train(was_training)
+        return cells[2], cells[3]
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
         """Attention of each question to the grid: (B, K, P) for each layer of the fusion, rows summing to one.
