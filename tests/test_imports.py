@@ -174,6 +174,15 @@ def test_models_and_predictors_import_nothing_heavy() -> None:
     assert not loaded("import " + ", ".join(sorted(names)), HEAVY)
 
 
+def test_loading_a_model_imports_nothing_heavy() -> None:
+    """Nor does the building on the meta device import torch's compiler."""
+    models = [f"{name}/demo" for name in TASKS]
+    names = tuple(name for name in HEAVY if name != "torchvision")
+    assert not loaded(
+        f"import mmattn\nfor name in {models}: mmattn.load(name, device='cpu')", (*names, "torch._dynamo")
+    )
+
+
 @pytest.mark.parametrize("package", ["mmattn", "mmattn.tasks", *(f"mmattn.tasks.{name}" for name in TASKS)])
 def test_lazy_names_match_the_type_imports(package: str) -> None:
     """Type checkers and IDEs resolve the same names from the same modules as `__getattr__`."""
