@@ -58,7 +58,7 @@ class TimmFeatures(nn.Module):
         self.stride = strides[fitting[-1]]
         self.body = self._create(self._indices)
         self.channels_last = _keeps_channels_last(self.body)
-        self.project = nn.Conv2d(self.body.feature_info.channels()[-1], embed_dim, 1)
+        self.project: nn.Module = nn.Conv2d(self.body.feature_info.channels()[-1], embed_dim, 1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (N, in_channels, H, W), normalized as the weights require. Returns (N, E, h, w)."""

@@ -203,7 +203,7 @@ def _index_responds() -> bool:
     config = configparser.RawConfigParser()
     places = [Path("/etc/pip.conf"), Path.home() / ".pip/pip.conf", Path.home() / ".config/pip/pip.conf"]
     config.read([*places, Path(sys.prefix, "pip.conf"), os.environ.get("PIP_CONFIG_FILE", os.devnull)])
-    url = os.environ.get("PIP_INDEX_URL") or config.get("global", "index-url", fallback=INDEX)
+    url = os.environ.get("PIP_INDEX_URL") or config.get("global", "index-url", fallback="") or INDEX
     if url.startswith("http"):
         # An error of HTTP is a response; others end the check.
         with contextlib.suppress(urllib.error.HTTPError):

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -278,7 +277,6 @@ class ASRModule(TaskModule[ASRDataModule]):
     Args:
         model: Keywords of the model.
         options: The sections that TaskModule takes.
-        freeze: Part to freeze in fine-tuning of wav2vec 2.0 or HuBERT: the "convolutions" over samples.
         named: Keyword arguments of TaskModule.
     """
 
@@ -287,16 +285,9 @@ class ASRModule(TaskModule[ASRDataModule]):
     Loss, Decode, Training = ASRLossOptions, ASRDecodeOptions, ASRTrainingOptions
     model: Any
 
-    def __init__(
-        self,
-        model: dict[str, Any],
-        *options: Any,
-        freeze: Literal["convolutions"] | None = None,
-        **named: Any,
-    ) -> None:
+    def __init__(self, model: dict[str, Any], *options: Any, **named: Any) -> None:
         super().__init__(model, *options, **named)
         self.ctc_weight = 1.0 if model.get("decoder") == "none" else self.loss.ctc_weight
-        self.frozen = freeze
         given = {name: value for name, value in vars(self.decode).items() if name != "val_beams"}
         self.search = {name: value for name, value in given.items() if value is not None}
 
@@ -309,14 +300,6 @@ class ASRModule(TaskModule[ASRDataModule]):
         """The search that validates within fit, if it differs from that of the finished model."""
         search = "greedy" if self.decode.val_beams == 1 else f"{self.decode.val_beams} beams"
         return "" if self.decode.val_beams == self._search(self.data.processor).get("num_beams", 1) else f", {search}"
-
-    def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
-        super().build(sizes, processor)
-        if self.frozen is not None:
-            still = getattr(getattr(self.model, "net", None), self.frozen, None)
-            if still is None:
-                raise ConfigError(f"model.freeze: expected a model with {self.frozen} over samples to fine-tune.")
-            still.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         self.check_processor(self.data.processor)

@@ -11,6 +11,7 @@ from mmattn.data.errors import nearest
 from mmattn.tasks.common.errors import ConfigError
 
 HEAD = "head."  # name prefix of a task's head, which is above all layers
+NETWORK = "net."  # before the modules of a public network that replaces a task's own
 PRETRAINED = "pretrained"  # as a value of `model.freeze`: all weights that init_from gave
 
 
@@ -106,8 +107,9 @@ def freeze(model: nn.Module, which: str, pretrained: Collection[str]) -> list[nn
         if not chosen:
             raise ConfigError("model.freeze: pretrained needs --init_from and layers that are new; found neither.")
     else:
-        paths = [path.strip() for path in which.split(",")]
         known = {name for name, _ in model.named_modules()}
+        paths = [path.strip() for path in which.split(",")]
+        paths = [f"{NETWORK}{path}" if path not in known and f"{NETWORK}{path}" in known else path for path in paths]
         for path in paths:
             if path not in known or not path:
                 top = ", ".join(name for name, _ in model.named_children())

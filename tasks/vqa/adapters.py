@@ -54,7 +54,7 @@ class EncoderAdapter(VQAAdapter):
         state = dict(parts.state)
         if EMBEDDING in state:  # rows beyond the tokenizer's only round their number up
             state[EMBEDDING] = state[EMBEDDING][: sizes["vocab_size"]].clone()
-        names = build_on_meta(state, self.build, parts.keywords | sizes).state_dict()
+        names = build_on_meta(state, self.build, {**parts.keywords, **sizes}).state_dict()
         missing = tuple(name for name in names if name not in state)
         parts = init_missing(replace(parts, state=state), sizes, seed, missing)
         return super().adapt(parts, processor, sizes, seed)

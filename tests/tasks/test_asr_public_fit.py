@@ -217,7 +217,7 @@ def test_whisper_training_targets(tmp_path: Path) -> None:
         (
             "whisper",
             "--data.language en --model.freeze convolutions",
-            "model.freeze: expected a model with convolutions",
+            "model.freeze: expected pretrained, or a module of the model",
         ),
         ("whisper", "--data.language en --data.num_mels 80", r"data\.num_mels: expected none, since .* determines it"),
         ("wav2vec2", "--data.tokenizer bpe", r"data\.tokenizer: expected none, .* found 'bpe'"),

@@ -83,12 +83,6 @@ class TestClassificationModel(TaskModelTests):
             assert found.shape == (3, 8, 8)
             torch.testing.assert_close(found.sum((1, 2)), torch.ones(3))
 
-    def test_every_parameter_has_a_depth(self, model: ClassificationModel) -> None:
-        depths, top = model.depth_of(), 2 if model.kind == "residual" else 3
-        assert depths.keys() == set(model.parameters())
-        assert {depths[p] for p in model.head.parameters()} == {max(depths.values())} == {top}
-        assert min(depths.values()) == 0
-
 
 def test_relevance_localizes_the_object() -> None:
     """After training on the color of a small square on background noise, the map peaks at it."""
@@ -129,5 +123,4 @@ def test_timm_backbone() -> None:
     model, pixels, classes = ClassificationModel(**keywords).eval(), torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
     assert model(pixels).logits.shape == (2, 7)
     assert model.relevance(pixels, classes).shape == (2, 4, 4)
-    assert model.depth_of().keys() == set(model.parameters())
     refused("has no attention", ClassificationModel(**keywords, pooling="mean").relevance, pixels, classes)

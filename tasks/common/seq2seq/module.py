@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
             dataset = dataset.with_more(more)
         return dataset
 
-    def read_model(self, name: str | Path) -> CheckpointParts:
+    def read_model(self, name: str | Path | Mapping[str, str]) -> CheckpointParts:
         kept = self.processor_options.get("options", {})
         return read_parts(self.task, name, languages=(kept["source_lang"], kept["target_lang"]) if kept else None)
 
