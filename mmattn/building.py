@@ -42,6 +42,7 @@ def try_to_build(
     build: Callable[[Mapping[str, Any]], nn.Module],
     keywords: Mapping[str, Any],
     free: tuple[str, ...] = (),
+    spare: int = SPARE,
 ) -> None:
     """Builds a model on the meta device, and compares it with weights; see `build_for`.
 
@@ -50,17 +51,21 @@ def try_to_build(
         build: See `build_for`.
         keywords: See `build_for`.
         free: Name prefixes of weights that may be missing or of other shapes.
+        spare: Number of parameters that the model may have in addition.
     """
-    check_fits(state, build_on_meta(state, build, keywords), free)
+    check_fits(state, build_on_meta(state, build, keywords, spare), free)
 
 
 def build_on_meta(
-    state: Mapping[str, Tensor], build: Callable[[Mapping[str, Any]], Model], keywords: Mapping[str, Any]
+    state: Mapping[str, Tensor],
+    build: Callable[[Mapping[str, Any]], Model],
+    keywords: Mapping[str, Any],
+    spare: int = SPARE,
 ) -> Model:
-    """Builds a model on the meta device, no further than there are weights; see `build_for`."""
+    """Builds a model on the meta device, no further than there are weights; see `try_to_build`."""
     check_numbers(keywords, max([MOST, *(size for value in state.values() for size in value.shape)]))
     try:
-        with torch.device("meta"), _NoInitialization(), _Limit(state):
+        with torch.device("meta"), _NoInitialization(), _Limit(state, spare):
             model = build(keywords)
     except (ValueError, ModuleNotFoundError):
         raise
@@ -168,8 +173,8 @@ class _NoInitialization(TorchFunctionMode):
 class _Limit:
     """While a model is built in this thread, counts its parameters and the elements of its buffers."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self.parameters = 2 * len(state) + SPARE
+    def __init__(self, state: Mapping[str, Tensor], spare: int) -> None:
+        self.parameters = 2 * len(state) + spare
         self.elements = sum(value.numel() for value in state.values()) + BUFFERS
 
     def __enter__(self) -> None:

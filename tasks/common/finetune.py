@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmattn.building import SPARE, try_to_build
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import Source
@@ -51,6 +52,7 @@ def init_missing(
     seed: int,
     prefixes: tuple[str, ...],
     resized: Collection[str] = (),
+    spare: int = SPARE,
 ) -> CheckpointParts:
     """Adapt checkpoint parts to the sizes of new data: missing layers are initialized, position maps resized.
 
@@ -63,15 +65,14 @@ def init_missing(
         prefixes: Name prefixes of layers that may be missing; if one weight of a prefix is missing, all must be.
         resized: Names of position maps (1, E, h, w) that are interpolated to the size of the data (Dosovitskiy et al.
             2021, section 3.2).
+        spare: Number of parameters that the model may have in addition to the source's weights.
 
     Raises:
         ValueError: The keywords are inconsistent.
     """
-    from mmattn.building import try_to_build
-
     keywords = {**start.keywords, **sizes}
     missing = tuple(prefix for prefix in prefixes if not any(name.startswith(prefix) for name in start.state))
-    try_to_build(start.state, start.adapter.build, keywords, (*missing, *resized))
+    try_to_build(start.state, start.adapter.build, keywords, (*missing, *resized), spare)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = start.adapter.build(keywords).state_dict()

@@ -165,6 +165,7 @@ class TaskModule(LightningModule, Generic[Data]):
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
         if self.freeze_option is not None:
             self.frozen = freeze(self.model, self.freeze_option, self.pretrained)
+            self.train(self.training)
 
     @property
     def pretrained(self) -> frozenset[str]:

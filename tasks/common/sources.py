@@ -52,7 +52,9 @@ class Source:
     @property
     def where(self) -> str | Path:
         """Name of the source in messages and records."""
-        return self.name if self.hub else self.folder
+        from mmattn.pretrained.named import cache_folder
+
+        return self.name if self.hub or self.folder.parent == cache_folder() else self.folder
 
     def fetch(self, name: str) -> Path | None:
         """The path of a file by name; None if it does not exist."""

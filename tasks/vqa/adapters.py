@@ -18,6 +18,7 @@ from mmattn.tasks.vqa.processor import PublicInputs
 
 ROLES = ("image", "text")
 EMBEDDING = "text_encoder.embedding.weight"
+OTHERS = 10_000  # parameters of layers that are new
 # Keywords that do not affect the weights of public encoders.
 HEAD = ("embed_dim", "num_heads", "ffn_dim", "image_layers", "fusion", "pooling", "fusion_layers", "num_latents")
 IMAGE = ("image_encoder", "patch_size", "channels")  # those of the other encoder
@@ -54,9 +55,9 @@ class EncoderAdapter(VQAAdapter):
         state = dict(parts.state)
         if EMBEDDING in state:  # rows beyond the tokenizer's only round their number up
             state[EMBEDDING] = state[EMBEDDING][: sizes["vocab_size"]].clone()
-        names = build_on_meta(state, self.build, {**parts.keywords, **sizes}).state_dict()
+        names = build_on_meta(state, self.build, {**parts.keywords, **sizes}, OTHERS).state_dict()
         missing = tuple(name for name in names if name not in state)
-        parts = init_missing(replace(parts, state=state), sizes, seed, missing)
+        parts = init_missing(replace(parts, state=state), sizes, seed, missing, spare=OTHERS)
         return super().adapt(parts, processor, sizes, seed)
 
 

@@ -94,9 +94,10 @@ def test_fit_keeps_what_is_frozen() -> None:
     keywords: dict[str, Any] = {"channels": (8, 12), "embed_dim": 16, "num_heads": 2}
     module = ClassificationModule(keywords, freeze="backbone")
     module.build({"num_classes": 3, "image_size": 32})
-    module.train()
-    assert module.model.head.training
-    assert not any(part.training for part in module.model.backbone.modules())
+    for _ in range(2):
+        assert module.model.head.training
+        assert not any(part.training for part in module.model.backbone.modules())
+        module.train()
     assert not any(p.requires_grad for p in module.model.backbone.parameters())
     trained = {id(p) for group in module.parameter_groups() for p in group["params"]}
     assert trained == {id(p) for p in module.model.head.parameters()}

@@ -1,0 +1,92 @@
+"""VQA from public encoders: of the image, of the question, and of both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmattn import load
+from mmattn.pretrained import load_pretrained
+from mmattn.tasks.common.adapter import read_parts
+from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.vqa.demo import make
+from tests.conftest import refused
+from tests.tasks.runs import BRIEF, run
+
+BASE = f"{BRIEF} --data.demo_size 6 --data.batch_size 12 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32"
+QUESTION = "what color is the object left of it ?"
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny BERT with its tokenizer, saved by transformers, and a tiny network of timm."""
+    transformers, timm = pytest.importorskip("transformers"), pytest.importorskip("timm")
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    root = tmp_path_factory.mktemp("public")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *QUESTION.split(), "##s"]
+    tokenizer = Tokenizer(models.WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(
+        vocab_size=len(words) + 3, intermediate_size=32, max_position_embeddings=40, **sizes
+    )
+    transformers.BertModel(config).save_pretrained(root / "text")
+    tokenizer.save(str(root / "text" / "tokenizer.json"))
+    given = timm.create_model("test_resnet", num_classes=5)
+    torch.nn.init.normal_(given.bn1.running_mean)
+    timm.models.save_for_hf(given, root / "image", safe_serialization=True)
+    return {"image": root / "image", "text": root / "text"}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("which", ["image", "text", "both"])
+def test_fit_from_public_encoders(which: str, public: dict[str, Path], tmp_path: Path) -> None:
+    """Their weights and preprocessing are kept; the trained model predicts, explains, and is loaded again."""
+    words = (
+        str(public[which])
+        if which in public
+        else json.dumps({k: str(v) for k, v in public.items()}, separators=(",", ":"))
+    )
+    options = f"{BASE} --data.image_size 64 --model.freeze pretrained --init_from {words}"
+    predictor = load(run("fit", tmp_path / "run", options, "", task="vqa") / "model", device="cpu")
+    sample = make("test", 1)[0]
+    predictor(sample)
+    explanation = predictor.explain(sample)
+    assert explanation.attention.shape == predictor.model.grid_size
+    if which != "text":
+        import timm
+
+        theirs = timm.create_model("test_resnet", num_classes=5).eval()
+        from safetensors.torch import load_file
+
+        theirs.load_state_dict(load_file(public["image"] / "model.safetensors"))
+        images = torch.randn(2, 3, 64, 64)
+        features = predictor.model.image_encoder.stem.body.forward_features(images)
+        torch.testing.assert_close(features, theirs.forward_features(images), atol=1e-4, rtol=0)
+    if which != "image":
+        ids, mask = predictor.processor.encode([QUESTION])
+        assert ids.tolist() == [[2, *range(4, 13), 3]]
+        states = predictor.model.text_encoder(ids, mask).states
+        torch.testing.assert_close(states, load_pretrained(public["text"])(ids, mask).states, atol=1e-4, rtol=0)
+        assert predictor(sample).question == sample.question
+        assert predictor.processor.tokenizer.unknown_words("what about it ?") == ["about"]
+
+
+@pytest.mark.parity
+def test_mistakes(public: dict[str, Path]) -> None:
+    image, text = map(str, public.values())
+    for given in ({"image": text}, {"picture": image}, {"image": image, "text": image}):
+        refused(
+            "expected image: a public encoder and text: a public encoder",
+            read_parts,
+            "vqa",
+            given,
+            error=CheckpointError,
+        )
+    given = {"text": "translation/demo"}
+    refused("expected one model for translation", read_parts, "translation", given, error=CheckpointError)
