@@ -74,7 +74,18 @@ def build_on_meta(
         raise ValueError(f"the keywords describe no model: {type(error).__name__}: {reason}") from error
     for part in (model, getattr(model, "net", None)):  # of a task's model around a public network
         check_types(type(part), keywords)
+    _check_steps(model)
     return model
+
+
+def _check_steps(model: nn.Module) -> None:
+    """Raises a ValueError for convolutions and poolings that cannot move; torch would notice in the forward pass."""
+    for name, layer in model.named_modules():
+        for key in ("stride", "kernel_size", "dilation"):
+            value = getattr(layer, key, 1)
+            values = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(step, int) and step < 1 for step in values):
+                raise ValueError(f"{name}: expected a {key} of at least 1, found {value}")
 
 
 def check_numbers(keywords: Any, most: int, name: str = "") -> None:

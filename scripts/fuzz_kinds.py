@@ -267,6 +267,9 @@ def read_model(path: Path, folder: Path, on_error: str) -> Any:
 
     model = next(parent for parent in path.parents if parent.name == "model")
     predictor = mmattn.load(model, device="cpu")
+    generation = getattr(predictor.processor, "options", {}).get("generation") or {}
+    for name in {"max_length", "max_new_tokens"} & generation.keys():  # a long text is no fault, but takes its time
+        generation[name] = min(generation[name], 20)
     return predictor.predict(_samples(predictor.task))
 
 
