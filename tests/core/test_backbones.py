@@ -13,6 +13,7 @@ from mmattn.backbones.conv import ConvStem
 from mmattn.backbones.pooling import mean_pooling, sentence_embedding
 from mmattn.backbones.recurrent import RecurrentEncoder
 from mmattn.backbones.text import TextEncoder
+from mmattn.backbones.timm import TimmTrunk
 from mmattn.backbones.vit import GridEncoder, PatchEmbed, VisionTransformer
 from tests.conftest import refused, slow_but_first
 
@@ -104,6 +105,36 @@ class TestTimm:
         refused(r"none within max_stride=1", build_stem, "timm/test_resnet", 8, max_stride=1)
         monkeypatch.setitem(sys.modules, "timm", None)
         refused("pip install timm", build_stem, "timm/test_resnet", 8, error=ModuleNotFoundError)
+
+
+class TestTimmTrunk:
+    @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_byobnet"])
+    def test_equals_timm(self, name, tmp_path):
+        """The map equals timm's features before pooling, from a file of weights with a classifier."""
+        timm = pytest.importorskip("timm")
+        from safetensors.torch import save_file
+
+        theirs = timm.create_model(name, num_classes=7).eval()
+        save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+        ours = TimmTrunk(name).eval()
+        ours.load_weights(tmp_path / "model.safetensors")
+        images = torch.randn(2, 3, 160, 160)
+        expected, found = theirs.forward_features(images), ours(images)
+        if expected.dim() == 3:
+            expected = expected[:, theirs.num_prefix_tokens :].mT.reshape(found.shape)
+        torch.testing.assert_close(found, expected)
+        assert found.shape[1] == ours.channels
+        assert build_stem(f"timm/{name}", 12, whole=True)(images).shape == (2, 12, *found.shape[2:])
+
+    def test_other_weights_are_refused(self, tmp_path):
+        timm = pytest.importorskip("timm")
+        from safetensors.torch import save_file
+
+        state = timm.create_model("test_resnet").state_dict()
+        for other in ({**state, "x": torch.ones(1)}, {k: v for k, v in state.items() if k != "bn1.weight"}):
+            save_file(other, tmp_path / "model.safetensors")
+            with pytest.raises(ValueError, match="not the weights of timm model 'test_resnet': "):
+                TimmTrunk("test_resnet").load_weights(tmp_path / "model.safetensors")
 
 
 class TestGridEncoder:

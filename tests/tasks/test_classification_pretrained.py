@@ -87,6 +87,21 @@ def test_timm_backbone_of_gray_images_and_at_another_size(channels: int, tmp_pat
 
 
 @pytest.mark.parity
+def test_timm_network_with_a_new_head(tmp_path: Path) -> None:
+    """All of its layers, from a folder of the hub; the pooling begins as the mean, and can be explained."""
+    timm = pytest.importorskip("timm")
+    given = timm.create_model("test_resnet", num_classes=5)
+    torch.nn.init.normal_(given.bn1.running_mean)
+    timm.models.save_for_hf(given, tmp_path / "public", safe_serialization=True)
+    options = f"--data.image_size 64 --model.freeze pretrained --init_from {tmp_path / 'public'}"
+    predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(predictor.model.backbone(images), given.eval().forward_features(images))
+    explanation = predictor.explain(make("test", 1)[0])
+    assert explanation.attention.shape == explanation.relevance.shape == (2, 2)
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "message"),
     [("bert", r"a public one of .*vit, deit, dinov2.*; found one of 'bert'"), ("resnet", "resnet"), ("none", "none")],
