@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mmattn.data.batching import BatchPlan, EvalBatchSampler
-from mmattn.data.buckets import TokenBatchSampler
+from mmattn.data.buckets import TokenBatchSampler, estimated_batches
 from mmattn.data.errors import UserError
 from mmattn.data.options import from_options
 from mmattn.data.text.sentences import read_sentences
@@ -24,6 +24,7 @@ from mmattn.tasks.asr.data import ASRBatch, ASRDataset, normalize_text
 from mmattn.tasks.asr.decoding import check_lm, check_ranges, score, write
 from mmattn.tasks.asr.model import consistency_loss, ctc_loss
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
+from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.datamodule import Collate, Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
@@ -207,6 +208,10 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
             )
         return plan
 
+    def epoch_batches(self, processes: int) -> int:
+        samples = self.dataset("train").samples
+        return estimated_batches(self.processor.lengths(auto.some(samples)), len(samples), self.max_frames, processes)
+
     def eval_plan(self, dataset: ASRDataset) -> BatchPlan:
         lengths = [frames for frames, _ in self.processor.lengths(dataset.samples)]
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
@@ -262,7 +267,8 @@ class ASRTrainingOptions(TrainingOptions):
     """Training options that Lightning's Trainer does not have.
 
     Args:
-        early_stopping: Stop after this number of validations without a better metric; none: never.
+        early_stopping: Stop after this number of validations without a better metric; 0: never; none: never, unless
+            max_epochs is auto.
         compile: Run the model through `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         save_every_n_steps: Write `last.ckpt` after every n optimizer steps, in addition to the end of each epoch.

@@ -78,7 +78,7 @@ class LayerwiseOptimOptions(OptimOptions):
         weight_decay: Decoupled weight decay, applied to matrices only.
         betas: Averaging coefficients of the gradient and of its square.
         schedule: How the learning rate falls after the warm-up: cosine, linear, inverse_sqrt or constant.
-        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_steps: Optimizer steps of linear warm-up; auto: a tenth of all, at most 500.
         ema_decay: Decay of an exponential moving average of the weights, which is validated and shipped in place of
             the weights; none: no average.
         layer_decay: Ratio of the learning rates of each layer and the layer above it (Bao et al. 2022), for pretrained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmattn.building import check_fits
 from mmattn.data.errors import UserError
 from mmattn.data.seeds import seed_of
+from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
 from mmattn.tasks.common.datamodule import TaskDataModule
@@ -58,6 +59,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+class Chance(NamedTuple):
+    """The figure of predictions that ignore the input."""
+
+    value: float
+    by: str  # what they are: "the most frequent class"
+    scale: float = 1.0  # the metric's largest value
+
+
 class TaskModule(LightningModule, Generic[Data]):
     """batch -> model -> loss -> metric. A task implements loss and metric, and names its model and options.
 
@@ -100,6 +109,7 @@ class TaskModule(LightningModule, Generic[Data]):
         self.start: CheckpointParts | None = None
         self.seed = 0
         self.settings: dict[str, Any] = {}  # settings that a resumed run must share; set by the command line
+        self.warmup: int | None = None  # warm-up steps of this training; those of the resumed one
         self.metrics = nn.ModuleDict()
 
     @property
@@ -120,6 +130,10 @@ class TaskModule(LightningModule, Generic[Data]):
     def update_metric(self, metric: Any, batch: Any) -> None:
         """Run the model on a batch and update the metric."""
         raise NotImplementedError
+
+    def chance(self) -> Chance | None:
+        """The monitored metric on the validation data of the best prediction that ignores the input; None: unknown."""
+        return None
 
     def notes(self) -> dict[str, str]:
         """Additional entries of metrics.json, such as a metric's signature."""
@@ -202,16 +216,27 @@ class TaskModule(LightningModule, Generic[Data]):
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.optim.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
-        warmup = self.optim.warmup_steps
-        if 2 * warmup > total and self.trainer.is_global_zero:
+        if self.warmup is None:
+            self.warmup = self._warmup_steps(total)
+        if 2 * self.warmup > total and self.trainer.is_global_zero:
             sys.stderr.write(
-                f"the warm-up takes {warmup} of {total} steps, which leaves few at the peak learning rate: give a "
+                f"the warm-up takes {self.warmup} of {total} steps, which leaves few at the peak learning rate: give a "
                 f"smaller --data.{self.data.train_size}, more --trainer.max_epochs or fewer --optim.warmup_steps.\n"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(self.optim.schedule, step, warmup, total)
+            optimizer, lambda step: schedule_factor(self.optim.schedule, step, self.warmup or 0, total)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _warmup_steps(self, total: int) -> int:
+        """Steps of the warm-up, in proportion if `max_steps` ends training before the last epoch."""
+        steps, trainer = self.optim.warmup_steps, self.trainer
+        if steps == auto.AUTO:
+            return auto.warmup(total)
+        planned = -(-trainer.num_training_batches // trainer.accumulate_grad_batches) * (
+            trainer.max_epochs or -1
+        )  # of whole epochs
+        return int(steps * total // planned) if 0 < trainer.max_steps < planned else steps
 
     # Training ---------------------------------------------------------------------------------------------------------
 
@@ -301,6 +326,7 @@ class TaskModule(LightningModule, Generic[Data]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         processor = self.data.processor.fingerprint()
         checkpoint["mmattn"] = {"task": self.task, "settings": self.settings, "processor": processor}
+        checkpoint["mmattn"]["warmup_steps"] = self.warmup
         checkpoint["mmattn"]["data"] = self.data.contents()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -323,6 +349,7 @@ class TaskModule(LightningModule, Generic[Data]):
                     f"data.{split}: expected the {before['samples']:,} samples that the run began with, found "
                     f"{content['samples']:,} that are not the same. Restore them, or start a new run."
                 )
+        self.warmup = saved.get("warmup_steps", self.optim.warmup_steps)  # the schedule of the run that is resumed
         was, now = saved["settings"], self.settings
         free = LENGTHS if self.optim.schedule in ("constant", "inverse_sqrt") else ()
         changed = [

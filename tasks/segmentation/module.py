@@ -38,6 +38,7 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
 
     task = "segmentation"
     sizes = ("num_classes",)
+    largest_batch = 16  # images are not resized by default
 
     def __init__(
         self,
@@ -55,7 +56,8 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
         self.augment = from_options(SegmentationAugment, augment, "data.augment")
 
     def make_dataset(self, source: Any, split: Split) -> SegmentationDataset:
-        classes = self.classes if isinstance(source, str) else CLASSES  # of the built-in scenes
+        own = isinstance(source, str) or self.paths[split] is not None
+        classes = self.classes if own else CLASSES  # of the built-in scenes
         return SegmentationDataset(source, classes, on_error=self.on_error)
 
     def prepare_dataset(self, dataset: SegmentationDataset, split: Split) -> SegmentationDataset:

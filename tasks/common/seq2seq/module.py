@@ -12,7 +12,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mmattn.data.batching import BatchPlan, EvalBatchSampler
-from mmattn.data.buckets import TokenBatchSampler
+from mmattn.data.buckets import TokenBatchSampler, estimated_batches
+from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
@@ -108,6 +109,13 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
                 f"{waste.share:.1%}; truncated: {cut[0]} sources, {cut[1]} targets."
             )
         return plan
+
+    def epoch_batches(self, processes: int) -> int:
+        if self.max_tokens is None:
+            return super().epoch_batches(processes)
+        samples = self.dataset("train").samples
+        lengths = self.processor.lengths(auto.some(samples))
+        return estimated_batches(lengths, len(samples), self.max_tokens, processes)
 
     def eval_plan(self, dataset: PairDataset) -> BatchPlan:
         lengths = [source for source, _ in self.processor.lengths(dataset.samples)]
