@@ -26,6 +26,7 @@ from mmattn.tasks.asr.model import consistency_loss, ctc_loss
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
 from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts
+from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import Collate, Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
@@ -378,6 +379,9 @@ class ASRModule(TaskModule[ASRDataModule]):
 
     def make_metric(self) -> CorpusMetric:
         return CorpusMetric(score)
+
+    def chance(self) -> Chance:
+        return Chance(1.0, "an empty transcript")
 
     def notes(self) -> dict[str, str]:  # text normalization and the package that counts edits
         return {"normalizer": (normalize_text.__doc__ or "").split("\n")[0], "wer_by": f"jiwer {version('jiwer')}"}

@@ -116,11 +116,15 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.can_save(trainer) and trainer.global_step - self.saved_step >= self.every_n_steps:
+        is_due = trainer.should_stop or trainer.global_step - self.saved_step >= self.every_n_steps
+        if self.can_save(trainer) and is_due:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        is_whole = progress.is_last_batch or progress.current.ready >= trainer.num_training_batches
+        if is_whole or not self.path.exists():  # Lightning counts an epoch that was cut short as a whole one
+            self.save(trainer)
 
     @staticmethod
     def can_save(trainer: Trainer) -> bool:

@@ -264,7 +264,8 @@ class TaskCLI(LightningCLI):
         config = {name: value for name, value in config.items() if name not in own}
         if self.command != "fit":
             return make_trainer(config, [], None)
-        self.last, callbacks = fit_callbacks(self.model, self.root)
+        is_auto = config["max_epochs"] == auto.AUTO
+        self.last, callbacks = fit_callbacks(self.model, self.root, is_auto)
         resume = self._command() if "--ckpt_path" in self.argv else f"{self._command()} --ckpt_path last"
         if self.is_python:
             resume = 'fit(..., ckpt_path="last")'

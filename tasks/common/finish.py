@@ -96,10 +96,7 @@ def _at_chance(module: TaskModule[Any], figure: float | None, program: str) -> I
     if figure is None or chance is None:
         return
     samples = len(module.data.dataset("val"))
-    share = min(max(chance.value / chance.scale, 0.0), 1.0)
-    margin = chance.scale * max(0.02, 2 * math.sqrt(share * (1 - share) / samples))
-    gain = (figure - chance.value) * (1 if module.mode == "max" else -1)
-    if gain <= margin:
+    if chance.includes(figure, samples, module.mode):
         start = "" if module.init_from is not None else "public weights (--init_from), "
         yield (
             f"The figure is at chance level: {chance.by} has {chance.value:.4f} on the {samples:,} validation samples. "

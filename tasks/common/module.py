@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +17,7 @@ from mmattn.data.seeds import seed_of
 from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
+from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 from mmattn.tasks.common.options import (
@@ -57,14 +58,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-class Chance(NamedTuple):
-    """The figure of predictions that ignore the input."""
-
-    value: float
-    by: str  # what they are: "the most frequent class"
-    scale: float = 1.0  # the metric's largest value
 
 
 class TaskModule(LightningModule, Generic[Data]):

@@ -34,16 +34,22 @@ limit_test_batches limit_predict_batches save_every_n_steps compile"""
 FREE_OPTIONS = frozenset(_FREE.split())
 
 
-def fit_callbacks(module: TaskModule[Any], root: Path) -> tuple[LastCheckpoint, list[Callback]]:
-    """The callbacks of training, in the order in which they are called, and the one that writes `last.ckpt`."""
+def fit_callbacks(module: TaskModule[Any], root: Path, auto: bool) -> tuple[LastCheckpoint, list[Callback]]:
+    """The callbacks of training, in the order in which they are called, and the one that writes `last.ckpt`.
+
+    Args:
+        module: The module.
+        root: The run directory.
+        auto: Whether the number of epochs is `auto`: `set_lengths` then sets the patience, too.
+    """
     training = module.training_options
     last = LastCheckpoint(root, training.save_every_n_steps)
     callbacks: list[Callback] = [FinalValidation(), last, BestCheckpoint(root, module.monitor, module.mode), Estimate()]
     if module.optim.ema_decay:
         callbacks.append(EMA(module.optim.ema_decay))
-    if training.early_stopping != 0:  # if it is None, `set_lengths` decides
+    if training.early_stopping or (auto and training.early_stopping is None):
         patience = training.early_stopping or sys.maxsize
-        callbacks.append(Patience(module.monitor, patience=patience, mode=module.mode))
+        callbacks.append(Patience(module.monitor, patience=patience, mode=module.mode, strict=False))
     return last, callbacks
 
 

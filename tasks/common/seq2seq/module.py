@@ -15,6 +15,7 @@ from mmattn.data.batching import BatchPlan, EvalBatchSampler
 from mmattn.data.buckets import TokenBatchSampler, estimated_batches
 from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
+from mmattn.tasks.common.chance import SOME, Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
@@ -163,6 +164,7 @@ class PairModule(TaskModule[PairDataModule]):
     """Cross-entropy under teacher forcing, evaluated by greedy or beam search. Subclasses implement `score`."""
 
     Loss, Decode = PairLossOptions, PairDecodeOptions
+    scale = 1.0  # the largest value of the main metric
     model: Any
 
     # Methods that a task implements -----------------------------------------------------------------------------------
@@ -192,6 +194,12 @@ class PairModule(TaskModule[PairDataModule]):
         if given:
             processor.options["search"] = processor.options.get("search", {}) | given
         return processor
+
+    def chance(self) -> Chance | None:
+        train, val = self.data.dataset("train").samples, self.data.dataset("val").samples[:SOME]
+        references, main = [sample.right_targets() for sample in val], self.monitor.removeprefix("val/")
+        answers = (sample.right_targets()[0] for sample in train)
+        return constant(answers, lambda answer: self.score([answer] * len(val), references)[main], self.scale)
 
     # ------------------------------------------------------------------------------------------------------------------
 
