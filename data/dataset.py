@@ -86,6 +86,15 @@ class SampleDataset(Dataset[S]):
         """Returns the content of a sample's fingerprint: JSON values, and media (see `content_of`)."""
         raise NotImplementedError
 
+    def inputs(self, sample: S) -> tuple[list[Any], Sequence[Any]]:
+        """Returns what a model gets of a sample, as ``identity`` does, to find repeated items: by default its media."""
+        values, media = self.identity(sample)
+        return ([], media) if media else (values[1:], media)
+
+    def facts(self, sample: S) -> dict[str, Any]:
+        """Returns properties of a sample for a summary of the data: numbers, and names or lists of names."""
+        return {"label": label} if (label := self.label(sample)) else {}
+
     def label(self, sample: S) -> str:
         """Returns the label by which a split is stratified; an empty string without labels."""
         return "|".join(sorted(getattr(sample, "labels", ())))

@@ -142,6 +142,13 @@ class ASRDataset(SampleDataset[ASRSample]):
         audio = str(getattr(sample.audio, "name", "")) if hasattr(sample.audio, "read") else sample.audio
         return [sample.id, sample.text, sample.segment], [audio]
 
+    def inputs(self, sample: ASRSample) -> tuple[list[Any], list[Any]]:
+        return [sample.segment], self.identity(sample)[1]
+
+    def facts(self, sample: ASRSample) -> dict[str, Any]:
+        found = {"seconds": round(sample.duration, 2), "words": len(normalize_text(sample.text).split())}
+        return found | ({"speaker": sample.speaker} if sample.speaker else {})
+
     def leave_out_longer(self, seconds: float) -> Self:
         """The data set without samples longer than that; logs how many were excluded.
 

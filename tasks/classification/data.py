@@ -15,7 +15,7 @@ from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.image.files import read_images
-from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image
+from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, image_size, load_image
 from mmattn.data.table import Table
 
 
@@ -88,6 +88,10 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
 
     def identity(self, sample: ClassificationSample) -> tuple[list[Any], list[Any]]:
         return [sample.id, sample.labels, sample.regions], [sample.image]
+
+    def facts(self, sample: ClassificationSample) -> dict[str, Any]:
+        width, height = image_size(sample.image)
+        return {"class": sample.labels, "width": width, "height": height}
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
         """Decode every image once, at the model's input size, into one uint8 array.

@@ -286,7 +286,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
 
     def _place(self, split: str) -> str:
         if self.is_divided and split == "val":
-            return f"{HELD_OUT} {self.paths['train']}"
+            return f"{HELD_OUT} {'samples ' if self.paths['train'] == MEMORY else ''}{self.paths['train']}"
         return self.paths[split] or "built-in"
 
     # Sizes of training ------------------------------------------------------------------------------------------------

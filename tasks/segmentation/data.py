@@ -130,6 +130,16 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
     def identity(self, sample: SegmentationSample) -> tuple[list[Any], list[Any]]:
         return [sample.id], [sample.image, sample.mask]
 
+    def inputs(self, sample: SegmentationSample) -> tuple[list[Any], list[Any]]:
+        return [], [sample.image]
+
+    def facts(self, sample: SegmentationSample) -> dict[str, Any]:
+        width, height = image_size(sample.image)
+        mask = load_mask(sample.mask)
+        values = [int(value) for value in np.unique(mask)]
+        names = {} if self.classes is None else dict(zip(self.classes.ids, self.classes.names, strict=True))
+        return {"in the mask": [names.get(value, str(value)) for value in values], "width": width, "height": height}
+
 
 def _by_name(folder: Path, endings: Sequence[str], problems: Problems) -> dict[str, Path]:
     """Files of a folder, at any depth, by their path without the suffix."""

@@ -133,6 +133,13 @@ class VQADataset(SampleDataset[VQASample]):
         row = [sample.id, sample.image_id, sample.question, sample.answers, sample.question_type, sample.answer_type]
         return [*row, sample.regions, sample.objects], [sample.image]
 
+    def inputs(self, sample: VQASample) -> tuple[list[Any], list[Any]]:
+        return [sample.question], [sample.image]
+
+    def facts(self, sample: VQASample) -> dict[str, Any]:
+        found = {"answer": sample.answers, "words of the question": len(sample.question.split())}
+        return found | ({"type": sample.question_type} if sample.question_type else {})
+
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
         """Decode every image once, at the model's input size; regions and objects are transformed with the images.
 
