@@ -8,7 +8,7 @@ import logging
 import os
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,12 @@ def run(task: Task, argv: Sequence[str]) -> bool:
     logging.getLogger("mmattn.data.dataset").setLevel(logging.ERROR)  # bad items are listed below
     found = {name: _open(data, split, path) for name, split, path in paths}
     seen = {name: _inputs(dataset) for name, dataset in found.items()}
-    _print_table([_column(name, dataset, seen[name]) for name, dataset in found.items()])
+    _print_table(list(found), _rows(found, seen))
     first = next(iter(found.values()))
     if data.train_size == "batch_size":
-        data.batch_size = auto.batch_size(len(first), data.largest_batch)
-        steps = -(-len(first) // data.batch_size)
+        samples = len(first) if len(found) > 1 else len(first) * 4 // 5  # the rest is held out
+        data.batch_size = auto.batch_size(samples, data.largest_batch)
+        steps = -(-samples // data.batch_size) or 1
         print(f"auto: --data.batch_size {data.batch_size}, --trainer.max_epochs {auto.epochs(steps)}")
     for name, dataset in found.items():
         _print_lines(f"bad items in {name}", [f"{where}: {reason}" for where, reason in dataset.skipped])
@@ -126,46 +127,61 @@ def _repeated(dataset: SampleDataset[Any], seen: dict[Input, list[int]]) -> list
     return sorted(lines, key=lambda line: ", with the label " not in line)  # conflicts first
 
 
-def _column(name: str, dataset: SampleDataset[Any], seen: dict[Input, list[int]]) -> tuple[str, dict[str, str]]:
-    """The name and the rows of a data set in the table."""
-    rows = {"items": f"{len(dataset):,}", "bad items": f"{len(dataset.skipped):,}"}
-    rows["repeated items"] = f"{len(dataset) - len(seen):,}"
-    facts = [dataset.facts(sample) for sample in dataset.samples]
-    for key in dict.fromkeys(key for row in facts for key in row):
-        values = [row[key] for row in facts if key in row]
-        if isinstance(values[0], (int, float)):
-            rows[f"{key}: least, median, most"] = (
-                f"{min(values):,g} / {statistics.median(values):,g} / {max(values):,g}"
-            )
-            continue
-        counts = Counter(value for several in values for value in ([several] if isinstance(several, str) else several))
-        rows[f"{key}: different"] = f"{len(counts):,}"
-        ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-        rows |= {f"{key} {value!r}": f"{count:,}" for value, count in ordered[:NAMES]}
-        if rest := [count for _, count in ordered[NAMES:]]:
-            rows[f"{key}: {len(rest):,} others"] = f"{min(rest):,} to {max(rest):,} each"
-    media = {medium for sample in dataset.samples for medium in dataset.identity(sample)[1] if _is_path(medium)}
-    if media:
-        size = sum(os.path.getsize(path) for path in media if os.path.exists(path))
-        rows["files"] = f"{len(media):,}, {size / 1e6:,.1f} MB"
-    return name, rows
+def _rows(found: Mapping[str, SampleDataset[Any]], seen: Mapping[str, dict[Input, list[int]]]) -> dict[str, list[str]]:
+    """The rows of the table: a title, and a cell for each data set."""
+    sets = list(found.values())
+    rows = {"items": [f"{len(dataset):,}" for dataset in sets]}
+    rows["bad items"] = [f"{len(dataset.skipped):,}" for dataset in sets]
+    rows["repeated items"] = [f"{len(dataset) - len(seen[name]):,}" for name, dataset in found.items()]
+    facts = [[dataset.facts(sample) for sample in dataset.samples] for dataset in sets]
+    for key in dict.fromkeys(key for several in facts for row in several for key in row):
+        values = [[row[key] for row in several if key in row] for several in facts]
+        if isinstance(next(value for some in values for value in some), (int, float)):
+            rows[f"{key}: min / median / max"] = [_spread(some) for some in values]
+        else:
+            rows |= _counts(key, [Counter(name for one in some for name in _names(one)) for some in values])
+    media = [{m for sample in dataset.samples for m in dataset.identity(sample)[1] if _is_path(m)} for dataset in sets]
+    if any(media):
+        sizes = [sum(os.path.getsize(path) for path in some if os.path.exists(path)) / 1e6 for some in media]
+        rows["files"] = [f"{len(some):,}, {size:,.1f} MB" for some, size in zip(media, sizes, strict=True)]
+    return rows
+
+
+def _counts(key: str, counters: Sequence[Counter[str]]) -> dict[str, list[str]]:
+    """The most frequent names with their numbers, and how many there are of the others."""
+    total: Counter[str] = sum(counters, Counter())
+    names = sorted(total, key=lambda name: (-total[name], name))
+    rows = {f"{key}: different": [f"{len(counter):,}" for counter in counters]}
+    rows |= {f"{key} {name!r}": [f"{counter[name]:,}" for counter in counters] for name in names[:NAMES]}
+    if rest := names[NAMES:]:
+        numbers = [[counter[name] for name in rest] for counter in counters]
+        rows[f"{key}: {len(rest):,} others"] = [f"{min(some):,} to {max(some):,} each" for some in numbers]
+    return rows
+
+
+def _names(value: Any) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{min(values):,g} / {statistics.median(values):,g} / {max(values):,g}" if values else "-"
 
 
 def _is_path(medium: Any) -> bool:
     return isinstance(medium, (str, Path))
 
 
-def _print_table(columns: list[tuple[str, dict[str, str]]]) -> None:
+def _print_table(names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table()
-    table.add_column("")
-    for name, _ in columns:
-        table.add_column(escape(name), justify="right")
-    for row in dict.fromkeys(row for _, rows in columns for row in rows):
-        table.add_row(escape(row), *(rows.get(row, "-") for _, rows in columns))
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(escape(name), justify="right", overflow="fold")
+    for title, cells in rows.items():
+        table.add_row(escape(title), *cells)
     Console().print(table)
 
 

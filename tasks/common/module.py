@@ -102,7 +102,8 @@ class TaskModule(LightningModule, Generic[Data]):
         self.start: CheckpointParts | None = None
         self.seed = 0
         self.settings: dict[str, Any] = {}  # settings that a resumed run must share; set by the command line
-        self.warmup: int | None = None  # warm-up steps of this training; those of the resumed one
+        self.warmup: int | None = None  # warm-up steps of this training
+        self._resumed_warmup: int | None = None
         self.metrics = nn.ModuleDict()
 
     @property
@@ -209,8 +210,8 @@ class TaskModule(LightningModule, Generic[Data]):
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.optim.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
-        if self.warmup is None:
-            self.warmup = self._warmup_steps(total)
+        kept = self._resumed_warmup
+        self.warmup = self._warmup_steps(total) if kept is None else kept
         if 2 * self.warmup > total and self.trainer.is_global_zero:
             sys.stderr.write(
                 f"the warm-up takes {self.warmup} of {total} steps, which leaves few at the peak learning rate: give a "
@@ -342,7 +343,7 @@ class TaskModule(LightningModule, Generic[Data]):
                     f"data.{split}: expected the {before['samples']:,} samples that the run began with, found "
                     f"{content['samples']:,} that are not the same. Restore them, or start a new run."
                 )
-        self.warmup = saved.get("warmup_steps", self.optim.warmup_steps)  # the schedule of the run that is resumed
+        self._resumed_warmup = saved.get("warmup_steps", self.optim.warmup_steps)  # the schedule that is resumed
         was, now = saved["settings"], self.settings
         free = LENGTHS if self.optim.schedule in ("constant", "inverse_sqrt") else ()
         changed = [

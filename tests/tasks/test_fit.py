@@ -58,9 +58,10 @@ def test_test_command_accepts_any_file(finished: Path, questions: Callable[..., 
     assert figures["data"]["test"]["samples"] == 2
 
 
-def test_own_data_need_own_validation_and_test_data(questions: Callable[..., Path], tmp_path: Path) -> None:
+def test_own_data_need_own_test_data(questions: Callable[..., Path], tmp_path: Path) -> None:
     mine = questions("red")
-    refused(r"data\.train without data\.val", run, "fit", tmp_path / "run", f"--data.train {mine}", error=ConfigError)
+    message = r"expected at least two questions, to hold one out for validation, found 1"
+    refused(message, run, "fit", tmp_path / "run", f"--data.train {mine}", error=DataError)
     folder = run("fit", tmp_path / "run", f"--data.train {mine} --data.val {mine} --data.batch_size 4")
     refused(r"give --data\.test PATH", run, "test", tmp_path / "out", f"--checkpoint {folder}/model", error=ConfigError)
     run("test", tmp_path / "out", f"--checkpoint {folder / 'model'} --data.test {mine}")
@@ -177,8 +178,8 @@ WRONG = {  # the errors of LATE are raised after the run has created its folder
         ("--trainer.max_epoch 3", r"did you mean 'trainer\.max_epochs'"),
         ("--epochs 3", r"did you mean 'trainer\.max_epochs'"),
         ("--train a.csv", r"did you mean 'data\.train'"),
-        ("--data.batch_size x", r"^data\.batch_size: expected an integer, found 'x'\.$"),
-        ("--trainer.max_epochs two", r"^trainer\.max_epochs: expected an integer or null, found 'two'\.$"),
+        ("--data.batch_size x", r"^data\.batch_size: expected an integer or auto, found 'x'\.$"),
+        ("--trainer.max_epochs two", r"^trainer\.max_epochs: expected an integer, auto or null, found 'two'\.$"),
         ("--optim.schedule cosin", r"^optim\.schedule: expected cosine, linear, .* or constant, found 'cosin'\.$"),
         ("--data.batch_size 0", r"data\.batch_size must be at least 1"),
         ("--optim.lr -1", r"optim\.lr: expected a value above 0, found -1"),
