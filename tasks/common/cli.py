@@ -47,6 +47,7 @@ KNOWN_WARNINGS = (
     ".*in eval mode at the start of training.*",
     ".*exists and is not empty.*",
     ".*treespec, LeafSpec.*",
+    ".*callbacks used to create the checkpoint.*",  # a run may be resumed without a limit of time
     ".*sync_dist=True.*",  # metrics gather over processes themselves
 )
 
