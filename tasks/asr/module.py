@@ -82,6 +82,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
     task = "asr"
     sizes = ("vocab_size", "num_mels")
     train_size = "max_frames"
+    least_steps = 2000  # CTC finds its first alignments after many
 
     def __init__(
         self,

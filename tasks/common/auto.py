@@ -9,8 +9,8 @@ from typing import Any
 AUTO = "auto"
 KEYS = ("data.batch_size", "trainer.max_epochs", "optim.warmup_steps")  # whose default it is
 SMALLEST = 8  # batch
-STEPS, MOST_STEPS = 240, 10_000  # optimizer steps: at least, whatever the number of samples; and at most
-EPOCHS, MOST_EPOCHS = 20, 120
+STEPS, MOST_STEPS = 240, 10_000  # optimizer steps: at least, whatever the number of samples, in most tasks; and at most
+EPOCHS, MOST_EPOCHS = 20, 240
 TIME = "00:02:00:00"  # two hours: after it a run whose epochs are `auto` ends, if it has no limit of its own
 BETWEEN = 10  # optimizer steps between two validations, at least
 WARMUP, MOST_WARMUP = 0.1, 500  # share of the steps, and steps
@@ -28,13 +28,13 @@ def batch_size(samples: int, largest: int) -> int:
     return min(max(size, SMALLEST), largest)
 
 
-def epochs(steps: int) -> int:
-    """Number of epochs of `steps` optimizer steps each.
+def epochs(steps: int, least: int = STEPS) -> int:
+    """Number of epochs of `steps` optimizer steps each, for at least `least` steps.
 
     >>> [epochs(steps) for steps in (1, 3, 100, 700, 20_000)]
-    [120, 80, 20, 14, 1]
+    [240, 80, 20, 14, 1]
     """
-    wanted = min(max(EPOCHS, -(-STEPS // steps)), MOST_EPOCHS)
+    wanted = min(max(EPOCHS, -(-least // steps)), MOST_EPOCHS)
     return max(1, min(wanted, MOST_STEPS // steps))
 
 
@@ -73,7 +73,7 @@ def resolve(config: Any, data: Any, processes: int, recorded: Mapping[str, Any])
         steps = _steps(config["trainer"], data.epoch_batches(processes))
     limit = config["trainer.max_steps"]
     if KEYS[1] in given:
-        settle(KEYS[1], lambda: epochs(steps) if limit < 0 else max(1, -(-limit // steps)))
+        settle(KEYS[1], lambda: epochs(steps, data.least_steps) if limit < 0 else max(1, -(-limit // steps)))
         interval = max(1, min(-(-BETWEEN // steps), config[KEYS[1]] // PATIENCE))
         if config["trainer.check_val_every_n_epoch"] is None and config["trainer.val_check_interval"] is None:
             settle("trainer.check_val_every_n_epoch", lambda: interval)

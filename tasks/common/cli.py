@@ -36,7 +36,7 @@ from mmattn.tasks.common.yaml_limits import load_yaml, recorded_options
 # The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
 SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # parameters that all modules have
-EPOCHS = "Number of epochs; auto: enough for 240 steps, at most 10,000 steps, 120 epochs and two hours."
+EPOCHS = "Number of epochs; auto: 20, for few data as many as a few hundred steps need; at most two hours."
 # Settings that a resumed run may change: they do not alter the results.
 FREE_SETTINGS = {"data.num_workers", "data.on_error", *(f"trainer.{name}" for name in FREE_OPTIONS)}
 # Lightning's warnings about intended behavior: mid-epoch resumption is exact, and both loggers share a folder.

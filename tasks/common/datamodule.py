@@ -67,7 +67,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     processor: P
     sizes: tuple[str, ...] = ()  # model keywords that are determined by the data, not by the user
     train_size = "batch_size"  # the option that determines the size of a training batch
-    largest_batch = 64  # that `auto` chooses
+    largest_batch, least_steps = 64, auto.STEPS  # that `auto` chooses
 
     def __init__(
         self,

@@ -63,10 +63,12 @@ TRAINER_HELP = """usage: {program} {command} [--config FILE] [options]
 Every key of configs/{task}.yaml is an option, e.g. --optim.lr 0.001, --trainer.max_epochs 3. The usual ones:
 
   --config FILE                     a YAML file; later options override it
-  --data.train|val|test PATH        your own data, one path per split (formats: tasks/{task}/README.md), or demo
+  --data.train|val|test PATH        your own data, one path per split (formats: tasks/{task}/README.md), or demo;
+                                    without val a fifth of the training data is held out
   --data.batch_size N  --data.num_workers N  --data.on_error raise|skip
   --model.attention.kind KIND       the encoders' attention kernel: dense, sliding_window, linear, ...
-  --trainer.max_epochs N  --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
+  --trainer.max_epochs N  --trainer.max_time DD:HH:MM:SS
+  --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
   --trainer.default_root_dir DIR    where everything is written (default: {root})
   --seed_everything N
 {extra}

@@ -148,7 +148,7 @@ def test_batches(samples: int, size: int) -> None:
     assert auto.batch_size(samples, 64) == size
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(1, 120), (3, 80), (12, 20), (700, 14), (20_000, 1)])
+@pytest.mark.parametrize(("steps", "epochs"), [(1, 240), (3, 80), (12, 20), (700, 14), (20_000, 1)])
 def test_epochs(steps: int, epochs: int) -> None:
     assert auto.epochs(steps) == epochs
 

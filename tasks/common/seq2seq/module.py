@@ -44,6 +44,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
     """
 
     sizes: tuple[str, ...] = ("vocab_size", "source_vocab_size")
+    least_steps = 1000
 
     def __init__(
         self,
