@@ -147,6 +147,7 @@ def test_interrupted_run_resumes(number: signal.Signals, tmp_path: Path) -> None
     words += f" --trainer.default_root_dir {tmp_path}/run"
     with subprocess.Popen([sys.executable, "-m", "tasks.vqa", *words.split()], cwd=ROOT, **PIPES) as training:
         assert training.stdout is not None
+        assert training.stdout.readline() == "auto: --optim.warmup_steps 500\n"
         assert training.stdout.readline().startswith("epoch 0")
         training.send_signal(number)
         error = training.communicate()[1]
