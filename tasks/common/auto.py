@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-AUTO = "auto"
+AUTO: Final = "auto"
 KEYS = ("data.batch_size", "trainer.max_epochs", "optim.warmup_steps")  # whose default it is
 SMALLEST = 8  # batch
 STEPS, MOST_STEPS = 240, 10_000  # optimizer steps: at least, whatever the number of samples, in most tasks; and at most

@@ -191,7 +191,8 @@ class FinalValidation(Checkpoint):
     ) -> None:
         loop = trainer.fit_loop
         progress, epochs = loop.epoch_loop.batch_progress, loop.max_epochs or -1
-        is_last = progress.is_last_batch and 0 < epochs <= loop.epoch_progress.current.processed + 1
+        epoch: Any = loop.epoch_progress.current
+        is_last = progress.is_last_batch and 0 < epochs <= epoch.processed + 1
         is_last |= 0 < loop.max_steps <= trainer.global_step
         if (is_last or trainer.should_stop) and loop._can_stop_early:
             trainer.check_val_every_n_epoch, trainer.should_stop = 1, True

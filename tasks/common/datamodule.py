@@ -82,7 +82,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     ) -> None:
         super().__init__()
         if batch_size == auto.AUTO:
-            batch_size = self.largest_batch  # until the number of samples is known
+            batch_size = 64  # of evaluation, and until the number of samples is known
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(
                 f"data.batch_size must be at least 1 and data.num_workers at least 0, found "
@@ -294,7 +294,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     def choose_batch_size(self, processes: int) -> int:
         """The batch size of `auto`."""
         if self.train_size != "batch_size":
-            return self.largest_batch  # of evaluation alone
+            return self.batch_size  # of evaluation alone
         return auto.batch_size(len(self.dataset("train")) // processes, self.largest_batch)
 
     def epoch_batches(self, processes: int) -> int:

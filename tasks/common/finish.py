@@ -99,7 +99,8 @@ def _at_chance(module: TaskModule[Any], figure: float | None, program: str) -> I
     if chance.includes(figure, samples, module.mode):
         start = "" if module.init_from is not None else "public weights (--init_from), "
         yield (
-            f"The figure is at chance level: {chance.by} has {chance.value:.4f} on the {samples:,} validation samples. "
+            f"{module.monitor} {figure:.4f} is at chance level: {chance.by} has {chance.value:.4f} "
+            f"on the {samples:,} validation samples. "
             f"Try {start}more data, more --trainer.max_epochs or another --optim.lr; `{program} check PATH` looks for "
             f"what is wrong with the data."
         )

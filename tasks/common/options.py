@@ -88,7 +88,8 @@ class OptimOptions:
     def __post_init__(self) -> None:
         check_range("optim.lr", self.lr, 0, open_low=True)
         check_range("optim.weight_decay", self.weight_decay, 0)
-        check_range("optim.warmup_steps", None if self.warmup_steps == AUTO else self.warmup_steps, 0)
+        if self.warmup_steps != AUTO:
+            check_range("optim.warmup_steps", self.warmup_steps, 0)
         check_range("optim.ema_decay", self.ema_decay, 0, 1, open_low=True)
 
 
