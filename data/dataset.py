@@ -97,7 +97,8 @@ class SampleDataset(Dataset[S]):
 
     def label(self, sample: S) -> str:
         """Returns the label by which a split is stratified; an empty string without labels."""
-        return "|".join(sorted(getattr(sample, "labels", ())))
+        names = getattr(sample, "labels", None)
+        return str(getattr(sample, "label", "")) if names is None else "|".join(sorted(names))
 
     # ------------------------------------------------------------------------------------------------------------------
 
