@@ -280,7 +280,8 @@ class TaskCLI(LightningCLI):
         for split in ("train", "val"):
             self.datamodule.dataset(split)  # bad data end the run before anything is written
         resume = self._resume_path(ckpt_path)
-        if resume is None and self.model.start is None:
+        is_auto = any(self.config["fit"][key] == auto.AUTO for key in auto.KEYS)
+        if resume is None and self.model.start is None and (self.trainer.is_global_zero or is_auto):
             self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
         self._resolve_auto({} if ckpt_path is None else recorded_options(self.root / rundir.CONFIG))
         if resume is None and self.trainer.is_global_zero:  # as does a model that cannot be built

@@ -17,7 +17,7 @@ from mmattn.tasks.common.module import TaskModule
 
 
 def finish(trainer: Trainer, module: TaskModule[Any], root: Path, last: LastCheckpoint, program: str) -> list[str]:
-    """Write the best model to `model/`, and the figures; the trainer's run is the command that `run.json` names.
+    """Write the best model to `model/`, and the figures and the data's fingerprint into the run.
 
     Args:
         trainer: The trainer, after `fit`.
@@ -99,8 +99,7 @@ def _at_chance(module: TaskModule[Any], figure: float | None, program: str) -> I
     if chance.includes(figure, samples, module.mode):
         start = "" if module.init_from is not None else "public weights (--init_from), "
         yield (
-            f"{module.monitor} {figure:.4f} is at chance level: {chance.by} has {chance.value:.4f} "
-            f"on the {samples:,} validation samples. "
-            f"Try {start}more data, more --trainer.max_epochs or another --optim.lr; `{program} check PATH` looks for "
-            f"what is wrong with the data."
+            f"{module.monitor} {figure:.4f} is at chance level, as far as {samples:,} validation samples tell: "
+            f"{chance.by} has {chance.value:.4f}. Try {start}more data, more --trainer.max_epochs or another --optim.lr; "
+            f"`{program} check PATH` looks for what is wrong with the data."
         )

@@ -60,7 +60,7 @@ def test_few_data_just_work(few: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "4 of 20 samples are held out for validation (seed 0); --data.val PATH gives your own." in said
     assert "ended early at step 130 of 240: val/top1 had not improved in 12 validations" in said
     last = said.splitlines()[-1]
-    assert "is at chance level: 'cat' for every sample has 0.5000 on the 4 validation samples. " in last
+    assert "is at chance level, as far as 4 validation samples tell: 'cat' for every sample has 0.5000. " in last
     assert "Try public weights (--init_from)" in last
     record = read(folder / "run.json")["data"]
     assert {split: (part["path"], part["samples"]) for split, part in record.items()} == {
