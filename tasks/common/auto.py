@@ -73,22 +73,23 @@ def resolve(config: Any, data: Any, processes: int, recorded: Mapping[str, Any])
         steps = _steps(config["trainer"], data.epoch_batches(processes))
     limit = config["trainer.max_steps"]
     if KEYS[1] in given:
-        settle(KEYS[1], lambda: epochs(steps, data.least_steps) if limit < 0 else max(1, -(-limit // steps)))
-        interval = max(1, min(-(-BETWEEN // steps), config[KEYS[1]] // PATIENCE))
+        planned = epochs(steps, data.least_steps) if limit < 0 else max(1, -(-limit // steps))
+        settle(KEYS[1], lambda: planned if limit < 0 else -1)  # the steps, which a resumed run may raise, end it
+        interval = max(1, min(-(-BETWEEN // steps), planned // PATIENCE))
         if config["trainer.check_val_every_n_epoch"] is None and config["trainer.val_check_interval"] is None:
             settle("trainer.check_val_every_n_epoch", lambda: interval)
         if config["trainer.early_stopping"] is None:
-            settle("trainer.early_stopping", lambda: max(PATIENCE, config[KEYS[1]] // (2 * interval)))
+            settle("trainer.early_stopping", lambda: max(PATIENCE, planned // (2 * interval)))
     elif config["trainer.check_val_every_n_epoch"] is None and config["trainer.val_check_interval"] is None:
         config["trainer.check_val_every_n_epoch"] = 1
     if KEYS[2] in given:
         longest = config[KEYS[1]]
         total = math.inf if longest is None or longest < 0 else steps * longest
         settle(KEYS[2], lambda: warmup(min(total, limit) if limit > 0 else total))
-    if not given:
-        return None
-    rest = f", at most {config['trainer.max_time']}" if KEYS[1] in given and config["trainer.max_time"] else ""
-    return "auto: " + ", ".join(f"--{key} {config[key]}" for key in given) + rest
+    said = [f"--{key} {config[key]}" for key in given if config[key] != -1]
+    if KEYS[1] in given and config["trainer.max_time"]:
+        said.append(f"at most {config['trainer.max_time']}")
+    return f"auto: {', '.join(said)}" if said else None
 
 
 def _steps(trainer: Any, batches: int) -> int:

@@ -227,10 +227,11 @@ class TaskModule(LightningModule, Generic[Data]):
         steps, trainer = self.optim.warmup_steps, self.trainer
         if steps == auto.AUTO:
             return auto.warmup(total)
-        planned = -(-trainer.num_training_batches // trainer.accumulate_grad_batches) * (
-            trainer.max_epochs or -1
-        )  # of whole epochs
-        return int(steps * total // planned) if 0 < trainer.max_steps < planned else steps
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if trainer.max_steps < 0 or epochs < 0:
+            return steps
+        planned = -(-trainer.num_training_batches // trainer.accumulate_grad_batches) * epochs
+        return int(steps * total // planned) if trainer.max_steps < planned else steps
 
     # Training ---------------------------------------------------------------------------------------------------------
 
