@@ -36,6 +36,22 @@ def padding_stats(batches: Sequence[Sequence[int]], lengths: Lengths) -> Padding
     return PaddingStats(real, padded)
 
 
+def estimated_batches(lengths: Lengths, samples: int, max_tokens: int, world_size: int = 1) -> int:
+    """Returns the approximate number of batches of a rank under a token budget.
+
+    Args:
+        lengths: Numbers of source and target tokens of some of the samples.
+        samples: Number of all samples.
+        max_tokens: See ``TokenBatchSampler``.
+        world_size: Number of processes.
+
+    >>> estimated_batches([(3, 2), (9, 8)], samples=100, max_tokens=60)
+    10
+    """
+    mean = sum(max(pair) for pair in lengths) / len(lengths)
+    return max(1, -(-int(mean * samples) // (max_tokens * world_size)))
+
+
 class TokenBatchSampler(BatchPlan):
     """Training batches of similar lengths, each of at most ``max_tokens`` positions on its longer side.
 

@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from mmattn.data.errors import DataError, Problems
+from mmattn.data.errors import DataError, Problems, shorten
+from mmattn.data.splitting import held_out
+from mmattn.data.table import Table, as_table
 
 logger = logging.getLogger(__name__)
 S = TypeVar("S")  # a sample: a dataclass with an `id`
@@ -29,7 +31,8 @@ class SampleDataset(Dataset[S]):
     content of its fingerprint (`identity`).
 
     Args:
-        source: A path in one of the task's formats, or samples.
+        source: A path in one of the task's formats; samples; or rows with the columns of the task's table, as mappings,
+            tuples or a pandas DataFrame.
         on_error: ``raise`` raises at the first invalid item. ``skip`` decodes every item once, excludes the invalid
             ones and reports them in ``skipped`` and in the log; it never substitutes another sample.
         require_labels: Whether an unlabeled item is an error, as in training and evaluation.
@@ -40,25 +43,25 @@ class SampleDataset(Dataset[S]):
 
     item: ClassVar[str] = "sample"  # name of a sample in messages
     unique_ids: ClassVar[bool] = True  # two samples of one id are an error
+    columns: Sequence[str] = ()  # of the rows that are given as tuples
 
     def __init__(
-        self, source: str | Path | Iterable[S], *, on_error: str = "raise", require_labels: bool = True
+        self, source: str | Path | Iterable[Any], *, on_error: str = "raise", require_labels: bool = True
     ) -> None:
         self.problems, self.require_labels = Problems(on_error), require_labels
         self._digest: str | None = None
-        found: Iterable[Row]
-        if isinstance(source, (str, Path)):
+        source = as_table(source, self.columns)
+        if isinstance(source, (str, Path, Table)):
             self.name, found = str(source), self.read(source, self.problems)
         else:
-            self.name = "samples"
-            found = ((f"sample {n} (id {sample.id!r})", sample) for n, sample in enumerate(source))  # type: ignore[attr-defined]
+            self.name, found = "samples", self._given(source)
         self.keep(list(self._checked(found)))
 
     # Methods that a task implements -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def read(self, path: str | Path, problems: Problems) -> Iterator[Row]:
-        """Yields the samples of a path, each with its location; invalid items are added to ``problems``.
+    def read(self, path: str | Path | Table, problems: Problems) -> Iterator[Row]:
+        """Yields the samples of a path or table, each with its location; invalid items are added to ``problems``.
 
         Raises:
             DataError: The path as a whole cannot be read.
@@ -83,7 +86,28 @@ class SampleDataset(Dataset[S]):
         """Returns the content of a sample's fingerprint: JSON values, and media (see `content_of`)."""
         raise NotImplementedError
 
+    def inputs(self, sample: S) -> tuple[list[Any], Sequence[Any]]:
+        """Returns what a model gets of a sample, as ``identity`` does, to find repeated items: by default its media."""
+        values, media = self.identity(sample)
+        return ([], media) if media else (values[1:], media)
+
+    def facts(self, sample: S) -> dict[str, Any]:
+        """Returns properties of a sample for a summary of the data: numbers, and names or lists of names."""
+        return {"label": label} if (label := self.label(sample)) else {}
+
+    def label(self, sample: S) -> str:
+        """Returns the label by which a split is stratified; an empty string without labels."""
+        names = getattr(sample, "labels", None)
+        return str(getattr(sample, "label", "")) if names is None else "|".join(sorted(names))
+
     # ------------------------------------------------------------------------------------------------------------------
+
+    def _given(self, samples: Iterable[Any]) -> Iterator[Row]:
+        for number, sample in enumerate(samples):
+            if not hasattr(sample, "id"):
+                rows = f" or rows with {', '.join(self.columns)}" if self.columns else ""
+                raise DataError(f"sample {number}", f"samples{rows}", shorten(sample))
+            yield f"sample {number} (id {sample.id!r})", sample
 
     def _checked(self, found: Iterable[Row]) -> Iterator[Row]:
         seen: dict[str, str] = {}
@@ -130,10 +154,29 @@ class SampleDataset(Dataset[S]):
 
     def filter(self, keep: Callable[[S], bool]) -> Self:
         """Returns the data set restricted to samples for which ``keep`` is true; it may be empty."""
+        return self.take([index for index, sample in enumerate(self.samples) if keep(sample)])
+
+    def take(self, indices: Sequence[int]) -> Self:
+        """Returns the data set restricted to the samples with these indices."""
         other = copy.copy(self)
-        kept = [pair for pair in zip(self.places, self.samples, strict=True) if keep(pair[1])]
-        other.places, other.samples, other._digest = [where for where, _ in kept], [sample for _, sample in kept], None
+        other.places, other.samples = [self.places[i] for i in indices], [self.samples[i] for i in indices]
+        other._digest = None
         return other
+
+    def divided(self, seed: int) -> tuple[Self, Self]:
+        """Divides the data set into training and validation data; see ``held_out``.
+
+        Raises:
+            DataError: There are fewer than two samples, or groups of samples.
+        """
+        groups = getattr(self, "groups", range(len(self)))
+        held = held_out([self.label(sample) for sample in self.samples], groups, seed)
+        if not held:
+            raise DataError(self.name, f"at least two {self.item}s, to hold one out for validation", f"{len(self)}")
+        rest = sorted(set(range(len(self))) - set(held))
+        train, val = self.take(rest), self.take(held)
+        val.name, val.problems = f"{self.name} (held out)", Problems(self.problems.on_error)
+        return train, val
 
     def preloaded(self, load: Callable[[S, str], S]) -> None:
         """Replaces each sample by ``load(sample, where)``, which decodes it, so that no batch waits for a file.

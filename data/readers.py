@@ -16,6 +16,7 @@ from typing import Any
 
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
 from mmattn.data.names import find_file
+from mmattn.data.table import Table
 
 MARK = b"\xef\xbb\xbf"  # a byte order mark
 WIDE = {  # byte order marks and codecs of what is not UTF-8
@@ -175,14 +176,14 @@ def read_json(path: str | Path) -> Any:
         raise DataError(where, "JSON", f"{shorten(text[error.pos : error.pos + 40], 44)} ({error.msg})") from None
 
 
-def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Yields the rows of a CSV, TSV or JSONL file.
+def read_rows(path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Yields the rows of a CSV, TSV or JSONL file, or of a table in memory.
 
     CSV and TSV need a header. In CSV a quoted cell may contain line breaks; TSV has no quoting: quotation marks are
     literal. Empty lines are ignored.
 
     Args:
-        path: The file; its extension decides the format.
+        path: The file, whose extension decides the format; or the table.
         problems: Collects the invalid lines.
 
     Yields:
@@ -191,11 +192,7 @@ def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, 
     Raises:
         DataError: The file as a whole cannot be read, or has no valid header.
     """
-    raw = _content(path)
-    _refuse_wide(raw, str(path))
-    text = raw.decode("utf-8", errors="surrogateescape")
-    rows = _jsonl(path, text, problems) if is_json_lines(path) else _table(path, text, problems)
-    for where, line, row in rows:
+    for where, line, row in path if isinstance(path, Table) else _file_rows(path, problems):
         bad = next((shorten(value) for value in row.values() if isinstance(value, str) and is_broken(value)), None)
         if bad is None:
             yield where, line, row
@@ -203,8 +200,20 @@ def read_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, 
             problems.add(where, "UTF-8 text", bad)
 
 
+def _file_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    raw = _content(path)
+    _refuse_wide(raw, str(path))
+    text = raw.decode("utf-8", errors="surrogateescape")
+    return _jsonl(path, text, problems) if is_json_lines(path) else _table(path, text, problems)
+
+
+def as_path(path: str | Path | Table) -> Any:
+    """Returns a path as a ``Path``; a table, which has the attributes that readers of tables need, unchanged."""
+    return path if isinstance(path, Table) else Path(path)
+
+
 def report_missing(
-    path: str | Path,
+    path: str | Path | Table,
     where: str,
     row: Mapping[str, Any],
     missing: Sequence[str],
@@ -239,9 +248,9 @@ def report_missing(
     raise DataError(f"{path}, header", expected, found)
 
 
-def is_json_lines(path: str | Path) -> bool:
-    """Whether a file's name ends as that of a file with one JSON object a line."""
-    return Path(path).suffix.lower() in JSON_LINES
+def is_json_lines(path: str | Path | Table) -> bool:
+    """Whether a file's name ends as that of a file with one JSON object a line; a table counts as one."""
+    return as_path(path).suffix.lower() in JSON_LINES
 
 
 def _jsonl(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:

@@ -46,7 +46,7 @@ _PUBLIC = {
     "pretrained": ("load_generation_config", "load_pretrained"),
     "spatial": ("AttentionGate", "Gate", "MapPooling", "PositionAttention", "SpatialAttention"),
     "probe": ("Probe",),
-    "tasks": ("load",),  # forwarded lazily: the core does not import tasks
+    "tasks": ("fit", "load"),  # forwarded lazily: the core does not import tasks
     "temporal": ("DividedSpaceTimeLayer", "TemporalPooling"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -115,7 +115,7 @@ if TYPE_CHECKING:
         PositionAttention as PositionAttention,
         SpatialAttention as SpatialAttention,
     )
-    from .tasks import load as load
+    from .tasks import fit as fit, load as load
     from .temporal import DividedSpaceTimeLayer as DividedSpaceTimeLayer, TemporalPooling as TemporalPooling
 
 

@@ -8,12 +8,15 @@ import pytest
 import yaml
 
 from mmattn.data.errors import DataError
+from mmattn.tasks.common.auto import AUTO, KEYS
+from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.task import tasks
 from tests.tasks.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {path.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "configs").glob("*.yaml"))}
 REAL = {name for name, config in CONFIGS.items() if config["data"]["train"] != "demo"}
+SECTIONS = ("data", "optim", "trainer")
 QUICK = {"vqa_daquar.yaml", "asr_fsdd.yaml"}  # configs on real data whose first step takes only seconds
 SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name in REAL - QUICK else []) for name in CONFIGS]
 
@@ -29,6 +32,27 @@ def test_constructor_defaults_equal_the_config(task: str) -> None:
             assert default == value, f"model.{key}: the constructor has {default!r}, the config {value!r}"
     assert set(config) <= {"model", "optim", "loss", "decode", "data", "trainer", "seed_everything"}
     assert config["data"]["train"] == "demo"
+
+
+@pytest.mark.parametrize("task", tasks())
+def test_three_defaults_are_auto(task: str) -> None:
+    """Batch size, epochs and warm-up depend on the data: the defaults are `auto`, the configurations give numbers."""
+    module, data = tasks()[task].resolve("module"), tasks()[task].resolve("datamodule")
+    shared = inspect.signature(TaskDataModule).parameters  # the tasks' data modules pass them on
+    defaults = {f"data.{key}": value.default for key, value in {**shared, **inspect.signature(data).parameters}.items()}
+    for section, kind in (("optim", module.Optim), ("loss", module.Loss), ("decode", module.Decode)):
+        defaults |= {f"{section}.{key}": value.default for key, value in inspect.signature(kind).parameters.items()}
+    assert {key for key, value in defaults.items() if value == AUTO} == set(KEYS) - {"trainer.max_epochs"}
+    for config in (config for name, config in CONFIGS.items() if name.split(".")[0].split("_")[0] == task):
+        given = {
+            f"{section}.{key}": value
+            for section, values in config.items()
+            if section in SECTIONS
+            for key, value in values.items()
+        }
+        assert isinstance(given["trainer.max_epochs"], int)
+        assert isinstance(given["optim.warmup_steps"], int)
+        assert data.train_size == "max_frames" or isinstance(given["data.batch_size"], int)
 
 
 def fit(name: str, folder: Path, options: str) -> Any:

@@ -19,7 +19,8 @@ from mmattn.tasks import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHTNING_HALF = {
-    f"mmattn.tasks.common.{name}" for name in ("module", "datamodule", "callbacks", "interrupts", "trainer", "cli")
+    f"mmattn.tasks.common.{name}"
+    for name in ("module", "datamodule", "callbacks", "interrupts", "trainer", "finish", "cli", "fit", "check")
 }
 HEAVY = (
     "lightning",

@@ -20,7 +20,8 @@ from typing import Any
 from mmattn.data.errors import DataError, Problems, nearest, shorten
 from mmattn.data.files import files_below, is_listed
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, limit_of
-from mmattn.data.readers import TABLES, read_rows, report_missing
+from mmattn.data.readers import TABLES, as_path, read_rows, report_missing
+from mmattn.data.table import Table, is_media
 
 TORCHVISION = "torchvision/"
 Row = tuple[str, str, ImageSource, str | None]  # location of an image, for messages; id; image; label
@@ -50,8 +51,8 @@ class TarImage:
         return f"{self.archive} {self.offset} {self.size}"
 
 
-def read_images(source: str | Path, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
-    """Yields the labeled images of a path.
+def read_images(source: str | Path | Table, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
+    """Yields the labeled images of a path, or of a table in memory.
 
     - a folder: one sub-folder per class, images at any depth below it (torchvision's ``ImageFolder``);
     - a ``.tar``, compressed or not: such a tree, alone or in one outer folder;
@@ -70,8 +71,10 @@ def read_images(source: str | Path, split: str, root: str | Path | None, problem
     if str(source).startswith(TORCHVISION):
         yield from read_torchvision(str(source).removeprefix(TORCHVISION), split, root)
         return
-    path = Path(source)
-    if path.is_dir():
+    path = as_path(source)
+    if isinstance(path, Table):
+        yield from read_table(path, root, problems)
+    elif path.is_dir():
         yield from read_folder(path)
     elif not path.exists():
         expected = "a folder of class folders, a tar of one, a CSV, or torchvision/NAME"
@@ -162,7 +165,7 @@ def _unpack(archive: tarfile.TarFile, path: Path) -> tuple[list[tarfile.TarInfo]
     return members, images
 
 
-def read_table(path: Path, root: str | Path | None, problems: Problems) -> Iterator[Row]:
+def read_table(path: Path | Table, root: str | Path | None, problems: Problems) -> Iterator[Row]:
     """Yields the images of a CSV, TSV or JSONL with their paths and labels."""
     folder = path.parent if root is None else Path(root)
     for number, (where, _, row) in enumerate(read_rows(path, problems)):
@@ -171,14 +174,16 @@ def read_table(path: Path, root: str | Path | None, problems: Problems) -> Itera
         if column is None:
             missing = ["path"] if label is not None else ["path", "label"]
             report_missing(path, where, row, missing, (*PATH_COLUMNS, *LABEL_COLUMNS, "id"), problems)
-        elif not isinstance(row[column], str) or not row[column].strip():
-            problems.add(where, "the path of an image", shorten(row[column]))
-        else:
-            if isinstance(label, list):
-                label = "|".join(map(str, label))
-            text = None if label is None else str(label)
-            image = folder / os.path.expanduser(row[column].strip())
-            yield where, str(row.get("id") or f"{number} {row[column].strip()}"), image, text
+            continue
+        text = "|".join(map(str, label)) if isinstance(label, list) else None if label is None else str(label)
+        image, name = row[column], str(number)
+        if isinstance(image, (str, Path)) and str(image).strip():
+            name = f"{number} {str(image).strip()}"
+            image = folder / os.path.expanduser(str(image).strip())
+        elif not is_media(image) or not isinstance(path, Table):
+            problems.add(where, "the path of an image", shorten(image))
+            continue
+        yield where, str(row.get("id") or name), image, text
 
 
 def read_torchvision(name: str, split: str, root: str | Path | None) -> Iterator[Row]:

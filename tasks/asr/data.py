@@ -32,6 +32,7 @@ from mmattn.data.errors import DataError, Problems, is_broken, shorten
 from mmattn.data.files import files_below
 from mmattn.data.names import find_file, nfc
 from mmattn.data.readers import TABLES, parse_json, read_rows, read_text, report_missing
+from mmattn.data.table import Table, is_media
 
 logger = logging.getLogger(__name__)
 AUDIO_KEYS = ("audio", "audio_filepath")
@@ -110,8 +111,9 @@ class ASRDataset(SampleDataset[ASRSample]):
     """
 
     item: ClassVar[str] = "recording"
+    columns = ("audio", "text")
 
-    def read(self, path: str | Path, problems: Problems) -> Iterator[Row[ASRSample]]:
+    def read(self, path: str | Path | Table, problems: Problems) -> Iterator[Row[ASRSample]]:
         return read_recordings(path, problems, self.require_labels)
 
     def check(self, sample: ASRSample) -> tuple[str, str] | None:
@@ -139,6 +141,13 @@ class ASRDataset(SampleDataset[ASRSample]):
     def identity(self, sample: ASRSample) -> tuple[list[Any], list[Any]]:
         audio = str(getattr(sample.audio, "name", "")) if hasattr(sample.audio, "read") else sample.audio
         return [sample.id, sample.text, sample.segment], [audio]
+
+    def inputs(self, sample: ASRSample) -> tuple[list[Any], list[Any]]:
+        return [sample.segment], self.identity(sample)[1]
+
+    def facts(self, sample: ASRSample) -> dict[str, Any]:
+        found = {"seconds": round(sample.duration, 2), "words": len(normalize_text(sample.text).split())}
+        return found | ({"speaker": sample.speaker} if sample.speaker else {})
 
     def leave_out_longer(self, seconds: float) -> Self:
         """The data set without samples longer than that; logs how many were excluded.
@@ -178,13 +187,17 @@ class ASRDataset(SampleDataset[ASRSample]):
         return fits
 
 
-def read_recordings(path: str | Path, problems: Problems, require_text: bool = True) -> Iterator[Row[ASRSample]]:
-    """Read the samples of a path in any of the formats, each with its location in the file.
+def read_recordings(
+    path: str | Path | Table, problems: Problems, require_text: bool = True
+) -> Iterator[Row[ASRSample]]:
+    """Read the samples of a path in any of the formats, or of a table in memory, each with its location in the file.
 
     Raises:
         DataError: The path as a whole cannot be read. `problems` collects invalid lines, such as those without a
             required text.
     """
+    if isinstance(path, Table):
+        return _table(path, problems, require_text)
     path = Path(path)
     if path.is_dir():
         return _librispeech(path, problems)
@@ -193,7 +206,7 @@ def read_recordings(path: str | Path, problems: Problems, require_text: bool = T
     return _table(path, problems, require_text)
 
 
-def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row[ASRSample]]:
+def _table(path: Path | Table, problems: Problems, require_text: bool) -> Iterator[Row[ASRSample]]:
     taken: set[str] = set()
     for where, line, row in read_rows(path, problems):
         missing = [] if row.keys() & set(AUDIO_KEYS) else ["audio"]
@@ -202,7 +215,7 @@ def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row[A
             report_missing(path, where, row, missing, KEYS, problems)
             continue
         try:
-            sample = _row(row, path, where, require_text)
+            sample = _row(row, path, where, line, require_text)
         except DataError as error:
             problems.take(where, error)
             continue
@@ -212,9 +225,11 @@ def _table(path: Path, problems: Problems, require_text: bool) -> Iterator[Row[A
         yield where, sample
 
 
-def _row(row: Mapping[str, Any], path: Path, where: str, require_text: bool) -> ASRSample:
-    key = next((key for key in AUDIO_KEYS if row.get(key)), "audio")
-    audio, text = row.get(key) or None, row.get("text")
+def _row(row: Mapping[str, Any], path: Path | Table, where: str, line: int, require_text: bool) -> ASRSample:
+    key = next((key for key in AUDIO_KEYS if is_media(row.get(key)) or row.get(key)), "audio")
+    audio, text = row.get(key), row.get("text")
+    sound = audio if isinstance(path, Table) and is_media(audio) else None
+    audio = str(line) if sound is not None else str(audio) if isinstance(audio, Path) else audio or None
     for name, value, optional in ((f"{key}: a path", audio, False), ("text: a text", text, not require_text)):
         if not isinstance(value, str) and not (optional and value is None):
             raise DataError(where, name, "nothing" if value is None else shorten(value))
@@ -223,7 +238,7 @@ def _row(row: Mapping[str, Any], path: Path, where: str, require_text: bool) -> 
         raise DataError(where, "a duration beside the offset", shorten(row.get("duration")))
     return ASRSample(
         id=(str(audio) if offset is None else f"{audio}@{offset:g}") if row.get("id") in (None, "") else str(row["id"]),
-        audio=str(find_file(path.parent / str(audio))),
+        audio=str(find_file(path.parent / str(audio))) if sound is None else sound,
         text=text or "",
         duration=duration or 0.0,
         speaker=str(row.get("speaker") or ""),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mmattn.data.batching import BatchPlan, EvalBatchSampler
-from mmattn.data.buckets import TokenBatchSampler
+from mmattn.data.buckets import TokenBatchSampler, estimated_batches
 from mmattn.data.errors import UserError
 from mmattn.data.options import from_options
 from mmattn.data.text.sentences import read_sentences
@@ -23,7 +23,9 @@ from mmattn.tasks.asr.data import ASRBatch, ASRDataset, normalize_text
 from mmattn.tasks.asr.decoding import check_lm, check_ranges, score, write
 from mmattn.tasks.asr.model import consistency_loss, ctc_loss
 from mmattn.tasks.asr.processor import ASRProcessor, SpeechProcessor
+from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts
+from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import Collate, Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
@@ -79,6 +81,7 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
     task = "asr"
     sizes = ("vocab_size", "num_mels")
     train_size = "max_frames"
+    least_steps = 2000  # CTC finds its first alignments after many
 
     def __init__(
         self,
@@ -206,6 +209,10 @@ class ASRDataModule(TaskDataModule[ASRDataset, SpeechProcessor]):
             )
         return plan
 
+    def epoch_batches(self, processes: int) -> int:
+        samples = self.dataset("train").samples
+        return estimated_batches(self.processor.lengths(auto.some(samples)), len(samples), self.max_frames, processes)
+
     def eval_plan(self, dataset: ASRDataset) -> BatchPlan:
         lengths = [frames for frames, _ in self.processor.lengths(dataset.samples)]
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
@@ -261,7 +268,8 @@ class ASRTrainingOptions(TrainingOptions):
     """Training options that Lightning's Trainer does not have.
 
     Args:
-        early_stopping: Stop after this number of validations without a better metric; none: never.
+        early_stopping: Stop after this number of validations without a better metric; 0: never; none: never, unless
+            max_epochs is auto.
         compile: Run the model through `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         save_every_n_steps: Write `last.ckpt` after every n optimizer steps, in addition to the end of each epoch.
@@ -355,6 +363,9 @@ class ASRModule(TaskModule[ASRDataModule]):
 
     def make_metric(self) -> CorpusMetric:
         return CorpusMetric(score)
+
+    def chance(self) -> Chance:
+        return Chance(1.0, "an empty transcript")
 
     def notes(self) -> dict[str, str]:  # text normalization and the package that counts edits
         return {"normalizer": (normalize_text.__doc__ or "").split("\n")[0], "wer_by": f"jiwer {version('jiwer')}"}

@@ -15,7 +15,8 @@ from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.image.files import read_images
-from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image
+from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, image_size, load_image
+from mmattn.data.table import Table
 
 
 @dataclass
@@ -43,7 +44,7 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
 
     Args:
         source: A path in one of the formats of ``data/image/files.py`` (a tree of class folders, a tar of one, a CSV,
-            ``torchvision/NAME``), or samples.
+            ``torchvision/NAME``); samples; or rows of an image and its label.
         split: Split of a torchvision data set.
         root: Folder of a torchvision data set's files, or of a CSV's images if they are not in its folder.
         multi_label: Whether samples have any number of labels, separated by ``|`` in a CSV.
@@ -51,10 +52,11 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
     """
 
     item: ClassVar[str] = "labeled image"
+    columns = ("image", "label")
 
     def __init__(
         self,
-        source: str | Path | Iterable[ClassificationSample],
+        source: str | Path | Iterable[Any],
         split: str = "train",
         root: str | Path | None = None,
         multi_label: bool = False,
@@ -63,7 +65,7 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
         self.split, self.root, self.multi_label = split, root, multi_label
         super().__init__(source, **options)
 
-    def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, ClassificationSample]]:
+    def read(self, path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, ClassificationSample]]:
         for where, name, image, label in read_images(path, self.split, self.root, problems):
             labels = (label or "").split("|") if self.multi_label else [label or ""]
             yield where, ClassificationSample(name, image, [part.strip() for part in labels if part.strip()])
@@ -86,6 +88,10 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
 
     def identity(self, sample: ClassificationSample) -> tuple[list[Any], list[Any]]:
         return [sample.id, sample.labels, sample.regions], [sample.image]
+
+    def facts(self, sample: ClassificationSample) -> dict[str, Any]:
+        width, height = image_size(sample.image)
+        return {"class": sample.labels, "width": width, "height": height}
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
         """Decode every image once, at the model's input size, into one uint8 array.

@@ -12,6 +12,7 @@ from mmattn.data.image.augment import BatchAugment
 from mmattn.data.options import from_options
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset
 from mmattn.tasks.classification.processor import ClassificationProcessor
+from mmattn.tasks.common.chance import Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.labels.metrics import ClassificationMetric
 from mmattn.tasks.common.losses import soft_cross_entropy
@@ -97,6 +98,13 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
 
     def update_metric(self, metric: Any, batch: ClassificationBatch) -> None:
         metric.update(self.model(batch.pixel_values).logits.float(), batch.targets)
+
+    def chance(self) -> Chance | None:
+        if self.multi_label:
+            return None
+        train, val = (self.data.dataset(split).samples for split in ("train", "val"))
+        answers = (sample.labels[0] for sample in train)
+        return constant(answers, lambda answer: sum(sample.labels == [answer] for sample in val) / len(val))
 
     def _log_metrics(self, split: str) -> None:
         """Log the metrics, and plot the confusion matrix into the run directory."""

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -109,11 +116,15 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.can_save(trainer) and trainer.global_step - self.saved_step >= self.every_n_steps:
+        is_due = trainer.should_stop or trainer.global_step - self.saved_step >= self.every_n_steps
+        if self.can_save(trainer) and is_due:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        is_whole = progress.is_last_batch or progress.current.ready >= trainer.num_training_batches
+        if is_whole or not self.path.exists():  # Lightning counts an epoch that was cut short as a whole one
+            self.save(trainer)
 
     @staticmethod
     def can_save(trainer: Trainer) -> bool:
@@ -167,6 +178,50 @@ class BestCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.metrics = state_dict["score"], state_dict["metrics"]
+
+
+class FinalValidation(Checkpoint):
+    """Validates at the end of training, whatever ends it, so that the last weights have a figure.
+
+    A `Checkpoint`, since Lightning's timer, which may end training after this batch, must be called before.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop = trainer.fit_loop
+        progress, epochs = loop.epoch_loop.batch_progress, loop.max_epochs or -1
+        epoch: Any = loop.epoch_progress.current
+        is_last = progress.is_last_batch and 0 < epochs <= epoch.processed + 1
+        is_last |= 0 < loop.max_steps <= trainer.global_step
+        if (is_last or trainer.should_stop) and loop._can_stop_early:
+            trainer.check_val_every_n_epoch, trainer.should_stop = 1, True
+
+
+class Estimate(Callback):
+    """Says once, after the first steps, how long training will take, if that is minutes."""
+
+    FIRST, LAST = 5, 25  # steps between which the time is measured
+
+    def __init__(self) -> None:
+        self._step, self._since = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = trainer.global_step - self._step
+        if not trainer.is_global_zero or done > self.LAST or trainer.fit_loop._should_accumulate():
+            return
+        if done == self.FIRST:
+            self._since = time.monotonic()
+        elif done == self.LAST:
+            seconds = (time.monotonic() - self._since) / (self.LAST - self.FIRST)
+            left = seconds * (trainer.estimated_stepping_batches - trainer.global_step)
+            if 60 < left < math.inf:
+                print(f"about {left / 60:.0f} minutes left, {seconds:.2g} s a step, validation not counted", flush=True)
 
 
 class EMA(Callback):
@@ -227,8 +282,13 @@ class Patience(EarlyStopping):
     """Early stopping that survives a resume: a run that has stopped does not train another epoch."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.wait_count >= self.patience:
+        if self.has_stopped:
             trainer.should_stop = True
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it has ended training."""
+        return self.wait_count >= self.patience
 
 
 class LineProgress(ProgressBar):
@@ -280,7 +340,9 @@ class LineProgress(ProgressBar):
 
 
 def progress_bar() -> ProgressBar:
-    """Rich's progress bar on a terminal, lines otherwise."""
+    """Rich's progress bar on a terminal, a widget in a notebook, lines otherwise."""
     import sys
 
+    if type(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()).__name__ == "ZMQInteractiveShell":
+        return TQDMProgressBar()  # a widget
     return RichProgressBar(leave=True) if sys.stdout.isatty() and not os.environ.get("CI") else LineProgress()

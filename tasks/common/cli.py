@@ -7,10 +7,10 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
@@ -20,21 +20,23 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmattn.data.errors import UserError
-from mmattn.tasks.common import rundir
+from mmattn.tasks.common import auto, rundir
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.allocator import keep_freed_memory
-from mmattn.tasks.common.callbacks import BEST, LAST, check_resumable, read_checkpoint, shipped_weights
-from mmattn.tasks.common.checkpoint import load_weights, save_directory
+from mmattn.tasks.common.callbacks import BEST, LAST, check_resumable, read_checkpoint
+from mmattn.tasks.common.datamodule import HELD_OUT
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, missing_package
+from mmattn.tasks.common.finish import finish
 from mmattn.tasks.common.interrupts import Interrupts
 from mmattn.tasks.common.parse_errors import readable
 from mmattn.tasks.common.task import Task
-from mmattn.tasks.common.trainer import FREE_OPTIONS, fit_callbacks, make_trainer
-from mmattn.tasks.common.yaml_limits import load_yaml
+from mmattn.tasks.common.trainer import FREE_OPTIONS, checkpoint_bytes, fit_callbacks, make_trainer, set_lengths
+from mmattn.tasks.common.yaml_limits import load_yaml, recorded_options
 
 # The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).
 ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
 SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # parameters that all modules have
+EPOCHS = "Number of epochs; auto: 20, for few data as many as a few hundred steps need; at most two hours."
 # Settings that a resumed run may change: they do not alter the results.
 FREE_SETTINGS = {"data.num_workers", "data.on_error", *(f"trainer.{name}" for name in FREE_OPTIONS)}
 # Lightning's warnings about intended behavior: mid-epoch resumption is exact, and both loggers share a folder.
@@ -45,6 +47,7 @@ KNOWN_WARNINGS = (
     ".*in eval mode at the start of training.*",
     ".*exists and is not empty.*",
     ".*treespec, LeafSpec.*",
+    ".*callbacks used to create the checkpoint.*",  # a run may be resumed without a limit of time
     ".*sync_dist=True.*",  # metrics gather over processes themselves
 )
 
@@ -71,8 +74,11 @@ class TaskCLI(LightningCLI):
     command: str
     argv: Sequence[str]
 
-    def __init__(self, task: Task, command: str, argv: Sequence[str], program: str) -> None:
+    def __init__(
+        self, task: Task, command: str, argv: Sequence[str], program: str, sources: Mapping[str, Any] | None = None
+    ) -> None:
         self.task, self.command, self.argv, self.program = task.name, command, argv, program
+        self.sources, self.is_python = sources or {}, sources is not None  # samples in memory, from `mmattn.fit`
         self.module_type, self.data_type = task.resolve("module"), task.resolve("datamodule")
         self.model_type = task.resolve("model")
         super().__init__(
@@ -81,9 +87,9 @@ class TaskCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults={
                 "default_root_dir": f"runs/{task.name}",
-                "max_epochs": 20,
                 "gradient_clip_val": 1.0,
                 "num_sanity_val_steps": 0,
+                "check_val_every_n_epoch": None,  # each, or less often where `auto` makes very short epochs
                 "use_distributed_sampler": False,  # the batch samplers distribute batches among processes
                 "enable_model_summary": False,
                 "log_every_n_steps": 20,
@@ -103,7 +109,9 @@ class TaskCLI(LightningCLI):
         return {self.command: skip if self.command == "fit" else skip | {"ckpt_path", "verbose"}}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(Trainer, "trainer")
+        own = {"fail_untyped": False, "instantiate": False, "sub_configs": True}  # as `add_lightning_class_args`
+        parser.add_class_arguments(Trainer, "trainer", skip={"max_epochs"}, **own)
+        parser.add_argument("--trainer.max_epochs", type=int | Literal["auto"] | None, default=auto.AUTO, help=EPOCHS)
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
         options = {"as_group": False, "instantiate": False, "fail_untyped": False}
         parser.add_class_arguments(self.module_type.Training, "trainer", **options)
@@ -172,7 +180,11 @@ class TaskCLI(LightningCLI):
                 f"data.train: expected the path of your training data, or demo for the built-in data; found none. "
                 f"`{self.program} fit --config configs/{self.task}.yaml` trains on the built-in data."
             )
+        limits = config.trainer
+        if limits.max_epochs == auto.AUTO and limits.max_time is None and limits.max_steps < 0:
+            limits.max_time = auto.TIME
         self.datamodule = self.data_type(**data, seed=self.seed)
+        self.datamodule.sources = self.sources
         keywords = config.model.as_dict()
         accepted = inspect.signature(self.model_type).parameters
         model = {key: value for key, value in keywords.items() if key in accepted}
@@ -218,7 +230,16 @@ class TaskCLI(LightningCLI):
         split = {"validate": "val", "test": "test"}[self.command]
         if shipped.own_data and self.datamodule.paths[split] is None:
             run = rundir.read_json(Path(self.checkpoint).parent / "run.json")
-            path = run.get("data", {}).get(split, {}).get("path")
+            known = run.get("data", {}).get(split, {})
+            path = known.get("path")
+            if path is not None and path.startswith(HELD_OUT):
+                self.datamodule.seed = run["seed"]  # of the draw
+                if self.datamodule.is_divided and self.datamodule.dataset("val").fingerprint() == known["sha256"]:
+                    return
+                raise ConfigError(
+                    f"{self.checkpoint} was validated on data {path}: --data.train with this path repeats the split, "
+                    f"while the data are the same; or give --data.val PATH."
+                )
             raise ConfigError(
                 f"{self.checkpoint} was trained on your own data and cannot be evaluated on the built-in data; "
                 f"give --data.{split} {path or 'PATH'}."
@@ -247,8 +268,11 @@ class TaskCLI(LightningCLI):
         config = {name: value for name, value in config.items() if name not in own}
         if self.command != "fit":
             return make_trainer(config, [], None)
-        self.last, callbacks = fit_callbacks(self.model, self.root)
+        is_auto = config["max_epochs"] == auto.AUTO
+        self.last, callbacks = fit_callbacks(self.model, self.root, is_auto)
         resume = self._command() if "--ckpt_path" in self.argv else f"{self._command()} --ckpt_path last"
+        if self.is_python:
+            resume = 'fit(..., ckpt_path="last")'
         self.interrupts = Interrupts(self.last, resume)
         return make_trainer(config, [*callbacks, self.interrupts], self.root)
 
@@ -259,13 +283,27 @@ class TaskCLI(LightningCLI):
         for split in ("train", "val"):
             self.datamodule.dataset(split)  # bad data end the run before anything is written
         resume = self._resume_path(ckpt_path)
+        is_auto = any(self.config["fit"][key] == auto.AUTO for key in auto.KEYS)
+        if resume is None and self.model.start is None and (self.trainer.is_global_zero or is_auto):
+            self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
+        self._resolve_auto({} if ckpt_path is None else recorded_options(self.root / rundir.CONFIG))
         if resume is None and self.trainer.is_global_zero:  # as does a model that cannot be built
-            if self.model.start is None:
-                self.datamodule.processor = self.datamodule.make_processor(self.datamodule.dataset("train"))
             self.model.build(self.datamodule.model_sizes(), self.datamodule.processor)
             self.model.check_processor(self.datamodule.processor)
+            rundir.check_space(self.root, 3 * checkpoint_bytes(self.model))  # the last, the best, and one to replace it
         with rundir.locked(self.root) if self.trainer.is_global_zero else nullcontext(), self.interrupts.installed():
             self._train(resume, ckpt_path is not None)
+
+    def _resolve_auto(self, recorded: Mapping[str, Any]) -> None:
+        config = self.config["fit"]
+        self.said = [auto.resolve(config, self.datamodule, self.trainer.world_size, recorded)]
+        self.said += [self.datamodule.division] if self.datamodule.is_divided else []
+        lengths = ("max_epochs", "check_val_every_n_epoch", "early_stopping")
+        epochs, interval, patience = (config.trainer[name] for name in lengths)
+        set_lengths(self.trainer, epochs, interval, patience or 0)
+        self.model.optim.warmup_steps = config.optim.warmup_steps
+        keys = {key for key in (*auto.KEYS, *(f"trainer.{name}" for name in lengths)) if key not in FREE_SETTINGS}
+        self.model.settings |= {key: config[key] for key in keys}
 
     def _train(self, resume: Path | None, resumed: bool) -> None:
         config = self.config["fit"]
@@ -273,13 +311,14 @@ class TaskCLI(LightningCLI):
             rundir.prepare(self.root, resume=resumed, overwrite=config.overwrite)
             dump = self._subcommand_parsers["fit"].dump(config, skip_unset=False)
             rundir.record_start(self.root, self.task, self.seed, self._command(), dump, resumed=resumed)
+            print(*filter(None, self.said), sep="\n", end="\n" if any(self.said) else "", flush=True)
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
         if config.find_lr and resume is None:
             self._find_lr()
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume, weights_only=True)
         if self.trainer.is_global_zero:
-            self._finish()
+            print("\n".join(finish(self.trainer, self.model, self.root, self.last, self.program)), flush=True)
 
     def _command(self) -> str:
         return f"{self.program} {self.command} {' '.join(self.argv)}".strip()
@@ -303,46 +342,6 @@ class TaskCLI(LightningCLI):
             raise ConfigError("--find_lr: expected a falling loss, found none; set --optim.lr by hand.")
         self.model.lr = suggestion
         print(f"learning rate found: {suggestion:.2e}")
-
-    def _finish(self) -> None:
-        best = read_checkpoint(self.root / BEST if (self.root / BEST).exists() else self.root / LAST)
-        model = self.model.model
-        load_weights(model, shipped_weights(best), self.root / BEST)
-        validation = best["callbacks"].get("BestCheckpoint", {}).get("metrics", {})
-        validation = {name.removeprefix("val/"): value for name, value in validation.items()}
-        fit = {
-            "epochs": self.trainer.current_epoch,
-            "steps": self.trainer.global_step,
-            "seconds": round(self.last.seconds, 1),
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        }
-        values = self.trainer.callback_metrics
-        fit |= {
-            name.removeprefix("train/"): float(value) for name, value in values.items() if name.startswith("train/")
-        }
-        save_directory(
-            self.root / "model",
-            task=self.task,
-            model=model,
-            keywords=self.model.final_keywords(self.datamodule.model_sizes()),
-            network=self.model.network,
-            processor=self.model.complete_processor(self.datamodule.processor),
-            metrics={"validation": validation},
-            command=self._command(),
-            own_data=self.datamodule.paths["train"] is not None,
-        )
-        rundir.record_metrics(self.root, "fit", rundir.read_json(self.root / "metrics.json").get("fit", {}) | fit)
-        rundir.record_metrics(self.root, "validation", validation | self.model.notes())
-        rundir.record_data(self.root, self.datamodule.fingerprint())
-        main = self.model.monitor.split("/")[1]
-        score = f" (val/{main} {validation[main]:.4f}{self.model.measured_by})" if main in validation else ""
-        which = "best model" if validation else "last model (none was validated)"
-        own = " --data.test PATH" if self.datamodule.paths["train"] is not None else ""
-        print(
-            f"Done. The run directory is {self.root}; the {which} is in {self.root / 'model'}{score}.\n"
-            f"Next: `{self.program} test --checkpoint {self.root / 'model'}{own}`; "
-            f"`predict`, `explain` and `export` take the same folder."
-        )
 
     def validate(self, **_: Any) -> None:
         self._measure("validate", "validation")
@@ -373,8 +372,17 @@ def _plain(values: Any) -> Any:
     return values if isinstance(values, (int, float, str, bool, type(None))) else str(values)
 
 
-def run(task: Task, command: str, argv: Sequence[str], program: str = "") -> None:
-    """Run fit, validate or test of a task; `program` is the name under which it was called.
+def run(
+    task: Task, command: str, argv: Sequence[str], program: str = "", sources: Mapping[str, Any] | None = None
+) -> TaskCLI:
+    """Run fit, validate or test of a task.
+
+    Args:
+        task: The task.
+        command: fit, validate or test.
+        argv: The command's options.
+        program: The name under which the command was called.
+        sources: Samples in memory by split, if it was called by `mmattn.fit`.
 
     Raises:
         UserError: The configuration, the data or a checkpoint is invalid.
@@ -386,7 +394,7 @@ def run(task: Task, command: str, argv: Sequence[str], program: str = "") -> Non
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=ALLOWED_IMPORTS)
     arguments = ["--help" if word == "--help-all" else word for word in argv]
     try:
-        TaskCLI(task, command, arguments, program or f"python -m tasks.{task.name}")
+        return TaskCLI(task, command, arguments, program or f"python -m tasks.{task.name}", sources)
     except SystemExit as stop:
         sys.stdout.flush()
         raise stop

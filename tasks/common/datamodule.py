@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from mmattn.data.batching import BatchPlan, EvalBatchSampler, GroupBatchSampler,
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import UserError
 from mmattn.data.processor import Processor
+from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.checkpoint import PROCESSOR
 from mmattn.tasks.common.errors import ConfigError
@@ -24,6 +26,8 @@ from mmattn.tasks.common.task import tasks
 
 Split = Literal["train", "val", "test"]
 DEMO = "demo"  # names the built-in data in place of a path
+HELD_OUT = "held out from"  # and the path of the training data, in place of a path
+MEMORY = "in memory"  # names the samples that `mmattn.fit` was given
 D = TypeVar("D", bound=SampleDataset[Any])
 P = TypeVar("P", bound=Processor[Any, Any])
 
@@ -49,10 +53,11 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
 
     Args:
         train: Path of the training split, or `demo` for the built-in data. There is no default: configurations set it.
-        val: Path of the validation split; none: the built-in one if `train` is `demo`.
+        val: Path of the validation split; none: the built-in one if `train` is `demo`, otherwise a part of the training
+            data, held out by the seed, for each label in proportion.
         test: Path of the test split; none: the built-in one if `train` is `demo`.
         demo_size: Number of training samples of the built-in data; none: all.
-        batch_size: Number of samples in a batch, per process.
+        batch_size: Number of samples in a batch, per process; auto: as many as the number of samples allows.
         num_workers: Number of loader processes; the batches do not depend on it.
         on_error: Whether a bad item ends the run ("raise") or is excluded, counted and reported ("skip").
         seed: Seed of batch order and augmentation.
@@ -62,6 +67,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     processor: P
     sizes: tuple[str, ...] = ()  # model keywords that are determined by the data, not by the user
     train_size = "batch_size"  # the option that determines the size of a training batch
+    largest_batch, least_steps = 64, auto.STEPS  # that `auto` chooses
 
     def __init__(
         self,
@@ -69,16 +75,14 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         val: str | None = None,
         test: str | None = None,
         demo_size: int | None = None,
-        batch_size: int = 64,
+        batch_size: int | Literal["auto"] = "auto",
         num_workers: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if train not in (None, DEMO) and val is None:
-            raise ConfigError(
-                "data.train without data.val: a model of your data cannot be validated on the built-in data; give both."
-            )
+        if batch_size == auto.AUTO:
+            batch_size = 64  # of evaluation, and until the number of samples is known
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(
                 f"data.batch_size must be at least 1 and data.num_workers at least 0, found "
@@ -86,6 +90,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
             )
         given = {"train": train, "val": val, "test": test}
         self.paths = {name: None if path == DEMO else expand(path, f"data.{name}") for name, path in given.items()}
+        self.sources: Mapping[str, Any] = {}  # samples in memory, by split
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
         self.processor_options: dict[str, Any] = {}  # keywords of the processor's `fit`; None: its default
         self.augment: Any = None  # augmentation of training batches
@@ -113,10 +118,38 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
 
     # ------------------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether the validation split is held out from the training data."""
+        return self.paths["train"] is not None and self.paths["val"] is None
+
+    @functools.cached_property
+    def _divided(self) -> dict[str, D]:
+        whole = self.make_dataset(self._source("train"), "train")
+        return dict(zip(("train", "val"), whole.divided(self.seed), strict=True))
+
+    @property
+    def division(self) -> str:
+        """A sentence about the validation split that is held out."""
+        sizes = {name: len(part) for name, part in self._divided.items()}
+        return (
+            f"{sizes['val']:,} of {sum(sizes.values()):,} samples are held out for validation (seed {self.seed}); "
+            f"--data.val PATH gives your own."
+        )
+
+    def _source(self, split: Split) -> Any:
+        if self.paths[split] != MEMORY:
+            return self.paths[split]
+        if split not in self.sources:
+            raise ConfigError(f"data.{split}: expected a path, found {MEMORY!r}: give the samples to mmattn.fit().")
+        return self.sources[split]
+
     def open_split(self, split: Split, path: str | None) -> D:
         """Open a split's data set from `path`, or the built-in one if it is None."""
+        if self.is_divided and split != "test":
+            return self._divided[split]
         if path is not None:
-            return self.make_dataset(path, split)
+            return self.make_dataset(self._source(split), split)
         make = tasks()[self.task].resolve("demo")
         return self.make_dataset(make(split, self.demo_size if split == "train" else None), split)
 
@@ -249,7 +282,24 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Path, number of samples and hash of the content of each opened split."""
-        return {split: {"path": self.paths[split] or "built-in", **rest} for split, rest in self.contents().items()}
+        return {split: {"path": self._place(split), **rest} for split, rest in self.contents().items()}
+
+    def _place(self, split: str) -> str:
+        if self.is_divided and split == "val":
+            return f"{HELD_OUT} {'samples ' if self.paths['train'] == MEMORY else ''}{self.paths['train']}"
+        return self.paths[split] or "built-in"
+
+    # Sizes of training ------------------------------------------------------------------------------------------------
+
+    def choose_batch_size(self, processes: int) -> int:
+        """The batch size of `auto`."""
+        if self.train_size != "batch_size":
+            return self.batch_size  # of evaluation alone
+        return auto.batch_size(len(self.dataset("train")) // processes, self.largest_batch)
+
+    def epoch_batches(self, processes: int) -> int:
+        """Number of training batches of an epoch in each process, estimated before the splits are prepared."""
+        return max(1, -(-len(self.dataset("train")) // (self.batch_size * processes)))
 
 
 def expand(path: str | None, key: str) -> str | None:

@@ -23,7 +23,8 @@ MODEL_COMMANDS = {
     "explain": "plot the model's attention, one PNG per item",
     "export": "write ONNX and torch.export programs, compared with the model",
 }
-COMMANDS = TRAINER_COMMANDS | MODEL_COMMANDS
+DATA_COMMANDS = {"check": "check data without training: classes or lengths, repeated and bad items, leaks"}
+COMMANDS = TRAINER_COMMANDS | MODEL_COMMANDS | DATA_COMMANDS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,10 +63,12 @@ TRAINER_HELP = """usage: {program} {command} [--config FILE] [options]
 Every key of configs/{task}.yaml is an option, e.g. --optim.lr 0.001, --trainer.max_epochs 3. The usual ones:
 
   --config FILE                     a YAML file; later options override it
-  --data.train|val|test PATH        your own data, one path per split (formats: tasks/{task}/README.md), or demo
+  --data.train|val|test PATH        your own data, one path per split (formats: tasks/{task}/README.md), or demo;
+                                    without val a fifth of the training data is held out
   --data.batch_size N  --data.num_workers N  --data.on_error raise|skip
   --model.attention.kind KIND       the encoders' attention kernel: dense, sliding_window, linear, ...
-  --trainer.max_epochs N  --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
+  --trainer.max_epochs N  --trainer.max_time DD:HH:MM:SS
+  --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
   --trainer.default_root_dir DIR    where everything is written (default: {root})
   --seed_everything N
 {extra}
@@ -81,6 +84,16 @@ EXTRA_HELP = {
     "validate": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
     "test": "  --checkpoint DIR                  a model's folder, or hf:owner/name (default: model/ of the run)\n",
 }
+
+
+CHECK_HELP = """usage: {program} check PATH [PATH ...] [options]
+
+{text}; a column for each PATH. The exit code is 1 if there are bad items.
+
+  --data.train|val|test PATH        the same, by name
+  --data.KEY VALUE                  how the data are read, as in fit
+  --config FILE                     the `data` of a configuration
+"""
 
 
 def model_parser(task: Task, command: str, program: str = "") -> argparse.ArgumentParser:
@@ -160,6 +173,9 @@ def _run(task: Task, arguments: list[str], program: str) -> None:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         fail(f"unknown command {command!r}{hint} The commands are: {', '.join(COMMANDS)}.")
+    if command in DATA_COMMANDS:
+        _check(task, rest, program)
+        return
     bare = command == "fit" and not rest  # no training data are named
     if bare or (command in TRAINER_COMMANDS and any(word in ("-h", "--help") for word in rest)):
         root = f"runs/{task.name}" if command == "fit" else f"the checkpoint's run, or runs/{task.name}"
@@ -177,3 +193,13 @@ def _run(task: Task, arguments: list[str], program: str) -> None:
         from mmattn.tasks.common import cli
 
         cli.run(task, command, rest, program)
+
+
+def _check(task: Task, rest: list[str], program: str) -> None:
+    if not rest or any(word in ("-h", "--help") for word in rest):
+        print(CHECK_HELP.format(program=program, text=COMMANDS["check"]), file=sys.stdout if rest else sys.stderr)
+        raise SystemExit(0 if rest else 2)
+    from mmattn.tasks.common import check
+
+    if not check.run(task, rest):
+        raise SystemExit(1)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from mmattn.building import check_fits
 from mmattn.data.errors import UserError
 from mmattn.data.seeds import seed_of
+from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
+from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 from mmattn.tasks.common.options import (
@@ -96,6 +98,8 @@ class TaskModule(LightningModule, Generic[Data]):
         self.start: CheckpointParts | None = None
         self.seed = 0
         self.settings: dict[str, Any] = {}  # settings that a resumed run must share; set by the command line
+        self.warmup: int | None = None  # warm-up steps of this training
+        self._resumed_warmup: int | None = None
         self.metrics = nn.ModuleDict()
 
     @property
@@ -116,6 +120,10 @@ class TaskModule(LightningModule, Generic[Data]):
     def update_metric(self, metric: Any, batch: Any) -> None:
         """Run the model on a batch and update the metric."""
         raise NotImplementedError
+
+    def chance(self) -> Chance | None:
+        """The monitored metric on the validation data of the best prediction that ignores the input; None: unknown."""
+        return None
 
     def notes(self) -> dict[str, str]:
         """Additional entries of metrics.json, such as a metric's signature."""
@@ -216,16 +224,28 @@ class TaskModule(LightningModule, Generic[Data]):
         fused = self.device.type == "cuda"
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.optim.betas, fused=fused)
         total = int(self.trainer.estimated_stepping_batches)
-        warmup = self.optim.warmup_steps
-        if 2 * warmup > total and self.trainer.is_global_zero:
+        kept = self._resumed_warmup
+        self.warmup = self._warmup_steps(total) if kept is None else kept
+        if 2 * self.warmup > total and self.trainer.is_global_zero:
             sys.stderr.write(
-                f"the warm-up takes {warmup} of {total} steps, which leaves few at the peak learning rate: give a "
+                f"the warm-up takes {self.warmup} of {total} steps, which leaves few at the peak learning rate: give a "
                 f"smaller --data.{self.data.train_size}, more --trainer.max_epochs or fewer --optim.warmup_steps.\n"
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(self.optim.schedule, step, warmup, total)
+            optimizer, lambda step: schedule_factor(self.optim.schedule, step, self.warmup or 0, total)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _warmup_steps(self, total: int) -> int:
+        """Steps of the warm-up, in proportion if `max_steps` ends training before the last epoch."""
+        steps, trainer = self.optim.warmup_steps, self.trainer
+        if steps == auto.AUTO:
+            return auto.warmup(total)
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        if trainer.max_steps < 0 or epochs < 0:
+            return steps
+        planned = -(-trainer.num_training_batches // trainer.accumulate_grad_batches) * epochs
+        return int(steps * total // planned) if trainer.max_steps < planned else steps
 
     # Training ---------------------------------------------------------------------------------------------------------
 
@@ -315,6 +335,7 @@ class TaskModule(LightningModule, Generic[Data]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         processor = self.data.processor.fingerprint()
         checkpoint["mmattn"] = {"task": self.task, "settings": self.settings, "processor": processor}
+        checkpoint["mmattn"]["warmup_steps"] = self.warmup
         checkpoint["mmattn"]["data"] = self.data.contents()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -337,6 +358,7 @@ class TaskModule(LightningModule, Generic[Data]):
                     f"data.{split}: expected the {before['samples']:,} samples that the run began with, found "
                     f"{content['samples']:,} that are not the same. Restore them, or start a new run."
                 )
+        self._resumed_warmup = saved.get("warmup_steps", self.optim.warmup_steps)  # the schedule that is resumed
         was, now = saved["settings"], self.settings
         free = LENGTHS if self.optim.schedule in ("constant", "inverse_sqrt") else ()
         changed = [

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmattn.tasks.common.auto import AUTO
 from mmattn.tasks.common.errors import ConfigError
 
 Schedule = Literal["cosine", "linear", "inverse_sqrt", "constant"]
@@ -72,7 +73,7 @@ class OptimOptions:
         weight_decay: Decoupled weight decay, applied to matrices only.
         betas: Coefficients of the running averages of the gradient and its square.
         schedule: Learning rate after the warm-up: cosine, linear, inverse_sqrt or constant.
-        warmup_steps: Optimizer steps of linear warm-up.
+        warmup_steps: Optimizer steps of linear warm-up; auto: a tenth of all, at most 500.
         ema_decay: Decay of an exponential moving average of the weights, which is validated and saved in place of
             the raw weights; None: no average.
         pretrained_lr: Factor of the learning rate of the weights that `--init_from` gives, where other layers are new.
@@ -84,7 +85,7 @@ class OptimOptions:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     schedule: Schedule = "cosine"
-    warmup_steps: int = 100
+    warmup_steps: int | Literal["auto"] = "auto"
     ema_decay: float | None = None
     pretrained_lr: float = 0.1
     layer_decay: float = 1.0
@@ -92,7 +93,8 @@ class OptimOptions:
     def __post_init__(self) -> None:
         check_range("optim.lr", self.lr, 0, open_low=True)
         check_range("optim.weight_decay", self.weight_decay, 0)
-        check_range("optim.warmup_steps", self.warmup_steps, 0)
+        if self.warmup_steps != AUTO:
+            check_range("optim.warmup_steps", self.warmup_steps, 0)
         check_range("optim.ema_decay", self.ema_decay, 0, 1, open_low=True)
         check_range("optim.pretrained_lr", self.pretrained_lr, 0, 1, open_low=True)
         check_range("optim.layer_decay", self.layer_decay, 0, 1, open_low=True)
@@ -122,7 +124,8 @@ class TrainingOptions:
     """Trainer options that Lightning's `Trainer` does not have.
 
     Args:
-        early_stopping: Number of validations without improvement after which training stops; None: never.
+        early_stopping: Number of validations without improvement after which training stops; 0: never; None: never,
+            unless max_epochs is auto.
         compile: Compile the model with `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         save_every_n_steps: Save `last.ckpt` every n optimizer steps, and at the end of each epoch.
@@ -134,7 +137,7 @@ class TrainingOptions:
     save_every_n_steps: int = 1000
 
     def __post_init__(self) -> None:
-        check_range("trainer.early_stopping", self.early_stopping, 1)
+        check_range("trainer.early_stopping", self.early_stopping, 0)
         check_range("trainer.save_every_n_steps", self.save_every_n_steps, 1)
 
 

@@ -103,6 +103,21 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
+def check_space(folder: Path, needed: int) -> None:
+    """Check that the disk has space for the checkpoints of a run, those of an earlier run counted as free.
+
+    Raises:
+        RunDirectoryError: It has less than `needed` bytes.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free + sum(path.stat().st_size for path in folder.glob("*.ckpt"))
+    if free < needed:
+        raise RunDirectoryError(
+            f"{folder}: expected {needed / 1e9:.1f} GB of free space for checkpoints, found {free / 1e9:.1f} GB; "
+            f"choose another folder by --trainer.default_root_dir."
+        )
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that affect the results."""
     found = {"python": platform.python_version()}

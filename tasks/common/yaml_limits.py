@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -45,6 +46,18 @@ def load_yaml(text: str) -> Any:
         return _load(text)
     except (ValueError, OverflowError) as error:  # an integer of thousands of digits
         raise yaml.YAMLError(str(error)) from None
+
+
+def recorded_options(path: Path) -> dict[str, Any]:
+    """The options of a run's config.yaml, by dotted keys; none if it has not been written."""
+    try:
+        content = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    sections = content.items() if isinstance(content, dict) else ()
+    return {
+        f"{name}.{key}": value for name, given in sections if isinstance(given, dict) for key, value in given.items()
+    }
 
 
 _load = get_loader(KIND)

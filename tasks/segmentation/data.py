@@ -17,6 +17,8 @@ from mmattn.data.files import files_below
 from mmattn.data.image.masks import CLASS_FILE, MASK_EXTENSIONS, ClassList, MaskSource, load_mask, read_classes
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, image_size, load_image
 from mmattn.data.names import nfc
+from mmattn.data.readers import read_rows, report_missing
+from mmattn.data.table import Table
 
 
 @dataclass
@@ -63,16 +65,17 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
     validated immediately from the file headers, the numbers in masks when they are first decoded.
 
     Args:
-        source: A folder, or samples.
+        source: A folder; samples; or rows of an image and its mask.
         classes: A class list or its file; by default ``classes.txt`` in the folder or its parent.
         options: Keywords of ``SampleDataset``.
     """
 
     item: ClassVar[str] = "image"
+    columns = ("image", "mask")
 
     def __init__(
         self,
-        source: str | Path | Iterable[SegmentationSample],
+        source: str | Path | Iterable[Any],
         classes: ClassList | str | Path | None = None,
         **options: Any,
     ) -> None:
@@ -82,7 +85,14 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
         self.classes = read_classes(classes) if isinstance(classes, (str, Path)) else classes
         super().__init__(source, **options)
 
-    def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, SegmentationSample]]:
+    def read(self, path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, SegmentationSample]]:
+        if isinstance(path, Table):
+            for where, number, row in read_rows(path, problems):
+                if row.get("image") is None:
+                    report_missing(path, where, row, ["image"], ("image", "mask", "id"), problems)
+                else:
+                    yield where, SegmentationSample(str(row.get("id", number)), row["image"], row.get("mask"))
+            return
         folder = Path(path)
         images, masks = folder / "images", folder / "masks"
         if not images.is_dir() or (self.require_labels and not masks.is_dir()):
@@ -119,6 +129,16 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
 
     def identity(self, sample: SegmentationSample) -> tuple[list[Any], list[Any]]:
         return [sample.id], [sample.image, sample.mask]
+
+    def inputs(self, sample: SegmentationSample) -> tuple[list[Any], list[Any]]:
+        return [], [sample.image]
+
+    def facts(self, sample: SegmentationSample) -> dict[str, Any]:
+        width, height = image_size(sample.image)
+        mask = load_mask(sample.mask)
+        values = [int(value) for value in np.unique(mask)]
+        names = {} if self.classes is None else dict(zip(self.classes.ids, self.classes.names, strict=True))
+        return {"in the mask": [names.get(value, str(value)) for value in values], "width": width, "height": height}
 
 
 def _by_name(folder: Path, endings: Sequence[str], problems: Problems) -> dict[str, Path]:

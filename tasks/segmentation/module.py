@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmattn.data.options import from_options
+from mmattn.tasks.common.chance import SOME, Chance
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import DecodeOptions, LossOptions, check_range
 from mmattn.tasks.segmentation.augment import SegmentationAugment
-from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset
+from mmattn.tasks.segmentation.data import Prepared, SegmentationBatch, SegmentationDataset
 from mmattn.tasks.segmentation.demo import CLASSES
 from mmattn.tasks.segmentation.losses import LOSSES, class_weights, segmentation_loss
-from mmattn.tasks.segmentation.metrics import SegmentationMetric
+from mmattn.tasks.segmentation.metrics import SegmentationMetric, scores
 from mmattn.tasks.segmentation.model import best_classes
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import segment
@@ -38,6 +40,7 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
 
     task = "segmentation"
     sizes = ("num_classes",)
+    largest_batch = 16  # images are not resized by default
 
     def __init__(
         self,
@@ -55,7 +58,8 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
         self.augment = from_options(SegmentationAugment, augment, "data.augment")
 
     def make_dataset(self, source: Any, split: Split) -> SegmentationDataset:
-        classes = self.classes if isinstance(source, str) else CLASSES  # of the built-in scenes
+        own = isinstance(source, str) or self.paths[split] is not None
+        classes = self.classes if own else CLASSES  # of the built-in scenes
         return SegmentationDataset(source, classes, on_error=self.on_error)
 
     def prepare_dataset(self, dataset: SegmentationDataset, split: Split) -> SegmentationDataset:
@@ -128,6 +132,15 @@ class SegmentationModule(TaskModule[SegmentationDataModule]):
             parts["auxiliary"] = torch.stack([torch.stack(list(c.values())).sum() for c in coarse]).mean()
             loss = loss + self.loss.aux_weight * parts["auxiliary"]
         return loss, parts if len(parts) > 1 else {}
+
+    def chance(self) -> Chance:
+        processor = self.data.processor
+        best, names = int(np.argmax(processor.counts)), processor.classes.names
+        samples = self.data.dataset("val").samples[:SOME]
+        masks = (s.mask if isinstance(s, Prepared) else processor.labels_of(s) for s in samples)
+        matrix = torch.zeros(len(names), len(names))
+        matrix[:, best] = torch.from_numpy(sum(np.bincount(m.reshape(-1), minlength=256) for m in masks))[: len(names)]
+        return Chance(float(scores(matrix, names)["miou"]), f"{names[best]!r} for every pixel")
 
     def make_metric(self) -> nn.Module:
         return SegmentationMetric(self.data.processor.classes.names)

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mmattn.data.errors import Problems, shorten
+from mmattn.data.table import Table
 from mmattn.data.text.sentences import Span
 from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, PairSample
 from mmattn.tasks.summarization.formats import read_summaries
@@ -34,7 +35,9 @@ class SummaryBatch(PairBatch):
 class SummaryDataset(PairDataset):
     """Documents with their summaries, from a file (formats: ``formats.py``) or from memory, checked."""
 
-    def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, PairSample]]:
+    columns = ("document", "summary")
+
+    def read(self, path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, PairSample]]:
         for where, fields in read_summaries(path, self.require_labels, problems):
             yield where, SummarySample(**fields)
 

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
-from mmattn.data.readers import TABLES, parse_json, read_rows, report_missing
+from mmattn.data.readers import TABLES, as_path, parse_json, read_rows, report_missing
+from mmattn.data.table import Table
 
 logger = logging.getLogger(__name__)
 KEYS = ("document", "summary", "references", "id")
 
 
-def read_summaries(path: str | Path, require_summary: bool, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_summaries(
+    path: str | Path | Table, require_summary: bool, problems: Problems
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read one split.
 
     Args:
-        path: The file.
+        path: The file, or a table in memory.
         require_summary: Whether a missing summary is an error.
         problems: Collects invalid lines.
 
@@ -33,8 +36,8 @@ def read_summaries(path: str | Path, require_summary: bool, problems: Problems) 
     Raises:
         DataError: The file as a whole cannot be read.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir() and path.suffix.lower() not in TABLES:
+    path = as_path(path)
+    if isinstance(path, Path) and path.exists() and not path.is_dir() and path.suffix.lower() not in TABLES:
         raise DataError(str(path), "a .jsonl, .csv or .tsv file", f"the ending {path.suffix!r}")
     unused: dict[str, None] = {}
     for where, line, row in read_rows(path, problems):

@@ -41,9 +41,10 @@ class SummarizationDataModule(PairDataModule):
 
     def make_dataset(self, source: Any, split: Split) -> SummaryDataset:
         dataset = SummaryDataset(source, on_error=self.on_error)
-        if split == "train" and self.drop_repeats and isinstance(source, str):
+        own = isinstance(source, str) or self.paths[split] is not None
+        if split == "train" and self.drop_repeats and own:
             whole, dataset = len(dataset), dataset.without_repeats()
-            logger.warning("%s: %d duplicate documents excluded from training", source, whole - len(dataset))
+            logger.warning("%s: %d duplicate documents excluded from training", dataset.name, whole - len(dataset))
         return dataset
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import Problems
+from mmattn.data.table import Table
 from mmattn.tasks.common.seq2seq.data import PairDataset, PairSample
 from mmattn.tasks.translation.formats import read_parallel
 
@@ -23,7 +24,7 @@ class TranslationDataset(PairDataset):
     """Parallel text from files (formats: ``formats.py``) or from samples in memory, checked.
 
     Args:
-        source: A path, or samples.
+        source: A path; samples; or rows of a sentence and its translation.
         source_lang: Source language code; also the file extension, column or key of the source.
         target_lang: The same of the target.
         options: Arguments of ``SampleDataset``.
@@ -31,14 +32,14 @@ class TranslationDataset(PairDataset):
 
     def __init__(
         self,
-        source: str | Path | Iterable[PairSample],
+        source: str | Path | Iterable[Any],
         source_lang: str = "en",
         target_lang: str = "de",
         **options: Any,
     ) -> None:
-        self.languages = source_lang, target_lang
+        self.languages = self.columns = source_lang, target_lang
         super().__init__(source, **options)
 
-    def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, PairSample]]:
+    def read(self, path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, PairSample]]:
         for where, fields in read_parallel(path, self.languages, self.require_labels, problems):
             yield where, TranslationSample(**fields)

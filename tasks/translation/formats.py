@@ -15,16 +15,19 @@ from typing import Any
 
 from mmattn.data.errors import DataError, Problems
 from mmattn.data.readers import is_json_lines, read_lines, read_rows
+from mmattn.data.table import Table
 
 Fields = dict[str, Any]  # fields of a sample, by name
 _Found = Iterator[tuple[str, Fields]]
 
 
-def read_parallel(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
+def read_parallel(
+    path: str | Path | Table, languages: tuple[str, str], require_target: bool, problems: Problems
+) -> _Found:
     """Read one split.
 
     Args:
-        path: A path in any of the formats.
+        path: A path in any of the formats, or a table in memory.
         languages: Source and target language.
         require_target: Whether a missing translation is an error.
         problems: Collects invalid lines.
@@ -32,7 +35,9 @@ def read_parallel(path: str | Path, languages: tuple[str, str], require_target: 
     Yields:
         The file and line, and the fields of the sample.
     """
-    read = _jsonl if is_json_lines(path) else _tsv if Path(path).suffix.lower() == ".tsv" else _two_files
+    if isinstance(path, Table) or is_json_lines(path):
+        return _jsonl(path, languages, require_target, problems)
+    read = _tsv if Path(path).suffix.lower() == ".tsv" else _two_files
     return read(path, languages, require_target, problems)
 
 
@@ -89,7 +94,7 @@ def _columns(names: Sequence[str], languages: tuple[str, str]) -> tuple[int, int
     return None
 
 
-def _jsonl(path: str | Path, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
+def _jsonl(path: str | Path | Table, languages: tuple[str, str], require_target: bool, problems: Problems) -> _Found:
     expected = f"the keys {' and '.join(languages)}, or source and target"
     if not require_target:
         expected = f"the key {languages[0]} or source, with a string"

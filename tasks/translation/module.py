@@ -34,6 +34,7 @@ class TranslationModule(PairModule):
     """Cross-entropy training; BLEU and chrF by beam search."""
 
     task = "translation"
+    scale = 100.0
     tokenizer = USUAL  # BLEU's, of the last score
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:

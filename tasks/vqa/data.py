@@ -16,6 +16,7 @@ from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
 from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image, move_box
+from mmattn.data.table import Table
 from mmattn.tasks.vqa.formats import read_vqa
 
 
@@ -71,15 +72,16 @@ class VQADataset(SampleDataset[VQASample]):
     or JSONL with the columns image, question, answer (or answers). Each image is validated once.
 
     Args:
-        source: A path, or samples.
+        source: A path; samples; or rows of an image, a question and its answer.
         image_root: Folder of the images; by default they are searched for near the file.
         options: Keywords of ``SampleDataset``.
     """
 
     item: ClassVar[str] = "question"
+    columns = ("image", "question", "answer")
 
     def __init__(
-        self, source: str | Path | Iterable[VQASample], image_root: str | Path | None = None, **options: Any
+        self, source: str | Path | Iterable[Any], image_root: str | Path | None = None, **options: Any
     ) -> None:
         self.image_root = image_root
         self._verdicts: dict[str, DataError | None] = {}  # by image
@@ -92,7 +94,7 @@ class VQADataset(SampleDataset[VQASample]):
         numbers: dict[str, int] = {}
         return [numbers.setdefault(sample.image_key(), len(numbers)) for sample in self.samples]
 
-    def read(self, path: str | Path, problems: Problems) -> Iterator[tuple[str, VQASample]]:
+    def read(self, path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, VQASample]]:
         for where, fields in read_vqa(path, self.image_root, self.require_labels, problems):
             yield where, VQASample(**fields)
 
@@ -130,6 +132,13 @@ class VQADataset(SampleDataset[VQASample]):
     def identity(self, sample: VQASample) -> tuple[list[Any], list[Any]]:
         row = [sample.id, sample.image_id, sample.question, sample.answers, sample.question_type, sample.answer_type]
         return [*row, sample.regions, sample.objects], [sample.image]
+
+    def inputs(self, sample: VQASample) -> tuple[list[Any], list[Any]]:
+        return [sample.question], [sample.image]
+
+    def facts(self, sample: VQASample) -> dict[str, Any]:
+        found = {"answer": sample.answers, "words of the question": len(sample.question.split())}
+        return found | ({"type": sample.question_type} if sample.question_type else {})
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
         """Decode every image once, at the model's input size; regions and objects are transformed with the images.

@@ -31,7 +31,8 @@ from typing import Any
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, Box, image_size
 from mmattn.data.names import find_file
-from mmattn.data.readers import TABLES, is_json_lines, parse_json, read_json, read_rows, report_missing
+from mmattn.data.readers import TABLES, as_path, is_json_lines, parse_json, read_json, read_rows, report_missing
+from mmattn.data.table import Table, is_media
 
 logger = logging.getLogger(__name__)
 Fields = dict[str, Any]  # of a sample, by its attributes' names
@@ -45,11 +46,13 @@ class _BadItem(Exception):
     """An item is invalid; the arguments are the expected and the found value."""
 
 
-def read_vqa(path: str | Path, image_root: str | Path | None, require_answers: bool, problems: Problems) -> _Found:
+def read_vqa(
+    path: str | Path | Table, image_root: str | Path | None, require_answers: bool, problems: Problems
+) -> _Found:
     """Read the file of one split.
 
     Args:
-        path: The questions JSON, or a CSV, TSV or JSONL file.
+        path: The questions JSON; a CSV, TSV or JSONL file; or a table in memory.
         image_root: Folder of the images, if they are not near the file.
         require_answers: Whether missing labels are an error.
         problems: Collects the bad items.
@@ -57,19 +60,21 @@ def read_vqa(path: str | Path, image_root: str | Path | None, require_answers: b
     Yields:
         The location of the item (file and line or entry), and the sample's fields.
     """
-    path = Path(path)
+    place = as_path(path)
     if image_root is not None and not Path(image_root).is_dir():
         raise DataError(f"image_root {image_root}", "a folder", "a file" if Path(image_root).exists() else "nothing")
-    if path.exists() and not path.is_dir() and path.suffix.lower() not in TABLES:
-        raise DataError(str(path), "a questions .json, or a .csv, .tsv or .jsonl file", f"the ending {path.suffix!r}")
-    read = _read_pair if path.suffix.lower() == ".json" else _read_table
-    yield from read(path, image_root, require_answers, problems)
+    ending = place.suffix.lower()
+    if isinstance(place, Path) and place.exists() and not place.is_dir() and ending not in TABLES:
+        raise DataError(str(path), "a questions .json, or a .csv, .tsv or .jsonl file", f"the ending {place.suffix!r}")
+    read = _read_pair if ending == ".json" else _read_table
+    yield from read(place, image_root, require_answers, problems)
 
 
-def _read_table(path: Path, image_root: str | Path | None, require_answers: bool, problems: Problems) -> _Found:
+def _read_table(path: Path | Table, image_root: str | Path | None, require_answers: bool, problems: Problems) -> _Found:
     finder = _ImageFinder([Path(image_root or path.parent)], "")
-    by_json = is_json_lines(path)
+    by_json = is_json_lines(path) and not isinstance(path, Table)  # a frame may come from a CSV
     unused: dict[str, None] = {}
+    images: dict[int, str] = {}  # those in memory, whose names enter the fingerprint
     for where, line, row in read_rows(path, problems):
         missing = [key for key in ("image", "question") if key not in row]
         if require_answers and "answer" not in row and "answers" not in row:
@@ -80,16 +85,19 @@ def _read_table(path: Path, image_root: str | Path | None, require_answers: bool
         unused.update(dict.fromkeys(key for key in row if key not in (*ROW_KEYS, *BOX_KEYS)))
         try:
             image = row["image"]
-            if not isinstance(image, str) or not image.strip():
+            if isinstance(image, (str, Path)) and str(image).strip():
+                file, name = finder.named(str(image)), str(image)
+            elif isinstance(path, Table) and is_media(image):
+                file, name = image, images.setdefault(id(image), f"image {len(images)}")
+            else:
                 raise _BadItem("an image path", shorten(image))
-            file = finder.named(image)
             answers = _answers(row.get("answers"), row.get("answer"), split=not by_json)
             sample = {
                 "id": _id(_given(row, "id", line), "id"),
                 "image": file,
                 "question": row["question"],
                 "answers": answers,
-                "image_id": _id(_given(row, "image_id", image), "image_id"),
+                "image_id": _id(_given(row, "image_id", name), "image_id"),
                 "question_type": str(row.get("question_type") or ""),
                 "answer_type": str(row.get("answer_type") or ""),
             }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import ImageAugment
 from mmattn.explain import capture
+from mmattn.tasks.common.chance import Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
 from mmattn.tasks.common.losses import soft_cross_entropy
 from mmattn.tasks.common.metrics import GroupedMean
@@ -167,6 +168,11 @@ class VQAModule(TaskModule[VQADataModule]):
             parts["objects"] = object_loss(output.object_logits, *objects, self.model.grid_size)
             loss = loss + self.loss.object_supervision * parts["objects"]
         return loss, parts | {"answer": answer} if parts else {}
+
+    def chance(self) -> Chance | None:
+        train, val = self.data.dataset("train").samples, self.data.dataset("val").samples
+        answers = (answer for sample in train for answer in sample.answers)
+        return constant(answers, lambda answer: sum(vqa_accuracy(answer, s.answers) for s in val) / len(val))
 
     def make_metric(self) -> nn.Module:
         return GroupedMean("accuracy", sorted({s.question_type for s in self.data.samples() if s.question_type}))

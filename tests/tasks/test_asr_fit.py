@@ -113,7 +113,7 @@ def test_language_model_is_trained_saved_and_used(tmp_path: Path, capsys: pytest
     mails = tmp_path / "mails.jsonl"
     mails.write_text('{"document": "The dog saw a bird. A bird saw the dog."}\n')
     options = f"{ALONE} --data.lm_order 4 --decode.num_beams 4 --data.lm_text [{additional},{mails}]"
-    folder = run("fit", tmp_path / "run", f"{options} --decode.lm_bonus 2", task="asr")
+    folder = run("fit", tmp_path / "run", f"{options} --decode.lm_bonus 2 --optim.warmup_steps 100", task="asr")
     assert "give a smaller --data.max_frames" in capsys.readouterr().err
     data = read(folder / "run.json")["data"]
     assert (data["lm_text"]["samples"], data["lm_text 2"]["samples"]) == (60, 2)

@@ -58,9 +58,10 @@ def test_test_command_accepts_any_file(finished: Path, questions: Callable[..., 
     assert figures["data"]["test"]["samples"] == 2
 
 
-def test_own_data_need_own_validation_and_test_data(questions: Callable[..., Path], tmp_path: Path) -> None:
+def test_own_data_need_own_test_data(questions: Callable[..., Path], tmp_path: Path) -> None:
     mine = questions("red")
-    refused(r"data\.train without data\.val", run, "fit", tmp_path / "run", f"--data.train {mine}", error=ConfigError)
+    message = r"expected at least two questions, to hold one out for validation, found 1"
+    refused(message, run, "fit", tmp_path / "run", f"--data.train {mine}", error=DataError)
     folder = run("fit", tmp_path / "run", f"--data.train {mine} --data.val {mine} --data.batch_size 4")
     refused(r"give --data\.test PATH", run, "test", tmp_path / "out", f"--checkpoint {folder}/model", error=ConfigError)
     run("test", tmp_path / "out", f"--checkpoint {folder / 'model'} --data.test {mine}")
@@ -146,6 +147,7 @@ def test_interrupted_run_resumes(number: signal.Signals, tmp_path: Path) -> None
     words += f" --trainer.default_root_dir {tmp_path}/run"
     with subprocess.Popen([sys.executable, "-m", "tasks.vqa", *words.split()], cwd=ROOT, **PIPES) as training:
         assert training.stdout is not None
+        assert training.stdout.readline() == "auto: --optim.warmup_steps 500\n"
         assert training.stdout.readline().startswith("epoch 0")
         training.send_signal(number)
         error = training.communicate()[1]
@@ -177,8 +179,8 @@ WRONG = {  # the errors of LATE are raised after the run has created its folder
         ("--trainer.max_epoch 3", r"did you mean 'trainer\.max_epochs'"),
         ("--epochs 3", r"did you mean 'trainer\.max_epochs'"),
         ("--train a.csv", r"did you mean 'data\.train'"),
-        ("--data.batch_size x", r"^data\.batch_size: expected an integer, found 'x'\.$"),
-        ("--trainer.max_epochs two", r"^trainer\.max_epochs: expected an integer or null, found 'two'\.$"),
+        ("--data.batch_size x", r"^data\.batch_size: expected an integer or auto, found 'x'\.$"),
+        ("--trainer.max_epochs two", r"^trainer\.max_epochs: expected an integer, auto or null, found 'two'\.$"),
         ("--optim.schedule cosin", r"^optim\.schedule: expected cosine, linear, .* or constant, found 'cosin'\.$"),
         ("--data.batch_size 0", r"data\.batch_size must be at least 1"),
         ("--optim.lr -1", r"optim\.lr: expected a value above 0, found -1"),

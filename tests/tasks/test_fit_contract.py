@@ -31,7 +31,8 @@ SOME_SLOW = [pytest.param(name, marks=() if name == CHEAP else pytest.mark.slow)
 BASELINES = [(task.name, words) for task in tasks().values() for words in task.baselines.values()]
 SOME_BASELINES = slow_but_first(BASELINES, lambda baseline: baseline[0])
 SECTIONS = ("--data.", "--model.", "--optim.", "--loss.", "--decode.")
-OPTIONS = "--optim.schedule constant --optim.ema_decay 0.9"  # the rate does not depend on the length of training
+# The rate does not depend on the length of training.
+OPTIONS = "--optim.schedule constant --optim.warmup_steps 100 --optim.ema_decay 0.9"
 
 BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # items given to `predict`, and its error messages
     "asr": [

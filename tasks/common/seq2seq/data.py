@@ -66,6 +66,13 @@ class PairDataset(SampleDataset[PairSample]):
     def identity(self, sample: PairSample) -> tuple[list[Any], Sequence[Any]]:
         return [sample.id, sample.source, sample.target, sample.references], []
 
+    def inputs(self, sample: PairSample) -> tuple[list[Any], Sequence[Any]]:
+        return [sample.source], []
+
+    def facts(self, sample: PairSample) -> dict[str, Any]:
+        sides = {"source": sample.source, "target": sample.right_targets()[0]}
+        return {f"words of the {name}": len(text.split()) for name, text in sides.items()}
+
     def with_more(self, other: PairDataset) -> Self:
         """The data set with the samples of another one appended; ids may repeat."""
         both = self.filter(lambda sample: True)

@@ -13,8 +13,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mmattn.data.batching import BatchPlan, EvalBatchSampler
-from mmattn.data.buckets import TokenBatchSampler
+from mmattn.data.buckets import TokenBatchSampler, estimated_batches
+from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
+from mmattn.tasks.common.chance import SOME, Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
@@ -43,6 +45,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
     """
 
     sizes: tuple[str, ...] = ("vocab_size", "source_vocab_size")
+    least_steps = 1000
 
     def __init__(
         self,
@@ -110,6 +113,13 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
             )
         return plan
 
+    def epoch_batches(self, processes: int) -> int:
+        if self.max_tokens is None:
+            return super().epoch_batches(processes)
+        samples = self.dataset("train").samples
+        lengths = self.processor.lengths(auto.some(samples))
+        return estimated_batches(lengths, len(samples), self.max_tokens, processes)
+
     def eval_plan(self, dataset: PairDataset) -> BatchPlan:
         lengths = [source for source, _ in self.processor.lengths(dataset.samples)]
         return EvalBatchSampler(range(len(dataset)), self.batch_size, lengths=lengths, **self._ranks())
@@ -156,6 +166,7 @@ class PairModule(TaskModule[PairDataModule]):
     """Cross-entropy under teacher forcing, evaluated by greedy or beam search. Subclasses implement `score`."""
 
     Loss, Decode = PairLossOptions, PairDecodeOptions
+    scale = 1.0  # the largest value of the main metric
     model: Any
 
     # Methods that a task implements -----------------------------------------------------------------------------------
@@ -185,6 +196,12 @@ class PairModule(TaskModule[PairDataModule]):
         if given:
             processor.options["search"] = processor.options.get("search", {}) | given
         return processor
+
+    def chance(self) -> Chance | None:
+        train, val = self.data.dataset("train").samples, self.data.dataset("val").samples[:SOME]
+        references, main = [sample.right_targets() for sample in val], self.monitor.removeprefix("val/")
+        answers = (sample.right_targets()[0] for sample in train)
+        return constant(answers, lambda answer: self.score([answer] * len(val), references)[main], self.scale)
 
     # ------------------------------------------------------------------------------------------------------------------
 
