@@ -133,6 +133,10 @@ class Predictor(Generic[Item, Prediction]):
         """
         return dict(options)
 
+    def truth(self, item: Any) -> Any:
+        """The truth of an item, as its explanation shows it beside the prediction; None: unknown."""
+        return None
+
     def length(self, sample: Any) -> int:
         """Length by which samples are sorted if `lookahead` is greater than one."""
         return 0
@@ -273,7 +277,15 @@ class Predictor(Generic[Item, Prediction]):
         """Explain the predictions of several items in one pass; see `explain`."""
         options = self.check_options(self._known(self.explain_batch, options))
         samples = [self.to_sample(item, number) for number, item in enumerate(listed(items))]
-        return self.explain_batch(samples, self.processor.collate(samples).to(self.device), **options)
+        found = self.explain_batch(samples, self.processor.collate(samples).to(self.device), **options)
+        return self.with_truth(found, items)
+
+    def with_truth(self, explanations: list[Any], items: Sequence[Item]) -> list[Any]:
+        """Set the `truth` of the explanations of items where it is known."""
+        for explanation, item in zip(explanations, items, strict=True):
+            if (truth := self.truth(item)) is not None:
+                explanation.truth = truth
+        return explanations
 
     def _known(self, method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """Check that a method accepts the given options; those that are None are dropped."""

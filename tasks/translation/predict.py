@@ -38,15 +38,17 @@ class TranslationExplanation:
     words: list[str]  # of the translation
     source_words: list[str]
     weights: Tensor  # (words, source words), rows sum to one
+    truth: str | None = None  # a reference translation, if there is one
 
     def save(self, path: str | Path) -> None:
         """Write a PNG heatmap: translation words by source words."""
-        from mmattn.plot import heat_map
+        from mmattn.plot import caption, heat_map
 
         if not self.words:
             raise DataError(f"item {self.prediction.id}", "a non-empty translation to explain", "an empty string")
         shown, names = slice(0, 60), {"row_name": "translation", "col_name": "source"}  # more would be illegible
-        heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names)
+        title = caption(self.prediction.id, self.prediction.translation, self.truth)
+        heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names, title=title)
 
 
 class TranslationPredictor(PairPredictor[TranslationPrediction]):
