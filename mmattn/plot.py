@@ -185,7 +185,7 @@ def caption(name: str, predicted: str, truth: str | None = None, width: float = 
     """The title of an explanation: the item's name, what was predicted and, if it is known, what is true.
 
     Args:
-        name: The item's name; of a long path the end is kept.
+        name: The item's name.
         predicted: The prediction in words.
         truth: What is true, in words; None: unknown.
         width: Width of the figure in inches, to which lines are broken; long texts are cut after three lines.
@@ -194,11 +194,11 @@ def caption(name: str, predicted: str, truth: str | None = None, width: float = 
     ['cats/7.jpg', 'predicted: dog (0.62); true: cat']
     """
     most = max(round(width / CHARACTER), 20)
-    lines = [name if len(name) <= most else f"...{name[3 - most :]}"]
+    lines = []
     texts = [f"predicted: {predicted}", *([f"true: {truth}"] if truth is not None else [])]
     if len("; ".join(texts)) <= most:
         texts = ["; ".join(texts)]
-    for text in texts:
+    for text in (name, *texts):
         lines += textwrap.wrap(text, most, max_lines=3, placeholder=" ...")
     return "\n".join(lines)
 

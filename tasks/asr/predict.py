@@ -18,7 +18,7 @@ from mmattn.data.files import files_below, some_below
 from mmattn.explain import capture
 from mmattn.tasks.asr.alignment import Window, Word, align, place_words, windows
 from mmattn.tasks.asr.data import TRANSCRIPTS, ASRSample, read_recordings
-from mmattn.tasks.asr.decoding import check_lm, check_ranges, write
+from mmattn.tasks.asr.decoding import check_lm, check_ranges, score, write
 from mmattn.tasks.asr.model import PublicCTC
 from mmattn.tasks.asr.plot import ASRExplanation, ASRPrediction
 from mmattn.tasks.asr.processor import SpeechProcessor
@@ -43,6 +43,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
     """
 
     task = "asr"
+    answer, graded_by = "text", "1 - word error rate"
     batch_size = 16  # windows
 
     def __init__(self, model: Any, processor: SpeechProcessor, parts: CheckpointParts | None = None) -> None:
@@ -76,6 +77,9 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
 
     def truth(self, item: Item) -> str | None:
         return item.text or None if isinstance(item, ASRSample) else None
+
+    def grade(self, item: Any, truth: str, prediction: ASRPrediction) -> float:
+        return max(0.0, 1.0 - score([prediction.text], [[truth]])["wer"])
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in options.items() if value is not None}

@@ -56,8 +56,14 @@ class ClassificationPredictor(Predictor[Item, ClassificationPrediction]):
     def to_sample(self, item: Item, number: int) -> ClassificationSample:
         return replace(image_sample(item, number, ClassificationSample), labels=[])  # they may be unknown classes
 
-    def truth(self, item: Item) -> str | None:
-        return ", ".join(getattr(item, "labels", ())) or None
+    def grade(self, item: Item, truth: str, prediction: ClassificationPrediction) -> float:
+        if prediction.labels is None:
+            return super().grade(item, truth, prediction)
+        true, found = set(item.labels), set(prediction.labels)
+        return len(true & found) / len(true | found)
+
+    def answer_of(self, prediction: ClassificationPrediction) -> str:
+        return prediction.label if prediction.labels is None else ", ".join(prediction.labels)
 
     def predict_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1

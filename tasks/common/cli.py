@@ -20,7 +20,7 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmattn.data.errors import UserError
-from mmattn.tasks.common import rundir
+from mmattn.tasks.common import report, rundir
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.allocator import keep_freed_memory
 from mmattn.tasks.common.callbacks import BEST, LAST, check_resumable, read_checkpoint, shipped_weights
@@ -29,7 +29,7 @@ from mmattn.tasks.common.errors import CheckpointError, ConfigError, missing_pac
 from mmattn.tasks.common.interrupts import Interrupts
 from mmattn.tasks.common.parse_errors import readable
 from mmattn.tasks.common.task import Task
-from mmattn.tasks.common.trainer import FREE_OPTIONS, fit_callbacks, make_trainer
+from mmattn.tasks.common.trainer import FREE_OPTIONS, add_trainer_arguments, fit_callbacks, make_trainer
 from mmattn.tasks.common.yaml_limits import load_yaml
 
 # The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).
@@ -103,7 +103,7 @@ class TaskCLI(LightningCLI):
         return {self.command: skip if self.command == "fit" else skip | {"ckpt_path", "verbose"}}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(Trainer, "trainer")
+        add_trainer_arguments(parser)
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
         options = {"as_group": False, "instantiate": False, "fail_untyped": False}
         parser.add_class_arguments(self.module_type.Training, "trainer", **options)
@@ -243,11 +243,11 @@ class TaskCLI(LightningCLI):
         own = {field.name for field in dataclasses.fields(self.module_type.Training)}
         config = {name: value for name, value in config.items() if name not in own}
         if self.command != "fit":
-            return make_trainer(config, [], None)
+            return make_trainer(config, [], self.root, self.task, fit=False)
         self.last, callbacks = fit_callbacks(self.model, self.root)
         resume = self._command() if "--ckpt_path" in self.argv else f"{self._command()} --ckpt_path last"
         self.interrupts = Interrupts(self.last, resume)
-        return make_trainer(config, [*callbacks, self.interrupts], self.root)
+        return make_trainer(config, [*callbacks, self.interrupts], self.root, self.task, fit=True)
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -331,6 +331,8 @@ class TaskCLI(LightningCLI):
         rundir.record_metrics(self.root, "fit", rundir.read_json(self.root / "metrics.json").get("fit", {}) | fit)
         rundir.record_metrics(self.root, "validation", validation | self.model.notes())
         rundir.record_data(self.root, self.datamodule.fingerprint())
+        confusion = best["callbacks"].get("BestCheckpoint", {}).get("confusion")
+        report.write(self.root, self.trainer, "validation", self.root / "model", validation, confusion)
         main = self.model.monitor.split("/")[1]
         score = f" (val/{main} {validation[main]:.4f}{self.model.measured_by})" if main in validation else ""
         which = "best model" if validation else "last model (none was validated)"
@@ -358,6 +360,8 @@ class TaskCLI(LightningCLI):
             figures |= self.model.notes()
             figures |= {"checkpoint": str(self.checkpoint), "data": self.datamodule.fingerprint()}
             rundir.record_metrics(self.root, split, figures)
+            confusion = self.model.confusion.get({"validate": "val", "test": "test"}[command])
+            report.write(self.root, self.trainer, split, self.checkpoint, figures, confusion)
             print(f"Written to {self.root / 'metrics.json'}.")
 
 

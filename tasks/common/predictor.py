@@ -17,6 +17,7 @@ from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.files import atomic_folder
 from mmattn.tasks.common.items import listed, mapping_of as mapping_of, name_of as name_of, single
 from mmattn.tasks.common.outputs import check_export
+from mmattn.tasks.common.review import Reviewing
 from mmattn.tasks.common.sources import task_of
 from mmattn.tasks.common.task import tasks
 
@@ -27,12 +28,12 @@ Item = TypeVar("Item")  # a user's input: a path, a mapping, a sample
 Prediction = TypeVar("Prediction")  # a dataclass with an `id`
 
 
-class Predictor(Generic[Item, Prediction]):
+class Predictor(Reviewing, Generic[Item, Prediction]):
     """A trained model with its processor, as returned by `load()` in every task.
 
     A task implements the conversion of an item to a sample (`to_sample`), the prediction of a batch (`predict_batch`)
-    and its explanation (`explain_batch`). Keyword-only parameters of the latter two are the options of `predict` and
-    `explain`.
+    and its explanation (`explain_batch`), and for reports what `Reviewing` asks. Keyword-only parameters of
+    `predict_batch` and `explain_batch` are the options of `predict` and `explain`.
 
     Args:
         model: The model, on its device. It is set to evaluation mode.
@@ -132,10 +133,6 @@ class Predictor(Generic[Item, Prediction]):
             ConfigError: A value is invalid; the message names the option.
         """
         return dict(options)
-
-    def truth(self, item: Any) -> Any:
-        """The truth of an item, as its explanation shows it beside the prediction; None: unknown."""
-        return None
 
     def length(self, sample: Any) -> int:
         """Length by which samples are sorted if `lookahead` is greater than one."""
@@ -279,13 +276,6 @@ class Predictor(Generic[Item, Prediction]):
         samples = [self.to_sample(item, number) for number, item in enumerate(listed(items))]
         found = self.explain_batch(samples, self.processor.collate(samples).to(self.device), **options)
         return self.with_truth(found, items)
-
-    def with_truth(self, explanations: list[Any], items: Sequence[Item]) -> list[Any]:
-        """Set the `truth` of the explanations of items where it is known."""
-        for explanation, item in zip(explanations, items, strict=True):
-            if (truth := self.truth(item)) is not None:
-                explanation.truth = truth
-        return explanations
 
     def _known(self, method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """Check that a method accepts the given options; those that are None are dropped."""

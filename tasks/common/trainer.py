@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from mmattn.cpu import computes_bfloat16
 from mmattn.tasks.common.callbacks import (
@@ -27,8 +28,48 @@ from mmattn.tasks.common.module import TaskModule
 _FREE = """accelerator devices num_nodes strategy sync_batchnorm logger callbacks plugins profiler model_registry
 default_root_dir enable_checkpointing enable_progress_bar enable_model_summary enable_autolog_hparams log_every_n_steps
 num_sanity_val_steps max_time inference_mode deterministic benchmark detect_anomaly barebones use_distributed_sampler
-limit_test_batches limit_predict_batches save_every_n_steps compile"""
+limit_test_batches limit_predict_batches save_every_n_steps compile report"""
 FREE_OPTIONS = frozenset(_FREE.split())
+
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
+LoggerOption = LoggerName | list[LoggerName] | Logger | list[Logger] | bool | None
+
+
+def add_trainer_arguments(parser: LightningArgumentParser) -> None:
+    """Add the options of Lightning's Trainer, whose loggers have names."""
+    options: dict[str, Any] = {"fail_untyped": False, "instantiate": False, "sub_configs": True}
+    parser.add_class_arguments(Trainer, "trainer", skip={"logger"}, **options)
+    what = (
+        "Where figures and pictures are logged besides the run directory: tensorboard, csv, wandb, mlflow, or a list "
+    )
+    what += "of them, or a class of Lightning; none: tensorboard, and nowhere in an evaluation."
+    parser.add_argument("--trainer.logger", type=LoggerOption, default=None, help=what)
+
+
+def named_loggers(given: Any, root: Path, task: str, fit: bool) -> Any:
+    """The loggers of names; loggers of other kinds are returned as they are.
+
+    Args:
+        given: A name, or a list of names; loggers; False; or, for the default, None or True.
+        root: The run directory, whose name is that of the run.
+        task: The task, after which projects are named.
+        fit: Whether a model is trained: a CSV file in the run directory then has the figures, too.
+    """
+    if given in (None, True):
+        given = "tensorboard" if fit else given or False
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return given
+    project, run, found = f"mmattn-{task}", root.resolve().name, list[Logger]()
+    for name in dict.fromkeys(names):
+        if name == "wandb":
+            found.append(WandbLogger(name=run, project=project, save_dir=root))
+        elif name == "mlflow":  # one store for all runs of a folder
+            found.append(MLFlowLogger(project, run, save_dir=str(root.parent / "mlruns")))
+        elif name == "tensorboard":
+            found.append(TensorBoardLogger(str(root), name="logs"))
+    version = next((logger.version for logger in found if isinstance(logger, TensorBoardLogger)), None)
+    return [*found, *([CSVLogger(str(root), "logs", version=version)] if fit or "csv" in names else [])]
 
 
 def fit_callbacks(module: TaskModule[Any], root: Path) -> tuple[LastCheckpoint, list[Callback]]:
@@ -43,23 +84,22 @@ def fit_callbacks(module: TaskModule[Any], root: Path) -> tuple[LastCheckpoint, 
     return last, callbacks
 
 
-def make_trainer(options: Mapping[str, Any], callbacks: list[Callback], root: Path | None) -> Trainer:
+def make_trainer(options: Mapping[str, Any], callbacks: list[Callback], root: Path, task: str, *, fit: bool) -> Trainer:
     """Make the Trainer.
 
     Args:
         options: Options of Lightning's Trainer.
         callbacks: Callbacks in addition to those of `options`.
-        root: Folder of the default loggers, for training; None: evaluation.
+        root: The run directory.
+        task: The task.
+        fit: Whether a model is trained.
     """
     config = dict(options)
     given, plugins = (v if isinstance(v, list) else [v] for v in (config["callbacks"] or [], config["plugins"] or []))
     callbacks = [*given, *callbacks, *([progress_bar()] if config["enable_progress_bar"] is not False else [])]
-    if root is None:
+    config["logger"] = named_loggers(config["logger"], root, task, fit)
+    if not fit:
         config["enable_checkpointing"] = False
-        config["logger"] = config["logger"] or False
-    elif config["logger"] in (None, True):
-        board = TensorBoardLogger(str(root), name="logs")
-        config["logger"] = [board, CSVLogger(str(root), name="logs", version=board.version)]
     if str(config["precision"]).startswith("bf16") and _on_cpu(config["accelerator"]) and not computes_bfloat16():
         sys.stderr.write(
             f"--trainer.precision {config['precision']}: this CPU does not compute in bfloat16, which would be many "

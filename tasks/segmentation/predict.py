@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmattn.data.errors import ConfigError, DataError
 from mmattn.data.files import some_below
-from mmattn.data.image.masks import load_mask
+from mmattn.data.image.masks import VOID, load_mask
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.images import image_sample
@@ -46,6 +46,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
     """
 
     task = "segmentation"
+    graded_by = "pixel accuracy"
 
     def __init__(
         self, model: SegmentationModel, processor: SegmentationProcessor, parts: CheckpointParts | None = None
@@ -63,6 +64,17 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         with suppress(DataError):  # a mask of other classes is none
             return self.processor.classes.labels(load_mask(item.mask))
         return None
+
+    def grade(self, item: Item, truth: np.ndarray, prediction: SegmentationPrediction) -> float:
+        labeled = truth != VOID
+        return float((truth == prediction.labels)[labeled].mean()) if labeled.any() else 1.0
+
+    def words_of(self, truth: np.ndarray) -> str:
+        labeled = truth[truth != VOID][None]
+        return self.answer_of(self._answer(SegmentationSample("", None), labeled)) if labeled.size else ""
+
+    def answer_of(self, prediction: SegmentationPrediction) -> str:
+        return ", ".join(f"{name} {share:.0%}" for name, share in list(prediction.shares.items())[:4])
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if options.get("tile", TILE) < 32:

@@ -24,14 +24,14 @@ FONT: dict[str, Any] = {"family": "monospace", "fontsize": 8}
 def by_words(text: str, spans: Sequence[Span]) -> tuple[list[Span], Tensor]:
     """The words of a text's tokens, and the matrix (tokens, words) of ones that sums over each word's tokens.
 
-    In scripts without spaces between words, each token stands for itself.
+    In scripts without spaces between words, and of spaces alone, each token stands for itself.
 
     >>> by_words("a penguin", [(0, 1), (2, 5), (5, 9)])[1].tolist()
     [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
     """
     words, owners = words_of(text, spans)
     unspaced = [any(script_of(letter) in UNSPACED for letter in text[start:end]) for start, end in words]
-    keys = [(owner, n if unspaced[owner] else -1) for n, owner in enumerate(owners)]
+    keys = [(owner, n if not words or unspaced[owner] else -1) for n, owner in enumerate(owners)]
     places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
     shown = [words[owner] if n < 0 else spans[n] for owner, n in places]
     joins = torch.zeros(len(spans), len(shown))

@@ -17,6 +17,7 @@ from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
 from mmattn.tasks.summarization.data import SummaryDataset, SummarySample
 from mmattn.tasks.summarization.formats import TABLES
+from mmattn.tasks.summarization.metrics import score
 from mmattn.tasks.summarization.model import SummarizationModel
 
 
@@ -74,6 +75,7 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
     """
 
     task = "summarization"
+    answer, graded_by = "summary", "ROUGE-L"
     cut_remark = "{} of the documents are longer than {} tokens and were truncated."
 
     def to_sample(self, item: Item, number: int) -> PairSample:
@@ -86,6 +88,9 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
         if not item.source.strip():
             raise DataError(f"item {item.id}", "a document", "an empty one")
         return item
+
+    def grade(self, item: Any, truth: str, prediction: SummarizationPrediction) -> float:
+        return score([prediction.summary], [item.right_targets()])["rougeL"]
 
     def written(self, sample: PairSample, text: str, score: float, cut: int) -> SummarizationPrediction:
         return SummarizationPrediction(sample.id, text, round(score, 4), cut)

@@ -17,6 +17,7 @@ from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
 from mmattn.tasks.translation.data import TranslationDataset, TranslationSample
 from mmattn.tasks.translation.formats import fields_of
+from mmattn.tasks.translation.metrics import score
 
 
 @dataclass
@@ -46,9 +47,10 @@ class TranslationExplanation:
 
         if not self.words:
             raise DataError(f"item {self.prediction.id}", "a non-empty translation to explain", "an empty string")
-        shown, names = slice(0, 60), {"row_name": "translation", "col_name": "source"}  # more would be illegible
+        shown = slice(0, 60)  # more would be illegible
         title = caption(self.prediction.id, self.prediction.translation, self.truth)
-        heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names, title=title)
+        axes = (self.words[shown], self.source_words[shown])
+        heat_map(self.weights[shown, shown], *axes, path, row_name="translation", col_name="source", title=title)
 
 
 class TranslationPredictor(PairPredictor[TranslationPrediction]):
@@ -60,7 +62,8 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
     """
 
     task = "translation"
-    plain = "translation"
+    plain = answer = "translation"
+    graded_by = "chrF"
     cut_remark = "{} of the texts are longer than {} tokens and were truncated."
 
     def to_sample(self, item: Item, number: int) -> PairSample:
@@ -72,6 +75,9 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
             found = f"the keys {', '.join(given)}" if fields is None else shorten(fields["source"])
             raise DataError(f"item {number}", f"a source sentence ({self.languages[0]})", found)
         return TranslationSample(fields["id"], fields["source"])
+
+    def grade(self, item: Any, truth: str, prediction: TranslationPrediction) -> float:
+        return score([prediction.translation], [item.right_targets()])["chrf"] / 100
 
     @property
     def languages(self) -> tuple[str, str]:

@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # An epoch takes a fraction of a second.
 COMMON = (
     "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1 "
-    "--trainer.enable_progress_bar false"
+    "--trainer.enable_progress_bar false --trainer.report false"
 )
 BRIEF = "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 "  # for fine-tuning
-BRIEF += "--trainer.enable_progress_bar false "
+BRIEF += "--trainer.enable_progress_bar false --trainer.report false "
 STILL = "--optim.lr 1e-12 --optim.weight_decay 0 --optim.warmup_steps 1"  # steps that change nothing
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # which change at any learning rate
 
