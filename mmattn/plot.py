@@ -238,7 +238,7 @@ def head_chart(
         image = axis.imshow(panels[i].numpy(), cmap="viridis", aspect="auto")
         figure.colorbar(image, ax=axis, shrink=0.9)
         axis.set(xlabel="head", ylabel="layer")
-        axis.set_title(_plain(list(values)[i].replace("_", " ")), fontsize=9)
+        axis.set_title(plain(list(values)[i].replace("_", " ")), fontsize=9)
         _ticks(axis, "x", [str(head) for head in range(h)], h)
         axis.tick_params(axis="x", rotation=0)
         _ticks(axis, "y", names, layers)
@@ -274,7 +274,7 @@ def _panels(weights: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 def _title(axis: Any, text: str, flat: bool) -> None:
     words = [text] if text else []
-    axis.set_title(_plain(", ".join([*words, *([NEARLY_UNIFORM] if flat else [])])), fontsize=9)
+    axis.set_title(plain(", ".join([*words, *([NEARLY_UNIFORM] if flat else [])])), fontsize=9)
 
 
 def _check_titles(titles: Sequence[str] | None, count: int) -> None:
@@ -287,14 +287,15 @@ def _ticks(axis: Any, side: str, labels: Sequence[str] | None, size: int) -> Non
         return
     step = -(-size // 60)  # more would be illegible
     getattr(axis, f"set_{side}ticks")(
-        range(0, size, step), [_plain(labels[i]) for i in range(0, size, step)], fontsize=8
+        range(0, size, step), [plain(labels[i]) for i in range(0, size, step)], fontsize=8
     )
     if side == "x":
         axis.tick_params(axis="x", rotation=60)
 
 
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib renders a pair of dollars as mathematics
+def plain(text: str) -> str:
+    """A text as matplotlib draws it: a pair of dollars would be mathematics, and bytes that are no text an error."""
+    return text.encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def _pixels(image: Any) -> Tensor:
@@ -320,7 +321,7 @@ def _pixels(image: Any) -> Tensor:
 
 def _finish(figure: Any, path: str | Path | None, title: str | None = None) -> Any:
     if title:
-        figure.suptitle(_plain(title), fontsize=10)
+        figure.suptitle(plain(title), fontsize=10)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)

@@ -48,7 +48,7 @@ class ASRExplanation:
         from matplotlib.figure import Figure
         from matplotlib.lines import Line2D
 
-        from mmattn.plot import LEAST, NEARLY_UNIFORM, caption, color_bar, is_flat, scale_end
+        from mmattn.plot import LEAST, NEARLY_UNIFORM, caption, color_bar, is_flat, plain, scale_end
 
         total, count = len(self.features) * self.frame_seconds, len(self.tokens)
         named = (("attention", self.attention), ("CTC alignment", self.alignment))
@@ -66,7 +66,7 @@ class ASRExplanation:
         for word, row in zip(self.prediction.words, _rows(self.prediction.words, 0.7 * wide / total), strict=True):
             for axis in axes:
                 axis.axvspan(word.start, word.end, facecolor="none", edgecolor=WORDS, linewidth=1.0)
-            top.annotate(_plain(word.word), ((word.start + word.end) / 2, 1.03 + 0.12 * row), **above)
+            top.annotate(_label(word.word), ((word.start + word.end) / 2, 1.03 + 0.12 * row), **above)
         for border in (time for _, *borders in self.words for time in borders):
             for axis in axes:
                 axis.axvline(border, color="white" if axis is top else REFERENCE, linestyle="--", linewidth=0.9)
@@ -75,7 +75,7 @@ class ASRExplanation:
             norm = PowerNorm(0.5, 0.0, scale_end([weights], LEAST * (uniform or 0.0)))
             image = axis.imshow(weights.numpy(), cmap="Blues", norm=norm, extent=(0, total, count, 0), **shown)
             color_bar(figure, image, axis, "weight" if uniform else "aligned", uniform)
-            axis.set_yticks([n + 0.5 for n in range(count)], [_plain(token) for token in self.tokens], fontsize=7)
+            axis.set_yticks([n + 0.5 for n in range(count)], [_label(token) for token in self.tokens], fontsize=7)
             flat = uniform is not None and is_flat(weights, uniform)
             axis.set_ylabel(f"{name},\n{NEARLY_UNIFORM}" if flat else name, fontsize=8)
         axes[-1].set_xlabel("seconds")
@@ -86,7 +86,7 @@ class ASRExplanation:
             lines += [Line2D([], [], linestyle="none", label=f"{SPACE}: space between words")]
         figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
         title = caption(self.prediction.id, self.prediction.text, self.truth, wide)
-        figure.suptitle(title.replace("$", r"\$"), fontsize=9)
+        figure.suptitle(plain(title), fontsize=9)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
 
@@ -103,6 +103,8 @@ def _rows(words: Sequence[Word], scale: float) -> list[int]:
     return rows
 
 
-def _plain(token: str) -> str:
+def _label(token: str) -> str:
     """A token as a label: a sign stands for the space between words."""
-    return SPACE if token == " " else token.replace("$", r"\$")
+    from mmattn.plot import plain
+
+    return SPACE if token == " " else plain(token)

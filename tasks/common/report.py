@@ -113,7 +113,7 @@ def save(root: Path, task: str, parts: Mapping[str, str], checkpoint: Any, data:
     """
     path = root / REPORT
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else OURS
-    if OURS not in text[:1000]:
+    if OURS not in text:
         raise UserError(f"{path}: exists, and was not written by mmattn; rename it.")
     found = dict(re.findall(r"<!--part (\w+)-->\n(.*?)\n<!--/part-->", text, re.DOTALL)) | dict(parts)
     body = [OURS, header(root, task, checkpoint, data)]
@@ -284,7 +284,12 @@ class Renderer:
         """The cells of a row of the worst mistakes, by the column's name; empty: not known."""
         text = escape(short(self.predictor.text(row.item)))
         name = Markup(f"{escape(str(row.item.id))}{f'<br><small>{text}</small>' if text else ''}")
-        cells = {"": icon(row.item), "item": name, "true": short(row.true), "predicted": short(row.predicted)}
+        cells: dict[str, Any] = {
+            "": icon(row.item),
+            "item": name,
+            "true": short(row.true),
+            "predicted": short(row.predicted),
+        }
         cells |= {self.predictor.graded_by: row.grade if row.grade else "", "log-probability": "", "confidence": ""}
         if row.score is not None:
             cells["confidence" if 0 <= row.score <= 1 else "log-probability"] = float(row.score)

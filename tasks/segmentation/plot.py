@@ -47,7 +47,7 @@ class SegmentationExplanation:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
-        from mmattn.plot import FLAT, NEARLY_UNIFORM, caption, color_bar, heat, in_uniform, is_flat, scale_end
+        from mmattn.plot import FLAT, NEARLY_UNIFORM, caption, color_bar, heat, in_uniform, is_flat, plain, scale_end
 
         image, names, number = self.image, self.classes.names, len(self.classes.names)
         labels = {"predicted": self.prediction.labels} | ({} if self.truth is None else {"true": self.truth})
@@ -78,14 +78,14 @@ class SegmentationExplanation:
             weight = in_uniform(weight) if relative else weight
             found = heat(axis, weight, extent, scale_end([weight]) if relative else 1.0)
             color_bar(figure, found, axis, "times uniform" if relative else "coefficient", 1.0 if relative else None)
-            axis.set_title(title.replace("$", r"\$"), fontsize=9)
+            axis.set_title(plain(title), fontsize=9)
         there = sorted({int(k) for shown in labels.values() for k in np.unique(shown)} - {VOID})
-        patches = [Patch(color=palette(number)[k] / 255, label=names[k].replace("$", r"\$")) for k in there]
+        patches = [Patch(color=palette(number)[k] / 255, label=plain(names[k])) for k in there]
         figure.legend(
             handles=patches, loc="outside lower center", ncols=min(len(patches), 8), fontsize=8, frameon=False
         )
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(self.prediction.shares.items())[:4])
-        figure.suptitle(caption(self.prediction.id, shares, width=3.4 * columns).replace("$", r"\$"), fontsize=10)
+        figure.suptitle(plain(caption(self.prediction.id, shares, width=3.4 * columns)), fontsize=10)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
 

@@ -57,7 +57,7 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     """
     from matplotlib.figure import Figure
 
-    from mmattn.plot import LEAST, NEARLY_UNIFORM, _plain, color_bar, is_flat, scale_end
+    from mmattn.plot import LEAST, NEARLY_UNIFORM, color_bar, is_flat, plain, scale_end
 
     shade = weights.amax(0)  # (S,)
     lines = wrap(document)
@@ -76,7 +76,7 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     _shade(page, shown, spans, shade)
     for row, (start, end) in enumerate(shown):
         text = document[start:end].replace("\t", " ")
-        page.text(0, row + 0.5, _plain(text), va="center", **FONT)
+        page.text(0, row + 0.5, plain(text), va="center", **FONT)
     if len(shown) < len(lines):
         page.text(0, len(shown) + 0.5, f"(the first {len(shown)} of {len(lines)} lines)", va="center", fontsize=8)
     uniform = 1 / len(spans)
@@ -85,11 +85,11 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     if is_flat(weights, uniform):
         chart.set_title(NEARLY_UNIFORM, fontsize=8)
     labels = [document[slice(*spans[i])] for i in columns.tolist()]
-    chart.set_xticks(range(len(labels)), [_plain(label) for label in labels], rotation=70, fontsize=7)
-    chart.set_yticks(range(len(words)), [_plain(word) for word in words], fontsize=7)
+    chart.set_xticks(range(len(labels)), [plain(label) for label in labels], rotation=70, fontsize=7)
+    chart.set_yticks(range(len(words)), [plain(word) for word in words], fontsize=7)
     chart.set(xlabel="words of the document", ylabel="summary")
     color_bar(lower, image, chart, "share of the attention", uniform)
-    figure.suptitle(_plain(title), fontsize=9)
+    figure.suptitle(plain(title), fontsize=9)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
     return figure

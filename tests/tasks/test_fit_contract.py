@@ -18,6 +18,7 @@ from PIL import Image
 
 import mmattn
 from mmattn.data.errors import DataError
+from mmattn.tasks.common import page, report
 from mmattn.tasks.common.callbacks import read_checkpoint, shipped_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
@@ -99,9 +100,16 @@ each_slowly = pytest.mark.parametrize("task", SOME_SLOW)
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A run of a task with two epochs."""
     folder = tmp_path_factory.mktemp("runs")
-    return functools.cache(
-        lambda task: run("fit", folder / task, f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 0", task=task)
-    )
+    options = f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 0 --trainer.report true"
+
+    @functools.cache
+    def trained(task: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "SECONDS", (0.3, 0.3))
+            patch.setattr(report, "EXAMPLES", 1)
+            return run("fit", folder / task, options, task=task)
+
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +154,7 @@ class TestContract:
             "config.yaml",
             "run.json",
             "metrics.json",
+            "report.html",
             "last.ckpt",
             "best.ckpt",
             "processor",
@@ -168,6 +177,18 @@ class TestContract:
             group, key = name.removeprefix("--").split(".")
             assert config[group][key] == yaml.safe_load(value)
         assert config["seed_everything"] == 0
+
+    @each
+    def test_report(self, task: str, trained: Callable[[str], Path]) -> None:
+        text = (trained(task) / "report.html").read_text()
+        value = read(trained(task) / "metrics.json")["validation"][tasks()[task].metric]
+        assert f'<span class="big">{page.number(value)}</span> {tasks()[task].metric}' in text
+        for part in ("<h2>Validation", "<h3>Worst mistakes", "<h2>Training", "<h2>Data"):
+            assert part in text
+        assert "<svg" in text
+        assert "data:image/jpeg" in text or "Not all were explained" in text, "a model of two epochs may output nothing"
+        assert not re.search(r"(src|href)=\"(?!data:)|<script|<link|url\(", text), "one file, without links"
+        assert len(text) < 3e6
 
     @each
     def test_log_contains_the_metric(self, task: str, trained: Callable[[str], Path]) -> None:
