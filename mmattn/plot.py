@@ -174,6 +174,7 @@ def is_flat(weight: Tensor, uniform: float = 1.0) -> bool:
 def color_bar(figure: Any, image: Any, axis: Any, name: str, uniform: float | None = None) -> None:
     """Draws a color bar with numbers, and a line at uniform attention if that is given."""
     bar = figure.colorbar(image, ax=axis, shrink=0.8)
+    bar.ax.locator_params(nbins=4)  # each costs time
     if uniform is not None:
         bar.ax.axhline(uniform, color="tab:green", linewidth=2)
         name += " (line: 1)" if uniform == 1.0 else f" (line: uniform, {uniform:.2g})"

@@ -6,10 +6,9 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, ClassVar
 
-MOST = 200  # items that are predicted again
+MOST, BATCH = 200, 8  # items that are predicted again: in all, and together
 
 
 class Reviewing:
@@ -69,14 +68,14 @@ def review(predictor: Any, items: Sequence[Any], seconds: float) -> list[Review]
     Args:
         predictor: The predictor.
         items: The items; at most `MOST` of them are predicted, chosen by a fixed seed.
-        seconds: Time after which no more are.
+        seconds: Time after which no more are; a batch is in any case.
     """
     chosen = random.Random(0).sample(items, min(MOST, len(items)))
     end = time.monotonic() + seconds
-    found = predictor.stream(chosen, min(8, predictor.batch_size), "skip")
-    pairs = takewhile(lambda _: time.monotonic() < end, zip(chosen, found, strict=True))
-    rows = []
-    for item, prediction in pairs:
+    found, rows = predictor.stream(chosen, min(BATCH, predictor.batch_size), "skip"), list[Review]()
+    for place, (item, prediction) in enumerate(zip(chosen, found, strict=True)):
+        if place >= BATCH and time.monotonic() > end:
+            break
         if isinstance(prediction, Exception) or (truth := predictor.truth(item)) is None:
             continue
         score, grade = getattr(prediction, "score", None), predictor.grade(item, truth, prediction)
