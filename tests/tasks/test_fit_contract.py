@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 import mmattn
@@ -123,6 +125,18 @@ def plain(found: Any) -> Any:
     if isinstance(found, list):
         return [plain(one) for one in found]
     return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in dataclasses.asdict(found).items()}
+
+
+def saved_whole(figure: Figure, save: Callable[..., None], *given: Any, **options: Any) -> None:
+    """Saves a figure, all texts of which must lie within it, with a title and numbers beside each color bar."""
+    save(figure, *given, **options)
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    box = figure.bbox
+    for text in shown:
+        place = text.get_window_extent()
+        assert box.x0 - 1 <= place.x0 <= place.x1 <= box.x1 + 1, text
+        assert box.y0 - 1 <= place.y0 <= place.y1 <= box.y1 + 1, text
+    assert any("predicted: " in text.get_text() for text in shown)
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -246,6 +260,7 @@ class TestContract:
         kind = tasks()[task].resolve("predictor")
         some = kind.demo_samples
         monkeypatch.setattr(kind, "demo_samples", lambda self: some(self)[:2])  # pictures take half a second each
+        monkeypatch.setattr(Figure, "savefig", functools.partialmethod(saved_whole, Figure.savefig))
         ask("explain", *words, tmp_path / "plots", task=task)
         images = sorted((tmp_path / "plots").iterdir())
         assert len(images) == 2

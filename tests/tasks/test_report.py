@@ -22,7 +22,6 @@ from mmattn.tasks.common.review import Reviewing, by_kind, review
 from mmattn.tasks.common.summary import label_counts, measures
 from mmattn.tasks.common.task import tasks
 from mmattn.tasks.common.trainer import named_loggers
-from mmattn.tasks.segmentation.predict import load as load_segmentation
 from tests.conftest import refused
 from tests.tasks.runs import ask, run
 
@@ -174,14 +173,6 @@ def test_explain_writes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     mine = tmp_path / "explanations" / "00004.png"
     Image.new("L", (9, 9)).save(mine)
     refused("00004.png: exists, and was not written by mmattn", ask, "explain", "--input", "demo", error=UserError)
-
-
-def test_overlays_have_a_legend(tmp_path: Path) -> None:
-    predictor = load_segmentation(device="cpu")
-    (found,) = predictor.predict(predictor.demo_samples()[:1], overlays=tmp_path)
-    image = Image.open(str(found.overlay))
-    assert image.width >= 64
-    assert image.height >= 64 + 11 * len(found.shares), "a row of each class beneath so small an image"
 
 
 # Loggers
