@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 import mmattn
 from mmattn.data.errors import DataError
-from mmattn.tasks.common import page, report
+from mmattn.tasks.common import page, report, review
 from mmattn.tasks.common.callbacks import read_checkpoint, shipped_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
@@ -109,6 +109,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(report, "SECONDS", (0.3, 0.3))
             patch.setattr(report, "EXAMPLES", 1)
+            patch.setattr(review, "BATCH", 2)
             return run("fit", folder / task, options, task=task)
 
     return trained
@@ -128,15 +129,13 @@ def plain(found: Any) -> Any:
 
 
 def saved_whole(figure: Figure, save: Callable[..., None], *given: Any, **options: Any) -> None:
-    """Saves a figure, all texts of which must lie within it, with a title and numbers beside each color bar."""
+    """Saves a figure, which must have a title and contain all that is drawn: no label is cut."""
     save(figure, *given, **options)
-    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    box = figure.bbox
-    for text in shown:
-        place = text.get_window_extent()
-        assert box.x0 - 1 <= place.x0 <= place.x1 <= box.x1 + 1, text
-        assert box.y0 - 1 <= place.y0 <= place.y1 <= box.y1 + 1, text
-    assert any("predicted: " in text.get_text() for text in shown)
+    box, tolerance = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()), 0.05  # inches
+    assert -tolerance <= min(box.x0, box.y0)
+    assert box.x1 <= figure.get_figwidth() + tolerance
+    assert box.y1 <= figure.get_figheight() + tolerance
+    assert "\npredicted: " in figure.get_suptitle()
 
 
 def same_weights(one: Path, other: Path) -> bool:
