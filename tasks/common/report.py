@@ -100,6 +100,7 @@ def write(root: Path, trainer: Any, part: str, checkpoint: Any, figures: Mapping
             path = Outputs(()).claim(root / f"confusion_{SPLITS[part]}.png")
             save_png(path, shown.pictures["confusion"].save)
         log_pictures(trainer.loggers, {f"{SPLITS[part]}/{k}": v for k, v in shown.pictures.items()}, module.global_step)
+        print(f"The report is {root / REPORT}.")
     except Exception as error:
         reason = short(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix("."))
         sys.stderr.write(f"{root / REPORT} was not written: {reason}. The results are not affected.\n")
@@ -307,7 +308,7 @@ class Renderer:
                 path = Path(folder, f"{place}.png")
                 try:
                     self.predictor.explain(item).save(path)
-                except UserError as error:  # such as a model without attention, or an empty transcript
+                except Exception as error:  # such as of a model without attention; the other parts are shown anyway
                     problem = f'<p class="note">Not all were explained: {escape(str(error))}</p>'
                     continue
                 self.pictures[f"example_{place}"] = opened(path)

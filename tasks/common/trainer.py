@@ -60,6 +60,7 @@ def named_loggers(given: Any, root: Path, task: str, fit: bool) -> Any:
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return given
+    logs = "logs" if fit else "evaluations"  # of which the report draws no curves
     project, run, found = f"mmattn-{task}", root.resolve().name, list[Logger]()
     for name in dict.fromkeys(names):
         if name == "wandb":
@@ -67,9 +68,9 @@ def named_loggers(given: Any, root: Path, task: str, fit: bool) -> Any:
         elif name == "mlflow":  # one store for all runs of a folder
             found.append(MLFlowLogger(project, run, save_dir=str(root.parent / "mlruns")))
         elif name == "tensorboard":
-            found.append(TensorBoardLogger(str(root), name="logs"))
+            found.append(TensorBoardLogger(str(root), name=logs))
     version = next((logger.version for logger in found if isinstance(logger, TensorBoardLogger)), None)
-    return [*found, *([CSVLogger(str(root), "logs", version=version)] if fit or "csv" in names else [])]
+    return [*found, *([CSVLogger(str(root), logs, version=version)] if fit or "csv" in names else [])]
 
 
 def fit_callbacks(module: TaskModule[Any], root: Path) -> tuple[LastCheckpoint, list[Callback]]:

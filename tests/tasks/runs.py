@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # An epoch takes a fraction of a second.
 COMMON = (
     "--trainer.accelerator cpu --trainer.max_epochs 1 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1 "
-    "--trainer.enable_progress_bar false --trainer.report false"
+    "--trainer.enable_progress_bar false"
 )
 BRIEF = "--trainer.accelerator cpu --trainer.max_steps 2 --trainer.limit_val_batches 1 "  # for fine-tuning
-BRIEF += "--trainer.enable_progress_bar false --trainer.report false "
+BRIEF += "--trainer.enable_progress_bar false "
 STILL = "--optim.lr 1e-12 --optim.weight_decay 0 --optim.warmup_steps 1"  # steps that change nothing
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # which change at any learning rate
 
@@ -39,6 +39,7 @@ def run(command: str, folder: Path, options: str = "", base: str | None = None, 
     from mmattn.tasks.common import cli
 
     words = (f"{COMMON} {tasks()[task].tiny}" if base is None else base).split()
+    words += ["--trainer.report", "false"]  # it takes seconds
     given = options.split()
     words += ["--data.train", "demo"] if command == "fit" and "--config" not in given else []
     pairs = [pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0] not in given]

@@ -251,4 +251,5 @@ def test_missing_package_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 def test_unknown_logger(tmp_path: Path) -> None:
-    refused("trainer.logger", run, "fit", tmp_path / "r", "--trainer.logger wand")
+    expected = r"^trainer\.logger: expected tensorboard, csv, wandb, mlflow, a list, .* found 'wand'\.$"
+    refused(expected, run, "fit", tmp_path / "r", "--trainer.logger wand")
