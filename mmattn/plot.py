@@ -240,8 +240,7 @@ def head_chart(
         figure.colorbar(image, ax=axis, shrink=0.9)
         axis.set(xlabel="head", ylabel="layer")
         axis.set_title(plain(list(values)[i].replace("_", " ")), fontsize=9)
-        _ticks(axis, "x", [str(head) for head in range(h)], h)
-        axis.tick_params(axis="x", rotation=0)
+        axis.set_xticks(range(h), [str(head) for head in range(h)], fontsize=8)
         _ticks(axis, "y", names, layers)
     return _finish(figure, path, title)
 
@@ -287,11 +286,9 @@ def _ticks(axis: Any, side: str, labels: Sequence[str] | None, size: int) -> Non
     if labels is None:
         return
     step = -(-size // 60)  # more would be illegible
-    getattr(axis, f"set_{side}ticks")(
-        range(0, size, step), [plain(labels[i]) for i in range(0, size, step)], fontsize=8
-    )
-    if side == "x":
-        axis.tick_params(axis="x", rotation=60)
+    shown = range(0, size, step)
+    turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if side == "x" else {}  # ends at its column
+    getattr(axis, f"set_{side}ticks")(shown, [plain(labels[i]) for i in shown], fontsize=8, **turned)
 
 
 def plain(text: str) -> str:

@@ -18,6 +18,7 @@ MOST_LINES = 60
 CHARACTER, LINE = 0.602 * 8 / 72, 14 / 72  # inches: width of a character (DejaVu Sans Mono, 8 points), height of a line
 MOST_COLUMNS = 48  # of the heatmap
 DPI = 130
+TURNED: dict[str, Any] = {"rotation": 70, "ha": "right", "rotation_mode": "anchor"}  # a label ends at its column
 FONT: dict[str, Any] = {"family": "monospace", "fontsize": 8}
 
 
@@ -85,7 +86,7 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     if is_flat(weights, uniform):
         chart.set_title(NEARLY_UNIFORM, fontsize=8)
     labels = [document[slice(*spans[i])] for i in columns.tolist()]
-    chart.set_xticks(range(len(labels)), [plain(label) for label in labels], rotation=70, fontsize=7)
+    chart.set_xticks(range(len(labels)), [plain(label) for label in labels], fontsize=7, **TURNED)
     chart.set_yticks(range(len(words)), [plain(word) for word in words], fontsize=7)
     chart.set(xlabel="words of the document", ylabel="summary")
     color_bar(lower, image, chart, "share of the attention", uniform)
