@@ -50,6 +50,8 @@ class SampleDataset(Dataset[S]):
     ) -> None:
         self.problems, self.require_labels = Problems(on_error), require_labels
         self._digest: str | None = None
+        self._originals: dict[str, S] = {}
+        found: Iterable[Row]
         source = as_table(source, self.columns)
         if isinstance(source, (str, Path, Table)):
             self.name, found = str(source), self.read(source, self.problems)
@@ -184,7 +186,12 @@ class SampleDataset(Dataset[S]):
         The fingerprint remains that of the files. Workers forked afterwards share the memory.
         """
         self.fingerprint()
+        self._originals = self._originals or {sample.id: sample for sample in self.samples}  # type: ignore[attr-defined]
         self.samples = [load(sample, where) for sample, where in zip(self.samples, self.places, strict=True)]
+
+    def originals(self) -> list[S]:
+        """The samples as they were before they were decoded."""
+        return [self._originals.get(sample.id, sample) for sample in self.samples]  # type: ignore[attr-defined]
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 over all samples (files enter by name and size)."""

@@ -75,10 +75,8 @@ class TokenIds:
 
     def words(self, text: str) -> tuple[list[str], list[int]]:
         """Returns a text's words, split at white space, and the index of each token's word, without truncation."""
-        words = list(re.finditer(r"\S+", text))
-        ends = [word.end() for word in words]
-        owners = [min(bisect.bisect_right(ends, start), len(words) - 1) for start, _ in self.spans(text)]
-        return [word.group() for word in words], owners
+        words, owners = words_of(text, self.spans(text))
+        return [text[start:end] for start, end in words], owners
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Returns the start and end character of each token, without leading white space and without truncation."""
@@ -305,6 +303,17 @@ class TextProcessor(TokenIds):
             if any(i >= len(vocabulary) for i in vocabulary.values()):
                 raise ValueError(f"ids beyond the {len(vocabulary):,} tokens of its vocabulary")
         return cls(tokenizer, **dict(config or {}))
+
+
+def words_of(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Returns the spans of a text's words, split at white space, and the index of the word of each token's span.
+
+    >>> words_of("a penguin", [(0, 1), (2, 5), (5, 9)])
+    ([(0, 1), (2, 9)], [0, 1, 1])
+    """
+    words = [word.span() for word in re.finditer(r"\S+", text)]
+    ends = [end for _, end in words]
+    return words, [min(bisect.bisect_right(ends, start), len(words) - 1) for start, _ in spans]
 
 
 def without_lead(text: str, start: int, end: int) -> tuple[int, int]:

@@ -6,7 +6,6 @@ import logging
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,8 +18,9 @@ from mmattn.data.files import files_below, some_below
 from mmattn.explain import capture
 from mmattn.tasks.asr.alignment import Window, Word, align, place_words, windows
 from mmattn.tasks.asr.data import TRANSCRIPTS, ASRSample, read_recordings
-from mmattn.tasks.asr.decoding import check_lm, check_ranges, write
+from mmattn.tasks.asr.decoding import check_lm, check_ranges, score, write
 from mmattn.tasks.asr.model import PublicCTC
+from mmattn.tasks.asr.plot import ASRExplanation, ASRPrediction
 from mmattn.tasks.asr.processor import SpeechProcessor
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.errors import ConfigError
@@ -34,71 +34,6 @@ SILENCE = 1e-4  # peak to peak, about 3/32768: quieter windows return an empty t
 Item = AudioSource | Mapping[str, Any] | ASRSample
 
 
-@dataclass
-class ASRPrediction:
-    """The transcript of one recording."""
-
-    id: str
-    text: str
-    words: list[Word] = field(default_factory=list)  # timings in seconds from the start of the recording
-    duration: float = 0.0  # seconds
-    score: float = 0.0  # log p / length^length_penalty, summed over windows
-
-
-@dataclass
-class ASRExplanation:
-    """Word timings of one recording, with the attention and the CTC alignment of each token."""
-
-    prediction: ASRPrediction
-    features: Tensor  # (T, M), log-mel frames
-    frame_seconds: float  # duration of one log-mel frame
-    tokens: list[str]  # of the hypothesis
-    attention: Tensor | None  # (tokens, S), attention over encoded frames, rows sum to one; None without a decoder
-    alignment: Tensor | None  # (tokens, S), CTC's forced alignment less the emission delay; None without CTC
-    words: list[tuple[str, float, float]] = field(default_factory=list)  # reference borders, if known
-
-    def save(self, path: str | Path) -> None:
-        """Write a PNG: the log-mel frames with the word timings above one heatmap (tokens by time) for each map.
-
-        Reference borders, if known, are dashed lines.
-        """
-        from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure
-
-        total, count = len(self.features) * self.frame_seconds, len(self.tokens)
-        named = (("attention", self.attention), ("CTC's alignment", self.alignment))
-        maps = [(name, weights) for name, weights in named if weights is not None]
-        tall = min(0.16 * count + 0.6, 7.0)
-        figure = Figure(figsize=(min(4 + 2.2 * total, 20), 2.2 + tall * len(maps)), layout="constrained")
-        axes = figure.subplots(1 + len(maps), 1, sharex=True, gridspec_kw={"height_ratios": [2.2] + [tall] * len(maps)})
-        top, shown = axes[0], {"aspect": "auto"}
-        top.imshow(self.features.T.numpy(), origin="lower", cmap="magma", extent=(0, total, 0, 1), **shown)
-        top.set_yticks([])
-        top.set_ylabel("log-mel bands, low to high")
-        above = {"xycoords": ("data", "axes fraction"), "ha": "center", "fontsize": 9, "annotation_clip": False}
-        for word in self.prediction.words:
-            for axis in axes:
-                axis.axvspan(word.start, word.end, facecolor="none", edgecolor="tab:cyan", linewidth=1.0)
-            top.annotate(_axis_label(word.word), ((word.start + word.end) / 2, 1.02), **above)
-        for border in (time for _, *borders in self.words for time in borders):
-            top.axvline(border, color="white", linestyle="--", linewidth=0.9)
-        for axis, (name, weights) in zip(axes[1:], maps, strict=True):
-            shades = PowerNorm(0.5, vmin=0.0)
-            axis.imshow(weights.numpy(), cmap="Blues", norm=shades, extent=(0, total, count, 0), **shown)
-            axis.set_yticks([n + 0.5 for n in range(count)], [_axis_label(token) for token in self.tokens], fontsize=7)
-            axis.set_ylabel(name)
-        figure.suptitle(_axis_label(self.prediction.id), fontsize=9)
-        dashed = "; dashed: reference borders" if self.words else ""
-        lines = f"lines: word borders{dashed}; \N{MIDDLE DOT}: space between words"
-        axes[-1].set_xlabel(f"seconds ({lines})")
-        figure.savefig(path, dpi=110)
-
-
-def _axis_label(token: str) -> str:
-    """A token as an axis label: a dot stands for the space between words."""
-    return "\N{MIDDLE DOT}" if token == " " else token.replace("$", r"\$")
-
-
 class ASRPredictor(Predictor[Item, ASRPrediction]):
     """Predictor of a speech recognizer: an `ASRModel`, or a public one with CTC.
 
@@ -108,6 +43,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
     """
 
     task = "asr"
+    answer, graded_by = "text", "1 - word error rate"
     batch_size = 16  # windows
 
     def __init__(self, model: Any, processor: SpeechProcessor, parts: CheckpointParts | None = None) -> None:
@@ -138,6 +74,12 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
         if isinstance(audio, (str, Path)) and Path(audio).is_dir():
             raise DataError(f"--audio {audio}", "a recording", "a folder; --input takes folders")
         return ASRSample(name, str(audio) if isinstance(audio, Path) else audio)
+
+    def truth(self, item: Item) -> str | None:
+        return item.text or None if isinstance(item, ASRSample) else None
+
+    def grade(self, item: Any, truth: str, prediction: ASRPrediction) -> float:
+        return max(0.0, 1.0 - score([prediction.text], [[truth]])["wer"])
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in options.items() if value is not None}
@@ -293,7 +235,7 @@ class ASRPredictor(Predictor[Item, ASRPrediction]):
         """
         options = self.check_options(self._known(self.predict_batch, options))
         samples = [self.to_sample(item, number) for number, item in enumerate(listed(items))]
-        return self.explain_batch(samples, None, **options)  # reads no recording that is too long
+        return self.with_truth(self.explain_batch(samples, None, **options), items)  # opens none that is too long
 
     def explain_batch(self, samples: Sequence[ASRSample], batch: None, **options: Any) -> list[ASRExplanation]:
         return [self._explain(sample, options) for sample in samples]

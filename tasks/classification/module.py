@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -105,16 +104,3 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
         train, val = (self.data.dataset(split).samples for split in ("train", "val"))
         answers = (sample.labels[0] for sample in train)
         return constant(answers, lambda answer: sum(sample.labels == [answer] for sample in val) / len(val))
-
-    def _log_metrics(self, split: str) -> None:
-        """Log the metrics, and plot the confusion matrix into the run directory."""
-        super()._log_metrics(split)
-        confusion: Any = self.metrics[split].confusion
-        if self.trainer.is_global_zero and confusion is not None and self.trainer.state.fn != "fit":
-            from mmattn.plot import heat_map
-
-            labels = self.data.processor.labels
-            shares = confusion / confusion.sum(1, keepdim=True).clamp_min(1)
-            path = Path(self.trainer.default_root_dir) / f"confusion_{split}.png"
-            names = {"row_name": "true class", "col_name": "predicted", "value_name": "share of the true class"}
-            heat_map(shares, labels, labels, path, **names)

@@ -32,12 +32,13 @@ class ClassificationExplanation:
     attention: Tensor | None  # attention of the pooling over its grid, sums to one; None without attention pooling
     window: Box  # the part of the image that the grid covers, xyxy in 0..1
     regions: list[Box] = field(default_factory=list)  # the regions that determine the class, if annotated
+    truth: str | None = None  # its class, if it is known
 
     def save(self, path: str | Path) -> None:
         """Write a PNG of the image and of the relevance overlaid on it."""
-        from mmattn.plot import overlay
+        from mmattn.plot import caption, overlay
 
-        title = f"{self.prediction.label} ({self.prediction.score:.2f})"
+        title = caption(self.prediction.id, f"{self.prediction.label} ({self.prediction.score:.2f})", self.truth)
         maps = {"relevance": self.relevance} | ({} if self.attention is None else {"attention": self.attention})
         boxes = self.regions or None
         overlay(self.image, list(maps.values()), path, title, boxes, titles=list(maps), window=self.window)
@@ -54,6 +55,15 @@ class ClassificationPredictor(Predictor[Item, ClassificationPrediction]):
 
     def to_sample(self, item: Item, number: int) -> ClassificationSample:
         return replace(image_sample(item, number, ClassificationSample), labels=[])  # they may be unknown classes
+
+    def grade(self, item: Item, truth: str, prediction: ClassificationPrediction) -> float:
+        if prediction.labels is None:
+            return super().grade(item, truth, prediction)
+        true, found = set(item.labels), set(prediction.labels)
+        return len(true & found) / len(true | found)
+
+    def answer_of(self, prediction: ClassificationPrediction) -> str:
+        return prediction.label if prediction.labels is None else ", ".join(prediction.labels)
 
     def predict_batch(
         self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1

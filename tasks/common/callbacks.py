@@ -157,8 +157,9 @@ class BestCheckpoint(Checkpoint):
         self.path, self.monitor, self.sign = folder / BEST, monitor, 1.0 if mode == "max" else -1.0
         self.score = -math.inf
         self.metrics: dict[str, float] = {}
+        self.confusion: Tensor | None = None  # the confusion matrix of the best validation, if the task has one
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or (not trainer.validating and not trainer.training):
             return
         value = trainer.callback_metrics.get(self.monitor)
@@ -171,13 +172,15 @@ class BestCheckpoint(Checkpoint):
             self.score = score
             self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             self.metrics |= {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            self.confusion = pl_module.confusion.get("val")
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "metrics": self.metrics}
+        return {"score": self.score, "metrics": self.metrics, "confusion": self.confusion}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.metrics = state_dict["score"], state_dict["metrics"]
+        self.confusion = state_dict.get("confusion")
 
 
 class FinalValidation(Checkpoint):

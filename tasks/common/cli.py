@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
@@ -20,7 +20,7 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmattn.data.errors import UserError
-from mmattn.tasks.common import auto, rundir
+from mmattn.tasks.common import auto, report, rundir
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.allocator import keep_freed_memory
 from mmattn.tasks.common.callbacks import BEST, LAST, check_resumable, read_checkpoint
@@ -28,15 +28,20 @@ from mmattn.tasks.common.datamodule import HELD_OUT
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, missing_package
 from mmattn.tasks.common.finish import finish
 from mmattn.tasks.common.interrupts import Interrupts
-from mmattn.tasks.common.parse_errors import readable
 from mmattn.tasks.common.task import Task
-from mmattn.tasks.common.trainer import FREE_OPTIONS, checkpoint_bytes, fit_callbacks, make_trainer, set_lengths
+from mmattn.tasks.common.trainer import (
+    ALLOWED_IMPORTS,
+    FREE_OPTIONS,
+    Parser,
+    add_trainer_arguments,
+    checkpoint_bytes,
+    fit_callbacks,
+    make_trainer,
+    set_lengths,
+)
 from mmattn.tasks.common.yaml_limits import load_yaml, recorded_options
 
-# The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).
-ALLOWED_IMPORTS = ["lightning.pytorch", "lightning.fabric"]
 SECTIONS = {"model", "optim", "loss", "decode", "training", "init_from"}  # parameters that all modules have
-EPOCHS = "Number of epochs; auto: 20, for few data as many as a few hundred steps need; at most two hours."
 # Settings that a resumed run may change: they do not alter the results.
 FREE_SETTINGS = {"data.num_workers", "data.on_error", *(f"trainer.{name}" for name in FREE_OPTIONS)}
 # Lightning's warnings about intended behavior: mid-epoch resumption is exact, and both loggers share a folder.
@@ -50,22 +55,6 @@ KNOWN_WARNINGS = (
     ".*callbacks used to create the checkpoint.*",  # a run may be resumed without a limit of time
     ".*sync_dist=True.*",  # metrics gather over processes themselves
 )
-
-
-class Parser(LightningArgumentParser):
-    """A parser with one-line errors that suggest the nearest valid key."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.allow_abbrev = False  # a mistyped key must not be taken for another one
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(message)
-
-    def explain(self, message: str) -> str:
-        """The message of jsonargparse in one readable line."""
-        known = {a.dest for a in self._actions if a.dest and a.dest not in ("help", "==SUPPRESS==")}
-        return readable(message, sorted(known), ALLOWED_IMPORTS)
 
 
 class TaskCLI(LightningCLI):
@@ -109,9 +98,7 @@ class TaskCLI(LightningCLI):
         return {self.command: skip if self.command == "fit" else skip | {"ckpt_path", "verbose"}}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        own = {"fail_untyped": False, "instantiate": False, "sub_configs": True}  # as `add_lightning_class_args`
-        parser.add_class_arguments(Trainer, "trainer", skip={"max_epochs"}, **own)
-        parser.add_argument("--trainer.max_epochs", type=int | Literal["auto"] | None, default=auto.AUTO, help=EPOCHS)
+        add_trainer_arguments(parser)
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
         options = {"as_group": False, "instantiate": False, "fail_untyped": False}
         parser.add_class_arguments(self.module_type.Training, "trainer", **options)
@@ -267,14 +254,14 @@ class TaskCLI(LightningCLI):
         own = {field.name for field in dataclasses.fields(self.module_type.Training)}
         config = {name: value for name, value in config.items() if name not in own}
         if self.command != "fit":
-            return make_trainer(config, [], None)
+            return make_trainer(config, [], self.root, self.task, fit=False)
         is_auto = config["max_epochs"] == auto.AUTO
         self.last, callbacks = fit_callbacks(self.model, self.root, is_auto)
         resume = self._command() if "--ckpt_path" in self.argv else f"{self._command()} --ckpt_path last"
         if self.is_python:
             resume = 'fit(..., ckpt_path="last")'
         self.interrupts = Interrupts(self.last, resume)
-        return make_trainer(config, [*callbacks, self.interrupts], self.root)
+        return make_trainer(config, [*callbacks, self.interrupts], self.root, self.task, fit=True)
 
     # Running ----------------------------------------------------------------------------------------------------------
 
@@ -360,6 +347,8 @@ class TaskCLI(LightningCLI):
             figures |= self.model.notes()
             figures |= {"checkpoint": str(self.checkpoint), "data": self.datamodule.fingerprint()}
             rundir.record_metrics(self.root, split, figures)
+            confusion = self.model.confusion.get({"validate": "val", "test": "test"}[command])
+            report.write(self.root, self.trainer, split, self.checkpoint, figures, confusion)
             print(f"Written to {self.root / 'metrics.json'}.")
 
 

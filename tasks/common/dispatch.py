@@ -122,8 +122,11 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
             choices=("float32", "bfloat16", "int8"),
             help="pack the weights for speed on a CPU, in float32 or fewer bits (default: not packed)",
         )
-    output = "file to write (default: standard output)" if command == "predict" else "PNG file, or folder for them"
-    parser.add_argument("--output", metavar="PATH", help=output)
+    output = {
+        "predict": "file to write (default: standard output)",
+        "explain": "PNG file, or a folder for several (default: explanation.png or explanations/)",
+    }
+    parser.add_argument("--output", metavar="PATH", help=output[command])
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="default: 32")
     parser.add_argument(
         "--on_error",

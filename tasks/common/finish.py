@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
-from mmattn.tasks.common import rundir
+from mmattn.tasks.common import report, rundir
 from mmattn.tasks.common.callbacks import BEST, LAST, LastCheckpoint, Patience, read_checkpoint, shipped_weights
 from mmattn.tasks.common.checkpoint import load_weights, save_directory
 from mmattn.tasks.common.module import TaskModule
@@ -58,6 +58,8 @@ def finish(trainer: Trainer, module: TaskModule[Any], root: Path, last: LastChec
     rundir.record_metrics(root, "fit", rundir.read_json(root / rundir.METRICS).get("fit", {}) | fit)
     rundir.record_metrics(root, "validation", validation | module.notes())
     rundir.record_data(root, data.fingerprint())
+    confusion = best["callbacks"].get("BestCheckpoint", {}).get("confusion")
+    report.write(root, trainer, "validation", root / "model", validation, confusion)
     main = module.monitor.split("/")[1]
     score = f" (val/{main} {validation[main]:.4f}{module.measured_by})" if main in validation else ""
     which = "best model" if validation else "last model (none was validated)"

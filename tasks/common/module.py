@@ -31,6 +31,7 @@ from mmattn.tasks.common.options import (
 from mmattn.tasks.common.parameters import freeze, learning_rates, parameter_groups
 from mmattn.tasks.common.task import tasks
 
+MOST_CLASSES = 200  # of a confusion matrix that is kept
 # How long a run lasts may change unless the learning rate depends on it.
 LENGTHS = frozenset({"trainer.max_epochs", "trainer.max_steps", "trainer.min_epochs", "trainer.min_steps"})
 Data = TypeVar("Data", bound=TaskDataModule[Any, Any])
@@ -101,6 +102,7 @@ class TaskModule(LightningModule, Generic[Data]):
         self.warmup: int | None = None  # warm-up steps of this training
         self._resumed_warmup: int | None = None
         self.metrics = nn.ModuleDict()
+        self.confusion: dict[str, Tensor] = {}  # by split: the confusion matrix (K, K) of the last evaluation
 
     @property
     def monitor(self) -> str:
@@ -114,7 +116,11 @@ class TaskModule(LightningModule, Generic[Data]):
         raise NotImplementedError
 
     def make_metric(self) -> nn.Module:
-        """A torchmetrics.Metric whose `compute()` returns a dictionary of names and values."""
+        """A torchmetrics.Metric whose `compute()` returns a dictionary of names and values.
+
+        If it then has an attribute `confusion` (K, K), counts of true (rows) and predicted classes (columns) in the
+        order of the processor's labels, reports show it.
+        """
         raise NotImplementedError
 
     def update_metric(self, metric: Any, batch: Any) -> None:
@@ -262,6 +268,8 @@ class TaskModule(LightningModule, Generic[Data]):
         self._place = (batch_idx, list(batch.ids))
         self._check_finite("loss", loss.detach())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.ids))
+        rates = [group["lr"] for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        self.log("lr", max(rates), batch_size=len(batch.ids))
         if parts:
             self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, batch_size=len(batch.ids))
         return loss
@@ -324,6 +332,9 @@ class TaskModule(LightningModule, Generic[Data]):
         metric: Any = self.metrics[split]
         values = metric.compute()  # gathered over all processes
         metric.reset()
+        confusion = getattr(metric, "confusion", None)
+        if confusion is not None and len(confusion) <= MOST_CLASSES:
+            self.confusion[split] = confusion.cpu()
         main = self.monitor.removeprefix("val/")
         if main not in values:
             raise ConfigError(f"monitor {self.monitor!r}: expected val/ and one of {', '.join(values)}.")

@@ -129,12 +129,14 @@ class TrainingOptions:
         compile: Compile the model with `torch.compile`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         save_every_n_steps: Save `last.ckpt` every n optimizer steps, and at the end of each epoch.
+        report: Write `report.html` into the run directory at the end.
     """
 
     early_stopping: int | None = None
     compile: bool = False
     gradient_checkpointing: bool = False
     save_every_n_steps: int = 1000
+    report: bool = True
 
     def __post_init__(self) -> None:
         check_range("trainer.early_stopping", self.early_stopping, 0)

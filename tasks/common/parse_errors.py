@@ -44,6 +44,8 @@ def readable(message: str, known: Sequence[str], allowed_imports: Sequence[str])
 
 def in_words(message: str) -> str | None:
     """A readable form of jsonargparse's message about a value's type; None for other messages."""
+    if "typing.Literal" in message:  # names are then expected rather than classes
+        message = re.sub(r"\n\s*- Expected a dot import path string: .*", "", message)
     key, found = re.match(r'Parser key "([\w.]+)":\s', message), re.search(r"(?:Got|Given) value: (.*)\s*\Z", message)
     kinds = re.findall(r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]+)\])", message)
     if key is None or found is None or not kinds or len(kinds) != message.count("Expected a "):

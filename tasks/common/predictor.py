@@ -17,6 +17,7 @@ from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.files import atomic_folder
 from mmattn.tasks.common.items import listed, mapping_of as mapping_of, name_of as name_of, single
 from mmattn.tasks.common.outputs import check_export
+from mmattn.tasks.common.review import Reviewing
 from mmattn.tasks.common.sources import task_of
 from mmattn.tasks.common.task import tasks
 
@@ -27,12 +28,12 @@ Item = TypeVar("Item")  # a user's input: a path, a mapping, a sample
 Prediction = TypeVar("Prediction")  # a dataclass with an `id`
 
 
-class Predictor(Generic[Item, Prediction]):
+class Predictor(Reviewing, Generic[Item, Prediction]):
     """A trained model with its processor, as returned by `load()` in every task.
 
     A task implements the conversion of an item to a sample (`to_sample`), the prediction of a batch (`predict_batch`)
-    and its explanation (`explain_batch`). Keyword-only parameters of the latter two are the options of `predict` and
-    `explain`.
+    and its explanation (`explain_batch`), and for reports what `Reviewing` asks. Keyword-only parameters of
+    `predict_batch` and `explain_batch` are the options of `predict` and `explain`.
 
     Args:
         model: The model, on its device. It is set to evaluation mode.
@@ -273,7 +274,8 @@ class Predictor(Generic[Item, Prediction]):
         """Explain the predictions of several items in one pass; see `explain`."""
         options = self.check_options(self._known(self.explain_batch, options))
         samples = [self.to_sample(item, number) for number, item in enumerate(listed(items))]
-        return self.explain_batch(samples, self.processor.collate(samples).to(self.device), **options)
+        found = self.explain_batch(samples, self.processor.collate(samples).to(self.device), **options)
+        return self.with_truth(found, items)
 
     def _known(self, method: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """Check that a method accepts the given options; those that are None are dropped."""

@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from mmattn.data import readers
 from mmattn.tasks.common.errors import RunDirectoryError
 from mmattn.tasks.common.files import atomic_write, clean_leftovers, write_json
 
-RUN, CONFIG, METRICS, LOCK = "run.json", "config.yaml", "metrics.json", ".lock"
+RUN, CONFIG, METRICS, REPORT, LOCK = "run.json", "config.yaml", "metrics.json", "report.html", ".lock"
+EVALUATION = {METRICS, REPORT, LOCK, "confusion_val.png", "confusion_test.png"}  # files of an evaluation alone
 logger = logging.getLogger(__name__)
 PACKAGES = ("mmattn", "torch", "lightning", "torchmetrics", "torchvision", "timm", "tokenizers", "numpy")
 
@@ -86,7 +88,7 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         if not is_run(folder):
             raise RunDirectoryError(f"{folder}: nothing to resume: expected a run directory, found no {RUN}.")
         return
-    if {entry.name for entry in folder.iterdir()} <= {METRICS, LOCK}:  # empty, or with metrics of an evaluation only
+    if {entry.name for entry in folder.iterdir()} <= EVALUATION:
         return
     if not overwrite and is_run(folder) and not list(folder.glob("*.ckpt")):
         raise RunDirectoryError(
@@ -129,6 +131,20 @@ def versions() -> dict[str, str]:
     return found
 
 
+def machine() -> str:
+    """The class of the machine: its GPU, or its processor and number of cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    kind, info = platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*: (.+)$", info.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        kind = found[1] if found else kind
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{kind}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def record_start(folder: Path, task: str, seed: int, command: str, config: str, resumed: bool) -> None:
     """Write config.yaml (the resolved configuration) and run.json (seed, versions, command, data fingerprint)."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -137,6 +153,7 @@ def record_start(folder: Path, task: str, seed: int, command: str, config: str, 
         record.setdefault("resumed", []).append({"at": now, "versions": versions()})
     else:
         record = {"task": task, "command": command, "seed": seed, "started": now, "versions": versions(), "data": {}}
+        record["machine"] = machine()
         with atomic_write(folder / CONFIG, "w") as file:
             file.write(config)
     write_json(folder / RUN, record)

@@ -47,7 +47,12 @@ TASK = Task(
     options=(
         Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
         Option("masks", "folder for PNGs of class ids, one per image", only="predict", metavar="DIR"),
-        Option("overlays", "folder for images overlaid with the predicted classes", only="predict", metavar="DIR"),
+        Option(
+            "overlays",
+            "folder for images overlaid with the predicted classes, with a legend",
+            only="predict",
+            metavar="DIR",
+        ),
         Option("tile", "side of the tiles into which large images are split", int, metavar="PIXELS"),
         Option("flip", "average the predictions of the image and its mirror image", bool),
         Option("class_name", "the class to explain (default: the rarest in the image)", only="explain"),

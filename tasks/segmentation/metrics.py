@@ -63,10 +63,12 @@ class SegmentationMetric(Metric):
         size = len(self.names)
         self.add_state("matrix", torch.zeros(size, size, dtype=torch.long), dist_reduce_fx="sum")
         self.matrix: Tensor
+        self.confusion: Tensor | None = None  # of all processes, after `compute`
 
     def update(self, predicted: Tensor, labels: Tensor) -> None:
         """Add predicted classes and labels of the same shape."""
         self.matrix += confusion(predicted, labels, len(self.names))
 
     def compute(self) -> dict[str, Tensor]:
+        self.confusion = self.matrix.clone()
         return scores(self.matrix, self.names)

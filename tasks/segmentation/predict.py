@@ -15,15 +15,22 @@ from torch import Tensor
 
 from mmattn.data.errors import ConfigError, DataError
 from mmattn.data.files import some_below
+from mmattn.data.image.masks import VOID, load_mask
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.images import image_sample
 from mmattn.tasks.common.items import listed
 from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.predictor import Predictor
-from mmattn.tasks.segmentation.data import SegmentationBatch, SegmentationDataset, SegmentationSample
+from mmattn.tasks.segmentation.data import Prepared, SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
-from mmattn.tasks.segmentation.plot import SegmentationExplanation, SegmentationPrediction, colored, mask_image
+from mmattn.tasks.segmentation.plot import (
+    SegmentationExplanation,
+    SegmentationPrediction,
+    colored,
+    mask_image,
+    with_legend,
+)
 from mmattn.tasks.segmentation.processor import SegmentationProcessor
 from mmattn.tasks.segmentation.tiles import bands
 
@@ -39,6 +46,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
     """
 
     task = "segmentation"
+    graded_by = "pixel accuracy"
 
     def __init__(
         self, model: SegmentationModel, processor: SegmentationProcessor, parts: CheckpointParts | None = None
@@ -47,6 +55,26 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
 
     def to_sample(self, item: Item, number: int) -> SegmentationSample:
         return replace(image_sample(item, number, SegmentationSample), mask=None)
+
+    def truth(self, item: Item) -> np.ndarray | None:
+        if not isinstance(item, SegmentationSample) or item.mask is None:
+            return None
+        if isinstance(item, Prepared):
+            return np.asarray(item.mask)
+        with suppress(DataError):  # a mask of other classes is none
+            return self.processor.classes.labels(load_mask(item.mask))
+        return None
+
+    def grade(self, item: Item, truth: np.ndarray, prediction: SegmentationPrediction) -> float:
+        labeled = truth != VOID
+        return float((truth == prediction.labels)[labeled].mean()) if labeled.any() else 1.0
+
+    def words_of(self, truth: np.ndarray) -> str:
+        labeled = truth[truth != VOID][None]
+        return self.answer_of(self._answer(SegmentationSample("", None), labeled)) if labeled.size else ""
+
+    def answer_of(self, prediction: SegmentationPrediction) -> str:
+        return ", ".join(f"{name} {share:.0%}" for name, share in list(prediction.shares.items())[:4])
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         if options.get("tile", TILE) < 32:
@@ -115,7 +143,7 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             batch_size: See `Predictor.predict`.
             on_error: See `Predictor.predict`.
             masks: Folder for PNGs of class ids, one per image.
-            overlays: Folder for images overlaid with the predicted classes, another one.
+            overlays: Folder for images overlaid with the predicted classes, with a legend below; another one.
             options: Options of `predict_batch`.
         """
         items = listed(items)
@@ -138,10 +166,11 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
     def _image(self, kind: str, answer: SegmentationPrediction, sample: SegmentationSample) -> Any:
         if kind == "mask":
             return mask_image(answer.labels, self.processor.classes)
-        from PIL import Image
-
         image = load_image(sample.image, f"item {answer.id}")
-        return Image.fromarray(colored(image, answer.labels, len(self.processor.labels)))
+        overlay = colored(image, answer.labels, len(self.processor.labels))
+        return with_legend(
+            overlay, [self.processor.labels.index(name) for name in answer.shares], self.processor.classes
+        )
 
     def explain_batch(
         self,
@@ -166,7 +195,8 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
             gates, relevance = self.relevance(pixels, [self.processor.labels.index(name)])
             maps = ([gate[0].cpu() for gate in gates], relevance[0].cpu())
             image = load_image(samples[n].image, f"item {answer.id}")
-            explanations.append(SegmentationExplanation(answer, image, name, *maps, self.processor.classes))
+            known = (self.processor.classes, self.model.encoder is not None)
+            explanations.append(SegmentationExplanation(answer, image, name, *maps, *known))
         return explanations
 
     def relevance(self, pixel_values: Tensor, classes: Sequence[int]) -> tuple[list[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Plot of the source tokens of a summary. Imports matplotlib inside functions."""
+"""Plot of the sources of a summary, by words. Imports matplotlib inside functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from mmattn.data.text.scripts import UNSPACED, script_of
+from mmattn.data.text.tokenizer import words_of
 
 Span = tuple[int, int]  # start and end in characters
 WIDTH = 110  # characters per line
@@ -14,20 +18,39 @@ MOST_LINES = 60
 CHARACTER, LINE = 0.602 * 8 / 72, 14 / 72  # inches: width of a character (DejaVu Sans Mono, 8 points), height of a line
 MOST_COLUMNS = 48  # of the heatmap
 DPI = 130
+TURNED: dict[str, Any] = {"rotation": 70, "ha": "right", "rotation_mode": "anchor"}  # a label ends at its column
 FONT: dict[str, Any] = {"family": "monospace", "fontsize": 8}
 
 
-def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Tensor, title: str, path: Any) -> Any:
-    """Plot the document with the summary's sources shaded, and a heatmap (summary tokens by document tokens) below.
+def by_words(text: str, spans: Sequence[Span]) -> tuple[list[Span], Tensor]:
+    """The words of a text's tokens, and the matrix (tokens, words) of ones that sums over each word's tokens.
 
-    The heatmap has the document tokens with the largest weights, in document order.
+    In scripts without spaces between words, and of spaces alone, each token stands for itself.
+
+    >>> by_words("a penguin", [(0, 1), (2, 5), (5, 9)])[1].tolist()
+    [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    """
+    words, owners = words_of(text, spans)
+    unspaced = [any(script_of(letter) in UNSPACED for letter in text[start:end]) for start, end in words]
+    keys = [(owner, n if not words or unspaced[owner] else -1) for n, owner in enumerate(owners)]
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    shown = [words[owner] if n < 0 else spans[n] for owner, n in places]
+    joins = torch.zeros(len(spans), len(shown))
+    joins[range(len(spans)), [places[key] for key in keys]] = 1.0
+    return shown, joins
+
+
+def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Tensor, title: str, path: Any) -> Any:
+    """Plot the document with the summary's sources shaded, and a heatmap (summary words by document words) below.
+
+    The heatmap has the document words with the largest weights, in document order.
 
     Args:
         document: The document.
-        spans: Character spans of its S tokens.
-        words: The L tokens of the summary.
-        weights: (L, S), source weights of each summary token.
-        title: Title of the figure.
+        spans: Character spans of its S words.
+        words: The L words of the summary.
+        weights: (L, S), source weights of each summary word; rows sum to one.
+        title: Title of the figure, in lines.
         path: Output path.
 
     Returns:
@@ -35,7 +58,7 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     """
     from matplotlib.figure import Figure
 
-    from mmattn.plot import _plain
+    from mmattn.plot import LEAST, NEARLY_UNIFORM, color_bar, is_flat, plain, scale_end
 
     shade = weights.amax(0)  # (S,)
     lines = wrap(document)
@@ -43,7 +66,8 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     columns = shade.topk(min(MOST_COLUMNS, len(shade))).indices.sort().values
     heights = [LINE * (len(shown) + 1), 0.2 * len(words) + 1.2]
     width = CHARACTER * WIDTH + 0.4
-    figure = Figure(figsize=(width, sum(heights) + 0.9), dpi=DPI, layout="constrained")
+    above = 0.35 + 0.15 * len(title.splitlines())
+    figure = Figure(figsize=(width, sum(heights) + above), dpi=DPI, layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=heights)
     upper, lower = halves
     # Fixed axes, outside the layout engine, so that the shading aligns with the words.
@@ -53,16 +77,20 @@ def draw(document: str, spans: Sequence[Span], words: Sequence[str], weights: Te
     _shade(page, shown, spans, shade)
     for row, (start, end) in enumerate(shown):
         text = document[start:end].replace("\t", " ")
-        page.text(0, row + 0.5, _plain(text), va="center", **FONT)
+        page.text(0, row + 0.5, plain(text), va="center", **FONT)
     if len(shown) < len(lines):
         page.text(0, len(shown) + 0.5, f"(the first {len(shown)} of {len(lines)} lines)", va="center", fontsize=8)
-    image = chart.imshow(weights[:, columns].numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    uniform = 1 / len(spans)
+    top = scale_end([weights], min(LEAST * uniform, 1.0))
+    image = chart.imshow(weights[:, columns].numpy(), cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    if is_flat(weights, uniform):
+        chart.set_title(NEARLY_UNIFORM, fontsize=8)
     labels = [document[slice(*spans[i])] for i in columns.tolist()]
-    chart.set_xticks(range(len(labels)), [_plain(label) for label in labels], rotation=70, fontsize=7)
-    chart.set_yticks(range(len(words)), [_plain(word) for word in words], fontsize=7)
-    chart.set(xlabel="tokens of the document", ylabel="summary")
-    lower.colorbar(image, ax=chart, shrink=0.8, label="share")
-    figure.suptitle(_plain(title or "(nothing)"), fontsize=9, wrap=True)
+    chart.set_xticks(range(len(labels)), [plain(label) for label in labels], fontsize=7, **TURNED)
+    chart.set_yticks(range(len(words)), [plain(word) for word in words], fontsize=7)
+    chart.set(xlabel="words of the document", ylabel="summary")
+    color_bar(lower, image, chart, "share of the attention", uniform)
+    figure.suptitle(plain(title), fontsize=9)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
     return figure

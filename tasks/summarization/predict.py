@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
@@ -16,6 +17,7 @@ from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
 from mmattn.tasks.summarization.data import SummaryDataset, SummarySample
 from mmattn.tasks.summarization.formats import TABLES
+from mmattn.tasks.summarization.metrics import score
 from mmattn.tasks.summarization.model import SummarizationModel
 
 
@@ -39,6 +41,7 @@ class SummarizationExplanation:
     words: list[str]  # tokens of the summary, the end token last
     word_spans: list[tuple[int, int]]  # their character spans in the summary
     weights: Tensor  # (L, S), source weights of each; rows sum to one, without the document's end token
+    truth: str | None = None  # a reference summary, if there is one
 
     def peak(self, span: tuple[int, int]) -> tuple[int, int]:
         """Document span of the token with the largest weight for a character span of the summary."""
@@ -46,10 +49,22 @@ class SummarizationExplanation:
         return self.spans[int(self.weights[rows].sum(0).argmax())]
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG: the document with the sources shaded, and a heatmap of summary tokens by document tokens."""
-        from mmattn.tasks.summarization.plot import draw
+        """Write a PNG: the document with the sources shaded, and a heatmap of summary words by document words.
 
-        draw(self.document, self.spans, self.words, self.weights, self.prediction.summary, path)
+        A document word has the sum of its tokens' weights; a summary word the mean of its tokens' rows.
+        """
+        from mmattn.plot import caption
+        from mmattn.tasks.summarization.plot import by_words, draw
+
+        summary, last = self.prediction.summary, self.word_spans[-1]
+        tokens = len(self.words) - (last[0] == last[1])  # without the end token
+        rows, members = by_words(summary, self.word_spans[:tokens])
+        columns, joins = by_words(self.document, self.spans)
+        means = (members / members.sum(0)).T @ self.weights[:tokens]  # (words, S)
+        weights = torch.cat([means, self.weights[tokens:]]) @ joins  # (words and the end, words)
+        words = [*(summary[start:end] for start, end in rows), *self.words[tokens:]]
+        title = caption(self.prediction.id, summary or "(nothing)", self.truth, 9.0)
+        draw(self.document, columns, words, weights, title, path)
 
 
 class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
@@ -60,6 +75,7 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
     """
 
     task = "summarization"
+    answer, graded_by = "summary", "ROUGE-L"
     cut_remark = "{} of the documents are longer than {} tokens and were truncated."
 
     def to_sample(self, item: Item, number: int) -> PairSample:
@@ -72,6 +88,9 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
         if not item.source.strip():
             raise DataError(f"item {item.id}", "a document", "an empty one")
         return item
+
+    def grade(self, item: Any, truth: str, prediction: SummarizationPrediction) -> float:
+        return score([prediction.summary], [item.right_targets()])["rougeL"]
 
     def written(self, sample: PairSample, text: str, score: float, cut: int) -> SummarizationPrediction:
         return SummarizationPrediction(sample.id, text, round(score, 4), cut)

@@ -17,6 +17,7 @@ from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
 from mmattn.tasks.translation.data import TranslationDataset, TranslationSample
 from mmattn.tasks.translation.formats import fields_of
+from mmattn.tasks.translation.metrics import score
 
 
 @dataclass
@@ -38,15 +39,18 @@ class TranslationExplanation:
     words: list[str]  # of the translation
     source_words: list[str]
     weights: Tensor  # (words, source words), rows sum to one
+    truth: str | None = None  # a reference translation, if there is one
 
     def save(self, path: str | Path) -> None:
         """Write a PNG heatmap: translation words by source words."""
-        from mmattn.plot import heat_map
+        from mmattn.plot import caption, heat_map
 
         if not self.words:
             raise DataError(f"item {self.prediction.id}", "a non-empty translation to explain", "an empty string")
-        shown, names = slice(0, 60), {"row_name": "translation", "col_name": "source"}  # more would be illegible
-        heat_map(self.weights[shown, shown], self.words[shown], self.source_words[shown], path, **names)
+        shown = slice(0, 60)  # more would be illegible
+        title = caption(self.prediction.id, self.prediction.translation, self.truth)
+        axes = (self.words[shown], self.source_words[shown])
+        heat_map(self.weights[shown, shown], *axes, path, row_name="translation", col_name="source", title=title)
 
 
 class TranslationPredictor(PairPredictor[TranslationPrediction]):
@@ -58,7 +62,8 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
     """
 
     task = "translation"
-    plain = "translation"
+    plain = answer = "translation"
+    graded_by = "chrF"
     cut_remark = "{} of the texts are longer than {} tokens and were truncated."
 
     def to_sample(self, item: Item, number: int) -> PairSample:
@@ -70,6 +75,9 @@ class TranslationPredictor(PairPredictor[TranslationPrediction]):
             found = f"the keys {', '.join(given)}" if fields is None else shorten(fields["source"])
             raise DataError(f"item {number}", f"a source sentence ({self.languages[0]})", found)
         return TranslationSample(fields["id"], fields["source"])
+
+    def grade(self, item: Any, truth: str, prediction: TranslationPrediction) -> float:
+        return score([prediction.translation], [item.right_targets()])["chrf"] / 100
 
     @property
     def languages(self) -> tuple[str, str]:

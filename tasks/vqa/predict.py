@@ -17,6 +17,7 @@ from mmattn.explain import capture
 from mmattn.tasks.common.items import name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample
+from mmattn.tasks.vqa.metrics import vqa_accuracy
 
 Item = Mapping[str, Any] | VQASample
 
@@ -45,15 +46,18 @@ class VQAExplanation:
     tokens: list[str]
     # The regions that determine the answer, if annotated.
     regions: list[tuple[float, float, float, float]] = field(default_factory=list)
+    truth: str | None = None  # the answers, if they are known
 
     def save(self, path: str | Path) -> None:
         """Write a PNG of the image and of the attention overlaid on it."""
-        from mmattn.plot import overlay
+        from mmattn.plot import NEARLY_UNIFORM, caption, is_flat, overlay
 
-        title = f"{self.prediction.question}\n{self.prediction.answer} ({self.prediction.score:.2f})"
+        answer = f"{self.prediction.answer} ({self.prediction.score:.2f})"
+        title = caption(f"{self.prediction.id}: {self.prediction.question}", answer, self.truth, 6.8)
         read = self.words.topk(min(3, len(self.tokens)))
         words = ", ".join(f"{self.tokens[i]} {share:.2f}" for share, i in zip(*map(Tensor.tolist, read), strict=True))
-        below = [f"attention to words: {words}"]
+        flat = is_flat(self.words, 1 / len(self.words)) and len(self.words) > 1
+        below = [f"attention to words: {NEARLY_UNIFORM if flat else words}\nattention to the image"]
         overlay(self.image, self.attention, path, title, self.regions or None, titles=below, window=self.window)
 
 
@@ -65,6 +69,7 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
     """
 
     task = "vqa"
+    answer, graded_by = "answer", "accuracy"
 
     def to_sample(self, item: Item, number: int) -> VQASample:
         if isinstance(item, VQASample):
@@ -75,6 +80,18 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         if not str(item["question"]).strip():
             raise DataError(f"item {name}", "a question", "an empty one")
         return VQASample(id=name, image=item["image"], question=str(item["question"]))
+
+    def truth(self, item: Item) -> str | None:
+        return ", ".join(dict.fromkeys(item.answers)) or None if isinstance(item, VQASample) else None
+
+    def grade(self, item: Item, truth: str, prediction: VQAPrediction) -> float:
+        return vqa_accuracy(prediction.answer, item.answers) if isinstance(item, VQASample) else 0.0
+
+    def text(self, item: Item) -> str:
+        return item.question if isinstance(item, VQASample) else str(item["question"])
+
+    def kind(self, item: Item) -> str:
+        return item.answer_type if isinstance(item, VQASample) else ""
 
     def predict_batch(self, samples: Sequence[VQASample], batch: VQABatch, *, top_k: int = 1) -> list[VQAPrediction]:
         """Predict the answer to each question, with `top_k - 1` alternatives."""

@@ -12,7 +12,7 @@ from tests.conftest import refused
 pytest.importorskip("matplotlib")
 
 from mmattn import head_statistics
-from mmattn.plot import head_chart, heat_map, overlay
+from mmattn.plot import LEAST, caption, head_chart, heat_map, overlay, plain
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["what", "$is$", "this", "?"]
@@ -74,6 +74,38 @@ def test_overlay_position():
     assert (axis.get_xlim(), axis.get_ylim()) == ((0, 60), (40, 0))
     box = overlay(np.zeros((40, 60, 3)), weights, boxes=[(0.1, 0.5, 0.2, 1.0)]).axes[0].patches[0]
     assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == pytest.approx((6, 20, 6, 20))
+
+
+def test_flat_maps_look_flat_and_are_called_so():
+    flat, peaked = torch.full((4, 4), 0.44), torch.eye(4)
+    figure = overlay(torch.rand(3, 32, 32), [flat * 1.01, flat, peaked], titles=["a", "", "c"])
+    panels = [axis for axis in figure.axes if len(axis.images) == 2]
+    assert [axis.get_title() for axis in panels] == ["a, nearly uniform", "nearly uniform", "c"]
+    for axis, top in zip(panels, (LEAST, LEAST, 4.0), strict=True):
+        assert axis.images[1].get_clim() == pytest.approx((0, top))
+    bars = [axis for axis in figure.axes if axis.get_ylabel()]
+    assert [axis.get_ylabel() for axis in bars] == ["times uniform (line: 1)"] * 3
+    figure = heat_map([torch.full((2, 6), 1 / 6), torch.eye(2, 6)], titles=["a", "b"], title="$c$")
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["a, nearly uniform", "b"]
+    assert heat_map(torch.full((2, 6), 1 / 6)).axes[0].images[0].get_clim() == pytest.approx((0, LEAST / 6))
+    assert figure.axes[2].get_ylabel() == "attention weight (line: uniform, 0.17)"
+    assert figure.get_suptitle() == r"\$c\$"
+
+
+def test_numbers_of_a_confusion_matrix():
+    counts = torch.tensor([[3, 1], [0, 12]])
+    axis = heat_map(counts / counts.sum(1, keepdim=True), numbers=counts).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["3", "1", "12"]
+    assert axis.images[0].get_clim() == (0, 1)
+
+
+def test_captions():
+    assert caption("a.jpg", "dog").splitlines() == ["a.jpg", "predicted: dog"]
+    long = caption("deep/" * 40 + "a.jpg", "word " * 200, "dog", 3.0).splitlines()
+    assert max(map(len, long)) <= 36
+    assert long[-1] == "true: dog"
+    assert len(long) == 7, "three lines at most of each"
+    assert plain("\udcff$") == r"?\$"
 
 
 def test_several_maps_on_one_image():

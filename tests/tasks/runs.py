@@ -39,6 +39,7 @@ def run(command: str, folder: Path, options: str = "", base: str | None = None, 
     from mmattn.tasks.common import cli
 
     words = (f"{COMMON} {tasks()[task].tiny}" if base is None else base).split()
+    words += ["--trainer.report", "false"]  # it takes seconds
     given = options.split()
     words += ["--data.train", "demo"] if command == "fit" and "--config" not in given else []
     pairs = [pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0] not in given]

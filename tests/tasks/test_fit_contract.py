@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 import mmattn
 from mmattn.data.errors import DataError
+from mmattn.tasks.common import page, report, review
 from mmattn.tasks.common.callbacks import read_checkpoint, shipped_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.predictor import Predictor
@@ -100,9 +103,17 @@ each_slowly = pytest.mark.parametrize("task", SOME_SLOW)
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A run of a task with two epochs."""
     folder = tmp_path_factory.mktemp("runs")
-    return functools.cache(
-        lambda task: run("fit", folder / task, f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 0", task=task)
-    )
+    options = f"{OPTIONS} --trainer.max_epochs 2 --data.num_workers 0 --trainer.report true"
+
+    @functools.cache
+    def trained(task: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report, "SECONDS", (0.3, 0.3))
+            patch.setattr(report, "EXAMPLES", 1)
+            patch.setattr(review, "BATCH", 2)
+            return run("fit", folder / task, options, task=task)
+
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +127,16 @@ def plain(found: Any) -> Any:
     if isinstance(found, list):
         return [plain(one) for one in found]
     return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in dataclasses.asdict(found).items()}
+
+
+def saved_whole(figure: Figure, save: Callable[..., None], *given: Any, **options: Any) -> None:
+    """Saves a figure, which must have a title and contain all that is drawn: no label is cut."""
+    save(figure, *given, **options)
+    box, tolerance = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()), 0.05  # inches
+    assert -tolerance <= min(box.x0, box.y0)
+    assert box.x1 <= figure.get_figwidth() + tolerance
+    assert box.y1 <= figure.get_figheight() + tolerance
+    assert "\npredicted: " in figure.get_suptitle()
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -147,6 +168,7 @@ class TestContract:
             "config.yaml",
             "run.json",
             "metrics.json",
+            "report.html",
             "last.ckpt",
             "best.ckpt",
             "processor",
@@ -169,6 +191,18 @@ class TestContract:
             group, key = name.removeprefix("--").split(".")
             assert config[group][key] == yaml.safe_load(value)
         assert config["seed_everything"] == 0
+
+    @each
+    def test_report(self, task: str, trained: Callable[[str], Path]) -> None:
+        text = (trained(task) / "report.html").read_text()
+        value = read(trained(task) / "metrics.json")["validation"][tasks()[task].metric]
+        assert f'<span class="big">{page.number(value)}</span> {tasks()[task].metric}' in text
+        for part in ("<h2>Validation", "<h3>Worst mistakes", "<h2>Training", "<h2>Data"):
+            assert part in text
+        assert "<svg" in text
+        assert "data:image/jpeg" in text or "Not all were explained" in text, "a model of two epochs may output nothing"
+        assert not re.search(r"(src|href)=\"(?!data:)|<script|<link|url\(", text), "one file, without links"
+        assert len(text) < 3e6
 
     @each
     def test_log_contains_the_metric(self, task: str, trained: Callable[[str], Path]) -> None:
@@ -216,14 +250,20 @@ class TestContract:
         assert tasks()[task].metric in metrics["validation"]
 
     @each
-    def test_predict_and_explain(self, task: str, trained: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_predict_and_explain(
+        self, task: str, trained: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         words = ("--checkpoint", trained(task) / "model", "--input", "demo", "--output")
         ask("predict", *words, tmp_path / "answers.jsonl", task=task)
         answers = lines(tmp_path / "answers.jsonl")
         assert len({answer["id"] for answer in answers}) == len(answers) > 1
+        kind = tasks()[task].resolve("predictor")
+        some = kind.demo_samples
+        monkeypatch.setattr(kind, "demo_samples", lambda self: some(self)[:2])  # pictures take half a second each
+        monkeypatch.setattr(Figure, "savefig", functools.partialmethod(saved_whole, Figure.savefig))
         ask("explain", *words, tmp_path / "plots", task=task)
         images = sorted((tmp_path / "plots").iterdir())
-        assert len(images) == len(answers)
+        assert len(images) == 2
         with Image.open(images[0]) as image:
             assert image.format == "PNG"
             assert min(image.size) > 50

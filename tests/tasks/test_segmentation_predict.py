@@ -18,6 +18,7 @@ from mmattn.tasks.segmentation.data import SegmentationDataset
 from mmattn.tasks.segmentation.demo import NAMES, THINGS, make
 from mmattn.tasks.segmentation.localisation import localisation
 from mmattn.tasks.segmentation.metrics import SegmentationMetric
+from mmattn.tasks.segmentation.plot import colored
 from mmattn.tasks.segmentation.predict import SegmentationPredictor, load
 from tests.conftest import refused
 from tests.image_files import ERRORS, write_album, write_pairs
@@ -116,7 +117,9 @@ def test_masks_and_overlays_are_written(tmp_path: Path, predictor: SegmentationP
         assert np.array_equal(np.asarray(written), predictor(sample).labels)
         colours = np.array(written.getpalette(), np.uint8).reshape(-1, 3)
         assert np.array_equal(colours[: len(NAMES)], palette(len(NAMES)))
-        assert Image.open(row["overlay"]).size == (64, 64)
+        overlay = Image.open(row["overlay"])
+        assert np.array_equal(overlay.crop((0, 0, 64, 64)), colored(sample.image, predictor(sample).labels, len(NAMES)))
+        assert overlay.height >= 64 + 11 * len(row["shares"]), "a legend: here, a row for each class"
     # The output is a data set for training and for prediction.
     folder = write_pairs(tmp_path / "set", make("test", 8))
     shutil.copytree(masks, folder / "masks", dirs_exist_ok=True)
@@ -166,3 +169,23 @@ def test_explanation_plots(tmp_path: Path) -> None:
     assert not (tmp_path / "e.png").exists()
     run("explain", *words, "ring")
     assert Image.open(tmp_path / "e.png").size[0] > 600
+
+
+def test_gates_have_one_scale(
+    predictor: SegmentationPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate from 0.44 to 0.45 is flat, and weights of keys are relative to their mean."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    found = predictor.explain(make("test", 1)[0])
+    assert np.array_equal(found.truth, make("test", 1)[0].mask)
+    found.gates = [torch.full((4, 4), 0.44), torch.eye(4) * 0.9]
+    found.gates[0][0, 0] = 0.45
+    for gated, tops in ((True, [1.0, 1.0]), (False, [3.0, 4.0])):
+        found.gated = gated
+        found.save(tmp_path / "a.png")
+        panels = [axis for axis in drawn.pop().axes if len(axis.images) == 2][:2]
+        assert [axis.images[1].get_clim()[1] for axis in panels] == pytest.approx(tops)
+        assert ["nearly uniform" in axis.get_title() for axis in panels] == [True, False]

@@ -12,7 +12,7 @@ import torch
 from mmattn.tasks.summarization import metrics
 from mmattn.tasks.summarization.demo import make
 from mmattn.tasks.summarization.localisation import localisation
-from mmattn.tasks.summarization.plot import wrap
+from mmattn.tasks.summarization.plot import by_words, wrap
 from mmattn.tasks.summarization.predict import SummarizationPrediction, SummarizationPredictor, load
 from tests.tasks.runs import ask, lines
 
@@ -139,6 +139,25 @@ def test_explanation_plot(tmp_path: Path) -> None:
     text = "Costs: $5 and $6.\n" + "a\tb " * 400  # dollar signs, tabs, a very long line
     run("explain", "--text", text, "--output", tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").size[0] > 300
+
+
+def test_matrix_has_words(summarizer: SummarizationPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns are words: the weights of a word's tokens are summed, and means over a summary word's tokens."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    sample = make("test", size=1)[0]
+    (found,) = summarizer.explain_written([sample], [SummarizationPrediction(sample.id, sample.target, 0.0)])
+    assert len(found.words) > len(sample.target.split()) + 1
+    found.save(tmp_path / "a.png")
+    chart = next(axis for axis in drawn[0].axes if axis.get_ylabel() == "summary")
+    assert [label.get_text() for label in chart.get_yticklabels()] == [*sample.target.split(), "(end)"]
+    assert {label.get_text() for label in chart.get_xticklabels()} <= set(sample.source.split())
+    spans, joins = by_words("aé 中文。", [(0, 1), (1, 2), (3, 4), (4, 6)])
+    assert spans == [(0, 2), (3, 4), (4, 6)]
+    assert joins.sum(0).tolist() == [2, 1, 1]
+    assert by_words("  ", [(1, 1)])[0] == [(1, 1)]
 
 
 def test_wrapping_keeps_all_text() -> None:

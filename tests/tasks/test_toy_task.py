@@ -39,6 +39,8 @@ def test_folder_defines_a_task(tmp_path: Path) -> None:
     where = {"MMATTN_TASKS": str(tmp_path / "own")}
     call(tmp_path, "-m mmattn toy fit --config own/configs/toy.yaml --trainer.enable_progress_bar false", **where)
     assert json.loads((tmp_path / "runs" / "toy" / "metrics.json").read_text())["validation"]["accuracy"] > 0.9
+    report = (tmp_path / "runs" / "toy" / "report.html").read_text()
+    assert all(part in report for part in ("Worst mistakes", "data:image/jpeg", "<svg", "Labels")), "without a line"
     model = "--checkpoint runs/toy/model"
     found = json.loads(call(tmp_path, f"-m mmattn toy predict {model} --bits 01101", **where))
     assert (found["id"], found["label"]) == ("01101", "ones")

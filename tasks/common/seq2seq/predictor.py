@@ -52,6 +52,12 @@ class PairPredictor(Predictor[Item, Written]):
             raise ConfigError(f"--num_beams: expected 1 or more, found {options['num_beams']}.")
         return dict(options)
 
+    def truth(self, item: Item) -> str | None:
+        return item.right_targets()[0] or None if isinstance(item, PairSample) else None
+
+    def text(self, item: Item) -> str:
+        return item.source if isinstance(item, PairSample) else str(item)
+
     def length(self, sample: PairSample) -> int:
         return self.processor.source.length(sample.source) if sample.source.strip() else -1
 
