@@ -27,6 +27,8 @@ def test_help_needs_only_the_standard_library(words: list[str]) -> None:
         (["predict", "--input", "none.jsonl"], "none.jsonl"),
         (["predict", "--checkpoint", "nowhere", "--input", "demo"], "nowhere"),
         (["predict", "--device", "tpu", "--input", "demo"], "--device tpu"),
+        (["fit", "--data.train", "demo", "--init_from", "deit-tiny"], "did you mean 'timm/deit_tiny_patch16_224'"),
+        (["predict", "--checkpoint", "own/net", "--input", "demo"], "did you mean 'hf:own/net'?"),
         (["fit", "--model.embd_dim", "3"], "did you mean 'model.embed_dim'?"),
     ],
 )

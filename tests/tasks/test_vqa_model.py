@@ -33,7 +33,7 @@ class TestVQAModel(TaskModelTests):
     }
     wrong: ClassVar = [
         ({"fusion": "bilinear"}, "unknown fusion 'bilinear'"),
-        ({"image_encoder": "resnet"}, "unknown image backbone 'resnet'"),
+        ({"image_encoder": "resnet"}, "unknown backbone 'resnet'"),
         ({"attention": {"kind": "monotonic"}}, "'monotonic' does not support"),
         ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
     ]
