@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmattn.tasks.common.dispatch import main
 from mmattn.tasks.common.task import tasks
 from tests.tasks.runs import python
 
@@ -32,8 +33,14 @@ def test_help_needs_only_the_standard_library(words: list[str]) -> None:
         (["fit", "--model.embd_dim", "3"], "did you mean 'model.embed_dim'?"),
     ],
 )
-def test_mistakes_give_one_line_errors(words: list[str], message: str, tmp_path: Path) -> None:
-    error = python("-m", "tasks.vqa", *words, cwd=tmp_path, code=2).stderr
+def test_mistakes_give_one_line_errors(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(tasks()["vqa"], words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
