@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,9 @@ from ..probe import Probe
 
 
 @contextmanager
-def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[str, list[Tensor]]]:
+def capture(
+    model: nn.Module, *, differentiable: bool = False, only: Collection[str] | None = None
+) -> Iterator[dict[str, list[Tensor]]]:
     """Captures the attention maps of all calls of the model inside the context.
 
     Each kernel computes ``weights() @ v`` instead, so gradients flow through the maps, which can be supervised in
@@ -27,6 +29,7 @@ def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[
     Args:
         model: A module that contains attentions of this package.
         differentiable: Whether maps always have gradients, also in a frozen model or after a hard choice.
+        only: Paths of the attentions to capture, while all others remain fused; None: all.
 
     Yields:
         The maps (B, h, L, S) by module path of the attention that owns the kernel, one per call, in order of call; the
@@ -47,7 +50,7 @@ def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[
     checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     try:
         for name, module in model.named_modules():
-            if isinstance(module, Kernel):
+            if isinstance(module, Kernel) and (only is None or owner_path(name) in only):
                 replaced[module] = module.__dict__.get("forward")  # of a capture around this one
                 explicit = _Explicit(module, maps, owner_path(name), differentiable, replaced[module])
                 module.forward = explicit  # type: ignore[assignment]
