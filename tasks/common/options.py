@@ -75,6 +75,8 @@ class OptimOptions:
         warmup_steps: Optimizer steps of linear warm-up.
         ema_decay: Decay of an exponential moving average of the weights, which is validated and saved in place of
             the raw weights; None: no average.
+        fused: Update all weights in one kernel, which is faster for many small ones and equal up to rounding; None: on
+            a GPU alone.
     """
 
     lr: float = 1e-3
@@ -83,6 +85,7 @@ class OptimOptions:
     schedule: Schedule = "cosine"
     warmup_steps: int = 100
     ema_decay: float | None = None
+    fused: bool | None = None
 
     def __post_init__(self) -> None:
         check_range("optim.lr", self.lr, 0, open_low=True)

@@ -313,7 +313,7 @@ def test_training_features_combine(tmp_path: Path) -> None:
     options = (
         "--optim.schedule inverse_sqrt --loss.label_smoothing 0.1 --trainer.early_stopping 1 "
         "--trainer.precision bf16-mixed --trainer.gradient_checkpointing true "
-        "--trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 "
+        "--trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 --optim.fused true "
         "--data.num_workers 1 --loss.word_dropout 0.2 --loss.attention_supervision 0.1 --loss.object_supervision 0.1"
     )
     folder = run("fit", tmp_path / "run", options)
