@@ -17,6 +17,7 @@ SMALL |= {"num_layers": 2, "num_queries": 2, "hidden_dim": 16}
 
 class TestClassificationModel(TaskModelTests):
     task = "classification"
+    exported_elsewhere = True  # tests/test_readme.py
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "eca": {"channel_attention": "eca"},

@@ -21,6 +21,7 @@ FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive")
 
 class TestVQAModel(TaskModelTests):
     task = "vqa"
+    exported_elsewhere = True  # test_fit_contract.py
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"num_object_labels": 3},
         "co_attention": {"fusion": "co_attention"},
