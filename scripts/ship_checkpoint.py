@@ -1,12 +1,15 @@
-"""Ship the model of a run with its task: in half precision, evaluated on the built-in test split.
+"""Ship the model of a run with its task: in half precision, evaluated, with data and licence on its card.
 
-python scripts/ship_checkpoint.py vqa runs/vqa/model [--name demo]
+python scripts/ship_checkpoint.py vqa runs/vqa/model
+python scripts/ship_checkpoint.py asr runs/fsdd/model --name fsdd --data "FSDD (https://github.com/...)" \
+    --licence "CC BY-SA 4.0" --measure "validate --data.val $MMATTN_DATA/fsdd/val.jsonl" --split "FSDD validation"
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -31,6 +34,10 @@ def main() -> None:
     parser.add_argument("task")
     parser.add_argument("model", help="the model/ folder of a run")
     parser.add_argument("--name", default="demo", help="name of the model in TASK/NAME (default: demo)")
+    parser.add_argument("--data", help="what it was trained on, with its address (default: the built-in data)")
+    parser.add_argument("--licence", help="licence of the weights, which that of the data may determine")
+    parser.add_argument("--measure", default="test", help="command that measures it (default: test, on built-in data)")
+    parser.add_argument("--split", default="built-in test", help="name of the measured split")
     options = parser.parse_args()
     from mmattn.tasks import load, tasks
     from mmattn.tasks.common.checkpoint import save_directory
@@ -38,6 +45,8 @@ def main() -> None:
     from mmattn.tasks.common.sources import CHECKPOINTS
 
     predictor = load(options.model, device="cpu")
+    if predictor.parts.own_data and not (options.data and options.licence):
+        parser.error(f"{options.model} was not trained on the built-in data: --data and --licence are needed")
     target = tasks()[options.task].folder / CHECKPOINTS / options.name
     parts = {
         "task": options.task,
@@ -47,13 +56,17 @@ def main() -> None:
         "processor": predictor.processor,
         "command": without_places(read_json(Path(options.model).parent / "run.json").get("command", "")),
         "half": True,
+        "own_data": predictor.parts.own_data,
+        "about": {"data": options.data, "licence": options.licence} if options.data else None,
+        "name": f"{options.task}/{options.name}",
     }
     save_directory(target, **parts)
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "mmattn", options.task, "test", "--checkpoint", str(target)]
-        subprocess.run([*command, "--trainer.default_root_dir", scratch], cwd=ROOT, check=True)
-        measured = json.loads(Path(scratch, "metrics.json").read_text())["test"]
-    metrics = {"built-in test": {name: value for name, value in measured.items() if isinstance(value, float)}}
+        words = [options.task, *shlex.split(options.measure), "--checkpoint", str(target)]
+        command = [sys.executable, "-m", "mmattn", *words, "--trainer.default_root_dir", scratch]
+        subprocess.run(command, cwd=ROOT, check=True)
+        measured = next(iter(json.loads(Path(scratch, "metrics.json").read_text()).values()))
+    metrics = {options.split: {name: value for name, value in measured.items() if isinstance(value, float)}}
     save_directory(target, **parts, metrics=metrics)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target} written, {size:,} bytes.")

@@ -2,14 +2,22 @@
 
 import re
 import shlex
+import wave
+from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from mmattn import load
 from mmattn.tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, model_parser
 from mmattn.tasks.common.task import tasks
 from scripts.results import read_results
 from scripts.task_table import BEGIN, END, RESULTS, page, table
+from tests.tasks.runs import ask
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("tasks/*/README.md"))]
@@ -56,6 +64,48 @@ def test_head_and_kernel_examples_run() -> None:
         exec("\n".join(line[4:] for line in block.splitlines()), names)
     assert names["head"](torch.randn(2, 49, 768), torch.randn(2, 7, 384)).shape == (2, 100)
     assert names["attention"](torch.randn(1, 300, 256)).shape == (1, 300, 256)
+
+
+ANSWERS: dict[str, Callable[[Any], Any]] = {  # what the code of a README's section on ONNX prints
+    "asr": lambda model: model("speech.wav", ctc_weight=1.0, num_beams=1).text,
+    "classification": lambda model: model("photo.jpg").label,
+    "segmentation": lambda model: [model.labels[index] for index in np.unique(model("photo.jpg").labels)],
+    "summarization": lambda model: model(Path("document.txt").read_text(), num_beams=1).summary,
+    "translation": lambda model: model("the old baker lifts a basket", num_beams=1).translation,
+    "vqa": lambda model: model({"image": "photo.jpg", "question": "what colour is the circle?"}).answer,
+}
+
+
+def write_inputs(sample: Any) -> None:
+    """Writes the files that the READMEs name, from a sample of the built-in data."""
+    if isinstance(getattr(sample, "image", None), np.ndarray):
+        Image.fromarray(sample.image).resize((96, 64)).save("photo.jpg")
+    elif hasattr(sample, "audio"):
+        samples, rate = sample.audio
+        with wave.open("speech.wav", "wb") as file:
+            file.setparams((1, 2, rate, 0, "NONE", "not compressed"))
+            file.writeframes((np.asarray(samples) * 32767).astype("<i2").tobytes())
+    else:
+        Path("document.txt").write_text(sample.source)
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task == "classification" else pytest.mark.slow) for task in tasks()]
+)
+def test_onnx_example_runs(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The section's command and code, in an empty folder, answer as the shipped model does."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8").split("## ONNX")[1].split("\n## ")[0]
+    command, code = re.findall(r"(?:^    .*\n|^\n(?=    ))+", section, flags=re.MULTILINE)
+    model = load(f"{task}/demo", device="cpu")
+    write_inputs(model.demo_samples()[0])
+    ask(*shlex.split(command)[3:], task=task)
+    capsys.readouterr()
+    exec(dedent(code), {})
+    assert capsys.readouterr().out.strip() == str(ANSWERS[task](model))
 
 
 @pytest.mark.parametrize("task", ["asr", "vqa", "classification", "segmentation"])

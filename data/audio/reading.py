@@ -293,7 +293,8 @@ def _by_torchcodec(
     try:
         from torchcodec.decoders import AudioDecoder
     except (ImportError, OSError, RuntimeError):  # RuntimeError: FFmpeg's libraries are missing
-        expected = "audio (WAV, FLAC, OGG, MP3 or AIFF; other formats need torchcodec)"
+        codecs = "other formats need torchcodec and FFmpeg: pip install 'mmattn[codecs]'"
+        expected = f"audio (WAV, FLAC, OGG, MP3 or AIFF; {codecs})"
         raise DataError(where, expected, f"a file that begins with {head} ({reason})") from None
     stream.seek(0)
     damaged = f"a file that begins with {head} (%s)"

@@ -300,6 +300,8 @@ class ImageProcessor:
 
 def move_box(box: Box, window: Box) -> Box | None:
     """Converts a box from fractions of the original to fractions of a window; None if it lies outside."""
+    if window == FULL and 0.0 <= box[0] < box[2] <= 1.0 and 0.0 <= box[1] < box[3] <= 1.0:
+        return box  # the usual case, for every box of every batch
     x0, y0, x1, y1 = window
     left, right = sorted(((box[0] - x0) / (x1 - x0), (box[2] - x0) / (x1 - x0)))
     top, bottom = sorted(((box[1] - y0) / (y1 - y0), (box[3] - y0) / (y1 - y0)))

@@ -207,7 +207,7 @@ def _sentencepiece(model: bytes) -> Any:
     try:
         import sentencepiece
     except ModuleNotFoundError:
-        raise DataError("tokenizer", "the package sentencepiece: pip install sentencepiece", "none") from None
+        raise DataError("tokenizer", "the package sentencepiece: pip install 'mmattn[train]'", "none") from None
     found = sentencepiece.SentencePieceProcessor(model_proto=model)
     if not found.get_piece_size():
         raise ValueError("a sentencepiece model without pieces")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -35,6 +36,13 @@ def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
         from .vit import PatchEmbed
 
         return PatchEmbed(embed_dim, **options)
-    close = difflib.get_close_matches(name, ["conv", "vit", "timm/"], n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown image backbone {name!r}{hint}; expected one of: conv, vit, timm/NAME")
+    raise unknown_backbone(name, ("conv", "vit", "timm/NAME"))
+
+
+def unknown_backbone(name: str, known: Sequence[str]) -> ValueError:
+    """Returns the error for the name of an image backbone that does not exist, with the nearest one that does."""
+    from .timm import nearest_models
+
+    close = difflib.get_close_matches(name, known, n=1) or [f"timm/{model}" for model in nearest_models(name)]
+    hint = f", did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return ValueError(f"unknown backbone {name!r}{hint}; expected one of: {', '.join(known)}")

@@ -23,6 +23,25 @@ def color_weights(weight: Tensor) -> Tensor:
     return weight * weight.new_tensor(LUMA)[:, None, None]
 
 
+def nearest_models(name: str) -> list[str]:
+    """Returns up to three names of timm models that begin like a name, hyphens or not; none if timm is not installed.
+
+    Of the names that begin so, the shortest: "deit-tiny" is deit_tiny_patch16_224.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError:
+        return []
+    wanted = _squeezed(name)
+    close = [model for model in timm.list_models() if wanted and _squeezed(model).startswith(wanted)]
+    exact = [model for model in close if _squeezed(model) == wanted]
+    return exact or sorted(close, key=lambda model: (len(model), model))[:3]
+
+
+def _squeezed(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
 class TimmFeatures(nn.Module):
     """A feature map of a timm model, projected to embed_dim by a 1x1 convolution. Weights are random.
 
@@ -106,12 +125,12 @@ class TimmFeatures(nn.Module):
         try:
             import timm
         except ModuleNotFoundError:
-            raise ModuleNotFoundError(f"backbone 'timm/{self.name}' needs timm: pip install timm") from None
+            raise ModuleNotFoundError(f"backbone 'timm/{self.name}' needs timm: pip install 'mmattn[train]'") from None
         keywords = {"pretrained": False, "features_only": True, "in_chans": self.in_channels} | keywords
         if indices is not None:
             keywords["out_indices"] = indices
         if not timm.is_model(self.name):
-            close = timm.list_models(f"*{self.name[:6]}*")[:3]
+            close = nearest_models(self.name) or timm.list_models(f"*{self.name[:6]}*")[:3]
             raise ValueError(f"timm has no model {self.name!r}" + (f"; near: {', '.join(close)}" if close else ""))
         try:
             return timm.create_model(self.name, **keywords, **self._size)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..spatial import AttentionGate
+from . import unknown_backbone
 
 
 class ResidualBlock(nn.Module):
@@ -191,4 +192,4 @@ def build_pyramid(name: str, **options: Any) -> Any:
         return TimmPyramid(name.removeprefix("timm/"), **options)
     if name == "residual":
         return ResidualPyramid(**options)
-    raise ValueError(f"unknown backbone {name!r}; expected one of: residual, timm/NAME")
+    raise unknown_backbone(name, ("residual", "timm/NAME"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,19 +13,23 @@ from torch import Tensor, nn
 
 from ..functional import repeat_heads
 from ..kernels.base import Kernel
+from ..masks import Mask
 from ..probe import Probe
 
 
 @contextmanager
-def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[str, list[Tensor]]]:
+def capture(
+    model: nn.Module, *, differentiable: bool = False, only: Collection[str] | None = None
+) -> Iterator[dict[str, list[Tensor]]]:
     """Captures the attention maps of all calls of the model inside the context.
 
-    Each kernel's output is replaced by ``weights() @ v``, so gradients flow through the maps, which can be supervised
-    in training as well as inspected. Compiled models are run eagerly, and gradient checkpointing is disabled meanwhile.
+    Each kernel computes ``weights() @ v`` instead, so gradients flow through the maps, which can be supervised in
+    training as well as inspected. Compiled models are run eagerly, and gradient checkpointing is disabled meanwhile.
 
     Args:
         model: A module that contains attentions of this package.
         differentiable: Whether maps always have gradients, also in a frozen model or after a hard choice.
+        only: Paths of the attentions to capture, while all others remain fused; None: all.
 
     Yields:
         The maps (B, h, L, S) by module path of the attention that owns the kernel, one per call, in order of call; the
@@ -41,14 +45,15 @@ def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[
     {}
     """
     maps: dict[str, list[Tensor]] = {}
-    handles = []
+    handles: list[Any] = []
+    replaced: dict[Any, Any] = {}
     checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     try:
         for name, module in model.named_modules():
-            if isinstance(module, Kernel):
-                handles.append(
-                    module.register_forward_hook(_hook(maps, owner_path(name), differentiable), with_kwargs=True)
-                )
+            if isinstance(module, Kernel) and (only is None or owner_path(name) in only):
+                replaced[module] = module.__dict__.get("forward")  # of a capture around this one
+                explicit = _Explicit(module, maps, owner_path(name), differentiable, replaced[module])
+                module.forward = explicit  # type: ignore[assignment]
             elif isinstance(module, Probe):
                 handles.append(module.register_forward_hook(_probe_hook(maps, plain_path(name), differentiable)))
         for stack in checkpointing:  # recomputation would record maps twice
@@ -58,25 +63,40 @@ def capture(model: nn.Module, *, differentiable: bool = False) -> Iterator[dict[
     finally:
         for handle in handles:
             handle.remove()
+        for module, before in replaced.items():
+            del module.forward
+            if before is not None:
+                module.forward = before
         for stack in checkpointing:
             stack.gradient_checkpointing = True  # type: ignore[assignment]
 
 
-def _hook(maps: dict[str, list[Tensor]], owner: str, differentiable: bool) -> Callable[..., Tensor]:
-    def hook(kernel: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Tensor) -> Tensor:
-        given = dict(zip(("q", "k", "v", "mask", "cache"), args, strict=False)) | keywords
-        if given.get("cache") is not None:
+class _Explicit:
+    """The forward pass of a kernel by its weights, which are recorded, by the captures around this one, too."""
+
+    def __init__(
+        self, kernel: Kernel, maps: dict[str, list[Tensor]], owner: str, differentiable: bool, outer: _Explicit | None
+    ) -> None:
+        self.kernel, self.maps, self.owner, self.outer = kernel, maps, owner, outer
+        self.differentiable: bool = differentiable or (outer is not None and outer.differentiable)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, cache: Any = None) -> Tensor:
+        if cache is not None:
             raise ValueError("capture does not support cached decoding: explain it by one pass over the whole sequence")
-        q, v = given["q"], given["v"]
-        weights = kernel.weights(q, given["k"], given.get("mask"))  # (B, h, L, S)
-        if differentiable and not weights.requires_grad:
+        kernel = self.kernel
+        kernel.check(mask)
+        weights = kernel.weights(q, k, mask)  # (B, h, L, S)
+        if self.differentiable and not weights.requires_grad:
             weights = weights.requires_grad_()
-        maps.setdefault(owner, []).append(weights)
+        self.record(weights)
         if kernel.dropout:
             weights = F.dropout(weights, kernel.dropout, kernel.training)
-        return kernel.finish(weights @ repeat_heads(v, q.shape[1])).to(output.dtype)
+        return kernel.finish(weights @ repeat_heads(v, q.shape[1])).to(v.dtype)
 
-    return hook
+    def record(self, weights: Tensor) -> None:
+        self.maps.setdefault(self.owner, []).append(weights)
+        if self.outer is not None:
+            self.outer.record(weights)
 
 
 def _probe_hook(maps: dict[str, list[Tensor]], path: str, differentiable: bool) -> Callable[..., None]:

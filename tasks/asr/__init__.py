@@ -82,6 +82,7 @@ TASK = Task(
         "streaming": "--model.chunk_frames 8 --model.left_chunks 4",
     },
     metric="wer",
+    packages=("jiwer",),
     kernel_length=512,
     localisation="alignment:localisation",
     tiny="--data.demo_size 24 --data.batch_size 8 --data.max_frames 1200 --model.embed_dim 16 --model.num_heads 2 "

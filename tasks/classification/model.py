@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from mmattn.backbones import unknown_backbone
 from mmattn.backbones.cct import CompactTransformer, SequencePooling
 from mmattn.backbones.conv import ResidualNet
 from mmattn.backbones.vit import VisionTransformer
@@ -185,7 +186,7 @@ class ClassificationModel(nn.Module):
             else:
                 self.backbone = TimmFeatures(name, embed_dim, image_size=side, **more)
         else:
-            raise ValueError(f"unknown backbone {backbone!r}; expected one of: {', '.join(BACKBONES)}")
+            raise unknown_backbone(backbone, BACKBONES)
         self.head = ClassificationHead(
             in_dim,
             num_classes,

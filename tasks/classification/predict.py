@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.files import some_below
-from mmattn.data.image.processor import IMAGE_EXTENSIONS, Box, load_image
+from mmattn.data.image.processor import Box, load_image
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset, ClassificationSample
-from mmattn.tasks.common.images import image_sample
+from mmattn.tasks.common.images import image_files, image_sample
 from mmattn.tasks.common.labels.processor import LabelPrediction
 from mmattn.tasks.common.predictor import Predictor
 
@@ -92,9 +91,9 @@ class ClassificationPredictor(Predictor[Item, ClassificationPrediction]):
         return explanations
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[ClassificationSample]:
-        """Read a folder's images, at any depth; or a tar or a table as for training, in which labels are optional."""
-        if Path(path).is_dir():
-            return [ClassificationSample(*image) for image in some_below(path, IMAGE_EXTENSIONS, "images")]
+        """Read an image, or a folder's at any depth; or a tar or a table as for training, whose labels are optional."""
+        if images := image_files(path):
+            return [ClassificationSample(*image) for image in images]
         multi_label = self.processor.multi_label
         return ClassificationDataset(path, multi_label=multi_label, on_error=on_error, require_labels=False).samples
 

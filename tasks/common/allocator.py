@@ -1,9 +1,11 @@
-"""Settings of the C library's allocator: freed blocks are kept, since every training step allocates the same ones."""
+"""Memory: freed blocks are kept, since every training step allocates the same ones; no collection while data load."""
 
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -18,3 +20,15 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Pause the collector of cyclic garbage while many objects are made that all remain, which it would visit often."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

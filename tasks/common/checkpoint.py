@@ -1,10 +1,11 @@
 """The shipped checkpoint: a folder that outlives releases. It contains no pickle and no module path.
 
 model/
-  config.json        {"format": 3, "task": "vqa", "network": null, "model": {keyword arguments}, "metrics": {...}}
+  config.json        {"format": 3, "task": "vqa", "network": null, "model": {keyword arguments}, "metrics": {...},
+                      "own_data": false, "about": {"data": ..., "licence": ...}}
   model.safetensors  the weights
   processor/         preprocessing, labels and tokenizer, saved by the task's processor
-  README.md          the model card: task, measured metrics, training command
+  README.md          the model card: data, measured metrics, training command, licence
 
 `network` names a public network that replaces the task's own model (`mmattn.tasks.common.adapter`); null: none.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.readers import read_settings
+from mmattn.tasks.common.cards import card
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.files import atomic_folder, write_json
 from mmattn.tasks.common.task import tasks
@@ -165,6 +167,8 @@ def save_directory(
     command: str = "",
     half: bool = False,
     own_data: bool = False,
+    about: Mapping[str, str] | None = None,
+    name: str = "FOLDER",
 ) -> Path:
     """Write a shipped folder atomically.
 
@@ -179,6 +183,8 @@ def save_directory(
         command: The training command, for the model card.
         own_data: Whether the model was trained on the user's data, so that it cannot be evaluated on the built-in data.
         half: Write floating-point weights in float16 (half the size; about three decimal digits).
+        about: `data` and `licence` of a model that ships with the toolkit; None: the built-in data, or the user's own.
+        name: How users load it, for the model card.
 
     Raises:
         CheckpointError: The folder exists and has other content than a model of this toolkit.
@@ -197,8 +203,10 @@ def save_directory(
         save_file(state, folder / WEIGHTS)
         processor.save(folder / PROCESSOR)
         config = {"format": FORMAT, "task": task, "network": network, "model": dict(keywords)}
-        write_json(folder / CONFIG, config | {"metrics": dict(metrics or {}), "own_data": own_data})
-        (folder / CARD).write_text(_card(task, model, metrics or {}, command, half), encoding="utf-8")
+        config |= {"metrics": dict(metrics or {}), "own_data": own_data} | ({"about": dict(about)} if about else {})
+        write_json(folder / CONFIG, config)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        (folder / CARD).write_text(card(config, size, name=name, command=command, half=half), encoding="utf-8")
 
     target = Path(directory)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -208,21 +216,3 @@ def save_directory(
             found = "other content; choose another folder"
             raise CheckpointError(f"{target}: expected a model of mmattn to replace, found {found}.") from None
     return atomic_folder(target, fill)
-
-
-def _card(task: str, model: nn.Module, metrics: Mapping[str, Any], command: str, half: bool) -> str:
-    rows = [
-        f"| {split} | {name} | {value:.4f} |"
-        for split, figures in metrics.items()
-        for name, value in figures.items()
-        if isinstance(value, float)
-    ]
-    table = "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else "Not measured yet."
-    size = sum(parameter.numel() for parameter in model.parameters())
-    precision = "float16 on disk, float32 in memory" if half else "float32"
-    return (
-        f"# {task}\n\nA model of the task `{task}`, {size:,} parameters ({precision}).\n\n{table}\n\n"
-        + (f"Made by:\n\n    {command}\n\n" if command else "")
-        + f"Use it:\n\n    from mmattn import load\n    predictor = load('FOLDER')\n\n"
-        f"or `mmattn {task} predict --checkpoint FOLDER`. Licence: Apache-2.0.\n"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,16 @@ from typing import Any
 from mmattn.data.errors import DataError, UserError, is_user_error
 from mmattn.data.files import files_below
 from mmattn.data.readers import is_json_lines
+from mmattn.tasks.common.cards import summary
+from mmattn.tasks.common.errors import require
 from mmattn.tasks.common.files import atomic_write, is_special
 from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
+from mmattn.tasks.common.sources import find_model
 from mmattn.tasks.common.task import Task
 
+ONNX = ("onnx", "onnxscript", "onnxruntime")  # modules that an export to ONNX needs
 NOT_PNG = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
 
 
@@ -30,8 +35,10 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     predictor = task.resolve("predictor").load(options.checkpoint, options.device, precision, **given)
     if command == "export":
         formats = ("onnx", "torch") if options.format == "all" else (options.format,)
+        require(*(ONNX if "onnx" in formats else ()))
         for line in predictor.export(options.output, formats):
             print(line)
+        _name_default(task, options)
         return
     keywords = {
         option.name: getattr(options, option.name)
@@ -39,22 +46,35 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
         if option.kind == "predict" and option.only in (None, command) and getattr(options, option.name) is not None
     }
     keywords = predictor.check_options(keywords)
-    items = items_of(predictor, task, options)
+    found = items_of(predictor, task, options)
+    items = found[: options.limit]
     place = Path(str(predictor.parts.where)) if predictor.parts is not None else None
     model = [path for _, path in files_below(place, ("",))] if place is not None and place.is_dir() else []
-    outputs = Outputs([*model, options.input, *items])
+    outputs = Outputs([*model, options.input, *options.paths, *found])
     (_predict if command == "predict" else _explain)(predictor, items, options, keywords, outputs)
+    _name_default(task, options)
+
+
+def _name_default(task: Task, options: argparse.Namespace) -> None:
+    """Say on stderr which model is used without --checkpoint, and what it knows."""
+    if options.checkpoint is None:
+        name = f"{task.name}/{task.default_checkpoint}"
+        sys.stderr.write(f"no --checkpoint: the model is {name}, which {summary(find_model(name).config)}.\n")
 
 
 def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Namespace) -> Sequence[Any]:
-    """The items of the command line: the single item given by options, or those of `--input`.
+    """The items of the command line: those of paths, the single item given by options, or those of `--input`.
 
     Raises:
-        DataError: Neither the item's options nor `--input` are given, or both are; or the input cannot be read.
+        DataError: None of them is given, or two are; or the input cannot be read.
     """
     names = [option.name for option in task.options if option.kind == "item"]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     wanted = f"{' and '.join(f'--{name}' for name in names)}, or --input PATH"
+    if options.paths:
+        if names[0] in given or options.input is not None:
+            raise DataError("arguments", f"{wanted}, or paths alone", "two of them")
+        return _bare_items(predictor, task, options, given)
     if options.input is None:
         if len(given) < len(names):
             raise DataError(
@@ -64,9 +84,51 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
         return [{"id": first if first == "text" else Path(given[first]).name, **given}]
     if names[0] in given:
         raise DataError("arguments", wanted, "both")
-    if options.input == "demo" and not Path("demo").exists():
+    return _opened(predictor, options.input, options.on_error, given)
+
+
+def _opened(predictor: Predictor[Any, Any], path: str, on_error: str, given: Mapping[str, Any]) -> Sequence[Any]:
+    if path == "demo" and not Path("demo").exists():
         return predictor.demo_samples()
-    return predictor.open_input(options.input, options.on_error, **given)
+    return predictor.open_input(path, on_error, **given)
+
+
+def _bare_items(
+    predictor: Predictor[Any, Any], task: Task, options: argparse.Namespace, given: Mapping[str, Any]
+) -> Sequence[Any]:
+    """The items of words without an option's name: texts, for tasks that have any, and paths.
+
+    A text has spaces and is no path. If it belongs to a path, as a question to an image, each is asked of every path.
+    With several paths the ids of their items begin with them.
+    """
+    first, *others = [option for option in task.options if option.kind == "item"]
+    text: Any = next((option.name for option in (first, *others) if option.bare), None)
+    texts = [word for word in options.paths if text and " " in word and not os.path.exists(word)]
+    paths = [word for word in options.paths if word not in texts]
+    missing = next((path for path in paths if path not in ("demo", "-") and not os.path.exists(path)), None)
+    if missing is not None:
+        there = f"a file or folder; a text of one word is given by --{text}" if text else "a file or folder"
+        raise DataError(missing, there, "no such file")
+    items: list[Any] = []
+    shared = [dict(given)]
+    if text == first.name:
+        items = [{"id": str(number), text: word} for number, word in enumerate(texts, start=1)]
+    elif texts:
+        if not paths:
+            raise DataError("arguments", f"a path and a {text}", f"only a {text}")
+        shared = [{**given, text: word} for word in texts]
+    for path in paths:
+        for fields in shared:
+            found = _opened(predictor, path, options.on_error, fields)
+            items += found if len(paths) == 1 else [_named(path, item) for item in found]
+    return items
+
+
+def _named(path: str, item: Any) -> Any:
+    """An item of one of several paths, with an id that begins with the path."""
+    name = str(item["id"] if isinstance(item, Mapping) else item.id)
+    name = path if name == Path(path).name else f"{path.rstrip('/')}/{name}"
+    return {**item, "id": name} if isinstance(item, Mapping) else dataclasses.replace(item, id=name)
 
 
 def _predict(
@@ -79,7 +141,7 @@ def _predict(
     skipped: list[str] = []
     batch_size = min(options.batch_size, max(len(items), 1))
     shown = options.output is not None or not sys.stdout.isatty()
-    json_lines = options.input == "demo" or is_json_lines(options.input or "")
+    json_lines = any(path == "demo" or is_json_lines(path) for path in (options.input or "", *options.paths))
     plain = None if json_lines else predictor.plain
 
     def lines() -> Iterator[str]:

@@ -19,6 +19,7 @@ from mmattn.data.errors import UserError
 from mmattn.data.processor import Processor
 from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
+from mmattn.tasks.common.allocator import without_collection
 from mmattn.tasks.common.checkpoint import PROCESSOR
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.files import atomic_folder
@@ -173,7 +174,8 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     def dataset(self, split: Split) -> D:
         """The data set of a split, opened on first use."""
         if split not in self._datasets:
-            self._datasets[split] = self.open_split(split, self.paths[split])
+            with without_collection():
+                self._datasets[split] = self.open_split(split, self.paths[split])
         return self._datasets[split]
 
     def samples(self) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mmattn.data.errors import is_user_error
-from mmattn.tasks.common.errors import missing_package
+from mmattn.tasks.common.errors import missing_package, require
 from mmattn.tasks.common.task import Task
 
 TRAINER_COMMANDS = {
@@ -25,10 +25,15 @@ MODEL_COMMANDS = {
 }
 DATA_COMMANDS = {"check": "check data without training: classes or lengths, repeated and bad items, leaks"}
 COMMANDS = TRAINER_COMMANDS | MODEL_COMMANDS | DATA_COMMANDS
+TRAINING = ("lightning", "torchmetrics", "jsonargparse", "rich")  # modules that each of the trainer's commands needs
+NEEDS = {"explain": ("matplotlib",)}  # and those of the others
 
 
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser that suggests the nearest valid option."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return self.parse_intermixed_args(args, namespace)  # options may stand between paths
 
     def error(self, message: str) -> NoReturn:
         fail(f"{self.prog}: {message}{self.nearest(message)}\n`{self.prog} --help` lists the options.")
@@ -109,6 +114,8 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
         parser.add_argument("--output", metavar="DIR", default="export", help="folder to write to (default: export)")
         parser.add_argument("--format", choices=("all", "onnx", "torch"), default="all", help="default: all")
         return parser
+    text = next((f", or a text in quotes for --{option.name}" for option in task.options if option.bare), "")
+    parser.add_argument("paths", nargs="*", metavar="PATH", default=[], help=f"files and folders, as for --input{text}")
     for option in task.options:
         if option.only not in (None, command):
             continue
@@ -127,6 +134,7 @@ def model_parser(task: Task, command: str, program: str = "") -> argparse.Argume
         "explain": "PNG file, or a folder for several (default: explanation.png or explanations/)",
     }
     parser.add_argument("--output", metavar="PATH", help=output[command])
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N items (default: all)")
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="default: 32")
     parser.add_argument(
         "--on_error",
@@ -189,10 +197,12 @@ def _run(task: Task, arguments: list[str], program: str) -> None:
         return
     if command in MODEL_COMMANDS:
         options = model_parser(task, command, program).parse_args(rest)
+        require(*NEEDS.get(command, ()))
         from mmattn.tasks.common import commands
 
         commands.run(task, command, options)
     else:
+        require(*TRAINING, *task.packages)
         from mmattn.tasks.common import cli
 
         cli.run(task, command, rest, program)

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,14 @@ def export_model(
     folder.mkdir(parents=True, exist_ok=True)
     model = model.eval().cpu()
     with torch.no_grad():
-        _register_output(model(**examples[0]))
+        output = model(**examples[0])
+    _register_output(output)
     program = export_program(model, examples[0], dynamic)
     lines = []
     for kind in formats:
         target = folder / (f"{name}.pt2" if kind == "torch" else f"{name}.onnx")
         with atomic_path(target) as path:
-            run = _save_torch(program, path) if kind == "torch" else _save_onnx(program, examples[0], path)
+            run = _save_torch(program, path) if kind == "torch" else _save_onnx(program, examples[0], output, path)
             worst = _worst_difference(model, run, examples)
             if not worst <= tolerance:
                 raise ExportError(
@@ -145,14 +146,30 @@ def _save_torch(program: torch.export.ExportedProgram, path: Path) -> Any:
     return run
 
 
-def _save_onnx(program: torch.export.ExportedProgram, example: Mapping[str, Tensor], path: Path) -> Any:
+def output_names(output: Any, inputs: Collection[str]) -> list[str] | None:
+    """Names of a program's outputs, those of the named tuple's fields; "next_" marks those that inputs have, too.
+
+    None: the output is no named tuple of tensors.
+
+    >>> from collections import namedtuple
+    >>> output_names(namedtuple("Output", "logits keys")(torch.ones(1), torch.ones(1)), inputs=["ids", "keys"])
+    ['logits', 'next_keys']
+    """
+    fields = getattr(output, "_fields", ())
+    if not fields or len(fields) != len(outputs_of(output)):
+        return None
+    return [f"next_{name}" if name in inputs else name for name in fields]
+
+
+def _save_onnx(program: torch.export.ExportedProgram, example: Mapping[str, Tensor], output: Any, path: Path) -> Any:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ExportError(f"ONNX export needs the package {error.name}: pip install 'mmattn[export]'.") from None
     with _quiet():
-        exported: Any = torch.onnx.export(program, (), kwargs=dict(example), dynamo=True, verbose=False)
+        options: dict[str, Any] = {"output_names": output_names(output, example), "dynamo": True, "verbose": False}
+        exported: Any = torch.onnx.export(program, (), kwargs=dict(example), **options)
         exported.save(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+from mmattn.data.files import some_below
+from mmattn.data.image.processor import IMAGE_EXTENSIONS
 from mmattn.data.readers import read_settings
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.items import mapping_of, name_of
@@ -16,6 +19,18 @@ STATISTICS = {  # ImageNet's, for folders that do not state the normalization of
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
+
+
+def image_files(path: str | Path) -> list[tuple[str, Path]]:
+    """The images that an input names, each with its name: an image file, or a folder's at any depth; else none.
+
+    Raises:
+        DataError: The folder has no images.
+    """
+    place = Path(path)
+    if place.is_dir():
+        return some_below(place, IMAGE_EXTENSIONS, "images")
+    return [(place.name, place)] if place.suffix.lower() in IMAGE_EXTENSIONS else []
 
 
 def image_sample(item: Any, number: int, kind: type[S]) -> S:

@@ -79,6 +79,8 @@ class OptimOptions:
         pretrained_lr: Factor of the learning rate of the weights that `--init_from` gives, where other layers are new.
         layer_decay: Ratio of the learning rates of each layer and the layer above it (Bao et al. 2022); 1: all layers
             have the same rate.
+        fused: Update all weights in one kernel, which is faster for many small ones and equal up to rounding; None: on
+            a GPU alone.
     """
 
     lr: float = 1e-3
@@ -89,6 +91,7 @@ class OptimOptions:
     ema_decay: float | None = None
     pretrained_lr: float = 0.1
     layer_decay: float = 1.0
+    fused: bool | None = None
 
     def __post_init__(self) -> None:
         check_range("optim.lr", self.lr, 0, open_low=True)

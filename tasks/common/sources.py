@@ -176,8 +176,25 @@ def _timm_repository(name: str) -> str:
     return str(config.hf_hub_id)
 
 
+def _hint(name: str) -> str:
+    """How to name a model that is no folder: "owner/name" of the hub, and bare names of ours and of timm."""
+    close = [f"{task}/{model}" for task in tasks() for model in named_models(task) if model == name]
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        close = [f"hf:{name}"]
+    elif not close and re.fullmatch(r"[\w-]+", name):
+        from mmattn.backbones.timm import nearest_models
+
+        close = [f"timm/{model}" for model in nearest_models(name)]
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
 def _in_folder(name: str | Path) -> Source:
     folder = _named(name) or _public(name) or Path(name)
+    if not folder.exists() and not str(name).startswith("http"):
+        expected = (
+            "a model's folder, a named model such as vqa/demo, public weights (`mmattn weights`), or hf:owner/name"
+        )
+        raise CheckpointError(f"{name}: expected {expected}; found no such folder{_hint(str(name))}.")
     if not (folder / CONFIG).exists() and (folder / "model" / CONFIG).exists():  # a run directory
         folder = folder / "model"
     try:

@@ -26,6 +26,7 @@ class Option(NamedTuple):
         kind: "item": a field of the command's single item; "predict": a keyword of the predictor's `predict` and
             `explain`; "load": a keyword of its `load`.
         only: The only command that has the option; None: both have it.
+        bare: Whether a text in quotes on the command line, without the option's name, is its value.
         metavar: Name of the value in the help text.
     """
 
@@ -36,6 +37,7 @@ class Option(NamedTuple):
     kind: Literal["item", "predict", "load"] = "predict"
     only: Literal["predict", "explain"] | None = None
     metavar: str | None = None
+    bare: bool = False
 
 
 class Task(NamedTuple):
@@ -58,6 +60,7 @@ class Task(NamedTuple):
             apply to evaluation.
         variants: Command-line words of other training runs that the ablations compare with the full model, by name.
         metric: The main metric, as named by the module's `monitor`.
+        packages: Modules that the metric needs, of the extra `train`.
         kernel_words: Command-line words of a model whose encoder's self-attention has a kernel to choose.
         kernel_length: Sequence length of this attention on the built-in data, for kernels with a maximum length.
         default_checkpoint: Named model that `predict` loads without `--checkpoint`.
@@ -81,6 +84,7 @@ class Task(NamedTuple):
     baselines: Mapping[str, str] = {}
     variants: Mapping[str, str] = {}
     metric: str = ""
+    packages: tuple[str, ...] = ()
     kernel_words: str = ""
     kernel_length: int = 64
     default_checkpoint: str = "demo"

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import ConfigError, DataError
-from mmattn.data.files import some_below
 from mmattn.data.image.masks import VOID, load_mask
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
-from mmattn.tasks.common.images import image_sample
+from mmattn.tasks.common.images import image_files, image_sample
 from mmattn.tasks.common.items import listed
 from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.predictor import Predictor
@@ -237,13 +236,13 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         return gates, torch.stack([enlarge(level[:, None], size)[:, 0] for level in evidence]).sum(0)
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[SegmentationSample]:
-        """Read a folder of images, at any depth, or one with `images/` as for training."""
+        """Read an image, or a folder's at any depth, or a folder with `images/` as for training."""
         folder = Path(path)
-        if not folder.is_dir():
-            raise DataError(path, "a folder of images", "a file" if folder.exists() else "no such folder")
         if (folder / "images").is_dir():
             return SegmentationDataset(path, on_error=on_error, require_labels=False).samples
-        return [SegmentationSample(*image) for image in some_below(folder, IMAGE_EXTENSIONS, "images")]
+        if not (images := image_files(folder)):
+            raise DataError(path, "a folder of images", "another file" if folder.exists() else "no such folder")
+        return [SegmentationSample(*image) for image in images]
 
     def demo_samples(self) -> list[SegmentationSample]:
         """Eight scenes of the built-in test split."""

@@ -47,7 +47,7 @@ TASK = Task(
     predictor="predict:SummarizationPredictor",
     demo="demo:make",
     options=(
-        Option("text", "document to summarize", kind="item"),
+        Option("text", "document to summarize", kind="item", bare=True),
         *SEARCH,
         Option("prefix", "T5 only: prefix of each document (default: the one in its config.json)", kind="load"),
     ),
@@ -65,6 +65,7 @@ TASK = Task(
         "--model.attention.kind sliding_window --model.attention.window 8",
     },
     metric="rouge1_first",
+    packages=("rouge_score",),
     kernel_length=320,
     localisation="localisation:localisation",
     tiny="--data.demo_size 40 --data.vocab_size 300 --data.max_tokens 2000 --data.batch_size 4 --model.embed_dim 16 "

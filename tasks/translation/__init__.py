@@ -40,7 +40,7 @@ TASK = Task(
     predictor="predict:TranslationPredictor",
     demo="demo:make",
     options=(
-        Option("text", "sentence to translate", kind="item"),
+        Option("text", "sentence to translate", kind="item", bare=True),
         *SEARCH,
         Option("prefix", "T5 only: prefix of each sentence (default: the one in its config.json)", kind="load"),
     ),
@@ -52,6 +52,7 @@ TASK = Task(
         "LSTM, local attention": "--model.decoder lstm --model.cross_attention.kind local",
     },
     metric="bleu",
+    packages=("sacrebleu",),
     localisation="localisation:localisation",
     tiny="--data.demo_size 60 --data.vocab_size 300 --data.max_tokens 400 --data.max_target_len 20 --data.batch_size 8 "
     "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 16 --model.encoder_layers 1 --model.decoder_layers 1",

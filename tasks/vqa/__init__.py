@@ -36,7 +36,7 @@ TASK = Task(
     demo="demo:make",
     options=(
         Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
-        Option("question", "the question about the image", kind="item"),
+        Option("question", "the question about the image", kind="item", bare=True),
         Option("top_k", "number of answers, most probable first (default: 1)", int, only="predict"),
     ),
     adapter="adapters:VQAAdapter",

@@ -152,6 +152,8 @@ class VQADataset(SampleDataset[VQASample]):
         """
         if len(set(self.groups)) * image.size[0] * image.size[1] * 3 > max_bytes:
             return False
+        if all(is_decoded(sample.image, image.size) for sample in self.samples):
+            return True
         cache: dict[str, tuple[np.ndarray, Box]] = {}
 
         def load(sample: VQASample, where: str) -> VQASample:
@@ -176,6 +178,11 @@ def other_image(first: ImageSource, sample: VQASample) -> tuple[str, str] | None
     if one == other or os.path.realpath(one) == os.path.realpath(other):
         return None
     return f"one image with the image_id {sample.image_id!r}, {one} as before", other
+
+
+def is_decoded(image: ImageSource, size: tuple[int, int]) -> bool:
+    """Whether an image is in memory at the model's size, (H, W)."""
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape == (*size, 3)
 
 
 def move_regions(sample: VQASample, window: Box) -> tuple[list[Box], list[int]]:

@@ -68,6 +68,7 @@ class LatentFusion(nn.Module):
                 attention.q_proj = attention.k_proj = attention.kernel = block.cross_residual = None
         self.out_dim = num_latents * embed_dim
         self.explained = () if pooled else tuple(f"blocks.{n}.cross_attention" for n in range(num_layers))
+        self.mapped = self.explained  # attentions that `grid_maps` needs
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
         """grid: (N, P, E); text: (B, L, E) with key_mask (B, L). Returns (B, out_dim)."""
@@ -115,6 +116,7 @@ class CoAttentionFusion(nn.Module):
         self.pool_grid = AttentionPooling(embed_dim, num_heads)
         self.out_dim = 2 * embed_dim
         self.explained = tuple(f"streams.layers.{n}.exchange.a_to_b" for n in range(num_layers))
+        self.mapped = (*self.explained, "pool_text.attention")
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
         """See LatentFusion."""
@@ -143,7 +145,7 @@ class SingleStreamFusion(nn.Module):
         self.start = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
         self.encoder = Encoder(embed_dim, num_layers, num_heads, **options)
         self.out_dim = embed_dim
-        self.explained = tuple(f"encoder.layers.{n}.attention" for n in range(num_layers))
+        self.explained = self.mapped = tuple(f"encoder.layers.{n}.attention" for n in range(num_layers))
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
         """See LatentFusion."""
@@ -177,7 +179,7 @@ class AdditiveFusion(nn.Module):
         self.image = nn.Linear(embed_dim, 2 * embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.out_dim = 2 * embed_dim
-        self.explained = ("attention",)
+        self.explained = self.mapped = ("attention",)
 
     def forward(self, grid: Tensor, text: Tensor, key_mask: Tensor, image_index: Tensor | None) -> Tensor:
         """See LatentFusion; `text` are the states of a recurrent encoder."""

@@ -153,7 +153,7 @@ class VQAModule(TaskModule[VQADataModule]):
             )
         if self.loss.attention_supervision and batch.region_mask.any():
             fusion = self.model.head.fusion
-            with capture(fusion) as maps:  # the encoders keep their fused kernels
+            with capture(fusion, only=fusion.mapped) as maps:  # all others keep their fused kernels
                 output = self._forward(batch)
             layers = fusion.grid_maps(maps, batch.image_index, batch.key_mask)
             where = (batch.regions, batch.region_mask, batch.region_phrases)

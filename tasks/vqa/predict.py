@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.files import some_below
-from mmattn.data.image.processor import IMAGE_EXTENSIONS, load_image
+from mmattn.data.image.processor import load_image
 from mmattn.explain import capture
+from mmattn.tasks.common.images import image_files
 from mmattn.tasks.common.items import name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample
@@ -125,11 +125,11 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         """Read the questions of a file in any of the training formats, or a folder's images with one `question`."""
         if not Path(path).exists():
             raise DataError(path, "a JSON, JSONL or CSV file, or a folder of images", "no such file")
-        if Path(path).is_file():
+        images = image_files(path)
+        if not images:
             return VQADataset(path, on_error=on_error, require_labels=False).samples
-        images = some_below(path, IMAGE_EXTENSIONS, "images")
         if "question" not in given:
-            raise DataError(path, "a folder with images, and --question", f"{len(images)} images and no question")
+            raise DataError(path, "images and --question", "no question")
         return [{"image": file, "id": name, **given} for name, file in images]
 
     def demo_samples(self) -> list[VQASample]:

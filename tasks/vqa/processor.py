@@ -212,12 +212,12 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
 
     def targets(self, samples: Sequence[VQASample]) -> Tensor:
         """Soft scores (B, V); zeros for samples without an answer in the vocabulary."""
-        targets = torch.zeros(len(samples), len(self.answers))
+        targets = np.zeros((len(samples), len(self.answers)), np.float32)  # whose single elements are set fast
         for b, sample in enumerate(samples):
             for answer, score in scores_of(tuple(sample.answers)).items():
                 if answer in self._answer_id:
                     targets[b, self._answer_id[answer]] = score
-        return targets
+        return torch.from_numpy(targets)
 
     def covers(self, sample: VQASample) -> bool:
         """Whether one of the sample's answers is in the vocabulary."""
@@ -244,13 +244,13 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
             else [[] for _ in samples]
         )
         boxes, mask = pad_boxes([[box for box, _ in row] for row in rows])
-        labels = torch.zeros(*mask.shape, len(self.object_labels))
+        labels = np.zeros((*mask.shape, len(self.object_labels)), np.float32)
         for n, row in enumerate(rows):
             for o, (_, names) in enumerate(row):
                 for name in names:
                     if name in self._label_id:
                         labels[n, o, self._label_id[name]] = 1.0
-        return boxes, mask, labels
+        return boxes, mask, torch.from_numpy(labels)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -306,5 +306,5 @@ def pad_boxes(rows: Sequence[Sequence[Box]]) -> tuple[Tensor, Tensor]:
     longest = max(map(len, rows), default=0)
     nowhere: Box = (0.0, 0.0, 0.0, 0.0)
     padded = [[*row, *[nowhere] * (longest - len(row))] for row in rows]
-    boxes = torch.tensor(padded, dtype=torch.float32).reshape(len(rows), longest, 4)
+    boxes = torch.from_numpy(np.array(padded, dtype=np.float32).reshape(len(rows), longest, 4))
     return boxes, torch.arange(longest) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]

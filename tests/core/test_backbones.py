@@ -52,7 +52,7 @@ class TestStems:
         torch.testing.assert_close(stem(image)[0, :, 1, 2], expected)
 
     def test_invalid_arguments(self):
-        refused(r"unknown image backbone 'con', did you mean 'conv'\?", build_stem, "con", 8)
+        refused(r"unknown backbone 'con', did you mean 'conv'\?", build_stem, "con", 8)
         refused("expected one of: conv, vit, timm/NAME", build_stem, "zzz", 8)
         refused("unknown norm 'layer'", ConvStem, 8, norm="layer")
 
@@ -102,9 +102,11 @@ class TestTimm:
     def test_invalid_arguments(self, monkeypatch):
         pytest.importorskip("timm")
         refused("timm has no model 'resnet19'; near: ", build_stem, "timm/resnet19", 8)
+        refused("'resnet18', did you mean 'timm/resnet18'", build_stem, "resnet18", 8)
         refused(r"none within max_stride=1", build_stem, "timm/test_resnet", 8, max_stride=1)
         monkeypatch.setitem(sys.modules, "timm", None)
-        refused("pip install timm", build_stem, "timm/test_resnet", 8, error=ModuleNotFoundError)
+        refused(r"pip install 'mmattn\[train\]'", build_stem, "timm/test_resnet", 8, error=ModuleNotFoundError)
+        refused("'resnet18'; expected one of", build_stem, "resnet18", 8)  # without timm its names are unknown
 
 
 class TestTimmTrunk:

@@ -61,6 +61,19 @@ def test_nested_capture():
     assert hooks(model) == 0
 
 
+def test_captured_kernels_compute_once_and_others_remain_fused(monkeypatch):
+    model, x = Encoder(8, 2, 2), torch.randn(2, 5, 8)
+    plain, kernel = model(x), model.layers[0].attention.kernel
+    with capture(model, only=["layers.1.attention"]) as maps:
+        torch.testing.assert_close(model(x), plain)
+    assert set(maps) == {"layers.1.attention"}
+    monkeypatch.setattr(type(kernel), "forward", None)
+    with capture(model):
+        torch.testing.assert_close(model(x), plain)
+    with pytest.raises(TypeError), capture(model, only=["layers.1.attention"]):
+        model(x)
+
+
 def test_capture_of_a_submodule():
     model, x, y = CoAttention(8, 1, 2), torch.randn(1, 3, 8), torch.randn(1, 4, 8)
     with capture(model.layers[0].exchange) as maps:

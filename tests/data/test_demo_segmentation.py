@@ -13,23 +13,45 @@ from tests.data.demos import DemoTests
 
 @pytest.fixture(scope="module")
 def parts() -> dict[str, list]:
+    return {split: make(split, 200) for split in NUM_SCENES}  # prefixes of all
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, list]:
     return {split: make(split) for split in NUM_SCENES}
 
 
 class TestFrozen(DemoTests):
     demo = demo
+    first = 100
     digests = (
-        "a584bd7d632aa4419bccfa43428169006b6902603bd90457135700eb926ed8c0",
-        "fba695326289e5931e4e56def5109f9a95a7c36589a7cba41bf2ff18195c3142",
-        "7ba0f511d666a687e3cce0441c2d36f161e03a42535e563fde5e8702b3ee888b",
+        "38e21e9edc1468c4da2b95e4120f4a0aa9664080c6a4618dcbf6841c36107c35",
+        "af230049a68c276bb7fb0bcb130189cbb12b22de277083697050754d408c70f6",
+        "909ce6625139cdeadd42787f9086870c862e1db91bdf5218628fca1dc17568eb",
     )
 
     def content(self, sample: SegmentationSample) -> bytes:
         return sample.id.encode() + sample.image.tobytes() + sample.mask.tobytes()
 
 
-def test_splits_share_no_scene(parts: dict[str, list]) -> None:
-    assert {split: len(samples) for split, samples in parts.items()} == NUM_SCENES
+@pytest.mark.slow
+class TestWhole(TestFrozen):
+    first = None
+    digests = (
+        "a584bd7d632aa4419bccfa43428169006b6902603bd90457135700eb926ed8c0",
+        "fba695326289e5931e4e56def5109f9a95a7c36589a7cba41bf2ff18195c3142",
+        "7ba0f511d666a687e3cce0441c2d36f161e03a42535e563fde5e8702b3ee888b",
+    )
+
+    @pytest.fixture
+    def made(self, whole: dict[str, list]) -> dict[str, list]:
+        return whole
+
+
+@pytest.mark.parametrize("size", ["parts", pytest.param("whole", marks=pytest.mark.slow)])
+def test_splits_share_no_scene(size: str, request: pytest.FixtureRequest) -> None:
+    parts = request.getfixturevalue(size)
+    assert size == "parts" or {split: len(samples) for split, samples in parts.items()} == NUM_SCENES
     images = [sample.image.tobytes() for samples in parts.values() for sample in samples]
     assert len(set(images)) == len(images)
 

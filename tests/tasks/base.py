@@ -52,6 +52,7 @@ class TaskModelTests:
     wrong: ClassVar[list[tuple[dict[str, Any], str]]] = []
     dynamic: ClassVar[dict[str, dict[int, Any]]] = {}
     unused: tuple[str, ...] = ()  # parameters without a gradient by design
+    exported_elsewhere = False  # whether another test exports the model, so that the one here is slow
 
     def build(self, **keywords: Any) -> nn.Module:
         raise NotImplementedError
@@ -77,6 +78,8 @@ class TaskModelTests:
             name = metafunc.function.__name__
             slow = pytest.mark.slow if "exported" in name or "overfits" in name else ()
             first, *others = self.variants
+            if "exported" in name and self.exported_elsewhere:
+                first = pytest.param(first, marks=slow)
             metafunc.parametrize("variant", [first, *(pytest.param(name, marks=slow) for name in others)])
 
     def test_incompatible_options(self) -> None:

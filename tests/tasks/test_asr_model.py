@@ -31,6 +31,7 @@ SPECIAL: dict[str, Any] = {"start_id": 2, "eos_id": 3, "suppress": (1,)}
 
 class TestASRModel(TaskModelTests):
     task = "asr"
+    exported_elsewhere = True  # test_encoder_and_step_are_exported
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "transformer, every frame": {"encoder": "transformer", "subsampling": 1},

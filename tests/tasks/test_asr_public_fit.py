@@ -67,7 +67,9 @@ def answers(place: Path, **options: Any) -> list[tuple[str, Any]]:
     return [(answer.text, answer.words) for answer in found]
 
 
-@pytest.mark.parametrize("name", ["wav2vec2", "hubert", "large", "whisper"])
+@pytest.mark.parametrize(
+    "name", slow_but_first(["wav2vec2", "whisper", "hubert", "large"], lambda name: name == "whisper")
+)
 def test_fine_tuning_a_public_folder(name: str, tmp_path: Path, data: Path) -> None:
     start, options = tmp_path / name, "--data.language en" if name == "whisper" else ""
     if name == "whisper":
@@ -136,7 +138,7 @@ def test_new_characters_extend_the_vocabulary(tmp_path: Path, data: Path, capsys
     torch.testing.assert_close(after.bias[:20], before.bias)
 
 
-@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+@pytest.mark.parametrize("family", slow_but_first(["wav2vec2", "hubert"]))
 def test_missing_head_is_initialized(family: str, tmp_path: Path, data: Path) -> None:
     write_ctc(tmp_path / "public", family, head=False)
     unfinished = r"expected a finished model, found a backbone .*fit --init_from"

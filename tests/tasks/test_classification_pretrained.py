@@ -12,7 +12,7 @@ from mmattn.pretrained import load_pretrained
 from mmattn.tasks.classification.demo import CLASSES, make
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError
-from tests.conftest import refused
+from tests.conftest import refused, slow_but_first
 from tests.tasks.runs import BRIEF, STILL, assert_kept, edited, read, run, weights, write_lines
 
 BASE = f"{BRIEF} --data.demo_size 12 --data.batch_size 6"
@@ -42,7 +42,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["ViT", "DeiT", "Dinov2"])
+@pytest.mark.parametrize("name", slow_but_first(["ViT", "DeiT", "Dinov2"]))
 def test_public_backbone_with_a_new_head(public: dict[str, Path], name: str, tmp_path: Path) -> None:
     options = f"{STILL} --init_from {public[name]} --optim.layer_decay 0.7 --optim.ema_decay 0.5"
     predictor = load(fit(tmp_path / "run", options, BASE) / "model", device="cpu")
@@ -126,7 +126,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    ["", *(f"--model.backbone {kind} --model.num_layers 1" for kind in ("cct --model.tokenizer_layers 2", "vit"))],
+    [
+        "",
+        "--model.backbone vit --model.num_layers 1",
+        pytest.param("--model.backbone cct --model.num_layers 1 --model.tokenizer_layers 2", marks=pytest.mark.slow),
+    ],
 )
 def test_fine_tuning_with_other_classes_and_sizes(options: str, table: Path, tmp_path: Path) -> None:
     first = fit(tmp_path / "first", f"{options} --trainer.max_steps 1")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmattn.tasks.common.dispatch import main
 from mmattn.tasks.common.task import tasks
 from tests.tasks.runs import python
 
@@ -27,11 +28,19 @@ def test_help_needs_only_the_standard_library(words: list[str]) -> None:
         (["predict", "--input", "none.jsonl"], "none.jsonl"),
         (["predict", "--checkpoint", "nowhere", "--input", "demo"], "nowhere"),
         (["predict", "--device", "tpu", "--input", "demo"], "--device tpu"),
+        (["fit", "--data.train", "demo", "--init_from", "deit-tiny"], "did you mean 'timm/deit_tiny_patch16_224'"),
+        (["predict", "--checkpoint", "own/net", "--input", "demo"], "did you mean 'hf:own/net'?"),
         (["fit", "--model.embd_dim", "3"], "did you mean 'model.embed_dim'?"),
     ],
 )
-def test_mistakes_give_one_line_errors(words: list[str], message: str, tmp_path: Path) -> None:
-    error = python("-m", "tasks.vqa", *words, cwd=tmp_path, code=2).stderr
+def test_mistakes_give_one_line_errors(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(tasks()["vqa"], words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error

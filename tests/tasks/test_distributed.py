@@ -8,7 +8,7 @@ import torch
 from mmattn.tasks import load
 from mmattn.tasks.common.task import tasks
 from mmattn.tasks.vqa.demo import make
-from tests.tasks.runs import python, read, write_lines
+from tests.tasks.runs import python, read, run, write_lines
 
 MODEL = "--model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32 --model.fusion_layers 1"  # its stem has BatchNorm
 
@@ -54,12 +54,18 @@ def alone(folder: Path, questions: Path) -> dict[str, float]:
     shipped = folder / "two" / "model"
     norms = [m for m in load(shipped, device="cpu").model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms, "the model must have running statistics"
-    alone = call("validate", folder / "one", f"--checkpoint {shipped} --data.val {questions}", processes=1)
+    words = f"--checkpoint {shipped} --data.val {questions} --data.batch_size 50 --trainer.accelerator cpu"
+    alone = read(run("validate", folder / "one", words, base="") / "metrics.json")
     assert figures(fitted["validation"]) == figures(alone["validation"]), "the validation during fit"
     return figures(alone["validation"])
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_validation_in_two_processes_equals_that_in_one(alone: dict[str, float]) -> None:
+    assert alone, "compared by the fixture"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 1])
 def test_metrics_do_not_depend_on_the_number_of_processes(
     processes: int, folder: Path, questions: Path, alone: dict[str, float]
 ) -> None:

@@ -22,7 +22,7 @@ from mmattn.tasks.common.module import schedule_factor
 from mmattn.tasks.common.parse_errors import in_words
 from mmattn.tasks.vqa.module import VQAModule
 from tests.conftest import refused
-from tests.tasks.runs import ROOT, python, read, run, write_lines
+from tests.tasks.runs import ROOT, read, run, write_lines
 
 PIPES: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"text": True}
 
@@ -156,8 +156,7 @@ def test_interrupted_run_resumes(number: signal.Signals, tmp_path: Path) -> None
     assert "Traceback" not in error
     saved = read_checkpoint(tmp_path / "run" / "last.ckpt")
     assert f"step {saved['global_step']}" in error
-    words += f" --ckpt_path last --trainer.max_epochs {saved['epoch'] + 1}"
-    python("-m", "tasks.vqa", *words.split())
+    run("fit", tmp_path / "run", f"{words[4:]} --ckpt_path last --trainer.max_epochs {saved['epoch'] + 1}", base="")
     assert read(tmp_path / "run" / "metrics.json")["fit"]["epochs"] == saved["epoch"] + 1
 
 
@@ -316,7 +315,7 @@ def test_training_features_combine(tmp_path: Path) -> None:
     options = (
         "--optim.schedule inverse_sqrt --loss.label_smoothing 0.1 --trainer.early_stopping 1 "
         "--trainer.precision bf16-mixed --trainer.gradient_checkpointing true "
-        "--trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 "
+        "--trainer.accumulate_grad_batches 2 --trainer.gradient_clip_val 0.5 --optim.fused true "
         "--data.num_workers 1 --loss.word_dropout 0.2 --loss.attention_supervision 0.1 --loss.object_supervision 0.1"
     )
     folder = run("fit", tmp_path / "run", options)

@@ -20,7 +20,7 @@ from mmattn.pretrained.files import open_source
 from mmattn.tasks import load
 from mmattn.tasks.common.callbacks import KEYS, check_resumable
 from mmattn.tasks.common.checkpoint import CONFIG, PROCESSOR, WEIGHTS
-from mmattn.tasks.common.errors import CheckpointError, missing_package
+from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import named_models
 from mmattn.tasks.common.yaml_limits import load_yaml
 from tests.conftest import refused
@@ -209,10 +209,6 @@ def test_checkpoint_of_invalid_instructions(tmp_path: Path) -> None:
         for name in good.namelist():
             bad.writestr(name, b"\x80\x02e." if name.endswith("data.pkl") else good.read(name))
     refused("bad.ckpt: expected a checkpoint .* damaged", read_checkpoint, tmp_path / "bad.ckpt", error=CheckpointError)
-
-
-def test_missing_packages_are_named() -> None:
-    assert missing_package(ModuleNotFoundError("No module named 'PIL.Image'")).endswith("pip install 'pillow'.")
 
 
 # The hub --------------------------------------------------------------------------------------------------------------

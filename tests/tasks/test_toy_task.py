@@ -36,19 +36,25 @@ def test_folder_defines_a_task(tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / "own" / "toy").iterdir()} == {
         "__init__", "data", "processor", "demo", "model", "module", "predict"
     }  # fmt: skip
-    where = {"MMATTN_TASKS": str(tmp_path / "own")}
-    call(tmp_path, "-m mmattn toy fit --config own/configs/toy.yaml --trainer.enable_progress_bar false", **where)
+    model = "--checkpoint runs/toy/model"
+    commands = [  # in one process, since each start takes seconds
+        "fit --config own/configs/toy.yaml --trainer.enable_progress_bar false",
+        f"predict {model} --bits 01101 --output answer.json",
+        f"explain {model} --input demo --output explanations",
+    ]
+    code = f"import sys, mmattn, pytest\nfrom mmattn.__main__ import main\nfor words in {commands}:\n"
+    code += "    sys.argv = ['mmattn', 'toy', *words.split()]\n    main()\n"
+    code += "assert pytest.main(['-q', '-p', 'no:cacheprovider', 'own/tests/tasks/test_toy.py']) == 0\n"
+    code += "toy = mmattn.load('runs/toy/model')\nprint(toy('00100').label, toy.labels, toy.task)"
+    shown = call(tmp_path, "-c", code, MMATTN_TASKS=str(tmp_path / "own"))
     assert json.loads((tmp_path / "runs" / "toy" / "metrics.json").read_text())["validation"]["accuracy"] > 0.9
     report = (tmp_path / "runs" / "toy" / "report.html").read_text()
     assert all(part in report for part in ("Worst mistakes", "data:image/jpeg", "<svg", "Labels")), "without a line"
-    model = "--checkpoint runs/toy/model"
-    found = json.loads(call(tmp_path, f"-m mmattn toy predict {model} --bits 01101", **where))
+    found = json.loads((tmp_path / "answer.json").read_text())
+    (tmp_path / "answer.json").unlink()
     assert (found["id"], found["label"]) == ("01101", "ones")
-    call(tmp_path, f"-m mmattn toy explain {model} --input demo --output explanations", **where)
     assert len(list((tmp_path / "explanations").glob("*.png"))) == 5
-    call(tmp_path, "-m pytest -q -p no:cacheprovider own/tests/tasks/test_toy.py", **where)
-    code = "import mmattn; toy = mmattn.load('runs/toy/model'); print(toy('00100').label, toy.labels, toy.task)"
-    assert call(tmp_path, "-c", code, **where) == "zeros ['ones', 'zeros'] toy\n"
+    assert shown.endswith("zeros ['ones', 'zeros'] toy\n")
     assert {path.name for path in tmp_path.iterdir()} == {"own", "runs", "explanations"}
     assert checkout() == before
 

@@ -26,6 +26,7 @@ SMALL |= {"encoder_layers": 1, "decoder_layers": 2}
 
 class TestTranslationModel(TextModelTests):
     task, model_class, small = "translation", TranslationModel, SMALL
+    exported_elsewhere = True  # test_encoder_and_step_are_exported
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "two vocabularies": {"source_vocab_size": 40},

@@ -21,6 +21,7 @@ FUSIONS = ("fusion_block", "co_attention", "single_stream", "additive")
 
 class TestVQAModel(TaskModelTests):
     task = "vqa"
+    exported_elsewhere = True  # test_fit_contract.py
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"num_object_labels": 3},
         "co_attention": {"fusion": "co_attention"},
@@ -33,7 +34,7 @@ class TestVQAModel(TaskModelTests):
     }
     wrong: ClassVar = [
         ({"fusion": "bilinear"}, "unknown fusion 'bilinear'"),
-        ({"image_encoder": "resnet"}, "unknown image backbone 'resnet'"),
+        ({"image_encoder": "resnet"}, "unknown backbone 'resnet'"),
         ({"attention": {"kind": "monotonic"}}, "'monotonic' does not support"),
         ({"cross_attention": {"kind": "sliding_window"}}, "'sliding_window' does not support"),
     ]

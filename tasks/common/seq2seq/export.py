@@ -1,8 +1,9 @@
 """Export of text models as two programs, an encoder and one decoder step, whose cache is flat tensors.
 
-The caller runs the encoder once and the step repeatedly: the keys and values of the step are passed on from call to
-call, with a past of length 0 at first; the search is the caller's. Tasks define the output of their encoder as a named
-tuple of tensors; a step takes those of them, and of the encoder's inputs, that its `forward` names.
+The caller runs the encoder once and the step repeatedly: the keys and values of the step (in ONNX `next_keys` and
+`next_values`) are passed on from call to call, with a past of length 0 at first; the search is the caller's. Tasks
+define the output of their encoder as a named tuple of tensors; a step takes those of them, and of the encoder's inputs,
+that its `forward` names.
 """
 
 from __future__ import annotations
