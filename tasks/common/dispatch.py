@@ -67,6 +67,7 @@ Every key of configs/{task}.yaml is an option, e.g. --optim.lr 0.001, --trainer.
   --model.attention.kind KIND       the encoders' attention kernel: dense, sliding_window, linear, ...
   --trainer.max_epochs N  --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
   --trainer.default_root_dir DIR    where everything is written (default: {root})
+  --trainer.logger NAME             where figures are logged besides: tensorboard, csv, wandb, mlflow
   --seed_everything N
 {extra}
   --help-all                        every option with its type and default (takes a few seconds)
