@@ -17,7 +17,7 @@ from torch import Tensor
 LEAST = 3.0  # multiple of uniform attention at which a color scale ends at the earliest
 FLAT = 1.5  # multiple of uniform attention below which a map is called nearly uniform
 NEARLY_UNIFORM = "nearly uniform"
-CHARACTER, LINE = 0.085, 0.19  # inches of a title's characters and lines
+CHARACTER, LINE = 0.1, 0.19  # inches of a title's characters, generously, and lines
 
 
 def heat_map(

@@ -75,6 +75,7 @@ Every key of configs/{task}.yaml is an option, e.g. --optim.lr 0.001, --trainer.
   --trainer.max_epochs N  --trainer.max_time DD:HH:MM:SS
   --trainer.accelerator cpu|gpu  --trainer.devices N  --trainer.precision bf16-mixed
   --trainer.default_root_dir DIR    where everything is written (default: {root})
+  --trainer.logger NAME             where figures are logged besides: tensorboard, csv, wandb, mlflow
   --seed_everything N
 {extra}
   --help-all                        every option with its type and default (takes a few seconds)

@@ -132,6 +132,7 @@ def plain(found: Any) -> Any:
 def saved_whole(figure: Figure, save: Callable[..., None], *given: Any, **options: Any) -> None:
     """Saves a figure, which must have a title and contain all that is drawn: no label is cut."""
     save(figure, *given, **options)
+    figure.dpi = options["dpi"]  # at which the layout was computed
     box, tolerance = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer()), 0.05  # inches
     assert -tolerance <= min(box.x0, box.y0)
     assert box.x1 <= figure.get_figwidth() + tolerance
