@@ -78,7 +78,7 @@ class _Explicit:
         self, kernel: Kernel, maps: dict[str, list[Tensor]], owner: str, differentiable: bool, outer: _Explicit | None
     ) -> None:
         self.kernel, self.maps, self.owner, self.outer = kernel, maps, owner, outer
-        self.differentiable = differentiable or (outer is not None and outer.differentiable)
+        self.differentiable: bool = differentiable or (outer is not None and outer.differentiable)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None, cache: Any = None) -> Tensor:
         if cache is not None:
