@@ -102,7 +102,7 @@ def _bare_items(
     With several paths the ids of their items begin with them.
     """
     first, *others = [option for option in task.options if option.kind == "item"]
-    text = next((option.name for option in (first, *others) if option.bare), None)
+    text = next((option.name for option in (first, *others) if option.bare), "")
     texts = [word for word in options.paths if text and " " in word and not os.path.exists(word)]
     paths = [word for word in options.paths if word not in texts]
     missing = next((path for path in paths if path not in ("demo", "-") and not os.path.exists(path)), None)
