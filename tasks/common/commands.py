@@ -102,7 +102,7 @@ def _bare_items(
     With several paths the ids of their items begin with them.
     """
     first, *others = [option for option in task.options if option.kind == "item"]
-    text: Any = next((option.name for option in (first, *others) if option.bare), None)
+    text = next((option.name for option in (first, *others) if option.bare), "")
     texts = [word for word in options.paths if text and " " in word and not os.path.exists(word)]
     paths = [word for word in options.paths if word not in texts]
     missing = next((path for path in paths if path not in ("demo", "-") and not os.path.exists(path)), None)
@@ -188,7 +188,7 @@ def _explain(
 ) -> None:
     if not items:
         raise UserError("explain: expected at least one item, found none.")
-    target = Path(options.output or ("explanation.png" if len(items) == 1 else "explanations"))
+    target = Path(options.output or "explanation.png")
     one = is_special(target) or target.suffix.lower() == ".png"
     many = len(items) > 1 or not one
     if many and one:
