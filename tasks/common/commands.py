@@ -188,7 +188,7 @@ def _explain(
 ) -> None:
     if not items:
         raise UserError("explain: expected at least one item, found none.")
-    target = Path(options.output or "explanation.png")
+    target = Path(options.output or ("explanation.png" if len(items) == 1 else "explanations"))
     one = is_special(target) or target.suffix.lower() == ".png"
     many = len(items) > 1 or not one
     if many and one:

@@ -41,7 +41,7 @@ def test_own_class_folders(tree: Path, tmp_path: Path) -> None:
     options = f"--data.train {tree}/tree --data.val {tree}/tree --loss.label_smoothing 0.1 --optim.ema_decay 0.9"
     folder = fit(tmp_path / "run", options)
     assert set(read(folder / "metrics.json")["validation"]) >= {"top1", "top5", "ece"}
-    fit(folder, f"--checkpoint {folder}/model --data.test {tree}/tree", "test")
+    fit(folder, f"--checkpoint {folder}/model --data.test {tree}/tree --trainer.report true", "test")
     assert (folder / "confusion_test.png").stat().st_size > 1000
     assert load(folder / "model", device="cpu").labels == sorted(CLASSES)
 

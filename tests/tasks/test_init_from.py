@@ -110,7 +110,7 @@ def test_incompatible_options_of_a_public_folder_raise(tmp_path: Path, own_data:
             "--data.max_source_len 200",
             "max_source_len: expected at most 128, the number of learned positions of .*, found 200",
         ),
-        ("none", "", r"expected a folder with config\.json"),
+        ("none", "", "expected a model's folder, a named model"),
         (SHIPPED, "", "expected a model of summarization, found one of translation"),
     ):
         refused(message, fit, "summarization", tmp_path / "run", tmp_path / start, own_data, options, error=REFUSED)
