@@ -28,7 +28,7 @@ from mmattn.tasks.common.options import (
     TrainingOptions,
     as_options,
 )
-from mmattn.tasks.common.parameters import freeze, learning_rates, parameter_groups
+from mmattn.tasks.common.parameters import freeze, learning_rates, parameter_groups, pretrained_norms
 from mmattn.tasks.common.task import tasks
 
 MOST_CLASSES = 200  # of a confusion matrix that is kept
@@ -63,7 +63,7 @@ class TaskModule(LightningModule, Generic[Data]):
         decode: The task's `DecodeOptions`, or a mapping of them.
         training: The task's `TrainingOptions`, or a mapping of them.
         init_from: Model whose sizes, weights and processor are fine-tuned, see `mmattn.tasks.common.sources`; none:
-            random weights.
+            random weights. Where other layers are new, its batch norms keep their statistics.
         freeze: Weights that are not trained: "pretrained", all that init_from gave; or modules of the model by their
             paths, separated by commas. Their dropout and batch norms are those of evaluation. None: all are trained.
     """
@@ -179,7 +179,8 @@ class TaskModule(LightningModule, Generic[Data]):
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
         if self.freeze_option is not None:
             self.frozen = freeze(self.model, self.freeze_option, self.pretrained)
-            self.train(self.training)
+        self.frozen += pretrained_norms(self.model, self.pretrained)
+        self.train(self.training)
 
     @property
     def pretrained(self) -> frozenset[str]:

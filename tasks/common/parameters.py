@@ -125,6 +125,19 @@ def freeze(model: nn.Module, which: str, pretrained: Collection[str]) -> list[nn
     return list(_frozen_modules(model))
 
 
+def pretrained_norms(model: nn.Module, pretrained: Collection[str]) -> list[nn.Module]:
+    """The batch norms whose weights were trained before, which must stay in evaluation mode.
+
+    Statistics of small batches of other data destroy what the layers behind them have learned.
+
+    Args:
+        model: The model.
+        pretrained: Names of the weights that were trained before, if others are new.
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return [m for name, m in model.named_modules() if isinstance(m, kinds) and f"{name}.running_mean" in pretrained]
+
+
 def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
     """The largest modules all of whose parameters are frozen."""
     parameters = list(module.parameters())

@@ -6,7 +6,13 @@ import pytest
 from torch import nn
 
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.parameters import freeze, layer_depths, learning_rates, parameter_groups
+from mmattn.tasks.common.parameters import (
+    freeze,
+    layer_depths,
+    learning_rates,
+    parameter_groups,
+    pretrained_norms,
+)
 from tests.conftest import refused
 
 
@@ -72,6 +78,13 @@ def test_frozen_modules_stay_in_evaluation_mode(which: str) -> None:
         name for name, _ in model.named_parameters() if name.startswith("head")
     }
     assert {id(module) for module in frozen} == {id(model.stem), id(model.blocks), id(model.norm)}
+
+
+def test_pretrained_batch_norms() -> None:
+    model = Net()
+    names = {name for name in model.state_dict() if name.startswith("blocks.0")}
+    assert pretrained_norms(model, names) == [model.blocks[0][1]]
+    assert pretrained_norms(model, set()) == []
 
 
 @pytest.mark.parametrize(
