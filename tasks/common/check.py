@@ -40,8 +40,13 @@ def run(task: Task, argv: Sequence[str]) -> bool:
     """
     data, paths = _options(task, argv)
     data.on_error = "skip"  # reads every item
-    logging.getLogger("mmattn.data.dataset").setLevel(logging.ERROR)  # bad items are listed below
-    found = {name: _open(data, split, path) for name, split, path in paths}
+    logger = logging.getLogger("mmattn.data.dataset")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # bad items are listed below
+    try:
+        found = {name: _open(data, split, path) for name, split, path in paths}
+    finally:
+        logger.setLevel(level)
     seen = {name: _inputs(dataset) for name, dataset in found.items()}
     _print_table(list(found), _rows(found, seen))
     first = next(iter(found.values()))

@@ -118,7 +118,8 @@ def test_json_lines(predict: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_standard_input_and_a_closed_pipe(tmp_path: Path) -> None:
     text = "\n".join(sample.source for sample in make("test", 60)) + "\n"
-    command = f"{sys.executable} -m tasks.translation predict --input - --num_beams 1 --device cpu | head -n 2"
+    command = f"{sys.executable} -m tasks.translation predict --checkpoint translation/demo --input - "
+    command += "--num_beams 1 --device cpu | head -n 2"
     given: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "input": text.encode()}
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, **given)
     assert (done.returncode, done.stderr) == (0, b"")
