@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from mmattn import load
-from mmattn.pretrained.named import TABLE
 from mmattn.tasks.common.dispatch import COMMANDS, MODEL_COMMANDS, model_parser
 from mmattn.tasks.common.task import tasks
+from mmattn.tasks.common.weights import TABLE
 from scripts.results import read_results
 from scripts.task_table import BEGIN, END, RESULTS, page, table
 from tests.tasks.runs import ask

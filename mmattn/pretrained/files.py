@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import pickle
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..json_file import read_object
+from ..network import SECONDS, hub_responds, true_within
 
 Find = Callable[[str], Path | None]  # maps a file name to its path, or to None if it does not exist
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HUB = "hf:"  # before a name that is on the hub even if there is a folder of that name
-SECONDS, MINUTE = 1.5, 60  # until the hub is taken to be unreachable, and until that is tried again
+MINUTE = 60  # seconds until an unreachable hub is tried again
 
 
 def open_source(source: str | Path, *, download: bool = False, revision: str | None = None) -> Find:
@@ -79,31 +78,6 @@ def _hub(name: str, revision: str | None) -> Find:
 def _is_reachable(endpoint: str, minute: int) -> bool:
     """Whether the hub responds at all; its library would try for half a minute, and name resolution as long."""
     return true_within(SECONDS, lambda: hub_responds(endpoint))[0]
-
-
-def hub_responds(endpoint: str) -> bool:
-    """Whether the hub responds; this may take long, or raise an exception of the HTTP library."""
-    from huggingface_hub.utils import get_session
-
-    get_session().head(endpoint, timeout=SECONDS)
-    return True
-
-
-def true_within(seconds: float, *checks: Callable[[], bool]) -> list[bool]:
-    """Runs checks of the network at once; returns for each whether it was true in time. Exceptions are false."""
-    found: dict[int, bool] = {}
-
-    def run(number: int) -> None:
-        with contextlib.suppress(Exception):  # those of the HTTP libraries, of which there are several
-            found[number] = checks[number]()
-
-    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(checks))]
-    end = time.monotonic() + seconds
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    return [found.get(number, False) for number in range(len(checks))]
 
 
 def read_config(find: Find, source: str | Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Source:
     @property
     def where(self) -> str | Path:
         """Name of the source in messages and records."""
-        from mmattn.pretrained.named import cache_folder
+        from mmattn.tasks.common.weights import cache_folder
 
         return self.name if self.hub or self.folder.parent == cache_folder() else self.folder
 
@@ -148,7 +148,7 @@ def _public(name: str | Path) -> Path | None:
     Raises:
         CheckpointError: They cannot be fetched, or are not the known ones.
     """
-    from mmattn.pretrained.named import TABLE, named_folder
+    from mmattn.tasks.common.weights import TABLE, named_folder
 
     if name not in TABLE or Path(name).exists():
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmattn.pretrained import named
+from mmattn.tasks.common import weights as named
 from tests.conftest import refused
 
 NAME = "efficientnet_lite0"
