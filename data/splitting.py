@@ -7,11 +7,8 @@ from collections.abc import Hashable, Sequence
 
 from mmattn.data.seeds import seed_of
 
-SHARE, SMALL, LARGE = (
-    0.2,
-    1000,
-    5000,
-)  # validation share of sets of up to SMALL/SHARE samples; the most samples of others
+SHARE = 0.2  # for validation, of sets of up to SMALL / SHARE samples
+SMALL, LARGE = 1000, 5000  # validation samples of larger sets, from and to
 
 
 def held_out(strata: Sequence[Hashable], groups: Sequence[Hashable], seed: int) -> list[int]:

@@ -94,7 +94,7 @@ def _why_it_ended(trainer: Trainer, module: TaskModule[Any]) -> Iterator[str]:
 
 def _at_chance(module: TaskModule[Any], figure: float | None, program: str) -> Iterator[str]:
     """A line if the figure is that of predictions that ignore the input, within the error of the sample."""
-    chance = None if figure is None else module.chance()
+    chance = None if figure is None else module.chance_level
     if figure is None or chance is None:
         return
     samples = len(module.data.dataset("val"))

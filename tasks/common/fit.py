@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import signal
@@ -57,7 +56,8 @@ class Run:
         from matplotlib.figure import Figure
 
         main = f"val/{self._monitor()}"
-        curves = {name: list(self._curve(name)) for name in ("train/loss", main)}
+        rows = rundir.logged(self.dir)
+        curves = {name: rundir.column(rows, name) for name in ("train/loss", main)}
         if not any(curves.values()):
             raise UserError(f"{self.dir / 'logs'}: expected the metrics.csv of a run, found none with {main}.")
         figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -73,15 +73,6 @@ class Run:
         """The metric that selected the model: the task's main one, or else the first of the figures."""
         names = list(self.metrics)
         return tasks()[self.task].metric if tasks()[self.task].metric in names else names[0] if names else "loss"
-
-    def _curve(self, name: str) -> Iterator[tuple[int, float]]:
-        """Steps and values of all parts of a resumed run, of repeated steps the last."""
-        values: dict[int, float] = {}
-        files = (self.dir / "logs").glob("version_*/metrics.csv")
-        for path in sorted(files, key=lambda path: int(path.parent.name.removeprefix("version_"))):
-            with path.open(encoding="utf-8", newline="") as file:
-                values |= {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
-        yield from sorted(values.items())
 
 
 def fit(

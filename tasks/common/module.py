@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Mapping
@@ -130,6 +131,11 @@ class TaskModule(LightningModule, Generic[Data]):
     def chance(self) -> Chance | None:
         """The monitored metric on the validation data of the best prediction that ignores the input; None: unknown."""
         return None
+
+    @functools.cached_property
+    def chance_level(self) -> Chance | None:
+        """The result of `chance`, computed once."""
+        return self.chance()
 
     def notes(self) -> dict[str, str]:
         """Additional entries of metrics.json, such as a metric's signature."""

@@ -7,7 +7,6 @@ keeps the others. All of it works for every task: what a task knows of its items
 
 from __future__ import annotations
 
-import csv
 import datetime
 import re
 import sys
@@ -25,11 +24,12 @@ from torch import Tensor
 from mmattn.data.errors import UserError
 from mmattn.data.image.processor import load_image
 from mmattn.tasks.common import page
+from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.files import atomic_write
 from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.page import Markup, number, table
 from mmattn.tasks.common.review import Review, by_kind, review
-from mmattn.tasks.common.rundir import METRICS, REPORT, RUN, read_json, versions
+from mmattn.tasks.common.rundir import METRICS, REPORT, RUN, column, logged, read_json, versions
 from mmattn.tasks.common.summary import label_counts, measures
 from mmattn.tasks.common.task import tasks
 
@@ -57,7 +57,7 @@ class Evaluation:
     items: Sequence[Any]  # samples with their truth; empty: none is predicted again
     data: str  # where they are from
     lower_is_better: bool = False  # of the main metric
-    chance: Any = None  # (value, by what): the main metric of predictions that ignore the input
+    chance: Chance | None = None  # of the main metric
 
 
 def write(root: Path, trainer: Any, part: str, checkpoint: Any, figures: Mapping[str, Any], confusion: Any) -> None:
@@ -76,7 +76,7 @@ def write(root: Path, trainer: Any, part: str, checkpoint: Any, figures: Mapping
         return
     try:
         items = [] if data.ablate is not None or not figures else data.dataset(SPLITS[part]).originals()
-        chance = getattr(module, "chance", lambda: None)() if part == "validation" else None
+        chance = module.chance_level if part == "validation" else None
         labels = getattr(data.processor, "labels", None) or []
         main = module.monitor.split("/")[1]
         source = data.fingerprint()[SPLITS[part]]
@@ -164,23 +164,6 @@ def training(root: Path, data: Any, monitor: str, fit: Mapping[str, Any]) -> str
         parts.append('<p class="note">No curves: the run logged to no CSV file.</p>')
     parts += ["<h2>Data</h2>", summary(data), "<h3>All figures of the training</h3>", table(fit.items())]
     return "\n".join(filter(None, parts))
-
-
-def logged(root: Path) -> list[dict[str, float]]:
-    """The rows of the run's CSV logs, those of a resumed run after the earlier ones; later values replace earlier."""
-    files = sorted(root.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    steps: dict[float, dict[str, float]] = {}
-    for path in files:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                values = {name: float(value) for name, value in row.items() if name and value}
-                steps.setdefault(values.pop("step", 0.0), {}).update(values)
-    return [{"step": step, **values} for step, values in sorted(steps.items())]
-
-
-def column(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
-    """Steps and values of a logged figure."""
-    return [(row["step"], row[name]) for row in rows if name in row]
 
 
 def summary(data: Any) -> str:
@@ -330,8 +313,8 @@ def headline(found: Evaluation) -> str:
     name = escape(found.main) + (" (lower is better)" if found.lower_is_better else "")
     text = f'<p><span class="big">{escape(number(value))}</span> {name}</p><p class="note">{escape(found.data)}</p>'
     if found.chance is not None:
-        level, by = found.chance[:2]
-        text += f'<p class="note">By chance, by {escape(str(by))}, it would be {escape(number(level))}.</p>'
+        by, level = escape(found.chance.by), escape(number(found.chance.value))
+        text += f'<p class="note">By chance, by {by}, it would be {level}.</p>'
     return text
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import logging
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -190,3 +191,20 @@ def print_metrics(title: str, figures: Mapping[str, float]) -> None:
         title, markup=False, highlight=False, soft_wrap=True
     )  # rich would wrap a table title to the table's width
     console.print(table)
+
+
+def logged(root: Path) -> list[dict[str, float]]:
+    """The rows of the run's CSV logs, those of a resumed run after the earlier ones; later values replace earlier."""
+    files = sorted(root.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    steps: dict[float, dict[str, float]] = {}
+    for path in files:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                values = {name: float(value) for name, value in row.items() if name and value}
+                steps.setdefault(values.pop("step", 0.0), {}).update(values)
+    return [{"step": step, **values} for step, values in sorted(steps.items())]
+
+
+def column(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
+    """Steps and values of a logged figure."""
+    return [(row["step"], row[name]) for row in rows if name in row]

@@ -17,6 +17,7 @@ from PIL import Image
 from mmattn.data.errors import UserError
 from mmattn.tasks.classification.data import ClassificationSample
 from mmattn.tasks.common import page, report
+from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.labels.processor import LabelPrediction
 from mmattn.tasks.common.review import Reviewing, by_kind, review
 from mmattn.tasks.common.summary import label_counts, measures
@@ -50,7 +51,7 @@ def samples(count: int = 10) -> list[ClassificationSample]:
 def evaluation(**other: Any) -> report.Evaluation:
     figures = {"top1": 0.5, "signature": HOSTILE}
     given: dict[str, Any] = {"confusion": torch.tensor([[3, 1], [0, 2]]), "labels": [HOSTILE, "other"]}
-    given |= {"items": samples(), "data": f"10 items of {HOSTILE}", "chance": (0.25, HOSTILE)} | other
+    given |= {"items": samples(), "data": f"10 items of {HOSTILE}", "chance": Chance(0.25, HOSTILE)} | other
     return report.Evaluation("validation", "top1", figures, **given)
 
 
