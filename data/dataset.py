@@ -93,8 +93,16 @@ class SampleDataset(Dataset[S]):
         values, media = self.identity(sample)
         return ([], media) if media else (values[1:], media)
 
-    def facts(self, sample: S) -> dict[str, Any]:
-        """Returns properties of a sample for a summary of the data: numbers, and names or lists of names."""
+    def facts(self, sample: S, files: bool = True) -> dict[str, Any]:
+        """Returns properties of a sample for a summary of the data: numbers, and names or lists of names.
+
+        Args:
+            sample: One of the samples.
+            files: Whether to add those for which a file is opened, e.g. an image's size.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
         return {"label": label} if (label := self.label(sample)) else {}
 
     def label(self, sample: S) -> str:

@@ -145,7 +145,7 @@ class ASRDataset(SampleDataset[ASRSample]):
     def inputs(self, sample: ASRSample) -> tuple[list[Any], list[Any]]:
         return [sample.segment], self.identity(sample)[1]
 
-    def facts(self, sample: ASRSample) -> dict[str, Any]:
+    def facts(self, sample: ASRSample, files: bool = True) -> dict[str, Any]:
         found = {"seconds": round(sample.duration, 2), "words": len(normalize_text(sample.text).split())}
         return found | ({"speaker": sample.speaker} if sample.speaker else {})
 

@@ -89,9 +89,9 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
     def identity(self, sample: ClassificationSample) -> tuple[list[Any], list[Any]]:
         return [sample.id, sample.labels, sample.regions], [sample.image]
 
-    def facts(self, sample: ClassificationSample) -> dict[str, Any]:
-        width, height = image_size(sample.image)
-        return {"class": sample.labels, "width": width, "height": height}
+    def facts(self, sample: ClassificationSample, files: bool = True) -> dict[str, Any]:
+        size = dict(zip(("width", "height"), image_size(sample.image), strict=True)) if files else {}
+        return {"class": sample.labels, **size}
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
         """Decode every image once, at the model's input size, into one uint8 array.

@@ -10,6 +10,7 @@ AUTO: Final = "auto"
 KEYS = ("data.batch_size", "trainer.max_epochs", "optim.warmup_steps")  # whose default it is
 SMALLEST = 8  # batch
 STEPS, MOST_STEPS = 240, 10_000  # optimizer steps: at least, whatever the number of samples, in most tasks; and at most
+FINE_TUNING = 3  # times fewer steps are the least where weights are given
 EPOCHS, MOST_EPOCHS = 20, 240
 TIME = "00:02:00:00"  # two hours: after it a run whose epochs are `auto` ends, if it has no limit of its own
 BETWEEN = 10  # optimizer steps between two validations, at least
@@ -73,7 +74,8 @@ def resolve(config: Any, data: Any, processes: int, recorded: Mapping[str, Any])
         steps = _steps(config["trainer"], data.epoch_batches(processes))
     limit = config["trainer.max_steps"]
     if KEYS[1] in given:
-        planned = epochs(steps, data.least_steps) if limit < 0 else max(1, -(-limit // steps))
+        least = data.least_steps if config["init_from"] is None else data.least_steps // FINE_TUNING
+        planned = epochs(steps, least) if limit < 0 else max(1, -(-limit // steps))
         settle(KEYS[1], lambda: planned if limit < 0 else -1)  # the steps, which a resumed run may raise, end it
         interval = max(1, min(-(-BETWEEN // steps), planned // PATIENCE))
         if config["trainer.check_val_every_n_epoch"] is None and config["trainer.val_check_interval"] is None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from mmattn.tasks.common.cli import ALLOWED_IMPORTS, Parser
 from mmattn.tasks.common.datamodule import DEMO, TaskDataModule
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.parse_errors import readable
+from mmattn.tasks.common.summary import by_frequency, summarize
 from mmattn.tasks.common.task import Task
 from mmattn.tasks.common.yaml_limits import recorded_options
 
@@ -138,13 +138,11 @@ def _rows(found: Mapping[str, SampleDataset[Any]], seen: Mapping[str, dict[Input
     rows = {"items": [f"{len(dataset):,}" for dataset in sets]}
     rows["bad items"] = [f"{len(dataset.skipped):,}" for dataset in sets]
     rows["repeated items"] = [f"{len(dataset) - len(seen[name]):,}" for name, dataset in found.items()]
-    facts = [[dataset.facts(sample) for sample in dataset.samples] for dataset in sets]
-    for key in dict.fromkeys(key for several in facts for row in several for key in row):
-        values = [[row[key] for row in several if key in row] for several in facts]
-        if isinstance(next(value for some in values for value in some), (int, float)):
-            rows[f"{key}: min / median / max"] = [_spread(some) for some in values]
-        else:
-            rows |= _counts(key, [Counter(name for one in some for name in _names(one)) for some in values])
+    summaries = [summarize(dataset.facts(sample) for sample in dataset.samples) for dataset in sets]
+    for key in dict.fromkeys(key for summary in summaries for key in summary.names):
+        rows |= _counts(key, [summary.names.get(key, Counter()) for summary in summaries])
+    for key in dict.fromkeys(key for summary in summaries for key in summary.numbers):
+        rows[f"{key}: min / median / max"] = [summary.spread(key) for summary in summaries]
     media = [{m for sample in dataset.samples for m in dataset.identity(sample)[1] if _is_path(m)} for dataset in sets]
     if any(media):
         sizes = [sum(os.path.getsize(path) for path in some if os.path.exists(path)) / 1e6 for some in media]
@@ -154,22 +152,13 @@ def _rows(found: Mapping[str, SampleDataset[Any]], seen: Mapping[str, dict[Input
 
 def _counts(key: str, counters: Sequence[Counter[str]]) -> dict[str, list[str]]:
     """The most frequent names with their numbers, and how many there are of the others."""
-    total: Counter[str] = sum(counters, Counter())
-    names = sorted(total, key=lambda name: (-total[name], name))
+    names = by_frequency(counters)
     rows = {f"{key}: different": [f"{len(counter):,}" for counter in counters]}
     rows |= {f"{key} {name!r}": [f"{counter[name]:,}" for counter in counters] for name in names[:NAMES]}
     if rest := names[NAMES:]:
         numbers = [[counter[name] for name in rest] for counter in counters]
         rows[f"{key}: {len(rest):,} others"] = [f"{min(some):,} to {max(some):,} each" for some in numbers]
     return rows
-
-
-def _names(value: Any) -> Sequence[str]:
-    return [value] if isinstance(value, str) else value
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{min(values):,g} / {statistics.median(values):,g} / {max(values):,g}" if values else "-"
 
 
 def _is_path(medium: Any) -> bool:

@@ -12,7 +12,8 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -21,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmattn.data.errors import UserError
+from mmattn.data.errors import DataError, UserError
 from mmattn.data.image.processor import load_image
 from mmattn.tasks.common import page
 from mmattn.tasks.common.chance import Chance
@@ -30,13 +31,14 @@ from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.page import Markup, number, table
 from mmattn.tasks.common.review import Review, by_kind, review
 from mmattn.tasks.common.rundir import METRICS, REPORT, RUN, column, logged, read_json, versions
-from mmattn.tasks.common.summary import label_counts, measures
+from mmattn.tasks.common.summary import by_frequency, summarize
 from mmattn.tasks.common.task import tasks
 
 SPLITS = {"validation": "val", "test": "test"}  # by the name of a part
 PARTS = ("validation", "test", "training")
 OURS = "<!--mmattn report-->"
 CLASSES = 30  # in tables and matrices of a report
+OPENED = 200  # items of a split whose files are opened for a summary
 MISTAKES, EXAMPLES = 12, 4
 TEXT = 300  # characters of an item's text
 SECONDS = (2.0, 20.0)  # least and most time for predicting items again
@@ -167,22 +169,39 @@ def training(root: Path, data: Any, monitor: str, fit: Mapping[str, Any]) -> str
 
 
 def summary(data: Any) -> str:
-    """Each split's number of items, what can be measured of them, and the number of items of each class."""
+    """For each split the number of items, the range of what can be measured, and how often each name occurs."""
     splits = [split for split in ("train", "val", "test") if split in data.contents()]
-    rows, counts = [], {}
-    for split in splits:
-        dataset = data.dataset(split)
-        samples = dataset.originals()
-        found = "; ".join(f"{name}: {value}" for name, value in measures(samples))
-        rows.append((split, len(samples), len(dataset.skipped), found))
-        counts[split] = label_counts(samples)
-    text = table(rows, ("split", "items", "left out", "median and range"))
-    labels = sorted(set().union(*counts.values()), key=lambda label: -sum(count[label] for count in counts.values()))
-    if labels:
-        shown = [(label, *(counts[split][label] for split in splits)) for label in labels[:CLASSES]]
-        more = f'<p class="note">The {CLASSES} most frequent of {len(labels)}.</p>' if len(labels) > CLASSES else ""
-        text += f"<h3>Labels</h3>{table(shown, ('label', *splits))}{more}"
-    return text
+    sets = [data.dataset(split) for split in splits]
+    samples = [dataset.originals() for dataset in sets]
+    found = [summarize(one.facts(s, files=False) for s in some) for one, some in zip(sets, samples, strict=True)]
+    known = {key for one in found for key in (*one.numbers, *one.names)}
+    some_opened = ""
+    for one, dataset, items in zip(found, sets, samples, strict=True):
+        opened = summarize(_opened(dataset, items[:: -(-len(items) // OPENED) or 1]))
+        extra = [key for key in (*opened.numbers, *opened.names) if key not in known]
+        if extra and len(items) > OPENED:
+            some_opened = f'<p class="note">{escape(", ".join(extra))}: of at most {OPENED} items.</p>'
+        one.numbers |= {key: opened.numbers[key] for key in extra if key in opened.numbers}
+        one.names |= {key: opened.names[key] for key in extra if key in opened.names}
+    rows: list[tuple[Any, ...]] = [("items", *map(len, samples)), ("left out", *(len(one.skipped) for one in sets))]
+    for key in dict.fromkeys(key for one in found for key in one.numbers):
+        rows.append((f"{key}: min / median / max", *(one.spread(key) for one in found)))
+    parts = [table(rows, ("", *splits)), some_opened]
+    for key in dict.fromkeys(key for one in found for key in one.names):
+        counters = [one.names.get(key, Counter()) for one in found]
+        names = by_frequency(counters)
+        shown = [(name, *(counter[name] for counter in counters)) for name in names[:CLASSES]]
+        parts += [f"<h3>{escape(key.capitalize())}</h3>", table(shown, ("", *splits))]
+        if len(names) > CLASSES:
+            parts.append(f'<p class="note">The {CLASSES} most frequent of {len(names):,}.</p>')
+    return "\n".join(filter(None, parts))
+
+
+def _opened(dataset: Any, samples: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The facts of those samples whose files can be read."""
+    for sample in samples:
+        with suppress(DataError):
+            yield dataset.facts(sample)
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------------

@@ -133,7 +133,9 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
     def inputs(self, sample: SegmentationSample) -> tuple[list[Any], list[Any]]:
         return [], [sample.image]
 
-    def facts(self, sample: SegmentationSample) -> dict[str, Any]:
+    def facts(self, sample: SegmentationSample, files: bool = True) -> dict[str, Any]:
+        if not files:
+            return {}
         width, height = image_size(sample.image)
         mask = load_mask(sample.mask)
         values = [int(value) for value in np.unique(mask)]

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
-from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image, move_box
+from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, image_size, load_image, move_box
 from mmattn.data.table import Table
 from mmattn.tasks.vqa.formats import read_vqa
 
@@ -136,9 +136,10 @@ class VQADataset(SampleDataset[VQASample]):
     def inputs(self, sample: VQASample) -> tuple[list[Any], list[Any]]:
         return [sample.question], [sample.image]
 
-    def facts(self, sample: VQASample) -> dict[str, Any]:
+    def facts(self, sample: VQASample, files: bool = True) -> dict[str, Any]:
         found = {"answer": sample.answers, "words of the question": len(sample.question.split())}
-        return found | ({"type": sample.question_type} if sample.question_type else {})
+        size = dict(zip(("width", "height"), image_size(sample.image), strict=True)) if files else {}
+        return found | size | ({"type": sample.question_type} if sample.question_type else {})
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
         """Decode every image once, at the model's input size; regions and objects are transformed with the images.

@@ -69,6 +69,8 @@ def test_few_data_just_work(few: Path, tmp_path: Path, capsys: pytest.CaptureFix
     }
     fit(folder, f"--data.train {few} {STILL.replace(' --optim.warmup_steps 1', '')} --ckpt_path last")
     assert read(folder / "metrics.json")["fit"]["steps"] == 130, "a run that has stopped early does not go on"
+    tuned = fit(tmp_path / "tuned", f"--data.train {few} --init_from {folder}/model --trainer.limit_val_batches 0")
+    assert options_of(tuned)["trainer.max_epochs"] == 40, "given weights need a third of the steps"
 
 
 def test_the_split_is_repeated(few: Path, tmp_path: Path) -> None:

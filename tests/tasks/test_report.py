@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,13 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mmattn.data.errors import UserError
+from mmattn.data.errors import DataError, UserError
 from mmattn.tasks.classification.data import ClassificationSample
 from mmattn.tasks.common import page, report
 from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.labels.processor import LabelPrediction
 from mmattn.tasks.common.review import Reviewing, by_kind, review
-from mmattn.tasks.common.summary import label_counts, measures
 from mmattn.tasks.common.task import tasks
 from mmattn.tasks.common.trainer import named_loggers
 from tests.conftest import refused
@@ -126,16 +126,36 @@ def test_curves_of_resumed_runs_continue(tmp_path: Path) -> None:
     assert report.column(rows, "val/top1") == [(5, 0.2)]
 
 
+class Split:
+    skipped = ()
+
+    def __init__(self, facts: list[dict[str, Any]], opened: dict[str, Any]) -> None:
+        self.rows, self.opened = facts, opened
+
+    def originals(self) -> list[dict[str, Any]]:
+        return self.rows
+
+    def facts(self, sample: dict[str, Any], files: bool = True) -> dict[str, Any]:
+        if files and sample.get("broken"):
+            raise DataError("a.png", "an image", "text")
+        return {key: value for key, value in sample.items() if key != "broken"} | (self.opened if files else {})
+
+
 def test_summary_of_data() -> None:
-    pairs = [SimpleNamespace(id="1", source="a b c", target="d", duration=2.5), SimpleNamespace(id="2", source="a")]
-    assert dict(measures(pairs)) == {
-        "words of the source": "median 2, 1 to 3",
-        "words of the target": "median 1, 1 to 1",
-        "seconds": "median 2.5, 2.5 to 2.5; 0.0 minutes in all",
-    }
-    assert dict(measures(samples(2))) == {"pixels": "8 x 8"}
-    assert label_counts(samples(3)) == {HOSTILE: 3}
-    assert label_counts([SimpleNamespace(answers=["yes", "no"]), SimpleNamespace(label="")]) == {"yes": 1}
+    train = Split([{"seconds": n, "class": ["<a>"]} for n in range(600)], {"width": 8, "in the mask": ["sky"]})
+    val = Split([{"seconds": 2.5, "class": "b", "broken": True}, {"seconds": 30, "class": "b"}], {"width": 9})
+    splits = {"train": train, "val": val}
+    found = report.summary(SimpleNamespace(contents=lambda: splits, dataset=splits.__getitem__))
+    rows = [re.findall("<td.*?>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", found)]
+    assert ["items", "600", "2"] in rows
+    total = f"{sum(range(600)) / 60:,.1f}"
+    seconds = [f"0 / 299.5 / 599; {total} minutes in all", "2.5 / 16.25 / 30; 0.5 minutes in all"]
+    assert ["seconds: min / median / max", *seconds] in rows
+    assert ["width: min / median / max", "8 / 8 / 8", "9 / 9 / 9"] in rows, "an item that cannot be read is left out"
+    assert [escape("<a>"), "600", "0"] in rows
+    assert ["b", "0", "2"] in rows
+    assert ["sky", "200", "0"] in rows
+    assert "width, in the mask: of at most 200 items" in found
 
 
 # Runs

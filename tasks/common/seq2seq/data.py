@@ -69,7 +69,7 @@ class PairDataset(SampleDataset[PairSample]):
     def inputs(self, sample: PairSample) -> tuple[list[Any], Sequence[Any]]:
         return [sample.source], []
 
-    def facts(self, sample: PairSample) -> dict[str, Any]:
+    def facts(self, sample: PairSample, files: bool = True) -> dict[str, Any]:
         sides = {"source": sample.source, "target": sample.right_targets()[0]}
         return {f"words of the {name}": len(text.split()) for name, text in sides.items()}
 
