@@ -219,7 +219,9 @@ def work(pipe: Any, kind: Kind, seed: int, made: Path, folder: Path, shown: bool
     if not shown:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C print warnings about damaged files
     shutil.copytree(made, folder)
-    kind.read(kind.files(folder)[0], folder, "raise")  # whole; imports what is needed
+    with open(os.devnull, "w") as null, redirect_stdout(null):
+        for path in {path.parent: path for path in kind.files(folder)}.values():
+            kind.read(path, folder, "raise")  # whole; imports what is needed
     space = _memory("VmSize") + GUARD
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     pipe.send(None)
