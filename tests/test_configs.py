@@ -11,6 +11,7 @@ from mmattn.data.errors import DataError
 from mmattn.tasks.common.auto import AUTO, KEYS
 from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.task import tasks
+from tests.conftest import public_weights
 from tests.tasks.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,9 +63,9 @@ def fit(name: str, folder: Path, options: str) -> Any:
 
 @pytest.mark.parametrize("name", sorted(REAL))
 def test_every_real_data_config_parses(name: str, tmp_path: Path) -> None:
-    """Everything except the data is available."""
+    """Everything except data and public weights is available."""
     with pytest.raises(DataError, match=r"nowhere.*found no such"):
-        fit(name, tmp_path / "run", "--data.train nowhere.jsonl")
+        fit(name, tmp_path / "run", "--data.train nowhere.jsonl --init_from null")
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -76,6 +77,9 @@ def test_every_config_trains(name: str, tmp_path: Path, request: pytest.FixtureR
     options = "--trainer.limit_val_batches 1 --data.batch_size 8"
     if name in REAL:
         request.getfixturevalue("real_data")
+        given = CONFIGS[name].get("init_from")
+        for weights in given.values() if isinstance(given, dict) else filter(None, [given]):
+            public_weights(weights)
     else:  # one step needs as little built-in data as a tiny run, whose first option is the size
         options += " " + " ".join(tasks()[task].tiny.split()[:2])
     fit(name, tmp_path / "run", options)
