@@ -224,7 +224,7 @@ class Estimate(Callback):
             seconds = (time.monotonic() - self._since) / (self.LAST - self.FIRST)
             left = seconds * (trainer.estimated_stepping_batches - trainer.global_step)
             if 60 < left < math.inf:
-                print(f"about {left / 60:.0f} minutes left, {seconds:.2g} s a step, validation not counted", flush=True)
+                print(f"about {left / 60:.1f} minutes left, {seconds:.2g} s a step, validation not counted", flush=True)
 
 
 class EMA(Callback):

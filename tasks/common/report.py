@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmattn.data.errors import DataError, UserError
+from mmattn.data.errors import UserError
 from mmattn.data.image.processor import load_image
 from mmattn.tasks.common import page
 from mmattn.tasks.common.chance import Chance
@@ -31,7 +31,7 @@ from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.page import Markup, number, table
 from mmattn.tasks.common.review import Review, by_kind, review
 from mmattn.tasks.common.rundir import METRICS, REPORT, RUN, column, logged, read_json, versions
-from mmattn.tasks.common.summary import by_frequency, summarize
+from mmattn.tasks.common.summary import by_frequency, measure
 from mmattn.tasks.common.task import tasks
 
 SPLITS = {"validation": "val", "test": "test"}  # by the name of a part
@@ -173,20 +173,13 @@ def summary(data: Any) -> str:
     splits = [split for split in ("train", "val", "test") if split in data.contents()]
     sets = [data.dataset(split) for split in splits]
     samples = [dataset.originals() for dataset in sets]
-    found = [summarize(one.facts(s, files=False) for s in some) for one, some in zip(sets, samples, strict=True)]
-    known = {key for one in found for key in (*one.numbers, *one.names)}
-    some_opened = ""
-    for one, dataset, items in zip(found, sets, samples, strict=True):
-        opened = summarize(_opened(dataset, items[:: -(-len(items) // OPENED) or 1]))
-        extra = [key for key in (*opened.numbers, *opened.names) if key not in known]
-        if extra and len(items) > OPENED:
-            some_opened = f'<p class="note">{escape(", ".join(extra))}: of at most {OPENED} items.</p>'
-        one.numbers |= {key: opened.numbers[key] for key in extra if key in opened.numbers}
-        one.names |= {key: opened.names[key] for key in extra if key in opened.names}
+    found, opened = zip(*(measure(one, some, OPENED) for one, some in zip(sets, samples, strict=True)), strict=True)
+    extra = ", ".join(dict.fromkeys(key for keys in opened for key in keys))
+    note = f'<p class="note">{escape(extra)}: of at most {OPENED} items.</p>' if extra else ""
     rows: list[tuple[Any, ...]] = [("items", *map(len, samples)), ("left out", *(len(one.skipped) for one in sets))]
     for key in dict.fromkeys(key for one in found for key in one.numbers):
         rows.append((f"{key}: min / median / max", *(one.spread(key) for one in found)))
-    parts = [table(rows, ("", *splits)), some_opened]
+    parts = [table(rows, ("", *splits)), note]
     for key in dict.fromkeys(key for one in found for key in one.names):
         counters = [one.names.get(key, Counter()) for one in found]
         names = by_frequency(counters)
@@ -195,13 +188,6 @@ def summary(data: Any) -> str:
         if len(names) > CLASSES:
             parts.append(f'<p class="note">The {CLASSES} most frequent of {len(names):,}.</p>')
     return "\n".join(filter(None, parts))
-
-
-def _opened(dataset: Any, samples: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """The facts of those samples whose files can be read."""
-    for sample in samples:
-        with suppress(DataError):
-            yield dataset.facts(sample)
 
 
 # Evaluation -----------------------------------------------------------------------------------------------------------

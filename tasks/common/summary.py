@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from mmattn.data.errors import DataError
 
 
 @dataclass
@@ -43,6 +46,32 @@ def summarize(facts: Iterable[Mapping[str, Any]]) -> Summary:
             else:
                 found.names.setdefault(key, Counter()).update([value] if isinstance(value, str) else value)
     return found
+
+
+def measure(dataset: Any, samples: Sequence[Any], opened: int) -> tuple[Summary, list[str]]:
+    """Summarize many samples of a data set without opening the files of all of them.
+
+    Args:
+        dataset: The data set.
+        samples: Its samples.
+        opened: Maximum number of samples whose files are opened, at equal distances; those that cannot be read are
+            left out.
+
+    Returns:
+        The summary, and the names of the facts that are those of some samples only.
+    """
+    found = summarize(dataset.facts(sample, files=False) for sample in samples)
+    some = summarize(_readable(dataset, samples[:: -(-len(samples) // opened) or 1]))
+    extra = [key for key in (*some.numbers, *some.names) if key not in found.numbers and key not in found.names]
+    found.numbers |= {key: some.numbers[key] for key in extra if key in some.numbers}
+    found.names |= {key: some.names[key] for key in extra if key in some.names}
+    return found, extra if len(samples) > opened else []
+
+
+def _readable(dataset: Any, samples: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
+    for sample in samples:
+        with suppress(DataError):
+            yield dataset.facts(sample)
 
 
 def by_frequency(counters: Iterable[Counter[str]]) -> list[str]:

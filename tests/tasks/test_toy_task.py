@@ -49,7 +49,9 @@ def test_folder_defines_a_task(tmp_path: Path) -> None:
     shown = call(tmp_path, "-c", code, MMATTN_TASKS=str(tmp_path / "own"))
     assert json.loads((tmp_path / "runs" / "toy" / "metrics.json").read_text())["validation"]["accuracy"] > 0.9
     report = (tmp_path / "runs" / "toy" / "report.html").read_text()
-    assert all(part in report for part in ("Worst mistakes", "data:image/jpeg", "<svg", "Labels")), "without a line"
+    assert all(part in report for part in ("Worst mistakes", "data:image/jpeg", "<svg", "<h3>Label</h3>")), (
+        "without a line"
+    )
     found = json.loads((tmp_path / "answer.json").read_text())
     (tmp_path / "answer.json").unlink()
     assert (found["id"], found["label"]) == ("01101", "ones")
