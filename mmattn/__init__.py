@@ -41,6 +41,7 @@ _PUBLIC = {
     "generate": ("Generated", "GenerationConfig"),
     "hierarchical": ("ContextPooling", "HierarchicalAttention", "Recurrent"),
     "kernels": ("KERNELS", "Kernel", "build_kernel", "kernel_options", "kinds_supporting"),
+    "lora": ("LoRALinear", "add_lora", "merge_lora"),
     "masks": ("Mask",),
     "positions": ("ALiBi", "LearnedPositions", "PositionBias", "Rotary", "SinusoidalPositions", "T5Bias"),
     "pretrained": ("load_generation_config", "load_pretrained"),
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
         kernel_options as kernel_options,
         kinds_supporting as kinds_supporting,
     )
+    from .lora import LoRALinear as LoRALinear, add_lora as add_lora, merge_lora as merge_lora
     from .masks import Mask as Mask
     from .positions import (
         ALiBi as ALiBi,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 
+from mmattn import merge_lora
 from mmattn.tasks.common import report, rundir
 from mmattn.tasks.common.callbacks import BEST, LAST, LastCheckpoint, Patience, read_checkpoint, shipped_weights
 from mmattn.tasks.common.checkpoint import load_weights, save_directory
@@ -47,7 +49,7 @@ def finish(trainer: Trainer, module: TaskModule[Any], root: Path, last: LastChec
     save_directory(
         root / "model",
         task=module.task,
-        model=model,
+        model=merge_lora(copy.deepcopy(model)),
         keywords=module.final_keywords(data.model_sizes()),
         network=module.network,
         processor=module.complete_processor(data.processor),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmattn.building import check_fits
 from mmattn.data.errors import UserError
+from mmattn.data.options import from_options
 from mmattn.data.seeds import seed_of
 from mmattn.tasks.common import auto
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
@@ -29,7 +30,14 @@ from mmattn.tasks.common.options import (
     TrainingOptions,
     as_options,
 )
-from mmattn.tasks.common.parameters import freeze, learning_rates, parameter_groups, pretrained_norms
+from mmattn.tasks.common.parameters import (
+    LoRAOptions,
+    freeze,
+    learning_rates,
+    parameter_groups,
+    pretrained_norms,
+    train_low_rank,
+)
 from mmattn.tasks.common.task import tasks
 
 MOST_CLASSES = 200  # of a confusion matrix that is kept
@@ -67,6 +75,8 @@ class TaskModule(LightningModule, Generic[Data]):
             random weights. Where other layers are new, its batch norms keep their statistics.
         freeze: Weights that are not trained: "pretrained", all that init_from gave; or modules of the model by their
             paths, separated by commas. Their dropout and batch norms are those of evaluation. None: all are trained.
+        lora: Keywords of `LoRAOptions`: low-rank updates are trained in place of the weights that init_from gave, and
+            merged into the model that is shipped. None: no updates.
     """
 
     task: str
@@ -87,6 +97,7 @@ class TaskModule(LightningModule, Generic[Data]):
         *,
         init_from: str | Mapping[str, str] | None = None,
         freeze: str | None = None,
+        lora: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.keywords = dict(model)
@@ -95,6 +106,7 @@ class TaskModule(LightningModule, Generic[Data]):
         self.lr = self.optim.lr  # a separate attribute, which the learning-rate finder sets
         self.model: nn.Module | None = None
         self.init_from, self.freeze_option = init_from, freeze
+        self.lora = from_options(LoRAOptions, lora, "model.lora")
         self.frozen: list[nn.Module] = []
         # The checkpoint parts that are evaluated or fine-tuned; `model` then has all their keywords.
         self.start: CheckpointParts | None = None
@@ -185,6 +197,9 @@ class TaskModule(LightningModule, Generic[Data]):
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
         if self.freeze_option is not None:
             self.frozen = freeze(self.model, self.freeze_option, self.pretrained)
+        if self.lora is not None:
+            given = frozenset() if self.start is None else frozenset(self.start.state) - self.start.fresh
+            train_low_rank(self.model, self.lora, given)
         self.frozen += pretrained_norms(self.model, self.pretrained)
         self.train(self.training)
 

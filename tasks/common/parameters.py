@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from mmattn import add_lora
 from mmattn.data.errors import nearest
 from mmattn.tasks.common.errors import ConfigError
 
@@ -123,6 +125,45 @@ def freeze(model: nn.Module, which: str, pretrained: Collection[str]) -> list[nn
     for name in chosen:
         parameters[name].requires_grad_(False)
     return list(_frozen_modules(model))
+
+
+@dataclass
+class LoRAOptions:
+    """Low-rank updates that are trained in place of the weights that `--init_from` gives, see `mmattn.add_lora`.
+
+    Args:
+        rank: Rank of each update.
+        alpha: Scale of each update, relative to the rank.
+        targets: The linear maps: q_proj, k_proj, v_proj, out_proj of attention, fc1, fc2 of feed-forward layers.
+        dropout: Dropout of the updates' inputs.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    dropout: float = 0.0
+
+
+def train_low_rank(model: nn.Module, options: LoRAOptions, given: Collection[str]) -> None:
+    """Freeze given weights, and add low-rank updates to linear maps.
+
+    Args:
+        model: The model.
+        options: The updates.
+        given: Names of the weights that are not trained: those that were trained before.
+
+    Raises:
+        ConfigError: There are no such weights, or the options do not fit the model.
+    """
+    if not given:
+        raise ConfigError("model.lora: expected --init_from, whose weights are adapted; found none.")
+    for name, parameter in model.named_parameters():
+        if name in given:
+            parameter.requires_grad_(False)
+    try:
+        add_lora(model, options.rank, options.alpha, targets=options.targets, dropout=options.dropout)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.lora.{error}") from None
 
 
 def pretrained_norms(model: nn.Module, pretrained: Collection[str]) -> list[nn.Module]:

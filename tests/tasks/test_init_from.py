@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mmattn
-from mmattn.tasks.common.checkpoint import read_config
+from mmattn.tasks.common.checkpoint import read_config, read_weights
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.sources import named_models
 from tests.conftest import refused
@@ -115,3 +115,29 @@ def test_incompatible_options_of_a_public_folder_raise(tmp_path: Path, own_data:
     ):
         refused(message, fit, "summarization", tmp_path / "run", tmp_path / start, own_data, options, error=REFUSED)
     assert not (tmp_path / "run").exists()
+
+
+def test_low_rank_updates_are_merged(tmp_path: Path) -> None:
+    """What is shipped is a plain model, of which only the adapted maps differ from the start; the run resumes."""
+    words = "--model.lora.rank 2 --model.lora.targets [q_proj,out_proj] --optim.lr 0.1 --optim.schedule constant"
+    folder = fit("translation", tmp_path / "run", SHIPPED, None, f"{words} --trainer.max_steps 2")
+    before, after = read_weights(SHIPPED / "model.safetensors"), weights(folder)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "out_proj"}
+    assert all(name.endswith(".weight") for name in changed)
+    fit("translation", folder, SHIPPED, None, f"{words} --trainer.max_steps 4 --ckpt_path last")
+    resumed = weights(folder)
+    assert any(not torch.equal(resumed[name], after[name]) for name in changed)
+    again = mmattn.load(folder, device="cpu").predict(TEXTS)
+    assert len(again) == len(TEXTS)
+
+
+def test_errors_of_low_rank_updates(tmp_path: Path) -> None:
+    message = "model.lora: expected --init_from"
+    refused(message, run, "fit", tmp_path / "a", "--model.lora.rank 2", BRIEF, "vqa", error=ConfigError)
+    message = "model.lora.targets: expected some of q_proj"
+    words = "--model.lora.targets [queries]"
+    refused(message, fit, "translation", tmp_path / "b", SHIPPED, None, words, error=ConfigError)
+    message = "model.lora.ranks: unknown option"
+    refused(message, fit, "translation", tmp_path / "c", SHIPPED, None, "--model.lora.ranks 2", error=ConfigError)
