@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def finish(trainer: Trainer, module: TaskModule[Any], root: Path, last: LastChec
     save_directory(
         root / "model",
         task=module.task,
-        model=merge_lora(copy.deepcopy(model)),
+        model=merge_lora(model),
         keywords=module.final_keywords(data.model_sizes()),
         network=module.network,
         processor=module.complete_processor(data.processor),
