@@ -16,7 +16,7 @@ from mmattn.building import check_fits
 from mmattn.data.errors import UserError
 from mmattn.data.options import from_options
 from mmattn.data.seeds import seed_of
-from mmattn.tasks.common import auto
+from mmattn.tasks.common import auto, parameters
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
 from mmattn.tasks.common.chance import Chance
@@ -29,14 +29,6 @@ from mmattn.tasks.common.options import (
     Schedule,
     TrainingOptions,
     as_options,
-)
-from mmattn.tasks.common.parameters import (
-    LoRAOptions,
-    freeze,
-    learning_rates,
-    parameter_groups,
-    pretrained_norms,
-    train_low_rank,
 )
 from mmattn.tasks.common.task import tasks
 
@@ -106,7 +98,7 @@ class TaskModule(LightningModule, Generic[Data]):
         self.lr = self.optim.lr  # a separate attribute, which the learning-rate finder sets
         self.model: nn.Module | None = None
         self.init_from, self.freeze_option = init_from, freeze
-        self.lora = from_options(LoRAOptions, lora, "model.lora")
+        self.lora = from_options(parameters.LoRAOptions, lora, "model.lora")
         self.frozen: list[nn.Module] = []
         # The checkpoint parts that are evaluated or fine-tuned; `model` then has all their keywords.
         self.start: CheckpointParts | None = None
@@ -196,11 +188,11 @@ class TaskModule(LightningModule, Generic[Data]):
         except (ValueError, ModuleNotFoundError) as error:
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
         if self.freeze_option is not None:
-            self.frozen = freeze(self.model, self.freeze_option, self.pretrained)
+            self.frozen = parameters.freeze(self.model, self.freeze_option, self.pretrained)
         if self.lora is not None:
             given = frozenset() if self.start is None else frozenset(self.start.state) - self.start.fresh
-            train_low_rank(self.model, self.lora, given)
-        self.frozen += pretrained_norms(self.model, self.pretrained)
+            parameters.train_low_rank(self.model, self.lora, given)
+        self.frozen += parameters.pretrained_norms(self.model, self.pretrained)
         self.train(self.training)
 
     @property
@@ -244,8 +236,8 @@ class TaskModule(LightningModule, Generic[Data]):
         """The optimizer's parameter groups; a group may have its own learning rate."""
         assert self.model is not None
         names = [name for name, _ in self.model.named_parameters()]
-        scales = learning_rates(names, self.pretrained, self.optim.pretrained_lr, self.optim.layer_decay)
-        return parameter_groups(self.model, self.optim.weight_decay, self.lr, scales)
+        scales = parameters.learning_rates(names, self.pretrained, self.optim.pretrained_lr, self.optim.layer_decay)
+        return parameters.parameter_groups(self.model, self.optim.weight_decay, self.lr, scales)
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None
