@@ -73,6 +73,12 @@ def image_size(source: ImageSource, name: str | None = None, max_pixels: int | N
     return read_image(source, _upright_size, name, max_pixels)
 
 
+def size_facts(source: ImageSource) -> dict[str, int]:
+    """Returns the size of an image in pixels, as facts of a sample; see `image_size`."""
+    width, height = image_size(source)
+    return {"width": width, "height": height}
+
+
 def _upright_size(image: PILImage, where: str) -> tuple[int, int]:
     width, height = image.size
     is_turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)  # EXIF orientations; others are ignored

@@ -15,7 +15,7 @@ from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.image.files import read_images
-from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, image_size, load_image
+from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image, size_facts
 from mmattn.data.table import Table
 
 
@@ -90,8 +90,7 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
         return [sample.id, sample.labels, sample.regions], [sample.image]
 
     def facts(self, sample: ClassificationSample, files: bool = True) -> dict[str, Any]:
-        size = dict(zip(("width", "height"), image_size(sample.image), strict=True)) if files else {}
-        return {"class": sample.labels, **size}
+        return {"class": sample.labels} | (size_facts(sample.image) if files else {})
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
         """Decode every image once, at the model's input size, into one uint8 array.

@@ -15,7 +15,7 @@ from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems
 from mmattn.data.files import files_below
 from mmattn.data.image.masks import CLASS_FILE, MASK_EXTENSIONS, ClassList, MaskSource, load_mask, read_classes
-from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, image_size, load_image
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageSource, image_size, load_image, size_facts
 from mmattn.data.names import nfc
 from mmattn.data.readers import read_rows, report_missing
 from mmattn.data.table import Table
@@ -136,11 +136,10 @@ class SegmentationDataset(SampleDataset[SegmentationSample]):
     def facts(self, sample: SegmentationSample, files: bool = True) -> dict[str, Any]:
         if not files:
             return {}
-        width, height = image_size(sample.image)
         mask = load_mask(sample.mask)
         values = [int(value) for value in np.unique(mask)]
         names = {} if self.classes is None else dict(zip(self.classes.ids, self.classes.names, strict=True))
-        return {"in the mask": [names.get(value, str(value)) for value in values], "width": width, "height": height}
+        return {"in the mask": [names.get(value, str(value)) for value in values], **size_facts(sample.image)}
 
 
 def _by_name(folder: Path, endings: Sequence[str], problems: Problems) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
-from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, image_size, load_image, move_box
+from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image, move_box, size_facts
 from mmattn.data.table import Table
 from mmattn.tasks.vqa.formats import read_vqa
 
@@ -138,8 +138,11 @@ class VQADataset(SampleDataset[VQASample]):
 
     def facts(self, sample: VQASample, files: bool = True) -> dict[str, Any]:
         found = {"answer": sample.answers, "words of the question": len(sample.question.split())}
-        size = dict(zip(("width", "height"), image_size(sample.image), strict=True)) if files else {}
-        return found | size | ({"type": sample.question_type} if sample.question_type else {})
+        return (
+            found
+            | (size_facts(sample.image) if files else {})
+            | ({"type": sample.question_type} if sample.question_type else {})
+        )
 
     def preload(self, image: ImageProcessor, max_bytes: int = 2 << 30) -> bool:
         """Decode every image once, at the model's input size; regions and objects are transformed with the images.
