@@ -90,8 +90,8 @@ def add_lora(
     unknown = sorted(set(targets) - set(TARGETS))
     if unknown or not targets or isinstance(targets, str):
         raise ValueError(f"targets: expected some of {', '.join(TARGETS)}; found {unknown or targets}")
-    if rank < 1:
-        raise ValueError(f"rank: expected at least 1, found {rank}")
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank: expected a whole number of at least 1, found {rank!r}")
     found = [
         (f"{path}.{name}" if path else name, layer, name)
         for path, layer in model.named_modules()

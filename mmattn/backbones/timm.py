@@ -196,8 +196,8 @@ class TimmTrunk(TimmFeatures):
         nn.Module.__init__(self)
         self.name, self.in_channels = name, in_channels
         self._size = {} if image_size is None else {"img_size": tuple(image_size)}
-        self.body = self._create(None, features_only=False, num_classes=0)
-        self.body = self.body.to(memory_format=torch.channels_last)  # in which convolutions are faster
+        body = self._create(None, features_only=False, num_classes=0)
+        self.body = body.to(memory_format=torch.channels_last)  # in which convolutions are faster
         self.channels: int = self.body.num_features if embed_dim is None else embed_dim
         self.project = nn.Identity() if embed_dim is None else nn.Conv2d(self.body.num_features, embed_dim, 1)
         self.channels_last = _keeps_channels_last(self.body)
