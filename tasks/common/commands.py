@@ -23,6 +23,7 @@ from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.sources import find_model
 from mmattn.tasks.common.task import Task
 
+DEMO = "demo"  # names the built-in items in place of a path, and the model that was trained on them
 ONNX = ("onnx", "onnxscript", "onnxruntime")  # modules that an export to ONNX needs
 NOT_PNG = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
 
@@ -32,7 +33,8 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     given = {option.name: getattr(options, option.name, None) for option in task.options if option.kind == "load"}
     given = {name: value for name, value in given.items() if value is not None}
     precision = getattr(options, "precision", None)
-    predictor = task.resolve("predictor").load(options.checkpoint, options.device, precision, **given)
+    source = options.checkpoint or _default(task, options)
+    predictor = task.resolve("predictor").load(source, options.device, precision, **given)
     if command == "export":
         formats = ("onnx", "torch") if options.format == "all" else (options.format,)
         require(*(ONNX if "onnx" in formats else ()))
@@ -55,10 +57,17 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     _name_default(task, options)
 
 
+def _default(task: Task, options: argparse.Namespace) -> str:
+    """The model without --checkpoint: for built-in items the one that was trained on them."""
+    given = (getattr(options, "input", None), *getattr(options, "paths", ()))
+    built_in = any(path == DEMO and not Path(path).exists() for path in given)
+    return f"{task.name}/{DEMO if built_in else task.default_checkpoint}"
+
+
 def _name_default(task: Task, options: argparse.Namespace) -> None:
     """Say on stderr which model is used without --checkpoint, and what it knows."""
     if options.checkpoint is None:
-        name = f"{task.name}/{task.default_checkpoint}"
+        name = _default(task, options)
         sys.stderr.write(f"no --checkpoint: the model is {name}, which {summary(find_model(name).config)}.\n")
 
 
@@ -88,7 +97,7 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
 
 
 def _opened(predictor: Predictor[Any, Any], path: str, on_error: str, given: Mapping[str, Any]) -> Sequence[Any]:
-    if path == "demo" and not Path("demo").exists():
+    if path == DEMO and not Path(path).exists():
         return predictor.demo_samples()
     return predictor.open_input(path, on_error, **given)
 
@@ -105,7 +114,7 @@ def _bare_items(
     text = next((option.name for option in (first, *others) if option.bare), "")
     texts = [word for word in options.paths if text and " " in word and not os.path.exists(word)]
     paths = [word for word in options.paths if word not in texts]
-    missing = next((path for path in paths if path not in ("demo", "-") and not os.path.exists(path)), None)
+    missing = next((path for path in paths if path not in (DEMO, "-") and not os.path.exists(path)), None)
     if missing is not None:
         there = f"a file or folder; a text of one word is given by --{text}" if text else "a file or folder"
         raise DataError(missing, there, "no such file")
@@ -141,7 +150,7 @@ def _predict(
     skipped: list[str] = []
     batch_size = min(options.batch_size, max(len(items), 1))
     shown = options.output is not None or not sys.stdout.isatty()
-    json_lines = any(path == "demo" or is_json_lines(path) for path in (options.input or "", *options.paths))
+    json_lines = any(path == DEMO or is_json_lines(path) for path in (options.input or "", *options.paths))
     plain = None if json_lines else predictor.plain
 
     def lines() -> Iterator[str]:

@@ -86,13 +86,13 @@ def test_default_model_is_named(
     task: Any, photos: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On stderr, with what it knows; a model that is given is not."""
-    default = f"{task.name}/{task.default_checkpoint}"
+    demo, default = (f"{task.name}/{name}" for name in ("demo", task.default_checkpoint))
     about = find_model(default).config.get("about")
-    knows = f"was trained on {about['data']} ({about['licence']};" if about else "knows the built-in data alone ("
     ask("predict", "demo", "--limit", "1", task=task.name)
-    assert (
-        f"no --checkpoint: the model is {default}, which {knows}{'' if about else task.metric}"
-        in capsys.readouterr().err
-    )
-    ask("predict", "demo", "--limit", "1", "--checkpoint", default, task=task.name)
+    knows = f"{demo}, which knows the built-in data alone ({task.metric}"
+    assert f"no --checkpoint: the model is {knows}" in capsys.readouterr().err
+    ask("export", "--format", "torch", "--output", "exported", task=task.name)
+    knows = f"was trained on {about['data']} ({about['licence']};" if about else "knows the built-in data alone ("
+    assert f"no --checkpoint: the model is {default}, which {knows}" in capsys.readouterr().err
+    ask("predict", "demo", "--limit", "1", "--checkpoint", demo, task=task.name)
     assert "no --checkpoint" not in capsys.readouterr().err
