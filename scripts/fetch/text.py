@@ -6,7 +6,9 @@ import gzip
 import json
 import re
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from scripts.fetch.archive import Archive, FetchError
 
@@ -54,3 +56,36 @@ def convert_aeslc(archive: Archive, folder: Path) -> None:
             raise FetchError(f"aeslc: the archive has no mails of {part}")
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(found, key=lambda row: str(row["id"]))]
         (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+_SCITLDR_PARTS = {"train": "train", "dev": "val", "test": "test"}
+
+
+def convert_scitldr(archive: Archive, folder: Path) -> None:
+    """Write each abstract with its first summary as JSON lines, and all summaries of dev and test.
+
+    An abstract that also stands in a later part is left out, and runs of white space are replaced by one space.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path, content in archive.files(r"SciTLDR-Data/SciTLDR-A/(?:train|dev|test)\.jsonl"):
+        part = _SCITLDR_PARTS[Path(path).stem]
+        try:
+            given = [json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip()]
+            rows[part] = [_scitldr_row(row, part != "train") for row in given]
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise FetchError(f"scitldr_a: {path} has no source, target and paper_id a line ({error!r})") from None
+    later: set[str] = set()
+    for part in reversed(_SCITLDR_PARTS.values()):
+        if not rows.get(part):
+            raise FetchError(f"scitldr_a: the archive has no abstracts of {part}")
+        kept = [row for row in rows[part] if row["document"] not in later]
+        later |= {row["document"] for row in rows[part]}
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
+        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def _scitldr_row(row: Mapping[str, Any], several: bool) -> dict[str, Any]:
+    targets = [" ".join(text.split()) for text in row["target"]]
+    document = " ".join(" ".join(row["source"]).split())
+    found = {"id": row["paper_id"], "document": document, "summary": targets[0]}
+    return found | ({"references": targets} if several else {})

@@ -202,6 +202,32 @@ def test_aeslc(tmp_path: Path) -> None:
     assert val["references"] == ["One", "Two words", "Three", "Four"]
 
 
+def scitldr(**parts: list[tuple[str, list[str], list[str]]]) -> dict[str, bytes]:
+    """The files of rows of an id, sentences and summaries."""
+    return {
+        f"SciTLDR-Data/SciTLDR-A/{part}.jsonl": "".join(
+            json.dumps({"source": source, "target": target, "paper_id": name, "title": "x"}) + "\n"
+            for name, source, target in rows
+        ).encode()
+        for part, rows in parts.items()
+    }
+
+
+SCITLDR = scitldr(
+    train=[("a", ["One  é.", "Two.\n"], ["First ", "second"]), ("b", ["Three."], ["x"])],
+    dev=[("c", ["Four."], ["y ", "z"])],
+    test=[("d", ["Three."], ["w"])],
+)
+
+
+def test_scitldr(tmp_path: Path) -> None:
+    folder = get("scitldr_a", SCITLDR, tmp_path)
+    line = '{"id": "a", "document": "One é. Two.", "summary": "First"}\n'
+    assert (folder / "train.jsonl").read_text(encoding="utf-8") == line  # the other one is in the test part
+    (val,) = [row for _, _, row in read_rows(folder / "val.jsonl", Problems())]
+    assert val == {"id": "c", "document": "Four.", "summary": "y", "references": ["y", "z"]}
+
+
 # Unexpected content
 
 VAL_DE, DIGITS = "data/task1/raw/val.de.gz", digits([0, 7, 12])
@@ -226,6 +252,8 @@ def without(part: str, files: dict[str, bytes]) -> dict[str, bytes]:
         ("multi30k_en_de", MULTI30K | {VAL_DE: packed("Eins.\n")}, r"found \[2, 1\]"),
         ("multi30k_en_de", MULTI30K | {VAL_DE: b"no gzip"}, "val.de.gz is no gzip"),
         ("aeslc", without("dev", AESLC), "no mails of val"),
+        ("scitldr_a", without("dev", SCITLDR), "no abstracts of val"),
+        ("scitldr_a", SCITLDR | scitldr(dev=[("c", ["Four."], [])]), "dev.jsonl has no source, target and paper_id"),
     ],
 )
 def test_unexpected_content(name: str, files: dict[str, bytes], message: str, tmp_path: Path) -> None:
@@ -310,7 +338,7 @@ def test_splits_are_reproducible(rebuild: Any, real_data: Path, tmp_path: Path) 
     assert fetch(sources()[name], real_data, NOWHERE) == given  # recognized in place
 
 
-@pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc"])
+@pytest.mark.parametrize("name", ["multi30k_en_de", "aeslc", "scitldr_a"])
 def test_checksums_match_the_table(name: str, real_data: Path) -> None:
     given = measured_on(real_data, name)
     for file, expected in sources()[name].sha256.items():
