@@ -18,10 +18,15 @@ from public import (
 from safetensors.torch import load_file
 
 from mmattn.backbones.bert import BertEncoder
+from mmattn.pretrained import read_pretrained
 from tests.conftest import refused, slow_but_first
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
+
+SMALL = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12, "vocab_size": 20}
+SMALL_DISTILBERT = {"dim": 8, "n_heads": 2, "n_layers": 2, "hidden_dim": 12, "vocab_size": 20}
+SPAN = {"qa_outputs.*": "span.*"}
 
 
 def models(family, seed):
@@ -65,11 +70,51 @@ def test_parity(family, seed, tmp_path):
     assert not ours.training
 
 
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "XLMRoberta", "DistilBert"])
+def test_head_of_question_answering(name, tmp_path):
+    """The scores of starts and ends by the head's tensors, under the given names beside the encoder's."""
+    config = getattr(transformers, name + "Config")(**SMALL_DISTILBERT if name == "DistilBert" else SMALL)
+    whole = disturbed(getattr(transformers, name + "ForQuestionAnswering")(config), 0)
+    save(whole, tmp_path)
+    kind, (keywords, state, names) = read_pretrained(tmp_path, dtype=torch.float64, head=SPAN)
+    assert names["span.weight"] == "qa_outputs.weight"
+    head = {part: state.pop(f"span.{part}") for part in ("weight", "bias")}
+    assert state.keys() == read_pretrained(tmp_path)[1].state.keys()
+    ours = kind(**keywords).double().eval()
+    ours.load_state_dict(state)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+    ids = torch.randint(3, 20, (2, 6)).masked_fill(~mask, config.pad_token_id)
+    with torch.no_grad():
+        expected = whole(ids, attention_mask=mask.long())
+        found = torch.nn.functional.linear(ours(ids, mask).states, **head)
+    assert difference(found.unbind(-1), [expected.start_logits, expected.end_logits]) <= TOLERANCE
+
+
+def test_other_heads_raise(bert):
+    """A head that is read is there, whole, known and the only one."""
+    folder, _ = bert
+    state = load_file(folder / "model.safetensors")
+    body = {name: tensor for name, tensor in state.items() if name.startswith("bert.")}
+    head = {"qa_outputs.weight": torch.zeros(2, 8), "qa_outputs.bias": torch.zeros(2)}
+    for tensors, message in (
+        (state, r"missing key: qa_outputs\.\*"),
+        (body | head | {"qa_outputs.dense.weight": torch.zeros(2)}, r"unknown key: qa_outputs\.dense\.weight"),
+        (state | head, r"unknown keys: cls\.predictions\.bias"),
+    ):
+        rewrite(folder, tensors)
+        assert refused(message, read_pretrained, folder, head=SPAN).startswith(str(folder))
+        load(folder)  # without it
+    rewrite(folder, model_type="vit")
+    refused(
+        r"expected a BertEncoder, whose head qa_outputs\.\* is read; found a Vision", read_pretrained, folder, head=SPAN
+    )
+
+
 @pytest.fixture
 def bert(tmp_path):
     """A folder with a random BERT, and the model."""
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12}
-    model = disturbed(transformers.BertForPreTraining(transformers.BertConfig(**sizes, vocab_size=20)), 0)
+    model = disturbed(transformers.BertForPreTraining(transformers.BertConfig(**SMALL)), 0)
     save(model, tmp_path)
     return tmp_path, model.bert
 
