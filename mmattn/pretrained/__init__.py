@@ -18,7 +18,7 @@ from ..backbones.wav2vec2 import Wav2Vec2
 from ..backbones.whisper import Whisper
 from ..building import build_on_meta, check_finite
 from .bart import convert_bart
-from .bert import convert_bert, convert_distilbert, convert_roberta
+from .bert import convert_bert, convert_distilbert, convert_electra, convert_roberta
 from .dinov2 import convert_dinov2
 from .files import open_source, read_config, read_state
 from .generation import load_generation_config
@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "roberta": (BertEncoder, convert_roberta),
     "xlm-roberta": (BertEncoder, convert_roberta),
     "distilbert": (BertEncoder, convert_distilbert),
+    "electra": (BertEncoder, convert_electra),
     "vit": (VisionTransformer, convert_vit),
     "deit": (VisionTransformer, convert_vit),
     "dinov2": (VisionTransformer, convert_dinov2),

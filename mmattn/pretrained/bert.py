@@ -1,4 +1,4 @@
-"""BERT, including MiniLM, RoBERTa and DistilBERT in the format of transformers."""
+"""BERT, including MiniLM, RoBERTa, DistilBERT and ELECTRA in the format of transformers."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ DISTILBERT = EMBEDDINGS | {
 for old, new in (("gamma", "weight"), ("beta", "bias")):
     LAYERS |= {name.replace("*", old): ours.replace("*", new) for name, ours in LAYERS.items() if "LayerNorm.*" in name}
 BERT = LAYERS | {"pooler.dense.*": "pooler.dense.*"}
+ELECTRA = LAYERS | {"embeddings_project.*": "project.*"}
 
 # Buffers saved by older versions, and task heads.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -49,6 +50,14 @@ DISTILBERT_HEADS = (
     "vocab_layer_norm",
     "vocab_projector",
     "pre_classifier",
+    "classifier",
+    "qa_outputs",
+)
+ELECTRA_HEADS = (
+    "discriminator_predictions",
+    "generator_predictions",
+    "generator_lm_head",
+    "sequence_summary",
     "classifier",
     "qa_outputs",
 )
@@ -64,6 +73,12 @@ def convert_roberta(config: Mapping[str, Any], state: Mapping[str, Tensor], head
     """RoBERTa and XLM-RoBERTa (Liu et al. 2019; Conneau et al. 2020)."""
     ours, names = _rename(state, BERT, head, prefix="roberta.", heads=ROBERTA_HEADS)
     return Converted(_keywords(config, ours) | {"pad_id": read(config, "pad_token_id", 1)}, ours, names)
+
+
+def convert_electra(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:
+    """ELECTRA (Clark et al. 2020): discriminators, which tasks start from, and generators."""
+    ours, names = _rename(state, ELECTRA, head, prefix="electra.", heads=ELECTRA_HEADS)
+    return Converted(_keywords(config, ours) | {"token_dim": read(config, "embedding_size", 128)}, ours, names)
 
 
 def convert_distilbert(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:

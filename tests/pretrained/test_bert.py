@@ -42,6 +42,12 @@ def models(family, seed):
         names = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"]
         return draw, getattr(transformers, "DistilBert" + draw.choice(names))(config), config
     common |= {"type_vocab_size": draw.choice([1, 2, 3]), "layer_norm_eps": draw.choice([1e-12, 1e-5, 1e-3])}
+    if family == "electra":
+        width, other = sizes["hidden_size"], draw.choice([5, 7, 20])  # never the width
+        config = transformers.ElectraConfig(**sizes, **common, embedding_size=width if seed % 3 == 1 else other)
+        names = ["Model", "ForPreTraining", "ForMaskedLM", "ForMultipleChoice"]
+        names += ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+        return draw, getattr(transformers, "Electra" + draw.choice(names))(config), config
     if family == "bert":
         config = transformers.BertConfig(**sizes, **common)
         names = ["Model", "Model", "ForPreTraining", "ForMaskedLM"]
@@ -54,7 +60,7 @@ def models(family, seed):
 
 
 @pytest.mark.parametrize("seed", slow_but_first(SHAPES))
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
 def test_parity(family, seed, tmp_path):
     draw, whole, config = models(family, seed)
     disturbed(whole, seed)
@@ -66,11 +72,13 @@ def test_parity(family, seed, tmp_path):
     ids, mask = text(draw, seed, config.vocab_size, room, pad_id)
     more = {"token_type_ids": torch.randint(types, ids.shape)} if types > 1 and draw.random() < 0.7 else {}
     assert_parity(theirs, ours, ids, mask, *more.values(), input_ids=ids, attention_mask=mask.long(), **more)
-    assert ("pooler.dense.weight" in ours.state_dict()) == (getattr(theirs, "pooler", None) is not None)
+    state = ours.state_dict()
+    assert ("pooler.dense.weight" in state) == (getattr(theirs, "pooler", None) is not None)
+    assert ("project.weight" in state) == (getattr(config, "embedding_size", ours.embed_dim) != ours.embed_dim)
     assert not ours.training
 
 
-@pytest.mark.parametrize("name", ["Bert", "Roberta", "XLMRoberta", "DistilBert"])
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "XLMRoberta", "DistilBert", "Electra"])
 def test_head_of_question_answering(name, tmp_path):
     """The scores of starts and ends by the head's tensors, under the given names beside the encoder's."""
     config = getattr(transformers, name + "Config")(**SMALL_DISTILBERT if name == "DistilBert" else SMALL)
@@ -184,6 +192,15 @@ def test_mismatched_config_raises(bert, config, message):
 def test_unknown_keys_raise(bert):
     state = load_file(bert[0] / "model.safetensors") | {"bert.encoder.adapter.weight": torch.zeros(2)}
     assert_refused(bert[0], r"unknown key: bert\.encoder\.adapter\.weight", state)
+
+
+def test_electra_of_other_sizes_raises(tmp_path):
+    save(transformers.ElectraModel(transformers.ElectraConfig(**SMALL, embedding_size=5)), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    assert_refused(tmp_path, r"unknown key: pooler\.dense\.bias", state | {"pooler.dense.bias": torch.zeros(8)})
+    assert_refused(tmp_path, r"unexpected keys: embeddings_project\.bias", state, embedding_size=8)
+    body = {name: tensor for name, tensor in state.items() if "project" not in name}
+    assert_refused(tmp_path, r"missing keys: project\.bias, project\.weight", body, embedding_size=5)
 
 
 def test_too_long_and_token_types():
