@@ -1,4 +1,4 @@
-"""The encoder of BERT, RoBERTa and DistilBERT."""
+"""The encoder of BERT, RoBERTa, DistilBERT and ELECTRA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class BertEncoder(nn.Module):
     """``Encoder(norm(token + type + position))``, each layer post-norm (Devlin et al. 2019, section 3).
 
     RoBERTa (Liu et al. 2019) counts positions from the padding id; DistilBERT (Sanh et al. 2019) has neither
-    token types nor a pooler.
+    token types nor a pooler; ELECTRA (Clark et al. 2020, section 3.3) has no pooler, and its small models have
+    embeddings of another size, ``project(norm(token + type + position))``.
 
     Args:
         vocab_size: V.
@@ -23,6 +24,7 @@ class BertEncoder(nn.Module):
         num_heads: h.
         max_len: Number of learned positions; longer texts raise.
         num_types: Number of token types (first and second sentence); 0 for none.
+        token_dim: Size D of the embeddings, which a linear map projects to E; None = E, without a projection.
         pad_id: None = token i has position i. An id = padding is not counted, and the first token has position
             pad_id + 1, so that the maximum is max_len - pad_id - 1 tokens (RoBERTa).
         pooler: A linear map and tanh over the first token; without it, pooled is the first token itself.
@@ -47,6 +49,7 @@ class BertEncoder(nn.Module):
         *,
         max_len: int = 512,
         num_types: int = 2,
+        token_dim: int | None = None,
         pad_id: int | None = None,
         pooler: bool = True,
         ffn_dim: int | None = None,
@@ -56,15 +59,17 @@ class BertEncoder(nn.Module):
         attention: AttentionConfig = None,
     ) -> None:
         super().__init__()
-        self.pad_id = pad_id
-        self.embedding = nn.Embedding(vocab_size, embed_dim)
-        self.positions = LearnedPositions(max_len, embed_dim)
-        self.token_types = nn.Embedding(num_types, embed_dim) if num_types else None
+        token_dim = embed_dim if token_dim is None else token_dim
+        self.embed_dim, self.pad_id = embed_dim, pad_id
+        self.embedding = nn.Embedding(vocab_size, token_dim)
+        self.positions = LearnedPositions(max_len, token_dim)
+        self.token_types = nn.Embedding(num_types, token_dim) if num_types else None
         for table in (self.embedding, self.token_types):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.norm = nn.LayerNorm(token_dim, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
+        self.project = nn.Identity() if token_dim == embed_dim else nn.Linear(token_dim, embed_dim)
         layer: LayerOptions = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention, "activation": activation}
         self.encoder = Encoder(embed_dim, num_layers, num_heads, norm_first=False, norm_eps=norm_eps, **layer)
         self.pooler = Pooler(embed_dim) if pooler else nn.Identity()
@@ -95,13 +100,13 @@ class BertEncoder(nn.Module):
 
     def embed(self, input_ids: Tensor, token_types: Tensor | None = None) -> Tensor:
         """Returns the input of the first layer: (B, L, E)."""
-        x = self.embedding(input_ids)  # (B, L, E)
+        x = self.embedding(input_ids)  # (B, L, D)
         if self.token_types is not None:
             x = x + (self.token_types.weight[0] if token_types is None else self.token_types(token_types))
         elif token_types is not None:
             raise ValueError("this model has no token types (num_types=0)")
         x = self.positions(x) if self.pad_id is None else x + self.positions.weight[self._counted(input_ids)]
-        return self.dropout(self.norm(x))
+        return self.project(self.dropout(self.norm(x)))  # (B, L, E)
 
     def _counted(self, input_ids: Tensor) -> Tensor:
         assert self.pad_id is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..backbones.bert import BertEncoder
 from ..backbones.segformer import SegFormer
@@ -18,11 +18,11 @@ from ..backbones.wav2vec2 import Wav2Vec2
 from ..backbones.whisper import Whisper
 from ..building import build_on_meta, check_finite
 from .bart import convert_bart
-from .bert import convert_bert, convert_distilbert, convert_roberta
+from .bert import convert_bert, convert_distilbert, convert_electra, convert_roberta
 from .dinov2 import convert_dinov2
 from .files import open_source, read_config, read_state
 from .generation import load_generation_config
-from .keymap import Converted, check_into, load_into
+from .keymap import Converted, Table, check_into, load_into
 from .marian import convert_marian
 from .segformer import convert_segformer
 from .siglip import convert_siglip
@@ -32,7 +32,7 @@ from .vit import convert_vit
 from .wav2vec2 import convert_wav2vec2
 from .whisper import convert_whisper
 
-Converter = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Converted]
+Converter = Callable[..., Converted]  # of config.json and state dict; BertEncoder's also of the names of a head
 
 # model_type of transformers' config.json: class and converter.
 FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "roberta": (BertEncoder, convert_roberta),
     "xlm-roberta": (BertEncoder, convert_roberta),
     "distilbert": (BertEncoder, convert_distilbert),
+    "electra": (BertEncoder, convert_electra),
     "vit": (VisionTransformer, convert_vit),
     "deit": (VisionTransformer, convert_vit),
     "dinov2": (VisionTransformer, convert_dinov2),
@@ -103,7 +104,12 @@ def load_pretrained(
 
 
 def read_pretrained(
-    source: str | Path, *, download: bool = False, revision: str | None = None, dtype: torch.dtype = torch.float32
+    source: str | Path,
+    *,
+    download: bool = False,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    head: Table | None = None,
 ) -> tuple[type[nn.Module], Converted]:
     """Reads a public model as a class with its keywords and weights, without constructing it.
 
@@ -112,15 +118,19 @@ def read_pretrained(
         download: source may be a name on the hub.
         revision: Revision of the hub's repository.
         dtype: Type of the weights.
+        head: Names of the head of a `BertEncoder`, such as ``{"qa_outputs.*": "span.*"}``, under which its tensors are
+            beside the encoder's in the state. It must be present, and no other may be. None: such heads are ignored.
 
     Raises:
         FileNotFoundError: A folder or file is missing.
-        ValueError: An unknown family, a truncated file, or keys that do not fit.
+        ValueError: An unknown family, or one without heads, a truncated file, or keys that do not fit.
     """
     find = open_source(source, download=download, revision=revision)
     config = read_config(find, source)
     try:
         kind, converter = family(config)
+        if head is not None and kind is not BertEncoder:
+            raise ValueError(f"expected a BertEncoder, whose head {', '.join(head)} is read; found a {kind.__name__}")
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     state = read_state(find, source)
@@ -128,7 +138,7 @@ def read_pretrained(
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     try:
         check_finite(state)
-        return kind, converter(config, state)
+        return kind, converter(config, state) if head is None else converter(config, state, head)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     except Exception as error:  # whatever converters raise for values of wrong types

@@ -1,4 +1,4 @@
-"""BERT, including MiniLM, RoBERTa and DistilBERT in the format of transformers."""
+"""BERT, including MiniLM, RoBERTa, DistilBERT and ELECTRA in the format of transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .keymap import Converted, activation, attention_dropout, read, rename, require
+from .keymap import Converted, Table, activation, attention_dropout, read, rename, require
 
 EMBEDDINGS = {
     "embeddings.word_embeddings.weight": "embedding.weight",
@@ -15,7 +15,7 @@ EMBEDDINGS = {
     "embeddings.token_type_embeddings.weight": "token_types.weight",
     "embeddings.LayerNorm.*": "norm.*",
 }
-BERT = EMBEDDINGS | {
+LAYERS = EMBEDDINGS | {
     "encoder.layer.#.attention.self.query.*": "encoder.layers.#.attention.q_proj.*",
     "encoder.layer.#.attention.self.key.*": "encoder.layers.#.attention.k_proj.*",
     "encoder.layer.#.attention.self.value.*": "encoder.layers.#.attention.v_proj.*",
@@ -24,7 +24,6 @@ BERT = EMBEDDINGS | {
     "encoder.layer.#.intermediate.dense.*": "encoder.layers.#.ffn.fc1.*",
     "encoder.layer.#.output.dense.*": "encoder.layers.#.ffn.fc2.*",
     "encoder.layer.#.output.LayerNorm.*": "encoder.layers.#.ffn_residual.norm.*",
-    "pooler.dense.*": "pooler.dense.*",
 }
 DISTILBERT = EMBEDDINGS | {
     "transformer.layer.#.attention.q_lin.*": "encoder.layers.#.attention.q_proj.*",
@@ -38,7 +37,9 @@ DISTILBERT = EMBEDDINGS | {
 }
 # Checkpoints converted from TensorFlow name a norm's weight and bias gamma and beta.
 for old, new in (("gamma", "weight"), ("beta", "bias")):
-    BERT |= {name.replace("*", old): ours.replace("*", new) for name, ours in BERT.items() if "LayerNorm.*" in name}
+    LAYERS |= {name.replace("*", old): ours.replace("*", new) for name, ours in LAYERS.items() if "LayerNorm.*" in name}
+BERT = LAYERS | {"pooler.dense.*": "pooler.dense.*"}
+ELECTRA = LAYERS | {"embeddings_project.*": "project.*"}
 
 # Buffers saved by older versions, and task heads.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -52,23 +53,37 @@ DISTILBERT_HEADS = (
     "classifier",
     "qa_outputs",
 )
+ELECTRA_HEADS = (
+    "discriminator_predictions",
+    "generator_predictions",
+    "generator_lm_head",
+    "sequence_summary",
+    "classifier",
+    "qa_outputs",
+)
 
 
-def convert_bert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
+def convert_bert(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:
     """BERT and MiniLM (Devlin et al. 2019; Wang et al. 2020)."""
-    ours, names = rename(state, BERT, prefix="bert.", ignore=(*BUFFERS, *BERT_HEADS))
+    ours, names = _rename(state, BERT, head, prefix="bert.", heads=BERT_HEADS)
     return Converted(_keywords(config, ours), ours, names)
 
 
-def convert_roberta(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
+def convert_roberta(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:
     """RoBERTa and XLM-RoBERTa (Liu et al. 2019; Conneau et al. 2020)."""
-    ours, names = rename(state, BERT, prefix="roberta.", ignore=(*BUFFERS, *ROBERTA_HEADS))
+    ours, names = _rename(state, BERT, head, prefix="roberta.", heads=ROBERTA_HEADS)
     return Converted(_keywords(config, ours) | {"pad_id": read(config, "pad_token_id", 1)}, ours, names)
 
 
-def convert_distilbert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Converted:
+def convert_electra(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:
+    """ELECTRA (Clark et al. 2020): discriminators, which tasks start from, and generators."""
+    ours, names = _rename(state, ELECTRA, head, prefix="electra.", heads=ELECTRA_HEADS)
+    return Converted(_keywords(config, ours) | {"token_dim": read(config, "embedding_size", 128)}, ours, names)
+
+
+def convert_distilbert(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:
     """DistilBERT (Sanh et al. 2019)."""
-    ours, names = rename(state, DISTILBERT, prefix="distilbert.", ignore=(*BUFFERS, *DISTILBERT_HEADS))
+    ours, names = _rename(state, DISTILBERT, head, prefix="distilbert.", heads=DISTILBERT_HEADS)
     keywords = {
         "vocab_size": read(config, "vocab_size"),
         "embed_dim": read(config, "dim"),
@@ -83,6 +98,15 @@ def convert_distilbert(config: Mapping[str, Any], state: Mapping[str, Tensor]) -
         "attention": attention_dropout(read(config, "attention_dropout", 0.1)),
     }
     return Converted(keywords, ours, names)
+
+
+def _rename(
+    state: Mapping[str, Tensor], table: Table, head: Table | None, *, prefix: str, heads: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Renames an encoder without its heads; or with the one in `head`, which must be present, and no other may be."""
+    if head is None:
+        return rename(state, table, prefix=prefix, ignore=(*BUFFERS, *heads))
+    return rename(state, {**table, **head}, prefix=prefix, ignore=BUFFERS, required=head)
 
 
 def _keywords(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[str, Any]:

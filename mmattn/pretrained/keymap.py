@@ -21,7 +21,12 @@ class Converted(NamedTuple):
 
 
 def rename(
-    state: Mapping[str, Tensor], table: Table, *, prefix: str = "", ignore: Collection[str] = ()
+    state: Mapping[str, Tensor],
+    table: Table,
+    *,
+    prefix: str = "",
+    ignore: Collection[str] = (),
+    required: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Renames every key by a table of patterns.
 
@@ -33,19 +38,21 @@ def rename(
         table: Pattern to name or names of this package.
         prefix: Prefix that is removed from keys (of a model inside a task's model).
         ignore: Modules and tensors to ignore (heads, buffers), by their foreign names.
+        required: Patterns of the table that must match a key.
 
     Returns:
         The renamed state dict, and the foreign name of each of its keys.
 
     Raises:
-        ValueError: Keys that match neither the table nor ignore, two keys with the same name, or a packed tensor that
-            does not split.
+        ValueError: Keys that match neither the table nor ignore, two keys with the same name, a packed tensor that does
+            not split, or a required pattern without a key.
 
     >>> found, _ = rename({"net.h.3.qkv.weight": torch.zeros(6, 2)}, {"h.#.qkv.*": ("#.q.*", "#.k.*")}, prefix="net.")
     >>> {name: tuple(tensor.shape) for name, tensor in found.items()}
     {'3.q.weight': (3, 2), '3.k.weight': (3, 2)}
     """
-    patterns = [(_compile(pattern), _listed(ours)) for pattern, ours in table.items()]
+    patterns = [(pattern, _listed(ours), _compile(pattern)) for pattern, ours in table.items()]
+    missing = set(required)
     found: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     unknown = []
@@ -53,11 +60,12 @@ def rename(
         bare = key.removeprefix(prefix)
         if any(bare == name or bare.startswith(name + ".") for name in ignore):
             continue
-        matches = ((match, ours) for pattern, ours in patterns if (match := pattern.fullmatch(bare)))
-        match, targets = next(matches, (None, ()))
+        matches = ((pattern, match, ours) for pattern, ours, like in patterns if (match := like.fullmatch(bare)))
+        pattern, match, targets = next(matches, ("", None, ()))
         if match is None:
             unknown.append(key)
             continue
+        missing.discard(pattern)
         if tensor.dim() and tensor.shape[0] % len(targets):
             raise ValueError(f"{key!r} of shape {tuple(tensor.shape)} does not split into {len(targets)} equal parts")
         parts = [tensor] if len(targets) == 1 else tensor.chunk(len(targets))
@@ -66,6 +74,8 @@ def rename(
             if name in found:
                 raise ValueError(f"keys {names[name]!r} and {key!r} have the same name here")
             found[name], names[name] = part, key
+    if missing:
+        raise ValueError(f"missing {_some(missing)}")
     if unknown:
         raise ValueError(f"unknown {_some(unknown)}")
     return found, names

@@ -16,13 +16,14 @@ from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import Source
 
 
-def read_network(source: Source, wanted: type[nn.Module], names: str) -> Any:
+def read_network(source: Source, wanted: type[nn.Module], names: str, *, head: Mapping[str, str] | None = None) -> Any:
     """Convert a public network to keywords and weights of this toolkit's class.
 
     Args:
         source: The location of the checkpoint.
         wanted: The expected class.
         names: Names of the expected public models, for error messages.
+        head: Names of the head of a text encoder, such as ``{"qa_outputs.*": "span.*"}``; see `read_pretrained`.
 
     Raises:
         CheckpointError: The checkpoint is damaged, incomplete, or of another network.
@@ -30,7 +31,7 @@ def read_network(source: Source, wanted: type[nn.Module], names: str) -> Any:
     from mmattn.pretrained import read_pretrained
 
     try:
-        kind, converted = read_pretrained(**source.place)
+        kind, converted = read_pretrained(**source.place, head=head)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise CheckpointError(f"{source.name}: {str(error).splitlines()[0]}") from None
     if kind is not wanted:

@@ -41,7 +41,7 @@ TASK = Task(
     ),
     adapter="adapters:VQAAdapter",
     families={"timm/*": "adapters:ImageAdapter"}
-    | dict.fromkeys(("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*"), "adapters:TextAdapter"),
+    | dict.fromkeys(("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*", "electra/*"), "adapters:TextAdapter"),
     baselines={
         "image ablated": "--data.ablate image",
         "question ablated": "--data.ablate question",

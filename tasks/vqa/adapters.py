@@ -79,14 +79,14 @@ class ImageAdapter(EncoderAdapter):
 
 
 class TextAdapter(EncoderAdapter):
-    """Reads BERT, RoBERTa and DistilBERT as the question encoder, without their poolers."""
+    """Reads BERT, RoBERTa, DistilBERT and ELECTRA as the question encoder, without their poolers."""
 
     role = "text"
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         from mmattn.backbones.bert import BertEncoder
 
-        converted = read_network(source, BertEncoder, "BERT, RoBERTa or DistilBERT")
+        converted = read_network(source, BertEncoder, "BERT, RoBERTa, DistilBERT or ELECTRA")
         text = {key: value for key, value in converted.keywords.items() if key != "vocab_size"} | {"pooler": False}
         longest = text.get("max_len", 512) - (0 if text.get("pad_id") is None else text["pad_id"] + 1)
         tokenizer, _ = read_tokenizers(source.folder, max_len=longest)

@@ -235,7 +235,7 @@ class VQAModel(nn.Module):
             if fusion == "additive":
                 raise ValueError("text_encoder: fusion 'additive' has an LSTM, found 'bert'")
             encoder = BertEncoder(vocab_size, **{"pooler": False, "dropout": dropout} | (text_options or {}))
-            self.text_encoder, text_dim = encoder, encoder.embedding.embedding_dim
+            self.text_encoder, text_dim = encoder, encoder.embed_dim
         elif fusion == "additive":
             self.text_encoder = RecurrentEncoder(vocab_size, embed_dim, embed_dim, bidirectional=False, dropout=dropout)
         else:

@@ -197,6 +197,17 @@ class TestBert:
         torch.testing.assert_close(model(ids, None, zeros).states, model(ids).states)
         assert not torch.allclose(model(ids, None, zeros + 1).states, model(ids).states)
 
+    def test_size_of_the_embeddings(self):
+        """ELECTRA: embeddings of size D before a linear map to E; of size E, the names of the weights are BERT's."""
+        model, ids = BertEncoder(20, 8, 1, 2, token_dim=6), torch.randint(20, (2, 5))
+        assert (model.embedding.embedding_dim, model.norm.weight.shape[0], model.embed_dim) == (6, 6, 8)
+        assert model.embed(ids).shape == model(ids).states.shape == (2, 5, 8)
+        plain = BertEncoder(20, 8, 1, 2)
+        assert set(model.state_dict()) - set(plain.state_dict()) == {"project.weight", "project.bias"}
+        assert BertEncoder(20, 8, 1, 2, token_dim=8).state_dict().keys() == plain.state_dict().keys()
+        model(ids, None, torch.randint(2, (2, 5))).pooled.square().sum().backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
     def test_hidden_states_and_pooled_output(self):
         model, (ids, key_mask) = BertEncoder(20, 8, 3, 2, pooler=False).eval(), text()
         layers, found = model.hidden_states(ids, key_mask), model(ids, key_mask)

@@ -18,10 +18,15 @@ from public import (
 from safetensors.torch import load_file
 
 from mmattn.backbones.bert import BertEncoder
+from mmattn.pretrained import read_pretrained
 from tests.conftest import refused, slow_but_first
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
+
+SMALL = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12, "vocab_size": 20}
+SMALL_DISTILBERT = {"dim": 8, "n_heads": 2, "n_layers": 2, "hidden_dim": 12, "vocab_size": 20}
+SPAN = {"qa_outputs.*": "span.*"}
 
 
 def models(family, seed):
@@ -37,6 +42,12 @@ def models(family, seed):
         names = ["Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"]
         return draw, getattr(transformers, "DistilBert" + draw.choice(names))(config), config
     common |= {"type_vocab_size": draw.choice([1, 2, 3]), "layer_norm_eps": draw.choice([1e-12, 1e-5, 1e-3])}
+    if family == "electra":
+        width, other = sizes["hidden_size"], draw.choice([5, 7, 20])  # never the width
+        config = transformers.ElectraConfig(**sizes, **common, embedding_size=width if seed % 3 == 1 else other)
+        names = ["Model", "ForPreTraining", "ForMaskedLM", "ForMultipleChoice"]
+        names += ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+        return draw, getattr(transformers, "Electra" + draw.choice(names))(config), config
     if family == "bert":
         config = transformers.BertConfig(**sizes, **common)
         names = ["Model", "Model", "ForPreTraining", "ForMaskedLM"]
@@ -49,7 +60,7 @@ def models(family, seed):
 
 
 @pytest.mark.parametrize("seed", slow_but_first(SHAPES))
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
 def test_parity(family, seed, tmp_path):
     draw, whole, config = models(family, seed)
     disturbed(whole, seed)
@@ -61,15 +72,57 @@ def test_parity(family, seed, tmp_path):
     ids, mask = text(draw, seed, config.vocab_size, room, pad_id)
     more = {"token_type_ids": torch.randint(types, ids.shape)} if types > 1 and draw.random() < 0.7 else {}
     assert_parity(theirs, ours, ids, mask, *more.values(), input_ids=ids, attention_mask=mask.long(), **more)
-    assert ("pooler.dense.weight" in ours.state_dict()) == (getattr(theirs, "pooler", None) is not None)
+    state = ours.state_dict()
+    assert ("pooler.dense.weight" in state) == (getattr(theirs, "pooler", None) is not None)
+    assert ("project.weight" in state) == (getattr(config, "embedding_size", ours.embed_dim) != ours.embed_dim)
     assert not ours.training
+
+
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "XLMRoberta", "DistilBert", "Electra"])
+def test_head_of_question_answering(name, tmp_path):
+    """The scores of starts and ends by the head's tensors, under the given names beside the encoder's."""
+    config = getattr(transformers, name + "Config")(**SMALL_DISTILBERT if name == "DistilBert" else SMALL)
+    whole = disturbed(getattr(transformers, name + "ForQuestionAnswering")(config), 0)
+    save(whole, tmp_path)
+    kind, (keywords, state, names) = read_pretrained(tmp_path, dtype=torch.float64, head=SPAN)
+    assert names["span.weight"] == "qa_outputs.weight"
+    head = {part: state.pop(f"span.{part}") for part in ("weight", "bias")}
+    assert state.keys() == read_pretrained(tmp_path)[1].state.keys()
+    ours = kind(**keywords).double().eval()
+    ours.load_state_dict(state)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+    ids = torch.randint(3, 20, (2, 6)).masked_fill(~mask, config.pad_token_id)
+    with torch.no_grad():
+        expected = whole(ids, attention_mask=mask.long())
+        found = torch.nn.functional.linear(ours(ids, mask).states, **head)
+    assert difference(found.unbind(-1), [expected.start_logits, expected.end_logits]) <= TOLERANCE
+
+
+def test_other_heads_raise(bert):
+    """A head that is read is there, whole, known and the only one."""
+    folder, _ = bert
+    state = load_file(folder / "model.safetensors")
+    body = {name: tensor for name, tensor in state.items() if name.startswith("bert.")}
+    head = {"qa_outputs.weight": torch.zeros(2, 8), "qa_outputs.bias": torch.zeros(2)}
+    for tensors, message in (
+        (state, r"missing key: qa_outputs\.\*"),
+        (body | head | {"qa_outputs.dense.weight": torch.zeros(2)}, r"unknown key: qa_outputs\.dense\.weight"),
+        (state | head, r"unknown keys: cls\.predictions\.bias"),
+    ):
+        rewrite(folder, tensors)
+        assert refused(message, read_pretrained, folder, head=SPAN).startswith(str(folder))
+        load(folder)  # without it
+    rewrite(folder, model_type="vit")
+    refused(
+        r"expected a BertEncoder, whose head qa_outputs\.\* is read; found a Vision", read_pretrained, folder, head=SPAN
+    )
 
 
 @pytest.fixture
 def bert(tmp_path):
     """A folder with a random BERT, and the model."""
-    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12}
-    model = disturbed(transformers.BertForPreTraining(transformers.BertConfig(**sizes, vocab_size=20)), 0)
+    model = disturbed(transformers.BertForPreTraining(transformers.BertConfig(**SMALL)), 0)
     save(model, tmp_path)
     return tmp_path, model.bert
 
@@ -139,6 +192,15 @@ def test_mismatched_config_raises(bert, config, message):
 def test_unknown_keys_raise(bert):
     state = load_file(bert[0] / "model.safetensors") | {"bert.encoder.adapter.weight": torch.zeros(2)}
     assert_refused(bert[0], r"unknown key: bert\.encoder\.adapter\.weight", state)
+
+
+def test_electra_of_other_sizes_raises(tmp_path):
+    save(transformers.ElectraModel(transformers.ElectraConfig(**SMALL, embedding_size=5)), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    assert_refused(tmp_path, r"unknown key: pooler\.dense\.bias", state | {"pooler.dense.bias": torch.zeros(8)})
+    assert_refused(tmp_path, r"unexpected keys: embeddings_project\.bias", state, embedding_size=8)
+    body = {name: tensor for name, tensor in state.items() if "project" not in name}
+    assert_refused(tmp_path, r"missing keys: project\.bias, project\.weight", body, embedding_size=5)
 
 
 def test_too_long_and_token_types():

@@ -9,14 +9,16 @@ from mmattn.backbones.vit import VisionTransformer
 from tests.conftest import assert_onnx_equals_eager, slow_but_first
 
 
-@pytest.mark.parametrize("pad_id", slow_but_first([None, 1]), ids=["BERT", "RoBERTa"])
-def test_text_encoders(pad_id, tmp_path):
+@pytest.mark.parametrize(
+    "options", slow_but_first([{}, {"pad_id": 1}, {"token_dim": 5}]), ids=["BERT", "RoBERTa", "ELECTRA"]
+)
+def test_text_encoders(options, tmp_path):
     def draw(batch, length):
         key_mask = torch.ones(batch, length, dtype=torch.bool)
         key_mask[0, 1:] = False
         return torch.randint(2, 20, (batch, length)).masked_fill(~key_mask, 1), key_mask
 
-    model = BertEncoder(20, 8, 2, 2, max_len=16, pad_id=pad_id)
+    model = BertEncoder(20, 8, 2, 2, max_len=16, **options)
     size = {0: Dim.AUTO, 1: Dim.AUTO}
     assert_onnx_equals_eager(model, draw(2, 5), [draw(3, 9), draw(1, 2)], (size, size), tmp_path)
 

@@ -188,6 +188,11 @@ class TestTables:
         }
         assert names == {"x.2.weight": "m.a.2.w.weight", "y.weight": "m.a.2.w.weight", "h": "m.head_new"}
 
+    def test_required_patterns(self):
+        table, state = {"a.*": "x.*", "head.#.*": "h.#.*"}, {"a.bias": torch.zeros(1)}
+        assert list(rename(state, table, required=["a.*"])[0]) == ["x.bias"]
+        refused(r"missing key: head\.#\.\*", rename, state, table, required=table)
+
     @pytest.mark.parametrize(
         ("keys", "message"),
         [

@@ -1,6 +1,7 @@
 """VQA from public encoders: of the image, of the question, and of both."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,27 @@ def test_fit_from_public_encoders(which: str, public: dict[str, Path], tmp_path:
         torch.testing.assert_close(states, load_pretrained(public["text"])(ids, mask).states, atol=1e-4, rtol=0)
         assert predictor(sample).question == sample.question
         assert predictor.processor.tokenizer.unknown_words("what about it ?") == ["about"]
+
+
+@pytest.mark.parity
+def test_electra_reads_questions(public: dict[str, Path], tmp_path: Path) -> None:
+    """The head takes states of the encoder's width, which is not the size of its embeddings."""
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "embedding_size": 10}
+    config = transformers.ElectraConfig(vocab_size=20, intermediate_size=32, max_position_embeddings=40, **sizes)
+    transformers.ElectraForPreTraining(config).save_pretrained(tmp_path)
+    shutil.copy(public["text"] / "tokenizer.json", tmp_path)
+    parts = read_parts("vqa", {"text": str(tmp_path)})
+    more = {"vocab_size": 20, "num_answers": 3, "embed_dim": 16, "num_heads": 2}
+    model = parts.adapter.build({**parts.keywords, **more}).eval()
+    missing, unexpected = model.load_state_dict(parts.state, strict=False)
+    assert not unexpected
+    assert not any(name.startswith("text_encoder.") for name in missing)
+    ids, mask = torch.randint(4, 20, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    states = model.text_encoder(ids, mask).states
+    torch.testing.assert_close(states, load_pretrained(tmp_path)(ids, mask).states, atol=1e-5, rtol=0)
+    assert model(torch.randn(2, 3, 64, 64), ids, mask).logits.shape == (2, 3)
 
 
 @pytest.mark.parity
