@@ -534,6 +534,16 @@ def test_skipped_items_are_reported_each_time(notes: Path, caplog: pytest.LogCap
     refused("rows.jsonl, line 2", open_corpus, notes)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of other platforms refuse the name")
+def test_names_that_are_not_unicode(tmp_path: Path) -> None:
+    folder = tmp_path / "\udcff"
+    write(folder / "\udcfe.txt", b"fine\n\nbad \xff")
+    for _ in range(2):
+        corpus = open_corpus(folder, on_error="skip")
+        assert corpus.search(["fine"])[0][0].passage.file == "\udcfe.txt"
+        assert len(corpus.skipped) == 1
+
+
 # Recall ---------------------------------------------------------------------------------------------------------------
 
 

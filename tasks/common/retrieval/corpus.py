@@ -22,7 +22,7 @@ from mmattn.data.errors import DataError, Problems, located, nearest, shorten
 from mmattn.data.files import is_hidden
 from mmattn.data.readers import read_settings
 from mmattn.tasks.common.errors import require
-from mmattn.tasks.common.files import atomic_folder, write_json
+from mmattn.tasks.common.files import atomic_folder
 from mmattn.tasks.common.retrieval.embeddings import Embed, EmbeddingIndex
 from mmattn.tasks.common.retrieval.index import Index
 from mmattn.tasks.common.retrieval.passages import Passage, PassageFile, write_passages
@@ -142,7 +142,10 @@ def open_corpus(
             with located(path):
                 index.build(entry / INDEX, PassageFile(entry), progress)
             sizes = {str(file.relative_to(entry)): file.stat().st_size for file in entry.rglob("*") if file.is_file()}
-            write_json(entry / ABOUT, about | {"skipped": problems.items, "sizes": sizes})
+            written = json.dumps(
+                about | {"skipped": problems.items, "sizes": sizes}, indent=1
+            )  # ASCII, whatever the names
+            (entry / ABOUT).write_text(written, encoding="utf-8")
 
         atomic_folder(folder, fill)
         _remove_older(folder, about)
