@@ -10,7 +10,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,17 @@ TABLES = (*JSON_LINES, ".csv", ".tsv")
 CELL = (1 << 31) - 1  # bytes: the longest cell of a CSV
 DIGITS = 300  # of an integer in JSON: those of a float
 SMALL = 128 * 2**20  # bytes; vocabularies have up to 40 MB
+START = 4096  # bytes, by which an encoding is recognized
 DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 
 
-def _read_bytes(path: str | Path, kind: str = "file") -> bytes:
-    path = find_file(path)
+@contextmanager
+def _named(path: Path, kind: str) -> Iterator[None]:
+    """Turns the errors of opening and reading a file into a DataError."""
     try:
-        return path.read_bytes()
+        yield
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(str(path), f"a {kind}", "no such file") from None
     except IsADirectoryError:
@@ -42,6 +47,12 @@ def _read_bytes(path: str | Path, kind: str = "file") -> bytes:
         raise DataError(str(path), f"a {kind}", f"a folder with {', '.join(inside) or 'nothing'} in it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(str(path), f"a readable {kind}", shorten(str(error))) from None
+
+
+def _read_bytes(path: str | Path, kind: str = "file") -> bytes:
+    path = find_file(path)
+    with _named(path, kind):
+        return path.read_bytes()
 
 
 def check_small(path: str | Path) -> None:
@@ -79,7 +90,7 @@ def _content(path: str | Path) -> bytes:
 
 def _refuse_wide(raw: bytes, name: str) -> None:
     """Raises an error that names UTF-16 or UTF-32, with or without a byte order mark."""
-    start = raw[:4096]
+    start = raw[:START]
     for encoding, (marks, forms) in WIDE.items():
         if start.startswith(marks) or any(_is_wide(start, form) for form in forms):
             raise DataError(name, "UTF-8 text", f"{encoding} (iconv -f {encoding} -t UTF-8 converts it)")
@@ -136,6 +147,34 @@ def decode_lines(raw: bytes, name: str) -> list[str]:
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
+def stream_lines(path: str | Path, newline: str = "\n") -> Iterator[str]:
+    """Yields a text file's lines with their ends, so that no more than a line of it is in memory.
+
+    A byte order mark is left out. Bytes that are not UTF-8 become lone surrogates, which ``is_broken`` finds.
+
+    Args:
+        path: The file.
+        newline: What ends a line; an empty string: line feeds, carriage returns, or both.
+
+    Raises:
+        DataError: The file is missing, a folder, unreadable, or in UTF-16 or UTF-32.
+    """
+    path = find_file(path)
+    with _named(path, "file"), path.open("rb") as file:
+        _refuse_wide(file.peek(START), str(path))
+        yield from io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline)
+
+
+def _filled(path: str | Path, lines: Iterable[str]) -> Iterator[str]:
+    """Yields lines; without one that is more than white space, the file is empty: a DataError."""
+    is_empty = True
+    for line in lines:
+        is_empty = is_empty and not line.strip()
+        yield line
+    if is_empty:
+        raise DataError(str(path), "a file with content", "an empty file")
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parses JSON, for all readers.
 
@@ -180,7 +219,7 @@ def read_rows(path: str | Path | Table, problems: Problems) -> Iterator[tuple[st
     """Yields the rows of a CSV, TSV or JSONL file, or of a table in memory.
 
     CSV and TSV need a header. In CSV a quoted cell may contain line breaks; TSV has no quoting: quotation marks are
-    literal. Empty lines are ignored.
+    literal. Empty lines are ignored. The file is read while its rows are taken, so it may be larger than memory.
 
     Args:
         path: The file, whose extension decides the format; or the table.
@@ -201,10 +240,9 @@ def read_rows(path: str | Path | Table, problems: Problems) -> Iterator[tuple[st
 
 
 def _file_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    raw = _content(path)
-    _refuse_wide(raw, str(path))
-    text = raw.decode("utf-8", errors="surrogateescape")
-    return _jsonl(path, text, problems) if is_json_lines(path) else _table(path, text, problems)
+    is_csv = not is_json_lines(path) and Path(path).suffix.lower() != ".tsv"  # its cells may have any line ends
+    lines = _filled(path, stream_lines(path, "" if is_csv else "\n"))
+    return _jsonl(path, lines, problems) if is_json_lines(path) else _table(path, lines, problems)
 
 
 def as_path(path: str | Path | Table) -> Any:
@@ -253,8 +291,9 @@ def is_json_lines(path: str | Path | Table) -> bool:
     return as_path(path).suffix.lower() in JSON_LINES
 
 
-def _jsonl(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    for line, content in enumerate(text.split("\n"), start=1):
+def _jsonl(path: str | Path, lines: Iterable[str], problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for line, content in enumerate(lines, start=1):
+        content = content.removesuffix("\n")
         if not content.strip():
             continue
         where = f"{path}, line {line}"
@@ -270,10 +309,10 @@ def _jsonl(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[st
                 problems.add(where, "a JSON object", shorten(row))
 
 
-def _table(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def _table(path: str | Path, lines: Iterable[str], problems: Problems) -> Iterator[tuple[str, int, dict[str, Any]]]:
     delimiter = "\t" if Path(path).suffix.lower() == ".tsv" else ","
     header: list[str] | None = None
-    for line, cells in _tsv(text) if delimiter == "\t" else _csv(text):
+    for line, cells in _tsv(lines) if delimiter == "\t" else _csv(lines):
         where = f"{path}, line {line}"
         if isinstance(cells, csv.Error):
             if header is None:
@@ -300,13 +339,13 @@ def _table(path: str | Path, text: str, problems: Problems) -> Iterator[tuple[st
             yield where, line, dict(zip(header, cells, strict=True))
 
 
-def _tsv(text: str) -> Iterator[tuple[int, list[str]]]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        yield line, content.removesuffix("\r").split("\t")
+def _tsv(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    for line, content in enumerate(lines, start=1):
+        yield line, content.removesuffix("\n").removesuffix("\r").split("\t")
 
 
-def _csv(text: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv(lines: Iterable[str]) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    reader = csv.reader(lines, strict=True)
     while True:
         line, limit = reader.line_num + 1, csv.field_size_limit(CELL)
         try:

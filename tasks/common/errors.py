@@ -12,6 +12,7 @@ EXTRAS = {
     "train": "lightning torchmetrics jsonargparse tensorboard rich matplotlib torchvision torchaudio timm sacrebleu "
     "rouge_score sentencepiece jiwer",
     "codecs": "torchcodec",
+    "retrieval": "bm25s",
     "export": "onnx onnxscript onnxruntime",
 }
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}  # modules whose package has another name
