@@ -134,7 +134,8 @@ class LoRAOptions:
     Args:
         rank: Rank of each update.
         alpha: Scale of each update, relative to the rank.
-        targets: The linear maps: q_proj, k_proj, v_proj, out_proj of attention, fc1, fc2 of feed-forward layers.
+        targets: The linear maps: q_proj, k_proj, v_proj, out_proj of attention, fc1, gate, fc2 of feed-forward layers;
+            an unknown name gives an error that lists those of the model.
         dropout: Dropout of the updates' inputs.
     """
 
