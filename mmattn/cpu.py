@@ -126,13 +126,16 @@ def project_together(
 def fuse_projections(attention: Any, make: Callable[[Tensor, Tensor | None], nn.Module]) -> None:
     """Fuses the query, key and value projections of an attention that is used as self-attention only.
 
+    Projections that are not plain stay as they are: a low-rank update is not part of the weight.
+
     Args:
         attention: A `mmattn.MultiHeadAttention`.
         make: Maps weight (out, in) and bias (out,) or None to the fused map.
     """
-    if not attention.only_self or attention.k_proj is None or attention.qkv_proj is not None:
+    maps = (attention.q_proj, attention.k_proj, attention.v_proj)
+    if not attention.only_self or attention.qkv_proj is not None or not all(map(_is_plain, maps)):
         return
-    attention.qkv_proj = make(*_stack((attention.q_proj, attention.k_proj, attention.v_proj)))
+    attention.qkv_proj = make(*_stack(maps))
     for name in ("q_proj", "k_proj", "v_proj"):
         setattr(attention, name, nn.Identity())
 

@@ -20,7 +20,18 @@ from mmattn.tasks import tasks
 ROOT = Path(__file__).resolve().parents[1]
 LIGHTNING_HALF = {
     f"mmattn.tasks.common.{name}"
-    for name in ("module", "datamodule", "callbacks", "interrupts", "trainer", "finish", "cli", "fit", "check")
+    for name in (
+        "module",
+        "datamodule",
+        "callbacks",
+        "interrupts",
+        "unfreezing",
+        "trainer",
+        "finish",
+        "cli",
+        "fit",
+        "check",
+    )
 }
 HEAVY = (
     "lightning",

@@ -128,6 +128,11 @@ class CheckpointParts:
         return self.adapter.network
 
     @property
+    def given(self) -> frozenset[str]:
+        """Names of the source's weights."""
+        return frozenset(self.state) - self.fresh
+
+    @property
     def known(self) -> dict[str, Any]:
         """The keywords under the names of the task's own model."""
         return self.adapter.own_names(self.keywords)

@@ -284,6 +284,11 @@ def shipped_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 class Patience(EarlyStopping):
     """Early stopping that survives a resume: a run that has stopped does not train another epoch."""
 
+    first_epoch = 0  # validations before it do not count
+
+    def _should_skip_check(self, trainer: Trainer) -> bool:
+        return super()._should_skip_check(trainer) or trainer.current_epoch < self.first_epoch
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.has_stopped:
             trainer.should_stop = True

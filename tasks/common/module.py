@@ -100,6 +100,7 @@ class TaskModule(LightningModule, Generic[Data]):
         self.init_from, self.freeze_option = init_from, freeze
         self.lora = from_options(parameters.LoRAOptions, lora, "model.lora")
         self.frozen: list[nn.Module] = []
+        self.stages: list[list[str]] = []  # names of the weights that are unfrozen together, in this order
         # The checkpoint parts that are evaluated or fine-tuned; `model` then has all their keywords.
         self.start: CheckpointParts | None = None
         self.seed = 0
@@ -187,20 +188,19 @@ class TaskModule(LightningModule, Generic[Data]):
                 self.model = start.build(keywords) if start else own_adapter(tasks()[self.task]).build(keywords)
         except (ValueError, ModuleNotFoundError) as error:
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
-        if self.freeze_option is not None:
-            self.frozen = parameters.freeze(self.model, self.freeze_option, self.pretrained)
-        if self.lora is not None:
-            given = frozenset() if self.start is None else frozenset(self.start.state) - self.start.fresh
-            parameters.train_low_rank(self.model, self.lora, given)
+        if start is None or self.init_from is not None:  # an evaluation trains nothing
+            given = frozenset() if start is None else start.given
+            options: Any = {"lora": self.lora, "unfreeze_every": self.optim.unfreeze_every}
+            self.frozen, self.stages = parameters.select_trained(
+                self.model, given, self.pretrained, frozen=self.freeze_option, **options
+            )
         self.frozen += parameters.pretrained_norms(self.model, self.pretrained)
         self.train(self.training)
 
     @property
     def pretrained(self) -> frozenset[str]:
         """Names of the weights that were trained before, if others are new; empty if all or none were."""
-        if self.start is None or not self.start.fresh:
-            return frozenset()
-        return frozenset(self.start.state) - self.start.fresh
+        return self.start.given if self.start is not None and self.start.fresh else frozenset()
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

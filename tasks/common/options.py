@@ -79,6 +79,9 @@ class OptimOptions:
         pretrained_lr: Factor of the learning rate of the weights that `--init_from` gives, where other layers are new.
         layer_decay: Ratio of the learning rates of each layer and the layer above it (Bao et al. 2022); 1: all layers
             have the same rate.
+        unfreeze_every: Number of epochs after which the next group of pretrained weights is trained, too, from the
+            last layer to the first; before, the layers that are new are trained alone, or else the last ones (Howard
+            and Ruder 2018, section 3.3). None: all are trained from the beginning.
         fused: Update all weights in one kernel, which is faster for many small ones and equal up to rounding; None: on
             a GPU alone.
     """
@@ -91,6 +94,7 @@ class OptimOptions:
     ema_decay: float | None = None
     pretrained_lr: float = 0.1
     layer_decay: float = 1.0
+    unfreeze_every: int | None = None
     fused: bool | None = None
 
     def __post_init__(self) -> None:
@@ -101,6 +105,7 @@ class OptimOptions:
         check_range("optim.ema_decay", self.ema_decay, 0, 1, open_low=True)
         check_range("optim.pretrained_lr", self.pretrained_lr, 0, 1, open_low=True)
         check_range("optim.layer_decay", self.layer_decay, 0, 1, open_low=True)
+        check_range("optim.unfreeze_every", self.unfreeze_every, 1)
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""Which weights are trained, and how fast: weight decay, layer-wise learning rates, and frozen weights."""
+"""Which weights are trained, and how fast: weight decay, layer-wise learning rates, frozen and unfrozen weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,35 @@ def freeze(model: nn.Module, which: str, pretrained: Collection[str]) -> list[nn
         raise ConfigError("model.freeze: expected weights that are left to train, found that all would be frozen.")
     for name in chosen:
         parameters[name].requires_grad_(False)
-    return list(_frozen_modules(model))
+    return list(frozen_modules(model))
+
+
+def unfreezing_stages(model: nn.Module, given: Collection[str]) -> list[list[str]]:
+    """Names of the weights that become trainable together, in this order (Howard and Ruder 2018, section 3.3).
+
+    New weights are the first; if there are none, the last layers are. The others follow by depth, see `layer_depths`,
+    from the last layer to the first. What is frozen already stays so, and is in no stage.
+
+    Args:
+        model: The model.
+        given: Names of the weights that were trained before.
+
+    Raises:
+        ConfigError: There are no such weights, or all that are trained would be trained from the beginning.
+    """
+    if not given:
+        raise ConfigError("optim.unfreeze_every: expected --init_from, whose layers are unfrozen; found none.")
+    stages: dict[float, list[str]] = {}
+    depths = layer_depths(name for name, _ in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            stages.setdefault(depths[name] if name in given else math.inf, []).append(name)
+    if len(stages) < 2:
+        raise ConfigError(
+            "optim.unfreeze_every: expected layers of --init_from that can be unfrozen after others, found none; "
+            "those of --model.freeze stay frozen."
+        )
+    return [stages[depth] for depth in sorted(stages, reverse=True)]
 
 
 @dataclass
@@ -134,7 +163,8 @@ class LoRAOptions:
     Args:
         rank: Rank of each update.
         alpha: Scale of each update, relative to the rank.
-        targets: The linear maps: q_proj, k_proj, v_proj, out_proj of attention, fc1, fc2 of feed-forward layers.
+        targets: The linear maps: q_proj, k_proj, v_proj, out_proj of attention, fc1, gate, fc2 of feed-forward layers;
+            an unknown name gives an error that lists those of the model.
         dropout: Dropout of the updates' inputs.
     """
 
@@ -166,6 +196,42 @@ def train_low_rank(model: nn.Module, options: LoRAOptions, given: Collection[str
         raise ConfigError(f"model.lora.{error}") from None
 
 
+def select_trained(
+    model: nn.Module,
+    given: Collection[str],
+    pretrained: Collection[str],
+    *,
+    frozen: str | None,
+    lora: LoRAOptions | None,
+    unfreeze_every: int | None,
+) -> tuple[list[nn.Module], list[list[str]]]:
+    """Freeze weights that are never trained, and add low-rank updates.
+
+    Args:
+        model: The model.
+        given: Names of the weights that were trained before.
+        pretrained: The same if others are new; otherwise none.
+        frozen: See `freeze`.
+        lora: See `train_low_rank`.
+        unfreeze_every: See `unfreezing_stages`; None: all other weights are trained from the beginning.
+
+    Returns:
+        The frozen modules, which must stay in evaluation mode; the stages of unfreezing.
+
+    Raises:
+        ConfigError: The options do not fit the model or one another.
+    """
+    if lora is not None and unfreeze_every is not None:
+        raise ConfigError(
+            "optim.unfreeze_every: expected no --model.lora, whose updates are trained in place of the weights that "
+            "would be unfrozen; leave one of them out."
+        )
+    modules = [] if frozen is None else freeze(model, frozen, pretrained)
+    if lora is not None:
+        train_low_rank(model, lora, given)
+    return modules, [] if unfreeze_every is None else unfreezing_stages(model, given)
+
+
 def pretrained_norms(model: nn.Module, pretrained: Collection[str]) -> list[nn.Module]:
     """The batch norms whose weights were trained before, which must stay in evaluation mode.
 
@@ -179,11 +245,26 @@ def pretrained_norms(model: nn.Module, pretrained: Collection[str]) -> list[nn.M
     return [m for name, m in model.named_modules() if isinstance(m, kinds) and f"{name}.running_mean" in pretrained]
 
 
-def _frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
+def frozen_modules(module: nn.Module) -> Iterator[nn.Module]:
     """The largest modules all of whose parameters are frozen."""
     parameters = list(module.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         yield module
         return
     for child in module.children():
-        yield from _frozen_modules(child)
+        yield from frozen_modules(child)
+
+
+def largest_modules(module: nn.Module, names: Collection[str], path: str = "") -> Iterator[str]:
+    """Paths of the largest modules all of whose parameters have these names, and of parameters that remain.
+
+    >>> list(largest_modules(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ["0.weight", "0.bias", "1.bias"]))
+    ['0', '1.bias']
+    """
+    inner = [f"{path}{name}" for name, _ in module.named_parameters()]
+    if inner and path and all(name in names for name in inner):
+        yield path.removesuffix(".")
+        return
+    yield from (f"{path}{name}" for name, _ in module.named_parameters(recurse=False) if f"{path}{name}" in names)
+    for name, child in module.named_children():
+        yield from largest_modules(child, names, f"{path}{name}.")

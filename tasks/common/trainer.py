@@ -28,6 +28,7 @@ from mmattn.tasks.common.callbacks import (
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.parse_errors import readable
+from mmattn.tasks.common.unfreezing import Unfreezing
 
 # Options that a resumed run may change: they do not alter the results, or only on other hardware.
 _FREE = """accelerator devices num_nodes strategy sync_batchnorm logger callbacks plugins profiler model_registry
@@ -108,7 +109,10 @@ def fit_callbacks(module: TaskModule[Any], root: Path, auto: bool) -> tuple[Last
     """
     training = module.training_options
     last = LastCheckpoint(root, training.save_every_n_steps)
-    callbacks: list[Callback] = [FinalValidation(), last, BestCheckpoint(root, module.monitor, module.mode), Estimate()]
+    callbacks: list[Callback] = [FinalValidation(), last, BestCheckpoint(root, module.monitor, module.mode)]
+    every = module.optim.unfreeze_every
+    # The first steps of a gradual unfreezing are the fastest: an estimate from them would be wrong.
+    callbacks.append(Estimate() if every is None else Unfreezing(every))
     if module.optim.ema_decay:
         callbacks.append(EMA(module.optim.ema_decay))
     if training.early_stopping or (auto and training.early_stopping is None):
