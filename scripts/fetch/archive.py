@@ -96,6 +96,7 @@ def sources() -> dict[str, Source]:
         "camvid": images.convert_camvid,
         "fsdd": asr.convert_fsdd,
         "qamr": qa.convert_qamr,
+        "tweetqa_span": qa.convert_tweetqa,
     }
     digests = {
         "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),

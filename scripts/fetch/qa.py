@@ -87,3 +87,50 @@ def _qamr_articles(
         {"title": title, "paragraphs": [article[name] for name in sorted(article)]}
         for title, article in sorted(articles.items())
     ]
+
+
+_TWEETQA_EDGES = " .,;:!?\"'"  # what annotators wrote around their answers
+
+
+def find_answer(tweet: str, answer: str) -> dict[str, Any] | None:
+    """The first place where an answer stands in a tweet as whole words, ignoring case."""
+    words = " ".join(answer.split()).strip(_TWEETQA_EDGES)
+    match = re.search(rf"(?<![^\W_]){re.escape(words)}(?![^\W_])", tweet, re.IGNORECASE) if words else None
+    return {"text": match[0], "answer_start": match.start()} if match else None
+
+
+def convert_tweetqa(archive: Archive, folder: Path) -> None:
+    """Keep the questions whose answer stands in the tweet; train is split by tweet, the official dev part is test.
+
+    Tweets of the test part are left out of train and val.
+    """
+    training, test = (_tweets(archive.text(rf"data/{part}\.json"), part) for part in ("train", "dev"))
+    chosen = set(validation("tweetqa_span"))
+    parts: dict[str, dict[str, list[dict[str, Any]]]] = {"train": {}, "val": {}, "test": test}
+    for tweet, questions in training.items():
+        if tweet not in test:
+            part = "val" if any(question["id"] in chosen for question in questions) else "train"
+            parts[part][tweet] = questions
+    write_squad(folder, {part: _tweet_articles(tweets) for part, tweets in parts.items()})
+
+
+def _tweets(content: str, part: str) -> dict[str, list[dict[str, Any]]]:
+    tweets: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for row in json.loads(content):
+            tweet, question = (" ".join(row[key].split()) for key in ("Tweet", "Question"))
+            if not isinstance(row["Answer"], list):
+                raise ValueError(f"expected a list of answers, found {row['Answer']!r}")
+            found = [place for answer in row["Answer"] if (place := find_answer(tweet, answer))]
+            if found:
+                tweets.setdefault(tweet, []).append({"id": row["qid"], "question": question, "answers": found})
+    except _LAYOUT_ERRORS as error:
+        raise FetchError(f"tweetqa_span: {part}.json is not a list of questions about tweets ({error})") from None
+    return tweets
+
+
+def _tweet_articles(tweets: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [
+        {"title": f"tweet_{number:05}", "paragraphs": [{"context": tweet, "qas": tweets[tweet]}]}
+        for number, tweet in enumerate(sorted(tweets))
+    ]

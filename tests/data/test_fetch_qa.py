@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.fetch.archive import fetch, sources, validation
-from scripts.fetch.qa import join_tokens
+from scripts.fetch.qa import find_answer, join_tokens
 from tests.data.fetching import NOWHERE, get, measured_on, not_got
 
 PARTS = ("train", "val", "test")
@@ -26,6 +26,7 @@ def parts_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def test_validation_lists() -> None:
     assert len(validation("qamr")) == len(set(validation("qamr"))) == 14
+    assert len(validation("tweetqa_span")) == len(set(validation("tweetqa_span"))) == 403
 
 
 # QAMR: tokenized sentences
@@ -110,6 +111,69 @@ def test_qamr(tmp_path: Path) -> None:
     assert [article["title"] for article in parts["test"]] == ["Wiki1k:wikipedia:1"]
 
 
+# TweetQA: free answers
+
+
+PLACES = "A dog ate The Cat, the #CAT: don't tell @_meow_"
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("the cat.", "The Cat"),  # the first place, without the annotator's full stop
+        (' "a  dog" ', "A dog"),
+        ("#cat", "#CAT"),
+        ("meow", "meow"),
+        ("don't", "don't"),
+        ("at", None),  # no whole word
+        ("the dog", None),
+        ("?!", None),
+    ],
+)
+def test_find_answer(answer: str, found: str | None) -> None:
+    place = find_answer(PLACES, answer)
+    assert place == (found and {"text": found, "answer_start": PLACES.index(found)})
+
+
+VAL_ID = validation("tweetqa_span")[0]
+
+
+def tweet(text: str, question: str, identity: str, *answers: str) -> dict[str, Any]:
+    return {"Question": question, "Answer": list(answers), "Tweet": text, "qid": identity}
+
+
+TWEETS = [
+    tweet("Rain in  Rome. Ann (@ann)", "where? ", "t1", "rome."),
+    tweet("Rain in Rome. Ann (@ann)", "is it dry?", "t2", "no"),
+    tweet("Café au lait! Bob", "what does bob drink?", "t3", "CAFÉ"),
+    tweet("We won. Cy", "who won?", "v1", "we"),
+    tweet("Rain in Rome. Ann (@ann)", "who writes?", "t0", "@ann"),
+    tweet("We won. Cy", "who writes?", VAL_ID, "cy"),
+    tweet("Seen in both. Di", "who?", "t4", "di"),
+]
+TWEETQA: dict[str, Any] = {"train": TWEETS, "dev": [tweet("Seen in both. Di", "who?", "d1", "di", "none", "both")]}
+
+
+def tweetqa_files(**parts: Any) -> dict[str, bytes]:
+    return {f"data/{part}.json": json.dumps(rows).encode() for part, rows in (TWEETQA | parts).items()}
+
+
+def test_tweetqa(tmp_path: Path) -> None:
+    parts = parts_of(get("tweetqa_span", tweetqa_files() | {"data/dev_squad_format.json": b"no"}, tmp_path))
+    assert [article["title"] for article in parts["train"]] == ["tweet_00000", "tweet_00001"]
+    contexts = [article["paragraphs"][0]["context"] for article in parts["train"]]
+    assert contexts == ["Café au lait! Bob", "Rain in Rome. Ann (@ann)"]
+    assert parts["train"][1]["paragraphs"][0]["qas"] == [
+        {"id": "t1", "question": "where?", "answers": [{"text": "Rome", "answer_start": 8}]},
+        {"id": "t0", "question": "who writes?", "answers": [{"text": "@ann", "answer_start": 19}]},
+    ]
+    (val,) = parts["val"]
+    assert val["title"] == "tweet_00000"
+    assert [question["id"] for question in val["paragraphs"][0]["qas"]] == ["v1", VAL_ID]
+    (test,) = parts["test"]
+    assert [answer["text"] for answer in test["paragraphs"][0]["qas"][0]["answers"]] == ["Di", "both"]
+
+
 # Unexpected content
 
 DEV, SENTENCES = "data/filtered/dev.tsv", "data/wiki-sentences.tsv"
@@ -123,6 +187,10 @@ DEV, SENTENCES = "data/filtered/dev.tsv", "data/wiki-sentences.tsv"
         ("qamr", QAMR | {DEV: QAMR[DEV].replace(b"0 1 2 3 4", b"6 7 8")}, r"line 1 .*\(list index out of range\)"),
         ("qamr", QAMR | {SENTENCES: b"a\tA dog .\n"}, r"line 1 is no question about a sentence \('Wiki1k:wikinews:5"),
         ("qamr", {DEV: QAMR[DEV]}, r"0 files that match data/wiki-sentences"),
+        ("tweetqa_span", tweetqa_files(train=[{"Question": "who?"}]), r"train\.json is not a list of questions"),
+        ("tweetqa_span", tweetqa_files(train=[TWEETS[0] | {"Answer": "rome"}]), "a list of answers, found 'rome'"),
+        ("tweetqa_span", tweetqa_files() | {"data/train.json": b"no json"}, r"train\.json is not a list"),
+        ("tweetqa_span", tweetqa_files(train=TWEETS[:3]), "the archive has no articles of val"),
     ],
 )
 def test_unexpected_content(name: str, files: dict[str, bytes], message: str, tmp_path: Path) -> None:
@@ -130,8 +198,8 @@ def test_unexpected_content(name: str, files: dict[str, bytes], message: str, tm
 
 
 def test_changed_content_raises(tmp_path: Path) -> None:
-    message = r"train\.json has sha256 .*, expected 6fee8515ec65; val\.json has sha256"
-    not_got(message, "qamr", QAMR, tmp_path / "out", checked=True)
+    message = r"train\.json has sha256 .*, expected 7bc651d6aac9; val\.json has sha256"
+    not_got(message, "tweetqa_span", tweetqa_files(), tmp_path / "out", checked=True)
 
 
 # The data of the measurements: sources are rebuilt from them, and converting these must reproduce the data
@@ -195,8 +263,16 @@ def qamr(given: Path) -> dict[str, bytes]:
     }
 
 
+def tweetqa_span(given: Path) -> dict[str, bytes]:
+    rows = [
+        tweet(f" {context} ", question["question"], question["id"], f'"{question["answers"][0]["text"].lower()}".')
+        for context, question in questions_of(given)
+    ]
+    return tweetqa_files(train=[*rows, TWEETS[-1], tweet(rows[0]["Tweet"], "who?", "t9", "not in the tweet")])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rebuild", [qamr])
+@pytest.mark.parametrize("rebuild", [qamr, tweetqa_span])
 def test_splits_are_reproducible(rebuild: Any, real_data: Path, tmp_path: Path) -> None:
     """All files have the checksums of the table."""
     name = rebuild.__name__
