@@ -97,6 +97,7 @@ def sources() -> dict[str, Source]:
         "fsdd": asr.convert_fsdd,
         "qamr": qa.convert_qamr,
         "tweetqa_span": qa.convert_tweetqa,
+        "xquad_en": qa.convert_xquad,
     }
     digests = {
         "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),

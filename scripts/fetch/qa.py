@@ -134,3 +134,28 @@ def _tweet_articles(tweets: Mapping[str, list[dict[str, Any]]]) -> list[dict[str
         {"title": f"tweet_{number:05}", "paragraphs": [{"context": tweet, "qas": tweets[tweet]}]}
         for number, tweet in enumerate(sorted(tweets))
     ]
+
+
+def convert_xquad(archive: Archive, folder: Path) -> None:
+    """Split by article: XQuAD is one evaluation set. Articles neither of train nor of val are test."""
+    chosen = validation("xquad_en")
+    parts: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
+    try:
+        for article in json.loads(archive.text(r"xquad\.en\.json"))["data"]:
+            title = article["title"]
+            part = next((part for part, titles in chosen.items() if title in titles), "test")
+            paragraphs = [
+                {"context": paragraph["context"], "qas": [_xquad_question(question) for question in paragraph["qas"]]}
+                for paragraph in article["paragraphs"]
+            ]
+            parts[part].append({"paragraphs": paragraphs, "title": title})
+    except FetchError:
+        raise
+    except _LAYOUT_ERRORS as error:
+        raise FetchError(f"xquad_en: xquad.en.json does not have the layout of SQuAD v1.1 ({error!r})") from None
+    write_squad(folder, parts)
+
+
+def _xquad_question(question: Mapping[str, Any]) -> dict[str, Any]:
+    answers = [{"answer_start": answer["answer_start"], "text": answer["text"]} for answer in question["answers"]]
+    return {"answers": answers, "id": question["id"], "question": question["question"]}

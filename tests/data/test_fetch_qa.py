@@ -27,6 +27,9 @@ def parts_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def test_validation_lists() -> None:
     assert len(validation("qamr")) == len(set(validation("qamr"))) == 14
     assert len(validation("tweetqa_span")) == len(set(validation("tweetqa_span"))) == 403
+    chosen = validation("xquad_en")
+    assert {part: len(titles) for part, titles in chosen.items()} == {"train": 24, "val": 8}
+    assert not set(chosen["train"]) & set(chosen["val"])
 
 
 # QAMR: tokenized sentences
@@ -174,6 +177,32 @@ def test_tweetqa(tmp_path: Path) -> None:
     assert [answer["text"] for answer in test["paragraphs"][0]["qas"][0]["answers"]] == ["Di", "both"]
 
 
+# XQuAD: SQuAD v1.1 without parts
+
+
+def article(title: str) -> dict[str, Any]:
+    answers = [{"text": "Rome", "answer_start": 3}]
+    question = {"question": "Where?", "id": f"{title} 1", "answers": answers, "is_impossible": False}
+    return {"title": title, "paragraphs": [{"qas": [question], "context": "In Rome."}]}
+
+
+def xquad_files(*titles: str) -> dict[str, bytes]:
+    data = {"version": "1.1", "data": [article(title) for title in titles]}
+    return {"xquad.en.json": json.dumps(data, indent=2).encode(), "xquad.de.json": b"no"}
+
+
+def test_xquad(tmp_path: Path) -> None:
+    chosen = validation("xquad_en")
+    order = [chosen["val"][1], "Another", chosen["train"][2], chosen["train"][0], chosen["val"][0]]
+    folder = get("xquad_en", xquad_files(*order), tmp_path)
+    titles = {part: [article["title"] for article in articles] for part, articles in parts_of(folder).items()}
+    assert titles == {"train": [order[2], order[3]], "val": [order[0], order[4]], "test": ["Another"]}
+    assert (folder / "test.json").read_text() == (
+        '{"version":"1.1","data":[{"paragraphs":[{"context":"In Rome.","qas":[{"answers":[{"answer_start":3,'
+        '"text":"Rome"}],"id":"Another 1","question":"Where?"}]}],"title":"Another"}]}\n'
+    )
+
+
 # Unexpected content
 
 DEV, SENTENCES = "data/filtered/dev.tsv", "data/wiki-sentences.tsv"
@@ -191,6 +220,9 @@ DEV, SENTENCES = "data/filtered/dev.tsv", "data/wiki-sentences.tsv"
         ("tweetqa_span", tweetqa_files(train=[TWEETS[0] | {"Answer": "rome"}]), "a list of answers, found 'rome'"),
         ("tweetqa_span", tweetqa_files() | {"data/train.json": b"no json"}, r"train\.json is not a list"),
         ("tweetqa_span", tweetqa_files(train=TWEETS[:3]), "the archive has no articles of val"),
+        ("xquad_en", xquad_files("Another"), "the archive has no articles of train"),
+        ("xquad_en", {"xquad.en.json": b'{"data": [{"paragraphs": []}]}'}, r"layout of SQuAD v1\.1 .*'title'"),
+        ("xquad_en", {"xquad.en.json": b"[1]"}, r"layout of SQuAD v1\.1"),
     ],
 )
 def test_unexpected_content(name: str, files: dict[str, bytes], message: str, tmp_path: Path) -> None:
@@ -271,8 +303,12 @@ def tweetqa_span(given: Path) -> dict[str, bytes]:
     return tweetqa_files(train=[*rows, TWEETS[-1], tweet(rows[0]["Tweet"], "who?", "t9", "not in the tweet")])
 
 
+def xquad_en(given: Path) -> dict[str, bytes]:
+    return {"xquad.en.json": json.dumps({"data": [article("Another"), *articles_of(given)]}).encode()}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rebuild", [qamr, tweetqa_span])
+@pytest.mark.parametrize("rebuild", [qamr, tweetqa_span, xquad_en])
 def test_splits_are_reproducible(rebuild: Any, real_data: Path, tmp_path: Path) -> None:
     """All files have the checksums of the table."""
     name = rebuild.__name__
