@@ -85,7 +85,7 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """The table of data sets, by name."""
-    from scripts.fetch import asr, images, text, vqa
+    from scripts.fetch import asr, images, qa, text, vqa
 
     converters = {
         "easy_vqa": vqa.convert_easy_vqa,
@@ -96,6 +96,9 @@ def sources() -> dict[str, Source]:
         "cifar10": images.convert_cifar10,
         "camvid": images.convert_camvid,
         "fsdd": asr.convert_fsdd,
+        "qamr": qa.convert_qamr,
+        "tweetqa_span": qa.convert_tweetqa,
+        "xquad_en": qa.convert_xquad,
     }
     digests = {
         "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),
