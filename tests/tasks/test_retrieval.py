@@ -1,6 +1,7 @@
 """Retrieval: reading a corpus, both indices against naive loops, the cache, recall on real data."""
 
 import json
+import logging
 import math
 import os
 import random
@@ -535,7 +536,10 @@ def test_skipped_items_are_reported_each_time(notes: Path, caplog: pytest.LogCap
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems of other platforms refuse the name")
-def test_names_that_are_not_unicode(tmp_path: Path) -> None:
+def test_names_that_are_not_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("mmattn"), "disabled", True)  # xdist cannot send such names in a report
+    for name in ("corpus", "reading"):
+        monkeypatch.setattr(logging.getLogger(f"mmattn.tasks.common.retrieval.{name}"), "disabled", True)
     folder = tmp_path / "\udcff"
     write(folder / "\udcfe.txt", b"fine\n\nbad \xff")
     for _ in range(2):
