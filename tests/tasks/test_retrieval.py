@@ -1,7 +1,6 @@
-"""Retrieval: reading a corpus, both indices against naive loops, the cache, recall on real data."""
+"""Retrieval: both indices against naive loops, the cache, recall on real data."""
 
 import json
-import logging
 import math
 import os
 import random
@@ -16,16 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmattn.data.errors import DataError, Problems
-from mmattn.data.text.scripts import split_words
 from mmattn.tasks.common.errors import CheckpointError, missing_package
-from mmattn.tasks.common.retrieval import corpus as module, embeddings, encoder as encoder_module
-from mmattn.tasks.common.retrieval.corpus import Corpus, open_corpus, recall_at_k
+from mmattn.tasks.common.retrieval import embeddings, encoder as encoder_module
+from mmattn.tasks.common.retrieval.corpus import open_corpus, recall_at_k
 from mmattn.tasks.common.retrieval.encoder import SentenceEncoder, read_encoder
 from mmattn.tasks.common.retrieval.index import top_k
-from mmattn.tasks.common.retrieval.passages import Passage, PassageFile, write_passages
-from mmattn.tasks.common.retrieval.reading import corpus_files, divide, read_passages, words_of
+from mmattn.tasks.common.retrieval.reading import words_of
 from tests.conftest import public_weights, refused
+from tests.tasks.corpora import Hashed, write, write_notes
 
 bm25 = pytest.importorskip("mmattn.tasks.common.retrieval.bm25", exc_type=ModuleNotFoundError)
 CACHE = os.environ.get("MMATTN_CACHE")
@@ -38,161 +35,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "corpora"
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def read(path: Path, on_error: str = "raise", **options: Any) -> tuple[list[Passage], Problems]:
-    problems = Problems(on_error)
-    return list(read_passages(corpus_files(path), problems, shown=False, **options)), problems
-
-
 @pytest.fixture
 def notes(tmp_path: Path) -> Path:
-    """A folder of one file of each kind."""
-    folder = tmp_path / "notes"
-    write(folder / "history.txt", "\n\nThe mouse ran.\nIt was late.\n \n---\n\nA cat, two cats and a mouse.\r\n")
-    write(folder / "deep/er/page.md", "# Rivers\n\nThe Danube is a river.")
-    write(folder / "rows.jsonl", '{"text": "A dog barks.", "title": "Dogs", "id": 7}\n\n{"context": "The zebra."}\n')
-    write(folder / "cells.csv", 'id,text\nx,"A quoted\nmouse"\n')
-    write(folder / "tabs.tsv", 'title\tcontext\nOld  "Rome"\tSeven hills.\n')
-    write(folder / "lines.json", '{"text": "one row a line"}\n{"text": "another row"}\n')
-    paragraphs = [{"context": "Warsaw lies there.", "qas": []}, {"context": "Warsaw lies there."}, {"context": "Two."}]
-    write(folder / "squad.json", json.dumps({"data": [{"title": "Warsaw", "paragraphs": paragraphs}]}, indent=1))
-    write(folder / ".hidden/a.txt", "hidden")
-    write(folder / "photo.jpg", b"\xff")
-    write(folder / "empty.txt", "")
-    return folder
-
-
-# Reading --------------------------------------------------------------------------------------------------------------
-
-
-def test_passages_and_sources_of_all_formats(notes: Path) -> None:
-    found, problems = read(notes)
-    assert {passage.source: passage.text for passage in found} == {
-        "cells.csv, line 2 (x)": "A quoted\nmouse",
-        "deep/er/page.md, paragraph 1": "# Rivers",
-        "deep/er/page.md, paragraph 2": "The Danube is a river.",
-        "history.txt, paragraph 1": "The mouse ran.\nIt was late.",
-        "history.txt, paragraph 3": "A cat, two cats and a mouse.",  # the second has no words
-        "lines.json, line 1": "one row a line",
-        "lines.json, line 2": "another row",
-        "rows.jsonl, line 1 (Dogs)": "A dog barks.",
-        "rows.jsonl, line 3": "The zebra.",
-        "squad.json, article 1, paragraph 1 (Warsaw)": "Warsaw lies there.",
-        "squad.json, article 1, paragraph 3 (Warsaw)": "Two.",
-        'tabs.tsv, line 2 (Old "Rome")': "Seven hills.",
-    }
-    assert not problems.items
-    assert [(p.id, p.searched) for p in found if p.title == "Dogs"] == [("7", "Dogs\nA dog barks.")]
-    assert next(passage.source for passage in read(notes / "history.txt")[0]) == "history.txt, paragraph 1"
-
-
-@pytest.mark.parametrize("max_words", [1, 5, 12, 1000])
-def test_division(max_words: int) -> None:
-    """Parts have at most max_words words and keep all; they end at sentences where these are not longer."""
-    draw = random.Random(max_words)
-    sentences = [f"Xy{draw.randrange(9)}" + " bbb" * draw.randint(0, 8) + "." for _ in range(40)]
-    text = "".join(sentence + draw.choice([" ", "\n"]) for sentence in sentences).strip()
-    parts = divide(text, max_words)
-    assert all(1 <= len(words_of(part)) <= max_words for part in parts)
-    assert [word for part in parts for word in part.split()] == text.split()
-    if max_words >= 9:
-        assert all(part.endswith(".") for part in parts)
-        for part, following in pairwise(parts):  # the next sentence had no room
-            assert len(words_of(part)) + len(words_of(following.split(".")[0])) > max_words
-
-
-def test_division_of_scripts_without_spaces() -> None:
-    sentence = "我们去了河边。"  # six words
-    assert divide(sentence * 5, 13) == [sentence * 2, sentence * 2, sentence]
-    assert divide("河" * 25, 10) == ["河" * 10, "河" * 10, "河" * 5]
-
-
-def test_parts_are_numbered(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "Short.\n\nIt rained all day. We stayed in.\nNobody came.")
-    found, _ = read(path, max_words=6)
-    assert [(p.place, p.text) for p in found] == [
-        ("paragraph 1", "Short."),
-        ("paragraph 2, part 1", "It rained all day."),
-        ("paragraph 2, part 2", "We stayed in.\nNobody came."),
-    ]
-
-
-def test_paragraph_longer_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmattn.tasks.common.retrieval.reading.LONGEST", 20)
-    found, _ = read(write(tmp_path / "a.txt", "one line of text\n" * 5))
-    assert [p.text.count("\n") for p in found] == [1, 1, 0]
-
-
-def test_words_are_those_of_the_whole_text() -> None:
-    for text in (
-        "".join(map(chr, range(128))),
-        "It's 3_4 O'CLOCK-ish",
-        "Straße, naïve_CAFE\u0301! don't",
-        "हिन्दी 中文\u3000ΟΔΟΣ ﬁne",
-        "soft\u00adhyphen\u00a0½ \u00b4",
-        "",
-    ):
-        assert words_of(text) == split_words(text)
-
-
-BAD = [
-    ("a.txt", b"fine\n\nthe ca\xe9 is here\n\nlast", r"a\.txt, line 3: expected UTF-8 text, found the byte 0xe9", 2),
-    ("a.txt", "wide".encode("utf-16"), r"a\.txt: expected UTF-8 text, found UTF-16", 0),
-    ("a.jsonl", '{"text": "a b"}\n{"txt": "c"}\n', r"a\.jsonl, line 2: expected the key text, found txt", 1),
-    ("a.jsonl", '{"text": "a b"}\n{"text": 3}\n', r"a\.jsonl, line 2: expected a text under text, found 3", 1),
-    (
-        "a.jsonl",
-        '{"text": "a b"}\n{"text": " "}\nnone\n',
-        r"a\.jsonl, line 2: expected a text under text, found ' '",
-        1,
-    ),
-    ("a.csv", "id,body\n1,b\n", r"a\.csv, header: expected the column text", 0),
-    ("a.csv", "", r"a\.csv: expected a file with content, found an empty file", 0),
-    ("a.json", "{}", r"a\.json, line 1: expected the key text, found none", 0),
-    ("a.json", '[{"text": "a"}]', r"a\.json: expected a list of SQuAD's articles under data, or rows, one a line", 0),
-    ("a.json", '{"data": [{"paragraphs": [{}, {"context": "c"}]}]}', r"article 1, paragraph 1: expected a text", 1),
-    ("a.json", '{"data": [5, {"paragraphs": []}]}', r"article 1: expected a list under paragraphs, found 5", 0),
-    ("a.json", '{\n"data": [}', r"a\.json, line 2, column 10: expected JSON", 0),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "message", "kept"), BAD)
-def test_errors_name_file_and_item(name: str, content: str | bytes, message: str, kept: int, tmp_path: Path) -> None:
-    path = write(tmp_path / "c" / name, content)
-    refused(message, read, path)
-    found, problems = read(path, "skip")
-    assert len(found) == kept
-    assert problems.items
-    if not kept:
-        refused(r"c: expected at least one passage, found none; .*a\.", open_corpus, path.parent, on_error="skip")
-
-
-def test_missing_and_empty_corpora(tmp_path: Path) -> None:
-    refused("nowhere: expected a corpus: a file or a folder of files, found no such file", corpus_files, "nowhere")
-    refused(r"expected a folder with files of texts \(.txt, .md", corpus_files, tmp_path)
-    refused("the ending '.jpg'", corpus_files, write(tmp_path / "a.jpg", "a"))
-    refused(r"a\.txt: expected at least one passage, found none$", open_corpus, write(tmp_path / "a.txt", " \n"))
-    link = tmp_path / "links" / "a.txt"
-    link.parent.mkdir()
-    link.symlink_to(tmp_path / "gone.txt")
-    write(link.parent / "b.txt", "here")
-    refused(r"a\.txt: expected a file, found no such file", open_corpus, link.parent)
-    corpus = open_corpus(link.parent, on_error="skip")
-    assert (len(corpus), len(corpus.skipped)) == (1, 1)
-
-
-def test_passages_are_read_from_disk(tmp_path: Path) -> None:
-    given = [Passage("text\n中", "a.txt", "paragraph 1"), Passage("", "\udcff.txt", "line 2", "t", "i")]
-    assert write_passages(tmp_path, iter(given)) == 2
-    found = PassageFile(tmp_path)
-    assert list(found) == given
-    assert isinstance(found.offsets, np.memmap)
-    refused("passage 2 of 2", found.__getitem__, 2, error=IndexError)
+    return write_notes(tmp_path / "notes")
 
 
 # BM25 -----------------------------------------------------------------------------------------------------------------
@@ -306,21 +151,6 @@ def test_missing_library(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # Embeddings -----------------------------------------------------------------------------------------------------------
 
 
-class Hashed:
-    """Vectors that depend on the words of a text."""
-
-    fingerprint = "hashed"
-    calls = 0
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        self.calls += len(texts)
-        vectors = np.zeros((len(texts), 16), np.float32)
-        for vector, text in zip(vectors, texts, strict=True):
-            for word in words_of(text):
-                vector += np.random.default_rng(list(word.encode())).standard_normal(16)
-        return 3 * vectors  # the index normalizes
-
-
 def test_embeddings_equal_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several blocks of passages and questions; the memory holds one of each."""
     for name, value in (("BATCH", 7), ("BLOCK", 10), ("QUESTIONS", 3)):
@@ -425,127 +255,6 @@ def test_minilm_finds_by_meaning(notes: Path, monkeypatch: pytest.MonkeyPatch) -
     assert encoder.max_tokens == 256
     corpus = open_corpus(notes, "embeddings", encoder)
     assert corpus.search(["Which stream flows there?"], 1)[0][0].passage.text == "The Danube is a river."
-
-
-# The cache ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows by one for each index that is built."""
-    found: list[str] = []
-
-    def record(*given: Any) -> int:
-        found.append("built")
-        return write_passages(*given)
-
-    monkeypatch.setattr(module, "write_passages", record)
-    return found
-
-
-def same(first: Corpus, second: Corpus) -> bool:
-    return first.search(QUESTIONS) == second.search(QUESTIONS) and list(first.passages) == list(second.passages)
-
-
-def test_cache_is_reused_until_a_file_changes(notes: Path, cache: Path, built: list[str]) -> None:
-    first = open_corpus(notes)
-    assert same(first, open_corpus(str(notes)))
-    (notes / "history.txt").touch()  # the content decides
-    assert same(first, open_corpus(notes))
-    moved = notes.rename(notes.with_name("moved"))
-    assert same(first, open_corpus(moved))
-    assert len(built) == len(list(cache.iterdir())) == 1
-    write(moved / "history.txt", "A giraffe.")
-    assert open_corpus(moved).search(["giraffe"])[0]
-    write(moved / "history.txt", "A gorilla.")  # as many bytes
-    assert not open_corpus(moved).search(["giraffe"])[0]
-    (moved / "history.txt").rename(moved / "past.txt")
-    assert open_corpus(moved).search(["gorilla"])[0][0].passage.file == "past.txt"
-    assert len(built) == 4
-    assert len(list(cache.iterdir())) == 2, "the first, of the former path, and the last; the others are outdated"
-    assert len(first.search(["mouse"])[0]) == 3, "open files outlive the entry"
-
-
-def test_options_have_entries_of_their_own(notes: Path, cache: Path, built: list[str]) -> None:
-    every: list[dict[str, Any]] = [
-        {},
-        {"k1": 2},
-        {"b": 0},
-        {"stop_words": "en"},
-        {"max_words": 9},
-        {"on_error": "skip"},
-    ]
-    for options in [*every, *every]:
-        open_corpus(notes, **options)
-    other = Hashed()
-    other.fingerprint = "other"
-    for encoder in (Hashed(), other, Hashed()):
-        open_corpus(notes, "embeddings", encoder)
-    assert len(built) == len(list(cache.iterdir())) == len(every) + 2
-
-
-@pytest.mark.parametrize("kind", ["bm25", "embeddings"])
-@pytest.mark.parametrize("damage", ["truncate", "remove", "garbage"])
-def test_damaged_entry_is_built_again(
-    damage: str, kind: str, notes: Path, cache: Path, built: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    encoder = Hashed() if kind == "embeddings" else None
-    first = open_corpus(notes, kind, encoder)
-    files = [file.relative_to(first.folder) for file in first.folder.rglob("*") if file.is_file()]
-    for name in files:
-        file = first.folder / name
-        if damage == "remove":
-            file.unlink()
-        elif damage == "truncate":
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        elif name.name in ("corpus.json", "vocab.index.json", "offsets.npy", "vectors.npy"):
-            file.write_bytes(b"?" * file.stat().st_size)
-        else:
-            continue
-        caplog.clear()
-        before = len(built)
-        assert open_corpus(notes, kind, encoder).search(QUESTIONS)
-        assert len(built) == before + 1, name
-        assert "a damaged index in the cache is made again" in caplog.text
-    passages = first.folder / "passages.jsonl"
-    passages.write_bytes(b"?" * passages.stat().st_size)
-    message = r"passages.jsonl, line \d+: expected a passage, found .*; remove the folder"
-    refused(message, open_corpus(notes, kind, encoder).search, ["mouse"], error=DataError)
-
-
-def test_interrupted_build_leaves_nothing(notes: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(bm25.Counts, "fill", fail)
-        refused("^$", open_corpus, notes, error=KeyboardInterrupt)
-    assert list(cache.iterdir()) == []
-    assert open_corpus(notes).search(["mouse"])
-
-
-def test_skipped_items_are_reported_each_time(notes: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write(notes / "rows.jsonl", '{"text": "fine"}\n{"txt": "not"}\n')
-    refused("rows.jsonl, line 2", open_corpus, notes)
-    for _ in range(2):
-        caplog.clear()
-        corpus = open_corpus(notes, on_error="skip")
-        assert "excluded 1 bad item, kept 11" in caplog.text
-        assert [item for item, _ in corpus.skipped] == [f"{notes / 'rows.jsonl'}, line 2"]
-    refused("rows.jsonl, line 2", open_corpus, notes)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="file systems of other platforms refuse the name")
-def test_names_that_are_not_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("mmattn"), "disabled", True)  # xdist cannot send such names in a report
-    for name in ("corpus", "reading"):
-        monkeypatch.setattr(logging.getLogger(f"mmattn.tasks.common.retrieval.{name}"), "disabled", True)
-    folder = tmp_path / "\udcff"
-    write(folder / "\udcfe.txt", b"fine\n\nbad \xff")
-    for _ in range(2):
-        corpus = open_corpus(folder, on_error="skip")
-        assert corpus.search(["fine"])[0][0].passage.file == "\udcfe.txt"
-        assert len(corpus.skipped) == 1
 
 
 # Recall ---------------------------------------------------------------------------------------------------------------
