@@ -143,11 +143,20 @@ class TokenIds:
         if cut and not self.truncated:
             logger.warning("truncated to %d tokens (reported once): %s", limit, shorten(cut[0]))
         self.truncated += len(cut)
-        length = max(1, max(map(len, rows), default=1))
-        padded = [[*row, *[self.pad_id] * (length - len(row))] for row in rows]
-        ids = torch.tensor(padded, dtype=torch.long).reshape(len(rows), length)
-        key_mask = torch.arange(length) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
-        return ids, key_mask  # (B, L), (B, L)
+        return pad_rows(rows, self.pad_id)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pads rows of ids to the longest; see ``TokenIds.encode_batch``, which returns the same.
+
+    >>> pad_rows([[5, 6], [7]], 0)[0].tolist()
+    [[5, 6], [7, 0]]
+    """
+    length = max(1, max(map(len, rows), default=1))
+    padded = [[*row, *[pad_id] * (length - len(row))] for row in rows]
+    ids = torch.tensor(padded, dtype=torch.long).reshape(len(rows), length)
+    key_mask = torch.arange(length) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+    return ids, key_mask  # (B, L), (B, L)
 
 
 class TextProcessor(TokenIds):

@@ -234,6 +234,16 @@ def test_embeddings_equal_transformers(bert: Path, monkeypatch: pytest.MonkeyPat
     assert encoder.fingerprint != SentenceEncoder(encoder.model, encoder.tokenizer, 40).fingerprint
 
 
+@pytest.mark.parity
+def test_embeddings_of_another_size_than_the_states(bert: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ElectraConfig(vocab_size=12, embedding_size=10, max_position_embeddings=40, **sizes)
+    transformers.ElectraModel(config).save_pretrained(tmp_path)
+    shutil.copy(bert / "tokenizer.json", tmp_path)
+    assert read_encoder(str(tmp_path))(["a b", "c"]).shape == (2, 24)
+
+
 def test_encoders_of_other_kinds(bert: Path, tmp_path: Path) -> None:
     message = "expected a public encoder such as minilm, found a model of mmattn"
     refused(message, read_encoder, "vqa/demo", error=CheckpointError)

@@ -15,6 +15,7 @@ from mmattn.building import build_for
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.readers import read_settings
 from mmattn.data.text.pretrained import LAYOUTS, PublicText, read_public
+from mmattn.data.text.tokenizer import pad_rows
 from mmattn.tasks.common.checkpoint import load_weights
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.finetune import read_network
@@ -53,20 +54,18 @@ class SentenceEncoder:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the vectors of texts (N, E) in single precision."""
         rows = [self._encode(text) for text in texts]
-        found = torch.zeros(len(rows), self.model.embedding.embedding_dim)
+        found = torch.zeros(len(rows), self.model.embed_dim)
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
         device = self.model.embedding.weight.device
         for first in range(0, len(order), BATCH):
             batch = order[first : first + BATCH]
-            lengths = torch.tensor([len(rows[number]) for number in batch])
-            longest = int(lengths[-1])
-            pad = self.tokenizer.pad_id
-            ids = torch.tensor([rows[number] + [pad] * (longest - len(rows[number])) for number in batch])  # (B, L)
-            key_mask = (torch.arange(longest) < lengths[:, None]).to(device)  # (B, L)
-            found[batch] = sentence_embedding(self.model(ids.to(device), key_mask).states, key_mask).float().cpu()
+            ids, key_mask = pad_rows([rows[number] for number in batch], self.tokenizer.pad_id)
+            ids, key_mask = ids.to(device), key_mask.to(device)  # (B, L), (B, L)
+            found[batch] = sentence_embedding(self.model(ids, key_mask).states, key_mask).float().cpu()
         return found.numpy()
 
     def _encode(self, text: str) -> list[int]:
+        # Not by `encode_batch`, whose cache of all texts would grow with the corpus.
         first, last = self.tokenizer.prefix_ids, self.tokenizer.eos_id
         room = self.max_tokens - len(first) - 1
         return [*first, *self.tokenizer.encode(text)[:room], last]
@@ -76,7 +75,7 @@ def read_encoder(name: str = "minilm", device: str = "cpu") -> SentenceEncoder:
     """Reads a public encoder for sentence embeddings.
 
     Args:
-        name: A source of BERT, RoBERTa or DistilBERT, see `mmattn.tasks.common.sources`.
+        name: A source of BERT, RoBERTa, DistilBERT or ELECTRA, see `mmattn.tasks.common.sources`.
         device: Device of the model.
 
     Raises:
@@ -92,7 +91,7 @@ def read_encoder(name: str = "minilm", device: str = "cpu") -> SentenceEncoder:
         tokenizer, _ = read_public(source.folder)
     except DataError as error:
         raise CheckpointError(f"{error}.") from None
-    converted = read_network(source, BertEncoder, "BERT, RoBERTa or DistilBERT")
+    converted = read_network(source, BertEncoder, "BERT, RoBERTa, DistilBERT or ELECTRA")
     try:
         model = build_for(converted.state, lambda keywords: BertEncoder(**keywords), converted.keywords)
     except ValueError as error:
