@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ UNSPACED = frozenset(
     {HAN, *KANA, "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE", "BALINESE"}
 )  # between words
 LATIN = "LATIN"
+_ASCII_WORD = re.compile("[a-z0-9]+")
 
 
 @lru_cache(maxsize=100_000)
@@ -48,9 +50,16 @@ def split_words(text: str) -> list[str]:
     >>> split_words("Мы видели 2 भाषाएँ: 中文。")
     ['мы', 'видели', '2', 'भाषाएँ', '中', '文']
     """
+    if text.isascii():  # several times as fast, and equal
+        return _ASCII_WORD.findall(text.lower())
+    return [word for part in text.split() for word in _words(part)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _words(part: str) -> tuple[str, ...]:
     found: list[str] = []
     inside = alone = False  # whether the last character belongs to a word, and whether that word ends with it
-    for character in unicodedata.normalize("NFKC", text).lower():
+    for character in unicodedata.normalize("NFKC", part).lower():
         category = unicodedata.category(character)
         if category == "Cf":  # joiners and soft hyphens, which do not end a word
             continue
@@ -65,4 +74,4 @@ def split_words(text: str) -> list[str]:
             inside = True
         else:
             inside = alone = False
-    return found
+    return tuple(found)

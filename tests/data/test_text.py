@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmattn.data.text.scripts import _words, split_words
 from mmattn.data.text.sentences import read_sentences, split_sentences
 from mmattn.data.text.tokenizer import KINDS, SPECIAL_TOKENS, TextProcessor
 from tests.conftest import refused
@@ -165,3 +166,19 @@ def test_file_without_texts_raises(name: str, content: str, message: str, tmp_pa
 )
 def test_sentence_splitting(text: str, sentences: list[str]) -> None:
     assert [text[start:end] for start, end in split_sentences(text)] == sentences
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(map(chr, range(128))),
+        "It's 3_4 O'CLOCK-ish",
+        "Straße, naïve_CAFE\u0301! don't",
+        "हिन्दी 中文\u3000ΟΔΟΣ ﬁne",
+        "soft\u00adhyphen\u00a0½ \u00b4",
+        "",
+    ],
+)
+def test_words_by_parts_are_those_of_the_whole_text(text: str) -> None:
+    """And those of ASCII, which are found by a pattern, are those of the rules for all scripts."""
+    assert split_words(text) == list(_words.__wrapped__(text))

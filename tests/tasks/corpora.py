@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mmattn.data.errors import Problems
+from mmattn.data.text.scripts import split_words
 from mmattn.tasks.common.retrieval.passages import Passage
-from mmattn.tasks.common.retrieval.reading import corpus_files, read_passages, words_of
+from mmattn.tasks.common.retrieval.reading import corpus_files, read_passages
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -51,6 +52,6 @@ class Hashed:
         self.calls += len(texts)
         vectors = np.zeros((len(texts), 16), np.float32)
         for vector, text in zip(vectors, texts, strict=True):
-            for word in words_of(text):
+            for word in split_words(text):
                 vector += np.random.default_rng(list(word.encode())).standard_normal(16)
         return 3 * vectors  # the index normalizes

@@ -10,7 +10,7 @@ import pytest
 from mmattn.data.text.scripts import split_words
 from mmattn.tasks.common.retrieval.corpus import open_corpus
 from mmattn.tasks.common.retrieval.passages import Passage, PassageFile, write_passages
-from mmattn.tasks.common.retrieval.reading import corpus_files, divide, words_of
+from mmattn.tasks.common.retrieval.reading import corpus_files, divide
 from tests.conftest import refused
 from tests.tasks.corpora import read, write, write_notes
 
@@ -56,12 +56,12 @@ def test_division(max_words: int) -> None:
     sentences = [f"Xy{draw.randrange(9)}" + " bbb" * draw.randint(0, 8) + "." for _ in range(40)]
     text = "".join(sentence + draw.choice([" ", "\n"]) for sentence in sentences).strip()
     parts = divide(text, max_words)
-    assert all(1 <= len(words_of(part)) <= max_words for part in parts)
+    assert all(1 <= len(split_words(part)) <= max_words for part in parts)
     assert [word for part in parts for word in part.split()] == text.split()
     if max_words >= 9:
         assert all(part.endswith(".") for part in parts)
         for part, following in pairwise(parts):  # the next sentence had no room
-            assert len(words_of(part)) + len(words_of(following.split(".")[0])) > max_words
+            assert len(split_words(part)) + len(split_words(following.split(".")[0])) > max_words
 
 
 def test_division_of_scripts_without_spaces() -> None:
@@ -84,18 +84,6 @@ def test_paragraph_longer_than_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("mmattn.tasks.common.retrieval.reading.LONGEST", 20)
     found, _ = read(write(tmp_path / "a.txt", "one line of text\n" * 5))
     assert [p.text.count("\n") for p in found] == [1, 1, 0]
-
-
-def test_words_are_those_of_the_whole_text() -> None:
-    for text in (
-        "".join(map(chr, range(128))),
-        "It's 3_4 O'CLOCK-ish",
-        "Straße, naïve_CAFE\u0301! don't",
-        "हिन्दी 中文\u3000ΟΔΟΣ ﬁne",
-        "soft\u00adhyphen\u00a0½ \u00b4",
-        "",
-    ):
-        assert words_of(text) == split_words(text)
 
 
 BAD = [

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmattn.data.text.scripts import split_words
 from mmattn.tasks.common.errors import CheckpointError, missing_package
 from mmattn.tasks.common.retrieval import embeddings, encoder as encoder_module
 from mmattn.tasks.common.retrieval.corpus import open_corpus, recall_at_k
 from mmattn.tasks.common.retrieval.encoder import SentenceEncoder, read_encoder
 from mmattn.tasks.common.retrieval.index import top_k
-from mmattn.tasks.common.retrieval.reading import words_of
 from tests.conftest import public_weights, refused
 from tests.tasks.corpora import Hashed, write, write_notes
 
@@ -45,12 +45,12 @@ def notes(tmp_path: Path) -> Path:
 
 def naive_bm25(texts: Sequence[str], question: str, k1: float = 1.5, b: float = 0.75) -> list[float]:
     """The formula, word by word."""
-    words = [words_of(text) for text in texts]
+    words = [split_words(text) for text in texts]
     mean = sum(map(len, words)) / len(words)
     scores = []
     for passage in words:
         score = 0.0
-        for word in words_of(question):
+        for word in split_words(question):
             containing = sum(word in other for other in words)
             times = passage.count(word)
             idf = math.log(1 + (len(words) - containing + 0.5) / (containing + 0.5))
@@ -96,9 +96,9 @@ def test_blockwise_scores_equal_the_library(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(bm25, "BLOCK", 64)
     corpus = open_corpus(rows(tmp_path / "a.jsonl", texts))
     theirs = bm25s.BM25()
-    theirs.index([words_of(text) for text in texts], show_progress=False)
+    theirs.index([split_words(text) for text in texts], show_progress=False)
     for question in ("w1 w2", "w30 w4 w4"):
-        expected = theirs.get_scores(words_of(question))
+        expected = theirs.get_scores(split_words(question))
         found = np.zeros(len(texts))
         for number, score in corpus.index.search([question], len(texts))[0]:
             found[number] = score

@@ -15,10 +15,10 @@ from bm25s.stopwords import STOPWORDS_EN
 from numpy.lib.format import open_memmap
 
 from mmattn.data.errors import DataError
+from mmattn.data.text.scripts import split_words
 from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.retrieval.index import Hit, top_k
 from mmattn.tasks.common.retrieval.passages import PassageFile
-from mmattn.tasks.common.retrieval.reading import words_of
 
 BLOCK = 1 << 20  # words of the passages that are counted at once
 STOP_WORDS = {None: frozenset[str](), "en": frozenset(STOPWORDS_EN)}
@@ -60,7 +60,7 @@ class BM25Index:
 
     def words(self, text: str) -> list[str]:
         """Returns the words of a text that count, lower-cased."""
-        return [word for word in words_of(text) if word not in STOP_WORDS[self.stop_words]]
+        return [word for word in split_words(text) if word not in STOP_WORDS[self.stop_words]]
 
     def build(self, folder: Path, passages: PassageFile, shown: bool = True) -> None:
         """See `Index`; in memory are the vocabulary, `BLOCK` words, and a few numbers a passage."""

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ ENDINGS = (*TEXTS, *TABLES)
 KEYS = ("text", "context", "title", "id")  # of rows
 MAX_WORDS = 200
 LONGEST = 1 << 20  # characters of a paragraph in memory; a longer one is taken as several
-_ASCII = re.compile("[a-z0-9]+")  # words
 _BYTE = re.compile("[\udc80-\udcff]")  # one that is not UTF-8, as `stream_lines` has it
 _STOP = re.compile(r"(?<=[。！？｡।॥؟۔])\s*")  # full stops that `split_sentences` does not know
 
@@ -77,29 +75,17 @@ def read_passages(
             problems.take(str(path), DataError(str(path), "a readable file", error.strerror or shorten(str(error))))
 
 
-@lru_cache(maxsize=1 << 16)
-def _words(part: str) -> tuple[str, ...]:
-    return tuple(split_words(part))
-
-
-def words_of(text: str) -> list[str]:
-    """Returns the words of a text as `split_words` does, those in ASCII eight times as fast."""
-    if text.isascii():
-        return _ASCII.findall(text.lower())
-    return [word for part in text.split() for word in _words(part)]
-
-
 def divide(text: str, max_words: int) -> list[str]:
     """Divides a text into parts of at most `max_words` words, between sentences where these are not longer.
 
     >>> divide("It rained. We stayed in all day! So what?", 7)
     ['It rained. We stayed in all day!', 'So what?']
     """
-    if len(words_of(text)) <= max_words:
+    if len(split_words(text)) <= max_words:
         return [text]
     parts, start, end, count = [], 0, 0, 0
     for first, last in _units(text, max_words):
-        words = len(words_of(text[first:last]))
+        words = len(split_words(text[first:last]))
         if count + words > max_words and end > start:
             parts.append(text[start:end])
             start, count = first, 0
@@ -116,11 +102,11 @@ def _units(text: str, max_words: int) -> Iterator[Span]:
     for first, last in split_sentences(plain):
         stops = (first + match.end() for match in _STOP.finditer(plain[first:last]))
         for start, end in pairwise([first, *stops, last]):
-            if len(words_of(text[start:end])) <= max_words:
+            if len(split_words(text[start:end])) <= max_words:
                 yield start, end
                 continue
             for match in re.finditer(r"\S+", text[start:end]):
-                size = max_words if len(words_of(match.group())) > max_words else len(match.group())
+                size = max_words if len(split_words(match.group())) > max_words else len(match.group())
                 for at in range(start + match.start(), start + match.end(), size):
                     yield at, min(at + size, start + match.end())
 
@@ -146,7 +132,7 @@ def _paragraph(
         if (byte := _BYTE.search(content)) is not None:
             problems.add(f"{path}, line {line}", "UTF-8 text", f"the byte 0x{ord(byte.group()) & 0xFF:02x}")
             return
-    parts = [part for part in divide("\n".join(content for _, content in lines), max_words) if words_of(part)]
+    parts = [part for part in divide("\n".join(content for _, content in lines), max_words) if split_words(part)]
     for part, text in enumerate(parts, start=1):
         place = f"paragraph {number}" + (f", part {part}" if len(parts) > 1 else "")
         yield Passage(text, name, place)
@@ -169,7 +155,7 @@ def _rows(name: str, path: Path, problems: Problems) -> Iterator[Passage]:
             report_missing(path, where, row, KEYS[:1], KEYS, problems)
         elif not isinstance(row[key], str) or is_broken(row[key]) or not row[key].strip():
             problems.add(where, f"a text under {key}", shorten(row[key]))
-        elif words_of(row[key]):
+        elif split_words(row[key]):
             yield Passage(row[key], name, f"line {line}", _label(row, "title"), _label(row, "id"))
 
 
@@ -195,6 +181,6 @@ def _squad(name: str, path: Path, problems: Problems) -> Iterator[Passage]:
             context = paragraph.get("context") if isinstance(paragraph, dict) else None
             if not isinstance(context, str) or is_broken(context) or not context.strip():
                 problems.add(f"{path}, {place}", "a text under context", shorten(paragraph))
-            elif context not in seen and words_of(context):
+            elif context not in seen and split_words(context):
                 seen.add(context)
                 yield Passage(context, name, place, _label(article, "title"))
