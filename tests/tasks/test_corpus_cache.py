@@ -12,21 +12,11 @@ from mmattn.tasks.common.retrieval import corpus as module
 from mmattn.tasks.common.retrieval.corpus import Corpus, open_corpus
 from mmattn.tasks.common.retrieval.passages import write_passages
 from tests.conftest import refused
-from tests.tasks.corpora import Hashed, write, write_notes
+from tests.tasks.corpora import Hashed, write
 
+pytestmark = pytest.mark.usefixtures("corpora")
 bm25 = pytest.importorskip("mmattn.tasks.common.retrieval.bm25", exc_type=ModuleNotFoundError)
 QUESTIONS = ("mouse and cat", "the the river", "nothing known", "zebra")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MMATTN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "corpora"
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    return write_notes(tmp_path / "notes")
 
 
 @pytest.fixture
@@ -46,14 +36,14 @@ def same(first: Corpus, second: Corpus) -> bool:
     return first.search(QUESTIONS) == second.search(QUESTIONS) and list(first.passages) == list(second.passages)
 
 
-def test_cache_is_reused_until_a_file_changes(notes: Path, cache: Path, built: list[str]) -> None:
+def test_cache_is_reused_until_a_file_changes(notes: Path, corpora: Path, built: list[str]) -> None:
     first = open_corpus(notes)
     assert same(first, open_corpus(str(notes)))
     (notes / "history.txt").touch()  # the content decides
     assert same(first, open_corpus(notes))
     moved = notes.rename(notes.with_name("moved"))
     assert same(first, open_corpus(moved))
-    assert len(built) == len(list(cache.iterdir())) == 1
+    assert len(built) == len(list(corpora.iterdir())) == 1
     write(moved / "history.txt", "A giraffe.")
     assert open_corpus(moved).search(["giraffe"])[0]
     write(moved / "history.txt", "A gorilla.")  # as many bytes
@@ -61,17 +51,13 @@ def test_cache_is_reused_until_a_file_changes(notes: Path, cache: Path, built: l
     (moved / "history.txt").rename(moved / "past.txt")
     assert open_corpus(moved).search(["gorilla"])[0][0].passage.file == "past.txt"
     assert len(built) == 4
-    assert len(list(cache.iterdir())) == 2, "the first, of the former path, and the last; the others are outdated"
+    assert len(list(corpora.iterdir())) == 2, "the first, of the former path, and the last; the others are outdated"
     assert len(first.search(["mouse"])[0]) == 3, "open files outlive the entry"
 
 
-def test_options_have_entries_of_their_own(notes: Path, cache: Path, built: list[str]) -> None:
+def test_options_have_entries_of_their_own(notes: Path, corpora: Path, built: list[str]) -> None:
     every: list[dict[str, Any]] = [
         {},
-        {"k1": 2},
-        {"b": 0},
-        {"stop_words": "en"},
-        {"max_words": 9},
         {"on_error": "skip"},
     ]
     for options in [*every, *every]:
@@ -80,13 +66,13 @@ def test_options_have_entries_of_their_own(notes: Path, cache: Path, built: list
     other.fingerprint = "other"
     for encoder in (Hashed(), other, Hashed()):
         open_corpus(notes, "embeddings", encoder)
-    assert len(built) == len(list(cache.iterdir())) == len(every) + 2
+    assert len(built) == len(list(corpora.iterdir())) == len(every) + 2
 
 
 @pytest.mark.parametrize("kind", ["bm25", "embeddings"])
 @pytest.mark.parametrize("damage", ["truncate", "remove", "garbage"])
 def test_damaged_entry_is_built_again(
-    damage: str, kind: str, notes: Path, cache: Path, built: list[str], caplog: pytest.LogCaptureFixture
+    damage: str, kind: str, notes: Path, corpora: Path, built: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     encoder = Hashed() if kind == "embeddings" else None
     first = open_corpus(notes, kind, encoder)
@@ -112,14 +98,14 @@ def test_damaged_entry_is_built_again(
     refused(message, open_corpus(notes, kind, encoder).search, ["mouse"], error=DataError)
 
 
-def test_interrupted_build_leaves_nothing(notes: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_build_leaves_nothing(notes: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(bm25.Counts, "fill", fail)
         refused("^$", open_corpus, notes, error=KeyboardInterrupt)
-    assert list(cache.iterdir()) == []
+    assert list(corpora.iterdir()) == []
     assert open_corpus(notes).search(["mouse"])
 
 

@@ -12,20 +12,10 @@ from mmattn.tasks.common.retrieval.corpus import open_corpus
 from mmattn.tasks.common.retrieval.passages import Passage, PassageFile, write_passages
 from mmattn.tasks.common.retrieval.reading import corpus_files, divide
 from tests.conftest import refused
-from tests.tasks.corpora import read, write, write_notes
+from tests.tasks.corpora import read, write
 
+pytestmark = pytest.mark.usefixtures("corpora")
 bm25 = pytest.importorskip("mmattn.tasks.common.retrieval.bm25", exc_type=ModuleNotFoundError)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MMATTN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "corpora"
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    return write_notes(tmp_path / "notes")
 
 
 def test_passages_and_sources_of_all_formats(notes: Path) -> None:

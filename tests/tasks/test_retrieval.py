@@ -1,4 +1,4 @@
-"""Retrieval: both indices against naive loops, the cache, recall on real data."""
+"""Retrieval: both indices against naive loops, the encoder, recall on real data."""
 
 import json
 import math
@@ -21,23 +21,14 @@ from mmattn.tasks.common.retrieval import embeddings, encoder as encoder_module
 from mmattn.tasks.common.retrieval.corpus import open_corpus, recall_at_k
 from mmattn.tasks.common.retrieval.encoder import SentenceEncoder, read_encoder
 from mmattn.tasks.common.retrieval.index import top_k
+from mmattn.tasks.common.retrieval.passages import Passage, PassageFile, write_passages
 from tests.conftest import public_weights, refused
-from tests.tasks.corpora import Hashed, write, write_notes
+from tests.tasks.corpora import Hashed, write
 
+pytestmark = pytest.mark.usefixtures("corpora")
 bm25 = pytest.importorskip("mmattn.tasks.common.retrieval.bm25", exc_type=ModuleNotFoundError)
 CACHE = os.environ.get("MMATTN_CACHE")
 QUESTIONS = ("mouse and cat", "the the river", "nothing known", "zebra")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MMATTN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "corpora"
-
-
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    return write_notes(tmp_path / "notes")
 
 
 # BM25 -----------------------------------------------------------------------------------------------------------------
@@ -77,15 +68,19 @@ def test_bm25_equals_the_formula(
     """With passages in one block, in several, and in one each; missing words, repeated words and ties included."""
     monkeypatch.setattr(bm25, "BLOCK", block)
     texts = [*random_texts(40), "w0", "w0", "?w59"]
-    corpus = open_corpus(rows(tmp_path / "a.jsonl", texts), **options)
+    write_passages(tmp_path, (Passage(text, "a.txt", "") for text in texts))
+    (tmp_path / "index").mkdir()
+    index = bm25.BM25Index(**options)
+    index.build(tmp_path / "index", PassageFile(tmp_path), shown=False)
+    index.load(tmp_path / "index")
     for question in ("w0 w3 w3", "w59 unknown W7!", "w58 w57 w56 w55", "unknown", ""):
         expected = naive_bm25(texts, question, **options)
         order = sorted((number for number, score in enumerate(expected) if score > 0), key=lambda n: (-expected[n], n))
         for k in (1, 7, 100):
-            hits = corpus.index.search([question], k)[0]
+            hits = index.search([question], k)[0]
             assert [score for _, score in hits] == pytest.approx([expected[n] for n in order[:k]], rel=1e-5)
             assert all(score == pytest.approx(expected[n], rel=1e-5) for n, score in hits)
-    tied = corpus.index.search(["w0"], 100)[0]
+    tied = index.search(["w0"], 100)[0]
     assert [(a, b) for (a, x), (b, y) in pairwise(tied) if x == y and a > b] == []
 
 
@@ -113,7 +108,7 @@ def test_index_is_mapped_not_read(notes: Path) -> None:
     assert not list(corpus.folder.rglob(bm25.SCRATCH))
 
 
-def test_search_and_stop_words(notes: Path) -> None:
+def test_search(notes: Path) -> None:
     corpus = open_corpus(notes)
     assert len(corpus) == 12
     mouse, river, nothing, zebra = corpus.search(QUESTIONS, 2)
@@ -124,19 +119,14 @@ def test_search_and_stop_words(notes: Path) -> None:
     assert [found.passage for found in zebra] == [corpus[corpus.index.search(["zebra"], 1)[0][0][0]]]
     assert corpus.search(["dogs"])[0][0].passage.text == "A dog barks.", "titles are searched, too"
     assert corpus.search(["the"])[0]
-    assert open_corpus(notes, stop_words="en").search(["the"]) == [[]]
     refused("k: expected at least 1, found 0", corpus.search, ["a"], 0)
     refused("questions: expected a list of texts, found 'who'", corpus.search, "who")
-    only = write(notes.parent / "only.txt", "The a the")
-    refused("only.txt: passages: expected words other than stop words, found none", open_corpus, only, stop_words="en")
 
 
 def test_invalid_options(notes: Path) -> None:
     refused(r"kind: expected one of bm25, embeddings, found 'bm' \(did you mean 'bm25'", open_corpus, notes, "bm")
-    refused("max_words: expected at least 1", open_corpus, notes, max_words=0)
-    refused("stop_words: expected en or None, found 'de'", open_corpus, notes, stop_words="de")
-    refused("k1: expected a number of at least 0, found -1", open_corpus, notes, k1=-1)
-    refused("b: expected a number from 0 to 1, found 2", open_corpus, notes, b=2)
+    refused("k1: expected a number of at least 0, found -1", bm25.BM25Index, k1=-1)
+    refused("b: expected a number from 0 to 1, found 2", bm25.BM25Index, b=2)
     refused("on_error: expected 'raise' or 'skip'", open_corpus, notes, on_error="ignore")
     refused("fingerprint", open_corpus, notes, "embeddings", lambda texts: np.ones((len(texts), 2)))
 

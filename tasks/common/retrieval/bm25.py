@@ -11,17 +11,14 @@ from typing import Any
 
 import bm25s
 import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
 from numpy.lib.format import open_memmap
 
-from mmattn.data.errors import DataError
 from mmattn.data.text.scripts import split_words
 from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.retrieval.index import Hit, top_k
 from mmattn.tasks.common.retrieval.passages import PassageFile
 
 BLOCK = 1 << 20  # words of the passages that are counted at once
-STOP_WORDS = {None: frozenset[str](), "en": frozenset(STOPWORDS_EN)}
 SCRATCH = "scratch"  # folder
 
 
@@ -33,8 +30,6 @@ class BM25Index:
     contains w, df how many of the N passages do. Passages without a word of the question are not found.
 
     Args:
-        stop_words: A key of `STOP_WORDS`: words that are ignored. By default none are: frequent words have little
-            weight in any language.
         k1: The greater, the more counts how often a word occurs.
         b: From 0 to 1: how much a word counts less in a longer passage.
 
@@ -44,32 +39,24 @@ class BM25Index:
 
     model: bm25s.BM25
 
-    def __init__(self, stop_words: str | None = None, k1: float = 1.5, b: float = 0.75) -> None:
-        if stop_words not in STOP_WORDS:
-            raise ValueError(f"stop_words: expected en or None, found {stop_words!r}")
+    def __init__(self, k1: float = 1.5, b: float = 0.75) -> None:
         if not 0 <= k1 < math.inf:
             raise ValueError(f"k1: expected a number of at least 0, found {k1}")
         if not 0 <= b <= 1:
             raise ValueError(f"b: expected a number from 0 to 1, found {b}")
-        self.stop_words, self.k1, self.b = stop_words, float(k1), float(b)
+        self.k1, self.b = float(k1), float(b)
 
     @property
     def settings(self) -> dict[str, Any]:
         """See `Index`."""
-        return {"stop_words": self.stop_words, "k1": self.k1, "b": self.b}
-
-    def words(self, text: str) -> list[str]:
-        """Returns the words of a text that count, lower-cased."""
-        return [word for word in split_words(text) if word not in STOP_WORDS[self.stop_words]]
+        return {"k1": self.k1, "b": self.b}
 
     def build(self, folder: Path, passages: PassageFile, shown: bool = True) -> None:
         """See `Index`; in memory are the vocabulary, `BLOCK` words, and a few numbers a passage."""
         scratch = folder / SCRATCH
         scratch.mkdir()
         counts = Counts(scratch)
-        counts.fill(self.words(passage.searched) for passage in progress(passages, len(passages), "BM25", shown))
-        if not counts.vocab:
-            raise DataError("passages", "words other than stop words", "none")
+        counts.fill(split_words(passage.searched) for passage in progress(passages, len(passages), "BM25", shown))
         model = BlockwiseBM25(k1=self.k1, b=self.b)
         model.index(counts, create_empty_token=False, show_progress=False)
         model.save(folder)
@@ -85,7 +72,7 @@ class BM25Index:
         return [self._search(question, k) for question in questions]
 
     def _search(self, question: str, k: int) -> list[Hit]:
-        scores = self.model.get_scores_from_ids(self.model.get_tokens_ids(self.words(question)))  # (N,)
+        scores = self.model.get_scores_from_ids(self.model.get_tokens_ids(split_words(question)))  # (N,)
         return [(int(number), float(scores[number])) for number in top_k(scores, k, above=0.0)]
 
 

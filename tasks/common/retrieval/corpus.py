@@ -95,11 +95,6 @@ def open_corpus(
     encoder: Embed | str | None = None,
     on_error: str = "raise",
     progress: bool = True,
-    *,
-    max_words: int = MAX_WORDS,
-    stop_words: str | None = None,
-    k1: float = 1.5,
-    b: float = 0.75,
 ) -> Corpus:
     """Opens a corpus: reads and indexes it, or takes both from the cache if files and options are the same.
 
@@ -109,33 +104,27 @@ def open_corpus(
         encoder: What embeds texts, for `embeddings`: a callable, or a source for `read_encoder`; None: MiniLM.
         on_error: `raise` raises at the first invalid item; `skip` leaves invalid items out, counts and reports them.
         progress: Whether to show progress bars.
-        max_words: Maximum number of words of a passage of plain text, into which longer paragraphs are divided.
-        stop_words: `en`: BM25 ignores English words such as "the"; None: no words.
-        k1: BM25's k1, see `BM25Index.build`.
-        b: BM25's b.
 
     Raises:
         DataError: The corpus is missing or without passages, or an item is invalid; names the file and the item.
         CheckpointError: There is no such encoder.
         ModuleNotFoundError: bm25s is not installed.
-        ValueError: An option is invalid.
+        ValueError: The kind is unknown, or the encoder has no fingerprint.
         OSError: The cache cannot be written.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, found {kind!r}{nearest(str(kind), KINDS)}")
-    if max_words < 1:
-        raise ValueError(f"max_words: expected at least 1, found {max_words}")
     problems = Problems(on_error)
     files = corpus_files(path)
-    index = _index(kind, encoder, {"stop_words": stop_words, "k1": k1, "b": b})
-    settings = {"format": FORMAT, "kind": kind, "on_error": on_error, "max_words": max_words, **index.settings}
+    index = _index(kind, encoder)
+    settings = {"format": FORMAT, "kind": kind, "on_error": on_error, "max_words": MAX_WORDS, **index.settings}
     folder = cache_folder() / "corpora" / _fingerprint(files, settings)
     corpus = _cached(path, folder, index)
     if corpus is None:
         about = {"path": os.path.abspath(path), "settings": settings}
 
         def fill(entry: Path) -> None:
-            if not write_passages(entry, read_passages(files, problems, max_words, progress)):
+            if not write_passages(entry, read_passages(files, problems, shown=progress)):
                 first = "".join(f"; {item}: {reason}" for item, reason in problems.items[:1])
                 raise DataError(str(path), "at least one passage", f"none{first}")
             (entry / INDEX).mkdir()
@@ -175,12 +164,12 @@ def recall_at_k(
     return {k: sum(rank <= k for rank in ranks) / max(1, len(ranks)) for k in ks}
 
 
-def _index(kind: str, encoder: Embed | str | None, options: Mapping[str, Any]) -> Index:
+def _index(kind: str, encoder: Embed | str | None) -> Index:
     if kind == "bm25":
         require("bm25s")
         from mmattn.tasks.common.retrieval.bm25 import BM25Index
 
-        return BM25Index(**options)
+        return BM25Index()
     if encoder is None or isinstance(encoder, str):
         from mmattn.tasks.common.retrieval.encoder import read_encoder
 
