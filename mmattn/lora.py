@@ -33,7 +33,40 @@ TARGETS = tuple(dict.fromkeys(name for names in MAPS.values() for name in names)
 Plain = TypeVar("Plain", nn.Linear, nn.Conv2d)
 
 
-class LoRALinear(nn.Linear):
+class LowRank(nn.Module):
+    """What the adapted maps have in common: the frozen weight (out, in, ...), and the update ``scale B A``."""
+
+    weight: Tensor
+    bias: Any  # (out,), or None
+    lora_a: Tensor  # (rank, in)
+    lora_b: Tensor  # (out, rank)
+
+    def _adapt(self, given: nn.Linear | nn.Conv2d, rank: int, alpha: float, dropout: float) -> None:
+        """Takes over the weights of a plain map, frozen, and makes A and B."""
+        given.requires_grad_(False)
+        self.weight, self.bias = given.weight, given.bias
+        self.rank, self.scale, self.dropout = rank, alpha / rank, nn.Dropout(dropout)
+        self.lora_a = nn.Parameter(given.weight.new_empty(rank, given.weight.shape[1]))
+        self.lora_b = nn.Parameter(given.weight.new_zeros(given.weight.shape[0], rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as nn.Linear, and so uniform in +-1 / sqrt(in)
+
+    def _merge_into(self, plain: Plain) -> Plain:
+        """Gives a plain map the weight ``W + (alpha / rank) B A``."""
+        update = (self.scale * self.lora_b @ self.lora_a).view_as(self.weight)
+        plain.weight = nn.Parameter((self.weight + update).detach())
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.detach())
+        return plain
+
+    def merged(self) -> nn.Module:
+        """Returns the plain map with the weight ``W + (alpha / rank) B A``."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}"
+
+
+class LoRALinear(LowRank, nn.Linear):
     """``x W^T + b + (alpha / rank) x A^T B^T`` with frozen W and b (Hu et al. 2022, section 4.1).
 
     A is random and B zero at initialization, so that the output is that of the frozen map. W and b keep their names, so
@@ -50,15 +83,9 @@ class LoRALinear(nn.Linear):
     (torch.Size([2, 6]), torch.Size([4, 2]), torch.Size([3, 4]))
     """
 
-    lora_a: Tensor  # (rank, in)
-    lora_b: Tensor  # (out, rank)
-    rank: int
-    scale: float
-    dropout: nn.Dropout
-
     def __init__(self, linear: nn.Linear, rank: int, alpha: float = 16.0, dropout: float = 0.0) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        _adapt(self, linear, rank, alpha, dropout)
+        nn.Linear.__init__(self, linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self._adapt(linear, rank, alpha, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in) to (..., out)."""
@@ -67,13 +94,10 @@ class LoRALinear(nn.Linear):
 
     def merged(self) -> nn.Linear:
         """Returns the plain linear map with the weight ``W + (alpha / rank) B A``."""
-        return _merge(self, nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta"))
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}"
+        return self._merge_into(nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta"))
 
 
-class LoRAConv2d(nn.Conv2d):
+class LoRAConv2d(LowRank, nn.Conv2d):
     """`LoRALinear` of the channels of each cell: a convolution with a kernel of one cell.
 
     Args:
@@ -90,17 +114,11 @@ class LoRAConv2d(nn.Conv2d):
     (torch.Size([2, 6]), torch.Size([4, 2]), torch.Size([3, 4, 5, 5]))
     """
 
-    lora_a: Tensor  # (rank, in)
-    lora_b: Tensor  # (out, rank)
-    rank: int
-    scale: float
-    dropout: nn.Dropout
-
     def __init__(self, conv: nn.Conv2d, rank: int, alpha: float = 16.0, dropout: float = 0.0) -> None:
         if (conv.kernel_size, conv.stride, conv.padding, conv.groups) != ((1, 1), (1, 1), (0, 0), 1):
             raise ValueError(f"expected a convolution of one cell, without stride, padding and groups; found {conv}")
-        super().__init__(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None, device="meta")
-        _adapt(self, conv, rank, alpha, dropout)
+        nn.Conv2d.__init__(self, conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None, device="meta")
+        self._adapt(conv, rank, alpha, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in, H, W) to (B, out, H, W)."""
@@ -111,33 +129,10 @@ class LoRAConv2d(nn.Conv2d):
     def merged(self) -> nn.Conv2d:
         """Returns the plain convolution with the weight ``W + (alpha / rank) B A``."""
         plain = nn.Conv2d(self.in_channels, self.out_channels, 1, bias=self.bias is not None, device="meta")
-        return _merge(self, plain)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={self.rank}, scale={self.scale:g}"
+        return self._merge_into(plain)
 
 
-Adapted = LoRALinear | LoRAConv2d
-ADAPTED: dict[type[nn.Module], type[Adapted]] = {nn.Linear: LoRALinear, nn.Conv2d: LoRAConv2d}
-
-
-def _adapt(layer: Any, given: nn.Linear | nn.Conv2d, rank: int, alpha: float, dropout: float) -> None:
-    """Gives a layer the frozen weights of another, and A and B."""
-    given.requires_grad_(False)
-    layer.weight, layer.bias = given.weight, given.bias
-    layer.rank, layer.scale, layer.dropout = rank, alpha / rank, nn.Dropout(dropout)
-    layer.lora_a = nn.Parameter(given.weight.new_empty(rank, given.weight.shape[1]))
-    layer.lora_b = nn.Parameter(given.weight.new_zeros(given.weight.shape[0], rank))
-    nn.init.kaiming_uniform_(layer.lora_a, a=math.sqrt(5))  # as nn.Linear, and so uniform in +-1 / sqrt(in)
-
-
-def _merge(layer: Any, plain: Plain) -> Plain:
-    """Gives a plain layer the weights and the update of an adapted one."""
-    update = (layer.scale * layer.lora_b @ layer.lora_a).view_as(layer.weight)
-    plain.weight = nn.Parameter((layer.weight + update).detach())
-    if layer.bias is not None:
-        plain.bias = nn.Parameter(layer.bias.detach())
-    return plain
+ADAPTED: dict[type[nn.Module], type[LoRALinear] | type[LoRAConv2d]] = {nn.Linear: LoRALinear, nn.Conv2d: LoRAConv2d}
 
 
 def add_lora(
@@ -199,6 +194,6 @@ def merge_lora(model: nn.Module) -> nn.Module:
     """Replaces each adapted map of a model by its merged plain map, in place; returns the model."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Adapted):
+            if isinstance(child, LowRank):
                 setattr(parent, name, child.merged())
     return model
