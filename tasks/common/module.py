@@ -189,10 +189,9 @@ class TaskModule(LightningModule, Generic[Data]):
         except (ValueError, ModuleNotFoundError) as error:
             raise error if isinstance(error, UserError) else ConfigError(f"model: {error}") from error
         if start is None or self.init_from is not None:  # an evaluation trains nothing
-            given = frozenset() if start is None else start.given
-            options: Any = {"lora": self.lora, "unfreeze_every": self.optim.unfreeze_every}
+            given: frozenset[str] = frozenset() if start is None else start.given
             self.frozen, self.stages = parameters.select_trained(
-                self.model, given, self.pretrained, frozen=self.freeze_option, **options
+                self.model, given, self.pretrained, self.freeze_option, self.lora, self.optim.unfreeze_every
             )
         self.frozen += parameters.pretrained_norms(self.model, self.pretrained)
         self.train(self.training)

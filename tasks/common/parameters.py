@@ -200,7 +200,6 @@ def select_trained(
     model: nn.Module,
     given: Collection[str],
     pretrained: Collection[str],
-    *,
     frozen: str | None,
     lora: LoRAOptions | None,
     unfreeze_every: int | None,
