@@ -21,9 +21,8 @@ from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.sources import find_model
-from mmattn.tasks.common.task import Task
+from mmattn.tasks.common.task import DEMO, Task
 
-DEMO = "demo"  # names the built-in items in place of a path, and the model that was trained on them
 ONNX = ("onnx", "onnxscript", "onnxruntime")  # modules that an export to ONNX needs
 NOT_PNG = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
 
@@ -33,14 +32,14 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     given = {option.name: getattr(options, option.name, None) for option in task.options if option.kind == "load"}
     given = {name: value for name, value in given.items() if value is not None}
     precision = getattr(options, "precision", None)
-    source = options.checkpoint or _default(task, options)
-    predictor = task.resolve("predictor").load(source, options.device, precision, **given)
+    default = None if options.checkpoint else _default(task, options)
+    predictor = task.resolve("predictor").load(options.checkpoint or default, options.device, precision, **given)
     if command == "export":
         formats = ("onnx", "torch") if options.format == "all" else (options.format,)
         require(*(ONNX if "onnx" in formats else ()))
         for line in predictor.export(options.output, formats):
             print(line)
-        _name_default(task, options)
+        _name_default(default)
         return
     keywords = {
         option.name: getattr(options, option.name)
@@ -54,20 +53,23 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     model = [path for _, path in files_below(place, ("",))] if place is not None and place.is_dir() else []
     outputs = Outputs([*model, options.input, *options.paths, *found])
     (_predict if command == "predict" else _explain)(predictor, items, options, keywords, outputs)
-    _name_default(task, options)
+    _name_default(default)
 
 
 def _default(task: Task, options: argparse.Namespace) -> str:
     """The model without --checkpoint: for built-in items the one that was trained on them."""
     given = (getattr(options, "input", None), *getattr(options, "paths", ()))
-    built_in = any(path == DEMO and not Path(path).exists() for path in given)
-    return f"{task.name}/{DEMO if built_in else task.default_checkpoint}"
+    return f"{task.name}/{DEMO if any(map(_is_built_in, given)) else task.default_checkpoint}"
 
 
-def _name_default(task: Task, options: argparse.Namespace) -> None:
+def _is_built_in(path: str | None) -> bool:
+    """Whether a path names the built-in items, and is none itself."""
+    return path == DEMO and not os.path.exists(DEMO)
+
+
+def _name_default(name: str | None) -> None:
     """Say on stderr which model is used without --checkpoint, and what it knows."""
-    if options.checkpoint is None:
-        name = _default(task, options)
+    if name is not None:
         sys.stderr.write(f"no --checkpoint: the model is {name}, which {summary(find_model(name).config)}.\n")
 
 
@@ -97,7 +99,7 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
 
 
 def _opened(predictor: Predictor[Any, Any], path: str, on_error: str, given: Mapping[str, Any]) -> Sequence[Any]:
-    if path == DEMO and not Path(path).exists():
+    if _is_built_in(path):
         return predictor.demo_samples()
     return predictor.open_input(path, on_error, **given)
 

@@ -23,10 +23,9 @@ from mmattn.tasks.common.allocator import without_collection
 from mmattn.tasks.common.checkpoint import PROCESSOR
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.files import atomic_folder
-from mmattn.tasks.common.task import tasks
+from mmattn.tasks.common.task import DEMO, tasks
 
 Split = Literal["train", "val", "test"]
-DEMO = "demo"  # names the built-in data in place of a path
 HELD_OUT = "held out from"  # and the path of the training data, in place of a path
 MEMORY = "in memory"  # names the samples that `mmattn.fit` was given
 D = TypeVar("D", bound=SampleDataset[Any])

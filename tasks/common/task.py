@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+DEMO = "demo"  # names the built-in data in place of a path, and the model that was trained on them
+
 
 class Option(NamedTuple):
     """A command-line option of a task's `predict` and `explain`.
@@ -87,7 +89,7 @@ class Task(NamedTuple):
     packages: tuple[str, ...] = ()
     kernel_words: str = ""
     kernel_length: int = 64
-    default_checkpoint: str = "demo"
+    default_checkpoint: str = DEMO
     localisation: str | None = None
     tiny: str = ""
     upgrade: str | None = None
