@@ -39,20 +39,20 @@ def crop(annotations: Path, images: Path, out: Path, margin: float = 0.1) -> Cou
     try:
         names = {one["id"]: str(one["name"]) for one in content["categories"]}
         files = {one["id"]: str(one["file_name"]) for one in content["images"]}
-        boxes = [(one["image_id"], names[one["category_id"]], one["bbox"]) for one in content["annotations"]]
+        boxes: dict[str, list[Any]] = {}  # by image
+        for one in content["annotations"]:
+            boxes.setdefault(files[one["image_id"]], []).append((names[one["category_id"]], one["bbox"]))
     except (KeyError, TypeError) as error:
         raise DataError(str(annotations), "COCO's images, annotations and categories", shorten(error)) from None
     counts: Counter[str] = Counter()
 
     def fill(folder: Path) -> None:
-        for image_id, file in files.items():
-            own = [(name, box) for owner, name, box in boxes if owner == image_id]
-            image = load_image(images / file) if own else None
+        for file, own in boxes.items():
+            image = load_image(images / file)
             for number, (name, (x, y, width, height)) in enumerate(own):
                 extra = margin * max(width, height)
                 edges = (x - extra, y - extra, x + width + extra, y + height + extra)
                 left, top, right, bottom = map(round, edges)
-                assert image is not None
                 part = image.crop((max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)))
                 (folder / name).mkdir(exist_ok=True)
                 part.save(folder / name / f"{Path(file).stem}_{number}.png")

@@ -6,7 +6,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,17 @@ def convert_multi30k(archive: Archive, folder: Path) -> None:
             raise FetchError(f"multi30k_en_de: expected as many English as German lines of {part}, found {sizes}")
 
 
-_AESLC_PARTS = {"train": "train", "dev": "val", "test": "test"}
+_PARTS = {"train": "train", "dev": "val", "test": "test"}  # of AESLC and SciTLDR
 _AESLC_MARK = re.compile(r"\n@(subject|ann[0-9])\n")
 
 
 def convert_aeslc(archive: Archive, folder: Path) -> None:
     """Write each mail's body with its subject line as JSON lines; dev and test also have three annotators' subjects."""
-    rows: dict[str, list[dict[str, object]]] = {part: [] for part in _AESLC_PARTS.values()}
+    rows: dict[str, list[dict[str, object]]] = {part: [] for part in _PARTS.values()}
     for path, content in archive.files(r"enron_subject_line/(?:train|dev|test)/.+\.subject"):
         pieces = _AESLC_MARK.split("\n" + content.decode("utf-8", errors="replace").replace("\r\n", "\n"))
         marked = {mark: " ".join(text.split()) for mark, text in zip(pieces[1::2], pieces[2::2], strict=True)}
-        document, part = pieces[0].strip(), _AESLC_PARTS[Path(path).parent.name]
+        document, part = pieces[0].strip(), _PARTS[Path(path).parent.name]
         if not document or not marked.get("subject"):
             continue  # mails without a body or a subject are excluded
         row: dict[str, object] = {"id": Path(path).stem, "document": document, "summary": marked["subject"]}
@@ -54,11 +54,12 @@ def convert_aeslc(archive: Archive, folder: Path) -> None:
     for part, found in rows.items():
         if not found:
             raise FetchError(f"aeslc: the archive has no mails of {part}")
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(found, key=lambda row: str(row["id"]))]
-        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+        _write_rows(folder / f"{part}.jsonl", sorted(found, key=lambda row: str(row["id"])))
 
 
-_SCITLDR_PARTS = {"train": "train", "dev": "val", "test": "test"}
+def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def convert_scitldr(archive: Archive, folder: Path) -> None:
@@ -68,20 +69,18 @@ def convert_scitldr(archive: Archive, folder: Path) -> None:
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for path, content in archive.files(r"SciTLDR-Data/SciTLDR-A/(?:train|dev|test)\.jsonl"):
-        part = _SCITLDR_PARTS[Path(path).stem]
+        part = _PARTS[Path(path).stem]
         try:
             given = [json.loads(line) for line in content.decode("utf-8").splitlines() if line.strip()]
             rows[part] = [_scitldr_row(row, part != "train") for row in given]
         except (UnicodeDecodeError, ValueError, KeyError, TypeError, IndexError) as error:
             raise FetchError(f"scitldr_a: {path} has no source, target and paper_id a line ({error!r})") from None
     later: set[str] = set()
-    for part in reversed(_SCITLDR_PARTS.values()):
+    for part in reversed(_PARTS.values()):
         if not rows.get(part):
             raise FetchError(f"scitldr_a: the archive has no abstracts of {part}")
-        kept = [row for row in rows[part] if row["document"] not in later]
+        _write_rows(folder / f"{part}.jsonl", (row for row in rows[part] if row["document"] not in later))
         later |= {row["document"] for row in rows[part]}
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
-        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def _scitldr_row(row: Mapping[str, Any], several: bool) -> dict[str, Any]:
