@@ -245,6 +245,16 @@ def _file_rows(path: str | Path, problems: Problems) -> Iterator[tuple[str, int,
     return _jsonl(path, lines, problems) if is_json_lines(path) else _table(path, lines, problems)
 
 
+def has_rows(path: str | Path, whole: str) -> bool:
+    """Whether a .json has one object a line; a file whose first line has the key ``whole`` is one object of its own."""
+    first = next((line for line in stream_lines(path) if line.strip()), "")
+    try:
+        row = parse_json(first)
+    except json.JSONDecodeError:
+        return False
+    return isinstance(row, dict) and whole not in row
+
+
 def as_path(path: str | Path | Table) -> Any:
     """Returns a path as a ``Path``; a table, which has the attributes that readers of tables need, unchanged."""
     return path if isinstance(path, Table) else Path(path)

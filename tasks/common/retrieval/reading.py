@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from mmattn.data.errors import DataError, Problems, is_broken, shorten
 from mmattn.data.files import some_below
 from mmattn.data.names import find_file
-from mmattn.data.readers import TABLES, parse_json, read_json, read_rows, report_missing, stream_lines
+from mmattn.data.readers import TABLES, has_rows, read_json, read_rows, report_missing, stream_lines
 from mmattn.data.text.scripts import split_words
 from mmattn.data.text.sentences import Span, split_sentences
 from mmattn.tasks.common.progress import progress
@@ -65,7 +64,7 @@ def read_passages(
         try:
             if path.suffix.lower() in TEXTS:
                 yield from _paragraphs(name, path, problems, max_words)
-            elif path.suffix.lower() == ".json" and not _has_rows(path):
+            elif path.suffix.lower() == ".json" and not has_rows(path, "data"):
                 yield from _squad(name, path, problems)
             else:
                 yield from _rows(name, path, problems)
@@ -136,16 +135,6 @@ def _paragraph(
     for part, text in enumerate(parts, start=1):
         place = f"paragraph {number}" + (f", part {part}" if len(parts) > 1 else "")
         yield Passage(text, name, place)
-
-
-def _has_rows(path: Path) -> bool:
-    """Whether a .json has one object a line, none of which is SQuAD's."""
-    first = next((line for line in stream_lines(path) if line.strip()), "")
-    try:
-        row = parse_json(first)
-    except json.JSONDecodeError:
-        return False
-    return isinstance(row, dict) and "data" not in row
 
 
 def _rows(name: str, path: Path, problems: Problems) -> Iterator[Passage]:
