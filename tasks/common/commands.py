@@ -18,10 +18,11 @@ from mmattn.tasks.common.cards import summary
 from mmattn.tasks.common.errors import require
 from mmattn.tasks.common.files import atomic_write, is_special
 from mmattn.tasks.common.outputs import Outputs, save_png
+from mmattn.tasks.common.page import page
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
 from mmattn.tasks.common.sources import find_model
-from mmattn.tasks.common.task import DEMO, Task
+from mmattn.tasks.common.task import DEMO, Option, Task
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")  # modules that an export to ONNX needs
 NOT_PNG = (".jpg", ".jpeg", ".svg", ".pdf", ".gif", ".webp")  # refused by `explain`, which writes PNG
@@ -73,13 +74,19 @@ def _name_default(name: str | None) -> None:
         sys.stderr.write(f"no --checkpoint: the model is {name}, which {summary(find_model(name).config)}.\n")
 
 
+def _fields(task: Task, options: argparse.Namespace) -> list[Option]:
+    """The options that are fields of an item, without those that another option replaces."""
+    fields = [option for option in task.options if option.kind == "item"]
+    return [option for option in fields if option.unless is None or getattr(options, option.unless, None) is None]
+
+
 def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Namespace) -> Sequence[Any]:
     """The items of the command line: those of paths, the single item given by options, or those of `--input`.
 
     Raises:
         DataError: None of them is given, or two are; or the input cannot be read.
     """
-    names = [option.name for option in task.options if option.kind == "item"]
+    names = [option.name for option in _fields(task, options)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     wanted = f"{' and '.join(f'--{name}' for name in names)}, or --input PATH"
     if options.paths:
@@ -112,7 +119,7 @@ def _bare_items(
     A text has spaces and is no path. If it belongs to a path, as a question to an image, each is asked of every path.
     With several paths the ids of their items begin with them.
     """
-    first, *others = [option for option in task.options if option.kind == "item"]
+    first, *others = _fields(task, options)
     text = next((option.name for option in (first, *others) if option.bare), "")
     texts = [word for word in options.paths if text and " " in word and not os.path.exists(word)]
     paths = [word for word in options.paths if word not in texts]
@@ -200,6 +207,9 @@ def _explain(
     if not items:
         raise UserError("explain: expected at least one item, found none.")
     target = Path(options.output or ("explanation.png" if len(items) == 1 else "explanations"))
+    if target.suffix.lower() == ".html":
+        _explain_page(predictor, items, options, keywords, outputs)
+        return
     one = is_special(target) or target.suffix.lower() == ".png"
     many = len(items) > 1 or not one
     if many and one:
@@ -223,6 +233,37 @@ def _explain(
     plural = "" if written == 1 else "s"
     message = f"{written} explanation{plural} written to {target}." if many else f"{path} written."
     print(message, file=sys.stderr if is_special(target) else sys.stdout)
+    report_skipped(skipped, len(items))
+
+
+def _explain_page(
+    predictor: Predictor[Any, Any],
+    items: Sequence[Any],
+    options: argparse.Namespace,
+    keywords: Mapping[str, Any],
+    outputs: Outputs,
+) -> None:
+    """Write the explanations of all items as one HTML page.
+
+    Raises:
+        UserError: The task's explanations are pictures alone.
+    """
+    target, skipped, parts = Path(options.output), list[str](), list[str]()
+    outputs.claim(target, replace=True)
+    for item in progress(items, len(items), "explaining"):
+        try:
+            found = predictor.explain(item, **keywords)
+        except Exception as error:
+            if options.on_error != "skip" or not is_user_error(error):
+                raise
+            skipped.append(str(error))
+            continue
+        if not hasattr(found, "html"):
+            raise UserError(f"--output {target}: expected a PNG or a folder, since {predictor.task} draws pictures.")
+        parts.append(found.html())
+    with atomic_write(target, "w") as file:
+        file.write(page(f"{predictor.task}: explanations", "\n".join(parts)))
+    print(f"{len(parts)} explanation{'' if len(parts) == 1 else 's'} written to {target}.")
     report_skipped(skipped, len(items))
 
 

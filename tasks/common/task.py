@@ -29,6 +29,7 @@ class Option(NamedTuple):
             `explain`; "load": a keyword of its `load`.
         only: The only command that has the option; None: both have it.
         bare: Whether a text in quotes on the command line, without the option's name, is its value.
+        unless: Name of an option with which an item needs no such field.
         metavar: Name of the value in the help text.
     """
 
@@ -40,6 +41,7 @@ class Option(NamedTuple):
     only: Literal["predict", "explain"] | None = None
     metavar: str | None = None
     bare: bool = False
+    unless: str | None = None
 
 
 class Task(NamedTuple):

@@ -1,0 +1,123 @@
+"""Texts whose words are shaded by weights: as a picture, and as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+COLOR = (0.0, 0.42, 0.84)  # of the greatest weight, on white
+CHARACTER, LINE = 0.085, 0.24  # inches of a character of the picture and of a line
+WIDTH, MOST_LINES = 9.0, 60
+
+
+class Words(NamedTuple):
+    """A text's words with their weights."""
+
+    text: str
+    spans: Sequence[tuple[int, int]]  # start and end character of each word
+    weights: Tensor  # (W,), not negative
+    marked: Sequence[tuple[int, int]] = ()  # characters of what is outlined, such as an answer
+
+    def shades(self) -> list[float]:
+        """Each word's shade in 0..1: its weight, in multiples of the mean, on a scale to the greatest, at least 3."""
+        from mmattn.plot import in_uniform, scale_end
+
+        relative = in_uniform(self.weights.float())
+        return (relative / scale_end([relative])).clamp(0, 1).tolist()
+
+    def is_marked(self, span: tuple[int, int]) -> bool:
+        """Whether a word overlaps what is outlined."""
+        return any(start < span[1] and end > span[0] for start, end in self.marked)
+
+
+def join_tokens(words: Sequence[tuple[int, int]], owners: Sequence[int], weights: Tensor) -> Tensor:
+    """The weight of each word: the sum of its tokens' weights.
+
+    Args:
+        words: Start and end character of each of W words.
+        owners: The index of the word of each of T tokens.
+        weights: (T,).
+
+    Returns:
+        (W,).
+    """
+    total = torch.zeros(len(words), dtype=weights.dtype)
+    return total.index_add_(0, torch.tensor(owners, dtype=torch.long), weights.cpu()) if len(owners) else total
+
+
+def shaded_html(words: Words) -> str:
+    """The text as HTML: words on a colored background, what is marked in bold and outlined."""
+    parts, done = [], 0
+    for span, shade in zip(words.spans, words.shades(), strict=True):
+        parts.append(escape(words.text[done : span[0]]))
+        style = f"background: rgba(0, 107, 214, {0.75 * shade:.3f})"
+        if words.is_marked(span):
+            style += "; font-weight: bold; outline: 1.5px solid #bc4c00"
+        parts.append(f'<span style="{style}">{escape(words.text[slice(*span)])}</span>')
+        done = span[1]
+    parts.append(escape(words.text[done:]))
+    return f'<p style="white-space: pre-wrap; line-height: 1.9">{"".join(parts)}</p>'
+
+
+def shaded_picture(words: Words, path: str | Path | None = None, title: str | None = None) -> Any:
+    """Plots the text: words on a colored background, what is marked outlined. Long texts are cut after 60 lines.
+
+    Args:
+        words: The words.
+        path: File to write; None = no file.
+        title: Title of the figure.
+
+    Returns:
+        The matplotlib Figure.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    from mmattn.plot import plain
+
+    most = int(WIDTH / CHARACTER)
+    rows: list[list[tuple[int, int]]] = [[]]  # of each line: indices of words and their columns
+    column = 0
+    for index, (start, end) in enumerate(words.spans):
+        size = min(end - start, most)
+        if column and column + size > most:
+            rows.append([])
+            column = 0
+        rows[-1].append((index, column))
+        column += size + 1
+    shown = rows[:MOST_LINES]
+    lines = title.splitlines() if title else []
+    above = 0.2 * len(lines) + 0.15
+    height = above + LINE * len(shown) + 0.15
+    figure = plt.figure(figsize=(WIDTH + 0.3, height), dpi=150)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, WIDTH + 0.3), ylim=(height, 0))
+    axis.set_axis_off()
+    for number, line in enumerate(lines):
+        axis.text(0.15, 0.2 + 0.2 * number, plain(line), fontsize=9, va="center")
+    shades = words.shades()
+    for number, row in enumerate(shown):
+        y = above + LINE * (number + 0.5)
+        for index, column in row:
+            start, end = words.spans[index]
+            x, width = 0.15 + column * CHARACTER, CHARACTER * min(end - start, most)
+            marked = words.is_marked((start, end))
+            edge = {"edgecolor": "#bc4c00", "linewidth": 1.2} if marked else {"linewidth": 0}
+            box = Rectangle((x - 0.02, y - 0.1), width + 0.04, 0.2, facecolor=(*COLOR, 0.75 * shades[index]), **edge)
+            axis.add_patch(box)
+            text: dict[str, Any] = {
+                "fontsize": 8,
+                "family": "monospace",
+                "va": "center",
+                "weight": "bold" if marked else "normal",
+            }
+            axis.text(x, y, plain(words.text[start : min(end, start + most)]), **text)
+    if path is not None:
+        figure.savefig(path)
+        plt.close(figure)
+    return figure
