@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
@@ -330,7 +331,7 @@ class ASRModule(TaskModule[ASRDataModule]):
         fresh = not processor.search  # a language model in it was then explicitly requested
         check_lm(search, search if fresh else self.search, processor, attends)
 
-    def complete_processor(self, processor: SpeechProcessor) -> SpeechProcessor:
+    def complete_processor(self, processor: SpeechProcessor, metrics: Mapping[str, float]) -> SpeechProcessor:
         processor.search = self._search(processor)
         if isinstance(processor, ASRProcessor):
             processor.delay = measure_delay(self.model, processor, self.data.dataset("train").samples)

@@ -51,7 +51,7 @@ def finish(trainer: Trainer, module: TaskModule[Any], root: Path, last: LastChec
         model=merge_lora(model),
         keywords=module.final_keywords(data.model_sizes()),
         network=module.network,
-        processor=module.complete_processor(data.processor),
+        processor=module.complete_processor(data.processor, validation),
         metrics={"validation": validation},
         command=record["command"],
         own_data=own_data,

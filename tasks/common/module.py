@@ -164,8 +164,8 @@ class TaskModule(LightningModule, Generic[Data]):
     def check_processor(self, processor: Any) -> None:
         """Raise a ConfigError if the options are incompatible with the processor, before anything is written."""
 
-    def complete_processor(self, processor: Any) -> Any:
-        """The processor to ship, with the decoding options that a task stores in it."""
+    def complete_processor(self, processor: Any, metrics: Mapping[str, float]) -> Any:
+        """The processor to ship, with options of decoding, which may depend on the best model's figures `metrics`."""
         return processor
 
     def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:

@@ -191,7 +191,7 @@ class PairModule(TaskModule[PairDataModule]):
         """The search options of the configuration."""
         return {name: getattr(self.decode, name) for name in ("num_beams", "length_penalty", "mbr")}
 
-    def complete_processor(self, processor: PairProcessor) -> PairProcessor:
+    def complete_processor(self, processor: PairProcessor, metrics: Mapping[str, float]) -> PairProcessor:
         given = {name: value for name, value in self.wanted().items() if value is not None}
         if given:
             processor.options["search"] = processor.options.get("search", {}) | given
