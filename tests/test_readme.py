@@ -74,6 +74,9 @@ ANSWERS: dict[str, Callable[[Any], Any]] = {  # what the code of a README's sect
     "asr": lambda model: model("speech.wav", ctc_weight=1.0, num_beams=1).text,
     "classification": lambda model: model("photo.jpg").label,
     "segmentation": lambda model: [model.labels[index] for index in np.unique(model("photo.jpg").labels)],
+    "qa": lambda model: (
+        model({"question": "Who keeps the goat?", "context": Path("context.txt").read_text()}, threshold=1000.0).answer
+    ),
     "summarization": lambda model: model(Path("document.txt").read_text(), num_beams=1).summary,
     "translation": lambda model: model("the old baker lifts a basket", num_beams=1).translation,
     "vqa": lambda model: model({"image": "photo.jpg", "question": "what colour is the circle?"}).answer,
@@ -89,6 +92,8 @@ def write_inputs(sample: Any) -> None:
         with wave.open("speech.wav", "wb") as file:
             file.setparams((1, 2, rate, 0, "NONE", "not compressed"))
             file.writeframes((np.asarray(samples) * 32767).astype("<i2").tobytes())
+    elif hasattr(sample, "context"):
+        Path("context.txt").write_text(sample.context)
     else:
         Path("document.txt").write_text(sample.source)
 

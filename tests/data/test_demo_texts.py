@@ -9,6 +9,8 @@ from collections import Counter
 import pytest
 
 from mmattn.data.text.sentences import split_sentences
+from mmattn.tasks.qa import demo as qa
+from mmattn.tasks.qa.data import QASample
 from mmattn.tasks.summarization import demo as summarization
 from mmattn.tasks.summarization.data import SummarySample
 from mmattn.tasks.translation import demo as translation
@@ -25,6 +27,27 @@ def parts() -> dict[str, list]:
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list]:
     return {split: summarization.make(split, size=300) for split in summarization.NUM_DOCUMENTS}
+
+
+@pytest.fixture(scope="module")
+def stories() -> dict[str, list]:
+    return {split: qa.make(split, size=300) for split in qa.NUM_QUESTIONS}
+
+
+class TestStories(DemoTests):
+    demo = qa
+    digests = (
+        "807a59b77a3611a4d9edbe6ead112aaf34539996284746303a2c0d141432c18b",
+        "a415e7bf5470474b897513d6f2ef22b3d14764d933c1b98aa12947eee2babc51",
+        "93969cf3a2141b8cdab1f98053e177e462c187aaa9d87ac24261705e3d0dd606",
+    )
+
+    @pytest.fixture
+    def made(self, stories: dict[str, list]) -> dict[str, list]:
+        return stories
+
+    def content(self, x: QASample) -> bytes:
+        return repr((x.id, x.question, x.context, x.answers, x.kind, x.evidence)).encode()
 
 
 class TestTranslation(DemoTests):
@@ -200,3 +223,36 @@ def test_importance_cues_are_balanced() -> None:
     yes, no = summarization.CUES[True], summarization.CUES[False]
     assert yes.keys() == no.keys()
     assert all(len(yes[place].split(" | ")) == len(no[place].split(" | ")) for place in yes)
+
+
+# Stories --------------------------------------------------------------------------------------------------------------
+
+
+def test_answers_take_two_facts(stories: dict[str, list]) -> None:
+    """One fits the description and does not hold the answer; the other holds it, and not the description."""
+    for sample in stories["test"]:
+        assert not any(name in sample.question for name in (*qa.WOMEN, *qa.MEN))
+        if not sample.answers:
+            assert not sample.evidence
+            continue
+        (answer,) = sample.answers
+        assert sample.context[answer.start : answer.end] == answer.text
+        first, second = (sample.context[slice(*fact)] for fact in sample.evidence)
+        assert (answer.text in first) != (answer.text in second)
+        described = next(fact for fact in (first, second) if answer.text not in fact)
+        assert sum(word in described for word in sample.question.replace("?", "").split()) >= 2
+
+
+def test_a_third_has_no_answer_and_words_do_not_tell_which(stories: dict[str, list]) -> None:
+    samples = [sample for part in stories.values() for sample in part]
+    share = sum(not sample.answers for sample in samples) / len(samples)
+    assert 0.28 < share < 0.39
+    asked = [qa.RELATIONS[sample.kind.split(" to ")[1]].nouns for sample in samples]
+    choices = [sum(noun in sample.context for noun in nouns) for sample, nouns in zip(samples, asked, strict=True)]
+    assert sum(count >= 2 for count in choices) > 0.9 * len(samples), "several could be the answer"
+
+
+def test_the_most_frequent_answer_is_rare(stories: dict[str, list]) -> None:
+    """Without the question, any of the twelve or so things in a story could be asked for."""
+    common = Counter(answer.text for sample in stories["train"] for answer in sample.answers).most_common(1)
+    assert common[0][1] < 0.05 * len(stories["train"])

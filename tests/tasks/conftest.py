@@ -28,3 +28,42 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, An
     root = tmp_path_factory.mktemp("speech")
     found: dict[str, Any] = {name: (root / name, write_ctc(root / name, **options)) for name, options in CTC.items()}
     return found | {"whisper": (root / "whisper", write_whisper(root / "whisper"))}
+
+
+@pytest.fixture(scope="session")
+def pair_tokenizer() -> Any:
+    """A tokenizer of the layout of BERT's, with 25 words."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "who",
+        "keeps",
+        "the",
+        "goat",
+        "?",
+        "ada",
+        "lives",
+        "by",
+        "mill",
+        ".",
+        "she",
+        "old",
+        "where",
+        "is",
+        "it",
+        "in",
+        "a",
+        "town",
+        "18",
+        "##43",
+        ",",
+    ]
+    tokenizer = Tokenizer(models.WordPiece({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer

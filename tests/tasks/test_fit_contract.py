@@ -48,6 +48,11 @@ BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # items given to `predict`, and
         (b"\x89PNG", r"predict\(\[item\]\)"),
         ([7], r"item 0: image: expected a readable image file"),
     ],
+    "qa": [
+        ([{"question": "Who?"}], "item 0: expected the keys question and context, found question"),
+        ([{"question": "Who?", "context": " ", "id": "x7"}], "item x7: expected a context that is not empty"),
+        ("Who?", "write predict"),
+    ],
     "summarization": [
         ([" "], "item 0: expected a document, found an empty one"),
         ([{"txt": "x", "id": "a"}], "item a: expected the key document, a text, found id, txt"),
@@ -84,6 +89,12 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
         ("--image a.png --input demo", "expected --image, or --input PATH, found both"),
         ("--input none", "none: .*found no such file"),
         ("--image none.png", r"item none\.png: image none\.png: expected an image file, found no such file"),
+    ],
+    "qa": [
+        ("", "expected --question and --context, or --input PATH, found neither"),
+        ("--question Who?", "expected --question and --context, or --input PATH, found only --question"),
+        ("--input demo --top_k 0", "--top_k: expected 1 or more, found 0"),
+        ("--input nowhere", "nowhere: expected a JSON, JSONL or CSV file of questions, found no such file"),
     ],
     "segmentation": [
         ("--input nowhere", "nowhere: expected a folder of images, found no such folder"),
