@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 COLOR = (0.0, 0.42, 0.84)  # of the greatest weight, on white
-CHARACTER, LINE = 0.085, 0.24  # inches of a character of the picture and of a line
+CHARACTER, LINE = 0.072, 0.24  # inches of a character of the picture and of a line
 WIDTH, MOST_LINES = 9.0, 60
 
 
@@ -23,12 +23,14 @@ class Words(NamedTuple):
     weights: Tensor  # (W,), not negative
     marked: Sequence[tuple[int, int]] = ()  # characters of what is outlined, such as an answer
 
-    def shades(self) -> list[float]:
-        """Each word's shade in 0..1: its weight, in multiples of the mean, on a scale to the greatest, at least 3."""
-        from mmattn.plot import in_uniform, scale_end
+    def shades(self) -> tuple[list[float], str]:
+        """Each word's shade in 0..1, and what the darkest shade is: a number of times the mean weight."""
+        from mmattn.plot import NEARLY_UNIFORM, in_uniform, is_flat, scale_end
 
         relative = in_uniform(self.weights.float())
-        return (relative / scale_end([relative])).clamp(0, 1).tolist()
+        top = scale_end([relative])
+        legend = NEARLY_UNIFORM if is_flat(relative) else f"white: 0; darkest: {top:.1f} times the mean"
+        return (relative / top).clamp(0, 1).tolist(), legend
 
     def is_marked(self, span: tuple[int, int]) -> bool:
         """Whether a word overlaps what is outlined."""
@@ -53,7 +55,8 @@ def join_tokens(words: Sequence[tuple[int, int]], owners: Sequence[int], weights
 def shaded_html(words: Words) -> str:
     """The text as HTML: words on a colored background, what is marked in bold and outlined."""
     parts, done = [], 0
-    for span, shade in zip(words.spans, words.shades(), strict=True):
+    shades, legend = words.shades()
+    for span, shade in zip(words.spans, shades, strict=True):
         parts.append(escape(words.text[done : span[0]]))
         style = f"background: rgba(0, 107, 214, {0.75 * shade:.3f})"
         if words.is_marked(span):
@@ -61,7 +64,8 @@ def shaded_html(words: Words) -> str:
         parts.append(f'<span style="{style}">{escape(words.text[slice(*span)])}</span>')
         done = span[1]
     parts.append(escape(words.text[done:]))
-    return f'<p style="white-space: pre-wrap; line-height: 1.9">{"".join(parts)}</p>'
+    text = f'<p style="white-space: pre-wrap; line-height: 1.9">{"".join(parts)}</p>'
+    return f'{text}<p class="note">{escape(legend)}</p>'
 
 
 def shaded_picture(words: Words, path: str | Path | None = None, title: str | None = None) -> Any:
@@ -75,7 +79,7 @@ def shaded_picture(words: Words, path: str | Path | None = None, title: str | No
     Returns:
         The matplotlib Figure.
     """
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     from mmattn.plot import plain
@@ -91,16 +95,16 @@ def shaded_picture(words: Words, path: str | Path | None = None, title: str | No
         rows[-1].append((index, column))
         column += size + 1
     shown = rows[:MOST_LINES]
-    lines = title.splitlines() if title else []
-    above = 0.2 * len(lines) + 0.15
-    height = above + LINE * len(shown) + 0.15
-    figure = plt.figure(figsize=(WIDTH + 0.3, height), dpi=150)
+    above = 0.2 * (len(title.splitlines()) if title else 0) + 0.2
+    height = above + LINE * (len(shown) + 1) + 0.15
+    figure = Figure(figsize=(WIDTH + 0.3, height))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, WIDTH + 0.3), ylim=(height, 0))
     axis.set_axis_off()
-    for number, line in enumerate(lines):
-        axis.text(0.15, 0.2 + 0.2 * number, plain(line), fontsize=9, va="center")
-    shades = words.shades()
+    if title:
+        figure.suptitle(plain(title), fontsize=10, x=0.02, y=1 - 0.08 / height, ha="left", va="top")
+    shades, legend = words.shades()
+    axis.text(0.15, height - 0.2, legend, fontsize=7, color="#57606a", va="center")
     for number, row in enumerate(shown):
         y = above + LINE * (number + 0.5)
         for index, column in row:
@@ -118,6 +122,5 @@ def shaded_picture(words: Words, path: str | Path | None = None, title: str | No
             }
             axis.text(x, y, plain(words.text[start : min(end, start + most)]), **text)
     if path is not None:
-        figure.savefig(path)
-        plt.close(figure)
+        figure.savefig(path, dpi=130)
     return figure

@@ -1,9 +1,10 @@
-"""Relevance of a context's words for an answer: the gradient of its score, times the embedding."""
+"""Relevance of a context's words for an answer, by integrated gradients."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from mmattn.data.text.tokenizer import words_of
 from mmattn.tasks.common.shading import join_tokens
 from mmattn.tasks.qa.data import QABatch, Window
 
+STEPS = 8  # on the way from no input to the text
+
 
 def token_relevance(model: Any, batch: QABatch, targets: Sequence[tuple[int, int, int]]) -> Tensor:
-    r"""Relevance of each token for an answer's score: \(|x_i \cdot \partial s / \partial x_i|\).
+    r"""Relevance of each token for an answer's score, \((x_i \cdot \int_0^1 \nabla_{x_i} s(\alpha x) d\alpha)^+\).
 
-    Gradient times input (Denil et al. 2014, section 3; Li et al. 2016, section 4, have the gradient alone), with the
-    embeddings as x and the score s of the answer's first and last token less that of no answer: it works for every
-    encoder, with attention or without.
+    Integrated gradients (Sundararajan et al. 2017, section 3) from embeddings x of zero, for every encoder, with
+    attention or without. The score s is that of the answer's first and last token less that of no answer.
 
     Args:
         model: The `QAModel`.
@@ -30,24 +32,32 @@ def token_relevance(model: Any, batch: QABatch, targets: Sequence[tuple[int, int
         (N, L), zeros in the windows without a target.
     """
     embedding = next(m for m in model.modules() if isinstance(m, nn.Embedding))
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, given: Any, output: Tensor) -> Tensor:
-        output = output.detach().requires_grad_()
-        found.append(output)
-        return output
-
-    hook = embedding.register_forward_hook(keep)
-    try:
-        with torch.enable_grad():
+    rows, starts, ends = torch.tensor(targets, device=batch.input_ids.device).T
+    total = torch.zeros(batch.input_ids.shape, device=batch.input_ids.device)
+    for step in range(STEPS):
+        with torch.enable_grad(), _scaled(embedding, (step + 0.5) / STEPS) as found:
             output = model(batch.input_ids, batch.key_mask, batch.token_types)
-            rows, starts, ends = torch.tensor(targets, device=batch.input_ids.device).T
             score = output.start_logits[rows, starts] + output.end_logits[rows, ends]
             null = output.start_logits[rows, 0] + output.end_logits[rows, 0]
-            gradients = torch.autograd.grad((score - null * (starts > 0)).sum(), found)
+            (gradient,) = torch.autograd.grad((score - null * (starts > 0)).sum(), found[1:])
+        total += (found[0] * gradient).sum(-1) / STEPS
+    return total.clamp_min(0.0)
+
+
+@contextmanager
+def _scaled(embedding: nn.Module, scale: float) -> Iterator[list[Tensor]]:
+    """Scales an embedding's output; yields a list that it fills with the output, and with the scaled one."""
+    found: list[Tensor] = []
+
+    def replace(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+        found.extend([output.detach(), (scale * output.detach()).requires_grad_()])
+        return found[1]
+
+    hook = embedding.register_forward_hook(replace)
+    try:
+        yield found
     finally:
         hook.remove()
-    return (found[0].detach() * gradients[0]).sum(-1).abs()
 
 
 def word_relevance(model: Any, batch: QABatch, answers: Sequence[Any]) -> list[tuple[list[tuple[int, int]], Tensor]]:
