@@ -16,9 +16,10 @@ from mmattn.tasks.common.datamodule import Split, TaskDataModule
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import LossOptions, check_range
 from mmattn.tasks.qa.data import QABatch, QADataset
-from mmattn.tasks.qa.metrics import SquadMetric, f1
+from mmattn.tasks.qa.metrics import f1
 from mmattn.tasks.qa.processor import QAProcessor
 from mmattn.tasks.qa.spans import LOW, candidates
+from mmattn.tasks.qa.squad import SquadMetric
 
 
 class QADataModule(TaskDataModule[QADataset, QAProcessor]):

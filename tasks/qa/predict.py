@@ -263,7 +263,7 @@ class QAPredictor(Predictor[Item, QAPrediction]):
             return super()._group(samples, on_error, options)
         questions = list(samples.values())
         with torch.inference_mode():
-            found = self._over_corpus(questions, **options)
+            found = list(self._over_corpus(questions, **options))
         return dict(zip(samples, found, strict=True))
 
     def _over_corpus(

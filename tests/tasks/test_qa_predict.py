@@ -108,9 +108,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
         (["--question", "Who?", "--corpus", str(tmp_path / "none")], "no such file"),
         (["--input", "demo", "--top_k", "0"], "--top_k: expected 1 or more"),
     ):
-        with pytest.raises(SystemExit):
-            run("predict", *words)
-        assert message in capsys.readouterr().err
+        refused(message, run, "predict", *words)
 
 
 @pytest.mark.parity

@@ -10,9 +10,10 @@ import torch
 
 from mmattn.data.text.pair import windows
 from mmattn.tasks.qa.data import Answer, QASample, Window
-from mmattn.tasks.qa.metrics import SquadMetric, best_threshold, exact_match, f1, normalize_answer
+from mmattn.tasks.qa.metrics import best_threshold, exact_match, f1, normalize_answer
 from mmattn.tasks.qa.processor import QAProcessor, target
 from mmattn.tasks.qa.spans import candidates, log_normalizers, whole_words
+from mmattn.tasks.qa.squad import SquadMetric
 from tests.conftest import refused
 
 TEXT = "zero one two three four five six seven"
