@@ -15,7 +15,7 @@ from mmattn.tasks.qa.metrics import best_threshold, exact_match, f1
 class SquadMetric(Metric):
     """Exact match and F1 in 0..1, over all questions and, if some have no answer, over those with one and without.
 
-    Names are like those of the official script: `f1`, `em`, `has_ans_f1`, `has_ans_em` and `no_ans_f1`; and `threshold`.
+    Names are like those of the official script: `f1`, `em`, `has_ans_f1`, `has_ans_em`, `no_ans_f1`; and `threshold`.
 
     Args:
         threshold: The context has no answer if the difference of scores exceeds it; None: there always is one.
