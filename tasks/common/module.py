@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any, Generic, Literal, Self, TypeVar, cast
@@ -26,9 +25,9 @@ from mmattn.tasks.common.options import (
     DecodeOptions,
     LossOptions,
     OptimOptions,
-    Schedule,
     TrainingOptions,
     as_options,
+    schedule_factor,
 )
 from mmattn.tasks.common.task import tasks
 
@@ -36,22 +35,6 @@ MOST_CLASSES = 200  # of a confusion matrix that is kept
 # How long a run lasts may change unless the learning rate depends on it.
 LENGTHS = frozenset({"trainer.max_epochs", "trainer.max_steps", "trainer.min_epochs", "trainer.min_steps"})
 Data = TypeVar("Data", bound=TaskDataModule[Any, Any])
-
-
-def schedule_factor(schedule: Schedule, step: int, warmup_steps: int, total_steps: int) -> float:
-    """The learning rate at `step` as a fraction of its peak: linear warm-up, then the named decay.
-
-    "cosine" and "linear" reach zero at `total_steps`; "inverse_sqrt" is sqrt(warmup / step) (Vaswani et al. 2017,
-    section 5.3, scaled to a peak of one).
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    if schedule == "inverse_sqrt":
-        return math.sqrt(max(warmup_steps, 1) / max(step + 1, 1))
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class TaskModule(LightningModule, Generic[Data]):
@@ -240,7 +223,9 @@ class TaskModule(LightningModule, Generic[Data]):
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None
-        fused = self.device.type == "cuda" if self.optim.fused is None else self.optim.fused
+        fused = self.optim.fused
+        if fused is None:  # one that clipping cannot precede is no default: it unscales gradients in its own step
+            fused = self.device.type == "cuda" and not (self._scaler is not None and self.trainer.gradient_clip_val)
         kind = {"fused": True} if fused else {"foreach": True}  # foreach equals a loop bitwise, and is faster
         optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.optim.betas, **kind)
         total = int(self.trainer.estimated_stepping_batches)
@@ -291,9 +276,22 @@ class TaskModule(LightningModule, Generic[Data]):
     def on_after_backward(self) -> None:
         # After each batch, since the norm that clipping computes can no longer tell accumulated batches apart. A
         # gradient scaler expects overflows and skips the step.
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+        if self._scaler is None:
             gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
             self._check_finite("norm of the gradient", torch.nn.utils.get_total_norm(gradients))
+
+    @property
+    def _scaler(self) -> Any:
+        """The gradient scaler of 16-mixed precision; None in any other."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        flag = "_step_supports_amp_scaling"  # by which Lightning refuses fused optimizers, even without a scaler
+        if self._scaler is None and getattr(optimizer, flag, False):
+            setattr(optimizer, flag, False)
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         if torch.isfinite(value):

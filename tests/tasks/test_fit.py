@@ -18,7 +18,7 @@ from mmattn.tasks import load
 from mmattn.tasks.common import trainer
 from mmattn.tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
-from mmattn.tasks.common.module import schedule_factor
+from mmattn.tasks.common.options import schedule_factor
 from mmattn.tasks.common.parse_errors import in_words
 from mmattn.tasks.vqa.module import VQAModule
 from tests.conftest import refused
