@@ -8,7 +8,7 @@ from typing import Any
 
 from mmattn.data.text.pretrained import read_public as read_tokenizers
 from mmattn.tasks.common.adapter import FREE, Adapter, CheckpointParts
-from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.finetune import init_missing, read_network
 from mmattn.tasks.common.sources import Source
 from mmattn.tasks.qa.processor import QAProcessor
@@ -31,6 +31,13 @@ class QAAdapter(Adapter):
 class BertAdapter(QAAdapter):
     """Reads BERT, RoBERTa, DistilBERT and ELECTRA, without their poolers."""
 
+    def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
+        text = parts.keywords["text_options"]
+        if processor.max_len > (longest := _longest(text)):
+            expected = f"at most {longest}, the number of positions of {parts.where}"
+            raise ConfigError(f"data.max_len: expected {expected}, found {processor.max_len}.")
+        return super().adapt(parts, processor, sizes, seed)
+
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         from mmattn.backbones.bert import BertEncoder
 
@@ -38,7 +45,7 @@ class BertAdapter(QAAdapter):
         head = HEAD if any(name.endswith("ForQuestionAnswering") for name in named) else None
         converted = read_network(source, BertEncoder, "BERT, RoBERTa, DistilBERT or ELECTRA", head=head)
         text = {key: value for key, value in converted.keywords.items() if key != "vocab_size"} | {"pooler": False}
-        longest = text.get("max_len", 512) - (0 if text.get("pad_id") is None else text["pad_id"] + 1)
+        longest = _longest(text)
         tokenizer, _ = read_tokenizers(source.folder, max_len=longest)
         max_len = min(longest, MAX_LEN)
         state = {
@@ -54,3 +61,8 @@ class BertAdapter(QAAdapter):
         processor = QAProcessor(tokenizer, max_len, min(128, max_len // 3))
         free = (*FREE, "max_len", "evidence")
         return CheckpointParts(self, source.where, keywords, state, processor, headless=head is None, free=free)
+
+
+def _longest(text: Mapping[str, Any]) -> int:
+    """Maximum number of tokens of an encoder with these keywords."""
+    return int(text.get("max_len", 512) - (0 if text.get("pad_id") is None else text["pad_id"] + 1))

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from mmattn.data.text.tokenizer import words_of
 from mmattn.tasks.common.shading import join_tokens
 from mmattn.tasks.qa.data import QABatch, Window
+from mmattn.tasks.qa.processor import unpadded
 
 STEPS = 8  # on the way from no input to the text
 
 
-def token_relevance(model: Any, batch: QABatch, targets: Sequence[tuple[int, int, int]]) -> Tensor:
+def token_relevance(model: Any, ids: Tensor, key_mask: Tensor, types: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
     r"""Relevance of each token for an answer's score, \((x_i \cdot \int_0^1 \nabla_{x_i} s(\alpha x) d\alpha)^+\).
 
     Integrated gradients (Sundararajan et al. 2017, section 3) from embeddings x of zero, for every encoder, with
@@ -25,20 +26,23 @@ def token_relevance(model: Any, batch: QABatch, targets: Sequence[tuple[int, int
 
     Args:
         model: The `QAModel`.
-        batch: The batch.
-        targets: For each question the row of a window, and the positions of the answer's first and last token.
+        ids: (N, L), one window of each question.
+        key_mask: (N, L).
+        types: (N, L).
+        starts: (N,), positions of the answers' first tokens; 0: no answer.
+        ends: (N,), of their last ones.
 
     Returns:
-        (N, L), zeros in the windows without a target.
+        (N, L).
     """
-    embedding = next(m for m in model.modules() if isinstance(m, nn.Embedding))
-    rows, starts, ends = torch.tensor(targets, device=batch.input_ids.device).T
-    total = torch.zeros(batch.input_ids.shape, device=batch.input_ids.device)
+    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    rows = torch.arange(len(ids), device=ids.device)
+    total = torch.zeros(ids.shape, device=ids.device)
     for step in range(STEPS):
         with torch.enable_grad(), _scaled(embedding, (step + 0.5) / STEPS) as found:
-            output = model(batch.input_ids, batch.key_mask, batch.token_types)
+            output = model(ids, key_mask, types)
             score = output.start_logits[rows, starts] + output.end_logits[rows, ends]
-            null = output.start_logits[rows, 0] + output.end_logits[rows, 0]
+            null = output.start_logits[:, 0] + output.end_logits[:, 0]
             (gradient,) = torch.autograd.grad((score - null * (starts > 0)).sum(), found[1:])
         total += (found[0] * gradient).sum(-1) / STEPS
     return total.clamp_min(0.0)
@@ -71,18 +75,19 @@ def word_relevance(model: Any, batch: QABatch, answers: Sequence[Any]) -> list[t
     Returns:
         For each question its context's words, by characters, and their relevance, which sums to one.
     """
-    targets, rows = [], []
+    targets = []
     for number, answer in enumerate(answers):
         own = [row for row, window in enumerate(batch.windows) if window.question == number]
         targets.append(next((t for row in own if (t := _target(row, batch.windows[row], answer))), (own[0], 0, 0)))
-        rows.append(targets[-1][0])
-    weights = token_relevance(model, batch, targets).cpu()
+    rows, starts, ends = torch.tensor(targets, device=batch.input_ids.device).T
+    given = (batch.input_ids[rows], batch.key_mask[rows], batch.token_types[rows])
+    weights = token_relevance(model, *given, starts, ends).cpu()
     found = []
-    for sample, row in zip(batch.samples, rows, strict=True):
-        window = batch.windows[row]
+    for number, sample in enumerate(batch.samples):
+        window = batch.windows[targets[number][0]]
         words = [match.span() for match in re.finditer(r"\S+", sample.context)]
         _, owners = words_of(sample.context, window.spans)
-        values = join_tokens(words, owners, weights[row, window.first : window.first + len(window.spans)])
+        values = join_tokens(words, owners, unpadded(weights[number], window))
         found.append((words, values / values.sum().clamp_min(1e-12)))
     return found
 

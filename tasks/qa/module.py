@@ -18,7 +18,7 @@ from mmattn.tasks.common.options import LossOptions, check_range
 from mmattn.tasks.qa.data import QABatch, QADataset
 from mmattn.tasks.qa.metrics import f1
 from mmattn.tasks.qa.processor import QAProcessor
-from mmattn.tasks.qa.spans import LOW, candidates
+from mmattn.tasks.qa.spans import LOW, candidates, score_windows
 from mmattn.tasks.qa.squad import SquadMetric
 
 
@@ -134,15 +134,10 @@ class QAModule(TaskModule[QADataModule]):
         return SquadMetric(self.data.processor.threshold, self.trainer.state.fn == "fit", kinds)
 
     def update_metric(self, metric: Any, batch: QABatch) -> None:
-        output = self.model(batch.input_ids, batch.key_mask, batch.token_types)
-        rows: list[list[int]] = [[] for _ in batch.samples]
-        for row, window in enumerate(batch.windows):
-            rows[window.question].append(row)
         texts, differences = [], []
-        for sample, own in zip(batch.samples, rows, strict=True):
-            windows = [batch.windows[row] for row in own]
-            logits = (output.start_logits[own], output.end_logits[own])
-            found = candidates(sample.context, *logits, windows, max_answer_len=self.data.processor.max_answer_len)
+        longest = self.data.processor.max_answer_len
+        for sample, own in zip(batch.samples, score_windows(self.model, batch), strict=True):
+            found = candidates(sample.context, *own, max_answer_len=longest)
             best = found.spans[0] if found.spans else None
             texts.append(sample.context[best.start : best.end] if best else "")
             differences.append(found.null_difference)

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmattn.data.errors import DataError
+from mmattn.data.errors import DataError, Problems
+from mmattn.data.readers import has_rows, read_rows
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.items import name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.shading import Words, shaded_html, shaded_picture
-from mmattn.tasks.qa.data import QABatch, QADataset, QASample, Window
+from mmattn.tasks.qa.data import QABatch, QADataset, QASample
 from mmattn.tasks.qa.explain import word_relevance
-from mmattn.tasks.qa.metrics import f1
-from mmattn.tasks.qa.spans import Candidates, candidates, log_normalizers
+from mmattn.tasks.qa.metrics import exact_match, f1
+from mmattn.tasks.qa.spans import Candidates, candidates, log_normalizers, score_windows
 
 Item = Mapping[str, Any] | QASample
 PASSAGES = 5  # that are read of a corpus
@@ -85,6 +86,11 @@ class QAPredictor(Predictor[Item, QAPrediction]):
     lookahead = 8
     corpus: Any = None
 
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        # Of questions over a corpus whose answers are known: f1, exact match, whether a passage contains the context.
+        self.measured: list[tuple[float, float, bool]] = []
+
     @classmethod
     def load(
         cls,
@@ -133,7 +139,7 @@ class QAPredictor(Predictor[Item, QAPrediction]):
         return sample
 
     def length(self, sample: QASample) -> int:
-        return self.processor.length(sample) if sample.context else 0
+        return self.processor.length(sample) if self.corpus is None else 0
 
     def truth(self, item: Item) -> str | None:
         if not isinstance(item, QASample) or item.answers is None:
@@ -153,16 +159,12 @@ class QAPredictor(Predictor[Item, QAPrediction]):
         return item.kind if isinstance(item, QASample) else ""
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
-        """Read the questions of a file in any of the training formats; with a corpus, JSONL or CSV of questions."""
+        """Read the questions of a file in any of the training formats; over a corpus, contexts may be absent."""
         if not Path(path).exists():
             raise DataError(path, "a JSON, JSONL or CSV file of questions", "no such file")
-        if self.corpus is None or path.lower().endswith(".json"):
-            return QADataset(path, on_error=on_error, require_labels=False).samples
-        from mmattn.data.errors import Problems
-        from mmattn.data.readers import read_rows
-
-        problems = Problems(on_error)
-        return [{"id": str(line), **row} for _, line, row in read_rows(path, problems)]
+        if self.corpus is not None and (rows := _questions_alone(path, on_error)):
+            return rows
+        return QADataset(path, on_error=on_error, require_labels=False).samples
 
     def demo_samples(self) -> list[QASample]:
         """Questions of each kind of the built-in test split, with and without an answer."""
@@ -205,19 +207,11 @@ class QAPredictor(Predictor[Item, QAPrediction]):
         """
         longest = self.processor.max_answer_len if max_answer_len is None else max_answer_len
         threshold = self.processor.threshold if threshold is None else threshold
-        scores = self._scores(batch)
+        scores = score_windows(self.model, batch)
         return [
             self._prediction(sample, [sample], [candidates(sample.context, *own, top_k + 1, longest)], top_k, threshold)
             for sample, own in zip(samples, scores, strict=True)
         ]
-
-    def _scores(self, batch: QABatch) -> list[tuple[Tensor, Tensor, list[Window]]]:
-        """The scores of first and last tokens, (W, L) each, and the windows of each question."""
-        output = self.model(batch.input_ids, batch.key_mask, batch.token_types)
-        rows: list[list[int]] = [[] for _ in batch.samples]
-        for row, window in enumerate(batch.windows):
-            rows[window.question].append(row)
-        return [(output.start_logits[own], output.end_logits[own], [batch.windows[r] for r in own]) for own in rows]
 
     def _prediction(
         self,
@@ -266,6 +260,23 @@ class QAPredictor(Predictor[Item, QAPrediction]):
             found = list(self._over_corpus(questions, **options))
         return dict(zip(samples, found, strict=True))
 
+    def remark(self) -> str:
+        if not self.measured:
+            return ""
+        f1_mean, em, recall = (sum(values) / len(self.measured) for values in zip(*self.measured, strict=True))
+        return (
+            f"{len(self.measured):,} questions whose answers are known, over the corpus: F1 {f1_mean:.4f}, exact match "
+            f"{em:.4f}; a passage with the context was among those that were read for {recall:.4f} of them."
+        )
+
+    def _measure(self, sample: QASample, contexts: Sequence[QASample], found: QAPrediction) -> None:
+        """Add a question to `measured`, if its answers are known."""
+        if sample.answers is not None and sample.context:
+            wanted = " ".join(sample.context.split())
+            recalled = any(wanted in " ".join(one.context.split()) for one in contexts)
+            figures = (f1(found.answer, sample.texts), exact_match(found.answer, sample.texts))
+            self.measured.append((*figures, recalled))
+
     def _over_corpus(
         self,
         samples: Sequence[QASample],
@@ -286,13 +297,15 @@ class QAPredictor(Predictor[Item, QAPrediction]):
             if not contexts:
                 yield QAPrediction("", 0.0, -1, -1, "", sample.id, sample.question)
                 continue
-            scores = self._scores(self.processor.collate(contexts).to(self.device))
+            scores = score_windows(self.model, self.processor.collate(contexts).to(self.device))
             total = log_normalizers(scores)
             found = [
                 candidates(one.context, *own, top_k + 1, longest, total)
                 for one, own in zip(contexts, scores, strict=True)
             ]
-            yield self._prediction(sample, contexts, found, top_k, threshold)
+            prediction = self._prediction(sample, contexts, found, top_k, threshold)
+            self._measure(sample, contexts, prediction)
+            yield prediction
 
     # Explanation and export -------------------------------------------------------------------------------------------
 
@@ -338,6 +351,14 @@ class QAPredictor(Predictor[Item, QAPrediction]):
         types = (torch.arange(length) >= 5).long().expand(batch, length) * self.processor.template.types[3]
         pad = self.processor.tokenizer.pad_id
         return {"input_ids": ids.masked_fill(~mask, pad), "key_mask": mask, "token_types": types * mask}
+
+
+def _questions_alone(path: str, on_error: str) -> list[Item]:
+    """The rows of a table without contexts; none, if the file has contexts."""
+    if path.lower().endswith(".json") and not has_rows(path, "data"):
+        return []
+    rows: list[Item] = [{"id": str(line), **row} for _, line, row in read_rows(path, Problems(on_error))]
+    return [] if any("context" in row for row in rows) else rows
 
 
 load = QAPredictor.load

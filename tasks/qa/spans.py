@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmattn.data.text.scripts import UNSPACED, script_of
-from mmattn.tasks.qa.data import Window
+from mmattn.tasks.qa.data import QABatch, Window
 
 LOW = -1e30  # in place of the scores of what is no answer
+AT_ONCE = 64  # windows of which the scores are computed together
+Scores = tuple[Tensor, Tensor, list[Window]]  # of first and of last tokens, (W, L) each, in the windows of a question
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,21 @@ class Candidates:
     def null_difference(self) -> float:
         """By how much the score of no answer exceeds that of the best span."""
         return self.null_logit - max((span.logit for span in self.spans), default=LOW)
+
+
+def score_windows(model: Any, batch: QABatch) -> list[Scores]:
+    """Compute the scores of each question of a batch. A long context has many windows: few are in memory at a time."""
+    size = len(batch.windows)
+    parts = []
+    for start in range(0, size, AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        output = model(batch.input_ids[rows], batch.key_mask[rows], batch.token_types[rows])
+        parts.append((output.start_logits.float().cpu(), output.end_logits.float().cpu()))
+    starts, ends = (torch.cat(side) for side in zip(*parts, strict=True))
+    own: list[list[int]] = [[] for _ in batch.samples]
+    for row, window in enumerate(batch.windows):
+        own[window.question].append(row)
+    return [(starts[rows], ends[rows], [batch.windows[row] for row in rows]) for rows in own]
 
 
 def candidates(
@@ -110,13 +128,13 @@ def _joined(left: str, right: str) -> bool:
     return all(c.isalnum() and script_of(c) not in UNSPACED for c in (left, right))
 
 
-def log_normalizers(scores: Sequence[tuple[Tensor, Tensor, Sequence[Window]]]) -> tuple[float, float]:
+def log_normalizers(scores: Sequence[Scores]) -> tuple[float, float]:
     """Log of the sums by which the probabilities of first and of last tokens are normalized over several texts.
 
     Windows are compared by their scores only if they are normalized together (Clark and Gardner 2018, section 3.2).
 
     Args:
-        scores: Scores of first and of last tokens, (W, L) each, and the windows of each text.
+        scores: Those of each text.
     """
     both: tuple[list[Tensor], list[Tensor]] = ([], [])
     for starts, ends, windows in scores:
@@ -129,5 +147,4 @@ def log_normalizers(scores: Sequence[tuple[Tensor, Tensor, Sequence[Window]]]) -
 
 def _kept(logits: Tensor, window: Window) -> Tensor:
     """A window's scores (L,) of no answer, and of the context's tokens: (1 + S,)."""
-    logits = logits.float().cpu()
     return torch.cat([logits[:1], logits[window.first : window.first + len(window.spans)]])

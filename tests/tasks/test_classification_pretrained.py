@@ -105,7 +105,7 @@ def test_timm_network_with_a_new_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("bert", "expected a model for classification, found one of bert, for vqa"),
+        ("bert", "expected a model for classification, found one of bert, for qa and vqa"),
         ("resnet", "resnet"),
         ("none", "none"),
     ],

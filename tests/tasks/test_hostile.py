@@ -26,7 +26,7 @@ from mmattn.tasks.common.yaml_limits import load_yaml
 from tests.conftest import refused
 from tests.tasks.runs import damage, edited, read
 
-TASKS = ("asr", "classification", "segmentation", "summarization", "translation", "vqa")
+TASKS = ("asr", "classification", "qa", "segmentation", "summarization", "translation", "vqa")
 HOSTILE = (10**9, -1, 10**30, 1e308, "x", [], {"kind": 1}, float("nan"))
 DEEP, LONG = "[" * 100_000, f'{{"format": {"9" * 5000}}}'
 SETTINGS = f"{PROCESSOR}/processor.json"

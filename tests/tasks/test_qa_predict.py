@@ -100,6 +100,11 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     found = json.loads(capsys.readouterr().out)
     assert found["answer"] in found["passage"]
     assert found["source"].startswith(("a.txt, paragraph 1", "b.txt, paragraph 1"))
+    context = "Ada lives by the old mill. She keeps the white goat."
+    (tmp_path / "known.csv").write_text(f'question,context,answer\n"{asked[-1]}","{context}",white goat\n')
+    run("predict", "--input", str(tmp_path / "known.csv"), *asked[:2], "--output", str(tmp_path / "answers.jsonl"))
+    assert "1 questions whose answers are known" in (said := capsys.readouterr().err)
+    assert "for 1.0000 of them" in said
     run("explain", *asked, "--output", str(tmp_path / "one.png"))
     assert (tmp_path / "one.png").exists()
     for words, message in (
