@@ -162,9 +162,8 @@ class QAPredictor(Predictor[Item, QAPrediction]):
         """Read the questions of a file in any of the training formats; over a corpus, contexts may be absent."""
         if not Path(path).exists():
             raise DataError(path, "a JSON, JSONL or CSV file of questions", "no such file")
-        if self.corpus is not None and (rows := _questions_alone(path, on_error)):
-            return rows
-        return QADataset(path, on_error=on_error, require_labels=False).samples
+        rows: Sequence[Item] = _questions_alone(path, on_error) if self.corpus is not None else []
+        return rows or QADataset(path, on_error=on_error, require_labels=False).samples
 
     def demo_samples(self) -> list[QASample]:
         """Questions of each kind of the built-in test split, with and without an answer."""
@@ -353,11 +352,11 @@ class QAPredictor(Predictor[Item, QAPrediction]):
         return {"input_ids": ids.masked_fill(~mask, pad), "key_mask": mask, "token_types": types * mask}
 
 
-def _questions_alone(path: str, on_error: str) -> list[Item]:
+def _questions_alone(path: str, on_error: str) -> list[dict[str, Any]]:
     """The rows of a table without contexts; none, if the file has contexts."""
     if path.lower().endswith(".json") and not has_rows(path, "data"):
         return []
-    rows: list[Item] = [{"id": str(line), **row} for _, line, row in read_rows(path, Problems(on_error))]
+    rows = [{"id": str(line), **row} for _, line, row in read_rows(path, Problems(on_error))]
     return [] if any("context" in row for row in rows) else rows
 
 
