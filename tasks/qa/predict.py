@@ -112,12 +112,12 @@ class QAPredictor(Predictor[Item, QAPrediction]):
         Raises:
             DataError: The corpus cannot be read.
         """
-        from mmattn.tasks.common.retrieval.corpus import Corpus, open_corpus
-
         if retriever is not None and corpus is None:
             raise ConfigError("retriever: expected a corpus, in which it searches; found none.")
         predictor = super().load(source, *given, **named)
         if corpus is not None:
+            from mmattn.tasks.common.retrieval.corpus import Corpus, open_corpus
+
             kind = retriever or "bm25"
             predictor.corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus, kind)
         return predictor
