@@ -117,7 +117,7 @@ def test_onnx_example_runs(
     assert capsys.readouterr().out.strip() == str(ANSWERS[task](model))
 
 
-@pytest.mark.parametrize("task", ["asr", "vqa", "classification", "segmentation"])
+@pytest.mark.parametrize("task", ["asr", "qa", "vqa", "classification", "segmentation"])
 def test_figures_match_results(task: str) -> None:
     """A row begins with its entry of results.json, and its value."""
     text = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8")
