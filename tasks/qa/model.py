@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmattn.backbones.bert import BertEncoder
 from mmattn.backbones.pooling import mean_pooling
 from mmattn.backbones.recurrent import read_both_ways, recurrent_layers
-from mmattn.blocks import Encoder, LayerOptions
+from mmattn.blocks import Encoder, LayerOptions, run_layer
 from mmattn.fusion import BiDAF
 from mmattn.masks import Mask
 
@@ -76,8 +76,8 @@ class NeighborConvolution(nn.Module):
 class PairEncoder(nn.Module):
     """A transformer over question and context, in which each layer begins with a convolution over neighboring tokens.
 
-    As in QANet (Yu et al. 2018), convolutions read a fact and attention joins facts. A context's token is marked if the
-    question has it, too (the exact match of Chen et al. 2017, section 3.2).
+    As in QANet (Yu et al. 2018), convolutions read a fact and attention joins facts; its positions are rotary. A
+    context's token is marked if the question has it, too (the exact match of Chen et al. 2017, section 3.2).
 
     Args:
         vocab_size: V.
@@ -121,7 +121,7 @@ class PairEncoder(nn.Module):
         for number, layer in enumerate(self.encoder.layers):
             if self.convolutions:
                 x = self.convolutions[number](x, key_mask)
-            x = layer(x, mask)
+            x = run_layer(self.encoder, layer, x, mask, None)
         if self.convolutions:
             x = self.convolutions[-1](x, key_mask)
         return self.encoder.norm(x)

@@ -23,7 +23,6 @@ ASKED = 3  # tokens of the question
 class TestQAModel(TaskModelTests):
     task = "qa"
     exported_elsewhere = True  # test_fit_contract.py
-    unused = ("encoder.norm",)
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {"evidence": True},
         "recurrent": {"encoder": "recurrent"},
