@@ -284,7 +284,10 @@ class QAPredictor(Predictor[Item, QAPrediction]):
         threshold: float | None = None,
         passages: int | None = None,
     ) -> Iterator[QAPrediction]:
-        """Predict answers from the best passages; probabilities are over all passages of a question."""
+        """Predict answers from the best passages; probabilities are over all passages of a question.
+
+        A passage's probability before it is read is that of its retrieval (Lewis et al. 2020, section 2.2).
+        """
         longest = self.processor.max_answer_len if max_answer_len is None else max_answer_len
         threshold = self.processor.threshold if threshold is None else threshold
         hits = self.corpus.search([sample.question for sample in samples], passages or PASSAGES)
@@ -296,7 +299,9 @@ class QAPredictor(Predictor[Item, QAPrediction]):
             if not contexts:
                 yield QAPrediction("", 0.0, -1, -1, "", sample.id, sample.question)
                 continue
-            scores = score_windows(self.model, self.processor.collate(contexts).to(self.device))
+            read = score_windows(self.model, self.processor.collate(contexts).to(self.device))
+            prior = self.corpus.log_prior(some).tolist()
+            scores = [(starts + p, ends, windows) for (starts, ends, windows), p in zip(read, prior, strict=True)]
             total = log_normalizers(scores)
             found = [
                 candidates(one.context, *own, top_k + 1, longest, total)

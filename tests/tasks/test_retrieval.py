@@ -123,6 +123,17 @@ def test_search(notes: Path) -> None:
     refused("questions: expected a list of texts, found 'who'", corpus.search, "who")
 
 
+def test_probabilities_before_reading(notes: Path) -> None:
+    """A softmax of the scores: the better a passage fits, the more probable it is, without an overflow."""
+    corpus = open_corpus(notes)
+    (found,) = corpus.search(["which river floods the old mill?"], 3)
+    prior = corpus.log_prior(found)
+    assert np.exp(prior).sum() == pytest.approx(1.0)
+    assert prior.tolist() == sorted(prior.tolist(), reverse=True)
+    large = corpus.log_prior([one._replace(score=1000.0 * one.score) for one in found])
+    assert np.isfinite(large).all()
+
+
 def test_invalid_options(notes: Path) -> None:
     refused(r"kind: expected one of bm25, embeddings, found 'bm' \(did you mean 'bm25'", open_corpus, notes, "bm")
     refused("k1: expected a number of at least 0, found -1", bm25.BM25Index, k1=-1)

@@ -38,6 +38,7 @@ class BM25Index:
     """
 
     model: bm25s.BM25
+    sharpness = 1.0  # a sum of logarithms
 
     def __init__(self, k1: float = 1.5, b: float = 0.75) -> None:
         if not 0 <= k1 < math.inf:

@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mmattn.data.errors import DataError, Problems, located, nearest, shorten
 from mmattn.data.files import is_hidden
 from mmattn.data.readers import read_settings
@@ -87,6 +89,15 @@ class Corpus:
             raise ValueError(f"k: expected at least 1, found {k}")
         hits = self.index.search(questions, k)
         return [[Found(self[number], score) for number, score in found] for found in hits]
+
+    def log_prior(self, found: Sequence[Found]) -> np.ndarray:
+        """Returns the logarithms of the passages' probabilities before they are read, a softmax of scores: (k,).
+
+        Args:
+            found: The passages that were found for a question.
+        """
+        scores = self.index.sharpness * np.array([one.score for one in found])
+        return scores - np.logaddexp.reduce(scores)
 
 
 def open_corpus(

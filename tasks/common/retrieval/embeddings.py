@@ -40,6 +40,7 @@ class EmbeddingIndex:
     """
 
     vectors: np.ndarray  # (N, E)
+    sharpness = 20.0  # with which sentence-transformers trains MiniLM and its like
 
     def __init__(self, encoder: Embed) -> None:
         if not isinstance(getattr(encoder, "fingerprint", None), str):

@@ -14,7 +14,13 @@ Hit = tuple[int, float]  # number of a passage and its score
 
 
 class Index(Protocol):
-    """An index of passages, which is searched after `load`."""
+    """An index of passages, which is searched after `load`.
+
+    Attributes:
+        sharpness: Number t with which exp(t score) is in proportion to the probability that a passage holds the answer.
+    """
+
+    sharpness: float
 
     @property
     def settings(self) -> Mapping[str, Any]:
