@@ -220,7 +220,24 @@ def _explain(
     paths = [target / f"{number:05d}.png" for number in range(len(items))] if many else [target]
     for path in paths:
         outputs.claim(path, replace=options.output is not None and not many)
-    for item, path in zip(progress(items, len(items), "explaining"), paths, strict=True):
+    for number, found in _explained(predictor, items, options, keywords, skipped):
+        save_png(paths[number], found.save)
+    written = len(items) - len(skipped)
+    plural = "" if written == 1 else "s"
+    message = f"{written} explanation{plural} written to {target}." if many else f"{path} written."
+    print(message, file=sys.stderr if is_special(target) else sys.stdout)
+    report_skipped(skipped, len(items))
+
+
+def _explained(
+    predictor: Predictor[Any, Any],
+    items: Sequence[Any],
+    options: argparse.Namespace,
+    keywords: Mapping[str, Any],
+    skipped: list[str],
+) -> Iterator[tuple[int, Any]]:
+    """Yield each item's number and explanation; with --on_error skip, errors are added to `skipped`."""
+    for number, item in enumerate(progress(items, len(items), "explaining")):
         try:
             found = predictor.explain(item, **keywords)
         except Exception as error:
@@ -228,12 +245,7 @@ def _explain(
                 raise
             skipped.append(str(error))
         else:
-            save_png(path, found.save)
-    written = len(items) - len(skipped)
-    plural = "" if written == 1 else "s"
-    message = f"{written} explanation{plural} written to {target}." if many else f"{path} written."
-    print(message, file=sys.stderr if is_special(target) else sys.stdout)
-    report_skipped(skipped, len(items))
+            yield number, found
 
 
 def _explain_page(
@@ -250,14 +262,7 @@ def _explain_page(
     """
     target, skipped, parts = Path(options.output), list[str](), list[str]()
     outputs.claim(target, replace=True)
-    for item in progress(items, len(items), "explaining"):
-        try:
-            found = predictor.explain(item, **keywords)
-        except Exception as error:
-            if options.on_error != "skip" or not is_user_error(error):
-                raise
-            skipped.append(str(error))
-            continue
+    for _, found in _explained(predictor, items, options, keywords, skipped):
         if not hasattr(found, "html"):
             raise UserError(f"--output {target}: expected a PNG or a folder, since {predictor.task} draws pictures.")
         parts.append(found.html())
