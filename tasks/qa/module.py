@@ -13,6 +13,7 @@ from mmattn.data.batching import BatchPlan, EvalBatchSampler
 from mmattn.data.buckets import TokenBatchSampler
 from mmattn.tasks.common.chance import Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
+from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import LossOptions, check_range
 from mmattn.tasks.qa.data import QABatch, QADataset
@@ -103,6 +104,14 @@ class QAModule(TaskModule[QADataModule]):
 
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         return super().complete_keywords(sizes) | {"evidence": self.loss.evidence > 0}
+
+    def build(self, sizes: Mapping[str, Any], processor: Any = None) -> None:
+        super().build(sizes, processor)
+        if self.init_from is not None and self.loss.evidence and self.model.evidence is None:
+            raise ConfigError(
+                f"loss.evidence: expected 0, since the model of --init_from has no head for supporting facts; found "
+                f"{self.loss.evidence}."
+            )
 
     def complete_processor(self, processor: QAProcessor, metrics: Mapping[str, float]) -> QAProcessor:
         """The processor with the threshold of no answer that validation chose."""

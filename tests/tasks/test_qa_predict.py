@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mmattn import load
+from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.qa.demo import make
 from mmattn.tasks.qa.localisation import localisation
 from mmattn.tasks.qa.metrics import f1
@@ -126,6 +127,8 @@ def test_fit_from_public_weights(tmp_path: Path, pair_tokenizer: Any) -> None:
         kind(config).save_pretrained(tmp_path / name)
         pair_tokenizer.save(str(tmp_path / name / "tokenizer.json"))
     refused("expected a finished model", QAPredictor.load, tmp_path / "plain")
+    given = f"{BASE} --init_from {tmp_path / 'plain'} --loss.evidence 1"
+    refused("no head for supporting facts", train, "fit", tmp_path / "no_head", given, "", task="qa", error=ConfigError)
     ready = QAPredictor.load(tmp_path / "whole", device="cpu")
     context = "Ada lives by the mill. She keeps the old goat."
     answer = ready({"question": "who keeps the goat ?", "context": context})
