@@ -53,6 +53,10 @@ class Window(NamedTuple):
     first: int  # position of the context's first token
     spans: list[tuple[int, int]]  # start and end character of each of the context's tokens
 
+    def part(self, values: Tensor) -> Tensor:
+        """The values (L,) of the S tokens of the context: (S,)."""
+        return values[self.first : self.first + len(self.spans)]
+
 
 @dataclass
 class QABatch(Batch):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmattn.data.text.tokenizer import words_of
 from mmattn.tasks.common.shading import join_tokens
-from mmattn.tasks.qa.data import QABatch, Window
-from mmattn.tasks.qa.processor import unpadded
+from mmattn.tasks.qa.data import Answer, QABatch
+from mmattn.tasks.qa.processor import target
 
 STEPS = 8  # on the way from no input to the text
 
@@ -76,25 +76,18 @@ def word_relevance(model: Any, batch: QABatch, answers: Sequence[Any]) -> list[t
         For each question its context's words, by characters, and their relevance, which sums to one.
     """
     targets = []
-    for number, answer in enumerate(answers):
-        own = [row for row, window in enumerate(batch.windows) if window.question == number]
-        targets.append(next((t for row in own if (t := _target(row, batch.windows[row], answer))), (own[0], 0, 0)))
+    for number, found in enumerate(answers):
+        answer = Answer(found.answer, found.start) if found.answer else None
+        own = [(row, *target(window, answer)) for row, window in enumerate(batch.windows) if window.question == number]
+        targets.append(max(own, key=lambda place: place[1] > 0))  # the first window that holds the answer
     rows, starts, ends = torch.tensor(targets, device=batch.input_ids.device).T
     given = (batch.input_ids[rows], batch.key_mask[rows], batch.token_types[rows])
     weights = token_relevance(model, *given, starts, ends).cpu()
-    found = []
+    relevant = []
     for number, sample in enumerate(batch.samples):
         window = batch.windows[targets[number][0]]
         words = [match.span() for match in re.finditer(r"\S+", sample.context)]
         _, owners = words_of(sample.context, window.spans)
-        values = join_tokens(words, owners, unpadded(weights[number], window))
-        found.append((words, values / values.sum().clamp_min(1e-12)))
-    return found
-
-
-def _target(row: int, window: Window, answer: Any) -> tuple[int, int, int] | None:
-    """The window's row and the positions of the answer's ends, if it is in this window."""
-    inside = [n for n, (start, end) in enumerate(window.spans) if start < answer.end and end > answer.start]
-    if not answer.answer or not inside or window.spans[0][0] > answer.start or window.spans[-1][1] < answer.end:
-        return None
-    return row, window.first + inside[0], window.first + inside[-1]
+        values = join_tokens(words, owners, window.part(weights[number]))
+        relevant.append((words, values / values.sum().clamp_min(1e-12)))
+    return relevant

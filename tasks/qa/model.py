@@ -249,7 +249,7 @@ class QAModel(nn.Module):
             raise ValueError(f"pooling: expected attention with encoder {encoder}, found mean")
         if attention is not None and (encoder == "recurrent" or pooling == "mean"):
             raise ValueError(f"attention: encoder {encoder} with pooling {pooling} has no self-attention to choose")
-        self.max_len, self.kind = max_len, encoder
+        self.max_len = max_len
         common: dict[str, Any] = {"dropout": dropout}
         if encoder == "bert":
             options = {**(text_options or {}), "pooler": False, **({"attention": attention} if attention else {})}

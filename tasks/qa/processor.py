@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.processor import Processor
@@ -208,8 +207,3 @@ def target(window: Window, answer: Answer | None) -> tuple[int, int]:
         return 0, 0
     inside = [i for i, (start, end) in enumerate(window.spans) if start < answer.end and end > answer.start]
     return (window.first + inside[0], window.first + inside[-1]) if inside else (0, 0)
-
-
-def unpadded(values: Tensor, window: Window) -> Tensor:
-    """The part of a window's values (L,) at the context's tokens."""
-    return values[window.first : window.first + len(window.spans)]

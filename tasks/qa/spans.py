@@ -147,4 +147,4 @@ def log_normalizers(scores: Sequence[Scores]) -> tuple[float, float]:
 
 def _kept(logits: Tensor, window: Window) -> Tensor:
     """A window's scores (L,) of no answer, and of the context's tokens: (1 + S,)."""
-    return torch.cat([logits[:1], logits[window.first : window.first + len(window.spans)]])
+    return torch.cat([logits[:1], window.part(logits)])
