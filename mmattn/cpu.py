@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .masks import Mask
+from .onednn import is_plain, linear
 
 FEW = 8  # queries
 CHUNK = 2**19  # numbers: intermediate results stay in the CPU's cache
@@ -117,7 +118,7 @@ def project_together(
     ):
         return None
     else:
-        together = nn.functional.linear(query, *_stack(maps))
+        together = linear(query, *_stack(maps))
     sizes = (attention.head_dim, attention.head_dim, attention.v_head_dim)
     heads = (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)
     return together.split([n * size for n, size in zip(heads, sizes, strict=True)], dim=-1)
@@ -142,7 +143,7 @@ def fuse_projections(attention: Any, make: Callable[[Tensor, Tensor | None], nn.
 
 def _is_plain(module: Any) -> bool:
     """Whether a module is a plain linear map, i.e. not replaced, parametrized or hooked."""
-    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+    return is_plain(module) and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _stack(maps: Iterable[Any]) -> tuple[Tensor, Tensor | None]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
 from .cpu import fuse_projections
+from .onednn import is_plain
 
 
 class PackedLinear(nn.Module):
@@ -165,7 +166,7 @@ def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; expected one of: {', '.join(PRECISIONS)}")
-    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    linears = [module for module in model.modules() if is_plain(module)]
     foreign = next(
         (m.weight for m in linears if m.weight.device.type != "cpu" or m.weight.dtype != torch.float32), None
     )
@@ -182,6 +183,6 @@ def prepare(model: nn.Module, precision: str = "float32") -> nn.Module:
             fuse_projections(module, lambda weight, bias: make_linear(weight, bias, precision))
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
+            if is_plain(child):
                 setattr(parent, name, make_linear(child.weight, child.bias, precision))
     return model

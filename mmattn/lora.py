@@ -15,6 +15,7 @@ from .channel import ChannelAttention, SqueezeExcitation
 from .deformable import DeformableAttention
 from .feedforward import FeedForward
 from .hierarchical import ContextPooling
+from .onednn import OneDNNLinear, linear
 from .spatial import AttentionGate
 
 # The maps that can be adapted, by layer. Those to one number (scores of BiDAF, gates of cells) are vectors, which no
@@ -89,8 +90,8 @@ class LoRALinear(LowRank, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in) to (..., out)."""
-        update = F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b * self.scale)
-        return F.linear(x, self.weight, self.bias) + update
+        update = linear(linear(self.dropout(x), self.lora_a), self.lora_b * self.scale)
+        return linear(x, self.weight, self.bias) + update
 
     def merged(self) -> nn.Linear:
         """Returns the plain linear map with the weight ``W + (alpha / rank) B A``."""
@@ -132,7 +133,11 @@ class LoRAConv2d(LowRank, nn.Conv2d):
         return self._merge_into(plain)
 
 
-ADAPTED: dict[type[nn.Module], type[LoRALinear] | type[LoRAConv2d]] = {nn.Linear: LoRALinear, nn.Conv2d: LoRAConv2d}
+ADAPTED: dict[type[nn.Module], type[LoRALinear] | type[LoRAConv2d]] = {
+    nn.Linear: LoRALinear,
+    OneDNNLinear: LoRALinear,
+    nn.Conv2d: LoRAConv2d,
+}
 
 
 def add_lora(

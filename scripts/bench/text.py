@@ -29,6 +29,7 @@ from mmattn.backbones.bert import BertEncoder
 from mmattn.backbones.pooling import mean_pooling
 from mmattn.linears import prepare
 from mmattn.lora import add_lora
+from mmattn.onednn import use_onednn
 from mmattn.pretrained.bert import convert_bert
 from mmattn.pretrained.keymap import load_into
 
@@ -57,7 +58,8 @@ def make_models() -> tuple[Any, BertEncoder]:
     """transformers' model and the one converted from it."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    config = transformers.BertConfig(vocab_size=VOCABULARY, **sizes)
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.BertConfig(vocab_size=VOCABULARY, **sizes, **without)
     theirs = transformers.BertModel(config, add_pooling_layer=False).eval()
     converted = convert_bert(config.to_dict(), theirs.state_dict())
     ours = BertEncoder(**converted.keywords).eval()
@@ -133,15 +135,12 @@ def step(model: nn.Module, states: Any, batch: Batch) -> Run:
 def lora_steps(batch: Batch) -> dict[str, Run]:
     """A step of peft's and of our updates, without dropout."""
     theirs, ours = make_models()
-    for module in (*theirs.modules(), *ours.modules()):
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    theirs.config.attention_probs_dropout_prob = 0.0
     given = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
     adapted = peft.get_peft_model(theirs, given)
     for parameter in ours.parameters():
         parameter.requires_grad_(False)
     add_lora(ours, 8, 16, targets=("q_proj", "v_proj"))
+    use_onednn(ours)  # as `fit` does
     return {
         "peft": step(adapted, lambda ids, mask: adapted(ids, attention_mask=mask.long()).last_hidden_state, batch),
         "mmattn LoRA": step(ours, lambda ids, mask: ours(ids, mask).states, batch),

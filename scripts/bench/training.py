@@ -21,6 +21,7 @@ from generation import PAD, START, VOCABULARY, random_marian
 from torch import Tensor, nn
 
 from mmattn.backbones.seq2seq import Seq2Seq
+from mmattn.onednn import use_onednn
 from mmattn.pretrained.marian import convert_marian
 from mmattn.tasks.common.seq2seq.model import token_loss
 
@@ -121,6 +122,7 @@ def main() -> int:
         model.load_state_dict(converted.state)
         models.append(model)
     ours, half = models
+    use_onednn(ours)  # as `fit` does
     difference = same_gradient(theirs, ours, batch)
     set_dropout(half, DROPOUT)
     theirs_step = make_step(their_loss, theirs, batch)

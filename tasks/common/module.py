@@ -15,6 +15,7 @@ from mmattn.building import check_fits
 from mmattn.data.errors import UserError
 from mmattn.data.options import from_options
 from mmattn.data.seeds import seed_of
+from mmattn.onednn import use_onednn
 from mmattn.tasks.common import auto, parameters
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
@@ -213,6 +214,8 @@ class TaskModule(LightningModule, Generic[Data]):
             layer.gradient_checkpointing = self.training_options.gradient_checkpointing
         if self.training_options.compile:
             self.model.compile()
+        else:
+            use_onednn(self.model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups; a group may have its own learning rate."""
