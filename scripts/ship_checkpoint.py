@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument("--data", help="what it was trained on, with its address (default: the built-in data)")
     parser.add_argument("--licence", help="licence of the weights, which that of the data may determine")
     parser.add_argument("--measure", default="test", help="command that measures it (default: test, on built-in data)")
+    parser.add_argument(
+        "--base", help="name of public weights, whose update alone is stored (default: all weights are)"
+    )
     parser.add_argument("--split", default="built-in test", help="name of the measured split")
     options = parser.parse_args()
     from mmattn.tasks import load, tasks
@@ -58,6 +61,7 @@ def main() -> None:
         "half": True,
         "own_data": predictor.parts.own_data,
         "about": {"data": options.data, "licence": options.licence} if options.data else None,
+        "base": options.base,
         "name": f"{options.task}/{options.name}",
     }
     save_directory(target, **parts)

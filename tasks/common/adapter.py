@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmattn.data.errors import DataError, UserError, shorten
 from mmattn.tasks.common.attention_config import check_attention
+from mmattn.tasks.common.base import add_base, check_base
 from mmattn.tasks.common.checkpoint import PROCESSOR, WEIGHTS, load_weights, read_weights
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import Source, find_model
@@ -56,6 +57,8 @@ class Adapter:
         config = source.config
         processor = self.task.resolve("processor").load(source.folder / PROCESSOR)
         state = read_weights(source.folder / WEIGHTS)
+        if (base := config.get("base")) is not None:
+            state = add_base(state, read_parts(self.task.name, check_base(base)).state)
         own_data = bool(config.get("own_data"))
         return CheckpointParts(self, source.where, dict(config["model"]), state, processor, own_data)
 

@@ -50,6 +50,8 @@ def card(
     table = "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else "Not measured yet."
     data = f" Trained on {about['data']}{' alone' if about is BUILT_IN else ''}." if about else ""
     precision = "float16 on disk, float32 in memory" if half else "float32"
+    base = config["base"]["name"] if config.get("base") else None
+    precision += f"; this folder has their difference from the public weights {base}" if base else ""
     return (
         f"# {task}\n\nA model of the task `{task}`, {parameters:,} parameters ({precision}).{data}\n\n{table}\n\n"
         + (f"Made by:\n\n    {command}\n\n" if command else "")

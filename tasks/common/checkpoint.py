@@ -3,7 +3,7 @@
 model/
   config.json        {"format": 3, "task": "vqa", "network": null, "model": {keyword arguments}, "metrics": {...},
                       "own_data": false, "about": {"data": ..., "licence": ...}}
-  model.safetensors  the weights
+  model.safetensors  the weights; with "base": {...} in config.json, their update (`mmattn.tasks.common.base`)
   processor/         preprocessing, labels and tokenizer, saved by the task's processor
   README.md          the model card: data, measured metrics, training command, licence
 
@@ -168,6 +168,7 @@ def save_directory(
     half: bool = False,
     own_data: bool = False,
     about: Mapping[str, str] | None = None,
+    base: str | None = None,
     name: str = "FOLDER",
 ) -> Path:
     """Write a shipped folder atomically.
@@ -184,6 +185,7 @@ def save_directory(
         own_data: Whether the model was trained on the user's data, so that it cannot be evaluated on the built-in data.
         half: Write floating-point weights in float16 (half the size; about three decimal digits).
         about: `data` and `licence` of a model that ships with the toolkit; None: the built-in data, or the user's own.
+        base: Name of public weights, beside which only the update is written; None: all weights are written.
         name: How users load it, for the model card.
 
     Raises:
@@ -192,6 +194,8 @@ def save_directory(
     from safetensors.torch import save_file
 
     from mmattn.building import tied_names
+    from mmattn.tasks.common.adapter import read_parts
+    from mmattn.tasks.common.base import describe_base, subtract_base
 
     def stored(value: torch.Tensor) -> torch.Tensor:
         value = value.detach().cpu().contiguous()
@@ -199,11 +203,14 @@ def save_directory(
 
     def fill(folder: Path) -> None:
         tied = tied_names(model)
-        state = {name: stored(value) for name, value in model.state_dict().items() if name not in tied}
-        save_file(state, folder / WEIGHTS)
+        state = {name: value for name, value in model.state_dict().items() if name not in tied}
+        if base is not None:
+            state = subtract_base(state, read_parts(task, base).state)
+        save_file({name: stored(value) for name, value in state.items()}, folder / WEIGHTS)
         processor.save(folder / PROCESSOR)
         config = {"format": FORMAT, "task": task, "network": network, "model": dict(keywords)}
         config |= {"metrics": dict(metrics or {}), "own_data": own_data} | ({"about": dict(about)} if about else {})
+        config |= {} if base is None else {"base": describe_base(base)}
         write_json(folder / CONFIG, config)
         size = sum(parameter.numel() for parameter in model.parameters())
         (folder / CARD).write_text(card(config, size, name=name, command=command, half=half), encoding="utf-8")
