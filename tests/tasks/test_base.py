@@ -8,14 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from mmattn.tasks import load
-from mmattn.tasks.common import base as bases
-from mmattn.tasks.common import weights as named
+from mmattn.tasks.common import base as bases, weights as named
 from mmattn.tasks.common.checkpoint import save_directory
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.qa.demo import make
 from tests.conftest import refused
-from tests.tasks.runs import edited
-from tests.tasks.runs import run as train
+from tests.tasks.runs import edited, run as train
 
 
 def test_update_is_small_and_exact() -> None:
