@@ -224,6 +224,33 @@ class TimmTrunk(TimmFeatures):
             raise ValueError(f"{path}: not the weights of timm model {self.name!r}: {bad[0]} is missing or different")
         self.body.load_state_dict(state)
 
+    @torch.inference_mode()
+    def read_classifier(self, path: str | Path) -> tuple[Tensor, Tensor] | None:
+        """Reads the classifier from the public weights of this model.
+
+        Args:
+            path: See ``load_weights``.
+
+        Returns:
+            Weights (K, channels) and biases (K,); None if it is not one linear map of the mean over the map's cells.
+        """
+        names = _names(self.body.pretrained_cfg.get("classifier"))
+        state = self._read(path)
+        if len(names) != 1 or f"{names[0]}.bias" not in state:
+            return None
+        weight, bias = (state[f"{names[0]}.{part}"] for part in ("weight", "bias"))
+        if weight.shape[1:] != (self.body.num_features,):
+            return None
+        side = int(self.body.pretrained_cfg.get("input_size", (3, 224, 224))[1])
+        self.body.eval()
+        features = self.body.forward_features(torch.zeros(1, self.in_channels, side, side))
+        cells = torch.linspace(-1, 1, features.numel()).sin().view_as(features)  # any others
+        if cells.dim() != 4 or self.channels_last:
+            return None
+        pooled = self.body.forward_head(cells, pre_logits=True)
+        mean = cells.mean((2, 3))
+        return (weight, bias) if pooled.shape == mean.shape and torch.allclose(pooled, mean, atol=1e-5) else None
+
 
 def _names(value: str | Sequence[str] | None) -> Sequence[str]:
     return () if value is None else (value,) if isinstance(value, str) else value

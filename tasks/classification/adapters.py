@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mmattn.data.image.processor import ImageProcessor
 from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.adapter import FREE, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.finetune import read_network
-from mmattn.tasks.common.images import read_timm, statistics, timm_size
+from mmattn.tasks.common.images import read_timm, read_timm_classifier, statistics, timm_labels, timm_size
 from mmattn.tasks.common.labels.adapter import LabelAdapter
 from mmattn.tasks.common.sources import TIMM, Source
 
@@ -31,7 +34,10 @@ class ClassificationAdapter(LabelAdapter):
 
 
 class TimmAdapter(ClassificationAdapter):
-    """Reads timm's models without their classifier: vision transformers as ours, all others as they are."""
+    """Reads timm's models: vision transformers as ours, without their classifier; all others as they are.
+
+    These keep their classifier if it is a linear map of the mean over the cells, and the names of its classes are known.
+    """
 
     free = (*FREE, "hidden_dim", "pooling", "embed_dim", "num_heads", "num_queries")
 
@@ -46,8 +52,26 @@ class TimmAdapter(ClassificationAdapter):
         options = {"whole": True}
         model = {"backbone": f"timm/{name}", "pooling": "sequence", "hidden_dim": 0, "backbone_options": options}
         state = {f"backbone.{key}": value for key, value in trunk.state_dict().items()}
-        processor = BackboneProcessor(ImageProcessor(timm_size(source), **statistics(source)), [])
-        return CheckpointParts(self, source.where, model, state, processor, headless=True, free=self.free)
+        labels, image = timm_labels(source), ImageProcessor(timm_size(source), **statistics(source))
+        classifier = read_timm_classifier(source, trunk)
+        if classifier is None or len(labels) != len(classifier[1]):
+            processor = BackboneProcessor(image, [])
+            return CheckpointParts(self, source.where, model, state, processor, headless=True, free=self.free)
+        state |= {f"head.{key}": value for key, value in _head(*classifier).items()}
+        model |= {"num_classes": len(labels), "image_size": image.size[0]}
+        processor = ClassificationProcessor(image, labels)
+        return CheckpointParts(self, source.where, model, state, processor, free=self.free)
+
+
+def _head(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """Weights of a `ClassificationHead` that is a linear map of the mean over the cells."""
+    from mmattn.tasks.classification.model import ClassificationHead
+
+    head = ClassificationHead(weight.shape[1], len(bias), pooling="sequence")  # it weighs all cells alike at first
+    state = head.state_dict() | {"out.weight": weight, "out.bias": bias, "pool.score.bias": torch.zeros(1)}
+    assert head.norm is not None
+    state["norm.weight"] = (1 + torch.tensor(head.norm.eps)).sqrt().expand(weight.shape[1]).clone()  # the identity
+    return state
 
 
 class ViTAdapter(ClassificationAdapter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmattn.data.files import some_below
 from mmattn.data.image.processor import IMAGE_EXTENSIONS
@@ -12,6 +12,9 @@ from mmattn.data.readers import read_settings
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.sources import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 S = TypeVar("S")
 PREPROCESSING = "preprocessor_config.json"  # of transformers
@@ -62,17 +65,50 @@ def read_timm(source: Source, kind: Any, name: str) -> Any:
     Raises:
         CheckpointError: The weights are missing, or those of another model.
     """
-    from mmattn.pretrained.files import WEIGHTS
-
-    path = next((path for file in WEIGHTS if (path := source.fetch(file)) is not None), None)
-    if path is None:
-        raise CheckpointError(f"{source.name}: expected weights, one of {', '.join(WEIGHTS)}; found neither.")
+    path = _weights(source)
     try:
         model = kind(name)
         model.load_weights(path)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise CheckpointError(f"{source.name}: {str(error).splitlines()[0]}") from None
     return model
+
+
+def read_timm_classifier(source: Source, trunk: Any) -> tuple[Tensor, Tensor] | None:
+    """The classifier of a `TimmTrunk` from its public weights; see `TimmTrunk.read_classifier`."""
+    found: tuple[Tensor, Tensor] | None = trunk.read_classifier(_weights(source))
+    return found
+
+
+def timm_labels(source: Source) -> list[str]:
+    """Names of the classes that a timm model was trained with; those of ImageNet are timm's; empty: unknown.
+
+    The first name of a class, with others or its WordNet id where another class has the same.
+    """
+    from timm.data import ImageNetInfo
+
+    config = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
+    given = config.get("label_names")
+    if isinstance(given, list) and len(set(map(str, given))) == len(given):
+        return [str(name) for name in given]
+    info = ImageNetInfo()
+    if config.get("num_classes") != info.num_classes():
+        return []
+    whole = [info.index_to_description(n) for n in range(info.num_classes())]
+    short = [text.split(", ")[0] for text in whole]
+    longer = [
+        text if whole.count(text) == 1 else f"{text} ({info.index_to_label_name(n)})" for n, text in enumerate(whole)
+    ]
+    return [name if short.count(name) == 1 else more for name, more in zip(short, longer, strict=True)]
+
+
+def _weights(source: Source) -> Path:
+    from mmattn.pretrained.files import WEIGHTS
+
+    path = next((path for file in WEIGHTS if (path := source.fetch(file)) is not None), None)
+    if path is None:
+        raise CheckpointError(f"{source.name}: expected weights, one of {', '.join(WEIGHTS)}; found neither.")
+    return path
 
 
 def timm_size(source: Source) -> tuple[int, int]:

@@ -12,6 +12,8 @@ from mmattn.pretrained import load_pretrained
 from mmattn.tasks.classification.demo import CLASSES, make
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.images import timm_labels
+from mmattn.tasks.common.sources import Source
 from tests.conftest import refused, slow_but_first
 from tests.tasks.runs import BRIEF, STILL, assert_kept, edited, read, run, weights, write_lines
 
@@ -99,6 +101,42 @@ def test_timm_network_with_a_new_head(tmp_path: Path) -> None:
     torch.testing.assert_close(predictor.model.backbone(images), given.eval().forward_features(images))
     explanation = predictor.explain(make("test", 1)[0])
     assert explanation.attention.shape == explanation.relevance.shape == (2, 2)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_timm_classifier(name: str, tmp_path: Path) -> None:
+    """It is kept if it reads the mean of the map and its classes have names, and replaced for other classes."""
+    timm = pytest.importorskip("timm")
+    given, words = timm.create_model(name, num_classes=3).eval(), ["ant", "bee", "cow"]
+    for parameter in given.get_classifier().parameters():
+        torch.nn.init.normal_(parameter)
+    timm.models.save_for_hf(given, tmp_path / "public", {"label_names": words}, safe_serialization=True)
+    if name == "test_convnext":  # a norm is between its pooling and its classifier
+        refused("expected a finished model", load, tmp_path / "public", error=CheckpointError)
+        return
+    predictor = load(tmp_path / "public", device="cpu")
+    images = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(predictor.model(images).logits, given(images), rtol=1e-5, atol=1e-5)
+    assert predictor.labels == words
+    sample = make("test", 1)[0]
+    assert predictor(sample).label in words
+    assert predictor.explain(sample).relevance.shape == predictor.explain(sample).attention.shape
+    options = f"--data.image_size 64 --init_from {tmp_path / 'public'}"
+    assert load(fit(tmp_path / "run", options, BASE) / "model", device="cpu").labels == sorted(CLASSES)
+    with edited(tmp_path / "public" / "config.json") as config:
+        del config["label_names"]
+    refused("expected a finished model", load, tmp_path / "public", error=CheckpointError)
+
+
+def test_names_of_imagenet() -> None:
+    pytest.importorskip("timm")
+    names = timm_labels(Source("x", Path(), {"num_classes": 1000}))
+    assert len(set(names)) == 1000
+    assert names[0] == "tench"
+    assert {"crane (n02012849)", "crane (n03126707)", "maillot, tank suit"} <= set(names)
+    assert timm_labels(Source("x", Path(), {"num_classes": 7})) == []
 
 
 @pytest.mark.parity
