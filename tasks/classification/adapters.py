@@ -36,7 +36,7 @@ class ClassificationAdapter(LabelAdapter):
 class TimmAdapter(ClassificationAdapter):
     """Reads timm's models: vision transformers as ours, without their classifier; all others as they are.
 
-    These keep their classifier if it is a linear map of the mean over the cells, and the names of its classes are known.
+    These keep their classifier if it is a linear map of the mean over the cells and its classes have known names.
     """
 
     free = (*FREE, "hidden_dim", "pooling", "embed_dim", "num_heads", "num_queries")
