@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 MANY = 2**22  # multiplications, below which the call costs more than is gained
+NARROW = 64  # inputs or outputs, below which the gradient of the weights is no faster
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,6 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if x.numel() * len(weight) < MANY or not _is_faster(x, weight):
         return F.linear(x, weight, bias)
+    x = x.contiguous()  # with other strides than of a matrix or its transpose, products take thirty times as long
     if torch.is_grad_enabled():
         out: Tensor = _Linear.apply(x, weight, bias)
         return out
@@ -85,6 +87,7 @@ def _is_faster(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and weight.is_contiguous()
         and is_available()
         and bool(torch.backends.mkldnn.enabled)
         and not torch.compiler.is_compiling()
@@ -111,15 +114,14 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad = grad.contiguous()
         rows = grad.flatten(0, -2)  # (N, out)
-        product = _twice if torch.is_grad_enabled() else _product
-        return (
-            product(grad, weight.T, None) if needs_x else None,
-            product(rows.T, x.flatten(0, -2).T, None) if needs_weight else None,  # (out, in)
-            rows.sum(0) if needs_bias else None,
-        )
-
-
-def _twice(x: Tensor, weight: Tensor, bias: None) -> Tensor:
-    """The product whose gradient may be needed, too: `torch.autograd.grad(create_graph=True)`."""
-    return F.linear(x, weight, bias)
+        twice = torch.is_grad_enabled()  # `torch.autograd.grad(create_graph=True)` needs the products' gradients
+        of_x = of_weight = None
+        if needs_x:
+            of_x = grad @ weight if twice else _product(grad, weight.T, None)
+        if needs_weight:
+            columns = x.flatten(0, -2)  # (N, in)
+            plain = twice or min(rows.shape[1], columns.shape[1]) < NARROW
+            of_weight = rows.T @ columns if plain else _product(rows.T, columns.T, None)  # (out, in)
+        return of_x, of_weight, rows.sum(0) if needs_bias else None

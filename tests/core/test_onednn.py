@@ -24,6 +24,7 @@ def calls(monkeypatch):
         return product(x, weight, bias)
 
     monkeypatch.setattr(onednn, "MANY", 0)
+    monkeypatch.setattr(onednn, "NARROW", 0)
     monkeypatch.setattr(onednn, "is_available", lambda: True)
     monkeypatch.setattr(onednn, "_product", counted)
     return made
@@ -52,10 +53,20 @@ def test_equals_torch(calls, rows, trained, bias):
     assert len(calls) == 1 + ("x" in trained) + ("w" in trained)  # no gradient of a frozen tensor is computed
 
 
-def test_reads_strides():
-    whole, weights, biases = torch.randn(5, 6, 16), torch.randn(16, 24), torch.randn(8, 3)
-    x, weight, bias = whole.transpose(0, 1)[1:], weights.T[::3], biases[:, 1]
-    torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias), rtol=1e-4, atol=1e-4)
+def test_strides(calls, monkeypatch):
+    whole, weight, biases = torch.randn(5, 6, 20, requires_grad=True), torch.randn(8, 16), torch.randn(8, 3)
+    x, bias = whole.transpose(0, 1)[1:, :, :16], biases[:, 1]
+    for function in (linear, F.linear):
+        out = function(x, weight.requires_grad_(), bias)
+        calls.append(torch.autograd.grad((out * torch.linspace(0, 1, 8)).transpose(0, 2).sum(), (whole, weight)))
+    *products, ours, wanted = calls
+    torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+    assert len(products) == 3
+    monkeypatch.setattr(onednn, "NARROW", 9)  # more than the weight's outputs: its gradient is left to torch
+    torch.autograd.grad(linear(x, weight, bias).sum(), (whole, weight))
+    assert len(calls) == 7
+    linear(x, torch.randn(16, 8).T)  # not contiguous
+    assert len(calls) == 7
 
 
 def test_second_derivative():
