@@ -55,8 +55,8 @@ class TimmAdapter(ClassificationAdapter):
         labels, image = timm_labels(source), ImageProcessor(timm_size(source), **statistics(source))
         classifier = read_timm_classifier(source, trunk)
         if classifier is None or len(labels) != len(classifier[1]):
-            processor = BackboneProcessor(image, [])
-            return CheckpointParts(self, source.where, model, state, processor, headless=True, free=self.free)
+            without = BackboneProcessor(image, [])
+            return CheckpointParts(self, source.where, model, state, without, headless=True, free=self.free)
         state |= {f"head.{key}": value for key, value in _head(*classifier).items()}
         model |= {"num_classes": len(labels), "image_size": image.size[0]}
         processor = ClassificationProcessor(image, labels)
