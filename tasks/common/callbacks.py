@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmattn.tasks.common.errors import CheckpointError, DiskFullError, NonFiniteLossError
 from mmattn.tasks.common.files import atomic_write
@@ -231,7 +231,8 @@ class EMA(Callback):
     """An exponential moving average of the weights, used to validate and to ship (Polyak and Juditsky 1992).
 
     average <- d * average + (1 - d) * weight, with d = min(decay, (1 + n) / (10 + n)) at update n, so that the initial
-    weights soon have little influence. Buffers are not averaged. The training checkpoint contains weights and average.
+    weights soon have little influence. Statistics of batch norms are averaged alike, since those of the current weights
+    do not fit the averaged ones. The training checkpoint contains weights and average.
     """
 
     def __init__(self, decay: float) -> None:
@@ -239,9 +240,11 @@ class EMA(Callback):
         self.average: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        named = dict(pl_module.model.named_parameters())
-        if not self.average:
-            self.average = {name: value.detach().clone() for name, value in named.items()}
+        model = pl_module.model
+        named, kept = _tensors(model), model.state_dict(keep_vars=True)
+        for name, value in named.items():
+            if name in kept and value.is_floating_point():
+                self.average.setdefault(name, value.detach().clone())
         self.average = {name: value.to(named[name].device) for name, value in self.average.items()}
 
     @torch.no_grad()
@@ -251,7 +254,7 @@ class EMA(Callback):
         self._step = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        named = dict(pl_module.model.named_parameters())
+        named = _tensors(pl_module.model)
         torch._foreach_lerp_(list(self.average.values()), [named[name].detach() for name in self.average], 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -262,17 +265,22 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _swap(self, pl_module: Any) -> None:
-        for name, parameter in pl_module.model.named_parameters():
+        for name, value in _tensors(pl_module.model).items():
             if name in self.average:
-                weight = parameter.detach().clone()
-                parameter.copy_(self.average[name])
-                self.average[name].copy_(weight)
+                current = value.detach().clone()
+                value.copy_(self.average[name])
+                self.average[name].copy_(current)
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average, "updates": self.updates, "step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average, self.updates, self._step = state_dict["average"], state_dict["updates"], state_dict["step"]
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def shipped_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
