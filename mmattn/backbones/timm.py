@@ -204,11 +204,15 @@ class TimmTrunk(TimmFeatures):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (N, in_channels, H, W), normalized as the weights require. Returns (N, channels, h, w)."""
+        return self.project(self.frozen_features(pixel_values))
+
+    def frozen_features(self, pixel_values: Tensor) -> Tensor:
+        """The map before the projection: what is the same in every epoch if the timm model is frozen."""
         features = self.body.forward_features(pixel_values)
         if features.dim() == 3:  # tokens (N, prefix + h w, channels)
             grid = self.body.patch_embed.dynamic_feat_size(pixel_values.shape[2:])
-            return self.project(features[:, self.body.num_prefix_tokens :].mT.unflatten(2, grid))
-        return self.project(features.permute(0, 3, 1, 2) if self.channels_last else features)
+            return features[:, self.body.num_prefix_tokens :].mT.unflatten(2, grid)
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
 
     def load_weights(self, path: str | Path) -> None:
         """Loads the public weights of this model; see ``TimmFeatures.load_weights``. Its classifier is left out."""

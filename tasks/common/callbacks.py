@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mmattn.tasks.common.errors import CheckpointError, DiskFullError, NonFiniteLossError
 from mmattn.tasks.common.files import atomic_write
+from mmattn.tasks.common.frozen import FeatureStore, discard_features, keep_features
 
 logger = logging.getLogger(__name__)
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -225,6 +226,21 @@ class Estimate(Callback):
             left = seconds * (trainer.estimated_stepping_batches - trainer.global_step)
             if 60 < left < math.inf:
                 print(f"about {left / 60:.1f} minutes left, {seconds:.2g} s a step, validation not counted", flush=True)
+
+
+class FrozenFeatures(Callback):
+    """Computes the features of frozen image encoders once for each image, see `mmattn.tasks.common.frozen`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.stores = root, list[FeatureStore]()
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if getattr(pl_module.data, "augment", None) is None:  # otherwise no image is seen twice
+            self.stores = keep_features(pl_module.model, self.root, trainer.global_rank)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        discard_features(pl_module.model, self.stores)
+        self.stores = []
 
 
 class EMA(Callback):

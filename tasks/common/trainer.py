@@ -21,6 +21,7 @@ from mmattn.tasks.common.callbacks import (
     BestCheckpoint,
     Estimate,
     FinalValidation,
+    FrozenFeatures,
     LastCheckpoint,
     Patience,
     progress_bar,
@@ -112,7 +113,7 @@ def fit_callbacks(module: TaskModule[Any], root: Path, auto: bool) -> tuple[Last
     callbacks: list[Callback] = [FinalValidation(), last, BestCheckpoint(root, module.monitor, module.mode)]
     every = module.optim.unfreeze_every
     # The first steps of a gradual unfreezing are the fastest: an estimate from them would be wrong.
-    callbacks.append(Estimate() if every is None else Unfreezing(every))
+    callbacks += [Estimate(), FrozenFeatures(root)] if every is None else [Unfreezing(every)]
     if module.optim.ema_decay:
         callbacks.append(EMA(module.optim.ema_decay))
     if training.early_stopping or (auto and training.early_stopping is None):
