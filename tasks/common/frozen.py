@@ -38,7 +38,8 @@ class FeatureStore:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Returns the features of images."""
-        keys = [hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=KEY).digest() for row in images.cpu().numpy()]
+        rows = map(np.ascontiguousarray, images.cpu().numpy())
+        keys = [hashlib.blake2b(row.data, digest_size=KEY).digest() for row in rows]
         if self.shape is None:
             self._open(self._compute(images[:1]).shape[1:])
         new = {key: n for n, key in enumerate(keys) if key not in self.places}
@@ -47,8 +48,8 @@ class FeatureStore:
                 return self._compute(images)
             self._append(list(new), self._compute(images[list(new.values())]))
         values = np.memmap(self.path, self._record, mode="r")["value"]
-        rows = np.stack([values[self.places[key]] for key in keys])
-        return torch.from_numpy(rows).to(images.device)
+        found = np.stack([values[self.places[key]] for key in keys])
+        return torch.from_numpy(found).to(images.device)
 
     def _compute(self, images: Tensor) -> Tensor:
         with torch.no_grad():
