@@ -66,6 +66,7 @@ TASK = Task(
         "wav2vec2/*": "adapters:CTCAdapter",
         "hubert/*": "adapters:CTCAdapter",
     },
+    default_checkpoint="fsdd",
     baselines={
         "audio ablated": "--data.ablate audio",
         "mean pooling for attention": "--model.pooling mean",

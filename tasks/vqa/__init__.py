@@ -42,6 +42,7 @@ TASK = Task(
     adapter="adapters:VQAAdapter",
     families={"timm/*": "adapters:ImageAdapter"}
     | dict.fromkeys(("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*", "electra/*"), "adapters:TextAdapter"),
+    default_checkpoint="easy_vqa",
     baselines={
         "image ablated": "--data.ablate image",
         "question ablated": "--data.ablate question",
