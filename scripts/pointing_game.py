@@ -32,7 +32,7 @@ def main() -> None:
     if unknown or (options.input is not None and options.tasks != ["asr"]):
         parser.error(f"expected tasks of {', '.join(games)}, and --input with asr alone")
     for name in options.tasks:
-        predictor = games[name].resolve("predictor").load(options.checkpoint)
+        predictor = games[name].resolve("predictor").load(options.checkpoint or f"{name}/demo")
         given = {} if options.input is None else {"path": options.input}
         game = games[name].resolve("localisation")(predictor, options.limit, **given)
         for note in game.notes:

@@ -205,7 +205,7 @@ def test_known_emission_delay_is_measured(clips: ASRDataset, frames: int, monkey
 
 
 def test_emission_delay_is_subtracted_from_word_timings() -> None:
-    recognizer, (sample,) = load(device="cpu"), make("test", 1)
+    recognizer, (sample,) = load("asr/demo", device="cpu"), make("test", 1)
     wave, text = sample.read(8000), sample.text
     log_p = torch.full((40, recognizer.processor.tokenizer.vocab_size), -9.0)  # indistinguishable frames
     log_p[:, 0] = 0.0
@@ -247,7 +247,7 @@ def test_emission_delay_must_increase_speech_coverage() -> None:
 
 
 def test_shipped_model_word_timings_correct_its_emission_delay() -> None:
-    recognizer, clips = load(device="cpu"), make("test", 30)
+    recognizer, clips = load("asr/demo", device="cpu"), make("test", 30)
     assert 0.05 < recognizer.processor.delay < 0.25
     found, errors = recognizer.aligned(clips), []
     for sample, words in zip(clips, found, strict=True):

@@ -19,7 +19,7 @@ from tests.tasks.runs import ask, lines
 
 @pytest.fixture(scope="module")
 def summarizer() -> SummarizationPredictor:
-    return load(device="cpu")
+    return load("summarization/demo", device="cpu")
 
 
 run = partial(ask, task="summarization")

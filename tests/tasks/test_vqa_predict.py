@@ -19,7 +19,7 @@ ASKED = ("--question", "how many things are there?")
 
 @pytest.fixture(scope="module")
 def predictor() -> VQAPredictor:
-    return VQAPredictor.load(device="cpu")
+    return VQAPredictor.load("vqa/demo", device="cpu")
 
 
 def test_published_accuracy_is_reproduced(predictor: VQAPredictor) -> None:
