@@ -29,7 +29,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out).
     """
-    if x.numel() * len(weight) < MANY or not _is_faster(x, weight):
+    # An export must not depend on the number of rows.
+    if torch.compiler.is_compiling() or x.numel() * len(weight) < MANY or not _is_faster(x, weight):
         return F.linear(x, weight, bias)
     x = x.contiguous()  # with other strides than of a matrix or its transpose, products take thirty times as long
     if torch.is_grad_enabled():
@@ -90,7 +91,6 @@ def _is_faster(x: Tensor, weight: Tensor) -> bool:
         and weight.is_contiguous()
         and is_available()
         and bool(torch.backends.mkldnn.enabled)
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0

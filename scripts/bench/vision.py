@@ -22,6 +22,7 @@ from common import CLOCKS, Ratio, Run, arguments, interleave, machine, ratio, wr
 from torch import Tensor, nn
 
 from mmattn.backbones.vit import VisionTransformer
+from mmattn.onednn import use_onednn
 from mmattn.pretrained.keymap import load_into
 from mmattn.pretrained.timm import convert_timm
 
@@ -53,7 +54,7 @@ def make_models() -> tuple[nn.Module, nn.Module]:
     load_into(backbone, converted)
     head = nn.Linear(backbone.encoder.norm.weight.shape[0], CLASSES)
     head.load_state_dict(theirs.head.state_dict())
-    return theirs, Classifier(backbone, head)
+    return theirs, use_onednn(Classifier(backbone, head))  # as `fit` and `load` do
 
 
 def make_forward(model: nn.Module, pixels: Tensor) -> Run:

@@ -75,9 +75,11 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
     @classmethod
     def from_parts(cls, parts: CheckpointParts, device: str = "auto", precision: str | None = None) -> Self:
         """Build the predictor from checkpoint parts; see `load`."""
+        from mmattn.onednn import use_onednn
+
         parts = parts.finished()
         model = parts.build(parts.keywords)
-        predictor = cls(model.to(device_of(device)), parts.processor, parts)
+        predictor = cls(use_onednn(model.to(device_of(device))), parts.processor, parts)
         if precision is not None:
             from mmattn.linears import PRECISIONS, prepare
 

@@ -88,7 +88,8 @@ def test_left_to_torch(calls, monkeypatch):
     assert torch.func.vmap(linear, (0, None))(x, weight).shape == (4, 8)
     assert torch.func.jvp(lambda x: linear(x, weight), (x,), (x,))[1].shape == (4, 8)
     assert linear(x.to("meta"), weight.to("meta")).shape == (4, 8)
-    program = torch.export.export(use_onednn(nn.Sequential(nn.Linear(16, 8))), (x,))
+    rows = ({0: torch.export.Dim("rows", max=10**6)},)
+    program = torch.export.export(use_onednn(nn.Sequential(nn.Linear(16, 8))), (x,), dynamic_shapes=rows)
     assert "mkldnn" not in str(program.graph)
     with torch.backends.mkldnn.flags(enabled=False):
         linear(x, weight)
