@@ -21,7 +21,7 @@ from mmattn.tasks.common.outputs import Outputs, save_png
 from mmattn.tasks.common.page import page
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.progress import progress
-from mmattn.tasks.common.sources import find_model
+from mmattn.tasks.common.sources import find_model, named_models
 from mmattn.tasks.common.task import DEMO, Option, Task
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")  # modules that an export to ONNX needs
@@ -69,9 +69,12 @@ def _is_built_in(path: str | None) -> bool:
 
 
 def _name_default(name: str | None) -> None:
-    """Say on stderr which model is used without --checkpoint, and what it knows."""
+    """Say on stderr which model is used without --checkpoint, what it knows, and which others ship with the task."""
     if name is not None:
-        sys.stderr.write(f"no --checkpoint: the model is {name}, which {summary(find_model(name).config)}.\n")
+        task = name.split("/")[0]
+        others = [other for model in named_models(task) if (other := f"{task}/{model}") != name]
+        also = f" Others: {', '.join(others)}." if others else ""
+        sys.stderr.write(f"no --checkpoint: the model is {name}, which {summary(find_model(name).config)}.{also}\n")
 
 
 def _fields(task: Task, options: argparse.Namespace) -> list[Option]:
