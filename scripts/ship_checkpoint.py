@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--split", default="built-in test", help="name of the measured split")
     options = parser.parse_args()
     from mmattn.tasks import load, tasks
+    from mmattn.tasks.common.adapter import read_parts
+    from mmattn.tasks.common.base import describe_base, subtract_base
     from mmattn.tasks.common.checkpoint import save_directory
     from mmattn.tasks.common.rundir import read_json
     from mmattn.tasks.common.sources import CHECKPOINTS
@@ -61,9 +63,14 @@ def main() -> None:
         "half": True,
         "own_data": predictor.parts.own_data,
         "about": {"data": options.data, "licence": options.licence} if options.data else None,
-        "base": options.base,
         "name": f"{options.task}/{options.name}",
     }
+    if options.base is not None:
+        given = read_parts(options.task, options.base).state
+        parts |= {
+            "base": describe_base(options.base),
+            "state": subtract_base(predictor.model.state_dict(), given),
+        }
     save_directory(target, **parts)
     with tempfile.TemporaryDirectory() as scratch:
         words = [options.task, *shlex.split(options.measure), "--checkpoint", str(target)]

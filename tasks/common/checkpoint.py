@@ -168,7 +168,8 @@ def save_directory(
     half: bool = False,
     own_data: bool = False,
     about: Mapping[str, str] | None = None,
-    base: str | None = None,
+    base: Mapping[str, str] | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
     name: str = "FOLDER",
 ) -> Path:
     """Write a shipped folder atomically.
@@ -185,7 +186,8 @@ def save_directory(
         own_data: Whether the model was trained on the user's data, so that it cannot be evaluated on the built-in data.
         half: Write floating-point weights in float16 (half the size; about three decimal digits).
         about: `data` and `licence` of a model that ships with the toolkit; None: the built-in data, or the user's own.
-        base: Name of public weights, beside which only the update is written; None: all weights are written.
+        base: Entry of config.json for public weights of which `state` is the update; see `mmattn.tasks.common.base`.
+        state: What is written in place of the model's weights.
         name: How users load it, for the model card.
 
     Raises:
@@ -194,8 +196,6 @@ def save_directory(
     from safetensors.torch import save_file
 
     from mmattn.building import tied_names
-    from mmattn.tasks.common.adapter import read_parts
-    from mmattn.tasks.common.base import describe_base, subtract_base
 
     def stored(value: torch.Tensor) -> torch.Tensor:
         value = value.detach().cpu().contiguous()
@@ -203,14 +203,13 @@ def save_directory(
 
     def fill(folder: Path) -> None:
         tied = tied_names(model)
-        state = {name: value for name, value in model.state_dict().items() if name not in tied}
-        if base is not None:
-            state = subtract_base(state, read_parts(task, base).state)
-        save_file({name: stored(value) for name, value in state.items()}, folder / WEIGHTS)
+        kept = {name: value for name, value in model.state_dict().items() if name not in tied}
+        given = kept if state is None else state
+        save_file({name: stored(value) for name, value in given.items()}, folder / WEIGHTS)
         processor.save(folder / PROCESSOR)
         config = {"format": FORMAT, "task": task, "network": network, "model": dict(keywords)}
         config |= {"metrics": dict(metrics or {}), "own_data": own_data} | ({"about": dict(about)} if about else {})
-        config |= {} if base is None else {"base": describe_base(base)}
+        config |= {} if base is None else {"base": dict(base)}
         write_json(folder / CONFIG, config)
         size = sum(parameter.numel() for parameter in model.parameters())
         (folder / CARD).write_text(card(config, size, name=name, command=command, half=half), encoding="utf-8")

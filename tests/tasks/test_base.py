@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from mmattn.tasks import load
 from mmattn.tasks.common import base as bases, weights as named
+from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.checkpoint import save_directory
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.qa.demo import make
@@ -60,7 +61,9 @@ def test_shipped_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair_to
     options = "--init_from minilm --model.lora.rank 1 --data.demo_size 12 --data.max_len 40 --data.stride 8"
     run = train("fit", tmp_path / "run", f"{options} --data.batch_size 4 --trainer.max_epochs 1", "", task="qa")
     whole = load(run / "model", device="cpu")
-    parts = {"keywords": whole.parts.keywords, "processor": whole.processor, "base": "minilm"}
+    update = bases.subtract_base(whole.model.state_dict(), read_parts("qa", "minilm").state)
+    parts = {"keywords": whole.parts.keywords, "processor": whole.processor}
+    parts |= {"base": bases.describe_base("minilm"), "state": update}
     folder = save_directory(tmp_path / "small", task="qa", model=whole.model, **parts)
     stored = load_file(folder / "model.safetensors")
     assert {name.split(".")[-1] for name in stored if name.startswith("encoder.")} == {"lora_a", "lora_b"}
