@@ -119,9 +119,11 @@ class EncoderLayer(nn.Module):
         self.attention_residual = Residual(embed_dim, dropout, norm_first, norm_eps, norm)
         self.ffn_residual = Residual(embed_dim, dropout, norm_first, norm_eps, norm)
 
-    def forward(self, x: Tensor, mask: Mask | None = None, cache: Any = None) -> Tensor:
-        """x: (B, L, E). Returns (B, L, E)."""
-        x = self.attention_residual(x, self.attention, mask=mask, cache=cache)
+    def forward(
+        self, x: Tensor, mask: Mask | None = None, cache: Any = None, query_pos: Tensor | None = None
+    ) -> Tensor:
+        """x: (B, L, E); query_pos: see `MultiHeadAttention.forward`. Returns (B, L, E)."""
+        x = self.attention_residual(x, self.attention, mask=mask, cache=cache, query_pos=query_pos)
         return self.ffn_residual(x, self.ffn)
 
 
@@ -167,13 +169,20 @@ class Encoder(nn.Module):
         self.position_bias = position_bias
         self.gradient_checkpointing = False
 
-    def forward(self, x: Tensor, mask: Mask | None = None, cache: list[Cache] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Mask | None = None,
+        cache: list[Cache] | None = None,
+        query_pos: Tensor | None = None,
+    ) -> Tensor:
         """Encodes a sequence.
 
         Args:
             x: (B, L, E), with absolute positions, if any, already added.
             mask: Mask of every layer.
             cache: Result of `make_cache`, one state per layer.
+            query_pos: (B|1, L, E), positions added to the queries and keys of every layer instead.
 
         Returns:
             (B, L, E).
@@ -182,7 +191,7 @@ class Encoder(nn.Module):
             mask = (Mask() if mask is None else mask).with_bias(self.position_bias)
         for i, layer in enumerate(self.layers):
             state = None if cache is None else cache[i]
-            x = run_layer(self, layer, x, mask, state)
+            x = run_layer(self, layer, x, mask, state, query_pos)
         return self.norm(x)
 
     def hidden_states(self, x: Tensor, mask: Mask | None = None) -> list[Tensor]:
@@ -287,12 +296,15 @@ class DecoderLayer(nn.Module):
         mask: Mask | None = None,
         memory_mask: Mask | None = None,
         cache: DecoderLayerCache | None = None,
+        query_pos: Tensor | None = None,
+        key_pos: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, L, E); memory: (B, S, kv_dim). Returns (B, L, E)."""
+        """x: (B, L, E); memory: (B, S, kv_dim); positions: see `MultiHeadAttention.forward`. Returns (B, L, E)."""
         self_cache = None if cache is None else cache.self_attention
         cross_cache = None if cache is None else cache.cross_attention
-        x = self.self_residual(x, self.self_attention, mask=mask, cache=self_cache)
-        x = self.cross_residual(x, self.cross_attention, memory, mask=memory_mask, cache=cross_cache)
+        placed: dict[str, Any] = {"query_pos": query_pos, "key_pos": key_pos}
+        x = self.self_residual(x, self.self_attention, mask=mask, cache=self_cache, query_pos=query_pos)
+        x = self.cross_residual(x, self.cross_attention, memory, mask=memory_mask, cache=cross_cache, **placed)
         return self.ffn_residual(x, self.ffn)
 
     def make_cache(self, batch_size: int) -> DecoderLayerCache:

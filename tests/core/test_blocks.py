@@ -6,7 +6,17 @@ from cases import close
 from torch import nn
 from torch.export import Dim, export
 
-from mmattn import AttentionPooling, CoAttention, Decoder, Encoder, FeedForward, Mask, MultimodalFusionBlock, capture
+from mmattn import (
+    AttentionPooling,
+    CoAttention,
+    Decoder,
+    DecoderLayer,
+    Encoder,
+    FeedForward,
+    Mask,
+    MultimodalFusionBlock,
+    capture,
+)
 from mmattn.backbones.conformer import Conformer
 from mmattn.feedforward import ACTIVATIONS
 from mmattn.positions import T5Bias
@@ -126,6 +136,24 @@ def test_hidden_states_equal_layer_outputs(norm_first):
         layer.register_forward_hook(lambda module, given, out: seen.append(out))
     encoder(x, mask)
     torch.testing.assert_close(states[1:], seen)
+
+
+def test_positions_are_added_to_queries_and_keys_of_each_layer():
+    """By definition: values have none, and cross-attention adds its own to each side."""
+    x, memory, places, key_places = (torch.randn(2, n, 8, dtype=torch.float64) for n in (4, 5, 4, 5))
+    encoder = Encoder(8, 2, 2, ffn_dim=8, norm_first=False).double()
+    expected = x
+    for layer in encoder.layers:
+        attended = layer.attention(expected + places, expected + places, expected)
+        expected = layer.attention_residual.norm(expected + attended)
+        expected = layer.ffn_residual.norm(expected + layer.ffn(expected))
+    close(encoder(x, query_pos=places), expected)
+    layer = DecoderLayer(8, 2, ffn_dim=8, norm_first=False, needs={"self"}).double()
+    expected = layer.self_residual.norm(x + layer.self_attention(x + places, x + places, x))
+    attended = layer.cross_attention(expected + places, memory + key_places, memory)
+    expected = layer.cross_residual.norm(expected + attended)
+    expected = layer.ffn_residual.norm(expected + layer.ffn(expected))
+    close(layer(x, memory, query_pos=places, key_pos=key_places), expected)
 
 
 def test_unsupported_kernels_raise():
