@@ -58,6 +58,40 @@ def sinusoidal_2d(
     )
 
 
+def sinusoidal_in_mask(mask: Tensor, embed_dim: int, *, shift: float = 0.0, dtype: torch.dtype) -> Tensor:
+    """2D sinusoidal positions of the real cells of padded maps, from 0 to 2 pi over each, of any size.
+
+    Rows and columns are counted along the real cells, minus the shift, and divided by the last count. Sines and cosines
+    alternate, as in the code of Carion et al. 2020 (section A.4); Zhu et al. 2021 count from the cells' centers.
+
+    Args:
+        mask: (B, H, W) bool, True = a real cell.
+        embed_dim: E, divisible by 4.
+        shift: 0, or 0.5 for centers.
+        dtype: Type of the result; half precision is computed in float32.
+
+    Returns:
+        (B, H, W, E), rows first.
+
+    >>> sinusoidal_in_mask(torch.ones(2, 3, 4, dtype=torch.bool), 8, dtype=torch.float32).shape
+    torch.Size([2, 3, 4, 8])
+    """
+    if embed_dim % 4:
+        raise ValueError(f"2D sinusoidal positions need embed_dim divisible by 4, found {embed_dim}")
+    cells = mask.to(torch.promote_types(dtype, torch.float32))
+    parts = []
+    for dim in (1, 2):
+        counts = cells.cumsum(dim)
+        last = counts.narrow(dim, counts.shape[dim] - 1, 1)
+        parts.append(sinusoidal_alternating((counts - shift) / (last + 1e-6) * (2 * math.pi), embed_dim // 2))
+    return torch.cat(parts, dim=-1).to(dtype)
+
+
+def sinusoidal_alternating(positions: Tensor, embed_dim: int) -> Tensor:
+    """``[sin(p w_0), cos(p w_0), sin(p w_1), ..]``: `sinusoidal_1d` in another order. (...) to (..., E)."""
+    return sinusoidal_1d(positions, embed_dim).unflatten(-1, (2, -1)).mT.flatten(-2)
+
+
 class SinusoidalPositions(nn.Module):
     """Adds 1D sinusoidal positions to (B, L, E); any length, no parameters."""
 

@@ -5,7 +5,7 @@ import torch
 from naive import bias_at
 
 from mmattn import ALiBi, LearnedPositions, Rotary, SinusoidalPositions, T5Bias
-from mmattn.positions import GridPositions, sinusoidal_1d, sinusoidal_2d
+from mmattn.positions import GridPositions, sinusoidal_1d, sinusoidal_2d, sinusoidal_in_mask
 from tests.conftest import refused
 
 
@@ -22,6 +22,24 @@ def test_sinusoidal_2d():
     table = sinusoidal_2d(3, 5, 8)
     assert torch.equal(table[2, :, :4], sinusoidal_1d(torch.tensor(2), 4).expand(5, 4))
     assert torch.equal(table[:, 4, 4:], sinusoidal_1d(torch.tensor(4), 4).expand(3, 4))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_sinusoidal_in_mask(shift):
+    """Each image's cells are at the same places with and without padding, from 0 to 2 pi."""
+    mask = torch.zeros(2, 5, 6, dtype=torch.bool)
+    mask[0, :3, :4] = True
+    mask[1] = True
+    found = sinusoidal_in_mask(mask, 8, shift=shift, dtype=torch.float64)
+    alone = sinusoidal_in_mask(mask[:1, :3, :4], 8, shift=shift, dtype=torch.float64)
+    assert torch.equal(found[:1, :3, :4], alone)
+    for row, column in ((0, 0), (2, 1)):
+        for start, place in ((0, (row + 1 - shift) / (3 + 1e-6)), (4, (column + 1 - shift) / (4 + 1e-6))):
+            angles = [place * 2 * math.pi / 10000 ** (2 * i / 4) for i in range(2)]
+            wanted = [f(angle) for angle in angles for f in (math.sin, math.cos)]
+            assert found[0, row, column, start : start + 4].tolist() == pytest.approx(wanted, abs=1e-9)
+    assert sinusoidal_in_mask(mask, 8, dtype=torch.bfloat16).dtype == torch.bfloat16
+    refused("divisible by 4, found 6", sinusoidal_in_mask, mask, 6, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("positions", [SinusoidalPositions(8), LearnedPositions(9, 8)], ids=["sinusoidal", "learned"])
