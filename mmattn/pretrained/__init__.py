@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..backbones.bert import BertEncoder
+from ..backbones.deformable_detr import DeformableDetr
 from ..backbones.detr import Detr
 from ..backbones.segformer import SegFormer
 from ..backbones.seq2seq import Seq2Seq
@@ -20,6 +21,7 @@ from ..backbones.whisper import Whisper
 from ..building import build_on_meta, check_finite
 from .bart import convert_bart
 from .bert import convert_bert, convert_distilbert, convert_electra, convert_roberta
+from .deformable_detr import convert_deformable_detr
 from .detr import convert_detr
 from .dinov2 import convert_dinov2
 from .files import open_source, read_config, read_state
@@ -51,6 +53,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "siglip_vision_model": (VisionTransformer, convert_siglip),
     "segformer": (SegFormer, convert_segformer),
     "detr": (Detr, convert_detr),
+    "deformable_detr": (DeformableDetr, convert_deformable_detr),
     "marian": (Seq2Seq, convert_marian),
     "bart": (Seq2Seq, convert_bart),
     "t5": (Seq2Seq, convert_t5),
@@ -84,7 +87,8 @@ def load_pretrained(
             ``resize_positions="bicubic"``, ``dropout=0.0``.
 
     Returns:
-        A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Detr`, `Seq2Seq`, `Whisper` or `Wav2Vec2`.
+        A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Detr`, `DeformableDetr`, `Seq2Seq`, `Whisper` or
+        `Wav2Vec2`.
 
     Raises:
         FileNotFoundError: A folder or file is missing.

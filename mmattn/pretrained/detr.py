@@ -28,6 +28,10 @@ DECODER_LAYER = {name: f"self_attention.{ours}" for name, ours in SELF.items()} 
     **FFN,
 }
 CROSS = {name.replace("self", "encoder"): f"cross_attention.{ours}" for name, ours in SELF.items()}
+POSITIONS = {
+    "position_embedding.row_embeddings.weight": "positions.rows",
+    "position_embedding.column_embeddings.weight": "positions.columns",
+}
 MODEL = {
     **{f"encoder.layers.#.{name}": f"encoder.layers.#.{ours}" for name, ours in ENCODER_LAYER.items()},
     **{f"decoder.layers.#.{name}": f"decoder.#.{ours}" for name, ours in (DECODER_LAYER | CROSS).items()},
@@ -35,8 +39,7 @@ MODEL = {
     "decoder.layernorm.*": "norm.*",
     "input_projection.*": "project.*",
     "query_position_embeddings.weight": "query_pos",
-    "position_embedding.row_embeddings.weight": "positions.rows",
-    "position_embedding.column_embeddings.weight": "positions.columns",
+    **POSITIONS,
 }
 TABLE = {f"{prefix}{name}": ours for prefix in ("model.", "") for name, ours in MODEL.items()} | {
     "class_labels_classifier.*": "classifier.*",
