@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -300,7 +300,9 @@ class DeformableDetr(nn.Module):
         count = memory.states.shape[1]
         if isinstance(count, int) and count < self.num_queries:
             raise ValueError(f"expected at least num_queries={self.num_queries} cells of all maps, found {count}")
-        starts, valid = self._starts(memory)
+        masks = memory.mask.split([height * width for height, width in memory.shapes], dim=1)
+        masks = tuple(mask.unflatten(1, shape) for mask, shape in zip(masks, memory.shapes, strict=True))
+        starts, valid = start_boxes(masks, memory.states.dtype)
         cells = memory.states.masked_fill(~valid[..., None], 0.0)
         cells = self.proposal_norm(self.proposal_proj(cells))  # (B, S, E)
         logits, boxes = self.class_heads[-1](cells), self.box_heads[-1](cells) + starts
@@ -311,19 +313,6 @@ class DeformableDetr(nn.Module):
         queries = self.query_norm(self.query_proj(sines.flatten(2).to(cells.dtype)))
         query_pos, x = queries.chunk(2, dim=-1)
         return query_pos, x, chosen, (logits, boxes.sigmoid())
-
-    def _starts(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Returns the logits of a square at each cell (B, S, 4), infinite where it has no place, and valid (B, S)."""
-        squares, start = [], 0
-        for level, (height, width) in enumerate(memory.shapes):
-            mask = memory.mask[:, start : start + height * width].unflatten(1, (height, width))
-            centers = _centers(mask, memory.states.dtype)  # (B, h w, 2)
-            squares.append(torch.cat([centers, torch.full_like(centers, SMALLEST * 2.0**level)], dim=-1))
-            start = start + height * width
-        boxes = torch.cat(squares, dim=1)  # (B, S, 4)
-        valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & memory.mask
-        logits = (boxes / (1 - boxes)).log()
-        return logits.masked_fill(~valid[..., None], math.inf), valid
 
 
 def project_maps(channels: Sequence[int], embed_dim: int, num_levels: int) -> nn.ModuleList:
@@ -350,7 +339,28 @@ def projected(projections: nn.ModuleList, maps: Sequence[Tensor]) -> list[Tensor
     return found
 
 
-def init_heads(class_heads: nn.ModuleList, box_heads: nn.ModuleList) -> None:
+def start_boxes(masks: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns a square for each cell of all maps, where proposals begin (Zhu et al. 2021, appendix A.4).
+
+    Args:
+        masks: (B, h, w) bool, True = a real cell, of each map.
+        dtype: Type of the boxes.
+
+    Returns:
+        Logits of cxcywh (B, S, 4), infinite where the cell is padding or a side is within 0.01 of the image's border;
+        and (B, S) bool, True elsewhere.
+    """
+    squares = []
+    for level, mask in enumerate(masks):
+        centers = _centers(mask, dtype)  # (B, h w, 2)
+        squares.append(torch.cat([centers, torch.full_like(centers, SMALLEST * 2.0**level)], dim=-1))
+    boxes = torch.cat(squares, dim=1)  # (B, S, 4)
+    real = torch.cat([mask.flatten(1) for mask in masks], dim=1)
+    valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1) & real
+    return (boxes / (1 - boxes)).log().masked_fill(~valid[..., None], math.inf), valid
+
+
+def init_heads(class_heads: Iterable[nn.Module], box_heads: Iterable[nn.Module]) -> None:
     """Begins with scores of 0.01, as most queries find nothing (Lin et al. 2017), and boxes at their references."""
     for classes, boxes in zip(class_heads, box_heads, strict=True):
         nn.init.constant_(cast(nn.Linear, classes).bias, -math.log(0.99 / 0.01))

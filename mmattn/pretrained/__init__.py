@@ -13,6 +13,7 @@ from torch import nn
 from ..backbones.bert import BertEncoder
 from ..backbones.deformable_detr import DeformableDetr
 from ..backbones.detr import Detr
+from ..backbones.rt_detr import RTDetr
 from ..backbones.segformer import SegFormer
 from ..backbones.seq2seq import Seq2Seq
 from ..backbones.vit import VisionTransformer
@@ -28,6 +29,7 @@ from .files import open_source, read_config, read_state
 from .generation import load_generation_config
 from .keymap import Converted, Table, check_into, load_into
 from .marian import convert_marian
+from .rt_detr import convert_rt_detr
 from .segformer import convert_segformer
 from .siglip import convert_siglip
 from .t5 import convert_t5
@@ -54,6 +56,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "segformer": (SegFormer, convert_segformer),
     "detr": (Detr, convert_detr),
     "deformable_detr": (DeformableDetr, convert_deformable_detr),
+    "rt_detr": (RTDetr, convert_rt_detr),
     "marian": (Seq2Seq, convert_marian),
     "bart": (Seq2Seq, convert_bart),
     "t5": (Seq2Seq, convert_t5),
@@ -87,8 +90,8 @@ def load_pretrained(
             ``resize_positions="bicubic"``, ``dropout=0.0``.
 
     Returns:
-        A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Detr`, `DeformableDetr`, `Seq2Seq`, `Whisper` or
-        `Wav2Vec2`.
+        A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Detr`, `DeformableDetr`, `RTDetr`, `Seq2Seq`,
+        `Whisper` or `Wav2Vec2`.
 
     Raises:
         FileNotFoundError: A folder or file is missing.

@@ -43,44 +43,49 @@ def _transformers() -> dict[str, str]:
     return table
 
 
+OWN = ("resnet", "rt_detr_resnet")  # model_types of transformers' networks
 PREFIXES = ("backbone.conv_encoder.model.", "backbone.model.")  # in files, and in memory
 RESNET = {
     prefix + name: f"backbone.{ours}" for prefix in PREFIXES for name, ours in (_timm() | _transformers()).items()
 }
 
 
-def read_resnet(config: Mapping[str, Any], ours: Mapping[str, Tensor], out_indices: Sequence[int]) -> dict[str, Any]:
-    """Returns the keywords of a detector's `ResNet`, with frozen norms.
+def read_resnet(
+    config: Mapping[str, Any], ours: Mapping[str, Tensor], out_indices: Sequence[int], usual: str = "timm_backbone"
+) -> dict[str, Any]:
+    """Returns the keywords of a detector's `ResNet`.
 
     Args:
         config: The detector's config.json.
         ours: The converted state, which determines the depths and sizes of timm's networks.
-        out_indices: Maps of timm's networks unless the config names them; 0 is the stem's.
+        out_indices: Maps of the usual backbone unless the config names them; 0 is the stem's.
+        usual: Kind of the backbone unless the config names it.
 
     Raises:
         ValueError: A backbone that is not converted.
     """
-    about = config.get("backbone_config")
-    kind = "timm_backbone" if read(config, "use_timm_backbone", about is None) else "resnet"
-    about = about or {}
-    kind = about.get("model_type", kind)
+    about = config.get("backbone_config") or {}
+    if usual == "timm_backbone" and not read(config, "use_timm_backbone", True):
+        usual, out_indices = "resnet", (4,)
+    kind = about.get("model_type", usual)
     if kind == "timm_backbone":
         return _read_timm(config, about, ours, out_indices)
-    if kind not in ("resnet", "rt_detr_resnet"):
-        raise ValueError(f"backbone of model_type {kind!r} is not converted; there are timm_backbone, resnet")
-    names = about.get("stage_names", [])
-    found = about.get("out_indices") or [names.index(name) for name in about.get("out_features") or ()] or [4]
+    if kind not in OWN:
+        raise ValueError(f"backbone of model_type {kind!r} is not converted; there are timm_backbone, {', '.join(OWN)}")
+    depths = tuple(read(about, "depths", (3, 4, 6, 3)))
+    named = [int(name.removeprefix("stage")) for name in about.get("out_features") or () if name != "stem"]
+    last = (len(depths),) if about else out_indices
     return {
         "channels": tuple(read(about, "hidden_sizes", (256, 512, 1024, 2048))),
-        "depths": tuple(read(about, "depths", (3, 4, 6, 3))),
+        "depths": depths,
         "bottleneck": read(about, "layer_type", "bottleneck") == "bottleneck",
         "variant": "d" if kind == "rt_detr_resnet" else "b",
         "stem_dim": read(about, "embedding_size", 64),
-        "out_stages": _stages(found),
+        "out_stages": _stages(about.get("out_indices") or named or last),
         "halve_first": read(about, "downsample_in_first_stage", False),
         "stride_first": read(about, "downsample_in_bottleneck", False),
         "activation": activation(read(about, "hidden_act", "relu")),
-        "frozen": True,
+        "frozen": read(config, "freeze_backbone_batch_norms", True),
         "in_channels": read(about, "num_channels", 3),
     }
 
@@ -111,7 +116,7 @@ def _read_timm(
         "stem_dim": first.shape[0],
         "out_stages": _stages(about.get("out_indices") or older.get("out_indices") or out_indices),
         "output_stride": about.get("output_stride") or older.get("output_stride") or dilated,
-        "frozen": True,
+        "frozen": read(config, "freeze_backbone_batch_norms", True),
         "in_channels": first.shape[1],
     }
 

@@ -68,9 +68,10 @@ def measured(model, seed):
     return model
 
 
-def padded_images(draw, seed, step=1):
-    """Three images of unequal sizes, padded at the right and the bottom, and their mask."""
-    sizes = [(step * draw.randint(48 // step, 96 // step), step * draw.randint(48 // step, 96 // step)) for _ in "abc"]
+def padded_images(draw, seed, step=None):
+    """Three images of unequal sizes, multiples of a step, padded at the right and the bottom, and their mask."""
+    side = (lambda: draw.randint(48, 96)) if step is None else lambda: step * draw.randint(2, 3)
+    sizes = [(side(), side()) for _ in range(3)]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     pixels = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     mask = torch.zeros(3, height, width, dtype=torch.bool)
@@ -98,20 +99,21 @@ class Tensors(nn.Module):
         return tuple(tensor for tensor in self.model(pixel_values, pixel_mask) if tensor is not None)
 
 
-def assert_exported_equals_eager(model, height, width):
-    """Exports a detector with any batch size, and compares it on another batch."""
+def assert_exported_equals_eager(model, step=1):
+    """Exports a detector with any batch size and any sizes, multiples of a step, and compares it on other images."""
     from torch.export import Dim, export
 
-    def batch(rows):
+    def images(rows, height, width):
         mask = torch.ones(rows, height, width, dtype=torch.bool)
         mask[-1, height // 2 :] = False
         return torch.randn(rows, 3, height, width), mask
 
-    sizes = ({0: Dim("batch")}, {0: Dim("batch")})
+    least = max(2, 32 // step)
+    height, width = (step * Dim(name, min=least) if step > 1 else Dim(name, min=least) for name in "yx")
+    sizes = ({0: Dim("batch"), 2: height, 3: width}, {0: Dim("batch"), 1: height, 2: width})
     model = Tensors(model.float().eval())
-    program = export(model, batch(2), dynamic_shapes=sizes).module()
+    program = export(model, images(2, 64, 96), dynamic_shapes=sizes).module()
     with torch.no_grad():
-        for rows in (2, 5):
-            given = batch(rows)
+        for given in (images(2, 64, 96), images(5, 96, 48)):
             for a, b in zip(program(*given), model(*given), strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

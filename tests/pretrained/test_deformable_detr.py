@@ -253,8 +253,8 @@ def test_invalid_arguments():
 
 @pytest.mark.parametrize("kind", slow_but_first([{"refine_boxes": True, "two_stage": True}, {}]))
 def test_export_equals_eager(kind):
-    layers = {"num_levels": 3, "num_encoder_layers": 1, "num_decoder_layers": 2, "num_heads": 2, "ffn_dim": 16}
-    assert_exported_equals_eager(DeformableDetr(2, embed_dim=32, num_queries=3, **layers, **kind, backbone=NET), 40, 64)
+    layers = {"num_levels": 3, "num_encoder_layers": 1, "num_decoder_layers": 1, "num_heads": 2, "ffn_dim": 16}
+    assert_exported_equals_eager(DeformableDetr(2, embed_dim=32, num_queries=3, **layers, **kind, backbone=NET))
 
 
 @pytest.mark.parametrize("kind", [{}, {"refine_boxes": True}, {"refine_boxes": True, "two_stage": True}])
