@@ -78,7 +78,7 @@ class MultiHeadAttention(nn.Module):
         kind: The kernel, a name in ``mmattn.kernels.KERNELS``.
         options: Keyword arguments of the kernel.
         needs: Features that will be used ("self", "causal", "cross", "cache", ...); a kernel without them raises at
-            construction.
+            construction. "query_pos": positions will be given, so that the projections cannot be fused.
         qk_norm: "layer" or "rms": normalizes each head's queries and keys before positions and scores, so that scores
             cannot grow without bound (Dehghani et al. 2023, section 2).
         rotary: Rotary positions on queries and keys (self-attention only).
@@ -127,7 +127,8 @@ class MultiHeadAttention(nn.Module):
         if position_bias is not None and position_bias.num_heads != num_heads:
             raise ValueError(f"position_bias is for {position_bias.num_heads} heads, the attention has {num_heads}")
         options = dict(options or {}) | ({"dropout": dropout} if dropout else {})
-        needs = frozenset(needs) | ({"bias"} if position_bias is not None else frozenset())
+        is_placed = "query_pos" in (needs := frozenset(needs))
+        needs = (needs - {"query_pos"}) | ({"bias"} if position_bias is not None else frozenset())
         self.kernel = build_kernel(kind, options, num_heads=num_heads, head_dim=head_dim, needs=needs)
         if self.kernel.shares_qk and self.num_kv_heads != num_heads:
             raise ValueError(
@@ -146,7 +147,7 @@ class MultiHeadAttention(nn.Module):
         self.rotary = Rotary(head_dim) if rotary else None
         self.position_bias = position_bias
         self.qkv_proj: nn.Module | None = None  # see `mmattn.linears.prepare`
-        self.only_self = not needs.isdisjoint({"self", "causal"}) and "cross" not in needs
+        self.only_self = not needs.isdisjoint({"self", "causal"}) and "cross" not in needs and not is_placed
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             if projection is not None:
                 nn.init.xavier_uniform_(projection.weight)

@@ -88,7 +88,7 @@ class DeformableDecoderLayer(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.self_attention = make_attention(embed_dim, num_heads, attention, {"self"})
+        self.self_attention = make_attention(embed_dim, num_heads, attention, {"self", "query_pos"})
         self.cross_attention = DeformableAttention(embed_dim, num_heads, num_levels=num_levels, num_points=num_points)
         self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout, activation=activation)
         self.self_residual = Residual(embed_dim, dropout, norm_first=False, norm_eps=norm_eps)

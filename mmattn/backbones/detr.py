@@ -74,7 +74,15 @@ class Detr(nn.Module):
         self.backbone = ResNet(**(backbone or {}))
         self.project = nn.Conv2d(self.backbone.out_channels[-1], embed_dim, 1)
         self.positions = MapPositions(embed_dim, positions)
-        self.encoder = Encoder(embed_dim, num_encoder_layers, num_heads, ffn_dim=ffn_dim, norm_first=False, **layer)
+        self.encoder = Encoder(
+            embed_dim,
+            num_encoder_layers,
+            num_heads,
+            ffn_dim=ffn_dim,
+            norm_first=False,
+            needs={"self", "query_pos"},
+            **layer,
+        )
         self.query_pos = nn.Parameter(torch.randn(num_queries, embed_dim))
         self.decoder = nn.ModuleList(
             DecoderLayer(
@@ -82,7 +90,7 @@ class Detr(nn.Module):
                 num_heads if decoder_heads is None else decoder_heads,
                 ffn_dim=ffn_dim if decoder_ffn_dim is None else decoder_ffn_dim,
                 norm_first=False,
-                needs={"self"},
+                needs={"self", "query_pos"},
                 cross_attention=cross_attention,
                 **layer,
             )

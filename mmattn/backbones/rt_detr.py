@@ -109,10 +109,8 @@ class HybridEncoder(nn.Module):
             raise ValueError(f"attended: expected some of the maps 0 to {num_maps - 1}, found {list(attended)}")
         self.attended, self.base = tuple(attended), base
         layer: dict[str, Any] = {"attention": attention, "dropout": dropout, "activation": activation}
-        self.attentions = nn.ModuleList(
-            Encoder(embed_dim, num_layers, num_heads, ffn_dim=ffn_dim, norm_first=False, norm_eps=norm_eps, **layer)
-            for _ in attended
-        )
+        layer |= {"needs": {"self", "query_pos"}, "ffn_dim": ffn_dim, "norm_first": False, "norm_eps": norm_eps}
+        self.attentions = nn.ModuleList(Encoder(embed_dim, num_layers, num_heads, **layer) for _ in attended)
         conv: dict[str, Any] = {"activation": conv_activation, "norm_eps": batch_norm_eps}
         steps = range(num_maps - 1)
         self.lateral = nn.ModuleList(ConvNorm(embed_dim, embed_dim, 1, **conv) for _ in steps)

@@ -4,8 +4,104 @@ import pytest
 import torch
 from torch import nn
 
+from mmattn.backbones.deformable_detr import DeformableDetr
+from mmattn.backbones.detection import above, cxcywh_to_xyxy, detect_by_sigmoid, detect_by_softmax, inverse_sigmoid
+from mmattn.backbones.detr import Detr
 from mmattn.backbones.resnet import FrozenBatchNorm2d, ResNet
-from tests.conftest import refused
+from mmattn.backbones.rt_detr import RTDetr
+from mmattn.linears import prepare
+from tests.conftest import learn, refused
+
+NET = {"channels": (8, 16), "depths": (1, 1), "bottleneck": False, "frozen": True}
+STAGES = {"refine_boxes": True, "two_stage": True}
+DETECTORS = {
+    "detr": lambda: Detr(2, embed_dim=32, num_queries=3, num_heads=2, num_encoder_layers=1, backbone=NET),
+    "detr, learned": lambda: Detr(2, embed_dim=32, num_queries=3, positions="learned", backbone=NET),
+    "deformable": lambda: DeformableDetr(2, embed_dim=32, num_queries=3, num_encoder_layers=1, backbone=NET),
+    "refined": lambda: DeformableDetr(2, embed_dim=32, num_queries=3, refine_boxes=True, backbone=NET),
+    "two stages": lambda: DeformableDetr(2, embed_dim=32, num_queries=3, **STAGES, backbone=NET),
+    "rt": lambda: RTDetr(2, embed_dim=32, encoder_dim=32, num_queries=3, attended=(1,), backbone=NET),
+}
+
+
+def images():
+    """Two images, of which one is padded."""
+    mask = torch.ones(2, 48, 64, dtype=torch.bool)
+    mask[1, 30:] = mask[1, :, 50:] = False
+    return torch.randn(2, 3, 48, 64).masked_fill(~mask[:, None], 0.0), mask
+
+
+class TestDetectors:
+    @pytest.mark.parametrize("name", DETECTORS)
+    def test_every_parameter_gets_a_gradient(self, name):
+        model = DETECTORS[name]()
+        for layer in model.modules():  # boxes begin at their references, with weights of zero
+            if isinstance(layer, nn.Linear) and not layer.weight.any():
+                nn.init.normal_(layer.weight)
+        found = model(*images())
+        sum(x.square().sum() for x in found if x is not None).backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+    @pytest.mark.parametrize("name", ["detr", "deformable", "rt"])
+    def test_prepared_for_the_processor(self, name):
+        """Positions are added to queries and keys, not values, so the three projections stay apart."""
+        model, given = DETECTORS[name]().eval(), images()
+        with torch.no_grad():
+            expected = model(*given)
+            found = prepare(model)(*given)
+        torch.testing.assert_close(found[:2], expected[:2], atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("name", ["detr", "deformable", "two stages"])
+    def test_a_sample_alone(self, name):
+        """An image is detected as alone, but for what convolutions see at its border: here zeros in both cases."""
+        model = DETECTORS[name]().double().eval()
+        pixels, mask = images()
+        pixels = pixels.double()
+        with torch.no_grad():
+            whole, alone = model(pixels, mask), model(pixels[:1])
+        torch.testing.assert_close(whole.logits[:1], alone.logits)
+        torch.testing.assert_close(whole.boxes_cxcywh[:1], alone.boxes_cxcywh)
+
+    def test_a_batch_is_learned(self):
+        torch.manual_seed(0)
+        layers = {"num_encoder_layers": 1, "num_decoder_layers": 2, "dropout": 0.0, "ffn_dim": 32}
+        model = Detr(2, embed_dim=32, num_queries=2, num_heads=2, **layers, backbone=NET)
+        given, labels = images(), torch.tensor([[0, 1], [1, 2]])
+        boxes = torch.tensor(
+            [[[0.3, 0.3, 0.2, 0.2], [0.7, 0.5, 0.4, 0.3]], [[0.5, 0.6, 0.5, 0.5], [0.1, 0.1, 0.2, 0.1]]]
+        )
+
+        def loss():
+            found = model(*given)
+            missed = nn.functional.cross_entropy(found.logits.flatten(0, 1), labels.flatten())
+            return missed + 5 * (found.boxes_cxcywh - boxes).abs().mean()
+
+        losses = learn(torch.optim.AdamW(model.parameters(), 3e-3), 100, loss)
+        assert losses[-1] < 0.2 * losses[0]
+
+
+class TestDetections:
+    def test_corners_and_sizes(self):
+        boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4]]])
+        torch.testing.assert_close(cxcywh_to_xyxy(boxes), torch.tensor([[[0.4, 0.3, 0.6, 0.7]]]))
+        found = detect_by_softmax(torch.tensor([[[2.0, 0.0, 1.0]]]), boxes, torch.tensor([[100, 200]]))
+        torch.testing.assert_close(found.boxes_xyxy, torch.tensor([[[80.0, 30.0, 120.0, 70.0]]]))
+        assert found.labels.tolist() == [[0]]
+
+    def test_pairs_of_queries_and_classes(self):
+        logits = torch.tensor([[[0.0, 3.0], [2.0, 1.0]]])
+        boxes = torch.rand(1, 2, 4)
+        found = detect_by_sigmoid(logits, boxes, top_k=3)
+        assert found.labels.tolist() == [[1, 0, 1]]
+        torch.testing.assert_close(found.scores, logits.new_tensor([[3.0, 2.0, 1.0]]).sigmoid())
+        torch.testing.assert_close(found.boxes_xyxy, cxcywh_to_xyxy(boxes)[:, [0, 1, 1]])
+        assert detect_by_sigmoid(logits, boxes).scores.shape == (1, 4)
+        assert [len(image.scores) for image in above(found, 0.8)] == [2]
+
+    def test_inverse_sigmoid(self):
+        x = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+        torch.testing.assert_close(inverse_sigmoid(x).sigmoid(), x, atol=2e-5, rtol=0)
+        assert inverse_sigmoid(x).isfinite().all()
 
 
 class TestResNet:
