@@ -274,6 +274,7 @@ class DeformableDetr(nn.Module):
             queries = self.queries.expand(memory.states.shape[0], -1, -1)  # (B, Q, 2 E)
             query_pos, x = queries.chunk(2, dim=-1)
             reference = self.reference(query_pos).sigmoid()  # (B, Q, 2)
+        start = nn.functional.pad(inverse_sigmoid(reference), (0, 4 - reference.shape[-1]))  # (B, Q, 4)
         states, boxes = [], []
         for n, layer in enumerate(self.decoder):
             ratios = memory.ratios.repeat(1, 1, reference.shape[-1] // 2)  # (B, levels, 2 or 4)
@@ -281,11 +282,10 @@ class DeformableDetr(nn.Module):
             x = layer(x, memory.states, memory.shapes, points, memory.mask, query_pos)
             states.append(x)
             if self.box_heads is not None:
-                offsets = self._head(self.box_heads, n)(x)  # (B, Q, 4)
-                start = nn.functional.pad(inverse_sigmoid(reference), (0, 4 - reference.shape[-1]))
-                boxes.append((offsets + start).sigmoid())
+                boxes.append((self._head(self.box_heads, n)(x) + start).sigmoid())
             if self.refine_boxes:
                 reference = boxes[-1].detach()
+                start = inverse_sigmoid(reference)
         return torch.stack(states), torch.stack(boxes or [reference]), *proposals
 
     def _propose(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim, export
 
 from mmattn.backbones.deformable_detr import DeformableDetr
 from mmattn.backbones.detection import above, cxcywh_to_xyxy, detect_by_sigmoid, detect_by_softmax, inverse_sigmoid
@@ -10,25 +11,38 @@ from mmattn.backbones.detr import Detr
 from mmattn.backbones.resnet import FrozenBatchNorm2d, ResNet
 from mmattn.backbones.rt_detr import RTDetr
 from mmattn.linears import prepare
-from tests.conftest import learn, refused
+from tests.conftest import assert_onnx_equals_eager, learn, refused, slow_but_first
 
 NET = {"channels": (8, 16), "depths": (1, 1), "bottleneck": False, "frozen": True}
-STAGES = {"refine_boxes": True, "two_stage": True}
+LAYERS = {"num_encoder_layers": 1, "num_decoder_layers": 2, "num_heads": 2, "ffn_dim": 16}
+COMMON = {"embed_dim": 32, "num_queries": 3, "backbone": NET}
 DETECTORS = {
-    "detr": lambda: Detr(2, embed_dim=32, num_queries=3, num_heads=2, num_encoder_layers=1, backbone=NET),
-    "detr, learned": lambda: Detr(2, embed_dim=32, num_queries=3, positions="learned", backbone=NET),
-    "deformable": lambda: DeformableDetr(2, embed_dim=32, num_queries=3, num_encoder_layers=1, backbone=NET),
-    "refined": lambda: DeformableDetr(2, embed_dim=32, num_queries=3, refine_boxes=True, backbone=NET),
-    "two stages": lambda: DeformableDetr(2, embed_dim=32, num_queries=3, **STAGES, backbone=NET),
-    "rt": lambda: RTDetr(2, embed_dim=32, encoder_dim=32, num_queries=3, attended=(1,), backbone=NET),
+    "detr": lambda: Detr(2, **COMMON, **LAYERS),
+    "detr, learned": lambda: Detr(2, **COMMON, **LAYERS, positions="learned"),
+    "deformable": lambda: DeformableDetr(2, **COMMON, **LAYERS),
+    "refined": lambda: DeformableDetr(2, **COMMON, **LAYERS, refine_boxes=True),
+    "two stages": lambda: DeformableDetr(2, **COMMON, **LAYERS, refine_boxes=True, two_stage=True),
+    "rt": lambda: RTDetr(2, **COMMON, encoder_dim=32, attended=(1,), num_layers=2, num_levels=4),
 }
+STEPS = {"rt": 8}  # of the sizes of images, else 1
 
 
-def images():
-    """Two images, of which one is padded."""
-    mask = torch.ones(2, 48, 64, dtype=torch.bool)
-    mask[1, 30:] = mask[1, :, 50:] = False
-    return torch.randn(2, 3, 48, 64).masked_fill(~mask[:, None], 0.0), mask
+class Tensors(nn.Module):
+    """A detector that returns only tensors, for export."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, pixel_mask):
+        return tuple(tensor for tensor in self.model(pixel_values, pixel_mask) if tensor is not None)
+
+
+def images(rows=2, height=48, width=64):
+    """Images, of which the last is padded."""
+    mask = torch.ones(rows, height, width, dtype=torch.bool)
+    mask[-1, 30:] = mask[-1, :, 50:] = False
+    return torch.randn(rows, 3, height, width).masked_fill(~mask[:, None], 0.0), mask
 
 
 class TestDetectors:
@@ -62,10 +76,30 @@ class TestDetectors:
         torch.testing.assert_close(whole.logits[:1], alone.logits)
         torch.testing.assert_close(whole.boxes_cxcywh[:1], alone.boxes_cxcywh)
 
+    @pytest.mark.parametrize("name", slow_but_first(["detr", "detr, learned", "deformable", "two stages", "rt"]))
+    def test_export_equals_eager(self, name):
+        """Any number of images, of any size that has several cells in the coarsest map."""
+        step = STEPS.get(name, 1)
+        height, width = (Dim(side, min=40 // step, max=400 // step) for side in "yx")  # of at most 50 cells
+        if step > 1:
+            height, width = step * height, step * width
+        sizes = ({0: Dim("batch"), 2: height, 3: width}, {0: Dim("batch"), 1: height, 2: width})
+        model = Tensors(DETECTORS[name]().eval())
+        program = export(model, images(), dynamic_shapes=sizes).module()
+        with torch.no_grad():
+            for given in (images(), images(5, 96, 56)):
+                torch.testing.assert_close(program(*given), model(*given), atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["detr", "deformable", "two stages", "rt"])
+    def test_onnx_equals_eager(self, name, tmp_path):
+        sizes = ({0: Dim("batch")}, {0: Dim("batch")})
+        others = [images(), images(5)]
+        assert_onnx_equals_eager(Tensors(DETECTORS[name]()).requires_grad_(False), images(), others, sizes, tmp_path)
+
     def test_a_batch_is_learned(self):
         torch.manual_seed(0)
-        layers = {"num_encoder_layers": 1, "num_decoder_layers": 2, "dropout": 0.0, "ffn_dim": 32}
-        model = Detr(2, embed_dim=32, num_queries=2, num_heads=2, **layers, backbone=NET)
+        model = Detr(2, **COMMON | {"num_queries": 2}, **LAYERS, dropout=0.0)
         given, labels = images(), torch.tensor([[0, 1], [1, 2]])
         boxes = torch.tensor(
             [[[0.3, 0.3, 0.2, 0.2], [0.7, 0.5, 0.4, 0.3]], [[0.5, 0.6, 0.5, 0.5], [0.1, 0.1, 0.2, 0.1]]]

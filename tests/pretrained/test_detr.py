@@ -18,7 +18,7 @@ from public import (
     shape,
 )
 from public_detection import (
-    assert_exported_equals_eager,
+    assert_parity_in_float32,
     measured,
     padded_images,
     resnet_backbone,
@@ -86,6 +86,7 @@ def test_transformers_parity(seed, tmp_path):
     assert difference([memory], [expected.encoder_last_hidden_state]) <= TOLERANCE
     assert difference([ours.backbone(pixels)[-1]], [features]) <= TOLERANCE
     assert found.layer_logits.shape == (config.decoder_layers, *found.logits.shape)
+    assert_parity_in_float32(whole, ours, pixels, mask)
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])
@@ -215,9 +216,3 @@ def test_unexpected_and_missing_keys_raise(tmp_path):
     assert_refused(
         tmp_path, "backbone of model_type 'swin'", state, position_embedding_type="sine", backbone_config=backbone
     )
-
-
-def test_export_equals_eager():
-    net = {"channels": (8, 16), "depths": (1, 1), "bottleneck": False, "frozen": True}
-    model = Detr(2, embed_dim=16, num_queries=3, num_encoder_layers=1, num_decoder_layers=2, num_heads=2, backbone=net)
-    assert_exported_equals_eager(model)
