@@ -121,7 +121,7 @@ class Memory(NamedTuple):
     states: Tensor  # (B, S, E)
     mask: Tensor  # (B, S) bool, True = a real cell
     shapes: list[tuple[int, int]]  # (h, w) of each map
-    ratios: Tensor  # (B, levels, 2), real shares of each map's width and height
+    ratios: Tensor  # (B, levels, 2), real shares of each map's width and height, at least float32
 
 
 class DeformableDetr(nn.Module):
@@ -233,8 +233,9 @@ class DeformableDetr(nn.Module):
         places = [self.positions(mask, x.dtype) + level for mask, level in zip(masks, self.level_embed, strict=True)]
         pos = torch.cat([place.expand(x.shape[0], -1, -1) for place in places], dim=1)  # (B, S, E)
         mask = torch.cat([mask.flatten(1) for mask in masks], dim=1)  # (B, S)
-        ratios = torch.stack([_ratios(mask, x.dtype) for mask in masks], dim=1)  # (B, levels, 2)
-        reference = torch.cat([_centers(mask, x.dtype) for mask in masks], dim=1)[:, :, None] * ratios[:, None]
+        wide = torch.promote_types(x.dtype, torch.float32)  # half precision cannot count the cells of a large map
+        ratios = torch.stack([_ratios(mask, wide) for mask in masks], dim=1)  # (B, levels, 2)
+        reference = torch.cat([_centers(mask, wide) for mask in masks], dim=1)[:, :, None] * ratios[:, None]
         for layer in self.encoder:
             x = layer(x, pos, shapes, reference, mask)
         return Memory(x, mask, shapes, ratios)
@@ -273,7 +274,7 @@ class DeformableDetr(nn.Module):
         else:
             queries = self.queries.expand(memory.states.shape[0], -1, -1)  # (B, Q, 2 E)
             query_pos, x = queries.chunk(2, dim=-1)
-            reference = self.reference(query_pos).sigmoid()  # (B, Q, 2)
+            reference = self.reference(query_pos).to(memory.ratios.dtype).sigmoid()  # (B, Q, 2)
         start = nn.functional.pad(inverse_sigmoid(reference), (0, 4 - reference.shape[-1]))  # (B, Q, 4)
         states, boxes = [], []
         for n, layer in enumerate(self.decoder):
@@ -302,14 +303,13 @@ class DeformableDetr(nn.Module):
             raise ValueError(f"expected at least num_queries={self.num_queries} cells of all maps, found {count}")
         masks = memory.mask.split([height * width for height, width in memory.shapes], dim=1)
         masks = tuple(mask.unflatten(1, shape) for mask, shape in zip(masks, memory.shapes, strict=True))
-        starts, valid = start_boxes(masks, memory.states.dtype)
+        starts, valid = start_boxes(masks, memory.ratios.dtype)
         cells = memory.states.masked_fill(~valid[..., None], 0.0)
         cells = self.proposal_norm(self.proposal_proj(cells))  # (B, S, E)
         logits, boxes = self.class_heads[-1](cells), self.box_heads[-1](cells) + starts
         best = logits[..., 0].topk(self.num_queries, dim=1).indices  # of the first class, which is "object" in training
         chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach().sigmoid()  # (B, Q, 4)
-        wide = torch.promote_types(chosen.dtype, torch.float32)
-        sines = sinusoidal_alternating(chosen.to(wide) * (2 * math.pi), cells.shape[-1] // 2)  # (B, Q, 4, E / 2)
+        sines = sinusoidal_alternating(chosen * (2 * math.pi), cells.shape[-1] // 2)  # (B, Q, 4, E / 2)
         queries = self.query_norm(self.query_proj(sines.flatten(2).to(cells.dtype)))
         query_pos, x = queries.chunk(2, dim=-1)
         return query_pos, x, chosen, (logits, boxes.sigmoid())

@@ -293,7 +293,8 @@ class RTDetr(nn.Module):
         x, reference = start.states, start.boxes.detach()
         logits, boxes = [], []
         for layer, classes, corrections in zip(self.decoder, self.class_heads, self.box_heads, strict=True):
-            x = layer(x, start.memory, start.shapes, reference[:, :, None], None, self.query_pos(reference))
+            query_pos = self.query_pos(reference.to(x.dtype))  # (B, Q, E)
+            x = layer(x, start.memory, start.shapes, reference[:, :, None], None, query_pos)
             logits.append(classes(x))
             boxes.append((corrections(x) + inverse_sigmoid(reference)).sigmoid())
             reference = boxes[-1].detach()
@@ -308,7 +309,7 @@ class RTDetr(nn.Module):
         if isinstance(count, int) and count < self.num_queries:
             raise ValueError(f"expected at least num_queries={self.num_queries} cells of all maps, found {count}")
         masks = [torch.ones_like(x[:1, 0], dtype=torch.bool) for x in maps]
-        starts, valid = start_boxes(masks, memory.dtype)  # (1, S, 4), (1, S)
+        starts, valid = start_boxes(masks, torch.promote_types(memory.dtype, torch.float32))  # (1, S, 4), (1, S)
         cells = self.proposal_norm(self.proposal_proj(memory.masked_fill(~valid[..., None], 0.0)))
         logits, boxes = self.proposal_classes(cells), self.proposal_boxes(cells) + starts
         best = logits.amax(-1).topk(self.num_queries, dim=1).indices[..., None]  # (B, Q, 1)

@@ -65,6 +65,20 @@ class TestDetectors:
             found = prepare(model)(*given)
         torch.testing.assert_close(found[:2], expected[:2], atol=1e-4, rtol=1e-4)
 
+    @pytest.mark.parametrize("name", DETECTORS)
+    @pytest.mark.parametrize("mixed", [False, True])
+    def test_half_precision(self, name, mixed):
+        """References are counted in float32, where half precision does not know the cells of a large map."""
+        model, (pixels, mask) = DETECTORS[name]().eval(), images()
+        with torch.no_grad():
+            expected = model(pixels, mask)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                found = model(pixels, mask) if mixed else model.bfloat16()(pixels.bfloat16(), mask)
+        assert all(x.isfinite().all() for x in found if x is not None)
+        assert "detr" in name or found.boxes_cxcywh.dtype == torch.float32
+        if name in ("detr", "deformable", "refined"):  # proposals may be others
+            torch.testing.assert_close(found.boxes_cxcywh.float(), expected.boxes_cxcywh, atol=0.03, rtol=0)
+
     @pytest.mark.parametrize("name", ["detr", "deformable", "two stages"])
     def test_a_sample_alone(self, name):
         """An image is detected as alone, but for what convolutions see at its border: here zeros in both cases."""
