@@ -1,0 +1,69 @@
+"""Boxes: conversion between formats, intersection over union, and what is predicted and true of an image.
+
+Names carry the format. `xyxy`: left, top, right, bottom; `cxcywh`: center, width, height. Boxes in pixels are those of
+the upright image; without a unit in the documentation, they are fractions of its width and height.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Truth(NamedTuple):
+    """The annotated boxes of an image."""
+
+    boxes_xyxy: np.ndarray  # (N, 4) float64, pixels of the original image
+    labels: np.ndarray  # (N,) int64, indices of classes
+    crowd: np.ndarray  # (N,) bool: regions that are neither trained on nor counted; see `DetectionSample`
+    area: np.ndarray  # (N,) float64, pixels squared
+
+
+class Detections(NamedTuple):
+    """The predicted boxes of an image."""
+
+    boxes_xyxy: Tensor  # (N, 4) float, pixels of the original image
+    scores: Tensor  # (N,) float, 0..1
+    labels: Tensor  # (N,) long, indices of classes
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
+    """Convert boxes (..., 4).
+
+    >>> cxcywh_to_xyxy(torch.tensor([0.5, 0.5, 0.5, 1.0])).tolist()
+    [0.25, 0.0, 0.75, 1.0]
+    """
+    center, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
+    return torch.cat([center - half, center + half], -1)
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
+    """Convert boxes (..., 4), the inverse of `cxcywh_to_xyxy`."""
+    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def areas(boxes_xyxy: Tensor) -> Tensor:
+    """Areas (...) of boxes (..., 4); zero for boxes whose corners are swapped."""
+    return (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).clamp_min(0).prod(-1)
+
+
+def intersections(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """Areas (..., N, M) that boxes (..., N, 4) share with others (..., M, 4)."""
+    low = torch.maximum(boxes_xyxy[..., :, None, :2], others_xyxy[..., None, :, :2])  # (..., N, M, 2)
+    high = torch.minimum(boxes_xyxy[..., :, None, 2:], others_xyxy[..., None, :, 2:])
+    return (high - low).clamp_min(0).prod(-1)
+
+
+def box_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
+    """Intersection over union (..., N, M) of boxes (..., N, 4) and others (..., M, 4); zero for two without area.
+
+    >>> box_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]])).shape
+    torch.Size([1, 1])
+    """
+    shared = intersections(boxes_xyxy, others_xyxy)
+    union = areas(boxes_xyxy)[..., :, None] + areas(others_xyxy)[..., None, :] - shared
+    return shared / union.clamp_min(torch.finfo(union.dtype).tiny)
