@@ -229,6 +229,43 @@ def read_tar(path: Path, folder: Path, on_error: str) -> Any:
     return data.fingerprint()
 
 
+def write_boxes(folder: Path) -> None:
+    from PIL import Image
+
+    for place in ("coco", "voc", "yolo/images"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for n in (1, 2):
+            Image.fromarray(pixels(32, 40, 3) // n).save(folder / place / f"{n}.png")
+    images = [{"id": n, "file_name": f"{n}.png", "width": 40, "height": 32} for n in (1, 2)]
+    boxes = [{"id": n, "image_id": 1, "category_id": 3, "bbox": [n, 2, 9.5, 9], "iscrowd": n % 2} for n in range(3)]
+    categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "Bär"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (folder / "coco" / "all.json").write_text(json.dumps(content))
+    corners = "".join(
+        f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), "1289", strict=True)
+    )
+    thing = f"<object><name>cat</name><difficult>0</difficult><bndbox>{corners}</bndbox></object>"
+    size = "<size><width>40</width><height>32</height></size>"
+    for n in (1, 2):
+        xml = f"<annotation><filename>{n}.png</filename>{size}{thing}</annotation>"
+        (folder / "voc" / f"{n}.xml").write_text(xml)
+    (folder / "yolo" / "labels").mkdir()
+    (folder / "yolo" / "labels" / "1.txt").write_text("0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.3 0.1 0.2 0.4\n")
+    (folder / "yolo" / "data.yaml").write_text("path: .\ntrain: images\nval: images\nnames:\n  0: cat\n  1: dog\n")
+
+
+def read_boxes(path: Path, folder: Path, on_error: str) -> Any:
+    from mmattn.tasks.detection.data import DetectionDataset
+    from mmattn.tasks.detection.processor import DetectionProcessor
+
+    source = {".json": path, ".xml": folder / "voc"}.get(path.suffix, folder / "yolo" / "data.yaml")
+    dataset = DetectionDataset(source, on_error=on_error)
+    batch = DetectionProcessor.fit(dataset).collate(dataset.samples)
+    assert all(np.isfinite(truth.boxes_xyxy).all() and np.isfinite(truth.area).all() for truth in batch.truths)
+    corners = batch.boxes_cxcywh[batch.box_mask]
+    assert bool((corners > 0).all()), "a box without area"
+
+
 # Models and configurations --------------------------------------------------------------------------------------------
 
 
@@ -298,6 +335,7 @@ KINDS = (
     Kind("tsv", partial(write_table, ending="tsv"), read_table, "*.tsv"),
     Kind("text", write_texts, read_texts, "t.* *.txt *.json"),
     Kind("tar", write_tars, read_tar),
+    Kind("boxes", write_boxes, read_boxes, "*.json *.xml *.txt *.yaml"),
     Kind("safetensors", write_runs, read_model, "model/model.safetensors"),
     Kind("config", write_runs, read_model, "model/config.json"),
     Kind("processor", write_runs, read_model, "model/processor/*"),
