@@ -25,6 +25,7 @@ from mmattn.tasks.detection.annotations import (
     numbers,
     sized_image,
 )
+from mmattn.tasks.detection.boxes import Detections
 
 LISTS = ("images", "annotations", "categories")
 
@@ -56,6 +57,27 @@ def read_coco(
     names = _categories(path, content.get("categories") or [])
     categories = Categories(tuple(names.values()), tuple(names)) if names else None
     return categories, _images(path, content, names, root, problems)
+
+
+def results(name: str, found: Detections, classes: Categories) -> list[dict[str, Any]]:
+    """The predictions of an image as entries of COCO's results file.
+
+    Args:
+        name: Id of the image: that of COCO's JSON, a number, or another name, which remains a string.
+        found: Predicted boxes.
+        classes: The classes, with the ids of the categories.
+    """
+    image_id = int(name) if name.isdecimal() else name
+    rows = zip(found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": classes.ids[k],
+            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(score, 5),
+        }
+        for (x1, y1, x2, y2), score, k in rows
+    ]
 
 
 def _categories(path: Path, listed: list[Any]) -> dict[int, str]:

@@ -102,7 +102,7 @@ class DetectionDataset(SampleDataset[DetectionSample]):
     ) -> None:
         self.split, self.root, self.classes = split, root, classes
         super().__init__(source, **options)
-        if self.require_labels and not any(len(sample.labels) for sample in self.samples):
+        if self.require_labels and not any(not sample.ignored.all() for sample in self.samples):
             found = f"none in {len(self):,} images"
             found += f" ({len(self.skipped):,} bad items excluded)" if self.skipped else ""
             raise DataError(self.name, "at least one box", found)

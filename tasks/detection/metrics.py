@@ -178,26 +178,22 @@ def match(found: Detections, truth: Truth, iou: float = 0.5) -> tuple[Tensor, Te
     Returns:
         Index of the true box of each predicted one (N,) long, -1 without one; and whether it is ignored (N,) bool.
     """
-    boxes_xyxy = found.boxes_xyxy.double().cpu()
+    boxes_xyxy, labels = found.boxes_xyxy.double().cpu(), found.labels.cpu()
     true_xyxy, crowd = torch.from_numpy(np.asarray(truth.boxes_xyxy, np.float64)), torch.from_numpy(truth.crowd)
-    labels = found.labels.cpu()
     alike = labels[:, None] == torch.from_numpy(truth.labels)  # (N, M)
-    overlap = torch.where(alike & ~crowd, box_iou(boxes_xyxy, true_xyxy), -1.0)
-    covered = intersections(boxes_xyxy, true_xyxy) / areas(boxes_xyxy)[:, None].clamp_min(1e-12)
-    covered = torch.where(alike & crowd, covered, -1.0)
-    matched = torch.full((len(labels),), -1)
-    ignored = torch.zeros(len(labels), dtype=torch.bool)
-    if not len(truth.labels):
-        return matched, ignored
     least = min(iou, 1 - 1e-10)  # as in the official evaluation
-    for n in found.scores.cpu().argsort(descending=True, stable=True).tolist():
-        best = int(overlap[n].argmax())
-        if float(overlap[n, best]) >= least:
-            matched[n] = best
-            overlap[:, best] = -1.0
-        else:
-            ignored[n] = bool((covered[n] >= least).any())
-    return matched, ignored
+    overlap: Any = torch.where(alike & ~crowd, box_iou(boxes_xyxy, true_xyxy), 0.0).numpy()
+    covered = intersections(boxes_xyxy, true_xyxy) / areas(boxes_xyxy)[:, None].clamp_min(1e-12)
+    ignored = (alike & crowd & (covered >= least)).any(1)
+    matched = torch.full((len(labels),), -1)
+    rows = (overlap >= least).any(1)  # few; the others need not be looked at one by one
+    for n in found.scores.cpu().argsort(descending=True, stable=True).tolist() if rows.any() else ():
+        if rows[n]:
+            best = int(overlap[n].argmax())
+            if overlap[n, best] >= least:
+                matched[n] = best
+                overlap[:, best] = 0.0
+    return matched, ignored & (matched < 0)
 
 
 def best_thresholds(

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmattn.tasks.detection.annotations import Categories
+from mmattn.tasks.detection.boxes import Detections
+from mmattn.tasks.detection.coco import results
 from mmattn.tasks.detection.data import DetectionDataset, DetectionSample
+from mmattn.tasks.detection.processor import DetectionProcessor
 from tests.data.detection import SIZE, boxes, image
 from tests.data.files import bad_data, write
 
@@ -110,6 +114,20 @@ def test_exif_turns_the_image(tmp_path: Path) -> None:
     bad_data(message, DetectionDataset, path)
 
 
+def test_results_are_those_of_coco_tools(tmp_path: Path) -> None:
+    coco_tools = pytest.importorskip("pycocotools.coco")
+    path = save(tmp_path, coco(box(1, 2, 3, 4), box(5, 5, 10, 20, category_id=7), info={}))
+    dataset = DetectionDataset(path)
+    truth = DetectionProcessor.fit(dataset).collate(dataset.samples).truths[0]
+    found = Detections(torch.tensor(truth.boxes_xyxy), torch.tensor([0.25, 0.5]), torch.tensor(truth.labels))
+    assert dataset.classes is not None
+    rows = results(dataset[0].id, found, dataset.classes)
+    assert rows[1] == {"image_id": 1, "category_id": 7, "bbox": [5, 5, 10, 20], "score": 0.5}
+    loaded = coco_tools.COCO(str(path)).loadRes(str(write(tmp_path / "results.json", json.dumps(rows))))
+    assert [loaded.anns[n]["bbox"] for n in (1, 2)] == [[1, 2, 3, 4], [5, 5, 10, 20]]
+    assert results("a.png", found, dataset.classes)[0]["image_id"] == "a.png"
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "zero": (box(1, 2, 0, 4), r"annotations\[1\] \(id 11\): .* width and height above zero, found \[1, 2, 0, 4\]"),
     "negative": (box(5, 5, -2, 4), r"annotations\[1\].* width and height above zero, found \[5, 5, -2, 4\]"),
@@ -178,6 +196,7 @@ def test_one_name_in_two_folders(tmp_path: Path) -> None:
         (coco(categories=[*CATEGORIES, {"id": 7, "name": "x"}]), r"categories\[2\]: expected an id and a name of its"),
         (coco(images=[]), "expected at least one image, found none"),
         (coco(), "expected at least one box, found none in 2 images"),
+        (coco(box(1, 2, 3, 4, iscrowd=1)), "expected at least one box, found none in 2 images"),
         ("", "expected COCO's JSON, .* found an empty file"),
         ("hello", "expected COCO's JSON, a folder of .*, found a file that starts with 'hello'"),
     ],
@@ -197,11 +216,12 @@ def test_all_boxes_are_bad(tmp_path: Path) -> None:
 def test_rows(tmp_path: Path) -> None:
     image(tmp_path / "1.png")
     rows = [
-        {"image": "1.png", "boxes_xyxy": [[1, 2, 4, 6]], "labels": ["cat"], "crowd": [True]},
+        {"image": "1.png", "boxes_xyxy": [[1, 2, 4, 6], [0, 0, 9, 9]], "labels": ["cat"] * 2, "crowd": [False, True]},
         {"id": "x", "image": "1.png", "boxes_xyxy": [], "labels": []},
     ]
     dataset = DetectionDataset(write(tmp_path / "a.jsonl", rows))
-    assert boxes(dataset) == [[[1, 2, 4, 6]], []]
+    assert boxes(dataset) == [[[1, 2, 4, 6], [0, 0, 9, 9]], []]
+    assert dataset[0].ignored.tolist() == [False, True]
     assert [sample.id for sample in dataset.samples] == ["1", "x"]
     pixels = np.zeros((30, 40, 3), np.uint8)
     memory = DetectionDataset([(pixels, np.array([[1.0, 2, 4, 6]]), ["cat"]), (pixels, [], [])])
