@@ -14,6 +14,7 @@ from mmattn.data.image.augment import check_limits, recolor
 TRIES = 10  # windows that are drawn until one has a box
 OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)  # least IoU of a crop and its best box, one drawn a crop (SSD, section 2.2)
 SMALLEST_CROP = 0.3  # side of an IoU crop, as a fraction of the image's
+LEAST = 0.1  # zoom: windows of a hundred times the image's area are in memory before they are resized
 MIDDLE = (0.3, 0.7)  # where the four images of a mosaic meet, as a fraction of the sides
 Draw = Callable[[], float]  # uniform in 0..1
 
@@ -118,7 +119,7 @@ class DetectionAugment:
         least = OVERLAPS[int(len(OVERLAPS) * draw())] if is_crop else 0.0
         chosen = _Window(0, 0, height, width)
         for _ in range(TRIES):
-            zoom = self._log(draw, (1.0, 1 / SMALLEST_CROP) if is_crop else self.scale)
+            zoom = _log(draw, (1.0, 1 / SMALLEST_CROP) if is_crop else self.scale)
             window = self._window(height, width, zoom, draw)
             if not len(target.labels):
                 chosen = window
@@ -147,7 +148,7 @@ class DetectionAugment:
             if min(size) < 1:
                 continue
             own = target.pixels.shape[:2]
-            ratio = self._log(draw, self.mosaic_scale) * min(height / own[0], width / own[1])
+            ratio = _log(draw, self.mosaic_scale) * min(height / own[0], width / own[1])
             window = [max(1, round(side / ratio)) for side in size]
             # A window larger than the image has the image at the middle of the mosaic.
             at_end = (n // 2 == 0, n % 2 == 0)
@@ -160,17 +161,14 @@ class DetectionAugment:
             boxes.append(own_boxes.as_subclass(torch.Tensor) + torch.tensor([left, top, left, top]))
             labels.append(own_labels)
         return (
-            self._wrapped(canvas),
+            _image(canvas),
             BoundingBoxes(torch.cat(boxes), format="XYXY", canvas_size=(height, width), clamping_mode=None),
             np.concatenate(labels),
         )
 
-    def _log(self, draw: Draw, limits: Sequence[float]) -> float:
-        return float(limits[0] * (limits[1] / limits[0]) ** draw())
-
     def _window(self, height: int, width: int, zoom: float, draw: Draw) -> _Window:
         """A random window; the position of the image in one that is larger is random, too."""
-        stretch = self._log(draw, (1 / self.aspect, self.aspect)) ** 0.5
+        stretch = _log(draw, (1 / self.aspect, self.aspect)) ** 0.5
         high, wide = max(1, round(height / zoom * stretch)), max(1, round(width / zoom / stretch))
         return _Window(round(draw() * (height - high)), round(draw() * (width - wide)), high, wide)
 
@@ -189,7 +187,7 @@ class DetectionAugment:
         kept = self._shares(target, window) >= self.visible
         data = torch.from_numpy(_clipped(target.boxes_xyxy[kept], window))
         boxes: Any = BoundingBoxes(data, format="XYXY", canvas_size=(height, width), clamping_mode=None)
-        image = self._wrapped(torch.from_numpy(np.array(target.pixels)).permute(2, 0, 1))  # (3, h, w)
+        image = _image(torch.from_numpy(np.array(target.pixels)).permute(2, 0, 1))  # (3, h, w)
         top, left = max(window.top, 0), max(window.left, 0)
         bottom, right = min(window.top + window.height, height), min(window.left + window.width, width)
         beyond = [left - window.left, top - window.top]
@@ -204,10 +202,16 @@ class DetectionAugment:
         large = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1).as_subclass(torch.Tensor)  # at least a pixel
         return image, _like(boxes, large), target.labels[kept][large.numpy()]
 
-    def _wrapped(self, image: torch.Tensor) -> Any:
-        from torchvision.tv_tensors import Image
 
-        return Image(image)
+def _log(draw: Draw, limits: Sequence[float]) -> float:
+    """A number between limits, its logarithm uniform."""
+    return float(limits[0] * (limits[1] / limits[0]) ** draw())
+
+
+def _image(pixels: torch.Tensor) -> Any:
+    from torchvision.tv_tensors import Image
+
+    return Image(pixels)
 
 
 def _like(boxes: Any, kept: torch.Tensor) -> Any:
@@ -217,8 +221,8 @@ def _like(boxes: Any, kept: torch.Tensor) -> Any:
 
 
 def _zooms(name: str, given: Sequence[float]) -> tuple[float, float]:
-    if len(given) != 2 or not 0.05 <= given[0] <= given[1] <= 20:
-        raise ValueError(f"{name}: expected a smallest and a largest zoom within 0.05 to 20, found {given}")
+    if len(given) != 2 or not LEAST <= given[0] <= given[1] <= 20:
+        raise ValueError(f"{name}: expected a smallest and a largest zoom within {LEAST} to 20, found {given}")
     return float(given[0]), float(given[1])
 
 

@@ -103,17 +103,19 @@ class DetectionProcessor(Processor[DetectionSample, DetectionBatch]):
         Raises:
             DataError: There is such a label, or no box is left.
         """
-        kept = []
+        kept, found = [], False
         for where, sample in zip(dataset.places, dataset.samples, strict=True):
             known = np.array([nfc(label) in self.index for label in sample.labels], bool)
             for number in np.nonzero(~known)[0].tolist():
                 label = sample.labels[number]
                 wanted = f"one of the {len(self.index)} classes of the training data (box {number})"
                 dataset.problems.add(where, wanted, f"{label!r}{nearest(label, self.labels)}")
+                found = True
             kept.append((where, sample if known.all() else _only(sample, known)))
         if dataset.require_labels and not any(sample.labels for _, sample in kept):
             raise DataError(dataset.name, f"boxes of the classes {shorten(self.labels)}", "none")
-        dataset.keep(kept)
+        if found:
+            dataset.keep(kept)
 
     def working_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height to which an image of the given width and height is resized, without padding."""

@@ -213,5 +213,7 @@ def test_yaml_and_labels_without_images(tmp_path: Path) -> None:
     bad_data(r"9\.txt: expected an image of that name in .*train, found none", DetectionDataset, path)
     bad_data(r"data\.yaml: expected YAML, found", DetectionDataset, write(path, "{names: ["))
     bad_data("expected a data.yaml with names", DetectionDataset, write(path, "- 3"))
+    write(path, "names: [cat]\ntrain: labels\n")
+    bad_data("expected at least one image, found none", DetectionDataset, path)
     path.unlink()
     bad_data("expected a data.yaml with the names of the classes in it or above", DetectionDataset, tmp_path)
