@@ -1,10 +1,10 @@
 """The built-in detection data: textured plates of hardware whose parts decide the class, drawn from a seed, in memory.
 
-A scene is a 128x128 image with one to twelve objects of six classes. An object is a plate, round or square, with a part
-in its middle: a hole, a slot or a cross. Each class is one outline with one part, so neither decides alone: a `washer`
-and a `nut` have a hole, a `washer` and a `screw` are round. Plates without a part are no objects. Colors, textures,
-sizes, tilts and the parts' contrasts have the same distribution for all classes. Plates overlap, but no part is
-covered; those at the edge are cut, and their boxes with them. Half of the objects are less than 18 pixels wide.
+A scene is a 128x128 image with one to twelve objects of five classes. An object is a plate, round or square, and the
+part in its middle decides the class: a `washer` has a hole, a `screw` a slot, a `rivet` a cross, a `button` two holes
+and a `valve` half a disc. Plates without a part are no objects. Outlines, colors, textures, sizes, tilts and the parts'
+contrasts have the same distribution for all classes. Plates overlap, but no part is covered; those at the edge are cut,
+and their boxes with them. Half of the objects are less than 19 pixels wide.
 
 The generator is frozen by `GENERATOR_VERSION` and the digests in `tests/data/test_demo_detection.py`. Random numbers
 are from `numpy.random.RandomState`, whose stream NumPy guarantees not to change, and rendering uses only arithmetic
@@ -23,23 +23,22 @@ from mmattn.tasks.detection.data import DetectionSample
 
 GENERATOR_VERSION = 1
 SIDE = 128  # of an image, in pixels
-NAMES = ("washer", "screw", "rivet", "nut", "bolt", "plug")
-OUTLINES, PARTS = ("round", "square"), ("hole", "slot", "cross")  # class k has outline k // 3 and part k % 3
+NAMES = ("washer", "screw", "rivet", "button", "valve")  # of the parts
 CATEGORIES = Categories(NAMES, tuple(range(1, len(NAMES) + 1)))
 NUM_SCENES = {"train": 1500, "val": 200, "test": 300}
 
 _MOST, _BLANKS = 12, 2  # objects, and plates without a part
 _TOUCHING = 0.4  # probability that a plate is tried beside another one
-_SMALLEST, _LARGEST = 6.0, 21.0  # radius in pixels
-_REACH = 0.64  # of the part, in radii
+_SMALLEST, _LARGEST = 6.5, 21.0  # radius in pixels
+_REACH = 0.66  # of the part, in radii
 _HALF_SIDE, _CORNER = 0.84, 1.19  # of a square, and the distance of its corners from its center, in radii
 _COLORS = np.array(RGB, np.float64)
 _CELLS = 8  # of the coarse noise
 
 
 class _Plate(NamedTuple):
-    kind: int  # index of the class; -1: no part
-    outline: int
+    kind: int  # index of the class, thus of the part; -1: no part
+    is_square: bool
     x: float  # center in pixels
     y: float
     radius: float
@@ -49,12 +48,12 @@ class _Plate(NamedTuple):
     @property
     def reach(self) -> float:
         """Distance of the outline's farthest point from the center."""
-        return self.radius * (_CORNER if self.outline else 1.0)
+        return self.radius * (_CORNER if self.is_square else 1.0)
 
     def box(self) -> tuple[float, float, float, float]:
         """The bounding box xyxy in pixels, cut at the image's edge."""
         half = self.radius
-        if self.outline:
+        if self.is_square:
             half = self.radius * _HALF_SIDE * (abs(self.cos) + abs(self.sin))
         x1, y1, x2, y2 = self.x - half, self.y - half, self.x + half, self.y + half
         x1, y1, x2, y2 = (round(min(max(value, 0.0), float(SIDE)), 2) for value in (x1, y1, x2, y2))
@@ -95,13 +94,12 @@ def _plates(rs: np.random.RandomState) -> list[_Plate]:
         kind = -1 if number < blanks else int(len(NAMES) * rs.random_sample())
         for _ in range(40):
             u = rs.random_sample(8)
-            outline = int(2 * u[0]) if kind < 0 else kind // len(PARTS)
             radius = _SMALLEST + (_LARGEST - _SMALLEST) * u[1] * u[1]
             margin = (_REACH + 0.06) * radius  # the part is whole, the outline may be cut
             x, y = (margin + (SIDE - 2 * margin) * draw for draw in u[2:4])
             dx, dy = u[4] - 0.5, u[5] - 0.5
             far = np.sqrt(dx * dx + dy * dy + 1e-9)
-            plate = _Plate(kind, outline, x, y, radius, dx / far, dy / far)
+            plate = _Plate(kind, bool(u[0] < 0.5), x, y, radius, dx / far, dy / far)
             if placed and u[6] < _TOUCHING:  # beside another, whose outline it covers in part
                 other = placed[int(len(placed) * u[7])]
                 far = np.sqrt((x - other.x) * (x - other.x) + (y - other.y) * (y - other.y) + 1e-9)
@@ -157,7 +155,7 @@ def _paint(rs: np.random.RandomState, canvas: np.ndarray, plate: _Plate) -> None
     dx, dy = np.arange(left, right) + 0.5 - plate.x, (np.arange(top, bottom) + 0.5 - plate.y)[:, None]
     across, down = dx * plate.cos + dy * plate.sin, dy * plate.cos - dx * plate.sin
     r = plate.radius
-    outer = _square(across, down, _HALF_SIDE * r) if plate.outline else np.sqrt(dx * dx + dy * dy) - r
+    outer = _square(across, down, _HALF_SIDE * r) if plate.is_square else np.sqrt(dx * dx + dy * dy) - r
     color = _COLORS[int(len(_COLORS) * u[0])] * (0.75 + 0.25 * u[1]) + 30 * u[2:5] - 15
     own = 0.45 + 0.55 * u[12]
     color = own * color + (1 - own) * canvas[int(plate.y), int(plate.x)]  # some stand out less than others
@@ -166,7 +164,7 @@ def _paint(rs: np.random.RandomState, canvas: np.ndarray, plate: _Plate) -> None
     shade = (np.abs(wave - np.floor(wave) - 0.5) * 4 - 1) * (26 * u[8]) + (dx + dy) * ((u[9] - 0.5) * 24 / r)
     painted = color + shade[..., None]
     if plate.kind >= 0:
-        inner = _part(plate.kind % len(PARTS), across, down, r * (0.92 + 0.16 * u[10]))
+        inner = _part(plate.kind, across, down, r * (0.92 + 0.16 * u[10]))
         contrast = 75 + 45 * u[11]
         contrast = -contrast if color.sum() > 330 else contrast
         painted = painted + (np.clip(0.5 - inner, 0, 1) * contrast)[..., None]
@@ -180,12 +178,18 @@ def _square(across: np.ndarray, down: np.ndarray, half: float) -> np.ndarray:
     return np.maximum(np.abs(across), np.abs(down)) - half
 
 
-def _part(part: int, across: np.ndarray, down: np.ndarray, r: float) -> np.ndarray:
-    """Distance from the edge of a hole, a slot or a cross, negative inside; all have about the same area."""
-    if PARTS[part] == "hole":
-        return np.sqrt(across * across + down * down) - 0.36 * r
-    long, wide = 0.56 * r, (0.2 if PARTS[part] == "slot" else 0.13) * r
+def _part(kind: int, across: np.ndarray, down: np.ndarray, r: float) -> np.ndarray:
+    """Distance from the edge of a class's part, negative inside; all have about the same area."""
+    far = np.sqrt(across * across + down * down)
+    if NAMES[kind] == "washer":  # a hole
+        return far - 0.38 * r
+    if NAMES[kind] == "button":  # two holes
+        beside = np.abs(across) - 0.36 * r
+        return np.sqrt(beside * beside + down * down) - 0.25 * r
+    if NAMES[kind] == "valve":  # half a disc
+        return np.maximum(far - 0.58 * r, down + 0.06 * r)
+    long, wide = 0.58 * r, (0.2 if NAMES[kind] == "screw" else 0.14) * r
     slot = np.maximum(np.abs(across) - long, np.abs(down) - wide)
-    if PARTS[part] == "slot":
+    if NAMES[kind] == "screw":
         return slot
-    return np.minimum(slot, np.maximum(np.abs(down) - long, np.abs(across) - wide))
+    return np.minimum(slot, np.maximum(np.abs(down) - long, np.abs(across) - wide))  # a cross

@@ -24,9 +24,9 @@ class TestFrozen(DemoTests):
     demo = demo
     first = 100
     digests = (
-        "d2a594d6e0a6ea05002678136f0354034d78022e90489a55581c50edeba758f4",
-        "7fce43f25121c4e6b250efb0bbe860cf3054778dea68bf3865d6fbab099b7c6e",
-        "623840c3d7c3d9354f93ebebd8733fa89e19b55d47b067a2f1d121e94a95fa82",
+        "a7a253b24ff2d88029f598f31cb24b7ae6f95d3644bd7f1dfc01c0c3aa13a51d",
+        "a1109498fd55fa8d72a194d4d6caf60af5a8e2ee625bff89d8eb9c5cc91ecf13",
+        "e96a566cf942def3ff51e64885304b03754718bec6f4f1f302623675891f2c3b",
     )
 
     def content(self, sample: DetectionSample) -> bytes:
@@ -52,7 +52,7 @@ def test_classes_are_balanced(parts: dict[str, list]) -> None:
     counts = Counter(label for sample in parts["train"] for label in sample.labels)
     total = sum(counts.values())
     assert set(counts) == set(NAMES)
-    assert all(0.12 < count / total < 0.21 for count in counts.values())
+    assert all(0.16 < count / total < 0.24 for count in counts.values())
 
 
 def test_small_and_overlapping_objects(parts: dict[str, list]) -> None:
@@ -60,7 +60,7 @@ def test_small_and_overlapping_objects(parts: dict[str, list]) -> None:
     sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     assert 10 < sides.min() < 13
     assert 40 < sides.max() < 51
-    assert 17 < np.median(sides) < 19
+    assert 17.5 < np.median(sides) < 19.5
     overlaps = []
     for sample in parts["train"]:
         own = torch.tensor(sample.boxes_xyxy)
@@ -82,9 +82,9 @@ def features(samples: list, inner: float) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows), np.array(classes)
 
 
-@pytest.mark.parametrize(("inner", "most"), [(1.0, 0.4), (0.3, 0.45)])
+@pytest.mark.parametrize(("inner", "most"), [(1.0, 0.4), (0.3, 0.5)])
 def test_colors_and_sizes_do_not_reveal_the_class(inner: float, most: float, parts: dict[str, list]) -> None:
-    """The nearest box of the training scenes by size and colors has another class in most cases; chance is 0.17."""
+    """The nearest box of the training scenes by size and colors has another class in most cases; chance is 0.2."""
     known, known_classes = features(parts["train"], inner)
     asked, classes = features(parts["test"], inner)
     nearest = ((asked[:, None] - known) ** 2).sum(-1).argmin(1)
@@ -94,8 +94,8 @@ def test_colors_and_sizes_do_not_reveal_the_class(inner: float, most: float, par
 def test_boxes_fit_the_plates(parts: dict[str, list]) -> None:
     """A plate on an otherwise empty ground: the image differs from the ground within the box alone, and up to it."""
     for kind in range(len(NAMES)):
-        for tilt in ((1.0, 0.0), (0.6, 0.8)):
-            plate = demo._Plate(kind, kind // 3, 60.3, 50.8, 15.0, *tilt)
+        for is_square, tilt in ((False, (1.0, 0.0)), (True, (1.0, 0.0)), (True, (0.6, 0.8))):
+            plate = demo._Plate(kind, is_square, 60.3, 50.8, 15.0, *tilt)
             canvas = np.full((SIDE, SIDE, 3), -500.0)
             demo._paint(np.random.RandomState(kind), canvas, plate)
             rows, columns = np.nonzero((canvas > -250).any(-1))  # at least half covered
