@@ -52,7 +52,8 @@ def test_wheel_contents(installed: Path) -> None:
     held = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     wanted = {"mmattn/py.typed"}
     for source, target in (("mmattn", "mmattn"), ("tasks", "mmattn/tasks"), ("data", "mmattn/data")):
-        wanted |= {f"{target}/{path.relative_to(ROOT / source)}" for path in (ROOT / source).rglob("*.py")}
+        files = (path for path in (ROOT / source).rglob("*.py") if (path.parent / "__init__.py").exists())
+        wanted |= {f"{target}/{path.relative_to(ROOT / source)}" for path in files}  # an unfinished task is no package
     patterns = ("checkpoints/*/*.*", "checkpoints/*/processor/*", "results.json", "README.md")
     wanted |= {f"mmattn/{path.relative_to(ROOT)}" for p in patterns for path in ROOT.glob(f"tasks/*/{p}")}
     assert wanted <= held
