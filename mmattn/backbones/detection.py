@@ -31,14 +31,14 @@ class Detections(NamedTuple):
     boxes_xyxy: Tensor  # (B, N, 4)
 
 
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Converts boxes from center, width and height to corners. (..., 4) to (..., 4).
 
     >>> cxcywh_to_xyxy(torch.tensor([0.5, 0.5, 1.0, 0.5])).tolist()
     [0.0, 0.25, 1.0, 0.75]
     """
-    center, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([center - size / 2, center + size / 2], dim=-1)
+    center, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def detect_by_softmax(logits: Tensor, boxes_cxcywh: Tensor, sizes: Tensor | None = None) -> Detections:

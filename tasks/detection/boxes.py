@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmattn.backbones.detection import cxcywh_to_xyxy as cxcywh_to_xyxy
+
 
 class Truth(NamedTuple):
     """The annotated boxes of an image."""
@@ -30,18 +32,12 @@ class Detections(NamedTuple):
     labels: Tensor  # (N,) long, indices of classes
 
 
-def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Convert boxes (..., 4).
-
-    >>> cxcywh_to_xyxy(torch.tensor([0.5, 0.5, 0.5, 1.0])).tolist()
-    [0.25, 0.0, 0.75, 1.0]
-    """
-    center, half = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
-    return torch.cat([center - half, center + half], -1)
-
-
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
-    """Convert boxes (..., 4), the inverse of `cxcywh_to_xyxy`."""
+    """Convert boxes (..., 4), the inverse of `cxcywh_to_xyxy`.
+
+    >>> xyxy_to_cxcywh(torch.tensor([0.25, 0.0, 0.75, 1.0])).tolist()
+    [0.5, 0.5, 0.5, 1.0]
+    """
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
