@@ -63,3 +63,25 @@ def box_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     shared = intersections(boxes_xyxy, others_xyxy)
     union = areas(boxes_xyxy)[..., :, None] + areas(others_xyxy)[..., None, :] - shared
     return shared / union.clamp_min(torch.finfo(union.dtype).tiny)
+
+
+def paired_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection over union, and its generalization, of boxes (..., 4) and others (..., 4) that broadcast.
+
+    ``GIoU = IoU - (hull - union) / hull``, hull the smallest box around both (Rezatofighi et al. 2019, algorithm 1). It
+    is in -1..1, and has a gradient where boxes do not overlap. Boxes need an area for either.
+
+    >>> iou, giou = paired_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
+    >>> iou.shape, giou.shape
+    (torch.Size([1]), torch.Size([1]))
+    """
+    tiny = torch.finfo(boxes_xyxy.dtype).tiny
+    low = torch.maximum(boxes_xyxy[..., :2], others_xyxy[..., :2])
+    high = torch.minimum(boxes_xyxy[..., 2:], others_xyxy[..., 2:])
+    shared = (high - low).clamp_min(0).prod(-1)
+    union = (areas(boxes_xyxy) + areas(others_xyxy) - shared).clamp_min(tiny)
+    low = torch.minimum(boxes_xyxy[..., :2], others_xyxy[..., :2])
+    high = torch.maximum(boxes_xyxy[..., 2:], others_xyxy[..., 2:])
+    hull = (high - low).prod(-1).clamp_min(tiny)
+    iou = shared / union
+    return iou, iou - (hull - union) / hull

@@ -1,0 +1,241 @@
+"""The loss of detection: predictions are matched with objects one to one, and compared with them.
+
+Boxes are cxcywh in 0..1 of their image; a box that is padding takes no part in anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmattn.tasks.detection.boxes import cxcywh_to_xyxy, paired_iou
+from mmattn.tasks.detection.matching import assign
+from mmattn.tasks.detection.outputs import DetectionOutput, QuerySet
+
+FORBIDDEN = 1e6  # cost of a query that takes no part
+
+
+def focal(logits: Tensor, quality: Tensor, positive: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss, ``-alpha_t (1 - p_t)^gamma log p_t``, of independent classes (Lin et al. 2017, section 3.3).
+
+    Args:
+        logits: (..., K).
+        quality: (..., K), which this loss does not need.
+        positive: (..., K) bool, the class of the object that the query has found.
+        alpha: Weight of the positives; 1 - alpha is that of the others.
+        gamma: How fast the weight of well-classified queries falls.
+
+    Returns:
+        (..., K).
+    """
+    target = positive.to(logits.dtype)
+    plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")  # -log p_t
+    weight = torch.where(positive, alpha, 1 - alpha)
+    return weight * (-torch.expm1(-plain)).pow(gamma) * plain
+
+
+def varifocal(logits: Tensor, quality: Tensor, positive: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """Varifocal loss: scores learn the IoU q of their box, so that they rank boxes by both (Zhang et al. 2021, 3.2).
+
+    ``-q (q log p + (1 - q) log(1 - p))`` of the class found, ``-alpha p^gamma log(1 - p)`` of the others.
+
+    Args:
+        logits: (..., K).
+        quality: (..., K) in 0..1, q where positive.
+        positive: (..., K) bool.
+        alpha: Weight of the others.
+        gamma: How fast the weight of others with low scores falls.
+
+    Returns:
+        (..., K).
+    """
+    weight = torch.where(positive, quality, alpha * logits.detach().sigmoid().pow(gamma))
+    target = torch.where(positive, quality, 0.0)
+    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+CLASSIFICATION: dict[str, Callable[..., Tensor]] = {"focal": focal, "varifocal": varifocal}
+
+
+class Objects(NamedTuple):
+    """The true boxes of a batch."""
+
+    boxes_cxcywh: Tensor  # (B, N, 4)
+    labels: Tensor  # (B, N) long
+    mask: Tensor  # (B, N) bool, True = a box
+
+
+class Pairs(NamedTuple):
+    """Queries and their objects: indices (T,) long of layer, image, query and object."""
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    object: Tensor
+
+
+class DetectionLoss(nn.Module):
+    """Matching, classification, and the distance of boxes, summed over all layers.
+
+    In each decoder layer the objects are matched with queries one to one, by the least sum of the costs of scores, L1
+    and GIoU (Carion et al. 2020, section 3.1; the cost of scores is that of Zhu et al. 2021, appendix A.4). Matched
+    queries learn the class and the box, all others that there is nothing. Further losses of the same kind:
+
+    - of the decoder's earlier layers, and of the encoder's proposals, where an object may be matched several times;
+    - of further queries, with which each object is matched several times (Jia et al. 2023, section 3.2);
+    - of denoising queries, whose objects are known without matching (Zhang et al. 2022, section 3.3).
+
+    Each is divided by the number of its matches in the batch, at least one.
+
+    Args:
+        classification: "focal" or "varifocal".
+        class_weight: Weight of the classification.
+        l1_weight: Weight of the L1 distance of cxcywh.
+        giou_weight: Weight of ``1 - GIoU``.
+        class_cost: Weight of the scores in matching.
+        l1_cost: Weight of the L1 distance in matching.
+        giou_cost: Weight of the GIoU in matching.
+        aux_weight: Weight of the earlier layers.
+        proposal_weight: Weight of the proposals.
+        proposal_copies: How many proposals an object is matched with.
+        copy_weight: Weight of the further queries.
+        copies: How many of them an object is matched with.
+        denoising_weight: Weight of the denoising queries.
+
+    Raises:
+        ValueError: An unknown classification, a negative weight, or no copies.
+
+    >>> output = DetectionOutput(torch.randn(2, 7, 5), torch.rand(2, 7, 4))
+    >>> boxes, labels, mask = torch.rand(2, 3, 4), torch.ones(2, 3).long(), torch.ones(2, 3).bool()
+    >>> sorted(DetectionLoss()(output, boxes, labels, mask))
+    ['classification', 'giou', 'l1']
+    """
+
+    def __init__(
+        self,
+        *,
+        classification: str = "varifocal",
+        class_weight: float = 1.0,
+        l1_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        class_cost: float = 2.0,
+        l1_cost: float = 5.0,
+        giou_cost: float = 2.0,
+        aux_weight: float = 1.0,
+        proposal_weight: float = 1.0,
+        proposal_copies: int = 1,
+        copy_weight: float = 1.0,
+        copies: int = 4,
+        denoising_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if classification not in CLASSIFICATION:
+            raise ValueError(f"unknown classification {classification!r}; expected one of: {', '.join(CLASSIFICATION)}")
+        self.classification = classification
+        self.weights = (class_weight, l1_weight, giou_weight)
+        self.costs = (class_cost, l1_cost, giou_cost)
+        self.set_weights = (aux_weight, proposal_weight, copy_weight, denoising_weight)
+        if min(*self.weights, *self.costs, *self.set_weights) < 0:
+            raise ValueError(f"expected weights from 0, found {min(*self.weights, *self.costs, *self.set_weights)}")
+        if min(copies, proposal_copies) < 1:
+            raise ValueError(f"copies: expected at least 1, found {min(copies, proposal_copies)}")
+        self.proposal_copies, self.copies = proposal_copies, copies
+
+    def forward(
+        self, output: DetectionOutput, boxes_cxcywh: Tensor, labels: Tensor, box_mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Computes the losses, multiplied by their weights; their sum is to be minimized.
+
+        Args:
+            output: Of the model; parts that are None have no loss.
+            boxes_cxcywh: True boxes (B, N, 4) in 0..1 of their images.
+            labels: (B, N) long, indices of their classes.
+            box_mask: (B, N) bool, True = a box.
+
+        Returns:
+            "classification", "l1" and "giou" of the last layer, and where the output has them: "auxiliary",
+            "proposals", "copies", "denoising". Scalars.
+        """
+        wide = torch.promote_types(output.logits.dtype, torch.float32)
+        truth = Objects(boxes_cxcywh.to(wide), labels, box_mask)
+        aux, proposal, copy, denoising = self.set_weights
+        layers = output.layers or QuerySet(output.logits[None], output.boxes_cxcywh[None])
+        found = self._matched(layers, truth, 1)  # (3, layers)
+        parts = dict(zip(("classification", "l1", "giou"), found[:, -1], strict=True))
+        if found.shape[1] > 1:
+            parts["auxiliary"] = aux * found[:, :-1].sum()
+        if output.proposals is not None:
+            parts["proposals"] = proposal * self._matched(output.proposals, truth, self.proposal_copies).sum()
+        if output.copies is not None:
+            parts["copies"] = copy * self._matched(output.copies, truth, self.copies).sum()
+        if output.denoised is not None:
+            known = output.denoised
+            layer, image, query = (known.objects >= 0).expand(known.logits.shape[:3]).nonzero().unbind(1)
+            pairs = Pairs(layer, image, query, known.objects[image, query])
+            queries = QuerySet(known.logits, known.boxes_cxcywh, known.query_mask)
+            parts["denoising"] = denoising * self._compared(queries, truth, pairs).sum()
+        return parts
+
+    def match(self, queries: QuerySet, truth: Objects, copies: int = 1) -> Pairs:
+        """Matches objects with queries of each layer, each object `copies` times, as often as there are queries."""
+        layers, images = queries.logits.shape[:2]
+        costs = np.nan_to_num(self._costs(queries, truth).flatten(0, 1).cpu().numpy(), nan=FORBIDDEN)
+        costs = np.repeat(costs.clip(-FORBIDDEN, FORBIDDEN), copies, 1)  # (layers B, N copies, Q)
+        there = np.repeat(truth.mask.cpu().numpy(), copies, 1)  # (B, N copies)
+        columns = assign(costs, np.tile(there, (layers, 1)))
+        if queries.query_mask is not None:
+            allowed = np.tile(queries.query_mask.cpu().numpy(), (layers, 1))  # (layers B, Q)
+            columns[~np.take_along_axis(allowed, columns.clip(0), 1)] = -1
+        problem, row = (columns >= 0).nonzero()
+        indices = np.stack([problem // images, problem % images, columns[problem, row], row // copies])
+        return Pairs(*torch.from_numpy(indices).to(queries.logits.device))
+
+    @torch.no_grad()
+    def _costs(self, queries: QuerySet, truth: Objects) -> Tensor:
+        """The costs of all pairs, (layers, B, N, Q) float."""
+        layers, images, count, _ = queries.logits.shape
+        wanted = truth.labels[None, :, None].expand(layers, images, count, -1)  # (layers, B, Q, N)
+        scores = queries.logits.to(truth.boxes_cxcywh.dtype).gather(3, wanted)
+        right, wrong = -F.logsigmoid(scores), -F.logsigmoid(-scores)
+        p = scores.sigmoid()
+        cost = 0.25 * (1 - p).square() * right - 0.75 * p.square() * wrong  # of a match, less that of none
+        boxes, true = queries.boxes_cxcywh.to(cost.dtype)[..., None, :], truth.boxes_cxcywh[None, :, None]
+        distance = (boxes - true).abs().sum(-1)
+        giou = paired_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true))[1]
+        total = self.costs[0] * cost + self.costs[1] * distance - self.costs[2] * giou
+        if queries.query_mask is not None:
+            total = total.masked_fill(~queries.query_mask[..., None], FORBIDDEN)
+        return total.mT
+
+    def _matched(self, queries: QuerySet, truth: Objects, copies: int) -> Tensor:
+        return self._compared(queries, truth, self.match(queries, truth, copies), copies)
+
+    def _compared(self, queries: QuerySet, truth: Objects, pairs: Pairs, copies: int | None = None) -> Tensor:
+        """The weighted losses of classification, L1 and GIoU of each layer, (3, layers)."""
+        logits = queries.logits.to(truth.boxes_cxcywh.dtype)
+        layers = logits.shape[0]
+        count = truth.mask.sum() * copies if copies else pairs.query.numel() / layers
+        boxes = queries.boxes_cxcywh[pairs.layer, pairs.image, pairs.query].to(logits.dtype)  # (T, 4)
+        true = truth.boxes_cxcywh[pairs.image, pairs.object]
+        iou, giou = paired_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true))  # (T,)
+        places = (pairs.layer, pairs.image, pairs.query, truth.labels[pairs.image, pairs.object])
+        positive = torch.zeros_like(logits, dtype=torch.bool)
+        positive[places] = True
+        quality = torch.zeros_like(logits)
+        quality[places] = iou.detach()
+        scores = CLASSIFICATION[self.classification](logits, quality, positive)  # (layers, B, Q, K)
+        if queries.query_mask is not None:
+            scores = scores * queries.query_mask[..., None]
+        none = logits.new_zeros(layers)
+        found = [
+            scores.sum((1, 2, 3)),
+            none.index_add(0, pairs.layer, (boxes - true).abs().sum(-1)),
+            none.index_add(0, pairs.layer, 1 - giou),
+        ]
+        weights = logits.new_tensor(self.weights)[:, None]
+        return weights * torch.stack(found) / torch.as_tensor(count, device=logits.device).clamp_min(1)

@@ -1,0 +1,35 @@
+"""What a detector returns: tensors of its last layer, and in training those that other losses need."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class QuerySet(NamedTuple):
+    """Predictions of queries that compete for the objects of their image."""
+
+    logits: Tensor  # (layers, B, Q, K), of independent classes
+    boxes_cxcywh: Tensor  # (layers, B, Q, 4) in 0..1 of the image's own part
+    query_mask: Tensor | None = None  # (B, Q) bool, True = takes part; None: all
+
+
+class Denoised(NamedTuple):
+    """Predictions of queries that begin at disturbed true boxes."""
+
+    logits: Tensor  # (layers, B, D, K)
+    boxes_cxcywh: Tensor  # (layers, B, D, 4)
+    objects: Tensor  # (B, D) long, index of the true box to find; -1: none, as the disturbance is too great
+    query_mask: Tensor  # (B, D) bool, False = padding of images with fewer boxes
+
+
+class DetectionOutput(NamedTuple):
+    """Scores and boxes, cxcywh in 0..1 of the image's own part of the pixels; in training also what losses need."""
+
+    logits: Tensor  # (B, Q, K), of independent classes, of the last layer
+    boxes_cxcywh: Tensor  # (B, Q, 4)
+    layers: QuerySet | None = None  # of all decoder layers, the last one included
+    proposals: QuerySet | None = None  # of the encoder's cells, one layer
+    copies: QuerySet | None = None  # of further queries, several of which may find the same object
+    denoised: Denoised | None = None
