@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..blocks import AttentionConfig, Encoder
 from ..deformable import flatten_maps
 from ..feedforward import ACTIVATIONS
+from ..masks import Mask
 from ..positions import sinusoidal_2d
 from .deformable_detr import DeformableDecoderLayer, init_heads, start_boxes
 from .detection import DetectorOutput, Perceptron, inverse_sigmoid
@@ -118,8 +119,15 @@ class HybridEncoder(nn.Module):
         self.halve = nn.ModuleList(ConvNorm(embed_dim, embed_dim, 3, stride=2, **conv) for _ in steps)
         self.bottom_up = nn.ModuleList(FusionBlock(embed_dim, expansion=expansion, **conv) for _ in steps)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """maps: (B, C, h_n, w_n), each half as high as the one before. Returns the same shapes.
+    def forward(self, maps: Sequence[Tensor], masks: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Attends and fuses.
+
+        Args:
+            maps: (B, C, h_n, w_n), each half as high as the one before.
+            masks: (B, h_n, w_n) bool, True = a real cell, which alone is attended to; None = all.
+
+        Returns:
+            The same shapes.
 
         Raises:
             ValueError: A map is not twice as high and wide as the next.
@@ -127,7 +135,7 @@ class HybridEncoder(nn.Module):
         self._check(maps)
         maps = list(maps)
         for n, encoder in zip(self.attended, self.attentions, strict=True):
-            maps[n] = self._attend(encoder, maps[n])
+            maps[n] = self._attend(encoder, maps[n], None if masks is None else Mask(masks[n].flatten(1)))
         x, fused = maps.pop(), []  # from coarse to fine
         for lateral, fuse in zip(self.lateral, self.top_down, strict=True):
             x = lateral(x)
@@ -138,11 +146,11 @@ class HybridEncoder(nn.Module):
             found.append(fuse(halve(found[-1]), fused.pop()))
         return found
 
-    def _attend(self, encoder: nn.Module, x: Tensor) -> Tensor:
+    def _attend(self, encoder: nn.Module, x: Tensor, mask: Mask | None) -> Tensor:
         _, channels, height, width = x.shape
         wide = torch.promote_types(x.dtype, torch.float32)
         places = sinusoidal_2d(height, width, channels, self.base, x.device, wide).flatten(0, 1)[None]  # (1, h w, C)
-        return encoder(x.flatten(2).mT, query_pos=places.to(x.dtype)).mT.unflatten(2, (height, width))
+        return encoder(x.flatten(2).mT, mask, query_pos=places.to(x.dtype)).mT.unflatten(2, (height, width))
 
     def _check(self, maps: Sequence[Tensor]) -> None:
         sizes = [(x.shape[2], x.shape[3]) for x in maps]
