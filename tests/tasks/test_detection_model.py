@@ -1,5 +1,6 @@
 """The detection model: the tests of every task's model, and its own."""
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.explain import capture
+from mmattn.tasks.common.export import export_model
 from mmattn.tasks.detection.boxes import box_iou, cxcywh_to_xyxy
 from mmattn.tasks.detection.decoder import READERS
 from mmattn.tasks.detection.demo import CATEGORIES, make
@@ -70,6 +72,15 @@ class TestDetectionModel(TaskModelTests):
         )
         shapes: list[tuple[int, ...]] = [(2, 6, 4), (2, 6, 4), (1, 2, 6, 4), (1, 2, 6, 4), (2, 6)]
         return [(head, (maps,), [*shapes, (1, 2, 120, 4), (1, 2, 120, 4), (2, 120)])]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", READERS)
+    def test_onnx_gives_equal_outputs(self, kind: str, tmp_path: Path) -> None:
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+        model = self.build(cross_attention={"kind": kind})
+        examples = [self.inputs(3, 7), self.inputs(1, 2), self.inputs(4, 9)]
+        assert len(export_model(model, examples, self.dynamic, tmp_path, "model", ("onnx",))) == 1
 
     def test_head_with_other_feature_sizes(self) -> None:
         """Boxes and logits are of one size here, and masks have no gradient: the base's test, without them."""
