@@ -10,7 +10,7 @@ from mmattn.data.errors import ConfigError as ConfigError, UserError
 # The extras of pyproject.toml by the modules that they bring; a test compares both.
 EXTRAS = {
     "train": "lightning torchmetrics jsonargparse tensorboard rich matplotlib torchvision torchaudio timm sacrebleu "
-    "rouge_score sentencepiece jiwer faster_coco_eval",
+    "rouge_score sentencepiece jiwer faster_coco_eval scipy",
     "codecs": "torchcodec",
     "retrieval": "bm25s",
     "export": "onnx onnxscript onnxruntime",

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmattn.tasks.detection.boxes import cxcywh_to_xyxy, paired_iou
-from mmattn.tasks.detection.matching import assign
 from mmattn.tasks.detection.outputs import DetectionOutput, QuerySet
 
 FORBIDDEN = 1e6  # cost of a query that takes no part
@@ -239,3 +238,26 @@ class DetectionLoss(nn.Module):
         ]
         weights = logits.new_tensor(self.weights)[:, None]
         return weights * torch.stack(found) / torch.as_tensor(count, device=logits.device).clamp_min(1)
+
+
+def assign(costs: np.ndarray, row_mask: np.ndarray) -> np.ndarray:
+    """Assigns each row its own column, so that the sum of each problem's costs is least (Kuhn 1955).
+
+    Args:
+        costs: (P, N, M), finite; N objects and M queries.
+        row_mask: (P, N) bool, True = a row that takes part. At most M rows of a problem do, in the cheapest choice.
+
+    Returns:
+        Column of each row (P, N) int64; -1 for one that takes no part, or for which there is no column.
+
+    >>> assign(np.array([[[1.0, 2.0, 9.0], [1.0, 5.0, 9.0]]]), np.ones((1, 2), bool)).tolist()
+    [[1, 0]]
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    columns = np.full(costs.shape[:2], -1)
+    for cost, mask, found in zip(costs, row_mask, columns, strict=True):
+        rows = np.nonzero(mask)[0]
+        chosen, taken = linear_sum_assignment(cost[rows])
+        found[rows[chosen]] = taken
+    return columns

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from mmattn.tasks.detection.boxes import cxcywh_to_xyxy, paired_iou
-from mmattn.tasks.detection.losses import DetectionLoss, Objects, focal, varifocal
-from mmattn.tasks.detection.matching import assign
+from mmattn.tasks.detection.losses import DetectionLoss, Objects, assign, focal, varifocal
 from mmattn.tasks.detection.outputs import Denoised, DetectionOutput, QuerySet
 from tests.conftest import refused
 
@@ -50,14 +49,6 @@ def test_assignment_is_the_best_of_all(rows: int) -> None:
             assert len(set(found[kept])) == kept.sum() == size
             assert not kept[~there].any()
             assert cost[kept, found[kept]].sum() == pytest.approx(best)
-
-
-def test_assignment_equals_that_of_scipy() -> None:
-    optimize = pytest.importorskip("scipy.optimize")
-    costs = np.repeat(np.random.RandomState(0).rand(8, 12, 60), 4, 1)
-    for cost, found in zip(costs, assign(costs, np.ones(costs.shape[:2], bool)), strict=True):
-        rows, columns = optimize.linear_sum_assignment(cost)
-        assert cost[range(48), found].sum() == pytest.approx(cost[rows, columns].sum())
 
 
 def test_assignment_without_objects() -> None:
