@@ -204,10 +204,10 @@ class TimmTrunk(TimmFeatures):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: (N, in_channels, H, W), normalized as the weights require. Returns (N, channels, h, w)."""
-        return self.project(self.frozen_features(pixel_values))
+        return self.project(self.body_features(pixel_values))
 
-    def frozen_features(self, pixel_values: Tensor) -> Tensor:
-        """The map before the projection: what is the same in every epoch if the timm model is frozen."""
+    def body_features(self, pixel_values: Tensor) -> Tensor:
+        """The timm model's map, before the projection; pixel_values as in `forward`. Returns (N, C, h, w)."""
         features = self.body.forward_features(pixel_values)
         if features.dim() == 3:  # tokens (N, prefix + h w, channels)
             grid = self.body.patch_embed.dynamic_feat_size(pixel_values.shape[2:])

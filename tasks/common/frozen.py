@@ -1,6 +1,6 @@
 """Features of frozen encoders, computed once for each image and kept on disk beside the run.
 
-A module with a method `frozen_features(images)` (`mmattn.backbones.timm.TimmTrunk`) is replaced by a store in training,
+A module with a method `body_features(images)` (`mmattn.backbones.timm.TimmTrunk`) is replaced by a store in training,
 if its weights are frozen. Features are found by the content of the image: whatever changes an image computes them anew.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-METHOD = "frozen_features"
+METHOD = "body_features"
 KEY = 16  # bytes of a digest
 SPARE = 4 * 2**30  # bytes of the disk that stay free
 
@@ -80,7 +80,7 @@ class FeatureStore:
 
 
 def keep_features(model: nn.Module, root: Path, rank: int = 0) -> list[FeatureStore]:
-    """Replaces `frozen_features` of the model's frozen encoders by a `FeatureStore`; returns these.
+    """Replaces `body_features` of the model's frozen encoders by a `FeatureStore`; returns these.
 
     Args:
         model: The model, whose frozen modules are in evaluation mode.

@@ -21,9 +21,9 @@ class Encoder(nn.Module):
         self.seen = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.frozen_features(images)
+        return self.body_features(images)
 
-    def frozen_features(self, images: Tensor) -> Tensor:
+    def body_features(self, images: Tensor) -> Tensor:
         self.seen += len(images)
         return self.body(images)
 
