@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,10 +97,11 @@ def timm_labels(source: Source) -> list[str]:
         return []
     whole = [info.index_to_description(n) for n in range(info.num_classes())]
     short = [text.split(", ")[0] for text in whole]
+    of_whole, of_short = Counter(whole), Counter(short)
     longer = [
-        text if whole.count(text) == 1 else f"{text} ({info.index_to_label_name(n)})" for n, text in enumerate(whole)
+        text if of_whole[text] == 1 else f"{text} ({info.index_to_label_name(n)})" for n, text in enumerate(whole)
     ]
-    return [name if short.count(name) == 1 else more for name, more in zip(short, longer, strict=True)]
+    return [name if of_short[name] == 1 else more for name, more in zip(short, longer, strict=True)]
 
 
 def _weights(source: Source) -> Path:
