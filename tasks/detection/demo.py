@@ -27,7 +27,7 @@ NAMES = ("washer", "screw", "rivet", "button", "valve")  # of the parts
 CATEGORIES = Categories(NAMES, tuple(range(1, len(NAMES) + 1)))
 NUM_SCENES = {"train": 1500, "val": 200, "test": 300}
 
-_MOST, _BLANKS = 12, 2  # objects, and plates without a part
+_MOST, _DISTRACTORS = 12, 2  # objects, and plates without a part
 _TOUCHING = 0.4  # probability that a plate is tried beside another one
 _SMALLEST, _LARGEST = 6.5, 21.0  # radius in pixels
 _REACH = 0.66  # of the part, in radii
@@ -88,10 +88,10 @@ def _scene(rs: np.random.RandomState, name: str) -> DetectionSample:
 def _plates(rs: np.random.RandomState) -> list[_Plate]:
     """The plates of a scene, in the order in which they are painted."""
     placed: list[_Plate] = []
-    blanks = int((_BLANKS + 1) * rs.random_sample())
+    distractors = int((_DISTRACTORS + 1) * rs.random_sample())
     objects = 1 + int(_MOST * rs.random_sample())
-    for number in range(blanks + objects):
-        kind = -1 if number < blanks else int(len(NAMES) * rs.random_sample())
+    for number in range(distractors + objects):
+        kind = -1 if number < distractors else int(len(NAMES) * rs.random_sample())
         for _ in range(40):
             u = rs.random_sample(8)
             radius = _SMALLEST + (_LARGEST - _SMALLEST) * u[1] * u[1]

@@ -186,7 +186,7 @@ def match(found: Detections, truth: Truth, iou: float = 0.5) -> tuple[Tensor, Te
     covered = intersections(boxes_xyxy, true_xyxy) / areas(boxes_xyxy)[:, None].clamp_min(1e-12)
     ignored = (alike & crowd & (covered >= least)).any(1)
     matched = torch.full((len(labels),), -1)
-    rows = (overlap >= least).any(1)  # few; the others need not be looked at one by one
+    rows = (overlap >= least).any(1)  # few predicted boxes can match at all
     for n in found.scores.cpu().argsort(descending=True, stable=True).tolist() if rows.any() else ():
         if rows[n]:
             best = int(overlap[n].argmax())
