@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmattn.backbones.detection import detect_by_sigmoid
 from mmattn.data.options import from_options
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
@@ -168,10 +169,8 @@ def detections(
         original_sizes: (H, W) of each image as it was given.
         most: Number of boxes of an image.
     """
-    classes = output.logits.shape[2]
-    scores, pairs = output.logits.sigmoid().flatten(1).topk(min(most, output.logits[0].numel()), dim=1)  # (B, N)
-    boxes = output.boxes_cxcywh.gather(1, (pairs // classes)[..., None].expand(-1, -1, 4))
+    scores, labels, boxes_xyxy = detect_by_sigmoid(output.logits, output.boxes_cxcywh, top_k=most)
     return [
-        processor.detections(box.float(), score.float(), pair % classes, size)
-        for box, score, pair, size in zip(boxes, scores, pairs, original_sizes, strict=True)
+        processor.detections(box.float(), score.float(), label, size)
+        for box, score, label, size in zip(boxes_xyxy, scores, labels, original_sizes, strict=True)
     ]

@@ -18,7 +18,7 @@ from mmattn.data.processor import Processor
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.detection.annotations import Categories
 from mmattn.tasks.detection.augment import DetectionAugment, Target
-from mmattn.tasks.detection.boxes import Detections, Truth, cxcywh_to_xyxy, xyxy_to_cxcywh
+from mmattn.tasks.detection.boxes import Detections, Truth, xyxy_to_cxcywh
 from mmattn.tasks.detection.data import DetectionBatch, DetectionDataset, DetectionSample, Prepared
 
 RESIZE = ("fit", "pad", "squash")
@@ -235,20 +235,19 @@ class DetectionProcessor(Processor[DetectionSample, DetectionBatch]):
         return batch
 
     def detections(
-        self, boxes_cxcywh: Tensor, scores: Tensor, labels: Tensor, original_size: tuple[int, int]
+        self, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, original_size: tuple[int, int]
     ) -> Detections:
         """The predicted boxes of an image, in pixels of the original one and clipped to it.
 
         Args:
-            boxes_cxcywh: (N, 4), in 0..1 of the image.
+            boxes_xyxy: (N, 4), in 0..1 of the image.
             scores: (N,).
             labels: (N,), indices of classes.
             original_size: (H, W) of the original image.
         """
         height, width = original_size
-        limits = boxes_cxcywh.new_tensor([width, height, width, height])
-        boxes_xyxy = (cxcywh_to_xyxy(boxes_cxcywh) * limits).clamp_min(0).minimum(limits)
-        return Detections(boxes_xyxy, scores, labels)
+        limits = boxes_xyxy.new_tensor([width, height, width, height])
+        return Detections((boxes_xyxy * limits).clamp_min(0).minimum(limits), scores, labels)
 
     def settings(self) -> dict[str, Any]:
         size = None if self.size is None else list(self.size)

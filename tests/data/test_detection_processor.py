@@ -76,7 +76,10 @@ def test_sizes(options: dict[str, Any], sizes: list[tuple[int, int]], padded: tu
         mask = batch.box_mask[row]
         assert int(mask.sum()) == len(one.labels)
         back = processor.detections(
-            batch.boxes_cxcywh[row, mask], mask[mask].float(), batch.labels[row, mask], batch.original_sizes[row]
+            cxcywh_to_xyxy(batch.boxes_cxcywh[row, mask]),
+            mask[mask].float(),
+            batch.labels[row, mask],
+            batch.original_sizes[row],
         )
         assert np.allclose(back.boxes_xyxy, one.boxes_xyxy, atol=1e-4)
         assert set(back.labels.tolist()) <= {1}
@@ -112,7 +115,7 @@ def test_targets_are_found_by_the_metric() -> None:
     processor, metric = DetectionProcessor(CLASSES, 50, "squash"), DetectionMetric(CLASSES.names)
     batch = processor.collate(SAMPLES)
     found = [
-        processor.detections(boxes[mask], mask[mask].float(), labels[mask], size)
+        processor.detections(cxcywh_to_xyxy(boxes[mask]), mask[mask].float(), labels[mask], size)
         for boxes, labels, mask, size in zip(
             batch.boxes_cxcywh, batch.labels, batch.box_mask, batch.original_sizes, strict=True
         )
