@@ -14,8 +14,9 @@ from mmattn.tasks.detection.boxes import box_iou, cxcywh_to_xyxy
 from mmattn.tasks.detection.decoder import READERS
 from mmattn.tasks.detection.demo import CATEGORIES, make
 from mmattn.tasks.detection.denoising import disturb, group_mask
+from mmattn.tasks.detection.head import DetectionHead
 from mmattn.tasks.detection.losses import DetectionLoss
-from mmattn.tasks.detection.model import DetectionHead, DetectionModel
+from mmattn.tasks.detection.model import DetectionModel
 from mmattn.tasks.detection.processor import DetectionProcessor
 from tests.conftest import learn, refused
 from tests.tasks.base import TaskModelTests
