@@ -29,6 +29,7 @@ class Detections(NamedTuple):
     scores: Tensor  # (B, N)
     labels: Tensor  # (B, N) long
     boxes_xyxy: Tensor  # (B, N, 4)
+    queries: Tensor  # (B, N) long, the query of each
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
@@ -53,7 +54,8 @@ def detect_by_softmax(logits: Tensor, boxes_cxcywh: Tensor, sizes: Tensor | None
         Q detections of each image.
     """
     scores, labels = logits.softmax(-1)[..., :-1].max(-1)  # (B, Q)
-    return Detections(scores, labels, _scaled(cxcywh_to_xyxy(boxes_cxcywh), sizes))
+    queries = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    return Detections(scores, labels, _scaled(cxcywh_to_xyxy(boxes_cxcywh), sizes), queries)
 
 
 def detect_by_sigmoid(
@@ -72,17 +74,15 @@ def detect_by_sigmoid(
     """
     count = logits.shape[1] if top_k is None else min(top_k, logits.shape[1] * logits.shape[2])
     scores, pairs = logits.sigmoid().flatten(1).topk(count, dim=1)  # (B, N)
-    queries = (pairs // logits.shape[2])[..., None].expand(-1, -1, 4)  # (B, N, 4)
-    boxes = cxcywh_to_xyxy(boxes_cxcywh).gather(1, queries)
-    return Detections(scores, pairs % logits.shape[2], _scaled(boxes, sizes))
+    queries = pairs // logits.shape[2]  # (B, N)
+    boxes = cxcywh_to_xyxy(boxes_cxcywh).gather(1, queries[..., None].expand(-1, -1, 4))
+    return Detections(scores, pairs % logits.shape[2], _scaled(boxes, sizes), queries)
 
 
 def above(detections: Detections, threshold: float = 0.5) -> list[Detections]:
-    """Returns the detections of each image with scores above the threshold: (N,), (N,) and (N, 4) each."""
-    return [
-        Detections(*(tensor[scores > threshold] for tensor in (scores, labels, boxes)))
-        for scores, labels, boxes in zip(*detections, strict=True)
-    ]
+    """Returns the detections of each image with scores above the threshold: (N,), (N,), (N, 4) and (N,) each."""
+    images = (Detections(*one) for one in zip(*detections, strict=True))
+    return [Detections(*(tensor[one.scores > threshold] for tensor in one)) for one in images]
 
 
 def _scaled(boxes: Tensor, sizes: Tensor | None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,14 +164,18 @@ def _predict(
     json_lines = any(path == DEMO or is_json_lines(path) for path in (options.input or "", *options.paths))
     plain = None if json_lines else predictor.plain
 
-    def lines() -> Iterator[str]:
+    def records() -> Iterator[dict[str, Any]]:
         found = predictor.stream(items, batch_size, options.on_error, **keywords)
         for item, one in zip(items, progress(found, len(items), "predicting", shown), strict=True):
             record = record_of(item, one)
             if "error" in record:
                 skipped.append(record["error"])
-            text = json.dumps(record, ensure_ascii=False) if plain is None else record.get(plain, "")
-            yield text + "\n"
+            yield record
+
+    def lines() -> Iterator[str]:
+        if plain is None:
+            return predictor.lines(records(), keywords)
+        return (record.get(plain, "") + "\n" for record in records())
 
     if options.output is None:
         for line in lines():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, overload
@@ -143,6 +144,15 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
     def extent(self, sample: Any) -> tuple[int, int]:
         """Height and width of a sample in a batch, which holds at most `capacity` pixels; zero: not limited."""
         return 0, 0
+
+    def lines(self, records: Iterable[Mapping[str, Any]], options: Mapping[str, Any]) -> Iterator[str]:
+        """The text that the command line writes, from the records of predictions and errors: a line of JSON each.
+
+        Args:
+            records: The records.
+            options: Options of `predict`.
+        """
+        return (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def remark(self) -> str:
         """Text that the command line writes to standard error at the end."""

@@ -30,6 +30,7 @@ class Detections(NamedTuple):
     boxes_xyxy: Tensor  # (N, 4) float, pixels of the original image
     scores: Tensor  # (N,) float, 0..1
     labels: Tensor  # (N,) long, indices of classes
+    queries: Tensor | None = None  # (N,) long, the query that found each; None: of several passes
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:

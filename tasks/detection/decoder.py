@@ -104,8 +104,8 @@ class DenseReader(nn.Module):
 READERS: dict[str, Callable[..., Any]] = {"deformable": DeformableReader, "dense": DenseReader}
 
 
-def make_reader(embed_dim: int, num_heads: int, num_levels: int, cross_attention: AttentionConfig) -> Any:
-    """Makes a cross-attention from {"kind": a name in READERS, and its options}; None = deformable.
+def check_reader(cross_attention: AttentionConfig) -> tuple[str, dict[str, Any]]:
+    """The kind and the options of {"kind": a name in READERS, and its options}; None = deformable.
 
     Raises:
         ValueError: An unknown kind or option.
@@ -116,6 +116,12 @@ def make_reader(embed_dim: int, num_heads: int, num_levels: int, cross_attention
     known = {"num_points"} if kind == "deformable" else set(options)  # those of the kernel are checked by it
     if set(options) - known:
         raise ValueError(f"cross_attention {kind}: unknown options {sorted(set(options) - known)}; it has: num_points")
+    return kind, options
+
+
+def make_reader(embed_dim: int, num_heads: int, num_levels: int, cross_attention: AttentionConfig) -> Any:
+    """Makes a cross-attention; see `check_reader`."""
+    kind, options = check_reader(cross_attention)
     return READERS[kind](embed_dim, num_heads, num_levels, **options)
 
 

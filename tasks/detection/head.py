@@ -49,8 +49,8 @@ class DetectionHead(nn.Module):
         ffn_dim: Size of hidden layers; none: 4 E.
         encoder_layers: Layers of self-attention on the coarsest map.
         expansion: Channels inside the encoder's blocks / E.
-        attention: Self-attention of the queries, {"kind": name, and the kernel's options}; none: dense.
-        encoder_attention: Self-attention of the coarsest map's cells; none: dense.
+        attention: Self-attention of the coarsest map's cells, {"kind": name, and the kernel's options}; none: dense.
+        decoder_attention: Self-attention of the queries; none: dense.
         cross_attention: How queries read the maps: {"kind": "deformable", "num_points": 4} or {"kind": "dense", and
             its options}; none: deformable.
         position_attention: Whether the coarsest map passes `mmattn.spatial.PositionAttention` first.
@@ -84,7 +84,7 @@ class DetectionHead(nn.Module):
         encoder_layers: int = 1,
         expansion: float = 0.5,
         attention: dict[str, Any] | None = None,
-        encoder_attention: dict[str, Any] | None = None,
+        decoder_attention: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
         position_attention: bool = False,
         pooling: Literal["attention", "mean"] = "attention",
@@ -119,7 +119,7 @@ class DetectionHead(nn.Module):
             ffn_dim=ffn_dim,
             attended=(levels - 1,),
             expansion=expansion,
-            attention=encoder_attention,
+            attention=attention,
             dropout=dropout,
         )
         self.proposal_proj, self.proposal_norm = nn.Linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim)
@@ -127,7 +127,7 @@ class DetectionHead(nn.Module):
         self.proposal_boxes = Perceptron(embed_dim, embed_dim, 4, 3)
         self.query_pos = Perceptron(4, 2 * embed_dim, embed_dim, 2)
         self.label_embed = nn.Embedding(num_classes, embed_dim) if denoising_queries else None
-        layer: dict[str, Any] = {"ffn_dim": ffn_dim, "attention": attention, "cross_attention": cross_attention}
+        layer: dict[str, Any] = {"ffn_dim": ffn_dim, "attention": decoder_attention, "cross_attention": cross_attention}
         self.decoder = nn.ModuleList(
             QueryLayer(embed_dim, num_heads, levels, dropout=dropout, **layer) for _ in range(num_layers)
         )

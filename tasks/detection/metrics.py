@@ -36,10 +36,10 @@ class DetectionMetric(Metric):
     - `map_small`, `map_medium`, `map_large`: of boxes with an area below 32^2, up to 96^2, and above, in pixels of the
       original images; left out if there are no such boxes;
     - `mar100`: mean recall of the 100 best boxes of each image and class;
-    - `map/NAME` and `map50/NAME` of each class with true boxes.
+    - `map/NAME` and `map50/NAME` of each class with true boxes;
+    - `threshold/NAME` of each class, see `best_thresholds`.
 
-    Crowds are ignored: a box that matches one is neither right nor wrong. Without a true box all are zero. After
-    `compute()`, `thresholds` has the result of `best_thresholds`.
+    Crowds are ignored: a box that matches one is neither right nor wrong. Without a true box all are zero.
 
     Args:
         names: Names of the classes.
@@ -53,7 +53,6 @@ class DetectionMetric(Metric):
         # Rows of all boxes, one after the other: in one dimension, as a process without images has an empty list.
         self.add_state("rows", default=[], dist_reduce_fx="cat")
         self.rows: list[Tensor]
-        self.thresholds: list[float] | None = None  # of all processes, after `compute`
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,8 +79,9 @@ class DetectionMetric(Metric):
     def compute(self) -> dict[str, Tensor]:
         rows = torch.cat([torch.zeros(0), *self.rows]) if isinstance(self.rows, list) else self.rows
         detections, truths = _images(rows.cpu().double().view(-1, _COLUMNS).numpy())
-        self.thresholds = best_thresholds(detections, truths, len(self.names))
         values = average_precision(detections, truths, self.names)
+        thresholds = best_thresholds(detections, truths, len(self.names))
+        values |= {f"threshold/{name}": one for name, one in zip(self.names, thresholds, strict=True)}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 

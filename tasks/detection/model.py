@@ -31,7 +31,7 @@ class DetectionModel(nn.Module):
         encoder_layers: See `DetectionHead`.
         expansion: See `DetectionHead`.
         attention: See `DetectionHead`.
-        encoder_attention: See `DetectionHead`.
+        decoder_attention: See `DetectionHead`.
         cross_attention: See `DetectionHead`.
         position_attention: See `DetectionHead`.
         pooling: See `DetectionHead`.
@@ -67,7 +67,7 @@ class DetectionModel(nn.Module):
         encoder_layers: int = 1,
         expansion: float = 0.5,
         attention: dict[str, Any] | None = None,
-        encoder_attention: dict[str, Any] | None = None,
+        decoder_attention: dict[str, Any] | None = None,
         cross_attention: dict[str, Any] | None = None,
         position_attention: bool = False,
         pooling: Literal["attention", "mean"] = "attention",
@@ -96,7 +96,7 @@ class DetectionModel(nn.Module):
             encoder_layers=encoder_layers,
             expansion=expansion,
             attention=attention,
-            encoder_attention=encoder_attention,
+            decoder_attention=decoder_attention,
             cross_attention=cross_attention,
             position_attention=position_attention,
             pooling=pooling,

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmattn.backbones.detection import detect_by_sigmoid
 from mmattn.data.options import from_options
+from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import DecodeOptions, LossOptions, check_range
 from mmattn.tasks.detection.augment import DetectionAugment
-from mmattn.tasks.detection.boxes import Detections
 from mmattn.tasks.detection.data import DetectionBatch, DetectionDataset
+from mmattn.tasks.detection.decoder import check_reader
 from mmattn.tasks.detection.demo import CATEGORIES
+from mmattn.tasks.detection.detect import MOST, detections
 from mmattn.tasks.detection.losses import DetectionLoss
 from mmattn.tasks.detection.metrics import DetectionMetric
-from mmattn.tasks.detection.outputs import DetectionOutput
 from mmattn.tasks.detection.processor import DetectionProcessor
 
 
@@ -124,7 +125,7 @@ class DetectionDecodeOptions(DecodeOptions):
         most: Number of boxes of an image that are kept, by score.
     """
 
-    most: int = 100
+    most: int = MOST
 
     def __post_init__(self) -> None:
         check_range("decode.most", self.most, 1)
@@ -137,6 +138,19 @@ class DetectionModule(TaskModule[DetectionDataModule]):
     Loss, Decode = DetectionLossOptions, DetectionDecodeOptions
     model: Any
 
+    @classmethod
+    def check_model(cls, keywords: dict[str, Any]) -> dict[str, Any]:
+        """See `TaskModule`; how queries read the maps is chosen from a table of this task's own."""
+        reader = keywords.get("cross_attention")
+        others = {name: value for name, value in keywords.items() if name != "cross_attention"}
+        if reader is None or reader.get("kind") == "dense":
+            return super().check_model(keywords)
+        try:
+            check_reader(reader)
+        except ValueError as error:
+            raise ConfigError(f"model.cross_attention: {error}.") from None
+        return super().check_model(others) | {"cross_attention": reader}
+
     def configure_model(self) -> None:
         super().configure_model()
         self.model.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs as on GPUs
@@ -147,6 +161,16 @@ class DetectionModule(TaskModule[DetectionDataModule]):
         parts = self.loss.build()(self.model(pixels, batch.pixel_mask, *truth), *truth)
         return torch.stack(list(parts.values())).sum(), parts
 
+    def chance(self) -> Chance:
+        return Chance(0.0, "no box at all")
+
+    def complete_processor(self, processor: DetectionProcessor, metrics: Mapping[str, float]) -> DetectionProcessor:
+        """The processor with each class's threshold, which validation chose."""
+        found = [metrics.get(f"threshold/{name}") for name in processor.labels]
+        if all(one is not None for one in found):
+            processor.thresholds = [float(one) for one in found if one is not None]
+        return processor
+
     def make_metric(self) -> nn.Module:
         return DetectionMetric(self.data.processor.labels)
 
@@ -156,21 +180,3 @@ class DetectionModule(TaskModule[DetectionDataModule]):
             self.data.processor, self.model(pixels, batch.pixel_mask), batch.original_sizes, self.decode.most
         )
         metric.update(found, batch.truths, batch.ids)
-
-
-def detections(
-    processor: DetectionProcessor, output: DetectionOutput, original_sizes: list[tuple[int, int]], most: int = 100
-) -> list[Detections]:
-    """The best pairs of query and class of each image, as boxes in its pixels; the best first.
-
-    Args:
-        processor: Of the model.
-        output: Of the model, for B images.
-        original_sizes: (H, W) of each image as it was given.
-        most: Number of boxes of an image.
-    """
-    scores, labels, boxes_xyxy = detect_by_sigmoid(output.logits, output.boxes_cxcywh, top_k=most)
-    return [
-        processor.detections(box.float(), score.float(), label, size)
-        for box, score, label, size in zip(boxes_xyxy, scores, labels, original_sizes, strict=True)
-    ]

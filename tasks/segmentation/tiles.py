@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from mmattn.data.image.tiles import starts
 from mmattn.tasks.segmentation.model import enlarge
 
 
@@ -64,19 +65,6 @@ def bands(
         ready = below - top  # rows that the next tiles do not cover
         yield total[..., :ready, :] / weight[:ready]
         total, weight = (nn.functional.pad(x[..., ready:, :], (0, 0, 0, ready)) for x in (total, weight))
-
-
-def starts(size: int, tile: int, overlap: float) -> list[int]:
-    """Start positions of tiles that cover a side evenly and overlap by at least the share `overlap`.
-
-    >>> starts(100, 40, 0.25)
-    [0, 30, 60]
-    """
-    if tile >= size:
-        return [0]
-    step = max(1, int(tile * (1 - overlap)))
-    number = -(-(size - tile) // step)
-    return [round(n * (size - tile) / number) for n in range(number + 1)]
 
 
 def _ramp(size: int, like: Tensor) -> Tensor:

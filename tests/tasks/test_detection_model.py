@@ -35,7 +35,7 @@ class TestDetectionModel(TaskModelTests):
         "more queries": {"copy_queries": 5, "denoising_queries": 0, "num_maps": 2},
         "position attention": {"position_attention": True, "cross_attention": {"kind": "deformable", "num_points": 2}},
         "mean": {"pooling": "mean", "dropout": 0.1},
-        "other kernels": {"attention": {"kind": "cosine"}, "encoder_attention": {"kind": "linear"}},
+        "other kernels": {"decoder_attention": {"kind": "cosine"}, "attention": {"kind": "linear"}},
     }
     wrong: ClassVar = [
         ({"backbone": "resnet"}, "unknown backbone 'resnet'"),

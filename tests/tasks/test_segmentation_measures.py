@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmattn.data.image.tiles import starts
 from mmattn.tasks.segmentation.losses import class_weights, cross_entropy, dice, focal, segmentation_loss
 from mmattn.tasks.segmentation.metrics import SegmentationMetric
-from mmattn.tasks.segmentation.tiles import bands, segment, starts
+from mmattn.tasks.segmentation.tiles import bands, segment
 from tests.conftest import refused
 
 VOID = 255
