@@ -90,7 +90,7 @@ class DetectionHead(nn.Module):
         pooling: Literal["attention", "mean"] = "attention",
         dropout: float = 0.0,
         denoising_queries: int = 48,
-        label_noise: float = 0.5,
+        label_noise: float = 2.0,
         box_noise: float = 1.0,
         copy_queries: int = 0,
     ) -> None:

@@ -58,7 +58,31 @@ def varifocal(logits: Tensor, quality: Tensor, positive: Tensor, alpha: float = 
     return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
-CLASSIFICATION: dict[str, Callable[..., Tensor]] = {"focal": focal, "varifocal": varifocal}
+def matchability(logits: Tensor, quality: Tensor, positive: Tensor, gamma: float = 1.5) -> Tensor:
+    """Matchability-aware loss: scores learn a power of the IoU q, all matches with full weight (Huang et al. 2025, 3.3).
+
+    ``-(q^gamma log p + (1 - q^gamma) log(1 - p))`` of the class found, ``-p^gamma log(1 - p)`` of the others. The
+    varifocal loss gives matches of low IoU, which all are at first, little weight: classes are learned late.
+
+    Args:
+        logits: (..., K).
+        quality: (..., K) in 0..1, q where positive.
+        positive: (..., K) bool.
+        gamma: Exponent of q, and of the weight of others with low scores.
+
+    Returns:
+        (..., K).
+    """
+    target = torch.where(positive, quality, 0.0).pow(gamma)
+    weight = torch.where(positive, 1.0, logits.detach().sigmoid().pow(gamma))
+    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+CLASSIFICATION: dict[str, Callable[..., Tensor]] = {
+    "focal": focal,
+    "varifocal": varifocal,
+    "matchability": matchability,
+}
 
 
 class Objects(NamedTuple):
@@ -92,7 +116,7 @@ class DetectionLoss(nn.Module):
     Each is divided by the number of its matches in the batch, at least one.
 
     Args:
-        classification: "focal" or "varifocal".
+        classification: A name in CLASSIFICATION.
         class_weight: Weight of the classification.
         l1_weight: Weight of the L1 distance of cxcywh.
         giou_weight: Weight of ``1 - GIoU``.
@@ -118,8 +142,8 @@ class DetectionLoss(nn.Module):
     def __init__(
         self,
         *,
-        classification: str = "varifocal",
-        class_weight: float = 1.0,
+        classification: str = "matchability",
+        class_weight: float = 2.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
         class_cost: float = 2.0,
@@ -127,7 +151,7 @@ class DetectionLoss(nn.Module):
         giou_cost: float = 2.0,
         aux_weight: float = 1.0,
         proposal_weight: float = 1.0,
-        proposal_copies: int = 1,
+        proposal_copies: int = 4,
         copy_weight: float = 1.0,
         copies: int = 4,
         denoising_weight: float = 1.0,

@@ -74,7 +74,7 @@ class DetectionLossOptions(LossOptions):
     """The loss of detection, see `DetectionLoss`.
 
     Args:
-        classification: focal or varifocal.
+        classification: focal, varifocal or matchability.
         class_weight: Weight of the classification.
         l1_weight: Weight of the L1 distance.
         giou_weight: Weight of 1 - GIoU.
@@ -89,8 +89,8 @@ class DetectionLossOptions(LossOptions):
         denoising_weight: Weight of the denoising queries.
     """
 
-    classification: Literal["focal", "varifocal"] = "varifocal"
-    class_weight: float = 1.0
+    classification: Literal["focal", "varifocal", "matchability"] = "matchability"
+    class_weight: float = 2.0
     l1_weight: float = 5.0
     giou_weight: float = 2.0
     class_cost: float = 2.0
@@ -98,7 +98,7 @@ class DetectionLossOptions(LossOptions):
     giou_cost: float = 2.0
     aux_weight: float = 1.0
     proposal_weight: float = 1.0
-    proposal_copies: int = 1
+    proposal_copies: int = 4
     copy_weight: float = 1.0
     copies: int = 4
     denoising_weight: float = 1.0

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from mmattn.tasks.detection.boxes import cxcywh_to_xyxy, paired_iou
-from mmattn.tasks.detection.losses import DetectionLoss, Objects, assign, focal, varifocal
+from mmattn.tasks.detection.losses import (
+    CLASSIFICATION,
+    DetectionLoss,
+    Objects,
+    assign,
+    focal,
+    matchability,
+    varifocal,
+)
 from mmattn.tasks.detection.outputs import Denoised, DetectionOutput, QuerySet
 from tests.conftest import refused
 
@@ -69,17 +77,17 @@ def test_giou_equals_that_of_torchvision() -> None:
 def test_classification_losses_by_element() -> None:
     logits, quality = scores(6, 5), torch.rand(6, 5, dtype=torch.float64)
     positive = torch.arange(30).view(6, 5) % 4 == 0
-    found = {"focal": focal(logits, quality, positive), "varifocal": varifocal(logits, quality, positive)}
-    for x, q, yes, plain, vari in zip(
-        *(t.flatten() for t in (logits, quality, positive, *found.values())), strict=True
-    ):
+    found = [kind(logits, quality, positive) for kind in (focal, varifocal, matchability)]
+    for x, q, yes, plain, vari, match in zip(*(t.flatten() for t in (logits, quality, positive, *found)), strict=True):
         p = x.sigmoid()
         if yes:
             assert plain == pytest.approx(float(-0.25 * (1 - p) ** 2 * p.log()))
             assert vari == pytest.approx(float(-q * (q * p.log() + (1 - q) * (1 - p).log())))
+            assert match == pytest.approx(float(-(q**1.5) * p.log() - (1 - q**1.5) * (1 - p).log()))
         else:
             assert plain == pytest.approx(float(-0.75 * p**2 * (1 - p).log()))
             assert vari == pytest.approx(float(-0.75 * p**2 * (1 - p).log()))
+            assert match == pytest.approx(float(-(p**1.5) * (1 - p).log()))
 
 
 def naive(criterion: DetectionLoss, logits: Tensor, found: Tensor, true: Objects) -> list[float]:
@@ -101,12 +109,12 @@ def naive(criterion: DetectionLoss, logits: Tensor, found: Tensor, true: Objects
             quality[q, label[n]] = paired_iou(cxcywh_to_xyxy(predicted[q]), cxcywh_to_xyxy(box[n]))[0]
             sums[1] += 5 * float((predicted[q] - box[n]).abs().sum())
             sums[2] += 2 * float(1 - giou[q, n])
-        kind = {"focal": focal, "varifocal": varifocal}[criterion.classification]
-        sums[0] += float(kind(x, quality, positive).sum())
+        kind = CLASSIFICATION[criterion.classification]
+        sums[0] += criterion.weights[0] * float(kind(x, quality, positive).sum())
     return [value / number for value in sums]
 
 
-@pytest.mark.parametrize("kind", ["focal", "varifocal"])
+@pytest.mark.parametrize("kind", CLASSIFICATION)
 def test_loss_equals_a_naive_loop(kind: str) -> None:
     criterion, true = DetectionLoss(classification=kind, aux_weight=0.5), truth()
     layers = QuerySet(scores(2, 3, 6, 5), boxes(2, 3, 6))
@@ -163,7 +171,7 @@ def test_denoising_needs_no_matching() -> None:
             iou, giou = paired_iou(cxcywh_to_xyxy(mine), cxcywh_to_xyxy(theirs))
             positive[true.labels[image, n]], quality[true.labels[image, n]] = True, iou
             total += float(5 * (mine - theirs).abs().sum() + 2 * (1 - giou))
-        total += float(varifocal(logits[layer, image, query], quality, positive).sum())
+        total += 2 * float(matchability(logits[layer, image, query], quality, positive).sum())
     assert float(criterion(output, *true)["denoising"]) == pytest.approx(total / 3)
 
 
@@ -188,9 +196,9 @@ def test_padding_of_boxes_has_no_effect() -> None:
     assert all(float(few[name]) == pytest.approx(float(many[name])) for name in few)
 
 
-@pytest.mark.parametrize("kind", ["focal", "varifocal"])
+@pytest.mark.parametrize("kind", CLASSIFICATION)
 def test_gradients(kind: str) -> None:
-    """Of boxes in every loss, and of logits; the weights of varifocal loss are constants by definition."""
+    """Of boxes in every loss, and of logits; the weights of the other two losses are constants by definition."""
     criterion, true = DetectionLoss(classification=kind), truth()
     logits, found = scores(3, 6, 5), boxes(3, 6).requires_grad_()
 
@@ -216,7 +224,7 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 def test_wrong_options() -> None:
     refused(
-        "unknown classification 'cross_entropy'; expected one of: focal, varifocal",
+        "unknown classification 'cross_entropy'; expected one of: focal, varifocal, matchability",
         DetectionLoss,
         classification="cross_entropy",
     )
