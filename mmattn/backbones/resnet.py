@@ -194,6 +194,7 @@ class ResNet(nn.Module):
             self.stem = nn.Sequential(ConvNorm(in_channels, stem_dim, 7, stride=2, **common))
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.stages = nn.ModuleList()
+        strides: list[int] = []
         before, total, dilation = stem_dim, 4, 1
         for n, (size, depth) in enumerate(zip(channels, depths, strict=True)):
             stride = 1 if n == 0 and not halve_first else 2
@@ -201,6 +202,7 @@ class ResNet(nn.Module):
             if output_stride is not None and total >= output_stride:
                 stride, dilation = 1, dilation * stride
             total *= stride
+            strides.append(total)
             project = stride != 1 or before != size
             pool = False
             if variant == "d":  # with basic blocks, the public weights always project, and pool only with new channels
@@ -223,6 +225,7 @@ class ResNet(nn.Module):
             before = size
         self.out_stages = tuple(sorted(out_stages))
         self.out_channels = tuple(channels[n] for n in self.out_stages)
+        self.out_strides = tuple(strides[n] for n in self.out_stages)  # in pixels of the image
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """pixel_values: (B, in_channels, H, W). Returns (B, channels[n], h_n, w_n) of the out_stages, finest first."""
