@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from mmattn.backbones.detection import detect_by_sigmoid
+from mmattn.backbones.detection import Detections as Found, detect_by_sigmoid, detect_by_softmax
 from mmattn.data.image.tiles import starts
 from mmattn.tasks.detection.boxes import Detections
 from mmattn.tasks.detection.outputs import DetectionOutput
@@ -24,17 +24,29 @@ def detections(
 ) -> list[Detections]:
     """The best pairs of query and class of each image, as boxes in its pixels; the best first.
 
+    Where classes compete with "no object", a query has only its best class.
+
     Args:
         processor: Of the model.
         output: Of the model, for B images.
         original_sizes: (H, W) of each image as it was given.
         most: Number of boxes of an image.
     """
-    scores, labels, boxes_xyxy, queries = detect_by_sigmoid(output.logits, output.boxes_cxcywh, top_k=most)
+    scores, labels, boxes_xyxy, queries = _best(output, most)
     return [
         processor.detections(box.float(), score.float(), label, size)._replace(queries=query)
         for box, score, label, query, size in zip(boxes_xyxy, scores, labels, queries, original_sizes, strict=True)
     ]
+
+
+def _best(output: DetectionOutput, most: int) -> Found:
+    if output.no_object is None:
+        return detect_by_sigmoid(output.logits, output.boxes_cxcywh, top_k=most)
+    logits = torch.cat([output.logits, output.no_object[..., None]], -1)  # (B, Q, K + 1)
+    found = detect_by_softmax(logits, output.boxes_cxcywh)
+    scores, queries = found.scores.topk(min(most, logits.shape[1]), dim=1)  # (B, N)
+    boxes_xyxy = found.boxes_xyxy.gather(1, queries[..., None].expand(-1, -1, 4))
+    return Found(scores, found.labels.gather(1, queries), boxes_xyxy, queries)
 
 
 def in_tiles(

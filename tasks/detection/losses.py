@@ -83,6 +83,8 @@ CLASSIFICATION: dict[str, Callable[..., Tensor]] = {
     "varifocal": varifocal,
     "matchability": matchability,
 }
+INDEPENDENT = "matchability"  # the default of independent classes
+CROSS_ENTROPY = "cross_entropy"  # the only one of classes with "no object", see `DetectionOutput`
 
 
 class Objects(NamedTuple):
@@ -107,16 +109,19 @@ class DetectionLoss(nn.Module):
 
     In each decoder layer the objects are matched with queries one to one, by the least sum of the costs of scores, L1
     and GIoU (Carion et al. 2020, section 3.1; the cost of scores is that of Zhu et al. 2021, appendix A.4). Matched
-    queries learn the class and the box, all others that there is nothing. Further losses of the same kind:
+    queries learn the class and the box, all others that there is nothing. Outputs with `no_object` have the cost
+    ``-p`` and the weighted mean of the cross-entropy of all queries (Carion et al. 2020). Further losses of the same
+    kind:
 
     - of the decoder's earlier layers, and of the encoder's proposals, where an object may be matched several times;
     - of further queries, with which each object is matched several times (Jia et al. 2023, section 3.2);
     - of denoising queries, whose objects are known without matching (Zhang et al. 2022, section 3.3).
 
-    Each is divided by the number of its matches in the batch, at least one.
+    All but the cross-entropy are divided by the number of their matches in the batch, at least one.
 
     Args:
-        classification: A name in CLASSIFICATION.
+        classification: "focal", "varifocal", "matchability" or "cross_entropy"; none: matchability, or for outputs
+            with `no_object` cross_entropy.
         class_weight: Weight of the classification.
         l1_weight: Weight of the L1 distance of cxcywh.
         giou_weight: Weight of ``1 - GIoU``.
@@ -129,6 +134,7 @@ class DetectionLoss(nn.Module):
         copy_weight: Weight of the further queries.
         copies: How many of them an object is matched with.
         denoising_weight: Weight of the denoising queries.
+        no_object_weight: Weight, in the cross-entropy, of queries without an object.
 
     Raises:
         ValueError: An unknown classification, a negative weight, or no copies.
@@ -142,7 +148,7 @@ class DetectionLoss(nn.Module):
     def __init__(
         self,
         *,
-        classification: str = "matchability",
+        classification: str | None = None,
         class_weight: float = 2.0,
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
@@ -155,19 +161,33 @@ class DetectionLoss(nn.Module):
         copy_weight: float = 1.0,
         copies: int = 4,
         denoising_weight: float = 1.0,
+        no_object_weight: float = 0.1,
     ) -> None:
         super().__init__()
-        if classification not in CLASSIFICATION:
-            raise ValueError(f"unknown classification {classification!r}; expected one of: {', '.join(CLASSIFICATION)}")
-        self.classification = classification
+        known = (*CLASSIFICATION, CROSS_ENTROPY)
+        if classification is not None and classification not in known:
+            raise ValueError(f"unknown classification {classification!r}; expected one of: {', '.join(known)}")
+        self.classification, self.no_object_weight = classification, no_object_weight
         self.weights = (class_weight, l1_weight, giou_weight)
         self.costs = (class_cost, l1_cost, giou_cost)
         self.set_weights = (aux_weight, proposal_weight, copy_weight, denoising_weight)
-        if min(*self.weights, *self.costs, *self.set_weights) < 0:
-            raise ValueError(f"expected weights from 0, found {min(*self.weights, *self.costs, *self.set_weights)}")
+        if (least := min(*self.weights, *self.costs, *self.set_weights, no_object_weight)) < 0:
+            raise ValueError(f"expected weights from 0, found {least}")
         if min(copies, proposal_copies) < 1:
             raise ValueError(f"copies: expected at least 1, found {min(copies, proposal_copies)}")
         self.proposal_copies, self.copies = proposal_copies, copies
+
+    def kind(self, no_object: bool) -> str:
+        """The classification of a model whose outputs have `no_object`, or not.
+
+        Raises:
+            ValueError: That of the constructor is none of such a model.
+        """
+        fitting = (CROSS_ENTROPY,) if no_object else tuple(CLASSIFICATION)
+        found = self.classification or (CROSS_ENTROPY if no_object else INDEPENDENT)
+        if found not in fitting:
+            raise ValueError(f"classification: expected {' or '.join(fitting)} for this network, found {found!r}")
+        return found
 
     def forward(
         self, output: DetectionOutput, boxes_cxcywh: Tensor, labels: Tensor, box_mask: Tensor
@@ -183,25 +203,30 @@ class DetectionLoss(nn.Module):
         Returns:
             "classification", "l1" and "giou" of the last layer, and where the output has them: "auxiliary",
             "proposals", "copies", "denoising". Scalars.
+
+        Raises:
+            ValueError: See `kind`.
         """
+        kind = self.kind(output.no_object is not None)
         wide = torch.promote_types(output.logits.dtype, torch.float32)
         truth = Objects(boxes_cxcywh.to(wide), labels, box_mask)
         aux, proposal, copy, denoising = self.set_weights
-        layers = output.layers or QuerySet(output.logits[None], output.boxes_cxcywh[None])
-        found = self._matched(layers, truth, 1)  # (3, layers)
+        none = None if output.no_object is None else output.no_object[None]
+        layers = output.layers or QuerySet(output.logits[None], output.boxes_cxcywh[None], None, none)
+        found = self._matched(layers, truth, kind)  # (3, layers)
         parts = dict(zip(("classification", "l1", "giou"), found[:, -1], strict=True))
         if found.shape[1] > 1:
             parts["auxiliary"] = aux * found[:, :-1].sum()
         if output.proposals is not None:
-            parts["proposals"] = proposal * self._matched(output.proposals, truth, self.proposal_copies).sum()
+            parts["proposals"] = proposal * self._matched(output.proposals, truth, kind, self.proposal_copies).sum()
         if output.copies is not None:
-            parts["copies"] = copy * self._matched(output.copies, truth, self.copies).sum()
+            parts["copies"] = copy * self._matched(output.copies, truth, kind, self.copies).sum()
         if output.denoised is not None:
             known = output.denoised
             layer, image, query = (known.objects >= 0).expand(known.logits.shape[:3]).nonzero().unbind(1)
             pairs = Pairs(layer, image, query, known.objects[image, query])
             queries = QuerySet(known.logits, known.boxes_cxcywh, known.query_mask)
-            parts["denoising"] = denoising * self._compared(queries, truth, pairs).sum()
+            parts["denoising"] = denoising * self._compared(queries, truth, pairs, kind).sum()
         return parts
 
     def match(self, queries: QuerySet, truth: Objects, copies: int = 1) -> Pairs:
@@ -223,10 +248,14 @@ class DetectionLoss(nn.Module):
         """The costs of all pairs, (layers, B, N, Q) float."""
         layers, images, count, _ = queries.logits.shape
         wanted = truth.labels[None, :, None].expand(layers, images, count, -1)  # (layers, B, Q, N)
-        scores = queries.logits.to(truth.boxes_cxcywh.dtype).gather(3, wanted)
-        right, wrong = -F.logsigmoid(scores), -F.logsigmoid(-scores)
-        p = scores.sigmoid()
-        cost = 0.25 * (1 - p).square() * right - 0.75 * p.square() * wrong  # of a match, less that of none
+        scores = queries.logits.to(truth.boxes_cxcywh.dtype)
+        if queries.no_object is None:
+            scores = scores.gather(3, wanted)
+            right, wrong = -F.logsigmoid(scores), -F.logsigmoid(-scores)
+            p = scores.sigmoid()
+            cost = 0.25 * (1 - p).square() * right - 0.75 * p.square() * wrong  # of a match, less that of none
+        else:
+            cost = -torch.cat([scores, queries.no_object[..., None].to(scores)], 3).softmax(3).gather(3, wanted)
         boxes, true = queries.boxes_cxcywh.to(cost.dtype)[..., None, :], truth.boxes_cxcywh[None, :, None]
         distance = (boxes - true).abs().sum(-1)
         giou = paired_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true))[1]
@@ -235,33 +264,52 @@ class DetectionLoss(nn.Module):
             total = total.masked_fill(~queries.query_mask[..., None], FORBIDDEN)
         return total.mT
 
-    def _matched(self, queries: QuerySet, truth: Objects, copies: int) -> Tensor:
-        return self._compared(queries, truth, self.match(queries, truth, copies), copies)
+    def _matched(self, queries: QuerySet, truth: Objects, kind: str, copies: int = 1) -> Tensor:
+        if queries.logits.shape[-1] == 1:
+            truth = truth._replace(labels=torch.zeros_like(truth.labels))
+        return self._compared(queries, truth, self.match(queries, truth, copies), kind, copies)
 
-    def _compared(self, queries: QuerySet, truth: Objects, pairs: Pairs, copies: int | None = None) -> Tensor:
+    def _compared(
+        self, queries: QuerySet, truth: Objects, pairs: Pairs, kind: str, copies: int | None = None
+    ) -> Tensor:
         """The weighted losses of classification, L1 and GIoU of each layer, (3, layers)."""
         logits = queries.logits.to(truth.boxes_cxcywh.dtype)
         layers = logits.shape[0]
         count = truth.mask.sum() * copies if copies else pairs.query.numel() / layers
+        count = torch.as_tensor(count, device=logits.device).clamp_min(1)
         boxes = queries.boxes_cxcywh[pairs.layer, pairs.image, pairs.query].to(logits.dtype)  # (T, 4)
         true = truth.boxes_cxcywh[pairs.image, pairs.object]
         iou, giou = paired_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(true))  # (T,)
         places = (pairs.layer, pairs.image, pairs.query, truth.labels[pairs.image, pairs.object])
+        none = logits.new_zeros(layers)
+        distances = [none.index_add(0, pairs.layer, x) for x in ((boxes - true).abs().sum(-1), 1 - giou)]
+        if queries.no_object is None:
+            classes = self._independent(queries, logits, places, iou, kind) / count
+        else:
+            classes = self._cross_entropy(logits, queries.no_object, places)
+        return logits.new_tensor(self.weights)[:, None] * torch.stack([classes, *(x / count for x in distances)])
+
+    @staticmethod
+    def _independent(queries: QuerySet, logits: Tensor, places: tuple[Tensor, ...], iou: Tensor, kind: str) -> Tensor:
+        """The sums (layers,) of a loss of independent classes; the pairs have their class at `places`."""
         positive = torch.zeros_like(logits, dtype=torch.bool)
         positive[places] = True
         quality = torch.zeros_like(logits)
         quality[places] = iou.detach()
-        scores = CLASSIFICATION[self.classification](logits, quality, positive)  # (layers, B, Q, K)
+        scores = CLASSIFICATION[kind](logits, quality, positive)  # (layers, B, Q, K)
         if queries.query_mask is not None:
             scores = scores * queries.query_mask[..., None]
-        none = logits.new_zeros(layers)
-        found = [
-            scores.sum((1, 2, 3)),
-            none.index_add(0, pairs.layer, (boxes - true).abs().sum(-1)),
-            none.index_add(0, pairs.layer, 1 - giou),
-        ]
-        weights = logits.new_tensor(self.weights)[:, None]
-        return weights * torch.stack(found) / torch.as_tensor(count, device=logits.device).clamp_min(1)
+        return scores.sum((1, 2, 3))
+
+    def _cross_entropy(self, logits: Tensor, no_object: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+        """The weighted means (layers,) over the queries; the pairs have their class at `places`."""
+        *query, classes = places
+        target = torch.full_like(no_object, logits.shape[-1], dtype=torch.long)  # (layers, B, Q)
+        target[tuple(query)] = classes
+        weight = torch.where(target < logits.shape[-1], 1.0, self.no_object_weight).to(logits)
+        scores = torch.cat([logits, no_object[..., None].to(logits)], -1).log_softmax(-1)  # (layers, B, Q, K + 1)
+        surprise = -scores.gather(-1, target[..., None])[..., 0]
+        return (weight * surprise).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-6)
 
 
 def assign(costs: np.ndarray, row_mask: np.ndarray) -> np.ndarray:

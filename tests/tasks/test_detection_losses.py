@@ -224,9 +224,13 @@ def test_half_precision_is_computed_in_float32() -> None:
 
 def test_wrong_options() -> None:
     refused(
-        "unknown classification 'cross_entropy'; expected one of: focal, varifocal, matchability",
+        "unknown classification 'dice'; expected one of: focal, varifocal, matchability, cross_entropy",
         DetectionLoss,
-        classification="cross_entropy",
+        classification="dice",
     )
+    refused("expected weights from 0, found -0.1", DetectionLoss, no_object_weight=-0.1)
+    independent, competing = "expected focal or varifocal or matchability for this network", "expected cross_entropy for this network"
+    refused(f"classification: {independent}, found 'cross", DetectionLoss(classification="cross_entropy").kind, False)
+    refused(f"classification: {competing}, found 'focal'", DetectionLoss(classification="focal").kind, True)
     refused("expected weights from 0, found -1", DetectionLoss, giou_cost=-1.0)
     refused("copies: expected at least 1, found 0", DetectionLoss, copies=0)
