@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class DetectionProcessor(Processor[DetectionSample, DetectionBatch]):
         resize: How images are resized:
 
             - `fit`: with their aspect ratio, so that the shorter side is at most H and the longer one at most W, for
-              images of either orientation; a batch is padded to its largest image and to a `multiple`;
+              images of either orientation, rounded as by DETR; a batch is padded to its largest image and to a
+              `multiple`;
             - `pad`: with their aspect ratio, so that they fit into H x W, and padded to H x W;
             - `squash`: to H x W.
 
@@ -46,6 +47,7 @@ class DetectionProcessor(Processor[DetectionSample, DetectionBatch]):
     """
 
     KEYS = frozenset({"image", "classes", "thresholds"})
+    least: ClassVar[int] = 1  # number of classes
 
     def __init__(
         self,
@@ -66,8 +68,11 @@ class DetectionProcessor(Processor[DetectionSample, DetectionBatch]):
             raise ValueError(f"multiple: expected 1 to 1024, found {multiple}")
         self.classes = Categories(tuple(map(str, classes.names)), tuple(map(int, classes.ids)))
         self.index = {nfc(name): number for number, name in enumerate(self.classes.names)}
-        if not self.index or len(self.index) != len(self.classes.names) or len(set(self.classes.ids)) < len(self.index):
-            raise DataError("classes", "at least one, with different names and numbers", shorten(list(classes.names)))
+        count = len(self.classes.names)
+        if not self.least <= len(self.index) == count or len(set(self.classes.ids)) != count:
+            raise DataError(
+                "classes", f"at least {self.least}, with different names and numbers", shorten(list(classes.names))
+            )
         self.resize, self.multiple = resize, int(multiple)
         self.image = ImageProcessor(mean=mean, std=std)
         self.thresholds = [float(one) for one in thresholds] or [THRESHOLD] * len(self.index)
@@ -83,11 +88,11 @@ class DetectionProcessor(Processor[DetectionSample, DetectionBatch]):
             classes = Categories(tuple(names), tuple(range(1, len(names) + 1)))
         return cls(classes, size, **options)
 
-    def retarget(self, train: DetectionDataset, given: Mapping[str, Any]) -> Self:
+    def retarget(self, train: DetectionDataset, given: Mapping[str, Any]) -> DetectionProcessor:
         """A processor with the model's image preprocessing and the data's classes; see `Processor`."""
         own: dict[str, Any] = {"size": self.size, "resize": self.resize, "multiple": self.multiple}
         own |= {name: value for name, value in given.items() if name in own and value is not None}
-        return type(self).fit(train, **own, mean=self.image.mean, std=self.image.std)
+        return DetectionProcessor.fit(train, **own, mean=self.image.mean, std=self.image.std)
 
     @property
     def labels(self) -> list[str]:
@@ -125,9 +130,16 @@ class DetectionProcessor(Processor[DetectionSample, DetectionBatch]):
             return self.size[1], self.size[0]
         if self.resize == "pad":
             scale = min(self.size[0] / height, self.size[1] / width)
-        else:
-            scale = min(min(self.size) / min(width, height), max(self.size) / max(width, height))
-        return max(1, round(width * scale)), max(1, round(height * scale))
+            return max(1, round(width * scale)), max(1, round(height * scale))
+        small, great = min(width, height), max(width, height)
+        side: float = min(self.size)
+        if great / small * side > max(self.size):
+            side = max(self.size) * small / great
+        other = max(1, int(side * great / small))
+        shorter = max(1, round(side))
+        if shorter == small:
+            return width, height
+        return (shorter, other) if width <= height else (other, shorter)
 
     def prepare(self, sample: DetectionSample) -> Prepared:
         """Decode a sample: the image at its working size.
