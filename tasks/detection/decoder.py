@@ -53,11 +53,7 @@ class DeformableReader(nn.Module):
         maps: Mapping[str, list[Tensor]], path: str, centers_xy: Tensor, ratios_xy: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `DetectionModel.reading`; path is that of this module in the captured maps."""
-        weights, places = (maps[f"{path}.attention.{name}"][0] for name in ("weights", "locations"))
-        heads = weights.shape[1]
-        weights = weights.transpose(1, 2).flatten(2) / heads  # (B, L, h levels points)
-        places = places.transpose(1, 2).flatten(2, 4)  # (B, L, h levels points, 2)
-        return places / ratios_xy[:, None, None], weights
+        return read_points(maps, f"{path}.attention", ratios_xy)
 
 
 class DenseReader(nn.Module):
@@ -97,8 +93,22 @@ class DenseReader(nn.Module):
         maps: Mapping[str, list[Tensor]], path: str, centers_xy: Tensor, ratios_xy: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `DetectionModel.reading`; path is that of this module in the captured maps."""
-        weights = maps[f"{path}.attention"][0].mean(1)  # (B, L, S)
-        return centers_xy[:, None].expand(-1, weights.shape[1], -1, -1), weights
+        return read_cells(maps, f"{path}.attention", centers_xy)
+
+
+def read_points(maps: Mapping[str, list[Tensor]], path: str, ratios_xy: Tensor) -> tuple[Tensor, Tensor]:
+    """The points (B, L, n, 2) and weights (B, L, n) of the `DeformableAttention` at this path of the captured maps."""
+    weights, places = (maps[f"{path}.{name}"][0] for name in ("weights", "locations"))
+    heads = weights.shape[1]
+    weights = weights.transpose(1, 2).flatten(2) / heads  # (B, L, h levels points)
+    places = places.transpose(1, 2).flatten(2, 4)  # (B, L, h levels points, 2)
+    return places / ratios_xy[:, None, None], weights
+
+
+def read_cells(maps: Mapping[str, list[Tensor]], path: str, centers_xy: Tensor) -> tuple[Tensor, Tensor]:
+    """All cells' centers (B, L, S, 2) and weights (B, L, S) of the attention at this path of the captured maps."""
+    weights = maps[path][0].mean(1)  # (B, L, S)
+    return centers_xy[:, None].expand(-1, weights.shape[1], -1, -1), weights
 
 
 READERS: dict[str, Callable[..., Any]] = {"deformable": DeformableReader, "dense": DenseReader}

@@ -216,9 +216,8 @@ class DetectionHead(nn.Module):
             states = states.expand(-1, mask.shape[1], -1)
         wide = torch.promote_types(states.dtype, torch.float32)  # half precision cannot count the cells of a large map
         real = masks[0] if pixel_mask is None else pixel_mask  # (B, H, W)
-        sides = torch.stack([real[:, 0].sum(1) / real.shape[2], real[:, :, 0].sum(1) / real.shape[1]], -1)
-        ratios = self.ratios(sides.to(wide))  # (B, 2)
-        centers = torch.cat([_centers(height, width, states.device, wide) for height, width in sizes])  # (S, 2)
+        ratios = self.ratios(own_shares(real, wide))  # (B, 2)
+        centers = torch.cat([cell_centers(height, width, states.device, wide) for height, width in sizes])  # (S, 2)
         numbers = [x.new_full((x[0, 0].numel(),), n, dtype=torch.long) for n, x in enumerate(maps)]
         centers = self.centers((centers / ratios[:, None]).clamp(0.01, 0.99))  # (B, S, 2)
         return Memory(states, mask, centers, torch.cat(numbers), shapes, ratios)
@@ -261,7 +260,13 @@ class DetectionHead(nn.Module):
         return torch.stack(logits), torch.stack(boxes)
 
 
-def _centers(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def own_shares(pixel_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The own parts' shares (B, 2) of width and height, from the mask (B, H, W) of images with padding at the end."""
+    width, height = pixel_mask[:, 0].sum(1) / pixel_mask.shape[2], pixel_mask[:, :, 0].sum(1) / pixel_mask.shape[1]
+    return torch.stack([width, height], -1).to(dtype)
+
+
+def cell_centers(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The cells' centers xy, (h w, 2), in 0..1 of the map."""
     x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
     y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height

@@ -22,6 +22,7 @@ from mmattn.tasks.detection.demo import CATEGORIES
 from mmattn.tasks.detection.detect import MOST, detections
 from mmattn.tasks.detection.losses import DetectionLoss
 from mmattn.tasks.detection.metrics import DetectionMetric
+from mmattn.tasks.detection.model import OWN
 from mmattn.tasks.detection.processor import DetectionProcessor
 
 
@@ -74,7 +75,8 @@ class DetectionLossOptions(LossOptions):
     """The loss of detection, see `DetectionLoss`.
 
     Args:
-        classification: focal, varifocal or matchability.
+        classification: focal, varifocal or matchability; cross_entropy for networks with a softmax, such as DETR; none:
+            matchability, or cross_entropy for those.
         class_weight: Weight of the classification.
         l1_weight: Weight of the L1 distance.
         giou_weight: Weight of 1 - GIoU.
@@ -87,9 +89,10 @@ class DetectionLossOptions(LossOptions):
         copy_weight: Weight of the queries of `--model.copy_queries`.
         copies: How many of them an object is matched with.
         denoising_weight: Weight of the denoising queries.
+        no_object_weight: Weight, in the cross-entropy, of queries without an object.
     """
 
-    classification: Literal["focal", "varifocal", "matchability"] = "matchability"
+    classification: Literal["focal", "varifocal", "matchability", "cross_entropy"] | None = None
     class_weight: float = 2.0
     l1_weight: float = 5.0
     giou_weight: float = 2.0
@@ -102,6 +105,7 @@ class DetectionLossOptions(LossOptions):
     copy_weight: float = 1.0
     copies: int = 4
     denoising_weight: float = 1.0
+    no_object_weight: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,7 +147,7 @@ class DetectionModule(TaskModule[DetectionDataModule]):
         """See `TaskModule`; how queries read the maps is chosen from a table of this task's own."""
         reader = keywords.get("cross_attention")
         others = {name: value for name, value in keywords.items() if name != "cross_attention"}
-        if reader is None or reader.get("kind") == "dense":
+        if reader is None or reader.get("kind") == "dense" or keywords.get("network", OWN) != OWN:
             return super().check_model(keywords)
         try:
             check_reader(reader)
@@ -153,6 +157,10 @@ class DetectionModule(TaskModule[DetectionDataModule]):
 
     def configure_model(self) -> None:
         super().configure_model()
+        try:
+            self.loss.build().kind(self.model.no_object)
+        except ValueError as error:
+            raise ConfigError(f"loss.{error}.") from None
         self.model.to(memory_format=torch.channels_last)  # faster convolutions, on CPUs as on GPUs
 
     def training_loss(self, batch: DetectionBatch) -> tuple[Tensor, dict[str, Tensor]]:
