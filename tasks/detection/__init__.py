@@ -50,6 +50,12 @@ TASK = Task(
         Option("format", "jsonl (default), or coco: one JSON array, as COCO's evaluation reads it", only="predict"),
     ),
     adapter="adapters:DetectionAdapter",
+    families={
+        "detr/*": "adapters:DetrAdapter",
+        "deformable_detr/*": "adapters:DeformableDetrAdapter",
+        "rt_detr/*": "adapters:RTDetrAdapter",
+        "timm/*": "adapters:TimmAdapter",
+    },
     baselines={
         "image ablated": "--data.ablate image",
         "mean pooling for cross-attention": "--model.pooling mean",
