@@ -319,10 +319,12 @@ class RTDetr(nn.Module):
         masks = [torch.ones_like(x[:1, 0], dtype=torch.bool) for x in maps]
         starts, valid = start_boxes(masks, torch.promote_types(memory.dtype, torch.float32))  # (1, S, 4), (1, S)
         cells = self.proposal_norm(self.proposal_proj(memory.masked_fill(~valid[..., None], 0.0)))
-        logits, boxes = self.proposal_classes(cells), self.proposal_boxes(cells) + starts
+        logits = self.proposal_classes(cells)  # (B, S, K)
         best = logits.amax(-1).topk(self.num_queries, dim=1).indices[..., None]  # (B, Q, 1)
 
         def chosen(x: Tensor) -> Tensor:
-            return x.gather(1, best.expand(-1, -1, x.shape[-1]))
+            return x.expand(best.shape[0], -1, -1).gather(1, best.expand(-1, -1, x.shape[-1]))
 
-        return Start(memory, shapes, chosen(cells).detach(), chosen(logits), chosen(boxes).sigmoid())
+        cells = chosen(cells)  # (B, Q, E)
+        boxes = self.proposal_boxes(cells) + chosen(starts)
+        return Start(memory, shapes, cells.detach(), chosen(logits), boxes.sigmoid())
