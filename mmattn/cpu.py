@@ -1,19 +1,21 @@
 """CPU optimizations of the core. Each function returns the same result as the plain code next to its call.
 
-Decoding steps that read keys and values sequentially, one product for queries, keys and values, and growable buffers.
+Decoding steps that read keys and values sequentially, one product for queries, keys and values, batch norms folded into
+convolutions, and growable buffers.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .masks import Mask
-from .onednn import is_plain, linear
+from .onednn import MANY, convolution, is_plain, linear
 
 FEW = 8  # queries
 CHUNK = 2**19  # numbers: intermediate results stay in the CPU's cache
@@ -141,9 +143,47 @@ def fuse_projections(attention: Any, make: Callable[[Tensor, Tensor | None], nn.
         setattr(attention, name, nn.Identity())
 
 
+def convolve(x: Tensor, branches: Sequence[Any], activation: str | None) -> Tensor | None:
+    """Computes ``f(sum of norm(conv x))`` in evaluation, for large maps as one convolution with norms as its scales.
+
+    Args:
+        x: (B, C_in, H, W).
+        branches: `mmattn.backbones.resnet.ConvNorm`s without their activations; smaller kernels of the same stride are
+            added to the center of the first one's.
+        activation: f, a name in ACTIVATIONS; None = identity.
+
+    Returns:
+        (B, C_out, H', W'), or None in training, with gradients, elsewhere than on CPUs, or if this path is not faster
+        or a part was replaced.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return None
+    if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+        return None
+    conv = branches[0].conv
+    cells = x.numel() // x.shape[1] // conv.stride[0] ** 2  # of the result
+    if cells * conv.weight.numel() < MANY or cells < conv.weight[0].numel():  # scaling the weights costs more
+        return None
+    for branch in branches:
+        if branch.conv.weight.dtype != x.dtype or any(map(_is_hooked, (branch, branch.conv, branch.norm))):
+            return None
+    folded = [one for branch in branches if (one := branch.fold()) is not None]
+    if len(folded) < len(branches):
+        return None
+    (weight, bias), *others = folded
+    for small, shift in others:
+        edge = (weight.shape[2] - small.shape[2]) // 2
+        weight, bias = weight + F.pad(small, [edge] * 4), bias + shift
+    return convolution(x, weight, bias, conv, activation)
+
+
 def _is_plain(module: Any) -> bool:
     """Whether a module is a plain linear map, i.e. not replaced, parametrized or hooked."""
-    return is_plain(module) and not module._forward_hooks and not module._forward_pre_hooks
+    return is_plain(module) and not _is_hooked(module)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _stack(maps: Iterable[Any]) -> tuple[Tensor, Tensor | None]:

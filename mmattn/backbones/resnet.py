@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..cpu import convolve
 from ..feedforward import ACTIVATIONS
 
 EXPANSION = 4  # of the channels by the last convolution of a bottleneck
@@ -73,12 +74,36 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
         self.norm = (FrozenBatchNorm2d if frozen else nn.BatchNorm2d)(out_channels, norm_eps)
         self.activation = activation
+        self.folds = False  # see `fold_norms`
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, in_channels, H, W). Returns (B, out_channels, ceil(H / stride), ceil(W / stride))."""
+        folded = convolve(x, [self], self.activation) if self.folds else None
+        if folded is not None:
+            return folded
         x = self.norm(self.conv(x))
         return x if self.activation is None else ACTIVATIONS[self.activation](x)
+
+    def fold(self) -> tuple[Tensor, Tensor] | None:
+        """Returns weight (out, in, k, k) and bias (out,) of ``norm(conv x)``; None if statistics are measured.
+
+        It is also None if the convolution or the norm was replaced by one of another class.
+        """
+        conv, norm = self.conv, cast(Any, self.norm)
+        if type(conv) is not nn.Conv2d or conv.bias is not None or norm.training:
+            return None
+        if type(norm) not in (nn.BatchNorm2d, FrozenBatchNorm2d):
+            return None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # (out,)
+        return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Lets each `ConvNorm` of a model compute in evaluation on CPUs as one convolution; results differ by rounding."""
+    for module in model.modules():
+        if isinstance(module, ConvNorm):
+            module.folds = True
 
 
 class ResidualBlock(nn.Module):

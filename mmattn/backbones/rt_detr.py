@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import AttentionConfig, Encoder
+from ..cpu import convolve
 from ..deformable import flatten_maps
 from ..feedforward import ACTIVATIONS
 from ..masks import Mask
 from ..positions import sinusoidal_2d
 from .deformable_detr import DeformableDecoderLayer, init_heads, start_boxes
 from .detection import DetectorOutput, Perceptron, inverse_sigmoid
-from .resnet import ConvNorm, ResNet
+from .resnet import ConvNorm, ResNet, fold_norms
 
 
 class RepBlock(nn.Module):
@@ -37,7 +38,8 @@ class RepBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, h, w). Returns the same shape."""
-        return ACTIVATIONS[self.activation](self.wide(x) + self.narrow(x))
+        folded = convolve(x, [self.wide, self.narrow], self.activation) if self.wide.folds else None
+        return ACTIVATIONS[self.activation](self.wide(x) + self.narrow(x)) if folded is None else folded
 
 
 class FusionBlock(nn.Module):
@@ -278,6 +280,7 @@ class RTDetr(nn.Module):
         self.class_heads = nn.ModuleList(nn.Linear(embed_dim, num_classes) for _ in range(num_layers))
         self.box_heads = nn.ModuleList(Perceptron(embed_dim, embed_dim, 4, 3) for _ in range(num_layers))
         init_heads([self.proposal_classes, *self.class_heads], [self.proposal_boxes, *self.box_heads])
+        fold_norms(self)
 
     def encode(self, pixel_values: Tensor) -> list[Tensor]:
         """Returns the encoder's maps (B, encoder_dim, h, w), the finest first; see `forward`."""

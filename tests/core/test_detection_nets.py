@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
+from mmattn import cpu
 from mmattn.backbones.deformable_detr import DeformableDetr
 from mmattn.backbones.detection import above, cxcywh_to_xyxy, detect_by_sigmoid, detect_by_softmax, inverse_sigmoid
 from mmattn.backbones.detr import Detr
-from mmattn.backbones.resnet import FrozenBatchNorm2d, ResNet
-from mmattn.backbones.rt_detr import RTDetr
+from mmattn.backbones.resnet import ConvNorm, FrozenBatchNorm2d, ResNet, fold_norms
+from mmattn.backbones.rt_detr import RepBlock, RTDetr
 from mmattn.linears import prepare
 from tests.conftest import assert_onnx_equals_eager, learn, refused, slow_but_first
 
@@ -24,6 +25,7 @@ DETECTORS = {
     "two stages": lambda: DeformableDetr(2, **COMMON, **LAYERS, refine_boxes=True, two_stage=True),
     "rt": lambda: RTDetr(2, **COMMON, encoder_dim=32, attended=(1,), num_layers=2, num_levels=4),
 }
+TOLERANCES = {torch.float64: {"rtol": 0, "atol": 1e-12}, torch.float32: {"rtol": 1e-4, "atol": 1e-4}}
 STEPS = {"rt": 8}  # of the sizes of images, else 1
 
 
@@ -187,3 +189,84 @@ class TestResNet:
         refused("unknown variant of ResNet 'c'; expected one of: b, d", ResNet, variant="c")
         refused("depths: expected one for each of the 4 stages, found \\[1, 1\\]", ResNet, depths=(1, 1))
         refused("some of the stages 0 to 3, found \\[4\\]", ResNet, out_stages=(4,))
+
+
+class TestFolded:
+    """Batch norms folded into convolutions."""
+
+    @staticmethod
+    def measure(model):
+        for module in model.modules():
+            if hasattr(module, "running_var"):
+                for name in ("weight", "bias", "running_mean", "running_var"):
+                    getattr(module, name).data.uniform_(0.5, 2.0)
+        return model.eval()
+
+    @pytest.fixture(autouse=True)
+    def folds(self, monkeypatch):
+        """Small maps are folded, too; returns the shapes of weights."""
+        made, convolution = [], cpu.convolution
+
+        def counted(x, weight, *others):
+            made.append(tuple(weight.shape))
+            return convolution(x, weight, *others)
+
+        monkeypatch.setattr(cpu, "MANY", 0)
+        monkeypatch.setattr(cpu, "convolution", counted)
+        return made
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    @pytest.mark.parametrize("frozen", [True, False])
+    @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+    @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (7, 2, 1)])
+    def test_equals_norm_of_convolution(self, folds, sizes, activation, frozen, dtype):
+        kernel, stride, dilation = sizes
+        kind = {"stride": stride, "dilation": dilation, "activation": activation, "frozen": frozen, "norm_eps": 0.1}
+        model = self.measure(ConvNorm(4, 6, kernel, **kind).to(dtype))
+        x = torch.randn(2, 4, 33, 30, dtype=dtype)
+        expected = model(x).detach()  # with gradients
+        fold_norms(model)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), expected, **TOLERANCES[dtype])
+            assert folds == [(6, 4, kernel, kernel)]
+            model(x[:, :, :3, :3])
+            assert len(folds) == 1 + (kernel == 1 and stride == 1), "fewer cells than weights of a channel"
+
+    def test_branches_become_one(self, folds):
+        model = self.measure(RepBlock(8).double())
+        x = torch.randn(2, 8, 20, 20, dtype=torch.float64)
+        expected = model(x).detach()
+        fold_norms(model)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
+        assert folds == [(8, 8, 3, 3)]
+
+    def test_detector(self, folds):
+        model = self.measure(DETECTORS["rt"]().double())
+        pixels = images(height=256, width=256)[0].double()
+        expected = model(pixels)
+        assert not folds, "not with gradients"
+        with torch.no_grad():
+            found = model(pixels)
+        assert folds
+        for ours, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, wanted.detach(), rtol=0, atol=1e-10)
+
+    @pytest.mark.parametrize("change", ["training", "hook", "norm", "half", "bias"])
+    def test_not_folded(self, folds, change):
+        model = ConvNorm(4, 6, 1).eval()
+        fold_norms(model)
+        x = torch.randn(2, 4, 8, 8)
+        if change == "training":
+            model.train()
+        elif change == "hook":
+            model.conv.register_forward_hook(lambda *_: None)
+        elif change == "norm":
+            model.norm = nn.InstanceNorm2d(6)
+        elif change == "half":
+            model, x = model.bfloat16(), x.bfloat16()
+        else:
+            model.conv.bias = nn.Parameter(torch.ones(6))
+        with torch.no_grad():
+            assert model(x).shape == (2, 6, 8, 8)
+        assert not folds
