@@ -85,7 +85,7 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """The table of data sets, by name."""
-    from scripts.fetch import asr, images, qa, text, vqa
+    from scripts.fetch import asr, detection, images, qa, text, vqa
 
     converters = {
         "easy_vqa": vqa.convert_easy_vqa,
@@ -99,6 +99,8 @@ def sources() -> dict[str, Source]:
         "qamr": qa.convert_qamr,
         "tweetqa_span": qa.convert_tweetqa,
         "xquad_en": qa.convert_xquad,
+        "bccd": detection.convert_bccd,
+        "fruits": detection.convert_fruits,
     }
     digests = {
         "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),
