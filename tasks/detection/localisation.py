@@ -6,7 +6,7 @@ from typing import Any
 
 from mmattn.tasks.common.pointing import PointingGame, in_parts
 from mmattn.tasks.detection.demo import SIDE, make
-from mmattn.tasks.detection.metrics import match
+from mmattn.tasks.detection.matching import match
 
 NEAR = 1.0  # pixels from a box that still count as near
 

@@ -59,10 +59,10 @@ def varifocal(logits: Tensor, quality: Tensor, positive: Tensor, alpha: float = 
 
 
 def matchability(logits: Tensor, quality: Tensor, positive: Tensor, gamma: float = 1.5) -> Tensor:
-    """Matchability-aware loss: scores learn a power of the IoU q, all matches with full weight (Huang et al. 2025, 3.3).
+    """Matchability-aware loss: scores learn a power of the IoU q (Huang et al. 2025, section 3.3).
 
-    ``-(q^gamma log p + (1 - q^gamma) log(1 - p))`` of the class found, ``-p^gamma log(1 - p)`` of the others. The
-    varifocal loss gives matches of low IoU, which all are at first, little weight: classes are learned late.
+    ``-(q^gamma log p + (1 - q^gamma) log(1 - p))`` of the class found, ``-p^gamma log(1 - p)`` of the others. All
+    matches have full weight: by varifocal loss those of low IoU, as all are at first, learn their class late.
 
     Args:
         logits: (..., K).

@@ -1,4 +1,4 @@
-"""COCO's average precision over a data set, and the choice of a threshold for each class.
+"""COCO's average precision over a data set.
 
 Lin et al. 2014; the figures are those of the official evaluation (pycocotools), computed by faster-coco-eval.
 """
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mmattn.tasks.detection.boxes import Detections, Truth, areas, box_iou, intersections
+from mmattn.tasks.detection.boxes import Detections, Truth
+from mmattn.tasks.detection.matching import best_thresholds
 
 IOUS = np.linspace(0.5, 0.95, 10)  # torchmetrics' own are rounded to float32, by which figures differ from pycocotools'
 RECALLS = np.linspace(0.0, 1.0, 101)
 MOST = 100  # detections of an image and class that are counted, by score
 SIZES = ("all", "small", "medium", "large")  # areas below 32^2, up to 96^2, and above
-FALLBACK = 0.5  # threshold of a class without true or predicted boxes
 
 _KEY, _IS_TRUTH, _BOX, _LABEL, _SCORE, _CROWD = 0, 1, slice(2, 6), 6, 7, 8  # columns of a row; the score or the area
 _COLUMNS = 9
@@ -162,88 +162,3 @@ def _target(one: Truth) -> dict[str, Tensor]:
         "area": one.area,
     }
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-
-
-def match(found: Detections, truth: Truth, iou: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Assign the predicted boxes of an image to true ones of their class by COCO's rules.
-
-    In order of their scores, each takes the free true box with the greatest IoU, if that is at least `iou`. A box that
-    takes none is ignored if a crowd of its class covers at least this share of it.
-
-    Args:
-        found: N predicted boxes.
-        truth: M true boxes.
-        iou: The threshold.
-
-    Returns:
-        Index of the true box of each predicted one (N,) long, -1 without one; and whether it is ignored (N,) bool.
-    """
-    boxes_xyxy, labels = found.boxes_xyxy.double().cpu(), found.labels.cpu()
-    true_xyxy, crowd = torch.from_numpy(np.asarray(truth.boxes_xyxy, np.float64)), torch.from_numpy(truth.crowd)
-    alike = labels[:, None] == torch.from_numpy(truth.labels)  # (N, M)
-    least = min(iou, 1 - 1e-10)  # as in the official evaluation
-    overlap: Any = torch.where(alike & ~crowd, box_iou(boxes_xyxy, true_xyxy), 0.0).numpy()
-    covered = intersections(boxes_xyxy, true_xyxy) / areas(boxes_xyxy)[:, None].clamp_min(1e-12)
-    ignored = (alike & crowd & (covered >= least)).any(1)
-    matched = torch.full((len(labels),), -1)
-    rows = (overlap >= least).any(1)  # few predicted boxes can match at all
-    for n in found.scores.cpu().argsort(descending=True, stable=True).tolist() if rows.any() else ():
-        if rows[n]:
-            best = int(overlap[n].argmax())
-            if overlap[n, best] >= least:
-                matched[n] = best
-                overlap[:, best] = 0.0
-    return matched, ignored & (matched < 0)
-
-
-def best_thresholds(
-    detections: Sequence[Detections],
-    truths: Sequence[Truth],
-    num_classes: int,
-    iou: float = 0.5,
-    fallback: float = FALLBACK,
-) -> list[float]:
-    """The score of each class from which boxes are kept, so that F1 at an IoU is greatest.
-
-    It lies halfway between the scores of the last box that is kept and of the first that is not; of equal F1s, the
-    highest threshold is taken.
-
-    Args:
-        detections: The predicted boxes of each image, all of them.
-        truths: The true boxes of each image.
-        num_classes: Number of classes K.
-        iou: IoU from which a box is found.
-        fallback: Threshold of a class that has no true box or of which none is found.
-
-    Returns:
-        K thresholds.
-    """
-    scores: list[list[Tensor]] = [[] for _ in range(num_classes)]
-    hits: list[list[Tensor]] = [[] for _ in range(num_classes)]
-    numbers = np.zeros(num_classes, np.int64)
-    for found, truth in zip(detections, truths, strict=True):
-        matched, ignored = match(found, truth, iou)
-        numbers += np.bincount(truth.labels[~truth.crowd], minlength=num_classes)
-        labels = found.labels.cpu()
-        for k in labels.unique().tolist():
-            own = (labels == k) & ~ignored
-            scores[k].append(found.scores.cpu().double()[own])
-            hits[k].append(matched[own] >= 0)
-    return [
-        _threshold(torch.cat(scores[k]), torch.cat(hits[k]), int(numbers[k]), fallback) if scores[k] else fallback
-        for k in range(num_classes)
-    ]
-
-
-def _threshold(scores: Tensor, hits: Tensor, number: int, fallback: float) -> float:
-    """The threshold of a class with scores (N,), hits (N,) bool and a number of true boxes."""
-    if not number or not hits.any():
-        return fallback
-    order = scores.argsort(descending=True, stable=True)
-    scores, found = scores[order], hits[order].double().cumsum(0)
-    f1 = 2 * found / (torch.arange(1, len(scores) + 1) + number)
-    last = torch.ones(len(scores), dtype=torch.bool)
-    last[:-1] = scores[:-1] > scores[1:]  # boxes of one score are kept together
-    best = int(f1.masked_fill(~last, -1.0).argmax())
-    below = float(scores[best + 1]) if best + 1 < len(scores) else 0.0
-    return (float(scores[best]) + below) / 2

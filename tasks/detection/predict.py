@@ -23,7 +23,7 @@ from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.detection.boxes import Detections, Truth
 from mmattn.tasks.detection.data import DetectionBatch, DetectionDataset, DetectionSample
 from mmattn.tasks.detection.detect import detections, in_tiles
-from mmattn.tasks.detection.metrics import match
+from mmattn.tasks.detection.matching import match
 from mmattn.tasks.detection.model import DetectionModel
 from mmattn.tasks.detection.plot import DetectedBox, DetectionExplanation, DetectionPrediction, Reading, drawn, summary
 from mmattn.tasks.detection.processor import DetectionProcessor

@@ -229,7 +229,10 @@ def test_wrong_options() -> None:
         classification="dice",
     )
     refused("expected weights from 0, found -0.1", DetectionLoss, no_object_weight=-0.1)
-    independent, competing = "expected focal or varifocal or matchability for this network", "expected cross_entropy for this network"
+    independent, competing = (
+        "expected focal or varifocal or matchability for this network",
+        "expected cross_entropy for this network",
+    )
     refused(f"classification: {independent}, found 'cross", DetectionLoss(classification="cross_entropy").kind, False)
     refused(f"classification: {competing}, found 'focal'", DetectionLoss(classification="focal").kind, True)
     refused("expected weights from 0, found -1", DetectionLoss, giou_cost=-1.0)

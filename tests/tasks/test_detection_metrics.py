@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mmattn.tasks.detection.boxes import Detections, Truth, box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
-from mmattn.tasks.detection.metrics import DetectionMetric, best_thresholds, match
+from mmattn.tasks.detection.matching import best_thresholds, match
+from mmattn.tasks.detection.metrics import DetectionMetric
 
 pytest.importorskip("faster_coco_eval")
 KINDS = ("all", "no crowds", "few images", "nothing predicted", "small", "ties")
