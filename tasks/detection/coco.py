@@ -149,7 +149,7 @@ def _annotations(
         where, box, category = _place(path, index, entry), entry.get("bbox"), entry.get("category_id")
         values, area = numbers(box, 4), entry.get("area")
         crowd = entry.get("iscrowd", 0)
-        if not isinstance(category, int) or category not in names:
+        if isinstance(category, bool) or not isinstance(category, int) or category not in names:
             problems.add(where, "a category_id with a name in categories", shorten(category))
         elif values is None:
             problems.add(where, "a bbox of four numbers [x, y, width, height]", shorten(box))

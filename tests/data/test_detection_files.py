@@ -180,7 +180,8 @@ def test_one_name_in_two_folders(tmp_path: Path) -> None:
     image(tmp_path / "images" / "2.png")
     message = r"one image of that name, found .*2\.png and .*images.2\.png; --data\.root FOLDER decides"
     bad_data(message, DetectionDataset, path)
-    assert len(DetectionDataset(path, on_error="skip")) == 1
+    dataset = DetectionDataset(path, on_error="skip")
+    assert (len(dataset), len(dataset.skipped)) == (1, 1)
     assert len(DetectionDataset(path, root=tmp_path)) == 2
 
 
@@ -202,6 +203,16 @@ def test_one_name_in_two_folders(tmp_path: Path) -> None:
     ],
 )
 def test_bad_coco(content: Any, message: str, tmp_path: Path) -> None:
+    path = save(tmp_path, content)
+    for on_error in ("raise", "skip"):  # nothing is left to be read
+        assert "all.json" in bad_data(message, DetectionDataset, path, on_error=on_error)
+
+
+def test_a_number_is_no_truth_value(tmp_path: Path) -> None:
+    content = coco(
+        box(1, 2, 3, 4, category_id=1), box(1, 2, 3, 4, category_id=True), categories=[{"id": 1, "name": "a"}]
+    )
+    message = r"annotations\[1\] \(id 11\): expected a category_id with a name in categories, found True"
     bad_data(message, DetectionDataset, save(tmp_path, content))
 
 
