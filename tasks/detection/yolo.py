@@ -123,7 +123,8 @@ def _places(file: Path, settings: Mapping[str, Any], split: str, root: Path | No
 def _images(places: list[tuple[str, Path]], file: Path, categories: Categories, problems: Problems) -> Iterator[Row]:
     check = BoxCheck(problems)
     names = dict(zip(categories.ids, categories.names, strict=True))
-    seen: dict[Path, str] = {}
+    seen: dict[Path, str] = {}  # images, and the locations that name them
+    users: dict[Path, Path] = {}  # files of labels, and their images
     several = len(places) > 1
     for source, place in places:
         for name, where, image in _listed(source, place, problems):
@@ -133,7 +134,12 @@ def _images(places: list[tuple[str, Path]], file: Path, categories: Categories, 
             try:
                 size = image_size(image)
                 labels = _labels_of(image)
+                if labels.is_file() and users.setdefault(labels, image) != image:
+                    raise BadItem("labels of its own", f"{labels}, which {users[labels]} has already")
                 boxes = list(_annotations(labels, size, names, file, problems)) if labels.is_file() else []
+            except BadItem as bad:
+                problems.add(where, *bad.args)
+                continue
             except DataError as error:
                 problems.take(where, error)
                 continue

@@ -74,6 +74,7 @@ def test_xml_beside_images(tmp_path: Path) -> None:
 BAD_VOC: dict[str, tuple[str, str]] = {
     "swapped": (xml(thing(corners=(9, 2, 4, 6))), r"1\.xml, object 1 \(cat\): .* corner comes first, found .* swapped"),
     "zero": (xml(thing(corners=(4, 2, 4, 6))), r"object 1 \(cat\): .* an area, found .* a width or height of zero"),
+    "negative": (xml(thing(corners=(4, 6, 1, 2))), r"object 1 \(cat\): .* corner comes first, found .* negative size"),
     "nan": (
         xml(thing(corners=(1, 2, "nan", 6))),
         r"object 1 \(cat\): .* finite numbers, found \[1\.0, 2\.0, nan, 6\.0\]",
@@ -94,7 +95,7 @@ BAD_XML: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("content", "message"), [*BAD_VOC.values(), *BAD_XML.values()], ids=[*BAD_VOC, *BAD_XML])
 def test_bad_voc(content: str, message: str, tmp_path: Path) -> None:
     root = voc(tmp_path, content, xml(thing(), name="2.png"))
-    bad_data(message, DetectionDataset, root)
+    assert "1.xml" in bad_data(message, DetectionDataset, root)
     dataset = DetectionDataset(root, on_error="skip")
     assert len(dataset) == (1 if content in [bad for bad, _ in BAD_XML.values()] else 2)
     assert len(dataset.skipped) == 1
@@ -110,9 +111,20 @@ def test_voc_without_images(tmp_path: Path) -> None:
     write(root / "Annotations" / "1.xml", xml(thing()))
     image(root / "images" / "1.png")
     bad_data(r"1\.xml: expected one image of that name, found .*; --data\.root", DetectionDataset, root)
+    dataset = DetectionDataset(root, on_error="skip")
+    assert ([sample.id for sample in dataset.samples], len(dataset.skipped)) == (["2"], 1)
     assert len(DetectionDataset(root, root=root / "JPEGImages")) == 2
     (tmp_path / "empty").mkdir()
     bad_data("found a folder with nothing", DetectionDataset, tmp_path / "empty")
+
+
+def test_voc_without_boxes(tmp_path: Path) -> None:
+    root = voc(tmp_path, xml(), xml(thing(difficult=1), name="2.png"))
+    bad_data("expected at least one box, found none in 2 images", DetectionDataset, root)
+    write(root / "Annotations" / "1.xml", xml(thing(corners=(9, 2, 4, 6))))
+    bad_data(r"at least one box, found none in 2 images \(1 bad items", DetectionDataset, root, on_error="skip")
+    names = write(root / "ImageSets" / "Main" / "train.txt", "\n")
+    bad_data(r"train\.txt.*: expected at least one image, found none", DetectionDataset, names)
 
 
 def test_real_voc(real_data: Path) -> None:
@@ -176,6 +188,7 @@ def test_folder_of_a_split(tmp_path: Path) -> None:
 BAD_YOLO: dict[str, tuple[str, str]] = {
     "pixels": ("0 15 12 10 6", r"1\.txt, line 2: expected values in 0\.\.1 .*, found '0 15 12 10 6'; pixels must be"),
     "zero": ("0 0.5 0.5 0 0.2", "line 2: expected a width and height above zero"),
+    "negative": ("0 0.5 0.5 0.1 -0.2", "line 2: expected a width and height above zero, found '0 0.5 0.5 0.1 -0.2'"),
     "nan": ("0 0.5 nan 0.1 0.2", "line 2: expected finite numbers, found '0 0.5 nan"),
     "class": ("2 0.5 0.5 0.1 0.2", r"line 2: expected a class with a name in .*data\.yaml, one of \[0, 1\], found 2"),
     "words": ("cat 0.5 0.5 0.1 0.2", "line 2: expected numbers: a class and"),
@@ -186,7 +199,7 @@ BAD_YOLO: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("line", "message"), BAD_YOLO.values(), ids=BAD_YOLO)
 def test_bad_yolo(line: str, message: str, tmp_path: Path) -> None:
     path = yolo(tmp_path, "0 0.5 0.5 0.25 0.2", line)
-    bad_data(message, DetectionDataset, path)
+    assert "1.txt" in bad_data(message, DetectionDataset, path)
     dataset = DetectionDataset(path, on_error="skip")
     assert [len(sample.labels) for sample in dataset.samples] == [1, 0]
     assert len(dataset.skipped) == 1
@@ -217,3 +230,25 @@ def test_yaml_and_labels_without_images(tmp_path: Path) -> None:
     bad_data("expected at least one image, found none", DetectionDataset, path)
     path.unlink()
     bad_data("expected a data.yaml with the names of the classes in it or above", DetectionDataset, tmp_path)
+
+
+def test_yolo_without_boxes(tmp_path: Path) -> None:
+    path = yolo(tmp_path)
+    bad_data("expected at least one box, found none in 2 images", DetectionDataset, path)
+    write(tmp_path / "labels" / "train" / "1.txt", "0 0.5 0.5 0 1\n")
+    bad_data(r"at least one box, found none in 2 images \(1 bad items", DetectionDataset, path, on_error="skip")
+
+
+def test_one_name_in_two_folders(tmp_path: Path) -> None:
+    """Images of one name in two folders are two images; two of one name in one folder would share their labels."""
+    path = yolo(tmp_path, "0 0.5 0.5 0.25 0.2", train=["images/train", "images/val"])
+    dataset = DetectionDataset(path)
+    assert [sample.id for sample in dataset.samples] == [
+        f"images/{part}/{n}.png" for part in ("train", "val") for n in (1, 2)
+    ]
+    assert [len(sample.labels) for sample in dataset.samples] == [1, 0, 0, 1]
+    image(tmp_path / "images" / "train" / "1.jpg")
+    message = r"1\.png: expected labels of its own, found .*1\.txt, which .*1\.jpg has already"
+    bad_data(message, DetectionDataset, path)
+    dataset = DetectionDataset(path, on_error="skip")
+    assert (len(dataset), len(dataset.skipped)) == (4, 1)
