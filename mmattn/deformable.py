@@ -54,11 +54,14 @@ class DeformableAttention(nn.Module):
 
     def _reset(self) -> None:
         """Initializes the points of head i to 1, 2, .. cells in direction i, with equal weights (appendix A.4)."""
-        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
-        ways = torch.stack([angles.cos(), angles.sin()], dim=-1)  # (h, 2)
-        ways = ways / ways.abs().amax(-1, keepdim=True)  # onto a square, where rings of cells lie
-        steps = torch.arange(1, self.num_points + 1)
-        start = ways[:, None, None, :] * steps[:, None]  # (h, 1, points, 2)
+        # In numbers, not tensors: torch computes these on its meta device by modules that take a second to import.
+        start = []
+        for head in range(self.num_heads):
+            angle = 2 * math.pi * head / self.num_heads
+            way = math.cos(angle), math.sin(angle)
+            far = max(map(abs, way))  # onto a square, where rings of cells lie
+            ring = [step * side / far for step in range(1, self.num_points + 1) for side in way]
+            start += self.num_levels * ring  # (levels, points, 2)
         for layer in (self.offset_proj, self.weight_proj):
             nn.init.zeros_(layer.weight)
         for layer in (self.v_proj, self.out_proj):
@@ -66,7 +69,7 @@ class DeformableAttention(nn.Module):
         for layer in (self.weight_proj, self.v_proj, self.out_proj):
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            self.offset_proj.bias.copy_(start.expand(-1, self.num_levels, -1, -1).flatten())
+            self.offset_proj.bias.copy_(torch.tensor(start))
 
     def forward(
         self,

@@ -302,6 +302,6 @@ def test_loss_of_a_softmax_equals_transformers() -> None:
     criterion = theirs.ImageLoss(matcher, 5, 0.1, ["labels", "boxes"]).double()
     expected = criterion({"logits": logits, "pred_boxes": boxes}, targets)
     output = DetectionOutput(logits[..., :-1], boxes, no_object=logits[..., -1])
-    found = DetectionLoss(class_cost=1.0)(output, true, labels, mask)
+    found = DetectionLoss(class_cost=1.0, class_weight=1.0)(output, true, labels, mask)
     wanted = [expected["loss_ce"], 5 * expected["loss_bbox"], 2 * expected["loss_giou"]]
     torch.testing.assert_close([found[n] for n in ("classification", "l1", "giou")], wanted)
