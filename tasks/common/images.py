@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mmattn.data.errors import DataError
 from mmattn.data.files import some_below
 from mmattn.data.image.processor import IMAGE_EXTENSIONS
 from mmattn.data.readers import read_settings
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.items import mapping_of, name_of
+from mmattn.tasks.common.outputs import Outputs
 from mmattn.tasks.common.sources import Source
 
 if TYPE_CHECKING:
@@ -53,6 +56,31 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
         return item
     given = mapping_of(item, "image")
     return kind(name_of(given, number, ("image",)), given["image"])  # type: ignore[call-arg]
+
+
+def claim_pngs(
+    predictor: Any, items: Sequence[Any], folders: Mapping[str, str | Path | None]
+) -> dict[int, dict[str, Path]]:
+    """Claim a PNG for each item in each folder, so that a wrong folder is an error before any prediction.
+
+    Args:
+        predictor: The predictor, for the items' names.
+        items: The items.
+        folders: Folders by the kind of PNG; None: none of this kind.
+
+    Returns:
+        The paths by kind, by the item's index; without items that are not valid, which are reported in their turn.
+
+    Raises:
+        UserError: See `Outputs.claim`.
+    """
+    given = {kind: folder for kind, folder in folders.items() if folder is not None}
+    outputs, files = Outputs(items if given else (), predictor.reserved), dict[int, dict[str, Path]]()
+    for number, item in enumerate(items if given else ()):
+        with suppress(DataError):
+            name = predictor.to_sample(item, number).id
+            files[number] = {kind: outputs.place(folder, name, IMAGE_EXTENSIONS) for kind, folder in given.items()}
+    return files
 
 
 def read_timm(source: Source, kind: Any, name: str) -> Any:

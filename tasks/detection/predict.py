@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError, nearest
-from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size, load_image
+from mmattn.data.image.processor import image_size, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
-from mmattn.tasks.common.images import image_files, image_sample
+from mmattn.tasks.common.images import claim_pngs, image_files, image_sample
 from mmattn.tasks.common.items import listed
-from mmattn.tasks.common.outputs import Outputs, save_png
+from mmattn.tasks.common.outputs import save_png
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.detection.boxes import Detections, Truth
 from mmattn.tasks.detection.data import DetectionBatch, DetectionDataset, DetectionSample
@@ -178,16 +178,13 @@ class DetectionPredictor(Predictor[Item, DetectionPrediction]):
             options: Options of `predict_batch`.
         """
         items = listed(items)
-        outputs, files = Outputs(items if save_images else (), self.reserved), dict[int, Path]()
-        for number, item in enumerate(items if save_images else ()):  # a wrong folder is an error before any prediction
-            with suppress(DataError):  # of the item, reported in its turn
-                name = self.to_sample(item, number).id
-                files[number] = outputs.place(save_images or "", name, IMAGE_EXTENSIONS)
+        files = claim_pngs(self, items, {"image": save_images})
         for number, found in enumerate(super().stream(items, batch_size, on_error, **options)):
-            if number in files and not isinstance(found, Exception):
-                image = load_image(self.to_sample(items[number], number).image, f"item {found.id}")
-                save_png(files[number], drawn(image, found, self.processor.labels).save)
-                found.image = str(files[number])
+            for kind, path in files.get(number, {}).items():
+                if not isinstance(found, Exception):
+                    image = load_image(self.to_sample(items[number], number).image, f"item {found.id}")
+                    save_png(path, drawn(image, found, self.processor.labels).save)
+                    setattr(found, kind, str(path))
             yield found
 
     def lines(self, records: Iterable[Mapping[str, Any]], options: Mapping[str, Any]) -> Iterator[str]:

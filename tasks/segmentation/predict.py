@@ -15,11 +15,11 @@ from torch import Tensor
 
 from mmattn.data.errors import ConfigError, DataError
 from mmattn.data.image.masks import VOID, load_mask
-from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size, load_image
+from mmattn.data.image.processor import image_size, load_image
 from mmattn.tasks.common.adapter import CheckpointParts
-from mmattn.tasks.common.images import image_files, image_sample
+from mmattn.tasks.common.images import claim_pngs, image_files, image_sample
 from mmattn.tasks.common.items import listed
-from mmattn.tasks.common.outputs import Outputs, save_png
+from mmattn.tasks.common.outputs import save_png
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.segmentation.data import Prepared, SegmentationBatch, SegmentationDataset, SegmentationSample
 from mmattn.tasks.segmentation.model import SegmentationModel, best_classes, enlarge
@@ -147,14 +147,9 @@ class SegmentationPredictor(Predictor[Item, SegmentationPrediction]):
         """
         items = listed(items)
         named = {"mask": masks, "overlay": overlays}
-        folders = {kind: folder for kind, folder in named.items() if folder is not None}
-        if len({os.path.realpath(folder) for folder in folders.values()}) < len(folders):
+        if masks is not None and overlays is not None and os.path.realpath(masks) == os.path.realpath(overlays):
             raise ConfigError(f"--overlays {overlays}: expected another folder than that of --masks.")
-        outputs, files = Outputs(items if folders else (), self.reserved), dict[int, dict[str, Path]]()
-        for number, item in enumerate(items if folders else ()):  # a wrong folder is an error before any prediction
-            with suppress(DataError):  # of the item, reported in its turn
-                name = self.to_sample(item, number).id
-                files[number] = {kind: outputs.place(at, name, IMAGE_EXTENSIONS) for kind, at in folders.items()}
+        files = claim_pngs(self, items, named)
         for number, found in enumerate(super().stream(items, batch_size, on_error, **options)):
             for kind, path in files.get(number, {}).items():
                 if not isinstance(found, Exception):
