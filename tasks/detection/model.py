@@ -105,27 +105,7 @@ class DetectionModel(nn.Module):
         found = tuple(cast(Any, self.backbone).channels)
         if not 1 <= num_maps <= len(found):
             raise ValueError(f"num_maps: expected 1 to {len(found)}, the backbone's maps, found {num_maps}")
-        self.head = DetectionHead(
-            found[-num_maps:],
-            num_classes,
-            embed_dim=embed_dim,
-            num_queries=num_queries,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            ffn_dim=ffn_dim,
-            encoder_layers=encoder_layers,
-            expansion=expansion,
-            attention=attention,
-            decoder_attention=decoder_attention,
-            cross_attention=cross_attention,
-            position_attention=position_attention,
-            pooling=pooling,
-            dropout=dropout,
-            denoising_queries=denoising_queries,
-            label_noise=label_noise,
-            box_noise=box_noise,
-            copy_queries=copy_queries,
-        )
+        self.head = DetectionHead(found[-num_maps:], num_classes, **{name: given[name] for name in HEAD})
 
     @property
     def unit(self) -> int:
@@ -173,11 +153,13 @@ class DetectionModel(nn.Module):
         return reader.reading(maps, path, maps["head.centers"][0], maps["head.ratios"][0])
 
 
-KEYWORDS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(DetectionModel).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-}
+def _keywords(kind: type[nn.Module]) -> dict[str, Any]:
+    """The keywords of a constructor, with their defaults."""
+    parameters = inspect.signature(kind).parameters.items()
+    return {name: parameter.default for name, parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+KEYWORDS, HEAD = _keywords(DetectionModel), _keywords(DetectionHead)
 
 
 def _family(network: str, num_classes: int, given: Mapping[str, Any]) -> FamilyDetector:
