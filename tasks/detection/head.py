@@ -60,7 +60,7 @@ class DetectionHead(nn.Module):
         denoising_queries: Number of denoising queries in training, about; 0: none.
         label_noise: See `mmattn.tasks.detection.denoising.disturb`.
         box_noise: See `mmattn.tasks.detection.denoising.disturb`.
-        copy_queries: Number of further queries in training, several of which may find the same object; 0: none.
+        copy_queries: Number of additional queries in training, several of which may find the same object; 0: none.
 
     Raises:
         ValueError: A keyword is out of range; names it.
@@ -181,14 +181,14 @@ class DetectionHead(nn.Module):
         start = Start(states, boxes, self._mask(there, noised))
         logits_of, boxes_of = self._decode(start, memory)  # (layers, B, L, K), (layers, B, L, 4)
         Q, end = self.num_queries, found.shape[1]
-        there, further = there[:, :Q], there[:, Q:]
+        there, additional = there[:, :Q], there[:, Q:]
         scores = logits_of[-1, :, :Q].masked_fill(~there[..., None], NOTHING)
         output = DetectionOutput(scores, boxes_of[-1, :, :Q])
         if not self.training:
             return output
         copies = denoised = None
         if self.copy_queries:
-            copies = QuerySet(logits_of[:, :, Q:end], boxes_of[:, :, Q:end], further)
+            copies = QuerySet(logits_of[:, :, Q:end], boxes_of[:, :, Q:end], additional)
         if noised is not None:
             denoised = Denoised(logits_of[:, :, end:], boxes_of[:, :, end:], noised.objects, noised.query_mask)
         return output._replace(

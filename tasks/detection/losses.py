@@ -110,11 +110,11 @@ class DetectionLoss(nn.Module):
     In each decoder layer the objects are matched with queries one to one, by the least sum of the costs of scores, L1
     and GIoU (Carion et al. 2020, section 3.1; the cost of scores is that of Zhu et al. 2021, appendix A.4). Matched
     queries learn the class and the box, all others that there is nothing. Outputs with `no_object` have the cost
-    ``-p`` and the weighted mean of the cross-entropy of all queries (Carion et al. 2020). Further losses of the same
-    kind:
+    ``-p`` and the weighted mean of the cross-entropy of all queries (Carion et al. 2020). Additional losses of
+    the same kind:
 
     - of the decoder's earlier layers, and of the encoder's proposals, where an object may be matched several times;
-    - of further queries, with which each object is matched several times (Jia et al. 2023, section 3.2);
+    - of additional queries, with which each object is matched several times (Jia et al. 2023, section 3.2);
     - of denoising queries, whose objects are known without matching (Zhang et al. 2022, section 3.3).
 
     All but the cross-entropy are divided by the number of their matches in the batch, at least one.
@@ -131,7 +131,7 @@ class DetectionLoss(nn.Module):
         aux_weight: Weight of the earlier layers.
         proposal_weight: Weight of the proposals.
         proposal_copies: How many proposals an object is matched with.
-        copy_weight: Weight of the further queries.
+        copy_weight: Weight of the additional queries.
         copies: How many of them an object is matched with.
         denoising_weight: Weight of the denoising queries.
         no_object_weight: Weight, in the cross-entropy, of queries without an object.
@@ -308,8 +308,8 @@ class DetectionLoss(nn.Module):
         target[tuple(query)] = classes
         weight = torch.where(target < logits.shape[-1], 1.0, self.no_object_weight).to(logits)
         scores = torch.cat([logits, no_object[..., None].to(logits)], -1).log_softmax(-1)  # (layers, B, Q, K + 1)
-        surprise = -scores.gather(-1, target[..., None])[..., 0]
-        return (weight * surprise).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-6)
+        losses = -scores.gather(-1, target[..., None])[..., 0]
+        return (weight * losses).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-6)
 
 
 def assign(costs: np.ndarray, row_mask: np.ndarray) -> np.ndarray:

@@ -36,6 +36,6 @@ class DetectionOutput(NamedTuple):
     boxes_cxcywh: Tensor  # (B, Q, 4)
     layers: QuerySet | None = None  # of all decoder layers, the last one included
     proposals: QuerySet | None = None  # of the encoder's cells, one layer
-    copies: QuerySet | None = None  # of further queries, several of which may find the same object
+    copies: QuerySet | None = None  # of additional queries, several of which may find the same object
     denoised: Denoised | None = None
     no_object: Tensor | None = None  # (B, Q), logit of "no object"; None: classes are independent
