@@ -73,6 +73,9 @@ def test_head_and_kernel_examples_run() -> None:
 ANSWERS: dict[str, Callable[[Any], Any]] = {  # what the code of a README's section on ONNX prints
     "asr": lambda model: model("speech.wav", ctc_weight=1.0, num_beams=1).text,
     "classification": lambda model: model("photo.jpg").label,
+    "detection": lambda model: sorted(
+        (box.label, [round(side) for side in box.box_xyxy]) for box in model("photo.jpg").boxes
+    ),
     "segmentation": lambda model: [model.labels[index] for index in np.unique(model("photo.jpg").labels)],
     "qa": lambda model: (
         model({"question": "Who keeps the goat?", "context": Path("context.txt").read_text()}, threshold=1000.0).answer
@@ -117,7 +120,7 @@ def test_onnx_example_runs(
     assert capsys.readouterr().out.strip() == str(ANSWERS[task](model))
 
 
-@pytest.mark.parametrize("task", ["asr", "qa", "vqa", "classification", "segmentation"])
+@pytest.mark.parametrize("task", ["asr", "qa", "vqa", "classification", "segmentation", "detection"])
 def test_figures_match_results(task: str) -> None:
     """A row begins with its entry of results.json, and its value."""
     text = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8")
