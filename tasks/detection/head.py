@@ -168,10 +168,16 @@ class DetectionHead(nn.Module):
         memory = self._encode(maps, pixel_mask)
         cells = self.proposal_norm(self.proposal_proj(memory.states))  # (B, S, E)
         logits = self.proposal_classes(cells)  # (B, S, K)
-        proposed = (self.proposal_boxes(cells) + inverse_sigmoid(self._squares(memory))).sigmoid()  # (B, S, 4)
+        squares = self._squares(memory)  # (B, S, 4)
         found = self._choose(memory.mask, logits)  # (B, Q + T)
         there = memory.mask.gather(1, found)
-        states, boxes = (x.gather(1, found[..., None].expand(-1, -1, x.shape[-1])).detach() for x in (cells, proposed))
+        proposed = None
+        if self.training:  # the boxes of all cells have a loss
+            proposed = self._propose(cells, squares)
+            states, boxes = (_pick(x, found).detach() for x in (cells, proposed))
+        else:
+            states = _pick(cells, found)
+            boxes = self._propose(states, _pick(squares, found))
         noised = None
         if truth is not None and self.training and self.label_embed is not None:
             noise = (self.denoising_queries, self.label_noise, self.box_noise)
@@ -184,7 +190,7 @@ class DetectionHead(nn.Module):
         there, additional = there[:, :Q], there[:, Q:]
         scores = logits_of[-1, :, :Q].masked_fill(~there[..., None], NOTHING)
         output = DetectionOutput(scores, boxes_of[-1, :, :Q])
-        if not self.training:
+        if proposed is None:
             return output
         copies = denoised = None
         if self.copy_queries:
@@ -229,6 +235,10 @@ class DetectionHead(nn.Module):
         sizes = (CELLS * torch.cat(sides) / memory.ratios_xy[:, None]).clamp_max(0.9)  # (B, S, 2)
         return torch.cat([memory.centers_xy, sizes], -1)
 
+    def _propose(self, cells: Tensor, squares: Tensor) -> Tensor:
+        """Boxes cxcywh of cells (B, L, E), which correct their squares (B, L, 4)."""
+        return (self.proposal_boxes(cells) + inverse_sigmoid(squares)).sigmoid()
+
     def _choose(self, mask: Tensor, logits: Tensor) -> Tensor:
         """Indices (B, Q + T) of the cells with the best scores of any class, the best first; padding is last."""
         count = mask.shape[1]
@@ -258,6 +268,11 @@ class DetectionHead(nn.Module):
                 boxes.append(reference)
             reference = reference.detach()
         return torch.stack(logits), torch.stack(boxes)
+
+
+def _pick(x: Tensor, indices: Tensor) -> Tensor:
+    """The rows (B, L, E) of x (B, S, E) at indices (B, L)."""
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def own_shares(pixel_mask: Tensor, dtype: torch.dtype) -> Tensor:
