@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
+from mmattn.tasks.common.allocator import HEAP
 from mmattn.tasks.common.errors import CheckpointError, DiskFullError, NonFiniteLossError
 from mmattn.tasks.common.files import atomic_write
 from mmattn.tasks.common.frozen import FeatureStore, discard_features, keep_features
@@ -378,3 +379,16 @@ def progress_bar() -> ProgressBar:
     if type(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()).__name__ == "ZMQInteractiveShell":
         return TQDMProgressBar()  # a widget
     return RichProgressBar(leave=True) if sys.stdout.isatty() and not os.environ.get("CI") else LineProgress()
+
+
+class ReturnMemory(Callback):
+    """Returns freed memory to the system when it piles up, see `mmattn.tasks.common.allocator.Heap`."""
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        HEAP.check()
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        HEAP.check()
+
+    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        HEAP.check()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from mmattn.data.errors import UserError, is_user_error, nearest
 from mmattn.tasks.common.adapter import CheckpointParts, read_parts
+from mmattn.tasks.common.allocator import HEAP
 from mmattn.tasks.common.checkpoint import PROCESSOR, save_directory
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.files import atomic_folder
@@ -268,6 +269,7 @@ class Predictor(Reviewing, Generic[Item, Prediction]):
                 return dict.fromkeys(samples, problem)
             alone = [self._group({place: sample}, on_error, options) for place, sample in samples.items()]
             return {place: one for part in alone for place, one in part.items()}
+        HEAP.check()
         return dict(zip(samples, found, strict=True))
 
     def explain(self, item: Item, **options: Any) -> Any:

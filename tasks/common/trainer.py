@@ -24,6 +24,7 @@ from mmattn.tasks.common.callbacks import (
     FrozenFeatures,
     LastCheckpoint,
     Patience,
+    ReturnMemory,
     progress_bar,
 )
 from mmattn.tasks.common.errors import ConfigError
@@ -156,7 +157,12 @@ def make_trainer(options: Mapping[str, Any], callbacks: list[Callback], root: Pa
     if config["check_val_every_n_epoch"] is None and config["val_check_interval"] is None:
         config["check_val_every_n_epoch"] = 1
     given, plugins = (v if isinstance(v, list) else [v] for v in (config["callbacks"] or [], config["plugins"] or []))
-    callbacks = [*given, *callbacks, *([progress_bar()] if config["enable_progress_bar"] is not False else [])]
+    callbacks = [
+        *given,
+        *callbacks,
+        ReturnMemory(),
+        *([progress_bar()] if config["enable_progress_bar"] is not False else []),
+    ]
     config["logger"] = named_loggers(config["logger"], root, task, fit)
     if not fit:
         config["enable_checkpointing"] = False
