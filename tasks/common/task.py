@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 DEMO = "demo"  # names the built-in data in place of a path, and the model that was trained on them
+# Families of public text encoders, see `mmattn.tasks.common.text_encoder`.
+TEXT_ENCODERS = ("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*", "electra/*")
 
 
 class Option(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmattn.tasks.common.lazy import lazy
-from mmattn.tasks.common.task import Option, Task
+from mmattn.tasks.common.task import TEXT_ENCODERS, Option, Task
 
 if TYPE_CHECKING:
     from mmattn.tasks.qa.model import QAModel as QAModel, QAOutput as QAOutput, SpanHead as SpanHead
@@ -50,9 +50,7 @@ TASK = Task(
         ),
     ),
     adapter="adapters:QAAdapter",
-    families=dict.fromkeys(
-        ("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*", "electra/*"), "adapters:BertAdapter"
-    )
+    families=dict.fromkeys(TEXT_ENCODERS, "adapters:BertAdapter")
     | {
         "bert/BertForQuestionAnswering": "adapters:BertAdapter",
         "roberta/RobertaForQuestionAnswering": "adapters:BertAdapter",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmattn.tasks.common.lazy import lazy
-from mmattn.tasks.common.task import Option, Task
+from mmattn.tasks.common.task import TEXT_ENCODERS, Option, Task
 
 if TYPE_CHECKING:
     from mmattn.tasks.vqa.model import VQAHead as VQAHead, VQAModel as VQAModel, VQAOutput as VQAOutput
@@ -40,8 +40,7 @@ TASK = Task(
         Option("top_k", "number of answers, most probable first (default: 1)", int, only="predict"),
     ),
     adapter="adapters:VQAAdapter",
-    families={"timm/*": "adapters:ImageAdapter"}
-    | dict.fromkeys(("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*", "electra/*"), "adapters:TextAdapter"),
+    families={"timm/*": "adapters:ImageAdapter"} | dict.fromkeys(TEXT_ENCODERS, "adapters:TextAdapter"),
     default_checkpoint="easy_vqa",
     baselines={
         "image ablated": "--data.ablate image",

@@ -8,16 +8,15 @@ from typing import Any
 
 from mmattn.building import build_on_meta
 from mmattn.data.image.processor import ImageProcessor
-from mmattn.data.text.pretrained import read_public as read_tokenizers
 from mmattn.tasks.common.adapter import FREE, Adapter, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.finetune import init_missing, read_network
+from mmattn.tasks.common.finetune import init_missing
 from mmattn.tasks.common.images import read_timm, statistics, timm_size
 from mmattn.tasks.common.sources import Source
+from mmattn.tasks.common.text_encoder import read_text_encoder
 from mmattn.tasks.vqa.processor import PublicInputs
 
 ROLES = ("image", "text")
-EMBEDDING = "text_encoder.embedding.weight"
 OTHERS = 10_000  # parameters of layers that are new
 # Keywords that do not affect the weights of public encoders.
 HEAD = ("embed_dim", "num_heads", "ffn_dim", "image_layers", "fusion", "pooling", "fusion_layers", "num_latents")
@@ -52,12 +51,9 @@ class EncoderAdapter(VQAAdapter):
     role: str  # one of ROLES
 
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
-        state = dict(parts.state)
-        if EMBEDDING in state:  # rows beyond the tokenizer's only round their number up
-            state[EMBEDDING] = state[EMBEDDING][: sizes["vocab_size"]].clone()
-        names = build_on_meta(state, self.build, {**parts.keywords, **sizes}, OTHERS).state_dict()
-        missing = tuple(name for name in names if name not in state)
-        parts = init_missing(replace(parts, state=state), sizes, seed, missing, spare=OTHERS)
+        names = build_on_meta(parts.state, self.build, {**parts.keywords, **sizes}, OTHERS).state_dict()
+        missing = tuple(name for name in names if name not in parts.state)
+        parts = init_missing(parts, sizes, seed, missing, spare=OTHERS)
         return super().adapt(parts, processor, sizes, seed)
 
 
@@ -84,14 +80,9 @@ class TextAdapter(EncoderAdapter):
     role = "text"
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
-        from mmattn.backbones.bert import BertEncoder
-
-        converted = read_network(source, BertEncoder, "BERT, RoBERTa, DistilBERT or ELECTRA")
-        text = {key: value for key, value in converted.keywords.items() if key != "vocab_size"} | {"pooler": False}
-        longest = text.get("max_len", 512) - (0 if text.get("pad_id") is None else text["pad_id"] + 1)
-        tokenizer, _ = read_tokenizers(source.folder, max_len=longest)
-        state = {f"text_encoder.{k}": v for k, v in converted.state.items() if not k.startswith("pooler.")}
-        keywords = {"text_encoder": "bert", "text_options": text, "max_text_len": longest}
+        text = read_text_encoder(source)
+        state = {f"text_encoder.{key}": value for key, value in text.state.items()}
+        keywords = {"text_encoder": "bert", "text_options": text.options, "max_text_len": text.max_len}
         free = (*FREE, *HEAD, *IMAGE, "max_text_len")
-        inputs = PublicInputs(tokenizer=tokenizer)
+        inputs = PublicInputs(tokenizer=text.tokenizer)
         return CheckpointParts(self, source.where, keywords, state, inputs, headless=True, free=free)

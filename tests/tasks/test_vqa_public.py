@@ -88,12 +88,13 @@ def test_electra_reads_questions(public: dict[str, Path], tmp_path: Path) -> Non
     transformers.ElectraForPreTraining(config).save_pretrained(tmp_path)
     shutil.copy(public["text"] / "tokenizer.json", tmp_path)
     parts = read_parts("vqa", {"text": str(tmp_path)})
-    more = {"vocab_size": 20, "num_answers": 3, "embed_dim": 16, "num_heads": 2}
+    size = len(parts.state["text_encoder.embedding.weight"])  # the tokenizer's
+    more = {"vocab_size": size, "num_answers": 3, "embed_dim": 16, "num_heads": 2}
     model = parts.adapter.build({**parts.keywords, **more}).eval()
     missing, unexpected = model.load_state_dict(parts.state, strict=False)
     assert not unexpected
     assert not any(name.startswith("text_encoder.") for name in missing)
-    ids, mask = torch.randint(4, 20, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
+    ids, mask = torch.randint(4, size, (2, 6)), torch.ones(2, 6, dtype=torch.bool)
     states = model.text_encoder(ids, mask).states
     torch.testing.assert_close(states, load_pretrained(tmp_path)(ids, mask).states, atol=1e-5, rtol=0)
     assert model(torch.randn(2, 3, 64, 64), ids, mask).logits.shape == (2, 3)
