@@ -147,6 +147,7 @@ def add_lora(
     *,
     targets: Collection[str] = ("q_proj", "v_proj"),
     dropout: float = 0.0,
+    weights: Collection[str] | None = None,
 ) -> list[str]:
     """Replaces linear maps of a model's attention and feed-forward layers by `LoRALinear`, in place.
 
@@ -160,6 +161,7 @@ def add_lora(
             "fc1", "gate", "fc2" of feed-forward layers; those of other layers are in `MAPS`. A kernel that shares
             queries and keys has no "k_proj".
         dropout: See `LoRALinear`.
+        weights: Names of the parameters whose maps may be replaced, such as those of public weights; None: all.
 
     Returns:
         The paths of the replaced maps.
@@ -180,6 +182,7 @@ def add_lora(
         if isinstance(layer, kind)
         for name in names
         if type(getattr(layer, name, None)) in ADAPTED
+        and (weights is None or f"{path}.{name}.weight".removeprefix(".") in weights)
     ]
     known = [name for name in TARGETS if any(name == place for _, _, place in found)]
     if not known:

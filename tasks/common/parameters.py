@@ -175,7 +175,7 @@ class LoRAOptions:
 
 
 def train_low_rank(model: nn.Module, options: LoRAOptions, given: Collection[str]) -> None:
-    """Freeze given weights, and add low-rank updates to linear maps.
+    """Freeze given weights, and add low-rank updates to their linear maps; other weights are trained as they are.
 
     Args:
         model: The model.
@@ -191,7 +191,7 @@ def train_low_rank(model: nn.Module, options: LoRAOptions, given: Collection[str
         if name in given:
             parameter.requires_grad_(False)
     try:
-        add_lora(model, options.rank, options.alpha, targets=options.targets, dropout=options.dropout)
+        add_lora(model, options.rank, options.alpha, targets=options.targets, dropout=options.dropout, weights=given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.lora.{error}") from None
 

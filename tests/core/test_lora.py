@@ -254,3 +254,11 @@ def test_errors():
     refused("expected a convolution of one cell", LoRAConv2d, nn.Conv2d(4, 4, 3), 2)
     add_lora(model)
     refused(r"some of k_proj, out_proj, fc1, gate, fc2; found \['q_proj', 'v_proj'\]", add_lora, model)
+
+
+def test_weights_choose_the_maps():
+    model = Encoder(16, 2, 4)
+    names = [name for name, _ in model.named_parameters() if name.startswith("layers.1.")]
+    assert add_lora(model, 2, weights=names) == ["layers.1.attention.q_proj", "layers.1.attention.v_proj"]
+    attention = MultiHeadAttention(16, 4)
+    assert add_lora(attention, targets=["q_proj"], weights=["q_proj.weight"]) == ["q_proj"]
