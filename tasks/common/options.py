@@ -45,6 +45,7 @@ SEARCH: dict[str, tuple[tuple[type, ...], float, float]] = {  # types and range 
     "lm_weight": ((int, float), 0, 100),
     "lm_bonus": ((int, float), -100, 100),
     "mbr": ((bool,), 0, 1),
+    "num_sentences": ((int,), 1, 1000),
 }
 
 

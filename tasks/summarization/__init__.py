@@ -11,10 +11,15 @@ from typing import TYPE_CHECKING
 
 from mmattn.tasks.common.lazy import lazy
 from mmattn.tasks.common.seq2seq import SEARCH
-from mmattn.tasks.common.task import Option, Task
+from mmattn.tasks.common.task import TEXT_ENCODERS, Option, Task
 
 if TYPE_CHECKING:
     from mmattn.tasks.summarization.copying import CopyHead as CopyHead
+    from mmattn.tasks.summarization.extractive import (
+        ExtractiveModel as ExtractiveModel,
+        ExtractiveOutput as ExtractiveOutput,
+        SentenceHead as SentenceHead,
+    )
     from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder as HierarchicalEncoder
     from mmattn.tasks.summarization.model import (
         SummarizationModel as SummarizationModel,
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "model": ("SummarizationModel", "SummaryOutput"),
     "copying": ("CopyHead",),
+    "extractive": ("ExtractiveModel", "ExtractiveOutput", "SentenceHead"),
     "hierarchy": ("HierarchicalEncoder",),
     "predict": ("SummarizationPredictor", "SummarizationPrediction", "load"),
     "module": ("SummarizationModule",),
@@ -49,10 +55,12 @@ TASK = Task(
     options=(
         Option("text", "document to summarize", kind="item", bare=True),
         *SEARCH,
+        Option("num_sentences", "extractive models: maximum number of sentences (default: as saved, or 3)", int),
         Option("prefix", "T5 only: prefix of each document (default: the one in its config.json)", kind="load"),
     ),
-    adapter="mmattn.tasks.common.seq2seq.adapters:PairAdapter",
-    families=dict.fromkeys(("bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter"),
+    adapter="adapters:SummarizationAdapter",
+    families=dict.fromkeys(("bart/*", "t5/*"), "mmattn.tasks.common.seq2seq.adapters:Seq2SeqAdapter")
+    | dict.fromkeys(TEXT_ENCODERS, "adapters:BertAdapter"),
     baselines={
         "source ablated": "--data.ablate source",
         "mean pooling for attention": "--model.pooling mean --model.copy false --loss.salience 0",

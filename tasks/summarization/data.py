@@ -30,6 +30,8 @@ class SummaryBatch(PairBatch):
     sentence_starts: Tensor  # (B, n) long: first token of each sentence, padded with -1
     copy_ids: Tensor  # (B, S) long: source_ids before word dropout
     cut: Tensor  # (B,) long: number of truncated tokens of each document
+    documents: list[str]
+    sentences: list[list[Span]]  # characters of each of the sentences in `sentence_starts`
 
 
 class SummaryDataset(PairDataset):

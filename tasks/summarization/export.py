@@ -1,16 +1,18 @@
-"""Export of the summarizer: the encoder, and one decoder step with its copy mechanism."""
+"""Export of the summarizers: the encoder and one decoder step with its copy mechanism; or the extractive model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.export import Dim
 
+from mmattn.tasks.common.export import export_model
 from mmattn.tasks.common.seq2seq.export import (
+    BATCH,
     Program,
     StepOutput,
     StepProgram,
@@ -19,7 +21,10 @@ from mmattn.tasks.common.seq2seq.export import (
     project,
     text_example,
 )
+from mmattn.tasks.summarization.extractive import ExtractiveModel
 from mmattn.tasks.summarization.model import SummarizationModel
+
+MOST = 4096  # tokens, and sentences
 
 
 class SummaryMemory(NamedTuple):
@@ -68,13 +73,25 @@ class CopyingStepProgram(StepProgram):
 
 def export_summarization(model: SummarizationModel, folder: Path, formats: Sequence[str]) -> list[str]:
     """Export `encoder` and `step` programs; see `export_decoder`."""
-    sources = [_example(model, *size) for size in ((3, 7), (1, 2), (4, 12))]
-    text = dict.fromkeys(("source_ids", "source_mask"), Dim("length", max=longest(model)))
-    lengths = text | {"sentence_starts": Dim("sentences", max=4096)}
+    sources, lengths = _sources(model.embedding.num_embeddings, longest(model))
     return export_decoder(EncoderProgram(model), CopyingStepProgram(model), sources, lengths, folder, formats)
 
 
-def _example(model: SummarizationModel, batch: int, length: int) -> dict[str, Tensor]:
-    text = text_example(model.embedding.num_embeddings, batch, length)
+def export_extractive(model: ExtractiveModel, folder: Path, formats: Sequence[str]) -> list[str]:
+    """Export the `summarization` program: documents with sentence starts to scores; see `export_model`."""
+    sources, lengths = _sources(model.encoder.embedding.num_embeddings, model.max_len or MOST)
+    shapes = {name: {0: BATCH, 1: length} for name, length in lengths.items()}
+    return export_model(model.eval().cpu(), sources, shapes, folder, "summarization", formats)
+
+
+def _sources(vocab_size: int, most: int) -> tuple[list[dict[str, Tensor]], dict[str, Any]]:
+    """Example documents, and the dimensions of their lengths."""
+    sources = [_example(vocab_size, *size) for size in ((3, 7), (1, 2), (4, 12))]
+    text = dict.fromkeys(("source_ids", "source_mask"), Dim("length", max=most))
+    return sources, text | {"sentence_starts": Dim("sentences", max=MOST)}
+
+
+def _example(vocab_size: int, batch: int, length: int) -> dict[str, Tensor]:
+    text = text_example(vocab_size, batch, length)
     starts = torch.arange(0, length, 3).expand(batch, -1)
     return text | {"sentence_starts": starts.where(starts < text["source_mask"].sum(1)[:, None], -1)}

@@ -25,6 +25,18 @@ def sentence_of(starts: Tensor, length: int) -> Tensor:
     return (begun.sum(1) - 1).clamp_min(0)
 
 
+def sentence_members(index: Tensor, starts: Tensor, key_mask: Tensor) -> Tensor:
+    """The tokens of each sentence: (B, n, S) bool, none in the padding.
+
+    Args:
+        index: (B, S) long, of `sentence_of`.
+        starts: (B, n) long, as in `sentence_of`.
+        key_mask: (B, S) bool, True = a real token.
+    """
+    numbers = torch.arange(starts.shape[1], device=index.device)[:, None]
+    return (index[:, None] == numbers) & key_mask[:, None] & (starts >= 0)[:, :, None]
+
+
 class SentencePooling(ContextPooling):
     """ContextPooling of several groups of the same vectors."""
 
@@ -83,8 +95,7 @@ class HierarchicalEncoder(nn.Module):
         index = sentence_of(starts, x.shape[1])  # (B, S)
         together = (index[:, :, None] == index[:, None])[:, None]  # (B, 1, S, S)
         words = self.words(x, Mask(key_mask, together))
-        numbers = torch.arange(starts.shape[1], device=x.device)[:, None]
-        members = (index[:, None] == numbers) & key_mask[:, None]  # (B, n, S)
+        members = sentence_members(index, starts, key_mask)  # (B, n, S)
         sentences = self.sentences(self.positions(self.pool(words, members)), Mask(members.any(-1)))  # (B, n, E)
         own = self.back(sentences).gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))  # (B, S, E)
         words = words + own

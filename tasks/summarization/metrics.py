@@ -35,15 +35,12 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     >>> round(found["rouge1"], 3), round(found["rouge1_first"], 3)
     (0.8, 0.8)
     """
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorers = {latin: RougeScorer(list(KINDS), tokenizer=_tokenizer(latin)) for latin in (True, False)}
     wordless = []
     sums = dict.fromkeys([*KINDS, *(f"{kind}_first" for kind in KINDS)], 0.0)
     for hypothesis, given in zip(hypotheses, references, strict=True):
         lines, latin = sentences_on_lines(hypothesis), is_latin(given)
         wordless += [reference for reference in given if not _tokenizer(latin).tokenize(reference)]
-        found = [scorers[latin].score(sentences_on_lines(reference), lines) for reference in given]
+        found = [_scorer(latin).score(sentences_on_lines(reference), lines) for reference in given]
         for kind in KINDS:
             sums[kind] += max(one[kind].fmeasure for one in found)
             sums[f"{kind}_first"] += found[0][kind].fmeasure
@@ -52,6 +49,29 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
             f"ROUGE sees no words in {len(wordless)} references, such as {shorten(wordless[0])}", stacklevel=2
         )
     return {name: total / max(len(hypotheses), 1) for name, total in sums.items()}
+
+
+def sentence_scores(sentences: Sequence[str], references: Sequence[str]) -> list[float]:
+    """How good a summary each sentence is alone: the mean F1 of ROUGE-1, -2 and -L, the best of the references.
+
+    Args:
+        sentences: The sentences of a document.
+        references: One or more references.
+
+    >>> [round(value, 3) for value in sentence_scores(["a ship sails", "rain"], ["ships sailed", "a ship"])]
+    [0.756, 0.0]
+    """
+    scorer = _scorer(is_latin(references), KINDS[:3])
+    found = [[scorer.score(reference, sentence) for reference in references] for sentence in sentences]
+    return [sum(max(one[kind].fmeasure for one in row) for kind in KINDS[:3]) / 3 for row in found]
+
+
+@lru_cache(maxsize=4)
+def _scorer(latin: bool, kinds: tuple[str, ...] = KINDS) -> Any:
+    """A scorer of rouge-score."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(kinds), tokenizer=_tokenizer(latin))
 
 
 @lru_cache(maxsize=2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,11 @@ from mmattn.kernels import KERNELS
 from mmattn.masks import Mask
 from mmattn.tasks.common.seq2seq.model import mean_memory
 from mmattn.tasks.summarization.copying import CopyHead, Frequencies
+from mmattn.tasks.summarization.extractive import ExtractiveModel
 from mmattn.tasks.summarization.hierarchy import HierarchicalEncoder
+
+GENERATIVE: Final = "pointer_generator"
+EXTRACTIVE: Final = "extractive"
 
 
 class SummaryOutput(NamedTuple):
@@ -27,10 +32,13 @@ class SummaryOutput(NamedTuple):
 
 
 class SummarizationModel(Seq2Seq):
-    """Documents to summaries.
+    """Documents to summaries, written word by word.
 
     Args:
         vocab_size: V, shared by document and summary.
+        network: "pointer_generator", this one; "extractive" names `ExtractiveModel`, which `build` makes: it chooses
+            sentences of the document, and has embed_dim, num_heads, ffn_dim, encoder_layers, attention,
+            sentence_layers, pooling, dropout and text_options.
         embed_dim: E.
         num_heads: Number of attention heads, h.
         ffn_dim: Hidden size of the feed-forward networks.
@@ -52,6 +60,7 @@ class SummarizationModel(Seq2Seq):
             frequency.
         pooling: How the decoder reads the document: by "attention", or its "mean", a baseline without attention.
         dropout: Dropout rate everywhere but in attention weights.
+        text_options: Keywords of the public encoder of "extractive", from its weights.
 
     Raises:
         ValueError: Options contradict each other.
@@ -68,6 +77,7 @@ class SummarizationModel(Seq2Seq):
         self,
         vocab_size: int,
         *,
+        network: Literal["pointer_generator", "extractive"] = GENERATIVE,
         embed_dim: int = 96,
         num_heads: int = 4,
         ffn_dim: int = 256,
@@ -84,7 +94,10 @@ class SummarizationModel(Seq2Seq):
         frequencies: bool = False,
         pooling: Literal["attention", "mean"] = "attention",
         dropout: float = 0.1,
+        text_options: Mapping[str, Any] | None = None,
     ) -> None:
+        if network != GENERATIVE or text_options is not None:
+            raise ValueError(f"network: expected {GENERATIVE} without text_options, found {network!r}; see build")
         if global_tokens not in ("none", "first", "sentences"):
             raise ValueError(f"global_tokens: expected none, first or sentences, found {global_tokens!r}")
         if pooling == "mean" and copy:
@@ -240,3 +253,21 @@ class SummarizationModel(Seq2Seq):
         if self.copy_head is not None:
             return maps["copy_head.weights"][0]
         return maps[f"decoder.layers.{len(self.decoder.layers) - 1}.cross_attention"][0].mean(1)
+
+
+def build(vocab_size: int, *, network: str = GENERATIVE, **keywords: Any) -> SummarizationModel | ExtractiveModel:
+    """The model of a network's name, with the keywords of `SummarizationModel`.
+
+    Raises:
+        ValueError: There is no such network, or a keyword that is not its own is given.
+    """
+    if network == GENERATIVE:
+        return SummarizationModel(vocab_size, **keywords)
+    if network != EXTRACTIVE:
+        raise ValueError(f"network: expected {GENERATIVE} or {EXTRACTIVE}, found {network!r}")
+    known, own = (inspect.signature(kind).parameters for kind in (SummarizationModel, ExtractiveModel))
+    for name in [name for name in keywords if name in known and name not in own]:
+        value = keywords.pop(name)
+        if value != known[name].default:
+            raise ValueError(f"{name}: of the network {GENERATIVE} alone, not of {network}; found {value!r}")
+    return ExtractiveModel(vocab_size, **keywords)

@@ -1,4 +1,4 @@
-"""Training and evaluation of summarization: cross-entropy with a copy mechanism, ROUGE by beam search."""
+"""Training and evaluation of summarization: cross-entropy of words or of sentences, ROUGE of the summaries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from mmattn.tasks.common.datamodule import Split
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.options import check_range
 from mmattn.tasks.common.seq2seq.model import token_loss
-from mmattn.tasks.common.seq2seq.module import PairDataModule, PairLossOptions, PairModule
+from mmattn.tasks.common.seq2seq.module import PairDataModule, PairDecodeOptions, PairLossOptions, PairModule
 from mmattn.tasks.summarization.copying import worth_copying
 from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset
+from mmattn.tasks.summarization.extract import NUM_SENTENCES, check_extractive, extract, sentence_gains
+from mmattn.tasks.summarization.extractive import sentence_loss
 from mmattn.tasks.summarization.metrics import score, signature
+from mmattn.tasks.summarization.model import EXTRACTIVE
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +69,48 @@ class SummarizationLossOptions(PairLossOptions):
         check_range("loss.salience", self.salience, 0)
 
 
+@dataclass
+class SummarizationDecodeOptions(PairDecodeOptions):
+    """Decoding options. All but `val_beams` are saved with the model and are the defaults of `predict`.
+
+    Args:
+        num_beams: See `PairDecodeOptions`, as the arguments that follow; not of extractive models.
+        length_penalty: See `PairDecodeOptions`.
+        mbr: See `PairDecodeOptions`.
+        val_beams: See `PairDecodeOptions`.
+        num_sentences: Maximum number of sentences that an extractive model chooses; None: as the model that is
+            fine-tuned, or 3.
+    """
+
+    num_sentences: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("decode.num_sentences", self.num_sentences, 1)
+
+
 class SummarizationModule(PairModule):
-    """Cross-entropy, and a loss that predicts which source words occur in the summary; ROUGE by beam search."""
+    """Cross-entropy of words, and a loss that predicts which source words occur in the summary; or of sentences.
+
+    Models that generate a summary are evaluated by beam search, extractive ones by their best sentences.
+    """
 
     task = "summarization"
-    Loss = SummarizationLossOptions
+    Loss, Decode = SummarizationLossOptions, SummarizationDecodeOptions
 
     def __init__(self, model: dict[str, Any], *options: Any, **named: Any) -> None:
         super().__init__(model, *options, **named)
+        self.is_extractive = model.get("network") == EXTRACTIVE
+        if self.is_extractive:
+            given = {name: value for name, value in vars(self.decode).items() if value != getattr(self.Decode, name)}
+            check_extractive(given, "decode.{}")
+            if self.loss.salience:
+                raise ConfigError(f"loss.salience: expected 0 for an extractive model, found {self.loss.salience}.")
+        elif self.decode.num_sentences is not None:
+            raise ConfigError(
+                f"decode.num_sentences: expected none, since the model generates words (--model.network {EXTRACTIVE} "
+                f"chooses sentences); found {self.decode.num_sentences}."
+            )
         if self.loss.salience and not model.get("copy", True):
             raise ConfigError(
                 f"loss.salience: expected 0 for a model without a copy mechanism, found {self.loss.salience}."
@@ -86,8 +123,13 @@ class SummarizationModule(PairModule):
                 f"loss.salience: expected 0, since public models have no copy mechanism; found {self.loss.salience}."
             )
 
+    def wanted(self) -> dict[str, Any]:
+        return super().wanted() | {"num_sentences": self.decode.num_sentences}
+
     def training_loss(self, batch: SummaryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         self.apply_word_dropout(batch)
+        if self.is_extractive:
+            return self._sentence_loss(self.score_sentences(batch), batch, self.loss.label_smoothing), {}
         output = self.run_model(batch)
         loss = words = token_loss(output.logits, batch.labels, batch.label_mask, self.loss.label_smoothing)
         if not self.loss.salience:
@@ -97,8 +139,22 @@ class SummarizationModule(PairModule):
         salience = F.binary_cross_entropy_with_logits(output.salience[mask].float(), worth[mask].float())
         return loss + self.loss.salience * salience, {"words": words, "salience": salience}
 
+    def score_sentences(self, batch: SummaryBatch) -> Tensor:
+        """Logits (B, n) of the sentences, by an extractive model."""
+        logits: Tensor = self.model(batch.source_ids, batch.source_mask, batch.sentence_starts).logits
+        return logits
+
+    def _sentence_loss(self, logits: Tensor, batch: SummaryBatch, smoothing: float = 0.0) -> Tensor:
+        return sentence_loss(logits, batch.sentence_starts, sentence_gains(batch), smoothing)
+
     def update_metric(self, metric: Any, batch: SummaryBatch) -> None:
-        super().update_metric(metric, batch)
+        if self.is_extractive:
+            logits, saved = self.score_sentences(batch), self.data.processor.options.get("search", {})
+            metric.add("loss", float(self._sentence_loss(logits, batch)) * len(batch), len(batch))
+            count = self.decode.num_sentences or saved.get("num_sentences", NUM_SENTENCES)
+            metric.update(batch.ids, [found.summary for found in extract(logits, batch, count)], batch.references)
+        else:
+            super().update_metric(metric, batch)
         metric.add("truncated", float((batch.cut > 0).sum()), len(batch))  # share of truncated documents
 
     def score(self, hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,14 @@ from torch import Tensor
 from mmattn.data.errors import DataError
 from mmattn.data.files import some_below
 from mmattn.data.readers import read_text
+from mmattn.data.text.sentences import Span
+from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.seq2seq.data import PairSample
 from mmattn.tasks.common.seq2seq.predictor import Item, PairPredictor
-from mmattn.tasks.summarization.data import SummaryDataset, SummarySample
+from mmattn.tasks.common.shading import Words, shaded_html, shaded_picture
+from mmattn.tasks.summarization.data import SummaryBatch, SummaryDataset, SummarySample
+from mmattn.tasks.summarization.extract import NUM_SENTENCES, Extract, check_extractive, extract
+from mmattn.tasks.summarization.extractive import ExtractiveModel
 from mmattn.tasks.summarization.formats import TABLES
 from mmattn.tasks.summarization.metrics import score
 from mmattn.tasks.summarization.model import SummarizationModel
@@ -27,8 +34,9 @@ class SummarizationPrediction:
 
     id: str
     summary: str
-    score: float  # log p / length^length_penalty
+    score: float  # log p / length^length_penalty; of an extractive model the mean log p of the sentences
     tokens_cut: int = 0  # number of truncated document tokens
+    sentences: list[Span] = field(default_factory=list)  # characters of the chosen ones, by an extractive model
 
 
 @dataclass
@@ -67,6 +75,29 @@ class SummarizationExplanation:
         draw(self.document, columns, words, weights, title, path)
 
 
+@dataclass
+class ExtractionExplanation:
+    """The probability of each sentence of a document to be the best summary."""
+
+    prediction: SummarizationPrediction
+    words: Words  # each has its sentence's probability
+    truth: str | None = None  # a reference summary, if there is one
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG: the document with its sentences shaded by probability and the chosen ones outlined."""
+        from mmattn.plot import caption
+
+        title = caption(self.prediction.id, self.prediction.summary or "(nothing)", self.truth, 9.0)
+        shaded_picture(self.words, path, title)
+
+    def html(self) -> str:
+        """The same as a part of an HTML page."""
+        from html import escape
+
+        true = "" if self.truth is None else f"<p>reference: {escape(self.truth)}</p>"
+        return f"<section><h3>{escape(self.prediction.id)}</h3>{true}{shaded_html(self.words)}</section>"
+
+
 class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
     """Predictor of a summarization model.
 
@@ -77,6 +108,20 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
     task = "summarization"
     answer, graded_by = "summary", "ROUGE-L"
     cut_remark = "{} of the documents are longer than {} tokens and were truncated."
+
+    @property
+    def is_extractive(self) -> bool:
+        """Whether the model chooses sentences of the document."""
+        return isinstance(self.model, ExtractiveModel)
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        if self.is_extractive:
+            check_extractive(options, "--{}")
+            return dict(options)
+        if "num_sentences" in options:
+            reason = "which generates words; leave it out"
+            raise ConfigError(f"--num_sentences: expected none with this model, {reason}.")
+        return super().check_options(options)
 
     def to_sample(self, item: Item, number: int) -> PairSample:
         if not isinstance(item, PairSample):
@@ -95,6 +140,45 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
     def written(self, sample: PairSample, text: str, score: float, cut: int) -> SummarizationPrediction:
         return SummarizationPrediction(sample.id, text, round(score, 4), cut)
 
+    def predict_batch(self, samples: Sequence[PairSample], batch: Any, **options: Any) -> list[SummarizationPrediction]:
+        """Summarize each document.
+
+        Args:
+            samples: The samples of the batch.
+            batch: Their batch.
+            options: Of an extractive model num_sentences, the maximum number of sentences; of others see
+                `PairPredictor.predict_batch`.
+        """
+        if not self.is_extractive:
+            return super().predict_batch(samples, batch, **options)
+        self.cut += int((batch.cut > 0).sum())
+        found = zip(samples, self._extract(batch, **options), batch.cut.tolist(), strict=True)
+        return [self._extracted(sample, one, cut) for sample, one, cut in found]
+
+    def _extract(self, batch: SummaryBatch, num_sentences: int | None = None) -> list[Extract]:
+        saved = self.processor.options.get("search", {}).get("num_sentences", NUM_SENTENCES)
+        with torch.no_grad():
+            logits = self.model(batch.source_ids, batch.source_mask, batch.sentence_starts).logits
+        return extract(logits, batch, num_sentences or saved)
+
+    def _extracted(self, sample: PairSample, found: Extract, cut: int) -> SummarizationPrediction:
+        return SummarizationPrediction(sample.id, found.summary, round(found.score, 4), cut, found.spans)
+
+    def explain_batch(self, samples: Sequence[PairSample], batch: Any, **options: Any) -> list[Any]:
+        """Explain the summary of each document; options as for `predict_batch`."""
+        if not self.is_extractive:
+            return super().explain_batch(samples, batch, **options)
+        explanations = []
+        rows = zip(samples, self._extract(batch, **options), batch.sentences, batch.cut.tolist(), strict=True)
+        for sample, found, sentences, cut in rows:
+            words = [match.span() for match in re.finditer(r"\S+", sample.source)]
+            ends = [end for _, end in sentences]
+            places = [bisect_left(ends, end) for _, end in words]  # behind the input's end: none
+            weights = torch.tensor([*found.probabilities, 0.0])[places]
+            shown = Words(sample.source, words, weights, found.spans)
+            explanations.append(ExtractionExplanation(self._extracted(sample, found, cut), shown))
+        return explanations
+
     def explain_written(
         self, samples: Sequence[PairSample], written: Sequence[SummarizationPrediction]
     ) -> list[SummarizationExplanation]:
@@ -112,9 +196,11 @@ class SummarizationPredictor(PairPredictor[SummarizationPrediction]):
         return found
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Export the encoder and the decoder's step, with its cache as flat tensors."""
-        from mmattn.tasks.summarization.export import export_summarization
+        """Export the encoder and the decoder's step, with its cache as flat tensors; or an extractive model whole."""
+        from mmattn.tasks.summarization.export import export_extractive, export_summarization
 
+        if isinstance(self.model, ExtractiveModel):
+            return export_extractive(self.model, folder, formats)
         own = isinstance(self.model, SummarizationModel)  # or a public network
         return export_summarization(self.model, folder, formats) if own else super().export_graphs(folder, formats)
 

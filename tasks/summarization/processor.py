@@ -23,25 +23,33 @@ class SummaryProcessor(PairProcessor):
     def encode_sources(self, texts: Sequence[str]) -> dict[str, Any]:
         """Encode documents as fields of a batch: those of pairs, sentence starts, and truncated token counts."""
         found = super().encode_sources(texts)
-        rows = [self._starts(text) for text in texts]
+        rows = [self.sentences(text) for text in texts]
         most = max(map(len, rows))
+        starts = [[start for start, _ in row] + [-1] * (most - len(row)) for row in rows]
         return found | {
-            "sentence_starts": torch.tensor([row + [-1] * (most - len(row)) for row in rows], dtype=torch.long),
+            "sentence_starts": torch.tensor(starts, dtype=torch.long),
             "copy_ids": found["source_ids"],
             "cut": torch.tensor([self.tokens_cut(text) for text in texts]),
+            "documents": list(texts),
+            "sentences": [[span for _, span in row] for row in rows],
         }
 
     def document_tokens(self, text: str) -> list[Span]:
         """Character spans of the document's tokens after truncation, without leading spaces and the end token."""
         return self.source.spans(text)[: self.max_source_len - 1 - len(self.source.prefix_ids)]
 
-    def _starts(self, text: str) -> list[int]:
-        """Index of the first token of each sentence."""
-        tokens = self.document_tokens(text)
-        found, place = [0], 0
-        for start, _ in split_sentences(text)[1:]:
-            while place < len(tokens) and tokens[place][1] <= start:
+    def sentences(self, text: str) -> list[tuple[int, Span]]:
+        """First token and characters of each sentence, without those that begin behind the last token of the input.
+
+        Tokens of the tokenizer's prefix, such as [CLS], are those of the first sentence.
+        """
+        tokens, lead = self.document_tokens(text), len(self.source.prefix_ids)
+        first, *others = split_sentences(text) or [(0, len(text))]
+        found, place, last = [(0, first)], 0, 0
+        for span in others:
+            while place < len(tokens) and tokens[place][1] <= span[0]:
                 place += 1
-            if place < len(tokens) and place > found[-1]:
-                found.append(place)
+            if last < place < len(tokens):
+                found.append((lead + place, span))
+                last = place
         return found
