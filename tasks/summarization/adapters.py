@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,11 @@ from mmattn.tasks.common.finetune import init_missing
 from mmattn.tasks.common.seq2seq.adapters import PairAdapter
 from mmattn.tasks.common.sources import Source
 from mmattn.tasks.common.text_encoder import longest, read_text_encoder
+from mmattn.tasks.summarization.extractive import ExtractiveModel
 from mmattn.tasks.summarization.model import EXTRACTIVE, build
 from mmattn.tasks.summarization.processor import SummaryProcessor
 
-HEAD = ("num_heads", "ffn_dim", "sentence_layers", "pooling")  # keywords that do not affect the encoder's weights
+HEAD = ("num_heads", "ffn_dim", "sentence_layers", "pooling")  # keywords of the layers that are new
 
 
 class SummarizationAdapter(PairAdapter):
@@ -41,8 +43,9 @@ class BertAdapter(SummarizationAdapter):
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         text = read_text_encoder(source)
+        defaults = inspect.signature(ExtractiveModel).parameters
         keywords = {"network": EXTRACTIVE, "text_options": text.options, "vocab_size": text.vocab_size}
+        keywords |= {name: defaults[name].default for name in HEAD}
         state = {f"encoder.{key}": value for key, value in text.state.items()}
         processor = SummaryProcessor(text.tokenizer, max_source_len=text.max_len)
-        free = (*FREE, *HEAD)
-        return CheckpointParts(self, source.where, keywords, state, processor, headless=True, free=free)
+        return CheckpointParts(self, source.where, keywords, state, processor, headless=True, free=(*FREE, *HEAD))
