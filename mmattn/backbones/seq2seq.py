@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..blocks import AttentionConfig, Decoder, Encoder, make_norm
-from ..generate import CachedState, Generated, GenerationConfig, generate
+from ..generate import CachedState, CachedSteps, Generated, GenerationConfig, generate
 from ..masks import Mask
 from ..positions import LearnedPositions, SinusoidalPositions, T5Bias
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(CachedSteps, nn.Module):
     """An encoder-decoder transformer over token ids (Vaswani et al. 2017, section 3).
 
     Args:
@@ -165,11 +165,6 @@ class Seq2Seq(nn.Module):
         """
         return self.output(self.decode(decoder_input_ids, self.encode(input_ids, key_mask), key_mask))
 
-    def decode(self, decoder_input_ids: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Returns the decoder's causal states (B, L, E) for decoder_input_ids (B, L) and a memory (B, S, E)."""
-        memory_mask = None if key_mask is None else Mask(key_mask)
-        return self.decoder(self._embed_target(decoder_input_ids), memory, Mask(is_causal=True), memory_mask)
-
     def start(self, input_ids: Tensor, key_mask: Tensor | None = None) -> CachedState:
         """Encodes the source and makes the state that `step` continues from.
 
@@ -178,25 +173,6 @@ class Seq2Seq(nn.Module):
             key_mask: (B, S) bool, True = a real token.
         """
         return self.start_from(encode_by_length(self.encode, input_ids, key_mask), key_mask)
-
-    def start_from(
-        self, memory: Tensor, key_mask: Tensor | None = None, extra: Mapping[str, Tensor] | None = None
-    ) -> CachedState:
-        """Makes the state that `step` continues from, of a memory (B, S, E) and other tensors of a model, (B, ...)."""
-        return CachedState(self.decoder.make_cache(len(memory)), memory, key_mask, extra)
-
-    def step(self, ids: Tensor, state: CachedState) -> Tensor:
-        """Maps new target ids (N, L) to the logits (N, V) of the next one."""
-        return self.output(self.advance(ids, state))
-
-    def advance(self, ids: Tensor, state: CachedState) -> Tensor:
-        """Maps new target ids (N, L) to the decoder's state (N, E) at the last of them."""
-        assert state.memory is not None
-        memory_mask = None if state.memory_mask is None else Mask(state.memory_mask)
-        x = self._embed_target(ids, state.offset)  # (N, L, E)
-        x = self.decoder(x, state.memory, state.mask(ids.shape[1]), memory_mask, state.caches)
-        state.length += ids.shape[1]
-        return x[:, -1]  # (N, E)
 
     def generate(
         self, input_ids: Tensor, key_mask: Tensor | None, config: GenerationConfig, **keywords: Any
@@ -215,7 +191,7 @@ class Seq2Seq(nn.Module):
         with torch.inference_mode():
             return generate(self.step, self.start(input_ids, key_mask), prompt, config, **keywords)
 
-    def _embed_target(self, ids: Tensor, offset: int | Tensor = 0) -> Tensor:
+    def embed_target(self, ids: Tensor, offset: int | Tensor = 0) -> Tensor:
         x = self.target_positions(self.target_embedding(ids) * self.scale, offset)  # (B, L, E)
         return self.dropout(self.target_embedding_norm(x))
 

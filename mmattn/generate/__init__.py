@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .cached import CachedState
+from .cached import CachedState, CachedSteps
 from .config import GenerationConfig
 from .search import Generated, generate
 from .state import State
 
-__all__ = ["CachedState", "Generated", "GenerationConfig", "State", "generate"]
+__all__ = ["CachedState", "CachedSteps", "Generated", "GenerationConfig", "State", "generate"]

@@ -1,4 +1,4 @@
-"""The decoding state of transformers: one cache per layer, and the memory of cross-attention."""
+"""Cached decoding of transformers: one cache per layer, and the memory of cross-attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..blocks import DecoderLayerCache
+from ..blocks import Decoder, DecoderLayerCache
 from ..cpu import select_rows
 from ..masks import Mask
 
@@ -74,3 +74,45 @@ class CachedState:
             self.prompt_mask = select_rows(self.prompt_mask, index)
         self.extra = {name: select_rows(tensor, sources) for name, tensor in self.extra.items()}
         self.beams = rows.shape[1]
+
+
+class CachedSteps:
+    """Decoding, at once or step by step, of a network with a `Decoder` over a memory.
+
+    A network has a stack ``decoder``, a module ``output`` from states to logits, and the method `embed_target`.
+    """
+
+    decoder: Decoder
+    output: Any
+
+    def embed_target(self, ids: Tensor, offset: int | Tensor = 0) -> Tensor:
+        """Returns the decoder's input (B, L, E) for ids (B, L), the first of them at position offset."""
+        raise NotImplementedError
+
+    def decode(self, decoder_input_ids: Tensor, memory: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Returns the decoder's causal states (B, L, E) for decoder_input_ids (B, L) and a memory (B, S, kv_dim)."""
+        memory_mask = None if key_mask is None else Mask(key_mask)
+        return self.decoder(self.embed_target(decoder_input_ids), memory, Mask(is_causal=True), memory_mask)
+
+    def start_from(
+        self,
+        memory: Tensor,
+        key_mask: Tensor | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> CachedState:
+        """Makes the state that `step` continues from, of a memory (B, S, kv_dim); see `CachedState`."""
+        return CachedState(self.decoder.make_cache(len(memory)), memory, key_mask, extra, prompt_mask)
+
+    def step(self, ids: Tensor, state: CachedState) -> Tensor:
+        """Maps new target ids (N, L) to the logits (N, V) of the next one."""
+        return self.output(self.advance(ids, state))
+
+    def advance(self, ids: Tensor, state: CachedState) -> Tensor:
+        """Maps new target ids (N, L) to the decoder's state (N, E) at the last of them."""
+        assert state.memory is not None
+        memory_mask = None if state.memory_mask is None else Mask(state.memory_mask)
+        x = self.embed_target(ids, state.offset)  # (N, L, E)
+        x = self.decoder(x, state.memory, state.mask(ids.shape[1]), memory_mask, state.caches)
+        state.length += ids.shape[1]
+        return x[:, -1]  # (N, E)
