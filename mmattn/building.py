@@ -205,8 +205,8 @@ class _Limit:
             if self.parameters < 0:
                 raise ValueError("the keywords describe a model of more layers than there are weights")
 
-    def _add_buffer(self, module: nn.Module, name: str, value: Tensor) -> None:
-        if threading.get_ident() == self.thread:
+    def _add_buffer(self, module: nn.Module, name: str, value: Tensor | None) -> None:
+        if threading.get_ident() == self.thread and value is not None:
             self.elements -= value.numel()
             if self.elements < 0:
                 raise ValueError(f"the keywords describe a table {name!r} of {tuple(value.shape)} numbers")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from mmattn import MultiHeadAttention
 from mmattn.building import build_for
 from tests.conftest import refused
 
@@ -20,3 +21,11 @@ def test_layers_that_cannot_move_are_refused(key: str) -> None:
     state = build({key: 1}).state_dict()
     assert isinstance(build_for(state, build, {key: 2}), nn.Sequential)
     refused(f"0: expected a {key} of at least 1, found", build_for, state, build, {key: 0})
+
+
+def test_kernels_with_an_empty_buffer_are_built() -> None:
+    def build(keywords: Mapping[str, Any]) -> nn.Module:
+        return MultiHeadAttention(8, 2, **keywords)
+
+    state = build({"kind": "linear"}).state_dict()
+    assert isinstance(build_for(state, build, {"kind": "linear"}), MultiHeadAttention)
