@@ -13,6 +13,7 @@ from torch import nn
 from ..backbones.bert import BertEncoder
 from ..backbones.deformable_detr import DeformableDetr
 from ..backbones.detr import Detr
+from ..backbones.image_text import ImageToText
 from ..backbones.rt_detr import RTDetr
 from ..backbones.segformer import SegFormer
 from ..backbones.seq2seq import Seq2Seq
@@ -22,6 +23,7 @@ from ..backbones.whisper import Whisper
 from ..building import build_on_meta, check_finite
 from .bart import convert_bart
 from .bert import convert_bert, convert_distilbert, convert_electra, convert_roberta
+from .blip import convert_blip
 from .deformable_detr import convert_deformable_detr
 from .detr import convert_detr
 from .dinov2 import convert_dinov2
@@ -34,6 +36,7 @@ from .segformer import convert_segformer
 from .siglip import convert_siglip
 from .t5 import convert_t5
 from .timm import convert_timm
+from .vision_encoder_decoder import convert_vision_encoder_decoder
 from .vit import convert_vit
 from .wav2vec2 import convert_wav2vec2
 from .whisper import convert_whisper
@@ -60,6 +63,8 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "marian": (Seq2Seq, convert_marian),
     "bart": (Seq2Seq, convert_bart),
     "t5": (Seq2Seq, convert_t5),
+    "blip": (ImageToText, convert_blip),
+    "vision-encoder-decoder": (ImageToText, convert_vision_encoder_decoder),
     "whisper": (Whisper, convert_whisper),
     "wav2vec2": (Wav2Vec2, convert_wav2vec2),
     "hubert": (Wav2Vec2, convert_wav2vec2),
@@ -77,8 +82,8 @@ def load_pretrained(
 ) -> nn.Module:
     """Loads a public model of transformers or timm, in evaluation mode.
 
-    Classification heads and SigLIP's text tower are ignored. For generation with `Seq2Seq` and `Whisper` see
-    `load_generation_config`.
+    Classification heads and SigLIP's text tower are ignored. For generation with `Seq2Seq`, `ImageToText` and `Whisper`
+    see `load_generation_config`.
 
     Args:
         source: A folder with config.json and weights (safetensors or a .bin of tensors, in shards or whole), a file in
@@ -91,7 +96,7 @@ def load_pretrained(
 
     Returns:
         A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Detr`, `DeformableDetr`, `RTDetr`, `Seq2Seq`,
-        `Whisper` or `Wav2Vec2`.
+        `ImageToText`, `Whisper` or `Wav2Vec2`.
 
     Raises:
         FileNotFoundError: A folder or file is missing.

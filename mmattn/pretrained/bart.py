@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .keymap import Converted, activation, attention_dropout, read, rename, require
+from .keymap import Converted, activation, attention_dropout, read, rename, require, same
 
 LAYER = {
     "self_attn_layer_norm.*": "{self}_residual.norm.*",
@@ -133,8 +132,4 @@ def tie(
         ours[name], names[name] = ours[found], names[found]
     for mapping in (ours, names):
         mapping.pop(shared, None)
-    return {"shared_embeddings": _same(ours[source], ours[target]), "tied_output": _same(ours[target], ours[output])}
-
-
-def _same(left: Tensor, right: Tensor) -> bool:
-    return left is right or torch.equal(left, right)
+    return {"shared_embeddings": same(ours[source], ours[target]), "tied_output": same(ours[target], ours[output])}

@@ -111,6 +111,15 @@ def _rename(
 
 def _keywords(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[str, Any]:
     require(config, {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False})
+    return bert_keywords(config) | {
+        "num_types": read(config, "type_vocab_size", 2),
+        "pooler": any(name.startswith("pooler.") for name in ours),  # often absent in task models
+        "attention": attention_dropout(read(config, "attention_probs_dropout_prob", 0.1)),
+    }
+
+
+def bert_keywords(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keywords that BERT's encoders and decoders share."""
     return {
         "vocab_size": read(config, "vocab_size"),
         "embed_dim": read(config, "hidden_size"),
@@ -118,10 +127,7 @@ def _keywords(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[str
         "num_heads": read(config, "num_attention_heads"),
         "ffn_dim": read(config, "intermediate_size"),
         "max_len": read(config, "max_position_embeddings", 512),
-        "num_types": read(config, "type_vocab_size", 2),
-        "pooler": any(name.startswith("pooler.") for name in ours),  # often absent in task models
         "activation": activation(read(config, "hidden_act", "gelu")),
         "norm_eps": read(config, "layer_norm_eps", 1e-12),
         "dropout": read(config, "hidden_dropout_prob", 0.1),
-        "attention": attention_dropout(read(config, "attention_probs_dropout_prob", 0.1)),
     }

@@ -22,6 +22,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "forced_eos_token_id": 2,
     },
     "t5": {"pad_token_id": 0, "eos_token_id": 1},
+    "blip": {"bos_token_id": 30522, "pad_token_id": 0, "sep_token_id": 102},
+    "vision-encoder-decoder": {"pad_token_id": 0},
     "whisper": {
         "bos_token_id": 50256,
         "pad_token_id": 50256,
@@ -30,6 +32,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "begin_suppress_tokens": [220, 50256],
     },
 }
+DECODERS = {"blip": "text_config", "vision-encoder-decoder": "decoder"}  # sections of config.json with options
 CONFIGS: dict[str, type[GenerationConfig]] = {"whisper": SpeechConfig}
 
 
@@ -54,13 +57,25 @@ def load_generation_config(
     if path is not None:
         found = kind.read(path)
         if isinstance(found, SpeechConfig) and found.forced_decoder_ids is None:
-            return replace(found, forced_decoder_ids=config.get("forced_decoder_ids"))  # as in transformers
-        return found
-    return kind.from_public(_of_model(config, kind), f"{source}: config.json")
+            found = replace(found, forced_decoder_ids=config.get("forced_decoder_ids"))  # as in transformers
+    else:
+        found = kind.from_public(_of_model(config, kind), f"{source}: config.json")
+    return replace(found, **_ids_of_blip(config)) if config.get("model_type") == "blip" else found
 
 
 def _of_model(config: Mapping[str, Any], kind: type[GenerationConfig]) -> dict[str, Any]:
     """Returns the generation options in a model's configuration, where transformers before 4.25 kept them."""
     wanted = {field.name for field in fields(kind)} | set(NEUTRAL)
-    given = {key: value for key, value in config.items() if key in wanted and value is not None}
-    return DEFAULTS.get(config.get("model_type", ""), {}) | given
+    family = config.get("model_type", "")
+    found = dict(DEFAULTS.get(family, {}))
+    for section in (config.get(DECODERS.get(family, "")) or {}, config):
+        found |= {key: value for key, value in section.items() if key in wanted and value is not None}
+    found.pop("sep_token_id", None)
+    return found
+
+
+def _ids_of_blip(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the ids with which BLIP generates, whatever its other options: texts end with the separator."""
+    text = DEFAULTS["blip"] | (config.get("text_config") or {})
+    ids = {"decoder_start_token_id": "bos_token_id", "eos_token_id": "sep_token_id", "pad_token_id": "pad_token_id"}
+    return {ours: text[theirs] for ours, theirs in ids.items()}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -79,6 +80,18 @@ def rename(
     if unknown:
         raise ValueError(f"unknown {_some(unknown)}")
     return found, names
+
+
+def within(table: Table, theirs: str, ours: str) -> dict[str, str | tuple[str, ...]]:
+    """Returns the table of a part of a model: with a prefix before the foreign names, and one before ours.
+
+    >>> within({"fc.*": "fc1.*", "qkv.*": ("q.*", "k.*")}, "text.", "decoder.")
+    {'text.fc.*': 'decoder.fc1.*', 'text.qkv.*': ('decoder.q.*', 'decoder.k.*')}
+    """
+    return {
+        theirs + name: ours + target if isinstance(target, str) else tuple(ours + each for each in target)
+        for name, target in table.items()
+    }
 
 
 def load_into(model: nn.Module, converted: Converted) -> None:
@@ -167,6 +180,11 @@ def activation(name: str) -> str:
 def attention_dropout(probability: float) -> dict[str, Any] | None:
     """Returns the ``attention`` keyword of a model that was trained with dropout of attention weights."""
     return {"kind": "dense", "dropout": probability} if probability else None
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors have equal values, as tied ones do that are saved under each of their names."""
+    return left is right or torch.equal(left, right)
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -45,20 +45,32 @@ def convert_vit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conve
     """ViT and DeiT of transformers (Dosovitskiy et al. 2021; Touvron et al. 2021)."""
     prefix = {"vit": "vit.", "deit": "deit."}[read(config, "model_type")]
     ours, names = rename(state, TRANSFORMERS, prefix=prefix, ignore=TRANSFORMERS_HEADS)
+    pooled = "pooler.dense.weight" in ours  # absent in classifiers
+    keywords = vit_keywords(config, ours) | {
+        "pooler_dim": ours["pooler.dense.weight"].shape[0] if pooled else None,
+        "pooler_activation": activation(read(config, "pooler_act", "tanh")),
+    }
+    return Converted(keywords, ours, names)
+
+
+def vit_keywords(config: Mapping[str, Any], ours: MutableMapping[str, Tensor], part: str = "") -> dict[str, Any]:
+    """Returns the keywords of a ViT or DeiT without its pooler, and folds the prefix of its tensors in ours.
+
+    Args:
+        config: The config.json, or its section of the encoder.
+        ours: A renamed state dict; see `fold_prefix`.
+        part: Prefix of the tensors' names.
+    """
     image_size = pair(read(config, "image_size", 224))
     patch_size = square(read(config, "patch_size", 16))
-    num_prefix = fold_prefix(ours, (image_size[0] // patch_size, image_size[1] // patch_size))
-    pooled = "pooler.dense.weight" in ours  # absent in classifiers
-    keywords = {
+    return {
         "embed_dim": read(config, "hidden_size"),
         "num_layers": read(config, "num_hidden_layers"),
         "num_heads": read(config, "num_attention_heads"),
         "image_size": image_size,
         "patch_size": patch_size,
         "in_channels": read(config, "num_channels", 3),
-        "num_prefix": num_prefix,
-        "pooler_dim": ours["pooler.dense.weight"].shape[0] if pooled else None,
-        "pooler_activation": activation(read(config, "pooler_act", "tanh")),
+        "num_prefix": fold_prefix(ours, (image_size[0] // patch_size, image_size[1] // patch_size), part),
         "ffn_dim": read(config, "intermediate_size"),
         "activation": activation(read(config, "hidden_act", "gelu")),
         "qkv_bias": read(config, "qkv_bias", True),
@@ -66,16 +78,16 @@ def convert_vit(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Conve
         "dropout": read(config, "hidden_dropout_prob", 0.0),
         "attention": attention_dropout(read(config, "attention_probs_dropout_prob", 0.0)),
     }
-    return Converted(keywords, ours, names)
 
 
-def fold_prefix(ours: MutableMapping[str, Tensor], grid: tuple[int, int]) -> int:
+def fold_prefix(ours: MutableMapping[str, Tensor], grid: tuple[int, int], part: str = "") -> int:
     """Joins class, distillation and register tokens, with their positions added, and reshapes the other positions.
 
     Args:
         ours: "class_token", "distillation_token", "register_tokens" (1, ., E), if any, and "positions"
             (1, P + h w, E), P of them for the first two or none; replaced by "prefix" and "positions" (1, E, h, w).
         grid: h and w.
+        part: Prefix of these names.
 
     Returns:
         The number of prefix tokens.
@@ -83,10 +95,11 @@ def fold_prefix(ours: MutableMapping[str, Tensor], grid: tuple[int, int]) -> int
     Raises:
         ValueError: Positions are missing, or their number does not match.
     """
-    tokens = [ours.pop(name) for name in ("class_token", "distillation_token") if name in ours]  # (1, 1, E) each
-    if "positions" not in ours:
+    found = [name for name in (f"{part}class_token", f"{part}distillation_token") if name in ours]
+    tokens = [ours.pop(name) for name in found]  # (1, 1, E) each
+    if f"{part}positions" not in ours:
         raise ValueError("no position embeddings")
-    positions, count = ours["positions"][0], grid[0] * grid[1]  # (P + h w, E)
+    positions, count = ours[f"{part}positions"][0], grid[0] * grid[1]  # (P + h w, E)
     extra = positions.shape[0] - count
     if extra not in (0, len(tokens)):
         raise ValueError(
@@ -94,12 +107,12 @@ def fold_prefix(ours: MutableMapping[str, Tensor], grid: tuple[int, int]) -> int
         )
     if tokens and extra:
         tokens = [torch.cat(tokens, dim=1) + positions[:extra]]  # (1, P, E)
-    if "register_tokens" in ours:  # they have no positions
-        tokens.append(ours.pop("register_tokens"))
+    if f"{part}register_tokens" in ours:  # they have no positions
+        tokens.append(ours.pop(f"{part}register_tokens"))
     if tokens:
-        ours["prefix"] = torch.cat(tokens, dim=1)[0]
-    ours["positions"] = positions[extra:].T.unflatten(1, grid)[None]  # (1, E, h, w)
-    return ours["prefix"].shape[0] if tokens else 0
+        ours[f"{part}prefix"] = torch.cat(tokens, dim=1)[0]
+    ours[f"{part}positions"] = positions[extra:].T.unflatten(1, grid)[None]  # (1, E, h, w)
+    return ours[f"{part}prefix"].shape[0] if tokens else 0
 
 
 def pair(size: Any) -> tuple[int, int]:

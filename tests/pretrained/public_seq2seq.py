@@ -16,12 +16,14 @@ def sharpened(model: torch.nn.Module, seed: int, gain: float = 2.0, noise: float
     model = model.double().eval()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue  # ids of positions
             drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
             if tensor.dim() == 2 and "final_logits_bias" not in name:
                 fans_in = 1.0 if "relative_attention_bias" in name else tensor.shape[-1] ** -0.5
                 tensor.copy_(gain * fans_in * drawn)
             else:  # unit norms and zero biases would mask missing terms
-                tensor.copy_(noise * drawn + ("norm" in name and name.endswith("weight")))
+                tensor.copy_(noise * drawn + ("norm" in name.lower() and name.endswith("weight")))
     return model
 
 
