@@ -154,6 +154,32 @@ def resize_positions(positions: Tensor, size: Sequence[int], mode: str = "bicubi
     return resized.to(positions.dtype)
 
 
+def resize_in_mask(positions: Tensor, cells: Tensor) -> Tensor:
+    """Interpolates positions learned for one grid for the real cells of padded maps, each of its own size.
+
+    Bilinear, the corners of both grids at the same places: ``sum_ij (1 - |y - i|)+ (1 - |x - j|)+ position_ij`` for the
+    cell at (y, x) of the learned grid.
+
+    Args:
+        positions: (1, E, h, w).
+        cells: (B, h', w') bool, True = a real cell; a rectangle at the left and the top.
+
+    Returns:
+        (B, E, h', w'); values at padding are undefined.
+
+    >>> resize_in_mask(torch.randn(1, 32, 12, 12), torch.ones(2, 9, 16, dtype=torch.bool)).shape
+    torch.Size([2, 32, 9, 16])
+    """
+    wide = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    shares = []
+    for real, size, count in zip((cells[:, :, 0], cells[:, 0]), cells.shape[1:], positions.shape[2:], strict=True):
+        places = torch.arange(size, device=cells.device, dtype=wide.dtype) * (count - 1)  # (h',)
+        places = places / (real.sum(1, keepdim=True) - 1).clamp_min(1)  # (B, h')
+        distances = places[:, :, None] - torch.arange(count, device=cells.device)  # (B, h', h)
+        shares.append((1 - distances.abs()).clamp_min(0))
+    return torch.einsum("byi,bxj,eij->beyx", *shares, wide[0]).to(positions.dtype)
+
+
 class VisionTransformer(nn.Module):
     """Pre-norm transformer layers over a class token and patches (Dosovitskiy et al. 2021, section 3.1).
 

@@ -17,6 +17,7 @@ from ..backbones.image_text import ImageToText
 from ..backbones.rt_detr import RTDetr
 from ..backbones.segformer import SegFormer
 from ..backbones.seq2seq import Seq2Seq
+from ..backbones.vilt import Vilt
 from ..backbones.vit import VisionTransformer
 from ..backbones.wav2vec2 import Wav2Vec2
 from ..backbones.whisper import Whisper
@@ -36,6 +37,7 @@ from .segformer import convert_segformer
 from .siglip import convert_siglip
 from .t5 import convert_t5
 from .timm import convert_timm
+from .vilt import convert_vilt
 from .vision_encoder_decoder import convert_vision_encoder_decoder
 from .vit import convert_vit
 from .wav2vec2 import convert_wav2vec2
@@ -64,6 +66,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "bart": (Seq2Seq, convert_bart),
     "t5": (Seq2Seq, convert_t5),
     "blip": (ImageToText, convert_blip),
+    "vilt": (Vilt, convert_vilt),
     "vision-encoder-decoder": (ImageToText, convert_vision_encoder_decoder),
     "whisper": (Whisper, convert_whisper),
     "wav2vec2": (Wav2Vec2, convert_wav2vec2),
@@ -96,7 +99,7 @@ def load_pretrained(
 
     Returns:
         A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Detr`, `DeformableDetr`, `RTDetr`, `Seq2Seq`,
-        `ImageToText`, `Whisper` or `Wav2Vec2`.
+        `ImageToText`, `Vilt`, `Whisper` or `Wav2Vec2`.
 
     Raises:
         FileNotFoundError: A folder or file is missing.
