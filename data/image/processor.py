@@ -37,6 +37,7 @@ STRIP = 1 << 22  # pixels that are converted at a time
 ORIENTATION = 0x0112  # of EXIF
 FULL: Box = (0.0, 0.0, 1.0, 1.0)
 RESIZE = ("squash", "crop", "pad")
+RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # in the order of PIL's numbers
 # PIL recognizes files by content alone, and runs Ghostscript for EPS: only these formats are opened.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -223,6 +224,7 @@ class ImageProcessor:
         std: Standard deviation per channel, of pixel values in 0..1.
         resize: ``squash`` (whole image, aspect ratio not kept), ``crop`` (shorter side fits, center crop) or ``pad``
             (longer side fits, the rest is filled with the mean color).
+        resample: Filter that resizes, a name in ``RESAMPLE``.
 
     >>> ImageProcessor(32)(np.zeros((20, 40, 3), dtype=np.uint8)).shape
     torch.Size([3, 32, 32])
@@ -234,14 +236,16 @@ class ImageProcessor:
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         resize: str = "squash",
+        resample: str = "bilinear",
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
-        self.size, self.resize = (int(height), int(width)), resize
+        self.size, self.resize, self.resample = (int(height), int(width)), resize, resample
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
             raise ValueError(f"image size: expected at least 1, and at most {MAX_PIXELS:,} pixels, found {size}")
-        if resize not in RESIZE:
-            raise ValueError(f"resize: expected one of {', '.join(RESIZE)}, found {resize!r}{nearest(resize, RESIZE)}")
+        for name, value, known in (("resize", resize, RESIZE), ("resample", resample, RESAMPLE)):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, found {value!r}{nearest(value, known)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std: expected three numbers each, std positive, found {mean} and {std}")
 
@@ -279,24 +283,26 @@ class ImageProcessor:
     def _resized(self, image: PILImage) -> PILImage:
         from PIL import Image
 
-        height, width = self.size
+        (height, width), resample = self.size, RESAMPLE.index(self.resample)
         if image.size == (width, height):
             return image
         if self.resize != "pad":
             x0, y0, x1, y1 = self.window(image.size)
             left, right = (min(max(x, 0.0), 1.0) * image.width for x in (x0, x1))
             top, bottom = (min(max(y, 0.0), 1.0) * image.height for y in (y0, y1))
-            return image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+            return image.resize((width, height), resample, box=(left, top, right, bottom))
         scale = min(width / image.width, height / image.height)
         inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         ground = Image.new("RGB", (width, height), tuple(round(255 * value) for value in self.mean))
-        resized = image.resize(inner, Image.Resampling.BILINEAR)
+        resized = image.resize(inner, resample)
         ground.paste(resized, ((width - inner[0]) // 2, (height - inner[1]) // 2))
         return ground
 
     def config(self) -> dict[str, Any]:
         """Returns the constructor's keywords as JSON values."""
-        return {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "resize": self.resize}
+        filters = {} if self.resample == "bilinear" else {"resample": self.resample}  # which older files do not name
+        normal = {"mean": list(self.mean), "std": list(self.std)}
+        return {"size": list(self.size), **normal, "resize": self.resize, **filters}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ImageProcessor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mmattn.data.errors import DataError
 from mmattn.data.files import some_below
 from mmattn.data.image.processor import IMAGE_EXTENSIONS
+from mmattn.data.image.public import PREPROCESSING, normalization
 from mmattn.data.readers import read_settings
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.items import mapping_of, name_of
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 S = TypeVar("S")
-PREPROCESSING = "preprocessor_config.json"  # of transformers
-STATISTICS = {  # ImageNet's, for folders that do not state the normalization of their images
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-}
 
 
 def image_files(path: str | Path) -> list[tuple[str, Path]]:
@@ -153,20 +149,13 @@ def timm_size(source: Source) -> tuple[int, int]:
 def statistics(source: Source) -> dict[str, Any]:
     """Mean and standard deviation of pixel values in 0..1, from transformers' or timm's configuration file.
 
-    The single values of models of gray images are those of all three channels.
+    See `normalization`.
     """
     config: Mapping[str, Any] = dict(source.config) | dict(source.config.get("pretrained_cfg") or {})
     path = source.fetch(PREPROCESSING)
     if path is not None:
         config = read_settings(path)
-    given: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    if config.get("do_normalize") is not False:
-        given = {key: config.get(f"image_{key}") or config.get(key) or STATISTICS[key] for key in given}
-    mean, std = (tuple(values) * (3 if len(values) == 1 else 1) for values in (given["mean"], given["std"]))
-    # Pixel values are normalized in the range from 0 to `top`.
-    top = 255.0 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255.0
-    if len(mean) != 3 or len(std) != 3:
-        raise CheckpointError(f"{source.name}: expected a model of color or gray images, found mean {list(mean)}.")
-    if abs(top - 1) < 1e-6:
-        return {"mean": tuple(mean), "std": tuple(std)}
-    return {"mean": tuple(m / top for m in mean), "std": tuple(s / top for s in std)}
+    try:
+        return normalization(config)
+    except ValueError as error:
+        raise CheckpointError(f"{source.name}: {error}.") from None
