@@ -1,7 +1,8 @@
 """Tokenizers of public models, read from their folders, with the interface of `TokenIds`.
 
-Four layouts are read: ``tokenizer.json`` of the tokenizers library; ``vocab.json`` and ``merges.txt`` of BART; T5's
-``spiece.model``; and Marian's ``source.spm``, ``target.spm`` and ``vocab.json``, which need the package sentencepiece.
+Five layouts are read: ``tokenizer.json`` of the tokenizers library; ``vocab.json`` and ``merges.txt`` of BART; T5's
+``spiece.model``; BERT's ``vocab.txt``; and Marian's ``source.spm``, ``target.spm`` and ``vocab.json``, which need the
+package sentencepiece.
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ LAYOUTS = {
     "marian": ("source.spm", "target.spm", "vocab.json"),
     "bpe": ("vocab.json", "merges.txt"),
     "t5": ("spiece.model",),
+    "bert": ("vocab.txt",),
 }
 IDS = ("eos_id", "pad_id", "start_id", "unk_id")
-ORDER = ("marian", "tokenizer.json", "bpe", "t5")  # precedence: tokenizer.json has the tokens that were added later
+ORDER = (
+    "marian",
+    "tokenizer.json",
+    "bpe",
+    "t5",
+    "bert",
+)  # precedence: tokenizer.json has the tokens that were added later
 FILES = "its files as public models have them"
 SENTINEL = re.compile(r"<extra_id_\d+>")  # T5's, which need no row in the embeddings
 

@@ -1,8 +1,8 @@
 """Tokenizer files of public models, older ones converted to a tokenizer of the tokenizers library as transformers does.
 
 T5's ``spiece.model`` is a protocol buffer of the package sentencepiece, BART's ``vocab.json`` and ``merges.txt`` are
-a byte-level BPE. Added tokens are in ``tokenizer_config.json`` or, of older versions, in ``added_tokens.json`` and
-``special_tokens_map.json``.
+a byte-level BPE, BERT's ``vocab.txt`` has a piece of a word on each line. Added tokens are in
+``tokenizer_config.json`` or, of older versions, in ``added_tokens.json`` and ``special_tokens_map.json``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mmattn.data.text.tokenizer import _tokenizers
 
 ABOUT, ADDED, SPECIAL = OPTIONAL = ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
 USUAL = ("<s>", "</s>", "<unk>", "<pad>", "<mask>", "<|endoftext|>")  # special wherever a vocabulary has them
+BERTS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}
 SENTINELS, MOST_SENTINELS = 100, 10_000  # <extra_id_0> to <extra_id_99>, with which T5 was pretrained
@@ -75,7 +76,7 @@ def _token(value: Any) -> AddedToken:
 
 
 def open_files(files: Mapping[str, bytes]) -> Any:
-    """Makes a ``tokenizers.Tokenizer`` of ``tokenizer.json``, ``spiece.model``, or ``vocab.json`` and ``merges.txt``.
+    """Makes a ``tokenizers.Tokenizer`` of the files of a layout other than Marian's.
 
     Raises:
         DataError: An added token has another id than its file declares.
@@ -88,6 +89,9 @@ def open_files(files: Mapping[str, bytes]) -> Any:
     elif "spiece.model" in files:
         found, own = _unigram(files)
         added = [*own, *added]
+    elif "vocab.txt" in files:
+        found = _word_pieces(files)
+        added = [*added, *(AddedToken(token) for token in BERTS if found.token_to_id(token) is not None)]
     else:
         found = _byte_level(files)
     if "tokenizer.json" not in files:
@@ -129,6 +133,26 @@ def _byte_level(files: Mapping[str, bytes]) -> Any:
     start, end = ((token, vocabulary.get(token)) for token in ("<s>", "</s>"))
     if None not in (start[1], end[1]):
         found.post_processor = library.processors.RobertaProcessing(end, start, True, space)
+    return found
+
+
+def _word_pieces(files: Mapping[str, bytes]) -> Any:
+    """BERT's tokenizer, with its special tokens around a text or two."""
+    library = _tokenizers()
+    rows = files["vocab.txt"].decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    vocabulary, about = {piece: row for row, piece in enumerate(rows)}, parse_object(ABOUT, files.get(ABOUT, b"{}"))
+    found = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    found.normalizer = library.normalizers.BertNormalizer(
+        lowercase=bool(about.get("do_lower_case", True)),
+        strip_accents=about.get("strip_accents"),
+        handle_chinese_chars=bool(about.get("tokenize_chinese_chars", True)),
+    )
+    found.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    found.decoder = library.decoders.WordPiece(prefix="##")
+    start, end = ((token, vocabulary.get(token)) for token in ("[CLS]", "[SEP]"))
+    if None in (start[1], end[1]):
+        raise DataError("vocab.txt", "the tokens [CLS] and [SEP]", f"{len(rows)} others")
+    found.post_processor = library.processors.BertProcessing(end, start)
     return found
 
 

@@ -151,3 +151,20 @@ def test_whole_folders(family, images, tmp_path):
     assert ids.tolist() == expected["input_ids"].tolist()
     assert mask.tolist() == expected["attention_mask"].bool().tolist()
     assert words.decode(ids[0].tolist()) == tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("options", [{}, {"do_lower_case": False}, {"strip_accents": False}])
+def test_older_folders_have_a_vocabulary_alone(options, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    extra = {"added_tokens_decoder": {f"{len(VOCABULARY)}": {"content": "[DEC]", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options | extra))
+    given = transformers.BertTokenizer(vocab={word: n for n, word in enumerate(VOCABULARY)}, **options)
+    ours, _ = read_public(tmp_path, special={"start_id": len(VOCABULARY)})
+    texts = ["A photo of cats?", "", "cat \u00e9 e\u4e2da", "[MASK] of [PAD]", "photo\u2028of zebras"]
+    ids, _ = ours.encode_batch(texts, eos=True)
+    assert ids.tolist() == given(texts, padding=True)["input_ids"]
+    assert (ours.start_id, ours.eos_id, ours.pad_id, ours.rows) == (13, 3, 0, 14)
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    assert str(tmp_path) in refused(r"the tokens \[CLS\] and \[SEP\]", read_public, tmp_path, error=DataError)
