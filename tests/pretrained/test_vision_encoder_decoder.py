@@ -20,7 +20,8 @@ from public_seq2seq import sharpened
 from safetensors.torch import load_file
 
 from mmattn import load_generation_config, load_pretrained
-from tests.conftest import refused, slow_but_first
+from mmattn.backbones.image_text import ImageToText
+from tests.conftest import assert_onnx_equals_eager, refused, slow_but_first
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -196,3 +197,20 @@ def test_other_parts_raise(pair):
     rewrite(folder, encoder=encoder, decoder=decoder)
     pixels = torch.zeros(1, encoder["num_channels"], 99, 99, dtype=torch.float64)
     refused("where the positions are for", load(folder), pixels, torch.zeros(1, 1, dtype=torch.long))
+
+
+@pytest.mark.slow
+def test_onnx(tmp_path):
+    """Texts and questions of any length."""
+    image = {"embed_dim": 16, "num_layers": 1, "num_heads": 2, "image_size": (8, 8), "patch_size": 4}
+    net = ImageToText(V, 16, 1, 2, image=image, reads_question=True)
+
+    def example(rows, length, asked):
+        mask = torch.ones(rows, asked, dtype=torch.bool)
+        mask[0, 2:] = False
+        ids = [torch.randint(V, (rows, size)) for size in (length, asked)]
+        return torch.randn(rows, 3, 8, 8), *ids, mask
+
+    auto = torch.export.Dim.AUTO
+    given = [example(2, 5, 4), example(3, 7, 6)]
+    assert_onnx_equals_eager(net, given[0], given, ({0: auto}, *[{0: auto, 1: auto}] * 3), tmp_path)
