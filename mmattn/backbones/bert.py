@@ -199,7 +199,7 @@ class LanguageHead(nn.Module):
 
 
 class BertDecoder(CachedSteps, BertEmbeddings):
-    """BERT with a cross-attention to a memory after each self-attention (Rothe et al. 2020, section 2.1).
+    """BERT with a cross-attention to a memory after each self-attention (Rothe et al. 2020, section 2).
 
     A causal one writes text; one that isn't reads a text in the light of the memory, as BLIP's question encoder does
     (Li et al. 2022, section 3.1).
