@@ -48,6 +48,7 @@ TASK = Task(
     options=(
         Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
         Option("top_k", "number of classes, most probable first (default: 1)", int, only="predict"),
+        Option("flip", "average the predictions of the image and its mirror image", bool, only="predict"),
     ),
     adapter="adapters:ClassificationAdapter",
     families=dict.fromkeys(

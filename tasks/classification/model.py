@@ -306,3 +306,9 @@ def _smoothed(maps: Tensor, steps: int = 6) -> Tensor:
     for _ in range(steps):
         maps = nn.functional.conv2d(maps[:, None], kernel, padding=1)[:, 0]
     return maps
+
+
+def classify(model: ClassificationModel, pixel_values: Tensor, flip: bool = False) -> Tensor:
+    """The logits (B, K) of images (B, 3, H, W); with `flip` their mean with those of the mirror images."""
+    logits = model(pixel_values).logits
+    return (logits + model(pixel_values.flip(-1)).logits) / 2 if flip else logits

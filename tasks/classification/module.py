@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -10,12 +11,14 @@ from torch.nn import functional as F
 from mmattn.data.image.augment import BatchAugment
 from mmattn.data.options import from_options
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset
+from mmattn.tasks.classification.model import classify
 from mmattn.tasks.classification.processor import ClassificationProcessor
 from mmattn.tasks.common.chance import Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.labels.metrics import ClassificationMetric
 from mmattn.tasks.common.losses import soft_cross_entropy
 from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.options import DecodeOptions
 
 
 class ClassificationDataModule(TaskDataModule[ClassificationDataset, ClassificationProcessor]):
@@ -67,10 +70,22 @@ class ClassificationDataModule(TaskDataModule[ClassificationDataset, Classificat
         return dataset
 
 
+@dataclass
+class ClassificationDecodeOptions(DecodeOptions):
+    """Prediction of images in evaluation.
+
+    Args:
+        flip: Whether to average the logits of an image and of its mirror image.
+    """
+
+    flip: bool = False
+
+
 class ClassificationModule(TaskModule[ClassificationDataModule]):
     """LightningModule of classification: cross-entropy with soft targets, or binary cross-entropy for multi-label."""
 
     task = "classification"
+    Decode = ClassificationDecodeOptions
     model: Any
 
     @property
@@ -96,7 +111,8 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
         return ClassificationMetric(len(self.data.processor.labels), self.multi_label)
 
     def update_metric(self, metric: Any, batch: ClassificationBatch) -> None:
-        metric.update(self.model(batch.pixel_values).logits.float(), batch.targets)
+        logits = classify(self.model, batch.pixel_values, self.decode.flip)
+        metric.update(logits.float(), batch.targets)
 
     def chance(self) -> Chance | None:
         if self.multi_label:

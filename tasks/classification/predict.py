@@ -13,6 +13,7 @@ from torch import Tensor
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import Box, load_image
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset, ClassificationSample
+from mmattn.tasks.classification.model import classify
 from mmattn.tasks.common.images import image_files, image_sample
 from mmattn.tasks.common.labels.processor import LabelPrediction
 from mmattn.tasks.common.predictor import Predictor
@@ -65,10 +66,10 @@ class ClassificationPredictor(Predictor[Item, ClassificationPrediction]):
         return prediction.label if prediction.labels is None else ", ".join(prediction.labels)
 
     def predict_batch(
-        self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1
+        self, samples: Sequence[ClassificationSample], batch: ClassificationBatch, *, top_k: int = 1, flip: bool = False
     ) -> list[ClassificationPrediction]:
-        """Predict the class of each image, with `top_k - 1` alternatives."""
-        logits = self.model(batch.pixel_values).logits
+        """Predict the class of each image, with `top_k - 1` alternatives; with `flip` of it and its mirror image."""
+        logits = classify(self.model, batch.pixel_values, flip)
         return self.processor.named(samples, logits, top_k)  # type: ignore[no-any-return]
 
     def explain_batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,14 @@ def test_input_types(predictor: ClassificationPredictor, album: Path) -> None:
     }
     assert [predictor(item).label for item in bare] == [found[0].label] * 5
     assert len(found[0].alternatives) == 1
+
+
+def test_flip_averages_an_image_and_its_mirror(predictor: ClassificationPredictor) -> None:
+    samples = make("test", 6)
+    mirrored = [replace(sample, image=np.ascontiguousarray(sample.image[:, ::-1])) for sample in samples]
+    both, other = predictor.predict(samples, flip=True), predictor.predict(mirrored, flip=True)
+    assert [a.score for a in both] == pytest.approx([b.score for b in other], abs=1e-4)
+    assert [a.score for a in both] != pytest.approx([a.score for a in predictor.predict(samples)], abs=1e-4)
 
 
 def test_top_k(checkpoint: Path, tmp_path: Path) -> None:
