@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -26,6 +26,18 @@ class Item:
     index: int  # of the sample in the data set
     epoch: int
     repeat: bool = False  # a duplicate that gives every rank the same number of batches; metrics ignore it
+
+
+def alike(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Indices of equal keys, in the order of their first ones: images of equal sizes, which need no padding.
+
+    >>> alike(["a", "b", "a"])
+    [[0, 2], [1]]
+    """
+    rows: dict[Hashable, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows.setdefault(key, []).append(row)
+    return list(rows.values())
 
 
 class Batch:

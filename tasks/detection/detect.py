@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmattn.backbones.detection import Detections as Found, detect_by_sigmoid, detect_by_softmax
+from mmattn.data.batching import alike
 from mmattn.data.image.tiles import starts
 from mmattn.tasks.detection.boxes import Detections
+from mmattn.tasks.detection.data import DetectionBatch
 from mmattn.tasks.detection.outputs import DetectionOutput
 from mmattn.tasks.detection.processor import DetectionProcessor
 
@@ -17,6 +20,32 @@ MOST = 100  # boxes of an image, as COCO's evaluation counts
 OVERLAP = 0.25  # of a tile and the next
 SAME = 0.5  # IoU from which two boxes of one class, of different tiles, are one object
 EDGE = 2.0  # pixels from an inner edge of a tile within which a box is cut by it
+
+
+def in_sizes(processor: DetectionProcessor, batch: DetectionBatch) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Rows of a batch whose images have one size, with their pixel_values and pixel_mask.
+
+    Convolutions see what is beside an image: the padding that larger images of a batch need would change what is found
+    in it, and each is found as if it were alone.
+    """
+    for rows in alike(batch.sizes):
+        height, width = processor.padded_size([batch.sizes[rows[0]]])
+        pixels = batch.pixel_values[rows, :, :height, :width].contiguous(memory_format=torch.channels_last)
+        yield rows, pixels, batch.pixel_mask[rows, :height, :width]
+
+
+def detect(
+    model: Callable[[Tensor, Tensor], DetectionOutput],
+    processor: DetectionProcessor,
+    batch: DetectionBatch,
+    most: int = MOST,
+) -> list[Detections]:
+    """The boxes of each image of a batch, by a model and its processor; see `detections` and `in_sizes`."""
+    found: dict[int, Detections] = {}
+    for rows, pixels, mask in in_sizes(processor, batch):
+        sizes = [batch.original_sizes[row] for row in rows]
+        found |= dict(zip(rows, detections(processor, model(pixels, mask), sizes, most), strict=True))
+    return [found[row] for row in range(len(batch))]
 
 
 def detections(

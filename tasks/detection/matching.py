@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from mmattn.tasks.detection.boxes import Detections, Truth, areas, box_iou, intersections
 
-FALLBACK = 0.5  # threshold of a class without true or predicted boxes
+FALLBACK = 0.5  # threshold where there are no true or no right boxes
+FEW = 10  # true boxes, below which the threshold of a class would be that of chance
 
 
 def match(found: Detections, truth: Truth, iou: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -52,18 +54,20 @@ def best_thresholds(
     num_classes: int,
     iou: float = 0.5,
     fallback: float = FALLBACK,
+    few: int = FEW,
 ) -> list[float]:
     """The score of each class from which boxes are kept, so that F1 at an IoU is greatest.
 
     It lies halfway between the scores of the last box that is kept and of the first that is not; of equal F1s, the
-    highest threshold is taken.
+    highest threshold is taken. Classes of fewer than `few` true boxes share the threshold of all classes together.
 
     Args:
         detections: The predicted boxes of each image, all of them.
         truths: The true boxes of each image.
         num_classes: Number of classes K.
         iou: IoU from which a box is found.
-        fallback: Threshold of a class that has no true box or of which none is found.
+        fallback: The threshold where there is no true box or none is found.
+        few: See above.
 
     Returns:
         K thresholds.
@@ -79,16 +83,18 @@ def best_thresholds(
             own = (labels == k) & ~ignored
             scores[k].append(found.scores.cpu().double()[own])
             hits[k].append(matched[own] >= 0)
+    shared = _threshold([*chain(*scores)], [*chain(*hits)], int(numbers.sum()), fallback)
     return [
-        _threshold(torch.cat(scores[k]), torch.cat(hits[k]), int(numbers[k]), fallback) if scores[k] else fallback
+        shared if numbers[k] < few else _threshold(scores[k], hits[k], int(numbers[k]), fallback)
         for k in range(num_classes)
     ]
 
 
-def _threshold(scores: Tensor, hits: Tensor, number: int, fallback: float) -> float:
-    """The threshold of a class with scores (N,), hits (N,) bool and a number of true boxes."""
-    if not number or not hits.any():
+def _threshold(score_parts: list[Tensor], hit_parts: list[Tensor], number: int, fallback: float) -> float:
+    """The threshold of boxes with scores (N,) and hits (N,) bool, both in parts, and a number of true boxes."""
+    if not number or not any(part.any() for part in hit_parts):
         return fallback
+    scores, hits = torch.cat(score_parts), torch.cat(hit_parts)
     order = scores.argsort(descending=True, stable=True)
     scores, found = scores[order], hits[order].double().cumsum(0)
     f1 = 2 * found / (torch.arange(1, len(scores) + 1) + number)

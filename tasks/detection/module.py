@@ -19,7 +19,7 @@ from mmattn.tasks.detection.augment import DetectionAugment
 from mmattn.tasks.detection.data import DetectionBatch, DetectionDataset
 from mmattn.tasks.detection.decoder import check_reader
 from mmattn.tasks.detection.demo import CATEGORIES
-from mmattn.tasks.detection.detect import MOST, detections
+from mmattn.tasks.detection.detect import MOST, detect
 from mmattn.tasks.detection.losses import DetectionLoss
 from mmattn.tasks.detection.metrics import DetectionMetric
 from mmattn.tasks.detection.model import OWN
@@ -183,8 +183,5 @@ class DetectionModule(TaskModule[DetectionDataModule]):
         return DetectionMetric(self.data.processor.labels)
 
     def update_metric(self, metric: Any, batch: DetectionBatch) -> None:
-        pixels = batch.pixel_values.contiguous(memory_format=torch.channels_last)
-        found = detections(
-            self.data.processor, self.model(pixels, batch.pixel_mask), batch.original_sizes, self.decode.most
-        )
+        found = detect(self.model, self.data.processor, batch, self.decode.most)
         metric.update(found, batch.truths, batch.ids)

@@ -86,6 +86,7 @@ class DetectionExplanation:
         axes[0].imshow(image, extent=extent, interpolation="nearest")
         if self.truth is not None:
             for box_xyxy in self.truth.boxes_xyxy.tolist():
+                _outline(axes[0], box_xyxy, "black")  # beneath, for white backgrounds
                 _outline(axes[0], box_xyxy, "white", linestyle="--")
         for box in boxes:
             _outline(axes[0], box.box_xyxy, self._color(box.label))

@@ -22,7 +22,7 @@ from mmattn.tasks.common.outputs import save_png
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.detection.boxes import Detections, Truth
 from mmattn.tasks.detection.data import DetectionBatch, DetectionDataset, DetectionSample
-from mmattn.tasks.detection.detect import detections, in_tiles
+from mmattn.tasks.detection.detect import detect, detections, in_sizes, in_tiles
 from mmattn.tasks.detection.matching import match
 from mmattn.tasks.detection.model import DetectionModel
 from mmattn.tasks.detection.plot import DetectedBox, DetectionExplanation, DetectionPrediction, Reading, drawn, summary
@@ -128,11 +128,7 @@ class DetectionPredictor(Predictor[Item, DetectionPrediction]):
 
     def detect(self, batch: DetectionBatch) -> list[Detections]:
         """The boxes of each image of a batch in pixels of the original ones, without a threshold."""
-        return detections(self.processor, self._run(batch), batch.original_sizes)
-
-    def _run(self, batch: DetectionBatch) -> Any:
-        pixels = batch.pixel_values.contiguous(memory_format=torch.channels_last)
-        return self.model(pixels, batch.pixel_mask)
+        return detect(self.model, self.processor, batch)
 
     def _detect_images(self, images: list[np.ndarray]) -> list[Detections]:
         found = []
@@ -234,16 +230,20 @@ class DetectionPredictor(Predictor[Item, DetectionPrediction]):
         """The boxes of each image as by `detect`, and the positions that were read for each."""
         from mmattn.explain import capture
 
-        with torch.no_grad(), capture(self.model) as maps:
-            output = self._run(batch)
-        points_xy, weights = self.model.reading(maps)  # (B, Q, n, 2), (B, Q, n)
-        rows = []
-        for n, found in enumerate(detections(self.processor, output, batch.original_sizes)):
-            assert found.queries is not None
-            height, width = batch.original_sizes[n]
-            points = points_xy[n] * points_xy.new_tensor([width, height])
-            rows.append((found, [Reading(points[q].cpu(), weights[n, q].cpu()) for q in found.queries.tolist()]))
-        return rows
+        rows: dict[int, tuple[Detections, list[Reading]]] = {}
+        for alike, pixels, mask in in_sizes(self.processor, batch):
+            with torch.no_grad(), capture(self.model) as maps:
+                output = self.model(pixels, mask)
+            sizes = [batch.original_sizes[row] for row in alike]
+            answers = zip(
+                alike, sizes, detections(self.processor, output, sizes), *self.model.reading(maps), strict=True
+            )
+            for row, (height, width), found, points_xy, weights in answers:  # (Q, n, 2), (Q, n)
+                assert found.queries is not None
+                points = points_xy * points_xy.new_tensor([width, height])
+                read = [Reading(points[q].cpu(), weights[q].cpu()) for q in found.queries.tolist()]
+                rows[row] = found, read
+        return [rows[row] for row in range(len(batch))]
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> list[DetectionSample]:
         """Read an image, a folder's at any depth, or annotations as for training, whose boxes are optional."""

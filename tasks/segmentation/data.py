@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from mmattn.data.batching import Batch
+from mmattn.data.batching import Batch, alike
 from mmattn.data.dataset import SampleDataset
 from mmattn.data.errors import DataError, Problems
 from mmattn.data.files import files_below
@@ -52,10 +52,7 @@ class SegmentationBatch(Batch):
 
     def alike(self) -> list[list[int]]:
         """Groups of rows with equal sizes of images and of labels, which can be run through a model together."""
-        rows: dict[tuple[tuple[int, int], tuple[int, int]], list[int]] = {}
-        for row, key in enumerate(zip(self.sizes, self.label_sizes, strict=True)):
-            rows.setdefault(key, []).append(row)
-        return list(rows.values())
+        return alike(zip(self.sizes, self.label_sizes, strict=True))
 
 
 class SegmentationDataset(SampleDataset[SegmentationSample]):

@@ -210,16 +210,28 @@ def f1_of(cut: float, k: int, detections: list[Detections], truths: list[Truth])
 @pytest.mark.parametrize("seed", [0, 4, 5])
 def test_thresholds_are_the_best(seed: int) -> None:
     detections, truths = case(seed)
-    chosen = best_thresholds(detections, truths, 4)
+    chosen = best_thresholds(detections, truths, 4, few=0)
     cuts = sorted({score for one in detections for score in one.scores.tolist()})
     for k in range(3):
         best = max(f1_of(cut, k, detections, truths) for cut in cuts)
         assert f1_of(chosen[k], k, detections, truths) == pytest.approx(best, abs=1e-12)
     assert chosen[3] == 0.5, "a class without true boxes"
     none = found(np.zeros((0, 4)), np.zeros(0), np.zeros(0))
-    assert best_thresholds([none], [truth([[0, 0, 1, 1]], [0])], 2) == [0.5, 0.5]
+    assert best_thresholds([none], [truth([[0, 0, 1, 1]], [0])], 2, few=0) == [0.5, 0.5]
     right = found(np.array([[0.0, 0, 10, 10]]), [0.3], [0])
-    assert best_thresholds([right], [truth([[0, 0, 10, 10]], [0])], 1) == pytest.approx([0.15]), "halfway to zero"
+    assert best_thresholds([right], [truth([[0, 0, 10, 10]], [0])], 1, few=0) == pytest.approx([0.15]), (
+        "halfway to zero"
+    )
+
+
+def test_classes_of_few_boxes_share_a_threshold() -> None:
+    detections, truths = case(0)
+    counts = [sum(int(((t.labels == k) & ~t.crowd).sum()) for t in truths) for k in range(4)]
+    few = sorted(counts)[2]  # two classes have fewer, the one without any boxes among them
+    apart, joint = (best_thresholds(detections, truths, 4, few=n) for n in (0, few))
+    assert len({joint[k] for k in range(4) if counts[k] < few}) == 1
+    assert [joint[k] for k in range(4) if counts[k] >= few] == [apart[k] for k in range(4) if counts[k] >= few]
+    assert joint[3] != apart[3] == 0.5
 
 
 def test_boxes_are_converted_back_and_overlap() -> None:

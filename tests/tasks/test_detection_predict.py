@@ -86,6 +86,18 @@ def test_thresholds_are_those_of_the_classes_or_one(predictor: DetectionPredicto
     assert own.boxes == [box for box in all_.boxes if box.score >= least[box.label]]
 
 
+def test_images_of_a_batch_do_not_depend_on_each_other(predictor: DetectionPredictor) -> None:
+    sizes = [(SIDE, SIDE), (SIDE // 2, SIDE), (SIDE, SIDE - 41), (SIDE // 2, SIDE)]
+    items = [sample.image[:height, :width] for sample, (height, width) in zip(make("test", 4), sizes, strict=True)]
+    together = predictor.predict(items, threshold=0.01)
+    alone = [predictor(item, threshold=0.01) for item in items]
+    for one, other in zip(together, alone, strict=True):
+        assert [box.score for box in one.boxes] == pytest.approx([box.score for box in other.boxes], abs=2e-4)
+        assert [box.label for box in one.boxes] == [box.label for box in other.boxes]
+    explained = predictor.explain_all(items, threshold=0.01)
+    assert [len(one.readings) for one in explained] == [len(one.boxes) for one in alone]
+
+
 def test_tiles_find_what_is_in_a_large_image(predictor: DetectionPredictor) -> None:
     """Scenes beside each other, of which a tile has one: boxes are those of each scene, moved."""
     scenes = make("test", 4)
