@@ -51,7 +51,9 @@ class TarImage:
         return f"{self.archive} {self.offset} {self.size}"
 
 
-def read_images(source: str | Path | Table, split: str, root: str | Path | None, problems: Problems) -> Iterator[Row]:
+def read_images(
+    source: str | Path | Table, split: str, root: str | Path | None, problems: Problems, labeled: bool = False
+) -> Iterator[Row]:
     """Yields the labeled images of a path, or of a table in memory.
 
     - a folder: one sub-folder per class, images at any depth below it (torchvision's ``ImageFolder``);
@@ -64,6 +66,7 @@ def read_images(source: str | Path | Table, split: str, root: str | Path | None,
         split: train, val or test, for torchvision.
         root: See ``ClassificationDataset``.
         problems: Collects the invalid items.
+        labeled: Whether a table without a column of labels is an error.
 
     Raises:
         DataError: The path as a whole is none of these.
@@ -73,14 +76,14 @@ def read_images(source: str | Path | Table, split: str, root: str | Path | None,
         return
     path = as_path(source)
     if isinstance(path, Table):
-        yield from read_table(path, root, problems)
+        yield from read_table(path, root, problems, labeled)
     elif path.is_dir():
         yield from read_folder(path)
     elif not path.exists():
         expected = "a folder of class folders, a tar of one, a CSV, or torchvision/NAME"
         raise DataError(str(path), expected, "no such file")
     elif path.suffix.lower() in TABLES:
-        yield from read_table(path, root, problems)
+        yield from read_table(path, root, problems, labeled)
     elif _is_tar(path):
         yield from read_tar(path)
     else:
@@ -165,14 +168,15 @@ def _unpack(archive: tarfile.TarFile, path: Path) -> tuple[list[tarfile.TarInfo]
     return members, images
 
 
-def read_table(path: Path | Table, root: str | Path | None, problems: Problems) -> Iterator[Row]:
+def read_table(path: Path | Table, root: str | Path | None, problems: Problems, labeled: bool = False) -> Iterator[Row]:
     """Yields the images of a CSV, TSV or JSONL with their paths and labels."""
     folder = path.parent if root is None else Path(root)
     for number, (where, _, row) in enumerate(read_rows(path, problems)):
         column = next((name for name in PATH_COLUMNS if name in row), None)
         label = next((row[name] for name in LABEL_COLUMNS if name in row), None)
-        if column is None:
-            missing = ["path"] if label is not None else ["path", "label"]
+        missing = [] if column else ["path"]
+        missing += ["label"] if labeled and not row.keys() & set(LABEL_COLUMNS) else []
+        if column is None or missing:
             report_missing(path, where, row, missing, (*PATH_COLUMNS, *LABEL_COLUMNS, "id"), problems)
             continue
         text = "|".join(map(str, label)) if isinstance(label, list) else None if label is None else str(label)

@@ -66,7 +66,8 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
         super().__init__(source, **options)
 
     def read(self, path: str | Path | Table, problems: Problems) -> Iterator[tuple[str, ClassificationSample]]:
-        for where, name, image, label in read_images(path, self.split, self.root, problems):
+        labeled = self.require_labels and not self.multi_label
+        for where, name, image, label in read_images(path, self.split, self.root, problems, labeled):
             labels = (label or "").split("|") if self.multi_label else [label or ""]
             yield where, ClassificationSample(name, image, [part.strip() for part in labels if part.strip()])
 

@@ -147,7 +147,9 @@ def test_torchvision_dataset_with_splits(tmp_path: Path, monkeypatch: pytest.Mon
     ("name", "content", "message"),
     [
         ("all.csv", "file,class\na.png,cat\n", r"csv, header: .* column names path and label, found file, class"),
+        ("all.csv", "image,class\na.png,cat\n", r"all\.csv, header: expected the column label, found image, class$"),
         ("all.csv", "path,label\ncat/a.png,\n", r"all\.csv, line 2: expected one label"),
+        ("all.jsonl", '{"path": "a.png", "class": "cat"}', r"line 1: expected the key label, found path, class$"),
         ("all.csv", "path,label\n,cat\n", r"line 2: expected the path of an image"),
         ("all.csv", "path,label,id\ncat/a.png,cat,1\ndog/a.png,dog,1\n", r"line 3: expected an id of its own"),
         ("all.txt", "cat", r"all\.txt: expected a folder of class folders.*found a file that ends in '\.txt'"),
@@ -161,7 +163,10 @@ def test_invalid_datasets_raise(tree: Path, name: str, content: str | None, mess
     (tree.parent / "empty").mkdir()
     if content is not None:
         path.write_text(content)
-    bad_data(message, ClassificationDataset, tree if name.startswith("tree") else path)
+    source = tree if name.startswith("tree") else path
+    bad_data(message, ClassificationDataset, source)
+    if "header" in message:  # an error of the file, not of each row
+        bad_data(message, ClassificationDataset, source, on_error="skip")
 
 
 def test_invalid_images_are_skipped_and_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
