@@ -102,7 +102,8 @@ class Problems:
         """Raises an item's error, or records it."""
         if self.on_error == "raise":
             raise error
-        self.items.append((where, str(error).removeprefix(f"{where}: ")))
+        _, there, reason = str(error).partition(f"{where}: ")  # also after "image "
+        self.items.append((where, reason if there else str(error)))
 
     def summary(self, name: str, kept: int) -> str:
         """Returns the number of excluded items and the first few reasons."""

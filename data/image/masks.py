@@ -53,8 +53,8 @@ class ClassList:
             numbers = ", ".join(str(number) for number in np.unique(mask[wrong])[:5])
             found = f"{numbers} ({int(wrong.sum())} pixels, first at row {row}, column {column})"
             void = sorted({*self.void, *({VOID} - set(self.ids))})
-            wanted = f"class ids of the {len(self.ids)} classes ({_ranges(self.ids)}) or void ({_ranges(void)})"
-            raise DataError(where, wanted, found)
+            wanted = f"class ids of the {len(self.ids)} classes ({_ranges(self.ids)})"
+            raise DataError(where, wanted + (f" or void ({_ranges(void)})" if void else ""), found)
         return labels.astype(np.uint8)
 
     def mask(self, labels: np.ndarray) -> np.ndarray:

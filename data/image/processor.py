@@ -88,7 +88,8 @@ def _upright_size(image: PILImage, where: str) -> tuple[int, int]:
 
 def _where(source: ImageSource, name: str | None) -> str:
     if isinstance(source, (str, Path)):
-        return f"{name}: image {source}" if name else f"image {source}"
+        known = not name or f" {name}".endswith(f" {source}")  # the name has the path already
+        return f"image {source}" if known else f"{name}: image {source}"
     kind = "bytes" if isinstance(source, bytes) else type(source).__name__
     return f"{name}: image" if name else f"image ({kind})"
 

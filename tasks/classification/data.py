@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
-from mmattn.data.errors import DataError, Problems, shorten
+from mmattn.data.errors import Problems, located, shorten
 from mmattn.data.image.files import read_images
 from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image, size_facts
 from mmattn.data.table import Table
@@ -82,10 +82,8 @@ class ClassificationDataset(SampleDataset[ClassificationSample]):
         return None
 
     def decode(self, sample: ClassificationSample, where: str) -> None:
-        try:
+        with located(where):
             load_image(sample.image)
-        except DataError as error:
-            raise DataError(where, "a readable image", str(error)) from None
 
     def identity(self, sample: ClassificationSample) -> tuple[list[Any], list[Any]]:
         return [sample.id, sample.labels, sample.regions], [sample.image]

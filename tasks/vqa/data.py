@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
-from mmattn.data.errors import DataError, Problems, is_broken, shorten
+from mmattn.data.errors import DataError, Problems, is_broken, located, shorten
 from mmattn.data.image.processor import Box, ImageProcessor, ImageSource, load_image, move_box, size_facts
 from mmattn.data.table import Table
 from mmattn.tasks.vqa.formats import read_vqa
@@ -127,7 +127,8 @@ class VQADataset(SampleDataset[VQASample]):
             except DataError as error:
                 self._verdicts[key] = error
         if (verdict := self._verdicts[key]) is not None:
-            raise DataError(where, "a readable image", str(verdict))
+            with located(where):
+                raise verdict
 
     def identity(self, sample: VQASample) -> tuple[list[Any], list[Any]]:
         row = [sample.id, sample.image_id, sample.question, sample.answers, sample.question_type, sample.answer_type]

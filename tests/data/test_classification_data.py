@@ -171,12 +171,19 @@ def test_invalid_datasets_raise(tree: Path, name: str, content: str | None, mess
 
 def test_invalid_images_are_skipped_and_counted(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tree / "cat" / "a.png").write_bytes(b"")
-    (tree / "dog" / "a.png").write_bytes((tree / "dog" / "a.png").read_bytes()[:40])
+    (tree / "dog" / "a.png").write_bytes((tree / "dog" / "a.png").read_bytes()[:45])
     dataset = ClassificationDataset(tree, on_error="skip")
     assert len(dataset) == 4
     assert "excluded 2 bad items, kept 4" in caplog.text
-    assert "expected a readable image, found image" in caplog.text
-    bad_data(r"cat/a\.png.*an empty file", ClassificationDataset(tree).preload, ImageProcessor(8))
+    reasons = dict(dataset.skipped)
+    assert reasons[f"{tree}/cat/a.png"] == "expected an image, found an empty file"
+    assert reasons[f"{tree}/dog/a.png"].startswith("expected a whole image, found a truncated or damaged one ('")
+    path = write(tree.parent / "all.csv", "path,label\ntree/cat/a.png,cat\ntree/cat/b.jpg,cat\n")
+    where, reason = ClassificationDataset(path, on_error="skip").skipped[0]
+    assert where == f"{path}, line 2"
+    assert reason == f"image {tree}/cat/a.png: expected an image, found an empty file"
+    message = rf"^image {tree}/cat/a\.png: expected an image, found an empty file$"
+    bad_data(message, ClassificationDataset(tree).preload, ImageProcessor(8))
 
 
 def test_class_unseen_in_training(tree: Path) -> None:

@@ -67,6 +67,11 @@ def test_palette_and_one_bit_masks(tmp_path: Path) -> None:
     bad_data(r"mask .*m\.jpg: expected a mask without loss, such as PNG", load_mask, tmp_path / "m.jpg")
 
 
+def test_an_unknown_value_where_nothing_is_void() -> None:
+    classes = ClassList(("background", "object"), (0, 255))
+    bad_data(r"expected class ids of the 2 classes \(0, 255\), found 7 \(96 pixels", classes.labels, 7 * ONES)
+
+
 def test_classes_are_inferred_without_a_list(tmp_path: Path) -> None:
     root = folder(tmp_path)
     (tmp_path / "classes.txt").unlink()
