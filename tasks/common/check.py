@@ -36,7 +36,7 @@ def run(task: Task, argv: Sequence[str]) -> bool:
 
     Raises:
         ConfigError: No path is given, or an option is invalid.
-        DataError: A path as a whole cannot be read.
+        DataError: A path as a whole cannot be read; or, after the table, no model can be trained on the first one.
     """
     data, paths = _options(task, argv)
     data.on_error = "skip"  # reads every item
@@ -63,6 +63,8 @@ def run(task: Task, argv: Sequence[str]) -> bool:
             both = [digest for digest in seen[one] if digest in seen[other]]
             pairs = [tuple(found[name].places[seen[name][digest][0]] for name in (one, other)) for digest in both]
             _print_lines(f"leaks, both in {one} and {other}", [a if a == b else f"{a} is {b}" for a, b in pairs])
+    if paths[0][1] == "train":
+        data.check_train(first)
     return not any(dataset.skipped for dataset in found.values())
 
 

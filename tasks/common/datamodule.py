@@ -112,6 +112,13 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         """Steps that need the processor, e.g. excluding samples that cannot be encoded."""
         return dataset
 
+    def check_train(self, dataset: D) -> None:
+        """What `check` finds out about training data as a whole, in place of `make_processor`, which may be slow.
+
+        Raises:
+            DataError: No model can be trained on the data.
+        """
+
     def collate_options(self, split: Split) -> dict[str, Any]:
         """Additional keywords of the task's `Processor.collate`."""
         return {}

@@ -94,7 +94,8 @@ EXTRA_HELP = {
 
 CHECK_HELP = """usage: {program} check PATH [PATH ...] [options]
 
-{text}; a column for each PATH. The exit code is 1 if there are bad items.
+{text}; a column for each PATH. The exit code is 1 if there are bad items, 2 if no
+model can be trained on the data.
 
   --data.train|val|test PATH        the same, by name
   --data.KEY VALUE                  how the data are read, as in fit

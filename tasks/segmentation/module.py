@@ -68,6 +68,9 @@ class SegmentationDataModule(TaskDataModule[SegmentationDataset, SegmentationPro
         self.processor.check(dataset)
         return dataset
 
+    def check_train(self, dataset: SegmentationDataset) -> None:
+        self.make_processor(dataset)  # counts the classes
+
     def collate_options(self, split: Split) -> dict[str, Any]:
         return {"training": split == "train"}
 

@@ -55,6 +55,24 @@ def test_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [cell.strip() for cell in rows["height: min / median / max"]] == ["8 / 9 / 11", "8 / 9 / 9"]
 
 
+def test_masks_that_cannot_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for n in range(4):
+            Image.fromarray(np.resize(np.array([0, 255], np.uint8), (8, 9 + n))).save(tmp_path / part / f"{n}.png")
+    task = tasks()["segmentation"]
+    with pytest.raises(SystemExit) as stop:
+        main(task, ["check", str(tmp_path)])
+    assert stop.value.code == 2
+    found = capsys.readouterr()
+    assert "bad items" in found.out
+    message = "expected masks of two or more classes, found class 0 only; 255 is void unless classes.txt has it"
+    assert f"error: {tmp_path}: {message}" in found.err
+    assert check.run(task, ["--data.val", str(tmp_path)])
+    (tmp_path / "classes.txt").write_text("0 background\n255 object\n")
+    assert check.run(task, [str(tmp_path)])
+
+
 def test_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = tasks()["translation"]
     (tmp_path / "a.jsonl").write_text('{"fr": "un", "en": "one"}\n{"fr": "deux"}\n')
