@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     ProgressBar,
     RichProgressBar,
+    Timer,
     TQDMProgressBar,
 )
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -203,6 +204,13 @@ class FinalValidation(Checkpoint):
             trainer.check_val_every_n_epoch, trainer.should_stop = 1, True
 
 
+def _seconds_left(trainer: Trainer, pace: float) -> float:
+    """The time until the last step, at `pace` seconds a step, or until `max_time` ends training before."""
+    limits = (c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer))  # type: ignore[attr-defined]
+    steps = trainer.estimated_stepping_batches - trainer.global_step
+    return max(0.0, min([pace * steps, *(limit for limit in limits if limit is not None)]))
+
+
 class Estimate(Callback):
     """Says once, after the first steps, how long training will take, if that is minutes."""
 
@@ -224,8 +232,7 @@ class Estimate(Callback):
             self._since = time.monotonic()
         elif done == self.LAST:
             seconds = (time.monotonic() - self._since) / (self.LAST - self.FIRST)
-            left = seconds * (trainer.estimated_stepping_batches - trainer.global_step)
-            if 60 < left < math.inf:
+            if 60 < (left := _seconds_left(trainer, seconds)) < math.inf:
                 print(f"about {left / 60:.1f} minutes left, {seconds:.2g} s a step, validation not counted", flush=True)
 
 
@@ -359,15 +366,14 @@ class LineProgress(ProgressBar):
         seconds = self._shown - self._began
         total = trainer.estimated_stepping_batches
         steps = trainer.global_step - self._first_step
-        left = (
-            f", {seconds / steps * (total - trainer.global_step):.0f} s left" if steps and math.isfinite(total) else ""
-        )
+        left = _seconds_left(trainer, seconds / steps) if steps else math.inf
+        rest = f", {left:.0f} s left" if math.isfinite(left) else ""
         module: Any = trainer.lightning_module
         names: tuple[str, str] = ("train/loss", module.monitor)
         values = trainer.callback_metrics
         shown = "".join(f"  {name} {float(values[name]):.4f}" for name in names if name in values)
         print(
-            f"epoch {trainer.current_epoch}  step {trainer.global_step}/{total}{shown}  [{seconds:.0f} s{left}]",
+            f"epoch {trainer.current_epoch}  step {trainer.global_step}/{total}{shown}  [{seconds:.0f} s{rest}]",
             flush=True,
         )
 

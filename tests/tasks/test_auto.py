@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,16 @@ def test_numbers_of_a_resumed_run_are_kept(few: Path, tmp_path: Path) -> None:
 def test_time_limit_ends_a_run_that_can_be_resumed(
     few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = f"--data.train {few} --trainer.max_epochs 400 --optim.warmup_steps 3 --optim.schedule constant"
-    folder = fit(tmp_path / "run", f"{words} --trainer.max_time 00:00:00:01")
-    assert "ended by --trainer.max_time at step" in capsys.readouterr().out
+    words = f"--data.train {few} --trainer.max_epochs 4000 --optim.warmup_steps 3 --optim.schedule constant"
+    bar = "--trainer.enable_progress_bar true"
+    folder = fit(tmp_path / "run", f"{words} {bar} --trainer.max_time 00:00:00:01")
+    said = capsys.readouterr().out
+    assert "ended by --trainer.max_time at step" in said
+    assert set(re.findall(r", (\d+) s left", said)) <= {"0", "1"}, "no more than max_time leaves"
+    assert ", 0 s left" in said
     assert (folder / "model" / "model.safetensors").exists()
     steps = read(folder / "metrics.json")["fit"]["steps"]
-    assert 0 < steps < 800
+    assert 0 < steps < 8000
     assert read(folder / "metrics.json")["validation"]["step"] <= steps
     fit(folder, f"{words} --trainer.max_epochs {steps // 2 + 2} --ckpt_path last")
     assert read(folder / "metrics.json")["fit"]["steps"] == 2 * (steps // 2 + 2)
