@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,8 +151,14 @@ def make_trainer(options: Mapping[str, Any], callbacks: list[Callback], root: Pa
         root: The run directory.
         task: The task.
         fit: Whether a model is trained.
+
+    Raises:
+        ConfigError: `max_time` is a text that is not a duration.
     """
     config = dict(options)
+    limit = config["max_time"]
+    if isinstance(limit, str) and not re.fullmatch(r"\d+(:\d\d){3}", limit.strip()):
+        raise ConfigError(f"--trainer.max_time: expected DD:HH:MM:SS, found {limit!r}; 00:00:05:00 is five minutes.")
     if config["max_epochs"] == AUTO:
         config["max_epochs"] = 1  # until `set_lengths`
     if config["check_val_every_n_epoch"] is None and config["val_check_interval"] is None:

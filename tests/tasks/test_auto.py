@@ -100,6 +100,8 @@ def test_numbers_of_a_resumed_run_are_kept(few: Path, tmp_path: Path) -> None:
 def test_time_limit_ends_a_run_that_can_be_resumed(
     few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wrong = r"^--trainer\.max_time: expected DD:HH:MM:SS, found '5m'; "
+    refused(wrong, fit, tmp_path / "run", f"--data.train {few} --trainer.max_time 5m", error=ConfigError)
     words = f"--data.train {few} --trainer.max_epochs 4000 --optim.warmup_steps 3 --optim.schedule constant"
     bar = "--trainer.enable_progress_bar true"
     folder = fit(tmp_path / "run", f"{words} {bar} --trainer.max_time 00:00:00:01")
