@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +96,11 @@ class TimmFeatures(nn.Module):
         """
         overlay = {"state_dict": self._read(path)}
         try:
-            source, twin = (
-                self._create(self._indices, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-                for _ in range(2)
-            )
+            with _extra_weights_expected():
+                source, twin = (
+                    self._create(self._indices, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+                    for _ in range(2)
+                )
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path}: not the weights of timm model {self.name!r}: {error}") from None
         # For feature maps timm ignores missing tensors; they remain random, and so differ between two models.
@@ -254,6 +257,21 @@ class TimmTrunk(TimmFeatures):
         pooled = self.body.forward_head(cells, pre_logits=True)
         mean = cells.mean((2, 3))
         return (weight, bias) if pooled.shape == mean.shape and torch.allclose(pooled, mean, atol=1e-5) else None
+
+
+@contextmanager
+def _extra_weights_expected() -> Iterator[None]:
+    """Silences timm's warning of unexpected keys: a model of features lacks the last layers of its weights."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Unexpected keys (")
+
+    logger = logging.getLogger("timm.models._builder")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _names(value: str | Sequence[str] | None) -> Sequence[str]:

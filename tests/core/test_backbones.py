@@ -1,3 +1,4 @@
+import logging
 import sys
 
 import pytest
@@ -80,6 +81,14 @@ class TestTimm:
         for stem in stems:
             found = stem.eval().body(x)[-1]
             assert any(found.shape == one.shape and torch.equal(found, one) for one in expected)
+
+    def test_unused_weights_are_no_warning(self, tmp_path, caplog):
+        timm = pytest.importorskip("timm")
+        save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "model.safetensors")
+        build_stem("timm/test_efficientnet", 8).load_weights(tmp_path / "model.safetensors")
+        assert not caplog.records, "a model of features lacks the classifier"
+        logging.getLogger("timm.models._builder").warning("Unexpected keys (classifier.bias)")
+        assert len(caplog.records) == 1, "only while weights are loaded"
 
     def test_weights_of_gray_images(self, tmp_path):
         timm = pytest.importorskip("timm")
