@@ -119,4 +119,6 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
             return None
         train, val = (self.data.dataset(split).samples for split in ("train", "val"))
         answers = (sample.labels[0] for sample in train)
-        return constant(answers, lambda answer: sum(sample.labels == [answer] for sample in val) / len(val))
+        return constant(
+            answers, lambda answer: sum(sample.labels == [answer] for sample in val) / len(val), kind="label"
+        )

@@ -14,7 +14,7 @@ class Chance(NamedTuple):
     """The figure of predictions that ignore the input."""
 
     value: float
-    by: str  # what they are: "'cat' for every sample"
+    by: str  # what they are: "the most frequent label, 'cat'"
     scale: float = 1.0  # the metric's largest value
 
     def includes(self, figure: float, samples: int, mode: str) -> bool:
@@ -28,10 +28,20 @@ class Chance(NamedTuple):
         return (figure - self.value) * (1 if mode == "max" else -1) <= margin
 
 
-def constant(answers: Iterable[str], score: Callable[[str], float], scale: float = 1.0) -> Chance | None:
-    """The figure of the most frequent training answer, given for every sample; None without answers."""
+def constant(
+    answers: Iterable[str], score: Callable[[str], float], scale: float = 1.0, kind: str = "answer"
+) -> Chance | None:
+    """The figure of the most frequent training answer, given for every sample; None without answers.
+
+    Args:
+        answers: The answers of the training samples.
+        score: The figure of one answer.
+        scale: The metric's largest value.
+        kind: What the answers are, in words.
+    """
     common = Counter(answers).most_common(1)
     if not common:
         return None
     answer = common[0][0]
-    return Chance(score(answer), f"{answer if len(answer) < 40 else answer[:37] + '...'!r} for every sample", scale)
+    shown = answer if len(answer) < 40 else f"{answer[:37]}..."
+    return Chance(score(answer), f"the most frequent {kind}, {shown!r}", scale)

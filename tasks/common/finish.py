@@ -103,6 +103,6 @@ def _at_chance(module: TaskModule[Any], figure: float | None, program: str) -> I
         start = "" if module.init_from is not None else "public weights (--init_from), "
         yield (
             f"{module.monitor} {figure:.4f} is at chance level, as far as {samples:,} validation samples tell: "
-            f"{chance.by} has {chance.value:.4f}. Try {start}more data, more --trainer.max_epochs or another "
-            f"--optim.lr; `{program} check PATH` looks for what is wrong with the data."
+            f"{chance.value:.4f} is the figure of {chance.by}. Try {start}more data, more --trainer.max_epochs "
+            f"or another --optim.lr; `{program} check PATH` looks for what is wrong with the data."
         )

@@ -201,7 +201,7 @@ class PairModule(TaskModule[PairDataModule]):
         train, val = self.data.dataset("train").samples, self.data.dataset("val").samples[:SOME]
         references, main = [sample.right_targets() for sample in val], self.monitor.removeprefix("val/")
         answers = (sample.right_targets()[0] for sample in train)
-        return constant(answers, lambda answer: self.score([answer] * len(val), references)[main], self.scale)
+        return constant(answers, lambda answer: self.score([answer] * len(val), references)[main], self.scale, "target")
 
     # ------------------------------------------------------------------------------------------------------------------
 
