@@ -85,7 +85,7 @@ def fit(
     dir: str | Path | None = None,
     **options: Any,
 ) -> Run:
-    """Train a model, as `python -m tasks.TASK fit` does.
+    """Train a model, as `mmattn TASK fit` does.
 
     Args:
         task: Name of the task, "classification".
@@ -125,7 +125,7 @@ def fit(
     except ModuleNotFoundError as error:
         raise UserError(missing_package(error)) from None
     try:
-        root = cli.run(tasks()[task], "fit", words, sources=sources).root
+        root = cli.run(tasks()[task], "fit", words, f"mmattn {task}", sources).root
     except SystemExit as stop:  # of an interrupted run; the handlers of the process are back in place
         number = (stop.code if isinstance(stop.code, int) else 0) - 128
         if number == signal.SIGTERM:

@@ -53,7 +53,7 @@ def test_samples_in_memory(task: str, tmp_path: Path) -> None:
     assert before.keys() == weights(run.dir).keys()
 
 
-def test_paths_rows_and_plot(tmp_path: Path) -> None:
+def test_paths_rows_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     colors = [("red", "blue")[number % 2] for number in range(12)]
     rows = [(Image.new("RGB", (16, 16), color), "what colour is it?", color) for color in colors]
     for number, (image, *_) in enumerate(rows):
@@ -68,6 +68,8 @@ def test_paths_rows_and_plot(tmp_path: Path) -> None:
             "vqa", train, train, config=config, dir=tmp_path / name, data={"image_size": 16}, trainer=QUICK, **options
         )
         found.append(run)
+        assert f"Next: `mmattn vqa test --checkpoint {run.dir}/model" in capsys.readouterr().out
+        assert read(run.dir / "run.json")["command"].startswith("mmattn vqa fit --config ")
         text = (run.dir / "config.yaml").read_text()
         assert "lr: 0.02" in text
         assert "batch_size: 7" in text
