@@ -195,7 +195,11 @@ class SampleDataset(Dataset[S]):
         """
         self.fingerprint()
         self._originals = self._originals or {sample.id: sample for sample in self.samples}  # type: ignore[attr-defined]
-        self.samples = [load(sample, where) for sample, where in zip(self.samples, self.places, strict=True)]
+        try:
+            self.samples = [load(sample, where) for sample, where in zip(self.samples, self.places, strict=True)]
+        except DataError as error:
+            error.can_skip = self.problems.on_error == "raise"
+            raise
 
     def originals(self) -> list[S]:
         """The samples as they were before they were decoded."""

@@ -27,6 +27,8 @@ class DataError(UserError):
     train.csv, line 7: expected a non-empty question, found ''
     """
 
+    can_skip = False  # whether `on_error: skip` leaves out the item that the error is about
+
     def __init__(self, where: str, expected: str | None = None, found: str | None = None) -> None:
         where = str(where)
         if where.startswith("Caught DataError in "):
@@ -101,6 +103,7 @@ class Problems:
     def take(self, where: str, error: DataError) -> None:
         """Raises an item's error, or records it."""
         if self.on_error == "raise":
+            error.can_skip = True
             raise error
         _, there, reason = str(error).partition(f"{where}: ")  # also after "image "
         self.items.append((where, reason if there else str(error)))

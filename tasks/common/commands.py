@@ -52,7 +52,11 @@ def run(task: Task, command: str, options: argparse.Namespace) -> None:
     place = Path(str(predictor.parts.where)) if predictor.parts is not None else None
     model = [path for _, path in files_below(place, ("",))] if place is not None and place.is_dir() else []
     outputs = Outputs([*model, options.input, *options.paths, *found])
-    (_predict if command == "predict" else _explain)(predictor, items, options, keywords, outputs)
+    try:
+        (_predict if command == "predict" else _explain)(predictor, items, options, keywords, outputs)
+    except DataError as error:
+        error.can_skip = command == "predict" and len(items) > 1 and options.on_error == "raise"
+        raise
     _name_default(default)
 
 

@@ -174,7 +174,11 @@ def main(task: Task, argv: Sequence[str] | None = None, program: str = "") -> No
         missing = isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("mmattn")
         if os.environ.get("MMATTN_TRACEBACK") or not (missing or is_user_error(error)):
             raise
-        fail(missing_package(error) if isinstance(error, ImportError) else str(error))
+        message = missing_package(error) if isinstance(error, ImportError) else str(error)
+        if getattr(error, "can_skip", False):
+            option = "--data.on_error" if arguments[0] in TRAINER_COMMANDS else "--on_error"
+            message += f"; {option} skip leaves it out and counts it"
+        fail(message)
 
 
 def _run(task: Task, arguments: list[str], program: str) -> None:

@@ -46,6 +46,38 @@ def test_mistakes_give_one_line_errors(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["fit", "--data.train", "photos", "--trainer.default_root_dir", "run"], "--data.on_error skip"),
+        (["fit", "--data.train", "lines.jsonl", "--trainer.default_root_dir", "run"], "--data.on_error skip"),
+        (["fit", "--data.train", "none", "--trainer.default_root_dir", "run"], None),  # no item
+        (["predict", "photos/cat"], "--on_error skip"),
+        (["predict", "photos/cat/bad.png"], None),  # nothing would be left
+    ],
+)
+def test_errors_of_an_item_say_how_to_go_on(
+    words: list[str],
+    remedy: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for n in range(4):
+            Image.new("RGB", (8, 8), (n, 2 * n, 0)).save(tmp_path / "photos" / label / f"{n}.png")
+    (tmp_path / "photos" / "cat" / "bad.png").write_bytes(b"")
+    (tmp_path / "lines.jsonl").write_text('{"path": "photos/cat/0.png"}\n')
+    with pytest.raises(SystemExit) as stopped:
+        main(tasks()["classification"], words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert error.endswith(f"; {remedy} leaves it out and counts it") if remedy else "on_error" not in error
+
+
 def test_both_entry_points_are_equivalent() -> None:
     ours, theirs = python("-m", "mmattn", "vqa", "--help").stdout, python("-m", "tasks.vqa", "--help").stdout
     assert ours.replace("mmattn vqa", "python -m tasks.vqa") == theirs
