@@ -278,8 +278,11 @@ class TaskCLI(LightningCLI):
             self.model.build(self.datamodule.model_sizes(), self.datamodule.processor)
             self.model.check_processor(self.datamodule.processor)
             rundir.check_space(self.root, 3 * checkpoint_bytes(self.model))  # the last, the best, and one to replace it
-        with rundir.locked(self.root) if self.trainer.is_global_zero else nullcontext(), self.interrupts.installed():
-            self._train(resume, ckpt_path is not None)
+        with (
+            rundir.locked(self.root) if self.trainer.is_global_zero else nullcontext(False) as is_held,
+            self.interrupts.installed(),
+        ):
+            self._train(resume, ckpt_path is not None, is_held)
 
     def _resolve_auto(self, recorded: Mapping[str, Any]) -> None:
         config = self.config["fit"]
@@ -292,10 +295,10 @@ class TaskCLI(LightningCLI):
         keys = {key for key in (*auto.KEYS, *(f"trainer.{name}" for name in lengths)) if key not in FREE_SETTINGS}
         self.model.settings |= {key: config[key] for key in keys}
 
-    def _train(self, resume: Path | None, resumed: bool) -> None:
+    def _train(self, resume: Path | None, resumed: bool, is_held: bool) -> None:
         config = self.config["fit"]
         if self.trainer.is_global_zero:
-            rundir.prepare(self.root, resume=resumed, overwrite=config.overwrite)
+            rundir.prepare(self.root, resume=resumed, overwrite=config.overwrite, is_held=is_held)
             dump = self._subcommand_parsers["fit"].dump(config, skip_unset=False)
             rundir.record_start(self.root, self.task, self.seed, self._command(), dump, resumed=resumed)
             print(*filter(None, self.said), sep="\n", end="\n" if any(self.said) else "", flush=True)

@@ -20,6 +20,11 @@ from mmattn.tasks.common.errors import RunDirectoryError
 from mmattn.tasks.common.files import atomic_write, clean_leftovers, write_json
 
 RUN, CONFIG, METRICS, REPORT, LOCK = "run.json", "config.yaml", "metrics.json", "report.html", ".lock"
+# What a run has written when it has no checkpoint yet, besides files of evaluations.
+STARTED = re.compile(
+    r"run\.json|config\.yaml|features_[0-9a-f]+_\d+\.bin|processor(/\w+\.(json|safetensors))?|"
+    r"logs(/version_\d+(/metrics\.csv|/hparams\.yaml|/events\.out\.tfevents\.[^/]+)?)?"
+)
 EVALUATION = {METRICS, REPORT, LOCK, "confusion_val.png", "confusion_test.png"}  # files of an evaluation alone
 logger = logging.getLogger(__name__)
 PACKAGES = ("mmattn", "torch", "lightning", "torchmetrics", "torchvision", "timm", "tokenizers", "numpy")
@@ -49,8 +54,8 @@ def writable(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the run directory for this process; the lock ends with it, however it ends.
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the run directory for this process, and yield whether it is held; the lock ends with it, however it ends.
 
     A POSIX record lock, which forked workers do not inherit. Without them (on Windows) nothing is locked.
 
@@ -60,10 +65,11 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         import fcntl
     except ModuleNotFoundError:
-        yield
+        yield False
         return
     writable(folder)
     with (folder / LOCK).open("a") as file:
+        is_held = True
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -73,11 +79,20 @@ def locked(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:  # a file system without locks
             logger.warning("%s: the run directory cannot be locked (%s).", folder, error.strerror)
-        yield
+            is_held = False
+        yield is_held
 
 
-def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
+def prepare(folder: Path, resume: bool, overwrite: bool, is_held: bool = False) -> None:
     """Prepare the run directory.
+
+    A run that ended before its first checkpoint is replaced if the folder has no other files.
+
+    Args:
+        folder: The run directory.
+        resume: Whether its run goes on.
+        overwrite: Whether it may be emptied.
+        is_held: Whether this process holds its lock, so that no other process trains in it.
 
     Raises:
         RunDirectoryError: The folder is not writable; it is not empty, with neither `resume` nor `overwrite`; it has no
@@ -91,6 +106,12 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         return
     if {entry.name for entry in folder.iterdir()} <= EVALUATION:
         return
+    if not overwrite and is_held and is_run(folder):
+        others = [entry for entry in folder.iterdir() if entry.name not in EVALUATION]
+        files = [path.relative_to(folder).as_posix() for entry in others for path in (entry, *entry.rglob("*"))]
+        if all(STARTED.fullmatch(name) for name in files) and not any(entry.is_symlink() for entry in others):
+            _remove(others)
+            return
     if not overwrite and is_run(folder) and not list(folder.glob("*.ckpt")):
         raise RunDirectoryError(
             f"{folder}: holds a run that ended before its first checkpoint; --overwrite true empties it."
@@ -102,7 +123,11 @@ def prepare(folder: Path, resume: bool, overwrite: bool) -> None:
         )
     if not is_run(folder):
         raise RunDirectoryError(f"{folder}: --overwrite empties only directories of earlier runs; found no {RUN}.")
-    for entry in [entry for entry in folder.iterdir() if entry.name != LOCK]:
+    _remove([entry for entry in folder.iterdir() if entry.name != LOCK])
+
+
+def _remove(entries: Sequence[Path]) -> None:
+    for entry in entries:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 

@@ -1,6 +1,7 @@
 """Options and errors of fit. The tests of every task are in test_fit_contract.py."""
 
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 
 from mmattn.data.errors import DataError
 from mmattn.tasks import load
-from mmattn.tasks.common import trainer
+from mmattn.tasks.common import rundir, trainer
 from mmattn.tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
 from mmattn.tasks.common.options import schedule_factor
@@ -77,6 +78,27 @@ def test_overwrite_clears_only_run_directories(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     refused(r"no run\.json", run, "fit", tmp_path, "--overwrite true", error=RunDirectoryError)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_run_without_a_checkpoint_is_replaced(questions: Callable[..., Path], tmp_path: Path) -> None:
+    mine = questions("red", "blue", "red", "blue")
+    picture = next(tmp_path.rglob("*.png"))
+    whole, words = picture.read_bytes(), f"--data.train {mine} --data.val {mine} --data.batch_size 4"
+    picture.write_bytes(whole[:60])
+    folder = tmp_path / "run"
+    refused(re.escape(picture.name), run, "fit", folder, words, error=DataError)
+    assert (folder / "run.json").exists()
+    assert not list(folder.glob("*.ckpt"))
+    picture.write_bytes(whole)
+    for other in ("thesis.tex", "logs/version_0/thesis.tex"):
+        (folder / other).write_text("years of work")
+        refused("ended before its first checkpoint", run, "fit", folder, words, error=RunDirectoryError)
+        assert (folder / other).exists()
+        (folder / other).unlink()
+    refused("first checkpoint", rundir.prepare, folder, resume=False, overwrite=False, error=RunDirectoryError)
+    (folder / "logs" / "version_0" / "hparams.yaml").touch()
+    run("fit", folder, words)
+    assert (folder / "model").exists()
 
 
 def test_invalid_data_keeps_the_earlier_run(finished: Path, tmp_path: Path) -> None:
