@@ -8,9 +8,10 @@ import torch
 
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.detection.demo import CATEGORIES, NAMES, make
+from mmattn.tasks.detection.detect import detections
 from mmattn.tasks.detection.losses import DetectionLoss
 from mmattn.tasks.detection.model import DetectionModel
-from mmattn.tasks.detection.module import DetectionDataModule, DetectionLossOptions, DetectionModule, detections
+from mmattn.tasks.detection.module import DetectionDataModule, DetectionLossOptions, DetectionModule
 from mmattn.tasks.detection.outputs import DetectionOutput
 from mmattn.tasks.detection.processor import DetectionProcessor
 from tests.conftest import refused

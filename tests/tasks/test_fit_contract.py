@@ -88,7 +88,7 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
         ("", "expected --image, or --input PATH, found neither"),
         ("--image a.png --input demo", "expected --image, or --input PATH, found both"),
         ("--input none", "none: .*found no such file"),
-        ("--image none.png", r"item none\.png: image none\.png: expected an image file, found no such file"),
+        ("--image none.png", r"^image none\.png: expected an image file, found no such file"),
     ],
     "qa": [
         ("", "expected --question and --context, or --input PATH, found neither"),
