@@ -35,9 +35,10 @@ class Heap:
         self.limit: int | None = None
 
     def check(self) -> None:
-        """Return freed memory if the process has grown by a quarter, and at least SPARE, since a step's first call.
+        """Return freed memory if the process has grown by a quarter, and at least SPARE bytes; called after each step.
 
-        That is the first call after a return: it has seen what one step needs, and steps of equal sizes return nothing.
+        Growth is counted from the step that follows a return: its memory is what one step needs, so that steps of equal
+        sizes return nothing.
         """
         size = resident_bytes()
         if self.limit is None:

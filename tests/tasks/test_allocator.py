@@ -11,7 +11,7 @@ from mmattn.tasks.common.allocator import SPARE, Heap, resident_bytes
 
 @pytest.fixture
 def trims(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Calls that return memory, which do nothing here."""
+    """A list to which each return of memory is added; nothing is returned."""
     found: list[int] = []
     library = SimpleNamespace(malloc_trim=lambda padding: found.append(padding))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
