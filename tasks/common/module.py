@@ -22,6 +22,7 @@ from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
 from mmattn.tasks.common.chance import Chance
 from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError
+from mmattn.tasks.common.muon import OPTIMIZERS
 from mmattn.tasks.common.options import (
     DecodeOptions,
     LossOptions,
@@ -220,9 +221,9 @@ class TaskModule(LightningModule, Generic[Data]):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups; a group may have its own learning rate."""
         assert self.model is not None
-        names = [name for name, _ in self.model.named_parameters()]
+        names, muon = [name for name, _ in self.model.named_parameters()], self.optim.name == "muon"
         scales = parameters.learning_rates(names, self.pretrained, self.optim.pretrained_lr, self.optim.layer_decay)
-        return parameters.parameter_groups(self.model, self.optim.weight_decay, self.lr, scales)
+        return parameters.parameter_groups(self.model, self.optim.weight_decay, self.lr, scales, hidden=muon)
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None
@@ -230,7 +231,7 @@ class TaskModule(LightningModule, Generic[Data]):
         if fused is None:  # one that clipping cannot precede is no default: it unscales gradients in its own step
             fused = self.device.type == "cuda" and not (self._scaler is not None and self.trainer.gradient_clip_val)
         kind = {"fused": True} if fused else {"foreach": True}  # foreach equals a loop bitwise, and is faster
-        optimizer = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, betas=self.optim.betas, **kind)
+        optimizer = OPTIMIZERS[self.optim.name](self.parameter_groups(), betas=self.optim.betas, **kind)
         total = int(self.trainer.estimated_stepping_batches)
         kept = self._resumed_warmup
         self.warmup = self._warmup_steps(total) if kept is None else kept
@@ -359,10 +360,9 @@ class TaskModule(LightningModule, Generic[Data]):
     # Resuming ---------------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        processor = self.data.processor.fingerprint()
-        checkpoint["mmattn"] = {"task": self.task, "settings": self.settings, "processor": processor}
-        checkpoint["mmattn"]["warmup_steps"] = self.warmup
-        checkpoint["mmattn"]["data"] = self.data.contents()
+        processor, data = self.data.processor.fingerprint(), self.data.contents()
+        own = {"task": self.task, "settings": self.settings, "processor": processor, "data": data}
+        checkpoint["mmattn"] = own | {"warmup_steps": self.warmup}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("mmattn")
@@ -385,7 +385,7 @@ class TaskModule(LightningModule, Generic[Data]):
                     f"{content['samples']:,} that are not the same. Restore them, or start a new run."
                 )
         self._resumed_warmup = saved.get("warmup_steps", self.optim.warmup_steps)  # the schedule that is resumed
-        was, now = saved["settings"], self.settings
+        was, now = {"optim.name": "adamw", **saved["settings"]}, self.settings
         free = LENGTHS if self.optim.schedule in ("constant", "inverse_sqrt") else ()
         changed = [
             f"{key}: checkpoint {was.get(key)!r}, now {now.get(key)!r}"

@@ -67,9 +67,11 @@ def check_search(search: Any) -> None:
 
 @dataclass
 class OptimOptions:
-    """AdamW and its schedule.
+    """The optimizer and its schedule.
 
     Args:
+        name: adamw, or muon: hidden matrices take steps with equal singular values (Jordan et al. 2024), all other
+            weights those of AdamW. From random weights it needs fewer epochs, at about twice AdamW's learning rate.
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay, applied to matrices only.
         betas: Coefficients of the running averages of the gradient and its square.
@@ -87,6 +89,7 @@ class OptimOptions:
             a GPU alone.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)

@@ -15,6 +15,9 @@ from mmattn.tasks.common.errors import ConfigError
 
 HEAD = "head."  # name prefix of a task's head, which is above all layers
 NETWORK = "net."  # before the modules of a public network that replaces a task's own
+# Last names of the linear maps to classes, labels or tokens.
+OUTPUTS = {"out", "output", "classifier", "class_heads", "proposal_classes", "object_head", "ctc", "head", "tokens"}
+HIDDEN, MATRIX, VECTOR = "hidden", "matrix", "vector"  # kinds of parameters
 PRETRAINED = "pretrained"  # as a value of `model.freeze`: all weights that init_from gave
 
 
@@ -45,8 +48,29 @@ def layer_depths(names: Iterable[str]) -> dict[str, int]:
     return found | {name: top for name, depth in after if depth == len(layers) or name.startswith(HEAD)}
 
 
+def hidden_matrices(model: nn.Module) -> set[str]:
+    """Names of the weights of linear maps between hidden features: of all but outputs and tied embeddings.
+
+    >>> hidden_matrices(nn.ModuleDict({"fc1": nn.Linear(8, 8), "norm": nn.LayerNorm(8), "out": nn.Linear(8, 2)}))
+    {'fc1.weight'}
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and id(module.weight) not in embeddings
+        and OUTPUTS.isdisjoint(name.rstrip(".0123456789").rsplit(".", 1)[-1:])
+    }
+
+
 def parameter_groups(
-    model: nn.Module, weight_decay: float, lr: float | None = None, scales: Mapping[str, float] | None = None
+    model: nn.Module,
+    weight_decay: float,
+    lr: float,
+    scales: Mapping[str, float] | None = None,
+    *,
+    hidden: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameter groups: matrices with weight decay; norms, biases and other vectors without.
 
@@ -54,22 +78,22 @@ def parameter_groups(
         model: The model; frozen parameters are left out.
         weight_decay: Decoupled weight decay of matrices.
         lr: Learning rate of parameters with a scale of one.
-        scales: Factor of the learning rate of each parameter by name; None: all have the optimizer's.
+        scales: Factor of the learning rate of each parameter by name; None: one.
+        hidden: Whether `hidden_matrices` are in groups of their own, and all groups say whether they are such a group.
     """
+    inner = hidden_matrices(model) if hidden else set()
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if scales is None:
-        groups: list[dict[str, Any]] = [{"params": [parameter for _, parameter in named]}]
-    else:
-        assert lr is not None
-        groups = [
-            {"params": [p for name, p in named if scales[name] == scale], "lr": lr * scale}
-            for scale in sorted({scales[name] for name, _ in named})
-        ]
-    return [
-        {**group, "params": [p for p in group["params"] if (p.ndim >= 2) is matrices], "weight_decay": decay}
-        for group in groups
-        for matrices, decay in ((True, weight_decay), (False, 0.0))
-    ]
+    groups: dict[tuple[float, str], dict[str, Any]] = {}
+    for scale in sorted({1.0 if scales is None else scales[name] for name, _ in named}):
+        for kind in (HIDDEN, MATRIX, VECTOR) if hidden else (MATRIX, VECTOR):
+            decay = 0.0 if kind == VECTOR else weight_decay
+            groups[scale, kind] = {"params": [], "lr": lr * scale, "weight_decay": decay}
+            if hidden:
+                groups[scale, kind]["hidden"] = kind == HIDDEN
+    for name, parameter in named:
+        kind = VECTOR if parameter.ndim < 2 else HIDDEN if name in inner else MATRIX
+        groups[1.0 if scales is None else scales[name], kind]["params"].append(parameter)
+    return list(groups.values())
 
 
 def learning_rates(
