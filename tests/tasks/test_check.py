@@ -38,7 +38,7 @@ def test_problems_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     train, val = tmp_path / "train", tmp_path / "val"
     task = tasks()["classification"]
     assert check.run(task, ["--data.train", str(train), "--data.val", str(val)])
-    assert "auto: --data.batch_size 8" in capsys.readouterr().out
+    assert "auto: --data.batch_size 8, --trainer.max_epochs 240 (80 with --init_from)\n" in capsys.readouterr().out
     (train / "cat" / "bad.png").write_text("no image")
     shutil.copy(train / "cat" / "0.png", train / "dog" / "copy.png")
     shutil.copy(train / "cat" / "1.png", val / "cat" / "leak.png")
