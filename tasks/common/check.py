@@ -54,7 +54,9 @@ def run(task: Task, argv: Sequence[str]) -> bool:
         samples = len(first) if len(found) > 1 else len(first) * 4 // 5  # the rest is held out
         data.batch_size = auto.batch_size(samples, data.largest_batch)
         steps = -(-samples // data.batch_size) or 1
-        random, given = (auto.epochs(steps, least) for least in (data.least_steps, data.least_steps // auto.FINE_TUNING))
+        random, given = (
+            auto.epochs(steps, least) for least in (data.least_steps, data.least_steps // auto.FINE_TUNING)
+        )
         with_weights = f" ({given} with --init_from)" if given != random else ""
         print(f"auto: --data.batch_size {data.batch_size}, --trainer.max_epochs {random}{with_weights}")
     for name, dataset in found.items():

@@ -83,8 +83,8 @@ def _why_it_ended(trainer: Trainer, module: TaskModule[Any]) -> Iterator[str]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
             yield (
-                f"Training was ended by --trainer.max_time at {steps}, before the learning rate had fallen; "
-                f"--ckpt_path last with a longer --trainer.max_time continues it."
+                f"Training was ended by --trainer.max_time at {steps}; --ckpt_path last with a longer "
+                f"--trainer.max_time continues it."
             )
         if isinstance(callback, Patience) and callback.has_stopped:
             yield (

@@ -16,7 +16,7 @@ from mmattn.data.errors import UserError
 from mmattn.data.options import from_options
 from mmattn.data.seeds import seed_of
 from mmattn.onednn import use_onednn
-from mmattn.tasks.common import auto, parameters
+from mmattn.tasks.common import parameters, schedule
 from mmattn.tasks.common.adapter import CheckpointParts, own_adapter
 from mmattn.tasks.common.attention_config import ATTENTIONS, check_attention
 from mmattn.tasks.common.chance import Chance
@@ -29,7 +29,6 @@ from mmattn.tasks.common.options import (
     OptimOptions,
     TrainingOptions,
     as_options,
-    schedule_factor,
 )
 from mmattn.tasks.common.task import tasks
 
@@ -234,27 +233,19 @@ class TaskModule(LightningModule, Generic[Data]):
         optimizer = OPTIMIZERS[self.optim.name](self.parameter_groups(), betas=self.optim.betas, **kind)
         total = int(self.trainer.estimated_stepping_batches)
         kept = self._resumed_warmup
-        self.warmup = self._warmup_steps(total) if kept is None else kept
+        self.warmup = schedule.warmup_steps(self.optim.warmup_steps, self.trainer, total) if kept is None else kept
         if 2 * self.warmup > total and self.trainer.is_global_zero:
             sys.stderr.write(
                 f"the warm-up takes {self.warmup} of {total} steps, which leaves few at the peak learning rate: give a "
                 f"smaller --data.{self.data.train_size}, more --trainer.max_epochs or fewer --optim.warmup_steps.\n"
             )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: schedule_factor(self.optim.schedule, step, self.warmup or 0, total)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _warmup_steps(self, total: int) -> int:
-        """Steps of the warm-up, in proportion if `max_steps` ends training before the last epoch."""
-        steps, trainer = self.optim.warmup_steps, self.trainer
-        if steps == auto.AUTO:
-            return auto.warmup(total)
-        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
-        if trainer.max_steps < 0 or epochs < 0:
-            return steps
-        planned = -(-trainer.num_training_batches // trainer.accumulate_grad_batches) * epochs
-        return int(steps * total // planned) if trainer.max_steps < planned else steps
+        def factor(step: int) -> float:
+            due = schedule.due_step(self.optim.schedule, step, total, self.trainer)
+            return schedule.schedule_factor(self.optim.schedule, due, self.warmup or 0, total)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Training ---------------------------------------------------------------------------------------------------------
 
@@ -386,7 +377,7 @@ class TaskModule(LightningModule, Generic[Data]):
                 )
         self._resumed_warmup = saved.get("warmup_steps", self.optim.warmup_steps)  # the schedule that is resumed
         was, now = {"optim.name": "adamw", **saved["settings"]}, self.settings
-        free = LENGTHS if self.optim.schedule in ("constant", "inverse_sqrt") else ()
+        free = LENGTHS if self.optim.schedule in schedule.ENDLESS else ()
         changed = [
             f"{key}: checkpoint {was.get(key)!r}, now {now.get(key)!r}"
             for key in sorted(was.keys() | now.keys())

@@ -75,7 +75,8 @@ class OptimOptions:
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay, applied to matrices only.
         betas: Coefficients of the running averages of the gradient and its square.
-        schedule: Learning rate after the warm-up: cosine, linear, inverse_sqrt or constant.
+        schedule: Learning rate after the warm-up: cosine and linear reach zero at the last step, or when max_time ends
+            training before; inverse_sqrt; constant.
         warmup_steps: Optimizer steps of linear warm-up; auto: a tenth of all, at most 500.
         ema_decay: Decay of an exponential moving average of the weights, which is validated and saved in place of
             the raw weights; None: no average.
@@ -164,19 +165,3 @@ def as_options(kind: type[Any], given: Any) -> Any:
     if isinstance(given, kind):
         return given
     return kind(**(given or {}))
-
-
-def schedule_factor(schedule: Schedule, step: int, warmup_steps: int, total_steps: int) -> float:
-    """The learning rate at `step` as a fraction of its peak: linear warm-up, then the named decay.
-
-    "cosine" and "linear" reach zero at `total_steps`; "inverse_sqrt" is sqrt(warmup / step) (Vaswani et al. 2017,
-    section 5.3, scaled to a peak of one).
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    if schedule == "inverse_sqrt":
-        return math.sqrt(max(warmup_steps, 1) / max(step + 1, 1))
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,24 @@ def test_time_limit_ends_a_run_that_can_be_resumed(
     assert read(folder / "metrics.json")["validation"]["step"] <= steps
     fit(folder, f"{words} --trainer.max_epochs {steps // 2 + 2} --ckpt_path last")
     assert read(folder / "metrics.json")["fit"]["steps"] == 2 * (steps // 2 + 2)
+
+
+def test_the_learning_rate_falls_until_time_is_up(few: Path, tmp_path: Path) -> None:
+    """A cosine over more epochs than the time allows ends near zero; one that does not need the time goes by steps."""
+    words = f"--data.train {few} --optim.schedule cosine --trainer.log_every_n_steps 1"
+    short = fit(tmp_path / "short", f"{words} --trainer.max_epochs 4000 --trainer.max_time 00:00:00:03")
+    rates = learning_rates(short)
+    assert rates[-1] < 0.1 * max(rates)
+    assert len(rates) < 8000
+    limited = fit(tmp_path / "limited", f"{words} --trainer.max_epochs 4 --trainer.max_time 00:01:00:00")
+    free = fit(tmp_path / "free", f"{words} --trainer.max_epochs 4")
+    assert learning_rates(limited) == learning_rates(free)
+
+
+def learning_rates(folder: Path) -> list[float]:
+    """That of each step that was logged."""
+    with open(next((folder / "logs").rglob("metrics.csv")), newline="") as file:
+        return [float(row["lr"]) for row in csv.DictReader(file) if row.get("lr")]
 
 
 def test_epochs_that_are_cut_short_are_resumed_exactly(few: Path, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from mmattn.tasks import load
 from mmattn.tasks.common import rundir, trainer
 from mmattn.tasks.common.callbacks import AtomicCheckpointIO, read_checkpoint
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, NonFiniteLossError, RunDirectoryError
-from mmattn.tasks.common.options import schedule_factor
 from mmattn.tasks.common.parse_errors import in_words
+from mmattn.tasks.common.schedule import schedule_factor
 from mmattn.tasks.vqa.module import VQAModule
 from tests.conftest import refused
 from tests.tasks.runs import ROOT, read, run, write_lines
