@@ -12,19 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
+from mmattn.data.image.finder import BadItem, ImageFinder, check_root
 from mmattn.data.names import nfc
 from mmattn.data.readers import read_json
-from mmattn.tasks.detection.annotations import (
-    Annotation,
-    BadItem,
-    BoxCheck,
-    Categories,
-    ImageFinder,
-    Row,
-    check_root,
-    numbers,
-    sized_image,
-)
+from mmattn.tasks.detection.annotations import Annotation, BoxCheck, Categories, Row, numbers, sized_image
 from mmattn.tasks.detection.boxes import Detections
 
 LISTS = ("images", "annotations", "categories")
