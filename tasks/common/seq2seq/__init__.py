@@ -1,4 +1,4 @@
-"""Shared parts of text-to-text tasks."""
+"""Shared parts of tasks that generate text."""
 
 from mmattn.tasks.common.task import Option
 
