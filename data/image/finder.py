@@ -68,3 +68,23 @@ def check_root(root: str | Path | None) -> Path | None:
     if not Path(root).is_dir():
         raise DataError(f"data.root {root}", "a folder", "a file" if Path(root).exists() else "nothing")
     return Path(root)
+
+
+def image_folders(path: Path, root: str | Path | None) -> list[Path]:
+    """The folders in which images of a data set's file are searched for.
+
+    Args:
+        path: The file. Its folder and the one above are searched, `images/` of both, and folders with the name of the
+            split in COCO's own file names (`instances_train2017.json`: `train2017/`).
+        root: The only folder; None: those of the file.
+
+    Raises:
+        DataError: The root is no folder.
+    """
+    given = check_root(root)
+    if given is not None:
+        return [given]
+    parents = [path.parent, path.parent.parent]
+    subset = path.stem.rpartition("_")[2]
+    names = ("images", "Images", subset, f"images/{subset}")
+    return [*parents, *(parent / name for parent in parents for name in names)]
