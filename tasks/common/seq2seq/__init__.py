@@ -14,4 +14,5 @@ SEARCH = (  # options of their `predict` and `explain`
         "minimum Bayes risk decoding over the beams (default: as saved with the model)",
         bool,
     ),
+    Option("beginning", "words with which each text begins"),
 )

@@ -154,7 +154,12 @@ def decode_options(processor: Any, source_len: int | None, **options: Any) -> Ge
 
 
 def search(
-    model: Any, batch: TextBatch, processor: Any, mbr: bool | None = None, **options: Any
+    model: Any,
+    batch: TextBatch,
+    processor: Any,
+    mbr: bool | None = None,
+    beginning: str | None = None,
+    **options: Any,
 ) -> list[tuple[str, float]]:
     """Generate a text for each row of a batch; returns texts with their log p / length^length_penalty.
 
@@ -164,18 +169,21 @@ def search(
         processor: See `decode_options`.
         mbr: Whether to return the beam of minimum Bayes risk (`mbr_select`) instead of the most probable one; None: as
             the model was measured.
+        beginning: Words with which each text begins; None: none.
         options: See `decode_options`.
     """
     if mbr is None:
         mbr = processor.options.get("search", {}).get("mbr", False)
     config = decode_options(processor, batch.source_len, **options)
+    first = [] if beginning is None else processor.target.encode(beginning)
+    config = replace(config, beginning=first)
     if mbr:
         config = replace(config, num_return_sequences=config.num_beams)
     found = model.generate(*batch.inputs, config, **beside(model, batch))
     log_p = (found.scores * found.lengths**config.length_penalty).tolist()  # [B][K]
     rows = []
     for candidates, scores, row_log_p in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):
-        texts = [processor.decode(ids) for ids in (candidates if mbr else candidates[:1])]
+        texts = [processor.decode([*first, *ids]) for ids in (candidates if mbr else candidates[:1])]
         best = mbr_select(texts, row_log_p) if mbr else 0
         rows.append((texts[best], scores[best]))
     return rows
