@@ -44,6 +44,11 @@ class TextBatch(Batch):
         raise NotImplementedError
 
     @property
+    def forced(self) -> tuple[Tensor, ...]:
+        """The arguments of the model's `forward` under teacher forcing."""
+        return *self.inputs, self.target_ids
+
+    @property
     def source_len(self) -> int | None:
         """Tokens of the longest source, which limits a generated text; None: no source of tokens."""
         return None

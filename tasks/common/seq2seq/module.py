@@ -177,7 +177,7 @@ class WritingModule(TaskModule[Data]):
 
     def run_model(self, batch: TextBatch) -> Any:
         """Run the model under teacher forcing."""
-        return self.model(*batch.inputs, batch.target_ids, **beside(self.model, batch))
+        return self.model(*batch.forced, **beside(self.model, batch))
 
     def write(self, batch: TextBatch) -> list[str]:
         """Generate the texts of a batch."""
@@ -223,7 +223,12 @@ class WritingModule(TaskModule[Data]):
         logits = self.run_model(batch).logits
         tokens = float(batch.label_mask.sum())
         metric.add("loss", float(token_loss(logits, batch.labels, batch.label_mask)) * tokens, tokens)
-        metric.update(batch.ids, self.write(batch), batch.references)
+        texts = self.write(batch)
+        metric.update(batch.ids, texts, batch.references)
+        self.measure(metric, batch, texts)
+
+    def measure(self, metric: CorpusMetric, batch: Any, texts: list[str]) -> None:
+        """Add means of other figures of the texts to the metric."""
 
 
 class PairModule(WritingModule[PairDataModule]):

@@ -49,7 +49,7 @@ class WritingPredictor(Predictor[Any, Written]):
     def forced(self, batch: Any) -> Tensor:
         """Attention of each target token of a batch to what the model encodes, by one pass: (B, L, S)."""
         with torch.no_grad(), capture(self.model) as maps:
-            self.model(*batch.inputs, batch.target_ids, **beside(self.model, batch))
+            self.model(*batch.forced, **beside(self.model, batch))
         return self.model.alignment(maps).float().cpu()  # type: ignore[no-any-return]
 
 
