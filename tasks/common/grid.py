@@ -1,9 +1,10 @@
-"""Boxes on a model's grid of cells, and the loss of attention outside of them."""
+"""Boxes on a model's grid of cells, and losses of attention and of object labels in these."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def cell_coverage(boxes: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -43,3 +44,23 @@ def cells_inside(boxes: Tensor, mask: Tensor, grid_size: tuple[int, int]) -> Ten
 def pointing_loss(share: Tensor, known: Tensor) -> Tensor:
     """Mean negative logarithm of the shares of attention (B, K) that lie where they should, of those that are known."""
     return -(share.clamp_min(1e-4).log() * known).sum() / known.sum().clamp_min(1)
+
+
+def object_loss(
+    object_logits: Tensor, boxes: Tensor, mask: Tensor, labels: Tensor, grid_size: tuple[int, int]
+) -> Tensor:
+    """Binary cross-entropy of each object label in each cell, summed over labels.
+
+    Args:
+        object_logits: (N, P, K).
+        boxes: boxes_xyxy (N, O, 4) in 0..1.
+        mask: (N, O) bool, True = an object.
+        labels: (N, O, K), one for each label of an object.
+        grid_size: (gh, gw), P = gh * gw.
+
+    Returns:
+        A scalar.
+    """
+    inside = ((cell_coverage(boxes, grid_size) > 0.3) & mask[..., None]).to(labels.dtype)  # (N, O, P)
+    targets = torch.einsum("nop,nok->npk", inside, labels).clamp_max(1.0)
+    return F.binary_cross_entropy_with_logits(object_logits.float(), targets, reduction="none").sum(-1).mean()

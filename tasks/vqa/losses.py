@@ -1,12 +1,11 @@
-"""Losses of regions and objects on the model's grid: attention supervision and object supervision."""
+"""Attention supervision: the loss of attention outside the regions that determine an answer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from mmattn.tasks.common.grid import cell_coverage, cells_inside, pointing_loss
+from mmattn.tasks.common.grid import cells_inside, pointing_loss
 
 
 def attention_supervision_loss(
@@ -39,23 +38,3 @@ def attention_supervision_loss(
     together = (slot_phrase[:, :, None] == slot_phrase[:, None, :]).to(attention.dtype)  # latents of one phrase
     share = ((together / together.sum(-1, keepdim=True)) @ attention * target).sum(-1)  # (B, K)
     return pointing_loss(share, target.any(-1))
-
-
-def object_loss(
-    object_logits: Tensor, boxes: Tensor, mask: Tensor, labels: Tensor, grid_size: tuple[int, int]
-) -> Tensor:
-    """Binary cross-entropy of each object label in each cell, summed over labels.
-
-    Args:
-        object_logits: (N, P, K).
-        boxes: boxes_xyxy (N, O, 4) in 0..1.
-        mask: (N, O) bool, True = an object.
-        labels: (N, O, K), one for each label of an object.
-        grid_size: (gh, gw), P = gh * gw.
-
-    Returns:
-        A scalar.
-    """
-    inside = ((cell_coverage(boxes, grid_size) > 0.3) & mask[..., None]).to(labels.dtype)  # (N, O, P)
-    targets = torch.einsum("nop,nok->npk", inside, labels).clamp_max(1.0)
-    return F.binary_cross_entropy_with_logits(object_logits.float(), targets, reduction="none").sum(-1).mean()

@@ -15,12 +15,13 @@ from mmattn.data.image.processor import ImageAugment
 from mmattn.explain import capture
 from mmattn.tasks.common.chance import Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
+from mmattn.tasks.common.grid import object_loss
 from mmattn.tasks.common.losses import soft_cross_entropy
 from mmattn.tasks.common.metrics import GroupedMean
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import LossOptions, check_range
 from mmattn.tasks.vqa.data import VQABatch, VQADataset
-from mmattn.tasks.vqa.losses import attention_supervision_loss, object_loss
+from mmattn.tasks.vqa.losses import attention_supervision_loss
 from mmattn.tasks.vqa.metrics import vqa_accuracy
 from mmattn.tasks.vqa.model import mean_over_layers
 from mmattn.tasks.vqa.processor import VQAProcessor

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.image.processor import FULL, Box, ImageAugment, ImageProcessor, compose, move_box
+from mmattn.data.image.objects import object_names, object_tensors, pad_boxes
+from mmattn.data.image.processor import FULL, Box, ImageAugment, ImageProcessor, compose
 from mmattn.data.processor import Processor
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.tokenizer import TextProcessor, TokenIds
@@ -116,12 +117,11 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         if not ranked:
             found = f"none among {sum(counts.values())} labeled questions"
             raise DataError(dataset.name, f"an answer given to {min_answer_count} or more questions", found)
-        labels = sorted({label for sample in dataset.samples for _, names in sample.objects for label in names})
         return cls(
             ImageProcessor(image_size, mean, std, resize),
             TextProcessor.fit((s.question for s in dataset.samples), tokenizer, vocab_size, min_count, max_len=max_len),
             ranked[:max_answers],
-            labels,
+            object_names(dataset.samples),
         )
 
     @property
@@ -167,7 +167,8 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         regions, region_mask = pad_boxes([boxes for boxes, _ in moved])
         region_phrases = torch.zeros(region_mask.shape, dtype=torch.long)
         region_phrases[region_mask] = torch.tensor([n for _, phrases in moved for n in phrases], dtype=torch.long)
-        object_boxes, object_mask, object_labels = self.objects([samples[first] for first in firsts], windows)
+        objects = [samples[first].objects for first in firsts]  # of the first question about each image
+        object_boxes, object_mask, object_labels = object_tensors(objects, windows, self._label_id)
         return VQABatch(
             pixel_values=self.image.normalize(pixels),
             image_index=torch.tensor(image_index, dtype=torch.long),
@@ -233,25 +234,6 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         covered = sum(self.covers(sample) for sample in labeled)
         return AnswerCoverage(len(labeled), covered, best / len(labeled) if labeled else 1.0)
 
-    def objects(self, samples: Sequence[VQASample], windows: Sequence[Box]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (N, O, 4), mask (N, O) and labels (N, O, K) of the first question about each image."""
-        rows = (
-            [
-                [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]
-                for sample, window in zip(samples, windows, strict=True)
-            ]
-            if self.object_labels
-            else [[] for _ in samples]
-        )
-        boxes, mask = pad_boxes([[box for box, _ in row] for row in rows])
-        labels = np.zeros((*mask.shape, len(self.object_labels)), np.float32)
-        for n, row in enumerate(rows):
-            for o, (_, names) in enumerate(row):
-                for name in names:
-                    if name in self._label_id:
-                        labels[n, o, self._label_id[name]] = 1.0
-        return boxes, mask, torch.from_numpy(labels)
-
     def settings(self) -> dict[str, Any]:
         return {
             "image": self.image.config(),
@@ -299,12 +281,3 @@ class PublicInputs:
             tokenizer.max_len = min(tokenizer.max_len, given.get("max_len", tokenizer.max_len))
             fitted.tokenizer = tokenizer
         return fitted
-
-
-def pad_boxes(rows: Sequence[Sequence[Box]]) -> tuple[Tensor, Tensor]:
-    """Boxes (B, R, 4) and mask (B, R), True = a box; R is the longest row, possibly 0."""
-    longest = max(map(len, rows), default=0)
-    nowhere: Box = (0.0, 0.0, 0.0, 0.0)
-    padded = [[*row, *[nowhere] * (longest - len(row))] for row in rows]
-    boxes = torch.from_numpy(np.array(padded, dtype=np.float32).reshape(len(rows), longest, 4))
-    return boxes, torch.arange(longest) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
