@@ -40,7 +40,7 @@ TASK = Task(
         Option("top_k", "number of answers, most probable first (default: 1)", int, only="predict"),
     ),
     adapter="adapters:VQAAdapter",
-    families={"timm/*": "adapters:ImageAdapter"} | dict.fromkeys(TEXT_ENCODERS, "adapters:TextAdapter"),
+    encoders={"timm/*": "adapters:ImageAdapter"} | dict.fromkeys(TEXT_ENCODERS, "adapters:TextAdapter"),
     default_checkpoint="easy_vqa",
     baselines={
         "image ablated": "--data.ablate image",

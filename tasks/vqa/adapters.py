@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mmattn.building import build_on_meta
-from mmattn.data.image.processor import ImageProcessor
 from mmattn.tasks.common.adapter import FREE, Adapter, CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
-from mmattn.tasks.common.finetune import init_missing
-from mmattn.tasks.common.images import read_timm, statistics, timm_size
+from mmattn.tasks.common.finetune import init_others
+from mmattn.tasks.common.images import read_image_encoder
 from mmattn.tasks.common.sources import Source
 from mmattn.tasks.common.text_encoder import read_text_encoder
 from mmattn.tasks.vqa.processor import PublicInputs
 
 ROLES = ("image", "text")
-OTHERS = 10_000  # parameters of layers that are new
 # Keywords that do not affect the weights of public encoders.
 HEAD = ("embed_dim", "num_heads", "ffn_dim", "image_layers", "fusion", "pooling", "fusion_layers", "num_latents")
 IMAGE = ("image_encoder", "patch_size", "channels")  # those of the other encoder
@@ -51,10 +48,7 @@ class EncoderAdapter(VQAAdapter):
     role: str  # one of ROLES
 
     def adapt(self, parts: CheckpointParts, processor: Any, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
-        names = build_on_meta(parts.state, self.build, {**parts.keywords, **sizes}, OTHERS).state_dict()
-        missing = tuple(name for name in names if name not in parts.state)
-        parts = init_missing(parts, sizes, seed, missing, spare=OTHERS)
-        return super().adapt(parts, processor, sizes, seed)
+        return super().adapt(init_others(parts, sizes, seed), processor, sizes, seed)
 
 
 class ImageAdapter(EncoderAdapter):
@@ -63,15 +57,10 @@ class ImageAdapter(EncoderAdapter):
     role = "image"
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
-        from mmattn.backbones.timm import TimmTrunk
-
-        name = str(source.config["architecture"])
-        trunk = read_timm(source, TimmTrunk, name)
-        keywords = {"image_encoder": f"timm/{name}", "image_options": {"whole": True}}
-        state = {f"image_encoder.stem.{key}": value for key, value in trunk.state_dict().items()}
-        inputs = PublicInputs(image=ImageProcessor(timm_size(source), **statistics(source)))
+        encoder = read_image_encoder(source)
         free = (*FREE, *HEAD, *TEXT)
-        return CheckpointParts(self, source.where, keywords, state, inputs, headless=True, free=free)
+        inputs = PublicInputs(image=encoder.image)
+        return CheckpointParts(self, source.where, encoder.keywords, encoder.state, inputs, headless=True, free=free)
 
 
 class TextAdapter(EncoderAdapter):
