@@ -7,8 +7,7 @@ templates that neither of them has, composed of words of the training questions.
 
 The generator is frozen by `GENERATOR_VERSION` and the digests in `tests/data/test_demo_vqa.py`.
 
-Margins exclude ambiguous questions: "left of" requires a horizontal distance that is not small compared with the
-vertical one, and there are no questions about the half of an object near the middle line.
+Margins exclude ambiguous questions: there are none about the half of an object near the middle line, for example.
 """
 
 from __future__ import annotations
