@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmattn.tasks.common.lazy import lazy
 from mmattn.tasks.common.seq2seq import SEARCH
-from mmattn.tasks.common.task import Option, Task
+from mmattn.tasks.common.task import IMAGE_ENCODERS, Option, Task
 
 if TYPE_CHECKING:
     from mmattn.tasks.captioning.model import (
@@ -47,10 +47,7 @@ TASK = Task(
         Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
         *SEARCH,
     ),
-    encoders=dict.fromkeys(
-        ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*", "timm/*"),
-        "adapters:ImageAdapter",
-    ),
+    encoders=dict.fromkeys((*IMAGE_ENCODERS, "timm/*"), "adapters:ImageAdapter"),
     baselines={
         "image ablated": "--data.ablate image",
         "mean pooling for attention": "--model.pooling mean --loss.attention_supervision 0",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 DEMO = "demo"  # names the built-in data in place of a path, and the model that was trained on them
-# Families of public text encoders, see `mmattn.tasks.common.text_encoder`.
+# Families of public image encoders, and of text encoders (`mmattn.tasks.common.text_encoder`).
+IMAGE_ENCODERS = ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*")
 TEXT_ENCODERS = ("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*", "electra/*")
 
 
