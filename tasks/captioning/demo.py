@@ -24,9 +24,10 @@ from mmattn.tasks.captioning.data import CaptionSample, Grounding
 
 GENERATOR_VERSION = 1
 NUM_SCENES = {"train": 4000, "val": 200, "test": 400}
+# Their first words decide which of the two objects comes first, so that it is known what the next word names.
 TELLINGS = (  # {a}, {b}: the two objects; {r}: the relation of a to b, {s}: of b to a; {o}: the others
     "a {a} is {r} a {b}, and there are {o}.",
-    "a {b} is {s} a {a}, and there are {o}.",
+    "this is a {b} {s} a {a}, and there are {o}.",
     "there are {o}, and a {a} is {r} a {b}.",
     "with {o} around, a {b} lies {s} a {a}.",
     "{o} and a {a} {r} a {b}.",
@@ -46,11 +47,11 @@ def unseen(size: int, look: Look) -> bool:
 
 
 def _pairs(places: list[tuple[int, float, float, float]]) -> list[tuple[int, int, str]]:
-    """Two objects and the clear relation of the first to the second."""
+    """Two objects and the clear relation of the first, the left or the upper one, to the second."""
     found = []
     for i, j in itertools.permutations(range(len(places)), 2):
         dx, dy = (places[i][axis] - places[j][axis] for axis in (1, 2))
-        for word, axis, sign in RELATIONS:
+        for word, axis, sign in (relation for relation in RELATIONS if relation[2] < 0):
             along, across = (dx, dy) if axis == 0 else (dy, dx)
             if apart(dx, dy, axis) * sign > 0 and abs(along) >= _CLEAR * abs(across):
                 found.append((i, j, word))
