@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmattn.backbones.show_attend_tell import ShowAttendTell
 from mmattn.tasks.captioning.model import CaptioningModel
+from mmattn.tasks.captioning.public import PublicCaptioner
 from mmattn.tasks.common.seq2seq.export import (
     Memory,
     Program,
@@ -25,6 +26,8 @@ class EncoderProgram(Program):
 
     def forward(self, pixel_values: Tensor) -> Memory | RecurrentMemory:
         """Encode pixel_values (B, 3, H, W)."""
+        if isinstance(self.net, PublicCaptioner):
+            return Memory(*project(self.net.net.text, self.net.net.encode(pixel_values)))
         head = self.net.head
         memory = head.memory(self.net.encode(pixel_values))
         if isinstance(head.decoder, ShowAttendTell):
@@ -33,10 +36,10 @@ class EncoderProgram(Program):
         return Memory(*project(head.decoder, head.decoder.encode(memory)))
 
 
-def export_captioning(model: CaptioningModel, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Export `encoder` and `step` programs for images of the model's size; see `export_decoder`."""
-    side = model.image_size
-    images = [
-        {"pixel_values": torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(n))} for n in (3, 1, 4)
-    ]
-    return export_decoder(EncoderProgram(model), step_of(model.head.decoder), images, {}, folder, formats)
+def export_captioning(
+    model: CaptioningModel | PublicCaptioner, size: tuple[int, int], folder: Path, formats: Sequence[str]
+) -> list[str]:
+    """Export `encoder` and `step` programs for images of a size (H, W); see `export_decoder`."""
+    images = [{"pixel_values": torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(n))} for n in (3, 1, 4)]
+    decoder = model.net.text if isinstance(model, PublicCaptioner) else model.head.decoder
+    return export_decoder(EncoderProgram(model), step_of(decoder), images, {}, folder, formats)

@@ -16,6 +16,7 @@ from mmattn.tasks.captioning.facts import check_facts
 from mmattn.tasks.captioning.metrics import score, signature
 from mmattn.tasks.captioning.processor import CaptionProcessor
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
+from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.grid import cells_inside, object_loss, pointing_loss
 from mmattn.tasks.common.options import check_range
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, token_loss
@@ -149,6 +150,11 @@ class CaptioningModule(WritingModule[CaptioningDataModule]):
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:
         # Without its loss the object head would remain untrained.
         return super().complete_keywords(sizes) | ({} if self.loss.object_supervision else {"num_object_labels": 0})
+
+    def check_processor(self, processor: CaptionProcessor) -> None:
+        if self.loss.object_supervision and self.network is not None and self.start is not None:
+            expected = f"expected 0, since {self.start.where} predicts no object labels"
+            raise ConfigError(f"loss.object_supervision: {expected}; found {self.loss.object_supervision}.")
 
     def training_loss(self, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         options, parts, grid = self.loss, dict[str, Tensor](), self.model.grid_size

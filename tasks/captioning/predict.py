@@ -45,7 +45,9 @@ class CaptioningExplanation:
         from mmattn.plot import caption, overlay
 
         title = caption(self.prediction.id, self.prediction.caption or "(nothing)", self.truth, 13.0)
-        overlay(self.image, list(self.attention), path, title, titles=self.words, window=self.window)
+        grid = self.attention.shape[1:]
+        maps = list(self.attention) or [torch.full(grid, 1 / grid.numel())]  # the image alone, without words
+        overlay(self.image, maps, path, title, titles=self.words or None, window=self.window)
 
 
 class CaptioningPredictor(WritingPredictor[CaptioningPrediction]):
@@ -87,9 +89,16 @@ class CaptioningPredictor(WritingPredictor[CaptioningPrediction]):
     def explain_written(
         self, samples: Sequence[CaptionSample], written: Sequence[CaptioningPrediction]
     ) -> list[CaptioningExplanation]:
-        """Explain given captions by one pass under teacher forcing; words of several tokens have the mean of these."""
+        """Explain given captions under teacher forcing: by attention or, of public networks, relevance.
+
+        Words of several tokens have the mean of these.
+        """
         forced = [CaptionSample(s.id, s.image, [w.caption or " "]) for s, w in zip(samples, written, strict=True)]
-        weights = self.forced(self.processor.collate(forced).to(self.device))  # (B, L, P)
+        batch = self.processor.collate(forced).to(self.device)
+        if hasattr(self.model, "relevance"):
+            weights = self.model.relevance(batch.pixel_values, batch.target_ids, batch.labels).float().cpu()
+        else:
+            weights = self.forced(batch)  # (B, L, P)
         grid, first = self.model.grid_size, len(self.processor.target.prefix_ids)
         explanations = []
         for sample, caption, maps in zip(samples, written, weights, strict=True):
@@ -130,7 +139,7 @@ class CaptioningPredictor(WritingPredictor[CaptioningPrediction]):
         """Export the encoder and the decoder's step, with its cache as flat tensors."""
         from mmattn.tasks.captioning.export import export_captioning
 
-        return export_captioning(self.model, folder, formats)
+        return export_captioning(self.model, self.processor.image.size, folder, formats)
 
 
 def _means(maps: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from mmattn.data.image.objects import object_names, object_tensors, pad_boxes
 from mmattn.data.image.processor import FULL, Box, ImageAugment, ImageProcessor, compose
+from mmattn.data.image.public import make_image_processor
 from mmattn.data.processor import Processor
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.tokenizer import TextProcessor, TokenIds
 from mmattn.generate import GenerationConfig
 from mmattn.tasks.captioning.data import CaptionBatch, CaptionDataset, CaptionSample, Grounding, move_groundings
+from mmattn.tasks.common.images import resized
 from mmattn.tasks.common.options import check_search
-from mmattn.tasks.common.seq2seq.processor import check_kept, encode_targets
+from mmattn.tasks.common.seq2seq.processor import LIMITS, check_kept, encode_targets
 
 # Spaces that the tokens have and the text has not: around apostrophes and hyphens, and before other punctuation.
 _SPACE = re.compile(r" (?=[.,;:!?])|(?<=\w) (?=['’] ?(?:s|t|re|ve|ll|m|d)\b)|(?<=['’]) (?=(?:s|t|re|ve|ll|m|d)\b)")
@@ -176,6 +178,8 @@ class CaptionProcessor(Processor[CaptionSample, CaptionBatch]):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Plain, detokenized text of ids."""
+        if not isinstance(self.target, TextProcessor):  # a public tokenizer has rules of its own
+            return self.target.decode(ids)
         return _HYPHEN.sub("-", _SPACE.sub("", self.target.decode(ids)))
 
     def retarget(self, train: CaptionDataset, given: Mapping[str, Any]) -> Self:
@@ -190,6 +194,9 @@ class CaptionProcessor(Processor[CaptionSample, CaptionBatch]):
         other = copy.copy(self)
         other.image = resized(self.image, given)
         other.max_target_len = given.get("max_target_len", self.max_target_len)
+        generation = self.options.get("generation")
+        if generation is not None and "max_target_len" in given:  # which replaces the limits of the other data
+            other.options = self.options | {"generation": {k: v for k, v in generation.items() if k not in LIMITS}}
         return other
 
     # Saving -----------------------------------------------------------------------------------------------------------
@@ -207,7 +214,7 @@ class CaptionProcessor(Processor[CaptionSample, CaptionBatch]):
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
         check_search(config["options"].get("search", {}))
         GenerationConfig(**config["options"].get("generation") or {})  # raises a ValueError for what it cannot use
-        image, target = ImageProcessor.from_config(config["image"]), load_tokenizer(folder, config["target"])
+        image, target = make_image_processor(config["image"]), load_tokenizer(folder, config["target"])
         return cls(image, target, config["max_target_len"], config["options"], config["object_labels"])
 
     def save_parts(self, folder: Path) -> None:
@@ -223,12 +230,6 @@ def _drawn(number: int, captions: int | None, seed: int | None) -> list[int]:
         return list(range(number))
     rng = random.Random(seed)
     return sorted(sorted(range(number), key=lambda _: rng.random())[:captions])
-
-
-def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
-    """The image processor with the size and the mode of resizing of a configuration."""
-    changed = {{"image_size": "size"}.get(key, key): given[key] for key in ("image_size", "resize") if key in given}
-    return ImageProcessor.from_config(image.config() | changed)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from mmattn.data.errors import DataError
 from mmattn.data.files import some_below
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageProcessor
-from mmattn.data.image.public import PREPROCESSING, normalization
+from mmattn.data.image.public import PREPROCESSING, CenterCrop, FittedImages, make_image_processor, normalization
 from mmattn.data.readers import read_settings
-from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.finetune import read_network
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.outputs import Outputs
@@ -53,6 +53,33 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
         return item
     given = mapping_of(item, "image")
     return kind(name_of(given, number, ("image",)), given["image"])  # type: ignore[call-arg]
+
+
+def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
+    """The image processor with the size and the mode of resizing of a configuration.
+
+    Args:
+        image: The processor, of a public model or of this toolkit.
+        given: Options of the data; `image_size` and `resize` are read, None or no such key: as they are.
+
+    Raises:
+        ConfigError: The public processor has a mode of its own.
+    """
+    size, mode = given.get("image_size"), given.get("resize")
+    config = image.config()
+    if isinstance(image, (CenterCrop, FittedImages)) and mode is not None:
+        raise ConfigError(f"data.resize: expected none, since the public model's images are resized in its own way; found {mode!r}.")
+    if mode is not None:
+        config["resize"] = mode
+    if size is not None and isinstance(image, FittedImages):
+        config["shortest"] = size
+    elif size is not None:
+        if isinstance(image, CenterCrop):  # the same part of the image
+            sides = (size, size) if isinstance(size, int) else size
+            ratios = [whole / side for whole, side in zip(image.whole.size, image.size, strict=True)]
+            config["scaled"] = [round(ratio * side) for ratio, side in zip(ratios, sides, strict=True)]
+        config["size"] = size
+    return make_image_processor(config)
 
 
 def claim_pngs(

@@ -272,10 +272,7 @@ class PublicInputs:
         given = {key: value for key, value in given.items() if value is not None}
         fitted = VQAProcessor.fit(train, **given)
         if self.image is not None:
-            changed = {
-                {"image_size": "size"}.get(key, key): given[key] for key in ("image_size", "resize") if key in given
-            }
-            fitted.image = ImageProcessor.from_config(self.image.config() | changed)
+            fitted.image = resized(self.image, given)
         if self.tokenizer is not None:
             tokenizer = copy.copy(self.tokenizer)
             tokenizer.max_len = min(tokenizer.max_len, given.get("max_len", tokenizer.max_len))

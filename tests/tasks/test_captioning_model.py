@@ -116,7 +116,7 @@ class TestCaptioningModel(TaskModelTests):
 @pytest.mark.parametrize("decoder", slow_but_first(["transformer", "lstm"]))
 def test_encoder_and_step_are_exported(decoder: str, tmp_path: Path) -> None:
     model = CaptioningModel(**SMALL, decoder=decoder)  # type: ignore[arg-type]
-    lines = export_captioning(model, tmp_path, ("torch",))
+    lines = export_captioning(model, (model.image_size,) * 2, tmp_path, ("torch",))
     assert [line.split()[0].rsplit("/", 1)[1] for line in lines] == ["encoder.pt2", "step.pt2"]
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
