@@ -22,14 +22,15 @@ _OTHERS = re.compile(rf"\b{_one(NUMBERS[1:])} {_one(COLORS)} {_one([plural(shape
 _SINGULAR = {plural(shape): shape for shape in SHAPES}
 _WORDS = {phrase: word for word, phrase in PHRASES.items()}
 _SIGNS = {word: (axis, sign) for word, axis, sign in RELATIONS}
-PAIR, OTHERS = 7, 2  # statements about the two objects and their relation; about the others, if there are any
+PAIR, OTHERS = 3, 2  # statements about the two objects and their relation; about the others, if there are any
 
 
 def check_facts(caption: str, objects: Objects) -> tuple[int, int]:
     """Count the true statements of a caption, and those that it makes or should make.
 
-    Statements are size, colour and shape of each of two objects, their relation, and of the others that there are such
-    objects, and how many; or that there are none. What can't be parsed is missing, and a missing statement isn't true.
+    Statements are that there is each of the two objects, whose size, colour and shape must be those of one; their
+    relation; and of the others that there are such objects, and how many, or that there are none. What can't be parsed
+    is missing, and a missing statement isn't true.
 
     Args:
         caption: The caption.
@@ -40,7 +41,7 @@ def check_facts(caption: str, objects: Objects) -> tuple[int, int]:
 
     >>> scene = [((0.1, 0.4, 0.2, 0.5), ("star", "red", "small")), ((0.7, 0.4, 0.9, 0.6), ("ring", "blue", "large"))]
     >>> check_facts("a small red star is right of a large blue circle, and there are no other things.", scene)
-    (6, 8)
+    (2, 4)
     """
     text = " ".join(tokenize(caption))
     pair, others = _PAIR.search(text), _OTHERS.search(text)
@@ -61,12 +62,13 @@ def check_facts(caption: str, objects: Objects) -> tuple[int, int]:
 
 
 def _true_of_pair(words: Sequence[str], objects: Objects) -> int:
-    """True statements about two objects, which are those of which most are true."""
+    """True statements about two objects, which are those that the words describe best."""
     one, relation, other = words[:3], words[3], words[4:]
     axis, sign = _SIGNS[_WORDS[relation]]
-    best = 0
+    best = (0, 0)  # right words, true statements
     for (box, labels), (their_box, their_labels) in itertools.permutations(objects, 2):
-        right = sum(a == b for a, b in zip((*one, *other), (*labels[::-1], *their_labels[::-1]), strict=True))
+        right = [a == b for a, b in zip((*one, *other), (*labels[::-1], *their_labels[::-1]), strict=True)]
         dx, dy = (((box[n] + box[n + 2]) - (their_box[n] + their_box[n + 2])) / 2 * IMAGE_SIZE for n in (0, 1))
-        best = max(best, right + (apart(dx, dy, axis) * sign > 0))
-    return best
+        true = all(right[:3]) + all(right[3:]) + (apart(dx, dy, axis) * sign > 0)
+        best = max(best, (sum(right), true))
+    return best[1]
