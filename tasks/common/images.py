@@ -68,7 +68,9 @@ def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
     size, mode = given.get("image_size"), given.get("resize")
     config = image.config()
     if isinstance(image, (CenterCrop, FittedImages)) and mode is not None:
-        raise ConfigError(f"data.resize: expected none, since the public model's images are resized in its own way; found {mode!r}.")
+        raise ConfigError(
+            f"data.resize: expected none, since the public model's images are resized in its own way; found {mode!r}."
+        )
     if mode is not None:
         config["resize"] = mode
     if size is not None and isinstance(image, FittedImages):

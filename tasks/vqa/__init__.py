@@ -38,8 +38,10 @@ TASK = Task(
         Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
         Option("question", "the question about the image", kind="item", bare=True),
         Option("top_k", "number of answers, most probable first (default: 1)", int, only="predict"),
+        Option("num_beams", "beams of a model that writes its answers (default: the model's own)", int),
     ),
     adapter="adapters:VQAAdapter",
+    families={"vilt/*": "adapters:ViltAdapter", "blip/BlipForQuestionAnswering": "adapters:AnswererAdapter"},
     encoders={"timm/*": "adapters:ImageAdapter"} | dict.fromkeys(TEXT_ENCODERS, "adapters:TextAdapter"),
     default_checkpoint="easy_vqa",
     baselines={

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-WORDS = "a the red blue large small star ring square is left right of there what how many one two ? , .".split()
+QUESTION = ["what", "how", "many", "is", "there", "left", "right", "of", "?"]
+WORDS = [*QUESTION, "a", "the", "red", "blue", "large", "small", "star", "ring", "square", "one", "two", ",", "."]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]
 PAD, CLS, SEP, START = 0, 2, 3, len(VOCABULARY)  # BLIP's start token has a row, and is no word of the tokenizer
 SIDE, PATCH = 32, 8
@@ -45,8 +46,10 @@ def write(kind: str, folder: Path, **generation: Any) -> tuple[Any, Any]:
         config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = CLS, SEP, PAD
         prepare = transformers.ViTImageProcessorPil(size={"height": SIDE, "width": SIDE})
     elif kind == "ViltForQuestionAnswering":
-        labels = {n: name for n, name in enumerate(("yes", "no", "red", "two"))}
-        config = transformers.ViltConfig(**text, **VISION_ONLY, id2label=labels, label2id={}, modality_type_vocab_size=2)
+        labels = dict(enumerate(("yes", "no", "red", "two")))
+        config = transformers.ViltConfig(
+            **text, **VISION_ONLY, id2label=labels, label2id={}, modality_type_vocab_size=2
+        )
         prepare = transformers.ViltImageProcessorPil(size={"shortest_edge": SIDE}, size_divisor=PATCH)
     else:
         ids = {"bos_token_id": START, "sep_token_id": SEP, "eos_token_id": SEP}

@@ -1,4 +1,4 @@
-"""Captioning by BLIP and pairs of ViT and BERT: captions of transformers, explanations, fine-tuning, export, mistakes."""
+"""Captioning by BLIP and pairs of ViT and BERT: texts of transformers, relevance, fine-tuning, export, mistakes."""
 
 from __future__ import annotations
 
