@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmattn.tasks.common.lazy import lazy
-from mmattn.tasks.common.task import TEXT_ENCODERS, Option, Task
+from mmattn.tasks.common.task import IMAGE_ENCODERS, TEXT_ENCODERS, Option, Task
 
 if TYPE_CHECKING:
     from mmattn.tasks.vqa.model import VQAHead as VQAHead, VQAModel as VQAModel, VQAOutput as VQAOutput
@@ -42,7 +42,8 @@ TASK = Task(
     ),
     adapter="adapters:VQAAdapter",
     families={"vilt/*": "adapters:ViltAdapter", "blip/BlipForQuestionAnswering": "adapters:AnswererAdapter"},
-    encoders={"timm/*": "adapters:ImageAdapter"} | dict.fromkeys(TEXT_ENCODERS, "adapters:TextAdapter"),
+    encoders=dict.fromkeys((*IMAGE_ENCODERS, "timm/*"), "adapters:ImageAdapter")
+    | dict.fromkeys(TEXT_ENCODERS, "adapters:TextAdapter"),
     default_checkpoint="easy_vqa",
     baselines={
         "image ablated": "--data.ablate image",

@@ -57,13 +57,13 @@ class EncoderAdapter(VQAAdapter):
 
 
 class ImageAdapter(EncoderAdapter):
-    """Reads timm's models as the image encoder: all of their layers."""
+    """Reads timm's models, ViT, DeiT, DINOv2 and SigLIP as the image encoder: all of their layers."""
 
     role = "image"
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         encoder = read_image_encoder(source)
-        free = (*FREE, *HEAD, *TEXT)
+        free = (*FREE, *HEAD, *TEXT, "patch_size", "channels")
         inputs = PublicInputs(image=encoder.image)
         return CheckpointParts(self, source.where, encoder.keywords, encoder.state, inputs, headless=True, free=free)
 
