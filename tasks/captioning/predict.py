@@ -94,11 +94,7 @@ class CaptioningPredictor(WritingPredictor[CaptioningPrediction]):
         Words of several tokens have the mean of these.
         """
         forced = [CaptionSample(s.id, s.image, [w.caption or " "]) for s, w in zip(samples, written, strict=True)]
-        batch = self.processor.collate(forced).to(self.device)
-        if hasattr(self.model, "relevance"):
-            weights = self.model.relevance(batch.pixel_values, batch.target_ids, batch.labels).float().cpu()
-        else:
-            weights = self.forced(batch)  # (B, L, P)
+        weights: Any = self._relevance(forced) if hasattr(self.model, "relevance") else self._attention(forced)
         grid, first = self.model.grid_size, len(self.processor.target.prefix_ids)
         explanations = []
         for sample, caption, maps in zip(samples, written, weights, strict=True):
@@ -122,6 +118,18 @@ class CaptioningPredictor(WritingPredictor[CaptioningPrediction]):
                 )
             )
         return explanations
+
+    def _attention(self, forced: Sequence[CaptionSample]) -> Tensor:
+        """The attention of each token of given captions to the cells, (B, L, P)."""
+        return self.forced(self.processor.collate(forced).to(self.device))
+
+    def _relevance(self, forced: Sequence[CaptionSample]) -> list[Tensor]:
+        """The relevance of the patches for each token of given captions, (L, P) each; one by one, for the memory."""
+        maps = []
+        for sample in forced:
+            batch = self.processor.collate([sample]).to(self.device)
+            maps += list(self.model.relevance(batch.pixel_values, batch.target_ids, batch.labels).float().cpu())
+        return maps
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Any]:
         """Read an image, a folder's at any depth, or a file in any of the training formats, captions optional."""

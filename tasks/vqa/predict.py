@@ -138,30 +138,36 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         """Compute the attention of each question to its image and words; of public networks, relevance."""
         with torch.inference_mode():
             answers = self.predict_batch(samples, batch, num_beams=num_beams)
-        words, attention = self._maps(batch, [found.answer for found in answers])
+        words, attention = self._maps(samples, batch, [found.answer for found in answers])
         explanations = []
         for n, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
             image = load_image(sample.image, name=f"item {sample.id}")
             window = self.processor.image.window(image.size)
             tokens = self.processor.tokens(sample.question)
-            shown = (attention[n], window, words[n, : len(tokens)], tokens, list(sample.regions))
+            shown = (attention[n], window, words[n][: len(tokens)], tokens, list(sample.regions))
             explanations.append(VQAExplanation(answer, image, *shown))
         return explanations
 
-    def _maps(self, batch: VQABatch, answers: Sequence[str]) -> tuple[Tensor, Sequence[Tensor]]:
-        """What the words (B, L) and the cells, (gh, gw) for each question, contribute to the answers."""
-        if self.processor.writer is not None:
-            forced = encode_targets(self.processor.writer, answers, MOST_TOKENS)
-            given = {name: tensor.to(self.device) for name, tensor in forced.items()}
-            words, cells = self.model.relevance(*batch.inputs, **given)
-        elif hasattr(self.model, "relevance"):
-            words, cells = self.model.relevance(*batch.inputs)
-        else:
+    def _maps(
+        self, samples: Sequence[VQASample], batch: VQABatch, answers: Sequence[str]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What words, (L,) each, and cells, (gh, gw) each, contribute to the answers to each question."""
+        if not hasattr(self.model, "relevance"):
             with torch.no_grad(), capture(self.model) as maps:
                 self.model(*batch.inputs)
             cells = self.model.grid_attention(maps, batch.image_index, batch.key_mask)  # (B, gh, gw)
             words = self.model.word_attention(maps, batch.key_mask)  # (B, L)
-        return words.float().cpu(), [one.float().cpu() for one in cells]
+            return words.float().cpu(), cells.float().cpu()  # type: ignore[return-value]
+        found = []
+        for sample, answer in zip(samples, answers, strict=True):  # one by one, for the memory
+            batch = self.processor.collate([sample]).to(self.device)
+            given: dict[str, Tensor] = {}
+            if self.processor.writer is not None:
+                forced = encode_targets(self.processor.writer, [answer], MOST_TOKENS)
+                given = {name: tensor.to(self.device) for name, tensor in forced.items()}
+            words, (patches,) = self.model.relevance(*batch.inputs, **given)
+            found.append((words[0].float().cpu(), patches.float().cpu()))
+        return [words for words, _ in found], [patches for _, patches in found]
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
         """Read the questions of a file in any of the training formats, or a folder's images with one `question`."""
