@@ -12,6 +12,7 @@ from mmattn import load
 from mmattn.tasks.captioning.predict import CaptioningPredictor
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from tests.conftest import refused
+from tests.tasks.public_folders import into_hub_cache
 from tests.tasks.public_images import SIDE, images, write
 from tests.tasks.runs import BRIEF, STILL, assert_kept, run, weights
 
@@ -57,6 +58,13 @@ def test_options_of_the_folder(kind: str, options: dict[str, Any], tmp_path: Pat
         ids = model.generate(pixel_values=prepare(images(), return_tensors="pt")["pixel_values"])
     found = load(tmp_path, device="cpu").predict(images())
     assert [one.caption for one in found] == tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def test_hub_name(folders: Any, offline: Path) -> None:
+    """All files that a model needs are fetched."""
+    into_hub_cache(folders[BLIP][0], offline, "own/blip")
+    found, expected = (load(name, device="cpu").predict(images()) for name in ("hf:own/blip", folders[BLIP][0]))
+    assert found == expected
 
 
 def test_forced_beginning(folders: Any) -> None:
