@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from mmattn.data.text.scripts import is_latin, split_words
 
@@ -30,6 +30,11 @@ def tokenize(text: str) -> list[str]:
     return _WORD.findall(_CLITIC.sub(r" \1", text.lower().replace("’", "'")))
 
 
+def splitter(references: Iterable[Sequence[str]]) -> Callable[[str], list[str]]:
+    """The function that splits captions into words: `tokenize`, or one for scripts other than Latin."""
+    return tokenize if is_latin([text for given in references for text in given]) else split_words
+
+
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """BLEU-1 to BLEU-4 of the corpus, and the means of ROUGE-L and CIDEr-D over the images.
 
@@ -41,7 +46,7 @@ def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     >>> found["bleu4"], found["rouge_l"]
     (1.0, 1.0)
     """
-    split = tokenize if is_latin([text for given in references for text in given]) else split_words
+    split = splitter(references)
     written = [split(text) for text in hypotheses]
     right = [[split(text) for text in given] for given in references]
     figures = {f"bleu{n}": value for n, value in zip(ORDERS, bleu(written, right), strict=True)}
@@ -88,7 +93,27 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
     return row[-1]
 
 
-def cider_d(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
+class Frequencies(NamedTuple):
+    """In how many images each n-gram occurs, for the weights of CIDEr-D."""
+
+    grams: Counts  # images whose references have the n-gram
+    images: int
+
+    @classmethod
+    def of(cls, references: Iterable[Sequence[Sequence[str]]]) -> Frequencies:
+        """Count the n-grams of the references' words, of one or more captions per image."""
+        grams, images = Counts(), 0
+        for given in references:
+            grams.update({gram for words in given for counts in _grams(words) for gram in counts})
+            images += 1
+        return cls(grams, images)
+
+
+def cider_d(
+    hypotheses: Sequence[Sequence[str]],
+    references: Sequence[Sequence[Sequence[str]]],
+    frequencies: Frequencies | None = None,
+) -> list[float]:
     """CIDEr-D of each image, 0..10 (Vedantam et al. 2015, section 3 and appendix "CIDEr-D").
 
     The mean over the references and the orders n of ``10 exp(-(l_h - l_r)^2 / 2 sigma^2) min(g_h, g_r) g_r /
@@ -97,25 +122,23 @@ def cider_d(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[S
 
     Args:
         hypotheses: Words of one caption per image.
-        references: Words of one or more captions per image, from which the weights are computed.
+        references: Words of one or more captions per image.
+        frequencies: Those of other images, from which the weights are computed; None: of these.
 
     >>> [round(value, 2) for value in cider_d([["a", "dog"], ["two", "cats"]], [[["a", "dog"]], [["two", "cats"]]])]
     [5.0, 5.0]
     """
-    right = [[_grams(words) for words in given] for given in references]
-    images: Counts = Counter()
-    for given in right:
-        images.update({gram for counts in given for grams in counts for gram in grams})
-    size = math.log(max(len(references), 1))
+    images, number = Frequencies.of(references) if frequencies is None else frequencies
+    size = math.log(max(number, 1))
 
     def weighted(counts: list[Counts]) -> list[dict[tuple[str, ...], float]]:
         return [{gram: n * (size - math.log(max(1, images[gram]))) for gram, n in one.items()} for one in counts]
 
     found = []
-    for words, texts, given in zip(hypotheses, references, right, strict=True):
+    for words, texts in zip(hypotheses, references, strict=True):
         mine, total = weighted(_grams(words)), 0.0
-        for text, counts in zip(texts, given, strict=True):
-            alike = sum(map(_cosine, mine, weighted(counts)))
+        for text in texts:
+            alike = sum(map(_cosine, mine, weighted(_grams(text))))
             total += alike * math.exp(-((len(words) - len(text)) ** 2) / (2 * SIGMA**2))
         found.append(10 * total / (len(ORDERS) * max(len(texts), 1)))
     return found

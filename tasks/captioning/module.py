@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -13,8 +14,9 @@ from mmattn.data.image.processor import ImageAugment
 from mmattn.explain import capture
 from mmattn.tasks.captioning.data import CaptionBatch, CaptionDataset
 from mmattn.tasks.captioning.facts import check_facts
-from mmattn.tasks.captioning.metrics import score, signature
+from mmattn.tasks.captioning.metrics import Frequencies, cider_d, score, signature, splitter
 from mmattn.tasks.captioning.processor import CaptionProcessor
+from mmattn.tasks.captioning.self_critical import draw, self_critical_loss
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.grid import cells_inside, object_loss, pointing_loss
@@ -96,6 +98,8 @@ class CaptioningLossOptions(PairLossOptions):
     """The loss of captioning.
 
     Args:
+        objective: cross_entropy; or self_critical, a second stage for a model of `--init_from`, which rewards captions
+            that the model draws by their CIDEr-D, compared with its greedy ones (Rennie et al. 2017).
         label_smoothing: Label smoothing, as in `torch.nn.CrossEntropyLoss`.
         word_dropout: Probability that training replaces a word of the decoder's input by the unknown token.
         attention_supervision: Weight of the loss of attention outside the boxes of what a word names, for data with
@@ -106,12 +110,17 @@ class CaptioningLossOptions(PairLossOptions):
             2015, section 4.2.1).
     """
 
+    objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
     attention_supervision: float = 0.0
     object_supervision: float = 0.0
     doubly_stochastic: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        others = [f.name for f in fields(self) if f.name != "objective" and getattr(self, f.name)]
+        if self.objective == "self_critical" and others:
+            given = ", ".join(f"loss.{name}" for name in others)
+            raise ConfigError(f"{given}: expected 0 with loss.objective self_critical, whose loss has no such term.")
         for name in ("attention_supervision", "object_supervision", "doubly_stochastic"):
             check_range(f"loss.{name}", getattr(self, name), 0)
 
@@ -157,6 +166,8 @@ class CaptioningModule(WritingModule[CaptioningDataModule]):
             raise ConfigError(f"loss.object_supervision: {expected}; found {self.loss.object_supervision}.")
 
     def training_loss(self, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.loss.objective == "self_critical":
+            return self._self_critical(batch)
         options, parts, grid = self.loss, dict[str, Tensor](), self.model.grid_size
         self.apply_word_dropout(batch)
         supervised = bool(options.attention_supervision) and bool(batch.region_mask.any())
@@ -176,6 +187,25 @@ class CaptioningModule(WritingModule[CaptioningDataModule]):
         words = token_loss(output.logits, batch.labels, batch.label_mask, options.label_smoothing)
         loss = words + sum(getattr(options, name) * value for name, value in parts.items())
         return loss, parts | {"words": words} if parts else {}
+
+    def _self_critical(self, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        processor = self.data.processor
+        self.eval()
+        ids, mask, advantage = draw(self.model, batch, processor, self._reward)
+        self.train()
+        loss = self_critical_loss(self.model, batch, processor, ids, mask, advantage)
+        return loss, {"advantage": advantage.mean()}
+
+    def _reward(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        split, frequencies = self._words
+        return cider_d(list(map(split, texts)), [list(map(split, given)) for given in references], frequencies)
+
+    @cached_property
+    def _words(self) -> tuple[Callable[[str], list[str]], Frequencies]:
+        """How captions are split into words, and the words' frequencies in the training data."""
+        captions = [sample.captions for sample in self.data.dataset("train").samples]
+        split = splitter(captions)
+        return split, Frequencies.of([split(text) for text in given] for given in captions)
 
     def measure(self, metric: CorpusMetric, batch: CaptionBatch, texts: list[str]) -> None:
         for text, objects in zip(texts, batch.objects, strict=True):

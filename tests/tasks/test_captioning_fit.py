@@ -13,8 +13,12 @@ from PIL import Image
 
 from mmattn import load
 from mmattn.pretrained import load_pretrained
+from mmattn.tasks.captioning.data import CaptionDataset
 from mmattn.tasks.captioning.demo import make
+from mmattn.tasks.captioning.model import CaptioningModel
 from mmattn.tasks.captioning.predict import CaptioningPredictor
+from mmattn.tasks.captioning.processor import CaptionProcessor
+from mmattn.tasks.captioning.self_critical import draw, self_critical_loss
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.common.sources import find_model
@@ -119,6 +123,42 @@ def test_twenty_photographs(tmp_path: Path) -> None:
     assert "PTB" in json.dumps(metrics), "the tokenizer is stated"
     predictor = load(folder / "model", device="cpu")
     assert predictor({"image": np.zeros((9, 12, 3), np.uint8), "id": "x"}).id == "x"
+
+
+@pytest.mark.parametrize("decoder", slow_but_first(["transformer", "lstm"]))
+def test_self_critical_training_raises_its_reward(decoder: str) -> None:
+    """From random weights, of which greedy captions and drawn ones are of no use, to words of the references."""
+    samples = make("train", 4)
+    processor = CaptionProcessor.fit(CaptionDataset(samples), image_size=32, max_target_len=8)
+    batch = processor.collate(samples)
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "ffn_dim": 16, "decoder_layers": 1, "image_size": 32}
+    model = CaptioningModel(processor.target.vocab_size, decoder=decoder, **small)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def reward(texts: Any, references: Any) -> list[float]:
+        return [sum(word in {"a", "small"} for word in text.split()) for text in texts]
+
+    rewards = []
+    for _ in range(60):
+        ids, mask, advantage = draw(model.eval(), batch, processor, reward)
+        assert ids.shape == mask.shape
+        loss = self_critical_loss(model.train(), batch, processor, ids, mask, advantage)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rewards.append(sum(reward([processor.decode(row.tolist()) for row in ids], None)))
+    assert sum(rewards[-10:]) > 3 * sum(rewards[:10]) + 20
+
+
+def test_self_critical_fit(tmp_path: Path) -> None:
+    first = fit(tmp_path / "first", "")
+    options = f"--init_from {first / 'model'} --loss.objective self_critical"
+    folders = [fit(tmp_path / f"{n}", options, BRIEF) for n in range(2)]
+    one, other = map(weights, folders)
+    assert all(torch.equal(one[name], other[name]) for name in one), "what is drawn depends on the seed alone"
+    message = r"loss\.label_smoothing: expected 0 with loss\.objective self_critical"
+    refused(message, fit, tmp_path / "x", f"{options} --loss.label_smoothing 0.1", BRIEF, error=ConfigError)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_cider_d_by_hand() -> None:
     assert found == pytest.approx([10 / 4 * (unigrams + bigrams) * math.exp(-1 / 72), 0.0])
 
 
+def test_frequencies_of_other_images() -> None:
+    written, right = [["a", "dog"]], [[["a", "dog", "runs"]]]
+    assert metrics.cider_d(written, right) == [0.0], "every n-gram is in every image"
+    other = metrics.Frequencies.of([*right, [["two", "cats"]]])
+    assert metrics.cider_d(written, right, other) == metrics.cider_d([*written, ["x"]], [*right, [["two", "cats"]]])[:1]
+
+
 def test_tokenizer() -> None:
     found = metrics.tokenize("Two men's T-shirts (red), 3.5 m high... don’t they're -- here!")
     assert found == ["two", "men", "'s", "t-shirts", "red", "3.5", "m", "high", "do", "n't", "they", "'re", "here"]
