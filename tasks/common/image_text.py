@@ -73,7 +73,7 @@ def read_image_text(source: Source, names: str) -> PublicImageText:
     special = {"pad_id": generation.pad, "start_id": generation.start}
     special |= {"eos_id": generation.eos[0]} if generation.eos else {}
     reader, _ = read_public(source.folder, max_len=longest)
-    # BLIP's start token replaces the first one of its tokenizer, to which all others are trained to come back.
+    # BLIP's texts begin with a token of their own, in place of the one that its tokenizer puts before questions.
     replaced = generation.start not in reader.prefix_ids
     writer, _ = read_public(source.folder, max_len=longest, special=special, bare=replaced)
     rows = converted.keywords["vocab_size"]
