@@ -93,7 +93,7 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
         ("", "expected --image, or --input PATH, found neither"),
         ("--input none", "none: .*found no such file"),
         ("--image none.png --num_beams 0", "--num_beams: expected 1 or more, found 0"),
-        ("--image none.png", r"item none\.png: image none\.png: expected an image file, found no such file"),
+        ("--image none.png", r"^image none\.png: expected an image file, found no such file"),
     ],
     "classification": [
         ("", "expected --image, or --input PATH, found neither"),
