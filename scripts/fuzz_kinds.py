@@ -266,6 +266,31 @@ def read_boxes(path: Path, folder: Path, on_error: str) -> Any:
     assert bool((corners > 0).all()), "a box without area"
 
 
+def write_captions(folder: Path) -> None:
+    from PIL import Image
+
+    names = ["a.png", "b.png"]
+    for n, name in enumerate(names, 1):
+        Image.fromarray(pixels(32, 40, 3) // n).save(folder / name)
+    images: list[dict[str, Any]] = [{"id": n, "file_name": name} for n, name in enumerate(names)]
+    told = [{"id": n, "image_id": n % 2, "caption": f"A dog, {n} Hündchen."} for n in range(4)]
+    (folder / "coco.json").write_text(json.dumps({"images": images, "annotations": told}))
+    images = [{"filename": name, "split": "train", "sentences": [{"raw": "A dog."}]} for name in names]
+    (folder / "karpathy.json").write_text(json.dumps({"images": images, "dataset": "x"}))
+    (folder / "captions.txt").write_text("image,caption\n" + "".join(f'{name},"A dog, one ."\n' for name in names))
+    (folder / "x.token.txt").write_text("".join(f"{name}#{n}\tA dog .\n" for name in names for n in range(2)))
+    (folder / "results.csv").write_text("image_name| comment_number| comment\na.png| 0| A dog .\nb.png| 0| Two .\n")
+
+
+def read_captions(path: Path, folder: Path, on_error: str) -> Any:
+    from mmattn.tasks.captioning.data import CaptionDataset
+    from mmattn.tasks.captioning.processor import CaptionProcessor
+
+    dataset = CaptionDataset(path, "train", on_error=on_error)
+    CaptionProcessor.fit(dataset, image_size=8).collate(dataset.samples)
+    return dataset.fingerprint()
+
+
 # Models and configurations --------------------------------------------------------------------------------------------
 
 
@@ -336,6 +361,7 @@ KINDS = (
     Kind("text", write_texts, read_texts, "t.* *.txt *.json"),
     Kind("tar", write_tars, read_tar),
     Kind("boxes", write_boxes, read_boxes, "*.json *.xml *.txt *.yaml"),
+    Kind("captions", write_captions, read_captions, "*.json *.txt *.csv"),
     Kind("safetensors", write_runs, read_model, "model/model.safetensors"),
     Kind("config", write_runs, read_model, "model/config.json"),
     Kind("processor", write_runs, read_model, "model/processor/*"),

@@ -72,6 +72,7 @@ def test_head_and_kernel_examples_run() -> None:
 
 ANSWERS: dict[str, Callable[[Any], Any]] = {  # what the code of a README's section on ONNX prints
     "asr": lambda model: model("speech.wav", ctc_weight=1.0, num_beams=1).text,
+    "captioning": lambda model: model("photo.jpg", num_beams=1).caption,
     "classification": lambda model: model("photo.jpg").label,
     "detection": lambda model: sorted(
         (box.label, [round(side) for side in box.box_xyxy]) for box in model("photo.jpg").boxes
@@ -120,7 +121,7 @@ def test_onnx_example_runs(
     assert capsys.readouterr().out.strip() == str(ANSWERS[task](model))
 
 
-@pytest.mark.parametrize("task", ["asr", "qa", "vqa", "classification", "segmentation", "detection"])
+@pytest.mark.parametrize("task", ["asr", "captioning", "qa", "vqa", "classification", "segmentation", "detection"])
 def test_figures_match_results(task: str) -> None:
     """A row begins with its entry of results.json, and its value."""
     text = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8")

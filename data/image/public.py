@@ -153,6 +153,12 @@ class FittedImages(ImageProcessor):
         return own | {"multiple": self.multiple}
 
 
+def make_image_processor(config: Mapping[str, Any]) -> ImageProcessor:
+    """Makes an image processor of any class of this module, or an `ImageProcessor`, from the result of its `config`."""
+    kind = CenterCrop if "scaled" in config else FittedImages if "shortest" in config else ImageProcessor
+    return kind.from_config(config)
+
+
 def read_image_processor(directory: str | Path) -> ImageProcessor:
     """Reads the image processor of a public BLIP, ViT, DeiT or ViLT.
 

@@ -22,6 +22,8 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
 SIZES = ("small", "large")
 
 RGB = ((212, 34, 44), (244, 130, 18), (248, 226, 60), (38, 160, 62), (44, 100, 228), (150, 62, 190), (246, 246, 246))
+RELATIONS = (("left", 0, -1), ("right", 0, 1), ("above", 1, -1), ("below", 1, 1))  # axis and sign
+_APART = 9.0  # minimum distance of two centers in pixels for one object to be "left of" the other
 _RADIUS = ((4.8, 5.8), (8.2, 9.4))  # pixels, by size
 _REACH = (1.0, 0.96, 1.12, 1.3, 1.06, 1.0)  # half the side of a shape's box, in radii
 _PATCH = 28  # pixels; contains the largest object
@@ -32,6 +34,17 @@ def box_around(x: float, y: float, reach: float) -> tuple[float, float, float, f
     """Returns a square's box xyxy, in 0..1 of the image, from its center and half its side, in pixels."""
     x0, x1, y0, y1 = (round((place + side) / IMAGE_SIZE, 4) for place in (x, y) for side in (-reach, reach))
     return x0, y0, x1, y1
+
+
+def apart(dx: float, dy: float, axis: int) -> float:
+    """Returns the distance along an axis; 0 if it is too small for a relation, absolutely or beside the other axis."""
+    along, across = (dx, dy) if axis == 0 else (dy, dx)
+    return along if abs(along) >= _APART and 2 * abs(along) >= abs(across) else 0.0
+
+
+def plural(noun: str) -> str:
+    """Returns the plural of a shape's word, or of another regular noun."""
+    return noun + ("es" if noun == "cross" else "s")
 
 
 class Shading(NamedTuple):

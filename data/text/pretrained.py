@@ -50,6 +50,8 @@ class PublicText(TokenIds):
         max_len: Default maximum number of tokens.
         special: The ids ``pad_id``, ``unk_id``, ``start_id`` and ``eos_id``, if the layout does not define them.
         prefix: Text before every source, as in T5's training, e.g. ``summarize:``; its tokens count as the text's.
+        bare: Whether texts have no special tokens at their beginning, though the model's processor adds some: a decoder
+            whose start token replaces them, as in BLIP.
 
     Raises:
         DataError: A file is damaged, or lacks what the model needs.
@@ -63,11 +65,12 @@ class PublicText(TokenIds):
         max_len: int = 512,
         special: Mapping[str, int] | None = None,
         prefix: str = "",
+        bare: bool = False,
     ) -> None:
         super().__init__()
         self.kind, self.files, self.side, self.max_len = kind, dict(files), side, max_len
         self.prefix = prefix.strip()
-        self.special = dict(special or {})
+        self.special, self.bare = dict(special or {}), bare
         with library_errors(f"tokenizer ({kind})", FILES):
             self._open()
 
@@ -81,7 +84,7 @@ class PublicText(TokenIds):
             vocabulary = self._pieces.get_vocab()
             template = self._pieces.encode("").ids  # special tokens that the model's processor adds to a text
             known = {"eos_id": template[-1], "start_id": template[-1]} if template else {}
-            self.prefix_ids = tuple(template[:-1])
+            self.prefix_ids = () if self.bare else tuple(template[:-1])
             named = {"pad_id": ("<pad>", "[PAD]"), "unk_id": ("<unk>", "[UNK]"), "eos_id": ("</s>", "[SEP]")}
             for name, tokens in named.items():
                 ids = [vocabulary[token] for token in tokens if token in vocabulary]
@@ -130,7 +133,7 @@ class PublicText(TokenIds):
         self.rows = max((i for token, i in vocabulary.items() if not SENTINEL.fullmatch(token)), default=-1) + 1
 
     def __reduce__(self) -> Any:  # the libraries' objects are opened again
-        settings = (self.kind, self.files, self.side, self.max_len, self.special, self.prefix)
+        settings = (self.kind, self.files, self.side, self.max_len, self.special, self.prefix, self.bare)
         return PublicText, settings, {"truncated": self.truncated}
 
     def encode(self, text: str) -> list[int]:
@@ -201,7 +204,8 @@ class PublicText(TokenIds):
 
     def config(self) -> dict[str, Any]:
         settings = ("kind", "side", "max_len", "special", "prefix")
-        return {name: getattr(self, name) for name in settings}
+        bare = {"bare": True} if self.bare else {}  # which earlier releases do not know
+        return {name: getattr(self, name) for name in settings} | bare
 
     def save(self, directory: str | Path) -> None:
         for name, content in self.files.items():
@@ -255,7 +259,7 @@ def read_public(directory: str | Path, prefix: str = "", **options: Any) -> tupl
     Args:
         directory: The folder, in one of the layouts.
         prefix: Text before every source; see ``PublicText``.
-        options: ``max_len`` and ``special`` of ``PublicText``.
+        options: ``max_len``, ``special`` and ``bare`` of ``PublicText``.
 
     Raises:
         DataError: No layout fits, or a file is damaged.

@@ -13,7 +13,8 @@ def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
     """Makes a stem, which maps pixel values (N, 3, H, W) to a map (N, embed_dim, h, w).
 
     Args:
-        name: "conv" (ConvStem), "vit" (PatchEmbed) or "timm/NAME" (TimmFeatures).
+        name: "conv" (ConvStem), "vit" (PatchEmbed; VitTrunk, if options have its body) or "timm/NAME" (TimmFeatures;
+            TimmTrunk, if they have "whole": True).
         embed_dim: E of the map.
         options: The stem's own keywords.
 
@@ -33,9 +34,9 @@ def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
 
         return ConvStem(embed_dim, **options)
     if name == "vit":
-        from .vit import PatchEmbed
+        from .vit import PatchEmbed, VitTrunk
 
-        return PatchEmbed(embed_dim, **options)
+        return VitTrunk(embed_dim, options["body"]) if "body" in options else PatchEmbed(embed_dim, **options)
     raise unknown_backbone(name, ("conv", "vit", "timm/NAME"))
 
 

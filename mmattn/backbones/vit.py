@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,14 @@ class GridEncoder(nn.Module):
         grid = self.positions(self.stem(pixel_values))  # (N, E, h, w)
         tokens = self.encoder(self.dropout(grid.flatten(2).mT))  # (N, h w, E)
         return tokens.mT.unflatten(2, grid.shape[2:])
+
+    @torch.no_grad()
+    def grid_size(self, image_size: int) -> tuple[int, int]:
+        """Returns rows and columns (h, w) of the map of a square image of this side in pixels."""
+        was_training, like = self.stem.training, next(self.stem.parameters())
+        cells = self.stem.eval()(like.new_zeros(1, 3, image_size, image_size)).shape
+        self.stem.train(was_training)
+        return cells[2], cells[3]
 
 
 class LayerScale(nn.Module):
@@ -327,3 +335,32 @@ class VisionTransformer(nn.Module):
         if self.pooling == "prefix":
             return states[:, : self.num_prefix].mean(1)
         return states[:, self.num_prefix :].mean(1)
+
+
+class VitTrunk(nn.Module):
+    """The patches of a whole VisionTransformer as a map, without its class token and pooling.
+
+    Args:
+        embed_dim: E of a 1x1 convolution over the map.
+        body: Keywords of VisionTransformer, which has no pooler here.
+
+    >>> VitTrunk(16, {"embed_dim": 32, "num_layers": 1, "num_heads": 4, "image_size": (64, 48)})(
+    ...     torch.randn(2, 3, 64, 48)
+    ... ).shape
+    torch.Size([2, 16, 4, 3])
+    """
+
+    def __init__(self, embed_dim: int, body: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.body = VisionTransformer(**{**body, "pooling": "mean", "pooler_dim": None})
+        self.project = nn.Conv2d(body["embed_dim"], embed_dim, 1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: (N, in_channels, H, W), normalized as the weights require. Returns (N, E, h, w)."""
+        return self.project(self.body_features(pixel_values))
+
+    def body_features(self, pixel_values: Tensor) -> Tensor:
+        """The normalized states of the patches, before the projection: a map (N, C, h, w)."""
+        states = self.body.encoder(self.body.embed(pixel_values))[:, self.body.num_prefix :]  # (N, h w, C)
+        patch = self.body.patches.stride
+        return states.mT.unflatten(2, (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch))

@@ -40,7 +40,7 @@ NEUTRAL: dict[str, Any] = {
 
 # Fields of ids that a search uses, bos_token_id only as the start token.
 ID_FIELDS = ["decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_bos_token_id", "forced_eos_token_id"]
-ID_FIELDS += ["bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "start"]
+ID_FIELDS += ["bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "start", "beginning"]
 MOST = 1_000_000  # tokens of a text, beams, and texts of a search: a damaged file asks for no more memory
 
 
@@ -66,6 +66,7 @@ class GenerationConfig:
     pad_token_id: int | None = None  # padding behind the end; None = the first eos, or 0
     bos_token_id: int | None = None
     decoder_start_token_id: int | None = None
+    beginning: Sequence[int] = ()  # ids after the start token with which each text begins; not counted as new
     forced_bos_token_id: int | None = None  # the first token after a start token alone
     forced_eos_token_id: int | Sequence[int] | None = None  # the last token that max_length allows
     num_return_sequences: int = 1
@@ -115,14 +116,14 @@ class GenerationConfig:
             )
 
     def start_prompt(self, rows: int, device: torch.device) -> Tensor:
-        """Returns the decoder's start token for each row: (rows, 1) long.
+        """Returns the decoder's start token and the beginning for each row: (rows, 1 + len(beginning)) long.
 
         Raises:
             ValueError: The config has no start token.
         """
         if self.start is None:
             raise ValueError("decoder_start_token_id: expected an id, found none in the generation config")
-        return torch.full((rows, 1), self.start, device=device)
+        return torch.tensor([[self.start, *self.beginning]], device=device).expand(rows, -1).contiguous()
 
     def constraints(self, prompt: int) -> list[Constraint]:
         """Returns additional constraints of a model family, after a prompt of that many tokens; applied last."""

@@ -7,6 +7,8 @@ python scripts/bench/generation.py [--threads N] [--rounds N] [--clock wall|cpu]
 float32 greedy 1.5 and beam 5 1.7 times its speed, bfloat16 beam 5 2.8, int8 greedy 3.2 and beam 5 3.5; with AVX2 alone:
 int8 greedy 2.0 and beam 5 2.2; in float32 the same ids.
 "Share" is the time of the search's matrix products alone over the time of the whole search.
+
+`captions.py` follows, captioning of BLIP's shape.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import captions
 import torch
 from common import CLOCKS, Ratio, arguments, interleave, machine, ratio, write_rows
 from torch import Tensor, nn
@@ -199,6 +202,8 @@ def main() -> int:
                 text += f"; must {must}: {'holds' if holds else 'FAILS'}"
             print(text, flush=True)
             rows.append(row)
+    more, failed = captions.measure(given)
+    rows, broken = rows + more, broken + failed
     write_rows(given.json, rows)
     print(f"{broken} bars fail" if broken else "all bars hold")
     return 1 if broken else 0

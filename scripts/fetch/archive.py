@@ -74,18 +74,20 @@ class Source:
     commit: str
     licence: str
     megabytes: int  # approximate download size
-    convert: Callable[[Archive, Path], None]  # writes the data set's folder
+    convert: Callable[..., None]  # (archive, folder, archives of the others): writes the data set's folder
     sha256: dict[str, str] = field(default_factory=dict)  # of converted files; of a folder, "images/", the listing
     digests: dict[str, Callable[[Path], str]] = field(default_factory=dict)  # functions used instead of `digest`
+    others: dict[str, str] = field(default_factory=dict)  # other repositories that have a part of it, and their commits
 
-    def url(self, base_url: str) -> str:
-        """URL of the archive."""
-        return f"{base_url.rstrip('/')}/{self.repository}/tar.gz/{self.commit}"
+    def urls(self, base_url: str) -> list[str]:
+        """URLs of the archives."""
+        commits = {self.repository: self.commit, **self.others}
+        return [f"{base_url.rstrip('/')}/{name}/tar.gz/{commit}" for name, commit in commits.items()]
 
 
 def sources() -> dict[str, Source]:
     """The table of data sets, by name."""
-    from scripts.fetch import asr, detection, images, qa, text, vqa
+    from scripts.fetch import asr, captioning, detection, images, qa, text, vqa
 
     converters = {
         "easy_vqa": vqa.convert_easy_vqa,
@@ -101,6 +103,7 @@ def sources() -> dict[str, Source]:
         "xquad_en": qa.convert_xquad,
         "bccd": detection.convert_bccd,
         "fruits": detection.convert_fruits,
+        "flickr8k": captioning.convert_flickr8k,
     }
     digests = {
         "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),
@@ -151,12 +154,14 @@ def fetch(
         _remove_stale(source, target.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{source.name}.", suffix=".fetching", dir=target.parent))
         temporary.chmod(0o755)
-        archive, folder = temporary / "archive.tar.gz", temporary / source.name
+        folder, archives = temporary / source.name, list[Archive]()
         report(f"{source.name}: {source.repository} at {source.commit[:10]}, licence: {source.licence}")
-        _download(source.url(base_url), archive, source.megabytes, report)
+        for number, url in enumerate(source.urls(base_url)):
+            archives.append(Archive(temporary / f"archive{number}.tar.gz"))
+            _download(url, archives[-1].path, source.megabytes, report)
         report(f"{source.name}: converting")
         folder.mkdir()
-        source.convert(Archive(archive), folder)
+        source.convert(archives[0], folder, *archives[1:])
         changed = _differences(source, folder)
         if changed and not accept_changed:
             raise FetchError(f"{source.name}: not the expected content: {'; '.join(changed)}")

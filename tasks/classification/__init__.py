@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmattn.tasks.common.lazy import lazy
-from mmattn.tasks.common.task import Option, Task
+from mmattn.tasks.common.task import IMAGE_ENCODERS, Option, Task
 
 if TYPE_CHECKING:
     from mmattn.tasks.classification.model import (
@@ -51,11 +51,7 @@ TASK = Task(
         Option("flip", "average the predictions of the image and its mirror image", bool, only="predict"),
     ),
     adapter="adapters:ClassificationAdapter",
-    families=dict.fromkeys(
-        ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*"),
-        "adapters:ViTAdapter",
-    )
-    | {"timm/*": "adapters:TimmAdapter"},
+    families=dict.fromkeys(IMAGE_ENCODERS, "adapters:ViTAdapter") | {"timm/*": "adapters:TimmAdapter"},
     baselines={
         "mean pooling for attention": "--model.pooling mean",
         "patches shuffled": "--data.ablate arrangement",

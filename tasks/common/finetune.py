@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmattn.building import SPARE, try_to_build
+from mmattn.building import SPARE, build_on_meta, try_to_build
 from mmattn.tasks.common.adapter import CheckpointParts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import Source
+
+OTHERS = 10_000  # parameters of layers that are new beside an encoder
 
 
 def read_network(source: Source, wanted: type[nn.Module], names: str, *, head: Mapping[str, str] | None = None) -> Any:
@@ -83,6 +85,19 @@ def init_missing(
         if name in state and name in fresh and state[name].shape != fresh[name].shape:
             state[name] = _resized(state[name], fresh[name])
     return dataclasses.replace(start, keywords=keywords, state=state, fresh=frozenset(new))
+
+
+def init_others(parts: CheckpointParts, sizes: Mapping[str, Any], seed: int) -> CheckpointParts:
+    """Adapt a public encoder to the sizes of new data: all other layers of the task's model are initialized.
+
+    Args:
+        parts: The encoder's keywords and weights, under the names of the task's model.
+        sizes: Keywords that are determined by the data.
+        seed: Seed of the new layers.
+    """
+    given = {**parts.keywords, **sizes}
+    names = build_on_meta(parts.state, parts.adapter.build, given, OTHERS).state_dict()
+    return init_missing(parts, sizes, seed, tuple(name for name in names if name not in parts.state), spare=OTHERS)
 
 
 def _resized(positions: Tensor, like: Tensor) -> Tensor:

@@ -6,17 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mmattn.data.errors import DataError
 from mmattn.data.files import some_below
-from mmattn.data.image.processor import IMAGE_EXTENSIONS
-from mmattn.data.image.public import PREPROCESSING, normalization
+from mmattn.data.image.processor import IMAGE_EXTENSIONS, ImageProcessor
+from mmattn.data.image.public import PREPROCESSING, CenterCrop, FittedImages, make_image_processor, normalization
 from mmattn.data.readers import read_settings
-from mmattn.tasks.common.errors import CheckpointError
+from mmattn.tasks.common.errors import CheckpointError, ConfigError
+from mmattn.tasks.common.finetune import read_network
 from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.outputs import Outputs
-from mmattn.tasks.common.sources import Source
+from mmattn.tasks.common.sources import TIMM, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +53,35 @@ def image_sample(item: Any, number: int, kind: type[S]) -> S:
         return item
     given = mapping_of(item, "image")
     return kind(name_of(given, number, ("image",)), given["image"])  # type: ignore[call-arg]
+
+
+def resized(image: ImageProcessor, given: Mapping[str, Any]) -> ImageProcessor:
+    """The image processor with the size and the mode of resizing of a configuration.
+
+    Args:
+        image: The processor, of a public model or of this toolkit.
+        given: Options of the data; `image_size` and `resize` are read, None or no such key: as they are.
+
+    Raises:
+        ConfigError: The public processor has a mode of its own.
+    """
+    size, mode = given.get("image_size"), given.get("resize")
+    config = image.config()
+    if isinstance(image, (CenterCrop, FittedImages)) and mode is not None:
+        raise ConfigError(
+            f"data.resize: expected none, since the public model's images are resized in its own way; found {mode!r}."
+        )
+    if mode is not None:
+        config["resize"] = mode
+    if size is not None and isinstance(image, FittedImages):
+        config["shortest"] = size
+    elif size is not None:
+        if isinstance(image, CenterCrop):  # the same part of the image
+            sides = (size, size) if isinstance(size, int) else size
+            ratios = [whole / side for whole, side in zip(image.whole.size, image.size, strict=True)]
+            config["scaled"] = [round(ratio * side) for ratio, side in zip(ratios, sides, strict=True)]
+        config["size"] = size
+    return make_image_processor(config)
 
 
 def claim_pngs(
@@ -97,6 +127,51 @@ def read_timm(source: Source, kind: Any, name: str) -> Any:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise CheckpointError(f"{source.name}: {str(error).splitlines()[0]}") from None
     return model
+
+
+class ImageEncoder(NamedTuple):
+    """A public image encoder as the stem of a `GridEncoder` of the task's model."""
+
+    keywords: dict[str, Any]  # of the task's model
+    state: dict[str, Tensor]
+    image: ImageProcessor
+
+
+def read_image_encoder(source: Source) -> ImageEncoder:
+    """Read all layers of one of timm's models, or of ViT, DeiT, DINOv2 or SigLIP, without their poolers.
+
+    Raises:
+        CheckpointError: The folder is damaged, or does not state the preprocessing of its images.
+    """
+    if source.family == TIMM:
+        from mmattn.backbones.timm import TimmTrunk
+
+        name = str(source.config["architecture"])
+        state = read_timm(source, TimmTrunk, name).state_dict()
+        keywords: dict[str, Any] = {"image_encoder": f"timm/{name}", "image_options": {"whole": True}}
+        size, prefix = timm_size(source), "image_encoder.stem."
+    else:
+        from mmattn.backbones.vit import VisionTransformer
+
+        if source.fetch(PREPROCESSING) is None:
+            raise CheckpointError(
+                f"{source.name}: expected {PREPROCESSING}, which states the size and normalization "
+                "of the images; found no such file."
+            )
+        converted = read_network(source, VisionTransformer, "ViT, DeiT, DINOv2 or SigLIP")
+        body = {key: value for key, value in converted.keywords.items() if value is not None}
+        if body.get("in_channels", 3) != 3:
+            raise CheckpointError(
+                f"{source.name}: expected a model of color images, found {body['in_channels']} channels."
+            )
+        state = {key: value for key, value in converted.state.items() if not key.startswith(("pooler.", "head."))}
+        body = {key: value for key, value in body.items() if not key.startswith("pool")} | {
+            "resize_positions": "bicubic"
+        }
+        keywords = {"image_encoder": "vit", "image_options": {"body": body}}
+        size, prefix = tuple(body["image_size"]), "image_encoder.stem.body."
+    image = ImageProcessor(size, **statistics(source))
+    return ImageEncoder(keywords, {f"{prefix}{key}": value for key, value in state.items()}, image)
 
 
 def read_timm_classifier(source: Source, trunk: Any) -> tuple[Tensor, Tensor] | None:

@@ -70,18 +70,20 @@ class Source:
         architectures = self.config.get("architectures")
         names = [f"{self.family}/{name}" for name in architectures] if isinstance(architectures, list) else []
         found = {
-            task.name: key
+            task.name: (adapters is task.encoders, key.endswith("/*"), adapters[key])
             for key in reversed([*names, f"{self.family}/*"])
             for task in tasks().values()
-            if key in task.families
+            for adapters in (task.encoders, task.families)
+            if key in adapters
         }
-        ordered = sorted(found, key=lambda name: (found[name].endswith("/*"), name))
-        return {name: tasks()[name].families[found[name]] for name in ordered}
+        return {name: found[name][2] for name in sorted(found, key=lambda name: (*found[name][:2], name))}
 
 
 def known_families() -> list[str]:
     """The families of public models that are supported by any task."""
-    return list(dict.fromkeys(key.split("/")[0] for task in tasks().values() for key in task.families))
+    return list(
+        dict.fromkeys(key.split("/")[0] for task in tasks().values() for key in {**task.families, **task.encoders})
+    )
 
 
 def find_model(name: str | Path) -> Source:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 DEMO = "demo"  # names the built-in data in place of a path, and the model that was trained on them
-# Families of public text encoders, see `mmattn.tasks.common.text_encoder`.
+# Families of public image encoders, and of text encoders (`mmattn.tasks.common.text_encoder`).
+IMAGE_ENCODERS = ("vit/*", "deit/*", "dinov2/*", "dinov2_with_registers/*", "siglip/*", "siglip_vision_model/*")
 TEXT_ENCODERS = ("bert/*", "roberta/*", "xlm-roberta/*", "distilbert/*", "electra/*")
 
 
@@ -62,6 +63,8 @@ class Task(NamedTuple):
         options: Options of `predict` and `explain` in addition to those of all tasks.
         adapter: Reads checkpoints of this toolkit (`mmattn.tasks.common.adapter.Adapter`); None: `Adapter` itself.
         families: Adapters of public models, by "model_type/Architecture" or "model_type/*".
+        encoders: Adapters of public models that become a part of the task's model, whose other layers are to be
+            trained, likewise; tasks for which a model is whole precede those for which it is a part.
         baselines: Command-line words of baselines that are expected to fail, by name. Their `--data.*` options also
             apply to evaluation.
         variants: Command-line words of other training runs that the ablations compare with the full model, by name.
@@ -87,6 +90,7 @@ class Task(NamedTuple):
     options: tuple[Option, ...] = ()
     adapter: str | None = None
     families: Mapping[str, str] = {}
+    encoders: Mapping[str, str] = {}
     baselines: Mapping[str, str] = {}
     variants: Mapping[str, str] = {}
     metric: str = ""

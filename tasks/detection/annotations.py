@@ -1,9 +1,8 @@
-"""What the readers of all formats share: the check of annotated boxes, and the search for their images."""
+"""What the readers of all formats share: the check of annotated boxes and of their images' sizes."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from math import isfinite
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmattn.data.errors import DataError, Problems, shorten
+from mmattn.data.errors import Problems, shorten
+from mmattn.data.image.finder import BadItem
 from mmattn.data.image.processor import ORIENTATION, image_size, read_image
-from mmattn.data.names import find_file
 
 logger = logging.getLogger(__name__)
 Fields = dict[str, Any]  # of a sample, by its attributes' names
@@ -36,10 +35,6 @@ class Annotation(NamedTuple):
     crowd: bool = False
     area: float | None = None  # pixels squared, if the file states it
     written: Any = None  # the box as written, for messages
-
-
-class BadItem(Exception):
-    """An item is invalid; the arguments are the expected and the found value."""
 
 
 def box_problem(box_xyxy: Any, size: tuple[int, int], written: Any = None) -> tuple[str, str] | None:
@@ -150,59 +145,3 @@ def sized_image(path: str | Path, width: Any, height: Any) -> tuple[int, int]:
             f"an image of the annotated size, {width:g} x {height:g}", f"{size[0]} x {size[1]} of {path}{hint}"
         )
     return size
-
-
-class ImageFinder:
-    """Finds images by name in several folders.
-
-    Args:
-        folders: The folders, of which some may not exist.
-        remedy: What to do if a name is in two of them.
-    """
-
-    def __init__(self, folders: Sequence[Path], remedy: str = "--data.root FOLDER decides") -> None:
-        self.folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-        self.tried = ", ".join(str(folder) for folder in dict.fromkeys(folders))
-        self.remedy = remedy
-        self.users: dict[str, str] = {}  # image: location of the item that uses it
-
-    def find(self, *names: str) -> Path:
-        """The only file with one of the names, of which the first that exists counts.
-
-        Raises:
-            BadItem: There is none, or there are several.
-        """
-        for name in names:
-            found: list[Path] = []
-            for folder in self.folders:
-                path = find_file(folder / name)
-                if os.path.isfile(path) and not any(os.path.samefile(path, other) for other in found):
-                    found.append(path)
-            if len(found) > 1:
-                raise BadItem("one image of that name", f"{' and '.join(map(str, found))}; {self.remedy}")
-            if found:
-                return found[0]
-        raise BadItem(f"its image {names[0]} in {self.tried}", "no such file")
-
-    def use(self, path: Path, where: str) -> None:
-        """Note that an item uses an image.
-
-        Raises:
-            BadItem: Another uses it already.
-        """
-        first = self.users.setdefault(str(path), where)
-        if first != where:
-            raise BadItem("an image of its own", f"{path}, which {first} has already")
-
-
-def check_root(root: str | Path | None) -> Path | None:
-    """The folder of the images.
-
-    Raises:
-        DataError: It is no folder.
-    """
-    if root is None:
-        return None
-    if not Path(root).is_dir():
-        raise DataError(f"data.root {root}", "a folder", "a file" if Path(root).exists() else "nothing")
-    return Path(root)

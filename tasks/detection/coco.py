@@ -12,19 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
+from mmattn.data.image.finder import BadItem, ImageFinder, image_folders
 from mmattn.data.names import nfc
 from mmattn.data.readers import read_json
-from mmattn.tasks.detection.annotations import (
-    Annotation,
-    BadItem,
-    BoxCheck,
-    Categories,
-    ImageFinder,
-    Row,
-    check_root,
-    numbers,
-    sized_image,
-)
+from mmattn.tasks.detection.annotations import Annotation, BoxCheck, Categories, Row, numbers, sized_image
 from mmattn.tasks.detection.boxes import Detections
 
 LISTS = ("images", "annotations", "categories")
@@ -98,7 +89,7 @@ def _categories(path: Path, listed: list[Any]) -> dict[int, str]:
 def _images(
     path: Path, content: dict[str, Any], names: dict[int, str], root: str | Path | None, problems: Problems
 ) -> Iterator[Row]:
-    finder, check = ImageFinder(_folders(path, root)), BoxCheck(problems)
+    finder, check = ImageFinder(image_folders(path, root)), BoxCheck(problems)
     given = content.get("annotations")
     known = {str(entry["id"]) for entry in content["images"] if isinstance(entry, dict) and "id" in entry}
     of_image = _by_image(path, given or [], known, problems)
@@ -168,12 +159,3 @@ def _annotations(
 def _place(path: Path, index: int, entry: Any) -> str:
     number = f" (id {entry['id']})" if isinstance(entry, dict) and "id" in entry else ""
     return f"{path}, annotations[{index}]{number}"
-
-
-def _folders(path: Path, root: str | Path | None) -> list[Path]:
-    given = check_root(root)
-    if given is not None:
-        return [given]
-    parents = [path.parent, path.parent.parent]
-    subset = path.stem.rpartition("_")[2]
-    return [*parents, *(parent / name for parent in parents for name in ("images", subset, f"images/{subset}"))]

@@ -17,11 +17,12 @@ from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.files import files_below
+from mmattn.data.image.finder import BadItem, ImageFinder, check_root
 from mmattn.data.image.processor import image_size
 from mmattn.data.names import nfc
 from mmattn.data.readers import parse_json, read_rows, report_missing, stream_lines
 from mmattn.data.table import Table, is_media
-from mmattn.tasks.detection.annotations import Annotation, BadItem, BoxCheck, Categories, ImageFinder, Row, check_root
+from mmattn.tasks.detection.annotations import Annotation, BoxCheck, Categories, Row
 from mmattn.tasks.detection.coco import read_coco
 from mmattn.tasks.detection.voc import ANNOTATIONS, is_list, read_voc
 from mmattn.tasks.detection.yolo import YAML, find_yaml, read_yolo

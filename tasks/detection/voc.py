@@ -15,10 +15,11 @@ from xml.etree import ElementTree
 
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.files import some_below
+from mmattn.data.image.finder import BadItem, ImageFinder, check_root
 from mmattn.data.image.processor import IMAGE_EXTENSIONS
 from mmattn.data.names import nfc
 from mmattn.data.readers import check_small, read_lines
-from mmattn.tasks.detection.annotations import Annotation, BadItem, BoxCheck, ImageFinder, Row, check_root, sized_image
+from mmattn.tasks.detection.annotations import Annotation, BoxCheck, Row, sized_image
 
 ANNOTATIONS, IMAGES = "Annotations", ("JPEGImages", "images", "Images")
 _CHALLENGE = re.compile(r"VOC\s?20\d\d")

@@ -15,10 +15,11 @@ from typing import Any
 
 from mmattn.data.errors import DataError, Problems, shorten
 from mmattn.data.files import files_below
+from mmattn.data.image.finder import BadItem, check_root
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size
 from mmattn.data.names import find_file, nfc
 from mmattn.data.readers import check_small, read_lines, read_text
-from mmattn.tasks.detection.annotations import Annotation, BadItem, BoxCheck, Categories, Row, check_root
+from mmattn.tasks.detection.annotations import Annotation, BoxCheck, Categories, Row
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 YAML, IMAGES, LABELS = (".yaml", ".yml"), "images", "labels"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmattn.tasks.common.lazy import lazy
-from mmattn.tasks.common.task import TEXT_ENCODERS, Option, Task
+from mmattn.tasks.common.task import IMAGE_ENCODERS, TEXT_ENCODERS, Option, Task
 
 if TYPE_CHECKING:
     from mmattn.tasks.vqa.model import VQAHead as VQAHead, VQAModel as VQAModel, VQAOutput as VQAOutput
@@ -38,9 +38,12 @@ TASK = Task(
         Option("image", "an image file; a folder of images is given by --input DIR", kind="item"),
         Option("question", "the question about the image", kind="item", bare=True),
         Option("top_k", "number of answers, most probable first (default: 1)", int, only="predict"),
+        Option("num_beams", "beams of a model that writes its answers (default: the model's own)", int),
     ),
     adapter="adapters:VQAAdapter",
-    families={"timm/*": "adapters:ImageAdapter"} | dict.fromkeys(TEXT_ENCODERS, "adapters:TextAdapter"),
+    families={"vilt/*": "adapters:ViltAdapter", "blip/BlipForQuestionAnswering": "adapters:AnswererAdapter"},
+    encoders=dict.fromkeys((*IMAGE_ENCODERS, "timm/*"), "adapters:ImageAdapter")
+    | dict.fromkeys(TEXT_ENCODERS, "adapters:TextAdapter"),
     default_checkpoint="easy_vqa",
     baselines={
         "image ablated": "--data.ablate image",

@@ -63,6 +63,19 @@ class VQABatch(Batch):
     question_types: list[str]
     answer_types: list[str]
     is_repeat: bool = False  # repeated to give all ranks the same number of batches; excluded from metrics
+    pixel_mask: Tensor | None = None  # (N, H, W) bool, True = a pixel of the image; None: all, of one size
+    # Of models that write A answers, those of the annotators; None for all others.
+    target_ids: Tensor | None = None  # (A, T) long, the start token first
+    labels: Tensor | None = None  # (A, T) long, the end token last
+    label_mask: Tensor | None = None  # (A, T) bool, True = counts
+    answer_index: Tensor | None = None  # (A,) long: the question of each answer
+    answer_weights: Tensor | None = None  # (A,) float: shares of a question's soft scores
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The arguments of the model's `forward`."""
+        given = (self.pixel_values, self.input_ids, self.key_mask, self.image_index)
+        return given if self.pixel_mask is None else (*given, self.pixel_mask)
 
 
 class VQADataset(SampleDataset[VQASample]):

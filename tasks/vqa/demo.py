@@ -7,8 +7,7 @@ templates that neither of them has, composed of words of the training questions.
 
 The generator is frozen by `GENERATOR_VERSION` and the digests in `tests/data/test_demo_vqa.py`.
 
-Margins exclude ambiguous questions: "left of" requires a horizontal distance that is not small compared with the
-vertical one, and there are no questions about the half of an object near the middle line.
+Margins exclude ambiguous questions: there are none about the half of an object near the middle line, for example.
 """
 
 from __future__ import annotations
@@ -19,7 +18,19 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from mmattn.data.image.shapes import COLORS, IMAGE_SIZE, SHAPES, SIZES, SceneObject, dress, paint, place
+from mmattn.data.image.shapes import (
+    COLORS,
+    IMAGE_SIZE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SceneObject,
+    apart,
+    dress,
+    paint,
+    place,
+    plural,
+)
 from mmattn.data.seeds import pick
 from mmattn.tasks.vqa.data import VQASample
 
@@ -121,9 +132,7 @@ _COMPARISONS = {  # by the sign of the difference of the two counts
     0: {"m": "as many", "t": "as", "g": "the same as"},
 }
 
-_RELATIONS = (("left", 0, -1), ("right", 0, 1), ("above", 1, -1), ("below", 1, 1))  # axis and sign
 _HALVES = (("left", "right"), ("top", "bottom"))
-_APART = 9.0  # minimum distance of two centers in pixels for one object to be "left of" the other
 _OFF_MIDDLE = 4.0  # minimum distance from the middle line in pixels for an object to be in one half
 _COUNT_WEIGHT = (3.0, 3.0, 4.0, 6.0, 8.0, 10.0)  # sampling weights of counts; large counts are rare
 _KINDS = ((2,), (1,), (1, 2), (0, 2), (0, 1), (0, 1, 2), (0,))  # attributes of a description: size 0, colour 1, shape 2
@@ -168,8 +177,7 @@ def _say(rng: Random, what: What, many: bool = False) -> str:
     words = [] if size is None else [pick(rng, _SYNONYMS[SIZES[size]])]
     words += [] if colour is None else [COLORS[colour]]
     noun = "THING" if shape is None else SHAPES[shape]
-    ending = ("es" if noun == "cross" else "s") if many else ""
-    return " ".join((*words, noun + ending))
+    return " ".join((*words, plural(noun) if many else noun))
 
 
 def _two(rng: Random, choices: list[Question]) -> list[Question]:
@@ -253,12 +261,6 @@ def _comparison(rng: Random, things: list[SceneObject], names: list[list[What]])
     return questions
 
 
-def _apart(dx: float, dy: float, axis: int) -> float:
-    """The distance along an axis; 0 if it is too small, absolutely or relative to the other axis, for a question."""
-    along, across = (dx, dy) if axis == 0 else (dy, dx)
-    return along if abs(along) >= _APART and 2 * abs(along) >= abs(across) else 0.0
-
-
 def _outermost(centers: list[tuple[float, float]], axis: int, sign: int) -> tuple[int, int] | None:
     """The second outermost and the outermost object on a side; None if objects are too close to be unambiguous."""
     *_, second, first = sorted(range(len(centers)), key=lambda i: sign * centers[i][axis])
@@ -268,13 +270,13 @@ def _outermost(centers: list[tuple[float, float]], axis: int, sign: int) -> tupl
         for i in range(len(centers))
         if i not in (first, second)
     )
-    return (second, first) if third_is_apart and _apart(beyond_x - x, beyond_y - y, axis) else None
+    return (second, first) if third_is_apart and apart(beyond_x - x, beyond_y - y, axis) else None
 
 
 def _relation_query(rng: Random, things: list[SceneObject], names: list[list[What]]) -> list[Question]:
     """Questions about the only object on a side of another one."""
     choices: list[Question] = []
-    for word, axis, sign in _RELATIONS:
+    for word, axis, sign in RELATIONS:
         pair = _outermost([(thing.x, thing.y) for thing in things], axis, sign)
         if pair is None or not names[pair[0]]:
             continue
@@ -290,12 +292,12 @@ def _relation_query(rng: Random, things: list[SceneObject], names: list[list[Wha
 def _relation_yes_no(rng: Random, things: list[SceneObject], names: list[list[What]]) -> list[Question]:
     choices: list[Question] = []
     for i, j in itertools.permutations(range(len(things)), 2):
-        for word, axis, sign in _RELATIONS:
-            apart = _apart(things[i].x - things[j].x, things[i].y - things[j].y, axis)
-            if names[i] and names[j] and apart:
+        for word, axis, sign in RELATIONS:
+            distance = apart(things[i].x - things[j].x, things[i].y - things[j].y, axis)
+            if names[i] and names[j] and distance:
                 slots = {"a": _say(rng, pick(rng, names[i])), "b": _say(rng, pick(rng, names[j]))}
                 slots["r"] = pick(rng, _SYNONYMS[word])
-                choices.append(Question(slots, "yes" if apart * sign > 0 else "no", (i, j), (j,)))
+                choices.append(Question(slots, "yes" if distance * sign > 0 else "no", (i, j), (j,)))
     return _two(rng, choices)
 
 
@@ -328,7 +330,7 @@ def _scene(rng: Random) -> tuple[list[SceneObject], dict[str, list[Question]]]:
     number = 3 + int(rng.random() * 3)
     while True:
         places = place(rng, number)
-        if sum(_outermost([p[1:3] for p in places], axis, sign) is not None for _, axis, sign in _RELATIONS) < 2:
+        if sum(_outermost([p[1:3] for p in places], axis, sign) is not None for _, axis, sign in RELATIONS) < 2:
             continue
         for _ in range(6):
             things = dress(rng, places)

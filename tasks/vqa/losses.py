@@ -1,29 +1,11 @@
-"""Losses of regions and objects on the model's grid: attention supervision and object supervision."""
+"""Attention supervision: the loss of attention outside the regions that determine an answer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-
-def cell_coverage(boxes: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """The fraction of each grid cell that a box covers.
-
-    Args:
-        boxes: boxes_xyxy (..., 4) in 0..1.
-        grid_size: Height and width of the grid (gh, gw).
-
-    Returns:
-        (..., gh * gw) in 0..1, row by row.
-    """
-    gh, gw = grid_size
-    rows = torch.arange(gh + 1, device=boxes.device, dtype=boxes.dtype) / gh
-    columns = torch.arange(gw + 1, device=boxes.device, dtype=boxes.dtype) / gw
-    left, top, right, bottom = (boxes[..., n : n + 1] for n in range(4))
-    x = (torch.minimum(right, columns[1:]) - torch.maximum(left, columns[:-1])).clamp_min(0) * gw  # (..., gw)
-    y = (torch.minimum(bottom, rows[1:]) - torch.maximum(top, rows[:-1])).clamp_min(0) * gh  # (..., gh)
-    return (y[..., :, None] * x[..., None, :]).flatten(-2)
+from mmattn.tasks.common.grid import cells_inside, pointing_loss
 
 
 def attention_supervision_loss(
@@ -45,9 +27,7 @@ def attention_supervision_loss(
         A scalar.
     """
     slots = attention.shape[1]
-    coverage = cell_coverage(regions, grid_size) * region_mask[..., None]  # (B, R, P)
-    # A cell belongs to a region that covers more than a quarter of it; a tiny region has the cell that it covers most.
-    inside = (coverage > 0.25) | ((coverage > 0) & (coverage == coverage.amax(-1, keepdim=True)))  # (B, R, P)
+    inside = cells_inside(regions, region_mask, grid_size)  # (B, R, P)
     phrases = phrases * region_mask
     count = phrases.amax(1, keepdim=True) + 1  # (B, 1): phrases of each question
     count = torch.where(count > slots, 1, count)  # more phrases than latents: all latents attend to all regions
@@ -57,25 +37,4 @@ def attention_supervision_loss(
     target = (named @ inside.to(attention.dtype)).clamp_max(1.0)  # (B, K, P)
     together = (slot_phrase[:, :, None] == slot_phrase[:, None, :]).to(attention.dtype)  # latents of one phrase
     share = ((together / together.sum(-1, keepdim=True)) @ attention * target).sum(-1)  # (B, K)
-    known = target.any(-1)
-    return -(share.clamp_min(1e-4).log() * known).sum() / known.sum().clamp_min(1)
-
-
-def object_loss(
-    object_logits: Tensor, boxes: Tensor, mask: Tensor, labels: Tensor, grid_size: tuple[int, int]
-) -> Tensor:
-    """Binary cross-entropy of each object label in each cell, summed over labels.
-
-    Args:
-        object_logits: (N, P, K).
-        boxes: boxes_xyxy (N, O, 4) in 0..1.
-        mask: (N, O) bool, True = an object.
-        labels: (N, O, K), one for each label of an object.
-        grid_size: (gh, gw), P = gh * gw.
-
-    Returns:
-        A scalar.
-    """
-    inside = ((cell_coverage(boxes, grid_size) > 0.3) & mask[..., None]).to(labels.dtype)  # (N, O, P)
-    targets = torch.einsum("nop,nok->npk", inside, labels).clamp_max(1.0)
-    return F.binary_cross_entropy_with_logits(object_logits.float(), targets, reduction="none").sum(-1).mean()
+    return pointing_loss(share, target.any(-1))

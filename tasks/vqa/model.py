@@ -286,12 +286,7 @@ class VQAModel(nn.Module):
     @cached_property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of the grid (gh, gw) for images of the given size."""
-        stem = self.image_encoder.stem
-        was_training, like = stem.training, next(stem.parameters())
-        with torch.no_grad():
-            cells = stem.eval()(like.new_zeros(1, 3, self.image_size, self.image_size)).shape
-        stem.train(was_training)
-        return cells[2], cells[3]
+        return self.image_encoder.grid_size(self.image_size)
 
     def grid_maps(self, maps: Maps, image_index: Tensor | None, key_mask: Tensor) -> list[Tensor]:
         """Attention of each question to the grid: (B, K, P) for each layer of the fusion, rows summing to one.

@@ -15,15 +15,18 @@ from mmattn.data.image.processor import ImageAugment
 from mmattn.explain import capture
 from mmattn.tasks.common.chance import Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule
+from mmattn.tasks.common.errors import ConfigError
+from mmattn.tasks.common.grid import object_loss
 from mmattn.tasks.common.losses import soft_cross_entropy
 from mmattn.tasks.common.metrics import GroupedMean
 from mmattn.tasks.common.module import TaskModule
 from mmattn.tasks.common.options import LossOptions, check_range
 from mmattn.tasks.vqa.data import VQABatch, VQADataset
-from mmattn.tasks.vqa.losses import attention_supervision_loss, object_loss
+from mmattn.tasks.vqa.losses import attention_supervision_loss
 from mmattn.tasks.vqa.metrics import vqa_accuracy
 from mmattn.tasks.vqa.model import mean_over_layers
 from mmattn.tasks.vqa.processor import VQAProcessor
+from mmattn.tasks.vqa.writing import write_answers, writing_loss
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +146,13 @@ class VQAModule(TaskModule[VQADataModule]):
         return super().complete_keywords(sizes) | ({} if self.loss.object_supervision else {"num_object_labels": 0})
 
     def _forward(self, batch: VQABatch) -> Any:
-        return self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)
+        return self.model(*batch.inputs)
+
+    def check_processor(self, processor: VQAProcessor) -> None:
+        for name in ("attention_supervision", "object_supervision"):
+            if getattr(self.loss, name) and self.network is not None and self.start is not None:
+                expected = f"expected 0, since {self.start.where} is trained by its answers alone"
+                raise ConfigError(f"loss.{name}: {expected}; found {getattr(self.loss, name)}.")
 
     def training_loss(self, batch: VQABatch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.loss.word_dropout:
@@ -151,6 +160,8 @@ class VQAModule(TaskModule[VQADataModule]):
             batch.input_ids = batch.input_ids.masked_fill(
                 dropped & batch.key_mask, self.data.processor.tokenizer.unk_id
             )
+        if self.data.processor.writer is not None:
+            return writing_loss(self.model, batch, self.loss.label_smoothing), {}
         if self.loss.attention_supervision and batch.region_mask.any():
             fusion = self.model.head.fusion
             with capture(fusion, only=fusion.mapped) as maps:  # all others keep their fused kernels
@@ -178,7 +189,10 @@ class VQAModule(TaskModule[VQADataModule]):
         return GroupedMean("accuracy", sorted({s.question_type for s in self.data.samples() if s.question_type}))
 
     def update_metric(self, metric: Any, batch: VQABatch) -> None:
-        best = self._forward(batch).logits.argmax(-1).tolist()
-        answers = self.data.processor.answers
-        scores = [vqa_accuracy(answers[k], given) for k, given in zip(best, batch.answers, strict=True)]
+        processor = self.data.processor
+        if processor.writer is not None:
+            best = [first for (first, _), *_ in write_answers(self.model, batch, processor)]
+        else:
+            best = [processor.answers[k] for k in self._forward(batch).logits.argmax(-1).tolist()]
+        scores = [vqa_accuracy(answer, given) for answer, given in zip(best, batch.answers, strict=True)]
         metric.update(torch.tensor(scores, dtype=torch.float64, device=self.device), batch.question_types)

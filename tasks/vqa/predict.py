@@ -13,11 +13,15 @@ from torch import Tensor
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import load_image
 from mmattn.explain import capture
+from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.images import image_files
 from mmattn.tasks.common.items import name_of
 from mmattn.tasks.common.predictor import Predictor
+from mmattn.tasks.common.seq2seq.processor import encode_targets
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample
 from mmattn.tasks.vqa.metrics import vqa_accuracy
+from mmattn.tasks.vqa.processor import MOST_TOKENS
+from mmattn.tasks.vqa.writing import write_answers
 
 Item = Mapping[str, Any] | VQASample
 
@@ -93,33 +97,77 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
     def kind(self, item: Item) -> str:
         return item.answer_type if isinstance(item, VQASample) else ""
 
-    def predict_batch(self, samples: Sequence[VQASample], batch: VQABatch, *, top_k: int = 1) -> list[VQAPrediction]:
-        """Predict the answer to each question, with `top_k - 1` alternatives."""
-        logits = self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index).logits
-        scores, order = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        beams = options.get("num_beams")
+        if beams is not None and (beams < 1 or self.processor.writer is None):
+            expected = "1 or more" if self.processor.writer is not None else "none, since this model writes no answers"
+            raise ConfigError(f"--num_beams: expected {expected}; found {beams}.")
+        return super().check_options(options)
+
+    def predict_batch(
+        self, samples: Sequence[VQASample], batch: VQABatch, *, top_k: int = 1, num_beams: int | None = None
+    ) -> list[VQAPrediction]:
+        """Predict the answer to each question, with `top_k - 1` alternatives.
+
+        Args:
+            samples: The samples of the batch.
+            batch: The batch, as of `collate`.
+            top_k: Number of answers, the most probable first.
+            num_beams: Number of beams of a model that writes its answers; None: the model's own.
+        """
+        if self.processor.writer is not None:
+            found = write_answers(self.model, batch, self.processor, top_k, num_beams)
+        else:
+            logits = self.model(*batch.inputs).logits
+            scores, order = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
+            names = self.processor.answers
+            found = [
+                [(names[i], score) for i, score in zip(ids, row, strict=True)]
+                for ids, row in zip(order.tolist(), scores.tolist(), strict=True)
+            ]
         answers = []
-        for sample, row, ids in zip(samples, scores.tolist(), order.tolist(), strict=True):
-            named = [(self.processor.answers[i], round(score, 4)) for i, score in zip(ids, row, strict=True)]
+        for sample, row in zip(samples, found, strict=True):
+            named = [(text, round(score, 4)) for text, score in row]
             unknown = self.processor.tokenizer.unknown_words(sample.question)
             answers.append(VQAPrediction(sample.id, sample.question, *named[0], named[1:], unknown))
         return answers
 
-    def explain_batch(self, samples: Sequence[VQASample], batch: VQABatch) -> list[VQAExplanation]:
-        """Compute the attention of each question to its image and words."""
-        with torch.no_grad(), capture(self.model) as maps:
-            self.model(batch.pixel_values, batch.input_ids, batch.key_mask, batch.image_index)
-        attention = self.model.grid_attention(maps, batch.image_index, batch.key_mask).cpu()  # (B, gh, gw)
-        words = self.model.word_attention(maps, batch.key_mask).cpu()  # (B, L)
+    def explain_batch(
+        self, samples: Sequence[VQASample], batch: VQABatch, *, num_beams: int | None = None
+    ) -> list[VQAExplanation]:
+        """Compute the attention of each question to its image and words; of public networks, relevance."""
         with torch.inference_mode():
-            answers = self.predict_batch(samples, batch)
+            answers = self.predict_batch(samples, batch, num_beams=num_beams)
+        words, attention = self._maps(samples, batch, [found.answer for found in answers])
         explanations = []
         for n, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
             image = load_image(sample.image, name=f"item {sample.id}")
             window = self.processor.image.window(image.size)
             tokens = self.processor.tokens(sample.question)
-            shown = (attention[n], window, words[n, : len(tokens)], tokens, list(sample.regions))
+            shown = (attention[n], window, words[n][: len(tokens)], tokens, list(sample.regions))
             explanations.append(VQAExplanation(answer, image, *shown))
         return explanations
+
+    def _maps(
+        self, samples: Sequence[VQASample], batch: VQABatch, answers: Sequence[str]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """What words, (L,) each, and cells, (gh, gw) each, contribute to the answers to each question."""
+        if not hasattr(self.model, "relevance"):
+            with torch.no_grad(), capture(self.model) as maps:
+                self.model(*batch.inputs)
+            cells = self.model.grid_attention(maps, batch.image_index, batch.key_mask)  # (B, gh, gw)
+            words = self.model.word_attention(maps, batch.key_mask)  # (B, L)
+            return words.float().cpu(), cells.float().cpu()  # type: ignore[return-value]
+        found = []
+        for sample, answer in zip(samples, answers, strict=True):  # one by one, for the memory
+            batch = self.processor.collate([sample]).to(self.device)
+            given: dict[str, Tensor] = {}
+            if self.processor.writer is not None:
+                forced = encode_targets(self.processor.writer, [answer], MOST_TOKENS)
+                given = {name: tensor.to(self.device) for name, tensor in forced.items()}
+            words, (patches,) = self.model.relevance(*batch.inputs, **given)
+            found.append((words[0].float().cpu(), patches.float().cpu()))
+        return [words for words, _ in found], [patches for _, patches in found]
 
     def open_input(self, path: str, on_error: str = "raise", **given: Any) -> Sequence[Item]:
         """Read the questions of a file in any of the training formats, or a folder's images with one `question`."""
@@ -144,23 +192,10 @@ class VQAPredictor(Predictor[Item, VQAPrediction]):
         return chosen
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
-        """Export torch.export and ONNX programs with dynamic batch size and question length, checked by the model."""
-        from torch.export import Dim
+        """Export a program with dynamic batch size and question length; of a model that writes answers, two."""
+        from mmattn.tasks.vqa.export import export_vqa
 
-        from mmattn.tasks.common.export import export_model
-
-        batch, length = Dim("batch", max=4096), Dim("length", max=self.model.max_text_len)
-        dynamic = {"pixel_values": {0: batch}, "input_ids": {0: batch, 1: length}, "key_mask": {0: batch, 1: length}}
-        examples = [self._example(2, 9), self._example(1, 3), self._example(5, 14)]
-        return export_model(self.model, examples, dynamic, folder, "vqa", formats)
-
-    def _example(self, batch: int, length: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(batch)
-        length = min(length, self.model.max_text_len)
-        ids = torch.randint(2, self.processor.tokenizer.vocab_size, (batch, length), generator=generator)
-        mask = torch.arange(length)[None] < torch.tensor([[max(1, length - n)] for n in range(batch)])
-        pixels = torch.randn(batch, 3, *self.processor.image.size, generator=generator)
-        return {"pixel_values": pixels, "input_ids": ids.masked_fill(~mask, 0), "key_mask": mask}
+        return export_vqa(self.model, self.processor, folder, formats)
 
 
 load = VQAPredictor.load

@@ -8,20 +8,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.image.processor import FULL, Box, ImageAugment, ImageProcessor, compose, move_box
+from mmattn.data.image.objects import object_names, object_tensors, pad_boxes
+from mmattn.data.image.processor import FULL, Box, ImageAugment, ImageProcessor, compose
+from mmattn.data.image.public import FittedImages, make_image_processor
 from mmattn.data.processor import Processor
 from mmattn.data.text.pretrained import load_tokenizer
 from mmattn.data.text.tokenizer import TextProcessor, TokenIds
+from mmattn.generate import GenerationConfig
+from mmattn.tasks.common.images import resized
+from mmattn.tasks.common.seq2seq.processor import encode_targets
 from mmattn.tasks.vqa.data import VQABatch, VQADataset, VQASample, move_regions, other_image
 from mmattn.tasks.vqa.metrics import soft_scores
 
+MOST_TOKENS = 32  # of an answer that a model writes
 scores_of = lru_cache(maxsize=200_000)(soft_scores)  # cached by tuple of answers, which repeat in every epoch
 
 
@@ -54,9 +60,12 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         tokenizer: Tokenizer of the questions.
         answers: The answer vocabulary, normalized; the model's output i is the logit of ``answers[i]``.
         object_labels: The vocabulary of ``VQASample.objects``; empty if they are not used.
+        writer: Tokenizer of the answers of a model that writes them, which has no vocabulary of answers.
+        options: Additional JSON values: the generation config of such a model.
     """
 
-    KEYS = frozenset({"image", "text", "answers", "object_labels"})
+    KEYS = frozenset({"image", "text", "answers", "object_labels", "writer", "options"})
+    LATER: ClassVar[Mapping[str, Any]] = {"writer": None, "options": {}}
 
     def __init__(
         self,
@@ -64,14 +73,16 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         tokenizer: TokenIds,
         answers: Sequence[str],
         object_labels: Sequence[str] = (),
+        writer: TokenIds | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.image = image
+        self.image, self.writer, self.options = image, writer, dict(options or {})
         self.tokenizer = tokenizer
         self.answers = list(answers)
         self.object_labels = list(object_labels)
         self._answer_id = {answer: index for index, answer in enumerate(self.answers)}
         self._label_id = {label: index for index, label in enumerate(self.object_labels)}
-        if not self.answers or len(self._answer_id) != len(self.answers):
+        if (not self.answers and writer is None) or len(self._answer_id) != len(self.answers):
             raise DataError("answer vocabulary", "different answers, at least one", f"{len(self.answers)} answers")
 
     @classmethod
@@ -116,18 +127,17 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         if not ranked:
             found = f"none among {sum(counts.values())} labeled questions"
             raise DataError(dataset.name, f"an answer given to {min_answer_count} or more questions", found)
-        labels = sorted({label for sample in dataset.samples for _, names in sample.objects for label in names})
         return cls(
             ImageProcessor(image_size, mean, std, resize),
             TextProcessor.fit((s.question for s in dataset.samples), tokenizer, vocab_size, min_count, max_len=max_len),
             ranked[:max_answers],
-            labels,
+            object_names(dataset.samples),
         )
 
     @property
-    def labels(self) -> list[str]:
-        """The answer vocabulary."""
-        return self.answers
+    def labels(self) -> list[str] | None:
+        """The answer vocabulary; None if answers are written."""
+        return self.answers if self.writer is None else None
 
     def sizes(self) -> dict[str, Any]:
         return {
@@ -167,7 +177,8 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         regions, region_mask = pad_boxes([boxes for boxes, _ in moved])
         region_phrases = torch.zeros(region_mask.shape, dtype=torch.long)
         region_phrases[region_mask] = torch.tensor([n for _, phrases in moved for n in phrases], dtype=torch.long)
-        object_boxes, object_mask, object_labels = self.objects([samples[first] for first in firsts], windows)
+        objects = [samples[first].objects for first in firsts]  # of the first question about each image
+        object_boxes, object_mask, object_labels = object_tensors(objects, windows, self._label_id)
         return VQABatch(
             pixel_values=self.image.normalize(pixels),
             image_index=torch.tensor(image_index, dtype=torch.long),
@@ -185,7 +196,22 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
             question_types=[sample.question_type for sample in samples],
             answer_types=[sample.answer_type for sample in samples],
             is_repeat=is_repeat,
+            pixel_mask=self.image.pixel_mask(pixels) if isinstance(self.image, FittedImages) else None,
+            **self._written(samples),
         )
+
+    def _written(self, samples: Sequence[VQASample]) -> dict[str, Tensor]:
+        """The fields of a batch for a model that writes its answers; none without such answers."""
+        rows = [
+            (n, answer, score / sum(scores.values()))
+            for n, scores in enumerate(scores_of(tuple(sample.answers)) for sample in samples)
+            for answer, score in scores.items()
+        ]
+        if self.writer is None or not rows:
+            return {}
+        index, texts, weights = zip(*rows, strict=True)
+        more = {"answer_index": torch.tensor(index), "answer_weights": torch.tensor(weights)}
+        return encode_targets(self.writer, texts, MOST_TOKENS) | more
 
     def encode(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode questions as ids (B, L) and mask (B, L), True = a real token.
@@ -221,7 +247,10 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
 
     def covers(self, sample: VQASample) -> bool:
         """Whether one of the sample's answers is in the vocabulary."""
-        return any(answer in self._answer_id for answer in scores_of(tuple(sample.answers)))
+        return any(map(self._knows, scores_of(tuple(sample.answers))))
+
+    def _knows(self, answer: str) -> bool:
+        return self.writer is not None or answer in self._answer_id
 
     def coverage(self, dataset: VQADataset) -> AnswerCoverage:
         """Coverage of the labeled questions by the vocabulary; evaluation counts the others as wrong."""
@@ -229,28 +258,9 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
         best = 0.0
         for sample in labeled:
             scores = scores_of(tuple(sample.answers))
-            best += max((score for answer, score in scores.items() if answer in self._answer_id), default=0.0)
+            best += max((score for answer, score in scores.items() if self._knows(answer)), default=0.0)
         covered = sum(self.covers(sample) for sample in labeled)
         return AnswerCoverage(len(labeled), covered, best / len(labeled) if labeled else 1.0)
-
-    def objects(self, samples: Sequence[VQASample], windows: Sequence[Box]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (N, O, 4), mask (N, O) and labels (N, O, K) of the first question about each image."""
-        rows = (
-            [
-                [(moved, labels) for box, labels in sample.objects if (moved := move_box(box, window))]
-                for sample, window in zip(samples, windows, strict=True)
-            ]
-            if self.object_labels
-            else [[] for _ in samples]
-        )
-        boxes, mask = pad_boxes([[box for box, _ in row] for row in rows])
-        labels = np.zeros((*mask.shape, len(self.object_labels)), np.float32)
-        for n, row in enumerate(rows):
-            for o, (_, names) in enumerate(row):
-                for name in names:
-                    if name in self._label_id:
-                        labels[n, o, self._label_id[name]] = 1.0
-        return boxes, mask, torch.from_numpy(labels)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -258,13 +268,18 @@ class VQAProcessor(Processor[VQASample, VQABatch]):
             "text": self.tokenizer.config(),
             "answers": self.answers,
             "object_labels": self.object_labels,
+            "writer": None if self.writer is None else self.writer.config(),
+            "options": self.options,
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], folder: Path) -> Self:
-        image = ImageProcessor.from_config(config["image"])
+        image = make_image_processor(config["image"])
         tokenizer = load_tokenizer(folder, config["text"])
-        return cls(image, tokenizer, config["answers"], config["object_labels"])
+        # The tokenizers of a public model differ in what is around a text, not in their files.
+        writer = None if config["writer"] is None else load_tokenizer(folder, config["writer"])
+        GenerationConfig(**config["options"].get("generation") or {})  # raises a ValueError for what it cannot use
+        return cls(image, tokenizer, config["answers"], config["object_labels"], writer, config["options"])
 
     def save_parts(self, folder: Path) -> None:
         self.tokenizer.save(folder)
@@ -290,10 +305,7 @@ class PublicInputs:
         given = {key: value for key, value in given.items() if value is not None}
         fitted = VQAProcessor.fit(train, **given)
         if self.image is not None:
-            changed = {
-                {"image_size": "size"}.get(key, key): given[key] for key in ("image_size", "resize") if key in given
-            }
-            fitted.image = ImageProcessor.from_config(self.image.config() | changed)
+            fitted.image = resized(self.image, given)
         if self.tokenizer is not None:
             tokenizer = copy.copy(self.tokenizer)
             tokenizer.max_len = min(tokenizer.max_len, given.get("max_len", tokenizer.max_len))
@@ -301,10 +313,24 @@ class PublicInputs:
         return fitted
 
 
-def pad_boxes(rows: Sequence[Sequence[Box]]) -> tuple[Tensor, Tensor]:
-    """Boxes (B, R, 4) and mask (B, R), True = a box; R is the longest row, possibly 0."""
-    longest = max(map(len, rows), default=0)
-    nowhere: Box = (0.0, 0.0, 0.0, 0.0)
-    padded = [[*row, *[nowhere] * (longest - len(row))] for row in rows]
-    boxes = torch.from_numpy(np.array(padded, dtype=np.float32).reshape(len(rows), longest, 4))
-    return boxes, torch.arange(longest) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+class NetworkProcessor(VQAProcessor):
+    """The processor of a public network, whose answers are those of the data that it is fine-tuned on."""
+
+    def retarget(self, train: VQADataset, given: Mapping[str, Any]) -> Self:
+        """The same inputs, with the answers of the data unless the network knows all of these.
+
+        Raises:
+            ConfigError: An option would change the tokenizer, or how images are resized.
+        """
+        other = copy.copy(self)
+        other.image = resized(self.image, given)
+        other.tokenizer = copy.copy(self.tokenizer)
+        other.tokenizer.max_len = min(self.tokenizer.max_len, given.get("max_len") or self.tokenizer.max_len)
+        if self.writer is not None:
+            return other
+        counted = {name: given[name] for name in ("max_answers", "min_answer_count") if given.get(name) is not None}
+        answers = VQAProcessor.fit(train, **counted).answers
+        if not set(answers) <= set(self.answers):
+            other.answers = answers
+            other._answer_id = {answer: index for index, answer in enumerate(answers)}
+        return other

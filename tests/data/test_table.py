@@ -22,6 +22,11 @@ ROWS: dict[str, tuple[list[Any], list[Any], str]] = {  # rows, the labels found 
         "row 3: expected the keys path and label",
     ),
     "segmentation": ([(IMAGE, MASK), {"image": ARRAY, "mask": MASK, "id": "x"}], [], "row 3: expected the key image"),
+    "captioning": (
+        [(IMAGE, "a cat"), {"image": ARRAY, "captions": ["a", "b"], "id": "x"}],
+        [["a cat"], ["a", "b"]],
+        "row 3: expected the keys image and caption",
+    ),
     "summarization": (
         [("a b", "a"), {"document": "c d", "summary": "d", "id": "x"}],
         ["a", "d"],
@@ -42,6 +47,7 @@ FIELDS = {
     "asr": "text",
     "classification": "labels",
     "vqa": "answers",
+    "captioning": "captions",
     "summarization": "target",
     "translation": "target",
 }

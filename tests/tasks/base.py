@@ -22,15 +22,18 @@ class NoProcessor:
         folder.mkdir()
 
 
-def written_step_by_step(folder: Path, mask: Tensor, given: dict[str, Tensor], layers: int, never: Any = ()) -> Tensor:
+def written_step_by_step(
+    folder: Path, mask: Tensor | None, given: dict[str, Tensor], layers: int, never: Any = ()
+) -> Tensor:
     """Five tokens for two samples, (2, 5), by the exported step: each the most probable one that is not in `never`."""
     step = torch.export.load(folder / "step.pt2").module()
     if "hidden" not in given:  # of an LSTM; else the past is empty
         empty = torch.zeros(layers, 2, 2, 0, 8)  # layers, batch, heads, past, head size
         given |= {"keys": empty, "values": empty}
+    given |= {} if mask is None else {"source_mask": mask}
     ids, written = torch.full((2, 1), 2), []
     for _ in range(5):
-        output = step(ids=ids, source_mask=mask, **given)._asdict()
+        output = step(ids=ids, **given)._asdict()
         logits = output.pop("logits")
         logits[:, list(never)] = -torch.inf
         ids = logits.argmax(-1, keepdim=True)

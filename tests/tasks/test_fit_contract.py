@@ -42,6 +42,11 @@ BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # items given to `predict`, and
         ([{"sound": "a.wav"}], "item 0: expected the key audio, a recording, found sound"),
         ("a.wav", "write predict"),
     ],
+    "captioning": [
+        ([{"id": "x"}], "item x: expected the key image, found id"),
+        ([{"image": "none.png", "id": "x7"}], r"none\.png: expected an image file, found no such file"),
+        ("a.png", "a list of items"),
+    ],
     "classification": [
         ([{"id": "x"}], "item x: expected the key image, found id"),
         ({"image": "a.png"}, r"predict\(\[item\]\)"),
@@ -83,6 +88,12 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
         ("--audio a.wav --num_beams 0", "--num_beams: expected 1 or more, found 0"),
         ("--audio a.wav --window 0", "--window: expected seconds from 0.5 to 600, found 0"),
         ("--audio a.wav --ctc_weight 2", "--ctc_weight: expected a value from 0 to 1, found 2"),
+    ],
+    "captioning": [
+        ("", "expected --image, or --input PATH, found neither"),
+        ("--input none", "none: .*found no such file"),
+        ("--image none.png --num_beams 0", "--num_beams: expected 1 or more, found 0"),
+        ("--image none.png", r"^image none\.png: expected an image file, found no such file"),
     ],
     "classification": [
         ("", "expected --image, or --input PATH, found neither"),
@@ -166,7 +177,7 @@ class TestContract:
         assert described.tiny
         named = [name for name in described if isinstance(name, str) and re.fullmatch(r"[\w.]+:\w+", name)]
         assert len(named) >= 6
-        for name in (*named, *described.families.values()):
+        for name in (*named, *described.families.values(), *described.encoders.values()):
             assert described.resolve(name)
         assert any(words.startswith("--data.") for words in described.baselines.values()), "an ablation baseline"
         for words in (described.tiny, *described.baselines.values(), *described.variants.values()):

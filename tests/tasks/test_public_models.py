@@ -17,7 +17,7 @@ from mmattn.tasks.common.sources import find_model, named_models
 from mmattn.tasks.summarization.predict import SummarizationPredictor, load as load_summarizer
 from mmattn.tasks.translation.predict import TranslationPredictor, load as load_translator
 from tests.conftest import refused
-from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, write, written_by_transformers
+from tests.tasks.public_folders import FAMILIES, PREFIX, TEXTS, into_hub_cache, write, written_by_transformers
 from tests.tasks.runs import ask, damage, edited, lines, write_lines
 
 pytest.importorskip("transformers")
@@ -164,22 +164,9 @@ def test_unavailable_precision_falls_back(folders: dict[str, Any], monkeypatch: 
 # Sources --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache in an empty folder, and no network."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def test_loads_from_the_hub_cache(folders: dict[str, Any], offline: Path) -> None:
     folder, theirs = folders["marian"]
-    place = offline / "models--own--er"
-    shutil.copytree(folder, place / "snapshots" / ("a" * 40))
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("a" * 40)
+    into_hub_cache(folder, offline, "own/er")
     for load, name in ((mmattn.load, "hf:own/er"), (load_translator, "hf:own/er@main")):
         assert written(load(name, device="cpu")) == by_transformers(theirs)
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.explain import capture
+from mmattn.tasks.common.grid import cell_coverage, object_loss
 from mmattn.tasks.common.pointing import peaks_in_regions
-from mmattn.tasks.vqa.losses import attention_supervision_loss, cell_coverage, object_loss
+from mmattn.tasks.vqa.losses import attention_supervision_loss
 from mmattn.tasks.vqa.model import VQAHead, VQAModel, VQAOutput, mean_over_layers
 from tests.conftest import learn, refused
 from tests.tasks.base import TaskModelTests

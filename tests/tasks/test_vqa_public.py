@@ -13,7 +13,7 @@ from mmattn.pretrained import load_pretrained
 from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.vqa.demo import make
-from tests.conftest import refused
+from tests.conftest import refused, slow_but_first
 from tests.tasks.runs import BRIEF, run
 
 BASE = f"{BRIEF} --data.demo_size 6 --data.batch_size 12 --model.embed_dim 16 --model.num_heads 2 --model.ffn_dim 32"
@@ -76,6 +76,28 @@ def test_fit_from_public_encoders(which: str, public: dict[str, Path], tmp_path:
         torch.testing.assert_close(states, load_pretrained(public["text"])(ids, mask).states, atol=1e-4, rtol=0)
         assert predictor(sample).question == sample.question
         assert predictor.processor.tokenizer.unknown_words("what about it ?") == ["about"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", slow_but_first(["ViT", "Dinov2", "SiglipVision"]))
+def test_public_vit_folders(name: str, public: dict[str, Path], tmp_path: Path) -> None:
+    """With the text encoder; the images' features are kept beside the run while it lasts."""
+    transformers = pytest.importorskip("transformers")
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    sizes |= {"patch_size": 8} | ({"mlp_ratio": 2} if name == "Dinov2" else {"intermediate_size": 24})
+    folder = tmp_path / "image"
+    getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**sizes)).save_pretrained(folder)
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+    words = json.dumps({"image": str(folder), "text": str(public["text"])}, separators=(",", ":"))
+    options = f"{BASE} --model.freeze pretrained --init_from {words}"
+    predictor = load(run("fit", tmp_path / "run", options, "", task="vqa") / "model", device="cpu")
+    assert predictor.processor.image.size == (32, 32)
+    assert predictor.processor.image.mean == (0.1, 0.2, 0.3)
+    images = torch.randn(2, 3, 32, 32)
+    ours = predictor.model.image_encoder.stem.body_features(images).flatten(2).mT
+    torch.testing.assert_close(ours, load_pretrained(folder)(images).states[:, -16:], atol=1e-4, rtol=0)
+    assert predictor.explain(make("test", 1)[0]).attention.shape == (4, 4)
 
 
 @pytest.mark.parity

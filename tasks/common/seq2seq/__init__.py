@@ -1,4 +1,4 @@
-"""Shared parts of text-to-text tasks."""
+"""Shared parts of tasks that generate text."""
 
 from mmattn.tasks.common.task import Option
 
@@ -14,4 +14,5 @@ SEARCH = (  # options of their `predict` and `explain`
         "minimum Bayes risk decoding over the beams (default: as saved with the model)",
         bool,
     ),
+    Option("beginning", "words with which each text begins"),
 )

@@ -1,4 +1,4 @@
-"""Samples, data set and batches of text-to-text tasks."""
+"""Batches of tasks that generate text; samples and data set of text-to-text tasks."""
 
 from __future__ import annotations
 
@@ -27,18 +27,47 @@ class PairSample:
         return self.references or [self.target]
 
 
-@dataclass
-class PairBatch(Batch):
-    """Tensors for an encoder-decoder, and references for the metric."""
+@dataclass(kw_only=True)
+class TextBatch(Batch):
+    """Tensors for a decoder under teacher forcing, and references for the metric; a task adds what it encodes."""
 
-    source_ids: Tensor  # (B, S) long
-    source_mask: Tensor  # (B, S) bool, True = a real token
     target_ids: Tensor  # (B, L) long: the decoder's input, the start token first
     labels: Tensor  # (B, L) long: the target at each position, the end token last
     label_mask: Tensor  # (B, L) bool, True = counts
     ids: list[str]
     references: list[list[str]]
     is_repeat: bool = False  # repeated to give every rank the same number of batches; excluded from metrics
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the model encodes: the first arguments of its `forward` and `generate`."""
+        raise NotImplementedError
+
+    @property
+    def forced(self) -> tuple[Tensor, ...]:
+        """The arguments of the model's `forward` under teacher forcing."""
+        return *self.inputs, self.target_ids
+
+    @property
+    def source_len(self) -> int | None:
+        """Tokens of the longest source, which limits a generated text; None: no source of tokens."""
+        return None
+
+
+@dataclass(kw_only=True)
+class PairBatch(TextBatch):
+    """Tensors for an encoder-decoder, and references for the metric."""
+
+    source_ids: Tensor  # (B, S) long
+    source_mask: Tensor  # (B, S) bool, True = a real token
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.source_ids, self.source_mask
+
+    @property
+    def source_len(self) -> int | None:
+        return self.source_ids.shape[1]
 
 
 class PairDataset(SampleDataset[PairSample]):

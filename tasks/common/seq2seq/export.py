@@ -19,6 +19,7 @@ from torch.export import Dim
 
 from mmattn.attention import CrossCache
 from mmattn.backbones.recurrent import RecurrentDecoder, RecurrentSeq2Seq, RecurrentState
+from mmattn.backbones.show_attend_tell import ShowAttendTell
 from mmattn.blocks import DecoderLayerCache
 from mmattn.generate import CachedState
 from mmattn.kernels import KVCache
@@ -26,6 +27,7 @@ from mmattn.positions import LearnedPositions
 from mmattn.tasks.common.export import ExportError, export_model
 
 BATCH = Dim("batch", max=4096)
+RECURRENT = (RecurrentDecoder, ShowAttendTell)  # decoders whose state is not a cache
 PASTS = (3, 0, 5)  # numbers of previous tokens in the examples
 
 
@@ -123,9 +125,15 @@ class RecurrentStepProgram(Program):
     """The last token and the LSTM's state to the logits of the next token and the new state."""
 
     def forward(
-        self, ids: Tensor, hidden: Tensor, cell: Tensor, memory_keys: Tensor, memory_values: Tensor, source_mask: Tensor
+        self,
+        ids: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        source_mask: Tensor | None = None,
     ) -> RecurrentOutput:
-        """Decode ids (B, 1) long; hidden, cell (n, B, H); the encoder's output; source_mask (B, S) bool."""
+        """Decode ids (B, 1) long; hidden, cell (n, B, H); the encoder's output; source_mask (B, S) bool, or None."""
         cache = CrossCache(memory_keys, memory_values)
         state = RecurrentState(hidden, cell, memory_values.transpose(1, 2).flatten(2), source_mask, cache)
         return RecurrentOutput(self.net.step(ids, state), state.hidden, state.cell)
@@ -133,7 +141,7 @@ class RecurrentStepProgram(Program):
 
 def step_of(net: Any) -> Program:
     """The step program of a decoder."""
-    return RecurrentStepProgram(net) if isinstance(net, RecurrentDecoder) else StepProgram(net)
+    return RecurrentStepProgram(net) if isinstance(net, RECURRENT) else StepProgram(net)
 
 
 def project(net: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +152,7 @@ def project(net: Any, memory: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ExportError: A kernel has another cache.
     """
-    if isinstance(net, RecurrentDecoder):
+    if isinstance(net, RECURRENT):
         return _keys_and_values(net.cross_attention, memory)
     pairs = [_keys_and_values(layer.cross_attention, memory) for layer in net.decoder.layers]
     return torch.stack([keys for keys, _ in pairs]), torch.stack([values for _, values in pairs])
@@ -228,7 +236,7 @@ def export_decoder(
 
 def _cache(net: Any, batch: int, past: int) -> dict[str, Tensor]:
     """Keys and values of `past` tokens, (n, B, h, past, d) each; empty for an LSTM, whose state the encoder returns."""
-    if isinstance(net, RecurrentDecoder):
+    if isinstance(net, RECURRENT):
         return {}
     caches: list[Any] = [layer.self_attention.make_cache(batch) for layer in net.decoder.layers]
     for cache, layer in zip(caches, net.decoder.layers, strict=True):

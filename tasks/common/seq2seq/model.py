@@ -17,8 +17,8 @@ from mmattn.data.text.scripts import is_latin, split_words
 from mmattn.generate import Generated, GenerationConfig
 from mmattn.masks import Mask
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.seq2seq.data import PairBatch
-from mmattn.tasks.common.seq2seq.processor import LIMITS, PairProcessor
+from mmattn.tasks.common.seq2seq.data import TextBatch
+from mmattn.tasks.common.seq2seq.processor import LIMITS
 
 BEAMS = 5  # default number of beams
 
@@ -105,7 +105,7 @@ class TextHead(Seq2Seq):
         return self.encoder(self.memory_proj(input_ids), None if key_mask is None else Mask(key_mask))
 
 
-def beside(model: Any, batch: PairBatch) -> dict[str, Tensor]:
+def beside(model: Any, batch: TextBatch) -> dict[str, Tensor]:
     """Additional inputs of a model from a batch, by name."""
     return {name: getattr(batch, name) for name in model.beside}
 
@@ -116,14 +116,15 @@ def mean_memory(states: Tensor, key_mask: Tensor) -> Tensor:
     return (states * weights).sum(1, keepdim=True).expand_as(states)
 
 
-def decode_options(processor: PairProcessor, source_len: int, **options: Any) -> GenerationConfig:
+def decode_options(processor: Any, source_len: int | None, **options: Any) -> GenerationConfig:
     """Generation options: those of the model, overridden by the given ones, with the special tokens of its processor.
 
     Without a length limit, max_new_tokens is 2 * source_len + 10, at most max_target_len.
 
     Args:
-        processor: Provides the special tokens, the maximum target length, and a public model's generation_config.json.
-        source_len: Tokens of the longest source in the batch.
+        processor: Has the tokenizer `target`, with the special tokens; `max_target_len`; and `options`, among them a
+            public model's generation_config.json.
+        source_len: Tokens of the longest source in the batch; None: max_target_len alone is the limit.
         options: Fields of GenerationConfig; None: the model's own.
 
     Raises:
@@ -144,7 +145,8 @@ def decode_options(processor: PairProcessor, source_len: int, **options: Any) ->
     if not LIMITS.isdisjoint(given):
         known = {name: value for name, value in known.items() if name not in LIMITS}
     elif LIMITS.isdisjoint(known):
-        given["max_new_tokens"] = min(processor.max_target_len, 2 * source_len + 10)
+        longest = processor.max_target_len
+        given["max_new_tokens"] = longest if source_len is None else min(longest, 2 * source_len + 10)
     try:
         return GenerationConfig(**{**known, **given})
     except (TypeError, ValueError) as error:
@@ -152,28 +154,36 @@ def decode_options(processor: PairProcessor, source_len: int, **options: Any) ->
 
 
 def search(
-    model: Any, batch: PairBatch, processor: PairProcessor, mbr: bool | None = None, **options: Any
+    model: Any,
+    batch: TextBatch,
+    processor: Any,
+    mbr: bool | None = None,
+    beginning: str | None = None,
+    **options: Any,
 ) -> list[tuple[str, float]]:
     """Generate a text for each row of a batch; returns texts with their log p / length^length_penalty.
 
     Args:
-        model: Has `generate(source_ids, source_mask, config)` and `beside`.
+        model: Has `generate(*batch.inputs, config)` and `beside`.
         batch: A batch of its processor.
         processor: See `decode_options`.
         mbr: Whether to return the beam of minimum Bayes risk (`mbr_select`) instead of the most probable one; None: as
             the model was measured.
+        beginning: Words with which each text begins; None: none.
         options: See `decode_options`.
     """
     if mbr is None:
         mbr = processor.options.get("search", {}).get("mbr", False)
-    config = decode_options(processor, batch.source_ids.shape[1], **options)
+    config = decode_options(processor, batch.source_len, **options)
+    first = [] if beginning is None else processor.target.encode(beginning)
+    config = replace(config, beginning=first)
     if mbr:
         config = replace(config, num_return_sequences=config.num_beams)
-    found = model.generate(batch.source_ids, batch.source_mask, config, **beside(model, batch))
+    found = model.generate(*batch.inputs, config, **beside(model, batch))
     log_p = (found.scores * found.lengths**config.length_penalty).tolist()  # [B][K]
     rows = []
     for candidates, scores, row_log_p in zip(found.tokens(), found.scores.tolist(), log_p, strict=True):
-        texts = [processor.decode(ids) for ids in (candidates if mbr else candidates[:1])]
+        texts = [processor.decode([*first, *ids]) for ids in (candidates if mbr else candidates[:1])]
         best = mbr_select(texts, row_log_p) if mbr else 0
         rows.append((texts[best], scores[best]))
     return rows

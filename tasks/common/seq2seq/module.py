@@ -1,4 +1,4 @@
-"""Lightning modules of text-to-text tasks: batches of similar lengths, loss, search."""
+"""Lightning modules of tasks that generate text: loss and search; of pairs of texts, batches of similar lengths."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from mmattn.tasks.common.adapter import CheckpointParts, read_parts
 from mmattn.tasks.common.chance import SOME, Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.errors import ConfigError
-from mmattn.tasks.common.module import TaskModule
+from mmattn.tasks.common.module import Data, TaskModule
 from mmattn.tasks.common.options import DecodeOptions, LossOptions, check_range
-from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset
+from mmattn.tasks.common.seq2seq.data import PairBatch, PairDataset, TextBatch
 from mmattn.tasks.common.seq2seq.model import CorpusMetric, beside, drop_words, search, token_loss
 from mmattn.tasks.common.seq2seq.processor import PairProcessor
 
@@ -127,7 +127,7 @@ class PairDataModule(TaskDataModule[PairDataset, PairProcessor]):
 
 @dataclass
 class PairLossOptions(LossOptions):
-    """The loss of sequence-to-sequence models.
+    """The loss of models that generate text.
 
     Args:
         label_smoothing: Label smoothing, as in `torch.nn.CrossEntropyLoss`.
@@ -162,7 +162,7 @@ class PairDecodeOptions(DecodeOptions):
         check_range("decode.val_beams", self.val_beams, 1)
 
 
-class PairModule(TaskModule[PairDataModule]):
+class WritingModule(TaskModule[Data]):
     """Cross-entropy under teacher forcing, evaluated by greedy or beam search. Subclasses implement `score`."""
 
     Loss, Decode = PairLossOptions, PairDecodeOptions
@@ -175,11 +175,11 @@ class PairModule(TaskModule[PairDataModule]):
         """Compute corpus metrics of hypotheses, by name."""
         raise NotImplementedError
 
-    def run_model(self, batch: PairBatch) -> Any:
+    def run_model(self, batch: TextBatch) -> Any:
         """Run the model under teacher forcing."""
-        return self.model(batch.source_ids, batch.source_mask, batch.target_ids, **beside(self.model, batch))
+        return self.model(*batch.forced, **beside(self.model, batch))
 
-    def write(self, batch: PairBatch) -> list[str]:
+    def write(self, batch: TextBatch) -> list[str]:
         """Generate the texts of a batch."""
         options = (
             {"num_beams": self.decode.val_beams, "mbr": False} if self.trainer.state.fn == "fit" else self.wanted()
@@ -191,7 +191,7 @@ class PairModule(TaskModule[PairDataModule]):
         """The search options of the configuration."""
         return {name: getattr(self.decode, name) for name in ("num_beams", "length_penalty", "mbr")}
 
-    def complete_processor(self, processor: PairProcessor, metrics: Mapping[str, float]) -> PairProcessor:
+    def complete_processor(self, processor: Any, metrics: Mapping[str, float]) -> Any:
         given = {name: value for name, value in self.wanted().items() if value is not None}
         if given:
             processor.options["search"] = processor.options.get("search", {}) | given
@@ -205,20 +205,15 @@ class PairModule(TaskModule[PairDataModule]):
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self.log_dict({f"train/{name}": float(value) for name, value in self.data.report.items()})
-
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         self.apply_word_dropout(batch)
         logits = self.run_model(batch).logits
         return token_loss(logits, batch.labels, batch.label_mask, self.loss.label_smoothing), {}
 
-    def apply_word_dropout(self, batch: PairBatch) -> None:
-        """Word dropout, in place."""
-        share, source, target = self.loss.word_dropout, self.data.processor.source, self.data.processor.target
+    def apply_word_dropout(self, batch: Any) -> None:
+        """Word dropout of the decoder's input, in place."""
+        share, target = self.loss.word_dropout, self.data.processor.target
         if share:
-            batch.source_ids = drop_words(batch.source_ids, batch.source_mask, share, source.unk_id, (source.eos_id,))
             batch.target_ids = drop_words(batch.target_ids, batch.label_mask, share, target.unk_id, (target.start_id,))
 
     def make_metric(self) -> CorpusMetric:
@@ -228,4 +223,24 @@ class PairModule(TaskModule[PairDataModule]):
         logits = self.run_model(batch).logits
         tokens = float(batch.label_mask.sum())
         metric.add("loss", float(token_loss(logits, batch.labels, batch.label_mask)) * tokens, tokens)
-        metric.update(batch.ids, self.write(batch), batch.references)
+        texts = self.write(batch)
+        metric.update(batch.ids, texts, batch.references)
+        self.measure(metric, batch, texts)
+
+    def measure(self, metric: CorpusMetric, batch: Any, texts: list[str]) -> None:
+        """Add means of other figures of the texts to the metric."""
+
+
+class PairModule(WritingModule[PairDataModule]):
+    """A `WritingModule` of pairs of texts."""
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.log_dict({f"train/{name}": float(value) for name, value in self.data.report.items()})
+
+    def apply_word_dropout(self, batch: PairBatch) -> None:
+        """Word dropout of both sides, in place."""
+        share, source = self.loss.word_dropout, self.data.processor.source
+        if share:
+            batch.source_ids = drop_words(batch.source_ids, batch.source_mask, share, source.unk_id, (source.eos_id,))
+        super().apply_word_dropout(batch)

@@ -1,4 +1,4 @@
-"""Predictor for text-to-text tasks."""
+"""Predictors of tasks that generate text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,36 @@ OPTIONS = ("mbr", *(field.name for field in dataclasses.fields(GenerationConfig)
 Written = TypeVar("Written")  # type of a prediction
 
 
-class PairPredictor(Predictor[Item, Written]):
+class WritingPredictor(Predictor[Any, Written]):
+    """Generates texts by greedy or beam search. Subclasses implement `predict_batch` and `explain_written`."""
+
+    @abstractmethod
+    def explain_written(self, samples: Sequence[Any], written: Sequence[Any]) -> list[Any]:
+        """Explain given predictions by one pass under teacher forcing."""
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        wrong = next((name for name in options if name not in OPTIONS), None)
+        if wrong is not None:
+            there = f"its options are: {', '.join(OPTIONS)}"
+            raise ConfigError(f"{wrong}: {self.task} has no such option{nearest(wrong, OPTIONS)}; {there}.")
+        if options.get("num_beams", 1) < 1:
+            raise ConfigError(f"--num_beams: expected 1 or more, found {options['num_beams']}.")
+        return dict(options)
+
+    def explain_batch(self, samples: Sequence[Any], batch: Any, **options: Any) -> list[Any]:
+        """Explain the text of each sample; options as for `predict_batch`."""
+        with torch.inference_mode():
+            written = self.predict_batch(samples, batch, **options)
+        return self.explain_written(samples, written)
+
+    def forced(self, batch: Any) -> Tensor:
+        """Attention of each target token of a batch to what the model encodes, by one pass: (B, L, S)."""
+        with torch.no_grad(), capture(self.model) as maps:
+            self.model(*batch.forced, **beside(self.model, batch))
+        return self.model.alignment(maps).float().cpu()  # type: ignore[no-any-return]
+
+
+class PairPredictor(WritingPredictor[Written]):
     """Generates a text for each source by greedy or beam search. Subclasses make predictions of texts (`written`)."""
 
     lookahead = 8  # batches at a time, sorted by length
@@ -37,20 +66,7 @@ class PairPredictor(Predictor[Item, Written]):
     def written(self, sample: PairSample, text: str, score: float, cut: int) -> Written:
         """Make a prediction of a text, its log p / length^length_penalty, and the number of truncated source tokens."""
 
-    @abstractmethod
-    def explain_written(self, samples: Sequence[Any], written: Sequence[Any]) -> list[Any]:
-        """Explain given predictions by one pass under teacher forcing."""
-
     # ------------------------------------------------------------------------------------------------------------------
-
-    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        wrong = next((name for name in options if name not in OPTIONS), None)
-        if wrong is not None:
-            there = f"its options are: {', '.join(OPTIONS)}"
-            raise ConfigError(f"{wrong}: {self.task} has no such option{nearest(wrong, OPTIONS)}; {there}.")
-        if options.get("num_beams", 1) < 1:
-            raise ConfigError(f"--num_beams: expected 1 or more, found {options['num_beams']}.")
-        return dict(options)
 
     def truth(self, item: Item) -> str | None:
         return item.right_targets()[0] or None if isinstance(item, PairSample) else None
@@ -83,18 +99,10 @@ class PairPredictor(Predictor[Item, Written]):
             written.append(self.written(sample, text, score, cut))
         return written
 
-    def explain_batch(self, samples: Sequence[PairSample], batch: PairBatch, **options: Any) -> list[Any]:
-        """Explain the text of each source; options as for `predict_batch`."""
-        with torch.inference_mode():
-            written = self.predict_batch(samples, batch, **options)
-        return self.explain_written(samples, written)
-
     def alignments(self, samples: Sequence[PairSample]) -> Iterator[Tensor]:
         """Attention of each target token, the end token last, to the source tokens: (L, S) per sample."""
         batch = self.processor.collate(samples).to(self.device)
-        with torch.no_grad(), capture(self.model) as maps:
-            self.model(batch.source_ids, batch.source_mask, batch.target_ids, **beside(self.model, batch))
-        weights = self.model.alignment(maps).float().cpu()  # (B, L, S)
+        weights = self.forced(batch)  # (B, L, S)
         rows, columns = (len(side.prefix_ids) for side in (self.processor.target, self.processor.source))
         lengths = batch.label_mask.sum(1).tolist()
         return (one[rows:length, columns:] for one, length in zip(weights, lengths, strict=True))

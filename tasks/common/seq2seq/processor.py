@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from torch import Tensor
 
 from mmattn.data.processor import Processor
 from mmattn.data.text.pretrained import load_tokenizer
@@ -108,13 +109,9 @@ class PairProcessor(Processor[PairSample, PairBatch]):
         is_repeat: bool = False,
     ) -> PairBatch:
         targets = [sample.target or sample.right_targets()[0] for sample in samples]
-        labels, label_mask = self.target.encode_batch(targets, self.max_target_len, eos=True)
-        start = torch.full_like(labels[:, :1], self.target.start_id)
         return self.batch_class(
             **self.encode_sources([sample.source for sample in samples]),
-            target_ids=torch.cat([start, labels[:, :-1]], dim=1),  # (B, L)
-            labels=labels,
-            label_mask=label_mask,
+            **encode_targets(self.target, targets, self.max_target_len),
             ids=[sample.id for sample in samples],
             references=[sample.right_targets() for sample in samples],
             is_repeat=is_repeat,
@@ -173,13 +170,7 @@ class PairProcessor(Processor[PairSample, PairBatch]):
             "shared_vocab": self.shared,
             "lowercase": getattr(self.source, "lowercase", False),
         }
-        for name, value in given.items():
-            fits = value >= known[name] if name == "vocab_size" else name not in known or value == known[name]
-            if not fits:
-                raise ConfigError(
-                    f"data.{name}: expected {known[name]!r}, as in the model to fine-tune, found "
-                    f"{value!r}; its tokenizers do not change: leave the keyword out."
-                )
+        check_kept(known, given)
         other = copy.copy(self)
         other.options = self.options | given.get("options", {})
         other.max_source_len = given.get("max_source_len", self.max_source_len)
@@ -223,3 +214,29 @@ class PairProcessor(Processor[PairSample, PairBatch]):
 
     def _tokenizers(self) -> list[tuple[str, TokenIds]]:
         return [("", self.source)] if self.shared else [("source", self.source), ("target", self.target)]
+
+
+def encode_targets(tokenizer: TokenIds, texts: Sequence[str], max_len: int) -> dict[str, Tensor]:
+    """Encode texts as fields of a `TextBatch`: the decoder's input (B, L), its labels (B, L), and their mask."""
+    labels, label_mask = tokenizer.encode_batch(texts, max_len, eos=True)
+    start = torch.full_like(labels[:, :1], tokenizer.start_id)
+    return {"target_ids": torch.cat([start, labels[:, :-1]], dim=1), "labels": labels, "label_mask": label_mask}
+
+
+def check_kept(known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check that the options of a configuration leave the tokenizers of the model to fine-tune as they are.
+
+    Args:
+        known: Options of the model's tokenizers; a given vocab_size may be larger.
+        given: Options of the configuration.
+
+    Raises:
+        ConfigError: An option would change a tokenizer; names it.
+    """
+    for name, value in given.items():
+        fits = value >= known[name] if name == "vocab_size" else name not in known or value == known[name]
+        if not fits:
+            raise ConfigError(
+                f"data.{name}: expected {known[name]!r}, as in the model to fine-tune, found "
+                f"{value!r}; its tokenizers do not change: leave the keyword out."
+            )

@@ -1,0 +1,92 @@
+"""Public captioning networks with the interface of `CaptioningModel`: BLIP, and pairs of ViT or DeiT and BERT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.backbones.image_text import ImageToText
+from mmattn.explain import relevance
+from mmattn.generate import Generated, GenerationConfig
+from mmattn.tasks.captioning.model import CaptioningOutput
+from mmattn.tasks.common.seq2seq.model import read_off
+
+
+class PublicCaptioner(nn.Module):
+    """A public network that describes images; it predicts no object labels.
+
+    Args:
+        net: The network, which reads no questions.
+    """
+
+    beside: ClassVar[tuple[str, ...]] = ()  # as of `TextModel`
+
+    def __init__(self, net: ImageToText) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values: Tensor, target_ids: Tensor, image_index: Tensor | None = None) -> CaptioningOutput:
+        """Teacher forcing; see `CaptioningModel`, whose `object_logits` are (N, P, 0) here."""
+        memory = self.net.encode(pixel_values)  # (N, S, .)
+        logits = self.net.text(target_ids, memory if image_index is None else memory[image_index])
+        return CaptioningOutput(logits, memory[:, self._prefix :, :0])
+
+    def generate(self, pixel_values: Tensor, config: GenerationConfig, **keywords: Any) -> Generated:
+        """Generate a caption for each image; see `ImageToText.generate`."""
+        return self.net.generate(pixel_values, config, **keywords)
+
+    @property
+    def _prefix(self) -> int:
+        """Number of the encoder's tokens before the patches."""
+        return self.net.image.num_prefix
+
+    @cached_property
+    def attention_paths(self) -> list[str]:
+        """Paths of the decoder's attentions to the image, one for each layer."""
+        return [name for name, _ in self.named_modules() if name.endswith(".cross_attention")]
+
+    def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
+        """Attention of each target token to the patches: (B, L, P), rows summing to one; see `CaptioningModel`."""
+        return _shares(read_off({path: maps[path] for path in self.attention_paths})[:, :, self._prefix :])
+
+    def relevance(self, pixel_values: Tensor, target_ids: Tensor, labels: Tensor) -> Tensor:
+        """Relevance of the patches for each token of given captions: (B, L, P), rows summing to one.
+
+        The score is the logit of the token; it is propagated through all layers (`mmattn.explain.relevance`).
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            target_ids: (B, L) long, the start token first.
+            labels: (B, L) long, the token after each of them.
+        """
+        rows = []
+        for n in range(labels.shape[1]):
+
+            def score(n: int = n) -> Tensor:
+                logits = self.net(pixel_values, target_ids[:, : n + 1])[:, n]  # (B, V)
+                return logits.gather(1, labels[:, n : n + 1])[:, 0]
+
+            found = relevance(self.net, score)
+            ((_, patches),) = ((names, R) for names, R in found.items() if _is_read(*names))
+            rows.append(patches[:, n, self._prefix :])
+        return _shares(torch.stack(rows, dim=1))
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the patches (gh, gw)."""
+        return self.net.image.grid_size
+
+
+def _is_read(query: str, key: str) -> bool:
+    """Whether a map is of the text for the image; sequences have the name of the first attention that reads them."""
+    return query.startswith("text.") and key.startswith("image.")
+
+
+def _shares(maps: Tensor) -> Tensor:
+    """Maps (B, L, P) whose rows sum to one; rows of zeros are uniform."""
+    total = maps.sum(-1, keepdim=True)
+    return torch.where(total > 0, maps / total.clamp_min(torch.finfo(maps.dtype).tiny), 1 / maps.shape[-1])
