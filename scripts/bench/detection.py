@@ -99,7 +99,7 @@ def our_detections(model: nn.Module, pixels: Tensor, sizes: Tensor) -> Boxes:
     with torch.inference_mode():
         output = model(pixels)
         found = above(detect_by_sigmoid(output.logits, output.boxes_cxcywh, sizes, top_k=None), THRESHOLD)
-    return [tuple(one) for one in found]
+    return [(one.scores, one.labels, one.boxes_xyxy) for one in found]
 
 
 def compare(theirs: nn.Module, ours: RTDetr, pixels: Tensor, sizes: Tensor) -> int:
