@@ -23,6 +23,7 @@ LIGHTNING_HALF = {
     for name in (
         "module",
         "datamodule",
+        "schedule",
         "callbacks",
         "interrupts",
         "unfreezing",
