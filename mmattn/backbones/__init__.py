@@ -40,6 +40,39 @@ def build_stem(name: str, embed_dim: int, **options: Any) -> nn.Module:
     raise unknown_backbone(name, ("conv", "vit", "timm/NAME"))
 
 
+def build_grid_encoder(
+    image_encoder: str,
+    embed_dim: int,
+    num_layers: int,
+    num_heads: int,
+    *,
+    image_size: int,
+    patch_size: int,
+    channels: Sequence[int],
+    image_options: dict[str, Any] | None,
+    **layers: Any,
+) -> nn.Module:
+    """Build a `GridEncoder` with coordinates as positions, over the stem of this name.
+
+    Args:
+        image_encoder: See `build_stem`.
+        embed_dim: Embedding size E.
+        num_layers: Number of transformer layers.
+        num_heads: Number of attention heads.
+        image_size: Side of the square image in pixels, which "timm/NAME" is built for.
+        patch_size: Patch size of "vit", in pixels.
+        channels: Channels of the layers of "conv".
+        image_options: Additional keywords of the stem.
+        **layers: Keywords of the transformer layers, see `GridEncoder`.
+    """
+    from .vit import GridEncoder
+
+    stems: dict[str, dict[str, Any]] = {"conv": {"channels": channels}, "vit": {"patch_size": patch_size}}
+    options = stems.get(image_encoder, {"image_size": (image_size, image_size)}) | (image_options or {})
+    stem = build_stem(image_encoder, embed_dim, **options)
+    return GridEncoder(stem, embed_dim, num_layers, num_heads, positions="coordinates", **layers)
+
+
 def unknown_backbone(name: str, known: Sequence[str]) -> ValueError:
     """Returns the error for the name of an image backbone that does not exist, with the nearest one that does."""
     from .timm import nearest_models

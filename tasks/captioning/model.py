@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmattn.backbones import build_stem
+from mmattn.backbones import build_grid_encoder
 from mmattn.backbones.show_attend_tell import ShowAttendTell
-from mmattn.backbones.vit import GridEncoder
 from mmattn.generate import Generated, GenerationConfig
 from mmattn.positions import GridPositions
 from mmattn.tasks.common.seq2seq.model import TextHead, read_off
@@ -161,14 +160,15 @@ class CaptioningModel(nn.Module):
         num_object_labels: int = 0,
     ) -> None:
         super().__init__()
-        stems: dict[str, dict[str, Any]] = {"conv": {"channels": channels}, "vit": {"patch_size": patch_size}}
-        options = stems.get(image_encoder, {"image_size": (image_size, image_size)}) | (image_options or {})
-        self.image_encoder = GridEncoder(
-            build_stem(image_encoder, embed_dim, **options),
+        self.image_encoder: Any = build_grid_encoder(
+            image_encoder,
             embed_dim,
             image_layers,
             num_heads,
-            positions="coordinates",
+            image_size=image_size,
+            patch_size=patch_size,
+            channels=channels,
+            image_options=image_options,
             ffn_dim=ffn_dim,
             dropout=dropout,
             attention=attention,

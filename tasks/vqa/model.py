@@ -9,11 +9,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmattn.backbones import build_stem
+from mmattn.backbones import build_grid_encoder
 from mmattn.backbones.bert import BertEncoder
 from mmattn.backbones.recurrent import RecurrentEncoder
 from mmattn.backbones.text import TextEncoder
-from mmattn.backbones.vit import GridEncoder
 from mmattn.positions import GridPositions
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.vqa.fusion import Maps, build_fusion, mean_words
@@ -216,15 +215,16 @@ class VQAModel(nn.Module):
     ) -> None:
         super().__init__()
         self.max_text_len = max_text_len
-        stems: dict[str, dict[str, Any]] = {"conv": {"channels": channels}, "vit": {"patch_size": patch_size}}
-        options = stems.get(image_encoder, {"image_size": (image_size, image_size)}) | (image_options or {})
         layers: dict[str, Any] = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention}
-        self.image_encoder = GridEncoder(
-            build_stem(image_encoder, embed_dim, **options),
+        self.image_encoder: Any = build_grid_encoder(
+            image_encoder,
             embed_dim,
             image_layers,
             num_heads,
-            positions="coordinates",
+            image_size=image_size,
+            patch_size=patch_size,
+            channels=channels,
+            image_options=image_options,
             **layers,
         )
         self.grid_positions = GridPositions(embed_dim, "coordinates")  # added again: the layers blur positions
