@@ -14,14 +14,11 @@ from mmattn.tasks.captioning.demo import make
 from mmattn.tasks.captioning.facts import check_facts
 from mmattn.tasks.captioning.localisation import KINDS, localisation
 from mmattn.tasks.captioning.predict import CaptioningPrediction, CaptioningPredictor
-from mmattn.tasks.common.sources import named_models
 from tests.tasks.runs import ask, ask_folder, lines
 
 
 @pytest.fixture(scope="module")
 def predictor() -> CaptioningPredictor:
-    if not named_models("captioning"):
-        pytest.skip("captioning ships no model yet")
     return CaptioningPredictor.load("captioning/demo", device="cpu")
 
 
