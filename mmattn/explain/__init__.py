@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .heads import HeadStatistics, head_statistics
-from .maps import capture
+from .maps import capture, shares
 from .relevance import Step, relevance
 from .rollout import rollout
 
-__all__ = ["HeadStatistics", "Step", "capture", "head_statistics", "relevance", "rollout"]
+__all__ = ["HeadStatistics", "Step", "capture", "head_statistics", "relevance", "rollout", "shares"]

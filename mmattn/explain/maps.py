@@ -121,3 +121,9 @@ def owner_path(name: str) -> str:
 def _eagerly() -> Any:
     # Without dynamo imported, nothing is compiled; importing it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def shares(maps: Tensor) -> Tensor:
+    """Returns maps (..., P) of which each row is divided by its sum; rows of zeros become uniform."""
+    total = maps.sum(-1, keepdim=True)
+    return torch.where(total > 0, maps / total.clamp_min(torch.finfo(maps.dtype).tiny), 1 / maps.shape[-1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.backbones.image_text import ImageToText
-from mmattn.explain import relevance
+from mmattn.explain import relevance, shares
 from mmattn.generate import Generated, GenerationConfig
 from mmattn.tasks.captioning.model import CaptioningOutput
 from mmattn.tasks.common.seq2seq.model import read_off
@@ -51,7 +51,7 @@ class PublicCaptioner(nn.Module):
 
     def alignment(self, maps: Mapping[str, list[Tensor]]) -> Tensor:
         """Attention of each target token to the patches: (B, L, P), rows summing to one; see `CaptioningModel`."""
-        return _shares(read_off({path: maps[path] for path in self.attention_paths})[:, :, self._prefix :])
+        return shares(read_off({path: maps[path] for path in self.attention_paths})[:, :, self._prefix :])
 
     def relevance(self, pixel_values: Tensor, target_ids: Tensor, labels: Tensor) -> Tensor:
         """Relevance of the patches for each token of given captions: (B, L, P), rows summing to one.
@@ -73,7 +73,7 @@ class PublicCaptioner(nn.Module):
             found = relevance(self.net, score)
             ((_, patches),) = ((names, R) for names, R in found.items() if _is_read(*names))
             rows.append(patches[:, n, self._prefix :])
-        return _shares(torch.stack(rows, dim=1))
+        return shares(torch.stack(rows, dim=1))
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -84,9 +84,3 @@ class PublicCaptioner(nn.Module):
 def _is_read(query: str, key: str) -> bool:
     """Whether a map is of the text for the image; sequences have the name of the first attention that reads them."""
     return query.startswith("text.") and key.startswith("image.")
-
-
-def _shares(maps: Tensor) -> Tensor:
-    """Maps (B, L, P) whose rows sum to one; rows of zeros are uniform."""
-    total = maps.sum(-1, keepdim=True)
-    return torch.where(total > 0, maps / total.clamp_min(torch.finfo(maps.dtype).tiny), 1 / maps.shape[-1])

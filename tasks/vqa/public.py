@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmattn.backbones.detection import mask_of, resize_mask
 from mmattn.backbones.image_text import ImageToText
 from mmattn.backbones.vilt import Vilt
-from mmattn.explain import relevance
+from mmattn.explain import relevance, shares
 from mmattn.generate import Generated, GenerationConfig, generate
 from mmattn.tasks.vqa.model import VQAOutput
 
@@ -22,14 +22,14 @@ class Relevance(NamedTuple):
     patches: list[Tensor]  # (gh, gw) for each question, of its own image
 
 
-class PublicVilt(nn.Module):
-    """ViLT for a vocabulary of answers; it predicts no object labels.
+class PublicNetwork(nn.Module):
+    """A public network that reads questions.
 
     Args:
-        net: The network, with a classifier.
+        net: The network.
     """
 
-    def __init__(self, net: Vilt) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 
@@ -37,6 +37,12 @@ class PublicVilt(nn.Module):
     def max_text_len(self) -> int:
         """Maximum number of tokens of a question."""
         return self.net.text.positions.max_len
+
+
+class PublicVilt(PublicNetwork):
+    """ViLT for a vocabulary of answers; it predicts no object labels."""
+
+    net: Vilt
 
     def forward(
         self,
@@ -84,25 +90,15 @@ class PublicVilt(nn.Module):
         cells = resize_mask(mask_of(pixel_values, pixel_mask), grid)  # (N, gh, gw)
         cells = cells if image_index is None else cells[image_index]
         maps = row[:, length + 1 :].unflatten(1, grid)
-        patches = [_share(one[: real[:, 0].sum(), : real[0].sum()]) for one, real in zip(maps, cells, strict=True)]
-        return Relevance(torch.stack([_share(words) for words in row[:, :length] * key_mask]), patches)
+        own = [one[: real[:, 0].sum(), : real[0].sum()] for one, real in zip(maps, cells, strict=True)]
+        patches = [shares(one.flatten()).view(one.shape) for one in own]
+        return Relevance(shares(row[:, :length] * key_mask), patches)
 
 
-class PublicAnswerer(nn.Module):
-    """BLIP, which writes the answer to a question.
+class PublicAnswerer(PublicNetwork):
+    """BLIP, which writes the answer to a question."""
 
-    Args:
-        net: The network, which reads questions.
-    """
-
-    def __init__(self, net: ImageToText) -> None:
-        super().__init__()
-        self.net = net
-
-    @property
-    def max_text_len(self) -> int:
-        """Maximum number of tokens of a question."""
-        return self.net.text.positions.max_len
+    net: ImageToText
 
     def encode(
         self, pixel_values: Tensor, input_ids: Tensor, key_mask: Tensor, image_index: Tensor | None = None
@@ -190,11 +186,5 @@ class PublicAnswerer(nn.Module):
             return (rows * label_mask[:, :, None]).sum(1)
 
         patches = seen("image.")[:, self.net.image.num_prefix :].unflatten(1, self.net.image.grid_size)
-        words = torch.stack([_share(row) for row in seen("question.") * key_mask])
-        return Relevance(words, [_share(one) for one in patches])
-
-
-def _share(values: Tensor) -> Tensor:
-    """Values divided by their sum; uniform if that is zero."""
-    total = values.sum()
-    return values / total if total > 0 else torch.full_like(values, 1 / values.numel())
+        words = shares(seen("question.") * key_mask)
+        return Relevance(words, list(shares(patches.flatten(1)).view_as(patches)))
