@@ -99,7 +99,9 @@ class CaptioningLossOptions(PairLossOptions):
 
     Args:
         objective: cross_entropy; or self_critical, a second stage for a model of `--init_from`, which rewards captions
-            that the model draws by their CIDEr-D, compared with its greedy ones (Rennie et al. 2017).
+            that the model draws by their CIDEr-D (Rennie et al. 2017).
+        draws: Number of captions that self-critical training draws for each image. The baseline of each is the mean of
+            the others (Luo 2020); of a single one, the greedy caption (Rennie et al. 2017).
         label_smoothing: Label smoothing, as in `torch.nn.CrossEntropyLoss`.
         word_dropout: Probability that training replaces a word of the decoder's input by the unknown token.
         attention_supervision: Weight of the loss of attention outside the boxes of what a word names, for data with
@@ -111,16 +113,18 @@ class CaptioningLossOptions(PairLossOptions):
     """
 
     objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
+    draws: int = 5
     attention_supervision: float = 0.0
     object_supervision: float = 0.0
     doubly_stochastic: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        others = [f.name for f in fields(self) if f.name != "objective" and getattr(self, f.name)]
+        others = [f.name for f in fields(self) if f.name not in ("objective", "draws") and getattr(self, f.name)]
         if self.objective == "self_critical" and others:
             given = ", ".join(f"loss.{name}" for name in others)
             raise ConfigError(f"{given}: expected 0 with loss.objective self_critical, whose loss has no such term.")
+        check_range("loss.draws", self.draws, 1)
         for name in ("attention_supervision", "object_supervision", "doubly_stochastic"):
             check_range(f"loss.{name}", getattr(self, name), 0)
 
@@ -191,7 +195,7 @@ class CaptioningModule(WritingModule[CaptioningDataModule]):
     def _self_critical(self, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         processor = self.data.processor
         self.eval()
-        ids, mask, advantage = draw(self.model, batch, processor, self._reward)
+        ids, mask, advantage = draw(self.model, batch, processor, self._reward, self.loss.draws)
         self.train()
         loss = self_critical_loss(self.model, batch, processor, ids, mask, advantage)
         return loss, {"advantage": advantage.mean()}

@@ -1,4 +1,4 @@
-"""Self-critical training: drawn captions are rewarded by how much better they are than greedy ones."""
+"""Self-critical training: drawn captions are rewarded by how much better they are than others of the image."""
 
 from __future__ import annotations
 
@@ -8,40 +8,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmattn.generate import Generated
 from mmattn.tasks.captioning.data import CaptionBatch
 from mmattn.tasks.common.seq2seq.model import decode_options
 
 Reward = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float]]  # captions, references of each: scores
 
 
-def draw(model: Any, batch: CaptionBatch, processor: Any, reward: Reward) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a caption for each image, and compare its reward with that of the greedy one.
+def draw(
+    model: Any, batch: CaptionBatch, processor: Any, reward: Reward, draws: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw captions for each image, and compare the reward of each with a baseline.
+
+    The baseline is the mean reward of the image's other drawn captions (Luo 2020, section 3), which is fair where drawn
+    captions are much worse than greedy ones: these would make almost every advantage negative. With a single draw, the
+    greedy caption is the baseline (Rennie et al. 2017, equation 8).
 
     Args:
         model: The model, in evaluation mode.
-        batch: The images and their references.
+        batch: N images and their references.
         processor: Their processor.
         reward: Scores captions by their references.
+        draws: Number of captions for each image, D.
 
     Returns:
-        The drawn ids (N, L) long, their mask (N, L) bool, True = counts, and the advantage of each (N,).
+        The drawn ids (N D, L) long, those of an image in succession; their mask (N D, L) bool, True = counts; and the
+        advantages (N D,).
     """
-    given: dict[str, Any] = {"num_beams": 1, "num_return_sequences": 1}
-    greedy = model.generate(*batch.inputs, decode_options(processor, None, **given, do_sample=False))
-    drawn = model.generate(*batch.inputs, decode_options(processor, None, **given, do_sample=True))
-    scores = []
-    for found in (drawn, greedy):
-        texts = [processor.decode(ids[0]) for ids in found.tokens()]
-        scores.append(torch.tensor(reward(texts, batch.references), dtype=torch.float32))
-    ids = drawn.ids[:, 0].clone()  # a tensor of inference mode has no place in a graph
-    mask = torch.arange(ids.shape[1], device=ids.device) < drawn.lengths.clone()  # (N, L)
-    return ids, mask, (scores[0] - scores[1]).to(ids.device)
+
+    def write(**options: Any) -> tuple[Generated, Tensor]:
+        found = model.generate(*batch.inputs, decode_options(processor, None, num_beams=1, **options))
+        texts = [processor.decode(ids) for image in found.tokens() for ids in image]
+        n = options["num_return_sequences"]
+        references = [given for given in batch.references for _ in range(n)]
+        return found, torch.tensor(reward(texts, references), dtype=torch.float32).view(-1, n)  # (N, n)
+
+    drawn, rewards = write(do_sample=True, num_return_sequences=draws)
+    if draws == 1:
+        baseline = write(do_sample=False, num_return_sequences=1)[1]
+    else:
+        baseline = (rewards.sum(1, keepdim=True) - rewards) / (draws - 1)
+    ids = drawn.ids.flatten(0, 1).clone()  # a tensor of inference mode has no place in a graph
+    mask = torch.arange(ids.shape[1], device=ids.device) < drawn.lengths.flatten()[:, None].clone()  # (N D, L)
+    return ids, mask, (rewards - baseline).flatten().to(ids.device)
 
 
 def self_critical_loss(
     model: Any, batch: CaptionBatch, processor: Any, ids: Tensor, mask: Tensor, advantage: Tensor
 ) -> Tensor:
-    """``-sum (r(w) - r(greedy)) log p(w)`` per drawn word (Rennie et al. 2017, equation 8); a scalar.
+    """``-sum (r(w) - b) log p(w)`` per drawn word, b the baseline (Rennie et al. 2017, equation 8); a scalar.
 
     Args:
         model: The model, in training mode.
@@ -52,7 +67,8 @@ def self_critical_loss(
         advantage: See `draw`.
     """
     start = torch.full_like(ids[:, :1], processor.target.start_id)
-    images = torch.arange(len(ids), device=ids.device)
+    images = torch.arange(len(batch.pixel_values), device=ids.device)
+    images = images.repeat_interleave(len(ids) // len(images))
     logits = model(batch.pixel_values, torch.cat([start, ids[:, :-1]], dim=1), images).logits.float()
     never = decode_options(processor, None).suppress_tokens
     if never:  # they were not drawn
