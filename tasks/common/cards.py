@@ -49,6 +49,11 @@ def card(
     ]
     table = "\n".join(["| split | metric | value |", "|---|---|---|", *rows]) if rows else "Not measured yet."
     data = f" Trained on {about['data']}{' alone' if about is BUILT_IN else ''}." if about else ""
+    if config.get("refit"):
+        table += (
+            f"\n\nThe figures are those of a model that had not seen the samples of the validation. This one "
+            f"was trained afterwards, on all {config['refit']['samples']:,} samples."
+        )
     precision = "float16 on disk, float32 in memory" if half else "float32"
     base = config["base"]["name"] if config.get("base") else None
     precision += f"; this folder has their difference from the public weights {base}" if base else ""

@@ -171,6 +171,7 @@ def save_directory(
     base: Mapping[str, str] | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
     name: str = "FOLDER",
+    refit: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a shipped folder atomically.
 
@@ -189,6 +190,7 @@ def save_directory(
         base: Entry of config.json for public weights of which `state` is the update; see `mmattn.tasks.common.base`.
         state: What is written in place of the model's weights.
         name: How users load it, for the model card.
+        refit: `samples`, `epochs` and `seconds` of a second training on all data, after the figures were measured.
 
     Raises:
         CheckpointError: The folder exists and has other content than a model of this toolkit.
@@ -209,7 +211,7 @@ def save_directory(
         processor.save(folder / PROCESSOR)
         config = {"format": FORMAT, "task": task, "network": network, "model": dict(keywords)}
         config |= {"metrics": dict(metrics or {}), "own_data": own_data} | ({"about": dict(about)} if about else {})
-        config |= {} if base is None else {"base": dict(base)}
+        config |= ({} if base is None else {"base": dict(base)}) | ({} if refit is None else {"refit": dict(refit)})
         write_json(folder / CONFIG, config)
         size = sum(parameter.numel() for parameter in model.parameters())
         (folder / CARD).write_text(card(config, size, name=name, command=command, half=half), encoding="utf-8")

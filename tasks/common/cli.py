@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
@@ -28,6 +28,7 @@ from mmattn.tasks.common.datamodule import HELD_OUT
 from mmattn.tasks.common.errors import CheckpointError, ConfigError, missing_package
 from mmattn.tasks.common.finish import finish
 from mmattn.tasks.common.interrupts import Interrupts
+from mmattn.tasks.common.options import plain
 from mmattn.tasks.common.task import Task
 from mmattn.tasks.common.trainer import (
     ALLOWED_IMPORTS,
@@ -62,11 +63,12 @@ class TaskCLI(LightningCLI):
 
     command: str
     argv: Sequence[str]
+    whole = False  # whether `fit` trains on the samples that are held out for validation, too
 
     def __init__(
         self, task: Task, command: str, argv: Sequence[str], program: str, sources: Mapping[str, Any] | None = None
     ) -> None:
-        self.task, self.command, self.argv, self.program = task.name, command, argv, program
+        self.entry, self.task, self.command, self.argv, self.program = task, task.name, command, argv, program
         self.sources, self.is_python = sources or {}, sources is not None  # samples in memory, from `mmattn.fit`
         self.module_type, self.data_type = task.resolve("module"), task.resolve("datamodule")
         self.model_type = task.resolve("model")
@@ -171,7 +173,7 @@ class TaskCLI(LightningCLI):
         if limits.max_epochs == auto.AUTO and limits.max_time is None and limits.max_steps < 0:
             limits.max_time = auto.TIME
         self.datamodule = self.data_type(**data, seed=self.seed)
-        self.datamodule.sources = self.sources
+        self.datamodule.sources, self.datamodule.is_refit = self.sources, self.whole
         keywords = config.model.as_dict()
         accepted = inspect.signature(self.model_type).parameters
         model = {key: value for key, value in keywords.items() if key in accepted}
@@ -208,7 +210,7 @@ class TaskCLI(LightningCLI):
         self.model.settings = {
             f"{group}.{key}": value
             for group, values in {**options, "training": {}, **groups}.items()
-            for key, value in _plain(values).items()
+            for key, value in plain(values).items()
             if f"{group}.{key}" not in FREE_SETTINGS
         } | {"seed_everything": self.seed, "init_from": init_from}
         self.trainer = self.instantiate_trainer()
@@ -220,6 +222,11 @@ class TaskCLI(LightningCLI):
             known = run.get("data", {}).get(split, {})
             path = known.get("path")
             if path is not None and path.startswith(HELD_OUT):
+                if "refit" in run:
+                    raise ConfigError(
+                        f"{self.checkpoint} was trained on all {run['refit']['samples']} samples after the validation, "
+                        f"whose figures are in {self.root / rundir.METRICS}; give --data.{split} PATH."
+                    )
                 self.datamodule.seed = run["seed"]  # of the draw
                 if self.datamodule.is_divided and self.datamodule.dataset("val").fingerprint() == known["sha256"]:
                     return
@@ -238,7 +245,7 @@ class TaskCLI(LightningCLI):
         return [
             (key, value, known.get(key))
             for key, value in given.items()
-            if _plain(value) not in (_plain(defaults[key].default), _plain(known.get(key)))
+            if plain(value) not in (plain(defaults[key].default), plain(known.get(key)))
         ]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -255,8 +262,8 @@ class TaskCLI(LightningCLI):
         config = {name: value for name, value in config.items() if name not in own}
         if self.command != "fit":
             return make_trainer(config, [], self.root, self.task, fit=False)
-        is_auto = config["max_epochs"] == auto.AUTO
-        self.last, callbacks = fit_callbacks(self.model, self.root, is_auto)
+        self.is_auto = config["max_epochs"] == auto.AUTO and config["max_steps"] < 0
+        self.last, callbacks = fit_callbacks(self.model, self.root, config["max_epochs"] == auto.AUTO)
         resume = self._command() if "--ckpt_path" in self.argv else f"{self._command()} --ckpt_path last"
         if self.is_python:
             resume = 'fit(..., ckpt_path="last")'
@@ -308,7 +315,15 @@ class TaskCLI(LightningCLI):
             self._find_lr()
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=resume, weights_only=True)
         if self.trainer.is_global_zero:
-            print("\n".join(finish(self.trainer, self.model, self.root, self.last, self.program)), flush=True)
+            self._finish()
+
+    def _finish(self) -> None:
+        from mmattn.tasks.common.refit import Refit, epochs  # they build on this module
+
+        lines = finish(self.trainer, self.model, self.root, self.last, self.program)
+        if count := epochs(self):
+            lines.insert(1, Refit(self, count).outcome)
+        print("\n".join(lines), flush=True)
 
     def _command(self) -> str:
         return f"{self.program} {self.command} {' '.join(self.argv)}".strip()
@@ -353,15 +368,6 @@ class TaskCLI(LightningCLI):
             confusion = self.model.confusion.get({"validate": "val", "test": "test"}[command])
             report.write(self.root, self.trainer, split, self.checkpoint, figures, confusion)
             print(f"Written to {self.root / 'metrics.json'}.")
-
-
-def _plain(values: Any) -> Any:
-    """Values after a round trip through JSON, so that a checkpoint's and a parser's compare equal."""
-    if isinstance(values, (dict, Namespace)):
-        return {str(key): _plain(value) for key, value in dict(values).items()}
-    if isinstance(values, (list, tuple)):
-        return [_plain(value) for value in values]
-    return values if isinstance(values, (int, float, str, bool, type(None))) else str(values)
 
 
 def run(

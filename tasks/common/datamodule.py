@@ -98,6 +98,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         self.demo_size = demo_size
         self.processor = None  # type: ignore[assignment]  # until it is created or loaded
         self._processor_is_shipped = False
+        self.is_refit = False  # whether the model is trained on the samples held out, too
         self._datasets: dict[str, D] = {}
         self._train_plan: BatchPlan | None = None
         self._resume = {"epoch": 0, "batches": 0}
@@ -131,9 +132,13 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         return self.paths["train"] is not None and self.paths["val"] is None
 
     @functools.cached_property
+    def whole(self) -> D:
+        """The training data with those held out."""
+        return self.make_dataset(self._source("train"), "train")
+
+    @functools.cached_property
     def _divided(self) -> dict[str, D]:
-        whole = self.make_dataset(self._source("train"), "train")
-        return dict(zip(("train", "val"), whole.divided(self.seed), strict=True))
+        return dict(zip(("train", "val"), self.whole.divided(self.seed), strict=True))
 
     @property
     def division(self) -> str:
@@ -154,7 +159,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     def open_split(self, split: Split, path: str | None) -> D:
         """Open a split's data set from `path`, or the built-in one if it is None."""
         if self.is_divided and split != "test":
-            return self._divided[split]
+            return self.whole if self.is_refit and split == "train" else self._divided[split]
         if path is not None:
             return self.make_dataset(self._source(split), split)
         make = tasks()[self.task].resolve("demo")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,8 @@ def finish(trainer: Trainer, module: TaskModule[Any], root: Path, last: LastChec
         What to tell the user, a line each.
     """
     best = read_checkpoint(root / BEST if (root / BEST).exists() else root / LAST)
-    model, data, record = module.model, module.data, rundir.read_json(root / rundir.RUN)
+    model, data = module.model, module.data
     assert model is not None
-    load_weights(model, shipped_weights(best), root / BEST)
     validation = best["callbacks"].get("BestCheckpoint", {}).get("metrics", {})
     validation = {name.removeprefix("val/"): value for name, value in validation.items()}
     fit = {
@@ -45,17 +44,7 @@ def finish(trainer: Trainer, module: TaskModule[Any], root: Path, last: LastChec
     values = trainer.callback_metrics
     fit |= {name.removeprefix("train/"): float(value) for name, value in values.items() if name.startswith("train/")}
     own_data = data.paths["train"] is not None
-    save_directory(
-        root / "model",
-        task=module.task,
-        model=merge_lora(model),
-        keywords=module.final_keywords(data.model_sizes()),
-        network=module.network,
-        processor=module.complete_processor(data.processor, validation),
-        metrics={"validation": validation},
-        command=record["command"],
-        own_data=own_data,
-    )
+    ship(module, root, best, root / BEST, validation)
     rundir.record_metrics(root, "fit", rundir.read_json(root / rundir.METRICS).get("fit", {}) | fit)
     rundir.record_metrics(root, "validation", validation | module.notes())
     rundir.record_data(root, data.fingerprint())
@@ -72,6 +61,41 @@ def finish(trainer: Trainer, module: TaskModule[Any], root: Path, last: LastChec
         *_why_it_ended(trainer, module),
         *_at_chance(module, validation.get(main), program),
     ]
+
+
+def ship(
+    module: TaskModule[Any],
+    root: Path,
+    checkpoint: dict[str, Any],
+    where: Path,
+    validation: Mapping[str, Any],
+    refit: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model/` of a run.
+
+    Args:
+        module: The trained module; its model gets the checkpoint's weights.
+        root: The run directory.
+        checkpoint: The content of the training checkpoint.
+        where: Its path.
+        validation: The figures of the best model.
+        refit: What is recorded of a second training, on all data.
+    """
+    model, data = module.model, module.data
+    assert model is not None
+    load_weights(model, shipped_weights(checkpoint), where)
+    save_directory(
+        root / "model",
+        task=module.task,
+        model=merge_lora(model),
+        keywords=module.final_keywords(data.model_sizes()),
+        network=module.network,
+        processor=module.complete_processor(data.processor, validation),
+        metrics={"validation": validation},
+        command=rundir.read_json(root / rundir.RUN)["command"],
+        own_data=data.paths["train"] is not None,
+        refit=refit,
+    )
 
 
 def _why_it_ended(trainer: Trainer, module: TaskModule[Any]) -> Iterator[str]:

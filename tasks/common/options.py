@@ -143,6 +143,8 @@ class TrainingOptions:
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         save_every_n_steps: Save `last.ckpt` every n optimizer steps, and at the end of each epoch.
         report: Write `report.html` into the run directory at the end.
+        refit: Once a model is found by validation on a held-out part of the data, train it again on all of them; None:
+            if there are at most 200 samples and max_epochs is auto.
     """
 
     early_stopping: int | None = None
@@ -150,6 +152,7 @@ class TrainingOptions:
     gradient_checkpointing: bool = False
     save_every_n_steps: int = 1000
     report: bool = True
+    refit: bool | None = None
 
     def __post_init__(self) -> None:
         check_range("trainer.early_stopping", self.early_stopping, 0)
@@ -165,3 +168,12 @@ def as_options(kind: type[Any], given: Any) -> Any:
     if isinstance(given, kind):
         return given
     return kind(**(given or {}))
+
+
+def plain(values: Any) -> Any:
+    """Values after a round trip through JSON, so that a checkpoint's and a parser's compare equal."""
+    if isinstance(values, dict) or hasattr(values, "as_dict"):  # jsonargparse's Namespace
+        return {str(key): plain(value) for key, value in dict(values).items()}
+    if isinstance(values, (list, tuple)):
+        return [plain(value) for value in values]
+    return values if isinstance(values, (int, float, str, bool, type(None))) else str(values)

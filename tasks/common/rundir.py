@@ -186,8 +186,14 @@ def record_start(folder: Path, task: str, seed: int, command: str, config: str, 
 
 
 def record_data(folder: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Add the data fingerprint to run.json."""
-    write_json(folder / RUN, {**read_json(folder / RUN), "data": dict(fingerprint)})
+    """Add the data fingerprint of a run whose model is not trained on all data to run.json."""
+    record = {name: value for name, value in read_json(folder / RUN).items() if name != "refit"}
+    write_json(folder / RUN, {**record, "data": dict(fingerprint)})
+
+
+def record_refit(folder: Path, refit: Mapping[str, Any]) -> None:
+    """Add to run.json that the model was trained again, on all data."""
+    write_json(folder / RUN, {**read_json(folder / RUN), "refit": dict(refit)})
 
 
 def record_metrics(folder: Path, part: str, figures: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ from mmattn.tasks.common.unfreezing import Unfreezing
 _FREE = """accelerator devices num_nodes strategy sync_batchnorm logger callbacks plugins profiler model_registry
 default_root_dir enable_checkpointing enable_progress_bar enable_model_summary enable_autolog_hparams log_every_n_steps
 num_sanity_val_steps max_time inference_mode deterministic benchmark detect_anomaly barebones use_distributed_sampler
-limit_test_batches limit_predict_batches save_every_n_steps compile report"""
+limit_test_batches limit_predict_batches save_every_n_steps compile report refit"""
 FREE_OPTIONS = frozenset(_FREE.split())
 
 # The only packages whose classes a configuration may name (callbacks, loggers, strategies, plugins).

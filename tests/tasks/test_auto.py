@@ -6,12 +6,14 @@ import csv
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from mmattn.tasks.common import auto
 from mmattn.tasks.common.callbacks import read_checkpoint
@@ -71,8 +73,35 @@ def test_few_data_just_work(few: Path, tmp_path: Path, capsys: pytest.CaptureFix
     }
     fit(folder, f"--data.train {few} {STILL.replace(' --optim.warmup_steps 1', '')} --ckpt_path last")
     assert read(folder / "metrics.json")["fit"]["steps"] == 130, "a run that has stopped early does not go on"
+    assert read(folder / "run.json")["refit"] == {"samples": 20, "epochs": 65, "seconds": ANY}, "no model was worse"
     tuned = fit(tmp_path / "tuned", f"--data.train {few} --init_from {folder}/model --trainer.limit_val_batches 0")
     assert options_of(tuned)["trainer.max_epochs"] == 40, "given weights need a third of the steps"
+
+
+def test_the_model_of_few_data_is_trained_on_all_of_them(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run would be whose validation data are others."""
+    words = f"--data.train {few} --optim.warmup_steps 2 --data.batch_size 8 --trainer.max_epochs 3 {TINY}"
+    folder = fit(tmp_path / "run", f"{words} --trainer.refit true")
+    said = capsys.readouterr().out
+    assert "20 samples are few: training goes over all of them again, with those that were held out" in said
+    assert "It was trained on all 20 samples at last; the figures are those of the model before" in said
+    whole = fit(tmp_path / "whole", f"{words} --data.val {few}")
+    expected = read_checkpoint(whole / "last.ckpt")["state_dict"]
+    found = load_file(folder / "model" / "model.safetensors")
+    assert all(torch.equal(value, expected[f"model.{name}"]) for name, value in found.items())
+    assert not (folder / "refit").exists()
+    assert "on all 20 samples" in (folder / "model" / "README.md").read_text()
+    kept = fit(tmp_path / "kept", words)
+    assert read(folder / "metrics.json")["validation"] == read(kept / "metrics.json")["validation"]
+    assert "refit" not in read(kept / "run.json"), "epochs are given"
+    message = f"was trained on all 20 samples after the validation, whose figures are in {folder}/metrics.json"
+    given = f"--checkpoint {folder}/model --data.train {few}"
+    refused(message, fit, folder, given, "validate", error=ConfigError)
+    fit(folder, f"{words} --ckpt_path last")
+    assert "refit" not in read(folder / "run.json"), "--trainer.refit is not given"
+    fit(folder, f"--checkpoint {folder}/model --data.train {few}", "validate")
 
 
 def test_the_split_is_repeated(few: Path, tmp_path: Path) -> None:
