@@ -361,6 +361,11 @@ class ImageAugment:
         self.shift, self.scale, self.flip = shift, scale, flip
         check_limits({**self.color, "shift": shift, "scale": scale}, {"hue": 0.5, "shift": 0.5})
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether an image has few results, so that it pays to keep what is computed from them: flips alone."""
+        return not any((*self.color.values(), self.shift, self.scale))
+
     def __call__(self, pixels: np.ndarray, seed: int) -> tuple[np.ndarray, Box]:
         """Augments one image.
 

@@ -13,6 +13,7 @@ from mmattn.data.options import from_options
 from mmattn.tasks.classification.data import ClassificationBatch, ClassificationDataset
 from mmattn.tasks.classification.model import classify
 from mmattn.tasks.classification.processor import ClassificationProcessor
+from mmattn.tasks.common import linear_probe
 from mmattn.tasks.common.chance import Chance, constant
 from mmattn.tasks.common.datamodule import Split, TaskDataModule, expand
 from mmattn.tasks.common.labels.metrics import ClassificationMetric
@@ -99,6 +100,21 @@ class ClassificationModule(TaskModule[ClassificationDataModule]):
         if self._trainer is not None and self.data.processor is not None:
             return self.data.processor.multi_label
         return bool(self.settings.get("data.multi_label"))
+
+    def on_fit_start(self) -> None:
+        """Let a new last layer begin as a linear probe, where samples are few."""
+        samples = self.data.dataset("train").samples
+        is_new = self.start is not None and "head.out.weight" in self.start.fresh
+        if not is_new or self.trainer.ckpt_path is not None or len(samples) > linear_probe.FEW:
+            return
+        size, collate, layer = self.data.batch_size, self.data.processor.collate, self.model.head.out
+        batches = (collate(samples[n : n + size]).to(self.device) for n in range(0, len(samples), size))
+        was_training = self.training
+        self.eval()
+        linear_probe.start_from_probe(layer, batches, lambda batch: self.model(batch.pixel_values), self.multi_label)
+        self.train(was_training)
+        for value in (layer.weight, layer.bias):  # of one process for all
+            value.data.copy_(self.trainer.strategy.broadcast(value.data))
 
     def training_loss(self, batch: ClassificationBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.model(batch.pixel_values).logits
