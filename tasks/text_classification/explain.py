@@ -1,0 +1,61 @@
+"""Signed relevance of a text's words for a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmattn.tasks.common.integrated import integrated_gradients
+from mmattn.tasks.text_classification.data import TextBatch
+
+STEPS = 16  # on the way from no input to the text
+
+
+def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any]) -> list[tuple[list[tuple[int, int]], Tensor]]:
+    """The relevance of each word of each first text for a score: positive for it, negative against it.
+
+    Integrated gradients of the label's score less the mean of the others' (of several labels at once, and of regression,
+    of the score itself).
+
+    Args:
+        model: The `TextClassificationModel`.
+        batch: The batch.
+        targets: For each sample the name of the task, the index of the label, and the index of the word whose label it
+            is; -1 for labels of whole texts.
+
+    Returns:
+        For each sample its words, by characters, and their relevance, whose magnitudes sum to one.
+    """
+    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    rows, places = [], []
+    for number, (_, _, word) in enumerate(targets):
+        own = [row for row, span in enumerate(batch.spans) if span.sample == number]
+        row = next((r for r in own if 0 <= word - batch.spans[r].first < len(batch.spans[r].words)), own[0])
+        rows.append(row)
+        places.append(max(word - batch.spans[row].first, 0))
+    index = torch.tensor(rows, device=batch.input_ids.device)
+    starts = batch.word_starts[index] if batch.word_starts.shape[1] else None
+    characters = None if batch.characters is None else batch.characters[index]
+    given = (batch.input_ids[index], batch.key_mask[index], batch.token_types[index], starts, characters)
+
+    def score() -> Tensor:
+        output = model(*given)
+        found = []
+        for row, ((name, label, word), place) in enumerate(zip(targets, places, strict=True)):
+            scores = output.logits[row] if word < 0 else output.tag_logits[row, place]
+            own = scores[model.slices[name]]
+            others = torch.arange(len(own), device=own.device) != label
+            relative = model.heads_of[name][0] not in ("multi_label", "regression")
+            found.append(own[label] - (own[others].mean() if relative else 0.0))
+        return torch.stack(found)
+
+    weights = integrated_gradients(embedding, score, STEPS).flatten(1).cpu()  # (N, L)
+    relevant = []
+    for number, row in enumerate(rows):
+        span = batch.spans[row]
+        values = torch.stack([weights[number, own].sum() for own in span.places]) if span.words else weights.new_zeros(0)
+        relevant.append((list(span.words), values / values.abs().sum().clamp_min(1e-12)))
+    return relevant
