@@ -21,7 +21,7 @@ def best_thresholds(probabilities: Tensor, true: Tensor) -> Tensor:
     >>> best_thresholds(torch.tensor([[0.2], [0.4], [0.6]]), torch.tensor([[False], [True], [True]]))
     tensor([0.3000])
     """
-    ordered, order = probabilities.sort(0, descending=True, stable=True)  # (n, K)
+    ordered, order = probabilities.sort(dim=0, descending=True, stable=True)  # (n, K)
     hits = true.gather(0, order).cumsum(0)  # (n, K): of the k + 1 most probable samples
     count = torch.arange(1, len(true) + 1, device=true.device)[:, None]
     f1 = 2 * hits / (count + true.sum(0)).clamp_min(1)  # (n, K)
