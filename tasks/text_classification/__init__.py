@@ -39,6 +39,9 @@ _FAMILIES = {
     "xlm-roberta": "XLMRoberta",
     "distilbert": "DistilBert",
     "electra": "Electra",
+    "albert": "Albert",
+    "modernbert": "ModernBert",
+    "deberta-v2": "DebertaV2",
 }
 
 TASK = Task(
@@ -59,7 +62,7 @@ TASK = Task(
         Option("label", "the label that is explained (default: the predicted one)", only="explain"),
     ),
     adapter="adapters:TextClassificationAdapter",
-    families=dict.fromkeys(TEXT_ENCODERS, "adapters:EncoderAdapter")
+    families=dict.fromkeys((*TEXT_ENCODERS, "albert/*", "modernbert/*", "deberta-v2/*"), "adapters:EncoderAdapter")
     | {f"{family}/{name}{head}": "adapters:EncoderAdapter" for family, name in _FAMILIES.items() for head in _HEADS},
     baselines={
         "order ablated": "--data.ablate order",

@@ -1,8 +1,9 @@
 """The built-in reviews: visitors of an inn, whose verdict depends on the order of clauses and on negation.
 
-Each review has a sentence with two opinions, of which one counts: behind "but", or before or behind "although". The other
-opinion is the opposite, so that both verdicts have the same words: "the soup was good, but the room was not clean" and
-"the soup was not good, but the room was clean". Sentences around it tell what happened, or what somebody else thinks.
+Three quarters of the reviews have a sentence with two opinions, of which one counts: behind "but", or before or behind
+"although". The other opinion is the opposite, so that both verdicts have the same words: "the soup was good, but the room
+was not clean" and "the soup was not good, but the room was clean". The others have one opinion. Sentences around it tell
+what happened, or what somebody else thinks.
 
 For tagging, things that are praised and blamed are entities (BIO), whichever opinion counts.
 
@@ -86,7 +87,8 @@ class _Review:
         other = NEGATIVE if self.verdict == POSITIVE else POSITIVE
         clauses = {"A": _clause(random, things[0], self.verdict, True), "B": _clause(random, things[1], other, False)}
         start = len(self.words)
-        for part in pick(random, JOINED).replace(",", " ,").replace(";", " ;").replace(".", " .").split():
+        joined = pick(random, JOINED) if random.random() < 0.75 else "{A}."
+        for part in joined.replace(",", " ,").replace(";", " ;").replace(".", " .").split():
             self.words += clauses[part[1]] if part[0] == "{" else [(part, "O", False)]
         first = self.words[start]
         self.words[start] = (first[0].capitalize(), *first[1:])
@@ -122,8 +124,8 @@ class _Review:
 
 
 def _clause(random: Random, thing: str, view: str, decides: bool) -> list[tuple[str, str, bool]]:
-    """An opinion, with a negation in half of the clauses."""
-    is_negated = random.random() < 0.5
+    """An opinion, with a negation in two of five."""
+    is_negated = random.random() < 0.4
     adjective = pick(random, GOOD if (view == POSITIVE) != is_negated else BAD)
     tag = "PRAISED" if view == POSITIVE else "BLAMED"
     words = [("the", "O", False)]

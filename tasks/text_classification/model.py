@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.backbones.bert import BertEncoder, LanguageHead
+from mmattn.backbones.deberta import DebertaEncoder
+from mmattn.backbones.modernbert import ModernBertEncoder
 from mmattn.backbones.pooling import mean_pooling
 from mmattn.feedforward import ACTIVATIONS
 from mmattn.fusion import AttentionPooling
@@ -16,7 +18,7 @@ from mmattn.hierarchical import ContextPooling
 from mmattn.masks import Mask
 from mmattn.tasks.text_classification.encoders import BagOfWords, HierarchicalEncoder, OwnEncoder, RecurrentTextEncoder
 
-PUBLIC: dict[str, type[nn.Module]] = {"bert": BertEncoder}
+PUBLIC: dict[str, type[nn.Module]] = {"bert": BertEncoder, "modernbert": ModernBertEncoder, "deberta": DebertaEncoder}
 ENCODERS = ("own", "recurrent", "hierarchical", "bag", *PUBLIC)
 POOLINGS = ("attention", "mean", "first")
 TAGGING = "tagging"
@@ -38,7 +40,7 @@ class TextHead(nn.Module):
         hidden: f, a name in ``mmattn.feedforward.ACTIVATIONS``; None: no hidden layer.
         norm: Whether the hidden layer is normalized.
         norm_eps: Epsilon added to the variance in the norm.
-        bias: Whether the hidden layer and the norm have biases.
+        bias: Whether the hidden layer has a bias.
         dropout: Dropout of the input and of the hidden layer.
 
     >>> TextHead(32, 5, hidden="tanh")(torch.randn(2, 32)).shape
@@ -61,7 +63,7 @@ class TextHead(nn.Module):
             raise ValueError(f"hidden: expected one of {', '.join(ACTIVATIONS)}, found {hidden!r}")
         self.hidden = hidden
         self.dense = None if hidden is None else nn.Linear(embed_dim, embed_dim, bias=bias)
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps, bias=bias) if norm else nn.Identity()
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(embed_dim, num_labels)
 
@@ -194,13 +196,10 @@ class TextClassificationModel(nn.Module):
 
     def states(self, input_ids: Tensor, key_mask: Tensor, token_types: Tensor, characters: Tensor | None = None) -> Tensor:
         """The encoder's states (N, L, E); of a hierarchical one the texts' vectors (N, E)."""
-        if isinstance(self.encoder, BertEncoder):
-            types = token_types if self.encoder.token_types is not None else None
+        if self.kind in PUBLIC:
+            types = token_types if getattr(self.encoder, "token_types", None) is not None else None
             states: Tensor = self.encoder(input_ids, key_mask, types).states
             return states
-        if self.kind in PUBLIC:
-            found: Tensor = self.encoder(input_ids, key_mask, token_types).states
-            return found
         return self.encoder(input_ids, key_mask, token_types, characters)  # type: ignore[no-any-return]
 
     def pooled(self, states: Tensor, key_mask: Tensor) -> Tensor:

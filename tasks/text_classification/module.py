@@ -56,7 +56,7 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
     """
 
     task = "text_classification"
-    sizes = ("vocab_size", "heads", "max_len", "num_characters", "language", "head_options")
+    sizes = ("vocab_size", "heads", "max_len", "num_characters", "language", "head_options", "text_options")
     largest_batch = 32
 
     def __init__(
