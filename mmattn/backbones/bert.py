@@ -111,8 +111,8 @@ class BertEncoder(BertEmbeddings):
 
     RoBERTa (Liu et al. 2019) counts positions from the padding id; DistilBERT (Sanh et al. 2019) has neither
     token types nor a pooler; ELECTRA (Clark et al. 2020, section 3.3) has no pooler, and its small models have
-    embeddings of another size, ``project(norm(token + type + position))``, as has ALBERT (Lan et al. 2020), whose layers
-    share their weights.
+    embeddings of another size, ``project(norm(token + type + position))``; so has ALBERT (Lan et al. 2020), whose
+    layers share their weights.
 
     Args:
         vocab_size: V.

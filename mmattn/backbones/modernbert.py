@@ -1,4 +1,4 @@
-"""ModernBERT: a pre-norm encoder with rotary positions, gated feed-forward networks, and local attention in most layers."""
+"""ModernBERT: pre-norm layers with rotary positions and gated networks, most of them with local attention."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def convert_albert(config: Mapping[str, Any], state: Mapping[str, Tensor], head:
     size = read(config, "embedding_size", 128)
     if size == width:
         raise ValueError(f"config.json has embedding_size={size}, which equals hidden_size: not supported")
-    keywords = _keywords(config | {"hidden_act": read(config, "hidden_act", "gelu_new")}, ours)
+    keywords = _keywords({**config, "hidden_act": read(config, "hidden_act", "gelu_new")}, ours)
     return Converted(keywords | {"token_dim": size, "num_groups": groups}, ours, names)
 
 

@@ -11,7 +11,9 @@ from .bert import LAYERS
 from .keymap import Converted, Table, activation, attention_dropout, read, rename, require, required_names
 
 SHARED = {
-    name: ours for name, ours in LAYERS.items() if "attention.self" not in name and not name.startswith("embeddings.pos")
+    name: ours
+    for name, ours in LAYERS.items()
+    if "attention.self" not in name and not name.startswith("embeddings.pos")
 }
 DEBERTA = SHARED | {
     "embeddings.position_embeddings.weight": "positions.weight",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .keymap import Converted, Table, activation, attention_dropout, read, rename, require, required_names
 
-MODERNBERT = {
+MODERNBERT: dict[str, str | tuple[str, ...]] = {
     "embeddings.tok_embeddings.weight": "embedding.weight",
     "embeddings.norm.*": "norm.*",
     "layers.#.attn_norm.*": "encoder.layers.#.attention_residual.norm.*",
@@ -28,7 +28,9 @@ def convert_modernbert(config: Mapping[str, Any], state: Mapping[str, Tensor], h
     """ModernBERT (Warner et al. 2024). Norms without biases get such of zero."""
     require(config, {"attention_bias": False, "mlp_bias": False})
     table: Table = {**MODERNBERT, **(head or {})}
-    ours, names = rename(state, table, prefix="model.", ignore=HEADS if head is None else (), required=required_names(head))
+    ours, names = rename(
+        state, table, prefix="model.", ignore=HEADS if head is None else (), required=required_names(head)
+    )
     for name in [name for name in ours if name.endswith("norm.weight")]:
         bias = name.removesuffix("weight") + "bias"
         if bias not in ours:
@@ -39,7 +41,7 @@ def convert_modernbert(config: Mapping[str, Any], state: Mapping[str, Tensor], h
         "sliding_attention" if number % every else "full_attention" for number in range(layers)
     ]
     rope = config.get("rope_parameters") or {}
-    bases = {
+    bases: dict[str, Any] = {
         kind: (rope.get(kind) or {}).get("rope_theta") or read(config, old, base)
         for kind, old, base in (
             ("full_attention", "global_rope_theta", 160_000.0),

@@ -89,7 +89,9 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
                 f"{batch_size} and {num_workers}."
             )
         given = {"train": train, "val": val, "test": test}
-        self.paths: dict[str, Any] = {name: None if path == DEMO else expand(path, f"data.{name}") for name, path in given.items()}
+        self.paths: dict[str, Any] = {
+            name: None if path == DEMO else expand(path, f"data.{name}") for name, path in given.items()
+        }
         self.sources: Mapping[str, Any] = {}  # samples in memory, by split
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
         self.processor_options: dict[str, Any] = {}  # keywords of the processor's `fit`; None: its default

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def integrated_gradients(embedding: nn.Module, score: Callable[[], Tensor], steps: int = 8) -> Tensor:
-    r"""Signed relevance of each token, \(x_i \cdot \int_0^1 \nabla_{x_i} s(\alpha x) d\alpha\), from embeddings of zero.
+    r"""Signed relevance of each token, \(x_i \cdot \int_0^1 \nabla_{x_i} s(\alpha x) d\alpha\), from zeros.
 
     Sundararajan et al. 2017, section 3, for every encoder, with attention or without.
 

@@ -1,4 +1,4 @@
-"""Adapters of text classification: models of this toolkit with any labels, and public encoders with or without a head."""
+"""Adapters of text classification: models of this toolkit, and public encoders with or without a head."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TextClassificationAdapter(Adapter):
 
 
 class EncoderAdapter(TextClassificationAdapter):
-    """Reads BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT and DeBERTa: the encoder, and a head if it has one."""
+    """Reads BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT and DeBERTa, with a head if there is one."""
 
     def read_public(self, source: Source, **options: Any) -> CheckpointParts:
         family = str(source.family)

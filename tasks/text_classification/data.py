@@ -57,7 +57,7 @@ class Span(NamedTuple):
 
 @dataclass
 class TextBatch(Batch):
-    """A batch of B samples in N rows (N = B, but for long sentences of tagging): inputs, targets, data of the metric."""
+    """A batch of B samples in N rows (more than B if sentences of tagging are long): inputs, targets, metadata."""
 
     input_ids: Tensor  # (N, L) long; of hierarchical models (N, n, w), n sentences of w words
     key_mask: Tensor  # as input_ids, bool, True = a real token
@@ -209,7 +209,11 @@ def _sample(row: Row, kind: str, where: str, labeled: bool) -> TextSample:
     """
     words, pair = row.get("words"), row.get("text_pair")
     if words is not None:
-        if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words) or not words:
+        if (
+            not isinstance(words, list)
+            or not all(isinstance(word, str) and word.strip() for word in words)
+            or not words
+        ):
             raise DataError(where, "words, a list of texts that are not empty", shorten(words))
         words = [" ".join(word.split()) for word in words]
     elif kind == TAGGING and isinstance(row.get("text"), str):

@@ -1,9 +1,9 @@
 """The built-in reviews: visitors of an inn, whose verdict depends on the order of clauses and on negation.
 
 Three quarters of the reviews have a sentence with two opinions, of which one counts: behind "but", or before or behind
-"although". The other opinion is the opposite, so that both verdicts have the same words: "the soup was good, but the room
-was not clean" and "the soup was not good, but the room was clean". The others have one opinion. Sentences around it tell
-what happened, or what somebody else thinks.
+"although". The other opinion is the opposite, so that both verdicts have the same words: "the soup was good, but the
+room was not fine" and "the soup was not good, but the room was fine". The others have one opinion. Sentences around it
+tell what happened, or what somebody else thinks.
 
 For tagging, things that are praised and blamed are entities (BIO), whichever opinion counts.
 

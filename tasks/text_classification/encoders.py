@@ -126,9 +126,7 @@ class RecurrentTextEncoder(nn.Module):
         words: `characters` and `num_characters` of `WordEmbeddings`.
     """
 
-    def __init__(
-        self, vocab_size: int, embed_dim: int, num_layers: int, *, dropout: float = 0.0, **words: Any
-    ) -> None:
+    def __init__(self, vocab_size: int, embed_dim: int, num_layers: int, *, dropout: float = 0.0, **words: Any) -> None:
         super().__init__()
         self.words = WordEmbeddings(vocab_size, embed_dim, dropout=dropout, **words)
         self.forwards, self.backwards = recurrent_layers("lstm", embed_dim, embed_dim, num_layers)

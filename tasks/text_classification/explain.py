@@ -17,8 +17,8 @@ STEPS = 16  # on the way from no input to the text
 def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any]) -> list[tuple[list[tuple[int, int]], Tensor]]:
     """The relevance of each word of each first text for a score: positive for it, negative against it.
 
-    Integrated gradients of the label's score less the mean of the others' (of several labels at once, and of regression,
-    of the score itself).
+    Integrated gradients of the label's score less the mean of the others'; for several labels at once and for
+    regression, of the score itself.
 
     Args:
         model: The `TextClassificationModel`.
@@ -56,6 +56,8 @@ def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any]) -> list
     relevant = []
     for number, row in enumerate(rows):
         span = batch.spans[row]
-        values = torch.stack([weights[number, own].sum() for own in span.places]) if span.words else weights.new_zeros(0)
+        values = (
+            torch.stack([weights[number, own].sum() for own in span.places]) if span.words else weights.new_zeros(0)
+        )
         relevant.append((list(span.words), values / values.abs().sum().clamp_min(1e-12)))
     return relevant

@@ -100,7 +100,9 @@ def _conll(path: str | Path | Table, labeled: bool, problems: Problems) -> Itera
     for block in _blocks(path, comments=False):
         if block[0][1].split()[0] == "-DOCSTART-":
             continue
-        cells = [(line, [c.strip() for c in (text.split("\t") if "\t" in text else text.split())]) for line, text in block]
+        cells = [
+            (line, [c.strip() for c in (text.split("\t") if "\t" in text else text.split())]) for line, text in block
+        ]
         width = len(cells[0][1]) if width is None else width
         least = 2 if labeled else 1
         bad = next(((line, row) for line, row in cells if len(row) != width or len(row) < least or not all(row)), None)

@@ -94,7 +94,8 @@ class LabelMetric(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         scores, targets = (
-            (torch.cat(list(given)) if isinstance(given, list) else given).cpu() for given in (self.scores, self.targets)
+            (torch.cat(list(given)) if isinstance(given, list) else given).cpu()
+            for given in (self.scores, self.targets)
         )
         if self.labels.kind == REGRESSION:
             return _of_scores(scores * self.labels.std + self.labels.mean, targets * self.labels.std + self.labels.mean)
@@ -108,7 +109,11 @@ class LabelMetric(Metric):
         if self.labels.kind == TAGGING:
             if is_scheme(self.labels.names):
                 precision, recall, f1 = f1_of(*self.counts.tolist())
-                values = {"f1": torch.tensor(f1), "precision": torch.tensor(precision), "recall": torch.tensor(recall)} | values
+                values = {
+                    "f1": torch.tensor(f1),
+                    "precision": torch.tensor(precision),
+                    "recall": torch.tensor(recall),
+                } | values
         else:
             values["mcc"] = matthews_corrcoef(predicted, true, task="multiclass", num_classes=size)
             values["ece"] = multiclass_calibration_error(scores.softmax(-1), true, size, n_bins=BINS, norm="l1")

@@ -137,7 +137,9 @@ class TextClassificationModel(nn.Module):
         if attention is not None and encoder not in ("own", *PUBLIC):
             raise ValueError(f"attention: encoder {encoder} has no self-attention to choose")
         if characters and encoder in PUBLIC:
-            raise ValueError(f"characters: expected 0 with encoder {encoder}, whose sub-words are trained; found {characters}")
+            raise ValueError(
+                f"characters: expected 0 with encoder {encoder}, whose sub-words are trained; found {characters}"
+            )
         self.max_len, self.characters, self.by_sentence = max_len, characters, encoder == "hierarchical"
         self.heads_of = {name: (str(kind), int(size)) for name, (kind, size) in heads.items()}
         tagged = [name for name, (kind, _) in self.heads_of.items() if kind == TAGGING]
@@ -154,7 +156,7 @@ class TextClassificationModel(nn.Module):
             self.encoder: nn.Module = PUBLIC[encoder](vocab_size, **options)
             embed_dim = int(self.encoder.embed_dim)  # type: ignore[arg-type]
         elif encoder == "own":
-            layers = {"ffn_dim": ffn_dim, "attention": attention}
+            layers: dict[str, Any] = {"ffn_dim": ffn_dim, "attention": attention}
             self.encoder = OwnEncoder(vocab_size, embed_dim, num_layers, num_heads, **layers, **common)
         elif encoder == "recurrent":
             self.encoder = RecurrentTextEncoder(vocab_size, embed_dim, num_layers, **common)
@@ -194,7 +196,9 @@ class TextClassificationModel(nn.Module):
         names = ["input_ids", "key_mask", "token_types"]
         return (*names, *(["word_starts"] if tagging else []), *(["characters"] if self.characters else []))
 
-    def states(self, input_ids: Tensor, key_mask: Tensor, token_types: Tensor, characters: Tensor | None = None) -> Tensor:
+    def states(
+        self, input_ids: Tensor, key_mask: Tensor, token_types: Tensor, characters: Tensor | None = None
+    ) -> Tensor:
         """The encoder's states (N, L, E); of a hierarchical one the texts' vectors (N, E)."""
         if self.kind in PUBLIC:
             types = token_types if getattr(self.encoder, "token_types", None) is not None else None
@@ -255,9 +259,7 @@ class TextClassificationModel(nn.Module):
                 pooled = self.pooled(states, key_mask) if pooled is None else pooled
                 whole.append(head(pooled))
         none = states.new_zeros(states.shape[0], 0)
-        return TextOutput(
-            torch.cat(whole, -1) if whole else none, torch.cat(tags, -1) if tags else none[:, :, None]
-        )
+        return TextOutput(torch.cat(whole, -1) if whole else none, torch.cat(tags, -1) if tags else none[:, :, None])
 
     def token_logits(self, states: Tensor) -> Tensor:
         """Scores of the tokens (..., V) that are hidden at states (..., E).
@@ -268,4 +270,3 @@ class TextClassificationModel(nn.Module):
         if self.language is None:
             raise ValueError("expected a masked language model, found none: loss.objective mlm trains one")
         return self.language(states)  # type: ignore[no-any-return]
-

@@ -41,8 +41,8 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
         val: Path of the validation split, or several with the names of `train`; none: the built-in one if `train` is
             `demo`, otherwise a part of the training data.
         test: Path of the test split, or several.
-        kind: What the labels are: single_label, multi_label, regression, tagging (a label for each word) or text (none);
-            auto: read off the training data, and said.
+        kind: What the labels are: single_label, multi_label, regression, tagging (a label for each word) or text
+            (none); auto: read off the training data, and said.
         columns: Names of the file's columns by those that are expected, such as `{label: relatedness}`; of CoNLL-U the
             tags, `{tags: xpos}`.
         tokenizer: Tokenizer of the texts: word, bpe or unigram; that of a public model is kept.
@@ -50,7 +50,7 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
         min_count: Minimum number of occurrences of a word in the training texts.
         lowercase: Lower-case all texts.
         max_len: Maximum number of tokens of a text or a pair. None: 128, or that of `init_from`.
-        temperature: Of several tasks, each is drawn in proportion to its number of samples to the power 1 / temperature.
+        temperature: Of several tasks, each is drawn in proportion to its samples' number to the power 1 / temperature.
         augment: Keywords of `TextAugment` (`augment.py`) for training texts; none: no augmentation.
         ablate: Train and evaluate with the tokens of each text sorted ("order"): a baseline.
     """
@@ -186,8 +186,8 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
             if whole and not tagging and count < self.optim.probe_below:
                 self.probe()
                 sys.stderr.write(
-                    f"auto: {count} training texts are fewer than --optim.probe_below {self.optim.probe_below}: a linear "
-                    "head is trained on the embeddings of the frozen encoder.\n"
+                    f"auto: {count} training texts are fewer than --optim.probe_below {self.optim.probe_below}: a "
+                    "linear head is trained on the embeddings of the frozen encoder.\n"
                 )
 
     def probe(self) -> None:
@@ -222,7 +222,7 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
         super().build(sizes, processor)
         if not self.model.heads_of and self.model.language is None:
             raise ConfigError(
-                "data.train: expected labels, found plain text; --loss.objective mlm trains a masked language model on it."
+                "data.train: expected labels, found plain text; --loss.objective mlm trains a masked language model."
             )
 
     def configure_model(self) -> None:
@@ -333,9 +333,7 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
         if self.loss.objective != LABELS or list(train.kinds.values()) != [SINGLE]:
             return None
         answers = (sample.labels[0] for sample in train.samples)
-        return constant(
-            answers, lambda answer: sum(s.labels == [answer] for s in val.samples) / len(val), kind="label"
-        )
+        return constant(answers, lambda answer: sum(s.labels == [answer] for s in val.samples) / len(val), kind="label")
 
 
 PROBE_LR = 30.0  # times the learning rate of whole encoders: of a linear map of vectors of length one
@@ -350,4 +348,3 @@ def _scores(model: Any, output: Any, name: str) -> Tensor:
     scores = output.tag_logits if model.heads_of[name][0] == TAGGING else output.logits
     own: Tensor = scores[..., model.slices[name]]
     return own
-

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmattn.data.errors import DataError, nearest
 from mmattn.tasks.common.errors import ConfigError
@@ -16,13 +16,13 @@ from mmattn.tasks.common.items import mapping_of, name_of
 from mmattn.tasks.common.predictor import Predictor
 from mmattn.tasks.common.shading import Words, shaded_html, shaded_picture
 from mmattn.tasks.text_classification.data import TextBatch, TextDataset, TextSample
+from mmattn.tasks.text_classification.embedding import Embedding
 from mmattn.tasks.text_classification.entities import entities, is_scheme
 from mmattn.tasks.text_classification.explain import word_relevance
 from mmattn.tasks.text_classification.formats import MULTI, REGRESSION, TAGGING, TEXT
 from mmattn.tasks.text_classification.labels import Labels
 
 Item = Any  # a text, or a mapping with text (and text_pair), or with words
-BATCH = 32  # texts that are embedded together
 
 
 @dataclass
@@ -66,7 +66,7 @@ class TextExplanation:
         return f"<section><h3>{escape(self._answer() + true)}</h3>{shaded_html(self.words)}</section>"
 
 
-class TextClassificationPredictor(Predictor[Item, TextPrediction]):
+class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
     """Predictor of text classification.
 
     Items are texts, or mappings with `text`, optionally `text_pair` and `id`; or, for labels of words, with `words`.
@@ -87,13 +87,14 @@ class TextClassificationPredictor(Predictor[Item, TextPrediction]):
         words = given.get("words")
         name = str(number) if isinstance(item, str) else name_of(given, number, ("text",) if words is None else ())
         labels = self._labels(given.get("task"))
-        if words is not None and (not isinstance(words, list) or not all(isinstance(w, str) and w.strip() for w in words)):
+        if words is not None and (
+            not isinstance(words, list) or not all(isinstance(w, str) and w.strip() for w in words)
+        ):
             raise DataError(f"item {name}", "words, a list of texts that are not empty", repr(words)[:60])
         text, pair = (" ".join(words) if words else given.get("text")), given.get("text_pair")
         for key, one in {"text": text, "text_pair": pair}.items():
-            if key in given or key == "text":
-                if not isinstance(one, str) or not one.strip():
-                    raise DataError(f"item {name}", f"a {key} that is not empty", repr(one)[:60])
+            if (key in given or key == "text") and (not isinstance(one, str) or not one.strip()):
+                raise DataError(f"item {name}", f"a {key} that is not empty", repr(one)[:60])
         if labels is not None and labels.kind == TAGGING:
             words = words or str(text).split()
             return TextSample(name, " ".join(words), words=list(words), task=self._task(given.get("task")))
@@ -200,7 +201,9 @@ class TextClassificationPredictor(Predictor[Item, TextPrediction]):
             DataError: The model is a masked language model, without labels.
         """
         if not self.processor.tasks:
-            raise DataError("predict", "a model with labels", "a masked language model: see fill_mask, or fit --init_from")
+            raise DataError(
+                "predict", "a model with labels", "a masked language model: see fill_mask, or fit --init_from"
+            )
         output = self.model(**self._given(batch))
         found = []
         for number, sample in enumerate(samples):
@@ -217,7 +220,9 @@ class TextClassificationPredictor(Predictor[Item, TextPrediction]):
     def _given(self, batch: TextBatch) -> dict[str, Any]:
         return {name: getattr(batch, name) for name in self.model.inputs}
 
-    def _tags(self, number: int, sample: TextSample, batch: TextBatch, logits: Tensor, labels: Labels) -> TextPrediction:
+    def _tags(
+        self, number: int, sample: TextSample, batch: TextBatch, logits: Tensor, labels: Labels
+    ) -> TextPrediction:
         tags: list[str] = []
         scores: list[float] = []
         for row, span in enumerate(batch.spans):
@@ -231,92 +236,6 @@ class TextClassificationPredictor(Predictor[Item, TextPrediction]):
             named = [(kind, " ".join(words[start:end])) for kind, start, end in entities(tags)]
         mean = round(sum(scores) / max(len(scores), 1), 4)
         return TextPrediction(sample.id, " ".join(tags), mean, labels=tags, words=words, entities=named)
-
-    # Embeddings and masked words --------------------------------------------------------------------------------------
-
-    def embed(self, texts: Sequence[str], batch_size: int = BATCH) -> Tensor:
-        """The vectors of texts (N, E), of length one: the states that the model pools for its labels.
-
-        Args:
-            texts: The texts.
-            batch_size: Number of texts in a batch.
-        """
-        samples = [TextSample(str(number), text) for number, text in enumerate(texts)]
-        found = torch.zeros(len(samples), self.model.embed_dim)
-        order = sorted(range(len(samples)), key=lambda n: self.length(samples[n]))
-        with torch.inference_mode():
-            for first in range(0, len(order), batch_size):
-                some = order[first : first + batch_size]
-                batch = self.processor.collate([samples[n] for n in some]).to(self.device)
-                states = self.model.states(batch.input_ids, batch.key_mask, batch.token_types, batch.characters)
-                found[some] = nn.functional.normalize(self.model.pooled(states, batch.key_mask), dim=-1).float().cpu()
-        return found
-
-    def fill_mask(self, texts: Sequence[str], top_k: int = 5, mask: str = "[MASK]") -> list[list[list[tuple[str, float]]]]:
-        """The most probable tokens in place of each `mask` in each text, with their probabilities.
-
-        Raises:
-            DataError: A text has no mask, or the model is no masked language model.
-        """
-        found = []
-        for number, text in enumerate(texts):
-            count = text.count(mask)
-            if not count:
-                raise DataError(f"item {number}", f"a text with {mask}", repr(text)[:60])
-            parts = [self.processor.encode(part)[0] if part.strip() else [] for part in text.split(mask)]
-            template, ids = self.processor.template, []
-            for n, part in enumerate(parts):
-                ids += ([self.processor.mask_id] if n else []) + part
-            row = torch.tensor([[*template.before, *ids, *template.after]], device=self.device)
-            places = [len(template.before) + sum(map(len, parts[: n + 1])) + n for n in range(count)]
-            states = self._states_of(row)[0, places]
-            scores, best = self.model.token_logits(states).softmax(-1).topk(top_k)
-            named = [[self.processor.tokenizer.decode([i]) for i in one] for one in best.tolist()]
-            found.append([list(zip(a, [round(s, 4) for s in b], strict=True)) for a, b in zip(named, scores.tolist(), strict=True)])
-        return found
-
-    @torch.inference_mode()
-    def _states_of(self, ids: Tensor) -> Tensor:
-        if self.model.language is None:
-            raise DataError("fill_mask", "a masked language model", "one with labels alone")
-        found: Tensor = self.model.states(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
-        return found
-
-    def replacements(self, places: Sequence[tuple[str, int]], top_k: int = 5) -> list[list[str]]:
-        """The words that a masked language model finds most probable in place of one word of each text.
-
-        Args:
-            places: Texts, each with the index of a word, split at white space. Of a word of several tokens the first is
-                replaced, and the others are left out.
-            top_k: Number of tokens that are considered; those that continue a word are left out.
-        """
-        rows, hidden = [], []
-        for text, place in places:
-            words = text.split()
-            template = self.processor.template
-            before = self.processor.encode(" ".join(words[:place]))[0] if place else []
-            after = self.processor.encode(" ".join(words[place + 1 :]))[0] if place + 1 < len(words) else []
-            room = self.processor.max_len - len(template.before) - len(template.after) - 1
-            before, after = before[-(room // 2) :], after[: room // 2]
-            rows.append([*template.before, *before, self.processor.mask_id, *after, *template.after])
-            hidden.append(len(template.before) + len(before))
-        found: list[list[str]] = [[] for _ in rows]
-        order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
-        from mmattn.data.text.tokenizer import pad_rows
-
-        for first in range(0, len(order), BATCH):
-            some = order[first : first + BATCH]
-            ids, mask = (x.to(self.device) for x in pad_rows([rows[n] for n in some], self.processor.tokenizer.pad_id))
-            with torch.inference_mode():
-                if self.model.language is None:
-                    raise DataError("data.augment.model", "a masked language model", "one with labels alone")
-                states = self.model.states(ids, mask, torch.zeros_like(ids))
-                own = states[torch.arange(len(some)), [hidden[n] for n in some]]
-                best = self.model.token_logits(own).topk(top_k).indices.tolist()
-            for n, tokens in zip(some, best, strict=True):
-                named = [self.processor.tokenizer.decode([i]).strip() for i in tokens]
-                found[n] = [word for word in named if word and not word.startswith("##")]
-        return found
 
     # Explanation and export -------------------------------------------------------------------------------------------
 
@@ -341,7 +260,8 @@ class TextClassificationPredictor(Predictor[Item, TextPrediction]):
             name = self._known_task(sample) if task is None else task
             labels: Labels = self.processor.tasks[name]
             if label is not None and label not in labels.names:
-                raise ConfigError(f"--label: expected one of {', '.join(labels.names) or 'none'}, found {label!r}{nearest(label, labels.names)}.")
+                known = ", ".join(labels.names) or "none"
+                raise ConfigError(f"--label: expected one of {known}, found {label!r}{nearest(label, labels.names)}.")
             word = -1
             chosen = label or prediction.label
             if labels.kind == TAGGING:
@@ -352,7 +272,9 @@ class TextClassificationPredictor(Predictor[Item, TextPrediction]):
             shown.append((chosen, word))
         relevance = word_relevance(self.model, batch, targets)
         explanations = []
-        for sample, prediction, (chosen, word), (spans, values) in zip(samples, predictions, shown, relevance, strict=True):
+        for sample, prediction, (chosen, word), (spans, values) in zip(
+            samples, predictions, shown, relevance, strict=True
+        ):
             marked = [spans[word]] if 0 <= word < len(spans) else []
             marked = marked or list(sample.evidence)
             explanations.append(TextExplanation(prediction, Words(sample.text, spans, values, marked), chosen))

@@ -14,15 +14,15 @@ from mmattn.data.errors import DataError
 from mmattn.data.processor import Processor
 from mmattn.data.text.pair import PairTemplate
 from mmattn.data.text.pretrained import load_tokenizer
-from mmattn.data.text.sentences import split_sentences
 from mmattn.data.text.tokenizer import TextProcessor as Tokenizer, TokenIds, pad_rows, words_of
 from mmattn.tasks.text_classification.data import Span, TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_classification.formats import TAGGING, TEXT
 from mmattn.tasks.text_classification.labels import IGNORED, Labels, labels_from
 from mmattn.tasks.text_classification.masking import hide
+from mmattn.tasks.text_classification.sentences import by_sentence
 
 CACHE_SIZE = 100_000  # texts
-LONGEST_WORD, LONGEST_SENTENCE = 20, 64  # characters and tokens that are read of one
+LONGEST_WORD = 20  # characters that are read of one
 MASKS = ("[MASK]", "<mask>")
 Encoded = tuple[list[int], list[tuple[int, int]]]  # ids and characters of each token
 Row = tuple[list[int], list[int], Span, list[str]]  # ids, token types, places of words, each token's text
@@ -256,7 +256,13 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
             tagged = sample.words is not None and self._is_tagged(sample)
             rows += self._tagged_rows(number, sample) if tagged else [self._text_row(number, sample)]
         if self.by_sentence:
-            batch = self._by_sentence(samples)
+            batch, texts, cut = by_sentence(
+                samples, self.encode, self.tokenizer.pad_id, self.tokenizer.unk_id, self.max_len
+            )
+            self.cut += cut
+            if self.with_characters:
+                count, width = batch.input_ids.shape[1:]
+                batch.characters = self._characters(texts).unflatten(1, (count, width))
         else:
             ids, key_mask = pad_rows([row[0] for row in rows], self.tokenizer.pad_id)  # (N, L)
             types = pad_rows([row[1] for row in rows], 0)[0]
@@ -312,49 +318,6 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
                 if ids:
                     found[n, k, : len(ids)] = torch.tensor(ids)
         return found
-
-    def _by_sentence(self, samples: Sequence[TextSample]) -> TextBatch:
-        """A batch for hierarchical models: sentences of words (B, n, w), those of a second text behind the first's."""
-        documents, spans = [], []
-        for number, sample in enumerate(samples):
-            sentences: list[tuple[list[int], int, list[str]]] = []
-            words, owners_of = words_of(sample.text, [])[0], []
-            places: list[list[int]] = [[] for _ in words]
-            left = self.max_len
-            for kind, text in enumerate((sample.text, sample.text_pair)):
-                for start, end in split_sentences(text) if text is not None else []:
-                    ids, chars = self.encode(text[start:end])
-                    for first in range(0, len(ids), LONGEST_SENTENCE):
-                        part = ids[first : first + LONGEST_SENTENCE][:left]
-                        own = [(start + a, start + b) for a, b in chars[first : first + len(part)]]
-                        if part:
-                            if kind == 0:
-                                owners_of.append((len(sentences), own))
-                            sentences.append((part, kind, [text[a:b] for a, b in own]))
-                            left -= len(part)
-                if text is not None and left <= 0:
-                    self.cut += 1
-            owned = [(n, k, span) for n, own in owners_of for k, span in enumerate(own)]
-            for (n, k, _), owner in zip(owned, words_of(sample.text, [span for *_, span in owned])[1], strict=True):
-                places[owner].append(n * LONGEST_SENTENCE + k)
-            documents.append(sentences or [([self.tokenizer.unk_id], 0, [""])])
-            spans.append(Span(number, words, places, 0))
-        width = max(len(part) for sentences in documents for part, *_ in sentences)
-        count = max(map(len, documents))
-        ids = torch.full((len(documents), count, width), self.tokenizer.pad_id)
-        mask, types = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids)
-        texts = [[""] * (count * width) for _ in documents]
-        for row, sentences in enumerate(documents):
-            for n, (part, kind, own) in enumerate(sentences):
-                ids[row, n, : len(part)], mask[row, n, : len(part)] = torch.tensor(part), True
-                types[row, n, : len(part)] = kind
-                texts[row][n * width : n * width + len(own)] = own
-        spans = [  # positions in the flattened (n, w)
-            span._replace(places=[[p // LONGEST_SENTENCE * width + p % LONGEST_SENTENCE for p in own] for own in span.places])
-            for span in spans
-        ]  # fmt: skip
-        characters = self._characters(texts).unflatten(1, (count, width)) if self.with_characters else None
-        return TextBatch(ids, mask, types, ids.flatten(1)[:, :0], {}, spans, [], [], characters)
 
     def ablate(self, batch: TextBatch, what: str, seeds: Sequence[int] | None = None) -> TextBatch:
         """Ablate the "order": the tokens of each text are sorted, which leaves a bag of words."""

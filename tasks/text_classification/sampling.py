@@ -105,5 +105,3 @@ def next_sentences(dataset: TextDataset, seed: int) -> TextDataset:
     found = TextDataset(pairs, SINGLE, on_error=dataset.problems.on_error)
     found.name = dataset.name
     return found
-
-

@@ -93,9 +93,7 @@ def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_heads_equal_transformers(
-    family: str, head: str, tmp_path: Path, pair_tokenizer: Any, in_double: None
-) -> None:
+def test_heads_equal_transformers(family: str, head: str, tmp_path: Path, pair_tokenizer: Any, in_double: None) -> None:
     """Twenty random shapes, pairs with padding, in float64."""
     for seed in range(20):
         folder = tmp_path / str(seed)
@@ -155,7 +153,9 @@ def test_problem_types(tmp_path: Path, pair_tokenizer: Any) -> None:
     for problem, count, kind in (
         ("multi_label_classification", 3, "multi_label"), ("regression", 1, "regression"), (None, 1, "regression")
     ):  # fmt: skip
-        write("Bert", HEADS[0], 0, tmp_path / f"{problem}{count}", pair_tokenizer, problem_type=problem, num_labels=count)
+        write(
+            "Bert", HEADS[0], 0, tmp_path / f"{problem}{count}", pair_tokenizer, problem_type=problem, num_labels=count
+        )
         predictor = mmattn.load(tmp_path / f"{problem}{count}", device="cpu")
         assert predictor.processor.tasks[""].kind == kind
         assert isinstance(predictor("who is it ?").score, float)
@@ -187,7 +187,9 @@ def test_fit_from_public_weights(family: str, tmp_path: Path, pair_tokenizer: An
         assert theirs is not None
         options = f"{BRIEF} --data.demo_size 12 --data.batch_size 4 --data.max_len 40 --optim.probe_below 0"
         lora = " --model.lora.rank 2" if head == "Model" else ""
-        made = run("fit", tmp_path / f"run{head}", f"{options} --init_from {folder}{lora}", "", task="text_classification")
+        made = run(
+            "fit", tmp_path / f"run{head}", f"{options} --init_from {folder}{lora}", "", task="text_classification"
+        )
         predictor = mmattn.load(made / "model", device="cpu")
         assert predictor.labels == ["negative", "positive"]
         assert {one.label for one in predictor.predict(make("test", 4))} <= {"negative", "positive"}
