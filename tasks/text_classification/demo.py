@@ -1,6 +1,6 @@
 """The built-in reviews: visitors of an inn, whose verdict depends on the order of clauses and on negation.
 
-Three quarters of the reviews have a sentence with two opinions, of which one counts: behind "but", or before or behind
+Three fifths of the reviews have a sentence with two opinions, of which one counts: behind "but", or before or behind
 "although". The other opinion is the opposite, so that both verdicts have the same words: "the soup was good, but the
 room was not fine" and "the soup was not good, but the room was fine". The others have one opinion. Sentences around it
 tell what happened, or what somebody else thinks.
@@ -85,9 +85,13 @@ class _Review:
         if random.random() < 0.4:
             self._hearsay(random, things[2])
         other = NEGATIVE if self.verdict == POSITIVE else POSITIVE
-        clauses = {"A": _clause(random, things[0], self.verdict, True), "B": _clause(random, things[1], other, False)}
+        is_pair = random.random() < 0.6
+        joined, negated = (pick(random, JOINED), 0.4) if is_pair else ("{A}.", 0.2)
+        clauses = {
+            "A": _clause(random, things[0], self.verdict, True, negated),
+            "B": _clause(random, things[1], other, False, negated),
+        }
         start = len(self.words)
-        joined = pick(random, JOINED) if random.random() < 0.75 else "{A}."
         for part in joined.replace(",", " ,").replace(";", " ;").replace(".", " .").split():
             self.words += clauses[part[1]] if part[0] == "{" else [(part, "O", False)]
         first = self.words[start]
@@ -103,7 +107,7 @@ class _Review:
     def _hearsay(self, random: Random, thing: str) -> None:
         """What somebody else thinks, which neither counts nor praises."""
         view = pick(random, (POSITIVE, NEGATIVE))
-        clause = [(word, "O", False) for word, *_ in _clause(random, thing, view, False)]
+        clause = [(word, "O", False) for word, *_ in _clause(random, thing, view, False, 0.4)]
         start = [(word, "O", False) for word in f"{pick(random, OTHERS).capitalize()} said that".split()]
         self.words += [*start, *clause, (".", "O", False)]
 
@@ -123,9 +127,9 @@ class _Review:
         return TextSample(self.id, " ".join(words), labels=[tag for _, tag, _ in self.words], words=words)
 
 
-def _clause(random: Random, thing: str, view: str, decides: bool) -> list[tuple[str, str, bool]]:
-    """An opinion, with a negation in two of five."""
-    is_negated = random.random() < 0.4
+def _clause(random: Random, thing: str, view: str, decides: bool, negated: float) -> list[tuple[str, str, bool]]:
+    """An opinion, with a negation in a share of them."""
+    is_negated = random.random() < negated
     adjective = pick(random, GOOD if (view == POSITIVE) != is_negated else BAD)
     tag = "PRAISED" if view == POSITIVE else "BLAMED"
     words = [("the", "O", False)]
