@@ -242,11 +242,13 @@ class TextClassificationModel(nn.Module):
             raise ValueError(f"a text of {input_ids.shape[1]} tokens is too long: max_len={self.max_len}")
         return self.scores(self.states(input_ids, key_mask, token_types, characters), key_mask, word_starts)
 
-    def scores(self, states: Tensor, key_mask: Tensor, word_starts: Tensor | None = None) -> TextOutput:
-        """The scores of all tasks from the encoder's states; see `forward`."""
+    def scores(
+        self, states: Tensor, key_mask: Tensor, word_starts: Tensor | None = None, pooled: Tensor | None = None
+    ) -> TextOutput:
+        """The scores of all tasks from the encoder's states, and from their `pooled` vectors, if these are known."""
         whole: list[Tensor] = []
         tags: list[Tensor] = []
-        pooled = words = None
+        words = None
         for head, (kind, _) in zip(self.head, self.heads_of.values(), strict=True):
             if kind == TAGGING:
                 if word_starts is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -198,6 +199,10 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
     is_probe = False
     _source: Any = None
 
+    @functools.cached_property
+    def _vectors(self) -> dict[tuple[str, str | None], Tensor]:
+        return {}
+
     @property
     def monitor(self) -> str:
         """The metric that selects the best checkpoint, by the kind of the labels."""
@@ -255,7 +260,7 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
         if batch.masked is not None:
             hidden = batch.masked >= 0
             losses["mlm"] = F.cross_entropy(self.model.token_logits(states[hidden]).float(), batch.masked[hidden])
-        output = self.model.scores(states, batch.key_mask, batch.word_starts)
+        output = self._output(batch, states)
         share = sum(len(rows) for rows, _ in batch.targets.values())
         for name, (rows, targets) in batch.targets.items():
             loss = self._label_loss(name, _scores(self.model, output, name)[rows].float(), targets)
@@ -264,7 +269,19 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
             return output.logits.sum() * 0.0, {}
         return torch.stack(list(losses.values())).sum(), losses if len(losses) > 1 else {}
 
+    def _output(self, batch: TextBatch, states: Tensor) -> Any:
+        pooled = states[:, 0] if self.is_probe else None
+        return self.model.scores(states, batch.key_mask, batch.word_starts, pooled)
+
     def _states(self, batch: TextBatch) -> Tensor:
+        """The encoder's states (N, L, E); of a frozen encoder the texts' vectors (N, 1, E), computed once."""
+        if self.is_probe:
+            keys = [(sample.text, sample.text_pair) for sample in batch.samples]
+            if any(key not in self._vectors for key in keys):
+                with torch.no_grad():
+                    states = self.model.states(batch.input_ids, batch.key_mask, batch.token_types, batch.characters)
+                    self._vectors |= dict(zip(keys, self.model.pooled(states, batch.key_mask), strict=True))
+            return torch.stack([self._vectors[key] for key in keys])[:, None]
         given = (batch.input_ids, batch.key_mask, batch.token_types, batch.characters)
         states: Tensor = self.model.states(*given)
         return states
@@ -317,7 +334,7 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
         if batch.masked is not None:
             hidden = batch.masked >= 0
             metric.tokens.update(self.model.token_logits(states[hidden]), batch.masked[hidden])
-        output = self.model.scores(states, batch.key_mask, batch.word_starts)
+        output = self._output(batch, states)
         for name, (rows, targets) in batch.targets.items():
             logits, part = _scores(self.model, output, name)[rows], metric.part(name)
             part.update(logits, targets)
