@@ -56,7 +56,7 @@ TASK = Task(
     demo="demo:make",
     options=(
         Option("text", "the text", kind="item", bare=True),
-        Option("text_pair", "the second text of a pair", kind="item"),
+        Option("text_pair", "the second text of a pair", kind="item", optional=True),
         Option("top_k", "number of labels, most probable first (default: 1)", int, only="predict"),
         Option("task", "of a model of several tasks: which one answers (default: the first)"),
         Option("label", "the label that is explained (default: the predicted one)", only="explain"),

@@ -29,8 +29,6 @@ from mmattn.tasks.text_classification.formats import (
     read_samples,
 )
 
-AUTO = "auto"
-
 
 @dataclass
 class TextSample:
@@ -86,7 +84,7 @@ class TextDataset(SampleDataset[TextSample]):
 
     Args:
         source: A path in one of the formats of ``formats.py``; samples; rows; or a mapping of these by the task's name.
-        kind: One of ``KINDS``; "auto": read off the labels.
+        kind: One of ``KINDS``; None: read off the labels.
         columns: Names of the file's columns by the names that are expected, ``{"label": "relatedness"}``.
         kinds: The kind of each task, if there are several; they have precedence.
         options: Keywords of ``SampleDataset``.
@@ -98,15 +96,15 @@ class TextDataset(SampleDataset[TextSample]):
     def __init__(
         self,
         source: str | Path | Mapping[str, Any] | Iterable[Any],
-        kind: str = AUTO,
+        kind: str | None = None,
         columns: Mapping[str, str] | None = None,
         kinds: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
-        if kind not in (AUTO, *KINDS):
-            raise DataError(f"data.kind: expected one of {', '.join((AUTO, *KINDS))}, found {kind!r}")
+        if kind not in (None, *KINDS):
+            raise DataError(f"data.kind: expected one of {', '.join(KINDS)}, found {kind!r}")
         self.names, self.kinds, self.reasons = dict(columns or {}), dict(kinds or {}), dict[str, str]()
-        self.given = None if kind == AUTO else kind
+        self.given = kind
         if isinstance(source, Mapping):
             if not source or not all(isinstance(name, str) and name for name in source):
                 raise DataError("data.train", "a file for each task's name", shorten(source))

@@ -43,7 +43,7 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
             `demo`, otherwise a part of the training data.
         test: Path of the test split, or several.
         kind: What the labels are: single_label, multi_label, regression, tagging (a label for each word) or text
-            (none); auto: read off the training data, and said.
+            (none); None: read off the training data, and said.
         columns: Names of the file's columns by those that are expected, such as `{label: relatedness}`; of CoNLL-U the
             tags, `{tags: xpos}`.
         tokenizer: Tokenizer of the texts: word, bpe or unigram; that of a public model is kept.
@@ -65,7 +65,7 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
         train: Paths = None,
         val: Paths = None,
         test: Paths = None,
-        kind: Literal["auto", "single_label", "multi_label", "regression", "tagging", "text"] = "auto",
+        kind: Literal["single_label", "multi_label", "regression", "tagging", "text"] | None = None,
         columns: dict[str, str] | None = None,
         tokenizer: Literal["word", "bpe", "unigram"] = "word",
         vocab_size: int = 10_000,
@@ -101,7 +101,7 @@ class TextClassificationDataModule(TaskDataModule[TextDataset, TextClassificatio
             kinds = {name: labels.kind for name, labels in self.processor.tasks.items()}
         elif split != "train" and self.paths["train"] is not None:
             kinds = self.dataset("train").kinds
-        kind = self.kind if self.objective == LABELS else TEXT
+        kind: str | None = self.kind if self.objective == LABELS else TEXT
         if kinds and isinstance(source, Mapping) and (strange := sorted(set(source) - set(kinds))):
             expected = f"files of the tasks {', '.join(kinds)}"
             raise ConfigError(f"data.{split}: expected {expected}, found one of {strange[0]}.")
@@ -279,8 +279,8 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
             keys = [(sample.text, sample.text_pair) for sample in batch.samples]
             if any(key not in self._vectors for key in keys):
                 with torch.no_grad():
-                    states = self.model.states(batch.input_ids, batch.key_mask, batch.token_types, batch.characters)
-                    self._vectors |= dict(zip(keys, self.model.pooled(states, batch.key_mask), strict=True))
+                    read = self.model.states(batch.input_ids, batch.key_mask, batch.token_types, batch.characters)
+                    self._vectors |= dict(zip(keys, self.model.pooled(read, batch.key_mask), strict=True))
             return torch.stack([self._vectors[key] for key in keys])[:, None]
         given = (batch.input_ids, batch.key_mask, batch.token_types, batch.characters)
         states: Tensor = self.model.states(*given)
