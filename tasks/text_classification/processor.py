@@ -252,7 +252,7 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
                 raise ValueError("collate: augment needs seeds")
             samples = [augment(sample, seed) for sample, seed in zip(samples, seeds, strict=True)]
         rows: list[Row] = []
-        for number, sample in enumerate(samples):
+        for number, sample in enumerate([] if self.by_sentence else samples):
             tagged = sample.words is not None and self._is_tagged(sample)
             rows += self._tagged_rows(number, sample) if tagged else [self._text_row(number, sample)]
         if self.by_sentence:

@@ -141,6 +141,10 @@ def test_labels_are_those_of_the_config(family: str, tmp_path: Path, pair_tokeni
         assert found.score == pytest.approx(float(scores.max()), abs=1e-3)
     tagger = write(family, HEADS[1], 1, tmp_path / "b", pair_tokenizer, **named)
     assert tagger is not None
+    model = mmattn.load(tmp_path / "b", device="cpu")
+    batch = model.processor.collate([model.to_sample({"words": ["who", "\u200b", "1843", "it"]}, 0)])
+    assert batch.word_starts.tolist() == [[1, 2, 3, 5]], "a word of which no token is left is unknown"
+    assert batch.input_ids[0].tolist() == [2, 4, 1, 22, 23, 18, 3]
     tags = mmattn.load(tmp_path / "b", device="cpu")({"words": ["who", "keeps", "18 43"]})
     assert tags.labels is not None
     assert len(tags.labels) == 3
