@@ -51,6 +51,13 @@ class Span(NamedTuple):
     words: list[tuple[int, int]]  # start and end character of each word of the row, in the sample's text
     places: list[list[int]]  # positions of each word's tokens in the row
     first: int  # index of the row's first word in the sample
+    pair_words: Sequence[tuple[int, int]] = ()  # those of the second text
+    pair_places: Sequence[list[int]] = ()
+
+    @property
+    def every_place(self) -> list[list[int]]:
+        """The positions of the tokens of each word of both texts."""
+        return [*self.places, *self.pair_places]
 
 
 @dataclass

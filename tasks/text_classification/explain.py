@@ -14,20 +14,22 @@ from mmattn.tasks.text_classification.data import TextBatch
 STEPS = 16  # on the way from no input to the text
 
 
-def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any]) -> list[tuple[list[tuple[int, int]], Tensor]]:
-    """The relevance of each word of each first text for a score: positive for it, negative against it.
+def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any], mask_id: int) -> list[Tensor]:
+    """The relevance of each word of each text for a score: positive for it, negative against it.
 
-    Integrated gradients of the label's score less the mean of the others'; for several labels at once and for
-    regression, of the score itself.
+    Integrated gradients, from a text whose words are all hidden, of the label's score less the mean of the others'; for
+    several labels at once and for regression, of the score itself.
 
     Args:
         model: The `TextClassificationModel`.
         batch: The batch.
         targets: For each sample the name of the task, the index of the label, and the index of the word whose label it
             is; -1 for labels of whole texts.
+        mask_id: The token of a hidden word.
 
     Returns:
-        For each sample its words, by characters, and their relevance, whose magnitudes sum to one.
+        For each sample the relevance of its words (W,), those of a second text behind the first's; the magnitudes sum
+        to one.
     """
     embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
     rows, places = [], []
@@ -52,12 +54,16 @@ def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any]) -> list
             found.append(own[label] - (own[others].mean() if relative else 0.0))
         return torch.stack(found)
 
-    weights = integrated_gradients(embedding, score, STEPS).flatten(1).cpu()  # (N, L)
+    hidden = batch.input_ids[index].clone()
+    for number, row in enumerate(rows):
+        flat = hidden[number].view(-1)
+        flat[[place for own in batch.spans[row].every_place for place in own]] = mask_id
+    with torch.no_grad():
+        start = embedding(hidden)
+    weights = integrated_gradients(embedding, score, STEPS, start).flatten(1).cpu()  # (N, L)
     relevant = []
     for number, row in enumerate(rows):
-        span = batch.spans[row]
-        values = (
-            torch.stack([weights[number, own].sum() for own in span.places]) if span.words else weights.new_zeros(0)
-        )
-        relevant.append((list(span.words), values / values.abs().sum().clamp_min(1e-12)))
+        sums = [weights[number, own].sum() for own in batch.spans[row].every_place]
+        values = torch.stack(sums) if sums else weights.new_zeros(0)
+        relevant.append(values / values.abs().sum().clamp_min(1e-12))
     return relevant

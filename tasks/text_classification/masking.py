@@ -1,4 +1,4 @@
-"""Hidden tokens of a masked language model, by whole words, and the next sentence or another one."""
+"""Hidden tokens of a masked language model, by whole words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEPT, RANDOM = 0.1, 0.1  # shares of these that stay, or become a random token (
 SPECIAL = 4  # ids before the first word of our tokenizers
 
 
-def hide(batch: TextBatch, seeds: Sequence[int], mask_id: int, vocab_size: int, objective: str) -> None:
+def hide(batch: TextBatch, seeds: Sequence[int], mask_id: int, vocab_size: int) -> None:
     """Hide whole words of a batch, in place: `masked` gets the ids that were hidden, -1 elsewhere.
 
     Of each text 15 % of the words are chosen, at least one: all their tokens become the mask token (80 %), a random one
@@ -25,16 +25,11 @@ def hide(batch: TextBatch, seeds: Sequence[int], mask_id: int, vocab_size: int, 
         seeds: One integer per sample.
         mask_id: The mask token.
         vocab_size: V.
-        objective: "mlm", or "mlm+nsp", whose second texts are hidden, too.
     """
     masked = torch.full_like(batch.input_ids, -1)
     for row, span in enumerate(batch.spans):
         random = Random(seeds[span.sample])
-        words = [places for places in span.places if places]
-        if objective == "mlm+nsp":
-            known = {place for places in words for place in places}
-            second = batch.token_types[row] > 0
-            words += [[n] for n in second.nonzero().squeeze(1).tolist()[:-1] if n not in known]
+        words = [places for places in span.every_place if places]
         count = max(1, round(SHARE * len(words))) if words else 0
         order = sorted(range(len(words)), key=lambda _: random.random())
         for index in order[:count]:

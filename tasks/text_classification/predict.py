@@ -22,6 +22,7 @@ from mmattn.tasks.text_classification.explain import word_relevance
 from mmattn.tasks.text_classification.formats import MULTI, REGRESSION, TAGGING, TEXT
 from mmattn.tasks.text_classification.labels import Labels
 
+BETWEEN = " | "  # the texts of a pair, as explanations show them
 Item = Any  # a text, or a mapping with text (and text_pair), or with words
 
 
@@ -148,7 +149,7 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
 
     def text(self, item: Item) -> str:
         if isinstance(item, TextSample):
-            return item.text if item.text_pair is None else f"{item.text} | {item.text_pair}"
+            return item.text if item.text_pair is None else f"{item.text}{BETWEEN}{item.text_pair}"
         return item if isinstance(item, str) else str(item.get("text", ""))
 
     def kind(self, item: Item) -> str:
@@ -270,15 +271,24 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
                 chosen = label or tags[word]
             targets.append((name, 0 if labels.kind == REGRESSION else labels.names.index(chosen), word))
             shown.append((chosen, word))
-        relevance = word_relevance(self.model, batch, targets)
+        relevance = word_relevance(self.model, batch, targets, self.processor.mask_id)
         explanations = []
-        for sample, prediction, (chosen, word), (spans, values) in zip(
-            samples, predictions, shown, relevance, strict=True
-        ):
-            marked = [spans[word]] if 0 <= word < len(spans) else []
-            marked = marked or list(sample.evidence)
-            explanations.append(TextExplanation(prediction, Words(sample.text, spans, values, marked), chosen))
+        for number, (sample, prediction, (chosen, word)) in enumerate(zip(samples, predictions, shown, strict=True)):
+            words = self._shaded(number, sample, batch, relevance[number], word)
+            explanations.append(TextExplanation(prediction, words, chosen))
         return explanations
+
+    def _shaded(self, number: int, sample: TextSample, batch: TextBatch, values: Tensor, word: int) -> Words:
+        """The words of a sample's texts, and what is outlined: the word of a tag, or the evidence."""
+        own = [span for span in batch.spans if span.sample == number]
+        span = next((one for one in own if 0 <= word - one.first < len(one.words)), own[0])
+        text, spans = sample.text, list(span.words)
+        marked = [spans[word - span.first]] if word >= 0 else list(sample.evidence)
+        if sample.text_pair is not None:
+            ahead = len(text) + len(BETWEEN)
+            text += BETWEEN + sample.text_pair
+            spans += [(start + ahead, end + ahead) for start, end in span.pair_words]
+        return Words(text, spans, values, marked)
 
     def export_graphs(self, folder: Path, formats: Sequence[str]) -> list[str]:
         """Export torch.export and ONNX programs with dynamic numbers of texts and tokens, compared with the model."""

@@ -217,11 +217,12 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
             start = first if n == 0 else first + sizes[0] + len(self.template.between)
             for k, (a, b) in enumerate(given[1][: sizes[n]]):
                 texts[start + k] = (text or "")[a:b]
-        words, owners = words_of(sample.text, parts[0][1][: sizes[0]])
-        places: list[list[int]] = [[] for _ in words]
-        for k, owner in enumerate(owners):
-            places[owner].append(first + k)
-        return joined, types, Span(number, words, places, 0), texts
+        words, places = _placed(sample.text, parts[0][1][: sizes[0]], first)
+        if len(parts) == 1:
+            return joined, types, Span(number, words, places, 0), texts
+        second = first + sizes[0] + len(self.template.between)
+        pair = _placed(sample.text_pair or "", parts[1][1][: sizes[1]], second)
+        return joined, types, Span(number, words, places, 0, *pair), texts
 
     def _truncated(self, sizes: list[int]) -> list[int]:
         """Numbers of tokens that are kept of one or two texts, of two the longer one truncated first."""
@@ -277,7 +278,7 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
         if self.objective != "labels":
             if seeds is None:
                 raise ValueError("collate: a masked language model needs seeds")
-            hide(batch, seeds, self.mask_id, self.tokenizer.vocab_size, self.objective)
+            hide(batch, seeds, self.mask_id, self.tokenizer.vocab_size)
         return batch
 
     def _is_tagged(self, sample: TextSample) -> bool:
@@ -330,6 +331,15 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
             place = inside[row].nonzero().squeeze(1)
             batch.input_ids[row, place] = keys[row, place].sort().values
         return batch
+
+
+def _placed(text: str, spans: Sequence[tuple[int, int]], first: int) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """The characters of a text's words, and the positions of each word's tokens, the first of which is at `first`."""
+    words, owners = words_of(text, spans)
+    places: list[list[int]] = [[] for _ in words]
+    for k, owner in enumerate(owners):
+        places[owner].append(first + k)
+    return words, places
 
 
 def _ends(text: str, size: int) -> str:

@@ -47,17 +47,16 @@ def by_sentence(
     texts = [[""] * (count * width) for _ in rows]
     spans = []
     for row, (sample, sentences) in enumerate(zip(samples, rows, strict=True)):
-        words = words_of(sample.text, [])[0]
-        places: list[list[int]] = [[] for _ in words]
+        words, pair_words = (words_of(text or "", [])[0] for text in (sample.text, sample.text_pair))
+        places: list[list[list[int]]] = [[[] for _ in words], [[] for _ in pair_words]]
         for n, one in enumerate(sentences):
             size = len(one.ids)
             ids[row, n, :size], mask[row, n, :size], types[row, n, :size] = torch.tensor(one.ids), True, one.kind
             text = (sample.text_pair if one.kind else sample.text) or ""
             texts[row][n * width : n * width + size] = [text[a:b] for a, b in one.spans]
-            if not one.kind and words:
-                for k, owner in enumerate(words_of(sample.text, one.spans)[1]):
-                    places[owner].append(n * width + k)
-        spans.append(Span(row, words, places, 0))
+            for k, owner in enumerate(words_of(text, one.spans)[1] if text.strip() else []):
+                places[one.kind][owner].append(n * width + k)
+        spans.append(Span(row, words, places[0], 0, pair_words, places[1]))
     batch = TextBatch(ids, mask, types, ids.flatten(1)[:, :0], {}, spans, [], [])
     return batch, texts, cut
 
