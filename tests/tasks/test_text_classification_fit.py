@@ -152,7 +152,8 @@ def test_few_examples(tmp_path: Path, pair_tokenizer: Any, capsys: pytest.Captur
     model.save_pretrained(tmp_path / "bert")
     pair_tokenizer.save(str(tmp_path / "bert" / "tokenizer.json"))
     start = f"--data.demo_size 20 --data.batch_size 8 --data.max_len 40 --init_from {tmp_path}/bert"
-    start += " --trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.max_epochs 2 --trainer.limit_val_batches 2"
+    start += " --trainer.accelerator cpu --trainer.enable_progress_bar false"
+    start += " --trainer.max_epochs 2 --trainer.limit_val_batches 2"
     folder = fit(tmp_path / "run", start, "")
     assert "auto: 20 training texts are fewer than --optim.probe_below 200" in capsys.readouterr().err
     found, state = weights(folder), model.state_dict()
