@@ -158,8 +158,8 @@ KINDS = (SINGLE, MULTI, REGRESSION, TAGGING, TEXT)
 def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
     """The kind of the labels of all rows, and the reason in words.
 
-    Words with tags are tagging. Lists of labels, or a column `labels`, are several labels. Numbers that are not all
-    whole, or a column `score`, are regression. All other labels are classes, whole numbers among them. Without any
+    Words with tags are tagging. Lists of labels, or a column `labels`, are several labels. Numbers of which one has a
+    decimal point, or a column `score`, are regression. All other labels are classes, whole numbers among them. Without any
     label the data are plain text.
     """
     if any("tags" in row for row in rows):
@@ -171,11 +171,10 @@ def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
     labels = [row["label"] for row in rows if "label" in row]
     if not labels:
         return TEXT, "no item has a label"
-    numbers = [number_of(label) for label in labels]
-    if all(number is not None for number in numbers):
-        broken = next((n for n in numbers if n is not None and n != int(n)), None)
+    if all(number_of(label) is not None for label in labels):
+        broken = next((label for label in labels if isinstance(label, float) or "." in str(label)), None)
         if broken is not None:
-            return REGRESSION, f"labels are numbers such as {broken:g}"
+            return REGRESSION, f"labels are numbers such as {broken}"
     return SINGLE, "an item has one label"
 
 

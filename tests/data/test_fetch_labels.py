@@ -53,14 +53,14 @@ def test_sst2(tmp_path: Path) -> None:
 
 
 def test_trec6_and_agnews_have_listed_validation_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = [labels.text_digest(text) for text in ("Qui\xe9n ?", 'a man\'s "plan"')]
+    chosen = [labels.text_digest(text) for text in ("Qui\xe9n ?", "a man's plan")]
     monkeypatch.setattr(labels, "validation", lambda name: chosen)
     train = "DESC:def What is it ?\nHUM:ind Qui\xe9n ?\n".encode("latin-1")
     files = {"data/raw/TREC.train.all": train, "data/raw/TREC.test.all": b"NUM:count How many ?\n"}
     found = parts(get("trec6", files, tmp_path), "jsonl")
     assert [(s.text, s.labels) for s in found["val"]] == [("Qui\xe9n ?", ["HUM"])]
     assert len(found["train"]) == len(found["test"]) == 1
-    rows = 'label,content\n1,"a man #39;s quot;plan quot;"\n4,"one\\two, three"\n'
+    rows = 'label,content\n1,"a man #39;s  plan"\n4,"one\\two, three"\n'
     files = {"data/ag_news/dev.csv": rows.encode(), "data/ag_news/test.csv": b"label,content\n2,x\n"}
     found = parts(get("agnews_8k", files, tmp_path), "jsonl")
     assert [(s.text, s.labels) for s in found["train"]] == [("one two, three", ["Sci/Tech"])]
