@@ -159,8 +159,8 @@ def kind_of(rows: Sequence[Row]) -> tuple[str, str]:
     """The kind of the labels of all rows, and the reason in words.
 
     Words with tags are tagging. Lists of labels, or a column `labels`, are several labels. Numbers of which one has a
-    decimal point, or a column `score`, are regression. All other labels are classes, whole numbers among them. Without any
-    label the data are plain text.
+    decimal point, or a column `score`, are regression. All other labels are classes, whole numbers among them. Without
+    any label the data are plain text.
     """
     if any("tags" in row for row in rows):
         return TAGGING, "each word has a tag"
