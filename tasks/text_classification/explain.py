@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmattn.tasks.common.integrated import integrated_gradients
 from mmattn.tasks.text_classification.data import TextBatch
+from mmattn.tasks.text_classification.encoders import WordEmbeddings
 
 STEPS = 16  # on the way from no input to the text
 
@@ -31,7 +32,8 @@ def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any], mask_id
         For each sample the relevance of its words (W,), those of a second text behind the first's; the magnitudes sum
         to one.
     """
-    embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    # Where there are characters, too, both are hidden: the sum of all embeddings of a word is replaced.
+    embedding = next(m for m in model.modules() if isinstance(m, (nn.Embedding, WordEmbeddings)))
     rows, places = [], []
     for number, (_, _, word) in enumerate(targets):
         own = [row for row, span in enumerate(batch.spans) if span.sample == number]
@@ -56,10 +58,9 @@ def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any], mask_id
 
     hidden = batch.input_ids[index].clone()
     for number, row in enumerate(rows):
-        flat = hidden[number].view(-1)
-        flat[[place for own in batch.spans[row].every_place for place in own]] = mask_id
-    with torch.no_grad():
-        start = embedding(hidden)
+        own = [place for places in batch.spans[row].every_place for place in places]
+        hidden[number].view(-1)[own] = mask_id
+    start = _output_of(embedding, lambda: model(hidden, *given[1:4], None if characters is None else 0 * characters))
     weights = integrated_gradients(embedding, score, STEPS, start).flatten(1).cpu()  # (N, L)
     relevant = []
     for number, row in enumerate(rows):
@@ -67,3 +68,15 @@ def word_relevance(model: Any, batch: TextBatch, targets: Sequence[Any], mask_id
         values = torch.stack(sums) if sums else weights.new_zeros(0)
         relevant.append(values / values.abs().sum().clamp_min(1e-12))
     return relevant
+
+
+def _output_of(module: nn.Module, call: Callable[[], Any]) -> Tensor:
+    """What a module returns when the model is called."""
+    found: list[Tensor] = []
+    hook = module.register_forward_hook(lambda module, given, output: found.append(output.detach()))
+    try:
+        with torch.no_grad():
+            call()
+    finally:
+        hook.remove()
+    return found[0]

@@ -87,6 +87,13 @@ class LabelMetric(Metric):
         self.scores.append(logits[:, 0] if self.labels.kind == REGRESSION else logits)
         self.targets.append(targets.double())
 
+    def add_nothing(self) -> None:
+        """Add no sample, so that a process without any takes part when the figures are gathered."""
+        empty = torch.zeros(0, dtype=torch.float64, device=self.device)
+        wide = self.labels.kind not in (TAGGING, REGRESSION)
+        self.scores.append(empty.reshape(0, self.labels.size) if wide else empty)
+        self.targets.append(empty.reshape(0, self.labels.size) if self.labels.kind == MULTI else empty)
+
     def add_sentences(self, predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> None:
         """Add the entities of sentences, by the tags of all their words."""
         for mine, theirs in zip(predicted, true, strict=True):
@@ -97,6 +104,8 @@ class LabelMetric(Metric):
             (torch.cat(list(given)) if isinstance(given, list) else given).cpu()
             for given in (self.scores, self.targets)
         )
+        if not len(targets):
+            return {}
         if self.labels.kind == REGRESSION:
             return _of_scores(scores * self.labels.std + self.labels.mean, targets * self.labels.std + self.labels.mean)
         if self.labels.kind == MULTI:
@@ -216,8 +225,10 @@ class TextMetric(nn.Module):
         for name, part in zip(self.names, self.parts, strict=True):
             metric: Any = part
             if not metric.targets:
-                continue
+                metric.add_nothing()
             own = metric.compute()
+            if not own:
+                continue
             mains.append(own[metric_of(metric.labels)])
             prefix = f"{name}/" if len(self.names) > 1 else ""
             found |= {f"{prefix}{key}": value for key, value in own.items()}

@@ -29,6 +29,7 @@ class TextOutput(NamedTuple):
 
     logits: Tensor  # (N, K), of the labels of whole texts
     tag_logits: Tensor  # (N, W, T), of the labels of words, by the state of each word's first token; (N, 0, T) without
+    token_logits: Tensor  # (N, L, V), of a masked language model; (N, 0, 1) of others
 
 
 class TextHead(nn.Module):
@@ -240,7 +241,9 @@ class TextClassificationModel(nn.Module):
         """
         if not self.by_sentence and input_ids.shape[1] > self.max_len:
             raise ValueError(f"a text of {input_ids.shape[1]} tokens is too long: max_len={self.max_len}")
-        return self.scores(self.states(input_ids, key_mask, token_types, characters), key_mask, word_starts)
+        states = self.states(input_ids, key_mask, token_types, characters)
+        output = self.scores(states, key_mask, word_starts)
+        return output if self.language is None else output._replace(token_logits=self.language(states))
 
     def scores(
         self, states: Tensor, key_mask: Tensor, word_starts: Tensor | None = None, pooled: Tensor | None = None
@@ -261,7 +264,8 @@ class TextClassificationModel(nn.Module):
                 pooled = self.pooled(states, key_mask) if pooled is None else pooled
                 whole.append(head(pooled))
         none = states.new_zeros(states.shape[0], 0)
-        return TextOutput(torch.cat(whole, -1) if whole else none, torch.cat(tags, -1) if tags else none[:, :, None])
+        found = torch.cat(whole, -1) if whole else none, torch.cat(tags, -1) if tags else none[:, :, None]
+        return TextOutput(*found, none[:, :, None])
 
     def token_logits(self, states: Tensor) -> Tensor:
         """Scores of the tokens (..., V) that are hidden at states (..., E).

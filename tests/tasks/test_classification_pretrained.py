@@ -143,7 +143,14 @@ def test_names_of_imagenet() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("bert", "expected a model for classification, found one of bert, for qa and summarization and text_classification and vqa"),
+        (
+            "bert",
+            (
+                "bert",
+                "expected a model for classification, found one of bert, for qa and summarization and text_classification and"
+                " vqa",
+            ),
+        ),
         ("resnet", "resnet"),
         ("none", "none"),
     ],
