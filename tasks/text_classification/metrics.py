@@ -89,10 +89,9 @@ class LabelMetric(Metric):
 
     def add_nothing(self) -> None:
         """Add no sample, so that a process without any takes part when the figures are gathered."""
-        empty = torch.zeros(0, dtype=torch.float64, device=self.device)
-        wide = self.labels.kind not in (TAGGING, REGRESSION)
-        self.scores.append(empty.reshape(0, self.labels.size) if wide else empty)
-        self.targets.append(empty.reshape(0, self.labels.size) if self.labels.kind == MULTI else empty)
+        shape = (0, 1) if self.labels.kind == TAGGING else (0,)
+        logits = torch.zeros(*shape, self.labels.size, device=self.device)
+        self.update(logits, logits if self.labels.kind == MULTI else logits[..., 0])
 
     def add_sentences(self, predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> None:
         """Add the entities of sentences, by the tags of all their words."""

@@ -267,7 +267,10 @@ class TextClassificationModule(TaskModule[TextClassificationDataModule]):
             losses[name or "labels"] = loss * (len(rows) / max(share, 1))
         if not losses:  # a batch without labels: every output takes part, so that every weight has a gradient
             return output.logits.sum() * 0.0, {}
-        return torch.stack(list(losses.values())).sum(), losses if len(losses) > 1 else {}
+        loss = torch.stack(list(losses.values())).sum()
+        if len(self.model.heads_of) > 1:  # processes reduce the gradients of all heads, also of those without a sample
+            loss = loss + 0.0 * (output.logits.sum() + output.tag_logits.sum())
+        return loss, losses if len(losses) > 1 else {}
 
     def _output(self, batch: TextBatch, states: Tensor) -> Any:
         pooled = states[:, 0] if self.is_probe else None

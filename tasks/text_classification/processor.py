@@ -272,7 +272,7 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
                 batch.characters = self._characters([row[3] for row in rows])
         batch.ids, batch.samples, batch.is_repeat = [sample.id for sample in samples], list(samples), is_repeat
         if any(labels.kind == TAGGING for labels in self.tasks.values()):
-            starts = [[places[0] for places in row[2].places] for row in rows]
+            starts = [[places[0] for places in row[2].places if places] for row in rows]
             batch.word_starts = pad_rows(starts, -1)[0]
         batch.targets = self._targets(samples, batch)
         if self.objective != "labels":

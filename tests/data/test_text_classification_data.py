@@ -194,6 +194,9 @@ def test_long_sentences_are_divided_and_texts_truncated() -> None:
     assert batch.input_ids.shape == (2, 16)
     assert batch.token_types.sum(1).tolist() == [4, 4], "the longer text is truncated"
     assert processor.cut == 2
+    both = TextDataset({"a": [(" ".join(words), "x"), ("w1", "y")], "b": data.samples})
+    several = fit(both, max_len=12)
+    assert several.collate(both.samples).word_starts.shape == (6, 10), "words of a truncated text have no place"
     refused("max_len: expected at least 5 tokens, found 4", fit, pairs, max_len=4)
 
 

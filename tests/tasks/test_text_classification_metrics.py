@@ -7,7 +7,7 @@ import torch
 
 from mmattn.tasks.text_classification.entities import entities, entity_counts, f1_of, is_scheme
 from mmattn.tasks.text_classification.labels import IGNORED, Labels
-from mmattn.tasks.text_classification.metrics import LabelMetric, TextMetric, TokenMetric, main_metric
+from mmattn.tasks.text_classification.metrics import LabelMetric, TextMetric, main_metric
 from mmattn.tasks.text_classification.thresholds import best_thresholds
 
 # True and predicted tags of three sentences, and seqeval 1.2.2's precision, recall and F1.
@@ -136,4 +136,7 @@ def test_figures_of_several_tasks_and_tokens() -> None:
     assert found["token_accuracy"] == 1.0
     assert found["token_perplexity"] == pytest.approx(1.0)
     metric.reset()
-    assert TokenMetric().compute()["token_accuracy"] == 0.0
+    for kind in ("single_label", "multi_label", "tagging", "regression"):
+        none = LabelMetric(Labels(kind, [] if kind == "regression" else ["a", "b"]))
+        none.add_nothing()
+        assert none.compute() == {}, "of no sample"
