@@ -242,7 +242,9 @@ def _sample(row: Row, kind: str, where: str, labeled: bool) -> TextSample:
             raise DataError(where, "a score, a finite number", shorten(value))
         return replace(sample, score=number)
     if kind == MULTI:
-        return replace(sample, labels=[] if given is None else list(dict.fromkeys(names_of(given))))
+        names = [] if given is None else names_of(given)
+        known = all(isinstance(name, str) for name in names)  # others are refused by `check`
+        return replace(sample, labels=list(dict.fromkeys(names)) if known else names)
     if kind == SINGLE:
         if isinstance(given, (list, tuple)):
             return replace(sample, labels=names_of(given))

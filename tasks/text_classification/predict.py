@@ -173,10 +173,10 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
         """Texts of the built-in test split, with both verdicts."""
         from mmattn.tasks.text_classification.demo import make, make_tagged
 
-        labels = self._labels()
+        labels = None if self is None else self._labels()  # the class may be asked, too
         samples = (make_tagged if labels is not None and labels.kind == TAGGING else make)("test", 8)
         for sample in samples:
-            sample.task = self._task(None)
+            sample.task = "" if self is None else self._task(None)
         return samples
 
     # Prediction -------------------------------------------------------------------------------------------------------

@@ -115,6 +115,7 @@ def test_scores_pairs_and_columns(tmp_path: Path) -> None:
         ("a.csv", "txt,label\nx,a\n", None, "header: expected the column text, found txt, label .did you mean 'text'"),
         ("a.csv", 'text,label\n"x,a\n', None, "line 2: expected 2 cells, found a quoted cell that is never closed"),
         ("a.jsonl", '{"text": "x", "label": {}}\n', None, r"line 1: expected labels that are texts .*\{\}"),
+        ("a.jsonl", '{"text": "x", "labels": [["a"]]}\n', None, r"line 1: expected labels that are texts .*\['a'\]"),
         ("a.jsonl", '{"text": "x", "label": ["a"]}\n', "single_label", None),
         ("a.jsonl", '{"text": "x", "label": "warm"}\n', "regression", "line 1: expected a score, a finite number"),
         ("a.jsonl", '{"text": "x", "label": "nan"}\n', "regression", "line 1: expected a score"),
