@@ -161,7 +161,7 @@ class TextOptimOptions(OptimOptions):
             is trained on the embeddings of the frozen encoder, which are computed once; 0: never.
     """
 
-    probe_below: int = 200
+    probe_below: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -155,7 +155,7 @@ def test_few_examples(tmp_path: Path, pair_tokenizer: Any, capsys: pytest.Captur
     start += " --trainer.accelerator cpu --trainer.enable_progress_bar false"
     start += " --trainer.max_epochs 2 --trainer.limit_val_batches 2"
     folder = fit(tmp_path / "run", start, "")
-    assert "auto: 20 training texts are fewer than --optim.probe_below 200" in capsys.readouterr().err
+    assert "auto: 20 training texts are fewer than --optim.probe_below 64" in capsys.readouterr().err
     found, state = weights(folder), model.state_dict()
     assert torch.equal(found["encoder.embedding.weight"], state["embeddings.word_embeddings.weight"])
     assert load(folder / "model", device="cpu").embed(["who keeps the goat ?"]).shape == (1, 16)
