@@ -41,7 +41,9 @@ def attend(
         alone = mask.key_mask is None and mask.attn_mask is None and mask.bias is None
         is_causal = mask.is_causal and alone and same_size(L, S)  # SDPA's flag is top-left aligned: equal for L == S
         allowed = None if is_causal else mask.dense(L, S, q.device)
-        bias = None if mask.bias is None else mask.bias.dense(L, S)[None].to(q.dtype)  # (1, h, L, S)
+        if mask.bias is not None:
+            bias = mask.bias.dense(L, S).to(q.dtype)
+            bias = bias[None] if bias.dim() == 3 else bias  # (1|B, h, L, S)
 
     empty = None
     if allowed is not None and (bias is not None or not _sdpa_zeroes_empty_rows(q)):

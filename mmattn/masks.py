@@ -32,7 +32,7 @@ class Bias(Protocol):
     """Protocol of a mask's bias: a PositionBias, or an object with its methods."""
 
     def dense(self, L: int, S: int) -> Tensor:
-        """Returns (h, L, S), bottom-right aligned."""
+        """Returns (h, L, S), or (B, h, L, S) if it differs between samples; bottom-right aligned."""
         ...
 
     def offsets(self, offsets: Tensor) -> Tensor:

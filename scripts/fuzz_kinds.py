@@ -291,6 +291,24 @@ def read_captions(path: Path, folder: Path, on_error: str) -> Any:
     return dataset.fingerprint()
 
 
+def write_labels(folder: Path) -> None:
+    words = ["Ada\tB-person\nlives\tO\n", "in\tO\nNew York\tB-place\n"]
+    (folder / "a.conll").write_text("\n".join(words))
+    row = "{}\t{}\t_\t{}\t_\t_\t0\troot\t_\t_\n"
+    (folder / "a.conllu").write_text(
+        row.format(1, "Gö", "VERB") + row.format("1.1", "x", "X") + "\n" + row.format(1, "a", "DET")
+    )
+    rows = [{"text": "a dog", "labels": ["x", "y"]}, {"text": "Bär", "text_pair": "b", "labels": []}]
+    (folder / "several.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "one.csv").write_text('text,label\n"a, ""dog""",x\nBär,y\n')
+
+
+def read_labels(path: Path, folder: Path, on_error: str) -> Any:
+    from mmattn.tasks.text_classification.data import TextDataset
+
+    return TextDataset(path, on_error=on_error).fingerprint()
+
+
 # Models and configurations --------------------------------------------------------------------------------------------
 
 
@@ -362,6 +380,7 @@ KINDS = (
     Kind("tar", write_tars, read_tar),
     Kind("boxes", write_boxes, read_boxes, "*.json *.xml *.txt *.yaml"),
     Kind("captions", write_captions, read_captions, "*.json *.txt *.csv"),
+    Kind("labels", write_labels, read_labels, "*.conll *.conllu *.jsonl *.csv"),
     Kind("safetensors", write_runs, read_model, "model/model.safetensors"),
     Kind("config", write_runs, read_model, "model/config.json"),
     Kind("processor", write_runs, read_model, "model/processor/*"),

@@ -30,7 +30,15 @@ def read_results(task: str) -> dict[str, Any]:
 
 
 def record_result(
-    task: str, name: str, *, command: str, metrics: Mapping[str, Any], seconds: float, config: str = "", note: str = ""
+    task: str,
+    name: str,
+    *,
+    command: str,
+    metrics: Mapping[str, Any],
+    seconds: float,
+    config: str = "",
+    note: str = "",
+    metric: str = "",
 ) -> None:
     """Add or replace one entry.
 
@@ -42,6 +50,7 @@ def record_result(
         seconds: Duration in seconds.
         config: The YAML file, if one was used.
         note: Additional information.
+        metric: The main metric, if it is not the task's.
     """
     entry = {
         "command": command,
@@ -53,7 +62,10 @@ def record_result(
         "versions": versions(),
         "date": datetime.date.today().isoformat(),
     }
-    write_json(results_path(task), read_results(task) | {name: entry | ({"note": note} if note else {})})
+    write_json(
+        results_path(task),
+        read_results(task) | {name: entry | {k: v for k, v in (("note", note), ("metric", metric)) if v}},
+    )
 
 
 def commit() -> str:

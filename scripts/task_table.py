@@ -33,7 +33,8 @@ def row(task: Task) -> list[str]:
     for name, entry in results.items():
         if Path(entry["config"]).stem != task.name:
             title = re.sub(r"(, validation|: val\b).*", "", name)  # the column names the split
-            real.setdefault(entry["config"], f"{title} {figure(task, entry)}")
+            named = f"{entry['metric']} " if "metric" in entry else ""
+            real.setdefault(entry["config"], f"{title} {named}{figure(task, entry)}")
     return [
         f"[{task.title.split(':')[0].lower()}](tasks/{task.name}/README.md)",
         f"{task.metric} {figure(task, full)}" if full else "",
@@ -44,8 +45,8 @@ def row(task: Task) -> list[str]:
 
 
 def figure(task: Task, entry: Mapping[str, Any]) -> str:
-    """The main metric, with three digits."""
-    value = entry["metrics"][task.metric]
+    """The main metric of an entry, with three digits."""
+    value = entry["metrics"][entry.get("metric", task.metric)]
     return f"{value:.1f}" if value > 1 else f"{value:.3f}"
 
 
@@ -70,7 +71,9 @@ def page() -> str:
         text += "| --- | --- | --- | --- | --- |\n"
         for name, entry in results.items():
             command = entry["command"].removeprefix(f"python -m tasks.{task.name} ")
-            cells = (name, f"{entry['metrics'][task.metric]:.4g}", f"{entry['seconds']:.0f}", entry["commit"])
+            main = entry["metrics"][entry.get("metric", task.metric)]
+            value = f"{main:.4g}" + (f" ({entry['metric']})" if "metric" in entry else "")
+            cells = (name, value, f"{entry['seconds']:.0f}", entry["commit"])
             text += f"| {' | '.join(cells)} | `{command}` |\n"
     return text
 

@@ -82,6 +82,7 @@ ANSWERS: dict[str, Callable[[Any], Any]] = {  # what the code of a README's sect
         model({"question": "Who keeps the goat?", "context": Path("context.txt").read_text()}, threshold=1000.0).answer
     ),
     "summarization": lambda model: model(Path("document.txt").read_text(), num_beams=1).summary,
+    "text_classification": lambda model: model(Path("text.txt").read_text()).label,
     "translation": lambda model: model("the old baker lifts a basket", num_beams=1).translation,
     "vqa": lambda model: model({"image": "photo.jpg", "question": "what colour is the circle?"}).answer,
 }
@@ -96,6 +97,8 @@ def write_inputs(sample: Any) -> None:
         with wave.open("speech.wav", "wb") as file:
             file.setparams((1, 2, rate, 0, "NONE", "not compressed"))
             file.writeframes((np.asarray(samples) * 32767).astype("<i2").tobytes())
+    elif hasattr(sample, "text_pair"):
+        Path("text.txt").write_text(sample.text)
     elif hasattr(sample, "context"):
         Path("context.txt").write_text(sample.context)
     else:
@@ -121,7 +124,9 @@ def test_onnx_example_runs(
     assert capsys.readouterr().out.strip() == str(ANSWERS[task](model))
 
 
-@pytest.mark.parametrize("task", ["asr", "captioning", "qa", "vqa", "classification", "segmentation", "detection"])
+@pytest.mark.parametrize(
+    "task", ["asr", "captioning", "qa", "vqa", "classification", "segmentation", "detection", "text_classification"]
+)
 def test_figures_match_results(task: str) -> None:
     """A row begins with its entry of results.json, and its value."""
     text = (ROOT / "tasks" / task / "README.md").read_text(encoding="utf-8")
@@ -130,7 +135,8 @@ def test_figures_match_results(task: str) -> None:
     results = read_results(task)
     for name, figure in rows:
         digits = len(figure.split(".")[1])
-        measured = results[name.strip()]["metrics"][tasks()[task].metric]
+        entry = results[name.strip()]
+        measured = entry["metrics"][entry.get("metric", tasks()[task].metric)]
         assert round(measured, digits) == pytest.approx(float(figure)), name
 
 

@@ -1,7 +1,8 @@
-"""BERT, RoBERTa, DistilBERT and ELECTRA as encoders, and BERT with cross-attention to a memory."""
+"""BERT, RoBERTa, DistilBERT, ELECTRA and ALBERT as encoders, and BERT with cross-attention to a memory."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,12 +88,31 @@ class BertEmbeddings(nn.Module):
         return real.cumsum(1) * real + self.pad_id  # (B, L): padding has position pad_id
 
 
+class RepeatedLayers(nn.ModuleList):
+    """Layers of which each is run several times in a row.
+
+    Args:
+        layers: The layers.
+        times: How often each is run.
+    """
+
+    def __init__(self, layers: nn.ModuleList, times: int) -> None:
+        super().__init__(layers)
+        self.times = times
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        for layer in super().__iter__():
+            for _ in range(self.times):
+                yield layer
+
+
 class BertEncoder(BertEmbeddings):
     """``Encoder(norm(token + type + position))``, each layer post-norm (Devlin et al. 2019, section 3).
 
     RoBERTa (Liu et al. 2019) counts positions from the padding id; DistilBERT (Sanh et al. 2019) has neither
     token types nor a pooler; ELECTRA (Clark et al. 2020, section 3.3) has no pooler, and its small models have
-    embeddings of another size, ``project(norm(token + type + position))``.
+    embeddings of another size, ``project(norm(token + type + position))``; so has ALBERT (Lan et al. 2020), whose
+    layers share their weights.
 
     Args:
         vocab_size: V.
@@ -104,6 +124,8 @@ class BertEncoder(BertEmbeddings):
         token_dim: Size D of the embeddings, which a linear map projects to E; None = E, without a projection.
         pad_id: None = token i has position i. An id = padding is not counted, and the first token has position
             pad_id + 1, so that the maximum is max_len - pad_id - 1 tokens (RoBERTa).
+        num_groups: Number of layers with weights of their own, each of which is run num_layers / num_groups times
+            (ALBERT); None = all layers.
         pooler: A linear map and tanh over the first token; without it, pooled is the first token itself.
         ffn_dim: Hidden size of the feed-forward networks; None = 4 E.
         activation: Activation of the feed-forward networks, a name in ``mmattn.feedforward.ACTIVATIONS``.
@@ -128,6 +150,7 @@ class BertEncoder(BertEmbeddings):
         num_types: int = 2,
         token_dim: int | None = None,
         pad_id: int | None = None,
+        num_groups: int | None = None,
         pooler: bool = True,
         ffn_dim: int | None = None,
         activation: str = "gelu",
@@ -143,7 +166,12 @@ class BertEncoder(BertEmbeddings):
         }
         super().__init__(vocab_size, embed_dim, norm_eps=norm_eps, dropout=dropout, **embeddings)
         layer: LayerOptions = {"ffn_dim": ffn_dim, "dropout": dropout, "attention": attention, "activation": activation}
-        self.encoder = Encoder(embed_dim, num_layers, num_heads, norm_first=False, norm_eps=norm_eps, **layer)
+        own = num_layers if num_groups is None else num_groups
+        if own < 1 or num_layers % own:
+            raise ValueError(f"num_groups: expected a divisor of num_layers={num_layers}, found {num_groups}")
+        self.encoder = Encoder(embed_dim, own, num_heads, norm_first=False, norm_eps=norm_eps, **layer)
+        if own < num_layers:
+            self.encoder.layers = RepeatedLayers(self.encoder.layers, num_layers // own)
         self.pooler = Pooler(embed_dim) if pooler else nn.Identity()
 
     def forward(self, input_ids: Tensor, key_mask: Tensor | None = None, token_types: Tensor | None = None) -> Encoded:
@@ -177,6 +205,8 @@ class LanguageHead(nn.Module):
     Args:
         vocab_size: V.
         embed_dim: E.
+        hidden_dim: Size of W x; None = E.
+        bias: Whether W has a bias.
         activation: f, a name in ``mmattn.feedforward.ACTIVATIONS``.
         norm_eps: Epsilon added to the variance in the norm.
 
@@ -184,12 +214,22 @@ class LanguageHead(nn.Module):
     torch.Size([2, 7, 100])
     """
 
-    def __init__(self, vocab_size: int, embed_dim: int, *, activation: str = "gelu", norm_eps: float = 1e-12) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        *,
+        hidden_dim: int | None = None,
+        bias: bool = True,
+        activation: str = "gelu",
+        norm_eps: float = 1e-12,
+    ) -> None:
         super().__init__()
-        self.dense = nn.Linear(embed_dim, embed_dim)
+        hidden_dim = embed_dim if hidden_dim is None else hidden_dim
+        self.dense = nn.Linear(embed_dim, hidden_dim, bias=bias)
         self.activation = activation
-        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.tokens = nn.Linear(embed_dim, vocab_size)
+        self.norm = nn.LayerNorm(hidden_dim, eps=norm_eps)
+        self.tokens = nn.Linear(hidden_dim, vocab_size)
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.zeros_(self.tokens.bias)
 

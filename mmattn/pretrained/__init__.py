@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from ..backbones.bert import BertEncoder
+from ..backbones.deberta import DebertaEncoder
 from ..backbones.deformable_detr import DeformableDetr
 from ..backbones.detr import Detr
 from ..backbones.image_text import ImageToText
+from ..backbones.modernbert import ModernBertEncoder
 from ..backbones.rt_detr import RTDetr
 from ..backbones.segformer import SegFormer
 from ..backbones.seq2seq import Seq2Seq
@@ -23,8 +25,9 @@ from ..backbones.wav2vec2 import Wav2Vec2
 from ..backbones.whisper import Whisper
 from ..building import build_on_meta, check_finite
 from .bart import convert_bart
-from .bert import convert_bert, convert_distilbert, convert_electra, convert_roberta
+from .bert import convert_albert, convert_bert, convert_distilbert, convert_electra, convert_roberta
 from .blip import convert_blip
+from .deberta import convert_deberta
 from .deformable_detr import convert_deformable_detr
 from .detr import convert_detr
 from .dinov2 import convert_dinov2
@@ -32,6 +35,7 @@ from .files import open_source, read_config, read_state
 from .generation import load_generation_config
 from .keymap import Converted, Table, check_into, load_into
 from .marian import convert_marian
+from .modernbert import convert_modernbert
 from .rt_detr import convert_rt_detr
 from .segformer import convert_segformer
 from .siglip import convert_siglip
@@ -43,7 +47,7 @@ from .vit import convert_vit
 from .wav2vec2 import convert_wav2vec2
 from .whisper import convert_whisper
 
-Converter = Callable[..., Converted]  # of config.json and state dict; BertEncoder's also of the names of a head
+Converter = Callable[..., Converted]  # of config.json and state dict; a text encoder's also of the names of a head
 
 # model_type of transformers' config.json: class and converter.
 FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
@@ -52,6 +56,9 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "xlm-roberta": (BertEncoder, convert_roberta),
     "distilbert": (BertEncoder, convert_distilbert),
     "electra": (BertEncoder, convert_electra),
+    "albert": (BertEncoder, convert_albert),
+    "modernbert": (ModernBertEncoder, convert_modernbert),
+    "deberta-v2": (DebertaEncoder, convert_deberta),
     "vit": (VisionTransformer, convert_vit),
     "deit": (VisionTransformer, convert_vit),
     "dinov2": (VisionTransformer, convert_dinov2),
@@ -72,6 +79,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "wav2vec2": (Wav2Vec2, convert_wav2vec2),
     "hubert": (Wav2Vec2, convert_wav2vec2),
 }
+TEXT_ENCODERS = (BertEncoder, ModernBertEncoder, DebertaEncoder)  # whose heads can be read
 __all__ = ["FAMILIES", "family", "load_generation_config", "load_pretrained", "read_pretrained"]
 
 
@@ -136,7 +144,7 @@ def read_pretrained(
         download: source may be a name on the hub.
         revision: Revision of the hub's repository.
         dtype: Type of the weights.
-        head: Names of the head of a `BertEncoder`, such as ``{"qa_outputs.*": "span.*"}``, under which its tensors are
+        head: Names of the head of a text encoder, such as ``{"qa_outputs.*": "span.*"}``, under which its tensors are
             beside the encoder's in the state. It must be present, and no other may be. None: such heads are ignored.
 
     Raises:
@@ -147,7 +155,7 @@ def read_pretrained(
     config = read_config(find, source)
     try:
         kind, converter = family(config)
-        if head is not None and kind is not BertEncoder:
+        if head is not None and kind not in TEXT_ENCODERS:
             raise ValueError(f"expected a BertEncoder, whose head {', '.join(head)} is read; found a {kind.__name__}")
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None

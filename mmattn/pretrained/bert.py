@@ -1,4 +1,4 @@
-"""BERT, including MiniLM, RoBERTa, DistilBERT and ELECTRA in the format of transformers."""
+"""BERT, including MiniLM, RoBERTa, DistilBERT, ELECTRA and ALBERT in the format of transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .keymap import Converted, Table, activation, attention_dropout, read, rename, require
+from .keymap import Converted, Table, activation, attention_dropout, read, rename, require, required_names
 
 EMBEDDINGS = {
     "embeddings.word_embeddings.weight": "embedding.weight",
@@ -41,6 +41,20 @@ for old, new in (("gamma", "weight"), ("beta", "bias")):
 BERT = LAYERS | {"pooler.dense.*": "pooler.dense.*"}
 ELECTRA = LAYERS | {"embeddings_project.*": "project.*"}
 
+_ALBERT = "encoder.albert_layer_groups.#.albert_layers.0"
+ALBERT = EMBEDDINGS | {
+    "encoder.embedding_hidden_mapping_in.*": "project.*",
+    f"{_ALBERT}.attention.query.*": "encoder.layers.#.attention.q_proj.*",
+    f"{_ALBERT}.attention.key.*": "encoder.layers.#.attention.k_proj.*",
+    f"{_ALBERT}.attention.value.*": "encoder.layers.#.attention.v_proj.*",
+    f"{_ALBERT}.attention.dense.*": "encoder.layers.#.attention.out_proj.*",
+    f"{_ALBERT}.attention.LayerNorm.*": "encoder.layers.#.attention_residual.norm.*",
+    f"{_ALBERT}.ffn.*": "encoder.layers.#.ffn.fc1.*",
+    f"{_ALBERT}.ffn_output.*": "encoder.layers.#.ffn.fc2.*",
+    f"{_ALBERT}.full_layer_layer_norm.*": "encoder.layers.#.ffn_residual.norm.*",
+    "pooler.*": "pooler.dense.*",
+}
+
 # Buffers saved by older versions, and task heads.
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
 BERT_HEADS = ("cls", "classifier", "qa_outputs")
@@ -61,6 +75,7 @@ ELECTRA_HEADS = (
     "classifier",
     "qa_outputs",
 )
+ALBERT_HEADS = ("predictions", "sop_classifier", "classifier", "qa_outputs")
 
 
 def convert_bert(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:
@@ -79,6 +94,18 @@ def convert_electra(config: Mapping[str, Any], state: Mapping[str, Tensor], head
     """ELECTRA (Clark et al. 2020): discriminators, which tasks start from, and generators."""
     ours, names = _rename(state, ELECTRA, head, prefix="electra.", heads=ELECTRA_HEADS)
     return Converted(_keywords(config, ours) | {"token_dim": read(config, "embedding_size", 128)}, ours, names)
+
+
+def convert_albert(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:
+    """ALBERT (Lan et al. 2020), whose layers share their weights."""
+    require(config, {"inner_group_num": 1})
+    ours, names = _rename(state, ALBERT, head, prefix="albert.", heads=ALBERT_HEADS)
+    groups, width = read(config, "num_hidden_groups", 1), read(config, "hidden_size")
+    size = read(config, "embedding_size", 128)
+    if size == width:
+        raise ValueError(f"config.json has embedding_size={size}, which equals hidden_size: not supported")
+    keywords = _keywords({**config, "hidden_act": read(config, "hidden_act", "gelu_new")}, ours)
+    return Converted(keywords | {"token_dim": size, "num_groups": groups}, ours, names)
 
 
 def convert_distilbert(config: Mapping[str, Any], state: Mapping[str, Tensor], head: Table | None = None) -> Converted:
@@ -106,7 +133,7 @@ def _rename(
     """Renames an encoder without its heads; or with the one in `head`, which must be present, and no other may be."""
     if head is None:
         return rename(state, table, prefix=prefix, ignore=(*BUFFERS, *heads))
-    return rename(state, {**table, **head}, prefix=prefix, ignore=BUFFERS, required=head)
+    return rename(state, {**table, **head}, prefix=prefix, ignore=BUFFERS, required=required_names(head))
 
 
 def _keywords(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[str, Any]:

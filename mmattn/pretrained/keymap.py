@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
+DROPPED = "dropped."  # before our names of a head's tensors that a file need not have
 Table = Mapping[str, str | tuple[str, ...]]
 
 
@@ -80,6 +81,11 @@ def rename(
     if unknown:
         raise ValueError(f"unknown {_some(unknown)}")
     return found, names
+
+
+def required_names(head: Table | None) -> list[str]:
+    """Returns the patterns of a head that must match a key: those whose names do not begin with ``dropped.``."""
+    return [pattern for pattern, ours in (head or {}).items() if not str(ours).startswith(DROPPED)]
 
 
 def within(table: Table, theirs: str, ours: str) -> dict[str, str | tuple[str, ...]]:

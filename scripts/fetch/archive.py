@@ -87,7 +87,7 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """The table of data sets, by name."""
-    from scripts.fetch import asr, captioning, detection, images, qa, text, vqa
+    from scripts.fetch import asr, captioning, detection, images, labels, qa, text, vqa
 
     converters = {
         "easy_vqa": vqa.convert_easy_vqa,
@@ -104,6 +104,14 @@ def sources() -> dict[str, Source]:
         "bccd": detection.convert_bccd,
         "fruits": detection.convert_fruits,
         "flickr8k": captioning.convert_flickr8k,
+        "sst2": labels.convert_sst2,
+        "trec6": labels.convert_trec6,
+        "sick": labels.convert_sick,
+        "stsb": labels.convert_stsb,
+        "agnews_8k": labels.convert_agnews,
+        "goemotions": labels.convert_goemotions,
+        "wnut17": labels.convert_wnut17,
+        "ewt_pos": labels.convert_ewt,
     }
     digests = {
         "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),

@@ -206,6 +206,7 @@ class TaskCLI(LightningCLI):
         model = self.module_type.check_model(model if start is None else start.keywords)
         self.model = self.module_type(model, **options, **others, init_from=init_from)
         self.model.seed, self.model.start = self.seed, start
+        self.model.connect(self.datamodule)
         groups = {"model": {**model, **others}, "data": data, "trainer": config.trainer.as_dict()}
         self.model.settings = {
             f"{group}.{key}": value

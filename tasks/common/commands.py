@@ -92,15 +92,16 @@ def items_of(predictor: Predictor[Any, Any], task: Task, options: argparse.Names
     Raises:
         DataError: None of them is given, or two are; or the input cannot be read.
     """
-    names = [option.name for option in _fields(task, options)]
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    fields = _fields(task, options)
+    names = [option.name for option in fields if not option.optional]
+    given = {field.name: getattr(options, field.name) for field in fields if getattr(options, field.name) is not None}
     wanted = f"{' and '.join(f'--{name}' for name in names)}, or --input PATH"
     if options.paths:
         if names[0] in given or options.input is not None:
             raise DataError("arguments", f"{wanted}, or paths alone", "two of them")
         return _bare_items(predictor, task, options, given)
     if options.input is None:
-        if len(given) < len(names):
+        if any(name not in given for name in names):
             raise DataError(
                 "arguments", wanted, f"only {', '.join(f'--{name}' for name in given)}" if given else "neither"
             )
@@ -136,7 +137,7 @@ def _bare_items(
     items: list[Any] = []
     shared = [dict(given)]
     if text == first.name:
-        items = [{"id": str(number), text: word} for number, word in enumerate(texts, start=1)]
+        items = [{"id": str(number), **given, text: word} for number, word in enumerate(texts, start=1)]
     elif texts:
         if not paths:
             raise DataError("arguments", f"a path and a {text}", f"only a {text}")

@@ -89,7 +89,9 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
                 f"{batch_size} and {num_workers}."
             )
         given = {"train": train, "val": val, "test": test}
-        self.paths = {name: None if path == DEMO else expand(path, f"data.{name}") for name, path in given.items()}
+        self.paths: dict[str, Any] = {
+            name: None if path == DEMO else expand(path, f"data.{name}") for name, path in given.items()
+        }
         self.sources: Mapping[str, Any] = {}  # samples in memory, by split
         self.batch_size, self.num_workers, self.on_error, self.seed = batch_size, num_workers, on_error, seed
         self.processor_options: dict[str, Any] = {}  # keywords of the processor's `fit`; None: its default
@@ -315,14 +317,16 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
         return max(1, -(-len(self.dataset("train")) // (self.batch_size * processes)))
 
 
-def expand(path: str | None, key: str) -> str | None:
-    """Expand `~` and environment variables in a path.
+def expand(path: Any, key: str) -> Any:
+    """Expand `~` and environment variables in a path, or in each of several by name.
 
     Raises:
         ConfigError: The path names a variable that is not set.
     """
     if path is None:
         return None
+    if isinstance(path, Mapping):
+        return {name: expand(one, f"{key}.{name}") for name, one in path.items()}
     full = os.path.expanduser(os.path.expandvars(path))
     if "$" in full:
         raise ConfigError(

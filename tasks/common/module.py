@@ -101,6 +101,9 @@ class TaskModule(LightningModule, Generic[Data]):
 
     # Methods that a task implements -----------------------------------------------------------------------------------
 
+    def connect(self, data: Any) -> None:
+        """Let the options of the model and the loss decide how data are read; called before any are."""
+
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a scalar) and its named terms, for logging."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 COLOR = (0.0, 0.42, 0.84)  # of the greatest weight, on white
+AGAINST = (0.8, 0.2, 0.1)  # of the least one, if there are negative weights
 CHARACTER, LINE = 0.072, 0.24  # inches of a character of the picture and of a line
 WIDTH, MOST_LINES = 9.0, 60
 
@@ -20,17 +21,21 @@ class Words(NamedTuple):
 
     text: str
     spans: Sequence[tuple[int, int]]  # start and end character of each word
-    weights: Tensor  # (W,), not negative
+    weights: Tensor  # (W,); negative ones are evidence against what is explained
     marked: Sequence[tuple[int, int]] = ()  # characters of what is outlined, such as an answer
 
     def shades(self) -> tuple[list[float], str]:
-        """Each word's shade in 0..1, and what the darkest shade is: a number of times the mean weight."""
+        """Each word's shade in -1..1, and what the darkest shade is: a number of times the mean magnitude."""
         from mmattn.plot import NEARLY_UNIFORM, in_uniform, is_flat, scale_end
 
-        relative = in_uniform(self.weights.float())
+        weights = self.weights.float()
+        relative = in_uniform(weights.abs())
         top = scale_end([relative])
-        legend = NEARLY_UNIFORM if is_flat(relative) else f"white: 0; darkest: {top:.1f} times the mean"
-        return (relative / top).clamp(0, 1).tolist(), legend
+        is_signed = bool((weights < 0).any())
+        legend = f"white: 0; darkest: {top:.1f} times the mean" + ("; red: against it" if is_signed else "")
+        if is_flat(relative) and not is_signed:
+            legend = NEARLY_UNIFORM
+        return ((relative / top).clamp(0, 1) * weights.sign()).tolist(), legend
 
     def is_marked(self, span: tuple[int, int]) -> bool:
         """Whether a word overlaps what is outlined."""
@@ -58,7 +63,8 @@ def shaded_html(words: Words) -> str:
     shades, legend = words.shades()
     for span, shade in zip(words.spans, shades, strict=True):
         parts.append(escape(words.text[done : span[0]]))
-        style = f"background: rgba(0, 107, 214, {0.75 * shade:.3f})"
+        color = "0, 107, 214" if shade >= 0 else "204, 51, 26"
+        style = f"background: rgba({color}, {0.75 * abs(shade):.3f})"
         if words.is_marked(span):
             style += "; font-weight: bold; outline: 1.5px solid #bc4c00"
         parts.append(f'<span style="{style}">{escape(words.text[slice(*span)])}</span>')
@@ -112,7 +118,8 @@ def shaded_picture(words: Words, path: str | Path | None = None, title: str | No
             x, width = 0.15 + column * CHARACTER, CHARACTER * min(end - start, most)
             marked = words.is_marked((start, end))
             edge = {"edgecolor": "#bc4c00", "linewidth": 1.2} if marked else {"linewidth": 0}
-            box = Rectangle((x - 0.02, y - 0.1), width + 0.04, 0.2, facecolor=(*COLOR, 0.75 * shades[index]), **edge)
+            color = (*(COLOR if shades[index] >= 0 else AGAINST), 0.75 * abs(shades[index]))
+            box = Rectangle((x - 0.02, y - 0.1), width + 0.04, 0.2, facecolor=color, **edge)
             axis.add_patch(box)
             text: dict[str, Any] = {
                 "fontsize": 8,

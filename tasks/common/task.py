@@ -33,6 +33,7 @@ class Option(NamedTuple):
         only: The only command that has the option; None: both have it.
         bare: Whether a text in quotes on the command line, without the option's name, is its value.
         unless: Name of an option with which an item needs no such field.
+        optional: Whether an item needs no such field in any case.
         metavar: Name of the value in the help text.
     """
 
@@ -45,6 +46,7 @@ class Option(NamedTuple):
     metavar: str | None = None
     bare: bool = False
     unless: str | None = None
+    optional: bool = False
 
 
 class Task(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmattn.data.text.pretrained import PublicText, read_public
 from mmattn.tasks.common.errors import CheckpointError
@@ -38,20 +38,25 @@ def longest(options: Mapping[str, Any]) -> int:
     return int(options.get("max_len", 512) - (0 if options.get("pad_id") is None else options["pad_id"] + 1))
 
 
-def read_text_encoder(source: Source, head: Mapping[str, str] | None = None) -> PublicEncoder:
-    """Read BERT, RoBERTa, DistilBERT or ELECTRA.
+def read_text_encoder(
+    source: Source, head: Mapping[str, str] | None = None, wanted: type[nn.Module] | None = None
+) -> PublicEncoder:
+    """Read BERT, RoBERTa, DistilBERT or ELECTRA, or another encoder of their interface.
 
     Args:
         source: The location of the checkpoint.
         head: Names of the head's weights, see `mmattn.pretrained.read_pretrained`; None: the head is dropped.
+        wanted: The expected class; None: `BertEncoder`.
 
     Raises:
         CheckpointError: The checkpoint is damaged, incomplete, or of another network.
     """
     from mmattn.backbones.bert import BertEncoder
 
-    converted = read_network(source, BertEncoder, "BERT, RoBERTa, DistilBERT or ELECTRA", head=head)
-    options = {key: value for key, value in converted.keywords.items() if key != "vocab_size"} | {"pooler": False}
+    names = "BERT, RoBERTa, DistilBERT or ELECTRA" if wanted is None else wanted.__name__
+    converted = read_network(source, wanted or BertEncoder, names, head=head)
+    options = {key: value for key, value in converted.keywords.items() if key != "vocab_size"}
+    options |= {"pooler": False} if "pooler" in options else {}
     tokenizer, _ = read_public(source.folder, max_len=longest(options))
     state = {key: value for key, value in converted.state.items() if not key.startswith("pooler.")}
     rows, size = state[EMBEDDING].shape[0], tokenizer.vocab_size

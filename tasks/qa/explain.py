@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmattn.data.text.tokenizer import words_of
+from mmattn.tasks.common.integrated import integrated_gradients
 from mmattn.tasks.common.shading import join_tokens
 from mmattn.tasks.qa.data import Answer, QABatch
 from mmattn.tasks.qa.processor import target
@@ -37,31 +37,14 @@ def token_relevance(model: Any, ids: Tensor, key_mask: Tensor, types: Tensor, st
     """
     embedding = next(module for module in model.modules() if isinstance(module, nn.Embedding))
     rows = torch.arange(len(ids), device=ids.device)
-    total = torch.zeros(ids.shape, device=ids.device)
-    for step in range(STEPS):
-        with torch.enable_grad(), _scaled(embedding, (step + 0.5) / STEPS) as found:
-            output = model(ids, key_mask, types)
-            score = output.start_logits[rows, starts] + output.end_logits[rows, ends]
-            null = output.start_logits[:, 0] + output.end_logits[:, 0]
-            (gradient,) = torch.autograd.grad((score - null * (starts > 0)).sum(), found[1:])
-        total += (found[0] * gradient).sum(-1) / STEPS
-    return total.clamp_min(0.0)
 
+    def score() -> Tensor:
+        output = model(ids, key_mask, types)
+        null = output.start_logits[:, 0] + output.end_logits[:, 0]
+        found: Tensor = output.start_logits[rows, starts] + output.end_logits[rows, ends] - null * (starts > 0)
+        return found
 
-@contextmanager
-def _scaled(embedding: nn.Module, scale: float) -> Iterator[list[Tensor]]:
-    """Scales an embedding's output; yields a list that it fills with the output, and with the scaled one."""
-    found: list[Tensor] = []
-
-    def replace(module: nn.Module, given: Any, output: Tensor) -> Tensor:
-        found.extend([output.detach(), (scale * output.detach()).requires_grad_()])
-        return found[1]
-
-    hook = embedding.register_forward_hook(replace)
-    try:
-        yield found
-    finally:
-        hook.remove()
+    return integrated_gradients(embedding, score, STEPS).clamp_min(0.0)
 
 
 def word_relevance(model: Any, batch: QABatch, answers: Sequence[Any]) -> list[tuple[list[tuple[int, int]], Tensor]]:

@@ -17,6 +17,7 @@ from tests.conftest import refused
 
 SHOWN = {"asr": "seconds", "classification": "class", "segmentation": "in the mask", "vqa": "answer"}
 SHOWN |= {"qa": "words of the question", "detection": "boxes", "captioning": "words of the caption"}
+SHOWN |= {"text_classification": "words of the text"}
 
 
 @pytest.mark.parametrize("task", tasks())

@@ -64,6 +64,13 @@ BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # items given to `predict`, and
         ([{"document": 3}], "item 0: expected the key document, a text"),
         ("a document", "write predict"),
     ],
+    "text_classification": [
+        ([" "], "item 0: expected a text that is not empty"),
+        ([{"txt": "x", "id": "a"}], "item a: expected the key text, found id, txt"),
+        ([{"text": "x", "text_pair": ""}], "item 0: expected a text_pair that is not empty"),
+        ([7], "item 0: expected a text, or a mapping with text or words, found int"),
+        ("a text", "write predict"),
+    ],
     "translation": [
         ([{"de": "x"}], "item 0: expected a source sentence .en., found the keys de"),
         (["\udcff"], "item 0: expected a source sentence"),
@@ -110,6 +117,12 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
     "segmentation": [
         ("--input nowhere", "nowhere: expected a folder of images, found no such folder"),
         ("--input demo --tile 8", "--tile: expected 32 pixels or more, found 8"),
+    ],
+    "text_classification": [
+        ("", "expected --text, or --input PATH, found neither"),
+        ("--input none.csv", r"none\.csv: expected a CSV, TSV, JSONL, CoNLL, CoNLL-U or text file, found no such file"),
+        ("--input demo --top_k 0", "--top_k: expected 1 or more, found 0"),
+        ("--input demo --task sst2", "task: expected one of no other, found 'sst2'"),
     ],
     "translation": [
         ("", "--text, or --input PATH"),

@@ -26,7 +26,7 @@ from mmattn.tasks.common.yaml_limits import load_yaml
 from tests.conftest import refused
 from tests.tasks.runs import damage, edited, read
 
-TASKS = ("asr", "classification", "qa", "segmentation", "summarization", "translation", "vqa")
+TASKS = ("asr", "classification", "qa", "segmentation", "summarization", "text_classification", "translation", "vqa")
 HOSTILE = (10**9, -1, 10**30, 1e308, "x", [], {"kind": 1}, float("nan"))
 DEEP, LONG = "[" * 100_000, f'{{"format": {"9" * 5000}}}'
 SETTINGS = f"{PROCESSOR}/processor.json"
@@ -75,7 +75,8 @@ def test_processor_and_model_disagree(folder: Path) -> None:
     """A labels or tokenizer file of one class or token more."""
     with edited(folder / SETTINGS) as settings:
         if lists := [value for key, value in settings.items() if key in ("labels", "answers", "classes")]:
-            names = lists[0] if isinstance(lists[0], list) else lists[0]["names"]
+            named = lists[0].get("", lists[0]) if isinstance(lists[0], dict) else {"names": lists[0]}
+            names = named["names"]
             names.append("one more")
             if "classes" in settings:
                 settings["classes"]["ids"].append(200)
@@ -83,7 +84,8 @@ def test_processor_and_model_disagree(folder: Path) -> None:
             with edited(folder / PROCESSOR / "tokenizer.json") as tokenizer:
                 vocabulary = tokenizer["model"]["vocab"]
                 vocabulary["one more"] = len(vocabulary)
-    fails(folder, r"expected a processor with the model's (num_classes|num_answers|vocab_size) \d+, found \d+\.$")
+    size, heads = r"(num_classes|num_answers|vocab_size) \d+, found \d+", r"heads \{.*2\]\}, found \{.*3\]\}"
+    fails(folder, rf"expected a processor with the model's ({size}|{heads})\.$")
 
 
 @pytest.mark.parametrize(
