@@ -143,7 +143,11 @@ def test_names_of_imagenet() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("bert", "expected a model for classification, found one of bert, for qa and summarization and text_class"),
+        (
+            "bert",
+            "expected a model for classification, found one of bert, for qa and summarization and "
+            "text_classification and vqa",
+        ),
         ("resnet", "resnet"),
         ("none", "none"),
     ],
