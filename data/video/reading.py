@@ -136,6 +136,8 @@ def open_video(source: VideoSource, name: str | None = None, fps: float = FPS) -
         start = source[:12]
     if not start:
         raise DataError(where, "a video", "an empty file")
+    if start.startswith(b"GIF8"):
+        _check_gif(source if path is None else path, where)
     if _backend_module() == "av":
         from mmattn.data.video.pyav import PyAVVideo
 
@@ -158,6 +160,18 @@ def read_frames(
     """
     with open_video(source, name, fps) as video:
         return [frame.pixels for frame in video.frames_at(times)]
+
+
+def _check_gif(source: Path | bytes, where: str) -> None:
+    """Raises a DataError if a GIF, whose header states no length, lacks its last byte."""
+    if isinstance(source, bytes):
+        end = source[-64:]
+    else:
+        with source.open("rb") as file:
+            file.seek(max(source.stat().st_size - 64, 0))
+            end = file.read()
+    if not end.rstrip(b"\0").endswith(b";"):
+        raise DataError(where, "a whole GIF", "one that was cut short")
 
 
 def _existing(source: Any, where: str) -> Path:
