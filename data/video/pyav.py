@@ -14,14 +14,12 @@ import numpy as np
 
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.image.processor import LIMIT, MAX_PIXELS, limit_of
-from mmattn.data.video.reading import Frame
+from mmattn.data.video.reading import FRAMES, MISSING, Frame
 
 # FFmpeg recognizes files by content alone, and would follow the addresses in a playlist: only these formats are opened.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif,mpeg,mpegts,mpegvideo,asf,flv,ogg,h264,hevc,m4v,ivf,mjpeg"
 NAMES = "MP4, MOV, AVI, WebM, MKV, GIF, MPEG, WMV, FLV"
 SHOWN = 1e-4  # seconds by which a time may precede that of a frame: times are rounded in containers
-MISSING = 0.25  # seconds that may be missing at the end of a video, and
-FRAMES = 3.5  # frames, of which containers count some that are never shown
 FAR = 10.0  # seconds ahead to which it pays to seek in a file without an index of its key frames
 
 
@@ -135,7 +133,7 @@ class PyAVVideo:
         now = 0.0 if current is None else self._time(current)
         if not self.can_seek or time - now < 0.5:
             return False
-        entries = self.stream.index_entries
+        entries: Any = getattr(self.stream, "index_entries", ())  # PyAV has them since 17
         if not len(entries):
             return time - now > FAR
         place = entries.search_timestamp(round((time + self.begin) / self.base))

@@ -26,6 +26,8 @@ from mmattn.data.names import find_file
 VideoSource = Any  # str | Path (a file, or a folder of numbered images) | bytes | uint8 array (T, H, W, 3) | Clip
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
 FPS = 25.0  # frames per second of images and arrays, which do not state it
+MISSING = 0.25  # seconds that may be missing at the end of a file, and
+FRAMES = 3.5  # frames, of which containers count some that are never shown
 BACKENDS = {"av": "PyAV", "torchcodec": "torchcodec"}  # by module, in order of preference
 
 
@@ -136,6 +138,8 @@ def open_video(source: VideoSource, name: str | None = None, fps: float = FPS) -
         start = source[:12]
     if not start:
         raise DataError(where, "a video", "an empty file")
+    if start.startswith((b"#EXTM3U", b"ffconcat")):
+        raise DataError(where, "a video", "a playlist, whose addresses are not followed")
     if start.startswith(b"GIF8"):
         _check_gif(source if path is None else path, where)
     if _backend_module() == "av":

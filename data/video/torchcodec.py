@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, shorten
-from mmattn.data.video.reading import Frame
+from mmattn.data.video.reading import FRAMES, MISSING, Frame
 
 
 class TorchcodecVideo:
@@ -33,6 +33,10 @@ class TorchcodecVideo:
         except Exception as error:  # RuntimeError, ValueError, IndexError, TypeError: for whatever FFmpeg refuses
             found = f"a damaged one, or another kind of file, that starts with {start!r} ({shorten(str(error))})"
             raise DataError(where, "a video", found) from None
+        promised = about.duration_seconds_from_header or 0.0
+        if promised - self.seconds > max(MISSING, FRAMES * self.seconds / max(about.num_frames or 1, 1)):
+            whole = f"a whole video of {promised:.2f} s, as its header states"
+            raise DataError(where, whole, f"one that ends after {self.seconds:.2f} s")
         self.size = (int(first.shape[1]), int(first.shape[0]))
 
     def frames_at(self, times: Iterable[float]) -> Iterator[Frame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,7 +88,10 @@ class VideoDataModule(TaskDataModule[VideoDataset, VideoProcessor]):
         self.augment = from_options(ClipAugment, augment, "data.augment")
 
     def make_dataset(self, source: Any, split: Split) -> VideoDataset:
-        return VideoDataset(source, self.root, on_error=self.on_error, require_labels=self.require_labels)
+        dataset = VideoDataset(source, self.root, on_error=self.on_error, require_labels=self.require_labels)
+        if not self.require_labels:  # pretraining ignores those that there are
+            dataset.samples = [dataclasses.replace(sample, labels=[]) for sample in dataset.samples]
+        return dataset
 
     def prepare_dataset(self, dataset: VideoDataset, split: Split) -> VideoDataset:
         if self.processor.labels:

@@ -108,7 +108,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
     refused(r"a uint8 array \(T, H, W, 3\)", read_frames, np.zeros((3, 4, 4)), [0.0], error=DataError)
     playlist = tmp_path / "list.m3u8"
     playlist.write_text("#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1/a.ts\n")
-    refused("another kind of file", read_frames, playlist, [0.0], error=DataError)
+    refused("found a playlist, whose", read_frames, playlist, [0.0], error=DataError)
 
 
 def test_picture_of_a_song_is_no_video(tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_torchcodec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_frames(path, times)
     assert all(np.abs(a.astype(int) - b).max() < 8 for a, b in zip(by_av, found, strict=True))
     folder = write_bad(tmp_path / "bad")
-    for name in ERRORS:
-        message = str(refused("video", read_frames, folder / name, [0.2, 2.9], error=DataError))
+    for name in ERRORS.keys() - {"cut.webm"}:  # whose header states no length
+        message = str(refused("whole GIF|video", read_frames, folder / name, [0.2, 2.9], error=DataError))
         assert str(folder / name) in message
 
 
