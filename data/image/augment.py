@@ -98,6 +98,11 @@ class BatchAugment:
             images, targets = self._mix(images, targets, seeds)
         return images, targets
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether each image has few results, so that it pays to keep what is computed from them: flips alone."""
+        return not any((self.pad, self.zoom, self.rand_augment, self.erase, self.mixup, self.cutmix))
+
     def change(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """Augments each image for itself: all but mixup and cutmix. Images of one seed are changed alike."""
         draws = SeededRandom(seeds)

@@ -13,11 +13,8 @@ from mmattn.tasks.common.lazy import lazy
 from mmattn.tasks.common.task import IMAGE_ENCODERS, Option, Task
 
 if TYPE_CHECKING:
-    from mmattn.tasks.video.model import (
-        VideoHead as VideoHead,
-        VideoModel as VideoModel,
-        VideoOutput as VideoOutput,
-    )
+    from mmattn.tasks.video.head import VideoHead as VideoHead
+    from mmattn.tasks.video.model import VideoModel as VideoModel, VideoOutput as VideoOutput
     from mmattn.tasks.video.module import VideoModule as VideoModule
     from mmattn.tasks.video.predict import (
         VideoPrediction as VideoPrediction,
@@ -26,7 +23,8 @@ if TYPE_CHECKING:
     )
 
 _NAMES = {
-    "model": ("VideoModel", "VideoHead", "VideoOutput"),
+    "head": ("VideoHead",),
+    "model": ("VideoModel", "VideoOutput"),
     "predict": ("VideoPredictor", "VideoPrediction", "load"),
     "module": ("VideoModule",),
 }

@@ -24,7 +24,7 @@ from mmattn.tasks.common.sources import Source
 from mmattn.tasks.video.processor import PublicInputs, VideoProcessor
 
 # Keywords that do not affect the weights of an encoder.
-HEAD = ("temporal_attention", "pooling", "temporal_layers")
+HEAD = ("temporal_attention", "pooling", "temporal_layers", "modality")
 FRAMES = ("embed_dim", "num_heads", "ffn_dim", "image_layers", "num_layers", "patch_size", "tubelet_size", "channels")
 DECODER = ("decoder_layers", "decoder_dim", "decoder_heads", "decoder_ffn_dim")
 SIZES = ("image_size", "num_frames")

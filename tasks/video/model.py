@@ -1,8 +1,7 @@
-"""The video model: an encoder of frames or of the whole clip, and a head that pools space and time."""
+"""The video model: an encoder of frames or of the whole clip, a head, and the evidence for a class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -11,15 +10,15 @@ from torch import Tensor, nn
 from mmattn.backbones import build_grid_encoder
 from mmattn.backbones.timesformer import TimeSformer
 from mmattn.backbones.videomae import TubeletDecoder, TubeletTransformer
-from mmattn.blocks import Encoder
 from mmattn.explain import capture, relevance, shares
 from mmattn.explain.relevance import Step
-from mmattn.fusion import AttentionPooling
-from mmattn.masks import Mask
-from mmattn.positions import GridPositions, SinusoidalPositions
+from mmattn.positions import GridPositions
+from mmattn.tasks.video.head import PooledHead, VideoHead
 
 VideoEncoder = Literal["factorized", "divided", "tubelet"]
 Pooling = Literal["attention", "token", "mean"]
+Modality = Literal["color", "difference"]
+GAIN = 2.0  # of differences of frames, whose contrast is low
 SPACE, TIME = "head.space.attention", "head.time.attention"  # paths of the attention that pools cells, and frames
 DECODER_LAYERS = 4  # of masked pretraining (Tong et al. 2022, section 4.1)
 
@@ -37,122 +36,6 @@ class Evidence(NamedTuple):
     cells: Tensor  # (B, t, gh, gw), shares of the cells of each frame, which sum to one
 
 
-class VideoHead(nn.Module):
-    """Logits of the classes from features of frames: attention pooling in each frame, attention across frames.
-
-    A query reads the cells of each frame; its results, with sinusoidal positions in time, attend to each other, and a
-    second query reads them. "mean" averages cells and frames instead: the baseline that knows no order.
-
-    Args:
-        in_dim: Size C of the features.
-        num_classes: Number of classes K.
-        embed_dim: Embedding size E across frames; None: in_dim.
-        num_heads: Number of attention heads.
-        temporal_layers: Number of transformer layers across frames.
-        ffn_dim: Hidden size of their feed-forward networks; None: 2 E.
-        pooling: "attention" or "mean".
-        temporal_attention: Their self-attention, {"kind": name, and the kernel's options}; None: dense.
-        dropout: Dropout in the layers across frames and before the last layer.
-        features: Kind of features, "grid" (B, T, P, in_dim) or "vector" (B, T, in_dim).
-
-    >>> head = VideoHead(512, 10, embed_dim=64)
-    >>> head(torch.randn(2, 8, 49, 512)).shape
-    torch.Size([2, 10])
-    >>> VideoHead(512, 10, embed_dim=64, features="vector")(torch.randn(2, 8, 512)).shape
-    torch.Size([2, 10])
-    """
-
-    def __init__(
-        self,
-        in_dim: int,
-        num_classes: int,
-        *,
-        embed_dim: int | None = None,
-        num_heads: int = 4,
-        temporal_layers: int = 1,
-        ffn_dim: int | None = None,
-        pooling: Literal["attention", "mean"] = "attention",
-        temporal_attention: Mapping[str, Any] | None = None,
-        dropout: float = 0.0,
-        features: Literal["grid", "vector"] = "grid",
-    ) -> None:
-        super().__init__()
-        if pooling not in ("attention", "mean"):
-            raise ValueError(f"unknown pooling {pooling!r}; expected one of: attention, mean")
-        self.pooling = pooling
-        size = in_dim if embed_dim is None else embed_dim
-        self.space: nn.Module | None = None
-        self.frames: nn.Module = nn.Identity()
-        if pooling == "mean":
-            if temporal_attention is not None:
-                raise ValueError("temporal_attention: pooling 'mean' has no attention across frames")
-            size = in_dim
-            self.norm = nn.LayerNorm(size)
-        else:
-            if features == "grid":
-                self.space = AttentionPooling(size, num_heads, kv_dim=in_dim)
-            else:
-                self.frames = nn.Linear(in_dim, size)
-            self.positions = SinusoidalPositions(size)
-            self.layers = Encoder(
-                size,
-                temporal_layers,
-                num_heads,
-                ffn_dim=2 * size if ffn_dim is None else ffn_dim,
-                dropout=dropout,
-                attention=temporal_attention,
-            )
-            self.time = AttentionPooling(size, num_heads)
-        self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(size, num_classes)
-
-    def forward(self, features: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Pools.
-
-        Args:
-            features: (B, T, P, in_dim), P cells of each frame, or (B, T, in_dim).
-            key_mask: (B, T) bool, True = a real frame; None: all are.
-
-        Returns:
-            Logits (B, K).
-        """
-        if self.pooling == "mean":
-            frames = features.mean(2) if features.dim() == 4 else features  # (B, T, C)
-            if key_mask is not None:
-                real = key_mask[..., None].to(frames.dtype)  # (B, T, 1)
-                pooled = (frames * real).sum(1) / real.sum(1).clamp_min(1)
-            else:
-                pooled = frames.mean(1)
-            return self.out(self.dropout(self.norm(pooled)))
-        if self.space is not None:
-            B, T = features.shape[:2]
-            frames = self.space(features.flatten(0, 1)).view(B, T, -1)  # (B, T, E)
-        else:
-            frames = self.frames(features)
-        mask = None if key_mask is None else Mask(key_mask)
-        frames = self.layers(self.positions(frames), mask)
-        return self.out(self.dropout(self.time(frames, mask)[:, 0]))
-
-
-class PooledHead(nn.Module):
-    """Logits of the classes from the pooled vector of an encoder of the whole clip.
-
-    Args:
-        in_dim: Size of the vector.
-        num_classes: Number of classes K.
-        dropout: Dropout before the linear map.
-    """
-
-    def __init__(self, in_dim: int, num_classes: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(in_dim, num_classes)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """pooled: (B, in_dim). Returns (B, K)."""
-        return self.out(self.dropout(pooled))
-
-
 class VideoModel(nn.Module):
     """Video classification: an encoder and a `VideoHead`, or the encoder's own pooled vector.
 
@@ -163,6 +46,8 @@ class VideoModel(nn.Module):
             frames (ViViT, VideoMAE).
         image_size: Side of the square frames, in pixels.
         num_frames: Number of frames T of a clip.
+        modality: What the encoder sees: "color", or the "difference" of each frame from the one before it, in which what
+            rests vanishes (Wang et al. 2016, section 3.2); the first frame's is zero.
         image_encoder: Encoder of each frame of "factorized": "conv", "vit" or "timm/NAME".
         patch_size: Patch size of "divided", "tubelet" and "vit", in pixels.
         tubelet_size: Number of frames of a patch of "tubelet".
@@ -194,6 +79,7 @@ class VideoModel(nn.Module):
         encoder: VideoEncoder = "factorized",
         image_size: int = 32,
         num_frames: int = 12,
+        modality: Modality = "color",
         image_encoder: str = "conv",
         patch_size: int = 8,
         tubelet_size: int = 2,
@@ -216,8 +102,8 @@ class VideoModel(nn.Module):
         decoder_ffn_dim: int | None = None,
     ) -> None:
         super().__init__()
-        _check(encoder, pooling, temporal_attention, decoder_layers)
-        self.kind, self.pooling = encoder, pooling
+        _check(encoder, pooling, modality, temporal_attention, decoder_layers)
+        self.kind, self.pooling, self.modality = encoder, pooling, modality
         self.image_size, self.num_frames = image_size, num_frames
         layers: dict[str, Any] = {"ffn_dim": ffn_dim or 2 * embed_dim, "dropout": dropout, "attention": attention}
         sizes: dict[str, Any] = {
@@ -276,13 +162,14 @@ class VideoModel(nn.Module):
     def forward(self, pixel_values: Tensor) -> VideoOutput:
         """pixel_values: (B, T, 3, H, W). Returns logits (B, K)."""
         if self.head is None:
-            return VideoOutput(self.encoder(pixel_values).pooled[:, :0])
+            return VideoOutput(self.encoder(self.seen(pixel_values)).pooled[:, :0])
         if isinstance(self.head, PooledHead):
-            return VideoOutput(self.head(self.encoder(pixel_values).pooled))
+            return VideoOutput(self.head(self.encoder(self.seen(pixel_values)).pooled))
         return VideoOutput(self.head(self.features(pixel_values)))
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """The features of the cells of each frame, or group of frames: (B, t, P, E), with positions in space."""
+        pixel_values = self.seen(pixel_values)
         B, T = pixel_values.shape[:2]
         if self.image_encoder is not None:
             grid = self.image_encoder(pixel_values.flatten(0, 1))  # (B T, E, h, w)
@@ -295,6 +182,13 @@ class VideoModel(nn.Module):
         h, w = self.grid_size(pixel_values)
         grid = self.grid_positions(states.flatten(0, 1).mT.unflatten(2, (h, w)))  # (B t, E, h, w)
         return grid.flatten(2).mT.unflatten(0, states.shape[:2])
+
+    def seen(self, pixel_values: Tensor) -> Tensor:
+        """What the encoder sees of a clip (B, T, 3, H, W): itself, or the differences of its frames, of equal shape."""
+        if self.modality == "color":
+            return pixel_values
+        first = torch.zeros_like(pixel_values[:, :1])
+        return torch.cat([first, GAIN * (pixel_values[:, 1:] - pixel_values[:, :-1])], dim=1)
 
     def grid_size(self, pixel_values: Tensor) -> tuple[int, int]:
         """Rows and columns of the cells of each frame (gh, gw)."""
@@ -383,14 +277,17 @@ class VideoModel(nn.Module):
         return (gradient.clamp_min(0) * outputs[0].detach()).sum(-1).clamp_min(0)
 
 
-def _check(encoder: str, pooling: str, temporal_attention: Any, decoder_layers: int | None) -> None:
-    for name, value, kinds in (("encoder", encoder, VideoEncoder), ("pooling", pooling, Pooling)):
+def _check(encoder: str, pooling: str, modality: str, temporal_attention: Any, decoder_layers: int | None) -> None:
+    options = (("encoder", encoder, VideoEncoder), ("pooling", pooling, Pooling), ("modality", modality, Modality))
+    for name, value, kinds in options:
         if value not in get_args(kinds):
             raise ValueError(f"unknown {name} {value!r}; expected one of: {', '.join(get_args(kinds))}")
     if pooling == "token" and encoder != "divided":
         raise ValueError(f"pooling 'token': encoder {encoder!r} has no class token; expected attention or mean")
     if temporal_attention is not None and pooling == "mean" and encoder != "divided":
         raise ValueError(f"temporal_attention: encoder {encoder!r} with pooling 'mean' has none over time")
+    if decoder_layers is not None and modality != "color":
+        raise ValueError(f"decoder_layers: expected modality 'color', whose pixels are predicted; found {modality!r}")
     if decoder_layers is not None and encoder != "tubelet":
         raise ValueError(f"decoder_layers: expected encoder 'tubelet', whose patches are masked; found {encoder!r}")
 

@@ -82,7 +82,7 @@ def test_other_encoders_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parity
 def test_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A linear probe with and without kept features; with augmentation nothing is kept."""
+    """A linear probe with and without kept features; with augmentation other than flips nothing is kept."""
     timm = pytest.importorskip("timm")
     given = timm.create_model("test_resnet", num_classes=5)
     timm.models.save_for_hf(given, tmp_path / "public", safe_serialization=True)
@@ -99,8 +99,10 @@ def test_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     kept = run("fit", tmp_path / "kept", options, BRIEF, task="classification")
     assert found == [1]
     assert not list(kept.glob("features_*"))
-    run("fit", tmp_path / "augmented", f"{options} --data.augment.flip true", BRIEF, task="classification")
+    run("fit", tmp_path / "augmented", f"{options} --data.augment.pad 2", BRIEF, task="classification")
     assert found == [1]
+    run("fit", tmp_path / "flipped", f"{options} --data.augment.flip true", BRIEF, task="classification")
+    assert found == [1, 1], "each image has two results alone"
     monkeypatch.setattr("mmattn.tasks.common.callbacks.keep_features", lambda *_: [])
     plain = run("fit", tmp_path / "plain", options, BRIEF, task="classification")
     assert_kept(weights(kept), weights(plain))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmattn.tasks.video.data import VideoBatch
-from mmattn.tasks.video.model import SPACE, TIME, Evidence, VideoHead, VideoModel, VideoOutput, classify
+from mmattn.tasks.video.head import VideoHead
+from mmattn.tasks.video.model import SPACE, TIME, Evidence, VideoModel, VideoOutput, classify
 from mmattn.tasks.video.module import attention_losses
 from tests.conftest import learn, refused
 from tests.tasks.base import TaskModelTests
@@ -26,6 +27,7 @@ class TestVideoModel(TaskModelTests):
         "factorized": {},
         "factorized vit": {"image_encoder": "vit", "image_layers": 1},
         "factorized mean": {"pooling": "mean"},
+        "differences": {"modality": "difference"},
         "divided": {"encoder": "divided"},
         "divided token": {"encoder": "divided", "pooling": "token"},
         "divided mean": {"encoder": "divided", "pooling": "mean"},
@@ -41,6 +43,8 @@ class TestVideoModel(TaskModelTests):
         ({"pooling": "max"}, "unknown pooling 'max'; expected one of: attention, token, mean"),
         ({"pooling": "token"}, "encoder 'factorized' has no class token"),
         ({"pooling": "mean", "temporal_attention": {"kind": "linear"}}, "with pooling 'mean' has none over time"),
+        ({"modality": "flow"}, "unknown modality 'flow'; expected one of: color, difference"),
+        ({"decoder_layers": 1, "modality": "difference"}, "expected modality 'color', whose pixels are predicted"),
         ({"decoder_layers": 1}, "expected encoder 'tubelet', whose patches are masked; found 'factorized'"),
         ({"temporal_attention": {"kind": "monotonic"}}, "'monotonic' does not support"),
         ({"encoder": "tubelet", "tubelet_size": 8}, "num_frames=4 is less than tubelet_size=8"),
@@ -117,6 +121,16 @@ def test_mean_pooling_knows_no_order_and_attention_does() -> None:
     mean, attention = (VideoModel(**SMALL, pooling=pooling).eval() for pooling in ("mean", "attention"))
     torch.testing.assert_close(mean(pixels).logits, mean(pixels.flip(1)).logits, atol=1e-5, rtol=0)
     assert (attention(pixels).logits - attention(pixels.flip(1)).logits).abs().max() > 1e-3
+
+
+def test_differences_of_frames_show_what_moves_alone() -> None:
+    model = VideoModel(**SMALL, modality="difference").eval()
+    pixels = torch.randn(2, 4, 3, 16, 16)
+    seen = model.seen(pixels)
+    torch.testing.assert_close(seen[:, 2], 2 * (pixels[:, 2] - pixels[:, 1]))
+    assert not seen[:, 0].any()
+    same = model(pixels + torch.randn(2, 1, 3, 16, 16)).logits  # another background
+    torch.testing.assert_close(same, model(pixels).logits, atol=1e-4, rtol=0)
 
 
 def test_probabilities_of_views_are_averaged() -> None:
