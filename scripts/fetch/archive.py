@@ -87,7 +87,7 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """The table of data sets, by name."""
-    from scripts.fetch import asr, captioning, detection, images, qa, text, vqa
+    from scripts.fetch import asr, captioning, detection, images, qa, text, video, vqa
 
     converters = {
         "easy_vqa": vqa.convert_easy_vqa,
@@ -104,6 +104,7 @@ def sources() -> dict[str, Source]:
         "bccd": detection.convert_bccd,
         "fruits": detection.convert_fruits,
         "flickr8k": captioning.convert_flickr8k,
+        "surv_fight": video.convert_surv_fight,
     }
     digests = {
         "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),

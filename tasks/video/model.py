@@ -46,8 +46,8 @@ class VideoModel(nn.Module):
             frames (ViViT, VideoMAE).
         image_size: Side of the square frames, in pixels.
         num_frames: Number of frames T of a clip.
-        modality: What the encoder sees: "color", or the "difference" of each frame from the one before it, in which what
-            rests vanishes (Wang et al. 2016, section 3.2); the first frame's is zero.
+        modality: What the encoder sees: "color", or the "difference" of each frame from the one before it, in which
+            what rests vanishes (Wang et al. 2016, section 3.2); the first frame's is zero.
         image_encoder: Encoder of each frame of "factorized": "conv", "vit" or "timm/NAME".
         patch_size: Patch size of "divided", "tubelet" and "vit", in pixels.
         tubelet_size: Number of frames of a patch of "tubelet".
