@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.image.processor import LIMIT, MAX_PIXELS, limit_of
@@ -40,14 +42,16 @@ class PyAVVideo:
             raise DataError(where, f"frames of at most {limit:,} pixels", f"{width} x {height}; {LIMIT} sets another")
         self.base = float(self.stream.time_base or 1 / 90_000)
         self.begin = float((self.stream.start_time or 0) * self.base)
+        self.converter: Any = VideoReformatter()
         self.is_promised = True  # whether the header states the length
         self.can_seek = True
         self.seconds = self._length()
+        decoded = self._decoded()
         with self._errors("its first frame"):
-            first = next(self._decoded(), None)
+            first = next(decoded, None)
         if first is None:
             raise DataError(where, "a video with frames", "none")
-        self.first = first
+        self._begun: Iterator[Any] | None = itertools.chain([first], decoded)  # until the first frames are taken
         self.begin = min(self.begin, self._time(first) + self.begin) if first.pts is not None else self.begin
         width, height = first.width, first.height
         self.size = (height, width) if first.rotation % 180 else (width, height)
@@ -120,12 +124,15 @@ class PyAVVideo:
             if upcoming is None:
                 self._check_end(current, time)
             if made is None or made[0] is not current:
-                made = current, Frame(self._time(current), _pixels(current))
+                made = current, Frame(self._time(current), self._pixels(current))
             yield made[1]
 
     def _rewound(self) -> Iterator[Any]:
         """Decodes from the beginning."""
-        self.container.seek(0) if self.can_seek else None
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            return begun
+        self.container.seek(0)
         return self._decoded()
 
     def _is_far(self, current: Any, time: float) -> bool:
@@ -154,19 +161,19 @@ class PyAVVideo:
         self.container.seek(0)
         return self._decoded(), None, None, False
 
+    def _pixels(self, frame: Any) -> np.ndarray:
+        """The frame as RGB (H, W, 3), rotated as the file says."""
+        # One converter for all frames: making one for each, as `frame.to_ndarray` does, takes four times as long.
+        pixels = self.converter.reformat(frame, format="rgb24").to_ndarray()
+        turns = round(frame.rotation / 90) % 4
+        return pixels if turns == 0 else np.ascontiguousarray(np.rot90(pixels, turns))
+
     def _check_end(self, last: Any, time: float) -> None:
         """Raises a DataError if frames that the header promises are missing."""
         end, frame = self._end(last), float((last.duration or 0) * self.base)
         if self.is_promised and min(time, self.seconds) - end > max(MISSING, FRAMES * frame):
             promised = f"a whole video of {self.seconds:.2f} s, as its header states"
             raise DataError(self.where, promised, f"one that ends after {end:.2f} s")
-
-
-def _pixels(frame: Any) -> np.ndarray:
-    """The frame as RGB (H, W, 3), rotated as the file says."""
-    pixels = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
-    return pixels if turns == 0 else np.ascontiguousarray(np.rot90(pixels, turns))
 
 
 def _reason(error: Exception) -> str:

@@ -36,6 +36,7 @@ from mmattn.data.image.processor import ImageProcessor
 from mmattn.onednn import use_onednn
 from mmattn.pretrained.keymap import load_into
 from mmattn.pretrained.timesformer import convert_timesformer
+from mmattn.tasks.common.labels.processor import labels_in
 from mmattn.tasks.video.data import VideoDataset
 from mmattn.tasks.video.model import VideoModel
 from mmattn.tasks.video.processor import VideoProcessor
@@ -163,7 +164,7 @@ def some_videos(folder: Path | None, scratch: Path) -> Path:
 def measure_loader(folder: Path, options: Any) -> tuple[Ratio, list[dict[str, Any]]]:
     """Print the rows of loader and plain decoder; returns the ratio of their times, and the rows."""
     dataset = VideoDataset(folder)
-    processor = VideoProcessor(ImageProcessor(112), ["a", "b"], num_frames=16)
+    processor = VideoProcessor(ImageProcessor(112), labels_in(dataset), num_frames=16)
     samples = dataset.samples[:: max(1, len(dataset) // 20)][:20]
     frames = 16 * len(samples)
     image = ImageProcessor(112)
@@ -205,7 +206,7 @@ def measure_loader(folder: Path, options: Any) -> tuple[Ratio, list[dict[str, An
 def measure_waiting(folder: Path, preload: bool) -> float:
     """The share of training steps that waits for the loader, of the default model at 112 pixels."""
     dataset = VideoDataset(folder)
-    processor = VideoProcessor(ImageProcessor(112), ["a", "b"], num_frames=8)
+    processor = VideoProcessor(ImageProcessor(112), labels_in(dataset), num_frames=8)
     dataset = dataset.take(range(min(16, len(dataset))))
     if preload:
         dataset.preload(processor.resizer, processor.sampling)

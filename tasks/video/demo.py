@@ -1,8 +1,8 @@
 """Built-in clips for video classification: the class is the order of events, which no bag of frames tells.
 
-A clip has two drifting distractors throughout and, in a part of its frames, a circle, a square or both, which do
-something. Every second class is its predecessor played backwards: a circle before a square and a square before a
-circle; a circle that moves right and left, that speeds up and slows down, that pushes a square and is pushed by one.
+A clip has two drifting distractors throughout and, in a part of its frames, a circle, a ring or both, which do
+something. Every second class is its predecessor played backwards: a circle before a ring and a ring before a
+circle; a circle that moves right and left, that speeds up and slows down, that pushes a ring and is pushed by one.
 The clips of two such classes have the same distribution of frames, so that predictions from frames without their order
 are right half of the time at most. Colors, sizes, places and distractors do not depend on the class.
 
@@ -22,11 +22,11 @@ from mmattn.data.image.shapes import RGB, SHAPES, distance, grounds
 from mmattn.tasks.video.data import Region, VideoSample
 
 GENERATOR_VERSION = 1
-CLASSES: tuple[str, ...] = ("circle before square", "square before circle", "circle moves right", "circle moves left")
-CLASSES += ("circle speeds up", "circle slows down", "circle pushes square", "square pushes circle")
+CLASSES: tuple[str, ...] = ("circle before ring", "ring before circle", "circle moves right", "circle moves left")
+CLASSES += ("circle speeds up", "circle slows down", "circle pushes ring", "ring pushes circle")
 SPLITS = {"train": 3200, "val": 400, "test": 800}
 FRAMES, SIZE, FPS = 12, 32, 12  # of a clip: frames, pixels of a side, frames per second
-CIRCLE, SQUARE = SHAPES.index("circle"), SHAPES.index("square")
+CIRCLE, RING = SHAPES.index("circle"), SHAPES.index("ring")
 CLUTTER = tuple(SHAPES.index(name) for name in ("triangle", "star", "cross"))
 _PATCH = 14  # pixels; contains the largest object
 _CHUNK = 64  # clips that are rendered together
@@ -83,12 +83,12 @@ def compose(rng: Random, number: int) -> list[Actor]:
 
 
 def regions_of(actors: Sequence[Actor], backwards: bool) -> list[Region]:
-    """When and where circles and squares are seen, frame by frame."""
+    """When and where circles and rings are seen, frame by frame."""
     found: list[Region] = []
     for frame in range(FRAMES):
         for actor in actors:
             place = actor.places[FRAMES - 1 - frame if backwards else frame]
-            if actor.shape in (CIRCLE, SQUARE) and place is not None:
+            if actor.shape in (CIRCLE, RING) and place is not None:
                 x0, y0, x1, y1 = (round(side, 4) for side in _box(place, actor.radius))
                 found.append((frame / FPS, (frame + 1) / FPS, (x0, y0, x1, y1)))
     return found
@@ -116,10 +116,10 @@ def _place(rng: Random, edge: float = 5.5) -> Place:
 
 
 def _one_by_one(rng: Random) -> Event:
-    """A circle is seen for three frames and, after one frame, a square elsewhere."""
+    """A circle is seen for three frames and, after one frame, a ring elsewhere."""
     first, second = _place(rng), _place(rng)
     nothing = (None,) * 4
-    return [(CIRCLE, (*[first] * 3, *nothing)), (SQUARE, (*nothing, *[second] * 3))]
+    return [(CIRCLE, (*[first] * 3, *nothing)), (RING, (*nothing, *[second] * 3))]
 
 
 def _across(rng: Random) -> Event:
@@ -142,15 +142,15 @@ def _faster(rng: Random) -> Event:
 
 
 def _push(rng: Random) -> Event:
-    """A circle moves to a square, which then moves on while the circle rests."""
+    """A circle moves to a ring, which then moves on while the circle rests."""
     middle, y = _between(rng, 13.5, 18.5), _between(rng, 6.0, SIZE - 6.0)
     mirrored = rng.random() < 0.5
-    hit, gap = middle - 4.0, 8.5  # the place of the circle when they touch, and the square's distance from it
+    hit, gap = middle - 4.0, 8.5  # the place of the circle when they touch, and the ring's distance from it
     step = _between(rng, 1.8, 2.4)
     circle = [hit - step * n for n in (3, 2, 1, 0, 0, 0, 0)]
-    square = [hit + gap + step * n for n in (0, 0, 0, 0, 1, 2, 3)]
-    turned = [[SIZE - x if mirrored else x for x in line] for line in (circle, square)]
-    return [(shape, tuple((x, y) for x in line)) for shape, line in zip((CIRCLE, SQUARE), turned, strict=True)]
+    ring = [hit + gap + step * n for n in (0, 0, 0, 0, 1, 2, 3)]
+    turned = [[SIZE - x if mirrored else x for x in line] for line in (circle, ring)]
+    return [(shape, tuple((x, y) for x in line)) for shape, line in zip((CIRCLE, RING), turned, strict=True)]
 
 
 def _distractor(rng: Random) -> Actor:

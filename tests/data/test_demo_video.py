@@ -75,7 +75,7 @@ def test_every_second_class_is_played_backwards() -> None:
         assert sample.regions == (backwards if n % 2 else forwards)
 
 
-def test_circles_and_squares_are_painted_at_their_regions(parts: dict[str, list[Any]]) -> None:
+def test_circles_and_rings_are_painted_at_their_regions(parts: dict[str, list[Any]]) -> None:
     """A region differs from the same place in a frame without the event."""
     changes = []
     for sample in parts["val"]:
@@ -83,7 +83,7 @@ def test_circles_and_squares_are_painted_at_their_regions(parts: dict[str, list[
         for begin, _, (x0, y0, x1, y1) in sample.regions:
             frame = sample.video[round(begin * FPS)].astype(int)
             rows, columns = (slice(round(a * SIZE) + 2, round(b * SIZE) - 2) for a, b in ((y0, y1), (x0, x1)))
-            change = np.abs(frame - sample.video[empty])[rows, columns].max(-1)
-            changes.append(float(np.median(change)))
-    assert min(changes) > 10
+            change = np.abs(frame - sample.video[empty])[rows, columns].max(-1)  # a ring is hollow
+            changes.append(float(np.quantile(change, 0.9)))
+    assert min(changes) > 8
     assert np.mean(changes) > 80
