@@ -36,6 +36,8 @@ class PyAVVideo:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise DataError(where, "a video stream", f"none ({kinds} alone)")
         self.stream = streams[0]
+        if self.stream.codec_context is None:
+            raise DataError(where, "a video of a known codec", "another one")
         width, height = self.stream.codec_context.width, self.stream.codec_context.height
         limit = limit_of(LIMIT, MAX_PIXELS)
         if width * height > limit:
