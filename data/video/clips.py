@@ -14,7 +14,8 @@ import numpy as np
 
 from mmattn.data.errors import DataError
 from mmattn.data.image.processor import RESAMPLE, Box, ImageProcessor, load_image
-from mmattn.data.video.reading import FPS, Clip, Frame, VideoSource, open_video, where_of
+from mmattn.data.video.frames import Frame
+from mmattn.data.video.reading import FPS, Clip, VideoSource, open_video, where_of
 
 KEPT = 4  # frames of a clip that are decoded in advance, for each one that the model gets at a time
 SPARE = 4 << 30  # bytes of the disk that stay free

@@ -16,7 +16,7 @@ from av.video.reformatter import VideoReformatter
 
 from mmattn.data.errors import DataError, shorten
 from mmattn.data.image.processor import LIMIT, MAX_PIXELS, limit_of
-from mmattn.data.video.reading import FRAMES, MISSING, Frame
+from mmattn.data.video.frames import FRAMES, MISSING, Frame
 
 # FFmpeg recognizes files by content alone, and would follow the addresses in a playlist: only these formats are opened.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif,mpeg,mpegts,mpegvideo,asf,flv,ogg,h264,hevc,m4v,ivf,mjpeg"

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,20 +22,12 @@ from mmattn.data.errors import DataError, shorten
 from mmattn.data.files import files_below
 from mmattn.data.image.processor import IMAGE_EXTENSIONS, image_size, load_image
 from mmattn.data.names import find_file
+from mmattn.data.video.frames import Frame
 
 VideoSource = Any  # str | Path (a file, or a folder of numbered images) | bytes | uint8 array (T, H, W, 3) | Clip
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
 FPS = 25.0  # frames per second of images and arrays, which do not state it
-MISSING = 0.25  # seconds that may be missing at the end of a file, and
-FRAMES = 3.5  # frames, of which containers count some that are never shown
 BACKENDS = {"av": "PyAV", "torchcodec": "torchcodec"}  # by module, in order of preference
-
-
-class Frame(NamedTuple):
-    """One frame of a video."""
-
-    time: float  # at which it is first shown, in seconds from the beginning of the video
-    pixels: np.ndarray  # (H, W, 3) uint8
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmattn.data.errors import DataError, shorten
-from mmattn.data.video.reading import FRAMES, MISSING, Frame
+from mmattn.data.video.frames import FRAMES, MISSING, Frame
 
 
 class TorchcodecVideo:

@@ -243,8 +243,7 @@ class FrozenFeatures(Callback):
         self.root, self.stores = root, list[FeatureStore]()
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        augment = getattr(pl_module.data, "augment", None)
-        if augment is None or getattr(augment, "is_finite", False):  # otherwise no image is seen twice
+        if getattr(a := getattr(pl_module.data, "augment", None), "is_finite", a is None):  # images are seen again
             self.stores = keep_features(pl_module.model, self.root, trainer.global_rank)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:

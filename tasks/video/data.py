@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from mmattn.data.batching import Batch
 from mmattn.data.dataset import SampleDataset
-from mmattn.data.errors import Problems, located, shorten
+from mmattn.data.errors import DataError, Problems, located, shorten
 from mmattn.data.image.processor import Box
 from mmattn.data.table import Table
 from mmattn.data.video.clips import ClipSampling, FrameFile, FrameResizer, read_clip, segment_of
 from mmattn.data.video.files import read_videos
-from mmattn.data.video.reading import Clip, VideoSource, open_video
+from mmattn.data.video.reading import FPS, Clip, VideoSource, open_video
 
 IN_MEMORY = 2 << 30  # bytes of decoded frames that are kept in memory; more are kept on the disk
 ON_DISK = 64 << 30  # bytes that are kept there
@@ -36,6 +38,14 @@ class VideoSample:
     fps: float | None = None  # of numbered images and arrays
     regions: list[Region] = field(default_factory=list)  # when and where the event of the class takes place
     resized: tuple[int, int] | None = None  # width and height before its frames were resized, if they were
+
+    @property
+    def image(self) -> np.ndarray | None:
+        """The frame in the middle, (H, W, 3) uint8, by which reports show the video; None if it cannot be read."""
+        with suppress(DataError), open_video(self.video, self.id, self.fps or FPS) as video:
+            begin, end = segment_of(video.seconds, self.start, self.end, self.id)
+            return next(video.frames_at([(begin + end) / 2])).pixels
+        return None
 
 
 @dataclass
@@ -89,7 +99,7 @@ class VideoDataset(SampleDataset[VideoSample]):
         return None
 
     def decode(self, sample: VideoSample, where: str) -> None:
-        with located(where), open_video(sample.video, where, sample.fps or 25.0) as video:
+        with located(where), open_video(sample.video, where, sample.fps or FPS) as video:
             begin, end = segment_of(video.seconds, sample.start, sample.end, where)
             for _ in video.frames_at(ClipSampling(16).times(begin, end)):
                 pass
@@ -110,7 +120,7 @@ class VideoDataset(SampleDataset[VideoSample]):
         found: dict[str, Any] = {"class": sample.labels} if sample.labels else {}
         if not files:
             return found
-        with open_video(sample.video, None, sample.fps or 25.0) as video:
+        with open_video(sample.video, None, sample.fps or FPS) as video:
             begin, end = segment_of(video.seconds, sample.start, sample.end, sample.id)
             width, height = video.size
         return found | {"seconds": round(end - begin, 2), "width": width, "height": height}
@@ -134,7 +144,7 @@ class VideoDataset(SampleDataset[VideoSample]):
                 return sample
             times = sampling.kept if jitter else sampling.times
             clip = read_clip(sample.video, times, resizer, where, sample.start, sample.end, sample.fps)
-            with open_video(sample.video, where, sample.fps or 25.0) as video:
+            with open_video(sample.video, where, sample.fps or FPS) as video:
                 before = video.size
             if size is None:
                 size = len(self) * clip.frames.nbytes

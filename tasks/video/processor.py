@@ -17,7 +17,7 @@ from mmattn.data.image.processor import ImageProcessor, move_box
 from mmattn.data.seeds import seed_of
 from mmattn.data.video.augment import ClipAugment
 from mmattn.data.video.clips import ClipSampling, FrameResizer, read_clip
-from mmattn.data.video.reading import Clip, open_video, read_frames
+from mmattn.data.video.reading import FPS, Clip, open_video, read_frames
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.images import resized
 from mmattn.tasks.common.labels.processor import LabelProcessor, labels_in
@@ -123,7 +123,7 @@ class VideoProcessor(LabelProcessor[VideoSample, VideoBatch]):
         """Width and height of the frames before they were resized; needed for samples with regions alone."""
         if not sample.regions:
             return self.image.size[1], self.image.size[0]
-        with open_video(sample.video, f"item {sample.id}", sample.fps or 25.0) as video:
+        with open_video(sample.video, f"item {sample.id}", sample.fps or FPS) as video:
             return video.size
 
     def _regions(self, sample: VideoSample, times: Sequence[float], size: tuple[int, int]) -> list[Region]:

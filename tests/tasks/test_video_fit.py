@@ -109,6 +109,7 @@ def test_jitter_draws_other_frames(collection: Path) -> None:
     dataset = VideoDataset(collection)
     processor = VideoProcessor.fit(dataset, num_frames=4)
     samples = dataset.samples[:3]
+    assert samples[0].image.shape[1:] == (28, 3)
     same, again, other = (processor.collate(samples, seeds=s, jitter=True) for s in ([1, 2, 3], [1, 2, 3], [4, 5, 6]))
     assert torch.equal(same.pixel_values, again.pixel_values)
     assert not torch.equal(same.pixel_values, other.pixel_values)
