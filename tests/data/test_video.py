@@ -59,6 +59,15 @@ def test_frames_are_chosen_by_time(tmp_path: Path) -> None:
         assert np.allclose(found, wanted, atol=CLOSE)
 
 
+def test_times_count_from_the_first_frame(tmp_path: Path) -> None:
+    for name in ("a.mkv", "a.mp4"):
+        path = write(tmp_path / name, film(), milliseconds=range(5000, 7000, 100))
+        with open_video(path) as video:
+            assert video.seconds == pytest.approx(2.0, abs=0.02)
+            found = reds([frame.pixels for frame in video.frames_at([0.05, 0.55, 1.95])])
+        assert np.allclose(found, [film()[n, 0, 0, 0] for n in (0, 5, 19)], atol=CLOSE)
+
+
 def test_missing_numbers_are_dropped_frames(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", film(), missing=(3, 4, 19))
     with open_video(folder, fps=10) as video:

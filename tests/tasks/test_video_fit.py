@@ -16,7 +16,7 @@ from mmattn.tasks.common.errors import CheckpointError, ConfigError
 from mmattn.tasks.video.data import VideoDataset
 from mmattn.tasks.video.demo import make
 from mmattn.tasks.video.processor import VideoProcessor
-from tests.conftest import refused
+from tests.conftest import refused, slow_but_first
 from tests.tasks.runs import BRIEF, STILL, assert_kept, read, run, weights
 from tests.video_files import film, write, write_audio, write_images
 
@@ -168,7 +168,7 @@ def test_pretraining_without_labels_then_fine_tuning(collection: Path, tmp_path:
     )
 
 
-@pytest.mark.parametrize("encoder", ["factorized", "divided", "tubelet"])
+@pytest.mark.parametrize("encoder", slow_but_first(["divided", "tubelet", "factorized"]))
 def test_own_models_for_other_classes_and_sizes(encoder: str, collection: Path, tmp_path: Path) -> None:
     options = f"--model.encoder {encoder} --loss.attention_supervision 0.1"
     first = fit(tmp_path / "first", options)

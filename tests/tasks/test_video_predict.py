@@ -20,7 +20,7 @@ from mmattn.tasks.video.demo import make
 from mmattn.tasks.video.model import VideoModel
 from mmattn.tasks.video.predict import VideoPredictor, windows_of
 from mmattn.tasks.video.processor import VideoProcessor
-from tests.conftest import refused
+from tests.conftest import refused, slow_but_first
 from tests.tasks.runs import ask, ask_folder, lines
 from tests.video_files import ERRORS, film, write, write_bad, write_images
 
@@ -142,7 +142,7 @@ def test_clips_and_crops_are_averaged(tmp_path: Path) -> None:
     assert middle.score != found.score
 
 
-@pytest.mark.parametrize("keywords", [{}, {"encoder": "tubelet", "pooling": "mean", "num_layers": 1}])
+@pytest.mark.parametrize("keywords", slow_but_first([{"encoder": "tubelet", "pooling": "mean", "num_layers": 1}, {}]))
 def test_explanations(keywords: dict[str, Any], tmp_path: Path) -> None:
     predictor, sample = predictor_of(**keywords), make("test", 1)[0]
     found = predictor.explain(sample)

@@ -15,7 +15,7 @@ from mmattn.tasks.common.adapter import read_parts
 from mmattn.tasks.common.errors import CheckpointError
 from mmattn.tasks.common.sources import find_model
 from mmattn.tasks.video.predict import VideoPredictor
-from tests.conftest import refused
+from tests.conftest import refused, slow_but_first
 from tests.tasks.runs import BRIEF, STILL, assert_kept, run, weights
 
 transformers = pytest.importorskip("transformers")
@@ -77,7 +77,7 @@ def test_classifiers(kind: str, public: dict[str, tuple[Path, Any]], tmp_path: P
     assert again(video, top_k=3) == found
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "VideoMAEForPreTraining"])
+@pytest.mark.parametrize("kind", slow_but_first(["VideoMAEForPreTraining", *KINDS]))
 def test_fine_tuning_at_other_sizes(kind: str, public: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
     """For other classes, more frames and larger ones; all weights but those of the head are kept."""
     folder, _ = public[kind]
