@@ -63,6 +63,17 @@ def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
     assert store.path.stat().st_size == 4 * (frozen.KEY + wanted[0].nbytes)
 
 
+def test_features_may_stay_for_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMATTN_FEATURES", str(tmp_path / "kept" / "features"))
+    encoder, images = frozen_encoder(), torch.randn(4, 3, 8, 8)
+    for _ in range(2):
+        stores = keep_features(nn.Sequential(encoder), tmp_path)
+        encoder(images)
+        discard_features(encoder, stores)
+    assert encoder.seen == 1 + 4 + 1  # the first one tells the shape
+    assert [path.parent.name for path in tmp_path.rglob("*.bin")] == ["features"]
+
+
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen, "SPARE", 2**70)
     encoder, images = frozen_encoder(), torch.randn(4, 3, 8, 8)
