@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -179,6 +180,9 @@ class FrameFile:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.file = tempfile.NamedTemporaryFile(prefix="mmattn-", suffix=".frames", dir=folder)  # noqa: SIM115
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # workers read the clips, and neither write the file nor remove it
 
     @staticmethod
     def has_room(size: int, folder: Path | None = None) -> bool:

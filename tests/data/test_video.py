@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import random
 import re
 import tracemalloc
@@ -239,6 +240,7 @@ def test_segments_and_frames_that_are_kept(tmp_path: Path) -> None:
     kept = [file.add(clip) for _ in range(2)]
     assert all(np.array_equal(one.frames, clip.frames) for one in kept)
     assert kept[0].fingerprint() == clip.fingerprint()
+    assert np.array_equal(pickle.loads(pickle.dumps((file, kept[1])))[1].frames, clip.frames), "workers get copies"
 
 
 def test_augmentation_is_the_same_for_all_frames() -> None:
