@@ -47,7 +47,7 @@ def draw_film(
     shown = sorted({round(n * (T - 1) / max(min(T, MOST) - 1, 1)) for n in range(min(T, MOST))} | set(heaviest))
     width = 11.0
     ratio = H / W
-    film, below = width / len(shown) * ratio + 0.15, (width / OVERLAYS - 0.9) * ratio + 0.35
+    film, below = width / len(shown) * ratio + 0.15, max((width / OVERLAYS - 0.9) * ratio, 1.8) + 0.35
     height = film + 1.0 + below + LINE * (len(title.splitlines()) + 1)
     figure = Figure(figsize=(width, height), layout="constrained")
     parts: Any = figure.subfigures(3, 1, height_ratios=[film, 1.0, below])
