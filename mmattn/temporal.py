@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,8 @@ class DividedSpaceTimeLayer(nn.Module):
         attention: The spatial attention's {"kind": name, and the kernel's options}.
         temporal_attention: The temporal attention's kind and options.
         norm_eps: Epsilon added to the variance in the layer norms.
+        activation: Activation of the feed-forward network, a name in ``mmattn.feedforward.ACTIVATIONS``.
+        bias: Biases in all maps, or in the attentions only in those of the names "q", "k", "v", "out".
 
     >>> x, cls = DividedSpaceTimeLayer(32, 4)(torch.randn(2, 8, 49, 32), torch.randn(2, 1, 32))
     >>> x.shape, cls.shape
@@ -70,11 +74,13 @@ class DividedSpaceTimeLayer(nn.Module):
         attention: AttentionConfig = None,
         temporal_attention: AttentionConfig = None,
         norm_eps: float = 1e-5,
+        activation: str = "gelu",
+        bias: bool | Collection[str] = True,
     ) -> None:
         super().__init__()
-        self.temporal_attention = make_attention(embed_dim, num_heads, temporal_attention, {"self"})
-        self.attention = make_attention(embed_dim, num_heads, attention, {"self"})
-        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout)
+        self.temporal_attention = make_attention(embed_dim, num_heads, temporal_attention, {"self"}, bias=bias)
+        self.attention = make_attention(embed_dim, num_heads, attention, {"self"}, bias=bias)
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout=dropout, activation=activation)
         self.temporal_residual = Residual(embed_dim, dropout, True, norm_eps)
         self.attention_residual = Residual(embed_dim, dropout, True, norm_eps)
         self.ffn_residual = Residual(embed_dim, dropout, True, norm_eps)

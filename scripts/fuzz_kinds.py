@@ -309,6 +309,22 @@ def read_labels(path: Path, folder: Path, on_error: str) -> Any:
     return TextDataset(path, on_error=on_error).fingerprint()
 
 
+def write_videos(folder: Path) -> None:
+    from tests.video_files import film, write
+
+    kinds = {"a.mp4": "libx264", "a.mkv": "libx264", "a.avi": "mpeg4", "a.webm": "libvpx", "a.gif": "gif"}
+    for name, codec in kinds.items():
+        write(folder / name, film(12), codec, pixels="rgb8" if codec == "gif" else "yuv420p")
+    write(folder / "b.mp4", film(12), rotation=90, options={"movflags": "faststart"})
+
+
+def read_video(path: Path, folder: Path, on_error: str) -> Any:
+    from mmattn.data.video.reading import open_video
+
+    with open_video(path) as video:
+        return [frame.time for frame in video.frames_at([0.0, 0.45, min(video.seconds, 1e6)])]
+
+
 # Models and configurations --------------------------------------------------------------------------------------------
 
 
@@ -381,6 +397,7 @@ KINDS = (
     Kind("boxes", write_boxes, read_boxes, "*.json *.xml *.txt *.yaml"),
     Kind("captions", write_captions, read_captions, "*.json *.txt *.csv"),
     Kind("labels", write_labels, read_labels, "*.conll *.conllu *.jsonl *.csv"),
+    Kind("video", write_videos, read_video),
     Kind("safetensors", write_runs, read_model, "model/model.safetensors"),
     Kind("config", write_runs, read_model, "model/config.json"),
     Kind("processor", write_runs, read_model, "model/processor/*"),

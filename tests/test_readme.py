@@ -83,6 +83,7 @@ ANSWERS: dict[str, Callable[[Any], Any]] = {  # what the code of a README's sect
     ),
     "summarization": lambda model: model(Path("document.txt").read_text(), num_beams=1).summary,
     "text_classification": lambda model: model(Path("text.txt").read_text()).label,
+    "video": lambda model: model("frames").label,
     "translation": lambda model: model("the old baker lifts a basket", num_beams=1).translation,
     "vqa": lambda model: model({"image": "photo.jpg", "question": "what colour is the circle?"}).answer,
 }
@@ -90,7 +91,11 @@ ANSWERS: dict[str, Callable[[Any], Any]] = {  # what the code of a README's sect
 
 def write_inputs(sample: Any) -> None:
     """Writes the files that the READMEs name, from a sample of the built-in data."""
-    if isinstance(getattr(sample, "image", None), np.ndarray):
+    if hasattr(sample, "video"):
+        Path("frames").mkdir()
+        for number, frame in enumerate(sample.video):
+            Image.fromarray(frame).save(f"frames/{number:02d}.png")
+    elif isinstance(getattr(sample, "image", None), np.ndarray):
         Image.fromarray(sample.image).resize((96, 64)).save("photo.jpg")
     elif hasattr(sample, "audio"):
         samples, rate = sample.audio
@@ -125,7 +130,8 @@ def test_onnx_example_runs(
 
 
 @pytest.mark.parametrize(
-    "task", ["asr", "captioning", "qa", "vqa", "classification", "segmentation", "detection", "text_classification"]
+    "task",
+    ["asr", "captioning", "qa", "vqa", "classification", "segmentation", "detection", "text_classification", "video"],
 )
 def test_figures_match_results(task: str) -> None:
     """A row begins with its entry of results.json, and its value."""

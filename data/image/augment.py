@@ -93,6 +93,18 @@ class BatchAugment:
         Returns:
             Images (B, 3, H, W), uint8 or, if mixed or zoomed, float in 0..1; targets (B, K).
         """
+        images = self.change(images, seeds)
+        if self.mixup or self.cutmix:
+            images, targets = self._mix(images, targets, seeds)
+        return images, targets
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether each image has few results, so that it pays to keep what is computed from them: flips alone."""
+        return not any((self.pad, self.zoom, self.rand_augment, self.erase, self.mixup, self.cutmix))
+
+    def change(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Augments each image for itself: all but mixup and cutmix. Images of one seed are changed alike."""
         draws = SeededRandom(seeds)
         if self.pad or self.flip:
             images = self._shift(images, draws(3))
@@ -102,9 +114,7 @@ class BatchAugment:
             images = self._zoom(images, draws(3))
         if self.erase:
             images = _erase(images, draws(6), self.erase)
-        if self.mixup or self.cutmix:
-            images, targets = self._mix(images, targets, seeds)
-        return images, targets
+        return images
 
     def _shift(self, images: Tensor, u: Tensor) -> Tensor:
         """Translates and flips, by one gather of whole pixels."""

@@ -19,6 +19,8 @@ from ..backbones.modernbert import ModernBertEncoder
 from ..backbones.rt_detr import RTDetr
 from ..backbones.segformer import SegFormer
 from ..backbones.seq2seq import Seq2Seq
+from ..backbones.timesformer import TimeSformer
+from ..backbones.videomae import TubeletTransformer
 from ..backbones.vilt import Vilt
 from ..backbones.vit import VisionTransformer
 from ..backbones.wav2vec2 import Wav2Vec2
@@ -40,7 +42,9 @@ from .rt_detr import convert_rt_detr
 from .segformer import convert_segformer
 from .siglip import convert_siglip
 from .t5 import convert_t5
+from .timesformer import convert_timesformer
 from .timm import convert_timm
+from .videomae import convert_videomae
 from .vilt import convert_vilt
 from .vision_encoder_decoder import convert_vision_encoder_decoder
 from .vit import convert_vit
@@ -76,6 +80,8 @@ FAMILIES: dict[str, tuple[type[nn.Module], Converter]] = {
     "vilt": (Vilt, convert_vilt),
     "vision-encoder-decoder": (ImageToText, convert_vision_encoder_decoder),
     "whisper": (Whisper, convert_whisper),
+    "timesformer": (TimeSformer, convert_timesformer),
+    "videomae": (TubeletTransformer, convert_videomae),
     "wav2vec2": (Wav2Vec2, convert_wav2vec2),
     "hubert": (Wav2Vec2, convert_wav2vec2),
 }
@@ -107,7 +113,7 @@ def load_pretrained(
 
     Returns:
         A `BertEncoder`, `VisionTransformer`, `SegFormer`, `Detr`, `DeformableDetr`, `RTDetr`, `Seq2Seq`,
-        `ImageToText`, `Vilt`, `Whisper` or `Wav2Vec2`.
+        `ImageToText`, `Vilt`, `TimeSformer`, `TubeletTransformer`, `Whisper` or `Wav2Vec2`.
 
     Raises:
         FileNotFoundError: A folder or file is missing.

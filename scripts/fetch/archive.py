@@ -87,7 +87,7 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """The table of data sets, by name."""
-    from scripts.fetch import asr, captioning, detection, images, labels, qa, text, vqa
+    from scripts.fetch import asr, captioning, detection, images, labels, qa, text, video, vqa
 
     converters = {
         "easy_vqa": vqa.convert_easy_vqa,
@@ -112,6 +112,7 @@ def sources() -> dict[str, Source]:
         "goemotions": labels.convert_goemotions,
         "wnut17": labels.convert_wnut17,
         "ewt_pos": labels.convert_ewt,
+        "surv_fight": video.convert_surv_fight,
     }
     digests = {
         "cifar10": dict.fromkeys(("train.tar", "val.tar"), images.tar_digest),

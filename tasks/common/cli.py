@@ -181,6 +181,7 @@ class TaskCLI(LightningCLI):
         options = {name: config[name].as_dict() if name in config else {} for name in self._sections()}
         own = [field.name for field in dataclasses.fields(self.module_type.Training)]
         options["training"] = {name: config.trainer[name] for name in own}
+        self.datamodule.require_labels = self.module_type.needs_labels(options["loss"])
         init_from = config.init_from if self.command == "fit" else None
         start: CheckpointParts | None = None
         if self.command != "fit":

@@ -66,6 +66,7 @@ class TaskDataModule(LightningDataModule, Generic[D, P]):
     task: str
     processor: P
     sizes: tuple[str, ...] = ()  # model keywords that are determined by the data, not by the user
+    require_labels = True  # whether samples without labels are errors; false in pretraining
     train_size = "batch_size"  # the option that determines the size of a training batch
     largest_batch, least_steps = 64, auto.STEPS  # that `auto` chooses
 

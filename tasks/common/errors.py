@@ -12,6 +12,7 @@ EXTRAS = {
     "train": "lightning torchmetrics jsonargparse tensorboard rich matplotlib torchvision torchaudio timm sacrebleu "
     "rouge_score sentencepiece jiwer faster_coco_eval scipy",
     "codecs": "torchcodec",
+    "video": "av",
     "retrieval": "bm25s",
     "export": "onnx onnxscript onnxruntime",
 }

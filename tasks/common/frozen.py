@@ -2,11 +2,13 @@
 
 A module with a method `body_features(images)` (`mmattn.backbones.timm.TimmTrunk`) is replaced by a store in training,
 if its weights are frozen. Features are found by the content of the image: whatever changes an image computes them anew.
+``MMATTN_FEATURES=DIR`` keeps them in a folder, for runs with other seeds or settings, one at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 METHOD = "body_features"
 KEY = 16  # bytes of a digest
 SPARE = 4 * 2**30  # bytes of the disk that stay free
+FOLDER = "MMATTN_FEATURES"  # environment variable of a folder in which features stay, for other runs
 
 
 class FeatureStore:
@@ -87,7 +90,8 @@ def keep_features(model: nn.Module, root: Path, rank: int = 0) -> list[FeatureSt
         root: The run directory.
         rank: Number of the process, each of which has its own files.
     """
-    stores = []
+    stores, root = [], Path(os.environ.get(FOLDER) or root)
+    root.mkdir(parents=True, exist_ok=True)
     for module in model.modules():
         function = getattr(module, METHOD, None)
         body = getattr(module, "body", None)
@@ -105,8 +109,8 @@ def keep_features(model: nn.Module, root: Path, rank: int = 0) -> list[FeatureSt
 
 
 def discard_features(model: nn.Module, stores: list[FeatureStore]) -> None:
-    """Gives the encoders their own method back, and deletes the files."""
+    """Gives the encoders their own method back, and deletes the files, unless they are in the user's folder."""
     for module in model.modules():
         module.__dict__.pop(METHOD, None)
-    for store in stores:
+    for store in stores if not os.environ.get(FOLDER) else ():
         store.path.unlink(missing_ok=True)

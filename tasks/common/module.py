@@ -138,6 +138,11 @@ class TaskModule(LightningModule, Generic[Data]):
         """Validate the model's keywords before anything is built, and return those to build from."""
         return keywords | {k: check_attention(keywords[k], f"model.{k}") for k in ATTENTIONS if k in keywords}
 
+    @classmethod
+    def needs_labels(cls, loss: Mapping[str, Any]) -> bool:
+        """Whether training with these options of the loss needs labels, as all but pretraining does."""
+        return True
+
     # Building ---------------------------------------------------------------------------------------------------------
 
     def complete_keywords(self, sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mmattn.tasks.common.task import tasks
 from tests.conftest import refused
 
 IMAGE, ARRAY, MASK = Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
+CLIP = np.zeros((3, 8, 8, 3), np.uint8)
 WAVE = (np.zeros(800, np.float32), 8000)
 ROWS: dict[str, tuple[list[Any], list[Any], str]] = {  # rows, the labels found in them, and the error of an empty one
     "asr": ([(WAVE, "yes"), {"audio": WAVE, "text": "no", "id": "x"}], ["yes", "no"], "row 3: expected the keys audio"),
@@ -37,6 +38,11 @@ ROWS: dict[str, tuple[list[Any], list[Any], str]] = {  # rows, the labels found 
         ["c", "e"],
         "row 3: expected the keys en and de",
     ),
+    "video": (
+        [(CLIP, "run"), {"video": CLIP, "label": "walk", "id": "x"}],
+        [["run"], ["walk"]],
+        "row 3: expected the keys path and label",
+    ),
     "vqa": (
         [(IMAGE, "what?", "cat"), {"image": IMAGE, "question": "who?", "answers": ["a", "b"], "id": "x"}],
         [["cat"], ["a", "b"]],
@@ -46,6 +52,7 @@ ROWS: dict[str, tuple[list[Any], list[Any], str]] = {  # rows, the labels found 
 FIELDS = {
     "asr": "text",
     "classification": "labels",
+    "video": "labels",
     "vqa": "answers",
     "captioning": "captions",
     "summarization": "target",

@@ -77,6 +77,14 @@ BAD_ITEMS: dict[str, list[tuple[Any, str]]] = {  # items given to `predict`, and
         ([{"en": 3}], "item 0: expected a source sentence .en., found 3"),
         ("the lion", "a list of items"),
     ],
+    "video": [
+        ([{"id": "x"}], "item x: expected the key video, found id"),
+        (
+            [{"video": "none.mp4", "id": "x7"}],
+            r"item x7: video none\.mp4: expected a video file, .* found no such file",
+        ),
+        ("a.mp4", r"predict\(\[item\]\)"),
+    ],
     "vqa": [
         ([{"image": "a.png"}], "item 0: expected the keys image and question, found image"),
         ([{"image": "none.png", "question": "why?"}], r"none\.png"),
@@ -127,6 +135,11 @@ BAD_ARGUMENTS: dict[str, list[tuple[str, str]]] = {  # run in an empty folder
     "translation": [
         ("", "--text, or --input PATH"),
         ("--input none.txt", "none.txt: expected a text file, found no such file"),
+    ],
+    "video": [
+        ("", "expected --video, or --input PATH, found neither"),
+        ("--video none.mp4 --stride 1", "--stride: expected --window"),
+        ("--input none", "video none: expected a video file, or a folder of numbered images, found no such file"),
     ],
 }
 

@@ -63,6 +63,17 @@ def test_interrupted_run_is_resumed(tmp_path: Path) -> None:
     assert store.path.stat().st_size == 4 * (frozen.KEY + wanted[0].nbytes)
 
 
+def test_features_may_stay_for_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMATTN_FEATURES", str(tmp_path / "kept" / "features"))
+    encoder, images = frozen_encoder(), torch.randn(4, 3, 8, 8)
+    for _ in range(2):
+        stores = keep_features(nn.Sequential(encoder), tmp_path)
+        encoder(images)
+        discard_features(encoder, stores)
+    assert encoder.seen == 1 + 4 + 1  # the first one tells the shape
+    assert [path.parent.name for path in tmp_path.rglob("*.bin")] == ["features"]
+
+
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen, "SPARE", 2**70)
     encoder, images = frozen_encoder(), torch.randn(4, 3, 8, 8)
@@ -82,7 +93,7 @@ def test_other_encoders_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parity
 def test_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A linear probe with and without kept features; with augmentation nothing is kept."""
+    """A linear probe with and without kept features; with augmentation other than flips nothing is kept."""
     timm = pytest.importorskip("timm")
     given = timm.create_model("test_resnet", num_classes=5)
     timm.models.save_for_hf(given, tmp_path / "public", safe_serialization=True)
@@ -99,8 +110,10 @@ def test_training_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     kept = run("fit", tmp_path / "kept", options, BRIEF, task="classification")
     assert found == [1]
     assert not list(kept.glob("features_*"))
-    run("fit", tmp_path / "augmented", f"{options} --data.augment.flip true", BRIEF, task="classification")
+    run("fit", tmp_path / "augmented", f"{options} --data.augment.pad 2", BRIEF, task="classification")
     assert found == [1]
+    run("fit", tmp_path / "flipped", f"{options} --data.augment.flip true", BRIEF, task="classification")
+    assert found == [1, 1], "each image has two results alone"
     monkeypatch.setattr("mmattn.tasks.common.callbacks.keep_features", lambda *_: [])
     plain = run("fit", tmp_path / "plain", options, BRIEF, task="classification")
     assert_kept(weights(kept), weights(plain))
