@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scripts.fuzz_labeled import read_labels, read_video, write_labels, write_videos
+
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 8000
 FIT = "--trainer.accelerator cpu --trainer.max_steps 1 --trainer.limit_val_batches 1 --data.train demo"
@@ -289,40 +291,6 @@ def read_captions(path: Path, folder: Path, on_error: str) -> Any:
     dataset = CaptionDataset(path, "train", on_error=on_error)
     CaptionProcessor.fit(dataset, image_size=8).collate(dataset.samples)
     return dataset.fingerprint()
-
-
-def write_labels(folder: Path) -> None:
-    words = ["Ada\tB-person\nlives\tO\n", "in\tO\nNew York\tB-place\n"]
-    (folder / "a.conll").write_text("\n".join(words))
-    row = "{}\t{}\t_\t{}\t_\t_\t0\troot\t_\t_\n"
-    (folder / "a.conllu").write_text(
-        row.format(1, "Gö", "VERB") + row.format("1.1", "x", "X") + "\n" + row.format(1, "a", "DET")
-    )
-    rows = [{"text": "a dog", "labels": ["x", "y"]}, {"text": "Bär", "text_pair": "b", "labels": []}]
-    (folder / "several.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "one.csv").write_text('text,label\n"a, ""dog""",x\nBär,y\n')
-
-
-def read_labels(path: Path, folder: Path, on_error: str) -> Any:
-    from mmattn.tasks.text_classification.data import TextDataset
-
-    return TextDataset(path, on_error=on_error).fingerprint()
-
-
-def write_videos(folder: Path) -> None:
-    from tests.video_files import film, write
-
-    kinds = {"a.mp4": "libx264", "a.mkv": "libx264", "a.avi": "mpeg4", "a.webm": "libvpx", "a.gif": "gif"}
-    for name, codec in kinds.items():
-        write(folder / name, film(12), codec, pixels="rgb8" if codec == "gif" else "yuv420p")
-    write(folder / "b.mp4", film(12), rotation=90, options={"movflags": "faststart"})
-
-
-def read_video(path: Path, folder: Path, on_error: str) -> Any:
-    from mmattn.data.video.reading import open_video
-
-    with open_video(path) as video:
-        return [frame.time for frame in video.frames_at([0.0, 0.45, min(video.seconds, 1e6)])]
 
 
 # Models and configurations --------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ LIGHTNING_HALF = {
         "unfreezing",
         "trainer",
         "finish",
+        "task_cli",
+        "refit",
         "cli",
         "fit",
         "check",

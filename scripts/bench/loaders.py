@@ -36,14 +36,14 @@ def measure(config: Path, steps: int, workers: int) -> dict[str, float]:
         workers: Number of loader processes.
     """
     from mmattn.tasks import tasks
-    from mmattn.tasks.common.cli import TaskCLI
+    from mmattn.tasks.common.refit import FitCLI
 
     with tempfile.TemporaryDirectory() as folder:
         words = f"--config {config} --trainer.default_root_dir {folder}/run --trainer.max_steps {steps + WARM_UP} "
         words += "--trainer.max_epochs -1 --trainer.limit_val_batches 1 --trainer.profiler simple "
         words += f"--trainer.enable_progress_bar false --data.num_workers {workers}"
         with contextlib.redirect_stdout(io.StringIO()):  # the profiler's own table
-            trainer: Any = TaskCLI(tasks()[config.stem.split("_")[0]], "fit", words.split(), "").trainer
+            trainer: Any = FitCLI(tasks()[config.stem.split("_")[0]], "fit", words.split(), "").trainer
     durations = trainer.profiler.recorded_durations
     waits = [sum(spent[WARM_UP : WARM_UP + steps]) for name, spent in durations.items() if name.endswith(WAITING)]
     trained = sum(durations["run_training_batch"][WARM_UP : WARM_UP + steps])

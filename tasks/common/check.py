@@ -15,12 +15,12 @@ from jsonargparse import ArgumentError
 
 from mmattn.data.dataset import SampleDataset, content_of
 from mmattn.tasks.common import auto
-from mmattn.tasks.common.cli import ALLOWED_IMPORTS, Parser
 from mmattn.tasks.common.datamodule import TaskDataModule
 from mmattn.tasks.common.errors import ConfigError
 from mmattn.tasks.common.parse_errors import readable
 from mmattn.tasks.common.summary import by_frequency, summarize
 from mmattn.tasks.common.task import DEMO, Task
+from mmattn.tasks.common.trainer import ALLOWED_IMPORTS, Parser
 from mmattn.tasks.common.yaml_limits import recorded_options
 
 SPLITS = ("train", "val", "test")

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Timer
 
 from mmattn.tasks.common import rundir
 from mmattn.tasks.common.callbacks import LAST, Patience, read_checkpoint
-from mmattn.tasks.common.cli import TaskCLI
-from mmattn.tasks.common.finish import ship
+from mmattn.tasks.common.finish import finish, ship
+from mmattn.tasks.common.task_cli import TaskCLI
 
 FEW = 200  # samples, up to which a fifth more of them matters
 FOLDER = "refit"  # of the second training, within the run directory; it is removed at the end
@@ -125,6 +125,16 @@ class Refit(TaskCLI):
             f"It was trained on all {refit['samples']} samples at last; the figures are those of the model before, "
             f"which had not seen the held-out ones."
         )
+
+
+class FitCLI(TaskCLI):
+    """`TaskCLI` that trains again on all data, where few were given."""
+
+    def _finish(self) -> None:
+        lines = finish(self.trainer, self.model, self.root, self.last, self.program)
+        if count := epochs(self):
+            lines.insert(1, Refit(self, count).outcome)
+        print("\n".join(lines), flush=True)
 
 
 def _duration(seconds: float) -> str:
