@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 Run = Callable[[], Any]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of this process, summed over threads
@@ -122,3 +123,29 @@ def write_rows(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     if path is not None:
         plain = [{k: asdict(v) if isinstance(v, Ratio) else v for k, v in row.items()} for row in rows]
         path.write_text(json.dumps({"machine": machine(), "rows": plain}, indent=1) + "\n")
+
+
+def make_forward(model: nn.Module, pixels: Tensor) -> Run:
+    """One forward pass in evaluation, of a model of pixel values that returns logits."""
+    model.eval()
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return model(pixels)
+
+    return forward
+
+
+def make_step(model: nn.Module, pixels: Tensor, labels: Tensor) -> Run:
+    """One training step with AdamW and cross-entropy, of such a model."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(pixels), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step

@@ -28,7 +28,19 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from common import CLOCKS, Ratio, Run, arguments, interleave, machine, peak_memory, ratio, write_rows
+from common import (
+    CLOCKS,
+    Ratio,
+    Run,
+    arguments,
+    interleave,
+    machine,
+    make_forward,
+    make_step,
+    peak_memory,
+    ratio,
+    write_rows,
+)
 from torch import Tensor, nn
 
 from mmattn.backbones.timesformer import TimeSformer
@@ -85,32 +97,6 @@ def make_models() -> tuple[nn.Module, nn.Module]:
     head = nn.Linear(config.hidden_size, CLASSES)
     head.load_state_dict(theirs.classifier.state_dict())
     return Logits(theirs), use_onednn(Classifier(encoder, head))  # as `fit` and `load` do
-
-
-def make_forward(model: nn.Module, pixels: Tensor) -> Run:
-    """One forward pass in evaluation."""
-    model.eval()
-
-    @torch.no_grad()
-    def forward() -> Tensor:
-        return model(pixels)
-
-    return forward
-
-
-def make_step(model: nn.Module, pixels: Tensor, labels: Tensor) -> Run:
-    """One training step."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(pixels), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
 
 
 def measure_model(mode: str, options: Any) -> tuple[Ratio, list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import timm
 import torch
-from common import CLOCKS, Ratio, Run, arguments, interleave, machine, ratio, write_rows
+from common import CLOCKS, Ratio, arguments, interleave, machine, make_forward, make_step, ratio, write_rows
 from torch import Tensor, nn
 
 from mmattn.backbones.vit import VisionTransformer
@@ -55,32 +55,6 @@ def make_models() -> tuple[nn.Module, nn.Module]:
     head = nn.Linear(backbone.encoder.norm.weight.shape[0], CLASSES)
     head.load_state_dict(theirs.head.state_dict())
     return theirs, use_onednn(Classifier(backbone, head))  # as `fit` and `load` do
-
-
-def make_forward(model: nn.Module, pixels: Tensor) -> Run:
-    """One forward pass in evaluation."""
-    model.eval()
-
-    @torch.no_grad()
-    def forward() -> Tensor:
-        return model(pixels)
-
-    return forward
-
-
-def make_step(model: nn.Module, pixels: Tensor, labels: Tensor) -> Run:
-    """One training step."""
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(pixels), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
 
 
 def measure(mode: str, options: Any) -> tuple[Ratio, list[dict[str, Any]]]:
