@@ -124,9 +124,13 @@ def _at_chance(module: TaskModule[Any], figure: float | None, program: str) -> I
         return
     samples = len(module.data.dataset("val"))
     if chance.includes(figure, samples, module.mode):
+        found, known = f"{module.monitor} {figure:.4f}", f"{chance.value:.4f} is the figure of {chance.by}"
+        if (figure - chance.value) * (1 if module.mode == "max" else -1) > 0.1 * chance.scale:  # by luck, or more
+            yield f"{samples:,} validation samples are too few to tell {found} from chance level: {known}."
+            return
         start = "" if module.init_from is not None else "public weights (--init_from), "
         yield (
-            f"{module.monitor} {figure:.4f} is at chance level, as far as {samples:,} validation samples tell: "
-            f"{chance.value:.4f} is the figure of {chance.by}. Try {start}more data, more --trainer.max_epochs "
-            f"or another --optim.lr; `{program} check PATH` looks for what is wrong with the data."
+            f"{found} is at chance level, as far as {samples:,} validation samples tell: {known}. Try {start}more "
+            f"data, more --trainer.max_epochs or another --optim.lr; `{program} check PATH` looks for what is wrong "
+            f"with the data."
         )

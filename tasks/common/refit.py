@@ -56,6 +56,7 @@ def epochs(first: TaskCLI) -> int:
         if isinstance(timer, Timer):
             expected = first.last.seconds * count / trainer.current_epoch * samples / len(data.dataset("train"))
             if (timer.time_remaining() or 0) < MARGIN * expected:
+                print(f"--trainer.max_time leaves no time to train on all {samples} samples.", flush=True)
                 return 0
     return count
 

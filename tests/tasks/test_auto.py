@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import ANY
 
@@ -15,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmattn.tasks.common import auto
+from mmattn.tasks.common import auto, finish
 from mmattn.tasks.common.callbacks import read_checkpoint
 from mmattn.tasks.common.chance import Chance, constant
 from mmattn.tasks.common.errors import ConfigError, RunDirectoryError
@@ -102,6 +103,18 @@ def test_the_model_of_few_data_is_trained_on_all_of_them(
     fit(folder, f"{words} --ckpt_path last")
     assert "refit" not in read(folder / "run.json"), "--trainer.refit is not given"
     fit(folder, f"--checkpoint {folder}/model --data.train {few}", "validate")
+
+
+@pytest.mark.parametrize(("figure", "said"), [(0.5, "is at chance level"), (1.0, "4 validation samples are too few")])
+def test_figures_within_the_error_of_chance(figure: float, said: str) -> None:
+    data = SimpleNamespace(dataset=lambda split: range(4))
+    module: Any = SimpleNamespace(monitor="val/top1", mode="max", init_from=None, data=data)
+    module.chance_level = Chance(0.5, "heads")
+    (line,) = finish._at_chance(module, figure, "mmattn classification")
+    assert said in line
+    assert "0.5000 is the figure of heads" in line
+    module.data = SimpleNamespace(dataset=lambda split: range(400))
+    assert len(list(finish._at_chance(module, figure, "mmattn classification"))) == (figure == 0.5)
 
 
 def test_the_split_is_repeated(few: Path, tmp_path: Path) -> None:
