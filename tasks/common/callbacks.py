@@ -243,7 +243,7 @@ class FrozenFeatures(Callback):
         self.root, self.stores = root, list[FeatureStore]()
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if getattr(a := getattr(pl_module.data, "augment", None), "is_finite", a is None):  # images are seen again
+        if pl_module.data.augment is None or getattr(pl_module.data.augment, "is_finite", False):  # seen again
             self.stores = keep_features(pl_module.model, self.root, trainer.global_rank)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -93,6 +93,7 @@ class Refit(TaskCLI):
     def __init__(self, first: TaskCLI, count: int) -> None:
         self.first, self.outcome = first, ""
         given = OPTIONS | {"trainer.max_epochs": count, "trainer.default_root_dir": str(first.root / FOLDER)}
+        given["optim.lr"] = first.model.lr  # which --find_lr may have set
         limit = first.config["fit"].trainer.max_time
         if limit is not None:
             left = next(c for c in first.trainer.callbacks if isinstance(c, Timer)).time_remaining()  # type: ignore[attr-defined]

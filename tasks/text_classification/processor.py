@@ -348,7 +348,7 @@ def _ends(text: str, size: int) -> str:
 
 
 def fit_labels(dataset: TextDataset) -> dict[str, Labels]:
-    """The labels of each task of training data; what was read off them is said on stderr."""
+    """The labels of each task of training data; what was read off them is reported on stderr."""
     found = {}
     for name, kind in dataset.kinds.items():
         labels = Labels.fit(kind, [sample for sample in dataset.samples if sample.task == name])
