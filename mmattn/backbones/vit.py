@@ -84,9 +84,11 @@ class GridEncoder(nn.Module):
     @torch.no_grad()
     def grid_size(self, image_size: int) -> tuple[int, int]:
         """Returns rows and columns (h, w) of the map of a square image of this side in pixels."""
-        was_training, like = self.stem.training, next(self.stem.parameters())
+        like = next(self.stem.parameters())
+        training = [module for module in self.stem.modules() if module.training]  # others, if frozen, are not
         cells = self.stem.eval()(like.new_zeros(1, 3, image_size, image_size)).shape
-        self.stem.train(was_training)
+        for module in training:
+            module.training = True
         return cells[2], cells[3]
 
 

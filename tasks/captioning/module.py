@@ -172,7 +172,7 @@ class CaptioningModule(WritingModule[CaptioningDataModule]):
     def training_loss(self, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         if self.loss.objective == "self_critical":
             return self._self_critical(batch)
-        options, parts, grid = self.loss, dict[str, Tensor](), self.model.grid_size
+        options, parts = self.loss, dict[str, Tensor]()
         self.apply_word_dropout(batch)
         supervised = bool(options.attention_supervision) and bool(batch.region_mask.any())
         if supervised or options.doubly_stochastic:
@@ -180,14 +180,14 @@ class CaptioningModule(WritingModule[CaptioningDataModule]):
                 output = self.run_model(batch)
             attention = self.model.alignment(maps)  # (B, L, P)
             if supervised:
-                parts["attention_supervision"] = grounding_loss(attention, batch, grid)
+                parts["attention_supervision"] = grounding_loss(attention, batch, self.model.grid_size)
             if options.doubly_stochastic:
                 parts["doubly_stochastic"] = doubly_stochastic_loss(attention, batch.label_mask)
         else:
             output = self.run_model(batch)
         if options.object_supervision and batch.object_mask.any():
             objects = (batch.object_boxes, batch.object_mask, batch.object_labels)
-            parts["object_supervision"] = object_loss(output.object_logits, *objects, grid)
+            parts["object_supervision"] = object_loss(output.object_logits, *objects, self.model.grid_size)
         words = token_loss(output.logits, batch.labels, batch.label_mask, options.label_smoothing)
         loss = words + sum(getattr(options, name) * value for name, value in parts.items())
         return loss, parts | {"words": words} if parts else {}

@@ -27,7 +27,7 @@ class FeatureStore:
     """A function of images whose results are kept in a file, in records of a digest and the features.
 
     The file is appended to; what an interrupted run has written is used by the one that resumes it. If the disk is
-    almost full, nothing is added.
+    almost full, or another run has added to the file meanwhile, nothing is added.
 
     Args:
         function: Maps images (N, ...) to features (N, ...), each for itself.
@@ -47,7 +47,8 @@ class FeatureStore:
             self._open(self._compute(images[:1]).shape[1:])
         new = {key: n for n, key in enumerate(keys) if key not in self.places}
         if new:
-            if shutil.disk_usage(self.path.parent).free < SPARE:
+            others = self.path.stat().st_size != len(self.places) * self._record.itemsize  # another run's
+            if others or shutil.disk_usage(self.path.parent).free < SPARE:
                 return self._compute(images)
             self._append(list(new), self._compute(images[list(new.values())]))
         values = np.memmap(self.path, self._record, mode="r")["value"]

@@ -164,6 +164,16 @@ class TestGridEncoder:
         image = torch.randn(2, 3, 24, 40)
         torch.testing.assert_close(model(image), model.encoder.norm(model.stem(image).movedim(1, -1)).movedim(-1, 1))
 
+    def test_grid_size_keeps_modes(self):
+        """A frozen part of the stem stays in evaluation mode, and its statistics as they are."""
+        model = GridEncoder(build_stem("conv", 8), 8, 1, 2)
+        frozen = next(module for module in model.stem.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+        modes = [module.training for module in model.modules()]
+        size = model.grid_size(32)
+        assert size == model(torch.randn(2, 3, 32, 32)).shape[2:]
+        assert [module.training for module in model.modules()] == modes
+        assert frozen.num_batches_tracked == 0
+
     @pytest.mark.slow
     def test_export_at_other_sizes(self):
         model = GridEncoder(build_stem("conv", 8), 8, 1, 2).eval()

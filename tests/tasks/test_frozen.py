@@ -74,6 +74,15 @@ def test_features_may_stay_for_other_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.parent.name for path in tmp_path.rglob("*.bin")] == ["features"]
 
 
+def test_another_run_writes_to_the_same_file(tmp_path: Path) -> None:
+    """Neither takes the features of the other's images for those of its own."""
+    encoder, images = frozen_encoder(), torch.randn(6, 3, 8, 8)
+    wanted = encoder(images)
+    first, second = (FeatureStore(encoder.body, tmp_path / "features.bin") for _ in range(2))
+    for store, rows in ((first, [0, 1]), (second, [2, 3]), (first, [4, 5]), (first, [0, 4, 5]), (second, [2, 3, 4])):
+        torch.testing.assert_close(store(images[rows]), wanted[rows], rtol=1e-6, atol=1e-6)
+
+
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen, "SPARE", 2**70)
     encoder, images = frozen_encoder(), torch.randn(4, 3, 8, 8)
