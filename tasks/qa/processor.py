@@ -9,18 +9,16 @@ from typing import Any, Self
 import torch
 
 from mmattn.data.errors import DataError, shorten
-from mmattn.data.processor import Processor
-from mmattn.data.text.pair import PairTemplate, windows
+from mmattn.data.text.pair import windows
 from mmattn.data.text.pretrained import load_tokenizer
+from mmattn.data.text.processor import TokenProcessor
 from mmattn.data.text.tokenizer import TextProcessor, TokenIds, pad_rows
 from mmattn.tasks.qa.data import Answer, QABatch, QADataset, QASample, Window
 
 MIN_ROOM = 8  # tokens of a context, at least, in each window
-CACHE_SIZE = 50_000  # texts
-Encoded = tuple[list[int], list[tuple[int, int]]]  # ids and characters of each token
 
 
-class QAProcessor(Processor[QASample, QABatch]):
+class QAProcessor(TokenProcessor[QASample, QABatch]):
     """Converts questions and contexts to windows of tokens.
 
     A context that does not fit a window beside its question is divided into several, which overlap.
@@ -47,10 +45,9 @@ class QAProcessor(Processor[QASample, QABatch]):
         max_answer_len: int = 30,
         threshold: float | None = None,
     ) -> None:
-        self.tokenizer, self.template = tokenizer, PairTemplate.of(tokenizer)
+        super().__init__(tokenizer)
         self.max_len, self.stride, self.max_answer_len = int(max_len), int(stride), int(max_answer_len)
         self.threshold = None if threshold is None else float(threshold)
-        self._cache: dict[str, Encoded] = {}
         least = self.template.num_special + 1 + MIN_ROOM
         if self.stride < 0 or self.max_len - self.stride < least:
             raise ValueError(
@@ -105,25 +102,7 @@ class QAProcessor(Processor[QASample, QABatch]):
         options = {name: config[name] for name in cls.KEYS if name != "text"}
         return cls(load_tokenizer(folder, config["text"]), **options)
 
-    def save_parts(self, folder: Path) -> None:
-        self.tokenizer.save(folder)
-
-    def parts_text(self) -> str:
-        return self.tokenizer.to_json()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
-
     # Windows ----------------------------------------------------------------------------------------------------------
-
-    def encode(self, text: str) -> Encoded:
-        """The ids and characters of a text's tokens."""
-        found = self._cache.get(text)
-        if found is None:
-            found = (self.tokenizer.encode(text), self.tokenizer.spans(text))
-            if len(self._cache) < CACHE_SIZE:
-                self._cache[text] = found
-        return found
 
     def length(self, sample: QASample) -> int:
         """Number of tokens of a sample's longest window."""

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from mmattn.data.errors import DataError
-from mmattn.data.processor import Processor
-from mmattn.data.text.pair import PairTemplate
 from mmattn.data.text.pretrained import load_tokenizer
+from mmattn.data.text.processor import TokenProcessor
 from mmattn.data.text.tokenizer import TextProcessor as Tokenizer, TokenIds, pad_rows, words_of
 from mmattn.tasks.text_classification.data import Span, TextBatch, TextDataset, TextSample
 from mmattn.tasks.text_classification.formats import TAGGING, TEXT
@@ -21,14 +20,12 @@ from mmattn.tasks.text_classification.labels import IGNORED, Labels, labels_from
 from mmattn.tasks.text_classification.masking import hide
 from mmattn.tasks.text_classification.sentences import by_sentence
 
-CACHE_SIZE = 100_000  # texts
 LONGEST_WORD = 20  # characters that are read of one
 MASKS = ("[MASK]", "<mask>")
-Encoded = tuple[list[int], list[tuple[int, int]]]  # ids and characters of each token
 Row = tuple[list[int], list[int], Span, list[str]]  # ids, token types, places of words, each token's text
 
 
-class TextClassificationProcessor(Processor[TextSample, TextBatch]):
+class TextClassificationProcessor(TokenProcessor[TextSample, TextBatch]):
     """Converts texts and their labels to tensors.
 
     Args:
@@ -47,12 +44,11 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
     def __init__(
         self, tokenizer: TokenIds, labels: Mapping[str, Labels], max_len: int = 128, alphabet: str = ""
     ) -> None:
-        self.tokenizer, self.template = tokenizer, PairTemplate.of(tokenizer)
+        super().__init__(tokenizer)
         self.tasks, self.max_len, self.alphabet = dict(labels), int(max_len), alphabet
         if self.max_len < self.template.num_special + 2:
             least = self.template.num_special + 2
             raise ValueError(f"max_len: expected at least {least} tokens, found {max_len}")
-        self._cache: dict[str, Encoded] = {}
         self._index = {character: number + 2 for number, character in enumerate(alphabet)}  # 0: padding, 1: unknown
         self.cut = 0  # texts that were truncated, in this process
         # What the model reads, set by `read_for`.
@@ -116,15 +112,6 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
         tokenizer = load_tokenizer(folder, config["text"])
         return cls(tokenizer, labels_from(config["labels"]), config["max_len"], config["alphabet"])
 
-    def save_parts(self, folder: Path) -> None:
-        self.tokenizer.save(folder)
-
-    def parts_text(self) -> str:
-        return self.tokenizer.to_json()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
-
     def check(self, dataset: TextDataset) -> None:
         """Raise a ``DataError``, or skip the sample, if a label is not one of the training data."""
         kept = []
@@ -146,15 +133,6 @@ class TextClassificationProcessor(Processor[TextSample, TextBatch]):
         pieces: Any = getattr(self.tokenizer, "_pieces", None)
         known = [] if pieces is None else [pieces.token_to_id(token) for token in MASKS]
         return next((index for index in known if index is not None), self.tokenizer.unk_id)
-
-    def encode(self, text: str) -> Encoded:
-        """The ids and characters of a text's tokens."""
-        found = self._cache.get(text)
-        if found is None:
-            found = (self.tokenizer.encode(text), self.tokenizer.spans(text))
-            if len(self._cache) < CACHE_SIZE:
-                self._cache[text] = found
-        return found
 
     def length(self, sample: TextSample) -> int:
         """Number of tokens of a sample, at most `max_len`."""
