@@ -43,7 +43,8 @@ def measure(config: Path, steps: int, workers: int) -> dict[str, float]:
         words += "--trainer.max_epochs -1 --trainer.limit_val_batches 1 --trainer.profiler simple "
         words += f"--trainer.enable_progress_bar false --data.num_workers {workers}"
         with contextlib.redirect_stdout(io.StringIO()):  # the profiler's own table
-            trainer: Any = FitCLI(tasks()[config.stem.split("_")[0]], "fit", words.split(), "").trainer
+            task = max((name for name in tasks() if f"{config.stem}_".startswith(f"{name}_")), key=len)
+            trainer: Any = FitCLI(tasks()[task], "fit", words.split(), "").trainer
     durations = trainer.profiler.recorded_durations
     waits = [sum(spent[WARM_UP : WARM_UP + steps]) for name, spent in durations.items() if name.endswith(WAITING)]
     trained = sum(durations["run_training_batch"][WARM_UP : WARM_UP + steps])
