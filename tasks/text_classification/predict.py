@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,15 @@ from mmattn.tasks.text_classification.labels import Labels
 
 BETWEEN = " | "  # the texts of a pair, as explanations show them
 Item = Any  # a text, or a mapping with text (and text_pair), or with words
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text, split at white space, without the punctuation around them, whose marks are words, too.
+
+    >>> split_words('"I saw @ada\'s duck (twice)!", it says.')
+    ['"', 'I', 'saw', "@ada's", 'duck', '(', 'twice', ')', '!', '"', ',', 'it', 'says', '.']
+    """
+    return re.findall(r"[@#$]?\w\S*\w|[@#$]?\w|\S", text)
 
 
 @dataclass
@@ -97,7 +107,7 @@ class TextClassificationPredictor(Embedding, Predictor[Item, TextPrediction]):
             if (key in given or key == "text") and (not isinstance(one, str) or not one.strip()):
                 raise DataError(f"item {name}", f"a {key} that is not empty", repr(one)[:60])
         if labels is not None and labels.kind == TAGGING:
-            words = words or str(text).split()
+            words = words or split_words(str(text))
             return TextSample(name, " ".join(words), words=list(words), task=self._task(given.get("task")))
         return TextSample(name, str(text), pair, task=self._task(given.get("task")))
 
