@@ -154,8 +154,8 @@ def check_token(request: Request, secret: str) -> None:
 def refusal(error: RequestError, model: ServedModel | None) -> Response:
     """An error as the whole answer."""
     headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(error.status, {})
-    if error.status in (408, 413, 415):  # the rest of the body is not read
-        headers = {"Connection": "close"}
+    if error.unread:
+        headers = {**headers, "Connection": "close"}
     label = model.label if model is not None else {}
     return JSONResponse({**label, "error": str(error), "status": error.status}, error.status, headers)
 

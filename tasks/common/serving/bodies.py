@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from mmattn.data.errors import shorten
@@ -41,10 +42,12 @@ class Bodies:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in ("application/json", "multipart/form-data"):
             found = shorten(kind) if kind else "none"
-            raise RequestError(415, f"content-type: expected application/json or multipart/form-data, found {found}.")
+            raise RequestError(
+                415, f"content-type: expected application/json or multipart/form-data, found {found}.", True
+            )
         size = request.headers.get("content-length", "0")
         if not size.isdecimal() or int(size) > self.limits.max_bytes:
-            raise RequestError(413, self._too_large)
+            raise RequestError(413, self._too_large, True)
         body = bytearray()
         try:
             async with asyncio.timeout(self.limits.timeout):
@@ -52,14 +55,14 @@ class Bodies:
                     body += chunk
                     self.held += len(chunk)
                     if len(body) > self.limits.max_bytes:
-                        raise RequestError(413, self._too_large)
+                        raise RequestError(413, self._too_large, True)
                     if self.held > HELD * self.limits.max_bytes:
-                        raise RequestError(429, "too many large requests at a time; try again later.")
+                        raise RequestError(429, "too many large requests at a time; try again later.", True)
             if kind == "application/json":
                 return await asyncio.to_thread(read_json, body) if len(body) > LARGE else read_json(body)
             return read_fields(await _form(request, bytes(body)), fields)
         except TimeoutError:
-            raise RequestError(408, f"body: expected all of it within {self.limits.timeout:g} seconds.") from None
+            raise RequestError(408, f"body: expected all of it within {self.limits.timeout:g} seconds.", True) from None
         finally:
             self.held -= len(body)
 
@@ -74,6 +77,9 @@ async def _form(request: Request, body: bytes) -> list[tuple[str, str | bytes]]:
     async def whole() -> AsyncGenerator[bytes]:
         yield body
 
+    _, given = parse_options_header(request.headers["content-type"])
+    if not body.rstrip().endswith(b"--" + given.get(b"boundary", b"") + b"--"):  # the parser does not miss it
+        raise RequestError(400, "body: expected a form that ends with its boundary, found a truncated one.")
     try:
         parser = MultiPartParser(
             request.headers, whole(), max_files=MOST_FIELDS, max_fields=MOST_FIELDS, max_part_size=len(body)

@@ -41,11 +41,12 @@ class RequestError(UserError):
     Args:
         status: Status of HTTP.
         message: What was expected and what was found.
+        unread: Whether a part of the body was not read, so that the connection must be closed.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, unread: bool = False) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.unread = status, unread
 
 
 class Asked(NamedTuple):
