@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -152,18 +153,21 @@ def _without_header(text: str) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command `mmattn push SOURCE hf:owner/name`.
+    """The command `mmattn push MODEL hf:owner/name`.
 
     Args:
         argv: Its words.
     """
-    import argparse
+    options = make_parser().parse_args(argv)
+    address = push(options.source, options.target, private=options.private, message=options.message)
+    print(f"{options.target}: {address}")
 
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `mmattn push`."""
     parser = argparse.ArgumentParser(prog="mmattn push", description="upload a model with its card to the hub")
     parser.add_argument("source", metavar="MODEL", help="a run or its model, or a named model such as asr/fsdd")
     parser.add_argument("target", metavar="hf:owner/name", help="the repository; it is created if there is none")
     parser.add_argument("--private", action="store_true", default=None, help="a new repository is private")
     parser.add_argument("--message", help="message of the commit")
-    options = parser.parse_args(argv)
-    address = push(options.source, options.target, private=options.private, message=options.message)
-    print(f"{options.target}: {address}")
+    return parser

@@ -106,6 +106,15 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv: Its words.
     """
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    if options.examples is not None and len(options.models) > 1:
+        parser.error("--examples: expected one model, whose items they are")
+    serve(None, options.models, options)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of `mmattn serve`."""
     parser = argparse.ArgumentParser(
         prog="mmattn serve", description="serve models over HTTP, with a page for the browser", allow_abbrev=False
     )
@@ -113,7 +122,4 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help=about + "or hf:owner/name; NAME=MODEL renames it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     add_server_options(parser)
-    options = parser.parse_args(argv)
-    if options.examples is not None and len(options.models) > 1:
-        parser.error("--examples: expected one model, whose items they are")
-    serve(None, options.models, options)
+    return parser
